@@ -1,0 +1,110 @@
+//! Values with their place in the file.
+
+use std::fmt;
+use std::ops::Range;
+
+/// A value and the bytes of the file it was read from.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// The value.
+    pub value: Value,
+    /// Byte range in the file.
+    pub span: Range<usize>,
+}
+
+/// A TOML value.
+#[derive(Debug, Clone)]
+pub enum Value {
+    /// A string, with `${..}` resolved.
+    String(Text),
+    /// An integer.
+    Integer(i64),
+    /// A float.
+    Float(f64),
+    /// A boolean.
+    Boolean(bool),
+    /// A date, time or both, as written.
+    Datetime(String),
+    /// An array.
+    Array(Vec<Node>),
+    /// A table.
+    Table(Table),
+}
+
+/// A string as written and with its `${..}` resolved. Only the written form is ever printed: the other may be a secret (I8).
+#[derive(Clone)]
+pub struct Text {
+    /// As written in the file.
+    pub raw: String,
+    /// With `${env:..}`, `${file:..}` and `${secret:..}` resolved.
+    pub resolved: String,
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.raw.fmt(formatter)
+    }
+}
+
+/// A table's key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// The name.
+    pub name: String,
+    /// Byte range in the file.
+    pub span: Range<usize>,
+}
+
+/// A table, in the file's order.
+#[derive(Debug, Clone, Default)]
+pub struct Table {
+    /// Keys and values.
+    pub entries: Vec<(Key, Node)>,
+}
+
+impl Table {
+    /// The value of a key.
+    pub fn get(&self, name: &str) -> Option<&Node> {
+        self.entry(name).map(|(_, node)| node)
+    }
+
+    /// Key and value.
+    pub fn entry(&self, name: &str) -> Option<&(Key, Node)> {
+        self.entries.iter().find(|(key, _)| key.name == name)
+    }
+}
+
+impl Value {
+    /// The kind of value, as an error names it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::String(_) => "a string",
+            Self::Integer(_) => "an integer",
+            Self::Float(_) => "a float",
+            Self::Boolean(_) => "a boolean",
+            Self::Datetime(_) => "a datetime",
+            Self::Array(_) => "an array",
+            Self::Table(_) => "a table",
+        }
+    }
+}
+
+impl Node {
+    /// The same value as JSON, with strings resolved; what a plugin's init receives.
+    pub fn to_json(&self) -> serde_json::Value {
+        match &self.value {
+            Value::String(text) => serde_json::Value::from(text.resolved.as_str()),
+            Value::Integer(number) => serde_json::Value::from(*number),
+            Value::Float(number) => serde_json::Value::from(*number),
+            Value::Boolean(flag) => serde_json::Value::from(*flag),
+            Value::Datetime(text) => serde_json::Value::from(text.as_str()),
+            Value::Array(items) => items.iter().map(Node::to_json).collect(),
+            Value::Table(table) => table
+                .entries
+                .iter()
+                .map(|(key, node)| (key.name.clone(), node.to_json()))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
+        }
+    }
+}

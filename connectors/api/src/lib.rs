@@ -1,0 +1,28 @@
+//! What every connector is built on, and all that the runtime and the plugin host know of one another's data:
+//! [`Batch`] and record views, [`Schema`], [`Template`], reading of pipeline files ([`config`]), the [`Source`] and [`Sink`] traits,
+//! errors, the byte budget, and the [`conformance`] suite that every connector runs.
+//!
+//! Nothing here knows Kafka, a connector or the runtime.
+
+pub mod batch;
+mod budget;
+pub mod config;
+pub mod conformance;
+mod error;
+pub mod json;
+mod rejection;
+mod schema;
+mod sink;
+mod source;
+mod template;
+
+pub use batch::{Batch, Entry, RecordRef, RecordWriter};
+pub use budget::{MemoryBudget, Reservation};
+pub use error::{Domain, Error, Result, Retry, io_error};
+pub use rejection::{Reason, Rejections};
+pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
+pub use sink::{Claim, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec};
+pub use source::{
+    Fill, Placement, PositionChange, Source, SourceBatch, SourceConnector, SourceContext, SourceProgress, SourceSpec,
+};
+pub use template::{Escape, RenderError, Template, TemplateError};

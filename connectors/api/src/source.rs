@@ -1,0 +1,157 @@
+//! What a source connector implements.
+//!
+//! A source hands out records *together with* the change of its position that covers them; the stage commits both in one Kafka
+//! transaction (I1). A position is a set of keyed values (for log files one a file, for a database one in all), so that a source with
+//! thousands of files writes only what moved. Started again with the committed values, a source goes on with exactly the record
+//! that follows.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::batch::Batch;
+use crate::budget::MemoryBudget;
+use crate::config::Section;
+use crate::error::Result;
+use crate::rejection::Rejections;
+use crate::schema::Schema;
+
+/// A kind of source, as the registry lists it.
+pub trait SourceConnector: Send + Sync {
+    /// Its name in pipeline files: `connector = "name"`.
+    fn name(&self) -> &'static str;
+
+    /// Reads the component's section. Problems go to the section's report, all of them; `None` if there was one. Touches nothing
+    /// outside: files and servers may be absent while a pipeline file is checked.
+    fn configure(&self, section: &Section<'_>) -> Option<Box<dyn SourceSpec>>;
+}
+
+/// A source as configured, ready to be opened any number of times.
+pub trait SourceSpec: Send + Sync {
+    /// The names that its records may be addressed by in templates, without the `@`: for log files `path`. Each is a header
+    /// `trunkline.{name}` of every record.
+    fn at_names(&self) -> &'static [&'static str];
+
+    /// Which workers run it.
+    fn placement(&self) -> Placement;
+
+    /// Schemas known before the first record; each is published before the source starts.
+    fn schemas(&self) -> Vec<Arc<Schema>>;
+
+    /// Opens it at a position.
+    fn open(&self, context: SourceContext) -> Result<Box<dyn Source>>;
+}
+
+/// Which workers run a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// One task in the cluster, on any worker: a database.
+    Anywhere,
+    /// One task on every node, each reading what is there: log files.
+    EveryNode,
+}
+
+/// What a source is opened with.
+pub struct SourceContext {
+    /// The committed position: the last value of every key that was not removed.
+    pub position: Vec<(String, Vec<u8>)>,
+    /// The run ends when everything there is has been read (`--until-idle`).
+    pub until_idle: bool,
+    /// The process-wide byte budget, for what a source keeps beside its batches.
+    pub budget: MemoryBudget,
+    /// For connectors that speak to servers; a source's thread may block on it.
+    pub runtime: tokio::runtime::Handle,
+    /// Scratch space of this task, empty at start; nothing in it is needed after a restart.
+    pub scratch: PathBuf,
+}
+
+/// A running source. It has a thread of its own and may block there, but never past the deadline it is given.
+pub trait Source: Send {
+    /// Adds records to `out` until it is [full](SourceBatch::is_full), the deadline has passed, or nothing is at hand. With nothing at
+    /// hand it waits for something to come until the deadline. On an error, what was added before it is kept and delivered.
+    fn fill(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<Fill>;
+
+    /// How far behind it is.
+    fn progress(&self) -> SourceProgress;
+}
+
+/// What [`Source::fill`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// There may be more.
+    More,
+    /// Everything that was there at this call has been handed out.
+    CaughtUp,
+}
+
+/// How far a source is behind what it reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SourceProgress {
+    /// Bytes (or whatever the source counts in) not read yet.
+    pub behind: u64,
+    /// Things it reads from: files, tables.
+    pub parts: u64,
+}
+
+/// What a source hands out in one go.
+#[derive(Default)]
+pub struct SourceBatch {
+    /// Records, in order. Their [`partition`](crate::batch::Entry::partition) is the lane.
+    pub records: Batch,
+    /// What could not be made a record.
+    pub rejected: Rejections,
+    /// Records that a named rule of the source left out (counted as dropped, I3).
+    pub dropped: u64,
+    /// How the position moves when all of the above is committed; a later change of a key replaces an earlier one.
+    pub position: Vec<PositionChange>,
+    /// Schemas that records of this batch name for the first time.
+    pub schemas: Vec<Arc<Schema>>,
+    /// The batch is full at so many bytes.
+    pub max_bytes: usize,
+    /// The batch is full at so many records.
+    pub max_records: usize,
+}
+
+/// A keyed value of a source's position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PositionChange {
+    /// Which part of the source, for example a file's identity.
+    pub key: String,
+    /// Its new value; `None` removes the key.
+    pub value: Option<Vec<u8>>,
+}
+
+impl SourceBatch {
+    /// An empty batch with limits.
+    pub fn with_limits(max_bytes: usize, max_records: usize) -> Self {
+        Self { max_bytes, max_records, ..Self::default() }
+    }
+
+    /// No room for more?
+    pub fn is_full(&self) -> bool {
+        self.records.bytes() + self.rejected.records.bytes() >= self.max_bytes
+            || self.records.len() + self.rejected.len() >= self.max_records
+    }
+
+    /// Nothing in it, not even a move of the position?
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.rejected.is_empty() && self.position.is_empty() && self.dropped == 0
+    }
+
+    /// Records the move of one part of the position.
+    pub fn set_position(&mut self, key: &str, value: Option<Vec<u8>>) {
+        match self.position.iter_mut().find(|change| change.key == key) {
+            Some(change) => change.value = value,
+            None => self.position.push(PositionChange { key: key.to_owned(), value }),
+        }
+    }
+
+    /// Empties it and keeps the memory.
+    pub fn clear(&mut self) {
+        self.records.clear();
+        self.rejected.clear();
+        self.dropped = 0;
+        self.position.clear();
+        self.schemas.clear();
+    }
+}

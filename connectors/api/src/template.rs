@@ -1,0 +1,403 @@
+//! Templates: the one language in which topics, object paths, index names and document ids are written.
+//!
+//! `{field}`, `{nested.field}`, `{timestamp:%Y-%m-%d}` (strftime, in UTC), `{field|default}`, and `@` names for what is not in the value:
+//! `{@topic} {@partition} {@offset} {@key} {@timestamp}` and those that a source declares. `{{` and `}}` are braces. A missing or null
+//! field without default is a data error of that record; an unknown `@name` is an error of the template.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
+use crate::batch::RecordRef;
+use crate::json;
+
+/// A parsed template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    source: String,
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Literal(String),
+    Placeholder { name: Name, format: Option<String>, default: Option<String>, written: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Name {
+    Field(Vec<String>),
+    Topic,
+    Partition,
+    Offset,
+    Key,
+    Timestamp,
+    /// A name that a source declares: the record's header of this name.
+    Header(String),
+}
+
+/// What is wrong with a template's text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateError {
+    /// What.
+    pub message: String,
+    /// Where in the template's text, in bytes.
+    pub span: Range<usize>,
+    /// What to do next.
+    pub help: Option<String>,
+}
+
+/// Why a template has no value for a record; a data error of that record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("template `{template}`: {message}")]
+pub struct RenderError {
+    /// The template.
+    pub template: String,
+    /// What is missing or wrong.
+    pub message: String,
+}
+
+/// How values (not the template's own text) are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Escape {
+    /// As they are.
+    None,
+    /// As one segment of a path: whatever could leave the segment or trouble a reader of Hive partitions becomes `%XX`.
+    Path,
+}
+
+impl Template {
+    /// Parses a template. `at_names` are the names, without `@`, that the source of the records declares.
+    pub fn parse(source: &str, at_names: &[&str]) -> Result<Self, TemplateError> {
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut at = 0;
+        while let Some(found) = source[at..].find(['{', '}']) {
+            let brace = at + found;
+            literal.push_str(&source[at..brace]);
+            let rest = &source[brace..];
+            if rest.starts_with("{{") || rest.starts_with("}}") {
+                literal.push_str(&rest[..1]);
+                at = brace + 2;
+                continue;
+            }
+            if rest.starts_with('}') {
+                return Err(error(
+                    "has a `}` without its `{`",
+                    brace..brace + 1,
+                    Some("write `}}` for the character itself"),
+                ));
+            }
+            let Some(len) = rest.find('}') else {
+                return Err(error(
+                    "has a `{` that is never closed",
+                    brace..source.len(),
+                    Some("write `{{` for the character itself"),
+                ));
+            };
+            if !literal.is_empty() {
+                parts.push(Part::Literal(std::mem::take(&mut literal)));
+            }
+            parts.push(placeholder(&rest[1..len], brace + 1, at_names)?);
+            at = brace + len + 1;
+        }
+        literal.push_str(&source[at..]);
+        if !literal.is_empty() {
+            parts.push(Part::Literal(literal));
+        }
+        Ok(Self { source: source.to_owned(), parts })
+    }
+
+    /// The text it was parsed from.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Its value, if it has no placeholder.
+    pub fn constant(&self) -> Option<&str> {
+        match self.parts.as_slice() {
+            [] => Some(""),
+            [Part::Literal(literal)] => Some(literal),
+            _ => None,
+        }
+    }
+
+    /// A regular expression (without anchors) that every value matches, for subscriptions.
+    pub fn pattern(&self) -> String {
+        let mut pattern = String::new();
+        for part in &self.parts {
+            match part {
+                Part::Literal(literal) => {
+                    for character in literal.chars() {
+                        if !character.is_alphanumeric() && character != '_' && character != '-' {
+                            pattern.push('\\');
+                        }
+                        pattern.push(character);
+                    }
+                }
+                Part::Placeholder { .. } => pattern.push_str(".+"),
+            }
+        }
+        pattern
+    }
+
+    /// Appends the value for a record to `out`. On an error `out` is left with a part of it.
+    pub fn render(&self, record: RecordRef<'_>, escape: Escape, out: &mut String) -> Result<(), RenderError> {
+        for part in &self.parts {
+            match part {
+                Part::Literal(literal) => out.push_str(literal),
+                Part::Placeholder { name, format, default, written } => {
+                    let start = out.len();
+                    let found = self.value(record, name, format.as_deref(), written, out)?;
+                    match (found, default) {
+                        (true, _) => {}
+                        (false, Some(default)) => out.push_str(default),
+                        (false, None) => {
+                            return Err(self.failed(format!("the record has no `{written}`, and there is no default")));
+                        }
+                    }
+                    if escape == Escape::Path {
+                        escape_path(out, start);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn value(
+        &self,
+        record: RecordRef<'_>,
+        name: &Name,
+        format: Option<&str>,
+        written: &str,
+        out: &mut String,
+    ) -> Result<bool, RenderError> {
+        let text = match name {
+            Name::Topic => std::borrow::Cow::Borrowed(record.topic()),
+            Name::Partition => return Ok(write!(out, "{}", record.entry().partition).is_ok()),
+            Name::Offset => return Ok(write!(out, "{}", record.entry().offset).is_ok()),
+            Name::Timestamp => {
+                let Some(milliseconds) = record.timestamp() else { return Ok(false) };
+                let time = Timestamp::from_millisecond(milliseconds).map_err(|error| self.failed(error.to_string()))?;
+                match format {
+                    Some(format) => self.strftime(time, format, out)?,
+                    None => drop(write!(out, "{time}")),
+                }
+                return Ok(true);
+            }
+            Name::Key | Name::Header(_) => {
+                let bytes = match name {
+                    Name::Header(header) => record.header(header),
+                    _ => record.key(),
+                };
+                let Some(bytes) = bytes else { return Ok(false) };
+                let text = std::str::from_utf8(bytes).map_err(|_| self.failed(format!("`{written}` is no UTF-8")))?;
+                std::borrow::Cow::Borrowed(text)
+            }
+            Name::Field(path) => {
+                let Some(value) = record.value() else { return Ok(false) };
+                let raw = json::lookup(value, path).map_err(|error| self.failed(format!("the value is {error}")))?;
+                let Some(raw) = raw.filter(|raw| *raw != b"null") else { return Ok(false) };
+                if matches!(raw.first(), Some(b'{' | b'[')) {
+                    return Err(self.failed(format!("`{written}` is not a plain value")));
+                }
+                json::text(raw).ok_or_else(|| self.failed(format!("`{written}` is no UTF-8")))?
+            }
+        };
+        match format {
+            Some(format) => {
+                let time = parse_time(&text)
+                    .ok_or_else(|| self.failed(format!("`{written}` is `{text}`, which is no time")))?;
+                self.strftime(time, format, out)?;
+            }
+            None => out.push_str(&text),
+        }
+        Ok(true)
+    }
+
+    fn strftime(&self, time: Timestamp, format: &str, out: &mut String) -> Result<(), RenderError> {
+        // Days and hours are what paths are made of: written by hand they cost a twentieth of the general formatter.
+        let civil = TimeZone::UTC.to_datetime(time);
+        let written = match format {
+            "%Y-%m-%d" => write!(out, "{:04}-{:02}-{:02}", civil.year(), civil.month(), civil.day()),
+            "%H" => write!(out, "{:02}", civil.hour()),
+            _ => write!(out, "{}", time.strftime(format)),
+        };
+        written.map_err(|_| self.failed(format!("`{format}` cannot format {time}")))
+    }
+
+    fn failed(&self, message: String) -> RenderError {
+        RenderError { template: self.source.clone(), message }
+    }
+}
+
+fn error(message: impl Into<String>, span: Range<usize>, help: Option<&str>) -> TemplateError {
+    TemplateError { message: message.into(), span, help: help.map(str::to_owned) }
+}
+
+const AT_NAMES: [&str; 5] = ["topic", "partition", "offset", "key", "timestamp"];
+
+fn placeholder(inside: &str, at: usize, at_names: &[&str]) -> Result<Part, TemplateError> {
+    let span = at..at + inside.len();
+    let (rest, default) = match inside.split_once('|') {
+        Some((rest, default)) => (rest, Some(default.to_owned())),
+        None => (inside, None),
+    };
+    let (name, format) = match rest.split_once(':') {
+        Some((name, format)) => (name.trim(), Some(format.to_owned())),
+        None => (rest.trim(), None),
+    };
+    if name.is_empty() {
+        return Err(error(
+            "has a placeholder without a name",
+            at.saturating_sub(1)..span.end + 1,
+            Some("write `{field}` or `{@name}`"),
+        ));
+    }
+    if let Some(format) = &format {
+        // A bad directive is found only when something is formatted: do it once now.
+        if format.is_empty() || jiff::fmt::strtime::format(format, Timestamp::UNIX_EPOCH).is_err() {
+            let from = at + rest.find(':').map_or(0, |colon| colon + 1);
+            return Err(error(
+                format!("has the time format `{format}`, which is not strftime"),
+                from..at + rest.len(),
+                Some("for example `{timestamp:%Y-%m-%d}`"),
+            ));
+        }
+    }
+    let parsed = match name.strip_prefix('@') {
+        None => {
+            let path: Vec<String> = name.split('.').map(str::to_owned).collect();
+            if path.iter().any(String::is_empty) {
+                return Err(error(format!("has `{name}`, which is no path of fields"), span, None));
+            }
+            Name::Field(path)
+        }
+        Some("topic") => Name::Topic,
+        Some("partition") => Name::Partition,
+        Some("offset") => Name::Offset,
+        Some("key") => Name::Key,
+        Some("timestamp") => Name::Timestamp,
+        Some(other) if at_names.contains(&other) => Name::Header(format!("trunkline.{other}")),
+        Some(other) => {
+            let known: Vec<&str> = AT_NAMES.iter().chain(at_names).copied().collect();
+            let help = match crate::config::nearest(other, &known) {
+                Some(name) => format!("did you mean `@{name}`?"),
+                None => format!(
+                    "known here: {}",
+                    known.iter().map(|name| format!("@{name}")).collect::<Vec<_>>().join(", ")
+                ),
+            };
+            return Err(error(format!("has the unknown name `@{other}`"), span, Some(&help)));
+        }
+    };
+    Ok(Part::Placeholder { name: parsed, format, default, written: name.to_owned() })
+}
+
+/// A point in time out of a value's text: ISO 8601 (without a zone it is UTC), or a number of seconds or milliseconds since the epoch.
+fn parse_time(text: &str) -> Option<Timestamp> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Some(time);
+    }
+    if let Ok(number) = text.parse::<i64>() {
+        // 10^11 seconds are the year 5138, 10^11 milliseconds 1973: nothing else is meant by either.
+        return if number.abs() < 100_000_000_000 {
+            Timestamp::from_second(number).ok()
+        } else {
+            Timestamp::from_millisecond(number).ok()
+        };
+    }
+    text.parse::<DateTime>().ok()?.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+}
+
+/// Escapes what was written since `start` as one path segment.
+fn escape_path(out: &mut String, start: usize) {
+    let plain = |byte: u8| {
+        byte >= 0x80
+            || byte.is_ascii_alphanumeric()
+            || matches!(byte, b'-' | b'_' | b'.' | b' ' | b'+' | b',' | b'@' | b'~')
+    };
+    let written = &out[start..];
+    // A segment that is only dots would climb.
+    let climbs = !written.is_empty() && written.bytes().all(|byte| byte == b'.');
+    if !climbs && written.bytes().all(plain) {
+        return;
+    }
+    let mut escaped = String::with_capacity(written.len() + 8);
+    for character in written.chars() {
+        match u8::try_from(character) {
+            Ok(byte) if byte.is_ascii() && (climbs || !plain(byte)) => drop(write!(escaped, "%{byte:02X}")),
+            _ => escaped.push(character),
+        }
+    }
+    out.truncate(start);
+    out.push_str(&escaped);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Batch;
+
+    fn render(template: &str, value: &str) -> Result<String, String> {
+        let mut batch = Batch::default();
+        let topic = batch.topic_index("web");
+        let mut record = batch.record();
+        record
+            .timestamp(0)
+            .read_from(topic, 3, 41)
+            .key(b"k")
+            .value(value.as_bytes())
+            .header("trunkline.path", Some(b"/var/log/a"));
+        record.finish();
+        let template = Template::parse(template, &["path"]).map_err(|error| error.message)?;
+        let mut out = String::new();
+        template.render(batch.get(0), Escape::Path, &mut out).map(|()| out).map_err(|error| error.message)
+    }
+
+    #[test]
+    fn values_of_every_kind() {
+        let value = r#"{"timestamp":"2015-05-17T10:05:03Z","a":{"b":7},"n":null,"s":"x/y","e":1431857103,"l":"2015-05-17T10:05:03","..":".."}"#;
+        for (template, expected) in [
+            ("day={timestamp:%Y-%m-%d}/h={timestamp:%H}", "day=2015-05-17/h=10"),
+            ("{@topic}-{@partition}-{@offset}-{@key}-{@timestamp:%Y}", "web-3-41-k-1970"),
+            ("{a.b}{{x}}", "7{x}"),
+            ("{n|none}{missing|gone}", "nonegone"),
+            ("{s}/{@path}", "x%2Fy/%2Fvar%2Flog%2Fa"),
+            ("{e:%Y}{l:%d}", "201517"),
+            ("", ""),
+        ] {
+            assert_eq!(render(template, value).as_deref(), Ok(expected), "{template}");
+        }
+        assert_eq!(render("{up}", r#"{"up":".."}"#).as_deref(), Ok("%2E%2E"));
+    }
+
+    #[test]
+    fn what_a_record_lacks_is_its_error() {
+        assert!(render("{gone}", "{}").unwrap_err().contains("no `gone`"));
+        assert!(render("{a:%Y}", r#"{"a":"soon"}"#).unwrap_err().contains("no time"));
+        assert!(render("{a}", r#"{"a":[1]}"#).unwrap_err().contains("plain"));
+        assert!(render("{a}", "nope").unwrap_err().contains("not JSON"));
+    }
+
+    #[test]
+    fn bad_templates_say_where() {
+        let parse = |text: &str| Template::parse(text, &["path"]).unwrap_err();
+        assert_eq!(parse("a{b").span, 1..3);
+        assert_eq!(parse("a}b").span, 1..2);
+        assert_eq!(parse("{@pth}").help.as_deref(), Some("did you mean `@path`?"));
+        assert_eq!(parse("{t:%!}").span, 3..5);
+        assert!(parse("{}").message.contains("without a name"));
+        assert!(parse("{a..b}").message.contains("no path"));
+    }
+
+    #[test]
+    fn constants_and_patterns() {
+        assert_eq!(Template::parse("a.b", &[]).unwrap().constant(), Some("a.b"));
+        assert_eq!(Template::parse("a.{@topic}", &[]).unwrap().pattern(), "a\\..+");
+    }
+}

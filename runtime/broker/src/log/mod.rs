@@ -1,0 +1,185 @@
+//! The log of one partition: segments of record batches, the producers that wrote them, and what readers may see.
+//!
+//! - The **end** is where the next record goes. With one node it is also the high watermark.
+//! - The **last stable offset** is where the first open transaction begins, or the end: readers at `read_committed` see
+//!   nothing from there on (KIP-98).
+//! - The **start** moves up with retention and DeleteRecords, never down.
+//!
+//! What an append has written is in the page cache when it returns: it survives the death of the process. With
+//! [`FlushPolicy::Always`](crate::FlushPolicy::Always) it is on the device too. A **checkpoint** (see `checkpoint`) makes
+//! everything before it durable and spares a start from reading it.
+
+pub(crate) mod batch;
+pub(crate) mod checkpoint;
+pub(crate) mod producer_state;
+mod read;
+mod recovery;
+mod retention;
+pub(crate) mod segment;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use kafka_protocol::ResponseError;
+
+use self::batch::{BatchHeader, CRC_COVERED_FROM, PATCHED_PREFIX, Refusal};
+use self::producer_state::{ProducerStates, Verdict};
+pub(crate) use self::read::{Isolation, Slice};
+use self::segment::Segment;
+use crate::clock::now_ms;
+use crate::topics::config::{TimestampType, TopicConfig};
+
+/// Where an appended batch went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Appended {
+    pub(crate) base_offset: i64,
+    /// The broker's time, when the topic wants that one; else -1.
+    pub(crate) append_time: i64,
+}
+
+/// The log of one partition.
+#[derive(Debug)]
+pub(crate) struct PartitionLog {
+    directory: PathBuf,
+    /// Never empty; the last one is appended to.
+    segments: Vec<Segment>,
+    start_offset: i64,
+    end_offset: i64,
+    producers: ProducerStates,
+    sync_each_append: bool,
+    /// When the segment that is appended to got its first batch.
+    segment_began: Instant,
+    /// Bytes appended since the last checkpoint, and when the first of them was.
+    unchecked_bytes: u64,
+    unchecked_since: Option<Instant>,
+}
+
+impl PartitionLog {
+    /// Opens the log in `directory`, creating it when there is none, and cuts off what was never acknowledged.
+    pub(crate) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Self> {
+        recovery::open(directory, sync_each_append)
+    }
+
+    pub(crate) fn start_offset(&self) -> i64 {
+        self.start_offset
+    }
+
+    pub(crate) fn end_offset(&self) -> i64 {
+        self.end_offset
+    }
+
+    pub(crate) fn last_stable_offset(&self) -> i64 {
+        self.producers.first_open_offset().unwrap_or(self.end_offset)
+    }
+
+    pub(crate) fn producers(&self) -> &ProducerStates {
+        &self.producers
+    }
+
+    /// Bytes of all segments.
+    pub(crate) fn size(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.size).sum()
+    }
+
+    /// Appends what a client produced. `records` is one batch that
+    /// [`validate_produced`](batch::validate_produced) accepted with `header`.
+    pub(crate) fn append(
+        &mut self,
+        header: &BatchHeader,
+        records: &[u8],
+        config: &TopicConfig,
+    ) -> Result<Appended, Refusal> {
+        if header.has_producer()
+            && let Verdict::Duplicate(batch) = self.producers.check(header)?
+        {
+            return Ok(Appended { base_offset: batch.base_offset, append_time: -1 });
+        }
+        let result = match config.timestamp_type {
+            TimestampType::CreateTime => self.write(header, records, config).map(|base_offset| (base_offset, -1)),
+            TimestampType::LogAppendTime => {
+                let now = now_ms();
+                let (header, records) = batch::stamped(records, header, now);
+                self.write(&header, &records, config).map(|base_offset| (base_offset, now))
+            }
+        };
+        let (base_offset, append_time) = result.map_err(|error| self.storage_error(&error))?;
+        self.producers.appended(&BatchHeader { base_offset, ..*header }, now_ms());
+        Ok(Appended { base_offset, append_time })
+    }
+
+    /// Ends the open transaction of a producer in this partition. Without one there is nothing to end, and nothing is
+    /// written: this makes the completion of a transaction repeatable after a crash.
+    pub(crate) fn end_transaction(
+        &mut self,
+        producer_id: i64,
+        producer_epoch: i16,
+        commit: bool,
+        config: &TopicConfig,
+    ) -> Result<(), Refusal> {
+        if self.producers.open_transaction(producer_id).is_none() {
+            return Ok(());
+        }
+        let (header, marker) = batch::transaction_marker(producer_id, producer_epoch, commit, now_ms());
+        let base_offset = self.write(&header, &marker, config).map_err(|error| self.storage_error(&error))?;
+        self.producers.ended(&BatchHeader { base_offset, ..header }, commit, now_ms());
+        Ok(())
+    }
+
+    fn storage_error(&self, error: &io::Error) -> Refusal {
+        tracing::error!(directory = %self.directory.display(), %error, "cannot write to the log");
+        Refusal::new(ResponseError::KafkaStorageError, format!("cannot write to the log: {error}"))
+    }
+
+    /// Writes a batch to the end and gives it its offset.
+    fn write(&mut self, header: &BatchHeader, bytes: &[u8], config: &TopicConfig) -> io::Result<i64> {
+        self.roll_if_due(header.size() as u64, config)?;
+        let base_offset = self.end_offset;
+        let stored = BatchHeader { base_offset, ..*header };
+        let prefix = batch::patched_prefix(header, base_offset);
+        let sync = self.sync_each_append;
+        let segment = self.active();
+        segment.append(&stored, &prefix, &bytes[PATCHED_PREFIX..])?;
+        if sync {
+            segment.file()?.sync_data()?;
+        }
+        debug_assert!(PATCHED_PREFIX < CRC_COVERED_FROM);
+        self.end_offset = stored.last_offset() + 1;
+        self.unchecked_bytes += header.size() as u64;
+        self.unchecked_since.get_or_insert_with(Instant::now);
+        Ok(base_offset)
+    }
+
+    fn active(&mut self) -> &mut Segment {
+        let last = self.segments.len() - 1;
+        &mut self.segments[last]
+    }
+
+    fn roll_if_due(&mut self, incoming: u64, config: &TopicConfig) -> io::Result<()> {
+        let size = self.active().size;
+        if size == 0 {
+            self.segment_began = Instant::now();
+            return Ok(());
+        }
+        let is_full = size + incoming > config.segment_bytes;
+        let is_old = self.segment_began.elapsed().as_millis() as i64 >= config.segment_ms;
+        if is_full || is_old { self.roll() } else { Ok(()) }
+    }
+
+    /// Begins a new segment. Syncing the old one is left to the next checkpoint, so that a roll costs a producer nothing.
+    fn roll(&mut self) -> io::Result<()> {
+        let segment = Segment::create(&self.directory, self.end_offset)?;
+        if self.sync_each_append {
+            sync_directory(&self.directory)?;
+        }
+        self.active().seal();
+        self.segments.push(segment);
+        self.segment_began = Instant::now();
+        Ok(())
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+    std::fs::File::open(directory)?.sync_all()
+}

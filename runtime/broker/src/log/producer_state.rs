@@ -1,0 +1,293 @@
+//! What a partition remembers about each producer: enough to recognise a batch sent twice, to refuse one that skips
+//! ahead or comes from a fenced producer, and to know which transactions are open.
+//!
+//! The rules are those of KIP-98, KIP-360 (a producer that is not known may start at any sequence) and Kafka's
+//! `ProducerAppendInfo`. State lives per partition because sequence numbers do.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use kafka_protocol::ResponseError;
+use serde::{Deserialize, Serialize};
+
+use super::batch::{BatchHeader, Refusal, advance_sequence};
+
+/// A producer may have this many requests in flight, so that many may come again.
+const REMEMBERED_BATCHES: usize = 5;
+/// Hostile clients can ask for any number of producer ids; beyond this many the longest idle one is forgotten.
+const MAX_PRODUCERS: usize = 100_000;
+const NO_SEQUENCE: i32 = -1;
+
+/// One of the last batches of a producer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RememberedBatch {
+    pub(crate) base_sequence: i32,
+    pub(crate) last_sequence: i32,
+    pub(crate) base_offset: i64,
+    pub(crate) timestamp: i64,
+}
+
+/// One producer in one partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Producer {
+    pub(crate) epoch: i16,
+    pub(crate) batches: VecDeque<RememberedBatch>,
+    /// First offset of the open transaction.
+    pub(crate) transaction_start: Option<i64>,
+    /// Wall clock of the last append, for expiry. Not the batch's own time: a copied record may be years old.
+    pub(crate) last_timestamp: i64,
+}
+
+impl Producer {
+    pub(crate) fn last_sequence(&self) -> i32 {
+        self.batches.back().map_or(NO_SEQUENCE, |batch| batch.last_sequence)
+    }
+}
+
+/// A transaction that ended in an abort: readers at `read_committed` skip this producer's records in this range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AbortedTransaction {
+    pub(crate) producer_id: i64,
+    pub(crate) first_offset: i64,
+    /// Offset of the abort marker.
+    pub(crate) last_offset: i64,
+}
+
+/// What to do with a batch whose producer was checked.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Append,
+    /// It is in the log already, at this offset and with this append time.
+    Duplicate(RememberedBatch),
+}
+
+/// All producers of one partition.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProducerStates {
+    producers: HashMap<i64, Producer>,
+    /// First offset of every open transaction, with its producer.
+    open: BTreeMap<i64, i64>,
+    aborted: Vec<AbortedTransaction>,
+}
+
+impl ProducerStates {
+    /// Checks the sequence and epoch of a batch that a client sent, before anything is written.
+    pub(crate) fn check(&self, header: &BatchHeader) -> Result<Verdict, Refusal> {
+        let Some(producer) = self.producers.get(&header.producer_id) else {
+            return Ok(Verdict::Append);
+        };
+        if header.producer_epoch < producer.epoch {
+            return Err(Refusal::new(
+                ResponseError::InvalidProducerEpoch,
+                format!("epoch {} of producer {} was fenced by {}", header.producer_epoch, header.producer_id, producer.epoch),
+            ));
+        }
+        if header.producer_epoch == producer.epoch {
+            let same = producer
+                .batches
+                .iter()
+                .find(|batch| (batch.base_sequence, batch.last_sequence) == (header.base_sequence, header.last_sequence()));
+            if let Some(batch) = same {
+                return Ok(Verdict::Duplicate(*batch));
+            }
+        }
+        let last_sequence = if header.producer_epoch == producer.epoch { producer.last_sequence() } else { NO_SEQUENCE };
+        let expected = if last_sequence == NO_SEQUENCE { 0 } else { advance_sequence(last_sequence, 1) };
+        if header.base_sequence != expected {
+            return Err(Refusal::new(
+                ResponseError::OutOfOrderSequenceNumber,
+                format!("producer {} sent sequence {}, expected {expected}", header.producer_id, header.base_sequence),
+            ));
+        }
+        if !header.is_transactional() && producer.transaction_start.is_some() {
+            return Err(Refusal::new(
+                ResponseError::InvalidTxnState,
+                format!("producer {} has a transaction open and sent a batch outside of it", header.producer_id),
+            ));
+        }
+        Ok(Verdict::Append)
+    }
+
+    /// Takes note of a data batch that is now in the log. Also the way state is rebuilt when a log is scanned.
+    pub(crate) fn appended(&mut self, header: &BatchHeader, now: i64) {
+        if !header.has_producer() {
+            return;
+        }
+        self.make_room(header.producer_id);
+        let producer = self.producers.entry(header.producer_id).or_insert_with(|| Producer {
+            epoch: header.producer_epoch,
+            batches: VecDeque::new(),
+            transaction_start: None,
+            last_timestamp: 0,
+        });
+        if producer.epoch != header.producer_epoch {
+            producer.epoch = header.producer_epoch;
+            producer.batches.clear();
+        }
+        if producer.batches.len() == REMEMBERED_BATCHES {
+            producer.batches.pop_front();
+        }
+        producer.batches.push_back(RememberedBatch {
+            base_sequence: header.base_sequence,
+            last_sequence: header.last_sequence(),
+            base_offset: header.base_offset,
+            timestamp: header.max_timestamp,
+        });
+        producer.last_timestamp = now;
+        if header.is_transactional() && producer.transaction_start.is_none() {
+            producer.transaction_start = Some(header.base_offset);
+            self.open.insert(header.base_offset, header.producer_id);
+        }
+    }
+
+    /// Takes note of a transaction marker that is now in the log.
+    pub(crate) fn ended(&mut self, marker: &BatchHeader, commit: bool, now: i64) {
+        self.make_room(marker.producer_id);
+        let producer = self.producers.entry(marker.producer_id).or_insert_with(|| Producer {
+            epoch: marker.producer_epoch,
+            batches: VecDeque::new(),
+            transaction_start: None,
+            last_timestamp: 0,
+        });
+        if marker.producer_epoch > producer.epoch {
+            producer.epoch = marker.producer_epoch;
+            producer.batches.clear();
+        }
+        producer.last_timestamp = now;
+        let Some(first_offset) = producer.transaction_start.take() else {
+            return;
+        };
+        self.open.remove(&first_offset);
+        if !commit {
+            self.aborted.push(AbortedTransaction {
+                producer_id: marker.producer_id,
+                first_offset,
+                last_offset: marker.base_offset,
+            });
+        }
+    }
+
+    /// Forgets the producer that was idle longest when there are too many; one with an open transaction stays.
+    fn make_room(&mut self, producer_id: i64) {
+        if self.producers.len() < MAX_PRODUCERS || self.producers.contains_key(&producer_id) {
+            return;
+        }
+        let idle = self.producers.iter().filter(|(_, producer)| producer.transaction_start.is_none());
+        // A tenth at once, so that the search is not repeated for every new producer.
+        let mut by_age: Vec<(i64, i64)> = idle.map(|(id, producer)| (producer.last_timestamp, *id)).collect();
+        by_age.sort_unstable();
+        for (_, id) in by_age.iter().take(MAX_PRODUCERS / 10) {
+            self.producers.remove(id);
+        }
+    }
+
+    /// Forgets producers that were idle since before `before`.
+    pub(crate) fn expire(&mut self, before: i64) {
+        self.producers.retain(|_, producer| producer.transaction_start.is_some() || producer.last_timestamp >= before);
+    }
+
+    /// Forgets aborted transactions that lie wholly before the start of the log.
+    pub(crate) fn log_starts_at(&mut self, log_start: i64) {
+        self.aborted.retain(|transaction| transaction.last_offset >= log_start);
+    }
+
+    /// Drops the entries of aborted transactions whose records and marker compaction has removed.
+    pub(crate) fn forget_aborted_before(&mut self, offset: i64) {
+        self.aborted.retain(|transaction| transaction.last_offset >= offset);
+    }
+
+    /// Offset of the first record of the earliest open transaction.
+    pub(crate) fn first_open_offset(&self) -> Option<i64> {
+        self.open.first_key_value().map(|(offset, _)| *offset)
+    }
+
+    /// First offset of the transaction that this producer has open here.
+    pub(crate) fn open_transaction(&self, producer_id: i64) -> Option<i64> {
+        self.producers.get(&producer_id)?.transaction_start
+    }
+
+    /// Aborted transactions that touch the offsets from `from` to before `until`.
+    pub(crate) fn aborted_in(&self, from: i64, until: i64) -> Vec<AbortedTransaction> {
+        // Markers are written in order of offset, so the list is sorted by last offset.
+        let start = self.aborted.partition_point(|transaction| transaction.last_offset < from);
+        self.aborted[start..].iter().filter(|transaction| transaction.first_offset < until).copied().collect()
+    }
+
+    /// Every producer, for introspection.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (i64, &Producer)> {
+        self.producers.iter().map(|(id, producer)| (*id, producer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(producer_epoch: i16, base_sequence: i32, count: i32, base_offset: i64, transactional: bool) -> BatchHeader {
+        BatchHeader {
+            base_offset,
+            length: 100,
+            magic: 2,
+            crc: 0,
+            attributes: if transactional { 0x10 } else { 0 },
+            last_offset_delta: count - 1,
+            base_timestamp: 0,
+            max_timestamp: 1,
+            producer_id: 9,
+            producer_epoch,
+            base_sequence,
+            record_count: count,
+        }
+    }
+
+    fn error(states: &ProducerStates, header: &BatchHeader) -> Option<ResponseError> {
+        states.check(header).err().map(|refusal| refusal.error)
+    }
+
+    #[test]
+    fn a_batch_sent_again_is_answered_with_its_first_offset() {
+        let mut states = ProducerStates::default();
+        for number in 0..6 {
+            let header = batch(0, number * 10, 10, i64::from(number) * 10, false);
+            assert_eq!(states.check(&header), Ok(Verdict::Append));
+            states.appended(&header, 0);
+        }
+        let again = states.check(&batch(0, 20, 10, 0, false));
+        assert!(matches!(again, Ok(Verdict::Duplicate(RememberedBatch { base_offset: 20, .. }))));
+        // Only five are remembered; what is older can only be told to be out of order.
+        assert_eq!(error(&states, &batch(0, 0, 10, 0, false)), Some(ResponseError::OutOfOrderSequenceNumber));
+        assert_eq!(error(&states, &batch(0, 70, 1, 0, false)), Some(ResponseError::OutOfOrderSequenceNumber));
+        assert_eq!(states.check(&batch(0, 60, 1, 0, false)), Ok(Verdict::Append));
+    }
+
+    #[test]
+    fn an_older_epoch_is_fenced_and_a_newer_one_starts_at_zero() {
+        let mut states = ProducerStates::default();
+        states.appended(&batch(3, 0, 1, 0, false), 0);
+        assert_eq!(error(&states, &batch(2, 1, 1, 0, false)), Some(ResponseError::InvalidProducerEpoch));
+        assert_eq!(error(&states, &batch(4, 1, 1, 0, false)), Some(ResponseError::OutOfOrderSequenceNumber));
+        assert_eq!(states.check(&batch(4, 0, 1, 0, false)), Ok(Verdict::Append));
+    }
+
+    #[test]
+    fn sequences_continue_at_zero_after_the_last_one() {
+        let mut states = ProducerStates::default();
+        states.appended(&batch(0, i32::MAX - 1, 2, 0, false), 0);
+        assert_eq!(states.check(&batch(0, 0, 1, 2, false)), Ok(Verdict::Append));
+    }
+
+    #[test]
+    fn a_transaction_is_open_from_its_first_record_to_its_marker() {
+        let mut states = ProducerStates::default();
+        states.appended(&batch(0, 0, 5, 100, true), 0);
+        states.appended(&batch(0, 5, 5, 105, true), 0);
+        assert_eq!(states.first_open_offset(), Some(100));
+        assert_eq!(error(&states, &batch(0, 10, 1, 110, false)), Some(ResponseError::InvalidTxnState));
+        states.ended(&batch(0, -1, 1, 110, true), false, 0);
+        assert_eq!(states.first_open_offset(), None);
+        assert_eq!(states.aborted_in(100, 111).len(), 1);
+        assert_eq!(states.aborted_in(0, 100).len(), 0);
+        assert_eq!(states.aborted_in(111, 120).len(), 0);
+        states.log_starts_at(111);
+        assert_eq!(states.aborted_in(0, 111).len(), 0);
+    }
+}

@@ -1,0 +1,265 @@
+//! The internal log: everything the broker knows that is not a record in a topic.
+//!
+//! Topics, groups, committed offsets and transactions are entries of one ordered map from [`Key`] to a JSON value. The map
+//! is in memory, and every change of it is first appended to a file as a **frame**: all changes of a frame happen or none
+//! does, which is what makes a transaction's offsets and its end one step. A frame that a crash cut short is dropped at the
+//! next start; it was never acknowledged. When most of the file is history, it is written anew.
+//!
+//! Frame: length (u32), CRC-32C of the rest (u32), JSON array of `[key, value or null]`.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::log::sync_directory;
+use crate::sync::lock;
+
+const FILE_NAME: &str = "state.log";
+const TEMPORARY_NAME: &str = "state.log.new";
+const FRAME_HEADER: usize = 8;
+/// The file is written anew when it is this large and mostly history.
+const REWRITE_ABOVE: u64 = 8 << 20;
+
+/// What an entry is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Key {
+    /// The identity of this cluster.
+    Cluster,
+    /// Producer ids below this value are taken.
+    ProducerIds,
+    /// A topic by its name.
+    Topic(String),
+    /// The generation and members of a group.
+    Group(String),
+    /// The committed offset of (group, topic, partition).
+    Offset(String, String, i32),
+    /// An offset of (group, producer id, topic, partition) that waits for its transaction to end.
+    PendingOffset(String, i64, String, i32),
+    /// A transaction by its transactional id.
+    Transaction(String),
+}
+
+/// A change: a new value for a key, or none to remove it.
+#[derive(Debug)]
+pub(crate) struct Change {
+    key: Key,
+    value: Option<Box<RawValue>>,
+}
+
+impl Change {
+    pub(crate) fn put(key: Key, value: &impl Serialize) -> io::Result<Self> {
+        Ok(Self { key, value: Some(serde_json::value::to_raw_value(value)?) })
+    }
+
+    pub(crate) fn remove(key: Key) -> Self {
+        Self { key, value: None }
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    size: u64,
+    /// Bytes of the file that a rewrite would keep, about.
+    live: u64,
+    entries: BTreeMap<Key, Box<RawValue>>,
+    has_debris: bool,
+}
+
+/// The internal log.
+#[derive(Debug)]
+pub(crate) struct Store {
+    directory: PathBuf,
+    sync_each_append: bool,
+    inner: Mutex<Inner>,
+}
+
+impl Store {
+    /// Opens the internal log in `directory`, creating it when there is none.
+    pub(crate) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Self> {
+        let path = directory.join(FILE_NAME);
+        let file = open_for_append(&path)?;
+        let bytes = std::fs::read(&path)?;
+        let mut entries = BTreeMap::new();
+        let mut at = 0;
+        while let Some((changes, length)) = decode_frame(&bytes[at..]) {
+            for (key, value) in changes {
+                apply(&mut entries, key, value);
+            }
+            at += length;
+        }
+        if at < bytes.len() {
+            tracing::warn!(path = %path.display(), cut = bytes.len() - at, kept = at, "the last write was torn and is cut off");
+            file.set_len(at as u64)?;
+            file.sync_all()?;
+        }
+        sync_directory(directory)?;
+        let live = entries.iter().map(|(_, value)| entry_size(value)).sum();
+        let inner = Inner { file, size: at as u64, live, entries, has_debris: false };
+        Ok(Self { directory: directory.to_owned(), sync_each_append, inner: Mutex::new(inner) })
+    }
+
+    /// Makes all changes, or on an error none.
+    pub(crate) fn apply(&self, changes: Vec<Change>) -> io::Result<()> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let pairs: Vec<(&Key, &Option<Box<RawValue>>)> = changes.iter().map(|change| (&change.key, &change.value)).collect();
+        let frame = encode_frame(&serde_json::to_vec(&pairs)?);
+        let mut inner = lock(&self.inner);
+        let size = inner.size;
+        if inner.has_debris {
+            inner.file.set_len(size)?;
+            inner.has_debris = false;
+        }
+        if let Err(error) = inner.file.write_all(&frame) {
+            inner.has_debris = inner.file.set_len(size).is_err();
+            tracing::error!(directory = %self.directory.display(), %error, "cannot write to the internal log");
+            return Err(error);
+        }
+        if self.sync_each_append {
+            inner.file.sync_data()?;
+        }
+        inner.size += frame.len() as u64;
+        for Change { key, value } in changes {
+            let added = value.as_ref().map_or(0, |value| entry_size(value));
+            let removed = apply(&mut inner.entries, key, value).map_or(0, |value| entry_size(&value));
+            inner.live = (inner.live + added).saturating_sub(removed);
+        }
+        if inner.size > REWRITE_ABOVE && inner.size > inner.live * 4 {
+            // The changes are made; a rewrite that fails is tried again with the next one.
+            if let Err(error) = self.rewrite(&mut inner) {
+                tracing::warn!(directory = %self.directory.display(), %error, "cannot rewrite the internal log");
+            }
+        }
+        Ok(())
+    }
+
+    /// One entry.
+    pub(crate) fn get<T: DeserializeOwned>(&self, key: &Key) -> io::Result<Option<T>> {
+        let inner = lock(&self.inner);
+        inner.entries.get(key).map(|value| serde_json::from_str(value.get()).map_err(Into::into)).transpose()
+    }
+
+    /// All entries whose key `select` takes, with what it made of the key.
+    pub(crate) fn scan<K, T: DeserializeOwned>(&self, select: impl Fn(&Key) -> Option<K>) -> io::Result<Vec<(K, T)>> {
+        let inner = lock(&self.inner);
+        let mut found = Vec::new();
+        for (key, value) in &inner.entries {
+            if let Some(selected) = select(key) {
+                found.push((selected, serde_json::from_str(value.get())?));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes everything durable.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let file = lock(&self.inner).file.try_clone()?;
+        file.sync_data()
+    }
+
+    fn rewrite(&self, inner: &mut Inner) -> io::Result<()> {
+        let temporary = self.directory.join(TEMPORARY_NAME);
+        let mut file = File::create(&temporary)?;
+        let mut size = 0;
+        let pairs: Vec<_> = inner.entries.iter().collect();
+        for chunk in pairs.chunks(1000) {
+            let frame = encode_frame(&serde_json::to_vec(chunk)?);
+            file.write_all(&frame)?;
+            size += frame.len() as u64;
+        }
+        file.sync_all()?;
+        let path = self.directory.join(FILE_NAME);
+        std::fs::rename(&temporary, &path)?;
+        sync_directory(&self.directory)?;
+        inner.file = open_for_append(&path)?;
+        inner.size = size;
+        inner.live = size;
+        Ok(())
+    }
+}
+
+fn open_for_append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).append(true).create(true).open(path)
+}
+
+/// About what a key and the array around it add to the value.
+const KEY_OVERHEAD: u64 = 60;
+
+fn entry_size(value: &RawValue) -> u64 {
+    value.get().len() as u64 + KEY_OVERHEAD
+}
+
+fn apply(entries: &mut BTreeMap<Key, Box<RawValue>>, key: Key, value: Option<Box<RawValue>>) -> Option<Box<RawValue>> {
+    match value {
+        Some(value) => entries.insert(key, value),
+        None => entries.remove(&key),
+    }
+}
+
+fn encode_frame(payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(FRAME_HEADER + payload.len());
+    frame.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    frame.extend_from_slice(&crc32c::crc32c(payload).to_le_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+type Pair = (Key, Option<Box<RawValue>>);
+
+fn decode_frame(bytes: &[u8]) -> Option<(Vec<Pair>, usize)> {
+    let length = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    let crc = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?);
+    let payload = bytes.get(FRAME_HEADER..FRAME_HEADER + length)?;
+    if crc32c::crc32c(payload) != crc {
+        return None;
+    }
+    Some((serde_json::from_slice(payload).ok()?, FRAME_HEADER + length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_frame_takes_none_of_its_changes_and_nothing_else_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Store::open(directory.path(), false).unwrap();
+        let change = |name: &str, value: i32| Change::put(Key::Topic(name.into()), &value).unwrap();
+        open().apply(vec![change("a", 1), change("b", 2)]).unwrap();
+        let whole = std::fs::read(directory.path().join(FILE_NAME)).unwrap();
+        open().apply(vec![change("a", 3), Change::remove(Key::Topic("b".into()))]).unwrap();
+        let path = directory.path().join(FILE_NAME);
+        let longer = std::fs::read(&path).unwrap();
+        for cut in whole.len()..longer.len() {
+            std::fs::write(&path, &longer[..cut]).unwrap();
+            let store = open();
+            assert_eq!(store.get::<i32>(&Key::Topic("a".into())).unwrap(), Some(1));
+            assert_eq!(store.get::<i32>(&Key::Topic("b".into())).unwrap(), Some(2));
+        }
+        std::fs::write(&path, &longer).unwrap();
+        assert_eq!(open().get::<i32>(&Key::Topic("a".into())).unwrap(), Some(3));
+        assert_eq!(open().get::<i32>(&Key::Topic("b".into())).unwrap(), None);
+    }
+
+    #[test]
+    fn history_is_dropped_and_state_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path(), false).unwrap();
+        let filler = "x".repeat(100_000);
+        for number in 0..200 {
+            store.apply(vec![Change::put(Key::Topic("t".into()), &(number, &filler)).unwrap()]).unwrap();
+        }
+        assert!(std::fs::metadata(directory.path().join(FILE_NAME)).unwrap().len() < REWRITE_ABOVE + (1 << 20));
+        drop(store);
+        let store = Store::open(directory.path(), false).unwrap();
+        assert_eq!(store.get::<(i32, String)>(&Key::Topic("t".into())).unwrap(), Some((199, filler)));
+    }
+}

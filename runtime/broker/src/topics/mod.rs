@@ -1,0 +1,275 @@
+//! Topics and their partitions.
+//!
+//! A topic is an entry of the internal log and a directory `topics/NAME` with a directory for each partition. The entry
+//! decides: it is written before a topic's directories are used and removed before they are, and a directory without an
+//! entry is removed at the next start.
+
+pub(crate) mod config;
+pub(crate) mod partition;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use kafka_protocol::ResponseError;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use self::config::TopicConfig;
+use self::partition::Partition;
+use crate::log::batch::Refusal;
+use crate::store::{Change, Key, Store};
+use crate::sync::{lock, read, write};
+
+const MAX_NAME_LENGTH: usize = 249;
+
+/// What the internal log keeps of a topic.
+#[derive(Debug, Serialize, Deserialize)]
+struct TopicRecord {
+    id: Uuid,
+    partitions: i32,
+    configs: BTreeMap<String, String>,
+}
+
+/// A topic.
+#[derive(Debug)]
+pub(crate) struct Topic {
+    pub(crate) name: String,
+    pub(crate) id: Uuid,
+    config: RwLock<Arc<TopicConfig>>,
+    partitions: RwLock<Vec<Arc<Partition>>>,
+}
+
+impl Topic {
+    pub(crate) fn config(&self) -> Arc<TopicConfig> {
+        Arc::clone(&read(&self.config))
+    }
+
+    pub(crate) fn partitions(&self) -> Vec<Arc<Partition>> {
+        read(&self.partitions).clone()
+    }
+
+    pub(crate) fn partition(&self, index: i32) -> Option<Arc<Partition>> {
+        let index = usize::try_from(index).ok()?;
+        read(&self.partitions).get(index).cloned()
+    }
+
+    pub(crate) fn partition_count(&self) -> i32 {
+        read(&self.partitions).len() as i32
+    }
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    by_name: BTreeMap<String, Arc<Topic>>,
+    by_id: HashMap<Uuid, Arc<Topic>>,
+}
+
+/// All topics.
+#[derive(Debug)]
+pub(crate) struct Topics {
+    directory: PathBuf,
+    trash: PathBuf,
+    sync_each_append: bool,
+    max_partitions: usize,
+    partition_count: AtomicUsize,
+    registry: RwLock<Registry>,
+    /// Held while a topic is created, changed or deleted.
+    changing: Mutex<()>,
+}
+
+/// A topic to be created.
+#[derive(Debug)]
+pub(crate) struct NewTopic {
+    pub(crate) name: String,
+    pub(crate) partitions: i32,
+    pub(crate) configs: BTreeMap<String, String>,
+}
+
+impl Topics {
+    /// Opens every topic that the internal log knows.
+    pub(crate) fn open(data_dir: &Path, store: &Store, sync_each_append: bool, max_partitions: usize) -> io::Result<Self> {
+        let topics = Self {
+            directory: data_dir.join("topics"),
+            trash: data_dir.join("trash"),
+            sync_each_append,
+            max_partitions,
+            partition_count: AtomicUsize::new(0),
+            registry: RwLock::default(),
+            changing: Mutex::new(()),
+        };
+        std::fs::create_dir_all(&topics.directory)?;
+        if topics.trash.exists() {
+            std::fs::remove_dir_all(&topics.trash)?;
+        }
+        let records: Vec<(String, TopicRecord)> = store.scan(|key| match key {
+            Key::Topic(name) => Some(name.clone()),
+            _ => None,
+        })?;
+        for (name, record) in records {
+            let config = TopicConfig::new(record.configs).map_err(io::Error::other)?;
+            topics.insert(&name, record.id, Arc::new(config), record.partitions)?;
+        }
+        for entry in std::fs::read_dir(&topics.directory)? {
+            let entry = entry?;
+            let is_known = entry.file_name().to_str().is_some_and(|name| topics.get(name).is_some());
+            if !is_known {
+                tracing::warn!(path = %entry.path().display(), "a directory without a topic is removed");
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(topics)
+    }
+
+    fn insert(&self, name: &str, id: Uuid, config: Arc<TopicConfig>, partitions: i32) -> io::Result<Arc<Topic>> {
+        let topic = Arc::new(Topic {
+            name: name.to_owned(),
+            id,
+            partitions: RwLock::new(self.open_partitions(name, 0..partitions)?),
+            config: RwLock::new(config),
+        });
+        let mut registry = write(&self.registry);
+        registry.by_id.insert(id, Arc::clone(&topic));
+        registry.by_name.insert(name.to_owned(), Arc::clone(&topic));
+        Ok(topic)
+    }
+
+    fn open_partitions(&self, name: &str, indexes: std::ops::Range<i32>) -> io::Result<Vec<Arc<Partition>>> {
+        let open = |index: i32| {
+            let directory = self.directory.join(name).join(index.to_string());
+            Partition::open(name, index, &directory, self.sync_each_append).map(Arc::new)
+        };
+        let partitions = indexes.map(open).collect::<io::Result<Vec<_>>>()?;
+        self.partition_count.fetch_add(partitions.len(), Ordering::Relaxed);
+        Ok(partitions)
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Topic>> {
+        read(&self.registry).by_name.get(name).cloned()
+    }
+
+    pub(crate) fn by_id(&self, id: Uuid) -> Option<Arc<Topic>> {
+        read(&self.registry).by_id.get(&id).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Topic>> {
+        read(&self.registry).by_name.values().cloned().collect()
+    }
+
+    pub(crate) fn partition(&self, name: &str, index: i32) -> Option<Arc<Partition>> {
+        self.get(name)?.partition(index)
+    }
+
+    /// Says why a topic cannot be created, if it cannot.
+    pub(crate) fn check_new(&self, new: &NewTopic) -> Result<TopicConfig, Refusal> {
+        check_name(&new.name)?;
+        if self.get(&new.name).is_some() {
+            return Err(Refusal::new(ResponseError::TopicAlreadyExists, format!("Topic '{}' already exists.", new.name)));
+        }
+        if new.partitions < 1 {
+            return Err(Refusal::new(ResponseError::InvalidPartitions, "Number of partitions must be larger than 0."));
+        }
+        self.check_room(new.partitions)?;
+        TopicConfig::new(new.configs.clone()).map_err(|message| Refusal::new(ResponseError::InvalidConfig, message))
+    }
+
+    fn check_room(&self, added: i32) -> Result<(), Refusal> {
+        let count = self.partition_count.load(Ordering::Relaxed) + added.max(0) as usize;
+        if count > self.max_partitions {
+            let message = format!("{count} partitions in all are more than the {} this broker allows", self.max_partitions);
+            return Err(Refusal::new(ResponseError::PolicyViolation, message));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn create(&self, store: &Store, new: &NewTopic) -> Result<Arc<Topic>, Refusal> {
+        let _changing = lock(&self.changing);
+        let config = self.check_new(new)?;
+        let id = Uuid::new_v4();
+        let record = TopicRecord { id, partitions: new.partitions, configs: config.overrides.clone() };
+        let put = Change::put(Key::Topic(new.name.clone()), &record).and_then(|change| store.apply(vec![change]));
+        put.map_err(storage_error)?;
+        self.insert(&new.name, id, Arc::new(config), new.partitions).map_err(storage_error)
+    }
+
+    pub(crate) fn delete(&self, store: &Store, topic: &Topic) -> Result<(), Refusal> {
+        let _changing = lock(&self.changing);
+        if self.by_id(topic.id).is_none() {
+            return Err(Refusal::new(ResponseError::UnknownTopicOrPartition, "This server does not host this topic."));
+        }
+        store.apply(vec![Change::remove(Key::Topic(topic.name.clone()))]).map_err(storage_error)?;
+        let mut registry = write(&self.registry);
+        registry.by_id.remove(&topic.id);
+        registry.by_name.remove(&topic.name);
+        drop(registry);
+        let partitions = topic.partitions();
+        self.partition_count.fetch_sub(partitions.len(), Ordering::Relaxed);
+        for partition in partitions {
+            partition.close();
+        }
+        // Moved aside first, so that the name is free at once and a crash leaves only trash.
+        let trash = self.trash.join(topic.id.to_string());
+        let removed = std::fs::create_dir_all(&self.trash)
+            .and_then(|()| std::fs::rename(self.directory.join(&topic.name), &trash))
+            .and_then(|()| std::fs::remove_dir_all(&trash));
+        if let Err(error) = removed {
+            tracing::warn!(topic = topic.name, %error, "cannot remove the files of a deleted topic");
+        }
+        Ok(())
+    }
+
+    /// Adds partitions until there are `count`.
+    pub(crate) fn grow(&self, store: &Store, topic: &Topic, count: i32, validate_only: bool) -> Result<(), Refusal> {
+        let _changing = lock(&self.changing);
+        let current = topic.partition_count();
+        if count <= current {
+            let message = format!("Topic currently has {current} partitions, which is not fewer than the requested {count}.");
+            return Err(Refusal::new(ResponseError::InvalidPartitions, message));
+        }
+        self.check_room(count - current)?;
+        if validate_only {
+            return Ok(());
+        }
+        self.save(store, topic, count, &topic.config())?;
+        let added = self.open_partitions(&topic.name, current..count).map_err(storage_error)?;
+        write(&topic.partitions).extend(added);
+        Ok(())
+    }
+
+    /// Replaces the configuration of a topic.
+    pub(crate) fn configure(&self, store: &Store, topic: &Topic, config: TopicConfig) -> Result<(), Refusal> {
+        let _changing = lock(&self.changing);
+        self.save(store, topic, topic.partition_count(), &config)?;
+        *write(&topic.config) = Arc::new(config);
+        Ok(())
+    }
+
+    fn save(&self, store: &Store, topic: &Topic, partitions: i32, config: &TopicConfig) -> Result<(), Refusal> {
+        let record = TopicRecord { id: topic.id, partitions, configs: config.overrides.clone() };
+        let put = Change::put(Key::Topic(topic.name.clone()), &record).and_then(|change| store.apply(vec![change]));
+        put.map_err(storage_error)
+    }
+}
+
+pub(crate) fn storage_error(error: io::Error) -> Refusal {
+    Refusal::new(ResponseError::KafkaStorageError, error.to_string())
+}
+
+/// A topic's name is a directory's name, so the rule keeps it harmless as well as legal.
+pub(crate) fn check_name(name: &str) -> Result<(), Refusal> {
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let problem = if name.is_empty() {
+        "the empty string is not allowed"
+    } else if name == "." || name == ".." {
+        "'.' or '..' is not allowed"
+    } else if name.len() > MAX_NAME_LENGTH {
+        "it is longer than 249 characters"
+    } else if !name.bytes().all(is_legal) {
+        "it contains one or more characters other than ASCII alphanumerics, '.', '_' and '-'"
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::new(ResponseError::InvalidTopicException, format!("Topic name is invalid: {problem}")))
+}

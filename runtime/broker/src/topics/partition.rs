@@ -1,0 +1,141 @@
+//! A partition: its log, and the fetches that wait for it.
+//!
+//! A fetch that finds too little registers a [`Notify`] before it looks, so that an append between looking and waiting
+//! cannot be missed. Readers at `read_committed` are woken only when the last stable offset moves: inside a transaction
+//! they could see nothing new.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use kafka_protocol::ResponseError;
+use tokio::sync::Notify;
+
+use super::config::TopicConfig;
+use crate::log::batch::{BatchHeader, Refusal};
+use crate::log::{Appended, Isolation, PartitionLog};
+use crate::sync::lock;
+
+#[derive(Debug)]
+struct Inner {
+    log: PartitionLog,
+    is_closed: bool,
+    end_waiters: Vec<Arc<Notify>>,
+    stable_waiters: Vec<Arc<Notify>>,
+}
+
+/// One partition of a topic.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    pub(crate) topic: String,
+    pub(crate) index: i32,
+    inner: Mutex<Inner>,
+    /// Held while a checkpoint is made or segments are compacted: both need the files to stay what they are.
+    pub(crate) maintenance: Mutex<()>,
+}
+
+impl Partition {
+    pub(crate) fn open(topic: &str, index: i32, directory: &Path, sync_each_append: bool) -> io::Result<Self> {
+        let log = PartitionLog::open(directory, sync_each_append)?;
+        let inner = Inner { log, is_closed: false, end_waiters: Vec::new(), stable_waiters: Vec::new() };
+        Ok(Self { topic: topic.to_owned(), index, inner: Mutex::new(inner), maintenance: Mutex::new(()) })
+    }
+
+    /// Appends a batch and wakes who waits for it.
+    pub(crate) fn append(&self, header: &BatchHeader, records: &[u8], config: &TopicConfig) -> Result<Appended, Refusal> {
+        self.change(|log| log.append(header, records, config))
+    }
+
+    /// Writes the marker that ends a producer's transaction here.
+    pub(crate) fn end_transaction(
+        &self,
+        producer_id: i64,
+        producer_epoch: i16,
+        commit: bool,
+        config: &TopicConfig,
+    ) -> Result<(), Refusal> {
+        self.change(|log| log.end_transaction(producer_id, producer_epoch, commit, config))
+    }
+
+    fn change<T>(&self, work: impl FnOnce(&mut PartitionLog) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let mut inner = lock(&self.inner);
+        if inner.is_closed {
+            return Err(Refusal::new(ResponseError::UnknownTopicOrPartition, "the topic was deleted"));
+        }
+        let before = (inner.log.end_offset(), inner.log.last_stable_offset());
+        let result = work(&mut inner.log);
+        let after = (inner.log.end_offset(), inner.log.last_stable_offset());
+        if before.0 != after.0 {
+            wake(&mut inner.end_waiters);
+        }
+        if before.1 != after.1 {
+            wake(&mut inner.stable_waiters);
+        }
+        result
+    }
+
+    /// Looks at, or works on, the log.
+    pub(crate) fn with_log<T>(&self, work: impl FnOnce(&mut PartitionLog) -> T) -> T {
+        work(&mut lock(&self.inner).log)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.inner).is_closed
+    }
+
+    /// Wakes `waiter` at the next change that readers at `isolation` can see.
+    pub(crate) fn register(&self, isolation: Isolation, waiter: &Arc<Notify>) {
+        let mut inner = lock(&self.inner);
+        inner.waiters(isolation).push(Arc::clone(waiter));
+    }
+
+    /// Takes `waiter` off again.
+    pub(crate) fn unregister(&self, isolation: Isolation, waiter: &Arc<Notify>) {
+        lock(&self.inner).waiters(isolation).retain(|other| !Arc::ptr_eq(other, waiter));
+    }
+
+    /// No more writes: the topic is being deleted.
+    pub(crate) fn close(&self) {
+        let mut inner = lock(&self.inner);
+        inner.is_closed = true;
+        wake(&mut inner.end_waiters);
+        wake(&mut inner.stable_waiters);
+    }
+
+    /// Makes everything appended so far durable and cheap to open.
+    pub(crate) fn checkpoint(&self) -> io::Result<()> {
+        let _maintenance = lock(&self.maintenance);
+        self.checkpoint_in_maintenance()
+    }
+
+    /// The same for a caller that holds `maintenance`.
+    pub(crate) fn checkpoint_in_maintenance(&self) -> io::Result<()> {
+        if self.is_closed() {
+            return Ok(());
+        }
+        let checkpoint = self.with_log(PartitionLog::prepare_checkpoint)?;
+        let written = checkpoint.write();
+        if written.is_err() {
+            self.with_log(PartitionLog::checkpoint_failed);
+            if self.is_closed() {
+                return Ok(());
+            }
+        }
+        written
+    }
+}
+
+impl Inner {
+    fn waiters(&mut self, isolation: Isolation) -> &mut Vec<Arc<Notify>> {
+        match isolation {
+            Isolation::Uncommitted => &mut self.end_waiters,
+            Isolation::Committed => &mut self.stable_waiters,
+        }
+    }
+}
+
+fn wake(waiters: &mut Vec<Arc<Notify>>) {
+    for waiter in waiters.drain(..) {
+        waiter.notify_one();
+    }
+}

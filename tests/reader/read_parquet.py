@@ -1,0 +1,147 @@
+"""What is in the Parquet files under a directory, told by two independent readers: one JSON object on stdout.
+
+    read_parquet.py DIR [--key COLUMN[,COLUMN..]] [--sum COLUMN[,COLUMN..]] [--access-log FILE [FILE ..]]
+
+pyarrow opens each file on its own (so a truncated or half-written one is an error, not a smaller count); DuckDB then reads all of them
+as one table, with Hive partitions and columns united by name. Both must agree on the number of rows. Hidden files and folders are
+skipped: that is where sinks keep what is not published yet.
+
+    {"files": N, "rows": N, "distinct": N or null, "types": {column: [type, ..]}, "partitions": {"day": ["2015-05-17", ..]},
+     "sums": {column: N}, "nulls": {column: N}, "missing": [..], "extra": [..]}
+
+`distinct` counts different values of the key columns. With --access-log each line of those combined access logs is parsed here,
+by a regular expression of this script, and compared with the rows as a multiset of (timestamp, method, path, protocol, status, bytes,
+referer, user_agent): `missing` and `extra` are the differences, at most ten each, with their totals in `missing_total` and `extra_total`;
+`unparsed` is the number of lines which this script takes for malformed.
+"""
+
+import argparse
+import collections
+import datetime
+import gzip
+import json
+import os
+import re
+import sys
+
+import duckdb
+import pyarrow.parquet
+
+COMBINED = re.compile(
+    rb'^(\S+) \S+ (\S+) \[([^\]]+)\] "((?:[^"\\]|\\.)*)" (\d{3}) (\d+|-) "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)"\r?$'
+)
+COMPARED = ["timestamp", "method", "path", "protocol", "status", "bytes", "referer", "user_agent"]
+
+
+def parquet_files(root):
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.endswith(".parquet") and not name.startswith("."):
+                yield os.path.join(folder, name)
+
+
+def hive_partitions(root, files):
+    found = collections.defaultdict(set)
+    for path in files:
+        for part in os.path.relpath(path, root).split(os.sep)[:-1]:
+            if "=" in part:
+                key, value = part.split("=", 1)
+                found[key].add(value)
+    return {key: sorted(values) for key, values in found.items()}
+
+
+def text(value):
+    # "-" stands for nothing. A logged backslash may be kept or undone by a parser, both are faithful: compare without them.
+    return None if value == b"-" else value.decode("utf-8", "replace").replace("\\", "")
+
+
+def expected_rows(paths):
+    rows, unparsed = collections.Counter(), 0
+    for path in paths:
+        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as log:
+            for line in log.read().splitlines():
+                match = COMBINED.match(line)
+                request = match and match[4].split(b" ")
+                if not match or len(request) != 3:
+                    unparsed += 1
+                    continue
+                when = datetime.datetime.strptime(match[3].decode(), "%d/%b/%Y:%H:%M:%S %z")
+                row = (int(when.timestamp()), *map(text, request), int(match[5]), 0 if match[6] == b"-" else int(match[6]), text(match[7]), text(match[8]))
+                rows[row] += 1
+    return rows, unparsed
+
+
+def compared(row):
+    when = row["timestamp"]
+    if isinstance(when, str):
+        when = datetime.datetime.fromisoformat(when)
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=datetime.timezone.utc)
+    words = [None if row[name] is None else row[name].replace("\\", "") for name in ("method", "path", "protocol")]
+    tail = [None if row[name] is None else row[name].replace("\\", "") for name in ("referer", "user_agent")]
+    return (int(when.timestamp()), *words, int(row["status"]), int(row["bytes"] or 0), *tail)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dir")
+    parser.add_argument("--key", default="")
+    parser.add_argument("--sum", default="")
+    parser.add_argument("--access-log", nargs="+", default=[])
+    args = parser.parse_args()
+
+    files = list(parquet_files(args.dir))
+    types = collections.defaultdict(set)
+    actual = collections.Counter()
+    rows = 0
+    for path in files:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table = file.read()
+        rows += table.num_rows
+        for field in table.schema:
+            types[field.name].add(str(field.type))
+        if args.access_log:
+            actual.update(compared(row) for row in table.select(COMPARED).to_pylist())
+
+    result = {
+        "files": len(files),
+        "rows": rows,
+        "distinct": None,
+        "types": {name: sorted(kinds) for name, kinds in sorted(types.items())},
+        "partitions": hive_partitions(args.dir, files),
+        "sums": {},
+        "nulls": {},
+    }
+
+    if files:
+        database = duckdb.connect()
+        database.execute("SET threads = 1")
+        database.read_parquet(files, hive_partitioning=True, union_by_name=True).create_view("records")
+        one = lambda sql: database.execute(sql).fetchone()
+        quoted = lambda name: '"' + name.replace('"', '""') + '"'
+        counted = one("SELECT count(*) FROM records")[0]
+        if counted != rows:
+            sys.exit(f"pyarrow reads {rows} rows, DuckDB {counted}")
+        if args.key:
+            key = ", ".join(quoted(name) for name in args.key.split(","))
+            result["distinct"] = one(f"SELECT count(*) FROM (SELECT DISTINCT {key} FROM records)")[0]
+        for name in filter(None, args.sum.split(",")):
+            result["sums"][name] = int(one(f"SELECT coalesce(sum({quoted(name)}), 0) FROM records")[0])
+        for name in types:
+            result["nulls"][name] = one(f"SELECT count(*) - count({quoted(name)}) FROM records")[0]
+
+    if args.access_log:
+        expected, unparsed = expected_rows(args.access_log)
+        missing, extra = expected - actual, actual - expected
+        result.update(
+            unparsed=unparsed,
+            missing=[repr(row) for row in list(missing)[:10]],
+            extra=[repr(row) for row in list(extra)[:10]],
+            missing_total=missing.total(),
+            extra_total=extra.total(),
+        )
+    print(json.dumps(result))
+
+
+main()

@@ -1,0 +1,82 @@
+//! The private ground of one test.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tempfile::TempDir;
+
+use crate::{Kafka, S3, Skip, Summary, Worker, worker_binary};
+
+/// A folder, a pipeline name that no other test has, and the workers that run it. When the test fails the folder is kept.
+pub struct Case {
+    name: String,
+    folder: Option<TempDir>,
+    brokers: String,
+    binary: PathBuf,
+    started: AtomicU32,
+}
+
+impl Case {
+    /// A new one. `test` is a short name, of letters and dashes.
+    pub fn new(test: &str, kafka: &Kafka) -> Result<Self, Skip> {
+        let binary = worker_binary()?;
+        // Kafka's data may be older than this process, so counting is not enough.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
+        let folder = tempfile::Builder::new().prefix(&format!("trunkline-{test}-")).tempdir().unwrap();
+        fs::create_dir(folder.path().join("pipelines")).unwrap();
+        fs::create_dir(folder.path().join("logs")).unwrap();
+        fs::create_dir(folder.path().join("lake")).unwrap();
+        Ok(Self {
+            name: format!("{test}-{:x}-{now:x}", std::process::id()),
+            folder: Some(folder),
+            brokers: kafka.brokers(),
+            binary,
+            started: AtomicU32::new(0),
+        })
+    }
+
+    /// The unique name: of the cluster, and of the pipeline where there is one.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A path in the folder. `logs` and `lake` exist.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.folder.as_ref().unwrap().path().join(relative)
+    }
+
+    /// Writes a pipeline file, in which `$NAME` stands for the unique name and `$DIR` for the folder. `file` is its name without `.toml`.
+    pub fn pipeline(&self, file: &str, text: &str) {
+        let text =
+            text.replace("$NAME", &self.name).replace("$DIR", self.path("").to_str().unwrap().trim_end_matches('/'));
+        fs::write(self.path("pipelines").join(file).with_extension("toml"), text).unwrap();
+    }
+
+    /// Starts a worker on all pipelines. `worker` names its data folder: the same one again takes over from the last one.
+    pub fn start(&self, worker: &str, arguments: &[&str]) -> Worker {
+        let mut command = std::process::Command::new(&self.binary);
+        command.arg("run").arg(self.path("pipelines"));
+        command.arg("--brokers").arg(&self.brokers).arg("--data").arg(self.path(&format!("data-{worker}")));
+        command.args(arguments).env("TRUNKLINE_CLUSTER", &self.name).envs(S3::CREDENTIALS);
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        Worker::spawn(command, &self.path(&format!("{number}-{worker}")))
+    }
+
+    /// Runs a worker until it is idle, and gives its summary, in which I3 was checked.
+    pub fn until_idle(&self, worker: &str, limit: Duration) -> Summary {
+        let exit = self.start(worker, &["--until-idle", "--json"]).wait(limit);
+        assert_eq!(exit.code, Some(0), "{}", exit.describe());
+        exit.summary()
+    }
+}
+
+impl Drop for Case {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let kept = self.folder.take().unwrap().keep();
+            eprintln!("what the workers wrote is in {}", kept.display());
+        }
+    }
+}

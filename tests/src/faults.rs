@@ -1,0 +1,382 @@
+//! A proxy before an S3 server that breaks chosen requests.
+//!
+//! It passes requests and answers on byte by byte (signatures cover the host header, which stays what the client sent), and knows just
+//! enough HTTP/1.1 to see where each one begins and ends.
+
+use std::io::{self, Error};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+/// What happens to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is answered with this status and S3's error document, and does not reach the server.
+    Status(u16),
+    /// Half of its body reaches the server, then both connections break.
+    Cut,
+    /// The server does the work, but its answer does not reach the client: the connection breaks.
+    DropReply,
+    /// It waits this long before it goes on to the server.
+    Slow(Duration),
+}
+
+/// A request that was seen.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Its method.
+    pub method: String,
+    /// Its path and query.
+    pub target: String,
+    /// What was done to it.
+    pub fault: Option<Fault>,
+}
+
+/// The proxy. Tests switch it while requests pass.
+pub struct S3Faults {
+    address: String,
+    state: Arc<Mutex<State>>,
+    _stop: oneshot::Sender<()>,
+}
+
+#[derive(Default)]
+struct State {
+    rules: Vec<Rule>,
+    seen: Vec<Request>,
+}
+
+struct Rule {
+    method: String,
+    part_of_target: String,
+    fault: Fault,
+    /// Requests that match but are let through first.
+    skip: u64,
+    /// Requests that are broken after those.
+    hits: u64,
+}
+
+/// A fault that lasts until it is lifted (or this is dropped).
+pub struct Window {
+    state: Arc<Mutex<State>>,
+    rule: usize,
+}
+
+impl S3Faults {
+    /// Starts a proxy before the server at `upstream` (host and port).
+    pub fn start(upstream: &str) -> Self {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let state = Arc::new(Mutex::new(State::default()));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (upstream, shared) = (upstream.to_owned(), state.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).unwrap();
+                let serve = async {
+                    while let Ok((client, _)) = listener.accept().await {
+                        let (upstream, state) = (upstream.clone(), shared.clone());
+                        // An error here is a connection that broke, be it by our own hand: both ends see it.
+                        tokio::spawn(async move { connection(client, &upstream, &state).await });
+                    }
+                };
+                tokio::select! { _ = stopped => {}, () = serve => {} }
+            });
+        });
+        Self { address, state, _stop: stop }
+    }
+
+    /// The proxy's host and port.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Breaks the `n`-th request (from 1, counted from now) with this method and this text in its path or query.
+    pub fn nth(&self, n: u64, method: &str, part_of_target: &str, fault: Fault) {
+        self.rule(method, part_of_target, fault, n - 1, 1);
+    }
+
+    /// Breaks every request with this method (any, if empty) and this text in its path or query, until the window is lifted.
+    pub fn from_now(&self, method: &str, part_of_target: &str, fault: Fault) -> Window {
+        let rule = self.rule(method, part_of_target, fault, 0, u64::MAX);
+        Window { state: self.state.clone(), rule }
+    }
+
+    /// Requests seen until now.
+    pub fn seen(&self) -> Vec<Request> {
+        locked(&self.state).seen.clone()
+    }
+
+    /// How many requests were broken until now.
+    pub fn broken(&self) -> usize {
+        locked(&self.state).seen.iter().filter(|request| request.fault.is_some()).count()
+    }
+
+    fn rule(&self, method: &str, part_of_target: &str, fault: Fault, skip: u64, hits: u64) -> usize {
+        let rules = &mut locked(&self.state).rules;
+        rules.push(Rule { method: method.into(), part_of_target: part_of_target.into(), fault, skip, hits });
+        rules.len() - 1
+    }
+}
+
+impl Window {
+    /// Lets requests through again.
+    pub fn lift(self) {}
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        locked(&self.state).rules[self.rule].hits = 0;
+    }
+}
+
+impl State {
+    fn judge(&mut self, method: &str, target: &str) -> Option<Fault> {
+        let mut fault = None;
+        for rule in &mut self.rules {
+            let matches = (rule.method.is_empty() || rule.method == method) && target.contains(&rule.part_of_target);
+            if !matches || rule.hits == 0 {
+                continue;
+            }
+            if rule.skip > 0 {
+                rule.skip -= 1;
+            } else if fault.is_none() {
+                rule.hits -= 1;
+                fault = Some(rule.fault);
+            }
+        }
+        self.seen.push(Request { method: method.into(), target: target.into(), fault });
+        fault
+    }
+}
+
+fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap()
+}
+
+/// Serves one connection of a client; the server gets a connection of its own for it.
+async fn connection(client: TcpStream, upstream: &str, state: &Mutex<State>) -> io::Result<()> {
+    let server = TcpStream::connect(upstream).await?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let (from_client, mut to_client) = client.into_split();
+    let (from_server, mut to_server) = server.into_split();
+    let (mut from_client, mut from_server) = (BufReader::new(from_client), BufReader::new(from_server));
+    loop {
+        let request = Head::read(&mut from_client).await?;
+        let (method, target) = request.first_two_words();
+        let fault = locked(state).judge(method, target);
+        match fault {
+            Some(Fault::Status(status)) => return answer(status, &request, &mut from_client, &mut to_client).await,
+            Some(Fault::Cut) => return cut(&request, &mut from_client, &mut to_client, &mut to_server).await,
+            Some(Fault::Slow(delay)) => tokio::time::sleep(delay).await,
+            Some(Fault::DropReply) | None => {}
+        }
+        let dropped = fault == Some(Fault::DropReply);
+        to_server.write_all(&request.bytes).await?;
+
+        if request.expects_continue() && !dropped {
+            let first = Head::read(&mut from_server).await?;
+            to_client.write_all(&first.bytes).await?;
+            if !first.is_interim() {
+                return copy_body(first.body(method), &mut from_server, &mut to_client).await;
+            }
+        } else if request.expects_continue() {
+            to_client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+        }
+        copy_body(request.body(""), &mut from_client, &mut to_server).await?;
+
+        let mut response = Head::read(&mut from_server).await?;
+        while response.is_interim() {
+            response = Head::read(&mut from_server).await?;
+        }
+        if dropped {
+            // The whole answer is awaited: only then is the work done for certain.
+            return copy_body(response.body(method), &mut from_server, &mut tokio::io::sink()).await;
+        }
+        to_client.write_all(&response.bytes).await?;
+        let body = response.body(method);
+        copy_body(body, &mut from_server, &mut to_client).await?;
+        if body == Body::UntilEnd
+            || response.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+        {
+            return Ok(());
+        }
+    }
+}
+
+/// Answers in the server's place.
+async fn answer(
+    status: u16,
+    request: &Head,
+    from_client: &mut BufReader<OwnedReadHalf>,
+    to_client: &mut OwnedWriteHalf,
+) -> io::Result<()> {
+    if !request.expects_continue() {
+        // Clients that are still sending would take an early answer for a broken connection.
+        copy_body(request.body(""), from_client, &mut tokio::io::sink()).await?;
+    }
+    let (code, reason) = match status {
+        403 => ("AccessDenied", "Forbidden"),
+        503 => ("SlowDown", "Service Unavailable"),
+        _ => ("InternalError", "Error"),
+    };
+    let document = format!(
+        r#"<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>asked for by a test</Message></Error>"#
+    );
+    let head = format!(
+        "HTTP/1.1 {status} {reason}\r\ncontent-type: application/xml\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        document.len()
+    );
+    to_client.write_all(head.as_bytes()).await?;
+    let (method, _) = request.first_two_words();
+    if method != "HEAD" {
+        to_client.write_all(document.as_bytes()).await?;
+    }
+    to_client.shutdown().await
+}
+
+/// Lets half of a request through; the connections break when the caller drops them.
+async fn cut(
+    request: &Head,
+    from_client: &mut BufReader<OwnedReadHalf>,
+    to_client: &mut OwnedWriteHalf,
+    to_server: &mut OwnedWriteHalf,
+) -> io::Result<()> {
+    to_server.write_all(&request.bytes).await?;
+    if request.expects_continue() {
+        to_client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+    }
+    let half = match request.body("") {
+        Body::Length(length) => length / 2,
+        // Its length is not known beforehand: the first bytes will do.
+        _ => 1,
+    };
+    tokio::io::copy(&mut from_client.take(half), to_server).await?;
+    Ok(())
+}
+
+/// The first lines of a request or answer, up to and with the empty one.
+struct Head {
+    bytes: Vec<u8>,
+}
+
+/// What follows a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Body {
+    Length(u64),
+    Chunked,
+    UntilEnd,
+}
+
+impl Head {
+    async fn read(from: &mut BufReader<OwnedReadHalf>) -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        loop {
+            let start = bytes.len();
+            if from.read_until(b'\n', &mut bytes).await? == 0 {
+                return Err(Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            if bytes[start..] == *b"\r\n" {
+                return Ok(Self { bytes });
+            }
+        }
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.bytes).unwrap()
+    }
+
+    /// Method and target of a request; version and status of an answer.
+    fn first_two_words(&self) -> (&str, &str) {
+        let mut words = self.text().split_ascii_whitespace();
+        (words.next().unwrap_or_default(), words.next().unwrap_or_default())
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.text().split("\r\n").skip(1);
+        lines
+            .filter_map(|line| line.split_once(':'))
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
+    }
+
+    fn expects_continue(&self) -> bool {
+        self.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
+    }
+
+    /// Of an answer: whether the real one comes later.
+    fn is_interim(&self) -> bool {
+        self.first_two_words().1.starts_with('1')
+    }
+
+    /// `method` is that of the request which this answers; empty if this is a request.
+    fn body(&self, method: &str) -> Body {
+        let is_answer = !method.is_empty();
+        if is_answer && (method == "HEAD" || matches!(self.first_two_words().1, "204" | "304")) {
+            return Body::Length(0);
+        }
+        if self.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
+            return Body::Chunked;
+        }
+        match self.header("content-length").and_then(|value| value.parse().ok()) {
+            Some(length) => Body::Length(length),
+            None if is_answer => Body::UntilEnd,
+            None => Body::Length(0),
+        }
+    }
+}
+
+async fn copy_body(
+    body: Body,
+    from: &mut BufReader<OwnedReadHalf>,
+    to: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    match body {
+        Body::Length(length) => copy_exactly(length, from, to).await?,
+        Body::UntilEnd => {
+            tokio::io::copy_buf(from, to).await?;
+        }
+        Body::Chunked => loop {
+            let mut line = Vec::new();
+            from.read_until(b'\n', &mut line).await?;
+            to.write_all(&line).await?;
+            let size = std::str::from_utf8(&line).ok().and_then(|text| text.trim().split(';').next());
+            let size = size.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+            let size = size.ok_or_else(|| Error::other("a chunk without a size"))?;
+            if size == 0 {
+                copy_trailers(from, to).await?;
+                break;
+            }
+            copy_exactly(size + 2, from, to).await?; // with the line break behind it
+        },
+    }
+    to.flush().await
+}
+
+async fn copy_exactly(
+    length: u64,
+    from: &mut BufReader<OwnedReadHalf>,
+    to: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    let copied = tokio::io::copy(&mut from.take(length), to).await?;
+    if copied < length { Err(Error::from(io::ErrorKind::UnexpectedEof)) } else { Ok(()) }
+}
+
+async fn copy_trailers(from: &mut BufReader<OwnedReadHalf>, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    loop {
+        let mut line = Vec::new();
+        if from.read_until(b'\n', &mut line).await? == 0 {
+            return Err(Error::from(io::ErrorKind::UnexpectedEof));
+        }
+        to.write_all(&line).await?;
+        if line == b"\r\n" {
+            return Ok(());
+        }
+    }
+}

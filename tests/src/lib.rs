@@ -1,0 +1,40 @@
+//! What end-to-end tests and benchmarks are made of: real servers, a worker process, logs that are being written, and independent readers.
+//!
+//! * [`Kafka`] and [`S3`] start real servers through the scripts in `tests/services`. They end with the test process, however it ends.
+//! * [`S3Faults`] is a proxy before an S3 server that breaks chosen requests.
+//! * [`Case`] is the private ground of one test: a folder, a pipeline name that no other test has, and its [`Worker`] processes.
+//! * [`LogWriter`] writes and rotates access logs; [`Reader`] says what reached the lake; [`Kafka::read`] what is in a topic.
+//! * [`Summary`] is what a worker counted, and checks conservation (I3).
+//!
+//! Waits are polls with a deadline ([`wait`]), never sleeps. What a machine lacks makes a test print `SKIP name: reason` ([`need!`]).
+
+// A harness has one way to report a failure, a panic with the reason, exactly like the tests that call it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod case;
+mod faults;
+mod kafka;
+mod log_writer;
+mod plugins;
+mod random;
+mod reader;
+mod repository;
+mod s3;
+mod server;
+mod skip;
+mod summary;
+pub mod wait;
+mod worker;
+
+pub use case::Case;
+pub use faults::{Fault, Request, S3Faults, Window};
+pub use kafka::{Kafka, Record};
+pub use log_writer::LogWriter;
+pub use plugins::test_plugin;
+pub use random::Random;
+pub use reader::{Found, Reader};
+pub use repository::{repository, sample_access_log, worker_binary};
+pub use s3::S3;
+pub use skip::Skip;
+pub use summary::{Counters, Summary};
+pub use worker::{Exit, Worker};

@@ -1,0 +1,120 @@
+//! A web server's access log, as it is written and rotated.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use crate::Random;
+
+const METHODS: [&str; 4] = ["GET", "GET", "POST", "HEAD"];
+const REFERERS: [&str; 3] = ["-", "https://www.example.com/", "https://search.example.org/?q=log%20files&hl=en"];
+const AGENTS: [&str; 4] = [
+    "-",
+    "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+    "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.4 Safari/605.1.15",
+    "curl/8.14.1",
+];
+/// 2026-03-01T00:00:00Z. Lines are 2.5 s apart, so 100,000 of them are three days.
+const FIRST_SECOND: u64 = 1_772_323_200;
+
+/// Writes lines of the combined format. The same seed gives the same lines; each has a path of its own, `/item/{number}`.
+pub struct LogWriter {
+    path: PathBuf,
+    file: File,
+    random: Random,
+    lines: u64,
+    bytes: u64,
+}
+
+impl LogWriter {
+    /// A log at `path`, empty until lines are appended.
+    pub fn new(path: impl Into<PathBuf>, seed: u64) -> Self {
+        let path = path.into();
+        let file = open(&path);
+        Self { path, file, random: Random::new(seed), lines: 0, bytes: 0 }
+    }
+
+    /// Appends so many lines.
+    pub fn append(&mut self, lines: u64) {
+        let mut text = String::new();
+        for _ in 0..lines {
+            self.line(&mut text);
+        }
+        self.file.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Appends what is no line of the format, or no line at all. It is not counted.
+    pub fn append_raw(&mut self, bytes: &[u8]) {
+        self.file.write_all(bytes).unwrap();
+    }
+
+    /// Lines written since the beginning.
+    pub fn lines(&self) -> u64 {
+        self.lines
+    }
+
+    /// The sum of the field `bytes` over all lines.
+    pub fn bytes(&self) -> i64 {
+        self.bytes as i64
+    }
+
+    /// The log's size now: the byte offset of what is appended next.
+    pub fn size(&self) -> u64 {
+        self.file.metadata().unwrap().len()
+    }
+
+    /// logrotate's `create`: renames the log and begins a new one.
+    pub fn rotate(&mut self, to: &Path) {
+        fs::rename(&self.path, to).unwrap();
+        self.file = open(&self.path);
+    }
+
+    /// logrotate's `copytruncate`: copies the log and empties it.
+    pub fn copy_truncate(&mut self, to: &Path) {
+        fs::copy(&self.path, to).unwrap();
+        self.file.set_len(0).unwrap();
+    }
+
+    /// logrotate's `compress`: packs a rotated log into `{path}.gz`, which appears complete, and removes it.
+    pub fn gzip(path: &Path) {
+        let unfinished = path.with_added_extension("tmp");
+        let mut packed = GzEncoder::new(File::create(&unfinished).unwrap(), Compression::fast());
+        packed.write_all(&fs::read(path).unwrap()).unwrap();
+        packed.finish().unwrap();
+        fs::rename(unfinished, path.with_added_extension("gz")).unwrap();
+        fs::remove_file(path).unwrap();
+    }
+
+    fn line(&mut self, text: &mut String) {
+        use std::fmt::Write;
+        let number = self.lines;
+        self.lines += 1;
+        let random = &mut self.random;
+        let address = random.next().to_be_bytes();
+        let [a, b, c, d, ..] = address;
+        let user = if random.below(10) == 0 { "alice" } else { "-" };
+        let second = FIRST_SECOND + number * 5 / 2;
+        let (day, hour, minute) = ((second - FIRST_SECOND) / 86_400 + 1, second / 3600 % 24, second / 60 % 60);
+        assert!(day <= 31, "the calendar of this generator ends with March");
+        let method = random.pick(&METHODS);
+        let status = 200 + random.below(4) * 100;
+        let size = random.below(100_000);
+        self.bytes += if size < 5_000 { 0 } else { size };
+        let size = if size < 5_000 { "-".to_owned() } else { size.to_string() };
+        let (referer, agent) = (random.pick(&REFERERS), random.pick(&AGENTS));
+        writeln!(
+            text,
+            r#"{a}.{b}.{c}.{d} - {user} [{day:02}/Mar/2026:{hour:02}:{minute:02}:{:02} +0000] "{method} /item/{number} HTTP/1.1" {status} {size} "{referer}" "{agent}""#,
+            second % 60
+        )
+        .unwrap();
+    }
+}
+
+fn open(path: &Path) -> File {
+    // Append mode is what makes copytruncate work, here as in a real server: after it the next line lands at offset 0.
+    OpenOptions::new().create(true).append(true).open(path).unwrap()
+}

@@ -1,0 +1,39 @@
+//! Where things are: the repository, the worker's binary, data for tests that is not in the repository.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use crate::Skip;
+
+/// The root of the repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The worker's binary: `TRUNKLINE_BIN`, else the one that cargo built beside this executable.
+pub fn worker_binary() -> Result<PathBuf, Skip> {
+    if let Some(path) = env::var_os("TRUNKLINE_BIN") {
+        return Ok(path.into());
+    }
+    let path = profile_directory().join("trunkline");
+    if path.exists() { Ok(path) } else { Err(Skip::new(format!("no {}: cargo build --workspace", path.display()))) }
+}
+
+/// `target/debug` or `target/release`: tests run in its folder `deps`, benchmarks in itself.
+fn profile_directory() -> PathBuf {
+    let executable = env::current_exe().unwrap();
+    let folder = executable.parent().unwrap();
+    if folder.ends_with("deps") { folder.parent().unwrap().into() } else { folder.into() }
+}
+
+/// The target folder that this executable was built in.
+pub(crate) fn target_directory() -> PathBuf {
+    profile_directory().parent().unwrap().into()
+}
+
+/// 10,000 lines of a real web server's log. They are not ours to copy, so they lie beside the repository or in `TRUNKLINE_TEST_DATA`.
+pub fn sample_access_log() -> Result<PathBuf, Skip> {
+    let folder = env::var_os("TRUNKLINE_TEST_DATA").map_or_else(|| repository().join("../shared/data"), PathBuf::from);
+    let path = folder.join("access-combined.log");
+    path.canonicalize().map_err(|error| Skip::new(format!("{}: {error}; set TRUNKLINE_TEST_DATA", path.display())))
+}

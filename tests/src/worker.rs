@@ -1,0 +1,160 @@
+//! A worker process.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{io, mem};
+
+use crate::{Summary, wait};
+
+/// A process that was started, mostly a worker. It is killed when this goes out of scope.
+pub struct Worker {
+    pid: i32,
+    command: String,
+    output: PathBuf,
+    started: Instant,
+    exit: Option<Exit>,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug)]
+pub struct Exit {
+    /// Its exit code, if it was not killed.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// From its start to its end.
+    pub elapsed: Duration,
+    /// Processor time, user and system, of all its threads.
+    pub cpu: Duration,
+    /// The most memory that it ever had resident, in bytes.
+    pub peak_rss: u64,
+    /// The command line.
+    pub command: String,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Worker {
+    /// Starts `command`; its output goes to the files `{output}.stdout` and `{output}.stderr`.
+    pub fn spawn(mut command: Command, output: &Path) -> Self {
+        let file = |kind| File::create(output.with_added_extension(kind)).unwrap();
+        command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr"));
+        // SAFETY: prctl is async-signal-safe and touches nothing of ours.
+        unsafe {
+            command.pre_exec(|| {
+                // A worker does not outlive its test, even if that is killed: the signal comes when the thread that started it ends.
+                match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                    0 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                }
+            });
+        }
+        let started = Instant::now();
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        // From here on the process is waited for by wait4, which tells what it used; the handle of std is dropped, which does nothing.
+        Self { pid: child.id() as i32, command: format!("{command:?}"), output: output.into(), started, exit: None }
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.reap(libc::WNOHANG);
+        self.exit.is_none()
+    }
+
+    /// What it wrote to standard error until now.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.output.with_added_extension("stderr")).unwrap()).into_owned()
+    }
+
+    /// Asks it to stop.
+    pub fn sigterm(&mut self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    /// Kills it and waits for its end.
+    pub fn kill9(mut self) -> Exit {
+        self.signal(libc::SIGKILL);
+        self.reap(0);
+        self.exit.clone().unwrap()
+    }
+
+    /// Kills it after `delay`, unless it ends by itself before that.
+    pub fn kill9_after(mut self, delay: Duration) -> Exit {
+        wait::within(delay, || (!self.runs()).then_some(()));
+        self.kill9()
+    }
+
+    /// Waits for its end; panics with the end of its standard error when that takes longer than `limit`.
+    pub fn wait(mut self, limit: Duration) -> Exit {
+        if wait::within(limit, || (!self.runs()).then_some(())).is_none() {
+            let exit = self.kill9();
+            panic!("did not end within {limit:?}: {}", exit.describe());
+        }
+        self.exit.clone().unwrap()
+    }
+
+    fn signal(&mut self, signal: i32) {
+        if self.runs() {
+            // SAFETY: kill has no memory effects. The pid is ours: it is not reused before wait4 has reaped it.
+            unsafe { libc::kill(self.pid, signal) };
+        }
+    }
+
+    fn reap(&mut self, options: i32) {
+        if self.exit.is_some() {
+            return;
+        }
+        let mut status = 0;
+        // SAFETY: rusage is plain numbers; wait4 writes to the two places given, for a child that was not reaped yet.
+        let (reaped, usage) = unsafe {
+            let mut usage: libc::rusage = mem::zeroed();
+            (libc::wait4(self.pid, &mut status, options, &mut usage), usage)
+        };
+        assert!(reaped >= 0, "wait4: {}", io::Error::last_os_error());
+        if reaped == 0 {
+            return;
+        }
+        let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+        self.exit = Some(Exit {
+            code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+            signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+            elapsed: self.started.elapsed(),
+            cpu: time(usage.ru_utime) + time(usage.ru_stime),
+            peak_rss: usage.ru_maxrss as u64 * 1024,
+            command: self.command.clone(),
+            stdout: String::from_utf8_lossy(&fs::read(self.output.with_added_extension("stdout")).unwrap())
+                .into_owned(),
+            stderr: self.stderr(),
+        });
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.signal(libc::SIGKILL);
+        self.reap(0);
+    }
+}
+
+impl Exit {
+    /// The summary on its last line, in which I3 was checked.
+    pub fn summary(&self) -> Summary {
+        assert!(!self.stdout.trim().is_empty(), "no summary: {}", self.describe());
+        Summary::parse(&self.stdout)
+    }
+
+    /// For a message: how it ended, and its last words.
+    pub fn describe(&self) -> String {
+        let lines = self.stderr.lines().collect::<Vec<_>>();
+        let last = lines[lines.len().saturating_sub(30)..].join("\n");
+        format!(
+            "{}: code {:?}, signal {:?}, after {:?}; it said:\n{last}",
+            self.command, self.code, self.signal, self.elapsed
+        )
+    }
+}
