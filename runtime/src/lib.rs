@@ -1,5 +1,9 @@
 //! What turns pipeline files into running tasks.
 
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
+pub mod kafka;
 pub mod plan;
+pub mod stage;
+pub mod worker;

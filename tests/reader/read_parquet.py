@@ -1,15 +1,16 @@
 """What is in the Parquet files under a directory, told by two independent readers: one JSON object on stdout.
 
-    read_parquet.py DIR [--key COLUMN[,COLUMN..]] [--sum COLUMN[,COLUMN..]] [--access-log FILE [FILE ..]]
+    read_parquet.py DIR [--key COLUMN[,COLUMN..]] [--sum COLUMN[,COLUMN..]] [--values COLUMN]
+                         [--access-log FILE [FILE ..]]
 
 pyarrow opens each file on its own (so a truncated or half-written one is an error, not a smaller count); DuckDB then reads all of them
 as one table, with Hive partitions and columns united by name. Both must agree on the number of rows. Hidden files and folders are
 skipped: that is where sinks keep what is not published yet.
 
     {"files": N, "rows": N, "distinct": N or null, "types": {column: [type, ..]}, "partitions": {"day": ["2015-05-17", ..]},
-     "sums": {column: N}, "nulls": {column: N}, "missing": [..], "extra": [..]}
+     "sums": {column: N}, "nulls": {column: N}, "values": [..], "missing": [..], "extra": [..]}
 
-`distinct` counts different values of the key columns. With --access-log each line of those combined access logs is parsed here,
+`distinct` counts different values of the key columns; `values` has up to ten of the column given. With --access-log each line of those combined access logs is parsed here,
 by a regular expression of this script, and compared with the rows as a multiset of (timestamp, method, path, protocol, status, bytes,
 referer, user_agent): `missing` and `extra` are the differences, at most ten each, with their totals in `missing_total` and `extra_total`;
 `unparsed` is the number of lines which this script takes for malformed.
@@ -88,6 +89,7 @@ def main():
     parser.add_argument("dir")
     parser.add_argument("--key", default="")
     parser.add_argument("--sum", default="")
+    parser.add_argument("--values", default="")
     parser.add_argument("--access-log", nargs="+", default=[])
     args = parser.parse_args()
 
@@ -112,6 +114,7 @@ def main():
         "partitions": hive_partitions(args.dir, files),
         "sums": {},
         "nulls": {},
+        "values": [],
     }
 
     if files:
@@ -128,6 +131,9 @@ def main():
             result["distinct"] = one(f"SELECT count(*) FROM (SELECT DISTINCT {key} FROM records)")[0]
         for name in filter(None, args.sum.split(",")):
             result["sums"][name] = int(one(f"SELECT coalesce(sum({quoted(name)}), 0) FROM records")[0])
+        if args.values:
+            sql = f"SELECT DISTINCT {quoted(args.values)} FROM records ORDER BY 1 LIMIT 10"
+            result["values"] = [str(value) for (value,) in database.execute(sql).fetchall()]
         for name in types:
             result["nulls"][name] = one(f"SELECT count(*) - count({quoted(name)}) FROM records")[0]
 

@@ -26,7 +26,7 @@ stop_server() {
 # Tests hold the other end of that pipe: however they end, kill -9 included, no server and no data are left behind.
 leash() {
   [ "${LEASH:-}" = 1 ] || return 0
-  setsid bash -c '. "$1/lib.sh"; cat >/dev/null; pid=$(server_pid "$2" "$3") && kill -9 "$pid"; rm -rf "$4"' \
+  setsid bash -c '. "$1/lib.sh"; cat >/dev/null; while pid=$(server_pid "$2" "$3"); do kill -9 "$pid"; sleep 0.05; done; rm -rf "$4"' \
     leash "$SERVICES" "$@" <&0 >/dev/null 2>&1 9>&- &
 }
 

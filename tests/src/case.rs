@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
-use crate::{Kafka, S3, Skip, Summary, Worker, worker_binary};
+use crate::{Kafka, S3, Summary, Worker, worker_binary};
 
 /// A folder, a pipeline name that no other test has, and the workers that run it. When the test fails the folder is kept.
 pub struct Case {
@@ -20,21 +20,21 @@ pub struct Case {
 
 impl Case {
     /// A new one. `test` is a short name, of letters and dashes.
-    pub fn new(test: &str, kafka: &Kafka) -> Result<Self, Skip> {
-        let binary = worker_binary()?;
+    pub fn new(test: &str, kafka: &Kafka) -> Self {
+        let binary = worker_binary();
         // Kafka's data may be older than this process, so counting is not enough.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
         let folder = tempfile::Builder::new().prefix(&format!("trunkline-{test}-")).tempdir().unwrap();
         fs::create_dir(folder.path().join("pipelines")).unwrap();
         fs::create_dir(folder.path().join("logs")).unwrap();
         fs::create_dir(folder.path().join("lake")).unwrap();
-        Ok(Self {
+        Self {
             name: format!("{test}-{:x}-{now:x}", std::process::id()),
             folder: Some(folder),
             brokers: kafka.brokers(),
             binary,
             started: AtomicU32::new(0),
-        })
+        }
     }
 
     /// The unique name: of the cluster, and of the pipeline where there is one.
@@ -59,6 +59,10 @@ impl Case {
         let mut command = std::process::Command::new(&self.binary);
         command.arg("run").arg(self.path("pipelines"));
         command.arg("--brokers").arg(&self.brokers).arg("--data").arg(self.path(&format!("data-{worker}")));
+        // Settings of whoever runs the tests are not this worker's, nor are the variables of the tests themselves.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRUNKLINE_")) {
+            command.env_remove(name);
+        }
         command.args(arguments).env("TRUNKLINE_CLUSTER", &self.name).envs(S3::CREDENTIALS);
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         Worker::spawn(command, &self.path(&format!("{number}-{worker}")))

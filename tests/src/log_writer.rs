@@ -17,10 +17,8 @@ const AGENTS: [&str; 4] = [
     "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.4 Safari/605.1.15",
     "curl/8.14.1",
 ];
-/// 2026-03-01T00:00:00Z. Lines are 2.5 s apart, so 100,000 of them are three days.
-const FIRST_SECOND: u64 = 1_772_323_200;
-
-/// Writes lines of the combined format. The same seed gives the same lines; each has a path of its own, `/item/{number}`.
+/// Writes lines of the combined format. The same seed gives the same lines; each has a path of its own, `/item/{number}`. They
+/// are 2.5 s apart, so 100,000 of them are three days, from 1 March 2026; after 31 days it is 1 March again.
 pub struct LogWriter {
     path: PathBuf,
     file: File,
@@ -93,12 +91,11 @@ impl LogWriter {
         let number = self.lines;
         self.lines += 1;
         let random = &mut self.random;
-        let address = random.next().to_be_bytes();
+        let address = random.number().to_be_bytes();
         let [a, b, c, d, ..] = address;
         let user = if random.below(10) == 0 { "alice" } else { "-" };
-        let second = FIRST_SECOND + number * 5 / 2;
-        let (day, hour, minute) = ((second - FIRST_SECOND) / 86_400 + 1, second / 3600 % 24, second / 60 % 60);
-        assert!(day <= 31, "the calendar of this generator ends with March");
+        let second = number * 5 / 2 % (31 * 86_400);
+        let (day, hour, minute) = (second / 86_400 + 1, second / 3600 % 24, second / 60 % 60);
         let method = random.pick(&METHODS);
         let status = 200 + random.below(4) * 100;
         let size = random.below(100_000);

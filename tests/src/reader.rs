@@ -32,6 +32,8 @@ pub struct Found {
     pub sums: BTreeMap<String, i64>,
     /// Empty cells of each column.
     pub nulls: BTreeMap<String, u64>,
+    /// Some values of the column asked for.
+    pub values: Vec<String>,
     /// Malformed lines of the access logs given, by the script's own parser.
     pub unparsed: Option<u64>,
     /// Some of the log's lines that are not in the lake.
@@ -70,6 +72,11 @@ impl Reader {
     /// The same, with sums of columns.
     pub fn read_with_sums(&self, folder: &Path, key: &[&str], sums: &[&str]) -> Found {
         self.run(folder, &["--key", &key.join(","), "--sum", &sums.join(",")], &[])
+    }
+
+    /// The same, with some values of a column.
+    pub fn read_with_values(&self, folder: &Path, column: &str) -> Found {
+        self.run(folder, &["--values", column], &[])
     }
 
     /// Compares all published files under `folder` with the lines of combined access logs.

@@ -11,12 +11,13 @@ pub fn repository() -> &'static Path {
 }
 
 /// The worker's binary: `TRUNKLINE_BIN`, else the one that cargo built beside this executable.
-pub fn worker_binary() -> Result<PathBuf, Skip> {
+pub fn worker_binary() -> PathBuf {
     if let Some(path) = env::var_os("TRUNKLINE_BIN") {
-        return Ok(path.into());
+        return path.into();
     }
     let path = profile_directory().join("trunkline");
-    if path.exists() { Ok(path) } else { Err(Skip::new(format!("no {}: cargo build --workspace", path.display()))) }
+    assert!(path.exists(), "no {}: `cargo build --workspace --all-targets` comes first", path.display());
+    path
 }
 
 /// `target/debug` or `target/release`: tests run in its folder `deps`, benchmarks in itself.

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
@@ -11,7 +11,8 @@ use crate::{Summary, wait};
 
 /// A process that was started, mostly a worker. It is killed when this goes out of scope.
 pub struct Worker {
-    pid: i32,
+    /// Waited for by wait4, which tells what the process used; the standard library's own wait is never called.
+    process: Child,
     command: String,
     output: PathBuf,
     started: Instant,
@@ -55,9 +56,8 @@ impl Worker {
             });
         }
         let started = Instant::now();
-        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        // From here on the process is waited for by wait4, which tells what it used; the handle of std is dropped, which does nothing.
-        Self { pid: child.id() as i32, command: format!("{command:?}"), output: output.into(), started, exit: None }
+        let process = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Self { process, command: format!("{command:?}"), output: output.into(), started, exit: None }
     }
 
     /// Whether it still runs.
@@ -98,10 +98,14 @@ impl Worker {
         self.exit.clone().unwrap()
     }
 
+    fn pid(&self) -> i32 {
+        self.process.id() as i32
+    }
+
     fn signal(&mut self, signal: i32) {
         if self.runs() {
             // SAFETY: kill has no memory effects. The pid is ours: it is not reused before wait4 has reaped it.
-            unsafe { libc::kill(self.pid, signal) };
+            unsafe { libc::kill(self.pid(), signal) };
         }
     }
 
@@ -113,7 +117,7 @@ impl Worker {
         // SAFETY: rusage is plain numbers; wait4 writes to the two places given, for a child that was not reaped yet.
         let (reaped, usage) = unsafe {
             let mut usage: libc::rusage = mem::zeroed();
-            (libc::wait4(self.pid, &mut status, options, &mut usage), usage)
+            (libc::wait4(self.pid(), &mut status, options, &mut usage), usage)
         };
         assert!(reaped >= 0, "wait4: {}", io::Error::last_os_error());
         if reaped == 0 {

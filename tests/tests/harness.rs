@@ -1,5 +1,8 @@
 //! The harness itself: what the end-to-end tests rely on, checked without a worker.
 
+// Tests fail by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -100,7 +100,7 @@ impl Store {
             file.sync_all()?;
         }
         sync_directory(directory)?;
-        let live = entries.iter().map(|(_, value)| entry_size(value)).sum();
+        let live = entries.values().map(|value| entry_size(value)).sum();
         let inner = Inner { file, size: at as u64, live, entries, has_debris: false };
         Ok(Self { directory: directory.to_owned(), sync_each_append, inner: Mutex::new(inner) })
     }
@@ -110,7 +110,8 @@ impl Store {
         if changes.is_empty() {
             return Ok(());
         }
-        let pairs: Vec<(&Key, &Option<Box<RawValue>>)> = changes.iter().map(|change| (&change.key, &change.value)).collect();
+        let pairs: Vec<(&Key, &Option<Box<RawValue>>)> =
+            changes.iter().map(|change| (&change.key, &change.value)).collect();
         let frame = encode_frame(&serde_json::to_vec(&pairs)?);
         let mut inner = lock(&self.inner);
         let size = inner.size;
@@ -118,13 +119,12 @@ impl Store {
             inner.file.set_len(size)?;
             inner.has_debris = false;
         }
-        if let Err(error) = inner.file.write_all(&frame) {
+        let written = inner.file.write_all(&frame);
+        let written = written.and_then(|()| if self.sync_each_append { inner.file.sync_data() } else { Ok(()) });
+        if let Err(error) = written {
             inner.has_debris = inner.file.set_len(size).is_err();
             tracing::error!(directory = %self.directory.display(), %error, "cannot write to the internal log");
             return Err(error);
-        }
-        if self.sync_each_append {
-            inner.file.sync_data()?;
         }
         inner.size += frame.len() as u64;
         for Change { key, value } in changes {

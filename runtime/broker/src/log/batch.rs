@@ -13,8 +13,8 @@ use kafka_protocol::ResponseError;
 pub(crate) const HEADER_LENGTH: usize = 61;
 /// The length field does not count itself and the base offset before it.
 pub(crate) const LENGTH_PREFIX: usize = 12;
-/// Where the bytes begin that the checksum covers.
-pub(crate) const CRC_COVERED_FROM: usize = 21;
+/// Where the bytes begin that the checksum covers; what is patched lies before.
+const CRC_COVERED_FROM: usize = 21;
 /// How many bytes of a stored batch are the broker's own: base offset, length, leader epoch.
 pub(crate) const PATCHED_PREFIX: usize = 16;
 
@@ -243,7 +243,12 @@ pub(crate) fn assemble(header: &BatchHeader, records: &[u8]) -> (BatchHeader, By
 }
 
 /// The control batch that ends a transaction in one partition (KIP-98): one record whose key says how it ended.
-pub(crate) fn transaction_marker(producer_id: i64, producer_epoch: i16, commit: bool, now: i64) -> (BatchHeader, Bytes) {
+pub(crate) fn transaction_marker(
+    producer_id: i64,
+    producer_epoch: i16,
+    commit: bool,
+    now: i64,
+) -> (BatchHeader, Bytes) {
     let mut record = BytesMut::with_capacity(24);
     record.put_i8(0); // attributes of the record
     record.put_i8(0); // timestamp delta

@@ -42,6 +42,7 @@ pub(crate) struct State {
     version: u32,
     pub(crate) start_offset: i64,
     pub(crate) end_offset: i64,
+    pub(crate) cleaned_until: i64,
     pub(crate) segments: Vec<SegmentState>,
     pub(crate) producers: ProducerStates,
 }
@@ -94,6 +95,7 @@ impl PartitionLog {
             version: VERSION,
             start_offset: self.start_offset,
             end_offset: self.end_offset,
+            cleaned_until: self.cleaned_until,
             segments: self.segments.iter().map(describe).collect(),
             producers: self.producers.clone(),
         };

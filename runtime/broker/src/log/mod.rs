@@ -11,8 +11,10 @@
 
 pub(crate) mod batch;
 pub(crate) mod checkpoint;
+mod compaction;
 pub(crate) mod producer_state;
 mod read;
+pub(crate) mod records;
 mod recovery;
 mod retention;
 pub(crate) mod segment;
@@ -23,7 +25,7 @@ use std::time::Instant;
 
 use kafka_protocol::ResponseError;
 
-use self::batch::{BatchHeader, CRC_COVERED_FROM, PATCHED_PREFIX, Refusal};
+use self::batch::{BatchHeader, PATCHED_PREFIX, Refusal};
 use self::producer_state::{ProducerStates, Verdict};
 pub(crate) use self::read::{Isolation, Slice};
 use self::segment::Segment;
@@ -50,6 +52,10 @@ pub(crate) struct PartitionLog {
     sync_each_append: bool,
     /// When the segment that is appended to got its first batch.
     segment_began: Instant,
+    /// Everything before this offset has been through compaction.
+    cleaned_until: i64,
+    /// When the first tombstone that compaction has seen may go.
+    next_horizon: Option<i64>,
     /// Bytes appended since the last checkpoint, and when the first of them was.
     unchecked_bytes: u64,
     unchecked_since: Option<Instant>,
@@ -96,7 +102,10 @@ impl PartitionLog {
             return Ok(Appended { base_offset: batch.base_offset, append_time: -1 });
         }
         let result = match config.timestamp_type {
-            TimestampType::CreateTime => self.write(header, records, config).map(|base_offset| (base_offset, -1)),
+            TimestampType::CreateTime => {
+                check_timestamps(header, config)?;
+                self.write(header, records, config).map(|base_offset| (base_offset, -1))
+            }
             TimestampType::LogAppendTime => {
                 let now = now_ms();
                 let (header, records) = batch::stamped(records, header, now);
@@ -126,6 +135,11 @@ impl PartitionLog {
         Ok(())
     }
 
+    /// Forgets producers that were idle since before `before`.
+    pub(crate) fn expire_producers(&mut self, before: i64) {
+        self.producers.expire(before);
+    }
+
     fn storage_error(&self, error: &io::Error) -> Refusal {
         tracing::error!(directory = %self.directory.display(), %error, "cannot write to the log");
         Refusal::new(ResponseError::KafkaStorageError, format!("cannot write to the log: {error}"))
@@ -138,12 +152,7 @@ impl PartitionLog {
         let stored = BatchHeader { base_offset, ..*header };
         let prefix = batch::patched_prefix(header, base_offset);
         let sync = self.sync_each_append;
-        let segment = self.active();
-        segment.append(&stored, &prefix, &bytes[PATCHED_PREFIX..])?;
-        if sync {
-            segment.file()?.sync_data()?;
-        }
-        debug_assert!(PATCHED_PREFIX < CRC_COVERED_FROM);
+        self.active().append(&stored, &prefix, &bytes[PATCHED_PREFIX..], sync)?;
         self.end_offset = stored.last_offset() + 1;
         self.unchecked_bytes += header.size() as u64;
         self.unchecked_since.get_or_insert_with(Instant::now);
@@ -177,6 +186,20 @@ impl PartitionLog {
         self.segment_began = Instant::now();
         Ok(())
     }
+}
+
+/// Refuses a batch whose timestamps are too far off. Looks at the first and the largest one, which the header has.
+fn check_timestamps(header: &BatchHeader, config: &TopicConfig) -> Result<(), Refusal> {
+    let now = now_ms();
+    let earliest = now.saturating_sub(config.timestamp_before_max_ms);
+    let latest = now.saturating_add(config.timestamp_after_max_ms);
+    let oldest = header.base_timestamp.min(header.max_timestamp);
+    if oldest < earliest || header.max_timestamp > latest {
+        let message =
+            format!("a timestamp from {oldest} to {} is not within {earliest} and {latest}", header.max_timestamp);
+        return Err(Refusal::new(ResponseError::InvalidTimestamp, message));
+    }
+    Ok(())
 }
 
 /// Makes the names in a directory durable.

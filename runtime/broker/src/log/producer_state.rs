@@ -78,19 +78,22 @@ impl ProducerStates {
         if header.producer_epoch < producer.epoch {
             return Err(Refusal::new(
                 ResponseError::InvalidProducerEpoch,
-                format!("epoch {} of producer {} was fenced by {}", header.producer_epoch, header.producer_id, producer.epoch),
+                format!(
+                    "epoch {} of producer {} was fenced by {}",
+                    header.producer_epoch, header.producer_id, producer.epoch
+                ),
             ));
         }
         if header.producer_epoch == producer.epoch {
-            let same = producer
-                .batches
-                .iter()
-                .find(|batch| (batch.base_sequence, batch.last_sequence) == (header.base_sequence, header.last_sequence()));
+            let same = producer.batches.iter().find(|batch| {
+                (batch.base_sequence, batch.last_sequence) == (header.base_sequence, header.last_sequence())
+            });
             if let Some(batch) = same {
                 return Ok(Verdict::Duplicate(*batch));
             }
         }
-        let last_sequence = if header.producer_epoch == producer.epoch { producer.last_sequence() } else { NO_SEQUENCE };
+        let last_sequence =
+            if header.producer_epoch == producer.epoch { producer.last_sequence() } else { NO_SEQUENCE };
         let expected = if last_sequence == NO_SEQUENCE { 0 } else { advance_sequence(last_sequence, 1) };
         if header.base_sequence != expected {
             return Err(Refusal::new(
@@ -222,7 +225,13 @@ impl ProducerStates {
 mod tests {
     use super::*;
 
-    fn batch(producer_epoch: i16, base_sequence: i32, count: i32, base_offset: i64, transactional: bool) -> BatchHeader {
+    fn batch(
+        producer_epoch: i16,
+        base_sequence: i32,
+        count: i32,
+        base_offset: i64,
+        transactional: bool,
+    ) -> BatchHeader {
         BatchHeader {
             base_offset,
             length: 100,

@@ -88,7 +88,8 @@ impl PartitionLog {
         let aborted = match isolation {
             Isolation::Uncommitted => Vec::new(),
             Isolation::Committed => {
-                let segment_end = self.segments.get(at + 1).map_or(visible_end, |next| next.base_offset.min(visible_end));
+                let segment_end =
+                    self.segments.get(at + 1).map_or(visible_end, |next| next.base_offset.min(visible_end));
                 self.producers.aborted_in(offset, segment_end)
             }
         };
@@ -134,7 +135,8 @@ impl PartitionLog {
 
     /// The first batch with the largest timestamp of the whole log.
     pub(crate) fn find_max_timestamp(&self) -> io::Result<Option<Found>> {
-        let max_timestamp = self.segments.iter().filter(|segment| segment.size > 0).map(|segment| segment.max_timestamp).max();
+        let max_timestamp =
+            self.segments.iter().filter(|segment| segment.size > 0).map(|segment| segment.max_timestamp).max();
         match max_timestamp {
             Some(timestamp) => self.find_timestamp(timestamp, Isolation::Uncommitted),
             None => Ok(None),

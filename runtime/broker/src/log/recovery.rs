@@ -32,6 +32,8 @@ pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Parti
         producers: ProducerStates::default(),
         sync_each_append,
         segment_began: Instant::now(),
+        cleaned_until: 0,
+        next_horizon: None,
         unchecked_bytes: 0,
         unchecked_since: None,
     };
@@ -43,6 +45,7 @@ pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Parti
         log.segments = segments;
         log.producers = state.producers;
         log.end_offset = state.end_offset;
+        log.cleaned_until = state.cleaned_until;
         if let Some(last) = log.segments.last_mut() {
             let mut segment = std::mem::replace(last, Segment::describe(directory, 0));
             let is_torn = scan(&mut log, &mut segment)?;
@@ -56,7 +59,13 @@ pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Parti
     }
     for (at, base_offset) in unread.iter().enumerate() {
         let mut segment = Segment::describe(directory, *base_offset);
-        log.end_offset = log.end_offset.max(*base_offset);
+        if *base_offset < log.end_offset {
+            // A compaction was cut short between writing the segment that covers this one and removing it.
+            tracing::warn!(path = %segment.path().display(), "a segment that another one covers is removed");
+            segment.remove()?;
+            continue;
+        }
+        log.end_offset = *base_offset;
         let is_torn = scan(&mut log, &mut segment)?;
         log.segments.push(segment);
         if is_torn {

@@ -6,11 +6,10 @@ use super::PartitionLog;
 use crate::topics::config::TopicConfig;
 
 impl PartitionLog {
-    /// Applies `retention.ms` and `retention.bytes`, if the topic's cleanup policy has `delete`. Says whether anything
-    /// was removed.
-    pub(crate) fn apply_retention(&mut self, config: &TopicConfig, now: i64) -> io::Result<bool> {
+    /// Applies `retention.ms` and `retention.bytes`, if the topic's cleanup policy has `delete`.
+    pub(crate) fn apply_retention(&mut self, config: &TopicConfig, now: i64) -> io::Result<()> {
         if !config.cleanup_delete {
-            return Ok(false);
+            return Ok(());
         }
         if let Some(retention_ms) = config.retention_ms {
             let is_expired = |max_timestamp: i64| max_timestamp < now.saturating_sub(retention_ms);
@@ -21,10 +20,11 @@ impl PartitionLog {
             {
                 self.roll()?;
             }
-            let expired = self.segments.iter().take_while(|segment| segment.size > 0 && is_expired(segment.max_timestamp));
+            let expired =
+                self.segments.iter().take_while(|segment| segment.size > 0 && is_expired(segment.max_timestamp));
             let count = expired.count().min(self.segments.len() - 1);
             if count > 0 {
-                return self.remove_front(count).map(|()| true);
+                return self.remove_front(count);
             }
         }
         if let Some(retention_bytes) = config.retention_bytes {
@@ -35,10 +35,10 @@ impl PartitionLog {
                 count += 1;
             }
             if count > 0 {
-                return self.remove_front(count).map(|()| true);
+                return self.remove_front(count);
             }
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Moves the start of the log up to `offset` and removes the segments that lie wholly before it.

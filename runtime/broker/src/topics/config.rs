@@ -1,7 +1,9 @@
 //! Topic configuration: the names Kafka knows, their defaults and limits, and the values the broker acts on.
 //!
 //! Every name of Kafka's `TopicConfig` is accepted, kept and answered. Those that only mean something with several
-//! brokers, tiers or quotas have no effect here. Batches are stored as they were received, whatever `compression.type` says.
+//! brokers, tiers or quotas have no effect here, nor do those that tune Kafka's own files (`flush.*`, `index.*`,
+//! `segment.index.bytes`, `segment.jitter.ms`, `preallocate`, `file.delete.delay.ms`): when a write is on the device is the
+//! broker's option. Batches are stored as they were received, whatever `compression.type` says.
 //! See <https://kafka.apache.org/documentation/#topicconfigs>.
 
 use std::collections::BTreeMap;
@@ -65,12 +67,7 @@ pub(crate) const DEFINITIONS: &[Definition] = &[
     define("max.message.bytes", "1048588", ValueType::Int, Allowed::AtLeast(0)),
     define("message.timestamp.after.max.ms", "3600000", ValueType::Long, Allowed::AtLeast(0)),
     define("message.timestamp.before.max.ms", FOREVER, ValueType::Long, Allowed::AtLeast(0)),
-    define(
-        "message.timestamp.type",
-        "CreateTime",
-        ValueType::String,
-        Allowed::OneOf(&["CreateTime", "LogAppendTime"]),
-    ),
+    define("message.timestamp.type", "CreateTime", ValueType::String, Allowed::OneOf(&["CreateTime", "LogAppendTime"])),
     define("min.cleanable.dirty.ratio", "0.5", ValueType::Double, Allowed::Fraction),
     define("min.compaction.lag.ms", "0", ValueType::Long, Allowed::AtLeast(0)),
     define("min.insync.replicas", "1", ValueType::Int, Allowed::AtLeast(1)),
@@ -111,10 +108,18 @@ impl Definition {
             },
             Allowed::OneOf(names) if self.value_type == ValueType::List => {
                 let is_known = |part: &str| names.contains(&part.trim());
-                if value.split(',').all(is_known) { Ok(()) } else { fail(format!("a list out of {}", names.join(", "))) }
+                if value.split(',').all(is_known) {
+                    Ok(())
+                } else {
+                    fail(format!("a list out of {}", names.join(", ")))
+                }
             }
             Allowed::OneOf(names) => {
-                if names.contains(&value) { Ok(()) } else { fail(format!("one of {}", names.join(", "))) }
+                if names.contains(&value) {
+                    Ok(())
+                } else {
+                    fail(format!("one of {}", names.join(", ")))
+                }
             }
         }
     }
@@ -140,6 +145,9 @@ pub(crate) struct TopicConfig {
     pub(crate) segment_ms: i64,
     pub(crate) max_message_bytes: usize,
     pub(crate) timestamp_type: TimestampType,
+    /// How far before or after the broker's time a record's own may be.
+    pub(crate) timestamp_before_max_ms: i64,
+    pub(crate) timestamp_after_max_ms: i64,
     pub(crate) delete_retention_ms: i64,
     pub(crate) min_compaction_lag_ms: i64,
     pub(crate) max_compaction_lag_ms: i64,
@@ -171,6 +179,8 @@ impl TopicConfig {
             segment_ms: number("segment.ms"),
             max_message_bytes: number("max.message.bytes") as usize,
             timestamp_type,
+            timestamp_before_max_ms: number("message.timestamp.before.max.ms"),
+            timestamp_after_max_ms: number("message.timestamp.after.max.ms"),
             delete_retention_ms: number("delete.retention.ms"),
             min_compaction_lag_ms: number("min.compaction.lag.ms"),
             max_compaction_lag_ms: number("max.compaction.lag.ms"),

@@ -28,7 +28,7 @@ const MAX_NAME_LENGTH: usize = 249;
 /// What the internal log keeps of a topic.
 #[derive(Debug, Serialize, Deserialize)]
 struct TopicRecord {
-    id: Uuid,
+    id: String,
     partitions: i32,
     configs: BTreeMap<String, String>,
 }
@@ -90,7 +90,12 @@ pub(crate) struct NewTopic {
 
 impl Topics {
     /// Opens every topic that the internal log knows.
-    pub(crate) fn open(data_dir: &Path, store: &Store, sync_each_append: bool, max_partitions: usize) -> io::Result<Self> {
+    pub(crate) fn open(
+        data_dir: &Path,
+        store: &Store,
+        sync_each_append: bool,
+        max_partitions: usize,
+    ) -> io::Result<Self> {
         let topics = Self {
             directory: data_dir.join("topics"),
             trash: data_dir.join("trash"),
@@ -110,7 +115,8 @@ impl Topics {
         })?;
         for (name, record) in records {
             let config = TopicConfig::new(record.configs).map_err(io::Error::other)?;
-            topics.insert(&name, record.id, Arc::new(config), record.partitions)?;
+            let id = Uuid::parse_str(&record.id).map_err(io::Error::other)?;
+            topics.insert(&name, id, Arc::new(config), record.partitions)?;
         }
         for entry in std::fs::read_dir(&topics.directory)? {
             let entry = entry?;
@@ -166,7 +172,10 @@ impl Topics {
     pub(crate) fn check_new(&self, new: &NewTopic) -> Result<TopicConfig, Refusal> {
         check_name(&new.name)?;
         if self.get(&new.name).is_some() {
-            return Err(Refusal::new(ResponseError::TopicAlreadyExists, format!("Topic '{}' already exists.", new.name)));
+            return Err(Refusal::new(
+                ResponseError::TopicAlreadyExists,
+                format!("Topic '{}' already exists.", new.name),
+            ));
         }
         if new.partitions < 1 {
             return Err(Refusal::new(ResponseError::InvalidPartitions, "Number of partitions must be larger than 0."));
@@ -178,7 +187,8 @@ impl Topics {
     fn check_room(&self, added: i32) -> Result<(), Refusal> {
         let count = self.partition_count.load(Ordering::Relaxed) + added.max(0) as usize;
         if count > self.max_partitions {
-            let message = format!("{count} partitions in all are more than the {} this broker allows", self.max_partitions);
+            let message =
+                format!("{count} partitions in all are more than the {} this broker allows", self.max_partitions);
             return Err(Refusal::new(ResponseError::PolicyViolation, message));
         }
         Ok(())
@@ -187,8 +197,13 @@ impl Topics {
     pub(crate) fn create(&self, store: &Store, new: &NewTopic) -> Result<Arc<Topic>, Refusal> {
         let _changing = lock(&self.changing);
         let config = self.check_new(new)?;
+        // What a failed removal of an earlier topic of this name may have left.
+        let leftover = self.directory.join(&new.name);
+        if leftover.exists() {
+            std::fs::remove_dir_all(&leftover).map_err(storage_error)?;
+        }
         let id = Uuid::new_v4();
-        let record = TopicRecord { id, partitions: new.partitions, configs: config.overrides.clone() };
+        let record = TopicRecord { id: id.to_string(), partitions: new.partitions, configs: config.overrides.clone() };
         let put = Change::put(Key::Topic(new.name.clone()), &record).and_then(|change| store.apply(vec![change]));
         put.map_err(storage_error)?;
         self.insert(&new.name, id, Arc::new(config), new.partitions).map_err(storage_error)
@@ -225,7 +240,8 @@ impl Topics {
         let _changing = lock(&self.changing);
         let current = topic.partition_count();
         if count <= current {
-            let message = format!("Topic currently has {current} partitions, which is not fewer than the requested {count}.");
+            let message =
+                format!("Topic currently has {current} partitions, which is not fewer than the requested {count}.");
             return Err(Refusal::new(ResponseError::InvalidPartitions, message));
         }
         self.check_room(count - current)?;
@@ -247,7 +263,7 @@ impl Topics {
     }
 
     fn save(&self, store: &Store, topic: &Topic, partitions: i32, config: &TopicConfig) -> Result<(), Refusal> {
-        let record = TopicRecord { id: topic.id, partitions, configs: config.overrides.clone() };
+        let record = TopicRecord { id: topic.id.to_string(), partitions, configs: config.overrides.clone() };
         let put = Change::put(Key::Topic(topic.name.clone()), &record).and_then(|change| store.apply(vec![change]));
         put.map_err(storage_error)
     }

@@ -42,7 +42,12 @@ impl Partition {
     }
 
     /// Appends a batch and wakes who waits for it.
-    pub(crate) fn append(&self, header: &BatchHeader, records: &[u8], config: &TopicConfig) -> Result<Appended, Refusal> {
+    pub(crate) fn append(
+        &self,
+        header: &BatchHeader,
+        records: &[u8],
+        config: &TopicConfig,
+    ) -> Result<Appended, Refusal> {
         self.change(|log| log.append(header, records, config))
     }
 
@@ -100,6 +105,30 @@ impl Partition {
         inner.is_closed = true;
         wake(&mut inner.end_waiters);
         wake(&mut inner.stable_waiters);
+    }
+
+    /// Compacts the log, if it is worth it.
+    pub(crate) fn compact(&self, config: &TopicConfig) -> io::Result<()> {
+        let _maintenance = lock(&self.maintenance);
+        let Some(plan) = self.with_log(|log| log.plan_compaction(config)) else { return Ok(()) };
+        let compacted = plan.run()?;
+        self.with_log(|log| log.adopt(compacted))?;
+        // Until this is written, a start does not recognise the new segments and reads the log in full.
+        self.checkpoint_in_maintenance()
+    }
+
+    /// Works on the front of the log, which compaction must not be reading, and makes the new start durable.
+    pub(crate) fn move_start<T, E: From<io::Error>>(
+        &self,
+        work: impl FnOnce(&mut PartitionLog) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let _maintenance = lock(&self.maintenance);
+        let before = self.with_log(|log| log.start_offset());
+        let result = self.with_log(work);
+        if self.with_log(|log| log.start_offset()) != before {
+            self.checkpoint_in_maintenance()?;
+        }
+        result
     }
 
     /// Makes everything appended so far durable and cheap to open.

@@ -1,0 +1,127 @@
+//! Lines to records: charset, parser, headers, and what becomes of lines that no record can be made of.
+
+use std::sync::Arc;
+
+use encoding_rs::Encoding;
+use trunkline_connector::batch::write_header;
+use trunkline_connector::{Error, Reason, Result, SourceBatch, headers};
+
+use crate::config::{LogfileOptions, Oversize};
+use crate::parser::{Event, Parser};
+use crate::reader::Line;
+use crate::text::decode;
+
+pub(crate) struct Emitter {
+    parser: Parser,
+    charset: &'static Encoding,
+    oversize: Oversize,
+    max_line_bytes: usize,
+    schema_id: Option<String>,
+    offset_text: itoa::Buffer,
+}
+
+/// Where a line comes from.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) lane: u32,
+    /// From [`Emitter::headers`].
+    pub(crate) headers: &'a [u8],
+    /// Milliseconds since the Unix epoch.
+    pub(crate) read_at: i64,
+}
+
+impl Emitter {
+    pub(crate) fn new(options: &LogfileOptions) -> Self {
+        Self {
+            parser: options.parser.parser(),
+            charset: options.charset,
+            oversize: options.oversize,
+            max_line_bytes: options.max_line_bytes,
+            schema_id: options.parser.schema().map(|schema| schema.id().to_string()),
+            offset_text: itoa::Buffer::new(),
+        }
+    }
+
+    /// The headers that all records of a file carry, encoded.
+    pub(crate) fn headers(&self, name: &Arc<str>) -> Vec<u8> {
+        let mut block = Vec::new();
+        write_header(&mut block, headers::PATH, Some(name.as_bytes()));
+        if let Some(id) = &self.schema_id {
+            write_header(&mut block, headers::SCHEMA, Some(id.as_bytes()));
+        }
+        block
+    }
+
+    /// Adds what a line is to the batch. Says whether malformed bytes were replaced. An error means that the source must stop before this line.
+    pub(crate) fn line(&mut self, out: &mut SourceBatch, origin: Origin<'_>, line: &Line<'_>) -> Result<bool> {
+        if let Some(len) = line.oversize {
+            match self.oversize {
+                Oversize::Truncate => {}
+                Oversize::DeadLetter => {
+                    self.oversize(out, origin, line, len);
+                    return Ok(false);
+                }
+                Oversize::Error => return Err(self.oversize_error(origin.name, line, len)),
+            }
+        }
+        let (text, malformed) = decode(self.charset, line.bytes, line.offset == 0, line.oversize.is_some());
+        let mut record = out.records.record();
+        let mut parsed = Ok(Event::Blank);
+        record.value_with(|arena| parsed = self.parser.parse(&text, arena));
+        match parsed {
+            Ok(Event::Record(time)) => {
+                let offset = self.offset_text.format(line.offset);
+                record
+                    .timestamp(time.filter(|time| *time >= 0).unwrap_or(origin.read_at))
+                    .lane(origin.lane)
+                    .header_block(origin.headers)
+                    .header(headers::OFFSET, Some(offset.as_bytes()));
+                record.finish();
+            }
+            Ok(Event::Blank) => {
+                drop(record);
+                out.dropped += 1;
+            }
+            Err(expected) => {
+                drop(record);
+                let reason = self.parser.reason(&text, &expected);
+                self.reject(out, origin, line, reason);
+            }
+        }
+        Ok(malformed)
+    }
+
+    /// Rejects a line that is too long, whatever the policy: for lines that the source cannot stop before any more.
+    pub(crate) fn oversize(&mut self, out: &mut SourceBatch, origin: Origin<'_>, line: &Line<'_>, len: u64) {
+        let message = format!(
+            "line of {len} bytes; expected at most {} (`max_line_bytes`); its first {} bytes are kept",
+            self.max_line_bytes,
+            line.bytes.len()
+        );
+        self.reject(out, origin, line, Reason::new("line.oversize", message));
+    }
+
+    fn reject(&mut self, out: &mut SourceBatch, origin: Origin<'_>, line: &Line<'_>, reason: Reason) {
+        let offset = self.offset_text.format(line.offset);
+        out.rejected.push_with(reason, |record| {
+            record
+                .timestamp(origin.read_at)
+                .lane(origin.lane)
+                .value(line.bytes)
+                .header(headers::PATH, Some(origin.name.as_bytes()))
+                .header(headers::OFFSET, Some(offset.as_bytes()));
+        });
+    }
+
+    fn oversize_error(&self, name: &str, line: &Line<'_>, len: u64) -> Error {
+        Error::data(
+            "logfile.oversize",
+            format!(
+                "{name}: the line at byte {} has {len} bytes; expected at most {} (`max_line_bytes`). The source stops before it, as `oversize = \
+                 \"error\"` says; raise `max_line_bytes`, or choose \"truncate\" or \"dead_letter\"",
+                line.offset, self.max_line_bytes
+            ),
+        )
+    }
+}

@@ -1,0 +1,261 @@
+//! Comparing contents: is this file a copy of that one, and how much of it was read already?
+
+use std::cell::OnceCell;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use crate::config::Compression;
+use crate::discovery::{Found, identify};
+use crate::file::{Lost, TrackedFile, Why};
+use crate::fingerprint::{Fingerprint, HEAD, Piece};
+use crate::input::{Content, Got, Input, read_fully_at};
+use crate::names::{family, possible_stems, stem};
+use crate::position::FileId;
+
+/// Bytes compared one by one between a file and its supposed copy.
+const COMPARED: usize = 64 << 10;
+
+/// How a candidate is like a lost file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Likeness {
+    /// It begins with all that was read.
+    Whole,
+    /// All of it was read already; with the fingerprint of its end.
+    Part(Fingerprint),
+    /// It is something else.
+    None,
+}
+
+/// Files that may be heirs, by what a lost file is recognised by: thousands of them are not compared with thousands of lost ones.
+pub(crate) struct Pool {
+    found: Vec<Found>,
+    by_stem: HashMap<String, Vec<usize>>,
+    /// By the hash of a whole head; made when it is first needed, for every file must be opened for it.
+    by_head: OnceCell<HashMap<u64, Vec<usize>>>,
+    compression: Compression,
+}
+
+impl Pool {
+    pub(crate) fn new(found: Vec<Found>, compression: Compression) -> Self {
+        let mut by_stem: HashMap<String, Vec<usize>> = HashMap::new();
+        for (number, found) in found.iter().enumerate() {
+            for stem in possible_stems(&found.path) {
+                by_stem.entry(stem).or_default().push(number);
+            }
+        }
+        Self { found, by_stem, by_head: OnceCell::new(), compression }
+    }
+
+    /// The files worth comparing with a lost one, the likeliest first.
+    pub(crate) fn candidates(&self, lost: &Lost, shadows: &HashSet<FileId>) -> Vec<Found> {
+        let mut candidates: Vec<&Found> = self.found.iter().filter(|found| shadows.contains(&found.id)).collect();
+        let was_read = lost.file.read.offset > 0 || !lost.file.first.is_empty();
+        if was_read {
+            // Short contents are alike by chance: there the name must speak for it too.
+            let named = [stem(Path::new(&*lost.file.name)), stem(&lost.file.path)];
+            let by_name = named.iter().filter_map(|stem| self.by_stem.get(stem)).flatten();
+            let whole_head = lost.file.read.head.len as usize >= HEAD;
+            let by_head = whole_head.then(|| self.heads().get(&lost.file.read.head.hash)).flatten();
+            let numbers: BTreeSet<usize> = by_name.chain(by_head.into_iter().flatten()).copied().collect();
+            let others = numbers.into_iter().map(|number| &self.found[number]);
+            candidates.extend(others.filter(|found| {
+                let itself = found.id == lost.file.id && lost.why != Why::Gone;
+                !itself && !shadows.contains(&found.id) && found.stat.size > 0
+            }));
+        }
+        // What lies under the lost file's own path now is mostly its successor, not its copy.
+        candidates.sort_by_key(|found| (!shadows.contains(&found.id), found.path == lost.file.path));
+        candidates.into_iter().cloned().collect()
+    }
+
+    fn heads(&self) -> &HashMap<u64, Vec<usize>> {
+        self.by_head.get_or_init(|| {
+            let mut heads: HashMap<u64, Vec<usize>> = HashMap::new();
+            for (number, found) in self.found.iter().enumerate() {
+                let head = open(found, self.compression).and_then(|mut input| beginning(&mut input, HEAD));
+                if let Ok((head, _)) = head
+                    && head.len() == HEAD
+                {
+                    heads.entry(Piece::of(&head).hash).or_default().push(number);
+                }
+            }
+            heads
+        })
+    }
+}
+
+/// Compares a candidate's content with what was read of a lost file.
+pub(crate) fn compare(lost: &Lost, found: &Found, was_shadow: bool, compression: Compression) -> Likeness {
+    let result = (|| {
+        let mut input = open(found, compression)?;
+        match input.seek(&lost.file.read)? {
+            Content::Same { .. } if lost.file.read.offset == 0 && !was_shadow => {
+                // Nothing was handed out, but the beginning of the file was read.
+                let first = &lost.file.first;
+                let (found, _) = beginning(&mut input, first.len())?;
+                Ok(if found == *first { Likeness::Whole } else { Likeness::None })
+            }
+            Content::Same { .. } => Ok(Likeness::Whole),
+            Content::Other => Ok(Likeness::None),
+            Content::Shorter => {
+                let mut input = open(found, compression)?;
+                let (first, _) = beginning(&mut input, HEAD)?;
+                let begins_alike = !first.is_empty()
+                    && if lost.file.first.len() >= first.len() {
+                        lost.file.first.starts_with(&first)
+                    } else {
+                        first.len() == HEAD && lost.file.read.head.is(&first)
+                    };
+                let own_path = found.path == lost.file.path;
+                if was_shadow || (begins_alike && !own_path) {
+                    return Ok(Likeness::Part(open(found, compression)?.fingerprint_of_all()?));
+                }
+                Ok::<_, io::Error>(Likeness::None)
+            }
+        }
+    })();
+    result.unwrap_or_else(|error| {
+        tracing::debug!(path = %found.path.display(), %error, "cannot be compared");
+        Likeness::None
+    })
+}
+
+/// Followed files by the beginning of their names: of thousands of files, a new one is compared with few.
+#[derive(Default)]
+pub(crate) struct Relatives {
+    by_stem: HashMap<String, BTreeSet<FileId>>,
+}
+
+impl Relatives {
+    pub(crate) fn of<'a>(files: impl Iterator<Item = &'a TrackedFile>) -> Self {
+        let mut relatives = Self::default();
+        files.for_each(|file| relatives.add(file));
+        relatives
+    }
+
+    pub(crate) fn add(&mut self, file: &TrackedFile) {
+        for path in [Path::new(&*file.name), &file.path] {
+            self.by_stem.entry(stem(path)).or_default().insert(file.id);
+        }
+    }
+
+    /// Those that a new file may be a copy of, by its name.
+    pub(crate) fn originals(&self, found: &Found) -> BTreeSet<FileId> {
+        possible_stems(&found.path).iter().filter_map(|stem| self.by_stem.get(stem)).flatten().copied().collect()
+    }
+}
+
+/// May a new file be a copy of one that is followed? Not under the path that the other has or had: there it is a successor.
+pub(crate) fn may_be_copy(found: &Found, file: &TrackedFile) -> bool {
+    found.path != file.path && found.path != Path::new(&*file.name)
+}
+
+/// Is what was read of a file no longer in it? `false` where that cannot be found out.
+pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> bool {
+    let check = || {
+        let Some(mut input) = reopen(file, compression)? else { return Ok(false) };
+        if let Some(reader) = file.reader.as_ref().filter(|reader| !reader.is_gzip()) {
+            // More was read than was handed out: the beginning of a line.
+            let mut first = vec![0; reader.first().len()];
+            let count = read_fully_at(reader.file(), &mut first, 0)?;
+            if reader.file().metadata()?.len() < reader.end() || first[..count] != *reader.first() {
+                return Ok(true);
+            }
+        }
+        if file.read.offset == 0 {
+            return Ok(false);
+        }
+        Ok::<_, io::Error>(!matches!(input.seek(&file.read)?, Content::Same { .. }))
+    };
+    check().unwrap_or(false)
+}
+
+/// Is a new file, as it is now, a copy of one that is followed and intact?
+pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compression) -> bool {
+    let check = || {
+        let Some(mut original) = reopen(file, compression)? else { return Ok(false) };
+        if original.is_gzip() {
+            return Ok(false);
+        }
+        let mut copy = open(found, compression)?;
+        // A copy was made of what was there before: it cannot be longer than the original is now.
+        let original_len = original.file().metadata()?.len();
+        if !copy.is_gzip() && found.stat.size > original_len {
+            return Ok(false);
+        }
+        let (copied, whole) = beginning(&mut copy, COMPARED)?;
+        let (there, _) = beginning(&mut original, COMPARED)?;
+        let alike = there.starts_with(&copied) && !copied.is_empty();
+        let path = found.path.to_string_lossy();
+        let rotated_name = family(&path) == family(&file.name) && family(&path) != path;
+        if !alike || (!rotated_name && copied.len() < HEAD) {
+            return Ok(false);
+        }
+        if whole {
+            return Ok(true);
+        }
+        let differs = matches!(open(found, compression)?.seek(&file.read)?, Content::Other);
+        Ok::<_, io::Error>(!differs)
+    };
+    check().unwrap_or_else(|error| {
+        tracing::debug!(path = %found.path.display(), %error, "cannot be compared");
+        false
+    })
+}
+
+/// Says what may be missing when a lost file has no heir.
+pub(crate) fn tell_lost(lost: &Lost) {
+    let (path, offset, unread) = (lost.file.path.display(), lost.file.read.offset, lost.unread);
+    match lost.why {
+        Why::Finished => {}
+        Why::Truncated => tracing::warn!(
+            "{path} no longer holds the {offset} bytes that were read of it, and no copy of them was found: it is read from its beginning. \
+             What was written between the last read and that moment is missing (at least {unread} bytes are known of); if files are \
+             rotated by copying, let `paths` match the copies"
+        ),
+        Why::Gone if unread > 0 => tracing::warn!(
+            "{path} was removed with at least {unread} bytes not read, and no copy of it was found; if files are compressed or moved when they \
+             are rotated, let `paths` match the results"
+        ),
+        Why::Gone => tracing::info!("{path} is gone; it had been read to its end"),
+    }
+}
+
+fn open(found: &Found, compression: Compression) -> io::Result<Input> {
+    let file = File::open(&found.path)?;
+    if identify(&file.metadata()?).0 != found.id {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "another file has taken its path"));
+    }
+    Input::open(file, compression)
+}
+
+/// A followed file from its beginning, by its descriptor or path; `None` if it is not under its path.
+fn reopen(file: &TrackedFile, compression: Compression) -> io::Result<Option<Input>> {
+    // A descriptor's duplicate shares its position, which a gzip reader needs for itself: those go by path.
+    if let Some(reader) = file.reader.as_ref().filter(|reader| !reader.is_gzip()) {
+        return Input::open(reader.file().try_clone()?, Compression::None).map(Some);
+    }
+    let opened = File::open(&file.path)?;
+    if identify(&opened.metadata()?).0 != file.id {
+        return Ok(None);
+    }
+    Input::open(opened, compression).map(Some)
+}
+
+/// The first bytes, `most` at most, and whether that is all there is.
+fn beginning(input: &mut Input, most: usize) -> io::Result<(Vec<u8>, bool)> {
+    let mut bytes = vec![0; most];
+    let mut len = 0;
+    while len < most {
+        match input.read(&mut bytes[len..], len as u64)? {
+            Got::Bytes(count) => len += count,
+            Got::End | Got::CutOff => {
+                bytes.truncate(len);
+                return Ok((bytes, true));
+            }
+        }
+    }
+    Ok((bytes, false))
+}

@@ -1,0 +1,96 @@
+//! What names say about rotation: `access.log`, `access.log.1` and `access.log-20260101.gz` are one log over time.
+//!
+//! Names only ever narrow a choice that contents make: files of one family are read oldest first and share a lane, and a copy is looked
+//! for among the relatives of what it was copied from.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+/// The path without what rotation adds to a name: numbers, dates, `.old`, `.bak`, `.gz`.
+pub(crate) fn family(path: &str) -> &str {
+    let name_at = path.rfind('/').map_or(0, |slash| slash + 1);
+    let mut end = path.len();
+    loop {
+        let name = &path[name_at..end];
+        let stripped = [".gz", ".old", ".bak", ".tmp"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix))
+            .or_else(|| without_number(name))
+            .filter(|left| !left.is_empty());
+        match stripped {
+            Some(left) => end = name_at + left.len(),
+            None => return &path[..end],
+        }
+    }
+}
+
+/// `name` without `.1`, `-20260101`, `.2026-01-01`, `-2026-01-01_12`.
+fn without_number(name: &str) -> Option<&str> {
+    let left = name.trim_end_matches(|c: char| c.is_ascii_digit() || matches!(c, '-' | '_' | '.'));
+    let suffix = &name[left.len()..];
+    let separated = suffix.starts_with(['.', '-', '_']) && suffix.ends_with(|c: char| c.is_ascii_digit());
+    separated.then_some(left)
+}
+
+/// The beginning of a name that the names of copies share: `app` of `app.log`, `app.log.1` and `/old/app.log.2.gz`.
+pub(crate) fn stem(path: &Path) -> String {
+    let name = file_name(path);
+    let base = family(&name);
+    base.rsplit_once('.').map_or(base, |(stem, _)| stem).to_owned()
+}
+
+/// All beginnings of a name that may be the [`stem`] of what it was copied from.
+pub(crate) fn possible_stems(path: &Path) -> Vec<String> {
+    let name = file_name(path);
+    let ends = name.char_indices().filter(|(_, c)| matches!(c, '.' | '-' | '_')).map(|(at, _)| at);
+    ends.chain([name.len()]).map(|end| name[..end].to_owned()).collect()
+}
+
+fn file_name(path: &Path) -> Cow<'_, str> {
+    path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default()
+}
+
+/// Sorts the names of one family from the oldest to the current one, where times do not tell: dates ascending, `.9` before `.1`, the plain
+/// name last.
+pub(crate) fn age_rank(path: &str) -> (u8, u32, String) {
+    let suffix = path[family(path).len()..].trim_end_matches(".gz").trim_start_matches(['.', '-', '_']);
+    match suffix.parse::<u32>() {
+        _ if suffix.is_empty() => (2, 0, String::new()),
+        Ok(count) if suffix.len() <= 5 => (1, u32::MAX - count, String::new()),
+        _ => (0, 0, suffix.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families() {
+        for name in ["access.log", "access.log.1", "access.log.2.gz", "access.log-20260101", "access.log-20260101.gz"] {
+            assert_eq!(family(&format!("/v/{name}")), "/v/access.log");
+        }
+        assert_eq!(family("/v.1/mail"), "/v.1/mail");
+        assert_eq!(family("/v/app1.log"), "/v/app1.log");
+        assert_eq!(family("/v/1"), "/v/1");
+        assert_eq!(family("/v/.gz"), "/v/.gz");
+    }
+
+    #[test]
+    fn relatives() {
+        let may_come_from = |copy, original| possible_stems(Path::new(copy)).contains(&stem(Path::new(original)));
+        assert!(may_come_from("/old/app.log.1.gz", "/v/app.log"));
+        assert!(may_come_from("/v/app.log.2.gz", "/v/app.log.1"));
+        assert!(may_come_from("/v/app-2026-01-01.log", "/v/app.log"));
+        assert!(may_come_from("/v/app.1.log", "/v/app.log"));
+        assert!(!may_come_from("/v/a.log", "/v/b.log"));
+        assert!(!may_come_from("/v/app2.log", "/v/app.log"));
+    }
+
+    #[test]
+    fn oldest_first() {
+        let mut names = vec!["/a.log", "/a.log.1", "/a.log.10", "/a.log.2.gz", "/a.log-20260102", "/a.log-20260101"];
+        names.sort_by_key(|name| age_rank(name));
+        assert_eq!(names, ["/a.log-20260101", "/a.log-20260102", "/a.log.10", "/a.log.2.gz", "/a.log.1", "/a.log"]);
+    }
+}

@@ -1,0 +1,141 @@
+//! Parsers: what makes a record's value of a line. Each writes JSON straight into the batch's arena and says what was wrong where when
+//! a line is not what it expects; such a line is rejected with its bytes.
+
+mod combined;
+mod json;
+mod regex;
+
+use std::sync::Arc;
+
+use trunkline_connector::json::write_string;
+use trunkline_connector::{Reason, Schema};
+
+pub(crate) use combined::CombinedParser;
+pub(crate) use regex::RegexParser;
+
+/// A parser as configured.
+#[derive(Debug, Clone)]
+pub enum ParserKind {
+    /// `{"message": ".."}`.
+    None,
+    /// The line is a JSON object.
+    Json,
+    /// Named groups of a pattern.
+    Regex(RegexParser),
+    /// Combined or common log format.
+    Combined,
+}
+
+/// What a parser made of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A value was written; with the time that the line states, in milliseconds since the Unix epoch.
+    Record(Option<i64>),
+    /// A blank line where a format has none: left out, counted as dropped.
+    Blank,
+}
+
+/// What a parser missed in a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// Byte of the line (as UTF-8), from 0.
+    pub at: usize,
+    /// What was expected there.
+    pub what: String,
+}
+
+/// A parser at work; it keeps small caches between lines.
+pub struct Parser {
+    kind: Kind,
+}
+
+enum Kind {
+    None,
+    Json,
+    Regex(RegexParser),
+    Combined(Box<CombinedParser>),
+}
+
+impl ParserKind {
+    /// The schema of its records, where it is known before the first line.
+    pub fn schema(&self) -> Option<Arc<Schema>> {
+        match self {
+            Self::None | Self::Json => None,
+            Self::Regex(parser) => parser.schema(),
+            Self::Combined => combined::schema(),
+        }
+    }
+
+    /// A parser to work with.
+    pub fn parser(&self) -> Parser {
+        let kind = match self {
+            Self::None => Kind::None,
+            Self::Json => Kind::Json,
+            Self::Regex(parser) => Kind::Regex(parser.clone()),
+            Self::Combined => Kind::Combined(Box::default()),
+        };
+        Parser { kind }
+    }
+}
+
+impl Parser {
+    /// Appends the JSON of a line to `out`. After an error `out` may hold part of it, which the caller takes off.
+    pub fn parse(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
+        match &mut self.kind {
+            Kind::None => {
+                out.extend_from_slice(b"{\"message\":");
+                write_string(out, line);
+                out.push(b'}');
+                Ok(Event::Record(None))
+            }
+            Kind::Json => json::parse(line, out),
+            Kind::Regex(parser) => parser.parse(line, out),
+            Kind::Combined(parser) => parser.parse(line, out),
+        }
+    }
+
+    /// The reason that a rejected line carries.
+    pub fn reason(&self, line: &str, expected: &Expected) -> Reason {
+        let code = match self.kind {
+            Kind::None => "parse.none",
+            Kind::Json => "parse.json",
+            Kind::Regex(_) => "parse.regex",
+            Kind::Combined(_) => "parse.combined",
+        };
+        Reason::new(code, describe(line, expected))
+    }
+}
+
+/// `expected WHAT at column N, found "..."`. Columns count characters from 1, as editors do.
+fn describe(line: &str, expected: &Expected) -> String {
+    const SHOWN: usize = 40;
+    let at = line.floor_char_boundary(expected.at.min(line.len()));
+    let column = line[..at].chars().count() + 1;
+    let rest = &line[at..];
+    let found: String = rest.chars().take(SHOWN).collect();
+    let more = if found.len() < rest.len() { ".." } else { "" };
+    if found.is_empty() {
+        format!("expected {} at column {column}, found the end of the line", expected.what)
+    } else {
+        format!("expected {} at column {column}, found {found:?}{more}", expected.what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_without_parser_is_a_message() {
+        let mut out = Vec::new();
+        assert_eq!(ParserKind::None.parser().parse("a \"b\"\t", &mut out), Ok(Event::Record(None)));
+        assert_eq!(out, br#"{"message":"a \"b\"\t"}"#);
+    }
+
+    #[test]
+    fn reasons_say_what_was_expected_where() {
+        let expected = Expected { at: 3, what: "a status".to_owned() };
+        assert_eq!(describe("äb x", &expected), "expected a status at column 3, found \" x\"");
+        assert_eq!(describe("ab", &expected), "expected a status at column 3, found the end of the line");
+    }
+}

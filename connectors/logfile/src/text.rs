@@ -1,0 +1,134 @@
+//! Bytes to text: charsets, byte order marks, and the delimiter in a charset's bytes.
+
+use std::borrow::Cow;
+
+use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
+use memchr::memmem::Finder;
+
+/// What ends a line, as bytes of the file.
+pub(crate) struct Delimiter {
+    bytes: Vec<u8>,
+    finder: Finder<'static>,
+    /// Bytes of a code unit: a delimiter starts at a multiple of it.
+    unit: usize,
+    /// A carriage return in the charset's bytes, taken off before a newline.
+    carriage_return: Option<Vec<u8>>,
+}
+
+impl Delimiter {
+    pub(crate) fn new(text: &str, charset: &'static Encoding) -> Self {
+        let bytes = encode(text, charset);
+        Self {
+            finder: Finder::new(&bytes).into_owned(),
+            bytes,
+            unit: if charset == UTF_16LE || charset == UTF_16BE { 2 } else { 1 },
+            carriage_return: (text == "\n").then(|| encode("\r", charset)),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The first delimiter in `bytes`, which lie at `at` of the file.
+    pub(crate) fn find(&self, bytes: &[u8], at: u64) -> Option<usize> {
+        if let [byte] = self.bytes.as_slice() {
+            return memchr::memchr(*byte, bytes);
+        }
+        let mut from = 0;
+        loop {
+            let found = from + self.finder.find(&bytes[from..])?;
+            if (at + found as u64).is_multiple_of(self.unit as u64) {
+                return Some(found);
+            }
+            from = found + 1;
+        }
+    }
+
+    /// After a line that was handed out before its delimiter: how many bytes of `bytes` are that delimiter (0 if something else follows);
+    /// `None` if more bytes are needed to tell.
+    pub(crate) fn completion(&self, bytes: &[u8]) -> Option<usize> {
+        let cr = self.carriage_return.as_deref().unwrap_or_default();
+        let (skipped, rest) = match bytes.strip_prefix(cr) {
+            Some(rest) => (cr.len(), rest),
+            None => (0, bytes),
+        };
+        if rest.starts_with(&self.bytes) {
+            return Some(skipped + self.bytes.len());
+        }
+        let undecided = self.bytes.starts_with(rest) || cr.starts_with(bytes);
+        if undecided { None } else { Some(0) }
+    }
+
+    /// Bytes of a code unit.
+    pub(crate) fn unit(&self) -> usize {
+        self.unit
+    }
+
+    /// The carriage return in the charset's bytes; empty where none is taken off.
+    pub(crate) fn carriage_return(&self) -> &[u8] {
+        self.carriage_return.as_deref().unwrap_or_default()
+    }
+
+    /// The line without a carriage return at its end.
+    pub(crate) fn trim<'a>(&self, line: &'a [u8]) -> &'a [u8] {
+        self.carriage_return.as_ref().and_then(|end| line.strip_suffix(end.as_slice())).unwrap_or(line)
+    }
+}
+
+fn encode(text: &str, charset: &'static Encoding) -> Vec<u8> {
+    // encoding_rs writes UTF-8 where the web would: for UTF-16 it has no encoder.
+    if charset == UTF_16LE {
+        text.encode_utf16().flat_map(u16::to_le_bytes).collect()
+    } else if charset == UTF_16BE {
+        text.encode_utf16().flat_map(u16::to_be_bytes).collect()
+    } else {
+        charset.encode(text).0.into_owned()
+    }
+}
+
+/// The line as text, and whether malformed bytes were replaced. `first` says that it is the file's first line, which may have a byte
+/// order mark; `cut` that its end was cut off, perhaps inside a character.
+pub(crate) fn decode<'a>(charset: &'static Encoding, line: &'a [u8], first: bool, cut: bool) -> (Cow<'a, str>, bool) {
+    let line = match charset {
+        _ if !first => line,
+        charset if charset == UTF_8 => line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line),
+        charset if charset == UTF_16LE => line.strip_prefix(b"\xff\xfe").unwrap_or(line),
+        charset if charset == UTF_16BE => line.strip_prefix(b"\xfe\xff").unwrap_or(line),
+        _ => line,
+    };
+    if charset != UTF_8 {
+        return charset.decode_without_bom_handling(line);
+    }
+    match std::str::from_utf8(line) {
+        Ok(text) => (Cow::Borrowed(text), false),
+        Err(error) if cut && error.error_len().is_none() => {
+            (String::from_utf8_lossy(&line[..error.valid_up_to()]), false)
+        }
+        Err(_) => (String::from_utf8_lossy(line), true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_utf16_newline_lies_on_a_code_unit() {
+        let delimiter = Delimiter::new("\n", UTF_16LE);
+        // U+0A61 U+0061 U+000A: the bytes 0a 61 .. hold no newline before the last unit.
+        let bytes = [0x00, 0x0a, 0x00, 0x61, 0x0a, 0x00];
+        assert_eq!(delimiter.find(&bytes, 0), Some(4));
+        assert_eq!(delimiter.find(&bytes[1..], 1), Some(3));
+        assert_eq!(delimiter.trim(&[0x61, 0x00, 0x0d, 0x00]), [0x61, 0x00]);
+    }
+
+    #[test]
+    fn malformed_bytes_are_replaced_and_told() {
+        assert_eq!(decode(UTF_8, b"a\xffb", false, false), (Cow::Borrowed("a\u{fffd}b"), true));
+        assert_eq!(decode(UTF_8, b"\xef\xbb\xbfa", true, false), (Cow::Borrowed("a"), false));
+        assert_eq!(decode(UTF_8, b"a\xc3", false, true), (Cow::Borrowed("a"), false));
+        assert_eq!(decode(encoding_rs::WINDOWS_1252, b"\xe4", false, false).0, "ä");
+        assert_eq!(decode(UTF_16LE, b"\xff\xfea\0", true, false).0, "a");
+    }
+}

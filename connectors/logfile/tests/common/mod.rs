@@ -1,0 +1,252 @@
+//! A folder with log files and a source over it, driven as the runtime drives it: what a fill handed out counts with its position.
+
+#![allow(dead_code, reason = "every test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up its files has failed")]
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use trunkline_connector::conformance::configure_source;
+use trunkline_connector::{Error, Fill, MemoryBudget, Source, SourceBatch, SourceContext, SourceSpec};
+use trunkline_logfile::LogfileConnector;
+
+/// Longest that any wait of a test may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A line as it was handed out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) path: String,
+    pub(crate) offset: u64,
+    pub(crate) lane: i32,
+    /// The message of a record without parser; otherwise the whole value.
+    pub(crate) text: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SeenRejected {
+    pub(crate) path: String,
+    pub(crate) offset: u64,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) code: String,
+    pub(crate) message: String,
+}
+
+/// The folder, the options, and everything that was committed.
+pub(crate) struct Bench {
+    pub(crate) folder: TempDir,
+    options: String,
+    pub(crate) until_idle: bool,
+    pub(crate) position: BTreeMap<String, Vec<u8>>,
+    pub(crate) seen: Vec<Seen>,
+    pub(crate) rejected: Vec<SeenRejected>,
+    pub(crate) dropped: u64,
+    pub(crate) budget: MemoryBudget,
+    source: Option<Box<dyn Source>>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Bench {
+    /// With options beside `paths = ["*.log*"]` and quick waits.
+    pub(crate) fn new(options: &str) -> Self {
+        let mut all = options.to_owned();
+        for (key, default) in [
+            ("paths", "paths = [\"*.log*\"]"),
+            ("poll_interval", "poll_interval = \"10ms\""),
+            ("rotate_wait", "rotate_wait = \"20ms\""),
+        ] {
+            if !options.contains(key) {
+                all.push_str(&format!("\n{default}"));
+            }
+        }
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            options: all,
+            until_idle: true,
+            position: BTreeMap::new(),
+            seen: Vec::new(),
+            rejected: Vec::new(),
+            dropped: 0,
+            budget: MemoryBudget::new(1 << 30),
+            source: None,
+            runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+        }
+    }
+
+    /// Without `--until-idle`.
+    pub(crate) fn following(options: &str) -> Self {
+        Self { until_idle: false, ..Self::new(options) }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn append(&self, name: &str, text: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+        file.write_all(text.as_ref()).unwrap();
+    }
+
+    pub(crate) fn rename(&self, from: &str, to: &str) {
+        std::fs::rename(self.path(from), self.path(to)).unwrap();
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        std::fs::remove_file(self.path(name)).unwrap();
+    }
+
+    /// What logrotate's `copytruncate` does.
+    pub(crate) fn copy_truncate(&self, from: &str, to: &str) {
+        std::fs::copy(self.path(from), self.path(to)).unwrap();
+        self.truncate(from);
+    }
+
+    pub(crate) fn truncate(&self, name: &str) {
+        OpenOptions::new().write(true).open(self.path(name)).unwrap().set_len(0).unwrap();
+    }
+
+    /// What gzip does: the compressed file is complete before the other is removed.
+    pub(crate) fn gzip(&self, from: &str, to: &str) {
+        self.gzip_keep(from, to);
+        let modified = std::fs::metadata(self.path(from)).unwrap().modified().unwrap();
+        File::options().write(true).open(self.path(to)).unwrap().set_modified(modified).unwrap();
+        self.remove(from);
+    }
+
+    pub(crate) fn gzip_keep(&self, from: &str, to: &str) {
+        write_gzip(&self.path(to), &std::fs::read(self.path(from)).unwrap());
+    }
+
+    /// Sets a file's modification time, so many seconds ago.
+    pub(crate) fn age(&self, name: &str, seconds: u64) {
+        let time = std::time::SystemTime::now() - Duration::from_secs(seconds);
+        OpenOptions::new().write(true).open(self.path(name)).unwrap().set_modified(time).unwrap();
+    }
+
+    pub(crate) fn spec(&self) -> Box<dyn SourceSpec> {
+        let (spec, problems) = configure_source(&LogfileConnector, &self.options, self.folder.path());
+        assert!(problems.is_empty(), "{problems:#?}");
+        spec.unwrap()
+    }
+
+    /// Stops the source as a crash does: what was not committed is forgotten.
+    pub(crate) fn stop(&mut self) {
+        self.source = None;
+    }
+
+    /// One fill of a batch of at most so many records.
+    pub(crate) fn fill(&mut self, max_records: usize, wait: Duration) -> Result<Fill, Error> {
+        if self.source.is_none() {
+            let context = SourceContext {
+                position: self.position.clone().into_iter().collect(),
+                until_idle: self.until_idle,
+                budget: self.budget.clone(),
+                runtime: self.runtime.handle().clone(),
+                scratch: self.folder.path().join("scratch"),
+            };
+            self.source = Some(self.spec().open(context)?);
+        }
+        let mut batch = SourceBatch::with_limits(1 << 20, max_records);
+        let result = self.source.as_mut().unwrap().fill(&mut batch, Instant::now() + wait);
+        self.commit(&batch);
+        result
+    }
+
+    /// Reads until the source says that it is caught up.
+    pub(crate) fn read(&mut self) -> &mut Self {
+        self.try_read().unwrap();
+        self
+    }
+
+    pub(crate) fn try_read(&mut self) -> Result<(), Error> {
+        let begun = Instant::now();
+        while self.fill(1000, Duration::from_millis(if self.until_idle { 2000 } else { 60 }))? != Fill::CaughtUp {
+            assert!(begun.elapsed() < PATIENCE, "not caught up after {PATIENCE:?}; {} lines", self.seen.len());
+        }
+        Ok(())
+    }
+
+    /// Reads until so many lines have been seen in all.
+    pub(crate) fn read_until(&mut self, lines: usize) -> &mut Self {
+        self.read_while(|bench| bench.seen.len() + bench.rejected.len() < lines)
+    }
+
+    /// Reads while something is not yet as it should become.
+    pub(crate) fn read_while(&mut self, waiting: impl Fn(&Self) -> bool) -> &mut Self {
+        let begun = Instant::now();
+        while waiting(self) {
+            self.fill(1000, Duration::from_millis(50)).unwrap();
+            assert!(begun.elapsed() < PATIENCE, "still waiting after {PATIENCE:?}; seen: {:?}", self.texts());
+        }
+        self
+    }
+
+    pub(crate) fn progress(&self) -> trunkline_connector::SourceProgress {
+        self.source.as_ref().unwrap().progress()
+    }
+
+    pub(crate) fn texts(&self) -> Vec<&str> {
+        self.seen.iter().map(|seen| seen.text.as_str()).collect()
+    }
+
+    /// Lines seen since the last call.
+    pub(crate) fn take(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.seen).into_iter().map(|seen| seen.text).collect()
+    }
+
+    fn commit(&mut self, batch: &SourceBatch) {
+        for record in batch.records.iter() {
+            let value = record.value().unwrap();
+            let json: serde_json::Value = serde_json::from_slice(value).unwrap();
+            let text = json.get("message").and_then(|message| message.as_str()).map(str::to_owned);
+            assert!(record.timestamp().is_some());
+            self.seen.push(Seen {
+                path: header(record.header("trunkline.path")),
+                offset: header(record.header("trunkline.offset")).parse().unwrap(),
+                lane: record.entry().partition,
+                text: text.unwrap_or_else(|| String::from_utf8(value.to_vec()).unwrap()),
+            });
+        }
+        for (record, reason) in batch.rejected.iter() {
+            self.rejected.push(SeenRejected {
+                path: header(record.header("trunkline.path")),
+                offset: header(record.header("trunkline.offset")).parse().unwrap(),
+                bytes: record.value().unwrap().to_vec(),
+                code: reason.code.clone(),
+                message: reason.message.clone(),
+            });
+        }
+        self.dropped += batch.dropped;
+        for change in &batch.position {
+            match &change.value {
+                Some(value) => self.position.insert(change.key.clone(), value.clone()),
+                None => self.position.remove(&change.key),
+            };
+        }
+    }
+}
+
+pub(crate) fn write_gzip(path: &Path, content: &[u8]) {
+    let mut encoder = flate2::write::GzEncoder::new(File::create(path).unwrap(), flate2::Compression::fast());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap();
+}
+
+fn header(value: Option<&[u8]>) -> String {
+    String::from_utf8(value.unwrap().to_vec()).unwrap()
+}
+
+/// `prefix 0\nprefix 1\n..`
+pub(crate) fn numbered(prefix: &str, range: std::ops::Range<usize>) -> String {
+    range.map(|number| format!("{prefix} {number}\n")).collect()
+}
+
+pub(crate) fn numbered_lines(prefix: &str, range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|number| format!("{prefix} {number}")).collect()
+}

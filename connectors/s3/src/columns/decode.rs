@@ -1,0 +1,303 @@
+//! JSON records to record batches. The usual case is one pass: all records of a chunk into Arrow's decoder, strictly. If it fails, the
+//! slow path looks at each record: widens the shape by what it needs, sets aside what is no row, and tries again; what fails then is a
+//! value that its declared column cannot hold, and halving finds it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::error::ArrowError;
+use arrow::json::ReaderBuilder;
+use arrow::json::reader::Decoder;
+use trunkline_connector::Reason;
+
+use super::infer::{Inference, feed, plain};
+use super::shape::Shape;
+use super::strict::StrictDecoders;
+
+/// Values decoded at once, at most: with few columns 4096 rows, with many fewer.
+const CHUNK_VALUES: usize = 1 << 16;
+const CHUNK_ROWS: usize = 4096;
+/// Bytes of JSON decoded at once, unless a single record has more.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Decoders kept for use again.
+const KEPT_DECODERS: usize = 8;
+/// What a decoder holds for each byte of JSON it was given at once: the text, and 16 bytes for each key and value.
+const DECODER_FACTOR: usize = 3;
+
+/// What became of a chunk of records.
+#[derive(Default)]
+pub(crate) struct Decoded {
+    /// The shape it was decoded with, wider than the one given if it had to be.
+    pub(crate) shape: Option<Arc<Shape>>,
+    /// The rows; `None` if no record was left.
+    pub(crate) batch: Option<RecordBatch>,
+    /// Indexes of records that are no rows, ascending, and why.
+    pub(crate) rejected: Vec<(u32, Reason)>,
+}
+
+/// Decodes records with shapes, and keeps the decoders.
+#[derive(Default)]
+pub(crate) struct JsonDecoder {
+    /// By the shape's id, with the most bytes it was given at once.
+    decoders: HashMap<u64, (Decoder, usize)>,
+    inference: Inference,
+}
+
+/// How many of the records that follow make the next chunk.
+pub(crate) fn chunk_len<'a>(shape: &Shape, records: impl Iterator<Item = &'a [u8]>) -> usize {
+    let columns = shape.schema.flattened_fields().len();
+    let rows = (CHUNK_VALUES / columns.max(1)).clamp(16, CHUNK_ROWS);
+    let mut bytes = 0;
+    let fitting = records.take(rows).take_while(|record| {
+        bytes += record.len();
+        bytes <= CHUNK_BYTES
+    });
+    fitting.count().max(1)
+}
+
+impl JsonDecoder {
+    /// Decodes a chunk of records.
+    pub(crate) fn decode(&mut self, shape: &Arc<Shape>, records: &[&[u8]]) -> Decoded {
+        // Without a known column even an object without members looks like a row.
+        if !shape.fields().is_empty()
+            && let Ok(batch) = self.attempt(shape, records)
+        {
+            return Decoded { shape: None, batch, rejected: Vec::new() };
+        }
+        let mut rejected = Vec::new();
+        let mut rows = Vec::with_capacity(records.len());
+        let mut fields = shape.fields().clone();
+        for (index, record) in records.iter().enumerate() {
+            match self.inference.observe(record, fields.clone()) {
+                Ok(wider) => {
+                    fields = wider;
+                    rows.push(index as u32);
+                }
+                Err(reason) => rejected.push((index as u32, reason)),
+            }
+        }
+        if fields.is_empty() {
+            let reason =
+                || Reason::new("s3.no_columns", "the record is an object without members, and no column is known");
+            rejected.extend(rows.drain(..).map(|index| (index, reason())));
+        }
+        let shape = if fields == *shape.fields() { Arc::clone(shape) } else { Shape::new(fields) };
+        let mut misfits = Vec::new();
+        self.set_misfits_aside(&shape, records, &rows, &mut misfits);
+        rows.retain(|index| misfits.binary_search_by_key(index, |(misfit, _)| *misfit).is_err());
+        let batch = match self.attempt(&shape, &pick(records, &rows)) {
+            Ok(batch) => batch,
+            Err(reason) => {
+                // Each row was decoded before, alone or with others: not a fault of one of them.
+                misfits = rows.iter().map(|index| (*index, reason.clone())).collect();
+                None
+            }
+        };
+        rejected.extend(misfits);
+        rejected.sort_by_key(|(index, _)| *index);
+        Decoded { shape: Some(shape), batch, rejected }
+    }
+
+    /// Halves until each record that fails stands alone.
+    fn set_misfits_aside(
+        &mut self,
+        shape: &Arc<Shape>,
+        records: &[&[u8]],
+        rows: &[u32],
+        misfits: &mut Vec<(u32, Reason)>,
+    ) {
+        let Err(reason) = self.attempt(shape, &pick(records, rows)) else { return };
+        if let [index] = rows {
+            misfits.push((*index, reason));
+            return;
+        }
+        let (left, right) = rows.split_at(rows.len() / 2);
+        self.set_misfits_aside(shape, records, left, misfits);
+        self.set_misfits_aside(shape, records, right, misfits);
+    }
+
+    fn attempt(&mut self, shape: &Arc<Shape>, records: &[&[u8]]) -> Result<Option<RecordBatch>, Reason> {
+        if records.is_empty() {
+            return Ok(None);
+        }
+        let misfit = |error: ArrowError| Reason::new("s3.value_misfit", describe(&error));
+        let (mut decoder, most) = match self.decoders.remove(&shape.id) {
+            Some(kept) => kept,
+            None => (build(shape).map_err(misfit)?, 0),
+        };
+        // A decoder that failed is left half-way, and is not used again.
+        let mut bytes = 0;
+        for record in records {
+            feed(&mut decoder, record)?;
+            bytes += record.len();
+        }
+        let batch = decoder.flush().map_err(misfit)?;
+        if self.decoders.len() >= KEPT_DECODERS {
+            self.decoders.clear();
+        }
+        self.decoders.insert(shape.id, (decoder, most.max(bytes)));
+        Ok(batch)
+    }
+
+    /// Bytes in memory, about.
+    pub(crate) fn memory(&self) -> usize {
+        self.decoders.values().map(|(_, most)| most * DECODER_FACTOR).sum()
+    }
+
+    /// Gives that memory back.
+    pub(crate) fn forget(&mut self) {
+        self.decoders.clear();
+    }
+}
+
+fn pick<'a>(records: &[&'a [u8]], rows: &[u32]) -> Vec<&'a [u8]> {
+    rows.iter().map(|index| records[*index as usize]).collect()
+}
+
+fn build(shape: &Shape) -> Result<Decoder, ArrowError> {
+    ReaderBuilder::new(Arc::clone(&shape.schema))
+        .with_batch_size(CHUNK_ROWS)
+        .with_strict_mode(true)
+        .with_decoder_factory(Arc::new(StrictDecoders))
+        .build_decoder()
+}
+
+/// Arrow nests the names of columns: "whilst decoding field 'a': whilst decoding field 'b': ..." becomes "column `a.b`: ...".
+fn describe(error: &ArrowError) -> String {
+    let message = plain(error);
+    let mut rest = message.as_str();
+    let mut path: Vec<&str> = Vec::new();
+    while let Some((name, inner)) =
+        rest.strip_prefix("whilst decoding field '").and_then(|after| after.split_once("': "))
+    {
+        path.push(name);
+        rest = inner;
+    }
+    // A missing value is found in the object around it, and named by its field's description.
+    let missing =
+        rest.split_once("non-nullable StructArray child: ").map(|(_, field)| field.split('"').nth(1).unwrap_or(field));
+    let rest = match missing {
+        Some(name) => {
+            path.push(name);
+            "null or missing, but the schema says that there is always a value"
+        }
+        None => rest,
+    };
+    if path.is_empty() { message } else { format!("column `{}`: {rest}", path.join(".")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{Array, AsArray};
+    use arrow::datatypes::{DataType, Field, Int64Type, Schema, TimeUnit, TimestampMicrosecondType};
+
+    fn declared() -> Arc<Shape> {
+        Shape::declared(&Schema::new(vec![
+            Field::new("id", DataType::Int64, false),
+            Field::new("price", DataType::Decimal128(10, 2), true),
+            Field::new("at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true),
+            Field::new("raw", DataType::Binary, true),
+            Field::new("big", DataType::UInt64, true),
+        ]))
+    }
+
+    fn type_of(shape: &Shape, name: &str) -> DataType {
+        shape.schema.field_with_name(name).map_or(DataType::Null, |field| field.data_type().clone())
+    }
+
+    fn decode(shape: &Arc<Shape>, records: &[&str]) -> Decoded {
+        let records: Vec<_> = records.iter().map(|record| record.as_bytes()).collect();
+        JsonDecoder::default().decode(shape, &records)
+    }
+
+    #[test]
+    fn declared_types_come_out_exactly() {
+        let record = r#"{"id":1,"price":"12.30","at":"2015-05-17T10:05:03Z","raw":"AP8=","big":18446744073709551615}"#;
+        let decoded = decode(&declared(), &[record]);
+        assert!(decoded.rejected.is_empty(), "{:?}", decoded.rejected);
+        let batch = decoded.batch.unwrap();
+        assert_eq!(batch.column(1).as_primitive::<arrow::datatypes::Decimal128Type>().value(0), 1230);
+        assert_eq!(batch.column(2).as_primitive::<TimestampMicrosecondType>().value(0), 1_431_857_103_000_000);
+        assert_eq!(batch.column(3).as_binary::<i32>().value(0), b"\x00\xff");
+        assert_eq!(batch.column(4).as_primitive::<arrow::datatypes::UInt64Type>().value(0), u64::MAX);
+    }
+
+    #[test]
+    fn values_that_their_declared_column_cannot_hold_are_rejected_alone_with_its_name() {
+        let misfits = [
+            (r#"{"id":1.5}"#, "`id`"),
+            (r#"{"id":"x"}"#, "`id`"),
+            (r#"{"id":null}"#, "`id`: null"),
+            (r#"{}"#, "`id`: null"),
+            (r#"{"id":1,"price":"1.005"}"#, "`price`"),
+            (r#"{"id":1,"price":"123456789012.00"}"#, "`price`"),
+            (r#"{"id":1,"price":"abc"}"#, "`price`"),
+            (r#"{"id":1,"at":"soon"}"#, "`at`"),
+            (r#"{"id":1,"at":1431857103}"#, "`at`"),
+            (r#"{"id":1,"raw":"?"}"#, "`raw`"),
+            (r#"{"id":1,"big":-1}"#, "`big`"),
+            (r#"{"id":9223372036854775808}"#, "`id`"),
+        ];
+        for (bad, column) in misfits {
+            let decoded = decode(&declared(), &[r#"{"id":1}"#, bad, r#"{"id":2.0}"#, r#"{"id":"3"}"#]);
+            assert_eq!(decoded.batch.unwrap().column(0).as_primitive::<Int64Type>().values(), &[1, 2, 3], "{bad}");
+            let [(1, reason)] = decoded.rejected.as_slice() else { panic!("{bad}: {:?}", decoded.rejected) };
+            assert_eq!(reason.code, "s3.value_misfit", "{bad}");
+            assert!(reason.message.contains(column), "{bad}: {}", reason.message);
+        }
+    }
+
+    #[test]
+    fn fields_that_the_schema_does_not_know_become_columns() {
+        let decoded = decode(&declared(), &[r#"{"id":1}"#, r#"{"id":2,"score":0.5}"#]);
+        let shape = decoded.shape.unwrap();
+        assert_eq!(type_of(&shape, "score"), DataType::Float64);
+        let batch = decoded.batch.unwrap();
+        assert_eq!((batch.num_rows(), batch.column_by_name("score").unwrap().null_count()), (2, 1));
+        assert!(decoded.rejected.is_empty());
+    }
+
+    #[test]
+    fn inferred_columns_widen_instead() {
+        let records =
+            [r#"{"a":1}"#, r#"{"a":"007"}"#, r#"{"a":{"b":[1,{"c":"x\n"}]}}"#, r#"{"a":1.50}"#, r#"{"a":true}"#];
+        let decoded = decode(&Shape::empty(), &records);
+        assert!(decoded.rejected.is_empty());
+        let batch = decoded.batch.unwrap();
+        let texts: Vec<_> = batch.column(0).as_string::<i32>().iter().flatten().collect();
+        assert_eq!(texts, ["1", "007", r#"{"b":[1,{"c":"x\n"}]}"#, "1.50", "true"]);
+    }
+
+    #[test]
+    fn an_inferred_column_is_never_narrowed_to_fit() {
+        let mut decoder = JsonDecoder::default();
+        let shape = decoder.decode(&Shape::empty(), &[br#"{"a":1}"#]).shape.unwrap();
+        for (record, expected) in
+            [(r#"{"a":1.5}"#, DataType::Float64), (r#"{"a":"1"}"#, DataType::Utf8), (r#"{"a":1.0}"#, DataType::Float64)]
+        {
+            let decoded = decoder.decode(&shape, &[record.as_bytes()]);
+            assert_eq!(type_of(&decoded.shape.unwrap(), "a"), expected, "{record}");
+        }
+    }
+
+    #[test]
+    fn bad_records_anywhere_leave_the_others() {
+        let mut records: Vec<String> = (0..1000).map(|number| format!("{{\"id\":{number}}}")).collect();
+        for (at, bad) in [(0, "[1]"), (17, "{\"id\":"), (500, "{\"id\":\"x\"}"), (501, "7"), (999, "{\"id\":null}")] {
+            records[at] = bad.to_owned();
+        }
+        let records: Vec<_> = records.iter().map(String::as_str).collect();
+        let decoded = decode(&declared(), &records);
+        let indexes: Vec<_> = decoded.rejected.iter().map(|(index, _)| *index).collect();
+        assert_eq!(indexes, [0, 17, 500, 501, 999]);
+        assert_eq!(decoded.batch.unwrap().num_rows(), 995);
+    }
+
+    #[test]
+    fn objects_without_members_are_rows_only_of_known_columns() {
+        assert_eq!(decode(&Shape::empty(), &["{}"]).rejected[0].1.code, "s3.no_columns");
+        assert_eq!(decode(&Shape::empty(), &["{}", r#"{"a":1}"#]).batch.unwrap().num_rows(), 2);
+    }
+}

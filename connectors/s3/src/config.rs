@@ -1,0 +1,313 @@
+//! Options of the sink. The README has the same list for users.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use parquet::basic::{Compression, ZstdLevel};
+use trunkline_connector::Template;
+use trunkline_connector::config::{ByteSize, Mismatch, Section, Value};
+
+const MIB: u64 = 1 << 20;
+
+/// The sink as configured.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) destination: Destination,
+    /// Template of the path below the destination.
+    pub(crate) path: Template,
+    pub(crate) rotate: Rotate,
+    pub(crate) writer: WriterOptions,
+    /// Open local files of a task, at most; over it the claim with the largest is published.
+    pub(crate) max_open_files: usize,
+}
+
+/// Where objects go.
+#[derive(Clone)]
+pub(crate) enum Destination {
+    /// A local directory.
+    Directory(PathBuf),
+    /// A bucket. Boxed: it has many options.
+    Bucket(Box<BucketOptions>),
+}
+
+/// An object store. No `Debug`: it holds a secret (I8).
+#[derive(Clone)]
+pub(crate) struct BucketOptions {
+    pub(crate) bucket: String,
+    /// Without slashes at its ends.
+    pub(crate) prefix: String,
+    pub(crate) endpoint: Option<String>,
+    pub(crate) region: Option<String>,
+    pub(crate) path_style: bool,
+    /// Key id and secret; `None`: the usual chain.
+    pub(crate) credentials: Option<(String, String)>,
+    pub(crate) encryption: Encryption,
+    pub(crate) part_size: u64,
+    pub(crate) checksum: Checksum,
+}
+
+/// Server-side encryption that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Encryption {
+    /// Whatever the bucket does by default.
+    Bucket,
+    /// The store's own keys.
+    Aes256,
+    /// A KMS key; `None`: the account's default one.
+    Kms(Option<String>),
+}
+
+/// Checksum of every part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Checksum {
+    Crc32c,
+    Crc32,
+    Sha256,
+    /// None is asked for, for stores that know no checksums.
+    None,
+}
+
+/// When open objects are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rotate {
+    pub(crate) bytes: u64,
+    pub(crate) records: u64,
+    pub(crate) age: Duration,
+    pub(crate) idle: Duration,
+}
+
+/// How Parquet is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WriterOptions {
+    pub(crate) compression: Compression,
+    /// Encoded bytes of a row group.
+    pub(crate) row_group: usize,
+}
+
+impl Config {
+    /// Reads the component's section; `None` if anything was reported.
+    pub(crate) fn read(section: &Section<'_>, at_names: &[&str]) -> Option<Self> {
+        let before = section.report.len();
+        let destination = read_destination(section);
+        let path = read_path(section, at_names);
+        let rotate = read_rotate(section);
+        let writer = read_writer(section);
+        let max_open_files = at_least(section, "max_open_files", 64, 1);
+        (section.report.len() == before).then_some(())?;
+        Some(Self { destination: destination?, path: path?, rotate, writer, max_open_files: max_open_files as usize })
+    }
+}
+
+const URL_FORMS: &str = "`s3://bucket/prefix`, `file:///directory`, or `file:directory` relative to this file";
+
+fn read_destination(section: &Section<'_>) -> Option<Destination> {
+    let url = section.required::<String>("url")?;
+    let wrong = |message: &str, help: Option<&str>| {
+        if let Some(node) = section.node("url") {
+            let mismatch = Mismatch { message: message.to_owned(), span: None, help: help.map(str::to_owned) };
+            section.mismatch("url", node, mismatch, URL_FORMS.to_owned());
+        }
+        None
+    };
+    if let Some(rest) = url.strip_prefix("file:") {
+        return match rest.strip_prefix("//") {
+            Some(path) if path.starts_with('/') => Some(Destination::Directory(PathBuf::from(path))),
+            Some(_) => wrong("names a host", Some("a local directory has three slashes: `file:///directory`")),
+            None if rest.is_empty() => wrong("names no directory", None),
+            None => Some(Destination::Directory(section.base.join(rest))),
+        };
+    }
+    let Some(rest) = url.strip_prefix("s3://") else {
+        let help = Path::new(&url).is_absolute().then(|| format!("did you mean `file://{url}`?"));
+        return wrong("is no address of a bucket or directory", help.as_deref());
+    };
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    let prefix = prefix.trim_matches('/');
+    if bucket.is_empty() || !bucket.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
+        return wrong("names no bucket", None);
+    }
+    if prefix.split('/').any(|segment| matches!(segment, "." | "..")) {
+        return wrong("has a prefix with a segment of dots", None);
+    }
+    let encryption = read_encryption(section);
+    let part_size = size_at_least(section, "part_size", 16 * MIB, 5 * MIB, "object stores take no smaller parts");
+    let choices = [
+        ("crc32c", Checksum::Crc32c),
+        ("crc32", Checksum::Crc32),
+        ("sha256", Checksum::Sha256),
+        ("none", Checksum::None),
+    ];
+    let checksum = section.choice("checksum", &choices, Checksum::Crc32c);
+    let credentials = read_credentials(section);
+    Some(Destination::Bucket(Box::new(BucketOptions {
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+        endpoint: read_endpoint(section),
+        region: section.optional("region"),
+        path_style: section.or("path_style", false),
+        credentials,
+        encryption,
+        part_size,
+        checksum,
+    })))
+}
+
+fn read_endpoint(section: &Section<'_>) -> Option<String> {
+    let endpoint = section.optional::<String>("endpoint")?;
+    if let Some(node) = section.node("endpoint")
+        && !endpoint.starts_with("http://")
+        && !endpoint.starts_with("https://")
+    {
+        let mismatch = Mismatch::new("has no `http://` or `https://`");
+        section.mismatch("endpoint", node, mismatch, "an address such as `https://minio:9000`".to_owned());
+    }
+    Some(endpoint)
+}
+
+fn read_credentials(section: &Section<'_>) -> Option<(String, String)> {
+    let id = section.optional::<String>("access_key_id");
+    let secret = section.optional::<String>("secret_access_key");
+    let given = |key| section.table.get(key).is_some();
+    match (given("access_key_id"), given("secret_access_key")) {
+        (true, false) => section.missing("secret_access_key", "it goes with `access_key_id`"),
+        (false, true) => section.missing("access_key_id", "it goes with `secret_access_key`"),
+        _ => {}
+    }
+    id.zip(secret)
+}
+
+fn read_encryption(section: &Section<'_>) -> Encryption {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Kind {
+        Bucket,
+        Aes256,
+        Kms,
+    }
+    let key = section.optional::<String>("sse_kms_key_id");
+    let default = if key.is_some() { Kind::Kms } else { Kind::Bucket };
+    let kind = section.choice("server_side_encryption", &[("AES256", Kind::Aes256), ("aws:kms", Kind::Kms)], default);
+    if let Some(node) = section.node("sse_kms_key_id")
+        && kind == Kind::Aes256
+    {
+        let mismatch = Mismatch::new("names a KMS key, but `server_side_encryption` is `AES256`");
+        section.mismatch("sse_kms_key_id", node, mismatch, "`server_side_encryption = \"aws:kms\"`".to_owned());
+    }
+    match kind {
+        Kind::Bucket => Encryption::Bucket,
+        Kind::Aes256 => Encryption::Aes256,
+        Kind::Kms => Encryption::Kms(key),
+    }
+}
+
+fn read_path(section: &Section<'_>, at_names: &[&str]) -> Option<Template> {
+    let source = section.or("path", String::new());
+    let report = |mismatch: Mismatch| {
+        if let Some(node) = section.node("path") {
+            section.mismatch("path", node, mismatch, "a template such as `day={timestamp:%Y-%m-%d}`".to_owned());
+        }
+        None
+    };
+    if source.starts_with('/') || source.ends_with('/') || source.contains("//") {
+        return report(Mismatch::new("has an empty segment: leave out slashes at the ends and double ones"));
+    }
+    if source.split('/').any(|segment| matches!(segment, "." | "..")) {
+        return report(Mismatch::new("has a segment of dots"));
+    }
+    match Template::parse(&source, at_names) {
+        Ok(template) => Some(template),
+        Err(error) => {
+            // The template's text starts after the quote, if it stands in the file as it is.
+            let span = section.node("path").and_then(|node| match &node.value {
+                Value::String(text) if text.raw == text.resolved && node.span.len() == text.raw.len() + 2 => {
+                    Some(node.span.start + 1 + error.span.start..node.span.start + 1 + error.span.end)
+                }
+                _ => None,
+            });
+            report(Mismatch { message: error.message, span, help: error.help })
+        }
+    }
+}
+
+fn read_rotate(section: &Section<'_>) -> Rotate {
+    let default =
+        Rotate { bytes: 128 * MIB, records: 1_000_000, age: Duration::from_secs(300), idle: Duration::from_secs(30) };
+    let Some(rotate) = section.section("rotate") else { return default };
+    let read = Rotate {
+        bytes: size_at_least(&rotate, "bytes", default.bytes, 1, "every record would be a file"),
+        records: at_least(&rotate, "records", default.records, 1),
+        age: positive(&rotate, "age", default.age),
+        idle: positive(&rotate, "idle", default.idle),
+    };
+    rotate.finish();
+    read
+}
+
+fn read_writer(section: &Section<'_>) -> WriterOptions {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Kind {
+        Zstd,
+        Snappy,
+        Lz4,
+        None,
+    }
+    let choices = [("zstd", Kind::Zstd), ("snappy", Kind::Snappy), ("lz4", Kind::Lz4), ("none", Kind::None)];
+    let kind = section.choice("compression", &choices, Kind::Zstd);
+    let level = section.optional::<u64>("compression_level");
+    let wrong_level = |message: &str| {
+        if let Some(node) = section.node("compression_level") {
+            section.mismatch(
+                "compression_level",
+                node,
+                Mismatch::new(message),
+                "for zstd a level of 1 to 22".to_owned(),
+            );
+        }
+    };
+    if level.is_some() && kind != Kind::Zstd {
+        wrong_level("is set, but only zstd has levels");
+    }
+    let compression = match kind {
+        Kind::Zstd => {
+            let level = i32::try_from(level.unwrap_or(1)).ok().and_then(|level| ZstdLevel::try_new(level).ok());
+            if level.is_none() {
+                wrong_level("is out of range");
+            }
+            Compression::ZSTD(level.unwrap_or_default())
+        }
+        Kind::Snappy => Compression::SNAPPY,
+        Kind::Lz4 => Compression::LZ4_RAW,
+        Kind::None => Compression::UNCOMPRESSED,
+    };
+    let row_group = size_at_least(section, "row_group", 16 * MIB, 64 << 10, "smaller row groups cannot be read well");
+    WriterOptions { compression, row_group: usize::try_from(row_group).unwrap_or(usize::MAX) }
+}
+
+fn at_least(section: &Section<'_>, key: &'static str, default: u64, least: u64) -> u64 {
+    let value = section.or(key, default);
+    if value < least
+        && let Some(node) = section.node(key)
+    {
+        section.mismatch(key, node, Mismatch::new(format!("is {value}")), format!("a number from {least}"));
+    }
+    value
+}
+
+fn size_at_least(section: &Section<'_>, key: &'static str, default: u64, least: u64, why: &str) -> u64 {
+    let value = section.or(key, ByteSize(default)).0;
+    if value < least
+        && let Some(node) = section.node(key)
+    {
+        section.mismatch(key, node, Mismatch::new(format!("is too small: {why}")), format!("{least} bytes or more"));
+    }
+    value
+}
+
+fn positive(section: &Section<'_>, key: &'static str, default: Duration) -> Duration {
+    let value = section.or(key, default);
+    if value.is_zero()
+        && let Some(node) = section.node(key)
+    {
+        section.mismatch(key, node, Mismatch::new("is zero"), "a duration longer than that, such as `30s`".to_owned());
+    }
+    value
+}

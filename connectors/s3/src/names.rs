@@ -1,0 +1,103 @@
+//! Names of objects and of the local files that hold their bytes until then.
+
+use std::borrow::Cow;
+
+use trunkline_connector::{Claim, Reason};
+
+/// The folder, in the root of a directory destination, for files that are not published yet. Readers' globs skip hidden folders.
+pub(crate) const STAGING: &str = ".trunkline-staging";
+/// What file systems take as one name.
+const MAX_SEGMENT: usize = 255;
+/// What S3 takes as a key.
+const MAX_KEY: usize = 1024;
+/// Longer topic names are shortened in file names: the offsets and the id need their room.
+const MAX_TOPIC: usize = 160;
+
+/// `{topic}+{partition}`, with a topic that is too long for a file name cut and told apart by a hash. `+` is in no topic's name.
+fn claim_name(claim: &Claim) -> String {
+    let topic = claim.topic.as_ref();
+    let topic = if topic.len() <= MAX_TOPIC {
+        Cow::Borrowed(topic)
+    } else {
+        let cut: String = topic.chars().take(MAX_TOPIC - 24).collect();
+        Cow::Owned(format!("{cut}~{:016x}", fnv1a(topic.as_bytes())))
+    };
+    format!("{topic}+{}", claim.partition)
+}
+
+/// FNV-1a: names must come out the same in every version.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// With what the names of a claim's local files begin.
+pub(crate) fn temp_prefix(claim: &Claim) -> String {
+    format!("{}+", claim_name(claim))
+}
+
+/// The local file of an object. It must not end in `.parquet`.
+pub(crate) fn temp_name(claim: &Claim, id: &str) -> String {
+    format!("{}{id}.tmp", temp_prefix(claim))
+}
+
+/// The final name: `{path}/{topic}+{partition}+{first offset}-{last offset}-{id}.parquet`. Offsets are padded, so that names sort by
+/// them; the id keeps replays and a topic that was created anew from colliding.
+pub(crate) fn object_name(path: &str, claim: &Claim, first: i64, last: i64, id: &str) -> String {
+    let short = id.get(..8).unwrap_or(id);
+    let name = format!("{}+{first:020}-{last:020}-{short}.parquet", claim_name(claim));
+    if path.is_empty() { name } else { format!("{path}/{name}") }
+}
+
+/// A rendered path as the object's: empty segments are left out, and what would climb or be too long is refused.
+pub(crate) fn check_path(path: &str, prefix_len: usize) -> Result<(), Reason> {
+    let bad = |message: String| Err(Reason::new("s3.bad_path", message));
+    for segment in path.split('/') {
+        if matches!(segment, "" | "." | "..") {
+            return bad(format!("the path template gave `{path}`, which has a segment that is empty or only dots"));
+        }
+        if segment.len() > MAX_SEGMENT {
+            return bad(format!(
+                "the path template gave a segment of {} bytes; {MAX_SEGMENT} is the most",
+                segment.len()
+            ));
+        }
+    }
+    if prefix_len + path.len() + MAX_SEGMENT > MAX_KEY {
+        return bad(format!("the path template gave a path of {} bytes, too long for a key", path.len()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(topic: &str) -> Claim {
+        Claim { topic: topic.into(), partition: 3 }
+    }
+
+    #[test]
+    fn names_carry_topic_partition_and_offsets() {
+        assert_eq!(
+            object_name("day=1", &claim("a.web"), 7, 12, "0123456789abcdef"),
+            "day=1/a.web+3+00000000000000000007-00000000000000000012-01234567.parquet"
+        );
+        assert!(temp_name(&claim("a.web"), "x").starts_with(&temp_prefix(&claim("a.web"))));
+        assert!(!temp_name(&claim("a.web2"), "x").starts_with(&temp_prefix(&claim("a.web"))));
+    }
+
+    #[test]
+    fn long_topics_fit_a_file_name_and_stay_apart() {
+        let (one, other) = (format!("{}1", "t".repeat(248)), format!("{}2", "t".repeat(248)));
+        assert!(object_name("", &claim(&one), i64::MAX, i64::MAX, "0123456789").len() <= MAX_SEGMENT);
+        assert_ne!(temp_prefix(&claim(&one)), temp_prefix(&claim(&other)));
+    }
+
+    #[test]
+    fn paths_that_would_climb_or_not_fit_are_refused() {
+        assert!(check_path("day=1/h=2", 0).is_ok());
+        for bad in ["..", "a/../b", "", "a//b", "a/", &"x".repeat(256), &"xy/".repeat(300)] {
+            assert_eq!(check_path(bad, 0).unwrap_err().code, "s3.bad_path", "{bad}");
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! An open object: rows on their way into one Parquet file.
+//!
+//! At first rows are kept as record batches, so that the file's columns can still widen freely. Once there are enough of them (or memory is
+//! tight, or the object is closed) the columns are settled and a writer encodes them into a local file, row group by row group; from
+//! then on a batch that needs other columns goes to another object.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use arrow::datatypes::{Fields, SchemaRef};
+use parquet::arrow::ArrowWriter;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use trunkline_connector::{Claim, Error, Result, io_error};
+
+use crate::columns::{conform_batch, file_schema, union};
+use crate::config::WriterOptions;
+use crate::names::temp_name;
+use crate::protocol::PlannedObject;
+
+/// Rows are kept unencoded up to so many bytes, so that columns that come late still find the file's schema open.
+const SETTLE_BYTES: usize = 4 << 20;
+
+/// Keys of the footer's metadata.
+pub(crate) mod footer {
+    pub(crate) const ID: &str = "trunkline.id";
+    pub(crate) const SINK: &str = "trunkline.sink";
+    pub(crate) const TOPIC: &str = "trunkline.topic";
+    pub(crate) const PARTITION: &str = "trunkline.partition";
+    pub(crate) const FIRST_OFFSET: &str = "trunkline.first_offset";
+    pub(crate) const LAST_OFFSET: &str = "trunkline.last_offset";
+    pub(crate) const RECORDS: &str = "trunkline.records";
+}
+
+/// See the module's header.
+pub(crate) struct OpenObject {
+    /// Unique, also in the object's metadata.
+    pub(crate) id: String,
+    /// The rendered path template.
+    pub(crate) path: String,
+    pub(crate) records: u64,
+    offsets: (i64, i64),
+    /// The union of all shapes in it.
+    fields: Fields,
+    content: Content,
+    temp: PathBuf,
+    options: Arc<WriterOptions>,
+}
+
+enum Content {
+    /// Columns may still change.
+    Settling { batches: Vec<RecordBatch>, bytes: usize },
+    /// They may not.
+    Writing { writer: Box<ArrowWriter<File>>, schema: SchemaRef },
+}
+
+/// Can rows with certain columns go into an object?
+pub(crate) enum Fit {
+    /// Yes; then its columns are these.
+    Takes(Fields),
+    /// Not any more: its columns are settled. An object with these columns takes its rows and the new ones.
+    Settled(Fields),
+    /// Never: a declared column has types without a union.
+    Conflict,
+}
+
+impl OpenObject {
+    /// An empty object, without a file yet.
+    pub(crate) fn new(claim: &Claim, path: &str, fields: Fields, spool: &Path, options: &Arc<WriterOptions>) -> Self {
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        Self {
+            temp: spool.join(temp_name(claim, &id)),
+            id,
+            path: path.to_owned(),
+            records: 0,
+            offsets: (i64::MAX, i64::MIN),
+            fields,
+            content: Content::Settling { batches: Vec::new(), bytes: 0 },
+            options: Arc::clone(options),
+        }
+    }
+
+    /// Can rows with these columns go in?
+    pub(crate) fn fit(&self, fields: &Fields) -> Fit {
+        let Some(union) = union(&self.fields, fields) else { return Fit::Conflict };
+        match &self.content {
+            Content::Writing { schema, .. } if union != self.fields && file_schema(&union) != *schema => {
+                Fit::Settled(union)
+            }
+            _ => Fit::Takes(union),
+        }
+    }
+
+    /// Adds rows with these first and last offsets. `fields` are what [`OpenObject::fit`] said.
+    pub(crate) fn add(&mut self, batch: RecordBatch, fields: Fields, offsets: (i64, i64)) -> Result<()> {
+        self.records += batch.num_rows() as u64;
+        self.offsets = (self.offsets.0.min(offsets.0), self.offsets.1.max(offsets.1));
+        self.fields = fields;
+        match &mut self.content {
+            Content::Settling { batches, bytes } => {
+                *bytes += batch.get_array_memory_size();
+                batches.push(batch);
+                join_small(batches, bytes)?;
+                if *bytes >= SETTLE_BYTES.min(self.options.row_group) {
+                    self.settle()?;
+                }
+                Ok(())
+            }
+            Content::Writing { writer, schema } => encode(writer, schema, &batch, &self.options, &self.temp),
+        }
+    }
+
+    /// Settles the columns and begins to encode.
+    fn settle(&mut self) -> Result<()> {
+        let Content::Settling { batches, bytes } = &mut self.content else { return Ok(()) };
+        *bytes = 0;
+        let batches = std::mem::take(batches);
+        let schema = file_schema(&self.fields);
+        let file = File::create_new(&self.temp).map_err(|error| io_error("create", &self.temp, &error))?;
+        let writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties(&self.options)))
+            .map_err(|error| write_error(&error, &self.temp))?;
+        let mut writer = Box::new(writer);
+        for batch in batches {
+            encode(&mut writer, &schema, &batch, &self.options, &self.temp)?;
+        }
+        self.content = Content::Writing { writer, schema };
+        Ok(())
+    }
+
+    /// Has it a local file, open?
+    pub(crate) fn has_file(&self) -> bool {
+        matches!(self.content, Content::Writing { .. })
+    }
+
+    /// Bytes of the file as it would be now.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.content {
+            Content::Settling { bytes, .. } => *bytes,
+            Content::Writing { writer, .. } => writer.bytes_written() + writer.in_progress_size(),
+        }
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn memory(&self) -> usize {
+        match &self.content {
+            Content::Settling { bytes, .. } => *bytes,
+            // Metadata of the row groups written so far grows with them, a few hundred bytes a column.
+            Content::Writing { writer, schema } => {
+                writer.memory_size() + writer.flushed_row_groups().len() * schema.fields().len() * 512
+            }
+        }
+    }
+
+    /// Puts what is in memory into the file.
+    pub(crate) fn spill(&mut self) -> Result<()> {
+        self.settle()?;
+        match &mut self.content {
+            Content::Writing { writer, .. } => writer.flush().map_err(|error| write_error(&error, &self.temp)),
+            Content::Settling { .. } => Ok(()),
+        }
+    }
+
+    /// Completes the file and says what is in it. `key` is asked with first and last offset. On an error the rows are lost, and with
+    /// them the claim's other open objects: it must be read again.
+    pub(crate) fn close(
+        mut self,
+        claim: &Claim,
+        sink: &str,
+        key: impl FnOnce(i64, i64) -> String,
+    ) -> Result<PlannedObject> {
+        self.settle()?;
+        let (first, last) = self.offsets;
+        let temp = std::mem::take(&mut self.temp);
+        let content = std::mem::replace(&mut self.content, Content::Settling { batches: Vec::new(), bytes: 0 });
+        let Content::Writing { mut writer, .. } = content else {
+            return Err(Error::bug("s3.not_settled", "a closed object has no file"));
+        };
+        for (name, value) in [
+            (footer::ID, self.id.clone()),
+            (footer::SINK, sink.to_owned()),
+            (footer::TOPIC, claim.topic.to_string()),
+            (footer::PARTITION, claim.partition.to_string()),
+            (footer::FIRST_OFFSET, first.to_string()),
+            (footer::LAST_OFFSET, last.to_string()),
+            (footer::RECORDS, self.records.to_string()),
+        ] {
+            writer.append_key_value_metadata(KeyValue::new(name.to_owned(), value));
+        }
+        let finished = writer.finish().map_err(|error| write_error(&error, &temp));
+        let bytes = finished.and_then(|_| {
+            let metadata = std::fs::metadata(&temp).map_err(|error| io_error("read the size of", &temp, &error))?;
+            Ok(metadata.len())
+        });
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                remove_temp(&temp);
+                return Err(error);
+            }
+        };
+        Ok(PlannedObject {
+            key: key(first, last),
+            id: std::mem::take(&mut self.id),
+            temp: temp.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            bytes,
+            records: self.records,
+            first_offset: first,
+            last_offset: last,
+        })
+    }
+}
+
+impl Drop for OpenObject {
+    fn drop(&mut self) {
+        // Taken by `close`.
+        if !self.temp.as_os_str().is_empty() && matches!(self.content, Content::Writing { .. }) {
+            remove_temp(&self.temp);
+        }
+    }
+}
+
+/// Joins the last batches if they are many and small: a path that gets a row now and then would hold more array headers than rows.
+fn join_small(batches: &mut Vec<RecordBatch>, bytes: &mut usize) -> Result<()> {
+    const SMALL_ROWS: usize = 1024;
+    const MANY: usize = 64;
+    let Some(last) = batches.last() else { return Ok(()) };
+    let schema = last.schema();
+    let joins = |batch: &&RecordBatch| batch.num_rows() < SMALL_ROWS && batch.schema_ref() == &schema;
+    if batches.len() < MANY {
+        return Ok(());
+    }
+    let count = batches.iter().rev().take(MANY).take_while(joins).count();
+    if count < MANY {
+        return Ok(());
+    }
+    let joined = concat_batches(&schema, &batches[batches.len() - count..])
+        .map_err(|error| Error::bug("s3.join", format!("batches of one schema cannot be joined: {error}")))?;
+    batches.truncate(batches.len() - count);
+    batches.push(joined);
+    *bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+    Ok(())
+}
+
+/// Removes a local file that nothing needs any more; one that is not there is fine.
+pub(crate) fn remove_temp(path: &Path) {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "a temporary file cannot be removed");
+        }
+        _ => {}
+    }
+}
+
+fn properties(options: &WriterOptions) -> WriterProperties {
+    WriterProperties::builder()
+        .set_compression(options.compression)
+        .set_created_by(concat!("trunkline version ", env!("CARGO_PKG_VERSION")).to_owned())
+        .build()
+}
+
+fn encode(
+    writer: &mut ArrowWriter<File>,
+    schema: &SchemaRef,
+    batch: &RecordBatch,
+    options: &WriterOptions,
+    temp: &Path,
+) -> Result<()> {
+    let conformed = conform_batch(batch, schema)
+        .map_err(|error| Error::bug("s3.conform", format!("rows do not fit the columns made for them: {error}")))?;
+    writer.write(&conformed).map_err(|error| write_error(&error, temp))?;
+    if writer.in_progress_size() >= options.row_group {
+        writer.flush().map_err(|error| write_error(&error, temp))?;
+    }
+    Ok(())
+}
+
+fn write_error(error: &ParquetError, temp: &Path) -> Error {
+    if let ParquetError::External(source) = error
+        && let Some(io) = source.downcast_ref::<std::io::Error>()
+    {
+        return io_error("write", temp, io);
+    }
+    Error::bug("s3.encode", format!("cannot encode Parquet: {error}"))
+}

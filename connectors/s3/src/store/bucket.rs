@@ -1,0 +1,497 @@
+//! An S3 bucket. An object is staged as a multipart upload with all its parts, which nobody sees, and published by completing it.
+//!
+//! # Already done?
+//! The reply to CompleteMultipartUpload can be lost, and then the same request answers, depending on the store, with success, 404
+//! (NoSuchUpload), 412 (the key exists: we send `If-None-Match: *`) or 403. In all of these the object itself decides: it carries our id in its
+//! metadata. The same holds when two tasks publish the same intent at once.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::primitives::{ByteStream, Length};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, ServerSideEncryption};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use trunkline_connector::{Claim, Error, Result};
+
+use super::errors::Failure;
+use super::{Store, client, key_taken, promise_broken};
+use crate::config::{BucketOptions, Checksum, Encryption};
+use crate::object::remove_temp;
+use crate::protocol::{Intent, Plan, PlannedObject, StagedObject, Upload, UploadedPart};
+
+const SCHEME: &str = "s3://";
+/// Name of our id in an object's metadata (`x-amz-meta-trunkline-id`).
+const ID_METADATA: &str = "trunkline-id";
+/// Requests without a body at the same time.
+const REQUESTS_AT_ONCE: usize = 8;
+/// Parts on their way at the same time. They are streamed from disk, not held in memory.
+const PARTS_AT_ONCE: usize = 4;
+/// A store takes no more parts of one object.
+const MAX_PARTS: u64 = 10_000;
+/// Parts begin until then; what is on its way is given up a little later, and the next call goes on from what arrived.
+const STAGE_FOR: Duration = Duration::from_secs(40);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(55);
+
+/// See the module's header.
+pub(crate) struct BucketStore {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    spool: PathBuf,
+    /// Uploads that were begun and not all of whose parts are there, by the object's id: staging again goes on with them.
+    begun: HashMap<String, Begun>,
+}
+
+struct Shared {
+    client: Client,
+    options: BucketOptions,
+}
+
+/// An upload on its way.
+#[derive(Clone, Default)]
+struct Begun {
+    /// `None`: its creation failed, perhaps only the reply.
+    upload: Option<String>,
+    parts: Vec<Option<UploadedPart>>,
+}
+
+impl BucketStore {
+    /// Connects, and checks with an upload that is given up again that objects can be written.
+    pub(crate) fn open(options: &BucketOptions, runtime: Handle, spool: PathBuf) -> Result<Self> {
+        let client = runtime.block_on(client::connect(options))?;
+        let shared = Arc::new(Shared { client, options: options.clone() });
+        runtime.block_on(shared.check())?;
+        Ok(Self { shared, runtime, spool, begun: HashMap::new() })
+    }
+}
+
+impl Store for BucketStore {
+    fn spool(&self) -> &Path {
+        &self.spool
+    }
+
+    fn destination(&self) -> String {
+        format!("{SCHEME}{}", self.shared.options.bucket)
+    }
+
+    fn key(&self, name: &str) -> String {
+        match self.shared.options.prefix.as_str() {
+            "" => name.to_owned(),
+            prefix => format!("{prefix}/{name}"),
+        }
+    }
+
+    fn stage(&mut self, plans: &[&Plan]) -> Result<Vec<Vec<Option<Upload>>>> {
+        let objects: Vec<&PlannedObject> = plans.iter().flat_map(|plan| &plan.objects).collect();
+        let deadline = Instant::now();
+        self.create_uploads(&objects)?;
+        self.upload_parts(&objects, deadline)?;
+        for object in &objects {
+            remove_temp(&self.spool.join(&object.temp));
+        }
+        let mut finished = |object: &PlannedObject| {
+            let begun = self.begun.remove(&object.id).unwrap_or_default();
+            let parts = begun.parts.into_iter().flatten().collect();
+            let algorithm = self.shared.checksum().map(|algorithm| algorithm.as_str().to_owned());
+            begun.upload.map(|id| Upload { id, algorithm, parts })
+        };
+        Ok(plans.iter().map(|plan| plan.objects.iter().map(&mut finished).collect()).collect())
+    }
+
+    fn publish(&mut self, intents: &[Intent]) -> Result<()> {
+        let mut jobs = Vec::new();
+        for intent in intents {
+            let bucket = bucket_of(&intent.destination)?;
+            jobs.extend(intent.objects.iter().map(|object| (bucket.to_owned(), object.clone())));
+        }
+        let shared = &self.shared;
+        let results = self.runtime.block_on(all(jobs, REQUESTS_AT_ONCE, |(bucket, object)| {
+            let shared = Arc::clone(shared);
+            async move { shared.complete(&bucket, &object).await }
+        }));
+        results.into_iter().collect()
+    }
+
+    fn abort(&mut self, plan: &Plan) -> Result<()> {
+        let bucket = bucket_of(&plan.destination)?.to_owned();
+        for object in &plan.objects {
+            remove_temp(&self.spool.join(&object.temp));
+            self.begun.remove(&object.id);
+        }
+        let keys: Vec<_> = plan.objects.iter().map(|object| (bucket.clone(), object.key.clone())).collect();
+        let shared = &self.shared;
+        let results = self.runtime.block_on(all(keys, REQUESTS_AT_ONCE, |(bucket, key)| {
+            let shared = Arc::clone(shared);
+            async move { shared.abort_all(&bucket, &key).await }
+        }));
+        results.into_iter().collect()
+    }
+
+    fn remove_leftovers(&mut self, _claim: &Claim, _keep: &dyn Fn(&str) -> bool) -> Result<()> {
+        // Local files are in a folder that is empty at start, and uploads are found by the plans that the stage recorded.
+        Ok(())
+    }
+}
+
+impl BucketStore {
+    fn create_uploads(&mut self, objects: &[&PlannedObject]) -> Result<()> {
+        let mut jobs = Vec::new();
+        for object in objects {
+            let tried = self.begun.get(&object.id);
+            if tried.is_none_or(|begun| begun.upload.is_none()) {
+                jobs.push(((*object).clone(), tried.is_some()));
+            }
+        }
+        for (object, _) in &jobs {
+            self.begun.entry(object.id.clone()).or_default();
+        }
+        let shared = &self.shared;
+        let results = self.runtime.block_on(all(jobs, REQUESTS_AT_ONCE, |(object, tried)| {
+            let shared = Arc::clone(shared);
+            async move {
+                let bucket = shared.options.bucket.clone();
+                if tried {
+                    // The last attempt may have created one, and only its reply was lost.
+                    shared.abort_all(&bucket, &object.key).await?;
+                }
+                shared.create(&bucket, &object.key, &object.id).await.map(|upload| (object, upload))
+            }
+        }));
+        let mut outcome = Ok(());
+        for result in results {
+            match result {
+                Ok((object, upload)) => {
+                    let parts = vec![None; self.shared.parts(object.bytes).len()];
+                    self.begun.insert(object.id, Begun { upload: Some(upload), parts });
+                }
+                Err(error) => outcome = Err(error),
+            }
+        }
+        outcome
+    }
+
+    fn upload_parts(&mut self, objects: &[&PlannedObject], started: Instant) -> Result<()> {
+        let mut jobs = Vec::new();
+        for object in objects {
+            let Some(Begun { upload: Some(upload), parts }) = self.begun.get(&object.id) else { continue };
+            for (index, (offset, len)) in self.shared.parts(object.bytes).into_iter().enumerate() {
+                if parts.get(index).is_some_and(Option::is_none) {
+                    jobs.push(PartJob {
+                        id: object.id.clone(),
+                        key: object.key.clone(),
+                        upload: upload.clone(),
+                        file: self.spool.join(&object.temp),
+                        index,
+                        offset,
+                        len,
+                    });
+                }
+            }
+        }
+        let wanted = jobs.len();
+        let shared = &self.shared;
+        let results = self.runtime.block_on(all(jobs, PARTS_AT_ONCE, |job| {
+            let shared = Arc::clone(shared);
+            async move {
+                if started.elapsed() > STAGE_FOR {
+                    return Ok(None);
+                }
+                match tokio::time::timeout_at(started + GIVE_UP_AFTER, shared.upload_part(&job)).await {
+                    Ok(result) => result.map(|part| Some((job.id, job.index, part))).map_err(|error| (job.key, error)),
+                    Err(_) => Ok(None),
+                }
+            }
+        }));
+        let mut arrived = 0;
+        let mut outcome = Ok(());
+        for result in results {
+            match result {
+                Ok(Some((id, index, part))) => {
+                    arrived += 1;
+                    if let Some(slot) = self.begun.get_mut(&id).and_then(|begun| begun.parts.get_mut(index)) {
+                        *slot = Some(part);
+                    }
+                }
+                Ok(None) => {}
+                Err((key, failure)) => {
+                    if failure.is("NoSuchUpload", 404) {
+                        // Something cleaned it up: the next attempt begins anew.
+                        let ids = objects.iter().filter(|object| object.key == key).map(|object| object.id.clone());
+                        self.begun.extend(ids.map(|id| (id, Begun::default())));
+                    }
+                    outcome = Err(failure.into_error(&format!("upload a part of {}", self.shared.url(&key))));
+                }
+            }
+        }
+        outcome?;
+        if arrived < wanted {
+            let message = format!(
+                "uploading to {} is slow: {arrived} of {wanted} parts in {} s; it goes on from there",
+                self.destination(),
+                STAGE_FOR.as_secs()
+            );
+            return Err(Error::external("s3.slow", message));
+        }
+        Ok(())
+    }
+}
+
+struct PartJob {
+    id: String,
+    key: String,
+    upload: String,
+    file: PathBuf,
+    index: usize,
+    offset: u64,
+    len: u64,
+}
+
+impl Shared {
+    fn url(&self, key: &str) -> String {
+        format!("{SCHEME}{}/{key}", self.options.bucket)
+    }
+
+    /// Offset and length of each part.
+    fn parts(&self, bytes: u64) -> Vec<(u64, u64)> {
+        let size = self.options.part_size.max(bytes.div_ceil(MAX_PARTS));
+        (0..bytes.div_ceil(size)).map(|index| (index * size, size.min(bytes - index * size))).collect()
+    }
+
+    fn checksum(&self) -> Option<ChecksumAlgorithm> {
+        match self.options.checksum {
+            Checksum::Crc32c => Some(ChecksumAlgorithm::Crc32C),
+            Checksum::Crc32 => Some(ChecksumAlgorithm::Crc32),
+            Checksum::Sha256 => Some(ChecksumAlgorithm::Sha256),
+            Checksum::None => None,
+        }
+    }
+
+    /// Begins an upload. It is not retried here: a retry after a lost reply would leave an upload that nobody knows.
+    async fn create(&self, bucket: &str, key: &str, id: &str) -> Result<String> {
+        let mut request = self
+            .client
+            .create_multipart_upload()
+            .bucket(bucket)
+            .key(key)
+            .content_type("application/vnd.apache.parquet")
+            .metadata(ID_METADATA, id)
+            .set_checksum_algorithm(self.checksum());
+        match &self.options.encryption {
+            Encryption::Bucket => {}
+            Encryption::Aes256 => request = request.server_side_encryption(ServerSideEncryption::Aes256),
+            Encryption::Kms(key) => {
+                request = request.server_side_encryption(ServerSideEncryption::AwsKms).set_ssekms_key_id(key.clone());
+            }
+        }
+        let once = aws_sdk_s3::config::Builder::new().retry_config(RetryConfig::disabled());
+        let created = request.customize().config_override(once).send().await;
+        let doing = || format!("begin an upload to {}", self.url(key));
+        let created = created.map_err(|error| Failure::from_sdk(&error).into_error(&doing()))?;
+        let upload = created.upload_id().map(str::to_owned);
+        upload
+            .ok_or_else(|| Error::external("s3.bad_answer", format!("cannot {}: the store gave no upload id", doing())))
+    }
+
+    async fn upload_part(&self, job: &PartJob) -> Result<UploadedPart, Failure> {
+        let body = ByteStream::read_from()
+            .path(&job.file)
+            .offset(job.offset)
+            .length(Length::Exact(job.len))
+            .build()
+            .await
+            .map_err(|error| Failure::local(format!("cannot read {}: {error}", job.file.display())))?;
+        let sent = self
+            .client
+            .upload_part()
+            .bucket(&self.options.bucket)
+            .key(&job.key)
+            .upload_id(&job.upload)
+            .part_number(part_number(job.index))
+            .set_checksum_algorithm(self.checksum())
+            .content_length(i64::try_from(job.len).unwrap_or(i64::MAX))
+            .body(body)
+            .send()
+            .await
+            .map_err(|error| Failure::from_sdk(&error))?;
+        let checksum = match self.options.checksum {
+            Checksum::Crc32c => sent.checksum_crc32_c(),
+            Checksum::Crc32 => sent.checksum_crc32(),
+            Checksum::Sha256 => sent.checksum_sha256(),
+            Checksum::None => None,
+        };
+        let etag = sent.e_tag().ok_or_else(|| Failure::local("the store gave no ETag for a part".to_owned()))?;
+        Ok(UploadedPart { etag: etag.to_owned(), checksum: checksum.map(str::to_owned) })
+    }
+
+    async fn complete(&self, bucket: &str, object: &StagedObject) -> Result<()> {
+        let key = &object.planned.key;
+        let Some(upload) = &object.upload else {
+            return Err(Error::data("s3.unreadable_intent", format!("the promised object {key} has no upload")));
+        };
+        let parts = upload.parts.iter().enumerate().map(|(index, part)| {
+            let completed = CompletedPart::builder().part_number(part_number(index)).e_tag(&part.etag);
+            let checksum = part.checksum.clone();
+            // What the upload was begun with, whatever the option says today.
+            match upload.algorithm.as_deref().map(ChecksumAlgorithm::from) {
+                Some(ChecksumAlgorithm::Crc32C) => completed.set_checksum_crc32_c(checksum),
+                Some(ChecksumAlgorithm::Crc32) => completed.set_checksum_crc32(checksum),
+                Some(ChecksumAlgorithm::Sha256) => completed.set_checksum_sha256(checksum),
+                _ => completed,
+            }
+            .build()
+        });
+        let completed = self
+            .client
+            .complete_multipart_upload()
+            .bucket(bucket)
+            .key(key)
+            .upload_id(&upload.id)
+            .if_none_match("*")
+            .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts.collect())).build())
+            .send()
+            .await;
+        let Err(error) = completed else { return Ok(()) };
+        let failure = Failure::from_sdk(&error);
+        let doing = format!("publish {SCHEME}{bucket}/{key}");
+        // Any other answer says nothing of what became of the upload: the stage asks again.
+        if !matches!(failure.status, Some(403 | 404 | 409 | 412)) || failure.is("NoSuchBucket", 0) {
+            return Err(failure.into_error(&doing));
+        }
+        match self.owner(bucket, key).await? {
+            Some(id) if id == object.planned.id => {
+                tracing::debug!(%key, "the promised object was published before");
+                Ok(())
+            }
+            Some(_) => Err(key_taken(&format!("{SCHEME}{bucket}/{key}"))),
+            None if failure.is("NoSuchUpload", 404) => {
+                let why = format!("its upload {} is gone, and there is no object of that key", upload.id);
+                Err(promise_broken(&format!("{SCHEME}{bucket}/{key}"), &why))
+            }
+            None => Err(failure.into_error(&doing)),
+        }
+    }
+
+    /// The id in the metadata of the object at `key`, empty if it has none; `None` if there is no object.
+    async fn owner(&self, bucket: &str, key: &str) -> Result<Option<String>> {
+        match self.client.head_object().bucket(bucket).key(key).send().await {
+            Ok(head) => {
+                Ok(Some(head.metadata().and_then(|metadata| metadata.get(ID_METADATA)).cloned().unwrap_or_default()))
+            }
+            Err(error) => {
+                let failure = Failure::from_sdk(&error);
+                if failure.is_not_found() {
+                    return Ok(None);
+                }
+                Err(failure.into_error(&format!("look at {SCHEME}{bucket}/{key}")))
+            }
+        }
+    }
+
+    /// Gives up every upload to exactly this key.
+    async fn abort_all(&self, bucket: &str, key: &str) -> Result<()> {
+        for upload in self.uploads_to(bucket, key).await? {
+            let aborted = self.client.abort_multipart_upload().bucket(bucket).key(key).upload_id(&upload).send().await;
+            if let Err(error) = aborted {
+                let failure = Failure::from_sdk(&error);
+                if !failure.is("NoSuchUpload", 404) {
+                    return Err(failure.into_error(&format!("give up an upload to {SCHEME}{bucket}/{key}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn uploads_to(&self, bucket: &str, key: &str) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let (mut key_marker, mut upload_marker) = (None, None);
+        loop {
+            let listed = self
+                .client
+                .list_multipart_uploads()
+                .bucket(bucket)
+                .prefix(key)
+                .set_key_marker(key_marker.take())
+                .set_upload_id_marker(upload_marker.take())
+                .send()
+                .await;
+            let page = match listed {
+                Ok(page) => page,
+                Err(error) => {
+                    let failure = Failure::from_sdk(&error);
+                    if failure.is("NotImplemented", 501) {
+                        tracing::warn!(%bucket, "the store cannot list uploads: give it a lifecycle rule that removes incomplete ones");
+                        return Ok(found);
+                    }
+                    return Err(failure.into_error(&format!("list the uploads to {SCHEME}{bucket}/{key}")));
+                }
+            };
+            // A prefix also finds keys that go on after it.
+            let ours = page.uploads().iter().filter(|upload| upload.key() == Some(key));
+            found.extend(ours.filter_map(|upload| upload.upload_id().map(str::to_owned)));
+            if !page.is_truncated().unwrap_or(false) || page.next_key_marker().is_none() {
+                return Ok(found);
+            }
+            key_marker = page.next_key_marker().map(str::to_owned);
+            upload_marker = page.next_upload_id_marker().map(str::to_owned);
+        }
+    }
+
+    /// Begins an upload and gives it up again: the very permissions that writing needs.
+    async fn check(&self) -> Result<()> {
+        let name = format!(".trunkline-check-{}", uuid::Uuid::new_v4().simple());
+        let key = match self.options.prefix.as_str() {
+            "" => name,
+            prefix => format!("{prefix}/{name}"),
+        };
+        let bucket = &self.options.bucket;
+        let upload = self.create(bucket, &key, "check").await?;
+        let listed = self.uploads_to(bucket, &key).await;
+        let aborted = self.client.abort_multipart_upload().bucket(bucket).key(&key).upload_id(upload).send().await;
+        aborted.map_err(|error| {
+            Failure::from_sdk(&error).into_error(&format!("give up an upload to {}", self.url(&key)))
+        })?;
+        listed.map(|_| ())
+    }
+}
+
+fn bucket_of(destination: &str) -> Result<&str> {
+    destination.strip_prefix(SCHEME).ok_or_else(|| {
+        Error::config(
+            "s3.other_destination",
+            format!("objects are promised at {destination}, and the sink now writes to a bucket; run it with the old url once more"),
+        )
+    })
+}
+
+fn part_number(index: usize) -> i32 {
+    i32::try_from(index + 1).unwrap_or(i32::MAX)
+}
+
+/// Runs a job for each item, `at_once` side by side; results come in the order of the items.
+async fn all<I, T, F>(items: Vec<I>, at_once: usize, job: impl Fn(I) -> F) -> Vec<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let mut results: Vec<Option<T>> = items.iter().map(|_| None).collect();
+    let mut waiting = items.into_iter().enumerate();
+    let mut running = JoinSet::new();
+    loop {
+        while running.len() < at_once
+            && let Some((index, item)) = waiting.next()
+        {
+            let future = job(item);
+            running.spawn(async move { (index, future.await) });
+        }
+        match running.join_next().await {
+            Some(Ok((index, result))) => results[index] = Some(result),
+            Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+            None => return results.into_iter().flatten().collect(),
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! A local directory. Objects grow in a hidden folder of the same file system; staging makes them durable, and publishing gives them
+//! their final name, which is atomic and never overwrites.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use parquet::file::metadata::ParquetMetaDataReader;
+use trunkline_connector::{Claim, Error, Result, io_error};
+
+use super::{Store, key_taken, promise_broken};
+use crate::names::{STAGING, temp_prefix};
+use crate::object::{footer, remove_temp};
+use crate::protocol::{Intent, Plan, StagedObject, Upload};
+
+const SCHEME: &str = "file://";
+
+/// See the module's header.
+pub(crate) struct DirectoryStore {
+    root: PathBuf,
+    spool: PathBuf,
+}
+
+impl DirectoryStore {
+    /// Creates the directory if it is missing, and checks that files can be written to it.
+    pub(crate) fn open(root: &Path, sink: &str) -> Result<Self> {
+        let spool = staging_folder(root, sink);
+        let create =
+            |path: &Path| fs::create_dir_all(path).map_err(|error| io_error("create the directory", path, &error));
+        create(root)?;
+        // A path of its own for every file system: what plans name must be found by a task started elsewhere.
+        let root = root.canonicalize().map_err(|error| io_error("find", root, &error))?;
+        create(&spool)?;
+        let spool = spool.canonicalize().map_err(|error| io_error("find", &spool, &error))?;
+        let probe = spool.join(format!("probe-{}.tmp", uuid::Uuid::new_v4().simple()));
+        fs::write(&probe, b"can this directory be written to?")
+            .map_err(|error| io_error("write to", &spool, &error))?;
+        remove_temp(&probe);
+        Ok(Self { root, spool })
+    }
+}
+
+impl DirectoryStore {
+    /// Root and folder of local files of a recorded destination: this one, unless the pipeline's url has changed since.
+    fn folders(&self, destination: &str) -> Result<(PathBuf, PathBuf)> {
+        let root = root_of(destination)?;
+        let spool = match self.spool.strip_prefix(&self.root) {
+            Ok(folder) => root.join(folder),
+            Err(_) => self.spool.clone(),
+        };
+        Ok((root, spool))
+    }
+}
+
+/// `{root}/.trunkline-staging/{sink}`; the sink's name as one segment.
+fn staging_folder(root: &Path, sink: &str) -> PathBuf {
+    root.join(STAGING).join(sink.replace(['/', '\\'], "_"))
+}
+
+fn root_of(destination: &str) -> Result<PathBuf> {
+    destination.strip_prefix(SCHEME).map(PathBuf::from).ok_or_else(|| {
+        Error::config(
+            "s3.other_destination",
+            format!("objects are promised at {destination}, and the sink now writes to a directory; run it with the old url once more"),
+        )
+    })
+}
+
+/// Keys and names of local files come back from Kafka: they must stay below the root.
+fn below(root: &Path, name: &str) -> Result<PathBuf> {
+    let path = Path::new(name);
+    let plain = path.components().all(|component| matches!(component, std::path::Component::Normal(_)));
+    if plain && !name.is_empty() {
+        Ok(root.join(path))
+    } else {
+        Err(Error::data("s3.unreadable_intent", format!("a recorded object has the name `{name}`, which is no path")))
+    }
+}
+
+impl Store for DirectoryStore {
+    fn spool(&self) -> &Path {
+        &self.spool
+    }
+
+    fn destination(&self) -> String {
+        format!("{SCHEME}{}", self.root.display())
+    }
+
+    fn key(&self, name: &str) -> String {
+        name.to_owned()
+    }
+
+    fn stage(&mut self, plans: &[&Plan]) -> Result<Vec<Vec<Option<Upload>>>> {
+        for object in plans.iter().flat_map(|plan| &plan.objects) {
+            let temp = below(&self.spool, &object.temp)?;
+            let synced = File::open(&temp).and_then(|file| file.sync_all());
+            synced.map_err(|error| io_error("make durable", &temp, &error))?;
+        }
+        sync_folder(&self.spool)?;
+        Ok(plans.iter().map(|plan| vec![None; plan.objects.len()]).collect())
+    }
+
+    fn publish(&mut self, intents: &[Intent]) -> Result<()> {
+        let mut touched = BTreeSet::new();
+        let mut temps = Vec::new();
+        for intent in intents {
+            let (root, spool) = self.folders(&intent.destination)?;
+            for object in &intent.objects {
+                let temp = below(&spool, &object.planned.temp)?;
+                let target = below(&root, &object.planned.key)?;
+                publish_file(&temp, &target, object, &root, &mut touched)?;
+                temps.push(temp);
+            }
+        }
+        // Names first, then the hidden ones go: a power cut between the two leaves both, which the next call takes for done.
+        for folder in &touched {
+            sync_folder(folder)?;
+        }
+        temps.iter().for_each(|temp| remove_temp(temp));
+        Ok(())
+    }
+
+    fn abort(&mut self, plan: &Plan) -> Result<()> {
+        let (_, spool) = self.folders(&plan.destination)?;
+        for object in &plan.objects {
+            remove_temp(&below(&spool, &object.temp)?);
+        }
+        Ok(())
+    }
+
+    fn remove_leftovers(&mut self, claim: &Claim, keep: &dyn Fn(&str) -> bool) -> Result<()> {
+        let prefix = temp_prefix(claim);
+        let entries = fs::read_dir(&self.spool).map_err(|error| io_error("list", &self.spool, &error))?;
+        for entry in entries {
+            let entry = entry.map_err(|error| io_error("list", &self.spool, &error))?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(&prefix) && !keep(&name) {
+                remove_temp(&entry.path());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives the local file its final name. The hard link is what makes this atomic without overwriting; a file system without hard links
+/// (the id in the name makes a clash next to impossible) gets a rename after a look.
+fn publish_file(
+    temp: &Path,
+    target: &Path,
+    object: &StagedObject,
+    root: &Path,
+    touched: &mut BTreeSet<PathBuf>,
+) -> Result<()> {
+    let folder = target.parent().unwrap_or(root);
+    create_folders(folder, root, touched)?;
+    let linked = match fs::hard_link(temp, target) {
+        Err(error) if !matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) && !target.exists() => {
+            fs::rename(temp, target)
+        }
+        linked => linked,
+    };
+    match linked {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            if !is_ours(target, object)? {
+                return Err(key_taken(&target.display().to_string()));
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => match target.try_exists() {
+            // Another task, or this one before it died, was quicker.
+            Ok(true) if is_ours(target, object)? => {}
+            Ok(true) => return Err(key_taken(&target.display().to_string())),
+            Ok(false) => {
+                let why = format!("neither it nor its staged file {} exists", temp.display());
+                return Err(promise_broken(&target.display().to_string(), &why));
+            }
+            Err(error) => return Err(io_error("look at", target, &error)),
+        },
+        Err(error) => return Err(io_error("publish", target, &error)),
+    }
+    touched.insert(folder.to_owned());
+    Ok(())
+}
+
+/// Creates the folder and remembers every folder that got a new entry, to be made durable.
+fn create_folders(folder: &Path, root: &Path, touched: &mut BTreeSet<PathBuf>) -> Result<()> {
+    for missing in folder.ancestors().take_while(|ancestor| *ancestor != root && !ancestor.exists()) {
+        touched.extend(missing.parent().map(Path::to_owned));
+    }
+    fs::create_dir_all(folder).map_err(|error| io_error("create the directory", folder, &error))
+}
+
+/// Is the file at `target` the promised object?
+fn is_ours(target: &Path, object: &StagedObject) -> Result<bool> {
+    let file = File::open(target).map_err(|error| io_error("read", target, &error))?;
+    let size = file.metadata().map_err(|error| io_error("read the size of", target, &error))?.len();
+    if size != object.planned.bytes {
+        return Ok(false);
+    }
+    let Ok(metadata) = ParquetMetaDataReader::new().parse_and_finish(&file) else { return Ok(false) };
+    let pairs = metadata.file_metadata().key_value_metadata();
+    Ok(pairs.is_some_and(|pairs| {
+        pairs.iter().any(|pair| pair.key == footer::ID && pair.value.as_deref() == Some(&object.planned.id))
+    }))
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|error| io_error("make durable", folder, &error))
+}

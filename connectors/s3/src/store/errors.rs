@@ -1,0 +1,121 @@
+//! What an object store's answers mean, and what to do about them. Nothing here prints credentials: the SDK's own debug output is
+//! never used, only its error code and message (I8).
+
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::RequestId;
+use trunkline_connector::Error;
+
+/// A failed request, boiled down.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// HTTP status, if there was an answer.
+    pub(crate) status: Option<u16>,
+    /// The store's error code, such as `NoSuchUpload`.
+    pub(crate) code: Option<String>,
+    message: String,
+    request_id: Option<String>,
+}
+
+impl Failure {
+    /// From what the SDK returns.
+    pub(crate) fn from_sdk<E>(error: &SdkError<E>) -> Self
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let status = error.raw_response().map(|response| response.status().as_u16());
+        let message = match error {
+            SdkError::ServiceError(service) => service.err().message().unwrap_or_default().to_owned(),
+            SdkError::TimeoutError(_) => "the request timed out".to_owned(),
+            other => chain(other),
+        };
+        let code = error.code().map(str::to_owned);
+        Self { status, code, message, request_id: error.request_id().map(str::to_owned) }
+    }
+
+    /// Something on this side.
+    pub(crate) fn local(message: String) -> Self {
+        Self { status: None, code: None, message, request_id: None }
+    }
+
+    /// Is it this error of the store, or this status if the store sent no code (HEAD has no body)?
+    pub(crate) fn is(&self, code: &str, status: u16) -> bool {
+        match &self.code {
+            Some(own) if own != "Unknown" && own != "UnknownError" => own == code,
+            _ => self.status == Some(status),
+        }
+    }
+
+    /// There is no such key, upload or bucket.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.status == Some(404)
+    }
+
+    /// The error for the stage. `doing` is what was tried: "list s3://bucket/prefix".
+    pub(crate) fn into_error(self, doing: &str) -> Error {
+        let code = self.code.as_deref().unwrap_or_default();
+        let (our_code, advice) = match (code, self.status) {
+            ("NoSuchBucket", _) => ("s3.no_such_bucket", "create the bucket, or correct `url`"),
+            (
+                "InvalidAccessKeyId"
+                | "XAdminUserNotFound"
+                | "SignatureDoesNotMatch"
+                | "InvalidToken"
+                | "ExpiredToken"
+                | "TokenRefreshRequired",
+                _,
+            ) => (
+                "s3.bad_credentials",
+                "check the access key and secret (`access_key_id`, `secret_access_key` or the environment's)",
+            ),
+            ("AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException", _)
+            | (_, Some(301)) => {
+                ("s3.wrong_region", "the bucket is in another region: set `region` to the one named here")
+            }
+            ("RequestTimeTooSkewed", _) => ("s3.clock_skew", "set this machine's clock"),
+            (kms, _) if kms.starts_with("KMS.") => {
+                ("s3.kms", "check `sse_kms_key_id` and that the credentials may use the key")
+            }
+            ("SlowDown" | "Throttling" | "RequestLimitExceeded", _) | (_, Some(429 | 503)) => {
+                ("s3.throttled", "the store asks for fewer requests; it is tried again")
+            }
+            ("AccessDenied" | "AllAccessDisabled", _) | (_, Some(401 | 403)) => (
+                "s3.access_denied",
+                "the credentials need s3:PutObject, s3:GetObject, s3:AbortMultipartUpload and s3:ListBucketMultipartUploads \
+                 (and for KMS kms:GenerateDataKey, kms:Decrypt)",
+            ),
+            ("NotImplemented", _) | (_, Some(501)) => ("s3.not_supported", "the store does not know this request"),
+            (_, Some(status)) if status < 500 => ("s3.refused", "the store refused the request"),
+            (_, Some(_)) => ("s3.unavailable", "the store has a problem; it is tried again"),
+            (_, None) => ("s3.unavailable", "is the store up, and is `endpoint` right? It is tried again"),
+        };
+        let mut message = format!("cannot {doing}: ");
+        if let Some(status) = self.status {
+            message.push_str(&format!("HTTP {status} "));
+        }
+        if !code.is_empty() {
+            message.push_str(&format!("{code} "));
+        }
+        if !self.message.is_empty() {
+            message.push_str(&format!("({}) ", self.message));
+        }
+        if let Some(id) = &self.request_id {
+            message.push_str(&format!("[request {id}] "));
+        }
+        Error::external(our_code, format!("{}; {advice}", message.trim_end()))
+    }
+}
+
+/// The causes of an error, outermost first.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

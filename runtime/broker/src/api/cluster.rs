@@ -1,0 +1,165 @@
+//! Who and where the broker is: Metadata, DescribeCluster, FindCoordinator, DescribeLogDirs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::describe_cluster_response::DescribeClusterBroker;
+use kafka_protocol::messages::describe_log_dirs_response::{
+    DescribeLogDirsPartition, DescribeLogDirsResult, DescribeLogDirsTopic,
+};
+use kafka_protocol::messages::find_coordinator_response::Coordinator;
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::metadata_response::{
+    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+};
+use kafka_protocol::messages::{
+    DescribeClusterRequest, DescribeClusterResponse, DescribeLogDirsRequest, DescribeLogDirsResponse,
+    FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest, MetadataResponse, TopicName,
+};
+use uuid::Uuid;
+
+use super::text;
+use crate::log::batch::{LEADER_EPOCH, Refusal};
+use crate::server::dispatch::Call;
+use crate::shared::NODE;
+use crate::topics::{NewTopic, Topic, check_name};
+
+/// Where clients are told to connect to.
+fn advertised(call: &Call<'_>) -> (String, i32) {
+    match &call.shared.options.advertised {
+        Some((host, port)) => (host.clone(), i32::from(*port)),
+        None => (call.peer.local.ip().to_string(), i32::from(call.peer.local.port())),
+    }
+}
+
+pub(crate) fn metadata(call: &Call<'_>, request: MetadataRequest) -> MetadataResponse {
+    let (host, port) = advertised(call);
+    // In version 0 an empty list means all topics, later a null does.
+    let wants_all = match &request.topics {
+        None => true,
+        Some(topics) => call.version == 0 && topics.is_empty(),
+    };
+    let topics = if wants_all {
+        call.shared.topics.all().iter().map(describe).collect()
+    } else {
+        let may_create =
+            call.shared.options.auto_create_topics && (call.version < 4 || request.allow_auto_topic_creation);
+        request.topics.unwrap_or_default().into_iter().map(|wanted| describe_wanted(call, wanted, may_create)).collect()
+    };
+    MetadataResponse::default()
+        .with_brokers(vec![MetadataResponseBroker::default().with_node_id(NODE).with_host(text(host)).with_port(port)])
+        .with_cluster_id(Some(text(&call.shared.cluster_id)))
+        .with_controller_id(NODE)
+        .with_topics(topics)
+}
+
+fn describe(topic: &Arc<Topic>) -> MetadataResponseTopic {
+    let describe_partition = |index: i32| {
+        MetadataResponsePartition::default()
+            .with_partition_index(index)
+            .with_leader_id(NODE)
+            .with_leader_epoch(LEADER_EPOCH)
+            .with_replica_nodes(vec![NODE])
+            .with_isr_nodes(vec![NODE])
+    };
+    MetadataResponseTopic::default()
+        .with_name(Some(TopicName(text(&topic.name))))
+        .with_topic_id(topic.id)
+        .with_partitions((0..topic.partition_count()).map(describe_partition).collect())
+}
+
+fn describe_wanted(call: &Call<'_>, wanted: MetadataRequestTopic, may_create: bool) -> MetadataResponseTopic {
+    let topics = &call.shared.topics;
+    if wanted.topic_id != Uuid::nil() {
+        return match topics.by_id(wanted.topic_id) {
+            Some(topic) => describe(&topic),
+            None => MetadataResponseTopic::default()
+                .with_topic_id(wanted.topic_id)
+                .with_error_code(ResponseError::UnknownTopicId.code()),
+        };
+    }
+    let name = wanted.name.clone().unwrap_or_default();
+    let found = match topics.get(&name) {
+        Some(topic) => Ok(topic),
+        None => check_name(&name).and_then(|()| if may_create { auto_create(call, &name) } else { Err(unknown()) }),
+    };
+    match found {
+        Ok(topic) => describe(&topic),
+        Err(refusal) => MetadataResponseTopic::default().with_name(wanted.name).with_error_code(refusal.error.code()),
+    }
+}
+
+fn unknown() -> Refusal {
+    Refusal::new(ResponseError::UnknownTopicOrPartition, "This server does not host this topic-partition.")
+}
+
+fn auto_create(call: &Call<'_>, name: &str) -> Result<Arc<Topic>, Refusal> {
+    let shared = call.shared;
+    let new =
+        NewTopic { name: name.to_owned(), partitions: shared.options.default_partitions, configs: BTreeMap::new() };
+    match shared.topics.create(&shared.store, &new) {
+        Err(refusal) if refusal.error == ResponseError::TopicAlreadyExists => shared.topics.get(name).ok_or(refusal),
+        result => result,
+    }
+}
+
+pub(crate) fn describe_cluster(call: &Call<'_>, request: DescribeClusterRequest) -> DescribeClusterResponse {
+    let response = DescribeClusterResponse::default().with_endpoint_type(request.endpoint_type);
+    // 2 asks for controllers, which clients do not talk to.
+    if request.endpoint_type != 1 {
+        return response
+            .with_error_code(ResponseError::MismatchedEndpointType.code())
+            .with_error_message(Some(text("The request was sent to an endpoint of the wrong type.")));
+    }
+    let (host, port) = advertised(call);
+    response
+        .with_cluster_id(text(&call.shared.cluster_id))
+        .with_controller_id(NODE)
+        .with_brokers(vec![DescribeClusterBroker::default().with_broker_id(NODE).with_host(text(host)).with_port(port)])
+}
+
+pub(crate) fn find_coordinator(call: &Call<'_>, request: FindCoordinatorRequest) -> FindCoordinatorResponse {
+    const GROUP: i8 = 0;
+    const TRANSACTION: i8 = 1;
+    let (host, port) = advertised(call);
+    let is_known = matches!(request.key_type, GROUP | TRANSACTION);
+    if call.version < 4 {
+        if !is_known {
+            return FindCoordinatorResponse::default().with_error_code(ResponseError::InvalidRequest.code());
+        }
+        return FindCoordinatorResponse::default().with_node_id(NODE).with_host(text(host)).with_port(port);
+    }
+    let locate = |key| {
+        let coordinator = Coordinator::default().with_key(key);
+        if !is_known {
+            return coordinator.with_error_code(ResponseError::InvalidRequest.code());
+        }
+        coordinator.with_node_id(NODE).with_host(text(&host)).with_port(port)
+    };
+    FindCoordinatorResponse::default().with_coordinators(request.coordinator_keys.into_iter().map(locate).collect())
+}
+
+pub(crate) fn describe_log_dirs(call: &Call<'_>, request: DescribeLogDirsRequest) -> DescribeLogDirsResponse {
+    let mut topics = Vec::new();
+    for topic in call.shared.topics.all() {
+        let wanted =
+            request.topics.as_ref().map(|wanted| wanted.iter().find(|entry| entry.topic.0.as_str() == topic.name));
+        if let Some(None) = wanted {
+            continue;
+        }
+        let is_wanted = |index: i32| wanted.flatten().is_none_or(|entry| entry.partitions.contains(&index));
+        let partitions = topic.partitions();
+        let sizes = partitions.iter().filter(|partition| is_wanted(partition.index)).map(|partition| {
+            DescribeLogDirsPartition::default()
+                .with_partition_index(partition.index)
+                .with_partition_size(partition.with_log(|log| log.size()) as i64)
+        });
+        let described =
+            DescribeLogDirsTopic::default().with_name(TopicName(text(&topic.name))).with_partitions(sizes.collect());
+        topics.push(described);
+    }
+    let directory = call.shared.options.data_dir.display().to_string();
+    DescribeLogDirsResponse::default()
+        .with_results(vec![DescribeLogDirsResult::default().with_log_dir(text(directory)).with_topics(topics)])
+}

@@ -1,0 +1,273 @@
+//! DescribeConfigs, AlterConfigs, IncrementalAlterConfigs (KIP-133, KIP-226, KIP-339).
+//!
+//! Topics can be changed. The broker's own configuration is its options, and read-only here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::alter_configs_response::AlterConfigsResourceResponse;
+use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
+use kafka_protocol::messages::describe_configs_response::{
+    DescribeConfigsResourceResult, DescribeConfigsResult, DescribeConfigsSynonym,
+};
+use kafka_protocol::messages::incremental_alter_configs_request::AlterConfigsResource as IncrementalResource;
+use kafka_protocol::messages::incremental_alter_configs_response::AlterConfigsResourceResponse as IncrementalResponse;
+use kafka_protocol::messages::{
+    AlterConfigsRequest, AlterConfigsResponse, DescribeConfigsRequest, DescribeConfigsResponse,
+    IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
+};
+use kafka_protocol::protocol::StrBytes;
+
+use super::text;
+use crate::log::batch::Refusal;
+use crate::server::dispatch::Call;
+use crate::shared::NODE;
+use crate::topics::Topic;
+use crate::topics::config::{DEFINITIONS, TopicConfig, ValueType, definition};
+
+const TOPIC: i8 = 2;
+const BROKER: i8 = 4;
+
+pub(super) const SOURCE_TOPIC: i8 = 1;
+const SOURCE_STATIC_BROKER: i8 = 4;
+pub(super) const SOURCE_DEFAULT: i8 = 5;
+
+pub(crate) fn describe_configs(call: &Call<'_>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
+    let describe = |resource: DescribeConfigsResource| {
+        let result = describe(call, &resource, request.include_synonyms);
+        let response = DescribeConfigsResult::default()
+            .with_resource_type(resource.resource_type)
+            .with_resource_name(resource.resource_name);
+        match result {
+            Ok(configs) => response.with_configs(configs),
+            Err(refusal) => {
+                response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
+            }
+        }
+    };
+    DescribeConfigsResponse::default().with_results(request.resources.into_iter().map(describe).collect())
+}
+
+fn describe(
+    call: &Call<'_>,
+    resource: &DescribeConfigsResource,
+    include_synonyms: bool,
+) -> Result<Vec<DescribeConfigsResourceResult>, Refusal> {
+    let is_wanted =
+        |name: &str| resource.configuration_keys.as_ref().is_none_or(|keys| keys.iter().any(|key| &**key == name));
+    match resource.resource_type {
+        TOPIC => {
+            let config = find_topic(call, &resource.resource_name)?.config();
+            let wanted = DEFINITIONS.iter().filter(|definition| is_wanted(definition.name));
+            Ok(wanted.map(|definition| describe_topic_config(&config, definition, include_synonyms)).collect())
+        }
+        BROKER => {
+            let name = resource.resource_name.as_str();
+            if !name.is_empty() && name != NODE.0.to_string() {
+                let message = format!("Unexpected broker id, expected {} but received {name}", NODE.0);
+                return Err(Refusal::new(ResponseError::InvalidRequest, message));
+            }
+            let configs = broker_configs(call).into_iter().filter(|(name, ..)| is_wanted(name));
+            let describe = |(name, value_type, value): (&'static str, ValueType, String)| {
+                DescribeConfigsResourceResult::default()
+                    .with_name(StrBytes::from_static_str(name))
+                    .with_value(Some(text(value)))
+                    .with_read_only(true)
+                    .with_config_source(SOURCE_STATIC_BROKER)
+                    .with_config_type(value_type as i8)
+            };
+            Ok(configs.map(describe).collect())
+        }
+        other => {
+            Err(Refusal::new(ResponseError::InvalidRequest, format!("resources of type {other} have no configuration")))
+        }
+    }
+}
+
+fn describe_topic_config(
+    config: &TopicConfig,
+    definition: &'static crate::topics::config::Definition,
+    include_synonyms: bool,
+) -> DescribeConfigsResourceResult {
+    let is_set = config.overrides.contains_key(definition.name);
+    let synonym = |value: String, source: i8| {
+        DescribeConfigsSynonym::default()
+            .with_name(StrBytes::from_static_str(definition.name))
+            .with_value(Some(text(value)))
+            .with_source(source)
+    };
+    let mut synonyms = Vec::new();
+    if include_synonyms {
+        if is_set {
+            synonyms.push(synonym(config.value(definition), SOURCE_TOPIC));
+        }
+        synonyms.push(synonym(definition.default.to_owned(), SOURCE_DEFAULT));
+    }
+    DescribeConfigsResourceResult::default()
+        .with_name(StrBytes::from_static_str(definition.name))
+        .with_value(Some(text(config.value(definition))))
+        .with_config_source(if is_set { SOURCE_TOPIC } else { SOURCE_DEFAULT })
+        .with_config_type(definition.value_type as i8)
+        .with_synonyms(synonyms)
+}
+
+/// The options, under Kafka's names where Kafka has one.
+fn broker_configs(call: &Call<'_>) -> Vec<(&'static str, ValueType, String)> {
+    use ValueType::{Boolean, Int, List, Long, String};
+    let options = &call.shared.options;
+    let flush_messages = match options.flush {
+        crate::FlushPolicy::Always => 1,
+        crate::FlushPolicy::Os => i64::MAX,
+    };
+    let milliseconds = |duration: std::time::Duration| duration.as_millis().to_string();
+    vec![
+        ("auto.create.topics.enable", Boolean, options.auto_create_topics.to_string()),
+        ("broker.id", Int, NODE.0.to_string()),
+        ("default.replication.factor", Int, "1".to_owned()),
+        ("delete.topic.enable", Boolean, "true".to_owned()),
+        ("group.initial.rebalance.delay.ms", Int, milliseconds(options.initial_rebalance_delay)),
+        ("group.max.session.timeout.ms", Int, milliseconds(options.max_session_timeout)),
+        ("group.max.size", Int, options.max_group_size.to_string()),
+        ("group.min.session.timeout.ms", Int, milliseconds(options.min_session_timeout)),
+        ("log.dirs", String, options.data_dir.display().to_string()),
+        ("log.flush.interval.messages", Long, flush_messages.to_string()),
+        ("log.retention.check.interval.ms", Long, milliseconds(options.cleanup_interval)),
+        ("listeners", List, format!("PLAINTEXT://{}", call.peer.local)),
+        ("max.connections", Int, options.max_connections.to_string()),
+        ("node.id", Int, NODE.0.to_string()),
+        ("num.network.threads", Int, options.threads.to_string()),
+        ("num.partitions", Int, options.default_partitions.to_string()),
+        ("offsets.retention.minutes", Int, (options.offsets_retention.as_secs() / 60).to_string()),
+        ("queued.max.request.bytes", Long, options.max_requests_bytes.to_string()),
+        ("socket.request.max.bytes", Int, options.max_request_bytes.to_string()),
+        ("transaction.max.timeout.ms", Int, milliseconds(options.max_transaction_timeout)),
+        ("transactional.id.expiration.ms", Int, milliseconds(options.transactional_id_expiration)),
+    ]
+}
+
+fn find_topic(call: &Call<'_>, name: &str) -> Result<Arc<Topic>, Refusal> {
+    crate::topics::check_name(name)?;
+    let missing =
+        || Refusal::new(ResponseError::UnknownTopicOrPartition, "This server does not host this topic-partition.");
+    call.shared.topics.get(name).ok_or_else(missing)
+}
+
+/// The topic that a resource to be changed is.
+fn changeable(call: &Call<'_>, resource_type: i8, name: &str) -> Result<Arc<Topic>, Refusal> {
+    match resource_type {
+        TOPIC => find_topic(call, name),
+        BROKER => Err(Refusal::new(
+            ResponseError::InvalidRequest,
+            "the broker's configuration cannot be changed while it runs",
+        )),
+        other => {
+            Err(Refusal::new(ResponseError::InvalidRequest, format!("resources of type {other} have no configuration")))
+        }
+    }
+}
+
+fn configure(
+    call: &Call<'_>,
+    topic: &Topic,
+    configs: BTreeMap<String, String>,
+    validate_only: bool,
+) -> Result<(), Refusal> {
+    let config = TopicConfig::new(configs).map_err(|message| Refusal::new(ResponseError::InvalidConfig, message))?;
+    if validate_only {
+        return Ok(());
+    }
+    call.shared.topics.configure(&call.shared.store, topic, config)
+}
+
+/// Replaces all that was set by what is in the request.
+pub(crate) fn alter_configs(call: &Call<'_>, request: AlterConfigsRequest) -> AlterConfigsResponse {
+    let mut responses = Vec::with_capacity(request.resources.len());
+    for resource in request.resources {
+        let result = changeable(call, resource.resource_type, &resource.resource_name).and_then(|topic| {
+            let pair = |config: &kafka_protocol::messages::alter_configs_request::AlterableConfig| {
+                config.value.as_ref().map(|value| (config.name.to_string(), value.to_string()))
+            };
+            configure(call, &topic, resource.configs.iter().filter_map(pair).collect(), request.validate_only)
+        });
+        let response = AlterConfigsResourceResponse::default()
+            .with_resource_type(resource.resource_type)
+            .with_resource_name(resource.resource_name);
+        responses.push(match result {
+            Ok(()) => response,
+            Err(refusal) => {
+                response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
+            }
+        });
+    }
+    AlterConfigsResponse::default().with_responses(responses)
+}
+
+pub(crate) fn incremental_alter_configs(
+    call: &Call<'_>,
+    request: IncrementalAlterConfigsRequest,
+) -> IncrementalAlterConfigsResponse {
+    let mut responses = Vec::with_capacity(request.resources.len());
+    for resource in request.resources {
+        let result = changeable(call, resource.resource_type, &resource.resource_name).and_then(|topic| {
+            let configs = changed(&topic.config(), &resource)?;
+            configure(call, &topic, configs, request.validate_only)
+        });
+        let response = IncrementalResponse::default()
+            .with_resource_type(resource.resource_type)
+            .with_resource_name(resource.resource_name);
+        responses.push(match result {
+            Ok(()) => response,
+            Err(refusal) => {
+                response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
+            }
+        });
+    }
+    IncrementalAlterConfigsResponse::default().with_responses(responses)
+}
+
+/// The overrides of a topic after the operations of a request.
+fn changed(config: &TopicConfig, resource: &IncrementalResource) -> Result<BTreeMap<String, String>, Refusal> {
+    const SET: i8 = 0;
+    const DELETE: i8 = 1;
+    const APPEND: i8 = 2;
+    const SUBTRACT: i8 = 3;
+    let mut overrides = config.overrides.clone();
+    let mut seen = BTreeSet::new();
+    for change in &resource.configs {
+        let invalid = |message: String| Refusal::new(ResponseError::InvalidConfig, message);
+        if !seen.insert(change.name.as_str()) {
+            return Err(Refusal::new(ResponseError::InvalidRequest, format!("{} is changed twice", change.name)));
+        }
+        let name = change.name.as_str();
+        let known = definition(name).ok_or_else(|| invalid(format!("unknown topic config name: {name}")))?;
+        let value = || {
+            let value = change.value.as_ref().map(ToString::to_string);
+            value.ok_or_else(|| Refusal::new(ResponseError::InvalidRequest, format!("{name} needs a value")))
+        };
+        match change.config_operation {
+            SET => {
+                overrides.insert(name.to_owned(), value()?);
+            }
+            DELETE => {
+                overrides.remove(name);
+            }
+            APPEND | SUBTRACT if known.value_type == ValueType::List => {
+                let current = overrides.get(name).map_or(known.default, String::as_str).to_owned();
+                let operands = value()?;
+                let is_operand = |item: &str| operands.split(',').any(|operand| operand == item);
+                let kept = current.split(',').filter(|item| !item.is_empty() && !is_operand(item));
+                let added = operands.split(',').filter(|_| change.config_operation == APPEND);
+                let items: Vec<&str> = kept.chain(added).collect();
+                overrides.insert(name.to_owned(), items.join(","));
+            }
+            APPEND | SUBTRACT => {
+                return Err(invalid(format!("{name} is not a list")));
+            }
+            other => {
+                return Err(Refusal::new(ResponseError::InvalidRequest, format!("unknown config operation {other}")));
+            }
+        }
+    }
+    Ok(overrides)
+}

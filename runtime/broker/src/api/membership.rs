@@ -1,0 +1,157 @@
+//! JoinGroup, SyncGroup, Heartbeat, LeaveGroup: the classic group protocol. What happens is in `group`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
+use kafka_protocol::messages::leave_group_response::MemberResponse;
+use kafka_protocol::messages::{
+    HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse,
+    SyncGroupRequest, SyncGroupResponse,
+};
+use kafka_protocol::protocol::StrBytes;
+
+use super::{code, text};
+use crate::group::member::{JoinRequest, Joined, Reply, SyncResult};
+use crate::group::membership::Identity;
+use crate::server::connection::Close;
+use crate::server::dispatch::Call;
+use crate::server::response::Response;
+
+/// What a member may have the coordinator keep, for all its protocols together, or as its assignment.
+const MAX_METADATA_BYTES: usize = 1 << 20;
+
+/// Memory that outlives a request must not hold on to all of its bytes.
+fn owned(bytes: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
+fn milliseconds(value: i32) -> Option<Duration> {
+    u64::try_from(value).ok().map(Duration::from_millis)
+}
+
+pub(crate) async fn join(call: &Call<'_>, request: JoinGroupRequest) -> Result<Response, Close> {
+    let joined = match read_join(call, &request) {
+        Err(error) => Joined::refused(error, request.member_id.to_string()),
+        Ok(join) => match call.shared.groups.join(&call.shared.store, &request.group_id, join) {
+            Reply::Now(joined) => joined,
+            Reply::Later(receiver) => {
+                let lost = || Joined::refused(ResponseError::UnknownMemberId, request.member_id.to_string());
+                receiver.await.unwrap_or_else(|_| lost())
+            }
+        },
+    };
+    call.envelope.answer::<JoinGroupRequest>(&describe_join(call, joined))
+}
+
+fn read_join(call: &Call<'_>, request: &JoinGroupRequest) -> Result<JoinRequest, ResponseError> {
+    if request.group_id.is_empty() {
+        return Err(ResponseError::InvalidGroupId);
+    }
+    if request.group_instance_id.as_ref().is_some_and(|id| id.is_empty()) {
+        return Err(ResponseError::InvalidRequest);
+    }
+    if request.protocols.iter().map(|protocol| protocol.metadata.len()).sum::<usize>() > MAX_METADATA_BYTES {
+        return Err(ResponseError::InvalidRequest);
+    }
+    let options = &call.shared.options;
+    let session_timeout = milliseconds(request.session_timeout_ms);
+    let session_timeout = session_timeout
+        .filter(|timeout| (options.min_session_timeout..=options.max_session_timeout).contains(timeout))
+        .ok_or(ResponseError::InvalidSessionTimeout)?;
+    let describe = |protocol: &kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol| {
+        (protocol.name.to_string(), owned(&protocol.metadata))
+    };
+    Ok(JoinRequest {
+        member_id: request.member_id.to_string(),
+        instance_id: request.group_instance_id.as_ref().map(ToString::to_string),
+        client_id: call.client_id.clone(),
+        client_host: format!("/{}", call.peer.remote.ip()),
+        session_timeout,
+        // Version 0 has one timeout for both.
+        rebalance_timeout: milliseconds(request.rebalance_timeout_ms)
+            .unwrap_or(session_timeout)
+            .min(options.max_session_timeout),
+        protocol_type: request.protocol_type.to_string(),
+        protocols: request.protocols.iter().map(describe).collect(),
+        member_id_required: call.version >= 4,
+        can_skip_assignment: call.version >= 9,
+    })
+}
+
+fn describe_join(call: &Call<'_>, joined: Joined) -> JoinGroupResponse {
+    let describe = |(id, instance_id, metadata): (String, Option<String>, Bytes)| {
+        JoinGroupResponseMember::default()
+            .with_member_id(text(id))
+            .with_group_instance_id(instance_id.map(StrBytes::from_string))
+            .with_metadata(metadata)
+    };
+    // Before version 7 the name could not be null.
+    let none = (call.version < 7).then(|| StrBytes::from_static_str(""));
+    JoinGroupResponse::default()
+        .with_error_code(joined.error.as_ref().map_or(0, ResponseError::code))
+        .with_generation_id(joined.generation)
+        .with_protocol_type(joined.protocol_type.map(StrBytes::from_string))
+        .with_protocol_name(joined.protocol_name.map(StrBytes::from_string).or(none))
+        .with_leader(text(joined.leader))
+        .with_skip_assignment(joined.skip_assignment)
+        .with_member_id(text(joined.member_id))
+        .with_members(joined.members.into_iter().map(describe).collect())
+}
+
+pub(crate) async fn sync(call: &Call<'_>, request: SyncGroupRequest) -> Result<Response, Close> {
+    let sender = Identity {
+        member_id: &request.member_id,
+        instance_id: request.group_instance_id.as_deref(),
+        generation: request.generation_id,
+    };
+    let protocol = (request.protocol_type.as_deref(), request.protocol_name.as_deref());
+    let assignments =
+        request.assignments.iter().map(|one| (one.member_id.to_string(), owned(&one.assignment))).collect();
+    if request.assignments.iter().any(|one| one.assignment.len() > MAX_METADATA_BYTES) {
+        let refused = SyncGroupResponse::default().with_error_code(ResponseError::InvalidRequest.code());
+        return call.envelope.answer::<SyncGroupRequest>(&refused);
+    }
+    let reply = call.shared.groups.sync(&call.shared.store, &request.group_id, sender, protocol, assignments);
+    let result: SyncResult = match reply {
+        Reply::Now(result) => result,
+        Reply::Later(receiver) => receiver.await.unwrap_or(Err(ResponseError::UnknownMemberId)),
+    };
+    let response = SyncGroupResponse::default().with_error_code(code(&result));
+    let response = match result {
+        Err(_) => response,
+        Ok(synced) => response
+            .with_protocol_type(synced.protocol_type.map(StrBytes::from_string))
+            .with_protocol_name(synced.protocol_name.map(StrBytes::from_string))
+            .with_assignment(synced.assignment),
+    };
+    call.envelope.answer::<SyncGroupRequest>(&response)
+}
+
+pub(crate) fn heartbeat(call: &Call<'_>, request: HeartbeatRequest) -> HeartbeatResponse {
+    let sender = Identity {
+        member_id: &request.member_id,
+        instance_id: request.group_instance_id.as_deref(),
+        generation: request.generation_id,
+    };
+    let result = call.shared.groups.heartbeat(&request.group_id, sender);
+    HeartbeatResponse::default().with_error_code(code(&result))
+}
+
+pub(crate) fn leave(call: &Call<'_>, request: LeaveGroupRequest) -> LeaveGroupResponse {
+    let shared = call.shared;
+    let leave = |member_id: &str, instance_id: Option<&str>| {
+        shared.groups.leave(&shared.store, &request.group_id, member_id, instance_id)
+    };
+    if call.version < 3 {
+        return LeaveGroupResponse::default().with_error_code(code(&leave(&request.member_id, None)));
+    }
+    let answer = |member: &kafka_protocol::messages::leave_group_request::MemberIdentity| {
+        MemberResponse::default()
+            .with_member_id(member.member_id.clone())
+            .with_group_instance_id(member.group_instance_id.clone())
+            .with_error_code(code(&leave(&member.member_id, member.group_instance_id.as_deref())))
+    };
+    LeaveGroupResponse::default().with_members(request.members.iter().map(answer).collect())
+}

@@ -1,0 +1,228 @@
+//! CreateTopics, DeleteTopics, CreatePartitions, DeleteRecords.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::Arc;
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
+use kafka_protocol::messages::create_partitions_response::CreatePartitionsTopicResult;
+use kafka_protocol::messages::create_topics_request::CreatableTopic;
+use kafka_protocol::messages::create_topics_response::{CreatableTopicConfigs, CreatableTopicResult};
+use kafka_protocol::messages::delete_records_response::{DeleteRecordsPartitionResult, DeleteRecordsTopicResult};
+use kafka_protocol::messages::delete_topics_request::DeleteTopicState;
+use kafka_protocol::messages::delete_topics_response::DeletableTopicResult;
+use kafka_protocol::messages::{
+    CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteRecordsRequest,
+    DeleteRecordsResponse, DeleteTopicsRequest, DeleteTopicsResponse, TopicName,
+};
+use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
+
+use super::configs::{SOURCE_DEFAULT, SOURCE_TOPIC};
+use super::text;
+use crate::log::batch::Refusal;
+use crate::server::dispatch::Call;
+use crate::shared::NODE;
+use crate::topics::config::{DEFINITIONS, Definition, TopicConfig};
+use crate::topics::partition::Partition;
+use crate::topics::{NewTopic, Topic};
+
+/// "As the broker has it", for the number of partitions and of replicas.
+const DEFAULT: i32 = -1;
+
+pub(crate) fn create_topics(call: &Call<'_>, request: CreateTopicsRequest) -> CreateTopicsResponse {
+    let mut times_named: HashMap<&str, usize> = HashMap::new();
+    for topic in &request.topics {
+        *times_named.entry(&topic.name).or_default() += 1;
+    }
+    let mut results = Vec::with_capacity(request.topics.len());
+    for topic in &request.topics {
+        let result = if times_named.get(topic.name.as_str()).is_some_and(|times| *times > 1) {
+            Err(Refusal::new(ResponseError::InvalidRequest, "Duplicate topic name."))
+        } else {
+            create(call, topic, request.validate_only)
+        };
+        results.push(describe_created(call, topic, result));
+    }
+    CreateTopicsResponse::default().with_topics(results)
+}
+
+/// Creates a topic, or only says what it would be.
+fn create(
+    call: &Call<'_>,
+    topic: &CreatableTopic,
+    validate_only: bool,
+) -> Result<(Uuid, i32, Arc<TopicConfig>), Refusal> {
+    let shared = call.shared;
+    let new = NewTopic {
+        name: topic.name.to_string(),
+        partitions: partition_count(call, topic)?,
+        configs: read_configs(topic)?,
+    };
+    if validate_only {
+        let config = shared.topics.check_new(&new)?;
+        return Ok((Uuid::nil(), new.partitions, Arc::new(config)));
+    }
+    let created = shared.topics.create(&shared.store, &new)?;
+    Ok((created.id, created.partition_count(), created.config()))
+}
+
+fn partition_count(call: &Call<'_>, topic: &CreatableTopic) -> Result<i32, Refusal> {
+    if topic.assignments.is_empty() {
+        if !matches!(topic.replication_factor, -1 | 1) {
+            let message =
+                format!("Unable to replicate the partition {} time(s): there is 1 broker.", topic.replication_factor);
+            return Err(Refusal::new(ResponseError::InvalidReplicationFactor, message));
+        }
+        let is_default = topic.num_partitions == DEFAULT;
+        return Ok(if is_default { call.shared.options.default_partitions } else { topic.num_partitions });
+    }
+    if topic.num_partitions != DEFAULT || i32::from(topic.replication_factor) != DEFAULT {
+        let message = "A manual partition assignment was specified, but a number of partitions or replicas as well.";
+        return Err(Refusal::new(ResponseError::InvalidRequest, message));
+    }
+    let mut indexes: Vec<i32> = topic.assignments.iter().map(|assignment| assignment.partition_index).collect();
+    indexes.sort_unstable();
+    let is_consecutive = indexes.iter().enumerate().all(|(at, index)| at as i32 == *index);
+    let is_here = topic.assignments.iter().all(|assignment| assignment.broker_ids == [NODE]);
+    if is_consecutive && is_here {
+        return Ok(indexes.len() as i32);
+    }
+    let message = "partitions have to be numbered from 0, and each assigned to the one broker there is";
+    Err(Refusal::new(ResponseError::InvalidReplicaAssignment, message))
+}
+
+fn read_configs(topic: &CreatableTopic) -> Result<BTreeMap<String, String>, Refusal> {
+    let mut configs = BTreeMap::new();
+    for config in &topic.configs {
+        let Some(value) = &config.value else {
+            let message = format!("Null value not supported for topic configs: {}", config.name);
+            return Err(Refusal::new(ResponseError::InvalidConfig, message));
+        };
+        configs.insert(config.name.to_string(), value.to_string());
+    }
+    Ok(configs)
+}
+
+fn describe_created(
+    call: &Call<'_>,
+    topic: &CreatableTopic,
+    result: Result<(Uuid, i32, Arc<TopicConfig>), Refusal>,
+) -> CreatableTopicResult {
+    let response = CreatableTopicResult::default().with_name(topic.name.clone());
+    match result {
+        Ok((id, partitions, config)) => {
+            let describe = |definition: &Definition| {
+                let is_set = config.overrides.contains_key(definition.name);
+                CreatableTopicConfigs::default()
+                    .with_name(StrBytes::from_static_str(definition.name))
+                    .with_value(Some(text(config.value(definition))))
+                    .with_config_source(if is_set { SOURCE_TOPIC } else { SOURCE_DEFAULT })
+            };
+            let configs = (call.version >= 5).then(|| DEFINITIONS.iter().map(describe).collect());
+            let response = response.with_topic_id(id).with_configs(configs);
+            if call.version < 5 {
+                return response;
+            }
+            response.with_num_partitions(partitions).with_replication_factor(1)
+        }
+        Err(refusal) => response
+            .with_error_code(refusal.error.code())
+            .with_error_message(Some(text(refusal.message)))
+            .with_configs(None),
+    }
+}
+
+pub(crate) fn delete_topics(call: &Call<'_>, request: DeleteTopicsRequest) -> DeleteTopicsResponse {
+    let by_name = |name: TopicName| DeleteTopicState::default().with_name(Some(name));
+    let asked = if call.version < 6 { request.topic_names.into_iter().map(by_name).collect() } else { request.topics };
+    DeleteTopicsResponse::default().with_responses(asked.into_iter().map(|asked| delete_topic(call, asked)).collect())
+}
+
+fn delete_topic(call: &Call<'_>, asked: DeleteTopicState) -> DeletableTopicResult {
+    let shared = call.shared;
+    let response = DeletableTopicResult::default().with_name(asked.name.clone()).with_topic_id(asked.topic_id);
+    let (topic, missing) = match &asked.name {
+        Some(name) => (shared.topics.get(name), ResponseError::UnknownTopicOrPartition),
+        None => (shared.topics.by_id(asked.topic_id), ResponseError::UnknownTopicId),
+    };
+    let Some(topic) = topic else {
+        return response.with_error_code(missing.code());
+    };
+    let response = response.with_name(Some(TopicName(text(&topic.name)))).with_topic_id(topic.id);
+    match shared.topics.delete(&shared.store, &topic) {
+        Ok(()) => {
+            shared.groups.topic_deleted(&shared.store, &topic.name);
+            response
+        }
+        Err(refusal) => response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message))),
+    }
+}
+
+pub(crate) fn create_partitions(call: &Call<'_>, request: CreatePartitionsRequest) -> CreatePartitionsResponse {
+    let grow = |asked: CreatePartitionsTopic| {
+        let result = grow(call, &asked, request.validate_only);
+        let response = CreatePartitionsTopicResult::default().with_name(asked.name);
+        match result {
+            Ok(()) => response,
+            Err(refusal) => {
+                response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
+            }
+        }
+    };
+    CreatePartitionsResponse::default().with_results(request.topics.into_iter().map(grow).collect())
+}
+
+fn grow(call: &Call<'_>, asked: &CreatePartitionsTopic, validate_only: bool) -> Result<(), Refusal> {
+    let shared = call.shared;
+    let topic = shared.topics.get(&asked.name);
+    let topic = topic.ok_or_else(|| {
+        Refusal::new(ResponseError::UnknownTopicOrPartition, format!("The topic '{}' does not exist.", *asked.name))
+    })?;
+    if let Some(assignments) = &asked.assignments {
+        let is_complete = assignments.len() as i64 == i64::from(asked.count) - i64::from(topic.partition_count());
+        if !is_complete || !assignments.iter().all(|assignment| assignment.broker_ids == [NODE]) {
+            let message = "each new partition has to be assigned to the one broker there is";
+            return Err(Refusal::new(ResponseError::InvalidReplicaAssignment, message));
+        }
+    }
+    shared.topics.grow(&shared.store, &topic, asked.count, validate_only)
+}
+
+pub(crate) fn delete_records(call: &Call<'_>, request: DeleteRecordsRequest) -> DeleteRecordsResponse {
+    let mut topics = Vec::with_capacity(request.topics.len());
+    for asked in request.topics {
+        let topic = call.shared.topics.get(&asked.name);
+        let mut partitions = Vec::with_capacity(asked.partitions.len());
+        for partition in asked.partitions {
+            let result = delete_before(topic.as_deref(), partition.partition_index, partition.offset);
+            partitions.push(
+                DeleteRecordsPartitionResult::default()
+                    .with_partition_index(partition.partition_index)
+                    .with_low_watermark(*result.as_ref().unwrap_or(&-1))
+                    .with_error_code(super::code(&result)),
+            );
+        }
+        topics.push(DeleteRecordsTopicResult::default().with_name(asked.name).with_partitions(partitions));
+    }
+    DeleteRecordsResponse::default().with_topics(topics)
+}
+
+/// Moves the start of a partition up to `offset` (-1: its end) and answers where it is now.
+fn delete_before(topic: Option<&Topic>, index: i32, offset: i64) -> Result<i64, ResponseError> {
+    let topic = topic.ok_or(ResponseError::UnknownTopicOrPartition)?;
+    let partition: Arc<Partition> = topic.partition(index).ok_or(ResponseError::UnknownTopicOrPartition)?;
+    if !topic.config().cleanup_delete {
+        return Err(ResponseError::PolicyViolation);
+    }
+    let moved = partition.move_start(|log| {
+        let offset = if offset == -1 { log.end_offset() } else { offset };
+        if offset < 0 || offset > log.end_offset() {
+            return Ok(None);
+        }
+        log.delete_before(offset)?;
+        Ok::<_, io::Error>(Some(log.start_offset()))
+    });
+    moved.map_err(|_| ResponseError::KafkaStorageError)?.ok_or(ResponseError::OffsetOutOfRange)
+}

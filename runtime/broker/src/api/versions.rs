@@ -1,0 +1,43 @@
+//! ApiVersions (KIP-35, KIP-511).
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::api_versions_response::ApiVersion;
+use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse};
+
+use crate::server::connection::Close;
+use crate::server::dispatch::Call;
+use crate::server::response::{Envelope, Response};
+use crate::server::versions::SUPPORTED;
+
+pub(crate) fn api_versions(call: &Call<'_>, request: ApiVersionsRequest) -> ApiVersionsResponse {
+    let names = [&request.client_software_name, &request.client_software_version];
+    if call.version >= 3 && !names.iter().all(|name| is_software_name(name)) {
+        return ApiVersionsResponse::default().with_error_code(ResponseError::InvalidRequest.code());
+    }
+    ApiVersionsResponse::default().with_api_keys(announced())
+}
+
+/// Letters and digits, with dashes and dots between them (KIP-511).
+fn is_software_name(name: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    let ends = [name.bytes().next(), name.bytes().last()];
+    ends.iter().all(|end| end.is_some_and(|byte| byte.is_ascii_alphanumeric())) && name.bytes().all(is_inner)
+}
+
+/// A client that is newer than the broker learns which version to ask in: the answer is always in version 0.
+pub(crate) fn unsupported(correlation_id: i32) -> Result<Response, Close> {
+    let response = ApiVersionsResponse::default()
+        .with_error_code(ResponseError::UnsupportedVersion.code())
+        .with_api_keys(announced());
+    Envelope { correlation_id, version: 0 }.answer::<ApiVersionsRequest>(&response)
+}
+
+fn announced() -> Vec<ApiVersion> {
+    let announce = |supported: &crate::server::versions::Supported| {
+        ApiVersion::default()
+            .with_api_key(supported.key as i16)
+            .with_min_version(supported.announced_min())
+            .with_max_version(supported.max)
+    };
+    SUPPORTED.iter().map(announce).collect()
+}

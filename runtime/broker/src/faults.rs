@@ -1,0 +1,195 @@
+//! Faults for tests: what a network or a failing broker does to one request out of many.
+//!
+//! A client that gets no answer does not know whether its request was carried out. [`Fault::DropReply`] makes exactly that
+//! happen, at a request that the test chooses. Only in builds with the feature `fault-injection`.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+pub use kafka_protocol::messages::ApiKey;
+use kafka_protocol::messages::add_partitions_to_txn_response::{
+    AddPartitionsToTxnPartitionResult, AddPartitionsToTxnTopicResult,
+};
+use kafka_protocol::messages::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
+use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
+use kafka_protocol::messages::txn_offset_commit_response::{
+    TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
+};
+use kafka_protocol::messages::*;
+
+use crate::server::connection::Close;
+use crate::server::dispatch::{Call, decode};
+use crate::server::response::Response;
+use crate::sync::lock;
+
+/// What happens to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It is carried out, and the connection is closed in place of an answer.
+    DropReply,
+    /// It is carried out, and answered this much later.
+    Delay(Duration),
+    /// It is not carried out, and answered with this error code for everything it asks for. For the APIs in
+    /// [`Faults::ANSWERABLE`].
+    Error(i16),
+}
+
+/// The faults that a broker is going to have.
+#[derive(Debug, Default)]
+pub struct Faults {
+    planned: Mutex<HashMap<i16, Plan>>,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    seen: u64,
+    faults: HashMap<u64, Fault>,
+}
+
+impl Faults {
+    /// The APIs that [`Fault::Error`] can be had for.
+    pub const ANSWERABLE: &'static [ApiKey] = &[
+        ApiKey::Produce,
+        ApiKey::OffsetCommit,
+        ApiKey::TxnOffsetCommit,
+        ApiKey::AddPartitionsToTxn,
+        ApiKey::AddOffsetsToTxn,
+        ApiKey::EndTxn,
+        ApiKey::InitProducerId,
+        ApiKey::Heartbeat,
+    ];
+
+    /// Has a fault happen to the `nth` request of an API from now on, counting from 1.
+    ///
+    /// # Panics
+    /// If the fault is an error and the API is not in [`Faults::ANSWERABLE`].
+    pub fn inject(&self, api: ApiKey, nth: u64, fault: Fault) {
+        let is_possible = !matches!(fault, Fault::Error(_)) || Self::ANSWERABLE.contains(&api);
+        assert!(is_possible, "{api:?} cannot be answered with an error of one's choice");
+        let mut planned = lock(&self.planned);
+        let plan = planned.entry(api as i16).or_default();
+        let at = plan.seen + nth;
+        plan.faults.insert(at, fault);
+    }
+
+    /// Forgets what has not happened yet.
+    pub fn clear(&self) {
+        lock(&self.planned).clear();
+    }
+
+    /// How many faults have not happened yet.
+    pub fn pending(&self) -> usize {
+        lock(&self.planned).values().map(|plan| plan.faults.len()).sum()
+    }
+
+    /// Counts a request and says what happens to it.
+    pub(crate) fn next(&self, api: ApiKey) -> Injected {
+        let mut planned = lock(&self.planned);
+        let plan = planned.entry(api as i16).or_default();
+        plan.seen += 1;
+        let seen = plan.seen;
+        Injected(plan.faults.remove(&seen))
+    }
+}
+
+/// What happens to one request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Injected(Option<Fault>);
+
+impl Injected {
+    /// The answer that takes the place of the work.
+    pub(crate) async fn before(&self, call: &Call<'_>, key: ApiKey, frame: &Bytes) -> Result<Option<Response>, Close> {
+        match self.0 {
+            Some(Fault::Error(code)) => refuse(call, key, frame.clone(), code).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    pub(crate) async fn after(&self) -> Result<(), Close> {
+        match self.0 {
+            Some(Fault::DropReply) => Err(Close::Injected),
+            Some(Fault::Delay(delay)) => {
+                tokio::time::sleep(delay).await;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn refuse(call: &Call<'_>, key: ApiKey, frame: Bytes, code: i16) -> Result<Response, Close> {
+    let version = call.version;
+    match key {
+        ApiKey::Produce => {
+            let answer = |topic: produce_request::TopicProduceData| {
+                let partitions = topic.partition_data.iter().map(|partition| {
+                    PartitionProduceResponse::default()
+                        .with_index(partition.index)
+                        .with_error_code(code)
+                        .with_base_offset(-1)
+                });
+                TopicProduceResponse::default().with_partition_responses(partitions.collect()).with_name(topic.name)
+            };
+            let request = decode::<ProduceRequest>(frame, version)?;
+            let topics = request.topic_data.into_iter().map(answer).collect();
+            call.envelope.answer::<ProduceRequest>(&ProduceResponse::default().with_responses(topics))
+        }
+        ApiKey::OffsetCommit => {
+            let answer = |topic: offset_commit_request::OffsetCommitRequestTopic| {
+                let partitions = topic.partitions.iter().map(|partition| {
+                    OffsetCommitResponsePartition::default()
+                        .with_partition_index(partition.partition_index)
+                        .with_error_code(code)
+                });
+                OffsetCommitResponseTopic::default().with_partitions(partitions.collect()).with_name(topic.name)
+            };
+            let request = decode::<OffsetCommitRequest>(frame, version)?;
+            let topics = request.topics.into_iter().map(answer).collect();
+            call.envelope.answer::<OffsetCommitRequest>(&OffsetCommitResponse::default().with_topics(topics))
+        }
+        ApiKey::TxnOffsetCommit => {
+            let answer = |topic: txn_offset_commit_request::TxnOffsetCommitRequestTopic| {
+                let partitions = topic.partitions.iter().map(|partition| {
+                    TxnOffsetCommitResponsePartition::default()
+                        .with_partition_index(partition.partition_index)
+                        .with_error_code(code)
+                });
+                TxnOffsetCommitResponseTopic::default().with_partitions(partitions.collect()).with_name(topic.name)
+            };
+            let request = decode::<TxnOffsetCommitRequest>(frame, version)?;
+            let topics = request.topics.into_iter().map(answer).collect();
+            call.envelope.answer::<TxnOffsetCommitRequest>(&TxnOffsetCommitResponse::default().with_topics(topics))
+        }
+        ApiKey::AddPartitionsToTxn => {
+            let answer = |topic: add_partitions_to_txn_request::AddPartitionsToTxnTopic| {
+                let partitions = topic.partitions.iter().map(|index| {
+                    AddPartitionsToTxnPartitionResult::default()
+                        .with_partition_index(*index)
+                        .with_partition_error_code(code)
+                });
+                AddPartitionsToTxnTopicResult::default()
+                    .with_results_by_partition(partitions.collect())
+                    .with_name(topic.name)
+            };
+            let request = decode::<AddPartitionsToTxnRequest>(frame, version)?;
+            let topics = request.v3_and_below_topics.into_iter().map(answer).collect();
+            let response = AddPartitionsToTxnResponse::default().with_results_by_topic_v3_and_below(topics);
+            call.envelope.answer::<AddPartitionsToTxnRequest>(&response)
+        }
+        ApiKey::AddOffsetsToTxn => {
+            let response = AddOffsetsToTxnResponse::default().with_error_code(code);
+            call.envelope.answer::<AddOffsetsToTxnRequest>(&response)
+        }
+        ApiKey::EndTxn => call.envelope.answer::<EndTxnRequest>(&EndTxnResponse::default().with_error_code(code)),
+        ApiKey::InitProducerId => {
+            let response = InitProducerIdResponse::default().with_error_code(code).with_producer_id(ProducerId(-1));
+            call.envelope.answer::<InitProducerIdRequest>(&response.with_producer_epoch(-1))
+        }
+        ApiKey::Heartbeat => {
+            call.envelope.answer::<HeartbeatRequest>(&HeartbeatResponse::default().with_error_code(code))
+        }
+        other => Err(Close::hostile(format!("{other:?} cannot be answered with an injected error"))),
+    }
+}

@@ -1,0 +1,201 @@
+//! One connection: requests are served one after the other, as Kafka does it, so that their answers come in order.
+
+use std::io;
+use std::net::SocketAddr;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+#[cfg(target_os = "linux")]
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::dispatch::dispatch;
+use super::frame::Frames;
+use super::response::{Part, Response};
+use crate::log::Slice;
+use crate::shared::Shared;
+
+/// A client that does not take its answer for this long is gone, or means harm.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why a connection is closed by the broker.
+#[derive(Debug, Error)]
+pub(crate) enum Close {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The client does not keep to the protocol.
+    #[error("{0}")]
+    Hostile(String),
+    /// The broker could not encode its own answer.
+    #[error("cannot encode a response: {0}")]
+    Bug(String),
+    /// Produce with acks=0 has no answer that could carry its error.
+    #[error("a request without an answer failed: {0}")]
+    Unanswerable(String),
+    #[cfg(feature = "fault-injection")]
+    #[error("an injected fault drops the reply")]
+    Injected,
+}
+
+impl Close {
+    pub(crate) fn hostile(reason: impl Into<String>) -> Self {
+        Self::Hostile(reason.into())
+    }
+
+    pub(crate) fn bug(error: impl std::fmt::Display) -> Self {
+        Self::Bug(error.to_string())
+    }
+}
+
+/// The two ends of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    /// Where the client reached the broker, and so where it is told to come again.
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+}
+
+/// Serves a connection until the client closes it, breaks the protocol, or the broker stops.
+pub(crate) async fn run(
+    stream: TcpStream,
+    remote: SocketAddr,
+    shared: &Arc<Shared>,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<(), Close> {
+    stream.set_nodelay(true)?;
+    let peer = Peer { local: stream.local_addr()?, remote };
+    tokio::select! {
+        served = serve(stream, peer, shared) => served,
+        // What waits, or goes out slowly, is cut short: the client asks again when the broker is back.
+        _ = stopping.wait_for(|stopping| *stopping) => Ok(()),
+    }
+}
+
+async fn serve(mut stream: TcpStream, peer: Peer, shared: &Arc<Shared>) -> Result<(), Close> {
+    let mut frames = Frames::new(shared.options.max_request_bytes, Arc::clone(&shared.receiving));
+    while let Some(frame) = frames.next(&mut stream).await? {
+        let response = CatchPanic(Box::pin(dispatch(shared, peer, frame.bytes.clone()))).await?;
+        // The share of memory is given back only now, when nothing holds the request's bytes any more.
+        drop(frame);
+        if let Some(response) = response {
+            // Boxed: an idle connection needs no room for a response.
+            Box::pin(write(&mut stream, response)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Turns a panic while serving a request into the end of its connection.
+struct CatchPanic<F>(Pin<Box<F>>);
+
+impl<T, F: Future<Output = Result<T, Close>>> Future for CatchPanic<F> {
+    type Output = Result<T, Close>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let inner = self.0.as_mut();
+        match std::panic::catch_unwind(AssertUnwindSafe(|| inner.poll(context))) {
+            Ok(poll) => poll,
+            Err(_) => {
+                tracing::error!("a request panicked; its connection is closed");
+                Poll::Ready(Err(Close::Bug("panic".into())))
+            }
+        }
+    }
+}
+
+async fn write(stream: &mut TcpStream, response: Response) -> Result<(), Close> {
+    let length = u32::try_from(response.length()).map_err(Close::bug)?;
+    let is_whole = response.parts.len() == 1;
+    if !is_whole {
+        cork(stream, true)?;
+    }
+    let mut parts = response.parts.into_iter();
+    // The length and the head of the message go out in one write.
+    let mut head = length.to_be_bytes().to_vec();
+    if let Some(Part::Bytes(bytes)) = parts.next() {
+        head.extend_from_slice(&bytes);
+    }
+    write_bytes(stream, Bytes::from(head)).await?;
+    for part in parts {
+        match part {
+            Part::Bytes(bytes) => write_bytes(stream, bytes).await?,
+            Part::File(slice) => send_file(stream, &slice).await?,
+        }
+    }
+    if is_whole { Ok(()) } else { cork(stream, false) }
+}
+
+/// Has the kernel hold back what does not fill a segment until the whole response is there: a client that is woken for
+/// its first bytes only waits for the others.
+#[cfg(target_os = "linux")]
+fn cork(stream: &TcpStream, is_corked: bool) -> Result<(), Close> {
+    let value = libc::c_int::from(is_corked);
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open while `stream` is borrowed, and the option's value lives until the call returns.
+    let result = unsafe {
+        libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CORK, (&raw const value).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error().into()) }
+}
+
+/// Elsewhere the pieces of a response go out as they are written.
+#[cfg(not(target_os = "linux"))]
+fn cork(_: &TcpStream, _: bool) -> Result<(), Close> {
+    Ok(())
+}
+
+async fn write_bytes(stream: &mut TcpStream, bytes: Bytes) -> Result<(), Close> {
+    let written = timeout(WRITE_TIMEOUT, stream.write_all(&bytes)).await;
+    Ok(written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??)
+}
+
+/// Sends a range of a log file without copying it through this process.
+#[cfg(target_os = "linux")]
+async fn send_file(stream: &TcpStream, slice: &Slice) -> Result<(), Close> {
+    let mut position = slice.position as libc::off_t;
+    let end = (slice.position + slice.length) as libc::off_t;
+    while position < end {
+        let sent = stream.async_io(Interest::WRITABLE, || {
+            let wanted = (end - position) as usize;
+            // SAFETY: both descriptors are open for as long as `stream` and `slice.file` are borrowed here, and
+            // `position` is a valid place for the kernel to read and write.
+            let sent = unsafe { libc::sendfile(stream.as_raw_fd(), slice.file.as_raw_fd(), &mut position, wanted) };
+            if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent) }
+        });
+        let sent = timeout(WRITE_TIMEOUT, sent).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+        match sent {
+            // The length was announced already, so there is no way to go on.
+            Ok(0) => return Err(Close::Bug("a segment is shorter than its index says".into())),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Sends a range of a log file.
+#[cfg(not(target_os = "linux"))]
+async fn send_file(stream: &mut TcpStream, slice: &Slice) -> Result<(), Close> {
+    use std::os::unix::fs::FileExt;
+    const CHUNK: u64 = 256 << 10;
+    let mut position = slice.position;
+    let end = slice.position + slice.length;
+    while position < end {
+        let mut chunk = vec![0; (end - position).min(CHUNK) as usize];
+        slice.file.read_exact_at(&mut chunk, position)?;
+        position += chunk.len() as u64;
+        write_bytes(stream, chunk.into()).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Which APIs the broker has, in which versions.
+//!
+//! The ranges are as wide as the clients in use need: librdkafka 2.x, the Java client 3.x and 4.x, franz-go, kafkajs. They
+//! end before the versions of transactions with server-side epochs (KIP-890's second part: Produce 12, TxnOffsetCommit 5,
+//! EndTxn 5, AddPartitionsToTxn 4), which a client only uses if the broker also announces the feature
+//! `transaction.version` 2, which this one does not.
+
+use kafka_protocol::messages::ApiKey;
+
+/// An API in a range of versions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Supported {
+    pub(crate) key: ApiKey,
+    pub(crate) min: i16,
+    pub(crate) max: i16,
+}
+
+const fn supported(key: ApiKey, min: i16, max: i16) -> Supported {
+    Supported { key, min, max }
+}
+
+/// Everything the broker answers.
+pub(crate) const SUPPORTED: &[Supported] = &[
+    supported(ApiKey::Produce, 3, 11),
+    supported(ApiKey::Fetch, 4, 17),
+    supported(ApiKey::ListOffsets, 1, 9),
+    supported(ApiKey::Metadata, 0, 13),
+    supported(ApiKey::OffsetCommit, 2, 9),
+    supported(ApiKey::OffsetFetch, 1, 9),
+    supported(ApiKey::FindCoordinator, 0, 5),
+    supported(ApiKey::JoinGroup, 0, 9),
+    supported(ApiKey::Heartbeat, 0, 4),
+    supported(ApiKey::LeaveGroup, 0, 5),
+    supported(ApiKey::SyncGroup, 0, 5),
+    supported(ApiKey::DescribeGroups, 0, 6),
+    supported(ApiKey::ListGroups, 0, 5),
+    supported(ApiKey::ApiVersions, 0, 4),
+    supported(ApiKey::CreateTopics, 2, 7),
+    supported(ApiKey::DeleteTopics, 1, 6),
+    supported(ApiKey::DeleteRecords, 0, 2),
+    supported(ApiKey::InitProducerId, 0, 5),
+    supported(ApiKey::OffsetForLeaderEpoch, 2, 4),
+    supported(ApiKey::AddPartitionsToTxn, 0, 3),
+    supported(ApiKey::AddOffsetsToTxn, 0, 4),
+    supported(ApiKey::EndTxn, 0, 4),
+    supported(ApiKey::TxnOffsetCommit, 0, 4),
+    supported(ApiKey::DescribeConfigs, 1, 4),
+    supported(ApiKey::AlterConfigs, 0, 2),
+    supported(ApiKey::DescribeLogDirs, 1, 4),
+    supported(ApiKey::CreatePartitions, 0, 3),
+    supported(ApiKey::DeleteGroups, 0, 2),
+    supported(ApiKey::IncrementalAlterConfigs, 0, 1),
+    supported(ApiKey::OffsetDelete, 0, 0),
+    supported(ApiKey::DescribeCluster, 0, 2),
+    supported(ApiKey::DescribeProducers, 0, 0),
+    supported(ApiKey::DescribeTransactions, 0, 0),
+    supported(ApiKey::ListTransactions, 0, 1),
+];
+
+/// The entry of an API, if the broker has it.
+pub(crate) fn find(key: ApiKey) -> Option<&'static Supported> {
+    SUPPORTED.iter().find(|supported| supported.key == key)
+}
+
+impl Supported {
+    /// The lowest version that is announced. librdkafka before 2.8 takes a broker that does not announce Produce 0-2 for
+    /// one that cannot store record batches, although it never sends them; Apache Kafka 4 does the same (KAFKA-18659).
+    pub(crate) fn announced_min(&self) -> i16 {
+        if self.key == ApiKey::Produce { 0 } else { self.min }
+    }
+}

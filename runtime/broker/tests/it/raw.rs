@@ -1,0 +1,113 @@
+//! A client of bare requests, for what no well-behaved client sends.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::{
+    ApiKey, ProduceRequest, ProduceResponse, RequestHeader, ResponseHeader, TopicName, TransactionalId,
+};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request};
+
+/// A connection.
+pub(crate) struct Raw {
+    pub(crate) stream: TcpStream,
+}
+
+impl Raw {
+    pub(crate) fn connect(address: &str) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream }
+    }
+
+    /// Sends a request and reads its response.
+    pub(crate) fn call<R: Request>(&mut self, version: i16, request: &R) -> R::Response {
+        self.stream.write_all(&encode(version, request)).unwrap();
+        let mut bytes = self.read().expect("the connection was closed");
+        let header_version = <R::Response as HeaderVersion>::header_version(version);
+        let header = ResponseHeader::decode(&mut bytes, header_version).unwrap();
+        assert_eq!(header.correlation_id, 7);
+        let response = R::Response::decode(&mut bytes, version).unwrap();
+        assert!(bytes.is_empty(), "{} bytes too many", bytes.len());
+        response
+    }
+
+    /// One response; `None` if the connection is closed instead.
+    pub(crate) fn read(&mut self) -> Option<Bytes> {
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length).ok()?;
+        let mut bytes = vec![0; u32::from_be_bytes(length) as usize];
+        self.stream.read_exact(&mut bytes).ok()?;
+        Some(bytes.into())
+    }
+}
+
+/// A request with its length.
+pub(crate) fn encode<R: Request>(version: i16, request: &R) -> Vec<u8> {
+    let header = RequestHeader::default()
+        .with_request_api_key(R::KEY)
+        .with_request_api_version(version)
+        .with_correlation_id(7)
+        .with_client_id(Some("raw".to_string().into()));
+    let key = ApiKey::try_from(R::KEY).unwrap();
+    let mut bytes = BytesMut::new();
+    header.encode(&mut bytes, key.request_header_version(version)).unwrap();
+    request.encode(&mut bytes, version).unwrap();
+    [&(bytes.len() as u32).to_be_bytes()[..], &bytes].concat()
+}
+
+/// What a batch says of its producer.
+#[derive(Clone, Copy)]
+pub(crate) struct From {
+    pub(crate) producer_id: i64,
+    pub(crate) epoch: i16,
+    pub(crate) sequence: i32,
+    pub(crate) is_transactional: bool,
+}
+
+/// A batch of up to 64 records.
+pub(crate) fn batch(from: From, count: i32) -> Vec<u8> {
+    let mut records = Vec::new();
+    for number in 0..count as u8 {
+        // length, attributes, timestamp delta, offset delta, key "k", value "v", no headers; zig-zag
+        records.extend_from_slice(&[16, 0, 0, number * 2, 2, b'k', 2, b'v', 0]);
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+    let mut covered = Vec::new();
+    covered.extend_from_slice(&(if from.is_transactional { 0x10i16 } else { 0 }).to_be_bytes());
+    covered.extend_from_slice(&(count - 1).to_be_bytes());
+    covered.extend_from_slice(&now.to_be_bytes());
+    covered.extend_from_slice(&now.to_be_bytes());
+    covered.extend_from_slice(&from.producer_id.to_be_bytes());
+    covered.extend_from_slice(&from.epoch.to_be_bytes());
+    covered.extend_from_slice(&from.sequence.to_be_bytes());
+    covered.extend_from_slice(&count.to_be_bytes());
+    covered.extend_from_slice(&records);
+    let mut batch = Vec::new();
+    batch.extend_from_slice(&0i64.to_be_bytes());
+    batch.extend_from_slice(&(covered.len() as i32 + 9).to_be_bytes());
+    batch.extend_from_slice(&(-1i32).to_be_bytes());
+    batch.push(2);
+    batch.extend_from_slice(&crc32c::crc32c(&covered).to_be_bytes());
+    batch.extend_from_slice(&covered);
+    batch
+}
+
+/// Sends bytes as the records of one partition and answers (error code, base offset).
+pub(crate) fn produce(raw: &mut Raw, topic: &str, transactional_id: Option<&str>, records: Vec<u8>) -> (i16, i64) {
+    let partition = PartitionProduceData::default().with_records(Some(records.into()));
+    let topic =
+        TopicProduceData::default().with_name(TopicName(topic.to_string().into())).with_partition_data(vec![partition]);
+    let request = ProduceRequest::default()
+        .with_acks(-1)
+        .with_timeout_ms(5000)
+        .with_transactional_id(transactional_id.map(|id| TransactionalId(id.to_string().into())))
+        .with_topic_data(vec![topic]);
+    let response: ProduceResponse = raw.call(9, &request);
+    let partition = &response.responses[0].partition_responses[0];
+    (partition.error_code, partition.base_offset)
+}

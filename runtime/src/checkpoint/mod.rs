@@ -1,0 +1,66 @@
+//! What Trunkline remembers, all of it in compacted Kafka topics: positions of sources, intents of sinks, schemas, and the counters of
+//! I3, which travel with them and are therefore exact across any crash.
+//!
+//! | topic | key | value |
+//! |---|---|---|
+//! | `_trunkline.checkpoints` | `{task}/position/{part}` | what the source wrote there |
+//! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
+//! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
+//! | `_trunkline.schemas` | schema id | the schema's canonical form |
+//!
+//! All rows of one stage lie in one partition (by a hash of its name), so that a task reads one partition to find its own.
+
+mod counters;
+mod intents;
+mod positions;
+mod schemas;
+
+pub use counters::{ComponentCounters, Counters};
+pub use intents::{IntentRecord, IntentState, Intents};
+pub use positions::Positions;
+pub use schemas::Schemas;
+
+use std::collections::BTreeMap;
+
+use crate::kafka::TopicSpec;
+
+/// Source positions and counters.
+pub const CHECKPOINTS: &str = "_trunkline.checkpoints";
+/// Sink intents and counters.
+pub const INTENTS: &str = "_trunkline.intents";
+/// Schemas by id.
+pub const SCHEMAS: &str = "_trunkline.schemas";
+/// Its partitions are leases on source tasks; it holds no records.
+pub const TASKS: &str = "_trunkline.tasks";
+
+/// Partitions of the topics with state. Few: each costs a look-up at start; enough that tasks seldom wait for each other's transactions.
+const STATE_PARTITIONS: i32 = 8;
+/// Partitions of the lease topic: the most source tasks that can be spread evenly.
+pub const LEASE_PARTITIONS: i32 = 32;
+
+/// The topics that must exist before anything runs.
+pub fn system_topics(replication: i16) -> Vec<TopicSpec> {
+    let compacted = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
+    let spec = |name: &str, partitions, config: &BTreeMap<String, String>| TopicSpec {
+        name: name.to_owned(),
+        partitions,
+        replication,
+        config: config.clone(),
+    };
+    vec![
+        spec(CHECKPOINTS, STATE_PARTITIONS, &compacted),
+        spec(INTENTS, STATE_PARTITIONS, &compacted),
+        spec(SCHEMAS, 1, &compacted),
+        spec(TASKS, LEASE_PARTITIONS, &BTreeMap::new()),
+    ]
+}
+
+/// The partition that all rows of one task lie in. Rows are found by it for ever: the function must not change.
+fn partition_of(owner: &str) -> i32 {
+    (xxhash_rust::xxh3::xxh3_64(owner.as_bytes()) % STATE_PARTITIONS as u64) as i32
+}
+
+/// The lease partition of a source task.
+pub fn lease_of(task: &str) -> i32 {
+    (xxhash_rust::xxh3::xxh3_64(task.as_bytes()) % LEASE_PARTITIONS as u64) as i32
+}

@@ -1,0 +1,87 @@
+//! Positions and counters of source and transform tasks.
+
+use trunkline_connector::{Error, PositionChange, Result};
+
+use super::{CHECKPOINTS, Counters, partition_of};
+use crate::kafka::{Cluster, Outgoing, TransactionalProducer, table};
+
+/// The committed state of one task, and the writer of its next state.
+///
+/// Load it only after the task's producer was initialised: that is what settles the transactions of the task's earlier owner (I4).
+pub struct Positions {
+    owner: String,
+    task: String,
+    /// Totals since the pipeline began, without what is not committed yet.
+    pub counters: Counters,
+    /// The position's parts.
+    pub parts: Vec<(String, Vec<u8>)>,
+}
+
+impl Positions {
+    /// Reads the committed state of `task`, whose rows lie with those of `owner`: for a source the task itself, for a transform, whose
+    /// tasks are partitions that come and go, the stage.
+    pub fn load(cluster: &Cluster, owner: &str, task: &str) -> Result<Self> {
+        let prefix = format!("{task}/");
+        let rows = table::read(cluster, CHECKPOINTS, Some(partition_of(owner)), prefix.as_bytes())?;
+        let mut this =
+            Self { owner: owner.to_owned(), task: task.to_owned(), counters: Counters::default(), parts: Vec::new() };
+        for (key, value) in rows {
+            let key = String::from_utf8_lossy(&key);
+            let part = &key[prefix.len()..];
+            if part == "counters" {
+                this.counters = parse_counters(&key, &value)?;
+            } else if let Some(part) = part.strip_prefix("position/") {
+                this.parts.push((part.to_owned(), value));
+            }
+        }
+        Ok(this)
+    }
+
+    /// Reads the counters of all tasks whose names start with `prefix`.
+    pub fn totals(cluster: &Cluster, prefix: &str) -> Result<Counters> {
+        let mut totals = Counters::default();
+        for (key, value) in table::read(cluster, CHECKPOINTS, None, prefix.as_bytes())? {
+            if key.ends_with(b"/counters") {
+                totals.add(&parse_counters(&String::from_utf8_lossy(&key), &value)?);
+            }
+        }
+        Ok(totals)
+    }
+
+    /// Writes changes of the position and new totals in the producer's open transaction (I1).
+    pub fn write(
+        &self,
+        producer: &mut TransactionalProducer,
+        changes: &[PositionChange],
+        totals: &Counters,
+    ) -> Result<()> {
+        for change in changes {
+            let key = format!("{}/position/{}", self.task, change.key);
+            self.row(producer, &key, change.value.as_deref())?;
+        }
+        let counters =
+            serde_json::to_vec(totals).map_err(|error| Error::bug("checkpoint.counters", error.to_string()))?;
+        self.row(producer, &format!("{}/counters", self.task), Some(&counters))
+    }
+
+    fn row(&self, producer: &mut TransactionalProducer, key: &str, value: Option<&[u8]>) -> Result<()> {
+        producer.send(&Outgoing {
+            topic: CHECKPOINTS,
+            partition: partition_of(&self.owner),
+            timestamp: None,
+            key: Some(key.as_bytes()),
+            value,
+            headers: &[],
+            more_headers: &[],
+        })
+    }
+}
+
+fn parse_counters(key: &str, value: &[u8]) -> Result<Counters> {
+    serde_json::from_slice(value).map_err(|error| {
+        Error::data(
+            "checkpoint.unreadable",
+            format!("the row `{key}` of `{CHECKPOINTS}` is no set of counters: {error}"),
+        )
+    })
+}

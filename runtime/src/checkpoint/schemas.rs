@@ -1,0 +1,98 @@
+//! Published schemas: the topic `_trunkline.schemas` behind a cache that all stages of a worker share.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use trunkline_connector::{Error, Result, Schema, SchemaId, SchemaLookup};
+
+use super::SCHEMAS;
+use crate::kafka::{Cluster, Outgoing, TransactionalProducer, table};
+
+/// An id that is not known is looked up again this much later at the earliest: records with a wrong header must not cause a read each.
+const UNKNOWN_AGAIN: Duration = Duration::from_secs(10);
+
+/// All schemas of a cluster.
+pub struct Schemas {
+    cluster: Cluster,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    by_id: HashMap<SchemaId, Arc<Schema>>,
+    unknown: HashMap<SchemaId, Instant>,
+    committed: HashSet<SchemaId>,
+}
+
+impl Schemas {
+    /// An empty cache over the cluster's topic.
+    pub fn new(cluster: Cluster) -> Self {
+        Self { cluster, known: Mutex::new(Known::default()) }
+    }
+
+    /// Publishes a schema in the producer's open transaction, unless this worker knows it as published. Records that name it
+    /// belong in the same transaction or a later one.
+    pub fn publish(&self, producer: &mut TransactionalProducer, schema: &Arc<Schema>) -> Result<()> {
+        if self.lock().committed.contains(&schema.id()) {
+            return Ok(());
+        }
+        let id = schema.id().to_string();
+        let json = schema.to_json().map_err(|error| Error::bug("schema.encode", error.to_string()))?;
+        producer.send(&Outgoing {
+            topic: SCHEMAS,
+            partition: 0,
+            timestamp: None,
+            key: Some(id.as_bytes()),
+            value: Some(json.as_bytes()),
+            headers: &[],
+            more_headers: &[],
+        })
+    }
+
+    /// The transaction that published these was committed.
+    pub fn committed(&self, schemas: &[Arc<Schema>]) {
+        let mut known = self.lock();
+        for schema in schemas {
+            known.committed.insert(schema.id());
+            known.by_id.insert(schema.id(), schema.clone());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Each change is one insert: a panic cannot leave it half done.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SchemaLookup for Schemas {
+    fn schema(&self, id: SchemaId) -> Result<Option<Arc<Schema>>> {
+        {
+            let known = self.lock();
+            if let Some(schema) = known.by_id.get(&id) {
+                return Ok(Some(schema.clone()));
+            }
+            if known.unknown.get(&id).is_some_and(|asked| asked.elapsed() < UNKNOWN_AGAIN) {
+                return Ok(None);
+            }
+        }
+        let rows = table::read(&self.cluster, SCHEMAS, None, &[])?;
+        let mut known = self.lock();
+        for (key, json) in rows {
+            match (std::str::from_utf8(&key).ok().and_then(|key| key.parse().ok()), Schema::from_json(&json)) {
+                (Some(id), Ok(schema)) => {
+                    known.committed.insert(id);
+                    known.by_id.insert(id, Arc::new(schema));
+                }
+                (_, result) => {
+                    tracing::warn!(key = %String::from_utf8_lossy(&key), error = ?result.err(), "a row of `{SCHEMAS}` is no schema")
+                }
+            }
+        }
+        let found = known.by_id.get(&id).cloned();
+        if found.is_none() {
+            known.unknown.insert(id, Instant::now());
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,50 @@
+//! Flags that every verb has: where the settings file is, and settings themselves.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::output::start_logging;
+use crate::config::{FileProblems, Settings, SettingsOverrides};
+
+/// Worker settings on the command line. They win over `TRUNKLINE_*` variables, and those over the settings file.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Worker settings")]
+pub struct SettingsArgs {
+    /// Settings file [default: trunkline.toml, if there is one]
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Kafka's bootstrap servers, or `embedded` for the broker in the process
+    #[arg(long, value_name = "HOST:PORT,..")]
+    pub brokers: Option<String>,
+    /// Folder for what the worker keeps on disk [default: trunkline-data]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<String>,
+    /// Name that the workers of one cluster share [default: trunkline]
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// Name of this machine [default: its host name]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// What buffers may hold in all [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+}
+
+impl SettingsArgs {
+    /// Loads the settings with these flags on top, and starts logging as they say.
+    pub(super) fn load(&self) -> Result<Settings, Vec<FileProblems>> {
+        let flags = [
+            ("brokers", &self.brokers),
+            ("data", &self.data),
+            ("cluster", &self.cluster),
+            ("node", &self.node),
+            ("memory", &self.memory),
+        ];
+        let given: SettingsOverrides =
+            flags.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect();
+        let settings = Settings::load(self.config.as_deref(), &given)?;
+        start_logging(&settings)?;
+        Ok(settings)
+    }
+}

@@ -1,0 +1,115 @@
+//! Settings that every client shares, and what librdkafka's errors mean to a stage.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use trunkline_connector::Error;
+
+/// A Kafka cluster: where it is and how to speak to it. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    settings: Arc<BTreeMap<String, String>>,
+    brokers: Arc<str>,
+}
+
+impl Cluster {
+    /// A cluster by its bootstrap servers and further librdkafka properties.
+    pub fn new(brokers: &str, properties: &BTreeMap<String, String>) -> Self {
+        Self { settings: Arc::new(properties.clone()), brokers: Arc::from(brokers) }
+    }
+
+    /// The bootstrap servers.
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// The configuration that producers, consumers and admin clients start from.
+    pub(super) fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.brokers.as_ref());
+        config.set("client.id", "trunkline");
+        // A broker that comes back is found again within a second, not after ten.
+        config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
+        config.set("socket.keepalive.enable", "true");
+        // Nagle's algorithm would hold small commits back.
+        config.set("socket.nagle.disable", "true");
+        for (name, value) in self.settings.iter() {
+            config.set(name, value);
+        }
+        config.set_log_level(RDKafkaLogLevel::Warning);
+        config
+    }
+}
+
+/// How long a single call to the cluster may take before it counts as failed.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Client events to the log.
+#[derive(Clone, Default)]
+pub(super) struct LoggingContext;
+
+impl ClientContext for LoggingContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_client(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "Kafka client error");
+    }
+}
+
+impl ConsumerContext for LoggingContext {}
+
+pub(super) fn log_client(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+            tracing::debug!(facility, "{message}");
+        }
+        _ => tracing::trace!(facility, "{message}"),
+    }
+}
+
+/// What a client's error means: fenced, refused, or worth another try.
+pub(super) fn classify(doing: &str, error: &KafkaError) -> Error {
+    use RDKafkaErrorCode as Code;
+    let code = match error {
+        KafkaError::Transaction(inner) => Some(inner.code()),
+        other => other.rdkafka_error_code(),
+    };
+    let message = format!("{doing}: {error}");
+    match code {
+        Some(
+            Code::ProducerFenced
+            | Code::InvalidProducerEpoch
+            | Code::Fenced
+            | Code::FencedInstanceId
+            | Code::FencedLeaderEpoch,
+        ) => Error::fenced("kafka.fenced", format!("{message} (another task has taken over)")),
+        Some(
+            Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::Authentication
+            | Code::SaslAuthenticationFailed,
+        ) => Error::external("kafka.access_denied", message),
+        Some(
+            Code::BrokerTransportFailure
+            | Code::AllBrokersDown
+            | Code::Resolve
+            | Code::OperationTimedOut
+            | Code::RequestTimedOut,
+        ) => Error::external("kafka.unreachable", message),
+        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => Error::data("kafka.record_too_large", message),
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
+            Error::external("kafka.unknown_topic", message)
+        }
+        _ => Error::external("kafka.failed", message),
+    }
+}

@@ -1,0 +1,337 @@
+//! The group consumer of sink and transform tasks: read_committed, cooperative, and never committing by itself (I2).
+//!
+//! A worker is a static member of its groups (KIP-345): restarted within the session timeout it has its partitions back at once, without
+//! a rebalance. What a rebalance did is told by [`GroupConsumer::rebalanced`] after the poll in which it happened and before any
+//! record of a new partition can be processed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::util::Timeout;
+use trunkline_connector::{Batch, Claim, Error, Result};
+
+use super::client::{CALL_TIMEOUT, Cluster, classify, log_client};
+
+/// What a rebalance did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rebalanced {
+    /// These partitions are this member's now.
+    Assigned(Vec<Claim>),
+    /// These are no longer.
+    Revoked(Vec<Claim>),
+}
+
+/// A member of a consumer group.
+pub struct GroupConsumer {
+    consumer: BaseConsumer<EventContext>,
+    group: String,
+}
+
+#[derive(Clone, Default)]
+struct EventContext {
+    events: Arc<Mutex<Vec<Rebalanced>>>,
+    fatal: Arc<Mutex<Option<KafkaError>>>,
+}
+
+impl ClientContext for EventContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_client(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "Kafka consumer error");
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
+            || error.rdkafka_error_code() == Some(RDKafkaErrorCode::FencedInstanceId)
+        {
+            self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    }
+}
+
+impl ConsumerContext for EventContext {
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let event = match rebalance {
+            Rebalance::Assign(partitions) => Rebalanced::Assigned(claims(partitions)),
+            Rebalance::Revoke(partitions) => Rebalanced::Revoked(claims(partitions)),
+            Rebalance::Error(error) => {
+                tracing::warn!(%error, "rebalance failed");
+                return;
+            }
+        };
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+    }
+
+    fn main_queue_min_poll_interval(&self) -> Timeout {
+        Timeout::After(Duration::from_millis(100))
+    }
+}
+
+fn claims(partitions: &TopicPartitionList) -> Vec<Claim> {
+    partitions
+        .elements()
+        .iter()
+        .map(|element| Claim { topic: Arc::from(element.topic()), partition: element.partition() })
+        .collect()
+}
+
+/// What one round of polling may take.
+pub struct FillLimits {
+    /// Stop at so many records.
+    pub records: usize,
+    /// Stop at so many bytes.
+    pub bytes: usize,
+    /// Wait so long for the first record.
+    pub wait: Duration,
+}
+
+/// One batch for each partition that records came from.
+#[derive(Default)]
+pub struct ClaimBatches {
+    batches: Vec<(Claim, Batch)>,
+    last: usize,
+}
+
+impl ClaimBatches {
+    /// The batches that are not empty. They keep their memory for the next round when cleared.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&Claim, &mut Batch)> {
+        self.batches.iter_mut().filter(|(_, batch)| !batch.is_empty()).map(|(claim, batch)| (&*claim, batch))
+    }
+
+    /// Forgets a partition.
+    pub fn remove(&mut self, claim: &Claim) {
+        self.batches.retain(|(known, _)| known != claim);
+        self.last = 0;
+    }
+
+    /// Records come in runs of one partition: the last one found is nearly always the one.
+    fn batch_for(&mut self, topic: &str, partition: i32) -> &mut Batch {
+        let is = |(claim, _): &(Claim, Batch)| claim.partition == partition && claim.topic.as_ref() == topic;
+        if !self.batches.get(self.last).is_some_and(is) {
+            self.last = self.batches.iter().position(is).unwrap_or_else(|| {
+                self.batches.push((Claim { topic: Arc::from(topic), partition }, Batch::default()));
+                self.batches.len() - 1
+            });
+        }
+        &mut self.batches[self.last].1
+    }
+}
+
+impl GroupConsumer {
+    /// Joins `group` as the static member `instance` and subscribes to topics (names, or patterns that start with `^`).
+    /// `prefetch_bytes` bounds what is fetched ahead (I6).
+    pub fn join(
+        cluster: &Cluster,
+        group: &str,
+        instance: &str,
+        topics: &[String],
+        prefetch_bytes: usize,
+    ) -> Result<Self> {
+        let mut config = cluster.config();
+        config
+            .set("group.id", group)
+            .set("group.instance.id", instance)
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("session.timeout.ms", "10000")
+            .set("heartbeat.interval.ms", "1000")
+            // A sink may be busy with one upload for long; a stage that is stuck for good shows by its progress.
+            .set("max.poll.interval.ms", "900000")
+            // The default of a second costs two thirds of the speed.
+            .set("fetch.queue.backoff.ms", "5")
+            .set("fetch.wait.max.ms", "100")
+            .set("queued.min.messages", "400000")
+            .set("queued.max.messages.kbytes", (prefetch_bytes / 1024).clamp(1024, 1_000_000).to_string())
+            .set("fetch.message.max.bytes", (prefetch_bytes / 4).clamp(262_144, 1_048_576).to_string())
+            // Topics that a pattern matches are found this often.
+            .set("topic.metadata.refresh.interval.ms", "5000");
+        let consumer = BaseConsumer::from_config_and_context(&config, EventContext::default())
+            .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&names).map_err(|error| classify("subscribing", &error))?;
+        Ok(Self { consumer, group: group.to_owned() })
+    }
+
+    /// The group's name.
+    pub fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// Polls and copies what came to the batches of its partitions until the limits are reached, nothing more is at hand, or a
+    /// rebalance happened: ask [`GroupConsumer::rebalanced`] before the batches are processed, because the last record may be of a
+    /// partition that was claimed in the same poll. Returns the number of records.
+    pub fn fill(&self, limits: &FillLimits, batches: &mut ClaimBatches) -> Result<usize> {
+        let deadline = Instant::now() + limits.wait;
+        let (mut records, mut bytes) = (0, 0);
+        while records < limits.records && bytes < limits.bytes {
+            let wait = if records > 0 { Duration::ZERO } else { deadline.saturating_duration_since(Instant::now()) };
+            let message = match self.consumer.poll(wait) {
+                None => break,
+                Some(Ok(message)) => message,
+                Some(Err(error)) => {
+                    self.check(&error)?;
+                    continue;
+                }
+            };
+            // The poll may have served a rebalance before this message: it is of a partition that may be claimed only now.
+            bytes += message.payload_len() + message.key_len();
+            records += 1;
+            push(batches.batch_for(message.topic(), message.partition()), &message);
+            if !self.context_events().is_empty() {
+                break;
+            }
+        }
+        if records == 0
+            && let Some(error) = self.consumer.context().fatal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        {
+            return Err(classify("consuming", &error));
+        }
+        Ok(records)
+    }
+
+    /// What rebalances did since the last call.
+    pub fn rebalanced(&self) -> Vec<Rebalanced> {
+        std::mem::take(&mut *self.context_events())
+    }
+
+    fn context_events(&self) -> std::sync::MutexGuard<'_, Vec<Rebalanced>> {
+        self.consumer.context().events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Transient errors are logged, as the client recovers by itself; the rest end the stage.
+    fn check(&self, error: &KafkaError) -> Result<()> {
+        use RDKafkaErrorCode as Code;
+        match error.rdkafka_error_code() {
+            Some(
+                Code::BrokerTransportFailure
+                | Code::AllBrokersDown
+                | Code::OperationTimedOut
+                | Code::RequestTimedOut
+                | Code::NotCoordinator
+                | Code::CoordinatorNotAvailable
+                | Code::CoordinatorLoadInProgress
+                | Code::NotLeaderForPartition
+                | Code::LeaderNotAvailable
+                | Code::UnknownTopicOrPartition
+                | Code::UnknownPartition
+                | Code::RebalanceInProgress
+                | Code::Resolve,
+            ) => {
+                tracing::debug!(%error, group = self.group, "consumer goes on after an error");
+                Ok(())
+            }
+            _ => Err(classify("consuming", error)),
+        }
+    }
+
+    /// Identity and generation of this member, which fence its commits (KIP-447).
+    pub fn metadata(&self) -> Result<ConsumerGroupMetadata> {
+        self.consumer
+            .group_metadata()
+            .ok_or_else(|| Error::external("kafka.no_group", "the consumer is not in its group yet"))
+    }
+
+    /// Committed offsets of partitions; -1 where there is none. Waits until no transaction that covers them is pending, so that what
+    /// that transaction wrote is decided too.
+    pub fn committed(&self, claims: &[Claim]) -> Result<Vec<i64>> {
+        let mut wanted = TopicPartitionList::with_capacity(claims.len());
+        for claim in claims {
+            wanted.add_partition(&claim.topic, claim.partition);
+        }
+        let committed = self
+            .consumer
+            .committed_offsets(wanted, CALL_TIMEOUT)
+            .map_err(|error| classify("reading committed offsets", &error))?;
+        Ok(claims
+            .iter()
+            .map(|claim| match committed.find_partition(&claim.topic, claim.partition).map(|found| found.offset()) {
+                Some(Offset::Offset(offset)) => offset,
+                _ => -1,
+            })
+            .collect())
+    }
+
+    /// All partitions of all subscribed topics, whoever owns them.
+    pub fn subscribed_partitions(&self) -> Result<Vec<Claim>> {
+        let subscription =
+            self.consumer.subscription().map_err(|error| classify("reading the subscription", &error))?;
+        let names: Vec<String> = subscription.elements().iter().map(|element| element.topic().to_owned()).collect();
+        let patterns = names.iter().filter(|name| name.starts_with('^')).map(|pattern| regex::Regex::new(pattern));
+        let patterns = patterns
+            .collect::<std::result::Result<Vec<_>, _>>()
+            .map_err(|error| Error::bug("kafka.pattern", error.to_string()))?;
+        let metadata =
+            self.consumer.fetch_metadata(None, CALL_TIMEOUT).map_err(|error| classify("listing topics", &error))?;
+        let mut found = Vec::new();
+        for topic in metadata.topics() {
+            let name = topic.name();
+            if names.iter().any(|subscribed| subscribed == name)
+                || patterns.iter().any(|pattern| pattern.is_match(name))
+            {
+                let name: Arc<str> = Arc::from(name);
+                found.extend(
+                    topic.partitions().iter().map(|partition| Claim { topic: name.clone(), partition: partition.id() }),
+                );
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads a partition again from `offset`: what was read past it was discarded.
+    pub fn seek(&self, claim: &Claim, offset: i64) -> Result<()> {
+        let offset = if offset < 0 { Offset::Beginning } else { Offset::Offset(offset) };
+        self.consumer
+            .seek(&claim.topic, claim.partition, offset, CALL_TIMEOUT)
+            .map_err(|error| classify("seeking", &error))
+    }
+
+    /// Stops handing out records of all assigned partitions; the member stays in its group as long as it polls.
+    pub fn pause(&self) -> Result<()> {
+        let assigned = self.consumer.assignment().map_err(|error| classify("pausing", &error))?;
+        self.consumer.pause(&assigned).map_err(|error| classify("pausing", &error))
+    }
+
+    /// Goes on after [`GroupConsumer::pause`].
+    pub fn resume(&self) -> Result<()> {
+        let assigned = self.consumer.assignment().map_err(|error| classify("resuming", &error))?;
+        self.consumer.resume(&assigned).map_err(|error| classify("resuming", &error))
+    }
+
+    /// Keeps the membership alive while paused. `true`: a rebalance happened.
+    pub fn keep_alive(&self, wait: Duration) -> Result<bool> {
+        if let Some(Err(error)) = self.consumer.poll(wait) {
+            self.check(&error)?;
+        }
+        Ok(!self.context_events().is_empty())
+    }
+}
+
+/// The one copy out of the client.
+fn push(batch: &mut Batch, message: &BorrowedMessage<'_>) {
+    let topic = batch.topic_index(message.topic());
+    let mut record = batch.record();
+    record.read_from(topic, message.partition(), message.offset());
+    if let Some(timestamp) = message.timestamp().to_millis() {
+        record.timestamp(timestamp);
+    }
+    if let Some(key) = message.key() {
+        record.key(key);
+    }
+    if let Some(value) = message.payload() {
+        record.value(value);
+    }
+    if let Some(headers) = message.headers() {
+        for header in headers.iter() {
+            record.header(header.key, header.value);
+        }
+    }
+    record.finish();
+}

@@ -1,0 +1,19 @@
+//! All of Trunkline's talk with Kafka, over `rdkafka`. Its calls block, so everything here is used from the threads of stages, never
+//! from async code.
+//!
+//! - [`client`]: settings every client shares, and what its errors mean.
+//! - [`admin`]: topics are created, never altered.
+//! - [`producer`]: the transactional producer; the only way anything is written.
+//! - [`consumer`]: the group consumer that fills batches.
+//! - [`table`]: compacted topics as key-value tables.
+
+pub mod admin;
+pub mod client;
+pub mod consumer;
+pub mod producer;
+pub mod table;
+
+pub use admin::{Admin, TopicSpec};
+pub use client::Cluster;
+pub use consumer::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced};
+pub use producer::{Outgoing, TransactionalProducer};

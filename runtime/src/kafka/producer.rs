@@ -1,0 +1,254 @@
+//! The transactional producer: the only way Trunkline writes to Kafka.
+//!
+//! `init_transactions` fences whoever used the same transactional id before (I4) and settles what it left open, so a task that has a
+//! producer may read its committed state and go on from there.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::topic_partition_list::TopicPartitionList;
+use trunkline_connector::batch::Headers;
+use trunkline_connector::{Error, Result};
+
+use super::client::{Cluster, classify, log_client};
+
+/// A record on its way to a topic.
+pub struct Outgoing<'a> {
+    /// The topic.
+    pub topic: &'a str,
+    /// The partition, always named: order depends on it (I5).
+    pub partition: i32,
+    /// Milliseconds since the epoch; `None` = now.
+    pub timestamp: Option<i64>,
+    /// The key.
+    pub key: Option<&'a [u8]>,
+    /// The value; `None` = tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Headers as a batch encodes them.
+    pub headers: &'a [u8],
+    /// Further headers.
+    pub more_headers: &'a [(&'a str, &'a [u8])],
+}
+
+/// A producer with a transactional id, initialised.
+pub struct TransactionalProducer {
+    producer: BaseProducer<DeliveryContext>,
+    in_transaction: bool,
+    bytes: usize,
+    records: usize,
+}
+
+/// Keeps the first delivery failure: the transaction it was part of cannot be committed.
+#[derive(Clone, Default)]
+struct DeliveryContext {
+    failure: Arc<Mutex<Option<KafkaError>>>,
+}
+
+impl ClientContext for DeliveryContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_client(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "Kafka producer error");
+    }
+}
+
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+        }
+    }
+}
+
+/// How long a call waits for the other side before it is tried again.
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a step is tried again while the brokers do not answer. The broker aborts the transaction by then
+/// (`transaction.timeout.ms`), so there is nothing left to wait for.
+const STEP_LIMIT: Duration = Duration::from_secs(45);
+
+impl TransactionalProducer {
+    /// Connects and fences the id's earlier owner. `buffer_bytes` bounds what waits to be sent (I6).
+    pub fn new(cluster: &Cluster, transactional_id: &str, buffer_bytes: usize) -> Result<Self> {
+        let mut config = cluster.config();
+        config
+            .set("transactional.id", transactional_id)
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set("compression.type", "lz4")
+            // Half a millisecond fills batches under load and is not felt at rest.
+            .set("linger.ms", "5")
+            .set("batch.size", "1000000")
+            .set("batch.num.messages", "10000")
+            .set("message.max.bytes", "16000000")
+            .set("queue.buffering.max.kbytes", (buffer_bytes / 1024).clamp(1024, 1_000_000).to_string())
+            .set("queue.buffering.max.messages", "500000")
+            // A dead task's open transaction holds up readers no longer than this.
+            .set("transaction.timeout.ms", "30000");
+        let producer = BaseProducer::from_config_and_context(&config, DeliveryContext::default())
+            .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
+        let this = Self { producer, in_transaction: false, bytes: 0, records: 0 };
+        this.retry("claiming the transactional id", || this.producer.init_transactions(STEP_TIMEOUT))?;
+        Ok(this)
+    }
+
+    /// Bytes sent in the open transaction.
+    pub fn transaction_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Records sent in the open transaction.
+    pub fn transaction_records(&self) -> usize {
+        self.records
+    }
+
+    /// Is a transaction open?
+    pub fn in_transaction(&self) -> bool {
+        self.in_transaction
+    }
+
+    /// Sends a record in the open transaction, beginning one if there is none. Waits while the send buffer is full.
+    pub fn send(&mut self, record: &Outgoing<'_>) -> Result<()> {
+        self.begin()?;
+        let mut outgoing = BaseRecord::<[u8], [u8]>::to(record.topic).partition(record.partition);
+        if let Some(key) = record.key {
+            outgoing = outgoing.key(key);
+        }
+        if let Some(value) = record.value {
+            outgoing = outgoing.payload(value);
+        }
+        if let Some(timestamp) = record.timestamp {
+            outgoing = outgoing.timestamp(timestamp);
+        }
+        if !record.headers.is_empty() || !record.more_headers.is_empty() {
+            outgoing = outgoing.headers(encode_headers(record));
+        }
+        let started = Instant::now();
+        loop {
+            match self.producer.send(outgoing) {
+                Ok(()) => break,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned))
+                    if started.elapsed() < STEP_LIMIT =>
+                {
+                    outgoing = returned;
+                    self.producer.poll(Duration::from_millis(10));
+                    self.check_delivery()?;
+                }
+                Err((error, _)) => return Err(classify(&format!("sending to `{}`", record.topic), &error)),
+            }
+        }
+        self.bytes += record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + record.headers.len();
+        self.records += 1;
+        if self.records.is_multiple_of(1024) {
+            self.producer.poll(Duration::ZERO);
+            self.check_delivery()?;
+        }
+        Ok(())
+    }
+
+    /// Adds consumer offsets to the open transaction, beginning one if there is none (I2). The group's generation fences members that
+    /// lost their partitions (KIP-447).
+    pub fn send_offsets(&mut self, offsets: &TopicPartitionList, group: &ConsumerGroupMetadata) -> Result<()> {
+        self.begin()?;
+        self.retry("committing offsets in the transaction", || {
+            self.producer.send_offsets_to_transaction(offsets, group, STEP_TIMEOUT)
+        })
+    }
+
+    /// Commits the open transaction, if there is one. After an error the transaction is aborted or will be, and nothing of it counts.
+    pub fn commit(&mut self) -> Result<()> {
+        if !self.in_transaction {
+            return Ok(());
+        }
+        self.drain()?;
+        self.retry("committing a transaction", || self.producer.commit_transaction(STEP_TIMEOUT))?;
+        self.ended();
+        Ok(())
+    }
+
+    /// Aborts the open transaction, if there is one.
+    pub fn abort(&mut self) -> Result<()> {
+        if !self.in_transaction {
+            return Ok(());
+        }
+        self.retry("aborting a transaction", || self.producer.abort_transaction(STEP_TIMEOUT))?;
+        self.ended();
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        if !self.in_transaction {
+            self.producer.begin_transaction().map_err(|error| classify("beginning a transaction", &error))?;
+            self.in_transaction = true;
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self) {
+        self.in_transaction = false;
+        self.bytes = 0;
+        self.records = 0;
+        *self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Waits until everything sent was acknowledged. Committing would do so itself, but in steps of 100 ms.
+    fn drain(&self) -> Result<()> {
+        let started = Instant::now();
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(Duration::from_millis(1));
+            if started.elapsed() > STEP_LIMIT {
+                return Err(Error::external(
+                    "kafka.unreachable",
+                    "the brokers did not acknowledge what was sent within 45 s",
+                ));
+            }
+        }
+        self.check_delivery()
+    }
+
+    fn check_delivery(&self) -> Result<()> {
+        let failure = self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match failure {
+            Some(error) => Err(classify("a record was not delivered", &error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Calls a step again while it says that it may be.
+    fn retry(&self, doing: &str, mut step: impl FnMut() -> Result<(), KafkaError>) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            match step() {
+                Ok(()) => return Ok(()),
+                Err(KafkaError::Transaction(inner)) if inner.is_retriable() && started.elapsed() < STEP_LIMIT => {
+                    // Also serves delivery reports, which the step may be waiting for.
+                    self.producer.poll(Duration::from_millis(20));
+                }
+                Err(error) => return Err(classify(doing, &error)),
+            }
+        }
+    }
+}
+
+fn encode_headers(record: &Outgoing<'_>) -> OwnedHeaders {
+    let mut count = record.more_headers.len();
+    count += Headers::over(record.headers).count();
+    let mut headers = OwnedHeaders::new_with_capacity(count);
+    for (key, value) in Headers::over(record.headers) {
+        headers = headers.insert(Header { key, value });
+    }
+    for (key, value) in record.more_headers {
+        headers = headers.insert(Header { key, value: Some(*value) });
+    }
+    headers
+}

@@ -1,0 +1,162 @@
+//! Compacted topics read as tables: checkpoints, intents, schemas.
+//!
+//! Reading is exact: it returns everything that was committed before the call. A transaction that is being committed writes its markers
+//! partition by partition, so the last stable offset of one partition may lag behind what another partition shows already; the reader
+//! therefore waits until everything up to the high watermark it saw at its start is decided.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use trunkline_connector::{Error, Result};
+
+use super::client::{CALL_TIMEOUT, Cluster, LoggingContext, classify};
+
+/// A table's rows: the last value of every key that was not removed.
+pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// How long a read waits for open transactions of others to be decided; longer than `transaction.timeout.ms` of our producers.
+const DECISION_LIMIT: Duration = Duration::from_secs(60);
+
+/// Reads the rows whose keys start with `prefix`. With `partition` only that partition is read.
+pub fn read(cluster: &Cluster, topic: &str, partition: Option<i32>, prefix: &[u8]) -> Result<Rows> {
+    let reader = reader(cluster, "read_committed")?;
+    let probe = self::reader(cluster, "read_uncommitted")?;
+    let partitions = match partition {
+        Some(partition) => vec![partition],
+        None => partitions_of(&reader, topic)?,
+    };
+    let mut rows = Rows::new();
+    for partition in partitions {
+        let (low, high) = watermarks(&probe, topic, partition)?;
+        if high > low {
+            read_partition(&reader, topic, partition, (low, high), &mut |key, value| {
+                if key.starts_with(prefix) {
+                    match value {
+                        Some(value) => drop(rows.insert(key.to_vec(), value.to_vec())),
+                        None => drop(rows.remove(key)),
+                    }
+                }
+            })?;
+        }
+    }
+    Ok(rows)
+}
+
+/// Looks at the ends of partitions. The end of a partition does not tell whether there is something to read: markers of transactions
+/// and aborted records lie there too.
+pub struct EndProbe {
+    committed: BaseConsumer<LoggingContext>,
+    uncommitted: BaseConsumer<LoggingContext>,
+}
+
+impl EndProbe {
+    /// A probe; it connects when it is used.
+    pub fn new(cluster: &Cluster) -> Result<Self> {
+        Ok(Self { committed: reader(cluster, "read_committed")?, uncommitted: reader(cluster, "read_uncommitted")? })
+    }
+
+    /// The high watermark: everything written so far, decided or not, lies before it.
+    pub fn high(&self, topic: &str, partition: i32) -> Result<i64> {
+        Ok(watermarks(&self.uncommitted, topic, partition)?.1)
+    }
+
+    /// Has everything before `target` been decided, and is nothing of it left to read at or after `offset`?
+    pub fn is_drained(&self, topic: &str, partition: i32, offset: i64, target: i64) -> Result<bool> {
+        let (low, stable) = watermarks(&self.committed, topic, partition)?;
+        let from = offset.max(low);
+        if stable < target || from >= target {
+            return Ok(from >= target);
+        }
+        assign(&self.committed, topic, partition, from)?;
+        let started = Instant::now();
+        while started.elapsed() < CALL_TIMEOUT {
+            match self.committed.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => return Ok(message.offset() >= target),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(true),
+                Some(Err(error)) => tracing::debug!(%error, topic, "reading goes on after an error"),
+                None => {}
+            }
+        }
+        Err(Error::external("kafka.unreachable", format!("`{topic}` could not be read to its end within 30 s")))
+    }
+}
+
+fn watermarks(reader: &BaseConsumer<LoggingContext>, topic: &str, partition: i32) -> Result<(i64, i64)> {
+    reader
+        .fetch_watermarks(topic, partition, CALL_TIMEOUT)
+        .map_err(|error| classify(&format!("asking for the end of `{topic}`"), &error))
+}
+
+fn read_partition(
+    reader: &BaseConsumer<LoggingContext>,
+    topic: &str,
+    partition: i32,
+    (low, high): (i64, i64),
+    row: &mut impl FnMut(&[u8], Option<&[u8]>),
+) -> Result<()> {
+    let started = Instant::now();
+    let mut next = low;
+    loop {
+        // Asked before reading: if all is decided now, one read to the end sees it all.
+        let (_, stable) = watermarks(reader, topic, partition)?;
+        // A new assignment each round: the end is reported once an assignment.
+        assign(reader, topic, partition, next)?;
+        loop {
+            match reader.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    next = message.offset() + 1;
+                    if let Some(key) = message.key() {
+                        row(key, message.payload());
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => break,
+                Some(Err(error)) => tracing::debug!(%error, topic, "reading goes on after an error"),
+                None => {}
+            }
+            if started.elapsed() > DECISION_LIMIT {
+                let message = format!(
+                    "`{topic}` partition {partition} could not be read to its end within 60 s: is a transaction hanging in it?"
+                );
+                return Err(Error::external("kafka.undecided", message));
+            }
+        }
+        if stable >= high {
+            return reader.unassign().map_err(|error| classify(&format!("reading `{topic}`"), &error));
+        }
+    }
+}
+
+fn assign(reader: &BaseConsumer<LoggingContext>, topic: &str, partition: i32, from: i64) -> Result<()> {
+    let mut assignment = TopicPartitionList::with_capacity(1);
+    assignment
+        .add_partition_offset(topic, partition, Offset::Offset(from))
+        .and_then(|()| reader.assign(&assignment))
+        .map_err(|error| classify(&format!("reading `{topic}`"), &error))
+}
+
+fn partitions_of(reader: &BaseConsumer<LoggingContext>, topic: &str) -> Result<Vec<i32>> {
+    let metadata = reader
+        .fetch_metadata(Some(topic), CALL_TIMEOUT)
+        .map_err(|error| classify(&format!("looking up `{topic}`"), &error))?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+    Ok(found.map(|found| found.partitions().iter().map(|partition| partition.id()).collect()).unwrap_or_default())
+}
+
+fn reader(cluster: &Cluster, isolation: &str) -> Result<BaseConsumer<LoggingContext>> {
+    let mut config = cluster.config();
+    config
+        .set("group.id", "trunkline-reader") // required by the client; the group is never joined and nothing is committed
+        .set("isolation.level", isolation)
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("fetch.queue.backoff.ms", "5")
+        .set("fetch.wait.max.ms", "20")
+        .set("queued.max.messages.kbytes", "4096");
+    BaseConsumer::from_config_and_context(&config, LoggingContext)
+        .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))
+}

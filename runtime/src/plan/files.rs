@@ -1,0 +1,59 @@
+//! Which files the paths of a command mean.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::{FileProblems, problem_at};
+
+/// The files that paths name: a file itself, a folder for all `*.toml` in it by name. Each file once.
+pub(super) fn discover(paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<FileProblems>) {
+    let mut files: Vec<PathBuf> = Vec::new();
+    let mut problems = Vec::new();
+    for path in paths {
+        let found = match path.is_dir() {
+            true => in_folder(path),
+            false => Ok(vec![path.clone()]),
+        };
+        match found {
+            Ok(found) => found.into_iter().for_each(|file| {
+                if !files.iter().any(|known| is_same(known, &file)) {
+                    files.push(file);
+                }
+            }),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    (files, problems)
+}
+
+/// `a.toml` and `./a.toml` are, and so is a link to it.
+fn is_same(one: &Path, other: &Path) -> bool {
+    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
+fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, FileProblems> {
+    let unreadable = |error: std::io::Error| {
+        problem_at(
+            Some(folder),
+            "config.unreadable",
+            format!("cannot read the folder {}: {error}", folder.display()),
+            None,
+        )
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let is_pipeline = path.extension().is_some_and(|extension| extension == "toml") && path.is_file();
+        // The worker's settings may lie beside its pipelines; editors leave hidden files.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if is_pipeline && name != "trunkline.toml" && !name.starts_with('.') {
+            files.push(path.clone());
+        }
+    }
+    if files.is_empty() {
+        let message = format!("the folder {} has no pipeline files", folder.display());
+        let help = "a pipeline file ends in `.toml`; folders inside are not looked into".to_owned();
+        return Err(problem_at(Some(folder), "plan.no_pipelines", message, Some(help)));
+    }
+    files.sort();
+    Ok(files)
+}

@@ -1,0 +1,269 @@
+//! From paths to pipelines.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use trunkline_connector::config::{Mismatch, Problem, Report, Value, nearest};
+use trunkline_connector::{SinkSpec, Template};
+use trunkline_transform_host::Host;
+
+use super::across::{self, Marks};
+use super::draft::{self, Draft, TransformDraft};
+use super::graph::{self, Graph, PortTopics};
+use super::inputs::{self, References};
+use super::registry::Registry;
+use super::{Pipeline, SinkPlan, SourcePlan, TransformPlan, files};
+use crate::config::{Document, FileProblems, Settings};
+
+/// What became of a set of pipeline files.
+#[derive(Default)]
+pub struct Loaded {
+    /// Pipelines that can run, in the order of their files.
+    pub pipelines: Vec<Pipeline>,
+    /// What is wrong with the others, a file each.
+    pub problems: Vec<FileProblems>,
+}
+
+/// A file on its way to a pipeline.
+pub(super) struct Planned {
+    pub(super) document: Document,
+    /// `None` if something is wrong with it.
+    pub(super) pipeline: Option<Pipeline>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) marks: Marks,
+}
+
+/// Loads all pipelines of the given files and folders, or says all that is wrong with any of them.
+pub fn load(
+    paths: &[PathBuf],
+    host: &Host,
+    settings: &Settings,
+    registry: &Registry,
+) -> Result<Vec<Pipeline>, Vec<FileProblems>> {
+    let loaded = load_each(paths, host, settings, registry);
+    if loaded.problems.is_empty() { Ok(loaded.pipelines) } else { Err(loaded.problems) }
+}
+
+/// The same, where a file with problems does not keep the others from running (I7). Of two files that claim the same name or topic, the
+/// first by path runs.
+pub fn load_each(paths: &[PathBuf], host: &Host, settings: &Settings, registry: &Registry) -> Loaded {
+    let (files, mut problems) = files::discover(paths);
+    let mut planned = Vec::new();
+    for file in &files {
+        match Document::read(file, settings.secrets.as_deref()) {
+            Ok(document) => planned.push(plan(document, host, registry)),
+            Err(unreadable) => problems.push(unreadable),
+        }
+    }
+    across::check(&mut planned);
+    let mut loaded = Loaded { pipelines: Vec::new(), problems };
+    for file in planned {
+        match (file.document.finish(file.problems), file.pipeline) {
+            (None, pipeline) => loaded.pipelines.extend(pipeline),
+            (Some(problems), _) => loaded.problems.push(problems),
+        }
+    }
+    loaded
+}
+
+/// Plans one file by itself.
+fn plan(document: Document, host: &Host, registry: &Registry) -> Planned {
+    let report = Report::default();
+    // With part of the file unread, most of what could be said of the rest would be wrong.
+    let (pipeline, marks) = match document.whole {
+        true => read_pipeline(&document, &report, host, registry),
+        false => (None, Marks::default()),
+    };
+    let problems = report.into_problems();
+    let pipeline = pipeline.filter(|_| problems.is_empty());
+    Planned { document, pipeline, problems, marks }
+}
+
+fn read_pipeline(document: &Document, report: &Report, host: &Host, registry: &Registry) -> (Option<Pipeline>, Marks) {
+    let draft = draft::read(document, document.section(report), host, registry);
+    let references = inputs::resolve(&draft, report);
+    report_unused(&draft, &references);
+    if graph::has_cycle(&draft, &references, report) {
+        finish_sections(draft, registry);
+        return (None, Marks::default());
+    }
+    let topics: Vec<Option<PortTopics>> = draft
+        .transforms
+        .iter()
+        .enumerate()
+        .map(|(index, transform)| port_topics(document, &draft, &references, index, transform))
+        .collect();
+    let sinks: Vec<Option<Box<dyn SinkSpec>>> =
+        (0..draft.sinks.len()).map(|index| configure_sink(&draft, &references, index, registry)).collect();
+    let graph = Graph { draft: &draft, references: &references, topics: &topics };
+    let marks = Marks::of(&graph);
+    // Only a file without problems has all the parts of a pipeline.
+    let pipeline = if report.is_empty() { build(document, &graph, sinks) } else { None };
+    finish_sections(draft, registry);
+    (pipeline, marks)
+}
+
+/// Reports the keys that nobody asked for. A component with an unknown connector has none: which there are is not known.
+fn finish_sections(draft: Draft<'_>, registry: &Registry) {
+    draft.sources.into_iter().for_each(|source| source.section.finish());
+    draft.transforms.into_iter().for_each(|transform| transform.section.finish());
+    for sink in draft.sinks {
+        if sink.connector.and_then(|name| registry.sink(name)).is_some() {
+            sink.section.finish();
+        }
+    }
+}
+
+fn report_unused(draft: &Draft<'_>, references: &References) {
+    for (transform, used) in draft.transforms.iter().zip(&references.used) {
+        if *used {
+            continue;
+        }
+        let name = &transform.key.name;
+        if transform.inputs.is_none() {
+            transform.section.report.add(Problem {
+                code: "plan.unused_transform",
+                message: format!("the transform `{name}` has no `inputs`, and no source applies it"),
+                span: transform.section.span.clone(),
+                expected: "expected `inputs` here".to_owned(),
+                help: Some(format!("or apply it before a source's topic: `apply = [\"{name}\"]`")),
+            });
+        } else if transform.topic.is_none() {
+            transform.section.report.add(Problem {
+                code: "plan.unused_transform",
+                message: format!("nobody reads the transform `{name}`, so it would never run"),
+                span: transform.section.span.clone(),
+                expected: "expected in the `inputs` of a sink or transform".to_owned(),
+                help: Some("give it a `topic` if its output is for others, or remove it".to_owned()),
+            });
+        }
+    }
+}
+
+/// The topics of a materialised transform by port; `None` if it is fused, or wrong (reported).
+fn port_topics(
+    document: &Document,
+    draft: &Draft<'_>,
+    references: &References,
+    index: usize,
+    transform: &TransformDraft<'_>,
+) -> Option<PortTopics> {
+    let node = transform.topic?;
+    let section = &transform.section;
+    let written = transform.inputs.as_ref().map_or(0, Vec::len);
+    let known = graph::at_names(draft, references, &references.of_transforms[index], written);
+    let names =
+        draft::believed(known.as_ref(), &[Some(node), transform.topics].into_iter().flatten().collect::<Vec<_>>());
+    let topic = draft::topic_template(document, section, "topic", node, &names);
+    let ports = transform.started.as_ref().map(|started| started.ports.as_slice());
+    let mut given: Vec<(String, Option<Template>)> = Vec::new();
+    match transform.topics.map(|topics| (topics, &topics.value)) {
+        None => {}
+        Some((_, Value::Table(table))) => {
+            for (key, node) in &table.entries {
+                let known: Vec<&str> = ports.unwrap_or_default().iter().skip(1).map(String::as_str).collect();
+                if ports.is_some() && !known.contains(&key.name.as_str()) {
+                    section.report.add(Problem {
+                        code: "plan.unknown_port",
+                        message: format!(
+                            "the transform `{}` has no port `{}` besides its default",
+                            transform.key.name, key.name
+                        ),
+                        span: key.span.clone(),
+                        expected: match nearest(&key.name, &known) {
+                            Some(meant) => format!("did you mean `{meant}`?"),
+                            None => "expected one of its ports".to_owned(),
+                        },
+                        help: Some(match known.is_empty() {
+                            true => "its records all leave by the default port, to `topic`".to_owned(),
+                            false => format!("its other ports: {}", known.join(", ")),
+                        }),
+                    });
+                }
+                let name = format!("topics.{}", key.name);
+                given.push((key.name.clone(), draft::topic_template(document, section, &name, node, &names)));
+            }
+        }
+        Some((node, other)) => {
+            let mismatch = Mismatch::new(format!("is {}", other.kind()));
+            section.mismatch("topics", node, mismatch, "a table from ports to topics".to_owned());
+        }
+    }
+    let topic = topic?;
+    let at_names: Vec<&str> = names.iter().copied().collect();
+    let others = ports?.iter().skip(1).map(|port| match given.iter().find(|(name, _)| name == port) {
+        Some((_, template)) => template.clone(),
+        None => Template::parse(&format!("{}.{port}", topic.source()), &at_names).ok(),
+    });
+    std::iter::once(Some(topic.clone())).chain(others).collect()
+}
+
+fn configure_sink(
+    draft: &Draft<'_>,
+    references: &References,
+    index: usize,
+    registry: &Registry,
+) -> Option<Box<dyn SinkSpec>> {
+    let sink = &draft.sinks[index];
+    let connector = registry.sink(sink.connector?)?;
+    let known = graph::at_names(draft, references, &references.of_sinks[index], sink.inputs.len().max(1));
+    let names: Vec<&str> = match &known {
+        Some(known) => known.iter().copied().collect(),
+        None => draft::mentioned_in(sink.section.table).into_iter().collect(),
+    };
+    connector.configure(&sink.section, &names)
+}
+
+/// Puts a pipeline together; `None` if a part is missing, which has been reported.
+fn build(document: &Document, graph: &Graph<'_, '_>, sink_specs: Vec<Option<Box<dyn SinkSpec>>>) -> Option<Pipeline> {
+    let draft = graph.draft;
+    let mut sources = Vec::new();
+    for (source, applied) in draft.sources.iter().zip(&graph.references.of_sources) {
+        sources.push(SourcePlan {
+            name: source.key.name.clone(),
+            connector: source.connector,
+            spec: source.spec.clone()?,
+            topic: source.topic.clone()?,
+            partitions: source.partitions,
+            apply: applied.iter().map(|transform| graph.step(*transform)).collect::<Option<_>>()?,
+            on_error: source.on_error,
+            commit_interval: source.commit_interval,
+        });
+    }
+    let mut transforms = Vec::new();
+    for (index, transform) in draft.transforms.iter().enumerate() {
+        let Some((topic, others)) = graph.topics[index].as_ref().and_then(|topics| topics.split_first()) else {
+            continue;
+        };
+        let port_topics = others.iter().zip(1..).map(|(topic, port)| (port, topic.clone())).collect();
+        transforms.push(TransformPlan {
+            name: transform.key.name.clone(),
+            inputs: graph.inputs(&graph.references.of_transforms[index])?,
+            step: graph.step(index)?,
+            topic: topic.clone(),
+            port_topics,
+            partitions: transform.partitions,
+            on_error: transform.on_error,
+            tasks: transform.tasks,
+        });
+    }
+    let mut sinks = Vec::new();
+    for ((sink, references), spec) in draft.sinks.iter().zip(&graph.references.of_sinks).zip(sink_specs) {
+        sinks.push(SinkPlan {
+            name: sink.key.name.clone(),
+            connector: sink.connector?,
+            spec: Arc::from(spec?),
+            inputs: graph.inputs(references)?,
+            on_error: sink.on_error,
+            tasks: sink.tasks,
+        });
+    }
+    Some(Pipeline {
+        name: draft.name.as_ref()?.text.clone(),
+        file: document.file.clone(),
+        dead_letters: draft.dead_letters.as_ref()?.text.clone(),
+        sources,
+        transforms,
+        sinks,
+    })
+}

@@ -1,0 +1,186 @@
+//! Finding, loading and starting a transform's plugin, with errors at the key that is to blame.
+
+use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
+
+use trunkline_connector::config::{ByteSize, Mismatch, Node, Problem, Section, Value, nearest};
+use trunkline_transform_host::{Host, Limits, Plugin, StartError};
+
+/// A plugin that took its configuration.
+pub(super) struct Started {
+    pub(super) plugin: Plugin,
+    pub(super) config: serde_json::Value,
+    pub(super) limits: Limits,
+    /// The first is `default`.
+    pub(super) ports: Vec<String>,
+}
+
+/// Reads `plugin`, `config` and the limits, and starts the plugin once to hear what it says to its configuration.
+pub(super) fn start(section: &Section<'_>, host: &Host) -> Option<Started> {
+    let limits = limits(section);
+    let config = match section.node("config") {
+        Some(node) if !matches!(node.value, Value::Table(_)) => {
+            let mismatch = Mismatch::new(format!("is {}", node.value.kind()));
+            section.mismatch("config", node, mismatch, "a table".to_owned());
+            return None;
+        }
+        Some(node) => node.to_json(),
+        None => serde_json::Value::Object(serde_json::Map::new()),
+    };
+    let Some(node) = section.node("plugin") else {
+        section.missing(
+            "plugin",
+            &format!("the path of a plugin, or a bundled one: {}", Host::bundled_names().join(", ")),
+        );
+        return None;
+    };
+    let name = section.optional::<String>("plugin")?;
+    let plugin = find(section, node, &name, host)?;
+    match plugin.start(&config, &limits) {
+        Ok(instance) => {
+            let ports = instance.ports().to_vec();
+            Some(Started { plugin, config, limits, ports })
+        }
+        Err(error) => {
+            section.report.add(rejected(section, node, &name, error));
+            None
+        }
+    }
+}
+
+fn limits(section: &Section<'_>) -> Limits {
+    let mut limits = Limits::default();
+    if let Some(memory) = section.optional::<ByteSize>("memory") {
+        limits.memory = usize::try_from(memory.0).unwrap_or(usize::MAX);
+    }
+    if let Some(time) = section.optional::<Duration>("timeout") {
+        limits.time = time;
+    }
+    limits.trusted = section.or("trusted", limits.trusted);
+    limits
+}
+
+fn find(section: &Section<'_>, node: &Node, name: &str, host: &Host) -> Option<Plugin> {
+    let path = section.base.join(name);
+    // A file beside the pipeline wins over a bundled plugin of the same name: whoever put it there means it.
+    let loaded = match path.is_file() {
+        true => host.load(&path),
+        false => match host.bundled(name) {
+            Some(loaded) => loaded,
+            None => {
+                section.report.add(missing(section, node, name, &path));
+                return None;
+            }
+        },
+    };
+    match loaded {
+        Ok(plugin) => Some(plugin),
+        Err(error) => {
+            let (message, expected) = parts(&error.to_string(), "expected a transform plugin");
+            let span = node.span.clone();
+            section.report.add(Problem { code: "plan.bad_plugin", message, span, expected, help: None });
+            None
+        }
+    }
+}
+
+fn missing(section: &Section<'_>, node: &Node, name: &str, path: &Path) -> Problem {
+    let bundled = Host::bundled_names();
+    let beside = modules_beside(section.base, name, path);
+    let known: Vec<&str> = bundled.iter().copied().chain(beside.iter().map(String::as_str)).collect();
+    let mut help = format!("bundled plugins: {}", bundled.join(", "));
+    if !beside.is_empty() {
+        help.push_str(&format!("; files: {}", beside.join(", ")));
+    }
+    Problem {
+        code: "plan.plugin_missing",
+        message: format!("there is no plugin `{name}`"),
+        span: node.span.clone(),
+        expected: match nearest(name, &known) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => "expected a bundled plugin, or a path relative to this file".to_owned(),
+        },
+        help: Some(help),
+    }
+}
+
+/// The `.wasm` files in the folder that a path names, written as the path is.
+fn modules_beside(base: &Path, name: &str, path: &Path) -> Vec<String> {
+    let folder = path.parent().unwrap_or(base);
+    let prefix = name.rsplit_once('/').map(|(folder, _)| format!("{folder}/")).unwrap_or_default();
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|file| file.ends_with(".wasm"))
+        .map(|file| format!("{prefix}{file}"))
+        .collect();
+    names.sort();
+    names
+}
+
+fn rejected(section: &Section<'_>, plugin: &Node, name: &str, error: StartError) -> Problem {
+    let at_key = match (&error.key, section.node("config")) {
+        (Some(key), Some(config)) => place_of(config, key),
+        _ => None,
+    };
+    let config_span = section.table.entry("config").map(|(key, _)| key.span.clone());
+    let otherwise = match (&error.key, &at_key) {
+        (Some(key), None) => format!("expected `{key}` here"),
+        _ => format!("`{name}` does not take this"),
+    };
+    let (message, expected) = parts(&error.message, &otherwise);
+    Problem {
+        code: "plan.plugin_config",
+        message: match &error.key {
+            Some(key) => format!("the plugin `{name}` rejects its configuration: `{key}`: {message}"),
+            None => format!("the plugin `{name}` rejects its configuration: {message}"),
+        },
+        span: at_key.or(config_span).unwrap_or_else(|| plugin.span.clone()),
+        expected,
+        help: None,
+    }
+}
+
+/// "What is wrong; expected what" in two; `otherwise` if it does not say what was expected.
+fn parts(message: &str, otherwise: &str) -> (String, String) {
+    match message.split_once("; expected ") {
+        Some((message, expected)) => (message.to_owned(), format!("expected {expected}")),
+        None => (message.to_owned(), otherwise.to_owned()),
+    }
+}
+
+/// The place of a path of keys such as `rules[2].field`; `None` if there is no such key.
+fn place_of(node: &Node, path: &str) -> Option<Range<usize>> {
+    let mut node = node;
+    for part in path.split('.') {
+        let (key, indices) = part.split_once('[').unwrap_or((part, ""));
+        if !key.is_empty() {
+            let Value::Table(table) = &node.value else { return None };
+            node = table.get(key)?;
+        }
+        for index in indices.split('[').filter(|index| !index.is_empty()) {
+            let Value::Array(items) = &node.value else { return None };
+            node = items.get(index.trim_end_matches(']').parse::<usize>().ok()?)?;
+        }
+    }
+    Some(node.span.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Document;
+
+    #[test]
+    fn places_of_paths_of_keys() {
+        let source = r#"config = { fields = ["a", "b"], rules = [{ to = 1 }] }"#.to_owned();
+        let document = Document::parse(Path::new("x.toml"), source, None);
+        let config = document.table.get("config").unwrap();
+        let written = |path: &str| place_of(config, path).map(|span| &document.source[span]);
+        assert_eq!(written("fields[1]"), Some("\"b\""));
+        assert_eq!(written("rules[0].to"), Some("1"));
+        assert_eq!(written("fields[2]"), None);
+        assert_eq!(written("other"), None);
+    }
+}

@@ -1,0 +1,45 @@
+//! The connectors there are: an explicit list. A new connector is a line here.
+
+use trunkline_connector::{SinkConnector, SourceConnector};
+
+/// The connectors that pipeline files may name.
+pub struct Registry {
+    sources: Vec<Box<dyn SourceConnector>>,
+    sinks: Vec<Box<dyn SinkConnector>>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Registry {
+    /// All connectors of this binary.
+    pub fn new() -> Self {
+        Self {
+            sources: vec![Box::new(trunkline_logfile::LogfileConnector)],
+            sinks: vec![Box::new(trunkline_s3::S3Connector)],
+        }
+    }
+
+    /// The source connector of that name.
+    pub fn source(&self, name: &str) -> Option<&dyn SourceConnector> {
+        self.sources.iter().find(|connector| connector.name() == name).map(Box::as_ref)
+    }
+
+    /// The sink connector of that name.
+    pub fn sink(&self, name: &str) -> Option<&dyn SinkConnector> {
+        self.sinks.iter().find(|connector| connector.name() == name).map(Box::as_ref)
+    }
+
+    /// Names of all source connectors.
+    pub fn source_names(&self) -> Vec<&'static str> {
+        self.sources.iter().map(|connector| connector.name()).collect()
+    }
+
+    /// Names of all sink connectors.
+    pub fn sink_names(&self) -> Vec<&'static str> {
+        self.sinks.iter().map(|connector| connector.name()).collect()
+    }
+}

@@ -1,0 +1,55 @@
+//! Waiting times between tries: doubling, with jitter so that many stages do not knock at the same moment.
+
+use std::time::{Duration, Instant};
+
+use trunkline_connector::{Error, Retry};
+
+const FIRST: Duration = Duration::from_millis(200);
+const LAST: Duration = Duration::from_secs(30);
+
+/// A stage that ran this long is healthy: its next failure starts over.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// Doubling waiting times.
+pub(super) struct Backoff {
+    tries: u32,
+    last_failure: Option<Instant>,
+}
+
+impl Backoff {
+    pub(super) fn new() -> Self {
+        Self { tries: 0, last_failure: None }
+    }
+
+    /// How long to wait after this failure.
+    pub(super) fn after(&mut self, error: &Error) -> Duration {
+        if self.last_failure.is_some_and(|at| at.elapsed() > HEALTHY) {
+            self.tries = 0;
+        }
+        self.last_failure = Some(Instant::now());
+        let wait = match error.retry {
+            Retry::After(wait) => wait,
+            Retry::Backoff | Retry::Never => FIRST.saturating_mul(1 << self.tries.min(10)).min(LAST),
+        };
+        self.tries += 1;
+        // Between half and the whole.
+        let share = (uuid::Uuid::new_v4().as_u128() % 512) as u32 + 512;
+        wait * share / 1024
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubles_to_a_limit_and_obeys_the_other_side() {
+        let mut backoff = Backoff::new();
+        let error = Error::external("x", "y");
+        let waits: Vec<_> = (0..12).map(|_| backoff.after(&error)).collect();
+        assert!(waits[0] >= FIRST / 2 && waits[0] <= FIRST);
+        assert!(waits[11] >= LAST / 2 && waits[11] <= LAST);
+        let told = backoff.after(&Error::external("x", "y").retry(Retry::After(Duration::from_secs(100))));
+        assert!(told >= Duration::from_secs(50) && told <= Duration::from_secs(100));
+    }
+}

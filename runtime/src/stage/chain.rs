@@ -1,0 +1,129 @@
+//! Transforms fused into a stage: batches go through the plan's tree of steps in the stage's own thread, without a topic between.
+//!
+//! Each branch has a plugin instance of its own. A batch that passes several branches is copied for each but the last.
+
+use trunkline_connector::{Batch, Rejections, Result};
+use trunkline_transform_host::Instance;
+
+use super::dead_letters::DeadLetters;
+use crate::checkpoint::Counters;
+use crate::plan::{Branch, Route, Step};
+
+/// A tree of running transforms.
+pub(super) struct Chain {
+    deliver: bool,
+    branches: Vec<RunningBranch>,
+}
+
+struct RunningBranch {
+    transform: RunningTransform,
+    outputs: Vec<(u16, Chain)>,
+}
+
+/// One plugin at work.
+pub(super) struct RunningTransform {
+    step: Step,
+    instance: Instance,
+    rejected: Rejections,
+}
+
+impl Chain {
+    /// Starts the plugins of a route.
+    pub(super) fn start(route: &Route) -> Result<Self> {
+        let start_branch = |branch: &Branch| -> Result<RunningBranch> {
+            let outputs =
+                branch.outputs.iter().map(|(port, route)| Ok((*port, Self::start(route)?))).collect::<Result<_>>()?;
+            Ok(RunningBranch { transform: RunningTransform::start(&branch.step)?, outputs })
+        };
+        let branches = route.branches.iter().map(start_branch).collect::<Result<_>>()?;
+        Ok(Self { deliver: route.deliver, branches })
+    }
+
+    /// Sends a batch through; `deliver` is called with each batch that comes out at an end, in order.
+    pub(super) fn run(
+        &mut self,
+        batch: &mut Batch,
+        counters: &mut Counters,
+        letters: &mut DeadLetters,
+        deliver: &mut dyn FnMut(&mut Batch, &mut Counters, &mut DeadLetters) -> Result<()>,
+    ) -> Result<()> {
+        if self.branches.is_empty() {
+            return if self.deliver { deliver(batch, counters, letters) } else { Ok(()) };
+        }
+        if self.deliver {
+            deliver(&mut batch.clone(), counters, letters)?;
+        }
+        let last = self.branches.len() - 1;
+        for (index, branch) in self.branches.iter_mut().enumerate() {
+            if index == last {
+                branch.run(batch, counters, letters, deliver)?;
+            } else {
+                branch.run(&mut batch.clone(), counters, letters, deliver)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RunningBranch {
+    fn run(
+        &mut self,
+        batch: &mut Batch,
+        counters: &mut Counters,
+        letters: &mut DeadLetters,
+        deliver: &mut dyn FnMut(&mut Batch, &mut Counters, &mut DeadLetters) -> Result<()>,
+    ) -> Result<()> {
+        self.transform.process(batch, counters, letters)?;
+        let last = self.outputs.len().saturating_sub(1);
+        for (index, (port, chain)) in self.outputs.iter_mut().enumerate() {
+            let mut copy;
+            let output = if index == last {
+                &mut *batch
+            } else {
+                copy = batch.clone();
+                &mut copy
+            };
+            if output.entries().iter().any(|entry| entry.port != *port) {
+                output.retain(|record| record.entry().port == *port);
+            }
+            chain.run(output, counters, letters, deliver)?;
+        }
+        Ok(())
+    }
+}
+
+impl RunningTransform {
+    /// Starts a plugin with its configuration.
+    pub(super) fn start(step: &Step) -> Result<Self> {
+        let instance = step.plugin.start(&step.config, &step.limits).map_err(|error| {
+            trunkline_connector::Error::config(
+                "plugin.init",
+                format!("transform `{}`: {}", step.component, error.message),
+            )
+        })?;
+        Ok(Self { step: step.clone(), instance, rejected: Rejections::default() })
+    }
+
+    /// Replaces a batch by what the plugin makes of it, and counts (I3).
+    pub(super) fn process(
+        &mut self,
+        batch: &mut Batch,
+        counters: &mut Counters,
+        letters: &mut DeadLetters,
+    ) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.rejected.clear();
+        let counts = self
+            .instance
+            .process(batch, &mut self.rejected)
+            .map_err(|error| error.context(format!("transform `{}`", self.step.component)))?;
+        let own = counters.of(&self.step.component);
+        own.records_in += counts.records_in;
+        own.out += counts.out;
+        own.dropped += counts.dropped;
+        own.extra += counts.extra;
+        letters.settle(&self.step.component, "TRANSFORMATION", self.step.on_error, &self.rejected, own)
+    }
+}

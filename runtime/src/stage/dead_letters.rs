@@ -1,0 +1,127 @@
+//! Records that a component could not take: by its `on_error` they go to the pipeline's dead letter topic, stop the stage, or are counted
+//! and left out.
+//!
+//! Dead letters wait here until the transaction that commits the offsets or positions that cover them, so that none is lost and none
+//! comes twice. They carry Kafka Connect's `__connect.errors.*` headers, so that existing tools read them, and the record as it came.
+
+use trunkline_connector::{Error, RecordRef, Rejections, Result};
+
+use crate::checkpoint::ComponentCounters;
+use crate::kafka::{Outgoing, TransactionalProducer};
+use crate::plan::OnError;
+
+/// Dead letters of one partition or source task that are not committed yet.
+#[derive(Default)]
+pub(super) struct DeadLetters {
+    records: Rejections,
+    origins: Vec<Origin>,
+}
+
+struct Origin {
+    component: String,
+    stage: &'static str,
+}
+
+impl DeadLetters {
+    /// Settles what a component rejected. `stage` is the step in Kafka Connect's words (`VALUE_CONVERTER`, `TRANSFORMATION`, `TASK_PUT`).
+    pub(super) fn settle(
+        &mut self,
+        component: &str,
+        stage: &'static str,
+        on_error: OnError,
+        rejected: &Rejections,
+        counters: &mut ComponentCounters,
+    ) -> Result<()> {
+        let Some((first, reason)) = rejected.iter().next() else { return Ok(()) };
+        match on_error {
+            OnError::Stop => {
+                let message =
+                    format!("`{component}` cannot take {}: {} [{}]", describe(first), reason.message, reason.code);
+                return Err(Error::data("stage.record_rejected", format!("{message}; on_error = \"stop\"")));
+            }
+            OnError::Skip => counters.dropped += rejected.len() as u64,
+            OnError::DeadLetter => {
+                counters.dead_lettered += rejected.len() as u64;
+                for (record, reason) in rejected.iter() {
+                    self.records.push(record, reason.clone());
+                    self.origins.push(Origin { component: component.to_owned(), stage });
+                }
+            }
+        }
+        tracing::warn!(
+            component,
+            records = rejected.len(),
+            code = reason.code,
+            "{}: {}",
+            describe(first),
+            reason.message
+        );
+        Ok(())
+    }
+
+    /// Bytes held, for the byte budget.
+    pub(super) fn bytes(&self) -> usize {
+        self.records.records.bytes()
+    }
+
+    /// Produces them in the open transaction. They are kept until [`DeadLetters::clear`], in case it has to be done again.
+    pub(super) fn write(
+        &self,
+        producer: &mut TransactionalProducer,
+        pipeline: &str,
+        topic: &str,
+        partitions: i32,
+    ) -> Result<()> {
+        for ((record, reason), origin) in self.records.iter().zip(&self.origins) {
+            let connector = format!("{pipeline}.{}", origin.component);
+            let (partition, offset) = (record.entry().partition.to_string(), record.entry().offset.to_string());
+            let mut headers: Vec<(&str, &[u8])> = vec![
+                ("__connect.errors.connector.name", connector.as_bytes()),
+                ("__connect.errors.task.id", b"0"),
+                ("__connect.errors.stage", origin.stage.as_bytes()),
+                ("__connect.errors.class.name", b"trunkline"),
+                ("__connect.errors.exception.class.name", reason.code.as_bytes()),
+                ("__connect.errors.exception.message", reason.message.as_bytes()),
+            ];
+            if record.entry().offset >= 0 {
+                headers.push(("__connect.errors.topic", record.topic().as_bytes()));
+                headers.push(("__connect.errors.partition", partition.as_bytes()));
+                headers.push(("__connect.errors.offset", offset.as_bytes()));
+            }
+            producer.send(&Outgoing {
+                topic,
+                partition: super::partitioner::partition_of(record, partitions),
+                timestamp: None,
+                key: record.key(),
+                value: record.value(),
+                headers: record.header_block(),
+                more_headers: &headers,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Forgets them: they are committed, or will be read again.
+    pub(super) fn clear(&mut self) {
+        self.records.clear();
+        self.origins.clear();
+    }
+}
+
+/// Where a record came from, for messages.
+fn describe(record: RecordRef<'_>) -> String {
+    use trunkline_connector::headers::{OFFSET, PATH};
+    let text = |name| record.header(name).map(String::from_utf8_lossy);
+    match (text(PATH), text(OFFSET)) {
+        _ if record.entry().offset >= 0 => {
+            format!(
+                "the record at offset {} of `{}` partition {}",
+                record.entry().offset,
+                record.topic(),
+                record.entry().partition
+            )
+        }
+        (Some(path), Some(offset)) => format!("the line at byte {offset} of `{path}`"),
+        _ => "a record".to_owned(),
+    }
+}

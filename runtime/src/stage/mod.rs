@@ -1,0 +1,26 @@
+//! Stages: components at work.
+//!
+//! Each stage has a thread of its own (Kafka's calls block), runs until it is done, told to stop or failed, and is started again by
+//! [`supervise`]. Nothing is kept between two runs of a stage: it reads its committed state from Kafka and goes on from there, so that a
+//! restart within the process, a restart of the process and a move to another machine are the same thing.
+
+mod backoff;
+mod chain;
+mod dead_letters;
+mod environment;
+mod partitioner;
+mod routes;
+mod sink;
+mod source;
+mod status;
+mod supervise;
+mod transform;
+mod upstream;
+
+pub use environment::{Environment, Names, Stop};
+pub use sink::SinkStage;
+pub use source::SourceStage;
+pub use status::{StageKind, StageState, StageStatus};
+pub use supervise::{Ended, Stage, supervise};
+pub use transform::TransformStage;
+pub use upstream::Upstream;

@@ -1,0 +1,449 @@
+//! A sink task: a member of the sink's consumer group that writes what it reads to a sink, and publishes in two phases (I2).
+//!
+//! The steps are those of [`trunkline_connector::Sink`]; between them stand transactions on `_trunkline.intents`:
+//!
+//! ```text
+//! write … write | plan → [txn: planned] → stage → [txn: promised + offsets + dead letters] → publish → [txn: published] | write …
+//! ```
+//!
+//! A crash before *promised* leaves the offsets where they were: the next owner aborts what was planned and reads again. A crash after
+//! it leaves a promise: the next owner publishes it first. A claim's offsets and objects therefore move together or not at all.
+//!
+//! Everything happens in one thread, so that a claim cannot be lost between two lines: rebalances are served only inside polls, and
+//! handled right after them. A step that fails for reasons outside is tried again with backoff while the consumer, paused, stays in its
+//! group.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde_json::Value;
+use trunkline_connector::{Batch, Claim, Domain, Error, Rejections, Reservation, Result, Retry, Sink, SinkContext};
+
+use super::backoff::Backoff;
+use super::chain::Chain;
+use super::dead_letters::DeadLetters;
+use super::environment::{Environment, Stop};
+use super::routes::Routes;
+use super::source::Topics;
+use super::status::StageStatus;
+use super::supervise::{GIVE_UP, Stage};
+use super::upstream::{Drain, Upstream};
+use crate::checkpoint::{Counters, IntentRecord, IntentState, Intents};
+use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced, TransactionalProducer};
+use crate::plan::SinkPlan;
+
+/// The longest wait for records: how fast a stop is noticed.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Offsets of claims without open objects (everything was dropped or dead-lettered) are committed this often.
+const BARE_COMMIT: Duration = Duration::from_secs(1);
+
+/// Dead letters wait in memory for the transaction of their offsets; so many bytes of them force it.
+const LETTER_BYTES: usize = 4 << 20;
+
+/// A stop waits so long for a destination that does not answer; then the claims are left to the next owner.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A sink of a pipeline: one task of it.
+pub struct SinkStage {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline's dead letter topic.
+    pub dead_letters: String,
+    /// The sink.
+    pub plan: SinkPlan,
+    /// Number of this task in this worker.
+    pub task: u32,
+    /// What writes to its inputs.
+    pub upstream: Upstream,
+}
+
+impl Stage for SinkStage {
+    fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()> {
+        let component = environment.names.component(&self.pipeline, &self.plan.name);
+        let member = environment.names.member(&self.pipeline, &self.plan.name, self.task);
+        // First the producer: it settles what this worker left open, which holds up everybody's reading of offsets and intents.
+        let producer = TransactionalProducer::new(&environment.cluster, &member, 4 << 20)?;
+        let sink = self.plan.spec.open(SinkContext {
+            name: status.name(),
+            budget: environment.budget.clone(),
+            runtime: environment.runtime.clone(),
+            scratch: environment.scratch(&format!("{}.{}", status.name(), self.task))?,
+            schemas: environment.schemas.clone(),
+        })?;
+        let routes = Routes::start(&self.plan.inputs)?;
+        let consumer = GroupConsumer::join(
+            &environment.cluster,
+            &component,
+            &member,
+            &routes.subscription(),
+            environment.client_buffer,
+        )?;
+        let task = SinkTask {
+            stage: self,
+            environment,
+            stop,
+            status,
+            intents: Intents::of(&component),
+            sink,
+            producer,
+            consumer,
+            routes,
+            topics: Topics::new(environment, None)?,
+            claims: BTreeMap::new(),
+            rejected: Rejections::default(),
+            held: environment.budget.empty(),
+        };
+        task.run()
+    }
+}
+
+/// What is known of a partition that this task owns.
+#[derive(Default)]
+struct Claimed {
+    /// Committed totals.
+    totals: Counters,
+    /// Counted since.
+    pending: Counters,
+    /// Dead letters since.
+    letters: DeadLetters,
+    /// First offset that is pending.
+    first: i64,
+    /// The offset after the last one processed; equal to `first` when nothing is pending.
+    next: i64,
+    /// When the first pending record came.
+    since: Option<Instant>,
+}
+
+impl Claimed {
+    fn has_pending(&self) -> bool {
+        self.since.is_some()
+    }
+}
+
+struct SinkTask<'a> {
+    stage: &'a SinkStage,
+    environment: &'a Environment,
+    stop: &'a Stop,
+    status: &'a StageStatus,
+    intents: Intents,
+    sink: Box<dyn Sink>,
+    producer: TransactionalProducer,
+    consumer: GroupConsumer,
+    routes: Routes,
+    topics: Topics,
+    claims: BTreeMap<Claim, Claimed>,
+    rejected: Rejections,
+    held: Reservation,
+}
+
+impl SinkTask<'_> {
+    fn run(mut self) -> Result<()> {
+        let mut batches = ClaimBatches::default();
+        let mut drain = Drain::new(&self.environment.cluster, &self.stage.upstream);
+        loop {
+            if self.stop.is_set() {
+                let open = self.pending_claims();
+                return self.publish(open);
+            }
+            let until_due = self.sink.next_due().map_or(POLL, |due| due.saturating_duration_since(Instant::now()));
+            let limits = FillLimits { records: 10_000, bytes: 4 << 20, wait: until_due.min(POLL) };
+            let records = self.consumer.fill(&limits, &mut batches)?;
+            self.rebalance(&mut batches)?;
+            for (claim, batch) in batches.iter_mut() {
+                self.process(claim, batch)?;
+                batch.clear();
+            }
+            self.mind_memory()?;
+            let due = self.due_claims();
+            self.publish(due)?;
+            if self.environment.until_idle && records == 0 && self.stage.upstream.is_over() {
+                // Whatever is open now can only be completed by waiting: the end of the run is a reason to publish.
+                let open = self.pending_claims();
+                self.publish(open)?;
+                if drain.is_complete(&self.consumer)? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn pending_claims(&self) -> Vec<Claim> {
+        self.claims.iter().filter(|(_, claimed)| claimed.has_pending()).map(|(claim, _)| claim.clone()).collect()
+    }
+
+    fn due_claims(&self) -> Vec<Claim> {
+        let mut due: BTreeSet<Claim> = self.sink.due(Instant::now()).into_iter().collect();
+        for (claim, claimed) in &self.claims {
+            let waits = claimed.since.is_some_and(|since| since.elapsed() >= BARE_COMMIT);
+            if claimed.letters.bytes() >= LETTER_BYTES || waits && !self.sink.has_open(claim) {
+                due.insert(claim.clone());
+            }
+        }
+        due.retain(|claim| self.claims.contains_key(claim));
+        due.into_iter().collect()
+    }
+
+    /// Runs a batch of one claim through the transforms and writes what comes out.
+    fn process(&mut self, claim: &Claim, batch: &mut Batch) -> Result<()> {
+        let Some(claimed) = self.claims.get_mut(claim) else { return Ok(()) };
+        let (Some(first), Some(last)) = (batch.entries().first(), batch.entries().last()) else { return Ok(()) };
+        if !claimed.has_pending() {
+            claimed.first = first.offset;
+            claimed.since = Some(Instant::now());
+        }
+        claimed.next = last.offset + 1;
+        let (name, on_error) = (&self.stage.plan.name, self.stage.plan.on_error);
+        let (sink, rejected) = (&mut self.sink, &mut self.rejected);
+        let chain: &mut Chain = self.routes.chain(&claim.topic)?;
+        chain.run(batch, &mut claimed.pending, &mut claimed.letters, &mut |out, counters, letters| {
+            rejected.clear();
+            sink.write(claim, out, rejected).map_err(|error| error.context(format!("sink `{name}`")))?;
+            let own = counters.of(name);
+            own.records_in += out.len() as u64;
+            own.out += (out.len() - rejected.len()) as u64;
+            letters.settle(name, "TASK_PUT", on_error, rejected, own)
+        })
+    }
+
+    /// Keeps the byte budget (I6): moves buffers out of memory when it is tight, publishes early and pauses when that is not enough.
+    fn mind_memory(&mut self) -> Result<()> {
+        if self.environment.budget.is_tight() {
+            self.sink.relieve()?;
+        }
+        let letters: usize = self.claims.values().map(|claimed| claimed.letters.bytes()).sum();
+        self.held.resize(self.sink.memory() + letters);
+        let budget = &self.environment.budget;
+        if budget.used() > budget.limit() && self.held.bytes() > 0 {
+            let open = self.pending_claims();
+            self.publish(open)?;
+            self.held.resize(self.sink.memory());
+            // Others hold the rest: fetch nothing for a moment.
+            if self.environment.budget.used() > self.environment.budget.limit() {
+                self.consumer.pause()?;
+                self.consumer.keep_alive(POLL)?;
+                self.consumer.resume()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Handles what rebalances did during the last poll.
+    fn rebalance(&mut self, batches: &mut ClaimBatches) -> Result<()> {
+        for event in self.consumer.rebalanced() {
+            match event {
+                Rebalanced::Revoked(claims) => {
+                    for claim in claims {
+                        batches.remove(&claim);
+                        self.claims.remove(&claim);
+                        self.sink.discard(&claim);
+                    }
+                }
+                Rebalanced::Assigned(claims) if claims.is_empty() => {}
+                Rebalanced::Assigned(claims) => self.claim(&claims)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes partitions over: settles what their earlier owners left, then counts on from their totals.
+    fn claim(&mut self, claims: &[Claim]) -> Result<()> {
+        // The committed offsets first: asking for them waits for the transactions of earlier owners.
+        let committed = self.retry("claiming partitions", |this| this.consumer.committed(claims))?;
+        let cluster = self.environment.cluster.clone();
+        let mut rows = self.retry("reading intents", |this| this.intents.load(&cluster))?;
+        let mut promised = Vec::new();
+        let mut settled = Vec::new();
+        for (claim, committed) in claims.iter().zip(&committed) {
+            let row = rows.remove(claim);
+            let mut kept = Vec::new();
+            if let Some(row) = &row {
+                match row.state {
+                    IntentState::Planned => {
+                        self.retry("aborting an unfinished plan", |this| this.sink.abort(&row.payload))?;
+                        settled.push((claim.clone(), row.clone()));
+                    }
+                    IntentState::Promised => {
+                        kept.push(row.payload.clone());
+                        promised.push(row.payload.clone());
+                        settled.push((claim.clone(), row.clone()));
+                    }
+                    IntentState::Published => {}
+                }
+                if row.state != IntentState::Planned && *committed >= 0 && row.next != *committed {
+                    tracing::warn!(
+                        stage = self.status.name(), topic = %claim.topic, partition = claim.partition, recorded = row.next, committed,
+                        "the group's offsets were moved from outside; going on from where they are now"
+                    );
+                }
+            }
+            self.retry("clearing what earlier tasks left", |this| this.sink.claimed(claim, &kept))?;
+            let next = (*committed).max(0);
+            let totals = row.map(|row| row.counters).unwrap_or_default();
+            self.claims.insert(claim.clone(), Claimed { totals, first: next, next, ..Claimed::default() });
+        }
+        if !promised.is_empty() {
+            self.retry("publishing what an earlier task promised", |this| this.sink.publish(&promised))?;
+        }
+        if !settled.is_empty() {
+            self.retry("recording what was settled", |this| {
+                this.transaction(|this| {
+                    for (claim, row) in &settled {
+                        let row = IntentRecord { state: IntentState::Published, payload: Value::Null, ..row.clone() };
+                        this.intents.write(&mut this.producer, claim, &row)?;
+                    }
+                    Ok(())
+                })
+            })?;
+        }
+        tracing::info!(stage = self.status.name(), partitions = claims.len(), recovered = settled.len(), "claimed");
+        Ok(())
+    }
+
+    /// Publishes everything that is pending of these claims. See the module's header for the steps.
+    fn publish(&mut self, mut due: Vec<Claim>) -> Result<()> {
+        due.retain(|claim| self.claims.get(claim).is_some_and(Claimed::has_pending));
+        if due.is_empty() {
+            return Ok(());
+        }
+        let mut plans = BTreeMap::new();
+        for claim in &due {
+            if let Some(plan) = self.retry("closing objects", |this| this.sink.plan(claim))? {
+                plans.insert(claim.clone(), plan);
+            }
+        }
+        let planned: Vec<Claim> = plans.keys().cloned().collect();
+        let mut intents = BTreeMap::new();
+        if !planned.is_empty() {
+            self.retry("recording what is planned", |this| {
+                this.transaction(|this| {
+                    for (claim, plan) in &plans {
+                        let claimed = &this.claims[claim];
+                        let row = IntentRecord {
+                            state: IntentState::Planned,
+                            payload: plan.clone(),
+                            first: claimed.first,
+                            next: claimed.first,
+                            counters: claimed.totals.clone(),
+                        };
+                        this.intents.write(&mut this.producer, claim, &row)?;
+                    }
+                    Ok(())
+                })
+            })?;
+            let staged = self.retry("bringing objects to the destination", |this| this.sink.stage(&planned))?;
+            intents.extend(planned.iter().cloned().zip(staged));
+        }
+        let letters_to = self.topics.partitions(&self.stage.dead_letters)?;
+        self.retry("promising objects", |this| {
+            this.transaction(|this| {
+                let mut offsets = TopicPartitionList::with_capacity(due.len());
+                for claim in &due {
+                    let row = this.row_of(claim, intents.get(claim));
+                    this.intents.write(&mut this.producer, claim, &row)?;
+                    let letters = &this.claims[claim].letters;
+                    letters.write(&mut this.producer, &this.stage.pipeline, &this.stage.dead_letters, letters_to)?;
+                    offsets
+                        .add_partition_offset(&claim.topic, claim.partition, Offset::Offset(row.next))
+                        .map_err(|error| Error::bug("sink.offsets", error.to_string()))?;
+                }
+                let group = this.consumer.metadata()?;
+                this.producer.send_offsets(&offsets, &group)
+            })
+        })?;
+        if !intents.is_empty() {
+            let payloads: Vec<Value> = intents.values().cloned().collect();
+            self.retry("publishing objects", |this| this.sink.publish(&payloads))?;
+            self.retry("recording what was published", |this| {
+                this.transaction(|this| {
+                    for claim in intents.keys() {
+                        let row = this.row_of(claim, None);
+                        this.intents.write(&mut this.producer, claim, &row)?;
+                    }
+                    Ok(())
+                })
+            })?;
+        }
+        for claim in &due {
+            let Some(claimed) = self.claims.get_mut(claim) else { continue };
+            let pending = std::mem::take(&mut claimed.pending);
+            claimed.totals.add(&pending);
+            claimed.letters.clear();
+            claimed.first = claimed.next;
+            claimed.since = None;
+            self.status.committed(&pending);
+        }
+        Ok(())
+    }
+
+    /// The row of a claim once what is pending is promised (`intent` given) or published (none).
+    fn row_of(&self, claim: &Claim, intent: Option<&Value>) -> IntentRecord {
+        let claimed = &self.claims[claim];
+        let mut counters = claimed.totals.clone();
+        counters.add(&claimed.pending);
+        IntentRecord {
+            state: if intent.is_some() { IntentState::Promised } else { IntentState::Published },
+            payload: intent.cloned().unwrap_or(Value::Null),
+            first: claimed.first,
+            next: claimed.next,
+            counters,
+        }
+    }
+
+    /// One transaction: all of `body`, or nothing.
+    fn transaction(&mut self, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        match body(self).and_then(|()| self.producer.commit()) {
+            Ok(()) => Ok(()),
+            Err(error) => match self.producer.abort() {
+                Ok(()) => Err(error),
+                // Not even that: this producer is of no use any more, and a new one settles what it left.
+                Err(abort) => Err(Error::fenced("sink.producer", format!("{error}; and aborting failed: {abort}"))),
+            },
+        }
+    }
+
+    /// Tries a step again while it fails for reasons outside. Meanwhile the consumer fetches nothing and stays in its group, so that the
+    /// claims are kept; if there is a rebalance all the same, the stage starts over and asks what it owns.
+    fn retry<T>(&mut self, doing: &str, mut step: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        let mut backoff = Backoff::new();
+        let mut paused = false;
+        let started = Instant::now();
+        loop {
+            let error = match step(self) {
+                Ok(done) => {
+                    if paused {
+                        self.consumer.resume()?;
+                        tracing::info!(stage = self.status.name(), "{doing} succeeded");
+                    }
+                    return Ok(done);
+                }
+                Err(error) => error,
+            };
+            if error.domain != Domain::External || error.retry == Retry::Never {
+                return Err(error.context(doing));
+            }
+            if self.stop.since().is_some_and(|since| since > STOP_PATIENCE) {
+                return Err(error.context(format!("gave up {doing}, because the worker stops")));
+            }
+            if self.environment.until_idle && started.elapsed() > GIVE_UP {
+                return Err(error.context(doing));
+            }
+            let wait = backoff.after(&error);
+            tracing::warn!(stage = self.status.name(), %error, retry_in = ?wait, "{doing} failed; trying again");
+            self.status.failed(&error.to_string());
+            if !paused {
+                self.consumer.pause()?;
+                paused = true;
+            }
+            let until = Instant::now() + wait;
+            while Instant::now() < until
+                && !(self.stop.is_set() && self.stop.since().is_some_and(|since| since > STOP_PATIENCE))
+            {
+                if self.consumer.keep_alive(POLL)? {
+                    return Err(Error::external("sink.rebalanced", format!("{doing}: partitions moved meanwhile")));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! A source task: records and position in one transaction (I1).
+//!
+//! Two threads. The *reader* owns the source and fills batches; the stage's own thread applies transforms, produces, and commits every
+//! `commit_interval` or [`COMMIT_BYTES`]. Batches travel through a channel of two, so that the next one is filled while the last is
+//! produced, and no more than that is in memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use trunkline_connector::{
+    Batch, Error, Escape, Fill, MemoryBudget, PositionChange, Reason, Rejections, Reservation, Result, Schema, Source,
+    SourceBatch, SourceContext,
+};
+
+use super::chain::Chain;
+use super::dead_letters::DeadLetters;
+use super::environment::{Environment, Stop};
+use super::partitioner::partition_of;
+use super::status::StageStatus;
+use super::supervise::Stage;
+use crate::checkpoint::{Counters, Positions};
+use crate::kafka::{Admin, Outgoing, TopicSpec, TransactionalProducer};
+use crate::plan::{Branch, Route, SourcePlan};
+
+/// A transaction is committed at so many bytes at the latest: a bound on what a crash repeats and on what readers wait for.
+const COMMIT_BYTES: usize = 64 << 20;
+
+/// The source is asked again this often while nothing comes; it is also how fast it notices a stop.
+const POLL: Duration = Duration::from_millis(100);
+
+/// A source of a pipeline on this node.
+pub struct SourceStage {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline's dead letter topic.
+    pub dead_letters: String,
+    /// The source.
+    pub plan: SourcePlan,
+}
+
+impl Stage for SourceStage {
+    fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()> {
+        let task = environment.names.node_task(&self.pipeline, &self.plan.name);
+        let producer = TransactionalProducer::new(&environment.cluster, &task, environment.client_buffer)?;
+        let positions = Positions::load(&environment.cluster, &task, &task)?;
+        let source = self.plan.spec.open(SourceContext {
+            position: positions.parts.clone(),
+            until_idle: environment.until_idle,
+            budget: environment.budget.clone(),
+            runtime: environment.runtime.clone(),
+            scratch: environment.scratch(&status.name())?,
+        })?;
+        let mut writer = Writer {
+            stage: self,
+            environment,
+            topics: Topics::new(environment, self.plan.partitions)?,
+            chain: Chain::start(&linear_route(&self.plan))?,
+            producer,
+            positions,
+            pending: Pending::default(),
+            status,
+        };
+        for schema in self.plan.spec.schemas() {
+            writer.publish_schema(&schema)?;
+        }
+        writer.commit()?;
+
+        let limits = batch_limits(environment);
+        let abandoned = AtomicBool::new(false);
+        let (full, filled) = sync_channel::<Result<Filled>>(2);
+        let (returned, empty) = std::sync::mpsc::channel::<SourceBatch>();
+        std::thread::scope(|scope| {
+            let reader = Reader { source, limits, budget: &environment.budget, stop, abandoned: &abandoned };
+            scope.spawn(move || reader.run(&full, &empty));
+            let outcome = writer.run(&filled, &returned, stop);
+            abandoned.store(true, Ordering::Relaxed);
+            // A reader that waits for room in the channel wakes when this end is gone.
+            drop(filled);
+            if outcome.is_err() {
+                // Best effort: the next owner's initialisation aborts it too, but readers need not wait for that.
+                let _ = writer.producer.abort();
+            }
+            outcome
+        })
+    }
+}
+
+/// A full batch on its way to the writer.
+struct Filled {
+    batch: SourceBatch,
+    caught_up: bool,
+    behind: u64,
+    /// Held until the batch was produced.
+    _reservation: Reservation,
+}
+
+struct Reader<'a> {
+    source: Box<dyn Source>,
+    limits: (usize, usize),
+    budget: &'a MemoryBudget,
+    stop: &'a Stop,
+    abandoned: &'a AtomicBool,
+}
+
+impl Reader<'_> {
+    /// Fills batches until stopped; an error is the last thing that it sends.
+    fn run(mut self, full: &SyncSender<Result<Filled>>, empty: &Receiver<SourceBatch>) {
+        while !self.stop.is_set() && !self.abandoned.load(Ordering::Relaxed) {
+            // A little before, to wait while the budget is spent; the true size after.
+            let Some(mut reservation) = self.budget.reserve(64 << 10, Instant::now() + POLL) else { continue };
+            let mut batch = empty.try_recv().unwrap_or_default();
+            (batch.max_bytes, batch.max_records) = self.limits;
+            let outcome = self.source.fill(&mut batch, Instant::now() + POLL);
+            reservation.resize(batch.records.bytes() + batch.rejected.records.bytes());
+            let (caught_up, error) = match outcome {
+                Ok(fill) => (fill == Fill::CaughtUp, None),
+                Err(error) => (false, Some(error)),
+            };
+            let behind = self.source.progress().behind;
+            let filled = Filled { batch, caught_up, behind, _reservation: reservation };
+            if full.send(Ok(filled)).is_err() {
+                return;
+            }
+            if let Some(error) = error {
+                // The writer has what came before the error; whether it still listens does not matter.
+                let _ = full.send(Err(error));
+                return;
+            }
+        }
+    }
+}
+
+/// What the open transaction covers.
+#[derive(Default)]
+struct Pending {
+    position: BTreeMap<String, Option<Vec<u8>>>,
+    counters: Counters,
+    letters: DeadLetters,
+    schemas: Vec<Arc<Schema>>,
+    due: Option<Instant>,
+}
+
+struct Writer<'a> {
+    stage: &'a SourceStage,
+    environment: &'a Environment,
+    topics: Topics,
+    chain: Chain,
+    producer: TransactionalProducer,
+    positions: Positions,
+    pending: Pending,
+    status: &'a StageStatus,
+}
+
+impl Writer<'_> {
+    fn run(
+        &mut self,
+        filled: &Receiver<Result<Filled>>,
+        returned: &std::sync::mpsc::Sender<SourceBatch>,
+        stop: &Stop,
+    ) -> Result<()> {
+        loop {
+            let wait = self.pending.due.map_or(POLL, |due| due.saturating_duration_since(Instant::now()));
+            match filled.recv_timeout(wait) {
+                Ok(Ok(mut filled)) => {
+                    self.status.set_behind(filled.behind);
+                    self.produce(&mut filled.batch)?;
+                    filled.batch.clear();
+                    // The reader may be gone: then nobody needs the memory.
+                    let _ = returned.send(filled.batch);
+                    if filled.caught_up && self.environment.until_idle {
+                        return self.commit();
+                    }
+                }
+                Ok(Err(error)) => {
+                    // What came before the error is good and its position is known.
+                    self.commit()?;
+                    return Err(error);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.commit()?;
+                    return if stop.is_set() {
+                        Ok(())
+                    } else {
+                        Err(Error::bug("source.reader", "the reader ended by itself"))
+                    };
+                }
+            }
+            let full = self.producer.transaction_bytes() >= COMMIT_BYTES;
+            if full || self.pending.due.is_some_and(|due| due <= Instant::now()) {
+                self.commit()?;
+            }
+        }
+    }
+
+    fn produce(&mut self, batch: &mut SourceBatch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let interval = self.stage.plan.commit_interval.unwrap_or(self.environment.commit_interval);
+        self.pending.due.get_or_insert_with(|| Instant::now() + interval);
+        for schema in std::mem::take(&mut batch.schemas) {
+            self.publish_schema(&schema)?;
+        }
+        let plan = &self.stage.plan;
+        let Pending { counters, letters, .. } = &mut self.pending;
+        let own = counters.of(&plan.name);
+        let found = (batch.records.len() + batch.rejected.len()) as u64 + batch.dropped;
+        own.records_in += found;
+        own.out += batch.records.len() as u64;
+        own.dropped += batch.dropped;
+        letters.settle(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
+        let (producer, topics) = (&mut self.producer, &mut self.topics);
+        self.chain.run(&mut batch.records, counters, letters, &mut |out, counters, letters| {
+            send_all(plan, producer, topics, out, counters, letters)
+        })?;
+        for PositionChange { key, value } in batch.position.drain(..) {
+            self.pending.position.insert(key, value);
+        }
+        Ok(())
+    }
+
+    fn publish_schema(&mut self, schema: &Arc<Schema>) -> Result<()> {
+        self.environment.schemas.publish(&mut self.producer, schema)?;
+        self.pending.schemas.push(schema.clone());
+        Ok(())
+    }
+
+    /// Commits records, dead letters, position and counters together (I1).
+    fn commit(&mut self) -> Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        let changes: Vec<_> = pending.position.into_iter().map(|(key, value)| PositionChange { key, value }).collect();
+        if changes.is_empty() && pending.counters.is_zero() && !self.producer.in_transaction() {
+            return Ok(());
+        }
+        let partitions = self.topics.partitions(&self.stage.dead_letters)?;
+        pending.letters.write(&mut self.producer, &self.stage.pipeline, &self.stage.dead_letters, partitions)?;
+        self.positions.counters.add(&pending.counters);
+        if !changes.is_empty() || !pending.counters.is_zero() {
+            self.positions.write(&mut self.producer, &changes, &self.positions.counters)?;
+        }
+        self.producer.commit()?;
+        self.environment.schemas.committed(&pending.schemas);
+        self.status.committed(&pending.counters);
+        Ok(())
+    }
+}
+
+/// Produces a batch to the topics that the source's template names.
+fn send_all(
+    plan: &SourcePlan,
+    producer: &mut TransactionalProducer,
+    topics: &mut Topics,
+    batch: &mut Batch,
+    counters: &mut Counters,
+    letters: &mut DeadLetters,
+) -> Result<()> {
+    let constant = plan.topic.constant();
+    let mut rendered = String::new();
+    let mut unnamed = Rejections::default();
+    for record in batch.iter() {
+        let topic = match constant {
+            Some(topic) => topic,
+            None => {
+                rendered.clear();
+                match plan
+                    .topic
+                    .render(record, Escape::None, &mut rendered)
+                    .map_err(|error| error.to_string())
+                    .and_then(|()| check_topic(&rendered))
+                {
+                    Ok(()) => &rendered,
+                    Err(message) => {
+                        unnamed.push(record, Reason::new("source.topic", message));
+                        continue;
+                    }
+                }
+            }
+        };
+        let partition = partition_of(record, topics.partitions(topic)?);
+        producer.send(&Outgoing {
+            topic,
+            partition,
+            // The time of production, never the event's: Kafka's retention deletes by this time, and would delete old log lines and
+            // old rows before any sink has read them. The event's time is in the value.
+            timestamp: None,
+            key: record.key(),
+            value: record.value(),
+            headers: record.header_block(),
+            more_headers: &[],
+        })?;
+    }
+    let own = counters.of(&plan.name);
+    // They were counted as out when they were read.
+    own.out -= (unnamed.len() as u64).min(own.out);
+    letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
+}
+
+/// What Kafka takes as a topic's name.
+fn check_topic(name: &str) -> std::result::Result<(), String> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.is_empty() || name.len() > 249 || !name.bytes().all(legal) {
+        return Err(format!("`{name}` is no name for a topic: up to 249 letters, digits, `.`, `_` and `-` are"));
+    }
+    Ok(())
+}
+
+/// Partition counts by topic; topics that a template names for the first time are created.
+pub(super) struct Topics {
+    admin: Admin,
+    known: HashMap<String, i32>,
+    spec: TopicSpec,
+}
+
+impl Topics {
+    pub(super) fn new(environment: &Environment, partitions: Option<i32>) -> Result<Self> {
+        let spec = TopicSpec {
+            name: String::new(),
+            partitions: partitions.unwrap_or(environment.topics.partitions),
+            replication: environment.topics.replication,
+            config: environment.topics.config.clone(),
+        };
+        Ok(Self { admin: Admin::new(&environment.cluster, environment.runtime.clone())?, known: HashMap::new(), spec })
+    }
+
+    pub(super) fn partitions(&mut self, topic: &str) -> Result<i32> {
+        if let Some(count) = self.known.get(topic) {
+            return Ok(*count);
+        }
+        let count = match self.admin.partitions(topic)? {
+            Some(count) => count,
+            None => {
+                self.admin.ensure(&[TopicSpec { name: topic.to_owned(), ..self.spec.clone() }])?;
+                self.admin.partitions(topic)?.unwrap_or(self.spec.partitions)
+            }
+        };
+        self.known.insert(topic.to_owned(), count);
+        Ok(count)
+    }
+}
+
+/// The transforms that are applied before the topic, one after the other on their default ports.
+fn linear_route(plan: &SourcePlan) -> Route {
+    let end = Route { deliver: true, branches: Vec::new() };
+    plan.apply.iter().rev().fold(end, |rest, step| Route {
+        deliver: false,
+        branches: vec![Branch { step: step.clone(), outputs: vec![(0, rest)] }],
+    })
+}
+
+/// Bytes and records of one batch: small against the budget, large enough that nothing is paid per batch.
+fn batch_limits(environment: &Environment) -> (usize, usize) {
+    ((environment.budget.limit() / 64).clamp(256 << 10, 4 << 20), 10_000)
+}

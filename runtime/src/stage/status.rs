@@ -1,0 +1,129 @@
+//! What a stage shows of itself. Health is progress (lag, age of the last commit), not a state that says RUNNING.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::checkpoint::Counters;
+
+/// Kind of component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StageKind {
+    /// Writes to topics.
+    Source,
+    /// Topic to topic.
+    Transform,
+    /// Reads from topics.
+    Sink,
+}
+
+/// What a stage does now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StageState {
+    /// Waiting for its lease, or between two tries.
+    Waiting,
+    /// At work.
+    Running,
+    /// Everything there has been moved (`--until-idle`), or told to stop.
+    Done,
+    /// Will not go on before somebody changes something. The message says what.
+    Failed(String),
+}
+
+/// The status of one stage.
+pub struct StageStatus {
+    /// The pipeline.
+    pub pipeline: String,
+    /// The component.
+    pub component: String,
+    /// Its kind.
+    pub kind: StageKind,
+    shown: Mutex<Shown>,
+}
+
+struct Shown {
+    state: StageState,
+    /// Of this run of the process; the totals since the pipeline began are in Kafka.
+    counters: Counters,
+    behind: u64,
+    last_commit: Option<Instant>,
+    last_error: Option<String>,
+    restarts: u64,
+}
+
+impl StageStatus {
+    /// Of a stage that has not started.
+    pub fn new(pipeline: &str, component: &str, kind: StageKind) -> Self {
+        let shown = Shown {
+            state: StageState::Waiting,
+            counters: Counters::default(),
+            behind: 0,
+            last_commit: None,
+            last_error: None,
+            restarts: 0,
+        };
+        Self { pipeline: pipeline.to_owned(), component: component.to_owned(), kind, shown: Mutex::new(shown) }
+    }
+
+    /// `{pipeline}.{component}`.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.pipeline, self.component)
+    }
+
+    /// What it does now.
+    pub fn state(&self) -> StageState {
+        self.lock().state.clone()
+    }
+
+    /// Will nothing more come from it?
+    pub fn is_over(&self) -> bool {
+        matches!(self.lock().state, StageState::Done | StageState::Failed(_))
+    }
+
+    pub(crate) fn set_state(&self, state: StageState) {
+        self.lock().state = state;
+    }
+
+    /// A commit succeeded that covered these records.
+    pub(super) fn committed(&self, counters: &Counters) {
+        let mut shown = self.lock();
+        shown.counters.add(counters);
+        shown.last_commit = Some(Instant::now());
+        shown.last_error = None;
+    }
+
+    pub(super) fn set_behind(&self, behind: u64) {
+        self.lock().behind = behind;
+    }
+
+    pub(super) fn failed(&self, error: &str) {
+        let mut shown = self.lock();
+        shown.last_error = Some(error.to_owned());
+        shown.restarts += 1;
+    }
+
+    /// The time of the last commit, for those who wait for progress.
+    pub fn last_commit(&self) -> Option<Instant> {
+        self.lock().last_commit
+    }
+
+    /// One line for the log.
+    pub fn line(&self) -> String {
+        let mut shown = self.lock();
+        let own = *shown.counters.of(&self.component);
+        let mut line = format!("{}: {} in, {} out", self.name(), own.records_in, own.out);
+        if own.dead_lettered > 0 {
+            line.push_str(&format!(", {} dead-lettered", own.dead_lettered));
+        }
+        if shown.behind > 0 {
+            line.push_str(&format!(", {} bytes behind", shown.behind));
+        }
+        if let Some(error) = &shown.last_error {
+            line.push_str(&format!("; last error: {error}"));
+        }
+        line
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,96 @@
+//! Runs a stage again and again: after an external failure with backoff, after a panic likewise, after a fault that somebody has to mend
+//! not at all. One stage's failure touches no other.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use trunkline_connector::{Domain, Error, Result};
+
+use super::backoff::Backoff;
+use super::environment::{Environment, Stop};
+use super::status::{StageState, StageStatus};
+
+/// With `--until-idle`, a stage that fails for this long without a commit in between gives up: a batch job must end.
+pub(super) const GIVE_UP: Duration = Duration::from_secs(300);
+
+/// A stage that can be run any number of times, each time from its committed state.
+pub trait Stage: Send + Sync {
+    /// Runs until done or told to stop.
+    fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()>;
+}
+
+/// How supervision ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Done, told to stop, or failed for good: the status says which.
+    Over,
+    /// Another task took over (I4). Starting again would only take it back: the lease has to be asked for first.
+    Fenced,
+}
+
+/// Runs `stage` until it is done, `stop` is set, or it fails for good. `leased`: the stage runs by a lease, so that being fenced means
+/// having lost it.
+pub fn supervise(
+    stage: &dyn Stage,
+    leased: bool,
+    environment: &Environment,
+    stop: &Stop,
+    status: &StageStatus,
+) -> Ended {
+    let mut backoff = Backoff::new();
+    let mut failing_since: Option<Instant> = None;
+    loop {
+        status.set_state(StageState::Running);
+        let started = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| stage.run(environment, stop, status))).unwrap_or_else(|panic| {
+            let text = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned());
+            Err(Error::bug(
+                "stage.panic",
+                format!("the stage panicked: {} (please report this)", text.unwrap_or_default()),
+            ))
+        });
+        let error = match outcome {
+            Ok(()) => {
+                status.set_state(StageState::Done);
+                return Ended::Over;
+            }
+            Err(error) => error,
+        };
+        if stop.is_set() {
+            tracing::warn!(stage = status.name(), %error, "stopped in the middle of a failure; its position is kept");
+            status.set_state(StageState::Done);
+            return Ended::Over;
+        }
+        if leased && error.domain == Domain::Fenced {
+            tracing::warn!(stage = status.name(), %error, "another worker has taken over");
+            status.set_state(StageState::Waiting);
+            return Ended::Fenced;
+        }
+        if matches!(error.domain, Domain::Config | Domain::Data) {
+            tracing::error!(stage = status.name(), %error, "stopped; its position is kept");
+            status.set_state(StageState::Failed(error.to_string()));
+            return Ended::Over;
+        }
+        let since = match status.last_commit() {
+            Some(at) if at > started => at,
+            _ => *failing_since.get_or_insert(started),
+        };
+        failing_since = Some(since);
+        if environment.until_idle && since.elapsed() > GIVE_UP {
+            tracing::error!(stage = status.name(), %error, "gave up after failing for 5 minutes; its position is kept");
+            status.set_state(StageState::Failed(error.to_string()));
+            return Ended::Over;
+        }
+        status.failed(&error.to_string());
+        status.set_state(StageState::Waiting);
+        let wait = backoff.after(&error);
+        tracing::warn!(stage = status.name(), %error, retry_in = ?wait, "failed; starting again from the committed position");
+        if stop.wait(wait) {
+            status.set_state(StageState::Done);
+            return Ended::Over;
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! A materialised transform's task: topic to topic. What it produces, its dead letters, its counters and the consumer offsets are one
+//! transaction (I2 a), committed every `commit_interval`.
+//!
+//! A partition that is taken away while a transaction is open takes its offsets with it: the transaction is rolled back and the
+//! partitions that stay are read again from their committed offsets. Committing instead could pass the fence, because this member's
+//! generation is the new one by then, while the next owner has already started from the old offset.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use trunkline_connector::{Batch, Claim, Error, Escape, Reason, Rejections, Result};
+
+use super::chain::RunningTransform;
+use super::dead_letters::DeadLetters;
+use super::environment::{Environment, Stop};
+use super::partitioner::partition_of;
+use super::routes::Routes;
+use super::source::Topics;
+use super::status::StageStatus;
+use super::supervise::Stage;
+use super::upstream::{Drain, Upstream};
+use crate::checkpoint::{Counters, Positions};
+use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Outgoing, Rebalanced, TransactionalProducer};
+use crate::plan::TransformPlan;
+
+const POLL: Duration = Duration::from_millis(100);
+
+/// See the source stage: a bound on what a crash repeats.
+const COMMIT_BYTES: usize = 64 << 20;
+
+/// A materialised transform of a pipeline: one task of it.
+pub struct TransformStage {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline's dead letter topic.
+    pub dead_letters: String,
+    /// The transform.
+    pub plan: TransformPlan,
+    /// Number of this task in this worker.
+    pub task: u32,
+    /// What writes to its inputs.
+    pub upstream: Upstream,
+}
+
+impl Stage for TransformStage {
+    fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()> {
+        let component = environment.names.component(&self.pipeline, &self.plan.name);
+        let member = environment.names.member(&self.pipeline, &self.plan.name, self.task);
+        let producer = TransactionalProducer::new(&environment.cluster, &member, environment.client_buffer)?;
+        let routes = Routes::start(&self.plan.inputs)?;
+        let own = RunningTransform::start(&self.plan.step)?;
+        let consumer = GroupConsumer::join(
+            &environment.cluster,
+            &component,
+            &member,
+            &routes.subscription(),
+            environment.client_buffer,
+        )?;
+        let mut task = TransformTask {
+            stage: self,
+            environment,
+            status,
+            component,
+            producer,
+            consumer,
+            routes,
+            own,
+            topics: Topics::new(environment, self.plan.partitions)?,
+            claims: BTreeMap::new(),
+            due: None,
+        };
+        let outcome = task.run(stop);
+        if outcome.is_err() {
+            // Best effort: the next run's initialisation aborts it too, but readers need not wait for that.
+            let _ = task.producer.abort();
+        }
+        outcome
+    }
+}
+
+struct Claimed {
+    positions: Positions,
+    pending: Counters,
+    letters: DeadLetters,
+    /// The committed offset; -1 if there is none.
+    committed: i64,
+    /// The offset after the last record of the open transaction.
+    next: Option<i64>,
+}
+
+struct TransformTask<'a> {
+    stage: &'a TransformStage,
+    environment: &'a Environment,
+    status: &'a StageStatus,
+    component: String,
+    producer: TransactionalProducer,
+    consumer: GroupConsumer,
+    routes: Routes,
+    own: RunningTransform,
+    topics: Topics,
+    claims: BTreeMap<Claim, Claimed>,
+    due: Option<Instant>,
+}
+
+impl TransformTask<'_> {
+    fn run(&mut self, stop: &Stop) -> Result<()> {
+        let mut batches = ClaimBatches::default();
+        let mut drain = Drain::new(&self.environment.cluster, &self.stage.upstream);
+        loop {
+            if stop.is_set() {
+                return self.commit();
+            }
+            let until_due = self.due.map_or(POLL, |due| due.saturating_duration_since(Instant::now()));
+            let limits = FillLimits { records: 10_000, bytes: 4 << 20, wait: until_due.min(POLL) };
+            let records = self.consumer.fill(&limits, &mut batches)?;
+            self.rebalance(&mut batches)?;
+            for (claim, batch) in batches.iter_mut() {
+                self.process(claim, batch)?;
+                batch.clear();
+            }
+            if self.due.is_some_and(|due| due <= Instant::now()) || self.producer.transaction_bytes() >= COMMIT_BYTES {
+                self.commit()?;
+            }
+            if self.environment.until_idle && records == 0 && self.stage.upstream.is_over() {
+                self.commit()?;
+                if drain.is_complete(&self.consumer)? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn process(&mut self, claim: &Claim, batch: &mut Batch) -> Result<()> {
+        let Some(claimed) = self.claims.get_mut(claim) else { return Ok(()) };
+        let Some(last) = batch.entries().last() else { return Ok(()) };
+        claimed.next = Some(last.offset + 1);
+        self.due.get_or_insert_with(|| Instant::now() + self.environment.commit_interval);
+        let chain = self.routes.chain(&claim.topic)?;
+        let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
+        chain.run(batch, &mut claimed.pending, &mut claimed.letters, &mut |out, counters, letters| {
+            own.process(out, counters, letters)?;
+            send_all(plan, producer, topics, out, counters, letters)
+        })
+    }
+
+    fn rebalance(&mut self, batches: &mut ClaimBatches) -> Result<()> {
+        for event in self.consumer.rebalanced() {
+            match event {
+                Rebalanced::Revoked(claims) => {
+                    for claim in &claims {
+                        batches.remove(claim);
+                        self.claims.remove(claim);
+                    }
+                    if self.producer.in_transaction() {
+                        self.roll_back(batches)?;
+                    }
+                }
+                Rebalanced::Assigned(claims) => {
+                    let committed = if claims.is_empty() { Vec::new() } else { self.consumer.committed(&claims)? };
+                    for (claim, committed) in claims.into_iter().zip(committed) {
+                        let task = format!("{}/{}/{}", self.component, claim.topic, claim.partition);
+                        let positions = Positions::load(&self.environment.cluster, &self.component, &task)?;
+                        let claimed = Claimed {
+                            positions,
+                            pending: Counters::default(),
+                            letters: DeadLetters::default(),
+                            committed,
+                            next: None,
+                        };
+                        self.claims.insert(claim, claimed);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn roll_back(&mut self, batches: &mut ClaimBatches) -> Result<()> {
+        self.producer.abort()?;
+        self.due = None;
+        for (claim, claimed) in &mut self.claims {
+            claimed.pending = Counters::default();
+            claimed.letters.clear();
+            if claimed.next.take().is_some() {
+                // What lies in its batch was read past what is rolled back. The batches of the others are still to be processed.
+                batches.remove(claim);
+                self.consumer.seek(claim, claimed.committed)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        self.due = None;
+        let moved: Vec<(&Claim, &mut Claimed)> =
+            self.claims.iter_mut().filter(|(_, claimed)| claimed.next.is_some()).collect();
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let letters_to = self.topics.partitions(&self.stage.dead_letters)?;
+        let mut offsets = TopicPartitionList::with_capacity(moved.len());
+        let mut committed = Counters::default();
+        for (claim, claimed) in moved {
+            claimed.letters.write(&mut self.producer, &self.stage.pipeline, &self.stage.dead_letters, letters_to)?;
+            claimed.letters.clear();
+            committed.add(&claimed.pending);
+            claimed.positions.counters.add(&std::mem::take(&mut claimed.pending));
+            claimed.positions.write(&mut self.producer, &[], &claimed.positions.counters)?;
+            if let Some(next) = claimed.next.take() {
+                claimed.committed = next;
+                offsets
+                    .add_partition_offset(&claim.topic, claim.partition, Offset::Offset(next))
+                    .map_err(|error| Error::bug("transform.offsets", error.to_string()))?;
+            }
+        }
+        // Any failure ends this run of the stage, and what was changed above with it: the next one reads what is committed.
+        let group = self.consumer.metadata()?;
+        self.producer.send_offsets(&offsets, &group)?;
+        self.producer.commit()?;
+        self.status.committed(&committed);
+        Ok(())
+    }
+}
+
+/// Produces a batch to the topics of its ports. Keyless records keep the partition that they were read from, and so their order (I5).
+fn send_all(
+    plan: &TransformPlan,
+    producer: &mut TransactionalProducer,
+    topics: &mut Topics,
+    batch: &mut Batch,
+    counters: &mut Counters,
+    letters: &mut DeadLetters,
+) -> Result<()> {
+    let mut rendered = String::new();
+    let mut unnamed = Rejections::default();
+    for record in batch.iter() {
+        let port = record.entry().port;
+        let template = match plan.port_topics.iter().find(|(known, _)| *known == port) {
+            Some((_, template)) => template,
+            None => &plan.topic,
+        };
+        rendered.clear();
+        if let Err(error) = template.render(record, Escape::None, &mut rendered) {
+            unnamed.push(record, Reason::new("transform.topic", error.to_string()));
+            continue;
+        }
+        let partition = partition_of(record, topics.partitions(&rendered)?);
+        producer.send(&Outgoing {
+            topic: &rendered,
+            partition,
+            timestamp: record.timestamp(),
+            key: record.key(),
+            value: record.value(),
+            headers: record.header_block(),
+            more_headers: &[],
+        })?;
+    }
+    let own = counters.of(&plan.name);
+    own.out -= (unnamed.len() as u64).min(own.out);
+    letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
+}

@@ -1,0 +1,66 @@
+//! Records that cannot be processed go to the dead letters, and the rest goes on.
+
+use trunkline_tests::{Case, Kafka, LogWriter, Reader, need, test_plugin};
+
+use crate::{LONG, access_logs, assert_counted, assert_every_line_once};
+
+#[test]
+fn a_malformed_line_goes_to_the_dead_letters() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let case = Case::new("bad-line", kafka);
+    let path = case.path("logs/access.log");
+    let mut log = LogWriter::new(&path, 200);
+    log.append(500);
+    let first = (log.size(), b"this is no access log\\ \x01 \"".as_slice());
+    log.append_raw(&[first.1, b"\n"].concat());
+    log.append(500);
+    let second =
+        (log.size(), b"10.0.0.1 - - [99/Xyz/2026:00:00:00 +0000] \"GET / HTTP/1.1\" 200 5 \"-\" \"-\"".as_slice());
+    log.append_raw(&[second.1, b"\n"].concat());
+    log.append(500);
+    case.pipeline("access", &access_logs());
+
+    let summary = case.until_idle("a", LONG);
+
+    assert_counted(&summary, &case, log.lines() + 2, 2);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+    let mut letters = kafka.read(&format!("{}.dead-letters", case.name()));
+    letters.sort_by_key(|letter| (letter.partition, letter.offset));
+    for (offset, bytes) in [first, second] {
+        let letter = letters
+            .iter()
+            .find(|letter| letter.value.as_deref() == Some(bytes))
+            .expect("a letter with the line's bytes");
+        assert_eq!(letter.header("trunkline.path"), path.to_str().unwrap());
+        assert_eq!(letter.header("trunkline.offset"), offset.to_string());
+        assert!(!letter.header("__connect.errors.exception.message").is_empty());
+        assert!(letter.header("__connect.errors.connector.name").contains("web"), "{:?}", letter.headers);
+    }
+    assert_eq!(letters.len(), 2);
+}
+
+#[test]
+fn a_record_that_traps_the_plugin_goes_to_the_dead_letters() {
+    let (kafka, reader, plugin) = (need!(Kafka::shared()), need!(Reader::find()), test_plugin());
+    let case = Case::new("trap", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 201);
+    log.append(3_000);
+    let poisoned = r#"config = { trap_on = '"/item/1234"' }"#;
+    let pipeline = access_logs().replace(r#"config = { fields = ["remote_addr"] }"#, poisoned);
+    case.pipeline("access", &pipeline.replace("mask.wasm", plugin.to_str().unwrap()));
+
+    let summary = case.until_idle("a", LONG);
+
+    let clean = summary.of(case.name(), "clean");
+    assert_eq!((clean.input, clean.output, clean.dead_lettered), (3_000, 2_999, 1));
+    assert_eq!(summary.of(case.name(), "lake").output, 2_999);
+    let found = reader.read(&case.path("lake"), &["path"]);
+    assert_eq!((found.rows, found.distinct), (2_999, Some(2_999)));
+
+    let letters = kafka.read(&format!("{}.dead-letters", case.name()));
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].json()["path"], "/item/1234");
+    assert_eq!(letters[0].header("__connect.errors.topic"), format!("{}.web", case.name()));
+    assert!(letters[0].header("__connect.errors.connector.name").contains("clean"), "{:?}", letters[0].headers);
+    assert!(!letters[0].header("__connect.errors.exception.message").is_empty());
+}

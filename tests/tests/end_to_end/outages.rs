@@ -1,0 +1,142 @@
+//! Servers that go away, refuse or lose their answers: the worker retries, and nothing is lost or doubled.
+
+use std::path::PathBuf;
+
+use trunkline_tests::{Case, Fault, Kafka, LogWriter, Reader, S3, S3Faults, need, wait};
+
+use crate::{LONG, access_logs, access_logs_to_s3, assert_counted, assert_every_line_once, wait_for_rows};
+
+#[test]
+fn a_broker_that_crashes_and_comes_back() {
+    let (mut kafka, reader) = (need!(Kafka::start()), need!(Reader::find()));
+    let case = Case::new("broker", &kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 500);
+    log.append(5_000);
+    case.pipeline("access", &access_logs());
+    let mut worker = case.start("a", &[]);
+    wait_for_rows(&reader, &case.path("lake"), 1);
+
+    log.append(20_000);
+    kafka.kill9();
+    log.append(5_000);
+    kafka.restart();
+    log.append(5_000);
+    wait_for_rows(&reader, &case.path("lake"), log.lines());
+    assert!(worker.runs(), "{}", worker.stderr());
+
+    // Once more, cleanly, with nothing to do.
+    kafka.stop();
+    kafka.restart();
+    log.append(5_000);
+    wait_for_rows(&reader, &case.path("lake"), log.lines());
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_eq!(kafka.count(&format!("{}.web", case.name())), log.lines());
+}
+
+/// An S3 server behind a proxy, and a pipeline that writes there.
+struct Bucket {
+    kafka: &'static Kafka,
+    reader: Reader,
+    case: Case,
+    log: LogWriter,
+    folder: PathBuf,
+    faults: S3Faults,
+    _s3: S3,
+}
+
+impl Bucket {
+    fn new(test: &str, seed: u64) -> Result<Self, trunkline_tests::Skip> {
+        let (kafka, reader, s3) = (Kafka::shared()?, Reader::find()?, S3::start()?);
+        let case = Case::new(test, kafka);
+        let folder = s3.bucket("lake").join("logs");
+        let faults = S3Faults::start(&s3.address());
+        let log = LogWriter::new(case.path("logs/access.log"), seed);
+        case.pipeline("access", &access_logs_to_s3(faults.address()));
+        Ok(Self { kafka, reader, case, log, folder, faults, _s3: s3 })
+    }
+
+    /// Runs a worker until it is idle, and checks that everything arrived once although requests were broken.
+    fn finish(self) {
+        let summary = self.case.until_idle("a", LONG);
+        let broken = self.faults.seen().into_iter().filter(|request| request.fault.is_some()).collect::<Vec<_>>();
+        assert!(!broken.is_empty(), "no request was broken, of {:?}", self.faults.seen());
+        assert_counted(&summary, &self.case, self.log.lines(), 0);
+        assert_every_line_once(&self.reader, &self.folder, &self.log);
+        assert_eq!(self.kafka.count(&format!("{}.web", self.case.name())), self.log.lines());
+    }
+}
+
+#[test]
+fn an_object_store_that_is_overloaded_for_a_while() {
+    let mut bucket = need!(Bucket::new("s3-503", 501));
+    bucket.log.append(5_000);
+    let window = bucket.faults.from_now("", "", Fault::Status(503));
+    let mut worker = bucket.case.start("a", &[]);
+    wait::until("the worker has tried ten times", LONG, || (bucket.faults.broken() >= 10).then_some(()));
+    assert!(worker.runs(), "{}", worker.stderr());
+    // Reading goes on meanwhile: the topic is between the two halves.
+    let (kafka, topic) = (bucket.kafka, format!("{}.web", bucket.case.name()));
+    wait::until("the topic has all lines", LONG, || (kafka.count(&topic) == 5_000).then_some(()));
+    window.lift();
+    bucket.log.append(5_000);
+    wait_for_rows(&bucket.reader, &bucket.folder, 10_000);
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    bucket.finish();
+}
+
+#[test]
+fn an_object_store_that_refuses_until_it_is_set_right() {
+    let mut bucket = need!(Bucket::new("s3-403", 502));
+    bucket.log.append(5_000);
+    let window = bucket.faults.from_now("", "", Fault::Status(403));
+    let mut worker = bucket.case.start("a", &[]);
+    wait::until("the worker was refused three times", LONG, || (bucket.faults.broken() >= 3).then_some(()));
+    assert!(worker.runs(), "{}", worker.stderr());
+    window.lift();
+    wait_for_rows(&bucket.reader, &bucket.folder, 5_000);
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    bucket.finish();
+}
+
+#[test]
+fn an_upload_whose_completion_is_not_confirmed() {
+    let mut bucket = need!(Bucket::new("s3-lost-reply", 503));
+    bucket.log.append(10_000);
+    // The second upload that is completed, and the fourth.
+    bucket.faults.nth(2, "POST", "uploadId=", Fault::DropReply);
+    bucket.faults.nth(4, "POST", "uploadId=", Fault::DropReply);
+    bucket.finish();
+}
+
+#[test]
+fn an_upload_that_breaks_in_the_middle_of_a_part() {
+    let mut bucket = need!(Bucket::new("s3-cut", 504));
+    bucket.log.append(10_000);
+    bucket.faults.nth(1, "PUT", "partNumber=", Fault::Cut);
+    bucket.faults.nth(4, "PUT", "partNumber=", Fault::Cut);
+    bucket.faults.nth(6, "PUT", "partNumber=", Fault::DropReply);
+    bucket.finish();
+}
+
+#[test]
+fn a_worker_killed_after_its_upload_was_completed_unconfirmed() {
+    let mut bucket = need!(Bucket::new("s3-kill", 505));
+    bucket.log.append(10_000);
+    // The server completes each upload, the worker never hears of it, and then dies: the next one finds the work done.
+    let window = bucket.faults.from_now("POST", "uploadId=", Fault::DropReply);
+    let worker = bucket.case.start("a", &[]);
+    wait::until("an upload is completed", LONG, || (bucket.faults.broken() >= 1).then_some(()));
+    worker.kill9();
+    window.lift();
+    bucket.finish();
+}

@@ -1,0 +1,133 @@
+//! The pipeline of the README, without trouble.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use trunkline_tests::{Case, Kafka, LogWriter, Reader, S3, need, repository, sample_access_log};
+
+use crate::{LONG, access_logs, access_logs_to_s3, assert_counted, assert_every_line_once, wait_for_rows};
+
+/// Lines of the sample that are malformed: in one, the last quote is missing.
+const MALFORMED: u64 = 1;
+
+#[test]
+fn a_real_log_arrives_line_by_line() {
+    let (kafka, reader, sample) = (need!(Kafka::shared()), need!(Reader::find()), need!(sample_access_log()));
+    let case = Case::new("real-log", kafka);
+    fs::copy(&sample, case.path("logs/access.log")).unwrap();
+    case.pipeline("access", &access_logs());
+
+    let summary = case.until_idle("a", LONG);
+
+    let lines = fs::read(&sample).unwrap().split_inclusive(|byte| *byte == b'\n').count() as u64;
+    assert_eq!(lines, 10_000);
+    assert_counted(&summary, &case, lines, MALFORMED);
+    let found = reader.compare(&case.path("lake"), &[&sample]);
+    assert_eq!((found.missing_total, found.extra_total), (Some(0), Some(0)), "{found:?}");
+    assert_eq!((found.rows, found.unparsed), (lines - MALFORMED, Some(MALFORMED)));
+
+    assert_eq!(found.partitions["day"], ["2015-05-17", "2015-05-18", "2015-05-19", "2015-05-20"]);
+    assert_eq!(
+        (found.types["status"].as_slice(), found.types["bytes"].as_slice()),
+        (&["int64".to_owned()][..], &["int64".to_owned()][..])
+    );
+    assert!(found.types["timestamp"].iter().all(|kind| kind.starts_with("timestamp[")), "{:?}", found.types);
+
+    // The topic has the addresses, the lake has not.
+    let topic = kafka.read(&format!("{}.web", case.name()));
+    assert_eq!(topic.len() as u64, lines - MALFORMED);
+    let is_address = |text: &str| text.parse::<std::net::IpAddr>().is_ok();
+    assert!(topic.iter().any(|record| record.json()["remote_addr"].as_str().is_some_and(is_address)));
+    let masked = reader.read_with_values(&case.path("lake"), "remote_addr").values;
+    assert!(!masked.is_empty() && !masked.iter().any(|value| is_address(value)), "{masked:?}");
+
+    // Nothing new: run again, it adds nothing.
+    assert_eq!(case.until_idle("a", LONG), summary);
+    assert_eq!(reader.read(&case.path("lake"), &[]).rows, lines - MALFORMED);
+}
+
+#[test]
+fn the_pipeline_of_the_readme_runs() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let case = Case::new("readme", kafka);
+    let sample = repository().join("pipelines");
+    let pipeline = fs::read_to_string(sample.join("access-logs.toml")).unwrap();
+    let lake = "file:///tmp/trunkline-lake";
+    assert!(pipeline.contains(lake));
+    case.pipeline("access-logs", &pipeline.replace(lake, "file://$DIR/lake"));
+    let log = case.path("pipelines/access-logs/access.log");
+    fs::create_dir(log.parent().unwrap()).unwrap();
+    fs::copy(sample.join("access-logs/access.log"), &log).unwrap();
+
+    let summary = case.until_idle("a", LONG);
+
+    let web = summary.of("access-logs", "web");
+    assert_eq!((web.input, web.output, web.dead_lettered), (2_000, 1_999, 1));
+    assert_eq!(summary.of("access-logs", "lake").output, 1_999);
+    let found = reader.compare(&case.path("lake"), &[&log]);
+    assert_eq!((found.missing_total, found.extra_total, found.unparsed), (Some(0), Some(0), Some(1)), "{found:?}");
+    assert_eq!(kafka.count("access-logs.dead-letters"), 1);
+}
+
+#[test]
+fn a_hundred_thousand_lines_arrive() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let case = Case::new("100k", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 100);
+    log.append(100_000);
+    case.pipeline("access", &access_logs());
+
+    let summary = case.until_idle("a", LONG);
+
+    assert_counted(&summary, &case, log.lines(), 0);
+    let found = assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_eq!(found.partitions["day"], ["2026-03-01", "2026-03-02", "2026-03-03"]);
+    assert_eq!(kafka.count(&format!("{}.web", case.name())), log.lines());
+}
+
+#[test]
+fn lines_arrive_in_a_bucket() {
+    let (kafka, reader, s3) = (need!(Kafka::shared()), need!(Reader::find()), need!(S3::start()));
+    let bucket = s3.bucket("lake");
+    let case = Case::new("bucket", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 101);
+    log.append(20_000);
+    case.pipeline("access", &access_logs_to_s3(&s3.address()));
+
+    let summary = case.until_idle("a", LONG);
+
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &bucket.join("logs"), &log);
+}
+
+#[test]
+fn a_worker_follows_the_log_and_stops_when_asked() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let case = Case::new("follow", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 102);
+    log.append(1_000);
+    case.pipeline("access", &access_logs());
+    let mut worker = case.start("a", &[]);
+    wait_for_rows(&reader, &case.path("lake"), 1_000);
+    log.append(1_000);
+    wait_for_rows(&reader, &case.path("lake"), 2_000);
+
+    // In the middle of work: these are not in the lake yet.
+    log.append(30_000);
+    let topic = format!("{}.web", case.name());
+    trunkline_tests::wait::until("the worker has begun with them", LONG, || {
+        (kafka.count(&topic) > 2_000).then_some(())
+    });
+    assert!(worker.runs(), "{}", worker.stderr());
+    worker.sigterm();
+    let asked = Instant::now();
+    let exit = worker.wait(Duration::from_secs(30));
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?} to stop", asked.elapsed());
+
+    // What was written while no worker ran is read by the next one.
+    log.append(1_000);
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+}

@@ -1,0 +1,83 @@
+//! Logs that are rotated, while the worker runs and while it does not.
+
+use trunkline_tests::{Case, Kafka, LogWriter, Reader, need};
+
+use crate::{LONG, access_logs, assert_counted, assert_every_line_once, wait_for_rows};
+
+/// Rotated logs match as well: they are known files under a new name, and nothing of them may come twice.
+fn pipeline() -> String {
+    access_logs().replace("logs/*.log", "logs/access.log*")
+}
+
+#[test]
+fn rotation_while_running_loses_and_doubles_nothing() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let case = Case::new("rotation", kafka);
+    let path = |name: &str| case.path("logs").join(name);
+    let mut log = LogWriter::new(path("access.log"), 400);
+    log.append(2_000);
+    case.pipeline("access", &pipeline());
+    let mut worker = case.start("a", &[]);
+    wait_for_rows(&reader, &case.path("lake"), 1);
+
+    // logrotate with `create` and `delaycompress`, right after lines were written: the worker is not at the end of the file.
+    log.append(10_000);
+    log.rotate(&path("access.log.1"));
+    log.append(2_000);
+    wait_for_rows(&reader, &case.path("lake"), log.lines());
+    LogWriter::gzip(&path("access.log.1"));
+    log.append(2_000);
+
+    // `copytruncate`: the copy has lines which the worker may not have read before the truncation.
+    log.copy_truncate(&path("access.log.2"));
+    log.append(2_000);
+    wait_for_rows(&reader, &case.path("lake"), log.lines());
+    assert!(worker.runs(), "{}", worker.stderr());
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+}
+
+#[test]
+fn files_rotated_while_the_worker_was_down_are_finished() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let case = Case::new("rotated-down", kafka);
+    let path = |name: &str| case.path("logs").join(name);
+    let mut log = LogWriter::new(path("access.log"), 401);
+    log.append(3_000);
+    case.pipeline("access", &pipeline());
+    case.until_idle("a", LONG);
+
+    log.append(1_000);
+    log.rotate(&path("access.log.1"));
+    log.append(1_000);
+    case.until_idle("a", LONG);
+    log.append(1_000);
+    log.copy_truncate(&path("access.log.2"));
+    log.append(1_000);
+
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+}
+
+#[test]
+fn a_packed_log_is_read() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let case = Case::new("gzip", kafka);
+    let path = |name: &str| case.path("logs").join(name);
+    let mut log = LogWriter::new(path("access.log"), 402);
+    log.append(3_000);
+    log.rotate(&path("access.log.1"));
+    LogWriter::gzip(&path("access.log.1"));
+    log.append(1_000);
+    case.pipeline("access", &pipeline());
+
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+}

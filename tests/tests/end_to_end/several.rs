@@ -1,0 +1,71 @@
+//! Several workers on one pipeline, and several pipelines in one worker.
+
+use trunkline_tests::{Case, Fault, Kafka, LogWriter, Reader, S3, S3Faults, need, wait};
+
+use crate::{LONG, access_logs, access_logs_to_s3, assert_counted, assert_every_line_once, wait_for_rows};
+
+#[test]
+fn two_workers_share_a_pipeline_and_one_is_killed() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let case = Case::new("two-workers", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 600);
+    log.append(5_000);
+    case.pipeline("access", &access_logs());
+    let mut first = case.start("a", &[]);
+    let mut second = case.start("b", &[]);
+    wait_for_rows(&reader, &case.path("lake"), 5_000);
+    log.append(10_000);
+    wait_for_rows(&reader, &case.path("lake"), 5_001);
+    assert!(first.runs() && second.runs(), "{}\n{}", first.stderr(), second.stderr());
+    first.kill9();
+
+    // The other one takes all over, without being told.
+    log.append(5_000);
+    wait_for_rows(&reader, &case.path("lake"), log.lines());
+    second.sigterm();
+    let exit = second.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+
+    let summary = case.until_idle("b", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_eq!(kafka.count(&format!("{}.web", case.name())), log.lines());
+}
+
+#[test]
+fn a_failing_sink_leaves_all_others_alone() {
+    let (kafka, reader, s3) = (need!(Kafka::shared()), need!(Reader::find()), need!(S3::start()));
+    let case = Case::new("two-pipelines", kafka);
+    let bucket = s3.bucket("lake");
+    let faults = S3Faults::start(&s3.address());
+    let refused = faults.from_now("", "", Fault::Status(403));
+    let mut log = LogWriter::new(case.path("logs/access.log"), 601);
+    log.append(5_000);
+    // The first pipeline has a sink that fails beside one that works; the second one reads the same files.
+    let beside = "[sinks.copy]\nconnector = \"s3\"\ninputs = [\"clean\"]\nurl = \"file://$DIR/copy\"\nrotate = { idle = \"500ms\" }\n";
+    case.pipeline("first", &(access_logs_to_s3(faults.address()) + beside));
+    case.pipeline("second", &access_logs().replace("$NAME", "$NAME-second"));
+
+    let mut worker = case.start("a", &[]);
+    wait_for_rows(&reader, &case.path("lake"), 5_000);
+    wait_for_rows(&reader, &case.path("copy"), 5_000);
+    wait::until("the sink has failed several times", LONG, || (faults.broken() >= 3).then_some(()));
+    assert_eq!(reader.read(&bucket.join("logs"), &[]).rows, 0);
+    log.append(5_000);
+    wait_for_rows(&reader, &case.path("lake"), 10_000);
+    assert!(worker.runs(), "{}", worker.stderr());
+
+    refused.lift();
+    wait_for_rows(&reader, &bucket.join("logs"), 10_000);
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_eq!(summary.of(case.name(), "copy").output, log.lines());
+    assert_eq!(summary.of(&format!("{}-second", case.name()), "lake").output, log.lines());
+    for lake in [case.path("lake"), case.path("copy"), bucket.join("logs")] {
+        assert_every_line_once(&reader, &lake, &log);
+    }
+}

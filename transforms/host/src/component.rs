@@ -1,0 +1,236 @@
+//! From a file's bytes to a component that is known to be a plugin.
+//!
+//! A file is a component, or a core module that carries its WIT world in a custom section (what `cargo build --target
+//! wasm32-unknown-unknown` makes with the SDK), which is wrapped here. Everything that can be known before it runs is checked here and
+//! told with what was found, what was expected and how to get there.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+use wasmtime::Engine;
+use wasmtime::component::types::{ComponentFunc, ComponentItem, Type};
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
+use wit_component::ComponentEncoder;
+
+use crate::WIT_VERSION;
+use crate::cache::CompileCache;
+use crate::guest::State;
+
+const PLUGIN_INTERFACE: &str = "trunkline:transform/plugin@1.0.0";
+const PLUGIN_INTERFACE_NAME: &str = "trunkline:transform/plugin@";
+const HOW_TO_BUILD: &str = "to build a plugin, see transforms/README.md: a crate that uses `trunkline-plugin`, `cargo build --release \
+                            --target wasm32-unknown-unknown`";
+
+/// Why a file is no plugin.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read the plugin {}: {error}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// It is no WebAssembly.
+    #[error("`{name}` is {found}; expected a WebAssembly component or core module ({})", HOW_TO_BUILD)]
+    NotWasm {
+        /// The plugin's name.
+        name: String,
+        /// What it is instead.
+        found: String,
+    },
+    /// It is a core module that does not say what world it was built for.
+    #[error(
+        "`{name}` is a core module that cannot be made a component: {detail}; expected one built for the world \
+         `trunkline:transform/transform@{}` ({})",
+        WIT_VERSION,
+        HOW_TO_BUILD
+    )]
+    NoWorld {
+        /// The plugin's name.
+        name: String,
+        /// What is missing.
+        detail: String,
+    },
+    /// It is a component of another world.
+    #[error(
+        "`{name}` is no plugin for this version: {detail}; expected the exports of `{}` ({})",
+        PLUGIN_INTERFACE,
+        HOW_TO_BUILD
+    )]
+    WrongWorld {
+        /// The plugin's name.
+        name: String,
+        /// What is missing or other than expected.
+        detail: String,
+    },
+    /// It imports what the host does not offer.
+    #[error("`{name}` imports what this worker does not offer: {detail}")]
+    Imports {
+        /// The plugin's name.
+        name: String,
+        /// What.
+        detail: String,
+    },
+    /// It is WebAssembly, but not valid.
+    #[error("`{name}` does not compile: {detail}")]
+    Compile {
+        /// The plugin's name.
+        name: String,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// Where a plugin's functions are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Exports {
+    pub(crate) init: ComponentExportIndex,
+    pub(crate) process: ComponentExportIndex,
+    pub(crate) flush: ComponentExportIndex,
+}
+
+/// A compiled plugin, ready to be instantiated.
+pub(crate) struct Loaded {
+    instance_pre: InstancePre<State>,
+    exports: Exports,
+}
+
+impl Loaded {
+    /// Compiles (or takes from the cache) and checks.
+    pub(crate) fn new(
+        name: &str,
+        wasm: &[u8],
+        engine: &Engine,
+        linker: &Linker<State>,
+        cache: Option<&CompileCache>,
+    ) -> Result<Self, LoadError> {
+        let kind = Kind::of(wasm).map_err(|found| LoadError::NotWasm { name: name.to_owned(), found })?;
+        let cached = cache.and_then(|cache| cache.get(engine, wasm));
+        let component = match cached {
+            Some(component) => component,
+            None => {
+                let compiled = compile(name, kind, wasm, engine)?;
+                if let Some(cache) = cache {
+                    cache.put(engine, wasm, &compiled);
+                }
+                compiled
+            }
+        };
+        let exports = exports(name, &component)?;
+        let instance_pre = linker
+            .instantiate_pre(&component)
+            .map_err(|error| LoadError::Imports { name: name.to_owned(), detail: format!("{error:#}") })?;
+        Ok(Self { instance_pre, exports })
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        self.instance_pre.engine()
+    }
+
+    pub(crate) fn instance_pre(&self) -> &InstancePre<State> {
+        &self.instance_pre
+    }
+
+    pub(crate) fn exports(&self) -> Exports {
+        self.exports
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    CoreModule,
+    Component,
+}
+
+impl Kind {
+    /// By the first bytes, or in words what it is instead.
+    fn of(bytes: &[u8]) -> Result<Self, String> {
+        match bytes {
+            [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => Ok(Self::CoreModule),
+            [b'\0', b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => Ok(Self::Component),
+            [b'\0', b'a', b's', b'm', ..] => Err("WebAssembly of an unknown version".to_owned()),
+            [] => Err("empty".to_owned()),
+            [0x7f, b'E', b'L', b'F', ..] => Err("a native library or program (ELF)".to_owned()),
+            [b'P', b'K', ..] => Err("a zip archive".to_owned()),
+            [0x1f, 0x8b, ..] => Err("a gzip file".to_owned()),
+            _ => match std::str::from_utf8(bytes).map(str::trim_start) {
+                Ok(text) if text.starts_with("(module") || text.starts_with("(component") => {
+                    Err("WebAssembly text".to_owned())
+                }
+                Ok(_) => Err("a text file".to_owned()),
+                Err(_) => Err("no WebAssembly".to_owned()),
+            },
+        }
+    }
+}
+
+fn compile(name: &str, kind: Kind, wasm: &[u8], engine: &Engine) -> Result<Component, LoadError> {
+    let component = match kind {
+        Kind::Component => Cow::Borrowed(wasm),
+        Kind::CoreModule => Cow::Owned(wrap(name, wasm, engine)?),
+    };
+    Component::new(engine, &component)
+        .map_err(|error| LoadError::Compile { name: name.to_owned(), detail: format!("{error:#}") })
+}
+
+fn wrap(name: &str, module: &[u8], engine: &Engine) -> Result<Vec<u8>, LoadError> {
+    // wit-component takes it for granted that a module is well-formed, and panics where it is not
+    wasmtime::Module::validate(engine, module)
+        .map_err(|error| LoadError::Compile { name: name.to_owned(), detail: format!("{error:#}") })?;
+    let encoded = std::panic::catch_unwind(|| {
+        ComponentEncoder::default().validate(true).module(module).and_then(|mut encoder| encoder.encode())
+    });
+    match encoded {
+        Ok(Ok(component)) => Ok(component),
+        Ok(Err(error)) => Err(LoadError::NoWorld { name: name.to_owned(), detail: format!("{error:#}") }),
+        Err(_) => Err(LoadError::NoWorld { name: name.to_owned(), detail: "its WIT section is damaged".to_owned() }),
+    }
+}
+
+fn exports(name: &str, component: &Component) -> Result<Exports, LoadError> {
+    let wrong = |detail: String| LoadError::WrongWorld { name: name.to_owned(), detail };
+    let Some((_, interface)) = component.get_export(None, PLUGIN_INTERFACE) else {
+        return Err(wrong(
+            other_version(component).unwrap_or_else(|| format!("it does not export `{PLUGIN_INTERFACE}`")),
+        ));
+    };
+    let function =
+        |function: &str, fits: fn(&ComponentFunc) -> bool| match component.get_export(Some(&interface), function) {
+            Some((ComponentItem::ComponentFunc(found), index)) if fits(&found) => Ok(index),
+            Some(_) => {
+                Err(wrong(format!("its function `{function}` is not of the type that version {WIT_VERSION} gives it")))
+            }
+            None => Err(wrong(format!("it lacks the function `{function}` of version {WIT_VERSION}"))),
+        };
+    Ok(Exports {
+        init: function("init", |found| found.params().len() == 2 && is_result_of(found, |_| true))?,
+        process: function("process", |found| {
+            found.params().map(|(_, param)| is_bytes(&param)).eq([true]) && is_result_of(found, is_bytes)
+        })?,
+        flush: function("flush", |found| found.params().len() == 0 && is_result_of(found, is_bytes))?,
+    })
+}
+
+fn is_result_of(function: &ComponentFunc, fits: fn(&Type) -> bool) -> bool {
+    let mut results = function.results();
+    match (results.next(), results.next()) {
+        (Some(Type::Result(result)), None) => result.ok().is_some_and(|ok| fits(&ok)) && result.err().is_some(),
+        _ => false,
+    }
+}
+
+fn is_bytes(found: &Type) -> bool {
+    matches!(found, Type::List(list) if list.ty() == Type::U8)
+}
+
+/// The interface of another major version, if it exports that.
+fn other_version(component: &Component) -> Option<String> {
+    let engine = component.engine();
+    let ty = component.component_type();
+    let found = ty.exports(engine).find_map(|(name, _)| name.strip_prefix(PLUGIN_INTERFACE_NAME).map(str::to_owned));
+    found.map(|version| {
+        format!("it was built for version {version} of `trunkline:transform`, this worker runs {WIT_VERSION}")
+    })
+}

@@ -1,0 +1,79 @@
+//! Builds the `testing` plugin once, and makes and reads batches.
+
+#[path = "../../build_plugin.rs"]
+mod build_plugin;
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use trunkline_connector::{Batch, Rejections};
+use trunkline_transform_host::{Counts, Host, HostOptions, Instance, Limits, Plugin};
+
+/// The core module of the `testing` plugin.
+pub(crate) fn testing_wasm() -> &'static [u8] {
+    static WASM: OnceLock<Vec<u8>> = OnceLock::new();
+    WASM.get_or_init(|| {
+        let plugins = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins");
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugins");
+        let built = build_plugin::build(&plugins, "testing", &target).unwrap_or_else(|message| panic!("{message}"));
+        std::fs::read(built).unwrap()
+    })
+}
+
+/// One host for all tests that need no cache.
+pub(crate) fn host() -> &'static Host {
+    static HOST: OnceLock<Host> = OnceLock::new();
+    HOST.get_or_init(|| Host::new(HostOptions::default()).unwrap())
+}
+
+pub(crate) fn testing_plugin() -> &'static Plugin {
+    static PLUGIN: OnceLock<Plugin> = OnceLock::new();
+    PLUGIN.get_or_init(|| host().load_bytes("testing.wasm", testing_wasm()).unwrap())
+}
+
+pub(crate) fn testing(config: &Value, limits: &Limits) -> Instance {
+    testing_plugin().start(config, limits).unwrap()
+}
+
+/// Records with these values, offsets from 0, key `k`, a header `h` and the header of a schema.
+pub(crate) fn batch_of<V: AsRef<str>>(values: &[V]) -> Batch {
+    let mut batch = Batch::default();
+    let topic = batch.topic_index("in");
+    for (offset, value) in values.iter().enumerate() {
+        let mut record = batch.record();
+        record.timestamp(7).read_from(topic, 3, offset as i64).key(b"k").value(value.as_ref().as_bytes());
+        record.header("h", Some(b"v")).header("trunkline.schema", Some(b"00000000000000ff")).header("n", None);
+        record.finish();
+    }
+    batch
+}
+
+pub(crate) fn text(bytes: Option<&[u8]>) -> String {
+    bytes.map_or("null".to_owned(), |bytes| String::from_utf8_lossy(bytes).into_owned())
+}
+
+/// Values of a batch, in order.
+pub(crate) fn values(batch: &Batch) -> Vec<String> {
+    batch.iter().map(|record| text(record.value())).collect()
+}
+
+/// Values and codes of rejections, in order.
+pub(crate) fn rejections(rejected: &Rejections) -> Vec<(String, String)> {
+    rejected.iter().map(|(record, reason)| (text(record.value()), reason.code.clone())).collect()
+}
+
+pub(crate) fn assert_conserved(counts: Counts, batch: &Batch, rejected: &Rejections) {
+    assert_eq!(counts.records_in + counts.extra, counts.out + counts.dropped + counts.rejected, "{counts:?}");
+    assert_eq!((counts.out, counts.rejected), (batch.len() as u64, rejected.len() as u64));
+}
+
+/// Runs records with these values through an instance that must not fail.
+pub(crate) fn run<V: AsRef<str>>(instance: &mut Instance, records: &[V]) -> (Batch, Rejections, Counts) {
+    let mut batch = batch_of(records);
+    let mut rejected = Rejections::default();
+    let counts = instance.process(&mut batch, &mut rejected).unwrap();
+    assert_eq!(counts.records_in, records.len() as u64);
+    assert_conserved(counts, &batch, &rejected);
+    (batch, rejected, counts)
+}

@@ -1,0 +1,151 @@
+//! Every verdict, through a real plugin.
+
+use serde_json::json;
+use trunkline_connector::{Batch, Domain, Rejections};
+use trunkline_transform_host::{Counts, Limits};
+
+use crate::support::{batch_of, rejections, run, testing, text, values};
+
+fn headers(batch: &Batch, index: usize) -> Vec<(String, String)> {
+    batch.get(index).headers().map(|(name, value)| (name.to_owned(), text(value))).collect()
+}
+
+#[test]
+fn every_verdict_is_applied_in_order() {
+    let config = json!({
+        "drop_on": "drop", "reject_on": "reject", "duplicate_on": "twice", "emit_none_on": "none", "port_on": "side",
+        "upper_on": "upper", "rekey_on": "rekey", "tombstone_on": "tomb",
+    });
+    let mut instance = testing(&config, &Limits::default());
+    assert_eq!(instance.ports(), ["default", "side"]);
+    let records = ["a", "drop", "upper", "reject", "twice", "side", "none", "rekey", "tomb", "z"];
+    let (batch, rejected, counts) = run(&mut instance, &records);
+
+    assert_eq!(values(&batch), ["a", "UPPER", "twice", "twice", "side", "rekey", "null", "z"]);
+    let ports: Vec<_> = batch.entries().iter().map(|entry| entry.port).collect();
+    assert_eq!(ports, [0, 0, 0, 1, 1, 0, 0, 0]);
+    let offsets: Vec<_> = batch.entries().iter().map(|entry| entry.offset).collect();
+    assert_eq!(offsets, [0, 2, 4, 4, 5, 7, 8, 9]);
+    assert_eq!(counts, Counts { records_in: 10, out: 8, dropped: 2, rejected: 1, extra: 1 });
+
+    assert_eq!(rejections(&rejected), [("reject".to_owned(), "testing.rejected".to_owned())]);
+    assert_eq!(rejected.reasons[0].message, "told to reject reject");
+    let set_aside = rejected.records.get(0);
+    assert_eq!((set_aside.topic(), set_aside.entry().partition, set_aside.entry().offset), ("in", 3, 3));
+    assert_eq!(set_aside.headers().count(), 3);
+
+    let rekeyed = batch.get(5);
+    assert_eq!((rekeyed.key(), rekeyed.timestamp()), (Some(&b"k"[..]), Some(1)));
+    assert_eq!(headers(&batch, 5), [("h".to_owned(), "v".to_owned())]);
+    assert_eq!((batch.get(0).topic(), batch.get(0).key(), batch.get(0).timestamp()), ("in", Some(&b"k"[..]), Some(7)));
+}
+
+#[test]
+fn a_changed_value_loses_its_schema_unless_the_plugin_keeps_it() {
+    let config = |keeps: bool| json!({ "upper_on": "u", "port_on": "p", "keeps_schema": keeps });
+    let names = |batch: &Batch, index| headers(batch, index).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let mut loses = testing(&config(false), &Limits::default());
+    assert!(!loses.keeps_schema());
+    let (batch, _, _) = run(&mut loses, &["u", "p", "x"]);
+    assert_eq!(headers(&batch, 0), [("h".to_owned(), "v".to_owned()), ("n".to_owned(), "null".to_owned())]);
+    assert_eq!(names(&batch, 1), ["h", "trunkline.schema", "n"]);
+    assert_eq!(names(&batch, 2), ["h", "trunkline.schema", "n"]);
+    let mut keeps = testing(&config(true), &Limits::default());
+    assert!(keeps.keeps_schema());
+    let (batch, _, _) = run(&mut keeps, &["u"]);
+    assert_eq!(names(&batch, 0), ["h", "trunkline.schema", "n"]);
+}
+
+#[test]
+fn a_large_batch_is_handed_over_in_several_calls() {
+    let config = json!({ "drop_on": "7", "upper_on": "a" });
+    let records: Vec<String> = (0..2345).map(|index| format!("a{index}")).collect();
+    let expected: Vec<String> =
+        records.iter().filter(|record| !record.contains('7')).map(|record| record.to_uppercase()).collect();
+    for limits in [
+        Limits::default(),
+        Limits { batch_records: 1, ..Limits::default() },
+        Limits { batch_records: 999, ..Limits::default() },
+        Limits { batch_bytes: 1, ..Limits::default() },
+        Limits { batch_bytes: 5000, ..Limits::default() },
+        Limits { batch_records: 100_000, ..Limits::default() },
+    ] {
+        let (batch, _, _) = run(&mut testing(&config, &limits), &records);
+        assert_eq!(values(&batch), expected, "{limits:?}");
+    }
+}
+
+#[test]
+fn batches_flow_through_one_transform_after_the_other() {
+    let mut upper = testing(&json!({ "upper_on": "a" }), &Limits::default());
+    let mut twice = testing(&json!({ "duplicate_on": "A" }), &Limits::default());
+    let mut side =
+        testing(&json!({ "drop_on": "nothing", "port_on": "A3" }), &Limits { batch_records: 2, ..Limits::default() });
+    let mut batch = batch_of(&["a1", "b2", "a3"]);
+    let mut rejected = Rejections::default();
+    for instance in [&mut upper, &mut twice, &mut side] {
+        instance.process(&mut batch, &mut rejected).unwrap();
+    }
+    assert_eq!(values(&batch), ["A1", "A1", "b2", "A3", "A3"]);
+    assert_eq!(batch.entries().iter().map(|entry| entry.port).collect::<Vec<_>>(), [0, 0, 0, 1, 1]);
+}
+
+#[test]
+fn a_batch_mostly_of_dropped_records_is_packed() {
+    let mut instance = testing(&json!({ "upper_on": "keep" }), &Limits { memory: 8 << 20, ..Limits::default() });
+    let big = "x".repeat(4 << 20);
+    let mut batch = batch_of(&[&big, &big, &big, &"keep me".to_owned()]);
+    batch.retain(|record| record.entry().offset == 3);
+    instance.process(&mut batch, &mut Rejections::default()).unwrap();
+    assert_eq!(values(&batch), ["KEEP ME"]);
+}
+
+#[test]
+fn a_batch_that_fails_is_left_as_it_was() {
+    let mut instance = testing(
+        &json!({ "error_on": "bad", "drop_on": "x", "log_on": "x" }),
+        &Limits { batch_records: 2, ..Limits::default() },
+    );
+    let mut batch = batch_of(&["a", "x", "bad", "d"]);
+    let mut rejected = Rejections::default();
+    for _ in 0..2 {
+        let error = instance.process(&mut batch, &mut rejected).unwrap_err();
+        assert_eq!((error.domain, error.code), (Domain::External, "plugin.failed"));
+        assert!(error.message().contains("testing.wasm") && error.message().contains("told to fail by bad"), "{error}");
+        assert_eq!(values(&batch), ["a", "x", "bad", "d"]);
+        assert!(rejected.is_empty());
+    }
+    assert!(instance.take_metrics().is_empty(), "what a failed batch counted is forgotten");
+    let (good, _, _) = run(&mut instance, &["a", "x"]);
+    assert_eq!(values(&good), ["a"]);
+}
+
+#[test]
+fn metrics_are_those_of_batches_that_succeeded() {
+    let mut instance =
+        testing(&json!({ "log_on": "seen", "trap_on": "poison" }), &Limits { batch_records: 2, ..Limits::default() });
+    let (_, rejected, _) = run(&mut instance, &["seen", "b", "seen poison", "seen", "seen", "seen"]);
+    assert_eq!(rejected.len(), 1);
+    let metrics = instance.take_metrics();
+    assert_eq!(metrics.counters["seen"], 4, "each record once, the one that trapped not at all");
+    assert_eq!(metrics.histograms["length"], [4.0; 4]);
+    assert!(instance.take_metrics().is_empty());
+}
+
+#[test]
+fn flush_appends_what_the_plugin_still_has_to_say() {
+    let mut batch = batch_of(&["a"]);
+    let counts = testing(&json!({ "flush": "last" }), &Limits::default()).flush(&mut batch).unwrap();
+    assert_eq!(counts, Counts { out: 1, extra: 1, ..Counts::default() });
+    assert_eq!(values(&batch), ["a", "last"]);
+    let last = batch.get(1);
+    assert_eq!((last.key(), last.topic(), last.entry().offset, last.headers().count()), (None, "", -1, 0));
+    assert_eq!(testing(&json!({}), &Limits::default()).flush(&mut batch).unwrap(), Counts::default());
+    assert_eq!(batch.len(), 2);
+}
+
+#[test]
+fn an_empty_batch_is_no_call() {
+    let mut instance = testing(&json!({}), &Limits::default());
+    assert_eq!(instance.process(&mut Batch::default(), &mut Rejections::default()).unwrap(), Counts::default());
+}

@@ -1,0 +1,71 @@
+//! Guests of languages that want WASI: what they write is heard, and they cannot wait.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use trunkline_connector::Rejections;
+use trunkline_transform_host::Limits;
+
+use crate::guests::{READY, WIT, module, with_packages};
+use crate::support::{batch_of, host};
+
+const IO: &str = "package wasi:io@0.2.0;
+    interface error { resource error; }
+    interface poll { resource pollable { block: func(); } }
+    interface streams {
+        use error.{error};
+        variant stream-error { last-operation-failed(error), closed }
+        resource output-stream { blocking-write-and-flush: func(contents: list<u8>) -> result<_, stream-error>; }
+    }";
+const CLI: &str = "package wasi:cli@0.2.0; interface stderr { use wasi:io/streams@0.2.0.{output-stream}; get-stderr: func() -> output-stream; }";
+const CLOCKS: &str = "package wasi:clocks@0.2.0;
+    interface monotonic-clock { use wasi:io/poll@0.2.0.{pollable}; subscribe-duration: func(when: u64) -> pollable; }";
+
+/// A guest whose `process` is this body, and which may write to stderr and ask for a timer. `text` lies at 4096.
+fn guest(body: &str, text: &str) -> Vec<u8> {
+    let imports = r#"
+        (import "wasi:cli/stderr@0.2.0" "get-stderr" (func $stderr (result i32)))
+        (import "wasi:io/streams@0.2.0" "[method]output-stream.blocking-write-and-flush" (func $write (param i32 i32 i32 i32)))
+        (import "wasi:clocks/monotonic-clock@0.2.0" "subscribe-duration" (func $timer (param i64) (result i32)))
+        (import "wasi:io/poll@0.2.0" "[method]pollable.block" (func $block (param i32)))
+        (memory"#;
+    let wat = module(b"", 0, 0, &READY)
+        .replacen("(memory", imports, 1)
+        .replacen("(global.set $free (i32.const 65536)) (i32.const 128)", body, 1)
+        .replacen("(data (i32.const 128)", &format!("(data (i32.const 4096) {text:?})\n(data (i32.const 128)"), 1);
+    let wit = WIT.replace(
+        "import host;",
+        "import host; import wasi:cli/stderr@0.2.0; import wasi:io/streams@0.2.0; import wasi:io/poll@0.2.0; import wasi:clocks/monotonic-clock@0.2.0;",
+    );
+    with_packages(&wat, &[IO, CLI, CLOCKS, &wit], "transform")
+}
+
+fn reason(wasm: &[u8]) -> (String, String) {
+    let mut instance = host().load_bytes("wasi.wasm", wasm).unwrap().start(&json!({}), &Limits::default()).unwrap();
+    let mut rejected = Rejections::default();
+    let counts = instance.process(&mut batch_of(&["a"]), &mut rejected).unwrap();
+    assert_eq!(counts.rejected, 1);
+    (rejected.reasons[0].code.clone(), rejected.reasons[0].message.clone())
+}
+
+#[test]
+fn the_last_line_on_stderr_is_the_reason_of_a_trap() {
+    let text = "Traceback\nValueError: no such thing";
+    let write = |at: usize, len: usize| {
+        format!("(call $write (call $stderr) (i32.const {at}) (i32.const {len}) (i32.const 256))")
+    };
+    let body = format!("{} {} unreachable", write(4096, 10), write(4106, text.len() - 10));
+    let (code, message) = reason(&guest(&body, text));
+    assert_eq!(code, "plugin.trap");
+    assert!(message.contains("ValueError: no such thing") && message.contains("unreachable"), "{message}");
+    assert!(!message.contains("Traceback"), "{message}");
+}
+
+#[test]
+fn a_guest_cannot_wait_past_its_time() {
+    let started = Instant::now();
+    let (code, message) = reason(&guest("(call $block (call $timer (i64.const 60000000000))) unreachable", ""));
+    assert_eq!(code, "plugin.trap");
+    assert!(message.contains("must not wait"), "{message}");
+    assert!(started.elapsed() < Duration::from_secs(30));
+}

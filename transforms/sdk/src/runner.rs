@@ -1,0 +1,21 @@
+//! From bytes to a [`Transform`] and back: the same steps in a plugin and under the mock host.
+
+use crate::{Batch, Transform, Verdicts};
+
+/// Room for the verdict of a record that passes; more is taken when values change.
+const PASS_BYTES: usize = 4;
+
+pub(crate) fn process<T: Transform>(transform: &mut T, bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let batch = Batch::new(bytes).map_err(|error| error.to_string())?;
+    let mut verdicts = Verdicts::with_capacity(batch.len() * PASS_BYTES);
+    transform.process(batch, &mut verdicts)?;
+    assert_eq!(verdicts.len(), batch.len(), "`process` must give one verdict for each record");
+    Ok(verdicts.into_bytes())
+}
+
+pub(crate) fn flush<T: Transform>(transform: &mut T) -> Result<Vec<u8>, String> {
+    let mut verdicts = Verdicts::with_capacity(0);
+    let mut result = Ok(());
+    let _ = verdicts.next_verdict().emit(|out| result = transform.flush(out));
+    result.map(|()| verdicts.into_bytes())
+}

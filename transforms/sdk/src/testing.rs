@@ -1,0 +1,308 @@
+//! A mock host for `cargo test` on the native target: runs a transform over records through the same bytes as in a worker, and shows
+//! verdicts, log lines and counters. See the example in the crate's header.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use crate::batch::Headers;
+use crate::config::ConfigError;
+use crate::host::Level;
+use crate::verdict::write_header;
+use crate::{Transform, runner};
+
+thread_local! {
+    static CALLS: RefCell<Calls> = RefCell::new(Calls::default());
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    log: Vec<(Level, String)>,
+    counters: BTreeMap<String, u64>,
+    histograms: BTreeMap<String, Vec<f64>>,
+    now_ms: u64,
+}
+
+pub(crate) fn log(level: Level, message: &str) {
+    CALLS.with_borrow_mut(|calls| calls.log.push((level, message.to_owned())));
+}
+
+pub(crate) fn counter_add(name: &str, by: u64) {
+    CALLS.with_borrow_mut(|calls| *calls.counters.entry(name.to_owned()).or_default() += by);
+}
+
+pub(crate) fn histogram_record(name: &str, value: f64) {
+    CALLS.with_borrow_mut(|calls| calls.histograms.entry(name.to_owned()).or_default().push(value));
+}
+
+pub(crate) fn now_ms() -> u64 {
+    CALLS.with_borrow(|calls| calls.now_ms)
+}
+
+/// A record to run a transform over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Input {
+    /// The key; `None` = null.
+    pub key: Option<Vec<u8>>,
+    /// The value; `None` = null.
+    pub value: Option<Vec<u8>>,
+    /// The headers.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    /// Milliseconds since 1970.
+    pub timestamp: Option<i64>,
+    /// Topic, partition and offset; `None`: on its way from a source to its topic.
+    pub origin: Option<(String, i32, i64)>,
+}
+
+impl Input {
+    /// A record with this value and nothing else.
+    pub fn value(value: impl AsRef<[u8]>) -> Self {
+        Self { value: Some(value.as_ref().to_vec()), ..Self::default() }
+    }
+
+    /// The same with a key.
+    #[must_use]
+    pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {
+        self.key = Some(key.as_ref().to_vec());
+        self
+    }
+
+    /// The same with one more header.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.headers.push((name.to_owned(), Some(value.as_ref().to_vec())));
+        self
+    }
+}
+
+/// A record that a transform let out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Name of the port, `default` if none was named.
+    pub port: String,
+    /// The record. Its origin is that of the input.
+    pub record: Input,
+}
+
+impl Output {
+    /// The value as text, for comparing.
+    pub fn text(&self) -> Option<&str> {
+        self.record.value.as_deref().and_then(|value| std::str::from_utf8(value).ok())
+    }
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It went on, changed or not.
+    Passed(Output),
+    /// It ended.
+    Dropped,
+    /// Other records went on in its place.
+    Emitted(Vec<Output>),
+    /// It was rejected.
+    Rejected {
+        /// The code, such as `mask.not_json`.
+        code: String,
+        /// The message.
+        message: String,
+    },
+}
+
+impl Outcome {
+    /// The record that went on.
+    pub fn passed(&self) -> Option<&Output> {
+        match self {
+            Self::Passed(output) => Some(output),
+            _ => None,
+        }
+    }
+}
+
+/// A transform with its configuration, ready to process.
+#[derive(Debug)]
+pub struct MockHost<T> {
+    transform: T,
+    ports: Vec<String>,
+}
+
+impl<T: Transform> MockHost<T> {
+    /// Makes the transform from its `config` table. Log lines, counters and clock of this thread start anew.
+    pub fn start(config: serde_json::Value) -> Result<Self, ConfigError> {
+        CALLS.with_borrow_mut(|calls| *calls = Calls::default());
+        let transform = T::new(ConfigError::read(&config.to_string())?)?;
+        let mut ports = vec!["default".to_owned()];
+        ports.extend(transform.ports());
+        Ok(Self { transform, ports })
+    }
+
+    /// Runs one batch.
+    ///
+    /// # Panics
+    /// When the transform panics, and when it names a port that it does not have.
+    pub fn process(&mut self, records: &[Input]) -> Result<Vec<Outcome>, String> {
+        let verdicts = runner::process(&mut self.transform, &seal(records))?;
+        Ok(self.outcomes(&verdicts, records))
+    }
+
+    /// Ends the instance in peace.
+    pub fn flush(&mut self) -> Result<Vec<Output>, String> {
+        let verdicts = runner::flush(&mut self.transform)?;
+        Ok(self
+            .outcomes(&verdicts, &[Input::default()])
+            .into_iter()
+            .flat_map(|outcome| match outcome {
+                Outcome::Emitted(outputs) => outputs,
+                _ => Vec::new(),
+            })
+            .collect())
+    }
+
+    /// The transform itself.
+    pub fn transform(&self) -> &T {
+        &self.transform
+    }
+
+    /// What the transform logged since the start.
+    pub fn log(&self) -> Vec<(Level, String)> {
+        CALLS.with_borrow(|calls| calls.log.clone())
+    }
+
+    /// A counter's total.
+    pub fn counter(&self, name: &str) -> u64 {
+        CALLS.with_borrow(|calls| calls.counters.get(name).copied().unwrap_or_default())
+    }
+
+    /// A histogram's observations.
+    pub fn histogram(&self, name: &str) -> Vec<f64> {
+        CALLS.with_borrow(|calls| calls.histograms.get(name).cloned().unwrap_or_default())
+    }
+
+    /// Sets the clock.
+    pub fn set_now_ms(&mut self, now_ms: u64) {
+        CALLS.with_borrow_mut(|calls| calls.now_ms = now_ms);
+    }
+
+    fn outcomes(&self, verdicts: &[u8], records: &[Input]) -> Vec<Outcome> {
+        let mut reader = Reader { rest: &verdicts[16..] };
+        records
+            .iter()
+            .map(|record| {
+                let [kind, parts, low, high] = reader.take::<4>();
+                let port = u16::from_le_bytes([low, high]);
+                match kind {
+                    0 => Outcome::Passed(self.output(port, record.clone())),
+                    1 => Outcome::Dropped,
+                    2 => Outcome::Passed(self.output(port, Input { value: reader.nullable(), ..record.clone() })),
+                    3 => Outcome::Passed(self.output(port, reader.parts(parts, record))),
+                    4 => {
+                        let count = u32::from_le_bytes(reader.take::<4>());
+                        Outcome::Emitted((0..count).map(|_| self.emitted(&mut reader, record)).collect())
+                    }
+                    _ => Outcome::Rejected { code: reader.text(), message: reader.text() },
+                }
+            })
+            .collect()
+    }
+
+    fn emitted(&self, reader: &mut Reader<'_>, record: &Input) -> Output {
+        let [_, parts, low, high] = reader.take::<4>();
+        self.output(u16::from_le_bytes([low, high]), reader.parts(parts, record))
+    }
+
+    fn output(&self, port: u16, record: Input) -> Output {
+        let name = self.ports.get(usize::from(port));
+        let Some(name) = name else { panic!("port {port} of {:?} was named", self.ports) };
+        Output { port: name.clone(), record }
+    }
+}
+
+/// Reads what [`crate::Verdicts`] wrote: well-formed by construction, so a slice out of range may panic.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut taken = [0; N];
+        taken.copy_from_slice(self.bytes(N));
+        taken
+    }
+
+    fn bytes(&mut self, len: usize) -> &'a [u8] {
+        let (bytes, rest) = self.rest.split_at(len);
+        self.rest = rest;
+        bytes
+    }
+
+    fn nullable(&mut self) -> Option<Vec<u8>> {
+        let len = usize::try_from(i32::from_le_bytes(self.take::<4>())).ok()?;
+        Some(self.bytes(len).to_vec())
+    }
+
+    fn text(&mut self) -> String {
+        String::from_utf8_lossy(&self.nullable().unwrap_or_default()).into_owned()
+    }
+
+    fn parts(&mut self, parts: u8, record: &Input) -> Input {
+        let mut changed = record.clone();
+        if parts & 1 != 0 {
+            changed.key = self.nullable();
+        }
+        if parts & 2 != 0 {
+            changed.value = self.nullable();
+        }
+        if parts & 4 != 0 {
+            let block = self.nullable().unwrap_or_default();
+            changed.headers =
+                Headers::over(&block).map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect();
+        }
+        if parts & 8 != 0 {
+            changed.timestamp = Some(i64::from_le_bytes(self.take::<8>())).filter(|timestamp| *timestamp >= 0);
+        }
+        changed
+    }
+}
+
+/// The bytes that a host makes of these records.
+fn seal(records: &[Input]) -> Vec<u8> {
+    let mut bytes = vec![0; 32];
+    let mut table = Vec::new();
+    let mut topics: Vec<&str> = Vec::new();
+    for record in records {
+        let (topic, partition, offset) = record
+            .origin
+            .as_ref()
+            .map_or(("", 0, -1), |(topic, partition, offset)| (topic.as_str(), *partition, *offset));
+        let topic = topics.iter().position(|known| *known == topic).unwrap_or_else(|| {
+            topics.push(topic);
+            topics.len() - 1
+        });
+        table.extend_from_slice(&record.timestamp.unwrap_or(-1).to_le_bytes());
+        table.extend_from_slice(&offset.to_le_bytes());
+        table.extend_from_slice(&partition.to_le_bytes());
+        table.extend_from_slice(&(topic as u32).to_le_bytes()); // the port, 0, is its upper half
+        let mut headers = Vec::new();
+        for (name, value) in &record.headers {
+            write_header(&mut headers, name, value.as_deref());
+        }
+        for part in [record.key.as_deref(), record.value.as_deref(), Some(headers.as_slice())] {
+            table.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+            table.extend_from_slice(&part.map_or(-1, |part| part.len() as i32).to_le_bytes());
+            bytes.extend_from_slice(part.unwrap_or_default());
+        }
+    }
+    let topics_at = bytes.len();
+    for topic in &topics {
+        bytes.extend_from_slice(&(topic.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(topic.as_bytes());
+    }
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    let table_at = bytes.len();
+    bytes.extend_from_slice(&table);
+    let header = [records.len() as u32, table_at as u32, topics_at as u32, topics.len() as u32];
+    bytes[..8].copy_from_slice(b"TLB1\x01\0\0\0");
+    for (index, word) in header.into_iter().enumerate() {
+        bytes[8 + index * 4..12 + index * 4].copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
