@@ -71,8 +71,9 @@ pub struct Claim {
 /// A running sink. It has a thread of its own and may block there, within reason: a call that cannot finish returns an external error
 /// within a minute, and the stage tries again without losing the claims.
 ///
-/// After an error from `plan`, `stage` or `publish` the stage calls the same step again with the same arguments; after an error from
-/// `write` it [discards](Sink::discard) the claim and reads it again from the committed offset.
+/// After an error from `stage`, `publish`, `abort` or `claimed` that is worth another try the same step is called again with the same
+/// arguments. After an error from `write`, `plan` or `relieve` the sink is dropped, a new one opened, and everything read again
+/// from the committed offsets: what was buffered may be lost then.
 pub trait Sink: Send {
     /// Adds records of one claim to its open objects, in order of offsets. A record that cannot be written goes to `rejected`, and the
     /// others are written. One offset may come several times (a transform emitted several records) or not at all.

@@ -3,6 +3,7 @@
 //! stdout is data (or JSON, with `--json`), stderr is everything else. The exit code says what kind of thing went wrong: see [`Exit`].
 //! Every verb takes the flags that set worker settings; what is said of them is in [`crate::config`].
 
+mod broker;
 mod connectors;
 mod graph;
 mod output;
@@ -34,6 +35,8 @@ enum Verb {
     Graph(GraphArgs),
     /// Runs pipelines until stopped
     Run(RunArgs),
+    /// Runs the embedded Kafka broker by itself
+    Broker(BrokerArgs),
     /// Lists the connectors
     Connectors(ConnectorsArgs),
 }
@@ -81,6 +84,17 @@ pub struct RunArgs {
     pub settings: SettingsArgs,
 }
 
+/// `trunkline broker`.
+#[derive(Args)]
+pub(super) struct BrokerArgs {
+    /// Where to listen. There is no authentication: whoever reaches another address than loopback can read and delete everything
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
+    listen: std::net::SocketAddr,
+    /// Folder for its data
+    #[arg(long, value_name = "DIR", default_value = "trunkline-data/broker")]
+    data: PathBuf,
+}
+
 /// `trunkline connectors`.
 #[derive(Args)]
 struct ConnectorsArgs {
@@ -100,6 +114,7 @@ pub fn main() -> ExitCode {
         }
     };
     let exit = match cli.verb {
+        Verb::Broker(args) => broker::broker(&args),
         Verb::Connectors(args) => connectors::connectors(args.json),
         Verb::Validate(args) => match args.settings.load() {
             Ok(settings) => validate::validate(&args.paths, args.json, &settings),

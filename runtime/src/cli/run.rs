@@ -6,18 +6,13 @@ use trunkline_transform_host::{Host, HostOptions};
 
 use super::{Exit, RunArgs};
 use crate::config::{self, Look, Settings};
+use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::plan::{self, Pipeline, Registry};
 use crate::stage::Stop;
 use crate::worker::{self, DataDir, WorkerOptions};
 
 /// Runs the verb.
 pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
-    let Some(brokers) = settings.brokers.clone() else {
-        eprintln!(
-            "error: no brokers are named\n  help: name them with --brokers HOST:PORT, TRUNKLINE_BROKERS, or `brokers` in trunkline.toml"
-        );
-        return Exit::Config.into();
-    };
     let data = match DataDir::open(&settings.data) {
         Ok(data) => data,
         Err(error) => {
@@ -41,6 +36,17 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
             return Exit::Environment.into();
         }
     };
+    let embedded = match settings.brokers.as_deref() {
+        None | Some(EMBEDDED) => match EmbeddedBroker::start(runtime.handle(), &settings.data.join("broker")) {
+            Ok(broker) => Some(broker),
+            Err(error) => {
+                eprintln!("error: {error}");
+                return Exit::Environment.into();
+            }
+        },
+        Some(_) => None,
+    };
+    let brokers = embedded.as_ref().map_or_else(|| settings.brokers.clone().unwrap_or_default(), EmbeddedBroker::address);
     let stop = Stop::default();
     runtime.spawn(stop_on_signals(stop.clone()));
     let options = WorkerOptions {
@@ -52,6 +58,9 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
         stop: stop.clone(),
     };
     let outcome = worker::run(options, &data);
+    if let Some(broker) = embedded {
+        broker.stop();
+    }
     // Nothing that is still under way in the background matters now.
     runtime.shutdown_background();
     match outcome {
@@ -120,15 +129,20 @@ fn report(args: &RunArgs, outcome: &worker::Outcome) -> ExitCode {
 
 /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends.
 async fn stop_on_signals(stop: Stop) {
+    stop_signal().await;
+    tracing::info!("told to stop");
+    stop.set();
+}
+
+/// Waits for SIGINT or SIGTERM.
+pub(super) async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        tracing::error!("signals cannot be received: the worker can only be killed");
-        return;
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        tracing::error!("signals cannot be received: the process can only be killed");
+        return std::future::pending().await;
     };
     tokio::select! {
-        _ = interrupt.recv() => tracing::info!("interrupted; stopping"),
-        _ = terminate.recv() => tracing::info!("told to stop"),
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
     }
-    stop.set();
 }

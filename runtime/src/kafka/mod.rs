@@ -5,11 +5,13 @@
 //! - [`admin`]: topics are created, never altered.
 //! - [`producer`]: the transactional producer; the only way anything is written.
 //! - [`consumer`]: the group consumer that fills batches.
+//! - [`embedded`]: the broker in the process, when no other is named.
 //! - [`table`]: compacted topics as key-value tables.
 
 pub mod admin;
 pub mod client;
 pub mod consumer;
+pub mod embedded;
 pub mod producer;
 pub mod table;
 

@@ -309,7 +309,8 @@ impl SinkTask<'_> {
         }
         let mut plans = BTreeMap::new();
         for claim in &due {
-            if let Some(plan) = self.retry("closing objects", |this| this.sink.plan(claim))? {
+            // Not tried again: a file that cannot be completed has lost its rows, and only reading them again brings them back.
+            if let Some(plan) = self.sink.plan(claim).map_err(|error| error.context("closing objects"))? {
                 plans.insert(claim.clone(), plan);
             }
         }

@@ -1,0 +1,38 @@
+//! `trunkline broker`: the embedded broker by itself, until it is told to stop.
+
+use trunkline_broker::{Broker, BrokerOptions};
+
+use super::{BrokerArgs, Exit, print_data, run::stop_signal};
+
+/// Runs the verb.
+pub(super) fn broker(args: &BrokerArgs) -> Exit {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return Exit::Environment;
+        }
+    };
+    if !args.listen.ip().is_loopback() {
+        eprintln!("warning: {} is not loopback: whoever can reach it can read, write and delete everything", args.listen);
+    }
+    let options = BrokerOptions { listen: args.listen, ..BrokerOptions::new(&args.data) };
+    runtime.block_on(async {
+        let broker = match Broker::start(options).await {
+            Ok(broker) => broker,
+            Err(error) => {
+                eprintln!("error: {error}");
+                return Exit::Environment;
+            }
+        };
+        print_data(&format!("{}\n", broker.address()));
+        stop_signal().await;
+        match broker.stop().await {
+            Ok(()) => Exit::Ok,
+            Err(error) => {
+                eprintln!("error: {error}");
+                Exit::Runtime
+            }
+        }
+    })
+}
