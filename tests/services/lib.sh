@@ -32,3 +32,54 @@ leash() {
 
 # fail LOG: the end of a server's log, to stderr, and exit 1.
 fail() { tail -20 "$1" >&2; exit 1; }
+
+# kafka_settings: what every node of Apache Kafka has here, however many there are.
+kafka_settings() {
+  cat <<P
+process.roles=broker,controller
+controller.listener.names=CONTROLLER
+# Few partitions of the internal topics: each one is files, and start-up time.
+offsets.topic.num.partitions=4
+transaction.state.log.num.partitions=4
+# Nobody waits: the first member of a group joins at once instead of after 3 s.
+group.initial.rebalance.delay.ms=0
+# Nor for retention, compaction and the abort of timed-out transactions: look every second (not 5 min, 15 s, 10 s).
+log.initial.task.delay.ms=1000
+log.retention.check.interval.ms=1000
+log.cleaner.backoff.ms=1000
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+# Large records (16 MiB) pass without per-topic settings.
+message.max.bytes=16777216
+replica.fetch.max.bytes=16777216
+P
+}
+
+# kafka_format DATA S CLUSTER [ARGS]: makes the data folder of the node whose properties are in S.properties.
+# A formatted directory has meta.properties; anything less is left from a format that was killed, and is done again.
+kafka_format() {
+  [ -f "$1/meta.properties" ] && return
+  rm -rf "$1"
+  "$SERVICES/kafka-tool" kafka.tools.StorageTool format -t "$3" -c "$2.properties" "${@:4}" >"$2.log" 2>&1 || fail "$2.log"
+}
+
+# kafka_cluster_id: a new one, as `StorageTool random-uuid` makes them, without starting Java for it. (A leading - would look like a flag.)
+kafka_cluster_id() { echo "T$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | cut -c 2-22)"; }
+
+# kafka_launch S: starts the node whose properties are in S.properties in the background; its log is S.log, its pid in S.pid.
+kafka_launch() {
+  KAFKA_LOG=INFO setsid "$SERVICES/kafka-tool" kafka.Kafka "$1.properties" </dev/null >"$1.log" 2>&1 &
+  echo $! > "$1.pid"   # kafka-tool ends in exec: the job's pid is the JVM's
+}
+
+# kafka_wait S: returns once clients can connect to the node.
+kafka_wait() {
+  local pid; pid=$(cat "$1.pid")
+  for _ in $(seq 600); do
+    # "Kafka Server started" comes after the broker is unfenced; an open port alone comes earlier.
+    grep -qs 'Kafka Server started' "$1.log" && return
+    kill -0 "$pid" 2>/dev/null || break
+    sleep 0.1
+  done
+  kill "$pid" 2>/dev/null || true
+  fail "$1.log"
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
-use crate::{Kafka, S3, Summary, Worker, worker_binary};
+use crate::{KafkaClient, S3, Summary, Worker, worker_binary};
 
 /// A folder, a pipeline name that no other test has, and the workers that run it. When the test fails the folder is kept.
 pub struct Case {
@@ -15,12 +15,13 @@ pub struct Case {
     folder: Option<TempDir>,
     brokers: String,
     binary: PathBuf,
+    settings: Vec<(String, String)>,
     started: AtomicU32,
 }
 
 impl Case {
     /// A new one. `test` is a short name, of letters and dashes.
-    pub fn new(test: &str, kafka: &Kafka) -> Self {
+    pub fn new(test: &str, kafka: &KafkaClient) -> Self {
         let binary = worker_binary();
         // Kafka's data may be older than this process, so counting is not enough.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
@@ -31,10 +32,16 @@ impl Case {
         Self {
             name: format!("{test}-{:x}-{now:x}", std::process::id()),
             folder: Some(folder),
-            brokers: kafka.brokers(),
+            brokers: kafka.brokers().into(),
             binary,
+            settings: Vec::new(),
             started: AtomicU32::new(0),
         }
+    }
+
+    /// Gives all workers of this test a setting, by its environment variable.
+    pub fn set(&mut self, variable: &str, value: &str) {
+        self.settings.push((variable.into(), value.into()));
     }
 
     /// The unique name: of the cluster, and of the pipeline where there is one.
@@ -64,6 +71,7 @@ impl Case {
             command.env_remove(name);
         }
         command.args(arguments).env("TRUNKLINE_CLUSTER", &self.name).envs(S3::CREDENTIALS);
+        command.envs(self.settings.iter().cloned());
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         Worker::spawn(command, &self.path(&format!("{number}-{worker}")))
     }

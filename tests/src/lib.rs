@@ -1,9 +1,9 @@
 //! What end-to-end tests and benchmarks are made of: real servers, a worker process, logs that are being written, and independent readers.
 //!
-//! * [`Kafka`] and [`S3`] start real servers through the scripts in `tests/services`. They end with the test process, however it ends.
+//! * [`Kafka`], [`KafkaCluster`] and [`S3`] start real servers through the scripts in `tests/services`. They end with the test process, however it ends.
 //! * [`S3Faults`] is a proxy before an S3 server that breaks chosen requests.
 //! * [`Case`] is the private ground of one test: a folder, a pipeline name that no other test has, and its [`Worker`] processes.
-//! * [`LogWriter`] writes and rotates access logs; [`Reader`] says what reached the lake; [`Kafka::read`] what is in a topic.
+//! * [`LogWriter`] writes and rotates access logs; [`Reader`] says what reached the lake; [`KafkaClient::read`] what is in a topic.
 //! * [`Summary`] is what a worker counted, and checks conservation (I3).
 //!
 //! Waits are polls with a deadline ([`wait`]), never sleeps. What a machine lacks makes a test print `SKIP name: reason` ([`need!`]).
@@ -28,7 +28,7 @@ mod worker;
 
 pub use case::Case;
 pub use faults::{Fault, Request, S3Faults, Window};
-pub use kafka::{Kafka, Record};
+pub use kafka::{Ends, Kafka, KafkaClient, KafkaCluster, Record, Replicas};
 pub use log_writer::LogWriter;
 pub use plugins::test_plugin;
 pub use random::Random;

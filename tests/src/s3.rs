@@ -19,7 +19,7 @@ impl S3 {
 
     /// Starts one with no buckets.
     pub fn start() -> Result<Self, Skip> {
-        Ok(Self(Server::start("s3", &[])?))
+        Ok(Self(Server::start("s3", &[], 1)?))
     }
 
     /// Its host and port.

@@ -76,6 +76,27 @@ impl Worker {
         self.signal(libc::SIGTERM);
     }
 
+    /// Stops it where it is, as a machine does that hangs for a while; returns when no thread of it runs any more.
+    pub fn sigstop(&mut self) {
+        self.signal(libc::SIGSTOP);
+        let stat = format!("/proc/{}/stat", self.pid());
+        wait::until("the process is stopped", Duration::from_secs(10), || {
+            // "pid (name) state ..": see `runs` in server.rs.
+            fs::read_to_string(&stat).unwrap().rsplit(") ").next()?.starts_with('T').then_some(())
+        });
+    }
+
+    /// Lets it go on after [`Worker::sigstop`].
+    pub fn sigcont(&mut self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// Whether it has a file open: which of several workers reads it, asked of nobody who could be wrong.
+    pub fn has_open(&self, path: &Path) -> bool {
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{}/fd", self.pid())) else { return false };
+        descriptors.flatten().any(|open| fs::read_link(open.path()).is_ok_and(|target| target == path))
+    }
+
     /// Kills it and waits for its end.
     pub fn kill9(mut self) -> Exit {
         self.signal(libc::SIGKILL);

@@ -18,7 +18,7 @@ pub struct LogfileOptions {
     /// `exclude`: globs of files to leave out. One without a `/` is held against the file's name, any other against its path.
     pub exclude: Vec<Glob>,
     /// `parser` (default `none`): `none` makes `{"message": ".."}` of a line, `json` takes a line that is a JSON object as it is, `regex` takes
-    /// the named groups of `pattern`, `combined` the combined and common log formats of Apache and nginx.
+    /// the named groups of `pattern`, `combined` the combined log format of Apache and nginx.
     pub parser: ParserKind,
     /// `read_from` (default `beginning`): where files begin that are there when the source starts for the very first time. Files that
     /// appear later are always read from the beginning.

@@ -14,7 +14,10 @@ pub(super) fn broker(args: &BrokerArgs) -> Exit {
         }
     };
     if !args.listen.ip().is_loopback() {
-        eprintln!("warning: {} is not loopback: whoever can reach it can read, write and delete everything", args.listen);
+        eprintln!(
+            "warning: {} is not loopback: whoever can reach it can read, write and delete everything",
+            args.listen
+        );
     }
     let options = BrokerOptions { listen: args.listen, ..BrokerOptions::new(&args.data) };
     runtime.block_on(async {

@@ -46,7 +46,8 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
         },
         Some(_) => None,
     };
-    let brokers = embedded.as_ref().map_or_else(|| settings.brokers.clone().unwrap_or_default(), EmbeddedBroker::address);
+    let brokers =
+        embedded.as_ref().map_or_else(|| settings.brokers.clone().unwrap_or_default(), EmbeddedBroker::address);
     let stop = Stop::default();
     runtime.spawn(stop_on_signals(stop.clone()));
     let options = WorkerOptions {
@@ -65,7 +66,8 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     runtime.shutdown_background();
     match outcome {
         Ok(outcome) => report(args, &outcome),
-        Err(error) if stop.is_set() => {
+        // With `--until-idle` the flag is also set at the end of the work: an error then is one.
+        Err(error) if stop.is_set() && !args.until_idle => {
             eprintln!("stopped: {error}");
             ExitCode::SUCCESS
         }
@@ -137,7 +139,8 @@ async fn stop_on_signals(stop: Stop) {
 /// Waits for SIGINT or SIGTERM.
 pub(super) async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
         tracing::error!("signals cannot be received: the process can only be killed");
         return std::future::pending().await;
     };

@@ -105,6 +105,13 @@ impl Document {
         Section::new(&self.table, 0..0, "", &self.base, report)
     }
 
+    /// Is there a string in the table that could not be resolved?
+    pub fn has_unresolved(&self, table: &Table) -> bool {
+        let is_within =
+            |place: &Range<usize>, node: &Node| node.span.start <= place.start && place.end <= node.span.end;
+        self.resolved.unresolved.iter().any(|place| table.entries.iter().any(|(_, node)| is_within(place, node)))
+    }
+
     /// The place in the file of a range of a string's resolved text; of the whole string, where a reference makes them differ.
     pub fn within(&self, node: &Node, range: Range<usize>) -> Range<usize> {
         match &node.value {

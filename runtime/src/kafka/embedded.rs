@@ -22,12 +22,16 @@ pub struct EmbeddedBroker {
 impl EmbeddedBroker {
     /// Starts it on loopback with its data in `folder`: on Kafka's usual port if that is free, else on any.
     pub fn start(runtime: &Handle, folder: &Path) -> Result<Self> {
-        let listen = |port| BrokerOptions { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), ..BrokerOptions::new(folder) };
+        let listen = |port| BrokerOptions {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            ..BrokerOptions::new(folder)
+        };
         let started = match runtime.block_on(Broker::start(listen(USUAL_PORT))) {
             Err(BrokerError::Listen { .. }) => runtime.block_on(Broker::start(listen(0))),
             other => other,
         };
-        let broker = started.map_err(|error| Error::external("broker.start", format!("the embedded broker cannot start: {error}")))?;
+        let broker = started
+            .map_err(|error| Error::external("broker.start", format!("the embedded broker cannot start: {error}")))?;
         tracing::info!(address = %broker.address(), data = %folder.display(), "embedded broker: any Kafka client can connect");
         Ok(Self { broker, runtime: runtime.clone() })
     }

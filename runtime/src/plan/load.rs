@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use trunkline_connector::config::{Mismatch, Problem, Report, Value, nearest};
+use trunkline_connector::config::{Mismatch, Problem, Report, Section, Value, nearest};
 use trunkline_connector::{SinkSpec, Template};
 use trunkline_transform_host::Host;
 
@@ -83,8 +83,12 @@ fn read_pipeline(document: &Document, report: &Report, host: &Host, registry: &R
     let draft = draft::read(document, document.section(report), host, registry);
     let references = inputs::resolve(&draft, report);
     report_unused(&draft, &references);
-    if graph::has_cycle(&draft, &references, report) {
-        finish_sections(draft, registry);
+    let has_cycle = graph::has_cycle(&draft, &references, report);
+    let sinks: Vec<Option<Box<dyn SinkSpec>>> = (0..draft.sinks.len())
+        .map(|index| configure_sink(&draft, (!has_cycle).then_some(&references), index, registry))
+        .collect();
+    if has_cycle {
+        finish_sections(document, draft);
         return (None, Marks::default());
     }
     let topics: Vec<Option<PortTopics>> = draft
@@ -93,25 +97,21 @@ fn read_pipeline(document: &Document, report: &Report, host: &Host, registry: &R
         .enumerate()
         .map(|(index, transform)| port_topics(document, &draft, &references, index, transform))
         .collect();
-    let sinks: Vec<Option<Box<dyn SinkSpec>>> =
-        (0..draft.sinks.len()).map(|index| configure_sink(&draft, &references, index, registry)).collect();
     let graph = Graph { draft: &draft, references: &references, topics: &topics };
     let marks = Marks::of(&graph);
     // Only a file without problems has all the parts of a pipeline.
     let pipeline = if report.is_empty() { build(document, &graph, sinks) } else { None };
-    finish_sections(draft, registry);
+    finish_sections(document, draft);
     (pipeline, marks)
 }
 
 /// Reports the keys that nobody asked for. A component with an unknown connector has none: which there are is not known.
-fn finish_sections(draft: Draft<'_>, registry: &Registry) {
-    draft.sources.into_iter().for_each(|source| source.section.finish());
+fn finish_sections(document: &Document, draft: Draft<'_>) {
+    let sources = draft.sources.into_iter().map(|source| source.section);
+    let sinks = draft.sinks.into_iter().filter(|sink| sink.connector.is_some()).map(|sink| sink.section);
+    // Which options a connector has may depend on one that is not known: an address, for example.
+    sources.chain(sinks).filter(|section| !document.has_unresolved(section.table)).for_each(Section::finish);
     draft.transforms.into_iter().for_each(|transform| transform.section.finish());
-    for sink in draft.sinks {
-        if sink.connector.and_then(|name| registry.sink(name)).is_some() {
-            sink.section.finish();
-        }
-    }
 }
 
 fn report_unused(draft: &Draft<'_>, references: &References) {
@@ -198,15 +198,18 @@ fn port_topics(
     std::iter::once(Some(topic.clone())).chain(others).collect()
 }
 
+/// `references` are needed to know what may be used in its templates; in a cycle that cannot be known.
 fn configure_sink(
     draft: &Draft<'_>,
-    references: &References,
+    references: Option<&References>,
     index: usize,
     registry: &Registry,
 ) -> Option<Box<dyn SinkSpec>> {
     let sink = &draft.sinks[index];
     let connector = registry.sink(sink.connector?)?;
-    let known = graph::at_names(draft, references, &references.of_sinks[index], sink.inputs.len().max(1));
+    let known = references.and_then(|references| {
+        graph::at_names(draft, references, &references.of_sinks[index], sink.inputs.len().max(1))
+    });
     let names: Vec<&str> = match &known {
         Some(known) => known.iter().copied().collect(),
         None => draft::mentioned_in(sink.section.table).into_iter().collect(),

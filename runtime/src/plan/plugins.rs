@@ -43,7 +43,7 @@ pub(super) fn start(section: &Section<'_>, host: &Host) -> Option<Started> {
             Some(Started { plugin, config, limits, ports })
         }
         Err(error) => {
-            section.report.add(rejected(section, node, &name, error));
+            section.report.add(rejected(section, &name, error));
             None
         }
     }
@@ -78,8 +78,13 @@ fn find(section: &Section<'_>, node: &Node, name: &str, host: &Host) -> Option<P
         Ok(plugin) => Some(plugin),
         Err(error) => {
             let (message, expected) = parts(&error.to_string(), "expected a transform plugin");
+            // How to get one is too long for a label.
+            let (expected, help) = match expected.strip_suffix(')').and_then(|expected| expected.split_once(" (")) {
+                Some((expected, help)) => (expected.to_owned(), Some(help.to_owned())),
+                None => (expected, None),
+            };
             let span = node.span.clone();
-            section.report.add(Problem { code: "plan.bad_plugin", message, span, expected, help: None });
+            section.report.add(Problem { code: "plan.bad_plugin", message, span, expected, help });
             None
         }
     }
@@ -119,14 +124,15 @@ fn modules_beside(base: &Path, name: &str, path: &Path) -> Vec<String> {
     names
 }
 
-fn rejected(section: &Section<'_>, plugin: &Node, name: &str, error: StartError) -> Problem {
+fn rejected(section: &Section<'_>, name: &str, error: StartError) -> Problem {
     let at_key = match (&error.key, section.node("config")) {
         (Some(key), Some(config)) => place_of(config, key),
         _ => None,
     };
     let config_span = section.table.entry("config").map(|(key, _)| key.span.clone());
-    let otherwise = match (&error.key, &at_key) {
-        (Some(key), None) => format!("expected `{key}` here"),
+    let otherwise = match (&config_span, &error.key, &at_key) {
+        (None, ..) => "expected `config = { .. }` here".to_owned(),
+        (Some(_), Some(key), None) => format!("expected `{key}` here"),
         _ => format!("`{name}` does not take this"),
     };
     let (message, expected) = parts(&error.message, &otherwise);
@@ -136,7 +142,7 @@ fn rejected(section: &Section<'_>, plugin: &Node, name: &str, error: StartError)
             Some(key) => format!("the plugin `{name}` rejects its configuration: `{key}`: {message}"),
             None => format!("the plugin `{name}` rejects its configuration: {message}"),
         },
-        span: at_key.or(config_span).unwrap_or_else(|| plugin.span.clone()),
+        span: at_key.or(config_span).unwrap_or_else(|| section.span.clone()),
         expected,
         help: None,
     }

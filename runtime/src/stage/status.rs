@@ -47,7 +47,7 @@ struct Shown {
     behind: u64,
     last_commit: Option<Instant>,
     last_error: Option<String>,
-    restarts: u64,
+    failures: u64,
 }
 
 impl StageStatus {
@@ -59,7 +59,7 @@ impl StageStatus {
             behind: 0,
             last_commit: None,
             last_error: None,
-            restarts: 0,
+            failures: 0,
         };
         Self { pipeline: pipeline.to_owned(), component: component.to_owned(), kind, shown: Mutex::new(shown) }
     }
@@ -98,7 +98,7 @@ impl StageStatus {
     pub(super) fn failed(&self, error: &str) {
         let mut shown = self.lock();
         shown.last_error = Some(error.to_owned());
-        shown.restarts += 1;
+        shown.failures += 1;
     }
 
     /// The time of the last commit, for those who wait for progress.
@@ -118,7 +118,7 @@ impl StageStatus {
             line.push_str(&format!(", {} bytes behind", shown.behind));
         }
         if let Some(error) = &shown.last_error {
-            line.push_str(&format!("; last error: {error}"));
+            line.push_str(&format!("; failed {} times, last: {error}", shown.failures));
         }
         line
     }

@@ -9,6 +9,7 @@ use trunkline_tests::{Kafka, need, wait};
 #[test]
 fn readers_see_what_was_committed_also_after_a_crash() {
     let mut kafka = need!(Kafka::start());
+    kafka.create_topic("harness", 1);
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", kafka.brokers())
         .set("transactional.id", "harness")

@@ -6,6 +6,7 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod brokers;
 mod crashes;
 mod dead_letters;
 mod harness;
@@ -13,6 +14,7 @@ mod outages;
 mod pipeline;
 mod rotation;
 mod several;
+mod transforms;
 
 use std::path::Path;
 use std::time::Duration;

@@ -29,7 +29,7 @@ fn a_real_log_arrives_line_by_line() {
     assert_eq!(found.partitions["day"], ["2015-05-17", "2015-05-18", "2015-05-19", "2015-05-20"]);
     assert_eq!(
         (found.types["status"].as_slice(), found.types["bytes"].as_slice()),
-        (&["int64".to_owned()][..], &["int64".to_owned()][..])
+        (&["int32".to_owned()][..], &["int64".to_owned()][..])
     );
     assert!(found.types["timestamp"].iter().all(|kind| kind.starts_with("timestamp[")), "{:?}", found.types);
 

@@ -1,6 +1,6 @@
 //! `parser = "combined"`: the access log format of Apache and nginx,
-//! `addr ident user [17/May/2015:10:05:03 +0000] "METHOD path PROTOCOL" status bytes "referer" "user agent"`; the common log format is the
-//! same without the last two, which are null then.
+//! `addr ident user [17/May/2015:10:05:03 +0000] "METHOD path PROTOCOL" status bytes "referer" "user agent"`. A line that ends after the size
+//! (the common log format) is refused: in a combined log it is a line that was cut off.
 //!
 //! `-` is null. The identity field is dropped (nobody has filled it in for decades). A request that is not three words is kept whole as
 //! `path`. In quoted fields `\"` and `\\` are what they stand for, and so is a run of `\xHH` if it makes valid UTF-8; any other escape is
@@ -18,7 +18,7 @@ use trunkline_connector::json::write_string;
 
 use super::{Event, Expected};
 
-/// Parser of the combined and common formats.
+/// Parser of the combined format.
 #[derive(Default)]
 pub(crate) struct CombinedParser {
     last: Stamp,
@@ -97,10 +97,6 @@ impl CombinedParser {
         let (size, at) = number(line, at, "a space and a number of bytes (or `-`)", 18)?;
         out.extend_from_slice(b",\"bytes\":");
         out.extend_from_slice(size.as_bytes());
-        if line[at..].trim_end_matches(' ').is_empty() {
-            out.extend_from_slice(b",\"referer\":null,\"user_agent\":null}");
-            return Ok(Event::Record(Some(self.last.milliseconds)));
-        }
         let (referer, at) = quoted(line, at, "a space and a referer in double quotes")?;
         out.extend_from_slice(b",\"referer\":");
         write_quoted(out, referer);
@@ -330,14 +326,15 @@ mod tests {
     }
 
     #[test]
-    fn dashes_are_null_and_the_common_format_is_read() {
-        let line = r#"::1 - - [31/Dec/1999:23:59:59 -0130] "-" 408 -"#;
+    fn dashes_are_null_and_a_line_that_ends_early_is_refused() {
+        let line = r#"::1 - - [31/Dec/1999:23:59:59 -0130] "-" 408 - "-" "-""#;
         let expected = json!({
             "remote_addr": "::1", "remote_user": null, "timestamp": "2000-01-01T01:29:59Z", "method": null, "path": null,
             "protocol": null, "status": 408, "bytes": null, "referer": null, "user_agent": null
         });
         assert_eq!(parsed(line).unwrap(), expected);
         assert_eq!(parsed("  ").unwrap(), Value::Null);
+        assert!(parsed(line.trim_end_matches(r#" "-" "-""#)).is_err());
     }
 
     #[test]
@@ -357,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_users_name_may_hold_spaces_and_brackets() {
-        let value = parsed(r#"h - John [x] Doe [17/May/2015:10:05:03 +0000] "GET / HTTP/1.0" 007 00"#).unwrap();
+        let value = parsed(r#"h - John [x] Doe [17/May/2015:10:05:03 +0000] "GET / HTTP/1.0" 007 00 "-" "-""#).unwrap();
         assert_eq!(
             (&value["remote_user"], &value["status"], &value["bytes"]),
             (&json!("John [x] Doe"), &json!(7), &json!(0))

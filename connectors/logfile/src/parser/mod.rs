@@ -22,7 +22,7 @@ pub enum ParserKind {
     Json,
     /// Named groups of a pattern.
     Regex(RegexParser),
-    /// Combined or common log format.
+    /// Combined log format.
     Combined,
 }
 

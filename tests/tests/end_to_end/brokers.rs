@@ -1,0 +1,153 @@
+//! What can happen between a worker and its brokers while both are well: a worker that hangs until another has its work, a transaction
+//! that the broker gave up, leaders and coordinators that move to another node. (A broker that is gone for a while: `outages.rs`.)
+
+use std::time::Duration;
+
+use trunkline_tests::{Case, Kafka, KafkaClient, KafkaCluster, LogWriter, Reader, need, wait};
+
+use crate::{LONG, access_logs, assert_counted, assert_every_line_once, wait_for_rows};
+
+/// The broker aborts a transaction after `transaction.timeout.ms`, 30 s, and looks for such ones now and then.
+const ABORTED: Duration = Duration::from_secs(60);
+
+/// Waits until a transaction with records of this topic is open: from then on until the worker's next commit, a stop is in the middle.
+fn wait_for_open_transaction(kafka: &KafkaClient, topic: &str) {
+    wait::until("a transaction is open", LONG, || {
+        let ends = kafka.ends(topic);
+        (ends.written > ends.decided).then_some(())
+    });
+}
+
+#[test]
+fn a_worker_that_hangs_is_fenced_when_it_comes_back() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let mut case = Case::new("zombie", kafka);
+    // Time to be stopped in the middle.
+    case.set("TRUNKLINE_COMMIT_INTERVAL", "2s");
+    let (path, lake, topic) = (case.path("logs/access.log"), case.path("lake"), format!("{}.web", case.name()));
+    let mut log = LogWriter::new(&path, 700);
+    log.append(5_000);
+    case.pipeline("access", &access_logs());
+    let mut workers = vec![case.start("a", &[]), case.start("b", &[])];
+    wait_for_rows(&reader, &lake, 5_000);
+    wait::until("each has partitions of the sink", LONG, || {
+        workers.iter().all(|worker| worker.stderr().contains("claimed")).then_some(())
+    });
+    log.append(5_000);
+    let reading =
+        wait::until("one of them reads the log", LONG, || workers.iter().position(|worker| worker.has_open(&path)));
+    let mut zombie = workers.remove(reading);
+    let mut other = workers.remove(0);
+
+    // Its transaction holds lines that it will want to commit, and that the other one must write again.
+    log.append(5_000);
+    wait_for_open_transaction(kafka, &topic);
+    zombie.sigstop();
+    let before = kafka.count(&topic);
+    assert!(before < log.lines(), "the worker was to be stopped before it had committed all of {before} lines");
+    log.append(5_000);
+    wait_for_rows(&reader, &lake, log.lines());
+
+    zombie.sigcont();
+    log.append(5_000);
+    wait_for_rows(&reader, &lake, log.lines());
+    // Whether it learns it from its group or from its transaction, it says so; and it goes on as the second one of two.
+    wait::until("the zombie learns that it was replaced", LONG, || {
+        zombie.stderr().contains("has taken over").then_some(())
+    });
+    log.append(5_000);
+    wait_for_rows(&reader, &lake, log.lines());
+    for worker in [&mut zombie, &mut other] {
+        assert!(worker.runs(), "{}", worker.stderr());
+        worker.sigterm();
+    }
+    for worker in [zombie, other] {
+        let exit = worker.wait(LONG);
+        assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    }
+
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &lake, &log);
+    assert_eq!(kafka.count(&topic), log.lines());
+}
+
+#[test]
+fn a_transaction_that_timed_out_is_written_again() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let mut case = Case::new("timed-out", kafka);
+    case.set("TRUNKLINE_COMMIT_INTERVAL", "5s");
+    let (lake, topic) = (case.path("lake"), format!("{}.web", case.name()));
+    let mut log = LogWriter::new(case.path("logs/access.log"), 701);
+    log.append(5_000);
+    case.pipeline("access", &access_logs());
+    let mut worker = case.start("a", &[]);
+    wait_for_open_transaction(kafka, &topic);
+    worker.sigstop();
+
+    wait::until("the broker aborts the transaction", ABORTED, || {
+        let ends = kafka.ends(&topic);
+        (ends.written > 0 && ends.written == ends.decided).then_some(())
+    });
+    // Without this the test would pass when the transaction was committed just before the stop.
+    assert_eq!(kafka.count(&topic), 0, "it was to be aborted");
+    worker.sigcont();
+    log.append(5_000);
+    wait_for_rows(&reader, &lake, log.lines());
+    assert!(worker.runs(), "{}", worker.stderr());
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &lake, &log);
+    assert_eq!(kafka.count(&topic), log.lines());
+}
+
+#[test]
+fn leaders_and_coordinators_that_move() {
+    let (mut cluster, reader) = (need!(KafkaCluster::start()), need!(Reader::find()));
+    let mut case = Case::new("cluster", &cluster);
+    case.set("TRUNKLINE_TOPICS_REPLICATION", "3");
+    let (lake, topic) = (case.path("lake"), format!("{}.web", case.name()));
+    let mut log = LogWriter::new(case.path("logs/access.log"), 702);
+    log.append(5_000);
+    case.pipeline("access", &access_logs());
+    let mut worker = case.start("a", &[]);
+    wait_for_rows(&reader, &lake, log.lines());
+
+    // One node after the other, all of them: whichever leads a partition, or coordinates the worker's groups and transactions (that is, leads
+    // a partition of the two internal topics), has to hand it over once.
+    for node in KafkaCluster::NODES {
+        let led_by = |topic: &str| {
+            let partitions = cluster.replicas().expect("brokers answer");
+            partitions.into_iter().filter(|((of, _), found)| of == topic && found.leader == node).count()
+        };
+        let moving = [topic.as_str(), "__consumer_offsets", "__transaction_state"];
+        let before = moving.map(led_by);
+        log.append(5_000);
+        cluster.kill9(node);
+        log.append(5_000);
+        wait_for_rows(&reader, &lake, log.lines());
+        let led_by = |topic: &str| {
+            let partitions = cluster.replicas().expect("brokers answer");
+            partitions.into_iter().filter(|((of, _), found)| of == topic && found.leader == node).count()
+        };
+        eprintln!("node {node} led so many partitions of {moving:?}: {before:?}");
+        assert!(before[0] > 0, "node {node} leads nothing of {topic}");
+        assert_eq!(moving.map(led_by), [0, 0, 0], "node {node} is down");
+        cluster.restart(node);
+    }
+    assert!(worker.runs(), "{}", worker.stderr());
+    log.append(5_000);
+    wait_for_rows(&reader, &lake, log.lines());
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &lake, &log);
+    assert_eq!(cluster.count(&topic), log.lines());
+}

@@ -1,0 +1,55 @@
+//! Transforms where they may stand: before the topic, fused into several sinks, with ports.
+
+use trunkline_tests::{Case, Kafka, LogWriter, Reader, need, test_plugin};
+
+use crate::{LONG, SOURCE};
+
+const TRANSFORMS: &str = r#"
+apply = ["early"]
+
+[transforms.early]
+plugin = "$PLUGIN"
+config = { drop_on = '"/item/7"' }
+
+[transforms.split]
+inputs = ["web"]
+plugin = "$PLUGIN"
+config = { reject_on = '"/item/11"', duplicate_on = '"/item/13"', port_on = '"/item/17"' }
+
+[sinks.lake]
+connector = "s3"
+inputs = ["split"]
+url = "file://$DIR/lake"
+
+[sinks.side]
+connector = "s3"
+inputs = ["split.side"]
+url = "file://$DIR/side"
+"#;
+
+#[test]
+fn every_verdict_is_counted_wherever_the_transform_stands() {
+    let (kafka, reader, plugin) = (need!(Kafka::shared()), need!(Reader::find()), test_plugin());
+    let case = Case::new("verdicts", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 301);
+    log.append(1_000);
+    case.pipeline("access", &[SOURCE.trim_end(), TRANSFORMS].concat().replace("$PLUGIN", plugin.to_str().unwrap()));
+
+    let summary = case.until_idle("a", LONG);
+
+    let early = summary.of(case.name(), "early");
+    assert_eq!((early.input, early.output, early.dropped), (1_000, 999, 1));
+    assert_eq!(kafka.count(&format!("{}.web", case.name())), 999);
+    // `split` runs once in each of the two sinks that read it: of 999 records one is rejected and one is doubled.
+    let split = summary.of(case.name(), "split");
+    assert_eq!((split.input, split.output, split.dead_lettered, split.extra), (2 * 999, 2 * 999, 2, 2));
+    assert_eq!(kafka.count(&format!("{}.dead-letters", case.name())), 2);
+
+    // The doubled record is in both, the one with a port of its own only at the side.
+    let lake = reader.read(&case.path("lake"), &["path"]);
+    assert_eq!((lake.rows, lake.distinct), (997, Some(997)));
+    let mut side = reader.read_with_values(&case.path("side"), "path").values;
+    side.sort();
+    assert_eq!(side, ["/item/13", "/item/17"]);
+    assert_eq!((summary.of(case.name(), "lake").input, summary.of(case.name(), "side").input), (997, 2));
+}
