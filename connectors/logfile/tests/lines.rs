@@ -282,11 +282,14 @@ fn an_unreadable_file_does_not_stop_the_others_and_is_not_passed_over() {
 #[test]
 fn rejected_lines_keep_their_bytes_and_place() {
     let mut bench = Bench::new("parser = \"combined\"");
-    bench.append("a.log", b"1.2.3.4 - - [17/May/2015:10:05:03 +0000] \"GET / HTTP/1.1\" 200 5\nbad \xff line\n\n");
+    bench.append(
+        "a.log",
+        b"1.2.3.4 - - [17/May/2015:10:05:03 +0000] \"GET / HTTP/1.1\" 200 5 \"-\" \"-\"\nbad \xff line\n\n",
+    );
     bench.read();
     assert_eq!((bench.seen.len(), bench.rejected.len(), bench.dropped), (1, 1, 1));
     let rejected = &bench.rejected[0];
-    assert_eq!((rejected.bytes.as_slice(), rejected.offset), (&b"bad \xff line"[..], 64));
+    assert_eq!((rejected.bytes.as_slice(), rejected.offset), (&b"bad \xff line"[..], 72));
     assert_eq!(
         (rejected.code.as_str(), rejected.path.as_str()),
         ("parse.combined", &*bench.path("a.log").to_string_lossy())

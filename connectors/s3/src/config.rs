@@ -101,7 +101,10 @@ impl Config {
 const URL_FORMS: &str = "`s3://bucket/prefix`, `file:///directory`, or `file:directory` relative to this file";
 
 fn read_destination(section: &Section<'_>) -> Option<Destination> {
-    let url = section.required::<String>("url")?;
+    let url = section.required::<String>("url");
+    // Asked for before the address is looked at: with a wrong one, the options of a bucket are not unknown besides.
+    let bucket_options = url.as_ref().is_none_or(|url| !url.starts_with("file:")).then(|| read_bucket(section));
+    let url = url?;
     let wrong = |message: &str, help: Option<&str>| {
         if let Some(node) = section.node("url") {
             let mismatch = Mismatch { message: message.to_owned(), span: None, help: help.map(str::to_owned) };
@@ -129,6 +132,16 @@ fn read_destination(section: &Section<'_>) -> Option<Destination> {
     if prefix.split('/').any(|segment| matches!(segment, "." | "..")) {
         return wrong("has a prefix with a segment of dots", None);
     }
+    let bucket_options = bucket_options?;
+    Some(Destination::Bucket(Box::new(BucketOptions {
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+        ..bucket_options
+    })))
+}
+
+/// The options of a bucket, but for its address.
+fn read_bucket(section: &Section<'_>) -> BucketOptions {
     let encryption = read_encryption(section);
     let part_size = size_at_least(section, "part_size", 16 * MIB, 5 * MIB, "object stores take no smaller parts");
     let choices = [
@@ -139,9 +152,9 @@ fn read_destination(section: &Section<'_>) -> Option<Destination> {
     ];
     let checksum = section.choice("checksum", &choices, Checksum::Crc32c);
     let credentials = read_credentials(section);
-    Some(Destination::Bucket(Box::new(BucketOptions {
-        bucket: bucket.to_owned(),
-        prefix: prefix.to_owned(),
+    BucketOptions {
+        bucket: String::new(),
+        prefix: String::new(),
         endpoint: read_endpoint(section),
         region: section.optional("region"),
         path_style: section.or("path_style", false),
@@ -149,7 +162,7 @@ fn read_destination(section: &Section<'_>) -> Option<Destination> {
         encryption,
         part_size,
         checksum,
-    })))
+    }
 }
 
 fn read_endpoint(section: &Section<'_>) -> Option<String> {

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fs4::fs_std::FileExt;
 use thiserror::Error;
@@ -178,7 +179,18 @@ fn open(options: BrokerOptions) -> io::Result<(Arc<Shared>, File)> {
 
 fn lock_directory(directory: &Path) -> io::Result<File> {
     let lock = OpenOptions::new().write(true).create(true).truncate(false).open(directory.join(LOCK_FILE))?;
-    if FileExt::try_lock_exclusive(&lock)? { Ok(lock) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    // A process that this one is just starting holds copies of its files until it executes, the lock of a broker that was stopped among
+    // them: that passes in milliseconds.
+    let patience = Instant::now() + Duration::from_secs(1);
+    loop {
+        if FileExt::try_lock_exclusive(&lock)? {
+            return Ok(lock);
+        }
+        if Instant::now() >= patience {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
 }
 
 impl BrokerHandle {

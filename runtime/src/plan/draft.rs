@@ -133,9 +133,7 @@ fn read_dead_letters(top: &Section<'_>, name: Option<&Located>) -> Option<Locate
 
 /// The components under `sources`, `transforms` or `sinks`.
 fn components<'a>(top: &Section<'a>, kind: &'static str, broken: &mut Vec<&'a Key>) -> Vec<(&'a Key, Section<'a>)> {
-    let Some(mut section) = top.section(kind) else { return Vec::new() };
-    // Not ".sources": the top level has no name.
-    section.path = kind.to_owned();
+    let Some(section) = top.section(kind) else { return Vec::new() };
     let mut components = Vec::new();
     for (key, node) in &section.table.entries {
         if let Some(wrong) = names::wrong_with_name(&key.name) {

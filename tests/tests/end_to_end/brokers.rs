@@ -110,6 +110,7 @@ fn leaders_and_coordinators_that_move() {
     let (mut cluster, reader) = (need!(KafkaCluster::start()), need!(Reader::find()));
     let mut case = Case::new("cluster", &cluster);
     case.set("TRUNKLINE_TOPICS_REPLICATION", "3");
+    case.set("TRUNKLINE_LOG", "debug");
     let (lake, topic) = (case.path("lake"), format!("{}.web", case.name()));
     let mut log = LogWriter::new(case.path("logs/access.log"), 702);
     log.append(5_000);

@@ -165,7 +165,7 @@ impl<'a> Section<'a> {
         let node = self.node(key)?;
         match &node.value {
             Value::Table(table) => {
-                Some(Section::new(table, node.span.clone(), format!("{}.{key}", self.path), self.base, self.report))
+                Some(Section::new(table, node.span.clone(), self.path_of(key), self.base, self.report))
             }
             other => {
                 self.mismatch(key, node, Mismatch::new(format!("is {}", other.kind())), "a table".to_owned());

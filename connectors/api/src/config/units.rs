@@ -31,6 +31,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let mut seconds = 0.0;
     while !rest.is_empty() {
         let (number, after) = split_number(rest)?;
+        let after = after.trim_start();
         let unit_len = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
         let (unit, after) = after.split_at(unit_len);
         seconds += number * unit_factor(unit, &DURATION_UNITS)?;
@@ -74,6 +75,8 @@ mod tests {
         assert_eq!(parse_duration("200ms"), Ok(Duration::from_millis(200)));
         assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(parse_duration("0.5s"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("1 h 30 m"), Ok(Duration::from_secs(5400)));
+        assert!(parse_duration("5 parsecs").unwrap_err().contains("`parsecs` is none of the units"));
         for bad in ["", "5", "s", "5 parsecs", "5s!", "-5s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
