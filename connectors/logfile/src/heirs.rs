@@ -205,6 +205,28 @@ pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compressio
     })
 }
 
+/// Is this a gzip file of which too little is written yet to compare it with anything? Whoever compresses a log has it under a name that the
+/// globs match from its first byte on.
+pub(crate) fn is_gzip_in_the_making(found: &Found, compression: Compression) -> bool {
+    let look = || {
+        let mut input = open(found, compression)?;
+        if !input.is_gzip() {
+            return Ok(false);
+        }
+        let mut bytes = [0; HEAD];
+        let mut len = 0;
+        while len < HEAD {
+            match input.read(&mut bytes[len..], len as u64)? {
+                Got::Bytes(count) => len += count,
+                Got::End => return Ok(false),
+                Got::CutOff => return Ok(true),
+            }
+        }
+        Ok::<_, io::Error>(false)
+    };
+    look().unwrap_or(false)
+}
+
 /// Says what may be missing when a lost file has no heir.
 pub(crate) fn tell_lost(lost: &Lost) {
     let (path, offset, unread) = (lost.file.path.display(), lost.file.read.offset, lost.unread);

@@ -340,6 +340,11 @@ impl Tracker {
             if found.stat.size == 0 || self.is_shadow(&found, &relatives) || self.is_too_old(&found) {
                 continue;
             }
+            // So may the beginning of a compressed one, as long as it is written; one that was cut off for good is read for what it has.
+            let being_written = age_of(&found).is_none_or(|age| age < self.options.rotate_wait);
+            if being_written && heirs::is_gzip_in_the_making(&found, self.options.compression) {
+                continue;
+            }
             let mut file = TrackedFile::new(found, now);
             if self.first_start && self.options.read_from == ReadFrom::End {
                 match File::open(&file.path)
@@ -385,8 +390,7 @@ impl Tracker {
     fn is_too_old(&self, found: &Found) -> bool {
         let at_first = self.first_start && self.options.read_from == ReadFrom::End;
         let Some(limit) = self.options.ignore_older.filter(|_| !at_first) else { return false };
-        let modified = std::time::UNIX_EPOCH + Duration::from_nanos(u64::try_from(found.stat.modified).unwrap_or(0));
-        SystemTime::now().duration_since(modified).is_ok_and(|age| age > limit)
+        age_of(found).is_some_and(|age| age > limit)
     }
 
     /// Closes descriptors beyond `max_open_files`: of files at their end first, then of those not used for longest. Files that have no path
@@ -410,4 +414,10 @@ impl Tracker {
             }
         }
     }
+}
+
+/// Time since a file was written to last; `None` if that is in the future.
+fn age_of(found: &Found) -> Option<Duration> {
+    let modified = std::time::UNIX_EPOCH + Duration::from_nanos(u64::try_from(found.stat.modified).unwrap_or(0));
+    SystemTime::now().duration_since(modified).ok()
 }

@@ -203,6 +203,26 @@ fn compressed_after_rotation() {
 }
 
 #[test]
+fn compressed_under_a_matched_name_and_seen_at_every_length() {
+    // Longer than what is compared, so that its beginning alone does not tell the whole.
+    let content = numbered("a line that is long enough to make a file of some size", 0..200);
+    let mut bench = Bench::new("rotate_wait = \"3s\"");
+    bench.append("a.log", &content);
+    bench.read().take();
+    bench.rename("a.log", "a.log.1");
+    bench.gzip_keep("a.log.1", "../packed");
+    let packed = std::fs::read(bench.path("../packed")).unwrap();
+    for len in [10, 11, 40, 100, packed.len() / 2, packed.len()] {
+        println!("{len} of {} bytes", packed.len());
+        std::fs::write(bench.path("a.log.1.tmp"), &packed[..len]).unwrap();
+        assert!(bench.read().take().is_empty(), "{len} of {} bytes", packed.len());
+    }
+    bench.rename("a.log.1.tmp", "a.log.1.gz");
+    bench.remove("a.log.1");
+    assert!(bench.read().take().is_empty());
+}
+
+#[test]
 fn compressed_beside_the_original_which_goes_later() {
     in_every_mode(|bench, between| {
         bench.append("a.log", numbered("old", 0..20));

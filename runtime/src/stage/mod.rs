@@ -8,6 +8,7 @@ mod backoff;
 mod chain;
 mod dead_letters;
 mod environment;
+mod output;
 mod partitioner;
 mod routes;
 mod sink;

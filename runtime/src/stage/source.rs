@@ -18,7 +18,7 @@ use trunkline_connector::{
 use super::chain::Chain;
 use super::dead_letters::DeadLetters;
 use super::environment::{Environment, Stop};
-use super::partitioner::partition_of;
+use super::output::Topics;
 use super::status::StageStatus;
 use super::supervise::Stage;
 use crate::checkpoint::{Counters, Positions};
@@ -215,7 +215,13 @@ impl Writer<'_> {
         letters.settle(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
         let (producer, topics) = (&mut self.producer, &mut self.topics);
         self.chain.run(&mut batch.records, counters, letters, &mut |out, counters, letters| {
-            send_all(plan, producer, topics, out, counters, letters)
+            // The time of production, never the event's: Kafka's retention deletes by this time, and would delete old log lines and old
+            // rows before any sink has read them. The event's time is in the value.
+            let unnamed = topics.send(producer, out, |_| &plan.topic, |_| None)?;
+            let own = counters.of(&plan.name);
+            // They were counted as out when they were read.
+            own.out -= (unnamed.len() as u64).min(own.out);
+            letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
         })?;
         for PositionChange { key, value } in batch.position.drain(..) {
             self.pending.position.insert(key, value);
@@ -246,99 +252,6 @@ impl Writer<'_> {
         self.environment.schemas.committed(&pending.schemas);
         self.status.committed(&pending.counters);
         Ok(())
-    }
-}
-
-/// Produces a batch to the topics that the source's template names.
-fn send_all(
-    plan: &SourcePlan,
-    producer: &mut TransactionalProducer,
-    topics: &mut Topics,
-    batch: &mut Batch,
-    counters: &mut Counters,
-    letters: &mut DeadLetters,
-) -> Result<()> {
-    let constant = plan.topic.constant();
-    let mut rendered = String::new();
-    let mut unnamed = Rejections::default();
-    for record in batch.iter() {
-        let topic = match constant {
-            Some(topic) => topic,
-            None => {
-                rendered.clear();
-                match plan
-                    .topic
-                    .render(record, Escape::None, &mut rendered)
-                    .map_err(|error| error.to_string())
-                    .and_then(|()| check_topic(&rendered))
-                {
-                    Ok(()) => &rendered,
-                    Err(message) => {
-                        unnamed.push(record, Reason::new("source.topic", message));
-                        continue;
-                    }
-                }
-            }
-        };
-        let partition = partition_of(record, topics.partitions(topic)?);
-        producer.send(&Outgoing {
-            topic,
-            partition,
-            // The time of production, never the event's: Kafka's retention deletes by this time, and would delete old log lines and
-            // old rows before any sink has read them. The event's time is in the value.
-            timestamp: None,
-            key: record.key(),
-            value: record.value(),
-            headers: record.header_block(),
-            more_headers: &[],
-        })?;
-    }
-    let own = counters.of(&plan.name);
-    // They were counted as out when they were read.
-    own.out -= (unnamed.len() as u64).min(own.out);
-    letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
-}
-
-/// What Kafka takes as a topic's name.
-fn check_topic(name: &str) -> std::result::Result<(), String> {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if name.is_empty() || name.len() > 249 || !name.bytes().all(legal) {
-        return Err(format!("`{name}` is no name for a topic: up to 249 letters, digits, `.`, `_` and `-` are"));
-    }
-    Ok(())
-}
-
-/// Partition counts by topic; topics that a template names for the first time are created.
-pub(super) struct Topics {
-    admin: Admin,
-    known: HashMap<String, i32>,
-    spec: TopicSpec,
-}
-
-impl Topics {
-    pub(super) fn new(environment: &Environment, partitions: Option<i32>) -> Result<Self> {
-        let spec = TopicSpec {
-            name: String::new(),
-            partitions: partitions.unwrap_or(environment.topics.partitions),
-            replication: environment.topics.replication,
-            config: environment.topics.config.clone(),
-        };
-        Ok(Self { admin: Admin::new(&environment.cluster, environment.runtime.clone())?, known: HashMap::new(), spec })
-    }
-
-    pub(super) fn partitions(&mut self, topic: &str) -> Result<i32> {
-        if let Some(count) = self.known.get(topic) {
-            return Ok(*count);
-        }
-        let count = match self.admin.partitions(topic)? {
-            Some(count) => count,
-            None => {
-                self.admin.ensure(&[TopicSpec { name: topic.to_owned(), ..self.spec.clone() }])?;
-                self.admin.partitions(topic)?.unwrap_or(self.spec.partitions)
-            }
-        };
-        self.known.insert(topic.to_owned(), count);
-        Ok(count)
     }
 }
 

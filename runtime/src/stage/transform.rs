@@ -14,14 +14,13 @@ use trunkline_connector::{Batch, Claim, Error, Escape, Reason, Rejections, Resul
 use super::chain::RunningTransform;
 use super::dead_letters::DeadLetters;
 use super::environment::{Environment, Stop};
-use super::partitioner::partition_of;
+use super::output::Topics;
 use super::routes::Routes;
-use super::source::Topics;
 use super::status::StageStatus;
 use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use crate::checkpoint::{Counters, Positions};
-use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Outgoing, Rebalanced, TransactionalProducer};
+use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced, TransactionalProducer};
 use crate::plan::TransformPlan;
 
 const POLL: Duration = Duration::from_millis(100);
@@ -140,7 +139,15 @@ impl TransformTask<'_> {
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
         chain.run(batch, &mut claimed.pending, &mut claimed.letters, &mut |out, counters, letters| {
             own.process(out, counters, letters)?;
-            send_all(plan, producer, topics, out, counters, letters)
+            let port_topics = &plan.port_topics;
+            let topic_of = |record: RecordRef<'_>| {
+                let port = record.entry().port;
+                port_topics.iter().find(|(known, _)| *known == port).map_or(&plan.topic, |(_, topic)| topic)
+            };
+            let unnamed = topics.send(producer, out, topic_of, |record| record.timestamp())?;
+            let own = counters.of(&plan.name);
+            own.out -= (unnamed.len() as u64).min(own.out);
+            letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
         })
     }
 
@@ -221,42 +228,4 @@ impl TransformTask<'_> {
         self.status.committed(&committed);
         Ok(())
     }
-}
-
-/// Produces a batch to the topics of its ports. Keyless records keep the partition that they were read from, and so their order (I5).
-fn send_all(
-    plan: &TransformPlan,
-    producer: &mut TransactionalProducer,
-    topics: &mut Topics,
-    batch: &mut Batch,
-    counters: &mut Counters,
-    letters: &mut DeadLetters,
-) -> Result<()> {
-    let mut rendered = String::new();
-    let mut unnamed = Rejections::default();
-    for record in batch.iter() {
-        let port = record.entry().port;
-        let template = match plan.port_topics.iter().find(|(known, _)| *known == port) {
-            Some((_, template)) => template,
-            None => &plan.topic,
-        };
-        rendered.clear();
-        if let Err(error) = template.render(record, Escape::None, &mut rendered) {
-            unnamed.push(record, Reason::new("transform.topic", error.to_string()));
-            continue;
-        }
-        let partition = partition_of(record, topics.partitions(&rendered)?);
-        producer.send(&Outgoing {
-            topic: &rendered,
-            partition,
-            timestamp: record.timestamp(),
-            key: record.key(),
-            value: record.value(),
-            headers: record.header_block(),
-            more_headers: &[],
-        })?;
-    }
-    let own = counters.of(&plan.name);
-    own.out -= (unnamed.len() as u64).min(own.out);
-    letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
 }

@@ -10,12 +10,21 @@ use crate::{LONG, access_logs, assert_counted, assert_every_line_once, wait_for_
 /// The broker aborts a transaction after `transaction.timeout.ms`, 30 s, and looks for such ones now and then.
 const ABORTED: Duration = Duration::from_secs(60);
 
+/// Moves of work and of leaders are matters of seconds: the sessions of workers last 10 s, those of the cluster's nodes 4 s.
+const MOVED: Duration = Duration::from_secs(30);
+
 /// Waits until a transaction with records of this topic is open: from then on until the worker's next commit, a stop is in the middle.
 fn wait_for_open_transaction(kafka: &KafkaClient, topic: &str) {
     wait::until("a transaction is open", LONG, || {
         let ends = kafka.ends(topic);
         (ends.written > ends.decided).then_some(())
     });
+}
+
+/// How many partitions of a topic a node leads.
+fn led_by(cluster: &KafkaCluster, node: i32, topic: &str) -> usize {
+    let partitions = wait::until("a broker answers", MOVED, || cluster.replicas());
+    partitions.iter().filter(|((of, _), replicas)| of == topic && replicas.leader == node).count()
 }
 
 #[test]
@@ -30,7 +39,7 @@ fn a_worker_that_hangs_is_fenced_when_it_comes_back() {
     case.pipeline("access", &access_logs());
     let mut workers = vec![case.start("a", &[]), case.start("b", &[])];
     wait_for_rows(&reader, &lake, 5_000);
-    wait::until("each has partitions of the sink", LONG, || {
+    wait::until("each has partitions of the sink", MOVED, || {
         workers.iter().all(|worker| worker.stderr().contains("claimed")).then_some(())
     });
     log.append(5_000);
@@ -52,9 +61,8 @@ fn a_worker_that_hangs_is_fenced_when_it_comes_back() {
     log.append(5_000);
     wait_for_rows(&reader, &lake, log.lines());
     // Whether it learns it from its group or from its transaction, it says so; and it goes on as the second one of two.
-    wait::until("the zombie learns that it was replaced", LONG, || {
-        zombie.stderr().contains("has taken over").then_some(())
-    });
+    let told = wait::within(MOVED, || zombie.stderr().contains("has taken over").then_some(()));
+    assert!(told.is_some(), "it does not say that another one has taken over:\n{}", zombie.stderr());
     log.append(5_000);
     wait_for_rows(&reader, &lake, log.lines());
     for worker in [&mut zombie, &mut other] {
@@ -110,7 +118,6 @@ fn leaders_and_coordinators_that_move() {
     let (mut cluster, reader) = (need!(KafkaCluster::start()), need!(Reader::find()));
     let mut case = Case::new("cluster", &cluster);
     case.set("TRUNKLINE_TOPICS_REPLICATION", "3");
-    case.set("TRUNKLINE_LOG", "debug");
     let (lake, topic) = (case.path("lake"), format!("{}.web", case.name()));
     let mut log = LogWriter::new(case.path("logs/access.log"), 702);
     log.append(5_000);
@@ -118,26 +125,20 @@ fn leaders_and_coordinators_that_move() {
     let mut worker = case.start("a", &[]);
     wait_for_rows(&reader, &lake, log.lines());
 
-    // One node after the other, all of them: whichever leads a partition, or coordinates the worker's groups and transactions (that is, leads
-    // a partition of the two internal topics), has to hand it over once.
+    // One node after the other, all of them: whichever leads the worker's partitions, or coordinates its groups and transactions (that is,
+    // leads a partition of Kafka's two internal topics), has to hand that over once.
     for node in KafkaCluster::NODES {
-        let led_by = |topic: &str| {
-            let partitions = cluster.replicas().expect("brokers answer");
-            partitions.into_iter().filter(|((of, _), found)| of == topic && found.leader == node).count()
-        };
         let moving = [topic.as_str(), "__consumer_offsets", "__transaction_state"];
-        let before = moving.map(led_by);
+        let before = moving.map(|topic| led_by(&cluster, node, topic));
         log.append(5_000);
         cluster.kill9(node);
         log.append(5_000);
         wait_for_rows(&reader, &lake, log.lines());
-        let led_by = |topic: &str| {
-            let partitions = cluster.replicas().expect("brokers answer");
-            partitions.into_iter().filter(|((of, _), found)| of == topic && found.leader == node).count()
-        };
         eprintln!("node {node} led so many partitions of {moving:?}: {before:?}");
         assert!(before[0] > 0, "node {node} leads nothing of {topic}");
-        assert_eq!(moving.map(led_by), [0, 0, 0], "node {node} is down");
+        wait::until(&format!("others lead what node {node} led"), MOVED, || {
+            (moving.map(|topic| led_by(&cluster, node, topic)) == [0, 0, 0]).then_some(())
+        });
         cluster.restart(node);
     }
     assert!(worker.runs(), "{}", worker.stderr());

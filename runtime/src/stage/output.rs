@@ -1,0 +1,90 @@
+//! Topics that a stage writes to: names out of templates, partitions, creation of those that a template names for the first time.
+
+use std::collections::HashMap;
+
+use trunkline_connector::{Batch, Escape, Reason, RecordRef, Rejections, Result, Template};
+
+use super::environment::Environment;
+use super::partitioner::partition_of;
+use crate::kafka::{Admin, Outgoing, TopicSpec, TransactionalProducer};
+
+/// Partition counts by topic; topics that a template names for the first time are created.
+pub(super) struct Topics {
+    admin: Admin,
+    known: HashMap<String, i32>,
+    spec: TopicSpec,
+}
+
+impl Topics {
+    pub(super) fn new(environment: &Environment, partitions: Option<i32>) -> Result<Self> {
+        let spec = TopicSpec {
+            name: String::new(),
+            partitions: partitions.unwrap_or(environment.topics.partitions),
+            replication: environment.topics.replication,
+            config: environment.topics.config.clone(),
+        };
+        Ok(Self { admin: Admin::new(&environment.cluster, environment.runtime.clone())?, known: HashMap::new(), spec })
+    }
+
+    pub(super) fn partitions(&mut self, topic: &str) -> Result<i32> {
+        if let Some(count) = self.known.get(topic) {
+            return Ok(*count);
+        }
+        let count = match self.admin.partitions(topic)? {
+            Some(count) => count,
+            None => {
+                self.admin.ensure(&[TopicSpec { name: topic.to_owned(), ..self.spec.clone() }])?;
+                self.admin.partitions(topic)?.unwrap_or(self.spec.partitions)
+            }
+        };
+        self.known.insert(topic.to_owned(), count);
+        Ok(count)
+    }
+
+    /// Sends a batch in the producer's open transaction, each record to the topic of its template. Returns those whose template has no
+    /// value or makes no name of a topic.
+    pub(super) fn send<'t>(
+        &mut self,
+        producer: &mut TransactionalProducer,
+        batch: &Batch,
+        topic_of: impl Fn(RecordRef<'_>) -> &'t Template,
+        timestamp_of: impl Fn(RecordRef<'_>) -> Option<i64>,
+    ) -> Result<Rejections> {
+        let mut rendered = String::new();
+        let mut unnamed = Rejections::default();
+        for record in batch.iter() {
+            let template = topic_of(record);
+            let topic = match template.constant() {
+                Some(topic) => topic,
+                None => {
+                    rendered.clear();
+                    let named = template.render(record, Escape::None, &mut rendered).map_err(|error| error.to_string());
+                    if let Err(message) = named.and_then(|()| check_topic(&rendered)) {
+                        unnamed.push(record, Reason::new("stage.topic", message));
+                        continue;
+                    }
+                    &rendered
+                }
+            };
+            producer.send(&Outgoing {
+                topic,
+                partition: partition_of(record, self.partitions(topic)?),
+                timestamp: timestamp_of(record),
+                key: record.key(),
+                value: record.value(),
+                headers: record.header_block(),
+                more_headers: &[],
+            })?;
+        }
+        Ok(unnamed)
+    }
+}
+
+/// What Kafka takes as a topic's name.
+fn check_topic(name: &str) -> std::result::Result<(), String> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.is_empty() || name.len() > 249 || !name.bytes().all(legal) {
+        return Err(format!("`{name}` is no name for a topic: up to 249 letters, digits, `.`, `_` and `-` are"));
+    }
+    Ok(())
+}
