@@ -113,8 +113,8 @@ fn runs(pid: u32) -> bool {
     !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
 }
 
-/// The first of `pairs` times two ports that are free and follow each other. Below the range from which the system takes ports for outgoing connections: none of
-/// those can come in between now and the server's start.
+/// The first of `pairs` times two ports that are free and follow each other. Below the range from which the system takes ports for
+/// outgoing connections: none of those can come in between now and the server's start.
 pub(crate) fn free_ports(pairs: u16) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = std::process::id() as u16 % 5_000;

@@ -75,6 +75,15 @@ pub(super) fn log_client(level: RDKafkaLogLevel, facility: &str, message: &str) 
     }
 }
 
+/// What brokers (and the client itself) answer whoever was replaced.
+pub(super) const FENCED: [RDKafkaErrorCode; 5] = [
+    RDKafkaErrorCode::ProducerFenced,
+    RDKafkaErrorCode::InvalidProducerEpoch,
+    RDKafkaErrorCode::Fenced,
+    RDKafkaErrorCode::FencedInstanceId,
+    RDKafkaErrorCode::FencedLeaderEpoch,
+];
+
 /// What a client's error means: fenced, refused, or worth another try.
 pub(super) fn classify(doing: &str, error: &KafkaError) -> Error {
     use RDKafkaErrorCode as Code;
@@ -84,13 +93,9 @@ pub(super) fn classify(doing: &str, error: &KafkaError) -> Error {
     };
     let message = format!("{doing}: {error}");
     match code {
-        Some(
-            Code::ProducerFenced
-            | Code::InvalidProducerEpoch
-            | Code::Fenced
-            | Code::FencedInstanceId
-            | Code::FencedLeaderEpoch,
-        ) => Error::fenced("kafka.fenced", format!("{message} (another task has taken over)")),
+        Some(code) if FENCED.contains(&code) => {
+            Error::fenced("kafka.fenced", format!("{message} (another task has taken over)"))
+        }
         Some(
             Code::TopicAuthorizationFailed
             | Code::GroupAuthorizationFailed

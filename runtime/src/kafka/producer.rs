@@ -16,7 +16,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use trunkline_connector::batch::Headers;
 use trunkline_connector::{Error, Result};
 
-use super::client::{Cluster, classify, log_client};
+use super::client::{Cluster, FENCED, classify, log_client};
 
 /// A record on its way to a topic.
 pub struct Outgoing<'a> {
@@ -144,7 +144,7 @@ impl TransactionalProducer {
                     self.producer.poll(Duration::from_millis(10));
                     self.check_delivery()?;
                 }
-                Err((error, _)) => return Err(classify(&format!("sending to `{}`", record.topic), &error)),
+                Err((error, _)) => return Err(self.failed(&format!("sending to `{}`", record.topic), &error)),
             }
         }
         self.bytes += record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + record.headers.len();
@@ -188,7 +188,7 @@ impl TransactionalProducer {
 
     fn begin(&mut self) -> Result<()> {
         if !self.in_transaction {
-            self.producer.begin_transaction().map_err(|error| classify("beginning a transaction", &error))?;
+            self.producer.begin_transaction().map_err(|error| self.failed("beginning a transaction", &error))?;
             self.in_transaction = true;
         }
         Ok(())
@@ -219,8 +219,19 @@ impl TransactionalProducer {
     fn check_delivery(&self) -> Result<()> {
         let failure = self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match failure {
-            Some(error) => Err(classify("a record was not delivered", &error)),
+            Some(error) => Err(self.failed("a record was not delivered", &error)),
             None => Ok(()),
+        }
+    }
+
+    /// What an error means. Once the producer was fenced every call fails, with words of its own: the reason is the fatal error.
+    fn failed(&self, doing: &str, error: &KafkaError) -> Error {
+        match self.producer.client().fatal_error() {
+            Some((code, reason)) if FENCED.contains(&code) => {
+                Error::fenced("kafka.fenced", format!("{doing}: {reason} (another task has taken over)"))
+            }
+            Some((_, reason)) => Error::external("kafka.failed", format!("{doing}: {reason}")),
+            None => classify(doing, error),
         }
     }
 
@@ -234,7 +245,7 @@ impl TransactionalProducer {
                     // Also serves delivery reports, which the step may be waiting for.
                     self.producer.poll(Duration::from_millis(20));
                 }
-                Err(error) => return Err(classify(doing, &error)),
+                Err(error) => return Err(self.failed(doing, &error)),
             }
         }
     }

@@ -4,15 +4,14 @@
 //! `commit_interval` or [`COMMIT_BYTES`]. Batches travel through a channel of two, so that the next one is filled while the last is
 //! produced, and no more than that is in memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use trunkline_connector::{
-    Batch, Error, Escape, Fill, MemoryBudget, PositionChange, Reason, Rejections, Reservation, Result, Schema, Source,
-    SourceBatch, SourceContext,
+    Error, Fill, MemoryBudget, PositionChange, Reservation, Result, Schema, Source, SourceBatch, SourceContext,
 };
 
 use super::chain::Chain;
@@ -22,7 +21,7 @@ use super::output::Topics;
 use super::status::StageStatus;
 use super::supervise::Stage;
 use crate::checkpoint::{Counters, Positions};
-use crate::kafka::{Admin, Outgoing, TopicSpec, TransactionalProducer};
+use crate::kafka::TransactionalProducer;
 use crate::plan::{Branch, Route, SourcePlan};
 
 /// A transaction is committed at so many bytes at the latest: a bound on what a crash repeats and on what readers wait for.

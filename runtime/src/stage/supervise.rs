@@ -59,15 +59,15 @@ pub fn supervise(
             }
             Err(error) => error,
         };
-        if stop.is_set() {
-            tracing::warn!(stage = status.name(), %error, "stopped in the middle of a failure; its position is kept");
-            status.set_state(StageState::Done);
-            return Ended::Over;
-        }
         if leased && error.domain == Domain::Fenced {
             tracing::warn!(stage = status.name(), %error, "another worker has taken over");
             status.set_state(StageState::Waiting);
             return Ended::Fenced;
+        }
+        if stop.is_set() {
+            tracing::warn!(stage = status.name(), %error, "stopped in the middle of a failure; its position is kept");
+            status.set_state(StageState::Done);
+            return Ended::Over;
         }
         if matches!(error.domain, Domain::Config | Domain::Data) {
             tracing::error!(stage = status.name(), %error, "stopped; its position is kept");

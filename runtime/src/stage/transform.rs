@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_connector::{Batch, Claim, Error, Escape, Reason, Rejections, Result};
+use trunkline_connector::{Batch, Claim, Error, RecordRef, Result};
 
 use super::chain::RunningTransform;
 use super::dead_letters::DeadLetters;
