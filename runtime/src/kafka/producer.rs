@@ -38,8 +38,10 @@ pub struct Outgoing<'a> {
 
 /// A producer with a transactional id, initialised.
 pub struct TransactionalProducer {
-    producer: BaseProducer<DeliveryContext>,
+    producer: Arc<BaseProducer<DeliveryContext>>,
     in_transaction: bool,
+    /// A call into the client never came back: nothing more can be done with it.
+    abandoned: bool,
     bytes: usize,
     records: usize,
 }
@@ -73,6 +75,9 @@ impl ProducerContext for DeliveryContext {
 /// How long a call waits for the other side before it is tried again.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a group's coordinator has to take offsets; it may be moving to another node.
+const OFFSETS_LIMIT: Duration = Duration::from_secs(20);
+
 /// How long a step is tried again while the brokers do not answer. The broker aborts the transaction by then
 /// (`transaction.timeout.ms`), so there is nothing left to wait for.
 const STEP_LIMIT: Duration = Duration::from_secs(45);
@@ -97,7 +102,7 @@ impl TransactionalProducer {
             .set("transaction.timeout.ms", "30000");
         let producer = BaseProducer::from_config_and_context(&config, DeliveryContext::default())
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
-        let this = Self { producer, in_transaction: false, bytes: 0, records: 0 };
+        let this = Self { producer: Arc::new(producer), in_transaction: false, abandoned: false, bytes: 0, records: 0 };
         this.retry("claiming the transactional id", || this.producer.init_transactions(STEP_TIMEOUT))?;
         Ok(this)
     }
@@ -158,10 +163,31 @@ impl TransactionalProducer {
 
     /// Adds consumer offsets to the open transaction, beginning one if there is none (I2). The group's generation fences members that
     /// lost their partitions (KIP-447).
-    pub fn send_offsets(&mut self, offsets: &TopicPartitionList, group: &ConsumerGroupMetadata) -> Result<()> {
+    ///
+    /// The call is made in a thread of its own and given up after [`OFFSETS_LIMIT`]: librdkafka 2.12 does not keep its timeout, and waits for
+    /// ever if the group's coordinator is removed from the cluster's metadata meanwhile (librdkafka issues 5456 and 5511). A producer
+    /// that was given up fails every later call; the stage starts over with a new one, which settles the transaction.
+    pub fn send_offsets(&mut self, offsets: &TopicPartitionList, group: ConsumerGroupMetadata) -> Result<()> {
         self.begin()?;
-        self.retry("committing offsets in the transaction", || {
-            self.producer.send_offsets_to_transaction(offsets, group, STEP_TIMEOUT)
+        let (producer, offsets) = (self.producer.clone(), offsets.clone());
+        let (sender, answer) = std::sync::mpsc::sync_channel(1);
+        let call = move || {
+            let sent = retry(&producer, "committing offsets in the transaction", || {
+                producer.send_offsets_to_transaction(&offsets, &group, STEP_TIMEOUT)
+            });
+            // Nobody listens any more if it took too long.
+            let _ = sender.send(sent);
+        };
+        std::thread::Builder::new()
+            .name("send-offsets".to_owned())
+            .spawn(call)
+            .map_err(|error| Error::external("kafka.thread", format!("cannot start a thread: {error}")))?;
+        answer.recv_timeout(OFFSETS_LIMIT).unwrap_or_else(|_| {
+            self.abandoned = true;
+            Err(Error::external(
+                "kafka.stuck",
+                "the group's coordinator did not take the offsets in time; going on with a new producer",
+            ))
         })
     }
 
@@ -180,6 +206,9 @@ impl TransactionalProducer {
     pub fn abort(&mut self) -> Result<()> {
         if !self.in_transaction {
             return Ok(());
+        }
+        if self.abandoned {
+            return Err(Error::external("kafka.stuck", "the producer was given up"));
         }
         self.retry("aborting a transaction", || self.producer.abort_transaction(STEP_TIMEOUT))?;
         self.ended();
@@ -224,29 +253,42 @@ impl TransactionalProducer {
         }
     }
 
-    /// What an error means. Once the producer was fenced every call fails, with words of its own: the reason is the fatal error.
     fn failed(&self, doing: &str, error: &KafkaError) -> Error {
-        match self.producer.client().fatal_error() {
-            Some((code, reason)) if FENCED.contains(&code) => {
-                Error::fenced("kafka.fenced", format!("{doing}: {reason} (another task has taken over)"))
-            }
-            Some((_, reason)) => Error::external("kafka.failed", format!("{doing}: {reason}")),
-            None => classify(doing, error),
-        }
+        failed(&self.producer, doing, error)
     }
 
-    /// Calls a step again while it says that it may be.
-    fn retry(&self, doing: &str, mut step: impl FnMut() -> Result<(), KafkaError>) -> Result<()> {
-        let started = Instant::now();
-        loop {
-            match step() {
-                Ok(()) => return Ok(()),
-                Err(KafkaError::Transaction(inner)) if inner.is_retriable() && started.elapsed() < STEP_LIMIT => {
-                    // Also serves delivery reports, which the step may be waiting for.
-                    self.producer.poll(Duration::from_millis(20));
-                }
-                Err(error) => return Err(self.failed(doing, &error)),
+    fn retry(&self, doing: &str, step: impl FnMut() -> Result<(), KafkaError>) -> Result<()> {
+        retry(&self.producer, doing, step)
+    }
+}
+
+/// What an error means. Once the producer was fenced every call fails, with words of its own: the reason is the fatal error.
+fn failed(producer: &BaseProducer<DeliveryContext>, doing: &str, error: &KafkaError) -> Error {
+    match producer.client().fatal_error() {
+        Some((code, reason)) if FENCED.contains(&code) => {
+            let why = "another task has taken over, or the transaction timed out";
+            Error::fenced("kafka.fenced", format!("{doing}: {reason} ({why})"))
+        }
+        Some((_, reason)) => Error::external("kafka.failed", format!("{doing}: {reason}")),
+        None => classify(doing, error),
+    }
+}
+
+/// Calls a step again while it says that it may be.
+fn retry(
+    producer: &BaseProducer<DeliveryContext>,
+    doing: &str,
+    mut step: impl FnMut() -> Result<(), KafkaError>,
+) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        match step() {
+            Ok(()) => return Ok(()),
+            Err(KafkaError::Transaction(inner)) if inner.is_retriable() && started.elapsed() < STEP_LIMIT => {
+                // Also serves delivery reports, which the step may be waiting for.
+                producer.poll(Duration::from_millis(20));
             }
+            Err(error) => return Err(failed(producer, doing, &error)),
         }
     }
 }

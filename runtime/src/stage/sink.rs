@@ -350,7 +350,7 @@ impl SinkTask<'_> {
                         .map_err(|error| Error::bug("sink.offsets", error.to_string()))?;
                 }
                 let group = this.consumer.metadata()?;
-                this.producer.send_offsets(&offsets, &group)
+                this.producer.send_offsets(&offsets, group)
             })
         })?;
         if !intents.is_empty() {

@@ -223,7 +223,7 @@ impl TransformTask<'_> {
         }
         // Any failure ends this run of the stage, and what was changed above with it: the next one reads what is committed.
         let group = self.consumer.metadata()?;
-        self.producer.send_offsets(&offsets, &group)?;
+        self.producer.send_offsets(&offsets, group)?;
         self.producer.commit()?;
         self.status.committed(&committed);
         Ok(())
