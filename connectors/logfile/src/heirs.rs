@@ -10,7 +10,7 @@ use crate::config::Compression;
 use crate::discovery::{Found, identify};
 use crate::file::{Lost, TrackedFile, Why};
 use crate::fingerprint::{Fingerprint, HEAD, Piece};
-use crate::input::{Content, Got, Input, read_fully_at};
+use crate::input::{Content, Got, Input, MAGIC, read_fully_at};
 use crate::names::{family, possible_stems, stem};
 use crate::position::FileId;
 
@@ -211,7 +211,9 @@ pub(crate) fn is_gzip_in_the_making(found: &Found, compression: Compression) -> 
     let look = || {
         let mut input = open(found, compression)?;
         if !input.is_gzip() {
-            return Ok(false);
+            let mut first = [0; MAGIC.len()];
+            let count = read_fully_at(input.file(), &mut first, 0)?;
+            return Ok(compression == Compression::Auto && count < MAGIC.len() && MAGIC.starts_with(&first[..count]));
         }
         let mut bytes = [0; HEAD];
         let mut len = 0;

@@ -19,6 +19,7 @@ use crate::config::{EndOfFile, LogfileOptions};
 use crate::discovery::{self, identify};
 use crate::emit::{Emitter, Origin};
 use crate::file::{Attempt, Place, TrackedFile};
+use crate::input::MAGIC;
 use crate::names::{age_rank, family};
 use crate::position::{self, FileId, STARTED_KEY};
 use crate::reader::More;
@@ -372,7 +373,9 @@ impl LogfileSource {
                     return Ok(Turn::Done);
                 }
             };
-            if stat.size != reader.end() {
+            // One or two bytes that begin like a gzip file are held back until there are more, or this would go round for ever.
+            let undecided = reader.end() == 0 && stat.size < MAGIC.len() as u64;
+            if stat.size != reader.end() && !undecided {
                 // It has grown meanwhile, or was truncated, which reading on notices.
                 file.note_read();
                 return Ok(Turn::Over);

@@ -212,7 +212,7 @@ fn compressed_under_a_matched_name_and_seen_at_every_length() {
     bench.rename("a.log", "a.log.1");
     bench.gzip_keep("a.log.1", "../packed");
     let packed = std::fs::read(bench.path("../packed")).unwrap();
-    for len in [10, 11, 40, 100, packed.len() / 2, packed.len()] {
+    for len in [1, 2, 10, 11, 40, 100, packed.len() / 2, packed.len()] {
         println!("{len} of {} bytes", packed.len());
         std::fs::write(bench.path("a.log.1.tmp"), &packed[..len]).unwrap();
         assert!(bench.read().take().is_empty(), "{len} of {} bytes", packed.len());

@@ -33,7 +33,7 @@ pub struct Admin {
 impl Admin {
     /// Connects lazily: the first call reaches the cluster.
     pub fn new(cluster: &Cluster, runtime: tokio::runtime::Handle) -> Result<Self> {
-        let client = AdminClient::from_config_and_context(&cluster.config(), LoggingContext)
+        let client = AdminClient::from_config_and_context(&cluster.config(&[]), LoggingContext)
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
         Ok(Self { client, runtime })
     }

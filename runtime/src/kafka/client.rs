@@ -29,8 +29,9 @@ impl Cluster {
         &self.brokers
     }
 
-    /// The configuration that producers, consumers and admin clients start from.
-    pub(super) fn config(&self) -> ClientConfig {
+    /// The configuration that a client starts from: `defaults`, over which the user's own properties go. What must not be changed by a
+    /// user is set on top by the caller.
+    pub(super) fn config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.brokers.as_ref());
         config.set("client.id", "trunkline");
@@ -39,6 +40,9 @@ impl Cluster {
         config.set("socket.keepalive.enable", "true");
         // Nagle's algorithm would hold small commits back.
         config.set("socket.nagle.disable", "true");
+        for (name, value) in defaults {
+            config.set(*name, *value);
+        }
         for (name, value) in self.settings.iter() {
             config.set(name, value);
         }

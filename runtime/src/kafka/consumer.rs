@@ -132,27 +132,30 @@ impl GroupConsumer {
         topics: &[String],
         prefetch_bytes: usize,
     ) -> Result<Self> {
-        let mut config = cluster.config();
+        let prefetch = (prefetch_bytes / 1024).clamp(1024, 1_000_000).to_string();
+        let fetch = (prefetch_bytes / 4).clamp(262_144, 1_048_576).to_string();
+        let mut config = cluster.config(&[
+            ("session.timeout.ms", "10000"),
+            ("heartbeat.interval.ms", "1000"),
+            // A sink may be busy with one upload for long; a stage that is stuck for good shows by its progress.
+            ("max.poll.interval.ms", "900000"),
+            // The default of a second costs two thirds of the speed.
+            ("fetch.queue.backoff.ms", "5"),
+            ("fetch.wait.max.ms", "100"),
+            ("queued.min.messages", "400000"),
+            ("queued.max.messages.kbytes", &prefetch),
+            ("fetch.message.max.bytes", &fetch),
+            // Topics that a pattern matches are found this often.
+            ("topic.metadata.refresh.interval.ms", "5000"),
+            ("auto.offset.reset", "earliest"),
+        ]);
         config
             .set("group.id", group)
             .set("group.instance.id", instance)
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("auto.offset.reset", "earliest")
-            .set("session.timeout.ms", "10000")
-            .set("heartbeat.interval.ms", "1000")
-            // A sink may be busy with one upload for long; a stage that is stuck for good shows by its progress.
-            .set("max.poll.interval.ms", "900000")
-            // The default of a second costs two thirds of the speed.
-            .set("fetch.queue.backoff.ms", "5")
-            .set("fetch.wait.max.ms", "100")
-            .set("queued.min.messages", "400000")
-            .set("queued.max.messages.kbytes", (prefetch_bytes / 1024).clamp(1024, 1_000_000).to_string())
-            .set("fetch.message.max.bytes", (prefetch_bytes / 4).clamp(262_144, 1_048_576).to_string())
-            // Topics that a pattern matches are found this often.
-            .set("topic.metadata.refresh.interval.ms", "5000");
+            .set("enable.auto.offset.store", "false");
         let consumer = BaseConsumer::from_config_and_context(&config, EventContext::default())
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();

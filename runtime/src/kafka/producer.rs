@@ -85,21 +85,20 @@ const STEP_LIMIT: Duration = Duration::from_secs(45);
 impl TransactionalProducer {
     /// Connects and fences the id's earlier owner. `buffer_bytes` bounds what waits to be sent (I6).
     pub fn new(cluster: &Cluster, transactional_id: &str, buffer_bytes: usize) -> Result<Self> {
-        let mut config = cluster.config();
-        config
-            .set("transactional.id", transactional_id)
-            .set("acks", "all")
-            .set("enable.idempotence", "true")
-            .set("compression.type", "lz4")
+        let buffer = (buffer_bytes / 1024).clamp(1024, 1_000_000).to_string();
+        let mut config = cluster.config(&[
+            ("compression.type", "lz4"),
             // Fills batches under load; a commit sends at once what is left.
-            .set("linger.ms", "5")
-            .set("batch.size", "1000000")
-            .set("batch.num.messages", "10000")
-            .set("message.max.bytes", "16000000")
-            .set("queue.buffering.max.kbytes", (buffer_bytes / 1024).clamp(1024, 1_000_000).to_string())
-            .set("queue.buffering.max.messages", "500000")
+            ("linger.ms", "5"),
+            ("batch.size", "1000000"),
+            ("batch.num.messages", "10000"),
+            ("message.max.bytes", "16000000"),
+            ("queue.buffering.max.kbytes", &buffer),
+            ("queue.buffering.max.messages", "500000"),
             // A dead task's open transaction holds up readers no longer than this.
-            .set("transaction.timeout.ms", "30000");
+            ("transaction.timeout.ms", "30000"),
+        ]);
+        config.set("transactional.id", transactional_id).set("acks", "all").set("enable.idempotence", "true");
         let producer = BaseProducer::from_config_and_context(&config, DeliveryContext::default())
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
         let this = Self { producer: Arc::new(producer), in_transaction: false, abandoned: false, bytes: 0, records: 0 };

@@ -148,15 +148,16 @@ fn partitions_of(reader: &BaseConsumer<LoggingContext>, topic: &str) -> Result<V
 }
 
 fn reader(cluster: &Cluster, isolation: &str) -> Result<BaseConsumer<LoggingContext>> {
-    let mut config = cluster.config();
+    let mut config = cluster.config(&[
+        ("fetch.queue.backoff.ms", "5"),
+        ("fetch.wait.max.ms", "20"),
+        ("queued.max.messages.kbytes", "4096"),
+    ]);
     config
         .set("group.id", "trunkline-reader") // required by the client; the group is never joined and nothing is committed
         .set("isolation.level", isolation)
         .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .set("fetch.queue.backoff.ms", "5")
-        .set("fetch.wait.max.ms", "20")
-        .set("queued.max.messages.kbytes", "4096");
+        .set("enable.partition.eof", "true");
     BaseConsumer::from_config_and_context(&config, LoggingContext)
         .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))
 }
