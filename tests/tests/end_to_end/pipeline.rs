@@ -131,3 +131,39 @@ fn a_worker_follows_the_log_and_stops_when_asked() {
     assert_counted(&summary, &case, log.lines(), 0);
     assert_every_line_once(&reader, &case.path("lake"), &log);
 }
+
+#[test]
+fn a_topic_that_exists_is_left_alone_and_its_differences_are_told() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let case = Case::new("existing", kafka);
+    let topic = format!("{}.web", case.name());
+    kafka.create_topic(&topic, 2);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 105);
+    log.append(100);
+    case.pipeline("access", &access_logs());
+
+    let worker = case.start("a", &["--until-idle"]);
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    let told = format!("topic `{topic}` has 2 partitions, not 4: left as it is");
+    assert!(exit.stderr.contains(&told), "{}", exit.describe());
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+}
+
+#[test]
+fn a_budget_of_a_few_megabytes_slows_nothing_down_to_a_stop() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let mut case = Case::new("budget", kafka);
+    // Less than one row group, and than the records that are fetched ahead.
+    case.set("TRUNKLINE_MEMORY", "4MiB");
+    let mut log = LogWriter::new(case.path("logs/access.log"), 106);
+    log.append(100_000);
+    case.pipeline("access", &access_logs().replace("records = 2_000", "records = 1_000_000"));
+
+    let exit = case.start("a", &["--until-idle", "--json"]).wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    assert_counted(&exit.summary(), &case, log.lines(), 0);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+    // What the process needs whatever it moves (code, compiled plugins, threads, clients) is most of it.
+    assert!(exit.peak_rss < 200 << 20, "{} MiB resident", exit.peak_rss >> 20);
+}
