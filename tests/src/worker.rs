@@ -16,6 +16,8 @@ pub struct Worker {
     command: String,
     output: PathBuf,
     started: Instant,
+    /// The highest `VmHWM` seen so far.
+    peak_rss: u64,
     exit: Option<Exit>,
 }
 
@@ -30,7 +32,8 @@ pub struct Exit {
     pub elapsed: Duration,
     /// Processor time, user and system, of all its threads.
     pub cpu: Duration,
-    /// The most memory that it ever had resident, in bytes.
+    /// The most memory that it had resident, in bytes, as it was seen while it was waited for. Not `ru_maxrss`: a process takes that over from
+    /// the one that starts it.
     pub peak_rss: u64,
     /// The command line.
     pub command: String,
@@ -57,7 +60,7 @@ impl Worker {
         }
         let started = Instant::now();
         let process = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        Self { process, command: format!("{command:?}"), output: output.into(), started, exit: None }
+        Self { process, command: format!("{command:?}"), output: output.into(), started, peak_rss: 0, exit: None }
     }
 
     /// Whether it still runs.
@@ -134,6 +137,7 @@ impl Worker {
         if self.exit.is_some() {
             return;
         }
+        self.peak_rss = self.peak_rss.max(high_water_mark(self.pid()).unwrap_or(0));
         let mut status = 0;
         // SAFETY: rusage is plain numbers; wait4 writes to the two places given, for a child that was not reaped yet.
         let (reaped, usage) = unsafe {
@@ -150,13 +154,20 @@ impl Worker {
             signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
             elapsed: self.started.elapsed(),
             cpu: time(usage.ru_utime) + time(usage.ru_stime),
-            peak_rss: usage.ru_maxrss as u64 * 1024,
+            peak_rss: self.peak_rss,
             command: self.command.clone(),
             stdout: String::from_utf8_lossy(&fs::read(self.output.with_added_extension("stdout")).unwrap())
                 .into_owned(),
             stderr: self.stderr(),
         });
     }
+}
+
+/// `VmHWM` of a process in bytes; none once it has ended.
+fn high_water_mark(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 impl Drop for Worker {

@@ -165,5 +165,5 @@ fn a_budget_of_a_few_megabytes_slows_nothing_down_to_a_stop() {
     assert_counted(&exit.summary(), &case, log.lines(), 0);
     assert_every_line_once(&reader, &case.path("lake"), &log);
     // What the process needs whatever it moves (code, compiled plugins, threads, clients) is most of it.
-    assert!(exit.peak_rss < 200 << 20, "{} MiB resident", exit.peak_rss >> 20);
+    assert!((1..200 << 20).contains(&exit.peak_rss), "{} MiB resident", exit.peak_rss >> 20);
 }
