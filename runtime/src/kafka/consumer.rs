@@ -163,11 +163,6 @@ impl GroupConsumer {
         Ok(Self { consumer, group: group.to_owned() })
     }
 
-    /// The group's name.
-    pub fn group(&self) -> &str {
-        &self.group
-    }
-
     /// Polls and copies what came to the batches of its partitions until the limits are reached, nothing more is at hand, or a
     /// rebalance happened: ask [`GroupConsumer::rebalanced`] before the batches are processed, because the last record may be of a
     /// partition that was claimed in the same poll. Returns the number of records.

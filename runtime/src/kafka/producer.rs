@@ -111,11 +111,6 @@ impl TransactionalProducer {
         self.bytes
     }
 
-    /// Records sent in the open transaction.
-    pub fn transaction_records(&self) -> usize {
-        self.records
-    }
-
     /// Is a transaction open?
     pub fn in_transaction(&self) -> bool {
         self.in_transaction
