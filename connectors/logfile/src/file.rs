@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::config::Compression;
 use crate::discovery::{Found, identify};
 use crate::fingerprint::{Fingerprint, HEAD};
+use crate::input::Input;
 use crate::names::family;
 use crate::position::{self, FileId, Saved, Stat};
 use crate::reader::{Opened, Reader};
@@ -171,6 +172,13 @@ impl TrackedFile {
         }
     }
 
+    /// Can its content not tell whether this is still the file that was found? Nothing of it was read, and it has neither the look nor the
+    /// name that it had.
+    pub(crate) fn is_unrecognisable(&self, found: &Found) -> bool {
+        let unknown = self.read.offset == 0 && self.first.is_empty();
+        unknown && self.stat != found.stat && family(&found.path.to_string_lossy()) != family(&self.name)
+    }
+
     /// Has it been at rest for so long?
     pub(crate) fn rested(&self, wait: Duration, now: Instant) -> bool {
         now.saturating_duration_since(self.resting_since) >= wait
@@ -190,6 +198,13 @@ impl TrackedFile {
         };
         if identify(&file.metadata()?).0 != self.id {
             return Ok(Attempt::Moved);
+        }
+        // More may have been read than was handed out: the beginning of a line, which no fingerprint covers yet.
+        if self.first.len() > self.read.head.len as usize {
+            let mut input = Input::open(File::open(&self.path)?, compression)?;
+            if input.beginning(self.first.len())?.0 != self.first {
+                return Ok(Attempt::Changed);
+            }
         }
         match Reader::open(file, compression, &self.read, self.cut)? {
             Opened::Reader(reader) => {

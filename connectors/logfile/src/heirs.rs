@@ -74,7 +74,7 @@ impl Pool {
         self.by_head.get_or_init(|| {
             let mut heads: HashMap<u64, Vec<usize>> = HashMap::new();
             for (number, found) in self.found.iter().enumerate() {
-                let head = open(found, self.compression).and_then(|mut input| beginning(&mut input, HEAD));
+                let head = open(found, self.compression).and_then(|mut input| input.beginning(HEAD));
                 if let Ok((head, _)) = head
                     && head.len() == HEAD
                 {
@@ -94,14 +94,14 @@ pub(crate) fn compare(lost: &Lost, found: &Found, was_shadow: bool, compression:
             Content::Same { .. } if lost.file.read.offset == 0 && !was_shadow => {
                 // Nothing was handed out, but the beginning of the file was read.
                 let first = &lost.file.first;
-                let (found, _) = beginning(&mut input, first.len())?;
+                let (found, _) = input.beginning(first.len())?;
                 Ok(if found == *first { Likeness::Whole } else { Likeness::None })
             }
             Content::Same { .. } => Ok(Likeness::Whole),
             Content::Other => Ok(Likeness::None),
             Content::Shorter => {
                 let mut input = open(found, compression)?;
-                let (first, _) = beginning(&mut input, HEAD)?;
+                let (first, _) = input.beginning(HEAD)?;
                 let begins_alike = !first.is_empty()
                     && if lost.file.first.len() >= first.len() {
                         lost.file.first.starts_with(&first)
@@ -163,10 +163,13 @@ pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> b
             if reader.file().metadata()?.len() < reader.end() || first[..count] != *reader.first() {
                 return Ok(true);
             }
+        } else if input.beginning(file.first.len())?.0 != file.first {
+            return Ok(true);
         }
         if file.read.offset == 0 {
             return Ok(false);
         }
+        let Some(mut input) = reopen(file, compression)? else { return Ok(false) };
         Ok::<_, io::Error>(!matches!(input.seek(&file.read)?, Content::Same { .. }))
     };
     check().unwrap_or(false)
@@ -185,8 +188,8 @@ pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compressio
         if !copy.is_gzip() && found.stat.size > original_len {
             return Ok(false);
         }
-        let (copied, whole) = beginning(&mut copy, COMPARED)?;
-        let (there, _) = beginning(&mut original, COMPARED)?;
+        let (copied, whole) = copy.beginning(COMPARED)?;
+        let (there, _) = original.beginning(COMPARED)?;
         let alike = there.starts_with(&copied) && !copied.is_empty();
         let path = found.path.to_string_lossy();
         let rotated_name = family(&path) == family(&file.name) && family(&path) != path;
@@ -266,20 +269,4 @@ fn reopen(file: &TrackedFile, compression: Compression) -> io::Result<Option<Inp
         return Ok(None);
     }
     Input::open(opened, compression).map(Some)
-}
-
-/// The first bytes, `most` at most, and whether that is all there is.
-fn beginning(input: &mut Input, most: usize) -> io::Result<(Vec<u8>, bool)> {
-    let mut bytes = vec![0; most];
-    let mut len = 0;
-    while len < most {
-        match input.read(&mut bytes[len..], len as u64)? {
-            Got::Bytes(count) => len += count,
-            Got::End | Got::CutOff => {
-                bytes.truncate(len);
-                return Ok((bytes, true));
-            }
-        }
-    }
-    Ok((bytes, false))
 }

@@ -88,6 +88,22 @@ impl Input {
         }
     }
 
+    /// The first bytes, `most` at most, and whether that is all there is. Only of an input that nothing was read from.
+    pub(crate) fn beginning(&mut self, most: usize) -> io::Result<(Vec<u8>, bool)> {
+        let mut bytes = vec![0; most];
+        let mut len = 0;
+        while len < most {
+            match self.read(&mut bytes[len..], len as u64)? {
+                Got::Bytes(count) => len += count,
+                Got::End | Got::CutOff => {
+                    bytes.truncate(len);
+                    return Ok((bytes, true));
+                }
+            }
+        }
+        Ok((bytes, false))
+    }
+
     /// Goes to a fingerprint's offset and says whether the content before it is the fingerprint's. Afterwards reading goes on there.
     pub(crate) fn seek(&mut self, known: &Fingerprint) -> io::Result<Content> {
         match self {

@@ -158,6 +158,17 @@ impl Tracker {
                 unclaimed.push(found);
                 continue;
             };
+            // Without a descriptor that holds it, its inode may have been given to another file since: to a copy of one that is lost now, even.
+            if file.reader.is_none() && file.stat != found.stat {
+                file.verified = false;
+                if file.is_unrecognisable(&found) {
+                    if let Some(file) = self.files.remove(&id) {
+                        self.lost.push(file.lose(Why::Gone));
+                    }
+                    unclaimed.push(found);
+                    continue;
+                }
+            }
             if file.path != found.path {
                 tracing::info!(from = %file.path.display(), to = %found.path.display(), "file was renamed");
             }

@@ -232,3 +232,46 @@ proptest! {
         world.check()?;
     }
 }
+
+/// File systems give the inode of a file that was removed to the next one that is made: cases that the model found.
+#[test]
+fn inodes_given_to_other_files() {
+    use Step::{CopyTruncate, Gzip, Read, ReadSome, Rename, Write, WritePart};
+    let cases = [
+        vec![
+            Write { log: 0, lines: 1 },
+            Write { log: 2, lines: 7 },
+            CopyTruncate { log: 0 },
+            ReadSome,
+            Gzip { log: 0 },
+            CopyTruncate { log: 2 },
+        ],
+        vec![
+            Write { log: 2, lines: 7 },
+            Write { log: 1, lines: 1 },
+            Rename { log: 1 },
+            ReadSome,
+            Gzip { log: 1 },
+            WritePart { log: 0 },
+            Read,
+            Read,
+        ],
+        vec![
+            WritePart { log: 1 },
+            Write { log: 2, lines: 1 },
+            Read,
+            Rename { log: 1 },
+            Gzip { log: 1 },
+            CopyTruncate { log: 2 },
+            Write { log: 2, lines: 17 },
+            Read,
+        ],
+    ];
+    for steps in cases {
+        let mut world = World::new(1);
+        for step in &steps {
+            world.apply(step);
+        }
+        world.check().unwrap();
+    }
+}
