@@ -19,7 +19,7 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
-use super::text;
+use super::{repeated, text};
 use crate::log::batch::Refusal;
 use crate::server::dispatch::Call;
 use crate::shared::NODE;
@@ -40,7 +40,7 @@ pub(crate) fn describe_configs(call: &Call<'_>, request: DescribeConfigsRequest)
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name);
         match result {
-            Ok(configs) => response.with_configs(configs),
+            Ok(configs) => response.with_error_message(None).with_configs(configs),
             Err(refusal) => {
                 response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
             }
@@ -153,6 +153,10 @@ fn find_topic(call: &Call<'_>, name: &str) -> Result<Arc<Topic>, Refusal> {
     call.shared.topics.get(name).ok_or_else(missing)
 }
 
+fn named_twice() -> Refusal {
+    Refusal::new(ResponseError::InvalidRequest, "Each resource must appear at most once.")
+}
+
 /// The topic that a resource to be changed is.
 fn changeable(call: &Call<'_>, resource_type: i8, name: &str) -> Result<Arc<Topic>, Refusal> {
     match resource_type {
@@ -182,9 +186,17 @@ fn configure(
 
 /// Replaces all that was set by what is in the request.
 pub(crate) fn alter_configs(call: &Call<'_>, request: AlterConfigsRequest) -> AlterConfigsResponse {
+    let repeated =
+        repeated(request.resources.iter().map(|resource| (resource.resource_type, &*resource.resource_name)));
     let mut responses = Vec::with_capacity(request.resources.len());
-    for resource in request.resources {
-        let result = changeable(call, resource.resource_type, &resource.resource_name).and_then(|topic| {
+    for resource in &request.resources {
+        let is_repeated = repeated.contains(&(resource.resource_type, &*resource.resource_name));
+        let topic = if is_repeated {
+            Err(named_twice())
+        } else {
+            changeable(call, resource.resource_type, &resource.resource_name)
+        };
+        let result = topic.and_then(|topic| {
             let pair = |config: &kafka_protocol::messages::alter_configs_request::AlterableConfig| {
                 config.value.as_ref().map(|value| (config.name.to_string(), value.to_string()))
             };
@@ -192,9 +204,9 @@ pub(crate) fn alter_configs(call: &Call<'_>, request: AlterConfigsRequest) -> Al
         });
         let response = AlterConfigsResourceResponse::default()
             .with_resource_type(resource.resource_type)
-            .with_resource_name(resource.resource_name);
+            .with_resource_name(resource.resource_name.clone());
         responses.push(match result {
-            Ok(()) => response,
+            Ok(()) => response.with_error_message(None),
             Err(refusal) => {
                 response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
             }
@@ -207,17 +219,25 @@ pub(crate) fn incremental_alter_configs(
     call: &Call<'_>,
     request: IncrementalAlterConfigsRequest,
 ) -> IncrementalAlterConfigsResponse {
+    let repeated =
+        repeated(request.resources.iter().map(|resource| (resource.resource_type, &*resource.resource_name)));
     let mut responses = Vec::with_capacity(request.resources.len());
-    for resource in request.resources {
-        let result = changeable(call, resource.resource_type, &resource.resource_name).and_then(|topic| {
-            let configs = changed(&topic.config(), &resource)?;
+    for resource in &request.resources {
+        let is_repeated = repeated.contains(&(resource.resource_type, &*resource.resource_name));
+        let topic = if is_repeated {
+            Err(named_twice())
+        } else {
+            changeable(call, resource.resource_type, &resource.resource_name)
+        };
+        let result = topic.and_then(|topic| {
+            let configs = changed(&topic.config(), resource)?;
             configure(call, &topic, configs, request.validate_only)
         });
         let response = IncrementalResponse::default()
             .with_resource_type(resource.resource_type)
-            .with_resource_name(resource.resource_name);
+            .with_resource_name(resource.resource_name.clone());
         responses.push(match result {
-            Ok(()) => response,
+            Ok(()) => response.with_error_message(None),
             Err(refusal) => {
                 response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
             }

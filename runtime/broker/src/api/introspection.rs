@@ -10,12 +10,13 @@ use kafka_protocol::messages::{
     DescribeProducersRequest, DescribeProducersResponse, DescribeTransactionsRequest, DescribeTransactionsResponse,
     ListTransactionsRequest, ListTransactionsResponse, ProducerId, TopicName, TransactionalId,
 };
+use kafka_protocol::protocol::StrBytes;
 
 use super::text;
 use crate::clock::now_ms;
 use crate::log::PartitionLog;
 use crate::server::dispatch::Call;
-use crate::transaction::Transaction;
+use crate::transaction::{Phase, Transaction};
 
 pub(crate) fn describe_producers(call: &Call<'_>, request: DescribeProducersRequest) -> DescribeProducersResponse {
     let mut topics = Vec::with_capacity(request.topics.len());
@@ -81,6 +82,8 @@ fn describe(state: TransactionState, transaction: &Transaction) -> TransactionSt
 }
 
 pub(crate) fn list_transactions(call: &Call<'_>, request: ListTransactionsRequest) -> ListTransactionsResponse {
+    let is_known = |state: &StrBytes| Phase::ALL.iter().any(|phase| phase.name() == &**state);
+    let unknown = request.state_filters.iter().filter(|state| !is_known(state)).cloned().collect();
     let now = now_ms();
     let mut listed = Vec::new();
     for (id, _) in call.shared.transactions.all() {
@@ -100,5 +103,5 @@ pub(crate) fn list_transactions(call: &Call<'_>, request: ListTransactionsReques
             );
         }
     }
-    ListTransactionsResponse::default().with_transaction_states(listed)
+    ListTransactionsResponse::default().with_transaction_states(listed).with_unknown_state_filters(unknown)
 }

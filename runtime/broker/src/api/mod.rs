@@ -14,6 +14,9 @@ pub(crate) mod topics;
 pub(crate) mod transactions;
 pub(crate) mod versions;
 
+use std::collections::HashSet;
+use std::hash::Hash;
+
 use kafka_protocol::ResponseError;
 use kafka_protocol::protocol::StrBytes;
 
@@ -24,4 +27,10 @@ fn code<T>(result: &Result<T, ResponseError>) -> i16 {
 
 fn text(string: impl Into<String>) -> StrBytes {
     StrBytes::from_string(string.into())
+}
+
+/// Those that come more than once: a request that names a thing twice is not carried out for it at all.
+fn repeated<T: Eq + Hash + Copy>(things: impl Iterator<Item = T>) -> HashSet<T> {
+    let mut seen = HashSet::new();
+    things.filter(|thing| !seen.insert(*thing)).collect()
 }

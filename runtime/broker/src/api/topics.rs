@@ -1,6 +1,6 @@
 //! CreateTopics, DeleteTopics, CreatePartitions, DeleteRecords.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
 use super::configs::{SOURCE_DEFAULT, SOURCE_TOPIC};
-use super::text;
+use super::{repeated, text};
 use crate::log::batch::Refusal;
 use crate::server::dispatch::Call;
 use crate::shared::NODE;
@@ -32,20 +32,21 @@ use crate::topics::{NewTopic, Topic};
 const DEFAULT: i32 = -1;
 
 pub(crate) fn create_topics(call: &Call<'_>, request: CreateTopicsRequest) -> CreateTopicsResponse {
-    let mut times_named: HashMap<&str, usize> = HashMap::new();
-    for topic in &request.topics {
-        *times_named.entry(&topic.name).or_default() += 1;
-    }
+    let repeated = repeated(request.topics.iter().map(|topic| topic.name.as_str()));
     let mut results = Vec::with_capacity(request.topics.len());
     for topic in &request.topics {
-        let result = if times_named.get(topic.name.as_str()).is_some_and(|times| *times > 1) {
-            Err(Refusal::new(ResponseError::InvalidRequest, "Duplicate topic name."))
+        let result = if repeated.contains(topic.name.as_str()) {
+            Err(named_twice())
         } else {
             create(call, topic, request.validate_only)
         };
         results.push(describe_created(call, topic, result));
     }
     CreateTopicsResponse::default().with_topics(results)
+}
+
+fn named_twice() -> Refusal {
+    Refusal::new(ResponseError::InvalidRequest, "Duplicate topic name.")
 }
 
 /// Creates a topic, or only says what it would be.
@@ -161,17 +162,23 @@ fn delete_topic(call: &Call<'_>, asked: DeleteTopicState) -> DeletableTopicResul
 }
 
 pub(crate) fn create_partitions(call: &Call<'_>, request: CreatePartitionsRequest) -> CreatePartitionsResponse {
-    let grow = |asked: CreatePartitionsTopic| {
-        let result = grow(call, &asked, request.validate_only);
-        let response = CreatePartitionsTopicResult::default().with_name(asked.name);
+    let topics = request.topics;
+    let repeated = repeated(topics.iter().map(|topic| topic.name.as_str()));
+    let grow = |asked: &CreatePartitionsTopic| {
+        let result = if repeated.contains(asked.name.as_str()) {
+            Err(named_twice())
+        } else {
+            grow(call, asked, request.validate_only)
+        };
+        let response = CreatePartitionsTopicResult::default().with_name(asked.name.clone());
         match result {
-            Ok(()) => response,
+            Ok(()) => response.with_error_message(None),
             Err(refusal) => {
                 response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
             }
         }
     };
-    CreatePartitionsResponse::default().with_results(request.topics.into_iter().map(grow).collect())
+    CreatePartitionsResponse::default().with_results(topics.iter().map(grow).collect())
 }
 
 fn grow(call: &Call<'_>, asked: &CreatePartitionsTopic, validate_only: bool) -> Result<(), Refusal> {

@@ -6,6 +6,7 @@
 // Helpers are not test functions to clippy, but a failure in one has to fail its test just as well.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod administration;
 mod cleaning;
 mod common;
 mod durability;
@@ -13,9 +14,11 @@ mod durability;
 mod faults;
 mod groups;
 mod hostile;
+mod introspection;
 mod model;
 mod producers;
 mod raw;
 mod records;
+mod times;
 mod topics;
 mod transactions;
