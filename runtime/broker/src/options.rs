@@ -58,6 +58,8 @@ pub struct BrokerOptions {
     pub max_requests_bytes: usize,
     /// Most connections; more are closed at once.
     pub max_connections: usize,
+    /// How long a connection may go without a request before it is closed, `connections.max.idle.ms`.
+    pub max_idle: Duration,
     /// Threads that serve connections.
     pub threads: usize,
 }
@@ -85,6 +87,7 @@ impl BrokerOptions {
             max_request_bytes: 100 << 20,
             max_requests_bytes: 256 << 20,
             max_connections: 20_000,
+            max_idle: Duration::from_secs(10 * 60),
             threads: std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(1, 4)),
         }
     }

@@ -124,6 +124,7 @@ fn broker_configs(call: &Call<'_>) -> Vec<(&'static str, ValueType, String)> {
     vec![
         ("auto.create.topics.enable", Boolean, options.auto_create_topics.to_string()),
         ("broker.id", Int, NODE.0.to_string()),
+        ("connections.max.idle.ms", Long, milliseconds(options.max_idle)),
         ("default.replication.factor", Int, "1".to_owned()),
         ("delete.topic.enable", Boolean, "true".to_owned()),
         ("group.initial.rebalance.delay.ms", Int, milliseconds(options.initial_rebalance_delay)),

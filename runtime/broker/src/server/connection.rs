@@ -82,7 +82,7 @@ pub(crate) async fn run(
 }
 
 async fn serve(mut stream: TcpStream, peer: Peer, shared: &Arc<Shared>) -> Result<(), Close> {
-    let mut frames = Frames::new(shared.options.max_request_bytes, Arc::clone(&shared.receiving));
+    let mut frames = Frames::new(&shared.options, Arc::clone(&shared.receiving));
     while let Some(frame) = frames.next(&mut stream).await? {
         let response = CatchPanic(Box::pin(dispatch(shared, peer, frame.bytes.clone()))).await?;
         // The share of memory is given back only now, when nothing holds the request's bytes any more.

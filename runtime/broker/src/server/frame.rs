@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::connection::Close;
+use crate::options::BrokerOptions;
 
 /// How far the buffer grows ahead of what has arrived.
 const READ_AHEAD: usize = 256 << 10;
@@ -24,14 +25,17 @@ const SMALL_REQUEST: usize = 64 << 10;
 const PERMIT_BYTES: usize = 1024;
 /// The longest pause inside a request.
 const PAUSE: Duration = Duration::from_secs(30);
-/// After this long without a request a connection is idle.
+/// After this long without a request a connection is idle, and keeps no memory.
 const IDLE: Duration = Duration::from_secs(1);
+/// Room for the beginning of a request, which for most is all of it.
+const FIRST_READ: usize = 4096;
 
 /// The reading half of a connection's state.
 #[derive(Debug)]
 pub(crate) struct Frames {
     buffer: BytesMut,
     max_request: usize,
+    max_idle: Duration,
     receiving: Arc<Semaphore>,
 }
 
@@ -48,21 +52,17 @@ pub(crate) fn receiving_limit(bytes: usize) -> Arc<Semaphore> {
 }
 
 impl Frames {
-    pub(crate) fn new(max_request: usize, receiving: Arc<Semaphore>) -> Self {
-        Self { buffer: BytesMut::new(), max_request, receiving }
+    pub(crate) fn new(options: &BrokerOptions, receiving: Arc<Semaphore>) -> Self {
+        let BrokerOptions { max_request_bytes, max_idle, .. } = options;
+        Self { buffer: BytesMut::new(), max_request: *max_request_bytes, max_idle: *max_idle, receiving }
     }
 
-    /// The next request; `None` when the client has closed the connection between two.
+    /// The next request; `None` when the client has closed the connection between two, or was silent for too long.
     pub(crate) async fn next(&mut self, stream: &mut TcpStream) -> Result<Option<Frame>, Close> {
         while self.buffer.len() < 4 {
             let is_first = self.buffer.is_empty();
-            if is_first && timeout(IDLE, stream.readable()).await.is_err() {
-                // A busy connection uses its buffer again and again, an idle one holds none.
-                self.buffer = BytesMut::new();
-                stream.readable().await?;
-            }
-            self.buffer.reserve(4096);
-            if self.read(stream, is_first).await? == 0 {
+            let read = if is_first { self.read_first(stream).await? } else { self.read(stream).await? };
+            if read == 0 {
                 return if is_first { Ok(None) } else { Err(Close::hostile("closed inside a request")) };
             }
         }
@@ -75,17 +75,33 @@ impl Frames {
         while self.buffer.len() < length {
             let missing = length - self.buffer.len();
             self.buffer.reserve(missing.min(READ_AHEAD));
-            if self.read(stream, false).await? == 0 {
+            if self.read(stream).await? == 0 {
                 return Err(Close::hostile("closed inside a request"));
             }
         }
         Ok(Some(Frame { bytes: self.buffer.split_to(length).freeze(), _permit: permit }))
     }
 
-    async fn read(&mut self, stream: &mut TcpStream, may_idle: bool) -> Result<usize, Close> {
-        if may_idle {
-            return Ok(stream.read_buf(&mut self.buffer).await?);
+    /// The first bytes of a request, which a client may take its time for. 0 when there will be none.
+    async fn read_first(&mut self, stream: &mut TcpStream) -> Result<usize, Close> {
+        self.buffer.reserve(FIRST_READ);
+        let briefly = IDLE.min(self.max_idle);
+        if let Ok(read) = timeout(briefly, stream.read_buf(&mut self.buffer)).await {
+            return Ok(read?);
         }
+        // A busy connection uses its buffer again and again, an idle one holds none.
+        self.buffer = BytesMut::new();
+        match timeout(self.max_idle - briefly, stream.readable()).await {
+            Ok(readable) => readable?,
+            // As Apache Kafka does: clients expect it, and connect again when they have something to ask.
+            Err(_) => return Ok(0),
+        }
+        self.buffer.reserve(FIRST_READ);
+        self.read(stream).await
+    }
+
+    /// More of a request that has begun.
+    async fn read(&mut self, stream: &mut TcpStream) -> Result<usize, Close> {
         let read = timeout(PAUSE, stream.read_buf(&mut self.buffer)).await;
         Ok(read.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??)
     }

@@ -170,20 +170,31 @@ impl TopicConfig {
             "LogAppendTime" => TimestampType::LogAppendTime,
             _ => TimestampType::CreateTime,
         };
+        let (min_compaction_lag_ms, max_compaction_lag_ms) =
+            (number("min.compaction.lag.ms"), number("max.compaction.lag.ms"));
+        if min_compaction_lag_ms > max_compaction_lag_ms {
+            return Err(format!(
+                "min.compaction.lag.ms ({min_compaction_lag_ms}) is larger than max.compaction.lag.ms ({max_compaction_lag_ms})"
+            ));
+        }
+        let is_compacted = policies.contains(&"compact");
+        // What is still appended to is not compacted: it has to be over before that is overdue.
+        let longest_segment_ms = if is_compacted { max_compaction_lag_ms } else { i64::MAX };
+        let segment_ms = number("segment.ms").min(longest_segment_ms);
         Ok(Self {
             cleanup_delete: policies.contains(&"delete"),
-            cleanup_compact: policies.contains(&"compact"),
+            cleanup_compact: is_compacted,
             retention_ms: Some(number("retention.ms")).filter(|limit| *limit >= 0),
             retention_bytes: u64::try_from(number("retention.bytes")).ok(),
             segment_bytes: number("segment.bytes") as u64,
-            segment_ms: number("segment.ms"),
+            segment_ms,
             max_message_bytes: number("max.message.bytes") as usize,
             timestamp_type,
             timestamp_before_max_ms: number("message.timestamp.before.max.ms"),
             timestamp_after_max_ms: number("message.timestamp.after.max.ms"),
             delete_retention_ms: number("delete.retention.ms"),
-            min_compaction_lag_ms: number("min.compaction.lag.ms"),
-            max_compaction_lag_ms: number("max.compaction.lag.ms"),
+            min_compaction_lag_ms,
+            max_compaction_lag_ms,
             min_cleanable_dirty_ratio: text("min.cleanable.dirty.ratio").parse().unwrap_or(0.5),
             overrides,
         })
@@ -220,6 +231,7 @@ mod tests {
         assert!(config(&[("retention.ms", "-2")]).is_err());
         assert_eq!(config(&[("retention.ms", "-1")]).unwrap().retention_ms, None);
         assert!(config(&[("max.message.bytes", "99999999999")]).is_err());
+        assert!(config(&[("min.compaction.lag.ms", "2"), ("max.compaction.lag.ms", "1")]).is_err());
         assert!(config(&[("retention.msec", "1")]).unwrap_err().contains("retention.msec"));
     }
 }

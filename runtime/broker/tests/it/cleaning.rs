@@ -104,6 +104,29 @@ fn compaction_keeps_the_last_value_of_each_key() {
 }
 
 #[test]
+fn compaction_comes_after_the_longest_lag_however_little_there_is_to_gain() {
+    let Some(broker) = cleaning() else { return };
+    let configs = [
+        ("cleanup.policy", "compact"),
+        // Never worth it by size: the segment is not full, and not all of it can be dirty.
+        ("min.cleanable.dirty.ratio", "1.0"),
+        ("max.compaction.lag.ms", "300"),
+    ];
+    let topic = broker.topic("lag", 1, &configs);
+    let producer = broker.producer(&[("linger.ms", "0")]);
+    let mut round = 0;
+    // A segment that is appended to ends with the first record after the lag, so there is one now and then.
+    eventually("old values are gone", || {
+        round += 1;
+        send(&producer, &topic, 0, "k", &round.to_string());
+        drain(&producer);
+        let found = broker.read(&topic, 0, 0, "read_committed");
+        assert_eq!(found.last().unwrap().payload().unwrap(), round.to_string().as_bytes());
+        round > 10 && found.len() < round / 2
+    });
+}
+
+#[test]
 fn a_compacted_topic_wants_keys() {
     let broker = TestBroker::any();
     let topic = broker.topic("keys", 1, &[("cleanup.policy", "compact")]);

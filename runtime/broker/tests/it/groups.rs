@@ -190,3 +190,41 @@ fn a_group_and_its_offsets_survive_a_restart() {
     wanted.add_partition(&topic, 0);
     assert_eq!(reader.committed_offsets(wanted, LONG).unwrap().elements()[0].offset(), Offset::Offset(8));
 }
+
+/// What a group committed for one partition.
+fn committed(consumer: &BaseConsumer, topic: &str) -> Offset {
+    let mut wanted = TopicPartitionList::new();
+    wanted.add_partition(topic, 0);
+    consumer.committed_offsets(wanted, LONG).unwrap().elements()[0].offset()
+}
+
+#[test]
+fn offsets_expire_when_their_group_has_been_empty_for_long() {
+    if is_foreign() {
+        return;
+    }
+    let mut broker = TestBroker::own(|options| options.offsets_retention = Duration::from_secs(1));
+    let topic = broker.topic("expire", 1, &[]);
+    let commit = |consumer: &BaseConsumer, offset: i64| {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&topic, 0, Offset::Offset(offset)).unwrap();
+        consumer.commit(&list, CommitMode::Sync).unwrap();
+    };
+    let (busy, idle) = (unique("busy"), unique("idle"));
+    let active = member(&broker, &topic, &busy, &[]);
+    eventually("it has its partition", || assigned(&active).len() == 1);
+    commit(&active, 5);
+    let outside = broker.consumer(&[("group.id", &idle)]);
+    commit(&outside, 7);
+    assert_eq!(committed(&outside, &topic), Offset::Offset(7));
+    eventually("those of the group without members are gone", || committed(&outside, &topic) == Offset::Invalid);
+    // Older by now, but somebody is there who may come back to them.
+    assert_eq!(committed(&active, &topic), Offset::Offset(5));
+    let begun = Instant::now();
+    drop(active);
+    let reader = broker.consumer(&[("group.id", &busy)]);
+    eventually("those of the group that was left as well", || committed(&reader, &topic) == Offset::Invalid);
+    assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
+    broker.restart(|_| {});
+    assert_eq!(committed(&reader, &topic), Offset::Invalid);
+}

@@ -199,3 +199,36 @@ fn thousands_of_idle_connections_cost_little() {
     drop(held);
     is_alive(&broker);
 }
+
+#[test]
+fn connections_that_say_nothing_are_closed_and_others_are_not() {
+    if is_foreign() {
+        return;
+    }
+    let broker = TestBroker::own(|options| options.max_idle = Duration::from_millis(1500));
+    let connect = || Raw::connect(&broker.address);
+    let (mut silent, mut spoke, mut halfway, mut busy) = (connect(), connect(), connect(), connect());
+    spoke.call(3, &hello());
+    // A part of a request is not silence; that one has a limit of its own.
+    halfway.stream.write_all(&encode(3, &hello())[..6]).unwrap();
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        busy.call(3, &hello());
+        pause(Duration::from_millis(200));
+    }
+    for closed in [&mut silent, &mut spoke] {
+        closed.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        assert_eq!(closed.stream.read(&mut [0; 1]).unwrap(), 0);
+    }
+    halfway.stream.write_all(&encode(3, &hello())[6..]).unwrap();
+    assert!(halfway.read().is_some());
+    // A client that comes back does not notice.
+    let topic = broker.topic("idle", 1, &[]);
+    let producer = broker.producer(&[]);
+    for value in ["before", "after"] {
+        crate::common::send(&producer, &topic, 0, "k", value);
+        crate::common::drain(&producer);
+        pause(Duration::from_millis(1800));
+    }
+    assert_eq!(broker.values(&topic, 0, "read_committed"), ["before", "after"]);
+}
