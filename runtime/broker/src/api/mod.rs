@@ -7,6 +7,7 @@ pub(crate) mod fetch;
 pub(crate) mod groups;
 pub(crate) mod introspection;
 pub(crate) mod list_offsets;
+pub(crate) mod markers;
 pub(crate) mod membership;
 pub(crate) mod offsets;
 pub(crate) mod produce;

@@ -208,6 +208,11 @@ impl ProducerStates {
         self.producers.get(&producer_id)?.transaction_start
     }
 
+    /// The epoch that a producer wrote with last.
+    pub(crate) fn epoch(&self, producer_id: i64) -> Option<i16> {
+        self.producers.get(&producer_id).map(|producer| producer.epoch)
+    }
+
     /// Aborted transactions that touch the offsets from `from` to before `until`.
     pub(crate) fn aborted_in(&self, from: i64, until: i64) -> Vec<AbortedTransaction> {
         // Markers are written in order of offset, so the list is sorted by last offset.

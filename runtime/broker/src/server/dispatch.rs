@@ -118,6 +118,7 @@ fn answer(call: &Call<'_>, key: ApiKey, frame: Bytes) -> Result<Response, Close>
         ApiKey::AddOffsetsToTxn => serve::<AddOffsetsToTxnRequest>(call, frame, api::transactions::add_offsets_to_txn),
         ApiKey::TxnOffsetCommit => serve::<TxnOffsetCommitRequest>(call, frame, api::transactions::txn_offset_commit),
         ApiKey::EndTxn => serve::<EndTxnRequest>(call, frame, api::transactions::end_txn),
+        ApiKey::WriteTxnMarkers => serve::<WriteTxnMarkersRequest>(call, frame, api::markers::write_txn_markers),
         ApiKey::DescribeProducers => {
             serve::<DescribeProducersRequest>(call, frame, api::introspection::describe_producers)
         }

@@ -292,6 +292,11 @@ mod tests {
         check_all(|_| IncrementalAlterConfigsRequest::default());
         check_all(|_| OffsetDeleteRequest::default());
         check_all(|_| DescribeClusterRequest::default());
+        check_all(|_| {
+            let topic = write_txn_markers_request::WritableTxnMarkerTopic::default().with_partition_indexes(vec![1, 2]);
+            let marker = write_txn_markers_request::WritableTxnMarker::default().with_topics(vec![topic]);
+            WriteTxnMarkersRequest::default().with_markers(vec![marker])
+        });
         check_all(|_| DescribeProducersRequest::default());
         check_all(|_| DescribeTransactionsRequest::default());
         check_all(|_| ListTransactionsRequest::default());

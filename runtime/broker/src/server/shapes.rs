@@ -520,6 +520,24 @@ const SHAPES: &[(ApiKey, i16, &[Field])] = &[
         ],
     ),
     (
+        ApiKey::WriteTxnMarkers,
+        1,
+        &[
+            // markers
+            always(Array(&[
+                always(Fixed(8)), // producer_id
+                always(Fixed(2)), // producer_epoch
+                always(Fixed(1)), // transaction_result
+                // topics
+                always(Array(&[
+                    always(Text),            // name
+                    always(List(&Fixed(4))), // partition_indexes
+                ])),
+                always(Fixed(4)), // coordinator_epoch
+            ])),
+        ],
+    ),
+    (
         ApiKey::DescribeProducers,
         0,
         &[

@@ -52,6 +52,7 @@ pub(crate) const SUPPORTED: &[Supported] = &[
     supported(ApiKey::IncrementalAlterConfigs, 0, 1),
     supported(ApiKey::OffsetDelete, 0, 0),
     supported(ApiKey::DescribeCluster, 0, 2),
+    supported(ApiKey::WriteTxnMarkers, 1, 1),
     supported(ApiKey::DescribeProducers, 0, 0),
     supported(ApiKey::DescribeTransactions, 0, 0),
     supported(ApiKey::ListTransactions, 0, 1),

@@ -44,7 +44,7 @@ fn every_api_answers_in_every_version_it_announces() {
     let broker = TestBroker::own(|_| {});
     let mut raw = Raw::connect(&broker.address);
     let announced = raw.call(3, &hello()).api_keys;
-    assert!(announced.len() >= 34);
+    assert!(announced.len() >= 35);
     let range = |key: ApiKey| {
         let entry = announced.iter().find(|entry| entry.api_key == key as i16).unwrap();
         let min = if key == ApiKey::Produce { 3 } else { entry.min_version };
@@ -85,6 +85,7 @@ fn every_api_answers_in_every_version_it_announces() {
     all::<IncrementalAlterConfigsRequest>(&mut raw, range(ApiKey::IncrementalAlterConfigs));
     all::<OffsetDeleteRequest>(&mut raw, range(ApiKey::OffsetDelete));
     all::<DescribeClusterRequest>(&mut raw, range(ApiKey::DescribeCluster));
+    all::<WriteTxnMarkersRequest>(&mut raw, range(ApiKey::WriteTxnMarkers));
     all::<DescribeProducersRequest>(&mut raw, range(ApiKey::DescribeProducers));
     all::<DescribeTransactionsRequest>(&mut raw, range(ApiKey::DescribeTransactions));
     all::<ListTransactionsRequest>(&mut raw, range(ApiKey::ListTransactions));

@@ -12,6 +12,8 @@ use rdkafka::producer::Producer;
 
 use crate::common::{LONG, TestBroker, drain, eventually, send, unique};
 use crate::raw::Raw;
+use kafka_protocol::messages::WriteTxnMarkersRequest;
+use kafka_protocol::messages::write_txn_markers_request::{WritableTxnMarker, WritableTxnMarkerTopic};
 
 fn describe(raw: &mut Raw, id: &str) -> TransactionState {
     let request =
@@ -106,4 +108,52 @@ fn transactions_and_their_producers_are_told() {
     let over = describe(&mut raw, &id);
     assert!(over.topics.is_empty(), "{over:?}");
     drop(producer);
+}
+
+/// Ends what a producer has open in a partition, as `kafka-transactions abort` does. The error.
+fn abort(raw: &mut Raw, topic: &str, partition: i32, producer_id: ProducerId, epoch: i16) -> i16 {
+    let topic = WritableTxnMarkerTopic::default()
+        .with_name(TopicName(topic.to_owned().into()))
+        .with_partition_indexes(vec![partition]);
+    let marker = WritableTxnMarker::default()
+        .with_producer_id(producer_id)
+        .with_producer_epoch(epoch)
+        .with_transaction_result(false)
+        .with_topics(vec![topic]);
+    let response = raw.call(1, &WriteTxnMarkersRequest::default().with_markers(vec![marker]));
+    assert_eq!(response.markers[0].producer_id, producer_id);
+    response.markers[0].topics[0].partitions[0].error_code
+}
+
+#[test]
+fn a_transaction_that_hangs_is_ended_from_outside_in_one_partition() {
+    let broker = TestBroker::any();
+    let topic = broker.topic("hangs", 2, &[]);
+    let producer = broker.transactional(&unique("hangs"), &[]);
+    producer.begin_transaction().unwrap();
+    for partition in [0, 1] {
+        send(&producer, &topic, partition, "k", "hangs");
+    }
+    drain(&producer);
+    let plain = broker.producer(&[]);
+    send(&plain, &topic, 0, "k", "behind it");
+    drain(&plain);
+    assert!(broker.values(&topic, 0, "read_committed").is_empty());
+
+    let mut raw = Raw::connect(&broker.address);
+    let open = producers(&mut raw, &topic, 0).unwrap();
+    let open = open.iter().find(|state| state.current_txn_start_offset == 0).unwrap();
+    let (id, epoch) = (open.producer_id, open.producer_epoch as i16);
+    let missing = ResponseError::UnknownTopicOrPartition.code();
+    assert_eq!(abort(&mut raw, &unique("no-such"), 0, id, epoch), missing);
+    if epoch > 0 {
+        assert_eq!(abort(&mut raw, &topic, 0, id, epoch - 1), ResponseError::InvalidProducerEpoch.code());
+    }
+    assert_eq!(abort(&mut raw, &topic, 0, id, epoch), 0);
+    eventually("what is behind it is seen", || broker.values(&topic, 0, "read_committed") == ["behind it"]);
+    assert!(broker.values(&topic, 1, "read_committed").is_empty());
+    // The coordinator knows nothing of it, and ends the transaction where it is open still.
+    producer.commit_transaction(LONG).unwrap();
+    eventually("the rest is committed", || broker.values(&topic, 1, "read_committed") == ["hangs"]);
+    assert_eq!(broker.values(&topic, 0, "read_committed"), ["behind it"]);
 }

@@ -1,0 +1,49 @@
+//! WriteTxnMarkers: the end of a transaction in single partitions.
+//!
+//! Between brokers it carries out what the coordinator decided; with one broker nobody sends it for that. What is left is the
+//! administrator who ends a transaction that hangs (`kafka-transactions abort`, KIP-664).
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::write_txn_markers_request::{WritableTxnMarker, WritableTxnMarkerTopic};
+use kafka_protocol::messages::write_txn_markers_response::{
+    WritableTxnMarkerPartitionResult, WritableTxnMarkerResult, WritableTxnMarkerTopicResult,
+};
+use kafka_protocol::messages::{WriteTxnMarkersRequest, WriteTxnMarkersResponse};
+
+use super::code;
+use crate::server::dispatch::Call;
+
+pub(crate) fn write_txn_markers(call: &Call<'_>, request: WriteTxnMarkersRequest) -> WriteTxnMarkersResponse {
+    let answer = |marker: &WritableTxnMarker| {
+        let topics = marker.topics.iter().map(|topic| {
+            let answer = |index: &i32| {
+                WritableTxnMarkerPartitionResult::default()
+                    .with_partition_index(*index)
+                    .with_error_code(code(&write_marker(call, marker, topic, *index)))
+            };
+            let partitions = topic.partition_indexes.iter().map(answer).collect();
+            WritableTxnMarkerTopicResult::default().with_name(topic.name.clone()).with_partitions(partitions)
+        });
+        WritableTxnMarkerResult::default().with_producer_id(marker.producer_id).with_topics(topics.collect())
+    };
+    WriteTxnMarkersResponse::default().with_markers(request.markers.iter().map(answer).collect())
+}
+
+fn write_marker(
+    call: &Call<'_>,
+    marker: &WritableTxnMarker,
+    asked: &WritableTxnMarkerTopic,
+    index: i32,
+) -> Result<(), ResponseError> {
+    let topic = call.shared.topics.get(&asked.name).ok_or(ResponseError::UnknownTopicOrPartition)?;
+    let partition = topic.partition(index).ok_or(ResponseError::UnknownTopicOrPartition)?;
+    let producer_id = marker.producer_id.0;
+    let epoch = partition.with_log(|log| log.producers().epoch(producer_id));
+    if epoch.is_some_and(|epoch| marker.producer_epoch < epoch) {
+        return Err(ResponseError::InvalidProducerEpoch);
+    }
+    let commit = marker.transaction_result;
+    tracing::warn!(topic = topic.name, partition = index, producer_id, commit, "a transaction is ended from outside");
+    let ended = partition.end_transaction(producer_id, marker.producer_epoch, commit, &topic.config());
+    ended.map_err(|refusal| refusal.error)
+}
