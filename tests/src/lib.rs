@@ -4,6 +4,7 @@
 //! * [`S3Faults`] is a proxy before an S3 server that breaks chosen requests.
 //! * [`Case`] is the private ground of one test: a folder, a pipeline name that no other test has, and its [`Worker`] processes.
 //! * [`LogWriter`] writes and rotates access logs; [`Reader`] says what reached the lake; [`KafkaClient::read`] what is in a topic.
+//! * [`Tool`] is a program that nobody here wrote.
 //! * [`Summary`] is what a worker counted, and checks conservation (I3).
 //!
 //! Waits are polls with a deadline ([`wait`]), never sleeps. What a machine lacks makes a test print `SKIP name: reason` ([`need!`]).
@@ -23,6 +24,7 @@ mod s3;
 mod server;
 mod skip;
 mod summary;
+mod tool;
 pub mod wait;
 mod worker;
 
@@ -37,4 +39,5 @@ pub use repository::{repository, sample_access_log, worker_binary};
 pub use s3::S3;
 pub use skip::Skip;
 pub use summary::{Counters, Summary};
+pub use tool::Tool;
 pub use worker::{Exit, Worker};

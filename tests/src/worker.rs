@@ -45,9 +45,14 @@ pub struct Exit {
 
 impl Worker {
     /// Starts `command`; its output goes to the files `{output}.stdout` and `{output}.stderr`.
-    pub fn spawn(mut command: Command, output: &Path) -> Self {
+    pub fn spawn(command: Command, output: &Path) -> Self {
+        Self::spawn_on(command, output, Stdio::null())
+    }
+
+    /// The same, with a standard input.
+    pub(crate) fn spawn_on(mut command: Command, output: &Path, input: Stdio) -> Self {
         let file = |kind| File::create(output.with_added_extension(kind)).unwrap();
-        command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr"));
+        command.stdin(input).stdout(file("stdout")).stderr(file("stderr"));
         // SAFETY: prctl is async-signal-safe and touches nothing of ours.
         unsafe {
             command.pre_exec(|| {

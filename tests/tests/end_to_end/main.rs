@@ -1,4 +1,5 @@
 //! The product against real servers: pipelines run, workers and servers are killed, and then everything is counted at the destination.
+//! (`clients` is about the broker alone, and what programs that nobody here wrote get from it.)
 //!
 //! What each test checks besides its own subject: I3, conservation, in every summary that is parsed; and that the lake holds every line
 //! once, by counting rows, different paths (each line has its own) and the sum of a column with programs that are not ours.
@@ -7,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod brokers;
+mod clients;
 mod crashes;
 mod dead_letters;
 mod harness;

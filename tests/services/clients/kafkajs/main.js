@@ -1,0 +1,99 @@
+// Uses Kafka through kafkajs: BROKERS TOPIC GROUP. Creates the topic, writes to it with transactions of which one is aborted, reads it in a
+// group with committed offsets, sends offsets in a transaction. Prints one line of JSON with what it saw.
+"use strict";
+const { Kafka, logLevel, CompressionTypes } = require("kafkajs");
+
+const [brokers, topic, groupId] = process.argv.slice(2);
+const kafka = new Kafka({ clientId: "kafkajs", brokers: [brokers], logLevel: logLevel.ERROR });
+const message = (text) => ({ key: text, value: text, headers: { from: "kafkajs" } });
+
+/** Reads with a group until `count` records are there, committing what it read. */
+async function read(count) {
+  const consumer = kafka.consumer({ groupId, readUncommitted: false, maxWaitTimeInMs: 100 });
+  await consumer.connect();
+  await consumer.subscribe({ topics: [topic], fromBeginning: true });
+  const seen = [];
+  await new Promise((resolve, reject) => {
+    consumer.on(consumer.events.CRASH, ({ payload }) => reject(payload.error));
+    const eachMessage = async ({ message }) => {
+      seen.push(message.value.toString());
+      if (seen.length === count) resolve();
+    };
+    consumer.run({ autoCommitThreshold: 1, eachMessage }).catch(reject);
+  });
+  await consumer.stop();
+  await consumer.disconnect();
+  return seen;
+}
+
+/** kafkajs does not wait for the end of the last transaction before it adds offsets to the next: Apache Kafka ends them a moment later. */
+async function patiently(send) {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await send();
+    } catch (error) {
+      if (error.type !== "CONCURRENT_TRANSACTIONS" || attempt === 200) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  }
+}
+
+async function main() {
+  const admin = kafka.admin();
+  await admin.connect();
+  const created = await admin.createTopics({ topics: [{ topic, numPartitions: 3, replicationFactor: 1 }], waitForLeaders: true });
+
+  const plain = kafka.producer({ idempotent: true });
+  await plain.connect();
+  const messages = Array.from({ length: 300 }, (_, number) => message(`plain ${number}`));
+  await plain.send({ topic, messages, compression: CompressionTypes.GZIP });
+  await plain.disconnect();
+
+  const producer = kafka.producer({ transactionalId: `${groupId}-tx`, maxInFlightRequests: 1, idempotent: true });
+  await producer.connect();
+  for (const [name, commit] of [["committed", true], ["aborted", false], ["also committed", true]]) {
+    const transaction = await producer.transaction();
+    await transaction.send({ topic, messages: Array.from({ length: 100 }, (_, number) => message(`${name} ${number}`)) });
+    await (commit ? transaction.commit() : transaction.abort());
+  }
+  const seen = await read(500);
+
+  // Offsets move with a transaction that is committed, and not with one that is not.
+  const sent = [];
+  for (const [offset, commit] of [["7", true], ["8", false]]) {
+    const transaction = await producer.transaction();
+    const topics = [{ topic, partitions: [{ partition: 0, offset }] }];
+    await patiently(() => transaction.sendOffsets({ consumerGroupId: `${groupId}-sent`, topics }));
+    await (commit ? transaction.commit() : transaction.abort());
+    const [fetched] = await admin.fetchOffsets({ groupId: `${groupId}-sent`, topics: [topic] });
+    sent.push(fetched.partitions.find(({ partition }) => partition === 0).offset);
+  }
+  await producer.disconnect();
+
+  const offsets = await admin.fetchTopicOffsets(topic);
+  const [committed] = await admin.fetchOffsets({ groupId, topics: [topic] });
+  const behind = committed.partitions.map(({ partition, offset }) => {
+    const { high } = offsets.find((end) => end.partition === partition);
+    return Number(high) - Number(offset);
+  });
+  const { groups } = await admin.describeGroups([groupId]);
+  await admin.deleteGroups([groupId]);
+  await admin.disconnect();
+  console.log(JSON.stringify({
+    created,
+    seen: seen.length,
+    distinct: new Set(seen).size,
+    aborted: seen.filter((value) => value.startsWith("aborted")).length,
+    sent,
+    behind: Math.max(...behind),
+    group: groups[0].state,
+  }));
+}
+
+main().then(
+  () => process.exit(0),
+  (error) => {
+    console.error(error);
+    process.exit(1);
+  },
+);
