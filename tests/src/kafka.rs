@@ -37,15 +37,29 @@ impl Kafka {
         Self::with(&[("KAFKA_EXTRA", "broker.session.timeout.ms=3000 broker.heartbeat.interval.ms=500")])
     }
 
+    /// Apache Kafka with its own defaults, whatever the tests run on.
+    pub fn apache() -> Result<Self, Skip> {
+        Self::behind(Server::start("kafka", &[], 1)?)
+    }
+
+    /// Trunkline's own broker, whatever the tests run on.
+    pub fn embedded() -> Result<Self, Skip> {
+        let binary = repository::worker_binary();
+        Self::behind(Server::start("embedded", &[("TRUNKLINE_BIN", &binary.to_string_lossy())], 1)?)
+    }
+
     fn with(settings: &[(&str, &str)]) -> Result<Self, Skip> {
-        let server = if is_embedded() {
-            let binary = repository::worker_binary();
-            Server::start("embedded", &[("TRUNKLINE_BIN", &binary.to_string_lossy())], 1)?
-        } else {
-            Server::start("kafka", settings, 1)?
-        };
+        if is_embedded() { Self::embedded() } else { Self::behind(Server::start("kafka", settings, 1)?) }
+    }
+
+    fn behind(server: Server) -> Result<Self, Skip> {
         let client = KafkaClient::new(format!("127.0.0.1:{}", server.port()));
         Ok(Self { server, client })
+    }
+
+    /// Its process; none while it is stopped.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.pid()
     }
 
     /// A clean stop.
@@ -156,7 +170,8 @@ pub struct Ends {
 }
 
 impl KafkaClient {
-    fn new(brokers: String) -> Self {
+    /// For brokers that a test started by itself.
+    pub fn new(brokers: String) -> Self {
         Self { brokers }
     }
 

@@ -50,6 +50,11 @@ impl Server {
         self.port
     }
 
+    /// Its first process; none if that was ended.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.pids.first().copied().flatten()
+    }
+
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }

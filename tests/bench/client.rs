@@ -1,0 +1,182 @@
+//! A bare Kafka client with the settings of the worker's own: the limit that no worker can pass, and the load under which brokers are compared.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::bindings;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+pub(crate) const PARTITIONS: i32 = 4;
+pub(crate) const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
+/// Nothing that is measured takes so long.
+pub(crate) const LIMIT: Duration = Duration::from_secs(900);
+
+/// A transactional producer, ready to begin.
+pub(crate) fn transactional_producer(brokers: &str, id: &str, more: &[(&str, &str)]) -> BaseProducer {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("transactional.id", id)
+        .set("acks", "all")
+        .set("compression.type", "lz4")
+        .set("linger.ms", "5")
+        .set("batch.size", "1000000")
+        .set("queue.buffering.max.messages", "500000");
+    more.iter().for_each(|(key, value)| {
+        config.set(*key, *value);
+    });
+    let producer: BaseProducer = config.create().unwrap();
+    producer.init_transactions(LIMIT).unwrap();
+    producer
+}
+
+/// Waits until everything sent was answered. Never flush(), which commit_transaction() calls: with anything in flight it waits in steps
+/// of 100 ms.
+pub(crate) fn settle(producer: &BaseProducer) {
+    while producer.in_flight_count() > 0 {
+        producer.poll(Duration::from_millis(1));
+    }
+}
+
+/// Hands a record over, waiting while the queue is full.
+pub(crate) fn send(producer: &BaseProducer, topic: &str, partition: i32, value: &[u8]) {
+    let mut record = BaseRecord::<(), [u8]>::to(topic).partition(partition).payload(value);
+    loop {
+        match producer.send(record) {
+            Ok(()) => return,
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
+                record = returned;
+                producer.poll(Duration::from_millis(1));
+            }
+            Err((error, _)) => panic!("{error}"),
+        }
+    }
+}
+
+/// Produces the records in transactions of 200 ms, a thousand to a partition at a time; how long that took.
+pub(crate) fn produce<'a>(producer: &BaseProducer, topic: &str, records: impl Iterator<Item = &'a [u8]>) -> Duration {
+    let started = Instant::now();
+    producer.begin_transaction().unwrap();
+    let mut begun = Instant::now();
+    for (number, record) in records.enumerate() {
+        send(producer, topic, (number / 1000) as i32 % PARTITIONS, record);
+        if number % 1000 == 0 {
+            producer.poll(Duration::ZERO);
+            if begun.elapsed() >= COMMIT_INTERVAL {
+                settle(producer);
+                producer.commit_transaction(LIMIT).unwrap();
+                producer.begin_transaction().unwrap();
+                begun = Instant::now();
+            }
+        }
+    }
+    settle(producer);
+    producer.commit_transaction(LIMIT).unwrap();
+    started.elapsed()
+}
+
+/// A reader of committed records.
+pub(crate) fn consumer(brokers: &str, group: &str, more: &[(&str, &str)]) -> BaseConsumer {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .set("auto.offset.reset", "earliest")
+        .set("enable.partition.eof", "true")
+        .set("fetch.queue.backoff.ms", "5")
+        .set("queued.min.messages", "400000");
+    more.iter().for_each(|(key, value)| {
+        config.set(*key, *value);
+    });
+    config.create().unwrap()
+}
+
+/// Reads a topic of so many records to its end; how long that took from the first record on: before that, the client waits for its own timers.
+pub(crate) fn consume(consumer: &BaseConsumer, topic: &str, records: u64) -> Duration {
+    let metadata = consumer.fetch_metadata(Some(topic), LIMIT).unwrap();
+    let partitions = metadata.topics()[0].partitions().len() as i32;
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..partitions {
+        assignment.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
+    }
+    let mut started = Instant::now();
+    consumer.assign(&assignment).unwrap();
+    let mut queue = BatchQueue::of(consumer);
+    let (mut count, mut open) = (0, partitions);
+    while open > 0 {
+        assert!(started.elapsed() < LIMIT, "{count} of {records} records");
+        let batch = queue.next(Duration::from_millis(100));
+        if count == 0 {
+            started = Instant::now();
+        }
+        count += batch.records;
+        open -= batch.ends;
+    }
+    assert_eq!(count, records);
+    started.elapsed()
+}
+
+/// A consumer's records in batches. One by one, this client's own processor time for each hides what the broker takes.
+struct BatchQueue<'a> {
+    queue: *mut bindings::rd_kafka_queue_t,
+    messages: Vec<*mut bindings::rd_kafka_message_t>,
+    _consumer: &'a BaseConsumer,
+}
+
+/// What was in a batch.
+struct BatchOf {
+    records: u64,
+    /// Partitions of which the end was reached.
+    ends: i32,
+}
+
+impl<'a> BatchQueue<'a> {
+    const MOST: usize = 10_000;
+
+    fn of(consumer: &'a BaseConsumer) -> Self {
+        // SAFETY: the handle is alive, for the consumer is.
+        let queue = unsafe { bindings::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
+        assert!(!queue.is_null(), "not a consumer");
+        Self { queue, messages: vec![std::ptr::null_mut(); Self::MOST], _consumer: consumer }
+    }
+
+    fn next(&mut self, wait: Duration) -> BatchOf {
+        use bindings::rd_kafka_resp_err_t::{RD_KAFKA_RESP_ERR__PARTITION_EOF, RD_KAFKA_RESP_ERR_NO_ERROR};
+        // SAFETY: the queue is ours until we are dropped, and `messages` has room for MOST pointers.
+        let count = unsafe {
+            bindings::rd_kafka_consume_batch_queue(
+                self.queue,
+                wait.as_millis() as i32,
+                self.messages.as_mut_ptr(),
+                Self::MOST,
+            )
+        };
+        let mut batch = BatchOf { records: 0, ends: 0 };
+        for message in &self.messages[..usize::try_from(count).expect("the queue is valid")] {
+            // SAFETY: the first `count` pointers are messages, which are ours to look at and to destroy once.
+            let error = unsafe {
+                let error = (**message).err;
+                bindings::rd_kafka_message_destroy(*message);
+                error
+            };
+            match error {
+                RD_KAFKA_RESP_ERR_NO_ERROR => batch.records += 1,
+                RD_KAFKA_RESP_ERR__PARTITION_EOF => batch.ends += 1,
+                error => panic!("{error:?}"),
+            }
+        }
+        batch
+    }
+}
+
+impl Drop for BatchQueue<'_> {
+    fn drop(&mut self) {
+        // SAFETY: nobody uses the queue any more.
+        unsafe { bindings::rd_kafka_queue_destroy(self.queue) };
+    }
+}
