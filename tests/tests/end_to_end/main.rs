@@ -17,6 +17,7 @@ mod pipeline;
 mod rotation;
 mod several;
 mod transforms;
+mod unknown_outcomes;
 
 use std::path::Path;
 use std::time::Duration;
