@@ -1,5 +1,7 @@
 //! Produce.
 
+use std::sync::Arc;
+
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::produce_request::PartitionProduceData;
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
@@ -12,12 +14,14 @@ use crate::server::connection::Close;
 use crate::server::dispatch::Call;
 use crate::server::response::Response;
 use crate::topics::Topic;
+use crate::topics::partition::Partition;
 
 pub(crate) fn produce(call: &Call<'_>, request: ProduceRequest) -> Result<Option<Response>, Close> {
     let transactional_id = request.transactional_id.as_ref().map(|id| id.0.as_str());
     let has_valid_acks = matches!(request.acks, -1..=1);
     let mut failure = None;
-    let mut responses = Vec::with_capacity(request.topic_data.len());
+    // First everything is appended, then the device is waited for: with others, and once for each partition.
+    let mut appended = Vec::with_capacity(request.topic_data.len());
     for data in request.topic_data {
         let topic = call.shared.topics.get(&data.name);
         let mut partitions = Vec::with_capacity(data.partition_data.len());
@@ -27,12 +31,25 @@ pub(crate) fn produce(call: &Call<'_>, request: ProduceRequest) -> Result<Option
                 (None, _) => Err(unknown()),
                 (Some(topic), true) => append(call, transactional_id, topic, &partition),
             };
-            let log_start = topic.as_ref().and_then(|topic| topic.partition(partition.index));
-            let log_start = log_start.map_or(-1, |partition| partition.with_log(|log| log.start_offset()));
-            partitions.push(describe(partition.index, &result, log_start));
-            failure = failure.or(result.err());
+            let found = topic.as_ref().and_then(|topic| topic.partition(partition.index));
+            partitions.push((partition.index, found, result));
         }
-        responses.push(TopicProduceResponse::default().with_name(data.name).with_partition_responses(partitions));
+        appended.push((data.name, partitions));
+    }
+    let mut responses = Vec::with_capacity(appended.len());
+    for (name, partitions) in appended {
+        let settle = |(index, partition, result): (i32, Option<Arc<Partition>>, Result<Appended, Refusal>)| {
+            let result = result.and_then(|appended| match &partition {
+                Some(partition) => partition.settle(appended.end_offset).map(|()| appended),
+                None => Ok(appended),
+            });
+            let log_start = partition.map_or(-1, |partition| partition.with_log(|log| log.start_offset()));
+            let response = describe(index, &result, log_start);
+            failure = failure.take().or(result.err());
+            response
+        };
+        let partitions = partitions.into_iter().map(settle).collect();
+        responses.push(TopicProduceResponse::default().with_name(name).with_partition_responses(partitions));
     }
     if request.acks == 0 {
         // A client that wants no answer is told of an error by the end of the connection.

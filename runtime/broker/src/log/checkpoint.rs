@@ -61,6 +61,9 @@ pub(crate) struct Checkpoint {
 impl PartitionLog {
     /// Whether enough was appended since the last checkpoint.
     pub(crate) fn is_checkpoint_due(&self) -> bool {
+        if self.device.as_ref().is_some_and(|device| device.check().is_err()) {
+            return false;
+        }
         let is_old = self.unchecked_since.is_some_and(|since| since.elapsed() >= DUE_AFTER);
         self.unchecked_bytes >= DUE_BYTES || is_old
     }
@@ -72,6 +75,9 @@ impl PartitionLog {
 
     /// Copies the state. Only one checkpoint of a partition may be in the making at a time.
     pub(crate) fn prepare_checkpoint(&mut self) -> io::Result<Checkpoint> {
+        if let Some(device) = &self.device {
+            device.check()?;
+        }
         let mut unsynced = Vec::new();
         let mut index = Vec::new();
         for segment in &mut self.segments {

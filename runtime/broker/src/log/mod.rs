@@ -6,12 +6,13 @@
 //! - The **start** moves up with retention and DeleteRecords, never down.
 //!
 //! What an append has written is in the page cache when it returns: it survives the death of the process. With
-//! [`FlushPolicy::Always`](crate::FlushPolicy::Always) it is on the device too. A **checkpoint** (see `checkpoint`) makes
+//! [`FlushPolicy::Always`](crate::FlushPolicy::Always) whoever asked for it then waits for the device (see `device`). A **checkpoint** (see `checkpoint`) makes
 //! everything before it durable and spares a start from reading it.
 
 pub(crate) mod batch;
 pub(crate) mod checkpoint;
 mod compaction;
+pub(crate) mod device;
 pub(crate) mod producer_state;
 mod read;
 pub(crate) mod records;
@@ -21,11 +22,13 @@ pub(crate) mod segment;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use kafka_protocol::ResponseError;
 
 use self::batch::{BatchHeader, PATCHED_PREFIX, Refusal};
+use self::device::Device;
 use self::producer_state::{ProducerStates, Verdict};
 pub(crate) use self::read::{Isolation, Slice};
 use self::segment::Segment;
@@ -38,6 +41,8 @@ pub(crate) struct Appended {
     pub(crate) base_offset: i64,
     /// The broker's time, when the topic wants that one; else -1.
     pub(crate) append_time: i64,
+    /// When everything before this offset is durable, the batch is.
+    pub(crate) end_offset: i64,
 }
 
 /// The log of one partition.
@@ -49,7 +54,8 @@ pub(crate) struct PartitionLog {
     start_offset: i64,
     end_offset: i64,
     producers: ProducerStates,
-    sync_each_append: bool,
+    /// What is on the device, if that is waited for.
+    device: Option<Arc<Device>>,
     /// When the segment that is appended to got its first batch.
     segment_began: Instant,
     /// Everything before this offset has been through compaction.
@@ -71,12 +77,18 @@ impl PartitionLog {
         self.start_offset
     }
 
+    /// Where the log ends for everybody outside: what is not on the device is not there yet, if that is waited for.
     pub(crate) fn end_offset(&self) -> i64 {
-        self.end_offset
+        self.device.as_ref().map_or(self.end_offset, |device| device.durable_end())
     }
 
     pub(crate) fn last_stable_offset(&self) -> i64 {
-        self.producers.first_open_offset().unwrap_or(self.end_offset)
+        let end_offset = self.end_offset();
+        self.producers.first_open_offset().map_or(end_offset, |first_open| first_open.min(end_offset))
+    }
+
+    pub(crate) fn device(&self) -> Option<Arc<Device>> {
+        self.device.clone()
     }
 
     pub(crate) fn producers(&self) -> &ProducerStates {
@@ -99,7 +111,8 @@ impl PartitionLog {
         if header.has_producer()
             && let Verdict::Duplicate(batch) = self.producers.check(header)?
         {
-            return Ok(Appended { base_offset: batch.base_offset, append_time: -1 });
+            // The first one may not be on the device yet.
+            return Ok(Appended { base_offset: batch.base_offset, append_time: -1, end_offset: self.end_offset });
         }
         let result = match config.timestamp_type {
             TimestampType::CreateTime => {
@@ -114,10 +127,10 @@ impl PartitionLog {
         };
         let (base_offset, append_time) = result.map_err(|error| self.storage_error(&error))?;
         self.producers.appended(&BatchHeader { base_offset, ..*header }, now_ms());
-        Ok(Appended { base_offset, append_time })
+        Ok(Appended { base_offset, append_time, end_offset: self.end_offset })
     }
 
-    /// Ends the open transaction of a producer in this partition. Without one there is nothing to end, and nothing is
+    /// Ends the open transaction of a producer in this partition, and says where its marker ends. Without one there is nothing to end, and nothing is
     /// written: this makes the completion of a transaction repeatable after a crash.
     pub(crate) fn end_transaction(
         &mut self,
@@ -125,14 +138,14 @@ impl PartitionLog {
         producer_epoch: i16,
         commit: bool,
         config: &TopicConfig,
-    ) -> Result<(), Refusal> {
+    ) -> Result<i64, Refusal> {
         if self.producers.open_transaction(producer_id).is_none() {
-            return Ok(());
+            return Ok(self.end_offset);
         }
         let (header, marker) = batch::transaction_marker(producer_id, producer_epoch, commit, now_ms());
         let base_offset = self.write(&header, &marker, config).map_err(|error| self.storage_error(&error))?;
         self.producers.ended(&BatchHeader { base_offset, ..header }, commit, now_ms());
-        Ok(())
+        Ok(self.end_offset)
     }
 
     /// Forgets producers that were idle since before `before`.
@@ -147,13 +160,19 @@ impl PartitionLog {
 
     /// Writes a batch to the end and gives it its offset.
     fn write(&mut self, header: &BatchHeader, bytes: &[u8], config: &TopicConfig) -> io::Result<i64> {
+        if let Some(device) = &self.device {
+            device.check()?;
+        }
         self.roll_if_due(header.size() as u64, config)?;
         let base_offset = self.end_offset;
         let stored = BatchHeader { base_offset, ..*header };
         let prefix = batch::patched_prefix(header, base_offset);
-        let sync = self.sync_each_append;
-        self.active().append(&stored, &prefix, &bytes[PATCHED_PREFIX..], sync)?;
+        self.active().append(&stored, &prefix, &bytes[PATCHED_PREFIX..])?;
         self.end_offset = stored.last_offset() + 1;
+        let size = self.active().size;
+        if let Some(device) = &self.device {
+            device.appended(self.end_offset, size);
+        }
         self.unchecked_bytes += header.size() as u64;
         self.unchecked_since.get_or_insert_with(Instant::now);
         Ok(base_offset)
@@ -175,11 +194,13 @@ impl PartitionLog {
         if is_full || is_old { self.roll() } else { Ok(()) }
     }
 
-    /// Begins a new segment. Syncing the old one is left to the next checkpoint, so that a roll costs a producer nothing.
+    /// Begins a new segment. Syncing the old one is left to the next checkpoint, so that a roll costs a producer nothing;
+    /// unless the device is waited for anyway.
     fn roll(&mut self) -> io::Result<()> {
         let segment = Segment::create(&self.directory, self.end_offset)?;
-        if self.sync_each_append {
+        if let Some(device) = &self.device {
             sync_directory(&self.directory)?;
+            device.roll(segment.file()?)?;
         }
         self.active().seal();
         self.segments.push(segment);

@@ -46,7 +46,7 @@ impl PartitionLog {
     /// The offset before which `isolation` lets a reader see.
     pub(crate) fn visible_end(&self, isolation: Isolation) -> i64 {
         match isolation {
-            Isolation::Uncommitted => self.end_offset,
+            Isolation::Uncommitted => self.end_offset(),
             Isolation::Committed => self.last_stable_offset(),
         }
     }

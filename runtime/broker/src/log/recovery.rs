@@ -6,10 +6,12 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::batch::{BatchHeader, HEADER_LENGTH, checksum_matches, marker_commits};
 use super::checkpoint;
+use super::device::Device;
 use super::segment::{Segment, index_path, log_path, read_index};
 use super::{PartitionLog, sync_directory};
 use crate::clock::now_ms;
@@ -30,7 +32,7 @@ pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Parti
         start_offset,
         end_offset: 0,
         producers: ProducerStates::default(),
-        sync_each_append,
+        device: None,
         segment_began: Instant::now(),
         cleaned_until: 0,
         next_horizon: None,
@@ -87,6 +89,11 @@ pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Parti
     log.start_offset = log.start_offset.max(first_base).min(log.end_offset);
     let start_offset = log.start_offset;
     log.producers.log_starts_at(start_offset);
+    if sync_each_append {
+        let end_offset = log.end_offset;
+        let active = log.active();
+        log.device = Some(Arc::new(Device::open(active.file()?, end_offset, active.size)?));
+    }
     Ok(log)
 }
 

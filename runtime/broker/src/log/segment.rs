@@ -116,7 +116,7 @@ impl Segment {
     }
 
     /// Writes one batch, given in two parts, to the end. If it fails, nothing has been written.
-    pub(crate) fn append(&mut self, header: &BatchHeader, prefix: &[u8], rest: &[u8], sync: bool) -> io::Result<()> {
+    pub(crate) fn append(&mut self, header: &BatchHeader, prefix: &[u8], rest: &[u8]) -> io::Result<()> {
         let Some(file) = self.file.clone() else {
             return Err(io::Error::other("the segment is sealed"));
         };
@@ -124,8 +124,7 @@ impl Segment {
             file.set_len(self.size)?;
             self.has_debris = false;
         }
-        let written = write_all(&file, prefix, rest).and_then(|()| if sync { file.sync_data() } else { Ok(()) });
-        if let Err(error) = written {
+        if let Err(error) = write_all(&file, prefix, rest) {
             self.has_debris = file.set_len(self.size).is_err();
             return Err(error);
         }

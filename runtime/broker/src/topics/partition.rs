@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use super::config::TopicConfig;
 use crate::log::batch::{BatchHeader, Refusal};
+use crate::log::device::Device;
 use crate::log::{Appended, Isolation, PartitionLog};
 use crate::sync::lock;
 
@@ -30,6 +31,8 @@ pub(crate) struct Partition {
     pub(crate) topic: String,
     pub(crate) index: i32,
     inner: Mutex<Inner>,
+    /// What is on the device, if that is waited for.
+    device: Option<Arc<Device>>,
     /// Held while a checkpoint is made or segments are compacted: both need the files to stay what they are.
     pub(crate) maintenance: Mutex<()>,
 }
@@ -37,11 +40,12 @@ pub(crate) struct Partition {
 impl Partition {
     pub(crate) fn open(topic: &str, index: i32, directory: &Path, sync_each_append: bool) -> io::Result<Self> {
         let log = PartitionLog::open(directory, sync_each_append)?;
+        let device = log.device();
         let inner = Inner { log, is_closed: false, end_waiters: Vec::new(), stable_waiters: Vec::new() };
-        Ok(Self { topic: topic.to_owned(), index, inner: Mutex::new(inner), maintenance: Mutex::new(()) })
+        Ok(Self { topic: topic.to_owned(), index, inner: Mutex::new(inner), device, maintenance: Mutex::new(()) })
     }
 
-    /// Appends a batch and wakes who waits for it.
+    /// Appends a batch and wakes who waits for it. Its producer may be told after [`Partition::settle`].
     pub(crate) fn append(
         &self,
         header: &BatchHeader,
@@ -59,7 +63,18 @@ impl Partition {
         commit: bool,
         config: &TopicConfig,
     ) -> Result<(), Refusal> {
-        self.change(|log| log.end_transaction(producer_id, producer_epoch, commit, config))
+        let end_offset = self.change(|log| log.end_transaction(producer_id, producer_epoch, commit, config))?;
+        self.settle(end_offset)
+    }
+
+    /// Returns when everything before `offset` is as durable as the broker promises. Then readers see it, too.
+    pub(crate) fn settle(&self, offset: i64) -> Result<(), Refusal> {
+        let Some(device) = &self.device else { return Ok(()) };
+        let settled = device.settle(offset);
+        let mut inner = lock(&self.inner);
+        wake(&mut inner.end_waiters);
+        wake(&mut inner.stable_waiters);
+        settled.map_err(|error| Refusal::new(ResponseError::KafkaStorageError, format!("cannot sync the log: {error}")))
     }
 
     fn change<T>(&self, work: impl FnOnce(&mut PartitionLog) -> Result<T, Refusal>) -> Result<T, Refusal> {

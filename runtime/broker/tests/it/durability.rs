@@ -191,6 +191,32 @@ fn with_flush_always_the_same_holds() {
 }
 
 #[test]
+fn with_flush_always_producers_share_the_wait_for_the_device() {
+    if is_foreign() {
+        return;
+    }
+    const PRODUCERS: usize = 16;
+    const EACH: usize = 100;
+    let broker = TestBroker::own(|options| options.flush = trunkline_broker::FlushPolicy::Always);
+    let topic = broker.topic("shared", 1, &[]);
+    let plain = From { producer_id: -1, epoch: -1, sequence: -1, is_transactional: false };
+    let write = |count: usize| {
+        let mut raw = Raw::connect(&broker.address);
+        (0..count).for_each(|_| assert_eq!(produce(&mut raw, &topic, None, batch(plain, 1)).0, 0));
+    };
+    let begun = Instant::now();
+    write(EACH);
+    let alone = begun.elapsed();
+    let begun = Instant::now();
+    std::thread::scope(|scope| (0..PRODUCERS).for_each(|_| drop(scope.spawn(|| write(EACH)))));
+    let together = begun.elapsed();
+    println!("{EACH} writes of one: {alone:?}; of each of {PRODUCERS}: {together:?}");
+    let end = ((PRODUCERS + 1) * EACH) as i64;
+    assert_eq!(broker.watermarks(&topic, 0, "read_committed"), (0, end));
+    assert_eq!(broker.values(&topic, 0, "read_committed").len() as i64, end);
+}
+
+#[test]
 fn a_data_directory_has_one_broker_at_a_time_and_a_process_several() {
     if is_foreign() {
         return;
