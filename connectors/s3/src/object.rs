@@ -23,7 +23,7 @@ use crate::names::temp_name;
 use crate::protocol::PlannedObject;
 
 /// Rows are kept unencoded up to so many bytes, so that columns that come late still find the file's schema open.
-const SETTLE_BYTES: usize = 4 << 20;
+const SETTLE_BYTES: usize = 1 << 20;
 
 /// Keys of the footer's metadata.
 pub(crate) mod footer {

@@ -133,7 +133,8 @@ impl GroupConsumer {
         prefetch_bytes: usize,
     ) -> Result<Self> {
         let prefetch = (prefetch_bytes / 1024).clamp(1024, 1_000_000).to_string();
-        let fetch = (prefetch_bytes / 4).clamp(262_144, 1_048_576).to_string();
+        // Of each partition at once, compressed: a whole answer is unpacked before the bound above is asked, to five or ten times its size.
+        let fetch = (prefetch_bytes / 32).clamp(65_536, 262_144).to_string();
         let mut config = cluster.config(&[
             ("session.timeout.ms", "10000"),
             ("heartbeat.interval.ms", "1000"),

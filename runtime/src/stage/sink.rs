@@ -148,7 +148,7 @@ impl SinkTask<'_> {
                 return self.publish(open);
             }
             let until_due = self.sink.next_due().map_or(POLL, |due| due.saturating_duration_since(Instant::now()));
-            let limits = FillLimits { records: 10_000, bytes: 4 << 20, wait: until_due.min(POLL) };
+            let limits = FillLimits { records: 10_000, bytes: 1 << 20, wait: until_due.min(POLL) };
             let records = self.consumer.fill(&limits, &mut batches)?;
             self.rebalance(&mut batches)?;
             for (claim, batch) in batches.iter_mut() {

@@ -265,5 +265,5 @@ fn linear_route(plan: &SourcePlan) -> Route {
 
 /// Bytes and records of one batch: small against the budget, large enough that nothing is paid per batch.
 fn batch_limits(environment: &Environment) -> (usize, usize) {
-    ((environment.budget.limit() / 64).clamp(256 << 10, 4 << 20), 10_000)
+    ((environment.budget.limit() / 64).clamp(256 << 10, 1 << 20), 10_000)
 }

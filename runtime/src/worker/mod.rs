@@ -111,7 +111,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
 /// Half the budget is for what librdkafka holds back and fetches ahead, shared by all stages. It counts payloads only; with its own
 /// bookkeeping and the headers of small records it takes about three times as much.
 fn client_buffer(memory: usize, stages: usize) -> usize {
-    (memory / 2 / 3 / stages.max(1)).clamp(1 << 20, 16 << 20)
+    (memory / 2 / 3 / stages.max(1)).clamp(1 << 20, 8 << 20)
 }
 
 /// Stages that wait to be started.
