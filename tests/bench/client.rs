@@ -6,8 +6,10 @@ use rdkafka::bindings;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use trunkline_tests::{KafkaClient, Record};
 
 pub(crate) const PARTITIONS: i32 = 4;
 pub(crate) const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
@@ -43,7 +45,10 @@ pub(crate) fn settle(producer: &BaseProducer) {
 
 /// Hands a record over, waiting while the queue is full.
 pub(crate) fn send(producer: &BaseProducer, topic: &str, partition: i32, value: &[u8]) {
-    let mut record = BaseRecord::<(), [u8]>::to(topic).partition(partition).payload(value);
+    send_record(producer, BaseRecord::to(topic).partition(partition).payload(value));
+}
+
+fn send_record(producer: &BaseProducer, mut record: BaseRecord<'_, (), [u8]>) {
     loop {
         match producer.send(record) {
             Ok(()) => return,
@@ -58,11 +63,51 @@ pub(crate) fn send(producer: &BaseProducer, topic: &str, partition: i32, value: 
 
 /// Produces the records in transactions of 200 ms, a thousand to a partition at a time; how long that took.
 pub(crate) fn produce<'a>(producer: &BaseProducer, topic: &str, records: impl Iterator<Item = &'a [u8]>) -> Duration {
+    in_transactions(producer, records, |number, record| {
+        send(producer, topic, (number / 1000) as i32 % PARTITIONS, record);
+    })
+}
+
+/// A record as it was read from a topic.
+pub(crate) struct Stored {
+    partition: i32,
+    pub(crate) value: Vec<u8>,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+/// All records of a topic.
+pub(crate) fn load(kafka: &KafkaClient, topic: &str) -> Vec<Stored> {
+    let records = kafka.read(topic).into_iter();
+    let stored = |record: Record| Stored {
+        partition: record.partition,
+        value: record.value.unwrap_or_default(),
+        headers: record.headers.into_iter().collect(),
+    };
+    records.map(stored).collect()
+}
+
+/// Produces the very same records to another topic; how long that took.
+pub(crate) fn produce_again(producer: &BaseProducer, topic: &str, records: &[Stored]) -> Duration {
+    in_transactions(producer, records.iter(), |_, stored| {
+        let mut headers = OwnedHeaders::new_with_capacity(stored.headers.len());
+        for (key, value) in &stored.headers {
+            headers = headers.insert(Header { key, value: Some(value) });
+        }
+        let record = BaseRecord::to(topic).partition(stored.partition).payload(stored.value.as_slice());
+        send_record(producer, record.headers(headers));
+    })
+}
+
+fn in_transactions<T>(
+    producer: &BaseProducer,
+    items: impl Iterator<Item = T>,
+    mut send: impl FnMut(usize, T),
+) -> Duration {
     let started = Instant::now();
     producer.begin_transaction().unwrap();
     let mut begun = Instant::now();
-    for (number, record) in records.enumerate() {
-        send(producer, topic, (number / 1000) as i32 % PARTITIONS, record);
+    for (number, item) in items.enumerate() {
+        send(number, item);
         if number % 1000 == 0 {
             producer.poll(Duration::ZERO);
             if begun.elapsed() >= COMMIT_INTERVAL {

@@ -1,18 +1,6 @@
-//! What is measured: time, processor time and memory of this process and of others, and how measurements are summed up.
+//! What is measured of other processes, and how measurements are summed up.
 
 use std::fs;
-
-/// Processor seconds of this process, user and system.
-pub(crate) fn cpu_seconds() -> f64 {
-    // SAFETY: rusage is plain numbers, and getrusage fills it.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage
-    };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    seconds(usage.ru_utime) + seconds(usage.ru_stime)
-}
 
 /// Processor seconds of another process, user and system, in steps of 10 ms.
 pub(crate) fn cpu_seconds_of(pid: u32) -> f64 {
@@ -25,8 +13,17 @@ pub(crate) fn cpu_seconds_of(pid: u32) -> f64 {
 
 /// The most memory that a process has held, in bytes.
 pub(crate) fn peak_rss_of(pid: u32) -> u64 {
+    memory_of(pid, "VmHWM:")
+}
+
+/// The memory that a process holds now, in bytes.
+pub(crate) fn rss_of(pid: u32) -> u64 {
+    memory_of(pid, "VmRSS:")
+}
+
+fn memory_of(pid: u32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 

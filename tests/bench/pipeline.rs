@@ -1,63 +1,122 @@
-//! Lines a second, processor seconds and memory of both halves of the log pipeline, beside what a bare Kafka client does with the same
-//! bytes in the same run: the limit that no worker can pass.
+//! Both halves of the log pipeline, each beside a limit that is measured in the same round: the bare libraries with the same bytes and settings.
 //!
-//! Kafka runs on the same machine and takes its share of the processors, from the limit as much as from the worker.
+//! | path | its limit |
+//! |---|---|
+//! | log file → topic | a bare transactional producer of the very same records, headers too |
+//! | topic → Parquet | a bare consumer, plus arrow-json and `ArrowWriter` fed from memory |
+//! | topic → mask → Parquet | the same, plus the same mask as a call in this process |
+//!
+//! Kafka runs on the same machine and takes its share of the processors, from the limits as much as from the worker.
+
+use std::process::ExitCode;
 
 use trunkline_tests::{Case, Exit, Kafka, Reader};
 
-use crate::client::{self, LIMIT, PARTITIONS};
-use crate::measure::cpu_seconds;
+use crate::client::{self, LIMIT, PARTITIONS, Stored};
+use crate::encode;
+use crate::measure::{median, percentile};
 use crate::records::{LINE_BYTES, Log};
 
-/// One line of the result.
-struct Measured {
-    seconds: f64,
+const ROUNDS: usize = 3;
+
+/// What is demanded of a path.
+struct Path {
+    name: &'static str,
+    /// Share of the limit's speed.
+    share: f64,
+    /// Processor seconds for a million lines.
     cpu: f64,
-    peak_rss: Option<u64>,
+    limits: Vec<f64>,
+    runs: Vec<Run>,
 }
 
-pub(crate) fn run_all(lines: u64) {
-    let kafka = Kafka::start().unwrap_or_else(|skip| panic!("{skip}"));
-    let log = Log::write(lines);
-    println!("{lines} lines of {LINE_BYTES} bytes; {} processors", std::thread::available_parallelism().unwrap());
-    println!("{:<44}{:>12}{:>9}{:>14}{:>11}{:>13}", "", "lines/s", "MB/s", "CPU-s/million", "peak RSS", "of the limit");
-    let show = |name: &str, measured: &Measured, limit: Option<&Measured>| {
-        let rate = lines as f64 / measured.seconds;
-        let megabytes = rate * LINE_BYTES as f64 / 1e6;
-        let cpu = measured.cpu / lines as f64 * 1e6;
-        let rss = measured.peak_rss.map_or(String::new(), |bytes| format!("{} MB", bytes / 1_000_000));
-        let ratio = limit.map_or(String::new(), |limit| format!("{:.2}", limit.seconds / measured.seconds));
-        println!("{name:<44}{rate:>12.0}{megabytes:>9.0}{cpu:>14.2}{rss:>11}{ratio:>13}");
-    };
+/// One run of a worker, without what it needs to start and to see that it is idle.
+struct Run {
+    seconds: f64,
+    cpu: f64,
+    peak_rss: u64,
+}
 
-    // The broker's first second is slow, until its code is compiled: that would be a limit of nothing.
-    produce(&kafka, &log, "bench-warm-up", lines / 4);
-    let produce = produce(&kafka, &log, "bench-limit", lines);
-    show("limit: bare transactional producer", &produce, None);
-    for parser in ["none", "combined"] {
-        let (case, source) = read_log(&kafka, &log, parser, lines);
-        show(&format!("log file -> topic, parser {parser}"), &source, Some(&produce));
-        if parser == "none" {
-            continue;
-        }
-        let topic = format!("{}.web", case.name());
-        let consume = consume(&kafka, &topic, lines);
-        show("limit: bare consumer, committed records", &consume, None);
-        for (name, mask) in [("without a transform", false), ("with the plugin mask", true)] {
-            let sink = write_lake(&kafka, &topic, mask, lines);
-            show(&format!("topic -> Parquet, {name}"), &sink, Some(&consume));
-        }
+impl Path {
+    fn new(name: &'static str, share: f64, cpu: f64) -> Self {
+        Self { name, share, cpu, limits: Vec::new(), runs: Vec::new() }
+    }
+
+    fn show(&self, lines: u64) -> bool {
+        let of = |value: fn(&Run) -> f64| self.runs.iter().map(value).collect::<Vec<_>>();
+        let (seconds, limits) = (of(|run| run.seconds), &self.limits);
+        let cpu = median(&of(|run| run.cpu)) / lines as f64 * 1e6;
+        let rss = percentile(&of(|run| run.peak_rss as f64), 1.0) / 1e6;
+        let rate = |seconds: f64| lines as f64 / seconds / 1e3;
+        let ratio = median(limits) / median(&seconds);
+        let spread = |seconds: &[f64]| {
+            let (slowest, fastest) = (percentile(seconds, 1.0), percentile(seconds, 0.0));
+            format!("{:.0}k ({:.0}-{:.0})", rate(median(seconds)), rate(slowest), rate(fastest))
+        };
+        let met = ratio >= self.share && cpu <= self.cpu && rss <= 150.0;
+        println!(
+            "| {:<38} | {:>18} | {:>18} | {ratio:.2} | >= {:.1} | {cpu:.2} | <= {:.1} | {rss:.0} MB | {} |",
+            self.name,
+            spread(limits),
+            spread(&seconds),
+            self.share,
+            self.cpu,
+            if met { "met" } else { "NOT MET" }
+        );
+        met
     }
 }
 
+pub(crate) fn run_all(lines: u64) -> ExitCode {
+    let kafka = Kafka::start().unwrap_or_else(|skip| panic!("{skip}"));
+    let log = Log::write(lines);
+    println!(
+        "{lines} lines of {LINE_BYTES} bytes; {} processors; {ROUNDS} rounds: lines/s, median (lowest-highest)",
+        std::thread::available_parallelism().unwrap()
+    );
+    // The broker's first seconds are slow, until its code is compiled: that would be a limit of nothing.
+    kafka.create_topic("warm-up", PARTITIONS);
+    let producer = client::transactional_producer(kafka.brokers(), "warm-up", &[]);
+    client::produce(&producer, "warm-up", log.records().take(lines as usize / 2));
+
+    let mut paths = [
+        Path::new("log file -> topic, parser none", 0.7, 3.0),
+        Path::new("log file -> topic, parser combined", 0.5, 3.0),
+        Path::new("topic -> Parquet", 0.7, 2.5),
+        Path::new("topic -> plugin mask -> Parquet", 0.7, f64::INFINITY),
+    ];
+    for round in 0..ROUNDS {
+        for (index, parser) in ["none", "combined"].into_iter().enumerate() {
+            let (case, run) = read_log(&kafka, &log, parser, lines);
+            paths[index].runs.push(run);
+            let topic = format!("{}.web", case.name());
+            let records = client::load(&kafka, &topic);
+            paths[index].limits.push(produce(&kafka, &format!("limit-{round}-{parser}"), &records));
+            if parser == "none" {
+                continue;
+            }
+            let consumer = client::consumer(kafka.brokers(), "limit", &[]);
+            let consume = client::consume(&consumer, &topic, lines).as_secs_f64();
+            for (path, mask) in [(2, false), (3, true)] {
+                paths[path].limits.push(consume + encode::seconds(records.iter().map(|record| &*record.value), mask));
+                paths[path].runs.push(write_lake(&kafka, &topic, mask, lines));
+            }
+        }
+    }
+    println!("| | limit | worker | share | | CPU-s per million | | peak RSS (<= 150) | |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let met = paths.iter().map(|path| path.show(lines)).filter(|met| *met).count();
+    println!("{met} of {} demands met", paths.len());
+    ExitCode::from(u8::from(met < paths.len()))
+}
+
 /// Log file to topic.
-fn read_log(kafka: &Kafka, log: &Log, parser: &str, lines: u64) -> (Case, Measured) {
+fn read_log(kafka: &Kafka, log: &Log, parser: &str, lines: u64) -> (Case, Run) {
     let case = Case::new(&format!("bench-{parser}"), kafka);
     let text = format!(
         "name = \"$NAME\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/*.log\"]\nparser = \"{parser}\"\n"
     );
     case.pipeline("bench", &text);
-    // With nothing to do yet: what a worker needs to start and to see that it is idle is not part of a rate.
     let idle = run(&case);
     log.link(&case.path("logs"));
     let exit = run(&case);
@@ -66,10 +125,10 @@ fn read_log(kafka: &Kafka, log: &Log, parser: &str, lines: u64) -> (Case, Measur
 }
 
 /// Topic to Parquet files.
-fn write_lake(kafka: &Kafka, topic: &str, mask: bool, lines: u64) -> Measured {
+fn write_lake(kafka: &Kafka, topic: &str, mask: bool, lines: u64) -> Run {
     let case = Case::new(if mask { "bench-mask" } else { "bench-plain" }, kafka);
     let transform = "[transforms.clean]\ninputs = [\"topic:TOPIC\"]\nplugin = \"mask.wasm\"\nconfig = { fields = [\"remote_addr\"] }\n";
-    let sink = "[sinks.lake]\nconnector = \"s3\"\ninputs = [\"INPUT\"]\nurl = \"file://$DIR/lake\"\npath = \"day={timestamp:%Y-%m-%d}\"\n";
+    let sink = "[sinks.lake]\nconnector = \"s3\"\ninputs = [\"INPUT\"]\nurl = \"file://$DIR/lake\"\n";
     let text =
         if mask { [transform, &sink.replace("INPUT", "clean")].concat() } else { sink.replace("INPUT", "topic:TOPIC") };
     case.pipeline("bench", &format!("name = \"$NAME\"\n{}", text.replace("TOPIC", topic)));
@@ -88,29 +147,17 @@ fn run(case: &Case) -> Exit {
     exit
 }
 
-fn measured(exit: &Exit, idle: &Exit) -> Measured {
-    Measured {
+fn measured(exit: &Exit, idle: &Exit) -> Run {
+    Run {
         seconds: exit.elapsed.saturating_sub(idle.elapsed).as_secs_f64(),
         cpu: exit.cpu.saturating_sub(idle.cpu).as_secs_f64(),
-        peak_rss: Some(exit.peak_rss),
+        peak_rss: exit.peak_rss,
     }
 }
 
-/// The limit of writing: the same lines, with the settings of the worker's producer, and nothing else.
-fn produce(kafka: &Kafka, log: &Log, topic: &str, lines: u64) -> Measured {
+/// The limit of writing: the same records, with the settings of the worker's producer, and nothing else.
+fn produce(kafka: &Kafka, topic: &str, records: &[Stored]) -> f64 {
     kafka.create_topic(topic, PARTITIONS);
     let producer = client::transactional_producer(kafka.brokers(), topic, &[]);
-    let cpu = cpu_seconds();
-    let seconds = client::produce(&producer, topic, log.records().take(lines as usize)).as_secs_f64();
-    let measured = Measured { seconds, cpu: cpu_seconds() - cpu, peak_rss: None };
-    assert_eq!(kafka.count(topic), lines);
-    measured
-}
-
-/// The limit of reading: all records of the topic, with the settings of the worker's consumer.
-fn consume(kafka: &Kafka, topic: &str, lines: u64) -> Measured {
-    let consumer = client::consumer(kafka.brokers(), "bench-limit", &[]);
-    let cpu = cpu_seconds();
-    let seconds = client::consume(&consumer, topic, lines).as_secs_f64();
-    Measured { seconds, cpu: cpu_seconds() - cpu, peak_rss: None }
+    client::produce_again(&producer, topic, records).as_secs_f64()
 }

@@ -127,7 +127,8 @@ impl Worker {
         self.exit.clone().unwrap()
     }
 
-    fn pid(&self) -> i32 {
+    /// Its process.
+    pub fn pid(&self) -> i32 {
         self.process.id() as i32
     }
 

@@ -104,8 +104,18 @@ impl TransactionalProducer {
         let producer = BaseProducer::from_config_and_context(&config, DeliveryContext::default())
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
         let this = Self { producer: Arc::new(producer), in_transaction: false, abandoned: false, bytes: 0, records: 0 };
+        this.connect();
         this.retry("claiming the transactional id", || this.producer.init_transactions(STEP_TIMEOUT))?;
         Ok(this)
+    }
+
+    /// Waits for a connection. `init_transactions` looks for the coordinator at once, and if nothing is connected by then only 500 ms later.
+    /// Twice, because the first answer makes the client leave the address it was given for the one that the broker gives itself.
+    fn connect(&self) {
+        for _ in 0..2 {
+            // What goes wrong here goes wrong in the next step too, which says so.
+            let _ = self.producer.client().fetch_metadata(Some(crate::checkpoint::CHECKPOINTS), STEP_TIMEOUT);
+        }
     }
 
     /// Bytes sent in the open transaction.

@@ -60,6 +60,7 @@ impl Stage for SourceStage {
             producer,
             positions,
             pending: Pending::default(),
+            last_commit: None,
             status,
         };
         for schema in self.plan.spec.schemas() {
@@ -150,6 +151,7 @@ struct Writer<'a> {
     producer: TransactionalProducer,
     positions: Positions,
     pending: Pending,
+    last_commit: Option<Instant>,
     status: &'a StageStatus,
 }
 
@@ -200,7 +202,9 @@ impl Writer<'_> {
             return Ok(());
         }
         let interval = self.stage.plan.commit_interval.unwrap_or(self.environment.commit_interval);
-        self.pending.due.get_or_insert_with(|| Instant::now() + interval);
+        // What comes after a pause is committed at once, and what follows it with an interval between: nobody waits longer than under load.
+        let next_commit = self.last_commit.map(|last| last + interval);
+        self.pending.due.get_or_insert_with(|| next_commit.unwrap_or_else(Instant::now));
         for schema in std::mem::take(&mut batch.schemas) {
             self.publish_schema(&schema)?;
         }
@@ -248,6 +252,9 @@ impl Writer<'_> {
             self.positions.write(&mut self.producer, &changes, &self.positions.counters)?;
         }
         self.producer.commit()?;
+        if !pending.counters.is_zero() {
+            self.last_commit = Some(Instant::now());
+        }
         self.environment.schemas.committed(&pending.schemas);
         self.status.committed(&pending.counters);
         Ok(())

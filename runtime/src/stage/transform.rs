@@ -68,6 +68,7 @@ impl Stage for TransformStage {
             topics: Topics::new(environment, self.plan.partitions)?,
             claims: BTreeMap::new(),
             due: None,
+            last_commit: None,
         };
         let outcome = task.run(stop);
         if outcome.is_err() {
@@ -100,6 +101,7 @@ struct TransformTask<'a> {
     topics: Topics,
     claims: BTreeMap<Claim, Claimed>,
     due: Option<Instant>,
+    last_commit: Option<Instant>,
 }
 
 impl TransformTask<'_> {
@@ -134,7 +136,9 @@ impl TransformTask<'_> {
         let Some(claimed) = self.claims.get_mut(claim) else { return Ok(()) };
         let Some(last) = batch.entries().last() else { return Ok(()) };
         claimed.next = Some(last.offset + 1);
-        self.due.get_or_insert_with(|| Instant::now() + self.environment.commit_interval);
+        // As in a source: after a pause at once, then with an interval between.
+        let next_commit = self.last_commit.map(|last| last + self.environment.commit_interval);
+        self.due.get_or_insert_with(|| next_commit.unwrap_or_else(Instant::now));
         let chain = self.routes.chain(&claim.topic)?;
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
         chain.run(batch, &mut claimed.pending, &mut claimed.letters, &mut |out, counters, letters| {
@@ -200,6 +204,7 @@ impl TransformTask<'_> {
 
     fn commit(&mut self) -> Result<()> {
         self.due = None;
+        self.last_commit = Some(Instant::now());
         let moved: Vec<(&Claim, &mut Claimed)> =
             self.claims.iter_mut().filter(|(_, claimed)| claimed.next.is_some()).collect();
         if moved.is_empty() {
