@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
-use trunkline_connector::{Batch, Claim, Domain, Error, Rejections, Reservation, Result, Retry, Sink, SinkContext};
+use trunkline_connector::{
+    Batch, Claim, Domain, Error, Rejections, Reservation, Result, Retry, Sink, SinkContext, failpoint,
+};
 
 use super::backoff::Backoff;
 use super::chain::Chain;
@@ -196,6 +198,7 @@ impl SinkTask<'_> {
         claimed.next = last.offset + 1;
         let (name, on_error) = (&self.stage.plan.name, self.stage.plan.on_error);
         let (sink, rejected) = (&mut self.sink, &mut self.rejected);
+        failpoint!("sink.write.before")?;
         let chain: &mut Chain = self.routes.chain(&claim.topic)?;
         chain.run(batch, &mut claimed.pending, &mut claimed.letters, &mut |out, counters, letters| {
             rejected.clear();
@@ -204,7 +207,8 @@ impl SinkTask<'_> {
             own.records_in += out.len() as u64;
             own.out += (out.len() - rejected.len()) as u64;
             letters.settle(name, "TASK_PUT", on_error, rejected, own)
-        })
+        })?;
+        failpoint!("sink.write.after")
     }
 
     /// Keeps the byte budget (I6): moves buffers out of memory when it is tight, publishes early and pauses when that is not enough.
@@ -249,6 +253,7 @@ impl SinkTask<'_> {
 
     /// Takes partitions over: settles what their earlier owners left, then counts on from their totals.
     fn claim(&mut self, claims: &[Claim]) -> Result<()> {
+        failpoint!("sink.claim.before")?;
         // The committed offsets first: asking for them waits for the transactions of earlier owners.
         let committed = self.retry("claiming partitions", |this| this.consumer.committed(claims))?;
         let cluster = self.environment.cluster.clone();
@@ -261,7 +266,9 @@ impl SinkTask<'_> {
             if let Some(row) = &row {
                 match row.state {
                     IntentState::Planned => {
+                        failpoint!("sink.abort.before")?;
                         self.retry("aborting an unfinished plan", |this| this.sink.abort(&row.payload))?;
+                        failpoint!("sink.abort.after")?;
                         settled.push((claim.clone(), row.clone()));
                     }
                     IntentState::Promised => {
@@ -284,9 +291,12 @@ impl SinkTask<'_> {
             self.claims.insert(claim.clone(), Claimed { totals, first: next, next, ..Claimed::default() });
         }
         if !promised.is_empty() {
+            failpoint!("sink.recover.before")?;
             self.retry("publishing what an earlier task promised", |this| this.sink.publish(&promised))?;
+            failpoint!("sink.recover.after")?;
         }
         if !settled.is_empty() {
+            failpoint!("sink.settle.before")?;
             self.retry("recording what was settled", |this| {
                 this.transaction(|this| {
                     for (claim, row) in &settled {
@@ -296,7 +306,9 @@ impl SinkTask<'_> {
                     Ok(())
                 })
             })?;
+            failpoint!("sink.settle.after")?;
         }
+        failpoint!("sink.claim.after")?;
         tracing::info!(stage = self.status.name(), partitions = claims.len(), recovered = settled.len(), "claimed");
         Ok(())
     }
@@ -307,6 +319,7 @@ impl SinkTask<'_> {
         if due.is_empty() {
             return Ok(());
         }
+        failpoint!("sink.plan.before")?;
         let mut plans = BTreeMap::new();
         for claim in &due {
             // Not tried again: a file that cannot be completed has lost its rows, and only reading them again brings them back.
@@ -317,6 +330,7 @@ impl SinkTask<'_> {
         let planned: Vec<Claim> = plans.keys().cloned().collect();
         let mut intents = BTreeMap::new();
         if !planned.is_empty() {
+            failpoint!("sink.plan.after")?;
             self.retry("recording what is planned", |this| {
                 this.transaction(|this| {
                     for (claim, plan) in &plans {
@@ -333,12 +347,15 @@ impl SinkTask<'_> {
                     Ok(())
                 })
             })?;
+            failpoint!("sink.plan.recorded")?;
             let staged = self.retry("bringing objects to the destination", |this| this.sink.stage(&planned))?;
+            failpoint!("sink.stage.after")?;
             intents.extend(planned.iter().cloned().zip(staged));
         }
         let letters_to = self.topics.partitions(&self.stage.dead_letters)?;
         self.retry("promising objects", |this| {
             this.transaction(|this| {
+                failpoint!("sink.intent.before")?;
                 let mut offsets = TopicPartitionList::with_capacity(due.len());
                 for claim in &due {
                     let row = this.row_of(claim, intents.get(claim));
@@ -349,15 +366,19 @@ impl SinkTask<'_> {
                         .add_partition_offset(&claim.topic, claim.partition, Offset::Offset(row.next))
                         .map_err(|error| Error::bug("sink.offsets", error.to_string()))?;
                 }
+                failpoint!("sink.intent.written")?;
                 let group = this.consumer.metadata()?;
                 this.producer.send_offsets(&offsets, group)
             })
         })?;
+        failpoint!("sink.intent.after")?;
         if !intents.is_empty() {
             let payloads: Vec<Value> = intents.values().cloned().collect();
             self.retry("publishing objects", |this| this.sink.publish(&payloads))?;
+            failpoint!("sink.publish.after")?;
             self.retry("recording what was published", |this| {
                 this.transaction(|this| {
+                    failpoint!("sink.done.before")?;
                     for claim in intents.keys() {
                         let row = this.row_of(claim, None);
                         this.intents.write(&mut this.producer, claim, &row)?;
@@ -365,6 +386,7 @@ impl SinkTask<'_> {
                     Ok(())
                 })
             })?;
+            failpoint!("sink.done.after")?;
         }
         for claim in &due {
             let Some(claimed) = self.claims.get_mut(claim) else { continue };

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_connector::{Batch, Claim, Error, RecordRef, Result};
+use trunkline_connector::{Batch, Claim, Error, RecordRef, Result, failpoint};
 
 use super::chain::RunningTransform;
 use super::dead_letters::DeadLetters;
@@ -135,6 +135,7 @@ impl TransformTask<'_> {
         let Some(last) = batch.entries().last() else { return Ok(()) };
         claimed.next = Some(last.offset + 1);
         self.due.get_or_insert_with(|| Instant::now() + self.environment.commit_interval);
+        failpoint!("transform.produce.before")?;
         let chain = self.routes.chain(&claim.topic)?;
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
         chain.run(batch, &mut claimed.pending, &mut claimed.letters, &mut |out, counters, letters| {
@@ -148,7 +149,8 @@ impl TransformTask<'_> {
             let own = counters.of(&plan.name);
             own.out -= (unnamed.len() as u64).min(own.out);
             letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
-        })
+        })?;
+        failpoint!("transform.produce.after")
     }
 
     fn rebalance(&mut self, batches: &mut ClaimBatches) -> Result<()> {
@@ -177,6 +179,7 @@ impl TransformTask<'_> {
                         };
                         self.claims.insert(claim, claimed);
                     }
+                    failpoint!("transform.claim.after")?;
                 }
             }
         }
@@ -184,7 +187,9 @@ impl TransformTask<'_> {
     }
 
     fn roll_back(&mut self, batches: &mut ClaimBatches) -> Result<()> {
+        failpoint!("transform.rollback.before")?;
         self.producer.abort()?;
+        failpoint!("transform.rollback.after")?;
         self.due = None;
         for (claim, claimed) in &mut self.claims {
             claimed.pending = Counters::default();
@@ -205,6 +210,7 @@ impl TransformTask<'_> {
         if moved.is_empty() {
             return Ok(());
         }
+        failpoint!("transform.checkpoint.before")?;
         let letters_to = self.topics.partitions(&self.stage.dead_letters)?;
         let mut offsets = TopicPartitionList::with_capacity(moved.len());
         let mut committed = Counters::default();
@@ -222,9 +228,11 @@ impl TransformTask<'_> {
             }
         }
         // Any failure ends this run of the stage, and what was changed above with it: the next one reads what is committed.
+        failpoint!("transform.checkpoint.after")?;
         let group = self.consumer.metadata()?;
         self.producer.send_offsets(&offsets, group)?;
         self.producer.commit()?;
+        failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
         Ok(())
     }
