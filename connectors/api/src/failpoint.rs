@@ -6,12 +6,12 @@
 //! ```text
 //! TRUNKLINE_FAILPOINTS="sink.promise.after=kill@3;s3.part.before=error"
 //! ```
-//! `kill` aborts the process, `error` fails the step as if something outside had failed, `full` as if the disk were full, and `wait` holds it
-//! up for [`WAIT`]. `@3` means the third time only; without it, it happens every time. `TRUNKLINE_FAILPOINTS_SEEN` names a file to which each
-//! name is appended when it is passed for the first time.
+//! `kill` aborts the process, `stop` stops it (SIGSTOP) until somebody lets it go on, `error` fails the step as if something outside had failed,
+//! `full` as if the disk were full. `@3` means the third time only; without it, it happens every time. `TRUNKLINE_FAILPOINTS_SEEN` names a
+//! file to which each name is appended when it is passed for the first time.
 
 #[cfg(feature = "failpoints")]
-pub use active::{WAIT, hit};
+pub use active::hit;
 
 /// A step that can be named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,12 +152,8 @@ mod active {
     use std::collections::HashMap;
     use std::io::Write as _;
     use std::sync::{LazyLock, Mutex, PoisonError};
-    use std::time::{Duration, Instant};
 
     use crate::{Error, Result, io_error};
-
-    /// How long `wait` holds a step up: longer than a group's session, shorter than a transaction.
-    pub const WAIT: Duration = Duration::from_secs(15);
 
     /// What happens at a failpoint, and the one time at which it happens, if it is one.
     struct Plan {
@@ -181,7 +177,7 @@ mod active {
             Some((action, nth)) => (action, Some(nth.parse().ok()?)),
             None => (action, None),
         };
-        let known = super::is_listed(name) && matches!(action, "kill" | "error" | "full" | "wait");
+        let known = super::is_listed(name) && matches!(action, "kill" | "stop" | "error" | "full");
         known.then(|| (name.to_owned(), Plan { action: action.to_owned(), only }))
     }
 
@@ -204,10 +200,10 @@ mod active {
                 Err(io_error("write", std::path::Path::new(name), &full))
             }
             _ => {
-                let until = Instant::now() + WAIT;
-                while Instant::now() < until {
-                    std::thread::park_timeout(until.saturating_duration_since(Instant::now()));
-                }
+                // All threads of the process stop, this one while it waits for the command.
+                let stopped =
+                    std::process::Command::new("kill").args(["-STOP", &std::process::id().to_string()]).status();
+                assert!(stopped.is_ok_and(|status| status.success()), "cannot stop the process");
                 Ok(())
             }
         }

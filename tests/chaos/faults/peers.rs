@@ -1,0 +1,110 @@
+//! Several workers on one pipeline.
+
+use std::time::{Duration, Instant};
+
+use trunkline_connector::failpoint::FAILPOINTS;
+use trunkline_tests::{Skip, Worker, wait};
+
+use super::steps::is_reachable;
+use crate::ground::{Ground, LONG};
+
+/// Where a worker that hangs does the most harm when it wakes: with something in its hands.
+const WORTHWHILE: [&str; 4] = ["source.", "transform.", "sink.", "producer."];
+
+/// How long a step lets itself be waited for; then the worker is stopped wherever it is.
+const COMES_ROUND: Duration = Duration::from_secs(8);
+
+/// Two workers; one stops at a step until the other one has done its work, and then goes on as if nothing had happened.
+pub(crate) fn zombie(ground: &mut Ground<'_>) -> Result<(), Skip> {
+    let path = ground.plan.path;
+    let points = FAILPOINTS.iter().filter(|point| is_reachable(point, path));
+    let points: Vec<&str> = points
+        .map(|point| point.name)
+        .filter(|name| WORTHWHILE.iter().any(|prefix| name.starts_with(prefix)) && !name.contains(".init."))
+        .collect();
+    let mut other = ground.start("b");
+    for _ in 0..ground.plan.times(1, 4) {
+        let point = points[ground.random.below(points.len() as u64) as usize];
+        let nth = 1 + ground.random.below(6);
+        let mut zombie = ground.start_with("a", &format!("{point}=stop@{nth}"));
+        let since = Instant::now();
+        while !zombie.is_stopped() && since.elapsed() < COMES_ROUND {
+            ground.append(20);
+            wait::within(Duration::from_millis(300), || zombie.is_stopped().then_some(()));
+        }
+        if !zombie.is_stopped() {
+            zombie.sigstop();
+        }
+        ground.append(200);
+        // From the moment it hangs: sessions have to time out before the other one may take over.
+        ground.recover(Instant::now(), &mut [&mut other]);
+        zombie.sigcont();
+        ground.tally.faults += 1;
+        ground.append(200);
+        ground.recover(Instant::now(), &mut [&mut other, &mut zombie]);
+        // Now and then it is the other one that goes on alone.
+        if ground.random.below(2) == 0 {
+            std::mem::swap(&mut zombie, &mut other);
+            ground.stop(zombie);
+            ground.append(200);
+            ground.recover(Instant::now(), &mut [&mut other]);
+            ground.stop(other);
+            other = ground.start("b");
+        } else {
+            ground.stop(zombie);
+        }
+    }
+    ground.append(200);
+    ground.recover(Instant::now(), &mut [&mut other]);
+    ground.stop(other);
+    Ok(())
+}
+
+/// One worker stays; every second another one joins, leaves, dies, or dies in the middle of giving a partition away.
+pub(crate) fn storm(ground: &mut Ground<'_>) -> Result<(), Skip> {
+    const JOINS: [&str; 3] = ["b", "c", "d"];
+    let mut stays = ground.start("a");
+    let mut others: [Option<Worker>; 3] = [None, None, None];
+    for _ in 0..ground.plan.times(10, 40) {
+        ground.append(100);
+        super::hold(Duration::from_secs(1));
+        let which = ground.random.below(3) as usize;
+        others[which] = match others[which].take() {
+            None if ground.random.below(3) == 0 => {
+                let point = ["transform.rollback.before", "transform.rollback.after", "producer.abort.before"];
+                let point = point[ground.random.below(3) as usize];
+                Some(ground.start_with(JOINS[which], &format!("{point}=kill")))
+            }
+            None => Some(ground.start(JOINS[which])),
+            Some(mut worker) => {
+                if !worker.runs() {
+                    let exit = worker.wait(LONG);
+                    assert_eq!(exit.signal, Some(libc::SIGABRT), "it ended by itself: {}", exit.describe());
+                    ground.ended(&exit);
+                    ground.tally.kills += 1;
+                } else if ground.random.below(2) == 0 {
+                    worker.sigterm();
+                    let exit = worker.wait(LONG);
+                    // One that was to die while it gives a partition away may do so on its way out.
+                    assert!(exit.code == Some(0) || exit.signal == Some(libc::SIGABRT), "{}", exit.describe());
+                    ground.ended(&exit);
+                } else {
+                    let exit = worker.kill9();
+                    ground.ended(&exit);
+                    ground.tally.kills += 1;
+                }
+                ground.tally.faults += 1;
+                None
+            }
+        };
+    }
+    for worker in others.iter_mut().filter_map(Option::take) {
+        let exit = worker.kill9();
+        ground.ended(&exit);
+        ground.tally.kills += 1;
+    }
+    ground.append(100);
+    ground.recover(Instant::now(), &mut [&mut stays]);
+    ground.stop(stays);
+    Ok(())
+}
