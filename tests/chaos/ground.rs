@@ -10,7 +10,7 @@ use trunkline_tests::{Case, Exit, LogWriter, Random, Reader, S3, S3Faults, Skip,
 
 use crate::broker::ChaosBroker;
 use crate::faults::Mounted;
-use crate::plan::{Path, Plan};
+use crate::plan::{Broker, Path, Plan};
 
 /// More than anything that is waited for should take, on a machine that is busy with other things.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
@@ -81,6 +81,8 @@ pub(crate) struct Ground<'a> {
     pub tally: &'a mut Tally,
     /// The broker.
     pub broker: &'a mut ChaosBroker,
+    /// A small disk that the run is on. It goes before the folder does that it lies in.
+    pub mounted: Option<Mounted>,
     /// Folder, names, workers.
     pub case: Case,
     /// A proxy before the object store, if the path ends in a bucket.
@@ -95,8 +97,6 @@ pub(crate) struct Ground<'a> {
     pub bad: fn(u64) -> bool,
     /// The most memory that a worker may have.
     pub most_rss: u64,
-    /// A small disk that the run is on.
-    pub mounted: Option<Mounted>,
     reader: Reader,
     counted: HashMap<PathBuf, u64>,
 }
@@ -128,6 +128,10 @@ impl<'a> Ground<'a> {
             case,
         };
         this.case.set("TRUNKLINE_TOPICS_PARTITIONS", "3");
+        if plan.short {
+            // The least that brokers allow: who takes over from a dead worker waits for this.
+            this.case.set("TRUNKLINE_KAFKA_SESSION_TIMEOUT_MS", "6000");
+        }
         if plan.path == Path::Bucket {
             let name = this.case.name().to_owned();
             this.bucket = s3.bucket(&name);
@@ -298,6 +302,10 @@ impl<'a> Ground<'a> {
         assert_eq!(self.broker.client().count(&format!("{name}.dead-letters")), dead, "dead letters");
         let left = self.leftovers();
         assert!(left.is_empty(), "uploads or temporary files are left over: {left:?}");
+        // It lies in the folder that goes now.
+        if self.plan.broker == Broker::Embedded {
+            self.broker.stop();
+        }
     }
 
     /// Each line once, and the lines of each log in their order.

@@ -68,6 +68,13 @@ pub(crate) const FAULTS: &[FaultKind] = &[
         TOPICS_EMBEDDED,
         peers::zombie,
     ),
+    fault(
+        "zombie-kill",
+        "a worker stops at a step, who took over dies at a step, then it goes on",
+        BOTH,
+        BUCKET_EMBEDDED,
+        peers::zombie_and_kill,
+    ),
     fault("rebalances", "every second a worker joins, leaves or is killed", BOTH, TOPICS_APACHE, peers::storm),
     fault("broker-restart", "the broker is stopped and started", BOTH, &[], brokers::restart),
     fault("broker-kill", "kill -9 of the broker", BOTH, BUCKET_EMBEDDED, brokers::kill),

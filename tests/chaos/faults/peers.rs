@@ -14,49 +14,88 @@ const WORTHWHILE: [&str; 4] = ["source.", "transform.", "sink.", "producer."];
 /// How long a step lets itself be waited for; then the worker is stopped wherever it is.
 const COMES_ROUND: Duration = Duration::from_secs(8);
 
+/// Steps at which it is worth while to stop or to die.
+fn steps(ground: &Ground<'_>) -> Vec<&'static str> {
+    let path = ground.plan.path;
+    let names = FAILPOINTS.iter().filter(|point| is_reachable(point, path)).map(|point| point.name);
+    names.filter(|name| WORTHWHILE.iter().any(|prefix| name.starts_with(prefix)) && !name.contains(".init.")).collect()
+}
+
+/// A step that the seed chooses, and at which time round.
+fn step(ground: &mut Ground<'_>) -> (&'static str, u64) {
+    let steps = steps(ground);
+    (steps[ground.random.below(steps.len() as u64) as usize], 1 + ground.random.below(6))
+}
+
+/// Starts a worker and writes lines until it stops at a step; if it does not get there, stops it wherever it is.
+fn start_and_stop(ground: &mut Ground<'_>, worker: &str, (step, nth): (&str, u64)) -> Worker {
+    let mut zombie = ground.start_with(worker, &format!("{step}=stop@{nth}"));
+    let since = Instant::now();
+    while !zombie.is_stopped() && since.elapsed() < COMES_ROUND {
+        ground.append(20);
+        wait::within(Duration::from_millis(300), || zombie.is_stopped().then_some(()));
+    }
+    if !zombie.is_stopped() {
+        zombie.sigstop();
+    }
+    ground.tally.faults += 1;
+    zombie
+}
+
 /// Two workers; one stops at a step until the other one has done its work, and then goes on as if nothing had happened.
 pub(crate) fn zombie(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    let path = ground.plan.path;
-    let points = FAILPOINTS.iter().filter(|point| is_reachable(point, path));
-    let points: Vec<&str> = points
-        .map(|point| point.name)
-        .filter(|name| WORTHWHILE.iter().any(|prefix| name.starts_with(prefix)) && !name.contains(".init."))
-        .collect();
     let mut other = ground.start("b");
     for _ in 0..ground.plan.times(1, 4) {
-        let point = points[ground.random.below(points.len() as u64) as usize];
-        let nth = 1 + ground.random.below(6);
-        let mut zombie = ground.start_with("a", &format!("{point}=stop@{nth}"));
-        let since = Instant::now();
-        while !zombie.is_stopped() && since.elapsed() < COMES_ROUND {
-            ground.append(20);
-            wait::within(Duration::from_millis(300), || zombie.is_stopped().then_some(()));
-        }
-        if !zombie.is_stopped() {
-            zombie.sigstop();
-        }
+        let at = step(ground);
+        let mut zombie = start_and_stop(ground, "a", at);
         ground.append(200);
         // From the moment it hangs: sessions have to time out before the other one may take over.
         ground.recover(Instant::now(), &mut [&mut other]);
         zombie.sigcont();
-        ground.tally.faults += 1;
         ground.append(200);
         ground.recover(Instant::now(), &mut [&mut other, &mut zombie]);
-        // Now and then it is the other one that goes on alone.
-        if ground.random.below(2) == 0 {
-            std::mem::swap(&mut zombie, &mut other);
-            ground.stop(zombie);
-            ground.append(200);
-            ground.recover(Instant::now(), &mut [&mut other]);
+        // Now and then it is the zombie that goes on alone.
+        if !ground.plan.short && ground.random.below(2) == 0 {
             ground.stop(other);
+            ground.append(200);
+            ground.recover(Instant::now(), &mut [&mut zombie]);
             other = ground.start("b");
-        } else {
-            ground.stop(zombie);
         }
+        ground.stop(zombie);
     }
-    ground.append(200);
-    ground.recover(Instant::now(), &mut [&mut other]);
     ground.stop(other);
+    Ok(())
+}
+
+/// How long a worker that takes over may live: it waits for the other one's sessions first.
+const TAKES_OVER: Duration = Duration::from_secs(25);
+
+/// The same, but who has taken over dies in the middle of it, and the one that was stopped is the first to go on.
+pub(crate) fn zombie_and_kill(ground: &mut Ground<'_>) -> Result<(), Skip> {
+    for round in 0..ground.plan.times(2, 6) {
+        // The first round is the worst there is: two workers with a promise in their hands.
+        let (stops, dies) = match round {
+            0 => (("sink.plan.after", 1), ("sink.intent.after", 1)),
+            _ => (step(ground), step(ground)),
+        };
+        ground.append(200);
+        let mut zombie = start_and_stop(ground, "a", stops);
+        ground.append(200);
+        let mut other = ground.start_with("b", &format!("{}=kill@{}", dies.0, dies.1));
+        let died = wait::within(TAKES_OVER, || (!other.runs()).then_some(()));
+        let exit = other.kill9();
+        assert!(died.is_none() || exit.signal == Some(libc::SIGABRT), "it ended by itself: {}", exit.describe());
+        ground.ended(&exit);
+        ground.tally.kills += 1;
+        if ground.random.below(2) == 0 {
+            // Nobody is left in its groups then.
+            super::hold(Duration::from_secs(12));
+        }
+        zombie.sigcont();
+        ground.append(200);
+        ground.recover(Instant::now(), &mut [&mut zombie]);
+        ground.stop(zombie);
+    }
     Ok(())
 }
 

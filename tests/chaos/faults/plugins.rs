@@ -9,11 +9,11 @@ use crate::ground::{Ground, LOG};
 /// Records on which the plugin of `transforms/plugins/testing` does what its option says: those whose paths end so.
 const PLUGIN: &str = r#"plugin = "$PLUGIN"
 timeout = "200ms"
-config = { trap_on = '51"', loop_on = '"/item/1000000333"', flood_on = '7701"', bomb_on = '8802"' }
+config = { trap_on = '051","protocol', loop_on = '/item/1000000333",', flood_on = '7701","protocol', bomb_on = '8802","protocol' }
 "#;
 
 fn is_bad(line: u64) -> bool {
-    line % 100 == 51 || line == LOG + 333 || line % 10_000 == 7_701 || line % 10_000 == 8_802
+    line % 1_000 == 51 || line == LOG + 333 || line % 10_000 == 7_701 || line % 10_000 == 8_802
 }
 
 /// Poison records come in between; now and then the worker is killed as well.

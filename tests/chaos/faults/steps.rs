@@ -65,7 +65,7 @@ pub(crate) fn fail_at_each(ground: &mut Ground<'_>) -> Result<(), Skip> {
 
 /// Steps that a worker passes more than once while it lives.
 fn comes_round(point: &Failpoint) -> bool {
-    let once = ["worker.", "source.claim", "transform.claim", "sink.claim"];
+    let once = ["worker.", "producer.init", "source.claim", "transform.claim", "sink.claim"];
     !matches!(point.reached, Reached::After(_)) && once.iter().all(|prefix| !point.name.starts_with(prefix))
 }
 
