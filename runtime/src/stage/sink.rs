@@ -6,6 +6,10 @@
 //! write … write | plan → [txn: planned] → stage → [txn: promised + offsets + dead letters] → publish → [txn: published] | write …
 //! ```
 //!
+//! Every one of these transactions carries offsets, also where they move nothing: the group's generation, which is checked with them,
+//! stops a task that lost its claims while it hung and does not know it yet (I4). Without that it would write its row over the promise
+//! of whoever took over.
+//!
 //! A crash before *promised* leaves the offsets where they were: the next owner aborts what was planned and reads again. A crash after
 //! it leaves a promise: the next owner publishes it first. A claim's offsets and objects therefore move together or not at all.
 //!
@@ -96,6 +100,7 @@ impl Stage for SinkStage {
             claims: BTreeMap::new(),
             rejected: Rejections::default(),
             held: environment.budget.empty(),
+            undecided: false,
         };
         task.run()
     }
@@ -110,6 +115,8 @@ struct Claimed {
     pending: Counters,
     /// Dead letters since.
     letters: DeadLetters,
+    /// The group's committed offset; -1 if there is none.
+    committed: i64,
     /// First offset that is pending.
     first: i64,
     /// The offset after the last one processed; equal to `first` when nothing is pending.
@@ -121,6 +128,12 @@ struct Claimed {
 impl Claimed {
     fn has_pending(&self) -> bool {
         self.since.is_some()
+    }
+
+    /// The offset for a transaction that is to move none.
+    fn unmoved(&self) -> i64 {
+        // Before the first commit nothing lies below the first record.
+        if self.committed >= 0 { self.committed } else { self.first }
     }
 }
 
@@ -138,6 +151,8 @@ struct SinkTask<'a> {
     claims: BTreeMap<Claim, Claimed>,
     rejected: Rejections,
     held: Reservation,
+    /// The last transaction may have been committed although that failed.
+    undecided: bool,
 }
 
 impl SinkTask<'_> {
@@ -269,12 +284,12 @@ impl SinkTask<'_> {
                         failpoint!("sink.abort.before")?;
                         self.retry("aborting an unfinished plan", |this| this.sink.abort(&row.payload))?;
                         failpoint!("sink.abort.after")?;
-                        settled.push((claim.clone(), row.clone()));
+                        settled.push((claim.clone(), row.clone(), unmoved(*committed, row)));
                     }
                     IntentState::Promised => {
                         kept.push(row.payload.clone());
                         promised.push(row.payload.clone());
-                        settled.push((claim.clone(), row.clone()));
+                        settled.push((claim.clone(), row.clone(), unmoved(*committed, row)));
                     }
                     IntentState::Published => {}
                 }
@@ -288,7 +303,10 @@ impl SinkTask<'_> {
             self.retry("clearing what earlier tasks left", |this| this.sink.claimed(claim, &kept))?;
             let next = (*committed).max(0);
             let totals = row.map(|row| row.counters).unwrap_or_default();
-            self.claims.insert(claim.clone(), Claimed { totals, first: next, next, ..Claimed::default() });
+            self.claims.insert(
+                claim.clone(),
+                Claimed { totals, committed: *committed, first: next, next, ..Claimed::default() },
+            );
         }
         if !promised.is_empty() {
             failpoint!("sink.recover.before")?;
@@ -299,11 +317,11 @@ impl SinkTask<'_> {
             failpoint!("sink.settle.before")?;
             self.retry("recording what was settled", |this| {
                 this.transaction(|this| {
-                    for (claim, row) in &settled {
+                    for (claim, row, _) in &settled {
                         let row = IntentRecord { state: IntentState::Published, payload: Value::Null, ..row.clone() };
                         this.intents.write(&mut this.producer, claim, &row)?;
                     }
-                    Ok(())
+                    Ok(settled.iter().map(|(claim, _, offset)| (claim.clone(), *offset)).collect())
                 })
             })?;
             failpoint!("sink.settle.after")?;
@@ -327,13 +345,65 @@ impl SinkTask<'_> {
                 plans.insert(claim.clone(), plan);
             }
         }
-        let planned: Vec<Claim> = plans.keys().cloned().collect();
         let mut intents = BTreeMap::new();
+        if let Err(error) = self.promise(&due, &plans, &mut intents) {
+            // Whoever owns the claims now knows only of the plans that are recorded, and a task that was fenced has its row overwritten:
+            // nobody but this task may know these. Where the promise may have been made in spite of the error, they stay.
+            if !self.undecided {
+                for plan in plans.values() {
+                    if let Err(abort) = self.sink.abort(plan) {
+                        tracing::warn!(stage = self.status.name(), error = %abort, "what was planned cannot be given up");
+                    }
+                }
+            }
+            return Err(error);
+        }
+        failpoint!("sink.intent.after")?;
+        if !intents.is_empty() {
+            let payloads: Vec<Value> = intents.values().cloned().collect();
+            self.retry("publishing objects", |this| this.sink.publish(&payloads))?;
+            failpoint!("sink.publish.after")?;
+            self.retry("recording what was published", |this| {
+                this.transaction(|this| {
+                    failpoint!("sink.done.before")?;
+                    let mut offsets = Vec::new();
+                    for claim in intents.keys() {
+                        let row = this.row_of(claim, None);
+                        this.intents.write(&mut this.producer, claim, &row)?;
+                        offsets.push((claim.clone(), row.next));
+                    }
+                    Ok(offsets)
+                })
+            })?;
+            failpoint!("sink.done.after")?;
+        }
+        for claim in &due {
+            let Some(claimed) = self.claims.get_mut(claim) else { continue };
+            let pending = std::mem::take(&mut claimed.pending);
+            claimed.totals.add(&pending);
+            claimed.letters.clear();
+            claimed.committed = claimed.next;
+            claimed.first = claimed.next;
+            claimed.since = None;
+            self.status.committed(&pending);
+        }
+        Ok(())
+    }
+
+    /// The steps from plans to promises; `intents` gets what was promised.
+    fn promise(
+        &mut self,
+        due: &[Claim],
+        plans: &BTreeMap<Claim, Value>,
+        intents: &mut BTreeMap<Claim, Value>,
+    ) -> Result<()> {
+        let planned: Vec<Claim> = plans.keys().cloned().collect();
         if !planned.is_empty() {
             failpoint!("sink.plan.after")?;
             self.retry("recording what is planned", |this| {
                 this.transaction(|this| {
-                    for (claim, plan) in &plans {
+                    let mut offsets = Vec::new();
+                    for (claim, plan) in plans {
                         let claimed = &this.claims[claim];
                         let row = IntentRecord {
                             state: IntentState::Planned,
@@ -343,8 +413,9 @@ impl SinkTask<'_> {
                             counters: claimed.totals.clone(),
                         };
                         this.intents.write(&mut this.producer, claim, &row)?;
+                        offsets.push((claim.clone(), claimed.unmoved()));
                     }
-                    Ok(())
+                    Ok(offsets)
                 })
             })?;
             failpoint!("sink.plan.recorded")?;
@@ -356,48 +427,18 @@ impl SinkTask<'_> {
         self.retry("promising objects", |this| {
             this.transaction(|this| {
                 failpoint!("sink.intent.before")?;
-                let mut offsets = TopicPartitionList::with_capacity(due.len());
-                for claim in &due {
+                let mut offsets = Vec::new();
+                for claim in due {
                     let row = this.row_of(claim, intents.get(claim));
                     this.intents.write(&mut this.producer, claim, &row)?;
                     let letters = &this.claims[claim].letters;
                     letters.write(&mut this.producer, &this.stage.pipeline, &this.stage.dead_letters, letters_to)?;
-                    offsets
-                        .add_partition_offset(&claim.topic, claim.partition, Offset::Offset(row.next))
-                        .map_err(|error| Error::bug("sink.offsets", error.to_string()))?;
+                    offsets.push((claim.clone(), row.next));
                 }
                 failpoint!("sink.intent.written")?;
-                let group = this.consumer.metadata()?;
-                this.producer.send_offsets(&offsets, group)
+                Ok(offsets)
             })
-        })?;
-        failpoint!("sink.intent.after")?;
-        if !intents.is_empty() {
-            let payloads: Vec<Value> = intents.values().cloned().collect();
-            self.retry("publishing objects", |this| this.sink.publish(&payloads))?;
-            failpoint!("sink.publish.after")?;
-            self.retry("recording what was published", |this| {
-                this.transaction(|this| {
-                    failpoint!("sink.done.before")?;
-                    for claim in intents.keys() {
-                        let row = this.row_of(claim, None);
-                        this.intents.write(&mut this.producer, claim, &row)?;
-                    }
-                    Ok(())
-                })
-            })?;
-            failpoint!("sink.done.after")?;
-        }
-        for claim in &due {
-            let Some(claimed) = self.claims.get_mut(claim) else { continue };
-            let pending = std::mem::take(&mut claimed.pending);
-            claimed.totals.add(&pending);
-            claimed.letters.clear();
-            claimed.first = claimed.next;
-            claimed.since = None;
-            self.status.committed(&pending);
-        }
-        Ok(())
+        })
     }
 
     /// The row of a claim once what is pending is promised (`intent` given) or published (none).
@@ -414,12 +455,33 @@ impl SinkTask<'_> {
         }
     }
 
-    /// One transaction: all of `body`, or nothing.
-    fn transaction(&mut self, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        match body(self).and_then(|()| self.producer.commit()) {
-            Ok(()) => Ok(()),
+    /// One transaction: all of `body` and the offsets that it returns, or nothing.
+    fn transaction(&mut self, body: impl FnOnce(&mut Self) -> Result<Vec<(Claim, i64)>>) -> Result<()> {
+        self.undecided = false;
+        let filled = body(self).and_then(|offsets| {
+            let mut list = TopicPartitionList::with_capacity(offsets.len());
+            for (claim, offset) in &offsets {
+                list.add_partition_offset(&claim.topic, claim.partition, Offset::Offset(*offset))
+                    .map_err(|error| Error::bug("sink.offsets", error.to_string()))?;
+            }
+            let group = self.consumer.metadata()?;
+            self.producer.send_offsets(&list, group)
+        });
+        let outcome = filled.and_then(|()| {
+            self.undecided = true;
+            self.producer.commit()
+        });
+        let was_open = self.producer.in_transaction();
+        match outcome {
+            Ok(()) => {
+                self.undecided = false;
+                Ok(())
+            }
             Err(error) => match self.producer.abort() {
-                Ok(()) => Err(error),
+                Ok(()) => {
+                    self.undecided = self.undecided && !was_open;
+                    Err(error)
+                }
                 // Not even that: this producer is of no use any more, and a new one settles what it left.
                 Err(abort) => Err(Error::fenced("sink.producer", format!("{error}; and aborting failed: {abort}"))),
             },
@@ -469,4 +531,9 @@ impl SinkTask<'_> {
             }
         }
     }
+}
+
+/// The offset to settle a claim with that an earlier task left: the committed one, or where nothing was committed yet the row's own.
+fn unmoved(committed: i64, row: &IntentRecord) -> i64 {
+    if committed >= 0 { committed } else { row.next }
 }
