@@ -210,6 +210,8 @@ impl<'a> Ground<'a> {
 
     /// Asks a worker to stop, which must end well.
     pub(crate) fn stop(&mut self, mut worker: Worker) {
+        // Before that it may not have come so far as to listen.
+        wait::within(LONG / 8, || worker.stderr().contains("claimed").then_some(()));
         worker.sigterm();
         let exit = worker.wait(LONG);
         assert_eq!(exit.code, Some(0), "{}", exit.describe());

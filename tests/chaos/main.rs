@@ -15,6 +15,7 @@ mod table;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use broker::{ChaosBroker, Embedded};
@@ -42,24 +43,34 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let started = Instant::now();
+    let table = Mutex::new(Table::default());
+    // The two brokers side by side: most of a run is waiting.
+    std::thread::scope(|scope| {
+        for broker in [Broker::Embedded, Broker::Apache] {
+            let (arguments, table) = (&arguments, &table);
+            scope.spawn(move || rounds(broker, arguments, started, table));
+        }
+    });
+    let table = table.into_inner().unwrap();
+    table.print();
+    println!("{:.0} s, from seed {}", started.elapsed().as_secs_f64(), arguments.seed);
+    if table.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// All that is to be run on one broker.
+fn rounds(broker: Broker, arguments: &Arguments, started: Instant, table: &Mutex<Table>) {
     let mut servers = Servers::default();
-    let mut table = Table::default();
-    let mut failures = Vec::new();
     for round in 0.. {
-        for plan in arguments.round(round) {
+        for plan in arguments.round(round).iter().filter(|plan| plan.broker == broker) {
             if round > 0 && arguments.time.is_some_and(|time| started.elapsed() >= time) {
                 break;
             }
-            run(&plan, &mut servers, &mut table, &mut failures);
+            run(plan, &mut servers, table);
         }
         if arguments.time.is_none_or(|time| started.elapsed() >= time) {
             break;
         }
     }
-    table.print();
-    println!("{:.0} s, from seed {}", started.elapsed().as_secs_f64(), arguments.seed);
-    failures.iter().for_each(|command| println!("again: {command}"));
-    if table.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// What takes long to start and is shared by the runs.
@@ -69,12 +80,13 @@ struct Servers {
     s3: Option<S3>,
 }
 
-fn run(plan: &Plan, servers: &mut Servers, table: &mut Table, failures: &mut Vec<String>) {
+fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
     let started = Instant::now();
     let mut tally = Tally::default();
     let outcome = catch_unwind(AssertUnwindSafe(|| attempt(plan, servers, &mut tally)));
     let seconds = started.elapsed().as_secs_f64();
     let label = plan.label();
+    let mut table = table.lock().unwrap();
     match outcome {
         Ok(Ok(())) => {
             println!(
@@ -90,7 +102,6 @@ fn run(plan: &Plan, servers: &mut Servers, table: &mut Table, failures: &mut Vec
         Err(_) => {
             println!("{label:<36} seed {:<6} FAILED after {seconds:.0} s\n  again: {}", plan.seed, plan.command());
             table.add(plan, &tally, false);
-            failures.push(plan.command());
             // Whatever state it is in, the next run is to have a new one.
             servers.apache = None;
         }

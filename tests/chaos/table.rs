@@ -10,6 +10,8 @@ use crate::plan::{Broker, Path, Plan};
 #[derive(Default)]
 pub(crate) struct Table {
     rows: BTreeMap<(Path, Broker, usize), Row>,
+    /// The commands that run again what failed.
+    again: Vec<String>,
 }
 
 struct Row {
@@ -26,6 +28,9 @@ impl Table {
         let row = self.row(plan);
         *(if passed { &mut row.passed } else { &mut row.failed }) += 1;
         row.tally.add(tally);
+        if !passed {
+            self.again.push(plan.command());
+        }
     }
 
     /// Adds what this machine or this broker cannot do.
@@ -70,6 +75,7 @@ impl Table {
                 if tally.peak_rss > 0 { format!("{} MB", tally.peak_rss / 1_000_000) } else { String::new() },
             );
         }
+        self.again.iter().for_each(|command| println!("again: {command}"));
         let passed: u64 = self.rows.values().map(|row| row.passed).sum();
         let skipped = self.rows.values().filter(|row| row.skipped.is_some()).count();
         let verdict = if self.failed() == 0 { "ok" } else { "FAILED" };

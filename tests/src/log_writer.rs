@@ -82,12 +82,13 @@ impl LogWriter {
         self.file.set_len(0).unwrap();
     }
 
-    /// logrotate's `compress`: packs a rotated log into `{path}.gz`, which appears complete, and removes it.
+    /// logrotate's `compress`: packs a rotated log into `{path}.gz`, which appears complete and with its time, and removes it.
     pub fn gzip(path: &Path) {
         let unfinished = path.with_added_extension("tmp");
         let mut packed = GzEncoder::new(File::create(&unfinished).unwrap(), Compression::fast());
         packed.write_all(&fs::read(path).unwrap()).unwrap();
-        packed.finish().unwrap();
+        let file = packed.finish().unwrap();
+        file.set_modified(fs::metadata(path).unwrap().modified().unwrap()).unwrap();
         fs::rename(unfinished, path.with_added_extension("gz")).unwrap();
         fs::remove_file(path).unwrap();
     }

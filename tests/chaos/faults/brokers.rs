@@ -107,7 +107,7 @@ fn injected(
                 ground.kill(worker);
             }
             let since = Instant::now();
-            for _ in 0..4 {
+            for _ in 0..ground.plan.times(2, 4) {
                 ground.append(100);
                 ground.recover(since, &mut [super::running(ground, &mut worker)]);
             }

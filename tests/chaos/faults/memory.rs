@@ -14,13 +14,14 @@ pub(crate) fn tenth(ground: &mut Ground<'_>) -> Result<(), Skip> {
     ground.case.set("TRUNKLINE_MEMORY", "26MiB");
     ground.most_rss = MOST_RSS;
     for _ in 0..ground.plan.times(2, 6) {
-        ground.append(10_000);
+        ground.append(8_000);
         let worker = ground.start("a");
         let moment = ground.moment(Duration::from_secs(6));
         super::hold(moment);
         ground.kill(worker);
         ground.tally.faults += 1;
     }
+    ground.append(8_000);
     let since = Instant::now();
     let mut worker = ground.start("a");
     ground.recover(since, &mut [&mut worker]);

@@ -72,7 +72,7 @@ const TAKES_OVER: Duration = Duration::from_secs(25);
 
 /// The same, but who has taken over dies in the middle of it, and the one that was stopped is the first to go on.
 pub(crate) fn zombie_and_kill(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    for round in 0..ground.plan.times(2, 6) {
+    for round in 0..ground.plan.times(1, 6) {
         // The first round is the worst there is: two workers with a promise in their hands.
         let (stops, dies) = match round {
             0 => (("sink.plan.after", 1), ("sink.intent.after", 1)),

@@ -18,13 +18,14 @@ pub(crate) fn storm(ground: &mut Ground<'_>) -> Result<(), Skip> {
     }
     let mut rotated: Vec<PathBuf> = Vec::new();
     let mut worker: Option<Worker> = None;
-    let rotations = ground.plan.times(150, 1_000);
+    let rotations = ground.plan.times(120, 1_000);
     for rotation in 0..rotations {
         let which = ground.random.below(LOGS as u64) as usize;
         let lines = ground.random.below(40);
         ground.logs[which].append(lines);
         ground.tally.records += lines;
-        let to = ground.case.path("logs").join(format!("{which}.log.{rotation}"));
+        // Numbered like dates: where two were rotated in the same instant, names say which is older.
+        let to = ground.case.path("logs").join(format!("{which}.log-{:08}", 20_260_000 + rotation));
         match ground.random.below(4) {
             0 => ground.logs[which].copy_truncate(&to),
             _ => ground.logs[which].rotate(&to),

@@ -19,7 +19,7 @@ const COMES_ROUND: Duration = Duration::from_secs(20);
 /// Kills a worker at each step; the next one has to bring everything to its end.
 pub(crate) fn kill_at_each(ground: &mut Ground<'_>) -> Result<(), Skip> {
     check_names(ground);
-    let points = chosen(ground, ground.plan.times(10, u64::MAX));
+    let points = chosen(ground, ground.plan.times(6, u64::MAX));
     for point in points {
         ground.append(LINES);
         // Recovery is a step of its own: it takes a death before it.
@@ -45,7 +45,7 @@ pub(crate) fn kill_at_each(ground: &mut Ground<'_>) -> Result<(), Skip> {
 
 /// Makes each step fail once, or as if the disk were full, in a worker that has to go on by itself.
 pub(crate) fn fail_at_each(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    let points = chosen(ground, ground.plan.times(8, u64::MAX));
+    let points = chosen(ground, ground.plan.times(6, u64::MAX));
     for point in points.into_iter().filter(|point| !point.name.starts_with("worker.id")) {
         ground.append(LINES);
         if let Reached::After(earlier) = point.reached {
