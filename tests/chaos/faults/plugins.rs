@@ -13,7 +13,8 @@ config = { trap_on = '051","protocol', loop_on = '/item/1000000333",', flood_on 
 "#;
 
 fn is_bad(line: u64) -> bool {
-    line % 1_000 == 51 || line == LOG + 333 || line % 10_000 == 7_701 || line % 10_000 == 8_802
+    // The first log's line 51 has no 0 before it.
+    line % 1_000 == 51 && line > 51 || line == LOG + 333 || line % 10_000 == 7_701 || line % 10_000 == 8_802
 }
 
 /// Poison records come in between; now and then the worker is killed as well.
