@@ -28,14 +28,14 @@ use trunkline_connector::{
 
 use super::backoff::Backoff;
 use super::chain::Chain;
-use super::dead_letters::DeadLetters;
+use super::claimed::{Claimed, unmoved};
 use super::environment::{Environment, Stop};
 use super::output::Topics;
 use super::routes::Routes;
 use super::status::StageStatus;
 use super::supervise::{GIVE_UP, Stage};
 use super::upstream::{Drain, Upstream};
-use crate::checkpoint::{Counters, IntentRecord, IntentState, Intents};
+use crate::checkpoint::{IntentRecord, IntentState, Intents};
 use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced, TransactionalProducer};
 use crate::plan::SinkPlan;
 
@@ -103,37 +103,6 @@ impl Stage for SinkStage {
             undecided: false,
         };
         task.run()
-    }
-}
-
-/// What is known of a partition that this task owns.
-#[derive(Default)]
-struct Claimed {
-    /// Committed totals.
-    totals: Counters,
-    /// Counted since.
-    pending: Counters,
-    /// Dead letters since.
-    letters: DeadLetters,
-    /// The group's committed offset; -1 if there is none.
-    committed: i64,
-    /// First offset that is pending.
-    first: i64,
-    /// The offset after the last one processed; equal to `first` when nothing is pending.
-    next: i64,
-    /// When the first pending record came.
-    since: Option<Instant>,
-}
-
-impl Claimed {
-    fn has_pending(&self) -> bool {
-        self.since.is_some()
-    }
-
-    /// The offset for a transaction that is to move none.
-    fn unmoved(&self) -> i64 {
-        // Before the first commit nothing lies below the first record.
-        if self.committed >= 0 { self.committed } else { self.first }
     }
 }
 
@@ -368,7 +337,7 @@ impl SinkTask<'_> {
                     failpoint!("sink.done.before")?;
                     let mut offsets = Vec::new();
                     for claim in intents.keys() {
-                        let row = this.row_of(claim, None);
+                        let row = this.claims[claim].row(None);
                         this.intents.write(&mut this.producer, claim, &row)?;
                         offsets.push((claim.clone(), row.next));
                     }
@@ -429,7 +398,7 @@ impl SinkTask<'_> {
                 failpoint!("sink.intent.before")?;
                 let mut offsets = Vec::new();
                 for claim in due {
-                    let row = this.row_of(claim, intents.get(claim));
+                    let row = this.claims[claim].row(intents.get(claim));
                     this.intents.write(&mut this.producer, claim, &row)?;
                     let letters = &this.claims[claim].letters;
                     letters.write(&mut this.producer, &this.stage.pipeline, &this.stage.dead_letters, letters_to)?;
@@ -439,20 +408,6 @@ impl SinkTask<'_> {
                 Ok(offsets)
             })
         })
-    }
-
-    /// The row of a claim once what is pending is promised (`intent` given) or published (none).
-    fn row_of(&self, claim: &Claim, intent: Option<&Value>) -> IntentRecord {
-        let claimed = &self.claims[claim];
-        let mut counters = claimed.totals.clone();
-        counters.add(&claimed.pending);
-        IntentRecord {
-            state: if intent.is_some() { IntentState::Promised } else { IntentState::Published },
-            payload: intent.cloned().unwrap_or(Value::Null),
-            first: claimed.first,
-            next: claimed.next,
-            counters,
-        }
     }
 
     /// One transaction: all of `body` and the offsets that it returns, or nothing.
@@ -531,9 +486,4 @@ impl SinkTask<'_> {
             }
         }
     }
-}
-
-/// The offset to settle a claim with that an earlier task left: the committed one, or where nothing was committed yet the row's own.
-fn unmoved(committed: i64, row: &IntentRecord) -> i64 {
-    if committed >= 0 { committed } else { row.next }
 }
