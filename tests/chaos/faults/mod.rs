@@ -84,7 +84,7 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     fault("s3-503", "the object store is overloaded for a while", BUCKET, &[], store::overloaded),
     fault("s3-403", "the object store refuses for a while", BUCKET, &[], store::refusing),
     fault("s3-slow", "the object store takes seconds to answer", BUCKET, &[], store::slow),
-    fault("s3-cut", "connections break in the middle of a part", BUCKET, BUCKET_EMBEDDED, store::cut),
+    fault("s3-cut", "connections break in the middle of a part", BUCKET, BUCKET_APACHE, store::cut),
     fault("plugin", "the plugin traps, loops, floods and bombs memory", BOTH, TOPICS_EMBEDDED, plugins::run),
     FaultKind {
         prepare: disks::prepare_worker,
@@ -100,7 +100,7 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     },
     fault("memory-tenth", "a tenth of the memory budget, and kills", BOTH, TOPICS_EMBEDDED, memory::tenth),
     fault("clock", "the clock jumps forwards and backwards", BOTH, TOPICS_EMBEDDED, clock::jumps),
-    fault("rotation", "a thousand rotations while the worker is killed", BOTH, BUCKET_EMBEDDED, rotation::storm),
+    fault("rotation", "a thousand rotations while the worker is killed", BOTH, BUCKET_APACHE, rotation::storm),
     fault("mixed", "several of these at once", BOTH, BUCKET_EMBEDDED, mixed::run),
 ];
 

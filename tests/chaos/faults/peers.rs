@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use trunkline_connector::failpoint::FAILPOINTS;
-use trunkline_tests::{Skip, Worker, wait};
+use trunkline_tests::{Fault, Skip, Worker, wait};
 
 use super::steps::is_reachable;
 use crate::ground::{Ground, LONG};
@@ -67,16 +67,19 @@ pub(crate) fn zombie(ground: &mut Ground<'_>) -> Result<(), Skip> {
     Ok(())
 }
 
+const SLOW: Fault = Fault::Slow(Duration::from_millis(700));
+
 /// How long a worker that takes over may live: it waits for the other one's sessions first.
 const TAKES_OVER: Duration = Duration::from_secs(25);
 
 /// The same, but who has taken over dies in the middle of it, and the one that was stopped is the first to go on.
 pub(crate) fn zombie_and_kill(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    for round in 0..ground.plan.times(1, 6) {
-        // The first round is the worst there is: two workers with a promise in their hands.
-        let (stops, dies) = match round {
-            0 => (("sink.plan.after", 1), ("sink.intent.after", 1)),
-            _ => (step(ground), step(ground)),
+    for round in 0..ground.plan.times(2, 6) {
+        // The first rounds are the worst there is: one about to write over the promise that the other leaves behind.
+        let (stops, dies, all_gone) = match round {
+            0 => (("sink.plan.after", 1), ("sink.intent.after", 1), false),
+            1 => (("sink.plan.recorded", 1), ("sink.intent.after", 1), true),
+            _ => (step(ground), step(ground), ground.random.below(2) == 0),
         };
         ground.append(200);
         let mut zombie = start_and_stop(ground, "a", stops);
@@ -87,13 +90,16 @@ pub(crate) fn zombie_and_kill(ground: &mut Ground<'_>) -> Result<(), Skip> {
         assert!(died.is_none() || exit.signal == Some(libc::SIGABRT), "it ended by itself: {}", exit.describe());
         ground.ended(&exit);
         ground.tally.kills += 1;
-        if ground.random.below(2) == 0 {
+        if all_gone {
             // Nobody is left in its groups then.
             super::hold(Duration::from_secs(12));
         }
+        // Between waking and its next transaction its client has time to learn that it is in no group any more.
+        let slow = ground.store.as_ref().filter(|_| all_gone).map(|store| store.from_now("", "", SLOW));
         zombie.sigcont();
         ground.append(200);
         ground.recover(Instant::now(), &mut [&mut zombie]);
+        drop(slow);
         ground.stop(zombie);
     }
     Ok(())
