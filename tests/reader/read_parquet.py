@@ -1,7 +1,7 @@
 """What is in the Parquet files under a directory, told by two independent readers: one JSON object on stdout.
 
     read_parquet.py DIR [--key COLUMN[,COLUMN..]] [--sum COLUMN[,COLUMN..]] [--values COLUMN]
-                         [--access-log FILE [FILE ..]]
+                         [--access-log FILE [FILE ..]] [--order COLUMN]
 
 pyarrow opens each file on its own (so a truncated or half-written one is an error, not a smaller count); DuckDB then reads all of them
 as one table, with Hive partitions and columns united by name. Both must agree on the number of rows. Hidden files and folders are
@@ -10,6 +10,8 @@ skipped: that is where sinks keep what is not published yet.
     {"files": N, "rows": N, "distinct": N or null, "types": {column: [type, ..]}, "partitions": {"day": ["2015-05-17", ..]},
      "sums": {column: N}, "nulls": {column: N}, "values": [..], "missing": [..], "extra": [..]}
 
+With --order COLUMN the files of each topic partition are put in the order of their offsets (both are in their metadata), and the numbers at
+the end of the column's texts must rise from row to row, for each billion of them apart: `disordered` has up to ten places where they do not.
 `distinct` counts different values of the key columns; `values` has up to ten of the column given. With --access-log each line of those combined access logs is parsed here,
 by a regular expression of this script, and compared with the rows as a multiset of (timestamp, method, path, protocol, status, bytes,
 referer, user_agent): `missing` and `extra` are the differences, at most ten each, with their totals in `missing_total` and `extra_total`;
@@ -84,6 +86,32 @@ def compared(row):
     return (int(when.timestamp()), *words, int(row["status"]), int(row["bytes"] or 0), *tail)
 
 
+def disordered(files, column):
+    """Where the numbers at the end of a column's texts do not rise, in the order of the topic's offsets."""
+    of = collections.defaultdict(list)
+    for path in files:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            metadata = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
+        partition = metadata["trunkline.topic"], int(metadata["trunkline.partition"])
+        of[partition].append((int(metadata["trunkline.first_offset"]), int(metadata["trunkline.last_offset"]), path))
+    found = []
+    for partition, members in of.items():
+        last, end = {}, -1
+        for first_offset, last_offset, path in sorted(members):
+            if first_offset <= end:
+                found.append(f"{path} begins at offset {first_offset}, but the file before it ends at {end}")
+            end = last_offset
+            with pyarrow.parquet.ParquetFile(path) as file:
+                texts = file.read(columns=[column]).column(0).to_pylist()
+            for text in texts:
+                number = int(re.search(r"\d+$", text)[0])
+                log = number // 1_000_000_000
+                if number <= last.get(log, -1):
+                    found.append(f"{number} after {last[log]} in {path}")
+                last[log] = number
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir")
@@ -91,6 +119,7 @@ def main():
     parser.add_argument("--sum", default="")
     parser.add_argument("--values", default="")
     parser.add_argument("--access-log", nargs="+", default=[])
+    parser.add_argument("--order", default="")
     args = parser.parse_args()
 
     files = list(parquet_files(args.dir))
@@ -147,6 +176,8 @@ def main():
             missing_total=missing.total(),
             extra_total=extra.total(),
         )
+    if args.order:
+        result["disordered"] = disordered(files, args.order)[:10]
     print(json.dumps(result))
 
 

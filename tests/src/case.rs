@@ -39,6 +39,12 @@ impl Case {
         }
     }
 
+    /// The same on another broker than it was made for: one that lies in its folder, and so comes later.
+    pub fn on(mut self, kafka: &KafkaClient) -> Self {
+        self.brokers = kafka.brokers().into();
+        self
+    }
+
     /// Gives all workers of this test a setting, by its environment variable.
     pub fn set(&mut self, variable: &str, value: &str) {
         self.settings.push((variable.into(), value.into()));
@@ -63,6 +69,11 @@ impl Case {
 
     /// Starts a worker on all pipelines. `worker` names its data folder: the same one again takes over from the last one.
     pub fn start(&self, worker: &str, arguments: &[&str]) -> Worker {
+        self.start_with(worker, arguments, &[])
+    }
+
+    /// The same, with settings of this worker alone.
+    pub fn start_with(&self, worker: &str, arguments: &[&str], settings: &[(&str, &str)]) -> Worker {
         let mut command = std::process::Command::new(&self.binary);
         command.arg("run").arg(self.path("pipelines"));
         command.arg("--brokers").arg(&self.brokers).arg("--data").arg(self.path(&format!("data-{worker}")));
@@ -71,7 +82,7 @@ impl Case {
             command.env_remove(name);
         }
         command.args(arguments).env("TRUNKLINE_CLUSTER", &self.name).envs(S3::CREDENTIALS);
-        command.envs(self.settings.iter().cloned());
+        command.envs(self.settings.iter().cloned()).envs(settings.iter().copied());
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         Worker::spawn(command, &self.path(&format!("{number}-{worker}")))
     }

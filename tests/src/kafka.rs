@@ -19,6 +19,10 @@ use crate::{Skip, repository, wait};
 /// How long reading a whole topic may take.
 const READ_LIMIT: Duration = Duration::from_secs(120);
 
+/// The controller forgets a killed node's session after 3 s.
+const QUICK_RESTART: [(&str, &str); 1] =
+    [("KAFKA_EXTRA", "broker.session.timeout.ms=3000 broker.heartbeat.interval.ms=500")];
+
 /// A broker in a process of its own, through `tests/services/kafka` or `tests/services/embedded`. It is used like its client.
 pub struct Kafka {
     server: Server,
@@ -34,27 +38,32 @@ impl Kafka {
 
     /// A server for one test, that may be stopped and killed. It comes back from a kill in 5 s rather than 14.
     pub fn start() -> Result<Self, Skip> {
-        Self::with(&[("KAFKA_EXTRA", "broker.session.timeout.ms=3000 broker.heartbeat.interval.ms=500")])
+        Self::with(&QUICK_RESTART)
+    }
+
+    /// Apache Kafka, whatever the other tests run on, as [`Kafka::start`] has it.
+    pub fn start_apache() -> Result<Self, Skip> {
+        Ok(Self::of(Server::start("kafka", &QUICK_RESTART, 1)?))
     }
 
     /// Apache Kafka with its own defaults, whatever the tests run on.
     pub fn apache() -> Result<Self, Skip> {
-        Self::behind(Server::start("kafka", &[], 1)?)
+        Ok(Self::of(Server::start("kafka", &[], 1)?))
     }
 
     /// Trunkline's own broker, whatever the tests run on.
     pub fn embedded() -> Result<Self, Skip> {
         let binary = repository::worker_binary();
-        Self::behind(Server::start("embedded", &[("TRUNKLINE_BIN", &binary.to_string_lossy())], 1)?)
+        Ok(Self::of(Server::start("embedded", &[("TRUNKLINE_BIN", &binary.to_string_lossy())], 1)?))
     }
 
     fn with(settings: &[(&str, &str)]) -> Result<Self, Skip> {
-        if is_embedded() { Self::embedded() } else { Self::behind(Server::start("kafka", settings, 1)?) }
+        if is_embedded() { Self::embedded() } else { Ok(Self::of(Server::start("kafka", settings, 1)?)) }
     }
 
-    fn behind(server: Server) -> Result<Self, Skip> {
+    fn of(server: Server) -> Self {
         let client = KafkaClient::new(format!("127.0.0.1:{}", server.port()));
-        Ok(Self { server, client })
+        Self { server, client }
     }
 
     /// Its process; none while it is stopped.

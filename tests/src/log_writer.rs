@@ -23,6 +23,7 @@ pub struct LogWriter {
     path: PathBuf,
     file: File,
     random: Random,
+    first: u64,
     lines: u64,
     bytes: u64,
 }
@@ -30,9 +31,14 @@ pub struct LogWriter {
 impl LogWriter {
     /// A log at `path`, empty until lines are appended.
     pub fn new(path: impl Into<PathBuf>, seed: u64) -> Self {
+        Self::starting_at(path, seed, 0)
+    }
+
+    /// The same with lines numbered from `first`, so that several logs have no path in common.
+    pub fn starting_at(path: impl Into<PathBuf>, seed: u64, first: u64) -> Self {
         let path = path.into();
         let file = open(&path);
-        Self { path, file, random: Random::new(seed), lines: 0, bytes: 0 }
+        Self { path, file, random: Random::new(seed), first, lines: 0, bytes: 0 }
     }
 
     /// Appends so many lines.
@@ -76,19 +82,20 @@ impl LogWriter {
         self.file.set_len(0).unwrap();
     }
 
-    /// logrotate's `compress`: packs a rotated log into `{path}.gz`, which appears complete, and removes it.
+    /// logrotate's `compress`: packs a rotated log into `{path}.gz`, which appears complete and with its time, and removes it.
     pub fn gzip(path: &Path) {
         let unfinished = path.with_added_extension("tmp");
         let mut packed = GzEncoder::new(File::create(&unfinished).unwrap(), Compression::fast());
         packed.write_all(&fs::read(path).unwrap()).unwrap();
-        packed.finish().unwrap();
+        let file = packed.finish().unwrap();
+        file.set_modified(fs::metadata(path).unwrap().modified().unwrap()).unwrap();
         fs::rename(unfinished, path.with_added_extension("gz")).unwrap();
         fs::remove_file(path).unwrap();
     }
 
     fn line(&mut self, text: &mut String) {
         use std::fmt::Write;
-        let number = self.lines;
+        let number = self.first + self.lines;
         self.lines += 1;
         let random = &mut self.random;
         let address = random.number().to_be_bytes();

@@ -46,6 +46,9 @@ pub struct Found {
     pub missing_total: Option<u64>,
     /// How many rows are too many.
     pub extra_total: Option<u64>,
+    /// Where rows of a partition do not come in its order, if that was asked.
+    #[serde(default)]
+    pub disordered: Vec<String>,
 }
 
 impl Reader {
@@ -72,6 +75,11 @@ impl Reader {
     /// The same, with sums of columns.
     pub fn read_with_sums(&self, folder: &Path, key: &[&str], sums: &[&str]) -> Found {
         self.run(folder, &["--key", &key.join(","), "--sum", &sums.join(",")], &[])
+    }
+
+    /// The same, with a look at the order of rows: the numbers at the end of `column` must rise within each partition.
+    pub fn read_in_order(&self, folder: &Path, column: &str, sums: &[&str]) -> Found {
+        self.run(folder, &["--key", column, "--sum", &sums.join(","), "--order", column], &[])
     }
 
     /// The same, with some values of a column.

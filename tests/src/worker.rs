@@ -74,6 +74,12 @@ impl Worker {
         self.exit.is_none()
     }
 
+    /// The most memory that it had resident until now, in bytes.
+    pub fn peak_rss(&mut self) -> u64 {
+        self.reap(libc::WNOHANG);
+        self.peak_rss
+    }
+
     /// What it wrote to standard error until now.
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.output.with_added_extension("stderr")).unwrap()).into_owned()
@@ -87,11 +93,14 @@ impl Worker {
     /// Stops it where it is, as a machine does that hangs for a while; returns when no thread of it runs any more.
     pub fn sigstop(&mut self) {
         self.signal(libc::SIGSTOP);
-        let stat = format!("/proc/{}/stat", self.pid());
-        wait::until("the process is stopped", Duration::from_secs(10), || {
-            // "pid (name) state ..": see `runs` in server.rs.
-            fs::read_to_string(&stat).unwrap().rsplit(") ").next()?.starts_with('T').then_some(())
-        });
+        wait::until("the process is stopped", Duration::from_secs(10), || self.is_stopped().then_some(()));
+    }
+
+    /// Is it stopped, by [`Worker::sigstop`] or by itself?
+    pub fn is_stopped(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        // "pid (name) state ..": see `runs` in server.rs.
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
     }
 
     /// Lets it go on after [`Worker::sigstop`].

@@ -9,6 +9,7 @@ mod budget;
 pub mod config;
 pub mod conformance;
 mod error;
+pub mod failpoint;
 pub mod json;
 mod rejection;
 mod schema;

@@ -1,10 +1,21 @@
 //! A broker in a process of its own: `broker DATA_DIRECTORY [ADDRESS]`. It prints its address and runs until its standard
 //! input ends. The tests that kill it use this.
+//!
+//! Lines of its standard input are faults to come, and each is answered with a line:
+//!
+//! ```text
+//! drop EndTxn 2           carry out the 2nd EndTxn request from now on, and close the connection in place of an answer
+//! delay Produce 1 500     answer the next Produce request 500 ms late
+//! error EndTxn 1 51       answer the next EndTxn request with error 51, and do nothing
+//! pending                 how many of these are still to happen
+//! clear                   forget them
+//! ```
 
 use std::error::Error;
-use std::io::Read;
+use std::io::BufRead;
+use std::time::Duration;
 
-use trunkline_broker::{Broker, BrokerOptions, FlushPolicy};
+use trunkline_broker::{ApiKey, Broker, BrokerHandle, BrokerOptions, Fault, FlushPolicy};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -19,7 +30,36 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     let broker = Broker::start(options).await?;
     println!("{}", broker.address());
-    tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
+    let broker = tokio::task::spawn_blocking(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            println!("{}", obey(&broker, &line).unwrap_or_else(|| format!("not understood: {line}")));
+        }
+        broker
+    })
+    .await?;
     broker.stop().await?;
     Ok(())
+}
+
+/// Carries out one line; `None` if it makes no sense.
+fn obey(broker: &BrokerHandle, line: &str) -> Option<String> {
+    let faults = broker.faults();
+    match line.split_whitespace().collect::<Vec<_>>()[..] {
+        ["pending"] => return Some(faults.pending().to_string()),
+        ["clear"] => faults.clear(),
+        ["drop", api, nth] => faults.inject(api_key(api)?, nth.parse().ok()?, Fault::DropReply),
+        ["delay", api, nth, millis] => {
+            let delay = Duration::from_millis(millis.parse().ok()?);
+            faults.inject(api_key(api)?, nth.parse().ok()?, Fault::Delay(delay));
+        }
+        ["error", api, nth, code] => {
+            faults.inject(api_key(api)?, nth.parse().ok()?, Fault::Error(code.parse().ok()?));
+        }
+        _ => return None,
+    }
+    Some("ok".to_owned())
+}
+
+fn api_key(name: &str) -> Option<ApiKey> {
+    (0..=100).filter_map(|number| ApiKey::try_from(number).ok()).find(|key| format!("{key:?}") == name)
 }

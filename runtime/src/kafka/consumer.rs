@@ -4,6 +4,8 @@
 //! a rebalance. What a rebalance did is told by [`GroupConsumer::rebalanced`] after the poll in which it happened and before any
 //! record of a new partition can be processed.
 
+use std::mem::ManuallyDrop;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,10 +29,34 @@ pub enum Rebalanced {
     Revoked(Vec<Claim>),
 }
 
+/// How long a client may take to leave.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
 /// A member of a consumer group.
 pub struct GroupConsumer {
-    consumer: BaseConsumer<EventContext>,
+    consumer: ManuallyDrop<BaseConsumer<EventContext>>,
     group: String,
+}
+
+/// Closes the client in a thread of its own, which is left behind if it does not come back. A member that lost its partitions while it hung
+/// closes at once, with the news of its loss still in its queue; rdkafka 0.39 serves that news while it drops the client, and asks the
+/// closed group for its protocol, which nobody answers any more. The stage would hang for ever.
+impl Drop for GroupConsumer {
+    fn drop(&mut self) {
+        // SAFETY: taken here once, and never used again.
+        let consumer = unsafe { ManuallyDrop::take(&mut self.consumer) };
+        let (sender, closed) = std::sync::mpsc::sync_channel::<()>(1);
+        let close = move || {
+            drop(consumer);
+            drop(sender);
+        };
+        // Without a thread the closure is dropped, and with it the client, right here.
+        if std::thread::Builder::new().name("close-consumer".to_owned()).spawn(close).is_ok()
+            && closed.recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout)
+        {
+            tracing::warn!(group = self.group, "a Kafka consumer does not close; going on without it");
+        }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -161,7 +187,7 @@ impl GroupConsumer {
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();
         consumer.subscribe(&names).map_err(|error| classify("subscribing", &error))?;
-        Ok(Self { consumer, group: group.to_owned() })
+        Ok(Self { consumer: ManuallyDrop::new(consumer), group: group.to_owned() })
     }
 
     /// Polls and copies what came to the batches of its partitions until the limits are reached, nothing more is at hand, or a

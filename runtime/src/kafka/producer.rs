@@ -14,7 +14,7 @@ use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use trunkline_connector::batch::Headers;
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Error, Result, failpoint};
 
 use super::client::{Cluster, FENCED, classify, log_client};
 
@@ -105,7 +105,9 @@ impl TransactionalProducer {
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
         let this = Self { producer: Arc::new(producer), in_transaction: false, abandoned: false, bytes: 0, records: 0 };
         this.connect();
+        failpoint!("producer.init.before")?;
         this.retry("claiming the transactional id", || this.producer.init_transactions(STEP_TIMEOUT))?;
+        failpoint!("producer.init.after")?;
         Ok(this)
     }
 
@@ -175,6 +177,7 @@ impl TransactionalProducer {
     /// that was given up fails every later call; the stage starts over with a new one, which settles the transaction.
     pub fn send_offsets(&mut self, offsets: &TopicPartitionList, group: ConsumerGroupMetadata) -> Result<()> {
         self.begin()?;
+        failpoint!("producer.offsets.before")?;
         let (producer, offsets) = (self.producer.clone(), offsets.clone());
         let (sender, answer) = std::sync::mpsc::sync_channel(1);
         let call = move || {
@@ -194,7 +197,8 @@ impl TransactionalProducer {
                 "kafka.stuck",
                 "the group's coordinator did not take the offsets in time; going on with a new producer",
             ))
-        })
+        })?;
+        failpoint!("producer.offsets.after")
     }
 
     /// Commits the open transaction, if there is one. After an error the transaction is aborted or will be, and nothing of it counts.
@@ -202,10 +206,12 @@ impl TransactionalProducer {
         if !self.in_transaction {
             return Ok(());
         }
+        failpoint!("producer.commit.before")?;
         self.drain()?;
+        failpoint!("producer.commit.delivered")?;
         self.retry("committing a transaction", || self.producer.commit_transaction(STEP_TIMEOUT))?;
         self.ended();
-        Ok(())
+        failpoint!("producer.commit.after")
     }
 
     /// Aborts the open transaction, if there is one.
@@ -216,9 +222,10 @@ impl TransactionalProducer {
         if self.abandoned {
             return Err(Error::external("kafka.stuck", "the producer was given up"));
         }
+        failpoint!("producer.abort.before")?;
         self.retry("aborting a transaction", || self.producer.abort_transaction(STEP_TIMEOUT))?;
         self.ended();
-        Ok(())
+        failpoint!("producer.abort.after")
     }
 
     fn begin(&mut self) -> Result<()> {

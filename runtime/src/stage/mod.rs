@@ -6,6 +6,7 @@
 
 mod backoff;
 mod chain;
+mod claimed;
 mod dead_letters;
 mod environment;
 mod output;

@@ -6,6 +6,10 @@
 //! write … write | plan → [txn: planned] → stage → [txn: promised + offsets + dead letters] → publish → [txn: published] | write …
 //! ```
 //!
+//! Every one of these transactions carries offsets, also where they move nothing: the group's generation, which is checked with them,
+//! stops a task that lost its claims while it hung and does not know it yet (I4). Without that it would write its row over the promise
+//! of whoever took over.
+//!
 //! A crash before *promised* leaves the offsets where they were: the next owner aborts what was planned and reads again. A crash after
 //! it leaves a promise: the next owner publishes it first. A claim's offsets and objects therefore move together or not at all.
 //!
@@ -18,18 +22,20 @@ use std::time::{Duration, Instant};
 
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
-use trunkline_connector::{Batch, Claim, Domain, Error, Rejections, Reservation, Result, Retry, Sink, SinkContext};
+use trunkline_connector::{
+    Batch, Claim, Domain, Error, Rejections, Reservation, Result, Retry, Sink, SinkContext, failpoint,
+};
 
 use super::backoff::Backoff;
 use super::chain::Chain;
-use super::dead_letters::DeadLetters;
+use super::claimed::{Claimed, unmoved};
 use super::environment::{Environment, Stop};
 use super::output::Topics;
 use super::routes::Routes;
 use super::status::StageStatus;
 use super::supervise::{GIVE_UP, Stage};
 use super::upstream::{Drain, Upstream};
-use crate::checkpoint::{Counters, IntentRecord, IntentState, Intents};
+use crate::checkpoint::{IntentRecord, IntentState, Intents};
 use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced, TransactionalProducer};
 use crate::plan::SinkPlan;
 
@@ -94,31 +100,9 @@ impl Stage for SinkStage {
             claims: BTreeMap::new(),
             rejected: Rejections::default(),
             held: environment.budget.empty(),
+            undecided: false,
         };
         task.run()
-    }
-}
-
-/// What is known of a partition that this task owns.
-#[derive(Default)]
-struct Claimed {
-    /// Committed totals.
-    totals: Counters,
-    /// Counted since.
-    pending: Counters,
-    /// Dead letters since.
-    letters: DeadLetters,
-    /// First offset that is pending.
-    first: i64,
-    /// The offset after the last one processed; equal to `first` when nothing is pending.
-    next: i64,
-    /// When the first pending record came.
-    since: Option<Instant>,
-}
-
-impl Claimed {
-    fn has_pending(&self) -> bool {
-        self.since.is_some()
     }
 }
 
@@ -136,6 +120,8 @@ struct SinkTask<'a> {
     claims: BTreeMap<Claim, Claimed>,
     rejected: Rejections,
     held: Reservation,
+    /// The last transaction may have been committed although that failed.
+    undecided: bool,
 }
 
 impl SinkTask<'_> {
@@ -196,6 +182,7 @@ impl SinkTask<'_> {
         claimed.next = last.offset + 1;
         let (name, on_error) = (&self.stage.plan.name, self.stage.plan.on_error);
         let (sink, rejected) = (&mut self.sink, &mut self.rejected);
+        failpoint!("sink.write.before")?;
         let chain: &mut Chain = self.routes.chain(&claim.topic)?;
         chain.run(batch, &mut claimed.pending, &mut claimed.letters, &mut |out, counters, letters| {
             rejected.clear();
@@ -204,7 +191,8 @@ impl SinkTask<'_> {
             own.records_in += out.len() as u64;
             own.out += (out.len() - rejected.len()) as u64;
             letters.settle(name, "TASK_PUT", on_error, rejected, own)
-        })
+        })?;
+        failpoint!("sink.write.after")
     }
 
     /// Keeps the byte budget (I6): moves buffers out of memory when it is tight, publishes early and pauses when that is not enough.
@@ -249,6 +237,7 @@ impl SinkTask<'_> {
 
     /// Takes partitions over: settles what their earlier owners left, then counts on from their totals.
     fn claim(&mut self, claims: &[Claim]) -> Result<()> {
+        failpoint!("sink.claim.before")?;
         // The committed offsets first: asking for them waits for the transactions of earlier owners.
         let committed = self.retry("claiming partitions", |this| this.consumer.committed(claims))?;
         let cluster = self.environment.cluster.clone();
@@ -261,13 +250,15 @@ impl SinkTask<'_> {
             if let Some(row) = &row {
                 match row.state {
                     IntentState::Planned => {
+                        failpoint!("sink.abort.before")?;
                         self.retry("aborting an unfinished plan", |this| this.sink.abort(&row.payload))?;
-                        settled.push((claim.clone(), row.clone()));
+                        failpoint!("sink.abort.after")?;
+                        settled.push((claim.clone(), row.clone(), unmoved(*committed, row)));
                     }
                     IntentState::Promised => {
                         kept.push(row.payload.clone());
                         promised.push(row.payload.clone());
-                        settled.push((claim.clone(), row.clone()));
+                        settled.push((claim.clone(), row.clone(), unmoved(*committed, row)));
                     }
                     IntentState::Published => {}
                 }
@@ -281,22 +272,30 @@ impl SinkTask<'_> {
             self.retry("clearing what earlier tasks left", |this| this.sink.claimed(claim, &kept))?;
             let next = (*committed).max(0);
             let totals = row.map(|row| row.counters).unwrap_or_default();
-            self.claims.insert(claim.clone(), Claimed { totals, first: next, next, ..Claimed::default() });
+            self.claims.insert(
+                claim.clone(),
+                Claimed { totals, committed: *committed, first: next, next, ..Claimed::default() },
+            );
         }
         if !promised.is_empty() {
+            failpoint!("sink.recover.before")?;
             self.retry("publishing what an earlier task promised", |this| this.sink.publish(&promised))?;
+            failpoint!("sink.recover.after")?;
         }
         if !settled.is_empty() {
+            failpoint!("sink.settle.before")?;
             self.retry("recording what was settled", |this| {
                 this.transaction(|this| {
-                    for (claim, row) in &settled {
+                    for (claim, row, _) in &settled {
                         let row = IntentRecord { state: IntentState::Published, payload: Value::Null, ..row.clone() };
                         this.intents.write(&mut this.producer, claim, &row)?;
                     }
-                    Ok(())
+                    Ok(settled.iter().map(|(claim, _, offset)| (claim.clone(), *offset)).collect())
                 })
             })?;
+            failpoint!("sink.settle.after")?;
         }
+        failpoint!("sink.claim.after")?;
         tracing::info!(stage = self.status.name(), partitions = claims.len(), recovered = settled.len(), "claimed");
         Ok(())
     }
@@ -307,6 +306,7 @@ impl SinkTask<'_> {
         if due.is_empty() {
             return Ok(());
         }
+        failpoint!("sink.plan.before")?;
         let mut plans = BTreeMap::new();
         for claim in &due {
             // Not tried again: a file that cannot be completed has lost its rows, and only reading them again brings them back.
@@ -314,12 +314,65 @@ impl SinkTask<'_> {
                 plans.insert(claim.clone(), plan);
             }
         }
-        let planned: Vec<Claim> = plans.keys().cloned().collect();
         let mut intents = BTreeMap::new();
+        if let Err(error) = self.promise(&due, &plans, &mut intents) {
+            // Whoever owns the claims now knows only of the plans that are recorded, and a task that was fenced has its row overwritten:
+            // nobody but this task may know these. Where the promise may have been made in spite of the error, they stay.
+            if !self.undecided {
+                for plan in plans.values() {
+                    if let Err(abort) = self.sink.abort(plan) {
+                        tracing::warn!(stage = self.status.name(), error = %abort, "what was planned cannot be given up");
+                    }
+                }
+            }
+            return Err(error);
+        }
+        failpoint!("sink.intent.after")?;
+        if !intents.is_empty() {
+            let payloads: Vec<Value> = intents.values().cloned().collect();
+            self.retry("publishing objects", |this| this.sink.publish(&payloads))?;
+            failpoint!("sink.publish.after")?;
+            self.retry("recording what was published", |this| {
+                this.transaction(|this| {
+                    failpoint!("sink.done.before")?;
+                    let mut offsets = Vec::new();
+                    for claim in intents.keys() {
+                        let row = this.claims[claim].row(None);
+                        this.intents.write(&mut this.producer, claim, &row)?;
+                        offsets.push((claim.clone(), row.next));
+                    }
+                    Ok(offsets)
+                })
+            })?;
+            failpoint!("sink.done.after")?;
+        }
+        for claim in &due {
+            let Some(claimed) = self.claims.get_mut(claim) else { continue };
+            let pending = std::mem::take(&mut claimed.pending);
+            claimed.totals.add(&pending);
+            claimed.letters.clear();
+            claimed.committed = claimed.next;
+            claimed.first = claimed.next;
+            claimed.since = None;
+            self.status.committed(&pending);
+        }
+        Ok(())
+    }
+
+    /// The steps from plans to promises; `intents` gets what was promised.
+    fn promise(
+        &mut self,
+        due: &[Claim],
+        plans: &BTreeMap<Claim, Value>,
+        intents: &mut BTreeMap<Claim, Value>,
+    ) -> Result<()> {
+        let planned: Vec<Claim> = plans.keys().cloned().collect();
         if !planned.is_empty() {
+            failpoint!("sink.plan.after")?;
             self.retry("recording what is planned", |this| {
                 this.transaction(|this| {
-                    for (claim, plan) in &plans {
+                    let mut offsets = Vec::new();
+                    for (claim, plan) in plans {
                         let claimed = &this.claims[claim];
                         let row = IntentRecord {
                             state: IntentState::Planned,
@@ -329,75 +382,61 @@ impl SinkTask<'_> {
                             counters: claimed.totals.clone(),
                         };
                         this.intents.write(&mut this.producer, claim, &row)?;
+                        offsets.push((claim.clone(), claimed.unmoved()));
                     }
-                    Ok(())
+                    Ok(offsets)
                 })
             })?;
+            failpoint!("sink.plan.recorded")?;
             let staged = self.retry("bringing objects to the destination", |this| this.sink.stage(&planned))?;
+            failpoint!("sink.stage.after")?;
             intents.extend(planned.iter().cloned().zip(staged));
         }
         let letters_to = self.topics.partitions(&self.stage.dead_letters)?;
         self.retry("promising objects", |this| {
             this.transaction(|this| {
-                let mut offsets = TopicPartitionList::with_capacity(due.len());
-                for claim in &due {
-                    let row = this.row_of(claim, intents.get(claim));
+                failpoint!("sink.intent.before")?;
+                let mut offsets = Vec::new();
+                for claim in due {
+                    let row = this.claims[claim].row(intents.get(claim));
                     this.intents.write(&mut this.producer, claim, &row)?;
                     let letters = &this.claims[claim].letters;
                     letters.write(&mut this.producer, &this.stage.pipeline, &this.stage.dead_letters, letters_to)?;
-                    offsets
-                        .add_partition_offset(&claim.topic, claim.partition, Offset::Offset(row.next))
-                        .map_err(|error| Error::bug("sink.offsets", error.to_string()))?;
+                    offsets.push((claim.clone(), row.next));
                 }
-                let group = this.consumer.metadata()?;
-                this.producer.send_offsets(&offsets, group)
+                failpoint!("sink.intent.written")?;
+                Ok(offsets)
             })
-        })?;
-        if !intents.is_empty() {
-            let payloads: Vec<Value> = intents.values().cloned().collect();
-            self.retry("publishing objects", |this| this.sink.publish(&payloads))?;
-            self.retry("recording what was published", |this| {
-                this.transaction(|this| {
-                    for claim in intents.keys() {
-                        let row = this.row_of(claim, None);
-                        this.intents.write(&mut this.producer, claim, &row)?;
-                    }
-                    Ok(())
-                })
-            })?;
-        }
-        for claim in &due {
-            let Some(claimed) = self.claims.get_mut(claim) else { continue };
-            let pending = std::mem::take(&mut claimed.pending);
-            claimed.totals.add(&pending);
-            claimed.letters.clear();
-            claimed.first = claimed.next;
-            claimed.since = None;
-            self.status.committed(&pending);
-        }
-        Ok(())
+        })
     }
 
-    /// The row of a claim once what is pending is promised (`intent` given) or published (none).
-    fn row_of(&self, claim: &Claim, intent: Option<&Value>) -> IntentRecord {
-        let claimed = &self.claims[claim];
-        let mut counters = claimed.totals.clone();
-        counters.add(&claimed.pending);
-        IntentRecord {
-            state: if intent.is_some() { IntentState::Promised } else { IntentState::Published },
-            payload: intent.cloned().unwrap_or(Value::Null),
-            first: claimed.first,
-            next: claimed.next,
-            counters,
-        }
-    }
-
-    /// One transaction: all of `body`, or nothing.
-    fn transaction(&mut self, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        match body(self).and_then(|()| self.producer.commit()) {
-            Ok(()) => Ok(()),
+    /// One transaction: all of `body` and the offsets that it returns, or nothing.
+    fn transaction(&mut self, body: impl FnOnce(&mut Self) -> Result<Vec<(Claim, i64)>>) -> Result<()> {
+        self.undecided = false;
+        let filled = body(self).and_then(|offsets| {
+            let mut list = TopicPartitionList::with_capacity(offsets.len());
+            for (claim, offset) in &offsets {
+                list.add_partition_offset(&claim.topic, claim.partition, Offset::Offset(*offset))
+                    .map_err(|error| Error::bug("sink.offsets", error.to_string()))?;
+            }
+            let group = self.consumer.metadata()?;
+            self.producer.send_offsets(&list, group)
+        });
+        let outcome = filled.and_then(|()| {
+            self.undecided = true;
+            self.producer.commit()
+        });
+        let was_open = self.producer.in_transaction();
+        match outcome {
+            Ok(()) => {
+                self.undecided = false;
+                Ok(())
+            }
             Err(error) => match self.producer.abort() {
-                Ok(()) => Err(error),
+                Ok(()) => {
+                    self.undecided = self.undecided && !was_open;
+                    Err(error)
+                }
                 // Not even that: this producer is of no use any more, and a new one settles what it left.
                 Err(abort) => Err(Error::fenced("sink.producer", format!("{error}; and aborting failed: {abort}"))),
             },

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::{
     Error, Fill, MemoryBudget, PositionChange, Reservation, Result, Schema, Source, SourceBatch, SourceContext,
+    failpoint,
 };
 
 use super::chain::Chain;
@@ -44,6 +45,7 @@ impl Stage for SourceStage {
     fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()> {
         let task = environment.names.node_task(&self.pipeline, &self.plan.name);
         let producer = TransactionalProducer::new(&environment.cluster, &task, environment.client_buffer)?;
+        failpoint!("source.claim.after")?;
         let positions = Positions::load(&environment.cluster, &task, &task)?;
         let source = self.plan.spec.open(SourceContext {
             position: positions.parts.clone(),
@@ -217,6 +219,7 @@ impl Writer<'_> {
         own.dropped += batch.dropped;
         letters.settle(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
         let (producer, topics) = (&mut self.producer, &mut self.topics);
+        failpoint!("source.produce.before")?;
         self.chain.run(&mut batch.records, counters, letters, &mut |out, counters, letters| {
             // The time of production, never the event's: Kafka's retention deletes by this time, and would delete old log lines and old
             // rows before any sink has read them. The event's time is in the value.
@@ -226,6 +229,7 @@ impl Writer<'_> {
             own.out -= (unnamed.len() as u64).min(own.out);
             letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
         })?;
+        failpoint!("source.produce.after")?;
         for PositionChange { key, value } in batch.position.drain(..) {
             self.pending.position.insert(key, value);
         }
@@ -245,13 +249,16 @@ impl Writer<'_> {
         if changes.is_empty() && pending.counters.is_zero() && !self.producer.in_transaction() {
             return Ok(());
         }
+        failpoint!("source.checkpoint.before")?;
         let partitions = self.topics.partitions(&self.stage.dead_letters)?;
         pending.letters.write(&mut self.producer, &self.stage.pipeline, &self.stage.dead_letters, partitions)?;
         self.positions.counters.add(&pending.counters);
         if !changes.is_empty() || !pending.counters.is_zero() {
             self.positions.write(&mut self.producer, &changes, &self.positions.counters)?;
         }
+        failpoint!("source.checkpoint.after")?;
         self.producer.commit()?;
+        failpoint!("source.commit.after")?;
         if !pending.counters.is_zero() {
             self.last_commit = Some(Instant::now());
         }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_connector::{Batch, Claim, Error, RecordRef, Result};
+use trunkline_connector::{Batch, Claim, Error, RecordRef, Result, failpoint};
 
 use super::chain::RunningTransform;
 use super::dead_letters::DeadLetters;
@@ -139,6 +139,7 @@ impl TransformTask<'_> {
         // As in a source: after a pause at once, then with an interval between.
         let next_commit = self.last_commit.map(|last| last + self.environment.commit_interval);
         self.due.get_or_insert_with(|| next_commit.unwrap_or_else(Instant::now));
+        failpoint!("transform.produce.before")?;
         let chain = self.routes.chain(&claim.topic)?;
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
         chain.run(batch, &mut claimed.pending, &mut claimed.letters, &mut |out, counters, letters| {
@@ -152,7 +153,8 @@ impl TransformTask<'_> {
             let own = counters.of(&plan.name);
             own.out -= (unnamed.len() as u64).min(own.out);
             letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
-        })
+        })?;
+        failpoint!("transform.produce.after")
     }
 
     fn rebalance(&mut self, batches: &mut ClaimBatches) -> Result<()> {
@@ -181,6 +183,7 @@ impl TransformTask<'_> {
                         };
                         self.claims.insert(claim, claimed);
                     }
+                    failpoint!("transform.claim.after")?;
                 }
             }
         }
@@ -188,7 +191,9 @@ impl TransformTask<'_> {
     }
 
     fn roll_back(&mut self, batches: &mut ClaimBatches) -> Result<()> {
+        failpoint!("transform.rollback.before")?;
         self.producer.abort()?;
+        failpoint!("transform.rollback.after")?;
         self.due = None;
         for (claim, claimed) in &mut self.claims {
             claimed.pending = Counters::default();
@@ -210,6 +215,7 @@ impl TransformTask<'_> {
         if moved.is_empty() {
             return Ok(());
         }
+        failpoint!("transform.checkpoint.before")?;
         let letters_to = self.topics.partitions(&self.stage.dead_letters)?;
         let mut offsets = TopicPartitionList::with_capacity(moved.len());
         let mut committed = Counters::default();
@@ -227,9 +233,11 @@ impl TransformTask<'_> {
             }
         }
         // Any failure ends this run of the stage, and what was changed above with it: the next one reads what is committed.
+        failpoint!("transform.checkpoint.after")?;
         let group = self.consumer.metadata()?;
         self.producer.send_offsets(&offsets, group)?;
         self.producer.commit()?;
+        failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
         Ok(())
     }

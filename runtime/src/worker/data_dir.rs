@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use trunkline_connector::{Error, Result, io_error};
+use trunkline_connector::{Error, Result, failpoint, io_error};
 
 /// A data directory, locked for this process.
 pub struct DataDir {
@@ -92,7 +92,9 @@ fn worker_id(path: &Path) -> Result<String> {
         file.sync_all()?;
         std::fs::rename(&temporary, path)
     };
+    failpoint!("worker.id.before")?;
     write().map_err(|error| io_error("write", path, &error))?;
+    failpoint!("worker.id.after")?;
     Ok(id)
 }
 

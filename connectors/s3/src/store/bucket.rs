@@ -17,7 +17,7 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPa
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use trunkline_connector::{Claim, Error, Result};
+use trunkline_connector::{Claim, Error, Result, failpoint};
 
 use super::errors::Failure;
 use super::{Store, client, key_taken, promise_broken};
@@ -94,6 +94,7 @@ impl Store for BucketStore {
         for object in &objects {
             remove_temp(&self.spool.join(&object.temp));
         }
+        failpoint!("s3.spool.removed")?;
         let mut finished = |object: &PlannedObject| {
             let begun = self.begun.remove(&object.id).unwrap_or_default();
             let parts = begun.parts.into_iter().flatten().collect();
@@ -159,7 +160,10 @@ impl BucketStore {
                     // The last attempt may have created one, and only its reply was lost.
                     shared.abort_all(&bucket, &object.key).await?;
                 }
-                shared.create(&bucket, &object.key, &object.id).await.map(|upload| (object, upload))
+                failpoint!("s3.create.before")?;
+                let upload = shared.create(&bucket, &object.key, &object.id).await?;
+                failpoint!("s3.create.after")?;
+                Ok((object, upload))
             }
         }));
         let mut outcome = Ok(());
@@ -298,6 +302,8 @@ impl Shared {
     }
 
     async fn upload_part(&self, job: &PartJob) -> Result<UploadedPart, Failure> {
+        let local = |error: Error| Failure::local(error.to_string());
+        failpoint!("s3.part.before").map_err(local)?;
         let body = ByteStream::read_from()
             .path(&job.file)
             .offset(job.offset)
@@ -318,6 +324,7 @@ impl Shared {
             .send()
             .await
             .map_err(|error| Failure::from_sdk(&error))?;
+        failpoint!("s3.part.after").map_err(local)?;
         let checksum = match self.options.checksum {
             Checksum::Crc32c => sent.checksum_crc32_c(),
             Checksum::Crc32 => sent.checksum_crc32(),
@@ -345,6 +352,7 @@ impl Shared {
             }
             .build()
         });
+        failpoint!("s3.complete.before")?;
         let completed = self
             .client
             .complete_multipart_upload()
@@ -355,7 +363,7 @@ impl Shared {
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts.collect())).build())
             .send()
             .await;
-        let Err(error) = completed else { return Ok(()) };
+        let Err(error) = completed else { return failpoint!("s3.complete.after") };
         let failure = Failure::from_sdk(&error);
         let doing = format!("publish {SCHEME}{bucket}/{key}");
         // Any other answer says nothing of what became of the upload: the stage asks again.
@@ -395,7 +403,9 @@ impl Shared {
     /// Gives up every upload to exactly this key.
     async fn abort_all(&self, bucket: &str, key: &str) -> Result<()> {
         for upload in self.uploads_to(bucket, key).await? {
+            failpoint!("s3.abort.before")?;
             let aborted = self.client.abort_multipart_upload().bucket(bucket).key(key).upload_id(&upload).send().await;
+            failpoint!("s3.abort.after")?;
             if let Err(error) = aborted {
                 let failure = Failure::from_sdk(&error);
                 if !failure.is("NoSuchUpload", 404) {

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use parquet::file::metadata::ParquetMetaDataReader;
-use trunkline_connector::{Claim, Error, Result, io_error};
+use trunkline_connector::{Claim, Error, Result, failpoint, io_error};
 
 use super::{Store, key_taken, promise_broken};
 use crate::names::{STAGING, temp_prefix};
@@ -92,12 +92,14 @@ impl Store for DirectoryStore {
     }
 
     fn stage(&mut self, plans: &[&Plan]) -> Result<Vec<Vec<Option<Upload>>>> {
+        failpoint!("directory.sync.before")?;
         for object in plans.iter().flat_map(|plan| &plan.objects) {
             let temp = below(&self.spool, &object.temp)?;
             let synced = File::open(&temp).and_then(|file| file.sync_all());
             synced.map_err(|error| io_error("make durable", &temp, &error))?;
         }
         sync_folder(&self.spool)?;
+        failpoint!("directory.sync.after")?;
         Ok(plans.iter().map(|plan| vec![None; plan.objects.len()]).collect())
     }
 
@@ -109,7 +111,9 @@ impl Store for DirectoryStore {
             for object in &intent.objects {
                 let temp = below(&spool, &object.planned.temp)?;
                 let target = below(&root, &object.planned.key)?;
+                failpoint!("directory.rename.before")?;
                 publish_file(&temp, &target, object, &root, &mut touched)?;
+                failpoint!("directory.rename.after")?;
                 temps.push(temp);
             }
         }
@@ -117,8 +121,9 @@ impl Store for DirectoryStore {
         for folder in &touched {
             sync_folder(folder)?;
         }
+        failpoint!("directory.remove.before")?;
         temps.iter().for_each(|temp| remove_temp(temp));
-        Ok(())
+        failpoint!("directory.remove.after")
     }
 
     fn abort(&mut self, plan: &Plan) -> Result<()> {

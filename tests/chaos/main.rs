@@ -1,0 +1,139 @@
+//! Breaks pipelines on purpose, and counts at the destination what came of it: `tests/chaos/run` builds and runs this.
+//!
+//! * `faults` is the list of what can break; a file for each kind.
+//! * `ground` is one pipeline with its servers and logs, and what is checked when all is over.
+//! * `plan` is the command line and what it chooses; `table` is how it ends.
+
+// A harness has one way to report a failure, a panic with the reason.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod broker;
+mod faults;
+mod ground;
+mod plan;
+mod table;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use broker::{ChaosBroker, Embedded};
+use ground::{Ground, Tally};
+use plan::{Arguments, Broker, Plan};
+use table::Table;
+use trunkline_tests::{Case, Kafka, KafkaClient, S3, Skip};
+
+const USAGE: &str = "usage: tests/chaos/run [--seed N] [--minutes M | --short] [--only FAULT[/PATH[/BROKER]]] [--list]";
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::read(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            eprintln!("{error}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    if arguments.list {
+        arguments.round(0).iter().for_each(|plan| println!("{:<36}{}", plan.label(), plan.fault.about));
+        return ExitCode::SUCCESS;
+    }
+    if arguments.round(0).is_empty() {
+        eprintln!("nothing matches --only {}; --list shows all there is", arguments.only.unwrap_or_default());
+        return ExitCode::from(2);
+    }
+    let started = Instant::now();
+    let table = Mutex::new(Table::default());
+    // The two brokers side by side: most of a run is waiting.
+    std::thread::scope(|scope| {
+        for broker in [Broker::Embedded, Broker::Apache] {
+            let (arguments, table) = (&arguments, &table);
+            scope.spawn(move || rounds(broker, arguments, started, table));
+        }
+    });
+    let table = table.into_inner().unwrap();
+    table.print();
+    println!("{:.0} s, from seed {}", started.elapsed().as_secs_f64(), arguments.seed);
+    if table.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// All that is to be run on one broker.
+fn rounds(broker: Broker, arguments: &Arguments, started: Instant, table: &Mutex<Table>) {
+    let mut servers = Servers::default();
+    for round in 0.. {
+        for plan in arguments.round(round).iter().filter(|plan| plan.broker == broker) {
+            if round > 0 && arguments.time.is_some_and(|time| started.elapsed() >= time) {
+                break;
+            }
+            run(plan, &mut servers, table);
+        }
+        if arguments.time.is_none_or(|time| started.elapsed() >= time) {
+            break;
+        }
+    }
+}
+
+/// What takes long to start and is shared by the runs.
+#[derive(Default)]
+struct Servers {
+    apache: Option<ChaosBroker>,
+    s3: Option<S3>,
+}
+
+fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
+    let started = Instant::now();
+    let mut tally = Tally::default();
+    let outcome = catch_unwind(AssertUnwindSafe(|| attempt(plan, servers, &mut tally)));
+    let seconds = started.elapsed().as_secs_f64();
+    let label = plan.label();
+    let mut table = table.lock().unwrap();
+    match outcome {
+        Ok(Ok(())) => {
+            println!(
+                "{label:<36} seed {:<6} ok, {seconds:.0} s, {} kills, {} lines",
+                plan.seed, tally.kills, tally.records
+            );
+            table.add(plan, &tally, true);
+        }
+        Ok(Err(skip)) => {
+            println!("{label:<36} skipped: {skip}");
+            table.skip(plan, skip.to_string());
+        }
+        Err(_) => {
+            println!("{label:<36} seed {:<6} FAILED after {seconds:.0} s\n  again: {}", plan.seed, plan.command());
+            table.add(plan, &tally, false);
+            // Whatever state it is in, the next run is to have a new one.
+            servers.apache = None;
+        }
+    }
+}
+
+fn attempt(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), Skip> {
+    let s3 = match &mut servers.s3 {
+        Some(s3) => s3,
+        none => none.insert(S3::start()?),
+    };
+    let mut own;
+    let (case, broker) = match plan.broker {
+        Broker::Embedded => {
+            // The broker lies in the case's folder, and the case wants to know its address.
+            let case = Case::new("chaos", &KafkaClient::new(String::new()));
+            (plan.fault.prepare)(plan, &case)?;
+            own = ChaosBroker::Embedded(Box::new(Embedded::start(&case.path("broker"))));
+            (case.on(own.client()), &mut own)
+        }
+        Broker::Apache => {
+            let apache = match &mut servers.apache {
+                Some(apache) => apache,
+                none => none.insert(ChaosBroker::Apache(Box::new(Kafka::start_apache()?))),
+            };
+            let case = Case::new("chaos", apache.client());
+            (plan.fault.prepare)(plan, &case)?;
+            (case, apache)
+        }
+    };
+    let mut ground = Ground::new(*plan, case, broker, s3, tally)?;
+    (plan.fault.run)(&mut ground)?;
+    ground.finish();
+    Ok(())
+}

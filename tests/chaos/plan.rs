@@ -1,0 +1,129 @@
+//! What is to be run: paths, brokers and faults, and the command line that chooses among them.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::faults::{FAULTS, FaultKind};
+
+/// The pipeline that is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Path {
+    /// Log files → topic → plugin in the sink → Parquet in S3.
+    Bucket,
+    /// Log files → topic → materialised transform → topic → Parquet in a directory.
+    Topics,
+}
+
+/// The Kafka that it runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Broker {
+    /// Trunkline's own.
+    Embedded,
+    /// Apache Kafka.
+    Apache,
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bucket => "bucket",
+            Self::Topics => "topics",
+        })
+    }
+}
+
+impl fmt::Display for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Embedded => "embedded",
+            Self::Apache => "apache",
+        })
+    }
+}
+
+/// One run of one fault.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    /// What breaks.
+    pub fault: &'static FaultKind,
+    /// Where.
+    pub path: Path,
+    /// On what.
+    pub broker: Broker,
+    /// All that is random in it follows from this.
+    pub seed: u64,
+    /// Fewer repetitions.
+    pub short: bool,
+}
+
+impl Plan {
+    /// `fault/path/broker`: what `--only` takes.
+    pub(crate) fn label(&self) -> String {
+        format!("{}/{}/{}", self.fault.name, self.path, self.broker)
+    }
+
+    /// The command that runs it again.
+    pub(crate) fn command(&self) -> String {
+        let short = if self.short { " --short" } else { "" };
+        format!("tests/chaos/run{short} --seed {} --only {}", self.seed, self.label())
+    }
+
+    /// A number of repetitions.
+    pub(crate) fn times(&self, short: u64, long: u64) -> u64 {
+        if self.short { short } else { long }
+    }
+}
+
+/// The command line.
+pub(crate) struct Arguments {
+    /// The first round's seed; each further round counts on from it.
+    pub seed: u64,
+    /// Rounds are begun until this time is over; without it there is one.
+    pub time: Option<Duration>,
+    /// The short set.
+    pub short: bool,
+    /// Only faults whose label contains this.
+    pub only: Option<String>,
+    /// Only say what would be run.
+    pub list: bool,
+}
+
+impl Arguments {
+    /// Reads them; an error is a message for whoever wrote them.
+    pub(crate) fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut this = Self { seed: 1, time: None, short: false, only: None, list: false };
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
+            let number = |text: String| text.parse::<u64>().map_err(|error| format!("{argument} {text}: {error}"));
+            match argument.as_str() {
+                "--seed" => this.seed = number(value()?)?,
+                "--minutes" => this.time = Some(Duration::from_secs(60 * number(value()?)?)),
+                "--only" => this.only = Some(value()?),
+                "--short" => this.short = true,
+                "--list" => this.list = true,
+                _ => return Err(format!("{argument} is not known")),
+            }
+        }
+        Ok(this)
+    }
+
+    /// The runs of one round.
+    pub(crate) fn round(&self, round: u64) -> Vec<Plan> {
+        let mut plans = Vec::new();
+        for broker in [Broker::Embedded, Broker::Apache] {
+            for path in [Path::Bucket, Path::Topics] {
+                for fault in FAULTS {
+                    let plan = Plan { fault, path, broker, seed: self.seed + round, short: self.short };
+                    let asked = self.only.as_ref().map_or_else(
+                        || !self.short || fault.short.contains(&(path, broker)),
+                        |only| plan.label().contains(only.as_str()),
+                    );
+                    if asked && fault.paths.contains(&path) {
+                        plans.push(plan);
+                    }
+                }
+            }
+        }
+        plans
+    }
+}

@@ -1,0 +1,93 @@
+//! What came of all runs, as a table.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::ground::Tally;
+use crate::plan::{Broker, Path, Plan};
+
+/// One line for each path, broker and fault.
+#[derive(Default)]
+pub(crate) struct Table {
+    rows: BTreeMap<(Path, Broker, usize), Row>,
+    /// The commands that run again what failed.
+    again: Vec<String>,
+}
+
+struct Row {
+    name: &'static str,
+    passed: u64,
+    failed: u64,
+    skipped: Option<String>,
+    tally: Tally,
+}
+
+impl Table {
+    /// Adds a run.
+    pub(crate) fn add(&mut self, plan: &Plan, tally: &Tally, passed: bool) {
+        let row = self.row(plan);
+        *(if passed { &mut row.passed } else { &mut row.failed }) += 1;
+        row.tally.add(tally);
+        if !passed {
+            self.again.push(plan.command());
+        }
+    }
+
+    /// Adds what this machine or this broker cannot do.
+    pub(crate) fn skip(&mut self, plan: &Plan, reason: String) {
+        self.row(plan).skipped = Some(reason);
+    }
+
+    fn row(&mut self, plan: &Plan) -> &mut Row {
+        let position = crate::faults::FAULTS.iter().position(|fault| fault.name == plan.fault.name).unwrap_or_default();
+        let new = || Row { name: plan.fault.name, passed: 0, failed: 0, skipped: None, tally: Tally::default() };
+        self.rows.entry((plan.path, plan.broker, position)).or_insert_with(new)
+    }
+
+    /// Runs that failed.
+    pub(crate) fn failed(&self) -> u64 {
+        self.rows.values().map(|row| row.failed).sum()
+    }
+
+    /// Prints it, and the line that `tests/run` counts.
+    pub(crate) fn print(&self) {
+        println!(
+            "\n{:<8}{:<10}{:<18}{:>5}{:>7}{:>7}{:>10}{:>20}{:>10}  verdict",
+            "path", "broker", "fault", "runs", "kills", "faults", "records", "recovery med/max", "peak RSS"
+        );
+        for ((path, broker, _), row) in &self.rows {
+            let tally = &row.tally;
+            let verdict = match (&row.skipped, row.failed) {
+                (Some(reason), 0) if row.passed == 0 => format!("skipped: {reason}"),
+                (_, 0) => "ok".to_owned(),
+                (_, failed) => format!("FAILED {failed}"),
+            };
+            println!(
+                "{:<8}{:<10}{:<18}{:>5}{:>7}{:>7}{:>10}{:>20}{:>10}  {verdict}",
+                path.to_string(),
+                broker.to_string(),
+                row.name,
+                row.passed + row.failed,
+                tally.kills,
+                tally.faults,
+                tally.records,
+                recovery(&tally.recoveries),
+                if tally.peak_rss > 0 { format!("{} MB", tally.peak_rss / 1_000_000) } else { String::new() },
+            );
+        }
+        self.again.iter().for_each(|command| println!("again: {command}"));
+        let passed: u64 = self.rows.values().map(|row| row.passed).sum();
+        let skipped = self.rows.values().filter(|row| row.skipped.is_some()).count();
+        let verdict = if self.failed() == 0 { "ok" } else { "FAILED" };
+        println!("\ntest result: {verdict}. {passed} passed; {} failed; {skipped} ignored", self.failed());
+    }
+}
+
+fn recovery(times: &[Duration]) -> String {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    match (sorted.get(sorted.len() / 2), sorted.last()) {
+        (Some(median), Some(longest)) => format!("{:.1} / {:.1} s", median.as_secs_f64(), longest.as_secs_f64()),
+        _ => String::new(),
+    }
+}
