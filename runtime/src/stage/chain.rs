@@ -39,6 +39,14 @@ impl Chain {
         Ok(Self { deliver: route.deliver, branches })
     }
 
+    /// May another batch begin? See [`Instance::ready`]. What was processed before the error is to be committed, or it would come again.
+    pub(super) fn ready(&mut self) -> Result<()> {
+        self.branches.iter_mut().try_for_each(|branch| {
+            branch.transform.ready()?;
+            branch.outputs.iter_mut().try_for_each(|(_, chain)| chain.ready())
+        })
+    }
+
     /// Sends a batch through; `deliver` is called with each batch that comes out at an end, in order.
     pub(super) fn run(
         &mut self,
@@ -102,6 +110,11 @@ impl RunningTransform {
             )
         })?;
         Ok(Self { step: step.clone(), instance, rejected: Rejections::default() })
+    }
+
+    /// May another batch begin?
+    pub(super) fn ready(&mut self) -> Result<()> {
+        self.instance.ready().map_err(|error| error.context(format!("transform `{}`", self.step.component)))
     }
 
     /// Replaces a batch by what the plugin makes of it, and counts (I3).

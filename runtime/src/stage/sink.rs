@@ -138,6 +138,11 @@ impl SinkTask<'_> {
             let records = self.consumer.fill(&limits, &mut batches)?;
             self.rebalance(&mut batches)?;
             for (claim, batch) in batches.iter_mut() {
+                if let Err(error) = self.routes.chain(&claim.topic)?.ready() {
+                    let open = self.pending_claims();
+                    self.publish(open)?;
+                    return Err(error);
+                }
                 self.process(claim, batch)?;
                 batch.clear();
             }

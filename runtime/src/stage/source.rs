@@ -169,6 +169,10 @@ impl Writer<'_> {
             match filled.recv_timeout(wait) {
                 Ok(Ok(mut filled)) => {
                     self.status.set_behind(filled.behind);
+                    if let Err(error) = self.chain.ready() {
+                        self.commit()?;
+                        return Err(error);
+                    }
                     self.produce(&mut filled.batch)?;
                     filled.batch.clear();
                     // The reader may be gone: then nobody needs the memory.

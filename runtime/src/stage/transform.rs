@@ -117,6 +117,10 @@ impl TransformTask<'_> {
             let records = self.consumer.fill(&limits, &mut batches)?;
             self.rebalance(&mut batches)?;
             for (claim, batch) in batches.iter_mut() {
+                if let Err(error) = self.routes.chain(&claim.topic)?.ready().and_then(|()| self.own.ready()) {
+                    self.commit()?;
+                    return Err(error);
+                }
                 self.process(claim, batch)?;
                 batch.clear();
             }

@@ -22,7 +22,7 @@ use trunkline_connector::{Batch, Entry, Error, Reason, Rejections, Retry};
 
 use crate::calls::Metrics;
 use crate::guest::{CallFault, Death, Guest, InitReply};
-use crate::limits::{Limits, Restarts};
+use crate::limits::{Deaths, Limits};
 use crate::plugin::Plugin;
 use crate::verdict::{Counts, Fault, Outcome, Rules};
 
@@ -42,7 +42,7 @@ pub struct Instance {
     reply: InitReply,
     /// `None` after a death, until the next call.
     guest: Option<Guest>,
-    restarts: Restarts,
+    deaths: Deaths,
     last_death: Option<Death>,
     outcome: Outcome,
     /// The batch of one call, when it is not handed over as it lies.
@@ -66,7 +66,7 @@ impl Instance {
             ports,
             reply,
             guest: Some(guest),
-            restarts: Restarts::default(),
+            deaths: Deaths::default(),
             last_death: None,
             outcome: Outcome::default(),
             packed: Batch::default(),
@@ -100,13 +100,30 @@ impl Instance {
         std::mem::take(&mut self.metrics)
     }
 
+    /// May another batch begin? A batch that was begun is finished, however often the plugin dies of it: were it given up half-way, it
+    /// would be given up there every time that it is read again.
+    ///
+    /// # Errors
+    /// `plugin.restarts`: the plugin did not survive more than [`Limits::deaths_per_minute`] records. The error says how long to wait.
+    pub fn ready(&mut self) -> Result<(), Error> {
+        let Some(wait) = self.deaths.wait(Instant::now(), self.limits.deaths_per_minute) else { return Ok(()) };
+        let died_of = self.last_death.as_ref().map_or("", |death| death.message.as_str());
+        let message = format!(
+            "{} died of {} records within a minute, the last time of: {died_of}. Mend the plugin, or keep such records from it; \
+             what came before is done, and the rest waits",
+            self.plugin.name(),
+            self.limits.deaths_per_minute
+        );
+        Err(Error::external("plugin.restarts", message).retry(Retry::After(wait)))
+    }
+
     /// Runs all records of `batch` through the plugin. Afterwards `batch` holds the records that go on, in order, with
     /// [`Entry::port`] set; they share its arena. Records that were rejected, or that the plugin did not survive, are added to
     /// `rejected` as they came.
     ///
     /// # Errors
-    /// `plugin.failed`: the plugin says that the batch may be tried again. `plugin.restarts`: it died too often. `plugin.start`: it
-    /// cannot be started again. `plugin.protocol`: its verdicts are malformed; trying again will not help. Batch and `rejected` are
+    /// `plugin.failed`: the plugin says that the batch may be tried again. `plugin.start`: it cannot be started again after a death.
+    /// `plugin.protocol`: its verdicts are malformed; trying again will not help. Batch and `rejected` are
     /// then as they were.
     pub fn process(&mut self, batch: &mut Batch, rejected: &mut Rejections) -> Result<Counts, Error> {
         if batch.is_empty() {
@@ -211,6 +228,7 @@ impl Instance {
         pending: &mut Vec<(Range<usize>, Duration)>,
     ) {
         if records.len() == 1 {
+            self.deaths.note(Instant::now());
             let record = batch.get(records.start).entry();
             tracing::warn!(
                 plugin = self.plugin.name(),
@@ -290,14 +308,6 @@ impl Instance {
     fn restart(&mut self) -> Result<Guest, Error> {
         let name = self.plugin.name();
         let died_of = self.last_death.as_ref().map_or("", |death| death.message.as_str());
-        self.restarts.note(Instant::now(), self.limits.restarts_per_minute).map_err(|wait| {
-            let message = format!(
-                "{name} died more than {} times within a minute, the last time of: {died_of}. Mend the plugin, keep such records \
-                 from it, or raise its limit of restarts",
-                self.limits.restarts_per_minute
-            );
-            Error::external("plugin.restarts", message).retry(Retry::After(wait))
-        })?;
         let (guest, reply) = self.plugin.start_guest(&self.config, &self.limits).map_err(|error| {
             Error::external(
                 "plugin.start",

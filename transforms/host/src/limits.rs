@@ -17,8 +17,10 @@ pub struct Limits {
     pub time: Duration,
     /// Bytes that one call may return, each record counted with 48 bytes more.
     pub output_bytes: usize,
-    /// How often an instance is built anew within a minute before its stage fails. To isolate one record out of 1000 takes eleven.
-    pub restarts_per_minute: usize,
+    /// How many records an instance may not survive within a minute. After more of them its stage stops for a while: see [`Instance::ready`].
+    ///
+    /// [`Instance::ready`]: crate::Instance::ready
+    pub deaths_per_minute: usize,
     /// No time limit, and code without the checks for it: up to a quarter faster. A plugin that never returns then hangs its task.
     pub trusted: bool,
 }
@@ -31,32 +33,34 @@ impl Default for Limits {
             batch_bytes: 4 << 20,
             time: Duration::from_secs(5),
             output_bytes: 64 << 20,
-            restarts_per_minute: 1000,
+            deaths_per_minute: 1000,
             trusted: false,
         }
     }
 }
 
-/// When an instance was rebuilt during the last minute.
+/// The records that an instance did not survive during the last minute.
 #[derive(Debug, Default)]
-pub(crate) struct Restarts {
+pub(crate) struct Deaths {
     recent: VecDeque<Instant>,
 }
 
 const WINDOW: Duration = Duration::from_secs(60);
 
-impl Restarts {
-    /// Notes a restart at `now`, or says after how long the next one is allowed.
-    pub(crate) fn note(&mut self, now: Instant, per_minute: usize) -> Result<(), Duration> {
+impl Deaths {
+    pub(crate) fn note(&mut self, now: Instant) {
+        self.recent.push_back(now);
+    }
+
+    /// After how long there is room for another one; `None` if there is now.
+    pub(crate) fn wait(&mut self, now: Instant, per_minute: usize) -> Option<Duration> {
         while self.recent.front().is_some_and(|oldest| now.duration_since(*oldest) >= WINDOW) {
             self.recent.pop_front();
         }
-        if self.recent.len() >= per_minute {
-            let oldest = self.recent.front().copied().unwrap_or(now);
-            return Err(WINDOW.saturating_sub(now.duration_since(oldest)));
-        }
-        self.recent.push_back(now);
-        Ok(())
+        // The one after whose end fewer than the limit are left.
+        let last = self.recent.len().checked_sub(per_minute)?;
+        let until = self.recent.get(last).map_or(WINDOW, |at| WINDOW.saturating_sub(now.duration_since(*at)));
+        Some(until)
     }
 }
 
@@ -65,15 +69,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn restarts_are_counted_over_a_sliding_minute() {
+    fn deaths_are_counted_over_a_sliding_minute() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut restarts = Restarts::default();
-        assert_eq!(restarts.note(at(0), 2), Ok(()));
-        assert_eq!(restarts.note(at(10), 2), Ok(()));
-        assert_eq!(restarts.note(at(20), 2), Err(Duration::from_secs(40)));
-        assert_eq!(restarts.note(at(60), 2), Ok(()));
-        assert_eq!(restarts.note(at(61), 2), Err(Duration::from_secs(9)));
-        assert_eq!(Restarts::default().note(at(0), 0), Err(WINDOW));
+        let mut deaths = Deaths::default();
+        assert_eq!(deaths.wait(at(0), 2), None);
+        deaths.note(at(0));
+        assert_eq!(deaths.wait(at(10), 2), None);
+        deaths.note(at(10));
+        assert_eq!(deaths.wait(at(20), 2), Some(Duration::from_secs(40)));
+        deaths.note(at(20));
+        assert_eq!(deaths.wait(at(30), 2), Some(Duration::from_secs(40)));
+        assert_eq!(deaths.wait(at(70), 2), None);
+        assert_eq!(Deaths::default().wait(at(0), 0), Some(WINDOW));
     }
 }

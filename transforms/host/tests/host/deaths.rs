@@ -97,17 +97,20 @@ fn output_past_the_cap_is_refused() {
 }
 
 #[test]
-fn a_plugin_that_dies_too_often_fails_its_stage() {
-    let limits = Limits { restarts_per_minute: 10, ..Limits::default() };
+fn a_plugin_that_dies_too_often_finishes_its_batch_and_waits() {
+    let limits = Limits { deaths_per_minute: 10, ..Limits::default() };
     let mut instance = testing(&json!({ "trap_on": "poison" }), &limits);
-    let records = vec!["poison"; 100];
+    let mut records = vec!["poison"; 100];
+    records.push("good");
     let mut batch = batch_of(&records);
     let mut rejected = Rejections::default();
-    let error = instance.process(&mut batch, &mut rejected).unwrap_err();
+    assert!(instance.ready().is_ok());
+    instance.process(&mut batch, &mut rejected).unwrap();
+    assert_eq!((batch.len(), rejected.len()), (1, 100));
+    let error = instance.ready().unwrap_err();
     assert_eq!((error.domain, error.code), (Domain::External, "plugin.restarts"));
     assert!(matches!(error.retry, Retry::After(wait) if wait <= Duration::from_secs(60)), "{:?}", error.retry);
-    assert!(error.message().contains("more than 10 times") && error.message().contains("told to trap"), "{error}");
-    assert_eq!((batch.len(), rejected.len()), (100, 0), "the batch is left as it was");
+    assert!(error.message().contains("10 records") && error.message().contains("told to trap"), "{error}");
 }
 
 #[test]
