@@ -175,10 +175,10 @@ pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> b
     check().unwrap_or(false)
 }
 
-/// Is a new file, as it is now, a copy of one that is followed and intact?
-pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compression) -> bool {
+/// Is a new file, as it is now, a copy of one that is followed and intact? `None` if one of them has gone meanwhile: then the next look tells.
+pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compression) -> Option<bool> {
     let check = || {
-        let Some(mut original) = reopen(file, compression)? else { return Ok(false) };
+        let Some(mut original) = reopen(file, compression)? else { return Err(io::ErrorKind::NotFound.into()) };
         if original.is_gzip() {
             return Ok(false);
         }
@@ -202,10 +202,14 @@ pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compressio
         let differs = matches!(open(found, compression)?.seek(&file.read)?, Content::Other);
         Ok::<_, io::Error>(!differs)
     };
-    check().unwrap_or_else(|error| {
-        tracing::debug!(path = %found.path.display(), %error, "cannot be compared");
-        false
-    })
+    match check() {
+        Ok(is_copy) => Some(is_copy),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::debug!(path = %found.path.display(), %error, "cannot be compared");
+            Some(false)
+        }
+    }
 }
 
 /// Is this a gzip file of which too little is written yet to compare it with anything? Whoever compresses a log has it under a name that the

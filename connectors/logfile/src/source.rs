@@ -31,6 +31,8 @@ use crate::watch::Watch;
 const TURN: usize = 1 << 20;
 /// A look costs at most this part of the time: the more files, the rarer.
 const LOOK_SHARE: u32 = 20;
+/// Looks in a row while files come and go under them, so that nothing newer is read before an older file is recognised.
+const LOOKS: usize = 5;
 /// Bytes of memory of a file that is followed, beside its reader.
 const FILE_BYTES: usize = 2048;
 
@@ -61,6 +63,8 @@ enum Turn {
     Done,
     /// There is more; another one's turn.
     Over,
+    /// It is not what it was, and what has become of it only a look tells: newer files of its family wait for that.
+    Lost,
     /// The batch is full or time is up.
     Stop,
 }
@@ -163,6 +167,9 @@ impl LogfileSource {
                 Turn::Done => {
                     files_done(&mut self.queue);
                 }
+                Turn::Lost => {
+                    self.queue.pop_front();
+                }
                 Turn::Over => self.queue.rotate_left(1),
                 Turn::Stop => return Ok(true),
             }
@@ -174,10 +181,15 @@ impl LogfileSource {
     fn look(&mut self, out: &mut SourceBatch) -> Result<()> {
         let began = Instant::now();
         self.look_again = false;
-        let scan = discovery::scan(&self.options);
-        self.watch.follow(&scan.folders);
-        let outcome = self.tracker.reconcile(scan)?;
-        self.deliver(outcome, out);
+        for _ in 0..LOOKS {
+            let scan = discovery::scan(&self.options);
+            self.watch.follow(&scan.folders);
+            let outcome = self.tracker.reconcile(scan)?;
+            self.deliver(outcome, out);
+            if !self.tracker.is_undecided() {
+                break;
+            }
+        }
         self.queue_ready();
         let now = Instant::now();
         let pause = (now - began) * LOOK_SHARE;
@@ -265,11 +277,11 @@ impl LogfileSource {
                 Ok(Attempt::Open) => file.failure = None,
                 Ok(Attempt::Moved) => {
                     self.look_again = true;
-                    return Ok(Turn::Done);
+                    return Ok(Turn::Lost);
                 }
                 Ok(Attempt::Changed) => {
                     self.tracker.content_changed(id);
-                    return Ok(Turn::Done);
+                    return Ok(Turn::Lost);
                 }
                 Err(error) => {
                     Tracker::fail(file, &error);
@@ -348,7 +360,7 @@ impl LogfileSource {
             }
             Some(Ok(More::Changed)) => {
                 self.tracker.content_changed(id);
-                Ok(Turn::Done)
+                Ok(Turn::Lost)
             }
             Some(Err(error)) => {
                 file.note_read();

@@ -46,6 +46,8 @@ pub(crate) struct Tracker {
     first_start: bool,
     /// Places that could not be looked at, to tell each once.
     unreadable: HashMap<PathBuf, String>,
+    /// See [`Tracker::is_undecided`].
+    undecided: bool,
 }
 
 struct Shadow {
@@ -73,13 +75,22 @@ impl Tracker {
                 lost.push(other.lose(Why::Gone));
             }
         }
-        Self { options, files, lost, shadows: HashMap::new(), first_start, unreadable: HashMap::new() }
+        Self {
+            options,
+            files,
+            lost,
+            shadows: HashMap::new(),
+            first_start,
+            unreadable: HashMap::new(),
+            undecided: false,
+        }
     }
 
     /// Takes up what a look at the file system found.
     pub(crate) fn reconcile(&mut self, scan: Scan) -> Result<Outcome> {
         let now = Instant::now();
         let mut outcome = Outcome::default();
+        self.undecided = false;
         self.tell_unreadable(scan.unreadable);
         let mut unclaimed = self.sight(scan.found, now);
         self.look_for_absent(now);
@@ -108,7 +119,12 @@ impl Tracker {
 
     /// A look at the file system is needed before reading goes on.
     pub(crate) fn needs_scan(&self) -> bool {
-        !self.lost.is_empty()
+        !self.lost.is_empty() || self.undecided
+    }
+
+    /// The last look came in the middle of a change: only another one says what a file is.
+    pub(crate) fn is_undecided(&self) -> bool {
+        self.undecided
     }
 
     /// Messages about what cannot be read now.
@@ -384,12 +400,24 @@ impl Tracker {
             return true;
         }
         let was_shadow = self.shadows.remove(&found.id).is_some();
-        let original = relatives
-            .originals(found)
-            .into_iter()
-            .filter_map(|id| self.files.get(&id))
-            .filter(|file| heirs::may_be_copy(found, file))
-            .find(|file| heirs::is_copy(found, file, self.options.compression));
+        let mut original = None;
+        for file in relatives.originals(found).into_iter().filter_map(|id| self.files.get(&id)) {
+            if !heirs::may_be_copy(found, file) {
+                continue;
+            }
+            match heirs::is_copy(found, file, self.options.compression) {
+                Some(false) => {}
+                Some(true) => {
+                    original = Some(file);
+                    break;
+                }
+                None => {
+                    // Taken for a new file now, it could not become the heir of the one that just went.
+                    self.undecided = true;
+                    return true;
+                }
+            }
+        }
         let Some(original) = original else { return false };
         if !was_shadow {
             tracing::info!(path = %found.path.display(), of = %original.path.display(), "file is a copy of one that is read: it is not read a second time");
