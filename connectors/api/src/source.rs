@@ -32,6 +32,12 @@ pub trait SourceSpec: Send + Sync {
     /// `trunkline.{name}` of every record.
     fn at_names(&self) -> &'static [&'static str];
 
+    /// What follows `{pipeline}.` in the topic of a source that names none: a template of its [`at_names`](SourceSpec::at_names) for a source
+    /// whose records belong to several topics. `None`: the component's name.
+    fn default_topic(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Which workers run it.
     fn placement(&self) -> Placement;
 
@@ -53,6 +59,8 @@ pub enum Placement {
 
 /// What a source is opened with.
 pub struct SourceContext {
+    /// The task's name, unlike any other in the cluster and the same wherever it runs.
+    pub task: String,
     /// The committed position: the last value of every key that was not removed.
     pub position: Vec<(String, Vec<u8>)>,
     /// The run ends when everything there is has been read (`--until-idle`).
