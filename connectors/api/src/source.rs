@@ -44,6 +44,13 @@ pub trait SourceSpec: Send + Sync {
     /// Schemas known before the first record; each is published before the source starts.
     fn schemas(&self) -> Vec<Arc<Schema>>;
 
+    /// Looks at the system outside and says what it lacks for this source to work well; changes nothing there. `task` is what
+    /// [`SourceContext::task`] will be.
+    fn check(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<Lack> {
+        let _ = (task, runtime);
+        Vec::new()
+    }
+
     /// Opens it at a position.
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>>;
 }
@@ -55,6 +62,17 @@ pub enum Placement {
     Anywhere,
     /// One task on every node, each reading what is there: log files.
     EveryNode,
+}
+
+/// Something that a system outside lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    /// A stable code such as `mysql.check.row_image`.
+    pub code: &'static str,
+    /// What is missing, and what it is for.
+    pub message: String,
+    /// What mends it: for a database the statement.
+    pub mend: Option<String>,
 }
 
 /// What a source is opened with.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use mysql_async::{Conn, OptsBuilder, SslOpts};
+use mysql_async::{Conn, DriverError, OptsBuilder, SslOpts};
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 use trunkline_connector::{Error, Result};
@@ -117,6 +117,12 @@ pub(crate) fn query_error(options: &MysqlOptions, doing: &str, error: &sqlx::Err
         return Error::config("mysql.privilege", message);
     }
     match error {
+        sqlx::Error::Configuration(why) if why.to_string().contains("RSA") => Error::config(
+            "mysql.tls",
+            format!(
+                "{server} does not take a password without TLS that it has not in its cache; set `tls` to \"require\" or more"
+            ),
+        ),
         sqlx::Error::Database(_) => Error::external("mysql.query", format!("{server}: {doing}: {error}")),
         sqlx::Error::Tls(_) => {
             Error::external("mysql.tls", format!("{server}: {error}; see the options `tls` and `tls_ca`"))
@@ -125,23 +131,12 @@ pub(crate) fn query_error(options: &MysqlOptions, doing: &str, error: &sqlx::Err
     }
 }
 
-/// Does this connection speak TLS?
-async fn speaks_tls(options: &MysqlOptions, connection: &mut MySqlConnection) -> Result<bool> {
-    let rows = query(options, connection, "SHOW SESSION STATUS LIKE 'Ssl_cipher'").await?;
-    Ok(rows.first().and_then(|row| row.get(1)?.as_ref()).is_some_and(|cipher| !cipher.is_empty()))
-}
-
-/// A connection for the replication protocol. `beside` is a connection for queries: whether the server has TLS is known from it.
-pub(crate) async fn replication_connection(options: &MysqlOptions, beside: &mut MySqlConnection) -> Result<Conn> {
-    let address = &options.url;
-    // Of the server's own limit: a row can be that large.
-    const LARGEST_PACKET: usize = 1 << 30;
+/// A connection for the replication protocol.
+pub(crate) async fn replication_connection(options: &MysqlOptions) -> Result<Conn> {
+    let unverified = SslOpts::default().with_danger_accept_invalid_certs(true).with_danger_skip_domain_validation(true);
     let tls = match options.tls {
         Tls::Disable => None,
-        Tls::Prefer if !speaks_tls(options, beside).await? => None,
-        Tls::Prefer | Tls::Require => {
-            Some(SslOpts::default().with_danger_accept_invalid_certs(true).with_danger_skip_domain_validation(true))
-        }
+        Tls::Prefer | Tls::Require => Some(unverified),
         Tls::VerifyCa => Some(SslOpts::default().with_danger_skip_domain_validation(true)),
         Tls::VerifyIdentity => Some(SslOpts::default()),
     };
@@ -151,6 +146,19 @@ pub(crate) async fn replication_connection(options: &MysqlOptions, beside: &mut 
         }
         (_, tls) => tls,
     };
+    match replicate(options, tls).await? {
+        Err(mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer)) if options.tls == Tls::Prefer => {
+            replicate(options, None).await?
+        }
+        connected => connected,
+    }
+    .map_err(|error| replication_error(options, &error))
+}
+
+async fn replicate(options: &MysqlOptions, tls: Option<SslOpts>) -> Result<mysql_async::Result<Conn>> {
+    // The server's own limit: a row can be that large.
+    const LARGEST_PACKET: usize = 1 << 30;
+    let address = &options.url;
     let opts = OptsBuilder::default()
         .ip_or_hostname(address.host.as_str())
         .tcp_port(address.port)
@@ -161,11 +169,7 @@ pub(crate) async fn replication_connection(options: &MysqlOptions, beside: &mut 
         .stmt_cache_size(0)
         .max_allowed_packet(Some(LARGEST_PACKET))
         .ssl_opts(tls);
-    match tokio::time::timeout(PATIENCE, Conn::new(opts)).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(replication_error(options, &error)),
-        Err(_) => Err(no_answer(options)),
-    }
+    tokio::time::timeout(PATIENCE, Conn::new(opts)).await.map_err(|_| no_answer(options))
 }
 
 /// What a failure of the replication protocol means.

@@ -9,6 +9,7 @@
 mod address;
 mod binlog;
 mod charset;
+mod check;
 mod config;
 mod connect;
 mod decode;
@@ -26,7 +27,7 @@ mod text;
 use std::sync::Arc;
 
 use trunkline_connector::config::Section;
-use trunkline_connector::{Placement, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
+use trunkline_connector::{Lack, Placement, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
 
 pub use address::Address;
 pub use config::{BinaryAs, DecimalAs, Envelope, MysqlOptions, OnPurged, Snapshot, Tls, ZeroDates};
@@ -61,6 +62,10 @@ impl SourceSpec for MysqlSpec {
 
     fn placement(&self) -> Placement {
         Placement::Anywhere
+    }
+
+    fn check(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<Lack> {
+        runtime.block_on(check::check(&self.options, task))
     }
 
     /// None: each is handed out with the first record that names it.

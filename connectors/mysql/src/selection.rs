@@ -39,6 +39,11 @@ impl Selection {
         Ok(selection)
     }
 
+    /// Could a table of this database be chosen?
+    pub(crate) fn may_take_of(&self, database: &str) -> bool {
+        !OWN.contains(&database) && self.chosen.iter().any(|(pattern, _)| pattern.matches(database))
+    }
+
     /// Is a table chosen?
     pub fn takes(&self, database: &str, table: &str) -> bool {
         let among = |list: &[(Pattern, Pattern)]| list.iter().any(|(d, t)| d.matches(database) && t.matches(table));

@@ -102,7 +102,7 @@ impl MysqlSource {
             progress.plan();
         }
         let identity = Identity::new(&context.task, options.server_id);
-        let binlog = Binlog::open(&options, &mut queries, &identity, &position).await?;
+        let binlog = Binlog::open(&options, &identity, &position).await?;
         let (end, _) = binlog_end(&options, &mut queries).await?;
         let reader = Reader {
             options: Arc::clone(&options),
@@ -148,8 +148,9 @@ impl MysqlSource {
             }
             if self.options.snapshot == When::Only && self.snapshot.is_none() {
                 // Nothing else will ever come.
-                self.runtime
-                    .block_on(tokio::time::sleep_until(if self.until_idle { Instant::now() } else { deadline }.into()));
+                if !self.until_idle {
+                    self.runtime.block_on(async { tokio::time::sleep_until(deadline.into()).await });
+                }
                 return Ok(true);
             }
             let until = if out.is_empty() { deadline } else { deadline.min(Instant::now() + LINGER) };
@@ -161,7 +162,7 @@ impl MysqlSource {
                 Came::Rows => {}
                 Came::Nothing => {
                     self.check_silence(handing_out)?;
-                    return self.is_caught_up();
+                    return if out.is_empty() { self.is_caught_up() } else { Ok(false) };
                 }
             }
             if Instant::now() >= deadline {

@@ -32,7 +32,7 @@ fn snapshot_and_stream_write_the_same_values_under_the_same_schema() {
         "USE {database}; CREATE TABLE vec (id INT PRIMARY KEY, v VECTOR(3)); INSERT INTO vec VALUES (1, STRING_TO_VECTOR('[1,2.5,-3e-7]')), (2, NULL);
          CREATE TABLE more (a BIGINT UNSIGNED, b VARCHAR(20) CHARACTER SET cp850, c CHAR(3) CHARACTER SET utf32, d DECIMAL(5,5) , e SET('a','b\\'c','d e'), \
          f BIT(64), g TIMESTAMP(3) NULL, h TIME(3), i BINARY(200), j CHAR(70), k INT(5) ZEROFILL, l DECIMAL(8,2) ZEROFILL, m POLYGON, n YEAR, o DOUBLE, \
-         p JSON, q TEXT CHARACTER SET gbk, r VARCHAR(9) CHARACTER SET swe7, PRIMARY KEY (b, a));
+         p JSON, q TEXT CHARACTER SET gbk, r VARCHAR(9) CHARACTER SET swe7, PRIMARY KEY (b, a), INDEX ((k + 1)), INDEX ((CAST(p->'$.tags' AS UNSIGNED ARRAY))));
          INSERT INTO more VALUES (18446744073709551615, 'Ünîç', '日本', -0.00001, 'a,d e', b'1', '2038-01-19 03:14:07.999', '-00:00:00.001', x'00ff', 'ab  c  ', 7, 1.5, \
          ST_GeomFromText('POLYGON((0 0,1 0,1 1,0 0))'), 1901, -1.7976931348623157e308, \
          JSON_OBJECT('x', CAST(REPEAT('y',100) AS BINARY), 'e', JSON_ARRAY(), 'o', JSON_OBJECT(), 'd', CAST('2026-01-02' AS DATE), 'q', 'a\"\\\\\\n\\u0001é', 's', 1e-20, 'l', -2147483649, 'big', REPEAT('z', 70000)), '中文', 'AB');

@@ -11,7 +11,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use trunkline_connector::{
-    Error, Fill, MemoryBudget, Placement, PositionChange, Reservation, Result, Schema, Source, SourceBatch, SourceContext,
+    Error, Fill, MemoryBudget, Placement, PositionChange, Reservation, Result, Schema, Source, SourceBatch,
+    SourceContext,
 };
 
 use super::chain::Chain;

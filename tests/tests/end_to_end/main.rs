@@ -10,6 +10,7 @@ mod brokers;
 mod crashes;
 mod dead_letters;
 mod harness;
+mod mysql;
 mod outages;
 mod pipeline;
 mod rotation;

@@ -236,6 +236,7 @@ impl Follower {
                 self.truncated(database, &table, out, progress)?;
                 self.commit();
             }
+            Statement::Definition if begun && !progress.concerns(&self.options.tables, query.database, query.text) => {}
             Statement::Definition if begun => {
                 let message = "a change is in the binlog as a statement, not as rows (some session set binlog_format). SET PERSIST binlog_format = 'ROW', \
                      and begin anew with a source of another name";

@@ -14,7 +14,6 @@ use mysql_async::binlog::events::Event;
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{BinlogStream, BinlogStreamRequest, GnoInterval, Sid};
 use mysql_common::packets::Tag;
-use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Error, Result};
 
 use crate::config::MysqlOptions;
@@ -48,14 +47,9 @@ impl Identity {
 }
 
 impl Binlog {
-    pub(crate) async fn open(
-        options: &MysqlOptions,
-        beside: &mut MySqlConnection,
-        identity: &Identity,
-        position: &StreamPosition,
-    ) -> Result<Self> {
+    pub(crate) async fn open(options: &MysqlOptions, identity: &Identity, position: &StreamPosition) -> Result<Self> {
         let failed = |error: mysql_async::Error| replication_error(options, &error);
-        let mut connection = replication_connection(options, beside).await?;
+        let mut connection = replication_connection(options).await?;
         let nanoseconds = HEARTBEAT.as_nanos();
         let uuid = &identity.uuid;
         // Old and new names of the same settings. A snapshot may pause the stream for long: the server must not take that for a dead

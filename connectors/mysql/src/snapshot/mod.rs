@@ -89,6 +89,9 @@ impl Snapshot {
                     progress.recorded();
                     progress.set(&table.full_name(), TablePosition::Done, out)?;
                 }
+                Some(Rows::Changed) => {
+                    progress.recorded();
+                }
                 Some(early) => {
                     self.ready = Some(early);
                     return Ok(Step::Waiting);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use trunkline_connector::{Result, SourceBatch};
 
 use crate::position::{TablePosition, table_key};
+use crate::selection::Selection;
 use crate::table::Table;
 
 /// What the follower has to do with a table's rows.
@@ -78,6 +79,13 @@ impl Progress {
 
     pub(crate) fn known(&self, full_name: &str) -> Option<Arc<Table>> {
         self.known.get(full_name).cloned()
+    }
+
+    /// Could a statement change a table that is taken? It names the table's database, or that is the session's own.
+    pub(crate) fn concerns(&self, tables: &Selection, database: &str, statement: &[u8]) -> bool {
+        let statement = String::from_utf8_lossy(statement).to_lowercase();
+        let named = |table: &Arc<Table>| statement.contains(&table.database.to_lowercase());
+        tables.may_take_of(database) || self.known.values().any(named)
     }
 
     /// A table's definition, as it is now.

@@ -29,6 +29,8 @@ use crate::table::Table;
 const BARRIER_SECONDS: u32 = 30;
 /// Seconds that a lock is waited for: others wait behind it.
 const LOCK_SECONDS: u32 = 3;
+/// No such table, no such column, another definition than a moment ago.
+const CHANGED: [u16; 3] = [1146, 1054, 1412];
 /// Rows of a table without a key that are handed over at once.
 const PORTION: usize = 1024;
 
@@ -56,6 +58,8 @@ pub(crate) enum Rows {
     Whole(Whole),
     /// The table is gone.
     Dropped(Arc<Table>),
+    /// Its definition changed meanwhile: it has to be asked for once more.
+    Changed,
 }
 
 /// Rows of a table with a key.
@@ -165,11 +169,21 @@ impl Reader {
         }
         let sql = select::rows(&table, request.after.as_deref(), Some(request.limit));
         let rows = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *connection).await;
-        let rows = rows.map_err(|error| query_error(&self.options, &format!("read {}", table.full_name()), &error))?;
+        let rows = match rows {
+            Err(error) if CHANGED.iter().any(|number| is_server_error(&error, *number)) => return Ok(Rows::Changed),
+            rows => rows.map_err(|error| query_error(&self.options, &format!("read {}", table.full_name()), &error))?,
+        };
         let (before, _) = binlog_end(&self.options, connection).await?;
         let mut made = self.maker(&table, &request.position.place);
         for row in &rows {
-            made.add(&table, row).map_err(|error| self.malformed(&table, &error))?;
+            if let Err(error) = made.add(&table, row) {
+                // A column may have got another type since it was described. (Values that could be read nevertheless are not taken either:
+                // the change is in the binlog before `before`.)
+                return match self.describe(&table, connection).await? {
+                    Some(now) if now.columns == table.columns => Err(self.malformed(&table, &error)),
+                    _ => Ok(Rows::Changed),
+                };
+            }
         }
         let last = rows.len() < request.limit;
         let mut reservation = self.budget.empty();
