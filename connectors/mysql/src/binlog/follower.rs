@@ -463,6 +463,7 @@ impl Follower {
             thread: transaction.and_then(|transaction| transaction.thread),
         };
         let origin = Origin::new(&parts, &table);
+        out.schemas.push(Arc::clone(&table.schema));
         let change = Change { op: Op::Truncate, before: None, after: None, row: 0 };
         self.emitter.change(out, &table, &origin, change, |_| {}).map_err(|error| self.malformed("a TRUNCATE", &error))
     }
