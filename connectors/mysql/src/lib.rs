@@ -21,6 +21,8 @@ mod selection;
 mod server;
 mod snapshot;
 mod source;
+#[cfg(test)]
+mod speed;
 mod table;
 mod text;
 

@@ -52,6 +52,8 @@ pub(crate) struct MysqlSource {
     /// Keys of a position that was given up: they are removed with the first batch.
     obsolete: Vec<String>,
     caught_up: bool,
+    /// The binlog has been read to where it ended when the source was opened.
+    near: bool,
 }
 
 /// What came while the source waited.
@@ -129,6 +131,7 @@ impl MysqlSource {
             noted_at: now,
             obsolete,
             caught_up: false,
+            near: false,
         })
     }
 
@@ -142,7 +145,7 @@ impl MysqlSource {
             if out.is_full() || self.follower.has_rows() {
                 return Ok(false);
             }
-            let handing_out = self.snapshot_step(out)?;
+            let paused = self.snapshot_step(out)?;
             if out.is_full() {
                 return Ok(false);
             }
@@ -154,14 +157,14 @@ impl MysqlSource {
                 return Ok(true);
             }
             let until = if out.is_empty() { deadline } else { deadline.min(Instant::now() + LINGER) };
-            match self.wait(until, handing_out)? {
+            match self.wait(until, paused)? {
                 Came::Event(event) => {
                     self.heard = Instant::now();
                     self.follower.take(event, out, &mut self.progress)?;
                 }
                 Came::Rows => {}
                 Came::Nothing => {
-                    self.check_silence(handing_out)?;
+                    self.check_silence(paused)?;
                     return if out.is_empty() { self.is_caught_up() } else { Ok(false) };
                 }
             }
@@ -174,8 +177,10 @@ impl MysqlSource {
     /// Lets the snapshot take its turn; says whether the binlog has to wait for it.
     fn snapshot_step(&mut self, out: &mut SourceBatch) -> Result<bool> {
         let Some(snapshot) = &mut self.snapshot else { return Ok(false) };
-        match snapshot.step(&self.follower, &mut self.progress, out)? {
-            Step::HandingOut => Ok(true),
+        // What changes while a chunk is read is remembered: not hours of it, when the source has stood still.
+        self.near |= *self.follower.reached() >= self.end;
+        match snapshot.step(self.near, &self.follower, &mut self.progress, out)? {
+            Step::Pausing => Ok(true),
             Step::Waiting => Ok(false),
             Step::Done => {
                 tracing::info!(source = self.options.name, tables = self.progress.tables(), "the snapshot is complete");
@@ -185,14 +190,14 @@ impl MysqlSource {
         }
     }
 
-    /// Waits for an event or for rows of the snapshot. While rows of the snapshot are handed out, only for more of them.
-    fn wait(&mut self, until: Instant, handing_out: bool) -> Result<Came> {
+    /// Waits for an event or for rows of the snapshot; while that pauses the binlog, only for these.
+    fn wait(&mut self, until: Instant, paused: bool) -> Result<Came> {
         let Self { runtime, binlog, snapshot, options, .. } = self;
         // At once, if something is there already: to ask the clock for every event would cost more than the event.
         let came = runtime.block_on(async {
             let next = async {
-                if handing_out && let Some(snapshot) = snapshot.as_mut() {
-                    return snapshot.portion().await.map(|()| Came::Rows);
+                if paused && let Some(snapshot) = snapshot.as_mut() {
+                    return snapshot.pause().await.map(|()| Came::Rows);
                 }
                 poll_fn(|context| {
                     if let Some(snapshot) = snapshot.as_mut()
@@ -210,8 +215,8 @@ impl MysqlSource {
         came.unwrap_or(Ok(Came::Nothing))
     }
 
-    fn check_silence(&mut self, handing_out: bool) -> Result<()> {
-        if handing_out {
+    fn check_silence(&mut self, paused: bool) -> Result<()> {
+        if paused {
             self.heard = Instant::now();
         }
         if self.heard.elapsed() > SILENCE {

@@ -22,7 +22,7 @@ use crate::gtid::GtidSet;
 use crate::position::StreamPosition;
 
 /// How often an idle server says where its binlog ends.
-pub(crate) const HEARTBEAT: Duration = Duration::from_millis(200);
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
 
 /// The binlog from a position on.
 pub(crate) struct Binlog {

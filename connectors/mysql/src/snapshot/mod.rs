@@ -36,6 +36,9 @@ pub(crate) struct Snapshot {
     runtime: tokio::runtime::Handle,
     connection: Option<MySqlConnection>,
     pub(crate) job: Option<JoinHandle<Done>>,
+    /// The job reads a table without key: until its snapshot's place in the binlog is known, the binlog must not be read past it, because
+    /// the table's changes are left out up to there and no further.
+    pauses: bool,
     ready: Option<Rows>,
     handing: Option<Handing>,
     limit: usize,
@@ -55,7 +58,7 @@ struct Handing {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// The batch is full of rows, or more of them are about to come: the binlog must wait.
-    HandingOut,
+    Pausing,
     /// The binlog may go on.
     Waiting,
     /// Every table is done.
@@ -64,16 +67,31 @@ pub(crate) enum Step {
 
 impl Snapshot {
     pub(crate) fn new(reader: Arc<Reader>, runtime: tokio::runtime::Handle) -> Self {
-        Self { reader, runtime, connection: None, job: None, ready: None, handing: None, limit: FIRST_ROWS }
+        Self {
+            reader,
+            runtime,
+            connection: None,
+            job: None,
+            pauses: false,
+            ready: None,
+            handing: None,
+            limit: FIRST_ROWS,
+        }
     }
 
-    /// Hands out what is ready, and asks for what comes next.
-    pub(crate) fn step(&mut self, follower: &Follower, progress: &mut Progress, out: &mut SourceBatch) -> Result<Step> {
+    /// Hands out what is ready, and, if it may, asks for what comes next.
+    pub(crate) fn step(
+        &mut self,
+        may_ask: bool,
+        follower: &Follower,
+        progress: &mut Progress,
+        out: &mut SourceBatch,
+    ) -> Result<Step> {
         loop {
             if let Some(handing) = self.handing.take() {
                 if let Some(rest) = hand_out(handing, progress, out)? {
                     self.handing = Some(rest);
-                    return Ok(Step::HandingOut);
+                    return Ok(Step::Pausing);
                 }
                 continue;
             }
@@ -82,7 +100,7 @@ impl Snapshot {
                 Some(Rows::Whole(mut whole)) if follower.is_between() && *follower.reached() >= whole.at => {
                     if !self.hand_out_whole(&mut whole, progress, out)? {
                         self.ready = Some(Rows::Whole(whole));
-                        return Ok(Step::HandingOut);
+                        return Ok(Step::Pausing);
                     }
                 }
                 Some(Rows::Dropped(table)) => {
@@ -96,12 +114,12 @@ impl Snapshot {
                     self.ready = Some(early);
                     return Ok(Step::Waiting);
                 }
-                None if self.job.is_some() => return Ok(Step::Waiting),
+                None if self.job.is_some() => return Ok(if self.pauses { Step::Pausing } else { Step::Waiting }),
                 None => {
                     if progress.left() == 0 {
                         return Ok(Step::Done);
                     }
-                    if !follower.is_between() {
+                    if !may_ask || !follower.is_between() {
                         return Ok(Step::Waiting);
                     }
                     let Some((table, after)) = progress.next() else { return Ok(Step::Done) };
@@ -115,7 +133,8 @@ impl Snapshot {
 
     /// Has a table read from a key on; from now on its changes are recorded.
     fn ask(&mut self, table: Arc<Table>, after: Option<Vec<String>>, follower: &Follower, progress: &mut Progress) {
-        if !table.key.is_empty() {
+        self.pauses = table.key.is_empty();
+        if !self.pauses {
             progress.record(&table.full_name());
         }
         if after.is_none() {
@@ -181,8 +200,12 @@ impl Snapshot {
         Ok(whole.ended)
     }
 
-    /// Waits for rows of a table without key.
-    pub(crate) async fn portion(&mut self) -> Result<()> {
+    /// Waits for what the binlog is paused for: rows of a table without key.
+    pub(crate) async fn pause(&mut self) -> Result<()> {
+        if let Some(job) = &mut self.job {
+            let done = job.await;
+            return self.arrived(done);
+        }
         if let Some(Rows::Whole(whole)) = &mut self.ready
             && whole.portion.is_none()
         {
