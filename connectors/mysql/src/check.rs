@@ -13,7 +13,7 @@ use crate::snapshot::describe;
 const SHORTEST_RETENTION_SECONDS: u64 = 3 * 86_400;
 
 /// Settings that must have a value: code, name, the value, and what it is for.
-const SETTINGS: [(&str, &str, &str, &str); 4] = [
+const SETTINGS: [(&str, &str, &str, &str); 3] = [
     ("mysql.check.binlog_format", "binlog_format", "ROW", "changes must be in the binlog as rows, not as statements"),
     ("mysql.check.row_image", "binlog_row_image", "FULL", "a change must hold the whole row"),
     (
@@ -22,7 +22,6 @@ const SETTINGS: [(&str, &str, &str, &str); 4] = [
         "FULL",
         "the binlog must name columns, their character sets and the primary key",
     ),
-    ("mysql.check.row_value_options", "binlog_row_value_options", "", "a change must hold the whole of a JSON value"),
 ];
 
 /// Everything that is missing; nothing is changed on the server.

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use trunkline_connector::json;
 
 use crate::config::{BinaryAs, DecimalAs, ZeroDates};
-use crate::decode::{Date, DateTime, Malformed, Value, little, write_decimal, write_json};
+use crate::decode::{Date, DateTime, Malformed, Value, little, write_changed, write_decimal, write_json};
 use crate::table::{Kind, Style, Table};
 use crate::text::{write_clock, write_date, write_time};
 
@@ -111,6 +111,11 @@ impl Encoder {
             (Value::BinaryJson(document), _) => {
                 self.scratch.clear();
                 write_json(&mut self.scratch, document)?;
+                json::write_string(out, &String::from_utf8_lossy(&self.scratch));
+            }
+            (Value::ChangedJson { before, diffs }, _) => {
+                self.scratch.clear();
+                write_changed(&mut self.scratch, before, diffs)?;
                 json::write_string(out, &String::from_utf8_lossy(&self.scratch));
             }
             (Value::JsonText(text), _) => json::write_string(out, &String::from_utf8_lossy(text)),

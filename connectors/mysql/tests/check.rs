@@ -19,7 +19,7 @@ fn codes(lacks: &[Lack]) -> Vec<&str> {
 #[test]
 fn what_a_server_lacks_is_told_and_mended_by_what_is_told() {
     let Some(server) = Server::start(
-        "--binlog-row-image=MINIMAL --binlog-row-metadata=MINIMAL --binlog-format=MIXED --binlog-row-value-options=PARTIAL_JSON \
+        "--binlog-row-image=MINIMAL --binlog-row-metadata=MINIMAL --binlog-format=MIXED \
          --gtid-mode=OFF --binlog-expire-logs-seconds=3600",
     ) else {
         return;
@@ -27,14 +27,8 @@ fn what_a_server_lacks_is_told_and_mended_by_what_is_told() {
     let database = server.database();
     server.run(&format!("CREATE TABLE {database}.a (id INT); CREATE USER poor IDENTIFIED BY 'x'"));
     let poor = format!("url = \"mysql://poor:x@127.0.0.1:{}\"\ntables = [\"{database}.*\"]\n", server.port);
-    let settings = [
-        "check.binlog_format",
-        "check.row_image",
-        "check.row_metadata",
-        "check.row_value_options",
-        "check.gtid_mode",
-        "check.retention",
-    ];
+    let settings =
+        ["check.binlog_format", "check.row_image", "check.row_metadata", "check.gtid_mode", "check.retention"];
     let grants = ["check.replication_client", "check.replication_slave"];
     let lacks = check(&poor);
     // Statements in the binlog: rows are not looked for.

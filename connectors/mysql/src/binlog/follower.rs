@@ -18,7 +18,7 @@ use super::events::{Begins, Meaning, Query, RowsKind, Statement};
 use super::tables::{Mapped, Tables, Taken};
 use crate::config::{MysqlOptions, Snapshot as When};
 use crate::connect;
-use crate::decode::rows::{RowsHead, read_row};
+use crate::decode::rows::{RowsHead, read_changed_row, read_row};
 use crate::decode::{Bytes, Malformed};
 use crate::emit::{Change, Emitter, MOST_RECORDS, Op, Origin, OriginParts};
 use crate::gtid::Gtid;
@@ -305,7 +305,7 @@ impl Follower {
             return Err(self.malformed("a rows event", &error));
         };
         if let Some(taken) = &mapped.taken {
-            self.check(&head, kind, taken)?;
+            self.check(&head, taken)?;
         }
         let Some(transaction) = &mut self.transaction else {
             return Err(self.stop("mysql.lost_events", "rows outside of a transaction"));
@@ -324,7 +324,7 @@ impl Follower {
     }
 
     /// Refuses images that do not hold the whole row: what is missing in them is nowhere else in the binlog.
-    fn check(&self, head: &RowsHead, kind: RowsKind, taken: &Taken) -> Result<()> {
+    fn check(&self, head: &RowsHead, taken: &Taken) -> Result<()> {
         let name = taken.table.full_name();
         if head.columns != taken.storage.len() {
             let error =
@@ -337,13 +337,6 @@ impl Follower {
                  'FULL', keep sessions from changing it, and begin anew with a source of another name"
             );
             return Err(self.stop("mysql.row_image", &message));
-        }
-        if kind.partial {
-            let message = format!(
-                "a change of {name} holds only parts of its JSON. SET PERSIST binlog_row_value_options = '', keep sessions from changing it, and begin anew \
-                 with a source of another name"
-            );
-            return Err(self.stop("mysql.partial_json", &message));
         }
         Ok(())
     }
@@ -413,7 +406,13 @@ impl Follower {
                 read = read_row(&mut rest, &taken.storage, &mut before);
             }
             if open.kind.op != Op::Delete {
-                read = read.and_then(|()| read_row(&mut rest, &taken.storage, &mut after));
+                read = read.and_then(|()| {
+                    if open.kind.partial {
+                        read_changed_row(&mut rest, &taken.storage, &before, &mut after)
+                    } else {
+                        read_row(&mut rest, &taken.storage, &mut after)
+                    }
+                });
             }
             if open.row >= pass_over && watch != Watch::Suppress {
                 let change = Change {

@@ -92,44 +92,135 @@ fn counted(body: &[u8]) -> Result<&[u8], Malformed> {
 }
 
 fn container(out: &mut Vec<u8>, kind: u8, body: &[u8], depth: usize, left: &mut usize) -> Result<(), Malformed> {
-    if depth >= DEEPEST {
-        return Err(Malformed(format!("JSON deeper than {DEEPEST} levels")));
-    }
-    let large = matches!(kind, LARGE_OBJECT | LARGE_ARRAY);
-    let object = matches!(kind, SMALL_OBJECT | LARGE_OBJECT);
-    let width = if large { 4 } else { 2 };
-    let mut table = Bytes::new(body);
-    let count = table.little(width)? as usize;
-    let size = table.little(width)? as usize;
-    let inside = body.get(..size).ok_or_else(|| Malformed::new("a JSON container is cut off"))?;
-    let mut table = Bytes::new(inside.get(2 * width..).unwrap_or_default());
-    let keys = if object { table.take(count.saturating_mul(width + 2))? } else { &[] };
-    let values = table.take(count.saturating_mul(width + 1))?;
-    *left = left.checked_sub(count).ok_or_else(|| Malformed::new("more JSON values than bytes"))?;
-    out.push(if object { b'{' } else { b'[' });
-    for (index, entry) in values.chunks_exact(width + 1).enumerate() {
+    let container = Container::open(kind, body, depth, left)?;
+    out.push(if container.object { b'{' } else { b'[' });
+    for index in 0..container.count {
         if index > 0 {
             out.extend_from_slice(b", ");
         }
-        if object {
-            let mut key = Bytes::new(&keys[index * (width + 2)..]);
-            let (at, length) = (key.little(width)? as usize, key.little(2)? as usize);
-            let key = inside.get(at..).and_then(|from| from.get(..length));
-            let key = key.ok_or_else(|| Malformed::new("a key of a JSON object lies outside of it"))?;
+        let (key, kind, body) = container.entry(index)?;
+        if let Some(key) = key {
             json::write_string(out, &String::from_utf8_lossy(key));
             out.extend_from_slice(b": ");
         }
+        value(out, kind, body, depth + 1, left)?;
+    }
+    out.push(if container.object { b'}' } else { b']' });
+    Ok(())
+}
+
+/// The table of an object or array.
+struct Container<'a> {
+    object: bool,
+    large: bool,
+    width: usize,
+    count: usize,
+    inside: &'a [u8],
+    keys: &'a [u8],
+    values: &'a [u8],
+}
+
+/// A key (of an object), the type of its value, and the value's bytes.
+type Entry<'a> = (Option<&'a [u8]>, u8, &'a [u8]);
+
+impl<'a> Container<'a> {
+    fn open(kind: u8, body: &'a [u8], depth: usize, left: &mut usize) -> Result<Self, Malformed> {
+        if depth >= DEEPEST {
+            return Err(Malformed(format!("JSON deeper than {DEEPEST} levels")));
+        }
+        let large = matches!(kind, LARGE_OBJECT | LARGE_ARRAY);
+        let object = matches!(kind, SMALL_OBJECT | LARGE_OBJECT);
+        let width = if large { 4 } else { 2 };
+        let mut head = Bytes::new(body);
+        let count = head.little(width)? as usize;
+        let size = head.little(width)? as usize;
+        let inside = body.get(..size).ok_or_else(|| Malformed::new("a JSON container is cut off"))?;
+        let mut table = Bytes::new(inside.get(2 * width..).unwrap_or_default());
+        let keys = if object { table.take(count.saturating_mul(width + 2))? } else { &[] };
+        let values = table.take(count.saturating_mul(width + 1))?;
+        *left = left.checked_sub(count).ok_or_else(|| Malformed::new("more JSON values than bytes"))?;
+        Ok(Self { object, large, width, count, inside, keys, values })
+    }
+
+    fn entry(&self, index: usize) -> Result<Entry<'a>, Malformed> {
+        let key = if self.object {
+            let mut key = Bytes::new(&self.keys[index * (self.width + 2)..]);
+            let (at, length) = (key.little(self.width)? as usize, key.little(2)? as usize);
+            let key = self.inside.get(at..).and_then(|from| from.get(..length));
+            Some(key.ok_or_else(|| Malformed::new("a key of a JSON object lies outside of it"))?)
+        } else {
+            None
+        };
+        let entry = &self.values[index * (self.width + 1)..(index + 1) * (self.width + 1)];
         let (kind, at) = (entry[0], &entry[1..]);
         let inlined = match kind {
             LITERAL | INT16 | UINT16 => true,
-            INT32 | UINT32 => large,
+            INT32 | UINT32 => self.large,
             _ => false,
         };
-        let body = if inlined { at } else { inside.get(little(at) as usize..).unwrap_or_default() };
-        value(out, kind, body, depth + 1, left)?;
+        let body = if inlined { at } else { self.inside.get(little(at) as usize..).unwrap_or_default() };
+        Ok((key, kind, body))
     }
-    out.push(if object { b'}' } else { b']' });
-    Ok(())
+}
+
+/// A document taken apart; scalars are text already.
+#[derive(Debug, PartialEq)]
+pub(super) enum Node {
+    Object(Vec<(String, Node)>),
+    Array(Vec<Node>),
+    Scalar(Vec<u8>),
+}
+
+/// Takes a document apart.
+pub(super) fn read(document: &[u8]) -> Result<Node, Malformed> {
+    let (kind, body) = document.split_first().ok_or_else(|| Malformed::new("a JSON document of no bytes"))?;
+    node(*kind, body, 0, &mut document.len())
+}
+
+fn node(kind: u8, body: &[u8], depth: usize, left: &mut usize) -> Result<Node, Malformed> {
+    if !matches!(kind, SMALL_OBJECT | LARGE_OBJECT | SMALL_ARRAY | LARGE_ARRAY) {
+        let mut text = Vec::new();
+        value(&mut text, kind, body, depth, left)?;
+        return Ok(Node::Scalar(text));
+    }
+    let container = Container::open(kind, body, depth, left)?;
+    let (mut members, mut items) = (Vec::new(), Vec::new());
+    for index in 0..container.count {
+        let (key, kind, body) = container.entry(index)?;
+        let node = node(kind, body, depth + 1, left)?;
+        match key {
+            Some(key) => members.push((String::from_utf8_lossy(key).into_owned(), node)),
+            None => items.push(node),
+        }
+    }
+    Ok(if container.object { Node::Object(members) } else { Node::Array(items) })
+}
+
+impl Node {
+    /// Appends the text, as MySQL prints it.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Scalar(text) => out.extend_from_slice(text),
+            Self::Array(items) => {
+                out.push(b'[');
+                for (index, item) in items.iter().enumerate() {
+                    out.extend_from_slice(if index == 0 { b"" } else { b", " });
+                    item.write(out);
+                }
+                out.push(b']');
+            }
+            Self::Object(members) => {
+                out.push(b'{');
+                for (index, (key, node)) in members.iter().enumerate() {
+                    out.extend_from_slice(if index == 0 { b"" } else { b", " });
+                    json::write_string(out, key);
+                    out.extend_from_slice(b": ");
+                    node.write(out);
+                }
+                out.push(b'}');
+            }
+        }
+    }
 }
 
 fn opaque(out: &mut Vec<u8>, kind: u8, body: &[u8]) -> Result<(), Malformed> {

@@ -4,6 +4,7 @@
 //! Nothing here trusts its input: every length is checked, and bytes that cannot be what they should be are a [`Malformed`], never a panic.
 
 mod decimal;
+mod json_diff;
 mod jsonb;
 pub(crate) mod protocol;
 pub(crate) mod rows;
@@ -11,6 +12,7 @@ pub(crate) mod table_map;
 mod temporal;
 
 pub(crate) use decimal::{packed_bytes, write_decimal};
+pub(crate) use json_diff::write_changed;
 pub(crate) use jsonb::write_json;
 pub(crate) use temporal::{Date, DateTime, Time};
 
@@ -52,6 +54,11 @@ pub(crate) enum Value<'a> {
     SetBits(u64),
     /// MySQL's binary JSON.
     BinaryJson(&'a [u8]),
+    /// Binary JSON, and what has changed of it since.
+    ChangedJson {
+        before: &'a [u8],
+        diffs: &'a [u8],
+    },
     /// JSON as MySQL prints it.
     JsonText(&'a [u8]),
 }

@@ -127,6 +127,38 @@ pub(crate) fn read_row<'a>(
     Ok(())
 }
 
+/// Reads the image after an update whose JSON may be given as differences from the image before.
+pub(crate) fn read_changed_row<'a>(
+    bytes: &mut Bytes<'a>,
+    storage: &[Storage],
+    before: &[Value<'a>],
+    row: &mut Vec<Value<'a>>,
+) -> Result<(), Malformed> {
+    const PARTIAL_JSON: u64 = 1;
+    row.clear();
+    let documents = storage.iter().filter(|storage| matches!(storage, Storage::Json { .. })).count();
+    let partial = if bytes.packed()? & PARTIAL_JSON != 0 { bytes.take(documents.div_ceil(8))? } else { &[] };
+    let nulls = bytes.take(storage.len().div_ceil(8))?;
+    let mut document = 0;
+    for (index, storage) in storage.iter().enumerate() {
+        let is_json = matches!(storage, Storage::Json { .. });
+        let changed = is_json && partial.get(document / 8).is_some_and(|bits| bits >> (document % 8) & 1 == 1);
+        document += usize::from(is_json);
+        let is_null = nulls[index / 8] >> (index % 8) & 1 == 1;
+        let value = if is_null { Value::Null } else { storage.read(bytes)? };
+        row.push(match (value, before.get(index)) {
+            (Value::BinaryJson(diffs), Some(Value::BinaryJson(before))) if changed => {
+                Value::ChangedJson { before, diffs }
+            }
+            (Value::BinaryJson(_), _) if changed => {
+                return Err(Malformed::new("differences of a JSON document that is not there"));
+            }
+            (value, _) => value,
+        });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,7 +219,9 @@ mod tests {
             storage in proptest::collection::vec(any_storage(), 0..20),
             image in proptest::collection::vec(any::<u8>(), 0..100),
         ) {
-            let _ = read_row(&mut Bytes::new(&image), &storage, &mut Vec::new());
+            let mut row = Vec::new();
+            let _ = read_row(&mut Bytes::new(&image), &storage, &mut row);
+            let _ = read_changed_row(&mut Bytes::new(&image), &storage, &row, &mut Vec::new());
             for extra in [false, true] {
                 let _ = RowsHead::read(&image, 2, extra);
             }
