@@ -100,6 +100,26 @@ pub(crate) fn gtid_set(options: &MysqlOptions, text: &str) -> Result<GtidSet> {
         .ok_or_else(|| Error::bug("mysql.gtid", format!("{}: `{text}` cannot be read as a GTID set", server(options))))
 }
 
+/// Has the server everything that was handed out already? If not, it is a replica that lags behind, or it lost something: what it
+/// would send from here on might not be what followed.
+pub(crate) async fn check_not_behind(
+    options: &MysqlOptions,
+    connection: &mut MySqlConnection,
+    position: &StreamPosition,
+) -> Result<()> {
+    let Some(done) = &position.done else { return Ok(()) };
+    let executed = query_one(options, connection, "SELECT @@GLOBAL.gtid_executed").await?.unwrap_or_default();
+    if gtid_set(options, &executed)?.contains_all(done) {
+        return Ok(());
+    }
+    let message = format!(
+        "{} has not got transactions that were handed out already: it has {executed}, handed out are {done}. If it is a replica that lags behind, the source \
+         goes on when it has them; if it lost them, point `url` at a server that has them, or begin anew with a source of another name",
+        server(options)
+    );
+    Err(Error::external("mysql.behind_position", message))
+}
+
 /// Has the server still got everything after the position?
 pub(crate) async fn still_has(
     options: &MysqlOptions,

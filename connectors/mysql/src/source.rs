@@ -18,7 +18,7 @@ use crate::binlog::{Binlog, Identity};
 use crate::config::{MysqlOptions, OnPurged, Snapshot as When};
 use crate::connect::{query_connection, server};
 use crate::position::{Place, STREAM, StreamPosition, TablePosition, table_key, table_of};
-use crate::server::{Server, beginning, binlog_end, still_has};
+use crate::server::{Server, beginning, binlog_end, check_not_behind, still_has};
 use crate::snapshot::progress::Progress;
 use crate::snapshot::reader::Reader;
 use crate::snapshot::{Snapshot, Step, describe};
@@ -74,6 +74,9 @@ impl MysqlSource {
         let server = Server::ask(&options, &mut queries).await?;
         let (mut stream, mut tables) = read_position(&context.position)?;
         let mut obsolete = Vec::new();
+        if let Some(position) = &stream {
+            check_not_behind(&options, &mut queries, position).await?;
+        }
         if let Some(position) = &stream
             && !still_has(&options, &mut queries, position).await?
         {

@@ -149,3 +149,53 @@ fn names_of_columns_that_the_binlog_lacks_stop_the_source() {
     assert_eq!((error.code, error.domain), ("mysql.row_metadata", Domain::Data));
     assert!(error.message().contains("binlog_row_metadata = 'FULL'"));
 }
+
+#[test]
+fn at_a_replica_of_the_server_the_source_goes_on_where_it_was() {
+    let (Some(server), Some(replica)) = (Server::start(""), Server::start("--log-replica-updates=ON")) else { return };
+    // What each server did by itself is no part of what they share.
+    replica.run("RESET BINARY LOGS AND GTIDS");
+    let database = server.database();
+    server.run(&format!(
+        "USE {database}; CREATE TABLE a (id INT PRIMARY KEY AUTO_INCREMENT, v INT); INSERT INTO a (v) VALUES (0)"
+    ));
+    server.run("CREATE USER repl IDENTIFIED BY 'x'; GRANT REPLICATION SLAVE ON *.* TO repl; DROP USER cdc");
+    replica.run("DROP USER cdc; RESET BINARY LOGS AND GTIDS");
+    server.run(
+        "CREATE USER cdc IDENTIFIED BY 'p@ss/word'; GRANT REPLICATION SLAVE, REPLICATION CLIENT, SELECT ON *.* TO cdc",
+    );
+    replica.run(&format!(
+        "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = {}, SOURCE_USER = 'repl', SOURCE_PASSWORD = 'x', SOURCE_SSL = 1, \
+         SOURCE_AUTO_POSITION = 1; START REPLICA",
+        server.port
+    ));
+    let tables = format!("\"{database}.*\"");
+    let mut bench = Bench::new(&server.options(&tables));
+    bench.max_records = 10;
+    bench.read();
+    let insert = |server: &Server, round: u32| {
+        let values: Vec<String> = (0..100).map(|number| format!("({})", round * 1000 + number)).collect();
+        server
+            .run(&format!("SET gtid_next = 'AUTOMATIC:tag'; INSERT INTO {database}.a (v) VALUES {}", values.join(",")));
+    };
+    insert(&server, 1);
+    // In the middle of a transaction.
+    while bench.seen.len() < 40 {
+        bench.fill(Duration::from_millis(100)).unwrap();
+    }
+    insert(&server, 2);
+    let executed = server.run("SELECT @@GLOBAL.gtid_executed").replace("\\n", "");
+    assert_eq!(replica.run(&format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{executed}', 30)")), "0");
+    server.stop();
+    bench.set_options(&replica.options(&tables));
+    insert(&replica, 3);
+    bench.read();
+    assert_eq!(bench.seen.len(), 301);
+    assert_eq!(fold(&bench.seen).len(), 301);
+
+    // The first server comes back without what happened since: it is behind.
+    server.start_again();
+    bench.set_options(&server.options(&tables));
+    let error = bench.try_read().unwrap_err();
+    assert_eq!((error.code, error.domain), ("mysql.behind_position", Domain::External), "{error}");
+}

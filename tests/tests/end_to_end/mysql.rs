@@ -156,12 +156,12 @@ fn kill_and_compare(test: &str, seed: u64, kills: u64, rows: u32) {
 
 #[test]
 fn kills_in_the_snapshot_lose_and_double_nothing() {
-    kill_and_compare("mysql-kills", 900, 15, 5_000);
+    kill_and_compare("mysql-kills", 900, 25, 5_000);
 }
 
 #[test]
 fn kills_in_the_stream_lose_and_double_nothing() {
-    kill_and_compare("mysql-stream", 901, 15, 100);
+    kill_and_compare("mysql-stream", 901, 25, 100);
 }
 
 fn wait_for_records(case: &Case, kafka: &Kafka, worker: &mut Worker, topic: &str, count: u64) {
