@@ -52,8 +52,6 @@ pub(crate) struct MysqlSource {
     /// Keys of a position that was given up: they are removed with the first batch.
     obsolete: Vec<String>,
     caught_up: bool,
-    /// The binlog has been read to where it ended when the source was opened.
-    near: bool,
 }
 
 /// What came while the source waited.
@@ -73,34 +71,43 @@ impl MysqlSource {
         let mut queries = query_connection(&options).await?;
         let server = Server::ask(&options, &mut queries).await?;
         let (mut stream, mut tables) = read_position(&context.position)?;
-        let mut obsolete = Vec::new();
-        if let Some(position) = &stream {
-            check_not_behind(&options, &mut queries, position).await?;
-        }
-        if let Some(position) = &stream
-            && !still_has(&options, &mut queries, position).await?
-        {
-            let lost = purged(&options, position);
-            if options.on_purged == OnPurged::Stop {
-                return Err(lost);
-            }
-            tracing::warn!(source = options.name, "{}; beginning anew with a snapshot", lost.message());
-            obsolete = tables.keys().map(|name| table_key(name)).collect();
-            tables.clear();
-            stream = None;
-        }
-        // Before anything is read: what is committed after this is in the binlog that is followed.
-        let position = match stream.clone() {
-            Some(position) => position,
-            None => beginning(&options, &mut queries, server.has_gtids).await?,
+        // Before anything else is read: what is committed after this is in the binlog that is followed.
+        let mut first = match stream {
+            Some(_) => None,
+            None => Some(beginning(&options, &mut queries, server.has_gtids).await?),
         };
-        let known = describe::tables(&options, &mut queries, &server.charsets, None).await?;
+        let mut known = describe::tables(&options, &mut queries, &server.charsets, None).await?;
         if known.is_empty() {
             tracing::warn!(
                 source = options.name,
                 "`tables` chooses none of the tables that are there now; waiting for some to be created"
             );
         }
+        let done = |name: &String| tables.get(name) == Some(&TablePosition::Done);
+        // Of a snapshot that is complete nothing is missed, whatever became of the binlog.
+        let is_over = options.snapshot == When::Only && known.iter().all(|table| done(&table.full_name()));
+        let mut obsolete = Vec::new();
+        if let Some(position) = &stream
+            && !is_over
+        {
+            check_not_behind(&options, &mut queries, position).await?;
+            if !still_has(&options, &mut queries, position).await? {
+                let lost = purged(&options, position);
+                if options.on_purged == OnPurged::Stop {
+                    return Err(lost);
+                }
+                tracing::warn!(source = options.name, "{}; beginning anew with a snapshot", lost.message());
+                obsolete = tables.keys().map(|name| table_key(name)).collect();
+                tables.clear();
+                first = Some(beginning(&options, &mut queries, server.has_gtids).await?);
+                known = describe::tables(&options, &mut queries, &server.charsets, None).await?;
+            }
+        }
+        // A first position is noted at once: from then on nothing is missed, however early the source is stopped.
+        let (position, noted) = match (first, stream.take()) {
+            (None, Some(position)) => (position.clone(), position),
+            (first, _) => (first.unwrap_or_default(), StreamPosition::default()),
+        };
         let known: HashMap<_, _> = known.into_iter().map(|table| (table.full_name(), table)).collect();
         let mut progress = Progress::new(tables, known);
         if options.snapshot != When::Never {
@@ -118,8 +125,7 @@ impl MysqlSource {
         let snapshot = (progress.left() > 0).then(|| Snapshot::new(Arc::new(reader), context.runtime.clone()));
         let now = Instant::now();
         Ok(Self {
-            // A first position is noted at once: from then on nothing is missed, however early the source is stopped.
-            noted: stream.unwrap_or_default(),
+            noted,
             follower: Follower::new(Arc::clone(&options), server, position),
             options,
             runtime: context.runtime,
@@ -134,7 +140,6 @@ impl MysqlSource {
             noted_at: now,
             obsolete,
             caught_up: false,
-            near: false,
         })
     }
 
@@ -180,9 +185,7 @@ impl MysqlSource {
     /// Lets the snapshot take its turn; says whether the binlog has to wait for it.
     fn snapshot_step(&mut self, out: &mut SourceBatch) -> Result<bool> {
         let Some(snapshot) = &mut self.snapshot else { return Ok(false) };
-        // What changes while a chunk is read is remembered: not hours of it, when the source has stood still.
-        self.near |= *self.follower.reached() >= self.end;
-        match snapshot.step(self.near, &self.follower, &mut self.progress, out)? {
+        match snapshot.step(&self.follower, &mut self.progress, out)? {
             Step::Pausing => Ok(true),
             Step::Waiting => Ok(false),
             Step::Done => {
@@ -196,7 +199,6 @@ impl MysqlSource {
     /// Waits for an event or for rows of the snapshot; while that pauses the binlog, only for these.
     fn wait(&mut self, until: Instant, paused: bool) -> Result<Came> {
         let Self { runtime, binlog, snapshot, options, .. } = self;
-        // At once, if something is there already: to ask the clock for every event would cost more than the event.
         let came = runtime.block_on(async {
             let next = async {
                 if paused && let Some(snapshot) = snapshot.as_mut() {

@@ -332,5 +332,17 @@ fn never_only_and_a_table_added_later() {
     }
     bench.stop();
     bench.read();
-    assert_eq!(bench.seen.iter().map(Seen::op).collect::<Vec<_>>(), ["c", "c"]);
+    assert_eq!(bench.take().iter().map(Seen::op).collect::<Vec<_>>(), ["c", "c"]);
+
+    // And so does one that is created while it does not run.
+    bench.stop();
+    server.run(&format!(
+        "USE {database}; CREATE TABLE later (id INT PRIMARY KEY); INSERT INTO later VALUES (1), (2), (3)"
+    ));
+    bench.until_idle = true;
+    bench.read();
+    assert_eq!(bench.take().iter().map(Seen::op).collect::<Vec<_>>(), ["c", "c", "c"]);
+    bench.stop();
+    bench.read();
+    assert!(bench.seen.is_empty());
 }

@@ -184,6 +184,8 @@ pub(crate) enum Statement {
     Truncate(Option<String>, String),
     /// CREATE TABLE .. SELECT: rows follow.
     CreateWithRows,
+    /// Something is there that was not: no row that is there already changes by it. A transaction of its own.
+    Create,
     /// A change of definitions: a transaction of its own.
     Definition,
 }
@@ -216,6 +218,7 @@ impl Statement {
                 None => Self::Definition,
             },
             "CREATE" if ends_with_start_transaction(text) => Self::CreateWithRows,
+            "CREATE" => Self::Create,
             _ => Self::Definition,
         }
     }
@@ -331,7 +334,7 @@ mod tests {
             ("/* x */ TRUNCATE -- y\n TABLE `sh``op` . `or.ders`", truncate(Some("sh`op"), "or.ders")),
             ("TRUNCATE TABLE shop.orders;", truncate(Some("shop"), "orders")),
             ("CREATE TABLE `a` (\n  `id` int\n) START TRANSACTION", Statement::CreateWithRows),
-            ("CREATE TABLE a (id int)", Statement::Definition),
+            ("CREATE TABLE a (id int)", Statement::Create),
             ("ALTER TABLE a ADD b int", Statement::Definition),
         ] {
             assert_eq!(Statement::of(text.as_bytes()), statement, "{text}");

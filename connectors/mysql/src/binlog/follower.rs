@@ -203,9 +203,6 @@ impl Follower {
                 if let Some(transaction) = &mut self.transaction {
                     transaction.begun = true;
                 }
-                if statement == Statement::CreateWithRows {
-                    progress.definition_changed();
-                }
             }
             Statement::Commit => self.commit(),
             Statement::Within => {}
@@ -236,12 +233,14 @@ impl Follower {
                 self.truncated(database, &table, out, progress)?;
                 self.commit();
             }
+            Statement::Create if begun => {}
             Statement::Definition if begun && !progress.concerns(&self.options.tables, query.database, query.text) => {}
             Statement::Definition if begun => {
                 let message = "a change is in the binlog as a statement, not as rows (some session set binlog_format). SET PERSIST binlog_format = 'ROW', \
                      and begin anew with a source of another name";
                 return Err(self.stop("mysql.statement", message));
             }
+            Statement::Create => self.commit(),
             Statement::Definition => {
                 progress.definition_changed();
                 self.commit();

@@ -79,14 +79,8 @@ impl Snapshot {
         }
     }
 
-    /// Hands out what is ready, and, if it may, asks for what comes next.
-    pub(crate) fn step(
-        &mut self,
-        may_ask: bool,
-        follower: &Follower,
-        progress: &mut Progress,
-        out: &mut SourceBatch,
-    ) -> Result<Step> {
+    /// Hands out what is ready, and asks for what comes next.
+    pub(crate) fn step(&mut self, follower: &Follower, progress: &mut Progress, out: &mut SourceBatch) -> Result<Step> {
         loop {
             if let Some(handing) = self.handing.take() {
                 if let Some(rest) = hand_out(handing, progress, out)? {
@@ -119,7 +113,7 @@ impl Snapshot {
                     if progress.left() == 0 {
                         return Ok(Step::Done);
                     }
-                    if !may_ask || !follower.is_between() {
+                    if !follower.is_between() {
                         return Ok(Step::Waiting);
                     }
                     let Some((table, after)) = progress.next() else { return Ok(Step::Done) };
@@ -162,7 +156,7 @@ impl Snapshot {
     /// The follower is behind everything that the chunk could see: what it has not seen changing is as it was read.
     fn settle(&mut self, chunk: Chunk, follower: &Follower, progress: &mut Progress, out: &mut SourceBatch) {
         let Some(touched) = progress.recorded() else {
-            // A definition changed meanwhile: the chunk is asked for once more.
+            // It cannot be taken, and is asked for once more.
             return;
         };
         progress.define(&chunk.table);

@@ -9,6 +9,10 @@ use crate::position::{TablePosition, table_key};
 use crate::selection::Selection;
 use crate::table::Table;
 
+/// Of a source that has stood still for hours, the keys that changed since are not all remembered: the chunk is read again when the follower
+/// is near.
+const MOST_TOUCHED: usize = 200_000;
+
 /// What the follower has to do with a table's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Watch {
@@ -36,7 +40,7 @@ pub(crate) struct Progress {
 struct Recording {
     table: String,
     touched: HashSet<Vec<u8>>,
-    /// Some definition changed: what is read may be of either side of the change.
+    /// What is read cannot be taken: some definition changed, so that it may be of either side of the change, or too many rows did.
     stale: bool,
 }
 
@@ -121,9 +125,14 @@ impl Progress {
 
     pub(crate) fn touched(&mut self, key: &[u8]) {
         if let Some(recording) = &mut self.recording
+            && !recording.stale
             && !recording.touched.contains(key)
         {
             recording.touched.insert(key.to_vec());
+            if recording.touched.len() > MOST_TOUCHED {
+                recording.touched = HashSet::new();
+                recording.stale = true;
+            }
         }
     }
 
@@ -133,7 +142,7 @@ impl Progress {
         }
     }
 
-    /// Ends the recording: the keys that were touched, or `None` if a definition changed.
+    /// Ends the recording: the keys that were touched, or `None` if what was read cannot be taken.
     pub(crate) fn recorded(&mut self) -> Option<HashSet<Vec<u8>>> {
         self.recording.take().filter(|recording| !recording.stale).map(|recording| recording.touched)
     }
