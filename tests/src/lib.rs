@@ -1,6 +1,6 @@
 //! What end-to-end tests and benchmarks are made of: real servers, a worker process, logs that are being written, and independent readers.
 //!
-//! * [`Kafka`], [`KafkaCluster`] and [`S3`] start real servers through the scripts in `tests/services`. They end with the test process, however it ends.
+//! * [`Kafka`], [`KafkaCluster`], [`S3`] and [`Mysql`] start real servers through the scripts in `tests/services`. They end with the test process, however it ends.
 //! * [`S3Faults`] is a proxy before an S3 server that breaks chosen requests.
 //! * [`Case`] is the private ground of one test: a folder, a pipeline name that no other test has, and its [`Worker`] processes.
 //! * [`LogWriter`] writes and rotates access logs; [`Reader`] says what reached the lake; [`KafkaClient::read`] what is in a topic.
@@ -16,6 +16,7 @@ mod case;
 mod faults;
 mod kafka;
 mod log_writer;
+mod mysql;
 mod plugins;
 mod random;
 mod reader;
@@ -32,6 +33,7 @@ pub use case::Case;
 pub use faults::{Fault, Request, S3Faults, Window};
 pub use kafka::{Ends, Kafka, KafkaClient, KafkaCluster, Record, Replicas};
 pub use log_writer::LogWriter;
+pub use mysql::Mysql;
 pub use plugins::test_plugin;
 pub use random::Random;
 pub use reader::{Found, Reader};

@@ -32,11 +32,24 @@ pub trait SourceSpec: Send + Sync {
     /// `trunkline.{name}` of every record.
     fn at_names(&self) -> &'static [&'static str];
 
+    /// What follows `{pipeline}.` in the topic of a source that names none: a template of its [`at_names`](SourceSpec::at_names) for a source
+    /// whose records belong to several topics. `None`: the component's name.
+    fn default_topic(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Which workers run it.
     fn placement(&self) -> Placement;
 
     /// Schemas known before the first record; each is published before the source starts.
     fn schemas(&self) -> Vec<Arc<Schema>>;
+
+    /// Looks at the system outside and says what it lacks for this source to work well; changes nothing there. `task` is what
+    /// [`SourceContext::task`] will be.
+    fn check(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<Lack> {
+        let _ = (task, runtime);
+        Vec::new()
+    }
 
     /// Opens it at a position.
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>>;
@@ -51,8 +64,21 @@ pub enum Placement {
     EveryNode,
 }
 
+/// Something that a system outside lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    /// A stable code such as `mysql.check.row_image`.
+    pub code: &'static str,
+    /// What is missing, and what it is for.
+    pub message: String,
+    /// What mends it: for a database the statement.
+    pub mend: Option<String>,
+}
+
 /// What a source is opened with.
 pub struct SourceContext {
+    /// The task's name, unlike any other in the cluster and the same wherever it runs.
+    pub task: String,
     /// The committed position: the last value of every key that was not removed.
     pub position: Vec<(String, Vec<u8>)>,
     /// The run ends when everything there is has been read (`--until-idle`).

@@ -50,6 +50,9 @@ struct ValidateArgs {
     /// Print problems as JSON on stdout: [{code, severity, message, file, line, column, length, expected, help}]
     #[arg(long)]
     json: bool,
+    /// Ask the sources' systems too, and show what they lack with what mends it. Changes nothing there
+    #[arg(long)]
+    check: bool,
     #[command(flatten)]
     settings: SettingsArgs,
 }
@@ -117,7 +120,7 @@ pub fn main() -> ExitCode {
         Verb::Broker(args) => broker::broker(&args),
         Verb::Connectors(args) => connectors::connectors(args.json),
         Verb::Validate(args) => match args.settings.load() {
-            Ok(settings) => validate::validate(&args.paths, args.json, &settings),
+            Ok(settings) => validate::validate(&args.paths, args.json, args.check, &settings),
             Err(problems) => output::report_problems(&problems, args.json),
         },
         Verb::Graph(args) => match args.settings.load() {

@@ -3,17 +3,26 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use trunkline_connector::Lack;
 use trunkline_transform_host::{Host, HostOptions};
 
 use super::output::{Exit, print_data, report_problems};
-use crate::config::{Settings, problem_at};
+use crate::config::{FileProblems, Settings, problem_at};
 use crate::plan::{Loaded, Pipeline, Registry, Route, load_each};
+use crate::stage::component_name;
 
-pub(super) fn validate(paths: &[PathBuf], as_json: bool, settings: &Settings) -> Exit {
+pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: &Settings) -> Exit {
     let loaded = match load_for_reading(paths, settings) {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
+    let lacks = if check { lacks(&loaded.pipelines, settings) } else { Vec::new() };
+    if !lacks.is_empty() {
+        let files_are_right = loaded.problems.is_empty();
+        let all: Vec<FileProblems> = loaded.problems.into_iter().chain(lacks).collect();
+        let exit = report_problems(&all, as_json);
+        return if files_are_right { Exit::Environment } else { exit };
+    }
     if !as_json {
         for pipeline in &loaded.pipelines {
             print_data(&format!("{}: ok: {}\n", pipeline.file.display(), contents(pipeline)));
@@ -35,6 +44,27 @@ pub(super) fn load_for_reading(paths: &[PathBuf], settings: &Settings) -> Result
             Err(Exit::Environment)
         }
     }
+}
+
+/// What the systems lack that the sources read from.
+fn lacks(pipelines: &[Pipeline], settings: &Settings) -> Vec<FileProblems> {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return vec![problem_at(None, "environment.runtime", format!("cannot start a thread: {error}"), None)];
+        }
+    };
+    let mut lacks = Vec::new();
+    for pipeline in pipelines {
+        for source in &pipeline.sources {
+            let task = component_name(&settings.cluster, &pipeline.name, &source.name);
+            for Lack { code, message, mend } in source.spec.check(&task, runtime.handle()) {
+                let message = format!("`sources.{}`: {message}", source.name);
+                lacks.push(problem_at(Some(&pipeline.file), code, message, mend));
+            }
+        }
+    }
+    lacks
 }
 
 fn contents(pipeline: &Pipeline) -> String {

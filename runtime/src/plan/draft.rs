@@ -187,7 +187,11 @@ fn read_source<'a>(
             let names = believed(at_names.as_ref(), &[node]);
             topic_template(document, &section, "topic", node, &names)
         }
-        None => pipeline.and_then(|pipeline| Template::parse(&format!("{}.{}", pipeline.text, key.name), &[]).ok()),
+        None => {
+            let own = spec.as_ref().and_then(|spec| spec.default_topic().map(|topic| (topic, spec.at_names())));
+            let (rest, names) = own.unwrap_or((key.name.as_str(), &[]));
+            pipeline.and_then(|pipeline| Template::parse(&format!("{}.{rest}", pipeline.text), names).ok())
+        }
     };
     Some(SourceDraft {
         key,

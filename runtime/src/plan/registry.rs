@@ -18,7 +18,7 @@ impl Registry {
     /// All connectors of this binary.
     pub fn new() -> Self {
         Self {
-            sources: vec![Box::new(trunkline_logfile::LogfileConnector)],
+            sources: vec![Box::new(trunkline_logfile::LogfileConnector), Box::new(trunkline_mysql::MysqlConnector)],
             sinks: vec![Box::new(trunkline_s3::S3Connector)],
         }
     }

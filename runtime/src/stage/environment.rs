@@ -64,7 +64,7 @@ pub struct Names {
 impl Names {
     /// A component that is one for the cluster: its consumer group, and the owner of its rows.
     pub fn component(&self, pipeline: &str, component: &str) -> String {
-        format!("{}.{pipeline}.{component}", self.cluster)
+        component_name(&self.cluster, pipeline, component)
     }
 
     /// What the names of all components of a pipeline start with.
@@ -82,6 +82,11 @@ impl Names {
     pub fn member(&self, pipeline: &str, component: &str, task: u32) -> String {
         format!("{}.{pipeline}.{component}.{}.{task}", self.cluster, self.worker)
     }
+}
+
+/// See [`Names::component`].
+pub fn component_name(cluster: &str, pipeline: &str, component: &str) -> String {
+    format!("{cluster}.{pipeline}.{component}")
 }
 
 /// A flag that can be waited for.

@@ -19,7 +19,7 @@ mod supervise;
 mod transform;
 mod upstream;
 
-pub use environment::{Environment, Names, Stop};
+pub use environment::{Environment, Names, Stop, component_name};
 pub use sink::SinkStage;
 pub use source::SourceStage;
 pub use status::{StageKind, StageState, StageStatus};

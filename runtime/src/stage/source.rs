@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use trunkline_connector::{
-    Error, Fill, MemoryBudget, PositionChange, Reservation, Result, Schema, Source, SourceBatch, SourceContext,
-    failpoint,
+    Error, Fill, MemoryBudget, Placement, PositionChange, Reservation, Result, Schema, Source, SourceBatch,
+    SourceContext, failpoint,
 };
 
 use super::chain::Chain;
@@ -43,11 +43,16 @@ pub struct SourceStage {
 
 impl Stage for SourceStage {
     fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()> {
-        let task = environment.names.node_task(&self.pipeline, &self.plan.name);
+        let task = match self.plan.spec.placement() {
+            Placement::EveryNode => environment.names.node_task(&self.pipeline, &self.plan.name),
+            // Whichever worker it runs on goes on with the one position there is, and fences the last one (I4).
+            Placement::Anywhere => environment.names.component(&self.pipeline, &self.plan.name),
+        };
         let producer = TransactionalProducer::new(&environment.cluster, &task, environment.client_buffer)?;
         failpoint!("source.claim.after")?;
         let positions = Positions::load(&environment.cluster, &task, &task)?;
         let source = self.plan.spec.open(SourceContext {
+            task: task.clone(),
             position: positions.parts.clone(),
             until_idle: environment.until_idle,
             budget: environment.budget.clone(),

@@ -154,6 +154,27 @@ fn a_source_with_its_defaults_and_applied_transforms() {
 
 /// I7: a bad file leaves the others alone, and of two files that claim one topic the first one runs.
 #[test]
+fn a_source_of_several_topics_has_its_own_default() {
+    let pipeline = load_one(
+        &Folder::new(),
+        r#"
+        name = "shop"
+        [sources.db]
+        connector = "mysql"
+        url = "mysql://cdc@db"
+        tables = ["shop.*"]
+        [sinks.lake]
+        connector = "s3"
+        url = "file:///lake"
+        inputs = ["db"]
+        path = "{@database}/{@table}"
+        "#,
+    );
+    assert_eq!(pipeline.sources[0].topic.source(), "shop.{@database}.{@table}");
+    assert_eq!(inputs(&pipeline.sinks[0].inputs), [r#"Pattern("^shop\\..+\\..+$") !"#]);
+}
+
+#[test]
 fn good_files_load_beside_bad_ones() {
     let folder = Folder::with_fixtures();
     folder.write("good.toml", "name = \"good\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"a.log\"]\n");

@@ -12,6 +12,7 @@ mod clients;
 mod crashes;
 mod dead_letters;
 mod harness;
+mod mysql;
 mod outages;
 mod pipeline;
 mod rotation;

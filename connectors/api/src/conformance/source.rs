@@ -109,6 +109,7 @@ impl SourceReading {
         };
         let budget = MemoryBudget::new(1 << 30);
         let context = SourceContext {
+            task: "suite.tested.source".to_owned(),
             position: position.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
             until_idle,
             budget: budget.clone(),

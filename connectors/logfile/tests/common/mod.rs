@@ -144,6 +144,7 @@ impl Bench {
     pub(crate) fn fill(&mut self, max_records: usize, wait: Duration) -> Result<Fill, Error> {
         if self.source.is_none() {
             let context = SourceContext {
+                task: "suite.tested.source".to_owned(),
                 position: self.position.clone().into_iter().collect(),
                 until_idle: self.until_idle,
                 budget: self.budget.clone(),

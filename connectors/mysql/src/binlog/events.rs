@@ -1,0 +1,355 @@
+//! What an event says, as far as following needs it. Rows are left where they are.
+
+use mysql_async::binlog::events::{Event, GtidEvent};
+
+use crate::decode::{Bytes, Malformed};
+use crate::emit::Op;
+use crate::gtid::{Gtid, Origin};
+
+/// An event by what it means for the follower.
+#[derive(Debug)]
+pub(crate) enum Meaning<'a> {
+    /// The binlog goes on in this file, at this place.
+    Rotate(String, u64),
+    /// A transaction begins.
+    Begins(Begins),
+    Query(Query<'a>),
+    /// A transaction is committed.
+    Commit,
+    TableMap,
+    Rows(RowsKind),
+    /// The end of the first half of a distributed transaction; whether it is the whole of it.
+    XaPrepare {
+        whole: bool,
+    },
+    /// Nothing new, but the end of the binlog is here.
+    Heartbeat(Option<u64>),
+    /// The server knows that it lost something.
+    Incident,
+    /// The rest.
+    Nothing,
+}
+
+/// The head of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Begins {
+    /// `None` if the server gives no GTIDs.
+    pub(crate) gtid: Option<Gtid>,
+    /// When it was committed on the server where it began, in microseconds since the Unix epoch.
+    pub(crate) committed_at: u64,
+}
+
+/// A statement.
+#[derive(Debug)]
+pub(crate) struct Query<'a> {
+    pub(crate) thread: u32,
+    pub(crate) database: &'a str,
+    pub(crate) text: &'a [u8],
+}
+
+/// Which kind of rows event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RowsKind {
+    pub(crate) op: Op,
+    /// Of the second version: with a block of extra data.
+    pub(crate) extra: bool,
+    /// JSON columns may be given as differences.
+    pub(crate) partial: bool,
+}
+
+impl<'a> Meaning<'a> {
+    pub(crate) fn of(event: &'a Event) -> Result<Self, Malformed> {
+        let data = event.data();
+        let rows = |op, extra, partial| Ok(Self::Rows(RowsKind { op, extra, partial }));
+        match event.header().event_type_raw() {
+            2 => Query::read(data).map(Self::Query),
+            4 => rotate(event),
+            16 => Ok(Self::Commit),
+            19 => Ok(Self::TableMap),
+            23 => rows(Op::Create, false, false),
+            24 => rows(Op::Update, false, false),
+            25 => rows(Op::Delete, false, false),
+            26 => Ok(Self::Incident),
+            // The position of the first is in the header, for the second kind in the body, where it has 64 bits.
+            27 => Ok(Self::Heartbeat(Some(u64::from(event.header().log_pos())))),
+            30 => rows(Op::Create, true, false),
+            31 => rows(Op::Update, true, false),
+            32 => rows(Op::Delete, true, false),
+            33 | 34 | 42 => begins(event).map(Self::Begins),
+            38 => Ok(Self::XaPrepare { whole: data.first() == Some(&1) }),
+            39 => rows(Op::Update, true, true),
+            41 => heartbeat(data),
+            _ => Ok(Self::Nothing),
+        }
+    }
+}
+
+fn rotate(event: &Event) -> Result<Meaning<'static>, Malformed> {
+    let mut bytes = Bytes::new(event.data());
+    let pos = bytes.little(8)?;
+    let mut name = bytes.rest();
+    // The first event of a connection has a checksum that nothing announced: the description of the format follows after it.
+    if let Some((rest, sum)) = name.split_last_chunk::<4>()
+        && event.checksum().is_none()
+        && checksum_fits(event, 4, u32::from_le_bytes(*sum))
+    {
+        name = rest;
+    }
+    let name = std::str::from_utf8(name).map_err(|_| Malformed::new("the name of a binlog file is no UTF-8"))?;
+    Ok(Meaning::Rotate(name.to_owned(), pos))
+}
+
+/// Does a checksum fit that is the last `count` bytes of the event's data?
+fn checksum_fits(event: &Event, count: usize, sum: u32) -> bool {
+    let header = event.header();
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&header.timestamp().to_le_bytes());
+    hasher.update(&[header.event_type_raw()]);
+    hasher.update(&header.server_id().to_le_bytes());
+    hasher.update(&header.event_size().to_le_bytes());
+    hasher.update(&header.log_pos().to_le_bytes());
+    hasher.update(&header.flags_raw().to_le_bytes());
+    hasher.update(&event.data()[..event.data().len().saturating_sub(count)]);
+    hasher.finalize() == sum
+}
+
+fn heartbeat(data: &[u8]) -> Result<Meaning<'static>, Malformed> {
+    const POSITION: u64 = 2;
+    let mut bytes = Bytes::new(data);
+    let mut pos = None;
+    while !bytes.is_empty() {
+        let kind = bytes.packed()?;
+        if kind == 0 {
+            break;
+        }
+        let mut body = Bytes::new(bytes.packed_bytes()?);
+        if kind == POSITION {
+            pos = Some(body.packed()?);
+        }
+    }
+    Ok(Meaning::Heartbeat(pos))
+}
+
+fn begins(event: &Event) -> Result<Begins, Malformed> {
+    const ANONYMOUS: u8 = 34;
+    // Both events are laid out alike; the one without GTID has zeros in its place.
+    if event.header().event_type_raw() == ANONYMOUS {
+        let mut bytes = Bytes::new(event.data());
+        bytes.take(1 + 16 + 8 + 1 + 16)?;
+        // Servers before 8.0 stop here.
+        let committed_at =
+            bytes.little(7).map_or(u64::from(event.header().timestamp()) * 1_000_000, |time| time & !(1 << 55));
+        return Ok(Begins { gtid: None, committed_at });
+    }
+    let read: GtidEvent = event.read_event().map_err(|error| Malformed(format!("a GTID event: {error}")))?;
+    let tag = read.tag().map(ToString::to_string).unwrap_or_default();
+    let gtid = Gtid { origin: Origin { server: read.sid(), tag }, number: read.gno() };
+    let committed_at = match read.original_commit_timestamp() {
+        0 => read.immediate_commit_timestamp(),
+        time => time,
+    };
+    let committed_at = if committed_at == 0 { u64::from(event.header().timestamp()) * 1_000_000 } else { committed_at };
+    Ok(Begins { gtid: Some(gtid), committed_at })
+}
+
+impl<'a> Query<'a> {
+    fn read(data: &'a [u8]) -> Result<Self, Malformed> {
+        let mut bytes = Bytes::new(data);
+        let thread = bytes.little(4)? as u32;
+        bytes.take(4)?;
+        let database = usize::from(bytes.u8()?);
+        bytes.take(2)?;
+        let status = bytes.little(2)? as usize;
+        bytes.take(status)?;
+        let database = bytes.take(database)?;
+        bytes.take(1)?;
+        let database = std::str::from_utf8(database).map_err(|_| Malformed::new("a database's name is no UTF-8"))?;
+        Ok(Self { thread, database, text: bytes.rest() })
+    }
+}
+
+/// What a statement does to its transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Statement {
+    /// The transaction goes on.
+    Begin,
+    /// It is committed.
+    Commit,
+    /// A mark within it.
+    Within,
+    XaStart(Vec<u8>),
+    XaCommit(Vec<u8>),
+    XaRollback(Vec<u8>),
+    /// A table loses all of its rows; database (if named) and table.
+    Truncate(Option<String>, String),
+    /// CREATE TABLE .. SELECT: rows follow.
+    CreateWithRows,
+    /// Something is there that was not: no row that is there already changes by it. A transaction of its own.
+    Create,
+    /// A change of definitions: a transaction of its own.
+    Definition,
+}
+
+impl Statement {
+    pub(crate) fn of(text: &[u8]) -> Self {
+        let mut words = Words::new(text);
+        let first = words.next_word();
+        match first.as_str() {
+            "BEGIN" => Self::Begin,
+            "COMMIT" => Self::Commit,
+            "SAVEPOINT" => Self::Within,
+            // `ROLLBACK TO` a savepoint. Without `TO`, the end of a transaction whose rows are there nevertheless: of tables that know
+            // no transactions.
+            "ROLLBACK" if words.next_word() == "TO" => Self::Within,
+            "ROLLBACK" => Self::Commit,
+            "XA" => {
+                let verb = words.next_word();
+                let id = words.rest().trim_ascii();
+                match verb.as_str() {
+                    "START" | "BEGIN" => Self::XaStart(id.to_vec()),
+                    "END" => Self::Within,
+                    "COMMIT" => Self::XaCommit(id.strip_suffix(b"ONE PHASE").unwrap_or(id).trim_ascii().to_vec()),
+                    "ROLLBACK" => Self::XaRollback(id.to_vec()),
+                    _ => Self::Within,
+                }
+            }
+            "TRUNCATE" => match words.table_after_truncate() {
+                Some((database, table)) => Self::Truncate(database, table),
+                None => Self::Definition,
+            },
+            "CREATE" if ends_with_start_transaction(text) => Self::CreateWithRows,
+            "CREATE" => Self::Create,
+            _ => Self::Definition,
+        }
+    }
+}
+
+fn ends_with_start_transaction(text: &[u8]) -> bool {
+    const END: &[u8] = b"START TRANSACTION";
+    let text = text.trim_ascii_end();
+    text.len() >= END.len() && text[text.len() - END.len()..].eq_ignore_ascii_case(END)
+}
+
+/// The first words of a statement, without comments. No parser: enough for statements that the server itself writes, and for TRUNCATE, whose
+/// grammar is two words and a name.
+struct Words<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Words<'a> {
+    fn new(text: &'a [u8]) -> Self {
+        Self { rest: text }
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    fn skip_space(&mut self) {
+        loop {
+            self.rest = self.rest.trim_ascii_start();
+            if self.rest.starts_with(b"/*") {
+                let end = self.rest.windows(2).position(|two| two == b"*/");
+                self.rest = end.map_or(&[], |end| &self.rest[end + 2..]);
+            } else if self.rest.starts_with(b"--") || self.rest.starts_with(b"#") {
+                let end = self.rest.iter().position(|byte| *byte == b'\n');
+                self.rest = end.map_or(&[], |end| &self.rest[end + 1..]);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn next_word(&mut self) -> String {
+        self.skip_space();
+        let end = self.rest.iter().position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_');
+        let (word, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
+        self.rest = rest;
+        String::from_utf8_lossy(word).to_ascii_uppercase()
+    }
+
+    fn table_after_truncate(&mut self) -> Option<(Option<String>, String)> {
+        let before = self.rest;
+        // A table may itself be called `table`, but then it is quoted.
+        if self.next_word() != "TABLE" {
+            self.rest = before;
+        }
+        let first = self.name()?;
+        self.skip_space();
+        if self.rest.first() != Some(&b'.') {
+            return Some((None, first));
+        }
+        self.rest = &self.rest[1..];
+        Some((Some(first), self.name()?))
+    }
+
+    fn name(&mut self) -> Option<String> {
+        self.skip_space();
+        let mut name = Vec::new();
+        if self.rest.first() == Some(&b'`') {
+            let mut at = 1;
+            loop {
+                match (self.rest.get(at)?, self.rest.get(at + 1)) {
+                    (b'`', Some(b'`')) => {
+                        name.push(b'`');
+                        at += 2;
+                    }
+                    (b'`', _) => break,
+                    (byte, _) => {
+                        name.push(*byte);
+                        at += 1;
+                    }
+                }
+            }
+            self.rest = &self.rest[at + 1..];
+        } else {
+            let ends = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'.' | b';' | b'/' | b'`');
+            let (word, rest) = self.rest.split_at(self.rest.iter().position(ends).unwrap_or(self.rest.len()));
+            name = word.to_vec();
+            self.rest = rest;
+        }
+        String::from_utf8(name).ok().filter(|name| !name.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn statements_are_told_apart() {
+        let truncate =
+            |database: Option<&str>, table: &str| Statement::Truncate(database.map(str::to_owned), table.to_owned());
+        for (text, statement) in [
+            ("BEGIN", Statement::Begin),
+            ("COMMIT", Statement::Commit),
+            ("SAVEPOINT `a`", Statement::Within),
+            ("ROLLBACK TO `a`", Statement::Within),
+            ("ROLLBACK", Statement::Commit),
+            ("XA START X'7831',X'',1", Statement::XaStart(b"X'7831',X'',1".to_vec())),
+            ("XA COMMIT X'7831',X'',1", Statement::XaCommit(b"X'7831',X'',1".to_vec())),
+            ("XA ROLLBACK X'7831',X'',1", Statement::XaRollback(b"X'7831',X'',1".to_vec())),
+            ("truncate orders", truncate(None, "orders")),
+            ("/* x */ TRUNCATE -- y\n TABLE `sh``op` . `or.ders`", truncate(Some("sh`op"), "or.ders")),
+            ("TRUNCATE TABLE shop.orders;", truncate(Some("shop"), "orders")),
+            ("CREATE TABLE `a` (\n  `id` int\n) START TRANSACTION", Statement::CreateWithRows),
+            ("CREATE TABLE a (id int)", Statement::Create),
+            ("ALTER TABLE a ADD b int", Statement::Definition),
+        ] {
+            assert_eq!(Statement::of(text.as_bytes()), statement, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Statement::of(&bytes);
+            let _ = Query::read(&bytes);
+            let _ = heartbeat(&bytes);
+            let mut truncate = b"TRUNCATE ".to_vec();
+            truncate.extend_from_slice(&bytes);
+            let _ = Statement::of(&truncate);
+        }
+    }
+}

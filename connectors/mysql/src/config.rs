@@ -1,0 +1,235 @@
+//! The options of a `mysql` source. The doc comments of [`MysqlOptions`] are the user's documentation.
+
+use std::path::PathBuf;
+
+use trunkline_connector::config::{Mismatch, Node, Section, Value};
+
+use crate::address::Address;
+use crate::selection::Selection;
+
+/// Everything that a `mysql` source can be told.
+#[derive(Debug, Clone)]
+pub struct MysqlOptions {
+    /// The component's name: what Debezium's envelope has as `source.name`.
+    pub name: String,
+    /// `url` (required): `mysql://USER:PASSWORD@HOST:PORT`. What must not stand in the URL as it is (`@`, `/`, `%`) is written `%XX`.
+    pub url: Address,
+    /// `tables` (required): globs of `database.table`. One that begins with `!` takes away what the others chose. `*` stands for any
+    /// characters. The server's own databases are never meant.
+    pub tables: Selection,
+    /// `server_id`: the number by which the server knows this replica; no other replica may have it. By default made of the names of
+    /// cluster, pipeline and source, so that it stays the same wherever the source runs.
+    pub server_id: Option<u32>,
+    /// `snapshot` (default `initial`): `initial` reads the rows that are there, then follows the binlog; `never` follows the binlog from where
+    /// it ends at the first start; `only` reads the rows that are there and ends.
+    pub snapshot: Snapshot,
+    /// `chunk_rows` (default 4096): rows that a snapshot reads at once. They are in memory until the binlog has been read up to
+    /// that point.
+    pub chunk_rows: usize,
+    /// `on_purged` (default `stop`): what happens when the server no longer has the binlog at the source's position: `stop`, or `resnapshot`,
+    /// which begins anew with a snapshot.
+    pub on_purged: OnPurged,
+    /// `envelope` (default `debezium`): `debezium` writes `before`, `after`, `source`, `op` and `ts_ms`; `row` writes the row alone, and a
+    /// delete as a tombstone alone.
+    pub envelope: Envelope,
+    /// `tombstones` (default `true`): a record without value after each delete, by which Kafka's compaction forgets the key.
+    pub tombstones: bool,
+    /// `decimals` (default `string`): `string` keeps every digit; `number` writes a JSON number of the same digits.
+    pub decimals: DecimalAs,
+    /// `binary` (default `base64`): `base64` or `hex`.
+    pub binary: BinaryAs,
+    /// `zero_dates` (default `null`): what a date becomes that no calendar has (`0000-00-00`, `2026-00-00`): `null`; `string`, which makes strings of
+    /// all dates and times; or `error`, which sets the record aside.
+    pub zero_dates: ZeroDates,
+    /// `tls` (default `prefer`): `disable`, `prefer`, `require`, `verify_ca`, or `verify_identity`.
+    pub tls: Tls,
+    /// `tls_ca`: a PEM file with the certificate authorities to trust, instead of the system's.
+    pub tls_ca: Option<PathBuf>,
+}
+
+/// Which rows are read besides those of the binlog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Snapshot {
+    /// Those that are there at the first start.
+    Initial,
+    /// None.
+    Never,
+    /// Those that are there, and nothing else.
+    Only,
+}
+
+/// What happens when the binlog at the position is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnPurged {
+    /// The source stops.
+    Stop,
+    /// The source begins anew.
+    Resnapshot,
+}
+
+/// The shape of values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Envelope {
+    /// Debezium's.
+    Debezium,
+    /// The bare row.
+    Row,
+}
+
+/// How decimals are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecimalAs {
+    /// As a string.
+    String,
+    /// As a JSON number.
+    Number,
+}
+
+/// How bytes are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BinaryAs {
+    /// In base64.
+    Base64,
+    /// In hexadecimal digits.
+    Hex,
+}
+
+/// What becomes of dates that no calendar has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroDates {
+    /// Null.
+    Null,
+    /// A string, as is every other date.
+    String,
+    /// The record is set aside.
+    Error,
+}
+
+/// How the connection is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    /// Not at all.
+    Disable,
+    /// With TLS if the server has it; nothing is verified.
+    Prefer,
+    /// With TLS; nothing is verified.
+    Require,
+    /// With TLS, and the certificate's authority is verified.
+    VerifyCa,
+    /// The same, and the host's name too.
+    VerifyIdentity,
+}
+
+const MOST_CHUNK_ROWS: u64 = 1_000_000;
+
+impl MysqlOptions {
+    /// Reads a component's section; every problem goes to its report, and then the result is `None`.
+    pub fn read(section: &Section<'_>) -> Option<Self> {
+        let before = section.report.len();
+        let url = url(section);
+        let tables = tables(section);
+        let name = section.path.rsplit('.').next().unwrap_or(&section.path).to_owned();
+        let server_id = server_id(section);
+        let snapshot = section.choice(
+            "snapshot",
+            &[("initial", Snapshot::Initial), ("never", Snapshot::Never), ("only", Snapshot::Only)],
+            Snapshot::Initial,
+        );
+        let chunk_rows = number(section, "chunk_rows", MOST_CHUNK_ROWS).unwrap_or(4096) as usize;
+        let on_purged = section.choice(
+            "on_purged",
+            &[("stop", OnPurged::Stop), ("resnapshot", OnPurged::Resnapshot)],
+            OnPurged::Stop,
+        );
+        let envelope =
+            section.choice("envelope", &[("debezium", Envelope::Debezium), ("row", Envelope::Row)], Envelope::Debezium);
+        let tombstones = section.or("tombstones", true);
+        let decimals = section.choice(
+            "decimals",
+            &[("string", DecimalAs::String), ("number", DecimalAs::Number)],
+            DecimalAs::String,
+        );
+        let binary =
+            section.choice("binary", &[("base64", BinaryAs::Base64), ("hex", BinaryAs::Hex)], BinaryAs::Base64);
+        let zero_dates = section.choice(
+            "zero_dates",
+            &[("null", ZeroDates::Null), ("string", ZeroDates::String), ("error", ZeroDates::Error)],
+            ZeroDates::Null,
+        );
+        let tls = section.choice(
+            "tls",
+            &[
+                ("disable", Tls::Disable),
+                ("prefer", Tls::Prefer),
+                ("require", Tls::Require),
+                ("verify_ca", Tls::VerifyCa),
+                ("verify_identity", Tls::VerifyIdentity),
+            ],
+            Tls::Prefer,
+        );
+        let tls_ca: Option<PathBuf> = section.optional("tls_ca");
+        let tls_ca = tls_ca.map(|path| section.base.join(path));
+        if section.report.len() > before {
+            return None;
+        }
+        Some(Self {
+            name,
+            url: url?,
+            tables: tables?,
+            server_id,
+            snapshot,
+            chunk_rows,
+            on_purged,
+            envelope,
+            tombstones,
+            decimals,
+            binary,
+            zero_dates,
+            tls,
+            tls_ca,
+        })
+    }
+}
+
+fn url(section: &Section<'_>) -> Option<Address> {
+    let text: String = section.required("url")?;
+    let node = section.node("url")?;
+    match Address::parse(&text) {
+        Ok(address) => Some(address),
+        Err(why) => {
+            // `why` never holds the text: it has a password in it (I8).
+            let expected = "a URL such as `mysql://cdc:${env:PASSWORD}@db.example.com:3306`".to_owned();
+            section.mismatch("url", node, Mismatch::new(why), expected);
+            None
+        }
+    }
+}
+
+fn tables(section: &Section<'_>) -> Option<Selection> {
+    let globs: Vec<String> = section.required("tables")?;
+    let node = section.node("tables")?;
+    let items: &[Node] = if let Value::Array(items) = &node.value { items } else { &[] };
+    let expected = || "globs of `database.table` such as `shop.*` or `!shop.audit_*`".to_owned();
+    match Selection::new(&globs) {
+        Ok(selection) => Some(selection),
+        Err((index, why)) => {
+            let place = index.and_then(|index| items.get(index)).unwrap_or(node);
+            section.mismatch("tables", place, Mismatch::new(why), expected());
+            None
+        }
+    }
+}
+
+fn server_id(section: &Section<'_>) -> Option<u32> {
+    number(section, "server_id", u64::from(u32::MAX)).map(|id| id as u32)
+}
+
+fn number(section: &Section<'_>, key: &'static str, most: u64) -> Option<u64> {
+    let number: u64 = section.optional(key)?;
+    if (1..=most).contains(&number) {
+        return Some(number);
+    }
+    let node = section.node(key)?;
+    section.mismatch(key, node, Mismatch::new(format!("is {number}")), format!("a whole number from 1 to {most}"));
+    None
+}

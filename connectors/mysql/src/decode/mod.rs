@@ -1,0 +1,142 @@
+//! Bytes to values. [`Value`] is what a column holds, borrowed from the event or packet it came in; `binlog` reads it from a row image,
+//! `protocol` from the rows of a prepared statement.
+//!
+//! Nothing here trusts its input: every length is checked, and bytes that cannot be what they should be are a [`Malformed`], never a panic.
+
+mod decimal;
+mod json_diff;
+mod jsonb;
+pub(crate) mod protocol;
+pub(crate) mod rows;
+pub(crate) mod table_map;
+mod temporal;
+
+pub(crate) use decimal::{packed_bytes, write_decimal};
+pub(crate) use json_diff::write_changed;
+pub(crate) use jsonb::write_json;
+pub(crate) use temporal::{Date, DateTime, Time};
+
+/// Bytes that cannot be what they should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Malformed(pub(crate) String);
+
+impl Malformed {
+    pub(crate) fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+}
+
+/// The value of one column.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Value<'a> {
+    Null,
+    Int(i64),
+    UInt(u64),
+    Float(f32),
+    Double(f64),
+    /// As MySQL packs it.
+    PackedDecimal(&'a [u8]),
+    /// As text.
+    Decimal(&'a [u8]),
+    Bits(u64),
+    Date(Date),
+    DateTime(DateTime),
+    Time(Time),
+    /// Text in the column's charset, or bytes, by the column's kind. Bytes of a fixed length have lost their trailing zeros: so many are to
+    /// be put back.
+    Bytes {
+        bytes: &'a [u8],
+        zeros: usize,
+    },
+    /// From 1; 0 is the empty string that stands for a value the column does not have.
+    EnumIndex(u64),
+    SetBits(u64),
+    /// MySQL's binary JSON.
+    BinaryJson(&'a [u8]),
+    /// Binary JSON, and what has changed of it since.
+    ChangedJson {
+        before: &'a [u8],
+        diffs: &'a [u8],
+    },
+    /// JSON as MySQL prints it.
+    JsonText(&'a [u8]),
+}
+
+/// A cursor over bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bytes<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Bytes<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    #[inline]
+    pub(crate) fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+        match self.rest.split_at_checked(count) {
+            Some((taken, rest)) => {
+                self.rest = rest;
+                Ok(taken)
+            }
+            None => Err(Malformed(format!("{count} bytes expected, {} left", self.rest.len()))),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn u8(&mut self) -> Result<u8, Malformed> {
+        Ok(self.take(1)?[0])
+    }
+
+    /// A little-endian number of up to 8 bytes.
+    #[inline]
+    pub(crate) fn little(&mut self, count: usize) -> Result<u64, Malformed> {
+        Ok(little(self.take(count)?))
+    }
+
+    /// A number with its length before it, as the protocol packs them.
+    pub(crate) fn packed(&mut self) -> Result<u64, Malformed> {
+        match self.u8()? {
+            0xfc => self.little(2),
+            0xfd => self.little(3),
+            0xfe => self.little(8),
+            small @ 0..=0xfa => Ok(u64::from(small)),
+            other => Err(Malformed(format!("{other:#x} begins no packed number"))),
+        }
+    }
+
+    /// Bytes with their packed length before them.
+    pub(crate) fn packed_bytes(&mut self) -> Result<&'a [u8], Malformed> {
+        let count = self.packed()?;
+        self.take(usize::try_from(count).unwrap_or(usize::MAX))
+    }
+}
+
+/// A little-endian number of up to 8 bytes.
+#[inline]
+pub(crate) fn little(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// A big-endian number of up to 8 bytes.
+#[inline]
+pub(crate) fn big(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// The sign of a number of `bytes` bytes carried to 64 bits.
+#[inline]
+pub(crate) fn sign_extend(number: u64, bytes: usize) -> i64 {
+    let shift = 64 - 8 * bytes as u32;
+    ((number << shift) as i64) >> shift
+}

@@ -1,0 +1,200 @@
+//! Dates and times, as they are packed in row images and in binary JSON.
+
+use super::{Malformed, big};
+
+/// A date as MySQL holds it: month or day may be 0, and with `ALLOW_INVALID_DATES` the day may not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Date {
+    pub(crate) year: u16,
+    pub(crate) month: u8,
+    pub(crate) day: u8,
+}
+
+impl Date {
+    pub(crate) const ZERO: Self = Self { year: 0, month: 0, day: 0 };
+
+    /// Is there such a day?
+    pub(crate) fn exists(self) -> bool {
+        let leap = self.year.is_multiple_of(4) && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400));
+        let days = match self.month {
+            2 => 28 + u8::from(leap),
+            4 | 6 | 9 | 11 => 30,
+            1..=12 => 31,
+            _ => return false,
+        };
+        (1..=days).contains(&self.day) && self.year <= 9999
+    }
+
+    /// As a row image has it.
+    pub(crate) fn packed(number: u64) -> Self {
+        Self { day: (number & 31) as u8, month: (number >> 5 & 15) as u8, year: (number >> 9) as u16 }
+    }
+}
+
+/// A date with a time of day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DateTime {
+    pub(crate) date: Date,
+    pub(crate) hour: u8,
+    pub(crate) minute: u8,
+    pub(crate) second: u8,
+    pub(crate) micros: u32,
+}
+
+impl DateTime {
+    pub(crate) const ZERO: Self = Self { date: Date::ZERO, hour: 0, minute: 0, second: 0, micros: 0 };
+
+    /// Of the date and time without fraction: 17 bits of year and month, 5 each of day and hour, 6 each of minute and second.
+    pub(crate) fn packed(whole: u64, micros: u32) -> Self {
+        let year_month = whole >> 22;
+        Self {
+            date: Date {
+                year: (year_month / 13) as u16,
+                month: (year_month % 13) as u8,
+                day: (whole >> 17 & 31) as u8,
+            },
+            hour: (whole >> 12 & 31) as u8,
+            minute: (whole >> 6 & 63) as u8,
+            second: (whole & 63) as u8,
+            micros,
+        }
+    }
+
+    /// A TIMESTAMP, by its seconds since 1970. 0 is how MySQL stores the zero date.
+    pub(crate) fn of_epoch(seconds: u32, micros: u32) -> Self {
+        if seconds == 0 && micros == 0 {
+            return Self::ZERO;
+        }
+        // Days to a civil date: Howard Hinnant's algorithm, for days that are never negative.
+        let days = i64::from(seconds / 86_400) + 719_468;
+        let era = days / 146_097;
+        let day_of_era = days % 146_097;
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let shifted_month = (5 * day_of_year + 2) / 153;
+        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+        let year = year_of_era + era * 400 + i64::from(month <= 2);
+        let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+        let second_of_day = seconds % 86_400;
+        Self {
+            date: Date { year: year as u16, month: month as u8, day: day as u8 },
+            hour: (second_of_day / 3600) as u8,
+            minute: (second_of_day / 60 % 60) as u8,
+            second: (second_of_day % 60) as u8,
+            micros,
+        }
+    }
+}
+
+/// A duration of up to 838:59:59, either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Time {
+    pub(crate) negative: bool,
+    pub(crate) hours: u16,
+    pub(crate) minutes: u8,
+    pub(crate) seconds: u8,
+    pub(crate) micros: u32,
+}
+
+impl Time {
+    /// From the whole number that orders times: hours, minutes and seconds above 24 bits of microseconds.
+    pub(crate) fn packed(number: i64) -> Self {
+        let magnitude = number.unsigned_abs();
+        let whole = magnitude >> 24;
+        Self {
+            negative: number < 0,
+            hours: (whole >> 12 & 1023) as u16,
+            minutes: (whole >> 6 & 63) as u8,
+            seconds: (whole & 63) as u8,
+            micros: (magnitude & 0xff_ffff) as u32,
+        }
+    }
+}
+
+/// Bytes of a fraction of so many digits.
+pub(crate) fn fraction_bytes(digits: u8) -> usize {
+    usize::from(digits).div_ceil(2)
+}
+
+/// Microseconds of a fraction in so many bytes.
+fn micros(bytes: &[u8]) -> u32 {
+    let number = big(bytes) as u32;
+    match bytes.len() {
+        1 => number * 10_000,
+        2 => number * 100,
+        _ => number,
+    }
+}
+
+/// DATETIME of a row image: 5 bytes and the fraction.
+pub(crate) fn datetime(bytes: &[u8]) -> Result<DateTime, Malformed> {
+    let (whole, fraction) =
+        bytes.split_at_checked(5).ok_or_else(|| Malformed::new("a DATETIME has 5 bytes or more"))?;
+    Ok(DateTime::packed(big(whole).wrapping_sub(0x80_0000_0000) & 0x7f_ffff_ffff, micros(fraction)))
+}
+
+/// TIMESTAMP of a row image: 4 bytes and the fraction.
+pub(crate) fn timestamp(bytes: &[u8]) -> Result<DateTime, Malformed> {
+    let (whole, fraction) =
+        bytes.split_at_checked(4).ok_or_else(|| Malformed::new("a TIMESTAMP has 4 bytes or more"))?;
+    Ok(DateTime::of_epoch(big(whole) as u32, micros(fraction)))
+}
+
+/// TIME of a row image: 3 bytes and the fraction, which counts from the *next lower* second below zero.
+pub(crate) fn time(bytes: &[u8]) -> Result<Time, Malformed> {
+    let (whole, fraction) = bytes.split_at_checked(3).ok_or_else(|| Malformed::new("a TIME has 3 bytes or more"))?;
+    let seconds = big(whole) as i64 - 0x80_0000;
+    Ok(Time::packed(match fraction.len() {
+        0 => seconds << 24,
+        1 | 2 => {
+            let unit = if fraction.len() == 1 { 10_000 } else { 100 };
+            let parts = big(fraction) as i64;
+            if seconds < 0 && parts > 0 {
+                ((seconds + 1) << 24) + (parts - (1 << (8 * fraction.len()))) * unit
+            } else {
+                (seconds << 24) + parts * unit
+            }
+        }
+        _ => big(bytes) as i64 - 0x8000_0000_0000,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_day_exists_or_not() {
+        let date = |year, month, day| Date { year, month, day };
+        assert!(date(2024, 2, 29).exists() && date(0, 1, 1).exists() && date(9999, 12, 31).exists());
+        assert!(!date(2026, 2, 29).exists() && !date(1900, 2, 29).exists() && !date(2026, 0, 1).exists());
+        assert!(!date(2026, 4, 31).exists() && !date(2026, 4, 0).exists() && !date(2026, 13, 1).exists());
+    }
+
+    #[test]
+    fn times_below_zero() {
+        let seen = |bytes: &[u8]| time(bytes).unwrap();
+        let time = |negative, hours, minutes, seconds, micros| Time { negative, hours, minutes, seconds, micros };
+        assert_eq!(seen(&[0x7f, 0xff, 0xff]), time(true, 0, 0, 1, 0));
+        // -00:00:01.25 in TIME(2)
+        assert_eq!(seen(&[0x7f, 0xff, 0xfe, 0xe7]), time(true, 0, 0, 1, 250_000));
+        assert_eq!(seen(&[0x80, 0, 1, 0x19]), time(false, 0, 0, 1, 250_000));
+    }
+
+    proptest! {
+        #[test]
+        fn seconds_since_1970_are_what_the_calendar_says(seconds in 1u32.., micros in 0u32..1_000_000) {
+            let ours = DateTime::of_epoch(seconds, micros);
+            let civil = jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::from_second(i64::from(seconds)).unwrap());
+            prop_assert_eq!((ours.date.year as i16, ours.date.month as i8, ours.date.day as i8), (civil.year(), civil.month(), civil.day()));
+            prop_assert_eq!((ours.hour as i8, ours.minute as i8, ours.second as i8), (civil.hour(), civil.minute(), civil.second()));
+            prop_assert!(ours.date.exists());
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..9)) {
+            let _ = (datetime(&bytes), timestamp(&bytes), time(&bytes));
+        }
+    }
+}

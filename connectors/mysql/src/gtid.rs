@@ -1,0 +1,189 @@
+//! Sets of GTIDs: which transactions have been seen. Tagged ones too (`uuid:tag:1-3`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The server (and tag) that numbered a transaction.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Origin {
+    pub(crate) server: [u8; 16],
+    pub(crate) tag: String,
+}
+
+/// A transaction's id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Gtid {
+    pub(crate) origin: Origin,
+    pub(crate) number: u64,
+}
+
+/// A set of GTIDs; per origin its ranges, ends included, in order and apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct GtidSet {
+    ranges: BTreeMap<Origin, Vec<(u64, u64)>>,
+}
+
+impl GtidSet {
+    /// Reads MySQL's notation. After a UUID, numbers belong to the last tag before them.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut set = Self::default();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let mut words = part.split(':').map(str::trim);
+            let server = parse_uuid(words.next()?)?;
+            let mut origin = Origin { server, tag: String::new() };
+            for word in words {
+                if word.starts_with(|first: char| first.is_ascii_digit()) {
+                    let (from, to) = word.split_once('-').unwrap_or((word, word));
+                    let (from, to) = (from.trim().parse().ok()?, to.trim().parse().ok()?);
+                    if from == 0 || to < from {
+                        return None;
+                    }
+                    set.add_range(&origin, from, to);
+                } else if word.is_empty() {
+                    return None;
+                } else {
+                    origin.tag = word.to_owned();
+                }
+            }
+        }
+        Some(set)
+    }
+
+    pub(crate) fn add(&mut self, gtid: &Gtid) {
+        self.add_range(&gtid.origin, gtid.number, gtid.number);
+    }
+
+    fn add_range(&mut self, origin: &Origin, from: u64, to: u64) {
+        if !self.ranges.contains_key(origin) {
+            self.ranges.insert(origin.clone(), Vec::new());
+        }
+        let Some(ranges) = self.ranges.get_mut(origin) else { return };
+        // Nearly always the next one after the last.
+        if let Some(last) = ranges.last_mut()
+            && last.0 <= from
+            && from <= last.1.saturating_add(1)
+        {
+            last.1 = last.1.max(to);
+            return;
+        }
+        ranges.push((from, to));
+        ranges.sort_unstable();
+        let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+        for range in ranges.iter() {
+            match joined.last_mut() {
+                Some(last) if range.0 <= last.1.saturating_add(1) => last.1 = last.1.max(range.1),
+                _ => joined.push(*range),
+            }
+        }
+        *ranges = joined;
+    }
+
+    /// Is every transaction of `other` in this set?
+    pub(crate) fn contains_all(&self, other: &Self) -> bool {
+        other.ranges.iter().all(|(origin, theirs)| {
+            let ours = self.ranges.get(origin).map_or(&[][..], Vec::as_slice);
+            theirs.iter().all(|(from, to)| ours.iter().any(|(first, last)| first <= from && to <= last))
+        })
+    }
+
+    /// Origins with their ranges, ends included.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Origin, &[(u64, u64)])> {
+        self.ranges.iter().map(|(origin, ranges)| (origin, ranges.as_slice()))
+    }
+}
+
+fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b'-').collect();
+    if digits.len() != 32 {
+        return None;
+    }
+    let mut uuid = [0u8; 16];
+    for (byte, pair) in uuid.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(uuid)
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, byte) in self.server.iter().enumerate() {
+            if matches!(index, 4 | 6 | 8 | 10) {
+                formatter.write_str("-")?;
+            }
+            write!(formatter, "{byte:02x}")?;
+        }
+        if !self.tag.is_empty() {
+            write!(formatter, ":{}", self.tag)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Gtid {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.origin, self.number)
+    }
+}
+
+impl fmt::Display for GtidSet {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (origin, ranges)) in self.ranges.iter().enumerate() {
+            write!(formatter, "{}{origin}", if index == 0 { "" } else { "," })?;
+            for (from, to) in ranges {
+                if from == to {
+                    write!(formatter, ":{from}")?;
+                } else {
+                    write!(formatter, ":{from}-{to}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    const UUID: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
+
+    fn gtid(tag: &str, number: u64) -> Gtid {
+        Gtid { origin: Origin { server: parse_uuid(UUID).unwrap(), tag: tag.to_owned() }, number }
+    }
+
+    fn contains(set: &GtidSet, gtid: Gtid) -> bool {
+        let mut one = GtidSet::default();
+        one.add(&gtid);
+        set.contains_all(&one)
+    }
+
+    #[test]
+    fn the_servers_own_notation_is_read() {
+        let set = GtidSet::parse(&format!("{UUID}:1-52:mytag:1,\n aaaaaaaa-71ca-11e1-9e33-c80aa9429562:7")).unwrap();
+        assert!(contains(&set, gtid("", 52)) && contains(&set, gtid("mytag", 1)) && !contains(&set, gtid("mytag", 2)));
+        assert_eq!(GtidSet::parse(&set.to_string()), Some(set));
+        assert_eq!(GtidSet::parse(""), Some(GtidSet::default()));
+        for wrong in ["x", "3e11fa47:1", &format!("{UUID}:0"), &format!("{UUID}:5-2"), &format!("{UUID}:")] {
+            assert_eq!(GtidSet::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_is_a_set(numbers in proptest::collection::vec(1u64..30, 0..40), others in proptest::collection::vec(1u64..30, 0..5)) {
+            let of = |numbers: &[u64]| numbers.iter().fold(GtidSet::default(), |mut set, number| {
+                set.add(&gtid("", *number));
+                set
+            });
+            let set = of(&numbers);
+            let plain: BTreeSet<u64> = numbers.iter().copied().collect();
+            for number in 1..30 {
+                prop_assert_eq!(contains(&set, gtid("", number)), plain.contains(&number));
+            }
+            prop_assert_eq!(set.contains_all(&of(&others)), others.iter().all(|number| plain.contains(number)));
+            prop_assert_eq!(GtidSet::parse(&set.to_string()), Some(set));
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The source connector `mysql`: the rows of tables, and every change of them, as MySQL's binlog tells it.
+//!
+//! What it promises: every committed change of a row once and in order, and every row that was there before, once, in its newest state; across
+//! restarts of the worker and of the server at any moment. What that rests on is said in [`position`] (what is remembered), [`binlog::follower`] (how
+//! transactions are handed out in parts) and [`snapshot`] (how rows and changes are brought together).
+//!
+//! The options are documented on [`MysqlOptions`] and in the folder's README.
+
+mod address;
+mod binlog;
+mod charset;
+mod check;
+mod config;
+mod connect;
+mod decode;
+mod emit;
+mod encode;
+mod gtid;
+mod position;
+mod selection;
+mod server;
+mod snapshot;
+mod source;
+#[cfg(test)]
+mod speed;
+mod table;
+mod text;
+
+use std::sync::Arc;
+
+use trunkline_connector::config::Section;
+use trunkline_connector::{Lack, Placement, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
+
+pub use address::Address;
+pub use config::{BinaryAs, DecimalAs, Envelope, MysqlOptions, OnPurged, Snapshot, Tls, ZeroDates};
+pub use selection::Selection;
+
+/// The connector, as the runtime's registry lists it.
+pub struct MysqlConnector;
+
+impl SourceConnector for MysqlConnector {
+    fn name(&self) -> &'static str {
+        "mysql"
+    }
+
+    fn configure(&self, section: &Section<'_>) -> Option<Box<dyn SourceSpec>> {
+        let options = MysqlOptions::read(section)?;
+        Some(Box::new(MysqlSpec { options: Arc::new(options) }))
+    }
+}
+
+struct MysqlSpec {
+    options: Arc<MysqlOptions>,
+}
+
+impl SourceSpec for MysqlSpec {
+    fn at_names(&self) -> &'static [&'static str] {
+        &["database", "table"]
+    }
+
+    fn default_topic(&self) -> Option<&'static str> {
+        Some("{@database}.{@table}")
+    }
+
+    fn placement(&self) -> Placement {
+        Placement::Anywhere
+    }
+
+    fn check(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<Lack> {
+        runtime.block_on(check::check(&self.options, task))
+    }
+
+    /// None: each is handed out with the first record that names it.
+    fn schemas(&self) -> Vec<Arc<Schema>> {
+        Vec::new()
+    }
+
+    fn open(&self, context: SourceContext) -> Result<Box<dyn Source>> {
+        Ok(Box::new(source::MysqlSource::open(Arc::clone(&self.options), context)?))
+    }
+}

@@ -1,0 +1,163 @@
+//! What is remembered: how far the binlog has been handed out (key `stream`), and how far the snapshot of each table is (key `table/DATABASE.TABLE`).
+//!
+//! `stream` names whole transactions that are done, by GTID set where the server has GTIDs, otherwise by file and offset, and how much of
+//! one more: rows events, and rows of the next event. The server sends that transaction again, from its start, and so much is passed
+//! over. Rows events are counted whether their tables are chosen or not, so that another choice of tables does not shift the count.
+
+use serde::{Deserialize, Serialize};
+use trunkline_connector::{Error, Result};
+
+use crate::gtid::GtidSet;
+
+/// Key of the binlog's position.
+pub(crate) const STREAM: &str = "stream";
+/// What keys of tables begin with.
+const TABLE: &str = "table/";
+
+/// How far the binlog has been handed out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct StreamPosition {
+    /// All transactions that are done; `None` if the server has no GTIDs.
+    pub(crate) done: Option<GtidSet>,
+    /// The end of the last one.
+    pub(crate) place: Place,
+    /// What has been handed out of a transaction that is not done.
+    pub(crate) part: Option<Part>,
+}
+
+/// A place in the binlog.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    pub(crate) file: String,
+    pub(crate) pos: u64,
+}
+
+impl PartialOrd for Place {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Place {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        // `binlog.999999` is followed by `binlog.1000000`: the number counts, not the text.
+        (number_of(&self.file), &self.file, self.pos).cmp(&(number_of(&other.file), &other.file, other.pos))
+    }
+}
+
+fn number_of(file: &str) -> u64 {
+    file.rsplit('.').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Some of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Part {
+    /// Its GTID, if the server has them; otherwise it is the one that begins at the place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) gtid: Option<String>,
+    /// Rows events that have been handed out whole.
+    pub(crate) events: u64,
+    /// Rows of the next event that have been.
+    pub(crate) rows: u64,
+}
+
+/// How far the snapshot of a table is. A table without an entry has not been begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TablePosition {
+    /// Every row is handed out.
+    Done,
+    /// Every row up to this key is: its columns as SQL literals.
+    After(Vec<String>),
+}
+
+/// `stream` as stored.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gtids: Option<String>,
+    #[serde(flatten)]
+    place: Place,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    part: Option<Part>,
+}
+
+impl StreamPosition {
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
+        let gtids = self.done.as_ref().map(ToString::to_string);
+        to_json(&Stored { gtids, place: self.place.clone(), part: self.part.clone() })
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let stored: Stored = from_json(bytes)?;
+        let done = match stored.gtids {
+            Some(text) => Some(GtidSet::parse(&text).ok_or_else(|| wrong(&format!("`{text}` is no GTID set")))?),
+            None => None,
+        };
+        Ok(Self { done, place: stored.place, part: stored.part })
+    }
+}
+
+impl TablePosition {
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
+        to_json(self)
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        from_json(bytes)
+    }
+}
+
+/// The key of a table's position.
+pub(crate) fn table_key(full_name: &str) -> String {
+    format!("{TABLE}{full_name}")
+}
+
+/// The table of a key.
+pub(crate) fn table_of(key: &str) -> Option<&str> {
+    key.strip_prefix(TABLE)
+}
+
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| Error::bug("mysql.position", error.to_string()))
+}
+
+fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| wrong(&error.to_string()))
+}
+
+fn wrong(why: &str) -> Error {
+    Error::data(
+        "mysql.position",
+        format!("the stored position cannot be read: {why}. It was written by another version, or by hand"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_come_back() {
+        let position = StreamPosition {
+            done: GtidSet::parse("3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:tag:7"),
+            place: Place { file: "binlog.000003".to_owned(), pos: 157 },
+            part: Some(Part { gtid: Some("3e11fa47-71ca-11e1-9e33-c80aa9429562:6".to_owned()), events: 2, rows: 9 }),
+        };
+        assert_eq!(StreamPosition::from_bytes(&position.to_bytes().unwrap()).unwrap(), position);
+        let plain = StreamPosition { done: None, part: None, ..position };
+        assert_eq!(StreamPosition::from_bytes(&plain.to_bytes().unwrap()).unwrap(), plain);
+        for table in [TablePosition::Done, TablePosition::After(vec!["1".to_owned(), "_utf8mb4 x'61'".to_owned()])] {
+            assert_eq!(TablePosition::from_bytes(&table.to_bytes().unwrap()).unwrap(), table);
+        }
+        assert!(StreamPosition::from_bytes(b"{\"gtids\":\"x\",\"file\":\"\",\"pos\":0}").is_err());
+        assert_eq!(table_of(&table_key("a.b")), Some("a.b"));
+    }
+
+    #[test]
+    fn places_are_ordered_by_the_files_number() {
+        let place = |file: &str, pos| Place { file: file.to_owned(), pos };
+        assert!(place("b.999999", 900) < place("b.1000000", 4));
+        assert!(place("b.000002", 4) < place("b.000002", 5));
+    }
+}

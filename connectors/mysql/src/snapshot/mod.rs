@@ -1,0 +1,250 @@
+//! The snapshot: rows that were there before the binlog is followed, handed out between its transactions.
+//!
+//! The binlog is followed all the while. A row of a chunk is handed out when the follower has reached the place in the binlog that is behind everything
+//! the chunk's query could see, and only if no change of that row came meanwhile: then the change itself has been handed out, and
+//! is newer. So every row comes once, in its newest state, and a restart goes on after the last key that was handed out.
+
+pub(crate) mod describe;
+pub(crate) mod progress;
+pub(crate) mod reader;
+mod select;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use sqlx::mysql::MySqlConnection;
+use tokio::task::JoinHandle;
+use trunkline_connector::{Error, Result, SourceBatch};
+
+use self::progress::Progress;
+use self::reader::{Chunk, Portion, Reader, Request, Rows, Whole};
+use crate::binlog::follower::Follower;
+use crate::position::TablePosition;
+use crate::table::Table;
+
+/// Bytes that a chunk should have; its number of rows follows from the size of the last one's.
+const CHUNK_BYTES: usize = 4 << 20;
+/// Rows of the first chunk of a table: how large its rows are is not known yet.
+const FIRST_ROWS: usize = 256;
+
+/// What the reader gave back with its connection.
+type Done = (Option<MySqlConnection>, Result<Rows>);
+
+/// The snapshot at work.
+pub(crate) struct Snapshot {
+    reader: Arc<Reader>,
+    runtime: tokio::runtime::Handle,
+    connection: Option<MySqlConnection>,
+    pub(crate) job: Option<JoinHandle<Done>>,
+    /// The job reads a table without key: until its snapshot's place in the binlog is known, the binlog must not be read past it, because
+    /// the table's changes are left out up to there and no further.
+    pauses: bool,
+    ready: Option<Rows>,
+    handing: Option<Handing>,
+    limit: usize,
+}
+
+/// A chunk that is being handed out: nothing changes in it any more.
+struct Handing {
+    chunk: Chunk,
+    touched: HashSet<Vec<u8>>,
+    /// Rows handed out or passed over, and how many of them were records and rejections.
+    row: usize,
+    record: usize,
+    rejection: usize,
+}
+
+/// What [`Snapshot::step`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The batch is full of rows, or more of them are about to come: the binlog must wait.
+    Pausing,
+    /// The binlog may go on.
+    Waiting,
+    /// Every table is done.
+    Done,
+}
+
+impl Snapshot {
+    pub(crate) fn new(reader: Arc<Reader>, runtime: tokio::runtime::Handle) -> Self {
+        Self {
+            reader,
+            runtime,
+            connection: None,
+            job: None,
+            pauses: false,
+            ready: None,
+            handing: None,
+            limit: FIRST_ROWS,
+        }
+    }
+
+    /// Hands out what is ready, and asks for what comes next.
+    pub(crate) fn step(&mut self, follower: &Follower, progress: &mut Progress, out: &mut SourceBatch) -> Result<Step> {
+        loop {
+            if let Some(handing) = self.handing.take() {
+                if let Some(rest) = hand_out(handing, progress, out)? {
+                    self.handing = Some(rest);
+                    return Ok(Step::Pausing);
+                }
+                continue;
+            }
+            match self.ready.take() {
+                Some(Rows::Chunk(chunk)) if is_behind(follower, &chunk) => self.settle(chunk, follower, progress, out),
+                Some(Rows::Whole(mut whole)) if follower.is_between() && *follower.reached() >= whole.at => {
+                    if !self.hand_out_whole(&mut whole, progress, out)? {
+                        self.ready = Some(Rows::Whole(whole));
+                        return Ok(Step::Pausing);
+                    }
+                }
+                Some(Rows::Dropped(table)) => {
+                    progress.recorded();
+                    progress.set(&table.full_name(), TablePosition::Done, out)?;
+                }
+                Some(Rows::Changed) => {
+                    progress.recorded();
+                }
+                Some(early) => {
+                    self.ready = Some(early);
+                    return Ok(Step::Waiting);
+                }
+                None if self.job.is_some() => return Ok(if self.pauses { Step::Pausing } else { Step::Waiting }),
+                None => {
+                    if progress.left() == 0 {
+                        return Ok(Step::Done);
+                    }
+                    if !follower.is_between() {
+                        return Ok(Step::Waiting);
+                    }
+                    let Some((table, after)) = progress.next() else { return Ok(Step::Done) };
+                    let after = after.map(<[String]>::to_vec);
+                    self.ask(table, after, follower, progress);
+                    return Ok(Step::Waiting);
+                }
+            }
+        }
+    }
+
+    /// Has a table read from a key on; from now on its changes are recorded.
+    fn ask(&mut self, table: Arc<Table>, after: Option<Vec<String>>, follower: &Follower, progress: &mut Progress) {
+        self.pauses = table.key.is_empty();
+        if !self.pauses {
+            progress.record(&table.full_name());
+        }
+        if after.is_none() {
+            self.limit = FIRST_ROWS;
+        }
+        let limit = self.limit.clamp(1, self.reader.options.chunk_rows);
+        let request = Request { table, after, position: follower.position.clone(), limit };
+        let (reader, mut connection) = (Arc::clone(&self.reader), self.connection.take());
+        self.job = Some(self.runtime.spawn(async move {
+            let rows = reader.read(request, &mut connection).await;
+            (connection, rows)
+        }));
+    }
+
+    /// Takes up what the job gave back.
+    pub(crate) fn arrived(&mut self, done: std::result::Result<Done, tokio::task::JoinError>) -> Result<()> {
+        self.job = None;
+        let (connection, rows) =
+            done.map_err(|error| Error::bug("mysql.snapshot", format!("the reader of rows ended: {error}")))?;
+        self.connection = connection;
+        self.ready = Some(rows?);
+        Ok(())
+    }
+
+    /// The follower is behind everything that the chunk could see: what it has not seen changing is as it was read.
+    fn settle(&mut self, chunk: Chunk, follower: &Follower, progress: &mut Progress, out: &mut SourceBatch) {
+        let Some(touched) = progress.recorded() else {
+            // It cannot be taken, and is asked for once more.
+            return;
+        };
+        progress.define(&chunk.table);
+        out.schemas.push(Arc::clone(&chunk.table.schema));
+        let rows = chunk.rows.marks.len();
+        if let Some(last) = chunk.rows.marks.last()
+            && !chunk.last
+        {
+            let bytes = chunk.rows.records.records.bytes() + chunk.rows.records.rejected.records.bytes();
+            self.limit = (CHUNK_BYTES / (bytes / rows.max(1)).max(1)).clamp(1, self.limit.saturating_mul(4));
+            // The next chunk is read while this one is handed out: until that is over no event is looked at, so that both see the same.
+            let (table, after) = (Arc::clone(&chunk.table), Some(last.key.clone()));
+            self.ask(table, after, follower, progress);
+        }
+        self.handing = Some(Handing { chunk, touched, row: 0, record: 0, rejection: 0 });
+    }
+
+    /// Hands out rows of a table without key; says whether it was all of them.
+    fn hand_out_whole(&self, whole: &mut Whole, progress: &mut Progress, out: &mut SourceBatch) -> Result<bool> {
+        progress.define(&whole.table);
+        if !out.schemas.iter().any(|schema| schema.id() == whole.table.schema.id()) {
+            out.schemas.push(Arc::clone(&whole.table.schema));
+        }
+        while let Some(portion) = &mut whole.portion {
+            if portion.hand_out(out) {
+                whole.portion = None;
+            }
+            if out.is_full() {
+                return Ok(false);
+            }
+        }
+        if whole.ended {
+            progress.set(&whole.table.full_name(), TablePosition::Done, out)?;
+        }
+        Ok(whole.ended)
+    }
+
+    /// Waits for what the binlog is paused for: rows of a table without key.
+    pub(crate) async fn pause(&mut self) -> Result<()> {
+        if let Some(job) = &mut self.job {
+            let done = job.await;
+            return self.arrived(done);
+        }
+        if let Some(Rows::Whole(whole)) = &mut self.ready
+            && whole.portion.is_none()
+        {
+            match whole.portions.recv().await {
+                Some(portion) => whole.portion = Some(Portion::new(portion?)),
+                None => whole.ended = true,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Is the follower past everything that a chunk's query could see?
+fn is_behind(follower: &Follower, chunk: &Chunk) -> bool {
+    follower.is_between() && *follower.reached() >= chunk.before
+}
+
+/// Hands out rows of a chunk; what is left of it, if anything.
+fn hand_out(mut handing: Handing, progress: &mut Progress, out: &mut SourceBatch) -> Result<Option<Handing>> {
+    let chunk = &handing.chunk;
+    let name = chunk.table.full_name();
+    let first = handing.row;
+    for mark in &chunk.rows.marks[first..] {
+        if out.is_full() {
+            break;
+        }
+        let read = &chunk.rows.records;
+        let record =
+            if mark.rejected { read.rejected.records.get(handing.rejection) } else { read.records.get(handing.record) };
+        let is_newest = record.key().is_none_or(|key| !handing.touched.contains(key));
+        match (mark.rejected, is_newest) {
+            (true, true) => out.rejected.push(record, read.rejected.reasons[handing.rejection].clone()),
+            (false, true) => out.records.push_copy(record),
+            (_, false) => {}
+        }
+        handing.rejection += usize::from(mark.rejected);
+        handing.record += usize::from(!mark.rejected);
+        handing.row += 1;
+    }
+    let whole = handing.row == chunk.rows.marks.len();
+    if whole && chunk.last {
+        progress.set(&name, TablePosition::Done, out)?;
+    } else if handing.row > first {
+        let key = chunk.rows.marks[handing.row - 1].key.clone();
+        progress.set(&name, TablePosition::After(key), out)?;
+    }
+    Ok((!whole).then_some(handing))
+}

@@ -1,0 +1,105 @@
+//! How fast rows are decoded and written, on one core and without a server:
+//! `cargo test --release -p trunkline-mysql --lib -- --ignored --nocapture speed`
+
+use std::time::Instant;
+
+use trunkline_connector::SourceBatch;
+
+use crate::charset::Charset;
+use crate::config::{BinaryAs, DecimalAs, Envelope, ZeroDates};
+use crate::decode::Bytes;
+use crate::decode::rows::{Storage, read_row};
+use crate::emit::{Change, Emitter, Op, Origin, OriginParts};
+use crate::table::{Column, Kind, Style, Table};
+
+const ROWS: usize = 2_000_000;
+
+/// Rows of about 190 bytes: numbers, a decimal, times, texts.
+fn table(envelope: Envelope) -> (Table, Vec<Storage>) {
+    let text = || Kind::Text { charset: Charset::multi_byte("utf8mb4").unwrap().into() };
+    let columns = [
+        ("id", Kind::Int { bytes: 8, unsigned: false }, Storage::Int { bytes: 8, unsigned: false }),
+        ("customer", Kind::Int { bytes: 4, unsigned: true }, Storage::Int { bytes: 4, unsigned: true }),
+        ("status", Kind::Int { bytes: 1, unsigned: false }, Storage::Int { bytes: 1, unsigned: false }),
+        ("price", Kind::Decimal { precision: 10, scale: 2 }, Storage::Fixed(5)),
+        ("placed", Kind::DateTime { digits: 6 }, Storage::DateTime { digits: 6 }),
+        ("changed", Kind::Timestamp { digits: 3 }, Storage::Timestamp { digits: 3 }),
+        ("email", text(), Storage::Bytes { prefix: 2, padded_to: 0 }),
+        ("note", text(), Storage::Bytes { prefix: 2, padded_to: 0 }),
+    ];
+    let storage = columns.iter().map(|(_, _, storage)| *storage).collect();
+    let columns = columns.map(|(name, kind, _)| Column { name: name.to_owned(), kind, nullable: false }).to_vec();
+    let style = Style { envelope, decimals: DecimalAs::String, binary: BinaryAs::Base64, zero_dates: ZeroDates::Null };
+    (Table::new("shop".to_owned(), "orders".to_owned(), columns, vec![0], style).unwrap(), storage)
+}
+
+fn images() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for id in 0..40u64 {
+        bytes.push(0);
+        bytes.extend_from_slice(&id.to_le_bytes());
+        bytes.extend_from_slice(&[1, 2, 3, 4, 5]);
+        bytes.extend_from_slice(&[0x80, 0, 12, 34, 56]);
+        bytes.extend_from_slice(&[0x99, 0xb9, 0x2a, 0x30, 0x45, 1, 2, 3]);
+        bytes.extend_from_slice(&[0x69, 0x20, 0x10, 0x11, 3, 0xe7]);
+        bytes.extend_from_slice(&24u16.to_le_bytes());
+        bytes.extend_from_slice(b"somebody.else@example.or");
+        bytes.extend_from_slice(&130u16.to_le_bytes());
+        bytes.extend_from_slice(&[b'n'; 130]);
+    }
+    bytes
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn speed() {
+    let (table_of_envelope, storage) = table(Envelope::Debezium);
+    let images = images();
+    let row_bytes = images.len() / 40;
+    let begun = Instant::now();
+    let (mut rows, mut seen) = (0, 0);
+    let mut row = Vec::new();
+    while rows < ROWS {
+        let mut bytes = Bytes::new(&images);
+        while !bytes.is_empty() {
+            read_row(&mut bytes, &storage, &mut row).unwrap();
+            seen += row.len();
+            rows += 1;
+        }
+    }
+    let rate = rows as f64 / begun.elapsed().as_secs_f64() / 1e6;
+    println!("decode: {rate:.1} M rows/s of {row_bytes} bytes ({seen} values)");
+    for (name, table) in [("envelope", table_of_envelope), ("bare row", table(Envelope::Row).0)] {
+        let parts = OriginParts {
+            name: "shop",
+            committed_at: 1_700_000_000_000,
+            snapshot: false,
+            server_id: 1,
+            gtid: Some("3e11fa47-71ca-11e1-9e33-c80aa9429562:6"),
+            file: "binlog.000001",
+            pos: 4711,
+            thread: Some(7),
+        };
+        let origin = Origin::new(&parts, &table);
+        let mut emitter = Emitter::new(true);
+        let mut out = SourceBatch::with_limits(4 << 20, 10_000);
+        let begun = Instant::now();
+        let (mut rows, mut written) = (0, 0);
+        while rows < ROWS {
+            let mut bytes = Bytes::new(&images);
+            while !bytes.is_empty() {
+                read_row(&mut bytes, &storage, &mut row).unwrap();
+                let change = Change { op: Op::Create, before: None, after: Some(&row), row: rows as u64 };
+                emitter.change(&mut out, &table, &origin, change, |_| {}).unwrap();
+                rows += 1;
+            }
+            if out.is_full() {
+                written += out.records.bytes();
+                out.clear();
+            }
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        let megabytes = written as f64 / 1e6 / seconds;
+        println!("decode and write, {name}: {:.1} M rows/s, {megabytes:.0} MB/s", rows as f64 / seconds / 1e6);
+    }
+}

@@ -1,0 +1,59 @@
+//! `validate --check`: each thing that a server lacks is told, with the statement that mends it; and the statement does.
+
+#![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
+
+mod common;
+
+use common::{Bench, Server};
+use trunkline_connector::Lack;
+
+fn check(options: &str) -> Vec<Lack> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    Bench::new(options).spec().check("tests.check.source", runtime.handle())
+}
+
+fn codes(lacks: &[Lack]) -> Vec<&str> {
+    lacks.iter().map(|lack| lack.code.trim_start_matches("mysql.")).collect()
+}
+
+#[test]
+fn what_a_server_lacks_is_told_and_mended_by_what_is_told() {
+    let Some(server) = Server::start(
+        "--binlog-row-image=MINIMAL --binlog-row-metadata=MINIMAL --binlog-format=MIXED \
+         --gtid-mode=OFF --binlog-expire-logs-seconds=3600",
+    ) else {
+        return;
+    };
+    let database = server.database();
+    server.run(&format!("CREATE TABLE {database}.a (id INT); CREATE USER poor IDENTIFIED BY 'x'"));
+    let poor = format!("url = \"mysql://poor:x@127.0.0.1:{}\"\ntables = [\"{database}.*\"]\n", server.port);
+    let settings =
+        ["check.binlog_format", "check.row_image", "check.row_metadata", "check.gtid_mode", "check.retention"];
+    let grants = ["check.replication_client", "check.replication_slave"];
+    let lacks = check(&poor);
+    // Statements in the binlog: rows are not looked for.
+    assert_eq!(codes(&lacks), [&settings[..], &grants[..], &["server"]].concat(), "{lacks:#?}");
+    for lack in &lacks {
+        if let Some(mend) = &lack.mend {
+            server.run(mend);
+        }
+    }
+    let lacks = check(&poor);
+    assert_eq!(codes(&lacks), ["check.tables"], "{lacks:#?}");
+    server.run(lacks[0].mend.as_ref().unwrap());
+    let lacks = check(&poor);
+    assert_eq!(codes(&lacks), ["check.lock_tables"], "{lacks:#?}");
+    server.run(lacks[0].mend.as_ref().unwrap());
+    assert_eq!(check(&poor), []);
+    Bench::new(&poor).read();
+
+    let id = server.run("SELECT @@server_id");
+    assert_eq!(codes(&check(&format!("{poor}server_id = {id}"))), ["check.server_id"]);
+    assert_eq!(codes(&check(&poor.replace(":x@", ":y@"))), ["access_denied"]);
+}
+
+#[test]
+fn a_server_without_binlog() {
+    let Some(server) = Server::start("--skip-log-bin --gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
+    assert_eq!(codes(&check(&server.options("\"a.*\""))), ["check.log_bin"]);
+}

@@ -1,0 +1,299 @@
+//! A real MySQL and a source over it, driven as the runtime drives it: what a fill handed out counts with its position.
+
+#![allow(dead_code, reason = "every test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that something is wrong")]
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use trunkline_connector::conformance::configure_source;
+use trunkline_connector::{Error, Fill, MemoryBudget, Source, SourceBatch, SourceContext, SourceSpec};
+use trunkline_mysql::MysqlConnector;
+
+/// Longest that any wait of a test may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server of this test process. It ends, and its data goes, when the script's standard input is closed: however the tests end.
+pub(crate) struct Server {
+    pub(crate) port: u16,
+    folder: PathBuf,
+    options: String,
+    _leash: ChildStdin,
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/services/mysql")
+}
+
+impl Server {
+    /// The server that tests share which do it no harm; `None`, with the reason printed, if none can be had.
+    pub(crate) fn shared() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Server>> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start("")).as_ref()
+    }
+
+    /// A server of its own, with more options.
+    pub(crate) fn start(options: &str) -> Option<Self> {
+        // What the machine lacks shows here, and is a skip. That a server does not start, although all of it is here, is a failure.
+        let fetched = Command::new(script()).arg("fetch").output().unwrap();
+        if !fetched.status.success() {
+            eprintln!("SKIP no MySQL: {}", String::from_utf8_lossy(&fetched.stderr).trim());
+            return None;
+        }
+        let folder = tempfile::Builder::new().prefix("trunkline-mysql-").tempdir().unwrap().keep();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut child = Self::launch(port, &folder, options, "1");
+        let leash = child.stdin.take().unwrap();
+        finish(child);
+        let server = Self { port, folder, options: options.to_owned(), _leash: leash };
+        server.run(
+            "CREATE USER cdc IDENTIFIED BY 'p@ss/word'; GRANT REPLICATION SLAVE, REPLICATION CLIENT, SELECT, LOCK TABLES ON *.* TO cdc",
+        );
+        Some(server)
+    }
+
+    fn launch(port: u16, folder: &Path, options: &str, leash: &str) -> Child {
+        Command::new(script())
+            .arg(port.to_string())
+            .arg(folder)
+            .env("LEASH", leash)
+            .env("MYSQL_OPTIONS", options)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    pub(crate) fn stop(&self) {
+        let stopped = Command::new(script()).arg("stop").arg(self.port.to_string()).arg(&self.folder).output().unwrap();
+        assert!(stopped.status.success());
+    }
+
+    pub(crate) fn start_again(&self) {
+        finish(Self::launch(self.port, &self.folder, &self.options, "0"));
+    }
+
+    /// The client with statements to come.
+    pub(crate) fn client(&self) -> Child {
+        Command::new(script())
+            .args(["client", &self.port.to_string()])
+            .arg(&self.folder)
+            .args(["-N", "-B", "--default-character-set=utf8mb4"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// Runs statements; gives what they print.
+    pub(crate) fn run(&self, sql: &str) -> String {
+        let mut client = self.client();
+        client.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
+        let output = client.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}\n{sql}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// A database of a test's own.
+    pub(crate) fn database(&self) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        self.run(&format!("CREATE DATABASE {name} CHARACTER SET utf8mb4"));
+        name
+    }
+
+    /// The options of a source on tables of this server.
+    pub(crate) fn options(&self, tables: &str) -> String {
+        format!("url = \"mysql://cdc:p%40ss%2Fword@127.0.0.1:{}\"\ntables = [{tables}]\n", self.port)
+    }
+}
+
+fn finish(mut child: Child) {
+    let mut said = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success() && said.starts_with("up"), "MySQL does not start: {said}");
+}
+
+/// A record as it was handed out.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Seen {
+    pub(crate) table: String,
+    pub(crate) key: Option<String>,
+    pub(crate) value: Option<Value>,
+    pub(crate) headers: BTreeMap<String, String>,
+}
+
+impl Seen {
+    pub(crate) fn op(&self) -> &str {
+        self.value.as_ref().map_or("tombstone", |value| value["op"].as_str().unwrap_or("row"))
+    }
+
+    pub(crate) fn after(&self) -> &Value {
+        &self.value.as_ref().unwrap()["after"]
+    }
+}
+
+/// Options, and everything that was committed.
+pub(crate) struct Bench {
+    options: String,
+    pub(crate) task: String,
+    pub(crate) until_idle: bool,
+    pub(crate) max_records: usize,
+    pub(crate) position: BTreeMap<String, Vec<u8>>,
+    pub(crate) seen: Vec<Seen>,
+    pub(crate) rejected: Vec<(Seen, String)>,
+    pub(crate) dropped: u64,
+    pub(crate) schemas: BTreeMap<String, String>,
+    source: Option<Box<dyn Source>>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Bench {
+    pub(crate) fn new(options: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        Self {
+            options: options.to_owned(),
+            task: format!("tests.{}.source{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)),
+            until_idle: true,
+            max_records: 1000,
+            position: BTreeMap::new(),
+            seen: Vec::new(),
+            rejected: Vec::new(),
+            dropped: 0,
+            schemas: BTreeMap::new(),
+            source: None,
+            runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap(),
+        }
+    }
+
+    pub(crate) fn spec(&self) -> Box<dyn SourceSpec> {
+        let (spec, problems) = configure_source(&MysqlConnector, &self.options, Path::new("/"));
+        assert!(problems.is_empty(), "{problems:#?}");
+        spec.unwrap()
+    }
+
+    pub(crate) fn set_options(&mut self, options: &str) {
+        self.stop();
+        self.options = options.to_owned();
+    }
+
+    /// Stops the source as a crash does: what was not committed is forgotten.
+    pub(crate) fn stop(&mut self) {
+        self.source = None;
+    }
+
+    pub(crate) fn fill(&mut self, wait: Duration) -> Result<Fill, Error> {
+        if self.source.is_none() {
+            let context = SourceContext {
+                task: self.task.clone(),
+                position: self.position.clone().into_iter().collect(),
+                until_idle: self.until_idle,
+                budget: MemoryBudget::new(1 << 30),
+                runtime: self.runtime.handle().clone(),
+                scratch: std::env::temp_dir(),
+            };
+            self.source = Some(self.spec().open(context)?);
+        }
+        let mut batch = SourceBatch::with_limits(1 << 20, self.max_records);
+        let result = self.source.as_mut().unwrap().fill(&mut batch, Instant::now() + wait);
+        self.commit(&batch);
+        result
+    }
+
+    pub(crate) fn try_read(&mut self) -> Result<(), Error> {
+        let begun = Instant::now();
+        while self.fill(Duration::from_millis(300))? != Fill::CaughtUp {
+            assert!(begun.elapsed() < PATIENCE, "not caught up after {PATIENCE:?}; {} records", self.seen.len());
+        }
+        Ok(())
+    }
+
+    /// Reads until the source says that it is caught up.
+    pub(crate) fn read(&mut self) -> &mut Self {
+        self.try_read().unwrap();
+        self
+    }
+
+    /// What was seen since the last call.
+    pub(crate) fn take(&mut self) -> Vec<Seen> {
+        std::mem::take(&mut self.seen)
+    }
+
+    pub(crate) fn progress(&self) -> trunkline_connector::SourceProgress {
+        self.source.as_ref().unwrap().progress()
+    }
+
+    fn commit(&mut self, batch: &SourceBatch) {
+        for schema in &batch.schemas {
+            self.schemas.insert(schema.id().to_string(), schema.to_json().unwrap());
+        }
+        for record in batch.records.iter() {
+            let record = seen(record);
+            if let Some(id) = record.headers.get("trunkline.schema") {
+                assert!(self.schemas.contains_key(id), "a record names a schema that was not handed out");
+            }
+            self.seen.push(record);
+        }
+        for (record, reason) in batch.rejected.iter() {
+            self.rejected.push((seen(record), reason.code.clone()));
+        }
+        self.dropped += batch.dropped;
+        for change in &batch.position {
+            match &change.value {
+                Some(value) => self.position.insert(change.key.clone(), value.clone()),
+                None => self.position.remove(&change.key),
+            };
+        }
+    }
+}
+
+fn seen(record: trunkline_connector::RecordRef<'_>) -> Seen {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let headers: BTreeMap<_, _> =
+        record.headers().map(|(name, value)| (name.to_owned(), value.map(text).unwrap_or_default())).collect();
+    Seen {
+        table: format!("{}.{}", headers["trunkline.database"], headers["trunkline.table"]),
+        key: record.key().map(text),
+        value: record.value().map(|value| {
+            serde_json::from_slice(value).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(value)))
+        }),
+        headers,
+    }
+}
+
+/// What a reader of the topic ends with: the newest row of each key. That no change contradicts the one before it is checked on the way.
+pub(crate) fn fold(records: &[Seen]) -> BTreeMap<(String, String), Value> {
+    let mut rows: BTreeMap<(String, String), Value> = BTreeMap::new();
+    for record in records {
+        let key = (record.table.clone(), record.key.clone().unwrap());
+        match record.op() {
+            "tombstone" => assert!(!rows.contains_key(&key), "a tombstone of a row that is there: {key:?}"),
+            "d" => {
+                rows.remove(&key);
+            }
+            "r" => {
+                // A row that changed before its chunk was read comes once more, as it was then.
+                let before = rows.insert(key.clone(), record.after().clone());
+                assert!(
+                    before.is_none_or(|before| before == *record.after()),
+                    "a snapshot's row is older than a change: {key:?}"
+                );
+            }
+            "c" => {
+                let before = rows.insert(key.clone(), record.after().clone());
+                assert_eq!(before, None, "created twice: {key:?}");
+            }
+            _ => {
+                rows.insert(key, record.after().clone());
+            }
+        }
+    }
+    rows
+}

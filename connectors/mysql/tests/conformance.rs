@@ -1,0 +1,89 @@
+//! The suite that every source runs.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up its tables has failed")]
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::Server;
+use trunkline_connector::SourceConnector;
+use trunkline_connector::conformance::{SourceFixture, source_suite};
+use trunkline_mysql::MysqlConnector;
+
+struct Tables {
+    server: &'static Server,
+    database: String,
+}
+
+impl SourceFixture for Tables {
+    fn connector(&self) -> &dyn SourceConnector {
+        &MysqlConnector
+    }
+
+    fn create(&mut self) -> u64 {
+        let rows =
+            "WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < 20) SELECT seq FROM q";
+        self.server.run(&format!(
+            "SET sql_mode = ''; USE {}; CREATE TABLE a (id INT PRIMARY KEY, v VARCHAR(600), d DATE); CREATE TABLE b (k VARCHAR(9) PRIMARY KEY, v INT);
+             INSERT INTO a SELECT seq, REPEAT('v', 30 * seq), IF(seq % 7 = 0, '2026-00-00', '2026-01-01') FROM ({rows}) t; INSERT INTO b SELECT CONCAT('k', seq), seq FROM ({rows}) t",
+            self.database
+        ));
+        40
+    }
+
+    fn append(&mut self) -> u64 {
+        self.server
+            .run(&format!("INSERT INTO {0}.b VALUES ('new', 1); DELETE FROM {0}.b WHERE k = 'k3'", self.database));
+        2
+    }
+
+    /// The bare row: the envelope says when it was made, which differs from one reading to the next.
+    fn options(&self) -> String {
+        let options = self.server.options(&format!("\"{}.*\"", self.database));
+        format!("{options}envelope = \"row\"\nchunk_rows = 4\nzero_dates = \"error\"")
+    }
+
+    fn base(&self) -> PathBuf {
+        PathBuf::from("/")
+    }
+
+    fn bad_options(&self) -> Vec<(String, &'static str)> {
+        let good = "url = \"mysql://u:p@h\"\ntables = [\"a.b\"]\n";
+        let mut bad = vec![
+            ("tables = [\"a.b\"]".to_owned(), "config.missing_key"),
+            ("url = \"mysql://u:p@h\"".to_owned(), "config.missing_key"),
+            (format!("{good}server-id = 1"), "config.unknown_key"),
+        ];
+        let wrong = "config.wrong_value";
+        for line in ["url = \"postgres://u:p@h\"", "url = \"mysql://h\"", "url = \"mysql://u:p@h/db\"", "url = 1"] {
+            bad.push((format!("{line}\ntables = [\"a.b\"]"), wrong));
+        }
+        for line in ["tables = []", "tables = [\"orders\"]", "tables = [\"!a.b\"]", "tables = [\"a.[\"]"] {
+            bad.push((format!("{line}\nurl = \"mysql://u:p@h\""), wrong));
+        }
+        for line in [
+            "server_id = 0",
+            "server_id = 4294967296",
+            "snapshot = \"always\"",
+            "chunk_rows = 0",
+            "on_purged = \"ignore\"",
+            "envelope = \"flat\"",
+            "tombstones = \"no\"",
+            "decimals = \"double\"",
+            "binary = \"octal\"",
+            "zero_dates = \"1970\"",
+            "tls = \"maybe\"",
+            "tls_ca = 5",
+        ] {
+            bad.push((format!("{good}{line}"), wrong));
+        }
+        bad
+    }
+}
+
+#[test]
+fn tables_hold_what_every_source_must() {
+    let Some(server) = Server::shared() else { return };
+    source_suite(|| Tables { server, database: server.database() });
+}

@@ -1,0 +1,201 @@
+//! Servers that stop, forget, refuse, and lie.
+
+#![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Bench, PATIENCE, Server, fold};
+use trunkline_connector::{Domain, Fill};
+
+#[test]
+fn a_server_that_restarts_in_the_middle_loses_and_doubles_nothing() {
+    let Some(server) = Server::start("") else { return };
+    let database = server.database();
+    server.run(&format!(
+        "USE {database}; CREATE TABLE a (id INT PRIMARY KEY AUTO_INCREMENT, v INT); INSERT INTO a (v) VALUES (0)"
+    ));
+    let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
+    bench.max_records = 10;
+    bench.read();
+    for round in 1..=3 {
+        let values: Vec<String> = (0..200).map(|number| format!("({})", round * 1000 + number)).collect();
+        server.run(&format!("INSERT INTO {database}.a (v) VALUES {}", values.join(",")));
+        bench.fill(Duration::from_millis(100)).unwrap();
+        server.stop();
+        let begun = Instant::now();
+        // What was on its way comes, then the failure.
+        let error = loop {
+            assert!(begun.elapsed() < PATIENCE);
+            if let Err(error) = bench.fill(Duration::from_millis(100)) {
+                break error;
+            }
+        };
+        assert_eq!(error.domain, Domain::External, "{error}");
+        bench.stop();
+        let error = bench.fill(Duration::from_millis(100)).unwrap_err();
+        assert_eq!((error.domain, error.code), (Domain::External, "mysql.unreachable"));
+        assert!(!error.to_string().contains("p@ss"));
+        server.start_again();
+        bench.read();
+    }
+    assert_eq!(bench.seen.len(), 601);
+    assert_eq!(fold(&bench.seen).len(), 601);
+}
+
+#[test]
+fn a_purged_binlog_stops_the_source_or_begins_it_anew() {
+    for options in ["", "--gtid-mode=OFF --enforce-gtid-consistency=OFF"] {
+        let Some(server) = Server::start(options) else { return };
+        let database = server.database();
+        server.run(&format!(
+            "USE {database}; CREATE TABLE a (id INT PRIMARY KEY, v INT); INSERT INTO a VALUES (1, 1), (2, 2)"
+        ));
+        let options = server.options(&format!("\"{database}.*\""));
+        let mut bench = Bench::new(&options);
+        bench.read();
+        bench.stop();
+        assert_eq!(bench.take().len(), 2);
+        server.run(&format!("USE {database}; UPDATE a SET v = 3 WHERE id = 1; DELETE FROM a WHERE id = 2; INSERT INTO a VALUES (3, 3); FLUSH BINARY LOGS; FLUSH BINARY LOGS; PURGE BINARY LOGS BEFORE NOW() + INTERVAL 1 DAY"));
+        let error = bench.try_read().unwrap_err();
+        assert_eq!((error.code, error.domain), ("mysql.purged", Domain::Data));
+        assert!(
+            error.message().contains("on_purged") && error.message().contains("binlog_expire_logs_seconds"),
+            "{error}"
+        );
+        bench.set_options(&format!("{options}on_purged = \"resnapshot\"\n"));
+        bench.read();
+        assert_eq!(
+            bench.take().iter().map(|record| record.after()["v"].as_i64()).collect::<Vec<_>>(),
+            [Some(3), Some(3)]
+        );
+        server.run(&format!("INSERT INTO {database}.a VALUES (4, 4)"));
+        bench.read();
+        assert_eq!(bench.seen.len(), 1);
+    }
+}
+
+#[test]
+fn a_server_that_refuses_is_told_from_one_that_is_down() {
+    let Some(server) = Server::start("") else { return };
+    let database = server.database();
+    let tables = format!("\"{database}.*\"");
+    let failure = |options: &str| Bench::new(options).try_read().unwrap_err();
+    let wrong = server.options(&tables).replace("p%40ss%2Fword", "wrong-secret");
+    let error = failure(&wrong);
+    assert_eq!((error.code, error.domain), ("mysql.access_denied", Domain::Config));
+    assert!(!error.to_string().contains("wrong-secret"));
+    server.run(&format!(
+        "CREATE USER poor_{database} IDENTIFIED BY 'x'; GRANT SELECT ON {database}.* TO poor_{database}"
+    ));
+    let poor = format!("url = \"mysql://poor_{database}:x@127.0.0.1:{}\"\ntables = [{tables}]", server.port);
+    let error = failure(&poor);
+    assert_eq!((error.code, error.domain), ("mysql.privilege", Domain::Config), "{error}");
+    // Without TLS a password can only be checked that the server has in its cache.
+    server.run("FLUSH PRIVILEGES");
+    let error = failure(&format!("{}tls = \"disable\"", server.options(&tables)));
+    assert_eq!((error.code, error.domain), ("mysql.tls", Domain::Config), "{error}");
+    for tls in ["require", "disable"] {
+        Bench::new(&format!("{}tls = \"{tls}\"", server.options(&tables))).read();
+    }
+    let error = failure(&format!("{}tls = \"verify_identity\"", server.options(&tables)));
+    assert_eq!(error.domain, Domain::External, "{error}");
+    let error = failure(&format!("{}tls = \"verify_ca\"\ntls_ca = \"/no/such.pem\"", server.options(&tables)));
+    assert_eq!((error.code, error.domain), ("mysql.tls_ca", Domain::Config));
+}
+
+#[test]
+fn of_two_sources_of_one_name_the_later_one_goes_on() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    server.run(&format!("USE {database}; CREATE TABLE a (id INT PRIMARY KEY)"));
+    let options = server.options(&format!("\"{database}.*\""));
+    let (mut first, mut second) = (Bench::new(&options), Bench::new(&options));
+    second.task = first.task.clone();
+    first.until_idle = false;
+    first.read();
+    second.read();
+    let begun = Instant::now();
+    let error = loop {
+        assert!(begun.elapsed() < PATIENCE, "the first source was not ended");
+        if let Err(error) = first.fill(Duration::from_millis(100)) {
+            break error;
+        }
+    };
+    assert_eq!(error.domain, Domain::External, "{error}");
+    server.run(&format!("INSERT INTO {database}.a VALUES (1)"));
+    second.read();
+    assert_eq!(second.seen.len(), 1);
+}
+
+#[test]
+fn a_server_without_binlog_is_refused() {
+    let Some(server) = Server::start("--skip-log-bin --gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
+    let error = Bench::new(&server.options("\"a.*\"")).fill(Duration::ZERO).unwrap_err();
+    assert_eq!((error.code, error.domain), ("mysql.server", Domain::Config));
+    assert!(error.message().contains("log_bin"));
+}
+
+#[test]
+fn names_of_columns_that_the_binlog_lacks_stop_the_source() {
+    let Some(server) = Server::start("--binlog-row-metadata=MINIMAL") else { return };
+    let database = server.database();
+    server.run(&format!("USE {database}; CREATE TABLE a (id INT PRIMARY KEY)"));
+    let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
+    assert_eq!(bench.read().fill(Duration::ZERO).unwrap(), Fill::CaughtUp);
+    server.run(&format!("INSERT INTO {database}.a VALUES (1)"));
+    let error = bench.try_read().unwrap_err();
+    assert_eq!((error.code, error.domain), ("mysql.row_metadata", Domain::Data));
+    assert!(error.message().contains("binlog_row_metadata = 'FULL'"));
+}
+
+#[test]
+fn at_a_replica_of_the_server_the_source_goes_on_where_it_was() {
+    let (Some(server), Some(replica)) = (Server::start(""), Server::start("--log-replica-updates=ON")) else { return };
+    // What each server did by itself is no part of what they share.
+    replica.run("RESET BINARY LOGS AND GTIDS");
+    let database = server.database();
+    server.run(&format!(
+        "USE {database}; CREATE TABLE a (id INT PRIMARY KEY AUTO_INCREMENT, v INT); INSERT INTO a (v) VALUES (0)"
+    ));
+    server.run("CREATE USER repl IDENTIFIED BY 'x'; GRANT REPLICATION SLAVE ON *.* TO repl; DROP USER cdc");
+    replica.run("DROP USER cdc; RESET BINARY LOGS AND GTIDS");
+    server.run(
+        "CREATE USER cdc IDENTIFIED BY 'p@ss/word'; GRANT REPLICATION SLAVE, REPLICATION CLIENT, SELECT ON *.* TO cdc",
+    );
+    replica.run(&format!(
+        "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = {}, SOURCE_USER = 'repl', SOURCE_PASSWORD = 'x', SOURCE_SSL = 1, \
+         SOURCE_AUTO_POSITION = 1; START REPLICA",
+        server.port
+    ));
+    let tables = format!("\"{database}.*\"");
+    let mut bench = Bench::new(&server.options(&tables));
+    bench.max_records = 10;
+    bench.read();
+    let insert = |server: &Server, round: u32| {
+        let values: Vec<String> = (0..100).map(|number| format!("({})", round * 1000 + number)).collect();
+        server
+            .run(&format!("SET gtid_next = 'AUTOMATIC:tag'; INSERT INTO {database}.a (v) VALUES {}", values.join(",")));
+    };
+    insert(&server, 1);
+    // In the middle of a transaction.
+    while bench.seen.len() < 40 {
+        bench.fill(Duration::from_millis(100)).unwrap();
+    }
+    insert(&server, 2);
+    let executed = server.run("SELECT @@GLOBAL.gtid_executed").replace("\\n", "");
+    assert_eq!(replica.run(&format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{executed}', 30)")), "0");
+    server.stop();
+    bench.set_options(&replica.options(&tables));
+    insert(&replica, 3);
+    bench.read();
+    assert_eq!(bench.seen.len(), 301);
+    assert_eq!(fold(&bench.seen).len(), 301);
+
+    // The first server comes back without what happened since: it is behind.
+    server.start_again();
+    bench.set_options(&server.options(&tables));
+    let error = bench.try_read().unwrap_err();
+    assert_eq!((error.code, error.domain), ("mysql.behind_position", Domain::External), "{error}");
+}

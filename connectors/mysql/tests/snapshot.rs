@@ -1,0 +1,348 @@
+//! Snapshots while the tables are written to: what a reader of the topics ends with is what the tables hold.
+
+#![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::Duration;
+
+use common::{Bench, Seen, Server, fold};
+use serde_json::Value;
+use trunkline_connector::Fill;
+
+/// Numbers that a seed decides.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+fn key(number: u64) -> String {
+    // Of a collation that takes cases for equal, and of characters that sort otherwise than their bytes.
+    let letters = ["a", "B", "é", "z", "Ä", "_"];
+    format!("{}{}", letters[(number % 6) as usize], number / 6)
+}
+
+/// Statements of one writer.
+fn writes(seed: u64, database: &str, count: usize) -> String {
+    let mut random = Random(seed);
+    let mut sql = format!("USE {database};\n");
+    let mut open = 0;
+    for _ in 0..count {
+        if open == 0 && random.below(4) == 0 {
+            sql.push_str("BEGIN;\n");
+            open = 1 + random.below(5);
+        }
+        let (id, value) = (random.below(600), random.below(1_000_000));
+        let name = key(random.below(600));
+        let _ = match random.below(9) {
+            0 => writeln!(sql, "INSERT IGNORE INTO n VALUES ({id}, {value}, REPEAT('x', {}));", value % 300),
+            1 => writeln!(sql, "UPDATE n SET v = {value} WHERE id BETWEEN {id} AND {};", id + 3),
+            2 => writeln!(sql, "DELETE FROM n WHERE id = {id};"),
+            3 => writeln!(sql, "UPDATE IGNORE n SET id = {} WHERE id = {id};", random.below(600)),
+            4 => writeln!(sql, "INSERT IGNORE INTO s VALUES ('{name}', {}, {value});", random.below(3)),
+            5 => writeln!(sql, "UPDATE s SET v = {value} WHERE k = '{name}';"),
+            6 => writeln!(sql, "DELETE FROM s WHERE k = '{name}' AND e < 2;"),
+            7 => writeln!(sql, "UPDATE IGNORE s SET k = UPPER(k), v = {value} WHERE k = '{name}';"),
+            _ => writeln!(sql, "REPLACE INTO s VALUES ('{name}', {}, {value});", random.below(3)),
+        };
+        if open > 0 {
+            open -= 1;
+            if open == 0 {
+                sql.push_str(if random.below(6) == 0 { "ROLLBACK;\n" } else { "COMMIT;\n" });
+            }
+        }
+    }
+    sql + "COMMIT;\n"
+}
+
+fn create(server: &Server, database: &str) {
+    server.run(&format!(
+        "USE {database}; CREATE TABLE n (id INT PRIMARY KEY, v INT, t TEXT);
+         CREATE TABLE s (k VARCHAR(20), e ENUM('zz','mm','aa') , v INT, PRIMARY KEY (k, e));
+         INSERT INTO n SELECT seq * 2, seq, REPEAT('t', seq) FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < 300) SELECT seq FROM q) t;\n{}",
+        (0..600).filter(|number| number % 2 == 0).fold(String::new(), |mut sql, number| {
+            let _ = writeln!(sql, "INSERT IGNORE INTO s VALUES ('{}', {}, 0);", key(number), 1 + number % 3);
+            sql
+        })
+    ));
+}
+
+/// What the tables hold, by a snapshot of nothing else.
+fn tables(server: &Server, options: &str) -> BTreeMap<(String, String), Value> {
+    let _ = server;
+    let mut bench = Bench::new(options);
+    bench.read();
+    fold(&bench.seen)
+}
+
+fn read_while_written(server: &Server, seed: u64, chunk_rows: usize, stops: bool) {
+    let database = server.database();
+    create(server, &database);
+    let options = format!("{}chunk_rows = {chunk_rows}\n", server.options(&format!("\"{database}.*\"")));
+    let mut writers = Vec::new();
+    for writer in 0..3 {
+        let mut client = server.client();
+        let mut input = client.stdin.take().unwrap();
+        let sql = writes(seed * 10 + writer, &database, 600);
+        writers.push(std::thread::spawn(move || {
+            // A deadlock of two writers ends one of their transactions, not the writer.
+            for line in sql.lines() {
+                if input.write_all(line.as_bytes()).and_then(|()| input.write_all(b"\n")).is_err() {
+                    break;
+                }
+            }
+            drop(input);
+            client.wait_with_output().unwrap()
+        }));
+    }
+    let mut bench = Bench::new(&options);
+    bench.max_records = 50;
+    let mut random = Random(seed);
+    while writers.iter().any(|writer| !writer.is_finished()) {
+        bench.fill(Duration::from_millis(20)).unwrap();
+        if stops && random.below(6) == 0 {
+            bench.stop();
+        }
+    }
+    writers.into_iter().for_each(|writer| drop(writer.join()));
+    bench.read();
+    let snapshot = bench.seen.iter().filter(|record| record.op() == "r").count();
+    assert!(snapshot > 100, "{snapshot} rows of the snapshot");
+    assert_eq!(fold(&bench.seen), tables(server, &options), "seed {seed}, chunks of {chunk_rows}");
+}
+
+#[test]
+fn a_snapshot_under_writers_is_exact() {
+    let Some(server) = Server::shared() else { return };
+    for (seed, chunk_rows) in [(1, 7), (2, 40), (3, 4096), (4, 13)] {
+        read_while_written(server, seed, chunk_rows, false);
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_stopped_again_and_again_is_exact() {
+    let Some(server) = Server::shared() else { return };
+    for (seed, chunk_rows) in [(11, 9), (12, 60), (13, 200)] {
+        read_while_written(server, seed, chunk_rows, true);
+    }
+}
+
+#[test]
+fn without_gtids_it_is_exact_too() {
+    let Some(server) = Server::start("--gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
+    for (seed, chunk_rows, stops) in [(21, 11, false), (22, 50, true)] {
+        read_while_written(&server, seed, chunk_rows, stops);
+    }
+}
+
+/// Rows of a table without key, with how often each is there.
+fn count(rows: impl Iterator<Item = String>) -> BTreeMap<String, i64> {
+    rows.fold(BTreeMap::new(), |mut counts, row| {
+        *counts.entry(row).or_default() += 1;
+        counts
+    })
+}
+
+#[test]
+fn a_table_without_key_is_exact_row_by_row() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    server.run(&format!(
+        "USE {database}; CREATE TABLE k (v INT);
+         INSERT INTO k SELECT seq % 50 FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < 900) SELECT seq FROM q) t"
+    ));
+    let mut sql = format!("USE {database};\n");
+    let mut random = Random(7);
+    for _ in 0..4000 {
+        let (a, b) = (random.below(60), random.below(60));
+        let _ = match random.below(3) {
+            0 => writeln!(sql, "INSERT INTO k VALUES ({a}), ({b});"),
+            1 => writeln!(sql, "UPDATE k SET v = {a} WHERE v = {b} LIMIT 2;"),
+            _ => writeln!(sql, "DELETE FROM k WHERE v = {a} LIMIT 2;"),
+        };
+    }
+    let options = server.options(&format!("\"{database}.*\""));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| server.run(&sql));
+        // Many snapshots while it writes; each source goes on to the end.
+        let mut sources: Vec<Bench> = Vec::new();
+        while !writer.is_finished() {
+            let mut bench = Bench::new(&options);
+            bench.max_records = 37;
+            while !bench.position.contains_key(&format!("table/{database}.k")) {
+                bench.fill(Duration::from_millis(20)).unwrap();
+            }
+            bench.stop();
+            sources.push(bench);
+        }
+        writer.join().unwrap();
+        let rows = count(server.run(&format!("SELECT v FROM {database}.k")).lines().map(str::to_owned));
+        assert!(sources.len() > 1, "{} snapshots", sources.len());
+        let sources_len = sources.len();
+        for (number, bench) in sources.iter_mut().enumerate() {
+            bench.read();
+            let mut counts: BTreeMap<String, i64> = BTreeMap::new();
+            for record in &bench.seen {
+                let value = record.value.as_ref().unwrap();
+                for (image, change) in [("before", -1), ("after", 1)] {
+                    if !value[image].is_null() {
+                        *counts.entry(value[image]["v"].to_string()).or_default() += change;
+                    }
+                }
+            }
+            counts.retain(|_, count| *count != 0);
+            assert_eq!(counts, rows, "source {number} of {}", sources_len);
+        }
+    });
+}
+
+#[test]
+fn keys_of_every_type_are_walked_in_the_servers_order() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    for (index, (kind, values)) in [
+        ("DATE", "('2026-01-01'),('0000-00-00'),('2026-00-00'),('1999-12-31'),('2026-02-01')"),
+        ("DATETIME(6)", "('2026-01-01 00:00:00.000001'),('2026-01-01 00:00:00.000002'),('0000-00-00'),('1000-01-01')"),
+        ("TIMESTAMP(3)", "('2026-01-01 00:00:00.001'),('1970-01-01 12:00:01'),('2038-01-19 03:14:07.5')"),
+        ("TIME(2)", "('-838:59:59'),('-00:00:00.01'),('00:00:00'),('12:00:00.25'),('838:59:59')"),
+        ("DECIMAL(30,10)", "(-1.5),(-1.4999999999),(0),(12345678901234567890.0123456789)"),
+        ("BIGINT UNSIGNED", "(0),(9223372036854775807),(9223372036854775808),(18446744073709551615)"),
+        ("DOUBLE", "(-1e300),(-0.1),(0.1),(0.30000000000000004),(1e300)"),
+        ("FLOAT", "(-1.1),(0.1),(16777216),(3e38)"),
+        ("BIT(12)", "(b'0'),(b'1'),(b'101010101010'),(b'111111111111')"),
+        ("ENUM('z','m','a')", "('z'),('m'),('a'),('')"),
+        ("SET('z','m','a')", "('z'),('m'),('a'),('z,a'),('')"),
+        ("YEAR", "(0),(1901),(2000),(2155)"),
+        ("BINARY(4)", "(x'00'),(x'01'),(x'0100ff'),(x'ff')"),
+        ("VARBINARY(9)", "(x''),(x'00'),(x'0000'),(x'ff')"),
+        ("VARCHAR(9) CHARACTER SET latin1", "('a'),('b'),('é'),('Z'),('')"),
+        ("VARCHAR(9) CHARACTER SET utf16", "('a'),('日'),('😀'),('')"),
+        ("VARCHAR(9) COLLATE utf8mb4_0900_as_cs", "('a'),('A'),('á'),('b'),('''')"),
+        ("CHAR(3) CHARACTER SET sjis", "('a'),('日本'),('')"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        server.run(&format!("SET sql_mode=''; USE {database}; CREATE TABLE k{index} (k {kind} PRIMARY KEY); INSERT INTO k{index} VALUES {values}"));
+    }
+    let mut bench =
+        Bench::new(&format!("{}chunk_rows = 1\nzero_dates = \"string\"", server.options(&format!("\"{database}.*\""))));
+    bench.max_records = 1;
+    bench.read();
+    for index in 0..18 {
+        let rows = server.run(&format!("SELECT COUNT(*) FROM {database}.k{index}"));
+        let table = format!("{database}.k{index}");
+        let keys: Vec<_> =
+            bench.seen.iter().filter(|record| record.table == table).map(|record| record.key.clone()).collect();
+        assert_eq!(keys.len().to_string(), rows, "{table}: {keys:?}");
+    }
+}
+
+#[test]
+fn definitions_that_change_while_rows_are_read_leave_no_row_out() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    create(server, &database);
+    let options = format!("{}chunk_rows = 5\n", server.options(&format!("\"{database}.*\"")));
+    let mut sql = format!("USE {database};\n");
+    for number in 0..30 {
+        let _ = writeln!(
+            sql,
+            "ALTER TABLE n ADD COLUMN c{number} INT DEFAULT {number}; UPDATE n SET v = {number} WHERE id % 50 = {number};"
+        );
+        if number % 5 == 4 {
+            let _ = writeln!(
+                sql,
+                "ALTER TABLE n DROP COLUMN c{}; ALTER TABLE n MODIFY v BIGINT; TRUNCATE s; INSERT INTO s VALUES ('after', 1, {number});",
+                number - 2
+            );
+        }
+    }
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| server.run(&sql));
+        let mut bench = Bench::new(&options);
+        while !writer.is_finished() {
+            bench.fill(Duration::from_millis(20)).unwrap();
+        }
+        writer.join().unwrap();
+        bench.read();
+        let mut kept: Vec<Seen> = Vec::new();
+        for record in bench.take() {
+            if record.op() == "t" {
+                kept.retain(|before| before.table != record.table);
+            } else {
+                kept.push(record);
+            }
+        }
+        let keys = |rows: BTreeMap<(String, String), Value>| rows.into_keys().collect::<Vec<_>>();
+        let latest: BTreeMap<_, _> = kept
+            .iter()
+            .filter(|record| record.value.is_some())
+            .map(|record| ((record.table.clone(), record.key.clone().unwrap()), record.after()["v"].clone()))
+            .collect();
+        let expected = tables(server, &options);
+        assert_eq!(latest.keys().cloned().collect::<Vec<_>>(), keys(expected.clone()));
+        expected.iter().for_each(|(key, row)| assert_eq!(row["v"], latest[key], "{key:?}"));
+    });
+}
+
+#[test]
+fn never_only_and_a_table_added_later() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    create(server, &database);
+    let options = |tables: &str, more: &str| format!("{}{more}\n", server.options(tables));
+    let of_n = format!("\"{database}.n\"");
+    let mut bench = Bench::new(&options(&of_n, "snapshot = \"never\""));
+    bench.read();
+    assert!(bench.seen.is_empty());
+    server.run(&format!("UPDATE {database}.n SET v = -1 WHERE id = 2"));
+    bench.read();
+    assert_eq!(bench.take().len(), 1);
+
+    let mut bench = Bench::new(&options(&of_n, "snapshot = \"only\""));
+    bench.read();
+    assert_eq!(bench.take().len(), 300);
+    server.run(&format!("UPDATE {database}.n SET v = -2 WHERE id = 2"));
+    assert_eq!(bench.fill(Duration::from_millis(50)).unwrap(), Fill::CaughtUp);
+    assert!(bench.seen.is_empty());
+
+    bench.set_options(&options(&of_n, ""));
+    bench.read();
+    assert_eq!(bench.take().len(), 1, "the change since then");
+    bench.set_options(&options(&format!("{of_n}, \"{database}.s\""), ""));
+    bench.read();
+    let added = bench.take();
+    assert!(added.len() > 100 && added.iter().all(|record| record.op() == "r" && record.table.ends_with(".s")));
+
+    // A table that is created while the source runs comes by its changes, and by nothing else later.
+    bench.set_options(&options(&format!("\"{database}.*\""), ""));
+    bench.until_idle = false;
+    bench.read();
+    server.run(&format!("USE {database}; CREATE TABLE late (id INT PRIMARY KEY); INSERT INTO late VALUES (1), (2)"));
+    while bench.seen.len() < 2 {
+        bench.fill(Duration::from_millis(200)).unwrap();
+    }
+    bench.stop();
+    bench.read();
+    assert_eq!(bench.take().iter().map(Seen::op).collect::<Vec<_>>(), ["c", "c"]);
+
+    // And so does one that is created while it does not run.
+    bench.stop();
+    server.run(&format!(
+        "USE {database}; CREATE TABLE later (id INT PRIMARY KEY); INSERT INTO later VALUES (1), (2), (3)"
+    ));
+    bench.until_idle = true;
+    bench.read();
+    assert_eq!(bench.take().iter().map(Seen::op).collect::<Vec<_>>(), ["c", "c", "c"]);
+    bench.stop();
+    bench.read();
+    assert!(bench.seen.is_empty());
+}

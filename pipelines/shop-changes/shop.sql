@@ -1,0 +1,10 @@
+CREATE DATABASE IF NOT EXISTS shop;
+USE shop;
+CREATE TABLE IF NOT EXISTS customers (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(100) NOT NULL, joined DATE);
+CREATE TABLE IF NOT EXISTS orders (id INT PRIMARY KEY AUTO_INCREMENT, customer INT NOT NULL, price DECIMAL(10,2) NOT NULL, placed TIMESTAMP(3) DEFAULT NOW(3));
+CREATE TABLE IF NOT EXISTS audit_log (id INT PRIMARY KEY AUTO_INCREMENT, what TEXT);
+INSERT INTO customers (name, joined) VALUES ('Ada', '2026-01-02'), ('Grace', '2026-02-03');
+INSERT INTO orders (customer, price) VALUES (1, 12.50), (1, 99.90), (2, 5.00);
+UPDATE orders SET price = 89.90 WHERE price = 99.90;
+DELETE FROM orders WHERE price = 5.00;
+INSERT INTO audit_log (what) VALUES ('left out');

@@ -1,0 +1,60 @@
+//! A MySQL server.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use crate::server::Server;
+use crate::{Skip, repository};
+
+/// A real MySQL of one test, through `tests/services/mysql`. Its user `cdc` may do what a source needs, and no more.
+pub struct Mysql(Server);
+
+impl Mysql {
+    /// Starts one without databases.
+    pub fn start() -> Result<Self, Skip> {
+        let mysql = Self(Server::start("mysql", &[], 1)?);
+        mysql.run("CREATE USER cdc IDENTIFIED BY 'secret'");
+        mysql.run("GRANT REPLICATION SLAVE, REPLICATION CLIENT, SELECT, LOCK TABLES ON *.* TO cdc");
+        Ok(mysql)
+    }
+
+    /// The `url` of a source on it, with the password in the environment variable `CDC_PASSWORD`.
+    pub fn url(&self) -> String {
+        format!("mysql://cdc:${{env:CDC_PASSWORD}}@127.0.0.1:{}", self.0.port())
+    }
+
+    /// The variable that [`Mysql::url`] names, and its value.
+    pub const PASSWORD: (&'static str, &'static str) = ("CDC_PASSWORD", "secret");
+
+    /// Runs statements; gives the lines that they print, columns separated by tabs.
+    pub fn run(&self, statements: &str) -> Vec<String> {
+        let mut client = Command::new(repository().join("tests/services/mysql"))
+            .args(["client", &self.0.port().to_string()])
+            .arg(self.0.directory())
+            .args(["-N", "-B", "--default-character-set=utf8mb4"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        client.stdin.take().unwrap().write_all(statements.as_bytes()).unwrap();
+        let output = client.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}\n{statements}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// A crash.
+    pub fn kill9(&mut self) {
+        self.0.end(libc::SIGKILL);
+    }
+
+    /// A clean stop.
+    pub fn stop(&mut self) {
+        self.0.end(libc::SIGTERM);
+    }
+
+    /// Starts it again with its data.
+    pub fn restart(&mut self) {
+        self.0.start_again();
+    }
+}

@@ -1,0 +1,241 @@
+//! MySQL to topics: workers and servers are killed at any moment, and then the topics, folded, hold what the tables hold, row by row.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use trunkline_tests::{Case, Kafka, Mysql, Random, Reader, Record, Worker, need, wait};
+
+use crate::LONG;
+
+/// Small chunks: many moments in which to be killed.
+fn source(mysql: &Mysql, more: &str) -> String {
+    format!(
+        "name = \"$NAME\"\n[sources.shop]\nconnector = \"mysql\"\nurl = \"{}\"\ntables = [\"shop.*\", \"!shop.audit_*\"]\n{more}\n",
+        mysql.url()
+    )
+}
+
+fn case(test: &str, kafka: &Kafka) -> Case {
+    let mut case = Case::new(test, kafka);
+    case.set(Mysql::PASSWORD.0, Mysql::PASSWORD.1);
+    case
+}
+
+fn create(mysql: &Mysql, rows: u32) {
+    mysql.run(&format!(
+        "SET cte_max_recursion_depth = 1000000; CREATE DATABASE shop; USE shop; CREATE TABLE orders (id INT PRIMARY KEY, v INT NOT NULL, note VARCHAR(300));
+         CREATE TABLE people (name VARCHAR(20) PRIMARY KEY, v INT NOT NULL); CREATE TABLE audit_log (id INT PRIMARY KEY);
+         INSERT INTO orders SELECT seq, seq, REPEAT('n', seq % 200) FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < {rows}) SELECT seq FROM q) t;
+         INSERT INTO people SELECT CONCAT('p', seq), seq FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < {rows}) SELECT seq FROM q) t"
+    ));
+}
+
+/// Transactions of one writer, some of them large, some rolled back.
+fn writes(random: &mut Random, rows: u64, transactions: u64) -> String {
+    let mut sql = "USE shop;\n".to_owned();
+    for _ in 0..transactions {
+        sql.push_str("BEGIN;\n");
+        for _ in 0..=random.below(4) {
+            let (id, v) = (random.below(rows * 2), random.below(1_000_000));
+            let _ = match random.below(7) {
+                0 => writeln!(sql, "INSERT IGNORE INTO orders VALUES ({id}, {v}, 'new');"),
+                1 => writeln!(sql, "UPDATE orders SET v = {v} WHERE id BETWEEN {id} AND {};", id + random.below(200)),
+                2 => writeln!(sql, "DELETE FROM orders WHERE id = {id};"),
+                3 => writeln!(sql, "UPDATE IGNORE orders SET id = {} WHERE id = {id};", random.below(rows * 2)),
+                4 => writeln!(sql, "REPLACE INTO people VALUES ('p{id}', {v});"),
+                5 => writeln!(sql, "DELETE FROM people WHERE name = 'p{id}';"),
+                _ => writeln!(sql, "INSERT IGNORE INTO audit_log VALUES ({id});"),
+            };
+        }
+        sql.push_str(if random.below(8) == 0 { "ROLLBACK;\n" } else { "COMMIT;\n" });
+    }
+    sql
+}
+
+/// What a reader of a topic ends with, by key; that no record contradicts the ones before it is checked on the way.
+fn fold(records: &[Record]) -> BTreeMap<String, i64> {
+    let mut rows: BTreeMap<String, i64> = BTreeMap::new();
+    // The records of one key are in one partition, in order.
+    for record in records {
+        let key = String::from_utf8(record.key.clone().expect("a key")).unwrap();
+        if record.value.is_none() {
+            assert!(!rows.contains_key(&key), "a tombstone of a row that is there: {key}");
+            continue;
+        }
+        let value = record.json();
+        let v = value["after"]["v"].as_i64();
+        let before = value["before"]["v"].as_i64();
+        match value["op"].as_str().unwrap() {
+            "r" => {
+                let known = rows.insert(key.clone(), v.unwrap());
+                assert!(
+                    known.is_none_or(|known| Some(known) == v),
+                    "a row of the snapshot is older than a change: {key}"
+                );
+            }
+            "c" => assert_eq!(rows.insert(key.clone(), v.unwrap()), None, "created twice: {key}"),
+            // A row whose chunk was not read yet may change first.
+            "u" => assert!(
+                rows.insert(key.clone(), v.unwrap()).is_none_or(|known| Some(known) == before),
+                "lost a change: {key}"
+            ),
+            "d" => assert!(rows.remove(&key).is_none_or(|known| Some(known) == before), "lost a change: {key}"),
+            other => panic!("op {other}"),
+        }
+    }
+    rows
+}
+
+/// Checks that the topics hold what the tables hold; gives how many records there are.
+fn assert_same(case: &Case, kafka: &Kafka, mysql: &Mysql) -> u64 {
+    let mut count = 0;
+    for (table, key) in [("orders", "CONCAT('{\"id\":', id, '}')"), ("people", "CONCAT('{\"name\":\"', name, '\"}')")] {
+        let records = kafka.read(&format!("{}.shop.{table}", case.name()));
+        let rows = mysql.run(&format!("SELECT {key}, v FROM shop.{table}"));
+        let rows: BTreeMap<String, i64> = rows
+            .iter()
+            .map(|line| line.split_once('\t').unwrap())
+            .map(|(key, v)| (key.to_owned(), v.parse().unwrap()))
+            .collect();
+        assert_eq!(fold(&records), rows, "{table}");
+        count += records.len() as u64;
+    }
+    count
+}
+
+#[test]
+fn rows_and_their_changes_reach_a_topic_a_table() {
+    let (kafka, mysql) = (need!(Kafka::shared()), need!(Mysql::start()));
+    let case = case("mysql", kafka);
+    create(&mysql, 1_000);
+    case.pipeline("shop", &source(&mysql, ""));
+    let summary = case.until_idle("a", LONG);
+    assert_eq!(summary.of(case.name(), "shop").output, 2_000);
+    mysql.run("USE shop; UPDATE orders SET v = -1 WHERE id <= 10; DELETE FROM people WHERE name = 'p7'; INSERT INTO audit_log VALUES (1); UPDATE people SET name = 'new' WHERE name = 'p8'");
+    let summary = case.until_idle("a", LONG);
+    assert_eq!(summary.of(case.name(), "shop").output, 2_000 + 10 + 2 + 3);
+    assert_eq!(assert_same(&case, kafka, &mysql), 2_015);
+    assert_eq!(kafka.count(&format!("{}.shop.audit_log", case.name())), 0);
+    let record = &kafka.read(&format!("{}.shop.orders", case.name()))[0];
+    assert_eq!(
+        (record.header("trunkline.database"), record.header("trunkline.table")),
+        ("shop".into(), "orders".into())
+    );
+    assert_eq!(record.header("trunkline.schema").len(), 16);
+    let exit = case.start("a", &["--until-idle"]).wait(LONG);
+    let said = exit.describe();
+    let said = said.split_once("it said:").expect("what it said").1;
+    assert!(!said.contains(Mysql::PASSWORD.1), "{said}");
+}
+
+/// Lets workers live and die while the tables are written to; the last one finishes.
+fn kill_and_compare(test: &str, seed: u64, kills: u64, rows: u32) {
+    let (kafka, mysql) = (need!(Kafka::shared()), need!(Mysql::start()));
+    let case = case(test, kafka);
+    create(&mysql, rows);
+    case.pipeline("shop", &source(&mysql, "chunk_rows = 50\ncommit_interval = \"20ms\""));
+    let mut random = Random::new(seed);
+    let mut lives = Vec::new();
+    let batches: Vec<String> = (0..kills).map(|_| writes(&mut random, u64::from(rows), 150)).collect();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| batches.iter().for_each(|sql| drop(mysql.run(sql))));
+        for _ in 0..kills {
+            let life = Duration::from_millis(200 + random.below(2_000));
+            let exit = case.start("a", &[]).kill9_after(life);
+            assert_eq!(exit.signal, Some(libc::SIGKILL), "it ended by itself: {}", exit.describe());
+            lives.push(life.as_millis());
+        }
+        writer.join().unwrap();
+    });
+    let summary = case.until_idle("a", LONG);
+    eprintln!("seed {seed}: the workers lived {lives:?} ms");
+    let count = assert_same(&case, kafka, &mysql);
+    assert_eq!(summary.of(case.name(), "shop").output, count);
+}
+
+#[test]
+fn kills_in_the_snapshot_lose_and_double_nothing() {
+    kill_and_compare("mysql-kills", 900, 25, 5_000);
+}
+
+#[test]
+fn kills_in_the_stream_lose_and_double_nothing() {
+    kill_and_compare("mysql-stream", 901, 25, 100);
+}
+
+fn wait_for_records(case: &Case, kafka: &Kafka, worker: &mut Worker, topic: &str, count: u64) {
+    let topic = format!("{}.shop.{topic}", case.name());
+    wait::until(&format!("{count} records in {topic}"), LONG, || {
+        assert!(worker.runs(), "{}", worker.stderr());
+        (kafka.count(&topic) >= count).then_some(())
+    });
+}
+
+#[test]
+fn a_server_that_crashes_and_comes_back() {
+    let (kafka, mut mysql) = (need!(Kafka::shared()), need!(Mysql::start()));
+    let case = case("mysql-down", kafka);
+    create(&mysql, 500);
+    case.pipeline("shop", &source(&mysql, ""));
+    let mut worker = case.start("a", &[]);
+    wait_for_records(&case, kafka, &mut worker, "orders", 500);
+    for round in 1..=3 {
+        mysql.run(&format!("USE shop; UPDATE orders SET v = v + {round}"));
+        if round % 2 == 0 {
+            mysql.stop()
+        } else {
+            mysql.kill9()
+        }
+        wait::until("the worker tells that the server is gone", LONG, || {
+            worker.stderr().contains("mysql.unreachable").then_some(())
+        });
+        mysql.restart();
+        wait_for_records(&case, kafka, &mut worker, "orders", 500 * (round + 1));
+    }
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    case.until_idle("a", LONG);
+    assert_eq!(assert_same(&case, kafka, &mysql), 500 + 500 * 4);
+}
+
+#[test]
+fn another_node_takes_over_where_the_last_one_was() {
+    let (kafka, mysql) = (need!(Kafka::shared()), need!(Mysql::start()));
+    let mut case = case("mysql-nodes", kafka);
+    create(&mysql, 500);
+    case.pipeline("shop", &source(&mysql, ""));
+    case.set("TRUNKLINE_NODE", "node-a");
+    let mut first = case.start("a", &[]);
+    wait_for_records(&case, kafka, &mut first, "people", 500);
+    case.set("TRUNKLINE_NODE", "node-b");
+    let mut second = case.start("b", &[]);
+    mysql.run("USE shop; UPDATE people SET v = v + 1");
+    wait_for_records(&case, kafka, &mut first, "people", 1_000);
+    first.kill9();
+    mysql.run("USE shop; UPDATE people SET v = v + 1; DELETE FROM people WHERE v % 2 = 0");
+    let left: u64 = mysql.run("SELECT COUNT(*) FROM shop.people")[0].parse().unwrap();
+    let all = 1_500 + 2 * (500 - left);
+    wait_for_records(&case, kafka, &mut second, "people", all);
+    second.sigterm();
+    let exit = second.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    assert_eq!(assert_same(&case, kafka, &mysql), 500 + all);
+}
+
+#[test]
+fn typed_rows_reach_the_lake() {
+    let (kafka, mysql, reader) = (need!(Kafka::shared()), need!(Mysql::start()), need!(Reader::find()));
+    let case = case("mysql-lake", kafka);
+    create(&mysql, 300);
+    mysql.run("USE shop; ALTER TABLE orders ADD price DECIMAL(20,4), ADD big BIGINT UNSIGNED, ADD at DATETIME(6), ADD d DATE, ADD raw VARBINARY(9);
+               UPDATE orders SET price = id / 7, big = 18446744073709551615, at = '2026-01-02 03:04:05.678901', d = '2026-01-02', raw = x'00ff'");
+    let lake = "[sinks.lake]\nconnector = \"s3\"\ninputs = [\"shop\"]\nurl = \"file://$DIR/lake\"\npath = \"table={@table}\"\nrotate = { idle = \"500ms\" }\n";
+    case.pipeline("shop", &(source(&mysql, "envelope = \"row\"") + lake));
+    let summary = case.until_idle("a", LONG);
+    let written = summary.of(case.name(), "lake");
+    assert_eq!((written.output, written.dead_lettered), (600, 0), "{written:?}");
+    let found = reader.read_with_sums(&case.path("lake"), &["v"], &["v"]);
+    assert_eq!((found.rows, found.sums["v"]), (600, 2 * (1..=300).sum::<i64>()));
+}
