@@ -189,6 +189,16 @@ impl TrackedFile {
         self.place == Place::Detached || self.path != Path::new(&*self.name)
     }
 
+    /// Was more read than was handed out: the beginning of a line, which no fingerprint covers yet?
+    pub(crate) fn read_ahead(&self) -> bool {
+        self.first.len() > self.read.head.len as usize
+    }
+
+    /// Does an input, from its beginning, hold the first bytes that were read?
+    pub(crate) fn begins_as_read(&self, input: &mut Input) -> io::Result<bool> {
+        Ok(input.beginning(self.first.len())?.0 == self.first)
+    }
+
     /// Opens it where it was left.
     pub(crate) fn open(&mut self, compression: Compression) -> io::Result<Attempt> {
         let file = match File::open(&self.path) {
@@ -199,12 +209,8 @@ impl TrackedFile {
         if identify(&file.metadata()?).0 != self.id {
             return Ok(Attempt::Moved);
         }
-        // More may have been read than was handed out: the beginning of a line, which no fingerprint covers yet.
-        if self.first.len() > self.read.head.len as usize {
-            let mut input = Input::open(File::open(&self.path)?, compression)?;
-            if input.beginning(self.first.len())?.0 != self.first {
-                return Ok(Attempt::Changed);
-            }
+        if self.read_ahead() && !self.begins_as_read(&mut Input::open(File::open(&self.path)?, compression)?)? {
+            return Ok(Attempt::Changed);
         }
         match Reader::open(file, compression, &self.read, self.cut)? {
             Opened::Reader(reader) => {

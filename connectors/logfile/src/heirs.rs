@@ -10,7 +10,7 @@ use crate::config::Compression;
 use crate::discovery::{Found, identify};
 use crate::file::{Lost, TrackedFile, Why};
 use crate::fingerprint::{Fingerprint, HEAD, Piece};
-use crate::input::{Content, Got, Input, MAGIC, read_fully_at};
+use crate::input::{After, Content, Input, MAGIC, read_fully_at};
 use crate::names::{family, possible_stems, stem};
 use crate::position::FileId;
 
@@ -155,7 +155,6 @@ pub(crate) fn may_be_copy(found: &Found, file: &TrackedFile) -> bool {
 /// Is what was read of a file no longer in it? `false` where that cannot be found out.
 pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> bool {
     let check = || {
-        let Some(mut input) = reopen(file, compression)? else { return Ok(false) };
         if let Some(reader) = file.reader.as_ref().filter(|reader| !reader.is_gzip()) {
             // More was read than was handed out: the beginning of a line.
             let mut first = vec![0; reader.first().len()];
@@ -163,8 +162,11 @@ pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> b
             if reader.file().metadata()?.len() < reader.end() || first[..count] != *reader.first() {
                 return Ok(true);
             }
-        } else if input.beginning(file.first.len())?.0 != file.first {
-            return Ok(true);
+        } else if file.read_ahead() {
+            let Some(mut input) = reopen(file, compression)? else { return Ok(false) };
+            if !file.begins_as_read(&mut input)? {
+                return Ok(true);
+            }
         }
         if file.read.offset == 0 {
             return Ok(false);
@@ -177,6 +179,10 @@ pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> b
 
 /// Is a new file, as it is now, a copy of one that is followed and intact? `None` if one of them has gone meanwhile: then the next look tells.
 pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compression) -> Option<bool> {
+    // Nothing is a copy of a compressed file. One that was removed while it is read cannot be opened again, and must not leave it undecided.
+    if file.reader.as_ref().is_some_and(|reader| reader.is_gzip()) {
+        return Some(false);
+    }
     let check = || {
         let Some(mut original) = reopen(file, compression)? else { return Err(io::ErrorKind::NotFound.into()) };
         if original.is_gzip() {
@@ -188,7 +194,7 @@ pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compressio
         if !copy.is_gzip() && found.stat.size > original_len {
             return Ok(false);
         }
-        let (copied, whole) = copy.beginning(COMPARED)?;
+        let (copied, after) = copy.beginning(COMPARED)?;
         let (there, _) = original.beginning(COMPARED)?;
         let alike = there.starts_with(&copied) && !copied.is_empty();
         let path = found.path.to_string_lossy();
@@ -196,7 +202,7 @@ pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compressio
         if !alike || (!rotated_name && copied.len() < HEAD) {
             return Ok(false);
         }
-        if whole {
+        if after != After::Unknown {
             return Ok(true);
         }
         let differs = matches!(open(found, compression)?.seek(&file.read)?, Content::Other);
@@ -222,16 +228,7 @@ pub(crate) fn is_gzip_in_the_making(found: &Found, compression: Compression) -> 
             let count = read_fully_at(input.file(), &mut first, 0)?;
             return Ok(compression == Compression::Auto && count < MAGIC.len() && MAGIC.starts_with(&first[..count]));
         }
-        let mut bytes = [0; HEAD];
-        let mut len = 0;
-        while len < HEAD {
-            match input.read(&mut bytes[len..], len as u64)? {
-                Got::Bytes(count) => len += count,
-                Got::End => return Ok(false),
-                Got::CutOff => return Ok(true),
-            }
-        }
-        Ok::<_, io::Error>(false)
+        Ok::<_, io::Error>(input.beginning(HEAD)?.1 == After::CutOff)
     };
     look().unwrap_or(false)
 }

@@ -21,7 +21,7 @@ use super::environment::{Environment, Stop};
 use super::output::Topics;
 use super::status::StageStatus;
 use super::supervise::Stage;
-use crate::checkpoint::{Counters, Positions};
+use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
 use crate::kafka::TransactionalProducer;
 use crate::plan::{Branch, Route, SourcePlan};
 
@@ -44,7 +44,7 @@ pub struct SourceStage {
 impl Stage for SourceStage {
     fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()> {
         let task = environment.names.node_task(&self.pipeline, &self.plan.name);
-        let producer = TransactionalProducer::new(&environment.cluster, &task, environment.client_buffer)?;
+        let producer = TransactionalProducer::new(&environment.cluster, &task, CHECKPOINTS, environment.client_buffer)?;
         failpoint!("source.claim.after")?;
         let positions = Positions::load(&environment.cluster, &task, &task)?;
         let source = self.plan.spec.open(SourceContext {

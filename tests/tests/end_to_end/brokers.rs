@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use trunkline_tests::{Case, Kafka, KafkaClient, KafkaCluster, LogWriter, Reader, need, wait};
 
-use crate::{LONG, access_logs, assert_counted, assert_every_line_once, wait_for_rows};
+use crate::{LONG, access_logs, assert_all_arrives, wait_for_rows};
 
 /// The broker aborts a transaction after `transaction.timeout.ms`, 30 s, and looks for such ones now and then.
 const ABORTED: Duration = Duration::from_secs(60);
@@ -76,9 +76,7 @@ fn a_worker_that_hangs_is_fenced_when_it_comes_back() {
         assert_eq!(exit.code, Some(0), "{}", exit.describe());
     }
 
-    let summary = case.until_idle("a", LONG);
-    assert_counted(&summary, &case, log.lines(), 0);
-    assert_every_line_once(&reader, &lake, &log);
+    assert_all_arrives(&case, &reader, &log);
     assert_eq!(kafka.count(&topic), log.lines());
 }
 
@@ -112,9 +110,7 @@ fn a_transaction_that_timed_out_is_written_again() {
     let exit = worker.wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
 
-    let summary = case.until_idle("a", LONG);
-    assert_counted(&summary, &case, log.lines(), 0);
-    assert_every_line_once(&reader, &lake, &log);
+    assert_all_arrives(&case, &reader, &log);
     assert_eq!(kafka.count(&topic), log.lines());
 }
 
@@ -153,8 +149,6 @@ fn leaders_and_coordinators_that_move() {
     let exit = worker.wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
 
-    let summary = case.until_idle("a", LONG);
-    assert_counted(&summary, &case, log.lines(), 0);
-    assert_every_line_once(&reader, &lake, &log);
+    assert_all_arrives(&case, &reader, &log);
     assert_eq!(cluster.count(&topic), log.lines());
 }
