@@ -46,6 +46,8 @@ pub(crate) struct TrackedFile {
     /// Since when its state has been the same.
     pub(crate) resting_since: Instant,
     pub(crate) place: Place,
+    /// Looks in a row that did not find it where the globs match.
+    pub(crate) missed: u32,
     pub(crate) reader: Option<Box<Reader>>,
     /// It was used since the descriptors were last looked through.
     pub(crate) used: bool,
@@ -82,12 +84,14 @@ pub(crate) struct Lost {
     /// Bytes that are known to have been there and were not handed out.
     pub(crate) unread: u64,
     pub(crate) why: Why,
+    /// Looks that found nothing that it lives on in.
+    pub(crate) looks: u32,
 }
 
 /// How a file was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// It was read to its end and is gone: only a copy of it must be recognised.
+    /// It was read to its end, or not at all, and is gone: only a copy of it must be recognised.
     Finished,
     /// Its path holds other content now.
     Truncated,
@@ -124,6 +128,7 @@ impl TrackedFile {
             cut_off: false,
             resting_since: rested_since(found.stat, now),
             place: Place::Matched,
+            missed: 0,
             reader: None,
             used: false,
             verified: true,
@@ -172,11 +177,9 @@ impl TrackedFile {
         }
     }
 
-    /// Can its content not tell whether this is still the file that was found? Nothing of it was read, and it has neither the look nor the
-    /// name that it had.
-    pub(crate) fn is_unrecognisable(&self, found: &Found) -> bool {
-        let unknown = self.read.offset == 0 && self.first.is_empty();
-        unknown && self.stat != found.stat && family(&found.path.to_string_lossy()) != family(&self.name)
+    /// Was nothing of it read yet, so that its content cannot tell whether it is still the file that was found?
+    pub(crate) fn is_unread(&self) -> bool {
+        self.read.offset == 0 && self.first.is_empty()
     }
 
     /// Has it been at rest for so long?
@@ -263,7 +266,7 @@ impl TrackedFile {
         self.note_read();
         let unread = if why == Why::Finished { 0 } else { self.behind() };
         self.at_end = None;
-        Lost { unread, why, file: self }
+        Lost { unread, why, looks: 0, file: self }
     }
 }
 
