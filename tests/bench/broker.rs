@@ -9,10 +9,10 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::Producer;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_tests::{Kafka, wait};
+use trunkline_tests::{Kafka, memory_of, wait};
 
 use crate::client::{self, LIMIT, PARTITIONS};
-use crate::measure::{cpu_seconds_of, median, peak_rss_of, percentile};
+use crate::measure::{cpu_seconds_of, median, percentile};
 use crate::records::{LINE_BYTES, Log};
 
 /// How often every throughput is measured, each broker in its turn.
@@ -221,9 +221,7 @@ fn latency(brokers: &[Kafka]) -> [Row; 2] {
 
 fn reader_from_beginning(broker: &Kafka, topic: &str) -> BaseConsumer {
     let consumer = client::consumer(broker.brokers(), "bench", &[("enable.partition.eof", "false")]);
-    let mut assignment = TopicPartitionList::new();
-    assignment.add_partition_offset(topic, 0, Offset::Beginning).unwrap();
-    consumer.assign(&assignment).unwrap();
+    client::assign(&consumer, topic, 1);
     consumer
 }
 
@@ -309,7 +307,7 @@ fn restarts(brokers: &mut [Kafka]) -> [Row; 3] {
         broker.restart();
         let count = store(broker);
         consume(broker, STORED, count);
-        rows[2].add(which, peak_rss_of(broker.pid().unwrap()) as f64 / 1e6);
+        rows[2].add(which, memory_of(broker.pid().unwrap() as i32, "VmHWM").unwrap() as f64 / 1e6);
         for _ in 0..3 {
             broker.stop();
             rows[0].add(which, start(broker, count));

@@ -141,16 +141,21 @@ pub(crate) fn consumer(brokers: &str, group: &str, more: &[(&str, &str)]) -> Bas
     config.create().unwrap()
 }
 
-/// Reads a topic of so many records to its end; how long that took from the first record on: before that, the client waits for its own timers.
-pub(crate) fn consume(consumer: &BaseConsumer, topic: &str, records: u64) -> Duration {
-    let metadata = consumer.fetch_metadata(Some(topic), LIMIT).unwrap();
-    let partitions = metadata.topics()[0].partitions().len() as i32;
+/// Has the consumer read so many partitions of a topic from their beginning.
+pub(crate) fn assign(consumer: &BaseConsumer, topic: &str, partitions: i32) {
     let mut assignment = TopicPartitionList::new();
     for partition in 0..partitions {
         assignment.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
     }
-    let mut started = Instant::now();
     consumer.assign(&assignment).unwrap();
+}
+
+/// Reads a topic of so many records to its end; how long that took from the first record on: before that, the client waits for its own timers.
+pub(crate) fn consume(consumer: &BaseConsumer, topic: &str, records: u64) -> Duration {
+    let metadata = consumer.fetch_metadata(Some(topic), LIMIT).unwrap();
+    let partitions = metadata.topics()[0].partitions().len() as i32;
+    let mut started = Instant::now();
+    assign(consumer, topic, partitions);
     let mut queue = BatchQueue::of(consumer);
     let (mut count, mut open) = (0, partitions);
     while open > 0 {

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_tests::{Case, Kafka, Worker, wait};
+use trunkline_tests::{Case, Kafka, Worker, memory_of, wait};
 
 use crate::client::{self, LIMIT, PARTITIONS};
-use crate::measure::{median, percentile, rss_of};
+use crate::measure::{median, percentile};
 
 /// Lines are written so far apart.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -68,7 +67,7 @@ fn starts(kafka: &Kafka) -> (Vec<f64>, f64) {
         // Until what was needed to start was given back.
         let settled = Instant::now();
         wait::until("the worker is at rest", LIMIT, || (settled.elapsed() > Duration::from_secs(2)).then_some(()));
-        idle.push(rss_of(worker.pid() as u32) as f64);
+        idle.push(memory_of(worker.pid(), "VmRSS").unwrap() as f64);
         end(worker);
     }
     (first_records, median(&idle))
@@ -141,11 +140,7 @@ fn append(log: &Path, line: &str) {
 /// Reads all partitions of a topic from where they are now.
 fn reader(kafka: &Kafka, topic: &str) -> BaseConsumer {
     let consumer = client::consumer(kafka.brokers(), "bench", &[]);
-    let mut assignment = TopicPartitionList::new();
-    for partition in 0..PARTITIONS {
-        assignment.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
-    }
-    consumer.assign(&assignment).unwrap();
+    client::assign(&consumer, topic, PARTITIONS);
     // Waiting for records, all connected, before anything is timed.
     let mut ends = 0;
     wait::until("the reader is at the end of the topic", LIMIT, || {

@@ -11,22 +11,6 @@ pub(crate) fn cpu_seconds_of(pid: u32) -> f64 {
     ticks.sum::<f64>() / 100.0
 }
 
-/// The most memory that a process has held, in bytes.
-pub(crate) fn peak_rss_of(pid: u32) -> u64 {
-    memory_of(pid, "VmHWM:")
-}
-
-/// The memory that a process holds now, in bytes.
-pub(crate) fn rss_of(pid: u32) -> u64 {
-    memory_of(pid, "VmRSS:")
-}
-
-fn memory_of(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-}
-
 /// The value below which this share of the values lies.
 pub(crate) fn percentile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();

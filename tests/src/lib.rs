@@ -42,4 +42,4 @@ pub use s3::S3;
 pub use skip::Skip;
 pub use summary::{Counters, Summary};
 pub use tool::Tool;
-pub use worker::{Exit, Worker};
+pub use worker::{Exit, Worker, memory_of};

@@ -152,7 +152,7 @@ impl Worker {
         if self.exit.is_some() {
             return;
         }
-        self.peak_rss = self.peak_rss.max(high_water_mark(self.pid()).unwrap_or(0));
+        self.peak_rss = self.peak_rss.max(memory_of(self.pid(), "VmHWM").unwrap_or(0));
         let mut status = 0;
         // SAFETY: rusage is plain numbers; wait4 writes to the two places given, for a child that was not reaped yet.
         let (reaped, usage) = unsafe {
@@ -178,10 +178,10 @@ impl Worker {
     }
 }
 
-/// `VmHWM` of a process in bytes; none once it has ended.
-fn high_water_mark(pid: i32) -> Option<u64> {
+/// `VmHWM` (the most that it ever had resident), `VmRSS` or the like of a process, in bytes; none once it has ended.
+pub fn memory_of(pid: i32, field: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 

@@ -1,10 +1,10 @@
 //! Named steps at which tests make a worker die, fail or wait: between any two of them a machine may lose its power.
 //!
-//! `failpoint!("sink.promise.after")?` marks a step. Without the cargo feature `failpoints`, which nothing in this workspace turns on by
+//! `failpoint!("sink.intent.after")?` marks a step. Without the cargo feature `failpoints`, which nothing in this workspace turns on by
 //! itself, it is `Ok(())` and leaves no trace in the binary. With it, `TRUNKLINE_FAILPOINTS` says what happens where:
 //!
 //! ```text
-//! TRUNKLINE_FAILPOINTS="sink.promise.after=kill@3;s3.part.before=error"
+//! TRUNKLINE_FAILPOINTS="sink.intent.after=kill@3;s3.part.before=error"
 //! ```
 //! `kill` aborts the process, `stop` stops it (SIGSTOP) until somebody lets it go on, `error` fails the step as if something outside had failed,
 //! `full` as if the disk were full. `@3` means the third time only; without it, it happens every time. `TRUNKLINE_FAILPOINTS_SEEN` names a

@@ -46,6 +46,8 @@ pub(crate) struct TrackedFile {
     /// Since when its state has been the same.
     pub(crate) resting_since: Instant,
     pub(crate) place: Place,
+    /// Looks in a row that did not find it where the globs match.
+    pub(crate) missed: u32,
     pub(crate) reader: Option<Box<Reader>>,
     /// It was used since the descriptors were last looked through.
     pub(crate) used: bool,
@@ -82,12 +84,14 @@ pub(crate) struct Lost {
     /// Bytes that are known to have been there and were not handed out.
     pub(crate) unread: u64,
     pub(crate) why: Why,
+    /// Looks that found nothing that it lives on in.
+    pub(crate) looks: u32,
 }
 
 /// How a file was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// It was read to its end and is gone: only a copy of it must be recognised.
+    /// It was read to its end, or not at all, and is gone: only a copy of it must be recognised.
     Finished,
     /// Its path holds other content now.
     Truncated,
@@ -124,6 +128,7 @@ impl TrackedFile {
             cut_off: false,
             resting_since: rested_since(found.stat, now),
             place: Place::Matched,
+            missed: 0,
             reader: None,
             used: false,
             verified: true,
@@ -172,11 +177,9 @@ impl TrackedFile {
         }
     }
 
-    /// Can its content not tell whether this is still the file that was found? Nothing of it was read, and it has neither the look nor the
-    /// name that it had.
-    pub(crate) fn is_unrecognisable(&self, found: &Found) -> bool {
-        let unknown = self.read.offset == 0 && self.first.is_empty();
-        unknown && self.stat != found.stat && family(&found.path.to_string_lossy()) != family(&self.name)
+    /// Was nothing of it read yet, so that its content cannot tell whether it is still the file that was found?
+    pub(crate) fn is_unread(&self) -> bool {
+        self.read.offset == 0 && self.first.is_empty()
     }
 
     /// Has it been at rest for so long?
@@ -189,6 +192,16 @@ impl TrackedFile {
         self.place == Place::Detached || self.path != Path::new(&*self.name)
     }
 
+    /// Was more read than was handed out: the beginning of a line, which no fingerprint covers yet?
+    pub(crate) fn read_ahead(&self) -> bool {
+        self.first.len() > self.read.head.len as usize
+    }
+
+    /// Does an input, from its beginning, hold the first bytes that were read?
+    pub(crate) fn begins_as_read(&self, input: &mut Input) -> io::Result<bool> {
+        Ok(input.beginning(self.first.len())?.0 == self.first)
+    }
+
     /// Opens it where it was left.
     pub(crate) fn open(&mut self, compression: Compression) -> io::Result<Attempt> {
         let file = match File::open(&self.path) {
@@ -199,12 +212,8 @@ impl TrackedFile {
         if identify(&file.metadata()?).0 != self.id {
             return Ok(Attempt::Moved);
         }
-        // More may have been read than was handed out: the beginning of a line, which no fingerprint covers yet.
-        if self.first.len() > self.read.head.len as usize {
-            let mut input = Input::open(File::open(&self.path)?, compression)?;
-            if input.beginning(self.first.len())?.0 != self.first {
-                return Ok(Attempt::Changed);
-            }
+        if self.read_ahead() && !self.begins_as_read(&mut Input::open(File::open(&self.path)?, compression)?)? {
+            return Ok(Attempt::Changed);
         }
         match Reader::open(file, compression, &self.read, self.cut)? {
             Opened::Reader(reader) => {
@@ -257,7 +266,7 @@ impl TrackedFile {
         self.note_read();
         let unread = if why == Why::Finished { 0 } else { self.behind() };
         self.at_end = None;
-        Lost { unread, why, file: self }
+        Lost { unread, why, looks: 0, file: self }
     }
 }
 

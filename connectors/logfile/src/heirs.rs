@@ -10,7 +10,7 @@ use crate::config::Compression;
 use crate::discovery::{Found, identify};
 use crate::file::{Lost, TrackedFile, Why};
 use crate::fingerprint::{Fingerprint, HEAD, Piece};
-use crate::input::{Content, Got, Input, MAGIC, read_fully_at};
+use crate::input::{After, Content, Input, MAGIC, read_fully_at};
 use crate::names::{family, possible_stems, stem};
 use crate::position::FileId;
 
@@ -26,6 +26,8 @@ pub(crate) enum Likeness {
     Part(Fingerprint),
     /// It is something else.
     None,
+    /// It was renamed or removed meanwhile: the next look tells.
+    Unknown,
 }
 
 /// Files that may be heirs, by what a lost file is recognised by: thousands of them are not compared with thousands of lost ones.
@@ -51,8 +53,7 @@ impl Pool {
     /// The files worth comparing with a lost one, the likeliest first.
     pub(crate) fn candidates(&self, lost: &Lost, shadows: &HashSet<FileId>) -> Vec<Found> {
         let mut candidates: Vec<&Found> = self.found.iter().filter(|found| shadows.contains(&found.id)).collect();
-        let was_read = lost.file.read.offset > 0 || !lost.file.first.is_empty();
-        if was_read {
+        if !lost.file.is_unread() {
             // Short contents are alike by chance: there the name must speak for it too.
             let named = [stem(Path::new(&*lost.file.name)), stem(&lost.file.path)];
             let by_name = named.iter().filter_map(|stem| self.by_stem.get(stem)).flatten();
@@ -116,10 +117,7 @@ pub(crate) fn compare(lost: &Lost, found: &Found, was_shadow: bool, compression:
             }
         }
     })();
-    result.unwrap_or_else(|error| {
-        tracing::debug!(path = %found.path.display(), %error, "cannot be compared");
-        Likeness::None
-    })
+    unless_it_moved(result, &found.path).map_or(Likeness::Unknown, |likeness| likeness.unwrap_or(Likeness::None))
 }
 
 /// Followed files by the beginning of their names: of thousands of files, a new one is compared with few.
@@ -152,10 +150,9 @@ pub(crate) fn may_be_copy(found: &Found, file: &TrackedFile) -> bool {
     found.path != file.path && found.path != Path::new(&*file.name)
 }
 
-/// Is what was read of a file no longer in it? `false` where that cannot be found out.
-pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> bool {
+/// Is what was read of a file no longer in it? `None` if the file is not where it was: then the next look tells.
+pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> Option<bool> {
     let check = || {
-        let Some(mut input) = reopen(file, compression)? else { return Ok(false) };
         if let Some(reader) = file.reader.as_ref().filter(|reader| !reader.is_gzip()) {
             // More was read than was handed out: the beginning of a line.
             let mut first = vec![0; reader.first().len()];
@@ -163,22 +160,26 @@ pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> b
             if reader.file().metadata()?.len() < reader.end() || first[..count] != *reader.first() {
                 return Ok(true);
             }
-        } else if input.beginning(file.first.len())?.0 != file.first {
+        } else if file.read_ahead() && !file.begins_as_read(&mut reopen(file, compression)?)? {
             return Ok(true);
         }
         if file.read.offset == 0 {
             return Ok(false);
         }
-        let Some(mut input) = reopen(file, compression)? else { return Ok(false) };
-        Ok::<_, io::Error>(!matches!(input.seek(&file.read)?, Content::Same { .. }))
+        Ok::<_, io::Error>(!matches!(reopen(file, compression)?.seek(&file.read)?, Content::Same { .. }))
     };
-    check().unwrap_or(false)
+    unless_it_moved(check(), &file.path).map(|is_gone| is_gone.unwrap_or(false))
 }
 
-/// Is a new file, as it is now, a copy of one that is followed and intact? `None` if one of them has gone meanwhile: then the next look tells.
+/// Is a new file, as it is now, a copy of one that is followed and intact? `None` if one of them went or was truncated meanwhile: then the next
+/// look tells.
 pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compression) -> Option<bool> {
+    // Nothing is a copy of a compressed file. One that was removed while it is read cannot be opened again, and must not leave it undecided.
+    if file.reader.as_ref().is_some_and(|reader| reader.is_gzip()) {
+        return Some(false);
+    }
     let check = || {
-        let Some(mut original) = reopen(file, compression)? else { return Err(io::ErrorKind::NotFound.into()) };
+        let mut original = reopen(file, compression)?;
         if original.is_gzip() {
             return Ok(false);
         }
@@ -188,7 +189,7 @@ pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compressio
         if !copy.is_gzip() && found.stat.size > original_len {
             return Ok(false);
         }
-        let (copied, whole) = copy.beginning(COMPARED)?;
+        let (copied, after) = copy.beginning(COMPARED)?;
         let (there, _) = original.beginning(COMPARED)?;
         let alike = there.starts_with(&copied) && !copied.is_empty();
         let path = found.path.to_string_lossy();
@@ -196,18 +197,25 @@ pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compressio
         if !alike || (!rotated_name && copied.len() < HEAD) {
             return Ok(false);
         }
-        if whole {
+        if after != After::Unknown {
             return Ok(true);
         }
         let differs = matches!(open(found, compression)?.seek(&file.read)?, Content::Other);
         Ok::<_, io::Error>(!differs)
     };
-    match check() {
-        Ok(is_copy) => Some(is_copy),
+    // It does not look like a copy either if the original was truncated just before the two were compared.
+    let is_copy = unless_it_moved(check(), &found.path)?.unwrap_or(false);
+    (is_copy || !content_is_gone(file, compression)?).then_some(is_copy)
+}
+
+/// `None` if a file was not found where it had been; `Some(None)` if it cannot be read.
+fn unless_it_moved<T>(result: io::Result<T>, path: &Path) -> Option<Option<T>> {
+    match result {
+        Ok(answer) => Some(Some(answer)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
-            tracing::debug!(path = %found.path.display(), %error, "cannot be compared");
-            Some(false)
+            tracing::debug!(path = %path.display(), %error, "cannot be compared");
+            Some(None)
         }
     }
 }
@@ -222,16 +230,7 @@ pub(crate) fn is_gzip_in_the_making(found: &Found, compression: Compression) -> 
             let count = read_fully_at(input.file(), &mut first, 0)?;
             return Ok(compression == Compression::Auto && count < MAGIC.len() && MAGIC.starts_with(&first[..count]));
         }
-        let mut bytes = [0; HEAD];
-        let mut len = 0;
-        while len < HEAD {
-            match input.read(&mut bytes[len..], len as u64)? {
-                Got::Bytes(count) => len += count,
-                Got::End => return Ok(false),
-                Got::CutOff => return Ok(true),
-            }
-        }
-        Ok::<_, io::Error>(false)
+        Ok::<_, io::Error>(input.beginning(HEAD)?.1 == After::CutOff)
     };
     look().unwrap_or(false)
 }
@@ -255,22 +254,23 @@ pub(crate) fn tell_lost(lost: &Lost) {
 }
 
 fn open(found: &Found, compression: Compression) -> io::Result<Input> {
-    let file = File::open(&found.path)?;
-    if identify(&file.metadata()?).0 != found.id {
+    open_as(&found.path, found.id, compression)
+}
+
+/// Opens a file if it is the one that is meant.
+fn open_as(path: &Path, id: FileId, compression: Compression) -> io::Result<Input> {
+    let file = File::open(path)?;
+    if identify(&file.metadata()?).0 != id {
         return Err(io::Error::new(io::ErrorKind::NotFound, "another file has taken its path"));
     }
     Input::open(file, compression)
 }
 
-/// A followed file from its beginning, by its descriptor or path; `None` if it is not under its path.
-fn reopen(file: &TrackedFile, compression: Compression) -> io::Result<Option<Input>> {
+/// A followed file from its beginning, by its descriptor or path.
+fn reopen(file: &TrackedFile, compression: Compression) -> io::Result<Input> {
     // A descriptor's duplicate shares its position, which a gzip reader needs for itself: those go by path.
     if let Some(reader) = file.reader.as_ref().filter(|reader| !reader.is_gzip()) {
-        return Input::open(reader.file().try_clone()?, Compression::None).map(Some);
+        return Input::open(reader.file().try_clone()?, Compression::None);
     }
-    let opened = File::open(&file.path)?;
-    if identify(&opened.metadata()?).0 != file.id {
-        return Ok(None);
-    }
-    Input::open(opened, compression).map(Some)
+    open_as(&file.path, file.id, compression)
 }

@@ -20,6 +20,17 @@ pub(crate) enum Input {
 /// First bytes of a gzip member (deflate is the only method there is).
 pub(crate) const MAGIC: &[u8] = &[0x1f, 0x8b, 0x08];
 
+/// What comes after a file's beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    /// Nobody has looked.
+    Unknown,
+    /// Nothing, for now.
+    Nothing,
+    /// A gzip member that is cut off.
+    CutOff,
+}
+
 /// What a read found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Got {
@@ -88,20 +99,22 @@ impl Input {
         }
     }
 
-    /// The first bytes, `most` at most, and whether that is all there is. Only of an input that nothing was read from.
-    pub(crate) fn beginning(&mut self, most: usize) -> io::Result<(Vec<u8>, bool)> {
-        let mut bytes = vec![0; most];
-        let mut len = 0;
+    /// The first bytes, `most` at most, and what comes after them. Only of an input that nothing was read from.
+    pub(crate) fn beginning(&mut self, most: usize) -> io::Result<(Vec<u8>, After)> {
+        let (mut bytes, mut len, mut after) = (vec![0; most], 0, After::Unknown);
         while len < most {
             match self.read(&mut bytes[len..], len as u64)? {
-                Got::Bytes(count) => len += count,
-                Got::End | Got::CutOff => {
-                    bytes.truncate(len);
-                    return Ok((bytes, true));
+                Got::Bytes(count) => {
+                    len += count;
+                    continue;
                 }
+                Got::End => after = After::Nothing,
+                Got::CutOff => after = After::CutOff,
             }
+            bytes.truncate(len);
+            break;
         }
-        Ok((bytes, false))
+        Ok((bytes, after))
     }
 
     /// Goes to a fingerprint's offset and says whether the content before it is the fingerprint's. Afterwards reading goes on there.

@@ -13,6 +13,10 @@
 //!   before it truncates, or what `gzip` makes before it removes. It becomes the heir when that happens, and a file of its own if
 //!   the two differ one day.
 //!
+//! Files come, go and change while they are looked at. What a look finds is true of every file by itself, what it does *not* find may only have
+//! been moved under it: a file is given up, and a new one is taken for new, only where nothing was in motion; until then the look is
+//! **undecided** and there is another one at once.
+//!
 //! A stored position past the end of its file is a truncation that happened while no worker ran. To go on waiting there for the file to grow
 //! (or to fail) would lose every line written since; to begin anew can only repeat lines if somebody cut the file's end off.
 
@@ -34,6 +38,9 @@ use crate::position::{FileId, STARTED_KEY, Saved};
 
 /// How long a file that cannot be read is left alone before the next attempt.
 const RETRY: Duration = Duration::from_secs(1);
+/// Looks in a row that do not find a file, or nothing that it lives on in, before it is given up: one may pass a file by that is renamed while
+/// its folder is listed.
+const MISSED: u32 = 3;
 
 pub(crate) struct Tracker {
     options: Arc<LogfileOptions>,
@@ -96,8 +103,11 @@ impl Tracker {
         self.look_for_absent(now);
         while self.check_relatives(&mut unclaimed) {}
         self.find_heirs(&mut unclaimed, &mut outcome, now)?;
-        self.take_up_new(unclaimed, now);
-        if std::mem::take(&mut self.first_start) && self.options.read_from == ReadFrom::End {
+        // What is new may turn out to be the heir of what is still missing.
+        if !self.undecided {
+            self.take_up_new(unclaimed, now);
+        }
+        if !self.undecided && std::mem::take(&mut self.first_start) && self.options.read_from == ReadFrom::End {
             outcome.changes.push(PositionChange { key: STARTED_KEY.to_owned(), value: Some(b"{}".to_vec()) });
         }
         Ok(outcome)
@@ -166,6 +176,7 @@ impl Tracker {
         for file in self.files.values_mut() {
             if !by_id.contains_key(&file.id) {
                 file.place = Place::Detached;
+                file.missed = file.missed.saturating_add(1);
             }
         }
         let mut unclaimed = Vec::new();
@@ -177,9 +188,9 @@ impl Tracker {
             // Without a descriptor that holds it, its inode may have been given to another file since: to a copy of one that is lost now, even.
             if file.reader.is_none() && file.stat != found.stat {
                 file.verified = false;
-                if file.is_unrecognisable(&found) {
+                if file.is_unread() {
                     if let Some(file) = self.files.remove(&id) {
-                        self.lost.push(file.lose(Why::Gone));
+                        self.lost.push(file.lose(Why::Finished));
                     }
                     unclaimed.push(found);
                     continue;
@@ -190,6 +201,7 @@ impl Tracker {
             }
             file.path = found.path.clone();
             file.place = Place::Matched;
+            file.missed = 0;
             let unchanged = file.at_end == Some(found.stat);
             file.sighted(found.stat, now);
             if file.verified {
@@ -246,8 +258,7 @@ impl Tracker {
                 tracing::info!(path = %file.path.display(), "file was renamed; it is followed until it is finished");
             }
             let read = file.at_end == Some(file.stat) && !file.has_rest;
-            // A shadow takes over at once what is read to its end: there is nothing to wait for any more.
-            let finished = read && file.rested(self.options.rotate_wait, now);
+            let finished = read && file.missed >= MISSED && file.rested(self.options.rotate_wait, now);
             if finished && let Some(file) = self.files.remove(&id) {
                 self.lost.push(file.lose(Why::Finished));
             }
@@ -273,7 +284,7 @@ impl Tracker {
         let before = unclaimed.len();
         for id in originals {
             let Some(file) = self.files.get(&id) else { continue };
-            if heirs::content_is_gone(file, self.options.compression) {
+            if heirs::content_is_gone(file, self.options.compression) == Some(true) {
                 if file.place == Place::Matched {
                     unclaimed.push(Found { path: file.path.clone(), id, stat: file.stat });
                 }
@@ -294,7 +305,7 @@ impl Tracker {
         let pool = Pool::new(unclaimed.clone(), compression);
         let mut beside: HashMap<PathBuf, Pool> = HashMap::new();
         let mut taken: HashSet<FileId> = HashSet::new();
-        for lost in std::mem::take(&mut self.lost) {
+        for mut lost in std::mem::take(&mut self.lost) {
             let shadows: HashSet<FileId> =
                 self.shadows.values().filter(|shadow| shadow.of == lost.file.id).map(|shadow| shadow.copy.id).collect();
             let mut candidates = pool.candidates(&lost, &shadows);
@@ -310,7 +321,7 @@ impl Tracker {
                 candidates.retain(|found| !taken.contains(&found.id));
             }
             // One that holds all that was read comes before one that holds a part of it.
-            let mut heir = None;
+            let (mut heir, mut moved) = (None, false);
             for (number, found) in candidates.into_iter().enumerate() {
                 let likeness = heirs::compare(&lost, &found, shadows.contains(&found.id), self.options.compression);
                 let place = if number < matched { Place::Matched } else { Place::Detached };
@@ -320,8 +331,17 @@ impl Tracker {
                         break;
                     }
                     Likeness::Part(_) if heir.is_none() => heir = Some((found, likeness, place)),
+                    Likeness::Unknown => moved = true,
                     Likeness::Part(_) | Likeness::None => {}
                 }
+            }
+            lost.looks += u32::from(!moved);
+            let looked_enough = lost.looks >= MISSED || lost.why == Why::Finished || lost.file.is_unread();
+            let found_whole = matches!(heir, Some((_, Likeness::Whole, _)));
+            if !found_whole && (moved || (heir.is_none() && !looked_enough)) {
+                self.lost.push(lost);
+                self.undecided = true;
+                continue;
             }
             // The old key goes first: the heir's, or that of the file that is read anew, may be the same.
             if let Some(key) = &lost.file.key {

@@ -257,6 +257,16 @@ fn removed_while_it_is_read() {
 }
 
 #[test]
+fn a_compressed_log_that_was_removed_does_not_hold_up_the_next_one() {
+    let mut bench = Bench::following("rotate_wait = \"1h\"");
+    common::write_gzip(&bench.path("a.log.1.gz"), b"old\n");
+    assert_eq!(bench.read_until(1).take(), ["old"]);
+    bench.remove("a.log.1.gz");
+    bench.append("a.log", "new\n");
+    assert_eq!(bench.read_until(1).take(), ["new"]);
+}
+
+#[test]
 fn removed_while_down() {
     let mut bench = Bench::new("");
     bench.append("a.log", "1\n");

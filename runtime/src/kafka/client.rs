@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -77,6 +78,19 @@ pub(super) fn log_client(level: RDKafkaLogLevel, facility: &str, message: &str) 
         }
         _ => tracing::trace!(facility, "{message}"),
     }
+}
+
+/// Closes a client in a thread of its own, for that takes a tenth of a second, and sometimes does not come back. The receiver is disconnected
+/// when it is closed.
+pub(super) fn close_aside(client: impl Send + 'static) -> Receiver<()> {
+    let (sender, closed) = sync_channel(0);
+    let close = move || {
+        drop(client);
+        drop(sender);
+    };
+    // Without a thread the closure is dropped, and with it the client, right here.
+    let _ = std::thread::Builder::new().name("close-client".to_owned()).spawn(close);
+    closed
 }
 
 /// What brokers (and the client itself) answer whoever was replaced.

@@ -18,7 +18,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
 use trunkline_connector::{Batch, Claim, Error, Result};
 
-use super::client::{CALL_TIMEOUT, Cluster, classify, log_client};
+use super::client::{CALL_TIMEOUT, Cluster, classify, close_aside, log_client};
 
 /// What a rebalance did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,22 +38,14 @@ pub struct GroupConsumer {
     group: String,
 }
 
-/// Closes the client in a thread of its own, which is left behind if it does not come back. A member that lost its partitions while it hung
+/// Closes the client, but not at any price: it is left behind if it does not come back. A member that lost its partitions while it hung
 /// closes at once, with the news of its loss still in its queue; rdkafka 0.39 serves that news while it drops the client, and asks the
 /// closed group for its protocol, which nobody answers any more. The stage would hang for ever.
 impl Drop for GroupConsumer {
     fn drop(&mut self) {
         // SAFETY: taken here once, and never used again.
         let consumer = unsafe { ManuallyDrop::take(&mut self.consumer) };
-        let (sender, closed) = std::sync::mpsc::sync_channel::<()>(1);
-        let close = move || {
-            drop(consumer);
-            drop(sender);
-        };
-        // Without a thread the closure is dropped, and with it the client, right here.
-        if std::thread::Builder::new().name("close-consumer".to_owned()).spawn(close).is_ok()
-            && closed.recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout)
-        {
+        if close_aside(consumer).recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!(group = self.group, "a Kafka consumer does not close; going on without it");
         }
     }

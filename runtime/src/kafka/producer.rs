@@ -83,8 +83,8 @@ const OFFSETS_LIMIT: Duration = Duration::from_secs(20);
 const STEP_LIMIT: Duration = Duration::from_secs(45);
 
 impl TransactionalProducer {
-    /// Connects and fences the id's earlier owner. `buffer_bytes` bounds what waits to be sent (I6).
-    pub fn new(cluster: &Cluster, transactional_id: &str, buffer_bytes: usize) -> Result<Self> {
+    /// Connects, by asking for a `topic` that exists, and fences the id's earlier owner. `buffer_bytes` bounds what waits to be sent (I6).
+    pub fn new(cluster: &Cluster, transactional_id: &str, topic: &str, buffer_bytes: usize) -> Result<Self> {
         let buffer = (buffer_bytes / 1024).clamp(1024, 1_000_000).to_string();
         let mut config = cluster.config(&[
             ("compression.type", "lz4"),
@@ -104,7 +104,7 @@ impl TransactionalProducer {
         let producer = BaseProducer::from_config_and_context(&config, DeliveryContext::default())
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
         let this = Self { producer: Arc::new(producer), in_transaction: false, abandoned: false, bytes: 0, records: 0 };
-        this.connect();
+        this.connect(topic);
         failpoint!("producer.init.before")?;
         this.retry("claiming the transactional id", || this.producer.init_transactions(STEP_TIMEOUT))?;
         failpoint!("producer.init.after")?;
@@ -113,11 +113,11 @@ impl TransactionalProducer {
 
     /// Waits for a connection. `init_transactions` looks for the coordinator at once, and if nothing is connected by then only 500 ms later.
     /// Twice, because the first answer makes the client leave the address it was given for the one that the broker gives itself.
-    fn connect(&self) {
-        for _ in 0..2 {
-            // What goes wrong here goes wrong in the next step too, which says so.
-            let _ = self.producer.client().fetch_metadata(Some(crate::checkpoint::CHECKPOINTS), STEP_TIMEOUT);
-        }
+    fn connect(&self, topic: &str) {
+        let client = self.producer.client();
+        let asked = client.fetch_metadata(Some(topic), STEP_TIMEOUT);
+        // What goes wrong here goes wrong in the next step too, which says so.
+        let _ = asked.and_then(|_| client.fetch_metadata(Some(topic), STEP_TIMEOUT));
     }
 
     /// Bytes sent in the open transaction.

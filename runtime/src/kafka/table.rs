@@ -14,7 +14,7 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Error, Result};
 
-use super::client::{CALL_TIMEOUT, Cluster, LoggingContext, classify};
+use super::client::{CALL_TIMEOUT, Cluster, LoggingContext, classify, close_aside};
 
 /// A table's rows: the last value of every key that was not removed.
 pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -44,14 +44,9 @@ pub fn read(cluster: &Cluster, topic: &str, partition: Option<i32>, prefix: &[u8
             })?;
         }
     }
-    close_aside((reader, probe));
+    // A stage that starts need not wait for that.
+    let _ = close_aside((reader, probe));
     Ok(rows)
-}
-
-/// Closing a client takes a tenth of a second, and a stage that starts need not wait for it.
-fn close_aside(clients: (BaseConsumer<LoggingContext>, BaseConsumer<LoggingContext>)) {
-    // If there cannot be another thread, they are closed here: the closure is dropped with them.
-    let _ = std::thread::Builder::new().name("closing".to_owned()).spawn(move || drop(clients));
 }
 
 /// Looks at the ends of partitions. The end of a partition does not tell whether there is something to read: markers of transactions

@@ -35,7 +35,7 @@ use super::routes::Routes;
 use super::status::StageStatus;
 use super::supervise::{GIVE_UP, Stage};
 use super::upstream::{Drain, Upstream};
-use crate::checkpoint::{IntentRecord, IntentState, Intents};
+use crate::checkpoint::{CHECKPOINTS, IntentRecord, IntentState, Intents};
 use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced, TransactionalProducer};
 use crate::plan::SinkPlan;
 
@@ -70,7 +70,7 @@ impl Stage for SinkStage {
         let component = environment.names.component(&self.pipeline, &self.plan.name);
         let member = environment.names.member(&self.pipeline, &self.plan.name, self.task);
         // First the producer: it settles what this worker left open, which holds up everybody's reading of offsets and intents.
-        let producer = TransactionalProducer::new(&environment.cluster, &member, 4 << 20)?;
+        let producer = TransactionalProducer::new(&environment.cluster, &member, CHECKPOINTS, 4 << 20)?;
         let sink = self.plan.spec.open(SinkContext {
             name: status.name(),
             budget: environment.budget.clone(),

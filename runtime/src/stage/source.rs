@@ -21,7 +21,7 @@ use super::environment::{Environment, Stop};
 use super::output::Topics;
 use super::status::StageStatus;
 use super::supervise::Stage;
-use crate::checkpoint::{Counters, Positions};
+use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
 use crate::kafka::TransactionalProducer;
 use crate::plan::{Branch, Route, SourcePlan};
 
@@ -48,7 +48,7 @@ impl Stage for SourceStage {
             // Whichever worker it runs on goes on with the one position there is, and fences the last one (I4).
             Placement::Anywhere => environment.names.component(&self.pipeline, &self.plan.name),
         };
-        let producer = TransactionalProducer::new(&environment.cluster, &task, environment.client_buffer)?;
+        let producer = TransactionalProducer::new(&environment.cluster, &task, CHECKPOINTS, environment.client_buffer)?;
         failpoint!("source.claim.after")?;
         let positions = Positions::load(&environment.cluster, &task, &task)?;
         let source = self.plan.spec.open(SourceContext {

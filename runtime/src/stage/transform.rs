@@ -19,7 +19,7 @@ use super::routes::Routes;
 use super::status::StageStatus;
 use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
-use crate::checkpoint::{Counters, Positions};
+use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
 use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced, TransactionalProducer};
 use crate::plan::TransformPlan;
 
@@ -46,7 +46,8 @@ impl Stage for TransformStage {
     fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()> {
         let component = environment.names.component(&self.pipeline, &self.plan.name);
         let member = environment.names.member(&self.pipeline, &self.plan.name, self.task);
-        let producer = TransactionalProducer::new(&environment.cluster, &member, environment.client_buffer)?;
+        let producer =
+            TransactionalProducer::new(&environment.cluster, &member, CHECKPOINTS, environment.client_buffer)?;
         let routes = Routes::start(&self.plan.inputs)?;
         let own = RunningTransform::start(&self.plan.step)?;
         let consumer = GroupConsumer::join(

@@ -80,6 +80,13 @@ fn assert_every_line_once(reader: &Reader, lake: &Path, log: &LogWriter) -> Foun
     found
 }
 
+/// Runs a worker to the end of the log, and checks that every line is in the lake once, and was counted once.
+fn assert_all_arrives(case: &Case, reader: &Reader, log: &LogWriter) {
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, case, log.lines(), 0);
+    assert_every_line_once(reader, &case.path("lake"), log);
+}
+
 /// Waits until the lake has so many rows. That it has no more, and none twice, is checked when the worker has stopped.
 fn wait_for_rows(reader: &Reader, lake: &Path, rows: u64) {
     wait::until(&format!("{rows} rows in the lake"), LONG, || {

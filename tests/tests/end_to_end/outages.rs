@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use trunkline_tests::{Case, Fault, Kafka, LogWriter, Reader, S3, S3Faults, need, wait};
 
-use crate::{LONG, access_logs, access_logs_to_s3, assert_counted, assert_every_line_once, wait_for_rows};
+use crate::{
+    LONG, access_logs, access_logs_to_s3, assert_all_arrives, assert_counted, assert_every_line_once, wait_for_rows,
+};
 
 #[test]
 fn a_broker_that_crashes_and_comes_back() {
@@ -33,9 +35,7 @@ fn a_broker_that_crashes_and_comes_back() {
     let exit = worker.wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
 
-    let summary = case.until_idle("a", LONG);
-    assert_counted(&summary, &case, log.lines(), 0);
-    assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_all_arrives(&case, &reader, &log);
     assert_eq!(kafka.count(&format!("{}.web", case.name())), log.lines());
 }
 

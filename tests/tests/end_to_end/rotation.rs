@@ -2,7 +2,7 @@
 
 use trunkline_tests::{Case, Kafka, LogWriter, Reader, need};
 
-use crate::{LONG, access_logs, assert_counted, assert_every_line_once, wait_for_rows};
+use crate::{LONG, access_logs, assert_all_arrives, wait_for_rows};
 
 /// Rotated logs match as well: they are known files under a new name, and nothing of them may come twice.
 fn pipeline() -> String {
@@ -37,9 +37,7 @@ fn rotation_while_running_loses_and_doubles_nothing() {
     let exit = worker.wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
 
-    let summary = case.until_idle("a", LONG);
-    assert_counted(&summary, &case, log.lines(), 0);
-    assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_all_arrives(&case, &reader, &log);
 }
 
 #[test]
@@ -60,9 +58,7 @@ fn files_rotated_while_the_worker_was_down_are_finished() {
     log.copy_truncate(&path("access.log.2"));
     log.append(1_000);
 
-    let summary = case.until_idle("a", LONG);
-    assert_counted(&summary, &case, log.lines(), 0);
-    assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_all_arrives(&case, &reader, &log);
 }
 
 #[test]
@@ -77,7 +73,5 @@ fn a_packed_log_is_read() {
     log.append(1_000);
     case.pipeline("access", &pipeline());
 
-    let summary = case.until_idle("a", LONG);
-    assert_counted(&summary, &case, log.lines(), 0);
-    assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_all_arrives(&case, &reader, &log);
 }

@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 use trunkline_broker::{ApiKey, Broker, BrokerHandle, BrokerOptions, Fault, Faults};
 use trunkline_tests::{Case, KafkaClient, LogWriter, Random, Reader, need};
 
-use crate::{LONG, access_logs, assert_counted, assert_every_line_once, wait_for_rows};
+use crate::{LONG, access_logs, assert_all_arrives, wait_for_rows};
 
 /// Lines that are appended at a time; the next ones when these are in the lake, so that there are transactions all along.
 const STEP: u64 = 2_000;
@@ -69,9 +69,7 @@ fn every_line_arrives_once_through(test: &str, seed: u64, faults: &[(ApiKey, u64
 
     assert_eq!(broker.faults().pending(), 1, "only the commit of offsets outside of a transaction is not to come");
     broker.faults().clear();
-    let summary = case.until_idle("a", LONG);
-    assert_counted(&summary, &case, log.lines(), 0);
-    assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_all_arrives(&case, &reader, &log);
     assert_eq!(broker.client.count(&format!("{}.web", case.name())), log.lines());
 }
 

@@ -36,54 +36,13 @@ pub(crate) struct SeenRejected {
     pub(crate) message: String,
 }
 
-/// The folder, the options, and everything that was committed.
-pub(crate) struct Bench {
-    pub(crate) folder: TempDir,
-    options: String,
-    pub(crate) until_idle: bool,
-    pub(crate) position: BTreeMap<String, Vec<u8>>,
-    pub(crate) seen: Vec<Seen>,
-    pub(crate) rejected: Vec<SeenRejected>,
-    pub(crate) dropped: u64,
-    pub(crate) budget: MemoryBudget,
-    source: Option<Box<dyn Source>>,
-    runtime: tokio::runtime::Runtime,
-}
+/// What writers and log rotation do to the files of a folder.
+#[derive(Clone)]
+pub(crate) struct Files(PathBuf);
 
-impl Bench {
-    /// With options beside `paths = ["*.log*"]` and quick waits.
-    pub(crate) fn new(options: &str) -> Self {
-        let mut all = options.to_owned();
-        for (key, default) in [
-            ("paths", "paths = [\"*.log*\"]"),
-            ("poll_interval", "poll_interval = \"10ms\""),
-            ("rotate_wait", "rotate_wait = \"20ms\""),
-        ] {
-            if !options.contains(key) {
-                all.push_str(&format!("\n{default}"));
-            }
-        }
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-            options: all,
-            until_idle: true,
-            position: BTreeMap::new(),
-            seen: Vec::new(),
-            rejected: Vec::new(),
-            dropped: 0,
-            budget: MemoryBudget::new(1 << 30),
-            source: None,
-            runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
-        }
-    }
-
-    /// Without `--until-idle`.
-    pub(crate) fn following(options: &str) -> Self {
-        Self { until_idle: false, ..Self::new(options) }
-    }
-
+impl Files {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.0.join(name)
     }
 
     pub(crate) fn append(&self, name: &str, text: impl AsRef<[u8]>) {
@@ -127,6 +86,64 @@ impl Bench {
     pub(crate) fn age(&self, name: &str, seconds: u64) {
         let time = std::time::SystemTime::now() - Duration::from_secs(seconds);
         OpenOptions::new().write(true).open(self.path(name)).unwrap().set_modified(time).unwrap();
+    }
+}
+
+/// The folder, the options, and everything that was committed.
+pub(crate) struct Bench {
+    pub(crate) folder: TempDir,
+    pub(crate) files: Files,
+    options: String,
+    pub(crate) until_idle: bool,
+    pub(crate) position: BTreeMap<String, Vec<u8>>,
+    pub(crate) seen: Vec<Seen>,
+    pub(crate) rejected: Vec<SeenRejected>,
+    pub(crate) dropped: u64,
+    pub(crate) budget: MemoryBudget,
+    source: Option<Box<dyn Source>>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl std::ops::Deref for Bench {
+    type Target = Files;
+
+    fn deref(&self) -> &Files {
+        &self.files
+    }
+}
+
+impl Bench {
+    /// With options beside `paths = ["*.log*"]` and quick waits.
+    pub(crate) fn new(options: &str) -> Self {
+        let mut all = options.to_owned();
+        for (key, default) in [
+            ("paths", "paths = [\"*.log*\"]"),
+            ("poll_interval", "poll_interval = \"10ms\""),
+            ("rotate_wait", "rotate_wait = \"20ms\""),
+        ] {
+            if !options.contains(key) {
+                all.push_str(&format!("\n{default}"));
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        Self {
+            files: Files(folder.path().to_owned()),
+            folder,
+            options: all,
+            until_idle: true,
+            position: BTreeMap::new(),
+            seen: Vec::new(),
+            rejected: Vec::new(),
+            dropped: 0,
+            budget: MemoryBudget::new(1 << 30),
+            source: None,
+            runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+        }
+    }
+
+    /// Without `--until-idle`.
+    pub(crate) fn following(options: &str) -> Self {
+        Self { until_idle: false, ..Self::new(options) }
     }
 
     pub(crate) fn spec(&self) -> Box<dyn SourceSpec> {

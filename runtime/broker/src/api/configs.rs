@@ -2,6 +2,7 @@
 //!
 //! Topics can be changed. The broker's own configuration is its options, and read-only here.
 
+use std::collections::HashSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -154,12 +155,19 @@ fn find_topic(call: &Call<'_>, name: &str) -> Result<Arc<Topic>, Refusal> {
     call.shared.topics.get(name).ok_or_else(missing)
 }
 
-fn named_twice() -> Refusal {
-    Refusal::new(ResponseError::InvalidRequest, "Each resource must appear at most once.")
-}
+/// Type and name of a resource.
+type Resource<'a> = (i8, &'a str);
 
-/// The topic that a resource to be changed is.
-fn changeable(call: &Call<'_>, resource_type: i8, name: &str) -> Result<Arc<Topic>, Refusal> {
+/// The topic that a resource to be changed is. `repeated` are those that the request names twice.
+fn changeable(
+    call: &Call<'_>,
+    resource: Resource<'_>,
+    repeated: &HashSet<Resource<'_>>,
+) -> Result<Arc<Topic>, Refusal> {
+    if repeated.contains(&resource) {
+        return Err(Refusal::new(ResponseError::InvalidRequest, "Each resource must appear at most once."));
+    }
+    let (resource_type, name) = resource;
     match resource_type {
         TOPIC => find_topic(call, name),
         BROKER => Err(Refusal::new(
@@ -191,12 +199,7 @@ pub(crate) fn alter_configs(call: &Call<'_>, request: AlterConfigsRequest) -> Al
         repeated(request.resources.iter().map(|resource| (resource.resource_type, &*resource.resource_name)));
     let mut responses = Vec::with_capacity(request.resources.len());
     for resource in &request.resources {
-        let is_repeated = repeated.contains(&(resource.resource_type, &*resource.resource_name));
-        let topic = if is_repeated {
-            Err(named_twice())
-        } else {
-            changeable(call, resource.resource_type, &resource.resource_name)
-        };
+        let topic = changeable(call, (resource.resource_type, &*resource.resource_name), &repeated);
         let result = topic.and_then(|topic| {
             let pair = |config: &kafka_protocol::messages::alter_configs_request::AlterableConfig| {
                 config.value.as_ref().map(|value| (config.name.to_string(), value.to_string()))
@@ -224,12 +227,7 @@ pub(crate) fn incremental_alter_configs(
         repeated(request.resources.iter().map(|resource| (resource.resource_type, &*resource.resource_name)));
     let mut responses = Vec::with_capacity(request.resources.len());
     for resource in &request.resources {
-        let is_repeated = repeated.contains(&(resource.resource_type, &*resource.resource_name));
-        let topic = if is_repeated {
-            Err(named_twice())
-        } else {
-            changeable(call, resource.resource_type, &resource.resource_name)
-        };
+        let topic = changeable(call, (resource.resource_type, &*resource.resource_name), &repeated);
         let result = topic.and_then(|topic| {
             let configs = changed(&topic.config(), resource)?;
             configure(call, &topic, configs, request.validate_only)
