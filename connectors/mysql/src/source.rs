@@ -164,20 +164,26 @@ impl MysqlSource {
                 }
                 return Ok(true);
             }
+            // Nobody waits for more than is there.
+            if self.until_idle && *self.follower.reached() >= self.end && self.is_caught_up()? {
+                return Ok(true);
+            }
             let until = if out.is_empty() { deadline } else { deadline.min(Instant::now() + LINGER) };
-            match self.wait(until, paused)? {
+            let is_over = match self.wait(until, paused)? {
                 Came::Event(event) => {
                     self.heard = Instant::now();
                     self.follower.take(event, out, &mut self.progress)?;
+                    Instant::now() >= deadline
                 }
-                Came::Rows => {}
+                Came::Rows => Instant::now() >= deadline,
                 Came::Nothing => {
                     self.check_silence(paused)?;
-                    return if out.is_empty() { self.is_caught_up() } else { Ok(false) };
+                    true
                 }
-            }
-            if Instant::now() >= deadline {
-                return Ok(false);
+            };
+            if is_over {
+                // Also after an event: it may have been a heartbeat. They come in a rhythm, and fills of the same rhythm end with one each.
+                return self.is_caught_up();
             }
         }
     }
@@ -231,7 +237,7 @@ impl MysqlSource {
         Ok(())
     }
 
-    /// With nothing at hand: has everything been read that the server has?
+    /// Has everything been handed out that the server has?
     fn is_caught_up(&mut self) -> Result<bool> {
         if self.snapshot.is_some() || !self.follower.is_between() {
             return Ok(false);
