@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use trunkline_connector::config::{Mismatch, Node, Section, Value};
 
 use crate::address::Address;
+use crate::columns::{Columns, Mask};
+use crate::emit::Op;
 use crate::selection::Selection;
 
 /// Everything that a `mysql` source can be told.
@@ -17,11 +19,17 @@ pub struct MysqlOptions {
     /// `tables` (required): globs of `database.table`. One that begins with `!` takes away what the others chose. `*` stands for any
     /// characters. The server's own databases are never meant.
     pub tables: Selection,
+    /// `columns`: globs of `database.table.column`. Of a table that such a glob chooses from, only the chosen columns are written; those of a glob
+    /// that begins with `!` never are. Columns of the primary key always stay. `masks`: tables of `columns` and one of `hash = "sha256"` (with
+    /// `salt`), `truncate` (a number of characters) and `fixed` (a text): what is written in place of those columns' values, as a string.
+    pub columns: Columns,
+    /// `skipped_operations`: which changes are left out (and counted as dropped): Debezium's letters `c`, `u`, `d` and `t`.
+    pub skipped: Skipped,
     /// `server_id`: the number by which the server knows this replica; no other replica may have it. By default made of the names of
     /// cluster, pipeline and source, so that it stays the same wherever the source runs.
     pub server_id: Option<u32>,
     /// `snapshot` (default `initial`): `initial` reads the rows that are there, then follows the binlog; `never` follows the binlog from where
-    /// it ends at the first start; `only` reads the rows that are there and ends.
+    /// it ends at the first start; `only` reads the rows that are there and ends; `when_needed` is `initial` with `on_purged = "resnapshot"`.
     pub snapshot: Snapshot,
     /// `chunk_rows` (default 4096): rows that a snapshot reads at once. They are in memory until the binlog has been read up to
     /// that point.
@@ -45,6 +53,19 @@ pub struct MysqlOptions {
     pub tls: Tls,
     /// `tls_ca`: a PEM file with the certificate authorities to trust, instead of the system's.
     pub tls_ca: Option<PathBuf>,
+}
+
+/// Changes that are left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Rows that are created.
+    pub create: bool,
+    /// Rows that are changed, their keys included.
+    pub update: bool,
+    /// Rows that are deleted.
+    pub delete: bool,
+    /// Tables that lose all of their rows.
+    pub truncate: bool,
 }
 
 /// Which rows are read besides those of the binlog.
@@ -120,6 +141,19 @@ pub enum Tls {
     VerifyIdentity,
 }
 
+impl MysqlOptions {
+    /// Is this kind of change left out?
+    pub(crate) fn skips(&self, op: Op) -> bool {
+        match op {
+            Op::Create => self.skipped.create,
+            Op::Update => self.skipped.update,
+            Op::Delete => self.skipped.delete,
+            Op::Truncate => self.skipped.truncate,
+            Op::Read => false,
+        }
+    }
+}
+
 const MOST_CHUNK_ROWS: u64 = 1_000_000;
 
 impl MysqlOptions {
@@ -129,18 +163,32 @@ impl MysqlOptions {
         let url = url(section);
         let tables = tables(section);
         let name = section.path.rsplit('.').next().unwrap_or(&section.path).to_owned();
+        let columns = columns(section);
+        let skipped = skipped(section);
         let server_id = server_id(section);
-        let snapshot = section.choice(
+        let (snapshot, purged_default) = section.choice(
             "snapshot",
-            &[("initial", Snapshot::Initial), ("never", Snapshot::Never), ("only", Snapshot::Only)],
-            Snapshot::Initial,
+            &[
+                ("initial", (Snapshot::Initial, OnPurged::Stop)),
+                ("never", (Snapshot::Never, OnPurged::Stop)),
+                ("only", (Snapshot::Only, OnPurged::Stop)),
+                ("when_needed", (Snapshot::Initial, OnPurged::Resnapshot)),
+            ],
+            (Snapshot::Initial, OnPurged::Stop),
         );
         let chunk_rows = number(section, "chunk_rows", MOST_CHUNK_ROWS).unwrap_or(4096) as usize;
         let on_purged = section.choice(
             "on_purged",
             &[("stop", OnPurged::Stop), ("resnapshot", OnPurged::Resnapshot)],
-            OnPurged::Stop,
+            purged_default,
         );
+        if purged_default == OnPurged::Resnapshot
+            && on_purged == OnPurged::Stop
+            && let Some(node) = section.node("on_purged")
+        {
+            let mismatch = Mismatch::new("is `stop`, but `snapshot` is `when_needed`");
+            section.mismatch("on_purged", node, mismatch, "`resnapshot`, or `snapshot = \"initial\"`".to_owned());
+        }
         let envelope =
             section.choice("envelope", &[("debezium", Envelope::Debezium), ("row", Envelope::Row)], Envelope::Debezium);
         let tombstones = section.or("tombstones", true);
@@ -176,6 +224,8 @@ impl MysqlOptions {
             name,
             url: url?,
             tables: tables?,
+            columns,
+            skipped,
             server_id,
             snapshot,
             chunk_rows,
@@ -208,16 +258,96 @@ fn url(section: &Section<'_>) -> Option<Address> {
 fn tables(section: &Section<'_>) -> Option<Selection> {
     let globs: Vec<String> = section.required("tables")?;
     let node = section.node("tables")?;
-    let items: &[Node] = if let Value::Array(items) = &node.value { items } else { &[] };
     let expected = || "globs of `database.table` such as `shop.*` or `!shop.audit_*`".to_owned();
     match Selection::new(&globs) {
         Ok(selection) => Some(selection),
         Err((index, why)) => {
-            let place = index.and_then(|index| items.get(index)).unwrap_or(node);
+            let place = index.and_then(|index| items(node).get(index)).unwrap_or(node);
             section.mismatch("tables", place, Mismatch::new(why), expected());
             None
         }
     }
+}
+
+/// The items of an array, for the places of what is wrong in it.
+fn items(node: &Node) -> &[Node] {
+    if let Value::Array(items) = &node.value { items } else { &[] }
+}
+
+const COLUMN_GLOBS: &str = "globs of `database.table.column` such as `shop.people.*` or `!*.*.password`";
+
+fn columns(section: &Section<'_>) -> Columns {
+    let mut columns = Columns::default();
+    let chosen: Option<Vec<String>> = section.optional("columns");
+    if let (Some(globs), Some(node)) = (chosen, section.node("columns"))
+        && let Err((index, why)) = columns.choose(&globs)
+    {
+        let place = items(node).get(index).unwrap_or(node);
+        section.mismatch("columns", place, Mismatch::new(why), COLUMN_GLOBS.to_owned());
+    }
+    let Some(node) = section.node("masks") else { return columns };
+    let expected = || "an array of tables such as `{ columns = [\"*.*.email\"], hash = \"sha256\" }`".to_owned();
+    let Value::Array(masks) = &node.value else {
+        section.mismatch("masks", node, Mismatch::new(format!("is {}", node.value.kind())), expected());
+        return columns;
+    };
+    for (index, node) in masks.iter().enumerate() {
+        let Value::Table(table) = &node.value else {
+            section.mismatch("masks", node, Mismatch::new(format!("holds {}", node.value.kind())), expected());
+            continue;
+        };
+        let path = format!("{}.masks[{index}]", section.path);
+        let mask_section = Section::new(table, node.span.clone(), path, section.base, section.report);
+        let globs: Option<Vec<String>> = mask_section.required("columns");
+        let mask = mask(&mask_section);
+        if mask.is_none() {
+            let expected =
+                "exactly one of `hash = \"sha256\"` (which may have a `salt`), `truncate = 4` and `fixed = \"***\"`";
+            section.mismatch("masks", node, Mismatch::new("does not say what to write"), expected.to_owned());
+        }
+        if let (Some(globs), Some(mask)) = (globs, mask)
+            && let Err((index, why)) = columns.mask(&globs, mask)
+            && let Some(node) = mask_section.node("columns")
+        {
+            let place = items(node).get(index).unwrap_or(node);
+            mask_section.mismatch("columns", place, Mismatch::new(why), COLUMN_GLOBS.to_owned());
+        }
+        mask_section.finish();
+    }
+    columns
+}
+
+fn mask(section: &Section<'_>) -> Option<Mask> {
+    let hash = section.node("hash").map(|_| section.choice("hash", &[("sha256", ())], ()));
+    let salt: Option<String> = section.optional("salt");
+    let truncate: Option<u64> = section.optional("truncate");
+    let fixed: Option<String> = section.optional("fixed");
+    match (hash, salt, truncate, fixed) {
+        (Some(()), salt, None, None) => Some(Mask::Hash { salt: salt.unwrap_or_default() }),
+        (None, None, Some(length), None) => Some(Mask::Truncate(usize::try_from(length).unwrap_or(usize::MAX))),
+        (None, None, None, Some(text)) => Some(Mask::Fixed(text)),
+        _ => None,
+    }
+}
+
+fn skipped(section: &Section<'_>) -> Skipped {
+    let mut skipped = Skipped::default();
+    let letters: Option<Vec<String>> = section.optional("skipped_operations");
+    let (Some(letters), Some(node)) = (letters, section.node("skipped_operations")) else { return skipped };
+    for (index, letter) in letters.iter().enumerate() {
+        match letter.as_str() {
+            "c" => skipped.create = true,
+            "u" => skipped.update = true,
+            "d" => skipped.delete = true,
+            "t" => skipped.truncate = true,
+            other => {
+                let place = items(node).get(index).unwrap_or(node);
+                let expected = "some of `c` (create), `u` (update), `d` (delete) and `t` (truncate)".to_owned();
+                section.mismatch("skipped_operations", place, Mismatch::new(format!("has `{other}`")), expected);
+            }
+        }
+    }
+    skipped
 }
 
 fn server_id(section: &Section<'_>) -> Option<u32> {

@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use trunkline_connector::json;
 
+use crate::columns::{Mask, Shown, hex_digits};
 use crate::config::{BinaryAs, DecimalAs, ZeroDates};
 use crate::decode::{Date, DateTime, Malformed, Value, little, write_changed, write_decimal, write_json};
 use crate::table::{Kind, Style, Table};
@@ -40,10 +41,16 @@ impl Encoder {
             let (Some(value), Some(column)) = (row.get(index), table.columns.get(index)) else {
                 return Err(Malformed(format!("a row of {} columns, {} expected", row.len(), table.columns.len())));
             };
+            if column.shown == Shown::LeftOut {
+                continue;
+            }
             out.push(separator);
             separator = b',';
             out.extend_from_slice(&table.names_json[index]);
-            let written = self.value(out, &column.kind, value, table.style);
+            let written = match &column.shown {
+                Shown::Masked(mask) => self.masked(out, mask, &column.kind, value, table.style),
+                _ => self.value(out, &column.kind, value, table.style),
+            };
             written.map_err(|error| Malformed(format!("column `{}`: {error}", column.name)))?;
             if let Some(refused) = &mut self.refused
                 && refused.is_empty()
@@ -55,6 +62,28 @@ impl Encoder {
             out.push(b'{');
         }
         out.push(b'}');
+        Ok(())
+    }
+
+    /// Writes what stands for a value: made of its text, which for a JSON string is what the string says.
+    fn masked(
+        &mut self,
+        out: &mut Vec<u8>,
+        mask: &Mask,
+        kind: &Kind,
+        value: &Value<'_>,
+        style: Style,
+    ) -> Result<(), Malformed> {
+        let mut text = Vec::new();
+        self.value(&mut text, kind, value, style)?;
+        match text.first() {
+            Some(b'"') => {
+                let text: String = serde_json::from_slice(&text).map_err(|error| Malformed(error.to_string()))?;
+                mask.write(out, &text);
+            }
+            _ if text == b"null" => out.extend_from_slice(&text),
+            _ => mask.write(out, &String::from_utf8_lossy(&text)),
+        }
         Ok(())
     }
 
@@ -238,9 +267,7 @@ fn write_binary(out: &mut Vec<u8>, bytes: &[u8], style: Style) {
             out.truncate(at + written);
         }
         BinaryAs::Hex => {
-            const DIGITS: &[u8; 16] = b"0123456789abcdef";
-            let digits = |byte: &u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-            out.extend(bytes.iter().flat_map(digits));
+            out.extend(bytes.iter().flat_map(|byte| hex_digits(*byte)));
         }
     }
     out.push(b'"');

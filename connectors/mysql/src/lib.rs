@@ -10,6 +10,7 @@ mod address;
 mod binlog;
 mod charset;
 mod check;
+mod columns;
 mod config;
 mod connect;
 mod decode;
@@ -32,7 +33,8 @@ use trunkline_connector::config::Section;
 use trunkline_connector::{Lack, Placement, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
 
 pub use address::Address;
-pub use config::{BinaryAs, DecimalAs, Envelope, MysqlOptions, OnPurged, Snapshot, Tls, ZeroDates};
+pub use columns::{Columns, Mask};
+pub use config::{BinaryAs, DecimalAs, Envelope, MysqlOptions, OnPurged, Skipped, Snapshot, Tls, ZeroDates};
 pub use selection::Selection;
 
 /// The connector, as the runtime's registry lists it.

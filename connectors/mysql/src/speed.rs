@@ -28,7 +28,7 @@ fn table(envelope: Envelope) -> (Table, Vec<Storage>) {
         ("note", text(), Storage::Bytes { prefix: 2, padded_to: 0 }),
     ];
     let storage = columns.iter().map(|(_, _, storage)| *storage).collect();
-    let columns = columns.map(|(name, kind, _)| Column { name: name.to_owned(), kind, nullable: false }).to_vec();
+    let columns = columns.map(|(name, kind, _)| Column::new(name.to_owned(), kind, false)).to_vec();
     let style = Style { envelope, decimals: DecimalAs::String, binary: BinaryAs::Base64, zero_dates: ZeroDates::Null };
     (Table::new("shop".to_owned(), "orders".to_owned(), columns, vec![0], style).unwrap(), storage)
 }

@@ -12,6 +12,7 @@ use trunkline_connector::batch::write_header;
 use trunkline_connector::{Error, Result, Schema, headers, json};
 
 use crate::charset::Charset;
+use crate::columns::Shown;
 use crate::config::{BinaryAs, DecimalAs, Envelope, MysqlOptions, ZeroDates};
 
 /// Header with the database of a record; `{@database}` in templates.
@@ -69,6 +70,14 @@ pub(crate) struct Column {
     pub(crate) name: String,
     pub(crate) kind: Kind,
     pub(crate) nullable: bool,
+    pub(crate) shown: Shown,
+}
+
+impl Column {
+    /// A column that is written as it is.
+    pub(crate) fn new(name: String, kind: Kind, nullable: bool) -> Self {
+        Self { name, kind, nullable, shown: Shown::AsIs }
+    }
 }
 
 /// How values are written, as the options say.
@@ -161,7 +170,8 @@ impl Table {
 
 /// The schema of a table's records.
 fn schema(columns: &[Column], key: &[usize], style: Style) -> Result<Schema> {
-    let row: Fields = columns.iter().map(|column| arrow_field(column, style)).collect();
+    let shown = columns.iter().filter(|column| column.shown != Shown::LeftOut);
+    let row: Fields = shown.map(|column| arrow_field(column, style)).collect();
     let key_names: Vec<&str> = key.iter().map(|index| columns[*index].name.as_str()).collect();
     let metadata =
         if key.is_empty() { HashMap::new() } else { HashMap::from([("primary_key".to_owned(), key_names.join(","))]) };
@@ -231,6 +241,9 @@ fn arrow_field(column: &Column, style: Style) -> Field {
         Kind::Vector => DataType::List(Arc::new(Field::new("item", DataType::Float32, false))),
     };
     let nullable = column.nullable || (has_zero && style.zero_dates != ZeroDates::String);
+    if matches!(column.shown, Shown::Masked(_)) {
+        return Field::new(&column.name, DataType::Utf8, nullable);
+    }
     let metadata: HashMap<_, _> = column.kind.told().map(|told| ("mysql.type".to_owned(), told)).into_iter().collect();
     Field::new(&column.name, kind, nullable).with_metadata(metadata)
 }

@@ -54,6 +54,8 @@ impl SourceFixture for Tables {
             ("tables = [\"a.b\"]".to_owned(), "config.missing_key"),
             ("url = \"mysql://u:p@h\"".to_owned(), "config.missing_key"),
             (format!("{good}server-id = 1"), "config.unknown_key"),
+            (format!("{good}masks = [{{ truncate = 1 }}]"), "config.missing_key"),
+            (format!("{good}masks = [{{ columns = [\"a.b.c\"], truncate = 1, size = 2 }}]"), "config.unknown_key"),
         ];
         let wrong = "config.wrong_value";
         for line in ["url = \"postgres://u:p@h\"", "url = \"mysql://h\"", "url = \"mysql://u:p@h/db\"", "url = 1"] {
@@ -63,6 +65,16 @@ impl SourceFixture for Tables {
             bad.push((format!("{line}\nurl = \"mysql://u:p@h\""), wrong));
         }
         for line in [
+            "columns = [\"a.b\"]",
+            "masks = \"sha256\"",
+            "masks = [\"a.b.c\"]",
+            "masks = [{ columns = [\"a.b.c\"] }]",
+            "masks = [{ columns = [\"a.b\"], truncate = 1 }]",
+            "masks = [{ columns = [\"a.b.c\"], truncate = 1, fixed = \"x\" }]",
+            "masks = [{ columns = [\"a.b.c\"], hash = \"md5\" }]",
+            "masks = [{ columns = [\"a.b.c\"], salt = \"x\" }]",
+            "skipped_operations = [\"r\"]",
+            "snapshot = \"when_needed\"\non_purged = \"stop\"",
             "server_id = 0",
             "server_id = 4294967296",
             "snapshot = \"always\"",

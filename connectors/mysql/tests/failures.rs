@@ -46,7 +46,10 @@ fn a_server_that_restarts_in_the_middle_loses_and_doubles_nothing() {
 
 #[test]
 fn a_purged_binlog_stops_the_source_or_begins_it_anew() {
-    for options in ["", "--gtid-mode=OFF --enforce-gtid-consistency=OFF"] {
+    for (options, begin_anew) in [
+        ("", "on_purged = \"resnapshot\""),
+        ("--gtid-mode=OFF --enforce-gtid-consistency=OFF", "snapshot = \"when_needed\""),
+    ] {
         let Some(server) = Server::start(options) else { return };
         let database = server.database();
         server.run(&format!(
@@ -64,7 +67,7 @@ fn a_purged_binlog_stops_the_source_or_begins_it_anew() {
             error.message().contains("on_purged") && error.message().contains("binlog_expire_logs_seconds"),
             "{error}"
         );
-        bench.set_options(&format!("{options}on_purged = \"resnapshot\"\n"));
+        bench.set_options(&format!("{options}{begin_anew}\n"));
         bench.read();
         assert_eq!(
             bench.take().iter().map(|record| record.after()["v"].as_i64()).collect::<Vec<_>>(),

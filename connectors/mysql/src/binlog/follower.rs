@@ -369,6 +369,7 @@ impl Follower {
         let (Some(taken), Some(transaction)) = (&open.mapped.taken, &self.transaction) else { return Ok(true) };
         let table = &taken.table;
         let watch = progress.watch(&table.full_name());
+        let skipped = self.options.skips(open.kind.op);
         let pass_over = match &transaction.skip {
             Some(part) if open.index < part.events => u64::MAX,
             Some(part) if open.index == part.events => part.rows,
@@ -413,7 +414,10 @@ impl Follower {
                     }
                 });
             }
-            if open.row >= pass_over && watch != Watch::Suppress {
+            if open.row >= pass_over && watch != Watch::Suppress && skipped {
+                // Its key is not noted either: the row of a chunk is then all that comes of it.
+                out.dropped += 1;
+            } else if open.row >= pass_over && watch != Watch::Suppress {
                 let change = Change {
                     op: open.kind.op,
                     before: (open.kind.op != Op::Create).then_some(before.as_slice()),
@@ -449,6 +453,10 @@ impl Follower {
         }
         // What is not known now was not there when the source opened, and no row of it has come since: there is nothing to take away.
         let Some(table) = progress.known(&full_name) else { return Ok(()) };
+        if self.options.skips(Op::Truncate) {
+            out.dropped += 1;
+            return Ok(());
+        }
         let transaction = self.transaction.as_ref();
         let parts = OriginParts {
             name: &self.options.name,

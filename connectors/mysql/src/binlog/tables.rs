@@ -89,7 +89,8 @@ impl Tables {
                 format!("{}: {full_name}: column `{column}` cannot be read: {why}. Leave the table out by `tables`", server(options)),
             ),
         })?;
-        let TableMap { columns, storage, key } = map;
+        let TableMap { mut columns, storage, key } = map;
+        options.columns.settle(name.database, name.table, &mut columns, &key)?;
         let table = Table::new(name.database.to_owned(), name.table.to_owned(), columns, key, self.style)?;
         Ok(Taken { table: Arc::new(table), storage })
     }

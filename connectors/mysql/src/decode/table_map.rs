@@ -238,7 +238,7 @@ impl TableMap {
             let name = String::from_utf8_lossy(builder.metadata.names[index]).into_owned();
             let (kind, stored) = builder.column(raw).map_err(|why| Unusable::Column(name.clone(), why))?;
             let nullable = nullable[index / 8] >> (index % 8) & 1 == 1;
-            columns.push(Column { name, kind, nullable });
+            columns.push(Column::new(name, kind, nullable));
             storage.push(stored);
         }
         let key = builder.metadata.key;

@@ -81,16 +81,17 @@ pub(crate) async fn tables(
                 ),
             )
         })?;
-        let column = Column { name: name.to_owned(), kind, nullable: text(5) == Some("YES") };
+        let column = Column::new(name.to_owned(), kind, text(5) == Some("YES"));
         columns.entry((database.to_owned(), table.to_owned())).or_default().push(column);
     }
     let style = Style::of(options);
     columns
         .into_iter()
-        .map(|(name, columns)| {
+        .map(|(name, mut columns)| {
             let key = keys.remove(&name).unwrap_or_default();
             let index = |wanted: &String| columns.iter().position(|column| column.name == *wanted);
-            let key = key.iter().filter_map(index).collect();
+            let key: Vec<usize> = key.iter().filter_map(index).collect();
+            options.columns.settle(&name.0, &name.1, &mut columns, &key)?;
             Table::new(name.0, name.1, columns, key, style).map(Arc::new)
         })
         .collect()

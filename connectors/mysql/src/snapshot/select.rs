@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use crate::columns::Shown;
 use crate::decode::{Malformed, Value, write_decimal};
-use crate::table::{Kind, Table};
+use crate::table::{Column, Kind, Table};
 use crate::text::{write_clock, write_date, write_time};
 
 /// A name in backquotes.
@@ -24,8 +25,7 @@ pub(crate) fn quoted_table(table: &Table) -> String {
 /// Rows after a key (from the beginning without one), in the key's order; without a key all rows. Columns come so that `decode::protocol`
 /// can read them.
 pub(crate) fn rows(table: &Table, after: Option<&[String]>, limit: Option<usize>) -> String {
-    let columns: Vec<String> =
-        table.columns.iter().map(|column| as_number(&column.kind, &quoted(&column.name))).collect();
+    let columns: Vec<String> = table.columns.iter().map(selected).collect();
     let mut sql = format!("SELECT {} FROM {}", columns.join(", "), quoted_table(table));
     let key: Vec<(String, String)> = table
         .key
@@ -56,6 +56,11 @@ pub(crate) fn rows(table: &Table, after: Option<&[String]>, limit: Option<usize>
         let _ = write!(sql, " LIMIT {limit}");
     }
     sql
+}
+
+/// What is not written is not read either.
+fn selected(column: &Column) -> String {
+    if column.shown == Shown::LeftOut { "NULL".to_owned() } else { as_number(&column.kind, &quoted(&column.name)) }
 }
 
 fn as_number(kind: &Kind, name: &str) -> String {

@@ -210,7 +210,8 @@ impl Bench {
     pub(crate) fn try_read(&mut self) -> Result<(), Error> {
         let begun = Instant::now();
         while self.fill(Duration::from_millis(300))? != Fill::CaughtUp {
-            assert!(begun.elapsed() < PATIENCE, "not caught up after {PATIENCE:?}; {} records", self.seen.len());
+            let (records, progress) = (self.seen.len(), self.progress());
+            assert!(begun.elapsed() < PATIENCE, "not caught up after {PATIENCE:?}: {records} records, {progress:?}");
         }
         Ok(())
     }
