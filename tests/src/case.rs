@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
-use crate::{KafkaClient, S3, Summary, Worker, worker_binary};
+use crate::{Exit, KafkaClient, S3, Summary, Worker, worker_binary};
 
 /// A folder, a pipeline name that no other test has, and the workers that run it. When the test fails the folder is kept.
 pub struct Case {
@@ -76,6 +76,23 @@ impl Case {
     pub fn start_with(&self, worker: &str, arguments: &[&str], settings: &[(&str, &str)]) -> Worker {
         let mut command = std::process::Command::new(&self.binary);
         command.arg("run").arg(self.path("pipelines"));
+        self.launch(command, worker, arguments, settings)
+    }
+
+    /// Runs another verb on all pipelines until it ends.
+    pub fn run_verb(&self, verb: &str, before: &[&str], after: &[&str], limit: Duration) -> Exit {
+        let mut command = std::process::Command::new(&self.binary);
+        command.arg(verb).args(before).arg(self.path("pipelines"));
+        self.launch(command, verb, after, &[]).wait(limit)
+    }
+
+    fn launch(
+        &self,
+        mut command: std::process::Command,
+        worker: &str,
+        arguments: &[&str],
+        settings: &[(&str, &str)],
+    ) -> Worker {
         command.arg("--brokers").arg(&self.brokers).arg("--data").arg(self.path(&format!("data-{worker}")));
         // Settings of whoever runs the tests are not this worker's, nor are the variables of the tests themselves.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRUNKLINE_")) {

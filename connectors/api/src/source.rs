@@ -12,7 +12,7 @@ use std::time::Instant;
 use crate::batch::Batch;
 use crate::budget::MemoryBudget;
 use crate::config::Section;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rejection::Rejections;
 use crate::schema::Schema;
 
@@ -49,6 +49,13 @@ pub trait SourceSpec: Send + Sync {
     fn check(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<Lack> {
         let _ = (task, runtime);
         Vec::new()
+    }
+
+    /// How a committed position changes so that what these names choose (for a database tables) is read once more, beside what comes.
+    fn read_again(&self, names: &[String], position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>> {
+        let _ = (names, position);
+        let message = "this source takes no snapshots: what it has read is not asked for again";
+        Err(Error::config("source.no_snapshot", message))
     }
 
     /// Opens it at a position.

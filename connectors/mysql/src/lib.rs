@@ -30,7 +30,9 @@ mod text;
 use std::sync::Arc;
 
 use trunkline_connector::config::Section;
-use trunkline_connector::{Lack, Placement, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
+use trunkline_connector::{
+    Lack, Placement, PositionChange, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec,
+};
 
 pub use address::Address;
 pub use columns::{Columns, Mask};
@@ -75,6 +77,10 @@ impl SourceSpec for MysqlSpec {
     /// None: each is handed out with the first record that names it.
     fn schemas(&self) -> Vec<Arc<Schema>> {
         Vec::new()
+    }
+
+    fn read_again(&self, names: &[String], position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>> {
+        source::read_again(&self.options, names, position)
     }
 
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>> {

@@ -69,6 +69,8 @@ pub(crate) enum TablePosition {
     Done,
     /// Every row up to this key is: its columns as SQL literals.
     After(Vec<String>),
+    /// The same, of a snapshot that was asked for. Nothing is handed out yet while the key is empty.
+    Again(Vec<String>),
 }
 
 /// `stream` as stored.
@@ -147,7 +149,8 @@ mod tests {
         assert_eq!(StreamPosition::from_bytes(&position.to_bytes().unwrap()).unwrap(), position);
         let plain = StreamPosition { done: None, part: None, ..position };
         assert_eq!(StreamPosition::from_bytes(&plain.to_bytes().unwrap()).unwrap(), plain);
-        for table in [TablePosition::Done, TablePosition::After(vec!["1".to_owned(), "_utf8mb4 x'61'".to_owned()])] {
+        let key = || vec!["1".to_owned(), "_utf8mb4 x'61'".to_owned()];
+        for table in [TablePosition::Done, TablePosition::After(key()), TablePosition::Again(key())] {
             assert_eq!(TablePosition::from_bytes(&table.to_bytes().unwrap()).unwrap(), table);
         }
         assert!(StreamPosition::from_bytes(b"{\"gtids\":\"x\",\"file\":\"\",\"pos\":0}").is_err());

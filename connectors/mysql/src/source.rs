@@ -3,7 +3,7 @@
 //! Everything that fails outside ends the source with an error and the position where it was; the stage opens it again with backoff. So there is one
 //! way to begin, after a restart of the worker as after one of the server.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -11,14 +11,16 @@ use std::time::{Duration, Instant};
 
 use mysql_async::binlog::events::Event;
 use sqlx::mysql::MySqlConnection;
-use trunkline_connector::{Error, Fill, Result, Source, SourceBatch, SourceContext, SourceProgress};
+use trunkline_connector::{Error, Fill, PositionChange, Result, Source, SourceBatch, SourceContext, SourceProgress};
 
 use crate::binlog::follower::Follower;
 use crate::binlog::{Binlog, Identity};
 use crate::config::{MysqlOptions, OnPurged, Snapshot as When};
 use crate::connect::{query_connection, server};
 use crate::position::{Place, STREAM, StreamPosition, TablePosition, table_key, table_of};
+use crate::selection::Selection;
 use crate::server::{Server, beginning, binlog_end, check_not_behind, still_has};
+use crate::snapshot::meter::Meter;
 use crate::snapshot::progress::Progress;
 use crate::snapshot::reader::Reader;
 use crate::snapshot::{Snapshot, Step, describe};
@@ -42,6 +44,7 @@ pub(crate) struct MysqlSource {
     follower: Follower,
     progress: Progress,
     snapshot: Option<Snapshot>,
+    meter: Meter,
     /// Where the server's binlog ended when it was asked last, and when that was.
     end: Place,
     asked: Instant,
@@ -110,9 +113,7 @@ impl MysqlSource {
         };
         let known: HashMap<_, _> = known.into_iter().map(|table| (table.full_name(), table)).collect();
         let mut progress = Progress::new(tables, known);
-        if options.snapshot != When::Never {
-            progress.plan();
-        }
+        progress.plan(options.snapshot != When::Never);
         let identity = Identity::new(&context.task, options.server_id);
         let binlog = Binlog::open(&options, &identity, &position).await?;
         let (end, _) = binlog_end(&options, &mut queries).await?;
@@ -123,6 +124,11 @@ impl MysqlSource {
             server_id: server.server_id,
         };
         let snapshot = (progress.left() > 0).then(|| Snapshot::new(Arc::new(reader), context.runtime.clone()));
+        let guess = match progress.left() {
+            0 => 0,
+            _ => describe::guessed_rows(&options, &mut queries, &progress.waiting()).await?,
+        };
+        let meter = Meter::new(progress.left(), guess);
         let now = Instant::now();
         Ok(Self {
             noted,
@@ -134,6 +140,7 @@ impl MysqlSource {
             binlog,
             progress,
             snapshot,
+            meter,
             end,
             asked: now,
             heard: now,
@@ -191,11 +198,17 @@ impl MysqlSource {
     /// Lets the snapshot take its turn; says whether the binlog has to wait for it.
     fn snapshot_step(&mut self, out: &mut SourceBatch) -> Result<bool> {
         let Some(snapshot) = &mut self.snapshot else { return Ok(false) };
-        match snapshot.step(&self.follower, &mut self.progress, out)? {
+        let before = out.records.len() + out.rejected.len();
+        let step = snapshot.step(&self.follower, &mut self.progress, out)?;
+        self.meter.add(out.records.len() + out.rejected.len() - before);
+        if let Some(line) = self.meter.due(self.progress.left()) {
+            tracing::info!(source = self.options.name, "{line}");
+        }
+        match step {
             Step::Pausing => Ok(true),
             Step::Waiting => Ok(false),
             Step::Done => {
-                tracing::info!(source = self.options.name, tables = self.progress.tables(), "the snapshot is complete");
+                tracing::info!(source = self.options.name, "{}; it is complete", self.meter.end());
                 self.snapshot = None;
                 Ok(false)
             }
@@ -291,6 +304,48 @@ impl Drop for MysqlSource {
             job.abort();
         }
     }
+}
+
+/// The changes of a stored position by which the tables that `globs` choose are read once more.
+pub(crate) fn read_again(
+    options: &MysqlOptions,
+    globs: &[String],
+    stored: &[(String, Vec<u8>)],
+) -> Result<Vec<PositionChange>> {
+    let (stream, known) = read_position(stored)?;
+    if stream.is_none() {
+        let message = "the source has not run yet: its first start reads the tables anyway, or, with `snapshot = \"never\"`, must come first";
+        return Err(Error::config("mysql.not_begun", message));
+    }
+    let mut wanted = BTreeSet::new();
+    for glob in globs {
+        let wrong = |why: &str| Error::config("mysql.tables", format!("`--tables {glob}`: {why}"));
+        let selection = Selection::new(std::slice::from_ref(glob)).map_err(|(_, why)| wrong(&why))?;
+        let takes = |name: &str| {
+            let taken = |(database, table)| selection.takes(database, table) && options.tables.takes(database, table);
+            name.split_once('.').is_some_and(taken)
+        };
+        // Of a source that reads no tables by itself nobody knows which there are: a name is taken at its word.
+        let is_name = options.snapshot == When::Never && !glob.contains(['*', '?', '[']);
+        let chosen: Vec<String> = known
+            .keys()
+            .map(String::as_str)
+            .chain(is_name.then_some(glob.as_str()))
+            .filter(|name| takes(name))
+            .map(str::to_owned)
+            .collect();
+        if chosen.is_empty() {
+            let names: Vec<&str> = known.keys().map(String::as_str).collect();
+            let why = format!(
+                "the source takes no such table; a snapshot has read {}",
+                if names.is_empty() { "none yet".to_owned() } else { names.join(", ") }
+            );
+            return Err(wrong(&why));
+        }
+        wanted.extend(chosen);
+    }
+    let again = TablePosition::Again(Vec::new()).to_bytes()?;
+    Ok(wanted.iter().map(|name| PositionChange { key: table_key(name), value: Some(again.clone()) }).collect())
 }
 
 fn read_position(stored: &[(String, Vec<u8>)]) -> Result<(Option<StreamPosition>, BTreeMap<String, TablePosition>)> {

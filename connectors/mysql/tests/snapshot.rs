@@ -346,3 +346,77 @@ fn never_only_and_a_table_added_later() {
     bench.read();
     assert!(bench.seen.is_empty());
 }
+
+/// Puts what `trunkline snapshot` writes into the position of a source that does not run.
+fn ask(bench: &mut Bench, tables: &[&str]) -> Result<(), trunkline_connector::Error> {
+    bench.stop();
+    let names: Vec<String> = tables.iter().map(|name| (*name).to_owned()).collect();
+    let position: Vec<_> = bench.position.clone().into_iter().collect();
+    for change in bench.spec().read_again(&names, &position)? {
+        bench.position.insert(change.key, change.value.unwrap());
+    }
+    Ok(())
+}
+
+#[test]
+fn tables_are_read_again_when_somebody_asks_and_the_rest_goes_on() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    let rows = |count: u32| {
+        format!(
+            "SELECT seq, 0 FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < {count}) SELECT seq FROM q) t"
+        )
+    };
+    server.run(&format!(
+        "USE {database}; CREATE TABLE a (id INT PRIMARY KEY, v INT); CREATE TABLE b LIKE a; CREATE TABLE k (id INT, v INT);
+         INSERT INTO a {}; INSERT INTO b {}; INSERT INTO k {}",
+        rows(50),
+        rows(10),
+        rows(3)
+    ));
+    let [a, b, k] = ["a", "b", "k"].map(|table| format!("{database}.{table}"));
+    let options = format!("{}chunk_rows = 7", server.options(&format!("\"{database}.*\"")));
+    let mut bench = Bench::new(&options);
+    assert_eq!(ask(&mut bench, &[&a]).unwrap_err().code, "mysql.not_begun");
+    bench.read();
+    assert_eq!(bench.take().len(), 63);
+    for wrong in [format!("{database}.none"), "other.*".to_owned(), "a".to_owned()] {
+        let error = ask(&mut bench, &[&a, &wrong]).unwrap_err();
+        assert_eq!((error.code, error.domain), ("mysql.tables", trunkline_connector::Domain::Config));
+        assert!(error.message().contains(&wrong), "{error}");
+    }
+
+    server.run(&format!(
+        "USE {database}; UPDATE a SET v = 1 WHERE id <= 20; UPDATE b SET v = 1; DELETE FROM a WHERE id = 50"
+    ));
+    ask(&mut bench, &[&a]).unwrap();
+    bench.max_records = 5;
+    // Stopped after every batch, it goes on after the last key.
+    while bench.fill(Duration::from_millis(300)).unwrap() != Fill::CaughtUp {
+        bench.stop();
+    }
+    let seen = bench.take();
+    let count = |table: &str, op: &str| seen.iter().filter(|record| record.table == table && record.op() == op).count();
+    assert_eq!([count(&a, "r"), count(&a, "u"), count(&a, "d")], [49, 20, 1]);
+    assert_eq!([count(&b, "r"), count(&b, "u"), count(&k, "r")], [0, 10, 0]);
+    assert!(seen.iter().filter(|record| record.op() == "r").all(|record| {
+        let after = record.after();
+        after["v"].as_i64() == Some(i64::from(after["id"].as_i64().unwrap() <= 20))
+    }));
+    bench.max_records = 1000;
+    bench.stop();
+    assert!(bench.read().take().is_empty(), "once, and not again");
+
+    ask(&mut bench, &[&format!("{database}.[bk]")]).unwrap();
+    let seen = bench.read().take();
+    assert_eq!(seen.iter().filter(|record| record.op() == "r").count(), 13);
+    assert_eq!(seen.len(), 13);
+
+    // A source that never took a snapshot takes one of what is asked for, and of nothing else.
+    let mut bench = Bench::new(&format!("{options}\nsnapshot = \"never\""));
+    bench.read();
+    assert!(ask(&mut bench, &[&format!("{database}.*")]).is_err(), "it knows of no table");
+    ask(&mut bench, &[&b]).unwrap();
+    let seen = bench.read().take();
+    assert_eq!((seen.len(), seen.iter().all(|record| record.table == b && record.op() == "r")), (10, true));
+}

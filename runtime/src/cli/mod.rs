@@ -9,6 +9,7 @@ mod graph;
 mod output;
 mod run;
 mod settings_args;
+mod snapshot;
 mod validate;
 
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ enum Verb {
     Graph(GraphArgs),
     /// Runs pipelines until stopped
     Run(RunArgs),
+    /// Has a source read tables once more, beside what comes
+    Snapshot(SnapshotArgs),
     /// Runs the embedded Kafka broker by itself
     Broker(BrokerArgs),
     /// Lists the connectors
@@ -87,6 +90,25 @@ pub struct RunArgs {
     pub settings: SettingsArgs,
 }
 
+/// `trunkline snapshot`.
+#[derive(Args)]
+struct SnapshotArgs {
+    /// The source, as PIPELINE.SOURCE
+    #[arg(value_name = "PIPELINE.SOURCE")]
+    source: String,
+    /// Pipeline files, or folders of them, one of which has the source
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Tables to read once more, as DATABASE.TABLE; `*` stands for any characters
+    #[arg(long, required = true, value_delimiter = ',', value_name = "TABLE")]
+    tables: Vec<String>,
+    /// Print the tables as JSON on stdout
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
 /// `trunkline broker`.
 #[derive(Args)]
 pub(super) struct BrokerArgs {
@@ -125,6 +147,10 @@ pub fn main() -> ExitCode {
         },
         Verb::Graph(args) => match args.settings.load() {
             Ok(settings) => graph::graph(&args.paths, args.dead_letters, &settings),
+            Err(problems) => output::report_problems(&problems, false),
+        },
+        Verb::Snapshot(args) => match args.settings.load() {
+            Ok(settings) => snapshot::snapshot(&args, &settings),
             Err(problems) => output::report_problems(&problems, false),
         },
         Verb::Run(args) => match args.settings.load() {

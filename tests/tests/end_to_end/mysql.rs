@@ -201,6 +201,41 @@ fn a_server_that_crashes_and_comes_back() {
 }
 
 #[test]
+fn tables_are_read_again_while_a_worker_follows() {
+    let (kafka, mysql) = (need!(Kafka::shared()), need!(Mysql::start()));
+    let case = case("mysql-again", kafka);
+    create(&mysql, 400);
+    case.pipeline("shop", &source(&mysql, "chunk_rows = 50"));
+    let snapshot =
+        |tables: &str| case.run_verb("snapshot", &[&format!("{}.shop", case.name())], &["--tables", tables], LONG);
+    let too_early = snapshot("shop.orders");
+    assert_eq!(too_early.code, Some(2), "{}", too_early.describe());
+    let mut worker = case.start("a", &[]);
+    wait_for_records(&case, kafka, &mut worker, "orders", 400);
+    wait_for_records(&case, kafka, &mut worker, "people", 400);
+    let wrong = snapshot("shop.nothing");
+    assert_eq!(wrong.code, Some(2), "{}", wrong.describe());
+    assert!(wrong.describe().contains("shop.orders, shop.people"), "{}", wrong.describe());
+    mysql.run("USE shop; UPDATE people SET v = v + 1");
+    let asked = snapshot("shop.ord*");
+    assert_eq!(asked.code, Some(0), "{}", asked.describe());
+    assert_eq!(asked.stdout.trim(), "shop.orders");
+    mysql.run("USE shop; UPDATE orders SET v = v + 1 WHERE id <= 100; DELETE FROM people WHERE v % 2 = 0");
+    let left: u64 = mysql.run("SELECT COUNT(*) FROM shop.people")[0].parse().unwrap();
+    // A row that changes while its chunk is read comes as that change alone.
+    wait_for_records(&case, kafka, &mut worker, "orders", 400 + 300 + 100);
+    let people = 400 + 400 + 2 * (400 - left);
+    wait_for_records(&case, kafka, &mut worker, "people", people);
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    let summary = case.until_idle("a", LONG);
+    let count = assert_same(&case, kafka, &mysql);
+    assert_eq!(summary.of(case.name(), "shop").output, count);
+    assert!((800..=900).contains(&(count - people)), "{count}, {people} of them people");
+}
+
+#[test]
 fn another_node_takes_over_where_the_last_one_was() {
     let (kafka, mysql) = (need!(Kafka::shared()), need!(Mysql::start()));
     let mut case = case("mysql-nodes", kafka);

@@ -97,6 +97,22 @@ pub(crate) async fn tables(
         .collect()
 }
 
+/// About how many rows these tables (database and name) have together: what the server guesses, from its statistics.
+pub(crate) async fn guessed_rows(
+    options: &MysqlOptions,
+    connection: &mut MySqlConnection,
+    tables: &[(&str, &str)],
+) -> Result<u64> {
+    let names: Vec<String> =
+        tables.iter().map(|(database, table)| format!("({}, {})", literal(database), literal(table))).collect();
+    let sql = format!(
+        "SELECT CAST(COALESCE(SUM(TABLE_ROWS), 0) AS CHAR) FROM information_schema.TABLES WHERE (TABLE_SCHEMA, TABLE_NAME) IN ({})",
+        names.join(", ")
+    );
+    let rows = query(options, connection, &sql).await?;
+    Ok(rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()).unwrap_or(0))
+}
+
 impl Described<'_> {
     fn kind(&self, charsets: &Charsets) -> Result<Kind, String> {
         let unsigned = self.column_type.contains("unsigned");

@@ -5,6 +5,7 @@
 //! is newer. So every row comes once, in its newest state, and a restart goes on after the last key that was handed out.
 
 pub(crate) mod describe;
+pub(crate) mod meter;
 pub(crate) mod progress;
 pub(crate) mod reader;
 mod select;
@@ -244,7 +245,7 @@ fn hand_out(mut handing: Handing, progress: &mut Progress, out: &mut SourceBatch
         progress.set(&name, TablePosition::Done, out)?;
     } else if handing.row > first {
         let key = chunk.rows.marks[handing.row - 1].key.clone();
-        progress.set(&name, TablePosition::After(key), out)?;
+        progress.advance(&name, key, out)?;
     }
     Ok((!whole).then_some(handing))
 }

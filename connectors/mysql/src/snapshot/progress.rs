@@ -49,10 +49,14 @@ impl Progress {
         Self { positions, known, ..Self::default() }
     }
 
-    /// Plans the snapshot of every table that is known and not done.
-    pub(crate) fn plan(&mut self) {
-        let done = |name: &&String| self.positions.get(*name) == Some(&TablePosition::Done);
-        let mut waiting: Vec<String> = self.known.keys().filter(|name| !done(name)).cloned().collect();
+    /// Plans the snapshot of every table that is known and not done; or, if not `all`, of those that were asked for.
+    pub(crate) fn plan(&mut self, all: bool) {
+        let is_wanted = |name: &&String| match self.positions.get(*name) {
+            Some(TablePosition::Done) => false,
+            Some(TablePosition::Again(_)) => true,
+            Some(TablePosition::After(_)) | None => all,
+        };
+        let mut waiting: Vec<String> = self.known.keys().filter(is_wanted).cloned().collect();
         // Tables without key first: their changes are left out until they are read. And the last of the list is taken first.
         let keyed = |name: &String| self.known.get(name).is_some_and(|table| !table.key.is_empty());
         waiting.sort_by_key(|name| (keyed(name), name.clone()));
@@ -65,10 +69,16 @@ impl Progress {
     pub(crate) fn next(&self) -> Option<(Arc<Table>, Option<&[String]>)> {
         let name = self.waiting.last()?;
         let after = match self.positions.get(name) {
-            Some(TablePosition::After(key)) => Some(key.as_slice()),
+            Some(TablePosition::After(key) | TablePosition::Again(key)) if !key.is_empty() => Some(key.as_slice()),
             _ => None,
         };
         Some((Arc::clone(self.known.get(name)?), after))
+    }
+
+    /// Tables whose snapshot is not done, by database and name.
+    pub(crate) fn waiting(&self) -> Vec<(&str, &str)> {
+        let table = |name: &String| self.known.get(name).map(|table| (table.database.as_str(), table.name.as_str()));
+        self.waiting.iter().filter_map(table).collect()
     }
 
     /// Tables whose snapshot is not done.
@@ -145,6 +155,15 @@ impl Progress {
     /// Ends the recording: the keys that were touched, or `None` if what was read cannot be taken.
     pub(crate) fn recorded(&mut self) -> Option<HashSet<Vec<u8>>> {
         self.recording.take().filter(|recording| !recording.stale).map(|recording| recording.touched)
+    }
+
+    /// Notes that a table is handed out up to a key.
+    pub(crate) fn advance(&mut self, full_name: &str, key: Vec<String>, out: &mut SourceBatch) -> Result<()> {
+        let position = match self.positions.get(full_name) {
+            Some(TablePosition::Again(_)) => TablePosition::Again(key),
+            _ => TablePosition::After(key),
+        };
+        self.set(full_name, position, out)
     }
 
     /// Notes how far a table is.

@@ -1,0 +1,109 @@
+//! `trunkline snapshot`: a source reads some of its tables once more.
+//!
+//! What is asked for is written into the source's committed position, by the source's own transactional id: that fences the task that runs, wherever
+//! it does (I4), so that it can write nothing over it, and goes on from the changed position a moment later. No other store and no connection to
+//! the worker is needed.
+
+use std::path::PathBuf;
+
+use trunkline_connector::{Error, Placement, Result};
+
+use super::SnapshotArgs;
+use super::output::{Exit, print_data, report_problems};
+use super::validate::load_for_reading;
+use crate::checkpoint::{CHECKPOINTS, Positions};
+use crate::config::Settings;
+use crate::kafka::embedded::EMBEDDED;
+use crate::kafka::{Cluster, TransactionalProducer};
+use crate::plan::{Pipeline, SourcePlan};
+use crate::stage::component_name;
+
+/// A few rows are sent.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// Runs the verb.
+pub(super) fn snapshot(args: &SnapshotArgs, settings: &Settings) -> Exit {
+    let loaded = match load_for_reading(&args.paths, settings) {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit,
+    };
+    let Some((pipeline, source)) = find(&loaded.pipelines, &args.source) else {
+        // A file that cannot be read may be the one that was meant.
+        if !loaded.problems.is_empty() {
+            return report_problems(&loaded.problems, false);
+        }
+        eprintln!("error: {}", unknown(&loaded.pipelines, &args.source, &args.paths));
+        return Exit::Config;
+    };
+    let brokers = match settings.brokers.as_deref() {
+        Some(brokers) if brokers != EMBEDDED => brokers,
+        _ => {
+            eprintln!(
+                "error: the brokers are not named, and the embedded one is in the worker's process. The worker's log says where it listens: --brokers 127.0.0.1:9092"
+            );
+            return Exit::Config;
+        }
+    };
+    let cluster = Cluster::new(brokers, &settings.kafka);
+    let task = component_name(&settings.cluster, &pipeline.name, &source.name);
+    match ask(&cluster, &task, source, &args.tables) {
+        Ok(tables) if args.json => {
+            let names: Vec<String> = tables.iter().map(|name| format!("{name:?}")).collect();
+            print_data(&format!("{{\"tables\":[{}]}}\n", names.join(",")));
+            Exit::Ok
+        }
+        Ok(tables) => {
+            tables.iter().for_each(|name| print_data(&format!("{name}\n")));
+            Exit::Ok
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            match error.domain {
+                trunkline_connector::Domain::Config => Exit::Config,
+                trunkline_connector::Domain::External => Exit::Environment,
+                _ => Exit::Runtime,
+            }
+        }
+    }
+}
+
+/// The source called `PIPELINE.SOURCE`. Both names may have dots.
+fn find<'p>(pipelines: &'p [Pipeline], name: &str) -> Option<(&'p Pipeline, &'p SourcePlan)> {
+    let sources = pipelines.iter().flat_map(|pipeline| pipeline.sources.iter().map(move |source| (pipeline, source)));
+    sources.into_iter().find(|(pipeline, source)| format!("{}.{}", pipeline.name, source.name) == name)
+}
+
+fn unknown(pipelines: &[Pipeline], name: &str, paths: &[PathBuf]) -> String {
+    let sources = pipelines
+        .iter()
+        .flat_map(|pipeline| pipeline.sources.iter().map(move |source| format!("{}.{}", pipeline.name, source.name)));
+    let known: Vec<String> = sources.collect();
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    format!("no source is called `{name}` in {}; there are: {}", paths.join(", "), known.join(", "))
+}
+
+fn ask(cluster: &Cluster, task: &str, source: &SourcePlan, names: &[String]) -> Result<Vec<String>> {
+    if source.spec.placement() != Placement::Anywhere {
+        // The same error as of any source without snapshots, and no producer is made that would fence a node's task.
+        return source.spec.read_again(names, &[]).map(|_| Vec::new());
+    }
+    // Names that are wrong disturb nobody.
+    let stored = match Positions::load(cluster, task, task) {
+        Ok(positions) => positions.parts,
+        // No worker of this cluster has run yet.
+        Err(error) if error.code == "kafka.unknown_topic" => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    source.spec.read_again(names, &stored)?;
+    let mut producer = TransactionalProducer::new(cluster, task, CHECKPOINTS, BUFFER_BYTES)?;
+    // The last owner's transactions are settled now: this is the newest position, and stays so.
+    let positions = Positions::load(cluster, task, task)?;
+    let changes = source.spec.read_again(names, &positions.parts)?;
+    positions.write(&mut producer, &changes, &positions.counters)?;
+    producer.commit()?;
+    let name = |key: &str| key.split_once('/').map_or(key, |(_, name)| name).to_owned();
+    if changes.is_empty() {
+        return Err(Error::bug("snapshot.nothing", "nothing was asked for"));
+    }
+    Ok(changes.iter().map(|change| name(&change.key)).collect())
+}
