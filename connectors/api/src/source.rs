@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::batch::Batch;
 use crate::budget::MemoryBudget;
@@ -124,6 +124,8 @@ pub struct SourceProgress {
     pub behind: u64,
     /// Things it reads from: files, tables.
     pub parts: u64,
+    /// How much longer the system outside keeps what was not read yet; `None` if it does not throw it away by itself, or nobody knows.
+    pub headroom: Option<Duration>,
 }
 
 /// What a source hands out in one go.

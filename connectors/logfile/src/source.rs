@@ -442,7 +442,11 @@ impl Source for LogfileSource {
 
     fn progress(&self) -> SourceProgress {
         let files = self.tracker.files.values();
-        SourceProgress { behind: files.map(TrackedFile::behind).sum(), parts: self.tracker.files.len() as u64 }
+        SourceProgress {
+            behind: files.map(TrackedFile::behind).sum(),
+            parts: self.tracker.files.len() as u64,
+            headroom: None,
+        }
     }
 }
 

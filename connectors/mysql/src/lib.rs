@@ -17,6 +17,7 @@ mod decode;
 mod emit;
 mod encode;
 mod gtid;
+mod headroom;
 mod position;
 mod selection;
 mod server;

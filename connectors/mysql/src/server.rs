@@ -2,6 +2,7 @@
 //! what follows the position.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Error, Result};
@@ -17,6 +18,8 @@ pub(crate) struct Server {
     pub(crate) charsets: Arc<Charsets>,
     pub(crate) has_gtids: bool,
     pub(crate) server_id: u32,
+    /// How long the binlog is kept; `None` if until somebody purges it.
+    pub(crate) retention: Option<Duration>,
 }
 
 impl Server {
@@ -35,12 +38,30 @@ impl Server {
             charsets: Arc::new(charsets(options, connection).await?),
             has_gtids: setting(1) == "ON",
             server_id: setting(2).parse().unwrap_or(0),
+            retention: retention(options, connection).await?,
         })
     }
 }
 
 fn refused(options: &MysqlOptions, what: &str) -> Error {
     Error::config("mysql.server", format!("{} cannot be followed: {what}", server(options)))
+}
+
+async fn retention(options: &MysqlOptions, connection: &mut MySqlConnection) -> Result<Option<Duration>> {
+    // Not all servers have both.
+    let sql =
+        "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('binlog_expire_logs_seconds', 'binlog_expire_logs_auto_purge')";
+    let rows = query(options, connection, sql).await?;
+    let value = |name: &str| {
+        let row = rows.iter().find(|row| row.first().and_then(Option::as_deref) == Some(name))?;
+        row.get(1).and_then(Option::as_deref)
+    };
+    if value("binlog_expire_logs_auto_purge") == Some("OFF") {
+        return Ok(None);
+    }
+    let seconds =
+        value("binlog_expire_logs_seconds").and_then(|seconds| seconds.parse().ok()).filter(|seconds| *seconds > 0);
+    Ok(seconds.map(Duration::from_secs))
 }
 
 async fn charsets(options: &MysqlOptions, connection: &mut MySqlConnection) -> Result<Charsets> {

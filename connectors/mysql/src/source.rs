@@ -17,6 +17,7 @@ use crate::binlog::follower::Follower;
 use crate::binlog::{Binlog, Identity};
 use crate::config::{MysqlOptions, OnPurged, Snapshot as When};
 use crate::connect::{query_connection, server};
+use crate::headroom::Headroom;
 use crate::position::{Place, STREAM, StreamPosition, TablePosition, table_key, table_of};
 use crate::selection::Selection;
 use crate::server::{Server, beginning, binlog_end, check_not_behind, still_has};
@@ -45,6 +46,7 @@ pub(crate) struct MysqlSource {
     progress: Progress,
     snapshot: Option<Snapshot>,
     meter: Meter,
+    headroom: Headroom,
     /// Where the server's binlog ended when it was asked last, and when that was.
     end: Place,
     asked: Instant,
@@ -129,6 +131,7 @@ impl MysqlSource {
             _ => describe::guessed_rows(&options, &mut queries, &progress.waiting()).await?,
         };
         let meter = Meter::new(progress.left(), guess);
+        let headroom = Headroom::new(server.retention);
         let now = Instant::now();
         Ok(Self {
             noted,
@@ -141,6 +144,7 @@ impl MysqlSource {
             progress,
             snapshot,
             meter,
+            headroom,
             end,
             asked: now,
             heard: now,
@@ -262,6 +266,18 @@ impl MysqlSource {
         Ok(*self.follower.reached() >= self.end)
     }
 
+    fn mind_headroom(&mut self) {
+        if let Some(written_at) = self.follower.written_at.take() {
+            self.headroom.read(written_at, jiff::Timestamp::now().as_millisecond());
+        }
+        if self.caught_up {
+            self.headroom.caught_up();
+        }
+        if let Some(warning) = self.headroom.warning() {
+            tracing::warn!(source = self.options.name, "{}: {warning}", server(&self.options));
+        }
+    }
+
     /// Notes the position if it moved: with records always, without any now and then.
     fn note(&mut self, out: &mut SourceBatch) -> Result<()> {
         let position = &self.follower.position;
@@ -282,6 +298,7 @@ impl Source for MysqlSource {
         }
         let outcome = self.work(out, deadline);
         self.caught_up = outcome.as_ref().is_ok_and(|caught_up| *caught_up);
+        self.mind_headroom();
         // After an error too: what was handed out before it is kept.
         self.note(out)?;
         outcome.map(|caught_up| if caught_up { Fill::CaughtUp } else { Fill::More })
@@ -289,12 +306,13 @@ impl Source for MysqlSource {
 
     fn progress(&self) -> SourceProgress {
         let parts = self.progress.tables() as u64;
+        let headroom = self.headroom.left();
         if self.caught_up {
-            return SourceProgress { behind: 0, parts };
+            return SourceProgress { behind: 0, parts, headroom };
         }
         let reached = self.follower.reached();
         let bytes = if reached.file == self.end.file { self.end.pos.saturating_sub(reached.pos) } else { self.end.pos };
-        SourceProgress { behind: bytes.max(1) + self.progress.left() as u64, parts }
+        SourceProgress { behind: bytes.max(1) + self.progress.left() as u64, parts, headroom }
     }
 }
 

@@ -80,6 +80,37 @@ fn a_purged_binlog_stops_the_source_or_begins_it_anew() {
 }
 
 #[test]
+fn how_long_the_server_keeps_what_was_not_read_is_told() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    server.run(&format!("USE {database}; CREATE TABLE a (id INT PRIMARY KEY AUTO_INCREMENT, v INT)"));
+    let rows = |count: usize| vec!["(0)"; count].join(",");
+    let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
+    bench.read();
+    bench.stop();
+    server.run(&format!("INSERT INTO {database}.a (v) VALUES {}", rows(40)));
+    // It is as old as the source is late.
+    let begun = Instant::now();
+    let retention = Duration::from_secs(server.run("SELECT @@GLOBAL.binlog_expire_logs_seconds").parse().unwrap());
+    bench.max_records = 10;
+    while bench.seen.is_empty() {
+        bench.fill(Duration::from_millis(100)).unwrap();
+    }
+    let left = bench.progress().headroom.unwrap();
+    assert!(
+        left < retention && left + begun.elapsed() + Duration::from_secs(60) > retention,
+        "{left:?} of {retention:?}"
+    );
+    bench.read();
+    assert_eq!(bench.progress().headroom, Some(retention), "everything has been read");
+    server.run("SET GLOBAL binlog_expire_logs_auto_purge = OFF");
+    bench.stop();
+    bench.read();
+    server.run("SET GLOBAL binlog_expire_logs_auto_purge = ON");
+    assert_eq!(bench.progress().headroom, None);
+}
+
+#[test]
 fn a_server_that_refuses_is_told_from_one_that_is_down() {
     let Some(server) = Server::start("") else { return };
     let database = server.database();

@@ -37,6 +37,8 @@ pub(crate) struct Begins {
     pub(crate) gtid: Option<Gtid>,
     /// When it was committed on the server where it began, in microseconds since the Unix epoch.
     pub(crate) committed_at: u64,
+    /// And on this server.
+    pub(crate) written_at: u64,
 }
 
 /// A statement.
@@ -139,7 +141,7 @@ fn begins(event: &Event) -> Result<Begins, Malformed> {
         // Servers before 8.0 stop here.
         let committed_at =
             bytes.little(7).map_or(u64::from(event.header().timestamp()) * 1_000_000, |time| time & !(1 << 55));
-        return Ok(Begins { gtid: None, committed_at });
+        return Ok(Begins { gtid: None, committed_at, written_at: committed_at });
     }
     let read: GtidEvent = event.read_event().map_err(|error| Malformed(format!("a GTID event: {error}")))?;
     let tag = read.tag().map(ToString::to_string).unwrap_or_default();
@@ -149,7 +151,11 @@ fn begins(event: &Event) -> Result<Begins, Malformed> {
         time => time,
     };
     let committed_at = if committed_at == 0 { u64::from(event.header().timestamp()) * 1_000_000 } else { committed_at };
-    Ok(Begins { gtid: Some(gtid), committed_at })
+    let written_at = match read.immediate_commit_timestamp() {
+        0 => committed_at,
+        time => time,
+    };
+    Ok(Begins { gtid: Some(gtid), committed_at, written_at })
 }
 
 impl<'a> Query<'a> {

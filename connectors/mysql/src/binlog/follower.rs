@@ -45,6 +45,8 @@ pub(crate) struct Follower {
     also_done: Vec<Gtid>,
     /// Prepared transactions by their id.
     held: HashMap<Vec<u8>, Held>,
+    /// When the transaction was written that was read last, until somebody asks (microseconds since the Unix epoch).
+    pub(crate) written_at: Option<u64>,
 }
 
 struct Transaction {
@@ -96,6 +98,7 @@ impl Follower {
             ends: false,
             also_done: Vec::new(),
             held: HashMap::new(),
+            written_at: None,
         }
     }
 
@@ -177,6 +180,7 @@ impl Follower {
                  it cannot be unpacked; SET PERSIST binlog_transaction_compression = OFF and begin anew with a source of another name";
             return Err(self.stop("mysql.lost_events", message));
         }
+        self.written_at = Some(begins.written_at);
         let gtid_text = begins.gtid.as_ref().map(ToString::to_string);
         let skip = self.position.part.clone().filter(|part| self.position.done.is_none() || part.gtid == gtid_text);
         self.transaction = Some(Transaction {
