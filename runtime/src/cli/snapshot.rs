@@ -48,8 +48,7 @@ pub(super) fn snapshot(args: &SnapshotArgs, settings: &Settings) -> Exit {
     let task = component_name(&settings.cluster, &pipeline.name, &source.name);
     match ask(&cluster, &task, source, &args.tables) {
         Ok(tables) if args.json => {
-            let names: Vec<String> = tables.iter().map(|name| format!("{name:?}")).collect();
-            print_data(&format!("{{\"tables\":[{}]}}\n", names.join(",")));
+            print_data(&format!("{}\n", serde_json::json!({ "tables": tables })));
             Exit::Ok
         }
         Ok(tables) => {
