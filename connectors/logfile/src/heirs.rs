@@ -220,19 +220,22 @@ fn unless_it_moved<T>(result: io::Result<T>, path: &Path) -> Option<Option<T>> {
     }
 }
 
-/// Is this a gzip file of which too little is written yet to compare it with anything? Whoever compresses a log has it under a name that the
-/// globs match from its first byte on.
-pub(crate) fn is_gzip_in_the_making(found: &Found, compression: Compression) -> bool {
+/// If this is a gzip file that is cut off in its first bytes: how many there are, decompressed. Too little is written yet to compare it with
+/// anything; whoever compresses a log has it under a name that the globs match from its first byte on.
+pub(crate) fn cut_off_after(found: &Found, compression: Compression) -> Option<usize> {
     let look = || {
         let mut input = open(found, compression)?;
         if !input.is_gzip() {
             let mut first = [0; MAGIC.len()];
             let count = read_fully_at(input.file(), &mut first, 0)?;
-            return Ok(compression == Compression::Auto && count < MAGIC.len() && MAGIC.starts_with(&first[..count]));
+            let may_become =
+                compression == Compression::Auto && count < MAGIC.len() && MAGIC.starts_with(&first[..count]);
+            return Ok(may_become.then_some(0));
         }
-        Ok::<_, io::Error>(input.beginning(HEAD)?.1 == After::CutOff)
+        let (beginning, after) = input.beginning(HEAD)?;
+        Ok::<_, io::Error>((after == After::CutOff).then_some(beginning.len()))
     };
-    look().unwrap_or(false)
+    look().unwrap_or(None)
 }
 
 /// Says what may be missing when a lost file has no heir.

@@ -1,7 +1,8 @@
 //! The group consumer of sink and transform tasks: read_committed, cooperative, and never committing by itself (I2).
 //!
-//! A worker is a static member of its groups (KIP-345): restarted within the session timeout it has its partitions back at once, without
-//! a rebalance. What a rebalance did is told by [`GroupConsumer::rebalanced`] after the poll in which it happened and before any
+//! A worker is a static member of its groups (KIP-345): restarted after a crash within the session timeout it has its partitions back at
+//! once, without a rebalance. One that ends as it should leaves ([`GroupConsumer::leave`]), so that the others need not wait for that timeout.
+//! What a rebalance did is told by [`GroupConsumer::rebalanced`] after the poll in which it happened and before any
 //! record of a new partition can be processed.
 
 use std::mem::ManuallyDrop;
@@ -31,6 +32,9 @@ pub enum Rebalanced {
 
 /// How long a client may take to leave.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a member may take to give its partitions back.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// A member of a consumer group.
 pub struct GroupConsumer {
@@ -320,6 +324,16 @@ impl GroupConsumer {
     pub fn resume(&self) -> Result<()> {
         let assigned = self.consumer.assignment().map_err(|error| classify("resuming", &error))?;
         self.consumer.resume(&assigned).map_err(|error| classify("resuming", &error))
+    }
+
+    /// Gives up the membership and with it all partitions. Closing alone would keep them from the others until the session times out, as
+    /// a static member's client does not leave while it closes. What fails here only makes the others wait.
+    pub fn leave(&self) {
+        self.consumer.unsubscribe();
+        let begun = Instant::now();
+        while begun.elapsed() < LEAVE_LIMIT && self.consumer.assignment().is_ok_and(|held| held.count() > 0) {
+            self.consumer.poll(Duration::from_millis(5));
+        }
     }
 
     /// Keeps the membership alive while paused. `true`: a rebalance happened.
