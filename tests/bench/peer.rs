@@ -58,7 +58,7 @@ pub(crate) fn rows(kafka: &Kafka, sizes: Sizes) -> Result<Vec<Row>, Skip> {
     let (their_log, our_log) = (Log::write(&lines, theirs), Log::write(&lines, ours));
     rows.extend(in_turns(
         "Bento: log file -> topic",
-        sizes.rounds,
+        sizes,
         || bento.read_log(&their_log, theirs),
         || {
             let (topic, run) = pipeline::read_log(kafka, &our_log, "none", ours);
@@ -74,7 +74,7 @@ pub(crate) fn rows(kafka: &Kafka, sizes: Sizes) -> Result<Vec<Row>, Skip> {
     let (their_topic, our_topic) = backlogs(kafka, &sample, theirs, ours);
     rows.extend(in_turns(
         "Bento: topic -> Parquet zstd",
-        sizes.rounds,
+        sizes,
         || bento.write_lake(&their_topic, theirs),
         || pipeline::write_lake(kafka, &our_topic, false, ours),
     ));
@@ -86,12 +86,12 @@ fn backlogs(kafka: &Kafka, sample: &[Stored], theirs: u64, ours: u64) -> (String
     (theirs, pipeline::backlog(kafka, "bento-ours", sample, ours))
 }
 
-fn in_turns(name: &str, rounds: usize, mut bento: impl FnMut() -> Run, mut worker: impl FnMut() -> Run) -> [Row; 3] {
+fn in_turns(name: &str, sizes: Sizes, mut bento: impl FnMut() -> Run, mut worker: impl FnMut() -> Run) -> [Row; 3] {
     eprintln!("{name}");
     let mut arms = [Vec::new(), Vec::new()];
-    for round in 0..rounds {
+    for round in 0..sizes.rounds {
         for arm in [round % 2, 1 - round % 2] {
-            let run = if arm == 0 { bento().told("Bento") } else { worker().told("worker") };
+            let run = if arm == 0 { bento().told("Bento", sizes) } else { worker().told("worker", sizes) };
             arms[arm].push(run);
         }
     }

@@ -68,9 +68,11 @@ impl Run {
     }
 
     /// Tells those who wait; gives itself.
-    pub(crate) fn told(self, what: &str) -> Self {
+    pub(crate) fn told(self, what: &str, sizes: Sizes) -> Self {
+        let short =
+            if self.seconds < sizes.run.as_secs_f64() { " (shorter than asked: a short run was slower)" } else { "" };
         eprintln!(
-            "  {what}: {} records in {:.1} s, {:.0}k/s, {:.2} CPU-s per million",
+            "  {what}: {} records in {:.1} s, {:.0}k/s, {:.2} CPU-s per million{short}",
             self.records,
             self.seconds,
             self.a_second() / 1e3,
@@ -92,16 +94,16 @@ impl Path {
     /// Lets both arms run in turns.
     fn measure(
         mut self,
-        rounds: usize,
+        sizes: Sizes,
         mut limit: impl FnMut(usize) -> Run,
         mut worker: impl FnMut() -> Run,
     ) -> [Row; 3] {
         eprintln!("{}", self.name);
-        for round in 0..rounds {
+        for round in 0..sizes.rounds {
             for arm in [round % 2, 1 - round % 2] {
                 match arm {
-                    0 => self.limits.push(limit(round).told("limit")),
-                    _ => self.workers.push(worker().told("worker")),
+                    0 => self.limits.push(limit(round).told("limit", sizes)),
+                    _ => self.workers.push(worker().told("worker", sizes)),
                 }
             }
         }
@@ -155,7 +157,7 @@ pub(crate) fn rows(kafka: &Kafka, sizes: Sizes, wanted: impl Fn(&str) -> bool) -
                 client::delete_topic(kafka.brokers(), &topic);
                 run
             };
-            rows.extend(Path::new(name, share, Demand::Most(3.0)).measure(sizes.rounds, limit, worker));
+            rows.extend(Path::new(name, share, Demand::Most(3.0)).measure(sizes, limit, worker));
         }
         for (name, mask, cpu) in [
             ("topic -> Parquet zstd", false, Demand::Most(2.5)),
@@ -182,7 +184,7 @@ pub(crate) fn rows(kafka: &Kafka, sizes: Sizes, wanted: impl Fn(&str) -> bool) -
                 }
             };
             let worker = || write_lake(kafka, &backlog, mask, count);
-            rows.extend(Path::new(name, 0.7, cpu).measure(sizes.rounds, limit, worker));
+            rows.extend(Path::new(name, 0.7, cpu).measure(sizes, limit, worker));
             client::delete_topic(kafka.brokers(), &backlog);
         }
         client::delete_topic(kafka.brokers(), &topic);
