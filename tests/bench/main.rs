@@ -27,7 +27,8 @@ use crate::records::LINE_BYTES;
 use crate::table::Table;
 
 /// The rows of the table, in its order; `pipeline` stands for the first six.
-const ROWS: [&str; 8] = ["none", "combined", "parquet", "mask", "parser", "plugin", "latency", "bento"];
+const ROWS: [&str; 9] =
+    ["none", "combined", "parquet", "mask", "parser", "plugin", "latency", "bento-log", "bento-lake"];
 const USAGE: &str = "usage: tests/bench/run [all | ROW..] [--seconds N] [--rounds N]
        tests/bench/run scaling [GROUP..]
        tests/bench/run broker [RECORDS]";
@@ -93,7 +94,7 @@ fn parse<'a>(mut words: &[&'a str]) -> Option<(Vec<&'a str>, Sizes)> {
 fn table(rows: &[&str], sizes: Sizes) -> ExitCode {
     let wanted = |row: &str| rows.contains(&row);
     let mut table = Table::default();
-    if ["none", "combined", "parquet", "mask", "latency", "bento"].into_iter().any(wanted) {
+    if rows.iter().any(|row| !["parser", "plugin"].contains(row)) {
         let kafka = Kafka::start().unwrap_or_else(|skip| panic!("{skip}"));
         if ["none", "combined", "parquet", "mask"].into_iter().any(wanted) {
             table.add(pipeline::rows(&kafka, sizes, wanted));
@@ -101,8 +102,8 @@ fn table(rows: &[&str], sizes: Sizes) -> ExitCode {
         if wanted("latency") {
             table.add(latency::rows(&kafka, sizes));
         }
-        if wanted("bento") {
-            match peer::rows(&kafka, sizes) {
+        if ["bento-log", "bento-lake"].into_iter().any(wanted) {
+            match peer::rows(&kafka, sizes, wanted) {
                 Ok(rows) => table.add(rows),
                 Err(reason) => table.skip("Bento", &reason),
             }

@@ -1,13 +1,13 @@
 //! What a record costs when there is more of something: pipelines, bytes in a record, partitions, backlog.
 //!
-//! Each case is one worker with whole pipelines in it, log → topic → Parquet, that runs until it is idle; what the same worker takes to start and to see
-//! that there is nothing to do is taken off. The broker is the embedded one in a process of its own, so its processor time and memory are not the
+//! Each case is one worker with whole pipelines in it, log → topic → Parquet, that runs until it is idle; what the same worker takes to start, to see
+//! that there is nothing to do, and to end (`idle`) is taken off. The broker is the embedded one in a process of its own, so its processor time and memory are not the
 //! worker's. Rows are counted at the destination.
 //!
-//! **Flat** means: processor time a record (a megabyte, where records differ in length) is at most [`FLAT`] times that of the group's first
-//! case. Shorter records are held to cost no more *each* than longer ones, because a record costs something however short it is. **Bounded** means: the
-//! worker's peak RSS is at most its setting `memory`, 256 MiB unless it is set. All cases of a group run in turns, in [`ROUNDS`] rounds, the
-//! second one backwards; the cheapest run counts, and how far apart a case's runs are stands beside it (A/A).
+//! **Flat** means: processor time a record (a megabyte, where records are longer than the group's first case has them) is at most [`FLAT`] times that of
+//! the group's first case. Shorter records are held to cost no more *each*, because a record costs something however short it is. **Bounded** means: the
+//! worker's peak RSS is at most its setting `memory`, 256 MiB unless it is set. The first case runs once more after the last one: how far apart its runs are
+//! stands beside it (A/A), and of each case the cheapest run counts.
 
 use std::process::ExitCode;
 
@@ -17,8 +17,6 @@ use crate::client::LIMIT;
 use crate::measure::{percentile, rows_in};
 use crate::records::{LINE_BYTES, Lines, Log};
 use crate::table::{Figure, floor};
-
-const ROUNDS: usize = 2;
 
 /// So many times the first case's cost is still flat: the spread of equal runs on a machine that others use is up to 20 %.
 const FLAT: f64 = 1.25;
@@ -46,7 +44,8 @@ struct Shape {
 struct Cost {
     seconds: f64,
     cpu: f64,
-    /// Processor seconds to start and find nothing to do.
+    /// What it takes to start, find nothing to do, and end.
+    idle_seconds: f64,
     idle_cpu: f64,
     peak_rss: u64,
 }
@@ -119,23 +118,18 @@ pub(crate) fn run_all(groups: &[&str]) -> ExitCode {
     let mut lines = Vec::new();
     for name in groups {
         let mut shapes = group(name);
-        for round in 0..ROUNDS {
-            let mut order: Vec<usize> = (0..shapes.len()).collect();
-            if round % 2 == 1 {
-                order.reverse();
-            }
-            for index in order {
-                let cost = measure(&kafka, &shapes[index]);
-                eprintln!(
-                    "{}: {:.1} s, {:.1} CPU-s, {:.0} MB; {:.1} CPU-s to start",
-                    shapes[index].name,
-                    cost.seconds,
-                    cost.cpu,
-                    cost.peak_rss as f64 / 1e6,
-                    cost.idle_cpu
-                );
-                shapes[index].runs.push(cost);
-            }
+        for index in (0..shapes.len()).chain([0]) {
+            let cost = measure(&kafka, &shapes[index]);
+            eprintln!(
+                "{}: {:.1} s, {:.1} CPU-s, {:.0} MB; {:.1} s and {:.1} CPU-s to start and end",
+                shapes[index].name,
+                cost.seconds,
+                cost.cpu,
+                cost.peak_rss as f64 / 1e6,
+                cost.idle_seconds,
+                cost.idle_cpu
+            );
+            shapes[index].runs.push(cost);
         }
         for shape in &shapes {
             let (line, met) = describe(shape, &shapes[0]);
@@ -144,10 +138,10 @@ pub(crate) fn run_all(groups: &[&str]) -> ExitCode {
         }
     }
     println!(
-        "| | k lines/s | CPU-s per million | A/A | CPU-s per GB | of the first | flat: <= {FLAT} | CPU-s to start | peak RSS | <= {} MB |",
+        "| | k lines/s | CPU-s per million | A/A | CPU-s per GB | of the first | flat: <= {FLAT} | s idle | CPU-s idle | peak RSS | <= {} MB |",
         BUDGET / 1_000_000
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     lines.iter().for_each(|line| println!("{line}"));
     println!("{} of {} cases flat and bounded", lines.len() - missed, lines.len());
     ExitCode::from(u8::from(missed > 0))
@@ -164,13 +158,14 @@ fn describe(shape: &Shape, base: &Shape) -> (String, bool) {
     let peak = shape.runs.iter().map(|run| run.peak_rss).max().unwrap_or_default();
     let (flat, bounded) = (ratio <= FLAT, peak <= BUDGET);
     let line = format!(
-        "| {:<24} | {:>6.0} | {:>6} | {:>5} | {:>6} | {ratio:.2} {unit} | {} | {:>6} | {:>6.0} MB | {} |",
+        "| {:<24} | {:>6.0} | {:>6} | {:>5} | {:>6} | {ratio:.2} {unit} | {} | {:>6} | {:>6} | {:>6.0} MB | {} |",
         shape.name,
         shape.records() / shape.least(|run| run.seconds) / 1e3,
         Figure(shape.cpu_a_million()).to_string(),
         floor(&shape.runs.iter().map(|run| run.cpu).collect::<Vec<_>>()),
         Figure(shape.cpu_a_gigabyte()).to_string(),
         if flat { "flat" } else { "NOT FLAT" },
+        Figure(shape.least(|run| run.idle_seconds)).to_string(),
         Figure(shape.least(|run| run.idle_cpu)).to_string(),
         peak as f64 / 1e6,
         if bounded { "bounded" } else { "NOT BOUNDED" },
@@ -219,6 +214,7 @@ fn measure(kafka: &Kafka, shape: &Shape) -> Cost {
     Cost {
         seconds: exit.elapsed.saturating_sub(idle.elapsed).as_secs_f64(),
         cpu: exit.cpu.saturating_sub(idle.cpu).as_secs_f64(),
+        idle_seconds: idle.elapsed.as_secs_f64(),
         idle_cpu: idle.cpu.as_secs_f64(),
         peak_rss: exit.peak_rss,
     }
