@@ -57,7 +57,7 @@ impl Shape {
             pipelines: 1,
             logs: 1,
             partitions: 4,
-            lines: 3_000_000,
+            lines: 1_000_000,
             line_bytes: LINE_BYTES,
             runs: Vec::new(),
         }
@@ -86,14 +86,14 @@ fn group(name: &str) -> Vec<Shape> {
         "pipelines" => [1, 10, 100]
             .map(|pipelines| Shape {
                 pipelines,
-                lines: 3_000_000 / pipelines,
+                lines: 1_000_000 / pipelines,
                 ..Shape::new(&format!("{pipelines} pipelines"))
             })
             .into(),
         "sizes" => [
-            ("records of 1 KB", 1_000, 1_000_000),
-            ("records of 100 B", 100, 4_000_000),
-            ("records of 100 KB", 100_000, 20_000),
+            ("records of 1 KB", 1_000, 600_000),
+            ("records of 100 B", 100, 2_000_000),
+            ("records of 100 KB", 100_000, 8_000),
         ]
         .map(|(name, line_bytes, lines)| Shape { line_bytes, lines, ..Shape::new(name) })
         .into(),
@@ -101,7 +101,7 @@ fn group(name: &str) -> Vec<Shape> {
             .map(|partitions| Shape {
                 partitions,
                 logs: 64,
-                lines: 50_000,
+                lines: 16_000,
                 ..Shape::new(&format!("{partitions} partitions, 64 logs"))
             })
             .into(),
