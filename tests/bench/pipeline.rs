@@ -69,8 +69,9 @@ impl Run {
 
     /// Tells those who wait; gives itself.
     pub(crate) fn told(self, what: &str, sizes: Sizes) -> Self {
-        let short =
-            if self.seconds < sizes.run.as_secs_f64() { " (shorter than asked: a short run was slower)" } else { "" };
+        // A limit always has its time: what it encodes and what it reads are of different lengths.
+        let is_short = what != "limit" && self.seconds < sizes.run.as_secs_f64();
+        let short = if is_short { " (shorter than asked: the short run before was slower)" } else { "" };
         eprintln!(
             "  {what}: {} records in {:.1} s, {:.0}k/s, {:.2} CPU-s per million{short}",
             self.records,
