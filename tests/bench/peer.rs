@@ -1,6 +1,6 @@
 //! Bento beside the worker, in turns, on the same broker and the same lines: a log file to a topic, and a topic to Parquet.
 //!
-//! **Its settings** are the best that were found for it. File to topic: batches of 5,000, 10 of them in flight, lz4, room for 100,000 records in the
+//! **Its settings**, large batches and all that lets it work in parallel, by its documentation; few others were tried. File to topic: batches of 5,000, 10 of them in flight, lz4, room for 100,000 records in the
 //! client. Topic to Parquet: batches of 100,000 rows as files, encoded by two threads, zstd, fetches of 16 MiB, room for the records of four files. Its messages carry
 //! no headers, it delivers at least once, and its columns are told beforehand; the worker's have path, offset and schema as headers, it
 //! delivers exactly once, and finds the columns itself.
