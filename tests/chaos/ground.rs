@@ -131,6 +131,9 @@ impl<'a> Ground<'a> {
             case,
         };
         this.case.set("TRUNKLINE_TOPICS_PARTITIONS", "3");
+        if let Ok(filter) = std::env::var("CHAOS_LOG") {
+            this.case.set("TRUNKLINE_LOG", &filter);
+        }
         if plan.short {
             // The least that brokers allow: who takes over from a dead worker waits for this.
             this.case.set("TRUNKLINE_KAFKA_SESSION_TIMEOUT_MS", "6000");
@@ -216,7 +219,12 @@ impl<'a> Ground<'a> {
         // Before that it may not have come so far as to listen.
         wait::within(LONG / 8, || worker.stderr().contains("claimed").then_some(()));
         worker.sigterm();
-        let exit = worker.wait(LONG);
+        wait::within(LONG, || {
+            let runs = worker.runs();
+            wake(&mut worker);
+            (!runs).then_some(())
+        });
+        let exit = worker.wait(Duration::ZERO);
         assert_eq!(exit.code, Some(0), "{}", exit.describe());
         self.ended(&exit);
     }
@@ -264,6 +272,7 @@ impl<'a> Ground<'a> {
             if rows > progress.0 {
                 progress = (rows, Instant::now());
             }
+            workers.iter_mut().for_each(|worker| wake(worker));
             (rows == expected || progress.1.elapsed() > LONG).then_some(())
         });
         if arrived.is_none() || progress.0 < expected {
@@ -349,6 +358,13 @@ impl<'a> Ground<'a> {
             }
         }
         found
+    }
+}
+
+/// Lets a worker go on that has stopped at a step: on a slow machine the step at which it was to stop may come when it is over.
+fn wake(worker: &mut Worker) {
+    if worker.is_stopped() {
+        worker.sigcont();
     }
 }
 

@@ -75,6 +75,7 @@ pub(crate) const FAULTS: &[FaultKind] = &[
         BUCKET_EMBEDDED,
         peers::zombie_and_kill,
     ),
+    fault("give-away", "a worker dies before it gives up partitions, and is back", BOTH, CROSSED, peers::give_away),
     fault("rebalances", "every second a worker joins, leaves or is killed", BOTH, TOPICS_APACHE, peers::storm),
     fault("broker-restart", "the broker is stopped and started", BOTH, &[], brokers::restart),
     fault("broker-kill", "kill -9 of the broker", BOTH, TOPICS_APACHE, brokers::kill),
