@@ -250,9 +250,17 @@ impl GroupConsumer {
         if !watch.is_due() {
             return Ok(());
         }
-        let Some((members, wanted)) = self.look() else {
-            watch.again();
-            return Ok(());
+        let (members, wanted) = match self.look() {
+            Ok(Some(seen)) => seen,
+            Ok(None) => {
+                watch.again();
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::debug!(%error, group = self.group, "the group cannot be looked at");
+                watch.failed();
+                return Ok(());
+            }
         };
         let Some(orphans) = watch.judge(members, wanted) else { return Ok(()) };
         let partitions = orphans.iter().map(|claim| format!("{}/{}", claim.topic, claim.partition)).collect::<Vec<_>>();
@@ -262,13 +270,18 @@ impl GroupConsumer {
         self.subscribe()
     }
 
-    /// The group's members and the partitions that they should share; none while that cannot be told, or the group is not stable.
-    fn look(&self) -> Option<(Members, Vec<Claim>)> {
-        let groups = self.consumer.client().fetch_group_list(Some(&self.group), LOOK_LIMIT).ok()?;
-        let group = groups.groups().iter().find(|group| group.name() == self.group && group.state() == "Stable")?;
-        let member =
+    /// The group's members and the partitions that they should share; none while the group is not stable.
+    fn look(&self) -> Result<Option<(Members, Vec<Claim>)>> {
+        let groups = self
+            .consumer
+            .client()
+            .fetch_group_list(Some(&self.group), LOOK_LIMIT)
+            .map_err(|error| classify("looking at the group", &error))?;
+        let found = groups.groups().iter().find(|group| group.name() == self.group && group.state() == "Stable");
+        let Some(group) = found else { return Ok(None) };
+        let seen =
             |member: &GroupMemberInfo| (member.id().to_owned(), member.assignment().unwrap_or_default().to_vec());
-        Some((group.members().iter().map(member).collect(), self.subscribed_partitions().ok()?))
+        Ok(Some((group.members().iter().map(seen).collect(), self.subscribed_partitions()?)))
     }
 
     /// What rebalances did since the last call.

@@ -46,7 +46,17 @@ impl OrphanWatch {
         self.due.is_some_and(|due| due <= Instant::now())
     }
 
-    /// Nothing could be seen, or not for certain.
+    /// The brokers did not tell: one of them may be down, and every look waits for it in vain.
+    pub(super) fn failed(&mut self) {
+        self.more_patience();
+        self.again();
+    }
+
+    fn more_patience(&mut self) {
+        self.interval = (self.interval * 2).min(LONGEST);
+    }
+
+    /// Nothing could be seen for certain.
     pub(super) fn again(&mut self) {
         // Up to half as long again, so that not all members act at once.
         let share = (uuid::Uuid::new_v4().as_u128() % 512) as u32 + 1024;
@@ -70,7 +80,7 @@ impl OrphanWatch {
             self.again();
             return None;
         }
-        self.interval = (self.interval * 2).min(LONGEST);
+        self.more_patience();
         self.moved();
         Some(orphans)
     }
