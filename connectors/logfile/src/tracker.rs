@@ -303,7 +303,7 @@ impl Tracker {
         }
         // An inode that was a shadow's may have been given to another file.
         let sizes: HashMap<FileId, u64> = unclaimed.iter().map(|found| (found.id, found.stat.size)).collect();
-        self.shadows.retain(|id, shadow| sizes.get(id).is_some_and(|size| *size >= shadow.copy.stat.size));
+        self.shadows.retain(|id, shadow| sizes.get(id).is_none_or(|size| *size >= shadow.copy.stat.size));
         let compression = self.options.compression;
         let pool = Pool::new(unclaimed.clone(), compression);
         let mut beside: HashMap<PathBuf, Pool> = HashMap::new();
@@ -339,7 +339,9 @@ impl Tracker {
                 }
             }
             lost.looks += u32::from(!moved);
-            let looked_enough = lost.looks >= MISSED || lost.why == Why::Finished || lost.file.is_unread();
+            let shadow_missed = shadows.iter().any(|id| !sizes.contains_key(id));
+            let expected = shadow_missed || (lost.why != Why::Finished && !lost.file.is_unread());
+            let looked_enough = lost.looks >= MISSED || !expected;
             let found_whole = matches!(heir, Some((_, Likeness::Whole, _)));
             if !found_whole && (moved || (heir.is_none() && !looked_enough)) {
                 self.lost.push(lost);
