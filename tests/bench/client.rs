@@ -26,7 +26,8 @@ pub(crate) fn transactional_producer(brokers: &str, id: &str, more: &[(&str, &st
         .set("transactional.id", id)
         .set("acks", "all")
         .set("compression.type", "lz4")
-        .set("linger.ms", "5")
+        // As in the worker's producer, which says why.
+        .set("linger.ms", "250")
         .set("batch.size", "1000000")
         .set("queue.buffering.max.messages", "500000");
     more.iter().for_each(|(key, value)| {
@@ -37,12 +38,34 @@ pub(crate) fn transactional_producer(brokers: &str, id: &str, more: &[(&str, &st
     producer
 }
 
-/// Waits until everything sent was answered. Never flush(), which commit_transaction() calls: with anything in flight it waits in steps
-/// of 100 ms.
+/// Waits until everything sent was answered, as the worker's producer does: full batches go out by themselves, the rest is flushed. Never by
+/// rdkafka's `flush`, which `commit_transaction` calls: with anything in flight it waits in steps of 100 ms.
 pub(crate) fn settle(producer: &BaseProducer) {
-    while producer.in_flight_count() > 0 {
-        producer.poll(Duration::from_millis(1));
+    /// Fewer records than a batch has.
+    const REST: i32 = 3000;
+    let (mut least, mut shrunk) = (i32::MAX, Instant::now());
+    loop {
+        let left = producer.in_flight_count();
+        if left == 0 {
+            return;
+        }
+        if left < least {
+            (least, shrunk) = (left, Instant::now());
+        }
+        if left <= REST || shrunk.elapsed() > Duration::from_millis(10) {
+            // SAFETY: the pointer is that of a client that is borrowed here.
+            unsafe { bindings::rd_kafka_flush(producer.client().native_ptr(), 20) };
+            producer.poll(Duration::ZERO);
+        } else {
+            wait_a_moment(producer);
+        }
     }
+}
+
+/// A poll with a short timeout would spin.
+fn wait_a_moment(producer: &BaseProducer) {
+    producer.poll(Duration::ZERO);
+    std::thread::park_timeout(Duration::from_millis(1));
 }
 
 /// Hands a record over, waiting while the queue is full.
@@ -56,7 +79,7 @@ fn send_record(producer: &BaseProducer, mut record: BaseRecord<'_, (), [u8]>) {
             Ok(()) => return,
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
                 record = returned;
-                producer.poll(Duration::from_millis(1));
+                wait_a_moment(producer);
             }
             Err((error, _)) => panic!("{error}"),
         }

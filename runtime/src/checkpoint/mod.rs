@@ -60,6 +60,13 @@ fn partition_of(owner: &str) -> i32 {
     (xxhash_rust::xxh3::xxh3_64(owner.as_bytes()) % STATE_PARTITIONS as u64) as i32
 }
 
+/// What all of these begin with, as the least that must be read of a table.
+fn common_start(prefixes: &[String]) -> &[u8] {
+    let Some((first, others)) = prefixes.split_first() else { return &[] };
+    let shared = |other: &String| first.bytes().zip(other.bytes()).take_while(|(left, right)| left == right).count();
+    &first.as_bytes()[..others.iter().map(shared).min().unwrap_or(first.len())]
+}
+
 /// The lease partition of a source task.
 pub fn lease_of(task: &str) -> i32 {
     (xxhash_rust::xxh3::xxh3_64(task.as_bytes()) % LEASE_PARTITIONS as u64) as i32

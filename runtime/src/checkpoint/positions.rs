@@ -2,7 +2,7 @@
 
 use trunkline_connector::{Error, PositionChange, Result};
 
-use super::{CHECKPOINTS, Counters, partition_of};
+use super::{CHECKPOINTS, Counters, common_start, partition_of};
 use crate::kafka::{Cluster, Outgoing, TransactionalProducer, table};
 
 /// The committed state of one task, and the writer of its next state.
@@ -37,12 +37,17 @@ impl Positions {
         Ok(this)
     }
 
-    /// Reads the counters of all tasks whose names start with `prefix`.
-    pub fn totals(cluster: &Cluster, prefix: &str) -> Result<Counters> {
-        let mut totals = Counters::default();
-        for (key, value) in table::read(cluster, CHECKPOINTS, None, prefix.as_bytes())? {
-            if key.ends_with(b"/counters") {
-                totals.add(&parse_counters(&String::from_utf8_lossy(&key), &value)?);
+    /// Sums the counters of the tasks whose names start with a prefix, for each of several prefixes by one reading of the table.
+    pub fn totals(cluster: &Cluster, prefixes: &[String]) -> Result<Vec<Counters>> {
+        let mut totals = vec![Counters::default(); prefixes.len()];
+        for (key, value) in table::read(cluster, CHECKPOINTS, None, common_start(prefixes))? {
+            if !key.ends_with(b"/counters") {
+                continue;
+            }
+            for (prefix, totals) in prefixes.iter().zip(&mut totals) {
+                if key.starts_with(prefix.as_bytes()) {
+                    totals.add(&parse_counters(&String::from_utf8_lossy(&key), &value)?);
+                }
             }
         }
         Ok(totals)

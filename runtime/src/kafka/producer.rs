@@ -100,7 +100,7 @@ impl TransactionalProducer {
             // Batches fill up; a commit sends at once what is left ([`TransactionalProducer::drain`]). A short time here does not make records
             // earlier, for nobody reads them before the commit, but has librdkafka's thread spin while a request is under way and what
             // waits is older than this: more than half of its processor time with a broker that is not very fast.
-            ("linger.ms", "1000"),
+            ("linger.ms", "250"),
             ("batch.size", &BATCH_BYTES.to_string()),
             ("batch.num.messages", "10000"),
             ("message.max.bytes", "16000000"),
