@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
+
+use crate::proxy;
 
 /// The requests that can be named, by their numbers in the protocol.
 const APIS: [(&str, i16); 6] = [
@@ -64,25 +66,12 @@ type Asked = Mutex<HashMap<i32, (i16, Option<KafkaFault>)>>;
 impl KafkaFaults {
     /// Starts a proxy before the broker on this port of 127.0.0.1, which may come and go.
     pub fn start(upstream: u16) -> Self {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let (listener, port) = proxy::listen();
         let shared = Arc::new(Shared { upstream, port, rules: Mutex::default() });
-        let (stop, stopped) = oneshot::channel::<()>();
         let serving = shared.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        std::thread::spawn(move || {
-            runtime.block_on(async {
-                let listener = TcpListener::from_std(listener).unwrap();
-                let serve = async {
-                    while let Ok((client, _)) = listener.accept().await {
-                        let shared = serving.clone();
-                        // An error here is a connection that broke, be it by our own hand: both ends see it.
-                        tokio::spawn(async move { connection(client, &shared).await });
-                    }
-                };
-                tokio::select! { _ = stopped => {}, () = serve => {} }
-            });
+        let stop = proxy::serve(listener, move |client| {
+            let shared = serving.clone();
+            async move { drop(connection(client, &shared).await) }
         });
         Self { address: format!("127.0.0.1:{port}"), shared, _stop: stop }
     }

@@ -18,6 +18,7 @@ mod kafka;
 mod kafka_faults;
 mod log_writer;
 mod plugins;
+mod proxy;
 mod random;
 mod reader;
 mod repository;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use trunkline_connector::{Claim, Error, Result};
 
-use super::{Counters, INTENTS, common_start, partition_of};
+use super::{Counters, INTENTS, partition_of};
 use crate::kafka::{Cluster, Outgoing, TransactionalProducer, table};
 
 /// How far a partition's objects have come.
@@ -56,17 +56,9 @@ impl Intents {
         rows.iter().map(|(key, value)| parse(key, value, prefix.len())).collect()
     }
 
-    /// Sums the counters of the sinks whose names start with a prefix, for each of several prefixes by one reading of the table.
+    /// The counters of the sinks whose names start with a prefix, summed for each of several prefixes.
     pub fn totals(cluster: &Cluster, prefixes: &[String]) -> Result<Vec<Counters>> {
-        let mut totals = vec![Counters::default(); prefixes.len()];
-        for (key, value) in table::read(cluster, INTENTS, None, common_start(prefixes))? {
-            for (prefix, totals) in prefixes.iter().zip(&mut totals) {
-                if key.starts_with(prefix.as_bytes()) {
-                    totals.add(&parse(&key, &value, 0)?.1.counters);
-                }
-            }
-        }
-        Ok(totals)
+        super::totals(cluster, INTENTS, prefixes, |key, value| Ok(Some(parse(key, value, 0)?.1.counters)))
     }
 
     /// Writes a partition's row in the producer's open transaction.

@@ -2,7 +2,7 @@
 
 use trunkline_connector::{Error, PositionChange, Result};
 
-use super::{CHECKPOINTS, Counters, common_start, partition_of};
+use super::{CHECKPOINTS, Counters, partition_of};
 use crate::kafka::{Cluster, Outgoing, TransactionalProducer, table};
 
 /// The committed state of one task, and the writer of its next state.
@@ -37,20 +37,12 @@ impl Positions {
         Ok(this)
     }
 
-    /// Sums the counters of the tasks whose names start with a prefix, for each of several prefixes by one reading of the table.
+    /// The counters of the tasks whose names start with a prefix, summed for each of several prefixes.
     pub fn totals(cluster: &Cluster, prefixes: &[String]) -> Result<Vec<Counters>> {
-        let mut totals = vec![Counters::default(); prefixes.len()];
-        for (key, value) in table::read(cluster, CHECKPOINTS, None, common_start(prefixes))? {
-            if !key.ends_with(b"/counters") {
-                continue;
-            }
-            for (prefix, totals) in prefixes.iter().zip(&mut totals) {
-                if key.starts_with(prefix.as_bytes()) {
-                    totals.add(&parse_counters(&String::from_utf8_lossy(&key), &value)?);
-                }
-            }
-        }
-        Ok(totals)
+        super::totals(cluster, CHECKPOINTS, prefixes, |key, value| {
+            let holds_counters = key.ends_with(b"/counters");
+            holds_counters.then(|| parse_counters(&String::from_utf8_lossy(key), value)).transpose()
+        })
     }
 
     /// Writes changes of the position and new totals in the producer's open transaction (I1).
