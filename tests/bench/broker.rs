@@ -13,7 +13,7 @@ use trunkline_tests::{Kafka, memory_of, wait};
 
 use crate::client::{self, LIMIT, PARTITIONS};
 use crate::measure::{cpu_seconds_of, median, percentile};
-use crate::records::{LINE_BYTES, Log};
+use crate::records::{LINE_BYTES, Lines};
 
 /// How often every throughput is measured, each broker in its turn.
 const ROUNDS: usize = 5;
@@ -97,7 +97,7 @@ fn figure(value: f64) -> String {
 
 pub(crate) fn run_all(records: u64) -> ExitCode {
     let mut brokers = [Kafka::apache(), Kafka::embedded()].map(|broker| broker.unwrap_or_else(|skip| panic!("{skip}")));
-    let log = Log::write(records);
+    let log = Lines::generate(1, records);
     println!(
         "{records} records of {LINE_BYTES} bytes, lz4, acks=all, {PARTITIONS} partitions; {} processors; {ROUNDS} rounds in turns: median (lowest-highest)",
         thread::available_parallelism().unwrap()
@@ -123,7 +123,7 @@ pub(crate) fn run_all(records: u64) -> ExitCode {
     ExitCode::from(u8::from(met < rows.len()))
 }
 
-fn produce(broker: &Kafka, log: &Log, topic: &str, records: u64) -> f64 {
+fn produce(broker: &Kafka, log: &Lines, topic: &str, records: u64) -> f64 {
     broker.create_topic(topic, PARTITIONS);
     let producer = client::transactional_producer(broker.brokers(), topic, &[]);
     client::produce(&producer, topic, log.records().take(records as usize)).as_secs_f64()
@@ -138,7 +138,7 @@ fn cpu_of(broker: &Kafka) -> f64 {
     cpu_seconds_of(broker.pid().unwrap())
 }
 
-fn throughput(brokers: &[Kafka], log: &Log, records: u64) -> [Row; 5] {
+fn throughput(brokers: &[Kafka], log: &Lines, records: u64) -> [Row; 5] {
     let mut rows = [
         Row::new("transactional produce, commit each 200 ms", "records/s", Demand::More),
         Row::new("  broker CPU of it", "us a record", Demand::Share(0.5)),

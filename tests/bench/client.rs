@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::bindings;
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -24,7 +26,8 @@ pub(crate) fn transactional_producer(brokers: &str, id: &str, more: &[(&str, &st
         .set("transactional.id", id)
         .set("acks", "all")
         .set("compression.type", "lz4")
-        .set("linger.ms", "5")
+        // As in the worker's producer, which says why.
+        .set("linger.ms", "250")
         .set("batch.size", "1000000")
         .set("queue.buffering.max.messages", "500000");
     more.iter().for_each(|(key, value)| {
@@ -35,12 +38,34 @@ pub(crate) fn transactional_producer(brokers: &str, id: &str, more: &[(&str, &st
     producer
 }
 
-/// Waits until everything sent was answered. Never flush(), which commit_transaction() calls: with anything in flight it waits in steps
-/// of 100 ms.
+/// Waits until everything sent was answered, as the worker's producer does: full batches go out by themselves, the rest is flushed. Never by
+/// rdkafka's `flush`, which `commit_transaction` calls: with anything in flight it waits in steps of 100 ms.
 pub(crate) fn settle(producer: &BaseProducer) {
-    while producer.in_flight_count() > 0 {
-        producer.poll(Duration::from_millis(1));
+    /// Fewer records than a batch has.
+    const REST: i32 = 3000;
+    let (mut least, mut shrunk) = (i32::MAX, Instant::now());
+    loop {
+        let left = producer.in_flight_count();
+        if left == 0 {
+            return;
+        }
+        if left < least {
+            (least, shrunk) = (left, Instant::now());
+        }
+        if left <= REST || shrunk.elapsed() > Duration::from_millis(10) {
+            // SAFETY: the pointer is that of a client that is borrowed here.
+            unsafe { bindings::rd_kafka_flush(producer.client().native_ptr(), 20) };
+            producer.poll(Duration::ZERO);
+        } else {
+            wait_a_moment(producer);
+        }
     }
+}
+
+/// A poll with a short timeout would spin.
+fn wait_a_moment(producer: &BaseProducer) {
+    producer.poll(Duration::ZERO);
+    std::thread::park_timeout(Duration::from_millis(1));
 }
 
 /// Hands a record over, waiting while the queue is full.
@@ -54,7 +79,7 @@ fn send_record(producer: &BaseProducer, mut record: BaseRecord<'_, (), [u8]>) {
             Ok(()) => return,
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
                 record = returned;
-                producer.poll(Duration::from_millis(1));
+                wait_a_moment(producer);
             }
             Err((error, _)) => panic!("{error}"),
         }
@@ -63,9 +88,11 @@ fn send_record(producer: &BaseProducer, mut record: BaseRecord<'_, (), [u8]>) {
 
 /// Produces the records in transactions of 200 ms, a thousand to a partition at a time; how long that took.
 pub(crate) fn produce<'a>(producer: &BaseProducer, topic: &str, records: impl Iterator<Item = &'a [u8]>) -> Duration {
+    let started = Instant::now();
     in_transactions(producer, records, |number, record| {
         send(producer, topic, (number / 1000) as i32 % PARTITIONS, record);
-    })
+    });
+    started.elapsed()
 }
 
 /// A record as it was read from a topic.
@@ -86,9 +113,13 @@ pub(crate) fn load(kafka: &KafkaClient, topic: &str) -> Vec<Stored> {
     records.map(stored).collect()
 }
 
-/// Produces the very same records to another topic; how long that took.
-pub(crate) fn produce_again(producer: &BaseProducer, topic: &str, records: &[Stored]) -> Duration {
-    in_transactions(producer, records.iter(), |_, stored| {
+/// Produces the very same records to another topic; how many they were.
+pub(crate) fn produce_again<'a>(
+    producer: &BaseProducer,
+    topic: &str,
+    records: impl Iterator<Item = &'a Stored>,
+) -> u64 {
+    in_transactions(producer, records, |_, stored| {
         let mut headers = OwnedHeaders::new_with_capacity(stored.headers.len());
         for (key, value) in &stored.headers {
             headers = headers.insert(Header { key, value: Some(value) });
@@ -98,16 +129,13 @@ pub(crate) fn produce_again(producer: &BaseProducer, topic: &str, records: &[Sto
     })
 }
 
-fn in_transactions<T>(
-    producer: &BaseProducer,
-    items: impl Iterator<Item = T>,
-    mut send: impl FnMut(usize, T),
-) -> Duration {
-    let started = Instant::now();
+fn in_transactions<T>(producer: &BaseProducer, items: impl Iterator<Item = T>, mut send: impl FnMut(usize, T)) -> u64 {
+    let mut records = 0;
     producer.begin_transaction().unwrap();
     let mut begun = Instant::now();
     for (number, item) in items.enumerate() {
         send(number, item);
+        records += 1;
         if number % 1000 == 0 {
             producer.poll(Duration::ZERO);
             if begun.elapsed() >= COMMIT_INTERVAL {
@@ -120,7 +148,27 @@ fn in_transactions<T>(
     }
     settle(producer);
     producer.commit_transaction(LIMIT).unwrap();
-    started.elapsed()
+    records
+}
+
+/// The items again and again, for so long.
+pub(crate) fn again<T>(items: &[T], run: Duration) -> impl Iterator<Item = &T> {
+    let started = Instant::now();
+    items
+        .iter()
+        .cycle()
+        .enumerate()
+        .take_while(move |(number, _)| number % 1000 != 0 || started.elapsed() < run)
+        .map(|(_, item)| item)
+}
+
+/// Deletes a topic: what was measured once only fills the disk.
+pub(crate) fn delete_topic(brokers: &str, topic: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let deleted = runtime.block_on(admin.delete_topics(&[topic], &AdminOptions::new())).unwrap();
+    assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
 }
 
 /// A reader of committed records.

@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use arrow::json::ReaderBuilder;
 use arrow::json::reader::infer_json_schema;
@@ -11,32 +11,33 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use trunkline_plugin::json::Paths;
 
+use crate::client::{self, Stored};
+
 /// Records decoded at once.
 const CHUNK: usize = 4096;
 
-/// How long it takes to write all values into one file, its columns known from the first ones. With `mask`, what the plugin `mask` does
-/// to `remote_addr` is done to each value before.
-pub(crate) fn seconds<'a>(values: impl Iterator<Item = &'a [u8]> + Clone, mask: bool) -> f64 {
-    let sample: Vec<u8> = values.clone().take(CHUNK).flat_map(|value| [value, b"\n"].concat()).collect();
+/// Writes all values into one file, again and again for so long, its columns known from the first ones. With `mask`, what the plugin
+/// `mask` does to `remote_addr` is done to each value before. Gives the rows.
+pub(crate) fn rows(records: &[Stored], mask: bool, run: Duration) -> u64 {
+    let sample: Vec<u8> = records.iter().take(CHUNK).flat_map(|record| [&*record.value, b"\n"].concat()).collect();
     let (schema, _) = infer_json_schema(Cursor::new(sample), None).unwrap();
     let mut paths = Paths::default();
     paths.add(["remote_addr"]);
 
-    let started = Instant::now();
     let schema = Arc::new(schema);
     let mut decoder = ReaderBuilder::new(Arc::clone(&schema)).with_batch_size(CHUNK).build_decoder().unwrap();
     let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
     let mut writer = ArrowWriter::try_new(tempfile::tempfile().unwrap(), schema, Some(properties)).unwrap();
     let mut masked = Vec::new();
     let mut rows = 0;
-    for value in values {
+    for record in client::again(records, run) {
         let value = if mask {
             masked.clear();
-            let replaced = paths.splice(value, &mut masked, |_, _, out| out.extend_from_slice(b"\"***\""));
+            let replaced = paths.splice(&record.value, &mut masked, |_, _, out| out.extend_from_slice(b"\"***\""));
             assert_eq!(replaced.unwrap_or_default(), 1);
             &masked
         } else {
-            value
+            &record.value
         };
         assert_eq!(decoder.decode(value).unwrap(), value.len());
         rows += 1;
@@ -48,5 +49,5 @@ pub(crate) fn seconds<'a>(values: impl Iterator<Item = &'a [u8]> + Clone, mask: 
         writer.write(&batch).unwrap();
     }
     writer.close().unwrap();
-    started.elapsed().as_secs_f64()
+    rows as u64
 }

@@ -3,138 +3,220 @@
 //! | path | its limit |
 //! |---|---|
 //! | log file → topic | a bare transactional producer of the very same records, headers too |
-//! | topic → Parquet | a bare consumer, plus arrow-json and `ArrowWriter` fed from memory |
+//! | topic → Parquet | a bare consumer, plus arrow-json and `ArrowWriter` fed from memory by one thread |
 //! | topic → mask → Parquet | the same, plus the same mask as a call in this process |
+//!
+//! **Runs are long** (30 s unless `--seconds` says otherwise): the backlog is a million different lines again and again, as many as a short run's
+//! speed promises for that time; a limit goes on until the time is over. **The arms take turns**, the one that goes first changing from round to
+//! round, and the spread of equal runs stands beside each figure (A/A). **Rows are counted at the destination**: records of the topic by a
+//! client of its own, rows of the files by their footers.
 //!
 //! Kafka runs on the same machine and takes its share of the processors, from the limits as much as from the worker.
 
-use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use trunkline_tests::{Case, Exit, Kafka, Reader};
+use trunkline_tests::{Case, Exit, Kafka};
 
 use crate::client::{self, LIMIT, PARTITIONS, Stored};
 use crate::encode;
-use crate::measure::{median, percentile};
-use crate::records::{LINE_BYTES, Log};
+use crate::measure::{Sizes, cpu_seconds_of, rows_in};
+use crate::records::{Lines, Log};
+use crate::table::{Demand, Row};
 
-pub(crate) const ROUNDS: usize = 3;
+/// Different lines.
+pub(crate) const SAMPLE: u64 = 1_000_000;
 
-/// What is demanded of a path.
-pub(crate) struct Path {
+/// Peak RSS under load, in MB.
+const MOST_MEMORY: f64 = 150.0;
+
+/// What is demanded of a path, and what its runs gave.
+struct Path {
     name: &'static str,
     /// Share of the limit's speed.
     share: f64,
     /// Processor seconds for a million lines.
-    cpu: f64,
-    /// Most memory, in megabytes.
-    rss: f64,
-    /// Seconds that the limit took, and the worker's runs.
-    pub(crate) limits: Vec<f64>,
-    pub(crate) runs: Vec<Run>,
+    cpu: Demand,
+    limits: Vec<Run>,
+    workers: Vec<Run>,
 }
 
-/// One run of a worker, without what it needs to start and to see that it is idle.
+/// One run of an arm. A worker's is without what it needs to start and to see that it is idle.
 pub(crate) struct Run {
-    seconds: f64,
-    cpu: f64,
-    peak_rss: u64,
+    pub(crate) records: u64,
+    pub(crate) seconds: f64,
+    pub(crate) cpu: f64,
+    pub(crate) peak_rss: u64,
+}
+
+impl Run {
+    pub(crate) fn a_second(&self) -> f64 {
+        self.records as f64 / self.seconds
+    }
+
+    pub(crate) fn cpu_a_million(&self) -> f64 {
+        self.cpu / self.records as f64 * 1e6
+    }
+
+    /// Of a worker, or another process that moves records.
+    pub(crate) fn of(records: u64, exit: &Exit, idle: &Exit) -> Self {
+        Self {
+            records,
+            seconds: exit.elapsed.saturating_sub(idle.elapsed).as_secs_f64(),
+            cpu: exit.cpu.saturating_sub(idle.cpu).as_secs_f64(),
+            peak_rss: exit.peak_rss,
+        }
+    }
+
+    /// Tells those who wait; gives itself.
+    pub(crate) fn told(self, what: &str, sizes: Sizes) -> Self {
+        // A limit always has its time: what it encodes and what it reads are of different lengths.
+        let is_short = what != "limit" && self.seconds < sizes.run.as_secs_f64();
+        let short = if is_short { " (shorter than asked: the short run before was slower)" } else { "" };
+        eprintln!(
+            "  {what}: {} records in {:.1} s, {:.0}k/s, {:.2} CPU-s per million{short}",
+            self.records,
+            self.seconds,
+            self.a_second() / 1e3,
+            self.cpu_a_million()
+        );
+        self
+    }
+}
+
+pub(crate) fn values(runs: &[Run], value: impl Fn(&Run) -> f64) -> Vec<f64> {
+    runs.iter().map(value).collect()
 }
 
 impl Path {
-    pub(crate) fn new(name: &'static str, share: f64, cpu: f64, rss: f64) -> Self {
-        Self { name, share, cpu, rss, limits: Vec::new(), runs: Vec::new() }
+    fn new(name: &'static str, share: f64, cpu: Demand) -> Self {
+        Self { name, share, cpu, limits: Vec::new(), workers: Vec::new() }
     }
 
-    /// Prints the paths; the exit code says whether each reached what is demanded.
-    pub(crate) fn show_all(paths: &[Self], lines: u64) -> ExitCode {
-        println!("| | limit | worker | share | | CPU-s per million | | peak RSS, MB | | |");
-        println!("|---|---|---|---|---|---|---|---|---|---|");
-        let met = paths.iter().map(|path| path.show(lines)).filter(|met| *met).count();
-        println!("{met} of {} demands met", paths.len());
-        ExitCode::from(u8::from(met < paths.len()))
-    }
-
-    fn show(&self, lines: u64) -> bool {
-        let of = |value: fn(&Run) -> f64| self.runs.iter().map(value).collect::<Vec<_>>();
-        let (seconds, limits) = (of(|run| run.seconds), &self.limits);
-        let cpu = median(&of(|run| run.cpu)) / lines as f64 * 1e6;
-        let rss = percentile(&of(|run| run.peak_rss as f64), 1.0) / 1e6;
-        let rate = |seconds: f64| lines as f64 / seconds / 1e3;
-        let ratio = median(limits) / median(&seconds);
-        let spread = |seconds: &[f64]| {
-            let (slowest, fastest) = (percentile(seconds, 1.0), percentile(seconds, 0.0));
-            format!("{:.0}k ({:.0}-{:.0})", rate(median(seconds)), rate(slowest), rate(fastest))
-        };
-        let met = ratio >= self.share && cpu <= self.cpu && rss <= self.rss;
-        println!(
-            "| {:<38} | {:>18} | {:>18} | {ratio:.2} | >= {:.1} | {cpu:.2} | <= {:.1} | {rss:.0} | <= {:.0} | {} |",
-            self.name,
-            spread(limits),
-            spread(&seconds),
-            self.share,
-            self.cpu,
-            self.rss,
-            if met { "met" } else { "NOT MET" }
-        );
-        met
-    }
-}
-
-pub(crate) fn run_all(lines: u64) -> ExitCode {
-    let kafka = Kafka::start().unwrap_or_else(|skip| panic!("{skip}"));
-    let log = Log::write(lines);
-    println!(
-        "{lines} lines of {LINE_BYTES} bytes; {} processors; {ROUNDS} rounds: lines/s, median (lowest-highest)",
-        std::thread::available_parallelism().unwrap()
-    );
-    // The broker's first seconds are slow, until its code is compiled: that would be a limit of nothing.
-    kafka.create_topic("warm-up", PARTITIONS);
-    let producer = client::transactional_producer(kafka.brokers(), "warm-up", &[]);
-    client::produce(&producer, "warm-up", log.records().take(lines as usize / 2));
-
-    let mut paths = [
-        Path::new("log file -> topic, parser none", 0.7, 3.0, 150.0),
-        Path::new("log file -> topic, parser combined", 0.5, 3.0, 150.0),
-        Path::new("topic -> Parquet", 0.7, 2.5, 150.0),
-        Path::new("topic -> plugin mask -> Parquet", 0.7, f64::INFINITY, 150.0),
-    ];
-    for round in 0..ROUNDS {
-        for (index, parser) in ["none", "combined"].into_iter().enumerate() {
-            let (case, run) = read_log(&kafka, &log, parser, lines);
-            paths[index].runs.push(run);
-            let topic = format!("{}.web", case.name());
-            let records = client::load(&kafka, &topic);
-            paths[index].limits.push(produce(&kafka, &format!("limit-{round}-{parser}"), &records));
-            if parser == "none" {
-                continue;
-            }
-            let consumer = client::consumer(kafka.brokers(), "limit", &[]);
-            let consume = client::consume(&consumer, &topic, lines).as_secs_f64();
-            for (path, mask) in [(2, false), (3, true)] {
-                paths[path].limits.push(consume + encode::seconds(records.iter().map(|record| &*record.value), mask));
-                paths[path].runs.push(write_lake(&kafka, &topic, mask, lines));
+    /// Lets both arms run in turns.
+    fn measure(
+        mut self,
+        sizes: Sizes,
+        mut limit: impl FnMut(usize) -> Run,
+        mut worker: impl FnMut() -> Run,
+    ) -> [Row; 3] {
+        eprintln!("{}", self.name);
+        for round in 0..sizes.rounds {
+            for arm in [round % 2, 1 - round % 2] {
+                match arm {
+                    0 => self.limits.push(limit(round).told("limit", sizes)),
+                    _ => self.workers.push(worker().told("worker", sizes)),
+                }
             }
         }
+        let row = |name: String, unit, value: fn(&Run) -> f64, demand| Row {
+            name,
+            unit,
+            beside: values(&self.limits, value),
+            measured: values(&self.workers, value),
+            demand,
+        };
+        let memory = values(&self.workers, |run| run.peak_rss as f64 / 1e6);
+        [
+            row(self.name.to_owned(), "lines/s", Run::a_second, Demand::Share(self.share)),
+            row("  processor".to_owned(), "s per million", Run::cpu_a_million, self.cpu),
+            Row {
+                name: "  peak RSS".to_owned(),
+                unit: "MB",
+                beside: Vec::new(),
+                measured: memory,
+                demand: Demand::Most(MOST_MEMORY),
+            },
+        ]
     }
-    Path::show_all(&paths, lines)
 }
 
-/// Log file to topic.
-fn read_log(kafka: &Kafka, log: &Log, parser: &str, lines: u64) -> (Case, Run) {
+/// The rows of the paths that are wanted: `none`, `combined`, `parquet`, `mask`.
+pub(crate) fn rows(kafka: &Kafka, sizes: Sizes, wanted: impl Fn(&str) -> bool) -> Vec<Row> {
+    let lines = Lines::generate(1, SAMPLE);
+    // The broker's first seconds are slow, until its code is compiled: that would be a limit of nothing.
+    kafka.create_topic("warm-up", PARTITIONS);
+    client::produce(&client::transactional_producer(kafka.brokers(), "warm-up", &[]), "warm-up", lines.records());
+    client::delete_topic(kafka.brokers(), "warm-up");
+
+    let mut rows = Vec::new();
+    for (name, parser, share) in
+        [("log file -> topic, parser none", "none", 0.7), ("log file -> topic, parser combined", "combined", 0.5)]
+    {
+        let files = |row: &str| parser == "combined" && wanted(row);
+        if !wanted(parser) && !files("parquet") && !files("mask") {
+            continue;
+        }
+        let (topic, short) = read_log(kafka, &Log::write(&lines, SAMPLE), parser, SAMPLE);
+        let sample = client::load(kafka, &topic);
+        if wanted(parser) {
+            let count = sizes.records(short.a_second());
+            let log = Log::write(&lines, count);
+            let limit = |round| produce(kafka, &format!("limit-{parser}-{round}"), &sample, sizes);
+            let worker = || {
+                let (topic, run) = read_log(kafka, &log, parser, count);
+                client::consume(&client::consumer(kafka.brokers(), "count", &[]), &topic, count);
+                client::delete_topic(kafka.brokers(), &topic);
+                run
+            };
+            rows.extend(Path::new(name, share, Demand::Most(3.0)).measure(sizes, limit, worker));
+        }
+        for (name, mask, cpu) in [
+            ("topic -> Parquet zstd", false, Demand::Most(2.5)),
+            ("topic -> plugin mask -> Parquet zstd", true, Demand::None),
+        ] {
+            if !files(if mask { "mask" } else { "parquet" }) {
+                continue;
+            }
+            let count = sizes.records(write_lake(kafka, &topic, mask, SAMPLE).a_second());
+            let backlog = backlog(kafka, &format!("backlog-{mask}"), &sample, count);
+            let limit = |_| {
+                let consumed = timed(|| {
+                    client::consume(&client::consumer(kafka.brokers(), "limit", &[]), &backlog, count);
+                    count
+                });
+                let rest = sizes.run.saturating_sub(Duration::from_secs_f64(consumed.seconds)).max(sizes.run / 2);
+                let encoded = timed(|| encode::rows(&sample, mask, rest));
+                // What consuming takes of as many records as were encoded.
+                let share = encoded.records as f64 / count as f64;
+                Run {
+                    seconds: encoded.seconds + consumed.seconds * share,
+                    cpu: encoded.cpu + consumed.cpu * share,
+                    ..encoded
+                }
+            };
+            let worker = || write_lake(kafka, &backlog, mask, count);
+            rows.extend(Path::new(name, 0.7, cpu).measure(sizes, limit, worker));
+            client::delete_topic(kafka.brokers(), &backlog);
+        }
+        client::delete_topic(kafka.brokers(), &topic);
+    }
+    rows
+}
+
+/// A topic with so many records: those of the sample again and again.
+pub(crate) fn backlog(kafka: &Kafka, topic: &str, sample: &[Stored], count: u64) -> String {
+    kafka.create_topic(topic, PARTITIONS);
+    let producer = client::transactional_producer(kafka.brokers(), topic, &[]);
+    client::produce_again(&producer, topic, sample.iter().cycle().take(count as usize));
+    topic.to_owned()
+}
+
+/// Log file to topic; gives the topic too.
+pub(crate) fn read_log(kafka: &Kafka, log: &Log, parser: &str, lines: u64) -> (String, Run) {
     let case = Case::new(&format!("bench-{parser}"), kafka);
     let text = format!(
         "name = \"$NAME\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/*.log\"]\nparser = \"{parser}\"\n"
     );
     case.pipeline("bench", &text);
     let idle = run(&case);
-    log.link(&case.path("logs"));
+    log.link(&case.path("logs"), "access.log");
     let exit = run(&case);
     assert_eq!(exit.summary().of(case.name(), "web").output, lines);
-    (case, measured(&exit, &idle))
+    (format!("{}.web", case.name()), Run::of(lines, &exit, &idle))
 }
 
 /// Topic to Parquet files.
-fn write_lake(kafka: &Kafka, topic: &str, mask: bool, lines: u64) -> Run {
+pub(crate) fn write_lake(kafka: &Kafka, topic: &str, mask: bool, lines: u64) -> Run {
     let case = Case::new(if mask { "bench-mask" } else { "bench-plain" }, kafka);
     let transform = "[transforms.clean]\ninputs = [\"topic:TOPIC\"]\nplugin = \"mask.wasm\"\nconfig = { fields = [\"remote_addr\"] }\n";
     let sink = "[sinks.lake]\nconnector = \"s3\"\ninputs = [\"INPUT\"]\nurl = \"file://$DIR/lake\"\n";
@@ -143,30 +225,34 @@ fn write_lake(kafka: &Kafka, topic: &str, mask: bool, lines: u64) -> Run {
     case.pipeline("bench", &format!("name = \"$NAME\"\n{}", text.replace("TOPIC", topic)));
     let exit = run(&case);
     assert_eq!(exit.summary().of(case.name(), "lake").output, lines);
-    if let Ok(reader) = Reader::find() {
-        assert_eq!(reader.read(&case.path("lake"), &["path"]).distinct, Some(lines));
-    }
+    assert_eq!(rows_in(&case.path("lake")), lines);
     // Its own start-up, with everything read already.
-    measured(&exit, &run(&case))
+    Run::of(lines, &exit, &run(&case))
 }
 
-pub(crate) fn run(case: &Case) -> Exit {
+fn run(case: &Case) -> Exit {
     let exit = case.start("a", &["--until-idle", "--json"]).wait(LIMIT);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
     exit
 }
 
-pub(crate) fn measured(exit: &Exit, idle: &Exit) -> Run {
+/// Work of this process on so many records as it says.
+fn timed(work: impl FnOnce() -> u64) -> Run {
+    let (started, cpu) = (Instant::now(), cpu_seconds_of(std::process::id()));
+    let records = work();
     Run {
-        seconds: exit.elapsed.saturating_sub(idle.elapsed).as_secs_f64(),
-        cpu: exit.cpu.saturating_sub(idle.cpu).as_secs_f64(),
-        peak_rss: exit.peak_rss,
+        records,
+        seconds: started.elapsed().as_secs_f64(),
+        cpu: cpu_seconds_of(std::process::id()) - cpu,
+        peak_rss: 0,
     }
 }
 
 /// The limit of writing: the same records, with the settings of the worker's producer, and nothing else.
-fn produce(kafka: &Kafka, topic: &str, records: &[Stored]) -> f64 {
+fn produce(kafka: &Kafka, topic: &str, sample: &[Stored], sizes: Sizes) -> Run {
     kafka.create_topic(topic, PARTITIONS);
     let producer = client::transactional_producer(kafka.brokers(), topic, &[]);
-    client::produce_again(&producer, topic, records).as_secs_f64()
+    let run = timed(|| client::produce_again(&producer, topic, client::again(sample, sizes.run)));
+    client::delete_topic(kafka.brokers(), topic);
+    run
 }

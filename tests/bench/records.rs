@@ -1,4 +1,4 @@
-//! The bytes that are moved: lines of an access log, all of one length.
+//! The bytes that are moved: lines of access logs, all of one length.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -9,45 +9,87 @@ use trunkline_tests::LogWriter;
 /// Length of a line with its newline, and of a record.
 pub(crate) const LINE_BYTES: usize = 300;
 
-/// The log file that is read, also as the lines that the bare producer sends.
+/// Lines in memory.
+pub(crate) struct Lines {
+    bytes: Vec<u8>,
+    line_bytes: usize,
+}
+
+impl Lines {
+    /// Generated lines, each brought to the same length by its last field.
+    pub(crate) fn generate(seed: u64, count: u64) -> Self {
+        const PADDING: &[u8] = b" (compatible; padding of a fixed text, as long as most agents' names are these days)";
+        let padding = PADDING.repeat(4);
+        let mut bytes = Vec::with_capacity(count as usize * LINE_BYTES);
+        for line in generated(seed, count).split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let short = (LINE_BYTES - 1).checked_sub(line.len()).expect("generated lines are shorter");
+            // Its last character is the quote that ends the last field.
+            bytes.extend_from_slice(&line[..line.len() - 1]);
+            bytes.extend_from_slice(&padding[..short]);
+            bytes.extend_from_slice(b"\"\n");
+        }
+        assert_eq!(bytes.len(), count as usize * LINE_BYTES);
+        Self { bytes, line_bytes: LINE_BYTES }
+    }
+
+    /// Lines of any length with the same text in them, cut anywhere: for `parser = "none"`.
+    pub(crate) fn of_length(seed: u64, count: u64, line_bytes: usize) -> Self {
+        // Generated lines have more than 80 bytes.
+        let mut bytes = generated(seed, count * line_bytes as u64 / 80 + 1);
+        bytes.truncate(count as usize * line_bytes);
+        bytes.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
+        bytes.chunks_exact_mut(line_bytes).for_each(|line| line[line_bytes - 1] = b'\n');
+        assert_eq!(bytes.len(), count as usize * line_bytes);
+        Self { bytes, line_bytes }
+    }
+
+    /// Each with its newline.
+    pub(crate) fn records(&self) -> std::slice::Chunks<'_, u8> {
+        self.bytes.chunks(self.line_bytes)
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.bytes).expect("generated lines are ASCII")
+    }
+}
+
+fn generated(seed: u64, count: u64) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("generated.log");
+    LogWriter::new(&path, seed).append(count);
+    fs::read(path).unwrap()
+}
+
+/// A log file that is read.
 pub(crate) struct Log {
     _folder: tempfile::TempDir,
     path: PathBuf,
-    bytes: Vec<u8>,
 }
 
 impl Log {
-    /// Generated lines, each brought to the same length by its last field.
-    pub(crate) fn write(lines: u64) -> Self {
+    /// So many lines: the given ones again and again.
+    pub(crate) fn write(lines: &Lines, count: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (generated, path) = (folder.path().join("generated.log"), folder.path().join("access.log"));
-        let mut writer = LogWriter::new(&generated, 1);
-        writer.append(lines);
+        let path = folder.path().join("access.log");
         let mut file = BufWriter::new(File::create(&path).unwrap());
-        for line in fs::read(&generated).unwrap().split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            let short = (LINE_BYTES - 1).checked_sub(line.len()).expect("generated lines are shorter");
-            file.write_all(&line[..line.len() - 1]).unwrap();
-            file.write_all(
-                &b" (compatible; padding of a fixed text, as long as most agents' names are these days)".repeat(4)
-                    [..short],
-            )
-            .unwrap();
-            file.write_all(b"\"\n").unwrap();
+        let mut left = count as usize * lines.line_bytes;
+        while left > 0 {
+            let part = left.min(lines.bytes.len());
+            file.write_all(&lines.bytes[..part]).unwrap();
+            left -= part;
         }
-        file.into_inner().unwrap();
-        fs::remove_file(generated).unwrap();
-        let bytes = fs::read(&path).unwrap();
-        assert_eq!(bytes.len(), lines as usize * LINE_BYTES);
-        Self { _folder: folder, path, bytes }
+        // Written back now, rather than while something is measured.
+        file.into_inner().unwrap().sync_all().unwrap();
+        Self { _folder: folder, path }
     }
 
     /// Puts it where a case reads it.
-    pub(crate) fn link(&self, folder: &Path) {
-        fs::hard_link(&self.path, folder.join("access.log")).unwrap();
+    pub(crate) fn link(&self, folder: &Path, name: &str) {
+        fs::create_dir_all(folder).unwrap();
+        fs::hard_link(&self.path, folder.join(name)).unwrap();
     }
 
-    /// The lines, each as a record.
-    pub(crate) fn records(&self) -> std::slice::Chunks<'_, u8> {
-        self.bytes.chunks(LINE_BYTES)
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 }

@@ -1,4 +1,5 @@
-//! The brokers that chaos runs on: Apache Kafka, or Trunkline's own with faults.
+//! The brokers that chaos runs on, Apache Kafka and Trunkline's own, and how each is made to lose its answers: a proxy stands before the one,
+//! the other can be told.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -7,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 use std::{env, fs, io};
 
-use trunkline_tests::{Kafka, KafkaClient, wait};
+use trunkline_tests::{Kafka, KafkaClient, KafkaFault, KafkaFaults, Skip, wait};
 
 /// How long a broker may take to end when it is asked to.
 const STOP: Duration = Duration::from_secs(60);
@@ -15,7 +16,7 @@ const STOP: Duration = Duration::from_secs(60);
 /// A broker that can be stopped, killed, and started again with its data.
 pub(crate) enum ChaosBroker {
     /// Apache Kafka, in a process of its own.
-    Apache(Box<Kafka>),
+    Apache(Box<Apache>),
     /// Trunkline's own broker, in a process of its own.
     Embedded(Box<Embedded>),
 }
@@ -24,7 +25,15 @@ impl ChaosBroker {
     /// Asks and tells it things as any client can.
     pub(crate) fn client(&self) -> &KafkaClient {
         match self {
-            Self::Apache(kafka) => kafka,
+            Self::Apache(apache) => &apache.kafka,
+            Self::Embedded(broker) => &broker.client,
+        }
+    }
+
+    /// The same at the address where its answers can be lost: the workers'.
+    pub(crate) fn for_workers(&self) -> &KafkaClient {
+        match self {
+            Self::Apache(apache) => &apache.client,
             Self::Embedded(broker) => &broker.client,
         }
     }
@@ -32,7 +41,7 @@ impl ChaosBroker {
     /// A crash.
     pub(crate) fn kill9(&mut self) {
         match self {
-            Self::Apache(kafka) => kafka.kill9(),
+            Self::Apache(apache) => apache.kafka.kill9(),
             Self::Embedded(broker) => broker.kill9(),
         }
     }
@@ -40,7 +49,7 @@ impl ChaosBroker {
     /// A clean stop.
     pub(crate) fn stop(&mut self) {
         match self {
-            Self::Apache(kafka) => kafka.stop(),
+            Self::Apache(apache) => apache.kafka.stop(),
             Self::Embedded(broker) => broker.stop(),
         }
     }
@@ -48,17 +57,69 @@ impl ChaosBroker {
     /// Starts it again with its data.
     pub(crate) fn restart(&mut self) {
         match self {
-            Self::Apache(kafka) => kafka.restart(),
+            Self::Apache(apache) => apache.kafka.restart(),
             Self::Embedded(broker) => broker.restart(),
         }
     }
 
-    /// The embedded one, which can be told to lose its replies.
-    pub(crate) fn embedded(&mut self) -> Option<&mut Embedded> {
+    /// The answer to the `nth` request of this kind, counted from now, is lost.
+    pub(crate) fn drop_reply(&mut self, api: &str, nth: u64) {
         match self {
-            Self::Apache(_) => None,
-            Self::Embedded(broker) => Some(broker),
+            Self::Apache(apache) => apache.faults.nth(nth, api, KafkaFault::DropReply),
+            Self::Embedded(broker) => broker.told(&format!("drop {api} {nth}")),
         }
+    }
+
+    /// That answer comes late.
+    pub(crate) fn delay_reply(&mut self, api: &str, nth: u64, by: Duration) {
+        match self {
+            Self::Apache(apache) => apache.faults.nth(nth, api, KafkaFault::Delay(by)),
+            Self::Embedded(broker) => broker.told(&format!("delay {api} {nth} {}", by.as_millis())),
+        }
+    }
+
+    /// That request is answered with an error, and nothing done.
+    pub(crate) fn answer_error(&mut self, api: &str, nth: u64, code: i16) -> Result<(), Skip> {
+        match self {
+            Self::Apache(_) => Err(Skip::new("Apache Kafka cannot be told to answer wrongly; the embedded broker can")),
+            Self::Embedded(broker) => {
+                broker.told(&format!("error {api} {nth} {code}"));
+                Ok(())
+            }
+        }
+    }
+
+    /// How many of these faults have not come yet.
+    pub(crate) fn pending(&mut self) -> u64 {
+        match self {
+            Self::Apache(apache) => apache.faults.pending() as u64,
+            Self::Embedded(broker) => broker.order("pending").parse().expect("a number"),
+        }
+    }
+
+    /// Forgets those.
+    pub(crate) fn clear(&mut self) {
+        match self {
+            Self::Apache(apache) => apache.faults.clear(),
+            Self::Embedded(broker) => broker.told("clear"),
+        }
+    }
+}
+
+/// Apache Kafka and the proxy before it.
+pub(crate) struct Apache {
+    kafka: Kafka,
+    faults: KafkaFaults,
+    client: KafkaClient,
+}
+
+impl Apache {
+    /// Starts both.
+    pub(crate) fn start() -> Result<Self, Skip> {
+        let kafka = Kafka::start_apache()?;
+        let port = kafka.brokers().rsplit(':').next().and_then(|port| port.parse().ok()).expect("host and port");
+        let faults = KafkaFaults::start(port);
+        Ok(Self { client: KafkaClient::new(faults.address().to_owned()), faults, kafka })
     }
 }
 
@@ -85,8 +146,13 @@ impl Embedded {
         Self { folder: folder.into(), client: KafkaClient::new(address.clone()), address, running: Some(running) }
     }
 
+    /// Gives it a line that it must understand.
+    fn told(&mut self, line: &str) {
+        assert_eq!(self.order(line), "ok", "{line}");
+    }
+
     /// Gives it a line, and returns its answer.
-    pub(crate) fn order(&mut self, line: &str) -> String {
+    fn order(&mut self, line: &str) -> String {
         let running = self.running.as_mut().expect("a broker that runs");
         writeln!(running.orders.as_ref().expect("a broker that runs"), "{line}").unwrap();
         let mut answer = String::new();

@@ -18,11 +18,11 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use broker::{ChaosBroker, Embedded};
+use broker::{Apache, ChaosBroker, Embedded};
 use ground::{Ground, Tally};
-use plan::{Arguments, Broker, Plan};
+use plan::{Arguments, Broker, Plan, Queue};
 use table::Table;
-use trunkline_tests::{Case, Kafka, KafkaClient, S3, Skip};
+use trunkline_tests::{Case, KafkaClient, S3, Skip};
 
 const USAGE: &str = "usage: tests/chaos/run [--seed N] [--minutes M | --short] [--only FAULT[/PATH[/BROKER]]] [--list]";
 
@@ -44,33 +44,26 @@ fn main() -> ExitCode {
     }
     let started = Instant::now();
     let table = Mutex::new(Table::default());
-    // The two brokers side by side: most of a run is waiting.
+    // Side by side, because most of a run is waiting: two on the embedded broker, which each of them has for itself, and one on Apache Kafka,
+    // which they share.
+    let embedded = Mutex::new(Queue::new(Broker::Embedded, &arguments));
+    let apache = Mutex::new(Queue::new(Broker::Apache, &arguments));
     std::thread::scope(|scope| {
-        for broker in [Broker::Embedded, Broker::Apache] {
-            let (arguments, table) = (&arguments, &table);
-            scope.spawn(move || rounds(broker, arguments, started, table));
+        for queue in [&embedded, &embedded, &apache] {
+            let table = &table;
+            scope.spawn(move || {
+                let next = || queue.lock().unwrap().next();
+                let mut servers = Servers::default();
+                while let Some(plan) = next() {
+                    run(&plan, &mut servers, table);
+                }
+            });
         }
     });
     let table = table.into_inner().unwrap();
     table.print();
     println!("{:.0} s, from seed {}", started.elapsed().as_secs_f64(), arguments.seed);
     if table.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// All that is to be run on one broker.
-fn rounds(broker: Broker, arguments: &Arguments, started: Instant, table: &Mutex<Table>) {
-    let mut servers = Servers::default();
-    for round in 0.. {
-        for plan in arguments.round(round).iter().filter(|plan| plan.broker == broker) {
-            if round > 0 && arguments.time.is_some_and(|time| started.elapsed() >= time) {
-                break;
-            }
-            run(plan, &mut servers, table);
-        }
-        if arguments.time.is_none_or(|time| started.elapsed() >= time) {
-            break;
-        }
-    }
 }
 
 /// What takes long to start and is shared by the runs.
@@ -96,7 +89,8 @@ fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
             table.add(plan, &tally, true);
         }
         Ok(Err(skip)) => {
-            println!("{label:<36} skipped: {skip}");
+            // As tests print it, for tests/run to count and to show.
+            println!("SKIP {label}: {skip}");
             table.skip(plan, skip.to_string());
         }
         Err(_) => {
@@ -120,14 +114,14 @@ fn attempt(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), 
             let case = Case::new("chaos", &KafkaClient::new(String::new()));
             (plan.fault.prepare)(plan, &case)?;
             own = ChaosBroker::Embedded(Box::new(Embedded::start(&case.path("broker"))));
-            (case.on(own.client()), &mut own)
+            (case.on(own.for_workers()), &mut own)
         }
         Broker::Apache => {
             let apache = match &mut servers.apache {
                 Some(apache) => apache,
-                none => none.insert(ChaosBroker::Apache(Box::new(Kafka::start_apache()?))),
+                none => none.insert(ChaosBroker::Apache(Box::new(Apache::start()?))),
             };
-            let case = Case::new("chaos", apache.client());
+            let case = Case::new("chaos", apache.for_workers());
             (plan.fault.prepare)(plan, &case)?;
             (case, apache)
         }

@@ -1,7 +1,8 @@
 //! What is to be run: paths, brokers and faults, and the command line that chooses among them.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::faults::{FAULTS, FaultKind};
 
@@ -82,7 +83,7 @@ pub(crate) struct Arguments {
     pub time: Option<Duration>,
     /// The short set.
     pub short: bool,
-    /// Only faults whose label contains this.
+    /// Only the runs whose label begins with this: fault, fault/path or all of it.
     pub only: Option<String>,
     /// Only say what would be run.
     pub list: bool,
@@ -116,7 +117,7 @@ impl Arguments {
                     let plan = Plan { fault, path, broker, seed: self.seed + round, short: self.short };
                     let asked = self.only.as_ref().map_or_else(
                         || !self.short || fault.short.contains(&(path, broker)),
-                        |only| plan.label().contains(only.as_str()),
+                        |only| format!("{}/", plan.label()).starts_with(&format!("{only}/")),
                     );
                     if asked && fault.paths.contains(&path) {
                         plans.push(plan);
@@ -125,5 +126,35 @@ impl Arguments {
             }
         }
         plans
+    }
+}
+
+/// What is to be run on one broker, round after round.
+pub(crate) struct Queue<'a> {
+    broker: Broker,
+    arguments: &'a Arguments,
+    started: Instant,
+    rounds: u64,
+    plans: VecDeque<Plan>,
+}
+
+impl<'a> Queue<'a> {
+    /// All of it; the time begins now.
+    pub(crate) fn new(broker: Broker, arguments: &'a Arguments) -> Self {
+        Self { broker, arguments, started: Instant::now(), rounds: 0, plans: VecDeque::new() }
+    }
+
+    /// The next run. The first round comes whole, however long it takes.
+    pub(crate) fn next(&mut self) -> Option<Plan> {
+        let over = self.arguments.time.is_none_or(|time| self.started.elapsed() >= time);
+        if self.rounds > 1 && over {
+            return None;
+        }
+        if self.plans.is_empty() && (self.rounds == 0 || !over) {
+            self.plans = self.arguments.round(self.rounds).into();
+            self.plans.retain(|plan| plan.broker == self.broker);
+            self.rounds += 1;
+        }
+        self.plans.pop_front()
     }
 }

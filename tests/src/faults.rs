@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
+
+use crate::proxy;
 
 /// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,27 +70,14 @@ pub struct Window {
 impl S3Faults {
     /// Starts a proxy before the server at `upstream` (host and port).
     pub fn start(upstream: &str) -> Self {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap().to_string();
+        let (listener, port) = proxy::listen();
         let state = Arc::new(Mutex::new(State::default()));
-        let (stop, stopped) = oneshot::channel::<()>();
         let (upstream, shared) = (upstream.to_owned(), state.clone());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        std::thread::spawn(move || {
-            runtime.block_on(async {
-                let listener = TcpListener::from_std(listener).unwrap();
-                let serve = async {
-                    while let Ok((client, _)) = listener.accept().await {
-                        let (upstream, state) = (upstream.clone(), shared.clone());
-                        // An error here is a connection that broke, be it by our own hand: both ends see it.
-                        tokio::spawn(async move { connection(client, &upstream, &state).await });
-                    }
-                };
-                tokio::select! { _ = stopped => {}, () = serve => {} }
-            });
+        let stop = proxy::serve(listener, move |client| {
+            let (upstream, state) = (upstream.clone(), shared.clone());
+            async move { drop(connection(client, &upstream, &state).await) }
         });
-        Self { address, state, _stop: stop }
+        Self { address: format!("127.0.0.1:{port}"), state, _stop: stop }
     }
 
     /// The proxy's host and port.

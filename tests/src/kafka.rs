@@ -239,6 +239,13 @@ impl KafkaClient {
         written.zip(decided).map_or(Ends { written: 0, decided: 0 }, |(written, decided)| Ends { written, decided })
     }
 
+    /// The consumer groups whose names begin so, with how many members each has; `None` while no broker answers.
+    pub fn members(&self, prefix: &str) -> Option<BTreeMap<String, usize>> {
+        let groups = self.consumer("read_uncommitted").fetch_group_list(None, Duration::from_secs(5)).ok()?;
+        let ours = groups.groups().iter().filter(|group| group.name().starts_with(prefix));
+        Some(ours.map(|group| (group.name().to_owned(), group.members().len())).collect())
+    }
+
     /// Who leads and follows each partition of each topic, Kafka's own topics included; `None` while no broker answers.
     pub fn replicas(&self) -> Option<BTreeMap<(String, i32), Replicas>> {
         let metadata = self.consumer("read_uncommitted").fetch_metadata(None, Duration::from_secs(5)).ok()?;

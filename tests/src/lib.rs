@@ -1,7 +1,7 @@
 //! What end-to-end tests and benchmarks are made of: real servers, a worker process, logs that are being written, and independent readers.
 //!
 //! * [`Kafka`], [`KafkaCluster`], [`S3`] and [`Mysql`] start real servers through the scripts in `tests/services`. They end with the test process, however it ends.
-//! * [`S3Faults`] is a proxy before an S3 server that breaks chosen requests.
+//! * [`S3Faults`] is a proxy before an S3 server that breaks chosen requests; [`KafkaFaults`] one before a broker that loses its answers.
 //! * [`Case`] is the private ground of one test: a folder, a pipeline name that no other test has, and its [`Worker`] processes.
 //! * [`LogWriter`] writes and rotates access logs; [`Reader`] says what reached the lake; [`KafkaClient::read`] what is in a topic.
 //! * [`Tool`] is a program that nobody here wrote.
@@ -15,9 +15,11 @@
 mod case;
 mod faults;
 mod kafka;
+mod kafka_faults;
 mod log_writer;
 mod mysql;
 mod plugins;
+mod proxy;
 mod random;
 mod reader;
 mod repository;
@@ -32,6 +34,7 @@ mod worker;
 pub use case::Case;
 pub use faults::{Fault, Request, S3Faults, Window};
 pub use kafka::{Ends, Kafka, KafkaClient, KafkaCluster, Record, Replicas};
+pub use kafka_faults::{KafkaFault, KafkaFaults};
 pub use log_writer::LogWriter;
 pub use mysql::Mysql;
 pub use plugins::test_plugin;

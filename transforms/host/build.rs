@@ -21,6 +21,7 @@ fn main() {
         "sdk/Cargo.toml",
         "wit",
         "host/build_plugin.rs",
+        "plugins/.cargo/config.toml",
     ] {
         println!("cargo::rerun-if-changed={}", transforms.join(watched).display());
     }

@@ -31,6 +31,8 @@ pub(crate) fn build(plugins: &Path, name: &str, target_dir: &Path) -> Result<Pat
     if let Some(rustc) = rustc {
         cargo.env("RUSTC", rustc);
     }
+    // Where `.cargo/config.toml` of the plugins counts.
+    cargo.current_dir(plugins);
     cargo.args(["build", "--release", "--locked", "--target", TARGET]);
     cargo.arg("--manifest-path").arg(plugins.join(name).join("Cargo.toml"));
     cargo.arg("--target-dir").arg(target_dir);

@@ -88,6 +88,7 @@ pub const FAILPOINTS: &[Failpoint] = &[
     at("sink.recover.after", Reached::After("sink.intent.after")),
     at("sink.settle.before", Reached::After("sink.publish.after")),
     at("sink.settle.after", Reached::After("sink.publish.after")),
+    at("consumer.revoke.before", Reached::Rebalance),
     at("producer.abort.before", Reached::Rebalance),
     at("producer.abort.after", Reached::Rebalance),
     at("s3.create.before", Reached::Bucket),

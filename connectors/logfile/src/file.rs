@@ -182,6 +182,11 @@ impl TrackedFile {
         self.read.offset == 0 && self.first.is_empty()
     }
 
+    /// Is it compressed, and being read?
+    pub(crate) fn is_open_gzip(&self) -> bool {
+        self.reader.as_ref().is_some_and(|reader| reader.is_gzip())
+    }
+
     /// Has it been at rest for so long?
     pub(crate) fn rested(&self, wait: Duration, now: Instant) -> bool {
         now.saturating_duration_since(self.resting_since) >= wait
@@ -253,7 +258,7 @@ impl TrackedFile {
 
     /// Bytes not handed out yet, as far as that can be known: of a compressed file, compressed ones until it is at its end.
     pub(crate) fn behind(&self) -> u64 {
-        let compressed = self.reader.as_ref().is_some_and(|reader| reader.is_gzip()) || self.complete;
+        let compressed = self.is_open_gzip() || self.complete;
         match self.at_end {
             Some(stat) if stat == self.stat && (compressed || !self.has_rest) => 0,
             _ if compressed => self.stat.size,

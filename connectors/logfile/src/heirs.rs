@@ -174,19 +174,16 @@ pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> O
 /// Is a new file, as it is now, a copy of one that is followed and intact? `None` if one of them went or was truncated meanwhile: then the next
 /// look tells.
 pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compression) -> Option<bool> {
-    // Nothing is a copy of a compressed file. One that was removed while it is read cannot be opened again, and must not leave it undecided.
-    if file.reader.as_ref().is_some_and(|reader| reader.is_gzip()) {
-        return Some(false);
-    }
     let check = || {
-        let mut original = reopen(file, compression)?;
-        if original.is_gzip() {
-            return Ok(false);
-        }
+        let mut original = match reopen(file, compression) {
+            // A compressed file that was removed while it is read cannot be opened again, and must not leave every new one undecided.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && file.is_open_gzip() => return Ok(false),
+            original => original?,
+        };
         let mut copy = open(found, compression)?;
         // A copy was made of what was there before: it cannot be longer than the original is now.
-        let original_len = original.file().metadata()?.len();
-        if !copy.is_gzip() && found.stat.size > original_len {
+        let comparable = !copy.is_gzip() && !original.is_gzip();
+        if comparable && found.stat.size > original.file().metadata()?.len() {
             return Ok(false);
         }
         let (copied, after) = copy.beginning(COMPARED)?;
@@ -205,7 +202,7 @@ pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compressio
     };
     // It does not look like a copy either if the original was truncated just before the two were compared.
     let is_copy = unless_it_moved(check(), &found.path)?.unwrap_or(false);
-    (is_copy || !content_is_gone(file, compression)?).then_some(is_copy)
+    (is_copy || file.is_open_gzip() || !content_is_gone(file, compression)?).then_some(is_copy)
 }
 
 /// `None` if a file was not found where it had been; `Some(None)` if it cannot be read.
@@ -220,19 +217,22 @@ fn unless_it_moved<T>(result: io::Result<T>, path: &Path) -> Option<Option<T>> {
     }
 }
 
-/// Is this a gzip file of which too little is written yet to compare it with anything? Whoever compresses a log has it under a name that the
-/// globs match from its first byte on.
-pub(crate) fn is_gzip_in_the_making(found: &Found, compression: Compression) -> bool {
+/// If this is a gzip file that is cut off in its first bytes: how many there are, decompressed. Too little is written yet to compare it with
+/// anything; whoever compresses a log has it under a name that the globs match from its first byte on.
+pub(crate) fn cut_off_after(found: &Found, compression: Compression) -> Option<usize> {
     let look = || {
         let mut input = open(found, compression)?;
         if !input.is_gzip() {
             let mut first = [0; MAGIC.len()];
             let count = read_fully_at(input.file(), &mut first, 0)?;
-            return Ok(compression == Compression::Auto && count < MAGIC.len() && MAGIC.starts_with(&first[..count]));
+            let may_become =
+                compression == Compression::Auto && count < MAGIC.len() && MAGIC.starts_with(&first[..count]);
+            return Ok(may_become.then_some(0));
         }
-        Ok::<_, io::Error>(input.beginning(HEAD)?.1 == After::CutOff)
+        let (beginning, after) = input.beginning(HEAD)?;
+        Ok::<_, io::Error>((after == After::CutOff).then_some(beginning.len()))
     };
-    look().unwrap_or(false)
+    look().unwrap_or(None)
 }
 
 /// Says what may be missing when a lost file has no heir.

@@ -185,9 +185,9 @@ impl Tracker {
                 unclaimed.push(found);
                 continue;
             };
-            // Without a descriptor that holds it, its inode may have been given to another file since: to a copy of one that is lost now, even.
-            if file.reader.is_none() && file.stat != found.stat {
-                file.verified = false;
+            if file.stat != found.stat {
+                // Without a descriptor that holds it, its inode may have been given to another file since: to a copy of one that is lost
+                // now, even. And of what nothing was read yet, say because so far it is the mere header of a gzip file, more can be told now.
                 if file.is_unread() {
                     if let Some(file) = self.files.remove(&id) {
                         self.lost.push(file.lose(Why::Finished));
@@ -195,6 +195,7 @@ impl Tracker {
                     unclaimed.push(found);
                     continue;
                 }
+                file.verified &= file.reader.is_some();
             }
             if file.path != found.path {
                 tracing::info!(from = %file.path.display(), to = %found.path.display(), "file was renamed");
@@ -239,7 +240,9 @@ impl Tracker {
             } else {
                 let folder = file.path.parent().map(PathBuf::from).unwrap_or_default();
                 let beside = folders.entry(folder).or_insert_with_key(|folder| files_of(folder));
-                let again = beside.iter().find(|found| found.id == id).cloned();
+                // As in [`Tracker::sight`]: what was not read can only be told by its looks.
+                let is_it = |found: &&Found| found.id == id && (!file.is_unread() || found.stat == file.stat);
+                let again = beside.iter().find(is_it).cloned();
                 let open = match again {
                     Some(found) => {
                         file.path = found.path;
@@ -300,7 +303,7 @@ impl Tracker {
         }
         // An inode that was a shadow's may have been given to another file.
         let sizes: HashMap<FileId, u64> = unclaimed.iter().map(|found| (found.id, found.stat.size)).collect();
-        self.shadows.retain(|id, shadow| sizes.get(id).is_some_and(|size| *size >= shadow.copy.stat.size));
+        self.shadows.retain(|id, shadow| sizes.get(id).is_none_or(|size| *size >= shadow.copy.stat.size));
         let compression = self.options.compression;
         let pool = Pool::new(unclaimed.clone(), compression);
         let mut beside: HashMap<PathBuf, Pool> = HashMap::new();
@@ -336,7 +339,9 @@ impl Tracker {
                 }
             }
             lost.looks += u32::from(!moved);
-            let looked_enough = lost.looks >= MISSED || lost.why == Why::Finished || lost.file.is_unread();
+            let shadow_missed = shadows.iter().any(|id| !sizes.contains_key(id));
+            let expected = shadow_missed || (lost.why != Why::Finished && !lost.file.is_unread());
+            let looked_enough = lost.looks >= MISSED || !expected;
             let found_whole = matches!(heir, Some((_, Likeness::Whole, _)));
             if !found_whole && (moved || (heir.is_none() && !looked_enough)) {
                 self.lost.push(lost);
@@ -383,13 +388,15 @@ impl Tracker {
         });
         let mut relatives = Relatives::of(self.files.values());
         for found in unclaimed {
-            // An empty file may be a copy that is about to be made: it is decided when there is something in it.
-            if found.stat.size == 0 || self.is_shadow(&found, &relatives) || self.is_too_old(&found) {
+            // An empty file may be a copy that is about to be made: it is decided when there is something in it. So may the beginning of a
+            // compressed one, as long as it is written; one that was cut off for good is read for what it has.
+            let being_written = age_of(&found).is_none_or(|age| age < self.options.rotate_wait);
+            let waits = |cut_off_after| cut_off_after == 0 || being_written;
+            if found.stat.size == 0 || heirs::cut_off_after(&found, self.options.compression).is_some_and(waits) {
                 continue;
             }
-            // So may the beginning of a compressed one, as long as it is written; one that was cut off for good is read for what it has.
-            let being_written = age_of(&found).is_none_or(|age| age < self.options.rotate_wait);
-            if being_written && heirs::is_gzip_in_the_making(&found, self.options.compression) {
+            // Only now, for what is complete stays so: the other way round, one that is completed between the two would pass both.
+            if self.is_shadow(&found, &relatives) || self.is_too_old(&found) {
                 continue;
             }
             let mut file = TrackedFile::new(found, now);

@@ -114,7 +114,7 @@ fn round(seed: u64) {
 /// `TRUNKLINE_RACES` says how many rounds when it is to be thorough.
 #[test]
 fn rotation_under_a_look() {
-    let rounds = std::env::var("TRUNKLINE_RACES").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(40);
+    let rounds = std::env::var("TRUNKLINE_RACES").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(10);
     for seed in 0..rounds {
         round(seed);
     }

@@ -56,13 +56,9 @@ impl Intents {
         rows.iter().map(|(key, value)| parse(key, value, prefix.len())).collect()
     }
 
-    /// Sums the counters of all sinks whose names start with `prefix`.
-    pub fn totals(cluster: &Cluster, prefix: &str) -> Result<Counters> {
-        let mut totals = Counters::default();
-        for (key, value) in table::read(cluster, INTENTS, None, prefix.as_bytes())? {
-            totals.add(&parse(&key, &value, 0)?.1.counters);
-        }
-        Ok(totals)
+    /// The counters of the sinks whose names start with a prefix, summed for each of several prefixes.
+    pub fn totals(cluster: &Cluster, prefixes: &[String]) -> Result<Vec<Counters>> {
+        super::totals(cluster, INTENTS, prefixes, |key, value| Ok(Some(parse(key, value, 0)?.1.counters)))
     }
 
     /// Writes a partition's row in the producer's open transaction.

@@ -22,7 +22,9 @@ pub use schemas::Schemas;
 
 use std::collections::BTreeMap;
 
-use crate::kafka::TopicSpec;
+use trunkline_connector::Result;
+
+use crate::kafka::{Cluster, TopicSpec, table};
 
 /// Source positions and counters.
 pub const CHECKPOINTS: &str = "_trunkline.checkpoints";
@@ -58,6 +60,30 @@ pub fn system_topics(replication: i16) -> Vec<TopicSpec> {
 /// The partition that all rows of one task lie in. Rows are found by it for ever: the function must not change.
 fn partition_of(owner: &str) -> i32 {
     (xxhash_rust::xxh3::xxh3_64(owner.as_bytes()) % STATE_PARTITIONS as u64) as i32
+}
+
+/// Sums the counters in the rows whose keys start with a prefix, for each of several prefixes by one reading of the table. `counters` are those
+/// of a row, if it has any.
+fn totals(
+    cluster: &Cluster,
+    topic: &str,
+    prefixes: &[String],
+    counters: impl Fn(&[u8], &[u8]) -> Result<Option<Counters>>,
+) -> Result<Vec<Counters>> {
+    let mut totals = vec![Counters::default(); prefixes.len()];
+    for (key, value) in table::read(cluster, topic, None, common_start(prefixes))? {
+        let Some(counters) = counters(&key, &value)? else { continue };
+        let summed = prefixes.iter().zip(&mut totals).filter(|(prefix, _)| key.starts_with(prefix.as_bytes()));
+        summed.for_each(|(_, total)| total.add(&counters));
+    }
+    Ok(totals)
+}
+
+/// What all of these begin with: other rows need not be held in memory.
+fn common_start(prefixes: &[String]) -> &[u8] {
+    let Some((first, others)) = prefixes.split_first() else { return &[] };
+    let shared = |other: &String| first.bytes().zip(other.bytes()).take_while(|(left, right)| left == right).count();
+    &first.as_bytes()[..others.iter().map(shared).min().unwrap_or(first.len())]
 }
 
 /// The lease partition of a source task.

@@ -37,15 +37,12 @@ impl Positions {
         Ok(this)
     }
 
-    /// Reads the counters of all tasks whose names start with `prefix`.
-    pub fn totals(cluster: &Cluster, prefix: &str) -> Result<Counters> {
-        let mut totals = Counters::default();
-        for (key, value) in table::read(cluster, CHECKPOINTS, None, prefix.as_bytes())? {
-            if key.ends_with(b"/counters") {
-                totals.add(&parse_counters(&String::from_utf8_lossy(&key), &value)?);
-            }
-        }
-        Ok(totals)
+    /// The counters of the tasks whose names start with a prefix, summed for each of several prefixes.
+    pub fn totals(cluster: &Cluster, prefixes: &[String]) -> Result<Vec<Counters>> {
+        super::totals(cluster, CHECKPOINTS, prefixes, |key, value| {
+            let holds_counters = key.ends_with(b"/counters");
+            holds_counters.then(|| parse_counters(&String::from_utf8_lossy(key), value)).transpose()
+        })
     }
 
     /// Writes changes of the position and new totals in the producer's open transaction (I1).

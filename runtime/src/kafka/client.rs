@@ -133,6 +133,13 @@ pub(super) fn classify(doing: &str, error: &KafkaError) -> Error {
         Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
             Error::external("kafka.unknown_topic", message)
         }
+        Some(Code::InvalidTimestamp) => Error::external(
+            "kafka.clock",
+            format!(
+                "{message} (records carry this machine's time, and a broker takes them at most `message.timestamp.after.max.ms`, an hour by \
+                 default, ahead of its own: set the clock that is wrong)"
+            ),
+        ),
         _ => Error::external("kafka.failed", message),
     }
 }

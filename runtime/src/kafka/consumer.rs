@@ -1,9 +1,11 @@
 //! The group consumer of sink and transform tasks: read_committed, cooperative, and never committing by itself (I2).
 //!
-//! A worker is a static member of its groups (KIP-345): restarted within the session timeout it has its partitions back at once, without
-//! a rebalance. What a rebalance did is told by [`GroupConsumer::rebalanced`] after the poll in which it happened and before any
+//! A worker is a static member of its groups (KIP-345): restarted after a crash within the session timeout it has its partitions back at
+//! once, without a rebalance. One that ends as it should leaves ([`GroupConsumer::leave`]), so that the others need not wait for that timeout.
+//! What a rebalance did is told by [`GroupConsumer::rebalanced`] after the poll in which it happened and before any
 //! record of a new partition can be processed.
 
+use std::cell::RefCell;
 use std::mem::ManuallyDrop;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,12 +15,14 @@ use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::groups::GroupMemberInfo;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
-use trunkline_connector::{Batch, Claim, Error, Result};
+use trunkline_connector::{Batch, Claim, Error, Result, failpoint};
 
 use super::client::{CALL_TIMEOUT, Cluster, classify, close_aside, log_client};
+use super::orphans::{Members, OrphanWatch};
 
 /// What a rebalance did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,10 +36,18 @@ pub enum Rebalanced {
 /// How long a client may take to leave.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long a member may take to give its partitions back.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a look at the group may take: nothing is read meanwhile.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
 /// A member of a consumer group.
 pub struct GroupConsumer {
     consumer: ManuallyDrop<BaseConsumer<EventContext>>,
     group: String,
+    topics: Vec<String>,
+    orphans: RefCell<OrphanWatch>,
 }
 
 /// Closes the client, but not at any price: it is left behind if it does not come back. A member that lost its partitions while it hung
@@ -73,6 +85,13 @@ impl ClientContext for EventContext {
 }
 
 impl ConsumerContext for EventContext {
+    fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Revoke(_) = rebalance {
+            // There is nobody to give an error to: a death is what this step is for.
+            let _ = failpoint!("consumer.revoke.before");
+        }
+    }
+
     fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         let event = match rebalance {
             Rebalance::Assign(partitions) => Rebalanced::Assigned(claims(partitions)),
@@ -177,9 +196,19 @@ impl GroupConsumer {
             .set("enable.auto.offset.store", "false");
         let consumer = BaseConsumer::from_config_and_context(&config, EventContext::default())
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
-        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&names).map_err(|error| classify("subscribing", &error))?;
-        Ok(Self { consumer: ManuallyDrop::new(consumer), group: group.to_owned() })
+        let this = Self {
+            consumer: ManuallyDrop::new(consumer),
+            group: group.to_owned(),
+            topics: topics.to_owned(),
+            orphans: RefCell::new(OrphanWatch::new()),
+        };
+        this.subscribe()?;
+        Ok(this)
+    }
+
+    fn subscribe(&self) -> Result<()> {
+        let names: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+        self.consumer.subscribe(&names).map_err(|error| classify("subscribing", &error))
     }
 
     /// Polls and copies what came to the batches of its partitions until the limits are reached, nothing more is at hand, or a
@@ -211,7 +240,52 @@ impl GroupConsumer {
         {
             return Err(classify("consuming", &error));
         }
+        self.mind_orphans()?;
         Ok(records)
+    }
+
+    /// Sees to it that each partition has an owner. See [`orphans`](super::orphans).
+    fn mind_orphans(&self) -> Result<()> {
+        let mut watch = self.orphans.borrow_mut();
+        if !self.context_events().is_empty() {
+            watch.moved();
+            return Ok(());
+        }
+        if !watch.is_due() {
+            return Ok(());
+        }
+        let (members, wanted) = match self.look() {
+            Ok(Some(seen)) => seen,
+            Ok(None) => {
+                watch.again();
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::debug!(%error, group = self.group, "the group cannot be looked at");
+                watch.failed();
+                return Ok(());
+            }
+        };
+        let Some(orphans) = watch.judge(members, wanted) else { return Ok(()) };
+        let partitions = orphans.iter().map(|claim| format!("{}/{}", claim.topic, claim.partition)).collect::<Vec<_>>();
+        tracing::warn!(group = self.group, ?partitions, "partitions have no owner; joining again so that they get one");
+        // Leaves the group, which a static member does in no other way, and joins it when everything is given up.
+        self.consumer.unsubscribe();
+        self.subscribe()
+    }
+
+    /// The group's members and the partitions that they should share; none while the group is not stable.
+    fn look(&self) -> Result<Option<(Members, Vec<Claim>)>> {
+        let groups = self
+            .consumer
+            .client()
+            .fetch_group_list(Some(&self.group), LOOK_LIMIT)
+            .map_err(|error| classify("looking at the group", &error))?;
+        let found = groups.groups().iter().find(|group| group.name() == self.group && group.state() == "Stable");
+        let Some(group) = found else { return Ok(None) };
+        let seen =
+            |member: &GroupMemberInfo| (member.id().to_owned(), member.assignment().unwrap_or_default().to_vec());
+        Ok(Some((group.members().iter().map(seen).collect(), self.subscribed_partitions()?)))
     }
 
     /// What rebalances did since the last call.
@@ -320,6 +394,16 @@ impl GroupConsumer {
     pub fn resume(&self) -> Result<()> {
         let assigned = self.consumer.assignment().map_err(|error| classify("resuming", &error))?;
         self.consumer.resume(&assigned).map_err(|error| classify("resuming", &error))
+    }
+
+    /// Gives up the membership and with it all partitions. Closing alone would keep them from the others until the session times out, as
+    /// a static member's client does not leave while it closes. What fails here only makes the others wait.
+    pub fn leave(&self) {
+        self.consumer.unsubscribe();
+        let begun = Instant::now();
+        while begun.elapsed() < LEAVE_LIMIT && self.consumer.assignment().is_ok_and(|held| held.count() > 0) {
+            self.consumer.poll(Duration::from_millis(5));
+        }
     }
 
     /// Keeps the membership alive while paused. `true`: a rebalance happened.

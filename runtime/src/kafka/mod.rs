@@ -5,6 +5,7 @@
 //! - [`admin`]: topics are created, never altered.
 //! - [`producer`]: the transactional producer; the only way anything is written.
 //! - [`consumer`]: the group consumer that fills batches.
+//! - `orphans`: partitions of a group that nobody owns.
 //! - [`embedded`]: the broker in the process, when no other is named.
 //! - [`table`]: compacted topics as key-value tables.
 
@@ -12,6 +13,7 @@ pub mod admin;
 pub mod client;
 pub mod consumer;
 pub mod embedded;
+mod orphans;
 pub mod producer;
 pub mod table;
 

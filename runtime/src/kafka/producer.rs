@@ -75,6 +75,15 @@ impl ProducerContext for DeliveryContext {
 /// How long a call waits for the other side before it is tried again.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A batch of records is sent when it has so many bytes.
+const BATCH_BYTES: usize = 1_000_000;
+
+/// Records that do not become fewer for so long are in batches that are not full.
+const FLUSH_AFTER: Duration = Duration::from_millis(10);
+
+/// How long one call waits for what is flushed.
+const FLUSH_STEP_MS: i32 = 20;
+
 /// How long a group's coordinator has to take offsets; it may be moving to another node.
 const OFFSETS_LIMIT: Duration = Duration::from_secs(20);
 
@@ -88,9 +97,11 @@ impl TransactionalProducer {
         let buffer = (buffer_bytes / 1024).clamp(1024, 1_000_000).to_string();
         let mut config = cluster.config(&[
             ("compression.type", "lz4"),
-            // Fills batches under load; a commit sends at once what is left.
-            ("linger.ms", "5"),
-            ("batch.size", "1000000"),
+            // Batches fill up; a commit sends at once what is left ([`TransactionalProducer::drain`]). A short time here does not make records
+            // earlier, for nobody reads them before the commit, but has librdkafka's thread spin while a request is under way and what
+            // waits is older than this: more than half of its processor time with a broker that is not very fast.
+            ("linger.ms", "250"),
+            ("batch.size", &BATCH_BYTES.to_string()),
             ("batch.num.messages", "10000"),
             ("message.max.bytes", "16000000"),
             ("queue.buffering.max.kbytes", &buffer),
@@ -154,7 +165,7 @@ impl TransactionalProducer {
                     if full_since.get_or_insert_with(Instant::now).elapsed() < STEP_LIMIT =>
                 {
                     outgoing = returned;
-                    self.producer.poll(Duration::from_millis(2));
+                    self.wait_a_moment(Duration::from_millis(1));
                     self.check_delivery()?;
                 }
                 Err((error, _)) => return Err(self.failed(&format!("sending to `{}`", record.topic), &error)),
@@ -246,8 +257,24 @@ impl TransactionalProducer {
     /// Waits until everything sent was acknowledged. Committing would do so itself, but in steps of 100 ms.
     fn drain(&self) -> Result<()> {
         let started = Instant::now();
-        while self.producer.in_flight_count() > 0 {
-            self.producer.poll(Duration::from_millis(1));
+        // Full batches go out by themselves. Flushing is for the rest: librdkafka's thread spins for as long as it lasts.
+        let rest = (self.records * BATCH_BYTES).checked_div(self.bytes).unwrap_or(usize::MAX);
+        let (mut least, mut shrunk) = (usize::MAX, started);
+        loop {
+            let left = usize::try_from(self.producer.in_flight_count()).unwrap_or(0);
+            if left == 0 {
+                return self.check_delivery();
+            }
+            if left < least {
+                (least, shrunk) = (left, Instant::now());
+            }
+            if left <= rest || shrunk.elapsed() >= FLUSH_AFTER {
+                // SAFETY: the pointer is the client's, which lives as long as `self`; the call may be made from any thread.
+                unsafe { rdkafka::bindings::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_STEP_MS) };
+                self.producer.poll(Duration::ZERO);
+            } else {
+                self.wait_a_moment(Duration::from_millis(1));
+            }
             if started.elapsed() > STEP_LIMIT {
                 return Err(Error::external(
                     "kafka.unreachable",
@@ -255,7 +282,13 @@ impl TransactionalProducer {
                 ));
             }
         }
-        self.check_delivery()
+    }
+
+    /// Serves what the client has to say, then sleeps. A poll with a short timeout would spin instead: rdkafka asks the client again and
+    /// again for the fraction of a millisecond that the client does not wait.
+    fn wait_a_moment(&self, moment: Duration) {
+        self.producer.poll(Duration::ZERO);
+        std::thread::park_timeout(moment);
     }
 
     fn check_delivery(&self) -> Result<()> {

@@ -86,7 +86,7 @@ impl Stage for SinkStage {
             &routes.subscription(),
             environment.client_buffer,
         )?;
-        let task = SinkTask {
+        let mut task = SinkTask {
             stage: self,
             environment,
             stop,
@@ -102,7 +102,9 @@ impl Stage for SinkStage {
             held: environment.budget.empty(),
             undecided: false,
         };
-        task.run()
+        task.run()?;
+        task.consumer.leave();
+        Ok(())
     }
 }
 
@@ -125,7 +127,7 @@ struct SinkTask<'a> {
 }
 
 impl SinkTask<'_> {
-    fn run(mut self) -> Result<()> {
+    fn run(&mut self) -> Result<()> {
         let mut batches = ClaimBatches::default();
         let mut drain = Drain::new(&self.environment.cluster, &self.stage.upstream);
         loop {

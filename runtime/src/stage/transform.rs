@@ -72,7 +72,9 @@ impl Stage for TransformStage {
             last_commit: None,
         };
         let outcome = task.run(stop);
-        if outcome.is_err() {
+        if outcome.is_ok() {
+            task.consumer.leave();
+        } else {
             // Best effort: the next run's initialisation aborts it too, but readers need not wait for that.
             let _ = task.producer.abort();
         }

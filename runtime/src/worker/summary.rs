@@ -39,10 +39,10 @@ impl Summary {
     /// Reads the totals of pipelines.
     pub fn read(cluster: &Cluster, names: &Names, pipelines: &[Pipeline]) -> Result<Self> {
         let mut summary = Self::default();
-        for pipeline in pipelines {
-            let prefix = names.pipeline_prefix(&pipeline.name);
-            let mut totals = Positions::totals(cluster, &prefix)?;
-            totals.add(&Intents::totals(cluster, &prefix)?);
+        let prefixes: Vec<String> = pipelines.iter().map(|pipeline| names.pipeline_prefix(&pipeline.name)).collect();
+        let (written, published) = (Positions::totals(cluster, &prefixes)?, Intents::totals(cluster, &prefixes)?);
+        for ((pipeline, mut totals), published) in pipelines.iter().zip(written).zip(published) {
+            totals.add(&published);
             let components = component_kinds(pipeline).into_iter().map(|(name, kind)| {
                 let counters = *totals.of(&name);
                 (name, ComponentSummary { kind, counters })

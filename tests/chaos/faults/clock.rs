@@ -9,12 +9,16 @@ use std::time::{Duration, Instant};
 use trunkline_tests::{Skip, repository};
 
 use crate::ground::Ground;
-use crate::plan::Broker;
 
-/// Seconds. An object store refuses requests that are off by more than a quarter of an hour, and Apache Kafka records from more than an hour
-/// ahead, rightly: long jumps are not for them.
+/// Seconds that nobody minds.
 const JUMPS: [i64; 7] = [1, -1, 60, -60, 600, -600, 0];
-const LONG_JUMPS: [i64; 4] = [3_600, -3_600, 86_400, -86_400];
+
+/// Seconds that others refuse, rightly: object stores requests that are off by more than a quarter of an hour, Kafka records from more than an hour
+/// ahead. Nothing has to arrive before somebody has set the clock right.
+const LONG_JUMPS: [i64; 4] = [7_200, -7_200, 86_400, -86_400];
+
+/// How long a clock stays that wrong.
+const WRONG: Duration = Duration::from_secs(2);
 
 /// Jumps while lines are written, and now and then a kill: the next worker starts with another clock than the last one ended with.
 pub(crate) fn jumps(ground: &mut Ground<'_>) -> Result<(), Skip> {
@@ -31,17 +35,21 @@ pub(crate) fn jumps(ground: &mut Ground<'_>) -> Result<(), Skip> {
         super::running(ground, &mut worker);
         let moment = ground.moment(Duration::from_secs(2));
         super::hold(moment);
-        let lenient = ground.store.is_none() && ground.plan.broker == Broker::Embedded;
-        let jump = if lenient && ground.random.below(2) == 0 {
-            LONG_JUMPS[ground.random.below(4) as usize]
-        } else {
-            JUMPS[ground.random.below(7) as usize]
+        let long = ground.random.below(3) == 0;
+        let jump = match long {
+            true => LONG_JUMPS[ground.random.below(4) as usize],
+            false => JUMPS[ground.random.below(7) as usize],
         };
         file.write_all_at(&jump.to_ne_bytes(), 0).unwrap();
         ground.tally.faults += 1;
         ground.append(200);
         if ground.random.below(3) == 0 {
             ground.kill(worker.take().expect("it was just started"));
+        }
+        if long {
+            super::running(ground, &mut worker);
+            super::hold(WRONG);
+            file.write_all_at(&0i64.to_ne_bytes(), 0).unwrap();
         }
         ground.recover(Instant::now(), &mut [super::running(ground, &mut worker)]);
     }

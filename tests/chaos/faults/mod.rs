@@ -61,7 +61,13 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     fault("kill-random", "kill -9 of the worker at random moments", BOTH, BUCKET_APACHE, kills::at_random),
     fault("kill-steps", "death of the worker at each step of each protocol", BOTH, EMBEDDED, steps::kill_at_each),
     fault("error-steps", "each step of each protocol fails once", BOTH, TOPICS_EMBEDDED, steps::fail_at_each),
-    fault("zombie", "a worker stops at a step until another took over, then goes on", BOTH, &[], peers::zombie),
+    fault(
+        "zombie",
+        "a worker stops at a step until another took over, then goes on",
+        BOTH,
+        TOPICS_EMBEDDED,
+        peers::zombie,
+    ),
     fault(
         "zombie-kill",
         "a worker stops at a step, who took over dies at a step, then it goes on",
@@ -69,11 +75,12 @@ pub(crate) const FAULTS: &[FaultKind] = &[
         BUCKET_EMBEDDED,
         peers::zombie_and_kill,
     ),
+    fault("give-away", "a worker dies before it gives up partitions, and is back", BOTH, CROSSED, peers::give_away),
     fault("rebalances", "every second a worker joins, leaves or is killed", BOTH, TOPICS_APACHE, peers::storm),
     fault("broker-restart", "the broker is stopped and started", BOTH, &[], brokers::restart),
-    fault("broker-kill", "kill -9 of the broker", BOTH, APACHE, brokers::kill),
-    fault("lost-replies", "the broker does the work, its reply is lost", BOTH, TOPICS_EMBEDDED, brokers::lost_replies),
-    fault("broker-errors", "the broker answers with errors", BOTH, &[], brokers::errors),
+    fault("broker-kill", "kill -9 of the broker", BOTH, TOPICS_APACHE, brokers::kill),
+    fault("lost-replies", "the broker does the work, its reply is lost", BOTH, CROSSED, brokers::lost_replies),
+    fault("broker-errors", "the broker answers with errors", BOTH, BUCKET_EMBEDDED, brokers::errors),
     fault(
         "s3-lost-replies",
         "the object store does the work, its reply is lost",
@@ -81,7 +88,7 @@ pub(crate) const FAULTS: &[FaultKind] = &[
         BUCKET_EMBEDDED,
         store::lost_replies,
     ),
-    fault("s3-503", "the object store is overloaded for a while", BUCKET, &[], store::overloaded),
+    fault("s3-503", "the object store is overloaded for a while", BUCKET, BUCKET_EMBEDDED, store::overloaded),
     fault("s3-403", "the object store refuses for a while", BUCKET, &[], store::refusing),
     fault("s3-slow", "the object store takes seconds to answer", BUCKET, &[], store::slow),
     fault("s3-cut", "connections break in the middle of a part", BUCKET, BUCKET_APACHE, store::cut),
@@ -96,7 +103,7 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     },
     FaultKind {
         prepare: disks::prepare_broker,
-        ..fault("disk-broker", "the broker's disk is full for a while", BOTH, &[], disks::broker)
+        ..fault("disk-broker", "the broker's disk is full for a while", BOTH, TOPICS_EMBEDDED, disks::broker)
     },
     fault("memory-tenth", "a tenth of the memory budget, and kills", BOTH, TOPICS_EMBEDDED, memory::tenth),
     fault("clock", "the clock jumps forwards and backwards", BOTH, TOPICS_EMBEDDED, clock::jumps),
@@ -105,7 +112,7 @@ pub(crate) const FAULTS: &[FaultKind] = &[
 ];
 
 const EMBEDDED: &[(Path, Broker)] = &[(Path::Bucket, Broker::Embedded), (Path::Topics, Broker::Embedded)];
-const APACHE: &[(Path, Broker)] = &[(Path::Bucket, Broker::Apache), (Path::Topics, Broker::Apache)];
+const CROSSED: &[(Path, Broker)] = &[(Path::Topics, Broker::Embedded), (Path::Bucket, Broker::Apache)];
 
 /// Lets things run as they are. Time passing is what is wanted here, not a sign of anything.
 fn hold(time: Duration) {

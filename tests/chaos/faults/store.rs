@@ -29,7 +29,7 @@ pub(crate) fn lost_replies(ground: &mut Ground<'_>) -> Result<(), Skip> {
             let since = Instant::now();
             if ground.random.below(3) == 0 && method != "DELETE" {
                 super::running(ground, &mut worker);
-                wait::within(LONG, || (store(ground).broken() > before).then_some(()));
+                meets(ground, before + 1);
                 ground.kill(worker.take().expect("it was just started"));
             }
             ground.recover(since, &mut [super::running(ground, &mut worker)]);
@@ -68,8 +68,8 @@ fn window(ground: &mut Ground<'_>, fault: Fault) -> Result<(), Skip> {
         let broken = store(ground).from_now("", "", fault);
         ground.append(300);
         super::running(ground, &mut worker);
-        let wanted = 2 + ground.random.below(6) as usize;
-        wait::until("requests are broken", LONG, || (store(ground).broken() >= before + wanted).then_some(()));
+        let wanted = before + 2 + ground.random.below(6) as usize;
+        meets(ground, wanted);
         if ground.random.below(3) == 0 {
             ground.kill(worker.take().expect("it was just started"));
         }
@@ -78,6 +78,16 @@ fn window(ground: &mut Ground<'_>, fault: Fault) -> Result<(), Skip> {
         ground.recover(Instant::now(), &mut [super::running(ground, &mut worker)]);
     }
     stop(ground, worker)
+}
+
+/// Waits until so many requests were broken; writes lines meanwhile, so that there are some to break.
+fn meets(ground: &mut Ground<'_>, wanted: usize) {
+    let since = Instant::now();
+    while wait::within(Duration::from_secs(1), || (store(ground).broken() >= wanted).then_some(())).is_none() {
+        let broken = store(ground).broken();
+        assert!(since.elapsed() < LONG, "{broken} requests were broken after {LONG:?}, not {wanted}");
+        ground.append(20);
+    }
 }
 
 /// Connections break in the middle of requests, parts above all.

@@ -1,5 +1,7 @@
 //! Several workers on one pipeline, and several pipelines in one worker.
 
+use std::time::Duration;
+
 use trunkline_tests::{Case, Fault, Kafka, LogWriter, Reader, S3, S3Faults, need, wait};
 
 use crate::{LONG, access_logs, access_logs_to_s3, assert_counted, assert_every_line_once, wait_for_rows};
@@ -30,6 +32,27 @@ fn two_workers_share_a_pipeline_and_one_is_killed() {
     assert_counted(&summary, &case, log.lines(), 0);
     assert_every_line_once(&reader, &case.path("lake"), &log);
     assert_eq!(kafka.count(&format!("{}.web", case.name())), log.lines());
+}
+
+/// A static member that only closes is kept in its groups for 10 s, in which nobody has its partitions.
+#[test]
+fn a_worker_that_is_stopped_leaves_its_groups() {
+    const BEFORE_THE_SESSION_ENDS: Duration = Duration::from_secs(7);
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let case = Case::new("leaving", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 602);
+    log.append(1_000);
+    case.pipeline("access", &access_logs());
+    let mut worker = case.start("a", &[]);
+    wait_for_rows(&reader, &case.path("lake"), 1_000);
+    let members = || kafka.members(case.name());
+    let joined = wait::until("the groups can be seen", LONG, members);
+    assert!(joined.len() == 2 && joined.values().all(|count| *count == 1), "{joined:?}");
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    let nobody = || members()?.values().all(|count| *count == 0).then_some(());
+    wait::until("nobody is in a group", BEFORE_THE_SESSION_ENDS, nobody);
 }
 
 #[test]

@@ -2,8 +2,7 @@
 //!
 //! Topics can be changed. The broker's own configuration is its options, and read-only here.
 
-use std::collections::HashSet;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use kafka_protocol::ResponseError;
