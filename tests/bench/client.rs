@@ -73,7 +73,7 @@ pub(crate) fn send(producer: &BaseProducer, topic: &str, partition: i32, value: 
     send_record(producer, BaseRecord::to(topic).partition(partition).payload(value));
 }
 
-fn send_record(producer: &BaseProducer, mut record: BaseRecord<'_, (), [u8]>) {
+fn send_record(producer: &BaseProducer, mut record: BaseRecord<'_, [u8], [u8]>) {
     loop {
         match producer.send(record) {
             Ok(()) => return,
@@ -98,6 +98,7 @@ pub(crate) fn produce<'a>(producer: &BaseProducer, topic: &str, records: impl It
 /// A record as it was read from a topic.
 pub(crate) struct Stored {
     partition: i32,
+    key: Option<Vec<u8>>,
     pub(crate) value: Vec<u8>,
     headers: Vec<(String, Vec<u8>)>,
 }
@@ -107,6 +108,7 @@ pub(crate) fn load(kafka: &KafkaClient, topic: &str) -> Vec<Stored> {
     let records = kafka.read(topic).into_iter();
     let stored = |record: Record| Stored {
         partition: record.partition,
+        key: record.key,
         value: record.value.unwrap_or_default(),
         headers: record.headers.into_iter().collect(),
     };
@@ -124,8 +126,15 @@ pub(crate) fn produce_again<'a>(
         for (key, value) in &stored.headers {
             headers = headers.insert(Header { key, value: Some(value) });
         }
-        let record = BaseRecord::to(topic).partition(stored.partition).payload(stored.value.as_slice());
-        send_record(producer, record.headers(headers));
+        let record =
+            BaseRecord::to(topic).partition(stored.partition).payload(stored.value.as_slice()).headers(headers);
+        send_record(
+            producer,
+            match &stored.key {
+                Some(key) => record.key(key.as_slice()),
+                None => record,
+            },
+        );
     })
 }
 

@@ -122,7 +122,7 @@ fn source(kafka: &Kafka, name: &str, more: &str) -> Case {
     case
 }
 
-fn end(mut worker: Worker) {
+pub(crate) fn end(mut worker: Worker) {
     worker.sigterm();
     worker.wait(LIMIT);
 }
@@ -133,7 +133,7 @@ fn append(log: &Path, line: &str) {
 }
 
 /// Reads all partitions of a topic from where they are now.
-fn reader(kafka: &Kafka, topic: &str) -> BaseConsumer {
+pub(crate) fn reader(kafka: &Kafka, topic: &str) -> BaseConsumer {
     let consumer = client::consumer(kafka.brokers(), "bench", &[]);
     client::assign(&consumer, topic, PARTITIONS);
     // Waiting for records, all connected, before anything is timed.

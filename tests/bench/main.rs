@@ -6,9 +6,11 @@
 
 mod broker;
 mod client;
+mod debezium;
 mod encode;
 mod latency;
 mod measure;
+mod mysql;
 mod parser;
 mod peer;
 mod pipeline;
@@ -26,7 +28,7 @@ use crate::measure::Sizes;
 use crate::records::LINE_BYTES;
 use crate::table::Table;
 
-/// The rows of the table, in its order; `pipeline` stands for the first six.
+/// The rows of log pipelines, in the table's order; `pipeline` stands for the first six. Those of MySQL come after them.
 const ROWS: [&str; 9] =
     ["none", "combined", "parquet", "mask", "parser", "plugin", "latency", "bento-log", "bento-lake"];
 const USAGE: &str = "usage: tests/bench/run [all | ROW..] [--seconds N] [--rounds N]
@@ -48,8 +50,8 @@ fn main() -> ExitCode {
     };
     ran.unwrap_or_else(|| {
         eprintln!(
-            "{USAGE}\nROW: pipeline (all until plugin) or {}\nGROUP: {}",
-            ROWS.join(", "),
+            "{USAGE}\nROW: pipeline (all until plugin), mysql (all from mysql-snapshot) or {}\nGROUP: {}",
+            [ROWS.as_slice(), &mysql::ROWS].concat().join(", "),
             scaling::GROUPS.join(", ")
         );
         ExitCode::from(2)
@@ -73,6 +75,11 @@ fn parse<'a>(mut words: &[&'a str]) -> Option<(Vec<&'a str>, Sizes)> {
             }
             ["all", rest @ ..] => {
                 rows.extend(ROWS);
+                rows.extend(mysql::ROWS);
+                rest
+            }
+            ["mysql", rest @ ..] => {
+                rows.extend(mysql::ROWS);
                 rest
             }
             ["pipeline", rest @ ..] => {
@@ -80,13 +87,14 @@ fn parse<'a>(mut words: &[&'a str]) -> Option<(Vec<&'a str>, Sizes)> {
                 rest
             }
             [row, rest @ ..] => {
-                rows.push(*ROWS.iter().find(|known| *known == row)?);
+                rows.push(*ROWS.iter().chain(&mysql::ROWS).find(|known| *known == row)?);
                 rest
             }
         };
     }
     if rows.is_empty() {
         rows.extend(ROWS);
+        rows.extend(mysql::ROWS);
     }
     Some((rows, sizes))
 }
@@ -107,6 +115,9 @@ fn table(rows: &[&str], sizes: Sizes) -> ExitCode {
                 Ok(rows) => table.add(rows),
                 Err(reason) => table.skip("Bento", &reason),
             }
+        }
+        if mysql::ROWS.into_iter().any(wanted) {
+            mysql::add(&mut table, &kafka, sizes, wanted);
         }
     }
     // Without a broker beside them: they measure one core.

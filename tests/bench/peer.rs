@@ -16,7 +16,7 @@ use trunkline_tests::{Exit, Kafka, Skip, Tool, wait};
 
 use crate::client::{self, LIMIT, PARTITIONS, Stored};
 use crate::measure::{Sizes, files_in, rows_of};
-use crate::pipeline::{self, Run, SAMPLE, values};
+use crate::pipeline::{self, Run, SAMPLE, beside_peer, in_turns};
 use crate::records::{Lines, Log};
 use crate::table::{Demand, Row};
 
@@ -61,29 +61,33 @@ pub(crate) fn rows(kafka: &Kafka, sizes: Sizes, wanted: impl Fn(&str) -> bool) -
         // Without parsing it is faster than with.
         let ours = sizes.records(worker.a_second() * 1.4);
         let (their_log, our_log) = (Log::write(&lines, theirs), Log::write(&lines, ours));
-        rows.extend(in_turns(
-            "Bento: log file -> topic",
+        let name = "Bento: log file -> topic";
+        eprintln!("{name}");
+        let arms = in_turns(
             sizes,
-            || bento.read_log(&their_log, theirs),
-            || {
+            |_| bento.read_log(&their_log, theirs).told("Bento", sizes),
+            |_| {
                 let (topic, run) = pipeline::read_log(kafka, &our_log, "none", ours);
                 client::consume(&client::consumer(kafka.brokers(), "count", &[]), &topic, ours);
                 client::delete_topic(kafka.brokers(), &topic);
-                run
+                run.told("worker", sizes)
             },
-        ));
+        );
+        rows.extend(beside_peer(name, "lines/s", Demand::None, &arms));
     }
     if wanted("bento-lake") {
         let short = pipeline::backlog(kafka, "bento-short", &sample, SHORT);
         let theirs = sizes.records(bento.write_lake(&short, SHORT).a_second());
         let ours = sizes.records(pipeline::write_lake(kafka, &short, false, SHORT).a_second());
         let (their_topic, our_topic) = backlogs(kafka, &sample, theirs, ours);
-        rows.extend(in_turns(
-            "Bento: topic -> Parquet zstd",
+        let name = "Bento: topic -> Parquet zstd";
+        eprintln!("{name}");
+        let arms = in_turns(
             sizes,
-            || bento.write_lake(&their_topic, theirs),
-            || pipeline::write_lake(kafka, &our_topic, false, ours),
-        ));
+            |_| bento.write_lake(&their_topic, theirs).told("Bento", sizes),
+            |_| pipeline::write_lake(kafka, &our_topic, false, ours).told("worker", sizes),
+        );
+        rows.extend(beside_peer(name, "lines/s", Demand::None, &arms));
     }
     Ok(rows)
 }
@@ -91,29 +95,6 @@ pub(crate) fn rows(kafka: &Kafka, sizes: Sizes, wanted: impl Fn(&str) -> bool) -
 fn backlogs(kafka: &Kafka, sample: &[Stored], theirs: u64, ours: u64) -> (String, String) {
     let theirs = pipeline::backlog(kafka, "bento-theirs", sample, theirs);
     (theirs, pipeline::backlog(kafka, "bento-ours", sample, ours))
-}
-
-fn in_turns(name: &str, sizes: Sizes, mut bento: impl FnMut() -> Run, mut worker: impl FnMut() -> Run) -> [Row; 3] {
-    eprintln!("{name}");
-    let mut arms = [Vec::new(), Vec::new()];
-    for round in 0..sizes.rounds {
-        for arm in [round % 2, 1 - round % 2] {
-            let run = if arm == 0 { bento().told("Bento", sizes) } else { worker().told("worker", sizes) };
-            arms[arm].push(run);
-        }
-    }
-    let row = |name: &str, unit, value: fn(&Run) -> f64| Row {
-        name: name.to_owned(),
-        unit,
-        beside: values(&arms[0], value),
-        measured: values(&arms[1], value),
-        demand: Demand::None,
-    };
-    [
-        row(name, "lines/s", Run::a_second),
-        row("  processor", "s per million", Run::cpu_a_million),
-        row("  peak RSS", "MB", |run| run.peak_rss as f64 / 1e6),
-    ]
 }
 
 impl Bento<'_> {

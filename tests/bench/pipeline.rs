@@ -30,14 +30,15 @@ pub(crate) const SAMPLE: u64 = 1_000_000;
 const MOST_MEMORY: f64 = 150.0;
 
 /// What is demanded of a path, and what its runs gave.
-struct Path {
-    name: &'static str,
+pub(crate) struct Path {
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
     /// Share of the limit's speed.
-    share: f64,
-    /// Processor seconds for a million lines.
-    cpu: Demand,
-    limits: Vec<Run>,
-    workers: Vec<Run>,
+    pub(crate) share: f64,
+    /// Processor seconds for a million records.
+    pub(crate) cpu: Demand,
+    /// Peak RSS, in MB.
+    pub(crate) memory: f64,
 }
 
 /// One run of an arm. A worker's is without what it needs to start and to see that it is idle.
@@ -55,6 +56,10 @@ impl Run {
 
     pub(crate) fn cpu_a_million(&self) -> f64 {
         self.cpu / self.records as f64 * 1e6
+    }
+
+    pub(crate) fn megabytes(&self) -> f64 {
+        self.peak_rss as f64 / 1e6
     }
 
     /// Of a worker, or another process that moves records.
@@ -83,51 +88,72 @@ impl Run {
     }
 }
 
-pub(crate) fn values(runs: &[Run], value: impl Fn(&Run) -> f64) -> Vec<f64> {
+fn values(runs: &[Run], value: impl Fn(&Run) -> f64) -> Vec<f64> {
     runs.iter().map(value).collect()
 }
 
 impl Path {
-    fn new(name: &'static str, share: f64, cpu: Demand) -> Self {
-        Self { name, share, cpu, limits: Vec::new(), workers: Vec::new() }
-    }
-
-    /// Lets both arms run in turns.
-    fn measure(
-        mut self,
+    /// Lets both arms run in turns; `limit` gets the number of the round.
+    pub(crate) fn measure(
+        self,
         sizes: Sizes,
         mut limit: impl FnMut(usize) -> Run,
         mut worker: impl FnMut() -> Run,
     ) -> [Row; 3] {
         eprintln!("{}", self.name);
-        for round in 0..sizes.rounds {
-            for arm in [round % 2, 1 - round % 2] {
-                match arm {
-                    0 => self.limits.push(limit(round).told("limit", sizes)),
-                    _ => self.workers.push(worker().told("worker", sizes)),
-                }
-            }
-        }
-        let row = |name: String, unit, value: fn(&Run) -> f64, demand| Row {
-            name,
+        let [limits, workers] =
+            in_turns(sizes, |round| limit(round).told("limit", sizes), |_| worker().told("worker", sizes));
+        let row = |name: &str, unit, value: fn(&Run) -> f64, demand| Row {
+            name: name.to_owned(),
             unit,
-            beside: values(&self.limits, value),
-            measured: values(&self.workers, value),
+            beside: values(&limits, value),
+            measured: values(&workers, value),
             demand,
         };
-        let memory = values(&self.workers, |run| run.peak_rss as f64 / 1e6);
+        let memory = Row {
+            name: "  peak RSS".to_owned(),
+            unit: "MB",
+            beside: Vec::new(),
+            measured: values(&workers, Run::megabytes),
+            demand: Demand::Most(self.memory),
+        };
         [
-            row(self.name.to_owned(), "lines/s", Run::a_second, Demand::Share(self.share)),
-            row("  processor".to_owned(), "s per million", Run::cpu_a_million, self.cpu),
-            Row {
-                name: "  peak RSS".to_owned(),
-                unit: "MB",
-                beside: Vec::new(),
-                measured: memory,
-                demand: Demand::Most(MOST_MEMORY),
-            },
+            row(self.name, self.unit, Run::a_second, Demand::Share(self.share)),
+            row("  processor", "s per million", Run::cpu_a_million, self.cpu),
+            memory,
         ]
     }
+}
+
+/// Runs of two arms, the one that goes first changing from round to round. Both get the number of the round.
+pub(crate) fn in_turns(
+    sizes: Sizes,
+    mut one: impl FnMut(usize) -> Run,
+    mut other: impl FnMut(usize) -> Run,
+) -> [Vec<Run>; 2] {
+    let mut arms = [Vec::new(), Vec::new()];
+    for round in 0..sizes.rounds {
+        for arm in [round % 2, 1 - round % 2] {
+            arms[arm].push(if arm == 0 { one(round) } else { other(round) });
+        }
+    }
+    arms
+}
+
+/// The rows of a worker beside a peer: nothing is demanded but, perhaps, a multiple of its speed.
+pub(crate) fn beside_peer(name: &str, unit: &'static str, speed: Demand, [peer, worker]: &[Vec<Run>; 2]) -> [Row; 3] {
+    let row = |name: &str, unit, value: fn(&Run) -> f64, demand| Row {
+        name: name.to_owned(),
+        unit,
+        beside: values(peer, value),
+        measured: values(worker, value),
+        demand,
+    };
+    [
+        row(name, unit, Run::a_second, speed),
+        row("  processor", "s per million", Run::cpu_a_million, Demand::None),
+        row("  peak RSS", "MB", Run::megabytes, Demand::None),
+    ]
 }
 
 /// The rows of the paths that are wanted: `none`, `combined`, `parquet`, `mask`.
@@ -158,7 +184,8 @@ pub(crate) fn rows(kafka: &Kafka, sizes: Sizes, wanted: impl Fn(&str) -> bool) -
                 client::delete_topic(kafka.brokers(), &topic);
                 run
             };
-            rows.extend(Path::new(name, share, Demand::Most(3.0)).measure(sizes, limit, worker));
+            let path = Path { name, unit: "lines/s", share, cpu: Demand::Most(3.0), memory: MOST_MEMORY };
+            rows.extend(path.measure(sizes, limit, worker));
         }
         for (name, mask, cpu) in [
             ("topic -> Parquet zstd", false, Demand::Most(2.5)),
@@ -185,7 +212,8 @@ pub(crate) fn rows(kafka: &Kafka, sizes: Sizes, wanted: impl Fn(&str) -> bool) -
                 }
             };
             let worker = || write_lake(kafka, &backlog, mask, count);
-            rows.extend(Path::new(name, 0.7, cpu).measure(sizes, limit, worker));
+            let path = Path { name, unit: "lines/s", share: 0.7, cpu, memory: MOST_MEMORY };
+            rows.extend(path.measure(sizes, limit, worker));
             client::delete_topic(kafka.brokers(), &backlog);
         }
         client::delete_topic(kafka.brokers(), &topic);
@@ -230,14 +258,15 @@ pub(crate) fn write_lake(kafka: &Kafka, topic: &str, mask: bool, lines: u64) -> 
     Run::of(lines, &exit, &run(&case))
 }
 
-fn run(case: &Case) -> Exit {
+/// Runs a worker until it is idle.
+pub(crate) fn run(case: &Case) -> Exit {
     let exit = case.start("a", &["--until-idle", "--json"]).wait(LIMIT);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
     exit
 }
 
 /// Work of this process on so many records as it says.
-fn timed(work: impl FnOnce() -> u64) -> Run {
+pub(crate) fn timed(work: impl FnOnce() -> u64) -> Run {
     let (started, cpu) = (Instant::now(), cpu_seconds_of(std::process::id()));
     let records = work();
     Run {
@@ -249,7 +278,7 @@ fn timed(work: impl FnOnce() -> u64) -> Run {
 }
 
 /// The limit of writing: the same records, with the settings of the worker's producer, and nothing else.
-fn produce(kafka: &Kafka, topic: &str, sample: &[Stored], sizes: Sizes) -> Run {
+pub(crate) fn produce(kafka: &Kafka, topic: &str, sample: &[Stored], sizes: Sizes) -> Run {
     kafka.create_topic(topic, PARTITIONS);
     let producer = client::transactional_producer(kafka.brokers(), topic, &[]);
     let run = timed(|| client::produce_again(&producer, topic, client::again(sample, sizes.run)));

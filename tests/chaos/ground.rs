@@ -320,6 +320,11 @@ impl<'a> Ground<'a> {
             self.check_topic(&format!("{name}.clean"), lines - dead);
         }
         assert_eq!(self.broker.client().count(&format!("{name}.dead-letters")), dead, "dead letters");
+        // One that was killed and never came back left in its scratch folder what it was writing: coming back clears it away.
+        for worker in self.killed_for_good() {
+            let exit = self.case.start(&worker, &["--until-idle"]).wait(limit);
+            assert_eq!(exit.code, Some(0), "{}", exit.describe());
+        }
         let left = self.leftovers();
         assert!(left.is_empty(), "uploads or temporary files are left over: {left:?}");
         // It lies in the folder that goes now.
@@ -341,24 +346,36 @@ impl<'a> Ground<'a> {
         assert_eq!(count, lines, "records in {topic}");
     }
 
+    /// Workers whose scratch folders hold files.
+    fn killed_for_good(&self) -> Vec<String> {
+        let folders = fs::read_dir(self.case.path("")).unwrap().flatten();
+        let workers = folders
+            .filter_map(|entry| Some((entry.file_name().to_str()?.strip_prefix("data-")?.to_owned(), entry.path())));
+        let left = workers.filter(|(_, path)| !files_left(vec![path.join("scratch")]).is_empty());
+        left.map(|(worker, _)| worker).collect()
+    }
+
     /// Files that should not be there any more: hidden ones at the destination, uploads that nobody completes, scratch files.
     fn leftovers(&self) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        let workers = fs::read_dir(self.case.path("")).unwrap().flatten().map(|entry| entry.path());
-        let mut folders: Vec<PathBuf> = workers.map(|path| path.join("scratch")).collect();
-        folders.push(self.bucket.clone());
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_none_or(|extension| extension != "parquet") {
-                    found.push(path);
-                }
+        let workers = fs::read_dir(self.case.path("")).unwrap().flatten().map(|entry| entry.path().join("scratch"));
+        files_left(workers.chain([self.bucket.clone()]).collect())
+    }
+}
+
+/// All files in these folders but published ones.
+fn files_left(mut folders: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_none_or(|extension| extension != "parquet") {
+                found.push(path);
             }
         }
-        found
     }
+    found
 }
 
 /// Lets a worker go on that has stopped at a step: on a slow machine the step at which it was to stop may come when it is over.

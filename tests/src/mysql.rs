@@ -23,6 +23,16 @@ impl Mysql {
         format!("mysql://cdc:${{env:CDC_PASSWORD}}@127.0.0.1:{}", self.0.port())
     }
 
+    /// The same with the password in it.
+    pub fn plain_url(&self) -> String {
+        format!("mysql://cdc:{}@127.0.0.1:{}", Self::PASSWORD.1, self.0.port())
+    }
+
+    /// Where it listens, on the loopback address.
+    pub fn port(&self) -> u16 {
+        self.0.port()
+    }
+
     /// The variable that [`Mysql::url`] names, and its value.
     pub const PASSWORD: (&'static str, &'static str) = ("CDC_PASSWORD", "secret");
 

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use trunkline_connector::{Claim, Error, Result, SchemaId};
 
 use crate::columns::Shape;
 use crate::config::{Rotate, WriterOptions};
+use crate::encoding::Encoders;
 use crate::names::object_name;
 use crate::object::{Fit, OpenObject};
 use crate::protocol::PlannedObject;
@@ -31,6 +32,8 @@ pub(crate) struct OpenClaim {
     closed: Vec<PlannedObject>,
     /// When the first of these rows came, and the last.
     since: Option<(Instant, Instant)>,
+    /// When its objects were closed last.
+    closed_at: Option<Instant>,
     /// A local file could not be written: rows are lost, and nothing of this claim may be published before it is read again.
     broken: bool,
     /// Shapes outlive the objects: the next file of a path begins with the columns of the last, so that its readers see the same types,
@@ -44,13 +47,21 @@ pub(crate) struct Making<'a> {
     pub(crate) sink: &'a str,
     pub(crate) spool: &'a Path,
     pub(crate) options: &'a Arc<WriterOptions>,
+    pub(crate) encoders: &'a Arc<Encoders>,
     pub(crate) key: &'a dyn Fn(&str) -> String,
 }
 
 impl OpenClaim {
     /// Without objects.
     pub(crate) fn new() -> Self {
-        Self { objects: Vec::new(), closed: Vec::new(), since: None, broken: false, lanes: HashMap::new() }
+        Self {
+            objects: Vec::new(),
+            closed: Vec::new(),
+            since: None,
+            closed_at: None,
+            broken: false,
+            lanes: HashMap::new(),
+        }
     }
 
     /// The shape that the rows of a lane were last decoded with.
@@ -72,16 +83,20 @@ impl OpenClaim {
         }
     }
 
-    /// Adds rows, with their first and last offsets, to the object of their path that takes them, or to a new one.
+    /// Adds rows, with their first and last offsets, to the object of their path that takes them, or to a new one. `waited` is how long the first of
+    /// them has been in its topic: what comes while objects are published is read only after that, and would be older than `age` says.
     pub(crate) fn add(
         &mut self,
         making: &Making<'_>,
         path: &str,
         batch: RecordBatch,
         offsets: (i64, i64),
+        waited: Duration,
     ) -> Result<()> {
         let now = Instant::now();
-        self.since = Some((self.since.map_or(now, |(first, _)| first), now));
+        // No longer than since the last ones were closed: a backlog is old, and still fills files.
+        let came = || now - waited.min(self.closed_at.map_or(Duration::ZERO, |closed| now - closed));
+        self.since = Some((self.since.map_or_else(came, |(first, _)| first), now));
         self.whole(|open| open.add_whole(making, path, batch, offsets))
     }
 
@@ -116,7 +131,7 @@ impl OpenClaim {
             self.closed.push(close(object, making)?);
             fields = union;
         }
-        let mut object = OpenObject::new(making.claim, path, fields.clone(), making.spool, making.options);
+        let mut object = OpenObject::new(making, path, fields.clone());
         object.add(batch, fields, offsets)?;
         self.objects.push(object);
         Ok(())
@@ -131,6 +146,7 @@ impl OpenClaim {
             Ok(())
         })?;
         self.since = None;
+        self.closed_at = Some(Instant::now());
         let mut closed = std::mem::take(&mut self.closed);
         closed.sort_by_key(|object| (object.first_offset, object.last_offset));
         Ok(closed)

@@ -7,13 +7,15 @@
 //!
 //! ```text
 //! sink      records -> lanes (path, schema) -> rows          claims    open objects of a claim, when they are due
-//! columns/  JSON -> columns: types, inference, widening       object    one open object: rows -> Parquet
-//! store/    directory, bucket: stage, publish, abort          protocol  what plans and intents say
+//! columns/  JSON -> columns: types, inference, widening       object    one open object
+//! store/    directory, bucket: stage, publish, abort          encoding  its rows -> Parquet, in another thread
+//! protocol  what plans and intents say
 //! ```
 
 mod claims;
 mod columns;
 mod config;
+mod encoding;
 mod names;
 mod object;
 mod protocol;
@@ -24,6 +26,7 @@ use trunkline_connector::config::Section;
 use trunkline_connector::{Result, Sink, SinkConnector, SinkContext, SinkSpec};
 
 use config::{Config, Destination};
+use encoding::Encoders;
 use store::Store;
 use store::bucket::BucketStore;
 use store::directory::DirectoryStore;
@@ -47,10 +50,11 @@ struct S3Spec {
 
 impl SinkSpec for S3Spec {
     fn open(&self, context: SinkContext) -> Result<Box<dyn Sink>> {
+        let encoders = Encoders::new(context.runtime.clone());
         let store: Box<dyn Store> = match &self.config.destination {
             Destination::Directory(root) => Box::new(DirectoryStore::open(root, &context.name)?),
             Destination::Bucket(options) => Box::new(BucketStore::open(options, context.runtime, context.scratch)?),
         };
-        Ok(Box::new(sink::ObjectSink::new(context.name, self.config.clone(), store, context.schemas)))
+        Ok(Box::new(sink::ObjectSink::new(context.name, self.config.clone(), store, encoders, context.schemas)))
     }
 }

@@ -1,24 +1,22 @@
 //! An open object: rows on their way into one Parquet file.
 //!
 //! At first rows are kept as record batches, so that the file's columns can still widen freely. Once there are enough of them (or memory is
-//! tight, or the object is closed) the columns are settled and a writer encodes them into a local file, row group by row group; from
+//! tight, or the object is closed) the columns are settled and they are [encoded](Encoding) into a local file, row group by row group; from
 //! then on a batch that needs other columns goes to another object.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
-use arrow::datatypes::{Fields, SchemaRef};
-use parquet::arrow::ArrowWriter;
-use parquet::errors::ParquetError;
+use arrow::datatypes::Fields;
 use parquet::file::metadata::KeyValue;
-use parquet::file::properties::WriterProperties;
 use trunkline_connector::{Claim, Error, Result, io_error};
 
-use crate::columns::{conform_batch, file_schema, union};
+use crate::claims::Making;
+use crate::columns::{file_schema, union};
 use crate::config::WriterOptions;
+use crate::encoding::{Encoders, Encoding};
 use crate::names::temp_name;
 use crate::protocol::PlannedObject;
 
@@ -49,13 +47,14 @@ pub(crate) struct OpenObject {
     content: Content,
     temp: PathBuf,
     options: Arc<WriterOptions>,
+    encoders: Arc<Encoders>,
 }
 
 enum Content {
     /// Columns may still change.
     Settling { batches: Vec<RecordBatch>, bytes: usize },
     /// They may not.
-    Writing { writer: Box<ArrowWriter<File>>, schema: SchemaRef },
+    Writing(Encoding),
 }
 
 /// Can rows with certain columns go into an object?
@@ -70,17 +69,18 @@ pub(crate) enum Fit {
 
 impl OpenObject {
     /// An empty object, without a file yet.
-    pub(crate) fn new(claim: &Claim, path: &str, fields: Fields, spool: &Path, options: &Arc<WriterOptions>) -> Self {
+    pub(crate) fn new(making: &Making<'_>, path: &str, fields: Fields) -> Self {
         let id = uuid::Uuid::new_v4().simple().to_string();
         Self {
-            temp: spool.join(temp_name(claim, &id)),
+            temp: making.spool.join(temp_name(making.claim, &id)),
             id,
             path: path.to_owned(),
             records: 0,
             offsets: (i64::MAX, i64::MIN),
             fields,
             content: Content::Settling { batches: Vec::new(), bytes: 0 },
-            options: Arc::clone(options),
+            options: Arc::clone(making.options),
+            encoders: Arc::clone(making.encoders),
         }
     }
 
@@ -88,7 +88,7 @@ impl OpenObject {
     pub(crate) fn fit(&self, fields: &Fields) -> Fit {
         let Some(union) = union(&self.fields, fields) else { return Fit::Conflict };
         match &self.content {
-            Content::Writing { schema, .. } if union != self.fields && file_schema(&union) != *schema => {
+            Content::Writing(encoding) if union != self.fields && file_schema(&union) != *encoding.schema() => {
                 Fit::Settled(union)
             }
             _ => Fit::Takes(union),
@@ -110,7 +110,7 @@ impl OpenObject {
                 }
                 Ok(())
             }
-            Content::Writing { writer, schema } => encode(writer, schema, &batch, &self.options, &self.temp),
+            Content::Writing(encoding) => encoding.add(batch),
         }
     }
 
@@ -120,27 +120,22 @@ impl OpenObject {
         *bytes = 0;
         let batches = std::mem::take(batches);
         let schema = file_schema(&self.fields);
-        let file = File::create_new(&self.temp).map_err(|error| io_error("create", &self.temp, &error))?;
-        let writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties(&self.options)))
-            .map_err(|error| write_error(&error, &self.temp))?;
-        let mut writer = Box::new(writer);
-        for batch in batches {
-            encode(&mut writer, &schema, &batch, &self.options, &self.temp)?;
-        }
-        self.content = Content::Writing { writer, schema };
+        let encoding = Encoding::create(self.temp.clone(), &schema, &self.options, &self.encoders)?;
+        batches.into_iter().try_for_each(|batch| encoding.add(batch))?;
+        self.content = Content::Writing(encoding);
         Ok(())
     }
 
     /// Has it a local file, open?
     pub(crate) fn has_file(&self) -> bool {
-        matches!(self.content, Content::Writing { .. })
+        matches!(self.content, Content::Writing(_))
     }
 
     /// Bytes of the file as it would be now.
     pub(crate) fn bytes(&self) -> usize {
         match &self.content {
             Content::Settling { bytes, .. } => *bytes,
-            Content::Writing { writer, .. } => writer.bytes_written() + writer.in_progress_size(),
+            Content::Writing(encoding) => encoding.bytes(),
         }
     }
 
@@ -148,18 +143,15 @@ impl OpenObject {
     pub(crate) fn memory(&self) -> usize {
         match &self.content {
             Content::Settling { bytes, .. } => *bytes,
-            // Metadata of the row groups written so far grows with them, a few hundred bytes a column.
-            Content::Writing { writer, schema } => {
-                writer.memory_size() + writer.flushed_row_groups().len() * schema.fields().len() * 512
-            }
+            Content::Writing(encoding) => encoding.memory(),
         }
     }
 
     /// Puts what is in memory into the file.
     pub(crate) fn spill(&mut self) -> Result<()> {
         self.settle()?;
-        match &mut self.content {
-            Content::Writing { writer, .. } => writer.flush().map_err(|error| write_error(&error, &self.temp)),
+        match &self.content {
+            Content::Writing(encoding) => encoding.spill(),
             Content::Settling { .. } => Ok(()),
         }
     }
@@ -176,9 +168,10 @@ impl OpenObject {
         let (first, last) = self.offsets;
         let temp = std::mem::take(&mut self.temp);
         let content = std::mem::replace(&mut self.content, Content::Settling { batches: Vec::new(), bytes: 0 });
-        let Content::Writing { mut writer, .. } = content else {
+        let Content::Writing(encoding) = content else {
             return Err(Error::bug("s3.not_settled", "a closed object has no file"));
         };
+        let mut writer = encoding.finish().inspect_err(|_| remove_temp(&temp))?;
         for (name, value) in [
             (footer::ID, self.id.clone()),
             (footer::SINK, sink.to_owned()),
@@ -190,7 +183,7 @@ impl OpenObject {
         ] {
             writer.append_key_value_metadata(KeyValue::new(name.to_owned(), value));
         }
-        let finished = writer.finish().map_err(|error| write_error(&error, &temp));
+        let finished = writer.finish().map_err(|error| Encoding::failed(&temp, &error));
         let bytes = finished.and_then(|_| {
             let metadata = std::fs::metadata(&temp).map_err(|error| io_error("read the size of", &temp, &error))?;
             Ok(metadata.len())
@@ -217,7 +210,7 @@ impl OpenObject {
 impl Drop for OpenObject {
     fn drop(&mut self) {
         // Taken by `close`.
-        if !self.temp.as_os_str().is_empty() && matches!(self.content, Content::Writing { .. }) {
+        if !self.temp.as_os_str().is_empty() && matches!(self.content, Content::Writing(_)) {
             remove_temp(&self.temp);
         }
     }
@@ -253,36 +246,4 @@ pub(crate) fn remove_temp(path: &Path) {
         }
         _ => {}
     }
-}
-
-fn properties(options: &WriterOptions) -> WriterProperties {
-    WriterProperties::builder()
-        .set_compression(options.compression)
-        .set_created_by(concat!("trunkline version ", env!("CARGO_PKG_VERSION")).to_owned())
-        .build()
-}
-
-fn encode(
-    writer: &mut ArrowWriter<File>,
-    schema: &SchemaRef,
-    batch: &RecordBatch,
-    options: &WriterOptions,
-    temp: &Path,
-) -> Result<()> {
-    let conformed = conform_batch(batch, schema)
-        .map_err(|error| Error::bug("s3.conform", format!("rows do not fit the columns made for them: {error}")))?;
-    writer.write(&conformed).map_err(|error| write_error(&error, temp))?;
-    if writer.in_progress_size() >= options.row_group {
-        writer.flush().map_err(|error| write_error(&error, temp))?;
-    }
-    Ok(())
-}
-
-fn write_error(error: &ParquetError, temp: &Path) -> Error {
-    if let ParquetError::External(source) = error
-        && let Some(io) = source.downcast_ref::<std::io::Error>()
-    {
-        return io_error("write", temp, io);
-    }
-    Error::bug("s3.encode", format!("cannot encode Parquet: {error}"))
 }

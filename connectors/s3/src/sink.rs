@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use trunkline_connector::{
@@ -15,6 +15,7 @@ use trunkline_connector::{
 use crate::claims::{LaneKey, Making, OpenClaim};
 use crate::columns::{JsonDecoder, Shape, chunk_len};
 use crate::config::{Config, WriterOptions};
+use crate::encoding::Encoders;
 use crate::names::check_path;
 use crate::object::remove_temp;
 use crate::protocol::{Intent, Plan};
@@ -25,6 +26,7 @@ pub(crate) struct ObjectSink {
     name: String,
     config: Config,
     options: Arc<WriterOptions>,
+    encoders: Arc<Encoders>,
     store: Box<dyn Store>,
     schemas: Arc<dyn SchemaLookup>,
     declared: HashMap<SchemaId, Arc<Shape>>,
@@ -36,9 +38,16 @@ pub(crate) struct ObjectSink {
 }
 
 impl ObjectSink {
-    pub(crate) fn new(name: String, config: Config, store: Box<dyn Store>, schemas: Arc<dyn SchemaLookup>) -> Self {
+    pub(crate) fn new(
+        name: String,
+        config: Config,
+        store: Box<dyn Store>,
+        encoders: Encoders,
+        schemas: Arc<dyn SchemaLookup>,
+    ) -> Self {
         Self {
             name,
+            encoders: Arc::new(encoders),
             options: Arc::new(config.writer),
             config,
             store,
@@ -101,6 +110,7 @@ impl ObjectSink {
             }
             let Some(batch) = decoded.batch else { continue };
             let mut bad = decoded.rejected.iter().map(|(index, _)| *index as usize).peekable();
+            let waited = waited(records.get(chunk[0] as usize));
             let mut offsets = (i64::MAX, i64::MIN);
             for (index, row) in chunk.iter().enumerate() {
                 if bad.next_if_eq(&index).is_none() {
@@ -111,9 +121,15 @@ impl ObjectSink {
             let open = self.claims.entry(claim.clone()).or_insert_with(OpenClaim::new);
             open.set_shape(lane, Arc::clone(&shape));
             let key = |name: &str| self.store.key(name);
-            let making =
-                Making { claim, sink: &self.name, spool: self.store.spool(), options: &self.options, key: &key };
-            open.add(&making, &lane.path, batch, offsets)?;
+            let making = Making {
+                claim,
+                sink: &self.name,
+                spool: self.store.spool(),
+                options: &self.options,
+                encoders: &self.encoders,
+                key: &key,
+            };
+            open.add(&making, &lane.path, batch, offsets, waited)?;
         }
         Ok(())
     }
@@ -174,7 +190,14 @@ impl Sink for ObjectSink {
         }
         let Some(open) = self.claims.get_mut(claim).filter(|open| !open.is_empty()) else { return Ok(None) };
         let key = |name: &str| self.store.key(name);
-        let making = Making { claim, sink: &self.name, spool: self.store.spool(), options: &self.options, key: &key };
+        let making = Making {
+            claim,
+            sink: &self.name,
+            spool: self.store.spool(),
+            options: &self.options,
+            encoders: &self.encoders,
+            key: &key,
+        };
         let plan = Plan {
             destination: self.store.destination(),
             topic: claim.topic.to_string(),
@@ -333,6 +356,14 @@ impl Lanes {
             self.filled[current].1.push(row as u32);
         }
     }
+}
+
+/// How long a record has been in its topic, by its timestamp; nothing if it has none, or the clocks say that it was written in future.
+fn waited(record: RecordRef<'_>) -> Duration {
+    let written =
+        record.timestamp().and_then(|milliseconds| u64::try_from(milliseconds).ok()).map(Duration::from_millis);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    written.map_or(Duration::ZERO, |written| now.saturating_sub(written))
 }
 
 fn schema_id(raw: Option<&[u8]>) -> Result<Option<SchemaId>, Reason> {

@@ -8,13 +8,15 @@ use trunkline_connector::{MemoryBudget, Result, io_error};
 
 use crate::checkpoint::Schemas;
 use crate::config::TopicSettings;
-use crate::kafka::Cluster;
+use crate::kafka::{Admin, Cluster};
 
 /// What all stages of a worker share.
 #[derive(Clone)]
 pub struct Environment {
     /// The Kafka cluster.
     pub cluster: Cluster,
+    /// For looking at its topics and creating them. One for all stages, because a client costs five threads and a megabyte.
+    pub admin: Arc<Admin>,
     /// For what is async.
     pub runtime: tokio::runtime::Handle,
     /// The process-wide byte budget (I6).
@@ -35,6 +37,8 @@ pub struct Environment {
     pub scratch: PathBuf,
     /// Bytes that each consumer may fetch ahead and each producer may hold back.
     pub client_buffer: usize,
+    /// Bytes of records that a stage takes at once.
+    pub batch_bytes: usize,
 }
 
 impl Environment {

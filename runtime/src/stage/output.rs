@@ -1,6 +1,7 @@
 //! Topics that a stage writes to: names out of templates, partitions, creation of those that a template names for the first time.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use trunkline_connector::{Batch, Escape, Reason, RecordRef, Rejections, Result, Template};
 
@@ -10,20 +11,20 @@ use crate::kafka::{Admin, Outgoing, TopicSpec, TransactionalProducer};
 
 /// Partition counts by topic; topics that a template names for the first time are created.
 pub(super) struct Topics {
-    admin: Admin,
+    admin: Arc<Admin>,
     known: HashMap<String, i32>,
     spec: TopicSpec,
 }
 
 impl Topics {
-    pub(super) fn new(environment: &Environment, partitions: Option<i32>) -> Result<Self> {
+    pub(super) fn new(environment: &Environment, partitions: Option<i32>) -> Self {
         let spec = TopicSpec {
             name: String::new(),
             partitions: partitions.unwrap_or(environment.topics.partitions),
             replication: environment.topics.replication,
             config: environment.topics.config.clone(),
         };
-        Ok(Self { admin: Admin::new(&environment.cluster, environment.runtime.clone())?, known: HashMap::new(), spec })
+        Self { admin: environment.admin.clone(), known: HashMap::new(), spec }
     }
 
     pub(super) fn partitions(&mut self, topic: &str) -> Result<i32> {

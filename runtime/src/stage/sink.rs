@@ -96,7 +96,7 @@ impl Stage for SinkStage {
             producer,
             consumer,
             routes,
-            topics: Topics::new(environment, None)?,
+            topics: Topics::new(environment, None),
             claims: BTreeMap::new(),
             rejected: Rejections::default(),
             held: environment.budget.empty(),
@@ -136,7 +136,7 @@ impl SinkTask<'_> {
                 return self.publish(open);
             }
             let until_due = self.sink.next_due().map_or(POLL, |due| due.saturating_duration_since(Instant::now()));
-            let limits = FillLimits { records: 10_000, bytes: 1 << 20, wait: until_due.min(POLL) };
+            let limits = FillLimits { records: 10_000, bytes: self.environment.batch_bytes, wait: until_due.min(POLL) };
             let records = self.consumer.fill(&limits, &mut batches)?;
             self.rebalance(&mut batches)?;
             for (claim, batch) in batches.iter_mut() {

@@ -31,6 +31,9 @@ const COMMIT_BYTES: usize = 64 << 20;
 /// The source is asked again this often while nothing comes; it is also how fast it notices a stop.
 const POLL: Duration = Duration::from_millis(100);
 
+/// Records of a batch, however small they are.
+const BATCH_RECORDS: usize = 10_000;
+
 /// A source of a pipeline on this node.
 pub struct SourceStage {
     /// The pipeline's name.
@@ -62,7 +65,7 @@ impl Stage for SourceStage {
         let mut writer = Writer {
             stage: self,
             environment,
-            topics: Topics::new(environment, self.plan.partitions)?,
+            topics: Topics::new(environment, self.plan.partitions),
             chain: Chain::start(&linear_route(&self.plan))?,
             producer,
             positions,
@@ -75,7 +78,7 @@ impl Stage for SourceStage {
         }
         writer.commit()?;
 
-        let limits = batch_limits(environment);
+        let limits = (environment.batch_bytes, BATCH_RECORDS);
         let abandoned = AtomicBool::new(false);
         let (full, filled) = sync_channel::<Result<Filled>>(2);
         let (returned, empty) = std::sync::mpsc::channel::<SourceBatch>();
@@ -284,9 +287,4 @@ fn linear_route(plan: &SourcePlan) -> Route {
         deliver: false,
         branches: vec![Branch { step: step.clone(), outputs: vec![(0, rest)] }],
     })
-}
-
-/// Bytes and records of one batch: small against the budget, large enough that nothing is paid per batch.
-fn batch_limits(environment: &Environment) -> (usize, usize) {
-    ((environment.budget.limit() / 64).clamp(256 << 10, 1 << 20), 10_000)
 }

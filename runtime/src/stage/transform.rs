@@ -66,7 +66,7 @@ impl Stage for TransformStage {
             consumer,
             routes,
             own,
-            topics: Topics::new(environment, self.plan.partitions)?,
+            topics: Topics::new(environment, self.plan.partitions),
             claims: BTreeMap::new(),
             due: None,
             last_commit: None,
@@ -116,7 +116,7 @@ impl TransformTask<'_> {
                 return self.commit();
             }
             let until_due = self.due.map_or(POLL, |due| due.saturating_duration_since(Instant::now()));
-            let limits = FillLimits { records: 10_000, bytes: 4 << 20, wait: until_due.min(POLL) };
+            let limits = FillLimits { records: 10_000, bytes: self.environment.batch_bytes, wait: until_due.min(POLL) };
             let records = self.consumer.fill(&limits, &mut batches)?;
             self.rebalance(&mut batches)?;
             for (claim, batch) in batches.iter_mut() {

@@ -90,6 +90,9 @@ fn run_held(consumer: &GroupConsumer, tasks: &mut [Leased], environment: &Enviro
                 Rebalanced::Revoked(claims) => {
                     let lost: BTreeSet<i32> = claims.iter().map(|claim| claim.partition).collect();
                     held.retain(|partition| !lost.contains(partition));
+                    for task in tasks.iter().filter(|task| task.running.is_some() && lost.contains(&task.partition)) {
+                        tracing::info!(stage = task.status.name(), "handing it over: its lease is gone");
+                    }
                     stop_all(tasks, |task| lost.contains(&task.partition));
                 }
             }
@@ -104,6 +107,7 @@ fn run_held(consumer: &GroupConsumer, tasks: &mut [Leased], environment: &Enviro
                 continue;
             }
             if held.contains(&task.partition) {
+                tracing::info!(stage = task.status.name(), "this worker runs it");
                 task.running = Some(start(task, environment)?);
             } else if environment.until_idle && joined.elapsed() > NOT_OURS {
                 tracing::info!(stage = task.status.name(), "another worker of this node runs it");

@@ -60,10 +60,10 @@ pub struct Outcome {
 pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
     let settings = &options.settings;
     let cluster = Cluster::new(&options.brokers, &settings.kafka);
-    let admin = Admin::new(&cluster, options.runtime.clone())?;
+    let admin = Arc::new(Admin::new(&cluster, options.runtime.clone())?);
     prepare_topics(&admin, &options)?;
 
-    let threads = options
+    let stage_count = options
         .pipelines
         .iter()
         .map(|pipeline| pipeline.sources.len() + pipeline.transforms.len() + pipeline.sinks.len())
@@ -71,6 +71,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
     let memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
     let environment = Environment {
         cluster: cluster.clone(),
+        admin,
         runtime: options.runtime.clone(),
         budget: MemoryBudget::new(memory),
         schemas: Arc::new(Schemas::new(cluster.clone())),
@@ -84,7 +85,8 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
         until_idle: options.until_idle,
         stop: options.stop.clone(),
         scratch: data.scratch().to_owned(),
-        client_buffer: client_buffer(memory, threads),
+        client_buffer: client_buffer(memory, stage_count),
+        batch_bytes: batch_bytes(memory, stage_count),
     };
     let mut stages = Stages::default();
     for pipeline in &options.pipelines {
@@ -112,6 +114,11 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
 /// bookkeeping and the headers of small records it takes about three times as much.
 fn client_buffer(memory: usize, stages: usize) -> usize {
     (memory / 2 / 3 / stages.max(1)).clamp(1 << 20, 8 << 20)
+}
+
+/// Large enough that nothing is paid per batch; of many stages, which keep several each, small enough that they are a small part of the budget.
+fn batch_bytes(memory: usize, stages: usize) -> usize {
+    (memory / 16 / stages.max(1)).clamp(64 << 10, 1 << 20)
 }
 
 /// Stages that wait to be started.

@@ -1,0 +1,283 @@
+//! Rows on their way into a file, encoded in a thread of the runtime's pool while the sink decodes the next ones: encoding and compressing is
+//! half of a sink's work.
+//!
+//! A file has a queue, and at most one thread at a time works on it, so that rows keep their order. What waits, in all files of a sink, is
+//! bounded (I6); whoever adds more waits. An error is told to whoever adds, spills or finishes next.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use parquet::arrow::ArrowWriter;
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+use tokio::runtime::Handle;
+use trunkline_connector::{Error, Result, io_error};
+
+use crate::columns::conform_batch;
+use crate::config::WriterOptions;
+
+/// So many bytes of rows may wait for being encoded: two batches of decoded rows, so that neither side waits for the other's last row.
+const MOST_WAITING: usize = 4 << 20;
+
+/// What the files of a sink share.
+pub(crate) struct Encoders {
+    runtime: Handle,
+    waiting: Mutex<usize>,
+    encoded: Condvar,
+}
+
+impl Encoders {
+    /// Encodes in the threads of `runtime` that may block.
+    pub(crate) fn new(runtime: Handle) -> Self {
+        Self { runtime, waiting: Mutex::new(0), encoded: Condvar::new() }
+    }
+
+    /// Waits until there is room for these rows.
+    fn admit(self: &Arc<Self>, batch: RecordBatch) -> Rows {
+        let bytes = batch.get_array_memory_size();
+        let mut waiting = lock(&self.waiting);
+        while *waiting > 0 && *waiting + bytes > MOST_WAITING {
+            waiting = self.encoded.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        *waiting += bytes;
+        Rows { batch, bytes, encoders: Arc::clone(self) }
+    }
+}
+
+/// Rows that wait, or are being encoded.
+struct Rows {
+    batch: RecordBatch,
+    bytes: usize,
+    encoders: Arc<Encoders>,
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        *lock(&self.encoders.waiting) -= self.bytes;
+        self.encoders.encoded.notify_all();
+    }
+}
+
+/// A file that is being written.
+pub(crate) struct Encoding {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    encoders: Arc<Encoders>,
+    schema: SchemaRef,
+    temp: PathBuf,
+    /// Bytes after which a row group is written out.
+    row_group: usize,
+    state: Mutex<State>,
+    idle: Condvar,
+}
+
+struct State {
+    /// Empty after an error: what waits keeps the other files from adding rows.
+    queue: VecDeque<Rows>,
+    /// A thread works on the queue, or will.
+    at_work: bool,
+    /// Taken out while a batch is encoded.
+    writer: Option<Box<ArrowWriter<File>>>,
+    error: Option<Error>,
+    /// Of the file as it would be, and in memory, after the last batch.
+    bytes: usize,
+    memory: usize,
+}
+
+impl Encoding {
+    /// Creates the file.
+    pub(crate) fn create(
+        temp: PathBuf,
+        schema: &SchemaRef,
+        options: &WriterOptions,
+        encoders: &Arc<Encoders>,
+    ) -> Result<Self> {
+        let file = File::create_new(&temp).map_err(|error| io_error("create", &temp, &error))?;
+        let properties = WriterProperties::builder()
+            .set_compression(options.compression)
+            .set_created_by(concat!("trunkline version ", env!("CARGO_PKG_VERSION")).to_owned())
+            .build();
+        let mut shared = Shared {
+            encoders: Arc::clone(encoders),
+            schema: Arc::clone(schema),
+            temp,
+            row_group: options.row_group,
+            state: Mutex::new(State {
+                queue: VecDeque::new(),
+                at_work: false,
+                writer: None,
+                error: None,
+                bytes: 0,
+                memory: 0,
+            }),
+            idle: Condvar::new(),
+        };
+        let writer = ArrowWriter::try_new(file, Arc::clone(schema), Some(properties));
+        let writer = writer.map_err(|error| shared.failed(&error))?;
+        shared.state.get_mut().unwrap_or_else(PoisonError::into_inner).writer = Some(Box::new(writer));
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The columns of its rows.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        &self.shared.schema
+    }
+
+    /// Adds rows, whose columns have to be among those of the file. Waits while too many wait.
+    pub(crate) fn add(&self, batch: RecordBatch) -> Result<()> {
+        let rows = self.shared.encoders.admit(batch);
+        let mut state = lock(&self.shared.state);
+        if let Some(error) = state.error.take() {
+            return Err(error);
+        }
+        state.queue.push_back(rows);
+        if !state.at_work {
+            state.at_work = true;
+            let work = Work { shared: Arc::clone(&self.shared), done: false };
+            self.shared.encoders.runtime.spawn_blocking(move || work.run());
+        }
+        Ok(())
+    }
+
+    /// Bytes of the file as it would be now, without the rows that wait.
+    pub(crate) fn bytes(&self) -> usize {
+        lock(&self.shared.state).bytes
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn memory(&self) -> usize {
+        let state = lock(&self.shared.state);
+        state.memory + state.queue.iter().map(|rows| rows.bytes).sum::<usize>()
+    }
+
+    /// Puts what is in memory into the file.
+    pub(crate) fn spill(&self) -> Result<()> {
+        let mut state = self.idle()?;
+        let State { writer: Some(writer), .. } = &mut *state else { return Err(lost()) };
+        writer.flush().map_err(|error| self.shared.failed(&error))?;
+        (state.bytes, state.memory) = (writer_bytes(writer), writer_memory(writer));
+        Ok(())
+    }
+
+    /// The writer, with all rows.
+    pub(crate) fn finish(self) -> Result<Box<ArrowWriter<File>>> {
+        self.idle()?.writer.take().ok_or_else(lost)
+    }
+
+    /// Waits until no row waits.
+    fn idle(&self) -> Result<MutexGuard<'_, State>> {
+        let mut state = lock(&self.shared.state);
+        while state.at_work {
+            state = self.shared.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        match state.error.take() {
+            Some(error) => Err(error),
+            None => Ok(state),
+        }
+    }
+
+    /// What a call on its writer failed with.
+    pub(crate) fn failed(temp: &std::path::Path, error: &ParquetError) -> Error {
+        if let ParquetError::External(source) = error
+            && let Some(io) = source.downcast_ref::<std::io::Error>()
+        {
+            return io_error("write", temp, io);
+        }
+        Error::bug("s3.encode", format!("cannot encode Parquet: {error}"))
+    }
+}
+
+impl Drop for Encoding {
+    fn drop(&mut self) {
+        // Nobody wants the rest.
+        lock(&self.shared.state).queue.clear();
+    }
+}
+
+impl Shared {
+    fn encode(&self, writer: &mut ArrowWriter<File>, batch: &RecordBatch) -> Result<()> {
+        let conformed = conform_batch(batch, &self.schema)
+            .map_err(|error| Error::bug("s3.conform", format!("rows do not fit the columns made for them: {error}")))?;
+        writer.write(&conformed).map_err(|error| self.failed(&error))?;
+        if writer.in_progress_size() >= self.row_group {
+            writer.flush().map_err(|error| self.failed(&error))?;
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: &ParquetError) -> Error {
+        Encoding::failed(&self.temp, error)
+    }
+}
+
+/// A thread's work on a file's queue. However it ends, nobody waits for it for ever: a panic leaves the file without its writer, and the runtime may
+/// drop what it has not begun.
+struct Work {
+    shared: Arc<Shared>,
+    done: bool,
+}
+
+impl Work {
+    fn run(mut self) {
+        loop {
+            let mut state = lock(&self.shared.state);
+            let Some(rows) = state.queue.pop_front() else {
+                // In the same breath as the look: rows that are added from now on ask for another thread.
+                state.at_work = false;
+                self.done = true;
+                self.shared.idle.notify_all();
+                return;
+            };
+            // Only `finish` takes it for good, and adds nothing after that.
+            let Some(mut writer) = state.writer.take() else { return };
+            drop(state);
+            let outcome = self.shared.encode(&mut writer, &rows.batch);
+            drop(rows);
+            let mut state = lock(&self.shared.state);
+            (state.bytes, state.memory) = (writer_bytes(&writer), writer_memory(&writer));
+            state.writer = Some(writer);
+            if let Err(error) = outcome {
+                state.queue.clear();
+                state.error = Some(error);
+            }
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let mut state = lock(&self.shared.state);
+        state.queue.clear();
+        state.error.get_or_insert_with(lost);
+        state.at_work = false;
+        self.shared.idle.notify_all();
+    }
+}
+
+fn lost() -> Error {
+    Error::bug("s3.encoder", "the thread that encoded rows ended before its work; they must be read again")
+}
+
+fn writer_bytes(writer: &ArrowWriter<File>) -> usize {
+    writer.bytes_written() + writer.in_progress_size()
+}
+
+fn writer_memory(writer: &ArrowWriter<File>) -> usize {
+    // Metadata of the row groups written so far grows with them, a few hundred bytes a column.
+    let columns = writer.flushed_row_groups().first().map_or(0, |group| group.num_columns());
+    writer.memory_size() + writer.flushed_row_groups().len() * columns * 512
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is in them is put in place by single assignments: a panic leaves nothing half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
