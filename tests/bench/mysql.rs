@@ -70,7 +70,7 @@ pub(crate) fn add(table: &mut Table, kafka: &Kafka, sizes: Sizes, wanted: impl F
     };
     if wanted("mysql-snapshot") || debezium.is_some() && wanted("debezium-snapshot") {
         let rows = sizes.records(bench.snapshot("base", SHORT).a_second());
-        bench.fill("long", rows);
+        bench.fill("stock", rows);
         if wanted("mysql-snapshot") {
             table.add(
                 Path {
@@ -80,7 +80,7 @@ pub(crate) fn add(table: &mut Table, kafka: &Kafka, sizes: Sizes, wanted: impl F
                     cpu: Demand::None,
                     memory: MOST_MEMORY,
                 }
-                .measure(sizes, |_| bench.read("long", rows), || bench.snapshot("long", rows)),
+                .measure(sizes, |_| bench.read("stock", rows), || bench.snapshot("stock", rows)),
             );
         }
         if let Some(debezium) = debezium.as_ref().filter(|_| wanted("debezium-snapshot")) {
@@ -91,11 +91,11 @@ pub(crate) fn add(table: &mut Table, kafka: &Kafka, sizes: Sizes, wanted: impl F
             let arms = in_turns(
                 sizes,
                 |_| debezium.snapshot("theirs", theirs).told("Debezium", sizes),
-                |_| bench.snapshot("long", rows).told("worker", sizes),
+                |_| bench.snapshot("stock", rows).told("worker", sizes),
             );
             table.add(beside_peer(name, "rows/s", Demand::Share(5.0), &arms));
         }
-        server.run("DROP TABLE bench.long");
+        server.run("DROP TABLE bench.stock");
     }
     if wanted("mysql-binlog") || debezium.is_some() && wanted("debezium-binlog") {
         bench.binlog(table, sizes, debezium.as_ref().filter(|_| wanted("debezium-binlog")), wanted("mysql-binlog"));

@@ -22,7 +22,7 @@ use rdkafka::util::Timeout;
 use trunkline_connector::{Batch, Claim, Error, Result, failpoint};
 
 use super::client::{CALL_TIMEOUT, Cluster, classify, close_aside, log_client};
-use super::orphans::{Members, OrphanWatch};
+use super::orphans::{Members, OrphanWatch, owns};
 
 /// What a rebalance did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,16 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a look at the group may take: nothing is read meanwhile.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
+/// What the other members of a group own.
+pub struct Others(Vec<Vec<u8>>);
+
+impl Others {
+    /// Does one of them own this partition?
+    pub fn own(&self, claim: &Claim) -> bool {
+        self.0.iter().any(|assignment| owns(assignment, claim))
+    }
+}
 
 /// A member of a consumer group.
 pub struct GroupConsumer {
@@ -286,6 +296,29 @@ impl GroupConsumer {
         let seen =
             |member: &GroupMemberInfo| (member.id().to_owned(), member.assignment().unwrap_or_default().to_vec());
         Ok(Some((group.members().iter().map(seen).collect(), self.subscribed_partitions()?)))
+    }
+
+    /// The other members of the group, with what they own; `None` while the group is not stable.
+    pub fn others(&self) -> Result<Option<Others>> {
+        let Some((members, _)) = self.look()? else { return Ok(None) };
+        let own = self.member_id();
+        let others = members.into_iter().filter(|(id, _)| Some(id) != own.as_ref());
+        Ok(Some(Others(others.map(|(_, assignment)| assignment).collect())))
+    }
+
+    /// The name that the broker gave this member, if it is one.
+    fn member_id(&self) -> Option<String> {
+        let client = self.consumer.client().native_ptr();
+        // SAFETY: the client lives as long as `self`. It gives a string of its own, to be freed by its function, or null.
+        unsafe {
+            let id = rdkafka::bindings::rd_kafka_memberid(client);
+            if id.is_null() {
+                return None;
+            }
+            let text = std::ffi::CStr::from_ptr(id).to_string_lossy().into_owned();
+            rdkafka::bindings::rd_kafka_mem_free(client, id.cast());
+            Some(text)
+        }
     }
 
     /// What rebalances did since the last call.

@@ -19,5 +19,5 @@ pub mod table;
 
 pub use admin::{Admin, TopicSpec};
 pub use client::Cluster;
-pub use consumer::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced};
+pub use consumer::{ClaimBatches, FillLimits, GroupConsumer, Others, Rebalanced};
 pub use producer::{Outgoing, TransactionalProducer};

@@ -86,6 +86,11 @@ impl OrphanWatch {
     }
 }
 
+/// Is this partition among what a member was assigned? One whose format is not understood may own it.
+pub(super) fn owns(assignment: &[u8], claim: &Claim) -> bool {
+    assigned(assignment).is_none_or(|claims| claims.contains(claim))
+}
+
 /// What a member was assigned, in the format of Kafka's consumers: a version, then topics with their partitions.
 fn assigned(bytes: &[u8]) -> Option<Vec<Claim>> {
     if bytes.is_empty() {

@@ -44,6 +44,44 @@ pub struct TransactionalProducer {
     abandoned: bool,
     bytes: usize,
     records: usize,
+    flush: Flush,
+}
+
+/// When to flush again. Records are counted from the producer's first on.
+struct Flush {
+    handed_over: usize,
+    /// How many of them had been handed over at the last flush.
+    flushed: usize,
+    /// The most that were seen answered, and since when.
+    answered: usize,
+    progress: Instant,
+    /// How long to wait for progress.
+    patience: Duration,
+}
+
+impl Flush {
+    fn new() -> Self {
+        Self { handed_over: 0, flushed: 0, answered: 0, progress: Instant::now(), patience: FLUSH_AFTER }
+    }
+
+    /// Takes up that so many records are left. Nothing is under way if everything was answered that was handed over before the last flush.
+    fn is_answered(&mut self, left: usize) -> bool {
+        let answered = self.handed_over.saturating_sub(left);
+        if answered > self.answered {
+            (self.answered, self.progress, self.patience) = (answered, Instant::now(), FLUSH_AFTER);
+        }
+        answered >= self.flushed
+    }
+
+    fn is_due(&self) -> bool {
+        self.progress.elapsed() >= self.patience
+    }
+
+    fn begun(&mut self) {
+        self.flushed = self.handed_over;
+        self.progress = Instant::now();
+        self.patience = (self.patience * 2).min(FLUSH_AFTER_MOST);
+    }
 }
 
 /// Keeps the first delivery failure: the transaction it was part of cannot be committed.
@@ -78,11 +116,12 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// A batch of records is sent when it has so many bytes.
 const BATCH_BYTES: usize = 1_000_000;
 
-/// Records that do not become fewer for so long are in batches that are not full.
-const FLUSH_AFTER: Duration = Duration::from_millis(10);
+/// How long one flush lasts: enough for librdkafka's thread to send what waits. It spins for as long as that if a request is under way.
+const FLUSH_MS: i32 = 2;
 
-/// How long one call waits for what is flushed.
-const FLUSH_STEP_MS: i32 = 20;
+/// Records that do not become fewer for so long wait for a flush; the next one is waited for twice as long each time it did not help.
+const FLUSH_AFTER: Duration = Duration::from_millis(5);
+const FLUSH_AFTER_MOST: Duration = Duration::from_millis(320);
 
 /// How long a group's coordinator has to take offsets; it may be moving to another node.
 const OFFSETS_LIMIT: Duration = Duration::from_secs(20);
@@ -97,10 +136,11 @@ impl TransactionalProducer {
         let buffer = (buffer_bytes / 1024).clamp(1024, 1_000_000).to_string();
         let mut config = cluster.config(&[
             ("compression.type", "lz4"),
-            // Batches fill up; a commit sends at once what is left ([`TransactionalProducer::drain`]). A short time here does not make records
-            // earlier, for nobody reads them before the commit, but has librdkafka's thread spin while a request is under way and what
-            // waits is older than this: more than half of its processor time with a broker that is not very fast.
-            ("linger.ms", "250"),
+            // Batches fill up; what is left is pushed out by a commit, or when the send buffer is full ([`TransactionalProducer::push_out`]).
+            // A short time here would make no record earlier, for nobody reads them before the commit, but has librdkafka's thread spin
+            // while a request is under way and what waits is older than this: more than half of its processor time with a broker that
+            // is not very fast, and all of the machine's with a hundred such producers.
+            ("linger.ms", "10000"),
             ("batch.size", &BATCH_BYTES.to_string()),
             ("batch.num.messages", "10000"),
             ("message.max.bytes", "16000000"),
@@ -114,7 +154,14 @@ impl TransactionalProducer {
         config.set("transactional.id", transactional_id).set("acks", "all").set("enable.idempotence", "true");
         let producer = BaseProducer::from_config_and_context(&config, DeliveryContext::default())
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
-        let this = Self { producer: Arc::new(producer), in_transaction: false, abandoned: false, bytes: 0, records: 0 };
+        let this = Self {
+            producer: Arc::new(producer),
+            in_transaction: false,
+            abandoned: false,
+            bytes: 0,
+            records: 0,
+            flush: Flush::new(),
+        };
         this.connect(topic);
         failpoint!("producer.init.before")?;
         this.retry("claiming the transactional id", || this.producer.init_transactions(STEP_TIMEOUT))?;
@@ -165,7 +212,10 @@ impl TransactionalProducer {
                     if full_since.get_or_insert_with(Instant::now).elapsed() < STEP_LIMIT =>
                 {
                     outgoing = returned;
-                    self.wait_a_moment(Duration::from_millis(1));
+                    // Full batches make room.
+                    let left = self.left();
+                    self.flush.is_answered(left);
+                    self.push_out(false);
                     self.check_delivery()?;
                 }
                 Err((error, _)) => return Err(self.failed(&format!("sending to `{}`", record.topic), &error)),
@@ -173,6 +223,7 @@ impl TransactionalProducer {
         }
         self.bytes += record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + record.headers.len();
         self.records += 1;
+        self.flush.handed_over += 1;
         if self.records.is_multiple_of(1024) {
             self.producer.poll(Duration::ZERO);
             self.check_delivery()?;
@@ -255,26 +306,15 @@ impl TransactionalProducer {
     }
 
     /// Waits until everything sent was acknowledged. Committing would do so itself, but in steps of 100 ms.
-    fn drain(&self) -> Result<()> {
+    fn drain(&mut self) -> Result<()> {
         let started = Instant::now();
-        // Full batches go out by themselves. Flushing is for the rest: librdkafka's thread spins for as long as it lasts.
-        let rest = (self.records * BATCH_BYTES).checked_div(self.bytes).unwrap_or(usize::MAX);
-        let (mut least, mut shrunk) = (usize::MAX, started);
         loop {
-            let left = usize::try_from(self.producer.in_flight_count()).unwrap_or(0);
+            let left = self.left();
+            let answered = self.flush.is_answered(left);
             if left == 0 {
                 return self.check_delivery();
             }
-            if left < least {
-                (least, shrunk) = (left, Instant::now());
-            }
-            if left <= rest || shrunk.elapsed() >= FLUSH_AFTER {
-                // SAFETY: the pointer is the client's, which lives as long as `self`; the call may be made from any thread.
-                unsafe { rdkafka::bindings::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_STEP_MS) };
-                self.producer.poll(Duration::ZERO);
-            } else {
-                self.wait_a_moment(Duration::from_millis(1));
-            }
+            self.push_out(answered);
             if started.elapsed() > STEP_LIMIT {
                 return Err(Error::external(
                     "kafka.unreachable",
@@ -284,11 +324,24 @@ impl TransactionalProducer {
         }
     }
 
-    /// Serves what the client has to say, then sleeps. A poll with a short timeout would spin instead: rdkafka asks the client again and
-    /// again for the fraction of a millisecond that the client does not wait.
-    fn wait_a_moment(&self, moment: Duration) {
+    /// Records that are not answered yet.
+    fn left(&self) -> usize {
+        usize::try_from(self.producer.in_flight_count()).unwrap_or(0)
+    }
+
+    /// Flushes, or waits a moment while it is better not to. Full batches go out by themselves; records that do not become fewer are in batches that
+    /// are not full.
+    fn push_out(&mut self, at_once: bool) {
+        if at_once || self.flush.is_due() {
+            // SAFETY: the pointer is the client's, which lives as long as `self`; the call may be made from any thread.
+            unsafe { rdkafka::bindings::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_MS) };
+            self.flush.begun();
+        } else {
+            // A poll with a short timeout would spin: rdkafka asks the client again and again for the fraction of a millisecond that the
+            // client does not wait.
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
         self.producer.poll(Duration::ZERO);
-        std::thread::park_timeout(moment);
     }
 
     fn check_delivery(&self) -> Result<()> {

@@ -23,6 +23,6 @@ pub use environment::{Environment, Names, Stop, component_name};
 pub use sink::SinkStage;
 pub use source::SourceStage;
 pub use status::{StageKind, StageState, StageStatus};
-pub use supervise::{Ended, Stage, supervise};
+pub use supervise::{Ended, GIVE_UP, Stage, supervise};
 pub use transform::TransformStage;
 pub use upstream::Upstream;

@@ -11,7 +11,7 @@ use super::environment::{Environment, Stop};
 use super::status::{StageState, StageStatus};
 
 /// With `--until-idle`, a stage that fails for this long without a commit in between gives up: a batch job must end.
-pub(super) const GIVE_UP: Duration = Duration::from_secs(300);
+pub const GIVE_UP: Duration = Duration::from_secs(300);
 
 /// A stage that can be run any number of times, each time from its committed state.
 pub trait Stage: Send + Sync {

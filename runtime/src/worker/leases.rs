@@ -9,23 +9,28 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Error, Placement, Result};
+use trunkline_connector::{Claim, Error, Placement, Result};
 
 use crate::checkpoint::{TASKS, lease_of};
-use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced};
-use crate::stage::{Ended, Environment, SourceStage, StageState, StageStatus, Stop, supervise};
+use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Others, Rebalanced};
+use crate::stage::{Ended, Environment, GIVE_UP, SourceStage, StageState, StageStatus, Stop, supervise};
 
 /// How soon an assignment is acted on.
 const POLL: Duration = Duration::from_millis(20);
 
-/// With `--until-idle`, a task whose lease is still elsewhere after this time is another worker's to finish.
+/// With `--until-idle`, a task whose lease has been elsewhere for so long is another worker's to finish, if there is one.
 const NOT_OURS: Duration = Duration::from_secs(15);
+
+/// The group is looked at so often while a lease is missing.
+const LOOK: Duration = Duration::from_secs(1);
 
 struct Leased {
     stage: Arc<SourceStage>,
     status: Arc<StageStatus>,
-    partition: i32,
+    lease: Claim,
     running: Option<Running>,
+    /// Since when its lease has not been held here.
+    waiting: Instant,
 }
 
 struct Running {
@@ -39,7 +44,8 @@ pub(super) fn keep(placement: Placement, sources: &[(Arc<SourceStage>, Arc<Stage
         .iter()
         .map(|(stage, status)| {
             let task = environment.names.component(&stage.pipeline, &stage.plan.name);
-            Leased { stage: stage.clone(), status: status.clone(), partition: lease_of(&task), running: None }
+            let lease = Claim { topic: Arc::from(TASKS), partition: lease_of(&task) };
+            Leased { stage: stage.clone(), status: status.clone(), lease, running: None, waiting: Instant::now() }
         })
         .collect();
     while !environment.stop.is_set() && !is_over(&tasks, environment) {
@@ -73,8 +79,9 @@ fn hold(placement: Placement, tasks: &mut [Leased], environment: &Environment) -
 
 /// Fails when a task was fenced: then the group has to be asked again whose it is.
 fn run_held(consumer: &GroupConsumer, tasks: &mut [Leased], environment: &Environment) -> Result<()> {
-    let joined = Instant::now();
     let mut held = BTreeSet::new();
+    let mut looked = Instant::now();
+    tasks.iter_mut().for_each(|task| task.waiting = Instant::now());
     let mut batches = ClaimBatches::default();
     while !environment.stop.is_set() && !is_over(tasks, environment) {
         // Waiting inside the poll would cost a twentieth of a core (see `TransactionalProducer`).
@@ -90,10 +97,13 @@ fn run_held(consumer: &GroupConsumer, tasks: &mut [Leased], environment: &Enviro
                 Rebalanced::Revoked(claims) => {
                     let lost: BTreeSet<i32> = claims.iter().map(|claim| claim.partition).collect();
                     held.retain(|partition| !lost.contains(partition));
-                    for task in tasks.iter().filter(|task| task.running.is_some() && lost.contains(&task.partition)) {
+                    for task in
+                        tasks.iter().filter(|task| task.running.is_some() && lost.contains(&task.lease.partition))
+                    {
                         tracing::info!(stage = task.status.name(), "handing it over: its lease is gone");
                     }
-                    stop_all(tasks, |task| lost.contains(&task.partition));
+                    stop_all(tasks, |task| lost.contains(&task.lease.partition));
+                    tasks.iter_mut().for_each(|task| task.waiting = Instant::now());
                 }
             }
         }
@@ -106,16 +116,37 @@ fn run_held(consumer: &GroupConsumer, tasks: &mut [Leased], environment: &Enviro
             if task.status.is_over() || task.running.is_some() {
                 continue;
             }
-            if held.contains(&task.partition) {
+            if held.contains(&task.lease.partition) {
                 tracing::info!(stage = task.status.name(), "this worker runs it");
                 task.running = Some(start(task, environment)?);
-            } else if environment.until_idle && joined.elapsed() > NOT_OURS {
-                tracing::info!(stage = task.status.name(), "another worker of this node runs it");
-                task.status.set_state(StageState::Done);
+            }
+        }
+        let is_missing = |task: &Leased| {
+            !held.contains(&task.lease.partition) && !task.status.is_over() && task.waiting.elapsed() > NOT_OURS
+        };
+        if environment.until_idle && looked.elapsed() > LOOK && tasks.iter().any(is_missing) {
+            looked = Instant::now();
+            // What cannot be asked now can be in a second.
+            let others = consumer.others().unwrap_or_default();
+            for task in tasks.iter().filter(|task| is_missing(task)) {
+                leave_to_others(task, others.as_ref());
             }
         }
     }
     Ok(())
+}
+
+/// Another worker finishes a task whose lease it has. One that nobody has comes back: it was lost for a moment, because this worker or the broker
+/// hung.
+fn leave_to_others(task: &Leased, others: Option<&Others>) {
+    if others.is_some_and(|others| others.own(&task.lease)) {
+        tracing::info!(stage = task.status.name(), "another worker runs it");
+        task.status.set_state(StageState::Done);
+    } else if task.waiting.elapsed() > GIVE_UP {
+        let error = "its lease was not to be had for 5 minutes; its position is kept".to_owned();
+        tracing::error!(stage = task.status.name(), error);
+        task.status.set_state(StageState::Failed(error));
+    }
 }
 
 fn start(task: &Leased, environment: &Environment) -> Result<Running> {
