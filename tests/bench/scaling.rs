@@ -87,7 +87,7 @@ fn group(name: &str) -> Vec<Shape> {
         "pipelines" => [1, 10, 100]
             .map(|pipelines| Shape {
                 pipelines,
-                lines: 1_000_000 / pipelines,
+                lines: 3_000_000 / pipelines,
                 ..Shape::new(&format!("pipelines: {pipelines}"))
             })
             .into(),

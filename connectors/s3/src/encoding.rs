@@ -20,8 +20,8 @@ use trunkline_connector::{Error, Result, io_error};
 use crate::columns::conform_batch;
 use crate::config::WriterOptions;
 
-/// So many bytes of rows may wait for being encoded: two batches of decoded rows, so that neither side waits for the other's last row.
-const MOST_WAITING: usize = 4 << 20;
+/// So many bytes of rows may wait for being encoded: a batch or two, so that neither side waits for the other's last row.
+const MOST_WAITING: usize = 2 << 20;
 
 /// What the files of a sink share.
 pub(crate) struct Encoders {

@@ -47,40 +47,55 @@ pub struct TransactionalProducer {
     flush: Flush,
 }
 
-/// When to flush again. Records are counted from the producer's first on.
+/// When to flush. As long as a flush lasts, librdkafka's thread spins if a request is under way to a partition for which more records wait: a hundred
+/// producers then take all processors away from the broker whose answers they wait for. So it is best done while nothing is under way.
 struct Flush {
+    /// Records, from the producer's first on.
     handed_over: usize,
     /// How many of them had been handed over at the last flush.
     flushed: usize,
-    /// The most that were seen answered, and since when.
     answered: usize,
+    /// When the last answer came.
     progress: Instant,
-    /// How long to wait for progress.
+    /// Has one come since the last flush?
+    progressed: bool,
     patience: Duration,
 }
 
 impl Flush {
     fn new() -> Self {
-        Self { handed_over: 0, flushed: 0, answered: 0, progress: Instant::now(), patience: FLUSH_AFTER }
+        Self {
+            handed_over: 0,
+            flushed: 0,
+            answered: 0,
+            progress: Instant::now(),
+            progressed: false,
+            patience: PATIENCE,
+        }
     }
 
-    /// Takes up that so many records are left. Nothing is under way if everything was answered that was handed over before the last flush.
-    fn is_answered(&mut self, left: usize) -> bool {
+    /// Takes up that so many records are not answered yet.
+    fn left(&mut self, left: usize) {
         let answered = self.handed_over.saturating_sub(left);
         if answered > self.answered {
-            (self.answered, self.progress, self.patience) = (answered, Instant::now(), FLUSH_AFTER);
+            (self.answered, self.progress, self.progressed, self.patience) = (answered, Instant::now(), true, PATIENCE);
         }
-        answered >= self.flushed
     }
 
+    /// For a commit, which waits for all of them.
     fn is_due(&self) -> bool {
-        self.progress.elapsed() >= self.patience
+        self.answered >= self.flushed || self.progressed || self.progress.elapsed() >= self.patience
+    }
+
+    /// While the send buffer is full: full batches go out by themselves and make room, but there may be none.
+    fn is_stuck(&self) -> bool {
+        let quiet = self.progress.elapsed();
+        self.answered >= self.flushed && quiet >= QUIET || quiet >= self.patience
     }
 
     fn begun(&mut self) {
-        self.flushed = self.handed_over;
-        self.progress = Instant::now();
-        self.patience = (self.patience * 2).min(FLUSH_AFTER_MOST);
+        (self.flushed, self.progress, self.progressed) = (self.handed_over, Instant::now(), false);
+        self.patience = (self.patience * 2).min(MOST_PATIENCE);
     }
 }
 
@@ -116,12 +131,15 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// A batch of records is sent when it has so many bytes.
 const BATCH_BYTES: usize = 1_000_000;
 
-/// How long one flush lasts: enough for librdkafka's thread to send what waits. It spins for as long as that if a request is under way.
+/// How long one flush lasts: enough for librdkafka's thread to send what waits.
 const FLUSH_MS: i32 = 2;
 
-/// Records that do not become fewer for so long wait for a flush; the next one is waited for twice as long each time it did not help.
-const FLUSH_AFTER: Duration = Duration::from_millis(5);
-const FLUSH_AFTER_MOST: Duration = Duration::from_millis(320);
+/// So long after the last answer nothing is under way, if everything that was flushed is answered.
+const QUIET: Duration = Duration::from_millis(5);
+
+/// A flush is tried again when no answer has come for so long, and then after twice the time each.
+const PATIENCE: Duration = Duration::from_millis(50);
+const MOST_PATIENCE: Duration = Duration::from_millis(400);
 
 /// How long a group's coordinator has to take offsets; it may be moving to another node.
 const OFFSETS_LIMIT: Duration = Duration::from_secs(20);
@@ -133,7 +151,9 @@ const STEP_LIMIT: Duration = Duration::from_secs(45);
 impl TransactionalProducer {
     /// Connects, by asking for a `topic` that exists, and fences the id's earlier owner. `buffer_bytes` bounds what waits to be sent (I6).
     pub fn new(cluster: &Cluster, transactional_id: &str, topic: &str, buffer_bytes: usize) -> Result<Self> {
-        let buffer = (buffer_bytes / 1024).clamp(1024, 1_000_000).to_string();
+        // A buffer that held little more than a batch would let that one go out by itself, and a rest wait behind it ([`Flush`]).
+        let held = if buffer_bytes < 2 * BATCH_BYTES { BATCH_BYTES / 10 * 9 } else { buffer_bytes };
+        let buffer = (held / 1024).min(1_000_000).to_string();
         let mut config = cluster.config(&[
             ("compression.type", "lz4"),
             // Batches fill up; what is left is pushed out by a commit, or when the send buffer is full ([`TransactionalProducer::push_out`]).
@@ -212,10 +232,8 @@ impl TransactionalProducer {
                     if full_since.get_or_insert_with(Instant::now).elapsed() < STEP_LIMIT =>
                 {
                     outgoing = returned;
-                    // Full batches make room.
-                    let left = self.left();
-                    self.flush.is_answered(left);
-                    self.push_out(false);
+                    self.flush.left(self.left());
+                    self.push_out(self.flush.is_stuck());
                     self.check_delivery()?;
                 }
                 Err((error, _)) => return Err(self.failed(&format!("sending to `{}`", record.topic), &error)),
@@ -310,11 +328,11 @@ impl TransactionalProducer {
         let started = Instant::now();
         loop {
             let left = self.left();
-            let answered = self.flush.is_answered(left);
+            self.flush.left(left);
             if left == 0 {
                 return self.check_delivery();
             }
-            self.push_out(answered);
+            self.push_out(self.flush.is_due());
             if started.elapsed() > STEP_LIMIT {
                 return Err(Error::external(
                     "kafka.unreachable",
@@ -329,10 +347,9 @@ impl TransactionalProducer {
         usize::try_from(self.producer.in_flight_count()).unwrap_or(0)
     }
 
-    /// Flushes, or waits a moment while it is better not to. Full batches go out by themselves; records that do not become fewer are in batches that
-    /// are not full.
-    fn push_out(&mut self, at_once: bool) {
-        if at_once || self.flush.is_due() {
+    /// Flushes, or waits a moment.
+    fn push_out(&mut self, flush: bool) {
+        if flush {
             // SAFETY: the pointer is the client's, which lives as long as `self`; the call may be made from any thread.
             unsafe { rdkafka::bindings::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_MS) };
             self.flush.begun();

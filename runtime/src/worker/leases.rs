@@ -165,14 +165,15 @@ fn stop_all(tasks: &mut [Leased], which: impl Fn(&Leased) -> bool) {
     let mut stopping = Vec::new();
     for task in tasks.iter_mut().filter(|task| which(task)) {
         if let Some(running) = task.running.take() {
+            // Asked before it is told to stop: a stage that stops at once says that it is done too.
+            let was_over = task.status.is_over();
             running.stop.set();
-            stopping.push((task.status.clone(), running.thread));
+            stopping.push((was_over, task.status.clone(), running.thread));
         }
     }
-    for (status, thread) in stopping {
-        let before = status.is_over();
+    for (was_over, status, thread) in stopping {
         let _ = thread.join();
-        if !before && status.state() == StageState::Done {
+        if !was_over && status.state() == StageState::Done {
             status.set_state(StageState::Waiting);
         }
     }

@@ -73,7 +73,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
         cluster: cluster.clone(),
         admin,
         runtime: options.runtime.clone(),
-        budget: MemoryBudget::new(memory),
+        budget: MemoryBudget::new(memory - memory / 2),
         schemas: Arc::new(Schemas::new(cluster.clone())),
         names: Names {
             cluster: settings.cluster.clone(),
@@ -110,15 +110,15 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
     Ok(Outcome { summary, failed })
 }
 
-/// Half the budget is for what librdkafka holds back and fetches ahead, shared by all stages. It counts payloads only; with its own
-/// bookkeeping and the headers of small records it takes about three times as much.
+/// Half of `memory` is for what librdkafka holds back and fetches ahead, shared by all stages; the other half is the stages' own budget. librdkafka
+/// counts payloads only; with its own bookkeeping and the headers of small records it takes about three times as much.
 fn client_buffer(memory: usize, stages: usize) -> usize {
     (memory / 2 / 3 / stages.max(1)).clamp(1 << 20, 8 << 20)
 }
 
 /// Large enough that nothing is paid per batch; of many stages, which keep several each, small enough that they are a small part of the budget.
 fn batch_bytes(memory: usize, stages: usize) -> usize {
-    (memory / 16 / stages.max(1)).clamp(64 << 10, 1 << 20)
+    (memory / 64 / stages.max(1)).clamp(64 << 10, 1 << 20)
 }
 
 /// Stages that wait to be started.
