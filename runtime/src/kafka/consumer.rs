@@ -23,6 +23,7 @@ use trunkline_connector::{Batch, Claim, Error, Result, failpoint};
 
 use super::client::{CALL_TIMEOUT, Cluster, classify, close_aside, log_client};
 use super::orphans::{Members, OrphanWatch, owns};
+use super::wake::Wake;
 
 /// What a rebalance did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +55,8 @@ impl Others {
 
 /// A member of a consumer group.
 pub struct GroupConsumer {
+    /// Given back before the consumer is closed.
+    wake: Option<Wake>,
     consumer: ManuallyDrop<BaseConsumer<EventContext>>,
     group: String,
     topics: Vec<String>,
@@ -65,6 +68,7 @@ pub struct GroupConsumer {
 /// closed group for its protocol, which nobody answers any more. The stage would hang for ever.
 impl Drop for GroupConsumer {
     fn drop(&mut self) {
+        self.wake = None;
         // SAFETY: taken here once, and never used again.
         let consumer = unsafe { ManuallyDrop::take(&mut self.consumer) };
         if close_aside(consumer).recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout) {
@@ -179,7 +183,7 @@ impl GroupConsumer {
         topics: &[String],
         prefetch_bytes: usize,
     ) -> Result<Self> {
-        let prefetch = (prefetch_bytes / 1024).clamp(1024, 1_000_000).to_string();
+        let prefetch = (prefetch_bytes / 1024).clamp(128, 1_000_000).to_string();
         // Of each partition at once, compressed: a whole answer is unpacked before the bound above is asked, to five or ten times its size.
         let fetch = (prefetch_bytes / 32).clamp(65_536, 262_144).to_string();
         let mut config = cluster.config(&[
@@ -206,7 +210,10 @@ impl GroupConsumer {
             .set("enable.auto.offset.store", "false");
         let consumer = BaseConsumer::from_config_and_context(&config, EventContext::default())
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
+        let wake = Wake::of(consumer.client().native_ptr())
+            .map_err(|error| Error::external("kafka.wake", format!("no socket for a Kafka consumer: {error}")))?;
         let this = Self {
+            wake: Some(wake),
             consumer: ManuallyDrop::new(consumer),
             group: group.to_owned(),
             topics: topics.to_owned(),
@@ -229,7 +236,7 @@ impl GroupConsumer {
         let (mut records, mut bytes) = (0, 0);
         while records < limits.records && bytes < limits.bytes {
             let wait = if records > 0 { Duration::ZERO } else { deadline.saturating_duration_since(Instant::now()) };
-            let message = match self.consumer.poll(wait) {
+            let message = match self.poll(wait) {
                 None => break,
                 Some(Ok(message)) => message,
                 Some(Err(error)) => {
@@ -252,6 +259,24 @@ impl GroupConsumer {
         }
         self.mind_orphans()?;
         Ok(records)
+    }
+
+    /// The next record or error; none after a rebalance, or when `wait` is over.
+    fn poll(&self, wait: Duration) -> Option<Result<BorrowedMessage<'_>, KafkaError>> {
+        let begun = Instant::now();
+        loop {
+            let polled = self.consumer.poll(Duration::ZERO);
+            if polled.is_some() || wait.is_zero() || !self.context_events().is_empty() {
+                return polled;
+            }
+            let left = wait.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return None;
+            }
+            if let Some(wake) = &self.wake {
+                wake.wait(left);
+            }
+        }
     }
 
     /// Sees to it that each partition has an owner. See [`orphans`](super::orphans).
@@ -441,7 +466,7 @@ impl GroupConsumer {
 
     /// Keeps the membership alive while paused. `true`: a rebalance happened.
     pub fn keep_alive(&self, wait: Duration) -> Result<bool> {
-        if let Some(Err(error)) = self.consumer.poll(wait) {
+        if let Some(Err(error)) = self.poll(wait) {
             self.check(&error)?;
         }
         Ok(!self.context_events().is_empty())

@@ -8,6 +8,7 @@
 //! - `orphans`: partitions of a group that nobody owns.
 //! - [`embedded`]: the broker in the process, when no other is named.
 //! - [`table`]: compacted topics as key-value tables.
+//! - `wake`: waiting for a consumer's queue.
 
 pub mod admin;
 pub mod client;
@@ -16,6 +17,7 @@ pub mod embedded;
 mod orphans;
 pub mod producer;
 pub mod table;
+mod wake;
 
 pub use admin::{Admin, TopicSpec};
 pub use client::Cluster;

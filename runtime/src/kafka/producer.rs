@@ -44,6 +44,10 @@ pub struct TransactionalProducer {
     abandoned: bool,
     bytes: usize,
     records: usize,
+    /// Bytes that may wait for being answered.
+    most: usize,
+    /// Bytes handed over since it was last looked how many do.
+    since_look: usize,
     flush: Flush,
 }
 
@@ -128,6 +132,9 @@ impl ProducerContext for DeliveryContext {
 /// How long a call waits for the other side before it is tried again.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The largest record.
+const MOST_RECORD_BYTES: usize = 16_000_000;
+
 /// A batch of records is sent when it has so many bytes.
 const BATCH_BYTES: usize = 1_000_000;
 
@@ -152,8 +159,9 @@ impl TransactionalProducer {
     /// Connects, by asking for a `topic` that exists, and fences the id's earlier owner. `buffer_bytes` bounds what waits to be sent (I6).
     pub fn new(cluster: &Cluster, transactional_id: &str, topic: &str, buffer_bytes: usize) -> Result<Self> {
         // A buffer that held little more than a batch would let that one go out by itself, and a rest wait behind it ([`Flush`]).
-        let held = if buffer_bytes < 2 * BATCH_BYTES { BATCH_BYTES / 10 * 9 } else { buffer_bytes };
-        let buffer = (held / 1024).min(1_000_000).to_string();
+        let most = if buffer_bytes < 2 * BATCH_BYTES { buffer_bytes.min(BATCH_BYTES / 10 * 9) } else { buffer_bytes };
+        // librdkafka refuses a record that is larger than its buffer for ever: the bound is kept by `send`.
+        let buffer = ((most + 2 * MOST_RECORD_BYTES) / 1024).to_string();
         let mut config = cluster.config(&[
             ("compression.type", "lz4"),
             // Batches fill up; what is left is pushed out by a commit, or when the send buffer is full ([`TransactionalProducer::push_out`]).
@@ -163,7 +171,7 @@ impl TransactionalProducer {
             ("linger.ms", "10000"),
             ("batch.size", &BATCH_BYTES.to_string()),
             ("batch.num.messages", "10000"),
-            ("message.max.bytes", "16000000"),
+            ("message.max.bytes", &MOST_RECORD_BYTES.to_string()),
             ("queue.buffering.max.kbytes", &buffer),
             ("queue.buffering.max.messages", "500000"),
             // A report for each record that arrived would cost a tenth of the processor time; what counts is the commit.
@@ -180,6 +188,8 @@ impl TransactionalProducer {
             abandoned: false,
             bytes: 0,
             records: 0,
+            most,
+            since_look: 0,
             flush: Flush::new(),
         };
         this.connect(topic);
@@ -211,6 +221,10 @@ impl TransactionalProducer {
     /// Sends a record in the open transaction, beginning one if there is none. Waits while the send buffer is full.
     pub fn send(&mut self, record: &Outgoing<'_>) -> Result<()> {
         self.begin()?;
+        if self.since_look >= self.most / 8 {
+            self.since_look = 0;
+            self.wait_for_room()?;
+        }
         let mut outgoing = BaseRecord::<[u8], [u8]>::to(record.topic).partition(record.partition);
         if let Some(key) = record.key {
             outgoing = outgoing.key(key);
@@ -239,7 +253,9 @@ impl TransactionalProducer {
                 Err((error, _)) => return Err(self.failed(&format!("sending to `{}`", record.topic), &error)),
             }
         }
-        self.bytes += record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + record.headers.len();
+        let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + record.headers.len();
+        self.bytes += bytes;
+        self.since_look += bytes;
         self.records += 1;
         self.flush.handed_over += 1;
         if self.records.is_multiple_of(1024) {
@@ -323,6 +339,24 @@ impl TransactionalProducer {
         *self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// Waits until no more bytes than allowed are unanswered, as far as the mean size of records tells.
+    fn wait_for_room(&mut self) -> Result<()> {
+        let mean = self.bytes / self.records.max(1);
+        let started = Instant::now();
+        loop {
+            let left = self.left();
+            self.flush.left(left);
+            if left * mean <= self.most || left <= 1 {
+                return Ok(());
+            }
+            self.push_out(self.flush.is_stuck());
+            self.check_delivery()?;
+            if started.elapsed() > STEP_LIMIT {
+                return Err(unanswered());
+            }
+        }
+    }
+
     /// Waits until everything sent was acknowledged. Committing would do so itself, but in steps of 100 ms.
     fn drain(&mut self) -> Result<()> {
         let started = Instant::now();
@@ -334,10 +368,7 @@ impl TransactionalProducer {
             }
             self.push_out(self.flush.is_due());
             if started.elapsed() > STEP_LIMIT {
-                return Err(Error::external(
-                    "kafka.unreachable",
-                    "the brokers did not acknowledge what was sent within 45 s",
-                ));
+                return Err(unanswered());
             }
         }
     }
@@ -376,6 +407,10 @@ impl TransactionalProducer {
     fn retry(&self, doing: &str, step: impl FnMut() -> Result<(), KafkaError>) -> Result<()> {
         retry(&self.producer, doing, step)
     }
+}
+
+fn unanswered() -> Error {
+    Error::external("kafka.unreachable", "the brokers did not acknowledge what was sent within 45 s")
 }
 
 /// What an error means. Once the producer was fenced every call fails, with words of its own: the reason is the fatal error.

@@ -111,9 +111,9 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
 }
 
 /// Half of `memory` is for what librdkafka holds back and fetches ahead, shared by all stages; the other half is the stages' own budget. librdkafka
-/// counts payloads only; with its own bookkeeping and the headers of small records it takes about three times as much.
+/// counts payloads only; with its own bookkeeping and the headers of small records it takes three to four times as much.
 fn client_buffer(memory: usize, stages: usize) -> usize {
-    (memory / 2 / 3 / stages.max(1)).clamp(1 << 20, 8 << 20)
+    (memory / 2 / 4 / stages.max(1)).clamp(256 << 10, 8 << 20)
 }
 
 /// Large enough that nothing is paid per batch; of many stages, which keep several each, small enough that they are a small part of the budget.
