@@ -11,9 +11,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use mysql_async::binlog::events::Event;
 use trunkline_connector::{Error, Result, SourceBatch};
 
+use super::event::Event;
 use super::events::{Begins, Meaning, Query, RowsKind, Statement};
 use super::tables::{Mapped, Tables, Taken};
 use crate::config::{MysqlOptions, Snapshot as When};
@@ -23,7 +23,7 @@ use crate::decode::{Bytes, Malformed};
 use crate::emit::{Change, Emitter, MOST_RECORDS, Op, Origin, OriginParts};
 use crate::gtid::Gtid;
 use crate::position::{Part, Place, StreamPosition};
-use crate::server::Server;
+use crate::server::{Gtids, Server};
 use crate::snapshot::progress::{Progress, Watch};
 use crate::table::Style;
 
@@ -36,6 +36,8 @@ pub(crate) struct Follower {
     pub(crate) position: StreamPosition,
     /// How far the binlog has been read: the end of the last event.
     reached: Place,
+    /// The end of the last transaction that came from this server since the source opened.
+    pub(crate) ended: Place,
     transaction: Option<Transaction>,
     /// Rows to be handed out before the next event is looked at.
     rows: VecDeque<OpenRows>,
@@ -57,6 +59,8 @@ struct Transaction {
     thread: Option<u32>,
     /// Its BEGIN has come.
     begun: bool,
+    /// All of it was handed out before a restart.
+    comes_again: bool,
     /// Rows events so far.
     events: u64,
     /// What is to be passed over: it was handed out before a restart.
@@ -87,9 +91,10 @@ struct Held {
 impl Follower {
     pub(crate) fn new(options: Arc<MysqlOptions>, server: Server, position: StreamPosition) -> Self {
         Self {
-            tables: Tables::new(Style::of(&options)),
+            tables: Tables::new(Style::of(&options), server.gtids == Gtids::MariaDb),
             emitter: Emitter::new(options.tombstones),
             reached: Place::default(),
+            ended: Place::default(),
             position,
             server,
             options,
@@ -105,6 +110,11 @@ impl Follower {
     /// How far the binlog has been read.
     pub(crate) fn reached(&self) -> &Place {
         &self.reached
+    }
+
+    /// How the server numbers transactions.
+    pub(crate) fn gtids(&self) -> Gtids {
+        self.server.gtids
     }
 
     /// Between two transactions, and nothing of any other is handed out in part.
@@ -134,6 +144,10 @@ impl Follower {
         if !matches!(meaning, Meaning::Rotate(..) | Meaning::Heartbeat(_)) {
             self.advance(u64::from(event.header().log_pos()));
         }
+        if self.transaction.as_ref().is_some_and(|transaction| transaction.comes_again) {
+            self.pass_over(&meaning);
+            return Ok(());
+        }
         match meaning {
             Meaning::Rotate(file, pos) => self.reached = Place { file, pos },
             Meaning::Heartbeat(pos) => self.advance(pos.unwrap_or(0)),
@@ -160,6 +174,25 @@ impl Follower {
         Ok(())
     }
 
+    /// Passes over an event of a transaction that is done already; only where it ends matters.
+    fn pass_over(&mut self, meaning: &Meaning<'_>) {
+        let ends = match meaning {
+            Meaning::Rotate(file, pos) => {
+                self.reached = Place { file: file.clone(), pos: *pos };
+                false
+            }
+            Meaning::Commit | Meaning::XaPrepare { .. } => true,
+            Meaning::Query(query) => {
+                let begun = self.transaction.as_ref().is_some_and(|transaction| transaction.begun);
+                !begun || Statement::of(query.text) == Statement::Commit
+            }
+            _ => false,
+        };
+        if ends {
+            self.transaction = None;
+        }
+    }
+
     /// Takes up a position of 32 bits (0: none) within the file.
     fn advance(&mut self, pos: u64) {
         if pos == 0 {
@@ -182,16 +215,26 @@ impl Follower {
         }
         self.written_at = Some(begins.written_at);
         let gtid_text = begins.gtid.as_ref().map(ToString::to_string);
+        let comes_again = begins
+            .gtid
+            .as_ref()
+            .is_some_and(|gtid| self.position.done.as_ref().is_some_and(|done| done.comes_again(gtid)));
+        if let Some(id) = &begins.xa
+            && !comes_again
+        {
+            self.held.insert(id.clone(), Held { gtid: None, rows: Vec::new() });
+        }
         let skip = self.position.part.clone().filter(|part| self.position.done.is_none() || part.gtid == gtid_text);
         self.transaction = Some(Transaction {
             gtid: begins.gtid,
             gtid_text,
             committed_at: (begins.committed_at / 1000) as i64,
             thread: None,
-            begun: false,
+            begun: begins.is_begun,
+            comes_again,
             events: 0,
             skip,
-            xa: None,
+            xa: begins.xa,
         });
         Ok(())
     }
@@ -266,6 +309,7 @@ impl Follower {
         }
         self.also_done.clear();
         self.position.place = self.reached.clone();
+        self.ended = self.reached.clone();
         self.position.part = None;
     }
 
@@ -284,6 +328,9 @@ impl Follower {
                 "a distributed transaction (XA) is prepared here, and the server has no GTIDs to come back to it by. SET PERSIST gtid_mode = 'ON' \
                  (in the steps of the manual), and begin anew with a source of another name",
             ));
+        }
+        if let (Some(done), Some(gtid)) = (&mut self.position.done, &transaction.gtid) {
+            done.hold(gtid);
         }
         if let Some(held) = self.held.get_mut(&id) {
             held.gtid = transaction.gtid.take();

@@ -33,12 +33,14 @@ const MOST: usize = 10_000;
 /// Tables by number.
 pub(crate) struct Tables {
     style: Style,
+    /// Table maps are MariaDB's.
+    mariadb: bool,
     known: HashMap<u64, (Vec<u8>, Arc<Mapped>)>,
 }
 
 impl Tables {
-    pub(crate) fn new(style: Style) -> Self {
-        Self { style, known: HashMap::new() }
+    pub(crate) fn new(style: Style, mariadb: bool) -> Self {
+        Self { style, mariadb, known: HashMap::new() }
     }
 
     pub(crate) fn get(&self, id: u64) -> Option<&Arc<Mapped>> {
@@ -72,7 +74,7 @@ impl Tables {
 
     fn read(&self, name: &TableName<'_>, options: &MysqlOptions, charsets: &Charsets) -> Result<Taken> {
         let full_name = format!("{}.{}", name.database, name.table);
-        let map = TableMap::read(name, charsets).map_err(|unusable| match unusable {
+        let map = TableMap::read(name, charsets, self.mariadb).map_err(|unusable| match unusable {
             Unusable::Malformed(why) => {
                 Error::data("mysql.malformed", format!("{}: the table map of {full_name}: {why}", server(options)))
             }
