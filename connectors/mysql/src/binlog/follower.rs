@@ -213,6 +213,13 @@ impl Follower {
                  it cannot be unpacked; SET PERSIST binlog_transaction_compression = OFF and begin anew with a source of another name";
             return Err(self.stop("mysql.lost_events", message));
         }
+        if let (Some(done), Some(gtid)) = (&self.position.done, &begins.gtid)
+            && !done.is_of_kind(gtid)
+        {
+            return Err(
+                self.malformed("a transaction", &Malformed(format!("{gtid} in the binlog of another kind of server")))
+            );
+        }
         self.written_at = Some(begins.written_at);
         let gtid_text = begins.gtid.as_ref().map(ToString::to_string);
         let comes_again = begins
@@ -484,6 +491,10 @@ impl Follower {
             }
             if let Err(error) = read {
                 break Err(error);
+            }
+            if rest.rest().len() == bytes.rest().len() {
+                // Of a table without columns, which does not exist: there would be no end of them.
+                break Err(Malformed::new("a row of no bytes"));
             }
             bytes = rest;
             open.row += 1;

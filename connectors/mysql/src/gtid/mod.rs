@@ -23,11 +23,16 @@ pub(crate) enum GtidSet {
 }
 
 impl GtidSet {
+    /// Do both come from the same kind of server?
+    pub(crate) fn is_of_kind(&self, gtid: &Gtid) -> bool {
+        matches!((self, gtid), (Self::MySql(_), Gtid::MySql { .. }) | (Self::MariaDb(_), Gtid::MariaDb(_)))
+    }
+
     pub(crate) fn add(&mut self, gtid: &Gtid) {
         match (self, gtid) {
             (Self::MySql(set), Gtid::MySql { origin, number }) => set.add(origin, *number),
             (Self::MariaDb(domains), Gtid::MariaDb(gtid)) => domains.add(*gtid),
-            // A server of the other kind than the position's is refused before anything is read.
+            // The follower refuses it when the transaction begins.
             (set, gtid) => debug_assert!(false, "{gtid} in {set}"),
         }
     }
