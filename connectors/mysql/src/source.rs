@@ -185,6 +185,7 @@ impl MysqlSource {
             let is_over = match self.wait(until, paused)? {
                 Came::Event(event) => {
                     self.heard = Instant::now();
+                    self.describe_for(&event)?;
                     self.follower.take(event, out, &mut self.progress)?;
                     Instant::now() >= deadline
                 }
@@ -243,6 +244,17 @@ impl MysqlSource {
             tokio::time::timeout_at(until.into(), next).await
         });
         came.unwrap_or(Ok(Came::Nothing))
+    }
+
+    /// Asks the server what a table map leaves open.
+    fn describe_for(&mut self, event: &Event) -> Result<()> {
+        let Some((database, name)) = self.follower.asks_for(event) else { return Ok(()) };
+        let charsets = self.follower.charsets();
+        let only = Some((database.as_str(), name.as_str()));
+        let described = describe::tables(&self.options, &mut self.queries, &charsets, only);
+        let described = self.runtime.block_on(described)?;
+        self.follower.told(format!("{database}.{name}"), described.first().map_or(&[], |table| &table.columns));
+        Ok(())
     }
 
     fn check_silence(&mut self, paused: bool) -> Result<()> {

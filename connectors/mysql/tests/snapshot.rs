@@ -239,6 +239,10 @@ fn keys_of_every_type_are_walked_in_the_servers_order() {
                 "('a'),('A'),('á'),('b'),('''')",
             ),
             ("CHAR(3) CHARACTER SET sjis", "('a'),('日本'),('')"),
+            (
+                if server.is_mariadb() { "UUID" } else { "CHAR(36)" },
+                "('f81d4fae-7dec-11d0-a765-00a0c91e6bf6'),('01890a5d-ac96-774b-bcce-b302099a8057'),('00000000-0000-0000-0000-000000000000')",
+            ),
         ]
         .into_iter()
         .enumerate()
@@ -251,7 +255,7 @@ fn keys_of_every_type_are_walked_in_the_servers_order() {
         ));
         bench.max_records = 1;
         bench.read();
-        for index in 0..18 {
+        for index in 0..19 {
             let rows = server.run(&format!("SELECT COUNT(*) FROM {database}.k{index}"));
             let table = format!("{database}.k{index}");
             let keys: Vec<_> =

@@ -16,6 +16,7 @@ use trunkline_connector::{Error, Result, SourceBatch};
 use super::event::Event;
 use super::events::{Begins, Meaning, Query, RowsKind, Statement};
 use super::tables::{Mapped, Tables, Taken};
+use crate::charset::Charsets;
 use crate::config::{MysqlOptions, Snapshot as When};
 use crate::connect;
 use crate::decode::rows::{RowsHead, read_changed_row, read_row};
@@ -25,7 +26,7 @@ use crate::gtid::Gtid;
 use crate::position::{Part, Place, StreamPosition};
 use crate::server::{Gtids, Server};
 use crate::snapshot::progress::{Progress, Watch};
-use crate::table::Style;
+use crate::table::{Column, Style};
 
 /// Follows the binlog.
 pub(crate) struct Follower {
@@ -136,6 +137,22 @@ impl Follower {
     fn stop(&self, code: &'static str, message: &str) -> Error {
         let Place { file, pos } = &self.reached;
         Error::data(code, format!("{} at {file}:{pos}: {message}", connect::server(&self.options)))
+    }
+
+    /// The database and name of a table that is to be described before this event is taken up.
+    pub(crate) fn asks_for(&self, event: &Event) -> Option<(String, String)> {
+        const TABLE_MAP: u8 = 19;
+        let is_map = event.header().event_type_raw() == TABLE_MAP;
+        if is_map { self.tables.asks_for(event.data(), &self.options, &self.server.charsets) } else { None }
+    }
+
+    /// The description that was asked for.
+    pub(crate) fn told(&mut self, full_name: String, columns: &[Column]) {
+        self.tables.told(full_name, columns);
+    }
+
+    pub(crate) fn charsets(&self) -> Arc<Charsets> {
+        Arc::clone(&self.server.charsets)
     }
 
     /// Takes up an event; its rows are handed out by [`Follower::hand_out`].

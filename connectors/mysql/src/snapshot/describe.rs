@@ -151,6 +151,9 @@ impl Described<'_> {
             "set" => Kind::Set { members: members(self.column_type)?.into() },
             "json" => Kind::Json,
             "vector" => Kind::Vector,
+            "uuid" => Kind::Uuid,
+            "inet4" => Kind::Inet4,
+            "inet6" => Kind::Inet6,
             "geometry" | "point" | "linestring" | "polygon" | "multipoint" | "multilinestring" | "multipolygon"
             | "geomcollection" | "geometrycollection" => Kind::Geometry,
             other => return Err(format!("the type `{other}` is not known here")),
