@@ -248,3 +248,20 @@ fn fuzz() {
     }
     assert!(trying.join().is_ok(), "TRUNKLINE_FUZZ_SEED={last} repeats it");
 }
+
+/// What the library hands out of a compressed transaction that it cannot unpack: its head, its payload, and then whatever comes next.
+#[test]
+fn a_compressed_transaction_that_cannot_be_unpacked_is_never_passed_over() {
+    const PAYLOAD: u8 = 40;
+    const HEARTBEAT: u8 = 27;
+    let ground = Ground { options: options(), charsets: charsets() };
+    let file = recorded(Gtids::MySql, include_bytes!("../tests/corpus/mysql.binlog"));
+    let at = file.events.iter().position(|event| event[4] == PAYLOAD).unwrap();
+    let mut heartbeat = file.events[at].clone();
+    heartbeat[4] = HEARTBEAT;
+    let next = file.events[at + 1].clone();
+    for after in [heartbeat, next] {
+        let events = [file.events[at - 1].clone(), file.events[at].clone(), after];
+        assert_eq!(ground.read(Gtids::MySql, &events), (0, 2), "refused at the event after it");
+    }
+}

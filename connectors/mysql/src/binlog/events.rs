@@ -30,6 +30,8 @@ pub(crate) enum Meaning<'a> {
     XaPrepare {
         whole: bool,
     },
+    /// A compressed transaction, whose events come after it.
+    Payload,
     /// Nothing new, but the end of the binlog is here.
     Heartbeat(Option<u64>),
     /// The server knows that it lost something.
@@ -92,6 +94,7 @@ impl<'a> Meaning<'a> {
             33 | 34 | 42 => begins(event).map(Self::Begins),
             38 => Ok(Self::XaPrepare { whole: data.first() == Some(&1) }),
             39 => rows(Op::Update, true, true),
+            40 => Ok(Self::Payload),
             41 => heartbeat(data),
             162 => mariadb_begins(event).map(Self::Begins),
             164 => Err(Malformed::new("the binlog is encrypted on its way, which no server should do")),

@@ -48,6 +48,8 @@ pub(crate) struct Follower {
     also_done: Vec<Gtid>,
     /// Prepared transactions by their id.
     held: HashMap<Vec<u8>, Held>,
+    /// A compressed transaction has come, and none of its events yet.
+    packed: bool,
     /// When the transaction was written that was read last, until somebody asks (microseconds since the Unix epoch).
     pub(crate) written_at: Option<u64>,
 }
@@ -104,6 +106,7 @@ impl Follower {
             ends: false,
             also_done: Vec::new(),
             held: HashMap::new(),
+            packed: false,
             written_at: None,
         }
     }
@@ -161,6 +164,16 @@ impl Follower {
         if !matches!(meaning, Meaning::Rotate(..) | Meaning::Heartbeat(_)) {
             self.advance(u64::from(event.header().log_pos()));
         }
+        let from_outside = matches!(meaning, Meaning::Rotate(..) | Meaning::Heartbeat(_) | Meaning::Begins(_));
+        if self.packed && from_outside {
+            // The library tells nobody that it could not unpack one; then nothing of it comes.
+            return Err(self.stop(
+                "mysql.payload",
+                "a compressed transaction cannot be unpacked: its bytes are broken, or there is not enough memory for it. If it stays so, \
+                 SET PERSIST binlog_transaction_compression = OFF, and begin anew with a source of another name",
+            ));
+        }
+        self.packed = matches!(meaning, Meaning::Payload);
         if self.transaction.as_ref().is_some_and(|transaction| transaction.comes_again) {
             self.pass_over(&meaning);
             return Ok(());
@@ -186,7 +199,7 @@ impl Follower {
                     "the server says that events were lost here. Begin anew with a source of another name",
                 ));
             }
-            Meaning::Nothing => {}
+            Meaning::Payload | Meaning::Nothing => {}
         }
         Ok(())
     }
@@ -226,8 +239,7 @@ impl Follower {
 
     fn begin(&mut self, begins: Begins) -> Result<()> {
         if self.transaction.is_some() {
-            let message = "a transaction begins before the end of the last one has come: events were lost on the way. If the last one is compressed, \
-                 it cannot be unpacked; SET PERSIST binlog_transaction_compression = OFF and begin anew with a source of another name";
+            let message = "a transaction begins before the end of the last one has come: events were lost on the way";
             return Err(self.stop("mysql.lost_events", message));
         }
         if let (Some(done), Some(gtid)) = (&self.position.done, &begins.gtid)
