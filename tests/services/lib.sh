@@ -83,3 +83,46 @@ kafka_wait() {
   kill "$pid" 2>/dev/null || true
   fail "$1.log"
 }
+
+# debian_download HOME SUITE PACKAGE..: downloads Debian's packages of a suite, with all that they need, into HOME/debs. By apt with a state
+# of its own, in which nothing is installed: so everything comes along, libc included.
+debian_download() {
+  local home=$1 suite=$2 a=$1/apt mirror key=/usr/share/keyrings/debian-archive-keyring.gpg p; shift 2
+  command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo "no apt-get or dpkg-deb on this machine" >&2; return 1; }
+  # Where this machine has its own packages from.
+  mirror=$(cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null |
+    awk '/^URIs:/{print $2; exit} /^deb /{for (i = 2; i <= NF; i++) if ($i ~ /:\/\//) {print $i; exit}}')
+  [ -n "$mirror" ] || { echo "no Debian mirror in /etc/apt: this needs a Debian system" >&2; return 1; }
+  mkdir -p "$a/lists/partial" "$home/debs/partial"
+  echo "deb [signed-by=$key] $mirror $suite main" > "$a/sources.list"
+  # Perl is wanted for scripts that are not used here.
+  for p in perl perl-base; do
+    printf 'Package: %s\nStatus: install ok installed\nVersion: 999:1\nArchitecture: %s\nMulti-Arch: allowed\nMaintainer: x\nDescription: x\n\n' \
+      $p "$(dpkg --print-architecture)"
+  done > "$a/status"
+  local options=(-o Dir::State="$a" -o Dir::State::Lists="$a/lists" -o Dir::State::status="$a/status" -o Dir::Cache="$a"
+    -o Dir::Cache::archives="$home/debs" -o Dir::Etc::SourceList="$a/sources.list" -o Dir::Etc::SourceParts=/dev/null
+    -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null -o APT::Install-Recommends=false
+    -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=3
+    -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o Binary::apt-get::APT::Keep-Downloaded-Packages=true)
+  apt-get "${options[@]}" -qq update
+  apt-get "${options[@]}" -qq -y --download-only install "$@"
+}
+
+# debian_unpack HOME PROGRAM..: unpacks HOME/debs into HOME/root, nothing installed; programs (as `sbin/mysqld`) are then in HOME/bin, each run by
+# the loader and the libraries that came with it.
+debian_unpack() {
+  local home=$1 r=$1/root t=$1/root.tmp l d lib loader b; shift
+  rm -rf "$t"; mkdir -p "$t"/usr/{lib,bin,sbin,lib64} "$home/bin"
+  for l in lib bin sbin lib64; do ln -s usr/$l "$t/$l"; done
+  for d in "$home"/debs/*.deb; do
+    dpkg-deb --fsys-tarfile "$d" | tar -x -C "$t" --keep-directory-symlink --exclude=./usr/share/{doc,man}
+  done
+  lib=$(dirname "$(find "$t/usr/lib" -name 'libc.so.6' | head -1)"); lib=$r${lib#"$t"}
+  loader=$(find "$t/usr/lib" -name 'ld-linux-*.so.*' | head -1); loader=$r${loader#"$t"}
+  for b in "$@"; do
+    printf '#!/bin/sh\nexec %s --library-path %s --argv0 %s %s "$@"\n' "$loader" "$lib" "${b#*/}" "$r/usr/$b" > "$home/bin/${b#*/}"
+    chmod +x "$home/bin/${b#*/}"
+  done
+  mv "$t" "$r"
+}

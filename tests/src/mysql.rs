@@ -1,4 +1,4 @@
-//! A MySQL server.
+//! A MySQL server, or MariaDB.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -6,13 +6,25 @@ use std::process::{Command, Stdio};
 use crate::server::Server;
 use crate::{Skip, repository};
 
-/// A real MySQL of one test, through `tests/services/mysql`. Its user `cdc` may do what a source needs, and no more.
-pub struct Mysql(Server);
+/// A real MySQL or MariaDB of one test, through the scripts in `tests/services`. Its user `cdc` may do what a source needs, and no more.
+pub struct Mysql {
+    server: Server,
+    script: &'static str,
+}
 
 impl Mysql {
-    /// Starts one without databases.
+    /// Starts a MySQL without databases.
     pub fn start() -> Result<Self, Skip> {
-        let mysql = Self(Server::start("mysql", &[], 1)?);
+        Self::start_script("mysql")
+    }
+
+    /// Starts a MariaDB without databases.
+    pub fn start_mariadb() -> Result<Self, Skip> {
+        Self::start_script("mariadb")
+    }
+
+    fn start_script(script: &'static str) -> Result<Self, Skip> {
+        let mysql = Self { server: Server::start(script, &[], 1)?, script };
         mysql.run("CREATE USER cdc IDENTIFIED BY 'secret'");
         mysql.run("GRANT REPLICATION SLAVE, REPLICATION CLIENT, SELECT, LOCK TABLES ON *.* TO cdc");
         Ok(mysql)
@@ -20,7 +32,7 @@ impl Mysql {
 
     /// The `url` of a source on it, with the password in the environment variable `CDC_PASSWORD`.
     pub fn url(&self) -> String {
-        format!("mysql://cdc:${{env:CDC_PASSWORD}}@127.0.0.1:{}", self.0.port())
+        format!("mysql://cdc:${{env:CDC_PASSWORD}}@127.0.0.1:{}", self.server.port())
     }
 
     /// The same with the password in it.
@@ -38,9 +50,9 @@ impl Mysql {
 
     /// Runs statements; gives the lines that they print, columns separated by tabs.
     pub fn run(&self, statements: &str) -> Vec<String> {
-        let mut client = Command::new(repository().join("tests/services/mysql"))
-            .args(["client", &self.0.port().to_string()])
-            .arg(self.0.directory())
+        let mut client = Command::new(repository().join("tests/services").join(self.script))
+            .args(["client", &self.server.port().to_string()])
+            .arg(self.server.directory())
             .args(["-N", "-B", "--default-character-set=utf8mb4"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -55,16 +67,16 @@ impl Mysql {
 
     /// A crash.
     pub fn kill9(&mut self) {
-        self.0.end(libc::SIGKILL);
+        self.server.end(libc::SIGKILL);
     }
 
     /// A clean stop.
     pub fn stop(&mut self) {
-        self.0.end(libc::SIGTERM);
+        self.server.end(libc::SIGTERM);
     }
 
     /// Starts it again with its data.
     pub fn restart(&mut self) {
-        self.0.start_again();
+        self.server.start_again();
     }
 }

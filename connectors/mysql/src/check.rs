@@ -6,7 +6,7 @@ use trunkline_connector::{Error, Lack, Result};
 use crate::binlog::Identity;
 use crate::config::{MysqlOptions, Snapshot};
 use crate::connect::{query, query_connection, query_one, server};
-use crate::server::{Server, binlog_end};
+use crate::server::{Gtids, Server, binlog_end, is_mariadb};
 use crate::snapshot::describe;
 
 /// A binlog that is kept shorter than a weekend loses changes of a source that stands still over one.
@@ -35,6 +35,15 @@ pub(crate) async fn check(options: &MysqlOptions, task: &str) -> Vec<Lack> {
 
 async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Result<()> {
     let mut connection = query_connection(options).await?;
+    let is_mariadb = is_mariadb(options, &mut connection).await?;
+    // MariaDB forgets what is set while it runs.
+    let set = |setting: &str| {
+        if is_mariadb {
+            format!("SET GLOBAL {setting}; -- and in the server's configuration file")
+        } else {
+            format!("SET PERSIST {setting};")
+        }
+    };
     let server = server(options);
     let mut lack = |code, message: String, mend: String| lacks.push(Lack { code, message, mend: Some(mend) });
     if setting(options, &mut connection, "log_bin").await?.as_deref() != Some("1") {
@@ -46,10 +55,18 @@ async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Resul
         // A server that does not know the setting has what is wanted, or is too old for more than its name to be asked.
         let Some(value) = setting(options, &mut connection, name).await? else { continue };
         if !value.eq_ignore_ascii_case(wanted) {
-            lack(code, format!("{server}: {name} is '{value}': {why}"), format!("SET PERSIST {name} = '{wanted}';"));
+            lack(code, format!("{server}: {name} is '{value}': {why}"), set(&format!("{name} = '{wanted}'")));
         }
     }
-    if setting(options, &mut connection, "gtid_mode").await?.as_deref() != Some("ON") {
+    if is_mariadb {
+        if setting(options, &mut connection, "gtid_strict_mode").await?.as_deref() != Some("1") {
+            let message = format!(
+                "{server}: gtid_strict_mode is off: that a smaller sequence is an earlier transaction, by which a source knows what it has seen, is then \
+                 nobody's promise"
+            );
+            lack("mysql.check.gtid_strict_mode", message, set("gtid_strict_mode = ON"));
+        }
+    } else if setting(options, &mut connection, "gtid_mode").await?.as_deref() != Some("ON") {
         let message = format!(
             "{server} gives no GTIDs: a source cannot go on at another server, nor follow distributed transactions"
         );
@@ -64,28 +81,50 @@ async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Resul
         let message = format!(
             "{server} keeps its binlog for {seconds} s only: a source that stands still for longer loses changes"
         );
-        lack("mysql.check.retention", message, "SET PERSIST binlog_expire_logs_seconds = 604800;".to_owned());
+        lack("mysql.check.retention", message, set("binlog_expire_logs_seconds = 604800"));
     }
     let user = options.url.user.clone();
     let grant = |what: &str| format!("GRANT {what} ON *.* TO '{user}'@'%';");
     if let Some(refused) = refused(binlog_end(options, &mut connection).await)? {
-        lack("mysql.check.replication_client", refused, grant("REPLICATION CLIENT"));
+        let what = if is_mariadb { "BINLOG MONITOR" } else { "REPLICATION CLIENT" };
+        lack("mysql.check.replication_client", refused, grant(what));
     }
     let identity = Identity::new(task, options.server_id);
-    match query(options, &mut connection, "SHOW REPLICAS").await {
-        Ok(replicas) => {
-            let own = setting(options, &mut connection, "server_id").await?;
-            let id = identity.server_id.to_string();
-            let text = |row: &Vec<Option<String>>, index: usize| row.get(index).cloned().flatten().unwrap_or_default();
-            let other = |row: &Vec<Option<String>>| text(row, 0) == id && text(row, 4) != identity.uuid;
-            if own.as_deref() == Some(&id) || replicas.iter().any(other) {
-                let message = format!("{server}: the server id {id} is in use by another");
-                lack("mysql.check.server_id", message, format!("set `server_id` to another number than {id}"));
-            }
+    let grants = query(options, &mut connection, "SHOW GRANTS").await?;
+    let granted = |what: &str| {
+        grants.iter().flatten().flatten().any(|grant| {
+            let grant = grant.to_uppercase();
+            grant.contains(what) || grant.contains("ALL PRIVILEGES")
+        })
+    };
+    if is_mariadb {
+        // Who else is a replica, MariaDB tells only to those who may administer them.
+        if !granted("REPLICATION SLAVE") {
+            let message = format!("{server} does not let `{user}` follow its binlog");
+            lack("mysql.check.replication_slave", message, grant("REPLICATION SLAVE"));
         }
-        Err(error) => {
-            if let Some(refused) = refused(Err::<(), _>(error))? {
-                lack("mysql.check.replication_slave", refused, grant("REPLICATION SLAVE"));
+        if setting(options, &mut connection, "server_id").await? == Some(identity.server_id.to_string()) {
+            let id = identity.server_id;
+            let message = format!("{server}: the server id {id} is in use by another");
+            lack("mysql.check.server_id", message, format!("set `server_id` to another number than {id}"));
+        }
+    } else {
+        match query(options, &mut connection, "SHOW REPLICAS").await {
+            Ok(replicas) => {
+                let own = setting(options, &mut connection, "server_id").await?;
+                let id = identity.server_id.to_string();
+                let text =
+                    |row: &Vec<Option<String>>, index: usize| row.get(index).cloned().flatten().unwrap_or_default();
+                let other = |row: &Vec<Option<String>>| text(row, 0) == id && text(row, 4) != identity.uuid;
+                if own.as_deref() == Some(&id) || replicas.iter().any(other) {
+                    let message = format!("{server}: the server id {id} is in use by another");
+                    lack("mysql.check.server_id", message, format!("set `server_id` to another number than {id}"));
+                }
+            }
+            Err(error) => {
+                if let Some(refused) = refused(Err::<(), _>(error))? {
+                    lack("mysql.check.replication_slave", refused, grant("REPLICATION SLAVE"));
+                }
             }
         }
     }
@@ -98,14 +137,9 @@ async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Resul
         let message = format!("{server}: `tables` chooses none of the tables that `{user}` may see");
         lack("mysql.check.tables", message, grant("SELECT"));
     }
-    let grants = query(options, &mut connection, "SHOW GRANTS").await?;
-    let has_lock = grants.iter().flatten().flatten().any(|grant| {
-        let grant = grant.to_uppercase();
-        grant.contains("LOCK TABLES") || grant.contains("ALL PRIVILEGES")
-    });
-    let keyless = tables.iter().find(|table| table.key.is_empty() || !known.has_gtids);
+    let keyless = tables.iter().find(|table| table.key.is_empty() || known.gtids == Gtids::None);
     if let Some(table) = keyless
-        && !has_lock
+        && !granted("LOCK TABLES")
     {
         let message = format!(
             "{server}: {} has no primary key (or the server no GTIDs): its rows can only be read after a moment's lock",

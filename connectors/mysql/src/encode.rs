@@ -6,7 +6,9 @@ use trunkline_connector::json;
 
 use crate::columns::{Mask, Shown, hex_digits};
 use crate::config::{BinaryAs, DecimalAs, ZeroDates};
-use crate::decode::{Date, DateTime, Malformed, Value, little, write_changed, write_decimal, write_json};
+use crate::decode::{
+    Date, DateTime, Malformed, Value, inet4, inet6, little, uuid, write_changed, write_decimal, write_json,
+};
 use crate::table::{Kind, Style, Table};
 use crate::text::{write_clock, write_date, write_time};
 
@@ -147,7 +149,9 @@ impl Encoder {
                 write_changed(&mut self.scratch, before, diffs)?;
                 json::write_string(out, &String::from_utf8_lossy(&self.scratch));
             }
-            (Value::JsonText(text), _) => json::write_string(out, &String::from_utf8_lossy(text)),
+            (Value::JsonText(text) | Value::Printed(text), _) => {
+                json::write_string(out, &String::from_utf8_lossy(text))
+            }
             (value, kind) => return Err(Malformed(format!("{value:?} in a column of {kind:?}"))),
         }
         Ok(())
@@ -193,6 +197,17 @@ impl Encoder {
                 out.extend_from_slice(b",\"wkb\":");
                 write_binary(out, wkb, style);
                 out.push(b'}');
+            }
+            Kind::Uuid | Kind::Inet4 | Kind::Inet6 => {
+                self.scratch.clear();
+                self.scratch.extend_from_slice(bytes);
+                self.scratch.resize(bytes.len() + zeros, 0);
+                let text = match kind {
+                    Kind::Uuid => uuid(&self.scratch),
+                    Kind::Inet4 => inet4(&self.scratch),
+                    _ => inet6(&self.scratch),
+                }?;
+                json::write_string(out, &text);
             }
             Kind::Vector => {
                 let mut separator = b'[';

@@ -16,6 +16,8 @@ mod connect;
 mod decode;
 mod emit;
 mod encode;
+#[cfg(test)]
+mod fuzz;
 mod gtid;
 mod headroom;
 mod position;

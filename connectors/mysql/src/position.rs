@@ -1,13 +1,13 @@
 //! What is remembered: how far the binlog has been handed out (key `stream`), and how far the snapshot of each table is (key `table/DATABASE.TABLE`).
 //!
-//! `stream` names whole transactions that are done, by GTID set where the server has GTIDs, otherwise by file and offset, and how much of
+//! `stream` names whole transactions that are done, by GTIDs where the server has them, otherwise by file and offset, and how much of
 //! one more: rows events, and rows of the next event. The server sends that transaction again, from its start, and so much is passed
 //! over. Rows events are counted whether their tables are chosen or not, so that another choice of tables does not shift the count.
 
 use serde::{Deserialize, Serialize};
 use trunkline_connector::{Error, Result};
 
-use crate::gtid::GtidSet;
+use crate::gtid::{Domains, GtidSet, UuidSet};
 
 /// Key of the binlog's position.
 pub(crate) const STREAM: &str = "stream";
@@ -78,6 +78,9 @@ pub(crate) enum TablePosition {
 struct Stored {
     #[serde(skip_serializing_if = "Option::is_none")]
     gtids: Option<String>,
+    /// MariaDB's, which are another notation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mariadb_gtids: Option<String>,
     #[serde(flatten)]
     place: Place,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,15 +89,27 @@ struct Stored {
 
 impl StreamPosition {
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
-        let gtids = self.done.as_ref().map(ToString::to_string);
-        to_json(&Stored { gtids, place: self.place.clone(), part: self.part.clone() })
+        let (gtids, mariadb_gtids) = match &self.done {
+            Some(GtidSet::MySql(set)) => (Some(set.to_string()), None),
+            Some(GtidSet::MariaDb(domains)) => (None, Some(domains.to_string())),
+            None => (None, None),
+        };
+        to_json(&Stored { gtids, mariadb_gtids, place: self.place.clone(), part: self.part.clone() })
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let stored: Stored = from_json(bytes)?;
-        let done = match stored.gtids {
-            Some(text) => Some(GtidSet::parse(&text).ok_or_else(|| wrong(&format!("`{text}` is no GTID set")))?),
-            None => None,
+        let done = match (stored.gtids, stored.mariadb_gtids) {
+            (Some(text), _) => {
+                let set = UuidSet::parse(&text).ok_or_else(|| wrong(&format!("`{text}` is no GTID set")))?;
+                Some(GtidSet::MySql(set))
+            }
+            (None, Some(text)) => {
+                let domains =
+                    Domains::parse(&text).ok_or_else(|| wrong(&format!("`{text}` are no GTIDs of MariaDB")))?;
+                Some(GtidSet::MariaDb(domains))
+            }
+            (None, None) => None,
         };
         Ok(Self { done, place: stored.place, part: stored.part })
     }
@@ -142,11 +157,14 @@ mod tests {
     #[test]
     fn positions_come_back() {
         let position = StreamPosition {
-            done: GtidSet::parse("3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:tag:7"),
+            done: UuidSet::parse("3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:tag:7").map(GtidSet::MySql),
             place: Place { file: "binlog.000003".to_owned(), pos: 157 },
             part: Some(Part { gtid: Some("3e11fa47-71ca-11e1-9e33-c80aa9429562:6".to_owned()), events: 2, rows: 9 }),
         };
         assert_eq!(StreamPosition::from_bytes(&position.to_bytes().unwrap()).unwrap(), position);
+        let mariadb = Domains::parse("0-1-5+1:7-9").map(GtidSet::MariaDb);
+        let mariadb = StreamPosition { done: mariadb, ..position.clone() };
+        assert_eq!(StreamPosition::from_bytes(&mariadb.to_bytes().unwrap()).unwrap(), mariadb);
         let plain = StreamPosition { done: None, part: None, ..position };
         assert_eq!(StreamPosition::from_bytes(&plain.to_bytes().unwrap()).unwrap(), plain);
         let key = || vec!["1".to_owned(), "_utf8mb4 x'61'".to_owned()];

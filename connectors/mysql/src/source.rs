@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use mysql_async::binlog::events::Event;
 use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Error, Fill, PositionChange, Result, Source, SourceBatch, SourceContext, SourceProgress};
 
+use crate::binlog::event::Event;
 use crate::binlog::follower::Follower;
 use crate::binlog::{Binlog, Identity};
 use crate::config::{MysqlOptions, OnPurged, Snapshot as When};
@@ -79,7 +79,7 @@ impl MysqlSource {
         // Before anything else is read: what is committed after this is in the binlog that is followed.
         let mut first = match stream {
             Some(_) => None,
-            None => Some(beginning(&options, &mut queries, server.has_gtids).await?),
+            None => Some(beginning(&options, &mut queries, server.gtids).await?),
         };
         let mut known = describe::tables(&options, &mut queries, &server.charsets, None).await?;
         if known.is_empty() {
@@ -95,16 +95,16 @@ impl MysqlSource {
         if let Some(position) = &stream
             && !is_over
         {
-            check_not_behind(&options, &mut queries, position).await?;
+            check_not_behind(&options, &mut queries, server.gtids, position).await?;
             if !still_has(&options, &mut queries, position).await? {
-                let lost = purged(&options, position);
+                let lost = server.gtids.in_its_words(purged(&options, position));
                 if options.on_purged == OnPurged::Stop {
                     return Err(lost);
                 }
                 tracing::warn!(source = options.name, "{}; beginning anew with a snapshot", lost.message());
                 obsolete = tables.keys().map(|name| table_key(name)).collect();
                 tables.clear();
-                first = Some(beginning(&options, &mut queries, server.has_gtids).await?);
+                first = Some(beginning(&options, &mut queries, server.gtids).await?);
                 known = describe::tables(&options, &mut queries, &server.charsets, None).await?;
             }
         }
@@ -124,6 +124,8 @@ impl MysqlSource {
             charsets: Arc::clone(&server.charsets),
             budget: context.budget.clone(),
             server_id: server.server_id,
+            gtids: server.gtids,
+            visible: Mutex::default(),
         };
         let snapshot = (progress.left() > 0).then(|| Snapshot::new(Arc::new(reader), context.runtime.clone()));
         let guess = match progress.left() {
@@ -183,6 +185,7 @@ impl MysqlSource {
             let is_over = match self.wait(until, paused)? {
                 Came::Event(event) => {
                     self.heard = Instant::now();
+                    self.describe_for(&event)?;
                     self.follower.take(event, out, &mut self.progress)?;
                     Instant::now() >= deadline
                 }
@@ -243,6 +246,17 @@ impl MysqlSource {
         came.unwrap_or(Ok(Came::Nothing))
     }
 
+    /// Asks the server what a table map leaves open.
+    fn describe_for(&mut self, event: &Event) -> Result<()> {
+        let Some((database, name)) = self.follower.asks_for(event) else { return Ok(()) };
+        let charsets = self.follower.charsets();
+        let only = Some((database.as_str(), name.as_str()));
+        let described = describe::tables(&self.options, &mut self.queries, &charsets, only);
+        let described = self.runtime.block_on(described)?;
+        self.follower.told(format!("{database}.{name}"), described.first().map_or(&[], |table| &table.columns));
+        Ok(())
+    }
+
     fn check_silence(&mut self, paused: bool) -> Result<()> {
         if paused {
             self.heard = Instant::now();
@@ -274,7 +288,9 @@ impl MysqlSource {
             self.headroom.caught_up();
         }
         if let Some(warning) = self.headroom.warning() {
-            tracing::warn!(source = self.options.name, "{}: {warning}", server(&self.options));
+            let warning = Error::external("mysql.headroom", format!("{}: {warning}", server(&self.options)));
+            let warning = self.follower.gtids().in_its_words(warning);
+            tracing::warn!(source = self.options.name, "{}", warning.message());
         }
     }
 
@@ -296,7 +312,7 @@ impl Source for MysqlSource {
         for key in std::mem::take(&mut self.obsolete) {
             out.set_position(&key, None);
         }
-        let outcome = self.work(out, deadline);
+        let outcome = self.work(out, deadline).map_err(|error| self.follower.gtids().in_its_words(error));
         self.caught_up = outcome.as_ref().is_ok_and(|caught_up| *caught_up);
         self.mind_headroom();
         // After an error too: what was handed out before it is kept.

@@ -62,6 +62,10 @@ pub(crate) enum Kind {
     Json,
     Geometry,
     Vector,
+    /// MariaDB's.
+    Uuid,
+    Inet4,
+    Inet6,
 }
 
 /// A column.
@@ -234,6 +238,7 @@ fn arrow_field(column: &Column, style: Style) -> Field {
         Kind::Timestamp { .. } => temporal(DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into()))),
         // A TIME may be negative and longer than a day: no Arrow time can hold it.
         Kind::Time { .. } | Kind::Text { .. } | Kind::Enum { .. } | Kind::Set { .. } | Kind::Json => DataType::Utf8,
+        Kind::Uuid | Kind::Inet4 | Kind::Inet6 => DataType::Utf8,
         Kind::Binary => binary_type(style),
         Kind::Geometry => DataType::Struct(
             vec![Field::new("srid", DataType::UInt32, false), Field::new("wkb", binary_type(style), false)].into(),
@@ -280,6 +285,9 @@ impl Kind {
             Self::Json => "json".to_owned(),
             Self::Geometry => "geometry".to_owned(),
             Self::Vector => "vector".to_owned(),
+            Self::Uuid => "uuid".to_owned(),
+            Self::Inet4 => "inet4".to_owned(),
+            Self::Inet6 => "inet6".to_owned(),
             _ => return None,
         })
     }

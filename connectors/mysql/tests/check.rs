@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Bench, Server};
+use common::{Bench, Kind, Server};
 use trunkline_connector::Lack;
 
 fn check(options: &str) -> Vec<Lack> {
@@ -56,4 +56,34 @@ fn what_a_server_lacks_is_told_and_mended_by_what_is_told() {
 fn a_server_without_binlog() {
     let Some(server) = Server::start("--skip-log-bin --gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
     assert_eq!(codes(&check(&server.options("\"a.*\""))), ["check.log_bin"]);
+}
+
+#[test]
+fn what_a_mariadb_lacks_is_told_in_its_own_words() {
+    let options = "--binlog-row-image=MINIMAL --binlog-row-metadata=MINIMAL --gtid-strict-mode=OFF --binlog-expire-logs-seconds=3600";
+    let Some(server) = Server::start_kind(Kind::MariaDb, options) else { return };
+    let database = server.database();
+    server.run(&format!("CREATE TABLE {database}.a (id INT); CREATE USER poor IDENTIFIED BY 'x'"));
+    let poor = format!("url = \"mysql://poor:x@127.0.0.1:{}\"\ntables = [\"{database}.*\"]\n", server.port);
+    let lacks = check(&poor);
+    let expected = [
+        "check.row_image",
+        "check.row_metadata",
+        "check.gtid_strict_mode",
+        "check.retention",
+        "check.replication_client",
+        "check.replication_slave",
+        "check.tables",
+    ];
+    assert_eq!(codes(&lacks), expected, "{lacks:#?}");
+    for lack in &lacks {
+        server.run(lack.mend.as_ref().unwrap());
+    }
+    let lacks = check(&poor);
+    assert_eq!(codes(&lacks), ["check.lock_tables"], "{lacks:#?}");
+    server.run(lacks[0].mend.as_ref().unwrap());
+    assert_eq!(check(&poor), []);
+    Bench::new(&poor).read();
+    let id = server.run("SELECT @@server_id");
+    assert_eq!(codes(&check(&format!("{poor}server_id = {id}"))), ["check.server_id"]);
 }

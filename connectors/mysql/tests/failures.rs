@@ -6,51 +6,57 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Bench, PATIENCE, Server, fold};
+use common::{Bench, Kind, PATIENCE, Server, fold};
 use trunkline_connector::{Domain, Fill};
 
 #[test]
 fn a_server_that_restarts_in_the_middle_loses_and_doubles_nothing() {
-    let Some(server) = Server::start("") else { return };
-    let database = server.database();
-    server.run(&format!(
-        "USE {database}; CREATE TABLE a (id INT PRIMARY KEY AUTO_INCREMENT, v INT); INSERT INTO a (v) VALUES (0)"
-    ));
-    let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
-    bench.max_records = 10;
-    bench.read();
-    for round in 1..=3 {
-        let values: Vec<String> = (0..200).map(|number| format!("({})", round * 1000 + number)).collect();
-        server.run(&format!("INSERT INTO {database}.a (v) VALUES {}", values.join(",")));
-        bench.fill(Duration::from_millis(100)).unwrap();
-        server.stop();
-        let begun = Instant::now();
-        // What was on its way comes, then the failure.
-        let error = loop {
-            assert!(begun.elapsed() < PATIENCE);
-            if let Err(error) = bench.fill(Duration::from_millis(100)) {
-                break error;
-            }
-        };
-        assert_eq!(error.domain, Domain::External, "{error}");
-        bench.stop();
-        let error = bench.fill(Duration::from_millis(100)).unwrap_err();
-        assert_eq!((error.domain, error.code), (Domain::External, "mysql.unreachable"));
-        assert!(!error.to_string().contains("p@ss"));
-        server.start_again();
+    for server in Server::start_each("") {
+        let database = server.database();
+        server.run(&format!(
+            "USE {database}; CREATE TABLE a (id INT PRIMARY KEY AUTO_INCREMENT, v INT); INSERT INTO a (v) VALUES (0)"
+        ));
+        let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
+        bench.max_records = 10;
         bench.read();
+        for round in 1..=3 {
+            let values: Vec<String> = (0..200).map(|number| format!("({})", round * 1000 + number)).collect();
+            server.run(&format!("INSERT INTO {database}.a (v) VALUES {}", values.join(",")));
+            bench.fill(Duration::from_millis(100)).unwrap();
+            if round == 2 {
+                server.kill()
+            } else {
+                server.stop()
+            }
+            let begun = Instant::now();
+            // What was on its way comes, then the failure.
+            let error = loop {
+                assert!(begun.elapsed() < PATIENCE);
+                if let Err(error) = bench.fill(Duration::from_millis(100)) {
+                    break error;
+                }
+            };
+            assert_eq!(error.domain, Domain::External, "{error}");
+            bench.stop();
+            let error = bench.fill(Duration::from_millis(100)).unwrap_err();
+            assert_eq!((error.domain, error.code), (Domain::External, "mysql.unreachable"));
+            assert!(!error.to_string().contains("p@ss"));
+            server.start_again();
+            bench.read();
+        }
+        assert_eq!(bench.seen.len(), 601);
+        assert_eq!(fold(&bench.seen).len(), 601);
     }
-    assert_eq!(bench.seen.len(), 601);
-    assert_eq!(fold(&bench.seen).len(), 601);
 }
 
 #[test]
 fn a_purged_binlog_stops_the_source_or_begins_it_anew() {
-    for (options, begin_anew) in [
-        ("", "on_purged = \"resnapshot\""),
-        ("--gtid-mode=OFF --enforce-gtid-consistency=OFF", "snapshot = \"when_needed\""),
+    for (kind, options, begin_anew) in [
+        (Kind::MySql, "", "on_purged = \"resnapshot\""),
+        (Kind::MySql, "--gtid-mode=OFF --enforce-gtid-consistency=OFF", "snapshot = \"when_needed\""),
+        (Kind::MariaDb, "", "snapshot = \"when_needed\""),
     ] {
-        let Some(server) = Server::start(options) else { return };
+        let Some(server) = Server::start_kind(kind, options) else { continue };
         let database = server.database();
         server.run(&format!(
             "USE {database}; CREATE TABLE a (id INT PRIMARY KEY, v INT); INSERT INTO a VALUES (1, 1), (2, 2)"
@@ -61,6 +67,12 @@ fn a_purged_binlog_stops_the_source_or_begins_it_anew() {
         bench.stop();
         assert_eq!(bench.take().len(), 2);
         server.run(&format!("USE {database}; UPDATE a SET v = 3 WHERE id = 1; DELETE FROM a WHERE id = 2; INSERT INTO a VALUES (3, 3); FLUSH BINARY LOGS; FLUSH BINARY LOGS; PURGE BINARY LOGS BEFORE NOW() + INTERVAL 1 DAY"));
+        // Files that somebody reads stay, and the server notices only at its next heartbeat that nobody does.
+        let begun = Instant::now();
+        while server.run("SHOW BINARY LOGS").lines().count() > 1 {
+            assert!(begun.elapsed() < PATIENCE, "nothing is purged");
+            server.run("PURGE BINARY LOGS BEFORE NOW() + INTERVAL 1 DAY");
+        }
         let error = bench.try_read().unwrap_err();
         assert_eq!((error.code, error.domain), ("mysql.purged", Domain::Data));
         assert!(
@@ -141,26 +153,27 @@ fn a_server_that_refuses_is_told_from_one_that_is_down() {
 
 #[test]
 fn of_two_sources_of_one_name_the_later_one_goes_on() {
-    let Some(server) = Server::shared() else { return };
-    let database = server.database();
-    server.run(&format!("USE {database}; CREATE TABLE a (id INT PRIMARY KEY)"));
-    let options = server.options(&format!("\"{database}.*\""));
-    let (mut first, mut second) = (Bench::new(&options), Bench::new(&options));
-    second.task = first.task.clone();
-    first.until_idle = false;
-    first.read();
-    second.read();
-    let begun = Instant::now();
-    let error = loop {
-        assert!(begun.elapsed() < PATIENCE, "the first source was not ended");
-        if let Err(error) = first.fill(Duration::from_millis(100)) {
-            break error;
-        }
-    };
-    assert_eq!(error.domain, Domain::External, "{error}");
-    server.run(&format!("INSERT INTO {database}.a VALUES (1)"));
-    second.read();
-    assert_eq!(second.seen.len(), 1);
+    for server in Server::shared_each() {
+        let database = server.database();
+        server.run(&format!("USE {database}; CREATE TABLE a (id INT PRIMARY KEY)"));
+        let options = server.options(&format!("\"{database}.*\""));
+        let (mut first, mut second) = (Bench::new(&options), Bench::new(&options));
+        second.task = first.task.clone();
+        first.until_idle = false;
+        first.read();
+        second.read();
+        let begun = Instant::now();
+        let error = loop {
+            assert!(begun.elapsed() < PATIENCE, "the first source was not ended");
+            if let Err(error) = first.fill(Duration::from_millis(100)) {
+                break error;
+            }
+        };
+        assert_eq!(error.domain, Domain::External, "{error}");
+        server.run(&format!("INSERT INTO {database}.a VALUES (1)"));
+        second.read();
+        assert_eq!(second.seen.len(), 1);
+    }
 }
 
 #[test]
@@ -173,15 +186,17 @@ fn a_server_without_binlog_is_refused() {
 
 #[test]
 fn names_of_columns_that_the_binlog_lacks_stop_the_source() {
-    let Some(server) = Server::start("--binlog-row-metadata=MINIMAL") else { return };
-    let database = server.database();
-    server.run(&format!("USE {database}; CREATE TABLE a (id INT PRIMARY KEY)"));
-    let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
-    assert_eq!(bench.read().fill(Duration::ZERO).unwrap(), Fill::CaughtUp);
-    server.run(&format!("INSERT INTO {database}.a VALUES (1)"));
-    let error = bench.try_read().unwrap_err();
-    assert_eq!((error.code, error.domain), ("mysql.row_metadata", Domain::Data));
-    assert!(error.message().contains("binlog_row_metadata = 'FULL'"));
+    for server in Server::start_each("--binlog-row-metadata=MINIMAL") {
+        let database = server.database();
+        server.run(&format!("USE {database}; CREATE TABLE a (id INT PRIMARY KEY)"));
+        let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
+        assert_eq!(bench.read().fill(Duration::ZERO).unwrap(), Fill::CaughtUp);
+        server.run(&format!("INSERT INTO {database}.a VALUES (1)"));
+        let error = bench.try_read().unwrap_err();
+        assert_eq!((error.code, error.domain), ("mysql.row_metadata", Domain::Data));
+        let set = if server.is_mariadb() { "GLOBAL" } else { "PERSIST" };
+        assert!(error.message().contains(&format!("SET {set} binlog_row_metadata = 'FULL'")), "{error}");
+    }
 }
 
 #[test]
@@ -232,4 +247,74 @@ fn at_a_replica_of_the_server_the_source_goes_on_where_it_was() {
     bench.set_options(&server.options(&tables));
     let error = bench.try_read().unwrap_err();
     assert_eq!((error.code, error.domain), ("mysql.behind_position", Domain::External), "{error}");
+}
+
+#[test]
+fn at_a_replica_of_a_mariadb_the_source_goes_on_where_it_was() {
+    let start = |options: &str| Server::start_kind(Kind::MariaDb, options);
+    let (Some(server), Some(replica)) = (start(""), start("--log-slave-updates=ON")) else { return };
+    // What each server did by itself is no part of what they share.
+    server.run("DROP USER cdc; RESET MASTER");
+    replica.run("DROP USER cdc; RESET MASTER");
+    let database = server.database();
+    server.run(&format!(
+        "USE {database}; CREATE TABLE a (id INT PRIMARY KEY AUTO_INCREMENT, v INT); INSERT INTO a (v) VALUES (0);
+         CREATE USER repl IDENTIFIED BY 'x'; GRANT REPLICATION SLAVE ON *.* TO repl;
+         CREATE USER cdc IDENTIFIED BY 'p@ss/word'; GRANT REPLICATION SLAVE, BINLOG MONITOR, SELECT ON *.* TO cdc"
+    ));
+    replica.run(&format!(
+        "CHANGE MASTER TO MASTER_HOST = '127.0.0.1', MASTER_PORT = {}, MASTER_USER = 'repl', MASTER_PASSWORD = 'x', MASTER_USE_GTID = slave_pos; START SLAVE",
+        server.port
+    ));
+    let tables = format!("\"{database}.*\"");
+    let mut bench = Bench::new(&server.options(&tables));
+    bench.max_records = 10;
+    bench.read();
+    let insert = |server: &Server, round: u32, domain: u32| {
+        let values: Vec<String> = (0..100).map(|number| format!("({})", round * 1000 + number)).collect();
+        server.run(&format!(
+            "SET SESSION gtid_domain_id = {domain}; INSERT INTO {database}.a (v) VALUES {}",
+            values.join(",")
+        ));
+    };
+    insert(&server, 1, 0);
+    // In the middle of a transaction.
+    let begun = Instant::now();
+    while bench.seen.len() < 40 {
+        assert!(begun.elapsed() < PATIENCE);
+        bench.fill(Duration::from_millis(100)).unwrap();
+    }
+    insert(&server, 2, 7);
+    let written = server.run("SELECT @@GLOBAL.gtid_binlog_pos");
+    assert_eq!(replica.run(&format!("SELECT MASTER_GTID_WAIT('{written}', 30)")), "0");
+    server.stop();
+    replica.run("STOP SLAVE");
+    bench.set_options(&replica.options(&tables));
+    insert(&replica, 3, 0);
+    bench.read();
+    assert_eq!(bench.seen.len(), 301);
+    assert_eq!(fold(&bench.seen).len(), 301);
+
+    // The first server comes back without what happened since: it is behind.
+    server.start_again();
+    bench.set_options(&server.options(&tables));
+    let error = bench.try_read().unwrap_err();
+    assert_eq!((error.code, error.domain), ("mysql.behind_position", Domain::External), "{error}");
+    // And when it goes its own way, it has as many, but others.
+    insert(&server, 4, 0);
+    let error = bench.try_read().unwrap_err();
+    assert_eq!((error.code, error.domain), ("mysql.behind_position", Domain::Data), "{error}");
+    assert_eq!(bench.seen.len(), 301);
+}
+
+#[test]
+fn a_position_of_mysql_is_none_of_mariadb() {
+    let (Some(mysql), Some(mariadb)) = (Server::shared(), Server::shared_mariadb()) else { return };
+    for (first, second) in [(mysql, mariadb), (mariadb, mysql)] {
+        let mut bench = Bench::new(&first.options("\"nothing.*\""));
+        bench.read();
+        bench.set_options(&second.options("\"nothing.*\""));
+        let error = bench.try_read().unwrap_err();
+        assert_eq!((error.code, error.domain), ("mysql.other_server", Domain::Data), "{error}");
+    }
 }

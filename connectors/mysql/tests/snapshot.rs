@@ -120,17 +120,19 @@ fn read_while_written(server: &Server, seed: u64, chunk_rows: usize, stops: bool
 
 #[test]
 fn a_snapshot_under_writers_is_exact() {
-    let Some(server) = Server::shared() else { return };
-    for (seed, chunk_rows) in [(1, 7), (2, 40), (3, 4096), (4, 13)] {
-        read_while_written(server, seed, chunk_rows, false);
+    for server in Server::shared_each() {
+        for (seed, chunk_rows) in [(1, 7), (2, 40), (3, 4096), (4, 13)] {
+            read_while_written(server, seed, chunk_rows, false);
+        }
     }
 }
 
 #[test]
 fn a_snapshot_that_is_stopped_again_and_again_is_exact() {
-    let Some(server) = Server::shared() else { return };
-    for (seed, chunk_rows) in [(11, 9), (12, 60), (13, 200)] {
-        read_while_written(server, seed, chunk_rows, true);
+    for server in Server::shared_each() {
+        for (seed, chunk_rows) in [(11, 9), (12, 60), (13, 200)] {
+            read_while_written(server, seed, chunk_rows, true);
+        }
     }
 }
 
@@ -152,199 +154,220 @@ fn count(rows: impl Iterator<Item = String>) -> BTreeMap<String, i64> {
 
 #[test]
 fn a_table_without_key_is_exact_row_by_row() {
-    let Some(server) = Server::shared() else { return };
-    let database = server.database();
-    server.run(&format!(
-        "USE {database}; CREATE TABLE k (v INT);
-         INSERT INTO k SELECT seq % 50 FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < 900) SELECT seq FROM q) t"
-    ));
-    let mut sql = format!("USE {database};\n");
-    let mut random = Random(7);
-    for _ in 0..4000 {
-        let (a, b) = (random.below(60), random.below(60));
-        let _ = match random.below(3) {
-            0 => writeln!(sql, "INSERT INTO k VALUES ({a}), ({b});"),
-            1 => writeln!(sql, "UPDATE k SET v = {a} WHERE v = {b} LIMIT 2;"),
-            _ => writeln!(sql, "DELETE FROM k WHERE v = {a} LIMIT 2;"),
-        };
-    }
-    let options = server.options(&format!("\"{database}.*\""));
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(|| server.run(&sql));
-        // Many snapshots while it writes; each source goes on to the end.
-        let mut sources: Vec<Bench> = Vec::new();
-        while !writer.is_finished() {
-            let mut bench = Bench::new(&options);
-            bench.max_records = 37;
-            while !bench.position.contains_key(&format!("table/{database}.k")) {
-                bench.fill(Duration::from_millis(20)).unwrap();
-            }
-            bench.stop();
-            sources.push(bench);
+    for server in Server::shared_each() {
+        let database = server.database();
+        server.run(&format!(
+            "USE {database}; CREATE TABLE k (v INT);
+             INSERT INTO k SELECT seq % 50 FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < 900) SELECT seq FROM q) t"
+        ));
+        let mut sql = format!("USE {database};\n");
+        let mut random = Random(7);
+        for _ in 0..4000 {
+            let (a, b) = (random.below(60), random.below(60));
+            let _ = match random.below(3) {
+                0 => writeln!(sql, "INSERT INTO k VALUES ({a}), ({b});"),
+                1 => writeln!(sql, "UPDATE k SET v = {a} WHERE v = {b} LIMIT 2;"),
+                _ => writeln!(sql, "DELETE FROM k WHERE v = {a} LIMIT 2;"),
+            };
         }
-        writer.join().unwrap();
-        let rows = count(server.run(&format!("SELECT v FROM {database}.k")).lines().map(str::to_owned));
-        assert!(sources.len() > 1, "{} snapshots", sources.len());
-        let sources_len = sources.len();
-        for (number, bench) in sources.iter_mut().enumerate() {
-            bench.read();
-            let mut counts: BTreeMap<String, i64> = BTreeMap::new();
-            for record in &bench.seen {
-                let value = record.value.as_ref().unwrap();
-                for (image, change) in [("before", -1), ("after", 1)] {
-                    if !value[image].is_null() {
-                        *counts.entry(value[image]["v"].to_string()).or_default() += change;
+        let options = server.options(&format!("\"{database}.*\""));
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| server.run(&sql));
+            // Many snapshots while it writes; each source goes on to the end.
+            let mut sources: Vec<Bench> = Vec::new();
+            while !writer.is_finished() {
+                let mut bench = Bench::new(&options);
+                bench.max_records = 37;
+                while !bench.position.contains_key(&format!("table/{database}.k")) {
+                    bench.fill(Duration::from_millis(20)).unwrap();
+                }
+                bench.stop();
+                sources.push(bench);
+            }
+            writer.join().unwrap();
+            let rows = count(server.run(&format!("SELECT v FROM {database}.k")).lines().map(str::to_owned));
+            assert!(sources.len() > 1, "{} snapshots", sources.len());
+            let sources_len = sources.len();
+            for (number, bench) in sources.iter_mut().enumerate() {
+                bench.read();
+                let mut counts: BTreeMap<String, i64> = BTreeMap::new();
+                for record in &bench.seen {
+                    let value = record.value.as_ref().unwrap();
+                    for (image, change) in [("before", -1), ("after", 1)] {
+                        if !value[image].is_null() {
+                            *counts.entry(value[image]["v"].to_string()).or_default() += change;
+                        }
                     }
                 }
+                counts.retain(|_, count| *count != 0);
+                assert_eq!(counts, rows, "source {number} of {}", sources_len);
             }
-            counts.retain(|_, count| *count != 0);
-            assert_eq!(counts, rows, "source {number} of {}", sources_len);
-        }
-    });
+        });
+    }
 }
 
 #[test]
 fn keys_of_every_type_are_walked_in_the_servers_order() {
-    let Some(server) = Server::shared() else { return };
-    let database = server.database();
-    for (index, (kind, values)) in [
-        ("DATE", "('2026-01-01'),('0000-00-00'),('2026-00-00'),('1999-12-31'),('2026-02-01')"),
-        ("DATETIME(6)", "('2026-01-01 00:00:00.000001'),('2026-01-01 00:00:00.000002'),('0000-00-00'),('1000-01-01')"),
-        ("TIMESTAMP(3)", "('2026-01-01 00:00:00.001'),('1970-01-01 12:00:01'),('2038-01-19 03:14:07.5')"),
-        ("TIME(2)", "('-838:59:59'),('-00:00:00.01'),('00:00:00'),('12:00:00.25'),('838:59:59')"),
-        ("DECIMAL(30,10)", "(-1.5),(-1.4999999999),(0),(12345678901234567890.0123456789)"),
-        ("BIGINT UNSIGNED", "(0),(9223372036854775807),(9223372036854775808),(18446744073709551615)"),
-        ("DOUBLE", "(-1e300),(-0.1),(0.1),(0.30000000000000004),(1e300)"),
-        ("FLOAT", "(-1.1),(0.1),(16777216),(3e38)"),
-        ("BIT(12)", "(b'0'),(b'1'),(b'101010101010'),(b'111111111111')"),
-        ("ENUM('z','m','a')", "('z'),('m'),('a'),('')"),
-        ("SET('z','m','a')", "('z'),('m'),('a'),('z,a'),('')"),
-        ("YEAR", "(0),(1901),(2000),(2155)"),
-        ("BINARY(4)", "(x'00'),(x'01'),(x'0100ff'),(x'ff')"),
-        ("VARBINARY(9)", "(x''),(x'00'),(x'0000'),(x'ff')"),
-        ("VARCHAR(9) CHARACTER SET latin1", "('a'),('b'),('é'),('Z'),('')"),
-        ("VARCHAR(9) CHARACTER SET utf16", "('a'),('日'),('😀'),('')"),
-        ("VARCHAR(9) COLLATE utf8mb4_0900_as_cs", "('a'),('A'),('á'),('b'),('''')"),
-        ("CHAR(3) CHARACTER SET sjis", "('a'),('日本'),('')"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        server.run(&format!("SET sql_mode=''; USE {database}; CREATE TABLE k{index} (k {kind} PRIMARY KEY); INSERT INTO k{index} VALUES {values}"));
-    }
-    let mut bench =
-        Bench::new(&format!("{}chunk_rows = 1\nzero_dates = \"string\"", server.options(&format!("\"{database}.*\""))));
-    bench.max_records = 1;
-    bench.read();
-    for index in 0..18 {
-        let rows = server.run(&format!("SELECT COUNT(*) FROM {database}.k{index}"));
-        let table = format!("{database}.k{index}");
-        let keys: Vec<_> =
-            bench.seen.iter().filter(|record| record.table == table).map(|record| record.key.clone()).collect();
-        assert_eq!(keys.len().to_string(), rows, "{table}: {keys:?}");
+    for server in Server::shared_each() {
+        let database = server.database();
+        for (index, (kind, values)) in [
+            ("DATE", "('2026-01-01'),('0000-00-00'),('2026-00-00'),('1999-12-31'),('2026-02-01')"),
+            (
+                "DATETIME(6)",
+                "('2026-01-01 00:00:00.000001'),('2026-01-01 00:00:00.000002'),('0000-00-00'),('1000-01-01')",
+            ),
+            ("TIMESTAMP(3)", "('2026-01-01 00:00:00.001'),('1970-01-01 12:00:01'),('2038-01-19 03:14:07.5')"),
+            ("TIME(2)", "('-838:59:59'),('-00:00:00.01'),('00:00:00'),('12:00:00.25'),('838:59:59')"),
+            ("DECIMAL(30,10)", "(-1.5),(-1.4999999999),(0),(12345678901234567890.0123456789)"),
+            ("BIGINT UNSIGNED", "(0),(9223372036854775807),(9223372036854775808),(18446744073709551615)"),
+            ("DOUBLE", "(-1e300),(-0.1),(0.1),(0.30000000000000004),(1e300)"),
+            ("FLOAT", "(-1.1),(0.1),(16777216),(3e38)"),
+            ("BIT(12)", "(b'0'),(b'1'),(b'101010101010'),(b'111111111111')"),
+            ("ENUM('z','m','a')", "('z'),('m'),('a'),('')"),
+            ("SET('z','m','a')", "('z'),('m'),('a'),('z,a'),('')"),
+            ("YEAR", "(0),(1901),(2000),(2155)"),
+            ("BINARY(4)", "(x'00'),(x'01'),(x'0100ff'),(x'ff')"),
+            ("VARBINARY(9)", "(x''),(x'00'),(x'0000'),(x'ff')"),
+            ("VARCHAR(9) CHARACTER SET latin1", "('a'),('b'),('é'),('Z'),('')"),
+            ("VARCHAR(9) CHARACTER SET utf16", "('a'),('日'),('😀'),('')"),
+            (
+                if server.is_mariadb() {
+                    "VARCHAR(9) COLLATE utf8mb4_uca1400_as_cs"
+                } else {
+                    "VARCHAR(9) COLLATE utf8mb4_0900_as_cs"
+                },
+                "('a'),('A'),('á'),('b'),('''')",
+            ),
+            ("CHAR(3) CHARACTER SET sjis", "('a'),('日本'),('')"),
+            (
+                if server.is_mariadb() { "UUID" } else { "CHAR(36)" },
+                "('f81d4fae-7dec-11d0-a765-00a0c91e6bf6'),('01890a5d-ac96-774b-bcce-b302099a8057'),('00000000-0000-0000-0000-000000000000')",
+            ),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            server.run(&format!("SET sql_mode=''; USE {database}; CREATE TABLE k{index} (k {kind} PRIMARY KEY); INSERT INTO k{index} VALUES {values}"));
+        }
+        let mut bench = Bench::new(&format!(
+            "{}chunk_rows = 1\nzero_dates = \"string\"",
+            server.options(&format!("\"{database}.*\""))
+        ));
+        bench.max_records = 1;
+        bench.read();
+        for index in 0..19 {
+            let rows = server.run(&format!("SELECT COUNT(*) FROM {database}.k{index}"));
+            let table = format!("{database}.k{index}");
+            let keys: Vec<_> =
+                bench.seen.iter().filter(|record| record.table == table).map(|record| record.key.clone()).collect();
+            assert_eq!(keys.len().to_string(), rows, "{table}: {keys:?}");
+        }
     }
 }
 
 #[test]
 fn definitions_that_change_while_rows_are_read_leave_no_row_out() {
-    let Some(server) = Server::shared() else { return };
-    let database = server.database();
-    create(server, &database);
-    let options = format!("{}chunk_rows = 5\n", server.options(&format!("\"{database}.*\"")));
-    let mut sql = format!("USE {database};\n");
-    for number in 0..30 {
-        let _ = writeln!(
-            sql,
-            "ALTER TABLE n ADD COLUMN c{number} INT DEFAULT {number}; UPDATE n SET v = {number} WHERE id % 50 = {number};"
-        );
-        if number % 5 == 4 {
+    for server in Server::shared_each() {
+        let database = server.database();
+        create(server, &database);
+        let options = format!("{}chunk_rows = 5\n", server.options(&format!("\"{database}.*\"")));
+        let mut sql = format!("USE {database};\n");
+        for number in 0..30 {
             let _ = writeln!(
                 sql,
-                "ALTER TABLE n DROP COLUMN c{}; ALTER TABLE n MODIFY v BIGINT; TRUNCATE s; INSERT INTO s VALUES ('after', 1, {number});",
-                number - 2
+                "ALTER TABLE n ADD COLUMN c{number} INT DEFAULT {number}; UPDATE n SET v = {number} WHERE id % 50 = {number};"
             );
-        }
-    }
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(|| server.run(&sql));
-        let mut bench = Bench::new(&options);
-        while !writer.is_finished() {
-            bench.fill(Duration::from_millis(20)).unwrap();
-        }
-        writer.join().unwrap();
-        bench.read();
-        let mut kept: Vec<Seen> = Vec::new();
-        for record in bench.take() {
-            if record.op() == "t" {
-                kept.retain(|before| before.table != record.table);
-            } else {
-                kept.push(record);
+            if number % 5 == 4 {
+                let _ = writeln!(
+                    sql,
+                    "ALTER TABLE n DROP COLUMN c{}; ALTER TABLE n MODIFY v BIGINT; TRUNCATE s; INSERT INTO s VALUES ('after', 1, {number});",
+                    number - 2
+                );
             }
         }
-        let keys = |rows: BTreeMap<(String, String), Value>| rows.into_keys().collect::<Vec<_>>();
-        let latest: BTreeMap<_, _> = kept
-            .iter()
-            .filter(|record| record.value.is_some())
-            .map(|record| ((record.table.clone(), record.key.clone().unwrap()), record.after()["v"].clone()))
-            .collect();
-        let expected = tables(server, &options);
-        assert_eq!(latest.keys().cloned().collect::<Vec<_>>(), keys(expected.clone()));
-        expected.iter().for_each(|(key, row)| assert_eq!(row["v"], latest[key], "{key:?}"));
-    });
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| server.run(&sql));
+            let mut bench = Bench::new(&options);
+            while !writer.is_finished() {
+                bench.fill(Duration::from_millis(20)).unwrap();
+            }
+            writer.join().unwrap();
+            bench.read();
+            let mut kept: Vec<Seen> = Vec::new();
+            for record in bench.take() {
+                if record.op() == "t" {
+                    kept.retain(|before| before.table != record.table);
+                } else {
+                    kept.push(record);
+                }
+            }
+            let keys = |rows: BTreeMap<(String, String), Value>| rows.into_keys().collect::<Vec<_>>();
+            let latest: BTreeMap<_, _> = kept
+                .iter()
+                .filter(|record| record.value.is_some())
+                .map(|record| ((record.table.clone(), record.key.clone().unwrap()), record.after()["v"].clone()))
+                .collect();
+            let expected = tables(server, &options);
+            assert_eq!(latest.keys().cloned().collect::<Vec<_>>(), keys(expected.clone()));
+            expected.iter().for_each(|(key, row)| assert_eq!(row["v"], latest[key], "{key:?}"));
+        });
+    }
 }
 
 #[test]
 fn never_only_and_a_table_added_later() {
-    let Some(server) = Server::shared() else { return };
-    let database = server.database();
-    create(server, &database);
-    let options = |tables: &str, more: &str| format!("{}{more}\n", server.options(tables));
-    let of_n = format!("\"{database}.n\"");
-    let mut bench = Bench::new(&options(&of_n, "snapshot = \"never\""));
-    bench.read();
-    assert!(bench.seen.is_empty());
-    server.run(&format!("UPDATE {database}.n SET v = -1 WHERE id = 2"));
-    bench.read();
-    assert_eq!(bench.take().len(), 1);
+    for server in Server::shared_each() {
+        let database = server.database();
+        create(server, &database);
+        let options = |tables: &str, more: &str| format!("{}{more}\n", server.options(tables));
+        let of_n = format!("\"{database}.n\"");
+        let mut bench = Bench::new(&options(&of_n, "snapshot = \"never\""));
+        bench.read();
+        assert!(bench.seen.is_empty());
+        server.run(&format!("UPDATE {database}.n SET v = -1 WHERE id = 2"));
+        bench.read();
+        assert_eq!(bench.take().len(), 1);
 
-    let mut bench = Bench::new(&options(&of_n, "snapshot = \"only\""));
-    bench.read();
-    assert_eq!(bench.take().len(), 300);
-    server.run(&format!("UPDATE {database}.n SET v = -2 WHERE id = 2"));
-    assert_eq!(bench.fill(Duration::from_millis(50)).unwrap(), Fill::CaughtUp);
-    assert!(bench.seen.is_empty());
+        let mut bench = Bench::new(&options(&of_n, "snapshot = \"only\""));
+        bench.read();
+        assert_eq!(bench.take().len(), 300);
+        server.run(&format!("UPDATE {database}.n SET v = -2 WHERE id = 2"));
+        assert_eq!(bench.fill(Duration::from_millis(50)).unwrap(), Fill::CaughtUp);
+        assert!(bench.seen.is_empty());
 
-    bench.set_options(&options(&of_n, ""));
-    bench.read();
-    assert_eq!(bench.take().len(), 1, "the change since then");
-    bench.set_options(&options(&format!("{of_n}, \"{database}.s\""), ""));
-    bench.read();
-    let added = bench.take();
-    assert!(added.len() > 100 && added.iter().all(|record| record.op() == "r" && record.table.ends_with(".s")));
+        bench.set_options(&options(&of_n, ""));
+        bench.read();
+        assert_eq!(bench.take().len(), 1, "the change since then");
+        bench.set_options(&options(&format!("{of_n}, \"{database}.s\""), ""));
+        bench.read();
+        let added = bench.take();
+        assert!(added.len() > 100 && added.iter().all(|record| record.op() == "r" && record.table.ends_with(".s")));
 
-    // A table that is created while the source runs comes by its changes, and by nothing else later.
-    bench.set_options(&options(&format!("\"{database}.*\""), ""));
-    bench.until_idle = false;
-    bench.read();
-    server.run(&format!("USE {database}; CREATE TABLE late (id INT PRIMARY KEY); INSERT INTO late VALUES (1), (2)"));
-    while bench.seen.len() < 2 {
-        bench.fill(Duration::from_millis(200)).unwrap();
+        // A table that is created while the source runs comes by its changes, and by nothing else later.
+        bench.set_options(&options(&format!("\"{database}.*\""), ""));
+        bench.until_idle = false;
+        bench.read();
+        server
+            .run(&format!("USE {database}; CREATE TABLE late (id INT PRIMARY KEY); INSERT INTO late VALUES (1), (2)"));
+        while bench.seen.len() < 2 {
+            bench.fill(Duration::from_millis(200)).unwrap();
+        }
+        bench.stop();
+        bench.read();
+        assert_eq!(bench.take().iter().map(Seen::op).collect::<Vec<_>>(), ["c", "c"]);
+
+        // And so does one that is created while it does not run.
+        bench.stop();
+        server.run(&format!(
+            "USE {database}; CREATE TABLE later (id INT PRIMARY KEY); INSERT INTO later VALUES (1), (2), (3)"
+        ));
+        bench.until_idle = true;
+        bench.read();
+        assert_eq!(bench.take().iter().map(Seen::op).collect::<Vec<_>>(), ["c", "c", "c"]);
+        bench.stop();
+        bench.read();
+        assert!(bench.seen.is_empty());
     }
-    bench.stop();
-    bench.read();
-    assert_eq!(bench.take().iter().map(Seen::op).collect::<Vec<_>>(), ["c", "c"]);
-
-    // And so does one that is created while it does not run.
-    bench.stop();
-    server.run(&format!(
-        "USE {database}; CREATE TABLE later (id INT PRIMARY KEY); INSERT INTO later VALUES (1), (2), (3)"
-    ));
-    bench.until_idle = true;
-    bench.read();
-    assert_eq!(bench.take().iter().map(Seen::op).collect::<Vec<_>>(), ["c", "c", "c"]);
-    bench.stop();
-    bench.read();
-    assert!(bench.seen.is_empty());
 }
 
 /// Puts what `trunkline snapshot` writes into the position of a source that does not run.
@@ -360,63 +383,65 @@ fn ask(bench: &mut Bench, tables: &[&str]) -> Result<(), trunkline_connector::Er
 
 #[test]
 fn tables_are_read_again_when_somebody_asks_and_the_rest_goes_on() {
-    let Some(server) = Server::shared() else { return };
-    let database = server.database();
-    let rows = |count: u32| {
-        format!(
-            "SELECT seq, 0 FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < {count}) SELECT seq FROM q) t"
-        )
-    };
-    server.run(&format!(
-        "USE {database}; CREATE TABLE a (id INT PRIMARY KEY, v INT); CREATE TABLE b LIKE a; CREATE TABLE k (id INT, v INT);
-         INSERT INTO a {}; INSERT INTO b {}; INSERT INTO k {}",
-        rows(50),
-        rows(10),
-        rows(3)
-    ));
-    let [a, b, k] = ["a", "b", "k"].map(|table| format!("{database}.{table}"));
-    let options = format!("{}chunk_rows = 7", server.options(&format!("\"{database}.*\"")));
-    let mut bench = Bench::new(&options);
-    assert_eq!(ask(&mut bench, &[&a]).unwrap_err().code, "mysql.not_begun");
-    bench.read();
-    assert_eq!(bench.take().len(), 63);
-    for wrong in [format!("{database}.none"), "other.*".to_owned(), "a".to_owned()] {
-        let error = ask(&mut bench, &[&a, &wrong]).unwrap_err();
-        assert_eq!((error.code, error.domain), ("mysql.tables", trunkline_connector::Domain::Config));
-        assert!(error.message().contains(&wrong), "{error}");
-    }
+    for server in Server::shared_each() {
+        let database = server.database();
+        let rows = |count: u32| {
+            format!(
+                "SELECT seq, 0 FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < {count}) SELECT seq FROM q) t"
+            )
+        };
+        server.run(&format!(
+            "USE {database}; CREATE TABLE a (id INT PRIMARY KEY, v INT); CREATE TABLE b LIKE a; CREATE TABLE k (id INT, v INT);
+             INSERT INTO a {}; INSERT INTO b {}; INSERT INTO k {}",
+            rows(50),
+            rows(10),
+            rows(3)
+        ));
+        let [a, b, k] = ["a", "b", "k"].map(|table| format!("{database}.{table}"));
+        let options = format!("{}chunk_rows = 7", server.options(&format!("\"{database}.*\"")));
+        let mut bench = Bench::new(&options);
+        assert_eq!(ask(&mut bench, &[&a]).unwrap_err().code, "mysql.not_begun");
+        bench.read();
+        assert_eq!(bench.take().len(), 63);
+        for wrong in [format!("{database}.none"), "other.*".to_owned(), "a".to_owned()] {
+            let error = ask(&mut bench, &[&a, &wrong]).unwrap_err();
+            assert_eq!((error.code, error.domain), ("mysql.tables", trunkline_connector::Domain::Config));
+            assert!(error.message().contains(&wrong), "{error}");
+        }
 
-    server.run(&format!(
-        "USE {database}; UPDATE a SET v = 1 WHERE id <= 20; UPDATE b SET v = 1; DELETE FROM a WHERE id = 50"
-    ));
-    ask(&mut bench, &[&a]).unwrap();
-    bench.max_records = 5;
-    // Stopped after every batch, it goes on after the last key.
-    while bench.fill(Duration::from_millis(300)).unwrap() != Fill::CaughtUp {
+        server.run(&format!(
+            "USE {database}; UPDATE a SET v = 1 WHERE id <= 20; UPDATE b SET v = 1; DELETE FROM a WHERE id = 50"
+        ));
+        ask(&mut bench, &[&a]).unwrap();
+        bench.max_records = 5;
+        // Stopped after every batch, it goes on after the last key.
+        while bench.fill(Duration::from_millis(300)).unwrap() != Fill::CaughtUp {
+            bench.stop();
+        }
+        let seen = bench.take();
+        let count =
+            |table: &str, op: &str| seen.iter().filter(|record| record.table == table && record.op() == op).count();
+        assert_eq!([count(&a, "r"), count(&a, "u"), count(&a, "d")], [49, 20, 1]);
+        assert_eq!([count(&b, "r"), count(&b, "u"), count(&k, "r")], [0, 10, 0]);
+        assert!(seen.iter().filter(|record| record.op() == "r").all(|record| {
+            let after = record.after();
+            after["v"].as_i64() == Some(i64::from(after["id"].as_i64().unwrap() <= 20))
+        }));
+        bench.max_records = 1000;
         bench.stop();
+        assert!(bench.read().take().is_empty(), "once, and not again");
+
+        ask(&mut bench, &[&format!("{database}.[bk]")]).unwrap();
+        let seen = bench.read().take();
+        assert_eq!(seen.iter().filter(|record| record.op() == "r").count(), 13);
+        assert_eq!(seen.len(), 13);
+
+        // A source that never took a snapshot takes one of what is asked for, and of nothing else.
+        let mut bench = Bench::new(&format!("{options}\nsnapshot = \"never\""));
+        bench.read();
+        assert!(ask(&mut bench, &[&format!("{database}.*")]).is_err(), "it knows of no table");
+        ask(&mut bench, &[&b]).unwrap();
+        let seen = bench.read().take();
+        assert_eq!((seen.len(), seen.iter().all(|record| record.table == b && record.op() == "r")), (10, true));
     }
-    let seen = bench.take();
-    let count = |table: &str, op: &str| seen.iter().filter(|record| record.table == table && record.op() == op).count();
-    assert_eq!([count(&a, "r"), count(&a, "u"), count(&a, "d")], [49, 20, 1]);
-    assert_eq!([count(&b, "r"), count(&b, "u"), count(&k, "r")], [0, 10, 0]);
-    assert!(seen.iter().filter(|record| record.op() == "r").all(|record| {
-        let after = record.after();
-        after["v"].as_i64() == Some(i64::from(after["id"].as_i64().unwrap() <= 20))
-    }));
-    bench.max_records = 1000;
-    bench.stop();
-    assert!(bench.read().take().is_empty(), "once, and not again");
-
-    ask(&mut bench, &[&format!("{database}.[bk]")]).unwrap();
-    let seen = bench.read().take();
-    assert_eq!(seen.iter().filter(|record| record.op() == "r").count(), 13);
-    assert_eq!(seen.len(), 13);
-
-    // A source that never took a snapshot takes one of what is asked for, and of nothing else.
-    let mut bench = Bench::new(&format!("{options}\nsnapshot = \"never\""));
-    bench.read();
-    assert!(ask(&mut bench, &[&format!("{database}.*")]).is_err(), "it knows of no table");
-    ask(&mut bench, &[&b]).unwrap();
-    let seen = bench.read().take();
-    assert_eq!((seen.len(), seen.iter().all(|record| record.table == b && record.op() == "r")), (10, true));
 }

@@ -1,4 +1,4 @@
-//! MySQL to topics: workers and servers are killed at any moment, and then the topics, folded, hold what the tables hold, row by row.
+//! MySQL and MariaDB to topics: workers and servers are killed at any moment, and then the topics, folded, hold what the tables hold, row by row.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -24,7 +24,7 @@ fn case(test: &str, kafka: &Kafka) -> Case {
 
 fn create(mysql: &Mysql, rows: u32) {
     mysql.run(&format!(
-        "SET cte_max_recursion_depth = 1000000; CREATE DATABASE shop; USE shop; CREATE TABLE orders (id INT PRIMARY KEY, v INT NOT NULL, note VARCHAR(300));
+        "/*!80000 SET cte_max_recursion_depth = 1000000 */; /*M! SET max_recursive_iterations = 1000000 */; CREATE DATABASE shop; USE shop; CREATE TABLE orders (id INT PRIMARY KEY, v INT NOT NULL, note VARCHAR(300));
          CREATE TABLE people (name VARCHAR(20) PRIMARY KEY, v INT NOT NULL); CREATE TABLE audit_log (id INT PRIMARY KEY);
          INSERT INTO orders SELECT seq, seq, REPEAT('n', seq % 200) FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < {rows}) SELECT seq FROM q) t;
          INSERT INTO people SELECT CONCAT('p', seq), seq FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < {rows}) SELECT seq FROM q) t"
@@ -130,11 +130,11 @@ fn rows_and_their_changes_reach_a_topic_a_table() {
 }
 
 /// Lets workers live and die while the tables are written to; the last one finishes.
-fn kill_and_compare(test: &str, seed: u64, kills: u64, rows: u32) {
-    let (kafka, mysql) = (need!(Kafka::shared()), need!(Mysql::start()));
+fn kill_and_compare(test: &str, mysql: &Mysql, seed: u64, kills: u64, rows: u32) {
+    let kafka = need!(Kafka::shared());
     let case = case(test, kafka);
-    create(&mysql, rows);
-    case.pipeline("shop", &source(&mysql, "chunk_rows = 50\ncommit_interval = \"20ms\""));
+    create(mysql, rows);
+    case.pipeline("shop", &source(mysql, "chunk_rows = 50\ncommit_interval = \"20ms\""));
     let mut random = Random::new(seed);
     let mut lives = Vec::new();
     let batches: Vec<String> = (0..kills).map(|_| writes(&mut random, u64::from(rows), 150)).collect();
@@ -150,18 +150,23 @@ fn kill_and_compare(test: &str, seed: u64, kills: u64, rows: u32) {
     });
     let summary = case.until_idle("a", LONG);
     eprintln!("seed {seed}: the workers lived {lives:?} ms");
-    let count = assert_same(&case, kafka, &mysql);
+    let count = assert_same(&case, kafka, mysql);
     assert_eq!(summary.of(case.name(), "shop").output, count);
 }
 
 #[test]
 fn kills_in_the_snapshot_lose_and_double_nothing() {
-    kill_and_compare("mysql-kills", 900, 25, 5_000);
+    kill_and_compare("mysql-kills", &need!(Mysql::start()), 900, 25, 5_000);
 }
 
 #[test]
 fn kills_in_the_stream_lose_and_double_nothing() {
-    kill_and_compare("mysql-stream", 901, 25, 100);
+    kill_and_compare("mysql-stream", &need!(Mysql::start()), 901, 25, 100);
+}
+
+#[test]
+fn kills_over_a_mariadb_lose_and_double_nothing() {
+    kill_and_compare("mariadb-kills", &need!(Mysql::start_mariadb()), 902, 25, 2_000);
 }
 
 fn wait_for_records(case: &Case, kafka: &Kafka, worker: &mut Worker, topic: &str, count: u64) {

@@ -1,10 +1,18 @@
 //! What an event says, as far as following needs it. Rows are left where they are.
 
-use mysql_async::binlog::events::{Event, GtidEvent};
+use std::sync::LazyLock;
 
+use mysql_common::binlog::BinlogCtx;
+use mysql_common::binlog::consts::BinlogVersion;
+use mysql_common::binlog::events::{FormatDescriptionEvent, GtidEvent};
+use mysql_common::io::ParseBuf;
+use mysql_common::proto::MyDeserialize as _;
+
+use super::event::Event;
+use crate::columns::hex_digits;
 use crate::decode::{Bytes, Malformed};
 use crate::emit::Op;
-use crate::gtid::{Gtid, Origin};
+use crate::gtid::{DomainGtid, Gtid, Origin};
 
 /// An event by what it means for the follower.
 #[derive(Debug)]
@@ -22,6 +30,8 @@ pub(crate) enum Meaning<'a> {
     XaPrepare {
         whole: bool,
     },
+    /// A compressed transaction, whose events come after it.
+    Payload,
     /// Nothing new, but the end of the binlog is here.
     Heartbeat(Option<u64>),
     /// The server knows that it lost something.
@@ -39,6 +49,10 @@ pub(crate) struct Begins {
     pub(crate) committed_at: u64,
     /// And on this server.
     pub(crate) written_at: u64,
+    /// No BEGIN follows: the head itself is one (MariaDB).
+    pub(crate) is_begun: bool,
+    /// It is the first half of the distributed transaction of this id (MariaDB).
+    pub(crate) xa: Option<Vec<u8>>,
 }
 
 /// A statement.
@@ -80,7 +94,10 @@ impl<'a> Meaning<'a> {
             33 | 34 | 42 => begins(event).map(Self::Begins),
             38 => Ok(Self::XaPrepare { whole: data.first() == Some(&1) }),
             39 => rows(Op::Update, true, true),
+            40 => Ok(Self::Payload),
             41 => heartbeat(data),
+            162 => mariadb_begins(event).map(Self::Begins),
+            164 => Err(Malformed::new("the binlog is encrypted on its way, which no server should do")),
             _ => Ok(Self::Nothing),
         }
     }
@@ -89,30 +106,9 @@ impl<'a> Meaning<'a> {
 fn rotate(event: &Event) -> Result<Meaning<'static>, Malformed> {
     let mut bytes = Bytes::new(event.data());
     let pos = bytes.little(8)?;
-    let mut name = bytes.rest();
-    // The first event of a connection has a checksum that nothing announced: the description of the format follows after it.
-    if let Some((rest, sum)) = name.split_last_chunk::<4>()
-        && event.checksum().is_none()
-        && checksum_fits(event, 4, u32::from_le_bytes(*sum))
-    {
-        name = rest;
-    }
+    let name = bytes.rest();
     let name = std::str::from_utf8(name).map_err(|_| Malformed::new("the name of a binlog file is no UTF-8"))?;
     Ok(Meaning::Rotate(name.to_owned(), pos))
-}
-
-/// Does a checksum fit that is the last `count` bytes of the event's data?
-fn checksum_fits(event: &Event, count: usize, sum: u32) -> bool {
-    let header = event.header();
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&header.timestamp().to_le_bytes());
-    hasher.update(&[header.event_type_raw()]);
-    hasher.update(&header.server_id().to_le_bytes());
-    hasher.update(&header.event_size().to_le_bytes());
-    hasher.update(&header.log_pos().to_le_bytes());
-    hasher.update(&header.flags_raw().to_le_bytes());
-    hasher.update(&event.data()[..event.data().len().saturating_sub(count)]);
-    hasher.finalize() == sum
 }
 
 fn heartbeat(data: &[u8]) -> Result<Meaning<'static>, Malformed> {
@@ -141,11 +137,16 @@ fn begins(event: &Event) -> Result<Begins, Malformed> {
         // Servers before 8.0 stop here.
         let committed_at =
             bytes.little(7).map_or(u64::from(event.header().timestamp()) * 1_000_000, |time| time & !(1 << 55));
-        return Ok(Begins { gtid: None, committed_at, written_at: committed_at });
+        return Ok(Begins { gtid: None, committed_at, written_at: committed_at, is_begun: false, xa: None });
     }
-    let read: GtidEvent = event.read_event().map_err(|error| Malformed(format!("a GTID event: {error}")))?;
+    // The library wants to know the format, which this event does not depend on.
+    static FORMAT: LazyLock<FormatDescriptionEvent<'static>> =
+        LazyLock::new(|| FormatDescriptionEvent::new(BinlogVersion::Version4));
+    let context = BinlogCtx::new(event.data().len(), &FORMAT, event.header().event_type_raw());
+    let read = GtidEvent::deserialize(context, &mut ParseBuf(event.data()));
+    let read = read.map_err(|error| Malformed(format!("a GTID event: {error}")))?;
     let tag = read.tag().map(ToString::to_string).unwrap_or_default();
-    let gtid = Gtid { origin: Origin { server: read.sid(), tag }, number: read.gno() };
+    let gtid = Gtid::MySql { origin: Origin { server: read.sid(), tag }, number: read.gno() };
     let committed_at = match read.original_commit_timestamp() {
         0 => read.immediate_commit_timestamp(),
         time => time,
@@ -155,7 +156,45 @@ fn begins(event: &Event) -> Result<Begins, Malformed> {
         0 => committed_at,
         time => time,
     };
-    Ok(Begins { gtid: Some(gtid), committed_at, written_at })
+    Ok(Begins { gtid: Some(gtid), committed_at, written_at, is_begun: false, xa: None })
+}
+
+/// The head of a transaction of MariaDB.
+fn mariadb_begins(event: &Event) -> Result<Begins, Malformed> {
+    const STANDALONE: u8 = 1;
+    const GROUP_COMMIT: u8 = 2;
+    const PREPARED_XA: u8 = 64;
+    const COMPLETED_XA: u8 = 128;
+    let mut bytes = Bytes::new(event.data());
+    let sequence = bytes.little(8)?;
+    let domain = bytes.little(4)? as u32;
+    let flags = bytes.u8()?;
+    if flags & GROUP_COMMIT != 0 {
+        bytes.take(8)?;
+    }
+    let xa = if flags & (PREPARED_XA | COMPLETED_XA) != 0 { Some(xa_id(&mut bytes)?) } else { None };
+    let committed_at = u64::from(event.header().timestamp()) * 1_000_000;
+    Ok(Begins {
+        gtid: Some(Gtid::MariaDb(DomainGtid { domain, server: event.header().server_id(), sequence })),
+        committed_at,
+        written_at: committed_at,
+        is_begun: flags & STANDALONE == 0,
+        xa: xa.filter(|_| flags & PREPARED_XA != 0),
+    })
+}
+
+/// The id of a distributed transaction, written as the statements have it that end it.
+fn xa_id(bytes: &mut Bytes<'_>) -> Result<Vec<u8>, Malformed> {
+    let format = bytes.little(4)? as u32;
+    let (global, branch) = (usize::from(bytes.u8()?), usize::from(bytes.u8()?));
+    let mut id = Vec::new();
+    for length in [global, branch] {
+        id.extend_from_slice(b"X'");
+        id.extend(bytes.take(length)?.iter().flat_map(|byte| hex_digits(*byte)));
+        id.extend_from_slice(b"',");
+    }
+    id.extend_from_slice(format.to_string().as_bytes());
+    Ok(id)
 }
 
 impl<'a> Query<'a> {

@@ -11,11 +11,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use mysql_async::binlog::events::Event;
 use trunkline_connector::{Error, Result, SourceBatch};
 
+use super::event::Event;
 use super::events::{Begins, Meaning, Query, RowsKind, Statement};
 use super::tables::{Mapped, Tables, Taken};
+use crate::charset::Charsets;
 use crate::config::{MysqlOptions, Snapshot as When};
 use crate::connect;
 use crate::decode::rows::{RowsHead, read_changed_row, read_row};
@@ -23,9 +24,9 @@ use crate::decode::{Bytes, Malformed};
 use crate::emit::{Change, Emitter, MOST_RECORDS, Op, Origin, OriginParts};
 use crate::gtid::Gtid;
 use crate::position::{Part, Place, StreamPosition};
-use crate::server::Server;
+use crate::server::{Gtids, Server};
 use crate::snapshot::progress::{Progress, Watch};
-use crate::table::Style;
+use crate::table::{Column, Style};
 
 /// Follows the binlog.
 pub(crate) struct Follower {
@@ -36,6 +37,8 @@ pub(crate) struct Follower {
     pub(crate) position: StreamPosition,
     /// How far the binlog has been read: the end of the last event.
     reached: Place,
+    /// The end of the last transaction that came from this server since the source opened.
+    pub(crate) ended: Place,
     transaction: Option<Transaction>,
     /// Rows to be handed out before the next event is looked at.
     rows: VecDeque<OpenRows>,
@@ -45,6 +48,8 @@ pub(crate) struct Follower {
     also_done: Vec<Gtid>,
     /// Prepared transactions by their id.
     held: HashMap<Vec<u8>, Held>,
+    /// A compressed transaction has come, and none of its events yet.
+    packed: bool,
     /// When the transaction was written that was read last, until somebody asks (microseconds since the Unix epoch).
     pub(crate) written_at: Option<u64>,
 }
@@ -57,6 +62,8 @@ struct Transaction {
     thread: Option<u32>,
     /// Its BEGIN has come.
     begun: bool,
+    /// All of it was handed out before a restart.
+    comes_again: bool,
     /// Rows events so far.
     events: u64,
     /// What is to be passed over: it was handed out before a restart.
@@ -87,9 +94,10 @@ struct Held {
 impl Follower {
     pub(crate) fn new(options: Arc<MysqlOptions>, server: Server, position: StreamPosition) -> Self {
         Self {
-            tables: Tables::new(Style::of(&options)),
+            tables: Tables::new(Style::of(&options), server.gtids == Gtids::MariaDb),
             emitter: Emitter::new(options.tombstones),
             reached: Place::default(),
+            ended: Place::default(),
             position,
             server,
             options,
@@ -98,6 +106,7 @@ impl Follower {
             ends: false,
             also_done: Vec::new(),
             held: HashMap::new(),
+            packed: false,
             written_at: None,
         }
     }
@@ -105,6 +114,11 @@ impl Follower {
     /// How far the binlog has been read.
     pub(crate) fn reached(&self) -> &Place {
         &self.reached
+    }
+
+    /// How the server numbers transactions.
+    pub(crate) fn gtids(&self) -> Gtids {
+        self.server.gtids
     }
 
     /// Between two transactions, and nothing of any other is handed out in part.
@@ -128,11 +142,41 @@ impl Follower {
         Error::data(code, format!("{} at {file}:{pos}: {message}", connect::server(&self.options)))
     }
 
+    /// The database and name of a table that is to be described before this event is taken up.
+    pub(crate) fn asks_for(&self, event: &Event) -> Option<(String, String)> {
+        const TABLE_MAP: u8 = 19;
+        let is_map = event.header().event_type_raw() == TABLE_MAP;
+        if is_map { self.tables.asks_for(event.data(), &self.options, &self.server.charsets) } else { None }
+    }
+
+    /// The description that was asked for.
+    pub(crate) fn told(&mut self, full_name: String, columns: &[Column]) {
+        self.tables.told(full_name, columns);
+    }
+
+    pub(crate) fn charsets(&self) -> Arc<Charsets> {
+        Arc::clone(&self.server.charsets)
+    }
+
     /// Takes up an event; its rows are handed out by [`Follower::hand_out`].
     pub(crate) fn take(&mut self, event: Event, out: &mut SourceBatch, progress: &mut Progress) -> Result<()> {
         let meaning = Meaning::of(&event).map_err(|error| self.malformed("an event", &error))?;
         if !matches!(meaning, Meaning::Rotate(..) | Meaning::Heartbeat(_)) {
             self.advance(u64::from(event.header().log_pos()));
+        }
+        let from_outside = matches!(meaning, Meaning::Rotate(..) | Meaning::Heartbeat(_) | Meaning::Begins(_));
+        if self.packed && from_outside {
+            // The library tells nobody that it could not unpack one; then nothing of it comes.
+            return Err(self.stop(
+                "mysql.payload",
+                "a compressed transaction cannot be unpacked: its bytes are broken, or there is not enough memory for it. If it stays so, \
+                 SET PERSIST binlog_transaction_compression = OFF, and begin anew with a source of another name",
+            ));
+        }
+        self.packed = matches!(meaning, Meaning::Payload);
+        if self.transaction.as_ref().is_some_and(|transaction| transaction.comes_again) {
+            self.pass_over(&meaning);
+            return Ok(());
         }
         match meaning {
             Meaning::Rotate(file, pos) => self.reached = Place { file, pos },
@@ -155,9 +199,28 @@ impl Follower {
                     "the server says that events were lost here. Begin anew with a source of another name",
                 ));
             }
-            Meaning::Nothing => {}
+            Meaning::Payload | Meaning::Nothing => {}
         }
         Ok(())
+    }
+
+    /// Passes over an event of a transaction that is done already; only where it ends matters.
+    fn pass_over(&mut self, meaning: &Meaning<'_>) {
+        let ends = match meaning {
+            Meaning::Rotate(file, pos) => {
+                self.reached = Place { file: file.clone(), pos: *pos };
+                false
+            }
+            Meaning::Commit | Meaning::XaPrepare { .. } => true,
+            Meaning::Query(query) => {
+                let begun = self.transaction.as_ref().is_some_and(|transaction| transaction.begun);
+                !begun || Statement::of(query.text) == Statement::Commit
+            }
+            _ => false,
+        };
+        if ends {
+            self.transaction = None;
+        }
     }
 
     /// Takes up a position of 32 bits (0: none) within the file.
@@ -176,22 +239,38 @@ impl Follower {
 
     fn begin(&mut self, begins: Begins) -> Result<()> {
         if self.transaction.is_some() {
-            let message = "a transaction begins before the end of the last one has come: events were lost on the way. If the last one is compressed, \
-                 it cannot be unpacked; SET PERSIST binlog_transaction_compression = OFF and begin anew with a source of another name";
+            let message = "a transaction begins before the end of the last one has come: events were lost on the way";
             return Err(self.stop("mysql.lost_events", message));
+        }
+        if let (Some(done), Some(gtid)) = (&self.position.done, &begins.gtid)
+            && !done.is_of_kind(gtid)
+        {
+            return Err(
+                self.malformed("a transaction", &Malformed(format!("{gtid} in the binlog of another kind of server")))
+            );
         }
         self.written_at = Some(begins.written_at);
         let gtid_text = begins.gtid.as_ref().map(ToString::to_string);
+        let comes_again = begins
+            .gtid
+            .as_ref()
+            .is_some_and(|gtid| self.position.done.as_ref().is_some_and(|done| done.comes_again(gtid)));
+        if let Some(id) = &begins.xa
+            && !comes_again
+        {
+            self.held.insert(id.clone(), Held { gtid: None, rows: Vec::new() });
+        }
         let skip = self.position.part.clone().filter(|part| self.position.done.is_none() || part.gtid == gtid_text);
         self.transaction = Some(Transaction {
             gtid: begins.gtid,
             gtid_text,
             committed_at: (begins.committed_at / 1000) as i64,
             thread: None,
-            begun: false,
+            begun: begins.is_begun,
+            comes_again,
             events: 0,
             skip,
-            xa: None,
+            xa: begins.xa,
         });
         Ok(())
     }
@@ -266,6 +345,7 @@ impl Follower {
         }
         self.also_done.clear();
         self.position.place = self.reached.clone();
+        self.ended = self.reached.clone();
         self.position.part = None;
     }
 
@@ -284,6 +364,9 @@ impl Follower {
                 "a distributed transaction (XA) is prepared here, and the server has no GTIDs to come back to it by. SET PERSIST gtid_mode = 'ON' \
                  (in the steps of the manual), and begin anew with a source of another name",
             ));
+        }
+        if let (Some(done), Some(gtid)) = (&mut self.position.done, &transaction.gtid) {
+            done.hold(gtid);
         }
         if let Some(held) = self.held.get_mut(&id) {
             held.gtid = transaction.gtid.take();
@@ -437,6 +520,10 @@ impl Follower {
             }
             if let Err(error) = read {
                 break Err(error);
+            }
+            if rest.rest().len() == bytes.rest().len() {
+                // Of a table without columns, which does not exist: there would be no end of them.
+                break Err(Malformed::new("a row of no bytes"));
             }
             bytes = rest;
             open.row += 1;

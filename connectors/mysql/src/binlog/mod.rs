@@ -1,5 +1,6 @@
 //! The binlog as the server sends it: a connection, its events, and the follower that turns them into records.
 
+pub(crate) mod event;
 pub(crate) mod events;
 pub(crate) mod follower;
 pub(crate) mod tables;
@@ -10,15 +11,17 @@ use std::time::Duration;
 
 use futures_core::Stream as _;
 use mysql_async::binlog::BinlogChecksumAlg;
-use mysql_async::binlog::events::Event;
+use mysql_async::binlog::events::Event as Received;
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{BinlogStream, BinlogStreamRequest, GnoInterval, Sid};
 use mysql_common::packets::Tag;
 use trunkline_connector::{Error, Result};
 
+use self::event::{Event, Header};
 use crate::config::MysqlOptions;
 use crate::connect::{replication_connection, replication_error, server};
-use crate::gtid::GtidSet;
+use crate::decode::{Bytes, Malformed};
+use crate::gtid::{GtidSet, UuidSet};
 use crate::position::StreamPosition;
 
 /// How often an idle server says where its binlog ends.
@@ -61,7 +64,16 @@ impl Binlog {
         connection.query_drop(settings).await.map_err(failed)?;
         let request = BinlogStreamRequest::new(identity.server_id);
         let request = match &position.done {
-            Some(done) => request.with_gtid().with_gtid_set(sids(done)?),
+            Some(GtidSet::MySql(done)) => request.with_gtid().with_gtid_set(sids(done)?),
+            Some(GtidSet::MariaDb(done)) => {
+                // What a replica says that knows GTIDs: it is then sent them, and from where it asks.
+                let state = done.connect_state();
+                let settings = format!(
+                    "SET @mariadb_slave_capability = 4, @slave_gtid_strict_mode = 1, @slave_gtid_ignore_duplicates = 0, @slave_connect_state = '{state}'"
+                );
+                connection.query_drop(settings).await.map_err(failed)?;
+                request.with_pos(4)
+            }
             None => request.with_filename(position.place.file.as_bytes()).with_pos(position.place.pos.max(4)),
         };
         let stream = connection.get_binlog_stream(request).await.map_err(failed)?;
@@ -81,7 +93,7 @@ impl Binlog {
 }
 
 /// Checks an event against its checksum: the client library does not.
-fn verify(options: &MysqlOptions, event: Event) -> Result<Event> {
+fn verify(options: &MysqlOptions, event: Received) -> Result<Event> {
     let footer = event.footer();
     let sums = footer.get_checksum_alg().ok().flatten() == Some(BinlogChecksumAlg::BINLOG_CHECKSUM_ALG_CRC32);
     if sums
@@ -98,10 +110,41 @@ fn verify(options: &MysqlOptions, event: Event) -> Result<Event> {
         );
         return Err(Error::external("mysql.checksum", message));
     }
-    Ok(event)
+    taken(&event).map_err(|error| {
+        Error::data("mysql.malformed", format!("{}: an event: {error} (please report this)", server(options)))
+    })
 }
 
-fn sids(set: &GtidSet) -> Result<Vec<Sid<'static>>> {
+fn taken(event: &Received) -> Result<Event, Malformed> {
+    let head = event.header();
+    let mut bytes = Vec::with_capacity(Header::LENGTH);
+    bytes.extend_from_slice(&head.timestamp().to_le_bytes());
+    bytes.push(head.event_type_raw());
+    for number in [head.server_id(), head.event_size(), head.log_pos()] {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+    bytes.extend_from_slice(&head.flags_raw().to_le_bytes());
+    let header = Header::read(&mut Bytes::new(&bytes))?;
+    let mut data = event.data();
+    // The first event of a connection has a checksum that nothing announced: the description of the format follows after it.
+    const ROTATE: u8 = 4;
+    if let Some((rest, sum)) = data.split_last_chunk::<4>()
+        && head.event_type_raw() == ROTATE
+        && event.checksum().is_none()
+        && crc32(&[&bytes, rest]) == u32::from_le_bytes(*sum)
+    {
+        data = rest;
+    }
+    Event::new(header, data.to_vec()).unpacked()
+}
+
+fn crc32(parts: &[&[u8]]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    parts.iter().for_each(|part| hasher.update(part));
+    hasher.finalize()
+}
+
+fn sids(set: &UuidSet) -> Result<Vec<Sid<'static>>> {
     set.iter()
         .map(|(origin, ranges)| {
             let intervals = ranges.iter().map(|(from, to)| GnoInterval::new(*from, to + 1)).collect();

@@ -6,6 +6,7 @@
 mod decimal;
 mod json_diff;
 mod jsonb;
+mod native;
 pub(crate) mod protocol;
 pub(crate) mod rows;
 pub(crate) mod table_map;
@@ -14,6 +15,7 @@ mod temporal;
 pub(crate) use decimal::{packed_bytes, write_decimal};
 pub(crate) use json_diff::write_changed;
 pub(crate) use jsonb::write_json;
+pub(crate) use native::{inet4, inet6, uuid};
 pub(crate) use temporal::{Date, DateTime, Time};
 
 /// Bytes that cannot be what they should be.
@@ -61,6 +63,8 @@ pub(crate) enum Value<'a> {
     },
     /// JSON as MySQL prints it.
     JsonText(&'a [u8]),
+    /// Any other value as the server prints it.
+    Printed(&'a [u8]),
 }
 
 /// A cursor over bytes.

@@ -24,6 +24,7 @@ pub(crate) fn read<'a>(kind: &Kind, bytes: &'a [u8]) -> Result<Value<'a>, Malfor
         Kind::Time { .. } => Value::Time(time(bytes)?),
         Kind::Text { .. } | Kind::Binary | Kind::Geometry | Kind::Vector => Value::Bytes { bytes, zeros: 0 },
         Kind::Json => Value::JsonText(bytes),
+        Kind::Uuid | Kind::Inet4 | Kind::Inet6 => Value::Printed(bytes),
     })
 }
 

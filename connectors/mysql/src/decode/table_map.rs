@@ -66,15 +66,20 @@ mod types {
     pub(super) const LONG: u8 = 3;
     pub(super) const FLOAT: u8 = 4;
     pub(super) const DOUBLE: u8 = 5;
+    pub(super) const OLD_TIMESTAMP: u8 = 7;
     pub(super) const LONGLONG: u8 = 8;
     pub(super) const INT24: u8 = 9;
     pub(super) const DATE: u8 = 10;
+    pub(super) const OLD_TIME: u8 = 11;
+    pub(super) const OLD_DATETIME: u8 = 12;
     pub(super) const YEAR: u8 = 13;
     pub(super) const VARCHAR: u8 = 15;
     pub(super) const BIT: u8 = 16;
     pub(super) const TIMESTAMP2: u8 = 17;
     pub(super) const DATETIME2: u8 = 18;
     pub(super) const TIME2: u8 = 19;
+    pub(super) const COMPRESSED_BLOB: u8 = 140;
+    pub(super) const COMPRESSED_VARCHAR: u8 = 141;
     pub(super) const VECTOR: u8 = 242;
     pub(super) const JSON: u8 = 245;
     pub(super) const DECIMAL: u8 = 246;
@@ -84,6 +89,12 @@ mod types {
     pub(super) const STRING: u8 = 254;
     pub(super) const GEOMETRY: u8 = 255;
 }
+
+/// Why a date or time of old cannot be read.
+pub(crate) const OLD_FORMAT: &str =
+    "it is stored as before MySQL 5.6: with mysql56_temporal_format = ON, ALTER TABLE .. FORCE stores it anew";
+/// Why MariaDB's compressed columns cannot.
+pub(crate) const COMPRESSED: &str = "it is COMPRESSED: ALTER TABLE .. MODIFY it without";
 
 /// A column before its optional metadata is known.
 struct Raw {
@@ -96,8 +107,8 @@ impl Raw {
     fn read(kind: u8, metadata: &mut Bytes<'_>) -> Result<Self, Malformed> {
         use types::*;
         let count = match kind {
-            VARCHAR | DECIMAL | BIT | STRING | ENUM | SET => 2,
-            FLOAT | DOUBLE | BLOB | GEOMETRY | JSON | VECTOR | TIME2 | DATETIME2 | TIMESTAMP2 => 1,
+            VARCHAR | COMPRESSED_VARCHAR | DECIMAL | BIT | STRING | ENUM | SET => 2,
+            COMPRESSED_BLOB | FLOAT | DOUBLE | BLOB | GEOMETRY | JSON | VECTOR | TIME2 | DATETIME2 | TIMESTAMP2 => 1,
             _ => 0,
         };
         let metadata = metadata.take(count)?;
@@ -220,7 +231,7 @@ impl<'a> Metadata<'a> {
 
 impl TableMap {
     /// Reads what follows the names.
-    pub(crate) fn read(name: &TableName<'_>, charsets: &Charsets) -> Result<Self, Unusable> {
+    pub(crate) fn read(name: &TableName<'_>, charsets: &Charsets, mariadb: bool) -> Result<Self, Unusable> {
         let mut bytes = Bytes::new(name.rest);
         let count = usize::try_from(bytes.packed()?).unwrap_or(usize::MAX);
         let kinds = bytes.take(count)?;
@@ -231,7 +242,7 @@ impl TableMap {
         if metadata.names.len() != count {
             return Err(Unusable::NoNames);
         }
-        let mut builder = Builder { metadata, charsets, numeric: 0, texts: 0, lists: 0, enums: 0, sets: 0 };
+        let mut builder = Builder { metadata, charsets, mariadb, numeric: 0, texts: 0, lists: 0, enums: 0, sets: 0 };
         let mut columns = Vec::with_capacity(count);
         let mut storage = Vec::with_capacity(count);
         for (index, raw) in raw.iter().enumerate() {
@@ -252,6 +263,7 @@ impl TableMap {
 struct Builder<'a> {
     metadata: Metadata<'a>,
     charsets: &'a Charsets,
+    mariadb: bool,
     /// How many columns of each sort have been seen: the optional metadata counts only its own sort.
     numeric: usize,
     texts: usize,
@@ -272,7 +284,8 @@ impl Builder<'_> {
             let index = next(&mut self.numeric);
             self.metadata.unsigned.get(index / 8).is_some_and(|byte| byte >> (7 - index % 8) & 1 == 1)
         };
-        let collation = if raw.is_text() {
+        // To MariaDB a geometry is bytes with a collation of their own.
+        let collation = if raw.is_text() || self.mariadb && raw.kind == GEOMETRY {
             self.metadata.text_collations.of(next(&mut self.texts))
         } else if raw.is_list() {
             self.metadata.list_collations.of(next(&mut self.lists))
@@ -343,6 +356,8 @@ impl Builder<'_> {
             },
             GEOMETRY => (Kind::Geometry, blob(raw)?),
             VECTOR => (Kind::Vector, blob(raw)?),
+            OLD_TIMESTAMP | OLD_TIME | OLD_DATETIME => return Err(OLD_FORMAT.to_owned()),
+            COMPRESSED_BLOB | COMPRESSED_VARCHAR => return Err(COMPRESSED.to_owned()),
             other => return Err(format!("its type has the number {other}, which is not known here")),
         })
     }
@@ -408,7 +423,7 @@ mod tests {
         event.extend_from_slice(&[10, 3, 0xfc, 255, 0]);
         let name = TableName::read(&event).unwrap();
         assert_eq!((name.id, name.database, name.table), (7, "d", "t"));
-        let map = TableMap::read(&name, &charsets()).unwrap();
+        let map = TableMap::read(&name, &charsets(), false).unwrap();
         let kinds: Vec<_> = map.columns.iter().map(|column| column.kind.clone()).collect();
         assert_eq!(
             kinds,
@@ -425,7 +440,7 @@ mod tests {
         // Without the optional metadata.
         let end = event.len() - 34;
         let name = TableName::read(&event[..end]).unwrap();
-        assert!(matches!(TableMap::read(&name, &charsets()), Err(Unusable::NoNames | Unusable::Malformed(_))));
+        assert!(matches!(TableMap::read(&name, &charsets(), false), Err(Unusable::NoNames | Unusable::Malformed(_))));
     }
 
     proptest! {
@@ -436,7 +451,8 @@ mod tests {
             event.push(count);
             event.extend_from_slice(&bytes);
             if let Ok(name) = TableName::read(&event) {
-                let _ = TableMap::read(&name, &charsets());
+                let _ = TableMap::read(&name, &charsets(), false);
+                let _ = TableMap::read(&name, &charsets(), true);
             }
             let _ = TableName::read(&bytes);
         }

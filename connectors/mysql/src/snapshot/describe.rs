@@ -10,6 +10,7 @@ use super::select::literal;
 use crate::charset::Charsets;
 use crate::config::MysqlOptions;
 use crate::connect::{query, server};
+use crate::decode::table_map::{COMPRESSED, OLD_FORMAT};
 use crate::table::{Column, Kind, Style, Table};
 
 /// A column of `information_schema.COLUMNS`.
@@ -115,6 +116,13 @@ pub(crate) async fn guessed_rows(
 
 impl Described<'_> {
     fn kind(&self, charsets: &Charsets) -> Result<Kind, String> {
+        // MariaDB says in comments what is odd about a column.
+        if self.column_type.contains("/* mariadb-5.3 */") {
+            return Err(OLD_FORMAT.to_owned());
+        }
+        if self.column_type.ends_with("COMPRESSED*/") {
+            return Err(COMPRESSED.to_owned());
+        }
         let unsigned = self.column_type.contains("unsigned");
         let int = |bytes| Kind::Int { bytes, unsigned };
         let digits = self.digits.unwrap_or(0);
@@ -143,6 +151,9 @@ impl Described<'_> {
             "set" => Kind::Set { members: members(self.column_type)?.into() },
             "json" => Kind::Json,
             "vector" => Kind::Vector,
+            "uuid" => Kind::Uuid,
+            "inet4" => Kind::Inet4,
+            "inet6" => Kind::Inet6,
             "geometry" | "point" | "linestring" | "polygon" | "multipoint" | "multilinestring" | "multipolygon"
             | "geomcollection" | "geometrycollection" => Kind::Geometry,
             other => return Err(format!("the type `{other}` is not known here")),

@@ -8,7 +8,7 @@ pub(crate) mod describe;
 pub(crate) mod meter;
 pub(crate) mod progress;
 pub(crate) mod reader;
-mod select;
+pub(crate) mod select;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -136,7 +136,8 @@ impl Snapshot {
             self.limit = FIRST_ROWS;
         }
         let limit = self.limit.clamp(1, self.reader.options.chunk_rows);
-        let request = Request { table, after, position: follower.position.clone(), limit };
+        let (position, ended) = (follower.position.clone(), follower.ended.clone());
+        let request = Request { table, after, position, ended, limit };
         let (reader, mut connection) = (Arc::clone(&self.reader), self.connection.take());
         self.job = Some(self.runtime.spawn(async move {
             let rows = reader.read(request, &mut connection).await;

@@ -5,10 +5,13 @@
 //! that moment would be older than its change that was handed out already. After the chunk the end of the binlog is noted; everything that
 //! the query could see is before it.
 //!
+//! MariaDB says it the other way round: which place of the binlog a consistent snapshot shows. One is taken until it shows that much.
+//!
 //! **Tables without a key** are read whole, from one consistent snapshot whose place in the binlog is known exactly, because the table is
 //! locked against writers for the moment in which the snapshot is taken.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
@@ -18,11 +21,12 @@ use trunkline_connector::{Error, MemoryBudget, Reservation, Result, SourceBatch}
 use super::{describe, select};
 use crate::charset::Charsets;
 use crate::config::MysqlOptions;
-use crate::connect::{close, execute, is_server_error, query_connection, query_error, query_one, server};
+use crate::connect::{close, execute, is_server_error, query, query_connection, query_error, query_one, server};
 use crate::decode::{Malformed, Value, protocol};
 use crate::emit::{Change, Emitter, Op, Origin, OriginParts};
+use crate::gtid::{Domains, GtidSet};
 use crate::position::{Place, StreamPosition};
-use crate::server::binlog_end;
+use crate::server::{Gtids, binlog_end};
 use crate::table::Table;
 
 /// Seconds that a transaction may take from the binlog to being visible.
@@ -40,6 +44,9 @@ pub(crate) struct Reader {
     pub(crate) charsets: Arc<Charsets>,
     pub(crate) budget: MemoryBudget,
     pub(crate) server_id: u32,
+    pub(crate) gtids: Gtids,
+    /// A place in MariaDB's binlog: a query that sees everything up to here sees everything that was handed out before the source opened.
+    pub(crate) visible: Mutex<Option<Place>>,
 }
 
 /// What is to be read.
@@ -49,6 +56,8 @@ pub(crate) struct Request {
     pub(crate) after: Option<Vec<String>>,
     /// Everything up to here has been handed out.
     pub(crate) position: StreamPosition,
+    /// The last transaction of this server that was, ends here.
+    pub(crate) ended: Place,
     pub(crate) limit: usize,
 }
 
@@ -133,6 +142,8 @@ impl Reader {
     async fn connect(&self) -> Result<MySqlConnection> {
         let mut connection = query_connection(&self.options).await?;
         execute(&self.options, &mut connection, "SET SESSION character_set_results = NULL").await?;
+        let isolation = "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ";
+        execute(&self.options, &mut connection, isolation).await?;
         Ok(connection)
     }
 
@@ -146,6 +157,9 @@ impl Reader {
             return self.whole(&request.table, connection).await;
         }
         let rows = self.chunk(&request, &mut connection).await?;
+        if self.gtids == Gtids::MariaDb {
+            execute(&self.options, &mut connection, "COMMIT").await?;
+        }
         *kept = Some(connection);
         Ok(rows)
     }
@@ -201,22 +215,79 @@ impl Reader {
 
     /// Returns when a query sees everything that the follower has seen.
     async fn barrier(&self, request: &Request, connection: &mut MySqlConnection) -> Result<()> {
-        let Some(done) = &request.position.done else {
-            // A transaction holds on to its tables until it is visible: whoever gets a lock has waited for it.
-            self.lock(&request.table, connection).await?;
-            return execute(&self.options, connection, "UNLOCK TABLES").await;
+        let done = match &request.position.done {
+            Some(GtidSet::MySql(done)) => done,
+            Some(GtidSet::MariaDb(done)) => return self.mariadb_barrier(request, done, connection).await,
+            None => {
+                // A transaction holds on to its tables until it is visible: whoever gets a lock has waited for it.
+                self.lock(&request.table, connection).await?;
+                return execute(&self.options, connection, "UNLOCK TABLES").await;
+            }
         };
         let ask = format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{done}', {BARRIER_SECONDS})");
         match query_one(&self.options, connection, &ask).await?.as_deref() {
             Some("0") => Ok(()),
+            _ => Err(self.not_committed()),
+        }
+    }
+
+    fn not_committed(&self) -> Error {
+        let server = server(&self.options);
+        let message = format!("{server} has not committed within {BARRIER_SECONDS} s what is in its binlog already");
+        Error::external("mysql.barrier", message)
+    }
+
+    /// Begins a transaction that sees everything that the follower has seen. MariaDB can not be asked to wait for that, but says of a
+    /// consistent snapshot which place of the binlog it shows.
+    async fn mariadb_barrier(&self, request: &Request, done: &Domains, connection: &mut MySqlConnection) -> Result<()> {
+        const ASK_AGAIN: Duration = Duration::from_millis(5);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(u64::from(BARRIER_SECONDS)) {
+            let begin = "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
+            execute(&self.options, connection, begin).await?;
+            let shown = self.shown_place(connection).await?;
+            if shown >= request.ended && self.shows_the_past(&shown, done, connection).await? {
+                return Ok(());
+            }
+            execute(&self.options, connection, "ROLLBACK").await?;
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        Err(self.not_committed())
+    }
+
+    /// The place in the binlog that this connection's snapshot shows.
+    async fn shown_place(&self, connection: &mut MySqlConnection) -> Result<Place> {
+        let rows = query(&self.options, connection, "SHOW SESSION STATUS LIKE 'binlog_snapshot_%'").await?;
+        let value = |name: &str| {
+            let row = rows
+                .iter()
+                .find(|row| row.first().cloned().flatten().is_some_and(|it| it.eq_ignore_ascii_case(name)))?;
+            row.get(1)?.clone()
+        };
+        let pos = value("binlog_snapshot_position").and_then(|pos| pos.parse().ok());
+        match (value("binlog_snapshot_file"), pos) {
+            (Some(file), Some(pos)) if !file.is_empty() => Ok(Place { file, pos }),
             _ => Err(Error::external(
-                "mysql.barrier",
-                format!(
-                    "{} has not committed within {BARRIER_SECONDS} s what is in its binlog already",
-                    server(&self.options)
-                ),
+                "mysql.snapshot",
+                format!("{} does not say which place of its binlog a snapshot shows", server(&self.options)),
             )),
         }
+    }
+
+    /// Does a snapshot of this place show what was handed out before the source opened? The server reads its binlog to answer that, so it is
+    /// asked until it is so, and not again.
+    async fn shows_the_past(&self, shown: &Place, done: &Domains, connection: &mut MySqlConnection) -> Result<bool> {
+        let visible = self.visible.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if visible.is_some_and(|visible| *shown >= visible) {
+            return Ok(true);
+        }
+        let ask = format!("SELECT BINLOG_GTID_POS({}, {})", select::literal(&shown.file), shown.pos);
+        let text = query_one(&self.options, connection, &ask).await?;
+        let shows = text.and_then(|text| Domains::parse(&text)).is_some_and(|shown| shown.contains_all(done));
+        if shows {
+            *self.visible.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown.clone());
+        }
+        Ok(shows)
     }
 
     async fn lock(&self, table: &Table, connection: &mut MySqlConnection) -> Result<()> {
@@ -241,8 +312,6 @@ impl Reader {
     async fn whole(&self, table: &Table, mut connection: MySqlConnection) -> Result<Rows> {
         let mut locking = query_connection(&self.options).await?;
         self.lock(table, &mut locking).await?;
-        let isolation = "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ";
-        execute(&self.options, &mut connection, isolation).await?;
         let begin = "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
         execute(&self.options, &mut connection, begin).await?;
         let described = self.describe(table, &mut connection).await?;

@@ -120,6 +120,7 @@ fn value_literal(kind: &Kind, value: &Value<'_>) -> Result<String, Malformed> {
             Kind::Text { charset } => format!("_{} x'{}'", charset.name, hex(bytes)),
             _ => format!("x'{}'", hex(bytes)),
         },
+        Value::Printed(text) => format!("_utf8mb4 x'{}'", hex(text)),
         other => return Err(Malformed(format!("{other:?} in a primary key"))),
     })
 }

@@ -1,4 +1,4 @@
-//! A real MySQL and a source over it, driven as the runtime drives it: what a fill handed out counts with its position.
+//! A real MySQL or MariaDB and a source over it, driven as the runtime drives it: what a fill handed out counts with its position.
 
 #![allow(dead_code, reason = "every test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that something is wrong")]
@@ -24,11 +24,23 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     folder: PathBuf,
     options: String,
+    pub(crate) kind: Kind,
     _leash: ChildStdin,
 }
 
-fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/services/mysql")
+/// Whose server it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    MySql,
+    MariaDb,
+}
+
+impl Kind {
+    /// The script that starts it.
+    fn script(self) -> PathBuf {
+        let name = if self == Self::MySql { "mysql" } else { "mariadb" };
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/services").join(name)
+    }
 }
 
 impl Server {
@@ -38,28 +50,49 @@ impl Server {
         SHARED.get_or_init(|| Self::start("")).as_ref()
     }
 
-    /// A server of its own, with more options.
+    /// The same of MariaDB.
+    pub(crate) fn shared_mariadb() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Server>> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start_kind(Kind::MariaDb, "")).as_ref()
+    }
+
+    /// Both, of those that can be had.
+    pub(crate) fn shared_each() -> impl Iterator<Item = &'static Self> {
+        [Self::shared(), Self::shared_mariadb()].into_iter().flatten()
+    }
+
+    /// A server of its own of each kind, with more options.
+    pub(crate) fn start_each(options: &str) -> impl Iterator<Item = Self> {
+        [Kind::MySql, Kind::MariaDb].into_iter().filter_map(move |kind| Self::start_kind(kind, options))
+    }
+
+    /// A MySQL of its own, with more options.
     pub(crate) fn start(options: &str) -> Option<Self> {
+        Self::start_kind(Kind::MySql, options)
+    }
+
+    /// A server of its own, with more options.
+    pub(crate) fn start_kind(kind: Kind, options: &str) -> Option<Self> {
         // What the machine lacks shows here, and is a skip. That a server does not start, although all of it is here, is a failure.
-        let fetched = Command::new(script()).arg("fetch").output().unwrap();
+        let fetched = Command::new(kind.script()).arg("fetch").output().unwrap();
         if !fetched.status.success() {
-            eprintln!("SKIP no MySQL: {}", String::from_utf8_lossy(&fetched.stderr).trim());
+            eprintln!("SKIP no {kind:?}: {}", String::from_utf8_lossy(&fetched.stderr).trim());
             return None;
         }
         let folder = tempfile::Builder::new().prefix("trunkline-mysql-").tempdir().unwrap().keep();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut child = Self::launch(port, &folder, options, "1");
+        let mut child = Self::launch(kind, port, &folder, options, "1");
         let leash = child.stdin.take().unwrap();
         finish(child);
-        let server = Self { port, folder, options: options.to_owned(), _leash: leash };
+        let server = Self { port, folder, options: options.to_owned(), kind, _leash: leash };
         server.run(
             "CREATE USER cdc IDENTIFIED BY 'p@ss/word'; GRANT REPLICATION SLAVE, REPLICATION CLIENT, SELECT, LOCK TABLES ON *.* TO cdc",
         );
         Some(server)
     }
 
-    fn launch(port: u16, folder: &Path, options: &str, leash: &str) -> Child {
-        Command::new(script())
+    fn launch(kind: Kind, port: u16, folder: &Path, options: &str, leash: &str) -> Child {
+        Command::new(kind.script())
             .arg(port.to_string())
             .arg(folder)
             .env("LEASH", leash)
@@ -71,17 +104,18 @@ impl Server {
     }
 
     pub(crate) fn stop(&self) {
-        let stopped = Command::new(script()).arg("stop").arg(self.port.to_string()).arg(&self.folder).output().unwrap();
+        let stopped =
+            Command::new(self.kind.script()).arg("stop").arg(self.port.to_string()).arg(&self.folder).output().unwrap();
         assert!(stopped.status.success());
     }
 
     pub(crate) fn start_again(&self) {
-        finish(Self::launch(self.port, &self.folder, &self.options, "0"));
+        finish(Self::launch(self.kind, self.port, &self.folder, &self.options, "0"));
     }
 
     /// The client with statements to come.
     pub(crate) fn client(&self) -> Child {
-        Command::new(script())
+        Command::new(self.kind.script())
             .args(["client", &self.port.to_string()])
             .arg(&self.folder)
             .args(["-N", "-B", "--default-character-set=utf8mb4"])
@@ -101,6 +135,20 @@ impl Server {
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
+    pub(crate) fn is_mariadb(&self) -> bool {
+        self.kind == Kind::MariaDb
+    }
+
+    /// A crash.
+    pub(crate) fn kill(&self) {
+        let pid = std::fs::read_to_string(self.folder.join(format!("{}.pid", self.port))).unwrap();
+        assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+            assert!(begun.elapsed() < PATIENCE, "it does not die");
+        }
+    }
+
     /// A database of a test's own.
     pub(crate) fn database(&self) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -118,7 +166,7 @@ impl Server {
 fn finish(mut child: Child) {
     let mut said = String::new();
     child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(child.wait().unwrap().success() && said.starts_with("up"), "MySQL does not start: {said}");
+    assert!(child.wait().unwrap().success() && said.starts_with("up"), "the server does not start: {said}");
 }
 
 /// A record as it was handed out.

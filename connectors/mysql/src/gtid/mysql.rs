@@ -1,4 +1,4 @@
-//! Sets of GTIDs: which transactions have been seen. Tagged ones too (`uuid:tag:1-3`).
+//! MySQL's GTIDs, tagged ones too (`uuid:tag:1-3`), and sets of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,20 +10,13 @@ pub(crate) struct Origin {
     pub(crate) tag: String,
 }
 
-/// A transaction's id.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Gtid {
-    pub(crate) origin: Origin,
-    pub(crate) number: u64,
-}
-
 /// A set of GTIDs; per origin its ranges, ends included, in order and apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct GtidSet {
+pub(crate) struct UuidSet {
     ranges: BTreeMap<Origin, Vec<(u64, u64)>>,
 }
 
-impl GtidSet {
+impl UuidSet {
     /// Reads MySQL's notation. After a UUID, numbers belong to the last tag before them.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut set = Self::default();
@@ -49,8 +42,8 @@ impl GtidSet {
         Some(set)
     }
 
-    pub(crate) fn add(&mut self, gtid: &Gtid) {
-        self.add_range(&gtid.origin, gtid.number, gtid.number);
+    pub(crate) fn add(&mut self, origin: &Origin, number: u64) {
+        self.add_range(origin, number, number);
     }
 
     fn add_range(&mut self, origin: &Origin, from: u64, to: u64) {
@@ -119,13 +112,7 @@ impl fmt::Display for Origin {
     }
 }
 
-impl fmt::Display for Gtid {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}", self.origin, self.number)
-    }
-}
-
-impl fmt::Display for GtidSet {
+impl fmt::Display for UuidSet {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (origin, ranges)) in self.ranges.iter().enumerate() {
             write!(formatter, "{}{origin}", if index == 0 { "" } else { "," })?;
@@ -149,41 +136,41 @@ mod tests {
 
     const UUID: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
 
-    fn gtid(tag: &str, number: u64) -> Gtid {
-        Gtid { origin: Origin { server: parse_uuid(UUID).unwrap(), tag: tag.to_owned() }, number }
+    fn origin(tag: &str) -> Origin {
+        Origin { server: parse_uuid(UUID).unwrap(), tag: tag.to_owned() }
     }
 
-    fn contains(set: &GtidSet, gtid: Gtid) -> bool {
-        let mut one = GtidSet::default();
-        one.add(&gtid);
+    fn contains(set: &UuidSet, tag: &str, number: u64) -> bool {
+        let mut one = UuidSet::default();
+        one.add(&origin(tag), number);
         set.contains_all(&one)
     }
 
     #[test]
     fn the_servers_own_notation_is_read() {
-        let set = GtidSet::parse(&format!("{UUID}:1-52:mytag:1,\n aaaaaaaa-71ca-11e1-9e33-c80aa9429562:7")).unwrap();
-        assert!(contains(&set, gtid("", 52)) && contains(&set, gtid("mytag", 1)) && !contains(&set, gtid("mytag", 2)));
-        assert_eq!(GtidSet::parse(&set.to_string()), Some(set));
-        assert_eq!(GtidSet::parse(""), Some(GtidSet::default()));
+        let set = UuidSet::parse(&format!("{UUID}:1-52:mytag:1,\n aaaaaaaa-71ca-11e1-9e33-c80aa9429562:7")).unwrap();
+        assert!(contains(&set, "", 52) && contains(&set, "mytag", 1) && !contains(&set, "mytag", 2));
+        assert_eq!(UuidSet::parse(&set.to_string()), Some(set));
+        assert_eq!(UuidSet::parse(""), Some(UuidSet::default()));
         for wrong in ["x", "3e11fa47:1", &format!("{UUID}:0"), &format!("{UUID}:5-2"), &format!("{UUID}:")] {
-            assert_eq!(GtidSet::parse(wrong), None, "{wrong}");
+            assert_eq!(UuidSet::parse(wrong), None, "{wrong}");
         }
     }
 
     proptest! {
         #[test]
         fn a_set_is_a_set(numbers in proptest::collection::vec(1u64..30, 0..40), others in proptest::collection::vec(1u64..30, 0..5)) {
-            let of = |numbers: &[u64]| numbers.iter().fold(GtidSet::default(), |mut set, number| {
-                set.add(&gtid("", *number));
+            let of = |numbers: &[u64]| numbers.iter().fold(UuidSet::default(), |mut set, number| {
+                set.add(&origin(""), *number);
                 set
             });
             let set = of(&numbers);
             let plain: BTreeSet<u64> = numbers.iter().copied().collect();
             for number in 1..30 {
-                prop_assert_eq!(contains(&set, gtid("", number)), plain.contains(&number));
+                prop_assert_eq!(contains(&set, "", number), plain.contains(&number));
             }
             prop_assert_eq!(set.contains_all(&of(&others)), others.iter().all(|number| plain.contains(number)));
-            prop_assert_eq!(GtidSet::parse(&set.to_string()), Some(set));
+            prop_assert_eq!(UuidSet::parse(&set.to_string()), Some(set));
         }
     }
 }

@@ -1,0 +1,267 @@
+//! Binlogs of real servers with bytes changed at random, through everything that reads them: events, table maps, rows, JSON, the follower. Whatever
+//! comes out, it is an error or records; never a panic, a loop without end, or memory for what is not there.
+//!
+//! `TRUNKLINE_FUZZ_SECONDS=60 TRUNKLINE_FUZZ_SEED=7 cargo test --workspace --lib -- --nocapture fuzz`; 2 s without. A failure tells the seed that repeats it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use trunkline_connector::config::Section;
+use trunkline_connector::conformance::configure_source;
+use trunkline_connector::{SourceBatch, SourceConnector, SourceSpec};
+
+use crate::binlog::event::{Event, Header};
+use crate::binlog::follower::Follower;
+use crate::charset::{Charset, Charsets};
+use crate::config::MysqlOptions;
+use crate::decode::Bytes;
+use crate::gtid::{Domains, GtidSet, UuidSet};
+use crate::position::{Place, StreamPosition};
+use crate::server::{Gtids, Server};
+use crate::snapshot::progress::Progress;
+
+/// Nothing that the files hold takes nearly as long.
+const LONGEST: Duration = Duration::from_secs(5);
+/// Nor as much memory, whatever the bytes claim.
+const MOST_MEMORY: u64 = 512 << 20;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit.max(1) as u64) as usize
+    }
+}
+
+/// One server's binlog, as events in bytes: header, data, no checksum.
+struct Recorded {
+    gtids: Gtids,
+    events: Vec<Vec<u8>>,
+}
+
+fn recorded(gtids: Gtids, file: &[u8]) -> Recorded {
+    const MAGIC: usize = 4;
+    const CHECKSUM: usize = 4;
+    let mut rest = &file[MAGIC..];
+    let mut events = Vec::new();
+    while !rest.is_empty() {
+        let size = u32::from_le_bytes(rest[9..13].try_into().unwrap()) as usize;
+        events.push(rest[..size - CHECKSUM].to_vec());
+        rest = &rest[size..];
+    }
+    Recorded { gtids, events }
+}
+
+/// Takes the options that a pipeline file would give.
+#[derive(Default)]
+struct Capture(Mutex<Option<MysqlOptions>>);
+
+impl SourceConnector for Capture {
+    fn name(&self) -> &'static str {
+        "mysql"
+    }
+
+    fn configure(&self, section: &Section<'_>) -> Option<Box<dyn SourceSpec>> {
+        *self.0.lock().unwrap() = MysqlOptions::read(section);
+        None
+    }
+}
+
+fn options() -> Arc<MysqlOptions> {
+    let capture = Capture::default();
+    configure_source(&capture, "url = \"mysql://u:p@h\"\ntables = [\"*.*\"]", Path::new("/"));
+    Arc::new(capture.0.into_inner().unwrap().unwrap())
+}
+
+fn charsets() -> Arc<Charsets> {
+    let names = ["utf8mb4", "utf16", "sjis", "utf32", "gbk"];
+    let mut charsets: Vec<Charset> = names.iter().map(|name| Charset::multi_byte(name).unwrap()).collect();
+    charsets.extend(Charset::single_byte("latin1", (0..=255u8).map(char::from).collect()));
+    let named = |id: u64| match id {
+        8 => "latin1",
+        13 => "sjis",
+        54 | 101 => "utf16",
+        28 => "gbk",
+        60 => "utf32",
+        _ => "utf8mb4",
+    };
+    let collations = (1..4000).filter(|id| *id != 63).map(|id| (id, named(id).to_owned())).collect();
+    Arc::new(Charsets::new(charsets, collations))
+}
+
+struct Ground {
+    options: Arc<MysqlOptions>,
+    charsets: Arc<Charsets>,
+}
+
+impl Ground {
+    /// Reads events until one is refused; gives how many records came of them, and how many events were read.
+    fn read(&self, gtids: Gtids, events: &[Vec<u8>]) -> (usize, usize) {
+        let server = Server { charsets: Arc::clone(&self.charsets), gtids, server_id: 1, retention: None };
+        let done = match gtids {
+            Gtids::None => None,
+            Gtids::MySql => Some(GtidSet::MySql(UuidSet::default())),
+            Gtids::MariaDb => Some(GtidSet::MariaDb(Domains::default())),
+        };
+        let position = StreamPosition { done, place: Place::default(), part: None };
+        let mut follower = Follower::new(Arc::clone(&self.options), server, position);
+        let mut progress = Progress::new(BTreeMap::new(), std::collections::HashMap::new());
+        let mut records = 0;
+        for (index, bytes) in events.iter().enumerate() {
+            let mut out = SourceBatch::with_limits(1 << 20, 1000);
+            let mut bytes = Bytes::new(bytes);
+            let Ok(header) = Header::read(&mut bytes) else { return (records, index) };
+            let Ok(event) = Event::new(header, bytes.rest().to_vec()).unpacked() else { return (records, index) };
+            if follower.take(event, &mut out, &mut progress).is_err() {
+                return (records, index);
+            }
+            // Each call hands out a row or is the last.
+            while follower.has_rows() {
+                let before = follower.position.clone();
+                if follower.hand_out(&mut out, &mut progress).is_err() {
+                    return (records, index);
+                }
+                assert!(!follower.has_rows() || follower.position != before, "rows that are never handed out");
+                records += out.records.len();
+                out.clear();
+            }
+        }
+        (records, events.len())
+    }
+}
+
+/// Numbers at which lengths and counts turn over.
+const EDGES: [u8; 10] = [0, 1, 0x7f, 0x80, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0xff];
+
+fn mutate(random: &mut Random, events: &mut [Vec<u8>]) {
+    for _ in 0..1 + random.below(3) {
+        let (at, other) = (random.below(events.len()), random.below(events.len()));
+        let donor = events[other].clone();
+        let event = &mut events[at];
+        // Its type and its server are in the header; the rest of that decides nothing.
+        let place =
+            if random.below(12) == 0 { 4 } else { Header::LENGTH + random.below(event.len() - Header::LENGTH + 1) };
+        match random.below(8) {
+            0 => event.truncate(place.max(Header::LENGTH)),
+            1 => {
+                let end = (place + random.below(9)).min(event.len());
+                event.drain(place.max(Header::LENGTH).min(end)..end);
+            }
+            2 => {
+                let from = random.below(donor.len());
+                let part = &donor[from..(from + 1 + random.below(40)).min(donor.len())];
+                let place = place.clamp(Header::LENGTH, event.len());
+                event.splice(place..place, part.iter().copied());
+            }
+            3 => {
+                let part = &donor[Header::LENGTH..];
+                event.truncate(place.max(Header::LENGTH));
+                event.extend_from_slice(&part[random.below(part.len() + 1)..]);
+            }
+            kind => {
+                for offset in 0..1 + random.below(4) {
+                    if let Some(byte) = event.get_mut(place + offset) {
+                        *byte = match kind {
+                            4 => EDGES[random.below(EDGES.len())],
+                            5 => *byte ^ 1 << random.below(8),
+                            6 => byte.wrapping_add(1),
+                            _ => random.next() as u8,
+                        };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The most memory that this process ever had resident.
+fn most_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().map_or(default, |text| text.parse().expect("a whole number"))
+}
+
+/// Reads changed binlogs, from a seed on; tells each seed before it is tried.
+fn try_seeds(first: u64, seconds: u64, tell: &Sender<u64>) {
+    let ground = Ground { options: options(), charsets: charsets() };
+    let files = [
+        recorded(Gtids::MySql, include_bytes!("../tests/corpus/mysql.binlog")),
+        recorded(Gtids::MariaDb, include_bytes!("../tests/corpus/mariadb.binlog")),
+    ];
+    // Unchanged they are read to where they hold what is refused, and to the end.
+    let whole: Vec<_> = files.iter().map(|file| ground.read(file.gtids, &file.events)).collect();
+    assert!(whole[0].0 > 5 && whole[1].0 > 15 && whole[1].1 == files[1].events.len(), "{whole:?}");
+    // Transactions by themselves: most of a file would never be reached behind what was changed in it.
+    let begins = |event: &Vec<u8>| matches!(event[4], 33 | 34 | 42 | 162);
+    let transactions: Vec<(Gtids, Vec<Vec<u8>>)> = files
+        .iter()
+        .flat_map(|file| {
+            let parts = file.events.chunk_by(|_, next| !begins(next));
+            parts.map(|part| (file.gtids, part.to_vec()))
+        })
+        .collect();
+    let (begun, memory) = (Instant::now(), most_memory());
+    let (mut seed, mut refused) = (first, 0u64);
+    while begun.elapsed() < Duration::from_secs(seconds) || seed == first {
+        let mut random = Random(seed);
+        let (gtids, events) = &transactions[random.below(transactions.len())];
+        let mut events = events.clone();
+        mutate(&mut random, &mut events);
+        tell.send(seed).unwrap();
+        let (_, read) = ground.read(*gtids, &events);
+        refused += u64::from(read < events.len());
+        seed = seed.wrapping_add(1);
+    }
+    let grown = most_memory().saturating_sub(memory);
+    assert!(grown < MOST_MEMORY, "{} MiB; from TRUNKLINE_FUZZ_SEED={first} on", grown >> 20);
+    eprintln!("{} binlogs from seed {first} on, {refused} refused, {} MiB", seed.wrapping_sub(first), grown >> 20);
+}
+
+#[test]
+fn fuzz() {
+    let seconds = number("TRUNKLINE_FUZZ_SECONDS", 2);
+    let first = number("TRUNKLINE_FUZZ_SEED", u64::from(std::process::id()) << 32);
+    let (tell, told) = channel();
+    // In a thread of its own: out of a loop without end there is no other way.
+    let trying = std::thread::spawn(move || try_seeds(first, seconds, &tell));
+    let mut last = first;
+    loop {
+        match told.recv_timeout(LONGEST) {
+            Ok(seed) => last = seed,
+            Err(RecvTimeoutError::Timeout) => panic!("more than {LONGEST:?}: TRUNKLINE_FUZZ_SEED={last} repeats it"),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    assert!(trying.join().is_ok(), "TRUNKLINE_FUZZ_SEED={last} repeats it");
+}
+
+/// What the library hands out of a compressed transaction that it cannot unpack: its head, its payload, and then whatever comes next.
+#[test]
+fn a_compressed_transaction_that_cannot_be_unpacked_is_never_passed_over() {
+    const PAYLOAD: u8 = 40;
+    const HEARTBEAT: u8 = 27;
+    let ground = Ground { options: options(), charsets: charsets() };
+    let file = recorded(Gtids::MySql, include_bytes!("../tests/corpus/mysql.binlog"));
+    let at = file.events.iter().position(|event| event[4] == PAYLOAD).unwrap();
+    let mut heartbeat = file.events[at].clone();
+    heartbeat[4] = HEARTBEAT;
+    let next = file.events[at + 1].clone();
+    for after in [heartbeat, next] {
+        let events = [file.events[at - 1].clone(), file.events[at].clone(), after];
+        assert_eq!(ground.read(Gtids::MySql, &events), (0, 2), "refused at the event after it");
+    }
+}
