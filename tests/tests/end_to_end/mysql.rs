@@ -226,6 +226,21 @@ fn tables_are_read_again_while_a_worker_follows() {
     wait_for_records(&case, kafka, &mut worker, "orders", 400 + 300 + 100);
     let people = 400 + 400 + 2 * (400 - left);
     wait_for_records(&case, kafka, &mut worker, "people", people);
+    // Some of the rows, by a condition that MySQL is asked about before anything is changed.
+    let chosen = |condition: &str| {
+        let source = format!("{}.shop", case.name());
+        case.run_verb("snapshot", &[&source], &["--tables", "shop.people", "--where", condition], LONG)
+    };
+    for wrong in ["nothing = 1", "v = 1; DROP TABLE people"] {
+        let refused = chosen(wrong);
+        assert_eq!(refused.code, Some(2), "{}", refused.describe());
+        assert!(refused.describe().contains(wrong), "{}", refused.describe());
+    }
+    let tenth = left / 10;
+    let asked = chosen(&format!("v IN (SELECT v FROM (SELECT v FROM shop.people ORDER BY name LIMIT {tenth}) few)"));
+    assert_eq!(asked.code, Some(0), "{}", asked.describe());
+    let people = people + tenth;
+    wait_for_records(&case, kafka, &mut worker, "people", people);
     worker.sigterm();
     let exit = worker.wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
@@ -233,6 +248,32 @@ fn tables_are_read_again_while_a_worker_follows() {
     let count = assert_same(&case, kafka, &mysql);
     assert_eq!(summary.of(case.name(), "shop").output, count);
     assert!((800..=900).contains(&(count - people)), "{count}, {people} of them people");
+}
+
+#[test]
+fn definitions_and_markers_have_topics_of_their_own() {
+    let (kafka, mysql) = (need!(Kafka::shared()), need!(Mysql::start()));
+    let case = case("mysql-ports", kafka);
+    create(&mysql, 50);
+    let more = "ddl = true\ntransaction_markers = true\napply = [\"mask\"]\n[transforms.mask]\nplugin = \"mask.wasm\"\nconfig = { fields = [\"ddl\"] }";
+    case.pipeline("shop", &source(&mysql, more));
+    let mut worker = case.start("a", &[]);
+    wait_for_records(&case, kafka, &mut worker, "people", 50);
+    mysql.run(
+        "USE shop; ALTER TABLE orders ADD w INT; BEGIN; UPDATE orders SET w = 1 WHERE id <= 3; DELETE FROM people WHERE name = 'p1'; COMMIT; CREATE USER x IDENTIFIED BY 'secret'",
+    );
+    wait_for_records(&case, kafka, &mut worker, "people", 52);
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    let summary = case.until_idle("a", LONG);
+    let ddl = kafka.read(&format!("{}.ddl", case.name()));
+    let told: Vec<_> = ddl.iter().map(|record| record.json()["ddl"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(told, ["ALTER TABLE orders ADD w INT"]);
+    let markers: Vec<_> = kafka.read(&format!("{}.transaction", case.name())).iter().map(Record::json).collect();
+    assert_eq!((markers[0]["status"].as_str(), markers[1]["event_count"].as_u64()), (Some("BEGIN"), Some(4)));
+    let rows = assert_same(&case, kafka, &mysql);
+    assert_eq!((markers.len(), summary.of(case.name(), "shop").output), (2, rows + 3));
 }
 
 #[test]

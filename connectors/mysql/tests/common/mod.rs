@@ -140,6 +140,15 @@ impl Seen {
     }
 }
 
+/// A record of another port than the default one.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Other {
+    pub(crate) port: &'static str,
+    pub(crate) key: Value,
+    pub(crate) value: Value,
+    pub(crate) headers: BTreeMap<String, String>,
+}
+
 /// Options, and everything that was committed.
 pub(crate) struct Bench {
     options: String,
@@ -148,6 +157,7 @@ pub(crate) struct Bench {
     pub(crate) max_records: usize,
     pub(crate) position: BTreeMap<String, Vec<u8>>,
     pub(crate) seen: Vec<Seen>,
+    pub(crate) others: Vec<Other>,
     pub(crate) rejected: Vec<(Seen, String)>,
     pub(crate) dropped: u64,
     pub(crate) schemas: BTreeMap<String, String>,
@@ -165,6 +175,7 @@ impl Bench {
             max_records: 1000,
             position: BTreeMap::new(),
             seen: Vec::new(),
+            others: Vec::new(),
             rejected: Vec::new(),
             dropped: 0,
             schemas: BTreeMap::new(),
@@ -232,7 +243,8 @@ impl Bench {
     }
 
     fn commit(&mut self, batch: &SourceBatch) {
-        for schema in &batch.schemas {
+        let spec = self.spec();
+        for schema in batch.schemas.iter().chain(&spec.schemas()) {
             self.schemas.insert(schema.id().to_string(), schema.to_json().unwrap());
         }
         for record in batch.records.iter() {
@@ -241,6 +253,15 @@ impl Bench {
                 assert!(self.schemas.contains_key(id), "a record names a schema that was not handed out");
             }
             self.seen.push(record);
+        }
+        for record in batch.others.iter() {
+            let json = |bytes: Option<&[u8]>| serde_json::from_slice(bytes.unwrap()).unwrap();
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            let headers: BTreeMap<_, _> =
+                record.headers().map(|(name, value)| (name.to_owned(), text(value.unwrap()))).collect();
+            assert!(self.schemas.contains_key(&headers["trunkline.schema"]));
+            let port = spec.ports()[usize::from(record.entry().port) - 1];
+            self.others.push(Other { port, key: json(record.key()), value: json(record.value()), headers });
         }
         for (record, reason) in batch.rejected.iter() {
             self.rejected.push((seen(record), reason.code.clone()));
