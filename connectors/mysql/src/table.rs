@@ -186,6 +186,11 @@ impl Table {
         })
     }
 
+    /// Names of the primary key's columns, in the key's order.
+    pub(crate) fn key_names(&self) -> impl Iterator<Item = &str> {
+        self.key.iter().filter_map(|index| self.columns.get(*index)).map(|column| column.name.as_str())
+    }
+
     /// `database.table`.
     pub(crate) fn full_name(&self) -> String {
         format!("{}.{}", self.database, self.name)

@@ -10,19 +10,9 @@ use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{Bench, Seen, Server, fold};
+use common::{Bench, OnDrop, Random, Seen, Server, fold};
 use serde_json::Value;
 use trunkline_connector::{Fill, ReadAgain};
-
-/// Numbers that a seed decides.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
 
 fn key(number: u64) -> String {
     // Of a collation that takes cases for equal, and of characters that sort otherwise than their bytes.
@@ -519,14 +509,6 @@ fn money(server: &Server, database: &str) -> i64 {
          INSERT INTO a SELECT seq, 1000 FROM (WITH RECURSIVE q (seq) AS (SELECT 0 UNION ALL SELECT seq + 1 FROM q WHERE seq < 199) SELECT seq FROM q) t; INSERT INTO b SELECT * FROM a WHERE id < 40"
     ));
     240_000
-}
-
-struct OnDrop<F: Fn()>(F);
-
-impl<F: Fn()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
 }
 
 /// Where in the binlog a source is.

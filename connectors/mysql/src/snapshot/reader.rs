@@ -187,7 +187,8 @@ impl Reader {
         let Some(table) = self.describe(&wanted.table, connection).await? else {
             return Ok(Rows::Dropped(Arc::clone(&wanted.table)));
         };
-        if table.key != wanted.table.key {
+        // By name: a column that comes or goes in front of the key moves it.
+        if !table.key_names().eq(wanted.table.key_names()) {
             let name = table.full_name();
             return Err(Error::external(
                 "mysql.key_changed",

@@ -94,11 +94,19 @@ impl Server {
 
     /// Runs statements; gives what they print.
     pub(crate) fn run(&self, sql: &str) -> String {
+        self.try_run(sql).unwrap_or_else(|error| panic!("{error}\n{sql}"))
+    }
+
+    /// The same; an error ends them.
+    pub(crate) fn try_run(&self, sql: &str) -> Result<String, String> {
         let mut client = self.client();
-        client.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
+        // A client that has met an error reads no more.
+        let _ = client.stdin.take().unwrap().write_all(sql.as_bytes());
         let output = client.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}\n{sql}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap().trim_end().to_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
     }
 
     /// A database of a test's own.
@@ -318,4 +326,23 @@ pub(crate) fn fold(records: &[Seen]) -> BTreeMap<(String, String), Value> {
         }
     }
     rows
+}
+
+/// Numbers that a seed decides.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// Does something when a test ends, however it does.
+pub(crate) struct OnDrop<F: Fn()>(pub(crate) F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
 }
