@@ -4,7 +4,7 @@ use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Error, Lack, Result};
 
 use crate::binlog::Identity;
-use crate::config::{MysqlOptions, Snapshot};
+use crate::config::{MysqlOptions, Snapshot, SnapshotMode};
 use crate::connect::{query, query_connection, query_one, server};
 use crate::server::{Server, binlog_end};
 use crate::snapshot::describe;
@@ -48,6 +48,11 @@ async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Resul
         if !value.eq_ignore_ascii_case(wanted) {
             lack(code, format!("{server}: {name} is '{value}': {why}"), format!("SET PERSIST {name} = '{wanted}';"));
         }
+    }
+    if options.query && setting(options, &mut connection, "binlog_rows_query_log_events").await?.as_deref() != Some("1")
+    {
+        let message = format!("{server} does not note the statements that changed rows, and `query` is set");
+        lack("mysql.check.query", message, "SET PERSIST binlog_rows_query_log_events = ON;".to_owned());
     }
     if setting(options, &mut connection, "gtid_mode").await?.as_deref() != Some("ON") {
         let message = format!(
@@ -103,14 +108,16 @@ async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Resul
         let grant = grant.to_uppercase();
         grant.contains("LOCK TABLES") || grant.contains("ALL PRIVILEGES")
     });
-    let keyless = tables.iter().find(|table| table.key.is_empty() || !known.has_gtids);
-    if let Some(table) = keyless
+    let is_exact = options.snapshot_mode == SnapshotMode::Exact;
+    let locked = tables.iter().find(|table| table.key.is_empty() || !known.has_gtids || is_exact);
+    if let Some(table) = locked
         && !has_lock
     {
-        let message = format!(
-            "{server}: {} has no primary key (or the server no GTIDs): its rows can only be read after a moment's lock",
-            table.full_name()
-        );
+        let why = match is_exact {
+            true => "with `snapshot_mode = \"exact\"` its rows are",
+            false => "it has no primary key (or the server no GTIDs): its rows can only be",
+        };
+        let message = format!("{server}: {}: {why} read after a moment's lock", table.full_name());
         lack("mysql.check.lock_tables", message, grant("LOCK TABLES"));
     }
     Ok(())

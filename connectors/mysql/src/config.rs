@@ -48,6 +48,8 @@ pub struct MysqlOptions {
     /// `transaction_markers` (default `false`): a record where each transaction begins and one where it ends, of the output port `transaction` (topic
     /// `{pipeline}.transaction`), and in each change which one of its transaction it is.
     pub transaction_markers: bool,
+    /// `query` (default `false`): each change tells the statement that made it (`source.query`), if the server notes it (`binlog_rows_query_log_events`).
+    pub query: bool,
     /// `tombstones` (default `true`): a record without value after each delete, by which Kafka's compaction forgets the key.
     pub tombstones: bool,
     /// `decimals` (default `string`): `string` keeps every digit; `number` writes a JSON number of the same digits.
@@ -250,12 +252,15 @@ impl MysqlOptions {
             section.choice("envelope", &[("debezium", Envelope::Debezium), ("row", Envelope::Row)], Envelope::Debezium);
         let ddl = section.or("ddl", false);
         let transaction_markers = section.or("transaction_markers", false);
-        if transaction_markers
-            && envelope == Envelope::Row
-            && let Some(node) = section.node("transaction_markers")
-        {
-            let mismatch = Mismatch::new("is `true`, but with `envelope = \"row\"` no record tells its transaction");
-            section.mismatch("transaction_markers", node, mismatch, "`false`, or `envelope = \"debezium\"`".to_owned());
+        let query = section.or("query", false);
+        for (option, is_set) in [("transaction_markers", transaction_markers), ("query", query)] {
+            if is_set
+                && envelope == Envelope::Row
+                && let Some(node) = section.node(option)
+            {
+                let mismatch = Mismatch::new("is `true`, but with `envelope = \"row\"` no record has a place for it");
+                section.mismatch(option, node, mismatch, "`false`, or `envelope = \"debezium\"`".to_owned());
+            }
         }
         let tombstones = section.or("tombstones", true);
         let decimals = section.choice(
@@ -318,6 +323,7 @@ impl MysqlOptions {
             envelope,
             ddl,
             transaction_markers,
+            query,
             tombstones,
             decimals,
             binary,

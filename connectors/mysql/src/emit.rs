@@ -36,15 +36,17 @@ pub(crate) struct OriginParts<'a> {
     pub(crate) file: &'a str,
     pub(crate) pos: u64,
     pub(crate) thread: Option<u32>,
+    /// The statement, if it is told.
+    pub(crate) query: Option<&'a str>,
 }
 
 impl Origin {
     pub(crate) fn new(parts: &OriginParts<'_>, table: &Table) -> Self {
-        Self::of(parts, &table.source_json)
+        Self::of(parts, &table.source_json, table.style.query)
     }
 
     /// The same, with database and table as JSON members.
-    pub(crate) fn of(parts: &OriginParts<'_>, source_json: &[u8]) -> Self {
+    pub(crate) fn of(parts: &OriginParts<'_>, source_json: &[u8], with_query: bool) -> Self {
         let head = concat!("{\"version\":\"", env!("CARGO_PKG_VERSION"), "\",\"connector\":\"mysql\",\"name\":");
         let mut bytes = head.as_bytes().to_vec();
         write_string(&mut bytes, parts.name);
@@ -61,7 +63,15 @@ impl Origin {
         write_string(&mut bytes, parts.file);
         bytes.extend_from_slice(format!(",\"pos\":{},\"row\":", parts.pos).as_bytes());
         let thread = parts.thread.map_or("null".to_owned(), |thread| thread.to_string());
-        let tail = format!(",\"thread\":{thread}}}").into_bytes();
+        let mut tail = format!(",\"thread\":{thread}").into_bytes();
+        if with_query {
+            tail.extend_from_slice(b",\"query\":");
+            match parts.query {
+                Some(query) => write_string(&mut tail, query),
+                None => tail.extend_from_slice(b"null"),
+            }
+        }
+        tail.push(b'}');
         Self { head: bytes, tail, committed_at: parts.committed_at }
     }
 

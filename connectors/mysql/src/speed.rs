@@ -35,6 +35,7 @@ fn table(envelope: Envelope) -> (Table, Vec<Storage>) {
         binary: BinaryAs::Base64,
         zero_dates: ZeroDates::Null,
         transactions: false,
+        query: false,
         times: TimesAs::Iso,
     };
     (Table::new("shop".to_owned(), "orders".to_owned(), columns, vec![0], style).unwrap(), storage)
@@ -86,6 +87,7 @@ fn speed() {
             file: "binlog.000001",
             pos: 4711,
             thread: Some(7),
+            query: None,
         };
         let origin = Origin::new(&parts, &table);
         let mut emitter = Emitter::new(true);

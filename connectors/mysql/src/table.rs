@@ -91,6 +91,8 @@ pub(crate) struct Style {
     pub(crate) times: TimesAs,
     /// Changes tell which one of their transaction they are.
     pub(crate) transactions: bool,
+    /// Changes tell the statement that made them.
+    pub(crate) query: bool,
 }
 
 impl Style {
@@ -102,6 +104,7 @@ impl Style {
             zero_dates: options.zero_dates,
             times: options.times,
             transactions: options.transaction_markers,
+            query: options.query,
         }
     }
 }
@@ -210,7 +213,7 @@ fn schema(columns: &[Column], key: &[usize], style: Style) -> Result<Schema> {
             let mut fields = vec![
                 Field::new("before", DataType::Struct(row.clone()), true),
                 Field::new("after", DataType::Struct(row), true),
-                source_field(false),
+                source_field(false, style.query),
                 Field::new("op", DataType::Utf8, false),
                 Field::new("ts_ms", DataType::Int64, false),
             ];
@@ -225,10 +228,10 @@ fn schema(columns: &[Column], key: &[usize], style: Style) -> Result<Schema> {
 }
 
 /// The block `source`. Statements on a database have no table.
-fn source_field(table_is_nullable: bool) -> Field {
+fn source_field(table_is_nullable: bool, with_query: bool) -> Field {
     let text = |name: &str, nullable| Field::new(name, DataType::Utf8, nullable);
     let number = |name: &str, nullable| Field::new(name, DataType::Int64, nullable);
-    let source = vec![
+    let mut source = vec![
         text("version", false),
         text("connector", false),
         text("name", false),
@@ -243,13 +246,16 @@ fn source_field(table_is_nullable: bool) -> Field {
         number("row", false),
         number("thread", true),
     ];
+    if with_query {
+        source.push(text("query", true));
+    }
     Field::new("source", DataType::Struct(source.into()), false)
 }
 
 /// The schema of changes of definitions. What is always null or empty in them has none.
 pub(crate) fn definition_schema() -> Result<Schema> {
     let fields = vec![
-        source_field(true),
+        source_field(true, false),
         Field::new("ts_ms", DataType::Int64, false),
         Field::new("databaseName", DataType::Utf8, false),
         Field::new("schemaName", DataType::Utf8, true),

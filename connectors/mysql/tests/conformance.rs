@@ -86,6 +86,7 @@ impl SourceFixture for Tables {
             "binary = \"octal\"",
             "zero_dates = \"1970\"",
             "transaction_markers = true\nenvelope = \"row\"",
+            "query = true\nenvelope = \"row\"",
             "ddl = \"yes\"",
             "snapshot_mode = \"locked\"",
             "times = \"seconds\"",

@@ -225,3 +225,42 @@ fn markers_that_begin_within_a_transaction_begin_with_the_next_one() {
     assert_eq!(bench.others[1].value["event_count"], json!(1));
     assert_eq!(bench.seen[6].value.as_ref().unwrap()["transaction"], Value::Null);
 }
+
+#[test]
+fn changes_tell_their_statement_where_the_server_notes_it() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    server.run(&format!(
+        "USE {database}; CREATE TABLE a (id INT PRIMARY KEY, v VARCHAR(9)); INSERT INTO a VALUES (1, 'x')"
+    ));
+    let mut bench = Bench::new(&format!("{}query = true", server.options(&format!("\"{database}.a\""))));
+    bench.read();
+    server.run(&format!(
+        "USE {database}; INSERT INTO a VALUES (2, 'y'); SET binlog_rows_query_log_events = ON; BEGIN; UPDATE a SET v = '\"é\"' /* why */; DELETE FROM a WHERE id = 1; COMMIT; \
+         XA START 'q'; INSERT INTO a VALUES (3, 'z'); XA END 'q'; XA PREPARE 'q'; XA COMMIT 'q'; SET binlog_rows_query_log_events = OFF; DELETE FROM a WHERE id = 3"
+    ));
+    // Each in a batch of its own: what an event is of is known wherever it goes on.
+    bench.max_records = 1;
+    while bench.fill(Duration::from_millis(100)).unwrap() != Fill::CaughtUp {
+        bench.stop();
+    }
+    let told: Vec<Value> = bench
+        .seen
+        .iter()
+        .filter_map(|record| record.value.as_ref())
+        .map(|value| json!([value["op"], value["source"]["query"]]))
+        .collect();
+    let update = "UPDATE a SET v = '\"é\"' /* why */";
+    assert_eq!(
+        told,
+        [
+            json!(["r", null]),
+            json!(["c", null]),
+            json!(["u", update]),
+            json!(["u", update]),
+            json!(["d", "DELETE FROM a WHERE id = 1"]),
+            json!(["c", "INSERT INTO a VALUES (3, 'z')"]),
+            json!(["d", null]),
+        ]
+    );
+}

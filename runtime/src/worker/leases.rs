@@ -73,7 +73,8 @@ fn hold(placement: Placement, tasks: &mut [Leased], environment: &Environment) -
 
 /// Fails when a task was fenced: then the group has to be asked again whose it is.
 fn run_held(consumer: &GroupConsumer, tasks: &mut [Leased], environment: &Environment) -> Result<()> {
-    let joined = Instant::now();
+    // Since the group was joined, or a lease was taken away: it may come back, of a worker whose machine was too busy to answer the group in time.
+    let mut asked = Instant::now();
     let mut held = BTreeSet::new();
     let mut batches = ClaimBatches::default();
     while !environment.stop.is_set() && !is_over(tasks, environment) {
@@ -90,6 +91,7 @@ fn run_held(consumer: &GroupConsumer, tasks: &mut [Leased], environment: &Enviro
                 Rebalanced::Revoked(claims) => {
                     let lost: BTreeSet<i32> = claims.iter().map(|claim| claim.partition).collect();
                     held.retain(|partition| !lost.contains(partition));
+                    asked = Instant::now();
                     stop_all(tasks, |task| lost.contains(&task.partition));
                 }
             }
@@ -105,7 +107,7 @@ fn run_held(consumer: &GroupConsumer, tasks: &mut [Leased], environment: &Enviro
             }
             if held.contains(&task.partition) {
                 task.running = Some(start(task, environment)?);
-            } else if environment.until_idle && joined.elapsed() > NOT_OURS {
+            } else if environment.until_idle && asked.elapsed() > NOT_OURS {
                 tracing::info!(stage = task.status.name(), "another worker of this node runs it");
                 task.status.set_state(StageState::Done);
             }

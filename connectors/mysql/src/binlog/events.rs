@@ -18,6 +18,8 @@ pub(crate) enum Meaning<'a> {
     Commit,
     TableMap,
     Rows(RowsKind),
+    /// The statement that the rows which follow are of.
+    RowsQuery(&'a [u8]),
     /// The end of the first half of a distributed transaction; whether it is the whole of it.
     XaPrepare {
         whole: bool,
@@ -85,6 +87,8 @@ impl<'a> Meaning<'a> {
             26 => Ok(Self::Incident),
             // The position of the first is in the header, for the second kind in the body, where it has 64 bits.
             27 => Ok(Self::Heartbeat(Some(u64::from(event.header().log_pos())))),
+            // Before the text its length, or as much of that as a byte holds.
+            29 => Ok(Self::RowsQuery(data.get(1..).unwrap_or_default())),
             30 => rows(Op::Create, true, false),
             31 => rows(Op::Update, true, false),
             32 => rows(Op::Delete, true, false),

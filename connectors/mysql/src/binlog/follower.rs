@@ -60,6 +60,8 @@ struct Transaction {
     /// Milliseconds since the Unix epoch.
     committed_at: i64,
     thread: Option<u32>,
+    /// The statement whose rows come, if it is told.
+    query: Option<Arc<str>>,
     /// Its BEGIN has come.
     begun: bool,
     /// Rows events so far.
@@ -75,6 +77,7 @@ struct OpenRows {
     event: Event,
     mapped: Arc<Mapped>,
     kind: RowsKind,
+    query: Option<Arc<str>>,
     /// Which rows event of its transaction.
     index: u64,
     /// Where the next row begins.
@@ -161,6 +164,11 @@ impl Follower {
                     progress.table_seen(&taken.table, self.options.snapshot != When::Never, out)?;
                 }
             }
+            Meaning::RowsQuery(text) => {
+                if let Some(transaction) = self.transaction.as_mut().filter(|_| self.options.query) {
+                    transaction.query = Some(String::from_utf8_lossy(text).into());
+                }
+            }
             Meaning::Rows(kind) => self.open_rows(event, kind)?,
             Meaning::XaPrepare { whole } => self.prepared(whole, out)?,
             Meaning::Incident => {
@@ -211,6 +219,7 @@ impl Follower {
             gtid_text,
             committed_at,
             thread: None,
+            query: None,
             begun: false,
             events: 0,
             skip,
@@ -345,7 +354,8 @@ impl Follower {
         if mapped.taken.is_none() {
             return Ok(());
         }
-        let open = OpenRows { event, mapped, kind, index, at: head.rows_at, row: 0, origin: None };
+        let query = transaction.query.clone();
+        let open = OpenRows { event, mapped, kind, query, index, at: head.rows_at, row: 0, origin: None };
         match transaction.xa.as_ref().and_then(|id| self.held.get_mut(id)) {
             Some(held) => held.rows.push(open),
             None => self.rows.push_back(open),
@@ -420,6 +430,7 @@ impl Follower {
                 file: &self.reached.file,
                 pos: self.reached.pos,
                 thread: transaction.thread,
+                query: open.query.as_deref(),
             };
             open.origin = Some(Origin::new(&parts, table));
         }
@@ -521,9 +532,10 @@ impl Follower {
             file: &self.reached.file,
             pos: self.reached.pos,
             thread: transaction.and_then(|transaction| transaction.thread),
+            query: None,
         };
         let record = DefinitionRecord { database, text: &text, port: *port, schema };
-        self.emitter.definition(out, &Origin::of(&parts, &source_json), &record);
+        self.emitter.definition(out, &Origin::of(&parts, &source_json, false), &record);
         if let Some(transaction) = &self.transaction {
             // Rows may follow: of CREATE TABLE .. SELECT.
             let counts = self.emitter.marks.as_mut().map(Marks::counts);
@@ -552,6 +564,7 @@ impl Follower {
             file: &self.reached.file,
             pos: self.reached.pos,
             thread: transaction.and_then(|transaction| transaction.thread),
+            query: None,
         };
         let origin = Origin::new(&parts, &table);
         out.schemas.push(Arc::clone(&table.schema));

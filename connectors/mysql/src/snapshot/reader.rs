@@ -367,6 +367,7 @@ impl Reader {
             file: &place.file,
             pos: place.pos,
             thread: None,
+            query: None,
         };
         let mut emitter = Emitter::new(self.options.tombstones);
         emitter.set_now(now);
