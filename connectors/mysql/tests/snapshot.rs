@@ -519,6 +519,17 @@ fn place_of(bench: &Bench) -> String {
 #[test]
 fn an_exact_snapshot_of_several_tables_is_of_one_moment() {
     let Some(server) = Server::shared() else { return };
+    let count = std::env::var("TRUNKLINE_TEST_SNAPSHOTS").map_or(12, |count| count.parse().unwrap());
+    exact_snapshots_are_of_one_moment(server, count);
+}
+
+#[test]
+fn an_exact_snapshot_without_gtids_is_of_one_moment_too() {
+    let Some(server) = Server::start("--gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
+    exact_snapshots_are_of_one_moment(&server, 4);
+}
+
+fn exact_snapshots_are_of_one_moment(server: &Server, count: usize) {
     let database = server.database();
     let all = money(server, &database);
     let options = |mode: &str| format!("{}snapshot_mode = \"{mode}\"", server.options(&format!("\"{database}.*\"")));
@@ -538,7 +549,7 @@ fn an_exact_snapshot_of_several_tables_is_of_one_moment() {
         }
         // A failed assertion must not leave the writers at it.
         let _over = OnDrop(|| is_over.store(true, Ordering::Relaxed));
-        for number in 0..15 {
+        for number in 0..count {
             let mut bench = Bench::new(&options("exact"));
             bench.max_records = 50;
             while !bench.position.contains_key(&format!("table/{database}.b")) {
@@ -552,7 +563,7 @@ fn an_exact_snapshot_of_several_tables_is_of_one_moment() {
         }
     });
     let places: std::collections::BTreeSet<String> = sources.iter().map(place_of).collect();
-    assert_eq!(places.len(), 15, "each is of a moment of its own");
+    assert_eq!(places.len(), count, "each is of a moment of its own");
     // What follows makes of each what the tables hold.
     let of_a = |records: &[Seen]| {
         fold(&records.iter().filter(|record| record.table.ends_with(".a")).cloned().collect::<Vec<_>>())
@@ -605,4 +616,33 @@ fn an_exact_snapshot_that_is_interrupted_begins_anew_and_ends_right() {
     let folded: i64 = rows.values().map(|row| row["m"].as_i64().unwrap()).sum();
     let held: i64 = server.run(&format!("SELECT SUM(m) FROM {database}.a")).parse().unwrap();
     assert_eq!((rows.len(), folded), (196, held));
+}
+
+#[test]
+fn an_exact_snapshot_waits_for_a_lock_and_says_so() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    money(server, &database);
+    let options = format!("{}snapshot_mode = \"exact\"", server.options(&format!("\"{database}.*\"")));
+    let mut writer = server.client();
+    let mut input = writer.stdin.take().unwrap();
+    // By a lock of its own it says that the row is written and the transaction open.
+    writeln!(input, "USE {database}; BEGIN; UPDATE b SET m = m + 5 WHERE id = 1; DO GET_LOCK('{database}', 10);")
+        .unwrap();
+    input.flush().unwrap();
+    let begun = std::time::Instant::now();
+    while server.run(&format!("SELECT IS_USED_LOCK('{database}') IS NULL")) == "1" {
+        assert!(begun.elapsed() < common::PATIENCE);
+    }
+    let mut bench = Bench::new(&options);
+    let error = bench.try_read().unwrap_err();
+    assert_eq!((error.code, error.domain), ("mysql.lock", trunkline_connector::Domain::External), "{error}");
+    assert!(error.message().contains("one of 2 tables") && bench.seen.is_empty(), "{error}");
+    bench.stop();
+    writeln!(input, "COMMIT;").unwrap();
+    drop(input);
+    assert!(writer.wait().unwrap().success());
+    bench.read();
+    let sum: i64 = bench.seen.iter().map(|record| record.after()["m"].as_i64().unwrap()).sum();
+    assert_eq!((bench.seen.len(), sum), (240, 240_005));
 }
