@@ -25,7 +25,7 @@ use crate::snapshot::progress::Progress;
 use crate::snapshot::reader::Reader;
 use crate::snapshot::{Snapshot, Step, describe};
 
-/// Without records, the position is noted this often: an idle source moves on too, and the binlog behind it may be purged.
+/// Without records, the position is noted this often, moved or not: an idle source moves on too, and the binlog behind it may be purged.
 const NOTE_POSITION: Duration = Duration::from_secs(5);
 /// How often the server is asked where its binlog ends, while everything has been read.
 const ASK_END: Duration = Duration::from_secs(1);
@@ -281,7 +281,9 @@ impl MysqlSource {
     fn note(&mut self, out: &mut SourceBatch) -> Result<()> {
         let position = &self.follower.position;
         let due = !out.is_empty() || self.noted_at.elapsed() >= NOTE_POSITION || self.caught_up && self.until_idle;
-        if *position != self.noted && (due || self.noted == StreamPosition::default()) {
+        let moved = *position != self.noted && (due || self.noted == StreamPosition::default());
+        // Where nothing happens, too: only by writing does a task learn that its position was changed (`trunkline snapshot`).
+        if moved || self.noted_at.elapsed() >= NOTE_POSITION {
             out.set_position(STREAM, Some(position.to_bytes()?));
             self.noted = position.clone();
             self.noted_at = Instant::now();

@@ -91,8 +91,9 @@ fn run_held(consumer: &GroupConsumer, tasks: &mut [Leased], environment: &Enviro
                 Rebalanced::Revoked(claims) => {
                     let lost: BTreeSet<i32> = claims.iter().map(|claim| claim.partition).collect();
                     held.retain(|partition| !lost.contains(partition));
-                    asked = Instant::now();
                     stop_all(tasks, |task| lost.contains(&task.partition));
+                    // Not before: a task that fails may take its time to stop.
+                    asked = Instant::now();
                 }
             }
         }
