@@ -553,7 +553,14 @@ fn exact_snapshots_are_of_one_moment(server: &Server, count: usize) {
             let mut bench = Bench::new(&options("exact"));
             bench.max_records = 50;
             while !bench.position.contains_key(&format!("table/{database}.b")) {
-                bench.fill(Duration::from_millis(20)).unwrap();
+                match bench.fill(Duration::from_millis(20)) {
+                    // Where the machine is busy, writers may keep it from the lock for longer than it waits. Nothing was handed out then.
+                    Err(error) if error.code == "mysql.lock" => {
+                        eprintln!("snapshot {number}: {error}");
+                        bench.stop();
+                    }
+                    filled => drop(filled.unwrap()),
+                }
             }
             let rows: Vec<&Seen> = bench.seen.iter().filter(|record| record.op() == "r").collect();
             let sum: i64 = rows.iter().map(|record| record.after()["m"].as_i64().unwrap()).sum();
