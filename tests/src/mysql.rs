@@ -37,12 +37,12 @@ impl Mysql {
 
     /// The same with the password in it.
     pub fn plain_url(&self) -> String {
-        format!("mysql://cdc:{}@127.0.0.1:{}", Self::PASSWORD.1, self.0.port())
+        format!("mysql://cdc:{}@127.0.0.1:{}", Self::PASSWORD.1, self.server.port())
     }
 
     /// Where it listens, on the loopback address.
     pub fn port(&self) -> u16 {
-        self.0.port()
+        self.server.port()
     }
 
     /// The variable that [`Mysql::url`] names, and its value.

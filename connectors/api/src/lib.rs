@@ -24,7 +24,7 @@ pub use rejection::{Reason, Rejections};
 pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
 pub use sink::{Claim, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec};
 pub use source::{
-    Fill, Lack, Placement, PositionChange, Source, SourceBatch, SourceConnector, SourceContext, SourceProgress,
-    SourceSpec,
+    Fill, Lack, Placement, PositionChange, ReadAgain, Source, SourceBatch, SourceConnector, SourceContext,
+    SourceProgress, SourceSpec,
 };
 pub use template::{Escape, RenderError, Template, TemplateError};

@@ -38,6 +38,13 @@ pub trait SourceSpec: Send + Sync {
         None
     }
 
+    /// What comes out of it besides its records, each on a topic of its own: names of output ports, the first of which has the number 1. Readers
+    /// name them (`inputs = ["shop.ddl"]`), `topics` names their topics, and `{pipeline}.{port}` is their topic by default. Their records are in
+    /// [`SourceBatch::others`].
+    fn ports(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
     /// Which workers run it.
     fn placement(&self) -> Placement;
 
@@ -51,15 +58,31 @@ pub trait SourceSpec: Send + Sync {
         Vec::new()
     }
 
-    /// How a committed position changes so that what these names choose (for a database tables) is read once more, beside what comes.
-    fn read_again(&self, names: &[String], position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>> {
-        let _ = (names, position);
+    /// How a committed position changes so that what somebody wants (for a database tables) is read once more, beside what comes.
+    fn read_again(&self, wanted: &ReadAgain<'_>, position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>> {
+        let _ = (wanted, position);
         let message = "this source takes no snapshots: what it has read is not asked for again";
         Err(Error::config("source.no_snapshot", message))
     }
 
+    /// Asks the system outside whether it can read these parts (keys of the position) by this condition. An error of the domain `external` says that
+    /// it could not be asked.
+    fn check_condition(&self, parts: &[&str], condition: &str, runtime: &tokio::runtime::Handle) -> Result<()> {
+        let _ = (parts, condition, runtime);
+        Ok(())
+    }
+
     /// Opens it at a position.
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>>;
+}
+
+/// What a source is to read once more.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadAgain<'a> {
+    /// What chooses the parts: for a database globs of tables.
+    pub names: &'a [String],
+    /// Of these parts only what fulfils this, in the words of the system: for a database what follows WHERE.
+    pub condition: Option<&'a str>,
 }
 
 /// Which workers run a source.
@@ -133,6 +156,9 @@ pub struct SourceProgress {
 pub struct SourceBatch {
     /// Records, in order. Their [`partition`](crate::batch::Entry::partition) is the lane.
     pub records: Batch,
+    /// Records of the source's other [ports](SourceSpec::ports), each with its [`port`](crate::batch::Entry::port). They are not for the transforms
+    /// that the source applies.
+    pub others: Batch,
     /// What could not be made a record.
     pub rejected: Rejections,
     /// Records that a named rule of the source left out (counted as dropped, I3).
@@ -164,13 +190,19 @@ impl SourceBatch {
 
     /// No room for more?
     pub fn is_full(&self) -> bool {
-        self.records.bytes() + self.rejected.records.bytes() >= self.max_bytes
-            || self.records.len() + self.rejected.len() >= self.max_records
+        self.bytes() >= self.max_bytes
+            || self.records.len() + self.others.len() + self.rejected.len() >= self.max_records
+    }
+
+    /// Bytes of everything in it, as the byte budget counts them (I6).
+    pub fn bytes(&self) -> usize {
+        self.records.bytes() + self.others.bytes() + self.rejected.records.bytes()
     }
 
     /// Nothing in it, not even a move of the position?
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.rejected.is_empty() && self.position.is_empty() && self.dropped == 0
+        let no_records = self.records.is_empty() && self.others.is_empty() && self.rejected.is_empty();
+        no_records && self.position.is_empty() && self.dropped == 0
     }
 
     /// Records the move of one part of the position.
@@ -184,6 +216,7 @@ impl SourceBatch {
     /// Empties it and keeps the memory.
     pub fn clear(&mut self) {
         self.records.clear();
+        self.others.clear();
         self.rejected.clear();
         self.dropped = 0;
         self.position.clear();

@@ -4,7 +4,7 @@ use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Error, Lack, Result};
 
 use crate::binlog::Identity;
-use crate::config::{MysqlOptions, Snapshot};
+use crate::config::{MysqlOptions, Snapshot, SnapshotMode};
 use crate::connect::{query, query_connection, query_one, server};
 use crate::server::{Gtids, Server, binlog_end, is_mariadb};
 use crate::snapshot::describe;
@@ -57,6 +57,15 @@ async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Resul
         if !value.eq_ignore_ascii_case(wanted) {
             lack(code, format!("{server}: {name} is '{value}': {why}"), set(&format!("{name} = '{wanted}'")));
         }
+    }
+    if options.query && setting(options, &mut connection, "binlog_rows_query_log_events").await?.as_deref() != Some("1")
+    {
+        let message = format!("{server} does not note the statements that changed rows, and `query` is set");
+        let mend = match is_mariadb {
+            true => "leave `query` out: of MariaDB the statements are not read".to_owned(),
+            false => set("binlog_rows_query_log_events = ON"),
+        };
+        lack("mysql.check.query", message, mend);
     }
     if is_mariadb {
         if setting(options, &mut connection, "gtid_strict_mode").await?.as_deref() != Some("1") {
@@ -137,14 +146,16 @@ async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Resul
         let message = format!("{server}: `tables` chooses none of the tables that `{user}` may see");
         lack("mysql.check.tables", message, grant("SELECT"));
     }
-    let keyless = tables.iter().find(|table| table.key.is_empty() || known.gtids == Gtids::None);
-    if let Some(table) = keyless
+    let is_exact = options.snapshot_mode == SnapshotMode::Exact;
+    let locked = tables.iter().find(|table| table.key.is_empty() || known.gtids == Gtids::None || is_exact);
+    if let Some(table) = locked
         && !granted("LOCK TABLES")
     {
-        let message = format!(
-            "{server}: {} has no primary key (or the server no GTIDs): its rows can only be read after a moment's lock",
-            table.full_name()
-        );
+        let why = match is_exact {
+            true => "with `snapshot_mode = \"exact\"` its rows are",
+            false => "it has no primary key (or the server no GTIDs): its rows can only be",
+        };
+        let message = format!("{server}: {}: {why} read after a moment's lock", table.full_name());
         lack("mysql.check.lock_tables", message, grant("LOCK TABLES"));
     }
     Ok(())

@@ -31,6 +31,9 @@ pub struct MysqlOptions {
     /// `snapshot` (default `initial`): `initial` reads the rows that are there, then follows the binlog; `never` follows the binlog from where
     /// it ends at the first start; `only` reads the rows that are there and ends; `when_needed` is `initial` with `on_purged = "resnapshot"`.
     pub snapshot: Snapshot,
+    /// `snapshot_mode` (default `chunks`): `chunks` reads tables with a key in chunks, without a lock; `exact` reads all tables as of one moment, for which
+    /// they are locked against writers for a moment, and begins anew if it is interrupted.
+    pub snapshot_mode: SnapshotMode,
     /// `chunk_rows` (default 4096): rows that a snapshot reads at once. They are in memory until the binlog has been read up to
     /// that point.
     pub chunk_rows: usize,
@@ -40,6 +43,13 @@ pub struct MysqlOptions {
     /// `envelope` (default `debezium`): `debezium` writes `before`, `after`, `source`, `op` and `ts_ms`; `row` writes the row alone, and a
     /// delete as a tombstone alone.
     pub envelope: Envelope,
+    /// `ddl` (default `false`): statements that define tables, indexes and databases, as records of the output port `ddl`: topic `{pipeline}.ddl`.
+    pub ddl: bool,
+    /// `transaction_markers` (default `false`): a record where each transaction begins and one where it ends, of the output port `transaction` (topic
+    /// `{pipeline}.transaction`), and in each change which one of its transaction it is.
+    pub transaction_markers: bool,
+    /// `query` (default `false`): each change tells the statement that made it (`source.query`), if the server notes it (`binlog_rows_query_log_events`).
+    pub query: bool,
     /// `tombstones` (default `true`): a record without value after each delete, by which Kafka's compaction forgets the key.
     pub tombstones: bool,
     /// `decimals` (default `string`): `string` keeps every digit; `number` writes a JSON number of the same digits.
@@ -49,6 +59,11 @@ pub struct MysqlOptions {
     /// `zero_dates` (default `null`): what a date becomes that no calendar has (`0000-00-00`, `2026-00-00`): `null`; `string`, which makes strings of
     /// all dates and times; or `error`, which sets the record aside.
     pub zero_dates: ZeroDates,
+    /// `times` (default `iso`): how dates and times are written: `iso`; `epoch_ms` and `epoch_us`, numbers of milliseconds or microseconds (dates: of days) since
+    /// 1970, or since midnight; `adaptive`, the numbers of Debezium's `adaptive_time_microseconds`.
+    pub times: TimesAs,
+    /// `skip_unchanged` (default `false`): leaves out (and counts as dropped) updates in which no column changed that is written.
+    pub skip_unchanged: bool,
     /// `tls` (default `prefer`): `disable`, `prefer`, `require`, `verify_ca`, or `verify_identity`.
     pub tls: Tls,
     /// `tls_ca`: a PEM file with the certificate authorities to trust, instead of the system's.
@@ -77,6 +92,15 @@ pub enum Snapshot {
     Never,
     /// Those that are there, and nothing else.
     Only,
+}
+
+/// How rows are read that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotMode {
+    /// In chunks, while the binlog is followed.
+    Chunks,
+    /// All tables as of one moment.
+    Exact,
 }
 
 /// What happens when the binlog at the position is gone.
@@ -126,6 +150,20 @@ pub enum ZeroDates {
     Error,
 }
 
+/// How dates and times are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimesAs {
+    /// As strings, in ISO 8601.
+    Iso,
+    /// In milliseconds; dates in days.
+    EpochMs,
+    /// In microseconds; dates in days.
+    EpochUs,
+    /// As Debezium does it by default: DATETIME of up to 3 digits in milliseconds, of more in microseconds, TIME in microseconds, dates in days, and TIMESTAMP in
+    /// ISO 8601.
+    Adaptive,
+}
+
 /// How the connection is protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tls {
@@ -141,6 +179,11 @@ pub enum Tls {
     VerifyIdentity,
 }
 
+/// Where changes of definitions leave.
+pub(crate) const DDL_PORT: &str = "ddl";
+/// Where markers of transactions leave.
+pub(crate) const TRANSACTION_PORT: &str = "transaction";
+
 impl MysqlOptions {
     /// Is this kind of change left out?
     pub(crate) fn skips(&self, op: Op) -> bool {
@@ -151,6 +194,17 @@ impl MysqlOptions {
             Op::Truncate => self.skipped.truncate,
             Op::Read => false,
         }
+    }
+
+    /// Output ports besides the default one; the first has the number 1.
+    pub(crate) fn ports(&self) -> Vec<&'static str> {
+        let ddl = self.ddl.then_some(DDL_PORT);
+        ddl.into_iter().chain(self.transaction_markers.then_some(TRANSACTION_PORT)).collect()
+    }
+
+    /// The number of an output port, if there is one of this name.
+    pub(crate) fn port(&self, name: &str) -> Option<u16> {
+        self.ports().iter().position(|port| *port == name).and_then(|at| u16::try_from(at + 1).ok())
     }
 }
 
@@ -176,6 +230,11 @@ impl MysqlOptions {
             ],
             (Snapshot::Initial, OnPurged::Stop),
         );
+        let snapshot_mode = section.choice(
+            "snapshot_mode",
+            &[("chunks", SnapshotMode::Chunks), ("exact", SnapshotMode::Exact)],
+            SnapshotMode::Chunks,
+        );
         let chunk_rows = number(section, "chunk_rows", MOST_CHUNK_ROWS).unwrap_or(4096) as usize;
         let on_purged = section.choice(
             "on_purged",
@@ -191,6 +250,18 @@ impl MysqlOptions {
         }
         let envelope =
             section.choice("envelope", &[("debezium", Envelope::Debezium), ("row", Envelope::Row)], Envelope::Debezium);
+        let ddl = section.or("ddl", false);
+        let transaction_markers = section.or("transaction_markers", false);
+        let query = section.or("query", false);
+        for (option, is_set) in [("transaction_markers", transaction_markers), ("query", query)] {
+            if is_set
+                && envelope == Envelope::Row
+                && let Some(node) = section.node(option)
+            {
+                let mismatch = Mismatch::new("is `true`, but with `envelope = \"row\"` no record has a place for it");
+                section.mismatch(option, node, mismatch, "`false`, or `envelope = \"debezium\"`".to_owned());
+            }
+        }
         let tombstones = section.or("tombstones", true);
         let decimals = section.choice(
             "decimals",
@@ -204,6 +275,24 @@ impl MysqlOptions {
             &[("null", ZeroDates::Null), ("string", ZeroDates::String), ("error", ZeroDates::Error)],
             ZeroDates::Null,
         );
+        let times = section.choice(
+            "times",
+            &[
+                ("iso", TimesAs::Iso),
+                ("epoch_ms", TimesAs::EpochMs),
+                ("epoch_us", TimesAs::EpochUs),
+                ("adaptive", TimesAs::Adaptive),
+            ],
+            TimesAs::Iso,
+        );
+        if times != TimesAs::Iso
+            && zero_dates == ZeroDates::String
+            && let Some(node) = section.node("times")
+        {
+            let mismatch = Mismatch::new("makes numbers of dates, and `zero_dates` is `string`");
+            section.mismatch("times", node, mismatch, "`iso`, or `zero_dates` of `null` or `error`".to_owned());
+        }
+        let skip_unchanged = section.or("skip_unchanged", false);
         let tls = section.choice(
             "tls",
             &[
@@ -228,13 +317,19 @@ impl MysqlOptions {
             skipped,
             server_id,
             snapshot,
+            snapshot_mode,
             chunk_rows,
             on_purged,
             envelope,
+            ddl,
+            transaction_markers,
+            query,
             tombstones,
             decimals,
             binary,
             zero_dates,
+            times,
+            skip_unchanged,
             tls,
             tls_ca,
         })

@@ -1,11 +1,13 @@
 //! Row changes to records: the envelope, the key, tombstones, and the three records that a changed key takes.
 
-use trunkline_connector::{Batch, Reason, SourceBatch};
+use trunkline_connector::json::write_string;
+use trunkline_connector::{Batch, Reason, SourceBatch, headers};
 
 use crate::config::Envelope;
 use crate::decode::{Malformed, Value};
 use crate::encode::Encoder;
-use crate::table::Table;
+use crate::marks::{MarkerStyle, Marks};
+use crate::table::{DATABASE, Table};
 
 /// The key that a row has from now on, on the record that deletes the old one.
 const NEW_KEY: &str = "__debezium.newkey";
@@ -34,18 +36,24 @@ pub(crate) struct OriginParts<'a> {
     pub(crate) file: &'a str,
     pub(crate) pos: u64,
     pub(crate) thread: Option<u32>,
+    /// The statement, if it is told.
+    pub(crate) query: Option<&'a str>,
 }
 
 impl Origin {
     pub(crate) fn new(parts: &OriginParts<'_>, table: &Table) -> Self {
-        use trunkline_connector::json::write_string;
+        Self::of(parts, &table.source_json, table.style.query)
+    }
+
+    /// The same, with database and table as JSON members.
+    pub(crate) fn of(parts: &OriginParts<'_>, source_json: &[u8], with_query: bool) -> Self {
         let head = concat!("{\"version\":\"", env!("CARGO_PKG_VERSION"), "\",\"connector\":\"mysql\",\"name\":");
         let mut bytes = head.as_bytes().to_vec();
         write_string(&mut bytes, parts.name);
         bytes.extend_from_slice(
             format!(",\"ts_ms\":{},\"snapshot\":\"{}\",", parts.committed_at, parts.snapshot).as_bytes(),
         );
-        bytes.extend_from_slice(&table.source_json);
+        bytes.extend_from_slice(source_json);
         bytes.extend_from_slice(format!(",\"server_id\":{},\"gtid\":", parts.server_id).as_bytes());
         match parts.gtid {
             Some(gtid) => write_string(&mut bytes, gtid),
@@ -55,8 +63,23 @@ impl Origin {
         write_string(&mut bytes, parts.file);
         bytes.extend_from_slice(format!(",\"pos\":{},\"row\":", parts.pos).as_bytes());
         let thread = parts.thread.map_or("null".to_owned(), |thread| thread.to_string());
-        let tail = format!(",\"thread\":{thread}}}").into_bytes();
+        let mut tail = format!(",\"thread\":{thread}").into_bytes();
+        if with_query {
+            tail.extend_from_slice(b",\"query\":");
+            match parts.query {
+                Some(query) => write_string(&mut tail, query),
+                None => tail.extend_from_slice(b"null"),
+            }
+        }
+        tail.push(b'}');
         Self { head: bytes, tail, committed_at: parts.committed_at }
+    }
+
+    /// Appends the `source` of a row.
+    fn write(&self, out: &mut Vec<u8>, row: u64) {
+        out.extend_from_slice(&self.head);
+        out.extend_from_slice(itoa::Buffer::new().format(row).as_bytes());
+        out.extend_from_slice(&self.tail);
     }
 }
 
@@ -100,6 +123,19 @@ pub(crate) struct Emitter {
     now: i64,
     before_key: Vec<u8>,
     after_key: Vec<u8>,
+    /// The transaction whose rows are handed out, if there are markers.
+    pub(crate) marks: Option<Marks>,
+    marker_style: Option<MarkerStyle>,
+}
+
+/// A change of definitions.
+#[derive(Clone, Copy)]
+pub(crate) struct DefinitionRecord<'a> {
+    pub(crate) database: &'a str,
+    pub(crate) text: &'a str,
+    /// The output port that it leaves by, and the id of its schema.
+    pub(crate) port: u16,
+    pub(crate) schema: &'a str,
 }
 
 /// A row before and after a change, and which row of its transaction's event it is.
@@ -113,7 +149,52 @@ pub(crate) struct Change<'a, 'v> {
 
 impl Emitter {
     pub(crate) fn new(tombstones: bool) -> Self {
-        Self { encoder: Encoder::default(), tombstones, now: 0, before_key: Vec::new(), after_key: Vec::new() }
+        Self {
+            encoder: Encoder::default(),
+            tombstones,
+            now: 0,
+            before_key: Vec::new(),
+            after_key: Vec::new(),
+            marks: None,
+            marker_style: None,
+        }
+    }
+
+    /// From now on there are markers of transactions.
+    pub(crate) fn mark_transactions(&mut self, style: MarkerStyle) {
+        self.marker_style = Some(style);
+    }
+
+    pub(crate) fn marks_transactions(&self) -> bool {
+        self.marker_style.is_some()
+    }
+
+    /// The end of the transaction.
+    pub(crate) fn end_transaction(&mut self, out: &mut SourceBatch) {
+        if let (Some(marks), Some(style)) = (self.marks.take(), &self.marker_style) {
+            marks.end(&mut out.others, style);
+        }
+    }
+
+    /// Adds the record of a change of definitions, after Debezium's.
+    pub(crate) fn definition(&self, out: &mut SourceBatch, origin: &Origin, definition: &DefinitionRecord<'_>) {
+        let DefinitionRecord { database, text, port, schema } = *definition;
+        let mut quoted = Vec::new();
+        write_string(&mut quoted, database);
+        let mut record = out.others.record();
+        record.key(&[b"{\"databaseName\":", quoted.as_slice(), b"}"].concat());
+        record.value_with(|arena| {
+            arena.extend_from_slice(b"{\"source\":");
+            origin.write(arena, 0);
+            arena.extend_from_slice(format!(",\"ts_ms\":{},\"databaseName\":", self.now).as_bytes());
+            arena.extend_from_slice(&quoted);
+            arena.extend_from_slice(b",\"schemaName\":null,\"ddl\":");
+            write_string(arena, text);
+            arena.extend_from_slice(b",\"tableChanges\":[]}");
+        });
+        record.timestamp(origin.committed_at).port(port);
+        record.header(DATABASE, Some(database.as_bytes())).header(headers::SCHEMA, Some(schema.as_bytes()));
+        record.finish();
     }
 
     pub(crate) fn set_now(&mut self, now: i64) {
@@ -186,6 +267,11 @@ impl Emitter {
             }
             return Ok(());
         }
+        if let (Some(marks), Some(style)) = (&mut self.marks, &self.marker_style)
+            && change.op != Op::Truncate
+        {
+            marks.count(&mut out.others, style);
+        }
         self.encoder.refused = None;
         if self.write(&mut out.records, parts, false)? {
             return Ok(());
@@ -245,13 +331,18 @@ impl Emitter {
         arena.extend_from_slice(b",\"after\":");
         image(arena, change.after)?;
         arena.extend_from_slice(b",\"source\":");
-        arena.extend_from_slice(&origin.head);
-        arena.extend_from_slice(itoa::Buffer::new().format(change.row).as_bytes());
-        arena.extend_from_slice(&origin.tail);
+        origin.write(arena, change.row);
         arena.extend_from_slice(b",\"op\":\"");
         arena.push(change.op.letter());
         arena.extend_from_slice(b"\",\"ts_ms\":");
         arena.extend_from_slice(itoa::Buffer::new().format(self.now).as_bytes());
+        if table.style.transactions {
+            arena.extend_from_slice(b",\"transaction\":");
+            match &self.marks {
+                Some(marks) if change.op != Op::Truncate => marks.write_block(arena),
+                _ => arena.extend_from_slice(b"null"),
+            }
+        }
         arena.push(b'}');
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::config::{BinaryAs, DecimalAs, ZeroDates};
 use crate::decode::{
     Date, DateTime, Malformed, Value, inet4, inet6, little, uuid, write_changed, write_decimal, write_json,
 };
-use crate::table::{Kind, Style, Table};
+use crate::table::{Kind, Style, Table, Unit};
 use crate::text::{write_clock, write_date, write_time};
 
 /// Writes values; keeps memory from one to the next.
@@ -116,8 +116,29 @@ impl Encoder {
                 out.extend_from_slice(if *bits == 0 { b"false" } else { b"true" });
             }
             (Value::Bits(bits), _) => out.extend_from_slice(itoa::Buffer::new().format(*bits).as_bytes()),
-            (Value::Date(date), _) => self.date(out, *date, style, |out| write_date(out, *date)),
-            (Value::DateTime(time), kind) => self.date(out, time.date, style, |out| write_datetime(out, time, kind)),
+            (Value::Date(date), kind) => self.date(out, *date, style, |out| match style.unit(kind) {
+                Some(_) => write_number(out, date.days()),
+                None => {
+                    out.push(b'"');
+                    write_date(out, *date);
+                    out.push(b'"');
+                }
+            }),
+            (Value::DateTime(time), kind) => self.date(out, time.date, style, |out| match style.unit(kind) {
+                Some(Unit::Milliseconds) => write_number(out, time.epoch_micros().div_euclid(1000)),
+                Some(Unit::Microseconds) => write_number(out, time.epoch_micros()),
+                None => {
+                    out.push(b'"');
+                    write_datetime(out, time, kind);
+                    out.push(b'"');
+                }
+            }),
+            (Value::Time(time), kind) if style.unit(kind) == Some(Unit::Milliseconds) => {
+                write_number(out, time.total_micros() / 1000);
+            }
+            (Value::Time(time), kind) if style.unit(kind) == Some(Unit::Microseconds) => {
+                write_number(out, time.total_micros());
+            }
             (Value::Time(time), kind) => {
                 let digits = if let Kind::Time { digits } = kind { *digits } else { 6 };
                 out.push(b'"');
@@ -167,9 +188,7 @@ impl Encoder {
             }
             return;
         }
-        out.push(b'"');
         write(out);
-        out.push(b'"');
     }
 
     fn bytes(
@@ -229,6 +248,10 @@ impl Encoder {
         }
         Ok(())
     }
+}
+
+fn write_number(out: &mut Vec<u8>, number: i64) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 fn quote_decimal(out: &mut Vec<u8>, style: Style) {

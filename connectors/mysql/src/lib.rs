@@ -7,6 +7,7 @@
 //! The options are documented on [`MysqlOptions`] and in the folder's README.
 
 mod address;
+mod again;
 mod binlog;
 mod charset;
 mod check;
@@ -20,6 +21,7 @@ mod encode;
 mod fuzz;
 mod gtid;
 mod headroom;
+mod marks;
 mod position;
 mod selection;
 mod server;
@@ -34,12 +36,14 @@ use std::sync::Arc;
 
 use trunkline_connector::config::Section;
 use trunkline_connector::{
-    Lack, Placement, PositionChange, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec,
+    Lack, Placement, PositionChange, ReadAgain, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec,
 };
 
 pub use address::Address;
 pub use columns::{Columns, Mask};
-pub use config::{BinaryAs, DecimalAs, Envelope, MysqlOptions, OnPurged, Skipped, Snapshot, Tls, ZeroDates};
+pub use config::{
+    BinaryAs, DecimalAs, Envelope, MysqlOptions, OnPurged, Skipped, Snapshot, SnapshotMode, TimesAs, Tls, ZeroDates,
+};
 pub use selection::Selection;
 
 /// The connector, as the runtime's registry lists it.
@@ -69,6 +73,10 @@ impl SourceSpec for MysqlSpec {
         Some("{@database}.{@table}")
     }
 
+    fn ports(&self) -> Vec<&'static str> {
+        self.options.ports()
+    }
+
     fn placement(&self) -> Placement {
         Placement::Anywhere
     }
@@ -77,13 +85,20 @@ impl SourceSpec for MysqlSpec {
         runtime.block_on(check::check(&self.options, task))
     }
 
-    /// None: each is handed out with the first record that names it.
+    /// Those of tables are handed out with the first record that names them.
     fn schemas(&self) -> Vec<Arc<Schema>> {
-        Vec::new()
+        let definitions = self.options.ddl.then(table::definition_schema);
+        let markers = self.options.transaction_markers.then(marks::schema);
+        // That they cannot be made is told when the source opens.
+        definitions.into_iter().chain(markers).flatten().map(Arc::new).collect()
     }
 
-    fn read_again(&self, names: &[String], position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>> {
-        source::read_again(&self.options, names, position)
+    fn read_again(&self, wanted: &ReadAgain<'_>, position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>> {
+        again::read_again(&self.options, wanted, position)
+    }
+
+    fn check_condition(&self, parts: &[&str], condition: &str, runtime: &tokio::runtime::Handle) -> Result<()> {
+        runtime.block_on(again::check_condition(&self.options, parts, condition))
     }
 
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>> {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use trunkline_connector::{Error, Result};
 
 use crate::gtid::{Domains, GtidSet, UuidSet};
+use crate::marks::Counts;
 
 /// Key of the binlog's position.
 pub(crate) const STREAM: &str = "stream";
@@ -59,6 +60,9 @@ pub(crate) struct Part {
     pub(crate) events: u64,
     /// Rows of the next event that have been.
     pub(crate) rows: u64,
+    /// How many changes of which tables that was, if its markers tell; empty while its beginning is not marked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) counts: Option<Counts>,
 }
 
 /// How far the snapshot of a table is. A table without an entry has not been begun.
@@ -71,6 +75,27 @@ pub(crate) enum TablePosition {
     After(Vec<String>),
     /// The same, of a snapshot that was asked for. Nothing is handed out yet while the key is empty.
     Again(Vec<String>),
+    /// The same, of those rows that fulfil a condition.
+    Where {
+        /// What follows WHERE.
+        condition: String,
+        after: Vec<String>,
+    },
+}
+
+impl TablePosition {
+    /// Only these rows are wanted.
+    pub(crate) fn condition(&self) -> Option<&str> {
+        if let Self::Where { condition, .. } = self { Some(condition) } else { None }
+    }
+
+    /// The key up to which rows are handed out.
+    pub(crate) fn after(&self) -> Option<&[String]> {
+        match self {
+            Self::After(key) | Self::Again(key) | Self::Where { after: key, .. } if !key.is_empty() => Some(key),
+            _ => None,
+        }
+    }
 }
 
 /// `stream` as stored.
@@ -159,7 +184,12 @@ mod tests {
         let position = StreamPosition {
             done: UuidSet::parse("3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:tag:7").map(GtidSet::MySql),
             place: Place { file: "binlog.000003".to_owned(), pos: 157 },
-            part: Some(Part { gtid: Some("3e11fa47-71ca-11e1-9e33-c80aa9429562:6".to_owned()), events: 2, rows: 9 }),
+            part: Some(Part {
+                gtid: Some("3e11fa47-71ca-11e1-9e33-c80aa9429562:6".to_owned()),
+                events: 2,
+                rows: 9,
+                counts: Some([("a.b".to_owned(), 3)].into()),
+            }),
         };
         assert_eq!(StreamPosition::from_bytes(&position.to_bytes().unwrap()).unwrap(), position);
         let mariadb = Domains::parse("0-1-5+1:7-9").map(GtidSet::MariaDb);
@@ -168,7 +198,8 @@ mod tests {
         let plain = StreamPosition { done: None, part: None, ..position };
         assert_eq!(StreamPosition::from_bytes(&plain.to_bytes().unwrap()).unwrap(), plain);
         let key = || vec!["1".to_owned(), "_utf8mb4 x'61'".to_owned()];
-        for table in [TablePosition::Done, TablePosition::After(key()), TablePosition::Again(key())] {
+        let condition = TablePosition::Where { condition: "a > 1".to_owned(), after: key() };
+        for table in [TablePosition::Done, TablePosition::After(key()), TablePosition::Again(key()), condition] {
             assert_eq!(TablePosition::from_bytes(&table.to_bytes().unwrap()).unwrap(), table);
         }
         assert!(StreamPosition::from_bytes(b"{\"gtids\":\"x\",\"file\":\"\",\"pos\":0}").is_err());

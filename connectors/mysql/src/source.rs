@@ -3,14 +3,14 @@
 //! Everything that fails outside ends the source with an error and the position where it was; the stage opens it again with backoff. So there is one
 //! way to begin, after a restart of the worker as after one of the server.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use sqlx::mysql::MySqlConnection;
-use trunkline_connector::{Error, Fill, PositionChange, Result, Source, SourceBatch, SourceContext, SourceProgress};
+use trunkline_connector::{Error, Fill, Result, Source, SourceBatch, SourceContext, SourceProgress};
 
 use crate::binlog::event::Event;
 use crate::binlog::follower::Follower;
@@ -19,14 +19,13 @@ use crate::config::{MysqlOptions, OnPurged, Snapshot as When};
 use crate::connect::{query_connection, server};
 use crate::headroom::Headroom;
 use crate::position::{Place, STREAM, StreamPosition, TablePosition, table_key, table_of};
-use crate::selection::Selection;
 use crate::server::{Server, beginning, binlog_end, check_not_behind, still_has};
 use crate::snapshot::meter::Meter;
 use crate::snapshot::progress::Progress;
 use crate::snapshot::reader::Reader;
 use crate::snapshot::{Snapshot, Step, describe};
 
-/// Without records, the position is noted this often: an idle source moves on too, and the binlog behind it may be purged.
+/// Without records, the position is noted this often, moved or not: an idle source moves on too, and the binlog behind it may be purged.
 const NOTE_POSITION: Duration = Duration::from_secs(5);
 /// How often the server is asked where its binlog ends, while everything has been read.
 const ASK_END: Duration = Duration::from_secs(1);
@@ -137,7 +136,7 @@ impl MysqlSource {
         let now = Instant::now();
         Ok(Self {
             noted,
-            follower: Follower::new(Arc::clone(&options), server, position),
+            follower: Follower::new(Arc::clone(&options), server, position)?,
             options,
             runtime: context.runtime,
             until_idle: context.until_idle,
@@ -298,7 +297,9 @@ impl MysqlSource {
     fn note(&mut self, out: &mut SourceBatch) -> Result<()> {
         let position = &self.follower.position;
         let due = !out.is_empty() || self.noted_at.elapsed() >= NOTE_POSITION || self.caught_up && self.until_idle;
-        if *position != self.noted && (due || self.noted == StreamPosition::default()) {
+        let moved = *position != self.noted && (due || self.noted == StreamPosition::default());
+        // Where nothing happens, too: only by writing does a task learn that its position was changed (`trunkline snapshot`).
+        if moved || self.noted_at.elapsed() >= NOTE_POSITION {
             out.set_position(STREAM, Some(position.to_bytes()?));
             self.noted = position.clone();
             self.noted_at = Instant::now();
@@ -340,49 +341,9 @@ impl Drop for MysqlSource {
     }
 }
 
-/// The changes of a stored position by which the tables that `globs` choose are read once more.
-pub(crate) fn read_again(
-    options: &MysqlOptions,
-    globs: &[String],
+pub(crate) fn read_position(
     stored: &[(String, Vec<u8>)],
-) -> Result<Vec<PositionChange>> {
-    let (stream, known) = read_position(stored)?;
-    if stream.is_none() {
-        let message = "the source has not run yet: its first start reads the tables anyway, or, with `snapshot = \"never\"`, must come first";
-        return Err(Error::config("mysql.not_begun", message));
-    }
-    let mut wanted = BTreeSet::new();
-    for glob in globs {
-        let wrong = |why: &str| Error::config("mysql.tables", format!("`--tables {glob}`: {why}"));
-        let selection = Selection::new(std::slice::from_ref(glob)).map_err(|(_, why)| wrong(&why))?;
-        let takes = |name: &str| {
-            let taken = |(database, table)| selection.takes(database, table) && options.tables.takes(database, table);
-            name.split_once('.').is_some_and(taken)
-        };
-        // Of a source that reads no tables by itself nobody knows which there are: a name is taken at its word.
-        let is_name = options.snapshot == When::Never && !glob.contains(['*', '?', '[']);
-        let chosen: Vec<String> = known
-            .keys()
-            .map(String::as_str)
-            .chain(is_name.then_some(glob.as_str()))
-            .filter(|name| takes(name))
-            .map(str::to_owned)
-            .collect();
-        if chosen.is_empty() {
-            let names: Vec<&str> = known.keys().map(String::as_str).collect();
-            let why = format!(
-                "the source takes no such table; a snapshot has read {}",
-                if names.is_empty() { "none yet".to_owned() } else { names.join(", ") }
-            );
-            return Err(wrong(&why));
-        }
-        wanted.extend(chosen);
-    }
-    let again = TablePosition::Again(Vec::new()).to_bytes()?;
-    Ok(wanted.iter().map(|name| PositionChange { key: table_key(name), value: Some(again.clone()) }).collect())
-}
-
-fn read_position(stored: &[(String, Vec<u8>)]) -> Result<(Option<StreamPosition>, BTreeMap<String, TablePosition>)> {
+) -> Result<(Option<StreamPosition>, BTreeMap<String, TablePosition>)> {
     let mut stream = None;
     let mut tables = BTreeMap::new();
     for (key, value) in stored {

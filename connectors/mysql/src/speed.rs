@@ -6,7 +6,7 @@ use std::time::Instant;
 use trunkline_connector::SourceBatch;
 
 use crate::charset::Charset;
-use crate::config::{BinaryAs, DecimalAs, Envelope, ZeroDates};
+use crate::config::{BinaryAs, DecimalAs, Envelope, TimesAs, ZeroDates};
 use crate::decode::Bytes;
 use crate::decode::rows::{Storage, read_row};
 use crate::emit::{Change, Emitter, Op, Origin, OriginParts};
@@ -29,7 +29,15 @@ fn table(envelope: Envelope) -> (Table, Vec<Storage>) {
     ];
     let storage = columns.iter().map(|(_, _, storage)| *storage).collect();
     let columns = columns.map(|(name, kind, _)| Column::new(name.to_owned(), kind, false)).to_vec();
-    let style = Style { envelope, decimals: DecimalAs::String, binary: BinaryAs::Base64, zero_dates: ZeroDates::Null };
+    let style = Style {
+        envelope,
+        decimals: DecimalAs::String,
+        binary: BinaryAs::Base64,
+        zero_dates: ZeroDates::Null,
+        transactions: false,
+        query: false,
+        times: TimesAs::Iso,
+    };
     (Table::new("shop".to_owned(), "orders".to_owned(), columns, vec![0], style).unwrap(), storage)
 }
 
@@ -79,6 +87,7 @@ fn speed() {
             file: "binlog.000001",
             pos: 4711,
             thread: Some(7),
+            query: None,
         };
         let origin = Origin::new(&parts, &table);
         let mut emitter = Emitter::new(true);

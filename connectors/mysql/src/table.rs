@@ -13,7 +13,8 @@ use trunkline_connector::{Error, Result, Schema, headers, json};
 
 use crate::charset::Charset;
 use crate::columns::Shown;
-use crate::config::{BinaryAs, DecimalAs, Envelope, MysqlOptions, ZeroDates};
+use crate::config::{BinaryAs, DecimalAs, Envelope, MysqlOptions, TimesAs, ZeroDates};
+use crate::marks;
 
 /// Header with the database of a record; `{@database}` in templates.
 pub(crate) const DATABASE: &str = "trunkline.database";
@@ -91,6 +92,11 @@ pub(crate) struct Style {
     pub(crate) decimals: DecimalAs,
     pub(crate) binary: BinaryAs,
     pub(crate) zero_dates: ZeroDates,
+    pub(crate) times: TimesAs,
+    /// Changes tell which one of their transaction they are.
+    pub(crate) transactions: bool,
+    /// Changes tell the statement that made them.
+    pub(crate) query: bool,
 }
 
 impl Style {
@@ -100,6 +106,27 @@ impl Style {
             decimals: options.decimals,
             binary: options.binary,
             zero_dates: options.zero_dates,
+            times: options.times,
+            transactions: options.transaction_markers,
+            query: options.query,
+        }
+    }
+}
+
+/// What numbers of times count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Milliseconds,
+    Microseconds,
+}
+
+impl Style {
+    /// What a time of this kind is counted in; `None` if it is written in ISO 8601. Dates that are not are counted in days.
+    pub(crate) fn unit(&self, kind: &Kind) -> Option<Unit> {
+        match (self.times, kind) {
+            (TimesAs::Iso, _) | (TimesAs::Adaptive, Kind::Timestamp { .. }) => None,
+            (TimesAs::EpochMs, _) | (TimesAs::Adaptive, Kind::DateTime { digits: 0..=3 }) => Some(Unit::Milliseconds),
+            (TimesAs::EpochUs | TimesAs::Adaptive, _) => Some(Unit::Microseconds),
         }
     }
 }
@@ -166,6 +193,11 @@ impl Table {
         })
     }
 
+    /// Names of the primary key's columns, in the key's order.
+    pub(crate) fn key_names(&self) -> impl Iterator<Item = &str> {
+        self.key.iter().filter_map(|index| self.columns.get(*index)).map(|column| column.name.as_str())
+    }
+
     /// `database.table`.
     pub(crate) fn full_name(&self) -> String {
         format!("{}.{}", self.database, self.name)
@@ -182,38 +214,63 @@ fn schema(columns: &[Column], key: &[usize], style: Style) -> Result<Schema> {
     let fields = match style.envelope {
         Envelope::Row => row,
         Envelope::Debezium => {
-            let text = |name: &str, nullable| Field::new(name, DataType::Utf8, nullable);
-            let number = |name: &str, nullable| Field::new(name, DataType::Int64, nullable);
-            let source = vec![
-                text("version", false),
-                text("connector", false),
-                text("name", false),
-                number("ts_ms", false),
-                text("snapshot", false),
-                text("db", false),
-                text("table", false),
-                number("server_id", false),
-                text("gtid", true),
-                text("file", false),
-                number("pos", false),
-                number("row", false),
-                number("thread", true),
-            ];
-            Fields::from(vec![
+            let mut fields = vec![
                 Field::new("before", DataType::Struct(row.clone()), true),
                 Field::new("after", DataType::Struct(row), true),
-                Field::new("source", DataType::Struct(source.into()), false),
-                text("op", false),
-                number("ts_ms", false),
-            ])
+                source_field(false, style.query),
+                Field::new("op", DataType::Utf8, false),
+                Field::new("ts_ms", DataType::Int64, false),
+            ];
+            if style.transactions {
+                fields.push(marks::block_field());
+            }
+            Fields::from(fields)
         }
     };
     Schema::new(Arc::new(ArrowSchema::new_with_metadata(fields, metadata)))
         .map_err(|error| Error::bug("mysql.schema", error.to_string()))
 }
 
+/// The block `source`. Statements on a database have no table.
+fn source_field(table_is_nullable: bool, with_query: bool) -> Field {
+    let text = |name: &str, nullable| Field::new(name, DataType::Utf8, nullable);
+    let number = |name: &str, nullable| Field::new(name, DataType::Int64, nullable);
+    let mut source = vec![
+        text("version", false),
+        text("connector", false),
+        text("name", false),
+        number("ts_ms", false),
+        text("snapshot", false),
+        text("db", false),
+        text("table", table_is_nullable),
+        number("server_id", false),
+        text("gtid", true),
+        text("file", false),
+        number("pos", false),
+        number("row", false),
+        number("thread", true),
+    ];
+    if with_query {
+        source.push(text("query", true));
+    }
+    Field::new("source", DataType::Struct(source.into()), false)
+}
+
+/// The schema of changes of definitions. What is always null or empty in them has none.
+pub(crate) fn definition_schema() -> Result<Schema> {
+    let fields = vec![
+        source_field(true, false),
+        Field::new("ts_ms", DataType::Int64, false),
+        Field::new("databaseName", DataType::Utf8, false),
+        Field::new("schemaName", DataType::Utf8, true),
+        Field::new("ddl", DataType::Utf8, false),
+    ];
+    Schema::new(Arc::new(ArrowSchema::new(fields))).map_err(|error| Error::bug("mysql.schema", error.to_string()))
+}
+
 fn arrow_field(column: &Column, style: Style) -> Field {
     let temporal = |kind| if style.zero_dates == ZeroDates::String { DataType::Utf8 } else { kind };
+    let is_number = style.unit(&column.kind).is_some();
     let has_zero = matches!(column.kind, Kind::Date | Kind::DateTime { .. } | Kind::Timestamp { .. });
     let kind = match &column.kind {
         Kind::Int { bytes, unsigned } => match (bytes, unsigned) {
@@ -233,6 +290,9 @@ fn arrow_field(column: &Column, style: Style) -> Field {
         Kind::Decimal { precision, scale } => DataType::Decimal256(*precision, *scale as i8),
         Kind::Bit { bits: 1 } => DataType::Boolean,
         Kind::Bit { .. } => DataType::UInt64,
+        // A number is declared as one: readers of JSON take no number for a date.
+        Kind::Date if is_number => DataType::Int32,
+        Kind::DateTime { .. } | Kind::Timestamp { .. } | Kind::Time { .. } if is_number => DataType::Int64,
         Kind::Date => temporal(DataType::Date32),
         Kind::DateTime { .. } => temporal(DataType::Timestamp(TimeUnit::Microsecond, None)),
         Kind::Timestamp { .. } => temporal(DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into()))),

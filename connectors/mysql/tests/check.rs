@@ -47,6 +47,12 @@ fn what_a_server_lacks_is_told_and_mended_by_what_is_told() {
     assert_eq!(check(&poor), []);
     Bench::new(&poor).read();
 
+    assert_eq!(codes(&check(&format!("{poor}query = true"))), ["check.query"]);
+    server.run(&format!("ALTER TABLE {database}.a ADD PRIMARY KEY (id); CREATE USER reader IDENTIFIED BY 'x'; GRANT SELECT, REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO reader"));
+    let reader = poor.replace("poor:", "reader:");
+    assert_eq!(check(&reader), []);
+    assert_eq!(codes(&check(&format!("{reader}snapshot_mode = \"exact\""))), ["check.lock_tables"]);
+
     let id = server.run("SELECT @@server_id");
     assert_eq!(codes(&check(&format!("{poor}server_id = {id}"))), ["check.server_id"]);
     assert_eq!(codes(&check(&poor.replace(":x@", ":y@"))), ["access_denied"]);

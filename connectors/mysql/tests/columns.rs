@@ -82,6 +82,45 @@ fn of_snapshot_and_stream_the_same_columns_are_left_out_and_masked() {
 }
 
 #[test]
+fn updates_of_what_is_not_written_are_left_out_and_counted() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    server.run(&format!(
+        "USE {database}; CREATE TABLE o (id INT PRIMARY KEY, v INT, hidden INT, j JSON, t CHAR(5)); INSERT INTO o VALUES (1, 0, 0, '{{\"a\": 1, \"b\": \"xxxxxxxxxxxxxxxxxxxxxx\"}}', 'a'), (2, 0, 0, NULL, NULL)"
+    ));
+    let options = format!("{}columns = [\"!*.*.hidden\"]\n", server.options(&format!("\"{database}.o\"")));
+    let mut all = Bench::new(&options);
+    let mut bench = Bench::new(&format!("{options}skip_unchanged = true"));
+    all.read();
+    bench.read();
+    bench.take();
+    server.run(&format!(
+        "USE {database}; UPDATE o SET hidden = 1; UPDATE o SET v = 1, hidden = 2 WHERE id = 1; UPDATE o SET t = 'b', hidden = 3 WHERE id = 2; UPDATE o SET hidden = 4 WHERE id = 2; \
+         SET binlog_row_value_options = 'PARTIAL_JSON'; UPDATE o SET j = JSON_SET(j, '$.a', 2) WHERE id = 1; DELETE FROM o WHERE id = 2; INSERT INTO o (id) VALUES (3); UPDATE o SET id = 4 WHERE id = 3"
+    ));
+    all.read();
+    bench.max_records = 1;
+    while bench.fill(Duration::from_millis(300)).unwrap() != trunkline_connector::Fill::CaughtUp {
+        bench.stop();
+    }
+    let ops: Vec<&str> = bench.seen.iter().map(Seen::op).collect();
+    assert_eq!(ops, ["u", "u", "u", "d", "tombstone", "c", "d", "tombstone", "c"]);
+    assert_eq!((bench.dropped, all.seen.len()), (3, 2 + 3 + ops.len()));
+
+    // Rows that change so while their chunk is read come of the chunk.
+    server.run(&format!("USE {database}; INSERT INTO o (id) SELECT seq + 10 FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < 400) SELECT seq FROM q) t"));
+    let mut bench = Bench::new(&format!("{options}skip_unchanged = true\nchunk_rows = 5"));
+    bench.max_records = 5;
+    while bench.fill(Duration::from_millis(300)).unwrap() != trunkline_connector::Fill::CaughtUp {
+        server.run(&format!("UPDATE {database}.o SET hidden = COALESCE(hidden, 0) + 1"));
+        bench.max_records = 200;
+    }
+    let read: std::collections::BTreeSet<_> = bench.seen.iter().map(|record| record.key.clone()).collect();
+    assert_eq!((bench.seen.len(), read.len()), (402, 402));
+    assert!(bench.dropped >= 402);
+}
+
+#[test]
 fn a_mask_that_would_make_one_row_of_two_stops_the_source() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();

@@ -85,6 +85,12 @@ impl SourceFixture for Tables {
             "decimals = \"double\"",
             "binary = \"octal\"",
             "zero_dates = \"1970\"",
+            "transaction_markers = true\nenvelope = \"row\"",
+            "query = true\nenvelope = \"row\"",
+            "ddl = \"yes\"",
+            "snapshot_mode = \"locked\"",
+            "times = \"seconds\"",
+            "times = \"epoch_ms\"\nzero_dates = \"string\"",
             "tls = \"maybe\"",
             "tls_ca = 5",
         ] {

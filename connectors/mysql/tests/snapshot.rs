@@ -7,21 +7,12 @@ mod common;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{Bench, Seen, Server, fold};
+use common::{Bench, OnDrop, Random, Seen, Server, fold};
 use serde_json::Value;
-use trunkline_connector::Fill;
-
-/// Numbers that a seed decides.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
+use trunkline_connector::{Fill, ReadAgain};
 
 fn key(number: u64) -> String {
     // Of a collation that takes cases for equal, and of characters that sort otherwise than their bytes.
@@ -372,10 +363,14 @@ fn never_only_and_a_table_added_later() {
 
 /// Puts what `trunkline snapshot` writes into the position of a source that does not run.
 fn ask(bench: &mut Bench, tables: &[&str]) -> Result<(), trunkline_connector::Error> {
+    ask_for(bench, tables, None)
+}
+
+fn ask_for(bench: &mut Bench, tables: &[&str], condition: Option<&str>) -> Result<(), trunkline_connector::Error> {
     bench.stop();
     let names: Vec<String> = tables.iter().map(|name| (*name).to_owned()).collect();
     let position: Vec<_> = bench.position.clone().into_iter().collect();
-    for change in bench.spec().read_again(&names, &position)? {
+    for change in bench.spec().read_again(&ReadAgain { names: &names, condition }, &position)? {
         bench.position.insert(change.key, change.value.unwrap());
     }
     Ok(())
@@ -444,4 +439,242 @@ fn tables_are_read_again_when_somebody_asks_and_the_rest_goes_on() {
         let seen = bench.read().take();
         assert_eq!((seen.len(), seen.iter().all(|record| record.table == b && record.op() == "r")), (10, true));
     }
+}
+
+#[test]
+fn rows_that_a_condition_chooses_are_read_again() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    server.run(&format!(
+        "USE {database}; CREATE TABLE a (id INT PRIMARY KEY, v INT, n VARCHAR(9)); CREATE TABLE k (id INT, v INT, n VARCHAR(9));
+         INSERT INTO a SELECT seq, seq % 10, 'it''s' FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < 300) SELECT seq FROM q) t; INSERT INTO k SELECT * FROM a"
+    ));
+    let [a, k] = ["a", "k"].map(|table| format!("{database}.{table}"));
+    let options = format!("{}chunk_rows = 7", server.options(&format!("\"{database}.*\"")));
+    let mut bench = Bench::new(&options);
+    bench.read().take();
+    for wrong in ["v = 1; DROP TABLE a", "v) OR (v", "v = 1 -- x", ""] {
+        let error = ask_for(&mut bench, &[&a], Some(wrong)).unwrap_err();
+        assert_eq!((error.code, error.domain), ("mysql.where", trunkline_connector::Domain::Config), "{wrong}");
+    }
+    // What only the server can tell.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let part = format!("table/{a}");
+    let check = |condition: &str| bench.spec().check_condition(&[&part], condition, runtime.handle());
+    check("v = 1 AND n = 'it''s'").unwrap();
+    for wrong in ["vv = 1", "v = ", "v IN (SELECT x FROM nowhere.y)"] {
+        let error = check(wrong).unwrap_err();
+        assert_eq!(
+            (error.code, error.domain),
+            ("mysql.where", trunkline_connector::Domain::Config),
+            "{wrong}: {error}"
+        );
+    }
+
+    // Stopped after every batch, it goes on, with its condition.
+    ask_for(&mut bench, &[&a, &k], Some("v IN (3, 4) OR id = 1 AND n = 'it''s'")).unwrap();
+    server.run(&format!("UPDATE {k} SET v = 99 WHERE id = 2; UPDATE {a} SET v = 99 WHERE id = 2"));
+    bench.max_records = 100;
+    while bench.fill(Duration::from_millis(300)).unwrap() != Fill::CaughtUp {
+        bench.max_records = 5;
+        if !bench.position[&format!("table/{a}")].starts_with(b"\"done") && bench.seen.len() > 70 {
+            bench.stop();
+        }
+    }
+    let seen = bench.take();
+    let ids = |table: &str| {
+        let mut ids: Vec<i64> = seen
+            .iter()
+            .filter(|record| record.table == table && record.op() == "r")
+            .map(|record| record.after()["id"].as_i64().unwrap())
+            .collect();
+        ids.sort_unstable();
+        ids
+    };
+    let chosen: Vec<i64> = (1..=300).filter(|id| matches!(id % 10, 3 | 4) || *id == 1).collect();
+    assert_eq!(ids(&a), chosen);
+    assert_eq!(ids(&k), chosen);
+    // A change of a row that is not chosen is no part of it, and is not lost: also of the table without key.
+    let updates: Vec<&str> =
+        seen.iter().filter(|record| record.op() == "u").map(|record| record.table.as_str()).collect();
+    assert_eq!(updates, [k.as_str(), a.as_str()]);
+    bench.stop();
+    assert!(bench.read().take().is_empty(), "once, and not again");
+
+    // One that the server does not take, or takes and then stumbles over, leaves the table out, and the source goes on.
+    for wrong in ["vv = 1", "v = (SELECT id FROM a)"] {
+        ask_for(&mut bench, &[&a, &k], Some(&wrong.replace("FROM a", &format!("FROM {a}")))).unwrap();
+        server.run(&format!("UPDATE {a} SET v = v + 1 WHERE id = 300"));
+        let seen = bench.read().take();
+        assert_eq!(seen.iter().map(Seen::op).collect::<Vec<_>>(), ["u"], "{wrong}");
+        assert!(
+            bench.position.iter().filter(|(key, _)| key.starts_with("table/")).all(|(_, value)| value == b"\"done\"")
+        );
+    }
+}
+
+/// Moves money about between a table with a key and one without.
+fn moves(database: &str, seed: u64, count: usize) -> String {
+    let mut random = Random(seed);
+    let mut sql = format!("USE {database};\n");
+    for _ in 0..count {
+        let (from, to, amount) = (random.below(200), random.below(40), random.below(100));
+        let (a, b) = if random.below(2) == 0 { ('-', '+') } else { ('+', '-') };
+        let _ = writeln!(
+            sql,
+            "BEGIN; UPDATE a SET m = m {a} {amount} WHERE id = {from}; UPDATE b SET m = m {b} {amount} WHERE id = {to}; COMMIT;"
+        );
+    }
+    sql
+}
+
+fn money(server: &Server, database: &str) -> i64 {
+    server.run(&format!(
+        "USE {database}; CREATE TABLE a (id INT PRIMARY KEY, m BIGINT); CREATE TABLE b (id INT, m BIGINT);
+         INSERT INTO a SELECT seq, 1000 FROM (WITH RECURSIVE q (seq) AS (SELECT 0 UNION ALL SELECT seq + 1 FROM q WHERE seq < 199) SELECT seq FROM q) t; INSERT INTO b SELECT * FROM a WHERE id < 40"
+    ));
+    240_000
+}
+
+/// Where in the binlog a source is.
+fn place_of(bench: &Bench) -> String {
+    String::from_utf8(bench.position["stream"].clone()).unwrap()
+}
+
+#[test]
+fn an_exact_snapshot_of_several_tables_is_of_one_moment() {
+    let Some(server) = Server::shared() else { return };
+    let count = std::env::var("TRUNKLINE_TEST_SNAPSHOTS").map_or(12, |count| count.parse().unwrap());
+    exact_snapshots_are_of_one_moment(server, count);
+}
+
+#[test]
+fn an_exact_snapshot_without_gtids_is_of_one_moment_too() {
+    let Some(server) = Server::start("--gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
+    exact_snapshots_are_of_one_moment(&server, 4);
+}
+
+fn exact_snapshots_are_of_one_moment(server: &Server, count: usize) {
+    let database = server.database();
+    let all = money(server, &database);
+    let options = |mode: &str| format!("{}snapshot_mode = \"{mode}\"", server.options(&format!("\"{database}.*\"")));
+    let mut sources = Vec::new();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for writer in 0..3 {
+            let (database, is_over) = (&database, &is_over);
+            scope.spawn(move || {
+                for seed in 0.. {
+                    if is_over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    server.run(&moves(database, 3 * seed + writer, 100));
+                }
+            });
+        }
+        // A failed assertion must not leave the writers at it.
+        let _over = OnDrop(|| is_over.store(true, Ordering::Relaxed));
+        for number in 0..count {
+            let mut bench = Bench::new(&options("exact"));
+            bench.max_records = 50;
+            while !bench.position.contains_key(&format!("table/{database}.b")) {
+                match bench.fill(Duration::from_millis(20)) {
+                    // Where the machine is busy, writers may keep it from the lock for longer than it waits. Nothing was handed out then.
+                    Err(error) if error.code == "mysql.lock" => {
+                        eprintln!("snapshot {number}: {error}");
+                        bench.stop();
+                    }
+                    filled => drop(filled.unwrap()),
+                }
+            }
+            let rows: Vec<&Seen> = bench.seen.iter().filter(|record| record.op() == "r").collect();
+            let sum: i64 = rows.iter().map(|record| record.after()["m"].as_i64().unwrap()).sum();
+            assert_eq!((rows.len(), sum), (240, all), "snapshot {number}");
+            bench.stop();
+            sources.push(bench);
+        }
+    });
+    let places: std::collections::BTreeSet<String> = sources.iter().map(place_of).collect();
+    assert_eq!(places.len(), count, "each is of a moment of its own");
+    // What follows makes of each what the tables hold.
+    let of_a = |records: &[Seen]| {
+        fold(&records.iter().filter(|record| record.table.ends_with(".a")).cloned().collect::<Vec<_>>())
+    };
+    let expected = of_a(&Bench::new(&options("chunks")).read().seen);
+    let in_b: i64 = server.run(&format!("SELECT SUM(m) FROM {database}.b")).parse().unwrap();
+    for bench in sources.iter_mut().step_by(3) {
+        bench.read();
+        assert_eq!(of_a(&bench.seen), expected);
+        let of_b =
+            bench.seen.iter().filter(|record| record.table.ends_with(".b")).filter_map(|record| record.value.as_ref());
+        let sum: i64 = of_b
+            .map(|value| value["after"]["m"].as_i64().unwrap_or(0) - value["before"]["m"].as_i64().unwrap_or(0))
+            .sum();
+        assert_eq!(sum, in_b);
+    }
+}
+
+#[test]
+fn an_exact_snapshot_that_is_interrupted_begins_anew_and_ends_right() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    let all = money(server, &database);
+    let options = format!("{}snapshot_mode = \"exact\"", server.options(&format!("\"{database}.*\"")));
+    let mut bench = Bench::new(&options);
+    bench.max_records = 30;
+    let mut random = Random(5);
+    let mut stops = 0;
+    while !bench.position.contains_key(&format!("table/{database}.b")) {
+        let before = bench.seen.len();
+        bench.fill(Duration::from_millis(100)).unwrap();
+        if bench.seen.len() > before && stops < 4 && random.below(4) == 0 {
+            bench.stop();
+            stops += 1;
+            // Rows that were handed out already change and go.
+            server.run(&format!(
+                "{} BEGIN; SELECT @m := m FROM a WHERE id = {stops}; DELETE FROM a WHERE id = {stops}; UPDATE b SET m = m + @m WHERE id = 1; COMMIT",
+                moves(&database, stops, 30)
+            ));
+        }
+    }
+    assert_eq!(stops, 4);
+    bench.read();
+    let of_a: Vec<Seen> = bench.seen.iter().filter(|record| record.table.ends_with(".a")).cloned().collect();
+    // Only the last attempt is whole.
+    let last: Vec<&Seen> = bench.seen.iter().rev().filter(|record| record.op() == "r").take(240 - 4).collect();
+    let sum: i64 = last.iter().map(|record| record.after()["m"].as_i64().unwrap()).sum();
+    assert_eq!(sum, all);
+    let rows = fold(&of_a);
+    let folded: i64 = rows.values().map(|row| row["m"].as_i64().unwrap()).sum();
+    let held: i64 = server.run(&format!("SELECT SUM(m) FROM {database}.a")).parse().unwrap();
+    assert_eq!((rows.len(), folded), (196, held));
+}
+
+#[test]
+fn an_exact_snapshot_waits_for_a_lock_and_says_so() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    money(server, &database);
+    let options = format!("{}snapshot_mode = \"exact\"", server.options(&format!("\"{database}.*\"")));
+    let mut writer = server.client();
+    let mut input = writer.stdin.take().unwrap();
+    // By a lock of its own it says that the row is written and the transaction open.
+    writeln!(input, "USE {database}; BEGIN; UPDATE b SET m = m + 5 WHERE id = 1; DO GET_LOCK('{database}', 10);")
+        .unwrap();
+    input.flush().unwrap();
+    let begun = std::time::Instant::now();
+    while server.run(&format!("SELECT IS_USED_LOCK('{database}') IS NULL")) == "1" {
+        assert!(begun.elapsed() < common::PATIENCE);
+    }
+    let mut bench = Bench::new(&options);
+    let error = bench.try_read().unwrap_err();
+    assert_eq!((error.code, error.domain), ("mysql.lock", trunkline_connector::Domain::External), "{error}");
+    assert!(error.message().contains("one of 2 tables") && bench.seen.is_empty(), "{error}");
+    bench.stop();
+    writeln!(input, "COMMIT;").unwrap();
+    drop(input);
+    assert!(writer.wait().unwrap().success());
+    bench.read();
+    let sum: i64 = bench.seen.iter().map(|record| record.after()["m"].as_i64().unwrap()).sum();
+    assert_eq!((bench.seen.len(), sum), (240, 240_005));
 }

@@ -152,6 +152,75 @@ fn snapshot_and_stream_write_the_same_values_under_the_same_schema() {
 }
 
 #[test]
+fn times_are_numbers_where_the_options_say_so_in_stream_and_snapshot() {
+    let Some(server) = Server::shared() else { return };
+    // date -u -d '2026-11-21 04:05:06' +%s
+    let (dt, ts) = (1_795_233_906_i64, 1_795_233_906_i64 - 7200);
+    let zones = ("2026-11-21T02:05:06Z", "2026-11-21T02:05:06.123456Z");
+    let tm = |hours: i64, seconds: i64| -(hours * 3600 + seconds);
+    for (times, expected) in [
+        (
+            "epoch_ms",
+            json!([
+                20_778,
+                dt * 1000,
+                dt * 1000 + 789,
+                dt * 1000 + 123,
+                ts * 1000,
+                ts * 1000 + 123,
+                tm(838, 59 * 60 + 59) * 1000,
+                -1250,
+                -360_000_000
+            ]),
+        ),
+        (
+            "epoch_us",
+            json!([
+                20_778,
+                dt * 1_000_000,
+                dt * 1_000_000 + 789_000,
+                dt * 1_000_000 + 123_456,
+                ts * 1_000_000,
+                ts * 1_000_000 + 123_456,
+                tm(838, 59 * 60 + 59) * 1_000_000,
+                -1_250_000,
+                -360_000_000_001_i64
+            ]),
+        ),
+        (
+            "adaptive",
+            json!([
+                20_778,
+                dt * 1000,
+                dt * 1000 + 789,
+                dt * 1_000_000 + 123_456,
+                zones.0,
+                zones.1,
+                tm(838, 59 * 60 + 59) * 1_000_000,
+                -1_250_000,
+                -360_000_000_001_i64
+            ]),
+        ),
+    ] {
+        let database = server.database();
+        let options = format!("{}times = \"{times}\"", server.options(&format!("\"{database}.ty\"")));
+        let mut stream = Bench::new(&options);
+        stream.read();
+        server.run(&types_sql(server, &database));
+        stream.read();
+        let mut snapshot = Bench::new(&options);
+        snapshot.read();
+        assert_eq!(rows(&stream.seen), rows(&snapshot.seen), "{times}");
+        assert_eq!(stream.schemas, snapshot.schemas, "{times}");
+        let first = &rows(&snapshot.seen)["{\"id\":1}"];
+        let written = ["d", "dt", "dt3", "dt6", "ts", "ts6", "tm", "tm2", "tm6"].map(|column| first[column].clone());
+        assert_eq!(json!(written), expected, "{times}");
+        let third = &rows(&snapshot.seen)["{\"id\":3}"];
+        assert_eq!((&third["d"], &third["dt"], &third["tm"]), (&Value::Null, &Value::Null, &third["tm"]), "{times}");
+    }
+}
+
+#[test]
 fn values_are_written_as_the_options_say() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();

@@ -53,7 +53,10 @@ fn mermaid(pipelines: &[Pipeline], dead_letters: bool) -> String {
     let mut text = String::from("flowchart LR\n");
     // Templates first: a reader knows a pattern only, which is no name to show.
     for pipeline in pipelines {
-        pipeline.sources.iter().for_each(|source| drop(chart.topic_of(&source.topic)));
+        for source in &pipeline.sources {
+            drop(chart.topic_of(&source.topic));
+            source.port_topics.iter().for_each(|(_, topic)| drop(chart.topic_of(topic)));
+        }
         for transform in &pipeline.transforms {
             drop(chart.topic_of(&transform.topic));
             transform.port_topics.iter().for_each(|(_, topic)| drop(chart.topic_of(topic)));
@@ -80,6 +83,10 @@ impl Chart {
             let label = format!("{}<br/>{}", source.name, source.connector);
             let stage = self.node(&at(&source.name), &label, Outline::Source);
             stages.push((stage.clone(), any_dead_letters(source.on_error, &source.apply)));
+            for (port, template) in &source.port_topics {
+                let topic = self.topic_of(template);
+                self.edge(&stage, &topic, Some(port));
+            }
             let mut from = stage;
             for (index, step) in source.apply.iter().enumerate() {
                 // Applied in two sources, it runs in two places.

@@ -102,6 +102,9 @@ struct SnapshotArgs {
     /// Tables to read once more, as DATABASE.TABLE; `*` stands for any characters
     #[arg(long, required = true, value_delimiter = ',', value_name = "TABLE")]
     tables: Vec<String>,
+    /// Only rows that fulfil this, in SQL: what follows WHERE, of every table that is named
+    #[arg(long = "where", value_name = "CONDITION")]
+    condition: Option<String>,
     /// Print the tables as JSON on stdout
     #[arg(long)]
     json: bool,

@@ -71,10 +71,13 @@ impl Marks {
         };
         let mut stages = Vec::new();
         for source in &draft.sources {
-            let span = source.section.table.get("topic").map_or(source.section.span.clone(), |node| node.span.clone());
+            let span_of =
+                |key: &str| source.section.table.get(key).map_or(source.section.span.clone(), |node| node.span.clone());
+            let ports = source.port_topics.iter().filter_map(|(_, template)| template.as_ref());
+            let ports = ports.map(|template| topic(template, span_of("topics")));
             stages.push(Stage {
                 called: format!("the source `{}`", source.key.name),
-                writes: source.topic.iter().map(|template| topic(template, span.clone())).collect(),
+                writes: source.topic.iter().map(|template| topic(template, span_of("topic"))).chain(ports).collect(),
                 reads: Vec::new(),
                 dead_letters: source.on_error == OnError::DeadLetter,
             });

@@ -44,6 +44,8 @@ pub(super) struct SourceDraft<'a> {
     pub(super) spec: Option<Arc<dyn SourceSpec>>,
     /// `None` if wrong.
     pub(super) topic: Option<Template>,
+    /// Topics of its other ports; `None` if wrong.
+    pub(super) port_topics: Vec<(&'static str, Option<Template>)>,
     pub(super) partitions: Option<i32>,
     pub(super) apply: Vec<Located>,
     pub(super) on_error: OnError,
@@ -193,12 +195,27 @@ fn read_source<'a>(
             pipeline.and_then(|pipeline| Template::parse(&format!("{}.{rest}", pipeline.text), names).ok())
         }
     };
+    let ports = spec.as_ref().map(|spec| spec.ports());
+    let called = format!("the source `{}`", key.name);
+    // Of a source without ports it is no option.
+    let has_ports = ports.as_ref().is_none_or(|ports| !ports.is_empty());
+    let topics = if has_ports { section.node("topics") } else { None };
+    let given = given_topics(document, &section, &called, topics, ports.as_deref(), &BTreeSet::new());
+    let port_topic = |port: &'static str| match given.iter().find(|(name, _)| name == port) {
+        Some((_, template)) => (port, template.clone()),
+        None => {
+            let parse = |pipeline: &Located| Template::parse(&format!("{}.{port}", pipeline.text), &[]).ok();
+            (port, pipeline.and_then(parse))
+        }
+    };
+    let port_topics = ports.unwrap_or_default().into_iter().map(port_topic).collect();
     Some(SourceDraft {
         key,
         section,
         connector: connector.name(),
         spec,
         topic,
+        port_topics,
         partitions,
         apply,
         on_error,
@@ -328,6 +345,49 @@ fn strings(section: &Section<'_>, key: &'static str) -> Vec<Located> {
     let Some(texts) = section.optional::<Vec<String>>(key) else { return Vec::new() };
     let Some(Node { value: Value::Array(items), .. }) = section.node(key) else { return Vec::new() };
     texts.into_iter().zip(items).map(|(text, item)| Located { text, span: item.span.clone() }).collect()
+}
+
+/// The option `topics`: templates by port, `None` for one that is wrong. `ports` are those besides the default one, if they are known.
+pub(super) fn given_topics(
+    document: &Document,
+    section: &Section<'_>,
+    called: &str,
+    topics: Option<&Node>,
+    ports: Option<&[&str]>,
+    names: &BTreeSet<&str>,
+) -> Vec<(String, Option<Template>)> {
+    let mut given = Vec::new();
+    match topics.map(|topics| (topics, &topics.value)) {
+        None => {}
+        Some((_, Value::Table(table))) => {
+            for (key, node) in &table.entries {
+                if let Some(known) = ports
+                    && !known.contains(&key.name.as_str())
+                {
+                    section.report.add(Problem {
+                        code: "plan.unknown_port",
+                        message: format!("{called} has no port `{}` besides its default", key.name),
+                        span: key.span.clone(),
+                        expected: match nearest(&key.name, known) {
+                            Some(meant) => format!("did you mean `{meant}`?"),
+                            None => "expected one of its ports".to_owned(),
+                        },
+                        help: Some(match known.is_empty() {
+                            true => "its records all leave by the default port, to `topic`".to_owned(),
+                            false => format!("its other ports: {}", known.join(", ")),
+                        }),
+                    });
+                }
+                let name = format!("topics.{}", key.name);
+                given.push((key.name.clone(), topic_template(document, section, &name, node, names)));
+            }
+        }
+        Some((node, other)) => {
+            let mismatch = Mismatch::new(format!("is {}", other.kind()));
+            section.mismatch("topics", node, mismatch, "a table from ports to topics".to_owned());
+        }
+    }
+    given
 }
 
 /// A template of topics; `None` if it is wrong (reported).

@@ -76,7 +76,9 @@ pub(super) fn at_names(
     let mut names = BTreeSet::new();
     for input in inputs {
         match input.target {
-            Target::Source(index) => names.extend(draft.sources[index].spec.as_ref()?.at_names()),
+            Target::Source(index, 0) => names.extend(draft.sources[index].spec.as_ref()?.at_names()),
+            // What its names are of is not told by records of its other ports.
+            Target::Source(..) => {}
             Target::Transform(index, _) => {
                 let written = draft.transforms[index].inputs.as_ref().map_or(0, Vec::len);
                 names.extend(at_names(draft, references, &references.of_transforms[index], written)?);
@@ -133,8 +135,13 @@ impl Graph<'_, '_> {
     fn chains(&self, target: &Target) -> Vec<(TopicSelector, Chain)> {
         match target {
             Target::Topic(topic) => vec![(TopicSelector::Exact(topic.clone()), Chain::new())],
-            Target::Source(index) => {
-                self.draft.sources[*index].topic.iter().map(|topic| (TopicSelector::of(topic), Chain::new())).collect()
+            Target::Source(index, port) => {
+                let source = &self.draft.sources[*index];
+                let topic = match usize::from(*port).checked_sub(1) {
+                    None => source.topic.as_ref(),
+                    Some(at) => source.port_topics.get(at).and_then(|(_, topic)| topic.as_ref()),
+                };
+                topic.iter().map(|topic| (TopicSelector::of(topic), Chain::new())).collect()
             }
             Target::Transform(index, port) => match &self.topics[*index] {
                 Some(ports) => ports

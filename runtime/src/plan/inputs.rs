@@ -10,8 +10,8 @@ use super::names;
 /// What an entry of `inputs` means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
-    /// A source, by its index.
-    Source(usize),
+    /// A port of a source, by its index.
+    Source(usize, u16),
     /// A port of a transform, by its index.
     Transform(usize, u16),
     /// A topic, whoever writes it.
@@ -128,11 +128,26 @@ fn target(
     match names.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind) {
         Some(Kind::Broken) => None,
         Some(Kind::Source(index)) => match port {
-            None => Some(Target::Source(index)),
-            Some(_) => {
-                let message = format!("the source `{name}` has no ports");
-                problem("plan.unknown_port", message, format!("expected `{name}`"), None);
-                None
+            None => Some(Target::Source(index, 0)),
+            Some(port) => {
+                let source = &draft.sources[index];
+                // Which ports it has follows from its options.
+                source.spec.as_ref()?;
+                let known: Vec<&str> = source.port_topics.iter().map(|(port, _)| *port).collect();
+                let at = known.iter().position(|known| *known == port).and_then(|at| u16::try_from(at + 1).ok());
+                if at.is_none() {
+                    let message = match known.is_empty() {
+                        true => format!("the source `{name}` has no ports"),
+                        false => format!("the source `{name}` has no port `{port}`"),
+                    };
+                    let expected = match nearest(port, &known) {
+                        Some(meant) => format!("did you mean `{name}.{meant}`?"),
+                        None => format!("expected `{name}`"),
+                    };
+                    let help = (!known.is_empty()).then(|| format!("its ports: {}", known.join(", ")));
+                    problem("plan.unknown_port", message, expected, help);
+                }
+                at.map(|at| Target::Source(index, at))
             }
         },
         Some(Kind::Transform(index)) => {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use trunkline_connector::config::{Mismatch, Problem, Report, Section, Value, nearest};
+use trunkline_connector::config::{Problem, Report, Section};
 use trunkline_connector::{SinkSpec, Template};
 use trunkline_transform_host::Host;
 
@@ -156,39 +156,9 @@ fn port_topics(
         draft::believed(known.as_ref(), &[Some(node), transform.topics].into_iter().flatten().collect::<Vec<_>>());
     let topic = draft::topic_template(document, section, "topic", node, &names);
     let ports = transform.started.as_ref().map(|started| started.ports.as_slice());
-    let mut given: Vec<(String, Option<Template>)> = Vec::new();
-    match transform.topics.map(|topics| (topics, &topics.value)) {
-        None => {}
-        Some((_, Value::Table(table))) => {
-            for (key, node) in &table.entries {
-                let known: Vec<&str> = ports.unwrap_or_default().iter().skip(1).map(String::as_str).collect();
-                if ports.is_some() && !known.contains(&key.name.as_str()) {
-                    section.report.add(Problem {
-                        code: "plan.unknown_port",
-                        message: format!(
-                            "the transform `{}` has no port `{}` besides its default",
-                            transform.key.name, key.name
-                        ),
-                        span: key.span.clone(),
-                        expected: match nearest(&key.name, &known) {
-                            Some(meant) => format!("did you mean `{meant}`?"),
-                            None => "expected one of its ports".to_owned(),
-                        },
-                        help: Some(match known.is_empty() {
-                            true => "its records all leave by the default port, to `topic`".to_owned(),
-                            false => format!("its other ports: {}", known.join(", ")),
-                        }),
-                    });
-                }
-                let name = format!("topics.{}", key.name);
-                given.push((key.name.clone(), draft::topic_template(document, section, &name, node, &names)));
-            }
-        }
-        Some((node, other)) => {
-            let mismatch = Mismatch::new(format!("is {}", other.kind()));
-            section.mismatch("topics", node, mismatch, "a table from ports to topics".to_owned());
-        }
-    }
+    let known: Option<Vec<&str>> = ports.map(|ports| ports.iter().skip(1).map(String::as_str).collect());
+    let called = format!("the transform `{}`", transform.key.name);
+    let given = draft::given_topics(document, section, &called, transform.topics, known.as_deref(), &names);
     let topic = topic?;
     let at_names: Vec<&str> = names.iter().copied().collect();
     let others = ports?.iter().skip(1).map(|port| match given.iter().find(|(name, _)| name == port) {
@@ -227,6 +197,11 @@ fn build(document: &Document, graph: &Graph<'_, '_>, sink_specs: Vec<Option<Box<
             connector: source.connector,
             spec: source.spec.clone()?,
             topic: source.topic.clone()?,
+            port_topics: source
+                .port_topics
+                .iter()
+                .map(|(port, topic)| Some((*port, topic.clone()?)))
+                .collect::<Option<_>>()?,
             partitions: source.partitions,
             apply: applied.iter().map(|transform| graph.step(*transform)).collect::<Option<_>>()?,
             on_error: source.on_error,

@@ -60,6 +60,8 @@ pub struct SourcePlan {
     pub spec: Arc<dyn SourceSpec>,
     /// Topic of each record.
     pub topic: Template,
+    /// Topics of its other ports, with their names; the first is of port 1.
+    pub port_topics: Vec<(&'static str, Template)>,
     /// Partitions of a topic that has to be created; the worker's settings say how many if absent.
     pub partitions: Option<i32>,
     /// Transforms before the topic, in order.

@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use trunkline_connector::{
-    Error, Fill, MemoryBudget, Placement, PositionChange, Reservation, Result, Schema, Source, SourceBatch,
-    SourceContext, failpoint,
+    Batch, Error, Fill, MemoryBudget, Placement, PositionChange, RecordRef, Reservation, Result, Schema, Source,
+    SourceBatch, SourceContext, failpoint,
 };
 
 use super::chain::Chain;
@@ -124,7 +124,7 @@ impl Reader<'_> {
             let mut batch = empty.try_recv().unwrap_or_default();
             (batch.max_bytes, batch.max_records) = self.limits;
             let outcome = self.source.fill(&mut batch, Instant::now() + POLL);
-            reservation.resize(batch.records.bytes() + batch.rejected.records.bytes());
+            reservation.resize(batch.bytes());
             let (caught_up, error) = match outcome {
                 Ok(fill) => (fill == Fill::CaughtUp, None),
                 Err(error) => (false, Some(error)),
@@ -225,22 +225,29 @@ impl Writer<'_> {
         let plan = &self.stage.plan;
         let Pending { counters, letters, .. } = &mut self.pending;
         let own = counters.of(&plan.name);
-        let found = (batch.records.len() + batch.rejected.len()) as u64 + batch.dropped;
-        own.records_in += found;
-        own.out += batch.records.len() as u64;
+        let handed_out = (batch.records.len() + batch.others.len()) as u64;
+        own.records_in += handed_out + batch.rejected.len() as u64 + batch.dropped;
+        own.out += handed_out;
         own.dropped += batch.dropped;
         letters.settle(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
         let (producer, topics) = (&mut self.producer, &mut self.topics);
         failpoint!("source.produce.before")?;
-        self.chain.run(&mut batch.records, counters, letters, &mut |out, counters, letters| {
+        let mut send = |out: &Batch, counters: &mut Counters, letters: &mut DeadLetters| {
             // The time of production, never the event's: Kafka's retention deletes by this time, and would delete old log lines and old
             // rows before any sink has read them. The event's time is in the value.
-            let unnamed = topics.send(producer, out, |_| &plan.topic, |_| None)?;
+            let topic_of = |record: RecordRef<'_>| {
+                let port = usize::from(record.entry().port).checked_sub(1);
+                port.and_then(|port| plan.port_topics.get(port)).map_or(&plan.topic, |(_, topic)| topic)
+            };
+            let unnamed = topics.send(producer, out, topic_of, |_| None)?;
             let own = counters.of(&plan.name);
             // They were counted as out when they were read.
             own.out -= (unnamed.len() as u64).min(own.out);
             letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
-        })?;
+        };
+        send(&batch.others, counters, letters)?;
+        self.chain
+            .run(&mut batch.records, counters, letters, &mut |out, counters, letters| send(out, counters, letters))?;
         failpoint!("source.produce.after")?;
         for PositionChange { key, value } in batch.position.drain(..) {
             self.pending.position.insert(key, value);

@@ -283,7 +283,8 @@ fn prepare_topics(admin: &Admin, options: &WorkerOptions) -> Result<()> {
     for pipeline in &options.pipelines {
         add(&pipeline.dead_letters, None);
         for source in &pipeline.sources {
-            if let Some(topic) = source.topic.constant() {
+            let ports = source.port_topics.iter().map(|(_, topic)| topic);
+            for topic in std::iter::once(&source.topic).chain(ports).filter_map(|topic| topic.constant()) {
                 add(topic, source.partitions);
             }
         }

@@ -183,3 +183,34 @@ fn good_files_load_beside_bad_ones() {
     assert_eq!(names, ["good", "a"]);
     assert_eq!(loaded.problems.len(), 2);
 }
+
+#[test]
+fn a_source_has_a_topic_for_each_of_its_ports() {
+    let folder = Folder::new();
+    let pipeline = load_one(
+        &folder,
+        r#"
+        name = "shop"
+        [sources.db]
+        connector = "mysql"
+        url = "mysql://u:p@h"
+        tables = ["a.b"]
+        ddl = true
+        transaction_markers = true
+        topics = { transaction = "shop-transactions" }
+        [sinks.rows]
+        connector = "s3"
+        url = "file:///rows"
+        path = "{@table}"
+        inputs = ["db"]
+        [sinks.rest]
+        connector = "s3"
+        url = "file:///rest"
+        inputs = ["db.ddl", "db.transaction"]
+        "#,
+    );
+    let topics: Vec<_> = pipeline.sources[0].port_topics.iter().map(|(port, topic)| (*port, topic.source())).collect();
+    assert_eq!(topics, [("ddl", "shop.ddl"), ("transaction", "shop-transactions")]);
+    assert_eq!(inputs(&pipeline.sinks[0].inputs), [r#"Pattern("^shop\\..+\\..+$") !"#]);
+    assert_eq!(inputs(&pipeline.sinks[1].inputs), [r#"Exact("shop.ddl") !"#, r#"Exact("shop-transactions") !"#]);
+}

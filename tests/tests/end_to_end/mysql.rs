@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use trunkline_tests::{Case, Kafka, Mysql, Random, Reader, Record, Worker, need, wait};
+use trunkline_tests::{Case, Kafka, Mysql, Random, Reader, Record, Summary, Worker, need, wait};
 
 use crate::LONG;
 
@@ -89,19 +91,20 @@ fn fold(records: &[Record]) -> BTreeMap<String, i64> {
 
 /// Checks that the topics hold what the tables hold; gives how many records there are.
 fn assert_same(case: &Case, kafka: &Kafka, mysql: &Mysql) -> u64 {
-    let mut count = 0;
-    for (table, key) in [("orders", "CONCAT('{\"id\":', id, '}')"), ("people", "CONCAT('{\"name\":\"', name, '\"}')")] {
-        let records = kafka.read(&format!("{}.shop.{table}", case.name()));
-        let rows = mysql.run(&format!("SELECT {key}, v FROM shop.{table}"));
-        let rows: BTreeMap<String, i64> = rows
-            .iter()
-            .map(|line| line.split_once('\t').unwrap())
-            .map(|(key, v)| (key.to_owned(), v.parse().unwrap()))
-            .collect();
-        assert_eq!(fold(&records), rows, "{table}");
-        count += records.len() as u64;
-    }
-    count
+    ["orders", "people"].iter().map(|table| assert_same_table(case, kafka, mysql, table)).sum()
+}
+
+fn assert_same_table(case: &Case, kafka: &Kafka, mysql: &Mysql, table: &str) -> u64 {
+    let key = if table == "people" { "CONCAT('{\"name\":\"', name, '\"}')" } else { "CONCAT('{\"id\":', id, '}')" };
+    let records = kafka.read(&format!("{}.shop.{table}", case.name()));
+    let rows = mysql.run(&format!("SELECT {key}, v FROM shop.{table}"));
+    let rows: BTreeMap<String, i64> = rows
+        .iter()
+        .map(|line| line.split_once('\t').unwrap())
+        .map(|(key, v)| (key.to_owned(), v.parse().unwrap()))
+        .collect();
+    assert_eq!(fold(&records), rows, "{table}");
+    records.len() as u64
 }
 
 #[test]
@@ -129,44 +132,143 @@ fn rows_and_their_changes_reach_a_topic_a_table() {
     assert!(!said.contains(Mysql::PASSWORD.1), "{said}");
 }
 
-/// Lets workers live and die while the tables are written to; the last one finishes.
-fn kill_and_compare(test: &str, mysql: &Mysql, seed: u64, kills: u64, rows: u32) {
-    let kafka = need!(Kafka::shared());
-    let case = case(test, kafka);
-    create(mysql, rows);
-    case.pipeline("shop", &source(mysql, "chunk_rows = 50\ncommit_interval = \"20ms\""));
+/// How often a test kills its worker: seldom enough for every day, unless somebody asks for more.
+fn kills() -> u64 {
+    std::env::var("TRUNKLINE_TEST_KILLS").map_or(6, |count| count.parse().expect("a number in TRUNKLINE_TEST_KILLS"))
+}
+
+/// Lets workers live and die while the tables are written to; the last one finishes. Before each life `prepare` is told its number.
+fn live_and_die(case: &Case, seed: u64, longest: u64, writes: &(dyn Fn() + Sync), prepare: impl Fn(u64)) -> Summary {
     let mut random = Random::new(seed);
     let mut lives = Vec::new();
-    let batches: Vec<String> = (0..kills).map(|_| writes(&mut random, u64::from(rows), 150)).collect();
+    let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| batches.iter().for_each(|sql| drop(mysql.run(sql))));
-        for _ in 0..kills {
-            let life = Duration::from_millis(200 + random.below(2_000));
-            let exit = case.start("a", &[]).kill9_after(life);
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                writes();
+            }
+        });
+        // A failed assertion must not leave the writer at it.
+        let _over = OnDrop(|| is_over.store(true, Ordering::Relaxed));
+        for life in 0..kills() {
+            prepare(life);
+            let lived = Duration::from_millis(200 + random.below(longest));
+            let exit = case.start("a", &[]).kill9_after(lived);
             assert_eq!(exit.signal, Some(libc::SIGKILL), "it ended by itself: {}", exit.describe());
-            lives.push(life.as_millis());
+            lives.push(lived.as_millis());
         }
-        writer.join().unwrap();
     });
-    let summary = case.until_idle("a", LONG);
     eprintln!("seed {seed}: the workers lived {lives:?} ms");
+    case.until_idle("a", LONG)
+}
+
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+const SMALL_CHUNKS: &str = "chunk_rows = 50\ncommit_interval = \"20ms\"";
+
+/// Workers are killed while they read a snapshot and what comes meanwhile.
+fn kill_in_the_snapshot(test: &str, mysql: &Mysql, seed: u64) {
+    let kafka = need!(Kafka::shared());
+    let case = case(test, kafka);
+    create(mysql, 5_000);
+    case.pipeline("shop", &source(mysql, SMALL_CHUNKS));
+    let random = Mutex::new(Random::new(seed));
+    let writes = || drop(mysql.run(&writes(&mut random.lock().unwrap(), 5_000, 100)));
+    let summary = live_and_die(&case, seed, 2_000, &writes, |_| {});
     let count = assert_same(&case, kafka, mysql);
     assert_eq!(summary.of(case.name(), "shop").output, count);
 }
 
+/// In each life another table is read, so that each has the moment in which its snapshot ends and the stream goes on alone.
 #[test]
 fn kills_in_the_snapshot_lose_and_double_nothing() {
-    kill_and_compare("mysql-kills", &need!(Mysql::start()), 900, 25, 5_000);
+    kill_in_the_snapshot("mysql-kills", &need!(Mysql::start()), 900);
 }
 
 #[test]
-fn kills_in_the_stream_lose_and_double_nothing() {
-    kill_and_compare("mysql-stream", &need!(Mysql::start()), 901, 25, 100);
+fn kills_in_the_snapshot_of_a_mariadb_lose_and_double_nothing() {
+    kill_in_the_snapshot("mariadb-kills", &need!(Mysql::start_mariadb()), 903);
 }
 
 #[test]
-fn kills_over_a_mariadb_lose_and_double_nothing() {
-    kill_and_compare("mariadb-kills", &need!(Mysql::start_mariadb()), 902, 25, 2_000);
+fn kills_at_the_hand_off_lose_and_double_nothing() {
+    let (kafka, mysql) = (need!(Kafka::shared()), need!(Mysql::start()));
+    let case = case("mysql-hand-off", kafka);
+    create(&mysql, 100);
+    let tables: Vec<String> = (0..kills()).map(|number| format!("t{number}")).collect();
+    for table in &tables {
+        mysql.run(&format!("USE shop; CREATE TABLE {table} (id INT PRIMARY KEY, v INT NOT NULL); INSERT INTO {table} SELECT id, v FROM orders"));
+    }
+    let random = Mutex::new(Random::new(901));
+    let writes = || {
+        let mut random = random.lock().unwrap();
+        let mut sql = "USE shop;\n".to_owned();
+        for table in &tables {
+            let (id, v) = (random.below(200), random.below(1_000_000));
+            let _ = writeln!(
+                sql,
+                "BEGIN; UPDATE {table} SET v = {v} WHERE id BETWEEN {id} AND {}; REPLACE INTO {table} VALUES ({id}, {v}); COMMIT; DELETE FROM {table} WHERE id = {};",
+                id + 9,
+                random.below(200)
+            );
+        }
+        drop(mysql.run(&sql));
+    };
+    let taken = |life: u64| {
+        let some: Vec<String> = (0..=life).map(|number| format!("\"shop.t{number}\"")).collect();
+        source(&mysql, SMALL_CHUNKS).replace("\"shop.*\", \"!shop.audit_*\"", &some.join(", "))
+    };
+    let summary = live_and_die(&case, 901, 900, &writes, |life| case.pipeline("shop", &taken(life)));
+    let count: u64 = tables.iter().map(|table| assert_same_table(&case, kafka, &mysql, table)).sum();
+    assert_eq!(summary.of(case.name(), "shop").output, count);
+}
+
+/// Transactions so large that most moments are within one. Their markers tell too that none was lost or came twice.
+#[test]
+fn kills_within_transactions_lose_and_double_nothing() {
+    let (kafka, mysql) = (need!(Kafka::shared()), need!(Mysql::start()));
+    let case = case("mysql-stream", kafka);
+    create(&mysql, 3_000);
+    case.pipeline("shop", &source(&mysql, &format!("{SMALL_CHUNKS}\ntransaction_markers = true")));
+    let random = Mutex::new(Random::new(902));
+    let writes = || {
+        let mut random = random.lock().unwrap();
+        let (step, least) = (1 + random.below(9), random.below(1_000));
+        mysql.run(&format!(
+            "USE shop; BEGIN; UPDATE orders SET v = v + {step} WHERE id > {least}; UPDATE people SET v = v + 1; REPLACE INTO people VALUES ('new{step}', {least}); \
+             UPDATE IGNORE orders SET id = id + 100000 * {step} WHERE id BETWEEN {least} AND {}; COMMIT",
+            least + 50
+        ));
+    };
+    let summary = live_and_die(&case, 902, 2_000, &writes, |_| {});
+    let rows = assert_same(&case, kafka, &mysql);
+    let mut changes: BTreeMap<String, u64> = BTreeMap::new();
+    for table in ["orders", "people"] {
+        for record in kafka.read(&format!("{}.shop.{table}", case.name())) {
+            let id = record.value.as_ref().and_then(|_| record.json()["transaction"]["id"].as_str().map(str::to_owned));
+            id.into_iter().for_each(|id| *changes.entry(id).or_default() += 1);
+        }
+    }
+    let markers = kafka.read(&format!("{}.transaction", case.name()));
+    let (mut begun, mut ended) = (BTreeMap::new(), BTreeMap::new());
+    for marker in &markers {
+        let marker = marker.json();
+        let id = marker["id"].as_str().unwrap().to_owned();
+        let before = match marker["status"].as_str() {
+            Some("BEGIN") => begun.insert(id, ()).is_some(),
+            _ => ended.insert(id, marker["event_count"].as_u64().unwrap()).is_some(),
+        };
+        assert!(!before, "a marker came twice: {marker}");
+    }
+    assert_eq!(ended, changes);
+    assert!(begun.keys().eq(ended.keys()));
+    assert_eq!(summary.of(case.name(), "shop").output, rows + markers.len() as u64);
 }
 
 fn wait_for_records(case: &Case, kafka: &Kafka, worker: &mut Worker, topic: &str, count: u64) {
@@ -231,6 +333,21 @@ fn tables_are_read_again_while_a_worker_follows() {
     wait_for_records(&case, kafka, &mut worker, "orders", 400 + 300 + 100);
     let people = 400 + 400 + 2 * (400 - left);
     wait_for_records(&case, kafka, &mut worker, "people", people);
+    // Some of the rows, by a condition that MySQL is asked about before anything is changed.
+    let chosen = |condition: &str| {
+        let source = format!("{}.shop", case.name());
+        case.run_verb("snapshot", &[&source], &["--tables", "shop.people", "--where", condition], LONG)
+    };
+    for wrong in ["nothing = 1", "v = 1; DROP TABLE people"] {
+        let refused = chosen(wrong);
+        assert_eq!(refused.code, Some(2), "{}", refused.describe());
+        assert!(refused.describe().contains(wrong), "{}", refused.describe());
+    }
+    let tenth = left / 10;
+    let asked = chosen(&format!("v IN (SELECT v FROM (SELECT v FROM shop.people ORDER BY name LIMIT {tenth}) few)"));
+    assert_eq!(asked.code, Some(0), "{}", asked.describe());
+    let people = people + tenth;
+    wait_for_records(&case, kafka, &mut worker, "people", people);
     worker.sigterm();
     let exit = worker.wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
@@ -238,6 +355,32 @@ fn tables_are_read_again_while_a_worker_follows() {
     let count = assert_same(&case, kafka, &mysql);
     assert_eq!(summary.of(case.name(), "shop").output, count);
     assert!((800..=900).contains(&(count - people)), "{count}, {people} of them people");
+}
+
+#[test]
+fn definitions_and_markers_have_topics_of_their_own() {
+    let (kafka, mysql) = (need!(Kafka::shared()), need!(Mysql::start()));
+    let case = case("mysql-ports", kafka);
+    create(&mysql, 50);
+    let more = "ddl = true\ntransaction_markers = true\napply = [\"mask\"]\n[transforms.mask]\nplugin = \"mask.wasm\"\nconfig = { fields = [\"ddl\"] }";
+    case.pipeline("shop", &source(&mysql, more));
+    let mut worker = case.start("a", &[]);
+    wait_for_records(&case, kafka, &mut worker, "people", 50);
+    mysql.run(
+        "USE shop; ALTER TABLE orders ADD w INT; BEGIN; UPDATE orders SET w = 1 WHERE id <= 3; DELETE FROM people WHERE name = 'p1'; COMMIT; CREATE USER x IDENTIFIED BY 'secret'",
+    );
+    wait_for_records(&case, kafka, &mut worker, "people", 52);
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    let summary = case.until_idle("a", LONG);
+    let ddl = kafka.read(&format!("{}.ddl", case.name()));
+    let told: Vec<_> = ddl.iter().map(|record| record.json()["ddl"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(told, ["ALTER TABLE orders ADD w INT"]);
+    let markers: Vec<_> = kafka.read(&format!("{}.transaction", case.name())).iter().map(Record::json).collect();
+    assert_eq!((markers[0]["status"].as_str(), markers[1]["event_count"].as_u64()), (Some("BEGIN"), Some(4)));
+    let rows = assert_same(&case, kafka, &mysql);
+    assert_eq!((markers.len(), summary.of(case.name(), "shop").output), (2, rows + 3));
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub(crate) enum Meaning<'a> {
     Commit,
     TableMap,
     Rows(RowsKind),
+    /// The statement that the rows which follow are of.
+    RowsQuery(&'a [u8]),
     /// The end of the first half of a distributed transaction; whether it is the whole of it.
     XaPrepare {
         whole: bool,
@@ -61,6 +63,17 @@ pub(crate) struct Query<'a> {
     pub(crate) thread: u32,
     pub(crate) database: &'a str,
     pub(crate) text: &'a [u8],
+    /// The variables that it depends on.
+    status: &'a [u8],
+}
+
+/// What a statement's variables say.
+#[derive(Debug, Default)]
+pub(crate) struct QueryStatus<'a> {
+    /// The collation of the client that sent it, by number: its charset is the text's.
+    pub(crate) collation: Option<u64>,
+    /// Databases that it concerns, as far as the server says.
+    pub(crate) databases: Vec<&'a str>,
 }
 
 /// Which kind of rows event.
@@ -88,6 +101,8 @@ impl<'a> Meaning<'a> {
             26 => Ok(Self::Incident),
             // The position of the first is in the header, for the second kind in the body, where it has 64 bits.
             27 => Ok(Self::Heartbeat(Some(u64::from(event.header().log_pos())))),
+            // Before the text its length, or as much of that as a byte holds.
+            29 => Ok(Self::RowsQuery(data.get(1..).unwrap_or_default())),
             30 => rows(Op::Create, true, false),
             31 => rows(Op::Update, true, false),
             32 => rows(Op::Delete, true, false),
@@ -205,11 +220,65 @@ impl<'a> Query<'a> {
         let database = usize::from(bytes.u8()?);
         bytes.take(2)?;
         let status = bytes.little(2)? as usize;
-        bytes.take(status)?;
+        let status = bytes.take(status)?;
         let database = bytes.take(database)?;
         bytes.take(1)?;
         let database = std::str::from_utf8(database).map_err(|_| Malformed::new("a database's name is no UTF-8"))?;
-        Ok(Self { thread, database, text: bytes.rest() })
+        Ok(Self { thread, database, text: bytes.rest(), status })
+    }
+
+    /// What its variables say.
+    pub(crate) fn status(&self) -> QueryStatus<'a> {
+        let mut status = QueryStatus::default();
+        // What is behind one that cannot be read is not needed to go on.
+        let _ = status.read(Bytes::new(self.status));
+        status
+    }
+}
+
+impl<'a> QueryStatus<'a> {
+    /// Variables are a number each, and what follows from it. They end at the first that is not known.
+    fn read(&mut self, mut bytes: Bytes<'a>) -> Result<(), Malformed> {
+        /// More databases than this are not told.
+        const MOST_DATABASES: u8 = 254;
+        while !bytes.is_empty() {
+            match bytes.u8()? {
+                // The session's flags, the steps of AUTO_INCREMENT, rows to update.
+                0 | 3 | 10 => drop(bytes.take(4)?),
+                1 | 9 | 17 => drop(bytes.take(8)?),
+                4 => {
+                    self.collation = Some(bytes.little(2)?);
+                    bytes.take(4)?;
+                }
+                // Time zone and catalogue.
+                5 | 6 => {
+                    let length = usize::from(bytes.u8()?);
+                    bytes.take(length)?;
+                }
+                7 | 8 | 18 => drop(bytes.take(2)?),
+                // Who called it: user and host.
+                11 => {
+                    for _ in 0..2 {
+                        let length = usize::from(bytes.u8()?);
+                        bytes.take(length)?;
+                    }
+                }
+                12 => {
+                    let count = bytes.u8()?;
+                    for _ in 0..if count == MOST_DATABASES { 0 } else { count } {
+                        let rest = bytes.rest();
+                        let end = rest.iter().position(|byte| *byte == 0);
+                        let end = end.ok_or_else(|| Malformed::new("a database's name without end"))?;
+                        bytes.take(end + 1)?;
+                        self.databases.extend(std::str::from_utf8(&rest[..end]));
+                    }
+                }
+                13 => drop(bytes.take(3)?),
+                16 | 19 | 20 => drop(bytes.take(1)?),
+                _ => return Ok(()),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -236,6 +305,11 @@ pub(crate) enum Statement {
 }
 
 impl Statement {
+    /// Does it change what tables there are, or what they look like?
+    pub(crate) fn defines(&self) -> bool {
+        matches!(self, Self::Truncate(..) | Self::CreateWithRows | Self::Create | Self::Definition)
+    }
+
     pub(crate) fn of(text: &[u8]) -> Self {
         let mut words = Words::new(text);
         let first = words.next_word();
@@ -277,13 +351,31 @@ fn ends_with_start_transaction(text: &[u8]) -> bool {
 
 /// The first words of a statement, without comments. No parser: enough for statements that the server itself writes, and for TRUNCATE, whose
 /// grammar is two words and a name.
-struct Words<'a> {
+#[derive(Clone)]
+pub(super) struct Words<'a> {
     rest: &'a [u8],
+    /// What is in `/*! */` counts: it is no comment for the server.
+    with_versions: bool,
 }
 
 impl<'a> Words<'a> {
     fn new(text: &'a [u8]) -> Self {
-        Self { rest: text }
+        Self { rest: text, with_versions: false }
+    }
+
+    /// The same, where `/*!40000 ALTER .. */` is read as the server reads it.
+    pub(super) fn of_definition(text: &'a [u8]) -> Self {
+        Self { rest: text, with_versions: true }
+    }
+
+    /// Passes over a mark if it comes next.
+    pub(super) fn skip(&mut self, mark: u8) -> bool {
+        self.skip_space();
+        let found = self.rest.first() == Some(&mark);
+        if found {
+            self.rest = &self.rest[1..];
+        }
+        found
     }
 
     fn rest(&self) -> &'a [u8] {
@@ -293,7 +385,13 @@ impl<'a> Words<'a> {
     fn skip_space(&mut self) {
         loop {
             self.rest = self.rest.trim_ascii_start();
-            if self.rest.starts_with(b"/*") {
+            if self.with_versions && self.rest.starts_with(b"/*!") {
+                let rest = &self.rest[3..];
+                let end = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
+                self.rest = &rest[end..];
+            } else if self.with_versions && self.rest.starts_with(b"*/") {
+                self.rest = &self.rest[2..];
+            } else if self.rest.starts_with(b"/*") {
                 let end = self.rest.windows(2).position(|two| two == b"*/");
                 self.rest = end.map_or(&[], |end| &self.rest[end + 2..]);
             } else if self.rest.starts_with(b"--") || self.rest.starts_with(b"#") {
@@ -305,7 +403,7 @@ impl<'a> Words<'a> {
         }
     }
 
-    fn next_word(&mut self) -> String {
+    pub(super) fn next_word(&mut self) -> String {
         self.skip_space();
         let end = self.rest.iter().position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_');
         let (word, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
@@ -328,18 +426,19 @@ impl<'a> Words<'a> {
         Some((Some(first), self.name()?))
     }
 
-    fn name(&mut self) -> Option<String> {
+    pub(super) fn name(&mut self) -> Option<String> {
         self.skip_space();
         let mut name = Vec::new();
-        if self.rest.first() == Some(&b'`') {
+        // The second with the SQL mode ANSI_QUOTES.
+        if let Some(quote @ (b'`' | b'"')) = self.rest.first() {
             let mut at = 1;
             loop {
                 match (self.rest.get(at)?, self.rest.get(at + 1)) {
-                    (b'`', Some(b'`')) => {
-                        name.push(b'`');
+                    (byte, Some(next)) if byte == quote && next == quote => {
+                        name.push(*quote);
                         at += 2;
                     }
-                    (b'`', _) => break,
+                    (byte, _) if byte == quote => break,
                     (byte, _) => {
                         name.push(*byte);
                         at += 1;
@@ -348,7 +447,8 @@ impl<'a> Words<'a> {
             }
             self.rest = &self.rest[at + 1..];
         } else {
-            let ends = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'.' | b';' | b'/' | b'`');
+            let ends =
+                |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'.' | b',' | b'(' | b';' | b'/' | b'`');
             let (word, rest) = self.rest.split_at(self.rest.iter().position(ends).unwrap_or(self.rest.len()));
             name = word.to_vec();
             self.rest = rest;
@@ -390,7 +490,10 @@ mod tests {
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = Statement::of(&bytes);
-            let _ = Query::read(&bytes);
+            if let Ok(query) = Query::read(&bytes) {
+                query.status();
+            }
+            let _ = QueryStatus::default().read(Bytes::new(&bytes));
             let _ = heartbeat(&bytes);
             let mut truncate = b"TRUNCATE ".to_vec();
             truncate.extend_from_slice(&bytes);

@@ -8,25 +8,28 @@
 //! prepared half does not become done before: after a restart the server sends it again. Without GTIDs that cannot be said to it, so there a
 //! prepared transaction stops the source.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use trunkline_connector::{Error, Result, SourceBatch};
+use trunkline_connector::{Error, Result, SourceBatch, json};
 
+use super::ddl::{self, Definition};
 use super::event::Event;
 use super::events::{Begins, Meaning, Query, RowsKind, Statement};
 use super::tables::{Mapped, Tables, Taken};
 use crate::charset::Charsets;
-use crate::config::{MysqlOptions, Snapshot as When};
+use crate::columns::Shown;
+use crate::config::{DDL_PORT, MysqlOptions, Snapshot as When, TRANSACTION_PORT};
 use crate::connect;
 use crate::decode::rows::{RowsHead, read_changed_row, read_row};
-use crate::decode::{Bytes, Malformed};
-use crate::emit::{Change, Emitter, MOST_RECORDS, Op, Origin, OriginParts};
+use crate::decode::{Bytes, Malformed, Value};
+use crate::emit::{Change, DefinitionRecord, Emitter, MOST_RECORDS, Op, Origin, OriginParts};
 use crate::gtid::Gtid;
+use crate::marks::{self, MarkerStyle, Marks};
 use crate::position::{Part, Place, StreamPosition};
 use crate::server::{Gtids, Server};
 use crate::snapshot::progress::{Progress, Watch};
-use crate::table::{Column, Style};
+use crate::table::{Column, Style, Table, definition_schema};
 
 /// Follows the binlog.
 pub(crate) struct Follower {
@@ -50,6 +53,8 @@ pub(crate) struct Follower {
     held: HashMap<Vec<u8>, Held>,
     /// A compressed transaction has come, and none of its events yet.
     packed: bool,
+    /// The output port of changes of definitions and the id of their schema, if they are handed out.
+    ddl: Option<(u16, String)>,
     /// When the transaction was written that was read last, until somebody asks (microseconds since the Unix epoch).
     pub(crate) written_at: Option<u64>,
 }
@@ -60,6 +65,8 @@ struct Transaction {
     /// Milliseconds since the Unix epoch.
     committed_at: i64,
     thread: Option<u32>,
+    /// The statement whose rows come, if it is told.
+    query: Option<Arc<str>>,
     /// Its BEGIN has come.
     begun: bool,
     /// All of it was handed out before a restart.
@@ -77,6 +84,7 @@ struct OpenRows {
     event: Event,
     mapped: Arc<Mapped>,
     kind: RowsKind,
+    query: Option<Arc<str>>,
     /// Which rows event of its transaction.
     index: u64,
     /// Where the next row begins.
@@ -92,10 +100,19 @@ struct Held {
 }
 
 impl Follower {
-    pub(crate) fn new(options: Arc<MysqlOptions>, server: Server, position: StreamPosition) -> Self {
-        Self {
+    pub(crate) fn new(options: Arc<MysqlOptions>, server: Server, position: StreamPosition) -> Result<Self> {
+        let mut emitter = Emitter::new(options.tombstones);
+        if let Some(port) = options.port(TRANSACTION_PORT) {
+            emitter.mark_transactions(MarkerStyle { port, schema: marks::schema()?.id().to_string() });
+        }
+        let ddl = match options.port(DDL_PORT) {
+            Some(port) => Some((port, definition_schema()?.id().to_string())),
+            None => None,
+        };
+        Ok(Self {
             tables: Tables::new(Style::of(&options), server.gtids == Gtids::MariaDb),
-            emitter: Emitter::new(options.tombstones),
+            emitter,
+            ddl,
             reached: Place::default(),
             ended: Place::default(),
             position,
@@ -108,7 +125,7 @@ impl Follower {
             held: HashMap::new(),
             packed: false,
             written_at: None,
-        }
+        })
     }
 
     /// How far the binlog has been read.
@@ -183,7 +200,7 @@ impl Follower {
             Meaning::Heartbeat(pos) => self.advance(pos.unwrap_or(0)),
             Meaning::Begins(begins) => self.begin(begins)?,
             Meaning::Query(query) => self.query(&query, out, progress)?,
-            Meaning::Commit => self.commit(),
+            Meaning::Commit => self.commit(out),
             Meaning::TableMap => {
                 let mapped = self.tables.map(event.data(), &self.options, &self.server.charsets)?;
                 if let Some(taken) = mapped.as_ref().and_then(|mapped| mapped.taken.as_ref()) {
@@ -191,8 +208,13 @@ impl Follower {
                     progress.table_seen(&taken.table, self.options.snapshot != When::Never, out)?;
                 }
             }
+            Meaning::RowsQuery(text) => {
+                if let Some(transaction) = self.transaction.as_mut().filter(|_| self.options.query) {
+                    transaction.query = Some(String::from_utf8_lossy(text).into());
+                }
+            }
             Meaning::Rows(kind) => self.open_rows(event, kind)?,
-            Meaning::XaPrepare { whole } => self.prepared(whole)?,
+            Meaning::XaPrepare { whole } => self.prepared(whole, out)?,
             Meaning::Incident => {
                 return Err(self.stop(
                     "mysql.incident",
@@ -261,11 +283,21 @@ impl Follower {
             self.held.insert(id.clone(), Held { gtid: None, rows: Vec::new() });
         }
         let skip = self.position.part.clone().filter(|part| self.position.done.is_none() || part.gtid == gtid_text);
+        let committed_at = (begins.committed_at / 1000) as i64;
+        self.emitter.marks = None;
+        if self.emitter.marks_transactions() {
+            let Place { file, pos } = &self.position.place;
+            let id = gtid_text.clone().unwrap_or_else(|| format!("file={file},pos={pos}"));
+            // Of what was handed out before there were markers nothing is known: then this transaction has none.
+            let counts = skip.as_ref().map_or(Some(BTreeMap::new()), |part| part.counts.clone());
+            self.emitter.marks = counts.map(|counts| Marks::new(&id, committed_at, counts));
+        }
         self.transaction = Some(Transaction {
             gtid: begins.gtid,
             gtid_text,
-            committed_at: (begins.committed_at / 1000) as i64,
+            committed_at,
             thread: None,
+            query: None,
             begun: begins.is_begun,
             comes_again,
             events: 0,
@@ -281,13 +313,16 @@ impl Follower {
             transaction.thread = Some(query.thread);
         }
         let begun = self.transaction.as_ref().is_some_and(|transaction| transaction.begun);
+        if statement == Statement::CreateWithRows || !begun && statement.defines() {
+            self.defined(query, out);
+        }
         match statement {
             Statement::Begin | Statement::CreateWithRows => {
                 if let Some(transaction) = &mut self.transaction {
                     transaction.begun = true;
                 }
             }
-            Statement::Commit => self.commit(),
+            Statement::Commit => self.commit(out),
             Statement::Within => {}
             Statement::XaStart(id) => {
                 self.held.insert(id.clone(), Held { gtid: None, rows: Vec::new() });
@@ -304,17 +339,17 @@ impl Follower {
                          source of another name",
                     )
                 })?;
-                self.release(held);
+                self.release(held, out);
             }
             Statement::XaRollback(id) => {
                 self.also_done.extend(self.held.remove(&id).and_then(|held| held.gtid));
-                self.commit();
+                self.commit(out);
             }
             Statement::Truncate(database, table) => {
                 progress.definition_changed();
                 let database = database.as_deref().unwrap_or(query.database);
                 self.truncated(database, &table, out, progress)?;
-                self.commit();
+                self.commit(out);
             }
             Statement::Create if begun => {}
             Statement::Definition if begun && !progress.concerns(&self.options.tables, query.database, query.text) => {}
@@ -323,22 +358,23 @@ impl Follower {
                      and begin anew with a source of another name";
                 return Err(self.stop("mysql.statement", message));
             }
-            Statement::Create => self.commit(),
+            Statement::Create => self.commit(out),
             Statement::Definition => {
                 progress.definition_changed();
-                self.commit();
+                self.commit(out);
             }
         }
         Ok(())
     }
 
     /// The end of the transaction, once its rows are handed out.
-    fn commit(&mut self) {
+    fn commit(&mut self, out: &mut SourceBatch) {
         if !self.rows.is_empty() {
             self.ends = true;
             return;
         }
         self.ends = false;
+        self.emitter.end_transaction(out);
         let gtid = self.transaction.take().and_then(|transaction| transaction.gtid);
         if let Some(done) = &mut self.position.done {
             gtid.iter().chain(&self.also_done).for_each(|gtid| done.add(gtid));
@@ -349,12 +385,12 @@ impl Follower {
         self.position.part = None;
     }
 
-    fn prepared(&mut self, whole: bool) -> Result<()> {
+    fn prepared(&mut self, whole: bool, out: &mut SourceBatch) -> Result<()> {
         let Some(transaction) = &mut self.transaction else { return Ok(()) };
         let Some(id) = transaction.xa.take() else { return Ok(()) };
         if whole {
             if let Some(held) = self.held.remove(&id) {
-                self.release(held);
+                self.release(held, out);
             }
             return Ok(());
         }
@@ -376,10 +412,10 @@ impl Follower {
     }
 
     /// The held rows of a distributed transaction become those of the transaction that commits it, and both are done together.
-    fn release(&mut self, held: Held) {
+    fn release(&mut self, held: Held, out: &mut SourceBatch) {
         self.rows.extend(held.rows);
         self.also_done.extend(held.gtid);
-        self.commit();
+        self.commit(out);
     }
 
     fn open_rows(&mut self, event: Event, kind: RowsKind) -> Result<()> {
@@ -401,7 +437,8 @@ impl Follower {
         if mapped.taken.is_none() {
             return Ok(());
         }
-        let open = OpenRows { event, mapped, kind, index, at: head.rows_at, row: 0, origin: None };
+        let query = transaction.query.clone();
+        let open = OpenRows { event, mapped, kind, query, index, at: head.rows_at, row: 0, origin: None };
         match transaction.xa.as_ref().and_then(|id| self.held.get_mut(id)) {
             Some(held) => held.rows.push(open),
             None => self.rows.push_back(open),
@@ -441,7 +478,7 @@ impl Follower {
             }
         }
         if self.ends {
-            self.commit();
+            self.commit(out);
         }
         Ok(())
     }
@@ -455,7 +492,11 @@ impl Follower {
     ) -> Result<bool, Malformed> {
         let (Some(taken), Some(transaction)) = (&open.mapped.taken, &self.transaction) else { return Ok(true) };
         let table = &taken.table;
-        let watch = progress.watch(&table.full_name());
+        let full_name = table.full_name();
+        let watch = progress.watch(&full_name);
+        if let Some(marks) = &mut self.emitter.marks {
+            marks.turn_to(&full_name);
+        }
         let skipped = self.options.skips(open.kind.op);
         let pass_over = match &transaction.skip {
             Some(part) if open.index < part.events => u64::MAX,
@@ -472,6 +513,7 @@ impl Follower {
                 file: &self.reached.file,
                 pos: self.reached.pos,
                 thread: transaction.thread,
+                query: open.query.as_deref(),
             };
             open.origin = Some(Origin::new(&parts, table));
         }
@@ -501,7 +543,9 @@ impl Follower {
                     }
                 });
             }
-            if open.row >= pass_over && watch != Watch::Suppress && skipped {
+            let left_out = skipped
+                || self.options.skip_unchanged && open.kind.op == Op::Update && is_unchanged(table, &before, &after);
+            if open.row >= pass_over && watch != Watch::Suppress && left_out && read.is_ok() {
                 // Its key is not noted either: the row of a chunk is then all that comes of it.
                 out.dropped += 1;
             } else if open.row >= pass_over && watch != Watch::Suppress {
@@ -532,9 +576,58 @@ impl Follower {
         // After an error too: what was handed out before it is kept.
         if open.row > first && open.row >= pass_over {
             let (events, rows) = if whole == Ok(true) { (open.index + 1, 0) } else { (open.index, open.row) };
-            self.position.part = Some(Part { gtid: transaction.gtid_text.clone(), events, rows });
+            let counts = self.emitter.marks.as_mut().map(Marks::counts);
+            self.position.part = Some(Part { gtid: transaction.gtid_text.clone(), events, rows, counts });
         }
         whole
+    }
+
+    /// Hands out a change of definitions, if it is of a kind and a database that are taken.
+    fn defined(&mut self, query: &Query<'_>, out: &mut SourceBatch) {
+        let Some((port, schema)) = &self.ddl else { return };
+        // It comes before all else of its transaction: what follows a part of one has seen it handed out.
+        if self.transaction.as_ref().is_some_and(|transaction| transaction.skip.is_some()) {
+            return;
+        }
+        let Some(definition) = Definition::of(query.text) else { return };
+        let status = query.status();
+        let takes = |database: &str| self.options.tables.may_take_of(database);
+        let Some((database, tables)) = definition.concerning(query.database, &status.databases, takes) else { return };
+        let charset = status.collation.and_then(|collation| self.server.charsets.by_collation(collation));
+        let text = match charset {
+            Some(charset) => charset.decode(query.text),
+            None => String::from_utf8_lossy(query.text),
+        };
+        if ddl::may_hold_secret(&text) {
+            out.dropped += 1;
+            return;
+        }
+        let mut source_json = b"\"db\":".to_vec();
+        json::write_string(&mut source_json, database);
+        source_json.extend_from_slice(b",\"table\":");
+        match tables.is_empty() {
+            true => source_json.extend_from_slice(b"null"),
+            false => json::write_string(&mut source_json, &tables.join(",")),
+        }
+        let transaction = self.transaction.as_ref();
+        let parts = OriginParts {
+            name: &self.options.name,
+            committed_at: transaction.map_or(0, |transaction| transaction.committed_at),
+            snapshot: false,
+            server_id: self.server.server_id,
+            gtid: transaction.and_then(|transaction| transaction.gtid_text.as_deref()),
+            file: &self.reached.file,
+            pos: self.reached.pos,
+            thread: transaction.and_then(|transaction| transaction.thread),
+            query: None,
+        };
+        let record = DefinitionRecord { database, text: &text, port: *port, schema };
+        self.emitter.definition(out, &Origin::of(&parts, &source_json, false), &record);
+        if let Some(transaction) = &self.transaction {
+            // Rows may follow: of CREATE TABLE .. SELECT.
+            let counts = self.emitter.marks.as_mut().map(Marks::counts);
+            self.position.part = Some(Part { gtid: transaction.gtid_text.clone(), events: 0, rows: 0, counts });
+        }
     }
 
     fn truncated(&mut self, database: &str, name: &str, out: &mut SourceBatch, progress: &mut Progress) -> Result<()> {
@@ -558,10 +651,18 @@ impl Follower {
             file: &self.reached.file,
             pos: self.reached.pos,
             thread: transaction.and_then(|transaction| transaction.thread),
+            query: None,
         };
         let origin = Origin::new(&parts, &table);
         out.schemas.push(Arc::clone(&table.schema));
         let change = Change { op: Op::Truncate, before: None, after: None, row: 0 };
         self.emitter.change(out, &table, &origin, change, |_| {}).map_err(|error| self.malformed("a TRUNCATE", &error))
     }
+}
+
+/// Is nothing that is written of a row different?
+fn is_unchanged(table: &Table, before: &[Value<'_>], after: &[Value<'_>]) -> bool {
+    let columns = table.columns.iter().zip(before.iter().zip(after));
+    // JSON given as differences has some: it is not the same as what it is made of.
+    columns.filter(|(column, _)| column.shown != Shown::LeftOut).all(|(_, (before, after))| before == after)
 }

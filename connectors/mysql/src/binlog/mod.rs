@@ -1,5 +1,6 @@
 //! The binlog as the server sends it: a connection, its events, and the follower that turns them into records.
 
+mod ddl;
 pub(crate) mod event;
 pub(crate) mod events;
 pub(crate) mod follower;

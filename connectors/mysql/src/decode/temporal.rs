@@ -25,6 +25,16 @@ impl Date {
         (1..=days).contains(&self.day) && self.year <= 9999
     }
 
+    /// Days since 1970-01-01, of a date that exists.
+    pub(crate) fn days(self) -> i64 {
+        // Years begin in March, so that the leap day is a year's last; 400 of them are 146,097 days.
+        let (month, day) = (i64::from(self.month), i64::from(self.day));
+        let year = i64::from(self.year) - i64::from(month <= 2);
+        let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
+        let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+        era * 146_097 + year * 365 + year / 4 - year / 100 + day_of_year - 719_468
+    }
+
     /// As a row image has it.
     pub(crate) fn packed(number: u64) -> Self {
         Self { day: (number & 31) as u8, month: (number >> 5 & 15) as u8, year: (number >> 9) as u16 }
@@ -43,6 +53,12 @@ pub(crate) struct DateTime {
 
 impl DateTime {
     pub(crate) const ZERO: Self = Self { date: Date::ZERO, hour: 0, minute: 0, second: 0, micros: 0 };
+
+    /// Microseconds since 1970, of a date that exists; its zone is taken for UTC.
+    pub(crate) fn epoch_micros(&self) -> i64 {
+        let minutes = self.date.days() * 1440 + i64::from(self.hour) * 60 + i64::from(self.minute);
+        (minutes * 60 + i64::from(self.second)) * 1_000_000 + i64::from(self.micros)
+    }
 
     /// Of the date and time without fraction: 17 bits of year and month, 5 each of day and hour, 6 each of minute and second.
     pub(crate) fn packed(whole: u64, micros: u32) -> Self {
@@ -109,6 +125,13 @@ impl Time {
             micros: (magnitude & 0xff_ffff) as u32,
         }
     }
+
+    /// Microseconds, below zero of a negative time.
+    pub(crate) fn total_micros(self) -> i64 {
+        let minutes = i64::from(self.hours) * 60 + i64::from(self.minutes);
+        let micros = (minutes * 60 + i64::from(self.seconds)) * 1_000_000 + i64::from(self.micros);
+        if self.negative { -micros } else { micros }
+    }
 }
 
 /// Bytes of a fraction of so many digits.
@@ -170,6 +193,26 @@ mod tests {
         assert!(date(2024, 2, 29).exists() && date(0, 1, 1).exists() && date(9999, 12, 31).exists());
         assert!(!date(2026, 2, 29).exists() && !date(1900, 2, 29).exists() && !date(2026, 0, 1).exists());
         assert!(!date(2026, 4, 31).exists() && !date(2026, 4, 0).exists() && !date(2026, 13, 1).exists());
+    }
+
+    #[test]
+    fn days_and_microseconds_since_1970() {
+        let date = |year, month, day| Date { year, month, day };
+        // date -u -d 1000-01-01 +%s, and so on, by 86400.
+        for (date, days) in [
+            (date(1970, 1, 1), 0),
+            (date(1969, 12, 31), -1),
+            (date(2000, 2, 29), 11_016),
+            (date(2000, 3, 1), 11_017),
+            (date(2026, 11, 21), 20_778),
+            (date(1000, 1, 1), -354_285),
+            (date(9999, 12, 31), 2_932_896),
+        ] {
+            assert_eq!(date.days(), days, "{date:?}");
+        }
+        let time = DateTime { date: date(1969, 12, 31), hour: 23, minute: 59, second: 59, micros: 999_999 };
+        assert_eq!(time.epoch_micros(), -1);
+        assert_eq!(Time::packed(-1).total_micros(), -1);
     }
 
     #[test]

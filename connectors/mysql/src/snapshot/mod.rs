@@ -17,11 +17,11 @@ use sqlx::mysql::MySqlConnection;
 use tokio::task::JoinHandle;
 use trunkline_connector::{Error, Result, SourceBatch};
 
-use self::progress::Progress;
-use self::reader::{Chunk, Portion, Reader, Request, Rows, Whole};
+use self::progress::{Progress, Wanted};
+use self::reader::{Chunk, ChunkRequest, Portion, Reader, Request, Rows, Sent, Whole};
 use crate::binlog::follower::Follower;
+use crate::config::SnapshotMode;
 use crate::position::TablePosition;
-use crate::table::Table;
 
 /// Bytes that a chunk should have; its number of rows follows from the size of the last one's.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -37,8 +37,8 @@ pub(crate) struct Snapshot {
     runtime: tokio::runtime::Handle,
     connection: Option<MySqlConnection>,
     pub(crate) job: Option<JoinHandle<Done>>,
-    /// The job reads a table without key: until its snapshot's place in the binlog is known, the binlog must not be read past it, because
-    /// the table's changes are left out up to there and no further.
+    /// The job reads whole tables: until their snapshot's place in the binlog is known, the binlog must not be read past it: the rows
+    /// come there, and changes of tables without key are left out up to there and no further.
     pauses: bool,
     ready: Option<Rows>,
     handing: Option<Handing>,
@@ -105,6 +105,10 @@ impl Snapshot {
                 Some(Rows::Changed) => {
                     progress.recorded();
                 }
+                Some(Rows::Refused(table, why)) => {
+                    progress.recorded();
+                    self.refuse(&table.full_name(), &why, progress, out)?;
+                }
                 Some(early) => {
                     self.ready = Some(early);
                     return Ok(Step::Waiting);
@@ -117,27 +121,39 @@ impl Snapshot {
                     if !follower.is_between() {
                         return Ok(Step::Waiting);
                     }
-                    let Some((table, after)) = progress.next() else { return Ok(Step::Done) };
-                    let after = after.map(<[String]>::to_vec);
-                    self.ask(table, after, follower, progress);
+                    let Some(wanted) = progress.next() else { return Ok(Step::Done) };
+                    if self.reader.options.snapshot_mode == SnapshotMode::Exact {
+                        self.ask_whole(progress.all());
+                    } else if wanted.table.key.is_empty() {
+                        self.ask_whole(vec![wanted]);
+                    } else {
+                        self.ask(wanted, follower, progress);
+                    }
                     return Ok(Step::Waiting);
                 }
             }
         }
     }
 
-    /// Has a table read from a key on; from now on its changes are recorded.
-    fn ask(&mut self, table: Arc<Table>, after: Option<Vec<String>>, follower: &Follower, progress: &mut Progress) {
-        self.pauses = table.key.is_empty();
-        if !self.pauses {
-            progress.record(&table.full_name());
-        }
-        if after.is_none() {
+    /// Has a chunk of a table read; from now on its changes are recorded.
+    fn ask(&mut self, wanted: Wanted, follower: &Follower, progress: &mut Progress) {
+        self.pauses = false;
+        progress.record(&wanted.table.full_name());
+        if wanted.after.is_none() {
             self.limit = FIRST_ROWS;
         }
         let limit = self.limit.clamp(1, self.reader.options.chunk_rows);
         let (position, ended) = (follower.position.clone(), follower.ended.clone());
-        let request = Request { table, after, position, ended, limit };
+        self.start(Request::Chunk(Box::new(ChunkRequest { wanted, position, ended, limit })));
+    }
+
+    /// Has tables read whole, all as of one moment.
+    fn ask_whole(&mut self, tables: Vec<Wanted>) {
+        self.pauses = true;
+        self.start(Request::Whole(tables));
+    }
+
+    fn start(&mut self, request: Request) {
         let (reader, mut connection) = (Arc::clone(&self.reader), self.connection.take());
         self.job = Some(self.runtime.spawn(async move {
             let rows = reader.read(request, &mut connection).await;
@@ -170,17 +186,30 @@ impl Snapshot {
             let bytes = chunk.rows.records.records.bytes() + chunk.rows.records.rejected.records.bytes();
             self.limit = (CHUNK_BYTES / (bytes / rows.max(1)).max(1)).clamp(1, self.limit.saturating_mul(4));
             // The next chunk is read while this one is handed out: until that is over no event is looked at, so that both see the same.
-            let (table, after) = (Arc::clone(&chunk.table), Some(last.key.clone()));
-            self.ask(table, after, follower, progress);
+            let (table, condition) = (Arc::clone(&chunk.table), chunk.condition.clone());
+            self.ask(Wanted { table, condition, after: Some(last.key.clone()) }, follower, progress);
         }
         self.handing = Some(Handing { chunk, touched, row: 0, record: 0, rejection: 0 });
     }
 
-    /// Hands out rows of a table without key; says whether it was all of them.
+    /// Notes that a table is not read: its condition cannot be had.
+    fn refuse(&self, name: &str, why: &str, progress: &mut Progress, out: &mut SourceBatch) -> Result<()> {
+        let source = &self.reader.options.name;
+        tracing::error!(source, code = "mysql.where", "the rows of {name} that were asked for are not read: {why}");
+        progress.set(name, TablePosition::Done, out)
+    }
+
+    /// Hands out rows of tables that are read whole; says whether it was all of them.
     fn hand_out_whole(&self, whole: &mut Whole, progress: &mut Progress, out: &mut SourceBatch) -> Result<bool> {
-        progress.define(&whole.table);
-        if !out.schemas.iter().any(|schema| schema.id() == whole.table.schema.id()) {
-            out.schemas.push(Arc::clone(&whole.table.schema));
+        if !whole.told {
+            whole.told = true;
+            for table in &whole.tables {
+                progress.define(table);
+                out.schemas.push(Arc::clone(&table.schema));
+            }
+        }
+        for (name, why) in whole.refused.drain(..) {
+            self.refuse(&name, &why, progress, out)?;
         }
         while let Some(portion) = &mut whole.portion {
             if portion.hand_out(out) {
@@ -191,12 +220,15 @@ impl Snapshot {
             }
         }
         if whole.ended {
-            progress.set(&whole.table.full_name(), TablePosition::Done, out)?;
+            // Those of them that are gone have no more rows either.
+            for name in &whole.names {
+                progress.set(name, TablePosition::Done, out)?;
+            }
         }
         Ok(whole.ended)
     }
 
-    /// Waits for what the binlog is paused for: rows of a table without key.
+    /// Waits for what the binlog is paused for: rows of tables that are read whole.
     pub(crate) async fn pause(&mut self) -> Result<()> {
         if let Some(job) = &mut self.job {
             let done = job.await;
@@ -206,7 +238,10 @@ impl Snapshot {
             && whole.portion.is_none()
         {
             match whole.portions.recv().await {
-                Some(portion) => whole.portion = Some(Portion::new(portion?)),
+                Some(sent) => match sent? {
+                    Sent::Rows(rows) => whole.portion = Some(Portion::new(*rows)),
+                    Sent::Refused(name, why) => whole.refused.push((name, why)),
+                },
                 None => whole.ended = true,
             }
         }

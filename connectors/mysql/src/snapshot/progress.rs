@@ -24,6 +24,16 @@ pub(crate) enum Watch {
     Suppress,
 }
 
+/// A table whose rows are to be read.
+#[derive(Clone)]
+pub(crate) struct Wanted {
+    pub(crate) table: Arc<Table>,
+    /// Only rows that fulfil this.
+    pub(crate) condition: Option<String>,
+    /// The key after which they begin.
+    pub(crate) after: Option<Vec<String>>,
+}
+
 /// The state of all tables.
 #[derive(Default)]
 pub(crate) struct Progress {
@@ -53,7 +63,7 @@ impl Progress {
     pub(crate) fn plan(&mut self, all: bool) {
         let is_wanted = |name: &&String| match self.positions.get(*name) {
             Some(TablePosition::Done) => false,
-            Some(TablePosition::Again(_)) => true,
+            Some(TablePosition::Again(_) | TablePosition::Where { .. }) => true,
             Some(TablePosition::After(_)) | None => all,
         };
         let mut waiting: Vec<String> = self.known.keys().filter(is_wanted).cloned().collect();
@@ -61,18 +71,29 @@ impl Progress {
         let keyed = |name: &String| self.known.get(name).is_some_and(|table| !table.key.is_empty());
         waiting.sort_by_key(|name| (keyed(name), name.clone()));
         waiting.reverse();
-        self.suppressed = waiting.iter().filter(|name| !keyed(name)).cloned().collect();
+        // Of a snapshot of some of the rows the changes of the others would be missed.
+        let is_whole = |name: &String| self.positions.get(name).and_then(TablePosition::condition).is_none();
+        self.suppressed = waiting.iter().filter(|name| !keyed(name) && is_whole(name)).cloned().collect();
         self.waiting = waiting;
     }
 
-    /// The table whose rows are read next, and after which key.
-    pub(crate) fn next(&self) -> Option<(Arc<Table>, Option<&[String]>)> {
-        let name = self.waiting.last()?;
-        let after = match self.positions.get(name) {
-            Some(TablePosition::After(key) | TablePosition::Again(key)) if !key.is_empty() => Some(key.as_slice()),
-            _ => None,
-        };
-        Some((Arc::clone(self.known.get(name)?), after))
+    /// What is read next.
+    pub(crate) fn next(&self) -> Option<Wanted> {
+        self.wanted(self.waiting.last()?)
+    }
+
+    /// All that is still to be read.
+    pub(crate) fn all(&self) -> Vec<Wanted> {
+        self.waiting.iter().rev().filter_map(|name| self.wanted(name)).collect()
+    }
+
+    fn wanted(&self, name: &str) -> Option<Wanted> {
+        let position = self.positions.get(name);
+        Some(Wanted {
+            table: Arc::clone(self.known.get(name)?),
+            condition: position.and_then(TablePosition::condition).map(str::to_owned),
+            after: position.and_then(TablePosition::after).map(<[String]>::to_vec),
+        })
     }
 
     /// Tables whose snapshot is not done, by database and name.
@@ -161,6 +182,9 @@ impl Progress {
     pub(crate) fn advance(&mut self, full_name: &str, key: Vec<String>, out: &mut SourceBatch) -> Result<()> {
         let position = match self.positions.get(full_name) {
             Some(TablePosition::Again(_)) => TablePosition::Again(key),
+            Some(TablePosition::Where { condition, .. }) => {
+                TablePosition::Where { condition: condition.clone(), after: key }
+            }
             _ => TablePosition::After(key),
         };
         self.set(full_name, position, out)

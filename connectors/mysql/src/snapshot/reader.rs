@@ -8,7 +8,7 @@
 //! MariaDB says it the other way round: which place of the binlog a consistent snapshot shows. One is taken until it shows that much.
 //!
 //! **Tables without a key** are read whole, from one consistent snapshot whose place in the binlog is known exactly, because the table is
-//! locked against writers for the moment in which the snapshot is taken.
+//! locked against writers for the moment in which the snapshot is taken. With `snapshot_mode = "exact"` all tables are read so, together.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +18,9 @@ use sqlx::{AssertSqlSafe, Row as _};
 use tokio::sync::mpsc;
 use trunkline_connector::{Error, MemoryBudget, Reservation, Result, SourceBatch};
 
+use super::progress::Wanted;
 use super::{describe, select};
+use crate::again::try_condition;
 use crate::charset::Charsets;
 use crate::config::MysqlOptions;
 use crate::connect::{close, execute, is_server_error, query, query_connection, query_error, query_one, server};
@@ -50,10 +52,15 @@ pub(crate) struct Reader {
 }
 
 /// What is to be read.
-pub(crate) struct Request {
-    pub(crate) table: Arc<Table>,
-    /// The key after which a chunk begins.
-    pub(crate) after: Option<Vec<String>>,
+pub(crate) enum Request {
+    Chunk(Box<ChunkRequest>),
+    /// Whole tables, as of one moment.
+    Whole(Vec<Wanted>),
+}
+
+/// Some rows of a table with a key.
+pub(crate) struct ChunkRequest {
+    pub(crate) wanted: Wanted,
     /// Everything up to here has been handed out.
     pub(crate) position: StreamPosition,
     /// The last transaction of this server that was, ends here.
@@ -69,11 +76,14 @@ pub(crate) enum Rows {
     Dropped(Arc<Table>),
     /// Its definition changed meanwhile: it has to be asked for once more.
     Changed,
+    /// The condition cannot be had; why.
+    Refused(Arc<Table>, String),
 }
 
 /// Rows of a table with a key.
 pub(crate) struct Chunk {
     pub(crate) table: Arc<Table>,
+    pub(crate) condition: Option<String>,
     pub(crate) rows: ReadRows,
     /// What the query could see is before this place of the binlog.
     pub(crate) before: Place,
@@ -82,19 +92,33 @@ pub(crate) struct Chunk {
     pub(crate) _reservation: Reservation,
 }
 
-/// Rows of a table without one, as they are read.
+/// Rows of tables that are read whole, as they come.
 pub(crate) struct Whole {
-    pub(crate) table: Arc<Table>,
+    /// Those that were asked for.
+    pub(crate) names: Vec<String>,
+    /// Those that are there.
+    pub(crate) tables: Vec<Arc<Table>>,
+    /// They have been handed out, as what their rows look like.
+    pub(crate) told: bool,
+    /// Those whose condition cannot be had, and why.
+    pub(crate) refused: Vec<(String, String)>,
     /// The snapshot holds exactly what is before this place.
     pub(crate) at: Place,
-    pub(crate) portions: mpsc::Receiver<Result<SourceBatch>>,
+    pub(crate) portions: mpsc::Receiver<Result<Sent>>,
     /// What is being handed out.
     pub(crate) portion: Option<Portion>,
     /// All portions have come.
     pub(crate) ended: bool,
 }
 
-/// Some rows of a table without key.
+/// What comes of tables that are read whole.
+pub(crate) enum Sent {
+    Rows(Box<SourceBatch>),
+    /// No more of this table: its condition cannot be had; why.
+    Refused(String, String),
+}
+
+/// Some rows of tables that are read whole.
 pub(crate) struct Portion {
     rows: SourceBatch,
     record: usize,
@@ -153,15 +177,17 @@ impl Reader {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        if request.table.key.is_empty() {
-            return self.whole(&request.table, connection).await;
+        match request {
+            Request::Whole(tables) => self.whole(tables, connection).await,
+            Request::Chunk(request) => {
+                let rows = self.chunk(&request, &mut connection).await?;
+                if self.gtids == Gtids::MariaDb {
+                    execute(&self.options, &mut connection, "COMMIT").await?;
+                }
+                *kept = Some(connection);
+                Ok(rows)
+            }
         }
-        let rows = self.chunk(&request, &mut connection).await?;
-        if self.gtids == Gtids::MariaDb {
-            execute(&self.options, &mut connection, "COMMIT").await?;
-        }
-        *kept = Some(connection);
-        Ok(rows)
     }
 
     async fn describe(&self, table: &Table, connection: &mut MySqlConnection) -> Result<Option<Arc<Table>>> {
@@ -169,20 +195,27 @@ impl Reader {
         Ok(describe::tables(&self.options, connection, &self.charsets, name).await?.pop())
     }
 
-    async fn chunk(&self, request: &Request, connection: &mut MySqlConnection) -> Result<Rows> {
+    async fn chunk(&self, request: &ChunkRequest, connection: &mut MySqlConnection) -> Result<Rows> {
         self.barrier(request, connection).await?;
-        let Some(table) = self.describe(&request.table, connection).await? else {
-            return Ok(Rows::Dropped(Arc::clone(&request.table)));
+        let wanted = &request.wanted;
+        let Some(table) = self.describe(&wanted.table, connection).await? else {
+            return Ok(Rows::Dropped(Arc::clone(&wanted.table)));
         };
-        if table.key != request.table.key {
+        // By name: a column that comes or goes in front of the key moves it.
+        if !table.key_names().eq(wanted.table.key_names()) {
             let name = table.full_name();
             return Err(Error::external(
                 "mysql.key_changed",
                 format!("the primary key of {name} changed while its rows were read"),
             ));
         }
-        let sql = select::rows(&table, request.after.as_deref(), Some(request.limit));
+        let sql = select::rows(&table, wanted.condition.as_deref(), wanted.after.as_deref(), Some(request.limit));
         let rows = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *connection).await;
+        if let (Err(error), Some(condition)) = (&rows, &wanted.condition)
+            && let Some(why) = self.refused(&table, condition, error, connection).await?
+        {
+            return Ok(Rows::Refused(table, why));
+        }
         let rows = match rows {
             Err(error) if CHANGED.iter().any(|number| is_server_error(&error, *number)) => return Ok(Rows::Changed),
             rows => rows.map_err(|error| query_error(&self.options, &format!("read {}", table.full_name()), &error))?,
@@ -202,7 +235,25 @@ impl Reader {
         let last = rows.len() < request.limit;
         let mut reservation = self.budget.empty();
         reservation.resize(made.rows.records.records.bytes() + made.rows.records.rejected.records.bytes());
-        Ok(Rows::Chunk(Chunk { table, rows: made.rows, before, last, _reservation: reservation }))
+        let condition = wanted.condition.clone();
+        Ok(Rows::Chunk(Chunk { table, condition, rows: made.rows, before, last, _reservation: reservation }))
+    }
+
+    /// Is an error the condition's fault? If so, what the server says of it.
+    async fn refused(
+        &self,
+        table: &Table,
+        condition: &str,
+        error: &sqlx::Error,
+        connection: &mut MySqlConnection,
+    ) -> Result<Option<String>> {
+        if let Some(why) = blames_the_values(error) {
+            return Ok(Some(why));
+        }
+        if error.as_database_error().is_none() {
+            return Ok(None);
+        }
+        Ok(try_condition(&self.options, connection, &table.database, &table.name, condition).await?.err())
     }
 
     fn malformed(&self, table: &Table, error: &Malformed) -> Error {
@@ -214,13 +265,13 @@ impl Reader {
     }
 
     /// Returns when a query sees everything that the follower has seen.
-    async fn barrier(&self, request: &Request, connection: &mut MySqlConnection) -> Result<()> {
+    async fn barrier(&self, request: &ChunkRequest, connection: &mut MySqlConnection) -> Result<()> {
         let done = match &request.position.done {
             Some(GtidSet::MySql(done)) => done,
             Some(GtidSet::MariaDb(done)) => return self.mariadb_barrier(request, done, connection).await,
             None => {
                 // A transaction holds on to its tables until it is visible: whoever gets a lock has waited for it.
-                self.lock(&request.table, connection).await?;
+                self.lock(&[&request.wanted.table], connection).await?;
                 return execute(&self.options, connection, "UNLOCK TABLES").await;
             }
         };
@@ -239,7 +290,12 @@ impl Reader {
 
     /// Begins a transaction that sees everything that the follower has seen. MariaDB can not be asked to wait for that, but says of a
     /// consistent snapshot which place of the binlog it shows.
-    async fn mariadb_barrier(&self, request: &Request, done: &Domains, connection: &mut MySqlConnection) -> Result<()> {
+    async fn mariadb_barrier(
+        &self,
+        request: &ChunkRequest,
+        done: &Domains,
+        connection: &mut MySqlConnection,
+    ) -> Result<()> {
         const ASK_AGAIN: Duration = Duration::from_millis(5);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(u64::from(BARRIER_SECONDS)) {
@@ -290,48 +346,88 @@ impl Reader {
         Ok(shows)
     }
 
-    async fn lock(&self, table: &Table, connection: &mut MySqlConnection) -> Result<()> {
+    async fn lock(&self, tables: &[&Table], connection: &mut MySqlConnection) -> Result<()> {
         const LOCK_WAIT_TIMEOUT: u16 = 1205;
         execute(&self.options, connection, &format!("SET SESSION lock_wait_timeout = {LOCK_SECONDS}")).await?;
-        let sql = format!("LOCK TABLES {} READ", select::quoted_table(table));
+        let locks: Vec<String> = tables.iter().map(|table| format!("{} READ", select::quoted_table(table))).collect();
+        let sql = format!("LOCK TABLES {}", locks.join(", "));
         let locked = sqlx::raw_sql(AssertSqlSafe(sql.clone())).execute(connection).await;
         match locked {
             Ok(_) => Ok(()),
             Err(error) if is_server_error(&error, LOCK_WAIT_TIMEOUT) => Err(Error::external(
                 "mysql.lock",
                 format!(
-                    "{}: {} is written to by a transaction that does not end; its rows are read when a lock can be had",
+                    "{}: {} written to by a transaction that does not end; the rows are read when a lock can be had",
                     server(&self.options),
-                    table.full_name()
+                    match tables {
+                        [table] => format!("{} is", table.full_name()),
+                        several => format!("one of {} tables is", several.len()),
+                    }
                 ),
             )),
             Err(error) => Err(query_error(&self.options, &sql, &error)),
         }
     }
 
-    async fn whole(&self, table: &Table, mut connection: MySqlConnection) -> Result<Rows> {
+    async fn whole(&self, wanted: Vec<Wanted>, mut connection: MySqlConnection) -> Result<Rows> {
+        let mut refused = Vec::new();
+        for Wanted { table, condition, .. } in &wanted {
+            if let Some(condition) = condition
+                && let Err(why) =
+                    try_condition(&self.options, &mut connection, &table.database, &table.name, condition).await?
+            {
+                refused.push((table.full_name(), why));
+            }
+        }
+        let names: Vec<String> = wanted.iter().map(|wanted| wanted.table.full_name()).collect();
+        let is_refused = |table: &Table| refused.iter().any(|(name, _)| *name == table.full_name());
+        let wanted: Vec<Wanted> = wanted.into_iter().filter(|wanted| !is_refused(&wanted.table)).collect();
+        let (sender, portions) = mpsc::channel(2);
+        let mut whole = Whole {
+            names,
+            tables: Vec::new(),
+            told: false,
+            refused,
+            at: Place::default(),
+            portions,
+            portion: None,
+            ended: wanted.is_empty(),
+        };
+        if wanted.is_empty() {
+            return Ok(Rows::Whole(whole));
+        }
         let mut locking = query_connection(&self.options).await?;
-        self.lock(table, &mut locking).await?;
+        let locked: Vec<&Table> = wanted.iter().map(|wanted| &*wanted.table).collect();
+        self.lock(&locked, &mut locking).await?;
         let begin = "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
         execute(&self.options, &mut connection, begin).await?;
-        let described = self.describe(table, &mut connection).await?;
-        let (at, _) = binlog_end(&self.options, &mut locking).await?;
+        let described = match wanted.as_slice() {
+            [wanted] => self.describe(&wanted.table, &mut connection).await?.into_iter().collect(),
+            _ => describe::tables(&self.options, &mut connection, &self.charsets, None).await?,
+        };
+        (whole.at, _) = binlog_end(&self.options, &mut locking).await?;
         execute(&self.options, &mut locking, "UNLOCK TABLES").await?;
         close(locking).await;
-        let Some(table) = described else {
-            return Err(Error::external("mysql.dropped", format!("{} is gone", table.full_name())));
-        };
-        let (sender, portions) = mpsc::channel(2);
-        let maker = self.maker(&table, &at);
-        let (options, of) = (Arc::clone(&self.options), Arc::clone(&table));
+        let mut reading = Vec::new();
+        for Wanted { table, condition, .. } in wanted {
+            let now = described.iter().find(|now| now.database == table.database && now.name == table.name);
+            if let Some(now) = now {
+                reading.push((Arc::clone(now), condition, self.maker(now, &whole.at)));
+                whole.tables.push(Arc::clone(now));
+            }
+        }
+        let options = Arc::clone(&self.options);
         tokio::spawn(async move {
-            let outcome = send_portions(&options, connection, &of, maker, &sender).await;
-            if let Err(error) = outcome {
-                // Whoever reads may be gone.
-                let _ = sender.send(Err(error)).await;
+            for (table, condition, maker) in reading {
+                let condition = condition.as_deref();
+                if let Err(error) = send_portions(&options, &mut connection, &table, condition, maker, &sender).await {
+                    // Whoever reads may be gone.
+                    let _ = sender.send(Err(error)).await;
+                    return;
+                }
             }
         });
-        Ok(Rows::Whole(Whole { table, at, portions, portion: None, ended: false }))
+        Ok(Rows::Whole(whole))
     }
 
     fn maker(&self, table: &Table, place: &Place) -> Maker {
@@ -345,6 +441,7 @@ impl Reader {
             file: &place.file,
             pos: place.pos,
             thread: None,
+            query: None,
         };
         let mut emitter = Emitter::new(self.options.tombstones);
         emitter.set_now(now);
@@ -354,30 +451,58 @@ impl Reader {
 
 async fn send_portions(
     options: &MysqlOptions,
-    mut connection: MySqlConnection,
+    connection: &mut MySqlConnection,
     table: &Arc<Table>,
+    condition: Option<&str>,
     mut maker: Maker,
-    sender: &mpsc::Sender<Result<SourceBatch>>,
+    sender: &mpsc::Sender<Result<Sent>>,
 ) -> Result<()> {
     let doing = format!("read {}", table.full_name());
-    let sql = select::rows(table, None, None);
-    let mut rows = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch(&mut connection);
+    let sql = select::rows(table, condition, None, None);
+    let mut rows = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch(connection);
     loop {
         let row = std::future::poll_fn(|context| rows.as_mut().poll_next(context)).await;
-        let end = row.is_none();
-        if let Some(row) = row {
-            let row = row.map_err(|error| query_error(options, &doing, &error))?;
-            maker.add(table, &row).map_err(|error| {
+        let mut end = row.is_none();
+        let mut refused = None;
+        match row {
+            Some(Err(error)) => {
+                refused = condition.and_then(|_| blames_the_values(&error));
+                if refused.is_none() {
+                    return Err(query_error(options, &doing, &error));
+                }
+                end = true;
+            }
+            Some(Ok(row)) => maker.add(table, &row).map_err(|error| {
                 Error::data("mysql.malformed", format!("{}: a row of {}: {error}", server(options), table.full_name()))
-            })?;
+            })?,
+            None => {}
         }
         if end || maker.rows.marks.len() >= PORTION || maker.rows.records.records.bytes() >= 1 << 20 {
             let portion = std::mem::take(&mut maker.rows).records;
-            if sender.send(Ok(portion)).await.is_err() || end {
+            if sender.send(Ok(Sent::Rows(Box::new(portion)))).await.is_err() {
                 return Ok(());
             }
         }
+        if let Some(why) = refused
+            && sender.send(Ok(Sent::Refused(table.full_name(), why))).await.is_err()
+        {
+            return Ok(());
+        }
+        if end {
+            return Ok(());
+        }
     }
+}
+
+/// What the server says, if it refuses a query for its text or for the values it met, and would again.
+fn blames_the_values(error: &sqlx::Error) -> Option<String> {
+    // Of SQLSTATE: cardinality (a subquery of several rows), data, syntax and names. Names also change with the table: see `CHANGED`.
+    const CLASSES: [&str; 3] = ["21", "22", "42"];
+    let error_of_server = error.as_database_error()?;
+    let is_change = CHANGED.iter().any(|number| is_server_error(error, *number));
+    let state = error_of_server.code()?;
+    let blamed = !is_change && CLASSES.iter().any(|class| state.starts_with(class));
+    blamed.then(|| error_of_server.message().to_owned())
 }
 
 /// Makes records of rows.

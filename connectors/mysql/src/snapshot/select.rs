@@ -22,9 +22,14 @@ pub(crate) fn quoted_table(table: &Table) -> String {
     format!("{}.{}", quoted(&table.database), quoted(&table.name))
 }
 
+/// A condition that cannot reach beyond itself.
+pub(crate) fn in_parentheses(condition: &str) -> String {
+    format!("({condition})")
+}
+
 /// Rows after a key (from the beginning without one), in the key's order; without a key all rows. Columns come so that `decode::protocol`
 /// can read them.
-pub(crate) fn rows(table: &Table, after: Option<&[String]>, limit: Option<usize>) -> String {
+pub(crate) fn rows(table: &Table, condition: Option<&str>, after: Option<&[String]>, limit: Option<usize>) -> String {
     let columns: Vec<String> = table.columns.iter().map(selected).collect();
     let mut sql = format!("SELECT {} FROM {}", columns.join(", "), quoted_table(table));
     let key: Vec<(String, String)> = table
@@ -33,6 +38,7 @@ pub(crate) fn rows(table: &Table, after: Option<&[String]>, limit: Option<usize>
         .map(|index| &table.columns[*index])
         .map(|column| (quoted(&column.name), as_number(&column.kind, &quoted(&column.name))))
         .collect();
+    let mut wanted: Vec<String> = condition.map(in_parentheses).into_iter().collect();
     if let Some(after) = after {
         // Not `(a, b) > (x, y)`: the server reads the whole index for that.
         let mut ways = Vec::new();
@@ -45,7 +51,10 @@ pub(crate) fn rows(table: &Table, after: Option<&[String]>, limit: Option<usize>
             }
             ways.push(format!("({way}{column} > {bound})"));
         }
-        let _ = write!(sql, " WHERE {}", ways.join(" OR "));
+        wanted.push(in_parentheses(&ways.join(" OR ")));
+    }
+    if !wanted.is_empty() {
+        let _ = write!(sql, " WHERE {}", wanted.join(" AND "));
     }
     if !key.is_empty() {
         // ENUM and SET sort by their numbers, as they are compared.

@@ -128,11 +128,19 @@ impl Server {
 
     /// Runs statements; gives what they print.
     pub(crate) fn run(&self, sql: &str) -> String {
+        self.try_run(sql).unwrap_or_else(|error| panic!("{error}\n{sql}"))
+    }
+
+    /// The same; an error ends them.
+    pub(crate) fn try_run(&self, sql: &str) -> Result<String, String> {
         let mut client = self.client();
-        client.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
+        // A client that has met an error reads no more.
+        let _ = client.stdin.take().unwrap().write_all(sql.as_bytes());
         let output = client.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}\n{sql}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap().trim_end().to_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
     }
 
     pub(crate) fn is_mariadb(&self) -> bool {
@@ -188,6 +196,15 @@ impl Seen {
     }
 }
 
+/// A record of another port than the default one.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Other {
+    pub(crate) port: &'static str,
+    pub(crate) key: Value,
+    pub(crate) value: Value,
+    pub(crate) headers: BTreeMap<String, String>,
+}
+
 /// Options, and everything that was committed.
 pub(crate) struct Bench {
     options: String,
@@ -196,6 +213,7 @@ pub(crate) struct Bench {
     pub(crate) max_records: usize,
     pub(crate) position: BTreeMap<String, Vec<u8>>,
     pub(crate) seen: Vec<Seen>,
+    pub(crate) others: Vec<Other>,
     pub(crate) rejected: Vec<(Seen, String)>,
     pub(crate) dropped: u64,
     pub(crate) schemas: BTreeMap<String, String>,
@@ -213,6 +231,7 @@ impl Bench {
             max_records: 1000,
             position: BTreeMap::new(),
             seen: Vec::new(),
+            others: Vec::new(),
             rejected: Vec::new(),
             dropped: 0,
             schemas: BTreeMap::new(),
@@ -280,7 +299,8 @@ impl Bench {
     }
 
     fn commit(&mut self, batch: &SourceBatch) {
-        for schema in &batch.schemas {
+        let spec = self.spec();
+        for schema in batch.schemas.iter().chain(&spec.schemas()) {
             self.schemas.insert(schema.id().to_string(), schema.to_json().unwrap());
         }
         for record in batch.records.iter() {
@@ -289,6 +309,15 @@ impl Bench {
                 assert!(self.schemas.contains_key(id), "a record names a schema that was not handed out");
             }
             self.seen.push(record);
+        }
+        for record in batch.others.iter() {
+            let json = |bytes: Option<&[u8]>| serde_json::from_slice(bytes.unwrap()).unwrap();
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            let headers: BTreeMap<_, _> =
+                record.headers().map(|(name, value)| (name.to_owned(), text(value.unwrap()))).collect();
+            assert!(self.schemas.contains_key(&headers["trunkline.schema"]));
+            let port = spec.ports()[usize::from(record.entry().port) - 1];
+            self.others.push(Other { port, key: json(record.key()), value: json(record.value()), headers });
         }
         for (record, reason) in batch.rejected.iter() {
             self.rejected.push((seen(record), reason.code.clone()));
@@ -345,4 +374,23 @@ pub(crate) fn fold(records: &[Seen]) -> BTreeMap<(String, String), Value> {
         }
     }
     rows
+}
+
+/// Numbers that a seed decides.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// Does something when a test ends, however it does.
+pub(crate) struct OnDrop<F: Fn()>(pub(crate) F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
 }

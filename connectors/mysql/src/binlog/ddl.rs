@@ -1,0 +1,193 @@
+//! Which statements leave the connector as events of DDL: an allow list of kinds at the start of the statement. Everything else never does, whatever it
+//! is: statements on users carry password hashes. The statement is not parsed beyond the names it begins with.
+
+use super::events::Words;
+
+/// What a statement defines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Definition {
+    /// The database of each name, if the statement says it, and the name of a table; none for a statement on a database.
+    names: Vec<(Option<String>, Option<String>)>,
+}
+
+impl Definition {
+    /// `None` for a statement of any other kind than those on tables, indexes and databases.
+    pub(super) fn of(text: &[u8]) -> Option<Self> {
+        let mut words = Words::of_definition(text);
+        let verb = words.next_word();
+        let kind = words.next_word();
+        let names = match (verb.as_str(), kind.as_str()) {
+            ("TRUNCATE", "TABLE") => words.tables(&[])?,
+            ("TRUNCATE", _) => {
+                words = Words::of_definition(text);
+                words.next_word();
+                words.tables(&[])?
+            }
+            ("ALTER" | "CREATE", "TABLE") => {
+                words.skip_condition();
+                words.tables(&[])?
+            }
+            ("DROP", "TABLE" | "TABLES") => {
+                words.skip_condition();
+                words.tables(&[","])?
+            }
+            ("RENAME", "TABLE" | "TABLES") => {
+                words.skip_condition();
+                words.tables(&[",", "TO"])?
+            }
+            ("ALTER" | "CREATE" | "DROP", "DATABASE" | "SCHEMA") => {
+                words.skip_condition();
+                let before = words.clone();
+                // ALTER DATABASE may leave the name out: then it means the session's.
+                let is_option =
+                    matches!(words.next_word().as_str(), "CHARACTER" | "DEFAULT" | "COLLATE" | "ENCRYPTION" | "READ");
+                words = before;
+                vec![(if is_option { None } else { words.name() }, None)]
+            }
+            ("CREATE" | "DROP", "INDEX") => words.table_of_index()?,
+            ("CREATE", "UNIQUE" | "FULLTEXT" | "SPATIAL") if words.next_word() == "INDEX" => words.table_of_index()?,
+            _ => return None,
+        };
+        Some(Self { names })
+    }
+
+    /// The database that it concerns, of those that `takes` says of, and which of its tables; `session` is the session's own, and `others` are databases
+    /// that the server says are concerned too.
+    pub(super) fn concerning<'a>(
+        &'a self,
+        session: &'a str,
+        others: &[&'a str],
+        takes: impl Fn(&str) -> bool,
+    ) -> Option<(&'a str, Vec<&'a str>)> {
+        let database = |named: &'a Option<String>| named.as_deref().unwrap_or(session);
+        let named = self.names.iter().map(|(named, _)| database(named));
+        let concerned = named.chain(others.iter().copied()).find(|database| takes(database))?;
+        let of_it = self.names.iter().filter(|(named, _)| database(named) == concerned);
+        Some((concerned, of_it.filter_map(|(_, table)| table.as_deref()).collect()))
+    }
+}
+
+/// May hold the password of another server (`CONNECTION = 'mysql://user:password@host/..'` of the engine FEDERATED).
+pub(super) fn may_hold_secret(text: &str) -> bool {
+    text.contains("://") && text.to_ascii_uppercase().contains("CONNECTION")
+}
+
+impl Words<'_> {
+    /// Passes over `IF EXISTS` and `IF NOT EXISTS`.
+    fn skip_condition(&mut self) {
+        let before = self.clone();
+        if self.next_word() != "IF" {
+            *self = before;
+            return;
+        }
+        let is_negated = self.next_word() == "NOT";
+        if is_negated {
+            self.next_word();
+        }
+    }
+
+    /// A table, and those that follow it after one of these.
+    fn tables(&mut self, separators: &[&str]) -> Option<Vec<(Option<String>, Option<String>)>> {
+        let mut tables = Vec::new();
+        loop {
+            let first = self.name()?;
+            tables.push(match self.skip(b'.') {
+                true => (Some(first), Some(self.name()?)),
+                false => (None, Some(first)),
+            });
+            if !separators.iter().any(|separator| self.skip_separator(separator)) {
+                return Some(tables);
+            }
+        }
+    }
+
+    fn skip_separator(&mut self, separator: &str) -> bool {
+        if separator == "," {
+            return self.skip(b',');
+        }
+        let before = self.clone();
+        let found = self.next_word() == separator;
+        if !found {
+            *self = before;
+        }
+        found
+    }
+
+    /// The table of `name [USING BTREE] ON table`.
+    fn table_of_index(&mut self) -> Option<Vec<(Option<String>, Option<String>)>> {
+        self.skip_condition();
+        self.name()?;
+        let mut word = self.next_word();
+        if word == "USING" {
+            self.next_word();
+            word = self.next_word();
+        }
+        if word == "ON" { self.tables(&[]) } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn concerning<'a>(definition: &'a Definition, others: &[&'a str]) -> Option<(&'a str, Vec<&'a str>)> {
+        definition.concerning("shop", others, |database| database == "shop" || database == "crm")
+    }
+
+    #[test]
+    fn kinds_are_allowed_by_name() {
+        for (text, database, tables) in [
+            ("ALTER TABLE orders ADD x INT", "shop", vec!["orders"]),
+            ("/* a */ create /* b */ table if not exists `crm` . `a``b` (id INT)", "crm", vec!["a`b"]),
+            ("CREATE TABLE \"crm\".\"x\" (id INT)", "crm", vec!["x"]),
+            ("DROP TABLE IF EXISTS `a`,`crm`.`b`,c /* generated by server */", "shop", vec!["a", "c"]),
+            ("RENAME TABLE other.a TO crm.b, c TO crm.d", "crm", vec!["b", "d"]),
+            ("TRUNCATE orders", "shop", vec!["orders"]),
+            ("TRUNCATE TABLE crm.orders", "crm", vec!["orders"]),
+            ("CREATE UNIQUE INDEX i USING BTREE ON crm.t (a)", "crm", vec!["t"]),
+            ("DROP INDEX i ON t", "shop", vec!["t"]),
+            ("CREATE DATABASE IF NOT EXISTS crm", "crm", vec![]),
+            ("ALTER DATABASE CHARACTER SET latin1", "shop", vec![]),
+            ("/*!40000 ALTER TABLE `t` DISABLE KEYS */", "shop", vec!["t"]),
+            ("CREATE TABLE t(id INT)", "shop", vec!["t"]),
+        ] {
+            let definition = Definition::of(text.as_bytes()).unwrap_or_else(|| panic!("{text}"));
+            assert_eq!(concerning(&definition, &[]), Some((database, tables)), "{text}");
+        }
+        for text in [
+            "CREATE USER a IDENTIFIED WITH x AS 'hash'",
+            "/*!50003 CREATE USER a */",
+            "ALTER USER a IDENTIFIED BY 'x'",
+            "SET PASSWORD FOR a = 'x'",
+            "GRANT ALL ON *.* TO a",
+            "CREATE DEFINER=`a`@`b` TRIGGER t BEFORE INSERT ON x FOR EACH ROW SET @a = 1",
+            "CREATE TEMPORARY TABLE t (id INT)",
+            "CREATE SERVER s FOREIGN DATA WRAPPER mysql OPTIONS (PASSWORD 'x')",
+            "CHANGE REPLICATION SOURCE TO SOURCE_PASSWORD = 'x'",
+            "INSERT INTO t VALUES ('ALTER TABLE t')",
+            "-- ALTER TABLE t\nDROP USER a",
+            "",
+        ] {
+            assert_eq!(Definition::of(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_what_concerns_a_database_that_is_taken() {
+        let elsewhere = Definition::of(b"ALTER TABLE other.t RENAME TO shop.t").unwrap();
+        assert_eq!(concerning(&elsewhere, &[]), None);
+        assert_eq!(concerning(&elsewhere, &["other", "shop"]), Some(("shop", vec![])));
+        assert!(may_hold_secret("CREATE TABLE t (id INT) ENGINE=FEDERATED connection='mysql://u:p@h/d/t'"));
+        assert!(!may_hold_secret("ALTER TABLE t ADD url TEXT DEFAULT 'http://x'"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..64), at in 0usize..4) {
+            let mut text = ["", "ALTER TABLE ", "RENAME TABLE ", "CREATE INDEX "][at].as_bytes().to_vec();
+            text.extend_from_slice(&bytes);
+            let _ = Definition::of(&text);
+        }
+    }
+}
