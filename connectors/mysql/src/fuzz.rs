@@ -114,7 +114,7 @@ impl Ground {
             Gtids::MariaDb => Some(GtidSet::MariaDb(Domains::default())),
         };
         let position = StreamPosition { done, place: Place::default(), part: None };
-        let mut follower = Follower::new(Arc::clone(&self.options), server, position);
+        let mut follower = Follower::new(Arc::clone(&self.options), server, position).unwrap();
         let mut progress = Progress::new(BTreeMap::new(), std::collections::HashMap::new());
         let mut records = 0;
         for (index, bytes) in events.iter().enumerate() {
