@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use trunkline_tests::{Case, Fault, Kafka, LogWriter, Reader, S3, S3Faults, need, wait};
+use trunkline_tests::{Case, Fault, Kafka, LogWriter, Reader, S3, S3Faults, Worker, need, wait};
 
 use crate::{LONG, access_logs, access_logs_to_s3, assert_counted, assert_every_line_once, wait_for_rows};
 
@@ -53,6 +53,46 @@ fn a_worker_that_is_stopped_leaves_its_groups() {
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
     let nobody = || members()?.values().all(|count| *count == 0).then_some(());
     wait::until("nobody is in a group", BEFORE_THE_SESSION_ENDS, nobody);
+}
+
+/// Its session runs out, and nobody is there to take its tasks over: they come back to it, and it goes on with all of them.
+#[test]
+fn a_lone_worker_that_hung_goes_on_where_it_was() {
+    let kafka = need!(Kafka::shared());
+    let case = Case::new("lone", kafka);
+    let mut text = "name = \"$NAME\"\n".to_owned();
+    // Of several that are stopped together some have stopped before others are asked.
+    let sources = ["one", "two", "three", "four"];
+    for name in sources {
+        text += &format!("[sources.{name}]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/{name}.log\"]\n");
+    }
+    case.pipeline("lone", &text);
+    let mut logs = sources.map(|name| LogWriter::new(case.path(&format!("logs/{name}.log")), 1));
+    let arrive = |logs: &[LogWriter], worker: &Worker| {
+        wait::until("all lines are in their topics", LONG, || {
+            let mut pairs = sources.iter().zip(logs);
+            pairs.all(|(name, log)| kafka.count(&format!("{}.{name}", case.name())) == log.lines()).then_some(())
+        });
+        worker.stderr()
+    };
+    let mut worker = case.start("a", &[]);
+    logs.iter_mut().for_each(|log| log.append(100));
+    arrive(&logs, &worker);
+    worker.sigstop();
+    let tasks = format!("{}.tasks", case.name());
+    let nobody = || kafka.members(&tasks)?.values().all(|count| *count == 0).then_some(());
+    wait::until("its session is over", LONG, nobody);
+    worker.sigcont();
+    // Not what it had in its hands when it was stopped: what comes after it has been told.
+    wait::until("it hears that its leases are gone", LONG, || {
+        worker.stderr().contains("its lease is gone").then_some(())
+    });
+    logs.iter_mut().for_each(|log| log.append(100));
+    let said = arrive(&logs, &worker);
+    assert!(worker.runs(), "{said}");
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
 }
 
 #[test]
