@@ -151,7 +151,7 @@ impl Bench<'_> {
         case.pipeline(
             "bench",
             &format!(
-                "name = \"$NAME\"\n{more}\n[sources.shop]\nconnector = \"mysql\"\nurl = \"{url}\"\ntables = [\"bench.{table}\"]\n"
+                "name = \"$NAME\"\n[sources.shop]\nconnector = \"mysql\"\nurl = \"{url}\"\ntables = [\"bench.{table}\"]\n{more}\n"
             ),
         );
         case
@@ -264,7 +264,7 @@ impl Bench<'_> {
         let (mut worker, consumer) = self.following(&case, &table);
         let count = (during.as_secs_f64() * f64::from(INSERTS)) as usize;
         let started = Instant::now();
-        let url = self.mysql.plain_url();
+        let url = self.mysql.root_url();
         let inserting = std::thread::spawn({
             let table = table.clone();
             move || {

@@ -40,6 +40,11 @@ impl Mysql {
         format!("mysql://cdc:{}@127.0.0.1:{}", Self::PASSWORD.1, self.server.port())
     }
 
+    /// The address for somebody who may do everything.
+    pub fn root_url(&self) -> String {
+        format!("mysql://root@127.0.0.1:{}", self.server.port())
+    }
+
     /// Where it listens, on the loopback address.
     pub fn port(&self) -> u16 {
         self.server.port()
