@@ -4,7 +4,8 @@
 const { Kafka, logLevel, CompressionTypes } = require("kafkajs");
 
 const [brokers, topic, groupId] = process.argv.slice(2);
-const kafka = new Kafka({ clientId: "kafkajs", brokers: [brokers], logLevel: logLevel.ERROR });
+const retry = { initialRetryTime: 50, maxRetryTime: 1000, retries: 40 };
+const kafka = new Kafka({ clientId: "kafkajs", brokers: [brokers], logLevel: logLevel.ERROR, retry });
 const message = (text) => ({ key: text, value: text, headers: { from: "kafkajs" } });
 
 /** Reads with a group until `count` records are there, committing what it read. */
@@ -14,7 +15,8 @@ async function read(count) {
   await consumer.subscribe({ topics: [topic], fromBeginning: true });
   const seen = [];
   await new Promise((resolve, reject) => {
-    consumer.on(consumer.events.CRASH, ({ payload }) => reject(payload.error));
+    // Of what may pass it begins anew by itself.
+    consumer.on(consumer.events.CRASH, ({ payload }) => payload.restart || reject(payload.error));
     const eachMessage = async ({ message }) => {
       seen.push(message.value.toString());
       if (seen.length === count) resolve();
@@ -26,7 +28,7 @@ async function read(count) {
   return seen;
 }
 
-/** kafkajs does not wait for the end of the last transaction before it adds offsets to the next: Apache Kafka ends them a moment later. */
+/** kafkajs does not wait for the end of the last transaction before it adds to the next: Apache Kafka ends them a moment later. */
 async function patiently(send) {
   for (let attempt = 0; ; attempt++) {
     try {
@@ -53,20 +55,21 @@ async function main() {
   await producer.connect();
   for (const [name, commit] of [["committed", true], ["aborted", false], ["also committed", true]]) {
     const transaction = await producer.transaction();
-    await transaction.send({ topic, messages: Array.from({ length: 100 }, (_, number) => message(`${name} ${number}`)) });
+    const messages = Array.from({ length: 100 }, (_, number) => message(`${name} ${number}`));
+    await patiently(() => transaction.send({ topic, messages }));
     await (commit ? transaction.commit() : transaction.abort());
   }
   const seen = await read(500);
 
-  // Offsets move with a transaction that is committed, and not with one that is not.
+  // Offsets move with a transaction that is committed, and not with one that is not. The last one has ended when the next takes offsets.
   const sent = [];
-  for (const [offset, commit] of [["7", true], ["8", false]]) {
+  for (const [offset, commit] of [["7", true], ["8", false], ["9", false]]) {
     const transaction = await producer.transaction();
     const topics = [{ topic, partitions: [{ partition: 0, offset }] }];
     await patiently(() => transaction.sendOffsets({ consumerGroupId: `${groupId}-sent`, topics }));
-    await (commit ? transaction.commit() : transaction.abort());
     const [fetched] = await admin.fetchOffsets({ groupId: `${groupId}-sent`, topics: [topic] });
     sent.push(fetched.partitions.find(({ partition }) => partition === 0).offset);
+    await (commit ? transaction.commit() : transaction.abort());
   }
   await producer.disconnect();
 
