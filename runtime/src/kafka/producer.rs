@@ -86,15 +86,19 @@ impl Flush {
         }
     }
 
-    /// For a commit, which waits for all of them.
-    fn is_due(&self) -> bool {
-        self.answered >= self.flushed || self.progressed || self.progress.elapsed() >= self.patience
+    /// How long to flush for a commit, which waits for all of them; not at all while it is better to wait.
+    fn for_commit(&self) -> Option<i32> {
+        if self.answered >= self.flushed {
+            return Some(FLUSH_MS);
+        }
+        (self.progressed || self.progress.elapsed() >= self.patience).then_some(SHORT_FLUSH_MS)
     }
 
     /// While the send buffer is full: full batches go out by themselves and make room, but there may be none.
-    fn is_stuck(&self) -> bool {
+    fn for_room(&self) -> Option<i32> {
         let quiet = self.progress.elapsed();
-        self.answered >= self.flushed && quiet >= QUIET || quiet >= self.patience
+        let is_stuck = self.answered >= self.flushed && quiet >= QUIET || quiet >= MOST_PATIENCE;
+        is_stuck.then_some(SHORT_FLUSH_MS)
     }
 
     fn begun(&mut self) {
@@ -138,14 +142,18 @@ const MOST_RECORD_BYTES: usize = 16_000_000;
 /// A batch of records is sent when it has so many bytes.
 const BATCH_BYTES: usize = 1_000_000;
 
-/// How long one flush lasts: enough for librdkafka's thread to send what waits.
-const FLUSH_MS: i32 = 2;
+/// How long a flush lasts while nothing is under way: it ends when all is answered, and the brokers may first have to take the partitions into
+/// the transaction.
+const FLUSH_MS: i32 = 20;
+
+/// How long it lasts otherwise: enough for librdkafka's thread to send what waits.
+const SHORT_FLUSH_MS: i32 = 2;
 
 /// So long after the last answer nothing is under way, if everything that was flushed is answered.
 const QUIET: Duration = Duration::from_millis(5);
 
 /// A flush is tried again when no answer has come for so long, and then after twice the time each.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(5);
 const MOST_PATIENCE: Duration = Duration::from_millis(400);
 
 /// How long a group's coordinator has to take offsets; it may be moving to another node.
@@ -247,7 +255,7 @@ impl TransactionalProducer {
                 {
                     outgoing = returned;
                     self.flush.left(self.left());
-                    self.push_out(self.flush.is_stuck());
+                    self.push_out(self.flush.for_room());
                     self.check_delivery()?;
                 }
                 Err((error, _)) => return Err(self.failed(&format!("sending to `{}`", record.topic), &error)),
@@ -349,7 +357,7 @@ impl TransactionalProducer {
             if left * mean <= self.most || left <= 1 {
                 return Ok(());
             }
-            self.push_out(self.flush.is_stuck());
+            self.push_out(self.flush.for_room());
             self.check_delivery()?;
             if started.elapsed() > STEP_LIMIT {
                 return Err(unanswered());
@@ -366,7 +374,7 @@ impl TransactionalProducer {
             if left == 0 {
                 return self.check_delivery();
             }
-            self.push_out(self.flush.is_due());
+            self.push_out(self.flush.for_commit());
             if started.elapsed() > STEP_LIMIT {
                 return Err(unanswered());
             }
@@ -378,11 +386,11 @@ impl TransactionalProducer {
         usize::try_from(self.producer.in_flight_count()).unwrap_or(0)
     }
 
-    /// Flushes, or waits a moment.
-    fn push_out(&mut self, flush: bool) {
-        if flush {
+    /// Flushes for so many milliseconds, or waits a moment.
+    fn push_out(&mut self, flush: Option<i32>) {
+        if let Some(milliseconds) = flush {
             // SAFETY: the pointer is the client's, which lives as long as `self`; the call may be made from any thread.
-            unsafe { rdkafka::bindings::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_MS) };
+            unsafe { rdkafka::bindings::rd_kafka_flush(self.producer.client().native_ptr(), milliseconds) };
             self.flush.begun();
         } else {
             // A poll with a short timeout would spin: rdkafka asks the client again and again for the fraction of a millisecond that the
