@@ -26,7 +26,7 @@ pub(crate) fn transactional_producer(brokers: &str, id: &str, more: &[(&str, &st
         .set("transactional.id", id)
         .set("acks", "all")
         .set("compression.type", "lz4")
-        // As in the worker's producer, which says why.
+        // Batches fill up, and `settle` sends the rest: with a short time here librdkafka's thread would spin (see the worker's producer).
         .set("linger.ms", "250")
         .set("batch.size", "1000000")
         .set("queue.buffering.max.messages", "500000");

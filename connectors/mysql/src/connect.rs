@@ -189,7 +189,9 @@ pub(crate) fn replication_error(options: &MysqlOptions, error: &mysql_async::Err
         );
         return Error::config("mysql.privilege", message);
     }
-    if answer.code == REPLICATION && (says("has more GTIDs") || says("more GTIDs than")) {
+    // The last of these is MariaDB's, which tells a position that its binlog does not have from one that it begins after.
+    let is_behind = ["has more GTIDs", "more GTIDs than", "is not in the master's binlog"].into_iter().any(says);
+    if answer.code == REPLICATION && is_behind {
         let message = format!(
             "{server} has not got transactions that were handed out already: {}. It lost data, or is another server than before. Point `url` at a \
              server that has them, or begin anew with a source of another name",
@@ -197,21 +199,12 @@ pub(crate) fn replication_error(options: &MysqlOptions, error: &mysql_async::Err
         );
         return Error::data("mysql.behind_position", message);
     }
-    // MariaDB says which of the two it is: its binlog begins after the position, or does not have it at all.
     if answer.code == REPLICATION && says("required binlog files have been purged") {
         let message = format!(
             "{server} has purged the binlog that follows this source's position: changes are lost: {}. Set `on_purged = \"resnapshot\"` to begin anew with a snapshot",
             answer.message
         );
         return Error::data("mysql.purged", message);
-    }
-    if answer.code == REPLICATION && says("is not in the master's binlog") {
-        let message = format!(
-            "{server} has not got transactions that were handed out already: {}. It lost data, or is another server than before. Point `url` at a \
-             server that has them, or begin anew with a source of another name",
-            answer.message
-        );
-        return Error::data("mysql.behind_position", message);
     }
     if answer.code == REPLICATION && says("same server_uuid/server_id") {
         let message = format!(

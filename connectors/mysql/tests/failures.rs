@@ -199,6 +199,26 @@ fn names_of_columns_that_the_binlog_lacks_stop_the_source() {
     }
 }
 
+/// Stops reading in the middle of a transaction of 100 rows.
+fn read_half(bench: &mut Bench) {
+    let begun = Instant::now();
+    while bench.seen.len() < 40 {
+        assert!(begun.elapsed() < PATIENCE);
+        bench.fill(Duration::from_millis(100)).unwrap();
+    }
+}
+
+/// At the replica the source reads the rest. Then the first server comes back without what happened since: it is behind.
+fn goes_on_and_never_back(bench: &mut Bench, server: &Server, tables: &str) {
+    bench.read();
+    assert_eq!(bench.seen.len(), 301);
+    assert_eq!(fold(&bench.seen).len(), 301);
+    server.start_again();
+    bench.set_options(&server.options(tables));
+    let error = bench.try_read().unwrap_err();
+    assert_eq!((error.code, error.domain), ("mysql.behind_position", Domain::External), "{error}");
+}
+
 #[test]
 fn at_a_replica_of_the_server_the_source_goes_on_where_it_was() {
     let (Some(server), Some(replica)) = (Server::start(""), Server::start("--log-replica-updates=ON")) else { return };
@@ -228,25 +248,14 @@ fn at_a_replica_of_the_server_the_source_goes_on_where_it_was() {
             .run(&format!("SET gtid_next = 'AUTOMATIC:tag'; INSERT INTO {database}.a (v) VALUES {}", values.join(",")));
     };
     insert(&server, 1);
-    // In the middle of a transaction.
-    while bench.seen.len() < 40 {
-        bench.fill(Duration::from_millis(100)).unwrap();
-    }
+    read_half(&mut bench);
     insert(&server, 2);
     let executed = server.run("SELECT @@GLOBAL.gtid_executed").replace("\\n", "");
     assert_eq!(replica.run(&format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{executed}', 30)")), "0");
     server.stop();
     bench.set_options(&replica.options(&tables));
     insert(&replica, 3);
-    bench.read();
-    assert_eq!(bench.seen.len(), 301);
-    assert_eq!(fold(&bench.seen).len(), 301);
-
-    // The first server comes back without what happened since: it is behind.
-    server.start_again();
-    bench.set_options(&server.options(&tables));
-    let error = bench.try_read().unwrap_err();
-    assert_eq!((error.code, error.domain), ("mysql.behind_position", Domain::External), "{error}");
+    goes_on_and_never_back(&mut bench, &server, &tables);
 }
 
 #[test]
@@ -278,12 +287,7 @@ fn at_a_replica_of_a_mariadb_the_source_goes_on_where_it_was() {
         ));
     };
     insert(&server, 1, 0);
-    // In the middle of a transaction.
-    let begun = Instant::now();
-    while bench.seen.len() < 40 {
-        assert!(begun.elapsed() < PATIENCE);
-        bench.fill(Duration::from_millis(100)).unwrap();
-    }
+    read_half(&mut bench);
     insert(&server, 2, 7);
     let written = server.run("SELECT @@GLOBAL.gtid_binlog_pos");
     assert_eq!(replica.run(&format!("SELECT MASTER_GTID_WAIT('{written}', 30)")), "0");
@@ -291,15 +295,7 @@ fn at_a_replica_of_a_mariadb_the_source_goes_on_where_it_was() {
     replica.run("STOP SLAVE");
     bench.set_options(&replica.options(&tables));
     insert(&replica, 3, 0);
-    bench.read();
-    assert_eq!(bench.seen.len(), 301);
-    assert_eq!(fold(&bench.seen).len(), 301);
-
-    // The first server comes back without what happened since: it is behind.
-    server.start_again();
-    bench.set_options(&server.options(&tables));
-    let error = bench.try_read().unwrap_err();
-    assert_eq!((error.code, error.domain), ("mysql.behind_position", Domain::External), "{error}");
+    goes_on_and_never_back(&mut bench, &server, &tables);
     // And when it goes its own way, it has as many, but others.
     insert(&server, 4, 0);
     let error = bench.try_read().unwrap_err();

@@ -9,7 +9,7 @@ use arrow::array::RecordBatch;
 use trunkline_connector::{Claim, Error, Result, SchemaId};
 
 use crate::columns::Shape;
-use crate::config::{Rotate, WriterOptions};
+use crate::config::Rotate;
 use crate::encoding::Encoders;
 use crate::names::object_name;
 use crate::object::{Fit, OpenObject};
@@ -46,7 +46,6 @@ pub(crate) struct Making<'a> {
     pub(crate) claim: &'a Claim,
     pub(crate) sink: &'a str,
     pub(crate) spool: &'a Path,
-    pub(crate) options: &'a Arc<WriterOptions>,
     pub(crate) encoders: &'a Arc<Encoders>,
     pub(crate) key: &'a dyn Fn(&str) -> String,
 }

@@ -26,14 +26,15 @@ const MOST_WAITING: usize = 2 << 20;
 /// What the files of a sink share.
 pub(crate) struct Encoders {
     runtime: Handle,
+    pub(crate) options: WriterOptions,
     waiting: Mutex<usize>,
     encoded: Condvar,
 }
 
 impl Encoders {
     /// Encodes in the threads of `runtime` that may block.
-    pub(crate) fn new(runtime: Handle) -> Self {
-        Self { runtime, waiting: Mutex::new(0), encoded: Condvar::new() }
+    pub(crate) fn new(runtime: Handle, options: WriterOptions) -> Self {
+        Self { runtime, options, waiting: Mutex::new(0), encoded: Condvar::new() }
     }
 
     /// Waits until there is room for these rows.
@@ -71,8 +72,6 @@ struct Shared {
     encoders: Arc<Encoders>,
     schema: SchemaRef,
     temp: PathBuf,
-    /// Bytes after which a row group is written out.
-    row_group: usize,
     state: Mutex<State>,
     idle: Condvar,
 }
@@ -92,22 +91,16 @@ struct State {
 
 impl Encoding {
     /// Creates the file.
-    pub(crate) fn create(
-        temp: PathBuf,
-        schema: &SchemaRef,
-        options: &WriterOptions,
-        encoders: &Arc<Encoders>,
-    ) -> Result<Self> {
+    pub(crate) fn create(temp: PathBuf, schema: &SchemaRef, encoders: &Arc<Encoders>) -> Result<Self> {
         let file = File::create_new(&temp).map_err(|error| io_error("create", &temp, &error))?;
         let properties = WriterProperties::builder()
-            .set_compression(options.compression)
+            .set_compression(encoders.options.compression)
             .set_created_by(concat!("trunkline version ", env!("CARGO_PKG_VERSION")).to_owned())
             .build();
         let mut shared = Shared {
             encoders: Arc::clone(encoders),
             schema: Arc::clone(schema),
             temp,
-            row_group: options.row_group,
             state: Mutex::new(State {
                 queue: VecDeque::new(),
                 at_work: false,
@@ -205,7 +198,7 @@ impl Shared {
         let conformed = conform_batch(batch, &self.schema)
             .map_err(|error| Error::bug("s3.conform", format!("rows do not fit the columns made for them: {error}")))?;
         writer.write(&conformed).map_err(|error| self.failed(&error))?;
-        if writer.in_progress_size() >= self.row_group {
+        if writer.in_progress_size() >= self.encoders.options.row_group {
             writer.flush().map_err(|error| self.failed(&error))?;
         }
         Ok(())

@@ -50,7 +50,7 @@ struct S3Spec {
 
 impl SinkSpec for S3Spec {
     fn open(&self, context: SinkContext) -> Result<Box<dyn Sink>> {
-        let encoders = Encoders::new(context.runtime.clone());
+        let encoders = Encoders::new(context.runtime.clone(), self.config.writer);
         let store: Box<dyn Store> = match &self.config.destination {
             Destination::Directory(root) => Box::new(DirectoryStore::open(root, &context.name)?),
             Destination::Bucket(options) => Box::new(BucketStore::open(options, context.runtime, context.scratch)?),

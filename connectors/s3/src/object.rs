@@ -15,7 +15,6 @@ use trunkline_connector::{Claim, Error, Result, io_error};
 
 use crate::claims::Making;
 use crate::columns::{file_schema, union};
-use crate::config::WriterOptions;
 use crate::encoding::{Encoders, Encoding};
 use crate::names::temp_name;
 use crate::protocol::PlannedObject;
@@ -46,7 +45,6 @@ pub(crate) struct OpenObject {
     fields: Fields,
     content: Content,
     temp: PathBuf,
-    options: Arc<WriterOptions>,
     encoders: Arc<Encoders>,
 }
 
@@ -79,7 +77,6 @@ impl OpenObject {
             offsets: (i64::MAX, i64::MIN),
             fields,
             content: Content::Settling { batches: Vec::new(), bytes: 0 },
-            options: Arc::clone(making.options),
             encoders: Arc::clone(making.encoders),
         }
     }
@@ -105,7 +102,7 @@ impl OpenObject {
                 *bytes += batch.get_array_memory_size();
                 batches.push(batch);
                 join_small(batches, bytes)?;
-                if *bytes >= SETTLE_BYTES.min(self.options.row_group) {
+                if *bytes >= SETTLE_BYTES.min(self.encoders.options.row_group) {
                     self.settle()?;
                 }
                 Ok(())
@@ -120,7 +117,7 @@ impl OpenObject {
         *bytes = 0;
         let batches = std::mem::take(batches);
         let schema = file_schema(&self.fields);
-        let encoding = Encoding::create(self.temp.clone(), &schema, &self.options, &self.encoders)?;
+        let encoding = Encoding::create(self.temp.clone(), &schema, &self.encoders)?;
         batches.into_iter().try_for_each(|batch| encoding.add(batch))?;
         self.content = Content::Writing(encoding);
         Ok(())

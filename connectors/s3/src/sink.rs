@@ -14,7 +14,7 @@ use trunkline_connector::{
 
 use crate::claims::{LaneKey, Making, OpenClaim};
 use crate::columns::{JsonDecoder, Shape, chunk_len};
-use crate::config::{Config, WriterOptions};
+use crate::config::Config;
 use crate::encoding::Encoders;
 use crate::names::check_path;
 use crate::object::remove_temp;
@@ -25,7 +25,6 @@ use crate::store::Store;
 pub(crate) struct ObjectSink {
     name: String,
     config: Config,
-    options: Arc<WriterOptions>,
     encoders: Arc<Encoders>,
     store: Box<dyn Store>,
     schemas: Arc<dyn SchemaLookup>,
@@ -48,7 +47,6 @@ impl ObjectSink {
         Self {
             name,
             encoders: Arc::new(encoders),
-            options: Arc::new(config.writer),
             config,
             store,
             schemas,
@@ -121,14 +119,8 @@ impl ObjectSink {
             let open = self.claims.entry(claim.clone()).or_insert_with(OpenClaim::new);
             open.set_shape(lane, Arc::clone(&shape));
             let key = |name: &str| self.store.key(name);
-            let making = Making {
-                claim,
-                sink: &self.name,
-                spool: self.store.spool(),
-                options: &self.options,
-                encoders: &self.encoders,
-                key: &key,
-            };
+            let making =
+                Making { claim, sink: &self.name, spool: self.store.spool(), encoders: &self.encoders, key: &key };
             open.add(&making, &lane.path, batch, offsets, waited)?;
         }
         Ok(())
@@ -190,14 +182,7 @@ impl Sink for ObjectSink {
         }
         let Some(open) = self.claims.get_mut(claim).filter(|open| !open.is_empty()) else { return Ok(None) };
         let key = |name: &str| self.store.key(name);
-        let making = Making {
-            claim,
-            sink: &self.name,
-            spool: self.store.spool(),
-            options: &self.options,
-            encoders: &self.encoders,
-            key: &key,
-        };
+        let making = Making { claim, sink: &self.name, spool: self.store.spool(), encoders: &self.encoders, key: &key };
         let plan = Plan {
             destination: self.store.destination(),
             topic: claim.topic.to_string(),
