@@ -306,7 +306,8 @@ impl Lanes {
         let mut lane = LaneKey { path: String::new(), schema: None };
         // The raw header of the record before: records of one schema follow one another.
         let mut raw_schema: Option<&[u8]> = None;
-        let mut current = usize::MAX;
+        // The lane of the record before, while nothing differs.
+        let mut current: Option<usize> = None;
         let mut checked = String::new();
         for (row, record) in records.iter().enumerate() {
             if record.value().is_none() {
@@ -323,21 +324,21 @@ impl Lanes {
                     }
                 }
                 raw_schema = raw;
+                current = None;
             }
-            if let Err(reason) = render(config, constant, record, prefix_len, &mut lane.path, &mut checked) {
-                rejected.push(record, reason);
-                continue;
+            if constant.is_none() || current.is_none() {
+                if let Err(reason) = render(config, constant, record, prefix_len, &mut lane.path, &mut checked) {
+                    rejected.push(record, reason);
+                    continue;
+                }
+                current = current.filter(|current| self.filled[*current].0.path == lane.path);
             }
-            if self.filled.get(current).is_none_or(|(known, _)| *known != lane) {
-                current = match self.index.get(&lane) {
-                    Some(index) => *index,
-                    None => {
-                        self.filled.push((lane.clone(), Vec::new()));
-                        self.index.insert(lane.clone(), self.filled.len() - 1);
-                        self.filled.len() - 1
-                    }
-                };
-            }
+            let current = *current.get_or_insert_with(|| {
+                *self.index.entry(lane.clone()).or_insert_with(|| {
+                    self.filled.push((lane.clone(), Vec::new()));
+                    self.filled.len() - 1
+                })
+            });
             self.filled[current].1.push(row as u32);
         }
     }

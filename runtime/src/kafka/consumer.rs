@@ -7,22 +7,25 @@
 
 use std::cell::RefCell;
 use std::mem::ManuallyDrop;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
+use rdkafka::bindings::rd_kafka_queue_t;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
-use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
 use trunkline_connector::{Batch, Claim, Error, Result, failpoint};
 
 use super::client::{CALL_TIMEOUT, Cluster, classify, close_aside, log_client};
 use super::orphans::{Members, OrphanWatch, owns};
+use super::records::{Partition, Record, Records, forward};
 use super::wake::Wake;
 
 /// What a rebalance did.
@@ -55,8 +58,9 @@ impl Others {
 
 /// A member of a consumer group.
 pub struct GroupConsumer {
-    /// Given back before the consumer is closed.
+    /// Both are given back before the consumer is closed.
     wake: Option<Wake>,
+    records: Option<Records>,
     consumer: ManuallyDrop<BaseConsumer<EventContext>>,
     group: String,
     topics: Vec<String>,
@@ -69,6 +73,8 @@ pub struct GroupConsumer {
 impl Drop for GroupConsumer {
     fn drop(&mut self) {
         self.wake = None;
+        self.consumer.context().records.store(ptr::null_mut(), Ordering::Release);
+        self.records = None;
         // SAFETY: taken here once, and never used again.
         let consumer = unsafe { ManuallyDrop::take(&mut self.consumer) };
         if close_aside(consumer).recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout) {
@@ -81,6 +87,8 @@ impl Drop for GroupConsumer {
 struct EventContext {
     events: Arc<Mutex<Vec<Rebalanced>>>,
     fatal: Arc<Mutex<Option<KafkaError>>>,
+    /// Where the records of assigned partitions go; null while there is no such queue.
+    records: Arc<AtomicPtr<rd_kafka_queue_t>>,
 }
 
 impl ClientContext for EventContext {
@@ -99,10 +107,20 @@ impl ClientContext for EventContext {
 }
 
 impl ConsumerContext for EventContext {
-    fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        if let Rebalance::Revoke(_) = rebalance {
-            // There is nobody to give an error to: a death is what this step is for.
-            let _ = failpoint!("consumer.revoke.before");
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(partitions) => {
+                let queue = self.records.load(Ordering::Acquire);
+                if !queue.is_null() {
+                    // SAFETY: the client calls, and the queue is there until it was taken out of here, in the thread that polls.
+                    unsafe { forward(consumer.client().native_ptr(), partitions, queue) };
+                }
+            }
+            Rebalance::Revoke(_) => {
+                // There is nobody to give an error to: a death is what this step is for.
+                let _ = failpoint!("consumer.revoke.before");
+            }
+            Rebalance::Error(_) => {}
         }
     }
 
@@ -146,6 +164,7 @@ pub struct FillLimits {
 pub struct ClaimBatches {
     batches: Vec<(Claim, Batch)>,
     last: usize,
+    topic: u16,
 }
 
 impl ClaimBatches {
@@ -160,16 +179,20 @@ impl ClaimBatches {
         self.last = 0;
     }
 
-    /// Records come in runs of one partition: the last one found is nearly always the one.
-    fn batch_for(&mut self, topic: &str, partition: i32) -> &mut Batch {
-        let is = |(claim, _): &(Claim, Batch)| claim.partition == partition && claim.topic.as_ref() == topic;
-        if !self.batches.get(self.last).is_some_and(is) {
+    /// Copies a record to the batch of its partition. `last` is the partition of the record before it, of the same round of taking.
+    fn push(&mut self, record: &Record<'_>, last: &mut Option<Partition>) {
+        // Records come in runs of one partition.
+        let partition = record.partition();
+        if last.replace(partition) != Some(partition) {
+            let (topic, number) = (record.topic(), partition.number);
+            let is = |(claim, _): &(Claim, Batch)| claim.partition == number && claim.topic.as_ref() == topic;
             self.last = self.batches.iter().position(is).unwrap_or_else(|| {
-                self.batches.push((Claim { topic: Arc::from(topic), partition }, Batch::default()));
+                self.batches.push((Claim { topic: Arc::from(topic), partition: number }, Batch::default()));
                 self.batches.len() - 1
             });
+            self.topic = self.batches[self.last].1.topic_index(topic);
         }
-        &mut self.batches[self.last].1
+        record.push_to(&mut self.batches[self.last].1, self.topic);
     }
 }
 
@@ -210,10 +233,13 @@ impl GroupConsumer {
             .set("enable.auto.offset.store", "false");
         let consumer = BaseConsumer::from_config_and_context(&config, EventContext::default())
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
-        let wake = Wake::of(consumer.client().native_ptr())
+        let records = Records::new(consumer.client().native_ptr());
+        consumer.context().records.store(records.queue(), Ordering::Release);
+        let wake = Wake::of(consumer.client().native_ptr(), records.queue())
             .map_err(|error| Error::external("kafka.wake", format!("no socket for a Kafka consumer: {error}")))?;
         let this = Self {
             wake: Some(wake),
+            records: Some(records),
             consumer: ManuallyDrop::new(consumer),
             group: group.to_owned(),
             topics: topics.to_owned(),
@@ -229,26 +255,30 @@ impl GroupConsumer {
     }
 
     /// Polls and copies what came to the batches of its partitions until the limits are reached, nothing more is at hand, or a
-    /// rebalance happened: ask [`GroupConsumer::rebalanced`] before the batches are processed, because the last record may be of a
+    /// rebalance happened: ask [`GroupConsumer::rebalanced`] before the batches are processed, because the last records may be of a
     /// partition that was claimed in the same poll. Returns the number of records.
     pub fn fill(&self, limits: &FillLimits, batches: &mut ClaimBatches) -> Result<usize> {
-        let deadline = Instant::now() + limits.wait;
+        let begun = Instant::now();
         let (mut records, mut bytes) = (0, 0);
         while records < limits.records && bytes < limits.bytes {
-            let wait = if records > 0 { Duration::ZERO } else { deadline.saturating_duration_since(Instant::now()) };
-            let message = match self.poll(wait) {
-                None => break,
-                Some(Ok(message)) => message,
-                Some(Err(error)) => {
-                    self.check(&error)?;
-                    continue;
-                }
-            };
-            // The poll may have served a rebalance before this message: it is of a partition that may be claimed only now.
-            bytes += message.payload_len() + message.key_len();
-            records += 1;
-            push(batches.batch_for(message.topic(), message.partition()), &message);
+            // First: records of a partition come after the rebalance that gave it.
+            self.serve()?;
             if !self.context_events().is_empty() {
+                break;
+            }
+            let Some(queue) = &self.records else { break };
+            let mut last = None;
+            let mut failed = Ok(());
+            let taken = queue.take(limits.records - records, limits.bytes - bytes, |record| match record {
+                Ok(record) => {
+                    bytes += record.bytes();
+                    records += 1;
+                    batches.push(&record, &mut last);
+                }
+                Err(error) => failed = std::mem::replace(&mut failed, Ok(())).and_then(|()| self.check(&error)),
+            });
+            failed?;
+            if taken == 0 && (records > 0 || !self.wait(begun, limits.wait, true)) {
                 break;
             }
         }
@@ -261,22 +291,31 @@ impl GroupConsumer {
         Ok(records)
     }
 
-    /// The next record or error; none after a rebalance, or when `wait` is over.
-    fn poll(&self, wait: Duration) -> Option<Result<BorrowedMessage<'_>, KafkaError>> {
-        let begun = Instant::now();
-        loop {
-            let polled = self.consumer.poll(Duration::ZERO);
-            if polled.is_some() || wait.is_zero() || !self.context_events().is_empty() {
-                return polled;
+    /// Serves the client's queue: rebalances and errors, until it is empty or a rebalance happened.
+    fn serve(&self) -> Result<()> {
+        while let Some(polled) = self.consumer.poll(Duration::ZERO) {
+            match polled {
+                Err(error) => self.check(&error)?,
+                // Its partition was forwarded before it was assigned.
+                Ok(_) => return Err(Error::bug("kafka.forwarded", "a record came past the queue of records")),
             }
-            let left = wait.saturating_sub(begun.elapsed());
-            if left.is_zero() {
-                return None;
-            }
-            if let Some(wake) = &self.wake {
-                wake.wait(left);
+            if !self.context_events().is_empty() {
+                break;
             }
         }
+        Ok(())
+    }
+
+    /// Waits for something in the client's queue, or that of records; `false` when `most` has passed since `begun`.
+    fn wait(&self, begun: Instant, most: Duration, for_records: bool) -> bool {
+        let left = most.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return false;
+        }
+        if let Some(wake) = &self.wake {
+            wake.wait(left, for_records);
+        }
+        true
     }
 
     /// Sees to it that each partition has an owner. See [`orphans`](super::orphans).
@@ -466,31 +505,14 @@ impl GroupConsumer {
 
     /// Keeps the membership alive while paused. `true`: a rebalance happened.
     pub fn keep_alive(&self, wait: Duration) -> Result<bool> {
-        if let Some(Err(error)) = self.poll(wait) {
-            self.check(&error)?;
-        }
-        Ok(!self.context_events().is_empty())
-    }
-}
-
-/// The one copy out of the client.
-fn push(batch: &mut Batch, message: &BorrowedMessage<'_>) {
-    let topic = batch.topic_index(message.topic());
-    let mut record = batch.record();
-    record.read_from(topic, message.partition(), message.offset());
-    if let Some(timestamp) = message.timestamp().to_millis() {
-        record.timestamp(timestamp);
-    }
-    if let Some(key) = message.key() {
-        record.key(key);
-    }
-    if let Some(value) = message.payload() {
-        record.value(value);
-    }
-    if let Some(headers) = message.headers() {
-        for header in headers.iter() {
-            record.header(header.key, header.value);
+        let begun = Instant::now();
+        loop {
+            self.serve()?;
+            let happened = !self.context_events().is_empty();
+            // What was on its way when the partitions were paused stays in the queue of records, out of date.
+            if happened || !self.wait(begun, wait, false) {
+                return Ok(happened);
+            }
         }
     }
-    record.finish();
 }

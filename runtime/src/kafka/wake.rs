@@ -12,36 +12,42 @@ use std::time::Duration;
 
 use rdkafka::bindings::{self, rd_kafka_queue_t, rd_kafka_t};
 
-/// A consumer's queue, and the socket that tells when something is in it.
+/// A consumer's queues, its own and that of its records, and the socket that tells when something is in one of them.
 pub(super) struct Wake {
     queue: *mut rd_kafka_queue_t,
+    records: *mut rd_kafka_queue_t,
     told: UnixStream,
     /// Written to by librdkafka, and kept open for it.
     _teller: UnixStream,
 }
 
 impl Wake {
-    /// Has the consumer tell. The client has to outlive this.
-    pub(super) fn of(client: *mut rd_kafka_t) -> io::Result<Self> {
+    /// Has the consumer tell. The client and the queue of records have to outlive this.
+    pub(super) fn of(client: *mut rd_kafka_t, records: *mut rd_kafka_queue_t) -> io::Result<Self> {
         let (told, teller) = UnixStream::pair()?;
         // When nobody has read for long the byte is there already, and librdkafka must not wait.
         teller.set_nonblocking(true)?;
-        // SAFETY: the client is alive, and the payload is copied.
+        // SAFETY: client and queue are alive, and the payload is copied.
         let queue = unsafe {
             let queue = bindings::rd_kafka_queue_get_consumer(client);
             if queue.is_null() {
                 return Err(io::Error::other("the client is no consumer"));
             }
-            bindings::rd_kafka_queue_io_event_enable(queue, teller.as_raw_fd(), b"!".as_ptr().cast(), 1);
+            for queue in [queue, records] {
+                bindings::rd_kafka_queue_io_event_enable(queue, teller.as_raw_fd(), b"!".as_ptr().cast(), 1);
+            }
             queue
         };
-        Ok(Self { queue, told, _teller: teller })
+        Ok(Self { queue, records, told, _teller: teller })
     }
 
-    /// Waits until something is in the queue, at most `timeout`. Ask after the queue was polled, and found empty.
-    pub(super) fn wait(&self, timeout: Duration) {
-        // SAFETY: the queue is held until `drop`.
-        if unsafe { bindings::rd_kafka_queue_length(self.queue) } > 0 {
+    /// Waits until something is in the client's queue or, if they are wanted, in that of the records, at most `timeout`. Ask after they were
+    /// polled, and found empty.
+    pub(super) fn wait(&self, timeout: Duration, for_records: bool) {
+        // SAFETY: the queues are held until `drop`.
+        let (events, records) =
+            unsafe { (bindings::rd_kafka_queue_length(self.queue), bindings::rd_kafka_queue_length(self.records)) };
+        if events > 0 || for_records && records > 0 {
             return;
         }
         // What goes wrong only makes the caller ask the queue sooner than needed.
@@ -54,9 +60,11 @@ impl Wake {
 impl Drop for Wake {
     fn drop(&mut self) {
         // Before the socket is closed: its number may soon be another's.
-        // SAFETY: the queue is ours until it is given back here.
+        // SAFETY: the queue is ours until it is given back here, and that of the records outlives this.
         unsafe {
-            bindings::rd_kafka_queue_io_event_enable(self.queue, -1, ptr::null(), 0);
+            for queue in [self.queue, self.records] {
+                bindings::rd_kafka_queue_io_event_enable(queue, -1, ptr::null(), 0);
+            }
             bindings::rd_kafka_queue_destroy(self.queue);
         }
     }
