@@ -165,10 +165,11 @@ impl MysqlSource {
             if out.is_full() || self.follower.has_rows() {
                 return Ok(false);
             }
-            let paused = self.snapshot_step(out)?;
-            if out.is_full() {
+            let step = self.snapshot_step(out)?;
+            if out.is_full() || step == Step::Full {
                 return Ok(false);
             }
+            let paused = step == Step::Pausing;
             if self.options.snapshot == When::Only && self.snapshot.is_none() {
                 // Nothing else will ever come.
                 if !self.until_idle {
@@ -201,24 +202,20 @@ impl MysqlSource {
         }
     }
 
-    /// Lets the snapshot take its turn; says whether the binlog has to wait for it.
-    fn snapshot_step(&mut self, out: &mut SourceBatch) -> Result<bool> {
-        let Some(snapshot) = &mut self.snapshot else { return Ok(false) };
+    /// Lets the snapshot take its turn.
+    fn snapshot_step(&mut self, out: &mut SourceBatch) -> Result<Step> {
+        let Some(snapshot) = &mut self.snapshot else { return Ok(Step::Done) };
         let before = out.records.len() + out.rejected.len();
         let step = snapshot.step(&self.follower, &mut self.progress, out)?;
         self.meter.add(out.records.len() + out.rejected.len() - before);
         if let Some(line) = self.meter.due(self.progress.left()) {
             tracing::info!(source = self.options.name, "{line}");
         }
-        match step {
-            Step::Pausing => Ok(true),
-            Step::Waiting => Ok(false),
-            Step::Done => {
-                tracing::info!(source = self.options.name, "{}; it is complete", self.meter.end());
-                self.snapshot = None;
-                Ok(false)
-            }
+        if step == Step::Done {
+            tracing::info!(source = self.options.name, "{}; it is complete", self.meter.end());
+            self.snapshot = None;
         }
+        Ok(step)
     }
 
     /// Waits for an event or for rows of the snapshot; while that pauses the binlog, only for these.

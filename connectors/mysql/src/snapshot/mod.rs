@@ -8,17 +8,20 @@ pub(crate) mod describe;
 pub(crate) mod meter;
 pub(crate) mod progress;
 pub(crate) mod reader;
+mod rows;
 pub(crate) mod select;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use sqlx::mysql::MySqlConnection;
 use tokio::task::JoinHandle;
 use trunkline_connector::{Error, Result, SourceBatch};
 
 use self::progress::{Progress, Wanted};
-use self::reader::{Chunk, ChunkRequest, Portion, Reader, Request, Rows, Sent, Whole};
+use self::reader::{Chunk, ChunkRequest, Reader, Request, Rows, Sent, Whole};
+use self::rows::Portion;
 use crate::binlog::follower::Follower;
 use crate::config::SnapshotMode;
 use crate::position::TablePosition;
@@ -49,16 +52,14 @@ pub(crate) struct Snapshot {
 struct Handing {
     chunk: Chunk,
     touched: HashSet<Vec<u8>>,
-    /// Rows handed out or passed over, and how many of them were records and rejections.
-    row: usize,
-    record: usize,
-    rejection: usize,
 }
 
 /// What [`Snapshot::step`] found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// The batch is full of rows, or more of them are about to come: the binlog must wait.
+    /// There are enough rows in the batch.
+    Full,
+    /// More rows are about to come: the binlog must wait.
     Pausing,
     /// The binlog may go on.
     Waiting,
@@ -86,16 +87,16 @@ impl Snapshot {
             if let Some(handing) = self.handing.take() {
                 if let Some(rest) = hand_out(handing, progress, out)? {
                     self.handing = Some(rest);
-                    return Ok(Step::Pausing);
+                    return Ok(Step::Full);
                 }
                 continue;
             }
             match self.ready.take() {
                 Some(Rows::Chunk(chunk)) if is_behind(follower, &chunk) => self.settle(chunk, follower, progress, out),
                 Some(Rows::Whole(mut whole)) if follower.is_between() && *follower.reached() >= whole.at => {
-                    if !self.hand_out_whole(&mut whole, progress, out)? {
+                    if let Some(step) = self.hand_out_whole(&mut whole, progress, out)? {
                         self.ready = Some(Rows::Whole(whole));
-                        return Ok(Step::Pausing);
+                        return Ok(step);
                     }
                 }
                 Some(Rows::Dropped(table)) => {
@@ -123,11 +124,11 @@ impl Snapshot {
                     }
                     let Some(wanted) = progress.next() else { return Ok(Step::Done) };
                     if self.reader.options.snapshot_mode == SnapshotMode::Exact {
-                        self.ask_whole(progress.all());
+                        self.ask_whole(progress.all(), out);
                     } else if wanted.table.key.is_empty() {
-                        self.ask_whole(vec![wanted]);
+                        self.ask_whole(vec![wanted], out);
                     } else {
-                        self.ask(wanted, follower, progress);
+                        self.ask(wanted, None, follower, progress, out);
                     }
                     return Ok(Step::Waiting);
                 }
@@ -135,8 +136,15 @@ impl Snapshot {
         }
     }
 
-    /// Has a chunk of a table read; from now on its changes are recorded.
-    fn ask(&mut self, wanted: Wanted, follower: &Follower, progress: &mut Progress) {
+    /// Has a chunk of a table read; from now on its changes are recorded. `described` is when the table was, if nothing has changed since.
+    fn ask(
+        &mut self,
+        wanted: Wanted,
+        described: Option<Instant>,
+        follower: &Follower,
+        progress: &mut Progress,
+        out: &SourceBatch,
+    ) {
         self.pauses = false;
         progress.record(&wanted.table.full_name());
         if wanted.after.is_none() {
@@ -144,13 +152,14 @@ impl Snapshot {
         }
         let limit = self.limit.clamp(1, self.reader.options.chunk_rows);
         let (position, ended) = (follower.position.clone(), follower.ended.clone());
-        self.start(Request::Chunk(Box::new(ChunkRequest { wanted, position, ended, limit })));
+        let portion = (out.max_bytes, out.max_records);
+        self.start(Request::Chunk(Box::new(ChunkRequest { wanted, position, ended, described, limit, portion })));
     }
 
     /// Has tables read whole, all as of one moment.
-    fn ask_whole(&mut self, tables: Vec<Wanted>) {
+    fn ask_whole(&mut self, tables: Vec<Wanted>, out: &SourceBatch) {
         self.pauses = true;
-        self.start(Request::Whole(tables));
+        self.start(Request::Whole(tables, (out.max_bytes, out.max_records)));
     }
 
     fn start(&mut self, request: Request) {
@@ -179,17 +188,17 @@ impl Snapshot {
         };
         progress.define(&chunk.table);
         out.schemas.push(Arc::clone(&chunk.table.schema));
-        let rows = chunk.rows.marks.len();
-        if let Some(last) = chunk.rows.marks.last()
-            && !chunk.last
-        {
-            let bytes = chunk.rows.records.records.bytes() + chunk.rows.records.rejected.records.bytes();
+        let rows: usize = chunk.portions.iter().map(Portion::rows).sum();
+        let after = chunk.portions.back().and_then(Portion::last);
+        if after.is_some() && !chunk.last {
+            let bytes: usize = chunk.portions.iter().map(Portion::bytes).sum();
             self.limit = (CHUNK_BYTES / (bytes / rows.max(1)).max(1)).clamp(1, self.limit.saturating_mul(4));
-            // The next chunk is read while this one is handed out: until that is over no event is looked at, so that both see the same.
+            // The next chunk is read while this one is handed out: until that is over no event is looked at, so that both see the same. And no
+            // definition has changed since this one was asked for.
             let (table, condition) = (Arc::clone(&chunk.table), chunk.condition.clone());
-            self.ask(Wanted { table, condition, after: Some(last.key.clone()) }, follower, progress);
+            self.ask(Wanted { table, condition, after }, Some(chunk.described), follower, progress, out);
         }
-        self.handing = Some(Handing { chunk, touched, row: 0, record: 0, rejection: 0 });
+        self.handing = Some(Handing { chunk, touched });
     }
 
     /// Notes that a table is not read: its condition cannot be had.
@@ -199,8 +208,13 @@ impl Snapshot {
         progress.set(name, TablePosition::Done, out)
     }
 
-    /// Hands out rows of tables that are read whole; says whether it was all of them.
-    fn hand_out_whole(&self, whole: &mut Whole, progress: &mut Progress, out: &mut SourceBatch) -> Result<bool> {
+    /// Hands out rows of tables that are read whole; how it goes on, unless it was all of them.
+    fn hand_out_whole(
+        &self,
+        whole: &mut Whole,
+        progress: &mut Progress,
+        out: &mut SourceBatch,
+    ) -> Result<Option<Step>> {
         if !whole.told {
             whole.told = true;
             for table in &whole.tables {
@@ -211,21 +225,21 @@ impl Snapshot {
         for (name, why) in whole.refused.drain(..) {
             self.refuse(&name, &why, progress, out)?;
         }
-        while let Some(portion) = &mut whole.portion {
-            if portion.hand_out(out) {
-                whole.portion = None;
+        if let Some(portion) = &mut whole.portion {
+            // No change of a row is before the moment that it is of.
+            if !portion.hand_out(out, &HashSet::new()) {
+                return Ok(Some(Step::Full));
             }
-            if out.is_full() {
-                return Ok(false);
-            }
+            whole.portion = None;
         }
-        if whole.ended {
-            // Those of them that are gone have no more rows either.
-            for name in &whole.names {
-                progress.set(name, TablePosition::Done, out)?;
-            }
+        if !whole.ended {
+            return Ok(Some(if out.is_full() { Step::Full } else { Step::Pausing }));
         }
-        Ok(whole.ended)
+        // Those of them that are gone have no more rows either.
+        for name in &whole.names {
+            progress.set(name, TablePosition::Done, out)?;
+        }
+        Ok(None)
     }
 
     /// Waits for what the binlog is paused for: rows of tables that are read whole.
@@ -239,7 +253,7 @@ impl Snapshot {
         {
             match whole.portions.recv().await {
                 Some(sent) => match sent? {
-                    Sent::Rows(rows) => whole.portion = Some(Portion::new(*rows)),
+                    Sent::Rows(portion) => whole.portion = Some(portion),
                     Sent::Refused(name, why) => whole.refused.push((name, why)),
                 },
                 None => whole.ended = true,
@@ -256,32 +270,21 @@ fn is_behind(follower: &Follower, chunk: &Chunk) -> bool {
 
 /// Hands out rows of a chunk; what is left of it, if anything.
 fn hand_out(mut handing: Handing, progress: &mut Progress, out: &mut SourceBatch) -> Result<Option<Handing>> {
-    let chunk = &handing.chunk;
-    let name = chunk.table.full_name();
-    let first = handing.row;
-    for mark in &chunk.rows.marks[first..] {
-        if out.is_full() {
+    let Handing { chunk, touched } = &mut handing;
+    let mut reached = None;
+    while let Some(portion) = chunk.portions.front_mut() {
+        let whole = portion.hand_out(out, touched);
+        reached = portion.reached().or(reached);
+        if !whole {
             break;
         }
-        let read = &chunk.rows.records;
-        let record =
-            if mark.rejected { read.rejected.records.get(handing.rejection) } else { read.records.get(handing.record) };
-        let is_newest = record.key().is_none_or(|key| !handing.touched.contains(key));
-        match (mark.rejected, is_newest) {
-            (true, true) => out.rejected.push(record, read.rejected.reasons[handing.rejection].clone()),
-            (false, true) => out.records.push_copy(record),
-            (_, false) => {}
-        }
-        handing.rejection += usize::from(mark.rejected);
-        handing.record += usize::from(!mark.rejected);
-        handing.row += 1;
+        chunk.portions.pop_front();
     }
-    let whole = handing.row == chunk.rows.marks.len();
-    if whole && chunk.last {
+    let name = chunk.table.full_name();
+    if chunk.portions.is_empty() && chunk.last {
         progress.set(&name, TablePosition::Done, out)?;
-    } else if handing.row > first {
-        let key = chunk.rows.marks[handing.row - 1].key.clone();
+    } else if let Some(key) = reached {
         progress.advance(&name, key, out)?;
     }
-    Ok((!whole).then_some(handing))
+    Ok((!handing.chunk.portions.is_empty()).then_some(handing))
 }

@@ -10,22 +10,24 @@
 //! **Tables without a key** are read whole, from one consistent snapshot whose place in the binlog is known exactly, because the table is
 //! locked against writers for the moment in which the snapshot is taken. With `snapshot_mode = "exact"` all tables are read so, together.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::mysql::{MySqlConnection, MySqlRow};
-use sqlx::{AssertSqlSafe, Row as _};
+use sqlx::AssertSqlSafe;
+use sqlx::mysql::MySqlConnection;
 use tokio::sync::mpsc;
-use trunkline_connector::{Error, MemoryBudget, Reservation, Result, SourceBatch};
+use trunkline_connector::{Error, MemoryBudget, Reservation, Result};
 
 use super::progress::Wanted;
+use super::rows::{Maker, Portion};
 use super::{describe, select};
 use crate::again::try_condition;
 use crate::charset::Charsets;
 use crate::config::MysqlOptions;
 use crate::connect::{close, execute, is_server_error, query, query_connection, query_error, query_one, server};
-use crate::decode::{Malformed, Value, protocol};
-use crate::emit::{Change, Emitter, Op, Origin, OriginParts};
+use crate::decode::Malformed;
+use crate::emit::{Emitter, Origin, OriginParts};
 use crate::gtid::{Domains, GtidSet};
 use crate::position::{Place, StreamPosition};
 use crate::server::{Gtids, binlog_end};
@@ -37,8 +39,8 @@ const BARRIER_SECONDS: u32 = 30;
 const LOCK_SECONDS: u32 = 3;
 /// No such table, no such column, another definition than a moment ago.
 const CHANGED: [u16; 3] = [1146, 1054, 1412];
-/// Rows of a table without a key that are handed over at once.
-const PORTION: usize = 1024;
+/// How long a table's description is good for, while the binlog tells of no change of definitions: one that was kept out of it has to be seen too.
+const DESCRIBED: Duration = Duration::from_secs(1);
 
 /// What a reader works with.
 pub(crate) struct Reader {
@@ -54,8 +56,8 @@ pub(crate) struct Reader {
 /// What is to be read.
 pub(crate) enum Request {
     Chunk(Box<ChunkRequest>),
-    /// Whole tables, as of one moment.
-    Whole(Vec<Wanted>),
+    /// Whole tables, as of one moment, in portions of so many bytes or rows.
+    Whole(Vec<Wanted>, (usize, usize)),
 }
 
 /// Some rows of a table with a key.
@@ -65,7 +67,11 @@ pub(crate) struct ChunkRequest {
     pub(crate) position: StreamPosition,
     /// The last transaction of this server that was, ends here.
     pub(crate) ended: Place,
+    /// When the table was described, if no definition has changed since.
+    pub(crate) described: Option<Instant>,
+    /// Rows, and bytes and rows of a portion of them.
     pub(crate) limit: usize,
+    pub(crate) portion: (usize, usize),
 }
 
 /// Rows that were read.
@@ -84,7 +90,9 @@ pub(crate) enum Rows {
 pub(crate) struct Chunk {
     pub(crate) table: Arc<Table>,
     pub(crate) condition: Option<String>,
-    pub(crate) rows: ReadRows,
+    /// When the table was described.
+    pub(crate) described: Instant,
+    pub(crate) portions: VecDeque<Portion>,
     /// What the query could see is before this place of the binlog.
     pub(crate) before: Place,
     /// The table has no more rows.
@@ -106,59 +114,16 @@ pub(crate) struct Whole {
     pub(crate) at: Place,
     pub(crate) portions: mpsc::Receiver<Result<Sent>>,
     /// What is being handed out.
-    pub(crate) portion: Option<Portion>,
+    pub(crate) portion: Option<Box<Portion>>,
     /// All portions have come.
     pub(crate) ended: bool,
 }
 
 /// What comes of tables that are read whole.
 pub(crate) enum Sent {
-    Rows(Box<SourceBatch>),
+    Rows(Box<Portion>),
     /// No more of this table: its condition cannot be had; why.
     Refused(String, String),
-}
-
-/// Some rows of tables that are read whole.
-pub(crate) struct Portion {
-    rows: SourceBatch,
-    record: usize,
-    rejection: usize,
-}
-
-impl Portion {
-    pub(crate) fn new(rows: SourceBatch) -> Self {
-        Self { rows, record: 0, rejection: 0 }
-    }
-
-    /// Hands out rows while there is room; says whether it was all of them.
-    pub(crate) fn hand_out(&mut self, out: &mut SourceBatch) -> bool {
-        while !out.is_full() {
-            if self.rejection < self.rows.rejected.len() {
-                let rejected = &self.rows.rejected;
-                out.rejected.push(rejected.records.get(self.rejection), rejected.reasons[self.rejection].clone());
-                self.rejection += 1;
-            } else if self.record < self.rows.records.len() {
-                out.records.push_copy(self.rows.records.get(self.record));
-                self.record += 1;
-            } else {
-                return true;
-            }
-        }
-        self.rejection == self.rows.rejected.len() && self.record == self.rows.records.len()
-    }
-}
-
-/// Records of rows, in order.
-#[derive(Default)]
-pub(crate) struct ReadRows {
-    pub(crate) records: SourceBatch,
-    /// Per row whether it was set aside, and its key.
-    pub(crate) marks: Vec<Mark>,
-}
-
-pub(crate) struct Mark {
-    pub(crate) rejected: bool,
-    pub(crate) key: Vec<String>,
 }
 
 impl Reader {
@@ -178,7 +143,7 @@ impl Reader {
             None => self.connect().await?,
         };
         match request {
-            Request::Whole(tables) => self.whole(tables, connection).await,
+            Request::Whole(tables, portion) => self.whole(tables, portion, connection).await,
             Request::Chunk(request) => {
                 let rows = self.chunk(&request, &mut connection).await?;
                 if self.gtids == Gtids::MariaDb {
@@ -198,8 +163,12 @@ impl Reader {
     async fn chunk(&self, request: &ChunkRequest, connection: &mut MySqlConnection) -> Result<Rows> {
         self.barrier(request, connection).await?;
         let wanted = &request.wanted;
-        let Some(table) = self.describe(&wanted.table, connection).await? else {
-            return Ok(Rows::Dropped(Arc::clone(&wanted.table)));
+        let (table, described) = match request.described.filter(|described| described.elapsed() < DESCRIBED) {
+            Some(described) => (Arc::clone(&wanted.table), described),
+            None => match self.describe(&wanted.table, connection).await? {
+                Some(table) => (table, Instant::now()),
+                None => return Ok(Rows::Dropped(Arc::clone(&wanted.table))),
+            },
         };
         // By name: a column that comes or goes in front of the key moves it.
         if !table.key_names().eq(wanted.table.key_names()) {
@@ -210,33 +179,36 @@ impl Reader {
             ));
         }
         let sql = select::rows(&table, wanted.condition.as_deref(), wanted.after.as_deref(), Some(request.limit));
-        let rows = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *connection).await;
-        if let (Err(error), Some(condition)) = (&rows, &wanted.condition)
-            && let Some(why) = self.refused(&table, condition, error, connection).await?
-        {
-            return Ok(Rows::Refused(table, why));
-        }
-        let rows = match rows {
-            Err(error) if CHANGED.iter().any(|number| is_server_error(&error, *number)) => return Ok(Rows::Changed),
-            rows => rows.map_err(|error| query_error(&self.options, &format!("read {}", table.full_name()), &error))?,
-        };
-        let (before, _) = binlog_end(&self.options, connection).await?;
-        let mut made = self.maker(&table, &request.position.place);
-        for row in &rows {
-            if let Err(error) = made.add(&table, row) {
-                // A column may have got another type since it was described. (Values that could be read nevertheless are not taken either:
-                // the change is in the binlog before `before`.)
+        let mut made = self.maker(&table, &request.position.place, request.portion);
+        match read_rows(&sql, &table, &mut made, connection).await {
+            Ok(()) => {}
+            Err(Unread::Refused(error)) => {
+                if let Some(condition) = &wanted.condition
+                    && let Some(why) = self.refused(&table, condition, &error, connection).await?
+                {
+                    return Ok(Rows::Refused(table, why));
+                }
+                if CHANGED.iter().any(|number| is_server_error(&error, *number)) {
+                    return Ok(Rows::Changed);
+                }
+                return Err(query_error(&self.options, &format!("read {}", table.full_name()), &error));
+            }
+            // A column may have got another type since it was described. (Values that could be read nevertheless are not taken either: the
+            // change is in the binlog before `before`.)
+            Err(Unread::Malformed(error)) => {
                 return match self.describe(&table, connection).await? {
                     Some(now) if now.columns == table.columns => Err(self.malformed(&table, &error)),
                     _ => Ok(Rows::Changed),
                 };
             }
         }
-        let last = rows.len() < request.limit;
+        let (before, _) = binlog_end(&self.options, connection).await?;
+        let last = made.count() < request.limit;
+        let portions = made.finish();
         let mut reservation = self.budget.empty();
-        reservation.resize(made.rows.records.records.bytes() + made.rows.records.rejected.records.bytes());
+        reservation.resize(portions.iter().map(Portion::bytes).sum());
         let condition = wanted.condition.clone();
-        Ok(Rows::Chunk(Chunk { table, condition, rows: made.rows, before, last, _reservation: reservation }))
+        Ok(Rows::Chunk(Chunk { table, condition, described, portions, before, last, _reservation: reservation }))
     }
 
     /// Is an error the condition's fault? If so, what the server says of it.
@@ -369,7 +341,12 @@ impl Reader {
         }
     }
 
-    async fn whole(&self, wanted: Vec<Wanted>, mut connection: MySqlConnection) -> Result<Rows> {
+    async fn whole(
+        &self,
+        wanted: Vec<Wanted>,
+        portion: (usize, usize),
+        mut connection: MySqlConnection,
+    ) -> Result<Rows> {
         let mut refused = Vec::new();
         for Wanted { table, condition, .. } in &wanted {
             if let Some(condition) = condition
@@ -412,7 +389,7 @@ impl Reader {
         for Wanted { table, condition, .. } in wanted {
             let now = described.iter().find(|now| now.database == table.database && now.name == table.name);
             if let Some(now) = now {
-                reading.push((Arc::clone(now), condition, self.maker(now, &whole.at)));
+                reading.push((Arc::clone(now), condition, self.maker(now, &whole.at, portion)));
                 whole.tables.push(Arc::clone(now));
             }
         }
@@ -430,7 +407,7 @@ impl Reader {
         Ok(Rows::Whole(whole))
     }
 
-    fn maker(&self, table: &Table, place: &Place) -> Maker {
+    fn maker(&self, table: &Table, place: &Place, portion: (usize, usize)) -> Maker {
         let now = jiff::Timestamp::now().as_millisecond();
         let parts = OriginParts {
             name: &self.options.name,
@@ -445,8 +422,29 @@ impl Reader {
         };
         let mut emitter = Emitter::new(self.options.tombstones);
         emitter.set_now(now);
-        Maker { emitter, origin: Origin::new(&parts, table), rows: ReadRows::default(), count: 0 }
+        Maker::new(emitter, Origin::new(&parts, table), portion)
     }
+}
+
+/// Why rows could not be read.
+enum Unread {
+    /// By the server, or on the way from it.
+    Refused(sqlx::Error),
+    Malformed(Malformed),
+}
+
+/// Makes records of rows while the server sends more of them.
+async fn read_rows(
+    sql: &str,
+    table: &Table,
+    maker: &mut Maker,
+    connection: &mut MySqlConnection,
+) -> std::result::Result<(), Unread> {
+    let mut rows = sqlx::query(AssertSqlSafe(sql.to_owned())).persistent(false).fetch(connection);
+    while let Some(row) = std::future::poll_fn(|context| rows.as_mut().poll_next(context)).await {
+        maker.add(table, &row.map_err(Unread::Refused)?).map_err(Unread::Malformed)?;
+    }
+    Ok(())
 }
 
 async fn send_portions(
@@ -477,8 +475,8 @@ async fn send_portions(
             })?,
             None => {}
         }
-        if end || maker.rows.marks.len() >= PORTION || maker.rows.records.records.bytes() >= 1 << 20 {
-            let portion = std::mem::take(&mut maker.rows).records;
+        let rest = if end { maker.finish() } else { maker.next_full().into_iter().collect() };
+        for portion in rest {
             if sender.send(Ok(Sent::Rows(Box::new(portion)))).await.is_err() {
                 return Ok(());
             }
@@ -503,40 +501,4 @@ fn blames_the_values(error: &sqlx::Error) -> Option<String> {
     let state = error_of_server.code()?;
     let blamed = !is_change && CLASSES.iter().any(|class| state.starts_with(class));
     blamed.then(|| error_of_server.message().to_owned())
-}
-
-/// Makes records of rows.
-struct Maker {
-    emitter: Emitter,
-    origin: Origin,
-    rows: ReadRows,
-    count: u64,
-}
-
-impl Maker {
-    fn add(&mut self, table: &Table, row: &MySqlRow) -> Result<(), Malformed> {
-        let mut values = Vec::with_capacity(table.columns.len());
-        for (index, column) in table.columns.iter().enumerate() {
-            let raw: Result<Option<&[u8]>, _> = raw_bytes(row, index);
-            values.push(match raw.map_err(|error| Malformed(error.to_string()))? {
-                Some(bytes) => protocol::read(&column.kind, bytes)
-                    .map_err(|error| Malformed(format!("column `{}`: {error}", column.name)))?,
-                None => Value::Null,
-            });
-        }
-        let before = self.rows.records.rejected.len();
-        let change = Change { op: Op::Read, before: None, after: Some(&values), row: self.count };
-        self.emitter.change(&mut self.rows.records, table, &self.origin, change, |_| {})?;
-        let rejected = self.rows.records.rejected.len() > before;
-        let key = if table.key.is_empty() { Vec::new() } else { select::key_literals(table, &values)? };
-        self.rows.marks.push(Mark { rejected, key });
-        self.count += 1;
-        Ok(())
-    }
-}
-
-/// The bytes of a value as they came. sqlx takes a zero date for null; its bytes are there nevertheless.
-fn raw_bytes(row: &MySqlRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
-    let raw = row.try_get_raw(index)?;
-    Ok(<&[u8] as sqlx::Decode<'_, sqlx::MySql>>::decode(raw).ok())
 }

@@ -80,58 +80,48 @@ fn as_number(kind: &Kind, name: &str) -> String {
     }
 }
 
-/// The key of a row as SQL literals.
-pub(crate) fn key_literals(table: &Table, row: &[Value<'_>]) -> Result<Vec<String>, Malformed> {
-    table
-        .key
-        .iter()
-        .map(|index| {
-            let value = row.get(*index).ok_or_else(|| Malformed::new("a row without its key"))?;
-            value_literal(&table.columns[*index].kind, value)
-        })
-        .collect()
-}
-
-fn value_literal(kind: &Kind, value: &Value<'_>) -> Result<String, Malformed> {
-    let quoted = |bytes: Vec<u8>| format!("'{}'", String::from_utf8_lossy(&bytes));
+/// Appends a value of a key as an SQL literal.
+pub(crate) fn write_literal(out: &mut String, kind: &Kind, value: &Value<'_>) -> Result<(), Malformed> {
     let mut text = Vec::new();
-    Ok(match value {
-        Value::Int(number) => number.to_string(),
+    // Writing to a string cannot fail.
+    let _ = match value {
+        Value::Int(number) => write!(out, "{number}"),
         Value::UInt(number) | Value::Bits(number) | Value::EnumIndex(number) | Value::SetBits(number) => {
-            number.to_string()
+            write!(out, "{number}")
         }
         // With an exponent it is a double, without one a decimal; every float is a double.
-        Value::Float(number) => format!("{:e}", f64::from(*number)),
-        Value::Double(number) => format!("{number:e}"),
-        Value::Decimal(digits) => String::from_utf8_lossy(digits).into_owned(),
+        Value::Float(number) => write!(out, "{:e}", f64::from(*number)),
+        Value::Double(number) => write!(out, "{number:e}"),
+        Value::Decimal(digits) => write!(out, "{}", String::from_utf8_lossy(digits)),
         Value::PackedDecimal(packed) => {
             let Kind::Decimal { precision, scale } = kind else {
                 return Err(Malformed::new("a decimal in a column of another type"));
             };
             write_decimal(&mut text, packed, *precision, *scale)?;
-            String::from_utf8_lossy(&text).into_owned()
+            write!(out, "{}", String::from_utf8_lossy(&text))
         }
         Value::Date(date) => {
             write_date(&mut text, *date);
-            quoted(text)
+            write!(out, "'{}'", String::from_utf8_lossy(&text))
         }
         Value::DateTime(time) => {
             write_date(&mut text, time.date);
             text.push(b' ');
             write_clock(&mut text, time, 6);
-            quoted(text)
+            write!(out, "'{}'", String::from_utf8_lossy(&text))
         }
         Value::Time(time) => {
             write_time(&mut text, *time, 6);
-            quoted(text)
+            write!(out, "'{}'", String::from_utf8_lossy(&text))
         }
         Value::Bytes { bytes, .. } => match kind {
-            Kind::Text { charset } => format!("_{} x'{}'", charset.name, hex(bytes)),
-            _ => format!("x'{}'", hex(bytes)),
+            Kind::Text { charset } => write!(out, "_{} x'{}'", charset.name, hex(bytes)),
+            _ => write!(out, "x'{}'", hex(bytes)),
         },
-        Value::Printed(text) => format!("_utf8mb4 x'{}'", hex(text)),
+        Value::Printed(text) => write!(out, "_utf8mb4 x'{}'", hex(text)),
         other => return Err(Malformed(format!("{other:?} in a primary key"))),
-    })
+    };
+    Ok(())
 }
 
 fn hex(bytes: &[u8]) -> String {
