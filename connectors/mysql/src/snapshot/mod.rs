@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use sqlx::mysql::MySqlConnection;
 use tokio::task::JoinHandle;
-use trunkline_connector::{Error, Result, SourceBatch};
+use trunkline_connector::{Error, Result, SourceBatch, failpoint};
 
 use self::progress::{Progress, Wanted};
 use self::reader::{Chunk, ChunkRequest, Portion, Reader, Request, Rows, Sent, Whole};
@@ -278,6 +278,7 @@ fn hand_out(mut handing: Handing, progress: &mut Progress, out: &mut SourceBatch
     }
     let whole = handing.row == chunk.rows.marks.len();
     if whole && chunk.last {
+        failpoint!("mysql.done.before")?;
         progress.set(&name, TablePosition::Done, out)?;
     } else if handing.row > first {
         let key = chunk.rows.marks[handing.row - 1].key.clone();

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Row as _};
 use tokio::sync::mpsc;
-use trunkline_connector::{Error, MemoryBudget, Reservation, Result, SourceBatch};
+use trunkline_connector::{Error, MemoryBudget, Reservation, Result, SourceBatch, failpoint};
 
 use super::progress::Wanted;
 use super::{describe, select};
@@ -209,6 +209,7 @@ impl Reader {
                 format!("the primary key of {name} changed while its rows were read"),
             ));
         }
+        failpoint!("mysql.chunk.before")?;
         let sql = select::rows(&table, wanted.condition.as_deref(), wanted.after.as_deref(), Some(request.limit));
         let rows = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *connection).await;
         if let (Err(error), Some(condition)) = (&rows, &wanted.condition)
@@ -221,6 +222,7 @@ impl Reader {
             rows => rows.map_err(|error| query_error(&self.options, &format!("read {}", table.full_name()), &error))?,
         };
         let (before, _) = binlog_end(&self.options, connection).await?;
+        failpoint!("mysql.chunk.after")?;
         let mut made = self.maker(&table, &request.position.place);
         for row in &rows {
             if let Err(error) = made.add(&table, row) {
