@@ -82,7 +82,7 @@ pub(crate) const FAULTS: &[FaultKind] = &[
         peers::zombie_and_kill,
     ),
     fault("give-away", "a worker dies before it gives up partitions, and is back", ALL, CROSSED, peers::give_away),
-    fault("rebalances", "every second a worker joins, leaves or is killed", LOGS, TOPICS_APACHE, peers::storm),
+    fault("rebalances", "every second a worker joins, leaves or is killed", ALL, TOPICS_APACHE, peers::storm),
     fault("broker-restart", "the broker is stopped and started", ALL, &[], brokers::restart),
     fault("broker-kill", "kill -9 of the broker", ALL, TOPICS_APACHE, brokers::kill),
     fault("lost-replies", "the broker does the work, its reply is lost", ALL, CROSSED, brokers::lost_replies),

@@ -127,7 +127,8 @@ fn check_names(ground: &mut Ground<'_>) {
     let seen = ground.case.path("seen");
     ground.append(LINES);
     let since = Instant::now();
-    let mut worker = ground.case.start_with("a", &[], &[("TRUNKLINE_FAILPOINTS_SEEN", seen.to_str().unwrap())]);
+    // A new one: it makes itself an id.
+    let mut worker = ground.case.start_with("new", &[], &[("TRUNKLINE_FAILPOINTS_SEEN", seen.to_str().unwrap())]);
     ground.recover(since, &mut [&mut worker]);
     let path = ground.plan.path;
     let always = |point: &&Failpoint| is_reachable(point, path) && !matches!(point.reached, Reached::After(_));
