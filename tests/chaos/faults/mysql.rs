@@ -32,11 +32,12 @@ fn again_and_again(ground: &mut Ground<'_>, go: fn(&mut Mysql)) -> Result<(), Sk
             ground.read_again();
         }
         let (moment, gone) = (ground.moment(Duration::from_secs(1)), ground.moment(Duration::from_secs(2)));
+        let mut since = Instant::now();
         let written = ground.tables().write_while(1_000, |server| {
             super::hold(moment);
             away(server, go, gone);
+            since = Instant::now();
         });
-        let since = Instant::now();
         ground.tally.records += written;
         ground.tally.faults += 1;
         if ground.random.below(3) == 0 {
