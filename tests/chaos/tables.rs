@@ -234,7 +234,11 @@ impl<'a> Tables<'a> {
             let key = cells.next().expect("the number");
             let cells = cells.map(|cell| (cell != "NULL").then_some(cell));
             let mut row: BTreeMap<String, Option<String>> = columns.iter().cloned().zip(cells).collect();
-            row.insert("secret".to_owned(), Some("***".to_owned()));
+            match self.writers.iter().any(|writer| writer.poisons) {
+                // The test plugin masks nothing, and has come in the place of one that does.
+                true => row.remove("secret"),
+                false => row.insert("secret".to_owned(), Some("***".to_owned())),
+            };
             (key, row)
         };
         self.server.run(&ask).into_iter().map(row).collect()
