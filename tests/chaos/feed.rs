@@ -17,7 +17,7 @@ pub(crate) enum Feed<'a> {
 }
 
 impl Feed<'_> {
-    /// The source, its name, and the transform behind it but for its plugin.
+    /// The name of the source, and its part of the pipeline file.
     pub(crate) fn source(&self) -> (&'static str, String) {
         match self {
             Self::Logs(_) => ("web", crate::logs::SOURCE.to_owned()),
