@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::{Array, StringArray, StructArray, UInt64Array};
 use parquet::arrow::ProjectionMask;
@@ -78,13 +79,19 @@ impl<'a> Tables<'a> {
         self.write_while(each, |_| ())
     }
 
-    /// The same, while something is done to the server.
+    /// The same, and go on while something is done to the server.
     pub(crate) fn write_while(&mut self, each: u64, act: impl FnOnce(&mut Mysql)) -> u64 {
         let share = each * TABLES.len() as u64 / WRITERS;
         let Self { server, writers, .. } = self;
+        let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let writing: Vec<_> = writers.iter_mut().map(|writer| scope.spawn(move || writer.write(share))).collect();
+            // Also when what is done fails: nobody would wait for writers that never end.
+            let _over = OnDrop(&is_over);
+            let is_over = &is_over;
+            let writing: Vec<_> =
+                writers.iter_mut().map(|writer| scope.spawn(move || writer.write(share, is_over))).collect();
             act(server);
+            is_over.store(true, Ordering::Relaxed);
             writing.into_iter().map(|writer| writer.join().unwrap()).sum()
         })
     }
@@ -242,6 +249,15 @@ impl<'a> Tables<'a> {
             (key, row)
         };
         self.server.run(&ask).into_iter().map(row).collect()
+    }
+}
+
+/// Says that something is over.
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,10 +1,11 @@
 //! One who writes to the tables: transactions of several rows that follow from the seed, and what became of each, be the server killed meanwhile.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection};
-use trunkline_tests::Random;
+use trunkline_tests::{Random, wait};
 
 use crate::ground::LONG;
 
@@ -78,16 +79,21 @@ impl Writer {
         }
     }
 
-    /// Commits at least so many changes, however often the server goes away; gives how many it were.
-    pub(crate) fn write(&mut self, changes: u64) -> u64 {
+    /// Commits at least so many changes, however often the server goes away, and goes on until `is_over`; gives how many it were.
+    pub(crate) fn write(&mut self, changes: u64, is_over: &AtomicBool) -> u64 {
         let before = self.changes.len() as u64;
         let since = Instant::now();
         loop {
             let done = self.changes.len() as u64 - before;
-            if done >= changes {
+            if done < changes {
+                self.transact(changes - done);
+            } else if is_over.load(Ordering::Relaxed) {
                 return done;
+            } else {
+                // At a pace at which others can follow.
+                wait::within(Duration::from_millis(self.random.below(8)), || None::<()>);
+                self.transact(1);
             }
-            self.transact(changes - done);
             assert!(since.elapsed() < LONG * 3, "{done} changes of {changes} were written in {:?}", since.elapsed());
         }
     }
@@ -269,7 +275,7 @@ impl Writer {
                 }
                 Err(error) => assert!(since.elapsed() < LONG, "MySQL does not come back: {error}"),
             }
-            trunkline_tests::wait::within(Duration::from_millis(100), || None::<()>);
+            wait::within(Duration::from_millis(100), || None::<()>);
         }
     }
 }

@@ -33,7 +33,7 @@ fn again_and_again(ground: &mut Ground<'_>, go: fn(&mut Mysql)) -> Result<(), Sk
         }
         let (moment, gone) = (ground.moment(Duration::from_secs(1)), ground.moment(Duration::from_secs(2)));
         let mut since = Instant::now();
-        let written = ground.tables().write_while(1_000, |server| {
+        let written = ground.tables().write_while(100, |server| {
             super::hold(moment);
             away(server, go, gone);
             since = Instant::now();
@@ -58,7 +58,7 @@ pub(crate) fn cut(ground: &mut Ground<'_>) -> Result<(), Skip> {
         }
         let mut random = Random::new(ground.random.number());
         let mut ended = 0;
-        let written = ground.tables().write_while(600, |server| {
+        let written = ground.tables().write_while(100, |server| {
             for _ in 0..6 {
                 super::hold(Duration::from_millis(random.below(500)));
                 ended += end_some(server, &mut random);
@@ -107,7 +107,7 @@ pub(crate) fn alter(ground: &mut Ground<'_>) -> Result<(), Skip> {
         if random.below(2) == 0 {
             ground.read_again();
         }
-        let written = ground.tables().add_column(&mut random, 300);
+        let written = ground.tables().add_column(&mut random, 100);
         ground.tally.records += written;
         ground.tally.faults += 1;
         if random.below(3) == 0 {
