@@ -1,16 +1,17 @@
-//! The ground of one run: a pipeline on its servers, the logs that feed it, and what was counted.
+//! The ground of one run: a pipeline on its servers, what feeds it, and what was counted.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use trunkline_tests::{Case, Exit, LogWriter, Random, Reader, S3, S3Faults, Skip, Worker, wait};
+use trunkline_tests::{Case, Exit, Mysql, Random, Reader, S3, S3Faults, Skip, Worker, wait};
 
 use crate::broker::ChaosBroker;
 use crate::faults::Mounted;
+use crate::feed::Feed;
+use crate::logs::{Logs, check_order};
 use crate::plan::{Broker, Path, Plan};
+use crate::tables::Tables;
 
 /// More than anything that is waited for should take, on a machine that is busy with other things.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
@@ -18,27 +19,8 @@ pub(crate) const LONG: Duration = Duration::from_secs(120);
 /// The same for everything that is to arrive after a fault, while some of it does.
 const MOST_RECOVERY: Duration = Duration::from_secs(600);
 
-/// Lines of the `n`-th log are numbered from `n` times this.
-pub(crate) const LOG: u64 = 1_000_000_000;
-
 /// The most memory that a worker may have resident: its budget of 256 MiB, code, and what plugins and unoptimised code add.
 const MOST_RSS: u64 = 450 << 20;
-
-const SOURCE: &str = r#"
-name = "$NAME"
-
-[sources.web]
-connector = "logfile"
-paths = ["$DIR/logs/*.log*"]
-parser = "combined"
-
-[transforms.clean]
-inputs = ["web"]
-"#;
-
-const MASK: &str = r#"plugin = "mask.wasm"
-config = { fields = ["remote_addr"] }
-"#;
 
 // Files are closed early, so that there are many of them, and many moments in which to be killed.
 const SINK: &str = r#"
@@ -55,7 +37,7 @@ pub(crate) struct Tally {
     pub kills: u64,
     /// Other faults that happened.
     pub faults: u64,
-    /// Lines that were written.
+    /// Lines that were written, or changes of rows.
     pub records: u64,
     /// From the end of each fault until everything written was at the destination.
     pub recoveries: Vec<Duration>,
@@ -94,58 +76,52 @@ pub(crate) struct Ground<'a> {
     pub lake: PathBuf,
     /// All of a bucket, with what is hidden in it.
     pub bucket: PathBuf,
-    /// The logs.
-    pub logs: Vec<LogWriter>,
-    /// Does this line go to the dead letters?
-    pub bad: fn(u64) -> bool,
+    /// What feeds the pipeline.
+    pub feed: Feed<'a>,
     /// The most memory that a worker may have.
     pub most_rss: u64,
     reader: Reader,
-    counted: HashMap<PathBuf, u64>,
 }
 
 impl<'a> Ground<'a> {
-    /// A new one, without a worker. The folder has been made: the broker may lie in it.
+    /// A new one, without a worker. The folder has been made: the broker may lie in it. There is a MySQL for the path that wants one.
     pub(crate) fn new(
         plan: Plan,
-        case: Case,
+        mut case: Case,
         broker: &'a mut ChaosBroker,
         s3: &S3,
+        mysql: Option<&'a mut Mysql>,
         tally: &'a mut Tally,
     ) -> Result<Self, Skip> {
-        let random = Random::new(plan.seed ^ hash(&plan.label()));
-        let mut this = Self {
-            plan,
-            random,
-            tally,
-            broker,
-            store: None,
-            lake: case.path("lake"),
-            bucket: case.path("lake"),
-            logs: Vec::new(),
-            bad: |_| false,
-            most_rss: MOST_RSS,
-            mounted: None,
-            reader: Reader::find()?,
-            counted: HashMap::new(),
-            case,
-        };
-        this.case.set("TRUNKLINE_TOPICS_PARTITIONS", "3");
+        let mut random = Random::new(plan.seed ^ hash(&plan.label()));
+        case.set("TRUNKLINE_TOPICS_PARTITIONS", "3");
         if let Ok(filter) = std::env::var("CHAOS_LOG") {
-            this.case.set("TRUNKLINE_LOG", &filter);
+            case.set("TRUNKLINE_LOG", &filter);
         }
         if plan.short {
             // The least that brokers allow: who takes over from a dead worker waits for this.
-            this.case.set("TRUNKLINE_KAFKA_SESSION_TIMEOUT_MS", "6000");
+            case.set("TRUNKLINE_KAFKA_SESSION_TIMEOUT_MS", "6000");
         }
-        if plan.path == Path::Bucket {
-            let name = this.case.name().to_owned();
-            this.bucket = s3.bucket(&name);
-            this.lake = this.bucket.join("logs");
-            this.store = Some(S3Faults::start(&s3.address()));
+        let (mut store, mut lake, mut bucket) = (None, case.path("lake"), case.path("lake"));
+        if plan.path.ends_in_bucket() {
+            bucket = s3.bucket(case.name());
+            lake = bucket.join("logs");
+            store = Some(S3Faults::start(&s3.address()));
         }
-        this.pipeline(MASK);
-        (0..3).for_each(|_| this.add_log());
+        let feed = match mysql {
+            None => Feed::Logs(Logs::new(case.path("logs"), &mut random)),
+            Some(mysql) => {
+                case.set(Mysql::PASSWORD.0, Mysql::PASSWORD.1);
+                Feed::Tables(Box::new(Tables::new(mysql, plan.times(300, 2_000), &mut random)))
+            }
+        };
+        let reader = Reader::find()?;
+        let mounted = None;
+        let most_rss = MOST_RSS;
+        let mut this = Self { plan, random, tally, broker, mounted, case, store, lake, bucket, feed, most_rss, reader };
+        let masked = this.feed.masked();
+        this.pipeline(&format!("plugin = \"mask.wasm\"\nconfig = {{ fields = [\"{masked}\"] }}\n"));
+        this.begin();
         Ok(this)
     }
 
@@ -162,33 +138,51 @@ impl<'a> Ground<'a> {
                 ),
             ),
         };
-        self.case.pipeline("access", &[SOURCE, plugin, &materialised, SINK, &destination].concat());
+        let (name, source) = self.feed.source();
+        let transform = format!("[transforms.clean]\ninputs = [\"{name}\"]\n");
+        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, SINK, self.feed.of_sink()];
+        self.case.pipeline("chaos", &(parts.concat() + &destination));
     }
 
-    /// One more log, empty.
-    pub(crate) fn add_log(&mut self) {
-        let number = self.logs.len() as u64;
-        let path = self.case.path("logs").join(format!("{number}.log"));
-        self.logs.push(LogWriter::starting_at(path, self.random.number(), number * LOG));
-    }
-
-    /// Appends so many lines to each log.
-    pub(crate) fn append(&mut self, lines: u64) {
-        for log in &mut self.logs {
-            log.append(lines);
-            self.tally.records += lines;
+    /// Has the source of a database note where it begins: from there on each change has to arrive. A log begins where the file does.
+    fn begin(&mut self) {
+        if let Feed::Tables(_) = self.feed {
+            let exit = self.start_with("a", "source.commit.after=kill").wait(LONG);
+            assert_eq!(exit.signal, Some(libc::SIGABRT), "it ended by itself: {}", exit.describe());
+            self.ended(&exit);
         }
     }
 
-    /// Lines written.
-    pub(crate) fn lines(&self) -> u64 {
-        self.logs.iter().map(LogWriter::lines).sum()
+    /// Has the rows of a database read once more, in the midst of all. There is no such thing with logs.
+    pub(crate) fn read_again(&self) {
+        if let Feed::Tables(_) = self.feed {
+            let source = format!("{}.shop", self.case.name());
+            let exit = self.case.run_verb("snapshot", &[&source], &["--tables", "shop.*"], LONG);
+            // Then the first time is still to come.
+            let too_early = exit.stderr.contains("a snapshot has read none yet");
+            assert!(exit.code == Some(0) || too_early, "{}", exit.describe());
+        }
     }
 
-    /// Lines that end in the dead letters.
-    pub(crate) fn dead(&self) -> u64 {
-        let logs = self.logs.iter().enumerate();
-        logs.map(|(n, log)| (0..log.lines()).filter(|line| (self.bad)(n as u64 * LOG + line)).count() as u64).sum()
+    /// Appends so many lines to each log, or changes so many rows for each table.
+    pub(crate) fn append(&mut self, each: u64) {
+        self.tally.records += self.feed.append(each);
+    }
+
+    /// The logs, on a path that begins with some.
+    pub(crate) fn logs(&mut self) -> &mut Logs {
+        match &mut self.feed {
+            Feed::Logs(logs) => logs,
+            Feed::Tables(_) => panic!("a path that begins with logs"),
+        }
+    }
+
+    /// The tables, on a path that begins with some.
+    pub(crate) fn tables(&mut self) -> &mut Tables<'a> {
+        match &mut self.feed {
+            Feed::Tables(tables) => tables,
+            Feed::Logs(_) => panic!("a path that begins with tables"),
+        }
     }
 
     /// A seeded moment below `limit`.
@@ -236,39 +230,19 @@ impl<'a> Ground<'a> {
         assert!(used <= most, "memory: {used} MiB resident, at most {most} expected: {}", exit.describe());
     }
 
-    /// Rows in published objects, by their footers: how far things are. What they are is for the independent reader to say.
-    pub(crate) fn rows(&mut self) -> u64 {
-        let mut folders = vec![self.lake.clone()];
-        let mut rows = 0;
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-                if name.starts_with('.') {
-                    continue;
-                }
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    folders.push(path);
-                } else if name.ends_with(".parquet") {
-                    rows += self.counted.get(&path).copied().unwrap_or_else(|| {
-                        // Unreadable: a server that is still writing it. It counts at the next look.
-                        let Some(rows) = footer_rows(&path) else { return 0 };
-                        self.counted.insert(path, rows);
-                        rows
-                    });
-                }
-            }
-        }
-        rows
+    /// Is everything at the destination that was written?
+    pub(crate) fn is_all_there(&mut self) -> bool {
+        self.feed.arrived(&self.lake) == self.feed.expected()
     }
 
     /// Waits until everything that was written is at the destination, and notes how long after `since` that was.
     pub(crate) fn recover(&mut self, since: Instant, workers: &mut [&mut Worker]) {
-        let expected = self.lines() - self.dead();
+        let expected = self.feed.expected();
         let mut progress = (0, Instant::now());
         // A slow machine is no failure as long as something arrives.
         let arrived = wait::within(MOST_RECOVERY, || {
-            let rows = self.rows();
-            assert!(rows <= expected, "{rows} rows of {expected} lines: some came twice");
+            let rows = self.feed.arrived(&self.lake);
+            assert!(rows <= expected, "{rows} rows of {expected} that were written: some came twice");
             if rows > progress.0 {
                 progress = (rows, Instant::now());
             }
@@ -279,7 +253,9 @@ impl<'a> Ground<'a> {
             let said = workers.iter().map(|worker| worker.stderr()).map(|text| last_lines(&text, 20));
             let said = said.collect::<Vec<_>>().join("\n---\n");
             let (rows, still) = (progress.0, progress.1.elapsed());
-            panic!("there are {rows} rows of {expected} lines, and none came for {still:?}; the workers said:\n{said}");
+            panic!(
+                "there are {rows} rows of {expected} that were written, and none came for {still:?}; the workers said:\n{said}"
+            );
         }
         self.tally.recoveries.push(since.elapsed());
         for worker in workers {
@@ -293,33 +269,24 @@ impl<'a> Ground<'a> {
         let exit = self.case.start("a", &["--until-idle", "--json"]).wait(limit);
         assert_eq!(exit.code, Some(0), "{}", exit.describe());
         self.ended(&exit);
-        let (lines, dead) = (self.lines(), self.dead());
 
-        let summary = exit.summary();
         let name = self.case.name().to_owned();
+        let client = self.broker.client();
+        let dead = self.feed.check_dead(client, &format!("{name}.dead-letters"));
+        let records = self.feed.check_topics(client, &name);
+        let summary = exit.summary();
         let of = |component: &str| {
             let counters = summary.of(&name, component);
             (counters.input, counters.output, counters.dead_lettered)
         };
-        assert_eq!(of("web"), (lines, lines, 0), "web: in, out, dead-lettered");
-        assert_eq!(of("clean"), (lines, lines - dead, dead), "clean: in, out, dead-lettered");
-        assert_eq!(of("lake"), (lines - dead, lines - dead, 0), "lake: in, out, dead-lettered");
-
-        let found = self.reader.read_in_order(&self.lake, "path", &["bytes"]);
-        assert_eq!(
-            (found.rows, found.distinct),
-            (lines - dead, Some(lines - dead)),
-            "rows and different lines in the lake, of {lines} written, {dead} of them dead letters"
-        );
-        let bytes: i64 = self.logs.iter().map(LogWriter::bytes).sum();
-        assert!(dead > 0 || found.sums["bytes"] == bytes, "bytes: {} and not {bytes}", found.sums["bytes"]);
-        assert!(found.disordered.is_empty(), "out of order (I5): {:?}", found.disordered);
-
-        self.check_topic(&format!("{name}.web"), lines);
+        let source = self.feed.source().0;
+        assert_eq!(of(source), (records, records, 0), "{source}: in, out, dead-lettered");
+        assert_eq!(of("clean"), (records, records - dead, dead), "clean: in, out, dead-lettered");
+        assert_eq!(of("lake"), (records - dead, records - dead, 0), "lake: in, out, dead-lettered");
         if self.plan.path == Path::Topics {
-            self.check_topic(&format!("{name}.clean"), lines - dead);
+            assert_eq!(check_order(client, &format!("{name}.clean")), records - dead, "records behind the transform");
         }
-        assert_eq!(self.broker.client().count(&format!("{name}.dead-letters")), dead, "dead letters");
+        self.feed.check_lake(&self.reader, &self.lake, records - dead);
         // One that was killed and never came back left in its scratch folder what it was writing: coming back clears it away.
         for worker in self.killed_for_good() {
             let exit = self.case.start(&worker, &["--until-idle"]).wait(limit);
@@ -331,19 +298,6 @@ impl<'a> Ground<'a> {
         if self.plan.broker == Broker::Embedded {
             self.broker.stop();
         }
-    }
-
-    /// Each line once, and the lines of each log in their order.
-    fn check_topic(&self, topic: &str, lines: u64) {
-        let (mut count, mut last) = (0, BTreeMap::new());
-        for record in self.broker.client().read(topic) {
-            let value = record.json();
-            let number: u64 = value["path"].as_str().unwrap().rsplit('/').next().unwrap().parse().unwrap();
-            let before = last.insert((record.partition, number / LOG), number);
-            assert!(before.is_none_or(|before| before < number), "{topic}: {number} after {before:?} (I5)");
-            count += 1;
-        }
-        assert_eq!(count, lines, "records in {topic}");
     }
 
     /// Workers whose scratch folders hold files.
@@ -389,11 +343,6 @@ fn wake(worker: &mut Worker) {
 pub(crate) fn last_lines(text: &str, count: usize) -> String {
     let lines = text.lines().collect::<Vec<_>>();
     lines[lines.len().saturating_sub(count)..].join("\n")
-}
-
-fn footer_rows(path: &std::path::Path) -> Option<u64> {
-    let reader = SerializedFileReader::new(File::open(path).ok()?).ok()?;
-    u64::try_from(reader.metadata().file_metadata().num_rows()).ok()
 }
 
 /// FNV-1a: the same label is the same chance on every machine.

@@ -1,7 +1,8 @@
 //! Breaks pipelines on purpose, and counts at the destination what came of it: `tests/chaos/run` builds and runs this.
 //!
 //! * `faults` is the list of what can break; a file for each kind.
-//! * `ground` is one pipeline with its servers and logs, and what is checked when all is over.
+//! * `ground` is one pipeline with its servers, and what is checked when all is over.
+//! * `feed` is what feeds it: `logs`, or `tables` that `writer`s change.
 //! * `plan` is the command line and what it chooses; `table` is how it ends.
 
 // A harness has one way to report a failure, a panic with the reason.
@@ -9,9 +10,13 @@
 
 mod broker;
 mod faults;
+mod feed;
 mod ground;
+mod logs;
 mod plan;
 mod table;
+mod tables;
+mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -20,9 +25,9 @@ use std::time::Instant;
 
 use broker::{Apache, ChaosBroker, Embedded};
 use ground::{Ground, Tally};
-use plan::{Arguments, Broker, Plan, Queue};
+use plan::{Arguments, Broker, Path, Plan, Queue};
 use table::Table;
-use trunkline_tests::{Case, KafkaClient, S3, Skip};
+use trunkline_tests::{Case, KafkaClient, Mysql, S3, Skip};
 
 const USAGE: &str = "usage: tests/chaos/run [--seed N] [--minutes M | --short] [--only FAULT[/PATH[/BROKER]]] [--list]";
 
@@ -71,6 +76,7 @@ fn main() -> ExitCode {
 struct Servers {
     apache: Option<ChaosBroker>,
     s3: Option<S3>,
+    mysql: Option<Mysql>,
 }
 
 fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
@@ -83,7 +89,7 @@ fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
     match outcome {
         Ok(Ok(())) => {
             println!(
-                "{label:<36} seed {:<6} ok, {seconds:.0} s, {} kills, {} lines",
+                "{label:<36} seed {:<6} ok, {seconds:.0} s, {} kills, {} records",
                 plan.seed, tally.kills, tally.records
             );
             table.add(plan, &tally, true);
@@ -98,6 +104,7 @@ fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
             table.add(plan, &tally, false);
             // Whatever state it is in, the next run is to have a new one.
             servers.apache = None;
+            servers.mysql = None;
         }
     }
 }
@@ -106,6 +113,11 @@ fn attempt(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), 
     let s3 = match &mut servers.s3 {
         Some(s3) => s3,
         none => none.insert(S3::start()?),
+    };
+    let mysql = match (plan.path, &mut servers.mysql) {
+        (Path::Bucket | Path::Topics, _) => None,
+        (Path::Tables, Some(mysql)) => Some(mysql),
+        (Path::Tables, none) => Some(none.insert(Mysql::start()?)),
     };
     let mut own;
     let (case, broker) = match plan.broker {
@@ -126,7 +138,7 @@ fn attempt(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), 
             (case, apache)
         }
     };
-    let mut ground = Ground::new(*plan, case, broker, s3, tally)?;
+    let mut ground = Ground::new(*plan, case, broker, s3, mysql, tally)?;
     (plan.fault.run)(&mut ground)?;
     ground.finish();
     Ok(())

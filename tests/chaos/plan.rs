@@ -13,6 +13,15 @@ pub(crate) enum Path {
     Bucket,
     /// Log files → topic → materialised transform → topic → Parquet in a directory.
     Topics,
+    /// Tables of MySQL → a topic for each → plugin in the sink → Parquet in S3.
+    Tables,
+}
+
+impl Path {
+    /// Does it end in S3?
+    pub(crate) fn ends_in_bucket(self) -> bool {
+        self != Self::Topics
+    }
 }
 
 /// The Kafka that it runs on.
@@ -29,6 +38,7 @@ impl fmt::Display for Path {
         f.write_str(match self {
             Self::Bucket => "bucket",
             Self::Topics => "topics",
+            Self::Tables => "tables",
         })
     }
 }
@@ -112,7 +122,7 @@ impl Arguments {
     pub(crate) fn round(&self, round: u64) -> Vec<Plan> {
         let mut plans = Vec::new();
         for broker in [Broker::Embedded, Broker::Apache] {
-            for path in [Path::Bucket, Path::Topics] {
+            for path in [Path::Bucket, Path::Topics, Path::Tables] {
                 for fault in FAULTS {
                     let plan = Plan { fault, path, broker, seed: self.seed + round, short: self.short };
                     let asked = self.only.as_ref().map_or_else(

@@ -1,7 +1,7 @@
 """What is in the Parquet files under a directory, told by two independent readers: one JSON object on stdout.
 
     read_parquet.py DIR [--key COLUMN[,COLUMN..]] [--sum COLUMN[,COLUMN..]] [--values COLUMN]
-                         [--access-log FILE [FILE ..]] [--order COLUMN]
+                         [--access-log FILE [FILE ..]] [--order COLUMN] [--fold KEY VERSION]
 
 pyarrow opens each file on its own (so a truncated or half-written one is an error, not a smaller count); DuckDB then reads all of them
 as one table, with Hive partitions and columns united by name. Both must agree on the number of rows. Hidden files and folders are
@@ -12,6 +12,9 @@ skipped: that is where sinks keep what is not published yet.
 
 With --order COLUMN the files of each topic partition are put in the order of their offsets (both are in their metadata), and the numbers at
 the end of the column's texts must rise from row to row, for each billion of them apart: `disordered` has up to ten places where they do not.
+With --fold the rows are change events (`op`, `before`, `after`), and KEY and VERSION columns of their rows, both numbers. They are folded in the order of
+the offsets: `folded` is what they come to, `{table: {key: {column: text or null}}}`, `changes` has `[table, op, key, version]` of every change (of what a
+snapshot read nothing; of a deletion the version that was deleted), and `disordered` up to ten that do not begin where the one before ended.
 `distinct` counts different values of the key columns; `values` has up to ten of the column given. With --access-log each line of those combined access logs is parsed here,
 by a regular expression of this script, and compared with the rows as a multiset of (timestamp, method, path, protocol, status, bytes,
 referer, user_agent): `missing` and `extra` are the differences, at most ten each, with their totals in `missing_total` and `extra_total`;
@@ -86,21 +89,28 @@ def compared(row):
     return (int(when.timestamp()), *words, int(row["status"]), int(row["bytes"] or 0), *tail)
 
 
-def disordered(files, column):
-    """Where the numbers at the end of a column's texts do not rise, in the order of the topic's offsets."""
-    of = collections.defaultdict(list)
+def in_order(files):
+    """The files of each topic partition in the order of their offsets; and where those overlap."""
+    of, found = collections.defaultdict(list), []
     for path in files:
         with pyarrow.parquet.ParquetFile(path) as file:
             metadata = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
         partition = metadata["trunkline.topic"], int(metadata["trunkline.partition"])
         of[partition].append((int(metadata["trunkline.first_offset"]), int(metadata["trunkline.last_offset"]), path))
-    found = []
-    for partition, members in of.items():
-        last, end = {}, -1
-        for first_offset, last_offset, path in sorted(members):
-            if first_offset <= end:
-                found.append(f"{path} begins at offset {first_offset}, but the file before it ends at {end}")
-            end = last_offset
+    for members in of.values():
+        members.sort()
+        for (_, end, _), (first, _, path) in zip(members, members[1:]):
+            if first <= end:
+                found.append(f"{path} begins at offset {first}, but the file before it ends at {end}")
+    return {partition: [path for _, _, path in members] for partition, members in of.items()}, found
+
+
+def disordered(files, column):
+    """Where the numbers at the end of a column's texts do not rise, in the order of the topic's offsets."""
+    partitions, found = in_order(files)
+    for paths in partitions.values():
+        last = {}
+        for path in paths:
             with pyarrow.parquet.ParquetFile(path) as file:
                 texts = file.read(columns=[column]).column(0).to_pylist()
             for text in texts:
@@ -112,6 +122,46 @@ def disordered(files, column):
     return found
 
 
+def shown(value):
+    if isinstance(value, datetime.datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S.%f")
+    return None if value is None else str(value)
+
+
+def fold(files, key, version):
+    """The tables that change events come to, the changes, and where one does not follow from the one before it."""
+    partitions, found = in_order(files)
+    tables, changes = collections.defaultdict(dict), []
+    known = lambda row: {name: value for name, value in row.items() if value is not None}
+    for (topic, _), paths in sorted(partitions.items()):
+        name = topic.rsplit(".", 1)[1]
+        rows = tables[name]
+        for path in paths:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                events = file.read(columns=["op", "before", "after"]).to_pylist()
+            for event in events:
+                op, before, after = event["op"], event["before"], event["after"]
+                row = before if op == "d" else after
+                was = rows.get(row[key])
+                # A row may change before a snapshot comes to it: then nothing is known of it.
+                if op == "c":
+                    right = was is None
+                elif op == "r":
+                    right = was is None or known(was) == known(after)
+                else:
+                    right = was is None or was[version] == before[version]
+                if not right:
+                    found.append(f"{op} of {name} {row[key]} in {path}: it was {was}, the event has {before} and {after}")
+                if op == "d":
+                    rows.pop(row[key], None)
+                else:
+                    rows[row[key]] = after
+                if op != "r":
+                    changes.append([name, op, row[key], row[version]])
+    texts = {name: {key: {column: shown(value) for column, value in row.items()} for key, row in rows.items()} for name, rows in tables.items()}
+    return texts, changes, found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir")
@@ -120,6 +170,7 @@ def main():
     parser.add_argument("--values", default="")
     parser.add_argument("--access-log", nargs="+", default=[])
     parser.add_argument("--order", default="")
+    parser.add_argument("--fold", nargs=2, default=[])
     args = parser.parse_args()
 
     files = list(parquet_files(args.dir))
@@ -178,6 +229,9 @@ def main():
         )
     if args.order:
         result["disordered"] = disordered(files, args.order)[:10]
+    if args.fold:
+        result["folded"], result["changes"], found = fold(files, *args.fold)
+        result["disordered"] = found[:10]
     print(json.dumps(result))
 
 

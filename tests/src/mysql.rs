@@ -55,6 +55,11 @@ impl Mysql {
 
     /// Runs statements; gives the lines that they print, columns separated by tabs.
     pub fn run(&self, statements: &str) -> Vec<String> {
+        self.try_run(statements).unwrap_or_else(|error| panic!("{error}\n{statements}"))
+    }
+
+    /// The same; the error is what the client says of the first statement that fails, and ends them.
+    pub fn try_run(&self, statements: &str) -> Result<Vec<String>, String> {
         let mut client = Command::new(repository().join("tests/services").join(self.script))
             .args(["client", &self.server.port().to_string()])
             .arg(self.server.directory())
@@ -64,10 +69,13 @@ impl Mysql {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        client.stdin.take().unwrap().write_all(statements.as_bytes()).unwrap();
+        // A client that has met an error reads no more.
+        let _ = client.stdin.take().unwrap().write_all(statements.as_bytes());
         let output = client.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}\n{statements}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
     }
 
     /// A crash.

@@ -49,6 +49,12 @@ pub struct Found {
     /// Where rows of a partition do not come in its order, if that was asked.
     #[serde(default)]
     pub disordered: Vec<String>,
+    /// Changes (table, what was done, key, version), if they were folded.
+    #[serde(default)]
+    pub changes: Vec<(String, String, u64, u64)>,
+    /// What they come to: the rows of each table by key, each a text by column.
+    #[serde(default)]
+    pub folded: BTreeMap<String, BTreeMap<String, BTreeMap<String, Option<String>>>>,
 }
 
 impl Reader {
@@ -80,6 +86,11 @@ impl Reader {
     /// The same, with a look at the order of rows: the numbers at the end of `column` must rise within each partition.
     pub fn read_in_order(&self, folder: &Path, column: &str, sums: &[&str]) -> Found {
         self.run(folder, &["--key", column, "--sum", &sums.join(","), "--order", column], &[])
+    }
+
+    /// The same of change events, folded row by row: `key` and `version` are columns of their rows.
+    pub fn fold(&self, folder: &Path, key: &str, version: &str) -> Found {
+        self.run(folder, &["--fold", key, version], &[])
     }
 
     /// The same, with some values of a column.

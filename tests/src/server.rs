@@ -122,7 +122,8 @@ fn runs(pid: u32) -> bool {
 /// outgoing connections: none of those can come in between now and the server's start.
 pub(crate) fn free_ports(pairs: u16) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = std::process::id() as u16 % 5_000;
+    // Far apart for processes that follow each other: a port that is free now is still free when the other one's server takes seconds to start.
+    let start = (std::process::id().wrapping_mul(0x9E37_79B9) >> 16) as u16 % 5_000;
     for _ in 0..5_000 {
         let step = NEXT.fetch_add(pairs, Ordering::Relaxed);
         let port = 20_000 + (start.wrapping_add(step) % 5_000) * 2;

@@ -215,6 +215,58 @@ duckdb.sql(r"""
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Writes a Parquet file of change events, of which each is (op, before, after) of a row's version, as a sink does from these offsets on.
+fn write_changes(folder: &Path, first: usize, events: &[(&str, Option<u64>, Option<u64>)]) {
+    let row = |version: &Option<u64>| {
+        version.map_or("None".to_owned(), |version| format!("{{'n': 7, 'version': {version}}}"))
+    };
+    let events: Vec<_> = events
+        .iter()
+        .map(|(op, before, after)| format!("{{'op': '{op}', 'before': {}, 'after': {}}}", row(before), row(after)))
+        .collect();
+    let last = first + events.len() - 1;
+    let script = format!(
+        "import pyarrow as pa, pyarrow.parquet as pq\n\
+         row = pa.struct([('n', pa.uint64()), ('version', pa.uint64())])\n\
+         schema = pa.schema([('op', pa.string()), ('before', row), ('after', row)], metadata={{'trunkline.topic': 'p.shop.orders', \
+         'trunkline.partition': '0', 'trunkline.first_offset': '{first}', 'trunkline.last_offset': '{last}'}})\n\
+         pq.write_table(pa.Table.from_pylist([{}], schema=schema), r'{}/{first}.parquet')",
+        events.join(", "),
+        folder.display()
+    );
+    let python = Command::new(trunkline_tests::repository().join("tests/services/reader")).output().unwrap();
+    let python = String::from_utf8(python.stdout).unwrap();
+    let output = Command::new(python.trim()).args(["-c", &script]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_reader_folds_changes_and_sees_where_one_is_missing() {
+    let reader = need!(Reader::find());
+    let folder = tempfile::tempdir().unwrap();
+    let lake = folder.path();
+    write_changes(lake, 10, &[("u", Some(2), Some(3)), ("r", None, Some(3))]);
+    write_changes(lake, 0, &[("r", None, Some(1)), ("u", Some(1), Some(2))]);
+    let found = reader.fold(lake, "n", "version");
+    assert_eq!((found.rows, found.disordered.len()), (4, 0), "{:?}", found.disordered);
+    assert_eq!(found.folded["orders"]["7"]["version"].as_deref(), Some("3"));
+    let orders = |op: &str, version| ("orders".to_owned(), op.to_owned(), 7, version);
+    assert_eq!(found.changes, [orders("u", 2), orders("u", 3)]);
+
+    write_changes(lake, 20, &[("d", Some(3), None)]);
+    let gone = reader.fold(lake, "n", "version");
+    assert!(gone.folded["orders"].is_empty() && gone.disordered.is_empty(), "{gone:?}");
+
+    // A change that was lost, one that came twice, a row of a snapshot that is older than a change, and files that overlap.
+    for wrong in [("u", Some(4), Some(5)), ("d", Some(2), None), ("c", None, Some(9)), ("r", None, Some(2))] {
+        write_changes(lake, 20, &[wrong]);
+        assert_eq!(reader.fold(lake, "n", "version").disordered.len(), 1, "{wrong:?}");
+    }
+    write_changes(lake, 20, &[("d", Some(3), None)]);
+    write_changes(lake, 11, &[("c", None, Some(4))]);
+    assert!(!reader.fold(lake, "n", "version").disordered.is_empty());
+}
+
 #[test]
 fn the_reader_counts_and_compares() {
     let reader = need!(Reader::find());

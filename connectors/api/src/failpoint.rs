@@ -33,6 +33,10 @@ pub enum Reached {
     Directory,
     /// A materialised transform.
     Transform,
+    /// A source that follows a database.
+    Database,
+    /// Such a source while it reads the rows that are there.
+    Snapshot,
     /// Recovery from a death at this other failpoint.
     After(&'static str),
     /// Partitions that move from one worker to another in the middle of a transaction.
@@ -50,6 +54,12 @@ pub const FAILPOINTS: &[Failpoint] = &[
     at("producer.init.before", Reached::Always),
     at("producer.init.after", Reached::Always),
     at("source.claim.after", Reached::Always),
+    at("mysql.begin.after", Reached::Database),
+    at("mysql.binlog.after", Reached::Database),
+    at("mysql.chunk.before", Reached::Snapshot),
+    at("mysql.chunk.after", Reached::Snapshot),
+    at("mysql.done.before", Reached::Snapshot),
+    at("mysql.rows.before", Reached::Database),
     at("source.produce.before", Reached::Always),
     at("source.produce.after", Reached::Always),
     at("source.checkpoint.before", Reached::Always),

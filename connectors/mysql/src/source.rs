@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use sqlx::mysql::MySqlConnection;
-use trunkline_connector::{Error, Fill, Result, Source, SourceBatch, SourceContext, SourceProgress};
+use trunkline_connector::{Error, Fill, Result, Source, SourceBatch, SourceContext, SourceProgress, failpoint};
 
 use crate::binlog::event::Event;
 use crate::binlog::follower::Follower;
@@ -80,6 +80,7 @@ impl MysqlSource {
             Some(_) => None,
             None => Some(beginning(&options, &mut queries, server.gtids).await?),
         };
+        failpoint!("mysql.begin.after")?;
         let mut known = describe::tables(&options, &mut queries, &server.charsets, None).await?;
         if known.is_empty() {
             tracing::warn!(
@@ -117,6 +118,7 @@ impl MysqlSource {
         progress.plan(options.snapshot != When::Never);
         let identity = Identity::new(&context.task, options.server_id);
         let binlog = Binlog::open(&options, &identity, &position).await?;
+        failpoint!("mysql.binlog.after")?;
         let (end, _) = binlog_end(&options, &mut queries).await?;
         let reader = Reader {
             options: Arc::clone(&options),
@@ -160,6 +162,7 @@ impl MysqlSource {
         self.follower.emitter.set_now(jiff::Timestamp::now().as_millisecond());
         loop {
             if self.follower.has_rows() {
+                failpoint!("mysql.rows.before")?;
                 self.follower.hand_out(out, &mut self.progress)?;
             }
             if out.is_full() || self.follower.has_rows() {

@@ -13,6 +13,9 @@ const LONGEST_LIFE: Duration = Duration::from_secs(4);
 pub(crate) fn at_random(ground: &mut Ground<'_>) -> Result<(), Skip> {
     for _ in 0..ground.plan.times(5, 20) {
         ground.append(500);
+        if ground.random.below(3) == 0 {
+            ground.read_again();
+        }
         let life = ground.moment(LONGEST_LIFE);
         let worker = ground.start("a");
         super::hold(life);

@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use trunkline_connector::failpoint::FAILPOINTS;
-use trunkline_tests::{Fault, Skip, Window, Worker};
+use trunkline_tests::{Fault, Mysql, Random, Skip, Window, Worker};
 
 use super::steps::is_reachable;
 use crate::ground::Ground;
+use crate::plan::Path;
 
 /// Breaks something each second or two without waiting for what was broken before, then lets everything be well, and waits.
 pub(crate) fn run(ground: &mut Ground<'_>) -> Result<(), Skip> {
@@ -20,7 +21,7 @@ pub(crate) fn run(ground: &mut Ground<'_>) -> Result<(), Skip> {
         ground.append(100);
         bury(ground, &mut first);
         bury(ground, &mut second);
-        match ground.random.below(9) {
+        match ground.random.below(if path == Path::Tables { 12 } else { 9 }) {
             0 => {
                 ground.broker.kill9();
                 ground.tally.kills += 1;
@@ -67,9 +68,22 @@ pub(crate) fn run(ground: &mut Ground<'_>) -> Result<(), Skip> {
                     };
                 }
             }
-            _ => {
+            8 => {
                 let api = ["Produce", "EndTxn", "TxnOffsetCommit"][ground.random.below(3) as usize];
                 ground.broker.drop_reply(api, 1 + ground.random.below(3));
+            }
+            9 => ground.read_again(),
+            10 => {
+                let mut random = Random::new(ground.random.number());
+                let written = ground.tables().write_while(100, |server| {
+                    super::mysql::end_some(server, &mut random);
+                });
+                ground.tally.records += written;
+            }
+            _ => {
+                let gone = ground.moment(Duration::from_secs(1));
+                let written = ground.tables().write_while(100, |server| super::mysql::away(server, Mysql::kill9, gone));
+                ground.tally.records += written;
             }
         }
         ground.tally.faults += 1;
@@ -87,19 +101,18 @@ pub(crate) fn run(ground: &mut Ground<'_>) -> Result<(), Skip> {
     let mut worker = first.unwrap_or_else(|| ground.start("a"));
     // Its failpoint may still lie ahead.
     loop {
-        let before = ground.lines();
         super::hold(Duration::from_secs(2));
         let mut slot = Some(worker);
         bury(ground, &mut slot);
         match slot {
-            Some(same) if ground.rows() == before => {
+            Some(same) if ground.is_all_there() => {
                 worker = same;
                 break;
             }
             Some(same) => worker = same,
             None => worker = ground.start("a"),
         }
-        assert!(since.elapsed() < crate::ground::LONG, "not all is there: {}\n{}", ground.rows(), worker.stderr());
+        assert!(since.elapsed() < crate::ground::LONG, "not all is there:\n{}", worker.stderr());
     }
     let mut workers: Vec<&mut Worker> = vec![&mut worker];
     workers.extend(second.as_mut());

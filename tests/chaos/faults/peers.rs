@@ -9,7 +9,7 @@ use super::steps::is_reachable;
 use crate::ground::{Ground, LONG};
 
 /// Where a worker that hangs does the most harm when it wakes: with something in its hands.
-const WORTHWHILE: [&str; 4] = ["source.", "transform.", "sink.", "producer."];
+const WORTHWHILE: [&str; 5] = ["source.", "mysql.", "transform.", "sink.", "producer."];
 
 /// How long a step lets itself be waited for; then the worker is stopped wherever it is.
 const COMES_ROUND: Duration = Duration::from_secs(8);
@@ -29,6 +29,9 @@ fn step(ground: &mut Ground<'_>) -> (&'static str, u64) {
 
 /// Starts a worker and writes lines until it stops at a step; if it does not get there, stops it wherever it is.
 fn start_and_stop(ground: &mut Ground<'_>, worker: &str, (step, nth): (&str, u64)) -> Worker {
+    if step.starts_with("mysql.") {
+        ground.read_again();
+    }
     let mut zombie = ground.start_with(worker, &format!("{step}=stop@{nth}"));
     let since = Instant::now();
     while !zombie.is_stopped() && since.elapsed() < COMES_ROUND {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{LogWriter, Skip, Worker};
+use trunkline_tests::{LogWriter, Random, Skip, Worker};
 
 use crate::ground::Ground;
 
@@ -13,8 +13,9 @@ const LOGS: usize = 10;
 
 /// Rotates and kills. Rotated files are deleted only when everything in them has arrived: what is deleted unread is lost by intent.
 pub(crate) fn storm(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    while ground.logs.len() < LOGS {
-        ground.add_log();
+    for _ in ground.logs().all.len()..LOGS {
+        let mut random = Random::new(ground.random.number());
+        ground.logs().add(&mut random);
     }
     let mut rotated: Vec<PathBuf> = Vec::new();
     let mut worker: Option<Worker> = None;
@@ -22,13 +23,13 @@ pub(crate) fn storm(ground: &mut Ground<'_>) -> Result<(), Skip> {
     for rotation in 0..rotations {
         let which = ground.random.below(LOGS as u64) as usize;
         let lines = ground.random.below(40);
-        ground.logs[which].append(lines);
+        ground.logs().all[which].append(lines);
         ground.tally.records += lines;
         // Numbered like dates: where two were rotated in the same instant, names say which is older.
         let to = ground.case.path("logs").join(format!("{which}.log-{:08}", 20_260_000 + rotation));
         match ground.random.below(4) {
-            0 => ground.logs[which].copy_truncate(&to),
-            _ => ground.logs[which].rotate(&to),
+            0 => ground.logs().all[which].copy_truncate(&to),
+            _ => ground.logs().all[which].rotate(&to),
         }
         rotated.push(to);
         ground.tally.faults += 1;

@@ -10,7 +10,7 @@ use trunkline_tests::{Skip, Worker, wait};
 use crate::ground::{Ground, LONG};
 use crate::plan::Path;
 
-/// Lines of each log before each step.
+/// Lines of each log, or changes for each table, before each step.
 const LINES: u64 = 200;
 
 /// How long a step may let itself be waited for that comes round again and again.
@@ -22,6 +22,9 @@ pub(crate) fn kill_at_each(ground: &mut Ground<'_>) -> Result<(), Skip> {
     let points = chosen(ground, ground.plan.times(6, u64::MAX));
     for point in points {
         ground.append(LINES);
+        if point.reached == Reached::Snapshot {
+            ground.read_again();
+        }
         // Recovery is a step of its own: it takes a death before it.
         if let Reached::After(earlier) = point.reached {
             let worker = ground.start_with("a", &format!("{earlier}=kill"));
@@ -48,6 +51,9 @@ pub(crate) fn fail_at_each(ground: &mut Ground<'_>) -> Result<(), Skip> {
     let points = chosen(ground, ground.plan.times(6, u64::MAX));
     for point in points.into_iter().filter(|point| !point.name.starts_with("worker.id")) {
         ground.append(LINES);
+        if point.reached == Reached::Snapshot {
+            ground.read_again();
+        }
         if let Reached::After(earlier) = point.reached {
             let worker = ground.start_with("a", &format!("{earlier}=kill"));
             dies(ground, worker, earlier, LONG);
@@ -65,7 +71,8 @@ pub(crate) fn fail_at_each(ground: &mut Ground<'_>) -> Result<(), Skip> {
 
 /// Steps that a worker passes more than once while it lives.
 fn comes_round(point: &Failpoint) -> bool {
-    let once = ["worker.", "producer.init", "source.claim", "transform.claim", "sink.claim"];
+    let once =
+        ["worker.", "producer.init", "source.claim", "transform.claim", "sink.claim", "mysql.begin", "mysql.binlog"];
     !matches!(point.reached, Reached::After(_)) && once.iter().all(|prefix| !point.name.starts_with(prefix))
 }
 
@@ -73,13 +80,14 @@ fn comes_round(point: &Failpoint) -> bool {
 pub(crate) fn is_reachable(point: &Failpoint, path: Path) -> bool {
     match point.reached {
         Reached::Always => true,
-        Reached::Bucket => path == Path::Bucket,
+        Reached::Bucket => path.ends_in_bucket(),
+        Reached::Database | Reached::Snapshot => path == Path::Tables,
         Reached::Directory | Reached::Transform => path == Path::Topics,
         Reached::Rebalance => false,
         Reached::After(earlier) => {
             // Giving up an upload takes an upload.
             let bucket = point.name.starts_with("s3.");
-            (!bucket || path == Path::Bucket)
+            (!bucket || path.ends_in_bucket())
                 && FAILPOINTS.iter().any(|other| other.name == earlier && is_reachable(other, path))
         }
     }
@@ -119,7 +127,8 @@ fn check_names(ground: &mut Ground<'_>) {
     let seen = ground.case.path("seen");
     ground.append(LINES);
     let since = Instant::now();
-    let mut worker = ground.case.start_with("a", &[], &[("TRUNKLINE_FAILPOINTS_SEEN", seen.to_str().unwrap())]);
+    // A new one: it makes itself an id.
+    let mut worker = ground.case.start_with("new", &[], &[("TRUNKLINE_FAILPOINTS_SEEN", seen.to_str().unwrap())]);
     ground.recover(since, &mut [&mut worker]);
     let path = ground.plan.path;
     let always = |point: &&Failpoint| is_reachable(point, path) && !matches!(point.reached, Reached::After(_));

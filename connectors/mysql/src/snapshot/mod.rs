@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use sqlx::mysql::MySqlConnection;
 use tokio::task::JoinHandle;
-use trunkline_connector::{Error, Result, SourceBatch};
+use trunkline_connector::{Error, Result, SourceBatch, failpoint};
 
 use self::progress::{Progress, Wanted};
 use self::reader::{Chunk, ChunkRequest, Reader, Request, Rows, Sent, Whole};
@@ -282,6 +282,7 @@ fn hand_out(mut handing: Handing, progress: &mut Progress, out: &mut SourceBatch
     }
     let name = chunk.table.full_name();
     if chunk.portions.is_empty() && chunk.last {
+        failpoint!("mysql.done.before")?;
         progress.set(&name, TablePosition::Done, out)?;
     } else if let Some(key) = reached {
         progress.advance(&name, key, out)?;

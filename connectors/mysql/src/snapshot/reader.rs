@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlConnection;
 use tokio::sync::mpsc;
-use trunkline_connector::{Error, MemoryBudget, Reservation, Result};
+use trunkline_connector::{Error, MemoryBudget, Reservation, Result, failpoint};
 
 use super::progress::Wanted;
 use super::rows::{Maker, Portion};
@@ -178,6 +178,7 @@ impl Reader {
                 format!("the primary key of {name} changed while its rows were read"),
             ));
         }
+        failpoint!("mysql.chunk.before")?;
         let sql = select::rows(&table, wanted.condition.as_deref(), wanted.after.as_deref(), Some(request.limit));
         let mut made = self.maker(&table, &request.position.place, request.portion);
         match read_rows(&sql, &table, &mut made, connection).await {
@@ -203,6 +204,7 @@ impl Reader {
             }
         }
         let (before, _) = binlog_end(&self.options, connection).await?;
+        failpoint!("mysql.chunk.after")?;
         let last = made.count() < request.limit;
         let portions = made.finish();
         let mut reservation = self.budget.empty();

@@ -1,0 +1,127 @@
+//! Logs that feed a pipeline, and what has to become of each line.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use trunkline_tests::{KafkaClient, LogWriter, Random, Reader};
+
+use crate::feed::published;
+
+/// Lines of the `n`-th log are numbered from `n` times this.
+const LOG: u64 = 1_000_000_000;
+
+pub(crate) const SOURCE: &str = r#"
+[sources.web]
+connector = "logfile"
+paths = ["$DIR/logs/*.log*"]
+parser = "combined"
+"#;
+
+/// Lines on which the plugin of `transforms/plugins/testing` does what its option says: those whose paths end so.
+const POISON: &str = r#"{ trap_on = '051","protocol"', loop_on = '/item/1000000333",', flood_on = '7701","protocol', bomb_on = '8802","protocol' }"#;
+
+fn is_poison(line: u64) -> bool {
+    // The first log's line 51 has no 0 before it.
+    line % 1_000 == 51 && line > 51 || line == LOG + 333 || line % 10_000 == 7_701 || line % 10_000 == 8_802
+}
+
+/// The logs of one run.
+pub(crate) struct Logs {
+    folder: PathBuf,
+    /// Each of them.
+    pub all: Vec<LogWriter>,
+    poison: bool,
+    counted: HashMap<PathBuf, u64>,
+}
+
+impl Logs {
+    /// Three logs, empty.
+    pub(crate) fn new(folder: PathBuf, random: &mut Random) -> Self {
+        let mut this = Self { folder, all: Vec::new(), poison: false, counted: HashMap::new() };
+        (0..3).for_each(|_| this.add(random));
+        this
+    }
+
+    /// One more log, empty.
+    pub(crate) fn add(&mut self, random: &mut Random) {
+        let number = self.all.len() as u64;
+        let path = self.folder.join(format!("{number}.log"));
+        self.all.push(LogWriter::starting_at(path, random.number(), number * LOG));
+    }
+
+    pub(crate) fn append(&mut self, lines: u64) -> u64 {
+        self.all.iter_mut().for_each(|log| log.append(lines));
+        lines * self.all.len() as u64
+    }
+
+    pub(crate) fn poison(&mut self) -> &'static str {
+        self.poison = true;
+        POISON
+    }
+
+    pub(crate) fn lines(&self) -> u64 {
+        self.all.iter().map(LogWriter::lines).sum()
+    }
+
+    pub(crate) fn dead(&self) -> u64 {
+        if !self.poison {
+            return 0;
+        }
+        let logs = self.all.iter().enumerate();
+        logs.map(|(n, log)| (0..log.lines()).filter(|line| is_poison(n as u64 * LOG + line)).count() as u64).sum()
+    }
+
+    /// Rows in published objects, by their footers.
+    pub(crate) fn arrived(&mut self, lake: &Path) -> u64 {
+        let mut rows = 0;
+        for path in published(lake) {
+            rows += self.counted.get(&path).copied().unwrap_or_else(|| {
+                // Unreadable: a server that is still writing it. It counts at the next look.
+                let Some(rows) = footer_rows(&path) else { return 0 };
+                self.counted.insert(path, rows);
+                rows
+            });
+        }
+        rows
+    }
+
+    /// Each line once, and the lines of each log in their order.
+    pub(crate) fn check_topic(&self, client: &KafkaClient, topic: &str) -> u64 {
+        let count = check_order(client, topic);
+        assert_eq!(count, self.lines(), "records in {topic}");
+        count
+    }
+
+    pub(crate) fn check_lake(&self, reader: &Reader, lake: &Path, records: u64) {
+        let (lines, dead) = (self.lines(), self.dead());
+        let found = reader.read_in_order(lake, "path", &["bytes"]);
+        assert_eq!(
+            (found.rows, found.distinct),
+            (records, Some(records)),
+            "rows and different lines in the lake, of {lines} written, {dead} of them dead letters"
+        );
+        let bytes: i64 = self.all.iter().map(LogWriter::bytes).sum();
+        assert!(dead > 0 || found.sums["bytes"] == bytes, "bytes: {} and not {bytes}", found.sums["bytes"]);
+        assert!(found.disordered.is_empty(), "out of order (I5): {:?}", found.disordered);
+    }
+}
+
+/// Checks that a topic has the lines of each log in their order; gives how many there are.
+pub(crate) fn check_order(client: &KafkaClient, topic: &str) -> u64 {
+    let (mut count, mut last) = (0, BTreeMap::new());
+    for record in client.read(topic) {
+        let value = record.json();
+        let number: u64 = value["path"].as_str().unwrap().rsplit('/').next().unwrap().parse().unwrap();
+        let before = last.insert((record.partition, number / LOG), number);
+        assert!(before.is_none_or(|before| before < number), "{topic}: {number} after {before:?} (I5)");
+        count += 1;
+    }
+    count
+}
+
+fn footer_rows(path: &Path) -> Option<u64> {
+    let reader = SerializedFileReader::new(File::open(path).ok()?).ok()?;
+    u64::try_from(reader.metadata().file_metadata().num_rows()).ok()
+}

@@ -1,0 +1,298 @@
+//! Tables of MySQL that feed a pipeline, and what has to become of each row and each change.
+//!
+//! * Rows that are there when the source begins have to come, as rows of the snapshot or as changes.
+//! * Every change that was committed has to come exactly once. It is told by its row's number and version; no version comes twice.
+//! * The changes of a row follow one another: each begins with the version that the one before it ended with.
+//! * Folded, they are the tables in MySQL, row by row.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arrow::array::{Array, StringArray, StructArray, UInt64Array};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::Value;
+use trunkline_tests::{KafkaClient, Mysql, Random, Reader};
+
+use crate::feed::published;
+use crate::writer::{COLUMNS, Change, TABLES, TYPES, WRITERS, Writer, values};
+
+/// What the plugin of `transforms/plugins/testing` does with the rows that are poison.
+const POISON: &str =
+    "{ trap_on = 'poison-trap', loop_on = 'poison-loop', flood_on = 'poison-flood', bomb_on = 'poison-bomb' }";
+
+/// The MySQL of one run, and who writes to it.
+pub(crate) struct Tables<'a> {
+    server: &'a mut Mysql,
+    writers: Vec<Writer>,
+    /// Rows that each table has in the beginning.
+    initial: u64,
+    /// Files that were looked at, and what was in all of them: changes, and initial rows by table.
+    counted: HashSet<PathBuf>,
+    changes: u64,
+    seen: [HashSet<u64>; TABLES.len()],
+    columns_added: u64,
+}
+
+impl<'a> Tables<'a> {
+    /// New tables, of so many rows each.
+    pub(crate) fn new(server: &'a mut Mysql, initial: u64, random: &mut Random) -> Self {
+        let mut sql = "DROP DATABASE IF EXISTS shop; CREATE DATABASE shop CHARACTER SET utf8mb4; USE shop;\n\
+                       CREATE TABLE progress (writer INT PRIMARY KEY, done BIGINT UNSIGNED NOT NULL);\n"
+            .to_owned();
+        (0..WRITERS).for_each(|writer| sql += &format!("INSERT INTO progress VALUES ({writer}, 0);\n"));
+        for (table, (name, key)) in TABLES.into_iter().enumerate() {
+            let keys = ["id BIGINT UNSIGNED", "name VARCHAR(30)", "shelf INT UNSIGNED, place TINYINT UNSIGNED"];
+            let rows: Vec<String> = (0..initial).map(|n| values(random, table, n, n, "old")).collect();
+            sql += &format!(
+                "CREATE TABLE {name} ({}, {TYPES}, PRIMARY KEY ({key}));\nINSERT INTO {name} ({key}, {COLUMNS}) VALUES {};\n",
+                keys[table],
+                rows.join(",\n")
+            );
+        }
+        server.run(&sql);
+        let url = server.root_url();
+        let writers = (0..WRITERS).map(|n| Writer::new(n, url.clone(), random.number(), initial)).collect();
+        Self {
+            server,
+            writers,
+            initial,
+            counted: HashSet::new(),
+            changes: 0,
+            seen: Default::default(),
+            columns_added: 0,
+        }
+    }
+
+    /// Small chunks: many moments in which something may break.
+    pub(crate) fn source(&self) -> String {
+        format!(
+            "\n[sources.shop]\nconnector = \"mysql\"\nurl = \"{}\"\ntables = [\"shop.*\", \"!shop.progress\"]\ntombstones = false\nchunk_rows = 50\n\n",
+            self.server.url()
+        )
+    }
+
+    /// Has all writers change so many rows for each table.
+    pub(crate) fn append(&mut self, each: u64) -> u64 {
+        self.write_while(each, |_| ())
+    }
+
+    /// The same, and go on while something is done to the server.
+    pub(crate) fn write_while(&mut self, each: u64, act: impl FnOnce(&mut Mysql)) -> u64 {
+        let share = each * TABLES.len() as u64 / WRITERS;
+        let Self { server, writers, .. } = self;
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Also when what is done fails: nobody would wait for writers that never end.
+            let _over = OnDrop(&is_over);
+            let is_over = &is_over;
+            let writing: Vec<_> =
+                writers.iter_mut().map(|writer| scope.spawn(move || writer.write(share, is_over))).collect();
+            act(server);
+            is_over.store(true, Ordering::Relaxed);
+            writing.into_iter().map(|writer| writer.join().unwrap()).sum()
+        })
+    }
+
+    /// Adds a column to a table, in a place that is chance's, while the writers go on. They write to it from then on.
+    pub(crate) fn add_column(&mut self, random: &mut Random, each: u64) -> u64 {
+        let table = random.below(TABLES.len() as u64) as usize;
+        self.columns_added += 1;
+        let (name, column) = (TABLES[table].0, format!("more{}", self.columns_added));
+        let kind = ["INT", "VARCHAR(20)", "BIGINT UNSIGNED", "SMALLINT"][random.below(4) as usize];
+        let place = ["", " FIRST", " AFTER version"][random.below(3) as usize];
+        let written = self.write_while(each, |server| {
+            server.run(&format!("ALTER TABLE shop.{name} ADD COLUMN {column} {kind} NULL{place}"));
+        });
+        self.writers.iter_mut().for_each(|writer| writer.more_columns[table].push(column.clone()));
+        written
+    }
+
+    pub(crate) fn poison(&mut self) -> &'static str {
+        self.writers.iter_mut().for_each(|writer| writer.poisons = true);
+        POISON
+    }
+
+    pub(crate) fn dead(&self) -> u64 {
+        self.writers.iter().map(|writer| writer.poisoned.len() as u64).sum()
+    }
+
+    /// Changes, and rows of the beginning.
+    pub(crate) fn expected(&self) -> u64 {
+        let committed: usize = self.writers.iter().map(|writer| writer.changes.len()).sum();
+        committed as u64 - self.dead() + self.initial * TABLES.len() as u64
+    }
+
+    /// How many of them came, the latter in whatever way.
+    pub(crate) fn arrived(&mut self, lake: &Path) -> u64 {
+        for path in published(lake) {
+            // Unreadable: a server that is still writing it. It counts at the next look.
+            if !self.counted.contains(&path)
+                && let Some(found) = look(&path)
+            {
+                let table =
+                    TABLES.iter().position(|(name, _)| path.to_string_lossy().contains(&format!("table={name}/")));
+                let table = table.expect("a file of one of the tables");
+                for (op, number) in found {
+                    self.changes += u64::from(op != b'r');
+                    if number < self.initial {
+                        self.seen[table].insert(number);
+                    }
+                }
+                self.counted.insert(path);
+            }
+        }
+        self.changes + self.seen.iter().map(|seen| seen.len() as u64).sum::<u64>()
+    }
+
+    /// Every change is there once; gives how many records there are, those of snapshots too.
+    pub(crate) fn check_topics(&self, client: &KafkaClient, pipeline: &str) -> u64 {
+        let mut count = 0;
+        let mut found = Vec::new();
+        for (table, (name, _)) in TABLES.into_iter().enumerate() {
+            for record in client.read(&format!("{pipeline}.shop.{name}")) {
+                count += 1;
+                found.extend(change(table, &record.json()));
+            }
+        }
+        self.check_changes("topics", found, &self.committed());
+        count
+    }
+
+    /// Dead letters are the changes that were poison, once, and such rows of a snapshot.
+    pub(crate) fn check_dead(&self, client: &KafkaClient, topic: &str) -> u64 {
+        let letters = client.read(topic);
+        let found = letters.iter().filter_map(|letter| change(0, &letter.json())).collect();
+        self.check_changes("dead letters", found, &self.poisoned());
+        letters.len() as u64
+    }
+
+    fn committed(&self) -> BTreeSet<Change> {
+        self.writers.iter().flat_map(|writer| writer.changes.iter().copied()).collect()
+    }
+
+    fn poisoned(&self) -> BTreeSet<Change> {
+        let versions: HashSet<u64> = self.writers.iter().flat_map(|writer| writer.poisoned.iter().copied()).collect();
+        self.committed().into_iter().filter(|(.., version)| versions.contains(version)).collect()
+    }
+
+    fn check_changes(&self, place: &str, found: Vec<Change>, wanted: &BTreeSet<Change>) {
+        let mut seen = BTreeSet::new();
+        let doubled: Vec<Change> = found.into_iter().filter(|change| !seen.insert(*change)).collect();
+        let missing: Vec<_> = wanted.difference(&seen).collect();
+        let unknown: Vec<_> = seen.difference(wanted).collect();
+        assert!(
+            doubled.is_empty() && missing.is_empty() && unknown.is_empty(),
+            "{place}: of {} changes (table, what, number, version) {} are missing {:?}, {} came twice {:?}, {} were never committed {:?}",
+            wanted.len(),
+            missing.len(),
+            &missing[..missing.len().min(5)],
+            doubled.len(),
+            &doubled[..doubled.len().min(5)],
+            unknown.len(),
+            &unknown[..unknown.len().min(5)],
+        );
+    }
+
+    /// The lake is what MySQL has, and holds every change.
+    pub(crate) fn check_lake(&self, reader: &Reader, lake: &Path, records: u64) {
+        let found = reader.fold(lake, "n", "version");
+        assert_eq!(found.rows, records, "rows in the lake");
+        assert!(found.disordered.is_empty(), "out of order (I5): {:?}", found.disordered);
+        let table_of = |name: &str| TABLES.iter().position(|(table, _)| *table == name).expect("one of the tables");
+        let changes = found.changes.iter().map(|(table, op, number, version)| {
+            (table_of(table), op.bytes().next().expect("an operation"), *number, *version)
+        });
+        let poisoned = self.poisoned();
+        let wanted = self.committed().difference(&poisoned).copied().collect();
+        self.check_changes("the lake", changes.collect(), &wanted);
+        for (name, _) in TABLES {
+            let expected = self.rows(name);
+            let empty = BTreeMap::new();
+            let folded = found.folded.get(name).unwrap_or(&empty);
+            let keys: BTreeSet<&String> = expected.keys().chain(folded.keys()).collect();
+            let same = |key: &&&String| match (expected.get(**key), folded.get(**key)) {
+                (Some(one), Some(other)) => {
+                    one.iter().all(|(column, value)| other.get(column).unwrap_or(&None) == value)
+                }
+                _ => false,
+            };
+            let different: Vec<_> = keys.iter().filter(|key| !same(key)).take(5).collect();
+            let shown: Vec<_> = different.iter().map(|key| (key, expected.get(**key), folded.get(**key))).collect();
+            assert!(shown.is_empty(), "{name}: rows in MySQL, and what the changes in the lake come to: {shown:?}");
+        }
+    }
+
+    /// The rows of a table as they have to be in the lake: poison is not there, secrets are masked.
+    fn rows(&self, table: &str) -> BTreeMap<String, BTreeMap<String, Option<String>>> {
+        let ask = format!(
+            "SELECT column_name FROM information_schema.columns WHERE table_schema = 'shop' AND table_name = '{table}' ORDER BY ordinal_position"
+        );
+        let columns = self.server.run(&ask);
+        let shown: Vec<String> = columns.iter().map(|column| format!("CAST({column} AS CHAR)")).collect();
+        let ask = format!(
+            "SET NAMES utf8mb4; SELECT n, {} FROM shop.{table} WHERE note NOT LIKE 'poison%'",
+            shown.join(", ")
+        );
+        let row = |line: String| {
+            let mut cells = line.split('\t').map(str::to_owned);
+            let key = cells.next().expect("the number");
+            let cells = cells.map(|cell| (cell != "NULL").then_some(cell));
+            let mut row: BTreeMap<String, Option<String>> = columns.iter().cloned().zip(cells).collect();
+            match self.writers.iter().any(|writer| writer.poisons) {
+                // The test plugin masks nothing, and has come in the place of one that does.
+                true => row.remove("secret"),
+                false => row.insert("secret".to_owned(), Some("***".to_owned())),
+            };
+            (key, row)
+        };
+        self.server.run(&ask).into_iter().map(row).collect()
+    }
+}
+
+/// Says that something is over.
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What a change event says; nothing of a row of a snapshot.
+fn change(table: usize, value: &Value) -> Option<Change> {
+    let op = value["op"].as_str().unwrap().as_bytes()[0];
+    let row = if op == b'd' { &value["before"] } else { &value["after"] };
+    (op != b'r').then(|| (table, op, row["n"].as_u64().unwrap(), row["version"].as_u64().unwrap()))
+}
+
+/// What was done, and to which row, in a file; nothing if it cannot be read.
+fn look(path: &Path) -> Option<Vec<(u8, u64)>> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path).ok()?).ok()?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), ["op", "before.n", "after.n"]);
+    let mut found = Vec::new();
+    for batch in builder.with_projection(mask).build().ok()? {
+        let batch = batch.ok()?;
+        let ops = batch.column_by_name("op")?.as_any().downcast_ref::<StringArray>()?;
+        let number = |image: &str| {
+            let image = batch.column_by_name(image)?.as_any().downcast_ref::<StructArray>()?;
+            image.column_by_name("n")?.as_any().downcast_ref::<UInt64Array>().cloned()
+        };
+        let (before, after) = (number("before")?, number("after")?);
+        for row in 0..batch.num_rows() {
+            let op = ops.value(row).as_bytes()[0];
+            found.push((op, if op == b'd' { before.value(row) } else { after.value(row) }));
+        }
+    }
+    Some(found)
+}
+
+/// What the server's own list of connections says of the workers': their ids.
+pub(crate) fn connections(server: &Mysql) -> HashMap<u64, String> {
+    let ask = "SELECT id, command FROM information_schema.processlist WHERE user = 'cdc'";
+    let lines = server.run(ask);
+    let pairs = lines.iter().filter_map(|line| line.split_once('\t'));
+    pairs.map(|(id, command)| (id.parse().unwrap(), command.to_owned())).collect()
+}
