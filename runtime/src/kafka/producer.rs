@@ -49,6 +49,8 @@ pub struct TransactionalProducer {
     /// Bytes handed over since it was last looked how many do.
     since_look: usize,
     flush: Flush,
+    /// When the last transaction ended.
+    committed: Option<Instant>,
 }
 
 /// When to flush. As long as a flush lasts, librdkafka's thread spins if a request is under way to a partition for which more records wait: a hundred
@@ -149,6 +151,10 @@ const FLUSH_MS: i32 = 20;
 /// How long it lasts otherwise: enough for librdkafka's thread to send what waits.
 const SHORT_FLUSH_MS: i32 = 2;
 
+/// A transaction begins so long after the last one at the earliest: the broker ends that one after it has answered, and would refuse the first
+/// request of this one until it has, which librdkafka repeats after 20 ms.
+const SETTLE: Duration = Duration::from_millis(2);
+
 /// So long after the last answer nothing is under way, if everything that was flushed is answered.
 const QUIET: Duration = Duration::from_millis(5);
 
@@ -199,6 +205,7 @@ impl TransactionalProducer {
             most,
             since_look: 0,
             flush: Flush::new(),
+            committed: None,
         };
         this.connect(topic);
         failpoint!("producer.init.before")?;
@@ -334,6 +341,9 @@ impl TransactionalProducer {
 
     fn begin(&mut self) -> Result<()> {
         if !self.in_transaction {
+            if let Some(left) = self.committed.and_then(|at| SETTLE.checked_sub(at.elapsed())) {
+                std::thread::park_timeout(left);
+            }
             self.producer.begin_transaction().map_err(|error| self.failed("beginning a transaction", &error))?;
             self.in_transaction = true;
         }
@@ -342,6 +352,7 @@ impl TransactionalProducer {
 
     fn ended(&mut self) {
         self.in_transaction = false;
+        self.committed = Some(Instant::now());
         self.bytes = 0;
         self.records = 0;
         *self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
