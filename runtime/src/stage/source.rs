@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::{
     Batch, Error, Fill, MemoryBudget, Placement, PositionChange, RecordRef, Reservation, Result, Schema, Source,
-    SourceBatch, SourceContext, failpoint,
+    SourceBatch, SourceContext, SourceProgress, failpoint,
 };
 
 use super::chain::Chain;
@@ -102,7 +102,7 @@ impl Stage for SourceStage {
 struct Filled {
     batch: SourceBatch,
     caught_up: bool,
-    behind: u64,
+    progress: SourceProgress,
     /// Held until the batch was produced.
     _reservation: Reservation,
 }
@@ -129,8 +129,8 @@ impl Reader<'_> {
                 Ok(fill) => (fill == Fill::CaughtUp, None),
                 Err(error) => (false, Some(error)),
             };
-            let behind = self.source.progress().behind;
-            let filled = Filled { batch, caught_up, behind, _reservation: reservation };
+            let progress = self.source.progress();
+            let filled = Filled { batch, caught_up, progress, _reservation: reservation };
             if full.send(Ok(filled)).is_err() {
                 return;
             }
@@ -176,7 +176,7 @@ impl Writer<'_> {
             let wait = self.pending.due.map_or(POLL, |due| due.saturating_duration_since(Instant::now()));
             match filled.recv_timeout(wait) {
                 Ok(Ok(mut filled)) => {
-                    self.status.set_behind(filled.behind);
+                    self.status.set_progress(filled.progress);
                     if let Err(error) = self.chain.ready() {
                         self.commit()?;
                         return Err(error);

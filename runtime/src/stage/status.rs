@@ -3,6 +3,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use trunkline_connector::SourceProgress;
+
 use crate::checkpoint::Counters;
 
 /// Kind of component.
@@ -44,7 +46,7 @@ struct Shown {
     state: StageState,
     /// Of this run of the process; the totals since the pipeline began are in Kafka.
     counters: Counters,
-    behind: u64,
+    progress: SourceProgress,
     last_commit: Option<Instant>,
     last_error: Option<String>,
     failures: u64,
@@ -56,7 +58,7 @@ impl StageStatus {
         let shown = Shown {
             state: StageState::Waiting,
             counters: Counters::default(),
-            behind: 0,
+            progress: SourceProgress::default(),
             last_commit: None,
             last_error: None,
             failures: 0,
@@ -91,8 +93,8 @@ impl StageStatus {
         shown.last_error = None;
     }
 
-    pub(super) fn set_behind(&self, behind: u64) {
-        self.lock().behind = behind;
+    pub(super) fn set_progress(&self, progress: SourceProgress) {
+        self.lock().progress = progress;
     }
 
     pub(super) fn failed(&self, error: &str) {
@@ -114,8 +116,12 @@ impl StageStatus {
         if own.dead_lettered > 0 {
             line.push_str(&format!(", {} dead-lettered", own.dead_lettered));
         }
-        if shown.behind > 0 {
-            line.push_str(&format!(", {} bytes behind", shown.behind));
+        let SourceProgress { behind, headroom, .. } = shown.progress;
+        if behind > 0 {
+            line.push_str(&format!(", {behind} bytes behind"));
+            if let Some(left) = headroom {
+                line.push_str(&format!(", which are kept for {:.1} more hours", left.as_secs_f64() / 3600.0));
+            }
         }
         if let Some(error) = &shown.last_error {
             line.push_str(&format!("; failed {} times, last: {error}", shown.failures));
@@ -125,5 +131,24 @@ impl StageStatus {
 
     fn lock(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_line_tells_how_far_behind_a_source_is_and_how_long_the_rest_is_kept() {
+        let status = StageStatus::new("p", "shop", StageKind::Source);
+        let headroom = Some(Duration::from_secs(90 * 60));
+        status.set_progress(SourceProgress { behind: 0, parts: 1, headroom });
+        assert_eq!(status.line(), "p.shop: 0 in, 0 out");
+        status.set_progress(SourceProgress { behind: 7, parts: 1, headroom });
+        assert_eq!(status.line(), "p.shop: 0 in, 0 out, 7 bytes behind, which are kept for 1.5 more hours");
+        status.set_progress(SourceProgress { behind: 7, parts: 1, headroom: None });
+        assert_eq!(status.line(), "p.shop: 0 in, 0 out, 7 bytes behind");
     }
 }
