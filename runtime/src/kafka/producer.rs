@@ -262,7 +262,7 @@ impl TransactionalProducer {
                 {
                     outgoing = returned;
                     self.flush.left(self.left());
-                    self.push_out(self.flush.for_room());
+                    self.push_out(self.flush.for_room(), full_since);
                     self.check_delivery()?;
                 }
                 Err((error, _)) => return Err(self.failed(&format!("sending to `{}`", record.topic), &error)),
@@ -368,7 +368,7 @@ impl TransactionalProducer {
             if left * mean <= self.most || left <= 1 {
                 return Ok(());
             }
-            self.push_out(self.flush.for_room());
+            self.push_out(self.flush.for_room(), Some(started));
             self.check_delivery()?;
             if started.elapsed() > STEP_LIMIT {
                 return Err(unanswered());
@@ -385,7 +385,7 @@ impl TransactionalProducer {
             if left == 0 {
                 return self.check_delivery();
             }
-            self.push_out(self.flush.for_commit());
+            self.push_out(self.flush.for_commit(), Some(started));
             if started.elapsed() > STEP_LIMIT {
                 return Err(unanswered());
             }
@@ -397,8 +397,9 @@ impl TransactionalProducer {
         usize::try_from(self.producer.in_flight_count()).unwrap_or(0)
     }
 
-    /// Flushes for so many milliseconds, or waits a moment.
-    fn push_out(&mut self, flush: Option<i32>) {
+    /// Flushes for so many milliseconds, or waits a moment: the longer the longer it has been since `begun`, or a hundred producers that wait on a
+    /// busy machine keep it busy by looking.
+    fn push_out(&mut self, flush: Option<i32>, begun: Option<Instant>) {
         if let Some(milliseconds) = flush {
             // SAFETY: the pointer is the client's, which lives as long as `self`; the call may be made from any thread.
             unsafe { rdkafka::bindings::rd_kafka_flush(self.producer.client().native_ptr(), milliseconds) };
@@ -406,7 +407,8 @@ impl TransactionalProducer {
         } else {
             // A poll with a short timeout would spin: rdkafka asks the client again and again for the fraction of a millisecond that the
             // client does not wait.
-            std::thread::park_timeout(Duration::from_millis(1));
+            let waited = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+            std::thread::park_timeout((waited / 8).clamp(Duration::from_millis(1), Duration::from_millis(10)));
         }
         self.producer.poll(Duration::ZERO);
     }
