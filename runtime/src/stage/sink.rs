@@ -476,7 +476,7 @@ impl SinkTask<'_> {
             if self.environment.until_idle && started.elapsed() > GIVE_UP {
                 return Err(error.context(doing));
             }
-            let wait = backoff.after(&error);
+            let wait = backoff.after(&error, false);
             tracing::warn!(stage = self.status.name(), %error, retry_in = ?wait, "{doing} failed; trying again");
             self.status.failed(&error.to_string());
             if !paused {

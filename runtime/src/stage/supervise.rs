@@ -74,10 +74,8 @@ pub fn supervise(
             status.set_state(StageState::Failed(error.to_string()));
             return Ended::Over;
         }
-        let since = match status.last_commit() {
-            Some(at) if at > started => at,
-            _ => *failing_since.get_or_insert(started),
-        };
+        let committed = status.last_commit().filter(|at| *at > started);
+        let since = committed.unwrap_or_else(|| *failing_since.get_or_insert(started));
         failing_since = Some(since);
         if environment.until_idle && since.elapsed() > GIVE_UP {
             tracing::error!(stage = status.name(), %error, "gave up after failing for 5 minutes; its position is kept");
@@ -86,7 +84,7 @@ pub fn supervise(
         }
         status.failed(&error.to_string());
         status.set_state(StageState::Waiting);
-        let wait = backoff.after(&error);
+        let wait = backoff.after(&error, committed.is_some());
         tracing::warn!(stage = status.name(), %error, retry_in = ?wait, "failed; starting again from the committed position");
         if stop.wait(wait) {
             status.set_state(StageState::Done);
