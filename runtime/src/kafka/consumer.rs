@@ -331,15 +331,23 @@ impl GroupConsumer {
         let (members, wanted) = match self.look() {
             Ok(Some(seen)) => seen,
             Ok(None) => {
+                watch.answered();
                 watch.again();
                 return Ok(());
             }
             Err(error) => {
                 tracing::debug!(%error, group = self.group, "the group cannot be looked at");
-                watch.failed();
+                let owns_nothing = self.consumer.assignment().is_ok_and(|owned| owned.count() == 0);
+                if watch.failed(owns_nothing) && self.consumer.fetch_metadata(None, LOOK_LIMIT).is_err() {
+                    return Err(Error::external(
+                        "kafka.cut_off",
+                        "no broker has answered this member of the group since it lost its partitions; going on with a new client",
+                    ));
+                }
                 return Ok(());
             }
         };
+        watch.answered();
         let Some(orphans) = watch.judge(members, wanted) else { return Ok(()) };
         let partitions = orphans.iter().map(|claim| format!("{}/{}", claim.topic, claim.partition)).collect::<Vec<_>>();
         tracing::warn!(group = self.group, ?partitions, "partitions have no owner; joining again so that they get one");

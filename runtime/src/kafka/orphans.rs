@@ -16,6 +16,9 @@ use trunkline_connector::Claim;
 /// From one look to the next. A rebalance is over by then, unless a member that has to give something up is busy.
 const INTERVAL: Duration = Duration::from_secs(3);
 
+/// A member that owns nothing and gets no answer for so long begins anew: the client may have lost the brokers for good.
+const CUT_OFF: Duration = Duration::from_secs(15);
+
 /// Whoever is that busy is not to be disturbed more often than this.
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -27,12 +30,14 @@ pub(super) struct OrphanWatch {
     due: Option<Instant>,
     interval: Duration,
     last: Option<Members>,
+    /// Since when no look has had an answer.
+    failing: Option<Instant>,
 }
 
 impl OrphanWatch {
     /// One that begins with the first rebalance.
     pub(super) fn new() -> Self {
-        Self { due: None, interval: INTERVAL, last: None }
+        Self { due: None, interval: INTERVAL, last: None, failing: None }
     }
 
     /// There was a rebalance.
@@ -46,10 +51,20 @@ impl OrphanWatch {
         self.due.is_some_and(|due| due <= Instant::now())
     }
 
-    /// The brokers did not tell: one of them may be down, and every look waits for it in vain.
-    pub(super) fn failed(&mut self) {
-        self.more_patience();
+    /// The brokers did not tell: one of them may be down, and every look of a member that has something to read waits for it in vain. Says whether
+    /// one that has nothing may be cut off from them all.
+    pub(super) fn failed(&mut self, owns_nothing: bool) -> bool {
+        let since = *self.failing.get_or_insert_with(Instant::now);
+        if !owns_nothing {
+            self.more_patience();
+        }
         self.again();
+        owns_nothing && since.elapsed() >= CUT_OFF
+    }
+
+    /// The brokers told something.
+    pub(super) fn answered(&mut self) {
+        self.failing = None;
     }
 
     fn more_patience(&mut self) {
@@ -162,5 +177,16 @@ mod tests {
         let members = || vec![("a".to_owned(), vec![0])];
         assert_eq!(watch.judge(members(), claims(&[0])), None);
         assert_eq!(watch.judge(members(), claims(&[0])), None);
+    }
+
+    #[test]
+    fn who_owns_nothing_and_gets_no_answer_is_cut_off() {
+        let mut watch = OrphanWatch::new();
+        assert!(!watch.failed(true));
+        watch.failing = Instant::now().checked_sub(CUT_OFF);
+        assert!(!watch.failed(false));
+        assert!(watch.failed(true));
+        watch.answered();
+        assert!(!watch.failed(true));
     }
 }
