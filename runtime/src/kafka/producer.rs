@@ -165,6 +165,9 @@ const MOST_PATIENCE: Duration = Duration::from_millis(400);
 /// How long a group's coordinator has to take offsets; it may be moving to another node.
 const OFFSETS_LIMIT: Duration = Duration::from_secs(20);
 
+/// How long a transaction's coordinator has to begin or end it: longer than it is asked again, for this is only for a client that does not come back.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
 /// How long a step is tried again while the brokers do not answer. The broker aborts the transaction by then
 /// (`transaction.timeout.ms`), so there is nothing left to wait for.
 const STEP_LIMIT: Duration = Duration::from_secs(45);
@@ -196,7 +199,7 @@ impl TransactionalProducer {
         config.set("transactional.id", transactional_id).set("acks", "all").set("enable.idempotence", "true");
         let producer = BaseProducer::from_config_and_context(&config, DeliveryContext::default())
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
-        let this = Self {
+        let mut this = Self {
             producer: Arc::new(producer),
             in_transaction: false,
             abandoned: false,
@@ -209,7 +212,7 @@ impl TransactionalProducer {
         };
         this.connect(topic);
         failpoint!("producer.init.before")?;
-        this.retry("claiming the transactional id", || this.producer.init_transactions(STEP_TIMEOUT))?;
+        this.in_time("claiming the transactional id", END_LIMIT, |producer| producer.init_transactions(STEP_TIMEOUT))?;
         failpoint!("producer.init.after")?;
         Ok(this)
     }
@@ -282,34 +285,43 @@ impl TransactionalProducer {
 
     /// Adds consumer offsets to the open transaction, beginning one if there is none (I2). The group's generation fences members that
     /// lost their partitions (KIP-447).
-    ///
-    /// The call is made in a thread of its own and given up after [`OFFSETS_LIMIT`]: librdkafka 2.12 does not keep its timeout, and waits for
-    /// ever if the group's coordinator is removed from the cluster's metadata meanwhile (librdkafka issues 5456 and 5511). A producer
-    /// that was given up fails every later call; the stage starts over with a new one, which settles the transaction.
     pub fn send_offsets(&mut self, offsets: &TopicPartitionList, group: ConsumerGroupMetadata) -> Result<()> {
         self.begin()?;
         failpoint!("producer.offsets.before")?;
-        let (producer, offsets) = (self.producer.clone(), offsets.clone());
-        let (sender, answer) = std::sync::mpsc::sync_channel(1);
-        let call = move || {
-            let sent = retry(&producer, "committing offsets in the transaction", || {
-                producer.send_offsets_to_transaction(&offsets, &group, STEP_TIMEOUT)
-            });
-            // Nobody listens any more if it took too long.
-            let _ = sender.send(sent);
-        };
-        std::thread::Builder::new()
-            .name("send-offsets".to_owned())
-            .spawn(call)
-            .map_err(|error| Error::external("kafka.thread", format!("cannot start a thread: {error}")))?;
-        answer.recv_timeout(OFFSETS_LIMIT).unwrap_or_else(|_| {
-            self.abandoned = true;
-            Err(Error::external(
-                "kafka.stuck",
-                "the group's coordinator did not take the offsets in time; going on with a new producer",
-            ))
+        let offsets = offsets.clone();
+        self.in_time("committing offsets in the transaction", OFFSETS_LIMIT, move |producer| {
+            producer.send_offsets_to_transaction(&offsets, &group, STEP_TIMEOUT)
         })?;
         failpoint!("producer.offsets.after")
+    }
+
+    /// Calls a step, again while it says that it may be, in a thread of its own, and gives it up after `limit`: librdkafka 2.12 does not always keep
+    /// its timeout, and waits for ever if a coordinator is removed from the cluster's metadata meanwhile (librdkafka issues 5456 and 5511). A
+    /// producer that was given up fails every later call; the stage starts over with a new one, which settles the transaction.
+    fn in_time(
+        &mut self,
+        doing: &'static str,
+        limit: Duration,
+        mut step: impl FnMut(&BaseProducer<DeliveryContext>) -> Result<(), KafkaError> + Send + 'static,
+    ) -> Result<()> {
+        let producer = self.producer.clone();
+        let (sender, answer) = std::sync::mpsc::sync_channel(1);
+        let call = move || {
+            let outcome = retry(&producer, doing, || step(&producer));
+            // Whoever waits has the client then: closing it takes time.
+            drop(producer);
+            // Nobody listens any more if it took too long.
+            let _ = sender.send(outcome);
+        };
+        std::thread::Builder::new()
+            .name("kafka-step".to_owned())
+            .spawn(call)
+            .map_err(|error| Error::external("kafka.thread", format!("cannot start a thread: {error}")))?;
+        answer.recv_timeout(limit).unwrap_or_else(|_| {
+            self.abandoned = true;
+            let message = format!("{doing}: the coordinator did not answer in time; going on with a new producer");
+            Err(Error::external("kafka.stuck", message))
+        })
     }
 
     /// Commits the open transaction, if there is one. After an error the transaction is aborted or will be, and nothing of it counts.
@@ -320,7 +332,7 @@ impl TransactionalProducer {
         failpoint!("producer.commit.before")?;
         self.drain()?;
         failpoint!("producer.commit.delivered")?;
-        self.retry("committing a transaction", || self.producer.commit_transaction(STEP_TIMEOUT))?;
+        self.in_time("committing a transaction", END_LIMIT, |producer| producer.commit_transaction(STEP_TIMEOUT))?;
         self.ended();
         failpoint!("producer.commit.after")
     }
@@ -334,7 +346,7 @@ impl TransactionalProducer {
             return Err(Error::external("kafka.stuck", "the producer was given up"));
         }
         failpoint!("producer.abort.before")?;
-        self.retry("aborting a transaction", || self.producer.abort_transaction(STEP_TIMEOUT))?;
+        self.in_time("aborting a transaction", END_LIMIT, |producer| producer.abort_transaction(STEP_TIMEOUT))?;
         self.ended();
         failpoint!("producer.abort.after")
     }
@@ -423,10 +435,6 @@ impl TransactionalProducer {
 
     fn failed(&self, doing: &str, error: &KafkaError) -> Error {
         failed(&self.producer, doing, error)
-    }
-
-    fn retry(&self, doing: &str, step: impl FnMut() -> Result<(), KafkaError>) -> Result<()> {
-        retry(&self.producer, doing, step)
     }
 }
 
