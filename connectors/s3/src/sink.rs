@@ -333,11 +333,14 @@ impl Lanes {
                 }
                 current = current.filter(|current| self.filled[*current].0.path == lane.path);
             }
-            let current = *current.get_or_insert_with(|| {
-                *self.index.entry(lane.clone()).or_insert_with(|| {
+            // Looked for before it is added: records may go to two lanes in turns, and a name is not copied for each.
+            let current = *current.get_or_insert_with(|| match self.index.get(&lane) {
+                Some(index) => *index,
+                None => {
                     self.filled.push((lane.clone(), Vec::new()));
+                    self.index.insert(lane.clone(), self.filled.len() - 1);
                     self.filled.len() - 1
-                })
+                }
             });
             self.filled[current].1.push(row as u32);
         }

@@ -328,10 +328,13 @@ impl GroupConsumer {
         if !watch.is_due() {
             return Ok(());
         }
-        let (members, wanted) = match self.look() {
+        let looked = self.look();
+        if looked.is_ok() {
+            watch.answered();
+        }
+        let (members, wanted) = match looked {
             Ok(Some(seen)) => seen,
             Ok(None) => {
-                watch.answered();
                 watch.again();
                 return Ok(());
             }
@@ -347,7 +350,6 @@ impl GroupConsumer {
                 return Ok(());
             }
         };
-        watch.answered();
         let Some(orphans) = watch.judge(members, wanted) else { return Ok(()) };
         let partitions = orphans.iter().map(|claim| format!("{}/{}", claim.topic, claim.partition)).collect::<Vec<_>>();
         tracing::warn!(group = self.group, ?partitions, "partitions have no owner; joining again so that they get one");

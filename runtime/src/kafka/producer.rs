@@ -50,7 +50,7 @@ pub struct TransactionalProducer {
     since_look: usize,
     flush: Flush,
     /// When the last transaction ended.
-    committed: Option<Instant>,
+    last_end: Option<Instant>,
 }
 
 /// When to flush. As long as a flush lasts, librdkafka's thread spins if a request is under way to a partition for which more records wait: a hundred
@@ -208,7 +208,7 @@ impl TransactionalProducer {
             most,
             since_look: 0,
             flush: Flush::new(),
-            committed: None,
+            last_end: None,
         };
         this.connect(topic);
         failpoint!("producer.init.before")?;
@@ -265,7 +265,7 @@ impl TransactionalProducer {
                 {
                     outgoing = returned;
                     self.flush.left(self.left());
-                    self.push_out(self.flush.for_room(), full_since);
+                    self.push_out(self.flush.for_room(), *full_since.get_or_insert_with(Instant::now));
                     self.check_delivery()?;
                 }
                 Err((error, _)) => return Err(self.failed(&format!("sending to `{}`", record.topic), &error)),
@@ -353,7 +353,7 @@ impl TransactionalProducer {
 
     fn begin(&mut self) -> Result<()> {
         if !self.in_transaction {
-            if let Some(left) = self.committed.and_then(|at| SETTLE.checked_sub(at.elapsed())) {
+            if let Some(left) = self.last_end.and_then(|at| SETTLE.checked_sub(at.elapsed())) {
                 std::thread::park_timeout(left);
             }
             self.producer.begin_transaction().map_err(|error| self.failed("beginning a transaction", &error))?;
@@ -364,7 +364,7 @@ impl TransactionalProducer {
 
     fn ended(&mut self) {
         self.in_transaction = false;
-        self.committed = Some(Instant::now());
+        self.last_end = Some(Instant::now());
         self.bytes = 0;
         self.records = 0;
         *self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -380,7 +380,7 @@ impl TransactionalProducer {
             if left * mean <= self.most || left <= 1 {
                 return Ok(());
             }
-            self.push_out(self.flush.for_room(), Some(started));
+            self.push_out(self.flush.for_room(), started);
             self.check_delivery()?;
             if started.elapsed() > STEP_LIMIT {
                 return Err(unanswered());
@@ -397,7 +397,7 @@ impl TransactionalProducer {
             if left == 0 {
                 return self.check_delivery();
             }
-            self.push_out(self.flush.for_commit(), Some(started));
+            self.push_out(self.flush.for_commit(), started);
             if started.elapsed() > STEP_LIMIT {
                 return Err(unanswered());
             }
@@ -411,7 +411,7 @@ impl TransactionalProducer {
 
     /// Flushes for so many milliseconds, or waits a moment: the longer the longer it has been since `begun`, or a hundred producers that wait on a
     /// busy machine keep it busy by looking.
-    fn push_out(&mut self, flush: Option<i32>, begun: Option<Instant>) {
+    fn push_out(&mut self, flush: Option<i32>, begun: Instant) {
         if let Some(milliseconds) = flush {
             // SAFETY: the pointer is the client's, which lives as long as `self`; the call may be made from any thread.
             unsafe { rdkafka::bindings::rd_kafka_flush(self.producer.client().native_ptr(), milliseconds) };
@@ -419,8 +419,7 @@ impl TransactionalProducer {
         } else {
             // A poll with a short timeout would spin: rdkafka asks the client again and again for the fraction of a millisecond that the
             // client does not wait.
-            let waited = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
-            std::thread::park_timeout((waited / 8).clamp(Duration::from_millis(1), Duration::from_millis(10)));
+            std::thread::park_timeout((begun.elapsed() / 8).clamp(Duration::from_millis(1), Duration::from_millis(10)));
         }
         self.producer.poll(Duration::ZERO);
     }
