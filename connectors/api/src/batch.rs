@@ -109,6 +109,17 @@ impl Batch {
         self.unsealed_len = None;
     }
 
+    /// Takes the topics out too: for a batch that is read from others next.
+    pub fn reset(&mut self) {
+        self.clear();
+        self.topics.clear();
+    }
+
+    /// Bytes of memory that it holds, also where it is empty.
+    pub fn capacity(&self) -> usize {
+        self.arena.capacity() + self.entries.capacity() * ENTRY_BYTES
+    }
+
     /// The names that [`Entry::topic`] indexes.
     pub fn topics(&self) -> &[Arc<str>] {
         &self.topics

@@ -46,6 +46,9 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 /// How long a look at the group may take: nothing is read meanwhile.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
+/// Batches that wait for records keep so many times the memory that a round of polling may take: one of them alone has up to twice as much as it needs.
+const KEPT_ROUNDS: usize = 4;
+
 /// What the other members of a group own.
 pub struct Others(Vec<Vec<u8>>);
 
@@ -163,14 +166,31 @@ pub struct FillLimits {
 #[derive(Default)]
 pub struct ClaimBatches {
     batches: Vec<(Claim, Batch)>,
+    /// Batches that were cleared: whichever partition comes next gets their memory. If each kept its own, a member with many partitions would hold
+    /// as many times what a round takes, because each of them fills a round now and then.
+    spare: Vec<Batch>,
     last: usize,
     topic: u16,
 }
 
 impl ClaimBatches {
-    /// The batches that are not empty. They keep their memory for the next round when cleared.
+    /// The batches that are not empty. Cleared, their memory serves the next round.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&Claim, &mut Batch)> {
         self.batches.iter_mut().filter(|(_, batch)| !batch.is_empty()).map(|(claim, batch)| (&*claim, batch))
+    }
+
+    /// Sets aside the batches that were cleared; of their memory no more than `most` bytes are kept.
+    fn recycle(&mut self, most: usize) {
+        let mut kept: usize = self.spare.iter().map(Batch::capacity).sum();
+        for (_, mut batch) in self.batches.extract_if(.., |(_, batch)| batch.is_empty()) {
+            kept += batch.capacity();
+            if kept > most {
+                break;
+            }
+            batch.reset();
+            self.spare.push(batch);
+        }
+        self.batches.retain(|(_, batch)| !batch.is_empty());
     }
 
     /// Forgets a partition.
@@ -187,7 +207,8 @@ impl ClaimBatches {
             let (topic, number) = (record.topic(), partition.number);
             let is = |(claim, _): &(Claim, Batch)| claim.partition == number && claim.topic.as_ref() == topic;
             self.last = self.batches.iter().position(is).unwrap_or_else(|| {
-                self.batches.push((Claim { topic: Arc::from(topic), partition: number }, Batch::default()));
+                let claim = Claim { topic: Arc::from(topic), partition: number };
+                self.batches.push((claim, self.spare.pop().unwrap_or_default()));
                 self.batches.len() - 1
             });
             self.topic = self.batches[self.last].1.topic_index(topic);
@@ -209,6 +230,8 @@ impl GroupConsumer {
         let prefetch = (prefetch_bytes / 1024).clamp(128, 1_000_000).to_string();
         // Of each partition at once, compressed: a whole answer is unpacked before the bound above is asked, to five or ten times its size.
         let fetch = (prefetch_bytes / 32).clamp(65_536, 262_144).to_string();
+        // And of all together, or with many partitions one answer would be many times the bound.
+        let answer = (prefetch_bytes / 4).max(1 << 20).to_string();
         let mut config = cluster.config(&[
             ("session.timeout.ms", "10000"),
             ("heartbeat.interval.ms", "1000"),
@@ -220,6 +243,7 @@ impl GroupConsumer {
             ("queued.min.messages", "400000"),
             ("queued.max.messages.kbytes", &prefetch),
             ("fetch.message.max.bytes", &fetch),
+            ("fetch.max.bytes", &answer),
             // Topics that a pattern matches are found this often.
             ("topic.metadata.refresh.interval.ms", "5000"),
             ("auto.offset.reset", "earliest"),
@@ -260,6 +284,7 @@ impl GroupConsumer {
     pub fn fill(&self, limits: &FillLimits, batches: &mut ClaimBatches) -> Result<usize> {
         let begun = Instant::now();
         let (mut records, mut bytes) = (0, 0);
+        batches.recycle(KEPT_ROUNDS * limits.bytes);
         while records < limits.records && bytes < limits.bytes {
             // First: records of a partition come after the rebalance that gave it.
             self.serve()?;
@@ -524,5 +549,49 @@ impl GroupConsumer {
                 return Ok(happened);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_of_batches_is_shared_and_bounded() {
+        let mut batches = ClaimBatches::default();
+        let held = |batches: &ClaimBatches| -> usize {
+            let held = batches.batches.iter().map(|(_, batch)| batch.capacity());
+            held.chain(batches.spare.iter().map(Batch::capacity)).sum()
+        };
+        let fill = |batch: &mut Batch| {
+            let mut record = batch.record();
+            record.value(&vec![0; 1 << 20]);
+            record.finish();
+        };
+        // Each partition fills a round now and then.
+        for partition in 0..64 {
+            let claim = Claim { topic: Arc::from("logs"), partition };
+            let mut batch = batches.spare.pop().unwrap_or_default();
+            batch.topic_index("logs");
+            fill(&mut batch);
+            batches.batches.push((claim, batch));
+            batches.iter_mut().for_each(|(_, batch)| batch.clear());
+            batches.recycle(4 << 20);
+            assert!(batches.batches.is_empty() && batches.spare[0].topics().is_empty());
+            assert!(held(&batches) <= 4 << 20, "{} bytes", held(&batches));
+        }
+        // All at once: no more is kept than was asked for, and what was not processed stays.
+        for partition in 0..64 {
+            let mut batch = Batch::default();
+            fill(&mut batch);
+            if partition > 0 {
+                batch.clear();
+            }
+            batches.batches.push((Claim { topic: Arc::from("logs"), partition }, batch));
+        }
+        batches.recycle(4 << 20);
+        assert_eq!(batches.iter_mut().map(|(claim, _)| claim.partition).collect::<Vec<_>>(), [0]);
+        let spare: usize = batches.spare.iter().map(Batch::capacity).sum();
+        assert!((1 << 20..=4 << 20).contains(&spare), "{spare} bytes");
     }
 }

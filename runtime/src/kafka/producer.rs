@@ -419,7 +419,7 @@ impl TransactionalProducer {
         } else {
             // A poll with a short timeout would spin: rdkafka asks the client again and again for the fraction of a millisecond that the
             // client does not wait.
-            std::thread::park_timeout((begun.elapsed() / 8).clamp(Duration::from_millis(1), Duration::from_millis(10)));
+            std::thread::park_timeout((begun.elapsed() / 2).clamp(Duration::from_millis(1), Duration::from_millis(20)));
         }
         self.producer.poll(Duration::ZERO);
     }
