@@ -77,6 +77,7 @@ struct Servers {
     apache: Option<ChaosBroker>,
     s3: Option<S3>,
     mysql: Option<Mysql>,
+    mariadb: Option<Mysql>,
 }
 
 fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
@@ -105,19 +106,24 @@ fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
             // Whatever state it is in, the next run is to have a new one.
             servers.apache = None;
             servers.mysql = None;
+            servers.mariadb = None;
         }
     }
 }
 
+fn started<T>(server: &mut Option<T>, start: fn() -> Result<T, Skip>) -> Result<&mut T, Skip> {
+    match server {
+        Some(server) => Ok(server),
+        none => Ok(none.insert(start()?)),
+    }
+}
+
 fn attempt(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), Skip> {
-    let s3 = match &mut servers.s3 {
-        Some(s3) => s3,
-        none => none.insert(S3::start()?),
-    };
-    let mysql = match (plan.path, &mut servers.mysql) {
-        (Path::Bucket | Path::Topics, _) => None,
-        (Path::Tables, Some(mysql)) => Some(mysql),
-        (Path::Tables, none) => Some(none.insert(Mysql::start()?)),
+    let s3 = started(&mut servers.s3, S3::start)?;
+    let mysql = match plan.path {
+        Path::Bucket | Path::Topics => None,
+        Path::Tables => Some(started(&mut servers.mysql, Mysql::start)?),
+        Path::MariaDb => Some(started(&mut servers.mariadb, Mysql::start_mariadb)?),
     };
     let mut own;
     let (case, broker) = match plan.broker {

@@ -15,12 +15,19 @@ pub(crate) enum Path {
     Topics,
     /// Tables of MySQL → a topic for each → plugin in the sink → Parquet in S3.
     Tables,
+    /// The same with MariaDB.
+    MariaDb,
 }
 
 impl Path {
     /// Does it end in S3?
     pub(crate) fn ends_in_bucket(self) -> bool {
         self != Self::Topics
+    }
+
+    /// Does it begin with a database?
+    pub(crate) fn begins_with_tables(self) -> bool {
+        matches!(self, Self::Tables | Self::MariaDb)
     }
 }
 
@@ -39,6 +46,7 @@ impl fmt::Display for Path {
             Self::Bucket => "bucket",
             Self::Topics => "topics",
             Self::Tables => "tables",
+            Self::MariaDb => "mariadb",
         })
     }
 }
@@ -122,7 +130,7 @@ impl Arguments {
     pub(crate) fn round(&self, round: u64) -> Vec<Plan> {
         let mut plans = Vec::new();
         for broker in [Broker::Embedded, Broker::Apache] {
-            for path in [Path::Bucket, Path::Topics, Path::Tables] {
+            for path in [Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb] {
                 for fault in FAULTS {
                     let plan = Plan { fault, path, broker, seed: self.seed + round, short: self.short };
                     let asked = self.only.as_ref().map_or_else(

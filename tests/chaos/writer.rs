@@ -161,10 +161,10 @@ impl Writer {
             return;
         }
         let columns = self.columns(table);
-        let set: Vec<String> = columns.split(", ").map(|column| format!("{column} = it.{column}")).collect();
+        let set: Vec<String> = columns.split(", ").map(|column| format!("{column} = VALUES({column})")).collect();
         let _ = writeln!(
             sql,
-            "INSERT INTO {} ({columns}) VALUES {} AS it ON DUPLICATE KEY UPDATE {};",
+            "INSERT INTO {} ({columns}) VALUES {} ON DUPLICATE KEY UPDATE {};",
             TABLES[table].0,
             values.join(", "),
             set.join(", ")
@@ -283,7 +283,7 @@ impl Writer {
 /// Connects, and asks for the last transaction that was committed. It waits for one that still ends.
 async fn connect(url: &str, writer: u64) -> sqlx::Result<(MySqlConnection, u64)> {
     let mut connection = MySqlConnection::connect(url).await?;
-    let settings = "SET SESSION transaction_isolation = 'READ-COMMITTED'; USE shop";
+    let settings = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; USE shop";
     sqlx::raw_sql(settings).execute(&mut connection).await?;
     let ask = format!("SELECT done FROM progress WHERE writer = {writer} FOR UPDATE");
     let done: u64 = sqlx::query_scalar(AssertSqlSafe(ask)).persistent(false).fetch_one(&mut connection).await?;

@@ -7,7 +7,6 @@ use trunkline_tests::{Fault, Mysql, Random, Skip, Window, Worker};
 
 use super::steps::is_reachable;
 use crate::ground::Ground;
-use crate::plan::Path;
 
 /// Breaks something each second or two without waiting for what was broken before, then lets everything be well, and waits.
 pub(crate) fn run(ground: &mut Ground<'_>) -> Result<(), Skip> {
@@ -21,7 +20,7 @@ pub(crate) fn run(ground: &mut Ground<'_>) -> Result<(), Skip> {
         ground.append(100);
         bury(ground, &mut first);
         bury(ground, &mut second);
-        match ground.random.below(if path == Path::Tables { 12 } else { 9 }) {
+        match ground.random.below(if path.begins_with_tables() { 12 } else { 9 }) {
             0 => {
                 ground.broker.kill9();
                 ground.tally.kills += 1;

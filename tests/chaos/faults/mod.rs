@@ -38,18 +38,18 @@ pub(crate) struct FaultKind {
     pub run: fn(&mut Ground<'_>) -> Result<(), Skip>,
 }
 
-const ALL: &[Path] = &[Path::Bucket, Path::Topics, Path::Tables];
+const ALL: &[Path] = &[Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb];
 const LOGS: &[Path] = &[Path::Bucket, Path::Topics];
-const BUCKETS: &[Path] = &[Path::Bucket, Path::Tables];
+const BUCKETS: &[Path] = &[Path::Bucket, Path::Tables, Path::MariaDb];
 const TOPICS: &[Path] = &[Path::Topics];
-const TABLES: &[Path] = &[Path::Tables];
+const TABLES: &[Path] = &[Path::Tables, Path::MariaDb];
 
 const BUCKET_EMBEDDED: &[(Path, Broker)] = &[(Path::Bucket, Broker::Embedded)];
 const TOPICS_EMBEDDED: &[(Path, Broker)] = &[(Path::Topics, Broker::Embedded)];
 const BUCKET_APACHE: &[(Path, Broker)] = &[(Path::Bucket, Broker::Apache)];
 const TOPICS_APACHE: &[(Path, Broker)] = &[(Path::Topics, Broker::Apache)];
 
-const TABLES_EMBEDDED: &[(Path, Broker)] = &[(Path::Tables, Broker::Embedded)];
+const DATABASES_KILLED: &[(Path, Broker)] = &[(Path::Tables, Broker::Embedded), (Path::MariaDb, Broker::Embedded)];
 const TABLES_APACHE: &[(Path, Broker)] = &[(Path::Tables, Broker::Apache)];
 
 const fn fault(
@@ -115,7 +115,7 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     fault("clock", "the clock jumps forwards and backwards", ALL, TOPICS_EMBEDDED, clock::jumps),
     fault("rotation", "a thousand rotations while the worker is killed", LOGS, BUCKET_APACHE, rotation::storm),
     fault("mysql-restart", "MySQL is stopped and started", TABLES, &[], mysql::restart),
-    fault("mysql-kill", "kill -9 of MySQL", TABLES, TABLES_EMBEDDED, mysql::kill),
+    fault("mysql-kill", "kill -9 of MySQL", TABLES, DATABASES_KILLED, mysql::kill),
     fault("mysql-cut", "MySQL cuts its connections", TABLES, &[], mysql::cut),
     fault("mysql-alter", "columns are added to tables that are written to", TABLES, TABLES_APACHE, mysql::alter),
     fault("mixed", "several of these at once", ALL, BUCKET_EMBEDDED, mixed::run),

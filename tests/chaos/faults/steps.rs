@@ -81,7 +81,7 @@ pub(crate) fn is_reachable(point: &Failpoint, path: Path) -> bool {
     match point.reached {
         Reached::Always => true,
         Reached::Bucket => path.ends_in_bucket(),
-        Reached::Database | Reached::Snapshot => path == Path::Tables,
+        Reached::Database | Reached::Snapshot => path.begins_with_tables(),
         Reached::Directory | Reached::Transform => path == Path::Topics,
         Reached::Rebalance => false,
         Reached::After(earlier) => {
