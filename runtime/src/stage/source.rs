@@ -70,7 +70,7 @@ impl Stage for SourceStage {
             producer,
             positions,
             pending: Pending::default(),
-            last_commit: None,
+            next_commit: None,
             status,
         };
         for schema in self.plan.spec.schemas() {
@@ -161,7 +161,7 @@ struct Writer<'a> {
     producer: TransactionalProducer,
     positions: Positions,
     pending: Pending,
-    last_commit: Option<Instant>,
+    next_commit: Option<Instant>,
     status: &'a StageStatus,
 }
 
@@ -215,10 +215,8 @@ impl Writer<'_> {
         if batch.is_empty() {
             return Ok(());
         }
-        let interval = self.stage.plan.commit_interval.unwrap_or(self.environment.commit_interval);
         // What comes after a pause is committed at once, and what follows it with an interval between: nobody waits longer than under load.
-        let next_commit = self.last_commit.map(|last| last + interval);
-        self.pending.due.get_or_insert_with(|| next_commit.unwrap_or_else(Instant::now));
+        self.pending.due.get_or_insert_with(|| self.next_commit.unwrap_or_else(Instant::now));
         for schema in std::mem::take(&mut batch.schemas) {
             self.publish_schema(&schema)?;
         }
@@ -268,6 +266,7 @@ impl Writer<'_> {
         if changes.is_empty() && pending.counters.is_zero() && !self.producer.in_transaction() {
             return Ok(());
         }
+        let begun = Instant::now();
         failpoint!("source.checkpoint.before")?;
         let partitions = self.topics.partitions(&self.stage.dead_letters)?;
         pending.letters.write(&mut self.producer, &self.stage.pipeline, &self.stage.dead_letters, partitions)?;
@@ -279,12 +278,19 @@ impl Writer<'_> {
         self.producer.commit()?;
         failpoint!("source.commit.after")?;
         if !pending.counters.is_zero() {
-            self.last_commit = Some(Instant::now());
+            let interval = self.stage.plan.commit_interval.unwrap_or(self.environment.commit_interval);
+            self.next_commit = Some(next_commit(begun, interval));
         }
         self.environment.schemas.committed(&pending.schemas);
         self.status.committed(&pending.counters);
         Ok(())
     }
+}
+
+/// When to commit after a commit that was begun then, and has just ended: the interval is from one to the next, so that what a commit takes is not added to
+/// what readers wait. But no more than half of the time is spent on it: brokers that are slow are not asked the more often for it.
+pub(super) fn next_commit(begun: Instant, interval: Duration) -> Instant {
+    begun + interval.max(begun.elapsed() * 2)
 }
 
 /// The transforms that are applied before the topic, one after the other on their default ports.

@@ -16,6 +16,7 @@ use super::dead_letters::DeadLetters;
 use super::environment::{Environment, Stop};
 use super::output::Topics;
 use super::routes::Routes;
+use super::source::next_commit;
 use super::status::StageStatus;
 use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
@@ -69,7 +70,7 @@ impl Stage for TransformStage {
             topics: Topics::new(environment, self.plan.partitions),
             claims: BTreeMap::new(),
             due: None,
-            last_commit: None,
+            next_commit: None,
         };
         let outcome = task.run(stop);
         if outcome.is_ok() {
@@ -104,7 +105,7 @@ struct TransformTask<'a> {
     topics: Topics,
     claims: BTreeMap<Claim, Claimed>,
     due: Option<Instant>,
-    last_commit: Option<Instant>,
+    next_commit: Option<Instant>,
 }
 
 impl TransformTask<'_> {
@@ -144,8 +145,7 @@ impl TransformTask<'_> {
         let Some(last) = batch.entries().last() else { return Ok(()) };
         claimed.next = Some(last.offset + 1);
         // As in a source: after a pause at once, then with an interval between.
-        let next_commit = self.last_commit.map(|last| last + self.environment.commit_interval);
-        self.due.get_or_insert_with(|| next_commit.unwrap_or_else(Instant::now));
+        self.due.get_or_insert_with(|| self.next_commit.unwrap_or_else(Instant::now));
         failpoint!("transform.produce.before")?;
         let chain = self.routes.chain(&claim.topic)?;
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
@@ -216,7 +216,7 @@ impl TransformTask<'_> {
 
     fn commit(&mut self) -> Result<()> {
         self.due = None;
-        self.last_commit = Some(Instant::now());
+        let begun = Instant::now();
         let moved: Vec<(&Claim, &mut Claimed)> =
             self.claims.iter_mut().filter(|(_, claimed)| claimed.next.is_some()).collect();
         if moved.is_empty() {
@@ -244,6 +244,7 @@ impl TransformTask<'_> {
         let group = self.consumer.metadata()?;
         self.producer.send_offsets(&offsets, group)?;
         self.producer.commit()?;
+        self.next_commit = Some(next_commit(begun, self.environment.commit_interval));
         failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
         Ok(())
