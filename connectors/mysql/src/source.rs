@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -117,7 +118,7 @@ impl MysqlSource {
         let mut progress = Progress::new(tables, known);
         progress.plan(options.snapshot != When::Never);
         let identity = Identity::new(&context.task, options.server_id);
-        let binlog = Binlog::open(&options, &identity, &position).await?;
+        let binlog = Binlog::open(&options, &identity, &position, context.scratch).await?;
         failpoint!("mysql.binlog.after")?;
         let (end, _) = binlog_end(&options, &mut queries).await?;
         let reader = Reader {
@@ -229,14 +230,15 @@ impl MysqlSource {
                 if paused && let Some(snapshot) = snapshot.as_mut() {
                     return snapshot.pause().await.map(|()| Came::Rows);
                 }
+                let mut event = pin!(binlog.next(options));
                 poll_fn(|context| {
                     if let Some(snapshot) = snapshot.as_mut()
                         && let Some(job) = &mut snapshot.job
-                        && let Poll::Ready(done) = std::pin::Pin::new(job).poll(context)
+                        && let Poll::Ready(done) = Pin::new(job).poll(context)
                     {
                         return Poll::Ready(snapshot.arrived(done).map(|()| Came::Rows));
                     }
-                    binlog.poll_next(context, options).map_ok(Came::Event)
+                    event.as_mut().poll(context).map_ok(Came::Event)
                 })
                 .await
             };
