@@ -79,7 +79,8 @@ impl SourceConnector for Capture {
     }
 }
 
-fn options() -> Arc<MysqlOptions> {
+/// Of a user `u` with the password `p`.
+pub(crate) fn options() -> Arc<MysqlOptions> {
     let capture = Capture::default();
     configure_source(&capture, "url = \"mysql://u:p@h\"\ntables = [\"*.*\"]", Path::new("/"));
     Arc::new(capture.0.into_inner().unwrap().unwrap())

@@ -51,6 +51,8 @@ pub(crate) struct MysqlSource {
     end: Place,
     asked: Instant,
     heard: Instant,
+    /// Bytes of the binlog's connection that had come then.
+    received: u64,
     /// The stream's position as it was noted last, and when.
     noted: StreamPosition,
     noted_at: Instant,
@@ -152,6 +154,7 @@ impl MysqlSource {
             end,
             asked: now,
             heard: now,
+            received: 0,
             noted_at: now,
             obsolete,
             caught_up: false,
@@ -259,8 +262,11 @@ impl MysqlSource {
     }
 
     fn check_silence(&mut self, paused: bool) -> Result<()> {
-        if paused {
+        // An event of a gigabyte may take longer to come.
+        let received = self.binlog.received();
+        if paused || received > self.received {
             self.heard = Instant::now();
+            self.received = received;
         }
         if self.heard.elapsed() > SILENCE {
             let server = server(&self.options);

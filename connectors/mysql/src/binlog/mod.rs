@@ -94,6 +94,11 @@ impl Binlog {
         Ok(Self { events })
     }
 
+    /// Bytes that came so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.events.received()
+    }
+
     /// The next event, when there is one. Can be given up at any await, and called again.
     pub(crate) async fn next(&mut self, options: &MysqlOptions) -> Result<Event> {
         self.events.next().await.map_err(|failure| replication_error(options, failure))

@@ -189,6 +189,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzz::options;
+    use crate::replication::packet::tests::block_on;
 
     const KEY: &str = "-----BEGIN PUBLIC KEY-----
 MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAxSKOcxiet8lLMn8ImyUE
@@ -212,6 +214,85 @@ YQIDAQAB
             assert!(!said.windows(6).any(|part| part == b"secret"), "{plugin:?}");
         }
         assert_eq!(encrypted("secret", &[7; NONCE], KEY.as_bytes()).unwrap().len(), 256);
+    }
+
+    /// What a server says, and whether it waits for an answer then.
+    type Said<'a> = (&'a [u8], bool);
+
+    /// What becomes of a user with the password `p` when the server says this, and what the user answered.
+    fn let_in(plugin: Plugin, is_secure: bool, says: &[Said<'_>]) -> (Result<(), Failure>, Vec<Vec<u8>>) {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let (mut client, mut server) = (Packets::go_on(client, 2), Packets::go_on(server, 2));
+        let options = options();
+        let user = async move { authenticate(&mut client, &options, plugin, vec![1; NONCE], is_secure).await };
+        let server = async move {
+            let mut heard = Vec::new();
+            for (packet, is_answered) in says {
+                // A user who has gone hears no more.
+                if server.send(packet).await.is_ok()
+                    && *is_answered
+                    && let Ok(answer) = server.packet().await
+                {
+                    heard.push(answer);
+                }
+            }
+            heard
+        };
+        block_on(async { tokio::join!(user, server) })
+    }
+
+    #[test]
+    fn the_servers_way_to_the_verdict_is_followed() {
+        let switch = |name: &str| [&[0xfe][..], name.as_bytes(), &[0], &[7; NONCE], &[0]].concat();
+        let key = [&[1], KEY.as_bytes()].concat();
+        let ok: Said<'_> = (&[0, 0, 0], false);
+        let cached: Said<'_> = (&[1, 3], false);
+        let whole: Said<'_> = (&[1, 4], true);
+        let native = scramble_native(&[7; NONCE], b"p").unwrap().to_vec();
+        let sha2 = scramble_sha256(&[7; NONCE], b"p").unwrap().to_vec();
+        let [to_native, to_sha2, to_sha256] =
+            ["mysql_native_password", "caching_sha2_password", "sha256_password"].map(switch);
+        let expect = |is_secure, says: &[Said<'_>], answers: &[&[u8]]| {
+            let (verdict, heard) = let_in(Plugin::CachingSha2, is_secure, says);
+            assert!(verdict.is_ok(), "{verdict:?}");
+            assert_eq!(heard, answers);
+        };
+        expect(false, &[ok], &[]);
+        expect(false, &[cached, ok], &[]);
+        expect(true, &[whole, ok], &[b"p\0"]);
+        expect(false, &[(&to_native, true), ok], &[&native]);
+        expect(false, &[(&to_sha2, true), cached, ok], &[&sha2]);
+        expect(true, &[(&to_sha2, true), whole, ok], &[&sha2, b"p\0"]);
+        expect(true, &[(&to_sha256, true), ok], &[b"p\0"]);
+        // In clear nothing but an encrypted password goes after the key.
+        for (says, asks) in [([whole, (&key, true), ok], 2), ([(&to_sha256, true), (&key, true), ok], 1)] {
+            let (verdict, heard) = let_in(Plugin::CachingSha2, false, &says);
+            assert!(verdict.is_ok(), "{verdict:?}");
+            assert_eq!((heard[0].as_slice(), heard[1].len()), (&[asks][..], 256));
+        }
+    }
+
+    #[test]
+    fn a_server_that_goes_another_way_is_told() {
+        let unknown = b"\xfeclient_ed25519\x001234567890123456789012\0";
+        let (verdict, _) = let_in(Plugin::Native, true, &[(unknown, false)]);
+        let Err(Failure::Told(error)) = verdict else { panic!("{verdict:?}") };
+        assert_eq!(error.code, "mysql.auth");
+        for word in ["`client_ed25519`", "`u`", "caching_sha2_password", "ALTER USER 'u'"] {
+            assert!(error.message().contains(word), "{error}");
+        }
+        // What MySQL 4.0 had is asked for without a name.
+        let (verdict, _) = let_in(Plugin::Native, true, &[(b"\xfe", false)]);
+        assert!(matches!(&verdict, Err(Failure::Told(error)) if error.message().contains("mysql_old_password")));
+        let (verdict, _) = let_in(Plugin::Native, false, &[(b"\xff\x15\x04#28000Access denied", false)]);
+        assert!(matches!(verdict, Err(Failure::Server { code: 1045, .. })));
+        let short = b"\xfemysql_native_password\x0012345\0";
+        for says in [&short[..], b"", b"\x01\x04", b"\x05", b"\x01"] {
+            let (verdict, _) = let_in(Plugin::Native, false, &[(says, false)]);
+            assert!(matches!(verdict, Err(Failure::Broken(_))), "{says:?}: {verdict:?}");
+        }
+        let (verdict, _) = let_in(Plugin::CachingSha2, false, &[(&[1, 3][..], false); 20]);
+        assert!(matches!(&verdict, Err(Failure::Broken(why)) if why.contains("no verdict")), "{verdict:?}");
     }
 
     #[test]

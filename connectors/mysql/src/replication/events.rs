@@ -86,6 +86,11 @@ impl<L: AsyncRead + Unpin> Events<L> {
         self.take(arrived)
     }
 
+    /// Bytes that came so far, also of an event that is not whole yet.
+    pub(crate) fn received(&self) -> u64 {
+        self.packets.received()
+    }
+
     fn unpacked(&mut self) -> Result<Option<Event>, Failure> {
         let Some((payload, ends_at)) = &mut self.payload else { return Ok(None) };
         match payload.next() {
@@ -364,6 +369,25 @@ pub(crate) mod tests {
                 assert!(matches!(failure, Failure::Closed), "{failure:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_large_event_is_heard_of_while_it_comes() {
+        let packets = [format(true), sent(event(30, &[5; 10_000]), true)];
+        let mut events = events(&packets, vec![1000], WHOLE);
+        let mut heard = vec![events.received()];
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        // At every second poll nothing has come.
+        for _ in 0..30 {
+            let next = Box::pin(events.next()).as_mut().poll(&mut context);
+            if matches!(next, std::task::Poll::Ready(Err(_))) {
+                break;
+            }
+            heard.push(events.received());
+        }
+        heard.dedup();
+        let whole = connection(&packets).len() as u64;
+        assert_eq!((heard.first(), heard.last(), heard.len()), (Some(&0), Some(&whole), 12), "{heard:?}");
     }
 
     #[test]

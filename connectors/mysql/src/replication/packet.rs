@@ -28,11 +28,22 @@ pub(super) struct Packets<L> {
     open: bool,
     /// Of the next frame, whoever sends it.
     number: u8,
+    /// Bytes that came, from the beginning.
+    received: u64,
 }
 
 impl<L> Packets<L> {
     pub(super) fn new(link: L) -> Self {
-        Self { link, buffer: Vec::with_capacity(BUFFER), at: 0, left: 0, continues: false, open: false, number: 0 }
+        Self {
+            link,
+            buffer: Vec::with_capacity(BUFFER),
+            at: 0,
+            left: 0,
+            continues: false,
+            open: false,
+            number: 0,
+            received: 0,
+        }
     }
 
     /// The connection below. Bytes that came and were not asked for are an error: before TLS begins anybody may have put them there.
@@ -46,6 +57,11 @@ impl<L> Packets<L> {
     /// Goes on above another connection (TLS).
     pub(super) fn go_on(link: L, number: u8) -> Self {
         Self { number, ..Self::new(link) }
+    }
+
+    /// Bytes that came so far: while their number grows, the server is there.
+    pub(super) fn received(&self) -> u64 {
+        self.received
     }
 
     /// The next packet is the first of a command.
@@ -112,7 +128,10 @@ impl<L: AsyncRead + Unpin> Packets<L> {
         self.at = 0;
         match self.link.read_buf(&mut self.buffer).await {
             Ok(0) => Err(Failure::broken("the server closed it")),
-            Ok(_) => Ok(()),
+            Ok(count) => {
+                self.received += count as u64;
+                Ok(())
+            }
             Err(error) => Err(Failure::Broken(error.to_string())),
         }
     }
