@@ -1,6 +1,7 @@
 //! Events as they come: joined, checked, and out of what the server compressed.
 //!
-//! Each is copied once, out of the connection's buffer. [`Events::next`] can be given up at any await and called again.
+//! Each is copied once, out of the connection's buffer. [`Events::next`] can be given up at any await and called again. What it writes to the scratch folder, reads
+//! there and unpacks keeps its thread busy, which is the source's own.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -188,9 +189,12 @@ fn sum_of(head: &[u8; HEAD], data: &[u8]) -> [u8; SUM] {
 fn hasher_of(head: &[u8; HEAD]) -> crc32fast::Hasher {
     // The description of the format says by a flag that its file is still written, which its checksum does not know.
     const IN_USE: u8 = 1;
+    const KIND: usize = 5;
     const FLAGS: usize = HEAD - 2;
     let mut head = *head;
-    head[FLAGS] &= !IN_USE;
+    if head[KIND] == FORMAT_DESCRIPTION {
+        head[FLAGS] &= !IN_USE;
+    }
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&head[1..]);
     hasher
@@ -396,9 +400,10 @@ pub(crate) mod tests {
         for packet in [sent(event(30, &[5; 100]), true), sent(event(TRANSACTION_PAYLOAD, &compressed(&inner)), true)] {
             for spooled_from in [WHOLE, 20] {
                 // Where its size stands it is another event: see below.
-                for at in (1..packet.len()).filter(|at| !(10..14).contains(at)) {
+                for place in (8..8 * packet.len()).filter(|place| !(80..112).contains(place)) {
+                    let (at, bit) = (place / 8, place % 8);
                     let mut changed = packet.clone();
-                    changed[at] ^= 4;
+                    changed[at] ^= 1 << bit;
                     let (came, failure) = read(events(&[format(true), changed], vec![64], spooled_from));
                     assert_eq!(came.len(), 1);
                     assert!(matches!(failure, Failure::Checksum { .. }), "{at}: {failure:?}");

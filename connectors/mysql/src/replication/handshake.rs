@@ -68,7 +68,7 @@ pub(super) async fn connect(options: &MysqlOptions) -> Result<Packets<Link>, Fai
         return Err(Failure::broken("the server is older than MySQL 5.6 and MariaDB 10"));
     }
     let mut capabilities = NEEDED | CapabilityFlags::CLIENT_TRANSACTIONS;
-    // MariaDB takes it, left out, for a promise to know what is its own.
+    // MariaDB does not offer it: without it, it looks for capabilities of its own behind these, and finds none.
     capabilities |= hello.capabilities & CapabilityFlags::CLIENT_LONG_PASSWORD;
     let has_tls = hello.capabilities.contains(CapabilityFlags::CLIENT_SSL);
     if options.tls != Tls::Disable && has_tls {
