@@ -85,9 +85,9 @@ impl Binlog {
                 in_time(options, connection.events(&command, scratch)).await?
             }
             None => {
-                let Place { file, pos } = &position.place;
-                let pos = u32::try_from(*pos).map_err(|_| too_far(options, file, *pos))?.max(BEGINNING);
-                let command = ComBinlogDump::new(identity.server_id).with_filename(file.as_bytes()).with_pos(pos);
+                let pos = asked_for(options, &position.place)?.max(BEGINNING);
+                let file = position.place.file.as_bytes();
+                let command = ComBinlogDump::new(identity.server_id).with_filename(file).with_pos(pos);
                 in_time(options, connection.events(&command, scratch)).await?
             }
         };
@@ -105,14 +105,17 @@ impl Binlog {
     }
 }
 
-/// One transaction of gigabytes makes a file so long.
-fn too_far(options: &MysqlOptions, file: &str, pos: u64) -> Error {
-    let message = format!(
-        "{} cannot be asked for {file}:{pos}: without GTIDs a place in the binlog has 32 bits. SET PERSIST gtid_mode = 'ON' (in the steps of the manual), \
-         and begin anew with a source of another name",
-        server(options)
-    );
-    Error::data("mysql.place", message)
+/// The place in its file as the server can be asked for it. One transaction of gigabytes makes a file longer than that.
+fn asked_for(options: &MysqlOptions, place: &Place) -> Result<u32> {
+    let Place { file, pos } = place;
+    u32::try_from(*pos).map_err(|_| {
+        let message = format!(
+            "{} cannot be asked for {file}:{pos}: without GTIDs a place in the binlog has 32 bits. SET PERSIST gtid_mode = 'ON' (in the steps of the \
+             manual), and begin anew with a source of another name",
+            server(options)
+        );
+        Error::data("mysql.place", message)
+    })
 }
 
 fn sids(set: &UuidSet) -> Result<Vec<Sid<'static>>> {
@@ -128,4 +131,19 @@ fn sids(set: &UuidSet) -> Result<Vec<Sid<'static>>> {
             Ok(sid.with_tag(tag))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_beyond_what_can_be_asked_for_is_never_another_one() {
+        let options = crate::fuzz::options();
+        let place = |pos| Place { file: "binlog.000007".to_owned(), pos };
+        assert_eq!(asked_for(&options, &place(u64::from(u32::MAX))).unwrap(), u32::MAX);
+        let error = asked_for(&options, &place(1 << 32)).unwrap_err();
+        assert_eq!(error.code, "mysql.place");
+        assert!(error.message().contains("binlog.000007:4294967296") && error.message().contains("gtid_mode"));
+    }
 }

@@ -435,6 +435,15 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_scratch_folder_that_takes_nothing_is_told() {
+        let packets = [format(true), sent(event(TRANSACTION_PAYLOAD, &compressed(&[event(16, &[0; 8])])), true)];
+        let mut reader = events(&packets, vec![64], 50);
+        reader.scratch = PathBuf::from("/nowhere/at all");
+        let (_, failure) = read(reader);
+        assert!(matches!(&failure, Failure::Scratch(why) if why.contains("/nowhere/at all")), "{failure:?}");
+    }
+
+    #[test]
     fn an_error_of_the_server_is_told_with_its_number() {
         let packets =
             [format(true), b"\xff\xd4\x04#HY000Could not find first log file name in binary log index file".to_vec()];
