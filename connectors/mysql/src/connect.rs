@@ -1,14 +1,14 @@
-//! Connections: sqlx for queries, mysql_async for the replication protocol, with the same address and the same TLS.
+//! Connections: sqlx's for queries, our own for the replication protocol ([`crate::replication`]), with the same address and the same TLS; and what their failures mean.
 
 use std::path::Path;
 use std::time::Duration;
 
-use mysql_async::{Conn, DriverError, OptsBuilder, SslOpts};
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 use trunkline_connector::{Error, Result};
 
 use crate::config::{MysqlOptions, Tls};
+use crate::replication::{Connection, Failure};
 
 /// A server that does not answer in this time is down.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,7 +53,7 @@ fn no_answer(options: &MysqlOptions) -> Error {
     Error::external("mysql.unreachable", format!("{} did not answer within {PATIENCE:?}", server(options)))
 }
 
-fn read_ca(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read_ca(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|error| {
         Error::config("mysql.tls_ca", format!("`tls_ca`: cannot read {}: {error}; name a PEM file", path.display()))
     })
@@ -132,88 +132,92 @@ pub(crate) fn query_error(options: &MysqlOptions, doing: &str, error: &sqlx::Err
 }
 
 /// A connection for the replication protocol.
-pub(crate) async fn replication_connection(options: &MysqlOptions) -> Result<Conn> {
-    let unverified = SslOpts::default().with_danger_accept_invalid_certs(true).with_danger_skip_domain_validation(true);
-    let tls = match options.tls {
-        Tls::Disable => None,
-        Tls::Prefer | Tls::Require => Some(unverified),
-        Tls::VerifyCa => Some(SslOpts::default().with_danger_skip_domain_validation(true)),
-        Tls::VerifyIdentity => Some(SslOpts::default()),
-    };
-    let tls = match (&options.tls_ca, tls) {
-        (Some(path), Some(tls)) => {
-            Some(tls.with_root_certs(vec![read_ca(path)?.into()]).with_disable_built_in_roots(true))
-        }
-        (_, tls) => tls,
-    };
-    match replicate(options, tls).await? {
-        Err(mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer)) if options.tls == Tls::Prefer => {
-            replicate(options, None).await?
-        }
-        connected => connected,
-    }
-    .map_err(|error| replication_error(options, &error))
+pub(crate) async fn replication_connection(options: &MysqlOptions) -> Result<Connection> {
+    in_time(options, Connection::open(options)).await
 }
 
-async fn replicate(options: &MysqlOptions, tls: Option<SslOpts>) -> Result<mysql_async::Result<Conn>> {
-    // The server's own limit: a row can be that large.
-    const LARGEST_PACKET: usize = 1 << 30;
-    let address = &options.url;
-    let opts = OptsBuilder::default()
-        .ip_or_hostname(address.host.as_str())
-        .tcp_port(address.port)
-        .user(Some(address.user.as_str()))
-        .pass(address.password.as_deref())
-        .prefer_socket(false)
-        .tcp_keepalive(Some(Duration::from_secs(30)))
-        .stmt_cache_size(0)
-        .max_allowed_packet(Some(LARGEST_PACKET))
-        .ssl_opts(tls);
-    tokio::time::timeout(PATIENCE, Conn::new(opts)).await.map_err(|_| no_answer(options))
+/// A step of the replication protocol, which a server that is there answers in time.
+pub(crate) async fn in_time<T>(options: &MysqlOptions, step: impl Future<Output = Result<T, Failure>>) -> Result<T> {
+    match tokio::time::timeout(PATIENCE, step).await {
+        Ok(done) => done.map_err(|failure| replication_error(options, failure)),
+        Err(_) => Err(no_answer(options)),
+    }
 }
 
 /// What a failure of the replication protocol means.
-pub(crate) fn replication_error(options: &MysqlOptions, error: &mysql_async::Error) -> Error {
+pub(crate) fn replication_error(options: &MysqlOptions, failure: Failure) -> Error {
     let server = server(options);
-    let mysql_async::Error::Server(answer) = error else {
-        return Error::external("mysql.unreachable", format!("{server}: the binlog's connection broke: {error}"));
+    let (code, message) = match failure {
+        Failure::Server { code, message } => (code, message),
+        Failure::Broken(why) => {
+            return Error::external("mysql.unreachable", format!("{server}: the binlog's connection broke: {why}"));
+        }
+        Failure::Closed => {
+            return Error::external("mysql.unreachable", format!("{server}: the server closed the binlog"));
+        }
+        Failure::Tls(why) => {
+            return Error::external("mysql.tls", format!("{server}: {why}; see the options `tls` and `tls_ca`"));
+        }
+        Failure::Checksum { kind, ends_at } => {
+            let message = format!(
+                "{server}: an event of type {kind} that ends at {ends_at} arrived damaged: its checksum does not fit"
+            );
+            return Error::external("mysql.checksum", message);
+        }
+        Failure::Malformed(error) => {
+            return Error::data("mysql.malformed", format!("{server}: an event: {error} (please report this)"));
+        }
+        Failure::Payload { file, ends_at, why } => {
+            let message = format!(
+                "{server}: the compressed transaction that ends at {file}:{ends_at} cannot be unpacked: {why}. If it stays so, \
+                 SET PERSIST binlog_transaction_compression = OFF, and begin anew with a source of another name"
+            );
+            return Error::data("mysql.payload", message);
+        }
+        Failure::Scratch(why) => {
+            return Error::external("mysql.scratch", format!("{server}: {why}; make room for up to 1 GiB there"));
+        }
+        Failure::Told(error) => return error,
     };
+    replied(options, code, &message)
+}
+
+/// What an error means that the server sent.
+fn replied(options: &MysqlOptions, code: u16, answer: &str) -> Error {
+    let server = server(options);
     const NO_PRIVILEGE: [u16; 2] = [1227, 1045];
     // One number for everything that ends a replica's connection: only the text tells.
     const REPLICATION: u16 = 1236;
-    let says = |text: &str| answer.message.contains(text);
-    if NO_PRIVILEGE.contains(&answer.code) {
+    let says = |text: &str| answer.contains(text);
+    if NO_PRIVILEGE.contains(&code) {
         let message = format!(
-            "{server}: {}; grant it: GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO '{}'@'%'",
-            answer.message, options.url.user
+            "{server}: {answer}; grant it: GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO '{}'@'%'",
+            options.url.user
         );
         return Error::config("mysql.privilege", message);
     }
     // The last of these is MariaDB's, which tells a position that its binlog does not have from one that it begins after.
     let is_behind = ["has more GTIDs", "more GTIDs than", "is not in the master's binlog"].into_iter().any(says);
-    if answer.code == REPLICATION && is_behind {
+    if code == REPLICATION && is_behind {
         let message = format!(
-            "{server} has not got transactions that were handed out already: {}. It lost data, or is another server than before. Point `url` at a \
-             server that has them, or begin anew with a source of another name",
-            answer.message
+            "{server} has not got transactions that were handed out already: {answer}. It lost data, or is another server than before. Point `url` at a \
+             server that has them, or begin anew with a source of another name"
         );
         return Error::data("mysql.behind_position", message);
     }
-    if answer.code == REPLICATION && says("required binlog files have been purged") {
+    if code == REPLICATION && says("required binlog files have been purged") {
         let message = format!(
-            "{server} has purged the binlog that follows this source's position: changes are lost: {}. Set `on_purged = \"resnapshot\"` to begin anew with a snapshot",
-            answer.message
+            "{server} has purged the binlog that follows this source's position: changes are lost: {answer}. Set `on_purged = \"resnapshot\"` to begin anew with a snapshot"
         );
         return Error::data("mysql.purged", message);
     }
-    if answer.code == REPLICATION && says("same server_uuid/server_id") {
+    if code == REPLICATION && says("same server_uuid/server_id") {
         let message = format!(
-            "{server}: another replica has taken over the connection: {}. If it is not this source on another worker, set another `server_id`",
-            answer.message
+            "{server}: another replica has taken over the connection: {answer}. If it is not this source on another worker, set another `server_id`"
         );
         return Error::external("mysql.server_id", message);
     }
-    Error::external("mysql.binlog", format!("{server}: error {}: {}", answer.code, answer.message))
+    Error::external("mysql.binlog", format!("{server}: error {code}: {answer}"))
 }
 
 /// Closes a connection; that the server may be gone already does not matter.

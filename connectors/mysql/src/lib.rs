@@ -23,6 +23,7 @@ mod gtid;
 mod headroom;
 mod marks;
 mod position;
+mod replication;
 mod selection;
 mod server;
 mod snapshot;

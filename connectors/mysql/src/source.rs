@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -50,6 +51,8 @@ pub(crate) struct MysqlSource {
     end: Place,
     asked: Instant,
     heard: Instant,
+    /// Bytes of the binlog's connection that had come then.
+    received: u64,
     /// The stream's position as it was noted last, and when.
     noted: StreamPosition,
     noted_at: Instant,
@@ -117,7 +120,7 @@ impl MysqlSource {
         let mut progress = Progress::new(tables, known);
         progress.plan(options.snapshot != When::Never);
         let identity = Identity::new(&context.task, options.server_id);
-        let binlog = Binlog::open(&options, &identity, &position).await?;
+        let binlog = Binlog::open(&options, &identity, &position, context.scratch).await?;
         failpoint!("mysql.binlog.after")?;
         let (end, _) = binlog_end(&options, &mut queries).await?;
         let reader = Reader {
@@ -151,6 +154,7 @@ impl MysqlSource {
             end,
             asked: now,
             heard: now,
+            received: 0,
             noted_at: now,
             obsolete,
             caught_up: false,
@@ -229,14 +233,15 @@ impl MysqlSource {
                 if paused && let Some(snapshot) = snapshot.as_mut() {
                     return snapshot.pause().await.map(|()| Came::Rows);
                 }
+                let mut event = pin!(binlog.next(options));
                 poll_fn(|context| {
                     if let Some(snapshot) = snapshot.as_mut()
                         && let Some(job) = &mut snapshot.job
-                        && let Poll::Ready(done) = std::pin::Pin::new(job).poll(context)
+                        && let Poll::Ready(done) = Pin::new(job).poll(context)
                     {
                         return Poll::Ready(snapshot.arrived(done).map(|()| Came::Rows));
                     }
-                    binlog.poll_next(context, options).map_ok(Came::Event)
+                    event.as_mut().poll(context).map_ok(Came::Event)
                 })
                 .await
             };
@@ -257,8 +262,11 @@ impl MysqlSource {
     }
 
     fn check_silence(&mut self, paused: bool) -> Result<()> {
-        if paused {
+        // An event of a gigabyte may take longer to come.
+        let received = self.binlog.received();
+        if paused || received > self.received {
             self.heard = Instant::now();
+            self.received = received;
         }
         if self.heard.elapsed() > SILENCE {
             let server = server(&self.options);

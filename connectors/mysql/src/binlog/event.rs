@@ -18,14 +18,13 @@ impl Header {
     /// Bytes of it.
     pub(crate) const LENGTH: usize = 19;
 
-    pub(crate) fn read(bytes: &mut Bytes<'_>) -> Result<Self, Malformed> {
+    /// Reads it, and the size that it gives the event: of header, data and checksum.
+    pub(crate) fn read(bytes: &mut Bytes<'_>) -> Result<(Self, u32), Malformed> {
         let (timestamp, kind, server_id) = (bytes.little(4)? as u32, bytes.u8()?, bytes.little(4)? as u32);
-        // Its size, which whoever read it knows.
-        bytes.take(4)?;
-        let log_pos = bytes.little(4)? as u32;
+        let (size, log_pos) = (bytes.little(4)? as u32, bytes.little(4)? as u32);
         // Flags.
         bytes.take(2)?;
-        Ok(Self { timestamp, kind, server_id, log_pos })
+        Ok((Self { timestamp, kind, server_id, log_pos }, size))
     }
 
     /// Seconds since the Unix epoch.

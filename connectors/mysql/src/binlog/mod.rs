@@ -6,31 +6,26 @@ pub(crate) mod events;
 pub(crate) mod follower;
 pub(crate) mod tables;
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use futures_core::Stream as _;
-use mysql_async::binlog::BinlogChecksumAlg;
-use mysql_async::binlog::events::Event as Received;
-use mysql_async::prelude::Queryable as _;
-use mysql_async::{BinlogStream, BinlogStreamRequest, GnoInterval, Sid};
-use mysql_common::packets::Tag;
+use mysql_common::packets::{ComBinlogDump, ComBinlogDumpGtid, ComRegisterSlave, GnoInterval, Sid, Tag};
 use trunkline_connector::{Error, Result};
 
-use self::event::{Event, Header};
+use self::event::Event;
 use crate::config::MysqlOptions;
-use crate::connect::{replication_connection, replication_error, server};
-use crate::decode::{Bytes, Malformed};
+use crate::connect::{in_time, replication_connection, replication_error, server};
 use crate::gtid::{GtidSet, UuidSet};
-use crate::position::StreamPosition;
+use crate::position::{Place, StreamPosition};
+use crate::replication::Link;
+use crate::replication::events::Events;
 
 /// How often an idle server says where its binlog ends.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
 
 /// The binlog from a position on.
 pub(crate) struct Binlog {
-    stream: BinlogStream,
+    events: Events<Link>,
 }
 
 /// By what the server knows this replica. A second connection of the same identity ends the first.
@@ -51,8 +46,14 @@ impl Identity {
 }
 
 impl Binlog {
-    pub(crate) async fn open(options: &MysqlOptions, identity: &Identity, position: &StreamPosition) -> Result<Self> {
-        let failed = |error: mysql_async::Error| replication_error(options, &error);
+    /// Asks the server for everything after the position. What is too large for memory goes to the scratch folder.
+    pub(crate) async fn open(
+        options: &MysqlOptions,
+        identity: &Identity,
+        position: &StreamPosition,
+        scratch: PathBuf,
+    ) -> Result<Self> {
+        const BEGINNING: u32 = 4;
         let mut connection = replication_connection(options).await?;
         let nanoseconds = HEARTBEAT.as_nanos();
         let uuid = &identity.uuid;
@@ -60,89 +61,61 @@ impl Binlog {
         // client.
         let settings = format!(
             "SET @master_heartbeat_period = {nanoseconds}, @source_heartbeat_period = {nanoseconds}, @slave_uuid = '{uuid}', \
-             @replica_uuid = '{uuid}', SESSION net_write_timeout = 86400"
+             @replica_uuid = '{uuid}', @master_binlog_checksum = @@GLOBAL.binlog_checksum, \
+             @source_binlog_checksum = @@GLOBAL.binlog_checksum, SESSION net_write_timeout = 86400"
         );
-        connection.query_drop(settings).await.map_err(failed)?;
-        let request = BinlogStreamRequest::new(identity.server_id);
-        let request = match &position.done {
-            Some(GtidSet::MySql(done)) => request.with_gtid().with_gtid_set(sids(done)?),
-            Some(GtidSet::MariaDb(done)) => {
-                // What a replica says that knows GTIDs: it is then sent them, and from where it asks.
-                let state = done.connect_state();
-                let settings = format!(
-                    "SET @mariadb_slave_capability = 4, @slave_gtid_strict_mode = 1, @slave_gtid_ignore_duplicates = 0, @slave_connect_state = '{state}'"
-                );
-                connection.query_drop(settings).await.map_err(failed)?;
-                request.with_pos(4)
+        in_time(options, connection.run(&settings)).await?;
+        if let Some(GtidSet::MariaDb(done)) = &position.done {
+            // What a replica says that knows GTIDs: it is then sent them, and from where it asks.
+            let state = done.connect_state();
+            let settings = format!(
+                "SET @mariadb_slave_capability = 4, @slave_gtid_strict_mode = 1, @slave_gtid_ignore_duplicates = 0, @slave_connect_state = '{state}'"
+            );
+            in_time(options, connection.run(&settings)).await?;
+        }
+        in_time(options, connection.send(&ComRegisterSlave::new(identity.server_id))).await?;
+        let events = match &position.done {
+            Some(GtidSet::MySql(done)) => {
+                let sids = sids(done)?;
+                let command = ComBinlogDumpGtid::new(identity.server_id).with_pos(BEGINNING.into()).with_sids(sids);
+                in_time(options, connection.events(&command, scratch)).await?
             }
-            None => request.with_filename(position.place.file.as_bytes()).with_pos(position.place.pos.max(4)),
-        };
-        let stream = connection.get_binlog_stream(request).await.map_err(failed)?;
-        Ok(Self { stream })
-    }
-
-    /// The next event, if there is one.
-    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>, options: &MysqlOptions) -> Poll<Result<Event>> {
-        Pin::new(&mut self.stream).poll_next(context).map(|next| match next {
-            Some(Ok(event)) => verify(options, event),
-            Some(Err(error)) => Err(replication_error(options, &error)),
+            Some(GtidSet::MariaDb(_)) => {
+                let command = ComBinlogDump::new(identity.server_id).with_pos(BEGINNING);
+                in_time(options, connection.events(&command, scratch)).await?
+            }
             None => {
-                Err(Error::external("mysql.unreachable", format!("{}: the server closed the binlog", server(options))))
+                let pos = asked_for(options, &position.place)?.max(BEGINNING);
+                let file = position.place.file.as_bytes();
+                let command = ComBinlogDump::new(identity.server_id).with_filename(file).with_pos(pos);
+                in_time(options, connection.events(&command, scratch)).await?
             }
-        })
+        };
+        Ok(Self { events })
+    }
+
+    /// Bytes that came so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.events.received()
+    }
+
+    /// The next event, when there is one. Can be given up at any await, and called again.
+    pub(crate) async fn next(&mut self, options: &MysqlOptions) -> Result<Event> {
+        self.events.next().await.map_err(|failure| replication_error(options, failure))
     }
 }
 
-/// Checks an event against its checksum: the client library does not.
-fn verify(options: &MysqlOptions, event: Received) -> Result<Event> {
-    let footer = event.footer();
-    let sums = footer.get_checksum_alg().ok().flatten() == Some(BinlogChecksumAlg::BINLOG_CHECKSUM_ALG_CRC32);
-    if sums
-        && footer.get_checksum_enabled()
-        && let Some(sum) = event.checksum()
-        && u32::from_le_bytes(sum) != event.calc_checksum(BinlogChecksumAlg::BINLOG_CHECKSUM_ALG_CRC32)
-    {
-        let header = event.header();
+/// The place in its file as the server can be asked for it. One transaction of gigabytes makes a file longer than that.
+fn asked_for(options: &MysqlOptions, place: &Place) -> Result<u32> {
+    let Place { file, pos } = place;
+    u32::try_from(*pos).map_err(|_| {
         let message = format!(
-            "{}: an event of type {} that ends at {} arrived damaged: its checksum does not fit",
-            server(options),
-            header.event_type_raw(),
-            header.log_pos()
+            "{} cannot be asked for {file}:{pos}: without GTIDs a place in the binlog has 32 bits. SET PERSIST gtid_mode = 'ON' (in the steps of the \
+             manual), and begin anew with a source of another name",
+            server(options)
         );
-        return Err(Error::external("mysql.checksum", message));
-    }
-    taken(&event).map_err(|error| {
-        Error::data("mysql.malformed", format!("{}: an event: {error} (please report this)", server(options)))
+        Error::data("mysql.place", message)
     })
-}
-
-fn taken(event: &Received) -> Result<Event, Malformed> {
-    let head = event.header();
-    let mut bytes = Vec::with_capacity(Header::LENGTH);
-    bytes.extend_from_slice(&head.timestamp().to_le_bytes());
-    bytes.push(head.event_type_raw());
-    for number in [head.server_id(), head.event_size(), head.log_pos()] {
-        bytes.extend_from_slice(&number.to_le_bytes());
-    }
-    bytes.extend_from_slice(&head.flags_raw().to_le_bytes());
-    let header = Header::read(&mut Bytes::new(&bytes))?;
-    let mut data = event.data();
-    // The first event of a connection has a checksum that nothing announced: the description of the format follows after it.
-    const ROTATE: u8 = 4;
-    if let Some((rest, sum)) = data.split_last_chunk::<4>()
-        && head.event_type_raw() == ROTATE
-        && event.checksum().is_none()
-        && crc32(&[&bytes, rest]) == u32::from_le_bytes(*sum)
-    {
-        data = rest;
-    }
-    Event::new(header, data.to_vec()).unpacked()
-}
-
-fn crc32(parts: &[&[u8]]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    parts.iter().for_each(|part| hasher.update(part));
-    hasher.finalize()
 }
 
 fn sids(set: &UuidSet) -> Result<Vec<Sid<'static>>> {
@@ -158,4 +131,19 @@ fn sids(set: &UuidSet) -> Result<Vec<Sid<'static>>> {
             Ok(sid.with_tag(tag))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_beyond_what_can_be_asked_for_is_never_another_one() {
+        let options = crate::fuzz::options();
+        let place = |pos| Place { file: "binlog.000007".to_owned(), pos };
+        assert_eq!(asked_for(&options, &place(u64::from(u32::MAX))).unwrap(), u32::MAX);
+        let error = asked_for(&options, &place(1 << 32)).unwrap_err();
+        assert_eq!(error.code, "mysql.place");
+        assert!(error.message().contains("binlog.000007:4294967296") && error.message().contains("gtid_mode"));
+    }
 }

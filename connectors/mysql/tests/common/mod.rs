@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "every test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that something is wrong")]
 
+pub(crate) mod proxy;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -167,8 +169,13 @@ impl Server {
 
     /// The options of a source on tables of this server.
     pub(crate) fn options(&self, tables: &str) -> String {
-        format!("url = \"mysql://cdc:p%40ss%2Fword@127.0.0.1:{}\"\ntables = [{tables}]\n", self.port)
+        options(self.port, "cdc:p%40ss%2Fword", tables)
     }
+}
+
+/// The options of a source on tables of whatever is at this port, as this user.
+pub(crate) fn options(port: u16, user: &str, tables: &str) -> String {
+    format!("url = \"mysql://{user}@127.0.0.1:{port}\"\ntables = [{tables}]\n")
 }
 
 fn finish(mut child: Child) {
@@ -384,6 +391,13 @@ impl Random {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
+}
+
+/// The most memory that this process ever had resident.
+pub(crate) fn most_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
 /// Does something when a test ends, however it does.

@@ -51,8 +51,6 @@ pub(crate) struct Follower {
     also_done: Vec<Gtid>,
     /// Prepared transactions by their id.
     held: HashMap<Vec<u8>, Held>,
-    /// A compressed transaction has come, and none of its events yet.
-    packed: bool,
     /// The output port of changes of definitions and the id of their schema, if they are handed out.
     ddl: Option<(u16, String)>,
     /// When the transaction was written that was read last, until somebody asks (microseconds since the Unix epoch).
@@ -123,7 +121,6 @@ impl Follower {
             ends: false,
             also_done: Vec::new(),
             held: HashMap::new(),
-            packed: false,
             written_at: None,
         })
     }
@@ -181,16 +178,6 @@ impl Follower {
         if !matches!(meaning, Meaning::Rotate(..) | Meaning::Heartbeat(_)) {
             self.advance(u64::from(event.header().log_pos()));
         }
-        let from_outside = matches!(meaning, Meaning::Rotate(..) | Meaning::Heartbeat(_) | Meaning::Begins(_));
-        if self.packed && from_outside {
-            // The library tells nobody that it could not unpack one; then nothing of it comes.
-            return Err(self.stop(
-                "mysql.payload",
-                "a compressed transaction cannot be unpacked: its bytes are broken, or there is not enough memory for it. If it stays so, \
-                 SET PERSIST binlog_transaction_compression = OFF, and begin anew with a source of another name",
-            ));
-        }
-        self.packed = matches!(meaning, Meaning::Payload);
         if self.transaction.as_ref().is_some_and(|transaction| transaction.comes_again) {
             self.pass_over(&meaning);
             return Ok(());
