@@ -64,6 +64,12 @@ impl Leases {
     pub(super) fn is_finished(&self) -> bool {
         self.thread.is_finished()
     }
+
+    /// Waits for its end. What a stage panics of is caught inside; what is left is a panic of the keeper itself.
+    pub(super) fn join(self) -> Result<()> {
+        let panicked = |_| Error::bug("worker.panic", "a thread of the worker panicked (please report this)");
+        self.thread.join().map_err(panicked)
+    }
 }
 
 fn current(given: &Mutex<Arc<Tasks>>) -> Arc<Tasks> {

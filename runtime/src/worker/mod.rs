@@ -186,7 +186,7 @@ impl Worker<'_> {
             }
             report.write(&self.tasks);
         }
-        Ok(())
+        self.leases.drain(..).try_for_each(Leases::join)
     }
 
     /// Runs a set from now on; gives it back if the brokers do not answer. With the first set an error ends the run, with a later one it ends
@@ -195,6 +195,7 @@ impl Worker<'_> {
         let set = &pending.set;
         let stages = |pipeline: &Pipeline| pipeline.sources.len() + pipeline.transforms.len() + pipeline.sinks.len();
         let count = set.pipelines.iter().map(stages).sum();
+        // What goes on keeps the share that it has.
         let environment = Environment {
             client_buffer: client_buffer(self.memory, count),
             batch_bytes: batch_bytes(self.memory, count),
@@ -212,7 +213,8 @@ impl Worker<'_> {
                 if !is_later && self.options.stop.is_set() {
                     return Err(error.context("stopped before the brokers answered"));
                 }
-                tracing::warn!(%error, brokers = self.options.brokers, "cannot prepare topics; trying again");
+                let until_then = if is_later { "; until then all goes on as it was" } else { "" };
+                tracing::warn!(%error, brokers = self.options.brokers, "cannot prepare topics; trying again{until_then}");
                 return Ok(Some(Pending { due: Instant::now() + ASK_AGAIN, ..pending }));
             }
             Err(error) if is_later => {

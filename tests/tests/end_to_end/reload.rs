@@ -205,3 +205,54 @@ fn a_stage_that_failed_is_tried_again_when_somebody_asks() {
     stop(worker);
     assert_every_line_once(&reader, &case.path("lake"), &log);
 }
+
+#[test]
+fn brokers_that_are_away_keep_nothing_from_being_taken_later() {
+    let (mut kafka, reader) = (need!(Kafka::start()), need!(Reader::find()));
+    let case = Case::new("reload-away", &kafka);
+    case.pipeline("access", &access_logs());
+    let mut log = LogWriter::new(case.path("logs/access.log"), 805);
+    log.append(1_000);
+    let mut worker = case.start("a", &[]);
+    wait_for_rows(&reader, &case.path("lake"), 1_000);
+    kafka.kill9();
+    case.pipeline("more", &access_logs().replace("$NAME", "$NAME-more").replace("$DIR/lake", "$DIR/more"));
+    worker.sighup();
+    says(&mut worker, "cannot prepare topics; trying again; until then all goes on as it was", 1);
+    kafka.restart();
+    wait_for_rows(&reader, &case.path("more"), 1_000);
+    log.append(1_000);
+    wait_for_rows(&reader, &case.path("lake"), 2_000);
+    stop(worker);
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_every_line_once(&reader, &case.path("more"), &log);
+}
+
+#[test]
+fn two_workers_that_are_told_share_what_is_new() {
+    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let case = Case::new("reload-two", kafka);
+    case.pipeline("access", &access_logs());
+    let mut log = LogWriter::new(case.path("logs/access.log"), 806);
+    log.append(1_000);
+    let mut workers = [case.start("a", &[]), case.start("b", &[])];
+    wait_for_rows(&reader, &case.path("lake"), 1_000);
+    case.pipeline("access", &access_logs().replace("records = 2_000", "records = 500"));
+    case.pipeline("more", &access_logs().replace("$NAME", "$NAME-more").replace("$DIR/lake", "$DIR/more"));
+    log.append(1_000);
+    for worker in &mut workers {
+        worker.sighup();
+        log.append(1_000);
+        says(worker, &format!("starts anew: {0}.lake; goes on undisturbed: {0}.web\n", case.name()), 1);
+    }
+    wait_for_rows(&reader, &case.path("more"), log.lines());
+    wait_for_rows(&reader, &case.path("lake"), log.lines());
+    workers.into_iter().for_each(stop);
+    let summary = case.until_idle("a", LONG);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_eq!(summary.of(&format!("{}-more", case.name()), "lake").output, log.lines());
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_every_line_once(&reader, &case.path("more"), &log);
+}
