@@ -67,6 +67,11 @@ impl Case {
         fs::write(self.path("pipelines").join(file).with_extension("toml"), text).unwrap();
     }
 
+    /// Takes a pipeline file away.
+    pub fn remove_pipeline(&self, file: &str) {
+        fs::remove_file(self.path("pipelines").join(file).with_extension("toml")).unwrap();
+    }
+
     /// Starts a worker on all pipelines. `worker` names its data folder: the same one again takes over from the last one.
     pub fn start(&self, worker: &str, arguments: &[&str]) -> Worker {
         self.start_with(worker, arguments, &[])

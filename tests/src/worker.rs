@@ -90,6 +90,11 @@ impl Worker {
         self.signal(libc::SIGTERM);
     }
 
+    /// Asks it to read its pipeline files again.
+    pub fn sighup(&mut self) {
+        self.signal(libc::SIGHUP);
+    }
+
     /// Stops it where it is, as a machine does that hangs for a while; returns when no thread of it runs any more.
     pub fn sigstop(&mut self) {
         self.signal(libc::SIGSTOP);

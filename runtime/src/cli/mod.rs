@@ -7,6 +7,7 @@ mod broker;
 mod connectors;
 mod graph;
 mod output;
+mod reload;
 mod run;
 mod settings_args;
 mod snapshot;
@@ -35,6 +36,11 @@ enum Verb {
     /// Prints pipelines as a mermaid flowchart
     Graph(GraphArgs),
     /// Runs pipelines until stopped
+    ///
+    /// SIGINT and SIGTERM stop it: it flushes, commits and ends. SIGHUP has it read its pipeline files again: what is planned as before goes on
+    /// undisturbed, what changed starts anew from its committed position, what is gone stops, and what had failed for good is tried again. A file
+    /// with mistakes changes nothing of what runs. (With --until-idle, SIGHUP ends it as it does any program.)
+    #[command(verbatim_doc_comment)]
     Run(RunArgs),
     /// Has a source read tables once more, beside what comes
     Snapshot(SnapshotArgs),
@@ -82,6 +88,9 @@ pub struct RunArgs {
     /// Stop when everything there is has been read, delivered and committed
     #[arg(long)]
     pub until_idle: bool,
+    /// Read pipeline files again when they, or plugins that they name, change: as on SIGHUP
+    #[arg(long, conflicts_with = "until_idle")]
+    pub watch: bool,
     /// Print the summary as JSON on stdout
     #[arg(long)]
     pub json: bool,

@@ -1,15 +1,18 @@
 //! `trunkline run`: runs pipelines until they are idle or the worker is told to stop.
 
 use std::process::ExitCode;
+use std::sync::mpsc::channel;
 
+use tokio::signal::unix::{SignalKind, signal};
 use trunkline_transform_host::{Host, HostOptions};
 
+use super::reload::{Reader, follow};
 use super::{Exit, RunArgs};
-use crate::config::{self, Look, Settings};
+use crate::config::Settings;
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
-use crate::plan::{self, Pipeline, Registry};
+use crate::plan::Loaded;
 use crate::stage::Stop;
-use crate::worker::{self, DataDir, WorkerOptions};
+use crate::worker::{self, DataDir, Set, WorkerOptions};
 
 /// Runs the verb.
 pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
@@ -27,8 +30,6 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
             return Exit::Environment.into();
         }
     };
-    let Some(pipelines) = load(args, &host, &settings) else { return Exit::Config.into() };
-
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -36,6 +37,25 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
             return Exit::Environment.into();
         }
     };
+    // Before anything that takes its time: SIGHUP would end the process. It does end a job.
+    let hangups = match args.until_idle {
+        true => None,
+        false => match runtime.block_on(async { signal(SignalKind::hangup()) }) {
+            Ok(hangups) => Some(hangups),
+            Err(error) => {
+                eprintln!("error: signals cannot be received: {error}");
+                return Exit::Environment.into();
+            }
+        },
+    };
+    let mut reader = Reader::new(args, settings.clone(), host);
+    let Some(first) = load(&mut reader, args) else { return Exit::Config.into() };
+    let (sets, of_worker) = channel();
+    // The other end is in this function.
+    let _ = sets.send(first);
+    if let Some(hangups) = hangups {
+        runtime.spawn(follow(reader, hangups, sets));
+    }
     let embedded = match settings.brokers.as_deref() {
         None | Some(EMBEDDED) => match EmbeddedBroker::start(runtime.handle(), &settings.data.join("broker")) {
             Ok(broker) => Some(broker),
@@ -53,7 +73,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     let options = WorkerOptions {
         settings,
         brokers,
-        pipelines,
+        sets: of_worker,
         until_idle: args.until_idle,
         runtime: runtime.handle().clone(),
         stop: stop.clone(),
@@ -82,27 +102,14 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     }
 }
 
-/// Loads the pipelines. A worker that follows leaves bad files of a folder out, so that one of them does not keep the others from
-/// running (I7); a run until idle is a job, which is done whole or not at all.
-fn load(args: &RunArgs, host: &Host, settings: &Settings) -> Option<Vec<Pipeline>> {
-    let registry = Registry::new();
-    let (pipelines, problems) = if args.until_idle {
-        match plan::load(&args.paths, host, settings, &registry) {
-            Ok(pipelines) => (pipelines, Vec::new()),
-            Err(problems) => (Vec::new(), problems),
-        }
-    } else {
-        let loaded = plan::load_each(&args.paths, host, settings, &registry);
-        (loaded.pipelines, loaded.problems)
-    };
-    if !problems.is_empty() {
-        eprintln!("{}", config::render(&problems, Look::of_stderr()));
-        eprintln!("{}", config::summary(&problems));
-    }
-    if pipelines.is_empty() {
+/// Loads the first set. A worker that follows leaves bad files of a folder out, so that one of them does not keep the others from running (I7); a
+/// run until idle is a job, which is done whole or not at all.
+fn load(reader: &mut Reader, args: &RunArgs) -> Option<Set> {
+    let Loaded { pipelines, problems, .. } = reader.read();
+    if pipelines.is_empty() || args.until_idle && !problems.is_empty() {
         return None;
     }
-    Some(pipelines)
+    Some(Set { pipelines, again: false })
 }
 
 fn report(args: &RunArgs, outcome: &worker::Outcome) -> ExitCode {
@@ -138,7 +145,6 @@ async fn stop_on_signals(stop: Stop) {
 
 /// Waits for SIGINT or SIGTERM.
 pub(super) async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         tracing::error!("signals cannot be received: the process can only be killed");

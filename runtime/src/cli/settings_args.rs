@@ -34,6 +34,13 @@ pub struct SettingsArgs {
 impl SettingsArgs {
     /// Loads the settings with these flags on top, and starts logging as they say.
     pub(super) fn load(&self) -> Result<Settings, Vec<FileProblems>> {
+        let settings = self.read()?;
+        start_logging(&settings)?;
+        Ok(settings)
+    }
+
+    /// Loads the settings with these flags on top.
+    pub(super) fn read(&self) -> Result<Settings, Vec<FileProblems>> {
         let flags = [
             ("brokers", &self.brokers),
             ("data", &self.data),
@@ -43,8 +50,6 @@ impl SettingsArgs {
         ];
         let given: SettingsOverrides =
             flags.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect();
-        let settings = Settings::load(self.config.as_deref(), &given)?;
-        start_logging(&settings)?;
-        Ok(settings)
+        Settings::load(self.config.as_deref(), &given)
     }
 }

@@ -22,7 +22,7 @@ use super::document::Document;
 use super::syntax;
 
 /// Settings of a worker.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize)]
 pub struct Settings {
     /// Bootstrap servers, `host:port` with commas between; `embedded` or nothing is the broker in the process.
     pub brokers: Option<String>,
@@ -48,7 +48,7 @@ pub struct Settings {
 }
 
 /// How topics are created; existing ones are left alone.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct TopicSettings {
     /// Partitions, unless the component says so.
     pub partitions: i32,
@@ -90,6 +90,27 @@ impl Settings {
         Self::layered(config, &variables, flags)
     }
 
+    /// The file that is read if no other one is named.
+    pub const DEFAULT_FILE: &str = "trunkline.toml";
+
+    /// Names of the settings that are others there.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let Self { brokers, data, cluster, node, memory, commit_interval, secrets, topics, kafka, log } = self;
+        let differ = [
+            ("brokers", *brokers != other.brokers),
+            ("data", *data != other.data),
+            ("cluster", *cluster != other.cluster),
+            ("node", *node != other.node),
+            ("memory", *memory != other.memory),
+            ("commit_interval", *commit_interval != other.commit_interval),
+            ("secrets", *secrets != other.secrets),
+            ("topics", *topics != other.topics),
+            ("kafka", *kafka != other.kafka),
+            ("log", *log != other.log),
+        ];
+        differ.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
+
     /// The same with the environment given.
     fn layered(
         config: Option<&Path>,
@@ -101,8 +122,8 @@ impl Settings {
         let flags = flag_layer(flags, &mut problems);
         let file = match config {
             Some(path) => file_layer(path, &environment, &mut problems),
-            None if Path::new(DEFAULT_FILE).exists() => {
-                file_layer(Path::new(DEFAULT_FILE), &environment, &mut problems)
+            None if Path::new(Self::DEFAULT_FILE).exists() => {
+                file_layer(Path::new(Self::DEFAULT_FILE), &environment, &mut problems)
             }
             None => Layer::default(),
         };
@@ -118,7 +139,6 @@ impl Settings {
     }
 }
 
-const DEFAULT_FILE: &str = "trunkline.toml";
 const PREFIX: &str = "TRUNKLINE_";
 
 /// What one layer sets. All values have been checked.

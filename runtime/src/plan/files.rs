@@ -4,6 +4,11 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{FileProblems, problem_at};
 
+/// The files that paths name, as far as they are there.
+pub fn files_of(paths: &[PathBuf]) -> Vec<PathBuf> {
+    discover(paths).0
+}
+
 /// The files that paths name: a file itself, a folder for all `*.toml` in it by name. Each file once.
 pub(super) fn discover(paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<FileProblems>) {
     let mut files: Vec<PathBuf> = Vec::new();

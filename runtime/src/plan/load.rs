@@ -1,6 +1,6 @@
 //! From paths to pipelines.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use trunkline_connector::config::{Problem, Report, Section};
@@ -12,7 +12,7 @@ use super::draft::{self, Draft, TransformDraft};
 use super::graph::{self, Graph, PortTopics};
 use super::inputs::{self, References};
 use super::registry::Registry;
-use super::{Pipeline, SinkPlan, SourcePlan, TransformPlan, files};
+use super::{Options, Pipeline, SinkPlan, SourcePlan, TransformPlan, files, plugins};
 use crate::config::{Document, FileProblems, Settings};
 
 /// What became of a set of pipeline files.
@@ -20,7 +20,9 @@ use crate::config::{Document, FileProblems, Settings};
 pub struct Loaded {
     /// Pipelines that can run, in the order of their files.
     pub pipelines: Vec<Pipeline>,
-    /// What is wrong with the others, a file each.
+    /// Names of those among them that are as they were when their files were read before, because something is wrong with these now.
+    pub kept: Vec<String>,
+    /// What is wrong with files, a file each.
     pub problems: Vec<FileProblems>,
 }
 
@@ -31,56 +33,123 @@ pub(super) struct Planned {
     pub(super) pipeline: Option<Pipeline>,
     pub(super) problems: Vec<Problem>,
     pub(super) marks: Marks,
+    /// Where its plugins would lie; a bundled one is taken where there is nothing.
+    plugins: Vec<PathBuf>,
 }
 
-/// Loads all pipelines of the given files and folders, or says all that is wrong with any of them.
-pub fn load(
-    paths: &[PathBuf],
-    host: &Host,
-    settings: &Settings,
-    registry: &Registry,
-) -> Result<Vec<Pipeline>, Vec<FileProblems>> {
-    let loaded = load_each(paths, host, settings, registry);
-    if loaded.problems.is_empty() { Ok(loaded.pipelines) } else { Err(loaded.problems) }
+impl Planned {
+    fn wrong(&self) -> Option<FileProblems> {
+        self.document.finish(self.problems.clone())
+    }
 }
 
-/// The same, where a file with problems does not keep the others from running (I7). Of two files that claim the same name or topic, the
-/// first by path runs.
+/// Loads the pipelines of the given files and folders. A file with problems does not keep the others from running (I7). Of two files that claim
+/// the same name or topic, the first by path runs.
 pub fn load_each(paths: &[PathBuf], host: &Host, settings: &Settings, registry: &Registry) -> Loaded {
-    let (files, mut problems) = files::discover(paths);
-    let mut planned = Vec::new();
-    for file in &files {
-        match Document::read(file, settings.secrets.as_deref()) {
-            Ok(document) => planned.push(plan(document, host, registry)),
-            Err(unreadable) => problems.push(unreadable),
+    Files::default().read(paths, host, settings, registry)
+}
+
+/// Pipeline files that are read again and again.
+#[derive(Default)]
+pub struct Files {
+    /// Those that pipelines were made of, as they were then.
+    good: Vec<Planned>,
+    /// Where plugins would lie that the files name, good or bad.
+    plugins: Vec<PathBuf>,
+}
+
+impl Files {
+    /// Reads the files again. One that was good and has a mistake now is taken as it was (I7), and what the others claim has to go together with
+    /// that. One that is gone is left out.
+    pub fn read(&mut self, paths: &[PathBuf], host: &Host, settings: &Settings, registry: &Registry) -> Loaded {
+        let (files, mut problems) = files::discover(paths);
+        let mut planned = Vec::new();
+        for file in &files {
+            match Document::read(file, settings.secrets.as_deref()) {
+                Ok(document) => planned.push(plan(document, host, registry)),
+                Err(unreadable) => problems.push(unreadable),
+            }
         }
-    }
-    across::check(&mut planned);
-    let mut loaded = Loaded { pipelines: Vec::new(), problems };
-    for file in planned {
-        match (file.document.finish(file.problems), file.pipeline) {
-            (None, pipeline) => loaded.pipelines.extend(pipeline),
-            (Some(problems), _) => loaded.problems.push(problems),
+        // What is wrong between two files is a problem of the later one: those that are as they were come first.
+        let is_new = |planned: &Planned| {
+            let known = self.good.iter().find(|known| known.document.file == planned.document.file);
+            known.is_none_or(|known| known.document.source != planned.document.source)
+        };
+        planned.sort_by_key(is_new);
+        across::check(&mut planned);
+        let (mut good, mut bad): (Vec<_>, Vec<_>) = planned.into_iter().partition(|file| file.wrong().is_none());
+
+        // Each round takes files as they were, so there are not more rounds than files.
+        let mut before = std::mem::take(&mut self.good);
+        let mut kept: Vec<Planned> = Vec::new();
+        loop {
+            let goes_on = |known: &Planned| {
+                let file = &known.document.file;
+                let is_wrong = |wrong: &FileProblems| wrong.file.as_ref().is_some_and(|at| file.starts_with(at));
+                let is_bad = bad.iter().any(|other| other.document.file == *file) || problems.iter().any(is_wrong);
+                is_bad && !is_gone(file)
+            };
+            let (stay, rest): (Vec<_>, Vec<_>) = before.into_iter().partition(goes_on);
+            before = rest;
+            if stay.is_empty() {
+                break;
+            }
+            kept.extend(stay);
+            let count = kept.len();
+            kept.append(&mut good);
+            across::check(&mut kept);
+            let (fine, wrong): (Vec<_>, Vec<_>) =
+                kept.split_off(count).into_iter().partition(|file| file.wrong().is_none());
+            good = fine;
+            bad.extend(wrong);
         }
+
+        let place = |planned: &Planned| files.iter().position(|file| *file == planned.document.file);
+        bad.sort_by_key(place);
+        problems.extend(bad.iter().filter_map(Planned::wrong));
+        let name = |planned: &Planned| planned.pipeline.as_ref().map(|pipeline| pipeline.name.clone());
+        let kept_names = kept.iter().filter_map(name).collect();
+        good.append(&mut kept);
+        good.sort_by_key(place);
+        self.plugins = good.iter().chain(&bad).flat_map(|file| file.plugins.iter().cloned()).collect();
+        self.good = good;
+        let pipelines = self.good.iter().filter_map(|file| file.pipeline.clone()).collect();
+        Loaded { pipelines, kept: kept_names, problems }
     }
-    loaded
+
+    /// Where plugins would lie that the files named when they were read.
+    pub fn plugins(&self) -> &[PathBuf] {
+        &self.plugins
+    }
+}
+
+/// Was the file taken away? Not where its folder is missing too, or nobody can tell: then it may be a disk that is.
+fn is_gone(file: &Path) -> bool {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    folder.is_dir() && matches!(file.try_exists(), Ok(false))
 }
 
 /// Plans one file by itself.
 fn plan(document: Document, host: &Host, registry: &Registry) -> Planned {
     let report = Report::default();
     // With part of the file unread, most of what could be said of the rest would be wrong.
-    let (pipeline, marks) = match document.whole {
+    let (pipeline, marks, plugins) = match document.whole {
         true => read_pipeline(&document, &report, host, registry),
-        false => (None, Marks::default()),
+        false => (None, Marks::default(), Vec::new()),
     };
     let problems = report.into_problems();
     let pipeline = pipeline.filter(|_| problems.is_empty());
-    Planned { document, pipeline, problems, marks }
+    Planned { document, pipeline, problems, marks, plugins }
 }
 
-fn read_pipeline(document: &Document, report: &Report, host: &Host, registry: &Registry) -> (Option<Pipeline>, Marks) {
+fn read_pipeline(
+    document: &Document,
+    report: &Report,
+    host: &Host,
+    registry: &Registry,
+) -> (Option<Pipeline>, Marks, Vec<PathBuf>) {
     let draft = draft::read(document, document.section(report), host, registry);
+    let plugins = draft.transforms.iter().filter_map(|transform| plugins::path(&transform.section)).collect();
     let references = inputs::resolve(&draft, report);
     report_unused(&draft, &references);
     let has_cycle = graph::has_cycle(&draft, &references, report);
@@ -89,7 +158,7 @@ fn read_pipeline(document: &Document, report: &Report, host: &Host, registry: &R
         .collect();
     if has_cycle {
         finish_sections(document, draft);
-        return (None, Marks::default());
+        return (None, Marks::default(), plugins);
     }
     let topics: Vec<Option<PortTopics>> = draft
         .transforms
@@ -102,7 +171,7 @@ fn read_pipeline(document: &Document, report: &Report, host: &Host, registry: &R
     // Only a file without problems has all the parts of a pipeline.
     let pipeline = if report.is_empty() { build(document, &graph, sinks) } else { None };
     finish_sections(document, draft);
-    (pipeline, marks)
+    (pipeline, marks, plugins)
 }
 
 /// Reports the keys that nobody asked for. A component with an unknown connector has none: which there are is not known.
@@ -196,6 +265,7 @@ fn build(document: &Document, graph: &Graph<'_, '_>, sink_specs: Vec<Option<Box<
             name: source.key.name.clone(),
             connector: source.connector,
             spec: source.spec.clone()?,
+            options: Options::of(&source.section),
             topic: source.topic.clone()?,
             port_topics: source
                 .port_topics
@@ -231,6 +301,7 @@ fn build(document: &Document, graph: &Graph<'_, '_>, sink_specs: Vec<Option<Box<
             name: sink.key.name.clone(),
             connector: sink.connector?,
             spec: Arc::from(spec?),
+            options: Options::of(&sink.section),
             inputs: graph.inputs(references)?,
             on_error: sink.on_error,
             tasks: sink.tasks,

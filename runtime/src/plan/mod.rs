@@ -10,7 +10,8 @@
 //! and their plugins; servers may be down while a file is checked.
 //!
 //! Files are checked together, as duplicate names and topics show only then, but each stands for itself: [`load_each`] returns the
-//! good ones beside the problems of the others (I7), [`load`] wants all of them to be good.
+//! good ones beside the problems of the others (I7). [`Files`] are read again and again while a
+//! worker runs: a file that is wrong then is taken as it was when it was right.
 
 mod across;
 mod draft;
@@ -21,6 +22,7 @@ mod load;
 mod names;
 mod plugins;
 mod registry;
+mod same;
 mod topics;
 
 use std::path::PathBuf;
@@ -30,10 +32,13 @@ use std::time::Duration;
 use trunkline_connector::{SinkSpec, SourceSpec, Template};
 use trunkline_transform_host::{Limits, Plugin};
 
-pub use load::{Loaded, load, load_each};
+pub use files::files_of;
+pub use load::{Files, Loaded, load_each};
 pub use registry::Registry;
+pub use same::Options;
 
 /// A pipeline, ready to be run.
+#[derive(Clone)]
 pub struct Pipeline {
     /// Its name, unique in a cluster.
     pub name: String,
@@ -58,6 +63,8 @@ pub struct SourcePlan {
     pub connector: &'static str,
     /// What opens it.
     pub spec: Arc<dyn SourceSpec>,
+    /// What that was made of.
+    pub options: Options,
     /// Topic of each record.
     pub topic: Template,
     /// Topics of its other ports, with their names; the first is of port 1.
@@ -102,6 +109,8 @@ pub struct SinkPlan {
     pub connector: &'static str,
     /// What opens it.
     pub spec: Arc<dyn SinkSpec>,
+    /// What that was made of.
+    pub options: Options,
     /// What it reads.
     pub inputs: Vec<Input>,
     /// What happens to records that it cannot write.
@@ -111,7 +120,7 @@ pub struct SinkPlan {
 }
 
 /// One run of a plugin over records.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Step {
     /// Name of the transform.
     pub component: String,
@@ -128,7 +137,7 @@ pub struct Step {
 }
 
 /// One topic (or pattern) that a stage reads, and what happens to its records on the way in.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Input {
     /// The topics.
     pub topics: TopicSelector,
@@ -146,7 +155,7 @@ pub enum TopicSelector {
 }
 
 /// What happens to records at a point on their way into a stage: a tree, so that common prefixes of chains of transforms run once.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Route {
     /// Records as they are here go to the stage.
     pub deliver: bool,
@@ -155,7 +164,7 @@ pub struct Route {
 }
 
 /// A transform on the way, and what happens to what it puts out.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Branch {
     /// The transform.
     pub step: Step,

@@ -1,7 +1,7 @@
 //! Finding, loading and starting a transform's plugin, with errors at the key that is to blame.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use trunkline_connector::config::{ByteSize, Mismatch, Node, Problem, Section, Value, nearest};
@@ -46,6 +46,14 @@ pub(super) fn start(section: &Section<'_>, host: &Host) -> Option<Started> {
             section.report.add(rejected(section, &name, error));
             None
         }
+    }
+}
+
+/// Where a transform's plugin lies, if it is not a bundled one; `None` if none is named.
+pub(super) fn path(section: &Section<'_>) -> Option<PathBuf> {
+    match &section.node("plugin")?.value {
+        Value::String(name) => Some(section.base.join(&name.resolved)),
+        _ => None,
     }
 }
 

@@ -471,7 +471,7 @@ impl SinkTask<'_> {
                 return Err(error.context(doing));
             }
             if self.stop.since().is_some_and(|since| since > STOP_PATIENCE) {
-                return Err(error.context(format!("gave up {doing}, because the worker stops")));
+                return Err(error.context(format!("gave up {doing}, because it was told to stop")));
             }
             if self.environment.until_idle && started.elapsed() > GIVE_UP {
                 return Err(error.context(doing));

@@ -7,8 +7,8 @@ use trunkline_connector::SourceProgress;
 
 use crate::checkpoint::Counters;
 
-/// Kind of component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Kind of component, in the order that records take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StageKind {
     /// Writes to topics.
     Source,
@@ -44,7 +44,7 @@ pub struct StageStatus {
 
 struct Shown {
     state: StageState,
-    /// Of this run of the process; the totals since the pipeline began are in Kafka.
+    /// Since the process started, or its plan changed; the totals since the pipeline began are in Kafka.
     counters: Counters,
     progress: SourceProgress,
     last_commit: Option<Instant>,

@@ -82,7 +82,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn host() -> &'static Host {
+pub(crate) fn host() -> &'static Host {
     static HOST: OnceLock<Host> = OnceLock::new();
     HOST.get_or_init(|| Host::new(HostOptions::default()).unwrap())
 }

@@ -15,6 +15,7 @@ mod harness;
 mod mysql;
 mod outages;
 mod pipeline;
+mod reload;
 mod rotation;
 mod several;
 mod transforms;

@@ -11,20 +11,20 @@ use trunkline_tests::{Case, Kafka, Mysql, Random, Reader, Record, Summary, Worke
 use crate::LONG;
 
 /// Small chunks: many moments in which to be killed.
-fn source(mysql: &Mysql, more: &str) -> String {
+pub(crate) fn source(mysql: &Mysql, more: &str) -> String {
     format!(
         "name = \"$NAME\"\n[sources.shop]\nconnector = \"mysql\"\nurl = \"{}\"\ntables = [\"shop.*\", \"!shop.audit_*\"]\n{more}\n",
         mysql.url()
     )
 }
 
-fn case(test: &str, kafka: &Kafka) -> Case {
+pub(crate) fn case(test: &str, kafka: &Kafka) -> Case {
     let mut case = Case::new(test, kafka);
     case.set(Mysql::PASSWORD.0, Mysql::PASSWORD.1);
     case
 }
 
-fn create(mysql: &Mysql, rows: u32) {
+pub(crate) fn create(mysql: &Mysql, rows: u32) {
     mysql.run(&format!(
         "/*!80000 SET cte_max_recursion_depth = 1000000 */; /*M! SET max_recursive_iterations = 1000000 */; CREATE DATABASE shop; USE shop; CREATE TABLE orders (id INT PRIMARY KEY, v INT NOT NULL, note VARCHAR(300));
          CREATE TABLE people (name VARCHAR(20) PRIMARY KEY, v INT NOT NULL); CREATE TABLE audit_log (id INT PRIMARY KEY);
@@ -34,7 +34,7 @@ fn create(mysql: &Mysql, rows: u32) {
 }
 
 /// Transactions of one writer, some of them large, some rolled back.
-fn writes(random: &mut Random, rows: u64, transactions: u64) -> String {
+pub(crate) fn writes(random: &mut Random, rows: u64, transactions: u64) -> String {
     let mut sql = "USE shop;\n".to_owned();
     for _ in 0..transactions {
         sql.push_str("BEGIN;\n");
@@ -90,7 +90,7 @@ fn fold(records: &[Record]) -> BTreeMap<String, i64> {
 }
 
 /// Checks that the topics hold what the tables hold; gives how many records there are.
-fn assert_same(case: &Case, kafka: &Kafka, mysql: &Mysql) -> u64 {
+pub(crate) fn assert_same(case: &Case, kafka: &Kafka, mysql: &Mysql) -> u64 {
     ["orders", "people"].iter().map(|table| assert_same_table(case, kafka, mysql, table)).sum()
 }
 
@@ -162,7 +162,7 @@ fn live_and_die(case: &Case, seed: u64, longest: u64, writes: &(dyn Fn() + Sync)
     case.until_idle("a", LONG)
 }
 
-struct OnDrop<F: Fn()>(F);
+pub(crate) struct OnDrop<F: Fn()>(pub(crate) F);
 
 impl<F: Fn()> Drop for OnDrop<F> {
     fn drop(&mut self) {
@@ -170,7 +170,7 @@ impl<F: Fn()> Drop for OnDrop<F> {
     }
 }
 
-const SMALL_CHUNKS: &str = "chunk_rows = 50\ncommit_interval = \"20ms\"";
+pub(crate) const SMALL_CHUNKS: &str = "chunk_rows = 50\ncommit_interval = \"20ms\"";
 
 /// Workers are killed while they read a snapshot and what comes meanwhile.
 fn kill_in_the_snapshot(test: &str, mysql: &Mysql, seed: u64) {
@@ -271,7 +271,7 @@ fn kills_within_transactions_lose_and_double_nothing() {
     assert_eq!(summary.of(case.name(), "shop").output, rows + markers.len() as u64);
 }
 
-fn wait_for_records(case: &Case, kafka: &Kafka, worker: &mut Worker, topic: &str, count: u64) {
+pub(crate) fn wait_for_records(case: &Case, kafka: &Kafka, worker: &mut Worker, topic: &str, count: u64) {
     let topic = format!("{}.shop.{topic}", case.name());
     wait::until(&format!("{count} records in {topic}"), LONG, || {
         assert!(worker.runs(), "{}", worker.stderr());

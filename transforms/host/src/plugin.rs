@@ -96,6 +96,13 @@ impl Plugin {
     }
 }
 
+/// The same file's bytes under the same name.
+impl PartialEq for Plugin {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name() && self.hash() == other.hash()
+    }
+}
+
 impl fmt::Debug for Plugin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hash = format!("{:016x}", self.inner.hash);
