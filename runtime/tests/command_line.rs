@@ -94,7 +94,9 @@ fn bad_settings_and_usage_are_config_errors() {
     let (code, stdout, stderr) = trunkline(folder.path(), &["validate", "shop.toml", "--memory", "lots"]);
     assert_eq!((code, stdout.as_str()), (Some(2), ""));
     assert!(stderr.contains("trunkline.toml:1:1") && stderr.contains("the flag `--memory`"), "{stderr}");
-    for wrong in [&["validate"][..], &["validat", "shop.toml"], &["validate", "shop.toml", "--colour"]] {
+    // A job reads its files once.
+    let job = &["run", "shop.toml", "--until-idle", "--watch"];
+    for wrong in [&["validate"][..], &["validat", "shop.toml"], &["validate", "shop.toml", "--colour"], job] {
         let (code, stdout, stderr) = trunkline(folder.path(), wrong);
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{wrong:?}");
         assert!(stderr.starts_with("error:") || stderr.contains("Usage"), "{stderr}");
