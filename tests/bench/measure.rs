@@ -16,9 +16,11 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    /// Records for a run that is long enough, by the speed that a short one had: some more, for the short one may have been slow.
+    /// Records for a run that is long enough, by the speed that a short one had: some more, for the short one may have been slow. One that took hardly longer
+    /// than to start says nothing of it, and must not fill the disk.
     pub(crate) fn records(&self, a_second: f64) -> u64 {
-        ((a_second * self.run.as_secs_f64() * 1.15 / 1e5).ceil() as u64).max(1) * 100_000
+        const FASTEST: f64 = 1.5e6;
+        ((a_second.min(FASTEST) * self.run.as_secs_f64() * 1.15 / 1e5).ceil() as u64).max(1) * 100_000
     }
 }
 

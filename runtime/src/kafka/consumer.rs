@@ -231,7 +231,7 @@ impl GroupConsumer {
         // Of each partition at once, compressed: a whole answer is unpacked before the bound above is asked, to five or ten times its size.
         let fetch = (prefetch_bytes / 32).clamp(65_536, 262_144).to_string();
         // And of all together, or with many partitions one answer would be many times the bound.
-        let answer = (prefetch_bytes / 4).max(1 << 20).to_string();
+        let answer = (prefetch_bytes / 8).max(1 << 20).to_string();
         let mut config = cluster.config(&[
             ("session.timeout.ms", "10000"),
             ("heartbeat.interval.ms", "1000"),

@@ -265,7 +265,8 @@ impl TransactionalProducer {
                 {
                     outgoing = returned;
                     self.flush.left(self.left());
-                    self.push_out(self.flush.for_room(), *full_since.get_or_insert_with(Instant::now));
+                    let begun = *full_since.get_or_insert_with(Instant::now);
+                    self.push_out(self.flush.for_room(), nap_for_room(begun));
                     self.check_delivery()?;
                 }
                 Err((error, _)) => return Err(self.failed(&format!("sending to `{}`", record.topic), &error)),
@@ -380,7 +381,7 @@ impl TransactionalProducer {
             if left * mean <= self.most || left <= 1 {
                 return Ok(());
             }
-            self.push_out(self.flush.for_room(), started);
+            self.push_out(self.flush.for_room(), nap_for_room(started));
             self.check_delivery()?;
             if started.elapsed() > STEP_LIMIT {
                 return Err(unanswered());
@@ -397,7 +398,7 @@ impl TransactionalProducer {
             if left == 0 {
                 return self.check_delivery();
             }
-            self.push_out(self.flush.for_commit(), started);
+            self.push_out(self.flush.for_commit(), nap_for_commit(started));
             if started.elapsed() > STEP_LIMIT {
                 return Err(unanswered());
             }
@@ -409,9 +410,8 @@ impl TransactionalProducer {
         usize::try_from(self.producer.in_flight_count()).unwrap_or(0)
     }
 
-    /// Flushes for so many milliseconds, or waits a moment: the longer the longer it has been since `begun`, or a hundred producers that wait on a
-    /// busy machine keep it busy by looking.
-    fn push_out(&mut self, flush: Option<i32>, begun: Instant) {
+    /// Flushes for so many milliseconds, or naps.
+    fn push_out(&mut self, flush: Option<i32>, nap: Duration) {
         if let Some(milliseconds) = flush {
             // SAFETY: the pointer is the client's, which lives as long as `self`; the call may be made from any thread.
             unsafe { rdkafka::bindings::rd_kafka_flush(self.producer.client().native_ptr(), milliseconds) };
@@ -419,7 +419,7 @@ impl TransactionalProducer {
         } else {
             // A poll with a short timeout would spin: rdkafka asks the client again and again for the fraction of a millisecond that the
             // client does not wait.
-            std::thread::park_timeout((begun.elapsed() / 2).clamp(Duration::from_millis(1), Duration::from_millis(20)));
+            std::thread::park_timeout(nap);
         }
         self.producer.poll(Duration::ZERO);
     }
@@ -435,6 +435,17 @@ impl TransactionalProducer {
     fn failed(&self, doing: &str, error: &KafkaError) -> Error {
         failed(&self.producer, doing, error)
     }
+}
+
+/// How long to wait before looking again for room in the send buffer: the longer the longer it has been, or a hundred producers that wait on a busy machine
+/// keep it busy by looking. The rest of the buffer is still being sent meanwhile.
+fn nap_for_room(begun: Instant) -> Duration {
+    (begun.elapsed() / 2).clamp(Duration::from_millis(1), Duration::from_millis(20))
+}
+
+/// The same for a commit, which readers wait for.
+fn nap_for_commit(begun: Instant) -> Duration {
+    (begun.elapsed() / 8).clamp(Duration::from_millis(1), Duration::from_millis(10))
 }
 
 fn unanswered() -> Error {

@@ -301,3 +301,18 @@ fn linear_route(plan: &SourcePlan) -> Route {
         branches: vec![Branch { step: step.clone(), outputs: vec![(0, rest)] }],
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_take_no_more_than_half_of_the_time() {
+        let interval = Duration::from_millis(200);
+        let now = Instant::now();
+        assert_eq!(next_commit(now, Duration::from_secs(10)), now + Duration::from_secs(10));
+        let slow = now - Duration::from_millis(300);
+        let next = next_commit(slow, interval);
+        assert!(next >= slow + Duration::from_millis(600) && next > Instant::now() + interval, "{:?}", next - slow);
+    }
+}
