@@ -12,6 +12,7 @@
 // A harness has one way to report a failure, a panic with the reason, exactly like the tests that call it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod busy;
 mod case;
 mod faults;
 mod kafka;
@@ -31,6 +32,7 @@ mod tool;
 pub mod wait;
 mod worker;
 
+pub use busy::BusyWriter;
 pub use case::Case;
 pub use faults::{Fault, Request, S3Faults, Window};
 pub use kafka::{Ends, Kafka, KafkaClient, KafkaCluster, Record, Replicas};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use trunkline_tests::{Kafka, need, wait};
+use trunkline_tests::{BusyWriter, Kafka, need, wait};
 
 #[test]
 fn readers_see_what_was_committed_also_after_a_crash() {
@@ -55,4 +55,18 @@ fn readers_see_what_was_committed_also_after_a_crash() {
     kafka.stop();
     kafka.restart();
     assert_eq!(kafka.count("harness"), 50);
+}
+
+#[test]
+fn a_topic_that_is_written_to_all_the_time_can_be_read() {
+    let kafka = need!(Kafka::shared());
+    let topic = "harness-busy";
+    kafka.create_topic(topic, 1);
+    let _busy = BusyWriter::start(kafka, topic, 1);
+    let mut seen = 0;
+    while seen < 100 {
+        let count = kafka.count(topic);
+        assert!(count >= seen, "{count} records after {seen}");
+        seen = count;
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use trunkline_tests::{Case, Fault, Kafka, LogWriter, Reader, S3, S3Faults, Worker, need, wait};
+use trunkline_tests::{BusyWriter, Case, Fault, Kafka, LogWriter, Reader, S3, S3Faults, Worker, need, wait};
 
 use crate::{LONG, access_logs, access_logs_to_s3, assert_counted, assert_every_line_once, wait_for_rows};
 
@@ -93,6 +93,24 @@ fn a_lone_worker_that_hung_goes_on_where_it_was() {
     worker.sigterm();
     let exit = worker.wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
+}
+
+/// All tasks of a cluster share the topics in which their state is: one that starts must find its own while others write all the time.
+#[test]
+fn a_worker_starts_while_others_write_all_the_time() {
+    const BEFORE_READING_IS_GIVEN_UP: Duration = Duration::from_secs(50);
+    let (kafka, reader) = (need!(Kafka::start()), need!(Reader::find()));
+    let case = Case::new("beside-others", &kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 604);
+    log.append(1_000);
+    case.pipeline("access", &access_logs());
+    case.until_idle("a", LONG);
+
+    let _busy = ["_trunkline.checkpoints", "_trunkline.intents"].map(|topic| BusyWriter::start(&kafka, topic, 8));
+    log.append(1_000);
+    let summary = case.until_idle("a", BEFORE_READING_IS_GIVEN_UP);
+    assert_counted(&summary, &case, log.lines(), 0);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
 }
 
 #[test]
