@@ -135,10 +135,7 @@ fn attempt(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), 
             (case.on(own.for_workers()), &mut own)
         }
         Broker::Apache => {
-            let apache = match &mut servers.apache {
-                Some(apache) => apache,
-                none => none.insert(ChaosBroker::Apache(Box::new(Apache::start()?))),
-            };
+            let apache = started(&mut servers.apache, || Ok(ChaosBroker::Apache(Box::new(Apache::start()?))))?;
             let case = Case::new("chaos", apache.for_workers());
             (plan.fault.prepare)(plan, &case)?;
             (case, apache)

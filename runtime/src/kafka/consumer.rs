@@ -183,14 +183,12 @@ impl ClaimBatches {
     fn recycle(&mut self, most: usize) {
         let mut kept: usize = self.spare.iter().map(Batch::capacity).sum();
         for (_, mut batch) in self.batches.extract_if(.., |(_, batch)| batch.is_empty()) {
-            kept += batch.capacity();
-            if kept > most {
-                break;
+            if kept + batch.capacity() <= most {
+                kept += batch.capacity();
+                batch.reset();
+                self.spare.push(batch);
             }
-            batch.reset();
-            self.spare.push(batch);
         }
-        self.batches.retain(|(_, batch)| !batch.is_empty());
     }
 
     /// Forgets a partition.

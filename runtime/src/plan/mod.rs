@@ -79,6 +79,13 @@ pub struct SourcePlan {
     pub commit_interval: Option<Duration>,
 }
 
+impl SourcePlan {
+    /// All topics that it writes, but for the dead letters.
+    pub fn topics(&self) -> impl Iterator<Item = &Template> {
+        std::iter::once(&self.topic).chain(self.port_topics.iter().map(|(_, topic)| topic))
+    }
+}
+
 /// A materialised transform's stage.
 #[derive(Clone)]
 pub struct TransformPlan {
@@ -98,6 +105,13 @@ pub struct TransformPlan {
     pub on_error: OnError,
     /// Tasks on each worker.
     pub tasks: u32,
+}
+
+impl TransformPlan {
+    /// All topics that it writes, but for the dead letters.
+    pub fn topics(&self) -> impl Iterator<Item = &Template> {
+        std::iter::once(&self.topic).chain(self.port_topics.iter().map(|(_, topic)| topic))
+    }
 }
 
 /// A sink's stage.

@@ -10,6 +10,7 @@ mod claimed;
 mod dead_letters;
 mod environment;
 mod output;
+mod pace;
 mod partitioner;
 mod routes;
 mod sink;

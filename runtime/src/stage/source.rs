@@ -1,7 +1,7 @@
 //! A source task: records and position in one transaction (I1).
 //!
 //! Two threads. The *reader* owns the source and fills batches; the stage's own thread applies transforms, produces, and commits every
-//! `commit_interval` or [`COMMIT_BYTES`]. Batches travel through a channel of two, so that the next one is filled while the last is
+//! `commit_interval` ([`Pace`]). Batches travel through a channel of two, so that the next one is filled while the last is
 //! produced, and no more than that is in memory.
 
 use std::collections::BTreeMap;
@@ -19,14 +19,12 @@ use super::chain::Chain;
 use super::dead_letters::DeadLetters;
 use super::environment::{Environment, Stop};
 use super::output::Topics;
+use super::pace::Pace;
 use super::status::StageStatus;
 use super::supervise::Stage;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
 use crate::kafka::TransactionalProducer;
 use crate::plan::{Branch, Route, SourcePlan};
-
-/// A transaction is committed at so many bytes at the latest: a bound on what a crash repeats and on what readers wait for.
-const COMMIT_BYTES: usize = 64 << 20;
 
 /// The source is asked again this often while nothing comes; it is also how fast it notices a stop.
 const POLL: Duration = Duration::from_millis(100);
@@ -70,7 +68,7 @@ impl Stage for SourceStage {
             producer,
             positions,
             pending: Pending::default(),
-            next_commit: None,
+            pace: Pace::new(self.plan.commit_interval.unwrap_or(environment.commit_interval)),
             status,
         };
         for schema in self.plan.spec.schemas() {
@@ -150,7 +148,6 @@ struct Pending {
     counters: Counters,
     letters: DeadLetters,
     schemas: Vec<Arc<Schema>>,
-    due: Option<Instant>,
 }
 
 struct Writer<'a> {
@@ -161,7 +158,7 @@ struct Writer<'a> {
     producer: TransactionalProducer,
     positions: Positions,
     pending: Pending,
-    next_commit: Option<Instant>,
+    pace: Pace,
     status: &'a StageStatus,
 }
 
@@ -173,8 +170,7 @@ impl Writer<'_> {
         stop: &Stop,
     ) -> Result<()> {
         loop {
-            let wait = self.pending.due.map_or(POLL, |due| due.saturating_duration_since(Instant::now()));
-            match filled.recv_timeout(wait) {
+            match filled.recv_timeout(self.pace.left(POLL)) {
                 Ok(Ok(mut filled)) => {
                     self.status.set_progress(filled.progress);
                     if let Err(error) = self.chain.ready() {
@@ -204,8 +200,7 @@ impl Writer<'_> {
                     };
                 }
             }
-            let full = self.producer.transaction_bytes() >= COMMIT_BYTES;
-            if full || self.pending.due.is_some_and(|due| due <= Instant::now()) {
+            if self.pace.is_due(self.producer.transaction_bytes()) {
                 self.commit()?;
             }
         }
@@ -215,8 +210,7 @@ impl Writer<'_> {
         if batch.is_empty() {
             return Ok(());
         }
-        // What comes after a pause is committed at once, and what follows it with an interval between: nobody waits longer than under load.
-        self.pending.due.get_or_insert_with(|| self.next_commit.unwrap_or_else(Instant::now));
+        self.pace.waits();
         for schema in std::mem::take(&mut batch.schemas) {
             self.publish_schema(&schema)?;
         }
@@ -262,6 +256,7 @@ impl Writer<'_> {
     /// Commits records, dead letters, position and counters together (I1).
     fn commit(&mut self) -> Result<()> {
         let pending = std::mem::take(&mut self.pending);
+        self.pace.rests();
         let changes: Vec<_> = pending.position.into_iter().map(|(key, value)| PositionChange { key, value }).collect();
         if changes.is_empty() && pending.counters.is_zero() && !self.producer.in_transaction() {
             return Ok(());
@@ -278,19 +273,12 @@ impl Writer<'_> {
         self.producer.commit()?;
         failpoint!("source.commit.after")?;
         if !pending.counters.is_zero() {
-            let interval = self.stage.plan.commit_interval.unwrap_or(self.environment.commit_interval);
-            self.next_commit = Some(next_commit(begun, interval));
+            self.pace.committed(begun);
         }
         self.environment.schemas.committed(&pending.schemas);
         self.status.committed(&pending.counters);
         Ok(())
     }
-}
-
-/// When to commit after a commit that was begun then, and has just ended: the interval is from one to the next, so that what a commit takes is not added to
-/// what readers wait. But no more than half of the time is spent on it: brokers that are slow are not asked the more often for it.
-pub(super) fn next_commit(begun: Instant, interval: Duration) -> Instant {
-    begun + interval.max(begun.elapsed() * 2)
 }
 
 /// The transforms that are applied before the topic, one after the other on their default ports.
@@ -300,19 +288,4 @@ fn linear_route(plan: &SourcePlan) -> Route {
         deliver: false,
         branches: vec![Branch { step: step.clone(), outputs: vec![(0, rest)] }],
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commits_take_no_more_than_half_of_the_time() {
-        let interval = Duration::from_millis(200);
-        let now = Instant::now();
-        assert_eq!(next_commit(now, Duration::from_secs(10)), now + Duration::from_secs(10));
-        let slow = now - Duration::from_millis(300);
-        let next = next_commit(slow, interval);
-        assert!(next >= slow + Duration::from_millis(600) && next > Instant::now() + interval, "{:?}", next - slow);
-    }
 }

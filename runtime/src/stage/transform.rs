@@ -15,8 +15,8 @@ use super::chain::RunningTransform;
 use super::dead_letters::DeadLetters;
 use super::environment::{Environment, Stop};
 use super::output::Topics;
+use super::pace::Pace;
 use super::routes::Routes;
-use super::source::next_commit;
 use super::status::StageStatus;
 use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
@@ -25,9 +25,6 @@ use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced, Transact
 use crate::plan::TransformPlan;
 
 const POLL: Duration = Duration::from_millis(100);
-
-/// See the source stage: a bound on what a crash repeats.
-const COMMIT_BYTES: usize = 64 << 20;
 
 /// A materialised transform of a pipeline: one task of it.
 pub struct TransformStage {
@@ -69,8 +66,7 @@ impl Stage for TransformStage {
             own,
             topics: Topics::new(environment, self.plan.partitions),
             claims: BTreeMap::new(),
-            due: None,
-            next_commit: None,
+            pace: Pace::new(environment.commit_interval),
         };
         let outcome = task.run(stop);
         if outcome.is_ok() {
@@ -104,8 +100,7 @@ struct TransformTask<'a> {
     own: RunningTransform,
     topics: Topics,
     claims: BTreeMap<Claim, Claimed>,
-    due: Option<Instant>,
-    next_commit: Option<Instant>,
+    pace: Pace,
 }
 
 impl TransformTask<'_> {
@@ -116,8 +111,8 @@ impl TransformTask<'_> {
             if stop.is_set() {
                 return self.commit();
             }
-            let until_due = self.due.map_or(POLL, |due| due.saturating_duration_since(Instant::now()));
-            let limits = FillLimits { records: 10_000, bytes: self.environment.batch_bytes, wait: until_due.min(POLL) };
+            let wait = self.pace.left(POLL).min(POLL);
+            let limits = FillLimits { records: 10_000, bytes: self.environment.batch_bytes, wait };
             let records = self.consumer.fill(&limits, &mut batches)?;
             self.rebalance(&mut batches)?;
             for (claim, batch) in batches.iter_mut() {
@@ -128,7 +123,7 @@ impl TransformTask<'_> {
                 self.process(claim, batch)?;
                 batch.clear();
             }
-            if self.due.is_some_and(|due| due <= Instant::now()) || self.producer.transaction_bytes() >= COMMIT_BYTES {
+            if self.pace.is_due(self.producer.transaction_bytes()) {
                 self.commit()?;
             }
             if self.environment.until_idle && records == 0 && self.stage.upstream.is_over() {
@@ -144,8 +139,7 @@ impl TransformTask<'_> {
         let Some(claimed) = self.claims.get_mut(claim) else { return Ok(()) };
         let Some(last) = batch.entries().last() else { return Ok(()) };
         claimed.next = Some(last.offset + 1);
-        // As in a source: after a pause at once, then with an interval between.
-        self.due.get_or_insert_with(|| self.next_commit.unwrap_or_else(Instant::now));
+        self.pace.waits();
         failpoint!("transform.produce.before")?;
         let chain = self.routes.chain(&claim.topic)?;
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
@@ -201,7 +195,7 @@ impl TransformTask<'_> {
         failpoint!("transform.rollback.before")?;
         self.producer.abort()?;
         failpoint!("transform.rollback.after")?;
-        self.due = None;
+        self.pace.rests();
         for (claim, claimed) in &mut self.claims {
             claimed.pending = Counters::default();
             claimed.letters.clear();
@@ -215,7 +209,7 @@ impl TransformTask<'_> {
     }
 
     fn commit(&mut self) -> Result<()> {
-        self.due = None;
+        self.pace.rests();
         let begun = Instant::now();
         let moved: Vec<(&Claim, &mut Claimed)> =
             self.claims.iter_mut().filter(|(_, claimed)| claimed.next.is_some()).collect();
@@ -244,7 +238,7 @@ impl TransformTask<'_> {
         let group = self.consumer.metadata()?;
         self.producer.send_offsets(&offsets, group)?;
         self.producer.commit()?;
-        self.next_commit = Some(next_commit(begun, self.environment.commit_interval));
+        self.pace.committed(begun);
         failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
         Ok(())

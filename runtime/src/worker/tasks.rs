@@ -101,12 +101,8 @@ impl Component {
 
     fn writes(&self) -> Vec<&Template> {
         match self {
-            Self::Source(plan) => {
-                std::iter::once(&plan.topic).chain(plan.port_topics.iter().map(|(_, topic)| topic)).collect()
-            }
-            Self::Transform(plan) => {
-                std::iter::once(&plan.topic).chain(plan.port_topics.iter().map(|(_, topic)| topic)).collect()
-            }
+            Self::Source(plan) => plan.topics().collect(),
+            Self::Transform(plan) => plan.topics().collect(),
             Self::Sink(_) => Vec::new(),
         }
     }

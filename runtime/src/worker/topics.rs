@@ -19,14 +19,12 @@ pub(super) fn topics_of(pipeline: &Pipeline, settings: &TopicSettings) -> Vec<To
     };
     add(&pipeline.dead_letters, None);
     for source in &pipeline.sources {
-        let ports = source.port_topics.iter().map(|(_, topic)| topic);
-        for topic in std::iter::once(&source.topic).chain(ports).filter_map(Template::constant) {
+        for topic in source.topics().filter_map(Template::constant) {
             add(topic, source.partitions);
         }
     }
     for transform in &pipeline.transforms {
-        let ports = transform.port_topics.iter().map(|(_, topic)| topic);
-        for topic in std::iter::once(&transform.topic).chain(ports).filter_map(Template::constant) {
+        for topic in transform.topics().filter_map(Template::constant) {
             add(topic, transform.partitions);
         }
     }
