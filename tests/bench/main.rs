@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod broker;
+mod change_latency;
 mod client;
 mod debezium;
 mod encode;

@@ -11,14 +11,13 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::BaseConsumer;
-use rdkafka::message::Message;
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection};
 use trunkline_tests::{Case, Kafka, Mysql, Worker};
 
 use crate::client::{self, LIMIT, PARTITIONS};
 use crate::debezium::Debezium;
 use crate::latency::{end, reader};
-use crate::measure::{Sizes, percentile};
+use crate::measure::Sizes;
 use crate::pipeline::{self, Path, Run, beside_peer, in_turns, run, timed};
 use crate::table::{Demand, Row, Table};
 
@@ -29,8 +28,6 @@ const SHORT: u64 = 500_000;
 /// Peak RSS at steady work, in MB; and through a transaction of a gigabyte.
 const MOST_MEMORY: f64 = 120.0;
 const MOST_MEMORY_OF_LARGE: f64 = 150.0;
-/// Inserts a second while the latency is measured.
-const INSERTS: u32 = 500;
 const STARTS: usize = 5;
 
 /// About 190 bytes a row: numbers, a decimal, times, texts.
@@ -101,7 +98,13 @@ pub(crate) fn add(table: &mut Table, kafka: &Kafka, sizes: Sizes, wanted: impl F
         bench.binlog(table, sizes, debezium.as_ref().filter(|_| wanted("debezium-binlog")), wanted("mysql-binlog"));
     }
     if wanted("mysql-latency") {
-        table.add(bench.latencies(sizes));
+        table.add(bench.latencies("Apache Kafka", sizes));
+        match Kafka::embedded() {
+            Ok(kafka) => {
+                table.add(Bench { kafka: &kafka, mysql: &server }.latencies("embedded broker", sizes));
+            }
+            Err(reason) => table.skip("the embedded broker", &reason),
+        }
     }
     if wanted("mysql-start") {
         table.add([bench.starts()]);
@@ -111,9 +114,9 @@ pub(crate) fn add(table: &mut Table, kafka: &Kafka, sizes: Sizes, wanted: impl F
     }
 }
 
-struct Bench<'a> {
-    kafka: &'a Kafka,
-    mysql: &'a Mysql,
+pub(crate) struct Bench<'a> {
+    pub(crate) kafka: &'a Kafka,
+    pub(crate) mysql: &'a Mysql,
 }
 
 impl Bench<'_> {
@@ -144,7 +147,7 @@ impl Bench<'_> {
         self.mysql.run(&inserts);
     }
 
-    fn case(&self, test: &str, table: &str, more: &str) -> Case {
+    pub(crate) fn case(&self, test: &str, table: &str, more: &str) -> Case {
         let mut case = Case::new(test, self.kafka);
         case.set(Mysql::PASSWORD.0, Mysql::PASSWORD.1);
         let url = self.mysql.url();
@@ -241,69 +244,8 @@ impl Bench<'_> {
         self.mysql.run("DROP TABLE bench.changes; RESET BINARY LOGS AND GTIDS");
     }
 
-    /// From just before an insert until its record can be read, by default and with a short commit interval.
-    fn latencies(&self, sizes: Sizes) -> Vec<Row> {
-        let mut rows = Vec::new();
-        for (name, more, most_p50, most_p99) in [
-            ("insert -> record readable", "", Demand::Most(120.0), 250.0),
-            ("  with commit_interval = \"10ms\"", "commit_interval = \"10ms\"", Demand::None, 25.0),
-        ] {
-            let rounds: Vec<Vec<f64>> = (0..sizes.rounds).map(|round| self.latency(round, more, sizes.run)).collect();
-            let each = |share| rounds.iter().map(|values| percentile(values, share)).collect();
-            let row = |name: String, measured, demand| Row { name, unit: "ms", beside: Vec::new(), measured, demand };
-            rows.push(row(format!("{name}, p50"), each(0.5), most_p50));
-            rows.push(row("  p99".to_owned(), each(0.99), Demand::Most(most_p99)));
-        }
-        rows
-    }
-
-    fn latency(&self, round: usize, more: &str, during: Duration) -> Vec<f64> {
-        let table = format!("late{round}{}", more.len());
-        self.mysql.run(&format!("CREATE TABLE bench.{table} (id BIGINT PRIMARY KEY, note VARCHAR(100))"));
-        let case = self.case("bench-late", &table, more);
-        let (mut worker, consumer) = self.following(&case, &table);
-        let count = (during.as_secs_f64() * f64::from(INSERTS)) as usize;
-        let started = Instant::now();
-        let url = self.mysql.root_url();
-        let inserting = std::thread::spawn({
-            let table = table.clone();
-            move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(async {
-                    let mut connection = MySqlConnection::connect(&url).await.unwrap();
-                    let insert = format!("INSERT INTO bench.{table} VALUES (?, 'a note of this row')");
-                    let mut sent = Vec::with_capacity(count);
-                    for number in 0..count {
-                        tokio::time::sleep_until((started + Duration::from_secs(1) / INSERTS * number as u32).into())
-                            .await;
-                        sent.push(started.elapsed());
-                        let insert = sqlx::query(AssertSqlSafe(insert.as_str())).bind(number as i64);
-                        insert.execute(&mut connection).await.unwrap();
-                    }
-                    sent
-                })
-            }
-        });
-        let mut seen = vec![Duration::ZERO; count];
-        let mut left = count;
-        while left > 0 {
-            assert!(started.elapsed() < LIMIT && worker.runs(), "{left} records left: {}", worker.stderr());
-            if let Some(Ok(record)) = consumer.poll(Duration::from_millis(1)) {
-                let value: serde_json::Value = serde_json::from_slice(record.payload().unwrap()).unwrap();
-                let number = value["after"]["id"].as_i64().unwrap();
-                if let Ok(number) = usize::try_from(number) {
-                    seen[number] = started.elapsed();
-                    left -= 1;
-                }
-            }
-        }
-        end(worker);
-        let sent = inserting.join().unwrap();
-        sent.iter().zip(&seen).map(|(sent, seen)| (*seen - *sent).as_secs_f64() * 1e3).collect()
-    }
-
     /// A worker that follows a table, and a reader of its topic that waits for records: a first row has been through.
-    fn following(&self, case: &Case, table: &str) -> (Worker, BaseConsumer) {
+    pub(crate) fn following(&self, case: &Case, table: &str) -> (Worker, BaseConsumer) {
         let topic = format!("{}.bench.{table}", case.name());
         self.kafka.create_topic(&topic, PARTITIONS);
         let consumer = reader(self.kafka, &topic);

@@ -271,6 +271,8 @@ impl KafkaClient {
             .set("isolation.level", isolation)
             .set("enable.partition.eof", "true")
             .set("fetch.queue.backoff.ms", "5")
+            // The end of a partition shows when a fetch comes back empty.
+            .set("fetch.wait.max.ms", "20")
             .create()
             .unwrap()
     }

@@ -1,9 +1,10 @@
 //! What can happen between a worker and its brokers while both are well: a worker that hangs until another has its work, a transaction
 //! that the broker gave up, leaders and coordinators that move to another node. (A broker that is gone for a while: `outages.rs`.)
 
+use std::path::Path;
 use std::time::Duration;
 
-use trunkline_tests::{Case, Kafka, KafkaClient, KafkaCluster, LogWriter, Reader, need, wait};
+use trunkline_tests::{Case, Kafka, KafkaClient, KafkaCluster, LogWriter, Reader, Worker, need, wait};
 
 use crate::{LONG, access_logs, assert_all_arrives, wait_for_rows};
 
@@ -13,16 +14,35 @@ const ABORTED: Duration = Duration::from_secs(60);
 /// Moves of work and of leaders are matters of seconds: the sessions of workers last 10 s, those of the cluster's nodes 4 s.
 const MOVED: Duration = Duration::from_secs(30);
 
-/// Attempts to stop a worker in the middle of a transaction: each may come too late.
-const ATTEMPTS: usize = 10;
-
-/// Waits until a transaction with records of this topic is open: from then on until the worker's next commit, a stop is in the middle.
-fn sees_open_transaction(kafka: &KafkaClient, topic: &str, limit: Duration) -> bool {
+/// Stops (SIGSTOP) the one of the workers that reads the log, in the middle of a transaction that it will want to commit. The log is written to
+/// all the while, so that a transaction is open nearly all the time, however slow the machine. Gives the worker's place, and how many records are
+/// committed.
+fn stop_in_a_transaction(
+    workers: &mut [Worker],
+    kafka: &KafkaClient,
+    topic: &str,
+    log: &mut LogWriter,
+    path: &Path,
+) -> (usize, u64) {
     let is_open = || {
         let ends = kafka.ends(topic);
-        (ends.written > ends.decided).then_some(())
+        ends.written > ends.decided
     };
-    wait::within(limit, is_open).is_some()
+    wait::until("a worker is stopped in the middle of a transaction", LONG, || {
+        log.append(100);
+        let reading = workers.iter().position(|worker| worker.has_open(path))?;
+        if !is_open() {
+            return None;
+        }
+        workers[reading].sigstop();
+        // A commit that was on its way is through when this is counted.
+        let committed = kafka.count(topic);
+        if is_open() {
+            return Some((reading, committed));
+        }
+        workers[reading].sigcont();
+        None
+    })
 }
 
 /// How many partitions of a topic a node leads.
@@ -46,29 +66,11 @@ fn a_worker_that_hangs_is_fenced_when_it_comes_back() {
     wait::until("each has partitions of the sink", MOVED, || {
         workers.iter().all(|worker| worker.stderr().contains("claimed")).then_some(())
     });
-    log.append(5_000);
-    let reading =
-        wait::until("one of them reads the log", LONG, || workers.iter().position(|worker| worker.has_open(&path)));
+
+    // Its transaction holds lines that the other one must write again.
+    let (reading, _) = stop_in_a_transaction(&mut workers, kafka, &topic, &mut log, &path);
     let mut zombie = workers.remove(reading);
     let mut other = workers.remove(0);
-
-    // Its transaction holds lines that it will want to commit, and that the other one must write again. It is open for a while only if the
-    // last one was committed a moment ago, and it may be committed just before the stop: then once more.
-    let mut caught = false;
-    for _ in 0..ATTEMPTS {
-        wait::until("what was read is committed", LONG, || (kafka.count(&topic) == log.lines()).then_some(()));
-        log.append(5_000);
-        if !sees_open_transaction(kafka, &topic, MOVED) {
-            continue;
-        }
-        zombie.sigstop();
-        caught = kafka.count(&topic) < log.lines();
-        if caught {
-            break;
-        }
-        zombie.sigcont();
-    }
-    assert!(caught, "the worker was to be stopped before it had committed all of {} lines", log.lines());
     log.append(5_000);
     wait_for_rows(&reader, &lake, log.lines());
 
@@ -97,24 +99,21 @@ fn a_worker_that_hangs_is_fenced_when_it_comes_back() {
 fn a_transaction_that_timed_out_is_written_again() {
     let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
     let mut case = Case::new("timed-out", kafka);
-    case.set("TRUNKLINE_COMMIT_INTERVAL", "5s");
-    let (lake, topic) = (case.path("lake"), format!("{}.web", case.name()));
-    let mut log = LogWriter::new(case.path("logs/access.log"), 701);
+    case.set("TRUNKLINE_COMMIT_INTERVAL", "3s");
+    let (path, lake, topic) = (case.path("logs/access.log"), case.path("lake"), format!("{}.web", case.name()));
+    let mut log = LogWriter::new(&path, 701);
     log.append(1);
     case.pipeline("access", &access_logs());
-    let mut worker = case.start("a", &[]);
-    // What comes first is committed at once.
-    wait::until("the first line is committed", LONG, || (kafka.count(&topic) == 1).then_some(()));
-    log.append(5_000);
-    assert!(sees_open_transaction(kafka, &topic, LONG), "no transaction is open");
-    worker.sigstop();
+    let mut workers = [case.start("a", &[])];
+    let (_, committed) = stop_in_a_transaction(&mut workers, kafka, &topic, &mut log, &path);
+    let [mut worker] = workers;
 
     wait::until("the broker aborts the transaction", ABORTED, || {
         let ends = kafka.ends(&topic);
         (ends.written > 0 && ends.written == ends.decided).then_some(())
     });
     // Without this the test would pass when the transaction was committed just before the stop.
-    assert_eq!(kafka.count(&topic), 1, "it was to be aborted");
+    assert_eq!(kafka.count(&topic), committed, "it was to be aborted");
     worker.sigcont();
     log.append(5_000);
     wait_for_rows(&reader, &lake, log.lines());
