@@ -14,6 +14,11 @@ const ABORTED: Duration = Duration::from_secs(60);
 /// Moves of work and of leaders are matters of seconds: the sessions of workers last 10 s, those of the cluster's nodes 4 s.
 const MOVED: Duration = Duration::from_secs(30);
 
+/// Records go to the broker at once, and not first with the commit: a transaction is open there from its first record on.
+fn send_at_once(case: &mut Case) {
+    case.set("TRUNKLINE_KAFKA_LINGER_MS", "5");
+}
+
 /// Stops (SIGSTOP) the one of the workers that reads the log, in the middle of a transaction that it will want to commit. The log is written to
 /// all the while, so that a transaction is open nearly all the time, however slow the machine. Gives the worker's place, and how many records are
 /// committed.
@@ -57,6 +62,7 @@ fn a_worker_that_hangs_is_fenced_when_it_comes_back() {
     let mut case = Case::new("zombie", kafka);
     // Time to be stopped in the middle.
     case.set("TRUNKLINE_COMMIT_INTERVAL", "3s");
+    send_at_once(&mut case);
     let (path, lake, topic) = (case.path("logs/access.log"), case.path("lake"), format!("{}.web", case.name()));
     let mut log = LogWriter::new(&path, 700);
     log.append(5_000);
@@ -100,6 +106,7 @@ fn a_transaction_that_timed_out_is_written_again() {
     let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
     let mut case = Case::new("timed-out", kafka);
     case.set("TRUNKLINE_COMMIT_INTERVAL", "3s");
+    send_at_once(&mut case);
     let (path, lake, topic) = (case.path("logs/access.log"), case.path("lake"), format!("{}.web", case.name()));
     let mut log = LogWriter::new(&path, 701);
     log.append(1);
