@@ -16,8 +16,9 @@ use tokio::sync::oneshot;
 use crate::proxy;
 
 /// The requests that can be named, by their numbers in the protocol.
-const APIS: [(&str, i16); 6] = [
+const APIS: [(&str, i16); 7] = [
     ("Produce", 0),
+    ("Metadata", METADATA),
     ("InitProducerId", 22),
     ("AddPartitionsToTxn", 24),
     ("AddOffsetsToTxn", 25),
@@ -25,8 +26,13 @@ const APIS: [(&str, i16); 6] = [
     ("TxnOffsetCommit", 28),
 ];
 
+const METADATA: i16 = 3;
+
+/// The version of Metadata from which on its answers have a flexible header and compact arrays.
+const FLEXIBLE_METADATA: i16 = 9;
+
 /// Answers that name brokers: Metadata, FindCoordinator, DescribeCluster.
-const NAME_BROKERS: [i16; 3] = [3, 10, 60];
+const NAME_BROKERS: [i16; 3] = [METADATA, 10, 60];
 
 /// More than any frame has here: beyond it the stream is not what this takes it for.
 const MOST_BYTES: usize = 128 << 20;
@@ -38,6 +44,8 @@ pub enum KafkaFault {
     DropReply,
     /// It is so late.
     Delay(Duration),
+    /// Metadata tell of no broker at all, as those of a node do that has just started.
+    NoBrokers,
 }
 
 /// The proxy. Tests switch it while requests pass.
@@ -55,13 +63,21 @@ struct Shared {
 
 struct Rule {
     api: i16,
-    /// It is this many requests away; 1 is the next.
-    nth: u64,
+    /// It is this many requests away; 1 is the next. Nothing: it comes with each of them.
+    nth: Option<u64>,
     fault: KafkaFault,
+    /// How often it has come.
+    seen: u64,
 }
 
 /// What was asked on a connection and is not answered yet, by correlation id.
-type Asked = Mutex<HashMap<i32, (i16, Option<KafkaFault>)>>;
+type Asked = Mutex<HashMap<i32, Request>>;
+
+struct Request {
+    api: i16,
+    version: i16,
+    fault: Option<KafkaFault>,
+}
 
 impl KafkaFaults {
     /// Starts a proxy before the broker on this port of 127.0.0.1, which may come and go.
@@ -83,9 +99,23 @@ impl KafkaFaults {
 
     /// Breaks the answer to the `n`-th request (from 1, counted from now) of this kind.
     pub fn nth(&self, n: u64, api: &str, fault: KafkaFault) {
+        self.add(api, Some(n), fault);
+    }
+
+    /// Breaks the answers to all requests of this kind from now on, until [`KafkaFaults::clear`].
+    pub fn each(&self, api: &str, fault: KafkaFault) {
+        self.add(api, None, fault);
+    }
+
+    fn add(&self, api: &str, nth: Option<u64>, fault: KafkaFault) {
         let number = APIS.iter().find(|(name, _)| *name == api).map(|(_, number)| *number);
-        let number = number.unwrap_or_else(|| panic!("{api} is not among {APIS:?}"));
-        self.shared.rules().push(Rule { api: number, nth: n, fault });
+        let api = number.unwrap_or_else(|| panic!("{api} is not among {APIS:?}"));
+        self.shared.rules().push(Rule { api, nth, fault, seen: 0 });
+    }
+
+    /// How many answers were broken by faults that are still there.
+    pub fn seen(&self) -> u64 {
+        self.shared.rules().iter().map(|rule| rule.seen).sum()
     }
 
     /// How many faults have not come yet.
@@ -107,8 +137,13 @@ impl Shared {
     /// Counts a request, and says what is to happen to its answer.
     fn judge(&self, api: i16) -> Option<KafkaFault> {
         let mut rules = self.rules();
-        rules.iter_mut().filter(|rule| rule.api == api).for_each(|rule| rule.nth = rule.nth.saturating_sub(1));
-        let due = rules.iter().position(|rule| rule.api == api && rule.nth == 0)?;
+        let ours = rules.iter_mut().filter(|rule| rule.api == api);
+        ours.filter_map(|rule| rule.nth.as_mut()).for_each(|nth| *nth = nth.saturating_sub(1));
+        let due = rules.iter().position(|rule| rule.api == api && rule.nth.unwrap_or(0) == 0)?;
+        if rules[due].nth.is_none() {
+            rules[due].seen += 1;
+            return Some(rules[due].fault);
+        }
         Some(rules.remove(due).fault)
     }
 
@@ -143,9 +178,12 @@ async fn requests(from: OwnedReadHalf, mut to: OwnedWriteHalf, asked: &Asked, sh
     loop {
         let frame = read_frame(&mut from).await?;
         // Size, kind, version, correlation id.
-        let (Some(api), Some(id)) = (number(&frame, 4), number(&frame, 8)) else { return Err(broken()) };
-        let api = i16::from_be_bytes(api);
-        asked.lock().unwrap().insert(i32::from_be_bytes(id), (api, shared.judge(api)));
+        let (Some(api), Some(version), Some(id)) = (number(&frame, 4), number(&frame, 6), number(&frame, 8)) else {
+            return Err(broken());
+        };
+        let (api, version) = (i16::from_be_bytes(api), i16::from_be_bytes(version));
+        let request = Request { api, version, fault: shared.judge(api) };
+        asked.lock().unwrap().insert(i32::from_be_bytes(id), request);
         to.write_all(&frame).await?;
     }
 }
@@ -155,10 +193,14 @@ async fn answers(from: OwnedReadHalf, mut to: OwnedWriteHalf, asked: &Asked, sha
     loop {
         let mut frame = read_frame(&mut from).await?;
         let id = i32::from_be_bytes(number(&frame, 4).ok_or_else(broken)?);
-        let (api, fault) = asked.lock().unwrap().remove(&id).ok_or_else(broken)?;
+        let Request { api, version, fault } = asked.lock().unwrap().remove(&id).ok_or_else(broken)?;
         match fault {
             Some(KafkaFault::DropReply) => return Ok(()),
             Some(KafkaFault::Delay(delay)) => tokio::time::sleep(delay).await,
+            Some(KafkaFault::NoBrokers) if version >= FLEXIBLE_METADATA => {
+                frame = without_brokers(&frame).ok_or_else(broken)?
+            }
+            Some(KafkaFault::NoBrokers) => return Err(broken()),
             None => {}
         }
         if NAME_BROKERS.contains(&api) {
@@ -166,6 +208,41 @@ async fn answers(from: OwnedReadHalf, mut to: OwnedWriteHalf, asked: &Asked, sha
         }
         to.write_all(&frame).await?;
     }
+}
+
+/// Metadata without the brokers.
+fn without_brokers(frame: &[u8]) -> Option<Vec<u8>> {
+    // Size, correlation id, no tagged fields, throttle time.
+    let head = 4 + 4 + 1 + 4;
+    let mut rest = frame.get(head..)?;
+    let brokers = varint(&mut rest)?.checked_sub(1)?;
+    for _ in 0..brokers {
+        rest = rest.get(4..)?; // node
+        let host = varint(&mut rest)?.checked_sub(1)?;
+        rest = rest.get(host + 4..)?; // host, port
+        let rack = varint(&mut rest)?.saturating_sub(1);
+        rest = rest.get(rack..)?;
+        // No tagged fields are known.
+        (varint(&mut rest)? == 0).then_some(())?;
+    }
+    // A compact array of none.
+    let mut without = [&frame[..head], &[1], rest].concat();
+    let size = u32::try_from(without.len() - 4).ok()?;
+    without[..4].copy_from_slice(&size.to_be_bytes());
+    Some(without)
+}
+
+fn varint(rest: &mut &[u8]) -> Option<usize> {
+    let mut value = 0;
+    for shift in (0..28).step_by(7) {
+        let (byte, after) = rest.split_first()?;
+        *rest = after;
+        value |= usize::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
 }
 
 /// A frame with its size before it.

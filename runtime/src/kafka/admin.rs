@@ -3,13 +3,22 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::metadata::Metadata;
 use rdkafka::types::RDKafkaErrorCode;
 use trunkline_connector::{Error, Result};
 
 use super::client::{CALL_TIMEOUT, Cluster, LoggingContext, classify};
+use super::rebootstrap::Rebootstrap;
+
+/// How long the brokers have to answer before the client is told anew where they are; each time twice as long.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long until a broker that knew of none, not even itself, is asked again.
+const BROKERLESS_PAUSE: Duration = Duration::from_millis(200);
 
 /// A topic as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,15 +36,22 @@ pub struct TopicSpec {
 /// Administration of topics.
 pub struct Admin {
     client: AdminClient<LoggingContext>,
+    rebootstrap: Rebootstrap,
     runtime: tokio::runtime::Handle,
 }
 
 impl Admin {
     /// Connects lazily: the first call reaches the cluster.
     pub fn new(cluster: &Cluster, runtime: tokio::runtime::Handle) -> Result<Self> {
-        let client = AdminClient::from_config_and_context(&cluster.config(&[]), LoggingContext)
+        let config = cluster.config(&[]);
+        let client = AdminClient::from_config_and_context(&config, LoggingContext)
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
-        Ok(Self { client, runtime })
+        Ok(Self { client, rebootstrap: Rebootstrap::of(&config), runtime })
+    }
+
+    /// Finds the brokers, also if the client has lost them.
+    pub fn reach(&self) -> Result<()> {
+        self.metadata(None, "asking for the brokers").map(drop)
     }
 
     /// Creates the topics that do not exist. Returns, for those that do, a line for each difference from what was asked.
@@ -68,11 +84,7 @@ impl Admin {
 
     /// Number of partitions of a topic; `None` if it does not exist.
     pub fn partitions(&self, topic: &str) -> Result<Option<i32>> {
-        let metadata = self
-            .client
-            .inner()
-            .fetch_metadata(Some(topic), CALL_TIMEOUT)
-            .map_err(|error| classify(&format!("looking up topic `{topic}`"), &error))?;
+        let metadata = self.metadata(Some(topic), &format!("looking up topic `{topic}`"))?;
         let partitions = metadata
             .topics()
             .iter()
@@ -83,12 +95,37 @@ impl Admin {
 
     /// The names of all topics.
     pub fn topics(&self) -> Result<Vec<String>> {
-        let metadata = self
-            .client
-            .inner()
-            .fetch_metadata(None, CALL_TIMEOUT)
-            .map_err(|error| classify("listing topics", &error))?;
+        let metadata = self.metadata(None, "listing topics")?;
         Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
+    }
+
+    /// Asks for a topic, or all, and for the brokers. The client serves many stages and lives as long as the worker: it must not stay lost.
+    fn metadata(&self, topic: Option<&str>, doing: &str) -> Result<Metadata> {
+        let begun = Instant::now();
+        let mut patience = FIRST_PATIENCE;
+        let client = self.client.inner();
+        loop {
+            let left = CALL_TIMEOUT.saturating_sub(begun.elapsed());
+            let asked = client.fetch_metadata(topic, patience.min(left));
+            let error = match asked.map_err(|error| classify(doing, &error)) {
+                Ok(metadata) if !metadata.brokers().is_empty() => return Ok(metadata),
+                Ok(_) => {
+                    std::thread::park_timeout(BROKERLESS_PAUSE);
+                    Error::external("kafka.unreachable", format!("{doing}: the broker does not know of any broker yet"))
+                }
+                Err(error) if error.code != "kafka.unreachable" => return Err(error),
+                Err(error) => {
+                    patience *= 2;
+                    error
+                }
+            };
+            if begun.elapsed() >= CALL_TIMEOUT {
+                return Err(error);
+            }
+            self.rebootstrap.lost();
+            // SAFETY: the client is borrowed.
+            unsafe { self.rebootstrap.mind(client.native_ptr()) };
+        }
     }
 
     fn differences(&self, spec: &TopicSpec) -> Result<Vec<String>> {

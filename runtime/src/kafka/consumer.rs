@@ -25,6 +25,7 @@ use trunkline_connector::{Batch, Claim, Error, Result, failpoint};
 
 use super::client::{CALL_TIMEOUT, Cluster, classify, close_aside, log_client};
 use super::orphans::{Members, OrphanWatch, owns};
+use super::rebootstrap::Rebootstrap;
 use super::records::{Partition, Record, Records, forward};
 use super::wake::Wake;
 
@@ -86,12 +87,12 @@ impl Drop for GroupConsumer {
     }
 }
 
-#[derive(Clone, Default)]
 struct EventContext {
-    events: Arc<Mutex<Vec<Rebalanced>>>,
-    fatal: Arc<Mutex<Option<KafkaError>>>,
+    events: Mutex<Vec<Rebalanced>>,
+    fatal: Mutex<Option<KafkaError>>,
     /// Where the records of assigned partitions go; null while there is no such queue.
-    records: Arc<AtomicPtr<rd_kafka_queue_t>>,
+    records: AtomicPtr<rd_kafka_queue_t>,
+    rebootstrap: Rebootstrap,
 }
 
 impl ClientContext for EventContext {
@@ -101,6 +102,7 @@ impl ClientContext for EventContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "Kafka consumer error");
+        self.rebootstrap.reported(&error);
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
             || error.rdkafka_error_code() == Some(RDKafkaErrorCode::FencedInstanceId)
         {
@@ -253,7 +255,13 @@ impl GroupConsumer {
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false");
-        let consumer = BaseConsumer::from_config_and_context(&config, EventContext::default())
+        let context = EventContext {
+            events: Mutex::default(),
+            fatal: Mutex::default(),
+            records: AtomicPtr::default(),
+            rebootstrap: Rebootstrap::of(&config),
+        };
+        let consumer = BaseConsumer::from_config_and_context(&config, context)
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
         let records = Records::new(consumer.client().native_ptr());
         consumer.context().records.store(records.queue(), Ordering::Release);
@@ -326,6 +334,8 @@ impl GroupConsumer {
                 break;
             }
         }
+        // SAFETY: the client lives as long as `self`.
+        unsafe { self.consumer.context().rebootstrap.mind(self.consumer.client().native_ptr()) };
         Ok(())
     }
 
@@ -363,6 +373,7 @@ impl GroupConsumer {
             }
             Err(error) => {
                 tracing::debug!(%error, group = self.group, "the group cannot be looked at");
+                self.consumer.context().rebootstrap.lost();
                 let owns_nothing = self.consumer.assignment().is_ok_and(|owned| owned.count() == 0);
                 if watch.failed(owns_nothing) && self.consumer.fetch_metadata(None, LOOK_LIMIT).is_err() {
                     return Err(Error::external(

@@ -6,6 +6,7 @@
 //! - [`producer`]: the transactional producer; the only way anything is written.
 //! - [`consumer`]: the group consumer that fills batches.
 //! - `orphans`: partitions of a group that nobody owns.
+//! - `rebootstrap`: clients that have lost all brokers.
 //! - `records`: what was read, taken out of the client many at once.
 //! - [`embedded`]: the broker in the process, when no other is named.
 //! - [`table`]: compacted topics as key-value tables.
@@ -17,6 +18,7 @@ pub mod consumer;
 pub mod embedded;
 mod orphans;
 pub mod producer;
+mod rebootstrap;
 mod records;
 pub mod table;
 mod wake;

@@ -17,6 +17,7 @@ use trunkline_connector::batch::Headers;
 use trunkline_connector::{Error, Result, failpoint};
 
 use super::client::{Cluster, FENCED, classify, log_client};
+use super::rebootstrap::Rebootstrap;
 
 /// A record on its way to a topic.
 pub struct Outgoing<'a> {
@@ -110,9 +111,9 @@ impl Flush {
 }
 
 /// Keeps the first delivery failure: the transaction it was part of cannot be committed.
-#[derive(Clone, Default)]
 struct DeliveryContext {
-    failure: Arc<Mutex<Option<KafkaError>>>,
+    failure: Mutex<Option<KafkaError>>,
+    rebootstrap: Rebootstrap,
 }
 
 impl ClientContext for DeliveryContext {
@@ -122,6 +123,7 @@ impl ClientContext for DeliveryContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "Kafka producer error");
+        self.rebootstrap.reported(&error);
     }
 }
 
@@ -143,6 +145,9 @@ const MOST_RECORD_BYTES: usize = 16_000_000;
 
 /// A batch of records is sent when it has so many bytes.
 const BATCH_BYTES: usize = 1_000_000;
+
+/// Events that are served before a transaction begins.
+const SERVED: usize = 8;
 
 /// How long a flush lasts while nothing is under way: it ends when all is answered, and the brokers may first have to take the partitions into
 /// the transaction.
@@ -197,7 +202,8 @@ impl TransactionalProducer {
             ("transaction.timeout.ms", "30000"),
         ]);
         config.set("transactional.id", transactional_id).set("acks", "all").set("enable.idempotence", "true");
-        let producer = BaseProducer::from_config_and_context(&config, DeliveryContext::default())
+        let context = DeliveryContext { failure: Mutex::default(), rebootstrap: Rebootstrap::of(&config) };
+        let producer = BaseProducer::from_config_and_context(&config, context)
             .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
         let mut this = Self {
             producer: Arc::new(producer),
@@ -278,7 +284,7 @@ impl TransactionalProducer {
         self.records += 1;
         self.flush.handed_over += 1;
         if self.records.is_multiple_of(1024) {
-            self.producer.poll(Duration::ZERO);
+            poll(&self.producer, Duration::ZERO);
             self.check_delivery()?;
         }
         Ok(())
@@ -357,6 +363,8 @@ impl TransactionalProducer {
             if let Some(left) = self.last_end.and_then(|at| SETTLE.checked_sub(at.elapsed())) {
                 std::thread::park_timeout(left);
             }
+            // Nobody has served it since the last one: its brokers may be lost. A call takes up one event.
+            (0..SERVED).for_each(|_| poll(&self.producer, Duration::ZERO));
             self.producer.begin_transaction().map_err(|error| self.failed("beginning a transaction", &error))?;
             self.in_transaction = true;
         }
@@ -421,7 +429,7 @@ impl TransactionalProducer {
             // client does not wait.
             std::thread::park_timeout(nap);
         }
-        self.producer.poll(Duration::ZERO);
+        poll(&self.producer, Duration::ZERO);
     }
 
     fn check_delivery(&self) -> Result<()> {
@@ -464,6 +472,13 @@ fn failed(producer: &BaseProducer<DeliveryContext>, doing: &str, error: &KafkaEr
     }
 }
 
+/// Serves delivery reports, and the client if it has lost its brokers.
+fn poll(producer: &BaseProducer<DeliveryContext>, most: Duration) {
+    producer.poll(most);
+    // SAFETY: the client is borrowed.
+    unsafe { producer.context().rebootstrap.mind(producer.client().native_ptr()) };
+}
+
 /// Calls a step again while it says that it may be.
 fn retry(
     producer: &BaseProducer<DeliveryContext>,
@@ -476,7 +491,7 @@ fn retry(
             Ok(()) => return Ok(()),
             Err(KafkaError::Transaction(inner)) if inner.is_retriable() && started.elapsed() < STEP_LIMIT => {
                 // Also serves delivery reports, which the step may be waiting for.
-                producer.poll(Duration::from_millis(20));
+                poll(producer, Duration::from_millis(20));
             }
             Err(error) => return Err(failed(producer, doing, &error)),
         }

@@ -254,6 +254,7 @@ impl Worker<'_> {
         if topics.is_empty() {
             return Ok(());
         }
+        self.environment.admin.reach()?;
         for difference in self.environment.admin.ensure(&topics)? {
             tracing::warn!("{difference}");
         }

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use trunkline_tests::{Case, Fault, Kafka, LogWriter, Reader, S3, S3Faults, need, wait};
+use trunkline_tests::{
+    Case, Fault, Kafka, KafkaClient, KafkaFault, KafkaFaults, LogWriter, Reader, S3, S3Faults, need, wait,
+};
 
 use crate::{
     LONG, access_logs, access_logs_to_s3, assert_all_arrives, assert_counted, assert_every_line_once, wait_for_rows,
@@ -23,7 +25,13 @@ fn a_broker_that_crashes_and_comes_back() {
     log.append(5_000);
     kafka.restart();
     log.append(5_000);
-    wait_for_rows(&reader, &case.path("lake"), log.lines());
+    let has_come = |rows| reader.read(&case.path("lake"), &["path"]).rows >= rows;
+    if wait::within(LONG, || has_come(log.lines()).then_some(())).is_none() {
+        // Where they are, as nobody could find out afterwards.
+        let topics = ["_trunkline.checkpoints", "_trunkline.intents", &format!("{}.web", case.name())];
+        let ends = topics.map(|topic| (topic, kafka.ends(topic)));
+        panic!("waited {LONG:?} in vain for {} rows; {ends:#?}\n{}", log.lines(), worker.stderr());
+    }
     assert!(worker.runs(), "{}", worker.stderr());
 
     // Once more, cleanly, with nothing to do.
@@ -37,6 +45,44 @@ fn a_broker_that_crashes_and_comes_back() {
 
     assert_all_arrives(&case, &reader, &log);
     assert_eq!(kafka.count(&format!("{}.web", case.name())), log.lines());
+}
+
+/// A node that has just started tells of no broker, not even of itself: clients that believe it have nobody left to ask.
+#[test]
+fn a_broker_that_knows_of_no_broker_for_a_moment() {
+    let (mut kafka, reader) = (need!(Kafka::start()), need!(Reader::find()));
+    let port = kafka.brokers().rsplit(':').next().and_then(|port| port.parse().ok()).unwrap();
+    let faults = KafkaFaults::start(port);
+    let client = KafkaClient::new(faults.address().to_owned());
+    let mut case = Case::new("no-brokers", &client);
+    // librdkafka's own way back mostly works, and now and then does not: here it never does.
+    case.set("TRUNKLINE_KAFKA_METADATA_RECOVERY_STRATEGY", "none");
+    let mut log = LogWriter::new(case.path("logs/access.log"), 506);
+    log.append(5_000);
+    case.pipeline("access", &access_logs());
+    let mut worker = case.start("a", &[]);
+    wait_for_rows(&reader, &case.path("lake"), log.lines());
+
+    // Each client asks when it is connected again; the one that all stages share, when there are new topics.
+    faults.each("Metadata", KafkaFault::NoBrokers);
+    kafka.kill9();
+    log.append(5_000);
+    kafka.restart();
+    wait::until("clients were told", LONG, || (faults.seen() >= 4).then_some(()));
+    case.pipeline("more", &access_logs().replace("$NAME", "$NAME-more").replace("$DIR/lake", "$DIR/more"));
+    worker.sighup();
+    wait::until("the shared client was told", LONG, || worker.stderr().contains("cannot prepare topics").then_some(()));
+    faults.clear();
+    log.append(5_000);
+    wait_for_rows(&reader, &case.path("lake"), log.lines());
+    wait_for_rows(&reader, &case.path("more"), log.lines());
+    assert!(worker.runs(), "{}", worker.stderr());
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    for folder in ["lake", "more"] {
+        assert_every_line_once(&reader, &case.path(folder), &log);
+    }
 }
 
 /// An S3 server behind a proxy, and a pipeline that writes there.
