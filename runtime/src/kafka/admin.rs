@@ -14,11 +14,11 @@ use trunkline_connector::{Error, Result};
 use super::client::{CALL_TIMEOUT, Cluster, LoggingContext, classify};
 use super::rebootstrap::Rebootstrap;
 
-/// How long the brokers have to answer before the client is told anew where they are; each time twice as long.
-const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the brokers have to answer before the client is told anew where they are.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long until a broker that knew of none, not even itself, is asked again.
-const BROKERLESS_PAUSE: Duration = Duration::from_millis(200);
+/// How soon they are asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// A topic as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,22 +102,17 @@ impl Admin {
     /// Asks for a topic, or all, and for the brokers. The client serves many stages and lives as long as the worker: it must not stay lost.
     fn metadata(&self, topic: Option<&str>, doing: &str) -> Result<Metadata> {
         let begun = Instant::now();
-        let mut patience = FIRST_PATIENCE;
         let client = self.client.inner();
         loop {
             let left = CALL_TIMEOUT.saturating_sub(begun.elapsed());
-            let asked = client.fetch_metadata(topic, patience.min(left));
+            let asked = client.fetch_metadata(topic, PATIENCE.min(left));
             let error = match asked.map_err(|error| classify(doing, &error)) {
                 Ok(metadata) if !metadata.brokers().is_empty() => return Ok(metadata),
                 Ok(_) => {
-                    std::thread::park_timeout(BROKERLESS_PAUSE);
                     Error::external("kafka.unreachable", format!("{doing}: the broker does not know of any broker yet"))
                 }
                 Err(error) if error.code != "kafka.unreachable" => return Err(error),
-                Err(error) => {
-                    patience *= 2;
-                    error
-                }
+                Err(error) => error,
             };
             if begun.elapsed() >= CALL_TIMEOUT {
                 return Err(error);
@@ -125,6 +120,8 @@ impl Admin {
             self.rebootstrap.lost();
             // SAFETY: the client is borrowed.
             unsafe { self.rebootstrap.mind(client.native_ptr()) };
+            // A broker that is not there, or knows of none, shows at once.
+            std::thread::park_timeout(ASK_AGAIN);
         }
     }
 
