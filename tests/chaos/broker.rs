@@ -117,8 +117,7 @@ impl Apache {
     /// Starts both.
     pub(crate) fn start() -> Result<Self, Skip> {
         let kafka = Kafka::start_apache()?;
-        let port = kafka.brokers().rsplit(':').next().and_then(|port| port.parse().ok()).expect("host and port");
-        let faults = KafkaFaults::start(port);
+        let faults = KafkaFaults::start(kafka.port());
         Ok(Self { client: KafkaClient::new(faults.address().to_owned()), faults, kafka })
     }
 }

@@ -66,6 +66,11 @@ impl Kafka {
         Self { server, client }
     }
 
+    /// The port for clients, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.server.port()
+    }
+
     /// Its process; none while it is stopped.
     pub fn pid(&self) -> Option<u32> {
         self.server.pid()

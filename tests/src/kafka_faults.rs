@@ -1,4 +1,4 @@
-//! A proxy before a Kafka broker that loses chosen answers, or gives them late: faults of a broker that cannot be told to have any.
+//! A proxy before a Kafka broker that loses chosen answers, gives them late, or takes the brokers out of them: faults of a broker that cannot be told to have any.
 //!
 //! It knows how requests and answers are framed, and which request an answer belongs to. Clients must not find the way past it, so in answers
 //! that name the broker's address it puts its own, which is as long: one node on 127.0.0.1 is what it can stand before.
@@ -44,7 +44,7 @@ pub enum KafkaFault {
     DropReply,
     /// It is so late.
     Delay(Duration),
-    /// Metadata tell of no broker at all, as those of a node do that has just started.
+    /// It tells of no broker at all, as that of a node does that has just started. Of Metadata only.
     NoBrokers,
 }
 
@@ -118,9 +118,9 @@ impl KafkaFaults {
         self.shared.rules().iter().map(|rule| rule.seen).sum()
     }
 
-    /// How many faults have not come yet.
+    /// How many faults of one request have not come yet.
     pub fn pending(&self) -> usize {
-        self.shared.rules().len()
+        self.shared.rules().iter().filter(|rule| rule.nth.is_some()).count()
     }
 
     /// Forgets those.

@@ -118,8 +118,7 @@ impl Admin {
                 return Err(error);
             }
             self.rebootstrap.lost();
-            // SAFETY: the client is borrowed.
-            unsafe { self.rebootstrap.mind(client.native_ptr()) };
+            self.rebootstrap.mind(client);
             // A broker that is not there, or knows of none, shows at once.
             std::thread::park_timeout(ASK_AGAIN);
         }

@@ -21,12 +21,13 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
-use trunkline_connector::{Batch, Claim, Error, Result, failpoint};
+use trunkline_connector::{Claim, Error, Result, failpoint};
 
+use super::claim_batches::ClaimBatches;
 use super::client::{CALL_TIMEOUT, Cluster, classify, close_aside, log_client};
 use super::orphans::{Members, OrphanWatch, owns};
 use super::rebootstrap::Rebootstrap;
-use super::records::{Partition, Record, Records, forward};
+use super::records::{Records, forward};
 use super::wake::Wake;
 
 /// What a rebalance did.
@@ -164,59 +165,6 @@ pub struct FillLimits {
     pub wait: Duration,
 }
 
-/// One batch for each partition that records came from.
-#[derive(Default)]
-pub struct ClaimBatches {
-    batches: Vec<(Claim, Batch)>,
-    /// Batches that were cleared: whichever partition comes next gets their memory. If each kept its own, a member with many partitions would hold
-    /// as many times what a round takes, because each of them fills a round now and then.
-    spare: Vec<Batch>,
-    last: usize,
-    topic: u16,
-}
-
-impl ClaimBatches {
-    /// The batches that are not empty. Cleared, their memory serves the next round.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&Claim, &mut Batch)> {
-        self.batches.iter_mut().filter(|(_, batch)| !batch.is_empty()).map(|(claim, batch)| (&*claim, batch))
-    }
-
-    /// Sets aside the batches that were cleared; of their memory no more than `most` bytes are kept.
-    fn recycle(&mut self, most: usize) {
-        let mut kept: usize = self.spare.iter().map(Batch::capacity).sum();
-        for (_, mut batch) in self.batches.extract_if(.., |(_, batch)| batch.is_empty()) {
-            if kept + batch.capacity() <= most {
-                kept += batch.capacity();
-                batch.reset();
-                self.spare.push(batch);
-            }
-        }
-    }
-
-    /// Forgets a partition.
-    pub fn remove(&mut self, claim: &Claim) {
-        self.batches.retain(|(known, _)| known != claim);
-        self.last = 0;
-    }
-
-    /// Copies a record to the batch of its partition. `last` is the partition of the record before it, of the same round of taking.
-    fn push(&mut self, record: &Record<'_>, last: &mut Option<Partition>) {
-        // Records come in runs of one partition.
-        let partition = record.partition();
-        if last.replace(partition) != Some(partition) {
-            let (topic, number) = (record.topic(), partition.number);
-            let is = |(claim, _): &(Claim, Batch)| claim.partition == number && claim.topic.as_ref() == topic;
-            self.last = self.batches.iter().position(is).unwrap_or_else(|| {
-                let claim = Claim { topic: Arc::from(topic), partition: number };
-                self.batches.push((claim, self.spare.pop().unwrap_or_default()));
-                self.batches.len() - 1
-            });
-            self.topic = self.batches[self.last].1.topic_index(topic);
-        }
-        record.push_to(&mut self.batches[self.last].1, self.topic);
-    }
-}
-
 impl GroupConsumer {
     /// Joins `group` as the static member `instance` and subscribes to topics (names, or patterns that start with `^`).
     /// `prefetch_bytes` bounds what is fetched ahead (I6).
@@ -334,8 +282,7 @@ impl GroupConsumer {
                 break;
             }
         }
-        // SAFETY: the client lives as long as `self`.
-        unsafe { self.consumer.context().rebootstrap.mind(self.consumer.client().native_ptr()) };
+        self.consumer.context().rebootstrap.mind(self.consumer.client());
         Ok(())
     }
 
@@ -558,49 +505,5 @@ impl GroupConsumer {
                 return Ok(happened);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_memory_of_batches_is_shared_and_bounded() {
-        let mut batches = ClaimBatches::default();
-        let held = |batches: &ClaimBatches| -> usize {
-            let held = batches.batches.iter().map(|(_, batch)| batch.capacity());
-            held.chain(batches.spare.iter().map(Batch::capacity)).sum()
-        };
-        let fill = |batch: &mut Batch| {
-            let mut record = batch.record();
-            record.value(&vec![0; 1 << 20]);
-            record.finish();
-        };
-        // Each partition fills a round now and then.
-        for partition in 0..64 {
-            let claim = Claim { topic: Arc::from("logs"), partition };
-            let mut batch = batches.spare.pop().unwrap_or_default();
-            batch.topic_index("logs");
-            fill(&mut batch);
-            batches.batches.push((claim, batch));
-            batches.iter_mut().for_each(|(_, batch)| batch.clear());
-            batches.recycle(4 << 20);
-            assert!(batches.batches.is_empty() && batches.spare[0].topics().is_empty());
-            assert!(held(&batches) <= 4 << 20, "{} bytes", held(&batches));
-        }
-        // All at once: no more is kept than was asked for, and what was not processed stays.
-        for partition in 0..64 {
-            let mut batch = Batch::default();
-            fill(&mut batch);
-            if partition > 0 {
-                batch.clear();
-            }
-            batches.batches.push((Claim { topic: Arc::from("logs"), partition }, batch));
-        }
-        batches.recycle(4 << 20);
-        assert_eq!(batches.iter_mut().map(|(claim, _)| claim.partition).collect::<Vec<_>>(), [0]);
-        let spare: usize = batches.spare.iter().map(Batch::capacity).sum();
-        assert!((1 << 20..=4 << 20).contains(&spare), "{spare} bytes");
     }
 }

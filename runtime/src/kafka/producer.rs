@@ -475,8 +475,7 @@ fn failed(producer: &BaseProducer<DeliveryContext>, doing: &str, error: &KafkaEr
 /// Serves delivery reports, and the client if it has lost its brokers.
 fn poll(producer: &BaseProducer<DeliveryContext>, most: Duration) {
     producer.poll(most);
-    // SAFETY: the client is borrowed.
-    unsafe { producer.context().rebootstrap.mind(producer.client().native_ptr()) };
+    producer.context().rebootstrap.mind(producer.client());
 }
 
 /// Calls a step again while it says that it may be.

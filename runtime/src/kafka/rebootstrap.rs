@@ -1,15 +1,16 @@
 //! Clients that have lost all brokers get the first ones again.
 //!
 //! librdkafka 2.12 forgets each broker that an answer about the cluster does not name. A node that has just started, or that its controller has missed
-//! for a moment, names none at all, not even itself: then the client has nobody left to ask, and does not ask anybody ever again (librdkafka issue
-//! 5301). With a single node that is every other restart. Told of the bootstrap servers anew, it begins with them as it did at first.
+//! for a moment, names none at all, not even itself: then the client has nobody left to ask, and now and then does not find its way back by itself
+//! (librdkafka issue 5301). Told of the bootstrap servers anew, it begins with them as it did at first.
 
 use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::bindings::{rd_kafka_brokers_add, rd_kafka_t};
+use rdkafka::bindings::rd_kafka_brokers_add;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
@@ -54,14 +55,11 @@ impl Rebootstrap {
 
     /// Tells the client of the bootstrap servers if it was lost, and was not told a moment ago. For one that merely waits for its brokers to come
     /// back it changes nothing.
-    ///
-    /// # Safety
-    /// The client must live during the call.
-    pub(super) unsafe fn mind(&self, client: *mut rd_kafka_t) {
+    pub(super) fn mind(&self, client: &Client<impl ClientContext>) {
         if self.is_lost.load(Ordering::Relaxed) && self.pace.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
             self.is_lost.store(false, Ordering::Relaxed);
-            // SAFETY: the client lives, as the caller promises; it copies the text. The call may be made from any thread.
-            unsafe { rd_kafka_brokers_add(client, self.servers.as_ptr()) };
+            // SAFETY: the client is borrowed, and copies the text. The call may be made from any thread.
+            unsafe { rd_kafka_brokers_add(client.native_ptr(), self.servers.as_ptr()) };
         }
     }
 }

@@ -25,8 +25,8 @@ fn a_broker_that_crashes_and_comes_back() {
     log.append(5_000);
     kafka.restart();
     log.append(5_000);
-    let has_come = |rows| reader.read(&case.path("lake"), &["path"]).rows >= rows;
-    if wait::within(LONG, || has_come(log.lines()).then_some(())).is_none() {
+    let all_have_come = || reader.read(&case.path("lake"), &["path"]).rows >= log.lines();
+    if wait::within(LONG, || all_have_come().then_some(())).is_none() {
         // Where they are, as nobody could find out afterwards.
         let topics = ["_trunkline.checkpoints", "_trunkline.intents", &format!("{}.web", case.name())];
         let ends = topics.map(|topic| (topic, kafka.ends(topic)));
@@ -51,8 +51,7 @@ fn a_broker_that_crashes_and_comes_back() {
 #[test]
 fn a_broker_that_knows_of_no_broker_for_a_moment() {
     let (mut kafka, reader) = (need!(Kafka::start()), need!(Reader::find()));
-    let port = kafka.brokers().rsplit(':').next().and_then(|port| port.parse().ok()).unwrap();
-    let faults = KafkaFaults::start(port);
+    let faults = KafkaFaults::start(kafka.port());
     let client = KafkaClient::new(faults.address().to_owned());
     let mut case = Case::new("no-brokers", &client);
     // librdkafka's own way back mostly works, and now and then does not: here it never does.
