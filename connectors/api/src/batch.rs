@@ -35,7 +35,7 @@ pub struct Entry {
     pub timestamp: i64,
     /// Offset in the partition it was read from; -1 = not read from a topic yet.
     pub offset: i64,
-    /// Partition it was read from. Before the topic: the *lane*, any number >= 0; records of one lane keep their order.
+    /// Partition it was read from. Before the topic: the [ordering key](Entry::ordering_key).
     pub partition: i32,
     /// Index into [`Batch::topics`].
     pub topic: u16,
@@ -53,6 +53,13 @@ pub struct Entry {
     pub headers_at: u32,
     /// Bytes of the header block.
     pub headers_len: i32,
+}
+
+impl Entry {
+    /// Of a record on its way to a topic: records with one ordering key go to one partition, in their order (I5).
+    pub fn ordering_key(&self) -> u32 {
+        self.partition as u32
+    }
 }
 
 /// Records in one arena. See the module's header for the layout.
@@ -281,10 +288,10 @@ impl RecordWriter<'_> {
         self
     }
 
-    /// For records that are on their way to a topic: records of one lane go to one partition and keep their order (I5). A record
-    /// with a key goes by its key instead.
-    pub fn lane(&mut self, lane: u32) -> &mut Self {
-        self.entry.partition = (lane & i32::MAX as u32) as i32;
+    /// For records on their way to a topic: sets the [ordering key](Entry::ordering_key). It decides the partition of a record
+    /// without a key.
+    pub fn ordering_key(&mut self, key: u32) -> &mut Self {
+        self.entry.partition = (key & i32::MAX as u32) as i32;
         self
     }
 

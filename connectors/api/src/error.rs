@@ -16,7 +16,7 @@ pub enum Domain {
     /// Another task has taken over (I4). The stage gives up its claim and asks for a new one.
     Fenced,
     /// A defect of Trunkline. The stage is restarted; the message asks for a report.
-    Bug,
+    Internal,
 }
 
 /// When trying again makes sense.
@@ -67,8 +67,8 @@ impl Error {
     }
 
     /// Something that cannot happen did.
-    pub fn bug(code: &'static str, message: impl Into<String>) -> Self {
-        Self { domain: Domain::Bug, retry: Retry::Backoff, code, message: message.into() }
+    pub fn internal(code: &'static str, message: impl Into<String>) -> Self {
+        Self { domain: Domain::Internal, retry: Retry::Backoff, code, message: message.into() }
     }
 
     /// The same error with another retry hint.

@@ -22,9 +22,9 @@ pub use budget::{MemoryBudget, Reservation};
 pub use error::{Domain, Error, Result, Retry, io_error};
 pub use rejection::{Reason, Rejections};
 pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
-pub use sink::{Claim, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec};
+pub use sink::{SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, TopicPartition};
 pub use source::{
-    Fill, Lack, Placement, PositionChange, ReadAgain, Source, SourceBatch, SourceConnector, SourceContext,
-    SourceProgress, SourceSpec,
+    Fill, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, SnapshotRequest, Source, SourceBatch,
+    SourceConnector, SourceContext, SourceLag, SourceSpec,
 };
 pub use template::{Escape, RenderError, Template, TemplateError};

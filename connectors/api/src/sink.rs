@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::batch::Batch;
 use crate::budget::MemoryBudget;
-use crate::config::Section;
+use crate::config::{OptionSpec, Section};
 use crate::error::Result;
 use crate::rejection::Rejections;
 use crate::schema::{Schema, SchemaId};
@@ -28,9 +28,12 @@ pub trait SinkConnector: Send + Sync {
     /// Its name in pipeline files: `connector = "name"`.
     fn name(&self) -> &'static str;
 
-    /// Reads the component's section. Problems go to the section's report, all of them; `None` if there was one. `at_names` are the
+    /// Declares the connector's own options; the runtime adds those that all sinks share.
+    fn options(&self) -> &'static [OptionSpec];
+
+    /// Reads the component's section. Problems go to the section's report, all of them; `None` if there was one. `template_variables` are the
     /// names after `@` that templates may use for records of this sink's inputs. Touches nothing outside.
-    fn configure(&self, section: &Section<'_>, at_names: &[&str]) -> Option<Box<dyn SinkSpec>>;
+    fn configure(&self, section: &Section<'_>, template_variables: &[&str]) -> Option<Box<dyn SinkSpec>>;
 }
 
 /// A sink as configured, ready to be opened any number of times.
@@ -61,7 +64,7 @@ pub trait SchemaLookup: Send + Sync {
 
 /// A partition that this task owns (I4).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Claim {
+pub struct TopicPartition {
     /// The topic.
     pub topic: Arc<str>,
     /// The partition.
@@ -77,23 +80,23 @@ pub struct Claim {
 pub trait Sink: Send {
     /// Adds records of one claim to its open objects, in order of offsets. A record that cannot be written goes to `rejected`, and the
     /// others are written. One offset may come several times (a transform emitted several records) or not at all.
-    fn write(&mut self, claim: &Claim, records: &Batch, rejected: &mut Rejections) -> Result<()>;
+    fn write(&mut self, claim: &TopicPartition, records: &Batch, rejected: &mut Rejections) -> Result<()>;
 
     /// Claims whose objects should be published now, by the sink's own rules (size, count, age, idle time).
-    fn due(&self, now: Instant) -> Vec<Claim>;
+    fn due(&self, now: Instant) -> Vec<TopicPartition>;
 
     /// When [`Sink::due`] will have something by the clock alone, if nothing is written until then.
     fn next_due(&self) -> Option<Instant>;
 
     /// Has the claim records that are not published?
-    fn has_open(&self, claim: &Claim) -> bool;
+    fn has_open(&self, claim: &TopicPartition) -> bool;
 
     /// Step 2. Closes the claim's open objects for good; records written from now on go to new ones. `Ok(None)`: nothing was open.
     /// Called again before [`Sink::stage`] succeeded, it returns the same plan.
-    fn plan(&mut self, claim: &Claim) -> Result<Option<Value>>;
+    fn plan(&mut self, claim: &TopicPartition) -> Result<Option<Value>>;
 
     /// Step 3, for claims that were planned: returns an intent each, in their order. Uploads of all claims may run side by side.
-    fn stage(&mut self, claims: &[Claim]) -> Result<Vec<Value>>;
+    fn stage(&mut self, claims: &[TopicPartition]) -> Result<Vec<Value>>;
 
     /// Step 4: makes visible what the intents promise, whether this task, an earlier one or both at once do it.
     fn publish(&mut self, intents: &[Value]) -> Result<()>;
@@ -103,10 +106,10 @@ pub trait Sink: Send {
 
     /// Forgets the claim's open objects without a trace outside: the partition was taken away, or is read again. A plan that was
     /// recorded is [aborted](Sink::abort) by the stage.
-    fn discard(&mut self, claim: &Claim);
+    fn discard(&mut self, claim: &TopicPartition);
 
     /// A partition was claimed: removes leftovers of earlier tasks that died with objects open. What `promised` intents name is kept.
-    fn claimed(&mut self, claim: &Claim, promised: &[Value]) -> Result<()>;
+    fn claimed(&mut self, claim: &TopicPartition, promised: &[Value]) -> Result<()>;
 
     /// Bytes held in memory now.
     fn memory(&self) -> usize;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::batch::Batch;
 use crate::budget::MemoryBudget;
-use crate::config::Section;
-use crate::error::{Error, Result};
+use crate::config::{OptionSpec, Section};
+use crate::error::Result;
 use crate::rejection::Rejections;
 use crate::schema::Schema;
 
@@ -20,6 +20,9 @@ use crate::schema::Schema;
 pub trait SourceConnector: Send + Sync {
     /// Its name in pipeline files: `connector = "name"`.
     fn name(&self) -> &'static str;
+
+    /// Declares the connector's own options; the runtime adds those that all sources share.
+    fn options(&self) -> &'static [OptionSpec];
 
     /// Reads the component's section. Problems go to the section's report, all of them; `None` if there was one. Touches nothing
     /// outside: files and servers may be absent while a pipeline file is checked.
@@ -30,9 +33,9 @@ pub trait SourceConnector: Send + Sync {
 pub trait SourceSpec: Send + Sync {
     /// The names that its records may be addressed by in templates, without the `@`: for log files `path`. Each is a header
     /// `trunkline.{name}` of every record.
-    fn at_names(&self) -> &'static [&'static str];
+    fn template_variables(&self) -> &'static [&'static str];
 
-    /// What follows `{pipeline}.` in the topic of a source that names none: a template of its [`at_names`](SourceSpec::at_names) for a source
+    /// What follows `{pipeline}.` in the topic of a source that names none: a template of its [`template_variables`](SourceSpec::template_variables) for a source
     /// whose records belong to several topics. `None`: the component's name.
     fn default_topic(&self) -> Option<&'static str> {
         None
@@ -40,7 +43,7 @@ pub trait SourceSpec: Send + Sync {
 
     /// What comes out of it besides its records, each on a topic of its own: names of output ports, the first of which has the number 1. Readers
     /// name them (`inputs = ["shop.ddl"]`), `topics` names their topics, and `{pipeline}.{port}` is their topic by default. Their records are in
-    /// [`SourceBatch::others`].
+    /// [`SourceBatch::side_outputs`].
     fn ports(&self) -> Vec<&'static str> {
         Vec::new()
     }
@@ -51,37 +54,38 @@ pub trait SourceSpec: Send + Sync {
     /// Schemas known before the first record; each is published before the source starts.
     fn schemas(&self) -> Vec<Arc<Schema>>;
 
-    /// Looks at the system outside and says what it lacks for this source to work well; changes nothing there. `task` is what
-    /// [`SourceContext::task`] will be.
-    fn check(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<Lack> {
+    /// Checks the external system and reports every prerequisite of this source that it does not meet. Changes nothing there.
+    /// `task` is the value that [`SourceContext::task`] will have.
+    fn preflight(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
         let _ = (task, runtime);
         Vec::new()
     }
 
-    /// How a committed position changes so that what somebody wants (for a database tables) is read once more, beside what comes.
-    fn read_again(&self, wanted: &ReadAgain<'_>, position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>> {
-        let _ = (wanted, position);
-        let message = "this source takes no snapshots: what it has read is not asked for again";
-        Err(Error::config("source.no_snapshot", message))
-    }
-
-    /// Asks the system outside whether it can read these parts (keys of the position) by this condition. An error of the domain `external` says that
-    /// it could not be asked.
-    fn check_condition(&self, parts: &[&str], condition: &str, runtime: &tokio::runtime::Handle) -> Result<()> {
-        let _ = (parts, condition, runtime);
-        Ok(())
+    /// Incremental snapshots, for a source that supports them: re-reads of existing data while the source keeps streaming changes.
+    fn snapshots(&self) -> Option<&dyn IncrementalSnapshots> {
+        None
     }
 
     /// Opens it at a position.
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>>;
 }
 
-/// What a source is to read once more.
+/// Re-reads selected tables of a source while the source keeps streaming changes (`trunkline snapshot`).
+pub trait IncrementalSnapshots {
+    /// The changes of the committed `position` that make the source read the requested tables again.
+    fn request(&self, request: &SnapshotRequest<'_>, position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>>;
+
+    /// Asks the external system whether it accepts `condition` for the tables at these `position_keys`. An error of the domain
+    /// `external` means that the system could not be reached.
+    fn check_condition(&self, position_keys: &[&str], condition: &str, runtime: &tokio::runtime::Handle) -> Result<()>;
+}
+
+/// Which tables to read again, and which of their rows.
 #[derive(Debug, Clone, Copy)]
-pub struct ReadAgain<'a> {
-    /// What chooses the parts: for a database globs of tables.
-    pub names: &'a [String],
-    /// Of these parts only what fulfils this, in the words of the system: for a database what follows WHERE.
+pub struct SnapshotRequest<'a> {
+    /// Globs of table names.
+    pub tables: &'a [String],
+    /// Restricts the rows: for a database the SQL condition that follows WHERE.
     pub condition: Option<&'a str>,
 }
 
@@ -94,15 +98,15 @@ pub enum Placement {
     EveryNode,
 }
 
-/// Something that a system outside lacks.
+/// A prerequisite that the external system does not meet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lack {
+pub struct PreflightIssue {
     /// A stable code such as `mysql.check.row_image`.
     pub code: &'static str,
-    /// What is missing, and what it is for.
+    /// What is missing, and why the connector needs it.
     pub message: String,
-    /// What mends it: for a database the statement.
-    pub mend: Option<String>,
+    /// How to fix it; for a database, the SQL statement.
+    pub fix: Option<String>,
 }
 
 /// What a source is opened with.
@@ -127,8 +131,17 @@ pub trait Source: Send {
     /// hand it waits for something to come until the deadline. On an error, what was added before it is kept and delivered.
     fn fill(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<Fill>;
 
-    /// How far behind it is.
-    fn progress(&self) -> SourceProgress;
+    /// Acknowledges that the records up to this position are committed in Kafka, so that the external system may discard them
+    /// (a replication slot, a message queue). `position` holds the keys that the commit changed. The runtime calls it after the
+    /// Kafka transaction committed and before the next [`fill`](Source::fill); after a crash the call is lost, and the next
+    /// commit covers it.
+    fn committed(&mut self, position: &[PositionChange]) -> Result<()> {
+        let _ = position;
+        Ok(())
+    }
+
+    /// How far the source is behind the external system.
+    fn lag(&self) -> SourceLag;
 }
 
 /// What [`Source::fill`] found.
@@ -140,25 +153,34 @@ pub enum Fill {
     CaughtUp,
 }
 
-/// How far a source is behind what it reads.
+/// How far a source is behind the external system. `None` means unknown, or not measured in this unit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SourceProgress {
-    /// Bytes (or whatever the source counts in) not read yet.
-    pub behind: u64,
-    /// Things it reads from: files, tables.
-    pub parts: u64,
-    /// How much longer the system outside keeps what was not read yet; `None` if it does not throw it away by itself, or nobody knows.
-    pub headroom: Option<Duration>,
+pub struct SourceLag {
+    /// Bytes that were not read yet.
+    pub bytes: Option<u64>,
+    /// Records (rows, lines) that were not read yet.
+    pub records: Option<u64>,
+    /// Age of the oldest change that was not read yet.
+    pub age: Option<Duration>,
+    /// How long the external system still keeps the oldest change that was not read yet.
+    pub retention_left: Option<Duration>,
 }
 
-/// What a source hands out in one go.
+impl SourceLag {
+    /// Nothing is left to read, as far as the source knows.
+    pub fn is_caught_up(&self) -> bool {
+        self.bytes.unwrap_or(0) == 0 && self.records.unwrap_or(0) == 0
+    }
+}
+
+/// The records of one [`Source::fill`], with the position that covers them.
 #[derive(Default)]
 pub struct SourceBatch {
-    /// Records, in order. Their [`partition`](crate::batch::Entry::partition) is the lane.
+    /// Records, in order, each with its [ordering key](crate::batch::Entry::ordering_key).
     pub records: Batch,
-    /// Records of the source's other [ports](SourceSpec::ports), each with its [`port`](crate::batch::Entry::port). They are not for the transforms
-    /// that the source applies.
-    pub others: Batch,
+    /// Records of the source's side outputs ([`SourceSpec::ports`]), each with its [`port`](crate::batch::Entry::port). The
+    /// transforms in `apply` do not see them.
+    pub side_outputs: Batch,
     /// What could not be made a record.
     pub rejected: Rejections,
     /// Records that a named rule of the source left out (counted as dropped, I3).
@@ -191,17 +213,17 @@ impl SourceBatch {
     /// No room for more?
     pub fn is_full(&self) -> bool {
         self.bytes() >= self.max_bytes
-            || self.records.len() + self.others.len() + self.rejected.len() >= self.max_records
+            || self.records.len() + self.side_outputs.len() + self.rejected.len() >= self.max_records
     }
 
     /// Bytes of everything in it, as the byte budget counts them (I6).
     pub fn bytes(&self) -> usize {
-        self.records.bytes() + self.others.bytes() + self.rejected.records.bytes()
+        self.records.bytes() + self.side_outputs.bytes() + self.rejected.records.bytes()
     }
 
     /// Nothing in it, not even a move of the position?
     pub fn is_empty(&self) -> bool {
-        let no_records = self.records.is_empty() && self.others.is_empty() && self.rejected.is_empty();
+        let no_records = self.records.is_empty() && self.side_outputs.is_empty() && self.rejected.is_empty();
         no_records && self.position.is_empty() && self.dropped == 0
     }
 
@@ -216,7 +238,7 @@ impl SourceBatch {
     /// Empties it and keeps the memory.
     pub fn clear(&mut self) {
         self.records.clear();
-        self.others.clear();
+        self.side_outputs.clear();
         self.rejected.clear();
         self.dropped = 0;
         self.position.clear();

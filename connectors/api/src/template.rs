@@ -70,8 +70,8 @@ pub enum Escape {
 }
 
 impl Template {
-    /// Parses a template. `at_names` are the names, without `@`, that the source of the records declares.
-    pub fn parse(source: &str, at_names: &[&str]) -> Result<Self, TemplateError> {
+    /// Parses a template. `template_variables` are the names, without `@`, that the source of the records declares.
+    pub fn parse(source: &str, template_variables: &[&str]) -> Result<Self, TemplateError> {
         let mut parts = Vec::new();
         let mut literal = String::new();
         let mut at = 0;
@@ -101,7 +101,7 @@ impl Template {
             if !literal.is_empty() {
                 parts.push(Part::Literal(std::mem::take(&mut literal)));
             }
-            parts.push(placeholder(&rest[1..len], brace + 1, at_names)?);
+            parts.push(placeholder(&rest[1..len], brace + 1, template_variables)?);
             at = brace + len + 1;
         }
         literal.push_str(&source[at..]);
@@ -239,9 +239,9 @@ fn error(message: impl Into<String>, span: Range<usize>, help: Option<&str>) -> 
     TemplateError { message: message.into(), span, help: help.map(str::to_owned) }
 }
 
-const AT_NAMES: [&str; 5] = ["topic", "partition", "offset", "key", "timestamp"];
+const BUILT_IN_VARIABLES: [&str; 5] = ["topic", "partition", "offset", "key", "timestamp"];
 
-fn placeholder(inside: &str, at: usize, at_names: &[&str]) -> Result<Part, TemplateError> {
+fn placeholder(inside: &str, at: usize, template_variables: &[&str]) -> Result<Part, TemplateError> {
     let span = at..at + inside.len();
     let (rest, default) = match inside.split_once('|') {
         Some((rest, default)) => (rest, Some(default.to_owned())),
@@ -282,9 +282,9 @@ fn placeholder(inside: &str, at: usize, at_names: &[&str]) -> Result<Part, Templ
         Some("offset") => Name::Offset,
         Some("key") => Name::Key,
         Some("timestamp") => Name::Timestamp,
-        Some(other) if at_names.contains(&other) => Name::Header(format!("trunkline.{other}")),
+        Some(other) if template_variables.contains(&other) => Name::Header(format!("trunkline.{other}")),
         Some(other) => {
-            let known: Vec<&str> = AT_NAMES.iter().chain(at_names).copied().collect();
+            let known: Vec<&str> = BUILT_IN_VARIABLES.iter().chain(template_variables).copied().collect();
             let help = match crate::config::nearest(other, &known) {
                 Some(name) => format!("did you mean `@{name}`?"),
                 None => format!(

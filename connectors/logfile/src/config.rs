@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use encoding_rs::Encoding;
 use glob::Pattern;
-use trunkline_connector::config::{ByteSize, Mismatch, Node, Section, Value, nearest};
+use trunkline_connector::config::{ByteSize, Mismatch, Node, OptionSpec, Section, Value, nearest};
 
 use crate::parser::{ParserKind, RegexParser};
+
+/// The options of the connector.
+pub(crate) const OPTIONS: &[OptionSpec] = &[];
 
 /// Everything a `logfile` source can be told.
 #[derive(Debug, Clone)]

@@ -24,7 +24,7 @@ pub(crate) struct Emitter {
 #[derive(Clone, Copy)]
 pub(crate) struct Origin<'a> {
     pub(crate) name: &'a str,
-    pub(crate) lane: u32,
+    pub(crate) ordering_key: u32,
     /// From [`Emitter::headers`].
     pub(crate) headers: &'a [u8],
     /// Milliseconds since the Unix epoch.
@@ -74,7 +74,7 @@ impl Emitter {
                 let offset = self.offset_text.format(line.offset);
                 record
                     .timestamp(time.filter(|time| *time >= 0).unwrap_or(origin.read_at))
-                    .lane(origin.lane)
+                    .ordering_key(origin.ordering_key)
                     .header_block(origin.headers)
                     .header(headers::OFFSET, Some(offset.as_bytes()));
                 record.finish();
@@ -107,7 +107,7 @@ impl Emitter {
         out.rejected.push_with(reason, |record| {
             record
                 .timestamp(origin.read_at)
-                .lane(origin.lane)
+                .ordering_key(origin.ordering_key)
                 .value(line.bytes)
                 .header(headers::PATH, Some(origin.name.as_bytes()))
                 .header(headers::OFFSET, Some(offset.as_bytes()));

@@ -24,7 +24,7 @@ pub(crate) struct TrackedFile {
     pub(crate) path: PathBuf,
     /// The path it was first seen under; its records carry it, whatever it is called later.
     pub(crate) name: Arc<str>,
-    pub(crate) lane: u32,
+    pub(crate) ordering_key: u32,
     /// Its key in the position, once it has one.
     pub(crate) key: Option<String>,
     /// What was handed out.
@@ -115,7 +115,7 @@ impl TrackedFile {
         let name: Arc<str> = found.path.to_string_lossy().into();
         Self {
             id: found.id,
-            lane: xxh3_64(family(&name).as_bytes()) as u32 & i32::MAX as u32,
+            ordering_key: xxh3_64(family(&name).as_bytes()) as u32 & i32::MAX as u32,
             name,
             key: None,
             read: Fingerprint::empty(),
@@ -145,7 +145,7 @@ impl TrackedFile {
         let stat = saved.at_end.unwrap_or(Stat { size: saved.read.offset, modified: 0 });
         let found = Found { path: PathBuf::from(&saved.path), id, stat };
         Self {
-            lane: saved.lane,
+            ordering_key: saved.ordering_key,
             key: Some(key),
             read: saved.read,
             cut: saved.cut,
@@ -160,7 +160,7 @@ impl TrackedFile {
     pub(crate) fn adopt(lost: &Lost, found: Found, now: Instant) -> Self {
         Self {
             name: Arc::clone(&lost.file.name),
-            lane: lost.file.lane,
+            ordering_key: lost.file.ordering_key,
             read: lost.file.read,
             first: lost.file.first.clone(),
             cut: lost.file.cut,
@@ -251,8 +251,13 @@ impl TrackedFile {
         }
         self.moved = false;
         let key = self.key.get_or_insert_with(|| position::key(self.id, &self.read)).clone();
-        let saved =
-            Saved { path: self.name.to_string(), read: self.read, at_end: self.at_end, lane: self.lane, cut: self.cut };
+        let saved = Saved {
+            path: self.name.to_string(),
+            read: self.read,
+            at_end: self.at_end,
+            ordering_key: self.ordering_key,
+            cut: self.cut,
+        };
         Ok(Some(PositionChange { key, value: Some(position::encode(&saved)?) }))
     }
 

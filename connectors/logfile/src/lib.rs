@@ -24,7 +24,7 @@ mod watch;
 
 use std::sync::Arc;
 
-use trunkline_connector::config::Section;
+use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{Placement, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
 
 pub use config::{Compression, EndOfFile, LogfileOptions, Oversize, ReadFrom};
@@ -38,6 +38,10 @@ impl SourceConnector for LogfileConnector {
         "logfile"
     }
 
+    fn options(&self) -> &'static [OptionSpec] {
+        config::OPTIONS
+    }
+
     fn configure(&self, section: &Section<'_>) -> Option<Box<dyn SourceSpec>> {
         let options = LogfileOptions::read(section)?;
         Some(Box::new(LogfileSpec { options: Arc::new(options) }))
@@ -49,7 +53,7 @@ struct LogfileSpec {
 }
 
 impl SourceSpec for LogfileSpec {
-    fn at_names(&self) -> &'static [&'static str] {
+    fn template_variables(&self) -> &'static [&'static str] {
         &["path"]
     }
 

@@ -1,6 +1,6 @@
 //! What names say about rotation: `access.log`, `access.log.1` and `access.log-20260101.gz` are one log over time.
 //!
-//! Names only ever narrow a choice that contents make: files of one family are read oldest first and share a lane, and a copy is looked
+//! Names only ever narrow a choice that contents make: files of one family are read oldest first and share an ordering key, and a copy is looked
 //! for among the relatives of what it was copied from.
 
 use std::borrow::Cow;

@@ -3,7 +3,7 @@
 //! The key is `{device}:{inode}:{hash of the head when the key was made}`. It stays the same for as long as the file is followed, whatever
 //! its name, and is removed when the file is gone and read to its end. The value is JSON: where the next line starts, the fingerprint of what
 //! was read before it, the size and time of the file when it was last read to its end (a file that still has them need not be opened), the path that
-//! its records carry, and the lane.
+//! its records carry, and the ordering key.
 
 use serde::{Deserialize, Serialize};
 use trunkline_connector::{Error, Result};
@@ -39,7 +39,8 @@ pub(crate) struct Saved {
     /// Present when the file was read to its end.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub(crate) at_end: Option<Stat>,
-    pub(crate) lane: u32,
+    #[serde(rename = "lane")] // The name in stored positions.
+    pub(crate) ordering_key: u32,
     /// The last line was handed out before its delimiter came: if it comes, it ends that line, and is no line of its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) cut: bool,
@@ -53,7 +54,7 @@ pub(crate) fn key(id: FileId, read: &Fingerprint) -> String {
 /// The value as stored.
 pub(crate) fn encode(saved: &Saved) -> Result<Vec<u8>> {
     serde_json::to_vec(saved).map_err(|error| {
-        Error::bug("logfile.position", format!("the position of {} cannot be written: {error}", saved.path))
+        Error::internal("logfile.position", format!("the position of {} cannot be written: {error}", saved.path))
     })
 }
 
@@ -84,7 +85,7 @@ mod tests {
         let id = FileId { device: 66305, inode: 1234 };
         for at_end in [None, Some(Stat { size: 30, modified: 5 })] {
             let read = Fingerprint::at(3, b"ab\n", b"ab\n");
-            let saved = Saved { path: "/v/a.log".to_owned(), read, at_end, lane: 7, cut: false };
+            let saved = Saved { path: "/v/a.log".to_owned(), read, at_end, ordering_key: 7, cut: false };
             let value = encode(&saved).unwrap();
             assert_eq!(decode(&key(id, &read), &value).unwrap(), (id, saved));
         }

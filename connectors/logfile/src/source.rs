@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use trunkline_connector::{
-    Error, Fill, PositionChange, Reservation, Result, Source, SourceBatch, SourceContext, SourceProgress,
+    Error, Fill, PositionChange, Reservation, Result, Source, SourceBatch, SourceContext, SourceLag,
 };
 
 use crate::config::{EndOfFile, LogfileOptions};
@@ -206,7 +206,8 @@ impl LogfileSource {
         for lost in outcome.orphans {
             let mut file = lost.file;
             let headers = self.emitter.headers(&file.name);
-            let origin = Origin { name: &file.name, lane: file.lane, headers: &headers, read_at: now_ms() };
+            let origin =
+                Origin { name: &file.name, ordering_key: file.ordering_key, headers: &headers, read_at: now_ms() };
             let Some(reader) = &mut file.reader else { continue };
             loop {
                 let mut line = reader.next_line(&self.delimiter, max);
@@ -309,7 +310,8 @@ impl LogfileSource {
     fn read_open(&mut self, id: FileId, out: &mut SourceBatch, deadline: Instant) -> Result<Turn> {
         let Some(file) = self.tracker.files.get_mut(&id) else { return Ok(Turn::Done) };
         let Some(reader) = file.reader.as_mut() else { return Ok(Turn::Done) };
-        let origin = Origin { name: &file.name, lane: file.lane, headers: &file.headers, read_at: now_ms() };
+        let origin =
+            Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
         let mut taken = 0;
         let mut malformed = false;
         let mut result = Ok(());
@@ -405,7 +407,8 @@ impl LogfileSource {
         // Lines already handed out keep their position even if the last one stops the source.
         let mut result = Ok(());
         if due && let Some(line) = reader.take_rest(&self.delimiter, self.options.max_line_bytes) {
-            let origin = Origin { name: &file.name, lane: file.lane, headers: &file.headers, read_at: now_ms() };
+            let origin =
+                Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
             result = self.emitter.line(out, origin, &line).map(|_| ());
             if result.is_err() {
                 reader.step_back();
@@ -440,13 +443,9 @@ impl Source for LogfileSource {
         filled
     }
 
-    fn progress(&self) -> SourceProgress {
-        let files = self.tracker.files.values();
-        SourceProgress {
-            behind: files.map(TrackedFile::behind).sum(),
-            parts: self.tracker.files.len() as u64,
-            headroom: None,
-        }
+    fn lag(&self) -> SourceLag {
+        let bytes = self.tracker.files.values().map(TrackedFile::behind).sum();
+        SourceLag { bytes: Some(bytes), ..SourceLag::default() }
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlConnection;
-use trunkline_connector::{Error, PositionChange, ReadAgain, Result};
+use trunkline_connector::{Error, PositionChange, Result, SnapshotRequest};
 
 use crate::config::{MysqlOptions, Snapshot as When};
 use crate::connect::{close, is_server_error, query_connection, query_error, server};
@@ -22,7 +22,7 @@ const NO_TABLE: u16 = 1146;
 /// The changes of a stored position by which the tables that globs choose are read once more.
 pub(crate) fn read_again(
     options: &MysqlOptions,
-    wanted: &ReadAgain<'_>,
+    wanted: &SnapshotRequest<'_>,
     stored: &[(String, Vec<u8>)],
 ) -> Result<Vec<PositionChange>> {
     if let Some(condition) = wanted.condition {
@@ -34,7 +34,7 @@ pub(crate) fn read_again(
         return Err(Error::config("mysql.not_begun", message));
     }
     let mut chosen_tables = BTreeSet::new();
-    for glob in wanted.names {
+    for glob in wanted.tables {
         let wrong = |why: &str| Error::config("mysql.tables", format!("`--tables {glob}`: {why}"));
         let selection = Selection::new(std::slice::from_ref(glob)).map_err(|(_, why)| wrong(&why))?;
         let takes = |name: &str| {

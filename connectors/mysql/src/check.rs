@@ -1,7 +1,7 @@
 //! `trunkline validate --check`: what the server lacks, each with the statement that mends it.
 
 use sqlx::mysql::MySqlConnection;
-use trunkline_connector::{Error, Lack, Result};
+use trunkline_connector::{Error, PreflightIssue, Result};
 
 use crate::binlog::Identity;
 use crate::config::{MysqlOptions, Snapshot, SnapshotMode};
@@ -25,15 +25,15 @@ const SETTINGS: [(&str, &str, &str, &str); 3] = [
 ];
 
 /// Everything that is missing; nothing is changed on the server.
-pub(crate) async fn check(options: &MysqlOptions, task: &str) -> Vec<Lack> {
+pub(crate) async fn check(options: &MysqlOptions, task: &str) -> Vec<PreflightIssue> {
     let mut lacks = Vec::new();
     if let Err(error) = ask(options, task, &mut lacks).await {
-        lacks.push(Lack { code: error.code, message: error.message().to_owned(), mend: None });
+        lacks.push(PreflightIssue { code: error.code, message: error.message().to_owned(), fix: None });
     }
     lacks
 }
 
-async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Result<()> {
+async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<PreflightIssue>) -> Result<()> {
     let mut connection = query_connection(options).await?;
     let is_mariadb = is_mariadb(options, &mut connection).await?;
     // MariaDB forgets what is set while it runs.
@@ -45,10 +45,10 @@ async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Resul
         }
     };
     let server = server(options);
-    let mut lack = |code, message: String, mend: String| lacks.push(Lack { code, message, mend: Some(mend) });
+    let mut lack = |code, message: String, fix: String| lacks.push(PreflightIssue { code, message, fix: Some(fix) });
     if setting(options, &mut connection, "log_bin").await?.as_deref() != Some("1") {
-        let mend = "start mysqld with `--log-bin`: it cannot be turned on while the server runs".to_owned();
-        lack("mysql.check.log_bin", format!("{server} keeps no binlog"), mend);
+        let fix = "start mysqld with `--log-bin`: it cannot be turned on while the server runs".to_owned();
+        lack("mysql.check.log_bin", format!("{server} keeps no binlog"), fix);
         return Ok(());
     }
     for (code, name, wanted, why) in SETTINGS {
@@ -61,11 +61,11 @@ async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Resul
     if options.query && setting(options, &mut connection, "binlog_rows_query_log_events").await?.as_deref() != Some("1")
     {
         let message = format!("{server} does not note the statements that changed rows, and `query` is set");
-        let mend = match is_mariadb {
+        let fix = match is_mariadb {
             true => "leave `query` out: of MariaDB the statements are not read".to_owned(),
             false => set("binlog_rows_query_log_events = ON"),
         };
-        lack("mysql.check.query", message, mend);
+        lack("mysql.check.query", message, fix);
     }
     if is_mariadb {
         if setting(options, &mut connection, "gtid_strict_mode").await?.as_deref() != Some("1") {
@@ -79,9 +79,9 @@ async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<Lack>) -> Resul
         let message = format!(
             "{server} gives no GTIDs: a source cannot go on at another server, nor follow distributed transactions"
         );
-        let mend = "SET PERSIST enforce_gtid_consistency = ON; SET PERSIST gtid_mode = OFF_PERMISSIVE; SET PERSIST gtid_mode = ON_PERMISSIVE; \
+        let fix = "SET PERSIST enforce_gtid_consistency = ON; SET PERSIST gtid_mode = OFF_PERMISSIVE; SET PERSIST gtid_mode = ON_PERMISSIVE; \
              SET PERSIST gtid_mode = ON;";
-        lack("mysql.check.gtid_mode", message, mend.to_owned());
+        lack("mysql.check.gtid_mode", message, fix.to_owned());
     }
     if let Some(seconds) = setting(options, &mut connection, "binlog_expire_logs_seconds").await?
         && let Ok(seconds) = seconds.parse::<u64>()

@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
-use trunkline_connector::config::{Mismatch, Node, Section, Value};
+use trunkline_connector::config::{Mismatch, Node, OptionSpec, Section, Value};
 
 use crate::address::Address;
 use crate::columns::{Columns, Mask};
 use crate::emit::Op;
 use crate::selection::Selection;
+
+/// The options of the connector.
+pub(crate) const OPTIONS: &[OptionSpec] = &[];
 
 /// Everything that a `mysql` source can be told.
 #[derive(Debug, Clone)]

@@ -172,7 +172,7 @@ impl Emitter {
     /// The end of the transaction.
     pub(crate) fn end_transaction(&mut self, out: &mut SourceBatch) {
         if let (Some(marks), Some(style)) = (self.marks.take(), &self.marker_style) {
-            marks.end(&mut out.others, style);
+            marks.end(&mut out.side_outputs, style);
         }
     }
 
@@ -181,7 +181,7 @@ impl Emitter {
         let DefinitionRecord { database, text, port, schema } = *definition;
         let mut quoted = Vec::new();
         write_string(&mut quoted, database);
-        let mut record = out.others.record();
+        let mut record = out.side_outputs.record();
         record.key(&[b"{\"databaseName\":", quoted.as_slice(), b"}"].concat());
         record.value_with(|arena| {
             arena.extend_from_slice(b"{\"source\":");
@@ -270,7 +270,7 @@ impl Emitter {
         if let (Some(marks), Some(style)) = (&mut self.marks, &self.marker_style)
             && change.op != Op::Truncate
         {
-            marks.count(&mut out.others, style);
+            marks.count(&mut out.side_outputs, style);
         }
         self.encoder.refused = None;
         if self.write(&mut out.records, parts, false)? {
@@ -301,7 +301,7 @@ impl Emitter {
         if self.encoder.refused.is_some() && !even_if_refused {
             return Ok(false);
         }
-        record.timestamp(origin.committed_at).lane(table.lane).header_block(&table.headers);
+        record.timestamp(origin.committed_at).ordering_key(table.ordering_key).header_block(&table.headers);
         if let Some((name, key)) = other_key {
             record.header(name, Some(key));
         }
@@ -351,7 +351,11 @@ impl Emitter {
         // Of the bare row's style it is all that is left of a delete.
         if self.tombstones || table.style.envelope == Envelope::Row {
             let mut record = out.records.record();
-            record.key(key).timestamp(origin.committed_at).lane(table.lane).header_block(&table.tombstone_headers);
+            record
+                .key(key)
+                .timestamp(origin.committed_at)
+                .ordering_key(table.ordering_key)
+                .header_block(&table.tombstone_headers);
             record.finish();
         }
     }

@@ -9,7 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use trunkline_connector::config::Section;
+use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::conformance::configure_source;
 use trunkline_connector::{SourceBatch, SourceConnector, SourceSpec};
 
@@ -71,6 +71,10 @@ struct Capture(Mutex<Option<MysqlOptions>>);
 impl SourceConnector for Capture {
     fn name(&self) -> &'static str {
         "mysql"
+    }
+
+    fn options(&self) -> &'static [OptionSpec] {
+        crate::config::OPTIONS
     }
 
     fn configure(&self, section: &Section<'_>) -> Option<Box<dyn SourceSpec>> {

@@ -35,9 +35,10 @@ mod text;
 
 use std::sync::Arc;
 
-use trunkline_connector::config::Section;
+use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    Lack, Placement, PositionChange, ReadAgain, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec,
+    IncrementalSnapshots, Placement, PositionChange, PreflightIssue, Result, Schema, SnapshotRequest, Source,
+    SourceConnector, SourceContext, SourceSpec,
 };
 
 pub use address::Address;
@@ -55,6 +56,10 @@ impl SourceConnector for MysqlConnector {
         "mysql"
     }
 
+    fn options(&self) -> &'static [OptionSpec] {
+        config::OPTIONS
+    }
+
     fn configure(&self, section: &Section<'_>) -> Option<Box<dyn SourceSpec>> {
         let options = MysqlOptions::read(section)?;
         Some(Box::new(MysqlSpec { options: Arc::new(options) }))
@@ -66,7 +71,7 @@ struct MysqlSpec {
 }
 
 impl SourceSpec for MysqlSpec {
-    fn at_names(&self) -> &'static [&'static str] {
+    fn template_variables(&self) -> &'static [&'static str] {
         &["database", "table"]
     }
 
@@ -82,7 +87,7 @@ impl SourceSpec for MysqlSpec {
         Placement::Anywhere
     }
 
-    fn check(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<Lack> {
+    fn preflight(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
         runtime.block_on(check::check(&self.options, task))
     }
 
@@ -94,15 +99,21 @@ impl SourceSpec for MysqlSpec {
         definitions.into_iter().chain(markers).flatten().map(Arc::new).collect()
     }
 
-    fn read_again(&self, wanted: &ReadAgain<'_>, position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>> {
-        again::read_again(&self.options, wanted, position)
-    }
-
-    fn check_condition(&self, parts: &[&str], condition: &str, runtime: &tokio::runtime::Handle) -> Result<()> {
-        runtime.block_on(again::check_condition(&self.options, parts, condition))
+    fn snapshots(&self) -> Option<&dyn IncrementalSnapshots> {
+        Some(self)
     }
 
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>> {
         Ok(Box::new(source::MysqlSource::open(Arc::clone(&self.options), context)?))
+    }
+}
+
+impl IncrementalSnapshots for MysqlSpec {
+    fn request(&self, request: &SnapshotRequest<'_>, position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>> {
+        again::read_again(&self.options, request, position)
+    }
+
+    fn check_condition(&self, position_keys: &[&str], condition: &str, runtime: &tokio::runtime::Handle) -> Result<()> {
+        runtime.block_on(again::check_condition(&self.options, position_keys, condition))
     }
 }

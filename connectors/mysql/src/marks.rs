@@ -127,7 +127,7 @@ pub(crate) fn schema() -> Result<Schema> {
         Field::new("event_count", DataType::Int64, true),
         Field::new("data_collections", DataType::List(Arc::new(collections)), true),
     ];
-    Schema::new(Arc::new(ArrowSchema::new(fields))).map_err(|error| Error::bug("mysql.schema", error.to_string()))
+    Schema::new(Arc::new(ArrowSchema::new(fields))).map_err(|error| Error::internal("mysql.schema", error.to_string()))
 }
 
 /// The block of a change, as its schema has it.

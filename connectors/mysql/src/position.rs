@@ -161,7 +161,7 @@ pub(crate) fn table_of(key: &str) -> Option<&str> {
 }
 
 fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
-    serde_json::to_vec(value).map_err(|error| Error::bug("mysql.position", error.to_string()))
+    serde_json::to_vec(value).map_err(|error| Error::internal("mysql.position", error.to_string()))
 }
 
 fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {

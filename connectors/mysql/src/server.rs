@@ -30,7 +30,8 @@ impl Gtids {
             Self::MySql => UuidSet::parse(text).map(GtidSet::MySql),
             Self::MariaDb => Domains::parse(text).map(GtidSet::MariaDb),
         };
-        let unreadable = || Error::bug("mysql.gtid", format!("{}: `{text}` cannot be read as GTIDs", server(options)));
+        let unreadable =
+            || Error::internal("mysql.gtid", format!("{}: `{text}` cannot be read as GTIDs", server(options)));
         set.map(Some).ok_or_else(unreadable)
     }
 
@@ -45,7 +46,7 @@ impl Gtids {
             Domain::Data => Error::data(error.code, message),
             Domain::External => Error::external(error.code, message),
             Domain::Fenced => Error::fenced(error.code, message),
-            Domain::Bug => Error::bug(error.code, message),
+            Domain::Internal => Error::internal(error.code, message),
         };
         same.retry(error.retry)
     }

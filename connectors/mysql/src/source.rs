@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use sqlx::mysql::MySqlConnection;
-use trunkline_connector::{Error, Fill, Result, Source, SourceBatch, SourceContext, SourceProgress, failpoint};
+use trunkline_connector::{Error, Fill, Result, Source, SourceBatch, SourceContext, SourceLag, failpoint};
 
 use crate::binlog::event::Event;
 use crate::binlog::follower::Follower;
@@ -329,15 +329,14 @@ impl Source for MysqlSource {
         outcome.map(|caught_up| if caught_up { Fill::CaughtUp } else { Fill::More })
     }
 
-    fn progress(&self) -> SourceProgress {
-        let parts = self.progress.tables() as u64;
-        let headroom = self.headroom.left();
+    fn lag(&self) -> SourceLag {
+        let retention_left = self.headroom.left();
         if self.caught_up {
-            return SourceProgress { behind: 0, parts, headroom };
+            return SourceLag { bytes: Some(0), retention_left, ..SourceLag::default() };
         }
         let reached = self.follower.reached();
         let bytes = if reached.file == self.end.file { self.end.pos.saturating_sub(reached.pos) } else { self.end.pos };
-        SourceProgress { behind: bytes.max(1) + self.progress.left() as u64, parts, headroom }
+        SourceLag { bytes: Some(bytes.max(1)), records: None, age: None, retention_left }
     }
 }
 

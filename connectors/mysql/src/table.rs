@@ -150,7 +150,7 @@ pub(crate) struct Table {
     /// The headers of a tombstone: it has no value, and so no schema.
     pub(crate) tombstone_headers: Vec<u8>,
     /// Records without a key keep their order by this.
-    pub(crate) lane: u32,
+    pub(crate) ordering_key: u32,
 }
 
 impl Table {
@@ -177,7 +177,7 @@ impl Table {
         write_header(&mut tombstone_headers, TABLE, Some(name.as_bytes()));
         let mut headers = tombstone_headers.clone();
         write_header(&mut headers, headers::SCHEMA, Some(schema.id().to_string().as_bytes()));
-        let lane = xxhash_rust::xxh3::xxh3_64(format!("{database}.{name}").as_bytes()) as u32;
+        let ordering_key = xxhash_rust::xxh3::xxh3_64(format!("{database}.{name}").as_bytes()) as u32;
         Ok(Self {
             names_json: columns.iter().map(|column| member(&column.name)).collect(),
             database,
@@ -189,7 +189,7 @@ impl Table {
             source_json,
             headers,
             tombstone_headers,
-            lane,
+            ordering_key,
         })
     }
 
@@ -228,7 +228,7 @@ fn schema(columns: &[Column], key: &[usize], style: Style) -> Result<Schema> {
         }
     };
     Schema::new(Arc::new(ArrowSchema::new_with_metadata(fields, metadata)))
-        .map_err(|error| Error::bug("mysql.schema", error.to_string()))
+        .map_err(|error| Error::internal("mysql.schema", error.to_string()))
 }
 
 /// The block `source`. Statements on a database have no table.
@@ -265,7 +265,7 @@ pub(crate) fn definition_schema() -> Result<Schema> {
         Field::new("schemaName", DataType::Utf8, true),
         Field::new("ddl", DataType::Utf8, false),
     ];
-    Schema::new(Arc::new(ArrowSchema::new(fields))).map_err(|error| Error::bug("mysql.schema", error.to_string()))
+    Schema::new(Arc::new(ArrowSchema::new(fields))).map_err(|error| Error::internal("mysql.schema", error.to_string()))
 }
 
 fn arrow_field(column: &Column, style: Style) -> Field {

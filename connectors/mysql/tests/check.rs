@@ -5,14 +5,14 @@
 mod common;
 
 use common::{Bench, Kind, Server};
-use trunkline_connector::Lack;
+use trunkline_connector::PreflightIssue;
 
-fn check(options: &str) -> Vec<Lack> {
+fn check(options: &str) -> Vec<PreflightIssue> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    Bench::new(options).spec().check("tests.check.source", runtime.handle())
+    Bench::new(options).spec().preflight("tests.check.source", runtime.handle())
 }
 
-fn codes(lacks: &[Lack]) -> Vec<&str> {
+fn codes(lacks: &[PreflightIssue]) -> Vec<&str> {
     lacks.iter().map(|lack| lack.code.trim_start_matches("mysql.")).collect()
 }
 
@@ -34,16 +34,16 @@ fn what_a_server_lacks_is_told_and_mended_by_what_is_told() {
     // Statements in the binlog: rows are not looked for.
     assert_eq!(codes(&lacks), [&settings[..], &grants[..], &["server"]].concat(), "{lacks:#?}");
     for lack in &lacks {
-        if let Some(mend) = &lack.mend {
-            server.run(mend);
+        if let Some(fix) = &lack.fix {
+            server.run(fix);
         }
     }
     let lacks = check(&poor);
     assert_eq!(codes(&lacks), ["check.tables"], "{lacks:#?}");
-    server.run(lacks[0].mend.as_ref().unwrap());
+    server.run(lacks[0].fix.as_ref().unwrap());
     let lacks = check(&poor);
     assert_eq!(codes(&lacks), ["check.lock_tables"], "{lacks:#?}");
-    server.run(lacks[0].mend.as_ref().unwrap());
+    server.run(lacks[0].fix.as_ref().unwrap());
     assert_eq!(check(&poor), []);
     Bench::new(&poor).read();
 
@@ -83,11 +83,11 @@ fn what_a_mariadb_lacks_is_told_in_its_own_words() {
     ];
     assert_eq!(codes(&lacks), expected, "{lacks:#?}");
     for lack in &lacks {
-        server.run(lack.mend.as_ref().unwrap());
+        server.run(lack.fix.as_ref().unwrap());
     }
     let lacks = check(&poor);
     assert_eq!(codes(&lacks), ["check.lock_tables"], "{lacks:#?}");
-    server.run(lacks[0].mend.as_ref().unwrap());
+    server.run(lacks[0].fix.as_ref().unwrap());
     assert_eq!(check(&poor), []);
     Bench::new(&poor).read();
     let id = server.run("SELECT @@server_id");

@@ -7,11 +7,11 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::{Bench, Other, Seen, Server};
+use common::{Bench, Seen, Server, SideOutput};
 use serde_json::{Value, json};
 use trunkline_connector::Fill;
 
-fn statements(others: &[Other]) -> Vec<&str> {
+fn statements(others: &[SideOutput]) -> Vec<&str> {
     others.iter().map(|other| other.value["ddl"].as_str().unwrap()).collect()
 }
 
@@ -24,7 +24,7 @@ fn definitions_come_in_order_and_once_and_nothing_else_of_the_server_does() {
     let options = format!("{}ddl = true", server.options(&format!("\"{database}.*\"")));
     let mut bench = Bench::new(&options);
     bench.read();
-    assert!(bench.others.is_empty(), "a snapshot defines nothing");
+    assert!(bench.side_outputs.is_empty(), "a snapshot defines nothing");
     bench.take();
     let begin = bench.position.clone();
     server.run(&format!(
@@ -40,7 +40,7 @@ fn definitions_come_in_order_and_once_and_nothing_else_of_the_server_does() {
          ALTER DATABASE CHARACTER SET latin1; INSERT INTO o VALUES (4, 4, 4)"
     ));
     bench.read();
-    let whole = std::mem::take(&mut bench.others);
+    let whole = std::mem::take(&mut bench.side_outputs);
     let kinds: Vec<String> = statements(&whole)
         .iter()
         .map(|ddl| ddl.replace(&database, "DB").split_whitespace().take(3).collect::<Vec<_>>().join(" "))
@@ -83,7 +83,7 @@ fn definitions_come_in_order_and_once_and_nothing_else_of_the_server_does() {
     assert!(rows[0] < altered && altered < rows[1], "{rows:?} {altered:?}");
 
     // Stopped after every fill, it comes once nevertheless: also where rows of the same transaction follow it.
-    let text = |others: &[Other]| others.iter().map(|other| other.value["ddl"].to_string()).collect::<Vec<_>>();
+    let text = |others: &[SideOutput]| others.iter().map(|other| other.value["ddl"].to_string()).collect::<Vec<_>>();
     for max_records in [1, 2, 3] {
         let mut again = Bench::new(&options);
         again.position = begin.clone();
@@ -91,7 +91,7 @@ fn definitions_come_in_order_and_once_and_nothing_else_of_the_server_does() {
         while again.fill(Duration::from_millis(100)).unwrap() != Fill::CaughtUp {
             again.stop();
         }
-        assert_eq!(text(&again.others), text(&whole), "in batches of {max_records}");
+        assert_eq!(text(&again.side_outputs), text(&whole), "in batches of {max_records}");
         // Of a table that a source did not find when it opened nobody knows that it had rows: its TRUNCATE is not told.
         let rows = |seen: &[Seen]| seen.iter().filter(|record| record.op() != "t").count();
         assert_eq!(rows(&again.seen), rows(&bench.seen));
@@ -129,7 +129,7 @@ fn check(bench: &Bench) -> Vec<u64> {
     }
     let mut ended = Vec::new();
     let mut open: Option<String> = None;
-    for marker in bench.others.iter().filter(|other| other.port == "transaction") {
+    for marker in bench.side_outputs.iter().filter(|other| other.port == "transaction") {
         let value = &marker.value;
         let id = value["id"].as_str().unwrap().to_owned();
         assert_eq!(marker.key, json!({"id": id}));
@@ -179,7 +179,7 @@ fn markers_are_those_of_whole_transactions(server: &Server, with_xa: bool) {
     bench.read();
     let expected: &[u64] = if with_xa { &[3 + 1 + 4 + 2 + 1 + 1, 1, 2, 5, 60] } else { &[7] };
     assert_eq!(check(&bench), expected);
-    let ddl = bench.others.iter().filter(|other| other.port == "ddl").count();
+    let ddl = bench.side_outputs.iter().filter(|other| other.port == "ddl").count();
     // Wherever it is stopped, the counts are those of the whole transaction, and each marker comes once.
     for max_records in [1, 2, 3, 7] {
         let mut again = Bench::new(&options);
@@ -189,7 +189,7 @@ fn markers_are_those_of_whole_transactions(server: &Server, with_xa: bool) {
             again.stop();
         }
         assert_eq!(check(&again), expected, "in batches of {max_records}");
-        assert_eq!(again.others.iter().filter(|other| other.port == "ddl").count(), ddl);
+        assert_eq!(again.side_outputs.iter().filter(|other| other.port == "ddl").count(), ddl);
     }
 }
 
@@ -221,8 +221,8 @@ fn markers_that_begin_within_a_transaction_begin_with_the_next_one() {
     assert!(bench.seen.len() < 7);
     bench.set_options(&format!("{options}transaction_markers = true"));
     bench.read();
-    assert_eq!((bench.seen.len(), bench.others.len()), (8, 2));
-    assert_eq!(bench.others[1].value["event_count"], json!(1));
+    assert_eq!((bench.seen.len(), bench.side_outputs.len()), (8, 2));
+    assert_eq!(bench.side_outputs[1].value["event_count"], json!(1));
     assert_eq!(bench.seen[6].value.as_ref().unwrap()["transaction"], Value::Null);
 }
 

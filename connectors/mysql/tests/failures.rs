@@ -111,18 +111,18 @@ fn how_long_the_server_keeps_what_was_not_read_is_told() {
     while bench.seen.is_empty() {
         bench.fill(Duration::from_millis(100)).unwrap();
     }
-    let left = bench.progress().headroom.unwrap();
+    let left = bench.lag().retention_left.unwrap();
     assert!(
         left < retention && left + begun.elapsed() + Duration::from_secs(60) > retention,
         "{left:?} of {retention:?}"
     );
     bench.read();
-    assert_eq!(bench.progress().headroom, Some(retention), "everything has been read");
+    assert_eq!(bench.lag().retention_left, Some(retention), "everything has been read");
     server.run("SET GLOBAL binlog_expire_logs_auto_purge = OFF");
     bench.stop();
     bench.read();
     server.run("SET GLOBAL binlog_expire_logs_auto_purge = ON");
-    assert_eq!(bench.progress().headroom, None);
+    assert_eq!(bench.lag().retention_left, None);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::{Bench, OnDrop, Random, Seen, Server, fold};
 use serde_json::Value;
-use trunkline_connector::{Fill, ReadAgain};
+use trunkline_connector::{Fill, SnapshotRequest};
 
 fn key(number: u64) -> String {
     // Of a collation that takes cases for equal, and of characters that sort otherwise than their bytes.
@@ -371,7 +371,8 @@ fn ask_for(bench: &mut Bench, tables: &[&str], condition: Option<&str>) -> Resul
     bench.stop();
     let names: Vec<String> = tables.iter().map(|name| (*name).to_owned()).collect();
     let position: Vec<_> = bench.position.clone().into_iter().collect();
-    for change in bench.spec().read_again(&ReadAgain { names: &names, condition }, &position)? {
+    let request = SnapshotRequest { tables: &names, condition };
+    for change in bench.spec().snapshots().unwrap().request(&request, &position)? {
         bench.position.insert(change.key, change.value.unwrap());
     }
     Ok(())
@@ -461,7 +462,8 @@ fn rows_that_a_condition_chooses_are_read_again() {
     // What only the server can tell.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let part = format!("table/{a}");
-    let check = |condition: &str| bench.spec().check_condition(&[&part], condition, runtime.handle());
+    let check =
+        |condition: &str| bench.spec().snapshots().unwrap().check_condition(&[&part], condition, runtime.handle());
     check("v = 1 AND n = 'it''s'").unwrap();
     for wrong in ["vv = 1", "v = ", "v IN (SELECT x FROM nowhere.y)"] {
         let error = check(wrong).unwrap_err();

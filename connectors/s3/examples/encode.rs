@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use trunkline_connector::config::{Report, Section};
-use trunkline_connector::conformance::options_table;
+use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
-    Batch, Claim, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, SinkConnector, SinkContext,
+    Batch, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, SinkConnector, SinkContext, TopicPartition,
 };
 use trunkline_s3::S3Connector;
 
@@ -40,7 +40,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
 
 fn measure(records: u64, paths: u64, folder: &Path) -> std::result::Result<(), Box<dyn Error>> {
     let toml = format!("url = \"file://{}/out\"\npath = \"customer={{customer}}\"", folder.display());
-    let (table, report) = (options_table(&toml), Report::default());
+    let (table, report) = (read_toml(&toml), Report::default());
     let section = Section::new(&table, 0..0, "sinks.lake", Path::new("."), &report);
     let spec = S3Connector.configure(&section, &[]).ok_or("the options are wrong")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -51,7 +51,7 @@ fn measure(records: u64, paths: u64, folder: &Path) -> std::result::Result<(), B
         scratch: folder.to_owned(),
         schemas: Arc::new(NoSchemas),
     })?;
-    let claim = Claim { topic: "web".into(), partition: 0 };
+    let claim = TopicPartition { topic: "web".into(), partition: 0 };
     let (mut seconds, mut bytes, mut memory, mut copied) = (0.0, 0, 0, 0.0);
     std::fs::create_dir_all(folder)?;
     let mut copy = std::io::BufWriter::new(std::fs::File::create(folder.join("copy"))?);
@@ -88,7 +88,7 @@ fn measure(records: u64, paths: u64, folder: &Path) -> std::result::Result<(), B
     Ok(())
 }
 
-fn publish(sink: &mut dyn trunkline_connector::Sink, claim: &Claim) -> Result<()> {
+fn publish(sink: &mut dyn trunkline_connector::Sink, claim: &TopicPartition) -> Result<()> {
     if sink.plan(claim)?.is_some() {
         let intents = sink.stage(std::slice::from_ref(claim))?;
         sink.publish(&intents)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
-use trunkline_connector::{Claim, Error, Result, SchemaId};
+use trunkline_connector::{Error, Result, SchemaId, TopicPartition};
 
 use crate::columns::Shape;
 use crate::config::Rotate;
@@ -43,7 +43,7 @@ pub(crate) struct OpenClaim {
 
 /// What objects are made with.
 pub(crate) struct Making<'a> {
-    pub(crate) claim: &'a Claim,
+    pub(crate) claim: &'a TopicPartition,
     pub(crate) sink: &'a str,
     pub(crate) spool: &'a Path,
     pub(crate) encoders: &'a Arc<Encoders>,

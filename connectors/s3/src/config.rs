@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use parquet::basic::{Compression, ZstdLevel};
 use trunkline_connector::Template;
-use trunkline_connector::config::{ByteSize, Mismatch, Section, Value};
+use trunkline_connector::config::{ByteSize, Mismatch, OptionSpec, Section, Value};
+
+/// The options of the connector.
+pub(crate) const OPTIONS: &[OptionSpec] = &[];
 
 const MIB: u64 = 1 << 20;
 
@@ -86,10 +89,10 @@ pub(crate) struct WriterOptions {
 
 impl Config {
     /// Reads the component's section; `None` if anything was reported.
-    pub(crate) fn read(section: &Section<'_>, at_names: &[&str]) -> Option<Self> {
+    pub(crate) fn read(section: &Section<'_>, template_variables: &[&str]) -> Option<Self> {
         let before = section.report.len();
         let destination = read_destination(section);
-        let path = read_path(section, at_names);
+        let path = read_path(section, template_variables);
         let rotate = read_rotate(section);
         let writer = read_writer(section);
         let max_open_files = at_least(section, "max_open_files", 64, 1);
@@ -212,7 +215,7 @@ fn read_encryption(section: &Section<'_>) -> Encryption {
     }
 }
 
-fn read_path(section: &Section<'_>, at_names: &[&str]) -> Option<Template> {
+fn read_path(section: &Section<'_>, template_variables: &[&str]) -> Option<Template> {
     let source = section.or("path", String::new());
     let report = |mismatch: Mismatch| {
         if let Some(node) = section.node("path") {
@@ -226,7 +229,7 @@ fn read_path(section: &Section<'_>, at_names: &[&str]) -> Option<Template> {
     if source.split('/').any(|segment| matches!(segment, "." | "..")) {
         return report(Mismatch::new("has a segment of dots"));
     }
-    match Template::parse(&source, at_names) {
+    match Template::parse(&source, template_variables) {
         Ok(template) => Some(template),
         Err(error) => {
             // The template's text starts after the quote, if it stands in the file as it is.

@@ -182,7 +182,7 @@ impl Encoding {
         {
             return io_error("write", temp, io);
         }
-        Error::bug("s3.encode", format!("cannot encode Parquet: {error}"))
+        Error::internal("s3.encode", format!("cannot encode Parquet: {error}"))
     }
 }
 
@@ -195,8 +195,9 @@ impl Drop for Encoding {
 
 impl Shared {
     fn encode(&self, writer: &mut ArrowWriter<File>, batch: &RecordBatch) -> Result<()> {
-        let conformed = conform_batch(batch, &self.schema)
-            .map_err(|error| Error::bug("s3.conform", format!("rows do not fit the columns made for them: {error}")))?;
+        let conformed = conform_batch(batch, &self.schema).map_err(|error| {
+            Error::internal("s3.conform", format!("rows do not fit the columns made for them: {error}"))
+        })?;
         writer.write(&conformed).map_err(|error| self.failed(&error))?;
         if writer.in_progress_size() >= self.encoders.options.row_group {
             writer.flush().map_err(|error| self.failed(&error))?;
@@ -257,7 +258,7 @@ impl Drop for Work {
 }
 
 fn lost() -> Error {
-    Error::bug("s3.encoder", "the thread that encoded rows ended before its work; they must be read again")
+    Error::internal("s3.encoder", "the thread that encoded rows ended before its work; they must be read again")
 }
 
 fn writer_bytes(writer: &ArrowWriter<File>) -> usize {

@@ -22,7 +22,7 @@ mod protocol;
 mod sink;
 mod store;
 
-use trunkline_connector::config::Section;
+use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{Result, Sink, SinkConnector, SinkContext, SinkSpec};
 
 use config::{Config, Destination};
@@ -39,8 +39,12 @@ impl SinkConnector for S3Connector {
         "s3"
     }
 
-    fn configure(&self, section: &Section<'_>, at_names: &[&str]) -> Option<Box<dyn SinkSpec>> {
-        Config::read(section, at_names).map(|config| Box::new(S3Spec { config }) as Box<dyn SinkSpec>)
+    fn options(&self) -> &'static [OptionSpec] {
+        config::OPTIONS
+    }
+
+    fn configure(&self, section: &Section<'_>, template_variables: &[&str]) -> Option<Box<dyn SinkSpec>> {
+        Config::read(section, template_variables).map(|config| Box::new(S3Spec { config }) as Box<dyn SinkSpec>)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use trunkline_connector::{Claim, Reason};
+use trunkline_connector::{Reason, TopicPartition};
 
 /// The folder, in the root of a directory destination, for files that are not published yet. Readers' globs skip hidden folders.
 pub(crate) const STAGING: &str = ".trunkline-staging";
@@ -14,7 +14,7 @@ const MAX_KEY: usize = 1024;
 const MAX_TOPIC: usize = 160;
 
 /// `{topic}+{partition}`, with a topic that is too long for a file name cut and told apart by a hash. `+` is in no topic's name.
-fn claim_name(claim: &Claim) -> String {
+fn claim_name(claim: &TopicPartition) -> String {
     let topic = claim.topic.as_ref();
     let topic = if topic.len() <= MAX_TOPIC {
         Cow::Borrowed(topic)
@@ -31,18 +31,18 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 }
 
 /// With what the names of a claim's local files begin.
-pub(crate) fn temp_prefix(claim: &Claim) -> String {
+pub(crate) fn temp_prefix(claim: &TopicPartition) -> String {
     format!("{}+", claim_name(claim))
 }
 
 /// The local file of an object. It must not end in `.parquet`.
-pub(crate) fn temp_name(claim: &Claim, id: &str) -> String {
+pub(crate) fn temp_name(claim: &TopicPartition, id: &str) -> String {
     format!("{}{id}.tmp", temp_prefix(claim))
 }
 
 /// The final name: `{path}/{topic}+{partition}+{first offset}-{last offset}-{id}.parquet`. Offsets are padded, so that names sort by
 /// them; the id keeps replays and a topic that was created anew from colliding.
-pub(crate) fn object_name(path: &str, claim: &Claim, first: i64, last: i64, id: &str) -> String {
+pub(crate) fn object_name(path: &str, claim: &TopicPartition, first: i64, last: i64, id: &str) -> String {
     let short = id.get(..8).unwrap_or(id);
     let name = format!("{}+{first:020}-{last:020}-{short}.parquet", claim_name(claim));
     if path.is_empty() { name } else { format!("{path}/{name}") }
@@ -72,8 +72,8 @@ pub(crate) fn check_path(path: &str, prefix_len: usize) -> Result<(), Reason> {
 mod tests {
     use super::*;
 
-    fn claim(topic: &str) -> Claim {
-        Claim { topic: topic.into(), partition: 3 }
+    fn claim(topic: &str) -> TopicPartition {
+        TopicPartition { topic: topic.into(), partition: 3 }
     }
 
     #[test]

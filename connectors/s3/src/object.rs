@@ -11,7 +11,7 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::Fields;
 use parquet::file::metadata::KeyValue;
-use trunkline_connector::{Claim, Error, Result, io_error};
+use trunkline_connector::{Error, Result, TopicPartition, io_error};
 
 use crate::claims::Making;
 use crate::columns::{file_schema, union};
@@ -157,7 +157,7 @@ impl OpenObject {
     /// them the claim's other open objects: it must be read again.
     pub(crate) fn close(
         mut self,
-        claim: &Claim,
+        claim: &TopicPartition,
         sink: &str,
         key: impl FnOnce(i64, i64) -> String,
     ) -> Result<PlannedObject> {
@@ -166,7 +166,7 @@ impl OpenObject {
         let temp = std::mem::take(&mut self.temp);
         let content = std::mem::replace(&mut self.content, Content::Settling { batches: Vec::new(), bytes: 0 });
         let Content::Writing(encoding) = content else {
-            return Err(Error::bug("s3.not_settled", "a closed object has no file"));
+            return Err(Error::internal("s3.not_settled", "a closed object has no file"));
         };
         let mut writer = encoding.finish().inspect_err(|_| remove_temp(&temp))?;
         for (name, value) in [
@@ -228,7 +228,7 @@ fn join_small(batches: &mut Vec<RecordBatch>, bytes: &mut usize) -> Result<()> {
         return Ok(());
     }
     let joined = concat_batches(&schema, &batches[batches.len() - count..])
-        .map_err(|error| Error::bug("s3.join", format!("batches of one schema cannot be joined: {error}")))?;
+        .map_err(|error| Error::internal("s3.join", format!("batches of one schema cannot be joined: {error}")))?;
     batches.truncate(batches.len() - count);
     batches.push(joined);
     *bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();

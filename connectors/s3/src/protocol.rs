@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use trunkline_connector::{Claim, Error, Result};
+use trunkline_connector::{Error, Result, TopicPartition};
 
 /// Objects that are about to be created (step 2).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +81,7 @@ impl Plan {
 
     /// For the stage to keep.
     pub(crate) fn to_json(&self) -> Result<Value> {
-        serde_json::to_value(self).map_err(|error| Error::bug("s3.plan", error.to_string()))
+        serde_json::to_value(self).map_err(|error| Error::internal("s3.plan", error.to_string()))
     }
 
     /// The intent that follows when every object has been staged.
@@ -105,12 +105,12 @@ impl Intent {
 
     /// For the stage to keep.
     pub(crate) fn to_json(&self) -> Result<Value> {
-        serde_json::to_value(self).map_err(|error| Error::bug("s3.intent", error.to_string()))
+        serde_json::to_value(self).map_err(|error| Error::internal("s3.intent", error.to_string()))
     }
 
     /// The claim it was made for.
-    pub(crate) fn claim(&self) -> Claim {
-        Claim { topic: self.topic.as_str().into(), partition: self.partition }
+    pub(crate) fn claim(&self) -> TopicPartition {
+        TopicPartition { topic: self.topic.as_str().into(), partition: self.partition }
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use trunkline_connector::{
-    Batch, Claim, Escape, Reason, RecordRef, Rejections, Result, SchemaId, SchemaLookup, Sink, headers,
+    Batch, Escape, Reason, RecordRef, Rejections, Result, SchemaId, SchemaLookup, Sink, TopicPartition, headers,
 };
 
 use crate::claims::{LaneKey, Making, OpenClaim};
@@ -31,9 +31,9 @@ pub(crate) struct ObjectSink {
     declared: HashMap<SchemaId, Arc<Shape>>,
     decoder: JsonDecoder,
     lanes: Lanes,
-    claims: HashMap<Claim, OpenClaim>,
-    planned: HashMap<Claim, Plan>,
-    staged: HashMap<Claim, Intent>,
+    claims: HashMap<TopicPartition, OpenClaim>,
+    planned: HashMap<TopicPartition, Plan>,
+    staged: HashMap<TopicPartition, Intent>,
 }
 
 impl ObjectSink {
@@ -73,7 +73,7 @@ impl ObjectSink {
 
     fn write_lane(
         &mut self,
-        claim: &Claim,
+        claim: &TopicPartition,
         lane: &LaneKey,
         rows: &[u32],
         records: &Batch,
@@ -136,7 +136,7 @@ impl ObjectSink {
 }
 
 impl Sink for ObjectSink {
-    fn write(&mut self, claim: &Claim, records: &Batch, rejected: &mut Rejections) -> Result<()> {
+    fn write(&mut self, claim: &TopicPartition, records: &Batch, rejected: &mut Rejections) -> Result<()> {
         let mut lanes = std::mem::take(&mut self.lanes);
         let prefix_len = self.store.key("").len();
         lanes.sort(&self.config, prefix_len, records, rejected);
@@ -151,12 +151,13 @@ impl Sink for ObjectSink {
         outcome
     }
 
-    fn due(&self, now: Instant) -> Vec<Claim> {
+    fn due(&self, now: Instant) -> Vec<TopicPartition> {
         let rotate = &self.config.rotate;
         let waiting =
             || self.claims.iter().filter(|(claim, open)| !open.is_empty() && !self.planned.contains_key(*claim));
         let is_due = |open: &OpenClaim| open.is_full(rotate) || open.due_at(rotate).is_some_and(|at| at <= now);
-        let mut due: Vec<Claim> = waiting().filter(|(_, open)| is_due(open)).map(|(claim, _)| claim.clone()).collect();
+        let mut due: Vec<TopicPartition> =
+            waiting().filter(|(_, open)| is_due(open)).map(|(claim, _)| claim.clone()).collect();
         if due.is_empty() && self.open_files() > self.config.max_open_files {
             let largest = waiting().max_by_key(|(_, open)| open.largest());
             due.extend(largest.map(|(claim, _)| claim.clone()));
@@ -170,13 +171,13 @@ impl Sink for ObjectSink {
         waiting.filter_map(|(_, open)| open.due_at(&self.config.rotate)).min()
     }
 
-    fn has_open(&self, claim: &Claim) -> bool {
+    fn has_open(&self, claim: &TopicPartition) -> bool {
         self.planned.contains_key(claim)
             || self.staged.contains_key(claim)
             || self.claims.get(claim).is_some_and(|open| !open.is_empty())
     }
 
-    fn plan(&mut self, claim: &Claim) -> Result<Option<Value>> {
+    fn plan(&mut self, claim: &TopicPartition) -> Result<Option<Value>> {
         if let Some(plan) = self.planned.get(claim) {
             return plan.to_json().map(Some);
         }
@@ -196,11 +197,12 @@ impl Sink for ObjectSink {
         Ok(Some(json))
     }
 
-    fn stage(&mut self, claims: &[Claim]) -> Result<Vec<Value>> {
-        let plans: Vec<(&Claim, &Plan)> = claims.iter().filter_map(|claim| self.planned.get_key_value(claim)).collect();
+    fn stage(&mut self, claims: &[TopicPartition]) -> Result<Vec<Value>> {
+        let plans: Vec<(&TopicPartition, &Plan)> =
+            claims.iter().filter_map(|claim| self.planned.get_key_value(claim)).collect();
         let only: Vec<&Plan> = plans.iter().map(|(_, plan)| *plan).collect();
         let uploads = self.store.stage(&only)?;
-        let intents: Vec<(Claim, Intent)> = plans
+        let intents: Vec<(TopicPartition, Intent)> = plans
             .into_iter()
             .zip(uploads)
             .map(|((claim, plan), uploads)| (claim.clone(), plan.staged(uploads)))
@@ -210,9 +212,9 @@ impl Sink for ObjectSink {
             self.staged.insert(claim, intent);
         }
         // Called again after it succeeded, it gives the same intents.
-        let intent = |claim: &Claim| match self.staged.get(claim) {
+        let intent = |claim: &TopicPartition| match self.staged.get(claim) {
             Some(intent) => intent.to_json(),
-            None => Err(trunkline_connector::Error::bug(
+            None => Err(trunkline_connector::Error::internal(
                 "s3.not_planned",
                 format!("stage was called for {}+{} without a plan", claim.topic, claim.partition),
             )),
@@ -239,7 +241,7 @@ impl Sink for ObjectSink {
         Ok(())
     }
 
-    fn discard(&mut self, claim: &Claim) {
+    fn discard(&mut self, claim: &TopicPartition) {
         if let Some(open) = self.claims.remove(claim) {
             Self::remove_temps(self.store.as_ref(), open.closed_temps());
         }
@@ -250,7 +252,7 @@ impl Sink for ObjectSink {
         self.staged.remove(claim);
     }
 
-    fn claimed(&mut self, claim: &Claim, promised: &[Value]) -> Result<()> {
+    fn claimed(&mut self, claim: &TopicPartition, promised: &[Value]) -> Result<()> {
         let promised: Vec<Intent> = promised.iter().map(Intent::from_json).collect::<Result<_>>()?;
         let planned = self.planned.get(claim).into_iter().flat_map(|plan| &plan.objects);
         let objects = promised.iter().flat_map(|intent| &intent.objects).map(|object| &object.planned).chain(planned);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use trunkline_connector::{Claim, Error, Result};
+use trunkline_connector::{Error, Result, TopicPartition};
 
 use super::{Counters, INTENTS, partition_of};
 use crate::kafka::{Cluster, Outgoing, TransactionalProducer, table};
@@ -50,7 +50,7 @@ impl Intents {
 
     /// Reads the last row of each partition. Ask for the committed offsets of the partitions first: that waits for the transactions of
     /// their earlier owner, whose intents are then found here.
-    pub fn load(&self, cluster: &Cluster) -> Result<BTreeMap<Claim, IntentRecord>> {
+    pub fn load(&self, cluster: &Cluster) -> Result<BTreeMap<TopicPartition, IntentRecord>> {
         let prefix = format!("{}/", self.sink);
         let rows = table::read(cluster, INTENTS, Some(partition_of(&self.sink)), prefix.as_bytes())?;
         rows.iter().map(|(key, value)| parse(key, value, prefix.len())).collect()
@@ -62,9 +62,14 @@ impl Intents {
     }
 
     /// Writes a partition's row in the producer's open transaction.
-    pub fn write(&self, producer: &mut TransactionalProducer, claim: &Claim, record: &IntentRecord) -> Result<()> {
+    pub fn write(
+        &self,
+        producer: &mut TransactionalProducer,
+        claim: &TopicPartition,
+        record: &IntentRecord,
+    ) -> Result<()> {
         let key = format!("{}/{}/{}", self.sink, claim.topic, claim.partition);
-        let value = serde_json::to_vec(record).map_err(|error| Error::bug("intent.encode", error.to_string()))?;
+        let value = serde_json::to_vec(record).map_err(|error| Error::internal("intent.encode", error.to_string()))?;
         producer.send(&Outgoing {
             topic: INTENTS,
             partition: partition_of(&self.sink),
@@ -77,14 +82,14 @@ impl Intents {
     }
 }
 
-fn parse(key: &[u8], value: &[u8], prefix: usize) -> Result<(Claim, IntentRecord)> {
+fn parse(key: &[u8], value: &[u8], prefix: usize) -> Result<(TopicPartition, IntentRecord)> {
     let key = String::from_utf8_lossy(key);
     let unreadable = |what: String| Error::data("intent.unreadable", format!("the row `{key}` of `{INTENTS}` {what}"));
     let (topic, partition) =
         key[prefix..].rsplit_once('/').ok_or_else(|| unreadable("names no partition".to_owned()))?;
     let partition = partition.parse().map_err(|_| unreadable("names no partition".to_owned()))?;
     let record = serde_json::from_slice(value).map_err(|error| unreadable(format!("is no intent: {error}")))?;
-    Ok((Claim { topic: topic.into(), partition }, record))
+    Ok((TopicPartition { topic: topic.into(), partition }, record))
 }
 
 #[cfg(test)]

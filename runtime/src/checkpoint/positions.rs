@@ -57,7 +57,7 @@ impl Positions {
             self.row(producer, &key, change.value.as_deref())?;
         }
         let counters =
-            serde_json::to_vec(totals).map_err(|error| Error::bug("checkpoint.counters", error.to_string()))?;
+            serde_json::to_vec(totals).map_err(|error| Error::internal("checkpoint.counters", error.to_string()))?;
         self.row(producer, &format!("{}/counters", self.task), Some(&counters))
     }
 

@@ -38,7 +38,7 @@ impl Schemas {
             return Ok(());
         }
         let id = schema.id().to_string();
-        let json = schema.to_json().map_err(|error| Error::bug("schema.encode", error.to_string()))?;
+        let json = schema.to_json().map_err(|error| Error::internal("schema.encode", error.to_string()))?;
         producer.send(&Outgoing {
             topic: SCHEMAS,
             partition: 0,

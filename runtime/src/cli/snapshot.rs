@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use trunkline_connector::{Domain, Error, Placement, PositionChange, ReadAgain, Result};
+use trunkline_connector::{Domain, Error, IncrementalSnapshots, Placement, PositionChange, Result, SnapshotRequest};
 
 use super::SnapshotArgs;
 use super::output::{Exit, print_data, report_problems};
@@ -46,8 +46,8 @@ pub(super) fn snapshot(args: &SnapshotArgs, settings: &Settings) -> Exit {
     };
     let cluster = Cluster::new(brokers, &settings.kafka);
     let task = component_name(&settings.cluster, &pipeline.name, &source.name);
-    let wanted = ReadAgain { names: &args.tables, condition: args.condition.as_deref() };
-    match ask(&cluster, &task, source, &wanted) {
+    let request = SnapshotRequest { tables: &args.tables, condition: args.condition.as_deref() };
+    match request_snapshot(&cluster, &task, source, &request) {
         Ok(tables) if args.json => {
             print_data(&format!("{}\n", serde_json::json!({ "tables": tables })));
             Exit::Ok
@@ -82,37 +82,44 @@ fn unknown(pipelines: &[Pipeline], name: &str, paths: &[PathBuf]) -> String {
     format!("no source is called `{name}` in {}; there are: {}", paths.join(", "), known.join(", "))
 }
 
-fn ask(cluster: &Cluster, task: &str, source: &SourcePlan, wanted: &ReadAgain<'_>) -> Result<Vec<String>> {
-    if source.spec.placement() != Placement::Anywhere {
-        // The same error as of any source without snapshots, and no producer is made that would fence a node's task.
-        return source.spec.read_again(wanted, &[]).map(|_| Vec::new());
-    }
-    // Names and conditions that are wrong disturb nobody.
+/// Writes the request into the source's committed position. Returns the names of the tables that will be read again.
+fn request_snapshot(
+    cluster: &Cluster,
+    task: &str,
+    source: &SourcePlan,
+    request: &SnapshotRequest<'_>,
+) -> Result<Vec<String>> {
+    let Some(snapshots) = source.spec.snapshots().filter(|_| source.spec.placement() == Placement::Anywhere) else {
+        let message =
+            format!("the source `{}` does not support snapshots: only sources of database tables do", source.name);
+        return Err(Error::config("source.no_snapshot", message));
+    };
+    // A wrong name or condition is reported before the producer fences the running task.
     let stored = match Positions::load(cluster, task, task) {
         Ok(positions) => positions.parts,
         // No worker of this cluster has run yet.
         Err(error) if error.code == "kafka.unknown_topic" => Vec::new(),
         Err(error) => return Err(error),
     };
-    let parts = source.spec.read_again(wanted, &stored)?;
-    if let Some(condition) = wanted.condition {
-        check_condition(source, &parts, condition)?;
+    let parts = snapshots.request(request, &stored)?;
+    if let Some(condition) = request.condition {
+        check_condition(snapshots, &parts, condition)?;
     }
     let mut producer = TransactionalProducer::new(cluster, task, CHECKPOINTS, BUFFER_BYTES)?;
     // The last owner's transactions are settled now: this is the newest position, and stays so.
     let positions = Positions::load(cluster, task, task)?;
-    let changes = source.spec.read_again(wanted, &positions.parts)?;
+    let changes = snapshots.request(request, &positions.parts)?;
     positions.write(&mut producer, &changes, &positions.counters)?;
     producer.commit()?;
     let name = |key: &str| key.split_once('/').map_or(key, |(_, name)| name).to_owned();
     if changes.is_empty() {
-        return Err(Error::bug("snapshot.nothing", "nothing was asked for"));
+        return Err(Error::internal("snapshot.nothing", "nothing was asked for"));
     }
     Ok(changes.iter().map(|change| name(&change.key)).collect())
 }
 
 /// Lets the source's system say whether it understands the condition. Whoever asks for a snapshot need not reach that system; then the worker says it.
-fn check_condition(source: &SourcePlan, parts: &[PositionChange], condition: &str) -> Result<()> {
+fn check_condition(snapshots: &dyn IncrementalSnapshots, parts: &[PositionChange], condition: &str) -> Result<()> {
     // Of several threads: one that only has a handle does not drive connections.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -120,7 +127,7 @@ fn check_condition(source: &SourcePlan, parts: &[PositionChange], condition: &st
         .build()
         .map_err(|error| Error::external("snapshot.runtime", format!("cannot start a thread: {error}")))?;
     let parts: Vec<&str> = parts.iter().map(|part| part.key.as_str()).collect();
-    match source.spec.check_condition(&parts, condition, runtime.handle()) {
+    match snapshots.check_condition(&parts, condition, runtime.handle()) {
         Err(error) if error.domain == Domain::External => {
             eprintln!(
                 "warning: the condition could not be tried from here: {error}. If it is wrong, the worker skips the table, and its log says so"

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use trunkline_connector::Lack;
+use trunkline_connector::PreflightIssue;
 use trunkline_transform_host::{Host, HostOptions};
 
 use super::output::{Exit, print_data, report_problems};
@@ -58,9 +58,9 @@ fn lacks(pipelines: &[Pipeline], settings: &Settings) -> Vec<FileProblems> {
     for pipeline in pipelines {
         for source in &pipeline.sources {
             let task = component_name(&settings.cluster, &pipeline.name, &source.name);
-            for Lack { code, message, mend } in source.spec.check(&task, runtime.handle()) {
+            for PreflightIssue { code, message, fix } in source.spec.preflight(&task, runtime.handle()) {
                 let message = format!("`sources.{}`: {message}", source.name);
-                lacks.push(problem_at(Some(&pipeline.file), code, message, mend));
+                lacks.push(problem_at(Some(&pipeline.file), code, message, fix));
             }
         }
     }

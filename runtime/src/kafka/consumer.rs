@@ -21,11 +21,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
-use trunkline_connector::{Claim, Error, Result, failpoint};
+use trunkline_connector::{Error, Result, TopicPartition, failpoint};
 
-use super::claim_batches::ClaimBatches;
 use super::client::{CALL_TIMEOUT, Cluster, classify, close_aside, log_client};
 use super::orphans::{Members, OrphanWatch, owns};
+use super::partition_batches::PartitionBatches;
 use super::rebootstrap::Rebootstrap;
 use super::records::{Records, forward};
 use super::wake::Wake;
@@ -34,9 +34,9 @@ use super::wake::Wake;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rebalanced {
     /// These partitions are this member's now.
-    Assigned(Vec<Claim>),
+    Assigned(Vec<TopicPartition>),
     /// These are no longer.
-    Revoked(Vec<Claim>),
+    Revoked(Vec<TopicPartition>),
 }
 
 /// How long a client may take to leave.
@@ -56,7 +56,7 @@ pub struct Others(Vec<Vec<u8>>);
 
 impl Others {
     /// Does one of them own this partition?
-    pub fn own(&self, claim: &Claim) -> bool {
+    pub fn own(&self, claim: &TopicPartition) -> bool {
         self.0.iter().any(|assignment| owns(assignment, claim))
     }
 }
@@ -147,11 +147,11 @@ impl ConsumerContext for EventContext {
     }
 }
 
-fn claims(partitions: &TopicPartitionList) -> Vec<Claim> {
+fn claims(partitions: &TopicPartitionList) -> Vec<TopicPartition> {
     partitions
         .elements()
         .iter()
-        .map(|element| Claim { topic: Arc::from(element.topic()), partition: element.partition() })
+        .map(|element| TopicPartition { topic: Arc::from(element.topic()), partition: element.partition() })
         .collect()
 }
 
@@ -235,7 +235,7 @@ impl GroupConsumer {
     /// Polls and copies what came to the batches of its partitions until the limits are reached, nothing more is at hand, or a
     /// rebalance happened: ask [`GroupConsumer::rebalanced`] before the batches are processed, because the last records may be of a
     /// partition that was claimed in the same poll. Returns the number of records.
-    pub fn fill(&self, limits: &FillLimits, batches: &mut ClaimBatches) -> Result<usize> {
+    pub fn fill(&self, limits: &FillLimits, batches: &mut PartitionBatches) -> Result<usize> {
         let begun = Instant::now();
         let (mut records, mut bytes) = (0, 0);
         batches.recycle(KEPT_ROUNDS * limits.bytes);
@@ -276,7 +276,7 @@ impl GroupConsumer {
             match polled {
                 Err(error) => self.check(&error)?,
                 // Its partition was forwarded before it was assigned.
-                Ok(_) => return Err(Error::bug("kafka.forwarded", "a record came past the queue of records")),
+                Ok(_) => return Err(Error::internal("kafka.forwarded", "a record came past the queue of records")),
             }
             if !self.context_events().is_empty() {
                 break;
@@ -340,7 +340,7 @@ impl GroupConsumer {
     }
 
     /// The group's members and the partitions that they should share; none while the group is not stable.
-    fn look(&self) -> Result<Option<(Members, Vec<Claim>)>> {
+    fn look(&self) -> Result<Option<(Members, Vec<TopicPartition>)>> {
         let groups = self
             .consumer
             .client()
@@ -420,7 +420,7 @@ impl GroupConsumer {
 
     /// Committed offsets of partitions; -1 where there is none. Waits until no transaction that covers them is pending, so that what
     /// that transaction wrote is decided too.
-    pub fn committed(&self, claims: &[Claim]) -> Result<Vec<i64>> {
+    pub fn committed(&self, claims: &[TopicPartition]) -> Result<Vec<i64>> {
         let mut wanted = TopicPartitionList::with_capacity(claims.len());
         for claim in claims {
             wanted.add_partition(&claim.topic, claim.partition);
@@ -439,14 +439,14 @@ impl GroupConsumer {
     }
 
     /// All partitions of all subscribed topics, whoever owns them.
-    pub fn subscribed_partitions(&self) -> Result<Vec<Claim>> {
+    pub fn subscribed_partitions(&self) -> Result<Vec<TopicPartition>> {
         let subscription =
             self.consumer.subscription().map_err(|error| classify("reading the subscription", &error))?;
         let names: Vec<String> = subscription.elements().iter().map(|element| element.topic().to_owned()).collect();
         let patterns = names.iter().filter(|name| name.starts_with('^')).map(|pattern| regex::Regex::new(pattern));
         let patterns = patterns
             .collect::<std::result::Result<Vec<_>, _>>()
-            .map_err(|error| Error::bug("kafka.pattern", error.to_string()))?;
+            .map_err(|error| Error::internal("kafka.pattern", error.to_string()))?;
         let metadata =
             self.consumer.fetch_metadata(None, CALL_TIMEOUT).map_err(|error| classify("listing topics", &error))?;
         let mut found = Vec::new();
@@ -457,7 +457,10 @@ impl GroupConsumer {
             {
                 let name: Arc<str> = Arc::from(name);
                 found.extend(
-                    topic.partitions().iter().map(|partition| Claim { topic: name.clone(), partition: partition.id() }),
+                    topic
+                        .partitions()
+                        .iter()
+                        .map(|partition| TopicPartition { topic: name.clone(), partition: partition.id() }),
                 );
             }
         }
@@ -465,7 +468,7 @@ impl GroupConsumer {
     }
 
     /// Reads a partition again from `offset`: what was read past it was discarded.
-    pub fn seek(&self, claim: &Claim, offset: i64) -> Result<()> {
+    pub fn seek(&self, claim: &TopicPartition, offset: i64) -> Result<()> {
         let offset = if offset < 0 { Offset::Beginning } else { Offset::Offset(offset) };
         self.consumer
             .seek(&claim.topic, claim.partition, offset, CALL_TIMEOUT)

@@ -5,7 +5,7 @@
 //! - [`admin`]: topics are created, never altered.
 //! - [`producer`]: the transactional producer; the only way anything is written.
 //! - [`consumer`]: the group consumer that fills batches.
-//! - `claim_batches`: what was read, a batch for each partition.
+//! - `partition_batches`: what was read, a batch for each partition.
 //! - `orphans`: partitions of a group that nobody owns.
 //! - `rebootstrap`: clients that have lost all brokers.
 //! - `records`: what was read, taken out of the client many at once.
@@ -14,11 +14,11 @@
 //! - `wake`: waiting for a consumer's queue.
 
 pub mod admin;
-mod claim_batches;
 pub mod client;
 pub mod consumer;
 pub mod embedded;
 mod orphans;
+mod partition_batches;
 pub mod producer;
 mod rebootstrap;
 mod records;
@@ -26,7 +26,7 @@ pub mod table;
 mod wake;
 
 pub use admin::{Admin, TopicSpec};
-pub use claim_batches::ClaimBatches;
 pub use client::Cluster;
 pub use consumer::{FillLimits, GroupConsumer, Others, Rebalanced};
+pub use partition_batches::PartitionBatches;
 pub use producer::{Outgoing, TransactionalProducer};

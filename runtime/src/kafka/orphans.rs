@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::Claim;
+use trunkline_connector::TopicPartition;
 
 /// From one look to the next. A rebalance is over by then, unless a member that has to give something up is busy.
 const INTERVAL: Duration = Duration::from_secs(3);
@@ -79,13 +79,13 @@ impl OrphanWatch {
     }
 
     /// Judges what was seen: the orphans among `wanted` if they are to be taken up now.
-    pub(super) fn judge(&mut self, members: Members, wanted: Vec<Claim>) -> Option<Vec<Claim>> {
+    pub(super) fn judge(&mut self, members: Members, wanted: Vec<TopicPartition>) -> Option<Vec<TopicPartition>> {
         let mut owned = BTreeSet::new();
         for (_, assignment) in &members {
             // Another client's format: whoever shares a group with it has to do without this.
             owned.extend(assigned(assignment).unwrap_or_else(|| wanted.clone()));
         }
-        let orphans: Vec<Claim> = wanted.into_iter().filter(|claim| !owned.contains(claim)).collect();
+        let orphans: Vec<TopicPartition> = wanted.into_iter().filter(|claim| !owned.contains(claim)).collect();
         if orphans.is_empty() {
             *self = Self::new();
             return None;
@@ -102,12 +102,12 @@ impl OrphanWatch {
 }
 
 /// Is this partition among what a member was assigned? One whose format is not understood may own it.
-pub(super) fn owns(assignment: &[u8], claim: &Claim) -> bool {
+pub(super) fn owns(assignment: &[u8], claim: &TopicPartition) -> bool {
     assigned(assignment).is_none_or(|claims| claims.contains(claim))
 }
 
 /// What a member was assigned, in the format of Kafka's consumers: a version, then topics with their partitions.
-fn assigned(bytes: &[u8]) -> Option<Vec<Claim>> {
+fn assigned(bytes: &[u8]) -> Option<Vec<TopicPartition>> {
     if bytes.is_empty() {
         return Some(Vec::new());
     }
@@ -120,7 +120,7 @@ fn assigned(bytes: &[u8]) -> Option<Vec<Claim>> {
         rest = after;
         let topic: Arc<str> = Arc::from(std::str::from_utf8(name).ok()?);
         for _ in 0..i32::from_be_bytes(take(&mut rest)?) {
-            claims.push(Claim { topic: topic.clone(), partition: i32::from_be_bytes(take(&mut rest)?) });
+            claims.push(TopicPartition { topic: topic.clone(), partition: i32::from_be_bytes(take(&mut rest)?) });
         }
     }
     Some(claims)
@@ -136,8 +136,8 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 mod tests {
     use super::*;
 
-    fn claims(partitions: &[i32]) -> Vec<Claim> {
-        partitions.iter().map(|partition| Claim { topic: Arc::from("t"), partition: *partition }).collect()
+    fn claims(partitions: &[i32]) -> Vec<TopicPartition> {
+        partitions.iter().map(|partition| TopicPartition { topic: Arc::from("t"), partition: *partition }).collect()
     }
 
     fn assignment(partitions: &[i32]) -> Vec<u8> {

@@ -183,14 +183,16 @@ fn read_source<'a>(
         return None;
     };
     let spec = connector.configure(&section).map(Arc::from);
-    let at_names = spec.as_ref().map(|spec: &Arc<dyn SourceSpec>| spec.at_names().iter().copied().collect());
+    let template_variables =
+        spec.as_ref().map(|spec: &Arc<dyn SourceSpec>| spec.template_variables().iter().copied().collect());
     let topic = match topic {
         Some(node) => {
-            let names = believed(at_names.as_ref(), &[node]);
+            let names = believed(template_variables.as_ref(), &[node]);
             topic_template(document, &section, "topic", node, &names)
         }
         None => {
-            let own = spec.as_ref().and_then(|spec| spec.default_topic().map(|topic| (topic, spec.at_names())));
+            let own =
+                spec.as_ref().and_then(|spec| spec.default_topic().map(|topic| (topic, spec.template_variables())));
             let (rest, names) = own.unwrap_or((key.name.as_str(), &[]));
             pipeline.and_then(|pipeline| Template::parse(&format!("{}.{rest}", pipeline.text), names).ok())
         }
@@ -396,15 +398,15 @@ pub(super) fn topic_template(
     section: &Section<'_>,
     key: &str,
     node: &Node,
-    at_names: &BTreeSet<&str>,
+    template_variables: &BTreeSet<&str>,
 ) -> Option<Template> {
     let expected = || "a topic, or a template such as `orders.{@table}`".to_owned();
     let Value::String(text) = &node.value else {
         section.mismatch(key, node, Mismatch::new(format!("is {}", node.value.kind())), expected());
         return None;
     };
-    let at_names: Vec<&str> = at_names.iter().copied().collect();
-    match Template::parse(&text.resolved, &at_names) {
+    let template_variables: Vec<&str> = template_variables.iter().copied().collect();
+    match Template::parse(&text.resolved, &template_variables) {
         Ok(template) => match TopicShape::of(&template).wrong() {
             Some(wrong) => {
                 section.mismatch(key, node, Mismatch::new(wrong), names::TOPIC_RULE.to_owned());

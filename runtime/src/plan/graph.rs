@@ -64,7 +64,7 @@ pub(super) fn has_cycle(draft: &Draft<'_>, references: &References, report: &Rep
 
 /// The names after `@` that records of these inputs may be addressed by; `None` if some of them are not known: an input that is
 /// missing or wrong, or a topic that somebody else writes. There must be no cycle.
-pub(super) fn at_names(
+pub(super) fn template_variables(
     draft: &Draft<'_>,
     references: &References,
     inputs: &[Reference],
@@ -76,12 +76,12 @@ pub(super) fn at_names(
     let mut names = BTreeSet::new();
     for input in inputs {
         match input.target {
-            Target::Source(index, 0) => names.extend(draft.sources[index].spec.as_ref()?.at_names()),
+            Target::Source(index, 0) => names.extend(draft.sources[index].spec.as_ref()?.template_variables()),
             // What its names are of is not told by records of its other ports.
             Target::Source(..) => {}
             Target::Transform(index, _) => {
                 let written = draft.transforms[index].inputs.as_ref().map_or(0, Vec::len);
-                names.extend(at_names(draft, references, &references.of_transforms[index], written)?);
+                names.extend(template_variables(draft, references, &references.of_transforms[index], written)?);
             }
             Target::Topic(_) => return None,
         }

@@ -220,7 +220,7 @@ fn port_topics(
     let node = transform.topic?;
     let section = &transform.section;
     let written = transform.inputs.as_ref().map_or(0, Vec::len);
-    let known = graph::at_names(draft, references, &references.of_transforms[index], written);
+    let known = graph::template_variables(draft, references, &references.of_transforms[index], written);
     let names =
         draft::believed(known.as_ref(), &[Some(node), transform.topics].into_iter().flatten().collect::<Vec<_>>());
     let topic = draft::topic_template(document, section, "topic", node, &names);
@@ -229,10 +229,10 @@ fn port_topics(
     let called = format!("the transform `{}`", transform.key.name);
     let given = draft::given_topics(document, section, &called, transform.topics, known.as_deref(), &names);
     let topic = topic?;
-    let at_names: Vec<&str> = names.iter().copied().collect();
+    let template_variables: Vec<&str> = names.iter().copied().collect();
     let others = ports?.iter().skip(1).map(|port| match given.iter().find(|(name, _)| name == port) {
         Some((_, template)) => template.clone(),
-        None => Template::parse(&format!("{}.{port}", topic.source()), &at_names).ok(),
+        None => Template::parse(&format!("{}.{port}", topic.source()), &template_variables).ok(),
     });
     std::iter::once(Some(topic.clone())).chain(others).collect()
 }
@@ -247,7 +247,7 @@ fn configure_sink(
     let sink = &draft.sinks[index];
     let connector = registry.sink(sink.connector?)?;
     let known = references.and_then(|references| {
-        graph::at_names(draft, references, &references.of_sinks[index], sink.inputs.len().max(1))
+        graph::template_variables(draft, references, &references.of_sinks[index], sink.inputs.len().max(1))
     });
     let names: Vec<&str> = match &known {
         Some(known) => known.iter().copied().collect(),

@@ -1,4 +1,4 @@
-//! Which partition a record goes to: by its key as Kafka's own clients do it (so that their keyed records meet ours), else by its lane.
+//! Which partition a record goes to: by its key as Kafka's own clients do it (so that their keyed records meet ours), else by its ordering key.
 
 use trunkline_connector::RecordRef;
 

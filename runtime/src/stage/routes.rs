@@ -35,7 +35,7 @@ impl Routes {
                 TopicSelector::Pattern(pattern) => {
                     this.subscription.push(pattern.clone());
                     Selector::Pattern(
-                        Regex::new(pattern).map_err(|error| Error::bug("plan.pattern", error.to_string()))?,
+                        Regex::new(pattern).map_err(|error| Error::internal("plan.pattern", error.to_string()))?,
                     )
                 }
             };
@@ -56,12 +56,11 @@ impl Routes {
                 Selector::Exact(name) => name.as_str() == topic.as_ref(),
                 Selector::Pattern(pattern) => pattern.is_match(topic),
             };
-            let (_, route) =
-                self.inputs.iter().find(|(selector, _)| matches(selector)).ok_or_else(|| {
-                    Error::bug("plan.topic", format!("records came from `{topic}`, which is no input"))
-                })?;
+            let (_, route) = self.inputs.iter().find(|(selector, _)| matches(selector)).ok_or_else(|| {
+                Error::internal("plan.topic", format!("records came from `{topic}`, which is no input"))
+            })?;
             self.chains.insert(topic.clone(), Chain::start(route)?);
         }
-        self.chains.get_mut(topic).ok_or_else(|| Error::bug("plan.topic", "a chain vanished"))
+        self.chains.get_mut(topic).ok_or_else(|| Error::internal("plan.topic", "a chain vanished"))
     }
 }

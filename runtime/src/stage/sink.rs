@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
 use trunkline_connector::{
-    Batch, Claim, Domain, Error, Rejections, Reservation, Result, Retry, Sink, SinkContext, failpoint,
+    Batch, Domain, Error, Rejections, Reservation, Result, Retry, Sink, SinkContext, TopicPartition, failpoint,
 };
 
 use super::backoff::Backoff;
@@ -36,7 +36,7 @@ use super::status::StageStatus;
 use super::supervise::{GIVE_UP, Stage};
 use super::upstream::{Drain, Upstream};
 use crate::checkpoint::{CHECKPOINTS, IntentRecord, IntentState, Intents};
-use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced, TransactionalProducer};
+use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, Rebalanced, TransactionalProducer};
 use crate::plan::SinkPlan;
 
 /// The longest wait for records: how fast a stop is noticed.
@@ -119,7 +119,7 @@ struct SinkTask<'a> {
     consumer: GroupConsumer,
     routes: Routes,
     topics: Topics,
-    claims: BTreeMap<Claim, Claimed>,
+    claims: BTreeMap<TopicPartition, Claimed>,
     rejected: Rejections,
     held: Reservation,
     /// The last transaction may have been committed although that failed.
@@ -128,7 +128,7 @@ struct SinkTask<'a> {
 
 impl SinkTask<'_> {
     fn run(&mut self) -> Result<()> {
-        let mut batches = ClaimBatches::default();
+        let mut batches = PartitionBatches::default();
         let mut drain = Drain::new(&self.environment.cluster, &self.stage.upstream);
         loop {
             if self.stop.is_set() {
@@ -162,12 +162,12 @@ impl SinkTask<'_> {
         }
     }
 
-    fn pending_claims(&self) -> Vec<Claim> {
+    fn pending_claims(&self) -> Vec<TopicPartition> {
         self.claims.iter().filter(|(_, claimed)| claimed.has_pending()).map(|(claim, _)| claim.clone()).collect()
     }
 
-    fn due_claims(&self) -> Vec<Claim> {
-        let mut due: BTreeSet<Claim> = self.sink.due(Instant::now()).into_iter().collect();
+    fn due_claims(&self) -> Vec<TopicPartition> {
+        let mut due: BTreeSet<TopicPartition> = self.sink.due(Instant::now()).into_iter().collect();
         for (claim, claimed) in &self.claims {
             let waits = claimed.since.is_some_and(|since| since.elapsed() >= BARE_COMMIT);
             if claimed.letters.bytes() >= LETTER_BYTES || waits && !self.sink.has_open(claim) {
@@ -179,7 +179,7 @@ impl SinkTask<'_> {
     }
 
     /// Runs a batch of one claim through the transforms and writes what comes out.
-    fn process(&mut self, claim: &Claim, batch: &mut Batch) -> Result<()> {
+    fn process(&mut self, claim: &TopicPartition, batch: &mut Batch) -> Result<()> {
         let Some(claimed) = self.claims.get_mut(claim) else { return Ok(()) };
         let (Some(first), Some(last)) = (batch.entries().first(), batch.entries().last()) else { return Ok(()) };
         if !claimed.has_pending() {
@@ -225,7 +225,7 @@ impl SinkTask<'_> {
     }
 
     /// Handles what rebalances did during the last poll.
-    fn rebalance(&mut self, batches: &mut ClaimBatches) -> Result<()> {
+    fn rebalance(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         for event in self.consumer.rebalanced() {
             match event {
                 Rebalanced::Revoked(claims) => {
@@ -243,7 +243,7 @@ impl SinkTask<'_> {
     }
 
     /// Takes partitions over: settles what their earlier owners left, then counts on from their totals.
-    fn claim(&mut self, claims: &[Claim]) -> Result<()> {
+    fn claim(&mut self, claims: &[TopicPartition]) -> Result<()> {
         failpoint!("sink.claim.before")?;
         // The committed offsets first: asking for them waits for the transactions of earlier owners.
         let committed = self.retry("claiming partitions", |this| this.consumer.committed(claims))?;
@@ -308,7 +308,7 @@ impl SinkTask<'_> {
     }
 
     /// Publishes everything that is pending of these claims. See the module's header for the steps.
-    fn publish(&mut self, mut due: Vec<Claim>) -> Result<()> {
+    fn publish(&mut self, mut due: Vec<TopicPartition>) -> Result<()> {
         due.retain(|claim| self.claims.get(claim).is_some_and(Claimed::has_pending));
         if due.is_empty() {
             return Ok(());
@@ -369,11 +369,11 @@ impl SinkTask<'_> {
     /// The steps from plans to promises; `intents` gets what was promised.
     fn promise(
         &mut self,
-        due: &[Claim],
-        plans: &BTreeMap<Claim, Value>,
-        intents: &mut BTreeMap<Claim, Value>,
+        due: &[TopicPartition],
+        plans: &BTreeMap<TopicPartition, Value>,
+        intents: &mut BTreeMap<TopicPartition, Value>,
     ) -> Result<()> {
-        let planned: Vec<Claim> = plans.keys().cloned().collect();
+        let planned: Vec<TopicPartition> = plans.keys().cloned().collect();
         if !planned.is_empty() {
             failpoint!("sink.plan.after")?;
             self.retry("recording what is planned", |this| {
@@ -418,13 +418,13 @@ impl SinkTask<'_> {
     }
 
     /// One transaction: all of `body` and the offsets that it returns, or nothing.
-    fn transaction(&mut self, body: impl FnOnce(&mut Self) -> Result<Vec<(Claim, i64)>>) -> Result<()> {
+    fn transaction(&mut self, body: impl FnOnce(&mut Self) -> Result<Vec<(TopicPartition, i64)>>) -> Result<()> {
         self.undecided = false;
         let filled = body(self).and_then(|offsets| {
             let mut list = TopicPartitionList::with_capacity(offsets.len());
             for (claim, offset) in &offsets {
                 list.add_partition_offset(&claim.topic, claim.partition, Offset::Offset(*offset))
-                    .map_err(|error| Error::bug("sink.offsets", error.to_string()))?;
+                    .map_err(|error| Error::internal("sink.offsets", error.to_string()))?;
             }
             let group = self.consumer.metadata()?;
             self.producer.send_offsets(&list, group)

@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use trunkline_connector::{
     Batch, Error, Fill, MemoryBudget, Placement, PositionChange, RecordRef, Reservation, Result, Schema, Source,
-    SourceBatch, SourceContext, SourceProgress, failpoint,
+    SourceBatch, SourceContext, SourceLag, failpoint,
 };
 
 use super::chain::Chain;
@@ -60,6 +60,7 @@ impl Stage for SourceStage {
             runtime: environment.runtime.clone(),
             scratch: environment.scratch(&status.name())?,
         })?;
+        let (acknowledge, committed) = std::sync::mpsc::channel();
         let mut writer = Writer {
             stage: self,
             environment,
@@ -70,6 +71,7 @@ impl Stage for SourceStage {
             pending: Pending::default(),
             pace: Pace::new(self.plan.commit_interval.unwrap_or(environment.commit_interval)),
             status,
+            acknowledge,
         };
         for schema in self.plan.spec.schemas() {
             writer.publish_schema(&schema)?;
@@ -81,7 +83,7 @@ impl Stage for SourceStage {
         let (full, filled) = sync_channel::<Result<Filled>>(2);
         let (returned, empty) = std::sync::mpsc::channel::<SourceBatch>();
         std::thread::scope(|scope| {
-            let reader = Reader { source, limits, budget: &environment.budget, stop, abandoned: &abandoned };
+            let reader = Reader { source, limits, budget: &environment.budget, stop, abandoned: &abandoned, committed };
             scope.spawn(move || reader.run(&full, &empty));
             let outcome = writer.run(&filled, &returned, stop);
             abandoned.store(true, Ordering::Relaxed);
@@ -100,7 +102,7 @@ impl Stage for SourceStage {
 struct Filled {
     batch: SourceBatch,
     caught_up: bool,
-    progress: SourceProgress,
+    lag: SourceLag,
     /// Held until the batch was produced.
     _reservation: Reservation,
 }
@@ -111,6 +113,8 @@ struct Reader<'a> {
     budget: &'a MemoryBudget,
     stop: &'a Stop,
     abandoned: &'a AtomicBool,
+    /// Position changes that the writer has committed.
+    committed: Receiver<Vec<PositionChange>>,
 }
 
 impl Reader<'_> {
@@ -121,14 +125,15 @@ impl Reader<'_> {
             let Some(mut reservation) = self.budget.reserve(64 << 10, Instant::now() + POLL) else { continue };
             let mut batch = empty.try_recv().unwrap_or_default();
             (batch.max_bytes, batch.max_records) = self.limits;
-            let outcome = self.source.fill(&mut batch, Instant::now() + POLL);
+            let acknowledged = self.committed.try_iter().try_for_each(|changes| self.source.committed(&changes));
+            let outcome = acknowledged.and_then(|()| self.source.fill(&mut batch, Instant::now() + POLL));
             reservation.resize(batch.bytes());
             let (caught_up, error) = match outcome {
                 Ok(fill) => (fill == Fill::CaughtUp, None),
                 Err(error) => (false, Some(error)),
             };
-            let progress = self.source.progress();
-            let filled = Filled { batch, caught_up, progress, _reservation: reservation };
+            let lag = self.source.lag();
+            let filled = Filled { batch, caught_up, lag, _reservation: reservation };
             if full.send(Ok(filled)).is_err() {
                 return;
             }
@@ -160,19 +165,16 @@ struct Writer<'a> {
     pending: Pending,
     pace: Pace,
     status: &'a StageStatus,
+    /// Reports committed position changes to the reader, for [`Source::committed`].
+    acknowledge: Sender<Vec<PositionChange>>,
 }
 
 impl Writer<'_> {
-    fn run(
-        &mut self,
-        filled: &Receiver<Result<Filled>>,
-        returned: &std::sync::mpsc::Sender<SourceBatch>,
-        stop: &Stop,
-    ) -> Result<()> {
+    fn run(&mut self, filled: &Receiver<Result<Filled>>, returned: &Sender<SourceBatch>, stop: &Stop) -> Result<()> {
         loop {
             match filled.recv_timeout(self.pace.left(POLL)) {
                 Ok(Ok(mut filled)) => {
-                    self.status.set_progress(filled.progress);
+                    self.status.set_lag(filled.lag);
                     if let Err(error) = self.chain.ready() {
                         self.commit()?;
                         return Err(error);
@@ -196,7 +198,7 @@ impl Writer<'_> {
                     return if stop.is_set() {
                         Ok(())
                     } else {
-                        Err(Error::bug("source.reader", "the reader ended by itself"))
+                        Err(Error::internal("source.reader", "the reader ended by itself"))
                     };
                 }
             }
@@ -217,7 +219,7 @@ impl Writer<'_> {
         let plan = &self.stage.plan;
         let Pending { counters, letters, .. } = &mut self.pending;
         let own = counters.of(&plan.name);
-        let handed_out = (batch.records.len() + batch.others.len()) as u64;
+        let handed_out = (batch.records.len() + batch.side_outputs.len()) as u64;
         own.records_in += handed_out + batch.rejected.len() as u64 + batch.dropped;
         own.out += handed_out;
         own.dropped += batch.dropped;
@@ -237,7 +239,7 @@ impl Writer<'_> {
             own.out -= (unnamed.len() as u64).min(own.out);
             letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
         };
-        send(&batch.others, counters, letters)?;
+        send(&batch.side_outputs, counters, letters)?;
         self.chain
             .run(&mut batch.records, counters, letters, &mut |out, counters, letters| send(out, counters, letters))?;
         failpoint!("source.produce.after")?;
@@ -276,6 +278,10 @@ impl Writer<'_> {
             self.pace.committed(begun);
         }
         self.environment.schemas.committed(&pending.schemas);
+        if !changes.is_empty() {
+            // Nobody receives it once the reader has ended.
+            let _ = self.acknowledge.send(changes);
+        }
         self.status.committed(&pending.counters);
         Ok(())
     }

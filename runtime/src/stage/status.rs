@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use trunkline_connector::SourceProgress;
+use trunkline_connector::SourceLag;
 
 use crate::checkpoint::Counters;
 
@@ -46,7 +46,7 @@ struct Shown {
     state: StageState,
     /// Since the process started, or its plan changed; the totals since the pipeline began are in Kafka.
     counters: Counters,
-    progress: SourceProgress,
+    lag: SourceLag,
     last_commit: Option<Instant>,
     last_error: Option<String>,
     failures: u64,
@@ -58,7 +58,7 @@ impl StageStatus {
         let shown = Shown {
             state: StageState::Waiting,
             counters: Counters::default(),
-            progress: SourceProgress::default(),
+            lag: SourceLag::default(),
             last_commit: None,
             last_error: None,
             failures: 0,
@@ -93,8 +93,8 @@ impl StageStatus {
         shown.last_error = None;
     }
 
-    pub(super) fn set_progress(&self, progress: SourceProgress) {
-        self.lock().progress = progress;
+    pub(super) fn set_lag(&self, lag: SourceLag) {
+        self.lock().lag = lag;
     }
 
     pub(super) fn failed(&self, error: &str) {
@@ -116,10 +116,13 @@ impl StageStatus {
         if own.dead_lettered > 0 {
             line.push_str(&format!(", {} dead-lettered", own.dead_lettered));
         }
-        let SourceProgress { behind, headroom, .. } = shown.progress;
-        if behind > 0 {
-            line.push_str(&format!(", {behind} bytes behind"));
-            if let Some(left) = headroom {
+        let SourceLag { bytes, records, retention_left, .. } = shown.lag;
+        let lag = [(bytes, "bytes"), (records, "records")];
+        let lag = lag.map(|(count, unit)| count.filter(|count| *count > 0).map(|count| format!("{count} {unit}")));
+        let lag: Vec<String> = lag.into_iter().flatten().collect();
+        if !lag.is_empty() {
+            line.push_str(&format!(", {} behind", lag.join(" and ")));
+            if let Some(left) = retention_left {
                 line.push_str(&format!(", which are kept for {:.1} more hours", left.as_secs_f64() / 3600.0));
             }
         }
@@ -143,12 +146,13 @@ mod tests {
     #[test]
     fn the_line_tells_how_far_behind_a_source_is_and_how_long_the_rest_is_kept() {
         let status = StageStatus::new("p", "shop", StageKind::Source);
-        let headroom = Some(Duration::from_secs(90 * 60));
-        status.set_progress(SourceProgress { behind: 0, parts: 1, headroom });
+        let lag = |bytes, retention_left| SourceLag { bytes: Some(bytes), retention_left, ..SourceLag::default() };
+        let retention_left = Some(Duration::from_secs(90 * 60));
+        status.set_lag(lag(0, retention_left));
         assert_eq!(status.line(), "p.shop: 0 in, 0 out");
-        status.set_progress(SourceProgress { behind: 7, parts: 1, headroom });
+        status.set_lag(lag(7, retention_left));
         assert_eq!(status.line(), "p.shop: 0 in, 0 out, 7 bytes behind, which are kept for 1.5 more hours");
-        status.set_progress(SourceProgress { behind: 7, parts: 1, headroom: None });
+        status.set_lag(lag(7, None));
         assert_eq!(status.line(), "p.shop: 0 in, 0 out, 7 bytes behind");
     }
 }

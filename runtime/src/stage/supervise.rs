@@ -47,7 +47,7 @@ pub fn supervise(
                 .downcast_ref::<&str>()
                 .map(|text| (*text).to_owned())
                 .or_else(|| panic.downcast_ref::<String>().cloned());
-            Err(Error::bug(
+            Err(Error::internal(
                 "stage.panic",
                 format!("the stage panicked: {} (please report this)", text.unwrap_or_default()),
             ))

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_connector::{Batch, Claim, Error, RecordRef, Result, failpoint};
+use trunkline_connector::{Batch, Error, RecordRef, Result, TopicPartition, failpoint};
 
 use super::chain::RunningTransform;
 use super::dead_letters::DeadLetters;
@@ -21,7 +21,7 @@ use super::status::StageStatus;
 use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
-use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Rebalanced, TransactionalProducer};
+use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, Rebalanced, TransactionalProducer};
 use crate::plan::TransformPlan;
 
 const POLL: Duration = Duration::from_millis(100);
@@ -99,13 +99,13 @@ struct TransformTask<'a> {
     routes: Routes,
     own: RunningTransform,
     topics: Topics,
-    claims: BTreeMap<Claim, Claimed>,
+    claims: BTreeMap<TopicPartition, Claimed>,
     pace: Pace,
 }
 
 impl TransformTask<'_> {
     fn run(&mut self, stop: &Stop) -> Result<()> {
-        let mut batches = ClaimBatches::default();
+        let mut batches = PartitionBatches::default();
         let mut drain = Drain::new(&self.environment.cluster, &self.stage.upstream);
         loop {
             if stop.is_set() {
@@ -135,7 +135,7 @@ impl TransformTask<'_> {
         }
     }
 
-    fn process(&mut self, claim: &Claim, batch: &mut Batch) -> Result<()> {
+    fn process(&mut self, claim: &TopicPartition, batch: &mut Batch) -> Result<()> {
         let Some(claimed) = self.claims.get_mut(claim) else { return Ok(()) };
         let Some(last) = batch.entries().last() else { return Ok(()) };
         claimed.next = Some(last.offset + 1);
@@ -158,7 +158,7 @@ impl TransformTask<'_> {
         failpoint!("transform.produce.after")
     }
 
-    fn rebalance(&mut self, batches: &mut ClaimBatches) -> Result<()> {
+    fn rebalance(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         for event in self.consumer.rebalanced() {
             match event {
                 Rebalanced::Revoked(claims) => {
@@ -191,7 +191,7 @@ impl TransformTask<'_> {
         Ok(())
     }
 
-    fn roll_back(&mut self, batches: &mut ClaimBatches) -> Result<()> {
+    fn roll_back(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         failpoint!("transform.rollback.before")?;
         self.producer.abort()?;
         failpoint!("transform.rollback.after")?;
@@ -211,7 +211,7 @@ impl TransformTask<'_> {
     fn commit(&mut self) -> Result<()> {
         self.pace.rests();
         let begun = Instant::now();
-        let moved: Vec<(&Claim, &mut Claimed)> =
+        let moved: Vec<(&TopicPartition, &mut Claimed)> =
             self.claims.iter_mut().filter(|(_, claimed)| claimed.next.is_some()).collect();
         if moved.is_empty() {
             return Ok(());
@@ -230,7 +230,7 @@ impl TransformTask<'_> {
                 claimed.committed = next;
                 offsets
                     .add_partition_offset(&claim.topic, claim.partition, Offset::Offset(next))
-                    .map_err(|error| Error::bug("transform.offsets", error.to_string()))?;
+                    .map_err(|error| Error::internal("transform.offsets", error.to_string()))?;
             }
         }
         // Any failure ends this run of the stage, and what was changed above with it: the next one reads what is committed.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Claim, Result};
+use trunkline_connector::{Result, TopicPartition};
 
 use super::status::{StageState, StageStatus};
 use crate::kafka::{Cluster, GroupConsumer, table::EndProbe};
@@ -38,7 +38,7 @@ pub(super) struct Drain<'a> {
     upstream: &'a Upstream,
     probe: Option<EndProbe>,
     /// The ends of all partitions when the last upstream stage was done: later records of others do not keep the run alive.
-    targets: BTreeMap<Claim, i64>,
+    targets: BTreeMap<TopicPartition, i64>,
     asked: Option<Instant>,
 }
 
@@ -64,7 +64,7 @@ impl<'a> Drain<'a> {
                 self.targets.insert(claim, high);
             }
         }
-        let claims: Vec<Claim> = self.targets.keys().cloned().collect();
+        let claims: Vec<TopicPartition> = self.targets.keys().cloned().collect();
         for (claim, committed) in claims.iter().zip(consumer.committed(&claims)?) {
             let target = self.targets[claim];
             let drained = probe.is_drained(&claim.topic, claim.partition, committed, target)?;

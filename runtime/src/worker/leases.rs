@@ -17,7 +17,7 @@ use trunkline_connector::{Error, Placement, Result};
 use super::tasks::{Task, Tasks};
 use super::threads::Threads;
 use crate::checkpoint::TASKS;
-use crate::kafka::{ClaimBatches, FillLimits, GroupConsumer, Others, Rebalanced};
+use crate::kafka::{FillLimits, GroupConsumer, Others, PartitionBatches, Rebalanced};
 use crate::stage::{Environment, GIVE_UP, StageState};
 
 /// How soon an assignment is acted on.
@@ -67,7 +67,7 @@ impl Leases {
 
     /// Waits for its end. What a stage panics of is caught inside; what is left is a panic of the keeper itself.
     pub(super) fn join(self) -> Result<()> {
-        let panicked = |_| Error::bug("worker.panic", "a thread of the worker panicked (please report this)");
+        let panicked = |_| Error::internal("worker.panic", "a thread of the worker panicked (please report this)");
         self.thread.join().map_err(panicked)
     }
 }
@@ -126,7 +126,7 @@ impl Keeper {
         let mut held = BTreeSet::new();
         let mut looked = Instant::now();
         self.waiting = Instant::now();
-        let mut batches = ClaimBatches::default();
+        let mut batches = PartitionBatches::default();
         while !self.environment.stop.is_set() && !self.is_over() {
             self.tasks = current(&self.given);
             if self.tasks.is_empty() && self.threads.is_empty() {

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use regex::Regex;
-use trunkline_connector::{Claim, Placement, Template};
+use trunkline_connector::{Placement, Template, TopicPartition};
 
 use crate::checkpoint::{TASKS, lease_of};
 use crate::plan::{Input, Pipeline, SinkPlan, SourcePlan, TopicSelector, TransformPlan};
@@ -48,7 +48,7 @@ pub(super) struct Task {
 /// What a source's task needs in order to run.
 pub(super) struct Lease {
     pub(super) placement: Placement,
-    pub(super) claim: Claim,
+    pub(super) claim: TopicPartition,
 }
 
 /// All that makes a task what it is.
@@ -175,7 +175,7 @@ fn new_task(
     let stage: Box<dyn Stage> = match plan.component.clone() {
         Component::Source(plan) => {
             let partition = lease_of(&environment.names.component(&pipeline, &plan.name));
-            let claim = Claim { topic: Arc::from(TASKS), partition };
+            let claim = TopicPartition { topic: Arc::from(TASKS), partition };
             lease = Some(Lease { placement: plan.spec.placement(), claim });
             Box::new(SourceStage { pipeline, dead_letters, plan })
         }

@@ -251,7 +251,7 @@ impl Instance {
     fn call_packed(&mut self, batch: &Batch, records: Range<usize>, time: Duration) -> Result<Option<Death>, Error> {
         self.guest()?;
         pack(&mut self.packed, batch, records.clone());
-        let Some(guest) = &mut self.guest else { return Err(Error::bug("plugin.guest", "a plugin vanished")) };
+        let Some(guest) = &mut self.guest else { return Err(Error::internal("plugin.guest", "a plugin vanished")) };
         let called = guest.process(self.packed.seal(), time);
         self.take(called, batch, records)
     }
@@ -302,7 +302,7 @@ impl Instance {
         if self.guest.is_none() {
             self.guest = Some(self.restart()?);
         }
-        self.guest.as_mut().ok_or_else(|| Error::bug("plugin.guest", "a plugin vanished"))
+        self.guest.as_mut().ok_or_else(|| Error::internal("plugin.guest", "a plugin vanished"))
     }
 
     fn restart(&mut self) -> Result<Guest, Error> {

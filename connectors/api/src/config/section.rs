@@ -1,11 +1,12 @@
 //! [`Section`]: reading one table option by option, with every problem reported.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::options::{OptionDefault, OptionSpec};
 use super::tree::{Node, Table, Value};
 use super::units::{ByteSize, parse_bytes, parse_duration};
 
@@ -93,6 +94,10 @@ pub struct Section<'a> {
     /// Where problems go.
     pub report: &'a Report,
     asked: RefCell<Vec<&'static str>>,
+    /// The declarations that [`Section::value`] takes defaults from.
+    declared: Cell<&'static [OptionSpec]>,
+    /// What precedes this table's keys in declarations: `rotate.` for the table `rotate`.
+    prefix: String,
 }
 
 impl<'a> Section<'a> {
@@ -104,7 +109,48 @@ impl<'a> Section<'a> {
         base: &'a Path,
         report: &'a Report,
     ) -> Self {
-        Self { table, span, path: path.into(), base, report, asked: RefCell::new(Vec::new()) }
+        let (asked, declared) = (RefCell::new(Vec::new()), Cell::new(&[][..]));
+        Self { table, span, path: path.into(), base, report, asked, declared, prefix: String::new() }
+    }
+
+    /// Takes the defaults of [`value`](Section::value) and [`one_of`](Section::one_of) from these declarations from now on.
+    pub fn declare(&self, options: &'static [OptionSpec]) {
+        self.declared.set(options);
+    }
+
+    /// An option that is [declared](Section::declare) with a default value: what was written, or the default where it is absent or
+    /// wrong (reported).
+    ///
+    /// # Panics
+    /// If the option is not declared with a default of this type: a defect that the conformance suite's reading of an empty section
+    /// finds.
+    pub fn value<T: FromNode>(&self, key: &'static str) -> T {
+        self.optional(key).unwrap_or_else(|| self.default(key))
+    }
+
+    /// As [`value`](Section::value), for an option with named choices.
+    ///
+    /// # Panics
+    /// As [`value`](Section::value).
+    pub fn one_of<T: Copy>(&self, key: &'static str, choices: &[(&str, T)]) -> T {
+        let default: String = self.default(key);
+        match choices.iter().find(|(name, _)| *name == default) {
+            Some((_, choice)) => self.choice(key, choices, *choice),
+            None => panic!("the declared default of `{}{key}` is none of its choices", self.prefix),
+        }
+    }
+
+    fn default<T: FromNode>(&self, key: &str) -> T {
+        let name = format!("{}{key}", self.prefix);
+        let declared = self.declared.get().iter().find(|option| option.key == name);
+        let Some(OptionSpec { default: OptionDefault::Value(toml), .. }) = declared else {
+            panic!("the option `{name}` is not declared with a default value");
+        };
+        let node = format!("value = {toml}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("value"));
+        match node.map(|value| T::from_node(&Node::from_toml(value))) {
+            Some(Ok(value)) => value,
+            _ => panic!("the declared default of `{name}`, {toml}, is not {}", T::expected()),
+        }
     }
 
     /// The node of a key, unread; the key counts as known.
@@ -165,7 +211,10 @@ impl<'a> Section<'a> {
         let node = self.node(key)?;
         match &node.value {
             Value::Table(table) => {
-                Some(Section::new(table, node.span.clone(), self.path_of(key), self.base, self.report))
+                let mut section = Section::new(table, node.span.clone(), self.path_of(key), self.base, self.report);
+                section.declared = self.declared.clone();
+                section.prefix = format!("{}{key}.", self.prefix);
+                Some(section)
             }
             other => {
                 self.mismatch(key, node, Mismatch::new(format!("is {}", other.kind())), "a table".to_owned());

@@ -90,6 +90,21 @@ impl Value {
 }
 
 impl Node {
+    /// A TOML value without a place in a file.
+    pub fn from_toml(value: toml::Value) -> Self {
+        let entry = |(name, value)| (Key { name, span: 0..0 }, Self::from_toml(value));
+        let value = match value {
+            toml::Value::String(text) => Value::String(Text { raw: text.clone(), resolved: text }),
+            toml::Value::Integer(number) => Value::Integer(number),
+            toml::Value::Float(number) => Value::Float(number),
+            toml::Value::Boolean(flag) => Value::Boolean(flag),
+            toml::Value::Datetime(time) => Value::Datetime(time.to_string()),
+            toml::Value::Array(items) => Value::Array(items.into_iter().map(Self::from_toml).collect()),
+            toml::Value::Table(members) => Value::Table(Table { entries: members.into_iter().map(entry).collect() }),
+        };
+        Self { value, span: 0..0 }
+    }
+
     /// The same value as JSON, with strings resolved; what a plugin's init receives.
     pub fn to_json(&self) -> serde_json::Value {
         match &self.value {

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 
-use crate::config::{Key, Node, Report, Section, Table, Text, Value};
+use super::read_toml;
+use crate::config::{Report, Section};
 use crate::{
-    Batch, Claim, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink, SinkConnector, SinkContext,
+    Batch, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink, SinkConnector, SinkContext,
+    TopicPartition,
 };
 
 /// A rule by which objects become due.
@@ -94,33 +96,6 @@ pub fn check_sink(fixture: &dyn SinkFixture) {
     }
 }
 
-/// Reads options as a pipeline file's table, without places.
-///
-/// # Panics
-/// If it is not TOML.
-pub fn options_table(toml: &str) -> Table {
-    fn node(value: toml::Value) -> Node {
-        let value = match value {
-            toml::Value::String(text) => Value::String(Text { raw: text.clone(), resolved: text }),
-            toml::Value::Integer(number) => Value::Integer(number),
-            toml::Value::Float(number) => Value::Float(number),
-            toml::Value::Boolean(flag) => Value::Boolean(flag),
-            toml::Value::Datetime(time) => Value::Datetime(time.to_string()),
-            toml::Value::Array(items) => Value::Array(items.into_iter().map(node).collect()),
-            toml::Value::Table(members) => Value::Table(table(members)),
-        };
-        Node { value, span: 0..0 }
-    }
-    fn table(members: toml::Table) -> Table {
-        let entry = |(name, value): (String, toml::Value)| (Key { name, span: 0..0 }, node(value));
-        Table { entries: members.into_iter().map(entry).collect() }
-    }
-    match toml.parse::<toml::Table>() {
-        Ok(members) => table(members),
-        Err(error) => panic!("the fixture's options are no TOML: {error}\n{toml}"),
-    }
-}
-
 /// What one check works with: a destination of its own.
 struct Bench<'a> {
     fixture: &'a dyn SinkFixture,
@@ -156,7 +131,7 @@ impl<'a> Bench<'a> {
         let scratch = self.scratch.join(self.opened.fetch_add(1, Ordering::Relaxed).to_string());
         must(std::fs::create_dir_all(&scratch));
         let toml = format!("{}\n{options}", self.fixture.options(&self.destination));
-        let table = options_table(&toml);
+        let table = read_toml(&toml);
         let report = Report::default();
         let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
         let spec = self.fixture.connector().configure(&section, &[]);
@@ -227,8 +202,8 @@ fn must<T, E: std::fmt::Display>(result: std::result::Result<T, E>) -> T {
     }
 }
 
-fn claim(partition: i32) -> Claim {
-    Claim { topic: Arc::from("conformance"), partition }
+fn claim(partition: i32) -> TopicPartition {
+    TopicPartition { topic: Arc::from("conformance"), partition }
 }
 
 fn push(batch: &mut Batch, partition: i32, offset: i64, value: Option<&[u8]>) {
@@ -266,7 +241,7 @@ fn bad_options_are_refused(bench: &Bench<'_>) {
         let replaced = bad.split_once('=').map_or("", |(key, _)| key.trim());
         let kept: Vec<_> =
             good.lines().filter(|line| line.split_once('=').is_none_or(|(key, _)| key.trim() != replaced)).collect();
-        let table = options_table(&format!("{}\n{bad}", kept.join("\n")));
+        let table = read_toml(&format!("{}\n{bad}", kept.join("\n")));
         let report = Report::default();
         let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
         drop(bench.fixture.connector().configure(&section, &[]));

@@ -1,7 +1,7 @@
 //! What every source must hold, whatever it reads. Each function panics with a message that says what was broken; a connector calls
 //! [`source_suite`] in its tests, or the parts one by one.
 //!
-//! Records are compared lane by lane, because only within a lane their order is promised, and without their timestamp, which may be the time
+//! Records are compared lane by key, because only within a lane their order is promised, and without their timestamp, which may be the time
 //! of reading.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ pub trait SourceFixture {
     fn connector(&self) -> &dyn SourceConnector;
 
     /// Makes the data set, in a place of its own, and says how many records it holds (rejected and dropped ones included). There must
-    /// be at least 20, in more than one lane if the source has lanes.
+    /// be at least 20, in more than one lane if the source has ordering_keys.
     fn create(&mut self) -> u64;
 
     /// Adds at least one record, of which the source can tell at once that it is whole, and says how many.
@@ -45,7 +45,7 @@ pub trait SourceFixture {
 pub fn source_suite<F: SourceFixture>(mut fixture: impl FnMut() -> F) {
     source_rejects_bad_options(&fixture());
     source_resumes_from_any_checkpoint(&mut fixture());
-    source_reports_progress(&mut fixture());
+    source_reports_lag(&mut fixture());
     source_stops_promptly(&mut fixture());
     source_keeps_to_its_limits(&mut fixture());
 }
@@ -67,7 +67,7 @@ pub struct SeenRecord {
 pub struct SourceReading {
     source: Box<dyn Source>,
     /// Records by lane and by whether they were rejected, in order.
-    pub lanes: BTreeMap<(i32, bool), Vec<SeenRecord>>,
+    pub ordering_keys: BTreeMap<(i32, bool), Vec<SeenRecord>>,
     /// Records dropped by a rule.
     pub dropped: u64,
     /// The position as committed.
@@ -122,7 +122,7 @@ impl SourceReading {
         };
         Self {
             source,
-            lanes: BTreeMap::new(),
+            ordering_keys: BTreeMap::new(),
             dropped: 0,
             position: position.clone(),
             budget,
@@ -161,7 +161,7 @@ impl SourceReading {
 
     /// Records, rejected and dropped ones included.
     pub fn count(&self) -> u64 {
-        self.lanes.values().map(|records| records.len() as u64).sum::<u64>() + self.dropped
+        self.ordering_keys.values().map(|records| records.len() as u64).sum::<u64>() + self.dropped
     }
 
     fn take(&mut self, batch: &SourceBatch) {
@@ -171,12 +171,12 @@ impl SourceReading {
             "every rejected record must have one reason"
         );
         for record in batch.records.iter() {
-            self.lanes.entry((record.entry().partition, false)).or_default().push(seen(record, None));
+            self.ordering_keys.entry((record.entry().partition, false)).or_default().push(seen(record, None));
         }
         for (record, reason) in batch.rejected.iter() {
             assert!(!reason.code.is_empty() && !reason.message.is_empty(), "a rejected record must say why");
             let record_seen = seen(record, Some(reason.code.clone()));
-            self.lanes.entry((record.entry().partition, true)).or_default().push(record_seen);
+            self.ordering_keys.entry((record.entry().partition, true)).or_default().push(record_seen);
         }
         self.dropped += batch.dropped;
         for change in &batch.position {
@@ -210,7 +210,7 @@ pub fn source_resumes_from_any_checkpoint(fixture: &mut impl SourceFixture) {
     let mut stops = vec![(BTreeMap::new(), BTreeMap::new(), 0)];
     let begun = Instant::now();
     while whole.fill(&mut batch, Duration::from_secs(2)) != Fill::CaughtUp {
-        let lengths: BTreeMap<_, _> = whole.lanes.iter().map(|(lane, records)| (*lane, records.len())).collect();
+        let lengths: BTreeMap<_, _> = whole.ordering_keys.iter().map(|(key, records)| (*key, records.len())).collect();
         stops.push((whole.position.clone(), lengths, whole.dropped));
         assert!(begun.elapsed() < PATIENCE, "not caught up after {PATIENCE:?}");
     }
@@ -220,12 +220,12 @@ pub fn source_resumes_from_any_checkpoint(fixture: &mut impl SourceFixture) {
     for (number, (position, lengths, dropped)) in stops.iter().enumerate() {
         let mut resumed = SourceReading::open(&*spec, position, true);
         resumed.read_all(&mut batch);
-        for (lane, records) in &whole.lanes {
-            let before = lengths.get(lane).copied().unwrap_or(0);
-            let rest = resumed.lanes.get(lane).map_or(&[][..], Vec::as_slice);
+        for (key, records) in &whole.ordering_keys {
+            let before = lengths.get(key).copied().unwrap_or(0);
+            let rest = resumed.ordering_keys.get(key).map_or(&[][..], Vec::as_slice);
             assert!(
                 rest == &records[before..],
-                "resumed after fill {number} of {}, lane {lane:?}: expected {} records from {:?}, got {} from {:?}",
+                "resumed after fill {number} of {}, lane {key:?}: expected {} records from {:?}, got {} from {:?}",
                 stops.len(),
                 records.len() - before,
                 records.get(before),
@@ -266,19 +266,20 @@ pub fn source_rejects_bad_options(fixture: &impl SourceFixture) {
     }
 }
 
-/// Progress is above zero while something is left, names the parts, and is zero at the end.
+/// The lag is above zero while something is left, and zero at the end.
 ///
 /// # Panics
 /// If it does not hold.
-pub fn source_reports_progress(fixture: &mut impl SourceFixture) {
+pub fn source_reports_lag(fixture: &mut impl SourceFixture) {
     fixture.create();
     let spec = source_spec(fixture);
     let mut reading = SourceReading::open(&*spec, &BTreeMap::new(), true);
     reading.fill(&mut SourceBatch::with_limits(1 << 20, 1), Duration::from_secs(10));
-    let progress = reading.source.progress();
-    assert!(progress.behind > 0 && progress.parts > 0, "{progress:?} after one record of many");
+    let lag = reading.source.lag();
+    assert!(!lag.is_caught_up(), "{lag:?} after one record of many");
     reading.read_all(&mut SourceBatch::with_limits(1 << 20, 1000));
-    assert_eq!(reading.source.progress().behind, 0, "behind at the end");
+    let lag = reading.source.lag();
+    assert!(lag.is_caught_up(), "{lag:?} at the end");
 }
 
 /// With nothing to hand out, `fill` waits until its deadline and no longer; with something coming, it does not wait that long.

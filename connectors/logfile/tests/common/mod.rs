@@ -205,8 +205,8 @@ impl Bench {
         self
     }
 
-    pub(crate) fn progress(&self) -> trunkline_connector::SourceProgress {
-        self.source.as_ref().unwrap().progress()
+    pub(crate) fn lag(&self) -> trunkline_connector::SourceLag {
+        self.source.as_ref().unwrap().lag()
     }
 
     pub(crate) fn texts(&self) -> Vec<&str> {

@@ -127,7 +127,7 @@ fn sids(set: &UuidSet) -> Result<Vec<Sid<'static>>> {
                 return Ok(sid);
             }
             let tag = Tag::new(origin.tag.clone())
-                .map_err(|error| Error::bug("mysql.gtid", format!("the tag `{}`: {error}", origin.tag)))?;
+                .map_err(|error| Error::internal("mysql.gtid", format!("the tag `{}`: {error}", origin.tag)))?;
             Ok(sid.with_tag(tag))
         })
         .collect()

@@ -174,7 +174,7 @@ impl Snapshot {
     pub(crate) fn arrived(&mut self, done: std::result::Result<Done, tokio::task::JoinError>) -> Result<()> {
         self.job = None;
         let (connection, rows) =
-            done.map_err(|error| Error::bug("mysql.snapshot", format!("the reader of rows ended: {error}")))?;
+            done.map_err(|error| Error::internal("mysql.snapshot", format!("the reader of rows ended: {error}")))?;
         self.connection = connection;
         self.ready = Some(rows?);
         Ok(())

@@ -107,11 +107,6 @@ impl Progress {
         self.waiting.len()
     }
 
-    /// All tables.
-    pub(crate) fn tables(&self) -> usize {
-        self.known.len()
-    }
-
     pub(crate) fn known(&self, full_name: &str) -> Option<Arc<Table>> {
         self.known.get(full_name).cloned()
     }

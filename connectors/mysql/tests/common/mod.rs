@@ -205,7 +205,7 @@ impl Seen {
 
 /// A record of another port than the default one.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Other {
+pub(crate) struct SideOutput {
     pub(crate) port: &'static str,
     pub(crate) key: Value,
     pub(crate) value: Value,
@@ -220,7 +220,7 @@ pub(crate) struct Bench {
     pub(crate) max_records: usize,
     pub(crate) position: BTreeMap<String, Vec<u8>>,
     pub(crate) seen: Vec<Seen>,
-    pub(crate) others: Vec<Other>,
+    pub(crate) side_outputs: Vec<SideOutput>,
     pub(crate) rejected: Vec<(Seen, String)>,
     pub(crate) dropped: u64,
     pub(crate) schemas: BTreeMap<String, String>,
@@ -238,7 +238,7 @@ impl Bench {
             max_records: 1000,
             position: BTreeMap::new(),
             seen: Vec::new(),
-            others: Vec::new(),
+            side_outputs: Vec::new(),
             rejected: Vec::new(),
             dropped: 0,
             schemas: BTreeMap::new(),
@@ -284,8 +284,8 @@ impl Bench {
     pub(crate) fn try_read(&mut self) -> Result<(), Error> {
         let begun = Instant::now();
         while self.fill(Duration::from_millis(300))? != Fill::CaughtUp {
-            let (records, progress) = (self.seen.len(), self.progress());
-            assert!(begun.elapsed() < PATIENCE, "not caught up after {PATIENCE:?}: {records} records, {progress:?}");
+            let (records, lag) = (self.seen.len(), self.lag());
+            assert!(begun.elapsed() < PATIENCE, "not caught up after {PATIENCE:?}: {records} records, {lag:?}");
         }
         Ok(())
     }
@@ -301,8 +301,8 @@ impl Bench {
         std::mem::take(&mut self.seen)
     }
 
-    pub(crate) fn progress(&self) -> trunkline_connector::SourceProgress {
-        self.source.as_ref().unwrap().progress()
+    pub(crate) fn lag(&self) -> trunkline_connector::SourceLag {
+        self.source.as_ref().unwrap().lag()
     }
 
     fn commit(&mut self, batch: &SourceBatch) {
@@ -317,14 +317,14 @@ impl Bench {
             }
             self.seen.push(record);
         }
-        for record in batch.others.iter() {
+        for record in batch.side_outputs.iter() {
             let json = |bytes: Option<&[u8]>| serde_json::from_slice(bytes.unwrap()).unwrap();
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
             let headers: BTreeMap<_, _> =
                 record.headers().map(|(name, value)| (name.to_owned(), text(value.unwrap()))).collect();
             assert!(self.schemas.contains_key(&headers["trunkline.schema"]));
             let port = spec.ports()[usize::from(record.entry().port) - 1];
-            self.others.push(Other { port, key: json(record.key()), value: json(record.value()), headers });
+            self.side_outputs.push(SideOutput { port, key: json(record.key()), value: json(record.value()), headers });
         }
         for (record, reason) in batch.rejected.iter() {
             self.rejected.push((seen(record), reason.code.clone()));

@@ -17,7 +17,7 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPa
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use trunkline_connector::{Claim, Error, Result, failpoint};
+use trunkline_connector::{Error, Result, TopicPartition, failpoint};
 
 use super::errors::Failure;
 use super::{Store, client, key_taken, promise_broken};
@@ -133,7 +133,7 @@ impl Store for BucketStore {
         results.into_iter().collect()
     }
 
-    fn remove_leftovers(&mut self, _claim: &Claim, _keep: &dyn Fn(&str) -> bool) -> Result<()> {
+    fn remove_leftovers(&mut self, _claim: &TopicPartition, _keep: &dyn Fn(&str) -> bool) -> Result<()> {
         // Local files are in a folder that is empty at start, and uploads are found by the plans that the stage recorded.
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use parquet::file::metadata::ParquetMetaDataReader;
-use trunkline_connector::{Claim, Error, Result, failpoint, io_error};
+use trunkline_connector::{Error, Result, TopicPartition, failpoint, io_error};
 
 use super::{Store, key_taken, promise_broken};
 use crate::names::{STAGING, temp_prefix};
@@ -134,7 +134,7 @@ impl Store for DirectoryStore {
         Ok(())
     }
 
-    fn remove_leftovers(&mut self, claim: &Claim, keep: &dyn Fn(&str) -> bool) -> Result<()> {
+    fn remove_leftovers(&mut self, claim: &TopicPartition, keep: &dyn Fn(&str) -> bool) -> Result<()> {
         let prefix = temp_prefix(claim);
         let entries = fs::read_dir(&self.spool).map_err(|error| io_error("list", &self.spool, &error))?;
         for entry in entries {

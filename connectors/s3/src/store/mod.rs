@@ -7,7 +7,7 @@ pub(crate) mod errors;
 
 use std::path::Path;
 
-use trunkline_connector::{Claim, Error, Result};
+use trunkline_connector::{Error, Result, TopicPartition};
 
 use crate::protocol::{Intent, Plan, Upload};
 
@@ -32,7 +32,7 @@ pub(crate) trait Store: Send {
     fn abort(&mut self, plan: &Plan) -> Result<()>;
 
     /// Removes local files of the claim that an earlier task left, except those that `keep` wants.
-    fn remove_leftovers(&mut self, claim: &Claim, keep: &dyn Fn(&str) -> bool) -> Result<()>;
+    fn remove_leftovers(&mut self, claim: &TopicPartition, keep: &dyn Fn(&str) -> bool) -> Result<()>;
 }
 
 /// An object that was promised, and that is neither staged nor there.

@@ -20,9 +20,10 @@ use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value as Json;
 use trunkline_connector::config::{Report, Section};
-use trunkline_connector::conformance::{DueRule, options_table};
+use trunkline_connector::conformance::{DueRule, read_toml};
 use trunkline_connector::{
-    Batch, Claim, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink, SinkConnector, SinkContext,
+    Batch, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink, SinkConnector, SinkContext,
+    TopicPartition,
 };
 use trunkline_s3::S3Connector;
 
@@ -154,7 +155,7 @@ impl Setup {
     }
 
     pub fn try_open(&self, options: &str) -> Result<Box<dyn Sink>> {
-        let table = options_table(options);
+        let table = read_toml(options);
         let report = Report::default();
         let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
         let spec = S3Connector.configure(&section, &["path"]);
@@ -178,8 +179,8 @@ impl Setup {
     }
 }
 
-pub fn claim() -> Claim {
-    Claim { topic: "web".into(), partition: 3 }
+pub fn claim() -> TopicPartition {
+    TopicPartition { topic: "web".into(), partition: 3 }
 }
 
 /// Records with values, each with the header of its schema if it has one; offsets from `first`.

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use trunkline_connector::{Batch, Claim};
+use trunkline_connector::{Batch, TopicPartition};
 
 use super::records::{Partition, Record};
 
 /// One batch for each partition that records came from.
 #[derive(Default)]
-pub struct ClaimBatches {
-    batches: Vec<(Claim, Batch)>,
+pub struct PartitionBatches {
+    batches: Vec<(TopicPartition, Batch)>,
     /// Batches that were cleared: whichever partition comes next gets their memory. If each kept its own, a member with many partitions would hold
     /// as many times what a round takes, because each of them fills a round now and then.
     spare: Vec<Batch>,
@@ -17,9 +17,9 @@ pub struct ClaimBatches {
     topic: u16,
 }
 
-impl ClaimBatches {
+impl PartitionBatches {
     /// The batches that are not empty. Cleared, their memory serves the next round.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&Claim, &mut Batch)> {
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&TopicPartition, &mut Batch)> {
         self.batches.iter_mut().filter(|(_, batch)| !batch.is_empty()).map(|(claim, batch)| (&*claim, batch))
     }
 
@@ -36,7 +36,7 @@ impl ClaimBatches {
     }
 
     /// Forgets a partition.
-    pub fn remove(&mut self, claim: &Claim) {
+    pub fn remove(&mut self, claim: &TopicPartition) {
         self.batches.retain(|(known, _)| known != claim);
         self.last = 0;
     }
@@ -47,9 +47,9 @@ impl ClaimBatches {
         let partition = record.partition();
         if last.replace(partition) != Some(partition) {
             let (topic, number) = (record.topic(), partition.number);
-            let is = |(claim, _): &(Claim, Batch)| claim.partition == number && claim.topic.as_ref() == topic;
+            let is = |(claim, _): &(TopicPartition, Batch)| claim.partition == number && claim.topic.as_ref() == topic;
             self.last = self.batches.iter().position(is).unwrap_or_else(|| {
-                let claim = Claim { topic: Arc::from(topic), partition: number };
+                let claim = TopicPartition { topic: Arc::from(topic), partition: number };
                 self.batches.push((claim, self.spare.pop().unwrap_or_default()));
                 self.batches.len() - 1
             });
@@ -65,8 +65,8 @@ mod tests {
 
     #[test]
     fn the_memory_of_batches_is_shared_and_bounded() {
-        let mut batches = ClaimBatches::default();
-        let held = |batches: &ClaimBatches| -> usize {
+        let mut batches = PartitionBatches::default();
+        let held = |batches: &PartitionBatches| -> usize {
             let held = batches.batches.iter().map(|(_, batch)| batch.capacity());
             held.chain(batches.spare.iter().map(Batch::capacity)).sum()
         };
@@ -77,7 +77,7 @@ mod tests {
         };
         // Each partition fills a round now and then.
         for partition in 0..64 {
-            let claim = Claim { topic: Arc::from("logs"), partition };
+            let claim = TopicPartition { topic: Arc::from("logs"), partition };
             let mut batch = batches.spare.pop().unwrap_or_default();
             batch.topic_index("logs");
             fill(&mut batch);
@@ -94,7 +94,7 @@ mod tests {
             if partition > 0 {
                 batch.clear();
             }
-            batches.batches.push((Claim { topic: Arc::from("logs"), partition }, batch));
+            batches.batches.push((TopicPartition { topic: Arc::from("logs"), partition }, batch));
         }
         batches.recycle(4 << 20);
         assert_eq!(batches.iter_mut().map(|(claim, _)| claim.partition).collect::<Vec<_>>(), [0]);
