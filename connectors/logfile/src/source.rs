@@ -35,6 +35,8 @@ const SCAN_TIME_DIVISOR: u32 = 20;
 const MAX_CONSECUTIVE_SCANS: usize = 5;
 /// Longest pause after a scan that took long.
 const MAX_SCAN_PAUSE: Duration = Duration::from_secs(5);
+/// The same for a run that ends when everything was read: it waits for nothing else.
+const MAX_PAUSE_UNTIL_IDLE: Duration = Duration::from_millis(50);
 /// Memory of a tracked file without its reader.
 const TRACKED_FILE_BYTES: usize = 2048;
 
@@ -259,7 +261,8 @@ impl LogfileSource {
         }
         self.queue_ready();
         let now = Instant::now();
-        let pause = ((now - began) * SCAN_TIME_DIVISOR).min(MAX_SCAN_PAUSE);
+        let max_pause = if self.until_idle { MAX_PAUSE_UNTIL_IDLE } else { MAX_SCAN_PAUSE };
+        let pause = ((now - began) * SCAN_TIME_DIVISOR).min(max_pause);
         self.next_scan = now + pause;
         self.scan_by = now + self.options.poll_interval.max(pause);
         Ok(())

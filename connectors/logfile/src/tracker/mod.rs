@@ -253,6 +253,7 @@ impl Tracker {
         if file.path != found.path {
             tracing::info!(from = %file.path.display(), to = %found.path.display(), "file was renamed");
         }
+        let known = (file.path.clone(), file.real.clone());
         file.move_to(found, now);
         file.path_state = PathState::Matched;
         file.missed_scans = 0;
@@ -271,7 +272,11 @@ impl Tracker {
         match file.open(self.options.compression) {
             Ok(OpenOutcome::Open) => self.opened.push(id),
             Ok(OpenOutcome::Moved) => {}
-            Ok(OpenOutcome::ContentChanged) => return false,
+            Ok(OpenOutcome::ContentChanged) => {
+                // The inode was reused: the path is another file's.
+                (file.path, file.real) = known;
+                return false;
+            }
             Err(error) => file.fail(&error),
         }
         true
