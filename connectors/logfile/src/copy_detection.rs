@@ -81,8 +81,8 @@ impl CandidateIndex {
             let own_paths = related_paths(&missing.file);
             let own: Vec<usize> = own_paths.iter().filter_map(|path| self.by_path.get(path)).copied().collect();
             let own = own.into_iter().filter(allowed);
-            // The file that now has the missing file's path is mostly its successor. But a full head that is equal shows that
-            // it was restored or replaced.
+            // The file that now has the missing file's path is mostly its successor. But a full
+            // head that is equal shows that it was restored or replaced.
             let own_first = missing.file.read.head.len as usize == HEAD;
             let alike =
                 self.alike(missing, &|number| allowed(number) && !own_paths.contains(&self.found[*number].path));
@@ -95,8 +95,8 @@ impl CandidateIndex {
         numbers.into_iter().map(|number| self.found[number].clone()).collect()
     }
 
-    /// A few files that begin like a missing one, or are shorter and may be its beginning. Short contents are equal by chance: there
-    /// the name must be related too.
+    /// A few files that begin like a missing one, or are shorter and may be its beginning. Short
+    /// contents are equal by chance: there the name must be related too.
     fn alike(&self, missing: &MissingFile, allowed: &impl Fn(&usize) -> bool) -> Vec<usize> {
         let file = &missing.file;
         let known = if file.read.offset == 0 { ContentHash::of(&file.first) } else { file.read.head };

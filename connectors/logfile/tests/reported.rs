@@ -1,4 +1,5 @@
-//! Inputs from bug reports about log shippers. The comment of each test names its row in the list of cases.
+//! Inputs from bug reports about log shippers. The comment of each test names its row in the list
+//! of cases.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its files has failed")]
 
