@@ -1,72 +1,74 @@
-//! What a broker can be told.
+//! The options of a broker.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// When an acknowledged write is on the device.
+/// When an acknowledged write is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FlushPolicy {
-    /// When the operating system gets to it, and at every checkpoint. Survives the death of the process, `kill -9`
-    /// included, but not a power cut.
+    /// When the operating system writes it, and at every checkpoint. Survives the death of the
+    /// process, `kill -9` included, but not a power failure.
     #[default]
     Os,
-    /// Before it is acknowledged. Survives a power cut.
+    /// Before the acknowledgement. Survives a power failure.
     Always,
 }
 
-/// How a broker is started. [`BrokerOptions::new`] has the defaults.
+/// The options of a broker. [`BrokerOptions::new`] has the defaults.
 #[derive(Debug, Clone)]
 pub struct BrokerOptions {
-    /// Where to listen. Port 0 takes a free one, see [`BrokerHandle::address`](crate::BrokerHandle::address).
+    /// The address to listen on. Port 0 selects a free port, see
+    /// [`BrokerHandle::address`](crate::BrokerHandle::address).
     ///
-    /// The default is loopback. The broker has no authentication, no encryption and no quotas: whoever can reach this
-    /// address can read, write and delete everything. Listen on another address only in a network you trust.
+    /// The default is loopback. The broker has no authentication, no encryption and no quotas:
+    /// every client that reaches this address can read, write and delete all data. Listen on
+    /// another address only in a trusted network.
     pub listen: SocketAddr,
-    /// The host and port that clients are told to connect to. By default the address at which a client reached the broker,
-    /// which is right unless something translates addresses in between.
+    /// The host and port that clients connect to. Default: the local address of the client's
+    /// connection, which is right unless the network translates addresses.
     pub advertised: Option<(String, u16)>,
-    /// Where everything is kept. Created when missing; one broker at a time can have it.
+    /// The data directory. Created if missing; used by one broker at a time.
     pub data_dir: PathBuf,
-    /// When an acknowledged write is on the device.
+    /// When an acknowledged write is on disk.
     pub flush: FlushPolicy,
-    /// Create a topic when a client asks for one that does not exist, and allows it.
+    /// Create a missing topic when a client requests its metadata and allows the creation.
     pub auto_create_topics: bool,
-    /// Partitions of a topic when its creator does not say.
+    /// Partitions of a topic when the request names no number.
     pub default_partitions: i32,
-    /// Most partitions of all topics together: each one is an open file.
+    /// Limit on the partitions of all topics. Each one keeps a file open.
     pub max_partitions: usize,
     /// How long the first member of a group waits for others, `group.initial.rebalance.delay.ms`.
     pub initial_rebalance_delay: Duration,
-    /// The shortest session timeout a group member may ask for, `group.min.session.timeout.ms`.
+    /// The shortest session timeout of a group member, `group.min.session.timeout.ms`.
     pub min_session_timeout: Duration,
-    /// The longest session timeout a group member may ask for, `group.max.session.timeout.ms`.
+    /// The longest session timeout of a group member, `group.max.session.timeout.ms`.
     pub max_session_timeout: Duration,
-    /// Most members of one group, `group.max.size`.
+    /// Limit on the members of a group, `group.max.size`.
     pub max_group_size: usize,
-    /// The longest timeout a transaction may have, `transaction.max.timeout.ms`.
+    /// The longest transaction timeout, `transaction.max.timeout.ms`.
     pub max_transaction_timeout: Duration,
     /// How long the offsets of a group without members are kept, `offsets.retention.minutes`.
     pub offsets_retention: Duration,
-    /// How long a transactional id is remembered without being used, `transactional.id.expiration.ms`.
+    /// How long an unused transactional id is kept, `transactional.id.expiration.ms`.
     pub transactional_id_expiration: Duration,
-    /// How often retention and compaction are looked at, `log.retention.check.interval.ms`.
+    /// How often retention and compaction run, `log.retention.check.interval.ms`.
     pub cleanup_interval: Duration,
-    /// The largest request, `socket.request.max.bytes`.
+    /// Limit on the size of a request, `socket.request.max.bytes`.
     pub max_request_bytes: usize,
-    /// Most bytes of all requests that are being received, `queued.max.request.bytes`.
+    /// Limit on the bytes of all requests in memory, `queued.max.request.bytes`.
     pub max_requests_bytes: usize,
-    /// Most connections; more are closed at once.
+    /// Limit on connections; further ones are closed at once.
     pub max_connections: usize,
-    /// How long a connection may go without a request before it is closed, `connections.max.idle.ms`.
+    /// How long a connection may be idle before it is closed, `connections.max.idle.ms`.
     pub max_idle: Duration,
     /// Threads that serve connections.
     pub threads: usize,
 }
 
 impl BrokerOptions {
-    /// The defaults: loopback, a free port, and Kafka's values where Kafka has the setting, except that a group does not
-    /// wait for its second member.
+    /// The defaults: loopback, a free port, and Kafka's values for Kafka's settings, except that a
+    /// group does not wait for a second member.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),

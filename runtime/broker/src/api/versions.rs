@@ -4,10 +4,10 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse};
 
-use crate::server::connection::Close;
-use crate::server::dispatch::Call;
-use crate::server::response::{Envelope, Response};
-use crate::server::versions::SUPPORTED;
+use crate::request::Call;
+use crate::request::Close;
+use crate::request::response::{Envelope, Response};
+use crate::request::supported::SUPPORTED;
 
 pub(crate) fn api_versions(call: &Call<'_>, request: ApiVersionsRequest) -> ApiVersionsResponse {
     let names = [&request.client_software_name, &request.client_software_version];
@@ -24,7 +24,8 @@ fn is_software_name(name: &str) -> bool {
     ends.iter().all(|end| end.is_some_and(|byte| byte.is_ascii_alphanumeric())) && name.bytes().all(is_inner)
 }
 
-/// A client that is newer than the broker learns which version to ask in: the answer is always in version 0.
+/// The response to a client newer than the broker, always in version 0. It lists the supported
+/// versions.
 pub(crate) fn unsupported(correlation_id: i32) -> Result<Response, Close> {
     let response = ApiVersionsResponse::default()
         .with_error_code(ResponseError::UnsupportedVersion.code())
@@ -33,7 +34,7 @@ pub(crate) fn unsupported(correlation_id: i32) -> Result<Response, Close> {
 }
 
 fn announced() -> Vec<ApiVersion> {
-    let announce = |supported: &crate::server::versions::Supported| {
+    let announce = |supported: &crate::request::supported::Supported| {
         ApiVersion::default()
             .with_api_key(supported.key as i16)
             .with_min_version(supported.announced_min())

@@ -1,19 +1,21 @@
-//! The records inside a batch: read only where nothing else will do, which is the exact answer to "the offset at this
-//! time", the rule that records of a compacted topic have keys, and compaction.
+//! The records inside a batch. They are read only for validation, for the exact answer to "the
+//! offset at this time", and for compaction.
 //!
-//! What a client wrote is not trusted: decompression stops at [`MAX_DECOMPRESSED`], and every length is checked.
+//! Produced bytes are not trusted: decompression stops at [`MAX_DECOMPRESSED`], and every length is
+//! checked.
 
 use std::borrow::Cow;
 use std::io::{self, Read};
 
 use kafka_protocol::ResponseError;
 
-use super::batch::{BatchHeader, HEADER_LENGTH, Refusal, has_log_append_time};
+use super::batch::{BatchHeader, HEADER_LENGTH, has_log_append_time};
+use crate::error::ApiError;
 
-/// A batch that is larger than this when decompressed is left alone.
+/// Limit on the decompressed size of a batch.
 const MAX_DECOMPRESSED: u64 = 128 << 20;
 
-/// One record, as far as the broker looks at it.
+/// One record, as far as the broker needs it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Record<'batch> {
     pub(crate) attributes: u8,
@@ -21,11 +23,11 @@ pub(crate) struct Record<'batch> {
     pub(crate) offset_delta: i64,
     pub(crate) key: Option<&'batch [u8]>,
     pub(crate) is_tombstone: bool,
-    /// Everything behind the timestamp delta.
+    /// The bytes after the timestamp delta.
     pub(crate) after_timestamp: &'batch [u8],
 }
 
-/// The records of a batch, decompressed.
+/// The decompressed records of a batch.
 pub(crate) fn decompress<'batch>(header: &BatchHeader, batch: &'batch [u8]) -> io::Result<Cow<'batch, [u8]>> {
     let body = batch.get(HEADER_LENGTH..).ok_or(io::ErrorKind::UnexpectedEof)?;
     let decompressed = match header.codec() {
@@ -49,7 +51,7 @@ fn too_large() -> io::Error {
     io::Error::other("the batch is too large when decompressed")
 }
 
-/// Snappy as Java clients write it is in blocks behind a header, as others do it is one raw block.
+/// Java clients write Snappy in blocks after a header, others write one raw block.
 fn snappy(body: &[u8]) -> io::Result<Vec<u8>> {
     const JAVA_MAGIC: &[u8] = b"\x82SNAPPY\0";
     const JAVA_HEADER: usize = 16;
@@ -76,7 +78,7 @@ fn snappy(body: &[u8]) -> io::Result<Vec<u8>> {
     Ok(decompressed)
 }
 
-/// Compresses records with a codec. Snappy is written in one raw block, which every client reads.
+/// Compresses records. Snappy is written as one raw block, which every client reads.
 pub(crate) fn compress(codec: i16, records: Vec<u8>) -> io::Result<Vec<u8>> {
     use std::io::Write;
     match codec {
@@ -98,7 +100,7 @@ pub(crate) fn compress(codec: i16, records: Vec<u8>) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Walks records until the end, or until something that is not one.
+/// Iterates over records until the end, or until bytes that are not a record.
 pub(crate) struct Records<'batch> {
     rest: &'batch [u8],
 }
@@ -108,7 +110,7 @@ impl<'batch> Records<'batch> {
         Self { rest: decompressed }
     }
 
-    /// Whether everything was a record.
+    /// Whether all bytes were records.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.rest.is_empty()
     }
@@ -144,7 +146,7 @@ fn parse(body: &[u8]) -> Option<Record<'_>> {
     })
 }
 
-/// Bytes behind their length; the inner `None` is null.
+/// Length-prefixed bytes; the inner `None` is null.
 fn optional_bytes<'batch>(rest: &mut &'batch [u8]) -> Option<Option<&'batch [u8]>> {
     let length = varint(rest)?;
     if length < 0 {
@@ -179,7 +181,8 @@ pub(crate) fn put_varint(bytes: &mut Vec<u8>, value: i64) {
     bytes.push(value as u8);
 }
 
-/// The (timestamp, offset) of the first record from `from_offset` on that is not older than `timestamp`.
+/// The (timestamp, offset) of the first record from `from_offset` on that is not older than
+/// `timestamp`.
 pub(crate) fn first_at(header: &BatchHeader, batch: &[u8], timestamp: i64, from_offset: i64) -> Option<(i64, i64)> {
     let records = decompress(header, batch).ok()?;
     let stamp = |record: &Record<'_>| {
@@ -194,9 +197,10 @@ pub(crate) fn first_at(header: &BatchHeader, batch: &[u8], timestamp: i64, from_
         .find(|(stamp, offset)| *stamp >= timestamp && *offset >= from_offset)
 }
 
-/// Refuses a batch for a compacted topic that has a record without a key: nothing could ever replace it.
-pub(crate) fn check_keys(header: &BatchHeader, batch: &[u8]) -> Result<(), Refusal> {
-    let refuse = |message: &str| Refusal::new(ResponseError::InvalidRecord, message);
+/// Refuses a batch for a compacted topic that has a record without a key: nothing could ever
+/// replace it.
+pub(crate) fn check_keys(header: &BatchHeader, batch: &[u8]) -> Result<(), ApiError> {
+    let refuse = |message: &str| ApiError::new(ResponseError::InvalidRecord, message);
     let records = decompress(header, batch).map_err(|error| refuse(&format!("cannot read the records: {error}")))?;
     let mut walker = Records::new(&records);
     let mut count = 0;

@@ -1,7 +1,8 @@
-//! Opening a log: believe the checkpoint, read what follows it, cut off what is torn.
+//! Opens a log: trusts the checkpoint, reads the log after it, cuts off a torn tail.
 //!
-//! A batch counts if it is whole, its checksum is right and its offset follows. The first that does not count is the
-//! write that a crash interrupted: it was never acknowledged, and it is cut off together with everything behind it.
+//! A batch counts if it is complete, its checksum is right and its offset follows the previous one.
+//! The first batch that does not count is a write that a crash interrupted. It was never
+//! acknowledged, and it is cut off with everything behind it.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -9,9 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::batch::{BatchHeader, HEADER_LENGTH, checksum_matches, marker_commits};
+use super::batch::{BatchHeader, HEADER_LENGTH, checksum_matches, is_commit_marker};
 use super::checkpoint;
-use super::device::Device;
+use super::durability::Durability;
 use super::segment::{Segment, index_path, log_path, read_index};
 use super::{PartitionLog, sync_directory};
 use crate::clock::now_ms;
@@ -32,12 +33,12 @@ pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Parti
         start_offset,
         end_offset: 0,
         producers: ProducerStates::default(),
-        device: None,
+        durability: None,
         segment_began: Instant::now(),
         cleaned_until: 0,
         next_horizon: None,
-        unchecked_bytes: 0,
-        unchecked_since: None,
+        bytes_since_checkpoint: 0,
+        appended_since_checkpoint: None,
     };
     let mut unread = base_offsets.as_slice();
     if let Some(state) = checkpoint
@@ -62,8 +63,8 @@ pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Parti
     for (at, base_offset) in unread.iter().enumerate() {
         let mut segment = Segment::describe(directory, *base_offset);
         if *base_offset < log.end_offset {
-            // A compaction was cut short between writing the segment that covers this one and removing it.
-            tracing::warn!(path = %segment.path().display(), "a segment that another one covers is removed");
+            // A compaction was interrupted between writing a new segment and removing this one.
+            tracing::warn!(path = %segment.path().display(), "removing a segment that a compacted one replaces");
             segment.remove()?;
             continue;
         }
@@ -79,7 +80,7 @@ pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Parti
     match log.segments.last_mut() {
         Some(segment) => segment.open_for_append()?,
         None => {
-            // Retention may have emptied the log: offsets go on where they were.
+            // Retention may have emptied the log: offsets continue.
             log.end_offset = log.end_offset.max(end_offset);
             log.segments.push(Segment::create(directory, log.end_offset)?);
             sync_directory(directory)?;
@@ -92,12 +93,12 @@ pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Parti
     if sync_each_append {
         let end_offset = log.end_offset;
         let active = log.active();
-        log.device = Some(Arc::new(Device::open(active.file()?, end_offset, active.size)?));
+        log.durability = Some(Arc::new(Durability::open(active.file()?, end_offset, active.size)?));
     }
     Ok(log)
 }
 
-/// The base offsets of all segments, in order. Leftovers of interrupted work are removed.
+/// The base offsets of all segments, in order. Removes leftovers of interrupted work.
 fn list_segments(directory: &Path) -> io::Result<Vec<i64>> {
     let mut base_offsets = Vec::new();
     for entry in std::fs::read_dir(directory)? {
@@ -117,7 +118,8 @@ fn list_segments(directory: &Path) -> io::Result<Vec<i64>> {
     Ok(base_offsets)
 }
 
-/// The segments of the checkpoint, if the files are what it says. Segments at the front may have been removed since.
+/// The segments of the checkpoint, if the files match it. Segments at the front may have been
+/// removed since.
 fn trusted_segments(directory: &Path, on_disk: &[i64], state: &checkpoint::State) -> Option<Vec<Segment>> {
     let first = *on_disk.first()?;
     let kept: Vec<_> = state.segments.iter().filter(|segment| segment.base_offset >= first).collect();
@@ -130,7 +132,7 @@ fn trusted_segments(directory: &Path, on_disk: &[i64], state: &checkpoint::State
         let length = std::fs::metadata(&path).ok()?.len();
         let is_last = at + 1 == kept.len();
         if length < described.size || !is_last && length != described.size {
-            tracing::warn!(path = %path.display(), length, expected = described.size, "a segment is not as the checkpoint says, the log is read in full");
+            tracing::warn!(path = %path.display(), length, expected = described.size, "segment size differs from the checkpoint; reading the whole log");
             return None;
         }
         let index = read_index(&path, described.index_entries)?;
@@ -141,7 +143,7 @@ fn trusted_segments(directory: &Path, on_disk: &[i64], state: &checkpoint::State
     (!segments.is_empty()).then_some(segments)
 }
 
-/// Takes everything into account that a segment's file holds beyond what is known of it. Says whether the tail was torn.
+/// Reads a segment's file after its known part. Returns whether the tail was torn.
 fn scan(log: &mut PartitionLog, segment: &mut Segment) -> io::Result<bool> {
     let mut file = File::open(segment.path())?;
     let length = file.metadata()?.len();
@@ -157,7 +159,7 @@ fn scan(log: &mut PartitionLog, segment: &mut Segment) -> io::Result<bool> {
             let bytes = &buffer[at..at + header.size()];
             segment.record(&header);
             if header.is_control() {
-                log.producers.ended(&header, marker_commits(bytes), now);
+                log.producers.ended(&header, is_commit_marker(bytes), now);
             } else {
                 log.producers.appended(&header, now);
             }
@@ -167,7 +169,7 @@ fn scan(log: &mut PartitionLog, segment: &mut Segment) -> io::Result<bool> {
         }
         buffer.drain(..at);
         at = 0;
-        // A batch larger than the buffer announces its size, which the file has to bear out.
+        // A batch larger than the buffer announces its size. The file must contain that many bytes.
         let announced = BatchHeader::parse(&buffer).map_or(HEADER_LENGTH, |header| header.size());
         let is_complete = buffer.len() >= announced.max(HEADER_LENGTH);
         let wanted = announced.max(SCAN_BUFFER).saturating_sub(buffer.len()) as u64;
@@ -184,7 +186,7 @@ fn scan(log: &mut PartitionLog, segment: &mut Segment) -> io::Result<bool> {
         cut = length - segment.size,
         kept = segment.size,
         end_offset = log.end_offset,
-        "the last write was torn and is cut off",
+        "the last write was torn; cutting it off",
     );
     let file = File::options().write(true).open(segment.path())?;
     file.set_len(segment.size)?;
@@ -192,7 +194,8 @@ fn scan(log: &mut PartitionLog, segment: &mut Segment) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The header of the batch at the start of `bytes`, if it is whole, undamaged, and continues the log.
+/// The header of the batch at the start of `bytes`, if the batch is complete, undamaged, and
+/// continues the log.
 fn whole_batch(bytes: &[u8], end_offset: i64) -> Option<BatchHeader> {
     let header = BatchHeader::parse(bytes)?;
     let is_next = header.magic == 2 && header.base_offset >= end_offset && header.last_offset_delta >= 0;
@@ -200,11 +203,11 @@ fn whole_batch(bytes: &[u8], end_offset: i64) -> Option<BatchHeader> {
     (is_next && is_here && checksum_matches(bytes, &header)).then_some(header)
 }
 
-/// Segments behind a tear cannot hold anything acknowledged that the log does not have a gap before.
+/// Segments behind a tear were not acknowledged, or lie behind a gap.
 fn remove_after_tear(directory: &Path, base_offsets: &[i64]) -> io::Result<()> {
     for base_offset in base_offsets {
         let path = log_path(directory, *base_offset);
-        tracing::warn!(path = %path.display(), "a segment behind a torn one is removed");
+        tracing::warn!(path = %path.display(), "removing a segment behind a torn one");
         std::fs::remove_file(&path)?;
         if index_path(&path).exists() {
             std::fs::remove_file(index_path(&path))?;

@@ -1,14 +1,15 @@
-//! Topic configuration: the names Kafka knows, their defaults and limits, and the values the broker acts on.
+//! Topic configuration: Kafka's names, their defaults and limits, and the parsed values that the
+//! broker uses.
 //!
-//! Every name of Kafka's `TopicConfig` is accepted, kept and answered. Those that only mean something with several
-//! brokers, tiers or quotas have no effect here, nor do those that tune Kafka's own files (`flush.*`, `index.*`,
-//! `segment.index.bytes`, `segment.jitter.ms`, `preallocate`, `file.delete.delay.ms`): when a write is on the device is the
-//! broker's option. Batches are stored as they were received, whatever `compression.type` says.
-//! See <https://kafka.apache.org/documentation/#topicconfigs>.
+//! Every name of Kafka's `TopicConfig` is accepted, stored and described. Names for several
+//! brokers, tiers or quotas have no effect, nor have those that tune Kafka's own files (`flush.*`,
+//! `index.*`, `segment.index.bytes`, `segment.jitter.ms`, `preallocate`, `file.delete.delay.ms`):
+//! [`FlushPolicy`](crate::FlushPolicy) controls syncs. Batches are stored as received, whatever
+//! `compression.type` says. See <https://kafka.apache.org/documentation/#topicconfigs>.
 
 use std::collections::BTreeMap;
 
-/// How a value is written, as DescribeConfigs numbers it.
+/// The type of a value, as numbered in DescribeConfigs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i8)]
 pub(crate) enum ValueType {
@@ -20,7 +21,7 @@ pub(crate) enum ValueType {
     List = 7,
 }
 
-/// What a value may be.
+/// The allowed values.
 #[derive(Debug, Clone, Copy)]
 enum Allowed {
     AtLeast(i64),
@@ -90,7 +91,7 @@ pub(crate) fn definition(name: &str) -> Option<&'static Definition> {
 }
 
 impl Definition {
-    /// Says what is wrong with a value, if anything.
+    /// Checks a value. The error names the allowed values.
     pub(crate) fn check(&self, value: &str) -> Result<(), String> {
         let fail = |expected: String| Err(format!("invalid value {value:?} for {}: expected {expected}", self.name));
         match self.allowed {
@@ -108,11 +109,7 @@ impl Definition {
             },
             Allowed::OneOf(names) if self.value_type == ValueType::List => {
                 let is_known = |part: &str| names.contains(&part.trim());
-                if value.split(',').all(is_known) {
-                    Ok(())
-                } else {
-                    fail(format!("a list out of {}", names.join(", ")))
-                }
+                if value.split(',').all(is_known) { Ok(()) } else { fail(format!("a list of {}", names.join(", "))) }
             }
             Allowed::OneOf(names) => {
                 if names.contains(&value) {
@@ -125,17 +122,17 @@ impl Definition {
     }
 }
 
-/// Whose clock a record's timestamp is.
+/// The clock of a record's timestamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TimestampType {
     CreateTime,
     LogAppendTime,
 }
 
-/// The configuration of a topic: what was set, and the values the broker acts on, parsed.
+/// The configuration of a topic: overrides, and the parsed values.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TopicConfig {
-    /// What differs from the defaults because somebody set it.
+    /// The values that were set for this topic.
     pub(crate) overrides: BTreeMap<String, String>,
     pub(crate) cleanup_delete: bool,
     pub(crate) cleanup_compact: bool,
@@ -145,7 +142,7 @@ pub(crate) struct TopicConfig {
     pub(crate) segment_ms: i64,
     pub(crate) max_message_bytes: usize,
     pub(crate) timestamp_type: TimestampType,
-    /// How far before or after the broker's time a record's own may be.
+    /// How far a record's timestamp may be before or after the broker's time.
     pub(crate) timestamp_before_max_ms: i64,
     pub(crate) timestamp_after_max_ms: i64,
     pub(crate) delete_retention_ms: i64,
@@ -155,7 +152,7 @@ pub(crate) struct TopicConfig {
 }
 
 impl TopicConfig {
-    /// Checks the overrides and works out the values.
+    /// Checks the overrides and parses all values.
     pub(crate) fn new(overrides: BTreeMap<String, String>) -> Result<Self, String> {
         for (name, value) in &overrides {
             definition(name).ok_or_else(|| format!("unknown topic config name: {name}"))?.check(value)?;
@@ -178,7 +175,7 @@ impl TopicConfig {
             ));
         }
         let is_compacted = policies.contains(&"compact");
-        // What is still appended to is not compacted: it has to be over before that is overdue.
+        // The active segment is not compacted, so it must roll before its compaction is overdue.
         let longest_segment_ms = if is_compacted { max_compaction_lag_ms } else { i64::MAX };
         let segment_ms = number("segment.ms").min(longest_segment_ms);
         Ok(Self {
@@ -200,7 +197,7 @@ impl TopicConfig {
         })
     }
 
-    /// The value in force for a name.
+    /// The effective value of a name.
     pub(crate) fn value(&self, definition: &Definition) -> String {
         self.overrides.get(definition.name).cloned().unwrap_or_else(|| definition.default.to_owned())
     }
@@ -225,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_checked_and_unknown_names_refused() {
+    fn invalid_values_and_unknown_names_are_refused() {
         assert!(config(&[("cleanup.policy", "compact,delete")]).unwrap().cleanup_compact);
         assert!(config(&[("cleanup.policy", "shred")]).is_err());
         assert!(config(&[("retention.ms", "-2")]).is_err());

@@ -1,8 +1,8 @@
 //! Topics and their partitions.
 //!
-//! A topic is an entry of the internal log and a directory `topics/NAME` with a directory for each partition. The entry
-//! decides: it is written before a topic's directories are used and removed before they are, and a directory without an
-//! entry is removed at the next start.
+//! A topic is an entry of the internal log and a directory `topics/NAME` with a directory for each
+//! partition. The entry decides: it is written before the directories are used and removed before
+//! they are. The next start removes a directory without an entry.
 
 pub(crate) mod config;
 pub(crate) mod partition;
@@ -19,13 +19,13 @@ use uuid::Uuid;
 
 use self::config::TopicConfig;
 use self::partition::Partition;
-use crate::log::batch::Refusal;
+use crate::error::ApiError;
 use crate::store::{Change, Key, Store};
 use crate::sync::{lock, read, write};
 
 const MAX_NAME_LENGTH: usize = 249;
 
-/// What the internal log keeps of a topic.
+/// A topic in the internal log.
 #[derive(Debug, Serialize, Deserialize)]
 struct TopicRecord {
     id: String,
@@ -80,7 +80,7 @@ pub(crate) struct Topics {
     changing: Mutex<()>,
 }
 
-/// A topic to be created.
+/// A topic to create.
 #[derive(Debug)]
 pub(crate) struct NewTopic {
     pub(crate) name: String,
@@ -89,7 +89,7 @@ pub(crate) struct NewTopic {
 }
 
 impl Topics {
-    /// Opens every topic that the internal log knows.
+    /// Opens all topics of the internal log.
     pub(crate) fn open(
         data_dir: &Path,
         store: &Store,
@@ -122,7 +122,7 @@ impl Topics {
             let entry = entry?;
             let is_known = entry.file_name().to_str().is_some_and(|name| topics.get(name).is_some());
             if !is_known {
-                tracing::warn!(path = %entry.path().display(), "a directory without a topic is removed");
+                tracing::warn!(path = %entry.path().display(), "removing a directory without a topic");
                 std::fs::remove_dir_all(entry.path())?;
             }
         }
@@ -168,53 +168,52 @@ impl Topics {
         self.get(name)?.partition(index)
     }
 
-    /// Says why a topic cannot be created, if it cannot.
-    pub(crate) fn check_new(&self, new: &NewTopic) -> Result<TopicConfig, Refusal> {
+    /// Checks whether a topic can be created.
+    pub(crate) fn check_new(&self, new: &NewTopic) -> Result<TopicConfig, ApiError> {
         check_name(&new.name)?;
         if self.get(&new.name).is_some() {
-            return Err(Refusal::new(
+            return Err(ApiError::new(
                 ResponseError::TopicAlreadyExists,
                 format!("Topic '{}' already exists.", new.name),
             ));
         }
         if new.partitions < 1 {
-            return Err(Refusal::new(ResponseError::InvalidPartitions, "Number of partitions must be larger than 0."));
+            return Err(ApiError::new(ResponseError::InvalidPartitions, "Number of partitions must be larger than 0."));
         }
         self.check_room(new.partitions)?;
-        TopicConfig::new(new.configs.clone()).map_err(|message| Refusal::new(ResponseError::InvalidConfig, message))
+        TopicConfig::new(new.configs.clone()).map_err(|message| ApiError::new(ResponseError::InvalidConfig, message))
     }
 
-    fn check_room(&self, added: i32) -> Result<(), Refusal> {
+    fn check_room(&self, added: i32) -> Result<(), ApiError> {
         let count = self.partition_count.load(Ordering::Relaxed) + added.max(0) as usize;
         if count > self.max_partitions {
-            let message =
-                format!("{count} partitions in all are more than the {} this broker allows", self.max_partitions);
-            return Err(Refusal::new(ResponseError::PolicyViolation, message));
+            let message = format!("{count} partitions in total exceed the broker's limit of {}", self.max_partitions);
+            return Err(ApiError::new(ResponseError::PolicyViolation, message));
         }
         Ok(())
     }
 
-    pub(crate) fn create(&self, store: &Store, new: &NewTopic) -> Result<Arc<Topic>, Refusal> {
+    pub(crate) fn create(&self, store: &Store, new: &NewTopic) -> Result<Arc<Topic>, ApiError> {
         let _changing = lock(&self.changing);
         let config = self.check_new(new)?;
-        // What a failed removal of an earlier topic of this name may have left.
+        // A failed deletion may have left the directory.
         let leftover = self.directory.join(&new.name);
         if leftover.exists() {
-            std::fs::remove_dir_all(&leftover).map_err(storage_error)?;
+            std::fs::remove_dir_all(&leftover).map_err(|error| ApiError::storage(&error))?;
         }
         let id = Uuid::new_v4();
         let record = TopicRecord { id: id.to_string(), partitions: new.partitions, configs: config.overrides.clone() };
         let put = Change::put(Key::Topic(new.name.clone()), &record).and_then(|change| store.apply(vec![change]));
-        put.map_err(storage_error)?;
-        self.insert(&new.name, id, Arc::new(config), new.partitions).map_err(storage_error)
+        put.map_err(|error| ApiError::storage(&error))?;
+        self.insert(&new.name, id, Arc::new(config), new.partitions).map_err(|error| ApiError::storage(&error))
     }
 
-    pub(crate) fn delete(&self, store: &Store, topic: &Topic) -> Result<(), Refusal> {
+    pub(crate) fn delete(&self, store: &Store, topic: &Topic) -> Result<(), ApiError> {
         let _changing = lock(&self.changing);
         if self.by_id(topic.id).is_none() {
-            return Err(Refusal::new(ResponseError::UnknownTopicOrPartition, "This server does not host this topic."));
+            return Err(ApiError::new(ResponseError::UnknownTopicOrPartition, "This server does not host this topic."));
         }
-        store.apply(vec![Change::remove(Key::Topic(topic.name.clone()))]).map_err(storage_error)?;
+        store.apply(vec![Change::remove(Key::Topic(topic.name.clone()))]).map_err(|error| ApiError::storage(&error))?;
         let mut registry = write(&self.registry);
         registry.by_id.remove(&topic.id);
         registry.by_name.remove(&topic.name);
@@ -224,7 +223,7 @@ impl Topics {
         for partition in partitions {
             partition.close();
         }
-        // Moved aside first, so that the name is free at once and a crash leaves only trash.
+        // Renamed first: the name is free at once, and a crash leaves only trash.
         let trash = self.trash.join(topic.id.to_string());
         let removed = std::fs::create_dir_all(&self.trash)
             .and_then(|()| std::fs::rename(self.directory.join(&topic.name), &trash))
@@ -235,46 +234,47 @@ impl Topics {
         Ok(())
     }
 
-    /// Adds partitions until there are `count`.
-    pub(crate) fn grow(&self, store: &Store, topic: &Topic, count: i32, validate_only: bool) -> Result<(), Refusal> {
+    /// Adds partitions up to `count`.
+    pub(crate) fn add_partitions(
+        &self,
+        store: &Store,
+        topic: &Topic,
+        count: i32,
+        validate_only: bool,
+    ) -> Result<(), ApiError> {
         let _changing = lock(&self.changing);
         let current = topic.partition_count();
         if count <= current {
-            let message =
-                format!("Topic currently has {current} partitions, which is not fewer than the requested {count}.");
-            return Err(Refusal::new(ResponseError::InvalidPartitions, message));
+            let message = format!("The topic currently has {current} partition(s); {count} would not be an increase.");
+            return Err(ApiError::new(ResponseError::InvalidPartitions, message));
         }
         self.check_room(count - current)?;
         if validate_only {
             return Ok(());
         }
         self.save(store, topic, count, &topic.config())?;
-        let added = self.open_partitions(&topic.name, current..count).map_err(storage_error)?;
+        let added = self.open_partitions(&topic.name, current..count).map_err(|error| ApiError::storage(&error))?;
         write(&topic.partitions).extend(added);
         Ok(())
     }
 
     /// Replaces the configuration of a topic.
-    pub(crate) fn configure(&self, store: &Store, topic: &Topic, config: TopicConfig) -> Result<(), Refusal> {
+    pub(crate) fn configure(&self, store: &Store, topic: &Topic, config: TopicConfig) -> Result<(), ApiError> {
         let _changing = lock(&self.changing);
         self.save(store, topic, topic.partition_count(), &config)?;
         *write(&topic.config) = Arc::new(config);
         Ok(())
     }
 
-    fn save(&self, store: &Store, topic: &Topic, partitions: i32, config: &TopicConfig) -> Result<(), Refusal> {
+    fn save(&self, store: &Store, topic: &Topic, partitions: i32, config: &TopicConfig) -> Result<(), ApiError> {
         let record = TopicRecord { id: topic.id.to_string(), partitions, configs: config.overrides.clone() };
         let put = Change::put(Key::Topic(topic.name.clone()), &record).and_then(|change| store.apply(vec![change]));
-        put.map_err(storage_error)
+        put.map_err(|error| ApiError::storage(&error))
     }
 }
 
-pub(crate) fn storage_error(error: io::Error) -> Refusal {
-    Refusal::new(ResponseError::KafkaStorageError, error.to_string())
-}
-
-/// A topic's name is a directory's name, so the rule keeps it harmless as well as legal.
-pub(crate) fn check_name(name: &str) -> Result<(), Refusal> {
+/// A topic's name is also a directory's name, so the rule also keeps paths safe.
+pub(crate) fn check_name(name: &str) -> Result<(), ApiError> {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let problem = if name.is_empty() {
         "the empty string is not allowed"
@@ -287,5 +287,5 @@ pub(crate) fn check_name(name: &str) -> Result<(), Refusal> {
     } else {
         return Ok(());
     };
-    Err(Refusal::new(ResponseError::InvalidTopicException, format!("Topic name is invalid: {problem}")))
+    Err(ApiError::new(ResponseError::InvalidTopicException, format!("Topic name is invalid: {problem}")))
 }

@@ -1,18 +1,19 @@
 //! The transaction coordinator (KIP-98).
 //!
 //! ```text
-//! Empty --add partitions--> Ongoing --EndTxn, timeout, fence--> PrepareCommit | PrepareAbort --> CompleteCommit | CompleteAbort
+//! Empty --add partitions--> Ongoing --EndTxn, timeout, fence--> Prepare* --markers written--> Complete*
 //! ```
 //!
-//! The outcome is decided by one frame of the internal log, the one that says *Prepare*. Everything after it only carries
-//! the decision out, can be repeated, and is repeated at the next start or tick if it was cut short: a marker in each
-//! partition that the transaction wrote to, then one frame that moves the pending offsets and says *Complete*.
+//! One frame of the internal log, *Prepare*, decides the outcome. The steps after it are
+//! repeatable, and the next start or tick repeats them if they were interrupted: a marker in each
+//! partition of the transaction, then one frame that moves the pending offsets and says *Complete*.
 //!
-//! The lock of a transactional id is held over each step, and over each append of its producer: a batch is either in the
-//! log before its transaction ends, or refused. So no transaction can hang (the server side of KIP-890).
+//! The lock of a transactional id is held over each step and over each append of its producer. A
+//! batch is either in the log before its transaction ends, or refused, so no transaction hangs (the
+//! server side of KIP-890).
 //!
-//! A producer is fenced by its epoch. InitProducerId gives a higher one to the new producer, and a transaction that runs
-//! into its timeout is aborted with a higher one as well, so whatever the old producer sends from then on is refused.
+//! The epoch fences producers. InitProducerId increments it for the new producer, and so does the
+//! abort of a transaction that timed out. Every later request with the old epoch is refused.
 
 mod registry;
 
@@ -25,12 +26,12 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::registry::{Coordinator, Requester};
 use crate::clock::now_ms;
 
-/// The highest epoch a producer id is used with; after it comes a new producer id.
+/// The highest epoch of a producer id. After it the transactional id gets a new producer id.
 const MAX_EPOCH: i16 = i16::MAX - 1;
 pub(crate) const NO_PRODUCER_ID: i64 = -1;
 pub(crate) const NO_EPOCH: i16 = -1;
 
-/// Where a transaction is.
+/// The state of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Phase {
     Empty,
@@ -51,7 +52,7 @@ impl Phase {
         Self::CompleteAbort,
     ];
 
-    /// As ListTransactions writes it.
+    /// The name in ListTransactions.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Empty => "Empty",
@@ -63,13 +64,13 @@ impl Phase {
         }
     }
 
-    /// The outcome was decided and is being carried out.
+    /// The outcome is decided and not completed.
     fn is_ending(self) -> bool {
         matches!(self, Self::PrepareCommit | Self::PrepareAbort)
     }
 }
 
-/// The state of one transactional id. Serialised as it is into the internal log.
+/// The state of one transactional id, as stored in the internal log.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Transaction {
     pub(crate) producer_id: i64,
@@ -80,7 +81,7 @@ pub(crate) struct Transaction {
     pub(crate) phase: Phase,
     pub(crate) partitions: BTreeSet<(String, i32)>,
     pub(crate) groups: BTreeSet<String>,
-    /// When the first partition or group was added; -1 when there is none.
+    /// When the first partition or group was added; -1 without an open transaction.
     pub(crate) started_ms: i64,
     updated_ms: i64,
 }
@@ -100,7 +101,7 @@ impl Transaction {
         }
     }
 
-    /// Whether this is the producer that the transactional id belongs to now.
+    /// Checks that the request comes from the current producer of the transactional id.
     fn check_producer(&self, producer_id: i64, epoch: i16) -> Result<(), ResponseError> {
         if producer_id != self.producer_id {
             return Err(ResponseError::InvalidProducerIdMapping);
@@ -111,10 +112,10 @@ impl Transaction {
         Ok(())
     }
 
-    /// Whether a batch may be appended to a partition.
+    /// Checks that the producer may append to a partition.
     fn check_append(&self, producer_id: i64, epoch: i16, topic: &str, partition: i32) -> Result<(), ResponseError> {
         self.check_producer(producer_id, epoch).map_err(|error| match error {
-            // What Produce has answered since before there was a code of its own.
+            // Produce has used this code since before PRODUCER_FENCED existed.
             ResponseError::ProducerFenced => ResponseError::InvalidProducerEpoch,
             other => other,
         })?;
@@ -122,7 +123,7 @@ impl Transaction {
         if is_part { Ok(()) } else { Err(ResponseError::InvalidTxnState) }
     }
 
-    /// Adds what the producer is about to write to. The caller saves the result.
+    /// The state with added partitions and groups. The caller persists it.
     fn extended(
         &self,
         partitions: impl IntoIterator<Item = (String, i32)>,
@@ -143,11 +144,11 @@ impl Transaction {
         Ok(next)
     }
 
-    /// What a request to end the transaction leads to: nothing to do any more, or the decision to be saved.
+    /// The state after EndTxn, to be persisted. `None`: the transaction already ended this way.
     fn ending(&self, commit: bool) -> Result<Option<Self>, ResponseError> {
         match (self.phase, commit) {
             (Phase::Ongoing, _) => Ok(Some(self.decided(commit))),
-            // The answer to the first request was lost.
+            // A retry: the first response was lost.
             (Phase::CompleteCommit, true) | (Phase::CompleteAbort, false) => Ok(None),
             (Phase::PrepareCommit, true) | (Phase::PrepareAbort, false) => Err(ResponseError::ConcurrentTransactions),
             _ => Err(ResponseError::InvalidTxnState),
@@ -159,7 +160,7 @@ impl Transaction {
         Self { phase, ..self.clone() }
     }
 
-    /// The decision to abort, in the name of an epoch that fences the producer.
+    /// The decision to abort, with an epoch that fences the producer.
     fn fenced(&self) -> Self {
         Self { epoch: self.epoch.saturating_add(1), last_epoch: NO_EPOCH, ..self.decided(false) }
     }
@@ -174,12 +175,12 @@ impl Transaction {
     }
 }
 
-/// A [`Transaction`] and what is only in memory.
+/// A [`Transaction`] with its volatile state.
 #[derive(Debug)]
-pub(crate) struct Cell {
+pub(crate) struct TransactionSlot {
     pub(crate) transaction: Transaction,
-    /// Removed from the registry: whoever holds it has to look again.
+    /// Removed from the registry: look the transactional id up again.
     is_removed: bool,
-    /// When carrying out a decision failed last; the next tick tries again.
+    /// When completing the transaction last failed. The next tick retries.
     failed_at: Option<Instant>,
 }

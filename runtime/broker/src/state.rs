@@ -1,4 +1,4 @@
-//! What every request can reach.
+//! The state that all requests share.
 
 use std::sync::Arc;
 
@@ -11,19 +11,19 @@ use crate::store::Store;
 use crate::topics::Topics;
 use crate::transaction::Coordinator;
 
-/// There is one node, and this is its id.
+/// The id of the only node.
 pub(crate) const NODE: BrokerId = BrokerId(1);
 
-/// The broker's parts.
+/// The parts of a running broker.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct BrokerState {
     pub(crate) options: BrokerOptions,
     pub(crate) cluster_id: String,
     pub(crate) store: Arc<Store>,
     pub(crate) topics: Arc<Topics>,
     pub(crate) groups: Arc<Groups>,
     pub(crate) transactions: Coordinator,
-    /// Counts the bytes of requests that are being received.
+    /// Counts the bytes of requests in memory.
     pub(crate) receiving: Arc<Semaphore>,
     #[cfg(feature = "fault-injection")]
     pub(crate) faults: crate::faults::Faults,
