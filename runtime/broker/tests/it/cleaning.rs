@@ -33,7 +33,7 @@ fn retention_by_size_keeps_the_newest_segments() {
 }
 
 #[test]
-fn retention_by_time_empties_a_log_and_offsets_go_on() {
+fn retention_by_time_empties_a_log_and_offsets_continue() {
     let Some(mut broker) = cleaning() else { return };
     let topic = broker.topic("time", 1, &[("retention.ms", "1000")]);
     let producer = broker.producer(&[]);
@@ -104,18 +104,18 @@ fn compaction_keeps_the_last_value_of_each_key() {
 }
 
 #[test]
-fn compaction_comes_after_the_longest_lag_however_little_there_is_to_gain() {
+fn max_compaction_lag_forces_compaction() {
     let Some(broker) = cleaning() else { return };
     let configs = [
         ("cleanup.policy", "compact"),
-        // Never worth it by size: the segment is not full, and not all of it can be dirty.
+        // The dirty ratio never reaches this: the active segment is not compacted.
         ("min.cleanable.dirty.ratio", "1.0"),
         ("max.compaction.lag.ms", "300"),
     ];
     let topic = broker.topic("lag", 1, &configs);
     let producer = broker.producer(&[("linger.ms", "0")]);
     let mut round = 0;
-    // A segment that is appended to ends with the first record after the lag, so there is one now and then.
+    // The first record after the lag rolls the active segment, so send one in every round.
     eventually("old values are gone", || {
         round += 1;
         send(&producer, &topic, 0, "k", &round.to_string());
@@ -127,7 +127,7 @@ fn compaction_comes_after_the_longest_lag_however_little_there_is_to_gain() {
 }
 
 #[test]
-fn a_compacted_topic_wants_keys() {
+fn compacted_topics_refuse_records_without_key() {
     let broker = TestBroker::any();
     let topic = broker.topic("keys", 1, &[("cleanup.policy", "compact")]);
     for codec in ["none", "lz4", "gzip", "snappy", "zstd"] {

@@ -1,4 +1,4 @@
-//! What was acknowledged is kept: through `kill -9`, torn files and a full disk.
+//! Acknowledged records survive `kill -9`, torn files and a full disk.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ const DATA: &str = "TRUNKLINE_TEST_PROCESS_DATA";
 const ADDRESS: &str = "TRUNKLINE_TEST_PROCESS_ADDRESS";
 const READY: &str = "listening on ";
 
-/// Not a test: what this binary does when [`Process::start`] starts it once more.
+/// Not a test: the process that [`Process::start`] runs.
 #[test]
 #[ignore = "run by other tests, in a process that they kill"]
 fn broker_process() {
@@ -26,12 +26,12 @@ fn broker_process() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let broker = runtime.block_on(trunkline_broker::Broker::start(options)).unwrap();
     println!("\n{READY}{}", broker.address());
-    // Until it is killed, or told to stop by the end of its input.
+    // Runs until it is killed or its input ends.
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     runtime.block_on(broker.stop()).unwrap();
 }
 
-/// A broker in a process of its own, which can be killed.
+/// A broker in its own process, which a test can kill.
 pub(crate) struct Process {
     child: Child,
     pub(crate) address: String,
@@ -55,13 +55,13 @@ impl Process {
         Self { child, address, data: data.to_owned() }
     }
 
-    /// `kill -9`, and a start on what is left.
+    /// `kill -9` and a restart.
     pub(crate) fn kill_and_restart(&mut self) {
         self.kill();
         *self = Self::start(&self.data.clone(), &self.address.clone());
     }
 
-    /// A clean stop, and a start.
+    /// A clean stop and a restart.
     pub(crate) fn stop_and_restart(&mut self) {
         drop(self.child.stdin.take());
         self.child.wait().unwrap();
@@ -88,7 +88,7 @@ fn transactions_are_exactly_once_through_kill_9() {
     }
     let data = tempfile::tempdir().unwrap();
     let mut process = Process::start(data.path(), "127.0.0.1:0");
-    // The clients of `TestBroker`, pointed at the process.
+    // The clients of `TestBroker`, connected to the process.
     let mut broker = TestBroker::own(|_| {});
     broker.address.clone_from(&process.address);
     let topic = broker.topic("killed", 2, &[]);
@@ -139,7 +139,7 @@ fn append(path: &Path, bytes: &[u8]) {
 }
 
 #[test]
-fn a_torn_tail_is_cut_off_and_nothing_else() {
+fn recovery_cuts_off_only_the_torn_tail() {
     if is_foreign() {
         return;
     }
@@ -173,7 +173,7 @@ fn a_torn_tail_is_cut_off_and_nothing_else() {
 }
 
 #[test]
-fn with_flush_always_the_same_holds() {
+fn transactions_survive_a_restart_with_flush_always() {
     if is_foreign() {
         return;
     }
@@ -191,14 +191,14 @@ fn with_flush_always_the_same_holds() {
 }
 
 #[test]
-fn with_flush_always_producers_share_the_wait_for_the_device() {
+fn producers_share_syncs_with_flush_always() {
     if is_foreign() {
         return;
     }
     const PRODUCERS: usize = 16;
     const EACH: usize = 100;
     let broker = TestBroker::own(|options| options.flush = trunkline_broker::FlushPolicy::Always);
-    let topic = broker.topic("shared", 1, &[]);
+    let topic = broker.topic("broker", 1, &[]);
     let plain = From { producer_id: -1, epoch: -1, sequence: -1, is_transactional: false };
     let write = |count: usize| {
         let mut raw = Raw::connect(&broker.address);
@@ -217,7 +217,7 @@ fn with_flush_always_producers_share_the_wait_for_the_device() {
 }
 
 #[test]
-fn a_data_directory_has_one_broker_at_a_time_and_a_process_several() {
+fn a_data_directory_has_one_broker_at_a_time() {
     if is_foreign() {
         return;
     }
@@ -233,7 +233,7 @@ fn a_data_directory_has_one_broker_at_a_time_and_a_process_several() {
     assert!(second.directory_is_without(&topic));
 }
 
-/// A small file system, so that it can be full.
+/// A small file system that a test can fill.
 struct SmallDisk {
     directory: tempfile::TempDir,
 }
@@ -259,7 +259,7 @@ fn a_full_disk_refuses_with_a_retriable_error_and_recovers() {
         return;
     }
     let Some(disk) = SmallDisk::mount() else {
-        println!("skipped: mounting a small file system is not allowed here");
+        println!("SKIP a_full_disk_refuses_with_a_retriable_error_and_recovers: cannot mount a file system");
         return;
     };
     let broker = TestBroker::own(|options| options.data_dir = disk.directory.path().join("data"));
@@ -273,7 +273,7 @@ fn a_full_disk_refuses_with_a_retriable_error_and_recovers() {
     send(&producer, &topic, 0, "k", "in a transaction");
     drain(&producer);
     fill(&filler);
-    // Its last page may have room for a little more.
+    // The last page may have a little room.
     let mut accepted = 1;
     let error = loop {
         let (error, _) = produce(&mut raw, &topic, None, batch(plain, 60));
@@ -292,7 +292,7 @@ fn a_full_disk_refuses_with_a_retriable_error_and_recovers() {
     assert_eq!(broker.values(&topic, 0, "read_committed").len() as i64, end + 60);
 }
 
-/// Writes until there is no room.
+/// Writes until the file system is full.
 fn fill(path: &Path) {
     let mut file = std::fs::File::create(path).unwrap();
     while file.write_all(&[0; 4096]).is_ok() {}

@@ -1,8 +1,8 @@
-//! Thousands of random steps against a model: produce, commit, abort, fence, restart, kill.
+//! Thousands of random steps compared with a model: produce, commit, abort, fence, restart, kill.
 //!
-//! Every request is answered before the next is sent, or its answer is thrown away with the broker that gives it, and then
-//! it is sent again: so the model knows exactly what has to be in the log. `TRUNKLINE_TEST_SEED` and `TRUNKLINE_TEST_STEPS`
-//! choose another run.
+//! A request is answered before the next one is sent, or the broker is killed before its answer is
+//! read and the request is sent again. So the model knows the exact contents of the log.
+//! `TRUNKLINE_TEST_SEED` and `TRUNKLINE_TEST_STEPS` select another run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -38,7 +38,7 @@ impl Random {
     }
 }
 
-/// What the model knows of one offset.
+/// The model of one offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Entry {
     Plain,
@@ -73,12 +73,12 @@ struct Model {
 }
 
 impl Model {
-    /// Sends a request until it is answered. Now and then the broker dies before its answer is read.
+    /// Sends a request until it is answered. At random the broker dies before its answer is read.
     fn call<R: Request>(&mut self, version: i16, request: &R) -> R::Response {
         if self.random.one_in(60) {
             let _ = self.raw.stream.write_all(&encode(version, request));
             if self.random.one_in(2) {
-                // Sometimes it has been carried out for certain.
+                // Reading the answer makes sure that the request was executed.
                 let _ = self.raw.read();
             }
             self.kill();
@@ -101,7 +101,7 @@ impl Model {
         TransactionalId(self.producers[number].transactional_id.clone().into())
     }
 
-    /// A new owner for a transactional id. What the old one had open is aborted.
+    /// Assigns the transactional id to a new producer. The open transaction is aborted.
     fn init(&mut self, number: usize) {
         let request = InitProducerIdRequest::default()
             .with_transactional_id(Some(self.id(number)))
@@ -117,7 +117,7 @@ impl Model {
         producer.sequences.clear();
     }
 
-    /// The model's side of the end of a transaction.
+    /// Ends a transaction in the model.
     fn finish(&mut self, number: usize, commit: bool) {
         let partitions = std::mem::take(&mut self.producers[number].partitions);
         for partition in partitions {
@@ -141,7 +141,7 @@ impl Model {
     fn produce_plain(&mut self) {
         let partition = self.random.below(PARTITIONS as usize) as i32;
         let count = 1 + self.random.below(5) as i32;
-        // Not idempotent, so it is not sent where its outcome could be unknown.
+        // Not idempotent, so it is not sent when its outcome could be unknown.
         let plain = From { producer_id: -1, epoch: -1, sequence: -1, is_transactional: false };
         let (error, offset) = self.produce_to(partition, None, batch(plain, count));
         assert_eq!((error, offset), (0, self.logs[partition as usize].len() as i64));
@@ -228,7 +228,7 @@ impl Model {
             .with_committed(commit);
         let response = self.call(3, &request);
         if !self.producers[number].is_open {
-            // Nothing to end; or the end of the one before is asked for again.
+            // No open transaction; or a retry of the previous end.
             let allowed = [0, ResponseError::InvalidTxnState.code()];
             assert!(allowed.contains(&response.error_code), "{}", response.error_code);
             return;
@@ -237,7 +237,7 @@ impl Model {
         self.finish(number, commit);
     }
 
-    /// The producer before the last InitProducerId cannot do anything.
+    /// The producer before the last InitProducerId is fenced.
     fn try_as_zombie(&mut self, number: usize) {
         let producer = &self.producers[number];
         if producer.epoch == 0 {
@@ -256,7 +256,7 @@ impl Model {
         assert_eq!(self.raw.call(3, &request).error_code, ResponseError::ProducerFenced.code());
     }
 
-    /// Everything the broker says has to be what the model says.
+    /// Compares the broker with the model.
     fn check(&mut self) {
         self.checks += 1;
         for partition in 0..PARTITIONS {
@@ -302,7 +302,7 @@ fn list_end(raw: &mut Raw, topic: &str, partition: i32, isolation: i8) -> i64 {
     raw.call(5, &request).topics[0].partitions[0].offset
 }
 
-/// The offsets of the records that a reader gets who follows the protocol's rules.
+/// The offsets of the records that a reader sees who follows the protocol.
 fn read(raw: &mut Raw, topic: &str, partition: i32, from: i64, until: i64, isolation: i8) -> Vec<i64> {
     let mut position = from;
     let mut found = Vec::new();
@@ -340,7 +340,7 @@ fn read(raw: &mut Raw, topic: &str, partition: i32, from: i64, until: i64, isola
                 skipping.insert(aborted.remove(0).1);
             }
             if attributes & 0x20 != 0 {
-                // An abort marker ends what is skipped.
+                // An abort marker ends the skipped range.
                 if rest[68..70] == [0, 0] {
                     skipping.remove(&producer_id);
                 }
@@ -357,7 +357,7 @@ fn read(raw: &mut Raw, topic: &str, partition: i32, from: i64, until: i64, isola
 }
 
 #[test]
-fn thousands_of_random_steps_with_kills_are_as_the_model_says() {
+fn random_steps_with_kills_match_the_model() {
     if is_foreign() {
         return;
     }

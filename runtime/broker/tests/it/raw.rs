@@ -1,4 +1,4 @@
-//! A client of bare requests, for what no well-behaved client sends.
+//! A client that sends single requests, for what no correct client sends.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -36,7 +36,7 @@ impl Raw {
         response
     }
 
-    /// One response; `None` if the connection is closed instead.
+    /// Reads one response. `None`: the connection was closed.
     pub(crate) fn read(&mut self) -> Option<Bytes> {
         let mut length = [0; 4];
         self.stream.read_exact(&mut length).ok()?;
@@ -46,7 +46,7 @@ impl Raw {
     }
 }
 
-/// A request with its length.
+/// A request with its length prefix.
 pub(crate) fn encode<R: Request>(version: i16, request: &R) -> Vec<u8> {
     let header = RequestHeader::default()
         .with_request_api_key(R::KEY)
@@ -60,7 +60,7 @@ pub(crate) fn encode<R: Request>(version: i16, request: &R) -> Vec<u8> {
     [&(bytes.len() as u32).to_be_bytes()[..], &bytes].concat()
 }
 
-/// What a batch says of its producer.
+/// The producer fields of a batch.
 #[derive(Clone, Copy)]
 pub(crate) struct From {
     pub(crate) producer_id: i64,
@@ -73,7 +73,8 @@ pub(crate) struct From {
 pub(crate) fn batch(from: From, count: i32) -> Vec<u8> {
     let mut records = Vec::new();
     for number in 0..count as u8 {
-        // length, attributes, timestamp delta, offset delta, key "k", value "v", no headers; zig-zag
+        // length, attributes, timestamp delta, offset delta, key "k", value "v", no headers;
+        // zig-zag
         records.extend_from_slice(&[16, 0, 0, number * 2, 2, b'k', 2, b'v', 0]);
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
@@ -97,7 +98,7 @@ pub(crate) fn batch(from: From, count: i32) -> Vec<u8> {
     batch
 }
 
-/// Sends bytes as the records of one partition and answers (error code, base offset).
+/// Produces bytes to one partition and returns (error code, base offset).
 pub(crate) fn produce(raw: &mut Raw, topic: &str, transactional_id: Option<&str>, records: Vec<u8>) -> (i16, i64) {
     let partition = PartitionProduceData::default().with_records(Some(records.into()));
     let topic =

@@ -14,7 +14,7 @@ fn configured(broker: &TestBroker, topic: &str, name: &str) -> Option<String> {
 }
 
 #[test]
-fn create_grow_delete() {
+fn topics_are_created_extended_and_deleted() {
     let broker = TestBroker::any();
     let admin = broker.admin();
     let options = AdminOptions::new();
@@ -66,7 +66,7 @@ fn all_topics_are_listed() {
 }
 
 #[test]
-fn what_cannot_be_created_is_refused() {
+fn invalid_topics_are_refused() {
     let broker = TestBroker::any();
     let admin = broker.admin();
     let refused = |topic: NewTopic<'_>| {
@@ -99,12 +99,12 @@ fn configs_are_kept_described_and_altered() {
     let altered = broker.block_on(admin.alter_configs(&[change], &AdminOptions::new())).unwrap();
     assert!(altered[0].is_ok(), "{altered:?}");
     eventually("altered", || configured(&broker, &topic, "retention.ms").as_deref() == Some("54321"));
-    // AlterConfigs replaces everything that was set.
+    // AlterConfigs replaces all overrides.
     assert_eq!(configured(&broker, &topic, "cleanup.policy").unwrap(), "delete");
 }
 
 #[test]
-fn topics_are_created_on_demand_only_if_that_is_allowed() {
+fn auto_creation_needs_the_option() {
     if is_foreign() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Requests that mean harm, or are nonsense, end their connection and nothing else.
+//! Requests that violate the protocol end their connection and affect no other.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -20,7 +20,7 @@ fn is_alive(broker: &TestBroker) {
     assert_eq!(response.error_code, 0);
 }
 
-/// Bytes of memory that this process has resident.
+/// Resident memory of this process in bytes.
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
@@ -95,7 +95,7 @@ fn every_api_answers_in_every_version_it_announces() {
 }
 
 #[test]
-fn a_newer_client_is_told_the_versions_and_an_unknown_api_is_not_answered() {
+fn newer_clients_get_the_supported_versions_and_unknown_apis_no_response() {
     let broker = TestBroker::any();
     let mut raw = Raw::connect(&broker.address);
     let mut request = encode(3, &hello());
@@ -111,7 +111,7 @@ fn a_newer_client_is_told_the_versions_and_an_unknown_api_is_not_answered() {
 }
 
 #[test]
-fn lengths_are_not_believed() {
+fn claimed_lengths_allocate_nothing() {
     if is_foreign() {
         return;
     }
@@ -141,7 +141,7 @@ fn lengths_are_not_believed() {
 }
 
 #[test]
-fn random_damage_to_requests_harms_nobody() {
+fn randomly_damaged_requests_affect_no_other_connection() {
     if is_foreign() {
         return;
     }
@@ -179,14 +179,14 @@ fn random_damage_to_requests_harms_nobody() {
 }
 
 #[test]
-fn thousands_of_idle_connections_cost_little() {
+fn idle_connections_use_little_memory() {
     if is_foreign() {
         return;
     }
     let broker = TestBroker::own(|_| {});
     is_alive(&broker);
     let before = resident();
-    // Both ends are in this process, and it may have a limit on its files.
+    // Both ends are in this process, and its descriptors may be limited.
     let limit = std::fs::read_to_string("/proc/self/limits").unwrap();
     let files = limit.lines().find(|line| line.starts_with("Max open files")).unwrap();
     let files: usize = files.split_whitespace().nth(3).unwrap().parse().unwrap_or(1024);
@@ -202,7 +202,7 @@ fn thousands_of_idle_connections_cost_little() {
 }
 
 #[test]
-fn connections_that_say_nothing_are_closed_and_others_are_not() {
+fn only_idle_connections_are_closed() {
     if is_foreign() {
         return;
     }
@@ -210,7 +210,7 @@ fn connections_that_say_nothing_are_closed_and_others_are_not() {
     let connect = || Raw::connect(&broker.address);
     let (mut silent, mut spoke, mut halfway, mut busy) = (connect(), connect(), connect(), connect());
     spoke.call(3, &hello());
-    // A part of a request is not silence; that one has a limit of its own.
+    // A partial request is not idle; it has its own limit.
     halfway.stream.write_all(&encode(3, &hello())[..6]).unwrap();
     let begun = std::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(3) {
@@ -223,7 +223,7 @@ fn connections_that_say_nothing_are_closed_and_others_are_not() {
     }
     halfway.stream.write_all(&encode(3, &hello())[6..]).unwrap();
     assert!(halfway.read().is_some());
-    // A client that comes back does not notice.
+    // A client that reconnects does not notice.
     let topic = broker.topic("idle", 1, &[]);
     let producer = broker.producer(&[]);
     for value in ["before", "after"] {
