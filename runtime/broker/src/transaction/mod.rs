@@ -16,6 +16,8 @@
 //! abort of a transaction that timed out. Every later request with the old epoch is refused.
 
 mod registry;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -75,8 +77,11 @@ impl Phase {
 pub(crate) struct Transaction {
     pub(crate) producer_id: i64,
     pub(crate) epoch: i16,
-    /// The epoch before the last InitProducerId, so that its retry is recognised (KIP-360).
-    last_epoch: i16,
+    /// The producer id and epoch that the current producer named in the request that gave it the current
+    /// ones: a retry of that request names them again (KIP-360). `None` if that request named no
+    /// producer. The previous identity then belongs to another producer, which must stay fenced.
+    #[serde(default)]
+    last_identity: Option<(i64, i16)>,
     pub(crate) timeout_ms: i32,
     pub(crate) phase: Phase,
     pub(crate) partitions: BTreeSet<(String, i32)>,
@@ -91,7 +96,7 @@ impl Transaction {
         Self {
             producer_id,
             epoch: 0,
-            last_epoch: NO_EPOCH,
+            last_identity: None,
             timeout_ms,
             phase: Phase::Empty,
             partitions: BTreeSet::new(),
@@ -162,7 +167,7 @@ impl Transaction {
 
     /// The decision to abort, with an epoch that fences the producer.
     fn fenced(&self) -> Self {
-        Self { epoch: self.epoch.saturating_add(1), last_epoch: NO_EPOCH, ..self.decided(false) }
+        Self { epoch: self.epoch.saturating_add(1), last_identity: None, ..self.decided(false) }
     }
 
     fn completed(&self) -> Self {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use kafka_protocol::ResponseError;
 
-use super::{MAX_EPOCH, NO_EPOCH, NO_PRODUCER_ID, Phase, Transaction, TransactionSlot};
+use super::{MAX_EPOCH, NO_PRODUCER_ID, Phase, Transaction, TransactionSlot};
 use crate::clock::now_ms;
 use crate::error::ApiError;
 use crate::group::Groups;
@@ -49,6 +49,13 @@ pub(crate) struct Requester<'request> {
     pub(crate) transactional_id: &'request str,
     pub(crate) producer_id: i64,
     pub(crate) epoch: i16,
+}
+
+impl Requester<'_> {
+    /// The producer id and epoch, if the request names them.
+    fn identity(&self) -> Option<(i64, i16)> {
+        (self.producer_id != NO_PRODUCER_ID).then_some((self.producer_id, self.epoch))
+    }
 }
 
 impl Coordinator {
@@ -202,15 +209,15 @@ impl Coordinator {
             self.complete(id, slot)?;
         }
         let current = &slot.transaction;
-        if requester.producer_id != NO_PRODUCER_ID {
-            let is_current = (requester.producer_id, requester.epoch) == (current.producer_id, current.epoch);
-            let is_retry = requester.producer_id == current.producer_id && requester.epoch == current.last_epoch;
-            if is_retry && current.last_epoch != NO_EPOCH && current.phase == Phase::Empty {
-                return Ok((current.producer_id, current.epoch));
-            }
-            if !is_current {
-                return Err(ResponseError::ProducerFenced);
-            }
+        let named = requester.identity();
+        if named.is_some() && named != Some((current.producer_id, current.epoch)) {
+            // Only the current producer can repeat the request that gave it its identity.
+            let is_retry = named == current.last_identity && current.phase != Phase::Ongoing;
+            return if is_retry {
+                Ok((current.producer_id, current.epoch))
+            } else {
+                Err(ResponseError::ProducerFenced)
+            };
         }
         if current.phase == Phase::Ongoing {
             let fenced = current.fenced();
@@ -218,11 +225,10 @@ impl Coordinator {
             self.complete(id, slot)?;
         }
         let current = &slot.transaction;
-        let mut next = Transaction { timeout_ms, phase: Phase::Empty, last_epoch: current.epoch, ..current.clone() };
+        let mut next = Transaction { timeout_ms, phase: Phase::Empty, last_identity: named, ..current.clone() };
         if current.epoch >= MAX_EPOCH {
             next.producer_id = self.new_producer_id()?;
             next.epoch = 0;
-            next.last_epoch = NO_EPOCH;
         } else {
             next.epoch = current.epoch + 1;
         }

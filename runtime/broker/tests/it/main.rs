@@ -12,6 +12,7 @@ mod common;
 mod durability;
 #[cfg(feature = "fault-injection")]
 mod faults;
+mod fencing;
 mod groups;
 mod introspection;
 mod model;
