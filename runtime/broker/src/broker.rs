@@ -21,7 +21,8 @@ use crate::options::{BrokerOptions, FlushPolicy};
 use crate::server::frame::receiving_limit;
 use crate::state::BrokerState;
 use crate::store::{Change, Key, Store};
-use crate::topics::Topics;
+use crate::topics::config::TopicDefaults;
+use crate::topics::{TopicSettings, Topics};
 use crate::transaction::Coordinator;
 use crate::{maintenance, server};
 
@@ -162,7 +163,12 @@ fn open(options: BrokerOptions) -> io::Result<(Arc<BrokerState>, File)> {
             id
         }
     };
-    let topics = Arc::new(Topics::open(&directory, &store, sync_each_append, options.max_partitions)?);
+    let settings = TopicSettings {
+        sync_each_append,
+        max_partitions: options.max_partitions,
+        defaults: TopicDefaults { max_message_bytes: options.max_message_bytes },
+    };
+    let topics = Arc::new(Topics::open(&directory, &store, settings)?);
     let limits =
         GroupLimits { max_size: options.max_group_size, initial_rebalance_delay: options.initial_rebalance_delay };
     let groups = Arc::new(Groups::open(&store, limits)?);

@@ -4,6 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Room for the key, the headers and the batch header of a record of 64 MiB.
+const MAX_MESSAGE_OVERHEAD: usize = 64 << 10;
+
 /// When an acknowledged write is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FlushPolicy {
@@ -36,6 +39,9 @@ pub struct BrokerOptions {
     pub auto_create_topics: bool,
     /// Partitions of a topic when the request names no number.
     pub default_partitions: i32,
+    /// The largest record batch of a topic that does not set `max.message.bytes`, `message.max.bytes`.
+    /// Must be smaller than [`BrokerOptions::max_request_bytes`].
+    pub max_message_bytes: usize,
     /// Limit on the partitions of all topics. Each one keeps a file open.
     pub max_partitions: usize,
     /// How long the first member of a group waits for others, `group.initial.rebalance.delay.ms`.
@@ -67,8 +73,8 @@ pub struct BrokerOptions {
 }
 
 impl BrokerOptions {
-    /// The defaults: loopback, a free port, and Kafka's values for Kafka's settings, except that a
-    /// group does not wait for a second member.
+    /// The defaults: loopback, a free port, and Kafka's values for Kafka's settings, except that
+    /// records may have 64 MiB and a group does not wait for a second member.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -77,6 +83,7 @@ impl BrokerOptions {
             flush: FlushPolicy::default(),
             auto_create_topics: false,
             default_partitions: 1,
+            max_message_bytes: (64 << 20) + MAX_MESSAGE_OVERHEAD,
             max_partitions: 10_000,
             initial_rebalance_delay: Duration::ZERO,
             min_session_timeout: Duration::from_secs(6),

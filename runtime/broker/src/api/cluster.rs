@@ -27,7 +27,7 @@ use crate::state::NODE;
 use crate::topics::{NewTopic, Topic, check_name};
 
 /// The host and port that clients connect to.
-fn advertised(call: &Call<'_>) -> (String, i32) {
+pub(super) fn advertised(call: &Call<'_>) -> (String, i32) {
     match &call.broker.options.advertised {
         Some((host, port)) => (host.clone(), i32::from(*port)),
         None => (call.peer.local.ip().to_string(), i32::from(call.peer.local.port())),

@@ -24,18 +24,18 @@ use crate::error::ApiError;
 use crate::request::Call;
 use crate::state::NODE;
 use crate::topics::Topic;
-use crate::topics::config::{DEFINITIONS, TopicConfig, ValueType, definition};
+use crate::topics::config::{Definition, MAX_MESSAGE_BYTES, TopicConfig, ValueType, definition, described};
 
 const TOPIC: i8 = 2;
 const BROKER: i8 = 4;
 
-pub(super) const SOURCE_TOPIC: i8 = 1;
+const SOURCE_TOPIC: i8 = 1;
 const SOURCE_STATIC_BROKER: i8 = 4;
-pub(super) const SOURCE_DEFAULT: i8 = 5;
+const SOURCE_DEFAULT: i8 = 5;
 
 pub(crate) fn describe_configs(call: &Call<'_>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
     let describe = |resource: DescribeConfigsResource| {
-        let result = describe(call, &resource, request.include_synonyms);
+        let result = describe(call, &resource, request.include_synonyms, request.include_documentation);
         let response = DescribeConfigsResult::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name);
@@ -51,14 +51,19 @@ fn describe(
     call: &Call<'_>,
     resource: &DescribeConfigsResource,
     include_synonyms: bool,
+    include_documentation: bool,
 ) -> Result<Vec<DescribeConfigsResourceResult>, ApiError> {
     let is_wanted =
         |name: &str| resource.configuration_keys.as_ref().is_none_or(|keys| keys.iter().any(|key| &**key == name));
     match resource.resource_type {
         TOPIC => {
             let config = find_topic(call, &resource.resource_name)?.config();
-            let wanted = DEFINITIONS.iter().filter(|definition| is_wanted(definition.name));
-            Ok(wanted.map(|definition| describe_topic_config(&config, definition, include_synonyms)).collect())
+            let describe = |definition: &'static Definition| {
+                let described = describe_topic_config(&config, definition, include_synonyms);
+                let documentation = include_documentation.then(|| StrBytes::from_static_str(definition.documentation));
+                described.with_documentation(documentation)
+            };
+            Ok(described().filter(|definition| is_wanted(definition.name)).map(describe).collect())
         }
         BROKER => {
             let name = resource.resource_name.as_str();
@@ -86,29 +91,42 @@ fn describe(
 
 fn describe_topic_config(
     config: &TopicConfig,
-    definition: &'static crate::topics::config::Definition,
+    definition: &'static Definition,
     include_synonyms: bool,
 ) -> DescribeConfigsResourceResult {
-    let is_set = config.overrides.contains_key(definition.name);
-    let synonym = |value: String, source: i8| {
+    let synonym = |name: &'static str, value: String, source: i8| {
         DescribeConfigsSynonym::default()
-            .with_name(StrBytes::from_static_str(definition.name))
+            .with_name(StrBytes::from_static_str(name))
             .with_value(Some(text(value)))
             .with_source(source)
     };
     let mut synonyms = Vec::new();
     if include_synonyms {
-        if is_set {
-            synonyms.push(synonym(config.value(definition), SOURCE_TOPIC));
+        if config.overrides.contains_key(definition.name) {
+            synonyms.push(synonym(definition.name, config.value(definition), SOURCE_TOPIC));
         }
-        synonyms.push(synonym(definition.default.to_owned(), SOURCE_DEFAULT));
+        if definition.name == MAX_MESSAGE_BYTES {
+            synonyms.push(synonym("message.max.bytes", config.defaults.value(definition), SOURCE_STATIC_BROKER));
+        }
+        synonyms.push(synonym(definition.name, definition.default.to_owned(), SOURCE_DEFAULT));
     }
     DescribeConfigsResourceResult::default()
         .with_name(StrBytes::from_static_str(definition.name))
         .with_value(Some(text(config.value(definition))))
-        .with_config_source(if is_set { SOURCE_TOPIC } else { SOURCE_DEFAULT })
+        .with_config_source(source(config, definition))
         .with_config_type(definition.value_type as i8)
         .with_synonyms(synonyms)
+}
+
+/// Where the effective value of a topic config comes from.
+pub(super) fn source(config: &TopicConfig, definition: &Definition) -> i8 {
+    if config.overrides.contains_key(definition.name) {
+        SOURCE_TOPIC
+    } else if definition.name == MAX_MESSAGE_BYTES {
+        SOURCE_STATIC_BROKER
+    } else {
+        SOURCE_DEFAULT
+    }
 }
 
 /// The broker's options, under Kafka's names.
@@ -120,7 +138,9 @@ fn broker_configs(call: &Call<'_>) -> Vec<(&'static str, ValueType, String)> {
         crate::FlushPolicy::Os => i64::MAX,
     };
     let milliseconds = |duration: std::time::Duration| duration.as_millis().to_string();
+    let advertised = super::cluster::advertised(call);
     vec![
+        ("advertised.listeners", List, format!("PLAINTEXT://{}:{}", advertised.0, advertised.1)),
         ("auto.create.topics.enable", Boolean, options.auto_create_topics.to_string()),
         ("broker.id", Int, NODE.0.to_string()),
         ("connections.max.idle.ms", Long, milliseconds(options.max_idle)),
@@ -135,6 +155,7 @@ fn broker_configs(call: &Call<'_>) -> Vec<(&'static str, ValueType, String)> {
         ("log.retention.check.interval.ms", Long, milliseconds(options.cleanup_interval)),
         ("listeners", List, format!("PLAINTEXT://{}", call.peer.local)),
         ("max.connections", Int, options.max_connections.to_string()),
+        ("message.max.bytes", Int, options.max_message_bytes.to_string()),
         ("node.id", Int, NODE.0.to_string()),
         ("num.network.threads", Int, options.threads.to_string()),
         ("num.partitions", Int, options.default_partitions.to_string()),
@@ -183,7 +204,8 @@ fn configure(
     configs: BTreeMap<String, String>,
     validate_only: bool,
 ) -> Result<(), ApiError> {
-    let config = TopicConfig::new(configs).map_err(|message| ApiError::new(ResponseError::InvalidConfig, message))?;
+    let altered = topic.config().altered(configs);
+    let config = altered.map_err(|message| ApiError::new(ResponseError::InvalidConfig, message))?;
     if validate_only {
         return Ok(());
     }

@@ -19,12 +19,12 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
-use super::configs::{SOURCE_DEFAULT, SOURCE_TOPIC};
+use super::configs::source;
 use super::{repeated, text};
 use crate::error::ApiError;
 use crate::request::Call;
 use crate::state::NODE;
-use crate::topics::config::{DEFINITIONS, Definition, TopicConfig};
+use crate::topics::config::{Definition, TopicConfig, described};
 use crate::topics::partition::Partition;
 use crate::topics::{NewTopic, Topic};
 
@@ -116,14 +116,13 @@ fn describe_created(
     let response = CreatableTopicResult::default().with_name(topic.name.clone());
     match result {
         Ok((id, partitions, config)) => {
-            let describe = |definition: &Definition| {
-                let is_set = config.overrides.contains_key(definition.name);
+            let describe = |definition: &'static Definition| {
                 CreatableTopicConfigs::default()
                     .with_name(StrBytes::from_static_str(definition.name))
                     .with_value(Some(text(config.value(definition))))
-                    .with_config_source(if is_set { SOURCE_TOPIC } else { SOURCE_DEFAULT })
+                    .with_config_source(source(&config, definition))
             };
-            let configs = (call.version >= 5).then(|| DEFINITIONS.iter().map(describe).collect());
+            let configs = (call.version >= 5).then(|| described().map(describe).collect());
             let response = response.with_topic_id(id).with_configs(configs);
             if call.version < 5 {
                 return response;

@@ -349,14 +349,8 @@ fn sync(file: &mut BufWriter<File>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-
-    fn config(pairs: &[(&str, &str)]) -> TopicConfig {
-        let overrides: BTreeMap<String, String> = pairs.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
-        TopicConfig::new(overrides).unwrap()
-    }
+    use crate::topics::config::test_config as config;
 
     /// One batch of records (key, value), uncompressed or compressed.
     fn produced(codec: i16, records: &[(&str, Option<&str>)], producer: Option<(i64, i32)>) -> (BatchHeader, Vec<u8>) {
@@ -423,7 +417,7 @@ mod tests {
         for codec in 0..=4 {
             let directory = tempfile::tempdir().unwrap();
             let mut log = PartitionLog::open(directory.path(), false).unwrap();
-            let config = config(&[("cleanup.policy", "compact"), ("segment.bytes", "200")]);
+            let config = config(&[("cleanup.policy", "compact"), ("internal.segment.bytes", "200")]);
             let mut append = |records: &[(&str, Option<&str>)]| {
                 let (header, bytes) = produced(codec, records, None);
                 log.append(&header, &bytes, &config).unwrap();
@@ -454,7 +448,7 @@ mod tests {
     fn compaction_removes_expired_tombstones_and_aborted_records() {
         let directory = tempfile::tempdir().unwrap();
         let mut log = PartitionLog::open(directory.path(), false).unwrap();
-        let pairs = [("cleanup.policy", "compact"), ("segment.bytes", "150"), ("delete.retention.ms", "0")];
+        let pairs = [("cleanup.policy", "compact"), ("internal.segment.bytes", "150"), ("delete.retention.ms", "0")];
         let config = config(&pairs);
         let mut sequence = 0;
         let mut append = |log: &mut PartitionLog, producer: i64, records: &[(&str, Option<&str>)]| {

@@ -113,7 +113,6 @@ impl Durability {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::path::Path;
     use std::sync::Barrier;
     use std::sync::atomic::AtomicUsize;
@@ -123,7 +122,7 @@ mod tests {
     use crate::log::PartitionLog;
     use crate::log::batch::{BatchHeader, assemble};
     use crate::log::segment::log_path;
-    use crate::topics::config::TopicConfig;
+    use crate::topics::config::{TopicConfig, test_config as config};
     use crate::topics::partition::Partition;
 
     fn batch() -> (BatchHeader, bytes::Bytes) {
@@ -143,11 +142,6 @@ mod tests {
             record_count: 1,
         };
         assemble(&header, &[0; 100])
-    }
-
-    fn config(pairs: &[(&str, &str)]) -> TopicConfig {
-        let pairs: BTreeMap<_, _> = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        TopicConfig::new(pairs).unwrap()
     }
 
     fn append(partition: &Partition, config: &TopicConfig) -> Result<i64, crate::error::ApiError> {
@@ -208,7 +202,7 @@ mod tests {
     #[test]
     fn synced_segments_roll_and_reopen() {
         let directory = tempfile::tempdir().unwrap();
-        let config = config(&[("segment.bytes", "1000")]);
+        let config = config(&[("internal.segment.bytes", "1000")]);
         let partition = Partition::open("t", 0, directory.path(), true).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {

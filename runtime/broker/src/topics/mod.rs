@@ -17,7 +17,7 @@ use kafka_protocol::ResponseError;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use self::config::TopicConfig;
+use self::config::{TopicConfig, TopicDefaults};
 use self::partition::Partition;
 use crate::error::ApiError;
 use crate::store::{Change, Key, Store};
@@ -72,12 +72,20 @@ struct Registry {
 pub(crate) struct Topics {
     directory: PathBuf,
     trash: PathBuf,
-    sync_each_append: bool,
-    max_partitions: usize,
+    settings: TopicSettings,
     partition_count: AtomicUsize,
     registry: RwLock<Registry>,
     /// Held while a topic is created, changed or deleted.
     changing: Mutex<()>,
+}
+
+/// The broker's options for topics.
+#[derive(Debug)]
+pub(crate) struct TopicSettings {
+    pub(crate) sync_each_append: bool,
+    /// Limit on the partitions of all topics.
+    pub(crate) max_partitions: usize,
+    pub(crate) defaults: TopicDefaults,
 }
 
 /// A topic to create.
@@ -90,17 +98,11 @@ pub(crate) struct NewTopic {
 
 impl Topics {
     /// Opens all topics of the internal log.
-    pub(crate) fn open(
-        data_dir: &Path,
-        store: &Store,
-        sync_each_append: bool,
-        max_partitions: usize,
-    ) -> io::Result<Self> {
+    pub(crate) fn open(data_dir: &Path, store: &Store, settings: TopicSettings) -> io::Result<Self> {
         let topics = Self {
             directory: data_dir.join("topics"),
             trash: data_dir.join("trash"),
-            sync_each_append,
-            max_partitions,
+            settings,
             partition_count: AtomicUsize::new(0),
             registry: RwLock::default(),
             changing: Mutex::new(()),
@@ -114,7 +116,7 @@ impl Topics {
             _ => None,
         })?;
         for (name, record) in records {
-            let config = TopicConfig::new(record.configs).map_err(io::Error::other)?;
+            let config = TopicConfig::stored(record.configs, &topics.settings.defaults);
             let id = Uuid::parse_str(&record.id).map_err(io::Error::other)?;
             topics.insert(&name, id, Arc::new(config), record.partitions)?;
         }
@@ -145,7 +147,7 @@ impl Topics {
     fn open_partitions(&self, name: &str, indexes: std::ops::Range<i32>) -> io::Result<Vec<Arc<Partition>>> {
         let open = |index: i32| {
             let directory = self.directory.join(name).join(index.to_string());
-            Partition::open(name, index, &directory, self.sync_each_append).map(Arc::new)
+            Partition::open(name, index, &directory, self.settings.sync_each_append).map(Arc::new)
         };
         let partitions = indexes.map(open).collect::<io::Result<Vec<_>>>()?;
         self.partition_count.fetch_add(partitions.len(), Ordering::Relaxed);
@@ -181,13 +183,15 @@ impl Topics {
             return Err(ApiError::new(ResponseError::InvalidPartitions, "Number of partitions must be larger than 0."));
         }
         self.check_room(new.partitions)?;
-        TopicConfig::new(new.configs.clone()).map_err(|message| ApiError::new(ResponseError::InvalidConfig, message))
+        TopicConfig::new(new.configs.clone(), &self.settings.defaults)
+            .map_err(|message| ApiError::new(ResponseError::InvalidConfig, message))
     }
 
     fn check_room(&self, added: i32) -> Result<(), ApiError> {
         let count = self.partition_count.load(Ordering::Relaxed) + added.max(0) as usize;
-        if count > self.max_partitions {
-            let message = format!("{count} partitions in total exceed the broker's limit of {}", self.max_partitions);
+        if count > self.settings.max_partitions {
+            let message =
+                format!("{count} partitions in total exceed the broker's limit of {}", self.settings.max_partitions);
             return Err(ApiError::new(ResponseError::PolicyViolation, message));
         }
         Ok(())

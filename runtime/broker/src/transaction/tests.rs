@@ -9,7 +9,8 @@ use super::*;
 use crate::group::Groups;
 use crate::group::state::GroupLimits;
 use crate::store::{Change, Key, Store};
-use crate::topics::Topics;
+use crate::topics::config::TopicDefaults;
+use crate::topics::{TopicSettings, Topics};
 
 const NEW_PRODUCER: (i64, i16) = (NO_PRODUCER_ID, NO_EPOCH);
 
@@ -19,7 +20,9 @@ fn coordinator(state: &serde_json::Value) -> (tempfile::TempDir, Coordinator) {
     let store = Arc::new(Store::open(directory.path(), false).unwrap());
     store.apply(vec![Change::put(Key::Transaction("tx".into()), state).unwrap()]).unwrap();
     store.apply(vec![Change::put(Key::ProducerIds, &1000).unwrap()]).unwrap();
-    let topics = Arc::new(Topics::open(directory.path(), &store, false, 10).unwrap());
+    let defaults = TopicDefaults { max_message_bytes: 1 << 20 };
+    let settings = TopicSettings { sync_each_append: false, max_partitions: 10, defaults };
+    let topics = Arc::new(Topics::open(directory.path(), &store, settings).unwrap());
     let limits = GroupLimits { max_size: 10, initial_rebalance_delay: std::time::Duration::ZERO };
     let groups = Arc::new(Groups::open(&store, limits).unwrap());
     (directory, Coordinator::open(store, topics, groups).unwrap())

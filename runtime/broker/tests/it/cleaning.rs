@@ -16,7 +16,7 @@ fn cleaning() -> Option<TestBroker> {
 #[test]
 fn retention_by_size_keeps_the_newest_segments() {
     let Some(mut broker) = cleaning() else { return };
-    let topic = broker.topic("size", 1, &[("segment.bytes", "10000"), ("retention.bytes", "30000")]);
+    let topic = broker.topic("size", 1, &[("internal.segment.bytes", "10000"), ("retention.bytes", "30000")]);
     let producer = broker.producer(&[("linger.ms", "0")]);
     for number in 0..200 {
         send(&producer, &topic, 0, "k", &format!("{number} {}", "x".repeat(900)));
@@ -55,7 +55,7 @@ fn compaction_keeps_the_last_value_of_each_key() {
     let Some(mut broker) = cleaning() else { return };
     let configs = [
         ("cleanup.policy", "compact"),
-        ("segment.bytes", "20000"),
+        ("internal.segment.bytes", "20000"),
         ("min.cleanable.dirty.ratio", "0.1"),
         ("delete.retention.ms", "0"),
     ];

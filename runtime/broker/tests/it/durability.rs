@@ -178,7 +178,7 @@ fn transactions_survive_a_restart_with_flush_always() {
         return;
     }
     let mut broker = TestBroker::own(|options| options.flush = trunkline_broker::FlushPolicy::Always);
-    let topic = broker.topic("flushed", 1, &[("segment.bytes", "1000")]);
+    let topic = broker.topic("flushed", 1, &[("internal.segment.bytes", "1000")]);
     let producer = broker.transactional(&unique("tx"), &[]);
     for round in 0..10 {
         producer.begin_transaction().unwrap();

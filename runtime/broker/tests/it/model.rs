@@ -370,7 +370,7 @@ fn random_steps_with_kills_match_the_model() {
     let process = Process::start(data.path(), "127.0.0.1:0");
     let mut helper = TestBroker::own(|_| {});
     helper.address.clone_from(&process.address);
-    let topic = helper.topic("model", PARTITIONS, &[("segment.bytes", "20000")]);
+    let topic = helper.topic("model", PARTITIONS, &[("internal.segment.bytes", "20000")]);
     let raw = Raw::connect(&process.address);
     let producer =
         |_| ProducerModel { transactional_id: unique("tx"), producer_id: -1, epoch: -1, ..Default::default() };

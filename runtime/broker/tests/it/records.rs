@@ -7,7 +7,7 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::common::{LONG, TestBroker, drain, send};
+use crate::common::{LONG, TestBroker, drain, is_foreign, send};
 
 #[test]
 fn codecs_headers_and_tombstones_are_preserved() {
@@ -61,6 +61,21 @@ fn max_message_bytes_limits_batches() {
     send(&producer, &strict, 0, "k", "small");
     drain(&producer);
     assert_eq!(broker.values(&strict, 0, "read_uncommitted"), ["small"]);
+}
+
+#[test]
+fn a_record_of_64_mebibytes_fits_by_default() {
+    if is_foreign() {
+        return;
+    }
+    let broker = TestBroker::own(|_| {});
+    let topic = broker.topic("default-limit", 1, &[]);
+    let value = "x".repeat(64 << 20);
+    let producer = broker.producer(&[("message.max.bytes", "100000000"), ("linger.ms", "0")]);
+    send(&producer, &topic, 0, "k", &value);
+    drain(&producer);
+    let found = broker.read(&topic, 0, 0, "read_committed");
+    assert_eq!(found.iter().map(|message| message.payload().unwrap().len()).collect::<Vec<_>>(), [64 << 20]);
 }
 
 #[test]

@@ -118,3 +118,36 @@ fn auto_creation_needs_the_option() {
     drain(&producer);
     assert_eq!(broker.values(&name, 0, "read_committed"), ["v"]);
 }
+
+#[test]
+fn compression_levels_are_stored_and_checked() {
+    let broker = TestBroker::any();
+    let levels = [("compression.gzip.level", "9"), ("compression.lz4.level", "1"), ("compression.zstd.level", "5")];
+    let topic = broker.topic("levels", 1, &levels);
+    for (name, value) in levels {
+        assert_eq!(configured(&broker, &topic, name).as_deref(), Some(value), "{name}");
+    }
+    let admin = broker.admin();
+    for (name, value) in [("compression.gzip.level", "0"), ("compression.lz4.level", "18"), ("segment.bytes", "14")] {
+        let topic = unique("levels");
+        let new = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set(name, value);
+        let result = broker.block_on(admin.create_topics(&[new], &AdminOptions::new())).unwrap().remove(0);
+        assert_eq!(result.unwrap_err().1, RDKafkaErrorCode::InvalidConfig, "{name}={value}");
+    }
+}
+
+/// MirrorMaker 2 creates topics with all described configs of their source.
+#[test]
+fn a_topic_can_be_created_with_every_described_config() {
+    let broker = TestBroker::any();
+    let source = broker.topic("source", 1, &[("cleanup.policy", "compact")]);
+    let admin = broker.admin();
+    let resource = [ResourceSpecifier::Topic(&source)];
+    let described = broker.block_on(admin.describe_configs(&resource, &AdminOptions::new())).unwrap();
+    let entries = &described[0].as_ref().unwrap().entries;
+    assert!(entries.len() >= 30, "{}", entries.len());
+    let pairs: Vec<(&str, &str)> =
+        entries.iter().map(|entry| (entry.name.as_str(), entry.value.as_deref().unwrap_or_default())).collect();
+    let copy = broker.topic("copy", 1, &pairs);
+    assert_eq!(configured(&broker, &copy, "cleanup.policy").as_deref(), Some("compact"));
+}
