@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::group::Groups;
 use crate::group::state::GroupLimits;
 use crate::options::{BrokerOptions, FlushPolicy};
-use crate::server::frame::receiving_limit;
+use crate::request_memory::RequestMemory;
 use crate::state::BrokerState;
 use crate::store::{Change, Key, Store};
 use crate::topics::config::TopicDefaults;
@@ -174,7 +174,7 @@ fn open(options: BrokerOptions) -> io::Result<(Arc<BrokerState>, File)> {
     let groups = Arc::new(Groups::open(&store, limits)?);
     let transactions = Coordinator::open(Arc::clone(&store), Arc::clone(&topics), Arc::clone(&groups))?;
     let broker = BrokerState {
-        receiving: receiving_limit(options.max_requests_bytes),
+        request_memory: Arc::new(RequestMemory::new(&options)),
         options,
         cluster_id,
         store,

@@ -46,6 +46,7 @@ mod log;
 mod maintenance;
 mod options;
 mod request;
+mod request_memory;
 mod server;
 mod state;
 mod store;

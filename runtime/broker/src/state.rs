@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use kafka_protocol::messages::BrokerId;
-use tokio::sync::Semaphore;
 
 use crate::group::Groups;
 use crate::options::BrokerOptions;
+use crate::request_memory::RequestMemory;
 use crate::store::Store;
 use crate::topics::Topics;
 use crate::transaction::Coordinator;
@@ -23,8 +23,7 @@ pub(crate) struct BrokerState {
     pub(crate) topics: Arc<Topics>,
     pub(crate) groups: Arc<Groups>,
     pub(crate) transactions: Coordinator,
-    /// Counts the bytes of requests in memory.
-    pub(crate) receiving: Arc<Semaphore>,
+    pub(crate) request_memory: Arc<RequestMemory>,
     #[cfg(feature = "fault-injection")]
     pub(crate) faults: crate::faults::Faults,
 }

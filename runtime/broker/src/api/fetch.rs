@@ -33,7 +33,10 @@ const MAX_WAIT: Duration = Duration::from_secs(300);
 struct Wanted {
     partition: Option<Arc<Partition>>,
     missing: ResponseError,
-    request: FetchPartition,
+    index: i32,
+    offset: i64,
+    current_leader_epoch: i32,
+    max_bytes: u64,
 }
 
 /// A topic in the request.
@@ -123,10 +126,13 @@ fn resolve(call: &Call<'_>, request: FetchRequest) -> Vec<WantedTopic> {
         let is_unknown_id = by_id && topic.is_none();
         let missing =
             if is_unknown_id { ResponseError::UnknownTopicId } else { ResponseError::UnknownTopicOrPartition };
-        let partitions = asked.partitions.into_iter().map(|request| Wanted {
+        let partitions = asked.partitions.into_iter().map(|request: FetchPartition| Wanted {
             partition: topic.as_ref().and_then(|topic| topic.partition(request.partition)),
             missing,
-            request,
+            index: request.partition,
+            offset: request.fetch_offset,
+            current_leader_epoch: request.current_leader_epoch,
+            max_bytes: u64::try_from(request.partition_max_bytes).unwrap_or(0),
         });
         topics.push(WantedTopic {
             name: asked.topic.to_string(),
@@ -153,17 +159,17 @@ fn read(topics: &[WantedTopic], isolation: Isolation, max_bytes: u64, min_bytes:
 }
 
 fn read_partition(wanted: &Wanted, isolation: Isolation, max_bytes: u64, is_first: bool) -> Fetched {
-    let index = wanted.request.partition;
+    let index = wanted.index;
     let failed =
         |error: ResponseError| Fetched { index, error: error.code(), end: -1, stable_end: -1, start: -1, slice: None };
     let Some(partition) = wanted.partition.as_ref().filter(|partition| !partition.is_closed()) else {
         return failed(wanted.missing);
     };
-    if wanted.request.current_leader_epoch > 0 {
+    if wanted.current_leader_epoch > 0 {
         return failed(ResponseError::UnknownLeaderEpoch);
     }
-    let offset = wanted.request.fetch_offset;
-    let max_bytes = max_bytes.min(u64::try_from(wanted.request.partition_max_bytes).unwrap_or(0));
+    let offset = wanted.offset;
+    let max_bytes = max_bytes.min(wanted.max_bytes);
     partition.with_log(|log| {
         let mut fetched = Fetched {
             index,

@@ -33,15 +33,17 @@ fn milliseconds(value: i32) -> Option<Duration> {
 }
 
 pub(crate) async fn join(call: &Call<'_>, request: JoinGroupRequest) -> Result<Response, Close> {
-    let joined = match read_join(call, &request) {
-        Err(error) => Joined::refused(error, request.member_id.to_string()),
-        Ok(join) => match call.broker.groups.join(&call.broker.store, &request.group_id, join) {
-            Reply::Ready(joined) => joined,
-            Reply::Pending(receiver) => {
-                let lost = || Joined::refused(ResponseError::UnknownMemberId, request.member_id.to_string());
-                receiver.await.unwrap_or_else(|_| lost())
-            }
-        },
+    let member_id = request.member_id.to_string();
+    let reply = match read_join(call, &request) {
+        Err(error) => Reply::Ready(Joined::refused(error, member_id.clone())),
+        Ok(join) => call.broker.groups.join(&call.broker.store, &request.group_id, join),
+    };
+    drop(request);
+    let joined = match reply {
+        Reply::Ready(joined) => joined,
+        Reply::Pending(receiver) => {
+            receiver.await.unwrap_or_else(|_| Joined::refused(ResponseError::UnknownMemberId, member_id))
+        }
     };
     call.envelope.answer::<JoinGroupRequest>(&describe_join(call, joined))
 }
@@ -115,6 +117,7 @@ pub(crate) async fn sync(call: &Call<'_>, request: SyncGroupRequest) -> Result<R
         return call.envelope.answer::<SyncGroupRequest>(&refused);
     }
     let reply = call.broker.groups.sync(&call.broker.store, &request.group_id, sender, protocol, assignments);
+    drop(request);
     let result: SyncResult = match reply {
         Reply::Ready(result) => result,
         Reply::Pending(receiver) => receiver.await.unwrap_or(Err(ResponseError::UnknownMemberId)),

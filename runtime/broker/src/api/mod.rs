@@ -44,6 +44,10 @@ fn repeated<T: Eq + Hash + Copy>(things: impl Iterator<Item = T>) -> HashSet<T> 
     things.filter(|thing| !seen.insert(*thing)).collect()
 }
 
+/// The APIs whose response may wait for other clients. They keep no bytes of their request while they
+/// wait.
+pub(crate) const WAITING: [ApiKey; 3] = [ApiKey::Fetch, ApiKey::JoinGroup, ApiKey::SyncGroup];
+
 /// Answers a request. `None`: the client wants no response.
 pub(crate) async fn dispatch(call: &Call<'_>, key: ApiKey, frame: Bytes) -> Result<Option<Response>, Close> {
     let version = call.version;

@@ -46,11 +46,9 @@ pub(crate) async fn run(
 }
 
 async fn serve(mut stream: TcpStream, peer: Peer, broker: &Arc<BrokerState>) -> Result<(), Close> {
-    let mut frames = FrameReader::new(&broker.options, Arc::clone(&broker.receiving));
+    let mut frames = FrameReader::new(&broker.options, Arc::clone(&broker.request_memory));
     while let Some(frame) = frames.next(&mut stream).await? {
-        let response = CatchPanic(Box::pin(dispatch(broker, peer, frame.bytes.clone()))).await?;
-        // Releases the request's share of the memory limit after its bytes are free.
-        drop(frame);
+        let response = CatchPanic(Box::pin(dispatch(broker, peer, frame))).await?;
         if let Some(response) = response {
             // Boxed: an idle connection reserves no room for a response.
             Box::pin(write(&mut stream, response)).await?;

@@ -2,21 +2,20 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
+use bytes::Buf;
 use kafka_protocol::messages::{ApiKey, RequestHeader};
 use kafka_protocol::protocol::Decodable;
 
+use super::frame::Frame;
 use crate::api;
 use crate::request::response::{Envelope, Response};
 use crate::request::{Call, Close, Peer, malformed, supported, wire_outline};
+use crate::request_memory::Reservation;
 use crate::state::BrokerState;
 
 /// Serves one request. `None`: the client wants no response.
-pub(crate) async fn dispatch(
-    broker: &Arc<BrokerState>,
-    peer: Peer,
-    mut frame: Bytes,
-) -> Result<Option<Response>, Close> {
+pub(crate) async fn dispatch(broker: &Arc<BrokerState>, peer: Peer, frame: Frame) -> Result<Option<Response>, Close> {
+    let Frame { bytes: mut frame, reservation } = frame;
     if frame.len() < 8 {
         return Err(Close::protocol_violation("the request is shorter than its header"));
     }
@@ -48,6 +47,9 @@ pub(crate) async fn dispatch(
         return Ok(Some(response));
     }
 
+    // The bytes of a request that waits for other clients are freed before it waits. Others are in
+    // memory until they are answered.
+    let _reservation = if api::WAITING.contains(&key) { Reservation::default() } else { reservation };
     let response = api::dispatch(&call, key, frame).await?;
 
     #[cfg(feature = "fault-injection")]

@@ -2,7 +2,7 @@
 
 mod connection;
 mod dispatch;
-pub(crate) mod frame;
+mod frame;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -8,7 +8,7 @@ use kafka_protocol::messages::*;
 use kafka_protocol::protocol::Request;
 
 use crate::common::{TestBroker, is_foreign, pause};
-use crate::raw::{Raw, encode};
+use crate::raw::{PLAIN, Raw, encode, large_batch, produce};
 
 fn hello() -> ApiVersionsRequest {
     let name = || "raw".to_string().into();
@@ -138,6 +138,55 @@ fn claimed_lengths_allocate_nothing() {
     is_alive(&broker);
     let grown = resident().saturating_sub(before);
     assert!(grown < 100 << 20, "{grown} bytes more");
+}
+
+#[test]
+fn slow_senders_of_huge_requests_do_not_starve_others() {
+    if is_foreign() {
+        return;
+    }
+    let broker = TestBroker::own(|_| {});
+    let topic = broker.topic("slow", 1, &[]);
+    let claim = |length: i32, sent: usize| {
+        let mut stream = TcpStream::connect(&broker.address).unwrap();
+        stream.write_all(&length.to_be_bytes()).unwrap();
+        stream.write_all(&vec![0; sent]).unwrap();
+        stream
+    };
+    // More than all memory for requests, claimed by clients that send one byte.
+    let _claims: Vec<TcpStream> = (0..10).map(|_| claim(100 << 20, 1)).collect();
+    let begun = std::time::Instant::now();
+    let mut raw = Raw::connect(&broker.address);
+    assert_eq!(produce(&mut raw, &topic, None, large_batch(PLAIN, 500 << 10)).0, 0);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn stalled_requests_that_fill_the_memory_do_not_starve_others() {
+    if is_foreign() {
+        return;
+    }
+    let broker = TestBroker::own(|options| {
+        options.max_request_bytes = 1 << 20;
+        options.max_requests_bytes = 3 << 20;
+    });
+    let topic = broker.topic("stalled", 1, &[]);
+    let _stalled: Vec<TcpStream> = (0..5)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&broker.address).unwrap();
+            stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+            stream.write_all(&(1i32 << 20).to_be_bytes()).unwrap();
+            // The broker reads no more than it has memory for.
+            let _ = stream.write_all(&vec![0; 500 << 10]);
+            stream
+        })
+        .collect();
+    let begun = std::time::Instant::now();
+    let mut raw = Raw::connect(&broker.address);
+    for _ in 0..3 {
+        assert_eq!(produce(&mut raw, &topic, None, large_batch(PLAIN, 500 << 10)).0, 0);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 #[test]
