@@ -53,26 +53,25 @@ pub(crate) async fn dispatch(call: &Call<'_>, key: ApiKey, frame: Bytes) -> Resu
     let version = call.version;
     match key {
         ApiKey::Produce => {
+            let length = frame.len();
             let request = decode::<ProduceRequest>(frame, version)?;
-            run_blocking(call.broker, key, || produce::produce(call, request))
+            run_blocking(call.broker, key, length, || produce::produce(call, request))
         }
         ApiKey::Fetch => fetch::fetch(call, decode::<FetchRequest>(frame, version)?).await.map(Some),
         ApiKey::JoinGroup => membership::join(call, decode::<JoinGroupRequest>(frame, version)?).await.map(Some),
         ApiKey::SyncGroup => membership::sync(call, decode::<SyncGroupRequest>(frame, version)?).await.map(Some),
-        _ => run_blocking(call.broker, key, || answer(call, key, frame)).map(Some),
+        _ => run_blocking(call.broker, key, frame.len(), || answer(call, key, frame)).map(Some),
     }
 }
 
-/// Runs work that waits for the disk where it does not block other connections. Other work ends in
-/// the page cache.
-fn run_blocking<T>(broker: &BrokerState, key: ApiKey, work: impl FnOnce() -> T) -> T {
+/// Runs work that waits for the disk, or checks many records, where it does not block other
+/// connections. Other work is short and ends in the page cache.
+fn run_blocking<T>(broker: &BrokerState, key: ApiKey, length: usize, work: impl FnOnce() -> T) -> T {
+    const LONG_REQUEST: usize = 1 << 20;
     const WAITS_FOR_DISK: [ApiKey; 4] =
         [ApiKey::CreateTopics, ApiKey::DeleteTopics, ApiKey::CreatePartitions, ApiKey::DeleteRecords];
-    if broker.options.flush == FlushPolicy::Always || WAITS_FOR_DISK.contains(&key) {
-        tokio::task::block_in_place(work)
-    } else {
-        work()
-    }
+    let is_slow = WAITS_FOR_DISK.contains(&key) || length > LONG_REQUEST;
+    if is_slow || broker.options.flush == FlushPolicy::Always { tokio::task::block_in_place(work) } else { work() }
 }
 
 /// The APIs that answer without waiting for other clients.

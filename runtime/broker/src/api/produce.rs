@@ -8,13 +8,16 @@ use kafka_protocol::messages::produce_response::{PartitionProduceResponse, Topic
 use kafka_protocol::messages::{ProduceRequest, ProduceResponse};
 
 use super::text;
+use crate::clock::now_ms;
 use crate::error::ApiError;
 use crate::log::Appended;
-use crate::log::batch::validate_produced;
+use crate::log::batch::{BatchHeader, validate_produced, with_max_timestamp};
+use crate::log::validation::validate_records;
 use crate::request::Call;
 use crate::request::Close;
 use crate::request::response::Response;
 use crate::topics::Topic;
+use crate::topics::config::{TimestampType, TopicConfig};
 use crate::topics::partition::Partition;
 
 pub(crate) fn produce(call: &Call<'_>, request: ProduceRequest) -> Result<Option<Response>, Close> {
@@ -73,17 +76,30 @@ fn append(
     let config = topic.config();
     let records = data.records.as_deref().unwrap_or_default();
     let header = validate_produced(records, config.max_message_bytes)?;
-    if config.cleanup_compact {
-        crate::log::records::check_keys(&header, records)?;
+    let max_timestamp = validate_records(&header, records, &config, now_ms())?;
+    if config.timestamp_type == TimestampType::CreateTime && max_timestamp != header.max_timestamp {
+        let (header, records) = with_max_timestamp(records, &header, max_timestamp);
+        return append_valid(call, transactional_id, &partition, &header, &records, &config);
     }
+    append_valid(call, transactional_id, &partition, &header, records, &config)
+}
+
+fn append_valid(
+    call: &Call<'_>,
+    transactional_id: Option<&str>,
+    partition: &Partition,
+    header: &BatchHeader,
+    records: &[u8],
+    config: &TopicConfig,
+) -> Result<Appended, ApiError> {
     if !header.is_transactional() {
-        return partition.append(&header, records, &config);
+        return partition.append(header, records, config);
     }
     let Some(transactional_id) = transactional_id else {
         let message = "a transactional batch needs a transactional id in the request";
         return Err(ApiError::new(ResponseError::InvalidProducerIdMapping, message));
     };
-    call.broker.transactions.append(transactional_id, &partition, &header, records, &config)
+    call.broker.transactions.append(transactional_id, partition, header, records, config)
 }
 
 fn describe(index: i32, result: &Result<Appended, ApiError>, log_start: i64) -> PartitionProduceResponse {

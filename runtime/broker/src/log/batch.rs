@@ -125,23 +125,23 @@ pub(crate) fn checksum_matches(bytes: &[u8], header: &BatchHeader) -> bool {
 }
 
 /// Checks the batch that a producer sent for one partition: exactly one complete batch, valid
-/// checksum, valid header. The records are checked by [`super::records::validate`].
+/// checksum, valid header. [`validation`](super::validation) checks the records.
 pub(crate) fn validate_produced(records: &[u8], max_batch_bytes: usize) -> Result<BatchHeader, ApiError> {
-    let magic = records.get(MAGIC_AT).copied();
-    if let Some(0 | 1) = magic {
-        return Err(ApiError::new(
-            ResponseError::UnsupportedForMessageFormat,
-            "message formats 0 and 1 are not supported; use record batches (magic 2)",
-        ));
+    let incomplete = || ApiError::new(ResponseError::InvalidRecord, "the record batch is incomplete");
+    match records.get(MAGIC_AT) {
+        Some(2) => {}
+        Some(0 | 1) => {
+            let message = "message formats 0 and 1 are not supported; use record batches (magic 2)";
+            return Err(ApiError::new(ResponseError::InvalidRecord, message));
+        }
+        Some(magic) => {
+            return Err(ApiError::new(ResponseError::CorruptMessage, format!("unknown magic byte {magic}")));
+        }
+        None => return Err(incomplete()),
     }
-    let Some(header) = BatchHeader::parse(records) else {
-        return Err(ApiError::new(ResponseError::CorruptMessage, "the record batch is incomplete"));
-    };
-    if header.magic != 2 {
-        return Err(ApiError::new(ResponseError::InvalidRecord, format!("unknown magic byte {}", header.magic)));
-    }
+    let header = BatchHeader::parse(records).ok_or_else(incomplete)?;
     if header.size() > records.len() {
-        return Err(ApiError::new(ResponseError::CorruptMessage, "the record batch is incomplete"));
+        return Err(incomplete());
     }
     if header.size() < records.len() {
         return Err(ApiError::new(
@@ -163,6 +163,9 @@ pub(crate) fn validate_produced(records: &[u8], max_batch_bytes: usize) -> Resul
     }
     if header.is_control() {
         return Err(ApiError::new(ResponseError::InvalidRecord, "clients may not write control records"));
+    }
+    if header.delete_horizon().is_some() {
+        return Err(ApiError::new(ResponseError::InvalidRecord, "clients may not set a delete horizon"));
     }
     let counted = i64::from(header.last_offset_delta) + 1;
     if header.record_count < 1 || counted != i64::from(header.record_count) {
@@ -198,6 +201,15 @@ pub(crate) fn with_append_time(records: &[u8], header: &BatchHeader, now: i64) -
     batch[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&now.to_be_bytes());
     let crc = update_checksum(&mut batch);
     (BatchHeader { attributes, max_timestamp: now, crc, ..*header }, batch.freeze())
+}
+
+/// The same batch with another largest timestamp. Some producers write a wrong one, and retention and
+/// the search for timestamps rely on it.
+pub(crate) fn with_max_timestamp(records: &[u8], header: &BatchHeader, max_timestamp: i64) -> (BatchHeader, Bytes) {
+    let mut batch = BytesMut::from(records);
+    batch[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&max_timestamp.to_be_bytes());
+    let crc = update_checksum(&mut batch);
+    (BatchHeader { max_timestamp, crc, ..*header }, batch.freeze())
 }
 
 /// Whether the header's max timestamp is the timestamp of all records.
@@ -316,12 +328,26 @@ mod tests {
         let error = |bytes: &[u8], max| validate_produced(bytes, max).map_err(|error| error.code).err();
         for cut in 0..bytes.len() {
             let cut_error = error(&bytes[..cut], 1 << 20);
-            assert_eq!(cut_error, Some(ResponseError::CorruptMessage), "cut at {cut}");
+            assert_eq!(cut_error, Some(ResponseError::InvalidRecord), "cut at {cut}");
         }
         assert_eq!(error(&bytes, 20), Some(ResponseError::MessageTooLarge));
         let mut flipped = bytes.to_vec();
         flipped[70] ^= 1;
         assert_eq!(error(&flipped, 1 << 20), Some(ResponseError::CorruptMessage));
+        let with_magic = |magic: u8| {
+            let mut other = bytes.to_vec();
+            other[MAGIC_AT] = magic;
+            error(&other, 1 << 20)
+        };
+        assert_eq!(
+            [0, 1, 3, 255].map(with_magic).map(Option::unwrap),
+            [
+                ResponseError::InvalidRecord,
+                ResponseError::InvalidRecord,
+                ResponseError::CorruptMessage,
+                ResponseError::CorruptMessage,
+            ]
+        );
         let twice = [&bytes[..], &bytes[..]].concat();
         assert_eq!(error(&twice, 1 << 20), Some(ResponseError::InvalidRecord));
         let marker = transaction_marker(7, 1, true, 5).1;

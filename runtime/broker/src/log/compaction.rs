@@ -24,8 +24,9 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::batch::{self, BatchHeader, DELETE_HORIZON, HEADER_LENGTH, LEADER_EPOCH, PATCHED_PREFIX};
+use super::compression::compress;
 use super::producer_state::AbortedTransaction;
-use super::records::{Record, Records, compress, decompress, put_varint};
+use super::records::{Record, Records, decompress, put_varint};
 use super::segment::{Segment, Walker, log_path};
 use super::{PartitionLog, sync_directory};
 use crate::clock::now_ms;

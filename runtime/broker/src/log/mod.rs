@@ -13,6 +13,7 @@
 pub(crate) mod batch;
 pub(crate) mod checkpoint;
 mod compaction;
+mod compression;
 pub(crate) mod durability;
 pub(crate) mod producer_state;
 mod read;
@@ -20,6 +21,7 @@ pub(crate) mod records;
 mod recovery;
 mod retention;
 pub(crate) mod segment;
+pub(crate) mod validation;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -118,10 +120,7 @@ impl PartitionLog {
             return Ok(Appended { base_offset: batch.base_offset, append_time: -1, end_offset: self.end_offset });
         }
         let result = match config.timestamp_type {
-            TimestampType::CreateTime => {
-                check_timestamps(header, config)?;
-                self.write(header, records, config).map(|base_offset| (base_offset, -1))
-            }
+            TimestampType::CreateTime => self.write(header, records, config).map(|base_offset| (base_offset, -1)),
             TimestampType::LogAppendTime => {
                 let now = now_ms();
                 let (header, records) = batch::with_append_time(records, header, now);
@@ -210,22 +209,6 @@ impl PartitionLog {
         self.segment_began = Instant::now();
         Ok(())
     }
-}
-
-/// Refuses a batch whose timestamps are out of range. The header has the first and the largest one.
-fn check_timestamps(header: &BatchHeader, config: &TopicConfig) -> Result<(), ApiError> {
-    let now = now_ms();
-    let earliest = now.saturating_sub(config.timestamp_before_max_ms);
-    let latest = now.saturating_add(config.timestamp_after_max_ms);
-    let oldest = header.base_timestamp.min(header.max_timestamp);
-    if oldest < earliest || header.max_timestamp > latest {
-        let message = format!(
-            "timestamps from {oldest} to {} are outside the allowed range {earliest} to {latest}",
-            header.max_timestamp
-        );
-        return Err(ApiError::new(ResponseError::InvalidTimestamp, message));
-    }
-    Ok(())
 }
 
 /// Syncs the entries of a directory.

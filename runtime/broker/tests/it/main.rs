@@ -15,6 +15,7 @@ mod faults;
 mod fencing;
 mod groups;
 mod introspection;
+mod invalid_records;
 mod model;
 mod producers;
 mod protocol_violations;
