@@ -1,6 +1,6 @@
 //! Start and stop.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::store::{Change, Key, Store};
 use crate::topics::config::TopicDefaults;
 use crate::topics::{TopicSettings, Topics};
 use crate::transaction::Coordinator;
-use crate::{maintenance, server};
+use crate::{maintenance, private_files, server};
 
 const LOCK_FILE: &str = "lock";
 
@@ -151,7 +151,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Opens the data directory.
 fn open(options: BrokerOptions) -> io::Result<(Arc<BrokerState>, File)> {
     let directory = options.data_dir.clone();
-    std::fs::create_dir_all(&directory)?;
+    private_files::create_directory(&directory)?;
+    private_files::check_mode(&directory)?;
     let lock = lock_directory(&directory)?;
     let sync_each_append = options.flush == FlushPolicy::Always;
     let store = Arc::new(Store::open(&directory, sync_each_append)?);
@@ -188,7 +189,7 @@ fn open(options: BrokerOptions) -> io::Result<(Arc<BrokerState>, File)> {
 }
 
 fn lock_directory(directory: &Path) -> io::Result<File> {
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(directory.join(LOCK_FILE))?;
+    let lock = private_files::options().write(true).create(true).truncate(false).open(directory.join(LOCK_FILE))?;
     // A child process holds copies of all descriptors until it executes, including the lock of a
     // stopped broker. The copies vanish within milliseconds.
     let deadline = Instant::now() + Duration::from_secs(1);

@@ -45,6 +45,7 @@ mod group;
 mod log;
 mod maintenance;
 mod options;
+mod private_files;
 mod request;
 mod request_memory;
 mod server;

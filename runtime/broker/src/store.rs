@@ -9,7 +9,7 @@
 //! Frame: length (u32), CRC-32C of the rest (u32), JSON array of `[key, value or null]`.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::log::sync_directory;
+use crate::private_files::{self, open_for_append};
 use crate::sync::lock;
 
 const FILE_NAME: &str = "state.log";
@@ -77,6 +78,8 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct Store {
     directory: PathBuf,
+    /// The file was new, or its end was cut off: entries may be missing.
+    is_incomplete: bool,
     sync_each_append: bool,
     inner: Mutex<Inner>,
 }
@@ -95,7 +98,8 @@ impl Store {
             }
             at += length;
         }
-        if at < bytes.len() {
+        let is_torn = at < bytes.len();
+        if is_torn {
             tracing::warn!(path = %path.display(), cut = bytes.len() - at, kept = at, "the last write was torn; cutting it off");
             file.set_len(at as u64)?;
             file.sync_all()?;
@@ -103,7 +107,13 @@ impl Store {
         sync_directory(directory)?;
         let live = entries.values().map(|value| entry_size(value)).sum();
         let inner = Inner { file, size: at as u64, live, entries, has_partial_write: false };
-        Ok(Self { directory: directory.to_owned(), sync_each_append, inner: Mutex::new(inner) })
+        let is_incomplete = is_torn || bytes.is_empty();
+        Ok(Self { directory: directory.to_owned(), is_incomplete, sync_each_append, inner: Mutex::new(inner) })
+    }
+
+    /// Whether entries may be missing because the file was new or torn.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.is_incomplete
     }
 
     /// Applies all changes, or none on an error.
@@ -168,7 +178,7 @@ impl Store {
 
     fn rewrite(&self, inner: &mut Inner) -> io::Result<()> {
         let temporary = self.directory.join(TEMPORARY_NAME);
-        let mut file = File::create(&temporary)?;
+        let mut file = private_files::create(&temporary)?;
         let mut size = 0;
         let pairs: Vec<_> = inner.entries.iter().collect();
         for chunk in pairs.chunks(1000) {
@@ -185,10 +195,6 @@ impl Store {
         inner.live = size;
         Ok(())
     }
-}
-
-fn open_for_append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).append(true).create(true).open(path)
 }
 
 /// Approximate size of a key and the array around it.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::producer_state::ProducerStates;
 use super::segment::write_index;
 use super::{PartitionLog, sync_directory};
+use crate::private_files;
 
 const FILE_NAME: &str = "checkpoint.json";
 const TEMPORARY_NAME: &str = "checkpoint.json.new";
@@ -132,7 +133,7 @@ impl Checkpoint {
             write_index(log_path, *entries_before, bytes)?;
         }
         let temporary = self.directory.join(TEMPORARY_NAME);
-        let mut file = File::create(&temporary)?;
+        let mut file = private_files::create(&temporary)?;
         file.write_all(&serde_json::to_vec(&self.state)?)?;
         file.sync_data()?;
         std::fs::rename(&temporary, self.directory.join(FILE_NAME))?;

@@ -30,6 +30,7 @@ use super::records::{Record, Records, decompress, put_varint};
 use super::segment::{Segment, Walker, log_path};
 use super::{PartitionLog, sync_directory};
 use crate::clock::now_ms;
+use crate::private_files;
 use crate::topics::config::TopicConfig;
 
 /// Limit on the keys of one round; the remaining segments wait for the next round. About 40 bytes
@@ -340,7 +341,7 @@ impl<'plan> SegmentWriter<'plan> {
 }
 
 fn create(directory: &Path, base_offset: i64) -> io::Result<BufWriter<File>> {
-    Ok(BufWriter::new(File::create(temporary_path(&log_path(directory, base_offset)))?))
+    Ok(BufWriter::new(private_files::create(&temporary_path(&log_path(directory, base_offset)))?))
 }
 
 fn sync(file: &mut BufWriter<File>) -> io::Result<()> {

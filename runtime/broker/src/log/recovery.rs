@@ -17,65 +17,29 @@ use super::segment::{Segment, index_path, log_path, read_index};
 use super::{PartitionLog, sync_directory};
 use crate::clock::now_ms;
 use crate::log::producer_state::ProducerStates;
+use crate::private_files;
 
 const SCAN_BUFFER: usize = 1 << 20;
 
 pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<PartitionLog> {
-    std::fs::create_dir_all(directory)?;
+    private_files::create_directory(directory)?;
     let base_offsets = list_segments(directory)?;
     let checkpoint = checkpoint::read(directory);
     let start_offset = checkpoint.as_ref().map_or(0, |state| state.start_offset);
     let end_offset = checkpoint.as_ref().map_or(0, |state| state.end_offset);
-
-    let mut log = PartitionLog {
-        directory: directory.to_owned(),
-        segments: Vec::new(),
-        start_offset,
-        end_offset: 0,
-        producers: ProducerStates::default(),
-        durability: None,
-        segment_began: Instant::now(),
-        cleaned_until: 0,
-        next_horizon: None,
-        bytes_since_checkpoint: 0,
-        appended_since_checkpoint: None,
-    };
+    let mut log = empty_log(directory, start_offset);
     let mut unread = base_offsets.as_slice();
     if let Some(state) = checkpoint
         && let Some(segments) = trusted_segments(directory, &base_offsets, &state)
     {
         unread = &base_offsets[segments.len()..];
-        log.segments = segments;
-        log.producers = state.producers;
-        log.end_offset = state.end_offset;
-        log.cleaned_until = state.cleaned_until;
-        if let Some(last) = log.segments.last_mut() {
-            let mut segment = std::mem::replace(last, Segment::describe(directory, 0));
-            let is_torn = scan(&mut log, &mut segment)?;
-            let at = log.segments.len() - 1;
-            log.segments[at] = segment;
-            if is_torn {
-                remove_after_tear(directory, unread)?;
-                unread = &[];
-            }
-        }
-    }
-    for (at, base_offset) in unread.iter().enumerate() {
-        let mut segment = Segment::describe(directory, *base_offset);
-        if *base_offset < log.end_offset {
-            // A compaction was interrupted between writing a new segment and removing this one.
-            tracing::warn!(path = %segment.path().display(), "removing a segment that a compacted one replaces");
-            segment.remove()?;
-            continue;
-        }
-        log.end_offset = *base_offset;
-        let is_torn = scan(&mut log, &mut segment)?;
-        log.segments.push(segment);
+        let is_torn = continue_checkpoint(&mut log, segments, state)?;
         if is_torn {
-            remove_after_tear(directory, &unread[at + 1..])?;
-            break;
+            remove_after_tear(directory, unread)?;
+            unread = &[];
         }
     }
+    read_segments(&mut log, unread)?;
 
     match log.segments.last_mut() {
         Some(segment) => segment.open_for_append()?,
@@ -85,6 +49,14 @@ pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Parti
             log.segments.push(Segment::create(directory, log.end_offset)?);
             sync_directory(directory)?;
         }
+    }
+    if log.end_offset < end_offset {
+        tracing::error!(
+            directory = %directory.display(),
+            end_offset = log.end_offset,
+            expected = end_offset,
+            "the log ends before its checkpoint: records were lost outside the broker; restore them from a backup"
+        );
     }
     let first_base = log.segments.first().map_or(0, |segment| segment.base_offset);
     log.start_offset = log.start_offset.max(first_base).min(log.end_offset);
@@ -96,6 +68,55 @@ pub(super) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Parti
         log.durability = Some(Arc::new(Durability::open(active.file()?, end_offset, active.size)?));
     }
     Ok(log)
+}
+
+fn empty_log(directory: &Path, start_offset: i64) -> PartitionLog {
+    PartitionLog {
+        directory: directory.to_owned(),
+        segments: Vec::new(),
+        start_offset,
+        end_offset: 0,
+        producers: ProducerStates::default(),
+        durability: None,
+        segment_began: Instant::now(),
+        cleaned_until: 0,
+        next_horizon: None,
+        bytes_since_checkpoint: 0,
+        appended_since_checkpoint: None,
+    }
+}
+
+/// Takes over the state of a checkpoint and reads its last segment from there on. Returns whether the
+/// tail was torn.
+fn continue_checkpoint(log: &mut PartitionLog, segments: Vec<Segment>, state: checkpoint::State) -> io::Result<bool> {
+    log.segments = segments;
+    log.producers = state.producers;
+    log.end_offset = state.end_offset;
+    log.cleaned_until = state.cleaned_until;
+    let Some(mut last) = log.segments.pop() else { return Ok(false) };
+    let is_torn = scan(log, &mut last)?;
+    log.segments.push(last);
+    Ok(is_torn)
+}
+
+/// Reads segments that no checkpoint describes.
+fn read_segments(log: &mut PartitionLog, base_offsets: &[i64]) -> io::Result<()> {
+    for (at, base_offset) in base_offsets.iter().enumerate() {
+        let mut segment = Segment::describe(&log.directory, *base_offset);
+        if *base_offset < log.end_offset {
+            // A compaction was interrupted between writing a new segment and removing this one.
+            tracing::warn!(path = %segment.path().display(), "removing a segment that a compacted one replaces");
+            segment.remove()?;
+            continue;
+        }
+        log.end_offset = *base_offset;
+        let is_torn = scan(log, &mut segment)?;
+        log.segments.push(segment);
+        if is_torn {
+            return remove_after_tear(&log.directory, &base_offsets[at + 1..]);
+        }
+    }
+    Ok(())
 }
 
 /// The base offsets of all segments, in order. Removes leftovers of interrupted work.
@@ -126,6 +147,11 @@ fn trusted_segments(directory: &Path, on_disk: &[i64], state: &checkpoint::State
     let mut segments = Vec::with_capacity(kept.len());
     for (at, described) in kept.iter().enumerate() {
         if on_disk.get(at) != Some(&described.base_offset) {
+            tracing::warn!(
+                directory = %directory.display(),
+                base_offset = described.base_offset,
+                "a segment of the checkpoint is missing; reading the whole log"
+            );
             return None;
         }
         let path = log_path(directory, described.base_offset);

@@ -7,13 +7,14 @@
 //! The file is opened for appending, so a write always lands at the end. A partial write (a full
 //! disk) is cut off before the next one.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::batch::{BatchHeader, HEADER_LENGTH};
+use crate::private_files::{open_for_append, options};
 
 /// Bytes of the log for each index entry.
 pub(crate) const INDEX_INTERVAL: u64 = 32 << 10;
@@ -219,10 +220,6 @@ impl Segment {
     }
 }
 
-fn open_for_append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).append(true).create(true).open(path)
-}
-
 fn write_all(mut file: &File, prefix: &[u8], rest: &[u8]) -> io::Result<()> {
     let mut slices = [IoSlice::new(prefix), IoSlice::new(rest)];
     let mut remaining = &mut slices[..];
@@ -265,7 +262,7 @@ pub(crate) fn read_index(log_path: &Path, count: usize) -> Option<Vec<IndexEntry
 
 /// Writes `bytes` after the first `entries_before` entries of the index file and cuts off the rest.
 pub(crate) fn write_index(log_path: &Path, entries_before: usize, bytes: &[u8]) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(index_path(log_path))?;
+    let file = options().write(true).create(true).truncate(false).open(index_path(log_path))?;
     let position = (entries_before * ENTRY_LENGTH) as u64;
     file.write_all_at(bytes, position)?;
     file.set_len(position + bytes.len() as u64)

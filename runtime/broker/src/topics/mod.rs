@@ -20,6 +20,7 @@ use uuid::Uuid;
 use self::config::{TopicConfig, TopicDefaults};
 use self::partition::Partition;
 use crate::error::ApiError;
+use crate::private_files;
 use crate::store::{Change, Key, Store};
 use crate::sync::{lock, read, write};
 
@@ -107,7 +108,7 @@ impl Topics {
             registry: RwLock::default(),
             changing: Mutex::new(()),
         };
-        std::fs::create_dir_all(&topics.directory)?;
+        private_files::create_directory(&topics.directory)?;
         if topics.trash.exists() {
             std::fs::remove_dir_all(&topics.trash)?;
         }
@@ -118,13 +119,21 @@ impl Topics {
         for (name, record) in records {
             let config = TopicConfig::stored(record.configs, &topics.settings.defaults);
             let id = Uuid::parse_str(&record.id).map_err(io::Error::other)?;
+            if !topics.directory.join(&name).exists() {
+                tracing::warn!(topic = name, "the directory of a topic is missing; its records are lost");
+            }
             topics.insert(&name, id, Arc::new(config), record.partitions)?;
         }
         for entry in std::fs::read_dir(&topics.directory)? {
             let entry = entry?;
             let is_known = entry.file_name().to_str().is_some_and(|name| topics.get(name).is_some());
-            if !is_known {
-                tracing::warn!(path = %entry.path().display(), "removing a directory without a topic");
+            if is_known {
+                continue;
+            }
+            if store.is_incomplete() {
+                keep_directory(data_dir, &entry)?;
+            } else {
+                tracing::warn!(path = %entry.path().display(), "removing the directory of a deleted topic");
                 std::fs::remove_dir_all(entry.path())?;
             }
         }
@@ -229,7 +238,7 @@ impl Topics {
         }
         // Renamed first: the name is free at once, and a crash leaves only trash.
         let trash = self.trash.join(topic.id.to_string());
-        let removed = std::fs::create_dir_all(&self.trash)
+        let removed = private_files::create_directory(&self.trash)
             .and_then(|()| std::fs::rename(self.directory.join(&topic.name), &trash))
             .and_then(|()| std::fs::remove_dir_all(&trash));
         if let Err(error) = removed {
@@ -275,6 +284,24 @@ impl Topics {
         let put = Change::put(Key::Topic(topic.name.clone()), &record).and_then(|change| store.apply(vec![change]));
         put.map_err(|error| ApiError::storage(&error))
     }
+}
+
+/// Moves a directory without a topic out of the way. The internal log may have lost the topic, so the
+/// records must not be deleted.
+fn keep_directory(data_dir: &Path, entry: &std::fs::DirEntry) -> io::Result<()> {
+    let lost = data_dir.join("lost");
+    private_files::create_directory(&lost)?;
+    let mut kept = lost.join(entry.file_name());
+    if kept.exists() {
+        kept = lost.join(Uuid::new_v4().to_string());
+    }
+    std::fs::rename(entry.path(), &kept)?;
+    tracing::error!(
+        path = %entry.path().display(),
+        kept = %kept.display(),
+        "the internal log has lost a topic; its records were moved, restore state.log from a backup"
+    );
+    Ok(())
 }
 
 /// A topic's name is also a directory's name, so the rule also keeps paths safe.

@@ -1,6 +1,7 @@
 //! Starts a broker for a test, and clients for it.
 
-use std::sync::mpsc;
+use std::io::Write;
+use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -211,4 +212,34 @@ pub(crate) fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
 pub(crate) fn pause(duration: Duration) {
     let (_sender, receiver) = mpsc::channel::<()>();
     let _ = receiver.recv_timeout(duration);
+}
+
+/// The warnings and errors of all brokers in this process.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOG.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Starts to collect the warnings of brokers.
+pub(crate) fn collect_log() {
+    static STARTED: OnceLock<()> = OnceLock::new();
+    STARTED.get_or_init(|| {
+        let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false);
+        subscriber.with_writer(|| LogWriter).init();
+    });
+}
+
+/// The collected lines that contain a text, such as a test's own directory.
+pub(crate) fn logged(text: &str) -> Vec<String> {
+    let log = LOG.lock().unwrap();
+    String::from_utf8_lossy(&log).lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
 }

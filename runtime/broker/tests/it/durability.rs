@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::producer::Producer;
 
-use crate::common::{LONG, TestBroker, drain, eventually, is_foreign, pause, send, unique};
-use crate::raw::{From, Raw, batch, produce};
+use crate::common::{LONG, TestBroker, collect_log, drain, eventually, is_foreign, logged, pause, send, unique};
+use crate::raw::{PLAIN, Raw, batch, produce};
 
 const DATA: &str = "TRUNKLINE_TEST_PROCESS_DATA";
 const ADDRESS: &str = "TRUNKLINE_TEST_PROCESS_ADDRESS";
@@ -143,14 +143,14 @@ fn recovery_cuts_off_only_the_torn_tail() {
     if is_foreign() {
         return;
     }
-    let plain = From { producer_id: -1, epoch: -1, sequence: -1, is_transactional: false };
+    collect_log();
     for with_checkpoint in [true, false] {
         for torn in [1, 11, 12, 40, 61, 70] {
             let mut broker = TestBroker::own(|_| {});
             let topic = broker.topic("torn", 1, &[]);
             let mut raw = Raw::connect(&broker.address);
             for number in 0..5 {
-                assert_eq!(produce(&mut raw, &topic, None, batch(plain, 3)), (0, number * 3));
+                assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 3)), (0, number * 3));
             }
             drop(raw);
             let directory = broker.data_dir().join("topics").join(&topic).join("0");
@@ -159,14 +159,18 @@ fn recovery_cuts_off_only_the_torn_tail() {
             if !with_checkpoint {
                 std::fs::remove_file(directory.join("checkpoint.json")).unwrap();
             }
-            let mut next = batch(plain, 3);
+            let mut next = batch(PLAIN, 3);
             next[..8].copy_from_slice(&15i64.to_be_bytes());
             append(&directory.join("00000000000000000000.log"), &next[..torn.min(next.len() - 1)]);
             append(&state, &[9, 0, 0, 0, 1, 2]);
             broker.start_again(|_| {});
+            for path in [directory.display().to_string(), state.display().to_string()] {
+                let lines = logged(&path);
+                assert!(lines.iter().any(|line| line.contains("torn")), "{path}: {lines:?}");
+            }
             assert_eq!(broker.watermarks(&topic, 0, "read_committed"), (0, 15));
             let mut raw = Raw::connect(&broker.address);
-            assert_eq!(produce(&mut raw, &topic, None, batch(plain, 1)), (0, 15));
+            assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 1)), (0, 15));
             assert_eq!(broker.values(&topic, 0, "read_committed").len(), 16);
         }
     }
@@ -199,10 +203,9 @@ fn producers_share_syncs_with_flush_always() {
     const EACH: usize = 100;
     let broker = TestBroker::own(|options| options.flush = trunkline_broker::FlushPolicy::Always);
     let topic = broker.topic("broker", 1, &[]);
-    let plain = From { producer_id: -1, epoch: -1, sequence: -1, is_transactional: false };
     let write = |count: usize| {
         let mut raw = Raw::connect(&broker.address);
-        (0..count).for_each(|_| assert_eq!(produce(&mut raw, &topic, None, batch(plain, 1)).0, 0));
+        (0..count).for_each(|_| assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 1)).0, 0));
     };
     let begun = Instant::now();
     write(EACH);
@@ -266,8 +269,7 @@ fn a_full_disk_refuses_with_a_retriable_error_and_recovers() {
     let topic = broker.topic("full", 1, &[]);
     let filler = disk.directory.path().join("filler");
     let mut raw = Raw::connect(&broker.address);
-    let plain = From { producer_id: -1, epoch: -1, sequence: -1, is_transactional: false };
-    assert_eq!(produce(&mut raw, &topic, None, batch(plain, 3)), (0, 0));
+    assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 3)), (0, 0));
     let producer = broker.transactional(&unique("tx"), &[]);
     producer.begin_transaction().unwrap();
     send(&producer, &topic, 0, "k", "in a transaction");
@@ -276,7 +278,7 @@ fn a_full_disk_refuses_with_a_retriable_error_and_recovers() {
     // The last page may have a little room.
     let mut accepted = 1;
     let error = loop {
-        let (error, _) = produce(&mut raw, &topic, None, batch(plain, 60));
+        let (error, _) = produce(&mut raw, &topic, None, batch(PLAIN, 60));
         if error != 0 {
             break error;
         }
@@ -286,7 +288,7 @@ fn a_full_disk_refuses_with_a_retriable_error_and_recovers() {
     assert_eq!(error, kafka_protocol::ResponseError::KafkaStorageError.code());
     let end = broker.watermarks(&topic, 0, "read_uncommitted").1;
     std::fs::remove_file(&filler).unwrap();
-    eventually("room again", || produce(&mut raw, &topic, None, batch(plain, 60)) == (0, end));
+    eventually("room again", || produce(&mut raw, &topic, None, batch(PLAIN, 60)) == (0, end));
     producer.commit_transaction(LONG).unwrap();
     assert_eq!(broker.watermarks(&topic, 0, "read_committed"), (0, end + 61));
     assert_eq!(broker.values(&topic, 0, "read_committed").len() as i64, end + 60);
@@ -297,4 +299,104 @@ fn fill(path: &Path) {
     let mut file = std::fs::File::create(path).unwrap();
     while file.write_all(&[0; 4096]).is_ok() {}
     while file.write_all(&[0]).is_ok() {}
+}
+
+#[test]
+fn a_log_that_was_cut_is_reported() {
+    if is_foreign() {
+        return;
+    }
+    collect_log();
+    let mut broker = TestBroker::own(|_| {});
+    let topic = broker.topic("cut", 1, &[]);
+    let mut raw = Raw::connect(&broker.address);
+    (0..10).for_each(|offset| assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 1)), (0, offset)));
+    drop(raw);
+    broker.stop();
+    let directory = broker.data_dir().join("topics").join(&topic).join("0");
+    let path = directory.join("00000000000000000000.log");
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 37).unwrap();
+    broker.start_again(|_| {});
+    assert_eq!(broker.watermarks(&topic, 0, "read_committed"), (0, 9));
+    let lines = logged(&directory.display().to_string());
+    assert!(lines.iter().any(|line| line.contains("torn") && line.contains("end_offset=9")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("records were lost") && line.contains("expected=10")), "{lines:?}");
+}
+
+#[test]
+fn records_are_kept_when_the_internal_log_is_lost() {
+    if is_foreign() {
+        return;
+    }
+    collect_log();
+    for keep in [0, 10] {
+        let mut broker = TestBroker::own(|_| {});
+        let topic = broker.topic("lost", 1, &[]);
+        let mut raw = Raw::connect(&broker.address);
+        assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 3)), (0, 0));
+        drop(raw);
+        broker.stop();
+        let state = std::fs::File::options().write(true).open(broker.data_dir().join("state.log")).unwrap();
+        state.set_len(keep).unwrap();
+        broker.start_again(|_| {});
+        assert!(broker.directory_is_without(&topic));
+        let kept = broker.data_dir().join("lost").join(&topic).join("0").join("00000000000000000000.log");
+        assert!(kept.metadata().unwrap().len() > 0, "{keep}");
+        assert!(!logged(&kept.parent().unwrap().parent().unwrap().display().to_string()).is_empty());
+    }
+}
+
+/// Every file and directory below a path, with its permissions.
+fn modes(path: &Path) -> Vec<(PathBuf, u32)> {
+    use std::os::unix::fs::PermissionsExt;
+    let metadata = path.metadata().unwrap();
+    let mut found = vec![(path.to_owned(), metadata.permissions().mode() & 0o777)];
+    if metadata.is_dir() {
+        found.extend(std::fs::read_dir(path).unwrap().flat_map(|entry| modes(&entry.unwrap().path())));
+    }
+    found
+}
+
+#[test]
+fn only_the_owner_can_access_the_data() {
+    if is_foreign() {
+        return;
+    }
+    let parent = tempfile::tempdir().unwrap();
+    let data = parent.path().join("new").join("data");
+    let mut broker = TestBroker::own(|options| {
+        options.data_dir = data.clone();
+        options.cleanup_interval = Duration::from_millis(100);
+    });
+    let configs = [("cleanup.policy", "compact"), ("internal.segment.bytes", "200")];
+    let topic = broker.topic("private", 1, &configs);
+    let mut raw = Raw::connect(&broker.address);
+    (0..50).for_each(|_| assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 1)).0, 0));
+    drop(raw);
+    eventually("compacted", || broker.values(&topic, 0, "read_committed").len() < 50);
+    broker.stop();
+    let modes = modes(&parent.path().join("new"));
+    assert!(modes.len() > 8, "{modes:?}");
+    for (path, mode) in modes {
+        assert_eq!(mode, if path.is_dir() { 0o700 } else { 0o600 }, "{}: {mode:o}", path.display());
+    }
+}
+
+#[test]
+fn a_data_directory_that_others_can_read_is_reported() {
+    use std::os::unix::fs::PermissionsExt;
+    if is_foreign() {
+        return;
+    }
+    collect_log();
+    for (mode, is_reported) in [(0o755, true), (0o710, true), (0o700, false)] {
+        let parent = tempfile::tempdir().unwrap();
+        let data = parent.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(mode)).unwrap();
+        drop(TestBroker::own(|options| options.data_dir = data.clone()));
+        let lines = logged(&data.display().to_string());
+        assert_eq!(lines.iter().any(|line| line.contains("chmod")), is_reported, "{mode:o}: {lines:?}");
+    }
 }
