@@ -24,7 +24,7 @@ use crate::error::ApiError;
 use crate::log::batch::LEADER_EPOCH;
 use crate::request::Call;
 use crate::state::NODE;
-use crate::topics::{NewTopic, Topic, check_name};
+use crate::topics::{GROUP_TOPIC, NewTopic, TRANSACTION_TOPIC, Topic, check_name, is_internal};
 
 /// The host and port that clients connect to.
 pub(super) fn advertised(call: &Call<'_>) -> (String, i32) {
@@ -67,6 +67,7 @@ fn describe(topic: &Arc<Topic>) -> MetadataResponseTopic {
     MetadataResponseTopic::default()
         .with_name(Some(TopicName(text(&topic.name))))
         .with_topic_id(topic.id)
+        .with_is_internal(is_internal(&topic.name))
         .with_partitions((0..topic.partition_count()).map(describe_partition).collect())
 }
 
@@ -123,6 +124,10 @@ pub(crate) fn find_coordinator(call: &Call<'_>, request: FindCoordinatorRequest)
     const TRANSACTION: i8 = 1;
     let (host, port) = advertised(call);
     let is_known = matches!(request.key_type, GROUP | TRANSACTION);
+    if is_known {
+        let internal = if request.key_type == GROUP { GROUP_TOPIC } else { TRANSACTION_TOPIC };
+        call.broker.topics.create_internal(&call.broker.store, internal);
+    }
     if call.version < 4 {
         if !is_known {
             return FindCoordinatorResponse::default().with_error_code(ResponseError::InvalidRequest.code());

@@ -16,9 +16,9 @@ use crate::log::validation::validate_records;
 use crate::request::Call;
 use crate::request::Close;
 use crate::request::response::Response;
-use crate::topics::Topic;
 use crate::topics::config::{TimestampType, TopicConfig};
 use crate::topics::partition::Partition;
+use crate::topics::{Topic, is_internal};
 
 pub(crate) fn produce(call: &Call<'_>, request: ProduceRequest) -> Result<Option<Response>, Close> {
     let transactional_id = request.transactional_id.as_ref().map(|id| id.0.as_str());
@@ -72,6 +72,10 @@ fn append(
     topic: &Topic,
     data: &PartitionProduceData,
 ) -> Result<Appended, ApiError> {
+    if is_internal(&topic.name) {
+        let message = format!("Clients may not write to the internal topic {}.", topic.name);
+        return Err(ApiError::new(ResponseError::InvalidTopicException, message));
+    }
     let partition = topic.partition(data.index).ok_or_else(ApiError::unknown_topic_partition)?;
     let config = topic.config();
     let records = data.records.as_deref().unwrap_or_default();

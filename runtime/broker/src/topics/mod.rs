@@ -26,6 +26,18 @@ use crate::sync::{lock, read, write};
 
 const MAX_NAME_LENGTH: usize = 249;
 
+/// The topics in which Apache Kafka stores groups and transactions. They are listed for tools and stay
+/// empty: this state is in the internal log.
+pub(crate) const GROUP_TOPIC: &str = "__consumer_offsets";
+pub(crate) const TRANSACTION_TOPIC: &str = "__transaction_state";
+/// Belongs to the controllers of a cluster.
+const METADATA_TOPIC: &str = "__cluster_metadata";
+
+/// Whether clients may not write to a topic.
+pub(crate) fn is_internal(name: &str) -> bool {
+    matches!(name, GROUP_TOPIC | TRANSACTION_TOPIC)
+}
+
 /// A topic in the internal log.
 #[derive(Debug, Serialize, Deserialize)]
 struct TopicRecord {
@@ -182,6 +194,10 @@ impl Topics {
     /// Checks whether a topic can be created.
     pub(crate) fn check_new(&self, new: &NewTopic) -> Result<TopicConfig, ApiError> {
         check_name(&new.name)?;
+        if new.name == METADATA_TOPIC {
+            let message = format!("Creation of internal topic {METADATA_TOPIC} is prohibited.");
+            return Err(ApiError::new(ResponseError::InvalidRequest, message));
+        }
         if self.get(&new.name).is_some() {
             return Err(ApiError::new(
                 ResponseError::TopicAlreadyExists,
@@ -219,6 +235,21 @@ impl Topics {
         let put = Change::put(Key::Topic(new.name.clone()), &record).and_then(|change| store.apply(vec![change]));
         put.map_err(|error| ApiError::storage(&error))?;
         self.insert(&new.name, id, Arc::new(config), new.partitions).map_err(|error| ApiError::storage(&error))
+    }
+
+    /// Creates an internal topic when its coordinator is used first, as Apache Kafka does.
+    pub(crate) fn create_internal(&self, store: &Store, name: &str) {
+        if self.get(name).is_some() {
+            return;
+        }
+        let configs = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
+        let new = NewTopic { name: name.to_owned(), partitions: 1, configs };
+        match self.create(store, &new) {
+            Err(error) if error.code != ResponseError::TopicAlreadyExists => {
+                tracing::warn!(topic = name, error = error.message, "cannot create an internal topic");
+            }
+            _ => {}
+        }
     }
 
     pub(crate) fn delete(&self, store: &Store, topic: &Topic) -> Result<(), ApiError> {

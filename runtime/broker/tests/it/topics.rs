@@ -1,10 +1,14 @@
 //! Topics and their configuration.
 
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::create_topics_request::CreatableTopic;
+use kafka_protocol::messages::{CreateTopicsRequest, MetadataRequest, TopicName};
 use rdkafka::admin::{AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::Consumer;
 use rdkafka::types::RDKafkaErrorCode;
 
 use crate::common::{LONG, TestBroker, drain, eventually, is_foreign, send, unique};
+use crate::raw::{PLAIN, Raw, batch, produce};
 
 fn configured(broker: &TestBroker, topic: &str, name: &str) -> Option<String> {
     let admin = broker.admin();
@@ -150,4 +154,32 @@ fn a_topic_can_be_created_with_every_described_config() {
         entries.iter().map(|entry| (entry.name.as_str(), entry.value.as_deref().unwrap_or_default())).collect();
     let copy = broker.topic("copy", 1, &pairs);
     assert_eq!(configured(&broker, &copy, "cleanup.policy").as_deref(), Some("compact"));
+}
+
+#[test]
+fn internal_topics_are_listed_and_closed_to_clients() {
+    let broker = TestBroker::any();
+    let topic = broker.topic("plain", 1, &[]);
+    let group = unique("group");
+    let consumer = broker.consumer(&[("group.id", &group)]);
+    let mut wanted = rdkafka::TopicPartitionList::new();
+    wanted.add_partition(&topic, 0);
+    consumer.committed_offsets(wanted, LONG).unwrap();
+    drop(broker.transactional(&unique("tx"), &[]));
+    let mut raw = Raw::connect(&broker.address);
+    for name in ["__consumer_offsets", "__transaction_state"] {
+        let response = raw.call(12, &MetadataRequest::default().with_topics(None));
+        let listed = response.topics.iter().find(|topic| topic.name.as_ref().unwrap().as_str() == name).unwrap();
+        assert!(listed.is_internal && !listed.partitions.is_empty(), "{name}");
+        let refused = ResponseError::InvalidTopicException.code();
+        assert_eq!(produce(&mut raw, name, None, batch(PLAIN, 1)).0, refused, "{name}");
+    }
+    let plain = raw.call(12, &MetadataRequest::default().with_topics(None));
+    assert!(plain.topics.iter().any(|listed| listed.name.as_ref().unwrap().as_str() == topic && !listed.is_internal));
+    let metadata = CreatableTopic::default()
+        .with_name(TopicName("__cluster_metadata".to_owned().into()))
+        .with_num_partitions(1)
+        .with_replication_factor(1);
+    let request = CreateTopicsRequest::default().with_topics(vec![metadata]).with_timeout_ms(5000);
+    assert_eq!(raw.call(7, &request).topics[0].error_code, ResponseError::InvalidRequest.code());
 }
