@@ -19,6 +19,7 @@ use crate::request::response::Response;
 use crate::topics::config::{TimestampType, TopicConfig};
 use crate::topics::partition::Partition;
 use crate::topics::{Topic, is_internal};
+use crate::transaction::TransactionVersion;
 
 pub(crate) fn produce(call: &Call<'_>, request: ProduceRequest) -> Result<Option<Response>, Close> {
     let transactional_id = request.transactional_id.as_ref().map(|id| id.0.as_str());
@@ -103,7 +104,8 @@ fn append_valid(
         let message = "a transactional batch needs a transactional id in the request";
         return Err(ApiError::new(ResponseError::InvalidProducerIdMapping, message));
     };
-    call.broker.transactions.append(transactional_id, partition, header, records, config)
+    let version = TransactionVersion::of(call.version, 12);
+    call.broker.transactions.append(transactional_id, version, partition, (header, records), config)
 }
 
 fn describe(index: i32, result: &Result<Appended, ApiError>, log_start: i64) -> PartitionProduceResponse {

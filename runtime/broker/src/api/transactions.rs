@@ -22,7 +22,7 @@ use crate::clock::now_ms;
 use crate::group::membership::Identity;
 use crate::group::offsets::Committed;
 use crate::request::Call;
-use crate::transaction::{NO_EPOCH, NO_PRODUCER_ID, Requester};
+use crate::transaction::{NO_EPOCH, NO_PRODUCER_ID, Requester, TransactionVersion};
 
 pub(crate) fn init_producer_id(call: &Call<'_>, request: InitProducerIdRequest) -> InitProducerIdResponse {
     let result = match &request.transactional_id {
@@ -114,9 +114,17 @@ pub(crate) fn end_txn(call: &Call<'_>, request: EndTxnRequest) -> EndTxnResponse
         producer_id: request.producer_id.0,
         epoch: request.producer_epoch,
     };
-    let result = call.broker.transactions.end(requester, request.committed);
+    let version = TransactionVersion::of(call.version, 5);
+    let result = call.broker.transactions.end(requester, request.committed, version);
     let result = result.map_err(|error| fenced_code(call.version, 2, error));
-    EndTxnResponse::default().with_error_code(code(&result))
+    let (producer_id, epoch) = match &result {
+        Ok(identity) if version == TransactionVersion::V2 => *identity,
+        _ => (NO_PRODUCER_ID, NO_EPOCH),
+    };
+    EndTxnResponse::default()
+        .with_error_code(code(&result))
+        .with_producer_id(ProducerId(producer_id))
+        .with_producer_epoch(epoch)
 }
 
 pub(crate) fn txn_offset_commit(call: &Call<'_>, request: TxnOffsetCommitRequest) -> TxnOffsetCommitResponse {
@@ -179,7 +187,8 @@ fn commit(
     // A producer that names no member is fenced only by its epoch.
     let names_no_member = sender.generation < 0 && sender.member_id.is_empty() && sender.instance_id.is_none();
     let broker = call.broker;
-    broker.transactions.commit_offsets(requester, &request.group_id, || {
+    let version = TransactionVersion::of(call.version, 5);
+    broker.transactions.commit_offsets(requester, version, &request.group_id, || {
         broker.groups.with_or_create(&request.group_id, |slot| {
             if !names_no_member {
                 slot.group.check(sender)?;

@@ -1,20 +1,36 @@
 //! ApiVersions (KIP-35, KIP-511).
 
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::api_versions_response::ApiVersion;
+use kafka_protocol::messages::api_versions_response::{ApiVersion, FinalizedFeatureKey, SupportedFeatureKey};
 use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse};
+use kafka_protocol::protocol::StrBytes;
 
 use crate::request::Call;
 use crate::request::Close;
 use crate::request::response::{Envelope, Response};
-use crate::request::supported::SUPPORTED;
+use crate::request::supported::{SUPPORTED, TRANSACTION_VERSION};
 
 pub(crate) fn api_versions(call: &Call<'_>, request: ApiVersionsRequest) -> ApiVersionsResponse {
     let names = [&request.client_software_name, &request.client_software_version];
     if call.version >= 3 && !names.iter().all(|name| is_software_name(name)) {
         return ApiVersionsResponse::default().with_error_code(ResponseError::InvalidRequest.code());
     }
-    ApiVersionsResponse::default().with_api_keys(announced())
+    let (name, level) = TRANSACTION_VERSION;
+    let response = ApiVersionsResponse::default().with_api_keys(announced());
+    if call.version < 3 {
+        return response;
+    }
+    let finalized = FinalizedFeatureKey::default()
+        .with_name(StrBytes::from_static_str(name))
+        .with_min_version_level(level)
+        .with_max_version_level(level);
+    let response = response.with_finalized_features_epoch(0).with_finalized_features(vec![finalized]);
+    if call.version < 4 {
+        // Older clients do not accept a feature whose minimum is 0.
+        return response;
+    }
+    let supported = SupportedFeatureKey::default().with_name(StrBytes::from_static_str(name)).with_max_version(level);
+    response.with_supported_features(vec![supported])
 }
 
 /// Letters and digits, with dashes and dots between them (KIP-511).

@@ -1,9 +1,8 @@
 //! The supported APIs and versions.
 //!
-//! The ranges cover librdkafka 2.x, the Java client 3.x and 4.x, franz-go and kafkajs. They end
-//! before the versions of transactions with server-side epochs (KIP-890 part 2: Produce 12,
-//! TxnOffsetCommit 5, EndTxn 5, AddPartitionsToTxn 4). Clients use those only if the broker
-//! announces the feature `transaction.version` 2.
+//! The ranges cover librdkafka 2.x, the Java client 3.x and 4.x, franz-go and kafkajs. They include the
+//! versions of the feature `transaction.version` 2 (KIP-890 part 2: Produce 12, TxnOffsetCommit 5,
+//! EndTxn 5). AddPartitionsToTxn ends before version 4, which only brokers send.
 
 use kafka_protocol::messages::ApiKey;
 
@@ -21,7 +20,7 @@ const fn supported(key: ApiKey, min: i16, max: i16) -> Supported {
 
 /// All APIs that the broker answers.
 pub(crate) const SUPPORTED: &[Supported] = &[
-    supported(ApiKey::Produce, 3, 11),
+    supported(ApiKey::Produce, 3, 12),
     supported(ApiKey::Fetch, 4, 17),
     supported(ApiKey::ListOffsets, 1, 9),
     supported(ApiKey::Metadata, 0, 13),
@@ -42,8 +41,8 @@ pub(crate) const SUPPORTED: &[Supported] = &[
     supported(ApiKey::OffsetForLeaderEpoch, 2, 4),
     supported(ApiKey::AddPartitionsToTxn, 0, 3),
     supported(ApiKey::AddOffsetsToTxn, 0, 4),
-    supported(ApiKey::EndTxn, 0, 4),
-    supported(ApiKey::TxnOffsetCommit, 0, 4),
+    supported(ApiKey::EndTxn, 0, 5),
+    supported(ApiKey::TxnOffsetCommit, 0, 5),
     supported(ApiKey::DescribeConfigs, 1, 4),
     supported(ApiKey::AlterConfigs, 0, 2),
     supported(ApiKey::DescribeLogDirs, 1, 4),
@@ -71,3 +70,6 @@ impl Supported {
         if self.key == ApiKey::Produce { 0 } else { self.min }
     }
 }
+
+/// The feature that lets clients use [`TransactionVersion::V2`](crate::transaction::TransactionVersion).
+pub(crate) const TRANSACTION_VERSION: (&str, i16) = ("transaction.version", 2);

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use kafka_protocol::ResponseError;
 
-use super::{MAX_EPOCH, NO_PRODUCER_ID, Phase, Transaction, TransactionSlot};
+use super::{Identity, MAX_EPOCH, NO_PRODUCER_ID, Phase, Transaction, TransactionSlot, TransactionVersion};
 use crate::clock::now_ms;
 use crate::error::ApiError;
 use crate::group::Groups;
@@ -53,7 +53,7 @@ pub(crate) struct Requester<'request> {
 
 impl Requester<'_> {
     /// The producer id and epoch, if the request names them.
-    fn identity(&self) -> Option<(i64, i16)> {
+    fn identity(&self) -> Option<Identity> {
         (self.producer_id != NO_PRODUCER_ID).then_some((self.producer_id, self.epoch))
     }
 }
@@ -246,68 +246,101 @@ impl Coordinator {
     ) -> Result<(), ResponseError> {
         let id = requester.transactional_id;
         self.with(id, |slot| {
-            slot.transaction.check_producer(requester.producer_id, requester.epoch)?;
             let current = &slot.transaction;
-            let is_there = current.phase == Phase::Ongoing
-                && partitions.iter().all(|partition| current.partitions.contains(partition))
-                && group.iter().all(|group| current.groups.contains(group));
+            current.check_producer(requester.producer_id, requester.epoch)?;
+            let is_there = partitions.iter().all(|(topic, partition)| current.has_partition(topic, *partition))
+                && group.iter().all(|group| current.has_group(group));
             if is_there {
                 return Ok(());
             }
-            let next = current.extended(partitions, group)?;
+            let next = current.extended(partitions, group, TransactionVersion::V1)?;
             self.advance(id, slot, next)
         })
     }
 
-    /// Appends a transactional batch, if its partition is part of the producer's open transaction.
+    /// Appends a transactional batch, if its partition is part of the producer's open transaction. With
+    /// version 2 the append adds the partition.
     pub(crate) fn append(
         &self,
         transactional_id: &str,
+        version: TransactionVersion,
         partition: &Partition,
-        header: &BatchHeader,
-        records: &[u8],
+        batch: (&BatchHeader, &[u8]),
         config: &TopicConfig,
     ) -> Result<Appended, ApiError> {
-        let refuse =
-            |error: ResponseError| ApiError::new(error, format!("transactional id {transactional_id:?}: {error}"));
+        let (header, records) = batch;
+        let refuse = |error: ResponseError| {
+            let code = match error {
+                // Produce has used this code since before PRODUCER_FENCED existed.
+                ResponseError::ProducerFenced => ResponseError::InvalidProducerEpoch,
+                other => other,
+            };
+            ApiError::new(code, format!("transactional id {transactional_id:?}: {code}"))
+        };
         let slot = read(&self.slots).get(transactional_id).cloned();
         let slot = slot.ok_or_else(|| refuse(ResponseError::InvalidProducerIdMapping))?;
-        let slot = lock(&slot);
-        let transaction = &slot.transaction;
-        transaction
-            .check_append(header.producer_id, header.producer_epoch, &partition.topic, partition.index)
-            .map_err(refuse)?;
+        let mut slot = lock(&slot);
+        let current = &slot.transaction;
+        current.check_producer(header.producer_id, header.producer_epoch).map_err(refuse)?;
+        if !current.has_partition(&partition.topic, partition.index) {
+            if slot.is_removed || version == TransactionVersion::V1 {
+                return Err(refuse(ResponseError::InvalidTxnState));
+            }
+            let added = [(partition.topic.clone(), partition.index)];
+            let next = current.extended(added, None, version).map_err(refuse)?;
+            self.advance(transactional_id, &mut slot, next).map_err(refuse)?;
+        }
         partition.append(header, records, config)
     }
 
-    /// Runs `commit` if the producer has an open transaction that includes the group.
+    /// Runs `commit` if the producer has an open transaction that includes the group. With version 2 the
+    /// request adds the group.
     pub(crate) fn commit_offsets(
         &self,
         requester: Requester<'_>,
+        version: TransactionVersion,
         group: &str,
         commit: impl FnOnce() -> Result<(), ResponseError>,
     ) -> Result<(), ResponseError> {
-        self.with(requester.transactional_id, |slot| {
+        let id = requester.transactional_id;
+        self.with(id, |slot| {
             let current = &slot.transaction;
             current.check_producer(requester.producer_id, requester.epoch)?;
-            if current.phase != Phase::Ongoing || !current.groups.contains(group) {
-                return Err(ResponseError::InvalidTxnState);
+            if !current.has_group(group) {
+                if version == TransactionVersion::V1 {
+                    return Err(ResponseError::InvalidTxnState);
+                }
+                let next = current.extended([], Some(group.to_owned()), version)?;
+                self.advance(id, slot, next)?;
             }
             commit()
         })
     }
 
-    /// Ends the open transaction.
-    pub(crate) fn end(&self, requester: Requester<'_>, commit: bool) -> Result<(), ResponseError> {
+    /// Ends the open transaction. Returns the producer id and the epoch for the next one.
+    pub(crate) fn end(
+        &self,
+        requester: Requester<'_>,
+        commit: bool,
+        version: TransactionVersion,
+    ) -> Result<(i64, i16), ResponseError> {
         let id = requester.transactional_id;
         self.with(id, |slot| {
-            slot.transaction.check_producer(requester.producer_id, requester.epoch)?;
-            if let Some(decided) = slot.transaction.ending(commit)? {
-                self.advance(id, slot, decided)?;
+            let named = (requester.producer_id, requester.epoch);
+            if let Some(decided) = slot.transaction.ending(named, commit, version)? {
+                self.decide(id, slot, decided)?;
                 self.complete(id, slot)?;
             }
-            Ok(())
+            Ok((slot.transaction.producer_id, slot.transaction.epoch))
         })
+    }
+
+    /// Persists the decision about a transaction.
+    fn decide(&self, id: &str, slot: &mut TransactionSlot, mut decided: Transaction) -> Result<(), ResponseError> {
+        if decided.needs_producer_id() {
+            decided.next_producer_id = Some(self.new_producer_id()?);
+        }
+        self.advance(id, slot, decided)
     }
 
     /// Completes a decided transaction. Repeatable: a partition without an open transaction gets no
@@ -358,8 +391,8 @@ impl Coordinator {
             }
             if slot.transaction.has_timed_out(now) {
                 tracing::info!(transactional_id = id, "aborting a transaction that timed out");
-                let fenced = slot.transaction.fenced();
-                if self.advance(&id, &mut slot, fenced).is_err() {
+                let aborted = slot.transaction.timed_out();
+                if self.decide(&id, &mut slot, aborted).is_err() {
                     continue;
                 }
             }

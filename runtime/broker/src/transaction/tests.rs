@@ -68,3 +68,52 @@ fn a_timed_out_transaction_fences_its_producer_also_at_the_last_epoch() {
     assert_eq!(init(&coordinator, (7, MAX_EPOCH)), Err(ResponseError::ProducerFenced));
     assert_eq!(init(&coordinator, NEW_PRODUCER), Ok((1000, 0)));
 }
+
+fn end(coordinator: &Coordinator, (producer_id, epoch): Identity, commit: bool) -> Result<Identity, ResponseError> {
+    let requester = Requester { transactional_id: "tx", producer_id, epoch };
+    coordinator.end(requester, commit, TransactionVersion::V2)
+}
+
+/// The state of an open transaction with version 2.
+fn open(epoch: i16, started_ms: i64, timeout_ms: i32) -> serde_json::Value {
+    let mut state = stored(epoch, "Ongoing", started_ms);
+    state["version"] = json!("V2");
+    state["timeout_ms"] = json!(timeout_ms);
+    state
+}
+
+#[test]
+fn version_2_rotates_the_producer_id_of_an_exhausted_epoch() {
+    for (commit, phase) in [(true, Phase::CompleteCommit), (false, Phase::CompleteAbort)] {
+        let (_directory, coordinator) = coordinator(&open(MAX_EPOCH, now_ms(), 60_000));
+        let last = (7, MAX_EPOCH);
+        assert_eq!(end(&coordinator, last, commit), Ok((1000, 0)));
+        assert_eq!(end(&coordinator, last, commit), Ok((1000, 0)), "a retry gets the same identity");
+        assert_eq!(end(&coordinator, last, !commit), Err(ResponseError::InvalidTxnState));
+        assert_eq!(coordinator.get("tx").unwrap().phase, phase);
+        assert_eq!(init(&coordinator, NEW_PRODUCER), Ok((1000, 1)));
+        assert_eq!(end(&coordinator, last, commit), Err(ResponseError::InvalidProducerIdMapping));
+    }
+}
+
+#[test]
+fn a_producer_with_version_2_continues_after_a_timeout() {
+    for (epoch, next) in [(5, (7, 6)), (MAX_EPOCH, (1000, 0))] {
+        let (_directory, coordinator) = coordinator(&open(epoch, 1, 1));
+        assert_eq!(coordinator.get("tx").unwrap().phase, Phase::CompleteAbort);
+        assert_eq!(end(&coordinator, (7, epoch), true), Err(ResponseError::InvalidTxnState), "it was aborted");
+        assert_eq!(end(&coordinator, (7, epoch), false), Ok(next));
+        assert_eq!(init(&coordinator, (7, epoch)), Ok(next));
+        assert_eq!(end(&coordinator, next, false).map(|identity| identity.1), Ok(next.1 + 1));
+    }
+}
+
+#[test]
+fn a_successor_fences_a_producer_whose_transaction_timed_out() {
+    let (_directory, coordinator) = coordinator(&open(5, 1, 1));
+    assert_eq!(init(&coordinator, NEW_PRODUCER), Ok((7, 7)));
+    for stale in [5, 6] {
+        assert_eq!(end(&coordinator, (7, stale), false), Err(ResponseError::ProducerFenced), "{stale}");
+        assert_eq!(init(&coordinator, (7, stale)), Err(ResponseError::ProducerFenced), "{stale}");
+    }
+}

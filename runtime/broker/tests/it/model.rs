@@ -57,6 +57,8 @@ struct ProducerModel {
     partitions: BTreeSet<i32>,
     pending_offset: Option<i64>,
     is_open: bool,
+    /// Uses `transaction.version` 2: no request adds partitions, and every end changes the epoch.
+    has_version_2: bool,
 }
 
 struct Model {
@@ -158,14 +160,18 @@ impl Model {
             .with_acks(-1)
             .with_transactional_id(id.clone().map(|id| TransactionalId(id.into())))
             .with_topic_data(vec![topic]);
-        let response = if id.is_some() { self.call(9, &request) } else { self.raw.call(9, &request) };
+        let version = if id.as_deref().is_some_and(|id| id.starts_with("tx2")) { 12 } else { 9 };
+        let response = if id.is_some() { self.call(version, &request) } else { self.raw.call(9, &request) };
         let partition = &response.responses[0].partition_responses[0];
         (partition.error_code, partition.base_offset)
     }
 
     fn produce_transactional(&mut self, number: usize) {
         let partition = self.random.below(PARTITIONS as usize) as i32;
-        if !self.producers[number].partitions.contains(&partition) {
+        if self.producers[number].has_version_2 {
+            self.producers[number].partitions.insert(partition);
+            self.producers[number].is_open = true;
+        } else if !self.producers[number].partitions.contains(&partition) {
             let topic = AddPartitionsToTxnTopic::default()
                 .with_name(TopicName(self.topic.clone().into()))
                 .with_partitions(vec![partition]);
@@ -199,12 +205,15 @@ impl Model {
         let offset = self.random.below(1000) as i64;
         let producer_id = ProducerId(self.producers[number].producer_id);
         let epoch = self.producers[number].epoch;
-        let add = AddOffsetsToTxnRequest::default()
-            .with_transactional_id(self.id(number))
-            .with_producer_id(producer_id)
-            .with_producer_epoch(epoch)
-            .with_group_id(GroupId(self.group.clone().into()));
-        assert_eq!(self.call(3, &add).error_code, 0);
+        let has_version_2 = self.producers[number].has_version_2;
+        if !has_version_2 {
+            let add = AddOffsetsToTxnRequest::default()
+                .with_transactional_id(self.id(number))
+                .with_producer_id(producer_id)
+                .with_producer_epoch(epoch)
+                .with_group_id(GroupId(self.group.clone().into()));
+            assert_eq!(self.call(3, &add).error_code, 0);
+        }
         self.producers[number].is_open = true;
         let partition = TxnOffsetCommitRequestPartition::default().with_committed_offset(offset);
         let topic = TxnOffsetCommitRequestTopic::default()
@@ -216,7 +225,8 @@ impl Model {
             .with_producer_id(producer_id)
             .with_producer_epoch(epoch)
             .with_topics(vec![topic]);
-        assert_eq!(self.call(3, &commit).topics[0].partitions[0].error_code, 0);
+        let version = if has_version_2 { 5 } else { 3 };
+        assert_eq!(self.call(version, &commit).topics[0].partitions[0].error_code, 0);
         self.producers[number].pending_offset = Some(offset);
     }
 
@@ -226,6 +236,9 @@ impl Model {
             .with_producer_id(ProducerId(self.producers[number].producer_id))
             .with_producer_epoch(self.producers[number].epoch)
             .with_committed(commit);
+        if self.producers[number].has_version_2 {
+            return self.end_version_2(number, &request);
+        }
         let response = self.call(3, &request);
         if !self.producers[number].is_open {
             // No open transaction; or a retry of the previous end.
@@ -235,6 +248,21 @@ impl Model {
         }
         assert_eq!(response.error_code, 0);
         self.finish(number, commit);
+    }
+
+    fn end_version_2(&mut self, number: usize, request: &EndTxnRequest) {
+        let response = self.call(5, request);
+        if !self.producers[number].is_open && request.committed {
+            assert_eq!(response.error_code, ResponseError::InvalidTxnState.code());
+            return;
+        }
+        assert_eq!(response.error_code, 0);
+        self.finish(number, request.committed);
+        let producer = &mut self.producers[number];
+        let next = (producer.producer_id, producer.epoch + 1);
+        assert_eq!((response.producer_id.0, response.producer_epoch), next);
+        producer.epoch += 1;
+        producer.sequences.clear();
     }
 
     /// The producer before the last InitProducerId is fenced.
@@ -372,8 +400,11 @@ fn random_steps_with_kills_match_the_model() {
     helper.address.clone_from(&process.address);
     let topic = helper.topic("model", PARTITIONS, &[("internal.segment.bytes", "20000")]);
     let raw = Raw::connect(&process.address);
-    let producer =
-        |_| ProducerModel { transactional_id: unique("tx"), producer_id: -1, epoch: -1, ..Default::default() };
+    let producer = |number: usize| {
+        let has_version_2 = number.is_multiple_of(2);
+        let transactional_id = unique(if has_version_2 { "tx2" } else { "tx" });
+        ProducerModel { transactional_id, producer_id: -1, epoch: -1, has_version_2, ..Default::default() }
+    };
     let mut model = Model {
         random: Random(seed),
         process,

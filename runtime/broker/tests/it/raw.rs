@@ -141,6 +141,17 @@ pub(crate) fn batch_of(from: From, attributes: i16, count: i32, records: &[u8]) 
 
 /// Produces bytes to one partition and returns (error code, base offset).
 pub(crate) fn produce(raw: &mut Raw, topic: &str, transactional_id: Option<&str>, records: Vec<u8>) -> (i16, i64) {
+    produce_in(9, raw, topic, transactional_id, records)
+}
+
+/// The same in another version of the request.
+pub(crate) fn produce_in(
+    version: i16,
+    raw: &mut Raw,
+    topic: &str,
+    transactional_id: Option<&str>,
+    records: Vec<u8>,
+) -> (i16, i64) {
     let partition = PartitionProduceData::default().with_records(Some(records.into()));
     let topic =
         TopicProduceData::default().with_name(TopicName(topic.to_string().into())).with_partition_data(vec![partition]);
@@ -149,7 +160,7 @@ pub(crate) fn produce(raw: &mut Raw, topic: &str, transactional_id: Option<&str>
         .with_timeout_ms(5000)
         .with_transactional_id(transactional_id.map(|id| TransactionalId(id.to_string().into())))
         .with_topic_data(vec![topic]);
-    let response: ProduceResponse = raw.call(9, &request);
+    let response: ProduceResponse = raw.call(version, &request);
     let partition = &response.responses[0].partition_responses[0];
     (partition.error_code, partition.base_offset)
 }
