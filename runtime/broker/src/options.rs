@@ -58,8 +58,10 @@ pub struct BrokerOptions {
     pub offsets_retention: Duration,
     /// How long an unused transactional id is kept, `transactional.id.expiration.ms`.
     pub transactional_id_expiration: Duration,
-    /// How often retention and compaction run, `log.retention.check.interval.ms`.
-    pub cleanup_interval: Duration,
+    /// How often retention removes old segments, `log.retention.check.interval.ms`.
+    pub retention_check_interval: Duration,
+    /// How often compaction looks for work, `log.cleaner.backoff.ms`.
+    pub compaction_interval: Duration,
     /// Limit on the size of a request, `socket.request.max.bytes`.
     pub max_request_bytes: usize,
     /// Limit on the bytes of all requests in memory, `queued.max.request.bytes`.
@@ -92,12 +94,37 @@ impl BrokerOptions {
             max_transaction_timeout: Duration::from_secs(15 * 60),
             offsets_retention: Duration::from_secs(7 * 24 * 3600),
             transactional_id_expiration: Duration::from_secs(7 * 24 * 3600),
-            cleanup_interval: Duration::from_secs(15),
+            retention_check_interval: Duration::from_secs(5 * 60),
+            compaction_interval: Duration::from_secs(15),
             max_request_bytes: 100 << 20,
             max_requests_bytes: 256 << 20,
             max_connections: 20_000,
             max_idle: Duration::from_secs(10 * 60),
             threads: std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(1, 4)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The defaults that clients can observe, from Kafka's documentation of broker configs.
+    #[test]
+    fn defaults_are_those_of_kafka() {
+        let options = BrokerOptions::new("unused");
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        assert_eq!(options.retention_check_interval, minutes(5));
+        assert_eq!(options.compaction_interval, Duration::from_secs(15));
+        assert_eq!(options.offsets_retention, minutes(10_080));
+        assert_eq!(options.transactional_id_expiration, minutes(7 * 24 * 60));
+        assert_eq!(options.max_transaction_timeout, minutes(15));
+        assert_eq!(options.min_session_timeout, Duration::from_secs(6));
+        assert_eq!(options.max_session_timeout, minutes(30));
+        assert_eq!(options.max_idle, minutes(10));
+        assert_eq!(options.max_request_bytes, 104_857_600);
+        assert_eq!(options.default_partitions, 1);
+        assert!(options.max_message_bytes >= 64 << 20 && options.max_message_bytes < options.max_request_bytes);
+        assert!(!options.auto_create_topics);
     }
 }

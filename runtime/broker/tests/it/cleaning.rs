@@ -6,11 +6,18 @@ use rdkafka::admin::AdminOptions;
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use trunkline_broker::BrokerOptions;
 
 use crate::common::{LONG, TestBroker, drain, eventually, is_foreign, send, unique};
 
+/// Retention and compaction run ten times a second.
+fn often(options: &mut BrokerOptions) {
+    options.retention_check_interval = Duration::from_millis(100);
+    options.compaction_interval = Duration::from_millis(100);
+}
+
 fn cleaning() -> Option<TestBroker> {
-    (!is_foreign()).then(|| TestBroker::own(|options| options.cleanup_interval = Duration::from_millis(100)))
+    (!is_foreign()).then(|| TestBroker::own(often))
 }
 
 #[test]
@@ -98,7 +105,7 @@ fn compaction_keeps_the_last_value_of_each_key() {
     assert_eq!(values.len(), 20);
     assert!(values.iter().all(|(key, value)| value.starts_with(&format!("38-{}-", &key[4..]))), "{values:?}");
     let end = broker.watermarks(&topic, 0, "read_committed").1;
-    broker.restart(|options| options.cleanup_interval = Duration::from_millis(100));
+    broker.restart(often);
     assert_eq!(last(&broker).1, values);
     assert_eq!(broker.watermarks(&topic, 0, "read_committed").1, end);
 }
@@ -160,4 +167,28 @@ fn deleted_records_stay_deleted() {
         broker.restart(|_| {});
         assert_eq!(broker.watermarks(&topic, 0, "read_committed"), (42, 100));
     }
+}
+
+#[test]
+fn expired_records_stay_until_the_next_retention_check() {
+    if is_foreign() {
+        return;
+    }
+    let mut broker = TestBroker::own(|options| options.compaction_interval = Duration::from_millis(100));
+    let old = broker.topic("old", 1, &[]);
+    let compacted = broker.topic("compacted", 1, &[("cleanup.policy", "compact"), ("internal.segment.bytes", "500")]);
+    let producer = broker.producer(&[("linger.ms", "0")]);
+    let eight_days_ago = std::time::SystemTime::now() - Duration::from_secs(8 * 86_400);
+    let timestamp = eight_days_ago.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let record = BaseRecord::to(&old).partition(0).key("k").payload("old").timestamp(timestamp);
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    for round in 0..50 {
+        send(&producer, &compacted, 0, "k", &round.to_string());
+        drain(&producer);
+    }
+    // Compaction has its own, shorter interval.
+    eventually("compacted", || broker.values(&compacted, 0, "read_committed").len() < 50);
+    assert_eq!(broker.values(&old, 0, "read_committed"), ["old"]);
+    broker.restart(often);
+    eventually("removed", || broker.watermarks(&old, 0, "read_committed") == (1, 1));
 }

@@ -367,7 +367,7 @@ fn only_the_owner_can_access_the_data() {
     let data = parent.path().join("new").join("data");
     let mut broker = TestBroker::own(|options| {
         options.data_dir = data.clone();
-        options.cleanup_interval = Duration::from_millis(100);
+        options.compaction_interval = Duration::from_millis(100);
     });
     let configs = [("cleanup.policy", "compact"), ("internal.segment.bytes", "200")];
     let topic = broker.topic("private", 1, &configs);
