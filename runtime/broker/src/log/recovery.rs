@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::batch::{BatchHeader, HEADER_LENGTH, checksum_matches, is_commit_marker};
+use super::batch::{BatchHeader, HEADER_LENGTH, Marker, checksum_matches};
 use super::checkpoint;
 use super::durability::Durability;
 use super::segment::{Segment, index_path, log_path, read_index};
@@ -185,7 +185,7 @@ fn scan(log: &mut PartitionLog, segment: &mut Segment) -> io::Result<bool> {
             let bytes = &buffer[at..at + header.size()];
             segment.record(&header);
             if header.is_control() {
-                log.producers.ended(&header, is_commit_marker(bytes), now);
+                log.producers.ended(&header, Marker::read(bytes), now);
             } else {
                 log.producers.appended(&header, now);
             }

@@ -55,6 +55,14 @@ pub(crate) const SUPPORTED: &[Supported] = &[
     supported(ApiKey::DescribeProducers, 0, 0),
     supported(ApiKey::DescribeTransactions, 0, 0),
     supported(ApiKey::ListTransactions, 0, 1),
+    supported(ApiKey::DescribeAcls, 1, 3),
+    supported(ApiKey::CreateAcls, 1, 3),
+    supported(ApiKey::DeleteAcls, 1, 3),
+    supported(ApiKey::ElectLeaders, 0, 2),
+    supported(ApiKey::ListPartitionReassignments, 0, 0),
+    supported(ApiKey::DescribeClientQuotas, 0, 1),
+    supported(ApiKey::DescribeQuorum, 0, 2),
+    supported(ApiKey::ListConfigResources, 0, 1),
 ];
 
 /// The entry of an API, if supported.
