@@ -18,7 +18,8 @@ pub(super) struct BrokerArgs {
     /// delete all data
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
     listen: SocketAddr,
-    /// Host and port that clients connect to [default: the address at which a client reached the broker]
+    /// Host and port that clients connect to
+    /// [default: the address at which a client reached the broker]
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     advertised: Option<(String, u16)>,
     /// Data directory

@@ -35,7 +35,8 @@ fn code<T>(result: &Result<T, ResponseError>) -> i16 {
     result.as_ref().err().map_or(0, ResponseError::code)
 }
 
-/// The operations that a client may perform, as bits: without an authorizer all that the resource has.
+/// The operations that a client may perform, as bits: without an authorizer all that the resource
+/// has.
 mod authorized {
     /// READ, WRITE, CREATE, DELETE, ALTER, DESCRIBE, DESCRIBE_CONFIGS, ALTER_CONFIGS.
     pub(super) const TOPIC: i32 = 0b1101_1111_1000;
@@ -62,8 +63,8 @@ fn repeated<T: Eq + Hash + Copy>(things: impl Iterator<Item = T>) -> HashSet<T> 
     things.filter(|thing| !seen.insert(*thing)).collect()
 }
 
-/// The APIs whose response may wait for other clients. They keep no bytes of their request while they
-/// wait.
+/// The APIs whose response may wait for other clients. They keep no bytes of their request while
+/// they wait.
 pub(crate) const WAITING: [ApiKey; 3] = [ApiKey::Fetch, ApiKey::JoinGroup, ApiKey::SyncGroup];
 
 /// Answers a request. `None`: the client wants no response.

@@ -81,8 +81,8 @@ fn commit(
 ) -> Result<(), ResponseError> {
     let store = &call.broker.store;
     let work = |slot: &mut GroupSlot| {
-        // A consumer that assigns its own partitions commits without a generation. The group must have no
-        // members.
+        // A consumer that assigns its own partitions commits without a generation. The group must
+        // have no members.
         let is_standalone = sender.generation < 0 && slot.group.phase == Phase::Empty;
         let names_no_member = sender.generation < 0 && sender.member_id.is_empty() && sender.instance_id.is_none();
         if names_no_member && !is_standalone {

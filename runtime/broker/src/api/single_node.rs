@@ -1,5 +1,5 @@
-//! Requests about replicas, controllers, quotas and ACLs. A single node without authentication answers
-//! them as Apache Kafka does when there is nothing to report.
+//! Requests about replicas, controllers, quotas and ACLs. A single node without authentication
+//! answers them as Apache Kafka does when there is nothing to report.
 
 use std::collections::BTreeMap;
 
@@ -85,7 +85,8 @@ pub(crate) fn list_config_resources(
 ) -> ListConfigResourcesResponse {
     const TOPIC: i8 = 2;
     const BROKER: i8 = 4;
-    // Broker loggers, client metrics and groups: Kafka accepts these types, but none has configs here.
+    // Broker loggers, client metrics and groups: Kafka accepts these types, but none has configs
+    // here.
     const SUPPORTED: [i8; 5] = [TOPIC, BROKER, 8, 16, 32];
     if call.version == 0 {
         return ListConfigResourcesResponse::default();

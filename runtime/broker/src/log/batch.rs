@@ -203,8 +203,8 @@ pub(crate) fn with_append_time(records: &[u8], header: &BatchHeader, now: i64) -
     (BatchHeader { attributes, max_timestamp: now, crc, ..*header }, batch.freeze())
 }
 
-/// The same batch with another largest timestamp. Some producers write a wrong one, and retention and
-/// the search for timestamps rely on it.
+/// The same batch with another largest timestamp. Some producers write a wrong one, and retention
+/// and the search for timestamps rely on it.
 pub(crate) fn with_max_timestamp(records: &[u8], header: &BatchHeader, max_timestamp: i64) -> (BatchHeader, Bytes) {
     let mut batch = BytesMut::from(records);
     batch[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&max_timestamp.to_be_bytes());

@@ -86,8 +86,8 @@ fn empty_log(directory: &Path, start_offset: i64) -> PartitionLog {
     }
 }
 
-/// Takes over the state of a checkpoint and reads its last segment from there on. Returns whether the
-/// tail was torn.
+/// Takes over the state of a checkpoint and reads its last segment from there on. Returns whether
+/// the tail was torn.
 fn continue_checkpoint(log: &mut PartitionLog, segments: Vec<Segment>, state: checkpoint::State) -> io::Result<bool> {
     log.segments = segments;
     log.producers = state.producers;

@@ -1,8 +1,8 @@
 //! The supported APIs and versions.
 //!
-//! The ranges cover librdkafka 2.x, the Java client 3.x and 4.x, franz-go and kafkajs. They include the
-//! versions of the feature `transaction.version` 2 (KIP-890 part 2: Produce 12, TxnOffsetCommit 5,
-//! EndTxn 5). AddPartitionsToTxn ends before version 4, which only brokers send.
+//! The ranges cover librdkafka 2.x, the Java client 3.x and 4.x, franz-go and kafkajs. They include
+//! the versions of the feature `transaction.version` 2 (KIP-890 part 2: Produce 12, TxnOffsetCommit
+//! 5, EndTxn 5). AddPartitionsToTxn ends before version 4, which only brokers send.
 
 use kafka_protocol::messages::ApiKey;
 
@@ -79,5 +79,6 @@ impl Supported {
     }
 }
 
-/// The feature that lets clients use [`TransactionVersion::V2`](crate::transaction::TransactionVersion).
+/// The feature that lets clients use
+/// [`TransactionVersion::V2`](crate::transaction::TransactionVersion).
 pub(crate) const TRANSACTION_VERSION: (&str, i16) = ("transaction.version", 2);

@@ -26,8 +26,8 @@ use crate::sync::{lock, read, write};
 
 const MAX_NAME_LENGTH: usize = 249;
 
-/// The topics in which Apache Kafka stores groups and transactions. They are listed for tools and stay
-/// empty: this state is in the internal log.
+/// The topics in which Apache Kafka stores groups and transactions. They are listed for tools and
+/// stay empty: this state is in the internal log.
 pub(crate) const GROUP_TOPIC: &str = "__consumer_offsets";
 pub(crate) const TRANSACTION_TOPIC: &str = "__transaction_state";
 /// Belongs to the controllers of a cluster.
@@ -216,8 +216,8 @@ impl Topics {
             .map_err(|message| ApiError::new(ResponseError::InvalidConfig, message))
     }
 
-    /// Another topic whose name differs only in periods and underscores. Kafka refuses it, because the
-    /// names of metrics do not distinguish them.
+    /// Another topic whose name differs only in periods and underscores. Kafka refuses it, because
+    /// the names of metrics do not distinguish them.
     fn colliding(&self, name: &str) -> Option<String> {
         if !name.contains(['.', '_']) {
             return None;
@@ -332,8 +332,8 @@ impl Topics {
     }
 }
 
-/// Moves a directory without a topic out of the way. The internal log may have lost the topic, so the
-/// records must not be deleted.
+/// Moves a directory without a topic out of the way. The internal log may have lost the topic, so
+/// the records must not be deleted.
 fn keep_directory(data_dir: &Path, entry: &std::fs::DirEntry) -> io::Result<()> {
     let lost = data_dir.join("lost");
     private_files::create_directory(&lost)?;

@@ -260,8 +260,8 @@ impl Coordinator {
         })
     }
 
-    /// Appends a transactional batch, if its partition is part of the producer's open transaction. With
-    /// version 2 the append adds the partition.
+    /// Appends a transactional batch, if its partition is part of the producer's open transaction.
+    /// With version 2 the append adds the partition.
     pub(crate) fn append(
         &self,
         transactional_id: &str,
@@ -295,8 +295,8 @@ impl Coordinator {
         partition.append(header, records, config)
     }
 
-    /// Runs `commit` if the producer has an open transaction that includes the group. With version 2 the
-    /// request adds the group.
+    /// Runs `commit` if the producer has an open transaction that includes the group. With version
+    /// 2 the request adds the group.
     pub(crate) fn commit_offsets(
         &self,
         requester: Requester<'_>,
