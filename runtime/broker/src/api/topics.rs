@@ -236,7 +236,8 @@ pub(crate) fn delete_records(call: &Call<'_>, request: DeleteRecordsRequest) -> 
 fn delete_before(topic: Option<&Topic>, index: i32, offset: i64) -> Result<i64, ResponseError> {
     let topic = topic.ok_or(ResponseError::UnknownTopicOrPartition)?;
     let partition: Arc<Partition> = topic.partition(index).ok_or(ResponseError::UnknownTopicOrPartition)?;
-    if !topic.config().cleanup_delete {
+    let config = topic.config();
+    if config.cleanup_compact && !config.cleanup_delete {
         return Err(ResponseError::PolicyViolation);
     }
     let moved = partition.move_start(|log| {

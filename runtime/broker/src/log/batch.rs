@@ -203,13 +203,19 @@ pub(crate) fn with_append_time(records: &[u8], header: &BatchHeader, now: i64) -
     (BatchHeader { attributes, max_timestamp: now, crc, ..*header }, batch.freeze())
 }
 
-/// The same batch with another largest timestamp. Some producers write a wrong one, and retention
-/// and the search for timestamps rely on it.
-pub(crate) fn with_max_timestamp(records: &[u8], header: &BatchHeader, max_timestamp: i64) -> (BatchHeader, Bytes) {
+/// The same batch with the timestamp type CreateTime and another largest timestamp. Some producers
+/// write a wrong one, and retention and the search for timestamps rely on it.
+pub(crate) fn with_producer_timestamps(
+    records: &[u8],
+    header: &BatchHeader,
+    max_timestamp: i64,
+) -> (BatchHeader, Bytes) {
     let mut batch = BytesMut::from(records);
+    let attributes = header.attributes & !LOG_APPEND_TIME;
+    batch[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.to_be_bytes());
     batch[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&max_timestamp.to_be_bytes());
     let crc = update_checksum(&mut batch);
-    (BatchHeader { max_timestamp, crc, ..*header }, batch.freeze())
+    (BatchHeader { attributes, max_timestamp, crc, ..*header }, batch.freeze())
 }
 
 /// Whether the header's max timestamp is the timestamp of all records.

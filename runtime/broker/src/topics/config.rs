@@ -317,7 +317,10 @@ impl Definition {
             },
             Allowed::OneOf(names) if self.value_type == ValueType::List => {
                 let is_known = |part: &str| names.contains(&part.trim());
-                if value.split(',').all(is_known) { Ok(()) } else { fail(format!("a list of {}", names.join(", "))) }
+                if value.trim().is_empty() || value.split(',').all(is_known) {
+                    return Ok(());
+                }
+                fail(format!("a list of {}", names.join(", ")))
             }
             Allowed::OneOf(names) => {
                 if names.contains(&value) {

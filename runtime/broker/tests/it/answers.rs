@@ -180,7 +180,8 @@ fn requests_about_clusters_quotas_and_acls_are_answered() {
     assert_eq!(code(0), ResponseError::ElectionNotNeeded.code());
     assert_eq!(code(1), ResponseError::UnknownTopicOrPartition.code());
     let request = ElectLeadersRequest::default().with_topic_partitions(None).with_timeout_ms(10_000);
-    assert!(raw.call(2, &request).replica_election_results.is_empty());
+    let results = raw.call(2, &request).replica_election_results;
+    assert!(results.iter().all(|result| result.partition_result.is_empty()), "{results:?}");
 
     let request = ListPartitionReassignmentsRequest::default().with_timeout_ms(10_000).with_topics(None);
     let response = raw.call(0, &request);
@@ -334,4 +335,17 @@ fn the_coordinator_epoch_comes_from_the_last_marker() {
     let response = raw.call(1, &WriteTxnMarkersRequest::default().with_markers(vec![marker]));
     let error = response.markers[0].topics[0].partitions[0].error_code;
     assert_eq!(error, ResponseError::TransactionCoordinatorFenced.code());
+}
+
+#[test]
+fn an_empty_cleanup_policy_is_accepted() {
+    let (broker, mut raw) = connect();
+    let topic = broker.topic("kept", 1, &[("cleanup.policy", "")]);
+    assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 3)).0, 0);
+    let partition = delete_records_request::DeleteRecordsPartition::default().with_offset(2);
+    let wanted =
+        delete_records_request::DeleteRecordsTopic::default().with_name(name(&topic)).with_partitions(vec![partition]);
+    let request = DeleteRecordsRequest::default().with_topics(vec![wanted]).with_timeout_ms(10_000);
+    let deleted = &raw.call(2, &request).topics[0].partitions[0];
+    assert_eq!((deleted.error_code, deleted.low_watermark), (0, 2));
 }
