@@ -11,29 +11,29 @@ pub(crate) const INFERRED: &str = "trunkline.inferred";
 /// Metadata key of a column that has another name in the file than in the values.
 pub(crate) const SOURCE_NAME: &str = "trunkline.name";
 
-/// The columns that values are decoded with. Shapes never change; a wider one is another shape.
+/// The columns that values are decoded with. Layouts never change; a wider one is another layout.
 #[derive(Debug)]
-pub(crate) struct Shape {
+pub(crate) struct ColumnLayout {
     /// Unique in the process: decoders are kept by it.
     pub(crate) id: u64,
     /// The columns.
     pub(crate) schema: SchemaRef,
 }
 
-impl Shape {
-    /// A shape with these columns.
+impl ColumnLayout {
+    /// A layout with these columns.
     pub(crate) fn new(fields: Fields) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self { id, schema: Arc::new(ArrowSchema::new(fields)) })
     }
 
-    /// The shape of a declared schema.
+    /// The layout of a declared schema.
     pub(crate) fn declared(schema: &ArrowSchema) -> Arc<Self> {
         Self::new(schema.fields().iter().map(with_known_zone).collect())
     }
 
-    /// The shape of values of which nothing is known yet.
+    /// The layout of values of which nothing is known yet.
     pub(crate) fn empty() -> Arc<Self> {
         Self::new(Fields::empty())
     }
@@ -305,6 +305,9 @@ mod tests {
     fn utc_by_any_name_needs_no_time_zone_database() {
         let unit = arrow::datatypes::TimeUnit::Microsecond;
         let schema = ArrowSchema::new(declared(&[("t", DataType::Timestamp(unit, Some("UTC".into())))]));
-        assert_eq!(Shape::declared(&schema).fields()[0].data_type(), &DataType::Timestamp(unit, Some("+00:00".into())));
+        assert_eq!(
+            ColumnLayout::declared(&schema).fields()[0].data_type(),
+            &DataType::Timestamp(unit, Some("+00:00".into()))
+        );
     }
 }
