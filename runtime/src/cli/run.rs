@@ -11,7 +11,7 @@ use super::{Exit, RunArgs};
 use crate::config::Settings;
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::plan::Loaded;
-use crate::stage::Stop;
+use crate::stage::StopSignal;
 use crate::worker::{self, DataDir, Set, WorkerOptions};
 
 /// Runs the verb.
@@ -68,7 +68,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     };
     let brokers =
         embedded.as_ref().map_or_else(|| settings.brokers.clone().unwrap_or_default(), EmbeddedBroker::address);
-    let stop = Stop::default();
+    let stop = StopSignal::default();
     runtime.spawn(stop_on_signals(stop.clone()));
     let options = WorkerOptions {
         settings,
@@ -137,7 +137,7 @@ fn report(args: &RunArgs, outcome: &worker::Outcome) -> ExitCode {
 }
 
 /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends.
-async fn stop_on_signals(stop: Stop) {
+async fn stop_on_signals(stop: StopSignal) {
     stop_signal().await;
     tracing::info!("told to stop");
     stop.set();

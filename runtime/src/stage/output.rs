@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use trunkline_connector::{Batch, Escape, Reason, RecordRef, Rejections, Result, Template};
 
-use super::environment::Environment;
 use super::partitioner::partition_of;
+use super::worker_context::WorkerContext;
 use crate::kafka::{Admin, Outgoing, TopicSpec, TransactionalProducer};
 
 /// Partition counts by topic; topics that a template names for the first time are created.
@@ -17,14 +17,14 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    pub(super) fn new(environment: &Environment, partitions: Option<i32>) -> Self {
+    pub(super) fn new(context: &WorkerContext, partitions: Option<i32>) -> Self {
         let spec = TopicSpec {
             name: String::new(),
-            partitions: partitions.unwrap_or(environment.topics.partitions),
-            replication: environment.topics.replication,
-            config: environment.topics.config.clone(),
+            partitions: partitions.unwrap_or(context.topics.partitions),
+            replication: context.topics.replication,
+            config: context.topics.config.clone(),
         };
-        Self { admin: environment.admin.clone(), known: HashMap::new(), spec }
+        Self { admin: context.admin.clone(), known: HashMap::new(), spec }
     }
 
     pub(super) fn partitions(&mut self, topic: &str) -> Result<i32> {

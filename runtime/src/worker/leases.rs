@@ -18,7 +18,7 @@ use super::tasks::{Task, Tasks};
 use super::threads::Threads;
 use crate::checkpoint::TASKS;
 use crate::kafka::{FillLimits, GroupConsumer, Others, PartitionBatches, Rebalanced};
-use crate::stage::{Environment, GIVE_UP, StageState};
+use crate::stage::{GIVE_UP, StageState, WorkerContext};
 
 /// How soon an assignment is acted on.
 const POLL: Duration = Duration::from_millis(20);
@@ -38,12 +38,12 @@ pub(super) struct Leases {
 
 impl Leases {
     /// Starts the thread.
-    pub(super) fn keep(placement: Placement, tasks: Tasks, environment: &Environment) -> Result<Self> {
+    pub(super) fn keep(placement: Placement, tasks: Tasks, context: &WorkerContext) -> Result<Self> {
         let given = Arc::new(Mutex::new(Arc::new(tasks)));
         let tasks = current(&given);
         let mut keeper = Keeper {
             placement,
-            environment: environment.clone(),
+            context: context.clone(),
             given: given.clone(),
             tasks,
             threads: Threads::default(),
@@ -78,7 +78,7 @@ fn current(given: &Mutex<Arc<Tasks>>) -> Arc<Tasks> {
 
 struct Keeper {
     placement: Placement,
-    environment: Environment,
+    context: WorkerContext,
     given: Arc<Mutex<Arc<Tasks>>>,
     tasks: Arc<Tasks>,
     threads: Threads,
@@ -88,32 +88,32 @@ struct Keeper {
 
 impl Keeper {
     fn run(&mut self) {
-        while !self.environment.stop.is_set() && !self.is_over() {
+        while !self.context.stop.is_set() && !self.is_over() {
             self.tasks = current(&self.given);
             if self.tasks.is_empty() {
-                self.environment.stop.wait(POLL);
+                self.context.stop.wait(POLL);
             } else if let Err(error) = self.hold() {
                 tracing::warn!(%error, "lost the leases on source tasks; asking for them again");
                 self.threads.stop(|_| true);
-                self.environment.stop.wait(Duration::from_secs(1));
+                self.context.stop.wait(Duration::from_secs(1));
             }
         }
         self.threads.stop(|_| true);
     }
 
     fn is_over(&self) -> bool {
-        self.environment.until_idle && self.tasks.values().all(|task| task.status.is_over())
+        self.context.until_idle && self.tasks.values().all(|task| task.status.is_over())
     }
 
     /// Joins the group and runs what it assigns, until all is over, there are no tasks left or the worker stops; then leaves the group.
     fn hold(&mut self) -> Result<()> {
-        let names = &self.environment.names;
+        let names = &self.context.names;
         let group = match self.placement {
             Placement::Anywhere => format!("{}.tasks", names.cluster),
             Placement::EveryNode => format!("{}.tasks.{}", names.cluster, names.node),
         };
         let topics = [TASKS.to_owned()];
-        let consumer = GroupConsumer::join(&self.environment.cluster, &group, &names.worker, &topics, 1 << 20)?;
+        let consumer = GroupConsumer::join(&self.context.cluster, &group, &names.worker, &topics, 1 << 20)?;
         self.run_held(&consumer)?;
         // Only those that run no task any more may hand it to others.
         self.threads.stop(|_| true);
@@ -127,14 +127,14 @@ impl Keeper {
         let mut looked = Instant::now();
         self.waiting = Instant::now();
         let mut batches = PartitionBatches::default();
-        while !self.environment.stop.is_set() && !self.is_over() {
+        while !self.context.stop.is_set() && !self.is_over() {
             self.tasks = current(&self.given);
             if self.tasks.is_empty() && self.threads.is_empty() {
                 return Ok(());
             }
             // Waiting inside the poll would cost a twentieth of a core (see `TransactionalProducer`).
             consumer.fill(&FillLimits { records: 1, bytes: 1, wait: Duration::ZERO }, &mut batches)?;
-            self.environment.stop.wait(POLL);
+            self.context.stop.wait(POLL);
             for (_, batch) in batches.iter_mut() {
                 // Nobody should write to the lease topic; if somebody does, it means nothing.
                 batch.clear();
@@ -159,7 +159,7 @@ impl Keeper {
             let waited = self.waiting.elapsed();
             let is_missing = |task: &Task| !is_among(task, &held) && !task.status.is_over() && waited > NOT_OURS;
             let missing: Vec<_> = self.tasks.values().filter(|task| is_missing(task)).collect();
-            if self.environment.until_idle && looked.elapsed() > LOOK && !missing.is_empty() {
+            if self.context.until_idle && looked.elapsed() > LOOK && !missing.is_empty() {
                 looked = Instant::now();
                 // What cannot be asked now can be in a second.
                 let others = consumer.others().unwrap_or_default();

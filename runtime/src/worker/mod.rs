@@ -32,7 +32,7 @@ use crate::checkpoint::{Schemas, system_topics};
 use crate::config::Settings;
 use crate::kafka::{Admin, Cluster, TopicSpec};
 use crate::plan::Pipeline;
-use crate::stage::{Environment, Names, StageState, Stop};
+use crate::stage::{Names, ResourceShare, StageState, StopSignal, WorkerContext};
 
 /// With `--until-idle`, brokers that cannot be reached within this time end the run: a batch job must not wait for ever.
 const REACH_BROKERS: Duration = Duration::from_secs(30);
@@ -59,7 +59,7 @@ pub struct WorkerOptions {
     /// For what is async.
     pub runtime: tokio::runtime::Handle,
     /// Set it to stop the worker.
-    pub stop: Stop,
+    pub stop: StopSignal,
 }
 
 /// All that is to run from now on.
@@ -83,7 +83,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
     let settings = &options.settings;
     let cluster = Cluster::new(&options.brokers, &settings.kafka);
     let memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
-    let environment = Environment {
+    let context = WorkerContext {
         cluster: cluster.clone(),
         admin: Arc::new(Admin::new(&cluster, options.runtime.clone())?),
         runtime: options.runtime.clone(),
@@ -99,12 +99,11 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
         until_idle: options.until_idle,
         stop: options.stop.clone(),
         scratch: data.scratch().to_owned(),
-        client_buffer: client_buffer(memory, 1),
-        batch_bytes: batch_bytes(memory, 1),
+        share: resource_share(memory, 1),
     };
     let mut worker = Worker {
         options: &options,
-        environment,
+        context,
         memory,
         pipelines: Vec::new(),
         tasks: Tasks::new(),
@@ -117,8 +116,13 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
         _ => None,
     });
     let failed = failed.collect();
-    let summary = Summary::read(&worker.environment.cluster, &worker.environment.names, &worker.pipelines)?;
+    let summary = Summary::read(&worker.context.cluster, &worker.context.names, &worker.pipelines)?;
     Ok(Outcome { summary, failed })
+}
+
+/// The share of each of `stages` stages in the worker's memory.
+fn resource_share(memory: usize, stages: usize) -> ResourceShare {
+    ResourceShare { client_buffer_bytes: client_buffer(memory, stages), batch_bytes: batch_bytes(memory, stages) }
 }
 
 /// Half of `memory` is for what librdkafka holds back and fetches ahead, shared by all stages; the other half is the stages' own budget. librdkafka
@@ -135,7 +139,7 @@ fn batch_bytes(memory: usize, stages: usize) -> usize {
 struct Worker<'a> {
     options: &'a WorkerOptions,
     /// As tasks get it but for their shares of memory, which are those of the set that they come with.
-    environment: Environment,
+    context: WorkerContext,
     memory: usize,
     /// The set that runs.
     pipelines: Vec<Pipeline>,
@@ -196,12 +200,8 @@ impl Worker<'_> {
         let stages = |pipeline: &Pipeline| pipeline.sources.len() + pipeline.transforms.len() + pipeline.sinks.len();
         let count = set.pipelines.iter().map(stages).sum();
         // What goes on keeps the share that it has.
-        let environment = Environment {
-            client_buffer: client_buffer(self.memory, count),
-            batch_bytes: batch_bytes(self.memory, count),
-            ..self.environment.clone()
-        };
-        let tasks = tasks::plan(&set.pipelines, &self.tasks, set.again, &environment);
+        let context = WorkerContext { share: resource_share(self.memory, count), ..self.context.clone() };
+        let tasks = tasks::plan(&set.pipelines, &self.tasks, set.again, &context);
         let changes = Changes::between(&self.tasks, &tasks);
         match self.prepare_topics(&set.pipelines, &changes, is_later) {
             Ok(()) => {}
@@ -233,7 +233,7 @@ impl Worker<'_> {
             match self.leases.iter().find(|leases| leases.placement == placement) {
                 Some(leases) => leases.change(leased),
                 None if leased.is_empty() => {}
-                None => self.leases.push(Leases::keep(placement, leased, &self.environment)?),
+                None => self.leases.push(Leases::keep(placement, leased, &self.context)?),
             }
         }
         Ok(None)
@@ -254,8 +254,8 @@ impl Worker<'_> {
         if topics.is_empty() {
             return Ok(());
         }
-        self.environment.admin.reach()?;
-        for difference in self.environment.admin.ensure(&topics)? {
+        self.context.admin.reach()?;
+        for difference in self.context.admin.ensure(&topics)? {
             tracing::warn!("{difference}");
         }
         Ok(())

@@ -13,7 +13,7 @@ use trunkline_connector::{Placement, Template, TopicPartition};
 use crate::checkpoint::{TASKS, lease_of};
 use crate::plan::{Input, Pipeline, SinkPlan, SourcePlan, TopicSelector, TransformPlan};
 use crate::stage::{
-    Environment, SinkStage, SourceStage, Stage, StageKind, StageState, StageStatus, TransformStage, Upstream,
+    SinkStage, SourceStage, Stage, StageKind, StageState, StageStatus, TransformStage, Upstream, WorkerContext,
 };
 
 /// Tasks by their ids.
@@ -40,7 +40,7 @@ pub(super) struct Task {
     plan: TaskPlan,
     pub(super) stage: Box<dyn Stage>,
     pub(super) status: Arc<StageStatus>,
-    pub(super) environment: Environment,
+    pub(super) context: WorkerContext,
     /// Of a source: it runs where its lease is held.
     pub(super) lease: Option<Lease>,
 }
@@ -118,8 +118,8 @@ struct Planned {
 }
 
 /// The tasks of `pipelines`. Those that are planned as in `before` are the same, but for ones that failed, if they are to be tried `again`.
-/// `environment` is for the new ones.
-pub(super) fn plan(pipelines: &[Pipeline], before: &Tasks, again: bool, environment: &Environment) -> Tasks {
+/// `context` is for the new ones.
+pub(super) fn plan(pipelines: &[Pipeline], before: &Tasks, again: bool, context: &WorkerContext) -> Tasks {
     let mut tasks = Tasks::new();
     for pipeline in pipelines {
         let planned: Vec<Planned> = components(pipeline)
@@ -130,7 +130,7 @@ pub(super) fn plan(pipelines: &[Pipeline], before: &Tasks, again: bool, environm
         // Which topics each task of this pipeline writes to, to know what a reader has to wait for.
         let writers: Vec<(TopicSelector, Arc<StageStatus>)> = planned.iter().flat_map(writers).collect();
         for Planned { id, plan, status, known } in planned {
-            let task = known.unwrap_or_else(|| Arc::new(new_task(&id, plan, status, &writers, environment)));
+            let task = known.unwrap_or_else(|| Arc::new(new_task(&id, plan, status, &writers, context)));
             tasks.insert(id, task);
         }
     }
@@ -167,14 +167,14 @@ fn new_task(
     plan: TaskPlan,
     status: Arc<StageStatus>,
     writers: &[(TopicSelector, Arc<StageStatus>)],
-    environment: &Environment,
+    context: &WorkerContext,
 ) -> Task {
     let upstream = upstream(plan.component.reads(), writers);
     let (pipeline, dead_letters, task) = (plan.pipeline.clone(), plan.dead_letters.clone(), id.number);
     let mut lease = None;
     let stage: Box<dyn Stage> = match plan.component.clone() {
         Component::Source(plan) => {
-            let partition = lease_of(&environment.names.component(&pipeline, &plan.name));
+            let partition = lease_of(&context.names.component(&pipeline, &plan.name));
             let claim = TopicPartition { topic: Arc::from(TASKS), partition };
             lease = Some(Lease { placement: plan.spec.placement(), claim });
             Box::new(SourceStage { pipeline, dead_letters, plan })
@@ -182,7 +182,7 @@ fn new_task(
         Component::Transform(plan) => Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream }),
         Component::Sink(plan) => Box::new(SinkStage { pipeline, dead_letters, plan, task, upstream }),
     };
-    Task { plan, stage, status, environment: environment.clone(), lease }
+    Task { plan, stage, status, context: context.clone(), lease }
 }
 
 fn upstream(reads: &[Input], writers: &[(TopicSelector, Arc<StageStatus>)]) -> Upstream {
@@ -272,16 +272,16 @@ mod tests {
     use crate::config::{Settings, TopicSettings};
     use crate::kafka::{Admin, Cluster};
     use crate::plan::{Registry, load_each};
-    use crate::stage::{Names, Stop};
+    use crate::stage::{Names, ResourceShare, StopSignal};
 
     fn ground() -> (tokio::runtime::Runtime, tempfile::TempDir) {
         (tokio::runtime::Builder::new_current_thread().build().unwrap(), tempfile::tempdir().unwrap())
     }
 
     /// One that reaches nobody.
-    fn environment(runtime: &tokio::runtime::Runtime) -> Environment {
+    fn context(runtime: &tokio::runtime::Runtime) -> WorkerContext {
         let cluster = Cluster::new("127.0.0.1:1", &BTreeMap::new());
-        Environment {
+        WorkerContext {
             admin: Arc::new(Admin::new(&cluster, runtime.handle().clone()).unwrap()),
             runtime: runtime.handle().clone(),
             budget: MemoryBudget::new(1 << 20),
@@ -291,10 +291,9 @@ mod tests {
             topics: TopicSettings { partitions: 1, replication: 1, config: BTreeMap::new() },
             commit_interval: std::time::Duration::from_secs(1),
             until_idle: false,
-            stop: Stop::default(),
+            stop: StopSignal::default(),
             scratch: std::env::temp_dir(),
-            client_buffer: 1 << 20,
-            batch_bytes: 1 << 20,
+            share: ResourceShare { client_buffer_bytes: 1 << 20, batch_bytes: 1 << 20 },
         }
     }
 
@@ -325,10 +324,10 @@ mod tests {
     #[test]
     fn only_what_is_planned_in_another_way_changes() {
         let (runtime, folder) = ground();
-        let environment = environment(&runtime);
-        let first = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &environment);
+        let context = context(&runtime);
+        let first = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
         let change = |before: &Tasks, text: &str, again: bool| {
-            let after = plan(&pipelines(&folder, text), before, again, &environment);
+            let after = plan(&pipelines(&folder, text), before, again, &context);
             let said = Changes::between(before, &after).to_string();
             (after, said)
         };
@@ -356,12 +355,12 @@ mod tests {
     #[test]
     fn what_failed_is_tried_again_if_it_changed_or_somebody_asks() {
         let (runtime, folder) = ground();
-        let environment = environment(&runtime);
-        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &environment);
+        let context = context(&runtime);
+        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
         let lake = before.values().last().unwrap();
         lake.status.set_state(StageState::Failed("no bucket".to_owned()));
         let said = |text: &str, again: bool| {
-            Changes::between(&before, &plan(&pipelines(&folder, text), &before, again, &environment)).to_string()
+            Changes::between(&before, &plan(&pipelines(&folder, text), &before, again, &context)).to_string()
         };
         assert_eq!(said(TEXT, false), "nothing changed; goes on undisturbed: p.api, p.web; has failed before: p.lake");
         assert_eq!(said(TEXT, true), "starts anew: p.lake; goes on undisturbed: p.api, p.web");
@@ -373,9 +372,9 @@ mod tests {
     fn what_goes_on_keeps_its_status() {
         let (runtime, folder) = ground();
         let text = TEXT.replace("url =", "path = \"x\"\nurl =");
-        let environment = environment(&runtime);
-        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &environment);
-        let tasks = plan(&pipelines(&folder, &text), &before, false, &environment);
+        let context = context(&runtime);
+        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
+        let tasks = plan(&pipelines(&folder, &text), &before, false, &context);
         // A status of its own for what is new, the old one for what goes on.
         let statuses = |tasks: &Tasks| tasks.values().map(|task| task.status.clone()).collect::<Vec<_>>();
         let (old, new) = (statuses(&before), statuses(&tasks));
