@@ -1,4 +1,4 @@
-//! Requests that mean harm, or are nonsense, end their connection and nothing else.
+//! Requests that violate the protocol end their connection and affect no other.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use kafka_protocol::messages::*;
 use kafka_protocol::protocol::Request;
 
 use crate::common::{TestBroker, is_foreign, pause};
-use crate::raw::{Raw, encode};
+use crate::raw::{PLAIN, Raw, encode, large_batch, produce};
 
 fn hello() -> ApiVersionsRequest {
     let name = || "raw".to_string().into();
@@ -20,7 +20,7 @@ fn is_alive(broker: &TestBroker) {
     assert_eq!(response.error_code, 0);
 }
 
-/// Bytes of memory that this process has resident.
+/// Resident memory of this process in bytes.
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
@@ -95,7 +95,7 @@ fn every_api_answers_in_every_version_it_announces() {
 }
 
 #[test]
-fn a_newer_client_is_told_the_versions_and_an_unknown_api_is_not_answered() {
+fn newer_clients_get_the_supported_versions_and_unknown_apis_no_response() {
     let broker = TestBroker::any();
     let mut raw = Raw::connect(&broker.address);
     let mut request = encode(3, &hello());
@@ -111,7 +111,7 @@ fn a_newer_client_is_told_the_versions_and_an_unknown_api_is_not_answered() {
 }
 
 #[test]
-fn lengths_are_not_believed() {
+fn claimed_lengths_allocate_nothing() {
     if is_foreign() {
         return;
     }
@@ -141,7 +141,56 @@ fn lengths_are_not_believed() {
 }
 
 #[test]
-fn random_damage_to_requests_harms_nobody() {
+fn slow_senders_of_huge_requests_do_not_starve_others() {
+    if is_foreign() {
+        return;
+    }
+    let broker = TestBroker::own(|_| {});
+    let topic = broker.topic("slow", 1, &[]);
+    let claim = |length: i32, sent: usize| {
+        let mut stream = TcpStream::connect(&broker.address).unwrap();
+        stream.write_all(&length.to_be_bytes()).unwrap();
+        stream.write_all(&vec![0; sent]).unwrap();
+        stream
+    };
+    // More than all memory for requests, claimed by clients that send one byte.
+    let _claims: Vec<TcpStream> = (0..10).map(|_| claim(100 << 20, 1)).collect();
+    let begun = std::time::Instant::now();
+    let mut raw = Raw::connect(&broker.address);
+    assert_eq!(produce(&mut raw, &topic, None, large_batch(PLAIN, 500 << 10)).0, 0);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn stalled_requests_that_fill_the_memory_do_not_starve_others() {
+    if is_foreign() {
+        return;
+    }
+    let broker = TestBroker::own(|options| {
+        options.max_request_bytes = 1 << 20;
+        options.max_requests_bytes = 3 << 20;
+    });
+    let topic = broker.topic("stalled", 1, &[]);
+    let _stalled: Vec<TcpStream> = (0..5)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&broker.address).unwrap();
+            stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+            stream.write_all(&(1i32 << 20).to_be_bytes()).unwrap();
+            // The broker reads no more than it has memory for.
+            let _ = stream.write_all(&vec![0; 500 << 10]);
+            stream
+        })
+        .collect();
+    let begun = std::time::Instant::now();
+    let mut raw = Raw::connect(&broker.address);
+    for _ in 0..3 {
+        assert_eq!(produce(&mut raw, &topic, None, large_batch(PLAIN, 500 << 10)).0, 0);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn randomly_damaged_requests_affect_no_other_connection() {
     if is_foreign() {
         return;
     }
@@ -179,14 +228,14 @@ fn random_damage_to_requests_harms_nobody() {
 }
 
 #[test]
-fn thousands_of_idle_connections_cost_little() {
+fn idle_connections_use_little_memory() {
     if is_foreign() {
         return;
     }
     let broker = TestBroker::own(|_| {});
     is_alive(&broker);
     let before = resident();
-    // Both ends are in this process, and it may have a limit on its files.
+    // Both ends are in this process, and its descriptors may be limited.
     let limit = std::fs::read_to_string("/proc/self/limits").unwrap();
     let files = limit.lines().find(|line| line.starts_with("Max open files")).unwrap();
     let files: usize = files.split_whitespace().nth(3).unwrap().parse().unwrap_or(1024);
@@ -202,7 +251,7 @@ fn thousands_of_idle_connections_cost_little() {
 }
 
 #[test]
-fn connections_that_say_nothing_are_closed_and_others_are_not() {
+fn only_idle_connections_are_closed() {
     if is_foreign() {
         return;
     }
@@ -210,7 +259,7 @@ fn connections_that_say_nothing_are_closed_and_others_are_not() {
     let connect = || Raw::connect(&broker.address);
     let (mut silent, mut spoke, mut halfway, mut busy) = (connect(), connect(), connect(), connect());
     spoke.call(3, &hello());
-    // A part of a request is not silence; that one has a limit of its own.
+    // A partial request is not idle; it has its own limit.
     halfway.stream.write_all(&encode(3, &hello())[..6]).unwrap();
     let begun = std::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(3) {
@@ -223,7 +272,7 @@ fn connections_that_say_nothing_are_closed_and_others_are_not() {
     }
     halfway.stream.write_all(&encode(3, &hello())[6..]).unwrap();
     assert!(halfway.read().is_some());
-    // A client that comes back does not notice.
+    // A client that reconnects does not notice.
     let topic = broker.topic("idle", 1, &[]);
     let producer = broker.producer(&[]);
     for value in ["before", "after"] {

@@ -1,30 +1,29 @@
-//! What every request can reach.
+//! The state that all requests share.
 
 use std::sync::Arc;
 
 use kafka_protocol::messages::BrokerId;
-use tokio::sync::Semaphore;
 
 use crate::group::Groups;
 use crate::options::BrokerOptions;
+use crate::request_memory::RequestMemory;
 use crate::store::Store;
 use crate::topics::Topics;
 use crate::transaction::Coordinator;
 
-/// There is one node, and this is its id.
+/// The id of the only node.
 pub(crate) const NODE: BrokerId = BrokerId(1);
 
-/// The broker's parts.
+/// The parts of a running broker.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct BrokerState {
     pub(crate) options: BrokerOptions,
     pub(crate) cluster_id: String,
     pub(crate) store: Arc<Store>,
     pub(crate) topics: Arc<Topics>,
     pub(crate) groups: Arc<Groups>,
     pub(crate) transactions: Coordinator,
-    /// Counts the bytes of requests that are being received.
-    pub(crate) receiving: Arc<Semaphore>,
+    pub(crate) request_memory: Arc<RequestMemory>,
     #[cfg(feature = "fault-injection")]
     pub(crate) faults: crate::faults::Faults,
 }

@@ -1,9 +1,8 @@
-//! Which APIs the broker has, in which versions.
+//! The supported APIs and versions.
 //!
-//! The ranges are as wide as the clients in use need: librdkafka 2.x, the Java client 3.x and 4.x, franz-go, kafkajs. They
-//! end before the versions of transactions with server-side epochs (KIP-890's second part: Produce 12, TxnOffsetCommit 5,
-//! EndTxn 5, AddPartitionsToTxn 4), which a client only uses if the broker also announces the feature
-//! `transaction.version` 2, which this one does not.
+//! The ranges cover librdkafka 2.x, the Java client 3.x and 4.x, franz-go and kafkajs. They include the
+//! versions of the feature `transaction.version` 2 (KIP-890 part 2: Produce 12, TxnOffsetCommit 5,
+//! EndTxn 5). AddPartitionsToTxn ends before version 4, which only brokers send.
 
 use kafka_protocol::messages::ApiKey;
 
@@ -19,9 +18,9 @@ const fn supported(key: ApiKey, min: i16, max: i16) -> Supported {
     Supported { key, min, max }
 }
 
-/// Everything the broker answers.
+/// All APIs that the broker answers.
 pub(crate) const SUPPORTED: &[Supported] = &[
-    supported(ApiKey::Produce, 3, 11),
+    supported(ApiKey::Produce, 3, 12),
     supported(ApiKey::Fetch, 4, 17),
     supported(ApiKey::ListOffsets, 1, 9),
     supported(ApiKey::Metadata, 0, 13),
@@ -42,8 +41,8 @@ pub(crate) const SUPPORTED: &[Supported] = &[
     supported(ApiKey::OffsetForLeaderEpoch, 2, 4),
     supported(ApiKey::AddPartitionsToTxn, 0, 3),
     supported(ApiKey::AddOffsetsToTxn, 0, 4),
-    supported(ApiKey::EndTxn, 0, 4),
-    supported(ApiKey::TxnOffsetCommit, 0, 4),
+    supported(ApiKey::EndTxn, 0, 5),
+    supported(ApiKey::TxnOffsetCommit, 0, 5),
     supported(ApiKey::DescribeConfigs, 1, 4),
     supported(ApiKey::AlterConfigs, 0, 2),
     supported(ApiKey::DescribeLogDirs, 1, 4),
@@ -58,15 +57,19 @@ pub(crate) const SUPPORTED: &[Supported] = &[
     supported(ApiKey::ListTransactions, 0, 1),
 ];
 
-/// The entry of an API, if the broker has it.
+/// The entry of an API, if supported.
 pub(crate) fn find(key: ApiKey) -> Option<&'static Supported> {
     SUPPORTED.iter().find(|supported| supported.key == key)
 }
 
 impl Supported {
-    /// The lowest version that is announced. librdkafka before 2.8 takes a broker that does not announce Produce 0-2 for
-    /// one that cannot store record batches, although it never sends them; Apache Kafka 4 does the same (KAFKA-18659).
+    /// The lowest announced version. librdkafka before 2.8 assumes that a broker without Produce
+    /// 0-2 cannot store record batches, although it never sends these versions. Apache Kafka 4 also
+    /// announces them (KAFKA-18659).
     pub(crate) fn announced_min(&self) -> i16 {
         if self.key == ApiKey::Produce { 0 } else { self.min }
     }
 }
+
+/// The feature that lets clients use [`TransactionVersion::V2`](crate::transaction::TransactionVersion).
+pub(crate) const TRANSACTION_VERSION: (&str, i16) = ("transaction.version", 2);

@@ -1,14 +1,16 @@
-//! The outlines of all requests that the broker serves: the kinds of their fields, in order, without tagged ones.
+//! The outlines of all supported requests: the encodings of their fields in order, without tagged
+//! fields.
 //!
-//! They follow the schemas of Kafka's protocol, <https://kafka.apache.org/protocol>, in the versions that
-//! [`versions`](super::versions) announces. The tests of [`shape`](super::shape) hold them against the encoder.
+//! They follow the schemas of Kafka's protocol, <https://kafka.apache.org/protocol>, in the
+//! versions of [`supported`](crate::request::supported). The tests of [`wire_outline`](super)
+//! compare them with the encoder.
 
 use kafka_protocol::messages::ApiKey;
 
-use super::shape::Field;
-use super::shape::Kind::{self, Array, Bytes, Fixed, List, Text};
+use super::Field;
+use super::Kind::{self, Array, Bytes, Fixed, List, Text};
 
-/// No version of this request has the flexible format.
+/// The request has no flexible version.
 const NEVER: i16 = i16::MAX;
 
 const fn within(since: i16, until: i16, kind: Kind) -> Field {
@@ -29,10 +31,10 @@ const fn until(until: i16, kind: Kind) -> Field {
 
 /// The first flexible version of a request, and its fields.
 pub(super) fn find(key: ApiKey) -> Option<(i16, &'static [Field])> {
-    SHAPES.iter().find(|(other, ..)| *other == key).map(|(_, flexible_since, fields)| (*flexible_since, *fields))
+    OUTLINES.iter().find(|(other, ..)| *other == key).map(|(_, flexible_since, fields)| (*flexible_since, *fields))
 }
 
-const SHAPES: &[(ApiKey, i16, &[Field])] = &[
+const OUTLINES: &[(ApiKey, i16, &[Field])] = &[
     (
         ApiKey::Produce,
         9,

@@ -1,23 +1,24 @@
-//! A look at the outline of a request before it is decoded.
+//! Checks the outline of a request before it is decoded.
 //!
-//! The decoder allocates for as many elements as an array claims to have, before it has seen one: twelve bytes could ask
-//! for a hundred gigabytes. So every request is first walked along the outline of its API ([`shapes`](super::shapes)),
-//! which allocates nothing, and refused if it claims more than it has, or has more elements than any client needs.
+//! The decoder allocates for the element count that an array claims, before it has read an element:
+//! twelve bytes could allocate a hundred gigabytes. So every request is first walked along the
+//! outline of its API ([`schemas`]), which allocates nothing. A request that claims more bytes than
+//! it has, or has more elements than any client needs, is refused.
+
+mod schemas;
 
 use kafka_protocol::messages::ApiKey;
 use thiserror::Error;
 
-use super::shapes;
-
-/// Most elements of all arrays of a request together. One element takes up to some 200 bytes when decoded.
+/// Limit on the elements of all arrays of a request. A decoded element takes up to about 200 bytes.
 const MAX_ELEMENTS: usize = 200_000;
-/// Most tagged fields of a request together.
+/// Limit on the tagged fields of a request.
 const MAX_TAGS: usize = 1000;
 
-/// How a field is written.
+/// The encoding of a field.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Kind {
-    /// That many bytes.
+enum Kind {
+    /// A fixed number of bytes.
     Fixed(usize),
     /// A string, possibly null.
     Text,
@@ -29,17 +30,17 @@ pub(super) enum Kind {
     List(&'static Kind),
 }
 
-/// A field, in the versions that have it.
+/// A field, with the versions that have it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Field {
-    pub(super) kind: Kind,
-    pub(super) since: i16,
-    pub(super) until: i16,
+struct Field {
+    kind: Kind,
+    since: i16,
+    until: i16,
 }
 
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub(crate) enum Misshapen {
+pub(crate) enum OutlineError {
     #[error("the request is shorter than it claims to be")]
     TooShort,
     #[error("the request has too many elements")]
@@ -48,20 +49,20 @@ pub(crate) enum Misshapen {
     BadLength,
 }
 
-/// Walks a request from its header on.
-pub(crate) fn check(frame: &[u8], key: ApiKey, version: i16, header_version: i16) -> Result<(), Misshapen> {
-    let Some((flexible_since, fields)) = shapes::find(key) else { return Ok(()) };
+/// Walks a request, including its header.
+pub(crate) fn check(frame: &[u8], key: ApiKey, version: i16, header_version: i16) -> Result<(), OutlineError> {
+    let Some((flexible_since, fields)) = schemas::find(key) else { return Ok(()) };
     let mut walk = Walk { rest: frame, elements: 0, tags: 0, is_flexible: false };
     walk.skip(8)?; // API, version, correlation id
     if header_version >= 1 {
-        // The client id is in the old format in every version of the header.
+        // The client id has the old encoding in every header version.
         walk.text()?;
     }
     if header_version >= 2 {
         walk.tagged_fields()?;
     }
     walk.is_flexible = version >= flexible_since;
-    // What follows is left alone, as Kafka does it: librdkafka's request for all topics has such bytes.
+    // Trailing bytes are ignored, as Kafka does: librdkafka's request for all topics has some.
     walk.structure(fields, version)
 }
 
@@ -73,14 +74,14 @@ struct Walk<'request> {
 }
 
 impl Walk<'_> {
-    fn structure(&mut self, fields: &[Field], version: i16) -> Result<(), Misshapen> {
+    fn structure(&mut self, fields: &[Field], version: i16) -> Result<(), OutlineError> {
         for field in fields.iter().filter(|field| (field.since..=field.until).contains(&version)) {
             self.value(field.kind, version)?;
         }
         if self.is_flexible { self.tagged_fields() } else { Ok(()) }
     }
 
-    fn value(&mut self, kind: Kind, version: i16) -> Result<(), Misshapen> {
+    fn value(&mut self, kind: Kind, version: i16) -> Result<(), OutlineError> {
         match kind {
             Kind::Fixed(length) => self.skip(length),
             Kind::Text => self.text(),
@@ -103,52 +104,52 @@ impl Walk<'_> {
         }
     }
 
-    fn skip(&mut self, length: usize) -> Result<(), Misshapen> {
-        self.rest = self.rest.get(length..).ok_or(Misshapen::TooShort)?;
+    fn skip(&mut self, length: usize) -> Result<(), OutlineError> {
+        self.rest = self.rest.get(length..).ok_or(OutlineError::TooShort)?;
         Ok(())
     }
 
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Misshapen> {
-        let (bytes, rest) = self.rest.split_first_chunk().ok_or(Misshapen::TooShort)?;
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], OutlineError> {
+        let (bytes, rest) = self.rest.split_first_chunk().ok_or(OutlineError::TooShort)?;
         self.rest = rest;
         Ok(*bytes)
     }
 
-    fn text(&mut self) -> Result<(), Misshapen> {
+    fn text(&mut self) -> Result<(), OutlineError> {
         let length = if self.is_flexible {
             self.compact_length()?
         } else {
             match i16::from_be_bytes(self.take()?) {
                 -1 => 0,
-                length => usize::try_from(length).map_err(|_| Misshapen::BadLength)?,
+                length => usize::try_from(length).map_err(|_| OutlineError::BadLength)?,
             }
         };
         self.skip(length)
     }
 
-    /// The length of bytes or of an array; null has none.
-    fn length(&mut self) -> Result<usize, Misshapen> {
+    /// The length of bytes or of an array; null has length 0.
+    fn length(&mut self) -> Result<usize, OutlineError> {
         if self.is_flexible {
             return self.compact_length();
         }
         match i32::from_be_bytes(self.take()?) {
             -1 => Ok(0),
-            length => usize::try_from(length).map_err(|_| Misshapen::BadLength),
+            length => usize::try_from(length).map_err(|_| OutlineError::BadLength),
         }
     }
 
-    /// Lengths are written plus one, so that 0 can be null.
-    fn compact_length(&mut self) -> Result<usize, Misshapen> {
+    /// Lengths are encoded plus one, so that 0 is null.
+    fn compact_length(&mut self) -> Result<usize, OutlineError> {
         Ok((self.varint()? as usize).saturating_sub(1))
     }
 
-    fn count(&mut self) -> Result<usize, Misshapen> {
+    fn count(&mut self) -> Result<usize, OutlineError> {
         let count = self.length()?;
         self.elements = self.elements.saturating_add(count);
-        if self.elements > MAX_ELEMENTS { Err(Misshapen::TooManyElements) } else { Ok(count) }
+        if self.elements > MAX_ELEMENTS { Err(OutlineError::TooManyElements) } else { Ok(count) }
     }
 
-    fn varint(&mut self) -> Result<u32, Misshapen> {
+    fn varint(&mut self) -> Result<u32, OutlineError> {
         let mut value: u32 = 0;
         for shift in [0, 7, 14, 21, 28] {
             let [byte] = self.take()?;
@@ -157,14 +158,14 @@ impl Walk<'_> {
                 return Ok(value);
             }
         }
-        Err(Misshapen::BadLength)
+        Err(OutlineError::BadLength)
     }
 
-    fn tagged_fields(&mut self) -> Result<(), Misshapen> {
+    fn tagged_fields(&mut self) -> Result<(), OutlineError> {
         let count = self.varint()? as usize;
         self.tags = self.tags.saturating_add(count);
         if self.tags > MAX_TAGS {
-            return Err(Misshapen::TooManyElements);
+            return Err(OutlineError::TooManyElements);
         }
         for _ in 0..count {
             self.varint()?;
@@ -183,7 +184,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::server::versions::SUPPORTED;
+    use crate::request::supported::SUPPORTED;
 
     /// A request with a header, as a client sends it.
     fn encode<R: Request>(version: i16, request: &R) -> Vec<u8> {
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_with_nested_arrays_have_the_shape_that_is_described() {
+    fn outlines_match_requests_with_nested_arrays() {
         check_all(|version| {
             let partition = produce_request::PartitionProduceData::default().with_records(Some(vec![1u8; 300].into()));
             let topic = produce_request::TopicProduceData::default()
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn every_api_has_the_shape_that_is_described() {
+    fn outlines_match_every_supported_request() {
         check_all(|_| ListOffsetsRequest::default());
         check_all(|_| MetadataRequest::default());
         check_all(|_| OffsetCommitRequest::default());
@@ -301,19 +302,19 @@ mod tests {
         check_all(|_| DescribeTransactionsRequest::default());
         check_all(|_| ListTransactionsRequest::default());
         for supported in SUPPORTED {
-            assert!(shapes::find(supported.key).is_some(), "{:?} has no outline", supported.key);
+            assert!(schemas::find(supported.key).is_some(), "{:?} has no outline", supported.key);
         }
     }
 
     #[test]
-    fn a_claim_of_many_elements_is_refused_before_anything_is_allocated() {
+    fn false_element_counts_are_refused() {
         let mut bytes = encode(1, &MetadataRequest::default().with_topics(Some(vec![])));
         let at = bytes.len() - 4;
         bytes[at..].copy_from_slice(&i32::MAX.to_be_bytes());
-        assert_eq!(check(&bytes, ApiKey::Metadata, 1, 1), Err(Misshapen::TooManyElements));
+        assert_eq!(check(&bytes, ApiKey::Metadata, 1, 1), Err(OutlineError::TooManyElements));
         bytes[at..].copy_from_slice(&1000i32.to_be_bytes());
-        assert_eq!(check(&bytes, ApiKey::Metadata, 1, 1), Err(Misshapen::TooShort));
+        assert_eq!(check(&bytes, ApiKey::Metadata, 1, 1), Err(OutlineError::TooShort));
         bytes[at..].copy_from_slice(&(-2i32).to_be_bytes());
-        assert_eq!(check(&bytes, ApiKey::Metadata, 1, 1), Err(Misshapen::BadLength));
+        assert_eq!(check(&bytes, ApiKey::Metadata, 1, 1), Err(OutlineError::BadLength));
     }
 }

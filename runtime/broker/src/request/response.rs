@@ -1,27 +1,27 @@
-//! What goes back to a client: encoded messages, and for fetches ranges of log files between them.
+//! Responses: encoded messages, and for fetches ranges of log files between them.
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::ResponseHeader;
 use kafka_protocol::protocol::{Encodable, HeaderVersion, Request};
 
-use super::connection::Close;
+use super::Close;
 use crate::log::Slice;
 
-/// A piece of a response.
+/// A part of a response.
 #[derive(Debug)]
 pub(crate) enum Part {
     Bytes(Bytes),
     File(Slice),
 }
 
-/// A response, without the length that goes before it.
+/// A response without its length prefix.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) parts: Vec<Part>,
 }
 
 impl Response {
-    /// Bytes of all parts.
+    /// Length of all parts in bytes.
     pub(crate) fn length(&self) -> u64 {
         self.parts
             .iter()
@@ -33,7 +33,7 @@ impl Response {
     }
 }
 
-/// How a request is answered.
+/// The correlation id and the version of a response.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Envelope {
     pub(crate) correlation_id: i32,
@@ -41,7 +41,7 @@ pub(crate) struct Envelope {
 }
 
 impl Envelope {
-    /// The response header of an API.
+    /// Encodes the response header of an API.
     pub(crate) fn header<R: Request>(self, buffer: &mut BytesMut) -> Result<(), Close> {
         let header = ResponseHeader::default().with_correlation_id(self.correlation_id);
         let version = <R::Response as HeaderVersion>::header_version(self.version);

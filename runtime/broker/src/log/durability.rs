@@ -1,11 +1,13 @@
-//! When an append is on the device: group commit.
+//! Waiting until appended batches are on disk: group commit.
 //!
-//! With [`FlushPolicy::Always`](crate::FlushPolicy::Always) nobody learns of a batch before it is on the device: neither its producer nor
-//! a reader, who could otherwise have read what a power cut takes back. A sync takes far longer than an append, so one sync is for all who
-//! wait. They queue for the file; whoever's turn it is syncs everything that was appended until then, and those behind find theirs done.
+//! With [`FlushPolicy::Always`](crate::FlushPolicy::Always) a batch is neither acknowledged nor
+//! visible before it is on disk: otherwise a reader could see records that a power failure removes.
+//! A sync takes much longer than an append, so all waiting producers share one. They queue for the
+//! file; the first one syncs everything appended so far, and the others find their batches synced.
 //!
-//! After a sync that failed, what the system still has in memory says nothing about the device, and a second sync would not tell. What was
-//! not on the device is cut off, and the partition takes no more until the broker is started again.
+//! After a failed sync the page cache proves nothing about the disk, and a second sync would not
+//! report the failure. The unsynced bytes are cut off, and the partition refuses appends until the
+//! broker restarts.
 
 use std::fs::File;
 use std::io;
@@ -14,13 +16,13 @@ use std::sync::{Arc, Mutex};
 
 use crate::sync::lock;
 
-/// What of a partition's log is on the device.
+/// The synced part of a partition's log.
 #[derive(Debug)]
-pub(crate) struct Device {
-    /// The segment that is appended to. Held while it is synced.
+pub(crate) struct Durability {
+    /// The active segment. Locked during a sync.
     active: Mutex<Active>,
     appended: Mutex<Extent>,
-    /// Everything before this offset is on the device.
+    /// All records before this offset are on disk.
     durable_end: AtomicI64,
     has_failed: AtomicBool,
     #[cfg(test)]
@@ -33,15 +35,16 @@ struct Active {
     durable_size: u64,
 }
 
-/// How far the log goes, and its last segment.
+/// The end of the log and the size of its active segment.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
     end_offset: i64,
     size: u64,
 }
 
-impl Device {
-    /// For a log that was opened. What the last run has left in memory is made durable.
+impl Durability {
+    /// Opens the tracker for a recovered log. Syncs bytes that the previous run left in the page
+    /// cache.
     pub(super) fn open(file: Arc<File>, end_offset: i64, size: u64) -> io::Result<Self> {
         file.sync_data()?;
         Ok(Self {
@@ -60,18 +63,18 @@ impl Device {
 
     pub(super) fn check(&self) -> io::Result<()> {
         if self.has_failed.load(Ordering::Acquire) {
-            return Err(io::Error::other("the device failed; start the broker again when it works"));
+            return Err(io::Error::other("an earlier sync failed; restart the broker when the disk works"));
         }
         Ok(())
     }
 
-    /// Takes note of what was written.
+    /// Records the end of the log after an append.
     pub(super) fn appended(&self, end_offset: i64, size: u64) {
         *lock(&self.appended) = Extent { end_offset, size };
     }
 
-    /// Returns when everything before `offset`, which was appended, is on the device.
-    pub(crate) fn settle(&self, offset: i64) -> io::Result<()> {
+    /// Returns when all records before `offset` are on disk.
+    pub(crate) fn wait_durable(&self, offset: i64) -> io::Result<()> {
         if self.durable_end() >= offset {
             return Ok(());
         }
@@ -82,7 +85,7 @@ impl Device {
         self.sync(&mut active)
     }
 
-    /// Goes on in a new segment. What is in the one before is on the device from then on.
+    /// Continues in a new segment. Syncs the previous one.
     pub(super) fn roll(&self, file: Arc<File>) -> io::Result<()> {
         let mut active = lock(&self.active);
         self.sync(&mut active)?;
@@ -99,7 +102,7 @@ impl Device {
         if let Err(error) = active.file.sync_data() {
             self.has_failed.store(true, Ordering::Release);
             let cut = active.file.set_len(active.durable_size);
-            tracing::error!(%error, was_cut = cut.is_ok(), "the device failed, the partition takes no more records");
+            tracing::error!(%error, was_cut = cut.is_ok(), "sync failed; the partition refuses records until the broker restarts");
             return Err(error);
         }
         active.durable_size = extent.size;
@@ -110,7 +113,6 @@ impl Device {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::path::Path;
     use std::sync::Barrier;
     use std::sync::atomic::AtomicUsize;
@@ -120,7 +122,7 @@ mod tests {
     use crate::log::PartitionLog;
     use crate::log::batch::{BatchHeader, assemble};
     use crate::log::segment::log_path;
-    use crate::topics::config::TopicConfig;
+    use crate::topics::config::{TopicConfig, test_config as config};
     use crate::topics::partition::Partition;
 
     fn batch() -> (BatchHeader, bytes::Bytes) {
@@ -142,38 +144,33 @@ mod tests {
         assemble(&header, &[0; 100])
     }
 
-    fn config(pairs: &[(&str, &str)]) -> TopicConfig {
-        let pairs: BTreeMap<_, _> = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        TopicConfig::new(pairs).unwrap()
-    }
-
-    fn append(partition: &Partition, config: &TopicConfig) -> Result<i64, crate::log::batch::Refusal> {
+    fn append(partition: &Partition, config: &TopicConfig) -> Result<i64, crate::error::ApiError> {
         let (header, bytes) = batch();
         let appended = partition.append(&header, &bytes, config)?;
-        partition.settle(appended.end_offset)?;
+        partition.wait_durable(appended.end_offset)?;
         Ok(appended.base_offset)
     }
 
-    fn device(partition: &Partition) -> Arc<Device> {
-        partition.with_log(|log| log.device()).unwrap()
+    fn durability(partition: &Partition) -> Arc<Durability> {
+        partition.with_log(|log| log.durability()).unwrap()
     }
 
-    /// The end of the log that a machine would find whose power is cut now: files without what was not synced.
-    fn end_after_power_cut(directory: &Path, device: &Device) -> i64 {
+    /// The end of the log after a power failure: files without their unsynced bytes.
+    fn end_after_power_cut(directory: &Path, durability: &Durability) -> i64 {
         let after = tempfile::tempdir().unwrap();
-        let durable_size = lock(&device.active).durable_size as usize;
+        let durable_size = lock(&durability.active).durable_size as usize;
         let bytes = std::fs::read(log_path(directory, 0)).unwrap();
         std::fs::write(log_path(after.path(), 0), &bytes[..durable_size]).unwrap();
         PartitionLog::open(after.path(), true).unwrap().end_offset()
     }
 
     #[test]
-    fn what_was_acknowledged_or_could_be_read_outlives_a_power_cut_and_many_share_a_sync() {
+    fn acknowledged_and_visible_records_survive_a_power_failure() {
         const PRODUCERS: usize = 8;
         const EACH: usize = 100;
         let directory = tempfile::tempdir().unwrap();
         let partition = Partition::open("t", 0, directory.path(), true).unwrap();
-        let (device, config) = (device(&partition), config(&[]));
+        let (durability, config) = (durability(&partition), config(&[]));
         let (acknowledged, running) = (AtomicI64::new(-1), AtomicUsize::new(PRODUCERS));
         let together = Barrier::new(PRODUCERS);
         std::thread::scope(|scope| {
@@ -188,24 +185,24 @@ mod tests {
             }
             let mut cuts = 0;
             while running.load(Ordering::SeqCst) > 0 {
-                let told = acknowledged.load(Ordering::SeqCst) + 1;
+                let acked = acknowledged.load(Ordering::SeqCst) + 1;
                 let readable = partition.with_log(|log| log.end_offset());
-                let left = end_after_power_cut(directory.path(), &device);
-                assert!(left >= told && left >= readable, "{left} of {told} acknowledged, {readable} readable");
+                let left = end_after_power_cut(directory.path(), &durability);
+                assert!(left >= acked && left >= readable, "{left} of {acked} acknowledged, {readable} readable");
                 cuts += 1;
             }
             assert!(cuts > 0);
         });
         assert_eq!(partition.with_log(|log| log.end_offset()), (PRODUCERS * EACH) as i64);
-        let syncs = device.syncs.load(Ordering::Relaxed);
+        let syncs = durability.syncs.load(Ordering::Relaxed);
         println!("{} appends, {syncs} syncs", PRODUCERS * EACH);
         assert!(syncs < PRODUCERS * EACH, "{syncs}");
     }
 
     #[test]
-    fn segments_roll_and_a_restart_finds_all() {
+    fn synced_segments_roll_and_reopen() {
         let directory = tempfile::tempdir().unwrap();
-        let config = config(&[("segment.bytes", "1000")]);
+        let config = config(&[("internal.segment.bytes", "1000")]);
         let partition = Partition::open("t", 0, directory.path(), true).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -219,20 +216,20 @@ mod tests {
     }
 
     #[test]
-    fn after_a_device_has_failed_nothing_is_acknowledged_until_the_next_start() {
+    fn a_failed_sync_stops_acknowledgements_until_restart() {
         let directory = tempfile::tempdir().unwrap();
         let partition = Partition::open("t", 0, directory.path(), true).unwrap();
-        let (device, config) = (device(&partition), config(&[]));
+        let (durability, config) = (durability(&partition), config(&[]));
         assert_eq!(append(&partition, &config).unwrap(), 0);
-        // A pipe cannot be synced, so it is a device that fails.
+        // A pipe cannot be synced, so it acts as a failing disk.
         let (_reader, writer) = std::io::pipe().unwrap();
         let pipe = Arc::new(File::from(std::os::fd::OwnedFd::from(writer)));
-        let real = std::mem::replace(&mut lock(&device.active).file, pipe);
+        let real = std::mem::replace(&mut lock(&durability.active).file, pipe);
         assert!(append(&partition, &config).is_err());
-        lock(&device.active).file = real;
+        lock(&durability.active).file = real;
         assert!(append(&partition, &config).is_err());
-        assert_eq!(partition.with_log(|log| log.end_offset()), 1, "what was not acknowledged cannot be read");
-        assert_eq!(end_after_power_cut(directory.path(), &device), 1);
+        assert_eq!(partition.with_log(|log| log.end_offset()), 1, "unacknowledged records are not visible");
+        assert_eq!(end_after_power_cut(directory.path(), &durability), 1);
         drop(partition);
         let partition = Partition::open("t", 0, directory.path(), true).unwrap();
         assert!(append(&partition, &config).unwrap() >= 1);
