@@ -1,4 +1,4 @@
-//! Guests of languages that want WASI: what they write is heard, and they cannot wait.
+//! Guests that import WASI: the host captures their output, and they cannot wait.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use serde_json::json;
 use trunkline_connector::Rejections;
 use trunkline_transform_host::Limits;
 
-use crate::guests::{READY, WIT, module, with_packages};
+use crate::handwritten_guests::{READY, WIT, module, with_packages};
 use crate::support::{batch_of, host};
 
 const IO: &str = "package wasi:io@0.2.0;
@@ -21,7 +21,7 @@ const CLI: &str = "package wasi:cli@0.2.0; interface stderr { use wasi:io/stream
 const CLOCKS: &str = "package wasi:clocks@0.2.0;
     interface monotonic-clock { use wasi:io/poll@0.2.0.{pollable}; subscribe-duration: func(when: u64) -> pollable; }";
 
-/// A guest whose `process` is this body, and which may write to stderr and ask for a timer. `text` lies at 4096.
+/// A guest whose `process` has this body. It imports stderr and timers; `text` is stored at 4096.
 fn guest(body: &str, text: &str) -> Vec<u8> {
     let imports = r#"
         (import "wasi:cli/stderr@0.2.0" "get-stderr" (func $stderr (result i32)))
@@ -49,7 +49,7 @@ fn reason(wasm: &[u8]) -> (String, String) {
 }
 
 #[test]
-fn the_last_line_on_stderr_is_the_reason_of_a_trap() {
+fn last_line_on_stderr_is_the_reason_of_a_trap() {
     let text = "Traceback\nValueError: no such thing";
     let write = |at: usize, len: usize| {
         format!("(call $write (call $stderr) (i32.const {at}) (i32.const {len}) (i32.const 256))")
@@ -62,7 +62,7 @@ fn the_last_line_on_stderr_is_the_reason_of_a_trap() {
 }
 
 #[test]
-fn a_guest_cannot_wait_past_its_time() {
+fn guest_cannot_evade_the_timeout_by_waiting() {
     let started = Instant::now();
     let (code, message) = reason(&guest("(call $block (call $timer (i64.const 60000000000))) unreachable", ""));
     assert_eq!(code, "plugin.trap");
