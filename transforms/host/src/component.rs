@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use wasmtime::Engine;
 use wasmtime::component::types::{ComponentFunc, ComponentItem, Type};
@@ -21,6 +22,9 @@ const PLUGIN_INTERFACE: &str = "trunkline:transform/plugin@1.0.0";
 const PLUGIN_INTERFACE_NAME: &str = "trunkline:transform/plugin@";
 const HOW_TO_BUILD: &str = "to build a plugin, see transforms/README.md: a crate that uses `trunkline-plugin`, `cargo build --release \
                             --target wasm32-unknown-unknown`";
+
+/// Plugins of this size contain a language runtime.
+const SLOW_COMPILE_BYTES: usize = 1 << 20;
 
 /// A plugin cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +116,7 @@ impl CompiledPlugin {
         let component = match cached {
             Some(component) => component,
             None => {
-                let compiled = compile(name, kind, wasm, engine)?;
+                let compiled = compile_with_log(name, kind, wasm, engine)?;
                 if let Some(cache) = cache {
                     cache.put(engine, wasm, &compiled);
                 }
@@ -165,6 +169,19 @@ impl WasmKind {
             },
         }
     }
+}
+
+/// Compiles a plugin, and logs it if the plugin is so large that this takes seconds.
+fn compile_with_log(name: &str, kind: WasmKind, wasm: &[u8], engine: &Engine) -> Result<Component, LoadError> {
+    if wasm.len() < SLOW_COMPILE_BYTES {
+        return compile(name, kind, wasm, engine);
+    }
+    let megabytes = wasm.len() >> 20;
+    tracing::info!(plugin = name, "compiling the plugin ({megabytes} MiB); this can take some seconds");
+    let started = Instant::now();
+    let compiled = compile(name, kind, wasm, engine)?;
+    tracing::info!(plugin = name, "plugin compiled in {:.1} s", started.elapsed().as_secs_f64());
+    Ok(compiled)
 }
 
 fn compile(name: &str, kind: WasmKind, wasm: &[u8], engine: &Engine) -> Result<Component, LoadError> {

@@ -10,7 +10,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::component::CompiledPlugin;
 use crate::engine::EPOCH_TICK;
-use crate::host_functions::{CallState, Metrics, truncate};
+use crate::host_functions::{CallState, CrashOutput, Metrics, truncate};
 use crate::limits::Limits;
 use crate::wasi::{self, OutputCapture};
 
@@ -65,6 +65,8 @@ pub(crate) enum CallError {
 pub(crate) struct GuestCrash {
     pub(crate) code: &'static str,
     pub(crate) message: String,
+    /// Lines that the plugin wrote during the call.
+    pub(crate) output: Vec<String>,
 }
 
 impl GuestCrash {
@@ -72,6 +74,13 @@ impl GuestCrash {
     pub(crate) const OUTPUT: &'static str = "plugin.output";
     const MEMORY: &'static str = "plugin.memory";
     const TRAP: &'static str = "plugin.trap";
+
+    /// Writes the plugin's output, such as a traceback, to the log at level `debug`.
+    pub(crate) fn log_output(&self, plugin: &str) {
+        for line in &self.output {
+            tracing::debug!(plugin, "{line}");
+        }
+    }
 }
 
 /// The host's data in the plugin's store.
@@ -133,15 +142,14 @@ impl Guest {
         let mut store = new_store(compiled, name, limits);
         begin_call(&mut store, limits, limits.timeout);
         let started = instantiate(&mut store, compiled, config);
-        end_call(&mut store);
-        let (process, flush, reply) = match started {
+        let (process, flush, reply) = match end_call(&mut store, started, limits.timeout) {
             Ok((process, flush, Ok(reply))) => (process, flush, reply),
             Ok((_, _, Err(InitError { message, key }))) => {
                 let message = truncate(&message, MAX_MESSAGE_BYTES).to_owned();
                 return Err(GuestStartError::ConfigRejected { message, key: key.filter(|key| !key.is_empty()) });
             }
-            Err(error) => {
-                let crash = crash_of(&store, &error, limits.timeout);
+            Err(crash) => {
+                crash.log_output(name);
                 return Err(GuestStartError::Broken(format!("the plugin crashed during start: {}", crash.message)));
             }
         };
@@ -191,11 +199,10 @@ impl Guest {
         called: wasmtime::Result<(Result<Vec<u8>, String>,)>,
         timeout: Duration,
     ) -> Result<Vec<u8>, CallError> {
-        end_call(&mut self.store);
-        match called {
+        match end_call(&mut self.store, called, timeout) {
             Ok((Ok(verdicts),)) => Ok(verdicts),
             Ok((Err(message),)) => Err(CallError::BatchFailed(truncate(&message, MAX_MESSAGE_BYTES).to_owned())),
-            Err(error) => Err(CallError::Crashed(crash_of(&self.store, &error, timeout))),
+            Err(crash) => Err(CallError::Crashed(crash)),
         }
     }
 }
@@ -242,30 +249,37 @@ fn begin_call(store: &mut Store<GuestState>, limits: &Limits, timeout: Duration)
     state.memory.refused = false;
 }
 
-/// Logs the output of the call.
-fn end_call(store: &mut Store<GuestState>) {
+/// Ends a call. Writes its output to the log, unless it crashed.
+fn end_call<R>(store: &mut Store<GuestState>, called: wasmtime::Result<R>, timeout: Duration) -> Result<R, GuestCrash> {
     let state = store.data_mut();
-    state.call.log_stream(&state.stdout.take(), false);
-    state.call.log_stream(&state.stderr.take(), true);
-    state.call.end();
+    let (stdout, stderr) = (state.stdout.take(), state.stderr.take());
+    match called {
+        Ok(result) => {
+            state.call.write_log(&stdout, &stderr);
+            Ok(result)
+        }
+        Err(error) => {
+            let output = state.call.take_crash_output(&stdout, &stderr);
+            Err(state.crash(&error, timeout, output))
+        }
+    }
 }
 
-fn crash_of(store: &Store<GuestState>, error: &wasmtime::Error, timeout: Duration) -> GuestCrash {
-    let state = store.data();
-    if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
-        return GuestCrash {
-            code: GuestCrash::TIMEOUT,
-            message: format!("the plugin did not return within {timeout:?}"),
+impl GuestState {
+    fn crash(&self, error: &wasmtime::Error, timeout: Duration, output: CrashOutput) -> GuestCrash {
+        let (code, message) = if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
+            (GuestCrash::TIMEOUT, format!("the plugin did not return within {timeout:?}"))
+        } else if self.memory.refused {
+            let message = format!("the plugin needs more memory than its limit of {} bytes", self.memory.limit);
+            (GuestCrash::MEMORY, message)
+        } else {
+            let cause = error.root_cause().to_string();
+            let message = match output.reason {
+                Some(reason) => format!("{reason} ({cause})"),
+                None => cause,
+            };
+            (GuestCrash::TRAP, message)
         };
+        GuestCrash { code, message, output: output.lines }
     }
-    if state.memory.refused {
-        let message = format!("the plugin needs more memory than its limit of {} bytes", state.memory.limit);
-        return GuestCrash { code: GuestCrash::MEMORY, message };
-    }
-    let cause = error.root_cause().to_string();
-    let message = match &state.call.last_error {
-        Some(last_error) => format!("{last_error} ({cause})"),
-        None => cause,
-    };
-    GuestCrash { code: GuestCrash::TRAP, message }
 }

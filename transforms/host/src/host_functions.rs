@@ -9,12 +9,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use wasmtime::component::{ComponentType, Lift, Linker};
 
+use crate::crash_reason;
 use crate::guest::GuestState;
 
 /// Name of the imported interface.
 pub(crate) const HOST_INTERFACE: &str = "trunkline:transform/host@1.0.0";
 
-const MAX_LOG_LINES_PER_CALL: u32 = 100;
+const MAX_LOG_LINES_PER_CALL: usize = 100;
 const MAX_LOG_LINE_BYTES: usize = 4096;
 const MAX_METRIC_NAMES: usize = 64;
 const MAX_METRIC_NAME_BYTES: usize = 128;
@@ -69,13 +70,16 @@ impl Metrics {
     }
 }
 
-/// The log lines and metrics of the current call.
+/// The log lines and metrics of the current call. The lines are written to the worker's log when
+/// the call ends, because the host repeats a call that crashes: lines of crashed calls would appear
+/// once per bisection step.
 #[derive(Debug)]
 pub(crate) struct CallState {
     plugin: Arc<str>,
-    log_lines: u32,
+    lines: Vec<(Level, String)>,
+    omitted_lines: u64,
     /// The last line of level `error`: the most likely cause of a trap that follows it.
-    pub(crate) last_error: Option<String>,
+    last_error: Option<String>,
     pub(crate) metrics: Metrics,
 }
 
@@ -98,36 +102,55 @@ enum Level {
 
 impl CallState {
     pub(crate) fn new(plugin: Arc<str>) -> Self {
-        Self { plugin, log_lines: 0, last_error: None, metrics: Metrics::default() }
+        Self { plugin, lines: Vec::new(), omitted_lines: 0, last_error: None, metrics: Metrics::default() }
     }
 
     /// Resets the state at the start of a call.
     pub(crate) fn begin(&mut self) {
-        self.log_lines = 0;
+        self.lines.clear();
+        self.omitted_lines = 0;
         self.last_error = None;
         self.metrics = Metrics::default();
     }
 
-    /// Reports at the end of a call how many log lines were omitted.
-    pub(crate) fn end(&self) {
-        if self.log_lines > MAX_LOG_LINES_PER_CALL {
-            let omitted = self.log_lines - MAX_LOG_LINES_PER_CALL;
+    /// Writes the lines of a call that ended without a crash to the log.
+    pub(crate) fn write_log(&mut self, stdout: &str, stderr: &str) {
+        self.add_lines(Level::Info, stdout);
+        self.add_lines(Level::Error, stderr);
+        let plugin = self.plugin.as_ref();
+        for (level, line) in self.lines.drain(..) {
+            match level {
+                Level::Trace => tracing::trace!(plugin, "{line}"),
+                Level::Debug => tracing::debug!(plugin, "{line}"),
+                Level::Info => tracing::info!(plugin, "{line}"),
+                Level::Warn => tracing::warn!(plugin, "{line}"),
+                Level::Error => tracing::error!(plugin, "{line}"),
+            }
+        }
+        if self.omitted_lines > 0 {
             tracing::warn!(
-                plugin = %self.plugin,
-                omitted,
+                plugin,
+                omitted = self.omitted_lines,
                 "the plugin logged more than {MAX_LOG_LINES_PER_CALL} lines in one call; the rest is omitted"
             );
         }
     }
 
-    /// Logs the lines of an output stream. Language runtimes write exceptions to `stderr`, so its
-    /// last line is the reason of a trap unless the plugin logged an error itself.
-    pub(crate) fn log_stream(&mut self, text: &str, stderr: bool) {
-        let logged_by_plugin = self.last_error.take();
+    /// Takes the lines of a call that crashed, and its cause as far as the plugin or its language
+    /// runtime reported it.
+    pub(crate) fn take_crash_output(&mut self, stdout: &str, stderr: &str) -> CrashOutput {
+        let reason = crash_reason::from_stderr(stderr).map(|reason| truncate(&reason, MAX_LOG_LINE_BYTES).to_owned());
+        // without stderr, the plugin logs its panics itself
+        let reason = reason.or(self.last_error.take());
+        self.add_lines(Level::Info, stdout);
+        self.add_lines(Level::Error, stderr);
+        CrashOutput { reason, lines: self.lines.drain(..).map(|(_, line)| line).collect() }
+    }
+
+    fn add_lines(&mut self, level: Level, text: &str) {
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
-            self.log(if stderr { Level::Error } else { Level::Info }, line);
+            self.log(level, line);
         }
-        self.last_error = logged_by_plugin.or(self.last_error.take());
     }
 
     fn log(&mut self, level: Level, message: &str) {
@@ -135,19 +158,18 @@ impl CallState {
         if level == Level::Error {
             self.last_error = Some(message.to_owned());
         }
-        self.log_lines = self.log_lines.saturating_add(1);
-        if self.log_lines > MAX_LOG_LINES_PER_CALL {
-            return;
-        }
-        let plugin = self.plugin.as_ref();
-        match level {
-            Level::Trace => tracing::trace!(plugin, "{message}"),
-            Level::Debug => tracing::debug!(plugin, "{message}"),
-            Level::Info => tracing::info!(plugin, "{message}"),
-            Level::Warn => tracing::warn!(plugin, "{message}"),
-            Level::Error => tracing::error!(plugin, "{message}"),
+        match self.lines.len() < MAX_LOG_LINES_PER_CALL {
+            true => self.lines.push((level, message.to_owned())),
+            false => self.omitted_lines += 1,
         }
     }
+}
+
+/// The output of a call that crashed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct CrashOutput {
+    pub(crate) reason: Option<String>,
+    pub(crate) lines: Vec<String>,
 }
 
 /// The longest prefix of whole characters that has at most `max_bytes` bytes.
@@ -199,16 +221,28 @@ mod tests {
     }
 
     #[test]
-    fn last_error_line_is_the_reason_of_a_trap() {
+    fn reason_of_a_crash_is_the_last_error_on_stderr_or_in_the_log() {
+        let crash_reason = |logged: &[(Level, &str)], stderr: &str| {
+            let mut call = CallState::new("p".into());
+            logged.iter().for_each(|(level, line)| call.log(*level, line));
+            call.take_crash_output("hello\n", stderr)
+        };
+        assert_eq!(crash_reason(&[(Level::Info, "a")], "").reason, None);
+        let logged = crash_reason(&[(Level::Error, "a"), (Level::Error, "b"), (Level::Warn, "c")], "");
+        assert_eq!(
+            (logged.reason.as_deref(), logged.lines),
+            (Some("b"), ["a", "b", "c", "hello"].map(str::to_owned).to_vec())
+        );
+        assert_eq!(crash_reason(&[(Level::Error, "a")], "thrown\n").reason.as_deref(), Some("thrown"));
+    }
+
+    #[test]
+    fn log_lines_of_a_call_are_limited() {
         let mut call = CallState::new("p".into());
-        call.log_stream("hello\n", false);
-        assert_eq!(call.last_error, None);
-        call.log_stream("Traceback:\n  line 3\nValueError: no\n\n", true);
-        assert_eq!(call.last_error.as_deref(), Some("ValueError: no"));
+        (0..150).for_each(|_| call.log(Level::Info, "line"));
+        assert_eq!((call.lines.len(), call.omitted_lines), (MAX_LOG_LINES_PER_CALL, 50));
         call.begin();
-        call.log(Level::Error, "panicked");
-        call.log_stream("something else\n", true);
-        assert_eq!(call.last_error.as_deref(), Some("panicked"));
+        assert_eq!((call.lines.len(), call.omitted_lines), (0, 0));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use trunkline_connector::{Batch, Entry, Error, Reason, Rejections, Retry};
 
 use crate::guest::{CallError, Guest, GuestCrash, InitReply};
 use crate::host_functions::Metrics;
-use crate::limits::{CrashWindow, Limits};
+use crate::limits::{CrashLog, CrashWindow, Limits};
 use crate::plugin::Plugin;
 use crate::verdict::{Counts, Outcome, Rules, VerdictError};
 
@@ -46,6 +46,7 @@ pub struct Instance {
     /// `None` after a crash, until the next call.
     guest: Option<Guest>,
     crashes: CrashWindow,
+    crash_log: CrashLog,
     last_crash: Option<GuestCrash>,
     outcome: Outcome,
     /// The batch of a call that is not passed in place.
@@ -70,6 +71,7 @@ impl Instance {
             reply,
             guest: Some(guest),
             crashes: CrashWindow::default(),
+            crash_log: CrashLog::default(),
             last_crash: None,
             outcome: Outcome::default(),
             packed: Batch::default(),
@@ -243,15 +245,7 @@ impl Instance {
     ) {
         if records.len() == 1 {
             self.crashes.record(Instant::now());
-            let record = batch.get(records.start).entry();
-            tracing::warn!(
-                plugin = self.plugin.name(),
-                code = crash.code,
-                partition = record.partition,
-                offset = record.offset,
-                "record rejected: the plugin crashed on it: {}",
-                crash.message
-            );
+            self.log_crash(batch.get(records.start).entry(), &crash);
             self.outcome.counts.records_in += 1;
             self.outcome.reject(records.start, Reason::new(crash.code, crash.message));
             return;
@@ -263,6 +257,24 @@ impl Instance {
         let middle = records.start + records.len() / 2;
         pending.push((middle..records.end, timeout));
         pending.push((records.start..middle, timeout));
+    }
+
+    /// Logs a rejected record at most [`CrashLog::MAX_PER_MINUTE`] times per minute.
+    fn log_crash(&mut self, record: &Entry, crash: &GuestCrash) {
+        let plugin = self.plugin.name();
+        let Some(not_logged) = self.crash_log.admit(Instant::now()) else { return };
+        if not_logged > 0 {
+            tracing::warn!(plugin, "{not_logged} more records were rejected because the plugin crashed on them");
+        }
+        crash.log_output(plugin);
+        tracing::warn!(
+            plugin,
+            code = crash.code,
+            partition = record.partition,
+            offset = record.offset,
+            "record rejected: the plugin crashed on it: {}",
+            crash.message
+        );
     }
 
     fn call_packed(
@@ -293,7 +305,9 @@ impl Instance {
                         self.collect_metrics();
                         return Ok(None);
                     }
-                    Err(VerdictError::OutputLimit(message)) => GuestCrash { code: GuestCrash::OUTPUT, message },
+                    Err(VerdictError::OutputLimit(message)) => {
+                        GuestCrash { code: GuestCrash::OUTPUT, message, output: Vec::new() }
+                    }
                     Err(error) => return Err(self.verdict_error(error)),
                 }
             }

@@ -24,6 +24,7 @@
 mod bundled;
 mod cache;
 mod component;
+mod crash_reason;
 mod engine;
 mod guest;
 mod host_functions;

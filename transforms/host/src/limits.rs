@@ -67,9 +67,47 @@ impl CrashWindow {
     }
 }
 
+/// Limits the log lines about crashes.
+#[derive(Debug, Default)]
+pub(crate) struct CrashLog {
+    minute_start: Option<Instant>,
+    logged: u32,
+    not_logged: u64,
+}
+
+impl CrashLog {
+    pub(crate) const MAX_PER_MINUTE: u32 = 10;
+
+    /// Returns `None` if a crash must not be logged now, otherwise the number of crashes that were
+    /// not logged since the last one that was.
+    pub(crate) fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self.minute_start.is_none_or(|start| now.duration_since(start) >= WINDOW) {
+            self.minute_start = Some(now);
+            self.logged = 0;
+        }
+        if self.logged == Self::MAX_PER_MINUTE {
+            self.not_logged += 1;
+            return None;
+        }
+        self.logged += 1;
+        Some(std::mem::take(&mut self.not_logged))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn crash_log_is_limited_per_minute_and_counts_the_rest() {
+        let start = Instant::now();
+        let mut log = CrashLog::default();
+        let admitted = (0..15).filter(|_| log.admit(start).is_some()).count();
+        assert_eq!(admitted, CrashLog::MAX_PER_MINUTE as usize);
+        assert_eq!(log.admit(start + Duration::from_secs(59)), None);
+        assert_eq!(log.admit(start + Duration::from_secs(60)), Some(6));
+        assert_eq!(log.admit(start + Duration::from_secs(61)), Some(0));
+    }
 
     #[test]
     fn crashes_are_counted_in_a_sliding_minute() {

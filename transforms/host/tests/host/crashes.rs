@@ -4,9 +4,11 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tracing::Level;
 use trunkline_connector::{Domain, Rejections, Retry};
 use trunkline_transform_host::Limits;
 
+use crate::log_capture::logged_by;
 use crate::support::{batch_of, rejections, run, testing, values};
 
 /// Runs `count` records, of which those at `poison` crash the plugin. Asserts that exactly these
@@ -133,4 +135,40 @@ fn plugin_that_crashes_in_init_cannot_be_started() {
     let error =
         crate::support::testing_plugin().start(&json!({}), &Limits { memory: 4096, ..Limits::default() }).unwrap_err();
     assert!(error.message.contains("limit of 4096 bytes"), "{error}");
+}
+
+/// Log lines at the level `info` or above.
+fn visible(log: &[(Level, String)]) -> Vec<&str> {
+    log.iter().filter(|(level, _)| *level <= Level::INFO).map(|(_, message)| message.as_str()).collect()
+}
+
+#[test]
+fn crash_is_logged_once_per_record() {
+    let records: Vec<String> =
+        (0..300).map(|index| format!("{} {index}", if index % 50 == 7 { "poison" } else { "good" })).collect();
+    let mut instance = testing(&json!({ "trap_on": "poison", "log_on": "good 1" }), &Limits::default());
+    let log = logged_by(|| assert_eq!(run(&mut instance, &records).1.len(), 6));
+    let (of_plugin, of_crashes): (Vec<&str>, Vec<&str>) =
+        visible(&log).into_iter().partition(|line| line.starts_with("saw "));
+    assert_eq!(of_crashes.len(), 6, "{of_crashes:#?}");
+    for (line, index) in of_crashes.iter().zip([7, 57, 107, 157, 207, 257]) {
+        assert!(
+            line.starts_with("record rejected") && line.contains(&format!("panic requested by poison {index}")),
+            "{line}"
+        );
+    }
+    let expected: Vec<String> =
+        records.iter().filter(|record| record.contains("good 1")).map(|record| format!("saw {record}")).collect();
+    assert_eq!(of_plugin, expected, "the log lines of each good record appear once, in order");
+    assert!(
+        log.iter().any(|(level, line)| *level == Level::DEBUG && line.contains("panic requested by poison 7")),
+        "{log:#?}"
+    );
+}
+
+#[test]
+fn log_of_crashes_is_limited() {
+    let mut instance = testing(&json!({ "trap_on": "poison" }), &Limits::default());
+    let log = logged_by(|| assert_eq!(run(&mut instance, &["poison"; 40]).1.len(), 40));
+    assert_eq!(visible(&log).len(), 10);
 }

@@ -6,6 +6,7 @@
 mod crashes;
 mod handwritten_guests;
 mod loading;
+mod log_capture;
 mod mask;
 mod support;
 mod verdicts;

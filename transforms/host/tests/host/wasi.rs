@@ -32,12 +32,21 @@ fn guest(body: &str, text: &str) -> Vec<u8> {
     let wat = module(b"", 0, 0, &READY)
         .replacen("(memory", imports, 1)
         .replacen("(global.set $free (i32.const 65536)) (i32.const 128)", body, 1)
-        .replacen("(data (i32.const 128)", &format!("(data (i32.const 4096) {text:?})\n(data (i32.const 128)"), 1);
+        .replacen(
+            "(data (i32.const 128)",
+            &format!("(data (i32.const 4096) \"{}\")\n(data (i32.const 128)", escaped(text)),
+            1,
+        );
     let wit = WIT.replace(
         "import host;",
         "import host; import wasi:cli/stderr@0.2.0; import wasi:io/streams@0.2.0; import wasi:io/poll@0.2.0; import wasi:clocks/monotonic-clock@0.2.0;",
     );
     with_packages(&wat, &[IO, CLI, CLOCKS, &wit], "transform")
+}
+
+/// The text as a WAT string.
+fn escaped(text: &str) -> String {
+    text.bytes().map(|byte| format!("\\{byte:02x}")).collect()
 }
 
 fn reason(wasm: &[u8]) -> (String, String) {
@@ -48,17 +57,20 @@ fn reason(wasm: &[u8]) -> (String, String) {
     (rejected.reasons[0].code.clone(), rejected.reasons[0].message.clone())
 }
 
+/// A body of `process` that writes the text to stderr and traps.
+fn write_and_trap(text: &str) -> String {
+    format!("(call $write (call $stderr) (i32.const 4096) (i32.const {}) (i32.const 256)) unreachable", text.len())
+}
+
 #[test]
-fn last_line_on_stderr_is_the_reason_of_a_trap() {
-    let text = "Traceback\nValueError: no such thing";
-    let write = |at: usize, len: usize| {
-        format!("(call $write (call $stderr) (i32.const {at}) (i32.const {len}) (i32.const 256))")
-    };
-    let body = format!("{} {} unreachable", write(4096, 10), write(4106, text.len() - 10));
-    let (code, message) = reason(&guest(&body, text));
+fn exception_on_stderr_is_the_reason_of_a_trap() {
+    let text = "Traceback (most recent call last):\n  File \"app.py\", line 20, in process\n    raise ValueError(\"no\")\n\
+                ValueError: no such thing\n\nthread '<unnamed>' (1) panicked at runtime/src/lib.rs:498:21:\nPython function threw\n\
+                note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n";
+    let (code, message) = reason(&guest(&write_and_trap(text), text));
     assert_eq!(code, "plugin.trap");
-    assert!(message.contains("ValueError: no such thing") && message.contains("unreachable"), "{message}");
-    assert!(!message.contains("Traceback"), "{message}");
+    let expected = "ValueError: no such thing (File \"app.py\", line 20, in process) (wasm trap: wasm `unreachable` instruction executed)";
+    assert_eq!(message, expected);
 }
 
 #[test]
