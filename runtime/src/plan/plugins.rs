@@ -63,7 +63,7 @@ fn limits(section: &Section<'_>) -> Limits {
         limits.memory = usize::try_from(memory.0).unwrap_or(usize::MAX);
     }
     if let Some(time) = section.optional::<Duration>("timeout") {
-        limits.time = time;
+        limits.timeout = time;
     }
     limits.trusted = section.or("trusted", limits.trusted);
     limits

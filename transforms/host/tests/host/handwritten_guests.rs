@@ -1,4 +1,5 @@
-//! Guests written by hand, for lies that the SDK cannot tell: malformed verdicts, pointers out of memory, other worlds.
+//! Handwritten guests that violate the interface in ways that the SDK cannot: malformed verdicts,
+//! pointers outside of memory, different worlds.
 
 use serde_json::json;
 use trunkline_connector::{Domain, Rejections};
@@ -11,7 +12,8 @@ use crate::support::{batch_of, host, values};
 pub(crate) const WIT: &str = include_str!("../../../wit/transform.wit");
 const VERDICTS_AT: usize = 2048;
 
-/// A core module whose `process` and `flush` return `len` bytes at `at`; `verdicts` lie at [`VERDICTS_AT`].
+/// A core module whose `process` and `flush` return `len` bytes at `at`. `verdicts` are stored at
+/// [`VERDICTS_AT`].
 pub(crate) fn module(verdicts: &[u8], at: usize, len: usize, init_reply: &[u8]) -> String {
     let bytes = |bytes: &[u8]| bytes.iter().map(|byte| format!("\\{byte:02x}")).collect::<String>();
     let words = |words: [u32; 3]| bytes(&words.map(u32::to_le_bytes).concat());
@@ -44,7 +46,7 @@ fn with_world(wat: &str, wit: &str, world: &str) -> Vec<u8> {
     with_packages(wat, &[wit], world)
 }
 
-/// A core module that carries a world of the last of these WIT packages; those before it are what it uses.
+/// A core module with a world of the last of these WIT packages. It may use the packages before it.
 pub(crate) fn with_packages(wat: &str, packages: &[&str], world: &str) -> Vec<u8> {
     let mut module = wat::parse_str(wat).unwrap();
     let mut resolve = Resolve::default();
@@ -54,8 +56,8 @@ pub(crate) fn with_packages(wat: &str, packages: &[&str], world: &str) -> Vec<u8
     module
 }
 
-/// A guest that returns these verdicts whatever it gets.
-fn liar(verdicts: &[u8]) -> Vec<u8> {
+/// A guest that returns these verdicts for every batch.
+fn guest_returning(verdicts: &[u8]) -> Vec<u8> {
     with_world(&module(verdicts, VERDICTS_AT, verdicts.len(), &READY), WIT, "transform")
 }
 
@@ -64,8 +66,8 @@ fn verdicts(count: u32, body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_guest_written_by_hand_works() {
-    let plugin = host().load_bytes("hand.wasm", &liar(&verdicts(2, &[0, 0, 0, 0, 1, 0, 0, 0]))).unwrap();
+fn handwritten_guest_works() {
+    let plugin = host().load_bytes("hand.wasm", &guest_returning(&verdicts(2, &[0, 0, 0, 0, 1, 0, 0, 0]))).unwrap();
     let mut instance = plugin.start(&json!({}), &Limits::default()).unwrap();
     let mut batch = batch_of(&["a", "b"]);
     let counts = instance.process(&mut batch, &mut Rejections::default()).unwrap();
@@ -76,52 +78,58 @@ fn a_guest_written_by_hand_works() {
 fn malformed_verdicts_fail_the_batch_and_change_nothing() {
     let pass = [0u8, 0, 0, 0];
     let length = |kind: u8, length: i32| [&[kind, 0, 0, 0], length.to_le_bytes().as_slice()].concat();
-    let lies: &[(&str, Vec<u8>)] = &[
-        ("nothing at all", Vec::new()),
-        ("another magic", [b"TLB1\x01\0\0\0\x01\0\0\0\0\0\0\0", pass.as_slice()].concat()),
-        ("another format", [b"TLV1\x02\0\0\0\x01\0\0\0\0\0\0\0", pass.as_slice()].concat()),
-        ("too few", verdicts(0, &[])),
-        ("too many", verdicts(2, &[pass, pass].concat())),
-        ("fewer than said", verdicts(1, &[])),
-        ("more than said", verdicts(1, &[pass, pass].concat())),
-        ("a port it does not have", verdicts(1, &[0, 0, 1, 0])),
-        ("an unknown kind", verdicts(1, &[9, 0, 0, 0])),
-        ("parts of a pass", verdicts(1, &[0, 1, 0, 0])),
-        ("parts that no record has", verdicts(1, &[3, 0x10, 0, 0])),
-        ("a value past the end", verdicts(1, &length(2, 5))),
-        ("a huge value", verdicts(1, &length(2, i32::MAX))),
-        ("a negative length", verdicts(1, &length(2, -2))),
-        ("a huge number of records", verdicts(1, &length(4, i32::MAX))),
-        ("a verdict within emit", verdicts(1, &[length(4, 1), vec![2, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]].concat())),
-        ("headers that are none", verdicts(1, &[&[3, 4, 0, 0, 2, 0, 0, 0], [1u8, 2].as_slice()].concat())),
+    let cases: &[(&str, Vec<u8>)] = &[
+        ("empty", Vec::new()),
+        ("wrong magic", [b"TLB1\x01\0\0\0\x01\0\0\0\0\0\0\0", pass.as_slice()].concat()),
+        ("wrong format", [b"TLV1\x02\0\0\0\x01\0\0\0\0\0\0\0", pass.as_slice()].concat()),
+        ("too few verdicts", verdicts(0, &[])),
+        ("too many verdicts", verdicts(2, &[pass, pass].concat())),
+        ("fewer verdicts than declared", verdicts(1, &[])),
+        ("more verdicts than declared", verdicts(1, &[pass, pass].concat())),
+        ("undeclared port", verdicts(1, &[0, 0, 1, 0])),
+        ("unknown kind", verdicts(1, &[9, 0, 0, 0])),
+        ("pass with parts", verdicts(1, &[0, 1, 0, 0])),
+        ("unknown parts", verdicts(1, &[3, 0x10, 0, 0])),
+        ("value beyond the end", verdicts(1, &length(2, 5))),
+        ("huge value", verdicts(1, &length(2, i32::MAX))),
+        ("negative length", verdicts(1, &length(2, -2))),
+        ("huge number of records", verdicts(1, &length(4, i32::MAX))),
+        ("verdict within emit", verdicts(1, &[length(4, 1), vec![2, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]].concat())),
+        ("invalid headers", verdicts(1, &[&[3, 4, 0, 0, 2, 0, 0, 0], [1u8, 2].as_slice()].concat())),
         (
-            "a header of negative length",
+            "header of negative length",
             verdicts(1, &[&[3, 4, 0, 0, 9, 0, 0, 0, 1, 0, 0, 0], b"h".as_slice(), &(-2i32).to_le_bytes()].concat()),
         ),
-        ("a rejection cut off", verdicts(1, &[5, 0, 0, 0, 1, 0, 0, 0, b'c'])),
+        ("truncated rejection", verdicts(1, &[5, 0, 0, 0, 1, 0, 0, 0, b'c'])),
     ];
-    for (lie, bytes) in lies {
-        let mut instance =
-            host().load_bytes("liar.wasm", &liar(bytes)).unwrap().start(&json!({}), &Limits::default()).unwrap();
+    for (case, bytes) in cases {
+        let mut instance = host()
+            .load_bytes("invalid.wasm", &guest_returning(bytes))
+            .unwrap()
+            .start(&json!({}), &Limits::default())
+            .unwrap();
         let mut batch = batch_of(&["a"]);
         let mut rejected = Rejections::default();
         match instance.process(&mut batch, &mut rejected) {
-            Err(error) => assert_eq!((error.domain, error.code), (Domain::Data, "plugin.protocol"), "{lie}: {error}"),
-            // more than the cap on output is the fault of a record
+            Err(error) => assert_eq!((error.domain, error.code), (Domain::Data, "plugin.protocol"), "{case}: {error}"),
+            // the output limit is attributed to the record
             Ok(counts) => assert_eq!(
-                (counts.rejected, rejected.reasons[0].code.as_str(), *lie),
-                (1, "plugin.output", "a huge number of records")
+                (counts.rejected, rejected.reasons[0].code.as_str(), *case),
+                (1, "plugin.output", "huge number of records")
             ),
         }
-        assert_eq!(batch.len() + rejected.len(), 1, "{lie}");
+        assert_eq!(batch.len() + rejected.len(), 1, "{case}");
     }
 }
 
 #[test]
-fn flush_may_only_emit() {
+fn flush_may_only_emit_or_drop() {
     let flushed = |bytes: &[u8]| {
-        let mut instance =
-            host().load_bytes("liar.wasm", &liar(bytes)).unwrap().start(&json!({}), &Limits::default()).unwrap();
+        let mut instance = host()
+            .load_bytes("invalid.wasm", &guest_returning(bytes))
+            .unwrap()
+            .start(&json!({}), &Limits::default())
+            .unwrap();
         instance.flush(&mut batch_of(&["a"])).map_err(|error| error.code)
     };
     assert_eq!(flushed(&verdicts(0, &[])).map(|counts| counts.out), Ok(0));
@@ -131,11 +139,11 @@ fn flush_may_only_emit() {
 }
 
 #[test]
-fn pointers_out_of_memory_are_a_trap() {
+fn pointers_outside_of_memory_are_traps() {
     for (at, len) in [(usize::MAX, 8), (0, 0xffff_ffff), (4 * 65536 - 1, 2)] {
         let wasm = with_world(&module(b"", at, len, &READY), WIT, "transform");
         let mut instance =
-            host().load_bytes("liar.wasm", &wasm).unwrap().start(&json!({}), &Limits::default()).unwrap();
+            host().load_bytes("invalid.wasm", &wasm).unwrap().start(&json!({}), &Limits::default()).unwrap();
         let mut rejected = Rejections::default();
         let counts = instance.process(&mut batch_of(&["a", "b"]), &mut rejected).unwrap();
         assert_eq!((counts.rejected, rejected.reasons[0].code.as_str()), (2, "plugin.trap"));
@@ -144,21 +152,21 @@ fn pointers_out_of_memory_are_a_trap() {
 }
 
 #[test]
-fn a_format_or_port_that_cannot_be_is_refused() {
+fn unsupported_formats_and_invalid_ports_are_rejected() {
     let start = |reply: &[u8]| {
         let wasm = with_world(&module(b"", 0, 0, reply), WIT, "transform");
-        host().load_bytes("liar.wasm", &wasm).unwrap().start(&json!({}), &Limits::default()).unwrap_err().message
+        host().load_bytes("invalid.wasm", &wasm).unwrap().start(&json!({}), &Limits::default()).unwrap_err().message
     };
     let mut other_format = READY;
     other_format[4] = 2;
     assert!(start(&other_format).contains("format 2"), "{}", start(&other_format));
-    // one port, a string that lies at 0 and has no letters
+    // one port, whose name is the empty string at address 0
     let empty_port = [&READY[..8], &[0x40, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]].concat();
     assert!(start(&empty_port).contains("output port"), "{}", start(&empty_port));
 }
 
 #[test]
-fn other_worlds_are_told_apart() {
+fn errors_name_the_mismatch_of_the_world() {
     let ready = module(b"", 0, 0, &READY);
     let detail = |wasm: &[u8]| match host().load_bytes("other.wasm", wasm) {
         Err(LoadError::WrongWorld { detail, .. }) => detail,
@@ -177,7 +185,7 @@ fn other_worlds_are_told_apart() {
     let other_type = WIT.replace("process: func(batch: list<u8>)", "process: func(batch: string)");
     assert_eq!(
         detail(&with_world(&ready, &other_type, "transform")),
-        "its function `process` is not of the type that version 1.0.0 gives it"
+        "its function `process` does not have the type of version 1.0.0"
     );
 
     let foreign = "package other:thing; world thing { export run: func(); }";
@@ -186,7 +194,7 @@ fn other_worlds_are_told_apart() {
 }
 
 #[test]
-fn a_later_minor_version_runs_unless_it_asks_for_more() {
+fn later_minor_versions_run_unless_they_import_new_functions() {
     let wit = WIT.replace("package trunkline:transform@1.0.0", "package trunkline:transform@1.1.0");
     assert_ne!(wit, WIT);
     let ready = module(&verdicts(1, &[0; 4]), VERDICTS_AT, 20, &READY).replace("@1.0.0", "@1.1.0");
@@ -195,20 +203,20 @@ fn a_later_minor_version_runs_unless_it_asks_for_more() {
     assert_eq!(instance.process(&mut batch_of(&["a"]), &mut Rejections::default()).unwrap().out, 1);
 
     let wit = wit.replace("now-ms: func() -> u64;", "now-ms: func() -> u64; state-get: func() -> u64;");
-    let asks = ready.replacen(
+    let imports = ready.replacen(
         "(memory",
         r#"(import "trunkline:transform/host@1.1.0" "state-get" (func (result i64))) (memory"#,
         1,
     );
-    match host().load_bytes("later.wasm", &with_world(&asks, &wit, "transform")) {
+    match host().load_bytes("later.wasm", &with_world(&imports, &wit, "transform")) {
         Err(LoadError::Imports { detail, .. }) => assert!(detail.contains("state-get"), "{detail}"),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn a_component_is_taken_as_it_is() {
-    let module = liar(&verdicts(1, &[1, 0, 0, 0]));
+fn components_need_no_encoding() {
+    let module = guest_returning(&verdicts(1, &[1, 0, 0, 0]));
     let component = ComponentEncoder::default().validate(true).module(&module).unwrap().encode().unwrap();
     for wasm in [&module, &component] {
         let mut instance = host().load_bytes("both.wasm", wasm).unwrap().start(&json!({}), &Limits::default()).unwrap();
