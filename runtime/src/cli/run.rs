@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::mpsc::channel;
 
 use tokio::signal::unix::{SignalKind, signal};
+use trunkline_connector::Domain;
 use trunkline_transform_host::{Host, HostOptions};
 
 use super::reload::{Reader, follow};
@@ -93,10 +94,10 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
         }
         Err(error) => {
             eprintln!("error: {error}");
-            if error.domain == trunkline_connector::Domain::External {
-                Exit::Environment.into()
-            } else {
-                Exit::Runtime.into()
+            match error.domain {
+                Domain::Config => Exit::Config.into(),
+                Domain::External => Exit::Environment.into(),
+                _ => Exit::Runtime.into(),
             }
         }
     }

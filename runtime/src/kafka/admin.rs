@@ -6,12 +6,11 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::metadata::Metadata;
 use rdkafka::types::RDKafkaErrorCode;
 use trunkline_connector::{Error, Result};
 
-use super::client::{CALL_TIMEOUT, Cluster, LoggingContext, classify};
+use super::client::{CALL_TIMEOUT, ClientLog, Cluster, classify};
 use super::rebootstrap::Rebootstrap;
 
 /// How long the brokers have to answer before the client is told anew where they are.
@@ -35,7 +34,7 @@ pub struct TopicSpec {
 
 /// Administration of topics.
 pub struct Admin {
-    client: AdminClient<LoggingContext>,
+    client: AdminClient<ClientLog>,
     rebootstrap: Rebootstrap,
     runtime: tokio::runtime::Handle,
 }
@@ -44,8 +43,7 @@ impl Admin {
     /// Connects lazily: the first call reaches the cluster.
     pub fn new(cluster: &Cluster, runtime: tokio::runtime::Handle) -> Result<Self> {
         let config = cluster.config(&[]);
-        let client = AdminClient::from_config_and_context(&config, LoggingContext)
-            .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
+        let client = cluster.create(&config, cluster.client_log())?;
         Ok(Self { client, rebootstrap: Rebootstrap::of(&config), runtime })
     }
 

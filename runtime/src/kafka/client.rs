@@ -7,22 +7,28 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use trunkline_connector::Error;
+use trunkline_connector::{Error, Result};
+
+use super::properties;
+use super::secrets::Secrets;
 
 /// A Kafka cluster: where it is and how to speak to it. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
-    settings: Arc<BTreeMap<String, String>>,
+    properties: Arc<BTreeMap<String, String>>,
     brokers: Arc<str>,
+    secrets: Secrets,
 }
 
 impl Cluster {
-    /// A cluster by its bootstrap servers and further librdkafka properties.
-    pub fn new(brokers: &str, properties: &BTreeMap<String, String>) -> Self {
-        Self { settings: Arc::new(properties.clone()), brokers: Arc::from(brokers) }
+    /// A cluster by its bootstrap servers and further librdkafka properties. Fails if librdkafka does not accept a property.
+    pub fn new(brokers: &str, properties: &BTreeMap<String, String>) -> Result<Self> {
+        properties::check(properties)?;
+        let secrets = Secrets::of(properties);
+        Ok(Self { properties: Arc::new(properties.clone()), brokers: Arc::from(brokers), secrets })
     }
 
     /// The bootstrap servers.
@@ -44,41 +50,64 @@ impl Cluster {
         for (name, value) in defaults {
             config.set(*name, *value);
         }
-        for (name, value) in self.settings.iter() {
+        for (name, value) in self.properties.iter() {
             config.set(name, value);
         }
         config.set_log_level(RDKafkaLogLevel::Warning);
         config
+    }
+
+    /// Creates a client with this configuration. The error shows no value of a property (I8).
+    pub(super) fn create<C, T>(&self, config: &ClientConfig, context: C) -> Result<T>
+    where
+        C: ClientContext,
+        T: FromClientConfigAndContext<C>,
+    {
+        T::from_config_and_context(config, context).map_err(|error| {
+            let reason = match &error {
+                // The error's own text has the value too.
+                KafkaError::ClientConfig(_, _, name, _) => {
+                    format!("the value of the Kafka property `{name}` is not valid")
+                }
+                KafkaError::ClientCreation(reason) => self.secrets.hide(reason).into_owned(),
+                other => self.secrets.hide(&other.to_string()).into_owned(),
+            };
+            Error::config("kafka.settings", format!("cannot create a Kafka client from the settings `kafka`: {reason}"))
+        })
+    }
+
+    /// The log of a client of this cluster.
+    pub(super) fn client_log(&self) -> ClientLog {
+        ClientLog { secrets: self.secrets.clone() }
     }
 }
 
 /// How long a single call to the cluster may take before it counts as failed.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Client events to the log.
+/// Writes a client's messages to the log, without secrets.
 #[derive(Clone, Default)]
-pub(super) struct LoggingContext;
+pub(super) struct ClientLog {
+    secrets: Secrets,
+}
 
-impl ClientContext for LoggingContext {
+impl ClientContext for ClientLog {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_client(level, facility, message);
+        let message = self.secrets.hide(message);
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+                tracing::debug!(facility, "{message}");
+            }
+            _ => tracing::trace!(facility, "{message}"),
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "Kafka client error");
+        tracing::debug!(%error, reason = %self.secrets.hide(reason), "Kafka client error");
     }
 }
 
-impl ConsumerContext for LoggingContext {}
-
-pub(super) fn log_client(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
-            tracing::debug!(facility, "{message}");
-        }
-        _ => tracing::trace!(facility, "{message}"),
-    }
-}
+impl ConsumerContext for ClientLog {}
 
 /// Closes a client in a thread of its own, for that takes a tenth of a second, and sometimes does not come back. The receiver is disconnected
 /// when it is closed.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::bindings::rd_kafka_queue_t;
-use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
@@ -23,7 +23,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
 use trunkline_connector::{Error, Result, TopicPartition, failpoint};
 
-use super::client::{CALL_TIMEOUT, Cluster, classify, close_aside, log_client};
+use super::client::{CALL_TIMEOUT, ClientLog, Cluster, classify, close_aside};
 use super::orphans::{Members, OrphanWatch, owns};
 use super::partition_batches::PartitionBatches;
 use super::rebootstrap::Rebootstrap;
@@ -94,15 +94,16 @@ struct EventContext {
     /// Where the records of assigned partitions go; null while there is no such queue.
     records: AtomicPtr<rd_kafka_queue_t>,
     rebootstrap: Rebootstrap,
+    log: ClientLog,
 }
 
 impl ClientContext for EventContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_client(level, facility, message);
+        self.log.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "Kafka consumer error");
+        self.log.error(error.clone(), reason);
         self.rebootstrap.reported(&error);
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
             || error.rdkafka_error_code() == Some(RDKafkaErrorCode::FencedInstanceId)
@@ -208,9 +209,9 @@ impl GroupConsumer {
             fatal: Mutex::default(),
             records: AtomicPtr::default(),
             rebootstrap: Rebootstrap::of(&config),
+            log: cluster.client_log(),
         };
-        let consumer = BaseConsumer::from_config_and_context(&config, context)
-            .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
+        let consumer: BaseConsumer<EventContext> = cluster.create(&config, context)?;
         let records = Records::new(consumer.client().native_ptr());
         consumer.context().records.store(records.queue(), Ordering::Release);
         let wake = Wake::of(consumer.client().native_ptr(), records.queue())

@@ -7,8 +7,10 @@
 //! - [`consumer`]: the group consumer that fills batches.
 //! - `partition_batches`: what was read, a batch for each partition.
 //! - `orphans`: partitions of a group that nobody owns.
+//! - `properties`: the properties that a user sets, checked without showing a value (I8).
 //! - `rebootstrap`: clients that have lost all brokers.
 //! - `records`: what was read, taken out of the client many at once.
+//! - `secrets`: removes values from texts.
 //! - [`embedded`]: the broker in the process, when no other is named.
 //! - [`table`]: compacted topics as key-value tables.
 //! - `wake`: waiting for a consumer's queue.
@@ -20,8 +22,10 @@ pub mod embedded;
 mod orphans;
 mod partition_batches;
 pub mod producer;
+mod properties;
 mod rebootstrap;
 mod records;
+mod secrets;
 pub mod table;
 mod wake;
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
-use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
@@ -16,7 +16,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use trunkline_connector::batch::Headers;
 use trunkline_connector::{Error, Result, failpoint};
 
-use super::client::{Cluster, FENCED, classify, log_client};
+use super::client::{ClientLog, Cluster, FENCED, classify};
 use super::rebootstrap::Rebootstrap;
 
 /// A record on its way to a topic.
@@ -114,16 +114,17 @@ impl Flush {
 struct DeliveryContext {
     failure: Mutex<Option<KafkaError>>,
     rebootstrap: Rebootstrap,
+    log: ClientLog,
 }
 
 impl ClientContext for DeliveryContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_client(level, facility, message);
+        self.log.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "Kafka producer error");
         self.rebootstrap.reported(&error);
+        self.log.error(error, reason);
     }
 }
 
@@ -202,9 +203,9 @@ impl TransactionalProducer {
             ("transaction.timeout.ms", "30000"),
         ]);
         config.set("transactional.id", transactional_id).set("acks", "all").set("enable.idempotence", "true");
-        let context = DeliveryContext { failure: Mutex::default(), rebootstrap: Rebootstrap::of(&config) };
-        let producer = BaseProducer::from_config_and_context(&config, context)
-            .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
+        let rebootstrap = Rebootstrap::of(&config);
+        let context = DeliveryContext { failure: Mutex::default(), rebootstrap, log: cluster.client_log() };
+        let producer = cluster.create(&config, context)?;
         let mut this = Self {
             producer: Arc::new(producer),
             in_transaction: false,

@@ -7,14 +7,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Error, Result};
 
-use super::client::{CALL_TIMEOUT, Cluster, LoggingContext, classify, close_aside};
+use super::client::{CALL_TIMEOUT, ClientLog, Cluster, classify, close_aside};
 
 /// A table's rows: the last value of every key that was not removed.
 pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -52,8 +51,8 @@ pub fn read(cluster: &Cluster, topic: &str, partition: Option<i32>, prefix: &[u8
 /// Looks at the ends of partitions. The end of a partition does not tell whether there is something to read: markers of transactions
 /// and aborted records lie there too.
 pub struct EndProbe {
-    committed: BaseConsumer<LoggingContext>,
-    uncommitted: BaseConsumer<LoggingContext>,
+    committed: BaseConsumer<ClientLog>,
+    uncommitted: BaseConsumer<ClientLog>,
 }
 
 impl EndProbe {
@@ -88,14 +87,14 @@ impl EndProbe {
     }
 }
 
-fn watermarks(reader: &BaseConsumer<LoggingContext>, topic: &str, partition: i32) -> Result<(i64, i64)> {
+fn watermarks(reader: &BaseConsumer<ClientLog>, topic: &str, partition: i32) -> Result<(i64, i64)> {
     reader
         .fetch_watermarks(topic, partition, CALL_TIMEOUT)
         .map_err(|error| classify(&format!("asking for the end of `{topic}`"), &error))
 }
 
 fn read_partition(
-    reader: &BaseConsumer<LoggingContext>,
+    reader: &BaseConsumer<ClientLog>,
     topic: &str,
     partition: i32,
     (low, high): (i64, i64),
@@ -138,7 +137,7 @@ fn read_partition(
     }
 }
 
-fn assign(reader: &BaseConsumer<LoggingContext>, topic: &str, partition: i32, from: i64) -> Result<()> {
+fn assign(reader: &BaseConsumer<ClientLog>, topic: &str, partition: i32, from: i64) -> Result<()> {
     let mut assignment = TopicPartitionList::with_capacity(1);
     assignment
         .add_partition_offset(topic, partition, Offset::Offset(from))
@@ -146,7 +145,7 @@ fn assign(reader: &BaseConsumer<LoggingContext>, topic: &str, partition: i32, fr
         .map_err(|error| classify(&format!("reading `{topic}`"), &error))
 }
 
-fn partitions_of(reader: &BaseConsumer<LoggingContext>, topic: &str) -> Result<Vec<i32>> {
+fn partitions_of(reader: &BaseConsumer<ClientLog>, topic: &str) -> Result<Vec<i32>> {
     let metadata = reader
         .fetch_metadata(Some(topic), CALL_TIMEOUT)
         .map_err(|error| classify(&format!("looking up `{topic}`"), &error))?;
@@ -154,7 +153,7 @@ fn partitions_of(reader: &BaseConsumer<LoggingContext>, topic: &str) -> Result<V
     Ok(found.map(|found| found.partitions().iter().map(|partition| partition.id()).collect()).unwrap_or_default())
 }
 
-fn reader(cluster: &Cluster, isolation: &str) -> Result<BaseConsumer<LoggingContext>> {
+fn reader(cluster: &Cluster, isolation: &str) -> Result<BaseConsumer<ClientLog>> {
     let mut config = cluster.config(&[
         ("fetch.queue.backoff.ms", "5"),
         ("fetch.wait.max.ms", "20"),
@@ -165,6 +164,5 @@ fn reader(cluster: &Cluster, isolation: &str) -> Result<BaseConsumer<LoggingCont
         .set("isolation.level", isolation)
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true");
-    BaseConsumer::from_config_and_context(&config, LoggingContext)
-        .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))
+    cluster.create(&config, cluster.client_log())
 }

@@ -81,7 +81,7 @@ pub struct Outcome {
 /// Runs pipelines. Returns when all is done (`until_idle`) or after a stop; an error means that nothing could be run at all.
 pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
     let settings = &options.settings;
-    let cluster = Cluster::new(&options.brokers, &settings.kafka);
+    let cluster = Cluster::new(&options.brokers, &settings.kafka)?;
     let memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
     let environment = Environment {
         cluster: cluster.clone(),

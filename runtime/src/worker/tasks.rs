@@ -280,7 +280,7 @@ mod tests {
 
     /// One that reaches nobody.
     fn environment(runtime: &tokio::runtime::Runtime) -> Environment {
-        let cluster = Cluster::new("127.0.0.1:1", &BTreeMap::new());
+        let cluster = Cluster::new("127.0.0.1:1", &BTreeMap::new()).unwrap();
         Environment {
             admin: Arc::new(Admin::new(&cluster, runtime.handle().clone()).unwrap()),
             runtime: runtime.handle().clone(),
