@@ -1,5 +1,6 @@
-//! Topics are created with the partitions, replication and configuration asked for. One that exists is left alone, and where it differs
-//! is said, because altering a topic changes what others built on it.
+//! Creates topics with the requested partitions, replication and configuration. Existing topics are
+//! never altered, because others may depend on them; their differences from the request are
+//! reported.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -13,16 +14,16 @@ use trunkline_connector::{Error, Result};
 use super::client::{CALL_TIMEOUT, ClientLog, Cluster, classify};
 use super::rebootstrap::Rebootstrap;
 
-/// How long the brokers have to answer before the client is told anew where they are.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time for the brokers to answer. Then the bootstrap servers are added again.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How soon they are asked again.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// Pause between two metadata requests.
+const METADATA_RETRY: Duration = Duration::from_millis(200);
 
-/// A topic as it should be.
+/// The requested properties of a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicSpec {
-    /// Its name.
+    /// The name.
     pub name: String,
     /// Number of partitions.
     pub partitions: i32,
@@ -32,7 +33,7 @@ pub struct TopicSpec {
     pub config: BTreeMap<String, String>,
 }
 
-/// Administration of topics.
+/// Looks up and creates topics.
 pub struct Admin {
     client: AdminClient<ClientLog>,
     rebootstrap: Rebootstrap,
@@ -40,19 +41,20 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Connects lazily: the first call reaches the cluster.
+    /// Connects with the first call.
     pub fn new(cluster: &Cluster, runtime: tokio::runtime::Handle) -> Result<Self> {
         let config = cluster.config(&[]);
         let client = cluster.create(&config, cluster.client_log())?;
-        Ok(Self { client, rebootstrap: Rebootstrap::of(&config), runtime })
+        Ok(Self { client, rebootstrap: Rebootstrap::new(&config), runtime })
     }
 
-    /// Finds the brokers, also if the client has lost them.
-    pub fn reach(&self) -> Result<()> {
-        self.metadata(None, "asking for the brokers").map(drop)
+    /// Connects to the brokers, also if the client has lost them.
+    pub fn connect(&self) -> Result<()> {
+        self.metadata(None, "looking up the brokers").map(drop)
     }
 
-    /// Creates the topics that do not exist. Returns, for those that do, a line for each difference from what was asked.
+    /// Creates the missing topics. Returns one line for each difference between an existing topic
+    /// and its request.
     pub fn ensure(&self, topics: &[TopicSpec]) -> Result<Vec<String>> {
         let new: Vec<_> = topics.iter().map(new_topic).collect();
         let options = AdminOptions::new().operation_timeout(Some(CALL_TIMEOUT)).request_timeout(Some(CALL_TIMEOUT));
@@ -97,28 +99,31 @@ impl Admin {
         Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
     }
 
-    /// Asks for a topic, or all, and for the brokers. The client serves many stages and lives as long as the worker: it must not stay lost.
+    /// Requests the metadata of a topic, or of all topics, and of the brokers. The client serves
+    /// many stages and lives as long as the worker, so it must find brokers again after it lost
+    /// them.
     fn metadata(&self, topic: Option<&str>, doing: &str) -> Result<Metadata> {
         let begun = Instant::now();
         let client = self.client.inner();
         loop {
             let left = CALL_TIMEOUT.saturating_sub(begun.elapsed());
-            let asked = client.fetch_metadata(topic, PATIENCE.min(left));
-            let error = match asked.map_err(|error| classify(doing, &error)) {
+            let answer = client.fetch_metadata(topic, METADATA_TIMEOUT.min(left));
+            let error = match answer.map_err(|error| classify(doing, &error)) {
                 Ok(metadata) if !metadata.brokers().is_empty() => return Ok(metadata),
-                Ok(_) => {
-                    Error::external("kafka.unreachable", format!("{doing}: the broker does not know of any broker yet"))
-                }
+                Ok(_) => Error::external(
+                    "kafka.unreachable",
+                    format!("{doing}: the broker that answered knows no broker yet"),
+                ),
                 Err(error) if error.code != "kafka.unreachable" => return Err(error),
                 Err(error) => error,
             };
             if begun.elapsed() >= CALL_TIMEOUT {
                 return Err(error);
             }
-            self.rebootstrap.lost();
-            self.rebootstrap.mind(client);
-            // A broker that is not there, or knows of none, shows at once.
-            std::thread::park_timeout(ASK_AGAIN);
+            self.rebootstrap.set_lost();
+            self.rebootstrap.run_if_due(client);
+            // An unreachable broker, and one that knows no broker, fail at once.
+            std::thread::park_timeout(METADATA_RETRY);
         }
     }
 
@@ -128,7 +133,7 @@ impl Admin {
             && partitions != spec.partitions
         {
             differences.push(format!(
-                "topic `{}` has {partitions} partitions, not {}: left as it is",
+                "topic `{}` has {partitions} partitions, not {}: it is not altered",
                 spec.name, spec.partitions
             ));
         }
@@ -144,14 +149,15 @@ impl Admin {
                 if let Some(actual) = found.get(name).and_then(|entry| entry.value.as_ref())
                     && actual != wanted
                 {
-                    differences.push(format!("topic `{}` has {name}={actual}, not {wanted}: left as it is", spec.name));
+                    differences
+                        .push(format!("topic `{}` has {name}={actual}, not {wanted}: it is not altered", spec.name));
                 }
             }
         }
         Ok(differences)
     }
 
-    /// The admin client completes its futures from a thread of its own; any executor will do.
+    /// The admin client completes its futures from its own thread, so any executor can run them.
     fn wait<T>(&self, call: impl Future<Output = T>) -> T {
         self.runtime.block_on(call)
     }

@@ -1,4 +1,4 @@
-//! Settings that every client shares, and what librdkafka's errors mean to a stage.
+//! Settings that all clients share, and the classification of librdkafka's errors.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use trunkline_connector::{Error, Result};
 use super::properties;
 use super::secrets::Secrets;
 
-/// A Kafka cluster: where it is and how to speak to it. Cheap to clone.
+/// A Kafka cluster: its bootstrap servers and the properties of its clients. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
     properties: Arc<BTreeMap<String, String>>,
@@ -24,7 +24,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster by its bootstrap servers and further librdkafka properties. Fails if librdkafka does not accept a property.
+    /// A cluster by its bootstrap servers and further librdkafka properties. Fails if librdkafka
+    /// does not accept a property.
     pub fn new(brokers: &str, properties: &BTreeMap<String, String>) -> Result<Self> {
         properties::check(properties)?;
         let secrets = Secrets::of(properties);
@@ -36,16 +37,16 @@ impl Cluster {
         &self.brokers
     }
 
-    /// The configuration that a client starts from: `defaults`, over which the user's own properties go. What must not be changed by a
-    /// user is set on top by the caller.
+    /// The configuration that a client starts from: `defaults`, overridden by the user's
+    /// properties. The caller then sets the properties that a user must not change.
     pub(super) fn config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.brokers.as_ref());
         config.set("client.id", "trunkline");
-        // A broker that comes back is found again within a second, not after ten.
+        // A broker that returns is found within one second instead of ten.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
         config.set("socket.keepalive.enable", "true");
-        // Nagle's algorithm would hold small commits back.
+        // Nagle's algorithm would delay small commits.
         config.set("socket.nagle.disable", "true");
         for (name, value) in defaults {
             config.set(*name, *value);
@@ -82,7 +83,7 @@ impl Cluster {
     }
 }
 
-/// How long a single call to the cluster may take before it counts as failed.
+/// A call to the cluster fails after this time.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Writes a client's messages to the log, without secrets.
@@ -109,20 +110,21 @@ impl ClientContext for ClientLog {
 
 impl ConsumerContext for ClientLog {}
 
-/// Closes a client in a thread of its own, for that takes a tenth of a second, and sometimes does not come back. The receiver is disconnected
-/// when it is closed.
-pub(super) fn close_aside(client: impl Send + 'static) -> Receiver<()> {
+/// Closes a client in a separate thread, because closing takes a tenth of a second and sometimes
+/// does not return. The receiver is disconnected once the client is closed.
+pub(super) fn close_in_background(client: impl Send + 'static) -> Receiver<()> {
     let (sender, closed) = sync_channel(0);
     let close = move || {
         drop(client);
         drop(sender);
     };
-    // Without a thread the closure is dropped, and with it the client, right here.
+    // Without a thread, the closure and with it the client are dropped here.
     let _ = std::thread::Builder::new().name("close-client".to_owned()).spawn(close);
     closed
 }
 
-/// What brokers (and the client itself) answer whoever was replaced.
+/// The codes with which brokers, and the client itself, refuse a member or producer that was
+/// replaced.
 pub(super) const FENCED: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::ProducerFenced,
     RDKafkaErrorCode::InvalidProducerEpoch,
@@ -131,7 +133,7 @@ pub(super) const FENCED: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::FencedLeaderEpoch,
 ];
 
-/// What a client's error means: fenced, refused, or worth another try.
+/// Classifies a client's error: fenced, refused, or retriable.
 pub(super) fn classify(doing: &str, error: &KafkaError) -> Error {
     use RDKafkaErrorCode as Code;
     let code = match error {
@@ -165,8 +167,8 @@ pub(super) fn classify(doing: &str, error: &KafkaError) -> Error {
         Some(Code::InvalidTimestamp) => Error::external(
             "kafka.clock",
             format!(
-                "{message} (records carry this machine's time, and a broker takes them at most `message.timestamp.after.max.ms`, an hour by \
-                 default, ahead of its own: set the clock that is wrong)"
+                "{message} (records carry this machine's time, and a broker accepts a time of at most \
+                 `message.timestamp.after.max.ms`, by default one hour, ahead of its own: correct the wrong clock)"
             ),
         ),
         _ => Error::external("kafka.failed", message),

@@ -1,8 +1,9 @@
 //! Checks the Kafka properties that a user sets before a client is created from them.
 //!
-//! librdkafka writes the refused value into its error text, and rdkafka adds it once more. Values are passwords and private keys. This
-//! module therefore tries every property first and writes the error itself: from the property's name, the values that the property
-//! permits, and the nearest known name. No value enters an error (I8).
+//! librdkafka writes the refused value into its error text, and rdkafka adds it once more. Values
+//! are passwords and private keys. This module therefore tries every property first and writes the
+//! error itself: from the property's name, the values that the property permits, and the nearest
+//! known name. No value enters an error (I8).
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char};
@@ -35,9 +36,11 @@ fn refusal(name: &str, value: &str) -> Option<String> {
     let (Ok(c_name), Ok(c_value)) = (CString::new(name), CString::new(value)) else {
         return Some(format!("the Kafka property `{name}` or its value contains a zero byte"));
     };
-    // Large enough for the whole message: `build_restriction` compares it with the message that it expects.
+    // Large enough for the whole message: `build_restriction` compares it with the message that it
+    // expects.
     let mut text = vec![0; name.len() + value.len() + 1024];
-    // SAFETY: the configuration is created here and destroyed here; the texts end with a zero and are copied.
+    // SAFETY: the configuration is created here and destroyed here; the texts end with a zero and
+    // are copied.
     let result = unsafe {
         let conf = bindings::rd_kafka_conf_new();
         let buffer = text.as_mut_ptr().cast::<c_char>();
@@ -55,12 +58,14 @@ fn refusal(name: &str, value: &str) -> Option<String> {
     }
 }
 
-/// Whether a property takes any text, as those do that hold secrets. An unknown property counts as one that does.
+/// Whether a property takes any text, as those do that hold secrets. An unknown property counts as
+/// one that does.
 pub(super) fn is_free_text(name: &str) -> bool {
     known().iter().find(|property| property.name == name).is_none_or(|property| property.range.is_empty())
 }
 
-/// Whether a property names a file or folder and its value can be one. Users also paste a key where its path belongs.
+/// Whether a property names a file or folder and its value can be one. Users also paste a key where
+/// its path belongs.
 pub(super) fn is_path(name: &str, value: &str) -> bool {
     let names_a_file = name.ends_with(".location") || name.ends_with(".file");
     names_a_file && value.len() < 1024 && !value.contains('\n') && !value.contains("PRIVATE KEY")
@@ -87,8 +92,8 @@ fn invalid(name: &str, value: &str, message: &str) -> String {
     }
 }
 
-/// The part of librdkafka's message that says why a build lacks a property. It is taken only from messages whose other parts are known
-/// to the letter, so that it cannot contain the value.
+/// The part of librdkafka's message that says why a build lacks a property. It is taken only from
+/// messages whose other parts are known to the letter, so that it cannot contain the value.
 fn build_restriction<'m>(value: &str, message: &'m str) -> Option<&'m str> {
     // Configuration property "NAME" not supported in this build: REASON
     if let Some(rest) = message.strip_prefix("Configuration property \"")
@@ -111,8 +116,8 @@ fn known() -> &'static [Property] {
 /// The table of properties that librdkafka prints as its documentation.
 fn documentation() -> String {
     let (mut text, mut length) = (ptr::null_mut::<c_char>(), 0);
-    // SAFETY: the stream writes to memory that it allocates; both places outlive it. The text is complete once the stream is closed, and
-    // is freed after it was copied.
+    // SAFETY: the stream writes to memory that it allocates; both places outlive it. The text is
+    // complete once the stream is closed, and is freed after it was copied.
     unsafe {
         let stream = libc::open_memstream(&raw mut text, &raw mut length);
         if stream.is_null() {

@@ -43,7 +43,7 @@ impl Claimed {
         let mut counters = self.totals.clone();
         counters.add(&self.pending);
         IntentRecord {
-            state: if intent.is_some() { IntentState::Promised } else { IntentState::Published },
+            state: if intent.is_some() { IntentState::Prepared } else { IntentState::Committed },
             payload: intent.cloned().unwrap_or(Value::Null),
             first: self.first,
             next: self.next,

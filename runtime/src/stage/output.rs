@@ -7,7 +7,7 @@ use trunkline_connector::{Batch, Escape, Reason, RecordRef, Rejections, Result, 
 
 use super::environment::Environment;
 use super::partitioner::partition_of;
-use crate::kafka::{Admin, Outgoing, TopicSpec, TransactionalProducer};
+use crate::kafka::{Admin, ProducerRecord, TopicSpec, TransactionalProducer};
 
 /// Partition counts by topic; topics that a template names for the first time are created.
 pub(super) struct Topics {
@@ -67,7 +67,7 @@ impl Topics {
                     &rendered
                 }
             };
-            producer.send(&Outgoing {
+            producer.send(&ProducerRecord {
                 topic,
                 partition: partition_of(record, self.partitions(topic)?),
                 timestamp: timestamp_of(record),

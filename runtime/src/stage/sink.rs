@@ -20,7 +20,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
 use trunkline_connector::{
     Batch, Domain, Error, Rejections, Reservation, Result, Retry, Sink, SinkContext, TopicPartition, failpoint,
@@ -36,7 +35,7 @@ use super::status::StageStatus;
 use super::supervise::{GIVE_UP, Stage};
 use super::upstream::{Drain, Upstream};
 use crate::checkpoint::{CHECKPOINTS, IntentRecord, IntentState, Intents};
-use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, Rebalanced, TransactionalProducer};
+use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::SinkPlan;
 
 /// The longest wait for records: how fast a stop is noticed.
@@ -226,17 +225,17 @@ impl SinkTask<'_> {
 
     /// Handles what rebalances did during the last poll.
     fn rebalance(&mut self, batches: &mut PartitionBatches) -> Result<()> {
-        for event in self.consumer.rebalanced() {
+        for event in self.consumer.rebalance_events() {
             match event {
-                Rebalanced::Revoked(claims) => {
+                RebalanceEvent::Revoked(claims) => {
                     for claim in claims {
                         batches.remove(&claim);
                         self.claims.remove(&claim);
                         self.sink.discard(&claim);
                     }
                 }
-                Rebalanced::Assigned(claims) if claims.is_empty() => {}
-                Rebalanced::Assigned(claims) => self.claim(&claims)?,
+                RebalanceEvent::Assigned(claims) if claims.is_empty() => {}
+                RebalanceEvent::Assigned(claims) => self.claim(&claims)?,
             }
         }
         Ok(())
@@ -262,12 +261,12 @@ impl SinkTask<'_> {
                         failpoint!("sink.abort.after")?;
                         settled.push((claim.clone(), row.clone(), unmoved(*committed, row)));
                     }
-                    IntentState::Promised => {
+                    IntentState::Prepared => {
                         kept.push(row.payload.clone());
                         promised.push(row.payload.clone());
                         settled.push((claim.clone(), row.clone(), unmoved(*committed, row)));
                     }
-                    IntentState::Published => {}
+                    IntentState::Committed => {}
                 }
                 if row.state != IntentState::Planned && *committed >= 0 && row.next != *committed {
                     tracing::warn!(
@@ -294,7 +293,7 @@ impl SinkTask<'_> {
             self.retry("recording what was settled", |this| {
                 this.transaction(|this| {
                     for (claim, row, _) in &settled {
-                        let row = IntentRecord { state: IntentState::Published, payload: Value::Null, ..row.clone() };
+                        let row = IntentRecord { state: IntentState::Committed, payload: Value::Null, ..row.clone() };
                         this.intents.write(&mut this.producer, claim, &row)?;
                     }
                     Ok(settled.iter().map(|(claim, _, offset)| (claim.clone(), *offset)).collect())
@@ -421,13 +420,8 @@ impl SinkTask<'_> {
     fn transaction(&mut self, body: impl FnOnce(&mut Self) -> Result<Vec<(TopicPartition, i64)>>) -> Result<()> {
         self.undecided = false;
         let filled = body(self).and_then(|offsets| {
-            let mut list = TopicPartitionList::with_capacity(offsets.len());
-            for (claim, offset) in &offsets {
-                list.add_partition_offset(&claim.topic, claim.partition, Offset::Offset(*offset))
-                    .map_err(|error| Error::internal("sink.offsets", error.to_string()))?;
-            }
             let group = self.consumer.metadata()?;
-            self.producer.send_offsets(&list, group)
+            self.producer.send_offsets(offsets.iter().map(|(claim, next)| (claim, *next)), group)
         });
         let outcome = filled.and_then(|()| {
             self.undecided = true;
