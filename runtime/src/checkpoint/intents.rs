@@ -76,7 +76,7 @@ impl Intents {
     ) -> Result<()> {
         let key = format!("{}/{}/{}", self.sink, partition.topic, partition.partition);
         let value = serde_json::to_vec(record).map_err(|error| Error::internal("intent.encode", error.to_string()))?;
-        producer.send(&ProducerRecord {
+        Ok(producer.send(&ProducerRecord {
             topic: INTENTS,
             partition: partition_of(&self.sink),
             timestamp: None,
@@ -84,7 +84,7 @@ impl Intents {
             value: Some(&value),
             headers: &[],
             more_headers: &[],
-        })
+        })?)
     }
 }
 

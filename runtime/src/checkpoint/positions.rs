@@ -64,7 +64,7 @@ impl Positions {
     }
 
     fn row(&self, producer: &mut TransactionalProducer, key: &str, value: Option<&[u8]>) -> Result<()> {
-        producer.send(&ProducerRecord {
+        Ok(producer.send(&ProducerRecord {
             topic: CHECKPOINTS,
             partition: partition_of(&self.owner),
             timestamp: None,
@@ -72,7 +72,7 @@ impl Positions {
             value,
             headers: &[],
             more_headers: &[],
-        })
+        })?)
     }
 }
 

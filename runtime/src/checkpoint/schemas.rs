@@ -41,7 +41,7 @@ impl Schemas {
         }
         let id = schema.id().to_string();
         let json = schema.to_json().map_err(|error| Error::internal("schema.encode", error.to_string()))?;
-        producer.send(&ProducerRecord {
+        Ok(producer.send(&ProducerRecord {
             topic: SCHEMAS,
             partition: 0,
             timestamp: None,
@@ -49,7 +49,7 @@ impl Schemas {
             value: Some(json.as_bytes()),
             headers: &[],
             more_headers: &[],
-        })
+        })?)
     }
 
     /// Notes that the transaction that published these schemas was committed.

@@ -6,14 +6,17 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use trunkline_connector::{Error, Result};
+use rdkafka::types::RDKafkaType;
+use trunkline_connector::{Error, Result, Retry};
 
+use super::admin_api::Failure;
 use super::properties;
 use super::secrets::Secrets;
+use super::topic_limits::TopicLimits;
 
 /// A Kafka cluster: its bootstrap servers and the properties of its clients. Cheap to clone.
 #[derive(Clone)]
@@ -21,6 +24,7 @@ pub struct Cluster {
     properties: Arc<BTreeMap<String, String>>,
     brokers: Arc<str>,
     secrets: Secrets,
+    limits: TopicLimits,
 }
 
 impl Cluster {
@@ -29,7 +33,8 @@ impl Cluster {
     pub fn new(brokers: &str, properties: &BTreeMap<String, String>) -> Result<Self> {
         properties::check(properties)?;
         let secrets = Secrets::of(properties);
-        Ok(Self { properties: Arc::new(properties.clone()), brokers: Arc::from(brokers), secrets })
+        let properties = Arc::new(properties.clone());
+        Ok(Self { properties, brokers: Arc::from(brokers), secrets, limits: TopicLimits::default() })
     }
 
     /// The bootstrap servers.
@@ -64,17 +69,32 @@ impl Cluster {
         C: ClientContext,
         T: FromClientConfigAndContext<C>,
     {
-        T::from_config_and_context(config, context).map_err(|error| {
-            let reason = match &error {
-                // The error's own text has the value too.
-                KafkaError::ClientConfig(_, _, name, _) => {
-                    format!("the value of the Kafka property `{name}` is not valid")
-                }
-                KafkaError::ClientCreation(reason) => self.secrets.hide(reason).into_owned(),
-                other => self.secrets.hide(&other.to_string()).into_owned(),
-            };
-            Error::config("kafka.settings", format!("cannot create a Kafka client from the settings `kafka`: {reason}"))
-        })
+        T::from_config_and_context(config, context).map_err(|error| self.creation_error(&error))
+    }
+
+    /// Creates a client that neither produces nor consumes.
+    pub(super) fn create_admin(&self, config: &ClientConfig) -> Result<Client<ClientLog>> {
+        // librdkafka has producers and consumers only; a producer is the smaller one.
+        let kind = RDKafkaType::RD_KAFKA_PRODUCER;
+        config
+            .create_native_config()
+            .and_then(|native| Client::new(config, native, kind, self.client_log()))
+            .map_err(|error| self.creation_error(&error))
+    }
+
+    fn creation_error(&self, error: &KafkaError) -> Error {
+        let reason = match error {
+            // The error's own text has the value too.
+            KafkaError::ClientConfig(_, _, name, _) => format!("the value of the Kafka property `{name}` is not valid"),
+            KafkaError::ClientCreation(reason) => self.secrets.hide(reason).into_owned(),
+            other => self.secrets.hide(&other.to_string()).into_owned(),
+        };
+        Error::config("kafka.settings", format!("cannot create a Kafka client from the settings `kafka`: {reason}"))
+    }
+
+    /// The largest records of the cluster's topics, as far as they are known.
+    pub(super) fn limits(&self) -> &TopicLimits {
+        &self.limits
     }
 
     /// The log of a client of this cluster.
@@ -135,12 +155,21 @@ pub(super) const FENCED: [RDKafkaErrorCode; 5] = [
 
 /// Classifies a client's error: fenced, refused, or retriable.
 pub(super) fn classify(doing: &str, error: &KafkaError) -> Error {
-    use RDKafkaErrorCode as Code;
     let code = match error {
         KafkaError::Transaction(inner) => Some(inner.code()),
         other => other.rdkafka_error_code(),
     };
-    let message = format!("{doing}: {error}");
+    classify_code(code, format!("{doing}: {error}"))
+}
+
+/// Classifies a failed admin call.
+pub(super) fn classify_failure(doing: &str, (code, explanation): &Failure) -> Error {
+    let reason = if explanation.is_empty() { code.to_string() } else { explanation.clone() };
+    classify_code(Some(*code), format!("{doing}: {reason}"))
+}
+
+fn classify_code(code: Option<RDKafkaErrorCode>, message: String) -> Error {
+    use RDKafkaErrorCode as Code;
     match code {
         Some(code) if FENCED.contains(&code) => {
             Error::fenced("kafka.fenced", format!("{message} (another task has taken over)"))
@@ -152,7 +181,7 @@ pub(super) fn classify(doing: &str, error: &KafkaError) -> Error {
             | Code::TransactionalIdAuthorizationFailed
             | Code::Authentication
             | Code::SaslAuthenticationFailed,
-        ) => Error::external("kafka.access_denied", message),
+        ) => Error::external("kafka.access_denied", message).retry(Retry::Never),
         Some(
             Code::BrokerTransportFailure
             | Code::AllBrokersDown
@@ -160,7 +189,11 @@ pub(super) fn classify(doing: &str, error: &KafkaError) -> Error {
             | Code::OperationTimedOut
             | Code::RequestTimedOut,
         ) => Error::external("kafka.unreachable", message),
-        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => Error::data("kafka.record_too_large", message),
+        // The producer refuses records that it knows to be too large. The stage starts over, and it
+        // knows this one then.
+        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => {
+            Error::external("kafka.record_too_large", format!("{message} (the next attempt refuses this record alone)"))
+        }
         Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
             Error::external("kafka.unknown_topic", message)
         }

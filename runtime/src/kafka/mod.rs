@@ -2,7 +2,8 @@
 //! async code.
 //!
 //! - [`client`]: settings that all clients share, and the classification of errors.
-//! - [`admin`]: looks up and creates topics.
+//! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `topic_limits` knows
+//!   their largest records.
 //! - [`producer`]: the transactional producer, the only way anything is written; `flush` decides
 //!   when it flushes.
 //! - [`consumer`]: the group consumer; `message_queue` takes many messages at once,
@@ -14,6 +15,7 @@
 //! - `properties`, `secrets`: the user's properties are checked, and their values hidden (I8).
 
 pub mod admin;
+mod admin_api;
 pub mod client;
 pub mod consumer;
 pub mod embedded;
@@ -27,11 +29,13 @@ mod queue_notifier;
 mod rebootstrap;
 mod secrets;
 pub mod table;
+mod topic_limits;
 mod unassigned;
 
-pub use admin::{Admin, TopicSpec};
+pub use admin::{Admin, EnsuredTopics, TopicSpec};
 pub use client::Cluster;
 pub use consumer::{FillLimits, GroupConsumer, RebalanceEvent};
 pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;
 pub use producer::{ProducerRecord, TransactionalProducer};
+pub use topic_limits::{MAX_RECORD_BYTES, RecordTooLarge, SendError};

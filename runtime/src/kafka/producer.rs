@@ -4,6 +4,7 @@
 //! completes its open transaction. A task that has a producer may therefore read its committed
 //! state and continue from there.
 
+use std::collections::HashMap;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,16 +12,17 @@ use std::time::{Duration, Instant};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::{ClientConfig, ClientContext};
 use trunkline_connector::batch::Headers;
-use trunkline_connector::{Error, Result, TopicPartition, failpoint};
+use trunkline_connector::{Error, Result, Retry, TopicPartition, failpoint};
 
 use super::client::{ClientLog, Cluster, FENCED, classify};
 use super::flush::FlushSchedule;
 use super::rebootstrap::Rebootstrap;
+use super::topic_limits::{BATCH_BYTES, Limit, MAX_RECORD_BYTES, SendError, TopicLimits, check, is_larger_than};
 
 /// A record to be written to a topic.
 pub struct ProducerRecord<'a> {
@@ -55,13 +57,27 @@ pub struct TransactionalProducer {
     flush: FlushSchedule,
     /// When the last transaction ended.
     last_end: Option<Instant>,
+    /// Whether the client compresses at least as well as lz4.
+    compresses: bool,
+    batch_bytes: usize,
+    /// The limits of the topics to which this producer sends.
+    limits: HashMap<String, Option<Limit>>,
+    cluster: Cluster,
 }
 
 /// Keeps the first delivery failure: its transaction cannot be committed.
 struct DeliveryContext {
-    failure: Mutex<Option<KafkaError>>,
+    failure: Mutex<Option<DeliveryFailure>>,
     rebootstrap: Rebootstrap,
     log: ClientLog,
+    limits: TopicLimits,
+    batch_bytes: usize,
+}
+
+#[derive(Clone)]
+struct DeliveryFailure {
+    topic: String,
+    error: KafkaError,
 }
 
 impl ClientContext for DeliveryContext {
@@ -79,8 +95,13 @@ impl ProducerContext for DeliveryContext {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
-            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+        if let Err((error, message)) = result {
+            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+                let bytes = message.key_len() + message.payload_len();
+                self.limits.note_refusal(message.topic(), bytes, self.batch_bytes);
+            }
+            let failure = || DeliveryFailure { topic: message.topic().to_owned(), error: error.clone() };
+            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(failure);
         }
     }
 }
@@ -88,11 +109,9 @@ impl ProducerContext for DeliveryContext {
 /// Time that one attempt of a step waits for the brokers.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest record.
-const MAX_RECORD_BYTES: usize = 16_000_000;
-
-/// A batch of records is sent when it has this size.
-const BATCH_BYTES: usize = 1_000_000;
+/// Room for the encoding of the largest record: librdkafka aborts the process when a batch exceeds
+/// its limit.
+const ENCODING_BYTES: usize = 1 << 20;
 
 /// Events that are served before a transaction begins.
 const EVENTS_BEFORE_BEGIN: usize = 8;
@@ -121,9 +140,17 @@ impl TransactionalProducer {
         // rest waits for one (`FlushSchedule`).
         let max_in_flight_bytes =
             if buffer_bytes < 2 * BATCH_BYTES { buffer_bytes.min(BATCH_BYTES / 10 * 9) } else { buffer_bytes };
-        let config = producer_config(cluster, transactional_id, max_in_flight_bytes);
-        let rebootstrap = Rebootstrap::new(&config);
-        let context = DeliveryContext { failure: Mutex::default(), rebootstrap, log: cluster.client_log() };
+        let batch_bytes = cluster.limits().batch_bytes();
+        let config = producer_config(cluster, transactional_id, max_in_flight_bytes, batch_bytes);
+        // The user may have chosen another codec.
+        let compresses = matches!(config.get("compression.type"), Some("lz4" | "zstd" | "gzip"));
+        let context = DeliveryContext {
+            failure: Mutex::default(),
+            rebootstrap: Rebootstrap::new(&config),
+            log: cluster.client_log(),
+            limits: cluster.limits().clone(),
+            batch_bytes,
+        };
         let producer = cluster.create(&config, context)?;
         let mut this = Self {
             producer: Arc::new(producer),
@@ -135,6 +162,10 @@ impl TransactionalProducer {
             bytes_since_check: 0,
             flush: FlushSchedule::new(),
             last_end: None,
+            compresses,
+            batch_bytes,
+            limits: HashMap::new(),
+            cluster: cluster.clone(),
         };
         this.connect(topic);
         failpoint!("producer.init.before")?;
@@ -166,8 +197,12 @@ impl TransactionalProducer {
     }
 
     /// Sends a record in the open transaction; begins one if there is none. Waits while the send
-    /// buffer is full.
-    pub fn send(&mut self, record: &ProducerRecord<'_>) -> Result<()> {
+    /// buffer is full. A record that is too large for its topic is refused before anything is sent,
+    /// and the transaction can continue without it.
+    pub fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SendError> {
+        if is_larger_than(record, self.batch_bytes) {
+            check(record, self.limit_of(record.topic)?, self.compresses).map_err(SendError::TooLarge)?;
+        }
         self.begin()?;
         if self.bytes_since_check >= self.max_in_flight_bytes / 8 {
             self.bytes_since_check = 0;
@@ -184,6 +219,28 @@ impl TransactionalProducer {
             self.check_delivery()?;
         }
         Ok(())
+    }
+
+    /// The size of the largest record that a topic accepts: key, value, headers and their encoding.
+    /// A record whose size is at most this is never refused, however badly it compresses.
+    pub fn max_record_bytes(&mut self, topic: &str) -> Result<usize> {
+        Ok(self.limit_of(topic)?.map_or(MAX_RECORD_BYTES, |limit| limit.bytes.min(MAX_RECORD_BYTES)))
+    }
+
+    /// The limit of a topic. Fails if this producer's batches are too large for the topic: the
+    /// stage starts over, and its new producer has smaller ones.
+    fn limit_of(&mut self, topic: &str) -> Result<Option<Limit>> {
+        if let Some(limit) = self.limits.get(topic) {
+            return Ok(*limit);
+        }
+        let limit = self.cluster.limits().get(topic);
+        if limit.is_some_and(|limit| limit.bytes < self.batch_bytes) {
+            let message =
+                format!("topic `{topic}` accepts less than a batch of this producer: a new producer is needed");
+            return Err(Error::external("kafka.small_topic", message).retry(Retry::After(Duration::ZERO)));
+        }
+        self.limits.insert(topic.to_owned(), limit);
+        Ok(limit)
     }
 
     /// Passes a record to the client, and waits while the client's queue is full.
@@ -371,7 +428,9 @@ impl TransactionalProducer {
     fn check_delivery(&self) -> Result<()> {
         let failure = self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match failure {
-            Some(error) => Err(self.failed("a record was not delivered", &error)),
+            Some(DeliveryFailure { topic, error }) => {
+                Err(self.failed(&format!("a record was not delivered to topic `{topic}`"), &error))
+            }
             None => Ok(()),
         }
     }
@@ -381,7 +440,12 @@ impl TransactionalProducer {
     }
 }
 
-fn producer_config(cluster: &Cluster, transactional_id: &str, max_in_flight_bytes: usize) -> ClientConfig {
+fn producer_config(
+    cluster: &Cluster,
+    transactional_id: &str,
+    max_in_flight_bytes: usize,
+    batch_bytes: usize,
+) -> ClientConfig {
     // librdkafka never accepts a record that is larger than its buffer. `send` therefore keeps the
     // limit itself.
     let buffer = ((max_in_flight_bytes + 2 * MAX_RECORD_BYTES) / 1024).to_string();
@@ -394,9 +458,9 @@ fn producer_config(cluster: &Cluster, transactional_id: &str, max_in_flight_byte
         // processor time with a slow broker, and every processor of the machine with a hundred such
         // producers.
         ("linger.ms", "10000"),
-        ("batch.size", &BATCH_BYTES.to_string()),
+        ("batch.size", &batch_bytes.to_string()),
         ("batch.num.messages", "10000"),
-        ("message.max.bytes", &MAX_RECORD_BYTES.to_string()),
+        ("message.max.bytes", &(MAX_RECORD_BYTES + ENCODING_BYTES).to_string()),
         ("queue.buffering.max.kbytes", &buffer),
         ("queue.buffering.max.messages", "500000"),
         // A report for each delivered record costs a tenth of the processor time, and only the

@@ -31,13 +31,8 @@ impl Topics {
         if let Some(count) = self.known.get(topic) {
             return Ok(*count);
         }
-        let count = match self.admin.partitions(topic)? {
-            Some(count) => count,
-            None => {
-                self.admin.ensure(&[TopicSpec { name: topic.to_owned(), ..self.spec.clone() }])?;
-                self.admin.partitions(topic)?.unwrap_or(self.spec.partitions)
-            }
-        };
+        let ensured = self.admin.ensure(&[TopicSpec { name: topic.to_owned(), ..self.spec.clone() }])?;
+        let count = ensured.partitions.get(topic).copied().unwrap_or(self.spec.partitions);
         self.known.insert(topic.to_owned(), count);
         Ok(count)
     }

@@ -87,7 +87,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
     let memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
     let environment = Environment {
         cluster: cluster.clone(),
-        admin: Arc::new(Admin::new(&cluster, options.runtime.clone())?),
+        admin: Arc::new(Admin::new(&cluster)?),
         runtime: options.runtime.clone(),
         budget: MemoryBudget::new(memory - memory / 2),
         schemas: Arc::new(Schemas::new(cluster)),
@@ -273,7 +273,7 @@ impl Worker<'_> {
             return Ok(());
         }
         self.environment.admin.connect()?;
-        for difference in self.environment.admin.ensure(&topics)? {
+        for difference in self.environment.admin.ensure(&topics)?.differences {
             tracing::warn!("{difference}");
         }
         Ok(())

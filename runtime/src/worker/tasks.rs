@@ -277,7 +277,7 @@ mod tests {
     fn environment(runtime: &tokio::runtime::Runtime) -> Environment {
         let cluster = Cluster::new("127.0.0.1:1", &BTreeMap::new()).unwrap();
         Environment {
-            admin: Arc::new(Admin::new(&cluster, runtime.handle().clone()).unwrap()),
+            admin: Arc::new(Admin::new(&cluster).unwrap()),
             runtime: runtime.handle().clone(),
             budget: MemoryBudget::new(1 << 20),
             schemas: Arc::new(Schemas::new(cluster.clone())),
