@@ -7,7 +7,7 @@
 use trunkline_connector::{Error, RecordRef, Rejections, Result};
 
 use crate::checkpoint::ComponentCounters;
-use crate::kafka::{Outgoing, TransactionalProducer};
+use crate::kafka::{ProducerRecord, TransactionalProducer};
 use crate::plan::OnError;
 
 /// Dead dead_letters of one partition or source task that are not committed yet.
@@ -88,7 +88,7 @@ impl DeadLetters {
                 headers.push(("__connect.errors.partition", partition.as_bytes()));
                 headers.push(("__connect.errors.offset", offset.as_bytes()));
             }
-            producer.send(&Outgoing {
+            producer.send(&ProducerRecord {
                 topic,
                 partition: super::partitioner::partition_of(record, partitions),
                 timestamp: None,

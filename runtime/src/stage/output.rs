@@ -7,7 +7,7 @@ use trunkline_connector::{Batch, Escape, Reason, RecordRef, Rejections, Result, 
 
 use super::partitioner::partition_of;
 use super::worker_context::WorkerContext;
-use crate::kafka::{Admin, Outgoing, TopicSpec, TransactionalProducer};
+use crate::kafka::{Admin, ProducerRecord, TopicSpec, TransactionalProducer};
 
 /// Partition counts by topic; topics that a template names for the first time are created.
 pub(super) struct Topics {
@@ -31,13 +31,8 @@ impl Topics {
         if let Some(count) = self.known.get(topic) {
             return Ok(*count);
         }
-        let count = match self.admin.partitions(topic)? {
-            Some(count) => count,
-            None => {
-                self.admin.ensure(&[TopicSpec { name: topic.to_owned(), ..self.spec.clone() }])?;
-                self.admin.partitions(topic)?.unwrap_or(self.spec.partitions)
-            }
-        };
+        let ensured = self.admin.ensure(&[TopicSpec { name: topic.to_owned(), ..self.spec.clone() }])?;
+        let count = ensured.partitions.get(topic).copied().unwrap_or(self.spec.partitions);
         self.known.insert(topic.to_owned(), count);
         Ok(count)
     }
@@ -67,7 +62,7 @@ impl Topics {
                     &rendered
                 }
             };
-            producer.send(&Outgoing {
+            producer.send(&ProducerRecord {
                 topic,
                 partition: partition_of(record, self.partitions(topic)?),
                 timestamp: timestamp_of(record),

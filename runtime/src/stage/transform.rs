@@ -8,8 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_connector::{Batch, Error, RecordRef, Result, TopicPartition, failpoint};
+use trunkline_connector::{Batch, RecordRef, Result, TopicPartition, failpoint};
 
 use super::chain::RunningTransform;
 use super::commit_timer::CommitTimer;
@@ -22,7 +21,7 @@ use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
-use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, Rebalanced, TransactionalProducer};
+use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::TransformPlan;
 
 const POLL: Duration = Duration::from_millis(100);
@@ -160,9 +159,9 @@ impl TransformTask<'_> {
     }
 
     fn rebalance(&mut self, batches: &mut PartitionBatches) -> Result<()> {
-        for event in self.consumer.rebalanced() {
+        for event in self.consumer.rebalance_events() {
             match event {
-                Rebalanced::Revoked(claims) => {
+                RebalanceEvent::Revoked(claims) => {
                     for claim in &claims {
                         batches.remove(claim);
                         self.claims.remove(claim);
@@ -171,7 +170,7 @@ impl TransformTask<'_> {
                         self.roll_back(batches)?;
                     }
                 }
-                Rebalanced::Assigned(claims) => {
+                RebalanceEvent::Assigned(claims) => {
                     let committed = if claims.is_empty() { Vec::new() } else { self.consumer.committed(&claims)? };
                     for (claim, committed) in claims.into_iter().zip(committed) {
                         let task = format!("{}/{}/{}", self.component, claim.topic, claim.partition);
@@ -219,7 +218,7 @@ impl TransformTask<'_> {
         }
         failpoint!("transform.checkpoint.before")?;
         let letters_to = self.topics.partitions(&self.stage.dead_letters)?;
-        let mut offsets = TopicPartitionList::with_capacity(moved.len());
+        let mut offsets = Vec::with_capacity(moved.len());
         let mut committed = Counters::default();
         for (claim, claimed) in moved {
             claimed.dead_letters.write(
@@ -234,15 +233,13 @@ impl TransformTask<'_> {
             claimed.positions.write(&mut self.producer, &[], &claimed.positions.counters)?;
             if let Some(next) = claimed.next.take() {
                 claimed.committed = next;
-                offsets
-                    .add_partition_offset(&claim.topic, claim.partition, Offset::Offset(next))
-                    .map_err(|error| Error::internal("transform.offsets", error.to_string()))?;
+                offsets.push((claim, next));
             }
         }
         // Any failure ends this run of the stage, and what was changed above with it: the next one reads what is committed.
         failpoint!("transform.checkpoint.after")?;
         let group = self.consumer.metadata()?;
-        self.producer.send_offsets(&offsets, group)?;
+        self.producer.send_offsets(offsets, group)?;
         self.producer.commit()?;
         self.commit_timer.committed(begun);
         failpoint!("transform.commit.after")?;

@@ -243,7 +243,7 @@ impl IdempotentCommitter {
 impl Committer for IdempotentCommitter {
     fn assign(&mut self, _: &mut Transactions<'_>, assigned: &[Assignment]) -> Result<usize> {
         for assignment in assigned {
-            let unsettled = assignment.intent.as_ref().filter(|row| row.state != IntentState::Published);
+            let unsettled = assignment.intent.as_ref().filter(|row| row.state != IntentState::Committed);
             if unsettled.is_some() {
                 let message = format!(
                     "the sink's connector was changed while {} had output that was planned or prepared and not committed. \

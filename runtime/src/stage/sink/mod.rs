@@ -33,7 +33,7 @@ use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use super::worker_context::WorkerContext;
 use crate::checkpoint::CHECKPOINTS;
-use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, Rebalanced, TransactionalProducer};
+use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::SinkPlan;
 
 /// The longest wait for records: bounds how late a stop is noticed.
@@ -232,17 +232,17 @@ impl SinkTask<'_> {
 
     /// Handles the rebalances of the last poll.
     fn rebalance(&mut self, batches: &mut PartitionBatches) -> Result<()> {
-        for event in self.transactions.consumer.rebalanced() {
+        for event in self.transactions.consumer.rebalance_events() {
             match event {
-                Rebalanced::Revoked(revoked) => {
+                RebalanceEvent::Revoked(revoked) => {
                     for partition in revoked {
                         batches.remove(&partition);
                         self.transactions.partitions.remove(&partition);
                         self.committer.revoke(&partition);
                     }
                 }
-                Rebalanced::Assigned(assigned) if assigned.is_empty() => {}
-                Rebalanced::Assigned(assigned) => self.assign(&assigned)?,
+                RebalanceEvent::Assigned(assigned) if assigned.is_empty() => {}
+                RebalanceEvent::Assigned(assigned) => self.assign(&assigned)?,
             }
         }
         Ok(())

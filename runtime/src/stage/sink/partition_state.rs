@@ -94,7 +94,7 @@ impl PartitionState {
         let mut counters = self.totals.clone();
         counters.add(&self.pending);
         IntentRecord {
-            state: if committable.is_some() { IntentState::Promised } else { IntentState::Published },
+            state: if committable.is_some() { IntentState::Prepared } else { IntentState::Committed },
             payload: committable.cloned().unwrap_or(Value::Null),
             first: self.first,
             next: self.next,

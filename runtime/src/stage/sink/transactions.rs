@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Domain, Error, Result, Retry, TopicPartition};
 
 use super::partition_state::PartitionState;
@@ -111,13 +110,8 @@ impl<'a> Transactions<'a> {
     pub(super) fn run(&mut self, body: impl FnOnce(&mut Self) -> Result<Vec<(TopicPartition, i64)>>) -> Result<()> {
         self.commit_in_doubt = false;
         let filled = body(self).and_then(|offsets| {
-            let mut list = TopicPartitionList::with_capacity(offsets.len());
-            for (partition, offset) in &offsets {
-                list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*offset))
-                    .map_err(|error| Error::internal("sink.offsets", error.to_string()))?;
-            }
             let group = self.consumer.metadata()?;
-            self.producer.send_offsets(&list, group)
+            self.producer.send_offsets(offsets.iter().map(|(partition, next)| (partition, *next)), group)
         });
         let outcome = filled.and_then(|()| {
             self.commit_in_doubt = true;

@@ -114,11 +114,11 @@ impl TwoPhaseCommitter {
                     failpoint!("sink.abort.after")?;
                     settled.push((assignment, row));
                 }
-                Some((IntentState::Promised, row)) => {
+                Some((IntentState::Prepared, row)) => {
                     pending.push(row.payload.clone());
                     settled.push((assignment, row));
                 }
-                Some((IntentState::Published, _)) | None => {}
+                Some((IntentState::Committed, _)) | None => {}
             }
             transactions
                 .retry("removing what earlier tasks left", |_| self.sink.recover(&assignment.partition, &pending))?;
@@ -132,7 +132,7 @@ impl Committer for TwoPhaseCommitter {
         let settled = self.settle(transactions, assigned)?;
         let prepared: Vec<Value> = settled
             .iter()
-            .filter(|(_, row)| row.state == IntentState::Promised)
+            .filter(|(_, row)| row.state == IntentState::Prepared)
             .map(|(_, row)| row.payload.clone())
             .collect();
         if !prepared.is_empty() {
@@ -146,7 +146,7 @@ impl Committer for TwoPhaseCommitter {
                 transactions.run(|transactions| {
                     for (assignment, row) in &settled {
                         let row =
-                            IntentRecord { state: IntentState::Published, payload: Value::Null, ..(*row).clone() };
+                            IntentRecord { state: IntentState::Committed, payload: Value::Null, ..(*row).clone() };
                         transactions.write_intent(&assignment.partition, &row)?;
                     }
                     let offset = |(assignment, row): &(&Assignment, &IntentRecord)| {

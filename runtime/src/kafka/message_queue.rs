@@ -1,8 +1,9 @@
-//! Records of a consumer, taken out of the client many at once.
+//! Takes many messages out of a consumer at once.
 //!
-//! rdkafka hands out one a call, and each call makes an event, takes locks and asks the clock: a third of what reading costs. So the
-//! partitions that a member is assigned are forwarded to a queue that holds nothing else, and that is emptied by
-//! `rd_kafka_consume_batch_queue`. The client's own queue is left with rebalances and errors.
+//! rdkafka returns one message per call, and each call creates an event, takes locks and reads the
+//! clock: a third of the cost of reading. The assigned partitions are therefore forwarded to a
+//! queue that holds only messages, and `rd_kafka_consume_batch_queue` empties it. The client's own
+//! queue keeps rebalances and errors.
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
@@ -15,72 +16,75 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use trunkline_connector::Batch;
 
-/// So many are taken at once, at most: what is taken has to be copied, whatever its size.
-const MOST_AT_ONCE: usize = 256;
+/// Messages per call at most: each message that is taken must be copied, whatever its size.
+const MAX_PER_CALL: usize = 256;
 
-/// How large a record is taken to be before one was seen, in bytes.
+/// Assumed size of a message before one was seen, in bytes.
 const FIRST_GUESS: usize = 64 << 10;
 
-/// The queue. The client has to outlive it.
-pub(super) struct Records {
+/// The queue. The client must outlive it.
+pub(super) struct MessageQueue {
     queue: *mut rd_kafka_queue_t,
-    /// Bytes of a record, of those that were taken last.
-    mean: Cell<usize>,
+    /// Mean size of the messages that were taken last.
+    mean_bytes: Cell<usize>,
 }
 
-impl Records {
-    /// A queue without any partition.
+impl MessageQueue {
+    /// A queue to which no partition is forwarded yet.
     pub(super) fn new(client: *mut rd_kafka_t) -> Self {
-        // SAFETY: the client is alive. The queue is given back in `drop`.
-        Self { queue: unsafe { bindings::rd_kafka_queue_new(client) }, mean: Cell::new(FIRST_GUESS) }
+        // SAFETY: the client is alive. The queue is destroyed in `drop`.
+        Self { queue: unsafe { bindings::rd_kafka_queue_new(client) }, mean_bytes: Cell::new(FIRST_GUESS) }
     }
 
     /// The queue itself.
-    pub(super) fn queue(&self) -> *mut rd_kafka_queue_t {
+    pub(super) fn as_ptr(&self) -> *mut rd_kafka_queue_t {
         self.queue
     }
 
-    /// Hands what is there to `each`, about as many bytes as there is room for and at least one record; says how many it were.
-    pub(super) fn take(&self, most: usize, room: usize, mut each: impl FnMut(Result<Record<'_>, KafkaError>)) -> usize {
-        let mut taken = [ptr::null_mut::<rd_kafka_message_t>(); MOST_AT_ONCE];
-        let wanted = (room / self.mean.get().max(1)).clamp(1, most.clamp(1, MOST_AT_ONCE));
-        // SAFETY: the queue is ours, and the array has room for so many.
+    /// Passes queued messages to `each`: at least one, at most `max` and about as many as fit into
+    /// `room` bytes. Returns their number.
+    pub(super) fn take(&self, max: usize, room: usize, mut each: impl FnMut(Result<Message<'_>, KafkaError>)) -> usize {
+        let mut taken = [ptr::null_mut::<rd_kafka_message_t>(); MAX_PER_CALL];
+        let wanted = (room / self.mean_bytes.get().max(1)).clamp(1, max.clamp(1, MAX_PER_CALL));
+        // SAFETY: the queue is ours, and the array has room for `wanted` messages.
         let count = unsafe { bindings::rd_kafka_consume_batch_queue(self.queue, 0, taken.as_mut_ptr(), wanted) };
-        // It is negative for a queue that is none.
+        // A negative count is an invalid queue.
         let count = usize::try_from(count).unwrap_or(0);
         let mut bytes = 0;
         for message in &taken[..count] {
-            // SAFETY: the client gave so many messages; each is ours until it is destroyed, and `record` does not outlive that.
+            // SAFETY: the client returned `count` messages. Each is ours until it is destroyed, and
+            // the borrow ends before.
             unsafe {
-                let record = Record::of(&**message);
-                bytes += record.as_ref().map_or(0, Record::bytes);
-                each(record);
+                let borrowed = Message::new(&**message);
+                bytes += borrowed.as_ref().map_or(0, Message::bytes);
+                each(borrowed);
                 bindings::rd_kafka_message_destroy(*message);
             }
         }
         if let Some(mean) = bytes.checked_div(count) {
-            self.mean.set(mean);
+            self.mean_bytes.set(mean);
         }
         count
     }
 }
 
-impl Drop for Records {
+impl Drop for MessageQueue {
     fn drop(&mut self) {
-        // SAFETY: it is ours. Partitions that are forwarded to it keep what they need of it.
+        // SAFETY: the queue is ours. Partitions that are forwarded to it hold their own reference.
         unsafe { bindings::rd_kafka_queue_destroy(self.queue) };
     }
 }
 
-/// Has the records of partitions come to a queue, from their assignment on.
+/// Forwards the messages of partitions to a queue, from their assignment on.
 ///
 /// # Safety
-/// Client and queue have to be alive.
+/// Client and queue must be alive.
 pub(super) unsafe fn forward(client: *mut rd_kafka_t, partitions: &TopicPartitionList, queue: *mut rd_kafka_queue_t) {
     for partition in partitions.elements() {
-        // A topic's name has no zero byte, or the broker would not know it.
+        // A broker accepts no topic name with a zero byte.
         let Ok(topic) = CString::new(partition.topic()) else { continue };
-        // SAFETY: the caller's; the partition's queue is given back at once, which leaves it forwarded.
+        // SAFETY: see the function's contract. Destroying the reference to the partition's queue
+        // leaves it forwarded.
         unsafe {
             let of_partition = bindings::rd_kafka_queue_get_partition(client, topic.as_ptr(), partition.partition());
             if !of_partition.is_null() {
@@ -91,17 +95,17 @@ pub(super) unsafe fn forward(client: *mut rd_kafka_t, partitions: &TopicPartitio
     }
 }
 
-/// A record as the client holds it.
-pub(super) struct Record<'a> {
+/// A consumed message in the client's memory.
+pub(super) struct Message<'a> {
     message: &'a rd_kafka_message_t,
 }
 
-impl<'a> Record<'a> {
-    /// A message may also be an error of its partition.
+impl<'a> Message<'a> {
+    /// Fails if the message is an error of its partition.
     ///
     /// # Safety
-    /// The message has to be one that a consumer gave out.
-    pub(super) unsafe fn of(message: &'a rd_kafka_message_t) -> Result<Self, KafkaError> {
+    /// The message must come from a consumer.
+    unsafe fn new(message: &'a rd_kafka_message_t) -> Result<Self, KafkaError> {
         match message.err {
             bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(Self { message }),
             error => Err(KafkaError::MessageConsumption(error.into())),
@@ -113,24 +117,24 @@ impl<'a> Record<'a> {
         self.message.len + self.message.key_len
     }
 
-    /// Its topic, told by its place in memory while any record of it is held.
-    pub(super) fn partition(&self) -> Partition {
-        Partition { topic: self.message.rkt.cast_const(), number: self.message.partition }
+    /// The message's partition. It identifies the topic as long as a message of that topic is held.
+    pub(super) fn partition(&self) -> PartitionKey {
+        PartitionKey { topic: self.message.rkt.cast_const(), number: self.message.partition }
     }
 
-    /// Its topic's name.
+    /// The name of the message's topic.
     pub(super) fn topic(&self) -> &'a str {
         // SAFETY: the message holds its topic, whose name ends with a zero.
         let name = unsafe { CStr::from_ptr(bindings::rd_kafka_topic_name(self.message.rkt)) };
-        // The client knows topics that were subscribed to, by text or by a pattern of text.
+        // The client knows topics by a subscription, which is text.
         name.to_str().unwrap_or_default()
     }
 
-    /// Copies it to a batch: the one copy out of the client.
+    /// Copies the message to a batch: the one copy out of the client.
     pub(super) fn push_to(&self, batch: &mut Batch, topic: u16) {
         let mut record = batch.record();
         record.read_from(topic, self.message.partition, self.message.offset);
-        // SAFETY: the message is alive, and its key and value are of the lengths that it says.
+        // SAFETY: the message is alive, and its key and value have the lengths that it states.
         unsafe {
             let mut kind = bindings::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
             let timestamp = bindings::rd_kafka_message_timestamp(self.message, &raw mut kind);
@@ -151,9 +155,9 @@ impl<'a> Record<'a> {
     }
 }
 
-/// A partition, for a comparison.
+/// A partition that can be compared without reading the topic's name.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Partition {
+pub(super) struct PartitionKey {
     topic: *const bindings::rd_kafka_topic_t,
     pub(super) number: i32,
 }
@@ -168,7 +172,7 @@ struct Headers<'a> {
 impl<'a> Headers<'a> {
     fn of(message: &'a rd_kafka_message_t) -> Self {
         let mut headers = ptr::null_mut();
-        // SAFETY: the message is alive; it keeps the headers.
+        // SAFETY: the message is alive and owns the headers.
         let answer = unsafe { bindings::rd_kafka_message_headers(message, &raw mut headers) };
         if answer != bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             headers = ptr::null_mut();
@@ -185,7 +189,8 @@ impl<'a> Iterator for Headers<'a> {
             return None;
         }
         let (mut name, mut value, mut len) = (ptr::null(), ptr::null(), 0);
-        // SAFETY: the headers live as long as their message; the name ends with a zero, the value is of the length that is told.
+        // SAFETY: the headers live as long as their message. The name ends with a zero; the value
+        // has the stated length.
         unsafe {
             let answer =
                 bindings::rd_kafka_header_get_all(self.headers, self.next, &raw mut name, &raw mut value, &raw mut len);
