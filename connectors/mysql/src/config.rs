@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use trunkline_connector::config::{Mismatch, Node, OptionSpec, Section, Value};
 
-use crate::address::Address;
-use crate::columns::{Columns, Mask};
-use crate::emit::Op;
-use crate::selection::Selection;
+use crate::connection::address::Address;
+use crate::format::envelope::Op;
+use crate::schema::column_filter::{Columns, Mask};
+use crate::schema::table_filter::Selection;
 
 /// The options of the connector.
 pub(crate) const OPTIONS: &[OptionSpec] = &[];

@@ -13,17 +13,17 @@ use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::conformance::configure_source;
 use trunkline_connector::{SourceBatch, SourceConnector, SourceSpec};
 
-use crate::binlog::event::Header;
 use crate::binlog::follower::Follower;
-use crate::charset::{Charset, Charsets};
 use crate::config::MysqlOptions;
+use crate::connection::server_info::{Gtids, Server};
 use crate::gtid::{Domains, GtidSet, UuidSet};
 use crate::position::{Place, StreamPosition};
 use crate::replication::Failure;
-use crate::replication::events::tests::{connection, events_of, sent};
+use crate::replication::event_frame::Header;
+use crate::replication::event_stream::tests::{connection, events_of, sent};
 use crate::replication::packet::tests::block_on;
-use crate::server::{Gtids, Server};
-use crate::snapshot::progress::Progress;
+use crate::schema::charset::{Charset, Charsets};
+use crate::snapshot::tracker::Progress;
 
 /// Nothing that the files hold takes nearly as long.
 const LONGEST: Duration = Duration::from_secs(5);

@@ -6,32 +6,23 @@
 //!
 //! The options are documented on [`MysqlOptions`] and in the folder's README.
 
-mod address;
-mod again;
 mod binlog;
-mod charset;
-mod check;
-mod columns;
 mod config;
-mod connect;
+mod connection;
 mod decode;
-mod emit;
-mod encode;
+mod format;
 #[cfg(test)]
 mod fuzz;
 mod gtid;
-mod headroom;
-mod marks;
 mod position;
+mod preflight;
 mod replication;
-mod selection;
-mod server;
+mod retention;
+mod schema;
 mod snapshot;
 mod source;
 #[cfg(test)]
 mod speed;
-mod table;
-mod text;
 
 use std::sync::Arc;
 
@@ -41,12 +32,12 @@ use trunkline_connector::{
     SourceConnector, SourceContext, SourceSpec,
 };
 
-pub use address::Address;
-pub use columns::{Columns, Mask};
 pub use config::{
     BinaryAs, DecimalAs, Envelope, MysqlOptions, OnPurged, Skipped, Snapshot, SnapshotMode, TimesAs, Tls, ZeroDates,
 };
-pub use selection::Selection;
+pub use connection::address::Address;
+pub use schema::column_filter::{Columns, Mask};
+pub use schema::table_filter::Selection;
 
 /// The connector, as the runtime's registry lists it.
 pub struct MysqlConnector;
@@ -88,13 +79,13 @@ impl SourceSpec for MysqlSpec {
     }
 
     fn preflight(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
-        runtime.block_on(check::check(&self.options, task))
+        runtime.block_on(preflight::check(&self.options, task))
     }
 
     /// Those of tables are handed out with the first record that names them.
     fn schemas(&self) -> Vec<Arc<Schema>> {
-        let definitions = self.options.ddl.then(table::definition_schema);
-        let markers = self.options.transaction_markers.then(marks::schema);
+        let definitions = self.options.ddl.then(format::table::definition_schema);
+        let markers = self.options.transaction_markers.then(format::transaction_metadata::schema);
         // That they cannot be made is told when the source opens.
         definitions.into_iter().chain(markers).flatten().map(Arc::new).collect()
     }
@@ -110,10 +101,10 @@ impl SourceSpec for MysqlSpec {
 
 impl IncrementalSnapshots for MysqlSpec {
     fn request(&self, request: &SnapshotRequest<'_>, position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>> {
-        again::read_again(&self.options, request, position)
+        snapshot::incremental::read_again(&self.options, request, position)
     }
 
     fn check_condition(&self, position_keys: &[&str], condition: &str, runtime: &tokio::runtime::Handle) -> Result<()> {
-        runtime.block_on(again::check_condition(&self.options, position_keys, condition))
+        runtime.block_on(snapshot::incremental::check_condition(&self.options, position_keys, condition))
     }
 }

@@ -4,11 +4,13 @@
 //! one more: rows events, and rows of the next event. The server sends that transaction again, from its start, and so much is passed
 //! over. Rows events are counted whether their tables are chosen or not, so that another choice of tables does not shift the count.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use trunkline_connector::{Error, Result};
 
+use crate::format::transaction_metadata::Counts;
 use crate::gtid::{Domains, GtidSet, UuidSet};
-use crate::marks::Counts;
 
 /// Key of the binlog's position.
 pub(crate) const STREAM: &str = "stream";
@@ -148,6 +150,22 @@ impl TablePosition {
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
         from_json(bytes)
     }
+}
+
+/// A stored position, taken apart.
+pub(crate) fn read_position(
+    stored: &[(String, Vec<u8>)],
+) -> Result<(Option<StreamPosition>, BTreeMap<String, TablePosition>)> {
+    let mut stream = None;
+    let mut tables = BTreeMap::new();
+    for (key, value) in stored {
+        if key == STREAM {
+            stream = Some(StreamPosition::from_bytes(value)?);
+        } else if let Some(table) = table_of(key) {
+            tables.insert(table.to_owned(), TablePosition::from_bytes(value)?);
+        }
+    }
+    Ok((stream, tables))
 }
 
 /// The key of a table's position.

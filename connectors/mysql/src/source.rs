@@ -3,7 +3,7 @@
 //! Everything that fails outside ends the source with an error and the position where it was; the stage opens it again with backoff. So there is one
 //! way to begin, after a restart of the worker as after one of the server.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Error, Fill, Result, Source, SourceBatch, SourceContext, SourceLag, failpoint};
 
-use crate::binlog::event::Event;
 use crate::binlog::follower::Follower;
 use crate::binlog::{Binlog, Identity};
 use crate::config::{MysqlOptions, OnPurged, Snapshot as When};
-use crate::connect::{query_connection, server};
-use crate::headroom::Headroom;
-use crate::position::{Place, STREAM, StreamPosition, TablePosition, table_key, table_of};
-use crate::server::{Server, beginning, binlog_end, check_not_behind, still_has};
-use crate::snapshot::meter::Meter;
-use crate::snapshot::progress::Progress;
+use crate::connection::connect::{query_connection, server};
+use crate::connection::server_info::{Server, beginning, binlog_end, check_not_behind, still_has};
+use crate::position::{Place, STREAM, StreamPosition, TablePosition, read_position, table_key};
+use crate::replication::event_frame::Event;
+use crate::retention::Headroom;
+use crate::snapshot::progress_log::Meter;
 use crate::snapshot::reader::Reader;
+use crate::snapshot::tracker::Progress;
 use crate::snapshot::{Snapshot, Step, describe};
 
 /// Without records, the position is noted this often, moved or not: an idle source moves on too, and the binlog behind it may be purged.
@@ -346,21 +346,6 @@ impl Drop for MysqlSource {
             job.abort();
         }
     }
-}
-
-pub(crate) fn read_position(
-    stored: &[(String, Vec<u8>)],
-) -> Result<(Option<StreamPosition>, BTreeMap<String, TablePosition>)> {
-    let mut stream = None;
-    let mut tables = BTreeMap::new();
-    for (key, value) in stored {
-        if key == STREAM {
-            stream = Some(StreamPosition::from_bytes(value)?);
-        } else if let Some(table) = table_of(key) {
-            tables.insert(table.to_owned(), TablePosition::from_bytes(value)?);
-        }
-    }
-    Ok((stream, tables))
 }
 
 fn purged(options: &MysqlOptions, position: &StreamPosition) -> Error {

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use trunkline_connector::SourceBatch;
 
-use crate::charset::Charset;
 use crate::config::{BinaryAs, DecimalAs, Envelope, TimesAs, ZeroDates};
 use crate::decode::Bytes;
 use crate::decode::rows::{Storage, read_row};
-use crate::emit::{Change, Emitter, Op, Origin, OriginParts};
-use crate::table::{Column, Kind, Style, Table};
+use crate::format::envelope::{Change, Emitter, Op, Origin, OriginParts};
+use crate::format::table::{Column, Kind, Style, Table};
+use crate::schema::charset::Charset;
 
 const ROWS: usize = 2_000_000;
 

@@ -1,7 +1,7 @@
 //! Which statements leave the connector as events of DDL: an allow list of kinds at the start of the statement. Everything else never does, whatever it
 //! is: statements on users carry password hashes. The statement is not parsed beyond the names it begins with.
 
-use super::events::Words;
+use super::parse::Words;
 
 /// What a statement defines.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,10 +1,9 @@
 //! The binlog as the server sends it: a connection, its events, and the follower that turns them into records.
 
 mod ddl;
-pub(crate) mod event;
-pub(crate) mod events;
 pub(crate) mod follower;
-pub(crate) mod tables;
+pub(crate) mod parse;
+pub(crate) mod table_cache;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,13 +11,13 @@ use std::time::Duration;
 use mysql_common::packets::{ComBinlogDump, ComBinlogDumpGtid, ComRegisterSlave, GnoInterval, Sid, Tag};
 use trunkline_connector::{Error, Result};
 
-use self::event::Event;
 use crate::config::MysqlOptions;
-use crate::connect::{in_time, replication_connection, replication_error, server};
+use crate::connection::connect::{in_time, replication_connection, replication_error, server};
 use crate::gtid::{GtidSet, UuidSet};
 use crate::position::{Place, StreamPosition};
 use crate::replication::Link;
-use crate::replication::events::Events;
+use crate::replication::event_frame::Event;
+use crate::replication::event_stream::Events;
 
 /// How often an idle server says where its binlog ends.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);

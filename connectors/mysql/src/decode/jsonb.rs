@@ -11,7 +11,7 @@ use trunkline_connector::json;
 use super::decimal::{packed_bytes, write_decimal};
 use super::temporal::{DateTime, Time};
 use super::{Bytes, Malformed, little};
-use crate::text::{write_clock, write_date, write_time};
+use crate::decode::text::{write_clock, write_date, write_time};
 
 const SMALL_OBJECT: u8 = 0x00;
 const LARGE_OBJECT: u8 = 0x01;

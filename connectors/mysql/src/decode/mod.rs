@@ -11,6 +11,7 @@ pub(crate) mod protocol;
 pub(crate) mod rows;
 pub(crate) mod table_map;
 mod temporal;
+pub(crate) mod text;
 
 pub(crate) use decimal::{packed_bytes, write_decimal};
 pub(crate) use json_diff::write_changed;

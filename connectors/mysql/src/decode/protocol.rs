@@ -2,7 +2,7 @@
 //! as numbers and for a VECTOR as bytes; see `snapshot::select`.
 
 use super::{Bytes, Date, DateTime, Malformed, Time, Value, little, sign_extend};
-use crate::table::Kind;
+use crate::format::table::Kind;
 
 /// Reads a value that is not null.
 pub(crate) fn read<'a>(kind: &Kind, bytes: &'a [u8]) -> Result<Value<'a>, Malformed> {

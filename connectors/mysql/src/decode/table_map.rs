@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::rows::Storage;
 use super::{Bytes, Malformed, packed_bytes};
-use crate::charset::{BINARY_COLLATION, Charset, Charsets};
-use crate::table::{Column, Kind};
+use crate::format::table::{Column, Kind};
+use crate::schema::charset::{BINARY_COLLATION, Charset, Charsets};
 
 /// Whose rows they are.
 #[derive(Debug, PartialEq, Eq)]

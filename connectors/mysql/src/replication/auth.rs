@@ -14,7 +14,7 @@ use trunkline_connector::Error;
 use super::packet::Packets;
 use super::{ERROR, Failure, OK, server_error};
 use crate::config::MysqlOptions;
-use crate::connect::server;
+use crate::connection::connect::server;
 use crate::decode::{Bytes, Malformed, big};
 
 /// A way to prove it.

@@ -6,9 +6,9 @@ use mysql_common::proto::MySerialize;
 
 use super::auth::{NONCE, Plugin, authenticate, split_at_zero};
 use super::packet::Packets;
-use super::tls::Link;
 use super::{ERROR, Failure, LARGEST, server_error};
 use crate::config::{MysqlOptions, Tls};
+use crate::connection::tls::Link;
 use crate::decode::{Bytes, Malformed};
 
 /// What the server says first.

@@ -5,22 +5,22 @@
 //! and [`handshake`] open the connection, [`events`] reads events, and [`payload`] the transactions that come compressed.
 
 mod auth;
-pub(crate) mod events;
+pub(crate) mod event_frame;
+pub(crate) mod event_stream;
 mod handshake;
 pub(crate) mod packet;
 pub(crate) mod payload;
-mod tls;
 
 use std::path::PathBuf;
 
 use mysql_common::proto::MySerialize;
 use trunkline_connector::Error;
 
-use self::events::Events;
+use self::event_stream::Events;
 use self::handshake::bytes_of;
 use self::packet::Packets;
-pub(crate) use self::tls::Link;
 use crate::config::MysqlOptions;
+pub(crate) use crate::connection::tls::Link;
 use crate::decode::{Malformed, little};
 
 /// The largest packet a client can take, which no server goes beyond: a row can be that large.

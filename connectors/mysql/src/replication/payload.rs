@@ -8,8 +8,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read, Seek as _, SeekFrom};
 
 use super::LARGEST;
-use crate::binlog::event::{Event, Header};
 use crate::decode::{Bytes, Malformed};
+use crate::replication::event_frame::{Event, Header};
 
 /// Most bytes of what stands before the packed ones.
 const LARGEST_HEAD: usize = 1 << 10;

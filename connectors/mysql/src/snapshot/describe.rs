@@ -7,11 +7,11 @@ use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Error, Result};
 
 use super::select::literal;
-use crate::charset::Charsets;
 use crate::config::MysqlOptions;
-use crate::connect::{query, server};
+use crate::connection::connect::{query, server};
 use crate::decode::table_map::{COMPRESSED, OLD_FORMAT};
-use crate::table::{Column, Kind, Style, Table};
+use crate::format::table::{Column, Kind, Style, Table};
+use crate::schema::charset::Charsets;
 
 /// A column of `information_schema.COLUMNS`.
 struct Described<'a> {

@@ -5,11 +5,12 @@
 //! is newer. So every row comes once, in its newest state, and a restart goes on after the last key that was handed out.
 
 pub(crate) mod describe;
-pub(crate) mod meter;
-pub(crate) mod progress;
+pub(crate) mod incremental;
+pub(crate) mod progress_log;
 pub(crate) mod reader;
 mod rows;
 pub(crate) mod select;
+pub(crate) mod tracker;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,9 +20,9 @@ use sqlx::mysql::MySqlConnection;
 use tokio::task::JoinHandle;
 use trunkline_connector::{Error, Result, SourceBatch, failpoint};
 
-use self::progress::{Progress, Wanted};
 use self::reader::{Chunk, ChunkRequest, Reader, Request, Rows, Sent, Whole};
 use self::rows::Portion;
+use self::tracker::{Progress, Wanted};
 use crate::binlog::follower::Follower;
 use crate::config::SnapshotMode;
 use crate::position::TablePosition;

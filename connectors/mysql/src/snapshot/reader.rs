@@ -19,19 +19,21 @@ use sqlx::mysql::MySqlConnection;
 use tokio::sync::mpsc;
 use trunkline_connector::{Error, MemoryBudget, Reservation, Result, failpoint};
 
-use super::progress::Wanted;
 use super::rows::{Maker, Portion};
+use super::tracker::Wanted;
 use super::{describe, select};
-use crate::again::try_condition;
-use crate::charset::Charsets;
 use crate::config::MysqlOptions;
-use crate::connect::{close, execute, is_server_error, query, query_connection, query_error, query_one, server};
+use crate::connection::connect::{
+    close, execute, is_server_error, query, query_connection, query_error, query_one, server,
+};
+use crate::connection::server_info::{Gtids, binlog_end};
 use crate::decode::Malformed;
-use crate::emit::{Emitter, Origin, OriginParts};
+use crate::format::envelope::{Emitter, Origin, OriginParts};
+use crate::format::table::Table;
 use crate::gtid::{Domains, GtidSet};
 use crate::position::{Place, StreamPosition};
-use crate::server::{Gtids, binlog_end};
-use crate::table::Table;
+use crate::schema::charset::Charsets;
+use crate::snapshot::incremental::try_condition;
 
 /// Seconds that a transaction may take from the binlog to being visible.
 const BARRIER_SECONDS: u32 = 30;

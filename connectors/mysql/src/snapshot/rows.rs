@@ -8,8 +8,8 @@ use trunkline_connector::SourceBatch;
 
 use super::select;
 use crate::decode::{Malformed, Value, protocol};
-use crate::emit::{Change, Emitter, Op, Origin};
-use crate::table::Table;
+use crate::format::envelope::{Change, Emitter, Op, Origin};
+use crate::format::table::Table;
 
 /// Records of rows, in order: what is handed out in one piece, if it can be.
 #[derive(Default)]

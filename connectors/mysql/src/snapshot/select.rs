@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use crate::columns::Shown;
+use crate::decode::text::{write_clock, write_date, write_time};
 use crate::decode::{Malformed, Value, write_decimal};
-use crate::table::{Column, Kind, Table};
-use crate::text::{write_clock, write_date, write_time};
+use crate::format::table::{Column, Kind, Table};
+use crate::schema::column_filter::Shown;
 
 /// A name in backquotes.
 pub(crate) fn quoted(name: &str) -> String {

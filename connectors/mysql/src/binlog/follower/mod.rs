@@ -16,20 +16,20 @@ use std::sync::Arc;
 
 use trunkline_connector::{Error, Result, SourceBatch};
 
-use super::event::Event;
-use super::events::{Begins, Meaning, RowsKind, Statement};
-use super::tables::{Mapped, Tables};
-use crate::charset::Charsets;
+use crate::binlog::parse::{Begins, Meaning, RowsKind, Statement};
+use crate::binlog::table_cache::{Mapped, Tables};
 use crate::config::{DDL_PORT, MysqlOptions, Snapshot as When, TRANSACTION_PORT};
-use crate::connect;
+use crate::connection::connect;
+use crate::connection::server_info::{Gtids, Server};
 use crate::decode::Malformed;
-use crate::emit::{Emitter, Origin};
+use crate::format::envelope::{Emitter, Origin};
+use crate::format::table::{Column, Style, definition_schema};
+use crate::format::transaction_metadata::{self as marks, MarkerStyle, Marks};
 use crate::gtid::Gtid;
-use crate::marks::{self, MarkerStyle, Marks};
 use crate::position::{Part, Place, StreamPosition};
-use crate::server::{Gtids, Server};
-use crate::snapshot::progress::Progress;
-use crate::table::{Column, Style, definition_schema};
+use crate::replication::event_frame::Event;
+use crate::schema::charset::Charsets;
+use crate::snapshot::tracker::Progress;
 
 /// Follows the binlog.
 pub(crate) struct Follower {

@@ -3,17 +3,17 @@
 use trunkline_connector::{Result, SourceBatch};
 
 use super::{Follower, OpenRows};
-use crate::binlog::event::Event;
-use crate::binlog::events::RowsKind;
-use crate::binlog::tables::Taken;
-use crate::columns::Shown;
+use crate::binlog::parse::RowsKind;
+use crate::binlog::table_cache::Taken;
 use crate::decode::rows::{RowsHead, read_changed_row, read_row};
 use crate::decode::{Bytes, Malformed, Value};
-use crate::emit::{Change, MOST_RECORDS, Op, Origin, OriginParts};
-use crate::marks::Marks;
+use crate::format::envelope::{Change, MOST_RECORDS, Op, Origin, OriginParts};
+use crate::format::table::Table;
+use crate::format::transaction_metadata::Marks;
 use crate::position::Part;
-use crate::snapshot::progress::{Progress, Watch};
-use crate::table::Table;
+use crate::replication::event_frame::Event;
+use crate::schema::column_filter::Shown;
+use crate::snapshot::tracker::{Progress, Watch};
 
 impl Follower {
     pub(super) fn open_rows(&mut self, event: Event, kind: RowsKind) -> Result<()> {

@@ -6,11 +6,11 @@ use trunkline_connector::{Result, SourceBatch, json};
 
 use super::{Follower, Held};
 use crate::binlog::ddl::{self, Definition};
-use crate::binlog::events::{Query, Statement};
-use crate::emit::{Change, DefinitionRecord, Op, Origin, OriginParts};
-use crate::marks::Marks;
+use crate::binlog::parse::{Query, Statement};
+use crate::format::envelope::{Change, DefinitionRecord, Op, Origin, OriginParts};
+use crate::format::transaction_metadata::Marks;
 use crate::position::Part;
-use crate::snapshot::progress::{Progress, Watch};
+use crate::snapshot::tracker::{Progress, Watch};
 
 impl Follower {
     pub(super) fn query(&mut self, query: &Query<'_>, out: &mut SourceBatch, progress: &mut Progress) -> Result<()> {

@@ -12,8 +12,8 @@ use tokio::io::AsyncRead;
 use super::packet::Packets;
 use super::payload::{Packed, Payload};
 use super::{ERROR, Failure, LARGEST, OK, server_error};
-use crate::binlog::event::{Event, Header};
 use crate::decode::{Bytes, Malformed};
+use crate::replication::event_frame::{Event, Header};
 
 /// A compressed transaction of more bytes lies on disk while it is unpacked.
 const SPOOLED_FROM: u32 = 16 << 20;

@@ -4,13 +4,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use trunkline_connector::json;
 
-use crate::columns::{Mask, Shown, hex_digits};
 use crate::config::{BinaryAs, DecimalAs, ZeroDates};
+use crate::decode::text::{write_clock, write_date, write_time};
 use crate::decode::{
     Date, DateTime, Malformed, Value, inet4, inet6, little, uuid, write_changed, write_decimal, write_json,
 };
-use crate::table::{Kind, Style, Table, Unit};
-use crate::text::{write_clock, write_date, write_time};
+use crate::format::table::{Kind, Style, Table, Unit};
+use crate::schema::column_filter::{Mask, Shown, hex_digits};
 
 /// Writes values; keeps memory from one to the next.
 #[derive(Default)]

@@ -5,8 +5,8 @@ use trunkline_connector::{Error, PreflightIssue, Result};
 
 use crate::binlog::Identity;
 use crate::config::{MysqlOptions, Snapshot, SnapshotMode};
-use crate::connect::{query, query_connection, query_one, server};
-use crate::server::{Gtids, Server, binlog_end, is_mariadb};
+use crate::connection::connect::{query, query_connection, query_one, server};
+use crate::connection::server_info::{Gtids, Server, binlog_end, is_mariadb};
 use crate::snapshot::describe;
 
 /// A binlog that is kept shorter than a weekend loses changes of a source that stands still over one.

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use trunkline_connector::{Error, Result};
 
-use crate::charset::Charsets;
 use crate::config::MysqlOptions;
-use crate::connect::server;
+use crate::connection::connect::server;
 use crate::decode::rows::Storage;
 use crate::decode::table_map::{TableMap, TableName, Unusable};
-use crate::table::{Column, Kind, Style, Table};
+use crate::format::table::{Column, Kind, Style, Table};
+use crate::schema::charset::Charsets;
 
 /// A table's rows, as they lie in the binlog.
 #[derive(Debug)]

@@ -8,11 +8,11 @@ use mysql_common::binlog::events::{FormatDescriptionEvent, GtidEvent};
 use mysql_common::io::ParseBuf;
 use mysql_common::proto::MyDeserialize as _;
 
-use super::event::Event;
-use crate::columns::hex_digits;
 use crate::decode::{Bytes, Malformed};
-use crate::emit::Op;
+use crate::format::envelope::Op;
 use crate::gtid::{DomainGtid, Gtid, Origin};
+use crate::replication::event_frame::Event;
+use crate::schema::column_filter::hex_digits;
 
 /// An event by what it means for the follower.
 #[derive(Debug)]

@@ -5,9 +5,9 @@ use trunkline_connector::{Batch, Reason, SourceBatch, headers};
 
 use crate::config::Envelope;
 use crate::decode::{Malformed, Value};
-use crate::encode::Encoder;
-use crate::marks::{MarkerStyle, Marks};
-use crate::table::{DATABASE, Table};
+use crate::format::json::Encoder;
+use crate::format::table::{DATABASE, Table};
+use crate::format::transaction_metadata::{MarkerStyle, Marks};
 
 /// The key that a row has from now on, on the record that deletes the old one.
 const NEW_KEY: &str = "__debezium.newkey";

@@ -10,11 +10,10 @@ use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Error, PositionChange, Result, SnapshotRequest};
 
 use crate::config::{MysqlOptions, Snapshot as When};
-use crate::connect::{close, is_server_error, query_connection, query_error, server};
-use crate::position::{TablePosition, table_key, table_of};
-use crate::selection::Selection;
+use crate::connection::connect::{close, is_server_error, query_connection, query_error, server};
+use crate::position::{TablePosition, read_position, table_key, table_of};
+use crate::schema::table_filter::Selection;
 use crate::snapshot::select;
-use crate::source::read_position;
 
 /// No such table: that is not the condition's fault.
 const NO_TABLE: u16 = 1146;

@@ -11,10 +11,10 @@ use arrow::datatypes::{DataType, Field, Fields, Schema as ArrowSchema, TimeUnit}
 use trunkline_connector::batch::write_header;
 use trunkline_connector::{Error, Result, Schema, headers, json};
 
-use crate::charset::Charset;
-use crate::columns::Shown;
 use crate::config::{BinaryAs, DecimalAs, Envelope, MysqlOptions, TimesAs, ZeroDates};
-use crate::marks;
+use crate::format::transaction_metadata as marks;
+use crate::schema::charset::Charset;
+use crate::schema::column_filter::Shown;
 
 /// Header with the database of a record; `{@database}` in templates.
 pub(crate) const DATABASE: &str = "trunkline.database";

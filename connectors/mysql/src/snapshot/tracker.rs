@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use trunkline_connector::{Result, SourceBatch};
 
+use crate::format::table::Table;
 use crate::position::{TablePosition, table_key};
-use crate::selection::Selection;
-use crate::table::Table;
+use crate::schema::table_filter::Selection;
 
 /// Of a source that has stood still for hours, the keys that changed since are not all remembered: the chunk is read again when the follower
 /// is near.

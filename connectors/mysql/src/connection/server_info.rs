@@ -7,11 +7,11 @@ use std::time::Duration;
 use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Domain, Error, Result};
 
-use crate::charset::{Charset, Charsets};
 use crate::config::MysqlOptions;
-use crate::connect::{query, query_one, server};
+use crate::connection::connect::{query, query_one, server};
 use crate::gtid::{Domains, GtidSet, UuidSet};
 use crate::position::{Place, StreamPosition};
+use crate::schema::charset::{Charset, Charsets};
 use crate::snapshot::select::literal;
 
 /// How a server numbers transactions. It also says whose server it is: MariaDB always does, and in its own way.

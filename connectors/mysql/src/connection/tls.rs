@@ -22,9 +22,9 @@ use tokio_rustls::rustls::{
 };
 use trunkline_connector::Error;
 
-use super::Failure;
 use crate::config::{MysqlOptions, Tls};
-use crate::connect::read_ca;
+use crate::connection::connect::read_ca;
+use crate::replication::Failure;
 
 /// An idle connection is looked at this often: what stands between may forget one that is silent.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ pub(crate) enum Link {
 }
 
 impl Link {
-    pub(super) async fn connect(options: &MysqlOptions) -> Result<Self, Failure> {
+    pub(crate) async fn connect(options: &MysqlOptions) -> Result<Self, Failure> {
         let connect = async {
             let stream = TcpStream::connect((options.url.host.as_str(), options.url.port)).await?;
             stream.set_nodelay(true)?;
@@ -48,7 +48,7 @@ impl Link {
     }
 
     /// Begins TLS.
-    pub(super) async fn secure(self, options: &MysqlOptions) -> Result<Self, Failure> {
+    pub(crate) async fn secure(self, options: &MysqlOptions) -> Result<Self, Failure> {
         let Self::Plain(stream) = self else { return Ok(self) };
         let host = &options.url.host;
         let name = ServerName::try_from(host.clone());

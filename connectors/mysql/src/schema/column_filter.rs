@@ -10,7 +10,7 @@ use glob::Pattern;
 use sha2::{Digest as _, Sha256};
 use trunkline_connector::{Error, Result, json};
 
-use crate::table::Column;
+use crate::format::table::Column;
 
 /// How a column is written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -160,7 +160,7 @@ impl Columns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::Kind;
+    use crate::format::table::Kind;
 
     fn shown(columns: &Columns, table: &str) -> Vec<Shown> {
         let column = |name: &str| Column::new(name.to_owned(), Kind::Year, true);
