@@ -1,179 +1,242 @@
-//! `trunkline validate --check`: what the server lacks, each with the statement that mends it.
+//! `trunkline validate --check`: the prerequisites that the server does not meet, each with the statement that fixes it.
 
-use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Error, PreflightIssue, Result};
 
-use crate::binlog::Identity;
-use crate::config::{MysqlOptions, Snapshot, SnapshotMode};
-use crate::connection::connect::{query, query_connection, query_one, server};
-use crate::connection::server_info::{Gtids, Server, binlog_end, is_mariadb};
+use crate::binlog::ReplicaIdentity;
+use crate::config::{MysqlOptions, SnapshotMode, SnapshotPolicy};
+use crate::connection::binlog_state::binlog_end;
+use crate::connection::dialect::{Dialect, ServerFlavor};
+use crate::connection::query::{QueryConnection, TextRows};
+use crate::connection::server_info::ServerInfo;
 use crate::snapshot::describe;
 
-/// A binlog that is kept shorter than a weekend loses changes of a source that stands still over one.
-const SHORTEST_RETENTION_SECONDS: u64 = 3 * 86_400;
+/// A shorter retention loses changes of a source that stands still over a weekend.
+const MIN_RETENTION_SECONDS: u64 = 3 * 86_400;
 
-/// Settings that must have a value: code, name, the value, and what it is for.
+/// Required settings: code, name, value, and purpose.
 const SETTINGS: [(&str, &str, &str, &str); 3] = [
-    ("mysql.check.binlog_format", "binlog_format", "ROW", "changes must be in the binlog as rows, not as statements"),
-    ("mysql.check.row_image", "binlog_row_image", "FULL", "a change must hold the whole row"),
+    ("mysql.check.binlog_format", "binlog_format", "ROW", "the binlog must contain changes as rows, not as statements"),
+    ("mysql.check.row_image", "binlog_row_image", "FULL", "a change must contain the whole row"),
     (
         "mysql.check.row_metadata",
         "binlog_row_metadata",
         "FULL",
-        "the binlog must name columns, their character sets and the primary key",
+        "the binlog must contain the names of columns, their character sets and the primary key",
     ),
 ];
 
-/// Everything that is missing; nothing is changed on the server.
+/// Checks every prerequisite. Changes nothing on the server.
 pub(crate) async fn check(options: &MysqlOptions, task: &str) -> Vec<PreflightIssue> {
-    let mut lacks = Vec::new();
-    if let Err(error) = ask(options, task, &mut lacks).await {
-        lacks.push(PreflightIssue { code: error.code, message: error.message().to_owned(), fix: None });
+    match Preflight::connect(options).await {
+        Ok(mut preflight) => {
+            if let Err(error) = preflight.check_all(task).await {
+                preflight.issues.push(issue_of(&error));
+            }
+            preflight.issues
+        }
+        Err(error) => vec![issue_of(&error)],
     }
-    lacks
 }
 
-async fn ask(options: &MysqlOptions, task: &str, lacks: &mut Vec<PreflightIssue>) -> Result<()> {
-    let mut connection = query_connection(options).await?;
-    let is_mariadb = is_mariadb(options, &mut connection).await?;
-    // MariaDB forgets what is set while it runs.
-    let set = |setting: &str| {
-        if is_mariadb {
-            format!("SET GLOBAL {setting}; -- and in the server's configuration file")
-        } else {
-            format!("SET PERSIST {setting};")
-        }
-    };
-    let server = server(options);
-    let mut lack = |code, message: String, fix: String| lacks.push(PreflightIssue { code, message, fix: Some(fix) });
-    if setting(options, &mut connection, "log_bin").await?.as_deref() != Some("1") {
-        let fix = "start mysqld with `--log-bin`: it cannot be turned on while the server runs".to_owned();
-        lack("mysql.check.log_bin", format!("{server} keeps no binlog"), fix);
-        return Ok(());
-    }
-    for (code, name, wanted, why) in SETTINGS {
-        // A server that does not know the setting has what is wanted, or is too old for more than its name to be asked.
-        let Some(value) = setting(options, &mut connection, name).await? else { continue };
-        if !value.eq_ignore_ascii_case(wanted) {
-            lack(code, format!("{server}: {name} is '{value}': {why}"), set(&format!("{name} = '{wanted}'")));
-        }
-    }
-    if options.query && setting(options, &mut connection, "binlog_rows_query_log_events").await?.as_deref() != Some("1")
-    {
-        let message = format!("{server} does not note the statements that changed rows, and `query` is set");
-        let fix = match is_mariadb {
-            true => "leave `query` out: of MariaDB the statements are not read".to_owned(),
-            false => set("binlog_rows_query_log_events = ON"),
-        };
-        lack("mysql.check.query", message, fix);
-    }
-    if is_mariadb {
-        if setting(options, &mut connection, "gtid_strict_mode").await?.as_deref() != Some("1") {
-            let message = format!(
-                "{server}: gtid_strict_mode is off: that a smaller sequence is an earlier transaction, by which a source knows what it has seen, is then \
-                 nobody's promise"
-            );
-            lack("mysql.check.gtid_strict_mode", message, set("gtid_strict_mode = ON"));
-        }
-    } else if setting(options, &mut connection, "gtid_mode").await?.as_deref() != Some("ON") {
-        let message = format!(
-            "{server} gives no GTIDs: a source cannot go on at another server, nor follow distributed transactions"
-        );
-        let fix = "SET PERSIST enforce_gtid_consistency = ON; SET PERSIST gtid_mode = OFF_PERMISSIVE; SET PERSIST gtid_mode = ON_PERMISSIVE; \
-             SET PERSIST gtid_mode = ON;";
-        lack("mysql.check.gtid_mode", message, fix.to_owned());
-    }
-    if let Some(seconds) = setting(options, &mut connection, "binlog_expire_logs_seconds").await?
-        && let Ok(seconds) = seconds.parse::<u64>()
-        && (1..SHORTEST_RETENTION_SECONDS).contains(&seconds)
-    {
-        let message = format!(
-            "{server} keeps its binlog for {seconds} s only: a source that stands still for longer loses changes"
-        );
-        lack("mysql.check.retention", message, set("binlog_expire_logs_seconds = 604800"));
-    }
-    let user = options.url.user.clone();
-    let grant = |what: &str| format!("GRANT {what} ON *.* TO '{user}'@'%';");
-    if let Some(refused) = refused(binlog_end(options, &mut connection).await)? {
-        let what = if is_mariadb { "BINLOG MONITOR" } else { "REPLICATION CLIENT" };
-        lack("mysql.check.replication_client", refused, grant(what));
-    }
-    let identity = Identity::new(task, options.server_id);
-    let grants = query(options, &mut connection, "SHOW GRANTS").await?;
-    let granted = |what: &str| {
-        grants.iter().flatten().flatten().any(|grant| {
-            let grant = grant.to_uppercase();
-            grant.contains(what) || grant.contains("ALL PRIVILEGES")
+fn issue_of(error: &Error) -> PreflightIssue {
+    PreflightIssue { code: error.code, message: error.message().to_owned(), fix: None }
+}
+
+/// A running check.
+struct Preflight<'a> {
+    options: &'a MysqlOptions,
+    connection: QueryConnection,
+    dialect: Dialect,
+    server: String,
+    /// The output of SHOW GRANTS, in upper case.
+    grants: Vec<String>,
+    issues: Vec<PreflightIssue>,
+}
+
+impl<'a> Preflight<'a> {
+    async fn connect(options: &'a MysqlOptions) -> Result<Self> {
+        let mut connection = QueryConnection::open(&options.connection).await?;
+        let grants = connection.query("SHOW GRANTS").await?;
+        Ok(Self {
+            options,
+            dialect: connection.dialect(),
+            server: connection.server_label(),
+            connection,
+            grants: grants.into_iter().flatten().flatten().map(|grant| grant.to_uppercase()).collect(),
+            issues: Vec::new(),
         })
-    };
-    if is_mariadb {
-        // Who else is a replica, MariaDB tells only to those who may administer them.
-        if !granted("REPLICATION SLAVE") {
-            let message = format!("{server} does not let `{user}` follow its binlog");
-            lack("mysql.check.replication_slave", message, grant("REPLICATION SLAVE"));
+    }
+
+    async fn check_all(&mut self, task: &str) -> Result<()> {
+        if self.setting("log_bin").await?.as_deref() != Some("1") {
+            let fix = "start mysqld with `--log-bin`; a running server cannot turn the binlog on".to_owned();
+            self.report("mysql.check.log_bin", "the binlog is off", fix);
+            return Ok(());
         }
-        if setting(options, &mut connection, "server_id").await? == Some(identity.server_id.to_string()) {
-            let id = identity.server_id;
-            let message = format!("{server}: the server id {id} is in use by another");
-            lack("mysql.check.server_id", message, format!("set `server_id` to another number than {id}"));
+        self.check_settings().await?;
+        self.check_transaction_ids().await?;
+        self.check_retention().await?;
+        self.check_binlog_access().await?;
+        self.check_replica(&ReplicaIdentity::new(task, self.options.server_id)).await?;
+        if self.options.snapshot != SnapshotPolicy::Never {
+            self.check_tables().await?;
         }
-    } else {
-        match query(options, &mut connection, "SHOW REPLICAS").await {
-            Ok(replicas) => {
-                let own = setting(options, &mut connection, "server_id").await?;
-                let id = identity.server_id.to_string();
-                let text =
-                    |row: &Vec<Option<String>>, index: usize| row.get(index).cloned().flatten().unwrap_or_default();
-                let other = |row: &Vec<Option<String>>| text(row, 0) == id && text(row, 4) != identity.uuid;
-                if own.as_deref() == Some(&id) || replicas.iter().any(other) {
-                    let message = format!("{server}: the server id {id} is in use by another");
-                    lack("mysql.check.server_id", message, format!("set `server_id` to another number than {id}"));
+        Ok(())
+    }
+
+    /// Reports an unmet prerequisite. The message follows the name of the server.
+    fn report(&mut self, code: &'static str, message: &str, fix: String) {
+        self.issues.push(PreflightIssue { code, message: format!("{}: {message}", self.server), fix: Some(fix) });
+    }
+
+    /// The value of a global variable; `None` if the server does not have it.
+    async fn setting(&mut self, name: &str) -> Result<Option<String>> {
+        match self.connection.query_one(&format!("SELECT @@GLOBAL.{name}")).await {
+            Err(error) if error.code == "mysql.query" => Ok(None),
+            value => value,
+        }
+    }
+
+    fn user(&self) -> &str {
+        &self.options.connection.address.user
+    }
+
+    fn grant(&self, privilege: &str) -> String {
+        format!("GRANT {privilege} ON *.* TO '{}'@'%';", self.user())
+    }
+
+    fn has_privilege(&self, privilege: &str) -> bool {
+        self.grants.iter().any(|grant| grant.contains(privilege) || grant.contains("ALL PRIVILEGES"))
+    }
+
+    async fn check_settings(&mut self) -> Result<()> {
+        for (code, name, required, purpose) in SETTINGS {
+            // A server without the variable behaves as required, or fails later with its own error.
+            let Some(value) = self.setting(name).await? else { continue };
+            if !value.eq_ignore_ascii_case(required) {
+                let fix = self.dialect.set_global_sql(&format!("{name} = '{required}'"));
+                self.report(code, &format!("{name} is '{value}': {purpose}"), fix);
+            }
+        }
+        if self.options.format.query && self.setting("binlog_rows_query_log_events").await?.as_deref() != Some("1") {
+            let fix = match self.dialect {
+                Dialect::MariaDb => "remove `query`: the connector does not read MariaDB's statements".to_owned(),
+                Dialect::MySql => self.dialect.set_global_sql("binlog_rows_query_log_events = ON"),
+            };
+            self.report("mysql.check.query", "`query` is set, but the server does not log statements", fix);
+        }
+        Ok(())
+    }
+
+    async fn check_transaction_ids(&mut self) -> Result<()> {
+        match self.dialect {
+            Dialect::MariaDb => {
+                if self.setting("gtid_strict_mode").await?.as_deref() != Some("1") {
+                    let message =
+                        "gtid_strict_mode is off, so the order of GTIDs does not identify processed transactions";
+                    let fix = self.dialect.set_global_sql("gtid_strict_mode = ON");
+                    self.report("mysql.check.gtid_strict_mode", message, fix);
                 }
             }
-            Err(error) => {
-                if let Some(refused) = refused(Err::<(), _>(error))? {
-                    lack("mysql.check.replication_slave", refused, grant("REPLICATION SLAVE"));
+            Dialect::MySql => {
+                if self.setting("gtid_mode").await?.as_deref() != Some("ON") {
+                    let message =
+                        "gtid_mode is not ON: the source cannot resume on another server, nor follow XA transactions";
+                    let fix = "SET PERSIST enforce_gtid_consistency = ON; SET PERSIST gtid_mode = OFF_PERMISSIVE; SET PERSIST gtid_mode = \
+                               ON_PERMISSIVE; SET PERSIST gtid_mode = ON;";
+                    self.report("mysql.check.gtid_mode", message, fix.to_owned());
                 }
             }
         }
+        Ok(())
     }
-    if options.snapshot == Snapshot::Never {
-        return Ok(());
+
+    async fn check_retention(&mut self) -> Result<()> {
+        if let Some(seconds) = self.setting("binlog_expire_logs_seconds").await?
+            && let Ok(seconds) = seconds.parse::<u64>()
+            && (1..MIN_RETENTION_SECONDS).contains(&seconds)
+        {
+            let message = format!(
+                "the server keeps its binlog for {seconds} s: a source that stands still for longer loses changes"
+            );
+            let fix = self.dialect.set_global_sql("binlog_expire_logs_seconds = 604800");
+            self.report("mysql.check.retention", &message, fix);
+        }
+        Ok(())
     }
-    let known = Server::ask(options, &mut connection).await?;
-    let tables = describe::tables(options, &mut connection, &known.charsets, None).await?;
-    if tables.is_empty() {
-        let message = format!("{server}: `tables` chooses none of the tables that `{user}` may see");
-        lack("mysql.check.tables", message, grant("SELECT"));
+
+    async fn check_binlog_access(&mut self) -> Result<()> {
+        if let Some(why) = privilege_error(binlog_end(&mut self.connection).await)? {
+            let fix = self.grant(match self.dialect {
+                Dialect::MariaDb => "BINLOG MONITOR",
+                Dialect::MySql => "REPLICATION CLIENT",
+            });
+            self.issues.push(PreflightIssue { code: "mysql.check.replication_client", message: why, fix: Some(fix) });
+        }
+        Ok(())
     }
-    let is_exact = options.snapshot_mode == SnapshotMode::Exact;
-    let locked = tables.iter().find(|table| table.key.is_empty() || known.gtids == Gtids::None || is_exact);
-    if let Some(table) = locked
-        && !granted("LOCK TABLES")
-    {
-        let why = match is_exact {
-            true => "with `snapshot_mode = \"exact\"` its rows are",
-            false => "it has no primary key (or the server no GTIDs): its rows can only be",
+
+    /// Checks that the user may follow the binlog, and that no other replica has the source's number.
+    async fn check_replica(&mut self, identity: &ReplicaIdentity) -> Result<()> {
+        const CODE: &str = "mysql.check.replication_slave";
+        let replicas: TextRows = match self.dialect {
+            Dialect::MariaDb => {
+                // MariaDB lists its replicas to administrators only.
+                if !self.has_privilege("REPLICATION SLAVE") {
+                    let message = format!("the user `{}` may not follow the binlog", self.user());
+                    self.report(CODE, &message, self.grant("REPLICATION SLAVE"));
+                }
+                Vec::new()
+            }
+            Dialect::MySql => match self.connection.query("SHOW REPLICAS").await {
+                Ok(replicas) => replicas,
+                Err(error) => {
+                    if let Some(why) = privilege_error(Err::<(), _>(error))? {
+                        let fix = Some(self.grant("REPLICATION SLAVE"));
+                        self.issues.push(PreflightIssue { code: CODE, message: why, fix });
+                    }
+                    return Ok(());
+                }
+            },
         };
-        let message = format!("{server}: {}: {why} read after a moment's lock", table.full_name());
-        lack("mysql.check.lock_tables", message, grant("LOCK TABLES"));
+        let id = identity.server_id.to_string();
+        let text = |row: &Vec<Option<String>>, index: usize| row.get(index).cloned().flatten().unwrap_or_default();
+        let is_other = |row: &Vec<Option<String>>| text(row, 0) == id && text(row, 4) != identity.uuid;
+        if self.setting("server_id").await?.as_deref() == Some(&id) || replicas.iter().any(is_other) {
+            let fix = format!("set `server_id` to a number other than {id}");
+            self.report("mysql.check.server_id", &format!("another server or replica has the server id {id}"), fix);
+        }
+        Ok(())
     }
-    Ok(())
+
+    async fn check_tables(&mut self) -> Result<()> {
+        let server = ServerInfo::read(&mut self.connection).await?;
+        let tables = describe::tables(self.options, &mut self.connection, &server.charsets, None).await?;
+        if tables.is_empty() {
+            let message = format!("`tables` matches no table that the user `{}` may read", self.user());
+            self.report("mysql.check.tables", &message, self.grant("SELECT"));
+        }
+        let is_exact = self.options.snapshot_mode == SnapshotMode::Exact;
+        let needs_lock = |is_keyless: bool| is_keyless || is_exact || server.flavor == ServerFlavor::MySqlWithoutGtids;
+        if let Some(table) = tables.iter().find(|table| needs_lock(table.key.is_empty()))
+            && !self.has_privilege("LOCK TABLES")
+        {
+            let why = match is_exact {
+                true => "`snapshot_mode = \"exact\"` reads",
+                false => "it has no primary key (or the server has no GTIDs), so the source reads",
+            };
+            let message = format!("{}: {why} it after a short lock", table.name);
+            self.report("mysql.check.lock_tables", &message, self.grant("LOCK TABLES"));
+        }
+        Ok(())
+    }
 }
 
-/// The value of a global setting; `None` if the server does not know it.
-async fn setting(options: &MysqlOptions, connection: &mut MySqlConnection, name: &str) -> Result<Option<String>> {
-    match query_one(options, connection, &format!("SELECT @@GLOBAL.{name}")).await {
-        Err(error) if error.code == "mysql.query" => Ok(None),
-        value => value,
-    }
-}
-
-/// What was refused for want of a privilege; other failures are failures of the check.
-fn refused<T>(outcome: Result<T>) -> Result<Option<String>> {
-    match outcome {
+/// The message of an error about a missing privilege. Other errors fail the check.
+fn privilege_error<T>(result: Result<T>) -> Result<Option<String>> {
+    match result {
         Ok(_) => Ok(None),
-        Err(error) if error.code == "mysql.privilege" => Ok(Some(Error::message(&error).to_owned())),
+        Err(error) if error.code == "mysql.privilege" => Ok(Some(error.message().to_owned())),
         Err(error) => Err(error),
     }
 }

@@ -1,5 +1,5 @@
-//! The tables of the binlog, by the number that rows events name them by. A table map comes before nearly every rows event; it is read again
-//! only when its bytes have changed, which is how a changed table is noticed.
+//! The tables of the binlog, by the number that rows events refer to. A table map precedes nearly every rows event. The cache
+//! decodes it again only when its bytes change, which is how a schema change becomes visible.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,139 +7,148 @@ use std::sync::Arc;
 use trunkline_connector::{Error, Result};
 
 use crate::config::MysqlOptions;
-use crate::connection::connect::server;
+use crate::connection::dialect::Dialect;
 use crate::decode::rows::Storage;
-use crate::decode::table_map::{TableMap, TableName, Unusable};
-use crate::format::table::{Column, Kind, Style, Table};
+use crate::decode::table_map::{TableMap, TableMapName, Unusable};
+use crate::format::table::Table;
 use crate::schema::charset::Charsets;
+use crate::schema::table_name::TableName;
+use crate::schema::types::{Column, ColumnType};
 
-/// A table's rows, as they lie in the binlog.
+/// A mapped table.
 #[derive(Debug)]
-pub(crate) struct Mapped {
-    /// `None` if the source does not take the table.
-    pub(crate) taken: Option<Taken>,
+pub(crate) struct MappedTable {
+    /// `None` if the source does not capture the table.
+    pub(crate) captured: Option<CapturedTable>,
 }
 
-/// A table that the source takes.
+/// A captured table, and the encoding of its rows.
 #[derive(Debug)]
-pub(crate) struct Taken {
+pub(crate) struct CapturedTable {
     pub(crate) table: Arc<Table>,
     pub(crate) storage: Vec<Storage>,
 }
 
-/// The length of a BINARY, if it is that of one of MariaDB's types.
-fn looks_binary(column: &Column, storage: Storage) -> Option<usize> {
+/// The length of a BINARY column, if it is the length of a native type of MariaDB.
+fn native_length(column: &Column, storage: Storage) -> Option<usize> {
     match storage {
-        Storage::Bytes { padded_to: size @ (4 | 16), .. } if column.kind == Kind::Binary => Some(size),
+        Storage::Bytes { padded_to: size @ (4 | 16), .. } if column.column_type == ColumnType::Binary => Some(size),
         _ => None,
     }
 }
 
-/// More tables than this are forgotten at once: numbers are never used again, and those in use come back with their next map.
-const MOST: usize = 10_000;
+/// A cache of more tables is cleared: numbers are never reused, and the next table map of a table adds it again.
+const MAX_TABLES: usize = 10_000;
 
 /// Tables by number.
-pub(crate) struct Tables {
-    style: Style,
-    /// Table maps are MariaDB's.
-    mariadb: bool,
-    known: HashMap<u64, (Vec<u8>, Arc<Mapped>)>,
-    /// Types that a table map does not tell: by table, the columns of these types.
-    untold: HashMap<String, Vec<(String, Kind)>>,
+pub(crate) struct TableCache {
+    options: Arc<MysqlOptions>,
+    dialect: Dialect,
+    tables: HashMap<u64, (Vec<u8>, Arc<MappedTable>)>,
+    /// MariaDB's native types, which a table map does not identify: per table, the columns with such a type.
+    native_types: HashMap<TableName, Vec<(String, ColumnType)>>,
 }
 
-impl Tables {
-    pub(crate) fn new(style: Style, mariadb: bool) -> Self {
-        Self { style, mariadb, known: HashMap::new(), untold: HashMap::new() }
+impl TableCache {
+    pub(crate) fn new(options: Arc<MysqlOptions>, dialect: Dialect) -> Self {
+        Self { options, dialect, tables: HashMap::new(), native_types: HashMap::new() }
     }
 
-    pub(crate) fn get(&self, id: u64) -> Option<&Arc<Mapped>> {
-        self.known.get(&id).map(|(_, mapped)| mapped)
+    pub(crate) fn get(&self, number: u64) -> Option<&Arc<MappedTable>> {
+        self.tables.get(&number).map(|(_, mapped)| mapped)
     }
 
-    /// Takes up a table map; the table if it is new or has changed.
-    pub(crate) fn map(
-        &mut self,
-        event: &[u8],
-        options: &MysqlOptions,
-        charsets: &Charsets,
-    ) -> Result<Option<Arc<Mapped>>> {
-        let broken = |why: String| Error::data("mysql.malformed", format!("{}: a table map: {why}", server(options)));
-        let name = TableName::read(event).map_err(|error| broken(error.to_string()))?;
-        if self.known.get(&name.id).is_some_and(|(known, _)| known == event) {
+    /// Adds the table of a table map. Returns it if it is new or changed.
+    pub(crate) fn add(&mut self, event: &[u8], charsets: &Charsets) -> Result<Option<Arc<MappedTable>>> {
+        let name = TableMapName::read(event).map_err(|error| {
+            let server = self.options.connection.server_label();
+            Error::data("mysql.malformed", format!("{server}: a table map: {error} (please report this)"))
+        })?;
+        if self.is_cached(&name, event) {
             return Ok(None);
         }
-        let taken = if options.tables.takes(name.database, name.table) {
-            Some(self.read(&name, options, charsets)?)
-        } else {
-            None
+        let captured = match self.options.tables.includes(name.database, name.table) {
+            true => Some(self.captured_table(&name, charsets)?),
+            false => None,
         };
-        if self.known.len() >= MOST {
-            self.known.clear();
+        if self.tables.len() >= MAX_TABLES {
+            self.tables.clear();
         }
-        let mapped = Arc::new(Mapped { taken });
-        self.known.insert(name.id, (event.to_vec(), Arc::clone(&mapped)));
+        let mapped = Arc::new(MappedTable { captured });
+        self.tables.insert(name.number, (event.to_vec(), Arc::clone(&mapped)));
         Ok(Some(mapped))
     }
 
-    /// The database and name of a table whose new map leaves open what some columns are: MariaDB's UUID and INET types look like BINARY there. Its
-    /// description is wanted before the map is taken up.
-    pub(crate) fn asks_for(
-        &self,
-        event: &[u8],
-        options: &MysqlOptions,
-        charsets: &Charsets,
-    ) -> Option<(String, String)> {
-        let name = TableName::read(event).ok().filter(|_| self.mariadb)?;
-        let is_known = self.known.get(&name.id).is_some_and(|(known, _)| known == event);
-        if is_known || !options.tables.takes(name.database, name.table) {
+    fn is_mariadb(&self) -> bool {
+        self.dialect == Dialect::MariaDb
+    }
+
+    fn is_cached(&self, name: &TableMapName<'_>, event: &[u8]) -> bool {
+        self.tables.get(&name.number).is_some_and(|(cached, _)| cached == event)
+    }
+
+    /// The table of a new table map that does not identify the types of all columns: MariaDB's UUID and INET types look like
+    /// BINARY. The cache needs its description from the server before [`add`](TableCache::add).
+    pub(crate) fn needs_description(&self, event: &[u8], charsets: &Charsets) -> Option<TableName> {
+        let name = TableMapName::read(event).ok().filter(|_| self.is_mariadb())?;
+        if self.is_cached(&name, event) || !self.options.tables.includes(name.database, name.table) {
             return None;
         }
-        let map = TableMap::read(&name, charsets, self.mariadb).ok()?;
+        let map = TableMap::read(&name, charsets, self.is_mariadb()).ok()?;
         let mut columns = map.columns.iter().zip(&map.storage);
-        let asks = columns.any(|(column, storage)| looks_binary(column, *storage).is_some());
-        asks.then(|| (name.database.to_owned(), name.table.to_owned()))
+        let is_ambiguous = columns.any(|(column, storage)| native_length(column, *storage).is_some());
+        is_ambiguous.then(|| name.table_name())
     }
 
-    /// What a table's columns are, as it is now.
-    pub(crate) fn told(&mut self, full_name: String, columns: &[Column]) {
-        let native = |column: &&Column| matches!(column.kind, Kind::Uuid | Kind::Inet4 | Kind::Inet6);
-        let kinds = columns.iter().filter(native).map(|column| (column.name.clone(), column.kind.clone()));
-        self.untold.insert(full_name, kinds.collect());
+    /// Sets the description of a table.
+    pub(crate) fn set_description(&mut self, name: TableName, columns: &[Column]) {
+        let is_native =
+            |column: &&Column| matches!(column.column_type, ColumnType::Uuid | ColumnType::Inet4 | ColumnType::Inet6);
+        let types = columns.iter().filter(is_native).map(|column| (column.name.clone(), column.column_type.clone()));
+        self.native_types.insert(name, types.collect());
     }
 
-    fn read(&self, name: &TableName<'_>, options: &MysqlOptions, charsets: &Charsets) -> Result<Taken> {
-        let full_name = format!("{}.{}", name.database, name.table);
-        let map = TableMap::read(name, charsets, self.mariadb).map_err(|unusable| match unusable {
-            Unusable::Malformed(why) => {
-                Error::data("mysql.malformed", format!("{}: the table map of {full_name}: {why}", server(options)))
-            }
-            Unusable::NoNames => Error::data(
-                "mysql.row_metadata",
-                format!(
-                    "{}: the binlog does not name the columns of {full_name}. SET PERSIST binlog_row_metadata = 'FULL'; what was written before cannot \
-                     be read: go on with a source of another name, or leave the table out by `tables`",
-                    server(options)
-                ),
-            ),
-            Unusable::Column(column, why) => Error::data(
-                "mysql.column",
-                format!("{}: {full_name}: column `{column}` cannot be read: {why}. Leave the table out by `tables`", server(options)),
-            ),
-        })?;
+    fn captured_table(&self, name: &TableMapName<'_>, charsets: &Charsets) -> Result<CapturedTable> {
+        let table_name = name.table_name();
+        let map =
+            TableMap::read(name, charsets, self.is_mariadb()).map_err(|error| self.unusable(&table_name, error))?;
         let TableMap { mut columns, storage, key } = map;
-        for (name, kind) in self.untold.get(&full_name).into_iter().flatten() {
-            let size = if *kind == Kind::Inet4 { 4 } else { 16 };
+        for (name, column_type) in self.native_types.get(&table_name).into_iter().flatten() {
+            let size = if *column_type == ColumnType::Inet4 { 4 } else { 16 };
             let mut both = columns.iter_mut().zip(&storage);
-            let same = |(column, storage): &(&mut Column, &Storage)| {
-                column.name == *name && looks_binary(column, **storage) == Some(size)
+            let is_it = |(column, storage): &(&mut Column, &Storage)| {
+                column.name == *name && native_length(column, **storage) == Some(size)
             };
-            if let Some((column, _)) = both.find(same) {
-                column.kind = kind.clone();
+            if let Some((column, _)) = both.find(is_it) {
+                column.column_type = column_type.clone();
             }
         }
-        options.columns.settle(name.database, name.table, &mut columns, &key)?;
-        let table = Table::new(name.database.to_owned(), name.table.to_owned(), columns, key, self.style)?;
-        Ok(Taken { table: Arc::new(table), storage })
+        self.options.columns.apply(&table_name, &mut columns, &key)?;
+        let table = Table::new(table_name, columns, key, self.options.format)?;
+        Ok(CapturedTable { table: Arc::new(table), storage })
+    }
+
+    fn unusable(&self, table: &TableName, error: Unusable) -> Error {
+        let server = self.options.connection.server_label();
+        match error {
+            Unusable::Malformed(why) => Error::data(
+                "mysql.malformed",
+                format!("{server}: the table map of {table}: {why} (please report this)"),
+            ),
+            Unusable::NoMetadata => {
+                let fix = self.dialect.set_global("binlog_row_metadata = 'FULL'");
+                let message = format!(
+                    "{server}: the binlog does not contain the column names of {table}; {fix}. Earlier changes cannot be read: \
+                     create a source with another name, or exclude the table from `tables`"
+                );
+                Error::data("mysql.row_metadata", message)
+            }
+            Unusable::Column(column, why) => {
+                let message = format!(
+                    "{server}: {table}: column `{column}` cannot be read: {why}; or exclude the table from `tables`"
+                );
+                Error::data("mysql.column", message)
+            }
+        }
     }
 }

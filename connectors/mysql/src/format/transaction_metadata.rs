@@ -1,63 +1,72 @@
-//! Markers of transactions, as Debezium writes them: a record when one begins and one when it ends, which tells how many changes of which tables it had; and
-//! in each of these changes which one of its transaction it is.
+//! Transaction metadata in Debezium's format: a `BEGIN` and an `END` record per transaction, the latter with the number of
+//! changes per table, and in each change its position within the transaction.
 //!
-//! A transaction in which nothing is taken has no markers. One whose rows are handed out in parts has its counts in the position, so that they are
-//! those of the whole transaction, wherever it was stopped.
+//! A transaction without a captured change has no records. The position of the source includes the counts of a transaction
+//! that was emitted in part, so that the counts cover the whole transaction after a restart.
 
 use std::collections::BTreeMap;
 
-use arrow::datatypes::{DataType, Field, Schema as ArrowSchema};
-use std::sync::Arc;
-use trunkline_connector::{Batch, Error, Result, Schema, headers, json};
+use trunkline_connector::{Batch, headers, json};
 
-/// How many changes each table (by its full name) has had in a transaction.
+use crate::schema::table_name::TableName;
+
+/// The number of changes per table ([key](TableName::key)) in a transaction.
 pub(crate) type Counts = BTreeMap<String, u64>;
 
-/// The transaction whose changes are being handed out.
+/// What all transaction records have in common.
 #[derive(Debug)]
-pub(crate) struct Marks {
+pub(crate) struct MarkerFormat {
+    /// The output port.
+    pub(crate) port: u16,
+    /// The id of the schema.
+    pub(crate) schema: String,
+}
+
+/// The metadata of the transaction whose changes are being emitted.
+#[derive(Debug)]
+pub(crate) struct TransactionMetadata {
     /// As JSON.
     id: Vec<u8>,
-    /// When it was committed, in milliseconds.
+    /// Milliseconds since the Unix epoch.
     committed_at: i64,
     counts: Counts,
     total: u64,
-    /// The table whose rows are handed out, and its count.
-    current: (String, u64),
+    /// The table whose changes are being emitted, and its count.
+    current: (Option<TableName>, u64),
 }
 
-impl Marks {
-    /// Goes on after what has been counted already.
+impl TransactionMetadata {
+    /// Continues after the changes in `counts`, which were emitted before a restart.
     pub(crate) fn new(id: &str, committed_at: i64, counts: Counts) -> Self {
         let mut quoted = Vec::new();
         json::write_string(&mut quoted, id);
-        Self { id: quoted, committed_at, total: counts.values().sum(), counts, current: (String::new(), 0) }
+        Self { id: quoted, committed_at, total: counts.values().sum(), counts, current: (None, 0) }
     }
 
-    /// The changes that follow are of this table.
-    pub(crate) fn turn_to(&mut self, table: &str) {
-        if self.current.0 != table {
-            self.put_back();
-            self.current = (table.to_owned(), self.counts.get(table).copied().unwrap_or(0));
+    /// Selects the table of the changes that follow.
+    pub(crate) fn select_table(&mut self, table: &TableName) {
+        if self.current.0.as_ref() != Some(table) {
+            self.store_current();
+            self.current = (Some(table.clone()), self.counts.get(&table.key()).copied().unwrap_or(0));
         }
     }
 
-    fn put_back(&mut self) {
-        if self.current.1 > 0 {
-            self.counts.insert(self.current.0.clone(), self.current.1);
+    fn store_current(&mut self) {
+        if let (Some(table), count @ 1..) = &self.current {
+            self.counts.insert(table.key(), *count);
         }
     }
 
-    /// Counts a change. The first one of the transaction is preceded by the marker of its beginning.
-    pub(crate) fn count(&mut self, markers: &mut Batch, style: &MarkerStyle) {
+    /// Counts a change. The first change writes the `BEGIN` record.
+    pub(crate) fn count(&mut self, markers: &mut Batch, format: &MarkerFormat) {
         if self.total == 0 {
-            self.marker(markers, style, "BEGIN", "null,\"data_collections\":null".to_owned());
+            self.write_marker(markers, format, "BEGIN", "null,\"data_collections\":null".to_owned());
         }
         self.total += 1;
         self.current.1 += 1;
     }
 
-    /// Appends the block of the change that was counted last.
+    /// Appends the `transaction` block of the last counted change.
     pub(crate) fn write_block(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"id\":");
         out.extend_from_slice(&self.id);
@@ -69,15 +78,15 @@ impl Marks {
         out.push(b'}');
     }
 
-    /// What has been counted.
+    /// The counts so far.
     pub(crate) fn counts(&mut self) -> Counts {
-        self.put_back();
+        self.store_current();
         self.counts.clone()
     }
 
-    /// The marker of the end, of a transaction that had changes.
-    pub(crate) fn end(mut self, markers: &mut Batch, style: &MarkerStyle) {
-        self.put_back();
+    /// Writes the `END` record, unless the transaction had no changes.
+    pub(crate) fn end(mut self, markers: &mut Batch, format: &MarkerFormat) {
+        self.store_current();
         if self.total == 0 {
             return;
         }
@@ -91,51 +100,17 @@ impl Marks {
             rest.extend_from_slice(format!(",\"event_count\":{count}}}").as_bytes());
         }
         rest.push(b']');
-        self.marker(markers, style, "END", String::from_utf8_lossy(&rest).into_owned());
+        self.write_marker(markers, format, "END", String::from_utf8_lossy(&rest).into_owned());
     }
 
-    fn marker(&self, markers: &mut Batch, style: &MarkerStyle, status: &str, counts: String) {
+    fn write_marker(&self, markers: &mut Batch, format: &MarkerFormat, status: &str, counts: String) {
         let id = String::from_utf8_lossy(&self.id);
         let ts_ms = self.committed_at;
         let mut record = markers.record();
         record.key(format!("{{\"id\":{id}}}").as_bytes());
         let value = format!("{{\"status\":\"{status}\",\"id\":{id},\"ts_ms\":{ts_ms},\"event_count\":{counts}}}");
-        record.value(value.as_bytes()).timestamp(ts_ms).port(style.port);
-        record.header(headers::SCHEMA, Some(style.schema.as_bytes()));
+        record.value(value.as_bytes()).timestamp(ts_ms).port(format.port);
+        record.header(headers::SCHEMA, Some(format.schema.as_bytes()));
         record.finish();
     }
-}
-
-/// What all markers have in common.
-#[derive(Debug)]
-pub(crate) struct MarkerStyle {
-    /// The output port that they leave by.
-    pub(crate) port: u16,
-    /// The id of their schema.
-    pub(crate) schema: String,
-}
-
-/// The schema of markers.
-pub(crate) fn schema() -> Result<Schema> {
-    let collection =
-        vec![Field::new("data_collection", DataType::Utf8, false), Field::new("event_count", DataType::Int64, false)];
-    let collections = Field::new("item", DataType::Struct(collection.into()), false);
-    let fields = vec![
-        Field::new("status", DataType::Utf8, false),
-        Field::new("id", DataType::Utf8, false),
-        Field::new("ts_ms", DataType::Int64, false),
-        Field::new("event_count", DataType::Int64, true),
-        Field::new("data_collections", DataType::List(Arc::new(collections)), true),
-    ];
-    Schema::new(Arc::new(ArrowSchema::new(fields))).map_err(|error| Error::internal("mysql.schema", error.to_string()))
-}
-
-/// The block of a change, as its schema has it.
-pub(crate) fn block_field() -> Field {
-    let block = vec![
-        Field::new("id", DataType::Utf8, false),
-        Field::new("total_order", DataType::Int64, false),
-        Field::new("data_collection_order", DataType::Int64, false),
-    ];
-    Field::new("transaction", DataType::Struct(block.into()), true)
 }

@@ -1,4 +1,7 @@
-//! Which tables there are, how far the snapshot of each is, and what the binlog has to mind meanwhile.
+//! [`SnapshotTracker`]: the captured tables, the progress of each snapshot, and the changes that the stream reports meanwhile.
+//!
+//! The tracker connects the follower and the snapshot, which do not know each other: the follower reports tables, keys and
+//! schema changes to it, and the snapshot asks it for the next table.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -7,192 +10,195 @@ use trunkline_connector::{Result, SourceBatch};
 
 use crate::format::table::Table;
 use crate::position::{TablePosition, table_key};
-use crate::schema::table_filter::Selection;
+use crate::schema::table_filter::TableFilter;
+use crate::schema::table_name::TableName;
 
-/// Of a source that has stood still for hours, the keys that changed since are not all remembered: the chunk is read again when the follower
-/// is near.
-const MOST_TOUCHED: usize = 200_000;
+/// The maximum number of tracked keys. A source that lags behind by more reads the chunk again when it has caught up.
+const MAX_CHANGED_KEYS: usize = 200_000;
 
-/// What the follower has to do with a table's rows.
+/// What the follower does with the rows of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Watch {
-    /// Hand them out.
-    HandOut,
-    /// Hand them out, and tell their keys: a chunk of the table is being read, and a row that changed meanwhile is not taken from the chunk.
-    Record,
-    /// Leave them out: the table has no key, and its snapshot, which is of one moment, will have them.
+pub(crate) enum TableMode {
+    Emit,
+    /// Emits rows and tracks their keys: a chunk of the table is being read, and loses the rows that change meanwhile.
+    EmitAndTrack,
+    /// Skips rows: the table has no key, and its snapshot, which is consistent, will contain them.
     Suppress,
 }
 
 /// A table whose rows are to be read.
 #[derive(Clone)]
-pub(crate) struct Wanted {
+pub(crate) struct TableRequest {
     pub(crate) table: Arc<Table>,
-    /// Only rows that fulfil this.
+    /// Restricts the rows.
     pub(crate) condition: Option<String>,
-    /// The key after which they begin.
+    /// The key after which the rows start.
     pub(crate) after: Option<Vec<String>>,
 }
 
 /// The state of all tables.
 #[derive(Default)]
-pub(crate) struct Progress {
-    positions: BTreeMap<String, TablePosition>,
-    /// Tables whose rows are still to be read, the next one first.
-    waiting: Vec<String>,
-    /// Tables without key among them: their changes are left out until they are read.
-    suppressed: HashSet<String>,
-    known: HashMap<String, Arc<Table>>,
-    recording: Option<Recording>,
+pub(crate) struct SnapshotTracker {
+    positions: BTreeMap<TableName, TablePosition>,
+    /// Tables to read, the next one last.
+    waiting: Vec<TableName>,
+    /// Tables without a key among them. Their changes are suppressed until they are read.
+    suppressed: HashSet<TableName>,
+    known: HashMap<TableName, Arc<Table>>,
+    window: Option<ChunkWindow>,
 }
 
-/// Changes since a chunk was asked for.
-struct Recording {
-    table: String,
-    touched: HashSet<Vec<u8>>,
-    /// What is read cannot be taken: some definition changed, so that it may be of either side of the change, or too many rows did.
-    stale: bool,
+/// The changes while a chunk is read (DBLog's watermark window).
+struct ChunkWindow {
+    table: TableName,
+    changed_keys: HashSet<Vec<u8>>,
+    /// The chunk is unusable: a schema change makes it ambiguous, or too many rows changed.
+    is_stale: bool,
 }
 
-impl Progress {
-    pub(crate) fn new(positions: BTreeMap<String, TablePosition>, known: HashMap<String, Arc<Table>>) -> Self {
+impl SnapshotTracker {
+    pub(crate) fn new(
+        positions: BTreeMap<TableName, TablePosition>,
+        known: impl IntoIterator<Item = Arc<Table>>,
+    ) -> Self {
+        let known = known.into_iter().map(|table| (table.name.clone(), table)).collect();
         Self { positions, known, ..Self::default() }
     }
 
-    /// Plans the snapshot of every table that is known and not done; or, if not `all`, of those that were asked for.
+    /// Plans the snapshot of every known table that is not done; or, unless `all`, of requested tables only.
     pub(crate) fn plan(&mut self, all: bool) {
-        let is_wanted = |name: &&String| match self.positions.get(*name) {
+        let is_due = |name: &&TableName| match self.positions.get(*name) {
             Some(TablePosition::Done) => false,
-            Some(TablePosition::Again(_) | TablePosition::Where { .. }) => true,
+            Some(TablePosition::Requested(_) | TablePosition::RequestedWhere { .. }) => true,
             Some(TablePosition::After(_)) | None => all,
         };
-        let mut waiting: Vec<String> = self.known.keys().filter(is_wanted).cloned().collect();
-        // Tables without key first: their changes are left out until they are read. And the last of the list is taken first.
-        let keyed = |name: &String| self.known.get(name).is_some_and(|table| !table.key.is_empty());
-        waiting.sort_by_key(|name| (keyed(name), name.clone()));
+        let mut waiting: Vec<TableName> = self.known.keys().filter(is_due).cloned().collect();
+        // Tables without a key come first, because their changes are suppressed until they are read.
+        let has_key = |name: &TableName| self.known.get(name).is_some_and(|table| !table.key.is_empty());
+        waiting.sort_by_key(|name| (has_key(name), name.clone()));
         waiting.reverse();
-        // Of a snapshot of some of the rows the changes of the others would be missed.
-        let is_whole = |name: &String| self.positions.get(name).and_then(TablePosition::condition).is_none();
-        self.suppressed = waiting.iter().filter(|name| !keyed(name) && is_whole(name)).cloned().collect();
+        // A restricted snapshot lacks the changes of other rows, so it suppresses nothing.
+        let is_whole = |name: &TableName| self.positions.get(name).and_then(TablePosition::condition).is_none();
+        self.suppressed = waiting.iter().filter(|name| !has_key(name) && is_whole(name)).cloned().collect();
         self.waiting = waiting;
     }
 
-    /// What is read next.
-    pub(crate) fn next(&self) -> Option<Wanted> {
-        self.wanted(self.waiting.last()?)
+    /// The next table to read.
+    pub(crate) fn next(&self) -> Option<TableRequest> {
+        self.request(self.waiting.last()?)
     }
 
-    /// All that is still to be read.
-    pub(crate) fn all(&self) -> Vec<Wanted> {
-        self.waiting.iter().rev().filter_map(|name| self.wanted(name)).collect()
+    /// All tables to read.
+    pub(crate) fn all(&self) -> Vec<TableRequest> {
+        self.waiting.iter().rev().filter_map(|name| self.request(name)).collect()
     }
 
-    fn wanted(&self, name: &str) -> Option<Wanted> {
+    fn request(&self, name: &TableName) -> Option<TableRequest> {
         let position = self.positions.get(name);
-        Some(Wanted {
+        Some(TableRequest {
             table: Arc::clone(self.known.get(name)?),
             condition: position.and_then(TablePosition::condition).map(str::to_owned),
             after: position.and_then(TablePosition::after).map(<[String]>::to_vec),
         })
     }
 
-    /// Tables whose snapshot is not done, by database and name.
-    pub(crate) fn waiting(&self) -> Vec<(&str, &str)> {
-        let table = |name: &String| self.known.get(name).map(|table| (table.database.as_str(), table.name.as_str()));
-        self.waiting.iter().filter_map(table).collect()
+    /// The names of the tables to read.
+    pub(crate) fn waiting(&self) -> &[TableName] {
+        &self.waiting
     }
 
-    /// Tables whose snapshot is not done.
+    /// The number of tables to read.
     pub(crate) fn left(&self) -> usize {
         self.waiting.len()
     }
 
-    pub(crate) fn known(&self, full_name: &str) -> Option<Arc<Table>> {
-        self.known.get(full_name).cloned()
+    pub(crate) fn known(&self, name: &TableName) -> Option<Arc<Table>> {
+        self.known.get(name).cloned()
     }
 
-    /// Could a statement change a table that is taken? It names the table's database, or that is the session's own.
-    pub(crate) fn concerns(&self, tables: &Selection, database: &str, statement: &[u8]) -> bool {
+    /// Whether a statement could change a captured table: it contains the name of the table's database, or runs in it.
+    pub(crate) fn may_affect(&self, tables: &TableFilter, database: &str, statement: &[u8]) -> bool {
         let statement = String::from_utf8_lossy(statement).to_lowercase();
-        let named = |table: &Arc<Table>| statement.contains(&table.database.to_lowercase());
-        tables.may_take_of(database) || self.known.values().any(named)
+        let is_named = |table: &TableName| statement.contains(&table.database.to_lowercase());
+        tables.may_include_database(database) || self.known.keys().any(is_named)
     }
 
-    /// A table's definition, as it is now.
+    /// Sets the current definition of a table.
     pub(crate) fn define(&mut self, table: &Arc<Table>) {
-        self.known.insert(table.full_name(), Arc::clone(table));
+        self.known.insert(table.name.clone(), Arc::clone(table));
     }
 
-    /// A table map has come. A table that nobody knew was created meanwhile: all of its rows are in the binlog, and if `remember`, that is
-    /// noted, so that no later start reads them once more.
+    /// Notes a table map. An unknown table was created meanwhile, so the binlog has all of its rows. If `remember`, its position
+    /// is set, so that no later start takes a snapshot of it.
     pub(crate) fn table_seen(&mut self, table: &Arc<Table>, remember: bool, out: &mut SourceBatch) -> Result<()> {
-        let name = table.full_name();
-        self.known.insert(name.clone(), Arc::clone(table));
-        if remember && !self.positions.contains_key(&name) && !self.waiting.contains(&name) {
-            self.set(&name, TablePosition::Done, out)?;
+        self.define(table);
+        if remember && !self.positions.contains_key(&table.name) && !self.waiting.contains(&table.name) {
+            self.set(&table.name, TablePosition::Done, out)?;
         }
         Ok(())
     }
 
-    pub(crate) fn watch(&self, full_name: &str) -> Watch {
-        if self.recording.as_ref().is_some_and(|recording| recording.table == full_name) {
-            Watch::Record
-        } else if self.suppressed.contains(full_name) {
-            Watch::Suppress
+    pub(crate) fn mode(&self, name: &TableName) -> TableMode {
+        if self.window.as_ref().is_some_and(|window| window.table == *name) {
+            TableMode::EmitAndTrack
+        } else if self.suppressed.contains(name) {
+            TableMode::Suppress
         } else {
-            Watch::HandOut
+            TableMode::Emit
         }
     }
 
-    /// From now on the changes of this table are recorded.
-    pub(crate) fn record(&mut self, full_name: &str) {
-        self.recording = Some(Recording { table: full_name.to_owned(), touched: HashSet::new(), stale: false });
+    /// Opens the window of a chunk: tracks the changes of this table.
+    pub(crate) fn open_window(&mut self, name: &TableName) {
+        self.window = Some(ChunkWindow { table: name.clone(), changed_keys: HashSet::new(), is_stale: false });
     }
 
-    pub(crate) fn touched(&mut self, key: &[u8]) {
-        if let Some(recording) = &mut self.recording
-            && !recording.stale
-            && !recording.touched.contains(key)
+    /// Notes the key of a changed row.
+    pub(crate) fn key_changed(&mut self, key: &[u8]) {
+        if let Some(window) = &mut self.window
+            && !window.is_stale
+            && !window.changed_keys.contains(key)
         {
-            recording.touched.insert(key.to_vec());
-            if recording.touched.len() > MOST_TOUCHED {
-                recording.touched = HashSet::new();
-                recording.stale = true;
+            window.changed_keys.insert(key.to_vec());
+            if window.changed_keys.len() > MAX_CHANGED_KEYS {
+                window.changed_keys = HashSet::new();
+                window.is_stale = true;
             }
         }
     }
 
-    pub(crate) fn definition_changed(&mut self) {
-        if let Some(recording) = &mut self.recording {
-            recording.stale = true;
+    /// Notes a schema change.
+    pub(crate) fn schema_changed(&mut self) {
+        if let Some(window) = &mut self.window {
+            window.is_stale = true;
         }
     }
 
-    /// Ends the recording: the keys that were touched, or `None` if what was read cannot be taken.
-    pub(crate) fn recorded(&mut self) -> Option<HashSet<Vec<u8>>> {
-        self.recording.take().filter(|recording| !recording.stale).map(|recording| recording.touched)
+    /// Closes the window. Returns the changed keys, or `None` if the chunk is unusable.
+    pub(crate) fn close_window(&mut self) -> Option<HashSet<Vec<u8>>> {
+        self.window.take().filter(|window| !window.is_stale).map(|window| window.changed_keys)
     }
 
-    /// Notes that a table is handed out up to a key.
-    pub(crate) fn advance(&mut self, full_name: &str, key: Vec<String>, out: &mut SourceBatch) -> Result<()> {
-        let position = match self.positions.get(full_name) {
-            Some(TablePosition::Again(_)) => TablePosition::Again(key),
-            Some(TablePosition::Where { condition, .. }) => {
-                TablePosition::Where { condition: condition.clone(), after: key }
+    /// Advances the snapshot of a table to a key.
+    pub(crate) fn advance(&mut self, name: &TableName, key: Vec<String>, out: &mut SourceBatch) -> Result<()> {
+        let position = match self.positions.get(name) {
+            Some(TablePosition::Requested(_)) => TablePosition::Requested(key),
+            Some(TablePosition::RequestedWhere { condition, .. }) => {
+                TablePosition::RequestedWhere { condition: condition.clone(), after: key }
             }
             _ => TablePosition::After(key),
         };
-        self.set(full_name, position, out)
+        self.set(name, position, out)
     }
 
-    /// Notes how far a table is.
-    pub(crate) fn set(&mut self, full_name: &str, position: TablePosition, out: &mut SourceBatch) -> Result<()> {
-        out.set_position(&table_key(full_name), Some(position.to_bytes()?));
+    /// Sets the progress of a table.
+    pub(crate) fn set(&mut self, name: &TableName, position: TablePosition, out: &mut SourceBatch) -> Result<()> {
+        out.set_position(&table_key(name), Some(position.to_bytes()?));
         if position == TablePosition::Done {
-            self.waiting.retain(|name| name != full_name);
-            self.suppressed.remove(full_name);
+            self.waiting.retain(|waiting| waiting != name);
+            self.suppressed.remove(name);
         }
-        self.positions.insert(full_name.to_owned(), position);
+        self.positions.insert(name.clone(), position);
         Ok(())
     }
 }
