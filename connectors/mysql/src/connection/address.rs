@@ -1,4 +1,4 @@
-//! Where a server is and who asks: the `url` taken apart. The password is in here and comes out only into a connection (I8).
+//! The option `url`: server and user. The password leaves this type only into a connection (I8).
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use url::Url;
 
 /// A server and a user.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Address {
+pub(crate) struct Address {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) user: String,
@@ -14,30 +14,30 @@ pub struct Address {
 }
 
 impl Address {
-    /// Takes a URL apart. What is wrong is told as the end of "`url` ...", without any of the text.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+    /// Parses a URL. An error is the end of the sentence "`url` ...", without any part of the text.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         if url.scheme() != "mysql" {
             return Err("does not begin with `mysql://`".to_owned());
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return Err("has `?` or `#` in it; TLS is set by the options `tls` and `tls_ca`".to_owned());
+            return Err("contains `?` or `#`; set TLS with the options `tls` and `tls_ca`".to_owned());
         }
         if !matches!(url.path(), "" | "/") {
-            return Err("names a database after the host; choose tables by `tables`".to_owned());
+            return Err("names a database after the host; select tables with `tables`".to_owned());
         }
-        let host = url.host_str().filter(|host| !host.is_empty()).ok_or("names no host")?;
+        let host = url.host_str().filter(|host| !host.is_empty()).ok_or("lacks a host")?;
         let decoded = |part: &str| {
             percent_encoding::percent_decode_str(part)
                 .decode_utf8()
                 .map(std::borrow::Cow::into_owned)
-                .map_err(|_| "has a user or password that is no UTF-8".to_owned())
+                .map_err(|_| "has a user or password that is not UTF-8".to_owned())
         };
         if url.username().is_empty() {
-            return Err("names no user".to_owned());
+            return Err("lacks a user".to_owned());
         }
         Ok(Self {
-            // An IPv6 address stands in brackets in a URL, and only there.
+            // Only a URL has brackets around an IPv6 address.
             host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
             port: url.port().unwrap_or(3306),
             user: decoded(url.username())?,
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_taken_apart() {
+    fn a_url_is_parsed() {
         let address = Address::parse("mysql://c%40c:p%2Fw%25@[::1]:3307/").unwrap();
         assert_eq!((address.host.as_str(), address.port, address.user.as_str()), ("::1", 3307, "c@c"));
         assert_eq!(address.password.as_deref(), Some("p/w%"));
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_never_shown() {
+    fn a_password_is_never_printed() {
         let address = Address::parse("mysql://cdc:s3cret@db").unwrap();
         assert!(!format!("{address} {address:?}").contains("s3cret"));
         for wrong in [

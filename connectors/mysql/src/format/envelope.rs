@@ -1,33 +1,33 @@
-//! Row changes to records: the envelope, the key, tombstones, and the three records that a changed key takes.
+//! Turns row changes into records: the envelope, the key, tombstones, and the three records of a changed key.
 
 use trunkline_connector::json::write_string;
 use trunkline_connector::{Batch, Reason, SourceBatch, headers};
 
-use crate::config::Envelope;
+use super::json::Encoder;
+use super::options::Envelope;
+use super::table::{DATABASE, Table};
+use super::transaction_metadata::{MarkerFormat, TransactionMetadata};
 use crate::decode::{Malformed, Value};
-use crate::encode::Encoder;
-use crate::marks::{MarkerStyle, Marks};
-use crate::table::{DATABASE, Table};
 
-/// The key that a row has from now on, on the record that deletes the old one.
+/// Header with the new key, on the record that deletes the old key.
 const NEW_KEY: &str = "__debezium.newkey";
-/// The key that a row had before, on the record that creates the new one.
+/// Header with the old key, on the record that creates the new key.
 const OLD_KEY: &str = "__debezium.oldkey";
 
-/// Most records that one change of a row becomes.
-pub(crate) const MOST_RECORDS: usize = 3;
+/// The maximum number of records per change of a row.
+pub(crate) const MAX_RECORDS_PER_CHANGE: usize = 3;
 
-/// Where changes come from: what the `source` of all records of one event has in common.
+/// The `source` block that all records of one event have in common.
 #[derive(Debug, Default)]
-pub(crate) struct Origin {
+pub(crate) struct SourceBlock {
     head: Vec<u8>,
     tail: Vec<u8>,
-    /// When the transaction was committed, in milliseconds.
+    /// The time of the commit, in milliseconds since the Unix epoch.
     pub(crate) committed_at: i64,
 }
 
-/// What an [`Origin`] is made of.
-pub(crate) struct OriginParts<'a> {
+/// The fields of a [`SourceBlock`].
+pub(crate) struct SourceFields<'a> {
     pub(crate) name: &'a str,
     pub(crate) committed_at: i64,
     pub(crate) snapshot: bool,
@@ -36,17 +36,17 @@ pub(crate) struct OriginParts<'a> {
     pub(crate) file: &'a str,
     pub(crate) pos: u64,
     pub(crate) thread: Option<u32>,
-    /// The statement, if it is told.
+    /// The statement that made the change, if known.
     pub(crate) query: Option<&'a str>,
 }
 
-impl Origin {
-    pub(crate) fn new(parts: &OriginParts<'_>, table: &Table) -> Self {
-        Self::of(parts, &table.source_json, table.style.query)
+impl SourceBlock {
+    pub(crate) fn new(parts: &SourceFields<'_>, table: &Table) -> Self {
+        Self::of(parts, &table.source_json, table.format.query)
     }
 
-    /// The same, with database and table as JSON members.
-    pub(crate) fn of(parts: &OriginParts<'_>, source_json: &[u8], with_query: bool) -> Self {
+    /// As [`new`](SourceBlock::new), with database and table as JSON members.
+    pub(crate) fn of(parts: &SourceFields<'_>, source_json: &[u8], with_query: bool) -> Self {
         let head = concat!("{\"version\":\"", env!("CARGO_PKG_VERSION"), "\",\"connector\":\"mysql\",\"name\":");
         let mut bytes = head.as_bytes().to_vec();
         write_string(&mut bytes, parts.name);
@@ -83,7 +83,7 @@ impl Origin {
     }
 }
 
-/// What happened to a row. Debezium's letters.
+/// The operation of a change, with Debezium's letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
     Read,
@@ -105,10 +105,10 @@ impl Op {
     }
 }
 
-/// What one record is made of.
+/// The parts of a record.
 struct Parts<'a, 'v> {
     table: &'a Table,
-    origin: &'a Origin,
+    source_block: &'a SourceBlock,
     change: Change<'a, 'v>,
     key: &'a [u8],
     /// A header with the row's other key.
@@ -119,26 +119,26 @@ struct Parts<'a, 'v> {
 pub(crate) struct Emitter {
     encoder: Encoder,
     tombstones: bool,
-    /// Milliseconds since the Unix epoch: when the records of this batch were made.
+    /// The time at which the records of this batch were made, in milliseconds since the Unix epoch.
     now: i64,
     before_key: Vec<u8>,
     after_key: Vec<u8>,
-    /// The transaction whose rows are handed out, if there are markers.
-    pub(crate) marks: Option<Marks>,
-    marker_style: Option<MarkerStyle>,
+    /// Of the transaction whose rows are being emitted, if `transaction_markers` is set.
+    pub(crate) transaction: Option<TransactionMetadata>,
+    marker_format: Option<MarkerFormat>,
 }
 
-/// A change of definitions.
+/// A schema change.
 #[derive(Clone, Copy)]
 pub(crate) struct DefinitionRecord<'a> {
     pub(crate) database: &'a str,
     pub(crate) text: &'a str,
-    /// The output port that it leaves by, and the id of its schema.
+    /// The output port and the id of the schema.
     pub(crate) port: u16,
     pub(crate) schema: &'a str,
 }
 
-/// A row before and after a change, and which row of its transaction's event it is.
+/// A row before and after a change, and its index within the event.
 #[derive(Clone, Copy)]
 pub(crate) struct Change<'a, 'v> {
     pub(crate) op: Op,
@@ -155,29 +155,34 @@ impl Emitter {
             now: 0,
             before_key: Vec::new(),
             after_key: Vec::new(),
-            marks: None,
-            marker_style: None,
+            transaction: None,
+            marker_format: None,
         }
     }
 
-    /// From now on there are markers of transactions.
-    pub(crate) fn mark_transactions(&mut self, style: MarkerStyle) {
-        self.marker_style = Some(style);
+    /// Turns on transaction metadata.
+    pub(crate) fn enable_transaction_markers(&mut self, format: MarkerFormat) {
+        self.marker_format = Some(format);
     }
 
-    pub(crate) fn marks_transactions(&self) -> bool {
-        self.marker_style.is_some()
+    pub(crate) fn has_transaction_markers(&self) -> bool {
+        self.marker_format.is_some()
     }
 
-    /// The end of the transaction.
+    /// Ends the current transaction.
     pub(crate) fn end_transaction(&mut self, out: &mut SourceBatch) {
-        if let (Some(marks), Some(style)) = (self.marks.take(), &self.marker_style) {
-            marks.end(&mut out.side_outputs, style);
+        if let (Some(transaction), Some(format)) = (self.transaction.take(), &self.marker_format) {
+            transaction.end(&mut out.side_outputs, format);
         }
     }
 
-    /// Adds the record of a change of definitions, after Debezium's.
-    pub(crate) fn definition(&self, out: &mut SourceBatch, origin: &Origin, definition: &DefinitionRecord<'_>) {
+    /// Adds the record of a schema change, in Debezium's format.
+    pub(crate) fn definition(
+        &self,
+        out: &mut SourceBatch,
+        source_block: &SourceBlock,
+        definition: &DefinitionRecord<'_>,
+    ) {
         let DefinitionRecord { database, text, port, schema } = *definition;
         let mut quoted = Vec::new();
         write_string(&mut quoted, database);
@@ -185,14 +190,14 @@ impl Emitter {
         record.key(&[b"{\"databaseName\":", quoted.as_slice(), b"}"].concat());
         record.value_with(|arena| {
             arena.extend_from_slice(b"{\"source\":");
-            origin.write(arena, 0);
+            source_block.write(arena, 0);
             arena.extend_from_slice(format!(",\"ts_ms\":{},\"databaseName\":", self.now).as_bytes());
             arena.extend_from_slice(&quoted);
             arena.extend_from_slice(b",\"schemaName\":null,\"ddl\":");
             write_string(arena, text);
             arena.extend_from_slice(b",\"tableChanges\":[]}");
         });
-        record.timestamp(origin.committed_at).port(port);
+        record.timestamp(source_block.committed_at).port(port);
         record.header(DATABASE, Some(database.as_bytes())).header(headers::SCHEMA, Some(schema.as_bytes()));
         record.finish();
     }
@@ -201,14 +206,14 @@ impl Emitter {
         self.now = now;
     }
 
-    /// Adds the records of a change. `touched` is told the keys that it concerns.
+    /// Adds the records of a change. `on_key` receives the keys that the change affects.
     pub(crate) fn change(
         &mut self,
         out: &mut SourceBatch,
         table: &Table,
-        origin: &Origin,
+        source_block: &SourceBlock,
         change: Change<'_, '_>,
-        mut touched: impl FnMut(&[u8]),
+        mut on_key: impl FnMut(&[u8]),
     ) -> Result<(), Malformed> {
         let mut before_key = std::mem::take(&mut self.before_key);
         let mut after_key = std::mem::take(&mut self.after_key);
@@ -217,16 +222,16 @@ impl Emitter {
         if !table.key.is_empty() {
             if let Some(before) = change.before {
                 self.encoder.key(&mut before_key, table, before)?;
-                touched(&before_key);
+                on_key(&before_key);
             }
             if let Some(after) = change.after {
                 self.encoder.key(&mut after_key, table, after)?;
                 if change.before.is_none() || before_key != after_key {
-                    touched(&after_key);
+                    on_key(&after_key);
                 }
             }
         }
-        let result = self.records(out, table, origin, change, &before_key, &after_key);
+        let result = self.records(out, table, source_block, change, &before_key, &after_key);
         (self.before_key, self.after_key) = (before_key, after_key);
         result
     }
@@ -235,7 +240,7 @@ impl Emitter {
         &mut self,
         out: &mut SourceBatch,
         table: &Table,
-        origin: &Origin,
+        source_block: &SourceBlock,
         change: Change<'_, '_>,
         before_key: &[u8],
         after_key: &[u8],
@@ -244,33 +249,33 @@ impl Emitter {
         if change.op == Op::Update && before_key != after_key {
             let delete = Change { op: Op::Delete, after: None, ..change };
             let other_key = Some((NEW_KEY, after_key));
-            self.record(out, &Parts { table, origin, change: delete, key: before_key, other_key })?;
-            self.tombstone(out, table, origin, before_key);
+            self.record(out, &Parts { table, source_block, change: delete, key: before_key, other_key })?;
+            self.tombstone(out, table, source_block, before_key);
             let create = Change { op: Op::Create, before: None, ..change };
             let other_key = Some((OLD_KEY, before_key));
-            return self.record(out, &Parts { table, origin, change: create, key: after_key, other_key });
+            return self.record(out, &Parts { table, source_block, change: create, key: after_key, other_key });
         }
         let key = if change.after.is_some() { after_key } else { before_key };
-        self.record(out, &Parts { table, origin, change, key, other_key: None })?;
+        self.record(out, &Parts { table, source_block, change, key, other_key: None })?;
         if change.op == Op::Delete && keyed {
-            self.tombstone(out, table, origin, key);
+            self.tombstone(out, table, source_block, key);
         }
         Ok(())
     }
 
-    /// In the bare row's style a delete is its tombstone alone, and there is nothing to write for a delete without key or for a TRUNCATE.
+    /// With `envelope = "row"`, a delete is only its tombstone; a delete without a key and a TRUNCATE have no record.
     fn record(&mut self, out: &mut SourceBatch, parts: &Parts<'_, '_>) -> Result<(), Malformed> {
         let Parts { table, change, .. } = *parts;
-        if table.style.envelope == Envelope::Row && change.after.is_none() {
+        if table.format.envelope == Envelope::Row && change.after.is_none() {
             if table.key.is_empty() || change.op == Op::Truncate {
                 out.dropped += 1;
             }
             return Ok(());
         }
-        if let (Some(marks), Some(style)) = (&mut self.marks, &self.marker_style)
+        if let (Some(transaction), Some(format)) = (&mut self.transaction, &self.marker_format)
             && change.op != Op::Truncate
         {
-            marks.count(&mut out.side_outputs, style);
+            transaction.count(&mut out.side_outputs, format);
         }
         self.encoder.refused = None;
         if self.write(&mut out.records, parts, false)? {
@@ -278,30 +283,30 @@ impl Emitter {
         }
         let column = self.encoder.refused.take().unwrap_or_default();
         let message = format!(
-            "{}: column `{column}` holds a date that no calendar has; choose `zero_dates = \"null\"` or \"string\" to take it",
-            table.full_name()
+            "{}: column `{column}` holds a date that does not exist; set `zero_dates` to \"null\" or \"string\" to accept it",
+            table.name
         );
-        // Written once more, where it goes with its reason; the date is null in it.
+        // The rejected record has null in place of the date.
         let mut aside = Batch::default();
         self.write(&mut aside, parts, true)?;
         out.rejected.push(aside.get(0), Reason::new("mysql.zero_date", message));
         Ok(())
     }
 
-    /// Adds the record unless it holds something that the style refuses; says whether it did.
-    fn write(&mut self, records: &mut Batch, parts: &Parts<'_, '_>, even_if_refused: bool) -> Result<bool, Malformed> {
-        let Parts { table, origin, change, key, other_key } = *parts;
+    /// Adds the record unless it holds a value that the format refuses. Returns whether it added the record.
+    fn write(&mut self, records: &mut Batch, parts: &Parts<'_, '_>, include_refused: bool) -> Result<bool, Malformed> {
+        let Parts { table, source_block, change, key, other_key } = *parts;
         let mut record = records.record();
         if !table.key.is_empty() && change.op != Op::Truncate {
             record.key(key);
         }
         let mut written = Ok(());
-        record.value_with(|arena| written = self.value(arena, table, origin, change));
+        record.value_with(|arena| written = self.value(arena, table, source_block, change));
         written?;
-        if self.encoder.refused.is_some() && !even_if_refused {
+        if self.encoder.refused.is_some() && !include_refused {
             return Ok(false);
         }
-        record.timestamp(origin.committed_at).ordering_key(table.ordering_key).header_block(&table.headers);
+        record.timestamp(source_block.committed_at).ordering_key(table.ordering_key).header_block(&table.headers);
         if let Some((name, key)) = other_key {
             record.header(name, Some(key));
         }
@@ -313,7 +318,7 @@ impl Emitter {
         &mut self,
         arena: &mut Vec<u8>,
         table: &Table,
-        origin: &Origin,
+        source_block: &SourceBlock,
         change: Change<'_, '_>,
     ) -> Result<(), Malformed> {
         let mut image = |arena: &mut Vec<u8>, row: Option<&[Value<'_>]>| match row {
@@ -323,7 +328,7 @@ impl Emitter {
                 Ok(())
             }
         };
-        if table.style.envelope == Envelope::Row {
+        if table.format.envelope == Envelope::Row {
             return image(arena, change.after);
         }
         arena.extend_from_slice(b"{\"before\":");
@@ -331,15 +336,15 @@ impl Emitter {
         arena.extend_from_slice(b",\"after\":");
         image(arena, change.after)?;
         arena.extend_from_slice(b",\"source\":");
-        origin.write(arena, change.row);
+        source_block.write(arena, change.row);
         arena.extend_from_slice(b",\"op\":\"");
         arena.push(change.op.letter());
         arena.extend_from_slice(b"\",\"ts_ms\":");
         arena.extend_from_slice(itoa::Buffer::new().format(self.now).as_bytes());
-        if table.style.transactions {
+        if table.format.transaction_block {
             arena.extend_from_slice(b",\"transaction\":");
-            match &self.marks {
-                Some(marks) if change.op != Op::Truncate => marks.write_block(arena),
+            match &self.transaction {
+                Some(transaction) if change.op != Op::Truncate => transaction.write_block(arena),
                 _ => arena.extend_from_slice(b"null"),
             }
         }
@@ -347,13 +352,13 @@ impl Emitter {
         Ok(())
     }
 
-    fn tombstone(&self, out: &mut SourceBatch, table: &Table, origin: &Origin, key: &[u8]) {
-        // Of the bare row's style it is all that is left of a delete.
-        if self.tombstones || table.style.envelope == Envelope::Row {
+    fn tombstone(&self, out: &mut SourceBatch, table: &Table, source_block: &SourceBlock, key: &[u8]) {
+        // With `envelope = "row"`, the tombstone is the only record of a delete.
+        if self.tombstones || table.format.envelope == Envelope::Row {
             let mut record = out.records.record();
             record
                 .key(key)
-                .timestamp(origin.committed_at)
+                .timestamp(source_block.committed_at)
                 .ordering_key(table.ordering_key)
                 .header_block(&table.tombstone_headers);
             record.finish();

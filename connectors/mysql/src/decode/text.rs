@@ -11,7 +11,7 @@ pub(crate) fn write_date(out: &mut Vec<u8>, date: Date) {
     digits(out, u32::from(date.day), 2);
 }
 
-/// `04:05:06.789`, with so many digits of the fraction.
+/// `04:05:06.789`; `fraction` is the number of its digits.
 pub(crate) fn write_clock(out: &mut Vec<u8>, time: &DateTime, fraction: u8) {
     digits(out, u32::from(time.hour), 2);
     out.push(b':');
@@ -44,7 +44,7 @@ fn write_fraction(out: &mut Vec<u8>, micros: u32, fraction: u8) {
     out.truncate(at + usize::from(fraction.min(6)));
 }
 
-/// The last `count` digits of a number, zeros in front.
+/// The last `count` digits of a number, with leading zeros.
 fn digits(out: &mut Vec<u8>, number: u32, count: usize) {
     let at = out.len();
     out.resize(at + count, b'0');

@@ -1,30 +1,30 @@
-//! An event: its head and its bytes.
+//! A binlog event: its header and its data.
 
 use std::io::Read as _;
 
-use crate::decode::rows::RowsHead;
+use crate::decode::rows::RowsHeader;
 use crate::decode::{Bytes, Malformed};
 
-/// What every event begins with.
+/// The header of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
     timestamp: u32,
-    kind: u8,
+    event_type: u8,
     server_id: u32,
     log_pos: u32,
 }
 
 impl Header {
-    /// Bytes of it.
+    /// Its length.
     pub(crate) const LENGTH: usize = 19;
 
-    /// Reads it, and the size that it gives the event: of header, data and checksum.
+    /// Decodes a header, and the size of the event: header, data and checksum.
     pub(crate) fn read(bytes: &mut Bytes<'_>) -> Result<(Self, u32), Malformed> {
-        let (timestamp, kind, server_id) = (bytes.little(4)? as u32, bytes.u8()?, bytes.little(4)? as u32);
+        let (timestamp, event_type, server_id) = (bytes.little(4)? as u32, bytes.u8()?, bytes.little(4)? as u32);
         let (size, log_pos) = (bytes.little(4)? as u32, bytes.little(4)? as u32);
         // Flags.
         bytes.take(2)?;
-        Ok((Self { timestamp, kind, server_id, log_pos }, size))
+        Ok((Self { timestamp, event_type, server_id, log_pos }, size))
     }
 
     /// Seconds since the Unix epoch.
@@ -32,31 +32,31 @@ impl Header {
         self.timestamp
     }
 
-    /// The number of its type.
-    pub(crate) fn event_type_raw(&self) -> u8 {
-        self.kind
+    /// The number of the type.
+    pub(crate) fn event_type(&self) -> u8 {
+        self.event_type
     }
 
-    /// The server that wrote it first.
+    /// The server on which the event originated.
     pub(crate) fn server_id(&self) -> u32 {
         self.server_id
     }
 
-    /// Where it ends in the binlog (the lower 32 bits); 0 if it is not in it.
+    /// The end of the event in the binlog (the lower 32 bits); 0 for an event that is not in the binlog.
     pub(crate) fn log_pos(&self) -> u32 {
         self.log_pos
     }
 }
 
-/// An event, without its checksum.
+/// An event without its checksum.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
     header: Header,
     data: Vec<u8>,
 }
 
-/// Most that a compressed event may hold: what the server takes for the largest packet.
-const LARGEST: u64 = 1 << 30;
+/// The maximum length of an uncompressed event: the server's maximum packet size.
+const MAX_UNCOMPRESSED: u64 = 1 << 30;
 
 impl Event {
     pub(crate) fn new(header: Header, data: Vec<u8>) -> Self {
@@ -67,23 +67,23 @@ impl Event {
         &self.header
     }
 
-    /// What comes after the header.
+    /// The bytes after the header.
     pub(crate) fn data(&self) -> &[u8] {
         &self.data
     }
 
-    /// The same, if it is one that MariaDB compressed (`log_bin_compress`), as it was before.
-    pub(crate) fn unpacked(mut self) -> Result<Self, Malformed> {
-        let (kind, packed_at) = match self.header.kind {
+    /// Decompresses an event that MariaDB compressed (`log_bin_compress`). Other events are unchanged.
+    pub(crate) fn decompressed(mut self) -> Result<Self, Malformed> {
+        let (event_type, packed_at) = match self.header.event_type {
             165 => (2, query_text_at(&self.data)?),
-            kind @ 166..=168 => (kind - 143, RowsHead::read(&self.data, images(kind == 167), false)?.rows_at),
-            kind @ 169..=171 => (kind - 139, RowsHead::read(&self.data, images(kind == 170), true)?.rows_at),
+            packed @ 166..=168 => (packed - 143, RowsHeader::read(&self.data, images(packed == 167), false)?.rows_at),
+            packed @ 169..=171 => (packed - 139, RowsHeader::read(&self.data, images(packed == 170), true)?.rows_at),
             _ => return Ok(self),
         };
         let unpacked = inflate(&self.data[packed_at..])?;
         self.data.truncate(packed_at);
         self.data.extend_from_slice(&unpacked);
-        self.header.kind = kind;
+        self.header.event_type = event_type;
         Ok(self)
     }
 }
@@ -103,24 +103,24 @@ fn query_text_at(data: &[u8]) -> Result<usize, Malformed> {
     Ok(data.len() - bytes.rest().len())
 }
 
-/// One byte says that it is compressed, how (0: zlib), and in how many bytes the length follows, big endian.
+/// Decompresses zlib. The first byte has the compression method and the number of bytes of the big-endian length after it.
 fn inflate(packed: &[u8]) -> Result<Vec<u8>, Malformed> {
     let mut bytes = Bytes::new(packed);
     let head = bytes.u8()?;
     let width = usize::from(head & 0x07);
     if head & 0xf0 != 0x80 || !(1..=4).contains(&width) {
-        return Err(Malformed(format!("{head:#x} begins nothing that was compressed by zlib")));
+        return Err(Malformed(format!("{head:#x} is not the first byte of a zlib-compressed event")));
     }
     let length = crate::decode::big(bytes.take(width)?);
-    if length > LARGEST {
+    if length > MAX_UNCOMPRESSED {
         return Err(Malformed(format!("a compressed event of {length} bytes")));
     }
     let mut unpacked = Vec::new();
-    // No further than it claims: nothing is allocated for what is not there.
+    // Bounded by the announced length; the allocation follows the actual bytes.
     let mut decoder = flate2::read::ZlibDecoder::new(bytes.rest()).take(length + 1);
     decoder.read_to_end(&mut unpacked).map_err(|error| Malformed(format!("a compressed event: {error}")))?;
     if unpacked.len() as u64 != length {
-        return Err(Malformed(format!("a compressed event of {} bytes, {length} expected", unpacked.len())));
+        return Err(Malformed(format!("a compressed event of {} bytes instead of {length}", unpacked.len())));
     }
     Ok(unpacked)
 }
@@ -132,49 +132,49 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn packed(kind: u8, head: &[u8], rest: &[u8]) -> Event {
+    fn packed(event_type: u8, head: &[u8], rest: &[u8]) -> Event {
         let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(rest).unwrap();
         let mut data = head.to_vec();
         data.extend_from_slice(&[0x82, (rest.len() >> 8) as u8, rest.len() as u8]);
         data.extend_from_slice(&encoder.finish().unwrap());
-        let header = Header { timestamp: 0, kind, server_id: 1, log_pos: 0 };
+        let header = Header { timestamp: 0, event_type, server_id: 1, log_pos: 0 };
         Event::new(header, data)
     }
 
     #[test]
-    fn events_that_were_compressed_are_as_they_were() {
+    fn compressed_events_are_decompressed() {
         let rows = [7; 1000];
-        // Table 1, flags, one column, present.
+        // Table 1, flags, one column, present in the image.
         let head = [1, 0, 0, 0, 0, 0, 0, 0, 1, 0xff];
-        let event = packed(166, &head, &rows).unpacked().unwrap();
-        assert_eq!((event.header().event_type_raw(), event.data()), (23, [&head[..], &rows].concat().as_slice()));
+        let event = packed(166, &head, &rows).decompressed().unwrap();
+        assert_eq!((event.header().event_type(), event.data()), (23, [&head[..], &rows].concat().as_slice()));
         let head = [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0xff, 0xff];
-        let event = packed(170, &head, &rows).unpacked().unwrap();
-        assert_eq!((event.header().event_type_raw(), event.data()), (31, [&head[..], &rows].concat().as_slice()));
+        let event = packed(170, &head, &rows).decompressed().unwrap();
+        assert_eq!((event.header().event_type(), event.data()), (31, [&head[..], &rows].concat().as_slice()));
         let head = [1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, b'd', 0];
-        let event = packed(165, &head, b"BEGIN").unpacked().unwrap();
-        assert_eq!((event.header().event_type_raw(), event.data()), (2, [&head[..], b"BEGIN"].concat().as_slice()));
+        let event = packed(165, &head, b"BEGIN").decompressed().unwrap();
+        assert_eq!((event.header().event_type(), event.data()), (2, [&head[..], b"BEGIN"].concat().as_slice()));
     }
 
     #[test]
-    fn what_was_compressed_and_is_broken_is_told() {
+    fn damaged_compressed_events_are_reported() {
         let head = [1, 0, 0, 0, 0, 0, 0, 0, 1, 0xff];
         let whole = packed(166, &head, &[7; 1000]);
         for cut in head.len()..whole.data.len() {
             let event = Event::new(whole.header, whole.data[..cut].to_vec());
-            assert!(event.unpacked().is_err(), "{cut}");
+            assert!(event.decompressed().is_err(), "{cut}");
         }
         let mut longer = whole.clone();
         longer.data[12] += 1;
-        assert!(longer.unpacked().is_err());
+        assert!(longer.decompressed().is_err());
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 160u8..175) {
-            let header = Header { timestamp: 0, kind, server_id: 1, log_pos: 0 };
-            let _ = Event::new(header, bytes.clone()).unpacked();
+        fn invalid_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), event_type in 160u8..175) {
+            let header = Header { timestamp: 0, event_type, server_id: 1, log_pos: 0 };
+            let _ = Event::new(header, bytes.clone()).decompressed();
             let _ = Header::read(&mut Bytes::new(&bytes));
         }
     }

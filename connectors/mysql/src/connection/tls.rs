@@ -1,4 +1,4 @@
-//! The connection below the protocol: TCP, with TLS on it as the option `tls` has it.
+//! The byte stream below the replication protocol: TCP, with TLS as the option `tls` demands.
 
 use std::io;
 use std::path::Path;
@@ -22,47 +22,56 @@ use tokio_rustls::rustls::{
 };
 use trunkline_connector::Error;
 
-use super::Failure;
-use crate::config::{MysqlOptions, Tls};
-use crate::connect::read_ca;
+use super::options::{ConnectionOptions, Tls, read_pem};
 
-/// An idle connection is looked at this often: what stands between may forget one that is silent.
+/// Interval of TCP keepalives: firewalls forget idle connections.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Bytes to and from the server.
-pub(crate) enum Link {
+/// A failure to open the stream.
+#[derive(Debug)]
+pub(crate) enum StreamError {
+    /// TCP failed.
+    Io(io::Error),
+    /// TLS failed.
+    Tls(String),
+    /// An option is wrong.
+    Config(Error),
+}
+
+/// A byte stream to the server.
+pub(crate) enum ServerStream {
     Plain(TcpStream),
-    // By far the larger one.
+    // Boxed because it is much larger.
     Secure(Box<TlsStream<TcpStream>>),
 }
 
-impl Link {
-    pub(super) async fn connect(options: &MysqlOptions) -> Result<Self, Failure> {
+impl ServerStream {
+    pub(crate) async fn connect(options: &ConnectionOptions) -> Result<Self, StreamError> {
         let connect = async {
-            let stream = TcpStream::connect((options.url.host.as_str(), options.url.port)).await?;
+            let stream = TcpStream::connect((options.address.host.as_str(), options.address.port)).await?;
             stream.set_nodelay(true)?;
             SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
             io::Result::Ok(stream)
         };
-        connect.await.map(Self::Plain).map_err(|error| Failure::Broken(error.to_string()))
+        connect.await.map(Self::Plain).map_err(StreamError::Io)
     }
 
-    /// Begins TLS.
-    pub(super) async fn secure(self, options: &MysqlOptions) -> Result<Self, Failure> {
+    /// Starts TLS.
+    pub(crate) async fn secure(self, options: &ConnectionOptions) -> Result<Self, StreamError> {
         let Self::Plain(stream) = self else { return Ok(self) };
-        let host = &options.url.host;
+        let host = &options.address.host;
         let name = ServerName::try_from(host.clone());
-        let name = name.map_err(|_| Failure::Tls(format!("`{host}` is no name that a certificate could have")))?;
+        let name = name.map_err(|_| StreamError::Tls(format!("`{host}` is not a valid name of a certificate")))?;
         let connector = TlsConnector::from(Arc::new(client_config(options.tls, options.tls_ca.as_deref())?));
         let stream = connector.connect(name, stream).await;
         stream.map(|stream| Self::Secure(Box::new(stream))).map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => Failure::Tls(error.to_string()),
-            _ => Failure::Broken(error.to_string()),
+            io::ErrorKind::InvalidData => StreamError::Tls(error.to_string()),
+            _ => StreamError::Io(error),
         })
     }
 }
 
-impl AsyncRead for Link {
+impl AsyncRead for ServerStream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(context, out),
@@ -71,7 +80,7 @@ impl AsyncRead for Link {
     }
 }
 
-impl AsyncWrite for Link {
+impl AsyncWrite for ServerStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
@@ -94,10 +103,10 @@ impl AsyncWrite for Link {
     }
 }
 
-fn client_config(tls: Tls, tls_ca: Option<&Path>) -> Result<ClientConfig, Failure> {
-    // Named, so that it does not matter what else in the process chose a provider.
+fn client_config(tls: Tls, tls_ca: Option<&Path>) -> Result<ClientConfig, StreamError> {
+    // Explicit, so that the process-wide default provider does not matter.
     let provider = Arc::new(ring::default_provider());
-    let failed = |error: TlsError| Failure::Tls(error.to_string());
+    let failed = |error: TlsError| StreamError::Tls(error.to_string());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(failed)?;
@@ -105,7 +114,7 @@ fn client_config(tls: Tls, tls_ca: Option<&Path>) -> Result<ClientConfig, Failur
         Tls::Disable | Tls::Prefer | Tls::Require => Arc::new(Unverified(provider)),
         Tls::VerifyCa | Tls::VerifyIdentity => {
             let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(tls_ca)?), provider).build();
-            let verifier = verifier.map_err(|error| Failure::Tls(error.to_string()))?;
+            let verifier = verifier.map_err(|error| StreamError::Tls(error.to_string()))?;
             if tls == Tls::VerifyIdentity { verifier } else { Arc::new(AnyName(verifier)) }
         }
     };
@@ -113,28 +122,29 @@ fn client_config(tls: Tls, tls_ca: Option<&Path>) -> Result<ClientConfig, Failur
 }
 
 /// The authorities to trust.
-fn roots(tls_ca: Option<&Path>) -> Result<RootCertStore, Failure> {
+fn roots(tls_ca: Option<&Path>) -> Result<RootCertStore, StreamError> {
     let mut roots = RootCertStore::empty();
     let Some(path) = tls_ca else {
-        // Some of a system's certificates are always odd; that none is left is told when one is needed.
+        // Some certificates of a system cannot be parsed. An empty store fails at the verification.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         return Ok(roots);
     };
     let unusable = |why: String| {
-        let message = format!("`tls_ca`: {} {why}; name a PEM file with certificates of authorities", path.display());
-        Failure::Told(Error::config("mysql.tls_ca", message))
+        let message =
+            format!("`tls_ca`: {} {why}; name a PEM file with the certificates of authorities", path.display());
+        StreamError::Config(Error::config("mysql.tls_ca", message))
     };
-    for certificate in CertificateDer::pem_slice_iter(&read_ca(path).map_err(Failure::Told)?) {
-        let certificate = certificate.map_err(|error| unusable(format!("is no PEM file: {error}")))?;
-        roots.add(certificate).map_err(|error| unusable(format!("has a certificate that is none: {error}")))?;
+    for certificate in CertificateDer::pem_slice_iter(&read_pem("tls_ca", path).map_err(StreamError::Config)?) {
+        let certificate = certificate.map_err(|error| unusable(format!("is not a PEM file: {error}")))?;
+        roots.add(certificate).map_err(|error| unusable(format!("contains an invalid certificate: {error}")))?;
     }
     if roots.is_empty() {
-        return Err(unusable("has no certificate in it".to_owned()));
+        return Err(unusable("contains no certificate".to_owned()));
     }
     Ok(roots)
 }
 
-/// Takes any certificate: TLS against listeners, not against impostors.
+/// Accepts any certificate: protects against eavesdroppers, not against impostors.
 #[derive(Debug)]
 struct Unverified(Arc<CryptoProvider>);
 
@@ -150,7 +160,7 @@ impl ServerCertVerifier for Unverified {
         Ok(ServerCertVerified::assertion())
     }
 
-    // Who may have any certificate may have any key: to verify what it signed would only refuse certificates that are old.
+    // Any certificate is accepted, so any key is. A verification of signatures would only reject old certificates.
     fn verify_tls12_signature(
         &self,
         _message: &[u8],
@@ -174,7 +184,7 @@ impl ServerCertVerifier for Unverified {
     }
 }
 
-/// Verifies who signed the certificate, not whose it is.
+/// Verifies the issuer of the certificate, not its name.
 #[derive(Debug)]
 struct AnyName(Arc<WebPkiServerVerifier>);
 
@@ -187,7 +197,7 @@ impl ServerCertVerifier for AnyName {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        // The name is looked at last: everything else has been verified then.
+        // The name is verified last, after everything else.
         match self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(TlsError::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },

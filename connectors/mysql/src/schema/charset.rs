@@ -1,8 +1,8 @@
-//! Character sets. Strings in the binlog are raw bytes in their column's charset, and a snapshot asks for the same raw bytes, so that both
-//! go through one decoder and cannot differ.
+//! Character sets. The binlog holds strings as raw bytes in the column's character set, and a snapshot requests the same raw
+//! bytes, so one decoder serves both.
 //!
-//! A charset of one byte a character is a table of 256 that the *server* fills in (`latin1` is neither ISO 8859-1 nor quite
-//! windows-1252); the multi-byte ones are encoding_rs's.
+//! A single-byte charset is a table of 256 characters that the *server* provides: `latin1` is neither ISO 8859-1 nor exactly
+//! windows-1252. encoding_rs decodes multi-byte charsets.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use encoding_rs::Encoding;
 
-/// How the bytes of a text column become text.
+/// Decodes the bytes of a text column.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Charset {
     pub(crate) name: String,
@@ -20,7 +20,7 @@ pub(crate) struct Charset {
 #[derive(Debug, PartialEq, Eq)]
 enum Decoder {
     Utf8,
-    /// One byte a character.
+    /// A character per byte.
     Table(Vec<char>),
     Utf16Be,
     Utf16Le,
@@ -29,12 +29,12 @@ enum Decoder {
 }
 
 impl Charset {
-    /// A charset of one byte a character, by what each byte means.
+    /// A single-byte charset, from the characters of its 256 bytes.
     pub(crate) fn single_byte(name: &str, table: Vec<char>) -> Option<Self> {
         (table.len() == 256).then(|| Self { name: name.to_owned(), decoder: Decoder::Table(table) })
     }
 
-    /// A charset of several bytes a character; `None` if nothing here can read it.
+    /// A multi-byte charset; `None` if it is unknown.
     pub(crate) fn multi_byte(name: &str) -> Option<Self> {
         let decoder = match name {
             "utf8mb4" | "utf8mb3" | "utf8" => Decoder::Utf8,
@@ -52,7 +52,7 @@ impl Charset {
         Some(Self { name: name.to_owned(), decoder })
     }
 
-    /// The text; bytes that mean nothing in the charset become U+FFFD.
+    /// Decodes text. Invalid bytes become U+FFFD.
     pub(crate) fn decode<'a>(&self, bytes: &'a [u8]) -> Cow<'a, str> {
         match &self.decoder {
             Decoder::Utf8 => String::from_utf8_lossy(bytes),
@@ -82,14 +82,14 @@ fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> String {
     char::decode_utf16(units).map(|character| character.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
 }
 
-/// The server's charsets, by name and by the number of each of their collations.
+/// The server's charsets, by name and by collation number.
 #[derive(Debug, Default)]
 pub(crate) struct Charsets {
     by_name: HashMap<String, Arc<Charset>>,
     by_collation: HashMap<u64, String>,
 }
 
-/// Number of the collation `binary`: a column of bytes.
+/// Number of the collation `binary`, which marks a column of bytes.
 pub(crate) const BINARY_COLLATION: u64 = 63;
 
 impl Charsets {
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_become_text_by_their_charset() {
+    fn each_charset_decodes_its_bytes() {
         let mut table: Vec<char> = (0..=255u8).map(char::from).collect();
         table[0x80] = '€';
         let latin1 = Charset::single_byte("latin1", table).unwrap();
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_is_not_ascii_below_128_is_obeyed() {
+    fn a_single_byte_charset_may_differ_from_ascii_below_128() {
         let mut table: Vec<char> = (0..=255u8).map(char::from).collect();
         table[usize::from(b'[')] = 'Ä';
         let swe7 = Charset::single_byte("swe7", table).unwrap();

@@ -1,4 +1,4 @@
-//! What an event says, as far as following needs it. Rows are left where they are.
+//! Decodes events as far as the follower needs them. Rows stay encoded.
 
 use std::sync::LazyLock;
 
@@ -8,52 +8,52 @@ use mysql_common::binlog::events::{FormatDescriptionEvent, GtidEvent};
 use mysql_common::io::ParseBuf;
 use mysql_common::proto::MyDeserialize as _;
 
-use super::event::Event;
-use crate::columns::hex_digits;
 use crate::decode::{Bytes, Malformed};
-use crate::emit::Op;
-use crate::gtid::{DomainGtid, Gtid, Origin};
+use crate::format::envelope::Op;
+use crate::gtid::{DomainGtid, Gtid, Tsid};
+use crate::replication::event_frame::Event;
+use crate::schema::column_mode::hex_digits;
 
-/// An event by what it means for the follower.
+/// An event, as the follower sees it.
 #[derive(Debug)]
-pub(crate) enum Meaning<'a> {
-    /// The binlog goes on in this file, at this place.
+pub(crate) enum ParsedEvent<'a> {
+    /// The binlog continues in this file, at this offset.
     Rotate(String, u64),
-    /// A transaction begins.
-    Begins(Begins),
+    /// A transaction starts.
+    Start(TransactionStart),
     Query(Query<'a>),
     /// A transaction is committed.
     Commit,
     TableMap,
     Rows(RowsKind),
-    /// The statement that the rows which follow are of.
+    /// The statement that changed the rows after it.
     RowsQuery(&'a [u8]),
-    /// The end of the first half of a distributed transaction; whether it is the whole of it.
+    /// The end of the prepared half of an XA transaction; or of the whole transaction, with ONE PHASE.
     XaPrepare {
-        whole: bool,
+        one_phase: bool,
     },
-    /// A compressed transaction, whose events come after it.
+    /// A compressed transaction; its events follow.
     Payload,
-    /// Nothing new, but the end of the binlog is here.
+    /// The end of the binlog, if the server reports one.
     Heartbeat(Option<u64>),
-    /// The server knows that it lost something.
+    /// The server lost events.
     Incident,
-    /// The rest.
-    Nothing,
+    /// Any other event.
+    Other,
 }
 
-/// The head of a transaction.
+/// The start of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Begins {
-    /// `None` if the server gives no GTIDs.
+pub(crate) struct TransactionStart {
+    /// `None` if the server has no GTIDs.
     pub(crate) gtid: Option<Gtid>,
-    /// When it was committed on the server where it began, in microseconds since the Unix epoch.
+    /// The time of the commit on the originating server, in microseconds since the Unix epoch.
     pub(crate) committed_at: u64,
-    /// And on this server.
+    /// The time of the commit on this server.
     pub(crate) written_at: u64,
-    /// No BEGIN follows: the head itself is one (MariaDB).
-    pub(crate) is_begun: bool,
-    /// It is the first half of the distributed transaction of this id (MariaDB).
+    /// The start implies BEGIN (MariaDB).
+    pub(crate) implies_begin: bool,
+    /// The id of the XA transaction whose prepared half starts (MariaDB).
     pub(crate) xa: Option<Vec<u8>>,
 }
 
@@ -63,34 +63,34 @@ pub(crate) struct Query<'a> {
     pub(crate) thread: u32,
     pub(crate) database: &'a str,
     pub(crate) text: &'a [u8],
-    /// The variables that it depends on.
+    /// Encoded session variables.
     status: &'a [u8],
 }
 
-/// What a statement's variables say.
+/// The decoded session variables of a statement.
 #[derive(Debug, Default)]
 pub(crate) struct QueryStatus<'a> {
-    /// The collation of the client that sent it, by number: its charset is the text's.
+    /// The number of the client's collation, which determines the charset of the text.
     pub(crate) collation: Option<u64>,
-    /// Databases that it concerns, as far as the server says.
+    /// The databases that the statement affects, if the server reports them.
     pub(crate) databases: Vec<&'a str>,
 }
 
-/// Which kind of rows event.
+/// The type of a rows event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RowsKind {
     pub(crate) op: Op,
-    /// Of the second version: with a block of extra data.
+    /// Version 2, with a block of extra data.
     pub(crate) extra: bool,
-    /// JSON columns may be given as differences.
+    /// JSON columns may be encoded as differences.
     pub(crate) partial: bool,
 }
 
-impl<'a> Meaning<'a> {
-    pub(crate) fn of(event: &'a Event) -> Result<Self, Malformed> {
+impl<'a> ParsedEvent<'a> {
+    pub(crate) fn parse(event: &'a Event) -> Result<Self, Malformed> {
         let data = event.data();
         let rows = |op, extra, partial| Ok(Self::Rows(RowsKind { op, extra, partial }));
-        match event.header().event_type_raw() {
+        match event.header().event_type() {
             2 => Query::read(data).map(Self::Query),
             4 => rotate(event),
             16 => Ok(Self::Commit),
@@ -99,34 +99,34 @@ impl<'a> Meaning<'a> {
             24 => rows(Op::Update, false, false),
             25 => rows(Op::Delete, false, false),
             26 => Ok(Self::Incident),
-            // The position of the first is in the header, for the second kind in the body, where it has 64 bits.
+            // The first version has its position in the header, the second one in the body, with 64 bits.
             27 => Ok(Self::Heartbeat(Some(u64::from(event.header().log_pos())))),
-            // Before the text its length, or as much of that as a byte holds.
+            // The text follows the lowest byte of its length.
             29 => Ok(Self::RowsQuery(data.get(1..).unwrap_or_default())),
             30 => rows(Op::Create, true, false),
             31 => rows(Op::Update, true, false),
             32 => rows(Op::Delete, true, false),
-            33 | 34 | 42 => begins(event).map(Self::Begins),
-            38 => Ok(Self::XaPrepare { whole: data.first() == Some(&1) }),
+            33 | 34 | 42 => start(event).map(Self::Start),
+            38 => Ok(Self::XaPrepare { one_phase: data.first() == Some(&1) }),
             39 => rows(Op::Update, true, true),
             40 => Ok(Self::Payload),
             41 => heartbeat(data),
-            162 => mariadb_begins(event).map(Self::Begins),
-            164 => Err(Malformed::new("the binlog is encrypted on its way, which no server should do")),
-            _ => Ok(Self::Nothing),
+            162 => mariadb_start(event).map(Self::Start),
+            164 => Err(Malformed::new("the server sent an encrypted event")),
+            _ => Ok(Self::Other),
         }
     }
 }
 
-fn rotate(event: &Event) -> Result<Meaning<'static>, Malformed> {
+fn rotate(event: &Event) -> Result<ParsedEvent<'static>, Malformed> {
     let mut bytes = Bytes::new(event.data());
     let pos = bytes.little(8)?;
     let name = bytes.rest();
-    let name = std::str::from_utf8(name).map_err(|_| Malformed::new("the name of a binlog file is no UTF-8"))?;
-    Ok(Meaning::Rotate(name.to_owned(), pos))
+    let name = std::str::from_utf8(name).map_err(|_| Malformed::new("the name of a binlog file is not UTF-8"))?;
+    Ok(ParsedEvent::Rotate(name.to_owned(), pos))
 }
 
-fn heartbeat(data: &[u8]) -> Result<Meaning<'static>, Malformed> {
+fn heartbeat(data: &[u8]) -> Result<ParsedEvent<'static>, Malformed> {
     const POSITION: u64 = 2;
     let mut bytes = Bytes::new(data);
     let mut pos = None;
@@ -140,28 +140,34 @@ fn heartbeat(data: &[u8]) -> Result<Meaning<'static>, Malformed> {
             pos = Some(body.packed()?);
         }
     }
-    Ok(Meaning::Heartbeat(pos))
+    Ok(ParsedEvent::Heartbeat(pos))
 }
 
-fn begins(event: &Event) -> Result<Begins, Malformed> {
+fn start(event: &Event) -> Result<TransactionStart, Malformed> {
     const ANONYMOUS: u8 = 34;
-    // Both events are laid out alike; the one without GTID has zeros in its place.
-    if event.header().event_type_raw() == ANONYMOUS {
+    // Both events have the same layout; an anonymous one has zeros in place of the GTID.
+    if event.header().event_type() == ANONYMOUS {
         let mut bytes = Bytes::new(event.data());
         bytes.take(1 + 16 + 8 + 1 + 16)?;
-        // Servers before 8.0 stop here.
+        // Servers before 8.0 end the event here.
         let committed_at =
             bytes.little(7).map_or(u64::from(event.header().timestamp()) * 1_000_000, |time| time & !(1 << 55));
-        return Ok(Begins { gtid: None, committed_at, written_at: committed_at, is_begun: false, xa: None });
+        return Ok(TransactionStart {
+            gtid: None,
+            committed_at,
+            written_at: committed_at,
+            implies_begin: false,
+            xa: None,
+        });
     }
-    // The library wants to know the format, which this event does not depend on.
+    // The library requires a format description, which this event does not depend on.
     static FORMAT: LazyLock<FormatDescriptionEvent<'static>> =
         LazyLock::new(|| FormatDescriptionEvent::new(BinlogVersion::Version4));
-    let context = BinlogCtx::new(event.data().len(), &FORMAT, event.header().event_type_raw());
+    let context = BinlogCtx::new(event.data().len(), &FORMAT, event.header().event_type());
     let read = GtidEvent::deserialize(context, &mut ParseBuf(event.data()));
     let read = read.map_err(|error| Malformed(format!("a GTID event: {error}")))?;
     let tag = read.tag().map(ToString::to_string).unwrap_or_default();
-    let gtid = Gtid::MySql { origin: Origin { server: read.sid(), tag }, number: read.gno() };
+    let gtid = Gtid::MySql { tsid: Tsid { server: read.sid(), tag }, number: read.gno() };
     let committed_at = match read.original_commit_timestamp() {
         0 => read.immediate_commit_timestamp(),
         time => time,
@@ -171,11 +177,11 @@ fn begins(event: &Event) -> Result<Begins, Malformed> {
         0 => committed_at,
         time => time,
     };
-    Ok(Begins { gtid: Some(gtid), committed_at, written_at, is_begun: false, xa: None })
+    Ok(TransactionStart { gtid: Some(gtid), committed_at, written_at, implies_begin: false, xa: None })
 }
 
-/// The head of a transaction of MariaDB.
-fn mariadb_begins(event: &Event) -> Result<Begins, Malformed> {
+/// The start of a transaction of MariaDB.
+fn mariadb_start(event: &Event) -> Result<TransactionStart, Malformed> {
     const STANDALONE: u8 = 1;
     const GROUP_COMMIT: u8 = 2;
     const PREPARED_XA: u8 = 64;
@@ -189,16 +195,16 @@ fn mariadb_begins(event: &Event) -> Result<Begins, Malformed> {
     }
     let xa = if flags & (PREPARED_XA | COMPLETED_XA) != 0 { Some(xa_id(&mut bytes)?) } else { None };
     let committed_at = u64::from(event.header().timestamp()) * 1_000_000;
-    Ok(Begins {
+    Ok(TransactionStart {
         gtid: Some(Gtid::MariaDb(DomainGtid { domain, server: event.header().server_id(), sequence })),
         committed_at,
         written_at: committed_at,
-        is_begun: flags & STANDALONE == 0,
+        implies_begin: flags & STANDALONE == 0,
         xa: xa.filter(|_| flags & PREPARED_XA != 0),
     })
 }
 
-/// The id of a distributed transaction, written as the statements have it that end it.
+/// The id of an XA transaction, in the notation of the statements that end it.
 fn xa_id(bytes: &mut Bytes<'_>) -> Result<Vec<u8>, Malformed> {
     let format = bytes.little(4)? as u32;
     let (global, branch) = (usize::from(bytes.u8()?), usize::from(bytes.u8()?));
@@ -223,40 +229,41 @@ impl<'a> Query<'a> {
         let status = bytes.take(status)?;
         let database = bytes.take(database)?;
         bytes.take(1)?;
-        let database = std::str::from_utf8(database).map_err(|_| Malformed::new("a database's name is no UTF-8"))?;
+        let database =
+            std::str::from_utf8(database).map_err(|_| Malformed::new("the name of a database is not UTF-8"))?;
         Ok(Self { thread, database, text: bytes.rest(), status })
     }
 
-    /// What its variables say.
+    /// Decodes the session variables.
     pub(crate) fn status(&self) -> QueryStatus<'a> {
         let mut status = QueryStatus::default();
-        // What is behind one that cannot be read is not needed to go on.
+        // The follower does not need the variables after an unreadable one.
         let _ = status.read(Bytes::new(self.status));
         status
     }
 }
 
 impl<'a> QueryStatus<'a> {
-    /// Variables are a number each, and what follows from it. They end at the first that is not known.
+    /// A variable is a number and its value. Decoding ends at the first unknown number.
     fn read(&mut self, mut bytes: Bytes<'a>) -> Result<(), Malformed> {
-        /// More databases than this are not told.
-        const MOST_DATABASES: u8 = 254;
+        /// The server omits the names of more databases.
+        const MAX_DATABASES: u8 = 254;
         while !bytes.is_empty() {
             match bytes.u8()? {
-                // The session's flags, the steps of AUTO_INCREMENT, rows to update.
+                // Session flags, AUTO_INCREMENT steps, the number of updated rows.
                 0 | 3 | 10 => drop(bytes.take(4)?),
                 1 | 9 | 17 => drop(bytes.take(8)?),
                 4 => {
                     self.collation = Some(bytes.little(2)?);
                     bytes.take(4)?;
                 }
-                // Time zone and catalogue.
+                // Time zone and catalog.
                 5 | 6 => {
                     let length = usize::from(bytes.u8()?);
                     bytes.take(length)?;
                 }
                 7 | 8 | 18 => drop(bytes.take(2)?),
-                // Who called it: user and host.
+                // The invoking user and host.
                 11 => {
                     for _ in 0..2 {
                         let length = usize::from(bytes.u8()?);
@@ -265,10 +272,10 @@ impl<'a> QueryStatus<'a> {
                 }
                 12 => {
                     let count = bytes.u8()?;
-                    for _ in 0..if count == MOST_DATABASES { 0 } else { count } {
+                    for _ in 0..if count == MAX_DATABASES { 0 } else { count } {
                         let rest = bytes.rest();
                         let end = rest.iter().position(|byte| *byte == 0);
-                        let end = end.ok_or_else(|| Malformed::new("a database's name without end"))?;
+                        let end = end.ok_or_else(|| Malformed::new("the name of a database lacks its end"))?;
                         bytes.take(end + 1)?;
                         self.databases.extend(std::str::from_utf8(&rest[..end]));
                     }
@@ -282,43 +289,42 @@ impl<'a> QueryStatus<'a> {
     }
 }
 
-/// What a statement does to its transaction.
+/// The effect of a statement on its transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Statement {
-    /// The transaction goes on.
+    /// The transaction begins.
     Begin,
-    /// It is committed.
+    /// The transaction is committed.
     Commit,
-    /// A mark within it.
+    /// A savepoint within the transaction.
     Within,
     XaStart(Vec<u8>),
     XaCommit(Vec<u8>),
     XaRollback(Vec<u8>),
-    /// A table loses all of its rows; database (if named) and table.
+    /// TRUNCATE; the database (if named) and the table.
     Truncate(Option<String>, String),
-    /// CREATE TABLE .. SELECT: rows follow.
+    /// CREATE TABLE .. SELECT; its rows follow.
     CreateWithRows,
-    /// Something is there that was not: no row that is there already changes by it. A transaction of its own.
+    /// CREATE, a transaction by itself. It changes no existing row.
     Create,
-    /// A change of definitions: a transaction of its own.
+    /// A schema change, a transaction by itself.
     Definition,
 }
 
 impl Statement {
-    /// Does it change what tables there are, or what they look like?
-    pub(crate) fn defines(&self) -> bool {
+    /// Whether the statement changes the schema.
+    pub(crate) fn changes_schema(&self) -> bool {
         matches!(self, Self::Truncate(..) | Self::CreateWithRows | Self::Create | Self::Definition)
     }
 
-    pub(crate) fn of(text: &[u8]) -> Self {
-        let mut words = Words::new(text);
+    pub(crate) fn parse(text: &[u8]) -> Self {
+        let mut words = Tokenizer::new(text);
         let first = words.next_word();
         match first.as_str() {
             "BEGIN" => Self::Begin,
             "COMMIT" => Self::Commit,
             "SAVEPOINT" => Self::Within,
-            // `ROLLBACK TO` a savepoint. Without `TO`, the end of a transaction whose rows are there nevertheless: of tables that know
-            // no transactions.
+            // `ROLLBACK TO` a savepoint. Without `TO`, it ends a transaction with rows of nontransactional tables.
             "ROLLBACK" if words.next_word() == "TO" => Self::Within,
             "ROLLBACK" => Self::Commit,
             "XA" => {
@@ -332,7 +338,7 @@ impl Statement {
                     _ => Self::Within,
                 }
             }
-            "TRUNCATE" => match words.table_after_truncate() {
+            "TRUNCATE" => match words.truncated_table() {
                 Some((database, table)) => Self::Truncate(database, table),
                 None => Self::Definition,
             },
@@ -349,26 +355,26 @@ fn ends_with_start_transaction(text: &[u8]) -> bool {
     text.len() >= END.len() && text[text.len() - END.len()..].eq_ignore_ascii_case(END)
 }
 
-/// The first words of a statement, without comments. No parser: enough for statements that the server itself writes, and for TRUNCATE, whose
-/// grammar is two words and a name.
+/// Splits the beginning of a statement into words and names, without comments. It suffices for the statements that the server
+/// writes, and for the beginning of schema changes.
 #[derive(Clone)]
-pub(super) struct Words<'a> {
+pub(super) struct Tokenizer<'a> {
     rest: &'a [u8],
-    /// What is in `/*! */` counts: it is no comment for the server.
+    /// The content of `/*! */` is not a comment.
     with_versions: bool,
 }
 
-impl<'a> Words<'a> {
+impl<'a> Tokenizer<'a> {
     fn new(text: &'a [u8]) -> Self {
         Self { rest: text, with_versions: false }
     }
 
-    /// The same, where `/*!40000 ALTER .. */` is read as the server reads it.
-    pub(super) fn of_definition(text: &'a [u8]) -> Self {
+    /// As [`new`](Tokenizer::new), with the content of `/*!40000 ALTER .. */`.
+    pub(super) fn with_versioned_comments(text: &'a [u8]) -> Self {
         Self { rest: text, with_versions: true }
     }
 
-    /// Passes over a mark if it comes next.
+    /// Consumes a character if it is the next one.
     pub(super) fn skip(&mut self, mark: u8) -> bool {
         self.skip_space();
         let found = self.rest.first() == Some(&mark);
@@ -411,9 +417,9 @@ impl<'a> Words<'a> {
         String::from_utf8_lossy(word).to_ascii_uppercase()
     }
 
-    fn table_after_truncate(&mut self) -> Option<(Option<String>, String)> {
+    fn truncated_table(&mut self) -> Option<(Option<String>, String)> {
         let before = self.rest;
-        // A table may itself be called `table`, but then it is quoted.
+        // The name `table` must be quoted.
         if self.next_word() != "TABLE" {
             self.rest = before;
         }
@@ -429,7 +435,7 @@ impl<'a> Words<'a> {
     pub(super) fn name(&mut self) -> Option<String> {
         self.skip_space();
         let mut name = Vec::new();
-        // The second with the SQL mode ANSI_QUOTES.
+        // Double quotes with the SQL mode ANSI_QUOTES.
         if let Some(quote @ (b'`' | b'"')) = self.rest.first() {
             let mut at = 1;
             loop {
@@ -463,7 +469,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn statements_are_told_apart() {
+    fn statements_are_classified() {
         let truncate =
             |database: Option<&str>, table: &str| Statement::Truncate(database.map(str::to_owned), table.to_owned());
         for (text, statement) in [
@@ -482,14 +488,14 @@ mod tests {
             ("CREATE TABLE a (id int)", Statement::Create),
             ("ALTER TABLE a ADD b int", Statement::Definition),
         ] {
-            assert_eq!(Statement::of(text.as_bytes()), statement, "{text}");
+            assert_eq!(Statement::parse(text.as_bytes()), statement, "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = Statement::of(&bytes);
+        fn invalid_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Statement::parse(&bytes);
             if let Ok(query) = Query::read(&bytes) {
                 query.status();
             }
@@ -497,7 +503,7 @@ mod tests {
             let _ = heartbeat(&bytes);
             let mut truncate = b"TRUNCATE ".to_vec();
             truncate.extend_from_slice(&bytes);
-            let _ = Statement::of(&truncate);
+            let _ = Statement::parse(&truncate);
         }
     }
 }

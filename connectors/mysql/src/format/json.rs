@@ -1,22 +1,23 @@
-//! Values as JSON: decimals as strings, dates and times in ISO 8601, bytes in base64, unless the options say otherwise.
+//! Writes values as JSON: by default decimals as strings, dates and times in ISO 8601, bytes in base64.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use trunkline_connector::json;
 
-use crate::columns::{Mask, Shown, hex_digits};
-use crate::config::{BinaryAs, DecimalAs, ZeroDates};
+use super::options::{BinaryFormat, DecimalFormat, FormatOptions, TimeUnit, ZeroDates};
+use super::table::Table;
+use crate::decode::text::{write_clock, write_date, write_time};
 use crate::decode::{
     Date, DateTime, Malformed, Value, inet4, inet6, little, uuid, write_changed, write_decimal, write_json,
 };
-use crate::table::{Kind, Style, Table, Unit};
-use crate::text::{write_clock, write_date, write_time};
+use crate::schema::column_mode::{ColumnMode, Mask, hex_digits};
+use crate::schema::types::ColumnType;
 
-/// Writes values; keeps memory from one to the next.
+/// Writes values. Reuses its buffers.
 #[derive(Default)]
 pub(crate) struct Encoder {
     scratch: Vec<u8>,
-    /// What the last rows held that the style cannot write: where it was, null stands.
+    /// The first column that held a value which the format refuses. The encoder writes null in its place.
     pub(crate) refused: Option<String>,
 }
 
@@ -43,15 +44,15 @@ impl Encoder {
             let (Some(value), Some(column)) = (row.get(index), table.columns.get(index)) else {
                 return Err(Malformed(format!("a row of {} columns, {} expected", row.len(), table.columns.len())));
             };
-            if column.shown == Shown::LeftOut {
+            if column.mode == ColumnMode::Exclude {
                 continue;
             }
             out.push(separator);
             separator = b',';
             out.extend_from_slice(&table.names_json[index]);
-            let written = match &column.shown {
-                Shown::Masked(mask) => self.masked(out, mask, &column.kind, value, table.style),
-                _ => self.value(out, &column.kind, value, table.style),
+            let written = match &column.mode {
+                ColumnMode::Masked(mask) => self.masked(out, mask, &column.column_type, value, table.format),
+                _ => self.value(out, &column.column_type, value, table.format),
             };
             written.map_err(|error| Malformed(format!("column `{}`: {error}", column.name)))?;
             if let Some(refused) = &mut self.refused
@@ -67,17 +68,17 @@ impl Encoder {
         Ok(())
     }
 
-    /// Writes what stands for a value: made of its text, which for a JSON string is what the string says.
+    /// Writes the mask of a value. The mask applies to the value's text, which for a JSON string is its content.
     fn masked(
         &mut self,
         out: &mut Vec<u8>,
         mask: &Mask,
-        kind: &Kind,
+        column_type: &ColumnType,
         value: &Value<'_>,
-        style: Style,
+        format: FormatOptions,
     ) -> Result<(), Malformed> {
         let mut text = Vec::new();
-        self.value(&mut text, kind, value, style)?;
+        self.value(&mut text, column_type, value, format)?;
         match text.first() {
             Some(b'"') => {
                 let text: String = serde_json::from_slice(&text).map_err(|error| Malformed(error.to_string()))?;
@@ -89,34 +90,40 @@ impl Encoder {
         Ok(())
     }
 
-    fn value(&mut self, out: &mut Vec<u8>, kind: &Kind, value: &Value<'_>, style: Style) -> Result<(), Malformed> {
-        match (value, kind) {
+    fn value(
+        &mut self,
+        out: &mut Vec<u8>,
+        column_type: &ColumnType,
+        value: &Value<'_>,
+        format: FormatOptions,
+    ) -> Result<(), Malformed> {
+        match (value, column_type) {
             (Value::Null, _) => out.extend_from_slice(b"null"),
             (Value::Int(number), _) => out.extend_from_slice(itoa::Buffer::new().format(*number).as_bytes()),
             (Value::UInt(number), _) => out.extend_from_slice(itoa::Buffer::new().format(*number).as_bytes()),
-            // MySQL stores neither infinity nor NaN, but bytes can spell them, and JSON cannot.
+            // MySQL stores neither infinity nor NaN, but malformed bytes could encode them. JSON cannot.
             (Value::Float(number), _) if number.is_finite() => {
                 out.extend_from_slice(ryu::Buffer::new().format_finite(*number).as_bytes());
             }
             (Value::Double(number), _) if number.is_finite() => {
                 out.extend_from_slice(ryu::Buffer::new().format_finite(*number).as_bytes());
             }
-            (Value::Float(_) | Value::Double(_), _) => return Err(Malformed::new("a number that is not finite")),
-            (Value::PackedDecimal(packed), Kind::Decimal { precision, scale }) => {
-                quote_decimal(out, style);
+            (Value::Float(_) | Value::Double(_), _) => return Err(Malformed::new("a number is not finite")),
+            (Value::PackedDecimal(packed), ColumnType::Decimal { precision, scale }) => {
+                quote_decimal(out, format);
                 write_decimal(out, packed, *precision, *scale)?;
-                quote_decimal(out, style);
+                quote_decimal(out, format);
             }
             (Value::Decimal(text), _) => {
-                quote_decimal(out, style);
+                quote_decimal(out, format);
                 write_decimal_text(out, text)?;
-                quote_decimal(out, style);
+                quote_decimal(out, format);
             }
-            (Value::Bits(bits), Kind::Bit { bits: 1 }) => {
+            (Value::Bits(bits), ColumnType::Bit { bits: 1 }) => {
                 out.extend_from_slice(if *bits == 0 { b"false" } else { b"true" });
             }
             (Value::Bits(bits), _) => out.extend_from_slice(itoa::Buffer::new().format(*bits).as_bytes()),
-            (Value::Date(date), kind) => self.date(out, *date, style, |out| match style.unit(kind) {
+            (Value::Date(date), column_type) => self.date(out, *date, format, |out| match format.unit(column_type) {
                 Some(_) => write_number(out, date.days()),
                 None => {
                     out.push(b'"');
@@ -124,30 +131,32 @@ impl Encoder {
                     out.push(b'"');
                 }
             }),
-            (Value::DateTime(time), kind) => self.date(out, time.date, style, |out| match style.unit(kind) {
-                Some(Unit::Milliseconds) => write_number(out, time.epoch_micros().div_euclid(1000)),
-                Some(Unit::Microseconds) => write_number(out, time.epoch_micros()),
-                None => {
-                    out.push(b'"');
-                    write_datetime(out, time, kind);
-                    out.push(b'"');
-                }
-            }),
-            (Value::Time(time), kind) if style.unit(kind) == Some(Unit::Milliseconds) => {
+            (Value::DateTime(time), column_type) => {
+                self.date(out, time.date, format, |out| match format.unit(column_type) {
+                    Some(TimeUnit::Milliseconds) => write_number(out, time.epoch_micros().div_euclid(1000)),
+                    Some(TimeUnit::Microseconds) => write_number(out, time.epoch_micros()),
+                    None => {
+                        out.push(b'"');
+                        write_datetime(out, time, column_type);
+                        out.push(b'"');
+                    }
+                })
+            }
+            (Value::Time(time), column_type) if format.unit(column_type) == Some(TimeUnit::Milliseconds) => {
                 write_number(out, time.total_micros() / 1000);
             }
-            (Value::Time(time), kind) if style.unit(kind) == Some(Unit::Microseconds) => {
+            (Value::Time(time), column_type) if format.unit(column_type) == Some(TimeUnit::Microseconds) => {
                 write_number(out, time.total_micros());
             }
-            (Value::Time(time), kind) => {
-                let digits = if let Kind::Time { digits } = kind { *digits } else { 6 };
+            (Value::Time(time), column_type) => {
+                let digits = if let ColumnType::Time { digits } = column_type { *digits } else { 6 };
                 out.push(b'"');
                 write_time(out, *time, digits);
                 out.push(b'"');
             }
-            (Value::Bytes { bytes, zeros }, kind) => self.bytes(out, bytes, *zeros, kind, style)?,
-            (Value::EnumIndex(index), Kind::Enum { members }) => match *index as usize {
-                // What was no member when it was inserted.
+            (Value::Bytes { bytes, zeros }, column_type) => self.bytes(out, bytes, *zeros, column_type, format)?,
+            (Value::EnumIndex(index), ColumnType::Enum { members }) => match *index as usize {
+                // The value was not a member when it was inserted.
                 0 => out.extend_from_slice(b"\"\""),
                 index => {
                     let member = members.get(index - 1);
@@ -155,7 +164,7 @@ impl Encoder {
                     json::write_string(out, member);
                 }
             },
-            (Value::SetBits(bits), Kind::Set { members }) => {
+            (Value::SetBits(bits), ColumnType::Set { members }) => {
                 let chosen = members.iter().enumerate().filter(|(index, _)| *index < 64 && bits >> index & 1 == 1);
                 let chosen: Vec<&str> = chosen.map(|(_, member)| member.as_str()).collect();
                 json::write_string(out, &chosen.join(","));
@@ -173,17 +182,17 @@ impl Encoder {
             (Value::JsonText(text) | Value::Printed(text), _) => {
                 json::write_string(out, &String::from_utf8_lossy(text))
             }
-            (value, kind) => return Err(Malformed(format!("{value:?} in a column of {kind:?}"))),
+            (value, column_type) => return Err(Malformed(format!("{value:?} in a column of {column_type:?}"))),
         }
         Ok(())
     }
 
-    /// A date, or what the style makes of one that no calendar has.
-    fn date(&mut self, out: &mut Vec<u8>, date: Date, style: Style, write: impl FnOnce(&mut Vec<u8>)) {
-        if !date.exists() && style.zero_dates != ZeroDates::String {
+    /// Writes a date, or the replacement of a date that does not exist.
+    fn date(&mut self, out: &mut Vec<u8>, date: Date, format: FormatOptions, write: impl FnOnce(&mut Vec<u8>)) {
+        if !date.exists() && format.zero_dates != ZeroDates::String {
             out.extend_from_slice(b"null");
-            if style.zero_dates == ZeroDates::Error {
-                // The column's name is filled in by the caller, who knows it.
+            if format.zero_dates == ZeroDates::Error {
+                // The caller fills in the column's name.
                 self.refused.get_or_insert_default();
             }
             return;
@@ -196,46 +205,46 @@ impl Encoder {
         out: &mut Vec<u8>,
         bytes: &[u8],
         zeros: usize,
-        kind: &Kind,
-        style: Style,
+        column_type: &ColumnType,
+        format: FormatOptions,
     ) -> Result<(), Malformed> {
-        match kind {
-            Kind::Text { charset } => json::write_string(out, &charset.decode(bytes)),
-            Kind::Binary if zeros == 0 => write_binary(out, bytes, style),
-            Kind::Binary => {
+        match column_type {
+            ColumnType::Text { charset } => json::write_string(out, &charset.decode(bytes)),
+            ColumnType::Binary if zeros == 0 => write_binary(out, bytes, format),
+            ColumnType::Binary => {
                 self.scratch.clear();
                 self.scratch.extend_from_slice(bytes);
                 self.scratch.resize(bytes.len() + zeros, 0);
-                write_binary(out, &self.scratch, style);
+                write_binary(out, &self.scratch, format);
             }
-            Kind::Geometry => {
+            ColumnType::Geometry => {
                 let split = bytes.split_at_checked(4);
-                let (srid, wkb) = split.ok_or_else(|| Malformed::new("a geometry without its reference system"))?;
+                let (srid, wkb) = split.ok_or_else(|| Malformed::new("a geometry lacks its SRID"))?;
                 out.extend_from_slice(b"{\"srid\":");
                 out.extend_from_slice(itoa::Buffer::new().format(little(srid)).as_bytes());
                 out.extend_from_slice(b",\"wkb\":");
-                write_binary(out, wkb, style);
+                write_binary(out, wkb, format);
                 out.push(b'}');
             }
-            Kind::Uuid | Kind::Inet4 | Kind::Inet6 => {
+            ColumnType::Uuid | ColumnType::Inet4 | ColumnType::Inet6 => {
                 self.scratch.clear();
                 self.scratch.extend_from_slice(bytes);
                 self.scratch.resize(bytes.len() + zeros, 0);
-                let text = match kind {
-                    Kind::Uuid => uuid(&self.scratch),
-                    Kind::Inet4 => inet4(&self.scratch),
+                let text = match column_type {
+                    ColumnType::Uuid => uuid(&self.scratch),
+                    ColumnType::Inet4 => inet4(&self.scratch),
                     _ => inet6(&self.scratch),
                 }?;
                 json::write_string(out, &text);
             }
-            Kind::Vector => {
+            ColumnType::Vector => {
                 let mut separator = b'[';
                 for four in bytes.chunks(4) {
                     out.push(separator);
                     separator = b',';
                     let number = f32::from_bits(little(four) as u32);
                     if four.len() < 4 || !number.is_finite() {
-                        return Err(Malformed::new("a vector of something else than numbers"));
+                        return Err(Malformed::new("a vector holds a value that is not a number"));
                     }
                     out.extend_from_slice(ryu::Buffer::new().format_finite(number).as_bytes());
                 }
@@ -254,20 +263,20 @@ fn write_number(out: &mut Vec<u8>, number: i64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-fn quote_decimal(out: &mut Vec<u8>, style: Style) {
-    if style.decimals == DecimalAs::String {
+fn quote_decimal(out: &mut Vec<u8>, format: FormatOptions) {
+    if format.decimals == DecimalFormat::String {
         out.push(b'"');
     }
 }
 
-/// A decimal as the server prints it, without the zeros that ZEROFILL puts in front.
+/// Writes a decimal that the server printed, without the leading zeros of ZEROFILL.
 fn write_decimal_text(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Malformed> {
     let (sign, digits) = match text.split_first() {
         Some((b'-', digits)) => (true, digits),
         _ => (false, text),
     };
     if digits.is_empty() || !digits.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.') {
-        return Err(Malformed::new("a decimal of something else than digits"));
+        return Err(Malformed::new("a decimal holds a character that is not a digit"));
     }
     if sign {
         out.push(b'-');
@@ -281,10 +290,10 @@ fn write_decimal_text(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Malformed> {
     Ok(())
 }
 
-fn write_datetime(out: &mut Vec<u8>, time: &DateTime, kind: &Kind) {
-    let (digits, zone) = match kind {
-        Kind::Timestamp { digits } => (*digits, true),
-        Kind::DateTime { digits } => (*digits, false),
+fn write_datetime(out: &mut Vec<u8>, time: &DateTime, column_type: &ColumnType) {
+    let (digits, zone) = match column_type {
+        ColumnType::Timestamp { digits } => (*digits, true),
+        ColumnType::DateTime { digits } => (*digits, false),
         _ => (6, false),
     };
     write_date(out, time.date);
@@ -295,16 +304,16 @@ fn write_datetime(out: &mut Vec<u8>, time: &DateTime, kind: &Kind) {
     }
 }
 
-fn write_binary(out: &mut Vec<u8>, bytes: &[u8], style: Style) {
+fn write_binary(out: &mut Vec<u8>, bytes: &[u8], format: FormatOptions) {
     out.push(b'"');
     let at = out.len();
-    match style.binary {
-        BinaryAs::Base64 => {
+    match format.binary {
+        BinaryFormat::Base64 => {
             out.resize(at + bytes.len().div_ceil(3) * 4, 0);
             let written = STANDARD.encode_slice(bytes, &mut out[at..]).unwrap_or(0);
             out.truncate(at + written);
         }
-        BinaryAs::Hex => {
+        BinaryFormat::Hex => {
             out.extend(bytes.iter().flat_map(|byte| hex_digits(*byte)));
         }
     }
