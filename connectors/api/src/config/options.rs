@@ -69,6 +69,7 @@ impl OptionSpec {
     pub fn default_text(&self) -> String {
         match self.default {
             OptionDefault::Required => "required".to_owned(),
+            OptionDefault::Value("\"\"") => "empty".to_owned(),
             OptionDefault::Value(value) => format!("`{}`", value.trim_matches('"')),
             OptionDefault::Words(words) => words.to_owned(),
         }
