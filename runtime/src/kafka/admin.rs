@@ -15,7 +15,9 @@ use super::rebootstrap::Rebootstrap;
 use super::topic_limits::MAX_RECORD_BYTES;
 
 /// Time for the brokers to answer a metadata request. Then the bootstrap servers are added again.
-const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+/// The first requests are short, so that the reason of a failed connection is reported early. A
+/// large cluster on a busy machine needs the longer time.
+const METADATA_TIMEOUTS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(3)];
 
 /// Pause between two metadata requests.
 const METADATA_RETRY: Duration = Duration::from_millis(200);
@@ -69,6 +71,11 @@ impl Admin {
     /// Connects to the brokers, also if the client has lost them.
     pub fn connect(&self) -> Result<()> {
         self.metadata("looking up the brokers").map(drop)
+    }
+
+    /// Whether a broker answers within `timeout`. The topic must exist.
+    pub fn is_reachable(&self, topic: &str, timeout: Duration) -> bool {
+        self.client.client().fetch_metadata(Some(topic), timeout).is_ok()
     }
 
     /// Creates the missing ones of these topics. The request to create them is sent only if a topic
@@ -211,20 +218,27 @@ impl Admin {
     fn metadata(&self, doing: &str) -> Result<Metadata> {
         let begun = Instant::now();
         let client = self.client.client();
+        let mut attempts = 0;
         loop {
             let left = CALL_TIMEOUT.saturating_sub(begun.elapsed());
-            let answer = client.fetch_metadata(None, METADATA_TIMEOUT.min(left));
+            let timeout = METADATA_TIMEOUTS[attempts.min(METADATA_TIMEOUTS.len() - 1)];
+            let answer = client.fetch_metadata(None, timeout.min(left));
+            attempts += 1;
             self.client.serve();
-            let error = match answer.map_err(|error| classify(doing, &error)) {
-                Ok(metadata) if !metadata.brokers().is_empty() => return Ok(metadata),
+            let error = match answer.map_err(|error| self.cluster.failed(doing, &error)) {
+                Ok(metadata) if !metadata.brokers().is_empty() => {
+                    self.cluster.connection().set_reached();
+                    return Ok(metadata);
+                }
                 Ok(_) => Error::external(
                     "kafka.unreachable",
                     format!("{doing}: the broker that answered knows no broker yet"),
                 ),
-                Err(error) if error.code != "kafka.unreachable" => return Err(error),
+                Err(error) if !is_connection_error(&error) => return Err(error),
                 Err(error) => error,
             };
-            if begun.elapsed() >= CALL_TIMEOUT {
+            let is_over = begun.elapsed() >= CALL_TIMEOUT || error.retry == Retry::Never;
+            if is_over || self.cluster.is_interrupted() {
                 return Err(error);
             }
             self.rebootstrap.set_lost();
@@ -233,6 +247,10 @@ impl Admin {
             std::thread::park_timeout(METADATA_RETRY);
         }
     }
+}
+
+fn is_connection_error(error: &Error) -> bool {
+    matches!(error.code, "kafka.unreachable" | "kafka.connection_refused")
 }
 
 /// The request with the largest limit for records, unless the user has chosen one.
