@@ -13,11 +13,14 @@ use crate::config::Settings;
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::plan::Loaded;
 use crate::stage::Stop;
-use crate::worker::{self, DataDir, PipelineSet, WorkerOptions};
+use crate::worker::{self, DataDir, PipelineSet, STOPPED_CUT_OFF, WorkerOptions, raise_open_files_limit};
 
 /// Runs the verb.
 pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
-    let data = match DataDir::open(&settings.data) {
+    if let Err(error) = raise_open_files_limit() {
+        tracing::warn!(%error, "cannot raise the limit of open files of this process (`ulimit -n`)");
+    }
+    let data = match DataDir::open(&settings.data, args.new_worker_id) {
         Ok(data) => data,
         Err(error) => {
             eprintln!("error: {error}");
@@ -85,6 +88,13 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     }
     // Nothing that is still under way in the background matters now.
     runtime.shutdown_background();
+    if let Err(error) = &outcome
+        && error.code == STOPPED_CUT_OFF
+    {
+        eprintln!("stopped: {error}");
+        // Threads still wait for the brokers. An orderly exit would release memory that they use.
+        exit_at_once(if args.until_idle { Exit::Environment } else { Exit::Ok });
+    }
     match outcome {
         Ok(outcome) => report(args, &outcome),
         // With `--until-idle` the flag is also set at the end of the work: an error then is one.
@@ -137,11 +147,20 @@ fn report(args: &RunArgs, outcome: &worker::RunReport) -> ExitCode {
     }
 }
 
-/// SIGINT and SIGTERM stop the worker: it flushes, commits and ends.
+/// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. The second signal ends the process at once.
 async fn stop_on_signals(stop: Stop) {
     stop_signal().await;
-    tracing::info!("told to stop");
+    tracing::info!("stopping; a second signal ends the process at once");
     stop.set();
+    stop_signal().await;
+    eprintln!("stopped by a second signal: records that were not committed are read again at the next start");
+    exit_at_once(Exit::Runtime);
+}
+
+/// Ends the process without waiting for its threads.
+fn exit_at_once(exit: Exit) -> ! {
+    // SAFETY: the call ends the process and touches no memory of it. Nothing is buffered: stderr is not, and stdout is flushed.
+    unsafe { libc::_exit(exit.code()) }
 }
 
 /// Waits for SIGINT or SIGTERM.
