@@ -2,7 +2,7 @@
 
 use trunkline_broker::{Broker, BrokerOptions};
 
-use super::{BrokerArgs, Exit, print_data, run::stop_signal};
+use super::{BrokerArgs, Exit, print_data, run::StopSignals};
 use crate::worker::{create_private_folder, raise_open_files_limit};
 
 /// Runs the verb.
@@ -29,6 +29,13 @@ pub(super) fn broker(args: &BrokerArgs) -> Exit {
     }
     let options = BrokerOptions { listen: args.listen, ..BrokerOptions::new(&args.data) };
     runtime.block_on(async {
+        let mut signals = match StopSignals::install() {
+            Ok(signals) => signals,
+            Err(error) => {
+                eprintln!("error: signals cannot be received: {error}");
+                return Exit::Environment;
+            }
+        };
         let broker = match Broker::start(options).await {
             Ok(broker) => broker,
             Err(error) => {
@@ -37,7 +44,7 @@ pub(super) fn broker(args: &BrokerArgs) -> Exit {
             }
         };
         print_data(&format!("{}\n", broker.address()));
-        stop_signal().await;
+        signals.next().await;
         match broker.stop().await {
             Ok(()) => Exit::Ok,
             Err(error) => {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use trunkline_connector::Domain;
 use trunkline_transform_host::{Host, HostOptions};
 
@@ -73,7 +73,14 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     let brokers =
         embedded.as_ref().map_or_else(|| settings.brokers.clone().unwrap_or_default(), EmbeddedBroker::address);
     let stop = Stop::default();
-    runtime.spawn(stop_on_signals(stop.clone()));
+    let signals = match runtime.block_on(async { StopSignals::install() }) {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("error: signals cannot be received: {error}");
+            return Exit::Environment.into();
+        }
+    };
+    runtime.spawn(stop_on_signals(signals, stop.clone()));
     let options = WorkerOptions {
         settings,
         brokers,
@@ -148,11 +155,11 @@ fn report(args: &RunArgs, outcome: &worker::RunReport) -> ExitCode {
 }
 
 /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. The second signal ends the process at once.
-async fn stop_on_signals(stop: Stop) {
-    stop_signal().await;
+async fn stop_on_signals(mut signals: StopSignals, stop: Stop) {
+    signals.next().await;
     tracing::info!("stopping; a second signal ends the process at once");
     stop.set();
-    stop_signal().await;
+    signals.next().await;
     eprintln!("stopped by a second signal: records that were not committed are read again at the next start");
     exit_at_once(Exit::Runtime);
 }
@@ -163,15 +170,23 @@ fn exit_at_once(exit: Exit) -> ! {
     unsafe { libc::_exit(exit.code()) }
 }
 
-/// Waits for SIGINT or SIGTERM.
-pub(super) async fn stop_signal() {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        tracing::error!("signals cannot be received: the process can only be killed");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// SIGINT and SIGTERM.
+pub(super) struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    /// Installs the handlers. Needs an async runtime.
+    pub(super) fn install() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next signal.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }

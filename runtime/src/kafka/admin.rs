@@ -186,6 +186,7 @@ impl Admin {
             .describe_configs(&names)
             .map_err(|failure| classify_failure("reading the configuration of topics", &failure))?;
         let mut differences = Vec::new();
+        let mut small_limits: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
         for ((spec, partitions), config) in existing.iter().zip(configs) {
             if *partitions != spec.partitions {
                 differences.push(format!(
@@ -197,6 +198,9 @@ impl Admin {
                 Ok(config) => {
                     self.note_limit(&spec.name, &config);
                     differences.extend(config_differences(spec, &config));
+                    if let Some(limit) = small_limit(spec, &config) {
+                        small_limits.entry(limit).or_default().push(&spec.name);
+                    }
                 }
                 // The right to read the configuration is not needed to write records.
                 Err((code, explanation)) => {
@@ -204,6 +208,7 @@ impl Admin {
                 }
             }
         }
+        differences.extend(small_limits.iter().map(|(limit, topics)| describe_small_limit(*limit, topics)));
         Ok(differences)
     }
 
@@ -269,17 +274,23 @@ fn config_differences(spec: &TopicSpec, config: &TopicConfig) -> Vec<String> {
             differences.push(format!("topic `{}` has {name}={actual}, not {requested}: it is not altered", spec.name));
         }
     }
-    let limit = config.get(MAX_MESSAGE_BYTES).and_then(|value| value.parse::<usize>().ok());
-    if let Some(limit) = limit.filter(|limit| *limit < MAX_RECORD_BYTES && !spec.config.contains_key(MAX_MESSAGE_BYTES))
-    {
-        differences.push(format!(
-            "topic `{0}` accepts records of up to {limit} bytes ({MAX_MESSAGE_BYTES}); larger records are data errors. To raise the \
-             limit: kafka-configs.sh --bootstrap-server BROKER --alter --entity-type topics --entity-name {0} --add-config \
-             {MAX_MESSAGE_BYTES}={MAX_RECORD_BYTES}",
-            spec.name
-        ));
-    }
     differences
+}
+
+/// The limit of a topic that does not accept the largest records, unless the user has chosen it.
+fn small_limit(spec: &TopicSpec, config: &TopicConfig) -> Option<usize> {
+    let limit = config.get(MAX_MESSAGE_BYTES)?.parse().ok()?;
+    (limit < MAX_RECORD_BYTES && !spec.config.contains_key(MAX_MESSAGE_BYTES)).then_some(limit)
+}
+
+fn describe_small_limit(limit: usize, topics: &[&str]) -> String {
+    let names: Vec<String> = topics.iter().map(|topic| format!("`{topic}`")).collect();
+    format!(
+        "records of more than {limit} bytes are data errors, because {MAX_MESSAGE_BYTES} of these topics is {limit}: {}. \
+         To raise it: kafka-configs.sh --bootstrap-server BROKER --alter --entity-type topics --entity-name TOPIC \
+         --add-config {MAX_MESSAGE_BYTES}={MAX_RECORD_BYTES}",
+        names.join(", ")
+    )
 }
 
 fn is_unknown((code, _): &Failure) -> bool {
@@ -339,14 +350,17 @@ mod tests {
     }
 
     #[test]
-    fn differences_name_the_property_and_a_small_limit_has_its_remedy() {
+    fn differences_name_the_property_and_small_limits_their_remedy() {
         let actual = spec(&[("cleanup.policy", "delete"), (MAX_MESSAGE_BYTES, "1048588")]).config;
-        let differences = config_differences(&spec(&[("cleanup.policy", "compact")]), &actual);
-        assert_eq!(differences.len(), 2, "{differences:?}");
-        assert_eq!(differences[0], "topic `logs` has cleanup.policy=delete, not compact: it is not altered");
-        assert!(differences[1].contains("up to 1048588 bytes") && differences[1].contains("--entity-name logs"));
-        let wanted = spec(&[(MAX_MESSAGE_BYTES, "1048588")]);
-        assert_eq!(config_differences(&wanted, &actual), [""; 0]);
+        let requested = spec(&[("cleanup.policy", "compact")]);
+        let expected = ["topic `logs` has cleanup.policy=delete, not compact: it is not altered"];
+        assert_eq!(config_differences(&requested, &actual), expected);
+        assert_eq!(small_limit(&requested, &actual), Some(1_048_588));
+        let line = describe_small_limit(1_048_588, &["a", "b"]);
+        assert!(line.contains("more than 1048588 bytes") && line.contains("`a`, `b`"), "{line}");
+        assert!(line.contains("--add-config max.message.bytes=67108864"), "{line}");
+        let chosen = spec(&[(MAX_MESSAGE_BYTES, "1048588")]);
+        assert_eq!((config_differences(&chosen, &actual).len(), small_limit(&chosen, &actual)), (0, None));
     }
 
     #[test]

@@ -31,6 +31,8 @@ mod queue_notifier;
 mod rebootstrap;
 mod secrets;
 pub mod table;
+#[cfg(test)]
+mod tests;
 mod topic_limits;
 mod unassigned;
 

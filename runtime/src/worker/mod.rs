@@ -129,6 +129,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         client_buffer: client_buffer(memory, 1),
         batch_bytes: batch_bytes(memory, 1),
     };
+    tracing::info!(brokers = options.brokers, "connecting to Kafka");
     let mut worker = Worker {
         options: &options,
         environment,

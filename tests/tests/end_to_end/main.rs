@@ -9,6 +9,7 @@
 
 mod brokers;
 mod clients;
+mod cloned;
 mod crashes;
 mod dead_letters;
 mod harness;

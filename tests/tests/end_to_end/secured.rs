@@ -19,6 +19,15 @@ fn run_job(case: &mut Case, settings: &[(&str, &str)]) -> (Exit, Duration) {
     (exit, started.elapsed())
 }
 
+/// A connection that the broker, or the client, refuses.
+struct Refused {
+    name: &'static str,
+    address: String,
+    settings: Vec<(&'static str, String)>,
+    /// A part of the last line of the output.
+    expected: &'static str,
+}
+
 #[test]
 fn failed_connections_are_explained_and_end_a_job() {
     let kafka = need!(SecuredKafka::shared());
@@ -27,31 +36,32 @@ fn failed_connections_are_explained_and_end_a_job() {
     let tls = ("TRUNKLINE_KAFKA_SECURITY_PROTOCOL", "ssl");
     let sasl_tls = ("TRUNKLINE_KAFKA_SECURITY_PROTOCOL", "sasl_ssl");
     let plain = ("TRUNKLINE_KAFKA_SASL_MECHANISM", "PLAIN");
+    let scram = ("TRUNKLINE_KAFKA_SASL_MECHANISM", "SCRAM-SHA-256");
     let user = ("TRUNKLINE_KAFKA_SASL_USERNAME", "alice");
     let password = ("TRUNKLINE_KAFKA_SASL_PASSWORD", "alice-secret");
     let wrong_password = ("TRUNKLINE_KAFKA_SASL_PASSWORD", "hunter2-hunter2");
     let trusted = ("TRUNKLINE_KAFKA_SSL_CA_LOCATION", ca.as_str());
     let untrusted = ("TRUNKLINE_KAFKA_SSL_CA_LOCATION", other_ca.as_str());
     let by_address = kafka.mutual_tls().replace("localhost", "127.0.0.1");
-    let cases: [(&str, String, Vec<(&str, &str)>, &str); 10] = [
-        ("password", kafka.sasl_tls(), vec![sasl_tls, plain, user, wrong_password, trusted], "`sasl.password`"),
-        (
-            "mechanism",
-            kafka.sasl_tls(),
-            vec![sasl_tls, ("TRUNKLINE_KAFKA_SASL_MECHANISM", "SCRAM-SHA-256"), user, password, trusted],
-            "`sasl.mechanism`",
-        ),
-        ("untrusted", kafka.sasl_tls(), vec![sasl_tls, plain, user, password, untrusted], "`ssl.ca.location`"),
-        ("no-ca", kafka.sasl_tls(), vec![sasl_tls, plain, user, password], "`ssl.ca.location`"),
-        ("expired", kafka.expired(), vec![tls, trusted], "the certificate has expired"),
-        ("host", by_address, vec![tls, trusted], "the certificate is for another host"),
-        ("no-protocol", kafka.sasl_tls(), vec![], "`security.protocol`"),
-        ("plaintext-to-sasl", kafka.sasl_plaintext(), vec![], "`security.protocol`"),
-        ("tls-to-plaintext", kafka.plaintext(), vec![tls, trusted], "`security.protocol`"),
-        ("no-certificate", kafka.mutual_tls(), vec![tls, trusted], "`ssl.certificate.location`"),
+    let case = |name, address: String, settings: &[(&'static str, &str)], expected| {
+        let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        Refused { name, address, settings, expected }
+    };
+    let cases = [
+        case("password", kafka.sasl_tls(), &[sasl_tls, plain, user, wrong_password, trusted], "`sasl.password`"),
+        case("mechanism", kafka.sasl_tls(), &[sasl_tls, scram, user, password, trusted], "`sasl.mechanism`"),
+        case("untrusted", kafka.sasl_tls(), &[sasl_tls, plain, user, password, untrusted], "`ssl.ca.location`"),
+        case("no-ca", kafka.sasl_tls(), &[sasl_tls, plain, user, password], "`ssl.ca.location`"),
+        case("expired", kafka.expired(), &[tls, trusted], "the certificate has expired"),
+        case("host", by_address, &[tls, trusted], "the certificate is for another host"),
+        case("no-protocol", kafka.sasl_tls(), &[], "`security.protocol`"),
+        case("plaintext-to-sasl", kafka.sasl_plaintext(), &[], "`security.protocol`"),
+        case("tls-to-plaintext", kafka.plaintext(), &[tls, trusted], "`security.protocol`"),
+        case("no-certificate", kafka.mutual_tls(), &[tls, trusted], "`ssl.certificate.location`"),
     ];
-    for (name, address, settings, expected) in cases {
+    for Refused { name, address, settings, expected } in cases {
         let mut case = Case::new(name, &KafkaClient::new(address.clone()));
+        let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let (exit, elapsed) = run_job(&mut case, &settings);
         assert_eq!(exit.code, Some(3), "{name}: {}", exit.describe());
         let port = address.rsplit(':').next().unwrap();
