@@ -94,6 +94,9 @@ pub struct RunArgs {
     /// Print the summary as JSON on stdout
     #[arg(long)]
     pub json: bool,
+    /// Give this worker a new id, for a data directory that was copied from another worker
+    #[arg(long)]
+    pub new_worker_id: bool,
     /// Worker settings.
     #[command(flatten)]
     pub settings: SettingsArgs,

@@ -20,14 +20,21 @@ pub enum Exit {
     Environment,
 }
 
+impl Exit {
+    /// The number that the process returns.
+    pub(super) fn code(self) -> i32 {
+        match self {
+            Self::Ok => 0,
+            Self::Runtime => 1,
+            Self::Config => 2,
+            Self::Environment => 3,
+        }
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Ok => 0,
-            Exit::Runtime => 1,
-            Exit::Config => 2,
-            Exit::Environment => 3,
-        })
+        Self::from(exit.code() as u8)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use trunkline_connector::Domain;
 use trunkline_transform_host::{Host, HostOptions};
 
@@ -13,11 +13,14 @@ use crate::config::Settings;
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::plan::Loaded;
 use crate::stage::StopSignal;
-use crate::worker::{self, DataDir, PipelineSet, WorkerOptions};
+use crate::worker::{self, DataDir, PipelineSet, STOPPED_CUT_OFF, WorkerOptions, raise_open_files_limit};
 
 /// Runs the verb.
 pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
-    let data = match DataDir::open(&settings.data) {
+    if let Err(error) = raise_open_files_limit() {
+        tracing::warn!(%error, "cannot raise the limit of open files of this process (`ulimit -n`)");
+    }
+    let data = match DataDir::open(&settings.data, args.new_worker_id) {
         Ok(data) => data,
         Err(error) => {
             eprintln!("error: {error}");
@@ -70,7 +73,14 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     let brokers =
         embedded.as_ref().map_or_else(|| settings.brokers.clone().unwrap_or_default(), EmbeddedBroker::address);
     let stop = StopSignal::default();
-    runtime.spawn(stop_on_signals(stop.clone()));
+    let signals = match runtime.block_on(async { StopSignals::install() }) {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("error: signals cannot be received: {error}");
+            return Exit::Environment.into();
+        }
+    };
+    runtime.spawn(stop_on_signals(signals, stop.clone()));
     let options = WorkerOptions {
         settings,
         brokers,
@@ -85,6 +95,13 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     }
     // Nothing that is still under way in the background matters now.
     runtime.shutdown_background();
+    if let Err(error) = &outcome
+        && error.code == STOPPED_CUT_OFF
+    {
+        eprintln!("stopped: {error}");
+        // Threads still wait for the brokers. An orderly exit would release memory that they use.
+        exit_at_once(if args.until_idle { Exit::Environment } else { Exit::Ok });
+    }
     match outcome {
         Ok(outcome) => report(args, &outcome),
         // With `--until-idle` the flag is also set at the end of the work: an error then is one.
@@ -137,22 +154,39 @@ fn report(args: &RunArgs, outcome: &worker::RunReport) -> ExitCode {
     }
 }
 
-/// SIGINT and SIGTERM stop the worker: it flushes, commits and ends.
-async fn stop_on_signals(stop: StopSignal) {
-    stop_signal().await;
-    tracing::info!("told to stop");
+/// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. The second signal ends the process at once.
+async fn stop_on_signals(mut signals: StopSignals, stop: StopSignal) {
+    signals.next().await;
+    tracing::info!("stopping; a second signal ends the process at once");
     stop.set();
+    signals.next().await;
+    eprintln!("stopped by a second signal: records that were not committed are read again at the next start");
+    exit_at_once(Exit::Runtime);
 }
 
-/// Waits for SIGINT or SIGTERM.
-pub(super) async fn stop_signal() {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        tracing::error!("signals cannot be received: the process can only be killed");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// Ends the process without waiting for its threads.
+fn exit_at_once(exit: Exit) -> ! {
+    // SAFETY: the call ends the process and touches no memory of it. Nothing is buffered: stderr is not, and stdout is flushed.
+    unsafe { libc::_exit(exit.code()) }
+}
+
+/// SIGINT and SIGTERM.
+pub(super) struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    /// Installs the handlers. Needs an async runtime.
+    pub(super) fn install() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next signal.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }

@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Domain, Error, Result};
+use trunkline_connector::{Domain, Error, Result, Retry};
 
 use super::backoff::Backoff;
 use super::status::{StageState, StageStatus};
@@ -83,8 +83,9 @@ pub fn supervise(
         let committed = status.last_commit().filter(|at| *at > started);
         let since = committed.unwrap_or_else(|| *failing_since.get_or_insert(started));
         failing_since = Some(since);
-        if context.until_idle && since.elapsed() > GIVE_UP {
-            tracing::error!(stage = status.name(), %error, "gave up after failing for 5 minutes; its position is kept");
+        if context.until_idle && (error.retry == Retry::Never || since.elapsed() > GIVE_UP) {
+            let seconds = since.elapsed().as_secs();
+            tracing::error!(stage = status.name(), %error, "gave up after {seconds} s; its position is kept");
             status.set_state(StageState::Failed(error.to_string()));
             return Ended::Over;
         }
