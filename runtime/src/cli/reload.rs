@@ -16,7 +16,7 @@ use super::output::print_problems;
 use super::{RunArgs, SettingsArgs};
 use crate::config::Settings;
 use crate::plan::{Files, Loaded, Registry, files_of};
-use crate::worker::Set;
+use crate::worker::PipelineSet;
 
 /// Files are looked at so often.
 const LOOK: Duration = Duration::from_secs(1);
@@ -80,7 +80,7 @@ impl Reader {
     }
 
     /// What is to run from now on, if somebody `asked` for it or files changed.
-    fn next(&mut self, asked: bool) -> Option<Set> {
+    fn next(&mut self, asked: bool) -> Option<PipelineSet> {
         if !asked {
             let now = self.look();
             let is_settled = now == self.last;
@@ -92,7 +92,7 @@ impl Reader {
         self.compare_settings();
         let pipelines = self.read().pipelines;
         // Whoever asks has mended what a stage failed of, perhaps outside of the files.
-        Some(Set { pipelines, again: asked })
+        Some(PipelineSet { pipelines, retry_failed: asked })
     }
 
     fn compare_settings(&self) {
@@ -124,7 +124,7 @@ fn look(path: &Path) -> Option<Look> {
 }
 
 /// Reads files again, each time that SIGHUP or a change asks for it, until the worker has gone.
-pub(super) async fn follow(mut reader: Reader, mut hangups: Signal, sets: Sender<Set>) {
+pub(super) async fn follow(mut reader: Reader, mut hangups: Signal, sets: Sender<PipelineSet>) {
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

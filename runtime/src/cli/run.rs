@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::mpsc::channel;
 
 use tokio::signal::unix::{SignalKind, signal};
+use trunkline_connector::Domain;
 use trunkline_transform_host::{Host, HostOptions};
 
 use super::reload::{Reader, follow};
@@ -11,8 +12,8 @@ use super::{Exit, RunArgs};
 use crate::config::Settings;
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::plan::Loaded;
-use crate::stage::Stop;
-use crate::worker::{self, DataDir, Set, WorkerOptions};
+use crate::stage::StopSignal;
+use crate::worker::{self, DataDir, PipelineSet, WorkerOptions};
 
 /// Runs the verb.
 pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
@@ -68,7 +69,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     };
     let brokers =
         embedded.as_ref().map_or_else(|| settings.brokers.clone().unwrap_or_default(), EmbeddedBroker::address);
-    let stop = Stop::default();
+    let stop = StopSignal::default();
     runtime.spawn(stop_on_signals(stop.clone()));
     let options = WorkerOptions {
         settings,
@@ -93,10 +94,10 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
         }
         Err(error) => {
             eprintln!("error: {error}");
-            if error.domain == trunkline_connector::Domain::External {
-                Exit::Environment.into()
-            } else {
-                Exit::Runtime.into()
+            match error.domain {
+                Domain::Config => Exit::Config.into(),
+                Domain::External => Exit::Environment.into(),
+                _ => Exit::Runtime.into(),
             }
         }
     }
@@ -104,15 +105,15 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
 
 /// Loads the first set. A worker that follows leaves bad files of a folder out, so that one of them does not keep the others from running (I7); a
 /// run until idle is a job, which is done whole or not at all.
-fn load(reader: &mut Reader, args: &RunArgs) -> Option<Set> {
+fn load(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
     let Loaded { pipelines, problems, .. } = reader.read();
     if pipelines.is_empty() || args.until_idle && !problems.is_empty() {
         return None;
     }
-    Some(Set { pipelines, again: false })
+    Some(PipelineSet { pipelines, retry_failed: false })
 }
 
-fn report(args: &RunArgs, outcome: &worker::Outcome) -> ExitCode {
+fn report(args: &RunArgs, outcome: &worker::RunReport) -> ExitCode {
     for component in outcome.summary.unbalanced() {
         eprintln!(
             "error: the counters of {component} do not balance: records were lost or doubled in the count (please report this)"
@@ -137,7 +138,7 @@ fn report(args: &RunArgs, outcome: &worker::Outcome) -> ExitCode {
 }
 
 /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends.
-async fn stop_on_signals(stop: Stop) {
+async fn stop_on_signals(stop: StopSignal) {
     stop_signal().await;
     tracing::info!("told to stop");
     stop.set();

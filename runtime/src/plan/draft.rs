@@ -10,6 +10,7 @@ use trunkline_connector::{SourceSpec, Template};
 use trunkline_transform_host::Host;
 
 use super::OnError;
+use super::commit::CommitOptions;
 use super::names;
 use super::plugins::{self, Started};
 use super::registry::Registry;
@@ -74,6 +75,7 @@ pub(super) struct SinkDraft<'a> {
     pub(super) section: Section<'a>,
     pub(super) connector: Option<&'static str>,
     pub(super) inputs: Vec<Located>,
+    pub(super) commit: CommitOptions,
     pub(super) on_error: OnError,
     pub(super) tasks: u32,
 }
@@ -265,6 +267,7 @@ fn read_sink<'a>(key: &'a Key, section: Section<'a>, registry: &Registry) -> Sin
     SinkDraft {
         key,
         inputs,
+        commit: CommitOptions::read(&section),
         on_error: on_error(&section),
         tasks: count(&section, "tasks", MOST_TASKS).unwrap_or(1),
         connector: connector(&section, "sink", &registry.sink_names(), &registry.source_names()),

@@ -297,10 +297,12 @@ fn build(document: &Document, graph: &Graph<'_, '_>, sink_specs: Vec<Option<Box<
     }
     let mut sinks = Vec::new();
     for ((sink, references), spec) in draft.sinks.iter().zip(&graph.references.of_sinks).zip(sink_specs) {
+        let spec: Arc<dyn SinkSpec> = Arc::from(spec?);
         sinks.push(SinkPlan {
             name: sink.key.name.clone(),
             connector: sink.connector?,
-            spec: Arc::from(spec?),
+            commit: sink.commit.apply(spec.commit_policy()),
+            spec,
             options: Options::of(&sink.section),
             inputs: graph.inputs(references)?,
             on_error: sink.on_error,

@@ -14,6 +14,7 @@
 //! worker runs: a file that is wrong then is taken as it was when it was right.
 
 mod across;
+mod commit;
 mod draft;
 mod files;
 mod graph;
@@ -29,9 +30,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_connector::{SinkSpec, SourceSpec, Template};
+use trunkline_connector::{CommitPolicy, SinkSpec, SourceSpec, Template};
 use trunkline_transform_host::{Limits, Plugin};
 
+pub use commit::COMMIT_OPTIONS;
 pub use files::files_of;
 pub use load::{Files, Loaded, load_each};
 pub use registry::Registry;
@@ -127,6 +129,8 @@ pub struct SinkPlan {
     pub options: Options,
     /// What it reads.
     pub inputs: Vec<Input>,
+    /// When its topic partitions are committed: the connector's policy with the limits of the option `commit`.
+    pub commit: CommitPolicy,
     /// What happens to records that it cannot write.
     pub on_error: OnError,
     /// Tasks on each worker.
