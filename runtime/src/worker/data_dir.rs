@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use trunkline_connector::{Error, Result, failpoint, io_error};
 
+const PLUGINS: &str = "plugins";
+
 /// A data directory, locked for this process.
 pub struct DataDir {
     worker_id: String,
@@ -44,11 +46,17 @@ impl DataDir {
             }
             _ => {}
         }
-        let plugins = path.join("plugins");
+        let plugins = path.join(PLUGINS);
         for folder in [&scratch, &plugins] {
             std::fs::create_dir_all(folder).map_err(|error| io_error("create", folder, &error))?;
         }
         Ok(Self { worker_id: worker_id(&path.join("worker-id"))?, scratch, plugins, _lock: lock })
+    }
+
+    /// The compile cache of plugins in an existing data directory, for commands that do not open the
+    /// directory. `None` if no worker has created it.
+    pub fn plugin_cache(path: &Path) -> Option<PathBuf> {
+        Some(path.join(PLUGINS)).filter(|cache| cache.is_dir())
     }
 
     /// The worker's id. It is random, and stays the same for this directory.
