@@ -1,6 +1,6 @@
 //! Measures the memory of a plugin, to choose its `memory` limit.
 //!
-//! `cargo run --release -p trunkline-transform-host --example plugin_memory PLUGIN.wasm [CONFIG_JSON]`
+//! `cargo run --release -p trunkline-transform-host --example plugin_memory PLUGIN.wasm [CONFIG]`
 //!
 //! The plugin processes JSON records of three sizes in the largest calls that the default limits
 //! allow. The table shows its linear memory after several numbers of calls.

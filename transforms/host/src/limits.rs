@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Maximum bytes of linear memory, summed over all memories of the plugin. The example
-    /// `plugin_memory` measures a plugin's use: with calls of 4 MiB, a Rust plugin uses 13 MiB, and a
-    /// JavaScript plugin 200 MiB before its garbage collector runs.
+    /// `plugin_memory` measures a plugin's use: with calls of 4 MiB, a Rust plugin uses 13 MiB, and
+    /// a JavaScript plugin 200 MiB before its garbage collector runs.
     pub memory: usize,
     /// Maximum number of records per call.
     pub batch_records: usize,
