@@ -10,6 +10,7 @@ use super::output::{Exit, print_data, report_problems};
 use crate::config::{FileProblems, Settings, problem_at};
 use crate::plan::{Loaded, Pipeline, Registry, Route, load_each};
 use crate::stage::component_name;
+use crate::worker::DataDir;
 
 pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: &Settings) -> Exit {
     let loaded = match load_for_reading(paths, settings) {
@@ -34,9 +35,10 @@ pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: 
     report_problems(&loaded.problems, as_json)
 }
 
-/// Loads pipelines for verbs that do not run them: nothing is written, not even a cache of compiled plugins.
+/// Loads pipelines for commands that do not run them. Compiled plugins are read from the data
+/// directory and added to it, if a worker has created it; otherwise nothing is written.
 pub(super) fn load_for_reading(paths: &[PathBuf], settings: &Settings) -> Result<Loaded, Exit> {
-    match Host::new(HostOptions { cache_dir: None }) {
+    match Host::new(HostOptions { cache_dir: DataDir::plugin_cache(&settings.data) }) {
         Ok(host) => Ok(load_each(paths, &host, settings, &Registry::new())),
         Err(error) => {
             let message = format!("plugins cannot run on this machine: {error}");
