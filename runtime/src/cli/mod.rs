@@ -44,8 +44,8 @@ enum Verb {
     Run(RunArgs),
     /// Has a source read tables once more, beside what comes
     Snapshot(SnapshotArgs),
-    /// Runs the embedded Kafka broker by itself
-    Broker(BrokerArgs),
+    /// Runs the embedded Kafka broker without pipelines
+    Broker(broker::BrokerArgs),
     /// Lists the connectors
     Connectors(ConnectorsArgs),
 }
@@ -122,17 +122,6 @@ struct SnapshotArgs {
     json: bool,
     #[command(flatten)]
     settings: SettingsArgs,
-}
-
-/// `trunkline broker`.
-#[derive(Args)]
-pub(super) struct BrokerArgs {
-    /// Where to listen. There is no authentication: whoever reaches another address than loopback can read and delete everything
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
-    listen: std::net::SocketAddr,
-    /// Folder for its data
-    #[arg(long, value_name = "DIR", default_value = "trunkline-data/broker")]
-    data: PathBuf,
 }
 
 /// `trunkline connectors`.

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 
 use crate::config::{FileProblems, Look, Settings, json, problem_at, render, summary};
 
@@ -63,12 +64,16 @@ pub(super) fn report_problems(problems: &[FileProblems], as_json: bool) -> Exit 
 
 /// Starts logging to stderr, as the settings say.
 pub(super) fn start_logging(settings: &Settings) -> Result<(), Vec<FileProblems>> {
-    let filter = EnvFilter::try_new(&settings.log).map_err(|error| {
+    log_to_stderr(&settings.log).map_err(|error| {
         let help = "for example `info`, `debug` or `warn,trunkline=debug`".to_owned();
         vec![problem_at(None, "config.wrong_value", format!("the setting `log` is no filter: {error}"), Some(help))]
-    })?;
+    })
+}
+
+/// Starts logging to stderr with a filter.
+pub(super) fn log_to_stderr(filter: &str) -> Result<(), ParseError> {
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(EnvFilter::try_new(filter)?)
         .with_writer(std::io::stderr)
         .with_ansi(Look::of_stderr().colour)
         .finish();
