@@ -223,7 +223,7 @@ impl Worker<'_> {
             }
             Err(error) => return Err(error),
         }
-        tracing::info!("pipeline files were read: {changes}");
+        tracing::info!("pipelines reloaded: {changes}");
         self.tasks = tasks;
         self.pipelines = pending.set.pipelines;
         for placement in [Placement::EveryNode, Placement::Anywhere] {

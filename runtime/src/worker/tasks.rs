@@ -211,8 +211,8 @@ pub(super) struct Changes {
     restarted: Vec<String>,
     /// There are none of these any more.
     stopped: Vec<String>,
-    /// These go on as if nothing had happened.
-    undisturbed: Vec<String>,
+    /// Tasks with an unchanged plan, which keep running.
+    unchanged: Vec<String>,
     /// These had failed and are planned as they were.
     failed: Vec<String>,
     /// Pipelines with something that starts, or starts anew.
@@ -227,7 +227,7 @@ impl Changes {
                 None => &mut changes.started,
                 Some(known) if Arc::ptr_eq(known, task) => {
                     let has_failed = matches!(task.status.state(), StageState::Failed(_));
-                    if has_failed { &mut changes.failed } else { &mut changes.undisturbed }.push(id.to_string());
+                    if has_failed { &mut changes.failed } else { &mut changes.unchanged }.push(id.to_string());
                     continue;
                 }
                 Some(_) => &mut changes.restarted,
@@ -244,21 +244,13 @@ impl Changes {
 impl fmt::Display for Changes {
     /// One line.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { started, restarted, stopped, undisturbed, failed, pipelines: _ } = self;
-        if [started, restarted, stopped].iter().all(|list| list.is_empty()) {
-            formatter.write_str("nothing changed; ")?;
+        let Self { started, restarted, stopped, unchanged, failed, pipelines: _ } = self;
+        let lists = [("started", started), ("restarted", restarted), ("stopped", stopped), ("unchanged", unchanged)];
+        let mut written: Vec<String> = lists.map(|(name, list)| format!("{name}=[{}]", list.join(", "))).into();
+        if !failed.is_empty() {
+            written.push(format!("failed=[{}]", failed.join(", ")));
         }
-        let lists = [
-            ("starts", started),
-            ("starts anew", restarted),
-            ("stops", stopped),
-            ("goes on undisturbed", undisturbed),
-            ("has failed before", failed),
-        ];
-        let written = lists.iter().filter(|(_, list)| !list.is_empty());
-        let written: Vec<String> = written.map(|(what, list)| format!("{what}: {}", list.join(", "))).collect();
-        formatter.write_str(if written.is_empty() { "nothing runs" } else { "" })?;
-        formatter.write_str(&written.join("; "))
+        formatter.write_str(&written.join(" "))
     }
 }
 
@@ -332,25 +324,34 @@ mod tests {
             let said = Changes::between(before, &after).to_string();
             (after, said)
         };
-        assert_eq!(Changes::between(&Tasks::new(), &first).to_string(), "starts: p.api, p.web, p.lake");
+        assert_eq!(
+            Changes::between(&Tasks::new(), &first).to_string(),
+            "started=[p.api, p.web, p.lake] restarted=[] stopped=[] unchanged=[]"
+        );
         let (_, said) = change(&first, TEXT, true);
-        assert_eq!(said, "nothing changed; goes on undisturbed: p.api, p.web, p.lake");
+        assert_eq!(said, "started=[] restarted=[] stopped=[] unchanged=[p.api, p.web, p.lake]");
 
         let (second, said) = change(&first, &TEXT.replace("/lake", "/lake\"\ntasks = 2\npath = \"x"), false);
-        assert_eq!(said, "starts: p.lake/1; starts anew: p.lake; goes on undisturbed: p.api, p.web");
+        assert_eq!(said, "started=[p.lake/1] restarted=[p.lake] stopped=[] unchanged=[p.api, p.web]");
         let (third, said) = change(&second, &TEXT.replace("/lake", "/lake\"\ntasks = 1\npath = \"x"), false);
-        assert_eq!(said, "stops: p.lake/1; goes on undisturbed: p.api, p.web, p.lake");
+        assert_eq!(said, "started=[] restarted=[] stopped=[p.lake/1] unchanged=[p.api, p.web, p.lake]");
         assert!(Arc::ptr_eq(&second[third.keys().last().unwrap()], third.values().last().unwrap()));
 
         // Whose dead letters go elsewhere is another stage; one whose kind changed, too.
         let (_, said) = change(&first, &TEXT.replace("name = \"p\"", "name = \"p\"\ndead_letter_topic = \"d\""), false);
-        assert_eq!(said, "starts anew: p.api, p.web, p.lake");
+        assert_eq!(said, "started=[] restarted=[p.api, p.web, p.lake] stopped=[] unchanged=[]");
         let sink = "[sinks.api]\nconnector = \"s3\"\ninputs = [\"web\"]\nurl = \"file:///api\"\n[sinks.lake]";
         let kinds = TEXT.replace("[sources.api]", "[sources.old]").replace("[sinks.lake]", sink);
         let (_, said) = change(&first, &kinds, false);
-        assert_eq!(said, "starts: p.old, p.api; stops: p.api; goes on undisturbed: p.web, p.lake");
-        assert_eq!(Changes::between(&first, &Tasks::new()).to_string(), "stops: p.api, p.web, p.lake");
-        assert_eq!(Changes::between(&Tasks::new(), &Tasks::new()).to_string(), "nothing changed; nothing runs");
+        assert_eq!(said, "started=[p.old, p.api] restarted=[] stopped=[p.api] unchanged=[p.web, p.lake]");
+        assert_eq!(
+            Changes::between(&first, &Tasks::new()).to_string(),
+            "started=[] restarted=[] stopped=[p.api, p.web, p.lake] unchanged=[]"
+        );
+        assert_eq!(
+            Changes::between(&Tasks::new(), &Tasks::new()).to_string(),
+            "started=[] restarted=[] stopped=[] unchanged=[]"
+        );
     }
 
     #[test]
@@ -363,10 +364,10 @@ mod tests {
         let said = |text: &str, again: bool| {
             Changes::between(&before, &plan(&pipelines(&folder, text), &before, again, &environment)).to_string()
         };
-        assert_eq!(said(TEXT, false), "nothing changed; goes on undisturbed: p.api, p.web; has failed before: p.lake");
-        assert_eq!(said(TEXT, true), "starts anew: p.lake; goes on undisturbed: p.api, p.web");
+        assert_eq!(said(TEXT, false), "started=[] restarted=[] stopped=[] unchanged=[p.api, p.web] failed=[p.lake]");
+        assert_eq!(said(TEXT, true), "started=[] restarted=[p.lake] stopped=[] unchanged=[p.api, p.web]");
         let other = TEXT.replace("/lake", "/other");
-        assert_eq!(said(&other, false), "starts anew: p.lake; goes on undisturbed: p.api, p.web");
+        assert_eq!(said(&other, false), "started=[] restarted=[p.lake] stopped=[] unchanged=[p.api, p.web]");
     }
 
     #[test]
