@@ -1,7 +1,8 @@
-//! `trunkline broker`: the embedded broker by itself, until it is told to stop.
+//! `trunkline broker`: the embedded broker alone, until it receives a signal to stop.
 
 use trunkline_broker::{Broker, BrokerOptions};
 
+use super::output::print_error;
 use super::{BrokerArgs, Exit, print_data, run::stop_signal};
 
 /// Runs the verb.
@@ -9,31 +10,34 @@ pub(super) fn broker(args: &BrokerArgs) -> Exit {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start: {error}");
+            print_error(format_args!("error: cannot start: {error}"));
             return Exit::Environment;
         }
     };
     if !args.listen.ip().is_loopback() {
-        eprintln!(
-            "warning: {} is not loopback: whoever can reach it can read, write and delete everything",
+        print_error(format_args!(
+            "warning: {} is not a loopback address: every client that reaches it can read, write and delete all data",
             args.listen
-        );
+        ));
     }
     let options = BrokerOptions { listen: args.listen, ..BrokerOptions::new(&args.data) };
     runtime.block_on(async {
         let broker = match Broker::start(options).await {
             Ok(broker) => broker,
             Err(error) => {
-                eprintln!("error: {error}");
+                print_error(format_args!("error: {error}"));
                 return Exit::Environment;
             }
         };
-        print_data(&format!("{}\n", broker.address()));
-        stop_signal().await;
+        // Clients cannot find a broker whose address is lost.
+        let printed = print_data(&format!("{}\n", broker.address()));
+        if printed == Exit::Ok {
+            stop_signal().await;
+        }
         match broker.stop().await {
-            Ok(()) => Exit::Ok,
+            Ok(()) => printed,
             Err(error) => {
-                eprintln!("error: {error}");
+                print_error(format_args!("error: {error}"));
                 Exit::Runtime
             }
         }

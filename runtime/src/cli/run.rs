@@ -1,11 +1,13 @@
-//! `trunkline run`: runs pipelines until they are idle or the worker is told to stop.
+//! `trunkline run`: runs pipelines until they are idle or the worker is stopped.
 
-use std::process::ExitCode;
 use std::sync::mpsc::channel;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use trunkline_connector::{Error, Result};
 use trunkline_transform_host::{Host, HostOptions};
 
+use super::output::{print_data, print_error, report_error};
 use super::reload::{Reader, follow};
 use super::{Exit, RunArgs};
 use crate::config::Settings;
@@ -15,43 +17,18 @@ use crate::stage::Stop;
 use crate::worker::{self, DataDir, Set, WorkerOptions};
 
 /// Runs the verb.
-pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
-    let data = match DataDir::open(&settings.data) {
-        Ok(data) => data,
+pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
+    let (data, host, runtime, hangups) = match prepare(args, &settings) {
+        Ok(prepared) => prepared,
         Err(error) => {
-            eprintln!("error: {error}");
-            return Exit::Environment.into();
+            print_error(format_args!("error: {error}"));
+            return Exit::Environment;
         }
-    };
-    let host = match Host::new(HostOptions { cache_dir: Some(data.plugins().to_owned()) }) {
-        Ok(host) => host,
-        Err(error) => {
-            eprintln!("error: plugins cannot be run here: {error}");
-            return Exit::Environment.into();
-        }
-    };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("error: cannot start: {error}");
-            return Exit::Environment.into();
-        }
-    };
-    // Before anything that takes its time: SIGHUP would end the process. It does end a job.
-    let hangups = match args.until_idle {
-        true => None,
-        false => match runtime.block_on(async { signal(SignalKind::hangup()) }) {
-            Ok(hangups) => Some(hangups),
-            Err(error) => {
-                eprintln!("error: signals cannot be received: {error}");
-                return Exit::Environment.into();
-            }
-        },
     };
     let mut reader = Reader::new(args, settings.clone(), host);
-    let Some(first) = load(&mut reader, args) else { return Exit::Config.into() };
-    let (sets, of_worker) = channel();
-    // The other end is in this function.
+    let Some(first) = first_set(&mut reader, args) else { return Exit::Config };
+    let (sets, received_sets) = channel();
+    // The receiver is in this function, so this cannot fail.
     let _ = sets.send(first);
     if let Some(hangups) = hangups {
         runtime.spawn(follow(reader, hangups, sets));
@@ -60,8 +37,8 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
         None | Some(EMBEDDED) => match EmbeddedBroker::start(runtime.handle(), &settings.data.join("broker")) {
             Ok(broker) => Some(broker),
             Err(error) => {
-                eprintln!("error: {error}");
-                return Exit::Environment.into();
+                print_error(format_args!("error: {error}"));
+                return Exit::Environment;
             }
         },
         Some(_) => None,
@@ -73,7 +50,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     let options = WorkerOptions {
         settings,
         brokers,
-        sets: of_worker,
+        sets: received_sets,
         until_idle: args.until_idle,
         runtime: runtime.handle().clone(),
         stop: stop.clone(),
@@ -82,29 +59,42 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     if let Some(broker) = embedded {
         broker.stop();
     }
-    // Nothing that is still under way in the background matters now.
+    // Background work that is unfinished now has no effect.
     runtime.shutdown_background();
     match outcome {
         Ok(outcome) => report(args, &outcome),
-        // With `--until-idle` the flag is also set at the end of the work: an error then is one.
+        // With `--until-idle` the worker sets the flag itself at the end of the work.
         Err(error) if stop.is_set() && !args.until_idle => {
-            eprintln!("stopped: {error}");
-            ExitCode::SUCCESS
+            print_error(format_args!("stopped: {error}"));
+            Exit::Ok
         }
-        Err(error) => {
-            eprintln!("error: {error}");
-            if error.domain == trunkline_connector::Domain::External {
-                Exit::Environment.into()
-            } else {
-                Exit::Runtime.into()
-            }
-        }
+        Err(error) => report_error(&error),
     }
 }
 
-/// Loads the first set. A worker that follows leaves bad files of a folder out, so that one of them does not keep the others from running (I7); a
-/// run until idle is a job, which is done whole or not at all.
-fn load(reader: &mut Reader, args: &RunArgs) -> Option<Set> {
+/// Opens the data folder and starts the plugin host and the async runtime. A follower also receives
+/// SIGHUP from here on, because the signal would end the process; it does end a job.
+fn prepare(args: &RunArgs, settings: &Settings) -> Result<(DataDir, Host, Runtime, Option<Signal>)> {
+    let data = DataDir::open(&settings.data)?;
+    let host = Host::new(HostOptions { cache_dir: Some(data.plugins().to_owned()) })
+        .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::external("environment.runtime", format!("cannot start a thread: {error}")))?;
+    let hangups = match args.until_idle {
+        true => None,
+        false => Some(runtime.block_on(async { signal(SignalKind::hangup()) }).map_err(|error| {
+            Error::external("environment.signals", format!("the process cannot receive signals: {error}"))
+        })?),
+    };
+    Ok((data, host, runtime, hangups))
+}
+
+/// Loads the first set. A follower leaves invalid files out, so that they do not affect the others
+/// (I7). A job (`--until-idle`) runs completely or not at all.
+fn first_set(reader: &mut Reader, args: &RunArgs) -> Option<Set> {
     let Loaded { pipelines, problems, .. } = reader.read();
     if pipelines.is_empty() || args.until_idle && !problems.is_empty() {
         return None;
@@ -112,34 +102,34 @@ fn load(reader: &mut Reader, args: &RunArgs) -> Option<Set> {
     Some(Set { pipelines, again: false })
 }
 
-fn report(args: &RunArgs, outcome: &worker::Outcome) -> ExitCode {
-    for component in outcome.summary.unbalanced() {
-        eprintln!(
-            "error: the counters of {component} do not balance: records were lost or doubled in the count (please report this)"
-        );
+fn report(args: &RunArgs, outcome: &worker::Outcome) -> Exit {
+    let unbalanced = outcome.summary.unbalanced();
+    for component in &unbalanced {
+        print_error(format_args!(
+            "error: the counters of {component} do not balance: records were lost or counted twice (please report this)"
+        ));
     }
     for (component, error) in &outcome.failed {
-        eprintln!("error: {component} stopped: {error}");
+        print_error(format_args!("error: {component} stopped: {error}"));
     }
-    if args.json {
-        match serde_json::to_string(&outcome.summary) {
-            Ok(json) => println!("{json}"),
-            Err(error) => eprintln!("error: the summary cannot be written: {error}"),
+    let summary = match args.json {
+        true => serde_json::to_string(&outcome.summary),
+        false => Ok(outcome.summary.to_string()),
+    };
+    let printed = match summary {
+        Ok(summary) => print_data(&format!("{summary}\n")),
+        Err(error) => {
+            print_error(format_args!("error: the summary cannot be written as JSON: {error}"));
+            Exit::Runtime
         }
-    } else {
-        println!("{}", outcome.summary);
-    }
-    if outcome.failed.is_empty() && outcome.summary.unbalanced().is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        Exit::Runtime.into()
-    }
+    };
+    if outcome.failed.is_empty() && unbalanced.is_empty() { printed } else { Exit::Runtime }
 }
 
 /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends.
 async fn stop_on_signals(stop: Stop) {
     stop_signal().await;
-    tracing::info!("told to stop");
+    tracing::info!("stopping: received a signal to stop");
     stop.set();
 }
 
@@ -147,7 +137,7 @@ async fn stop_on_signals(stop: Stop) {
 pub(super) async fn stop_signal() {
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
-        tracing::error!("signals cannot be received: the process can only be killed");
+        tracing::error!("the process cannot receive signals: only SIGKILL ends it");
         return std::future::pending().await;
     };
     tokio::select! {
