@@ -31,6 +31,8 @@ pub enum Reached {
     Bucket,
     /// A sink that writes to a directory.
     Directory,
+    /// A sink of the idempotent kind.
+    Delivery,
     /// A materialised transform.
     Transform,
     /// A source that follows a database.
@@ -82,6 +84,10 @@ pub const FAILPOINTS: &[Failpoint] = &[
     at("sink.claim.after", Reached::Always),
     at("sink.write.before", Reached::Always),
     at("sink.write.after", Reached::Always),
+    at("sink.deliver.before", Reached::Delivery),
+    at("sink.deliver.after", Reached::Delivery),
+    at("sink.acknowledge.before", Reached::Delivery),
+    at("sink.acknowledge.after", Reached::Delivery),
     at("sink.plan.before", Reached::Always),
     at("sink.plan.after", Reached::Always),
     at("sink.plan.recorded", Reached::Always),

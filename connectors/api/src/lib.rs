@@ -22,7 +22,10 @@ pub use budget::{MemoryBudget, Reservation};
 pub use error::{Domain, Error, Result, Retry, io_error};
 pub use rejection::{Reason, Rejections};
 pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
-pub use sink::{SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, TopicPartition};
+pub use sink::{
+    Buffered, CommitPolicy, Delivery, ErasedTwoPhaseSink, IdempotentSink, InFlight, PartitionRecords, PendingRecord,
+    RecordIndex, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, SinkWriter, TopicPartition, TwoPhaseSink,
+};
 pub use source::{
     Fill, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, SnapshotRequest, Source, SourceBatch,
     SourceConnector, SourceContext, SourceLag, SourceSpec,

@@ -1,4 +1,4 @@
-//! Which files there are: globs, exclusions, identities.
+//! Finds files: globs, exclusions, identities.
 
 use std::collections::BTreeSet;
 use std::fs::Metadata;
@@ -11,7 +11,7 @@ use glob::MatchOptions;
 use crate::config::{Glob, LogfileOptions};
 use crate::position::{FileId, Stat};
 
-/// A file that was found.
+/// A file that a scan found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) path: PathBuf,
@@ -19,30 +19,30 @@ pub(crate) struct Found {
     pub(crate) stat: Stat,
 }
 
-/// What a look at the file system found.
+/// Result of a scan of the file system.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
-    /// Files, by path. One with several names is here several times.
+    /// Files, by path. A file with several names has several entries.
     pub(crate) found: Vec<Found>,
-    /// Folders in which something may change.
+    /// Folders to watch.
     pub(crate) folders: BTreeSet<PathBuf>,
-    /// Places that could not be looked at, with the reason.
+    /// Paths that could not be scanned, with the reason.
     pub(crate) unreadable: Vec<(PathBuf, String)>,
 }
 
-/// As a shell matches: wildcards stay within a folder and do not match a leading dot.
-const AS_A_SHELL: MatchOptions =
+/// Matches like a shell: wildcards stay within a folder and do not match a leading dot.
+const SHELL: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
-/// Exclusions reach hidden files too.
-const EXCLUDING: MatchOptions = MatchOptions { require_literal_leading_dot: false, ..AS_A_SHELL };
+/// Exclusions match hidden files too.
+const EXCLUSION: MatchOptions = MatchOptions { require_literal_leading_dot: false, ..SHELL };
 
-/// Looks for files.
+/// Finds the files that `paths` matches and `exclude` does not.
 pub(crate) fn scan(options: &LogfileOptions) -> Scan {
     let mut scan = Scan::default();
     for glob in &options.paths {
         scan.folders.insert(glob.root.clone());
-        // The pattern was compiled when the options were read: it cannot be malformed here.
-        let Ok(paths) = glob::glob_with(&glob.absolute, AS_A_SHELL) else { continue };
+        // The options were checked: the pattern compiles.
+        let Ok(paths) = glob::glob_with(&glob.absolute, SHELL) else { continue };
         for path in paths {
             match path {
                 Ok(path) if is_excluded(&path, &options.exclude) => {}
@@ -50,7 +50,7 @@ pub(crate) fn scan(options: &LogfileOptions) -> Scan {
                     if let Some(parent) = path.parent() {
                         scan.folders.insert(parent.to_owned());
                     }
-                    match look_at(&path) {
+                    match regular_file(&path) {
                         Ok(Some(found)) => scan.found.push(found),
                         Ok(None) => {}
                         Err(error) => scan.unreadable.push((path, error.to_string())),
@@ -66,8 +66,9 @@ pub(crate) fn scan(options: &LogfileOptions) -> Scan {
     scan
 }
 
-/// A regular file at this path, through symbolic links; `None` for anything else and for what is gone meanwhile.
-fn look_at(path: &Path) -> std::io::Result<Option<Found>> {
+/// The regular file at a path, through symbolic links; `None` for anything else and if the path was
+/// removed.
+fn regular_file(path: &Path) -> std::io::Result<Option<Found>> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => {
             let (id, stat) = identify(&metadata);
@@ -79,10 +80,11 @@ fn look_at(path: &Path) -> std::io::Result<Option<Found>> {
     }
 }
 
-/// All regular files of a folder, whatever their names. Nothing if it cannot be read.
+/// All regular files of a folder; none if it cannot be read.
 pub(crate) fn files_of(folder: &Path) -> Vec<Found> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let mut files: Vec<Found> = entries.flatten().filter_map(|entry| look_at(&entry.path()).ok().flatten()).collect();
+    let mut files: Vec<Found> =
+        entries.flatten().filter_map(|entry| regular_file(&entry.path()).ok().flatten()).collect();
     files.sort_by(|left, right| left.path.cmp(&right.path));
     files
 }
@@ -96,6 +98,6 @@ pub(crate) fn identify(metadata: &Metadata) -> (FileId, Stat) {
 fn is_excluded(path: &Path, exclude: &[Glob]) -> bool {
     exclude.iter().any(|glob| {
         let text = if glob.absolute.contains('/') { Some(path.as_os_str()) } else { path.file_name() };
-        text.is_some_and(|text| glob.pattern.matches_with(&text.to_string_lossy(), EXCLUDING))
+        text.is_some_and(|text| glob.pattern.matches_with(&text.to_string_lossy(), EXCLUSION))
     })
 }

@@ -1,13 +1,15 @@
-//! What names say about rotation: `access.log`, `access.log.1` and `access.log-20260101.gz` are one log over time.
+//! Rotation as file names show it: `access.log`, `access.log.1` and `access.log-20260101.gz` are
+//! one log over time.
 //!
-//! Names only ever narrow a choice that contents make: files of one family are read oldest first and share an ordering key, and a copy is looked
-//! for among the relatives of what it was copied from.
+//! Names only narrow a choice that contents decide. The files of one rotation group are read oldest
+//! first and share an ordering key, and a copy is searched among files whose names are related to
+//! that of its original.
 
 use std::borrow::Cow;
 use std::path::Path;
 
-/// The path without what rotation adds to a name: numbers, dates, `.old`, `.bak`, `.gz`.
-pub(crate) fn family(path: &str) -> &str {
+/// The path without the suffixes that rotation adds: numbers, dates, `.old`, `.bak`, `.gz`.
+pub(crate) fn rotation_group(path: &str) -> &str {
     let name_at = path.rfind('/').map_or(0, |slash| slash + 1);
     let mut end = path.len();
     loop {
@@ -32,14 +34,15 @@ fn without_number(name: &str) -> Option<&str> {
     separated.then_some(left)
 }
 
-/// The beginning of a name that the names of copies share: `app` of `app.log`, `app.log.1` and `/old/app.log.2.gz`.
+/// The beginning that the names of a file's copies share: `app` for `app.log`, `app.log.1` and
+/// `/old/app.log.2.gz`.
 pub(crate) fn stem(path: &Path) -> String {
     let name = file_name(path);
-    let base = family(&name);
+    let base = rotation_group(&name);
     base.rsplit_once('.').map_or(base, |(stem, _)| stem).to_owned()
 }
 
-/// All beginnings of a name that may be the [`stem`] of what it was copied from.
+/// All beginnings of a name that may be the [`stem`] of its original.
 pub(crate) fn possible_stems(path: &Path) -> Vec<String> {
     let name = file_name(path);
     let ends = name.char_indices().filter(|(_, c)| matches!(c, '.' | '-' | '_')).map(|(at, _)| at);
@@ -50,10 +53,10 @@ fn file_name(path: &Path) -> Cow<'_, str> {
     path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default()
 }
 
-/// Sorts the names of one family from the oldest to the current one, where times do not tell: dates ascending, `.9` before `.1`, the plain
-/// name last.
-pub(crate) fn age_rank(path: &str) -> (u8, u32, String) {
-    let suffix = path[family(path).len()..].trim_end_matches(".gz").trim_start_matches(['.', '-', '_']);
+/// Sorts the names of one rotation group from the oldest to the current one, for files with equal
+/// times: dates ascending, `.9` before `.1`, the plain name last.
+pub(crate) fn rotation_age(path: &str) -> (u8, u32, String) {
+    let suffix = path[rotation_group(path).len()..].trim_end_matches(".gz").trim_start_matches(['.', '-', '_']);
     match suffix.parse::<u32>() {
         _ if suffix.is_empty() => (2, 0, String::new()),
         Ok(count) if suffix.len() <= 5 => (1, u32::MAX - count, String::new()),
@@ -66,18 +69,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn families() {
+    fn suffixes_of_rotation_are_removed() {
         for name in ["access.log", "access.log.1", "access.log.2.gz", "access.log-20260101", "access.log-20260101.gz"] {
-            assert_eq!(family(&format!("/v/{name}")), "/v/access.log");
+            assert_eq!(rotation_group(&format!("/v/{name}")), "/v/access.log");
         }
-        assert_eq!(family("/v.1/mail"), "/v.1/mail");
-        assert_eq!(family("/v/app1.log"), "/v/app1.log");
-        assert_eq!(family("/v/1"), "/v/1");
-        assert_eq!(family("/v/.gz"), "/v/.gz");
+        assert_eq!(rotation_group("/v.1/mail"), "/v.1/mail");
+        assert_eq!(rotation_group("/v/app1.log"), "/v/app1.log");
+        assert_eq!(rotation_group("/v/1"), "/v/1");
+        assert_eq!(rotation_group("/v/.gz"), "/v/.gz");
     }
 
     #[test]
-    fn relatives() {
+    fn a_copy_is_related_to_its_original() {
         let may_come_from = |copy, original| possible_stems(Path::new(copy)).contains(&stem(Path::new(original)));
         assert!(may_come_from("/old/app.log.1.gz", "/v/app.log"));
         assert!(may_come_from("/v/app.log.2.gz", "/v/app.log.1"));
@@ -88,9 +91,9 @@ mod tests {
     }
 
     #[test]
-    fn oldest_first() {
+    fn older_names_sort_first() {
         let mut names = vec!["/a.log", "/a.log.1", "/a.log.10", "/a.log.2.gz", "/a.log-20260102", "/a.log-20260101"];
-        names.sort_by_key(|name| age_rank(name));
+        names.sort_by_key(|name| rotation_age(name));
         assert_eq!(names, ["/a.log-20260101", "/a.log-20260102", "/a.log.10", "/a.log.2.gz", "/a.log.1", "/a.log"]);
     }
 }

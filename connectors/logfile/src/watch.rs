@@ -1,7 +1,8 @@
-//! Waiting for something to happen: the kernel's notices of changed folders, where they are to be had, and a deadline always.
+//! [`Watch`]: waits for changes in folders, with the kernel's notifications where they are
+//! available.
 //!
-//! A notice only ends a wait early. What happened is found by looking, so a notice that is lost (a queue that overflowed, a network file
-//! system that sends none) costs no more than `poll_interval`.
+//! A notification only ends a wait early; a scan finds the change. A lost notification (an
+//! overflowed queue, a network file system) therefore delays a change by at most `poll_interval`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use crate::position::FileId;
 pub(crate) struct Watch {
     watcher: Option<RecommendedWatcher>,
     folders: HashMap<PathBuf, FileId>,
-    notices: Receiver<()>,
+    notifications: Receiver<()>,
     /// Kept so that the channel stays open without a watcher.
     _sender: SyncSender<()>,
     warned: bool,
@@ -24,11 +25,11 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn new() -> Self {
-        // One notice waiting is as good as many.
-        let (sender, notices) = sync_channel(1);
+        // One pending notification is enough.
+        let (sender, notifications) = sync_channel(1);
         let notify = sender.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Reading causes notices too: those of our own reading must not wake us.
+            // Reading causes notifications too: the source's own reads must not wake it.
             let is_reading = matches!(&event, Ok(event) if matches!(event.kind, EventKind::Access(_)));
             if !is_reading {
                 let _ = notify.try_send(());
@@ -37,21 +38,21 @@ impl Watch {
         let watcher = match watcher {
             Ok(watcher) => Some(watcher),
             Err(error) => {
-                tracing::warn!(%error, "no notices of changed files: they are polled every `poll_interval` instead");
+                tracing::warn!(%error, "the kernel sends no notifications of changed files: the source scans them every `poll_interval` instead");
                 None
             }
         };
-        Self { watcher, folders: HashMap::new(), notices, _sender: sender, warned: false }
+        Self { watcher, folders: HashMap::new(), notifications, _sender: sender, warned: false }
     }
 
-    /// Watches exactly these folders.
+    /// Watches these folders and no others.
     pub(crate) fn follow(&mut self, folders: &BTreeSet<PathBuf>) {
         let Some(watcher) = &mut self.watcher else { return };
         let current: HashMap<&Path, FileId> = folders
             .iter()
             .filter_map(|folder| Some((folder.as_path(), identify(&std::fs::metadata(folder).ok()?).0)))
             .collect();
-        // A folder that was removed and made again is another one under the old name.
+        // A folder that was removed and created again has another identity.
         self.folders.retain(|folder, id| {
             let stays = current.get(folder.as_path()) == Some(id);
             if !stays {
@@ -69,17 +70,17 @@ impl Watch {
                 }
                 Err(error) if !self.warned => {
                     self.warned = true;
-                    tracing::warn!(folder = %folder.display(), %error, "no notices of changes in this folder: it is polled every `poll_interval` instead (is fs.inotify.max_user_watches reached?)");
+                    tracing::warn!(folder = %folder.display(), %error, "the kernel sends no notifications for this folder: the source scans it every `poll_interval` instead; if fs.inotify.max_user_watches is exhausted, raise it");
                 }
                 Err(_) => {}
             }
         }
     }
 
-    /// Waits for a notice until `deadline`; was there one?
+    /// Waits for a notification until `deadline`; returns whether there was one.
     pub(crate) fn wait(&self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
-        match self.notices.recv_timeout(left) {
+        match self.notifications.recv_timeout(left) {
             Ok(()) => true,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => false,
         }

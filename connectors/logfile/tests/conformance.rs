@@ -1,4 +1,4 @@
-//! The suite that every source runs.
+//! The conformance suite for sources.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its files has failed")]
 
@@ -101,6 +101,6 @@ impl SourceFixture for LogFiles {
 }
 
 #[test]
-fn log_files_hold_what_every_source_must() {
+fn log_files_pass_the_source_suite() {
     source_suite(|| LogFiles { folder: tempfile::tempdir().unwrap() });
 }

@@ -14,15 +14,15 @@ const MAX_KEY: usize = 1024;
 const MAX_TOPIC: usize = 160;
 
 /// `{topic}+{partition}`, with a topic that is too long for a file name cut and told apart by a hash. `+` is in no topic's name.
-fn claim_name(claim: &TopicPartition) -> String {
-    let topic = claim.topic.as_ref();
+fn partition_name(partition: &TopicPartition) -> String {
+    let topic = partition.topic.as_ref();
     let topic = if topic.len() <= MAX_TOPIC {
         Cow::Borrowed(topic)
     } else {
         let cut: String = topic.chars().take(MAX_TOPIC - 24).collect();
         Cow::Owned(format!("{cut}~{:016x}", fnv1a(topic.as_bytes())))
     };
-    format!("{topic}+{}", claim.partition)
+    format!("{topic}+{}", partition.partition)
 }
 
 /// FNV-1a: names must come out the same in every version.
@@ -30,21 +30,21 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// With what the names of a claim's local files begin.
-pub(crate) fn temp_prefix(claim: &TopicPartition) -> String {
-    format!("{}+", claim_name(claim))
+/// With what the names of a partition's local files begin.
+pub(crate) fn temp_prefix(partition: &TopicPartition) -> String {
+    format!("{}+", partition_name(partition))
 }
 
 /// The local file of an object. It must not end in `.parquet`.
-pub(crate) fn temp_name(claim: &TopicPartition, id: &str) -> String {
-    format!("{}{id}.tmp", temp_prefix(claim))
+pub(crate) fn temp_name(partition: &TopicPartition, id: &str) -> String {
+    format!("{}{id}.tmp", temp_prefix(partition))
 }
 
 /// The final name: `{path}/{topic}+{partition}+{first offset}-{last offset}-{id}.parquet`. Offsets are padded, so that names sort by
 /// them; the id keeps replays and a topic that was created anew from colliding.
-pub(crate) fn object_name(path: &str, claim: &TopicPartition, first: i64, last: i64, id: &str) -> String {
+pub(crate) fn object_name(path: &str, partition: &TopicPartition, first: i64, last: i64, id: &str) -> String {
     let short = id.get(..8).unwrap_or(id);
-    let name = format!("{}+{first:020}-{last:020}-{short}.parquet", claim_name(claim));
+    let name = format!("{}+{first:020}-{last:020}-{short}.parquet", partition_name(partition));
     if path.is_empty() { name } else { format!("{path}/{name}") }
 }
 
@@ -72,25 +72,25 @@ pub(crate) fn check_path(path: &str, prefix_len: usize) -> Result<(), Reason> {
 mod tests {
     use super::*;
 
-    fn claim(topic: &str) -> TopicPartition {
+    fn partition(topic: &str) -> TopicPartition {
         TopicPartition { topic: topic.into(), partition: 3 }
     }
 
     #[test]
     fn names_carry_topic_partition_and_offsets() {
         assert_eq!(
-            object_name("day=1", &claim("a.web"), 7, 12, "0123456789abcdef"),
+            object_name("day=1", &partition("a.web"), 7, 12, "0123456789abcdef"),
             "day=1/a.web+3+00000000000000000007-00000000000000000012-01234567.parquet"
         );
-        assert!(temp_name(&claim("a.web"), "x").starts_with(&temp_prefix(&claim("a.web"))));
-        assert!(!temp_name(&claim("a.web2"), "x").starts_with(&temp_prefix(&claim("a.web"))));
+        assert!(temp_name(&partition("a.web"), "x").starts_with(&temp_prefix(&partition("a.web"))));
+        assert!(!temp_name(&partition("a.web2"), "x").starts_with(&temp_prefix(&partition("a.web"))));
     }
 
     #[test]
     fn long_topics_fit_a_file_name_and_stay_apart() {
         let (one, other) = (format!("{}1", "t".repeat(248)), format!("{}2", "t".repeat(248)));
-        assert!(object_name("", &claim(&one), i64::MAX, i64::MAX, "0123456789").len() <= MAX_SEGMENT);
-        assert_ne!(temp_prefix(&claim(&one)), temp_prefix(&claim(&other)));
+        assert!(object_name("", &partition(&one), i64::MAX, i64::MAX, "0123456789").len() <= MAX_SEGMENT);
+        assert_ne!(temp_prefix(&partition(&one)), temp_prefix(&partition(&other)));
     }
 
     #[test]

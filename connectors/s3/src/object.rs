@@ -13,14 +13,13 @@ use arrow::datatypes::Fields;
 use parquet::file::metadata::KeyValue;
 use trunkline_connector::{Error, Result, TopicPartition, io_error};
 
-use crate::claims::Making;
 use crate::columns::{file_schema, union};
 use crate::encoding::{Encoders, Encoding};
+use crate::intent::PlannedObject;
 use crate::names::temp_name;
-use crate::protocol::PlannedObject;
 
 /// Rows are kept unencoded up to so many bytes, so that columns that come late still find the file's schema open.
-const SETTLE_BYTES: usize = 1 << 20;
+const FREEZE_BYTES: usize = 1 << 20;
 
 /// Keys of the footer's metadata.
 pub(crate) mod footer {
@@ -33,6 +32,18 @@ pub(crate) mod footer {
     pub(crate) const RECORDS: &str = "trunkline.records";
 }
 
+/// What objects are created with.
+pub(crate) struct ObjectContext<'a> {
+    pub(crate) partition: &'a TopicPartition,
+    /// Name of the sink.
+    pub(crate) sink: &'a str,
+    /// Folder of the local files.
+    pub(crate) spool: &'a Path,
+    pub(crate) encoders: &'a Arc<Encoders>,
+    /// The key of an object with this name.
+    pub(crate) key: &'a dyn Fn(&str) -> String,
+}
+
 /// See the module's header.
 pub(crate) struct OpenObject {
     /// Unique, also in the object's metadata.
@@ -41,7 +52,7 @@ pub(crate) struct OpenObject {
     pub(crate) path: String,
     pub(crate) records: u64,
     offsets: (i64, i64),
-    /// The union of all shapes in it.
+    /// The union of all layouts in it.
     fields: Fields,
     content: Content,
     temp: PathBuf,
@@ -50,45 +61,45 @@ pub(crate) struct OpenObject {
 
 enum Content {
     /// Columns may still change.
-    Settling { batches: Vec<RecordBatch>, bytes: usize },
+    Collecting { batches: Vec<RecordBatch>, bytes: usize },
     /// They may not.
     Writing(Encoding),
 }
 
 /// Can rows with certain columns go into an object?
-pub(crate) enum Fit {
+pub(crate) enum SchemaFit {
     /// Yes; then its columns are these.
     Takes(Fields),
     /// Not any more: its columns are settled. An object with these columns takes its rows and the new ones.
-    Settled(Fields),
+    Frozen(Fields),
     /// Never: a declared column has types without a union.
     Conflict,
 }
 
 impl OpenObject {
     /// An empty object, without a file yet.
-    pub(crate) fn new(making: &Making<'_>, path: &str, fields: Fields) -> Self {
+    pub(crate) fn new(context: &ObjectContext<'_>, path: &str, fields: Fields) -> Self {
         let id = uuid::Uuid::new_v4().simple().to_string();
         Self {
-            temp: making.spool.join(temp_name(making.claim, &id)),
+            temp: context.spool.join(temp_name(context.partition, &id)),
             id,
             path: path.to_owned(),
             records: 0,
             offsets: (i64::MAX, i64::MIN),
             fields,
-            content: Content::Settling { batches: Vec::new(), bytes: 0 },
-            encoders: Arc::clone(making.encoders),
+            content: Content::Collecting { batches: Vec::new(), bytes: 0 },
+            encoders: Arc::clone(context.encoders),
         }
     }
 
     /// Can rows with these columns go in?
-    pub(crate) fn fit(&self, fields: &Fields) -> Fit {
-        let Some(union) = union(&self.fields, fields) else { return Fit::Conflict };
+    pub(crate) fn fit(&self, fields: &Fields) -> SchemaFit {
+        let Some(union) = union(&self.fields, fields) else { return SchemaFit::Conflict };
         match &self.content {
             Content::Writing(encoding) if union != self.fields && file_schema(&union) != *encoding.schema() => {
-                Fit::Settled(union)
+                SchemaFit::Frozen(union)
             }
-            _ => Fit::Takes(union),
+            _ => SchemaFit::Takes(union),
         }
     }
 
@@ -98,12 +109,12 @@ impl OpenObject {
         self.offsets = (self.offsets.0.min(offsets.0), self.offsets.1.max(offsets.1));
         self.fields = fields;
         match &mut self.content {
-            Content::Settling { batches, bytes } => {
+            Content::Collecting { batches, bytes } => {
                 *bytes += batch.get_array_memory_size();
                 batches.push(batch);
                 join_small(batches, bytes)?;
-                if *bytes >= SETTLE_BYTES.min(self.encoders.options.row_group) {
-                    self.settle()?;
+                if *bytes >= FREEZE_BYTES.min(self.encoders.options.row_group) {
+                    self.freeze_schema()?;
                 }
                 Ok(())
             }
@@ -112,8 +123,8 @@ impl OpenObject {
     }
 
     /// Settles the columns and begins to encode.
-    fn settle(&mut self) -> Result<()> {
-        let Content::Settling { batches, bytes } = &mut self.content else { return Ok(()) };
+    fn freeze_schema(&mut self) -> Result<()> {
+        let Content::Collecting { batches, bytes } = &mut self.content else { return Ok(()) };
         *bytes = 0;
         let batches = std::mem::take(batches);
         let schema = file_schema(&self.fields);
@@ -131,49 +142,49 @@ impl OpenObject {
     /// Bytes of the file as it would be now.
     pub(crate) fn bytes(&self) -> usize {
         match &self.content {
-            Content::Settling { bytes, .. } => *bytes,
+            Content::Collecting { bytes, .. } => *bytes,
             Content::Writing(encoding) => encoding.bytes(),
         }
     }
 
     /// Bytes in memory.
-    pub(crate) fn memory(&self) -> usize {
+    pub(crate) fn memory_bytes(&self) -> usize {
         match &self.content {
-            Content::Settling { bytes, .. } => *bytes,
+            Content::Collecting { bytes, .. } => *bytes,
             Content::Writing(encoding) => encoding.memory(),
         }
     }
 
     /// Puts what is in memory into the file.
     pub(crate) fn spill(&mut self) -> Result<()> {
-        self.settle()?;
+        self.freeze_schema()?;
         match &self.content {
             Content::Writing(encoding) => encoding.spill(),
-            Content::Settling { .. } => Ok(()),
+            Content::Collecting { .. } => Ok(()),
         }
     }
 
     /// Completes the file and says what is in it. `key` is asked with first and last offset. On an error the rows are lost, and with
-    /// them the claim's other open objects: it must be read again.
-    pub(crate) fn close(
+    /// them the partition's other open objects: it must be read again.
+    pub(crate) fn complete(
         mut self,
-        claim: &TopicPartition,
+        partition: &TopicPartition,
         sink: &str,
         key: impl FnOnce(i64, i64) -> String,
     ) -> Result<PlannedObject> {
-        self.settle()?;
+        self.freeze_schema()?;
         let (first, last) = self.offsets;
         let temp = std::mem::take(&mut self.temp);
-        let content = std::mem::replace(&mut self.content, Content::Settling { batches: Vec::new(), bytes: 0 });
+        let content = std::mem::replace(&mut self.content, Content::Collecting { batches: Vec::new(), bytes: 0 });
         let Content::Writing(encoding) = content else {
-            return Err(Error::internal("s3.not_settled", "a closed object has no file"));
+            return Err(Error::internal("s3.not_settled", "a completed object has no file"));
         };
         let mut writer = encoding.finish().inspect_err(|_| remove_temp(&temp))?;
         for (name, value) in [
             (footer::ID, self.id.clone()),
             (footer::SINK, sink.to_owned()),
-            (footer::TOPIC, claim.topic.to_string()),
-            (footer::PARTITION, claim.partition.to_string()),
+            (footer::TOPIC, partition.topic.to_string()),
+            (footer::PARTITION, partition.partition.to_string()),
             (footer::FIRST_OFFSET, first.to_string()),
             (footer::LAST_OFFSET, last.to_string()),
             (footer::RECORDS, self.records.to_string()),

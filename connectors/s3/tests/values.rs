@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Setup, batch, claim, publish};
+use common::{Setup, batch, commit, topic_partition};
 use proptest::prelude::*;
 use serde_json::Value as Json;
 use trunkline_connector::Rejections;
@@ -85,7 +85,7 @@ proptest! {
             let texts: Vec<String> = records.iter().map(|record| serde_json::to_string(record).unwrap()).collect();
             let borrowed: Vec<_> = texts.iter().map(|text| (None, text.as_str())).collect();
             let before = rejected.len();
-            sink.write(&claim(), &batch(offset, &borrowed), &mut rejected).unwrap();
+            sink.write(&topic_partition(), &batch(offset, &borrowed), &mut rejected).unwrap();
             // Only an object without members while no column is known yet is no row.
             for reason in &rejected.reasons[before..] {
                 prop_assert_eq!(reason.code.as_str(), "s3.no_columns");
@@ -95,11 +95,11 @@ proptest! {
             offset += records.len() as i64;
             if relieve {
                 // Settles columns, so that what widens later needs another file.
-                sink.relieve().unwrap();
+                sink.spill().unwrap();
             }
         }
-        if sink.has_open(&claim()) {
-            publish(sink.as_mut());
+        if !sink.buffered(&topic_partition()).is_empty() {
+            commit(sink.as_mut());
         }
         let found: Vec<Json> = setup.files().iter().flat_map(|file| {
             let rows = file.json();

@@ -16,7 +16,7 @@ use super::output::print_problems;
 use super::{RunArgs, SettingsArgs};
 use crate::config::Settings;
 use crate::plan::{Files, Loaded, Registry, files_of};
-use crate::worker::Set;
+use crate::worker::PipelineSet;
 
 /// Time between two looks at the files.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -81,7 +81,7 @@ impl Reader {
     }
 
     /// The next set of pipelines, if a reload was `requested` or the files changed.
-    fn next(&mut self, requested: bool) -> Option<Set> {
+    fn next(&mut self, requested: bool) -> Option<PipelineSet> {
         if !requested {
             let now = self.stamps();
             let is_settled = now == self.last;
@@ -93,7 +93,7 @@ impl Reader {
         self.compare_settings();
         let pipelines = self.read().pipelines;
         // A request means that the cause of a failure may have been removed outside of the files.
-        Some(Set { pipelines, again: requested })
+        Some(PipelineSet { pipelines, retry_failed: requested })
     }
 
     fn compare_settings(&self) {
@@ -122,7 +122,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
 }
 
 /// Reloads the files on each SIGHUP and each change until the worker has ended.
-pub(super) async fn follow(mut reader: Reader, mut hangups: Signal, sets: Sender<Set>) {
+pub(super) async fn follow(mut reader: Reader, mut hangups: Signal, sets: Sender<PipelineSet>) {
     let mut ticks = tokio::time::interval(WATCH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

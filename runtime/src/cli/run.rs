@@ -13,8 +13,8 @@ use super::{Exit, RunArgs};
 use crate::config::Settings;
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::plan::Loaded;
-use crate::stage::Stop;
-use crate::worker::{self, DataDir, Set, WorkerOptions};
+use crate::stage::StopSignal;
+use crate::worker::{self, DataDir, PipelineSet, WorkerOptions};
 
 /// Runs the verb.
 pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
@@ -45,7 +45,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
     };
     let brokers =
         embedded.as_ref().map_or_else(|| settings.brokers.clone().unwrap_or_default(), EmbeddedBroker::address);
-    let stop = Stop::default();
+    let stop = StopSignal::default();
     runtime.spawn(stop_on_signals(stop.clone()));
     let options = WorkerOptions {
         settings,
@@ -94,15 +94,15 @@ fn prepare(args: &RunArgs, settings: &Settings) -> Result<(DataDir, Host, Runtim
 
 /// Loads the first set. A follower leaves invalid files out, so that they do not affect the others
 /// (I7). A job (`--until-idle`) runs completely or not at all.
-fn first_set(reader: &mut Reader, args: &RunArgs) -> Option<Set> {
+fn first_set(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
     let Loaded { pipelines, problems, .. } = reader.read();
     if pipelines.is_empty() || args.until_idle && !problems.is_empty() {
         return None;
     }
-    Some(Set { pipelines, again: false })
+    Some(PipelineSet { pipelines, retry_failed: false })
 }
 
-fn report(args: &RunArgs, outcome: &worker::Outcome) -> Exit {
+fn report(args: &RunArgs, outcome: &worker::RunReport) -> Exit {
     let unbalanced = outcome.summary.unbalanced();
     for component in &unbalanced {
         print_error(format_args!(
@@ -127,7 +127,7 @@ fn report(args: &RunArgs, outcome: &worker::Outcome) -> Exit {
 }
 
 /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends.
-async fn stop_on_signals(stop: Stop) {
+async fn stop_on_signals(stop: StopSignal) {
     stop_signal().await;
     tracing::info!("stopping: received a signal to stop");
     stop.set();

@@ -46,7 +46,10 @@ pub(super) fn snapshot(args: &SnapshotArgs, settings: &Settings) -> Exit {
             return Exit::Config;
         }
     };
-    let cluster = Cluster::new(brokers, &settings.kafka);
+    let cluster = match Cluster::new(brokers, &settings.kafka) {
+        Ok(cluster) => cluster,
+        Err(error) => return report_error(&error),
+    };
     let task = component_name(&settings.cluster, &pipeline.name, &source.name);
     let request = SnapshotRequest { tables: &args.tables, condition: args.condition.as_deref() };
     match request_snapshot(&cluster, &task, source, &request) {

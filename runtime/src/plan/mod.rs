@@ -16,6 +16,7 @@
 //! plan.
 
 pub mod bundled;
+mod commit;
 mod cross_file_checks;
 mod files;
 mod fusion;
@@ -36,7 +37,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_connector::{SinkSpec, SourceSpec, Template};
+use trunkline_connector::{CommitPolicy, SinkSpec, SourceSpec, Template};
 use trunkline_transform_host::{Limits, Plugin};
 
 pub use files::files_of;
@@ -134,6 +135,8 @@ pub struct SinkPlan {
     pub options: Options,
     /// The topics that it reads.
     pub inputs: Vec<Input>,
+    /// When its topic partitions are committed: the connector's policy with the limits of the option `commit`.
+    pub commit: CommitPolicy,
     /// What happens to records that it cannot write.
     pub on_error: OnError,
     /// Tasks on each worker.

@@ -11,6 +11,7 @@ use trunkline_connector::{SourceSpec, Template};
 use trunkline_transform_host::Host;
 
 use super::OnError;
+use super::commit::CommitOptions;
 use super::names;
 use super::options;
 use super::plugins::{self, Started};
@@ -79,6 +80,7 @@ pub(super) struct ParsedSink<'a> {
     pub(super) section: Section<'a>,
     pub(super) connector: Option<&'static str>,
     pub(super) inputs: Vec<Spanned<String>>,
+    pub(super) commit: CommitOptions,
     pub(super) on_error: OnError,
     pub(super) tasks: u32,
 }
@@ -265,6 +267,7 @@ fn parse_sink<'a>(key: &'a Key, section: Section<'a>, registry: &Registry) -> Pa
     ParsedSink {
         key,
         inputs,
+        commit: CommitOptions::read(&section),
         on_error: on_error(&section),
         tasks: tasks(&section),
         connector: sink_connector(&section, registry),

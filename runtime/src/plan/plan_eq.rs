@@ -75,7 +75,8 @@ impl PartialEq for TransformPlan {
 
 impl PartialEq for SinkPlan {
     fn eq(&self, other: &Self) -> bool {
-        let Self { name, connector, spec: _, options, inputs, on_error, tasks: _ } = self;
+        // `commit` is made of `options`.
+        let Self { name, connector, spec: _, options, inputs, commit: _, on_error, tasks: _ } = self;
         *name == other.name
             && *connector == other.connector
             && *options == other.options

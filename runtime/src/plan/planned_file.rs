@@ -247,10 +247,12 @@ fn build_transforms(graph: &Graph<'_, '_>) -> Option<Vec<TransformPlan>> {
 fn build_sinks(graph: &Graph<'_, '_>, specs: Vec<Option<Box<dyn SinkSpec>>>) -> Option<Vec<SinkPlan>> {
     let mut sinks = Vec::new();
     for ((sink, references), spec) in graph.parsed.sinks.iter().zip(&graph.references.of_sinks).zip(specs) {
+        let spec: Arc<dyn SinkSpec> = Arc::from(spec?);
         sinks.push(SinkPlan {
             name: sink.key.name.clone(),
             connector: sink.connector?,
-            spec: Arc::from(spec?),
+            commit: sink.commit.apply(spec.commit_policy()),
+            spec,
             options: Options::of(&sink.section),
             inputs: graph.inputs(references)?,
             on_error: sink.on_error,

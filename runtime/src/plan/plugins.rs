@@ -62,7 +62,7 @@ pub(super) fn path(section: &Section<'_>) -> Option<PathBuf> {
 fn limits(section: &Section<'_>) -> Limits {
     Limits {
         memory: usize::try_from(section.value::<ByteSize>("memory").0).unwrap_or(usize::MAX),
-        time: section.value::<Duration>("timeout"),
+        timeout: section.value::<Duration>("timeout"),
         trusted: section.value("trusted"),
         ..Limits::default()
     }

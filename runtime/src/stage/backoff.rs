@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::{Error, Retry};
 
+use crate::backoff;
+
 const FIRST: Duration = Duration::from_millis(200);
 const LAST: Duration = Duration::from_secs(30);
 
@@ -16,32 +18,29 @@ const WORKING: u32 = 3;
 
 /// Doubling waiting times.
 pub(super) struct Backoff {
-    tries: u32,
+    waits: backoff::Backoff,
     last_failure: Option<Instant>,
 }
 
 impl Backoff {
     pub(super) fn new() -> Self {
-        Self { tries: 0, last_failure: None }
+        Self { waits: backoff::Backoff::new(FIRST, LAST), last_failure: None }
     }
 
     /// How long to wait after this failure. `committed`: something was committed since the one before.
     pub(super) fn after(&mut self, error: &Error, committed: bool) -> Duration {
         if self.last_failure.is_some_and(|at| at.elapsed() > HEALTHY) {
-            self.tries = 0;
+            self.waits.reset();
         }
         if committed {
-            self.tries = self.tries.min(WORKING);
+            self.waits.cap_attempts(WORKING);
         }
         self.last_failure = Some(Instant::now());
-        let wait = match error.retry {
+        let wait = self.waits.advance();
+        backoff::jitter(match error.retry {
             Retry::After(wait) => wait,
-            Retry::Backoff | Retry::Never => FIRST.saturating_mul(1 << self.tries.min(10)).min(LAST),
-        };
-        self.tries += 1;
-        // Between half and the whole.
-        let share = (uuid::Uuid::new_v4().as_u128() % 512) as u32 + 512;
-        wait * share / 1024
+            Retry::Backoff | Retry::Never => wait,
+        })
     }
 }
 

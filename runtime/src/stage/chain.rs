@@ -52,21 +52,21 @@ impl Chain {
         &mut self,
         batch: &mut Batch,
         counters: &mut Counters,
-        letters: &mut DeadLetters,
+        dead_letters: &mut DeadLetters,
         deliver: &mut dyn FnMut(&mut Batch, &mut Counters, &mut DeadLetters) -> Result<()>,
     ) -> Result<()> {
         if self.branches.is_empty() {
-            return if self.deliver { deliver(batch, counters, letters) } else { Ok(()) };
+            return if self.deliver { deliver(batch, counters, dead_letters) } else { Ok(()) };
         }
         if self.deliver {
-            deliver(&mut batch.clone(), counters, letters)?;
+            deliver(&mut batch.clone(), counters, dead_letters)?;
         }
         let last = self.branches.len() - 1;
         for (index, branch) in self.branches.iter_mut().enumerate() {
             if index == last {
-                branch.run(batch, counters, letters, deliver)?;
+                branch.run(batch, counters, dead_letters, deliver)?;
             } else {
-                branch.run(&mut batch.clone(), counters, letters, deliver)?;
+                branch.run(&mut batch.clone(), counters, dead_letters, deliver)?;
             }
         }
         Ok(())
@@ -78,10 +78,10 @@ impl RunningBranch {
         &mut self,
         batch: &mut Batch,
         counters: &mut Counters,
-        letters: &mut DeadLetters,
+        dead_letters: &mut DeadLetters,
         deliver: &mut dyn FnMut(&mut Batch, &mut Counters, &mut DeadLetters) -> Result<()>,
     ) -> Result<()> {
-        self.transform.process(batch, counters, letters)?;
+        self.transform.process(batch, counters, dead_letters)?;
         let last = self.outputs.len().saturating_sub(1);
         for (index, (port, chain)) in self.outputs.iter_mut().enumerate() {
             let mut copy;
@@ -94,7 +94,7 @@ impl RunningBranch {
             if output.entries().iter().any(|entry| entry.port != *port) {
                 output.retain(|record| record.entry().port == *port);
             }
-            chain.run(output, counters, letters, deliver)?;
+            chain.run(output, counters, dead_letters, deliver)?;
         }
         Ok(())
     }
@@ -122,7 +122,7 @@ impl RunningTransform {
         &mut self,
         batch: &mut Batch,
         counters: &mut Counters,
-        letters: &mut DeadLetters,
+        dead_letters: &mut DeadLetters,
     ) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
@@ -137,6 +137,6 @@ impl RunningTransform {
         own.out += counts.out;
         own.dropped += counts.dropped;
         own.extra += counts.extra;
-        letters.settle(&self.step.component, "TRANSFORMATION", self.step.on_error, &self.rejected, own)
+        dead_letters.route_rejections(&self.step.component, "TRANSFORMATION", self.step.on_error, &self.rejected, own)
     }
 }

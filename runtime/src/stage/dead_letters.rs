@@ -1,16 +1,16 @@
 //! Records that a component could not take: by its `on_error` they go to the pipeline's dead letter topic, stop the stage, or are counted
 //! and left out.
 //!
-//! Dead letters wait here until the transaction that commits the offsets or positions that cover them, so that none is lost and none
+//! Dead dead_letters wait here until the transaction that commits the offsets or positions that cover them, so that none is lost and none
 //! comes twice. They carry Kafka Connect's `__connect.errors.*` headers, so that existing tools read them, and the record as it came.
 
 use trunkline_connector::{Error, RecordRef, Rejections, Result};
 
 use crate::checkpoint::ComponentCounters;
-use crate::kafka::{Outgoing, TransactionalProducer};
+use crate::kafka::{ProducerRecord, TransactionalProducer};
 use crate::plan::OnError;
 
-/// Dead letters of one partition or source task that are not committed yet.
+/// Dead dead_letters of one partition or source task that are not committed yet.
 #[derive(Default)]
 pub(super) struct DeadLetters {
     records: Rejections,
@@ -24,7 +24,7 @@ struct Origin {
 
 impl DeadLetters {
     /// Settles what a component rejected. `stage` is the step in Kafka Connect's words (`VALUE_CONVERTER`, `TRANSFORMATION`, `TASK_PUT`).
-    pub(super) fn settle(
+    pub(super) fn route_rejections(
         &mut self,
         component: &str,
         stage: &'static str,
@@ -88,7 +88,7 @@ impl DeadLetters {
                 headers.push(("__connect.errors.partition", partition.as_bytes()));
                 headers.push(("__connect.errors.offset", offset.as_bytes()));
             }
-            producer.send(&Outgoing {
+            producer.send(&ProducerRecord {
                 topic,
                 partition: super::partitioner::partition_of(record, partitions),
                 timestamp: None,

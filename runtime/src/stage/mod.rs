@@ -6,24 +6,27 @@
 
 mod backoff;
 mod chain;
-mod claimed;
+mod commit_timer;
 mod dead_letters;
-mod environment;
+mod names;
 mod output;
-mod pace;
 mod partitioner;
 mod routes;
 mod sink;
 mod source;
 mod status;
+mod stop_signal;
 mod supervise;
 mod transform;
 mod upstream;
+mod worker_context;
 
-pub use environment::{Environment, Names, Stop, component_name};
+pub use names::{Names, component_name};
 pub use sink::SinkStage;
 pub use source::SourceStage;
 pub use status::{StageKind, StageState, StageStatus};
+pub use stop_signal::StopSignal;
 pub use supervise::{Ended, GIVE_UP, Stage, supervise};
 pub use transform::TransformStage;
 pub use upstream::Upstream;
+pub use worker_context::{ResourceShare, WorkerContext};

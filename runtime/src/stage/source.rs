@@ -1,7 +1,7 @@
 //! A source task: records and position in one transaction (I1).
 //!
 //! Two threads. The *reader* owns the source and fills batches; the stage's own thread applies transforms, produces, and commits every
-//! `commit_interval` ([`Pace`]). Batches travel through a channel of two, so that the next one is filled while the last is
+//! `commit_interval` ([`CommitTimer`]). Batches travel through a channel of two, so that the next one is filled while the last is
 //! produced, and no more than that is in memory.
 
 use std::collections::BTreeMap;
@@ -16,12 +16,13 @@ use trunkline_connector::{
 };
 
 use super::chain::Chain;
+use super::commit_timer::CommitTimer;
 use super::dead_letters::DeadLetters;
-use super::environment::{Environment, Stop};
 use super::output::Topics;
-use super::pace::Pace;
 use super::status::StageStatus;
+use super::stop_signal::StopSignal;
 use super::supervise::Stage;
+use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
 use crate::kafka::TransactionalProducer;
 use crate::plan::{Branch, Route, SourcePlan};
@@ -43,33 +44,34 @@ pub struct SourceStage {
 }
 
 impl Stage for SourceStage {
-    fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()> {
+    fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
         let task = match self.plan.spec.placement() {
-            Placement::EveryNode => environment.names.node_task(&self.pipeline, &self.plan.name),
+            Placement::EveryNode => context.names.node_task(&self.pipeline, &self.plan.name),
             // Whichever worker it runs on goes on with the one position there is, and fences the last one (I4).
-            Placement::Anywhere => environment.names.component(&self.pipeline, &self.plan.name),
+            Placement::Anywhere => context.names.component(&self.pipeline, &self.plan.name),
         };
-        let producer = TransactionalProducer::new(&environment.cluster, &task, CHECKPOINTS, environment.client_buffer)?;
+        let producer =
+            TransactionalProducer::new(&context.cluster, &task, CHECKPOINTS, context.share.client_buffer_bytes)?;
         failpoint!("source.claim.after")?;
-        let positions = Positions::load(&environment.cluster, &task, &task)?;
+        let positions = Positions::load(&context.cluster, &task, &task)?;
         let source = self.plan.spec.open(SourceContext {
             task: task.clone(),
             position: positions.parts.clone(),
-            until_idle: environment.until_idle,
-            budget: environment.budget.clone(),
-            runtime: environment.runtime.clone(),
-            scratch: environment.scratch(&status.name())?,
+            until_idle: context.until_idle,
+            budget: context.budget.clone(),
+            runtime: context.runtime.clone(),
+            scratch: context.scratch(&status.name())?,
         })?;
         let (acknowledge, committed) = std::sync::mpsc::channel();
         let mut writer = Writer {
             stage: self,
-            environment,
-            topics: Topics::new(environment, self.plan.partitions),
+            context,
+            topics: Topics::new(context, self.plan.partitions),
             chain: Chain::start(&linear_route(&self.plan))?,
             producer,
             positions,
             pending: Pending::default(),
-            pace: Pace::new(self.plan.commit_interval.unwrap_or(environment.commit_interval)),
+            commit_timer: CommitTimer::new(self.plan.commit_interval.unwrap_or(context.commit_interval)),
             status,
             acknowledge,
         };
@@ -78,12 +80,12 @@ impl Stage for SourceStage {
         }
         writer.commit()?;
 
-        let limits = (environment.batch_bytes, BATCH_RECORDS);
+        let limits = (context.share.batch_bytes, BATCH_RECORDS);
         let abandoned = AtomicBool::new(false);
         let (full, filled) = sync_channel::<Result<Filled>>(2);
         let (returned, empty) = std::sync::mpsc::channel::<SourceBatch>();
         std::thread::scope(|scope| {
-            let reader = Reader { source, limits, budget: &environment.budget, stop, abandoned: &abandoned, committed };
+            let reader = Reader { source, limits, budget: &context.budget, stop, abandoned: &abandoned, committed };
             scope.spawn(move || reader.run(&full, &empty));
             let outcome = writer.run(&filled, &returned, stop);
             abandoned.store(true, Ordering::Relaxed);
@@ -111,7 +113,7 @@ struct Reader<'a> {
     source: Box<dyn Source>,
     limits: (usize, usize),
     budget: &'a MemoryBudget,
-    stop: &'a Stop,
+    stop: &'a StopSignal,
     abandoned: &'a AtomicBool,
     /// Position changes that the writer has committed.
     committed: Receiver<Vec<PositionChange>>,
@@ -151,28 +153,33 @@ impl Reader<'_> {
 struct Pending {
     position: BTreeMap<String, Option<Vec<u8>>>,
     counters: Counters,
-    letters: DeadLetters,
+    dead_letters: DeadLetters,
     schemas: Vec<Arc<Schema>>,
 }
 
 struct Writer<'a> {
     stage: &'a SourceStage,
-    environment: &'a Environment,
+    context: &'a WorkerContext,
     topics: Topics,
     chain: Chain,
     producer: TransactionalProducer,
     positions: Positions,
     pending: Pending,
-    pace: Pace,
+    commit_timer: CommitTimer,
     status: &'a StageStatus,
     /// Reports committed position changes to the reader, for [`Source::committed`].
     acknowledge: Sender<Vec<PositionChange>>,
 }
 
 impl Writer<'_> {
-    fn run(&mut self, filled: &Receiver<Result<Filled>>, returned: &Sender<SourceBatch>, stop: &Stop) -> Result<()> {
+    fn run(
+        &mut self,
+        filled: &Receiver<Result<Filled>>,
+        returned: &Sender<SourceBatch>,
+        stop: &StopSignal,
+    ) -> Result<()> {
         loop {
-            match filled.recv_timeout(self.pace.left(POLL)) {
+            match filled.recv_timeout(self.commit_timer.until_due(POLL)) {
                 Ok(Ok(mut filled)) => {
                     self.status.set_lag(filled.lag);
                     if let Err(error) = self.chain.ready() {
@@ -183,7 +190,7 @@ impl Writer<'_> {
                     filled.batch.clear();
                     // The reader may be gone: then nobody needs the memory.
                     let _ = returned.send(filled.batch);
-                    if filled.caught_up && self.environment.until_idle {
+                    if filled.caught_up && self.context.until_idle {
                         return self.commit();
                     }
                 }
@@ -202,7 +209,7 @@ impl Writer<'_> {
                     };
                 }
             }
-            if self.pace.is_due(self.producer.transaction_bytes()) {
+            if self.commit_timer.is_due(self.producer.transaction_bytes()) {
                 self.commit()?;
             }
         }
@@ -212,21 +219,21 @@ impl Writer<'_> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.pace.waits();
+        self.commit_timer.mark_pending();
         for schema in std::mem::take(&mut batch.schemas) {
             self.publish_schema(&schema)?;
         }
         let plan = &self.stage.plan;
-        let Pending { counters, letters, .. } = &mut self.pending;
+        let Pending { counters, dead_letters, .. } = &mut self.pending;
         let own = counters.of(&plan.name);
         let handed_out = (batch.records.len() + batch.side_outputs.len()) as u64;
         own.records_in += handed_out + batch.rejected.len() as u64 + batch.dropped;
         own.out += handed_out;
         own.dropped += batch.dropped;
-        letters.settle(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
+        dead_letters.route_rejections(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
         let (producer, topics) = (&mut self.producer, &mut self.topics);
         failpoint!("source.produce.before")?;
-        let mut send = |out: &Batch, counters: &mut Counters, letters: &mut DeadLetters| {
+        let mut send = |out: &Batch, counters: &mut Counters, dead_letters: &mut DeadLetters| {
             // The time of production, never the event's: Kafka's retention deletes by this time, and would delete old log lines and old
             // rows before any sink has read them. The event's time is in the value.
             let topic_of = |record: RecordRef<'_>| {
@@ -237,11 +244,12 @@ impl Writer<'_> {
             let own = counters.of(&plan.name);
             // They were counted as out when they were read.
             own.out -= (unnamed.len() as u64).min(own.out);
-            letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
+            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
         };
-        send(&batch.side_outputs, counters, letters)?;
-        self.chain
-            .run(&mut batch.records, counters, letters, &mut |out, counters, letters| send(out, counters, letters))?;
+        send(&batch.side_outputs, counters, dead_letters)?;
+        self.chain.run(&mut batch.records, counters, dead_letters, &mut |out, counters, dead_letters| {
+            send(out, counters, dead_letters)
+        })?;
         failpoint!("source.produce.after")?;
         for PositionChange { key, value } in batch.position.drain(..) {
             self.pending.position.insert(key, value);
@@ -250,15 +258,15 @@ impl Writer<'_> {
     }
 
     fn publish_schema(&mut self, schema: &Arc<Schema>) -> Result<()> {
-        self.environment.schemas.publish(&mut self.producer, schema)?;
+        self.context.schemas.publish(&mut self.producer, schema)?;
         self.pending.schemas.push(schema.clone());
         Ok(())
     }
 
-    /// Commits records, dead letters, position and counters together (I1).
+    /// Commits records, dead dead_letters, position and counters together (I1).
     fn commit(&mut self) -> Result<()> {
         let pending = std::mem::take(&mut self.pending);
-        self.pace.rests();
+        self.commit_timer.clear();
         let changes: Vec<_> = pending.position.into_iter().map(|(key, value)| PositionChange { key, value }).collect();
         if changes.is_empty() && pending.counters.is_zero() && !self.producer.in_transaction() {
             return Ok(());
@@ -266,7 +274,7 @@ impl Writer<'_> {
         let begun = Instant::now();
         failpoint!("source.checkpoint.before")?;
         let partitions = self.topics.partitions(&self.stage.dead_letters)?;
-        pending.letters.write(&mut self.producer, &self.stage.pipeline, &self.stage.dead_letters, partitions)?;
+        pending.dead_letters.write(&mut self.producer, &self.stage.pipeline, &self.stage.dead_letters, partitions)?;
         self.positions.counters.add(&pending.counters);
         if !changes.is_empty() || !pending.counters.is_zero() {
             self.positions.write(&mut self.producer, &changes, &self.positions.counters)?;
@@ -275,9 +283,9 @@ impl Writer<'_> {
         self.producer.commit()?;
         failpoint!("source.commit.after")?;
         if !pending.counters.is_zero() {
-            self.pace.committed(begun);
+            self.commit_timer.committed(begun);
         }
-        self.environment.schemas.committed(&pending.schemas);
+        self.context.schemas.committed(&pending.schemas);
         if !changes.is_empty() {
             // Nobody receives it once the reader has ended.
             let _ = self.acknowledge.send(changes);

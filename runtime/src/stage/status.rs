@@ -39,10 +39,10 @@ pub struct StageStatus {
     pub component: String,
     /// Its kind.
     pub kind: StageKind,
-    shown: Mutex<Shown>,
+    inner: Mutex<Inner>,
 }
 
-struct Shown {
+struct Inner {
     state: StageState,
     /// Since the process started, or its plan changed; the totals since the pipeline began are in Kafka.
     counters: Counters,
@@ -55,7 +55,7 @@ struct Shown {
 impl StageStatus {
     /// Of a stage that has not started.
     pub fn new(pipeline: &str, component: &str, kind: StageKind) -> Self {
-        let shown = Shown {
+        let inner = Inner {
             state: StageState::Waiting,
             counters: Counters::default(),
             lag: SourceLag::default(),
@@ -63,7 +63,7 @@ impl StageStatus {
             last_error: None,
             failures: 0,
         };
-        Self { pipeline: pipeline.to_owned(), component: component.to_owned(), kind, shown: Mutex::new(shown) }
+        Self { pipeline: pipeline.to_owned(), component: component.to_owned(), kind, inner: Mutex::new(inner) }
     }
 
     /// `{pipeline}.{component}`.
@@ -87,10 +87,10 @@ impl StageStatus {
 
     /// A commit succeeded that covered these records.
     pub(super) fn committed(&self, counters: &Counters) {
-        let mut shown = self.lock();
-        shown.counters.add(counters);
-        shown.last_commit = Some(Instant::now());
-        shown.last_error = None;
+        let mut inner = self.lock();
+        inner.counters.add(counters);
+        inner.last_commit = Some(Instant::now());
+        inner.last_error = None;
     }
 
     pub(super) fn set_lag(&self, lag: SourceLag) {
@@ -98,9 +98,9 @@ impl StageStatus {
     }
 
     pub(super) fn failed(&self, error: &str) {
-        let mut shown = self.lock();
-        shown.last_error = Some(error.to_owned());
-        shown.failures += 1;
+        let mut inner = self.lock();
+        inner.last_error = Some(error.to_owned());
+        inner.failures += 1;
     }
 
     /// The time of the last commit, for those who wait for progress.
@@ -110,13 +110,13 @@ impl StageStatus {
 
     /// One line for the log.
     pub fn line(&self) -> String {
-        let mut shown = self.lock();
-        let own = *shown.counters.of(&self.component);
+        let mut inner = self.lock();
+        let own = *inner.counters.of(&self.component);
         let mut line = format!("{}: {} in, {} out", self.name(), own.records_in, own.out);
         if own.dead_lettered > 0 {
             line.push_str(&format!(", {} dead-lettered", own.dead_lettered));
         }
-        let SourceLag { bytes, records, retention_left, .. } = shown.lag;
+        let SourceLag { bytes, records, retention_left, .. } = inner.lag;
         let lag = [(bytes, "bytes"), (records, "records")];
         let lag = lag.map(|(count, unit)| count.filter(|count| *count > 0).map(|count| format!("{count} {unit}")));
         let lag: Vec<String> = lag.into_iter().flatten().collect();
@@ -126,14 +126,14 @@ impl StageStatus {
                 line.push_str(&format!(", which are kept for {:.1} more hours", left.as_secs_f64() / 3600.0));
             }
         }
-        if let Some(error) = &shown.last_error {
-            line.push_str(&format!("; failed {} times, last: {error}", shown.failures));
+        if let Some(error) = &inner.last_error {
+            line.push_str(&format!("; failed {} times, last: {error}", inner.failures));
         }
         line
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shown> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,16 +7,20 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Domain, Error, Result};
 
 use super::backoff::Backoff;
-use super::environment::{Environment, Stop};
 use super::status::{StageState, StageStatus};
+use super::stop_signal::StopSignal;
+use super::worker_context::WorkerContext;
 
 /// With `--until-idle`, a stage that fails for this long without a commit in between gives up: a batch job must end.
 pub const GIVE_UP: Duration = Duration::from_secs(300);
 
+/// How long a stopping stage waits for a destination that does not answer; then its topic partitions are left to their next owner.
+pub(super) const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
 /// A stage that can be run any number of times, each time from its committed state.
 pub trait Stage: Send + Sync {
     /// Runs until done or told to stop.
-    fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()>;
+    fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()>;
 }
 
 /// How supervision ended.
@@ -33,8 +37,8 @@ pub enum Ended {
 pub fn supervise(
     stage: &dyn Stage,
     leased: bool,
-    environment: &Environment,
-    stop: &Stop,
+    context: &WorkerContext,
+    stop: &StopSignal,
     status: &StageStatus,
 ) -> Ended {
     let mut backoff = Backoff::new();
@@ -42,7 +46,7 @@ pub fn supervise(
     loop {
         status.set_state(StageState::Running);
         let started = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| stage.run(environment, stop, status))).unwrap_or_else(|panic| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| stage.run(context, stop, status))).unwrap_or_else(|panic| {
             let text = panic
                 .downcast_ref::<&str>()
                 .map(|text| (*text).to_owned())
@@ -77,7 +81,7 @@ pub fn supervise(
         let committed = status.last_commit().filter(|at| *at > started);
         let since = committed.unwrap_or_else(|| *failing_since.get_or_insert(started));
         failing_since = Some(since);
-        if environment.until_idle && since.elapsed() > GIVE_UP {
+        if context.until_idle && since.elapsed() > GIVE_UP {
             tracing::error!(stage = status.name(), %error, "gave up after failing for 5 minutes; its position is kept");
             status.set_state(StageState::Failed(error.to_string()));
             return Ended::Over;

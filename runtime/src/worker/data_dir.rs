@@ -1,4 +1,5 @@
-//! The worker's data directory: one worker at a time, its id, scratch space.
+//! The worker's data directory: a lock for one worker at a time, the worker's id, scratch space,
+//! compiled plugins.
 
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
@@ -15,7 +16,7 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Opens a directory, creating it if need be. Fails if another worker uses it.
+    /// Opens a directory and creates it if it is missing. Fails if another worker uses it.
     pub fn open(path: &Path) -> Result<Self> {
         std::fs::create_dir_all(path).map_err(|error| io_error("create the data directory", path, &error))?;
         let lock_path = path.join("worker.lock");
@@ -50,17 +51,17 @@ impl DataDir {
         Ok(Self { worker_id: worker_id(&path.join("worker-id"))?, scratch, plugins, _lock: lock })
     }
 
-    /// The worker's id: random, made once, kept.
+    /// The worker's id. It is random, and stays the same for this directory.
     pub fn worker_id(&self) -> &str {
         &self.worker_id
     }
 
-    /// Where tasks put temporary files. Empty after start.
+    /// The folder for the temporary files of tasks. It is empty after the start.
     pub fn scratch(&self) -> &Path {
         &self.scratch
     }
 
-    /// Where compiled plugins are kept.
+    /// The folder for compiled plugins.
     pub fn plugins(&self) -> &Path {
         &self.plugins
     }
@@ -76,7 +77,7 @@ fn worker_id(path: &Path) -> Result<String> {
             } else {
                 Err(Error::config(
                     "worker.id",
-                    format!("{} holds no worker id; remove it to get a new one", path.display()),
+                    format!("{} does not contain a worker id; remove the file to get a new id", path.display()),
                 ))
             };
         }
@@ -84,7 +85,7 @@ fn worker_id(path: &Path) -> Result<String> {
         Err(error) => return Err(io_error("read", path, &error)),
     }
     let id = uuid::Uuid::new_v4().simple().to_string()[..16].to_owned();
-    // Whole or not at all: a torn id would be another worker.
+    // Atomically: a truncated id would be another worker.
     let temporary = path.with_extension("new");
     let write = || -> std::io::Result<()> {
         let mut file = File::create(&temporary)?;
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_worker_at_a_time_and_the_same_id_again() {
+    fn one_worker_at_a_time_and_the_id_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let first = DataDir::open(folder.path()).unwrap();
         let id = first.worker_id().to_owned();
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_id_is_told() {
+    fn a_broken_id_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("worker-id"), "?").unwrap();
         assert_eq!(DataDir::open(folder.path()).err().unwrap().code, "worker.id");

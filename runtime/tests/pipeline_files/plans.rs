@@ -79,7 +79,7 @@ fn chains_share_their_prefixes() {
     );
     assert_eq!((sink.tasks, sink.connector, sink.on_error), (2, "s3", OnError::DeadLetter));
     let split = &sink.inputs[0].route.branches[0].outputs[0].1.branches[0].step;
-    assert_eq!((split.limits.memory, split.limits.time), (32 << 20, Duration::from_secs(1)));
+    assert_eq!((split.limits.memory, split.limits.timeout), (32 << 20, Duration::from_secs(1)));
     assert_eq!(
         (split.on_error, split.ports.as_slice()),
         (OnError::Skip, &["default".to_owned(), "side".to_owned()][..])

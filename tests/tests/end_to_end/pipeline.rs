@@ -149,7 +149,7 @@ fn a_topic_that_exists_is_left_alone_and_its_differences_are_told() {
     let worker = case.start("a", &["--until-idle"]);
     let exit = worker.wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
-    let told = format!("topic `{topic}` has 2 partitions, not 4: left as it is");
+    let told = format!("topic `{topic}` has 2 partitions, not 4: it is not altered");
     assert!(exit.stderr.contains(&told), "{}", exit.describe());
     assert_every_line_once(&reader, &case.path("lake"), &log);
 }

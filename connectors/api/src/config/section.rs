@@ -211,16 +211,22 @@ impl<'a> Section<'a> {
         let node = self.node(key)?;
         match &node.value {
             Value::Table(table) => {
-                let mut section = Section::new(table, node.span.clone(), self.path_of(key), self.base, self.report);
-                section.declared = self.declared.clone();
-                section.prefix = format!("{}{key}.", self.prefix);
-                Some(section)
+                let section = self.nested(key, table);
+                Some(Section { span: node.span.clone(), ..section })
             }
             other => {
                 self.mismatch(key, node, Mismatch::new(format!("is {}", other.kind())), "a table".to_owned());
                 None
             }
         }
+    }
+
+    /// A section for `table` as the value of `key`, which need not be in the file: an empty table has the declared defaults.
+    pub fn nested(&self, key: &str, table: &'a Table) -> Section<'a> {
+        let mut section = Section::new(table, self.span.clone(), self.path_of(key), self.base, self.report);
+        section.declared = self.declared.clone();
+        section.prefix = format!("{}{key}.", self.prefix);
+        section
     }
 
     /// Reports a wrong value of an option.

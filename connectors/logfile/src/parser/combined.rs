@@ -1,10 +1,11 @@
-//! `parser = "combined"`: the access log format of Apache and nginx,
-//! `addr ident user [17/May/2015:10:05:03 +0000] "METHOD path PROTOCOL" status bytes "referer" "user agent"`. A line that ends after the size
-//! (the common log format) is refused: in a combined log it is a line that was cut off.
+//! `parser = "combined"`: the access log format of Apache and nginx, `addr ident user
+//! [17/May/2015:10:05:03 +0000] "METHOD path PROTOCOL" status bytes "referer" "user agent"`. A line
+//! that ends after the size (the common log format) is rejected: in a combined log it is a
+//! truncated line.
 //!
-//! `-` is null. The identity field is dropped (nobody has filled it in for decades). A request that is not three words is kept whole as
-//! `path`. In quoted fields `\"` and `\\` are what they stand for, and so is a run of `\xHH` if it makes valid UTF-8; any other escape is
-//! kept as it stands.
+//! `-` is null. The identity field is dropped, because it is obsolete. A request that is not three
+//! words is kept whole as `path`. In quoted fields `\"`, `\\` and a run of `\xHH` that makes valid
+//! UTF-8 are decoded; other escapes are kept.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ pub(crate) struct CombinedParser {
     last: Stamp,
 }
 
-/// The last timestamp seen: busy logs have many lines a second.
+/// The last timestamp and its translation: busy logs have many lines per second.
 #[derive(Default)]
 struct Stamp {
     text: [u8; STAMP_LEN],
@@ -38,7 +39,8 @@ const STAMP: &str = "a time such as `[17/May/2015:10:05:03 +0000]`";
 const MONTHS: [&[u8; 3]; 12] =
     [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
 
-/// The fields' types. Zone `+00:00`, not `UTC`: it is an offset, which every reader understands without a database of zones.
+/// The schema of the records. The zone is `+00:00` instead of `UTC`: readers understand an offset
+/// without a time zone database.
 pub(super) fn schema() -> Option<Arc<Schema>> {
     let text = |name: &str| Field::new(name, DataType::Utf8, true);
     let fields = vec![
@@ -67,10 +69,11 @@ impl CombinedParser {
             return Err(expected(0, "a remote address and a space"));
         };
         let Some(ident_len) = memchr(b' ', &bytes[addr_end + 1..]).filter(|len| *len > 0) else {
-            return Err(expected(addr_end + 1, "an identity (mostly `-`) and a space"));
+            return Err(expected(addr_end + 1, "an identity (usually `-`) and a space"));
         };
         let user_at = addr_end + 1 + ident_len + 1;
-        // A user's name may hold spaces and brackets: the time is what has the right shape after ` [`.
+        // A user's name may contain spaces and brackets: the first ` [` before a text of the right
+        // shape starts the time.
         let Some(bracket) = stamp_bracket(bytes, user_at) else {
             let bracket = memchr(b'[', &bytes[user_at..]).map_or(user_at, |found| user_at + found);
             return Err(expected(bracket, STAMP));
@@ -168,7 +171,7 @@ fn digit(byte: u8) -> Option<i8> {
     byte.is_ascii_digit().then(|| (byte - b'0') as i8)
 }
 
-/// The `[` of the first ` [` that is followed by something of a time's shape.
+/// The `[` of the first ` [` before a text that has the shape of a time.
 fn stamp_bracket(bytes: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     loop {
@@ -181,7 +184,7 @@ fn stamp_bracket(bytes: &[u8], from: usize) -> Option<usize> {
     }
 }
 
-/// The text between the quotes that follow ` ` at `at`, and the place after them.
+/// The text between the quotes after the space at `at`, and the byte after them.
 fn quoted<'a>(line: &'a str, at: usize, what: &str) -> Result<(&'a str, usize), Expected> {
     let bytes = line.as_bytes();
     if bytes.get(at..at + 2) != Some(b" \"") {
@@ -198,8 +201,8 @@ fn quoted<'a>(line: &'a str, at: usize, what: &str) -> Result<(&'a str, usize), 
     Err(expected(line.len(), "a closing double quote"))
 }
 
-/// The number (or `-`, as `null`) that follows ` ` at `at`, as JSON wants it, and the place after it.
-fn number<'a>(line: &'a str, at: usize, what: &str, most: usize) -> Result<(&'a str, usize), Expected> {
+/// The number (or `-`, as `null`) after the space at `at`, as JSON, and the byte after it.
+fn number<'a>(line: &'a str, at: usize, what: &str, max_digits: usize) -> Result<(&'a str, usize), Expected> {
     let bytes = line.as_bytes();
     if bytes.get(at) != Some(&b' ') {
         return Err(expected(at, what));
@@ -210,14 +213,14 @@ fn number<'a>(line: &'a str, at: usize, what: &str, most: usize) -> Result<(&'a 
     if text == "-" {
         return Ok(("null", start + 1));
     }
-    if text.is_empty() || text.len() > most || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+    if text.is_empty() || text.len() > max_digits || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(expected(start, what.trim_start_matches("a space and ")));
     }
     let leading = text.len() - text.trim_start_matches('0').len();
     Ok((&text[leading.min(text.len() - 1)..], start + len))
 }
 
-/// `-` is null, anything else a string.
+/// Writes `-` as null and any other text as a string.
 fn write_plain(out: &mut Vec<u8>, text: &str) {
     if text == "-" { out.extend_from_slice(b"null") } else { write_string(out, text) }
 }
@@ -257,7 +260,7 @@ fn write_request(out: &mut Vec<u8>, request: &str) {
     }
 }
 
-/// Resolves `\"`, `\\` and runs of `\xHH` that make valid UTF-8.
+/// Decodes `\"`, `\\` and runs of `\xHH` that make valid UTF-8.
 fn unescape(text: &str) -> Cow<'_, str> {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
@@ -313,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn all_fields_of_a_combined_line() {
+    fn all_fields_of_a_line_are_read() {
         let line = r#"83.149.9.216 - jo [17/May/2015:10:05:03 +0000] "GET /a?b=\"c\" HTTP/1.1" 200 203023 "http://x/" "Moz \"q\" \xc3\xa4 \xff \t""#;
         let expected = json!({
             "remote_addr": "83.149.9.216", "remote_user": "jo", "timestamp": "2015-05-17T10:05:03Z", "method": "GET",
@@ -326,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn dashes_are_null_and_a_line_that_ends_early_is_refused() {
+    fn dashes_are_null_and_truncated_lines_are_rejected() {
         let line = r#"::1 - - [31/Dec/1999:23:59:59 -0130] "-" 408 - "-" "-""#;
         let expected = json!({
             "remote_addr": "::1", "remote_user": null, "timestamp": "2000-01-01T01:29:59Z", "method": null, "path": null,
@@ -338,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_are_not_three_words_are_kept_whole() {
+    fn requests_other_than_three_words_are_kept_whole() {
         for (request, path) in [
             ("GET /", json!("GET /")),
             ("GET /a b HTTP/1.1", json!("GET /a b HTTP/1.1")),
@@ -353,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_name_may_hold_spaces_and_brackets() {
+    fn user_names_may_contain_spaces_and_brackets() {
         let value = parsed(r#"h - John [x] Doe [17/May/2015:10:05:03 +0000] "GET / HTTP/1.0" 007 00 "-" "-""#).unwrap();
         assert_eq!(
             (&value["remote_user"], &value["status"], &value["bytes"]),
@@ -362,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_point_at_the_place() {
+    fn errors_point_at_the_byte() {
         let good = r#"1.2.3.4 - - [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 200 5 "-" "x""#;
         assert!(parsed(good).is_ok());
         for (from, to, at) in [
@@ -388,7 +391,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_read_is_valid_json(
+        fn parsed_lines_are_valid_json(
             addr in "[^ \n]{1,8}", user in "[^\n]{1,8}", request in "[^\n]{0,20}", agent in "[^\n]{0,20}", cut in 0usize..120
         ) {
             let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");

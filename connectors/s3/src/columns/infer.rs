@@ -10,11 +10,11 @@ use arrow::json::ReaderBuilder;
 use arrow::json::reader::{ArrayDecoder, Decoder, DecoderContext, DecoderFactory, Tape, TapeElement};
 use trunkline_connector::Reason;
 
-use super::shape::{inferred, inferred_list, is_inferred, union_type};
+use super::layout::{inferred, inferred_list, is_inferred, union_type};
 
 /// Objects nested deeper are kept as JSON text.
 const MAX_DEPTH: usize = 32;
-/// A shape with more columns (nested ones counted) comes from keys that are data. Every column costs memory in every open file.
+/// A layout with more columns (nested ones counted) comes from keys that are data. Every column costs memory in every open file.
 const MAX_COLUMNS: usize = 4000;
 
 /// Widens columns by the values it is shown.

@@ -1,7 +1,7 @@
 //! From JSON values to columns.
 //!
-//! A [`Shape`] is what values are decoded with: the columns of a declared schema, plus those that were inferred from values. The
-//! shape of a file is the [union](shape::union) of all shapes that went into it. Columns that were inferred widen freely (null → any type,
+//! A [`ColumnLayout`] is what values are decoded with: the columns of a declared schema, plus those that were inferred from values. The
+//! layout of a file is the [union](layout::union) of all layouts that went into it. Columns that were inferred widen freely (null → any type,
 //! integer → float, anything else → text); declared ones widen only where no value changes, and otherwise conflict, which makes
 //! another file. A column is inferred if its Arrow field says so in its metadata ([`INFERRED`]).
 //!
@@ -12,10 +12,10 @@
 mod conform;
 mod decode;
 mod infer;
-mod shape;
+mod layout;
 mod strict;
 mod text;
 
 pub(crate) use conform::conform_batch;
 pub(crate) use decode::{JsonDecoder, chunk_len};
-pub(crate) use shape::{Shape, file_schema, union};
+pub(crate) use layout::{ColumnLayout, file_schema, union};

@@ -10,7 +10,7 @@ use arrow::json::reader::{ArrayDecoder, DecoderContext, DecoderFactory, Tape, Ta
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::shape::is_inferred;
+use super::layout::is_inferred;
 use super::text::write_json;
 
 /// Makes the decoders described above.

@@ -20,10 +20,10 @@ use tokio::time::Instant;
 use trunkline_connector::{Error, Result, TopicPartition, failpoint};
 
 use super::errors::Failure;
-use super::{Store, client, key_taken, promise_broken};
+use super::{Store, client, key_taken, prepared_object_missing};
 use crate::config::{BucketOptions, Checksum, Encryption};
+use crate::intent::{Committable, Plan, PlannedObject, PreparedObject, Upload, UploadedPart};
 use crate::object::remove_temp;
-use crate::protocol::{Intent, Plan, PlannedObject, StagedObject, Upload, UploadedPart};
 
 const SCHEME: &str = "s3://";
 /// Name of our id in an object's metadata (`x-amz-meta-trunkline-id`).
@@ -35,26 +35,26 @@ const PARTS_AT_ONCE: usize = 4;
 /// A store takes no more parts of one object.
 const MAX_PARTS: u64 = 10_000;
 /// Parts begin until then; what is on its way is given up a little later, and the next call goes on from what arrived.
-const STAGE_FOR: Duration = Duration::from_secs(40);
-const GIVE_UP_AFTER: Duration = Duration::from_secs(55);
+const UPLOAD_TIME: Duration = Duration::from_secs(40);
+const UPLOAD_DEADLINE: Duration = Duration::from_secs(55);
 
 /// See the module's header.
 pub(crate) struct BucketStore {
-    shared: Arc<Shared>,
+    client: Arc<BucketClient>,
     runtime: Handle,
     spool: PathBuf,
-    /// Uploads that were begun and not all of whose parts are there, by the object's id: staging again goes on with them.
-    begun: HashMap<String, Begun>,
+    /// Uploads that were in_progress and not all of whose parts are there, by the object's id: staging again goes on with them.
+    in_progress: HashMap<String, UploadProgress>,
 }
 
-struct Shared {
+struct BucketClient {
     client: Client,
     options: BucketOptions,
 }
 
 /// An upload on its way.
 #[derive(Clone, Default)]
-struct Begun {
+struct UploadProgress {
     /// `None`: its creation failed, perhaps only the reply.
     upload: Option<String>,
     parts: Vec<Option<UploadedPart>>,
@@ -64,9 +64,9 @@ impl BucketStore {
     /// Connects, and checks with an upload that is given up again that objects can be written.
     pub(crate) fn open(options: &BucketOptions, runtime: Handle, spool: PathBuf) -> Result<Self> {
         let client = runtime.block_on(client::connect(options))?;
-        let shared = Arc::new(Shared { client, options: options.clone() });
-        runtime.block_on(shared.check())?;
-        Ok(Self { shared, runtime, spool, begun: HashMap::new() })
+        let client = Arc::new(BucketClient { client, options: options.clone() });
+        runtime.block_on(client.check())?;
+        Ok(Self { client, runtime, spool, in_progress: HashMap::new() })
     }
 }
 
@@ -76,17 +76,17 @@ impl Store for BucketStore {
     }
 
     fn destination(&self) -> String {
-        format!("{SCHEME}{}", self.shared.options.bucket)
+        format!("{SCHEME}{}", self.client.options.bucket)
     }
 
     fn key(&self, name: &str) -> String {
-        match self.shared.options.prefix.as_str() {
+        match self.client.options.prefix.as_str() {
             "" => name.to_owned(),
             prefix => format!("{prefix}/{name}"),
         }
     }
 
-    fn stage(&mut self, plans: &[&Plan]) -> Result<Vec<Vec<Option<Upload>>>> {
+    fn prepare(&mut self, plans: &[Plan]) -> Result<Vec<Vec<Option<Upload>>>> {
         let objects: Vec<&PlannedObject> = plans.iter().flat_map(|plan| &plan.objects).collect();
         let deadline = Instant::now();
         self.create_uploads(&objects)?;
@@ -96,24 +96,24 @@ impl Store for BucketStore {
         }
         failpoint!("s3.spool.removed")?;
         let mut finished = |object: &PlannedObject| {
-            let begun = self.begun.remove(&object.id).unwrap_or_default();
-            let parts = begun.parts.into_iter().flatten().collect();
-            let algorithm = self.shared.checksum().map(|algorithm| algorithm.as_str().to_owned());
-            begun.upload.map(|id| Upload { id, algorithm, parts })
+            let in_progress = self.in_progress.remove(&object.id).unwrap_or_default();
+            let parts = in_progress.parts.into_iter().flatten().collect();
+            let algorithm = self.client.checksum().map(|algorithm| algorithm.as_str().to_owned());
+            in_progress.upload.map(|id| Upload { id, algorithm, parts })
         };
         Ok(plans.iter().map(|plan| plan.objects.iter().map(&mut finished).collect()).collect())
     }
 
-    fn publish(&mut self, intents: &[Intent]) -> Result<()> {
+    fn commit(&mut self, committables: &[Committable]) -> Result<()> {
         let mut jobs = Vec::new();
-        for intent in intents {
-            let bucket = bucket_of(&intent.destination)?;
-            jobs.extend(intent.objects.iter().map(|object| (bucket.to_owned(), object.clone())));
+        for committable in committables {
+            let bucket = bucket_of(&committable.destination)?;
+            jobs.extend(committable.objects.iter().map(|object| (bucket.to_owned(), object.clone())));
         }
-        let shared = &self.shared;
+        let client = &self.client;
         let results = self.runtime.block_on(all(jobs, REQUESTS_AT_ONCE, |(bucket, object)| {
-            let shared = Arc::clone(shared);
-            async move { shared.complete(&bucket, &object).await }
+            let client = Arc::clone(client);
+            async move { client.complete(&bucket, &object).await }
         }));
         results.into_iter().collect()
     }
@@ -122,18 +122,18 @@ impl Store for BucketStore {
         let bucket = bucket_of(&plan.destination)?.to_owned();
         for object in &plan.objects {
             remove_temp(&self.spool.join(&object.temp));
-            self.begun.remove(&object.id);
+            self.in_progress.remove(&object.id);
         }
         let keys: Vec<_> = plan.objects.iter().map(|object| (bucket.clone(), object.key.clone())).collect();
-        let shared = &self.shared;
+        let client = &self.client;
         let results = self.runtime.block_on(all(keys, REQUESTS_AT_ONCE, |(bucket, key)| {
-            let shared = Arc::clone(shared);
-            async move { shared.abort_all(&bucket, &key).await }
+            let client = Arc::clone(client);
+            async move { client.abort_all(&bucket, &key).await }
         }));
         results.into_iter().collect()
     }
 
-    fn remove_leftovers(&mut self, _claim: &TopicPartition, _keep: &dyn Fn(&str) -> bool) -> Result<()> {
+    fn remove_leftovers(&mut self, _: &TopicPartition, _keep: &dyn Fn(&str) -> bool) -> Result<()> {
         // Local files are in a folder that is empty at start, and uploads are found by the plans that the stage recorded.
         Ok(())
     }
@@ -143,25 +143,25 @@ impl BucketStore {
     fn create_uploads(&mut self, objects: &[&PlannedObject]) -> Result<()> {
         let mut jobs = Vec::new();
         for object in objects {
-            let tried = self.begun.get(&object.id);
-            if tried.is_none_or(|begun| begun.upload.is_none()) {
+            let tried = self.in_progress.get(&object.id);
+            if tried.is_none_or(|in_progress| in_progress.upload.is_none()) {
                 jobs.push(((*object).clone(), tried.is_some()));
             }
         }
         for (object, _) in &jobs {
-            self.begun.entry(object.id.clone()).or_default();
+            self.in_progress.entry(object.id.clone()).or_default();
         }
-        let shared = &self.shared;
+        let client = &self.client;
         let results = self.runtime.block_on(all(jobs, REQUESTS_AT_ONCE, |(object, tried)| {
-            let shared = Arc::clone(shared);
+            let client = Arc::clone(client);
             async move {
-                let bucket = shared.options.bucket.clone();
+                let bucket = client.options.bucket.clone();
                 if tried {
                     // The last attempt may have created one, and only its reply was lost.
-                    shared.abort_all(&bucket, &object.key).await?;
+                    client.abort_all(&bucket, &object.key).await?;
                 }
                 failpoint!("s3.create.before")?;
-                let upload = shared.create(&bucket, &object.key, &object.id).await?;
+                let upload = client.create(&bucket, &object.key, &object.id).await?;
                 failpoint!("s3.create.after")?;
                 Ok((object, upload))
             }
@@ -170,8 +170,8 @@ impl BucketStore {
         for result in results {
             match result {
                 Ok((object, upload)) => {
-                    let parts = vec![None; self.shared.parts(object.bytes).len()];
-                    self.begun.insert(object.id, Begun { upload: Some(upload), parts });
+                    let parts = vec![None; self.client.parts(object.bytes).len()];
+                    self.in_progress.insert(object.id, UploadProgress { upload: Some(upload), parts });
                 }
                 Err(error) => outcome = Err(error),
             }
@@ -182,8 +182,10 @@ impl BucketStore {
     fn upload_parts(&mut self, objects: &[&PlannedObject], started: Instant) -> Result<()> {
         let mut jobs = Vec::new();
         for object in objects {
-            let Some(Begun { upload: Some(upload), parts }) = self.begun.get(&object.id) else { continue };
-            for (index, (offset, len)) in self.shared.parts(object.bytes).into_iter().enumerate() {
+            let Some(UploadProgress { upload: Some(upload), parts }) = self.in_progress.get(&object.id) else {
+                continue;
+            };
+            for (index, (offset, len)) in self.client.parts(object.bytes).into_iter().enumerate() {
                 if parts.get(index).is_some_and(Option::is_none) {
                     jobs.push(PartJob {
                         id: object.id.clone(),
@@ -198,14 +200,14 @@ impl BucketStore {
             }
         }
         let wanted = jobs.len();
-        let shared = &self.shared;
+        let client = &self.client;
         let results = self.runtime.block_on(all(jobs, PARTS_AT_ONCE, |job| {
-            let shared = Arc::clone(shared);
+            let client = Arc::clone(client);
             async move {
-                if started.elapsed() > STAGE_FOR {
+                if started.elapsed() > UPLOAD_TIME {
                     return Ok(None);
                 }
-                match tokio::time::timeout_at(started + GIVE_UP_AFTER, shared.upload_part(&job)).await {
+                match tokio::time::timeout_at(started + UPLOAD_DEADLINE, client.upload_part(&job)).await {
                     Ok(result) => result.map(|part| Some((job.id, job.index, part))).map_err(|error| (job.key, error)),
                     Err(_) => Ok(None),
                 }
@@ -217,7 +219,9 @@ impl BucketStore {
             match result {
                 Ok(Some((id, index, part))) => {
                     arrived += 1;
-                    if let Some(slot) = self.begun.get_mut(&id).and_then(|begun| begun.parts.get_mut(index)) {
+                    if let Some(slot) =
+                        self.in_progress.get_mut(&id).and_then(|in_progress| in_progress.parts.get_mut(index))
+                    {
                         *slot = Some(part);
                     }
                 }
@@ -226,9 +230,9 @@ impl BucketStore {
                     if failure.is("NoSuchUpload", 404) {
                         // Something cleaned it up: the next attempt begins anew.
                         let ids = objects.iter().filter(|object| object.key == key).map(|object| object.id.clone());
-                        self.begun.extend(ids.map(|id| (id, Begun::default())));
+                        self.in_progress.extend(ids.map(|id| (id, UploadProgress::default())));
                     }
-                    outcome = Err(failure.into_error(&format!("upload a part of {}", self.shared.url(&key))));
+                    outcome = Err(failure.into_error(&format!("upload a part of {}", self.client.url(&key))));
                 }
             }
         }
@@ -237,7 +241,7 @@ impl BucketStore {
             let message = format!(
                 "uploading to {} is slow: {arrived} of {wanted} parts in {} s; it goes on from there",
                 self.destination(),
-                STAGE_FOR.as_secs()
+                UPLOAD_TIME.as_secs()
             );
             return Err(Error::external("s3.slow", message));
         }
@@ -255,7 +259,7 @@ struct PartJob {
     len: u64,
 }
 
-impl Shared {
+impl BucketClient {
     fn url(&self, key: &str) -> String {
         format!("{SCHEME}{}/{key}", self.options.bucket)
     }
@@ -335,7 +339,7 @@ impl Shared {
         Ok(UploadedPart { etag: etag.to_owned(), checksum: checksum.map(str::to_owned) })
     }
 
-    async fn complete(&self, bucket: &str, object: &StagedObject) -> Result<()> {
+    async fn complete(&self, bucket: &str, object: &PreparedObject) -> Result<()> {
         let key = &object.planned.key;
         let Some(upload) = &object.upload else {
             return Err(Error::data("s3.unreadable_intent", format!("the promised object {key} has no upload")));
@@ -343,7 +347,7 @@ impl Shared {
         let parts = upload.parts.iter().enumerate().map(|(index, part)| {
             let completed = CompletedPart::builder().part_number(part_number(index)).e_tag(&part.etag);
             let checksum = part.checksum.clone();
-            // What the upload was begun with, whatever the option says today.
+            // What the upload was in_progress with, whatever the option says today.
             match upload.algorithm.as_deref().map(ChecksumAlgorithm::from) {
                 Some(ChecksumAlgorithm::Crc32C) => completed.set_checksum_crc32_c(checksum),
                 Some(ChecksumAlgorithm::Crc32) => completed.set_checksum_crc32(checksum),
@@ -378,7 +382,7 @@ impl Shared {
             Some(_) => Err(key_taken(&format!("{SCHEME}{bucket}/{key}"))),
             None if failure.is("NoSuchUpload", 404) => {
                 let why = format!("its upload {} is gone, and there is no object of that key", upload.id);
-                Err(promise_broken(&format!("{SCHEME}{bucket}/{key}"), &why))
+                Err(prepared_object_missing(&format!("{SCHEME}{bucket}/{key}"), &why))
             }
             None => Err(failure.into_error(&doing)),
         }

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use parquet::file::metadata::ParquetMetaDataReader;
 use trunkline_connector::{Error, Result, TopicPartition, failpoint, io_error};
 
-use super::{Store, key_taken, promise_broken};
+use super::{Store, key_taken, prepared_object_missing};
+use crate::intent::{Committable, Plan, PreparedObject, Upload};
 use crate::names::{STAGING, temp_prefix};
 use crate::object::{footer, remove_temp};
-use crate::protocol::{Intent, Plan, StagedObject, Upload};
 
 const SCHEME: &str = "file://";
 
@@ -91,7 +91,7 @@ impl Store for DirectoryStore {
         name.to_owned()
     }
 
-    fn stage(&mut self, plans: &[&Plan]) -> Result<Vec<Vec<Option<Upload>>>> {
+    fn prepare(&mut self, plans: &[Plan]) -> Result<Vec<Vec<Option<Upload>>>> {
         failpoint!("directory.sync.before")?;
         for object in plans.iter().flat_map(|plan| &plan.objects) {
             let temp = below(&self.spool, &object.temp)?;
@@ -103,16 +103,16 @@ impl Store for DirectoryStore {
         Ok(plans.iter().map(|plan| vec![None; plan.objects.len()]).collect())
     }
 
-    fn publish(&mut self, intents: &[Intent]) -> Result<()> {
+    fn commit(&mut self, committables: &[Committable]) -> Result<()> {
         let mut touched = BTreeSet::new();
         let mut temps = Vec::new();
-        for intent in intents {
-            let (root, spool) = self.folders(&intent.destination)?;
-            for object in &intent.objects {
+        for committable in committables {
+            let (root, spool) = self.folders(&committable.destination)?;
+            for object in &committable.objects {
                 let temp = below(&spool, &object.planned.temp)?;
                 let target = below(&root, &object.planned.key)?;
                 failpoint!("directory.rename.before")?;
-                publish_file(&temp, &target, object, &root, &mut touched)?;
+                commit_file(&temp, &target, object, &root, &mut touched)?;
                 failpoint!("directory.rename.after")?;
                 temps.push(temp);
             }
@@ -134,8 +134,8 @@ impl Store for DirectoryStore {
         Ok(())
     }
 
-    fn remove_leftovers(&mut self, claim: &TopicPartition, keep: &dyn Fn(&str) -> bool) -> Result<()> {
-        let prefix = temp_prefix(claim);
+    fn remove_leftovers(&mut self, partition: &TopicPartition, keep: &dyn Fn(&str) -> bool) -> Result<()> {
+        let prefix = temp_prefix(partition);
         let entries = fs::read_dir(&self.spool).map_err(|error| io_error("list", &self.spool, &error))?;
         for entry in entries {
             let entry = entry.map_err(|error| io_error("list", &self.spool, &error))?;
@@ -151,10 +151,10 @@ impl Store for DirectoryStore {
 
 /// Gives the local file its final name. The hard link is what makes this atomic without overwriting; a file system without hard links
 /// (the id in the name makes a clash next to impossible) gets a rename after a look.
-fn publish_file(
+fn commit_file(
     temp: &Path,
     target: &Path,
-    object: &StagedObject,
+    object: &PreparedObject,
     root: &Path,
     touched: &mut BTreeSet<PathBuf>,
 ) -> Result<()> {
@@ -179,7 +179,7 @@ fn publish_file(
             Ok(true) => return Err(key_taken(&target.display().to_string())),
             Ok(false) => {
                 let why = format!("neither it nor its staged file {} exists", temp.display());
-                return Err(promise_broken(&target.display().to_string(), &why));
+                return Err(prepared_object_missing(&target.display().to_string(), &why));
             }
             Err(error) => return Err(io_error("look at", target, &error)),
         },
@@ -198,7 +198,7 @@ fn create_folders(folder: &Path, root: &Path, touched: &mut BTreeSet<PathBuf>) -
 }
 
 /// Is the file at `target` the promised object?
-fn is_ours(target: &Path, object: &StagedObject) -> Result<bool> {
+fn is_ours(target: &Path, object: &PreparedObject) -> Result<bool> {
     let file = File::open(target).map_err(|error| io_error("read", target, &error))?;
     let size = file.metadata().map_err(|error| io_error("read the size of", target, &error))?.len();
     if size != object.planned.bytes {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use trunkline_connector::{Error, Result, TopicPartition};
 
-use crate::protocol::{Intent, Plan, Upload};
+use crate::intent::{Committable, Plan, Upload};
 
 /// A destination. Calls may block; each returns within a minute.
 pub(crate) trait Store: Send {
@@ -23,20 +23,20 @@ pub(crate) trait Store: Send {
     fn key(&self, name: &str) -> String;
 
     /// Brings the bytes of planned objects to the destination, invisibly. Called again after an error it goes on where it was.
-    fn stage(&mut self, plans: &[&Plan]) -> Result<Vec<Vec<Option<Upload>>>>;
+    fn prepare(&mut self, plans: &[Plan]) -> Result<Vec<Vec<Option<Upload>>>>;
 
     /// Makes objects visible, whoever else may be doing the same.
-    fn publish(&mut self, intents: &[Intent]) -> Result<()>;
+    fn commit(&mut self, committables: &[Committable]) -> Result<()>;
 
     /// Removes whatever was created for a plan that never became an intent.
     fn abort(&mut self, plan: &Plan) -> Result<()>;
 
-    /// Removes local files of the claim that an earlier task left, except those that `keep` wants.
-    fn remove_leftovers(&mut self, claim: &TopicPartition, keep: &dyn Fn(&str) -> bool) -> Result<()>;
+    /// Removes local files of the partition that an earlier task left, except those that `keep` wants.
+    fn remove_leftovers(&mut self, partition: &TopicPartition, keep: &dyn Fn(&str) -> bool) -> Result<()>;
 }
 
 /// An object that was promised, and that is neither staged nor there.
-pub(crate) fn promise_broken(key: &str, why: &str) -> Error {
+pub(crate) fn prepared_object_missing(key: &str, why: &str) -> Error {
     Error::data(
         "s3.promised_object_missing",
         format!(

@@ -13,15 +13,15 @@ use kafka_protocol::messages::{
 
 use crate::log::batch::LEADER_EPOCH;
 use crate::log::{Isolation, PartitionLog, records};
-use crate::server::dispatch::Call;
+use crate::request::Call;
 use crate::topics::partition::Partition;
 
 const LATEST: i64 = -1;
 const EARLIEST: i64 = -2;
 const MAX_TIMESTAMP: i64 = -3;
-/// With tiered storage, the earliest offset on the broker's own disk. All is here.
+/// With tiered storage: the earliest offset on the local disk. All records are on the local disk.
 const EARLIEST_LOCAL: i64 = -4;
-/// The last offset that has moved to tiered storage. None has.
+/// With tiered storage: the last offset in remote storage. There is no remote storage.
 const LATEST_TIERED: i64 = -5;
 const NONE: i64 = -1;
 
@@ -29,7 +29,7 @@ pub(crate) fn list_offsets(call: &Call<'_>, request: ListOffsetsRequest) -> List
     let isolation = Isolation::from_wire(request.isolation_level);
     let mut topics = Vec::with_capacity(request.topics.len());
     for asked in request.topics {
-        let topic = call.shared.topics.get(&asked.name);
+        let topic = call.broker.topics.get(&asked.name);
         let answer = |partition: ListOffsetsPartition| {
             let found = topic.as_ref().and_then(|topic| topic.partition(partition.partition_index));
             list(call.version, found.as_deref(), &partition, isolation)
@@ -84,7 +84,7 @@ fn find(log: &PartitionLog, timestamp: i64, isolation: Isolation) -> io::Result<
     let header = &found.located.header;
     let wanted = if timestamp == MAX_TIMESTAMP { header.max_timestamp } else { timestamp };
     let record = records::first_at(header, &found.batch, wanted, log.start_offset());
-    // A batch whose records cannot be read is still found as a whole.
+    // If the records cannot be read, the answer is the batch.
     let (timestamp, offset) = record.unwrap_or((header.max_timestamp, header.base_offset));
     Ok(Ok((timestamp, offset)))
 }
@@ -95,7 +95,7 @@ pub(crate) fn offset_for_leader_epoch(
 ) -> OffsetForLeaderEpochResponse {
     let mut topics = Vec::with_capacity(request.topics.len());
     for asked in request.topics {
-        let topic = call.shared.topics.get(&asked.topic);
+        let topic = call.broker.topics.get(&asked.topic);
         let answer = |partition: OffsetForLeaderPartition| {
             let found = topic.as_ref().and_then(|topic| topic.partition(partition.partition));
             end_of_epoch(found.as_deref(), &partition)
@@ -106,7 +106,7 @@ pub(crate) fn offset_for_leader_epoch(
     OffsetForLeaderEpochResponse::default().with_topics(topics)
 }
 
-/// There has only ever been one epoch, and it ends where the log does.
+/// The log has one leader epoch, which ends at the log's end.
 fn end_of_epoch(partition: Option<&Partition>, request: &OffsetForLeaderPartition) -> EpochEndOffset {
     let response = EpochEndOffset::default().with_partition(request.partition);
     let Some(partition) = partition else {

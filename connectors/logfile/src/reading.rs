@@ -1,0 +1,234 @@
+//! [`LineReading`]: turns the content of one file into records.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use trunkline_connector::{Result, SourceBatch};
+
+use crate::config::{EndOfFile, LogfileOptions};
+use crate::discovery::identify;
+use crate::emit::{Emitter, Origin};
+use crate::file::{OpenOutcome, PathState, TrackedFile};
+use crate::input::GZIP_MAGIC;
+use crate::reader::ReadOutcome;
+use crate::text::Delimiter;
+use crate::tracker::RETRY;
+
+/// Bytes that are read of a file before another file is read.
+const SLICE_BYTES: usize = 1 << 20;
+
+/// Reads lines of tracked files and emits them.
+pub(crate) struct LineReading {
+    options: Arc<LogfileOptions>,
+    until_idle: bool,
+    emitter: Emitter,
+    delimiter: Delimiter,
+}
+
+/// How the reading of a slice of a file ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReadSlice {
+    /// The file has nothing more to read now.
+    Done,
+    /// There is more, but it is another file's turn.
+    More,
+    /// The path leads to another file or to none. Newer files of the rotation group wait for the
+    /// scan that finds the file.
+    Moved,
+    /// The file has other content. Newer files of the rotation group wait for the scan that finds
+    /// its continuation.
+    ContentChanged,
+    /// The batch is full or the deadline has passed.
+    Stopped,
+}
+
+impl LineReading {
+    pub(crate) fn new(options: Arc<LogfileOptions>, until_idle: bool) -> Self {
+        let delimiter = Delimiter::new(&options.delimiter, options.charset);
+        Self { until_idle, emitter: Emitter::new(&options), delimiter, options }
+    }
+
+    /// Opens a file at the offset of its next line, unless it is open.
+    pub(crate) fn open(&self, file: &mut TrackedFile) -> Result<(), ReadSlice> {
+        if file.reader.is_some() {
+            return Ok(());
+        }
+        match file.open(self.options.compression) {
+            Ok(OpenOutcome::Open) => {
+                file.failure = None;
+                Ok(())
+            }
+            Ok(OpenOutcome::Moved) => Err(ReadSlice::Moved),
+            Ok(OpenOutcome::ContentChanged) => Err(ReadSlice::ContentChanged),
+            Err(error) => {
+                file.fail(&error, RETRY);
+                Err(ReadSlice::Done)
+            }
+        }
+    }
+
+    /// Emits lines of an open file.
+    pub(crate) fn read_slice(
+        &mut self,
+        file: &mut TrackedFile,
+        out: &mut SourceBatch,
+        deadline: Instant,
+    ) -> Result<ReadSlice> {
+        if file.headers.is_empty() {
+            file.headers = self.emitter.headers(&file.name);
+        }
+        file.used = true;
+        let Some(reader) = file.reader.as_mut() else { return Ok(ReadSlice::Done) };
+        let origin =
+            Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
+        let (mut read_bytes, mut malformed, mut result) = (0, false, Ok(()));
+        let end = loop {
+            if out.is_full() {
+                break None;
+            }
+            if let Some(line) = reader.next_line(&self.delimiter, self.options.max_line_bytes) {
+                result = self.emitter.line(out, origin, &line).map(|replaced| malformed |= replaced);
+                if result.is_err() {
+                    break None;
+                }
+                continue;
+            }
+            if read_bytes >= SLICE_BYTES || Instant::now() >= deadline {
+                break None;
+            }
+            match reader.read_more() {
+                Ok(ReadOutcome::Bytes(count)) => read_bytes += count,
+                end => break Some(end),
+            }
+        };
+        if malformed && !file.warned_malformed {
+            file.warned_malformed = true;
+            tracing::warn!(
+                path = %file.path.display(), charset = self.options.charset.name(),
+                "bytes that are invalid in the charset were replaced by U+FFFD; set `charset` if the file has another one"
+            );
+        }
+        if result.is_err() {
+            file.take_back_line();
+            return result.map(|()| ReadSlice::Stopped);
+        }
+        match end {
+            Some(Ok(ReadOutcome::End)) => self.finish_slice_at_end(file, true, out),
+            Some(Ok(ReadOutcome::TruncatedStream)) => {
+                if self.until_idle {
+                    tracing::warn!(path = %file.path.display(), "gzip file is truncated; its readable part was read");
+                }
+                self.finish_slice_at_end(file, false, out)
+            }
+            Some(Ok(ReadOutcome::Changed)) => Ok(ReadSlice::ContentChanged),
+            Some(Err(error)) => {
+                file.note_read();
+                file.fail(&error, RETRY);
+                Ok(ReadSlice::Done)
+            }
+            Some(Ok(ReadOutcome::Bytes(_))) | None => {
+                file.at_end = None;
+                file.note_read();
+                Ok(if read_bytes >= SLICE_BYTES && !out.is_full() { ReadSlice::More } else { ReadSlice::Stopped })
+            }
+        }
+    }
+
+    /// Handles the current end of a file. `complete`: the end is not inside a gzip member.
+    fn finish_slice_at_end(
+        &mut self,
+        file: &mut TrackedFile,
+        complete: bool,
+        out: &mut SourceBatch,
+    ) -> Result<ReadSlice> {
+        let now = Instant::now();
+        let Some(reader) = file.reader.as_ref() else { return Ok(ReadSlice::Done) };
+        let is_gzip = reader.is_gzip();
+        file.has_rest = reader.has_rest(&self.delimiter);
+        if !is_gzip {
+            let (_, stat) = match reader.file().metadata() {
+                Ok(metadata) => identify(&metadata),
+                Err(error) => {
+                    file.note_read();
+                    file.fail(&error, RETRY);
+                    return Ok(ReadSlice::Done);
+                }
+            };
+            // One or two bytes that begin like a gzip file are not read until there are more of
+            // them.
+            let undecided = reader.end() == 0 && stat.size < GZIP_MAGIC.len() as u64;
+            if stat.size != reader.end() && !undecided {
+                // The file has grown since, or was truncated, which the next read detects.
+                file.note_read();
+                return Ok(ReadSlice::More);
+            }
+            file.observe(stat, now);
+        }
+        file.complete = complete && is_gzip;
+        file.truncated_stream = !complete;
+        file.at_end = Some(file.stat);
+        if file.has_rest && self.rest_is_due(file, now) {
+            self.emit_rest(file, out)?;
+        }
+        if let Some(reader) = &mut file.reader {
+            reader.shrink();
+        }
+        file.note_read();
+        Ok(ReadSlice::Done)
+    }
+
+    /// Emits the bytes after the last delimiter as a line. Lines emitted before keep their position
+    /// if this one stops the source.
+    fn emit_rest(&mut self, file: &mut TrackedFile, out: &mut SourceBatch) -> Result<()> {
+        let line =
+            file.reader.as_mut().and_then(|reader| reader.take_rest(&self.delimiter, self.options.max_line_bytes));
+        let Some(line) = line else { return Ok(()) };
+        let origin =
+            Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
+        if let Err(error) = self.emitter.line(out, origin, &line) {
+            file.take_back_line();
+            return Err(error);
+        }
+        file.has_rest = false;
+        Ok(())
+    }
+
+    /// Whether a last line without delimiter is emitted now, see [`EndOfFile`].
+    pub(crate) fn rest_is_due(&self, file: &TrackedFile, now: Instant) -> bool {
+        let finished = file.complete
+            || (file.is_rotated() && file.rested(self.options.rotate_wait, now))
+            || (file.path_state == PathState::Detached && self.until_idle);
+        if file.truncated_stream && file.path_state == PathState::Matched {
+            return false;
+        }
+        finished
+            || match self.options.eof {
+                EndOfFile::Auto => self.until_idle,
+                EndOfFile::Wait => false,
+                EndOfFile::Emit => file.rested(self.options.eof_after, now),
+            }
+    }
+
+    /// Emits the lines that the reader of a file without a continuation still holds.
+    pub(crate) fn emit_buffered(&mut self, mut file: TrackedFile, out: &mut SourceBatch) {
+        let headers = self.emitter.headers(&file.name);
+        let origin = Origin { name: &file.name, ordering_key: file.ordering_key, headers: &headers, read_at: now_ms() };
+        let Some(reader) = &mut file.reader else { return };
+        loop {
+            let mut line = reader.next_line(&self.delimiter, self.options.max_line_bytes);
+            if line.is_none() {
+                line = reader.take_rest(&self.delimiter, self.options.max_line_bytes);
+            }
+            let Some(line) = line else { break };
+            if self.emitter.line(out, origin, &line).is_err() {
+                // `oversize = "error"` stops the source before a line, but this line can be read
+                // only now.
+                self.emitter.oversize(out, origin, &line, line.oversize.unwrap_or(line.bytes.len() as u64));
+            }
+        }
+    }
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
