@@ -104,7 +104,7 @@ fn a_watched_file_that_changes_is_taken_and_settings_are_not() {
     );
 
     std::fs::write(&settings, "memory = \"100MiB\"\ncommit_interval = \"1s\"\n").unwrap();
-    says(&mut worker, "not taken before the worker is restarted: memory, commit_interval", 1);
+    says(&mut worker, "changed settings take effect when the worker restarts: memory, commit_interval", 1);
     says(&mut worker, &format!("restarted=[] stopped=[] unchanged=[{0}.web, {0}.lake]\n", case.name()), 1);
 
     // Another pipeline, and the first one is gone.
@@ -143,7 +143,10 @@ fn a_file_with_a_mistake_changes_nothing_and_one_that_is_gone_stops() {
     says(&mut worker, &format!("restarted=[{second_name}.lake] stopped=[] unchanged=["), 1);
     let said = worker.stderr();
     assert!(said.contains("pipelines/first.toml:19:12") && said.contains("did you mean `records`?"), "{said}");
-    assert!(said.contains(&format!("what runs of files with mistakes goes on as it was: {}\n", case.name())), "{said}");
+    assert!(
+        said.contains(&format!("pipelines with invalid files keep their previous plan: {}\n", case.name())),
+        "{said}"
+    );
     log.append(1_000);
     wait_for_rows(&reader, &case.path("lake"), 2_000);
     wait_for_rows(&reader, &case.path("second"), 2_000);

@@ -1,4 +1,4 @@
-//! Files that are read again: what is the same, what is kept in spite of mistakes, what is gone.
+//! Reloads: unchanged plans, plans that are kept because a file is invalid, and deleted files.
 
 use std::path::PathBuf;
 
@@ -43,7 +43,7 @@ tasks = 2
 "#;
 
 #[test]
-fn plans_are_the_same_whatever_is_written_around_them() {
+fn plans_are_equal_unless_their_options_change() {
     let (mut files, folder) = (Files::default(), Folder::new());
     folder.write("a.toml", &web("a", REST));
     let loaded = read(&mut files, &folder);
@@ -59,17 +59,17 @@ fn plans_are_the_same_whatever_is_written_around_them() {
         (after.sources == before.sources, after.transforms == before.transforms, after.sinks == before.sinks)
     };
     let mut same = |from: &str, to: &str| change(from, to, &mut files);
-    assert_eq!(same("name = \"a\"", "# a word\nname = 'a'\ndescription = \"x\""), (true, true, true));
+    assert_eq!(same("name = \"a\"", "# a comment\nname = 'a'\ndescription = \"x\""), (true, true, true));
     assert_eq!(same("tasks = 2", "tasks = 3"), (true, true, true));
     assert_eq!(same("[\"a.log\"]", "[\"b.log\"]"), (false, true, true));
     assert_eq!(same("\"a.log\"]", "\"a.log\"]\ncommit_interval = \"1s\""), (false, true, true));
     assert_eq!(same("testing.wasm\"", "testing.wasm\"\ntimeout = \"9s\""), (true, false, true));
     assert_eq!(same("\"ip\"", "\"ip\", \"port\""), (false, true, true));
     assert_eq!(same("file:///lake\"", "file:///lake\"\npath = \"x\""), (true, true, false));
-    // A topic in between is what one writes and the other reads.
+    // The writer and the reader of a topic both depend on its name.
     assert_eq!(same("topic = \"clean\"", "topic = \"cleaned\""), (true, false, false));
 
-    // Another plugin under the same name.
+    // Another plugin with the same name.
     let bytes = std::fs::read(folder.path().join("testing.wasm")).unwrap();
     // A custom section without content: [id, size, length of its name, name].
     std::fs::write(folder.path().join("testing.wasm"), [bytes.as_slice(), &[0, 2, 1, b'x']].concat()).unwrap();
@@ -78,7 +78,7 @@ fn plans_are_the_same_whatever_is_written_around_them() {
 }
 
 #[test]
-fn a_file_with_a_mistake_is_taken_as_it_was() {
+fn an_invalid_file_keeps_its_previous_plan() {
     let (mut files, folder) = (Files::default(), Folder::new());
     folder.write("a.toml", &web("a", "")).write("b.toml", &web("b", "")).write("new.toml", "name =");
     let loaded = read(&mut files, &folder);
@@ -89,16 +89,16 @@ fn a_file_with_a_mistake_is_taken_as_it_was() {
     let loaded = read(&mut files, &folder);
     assert_eq!((names(&loaded), loaded.kept.as_slice()), (vec!["a", "b"], &["a".to_owned()][..]));
     assert_eq!(loaded.pipelines[1].sources[0].partitions, Some(7));
-    // Also when it is not read for the first time with its mistake, and when it cannot be taken apart at all.
+    // Also on a later reload, and with a syntax error.
     folder.write("a.toml", "name = [");
     let loaded = read(&mut files, &folder);
     assert_eq!((names(&loaded), loaded.kept.as_slice()), (vec!["a", "b"], &["a".to_owned()][..]));
 
-    // One that is gone is not.
+    // The plan of a deleted file is dropped.
     std::fs::remove_file(folder.path().join("a.toml")).unwrap();
     let loaded = read(&mut files, &folder);
     assert_eq!((names(&loaded), loaded.kept.len()), (vec!["b"], 0));
-    // Where the whole folder is gone nobody meant that.
+    // If the folder is missing, too, its disk may be unmounted.
     std::fs::rename(folder.path(), folder.path().with_extension("away")).unwrap();
     let loaded = read(&mut files, &folder);
     std::fs::rename(folder.path().with_extension("away"), folder.path()).unwrap();
@@ -107,18 +107,18 @@ fn a_file_with_a_mistake_is_taken_as_it_was() {
 }
 
 #[test]
-fn what_others_claim_has_to_go_together_with_what_is_kept() {
+fn kept_plans_keep_their_names_and_topics() {
     let (mut files, folder) = (Files::default(), Folder::new());
     folder.write("b.toml", &web("b", "topic = \"one\"")).write("c.toml", &web("c", "topic = \"two\""));
     assert_eq!(names(&read(&mut files, &folder)), ["b", "c"]);
 
-    // A new file takes a topic of a pipeline that runs: the new one is wrong, though it is the first by path.
+    // A new file uses a topic of a running pipeline: the new file is invalid, although its path sorts first.
     folder.write("a.toml", &web("a", "topic = \"one\""));
     let loaded = read(&mut files, &folder);
     assert_eq!((names(&loaded), loaded.kept.len()), (vec!["b", "c"], 0));
     assert_eq!(codes(&loaded), [("a.toml".to_owned(), "plan.topic_taken")]);
 
-    // It may have it when the other one gives it up, and not when that has a mistake and keeps it.
+    // It may use the topic once the other file gives it up, but not while that file is invalid and keeps it.
     folder.write("b.toml", &web("b", "topic = \"three\"\nx = 1"));
     let loaded = read(&mut files, &folder);
     assert_eq!((names(&loaded), loaded.kept.as_slice()), (vec!["b", "c"], &["b".to_owned()][..]));
@@ -131,7 +131,7 @@ fn what_others_claim_has_to_go_together_with_what_is_kept() {
     let loaded = read(&mut files, &folder);
     assert_eq!((names(&loaded), loaded.problems.len()), (vec!["a", "b", "c"], 0));
 
-    // One that has to stay as it was may keep another one as it was: c would have the topic that a keeps, and b the one that c keeps.
+    // A kept plan may cause another one to be kept: c wants the topic that a keeps, and b the one that c keeps.
     folder
         .write("a.toml", &web("a", "topic = \"four\"\nx = 1"))
         .write("b.toml", &web("b", "topic = \"two\""))
@@ -141,7 +141,7 @@ fn what_others_claim_has_to_go_together_with_what_is_kept() {
     assert_eq!(topics.collect::<Vec<_>>(), ["one", "three", "two"]);
     assert_eq!(loaded.problems.len(), 3, "{:?}", codes(&loaded));
 
-    // The name goes with the pipeline when its file is renamed.
+    // A pipeline keeps its name when its file is renamed.
     folder.write("a.toml", &web("a", "topic = \"one\"")).write("b.toml", &web("b", "topic = \"three\""));
     std::fs::remove_file(folder.path().join("c.toml")).unwrap();
     folder.write("d.toml", &web("c", "topic = \"two\""));

@@ -1,6 +1,7 @@
-//! Whether two plans of a stage are the same. It decides which stages go on undisturbed when pipeline files are read again.
+//! Equality of stage plans. It decides which stages keep running when pipeline files are reloaded.
 //!
-//! How many tasks a stage has is left out: with another number some are added or taken away, and those that stay are what they were.
+//! `tasks` is not compared: when it changes, tasks are added or removed, and the remaining ones
+//! keep running.
 
 use std::path::PathBuf;
 
@@ -9,14 +10,14 @@ use trunkline_connector::config::Section;
 
 use super::{SinkPlan, SourcePlan, TransformPlan};
 
-/// Options of a component that the plan has by itself, in a form that does not depend on how they are written.
+/// Options that the plan holds in a form that does not depend on how they are written.
 const PLANNED: [&str; 3] = ["apply", "inputs", "tasks"];
 
-/// A component's options as written, with references resolved, for what its connector makes of them cannot be compared. No `Debug`, as they may
-/// hold secrets (I8).
+/// A component's options as written, with references resolved. They stand for the connector's spec,
+/// which cannot be compared. No `Debug`: they may hold secrets (I8).
 #[derive(Clone, PartialEq)]
 pub struct Options {
-    /// Relative paths start here.
+    /// Folder that relative paths start from.
     base: PathBuf,
     values: Map<String, Value>,
 }
@@ -31,7 +32,7 @@ impl Options {
     }
 }
 
-// All fields are named, so that a new one is not forgotten.
+// The patterns name all fields, so that a new field cannot be forgotten.
 
 impl PartialEq for SourcePlan {
     fn eq(&self, other: &Self) -> bool {
