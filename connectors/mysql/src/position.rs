@@ -1,10 +1,11 @@
-//! The stored position of a source: how far the binlog was processed (key `stream`), and the progress of each table's snapshot
-//! (key `table/DATABASE.TABLE`).
+//! The stored position of a source: how far the binlog was processed (key `stream`), and the
+//! progress of each table's snapshot (key `table/DATABASE.TABLE`).
 //!
-//! `stream` identifies the processed transactions, by GTIDs where the server has them, otherwise by file and offset, and the
-//! processed part of the next transaction: its rows events, and rows of the next rows event. After a restart the server sends
-//! that transaction again from its start, and the source skips the processed part. The count includes rows events of tables
-//! that are not captured, so a change of `tables` does not shift it.
+//! `stream` identifies the processed transactions, by GTIDs where the server has them, otherwise by
+//! file and offset, and the processed part of the next transaction: its rows events, and rows of
+//! the next rows event. After a restart the server sends that transaction again from its start, and
+//! the source skips the processed part. The count includes rows events of tables that are not
+//! captured, so a change of `tables` does not shift it.
 
 use std::collections::BTreeMap;
 
@@ -86,7 +87,8 @@ pub(crate) struct PartialTransaction {
     pub(crate) events: u64,
     /// The number of processed rows of the next rows event.
     pub(crate) rows: u64,
-    /// The number of changes per table, with `transaction_markers`; `None` if its `BEGIN` record was not written.
+    /// The number of changes per table, with `transaction_markers`; `None` if its `BEGIN` record
+    /// was not written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) counts: Option<Counts>,
 }

@@ -1,4 +1,5 @@
-//! `trunkline validate --check`: the prerequisites that the server does not meet, each with the statement that fixes it.
+//! `trunkline validate --check`: the prerequisites that the server does not meet, each with the
+//! statement that fixes it.
 
 use trunkline_connector::{Error, PreflightIssue, Result};
 
@@ -176,7 +177,8 @@ impl<'a> Preflight<'a> {
         Ok(())
     }
 
-    /// Checks that the user may follow the binlog, and that no other replica has the source's number.
+    /// Checks that the user may follow the binlog, and that no other replica has the source's
+    /// number.
     async fn check_replica(&mut self, identity: &ReplicaIdentity) -> Result<()> {
         const CODE: &str = "mysql.check.replication_slave";
         let replicas: TextRows = match self.dialect {

@@ -1,7 +1,7 @@
 //! The running source: fills batches from the follower of the binlog and from the snapshot.
 //!
-//! Every external failure ends the source with an error and its position. The stage opens it again with backoff, so a restart of
-//! the worker and one of the server have the same recovery.
+//! Every external failure ends the source with an error and its position. The stage opens it again
+//! with backoff, so a restart of the worker and one of the server have the same recovery.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -28,8 +28,8 @@ use crate::snapshot::reader::Reader;
 use crate::snapshot::tracker::SnapshotTracker;
 use crate::snapshot::{Snapshot, SnapshotStep};
 
-/// The interval in which a source without records stores its position. An idle source must advance too, because the server purges
-/// the binlog behind it.
+/// The interval in which a source without records stores its position. An idle source must advance
+/// too, because the server purges the binlog behind it.
 const POSITION_INTERVAL: Duration = Duration::from_secs(5);
 /// The interval of requests for the end of the binlog, while everything has been read.
 const END_INTERVAL: Duration = Duration::from_secs(1);
@@ -226,7 +226,8 @@ impl MysqlSource {
                 }
             };
             if is_over {
-                // After an event too: it may be a heartbeat, and heartbeats may coincide with deadlines permanently.
+                // After an event too: it may be a heartbeat, and heartbeats may coincide with
+                // deadlines permanently.
                 return self.check_caught_up();
             }
         }
@@ -248,7 +249,8 @@ impl MysqlSource {
         Ok(step)
     }
 
-    /// Waits for an event or for rows of the snapshot; while the snapshot blocks the stream, only for rows.
+    /// Waits for an event or for rows of the snapshot; while the snapshot blocks the stream, only
+    /// for rows.
     fn wait(&mut self, until: Instant, is_blocked: bool) -> Result<WaitOutcome> {
         let Self { runtime, events, snapshot, .. } = self;
         let outcome = runtime.block_on(async {
@@ -329,7 +331,8 @@ impl MysqlSource {
         let is_idle = self.is_caught_up && self.until_idle;
         let is_due = !out.is_empty() || self.stored_at.elapsed() >= POSITION_INTERVAL || is_idle;
         let has_moved = *position != self.stored && (is_due || self.stored == StreamPosition::default());
-        // An unchanged position too: the write shows a task that `trunkline snapshot` has changed the position.
+        // An unchanged position too: the write shows a task that `trunkline snapshot` has changed
+        // the position.
         if has_moved || self.stored_at.elapsed() >= POSITION_INTERVAL {
             out.set_position(STREAM, Some(position.to_bytes()?));
             self.stored = position.clone();

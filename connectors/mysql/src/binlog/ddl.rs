@@ -1,13 +1,14 @@
-//! Recognises the schema changes that the connector emits: an allow list of the words at the start of a statement. No other
-//! statement leaves the connector, because statements about users contain password hashes. Only the names at the start are
-//! parsed.
+//! Recognises the schema changes that the connector emits: an allow list of the words at the start
+//! of a statement. No other statement leaves the connector, because statements about users contain
+//! password hashes. Only the names at the start are parsed.
 
 use super::parse::Tokenizer;
 
 /// A schema change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Definition {
-    /// The affected names: the database, if the statement has it, and the table; `None` for a statement about a database.
+    /// The affected names: the database, if the statement has it, and the table; `None` for a
+    /// statement about a database.
     names: Vec<(Option<String>, Option<String>)>,
 }
 
@@ -52,8 +53,8 @@ impl Definition {
         Some(Self { names })
     }
 
-    /// The first affected database that `includes` accepts, and its affected tables. `session` is the session's database;
-    /// `others` are further affected databases, from the server.
+    /// The first affected database that `includes` accepts, and its affected tables. `session` is
+    /// the session's database; `others` are further affected databases, from the server.
     pub(super) fn affected<'a>(
         &'a self,
         session: &'a str,
@@ -68,8 +69,8 @@ impl Definition {
     }
 }
 
-/// Whether the statement may contain the password of another server (`CONNECTION = 'mysql://user:password@host/..'` of the
-/// engine FEDERATED).
+/// Whether the statement may contain the password of another server (`CONNECTION =
+/// 'mysql://user:password@host/..'` of the engine FEDERATED).
 pub(super) fn may_contain_secret(text: &str) -> bool {
     text.contains("://") && text.to_ascii_uppercase().contains("CONNECTION")
 }

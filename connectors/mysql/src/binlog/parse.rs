@@ -28,7 +28,8 @@ pub(crate) enum ParsedEvent<'a> {
     Rows(RowsKind),
     /// The statement that changed the rows after it.
     RowsQuery(&'a [u8]),
-    /// The end of the prepared half of an XA transaction; or of the whole transaction, with ONE PHASE.
+    /// The end of the prepared half of an XA transaction; or of the whole transaction, with ONE
+    /// PHASE.
     XaPrepare {
         one_phase: bool,
     },
@@ -99,7 +100,8 @@ impl<'a> ParsedEvent<'a> {
             24 => rows(Op::Update, false, false),
             25 => rows(Op::Delete, false, false),
             26 => Ok(Self::Incident),
-            // The first version has its position in the header, the second one in the body, with 64 bits.
+            // The first version has its position in the header, the second one in the body, with 64
+            // bits.
             27 => Ok(Self::Heartbeat(Some(u64::from(event.header().log_pos())))),
             // The text follows the lowest byte of its length.
             29 => Ok(Self::RowsQuery(data.get(1..).unwrap_or_default())),
@@ -324,7 +326,8 @@ impl Statement {
             "BEGIN" => Self::Begin,
             "COMMIT" => Self::Commit,
             "SAVEPOINT" => Self::Within,
-            // `ROLLBACK TO` a savepoint. Without `TO`, it ends a transaction with rows of nontransactional tables.
+            // `ROLLBACK TO` a savepoint. Without `TO`, it ends a transaction with rows of
+            // nontransactional tables.
             "ROLLBACK" if words.next_word() == "TO" => Self::Within,
             "ROLLBACK" => Self::Commit,
             "XA" => {
@@ -355,8 +358,8 @@ fn ends_with_start_transaction(text: &[u8]) -> bool {
     text.len() >= END.len() && text[text.len() - END.len()..].eq_ignore_ascii_case(END)
 }
 
-/// Splits the beginning of a statement into words and names, without comments. It suffices for the statements that the server
-/// writes, and for the beginning of schema changes.
+/// Splits the beginning of a statement into words and names, without comments. It suffices for the
+/// statements that the server writes, and for the beginning of schema changes.
 #[derive(Clone)]
 pub(super) struct Tokenizer<'a> {
     rest: &'a [u8],

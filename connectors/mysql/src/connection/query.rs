@@ -23,7 +23,8 @@ pub(crate) struct QueryConnection {
 }
 
 impl QueryConnection {
-    /// Connects. Times are in UTC, and the SQL mode is empty, so that every stored value can be read.
+    /// Connects. Times are in UTC, and the SQL mode is empty, so that every stored value can be
+    /// read.
     pub(crate) async fn open(options: &Arc<ConnectionOptions>) -> Result<Self> {
         let connect = connect_options(options)?;
         let connection = call_with_deadline(options, connect.connect()).await?;

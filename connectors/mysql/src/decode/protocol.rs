@@ -1,5 +1,5 @@
-//! Decodes rows of a prepared statement (the binary protocol). The statement selects ENUM, SET and BIT as numbers and VECTOR as
-//! bytes; see `snapshot::select`.
+//! Decodes rows of a prepared statement (the binary protocol). The statement selects ENUM, SET and
+//! BIT as numbers and VECTOR as bytes; see `snapshot::select`.
 
 use super::{Bytes, Date, DateTime, Malformed, Time, Value, little, sign_extend};
 use crate::schema::types::ColumnType;

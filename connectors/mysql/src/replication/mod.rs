@@ -1,8 +1,10 @@
-//! The replication protocol: a connection as a replica opens it, and the events that the server sends over it.
+//! The replication protocol: a connection as a replica opens it, and the events that the server
+//! sends over it.
 //!
-//! The implementation is ours because a client library's choices decide whether changes are lost: it must verify the checksum
-//! of every event and the number of every packet, and unpack a compressed transaction event by event up to its announced end.
-//! [`packet`] frames bytes, [`handshake`] and [`auth`] open the connection, [`event_stream`] reads events, and [`payload`]
+//! The implementation is ours because a client library's choices decide whether changes are lost:
+//! it must verify the checksum of every event and the number of every packet, and unpack a
+//! compressed transaction event by event up to its announced end. [`packet`] frames bytes,
+//! [`handshake`] and [`auth`] open the connection, [`event_stream`] reads events, and [`payload`]
 //! unpacks compressed transactions.
 
 mod auth;
@@ -80,7 +82,8 @@ impl ReplicationConnection {
         answered.map_err(|error| error.into_error(&self.options, self.dialect))
     }
 
-    /// Sends the command that starts the stream of events. Events too large for memory go to the scratch folder.
+    /// Sends the command that starts the stream of events. Events too large for memory go to the
+    /// scratch folder.
     pub(crate) async fn events(mut self, command: &impl MySerialize, scratch: PathBuf) -> Result<BinlogEvents> {
         let packets = &mut self.packets;
         let call = async {

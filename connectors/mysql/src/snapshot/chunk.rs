@@ -1,11 +1,12 @@
 //! Chunks: some rows of a table with a key, read without a lock (DBLog's algorithm).
 //!
-//! Before the query, the reader waits until the server has committed everything that the follower has seen: the binlog contains
-//! a transaction a moment before a query sees it, and a row read in that moment would be older than its emitted change. After
-//! the query, the end of the binlog is the high watermark: everything that the query could see is before it.
+//! Before the query, the reader waits until the server has committed everything that the follower
+//! has seen: the binlog contains a transaction a moment before a query sees it, and a row read in
+//! that moment would be older than its emitted change. After the query, the end of the binlog is
+//! the high watermark: everything that the query could see is before it.
 //!
-//! MariaDB cannot be asked to wait, but reports the binlog position of a consistent snapshot. The reader starts one repeatedly
-//! until its position is late enough.
+//! MariaDB cannot be asked to wait, but reports the binlog position of a consistent snapshot. The
+//! reader starts one repeatedly until its position is late enough.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -28,8 +29,8 @@ use crate::position::{BinlogPosition, StreamPosition};
 
 /// How long the server may take to commit a transaction of the binlog, in seconds.
 const BARRIER_TIMEOUT_SECONDS: u32 = 30;
-/// How long a description of a table is valid while the stream reports no schema change. The limit reveals changes that were
-/// kept out of the binlog.
+/// How long a description of a table is valid while the stream reports no schema change. The limit
+/// reveals changes that were kept out of the binlog.
 const DESCRIPTION_TTL: Duration = Duration::from_secs(1);
 
 /// A request for some rows of a table with a key.
@@ -119,8 +120,9 @@ impl Reader {
         connection: &mut QueryConnection,
     ) -> Result<ReadResult> {
         let error = match error {
-            // The type of a column may have changed since its description. (Values that could be decoded nevertheless are not
-            // emitted: the change is in the binlog before the high watermark.)
+            // The type of a column may have changed since its description. (Values that could be
+            // decoded nevertheless are not emitted: the change is in the binlog before the high
+            // watermark.)
             ReadError::Malformed(error) => {
                 return match self.describe(&table.name, connection).await? {
                     Some(now) if now.columns == table.columns => Err(malformed_row(connection, &table.name, &error)),
@@ -148,7 +150,8 @@ impl Reader {
                 return start_mariadb_snapshot(self, chunk, processed, connection).await;
             }
             None => {
-                // A transaction holds locks on its tables until it is visible, so a lock waits for it.
+                // A transaction holds locks on its tables until it is visible, so a lock waits for
+                // it.
                 self.lock(&[&chunk.request.table.name], connection).await?;
                 return connection.execute("UNLOCK TABLES").await;
             }
@@ -160,8 +163,9 @@ impl Reader {
         }
     }
 
-    /// Whether a snapshot at this position sees everything that was processed before the source opened. The server reads its
-    /// binlog for the answer, so the reader asks until the first yes only.
+    /// Whether a snapshot at this position sees everything that was processed before the source
+    /// opened. The server reads its binlog for the answer, so the reader asks until the first yes
+    /// only.
     async fn sees_processed(
         &self,
         position: &BinlogPosition,

@@ -1,7 +1,7 @@
 //! Consistent reads: whole tables as of one point in time.
 //!
-//! The tables are locked against writers for the moment in which the reader starts a consistent snapshot, so its position in the
-//! binlog is known exactly.
+//! The tables are locked against writers for the moment in which the reader starts a consistent
+//! snapshot, so its position in the binlog is known exactly.
 
 use std::sync::Arc;
 
@@ -53,7 +53,7 @@ struct TableRead {
 }
 
 impl Reader {
-    /// Starts a consistent read. A task of its own sends the rows.
+    /// Starts a consistent read. A separate task sends the rows.
     pub(super) async fn start_consistent_read(
         &self,
         requests: Vec<TableRequest>,
@@ -108,7 +108,8 @@ impl Reader {
     }
 }
 
-/// Splits the requests into those whose condition the server accepts, and the others with the reasons.
+/// Splits the requests into those whose condition the server accepts, and the others with the
+/// reasons.
 async fn check_conditions(
     requests: Vec<TableRequest>,
     connection: &mut QueryConnection,

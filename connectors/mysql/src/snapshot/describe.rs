@@ -1,4 +1,5 @@
-//! Describes tables from `information_schema`, as the same [`Table`] that the binlog's table maps produce.
+//! Describes tables from `information_schema`, as the same [`Table`] that the binlog's table maps
+//! produce.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -176,7 +177,8 @@ impl ColumnDescription<'_> {
     }
 }
 
-/// The members of `enum('a','b''c')`. The server doubles quotes, and escapes backslashes and unprintable characters.
+/// The members of `enum('a','b''c')`. The server doubles quotes, and escapes backslashes and
+/// unprintable characters.
 fn members(column_type: &str) -> Result<Vec<String>, String> {
     let wrong = || format!("its type `{column_type}` cannot be parsed");
     let inside = column_type.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).ok_or_else(wrong)?;

@@ -1,4 +1,5 @@
-//! Incremental snapshots (`trunkline snapshot`): changes the stored position, so that the source reads tables again.
+//! Incremental snapshots (`trunkline snapshot`): changes the stored position, so that the source
+//! reads tables again.
 
 use std::collections::BTreeSet;
 

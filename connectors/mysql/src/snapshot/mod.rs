@@ -1,8 +1,9 @@
 //! The snapshot: emits existing rows between the transactions of the stream.
 //!
-//! The source follows the binlog meanwhile. The snapshot emits a row of a chunk after the stream has passed everything that the
-//! chunk's query could see, unless the stream changed the row meanwhile: the change was emitted, and is newer. So every row is
-//! emitted once, in its newest state, and a restart continues after the last emitted key.
+//! The source follows the binlog meanwhile. The snapshot emits a row of a chunk after the stream
+//! has passed everything that the chunk's query could see, unless the stream changed the row
+//! meanwhile: the change was emitted, and is newer. So every row is emitted once, in its newest
+//! state, and a restart continues after the last emitted key.
 
 mod chunk;
 pub(crate) mod condition;
@@ -34,7 +35,8 @@ use crate::connection::query::QueryConnection;
 use crate::position::{StreamState, TablePosition};
 use crate::schema::table_name::TableName;
 
-/// The target size of a chunk. The number of rows follows from the size of the previous chunk's rows.
+/// The target size of a chunk. The number of rows follows from the size of the previous chunk's
+/// rows.
 const CHUNK_BYTES: usize = 4 << 20;
 /// The number of rows of a table's first chunk.
 const FIRST_CHUNK_ROWS: usize = 256;
@@ -48,8 +50,9 @@ pub(crate) struct Snapshot {
     runtime: tokio::runtime::Handle,
     connection: Option<QueryConnection>,
     task: Option<JoinHandle<TaskResult>>,
-    /// The task starts a consistent read. The stream waits until the read's position in the binlog is known: its rows belong
-    /// there, and changes of tables without a key are suppressed up to there.
+    /// The task starts a consistent read. The stream waits until the read's position in the binlog
+    /// is known: its rows belong there, and changes of tables without a key are suppressed up to
+    /// there.
     blocks_stream: bool,
     ready: Option<ReadResult>,
     delivery: Option<ChunkInDelivery>,
@@ -173,8 +176,8 @@ impl Snapshot {
         Ok(None)
     }
 
-    /// Starts the read of a chunk, and opens its window. `described`: the time of the table's description, unless the schema
-    /// changed since.
+    /// Starts the read of a chunk, and opens its window. `described`: the time of the table's
+    /// description, unless the schema changed since.
     fn start_chunk(
         &mut self,
         request: TableRequest,
@@ -241,8 +244,9 @@ impl Snapshot {
             let bytes: usize = chunk.pages.iter().map(RowPage::bytes).sum();
             let row_bytes = (bytes / rows.max(1)).max(1);
             self.chunk_rows = (CHUNK_BYTES / row_bytes).clamp(1, self.chunk_rows.saturating_mul(4));
-            // The next chunk is read during the delivery of this one. The follower processes no event before the end of the
-            // delivery, so both see the same stream, and the schema has not changed since the chunk's request.
+            // The next chunk is read during the delivery of this one. The follower processes no
+            // event before the end of the delivery, so both see the same stream, and the schema has
+            // not changed since the chunk's request.
             let (table, condition) = (Arc::clone(&chunk.table), chunk.condition.clone());
             self.start_chunk(TableRequest { table, condition, after }, Some(chunk.described), stream, tracker, out);
         }
@@ -266,7 +270,8 @@ impl Snapshot {
         tracker.set(name, TablePosition::Done, out)
     }
 
-    /// Emits rows of a consistent read. Returns the step after it, or `None` at the end of the read.
+    /// Emits rows of a consistent read. Returns the step after it, or `None` at the end of the
+    /// read.
     fn emit_consistent(
         &self,
         read: &mut ConsistentRead,

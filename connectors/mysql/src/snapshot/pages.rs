@@ -58,8 +58,8 @@ impl RowPage {
         Some(self.keys.of(self.rows().checked_sub(1)?))
     }
 
-    /// Emits the rows whose keys have not changed. Returns whether it emitted all of them. If not, the batch is full, or so nearly
-    /// full that the next batch takes the page without a copy.
+    /// Emits the rows whose keys have not changed. Returns whether it emitted all of them. If not,
+    /// the batch is full, or so nearly full that the next batch takes the page without a copy.
     pub(crate) fn emit(&mut self, out: &mut SourceBatch, changed_keys: &HashSet<Vec<u8>>) -> bool {
         let fits = self.rows() <= out.max_records;
         if self.row == 0 && fits && changed_keys.is_empty() && self.records.rejected.is_empty() {

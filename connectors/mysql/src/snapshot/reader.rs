@@ -1,7 +1,8 @@
-//! [`Reader`]: reads rows on connections of its own, while the source follows the binlog.
+//! [`Reader`]: reads rows on separate connections, while the source follows the binlog.
 //!
-//! Tables with a key are read in [chunks](super::chunk), without a lock. Tables without a key, and all tables with
-//! `snapshot_mode = "exact"`, are read in a [consistent read](super::consistent_read).
+//! Tables with a key are read in [chunks](super::chunk), without a lock. Tables without a key, and
+//! all tables with `snapshot_mode = "exact"`, are read in a [consistent
+//! read](super::consistent_read).
 
 use std::sync::{Arc, Mutex};
 
@@ -38,8 +39,8 @@ pub(crate) struct Reader {
     pub(crate) budget: MemoryBudget,
     pub(crate) server_id: u32,
     pub(crate) flavor: ServerFlavor,
-    /// A position in MariaDB's binlog. A query that sees everything before it sees everything that was processed before the
-    /// source opened.
+    /// A position in MariaDB's binlog. A query that sees everything before it sees everything that
+    /// was processed before the source opened.
     pub(crate) visible_from: Mutex<Option<BinlogPosition>>,
 }
 
@@ -154,9 +155,11 @@ pub(super) fn is_schema_change(error: &sqlx::Error) -> bool {
     SCHEMA_CHANGED.iter().any(|number| is_server_error(error, *number))
 }
 
-/// The server's message, if it rejects the text or the values of a query, and would reject them again.
+/// The server's message, if it rejects the text or the values of a query, and would reject them
+/// again.
 pub(super) fn condition_error(error: &sqlx::Error) -> Option<String> {
-    // SQLSTATE classes: cardinality (a subquery with several rows), data, and syntax or names. Names also change with the table.
+    // SQLSTATE classes: cardinality (a subquery with several rows), data, and syntax or names.
+    // Names also change with the table.
     const CLASSES: [&str; 3] = ["21", "22", "42"];
     let database_error = error.as_database_error()?;
     let state = database_error.code()?;

@@ -15,8 +15,8 @@ pub(crate) fn quoted_table(name: &TableName) -> String {
     format!("{}.{}", quoted_name(&name.database), quoted_name(&name.table))
 }
 
-/// The rows after a key (without one, from the first row) in the order of the key; for a table without a key, all rows. The
-/// columns have the encodings that `decode::protocol` expects.
+/// The rows after a key (without one, from the first row) in the order of the key; for a table
+/// without a key, all rows. The columns have the encodings that `decode::protocol` expects.
 pub(crate) fn rows(table: &Table, condition: Option<&str>, after: Option<&[String]>, limit: Option<usize>) -> String {
     let columns: Vec<String> = table.columns.iter().map(selected).collect();
     let mut sql = format!("SELECT {} FROM {}", columns.join(", "), quoted_table(&table.name));

@@ -1,7 +1,8 @@
-//! [`SnapshotTracker`]: the captured tables, the progress of each snapshot, and the changes that the stream reports meanwhile.
+//! [`SnapshotTracker`]: the captured tables, the progress of each snapshot, and the changes that
+//! the stream reports meanwhile.
 //!
-//! The tracker connects the follower and the snapshot, which do not know each other: the follower reports tables, keys and
-//! schema changes to it, and the snapshot asks it for the next table.
+//! The tracker connects the follower and the snapshot, which do not know each other: the follower
+//! reports tables, keys and schema changes to it, and the snapshot asks it for the next table.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -13,14 +14,16 @@ use crate::position::{TablePosition, table_key};
 use crate::schema::table_filter::TableFilter;
 use crate::schema::table_name::TableName;
 
-/// The maximum number of tracked keys. A source that lags behind by more reads the chunk again when it has caught up.
+/// The maximum number of tracked keys. A source that lags behind by more reads the chunk again when
+/// it has caught up.
 const MAX_CHANGED_KEYS: usize = 200_000;
 
 /// What the follower does with the rows of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TableMode {
     Emit,
-    /// Emits rows and tracks their keys: a chunk of the table is being read, and loses the rows that change meanwhile.
+    /// Emits rows and tracks their keys: a chunk of the table is being read, and loses the rows
+    /// that change meanwhile.
     EmitAndTrack,
     /// Skips rows: the table has no key, and its snapshot, which is consistent, will contain them.
     Suppress,
@@ -65,7 +68,8 @@ impl SnapshotTracker {
         Self { positions, known, ..Self::default() }
     }
 
-    /// Plans the snapshot of every known table that is not done; or, unless `all`, of requested tables only.
+    /// Plans the snapshot of every known table that is not done; or, unless `all`, of requested
+    /// tables only.
     pub(crate) fn plan(&mut self, all: bool) {
         let is_due = |name: &&TableName| match self.positions.get(*name) {
             Some(TablePosition::Done) => false,
@@ -73,7 +77,8 @@ impl SnapshotTracker {
             Some(TablePosition::After(_)) | None => all,
         };
         let mut waiting: Vec<TableName> = self.known.keys().filter(is_due).cloned().collect();
-        // Tables without a key come first, because their changes are suppressed until they are read.
+        // Tables without a key come first, because their changes are suppressed until they are
+        // read.
         let has_key = |name: &TableName| self.known.get(name).is_some_and(|table| !table.key.is_empty());
         waiting.sort_by_key(|name| (has_key(name), name.clone()));
         waiting.reverse();
@@ -116,7 +121,8 @@ impl SnapshotTracker {
         self.known.get(name).cloned()
     }
 
-    /// Whether a statement could change a captured table: it contains the name of the table's database, or runs in it.
+    /// Whether a statement could change a captured table: it contains the name of the table's
+    /// database, or runs in it.
     pub(crate) fn may_affect(&self, tables: &TableFilter, database: &str, statement: &[u8]) -> bool {
         let statement = String::from_utf8_lossy(statement).to_lowercase();
         let is_named = |table: &TableName| statement.contains(&table.database.to_lowercase());
@@ -128,8 +134,8 @@ impl SnapshotTracker {
         self.known.insert(table.name.clone(), Arc::clone(table));
     }
 
-    /// Notes a table map. An unknown table was created meanwhile, so the binlog has all of its rows. If `remember`, its position
-    /// is set, so that no later start takes a snapshot of it.
+    /// Notes a table map. An unknown table was created meanwhile, so the binlog has all of its
+    /// rows. If `remember`, its position is set, so that no later start takes a snapshot of it.
     pub(crate) fn table_seen(&mut self, table: &Arc<Table>, remember: bool, out: &mut SourceBatch) -> Result<()> {
         self.define(table);
         if remember && !self.positions.contains_key(&table.name) && !self.waiting.contains(&table.name) {

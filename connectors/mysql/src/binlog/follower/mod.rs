@@ -1,12 +1,14 @@
 //! Turns events into records, transaction by transaction.
 //!
-//! The position advances at the end of a transaction, which then is *processed*, and within a transaction by a count of its rows
-//! events and of the rows of the current one. A batch may end anywhere: after a restart the server sends the unfinished
-//! transaction again, and the follower skips the processed part.
+//! The position advances at the end of a transaction, which then is *processed*, and within a
+//! transaction by a count of its rows events and of the rows of the current one. A batch may end
+//! anywhere: after a restart the server sends the unfinished transaction again, and the follower
+//! skips the processed part.
 //!
-//! An XA transaction has two halves: its rows when it is prepared, and later its outcome. The follower holds the rows until the
-//! outcome, and the prepared half is not processed before it, so the server sends it again after a restart. Without GTIDs the
-//! follower cannot request that, so a prepared transaction stops the source.
+//! An XA transaction has two halves: its rows when it is prepared, and later its outcome. The
+//! follower holds the rows until the outcome, and the prepared half is not processed before it, so
+//! the server sends it again after a restart. Without GTIDs the follower cannot request that, so a
+//! prepared transaction stops the source.
 
 mod rows;
 mod statements;
@@ -55,7 +57,8 @@ pub(crate) struct Follower {
     prepared_xa: HashMap<Vec<u8>, PreparedXa>,
     /// The output port of schema changes and the id of their schema, with `ddl`.
     ddl: Option<(u16, String)>,
-    /// The time of the last transaction that started, until the caller takes it (microseconds since the Unix epoch).
+    /// The time of the last transaction that started, until the caller takes it (microseconds since
+    /// the Unix epoch).
     pub(crate) written_at: Option<u64>,
 }
 
@@ -249,7 +252,8 @@ impl Follower {
         if pos == 0 {
             return;
         }
-        // One large transaction can make a file longer than 4 GiB; its events have only the lower half of their offset.
+        // One large transaction can make a file longer than 4 GiB; its events have only the lower
+        // half of their offset.
         const HALF: u64 = 1 << 32;
         let mut full = pos | (self.reached.pos & !(HALF - 1));
         if pos < HALF && full + HALF / 2 < self.reached.pos {
@@ -350,7 +354,8 @@ impl Follower {
         Ok(())
     }
 
-    /// Moves the rows of a prepared transaction to the one that commits it. Both become processed together.
+    /// Moves the rows of a prepared transaction to the one that commits it. Both become processed
+    /// together.
     fn release(&mut self, prepared: PreparedXa, out: &mut SourceBatch) {
         self.rows.extend(prepared.rows);
         self.prepared_gtids.extend(prepared.gtid);

@@ -84,7 +84,8 @@ impl Follower {
     /// Emits a schema change, if `ddl` is set and the statement affects a captured database.
     fn emit_definition(&mut self, query: &Query<'_>, out: &mut SourceBatch) {
         let Some((port, schema)) = &self.ddl else { return };
-        // The schema change precedes the rows of its transaction. A transaction that was processed in part has emitted it.
+        // The schema change precedes the rows of its transaction. A transaction that was processed
+        // in part has emitted it.
         if self.transaction.as_ref().is_some_and(|transaction| transaction.skip.is_some()) {
             return;
         }
