@@ -2,6 +2,7 @@
 //! records.
 
 mod ddl;
+mod effects;
 pub(crate) mod follower;
 pub(crate) mod parse;
 pub(crate) mod table_cache;
@@ -55,7 +56,7 @@ pub(crate) async fn open(
     let settings = format!(
         "SET @master_heartbeat_period = {nanoseconds}, @source_heartbeat_period = {nanoseconds}, @slave_uuid = '{uuid}', \
          @replica_uuid = '{uuid}', @master_binlog_checksum = @@GLOBAL.binlog_checksum, \
-         @source_binlog_checksum = @@GLOBAL.binlog_checksum, SESSION net_write_timeout = 86400"
+         @source_binlog_checksum = @@GLOBAL.binlog_checksum"
     );
     connection.run(&settings).await?;
     if let Some(GtidSet::MariaDb(processed)) = &position.processed {

@@ -420,6 +420,50 @@ impl<'a> Tokenizer<'a> {
         String::from_utf8_lossy(word).to_ascii_uppercase()
     }
 
+    /// The next word outside of quotes and parentheses, in upper case; empty for a quoted name or string.
+    pub(super) fn next_clause_word(&mut self) -> Option<String> {
+        let mut depth = 0usize;
+        loop {
+            self.skip_space();
+            let first = *self.rest.first()?;
+            match first {
+                b'\'' | b'"' | b'`' => {
+                    self.skip_quoted(first);
+                    if depth == 0 {
+                        return Some(String::new());
+                    }
+                }
+                byte if byte.is_ascii_alphanumeric() || byte == b'_' => {
+                    let word = self.next_word();
+                    if depth == 0 {
+                        return Some(word);
+                    }
+                }
+                byte => {
+                    match byte {
+                        b'(' => depth += 1,
+                        b')' => depth = depth.saturating_sub(1),
+                        _ => {}
+                    }
+                    self.rest = &self.rest[1..];
+                }
+            }
+        }
+    }
+
+    /// Skips a quoted string or name. A doubled quote is two strings, with the same end.
+    fn skip_quoted(&mut self, quote: u8) {
+        let mut at = 1;
+        while let Some(byte) = self.rest.get(at) {
+            at += 1;
+            if *byte == quote {
+                break;
+            }
+            at += usize::from(*byte == b'\\' && quote != b'`');
+        }
+        self.rest = self.rest.get(at..).unwrap_or_default();
+    }
+
     fn truncated_table(&mut self) -> Option<(Option<String>, String)> {
         let before = self.rest;
         // The name `table` must be quoted.

@@ -11,6 +11,7 @@ pub(crate) mod options;
 pub(crate) mod query;
 pub(crate) mod quote;
 pub(crate) mod server_info;
+pub(crate) mod session;
 pub(crate) mod tls;
 
 use std::time::Duration;

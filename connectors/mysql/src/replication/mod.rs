@@ -26,10 +26,10 @@ use self::error::server_error;
 use self::event_stream::EventStream;
 use self::handshake::bytes_of;
 use self::packet::Packets;
-use crate::connection::call_with_deadline;
 use crate::connection::dialect::Dialect;
 use crate::connection::options::ConnectionOptions;
 use crate::connection::tls::ServerStream;
+use crate::connection::{call_with_deadline, session};
 
 /// The maximum packet size of a client, which no server exceeds; a row can be as large.
 pub(crate) const MAX_PACKET: u32 = 1 << 30;
@@ -47,10 +47,15 @@ pub(crate) struct ReplicationConnection {
 }
 
 impl ReplicationConnection {
+    /// Connects, authenticates, and sets the [session variables](session).
     pub(crate) async fn open(options: &Arc<ConnectionOptions>) -> Result<Self> {
         let connected = call_with_deadline(options, handshake::connect(options)).await?;
         let (packets, dialect) = connected.map_err(|error| error.into_error(options, Dialect::MySql))?;
-        Ok(Self { options: Arc::clone(options), dialect, packets })
+        let mut connection = Self { options: Arc::clone(options), dialect, packets };
+        for sql in session::common_statements().into_iter().chain(session::vendor_statements(dialect)) {
+            connection.run(&sql).await?;
+        }
+        Ok(connection)
     }
 
     /// Runs a statement that has no result.

@@ -10,7 +10,7 @@ use trunkline_connector::{Error, MemoryBudget, Result};
 
 use super::chunk::{Chunk, ChunkRequest};
 use super::consistent_read::ConsistentRead;
-use super::describe;
+use super::describe::{self, TableDescription};
 use super::pages::{PageLimits, RowEncoder};
 use super::select::quoted_table;
 use super::tracker::TableRequest;
@@ -18,8 +18,8 @@ use crate::config::MysqlOptions;
 use crate::connection::dialect::{Dialect, ServerFlavor};
 use crate::connection::query::{QueryConnection, is_server_error};
 use crate::decode::Malformed;
+use crate::decode::protocol::TimestampEncoding;
 use crate::format::envelope::{Emitter, SourceBlock, SourceFields};
-use crate::format::table::Table;
 use crate::position::BinlogPosition;
 use crate::schema::charset::Charsets;
 use crate::schema::table_name::TableName;
@@ -57,6 +57,10 @@ pub(super) enum ReadResult {
     Consistent(ConsistentRead),
     /// The table was dropped.
     Dropped(TableName),
+    /// The order of the table's key is not the one of the stored position.
+    KeyChanged(Arc<TableDescription>),
+    /// The table has a key, but cannot be read in chunks.
+    WithoutChunks(Arc<TableDescription>),
     /// The table changed during the read, which has to be repeated.
     Changed,
     /// The server rejects the condition for the table; the reason.
@@ -87,7 +91,6 @@ impl Reader {
     async fn connect(&self) -> Result<QueryConnection> {
         let mut connection = QueryConnection::open(&self.options.connection).await?;
         connection.execute("SET SESSION character_set_results = NULL").await?;
-        connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
         Ok(connection)
     }
 
@@ -96,7 +99,7 @@ impl Reader {
         &self,
         name: &TableName,
         connection: &mut QueryConnection,
-    ) -> Result<Option<Arc<Table>>> {
+    ) -> Result<Option<Arc<TableDescription>>> {
         Ok(describe::tables(&self.options, connection, &self.charsets, Some(name)).await?.pop())
     }
 
@@ -125,7 +128,12 @@ impl Reader {
     }
 
     /// An encoder for rows as of this position.
-    pub(super) fn encoder(&self, table: &Table, position: &BinlogPosition, page: PageLimits) -> RowEncoder {
+    pub(super) fn encoder(
+        &self,
+        description: &TableDescription,
+        position: &BinlogPosition,
+        page: PageLimits,
+    ) -> RowEncoder {
         let now = jiff::Timestamp::now().as_millisecond();
         let fields = SourceFields {
             name: &self.options.name,
@@ -140,7 +148,11 @@ impl Reader {
         };
         let mut emitter = Emitter::new(self.options.tombstones);
         emitter.set_now(now);
-        RowEncoder::new(emitter, SourceBlock::new(&fields, table), page)
+        let timestamps = match description.has_virtual_columns {
+            true => TimestampEncoding::Epoch,
+            false => TimestampEncoding::Utc,
+        };
+        RowEncoder::new(emitter, SourceBlock::new(&fields, &description.table), page, timestamps)
     }
 }
 

@@ -20,7 +20,7 @@ use trunkline_connector::{Error, Result, SourceBatch};
 
 use super::parse::{ParsedEvent, RowsKind, Statement, TransactionStart};
 use super::table_cache::{MappedTable, TableCache};
-use crate::config::{DDL_PORT, MysqlOptions, SnapshotPolicy, TRANSACTION_PORT};
+use crate::config::{DDL_PORT, MysqlOptions, TRANSACTION_PORT};
 use crate::connection::dialect::Dialect;
 use crate::connection::server_info::ServerInfo;
 use crate::decode::Malformed;
@@ -170,11 +170,16 @@ impl Follower {
         Error::data(code, format!("{} at {file}:{pos}: {message}", self.options.connection.server_label()))
     }
 
-    /// The table whose description the follower needs before it processes this event.
-    pub(crate) fn needs_description(&self, event: &Event) -> Option<TableName> {
+    /// The captured table of a table map.
+    pub(crate) fn mapped_table(&self, event: &Event) -> Option<TableName> {
         const TABLE_MAP: u8 = 19;
         let is_map = event.header().event_type() == TABLE_MAP;
-        if is_map { self.tables.needs_description(event.data(), &self.server.charsets) } else { None }
+        if is_map { self.tables.new_table(event.data()) } else { None }
+    }
+
+    /// Whether the follower needs the description of the table before it processes its table map.
+    pub(crate) fn needs_description(&self, event: &Event) -> bool {
+        self.tables.needs_description(event.data(), &self.server.charsets)
     }
 
     /// Sets the description of a table.
@@ -223,7 +228,7 @@ impl Follower {
         let mapped = self.tables.add(event.data(), &self.server.charsets)?;
         if let Some(captured) = mapped.as_ref().and_then(|mapped| mapped.captured.as_ref()) {
             out.schemas.push(Arc::clone(&captured.table.schema));
-            tracker.table_seen(&captured.table, self.options.snapshot != SnapshotPolicy::Never, out)?;
+            tracker.define(&captured.table);
         }
         Ok(())
     }
