@@ -8,8 +8,9 @@ use clap::{Args, ValueEnum};
 use trunkline_broker::{Broker, BrokerOptions, FlushPolicy};
 use trunkline_connector::config::{parse_bytes, parse_duration};
 
-use super::output::log_to_stderr;
-use super::{Exit, print_data, run::stop_signal};
+use super::output::{log_to_stderr, print_error};
+use super::{Exit, print_data, run::StopSignals};
+use crate::worker::raise_open_files_limit;
 
 /// `trunkline broker`.
 #[derive(Args)]
@@ -105,32 +106,53 @@ impl BrokerArgs {
 /// Runs the verb.
 pub(super) fn broker(args: &BrokerArgs) -> Exit {
     if let Err(error) = log_to_stderr(&args.log) {
-        eprintln!(
+        print_error(format_args!(
             "error: the filter of --log is invalid: {error}; for example `info` or `info,trunkline_broker=debug`"
-        );
+        ));
         return Exit::Config;
+    }
+    if let Err(error) = raise_open_files_limit() {
+        print_error(format_args!(
+            "warning: cannot raise the limit of open files of this process (`ulimit -n`): {error}"
+        ));
+    }
+    if !args.listen.ip().is_loopback() {
+        print_error(format_args!(
+            "warning: {} is not a loopback address: every client that reaches it can read, write and delete all data",
+            args.listen
+        ));
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start threads: {error}");
+            print_error(format_args!("error: cannot start threads: {error}"));
             return Exit::Environment;
         }
     };
     runtime.block_on(async {
-        let broker = match Broker::start(args.options()).await {
-            Ok(broker) => broker,
+        let mut signals = match StopSignals::install() {
+            Ok(signals) => signals,
             Err(error) => {
-                eprintln!("error: {error}");
+                print_error(format_args!("error: signals cannot be received: {error}"));
                 return Exit::Environment;
             }
         };
-        print_data(&format!("{}\n", broker.address()));
-        stop_signal().await;
-        match broker.stop().await {
-            Ok(()) => Exit::Ok,
+        let broker = match Broker::start(args.options()).await {
+            Ok(broker) => broker,
             Err(error) => {
-                eprintln!("error: {error}");
+                print_error(format_args!("error: {error}"));
+                return Exit::Environment;
+            }
+        };
+        // Clients cannot find a broker whose address is lost.
+        let printed = print_data(&format!("{}\n", broker.address()));
+        if printed == Exit::Ok {
+            signals.next().await;
+        }
+        match broker.stop().await {
+            Ok(()) => printed,
+            Err(error) => {
+                print_error(format_args!("error: {error}"));
                 Exit::Runtime
             }
         }

@@ -69,6 +69,10 @@ fn the_pipeline_of_the_readme_runs() {
     let found = reader.compare(&case.path("lake"), &[&log]);
     assert_eq!((found.missing_total, found.extra_total, found.unparsed), (Some(0), Some(0), Some(1)), "{found:?}");
     assert_eq!(kafka.count("access-logs.dead-letters"), 1);
+    // It masks before the topic.
+    let topic = kafka.read("access-logs.web");
+    assert_eq!(topic.len(), 1_999);
+    assert!(topic.iter().all(|record| record.json()["remote_addr"] == "***"), "the topic holds addresses");
 }
 
 #[test]
@@ -145,7 +149,7 @@ fn a_topic_that_exists_is_left_alone_and_its_differences_are_told() {
     let worker = case.start("a", &["--until-idle"]);
     let exit = worker.wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
-    let told = format!("topic `{topic}` has 2 partitions, not 4: left as it is");
+    let told = format!("topic `{topic}` has 2 partitions, not 4: it is not altered");
     assert!(exit.stderr.contains(&told), "{}", exit.describe());
     assert_every_line_once(&reader, &case.path("lake"), &log);
 }

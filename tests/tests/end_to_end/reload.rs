@@ -20,7 +20,7 @@ fn says(worker: &mut Worker, what: &str, times: usize) {
 /// How often a stage was started, as a source that has its lease or as a sink that has partitions.
 fn starts(worker: &Worker, stage: &str) -> usize {
     let stage = format!("\"{stage}\"");
-    let is_start = |line: &&str| line.contains("this worker runs it") || line.contains("claimed");
+    let is_start = |line: &&str| line.contains("starting: this worker owns its lease") || line.contains("claimed");
     worker.stderr().lines().filter(is_start).filter(|line| line.contains(&stage)).count()
 }
 
@@ -59,7 +59,7 @@ fn a_table_that_is_added_is_read_while_the_rest_goes_on() {
         let _over = OnDrop(|| is_over.store(true, Ordering::Relaxed));
         case.pipeline("shop", &both.replace(tables, "\"shop.orders\", \"shop.people\""));
         worker.sighup();
-        says(&mut worker, &format!("starts anew: {}.shop; goes on undisturbed: ", case.name()), 1);
+        says(&mut worker, &format!("restarted=[{}.shop] stopped=[] unchanged=[", case.name()), 1);
         wait_for_records(&case, kafka, &mut worker, "people", 3_000);
         log.append(1_000);
         wait_for_rows(&reader, &case.path("lake"), 2_000);
@@ -90,7 +90,7 @@ fn a_watched_file_that_changes_is_taken_and_settings_are_not() {
     wait_for_rows(&reader, &case.path("lake"), 1_000);
 
     case.pipeline("access", &access_logs().replace("day={timestamp:%Y-%m-%d}", "day={timestamp:%Y-%m}"));
-    says(&mut worker, &format!("starts anew: {0}.lake; goes on undisturbed: {0}.web\n", case.name()), 1);
+    says(&mut worker, &format!("started=[] restarted=[{0}.lake] stopped=[] unchanged=[{0}.web]\n", case.name()), 1);
     // What the sink has in its hands when it is told to stop still goes where it went before.
     wait::until("the sink has its partitions again", LONG, || {
         (starts(&worker, &format!("{}.lake", case.name())) == 2).then_some(())
@@ -104,13 +104,13 @@ fn a_watched_file_that_changes_is_taken_and_settings_are_not() {
     );
 
     std::fs::write(&settings, "memory = \"100MiB\"\ncommit_interval = \"1s\"\n").unwrap();
-    says(&mut worker, "not taken before the worker is restarted: memory, commit_interval", 1);
-    says(&mut worker, &format!("nothing changed; goes on undisturbed: {0}.web, {0}.lake\n", case.name()), 1);
+    says(&mut worker, "changed settings take effect when the worker restarts: memory, commit_interval", 1);
+    says(&mut worker, &format!("restarted=[] stopped=[] unchanged=[{0}.web, {0}.lake]\n", case.name()), 1);
 
     // Another pipeline, and the first one is gone.
     case.pipeline("more", &access_logs().replace("$NAME", "$NAME-more").replace("$DIR/lake", "$DIR/more"));
     case.remove_pipeline("access");
-    says(&mut worker, &format!("; stops: {0}.web, {0}.lake\n", case.name()), 1);
+    says(&mut worker, &format!(" stopped=[{0}.web, {0}.lake] unchanged=[]\n", case.name()), 1);
     wait_for_rows(&reader, &case.path("more"), 2_000);
     assert_eq!(starts(&worker, &format!("{}.web", case.name())), 1, "{}", worker.stderr());
     stop(worker);
@@ -140,20 +140,23 @@ fn a_file_with_a_mistake_changes_nothing_and_one_that_is_gone_stops() {
     case.pipeline("first", &access_logs().replace("records = 2_000", "recods = 1_000"));
     case.pipeline("second", &second.replace("records = 2_000", "records = 1_000"));
     worker.sighup();
-    says(&mut worker, &format!("starts anew: {second_name}.lake; goes on undisturbed: "), 1);
+    says(&mut worker, &format!("restarted=[{second_name}.lake] stopped=[] unchanged=["), 1);
     let said = worker.stderr();
     assert!(said.contains("pipelines/first.toml:19:12") && said.contains("did you mean `records`?"), "{said}");
-    assert!(said.contains(&format!("what runs of files with mistakes goes on as it was: {}\n", case.name())), "{said}");
+    assert!(
+        said.contains(&format!("pipelines with invalid files keep their previous plan: {}\n", case.name())),
+        "{said}"
+    );
     log.append(1_000);
     wait_for_rows(&reader, &case.path("lake"), 2_000);
     wait_for_rows(&reader, &case.path("second"), 2_000);
     case.pipeline("first", &access_logs());
     worker.sighup();
-    says(&mut worker, "nothing changed; goes on undisturbed: ", 1);
+    says(&mut worker, "started=[] restarted=[] stopped=[] unchanged=[", 1);
 
     case.remove_pipeline("second");
     worker.sighup();
-    says(&mut worker, &format!("stops: {second_name}.web, {second_name}.lake; goes on undisturbed: "), 1);
+    says(&mut worker, &format!("stopped=[{second_name}.web, {second_name}.lake] unchanged=["), 1);
     let group = format!("{second_name}.lake");
     let left = || {
         let groups = kafka.members(case.name())?;
@@ -170,7 +173,7 @@ fn a_file_with_a_mistake_changes_nothing_and_one_that_is_gone_stops() {
     // The last one, and both again.
     case.remove_pipeline("first");
     worker.sighup();
-    says(&mut worker, &format!("were read: stops: {0}.web, {0}.lake\n", case.name()), 1);
+    says(&mut worker, &format!("started=[] restarted=[] stopped=[{0}.web, {0}.lake] unchanged=[]\n", case.name()), 1);
     let empty = || kafka.members(case.name())?.values().all(|count| *count == 0).then_some(());
     wait::until("nobody is in a group", LONG, empty);
     case.pipeline("first", &access_logs());
@@ -200,7 +203,7 @@ fn a_stage_that_failed_is_tried_again_when_somebody_asks() {
     let mut log = LogWriter::new(case.path("logs/access.log"), 804);
     log.append(1_000);
     worker.sighup();
-    says(&mut worker, &format!("starts anew: {0}.web; goes on undisturbed: {0}.lake\n", case.name()), 1);
+    says(&mut worker, &format!("started=[] restarted=[{0}.web] stopped=[] unchanged=[{0}.lake]\n", case.name()), 1);
     wait_for_rows(&reader, &case.path("lake"), 1_000);
     stop(worker);
     assert_every_line_once(&reader, &case.path("lake"), &log);
@@ -218,7 +221,7 @@ fn brokers_that_are_away_keep_nothing_from_being_taken_later() {
     kafka.kill9();
     case.pipeline("more", &access_logs().replace("$NAME", "$NAME-more").replace("$DIR/lake", "$DIR/more"));
     worker.sighup();
-    says(&mut worker, "cannot prepare topics; trying again; until then all goes on as it was", 1);
+    says(&mut worker, "cannot prepare topics; trying again; the running pipelines stay unchanged until then", 1);
     kafka.restart();
     wait_for_rows(&reader, &case.path("more"), 1_000);
     log.append(1_000);
@@ -245,7 +248,7 @@ fn two_workers_that_are_told_share_what_is_new() {
     for worker in &mut workers {
         worker.sighup();
         log.append(1_000);
-        says(worker, &format!("starts anew: {0}.lake; goes on undisturbed: {0}.web\n", case.name()), 1);
+        says(worker, &format!("started=[] restarted=[{0}.lake] stopped=[] unchanged=[{0}.web]\n", case.name()), 1);
     }
     wait_for_rows(&reader, &case.path("more"), log.lines());
     wait_for_rows(&reader, &case.path("lake"), log.lines());
