@@ -345,7 +345,7 @@ fn keep_directory(data_dir: &Path, entry: &std::fs::DirEntry) -> io::Result<()> 
     tracing::error!(
         path = %entry.path().display(),
         kept = %kept.display(),
-        "the internal log has lost a topic; its records were moved, restore state.log from a backup"
+        "state.log was cut and names no such topic; its records were moved, restore state.log from a backup"
     );
     Ok(())
 }
