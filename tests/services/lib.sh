@@ -126,3 +126,86 @@ debian_unpack() {
   done
   mv "$t" "$r"
 }
+
+# require PROGRAM..: exits with a message if the machine lacks one of these programs.
+require() {
+  local program
+  for program in "$@"; do
+    command -v "$program" >/dev/null || { echo "this machine has no $program" >&2; exit 1; }
+  done
+}
+
+# content_hash FILE..: prints a short hash of the files, for the name of a cached build.
+content_hash() { cat "$@" | sha256sum | cut -c 1-16; }
+
+# build_once TARGET COMMAND..: unless TARGET exists, runs COMMAND TARGET.tmp and renames the result to
+# TARGET, so that an interrupted build never looks complete. A concurrent call waits for the first one.
+# COMMAND must join its parts with &&: `set -e` has no effect in it. Its output goes to TARGET.log.
+build_once() {
+  local target=$1; shift
+  [ -e "$target" ] && return
+  lock "$target"
+  if [ ! -e "$target" ]; then
+    rm -rf "$target.tmp"
+    "$@" "$target.tmp" >"$target.log" 2>&1 9>&- || fail "$target.log"
+    mv "$target.tmp" "$target"
+  fi
+  unlock
+}
+
+# maven_libraries FOLDER GROUP:ARTIFACT:VERSION..: downloads jars with their runtime dependencies.
+maven_libraries() {
+  local folder=$1 group artifact version coordinates; shift
+  command -v mvn >/dev/null || { echo "this machine has no mvn"; return 1; }
+  mkdir -p "$folder" || return
+  { echo '<project><modelVersion>4.0.0</modelVersion><groupId>t</groupId><artifactId>t</artifactId>'
+    echo '<version>1</version><packaging>pom</packaging><dependencies>'
+    for coordinates in "$@"; do
+      IFS=: read -r group artifact version <<<"$coordinates"
+      printf '<dependency><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version></dependency>\n' \
+        "$group" "$artifact" "$version"
+    done
+    echo '</dependencies></project>'; } > "$folder/pom.xml"
+  mvn -B -q -ntp -f "$folder/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$folder" &&
+    rm "$folder/pom.xml"
+}
+
+# http_status PORT PATH: prints the status code that 127.0.0.1:PORT answers to a GET request.
+http_status() {
+  (exec 3<>"/dev/tcp/127.0.0.1/$1"
+    printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&3
+    read -r -t 5 _ code _ <&3; echo "$code") 2>/dev/null
+}
+
+# wait_until_up PID PORT LOG PROBE..: prints `up pid=.. port=..` once PROBE succeeds. If the process
+# ends first, or after two minutes, prints the end of LOG and exits with 1.
+wait_until_up() {
+  local pid=$1 port=$2 log=$3 deadline=$((SECONDS + 120)); shift 3
+  while [ $SECONDS -lt $deadline ]; do
+    "$@" && { echo "up pid=$pid port=$port"; return; }
+    kill -0 "$pid" 2>/dev/null || break
+    sleep 0.1
+  done
+  kill "$pid" 2>/dev/null || true
+  fail "$log"
+}
+
+# search_node CLASSPATH MAIN: starts or stops (see COMMAND) the node on PORT, whose home is D/PORT.
+search_node() {
+  local node=$D/$PORT server=$D/$PORT.server word pid
+  word="$node http.port=$PORT "
+  [ $COMMAND = stop ] && { stop_server "$server.pid" "$word"; return; }
+  pid=$(server_pid "$server.pid" "$word") && { echo "up pid=$pid port=$PORT"; return; }
+  mkdir -p "$node"
+  # The disk thresholds are off: on a nearly full disk they would make indices read-only.
+  # shellcheck disable=SC2086  # several options
+  setsid java ${JAVA_OPTS:--Xms512m -Xmx512m} -cp "$1" "$2" "$node" http.port="$PORT" transport.port=0 \
+    network.host=127.0.0.1 discovery.type=single-node cluster.routing.allocation.disk.threshold_enabled=false \
+    ${SEARCH_EXTRA:-} </dev/null >"$server.log" 2>&1 & pid=$!
+  echo $pid > "$server.pid"
+  leash "$server.pid" "$word" "$D"
+  wait_until_up $pid "$PORT" "$server.log" cluster_is_healthy
+}
+
+# cluster_is_healthy: every primary shard can be read, also after a restart on existing data.
+cluster_is_healthy() { [ "$(http_status "$PORT" "/_cluster/health?wait_for_status=yellow&timeout=2s")" = 200 ]; }
