@@ -1,50 +1,48 @@
-//! Pipeline files that are read again while a worker runs: what changed starts anew where it was, and the rest does not notice.
+//! Reloading pipeline files while a worker runs: stages whose configuration changed restart at
+//! their position, and all others continue.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use trunkline_tests::{Case, Kafka, LogWriter, Mysql, Random, Reader, Worker, need, wait};
+use trunkline_tests::{BrokerKind, Case, Kafka, LogWriter, Mysql, Process, Random, Reader, need, wait};
 
-use crate::mysql::{OnDrop, SMALL_CHUNKS, assert_same, create, source, wait_for_records, writes};
-use crate::{LONG, access_logs, assert_counted, assert_every_line_once, wait_for_rows};
+use crate::shop::{OnDrop, SMALL_CHUNKS, Shop, writes};
+use crate::worker_log::{self, Reload};
+use crate::{LONG, access_logs, assert_counted, assert_every_line_once, stop, wait_for_rows};
 
-/// Waits until the worker has said something so many times.
-fn says(worker: &mut Worker, what: &str, times: usize) {
-    let said = wait::within(LONG, || {
-        assert!(worker.runs(), "{}", worker.stderr());
-        (worker.stderr().matches(what).count() >= times).then_some(())
-    });
-    assert!(said.is_some(), "it does not say `{what}` {times} times:\n{}", worker.stderr());
+on_each_broker!(a_reload_waits_for_brokers_that_are_down, two_workers_share_new_stages_after_a_reload);
+
+/// Checks how often each stage of a pipeline was started by the worker.
+fn assert_starts(worker: &Process, pipeline: &str, expected: &[(&str, usize)]) {
+    let log = worker.stderr();
+    for (component, starts) in expected {
+        let stage = format!("{pipeline}.{component}");
+        assert_eq!(worker_log::starts(&log, &stage), *starts, "starts of {stage}:\n{log}");
+    }
 }
 
-/// How often a stage was started, as a source that has its lease or as a sink that has partitions.
-fn starts(worker: &Worker, stage: &str) -> usize {
-    let stage = format!("\"{stage}\"");
-    let is_start = |line: &&str| line.contains("this worker runs it") || line.contains("claimed");
-    worker.stderr().lines().filter(is_start).filter(|line| line.contains(&stage)).count()
+/// The names of a pipeline's stages.
+fn stages<const N: usize>(pipeline: &str, components: [&str; N]) -> [String; N] {
+    components.map(|component| format!("{pipeline}.{component}"))
 }
 
-fn stop(mut worker: Worker) {
-    worker.sigterm();
-    let exit = worker.wait(LONG);
-    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+/// The pipeline `$NAME-more`, which reads the same logs into the folder `more`.
+fn more_access_logs() -> String {
+    access_logs().replace("$NAME", "$NAME-more").replace("$DIR/lake", "$DIR/more")
 }
 
 #[test]
-fn a_table_that_is_added_is_read_while_the_rest_goes_on() {
-    let (kafka, mysql, reader) = (need!(Kafka::shared()), need!(Mysql::start()), need!(Reader::find()));
-    let mut case = Case::new("reload-table", kafka);
-    case.set(Mysql::PASSWORD.0, Mysql::PASSWORD.1);
-    create(&mysql, 3_000);
-    let both = source(&mysql, SMALL_CHUNKS);
-    let tables = "\"shop.*\", \"!shop.audit_*\"";
-    case.pipeline("shop", &both.replace(tables, "\"shop.orders\""));
+fn an_added_table_is_read_while_other_tables_continue() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let shop = Shop::create(need!(Mysql::shared()), 3_000);
+    let case = crate::shop::case("reload-table", kafka);
+    case.pipeline("shop", &shop.source_of(&["orders"], SMALL_CHUNKS));
     let logs = format!("{}-logs", case.name());
     case.pipeline("logs", &access_logs().replace("$NAME", "$NAME-logs"));
     let mut log = LogWriter::new(case.path("logs/access.log"), 800);
     log.append(1_000);
     let mut worker = case.start("a", &[]);
-    wait_for_records(&case, kafka, &mut worker, "orders", 3_000);
+    shop.wait_for_records(&case, kafka, &mut worker, "orders", 3_000);
     wait_for_rows(&reader, &case.path("lake"), 1_000);
 
     let random = Mutex::new(Random::new(801));
@@ -52,34 +50,32 @@ fn a_table_that_is_added_is_read_while_the_rest_goes_on() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
-                drop(mysql.run(&writes(&mut random.lock().unwrap(), 3_000, 20)));
+                drop(shop.run(&writes(&mut random.lock().unwrap(), 3_000, 20)));
             }
         });
-        // A failed assertion must not leave the writer at it.
+        // The writer must stop when an assertion fails, or the scope would wait for it forever.
         let _over = OnDrop(|| is_over.store(true, Ordering::Relaxed));
-        case.pipeline("shop", &both.replace(tables, "\"shop.orders\", \"shop.people\""));
+        case.pipeline("shop", &shop.source_of(&["orders", "people"], SMALL_CHUNKS));
         worker.sighup();
-        says(&mut worker, &format!("starts anew: {}.shop; goes on undisturbed: ", case.name()), 1);
-        wait_for_records(&case, kafka, &mut worker, "people", 3_000);
+        Reload::restarting(&stages(case.name(), ["shop"]), &stages(&logs, ["web", "lake"])).wait_for(&mut worker);
+        shop.wait_for_records(&case, kafka, &mut worker, "people", 3_000);
         log.append(1_000);
         wait_for_rows(&reader, &case.path("lake"), 2_000);
     });
-    assert_eq!(starts(&worker, &format!("{}.shop", case.name())), 2, "{}", worker.stderr());
-    for stage in ["web", "lake"] {
-        assert_eq!(starts(&worker, &format!("{logs}.{stage}")), 1, "{stage}:\n{}", worker.stderr());
-    }
+    assert_starts(&worker, case.name(), &[("shop", 2)]);
+    assert_starts(&worker, &logs, &[("web", 1), ("lake", 1)]);
     stop(worker);
 
     let summary = case.until_idle("a", LONG);
-    let records = assert_same(&case, kafka, &mysql);
+    let records = shop.assert_topics_match(&case, kafka);
     assert_eq!(summary.of(case.name(), "shop").output, records);
     assert_eq!(summary.of(&logs, "lake").output, log.lines());
     assert_every_line_once(&reader, &case.path("lake"), &log);
 }
 
 #[test]
-fn a_watched_file_that_changes_is_taken_and_settings_are_not() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+fn watched_pipeline_files_are_reloaded_and_settings_are_not() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
     let case = Case::new("reload-watch", kafka);
     let settings = case.path("settings.toml");
     std::fs::write(&settings, "memory = \"200MiB\"\n").unwrap();
@@ -89,30 +85,33 @@ fn a_watched_file_that_changes_is_taken_and_settings_are_not() {
     let mut worker = case.start("a", &["--watch", "--config", settings.to_str().unwrap()]);
     wait_for_rows(&reader, &case.path("lake"), 1_000);
 
+    let [web, lake] = stages(case.name(), ["web", "lake"]);
     case.pipeline("access", &access_logs().replace("day={timestamp:%Y-%m-%d}", "day={timestamp:%Y-%m}"));
-    says(&mut worker, &format!("starts anew: {0}.lake; goes on undisturbed: {0}.web\n", case.name()), 1);
-    // What the sink has in its hands when it is told to stop still goes where it went before.
-    wait::until("the sink has its partitions again", LONG, || {
-        (starts(&worker, &format!("{}.lake", case.name())) == 2).then_some(())
+    Reload::restarting([&lake], [&web]).wait_for(&mut worker);
+    // Until the sink is assigned its partitions again, it may still write buffered records to the
+    // old path.
+    wait::until("the sink is assigned its partitions again", LONG, || {
+        (worker_log::starts(&worker.stderr(), &lake) == 2).then_some(())
     });
     log.append(1_000);
     wait_for_rows(&reader, &case.path("lake"), 2_000);
     let mut folders = std::fs::read_dir(case.path("lake")).unwrap().flatten();
-    assert!(
-        folders.any(|folder| folder.file_name().len() == "day=2026-03".len()),
-        "nothing is where the new path puts it"
-    );
+    assert!(folders.any(|folder| folder.file_name() == "day=2026-03"), "the lake has no file at the new path");
 
     std::fs::write(&settings, "memory = \"100MiB\"\ncommit_interval = \"1s\"\n").unwrap();
-    says(&mut worker, "not taken before the worker is restarted: memory, commit_interval", 1);
-    says(&mut worker, &format!("nothing changed; goes on undisturbed: {0}.web, {0}.lake\n", case.name()), 1);
+    worker_log::wait_for("the settings that need a restart", &mut worker, |log| {
+        log.contains("memory, commit_interval")
+    });
+    Reload::restarting([], [&web, &lake]).wait_for(&mut worker);
 
-    // Another pipeline, and the first one is gone.
-    case.pipeline("more", &access_logs().replace("$NAME", "$NAME-more").replace("$DIR/lake", "$DIR/more"));
+    // Add a pipeline and remove the first one.
+    case.pipeline("more", &more_access_logs());
     case.remove_pipeline("access");
-    says(&mut worker, &format!("; stops: {0}.web, {0}.lake\n", case.name()), 1);
+    worker_log::wait_for("the first pipeline is stopped", &mut worker, |log| {
+        worker_log::reloads(log).any(|reload| reload.stopped == [web.clone(), lake.clone()].into())
+    });
     wait_for_rows(&reader, &case.path("more"), 2_000);
-    assert_eq!(starts(&worker, &format!("{}.web", case.name())), 1, "{}", worker.stderr());
+    assert_starts(&worker, case.name(), &[("web", 1)]);
     stop(worker);
 
     case.remove_pipeline("more");
@@ -123,9 +122,9 @@ fn a_watched_file_that_changes_is_taken_and_settings_are_not() {
 }
 
 #[test]
-fn a_file_with_a_mistake_changes_nothing_and_one_that_is_gone_stops() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
-    let case = Case::new("reload-mistake", kafka);
+fn an_invalid_file_changes_nothing_and_a_removed_file_stops_its_pipeline() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = Case::new("reload-invalid", kafka);
     let second = access_logs().replace("$NAME", "$NAME-second").replace("$DIR/lake", "$DIR/second");
     let second_name = format!("{}-second", case.name());
     case.pipeline("first", &access_logs());
@@ -135,44 +134,42 @@ fn a_file_with_a_mistake_changes_nothing_and_one_that_is_gone_stops() {
     let mut worker = case.start("a", &[]);
     wait_for_rows(&reader, &case.path("lake"), 1_000);
     wait_for_rows(&reader, &case.path("second"), 1_000);
+    let [web, lake] = stages(case.name(), ["web", "lake"]);
+    let [second_web, second_lake] = stages(&second_name, ["web", "lake"]);
 
-    // What is good of the same moment is taken.
+    // An invalid file does not prevent the reload of a valid one.
     case.pipeline("first", &access_logs().replace("records = 2_000", "recods = 1_000"));
     case.pipeline("second", &second.replace("records = 2_000", "records = 1_000"));
     worker.sighup();
-    says(&mut worker, &format!("starts anew: {second_name}.lake; goes on undisturbed: "), 1);
+    Reload::restarting([&second_lake], [&web, &lake, &second_web]).wait_for(&mut worker);
     let said = worker.stderr();
     assert!(said.contains("pipelines/first.toml:19:12") && said.contains("did you mean `records`?"), "{said}");
-    assert!(said.contains(&format!("what runs of files with mistakes goes on as it was: {}\n", case.name())), "{said}");
     log.append(1_000);
     wait_for_rows(&reader, &case.path("lake"), 2_000);
     wait_for_rows(&reader, &case.path("second"), 2_000);
     case.pipeline("first", &access_logs());
     worker.sighup();
-    says(&mut worker, "nothing changed; goes on undisturbed: ", 1);
+    Reload::restarting([], [&web, &lake, &second_web, &second_lake]).wait_for(&mut worker);
 
     case.remove_pipeline("second");
     worker.sighup();
-    says(&mut worker, &format!("stops: {second_name}.web, {second_name}.lake; goes on undisturbed: "), 1);
-    let group = format!("{second_name}.lake");
-    let left = || {
-        let groups = kafka.members(case.name())?;
-        groups.iter().filter(|(name, _)| name.ends_with(&group)).all(|(_, count)| *count == 0).then_some(())
+    Reload::stopping([&second_web, &second_lake], [&web, &lake]).wait_for(&mut worker);
+    let is_empty = || {
+        let groups = kafka.group_members(case.name())?;
+        groups.iter().filter(|(name, _)| name.ends_with(&second_lake)).all(|(_, count)| *count == 0).then_some(())
     };
-    wait::until("nobody is in the group of the sink that is gone", LONG, left);
+    wait::until("the group of the removed sink has no members", LONG, is_empty);
     log.append(1_000);
     wait_for_rows(&reader, &case.path("lake"), 3_000);
-    for stage in ["web", "lake"] {
-        assert_eq!(starts(&worker, &format!("{}.{stage}", case.name())), 1, "{stage}:\n{}", worker.stderr());
-    }
+    assert_starts(&worker, case.name(), &[("web", 1), ("lake", 1)]);
     assert_eq!(kafka.count(&format!("{second_name}.web")), 2_000);
 
-    // The last one, and both again.
+    // Remove the last pipeline, and add both again.
     case.remove_pipeline("first");
     worker.sighup();
-    says(&mut worker, &format!("were read: stops: {0}.web, {0}.lake\n", case.name()), 1);
-    let empty = || kafka.members(case.name())?.values().all(|count| *count == 0).then_some(());
-    wait::until("nobody is in a group", LONG, empty);
+    Reload::stopping([&web, &lake], []).wait_for(&mut worker);
+    let are_empty = || kafka.group_members(case.name())?.values().all(|count| *count == 0).then_some(());
+    wait::until("the groups have no members", LONG, are_empty);
     case.pipeline("first", &access_logs());
     case.pipeline("second", &second);
     worker.sighup();
@@ -187,38 +184,38 @@ fn a_file_with_a_mistake_changes_nothing_and_one_that_is_gone_stops() {
 }
 
 #[test]
-fn a_stage_that_failed_is_tried_again_when_somebody_asks() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+fn a_failed_stage_is_restarted_by_a_reload_on_request() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
     let case = Case::new("reload-failed", kafka);
     let bad = case.path("logs/bad.log");
     std::fs::write(&bad, "this is no line of an access log\n").unwrap();
     case.pipeline("access", &access_logs().replace("parser = ", "on_error = \"stop\"\nparser = "));
     let mut worker = case.start("a", &[]);
-    says(&mut worker, "stopped; its position is kept", 1);
-    // Mended outside of the pipeline's file, which does not change.
+    worker_log::wait_for("the stage has stopped", &mut worker, |log| log.contains("stopped; its position is kept"));
+    // The cause is fixed outside of the pipeline file, which does not change.
     std::fs::remove_file(&bad).unwrap();
     let mut log = LogWriter::new(case.path("logs/access.log"), 804);
     log.append(1_000);
     worker.sighup();
-    says(&mut worker, &format!("starts anew: {0}.web; goes on undisturbed: {0}.lake\n", case.name()), 1);
+    let [web, lake] = stages(case.name(), ["web", "lake"]);
+    Reload::restarting([&web], [&lake]).wait_for(&mut worker);
     wait_for_rows(&reader, &case.path("lake"), 1_000);
     stop(worker);
     assert_every_line_once(&reader, &case.path("lake"), &log);
 }
 
-#[test]
-fn brokers_that_are_away_keep_nothing_from_being_taken_later() {
-    let (mut kafka, reader) = (need!(Kafka::start()), need!(Reader::find()));
-    let case = Case::new("reload-away", &kafka);
+fn a_reload_waits_for_brokers_that_are_down(kind: BrokerKind) {
+    let (mut kafka, reader) = (need!(Kafka::start_for_crashes(kind)), need!(Reader::find()));
+    let case = Case::new("reload-down", &kafka);
     case.pipeline("access", &access_logs());
     let mut log = LogWriter::new(case.path("logs/access.log"), 805);
     log.append(1_000);
     let mut worker = case.start("a", &[]);
     wait_for_rows(&reader, &case.path("lake"), 1_000);
     kafka.kill9();
-    case.pipeline("more", &access_logs().replace("$NAME", "$NAME-more").replace("$DIR/lake", "$DIR/more"));
+    case.pipeline("more", &more_access_logs());
     worker.sighup();
-    says(&mut worker, "cannot prepare topics; trying again; until then all goes on as it was", 1);
+    worker_log::wait_for("the topics cannot be prepared", &mut worker, |log| log.contains("cannot prepare topics"));
     kafka.restart();
     wait_for_rows(&reader, &case.path("more"), 1_000);
     log.append(1_000);
@@ -230,22 +227,24 @@ fn brokers_that_are_away_keep_nothing_from_being_taken_later() {
     assert_every_line_once(&reader, &case.path("more"), &log);
 }
 
-#[test]
-fn two_workers_that_are_told_share_what_is_new() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+fn two_workers_share_new_stages_after_a_reload(kind: BrokerKind) {
+    let (kafka, reader) = (need!(Kafka::shared(kind)), need!(Reader::find()));
     let case = Case::new("reload-two", kafka);
     case.pipeline("access", &access_logs());
     let mut log = LogWriter::new(case.path("logs/access.log"), 806);
     log.append(1_000);
     let mut workers = [case.start("a", &[]), case.start("b", &[])];
     wait_for_rows(&reader, &case.path("lake"), 1_000);
+    let [web, lake] = stages(case.name(), ["web", "lake"]);
+    let more = stages(&format!("{}-more", case.name()), ["web", "lake"]);
     case.pipeline("access", &access_logs().replace("records = 2_000", "records = 500"));
-    case.pipeline("more", &access_logs().replace("$NAME", "$NAME-more").replace("$DIR/lake", "$DIR/more"));
+    case.pipeline("more", &more_access_logs());
     log.append(1_000);
     for worker in &mut workers {
         worker.sighup();
         log.append(1_000);
-        says(worker, &format!("starts anew: {0}.lake; goes on undisturbed: {0}.web\n", case.name()), 1);
+        let reload = Reload { started: more.iter().cloned().collect(), ..Reload::restarting([&lake], [&web]) };
+        reload.wait_for(worker);
     }
     wait_for_rows(&reader, &case.path("more"), log.lines());
     wait_for_rows(&reader, &case.path("lake"), log.lines());

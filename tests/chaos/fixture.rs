@@ -1,28 +1,29 @@
-//! The ground of one run: a pipeline on its servers, what feeds it, and what was counted.
+//! The fixture of one run: a pipeline on its servers, its input, and the counts of the run.
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Case, Exit, Mysql, Random, Reader, S3, S3Faults, Skip, Worker, wait};
+use trunkline_tests::{BrokerKind, Case, Exit, Mysql, Process, Random, Reader, S3, S3Faults, Skip, wait};
 
 use crate::broker::ChaosBroker;
 use crate::faults::Mounted;
 use crate::feed::Feed;
 use crate::logs::{Logs, check_order};
-use crate::plan::{Broker, Path, Plan};
+use crate::plan::{Path, Plan};
 use crate::tables::Tables;
 
-/// More than anything that is waited for should take, on a machine that is busy with other things.
-pub(crate) const LONG: Duration = Duration::from_secs(120);
+/// More than any single step needs, even on a busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
-/// The same for everything that is to arrive after a fault, while some of it does.
-const MOST_RECOVERY: Duration = Duration::from_secs(600);
+/// More than recovery needs after a fault. It fails earlier if no row arrives for [`LIMIT`].
+const RECOVERY_LIMIT: Duration = Duration::from_secs(600);
 
-/// The most memory that a worker may have resident: its budget of 256 MiB, code, and what plugins and unoptimised code add.
-const MOST_RSS: u64 = 450 << 20;
+/// The limit of a worker's resident memory: its budget of 256 MiB, code, and plugins, in a build
+/// without optimisation.
+const MAX_RSS: u64 = 450 << 20;
 
-// Files are closed early, so that there are many of them, and many moments in which to be killed.
+// The sink closes files early: more files give more moments at which a kill matters.
 const SINK: &str = r#"
 [sinks.lake]
 connector = "s3"
@@ -30,23 +31,23 @@ inputs = ["clean"]
 rotate = { records = 2_000, age = "2s", idle = "300ms" }
 "#;
 
-/// What was done in a run, and how it went.
+/// The counts of a run.
 #[derive(Clone, Default)]
 pub(crate) struct Tally {
-    /// Workers and brokers that were killed.
+    /// Killed workers and brokers.
     pub kills: u64,
-    /// Other faults that happened.
+    /// Other faults.
     pub faults: u64,
-    /// Lines that were written, or changes of rows.
+    /// Lines written, or rows changed.
     pub records: u64,
-    /// From the end of each fault until everything written was at the destination.
+    /// The times from the end of each fault until all records were at the destination.
     pub recoveries: Vec<Duration>,
-    /// The most memory that any worker had resident.
+    /// The highest resident memory of any worker.
     pub peak_rss: u64,
 }
 
 impl Tally {
-    /// Adds another run's.
+    /// Adds the counts of another run.
     pub(crate) fn add(&mut self, other: &Self) {
         self.kills += other.kills;
         self.faults += other.faults;
@@ -56,35 +57,36 @@ impl Tally {
     }
 }
 
-/// See the module's header.
-pub(crate) struct Ground<'a> {
-    /// What is run.
+/// A pipeline on its servers, its input, and the counts of the run.
+pub(crate) struct Fixture<'a> {
+    /// The run.
     pub plan: Plan,
-    /// All chance comes from here.
+    /// The source of all random choices.
     pub random: Random,
-    /// What is counted.
+    /// The counts of the run.
     pub tally: &'a mut Tally,
     /// The broker.
     pub broker: &'a mut ChaosBroker,
-    /// A small disk that the run is on. It goes before the folder does that it lies in.
+    /// A small disk in the case's folder. Field order matters: it is unmounted before the folder is
+    /// removed.
     pub mounted: Option<Mounted>,
-    /// Folder, names, workers.
+    /// Folder, names and workers.
     pub case: Case,
-    /// A proxy before the object store, if the path ends in a bucket.
+    /// The proxy for the object store, if the path ends in a bucket.
     pub store: Option<S3Faults>,
-    /// Where objects are plain files.
+    /// The folder of published files.
     pub lake: PathBuf,
-    /// All of a bucket, with what is hidden in it.
+    /// The whole bucket, including hidden files.
     pub bucket: PathBuf,
-    /// What feeds the pipeline.
+    /// The input of the pipeline.
     pub feed: Feed<'a>,
-    /// The most memory that a worker may have.
-    pub most_rss: u64,
+    /// The limit of a worker's resident memory.
+    pub max_rss: u64,
     reader: Reader,
 }
 
-impl<'a> Ground<'a> {
-    /// A new one, without a worker. The folder has been made: the broker may lie in it. There is a MySQL for the path that wants one.
+impl<'a> Fixture<'a> {
+    /// A new fixture without a running worker. Paths with tables need `mysql`.
     pub(crate) fn new(
         plan: Plan,
         mut case: Case,
@@ -99,7 +101,8 @@ impl<'a> Ground<'a> {
             case.set("TRUNKLINE_LOG", &filter);
         }
         if plan.short {
-            // The least that brokers allow: who takes over from a dead worker waits for this.
+            // The minimum that brokers allow: a takeover waits until the dead worker's session
+            // ends.
             case.set("TRUNKLINE_KAFKA_SESSION_TIMEOUT_MS", "6000");
         }
         let (mut store, mut lake, mut bucket) = (None, case.path("lake"), case.path("lake"));
@@ -117,15 +120,15 @@ impl<'a> Ground<'a> {
         };
         let reader = Reader::find()?;
         let mounted = None;
-        let most_rss = MOST_RSS;
-        let mut this = Self { plan, random, tally, broker, mounted, case, store, lake, bucket, feed, most_rss, reader };
+        let max_rss = MAX_RSS;
+        let mut this = Self { plan, random, tally, broker, mounted, case, store, lake, bucket, feed, max_rss, reader };
         let masked = this.feed.masked();
         this.pipeline(&format!("plugin = \"mask.wasm\"\nconfig = {{ fields = [\"{masked}\"] }}\n"));
-        this.begin();
+        this.record_first_position();
         Ok(this)
     }
 
-    /// Writes the pipeline file, with this plugin in its transform.
+    /// Writes the pipeline file. `plugin` are the options of its transform.
     pub(crate) fn pipeline(&self, plugin: &str) {
         let (materialised, destination) = match &self.store {
             None => ("topic = \"$NAME.clean\"\n".to_owned(), "url = \"file://$DIR/lake\"\n".to_owned()),
@@ -140,135 +143,134 @@ impl<'a> Ground<'a> {
         };
         let (name, source) = self.feed.source();
         let transform = format!("[transforms.clean]\ninputs = [\"{name}\"]\n");
-        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, SINK, self.feed.of_sink()];
+        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, SINK, self.feed.sink_options()];
         self.case.pipeline("chaos", &(parts.concat() + &destination));
     }
 
-    /// Has the source of a database note where it begins: from there on each change has to arrive. A log begins where the file does.
-    fn begin(&mut self) {
+    /// Has the source of a database commit its first position: every later change must arrive. (The
+    /// first position of a log is its beginning.)
+    fn record_first_position(&mut self) {
         if let Feed::Tables(_) = self.feed {
-            let exit = self.start_with("a", "source.commit.after=kill").wait(LONG);
-            assert_eq!(exit.signal, Some(libc::SIGABRT), "it ended by itself: {}", exit.describe());
-            self.ended(&exit);
+            let exit = self.start_with("a", "source.commit.after=kill").wait(LIMIT);
+            assert_eq!(exit.signal, Some(libc::SIGABRT), "the worker ended by itself: {}", exit.describe());
+            self.record_exit(&exit);
         }
     }
 
-    /// Has the rows of a database read once more, in the midst of all. There is no such thing with logs.
-    pub(crate) fn read_again(&self) {
+    /// Requests another snapshot of the tables. On paths with logs, does nothing.
+    pub(crate) fn request_snapshot(&self) {
         if let Feed::Tables(_) = self.feed {
             let source = format!("{}.shop", self.case.name());
-            let exit = self.case.run_verb("snapshot", &[&source], &["--tables", "shop.*"], LONG);
-            // Then the first time is still to come.
+            let exit = self.case.run_command("snapshot", &[&source], &["--tables", "shop.*"], LIMIT);
+            // The first snapshot may not have begun yet.
             let too_early = exit.stderr.contains("a snapshot has read none yet");
             assert!(exit.code == Some(0) || too_early, "{}", exit.describe());
         }
     }
 
-    /// Appends so many lines to each log, or changes so many rows for each table.
+    /// Appends `each` lines to each log, or changes `each` rows per table.
     pub(crate) fn append(&mut self, each: u64) {
         self.tally.records += self.feed.append(each);
     }
 
-    /// The logs, on a path that begins with some.
+    /// The logs. Panics on a path with tables.
     pub(crate) fn logs(&mut self) -> &mut Logs {
         match &mut self.feed {
             Feed::Logs(logs) => logs,
-            Feed::Tables(_) => panic!("a path that begins with logs"),
+            Feed::Tables(_) => panic!("the fault needs a path with logs"),
         }
     }
 
-    /// The tables, on a path that begins with some.
+    /// The tables. Panics on a path with logs.
     pub(crate) fn tables(&mut self) -> &mut Tables<'a> {
         match &mut self.feed {
             Feed::Tables(tables) => tables,
-            Feed::Logs(_) => panic!("a path that begins with tables"),
+            Feed::Logs(_) => panic!("the fault needs a path with tables"),
         }
     }
 
-    /// A seeded moment below `limit`.
-    pub(crate) fn moment(&mut self, limit: Duration) -> Duration {
+    /// A seeded time below `limit`.
+    pub(crate) fn random_delay(&mut self, limit: Duration) -> Duration {
         Duration::from_millis(self.random.below(limit.as_millis() as u64))
     }
 
     /// Starts a worker with failpoints.
-    pub(crate) fn start_with(&self, worker: &str, failpoints: &str) -> Worker {
+    pub(crate) fn start_with(&self, worker: &str, failpoints: &str) -> Process {
         self.case.start_with(worker, &[], &[("TRUNKLINE_FAILPOINTS", failpoints)])
     }
 
     /// Starts a worker.
-    pub(crate) fn start(&self, worker: &str) -> Worker {
+    pub(crate) fn start(&self, worker: &str) -> Process {
         self.case.start(worker, &[])
     }
 
-    /// Kills a worker that must still run.
-    pub(crate) fn kill(&mut self, worker: Worker) {
+    /// Kills a running worker.
+    pub(crate) fn kill(&mut self, worker: Process) {
         let exit = worker.kill9();
-        assert_eq!(exit.signal, Some(libc::SIGKILL), "it ended by itself: {}", exit.describe());
+        assert_eq!(exit.signal, Some(libc::SIGKILL), "the worker ended by itself: {}", exit.describe());
         self.tally.kills += 1;
-        self.ended(&exit);
+        self.record_exit(&exit);
     }
 
-    /// Asks a worker to stop, which must end well.
-    pub(crate) fn stop(&mut self, mut worker: Worker) {
-        // Before that it may not have come so far as to listen.
-        wait::within(LONG / 8, || worker.stderr().contains("claimed").then_some(()));
+    /// Stops a worker with SIGTERM; it must exit with 0.
+    pub(crate) fn stop(&mut self, mut worker: Process) {
+        // Until then it may not have installed its signal handler.
+        wait::within(LIMIT / 8, || worker.stderr().contains("claimed").then_some(()));
         worker.sigterm();
-        wait::within(LONG, || {
-            let runs = worker.runs();
-            wake(&mut worker);
+        wait::within(LIMIT, || {
+            let runs = worker.is_running();
+            resume_if_suspended(&mut worker);
             (!runs).then_some(())
         });
         let exit = worker.wait(Duration::ZERO);
         assert_eq!(exit.code, Some(0), "{}", exit.describe());
-        self.ended(&exit);
+        self.record_exit(&exit);
     }
 
-    /// Takes down what a process used.
-    pub(crate) fn ended(&mut self, exit: &Exit) {
+    /// Records the memory that a worker used, and checks its limit.
+    pub(crate) fn record_exit(&mut self, exit: &Exit) {
         self.tally.peak_rss = self.tally.peak_rss.max(exit.peak_rss);
-        let (used, most) = (exit.peak_rss >> 20, self.most_rss >> 20);
-        assert!(used <= most, "memory: {used} MiB resident, at most {most} expected: {}", exit.describe());
+        let (used, limit) = (exit.peak_rss >> 20, self.max_rss >> 20);
+        assert!(used <= limit, "{used} MiB resident exceed the limit of {limit}: {}", exit.describe());
     }
 
-    /// Is everything at the destination that was written?
-    pub(crate) fn is_all_there(&mut self) -> bool {
+    /// Whether all written records are at the destination.
+    pub(crate) fn has_all_arrived(&mut self) -> bool {
         self.feed.arrived(&self.lake) == self.feed.expected()
     }
 
-    /// Waits until everything that was written is at the destination, and notes how long after `since` that was.
-    pub(crate) fn recover(&mut self, since: Instant, workers: &mut [&mut Worker]) {
+    /// Waits until all written records are at the destination, and records the time since `since`.
+    pub(crate) fn wait_for_recovery(&mut self, since: Instant, workers: &mut [&mut Process]) {
         let expected = self.feed.expected();
         let mut progress = (0, Instant::now());
-        // A slow machine is no failure as long as something arrives.
-        let arrived = wait::within(MOST_RECOVERY, || {
+        // A slow machine is not a failure as long as rows arrive.
+        let arrived = wait::within(RECOVERY_LIMIT, || {
             let rows = self.feed.arrived(&self.lake);
-            assert!(rows <= expected, "{rows} rows of {expected} that were written: some came twice");
+            assert!(rows <= expected, "duplicates: {rows} rows, but {expected} were written");
             if rows > progress.0 {
                 progress = (rows, Instant::now());
             }
-            workers.iter_mut().for_each(|worker| wake(worker));
-            (rows == expected || progress.1.elapsed() > LONG).then_some(())
+            workers.iter_mut().for_each(|worker| resume_if_suspended(worker));
+            (rows == expected || progress.1.elapsed() > LIMIT).then_some(())
         });
         if arrived.is_none() || progress.0 < expected {
             let said = workers.iter().map(|worker| worker.stderr()).map(|text| last_lines(&text, 20));
             let said = said.collect::<Vec<_>>().join("\n---\n");
             let (rows, still) = (progress.0, progress.1.elapsed());
-            panic!(
-                "there are {rows} rows of {expected} that were written, and none came for {still:?}; the workers said:\n{said}"
-            );
+            panic!("{rows} of {expected} written rows arrived, the last one {still:?} ago; the workers' logs:\n{said}");
         }
         self.tally.recoveries.push(since.elapsed());
         for worker in workers {
-            assert!(worker.runs(), "a worker ended by itself:\n{}", last_lines(&worker.stderr(), 30));
+            assert!(worker.is_running(), "the worker ended by itself:\n{}", last_lines(&worker.stderr(), 30));
         }
     }
 
-    /// Runs a worker until it is idle, and checks everything there is to check at the destination. See `tests/README.md`.
+    /// Runs a worker until it is idle, and does the checks that `tests/README.md` lists.
     pub(crate) fn finish(mut self) {
-        let limit = LONG * 2;
+        let limit = LIMIT * 2;
         let exit = self.case.start("a", &["--until-idle", "--json"]).wait(limit);
         assert_eq!(exit.code, Some(0), "{}", exit.describe());
-        self.ended(&exit);
+        self.record_exit(&exit);
 
         let name = self.case.name().to_owned();
         let client = self.broker.client();
@@ -284,24 +286,25 @@ impl<'a> Ground<'a> {
         assert_eq!(of("clean"), (records, records - dead, dead), "clean: in, out, dead-lettered");
         assert_eq!(of("lake"), (records - dead, records - dead, 0), "lake: in, out, dead-lettered");
         if self.plan.path == Path::Topics {
-            assert_eq!(check_order(client, &format!("{name}.clean")), records - dead, "records behind the transform");
+            assert_eq!(check_order(client, &format!("{name}.clean")), records - dead, "records after the transform");
         }
         self.feed.check_lake(&self.reader, &self.lake, records - dead);
-        // One that was killed and never came back left in its scratch folder what it was writing: coming back clears it away.
-        for worker in self.killed_for_good() {
+        // A killed worker leaves files in its scratch folder. The next start of the worker removes
+        // them.
+        for worker in self.workers_with_scratch_files() {
             let exit = self.case.start(&worker, &["--until-idle"]).wait(limit);
             assert_eq!(exit.code, Some(0), "{}", exit.describe());
         }
         let left = self.leftovers();
-        assert!(left.is_empty(), "uploads or temporary files are left over: {left:?}");
-        // It lies in the folder that goes now.
-        if self.plan.broker == Broker::Embedded {
+        assert!(left.is_empty(), "uploads or temporary files remain: {left:?}");
+        // Its data is in the case's folder, which is removed now.
+        if self.plan.broker == BrokerKind::Embedded {
             self.broker.stop();
         }
     }
 
-    /// Workers whose scratch folders hold files.
-    fn killed_for_good(&self) -> Vec<String> {
+    /// Workers whose scratch folders have files.
+    fn workers_with_scratch_files(&self) -> Vec<String> {
         let folders = fs::read_dir(self.case.path("")).unwrap().flatten();
         let workers = folders
             .filter_map(|entry| Some((entry.file_name().to_str()?.strip_prefix("data-")?.to_owned(), entry.path())));
@@ -309,14 +312,15 @@ impl<'a> Ground<'a> {
         left.map(|(worker, _)| worker).collect()
     }
 
-    /// Files that should not be there any more: hidden ones at the destination, uploads that nobody completes, scratch files.
+    /// Files that must not remain: hidden files at the destination, incomplete uploads, scratch
+    /// files.
     fn leftovers(&self) -> Vec<PathBuf> {
         let workers = fs::read_dir(self.case.path("")).unwrap().flatten().map(|entry| entry.path().join("scratch"));
         files_left(workers.chain([self.bucket.clone()]).collect())
     }
 }
 
-/// All files in these folders but published ones.
+/// All files in these folders except published ones.
 fn files_left(mut folders: Vec<PathBuf>) -> Vec<PathBuf> {
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
@@ -332,9 +336,10 @@ fn files_left(mut folders: Vec<PathBuf>) -> Vec<PathBuf> {
     found
 }
 
-/// Lets a worker go on that has stopped at a step: on a slow machine the step at which it was to stop may come when it is over.
-fn wake(worker: &mut Worker) {
-    if worker.is_stopped() {
+/// Resumes a worker that a failpoint has suspended: on a slow machine it may reach the failpoint
+/// late.
+fn resume_if_suspended(worker: &mut Process) {
+    if worker.is_suspended() {
         worker.sigcont();
     }
 }
@@ -345,7 +350,7 @@ pub(crate) fn last_lines(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// FNV-1a: the same label is the same chance on every machine.
+/// FNV-1a: one label gives the same random choices on every machine.
 fn hash(label: &str) -> u64 {
     label.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

@@ -1,7 +1,7 @@
-//! A proxy before an S3 server that breaks chosen requests.
+//! A proxy for an S3 server that breaks selected requests.
 //!
-//! It passes requests and answers on byte by byte (signatures cover the host header, which stays what the client sent), and knows just
-//! enough HTTP/1.1 to see where each one begins and ends.
+//! It forwards requests and responses unchanged: signatures cover the host header, which stays the
+//! client's. It parses only as much HTTP/1.1 as it needs to find the boundaries of messages.
 
 use std::io::{self, Error};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,28 +17,28 @@ use crate::proxy;
 /// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is answered with this status and S3's error document, and does not reach the server.
+    /// The proxy answers with this status and S3's error document. The server receives no request.
     Status(u16),
     /// Half of its body reaches the server, then both connections break.
     Cut,
-    /// The server does the work, but its answer does not reach the client: the connection breaks.
+    /// The server executes the request, but the client receives no response: the connection breaks.
     DropReply,
-    /// It waits this long before it goes on to the server.
+    /// The server receives it after this delay.
     Slow(Duration),
 }
 
-/// A request that was seen.
+/// A request that passed the proxy.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Its method.
     pub method: String,
     /// Its path and query.
     pub target: String,
-    /// What was done to it.
+    /// The fault that was applied to it.
     pub fault: Option<Fault>,
 }
 
-/// The proxy. Tests switch it while requests pass.
+/// The proxy. Tests change its rules while requests pass.
 pub struct S3Faults {
     address: String,
     state: Arc<Mutex<State>>,
@@ -48,34 +48,35 @@ pub struct S3Faults {
 #[derive(Default)]
 struct State {
     rules: Vec<Rule>,
-    seen: Vec<Request>,
+    requests: Vec<Request>,
 }
 
 struct Rule {
     method: String,
     part_of_target: String,
     fault: Fault,
-    /// Requests that match but are let through first.
+    /// The number of matching requests that pass first.
     skip: u64,
-    /// Requests that are broken after those.
+    /// The number of matching requests that are broken after those.
     hits: u64,
 }
 
-/// A fault that lasts until it is lifted (or this is dropped).
-pub struct Window {
+/// A fault that lasts until this value is dropped.
+pub struct FaultWindow {
     state: Arc<Mutex<State>>,
     rule: usize,
 }
 
 impl S3Faults {
-    /// Starts a proxy before the server at `upstream` (host and port).
+    /// Starts a proxy for the server at `upstream` (host and port).
     pub fn start(upstream: &str) -> Self {
         let (listener, port) = proxy::listen();
         let state = Arc::new(Mutex::new(State::default()));
         let (upstream, shared) = (upstream.to_owned(), state.clone());
         let stop = proxy::serve(listener, move |client| {
             let (upstream, state) = (upstream.clone(), shared.clone());
-            async move { drop(connection(client, &upstream, &state).await) }
+            // An error is a broken connection, which both sides notice.
+            async move { drop(serve_connection(client, &upstream, &state).await) }
         });
         Self { address: format!("127.0.0.1:{port}"), state, _stop: stop }
     }
@@ -85,25 +86,27 @@ impl S3Faults {
         &self.address
     }
 
-    /// Breaks the `n`-th request (from 1, counted from now) with this method and this text in its path or query.
+    /// Breaks the `n`-th request, counted from 1 and from now, with this method and with this text
+    /// in its path or query.
     pub fn nth(&self, n: u64, method: &str, part_of_target: &str, fault: Fault) {
         self.rule(method, part_of_target, fault, n - 1, 1);
     }
 
-    /// Breaks every request with this method (any, if empty) and this text in its path or query, until the window is lifted.
-    pub fn from_now(&self, method: &str, part_of_target: &str, fault: Fault) -> Window {
+    /// Breaks every request with this method (any method if empty) and with this text in its path
+    /// or query, until the window ends.
+    pub fn from_now(&self, method: &str, part_of_target: &str, fault: Fault) -> FaultWindow {
         let rule = self.rule(method, part_of_target, fault, 0, u64::MAX);
-        Window { state: self.state.clone(), rule }
+        FaultWindow { state: self.state.clone(), rule }
     }
 
-    /// Requests seen until now.
-    pub fn seen(&self) -> Vec<Request> {
-        locked(&self.state).seen.clone()
+    /// All requests so far.
+    pub fn requests(&self) -> Vec<Request> {
+        locked(&self.state).requests.clone()
     }
 
-    /// How many requests were broken until now.
+    /// The number of broken requests so far.
     pub fn broken(&self) -> usize {
-        locked(&self.state).seen.iter().filter(|request| request.fault.is_some()).count()
+        locked(&self.state).requests.iter().filter(|request| request.fault.is_some()).count()
     }
 
     fn rule(&self, method: &str, part_of_target: &str, fault: Fault, skip: u64, hits: u64) -> usize {
@@ -113,19 +116,20 @@ impl S3Faults {
     }
 }
 
-impl Window {
-    /// Lets requests through again.
-    pub fn lift(self) {}
+impl FaultWindow {
+    /// Ends the fault: requests pass again.
+    pub fn end(self) {}
 }
 
-impl Drop for Window {
+impl Drop for FaultWindow {
     fn drop(&mut self) {
         locked(&self.state).rules[self.rule].hits = 0;
     }
 }
 
 impl State {
-    fn judge(&mut self, method: &str, target: &str) -> Option<Fault> {
+    /// Counts a request; returns the fault for it.
+    fn fault_for(&mut self, method: &str, target: &str) -> Option<Fault> {
         let mut fault = None;
         for rule in &mut self.rules {
             let matches = (rule.method.is_empty() || rule.method == method) && target.contains(&rule.part_of_target);
@@ -139,7 +143,7 @@ impl State {
                 fault = Some(rule.fault);
             }
         }
-        self.seen.push(Request { method: method.into(), target: target.into(), fault });
+        self.requests.push(Request { method: method.into(), target: target.into(), fault });
         fault
     }
 }
@@ -148,8 +152,8 @@ fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap()
 }
 
-/// Serves one connection of a client; the server gets a connection of its own for it.
-async fn connection(client: TcpStream, upstream: &str, state: &Mutex<State>) -> io::Result<()> {
+/// Serves a client's connection with one connection to the server.
+async fn serve_connection(client: TcpStream, upstream: &str, state: &Mutex<State>) -> io::Result<()> {
     let server = TcpStream::connect(upstream).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
@@ -159,7 +163,7 @@ async fn connection(client: TcpStream, upstream: &str, state: &Mutex<State>) -> 
     loop {
         let request = Head::read(&mut from_client).await?;
         let (method, target) = request.first_two_words();
-        let fault = locked(state).judge(method, target);
+        let fault = locked(state).fault_for(method, target);
         match fault {
             Some(Fault::Status(status)) => return answer(status, &request, &mut from_client, &mut to_client).await,
             Some(Fault::Cut) => return cut(&request, &mut from_client, &mut to_client, &mut to_server).await,
@@ -185,7 +189,7 @@ async fn connection(client: TcpStream, upstream: &str, state: &Mutex<State>) -> 
             response = Head::read(&mut from_server).await?;
         }
         if dropped {
-            // The whole answer is awaited: only then is the work done for certain.
+            // The complete response shows that the server has executed the request.
             return copy_body(response.body(method), &mut from_server, &mut tokio::io::sink()).await;
         }
         to_client.write_all(&response.bytes).await?;
@@ -199,7 +203,7 @@ async fn connection(client: TcpStream, upstream: &str, state: &Mutex<State>) -> 
     }
 }
 
-/// Answers in the server's place.
+/// Answers instead of the server.
 async fn answer(
     status: u16,
     request: &Head,
@@ -207,7 +211,7 @@ async fn answer(
     to_client: &mut OwnedWriteHalf,
 ) -> io::Result<()> {
     if !request.expects_continue() {
-        // Clients that are still sending would take an early answer for a broken connection.
+        // A client that is still sending would treat an early response as a broken connection.
         copy_body(request.body(""), from_client, &mut tokio::io::sink()).await?;
     }
     let (code, reason) = match status {
@@ -216,7 +220,7 @@ async fn answer(
         _ => ("InternalError", "Error"),
     };
     let document = format!(
-        r#"<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>asked for by a test</Message></Error>"#
+        r#"<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>injected by a test</Message></Error>"#
     );
     let head = format!(
         "HTTP/1.1 {status} {reason}\r\ncontent-type: application/xml\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
@@ -230,7 +234,7 @@ async fn answer(
     to_client.shutdown().await
 }
 
-/// Lets half of a request through; the connections break when the caller drops them.
+/// Forwards half of a request. The connections break when the caller drops them.
 async fn cut(
     request: &Head,
     from_client: &mut BufReader<OwnedReadHalf>,
@@ -243,19 +247,19 @@ async fn cut(
     }
     let half = match request.body("") {
         Body::Length(length) => length / 2,
-        // Its length is not known beforehand: the first bytes will do.
+        // The length of a chunked body is unknown: forward its first byte.
         _ => 1,
     };
     tokio::io::copy(&mut from_client.take(half), to_server).await?;
     Ok(())
 }
 
-/// The first lines of a request or answer, up to and with the empty one.
+/// The head of a request or response, including the empty line at its end.
 struct Head {
     bytes: Vec<u8>,
 }
 
-/// What follows a head.
+/// The body after a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Body {
     Length(u64),
@@ -281,7 +285,7 @@ impl Head {
         std::str::from_utf8(&self.bytes).unwrap()
     }
 
-    /// Method and target of a request; version and status of an answer.
+    /// Method and target of a request; version and status of a response.
     fn first_two_words(&self) -> (&str, &str) {
         let mut words = self.text().split_ascii_whitespace();
         (words.next().unwrap_or_default(), words.next().unwrap_or_default())
@@ -299,15 +303,16 @@ impl Head {
         self.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
     }
 
-    /// Of an answer: whether the real one comes later.
+    /// Whether this response is an interim one (1xx), before the final response.
     fn is_interim(&self) -> bool {
         self.first_two_words().1.starts_with('1')
     }
 
-    /// `method` is that of the request which this answers; empty if this is a request.
+    /// The body after this head. For a response, `method` is the request's method; for a request,
+    /// it is empty.
     fn body(&self, method: &str) -> Body {
-        let is_answer = !method.is_empty();
-        if is_answer && (method == "HEAD" || matches!(self.first_two_words().1, "204" | "304")) {
+        let is_response = !method.is_empty();
+        if is_response && (method == "HEAD" || matches!(self.first_two_words().1, "204" | "304")) {
             return Body::Length(0);
         }
         if self.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
@@ -315,7 +320,7 @@ impl Head {
         }
         match self.header("content-length").and_then(|value| value.parse().ok()) {
             Some(length) => Body::Length(length),
-            None if is_answer => Body::UntilEnd,
+            None if is_response => Body::UntilEnd,
             None => Body::Length(0),
         }
     }
@@ -342,7 +347,7 @@ async fn copy_body(
                 copy_trailers(from, to).await?;
                 break;
             }
-            copy_exactly(size + 2, from, to).await?; // with the line break behind it
+            copy_exactly(size + 2, from, to).await?; // including the line break
         },
     }
     to.flush().await

@@ -1,4 +1,4 @@
-//! Transforms where they may stand: before the topic, fused into several sinks, with ports.
+//! Transforms in every position: before the topic, fused into several sinks, with ports.
 
 use trunkline_tests::{Case, Kafka, LogWriter, Reader, need, test_plugin};
 
@@ -28,8 +28,8 @@ url = "file://$DIR/side"
 "#;
 
 #[test]
-fn every_verdict_is_counted_wherever_the_transform_stands() {
-    let (kafka, reader, plugin) = (need!(Kafka::shared()), need!(Reader::find()), test_plugin());
+fn every_verdict_is_counted_in_every_position() {
+    let (kafka, reader, plugin) = (need!(Kafka::any()), need!(Reader::find()), test_plugin());
     let case = Case::new("verdicts", kafka);
     let mut log = LogWriter::new(case.path("logs/access.log"), 301);
     log.append(1_000);
@@ -41,14 +41,15 @@ fn every_verdict_is_counted_wherever_the_transform_stands() {
     assert_eq!((early.input, early.output), (1_000, 1_000));
     let topic = kafka.read(&format!("{}.web", case.name()));
     assert_eq!(topic.len(), 1_000);
-    assert!(topic.iter().all(|record| record.json()["remote_addr"] == "***"), "the topic holds addresses");
-    // `split` runs once in each of the two sinks that read it: of 1,000 records one is dropped, one rejected and one doubled.
+    assert!(topic.iter().all(|record| record.json()["remote_addr"] == "***"), "the topic has clear addresses");
+    // `split` runs in each of the two sinks that read it. Of 1,000 records it drops, rejects and
+    // duplicates one each.
     let split = summary.of(case.name(), "split");
     assert_eq!((split.input, split.output, split.dropped), (2_000, 2 * 999, 2));
     assert_eq!((split.dead_lettered, split.extra), (2, 2));
     assert_eq!(kafka.count(&format!("{}.dead-letters", case.name())), 2);
 
-    // The doubled record is in both, the one with a port of its own only at the side.
+    // The duplicated record goes to both sinks, the record of the port only to `side`.
     let lake = reader.read(&case.path("lake"), &["path"]);
     assert_eq!((lake.rows, lake.distinct), (997, Some(997)));
     let mut side = reader.read_with_values(&case.path("side"), "path").values;

@@ -1,20 +1,22 @@
-//! The pipeline of the README, without trouble.
+//! The pipeline of the README, without faults.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Case, Kafka, LogWriter, Reader, S3, need, repository, sample_access_log};
+use trunkline_tests::{BrokerKind, Case, Kafka, LogWriter, Reader, S3, need, repository, sample_access_log, wait};
 
 use crate::{
     LONG, access_logs, access_logs_to_s3, assert_all_arrives, assert_counted, assert_every_line_once, wait_for_rows,
 };
 
-/// Lines of the sample that are malformed: in one, the last quote is missing.
+on_each_broker!(an_existing_topic_is_kept_and_its_differences_are_reported);
+
+/// Malformed lines of the sample: one lacks the last quote.
 const MALFORMED: u64 = 1;
 
 #[test]
 fn a_real_log_arrives_line_by_line() {
-    let (kafka, reader, sample) = (need!(Kafka::shared()), need!(Reader::find()), need!(sample_access_log()));
+    let (kafka, reader, sample) = (need!(Kafka::any()), need!(Reader::find()), need!(sample_access_log()));
     let case = Case::new("real-log", kafka);
     fs::copy(&sample, case.path("logs/access.log")).unwrap();
     case.pipeline("access", &access_logs());
@@ -35,7 +37,7 @@ fn a_real_log_arrives_line_by_line() {
     );
     assert!(found.types["timestamp"].iter().all(|kind| kind.starts_with("timestamp[")), "{:?}", found.types);
 
-    // The topic has the addresses, the lake has not.
+    // The topic has clear addresses, the lake has masked ones.
     let topic = kafka.read(&format!("{}.web", case.name()));
     assert_eq!(topic.len() as u64, lines - MALFORMED);
     let is_address = |text: &str| text.parse::<std::net::IpAddr>().is_ok();
@@ -43,14 +45,14 @@ fn a_real_log_arrives_line_by_line() {
     let masked = reader.read_with_values(&case.path("lake"), "remote_addr").values;
     assert!(!masked.is_empty() && !masked.iter().any(|value| is_address(value)), "{masked:?}");
 
-    // Nothing new: run again, it adds nothing.
+    // A second run without new lines adds nothing.
     assert_eq!(case.until_idle("a", LONG), summary);
     assert_eq!(reader.read(&case.path("lake"), &[]).rows, lines - MALFORMED);
 }
 
 #[test]
 fn the_pipeline_of_the_readme_runs() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
     let case = Case::new("readme", kafka);
     let sample = repository().join("pipelines");
     let pipeline = fs::read_to_string(sample.join("access-logs.toml")).unwrap();
@@ -73,7 +75,7 @@ fn the_pipeline_of_the_readme_runs() {
 
 #[test]
 fn a_hundred_thousand_lines_arrive() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
     let case = Case::new("100k", kafka);
     let mut log = LogWriter::new(case.path("logs/access.log"), 100);
     log.append(100_000);
@@ -89,9 +91,9 @@ fn a_hundred_thousand_lines_arrive() {
 
 #[test]
 fn lines_arrive_in_a_bucket() {
-    let (kafka, reader, s3) = (need!(Kafka::shared()), need!(Reader::find()), need!(S3::start()));
-    let bucket = s3.bucket("lake");
+    let (kafka, reader, s3) = (need!(Kafka::any()), need!(Reader::find()), need!(S3::shared()));
     let case = Case::new("bucket", kafka);
+    let bucket = s3.bucket(case.name());
     let mut log = LogWriter::new(case.path("logs/access.log"), 101);
     log.append(20_000);
     case.pipeline("access", &access_logs_to_s3(&s3.address()));
@@ -103,8 +105,8 @@ fn lines_arrive_in_a_bucket() {
 }
 
 #[test]
-fn a_worker_follows_the_log_and_stops_when_asked() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+fn a_worker_follows_the_log_and_stops_within_10_seconds() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
     let case = Case::new("follow", kafka);
     let mut log = LogWriter::new(case.path("logs/access.log"), 102);
     log.append(1_000);
@@ -114,27 +116,24 @@ fn a_worker_follows_the_log_and_stops_when_asked() {
     log.append(1_000);
     wait_for_rows(&reader, &case.path("lake"), 2_000);
 
-    // In the middle of work: these are not in the lake yet.
+    // Stop the worker while these lines are between the topic and the lake.
     log.append(30_000);
     let topic = format!("{}.web", case.name());
-    trunkline_tests::wait::until("the worker has begun with them", LONG, || {
-        (kafka.count(&topic) > 2_000).then_some(())
-    });
-    assert!(worker.runs(), "{}", worker.stderr());
+    wait::until("the topic has some of the lines", LONG, || (kafka.count(&topic) > 2_000).then_some(()));
+    assert!(worker.is_running(), "{}", worker.stderr());
     worker.sigterm();
-    let asked = Instant::now();
+    let signalled = Instant::now();
     let exit = worker.wait(Duration::from_secs(30));
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
-    assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?} to stop", asked.elapsed());
+    assert!(signalled.elapsed() < Duration::from_secs(10), "the worker took {:?} to stop", signalled.elapsed());
 
-    // What was written while no worker ran is read by the next one.
+    // The next worker reads the lines that were written while no worker ran.
     log.append(1_000);
     assert_all_arrives(&case, &reader, &log);
 }
 
-#[test]
-fn a_topic_that_exists_is_left_alone_and_its_differences_are_told() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+fn an_existing_topic_is_kept_and_its_differences_are_reported(kind: BrokerKind) {
+    let (kafka, reader) = (need!(Kafka::shared(kind)), need!(Reader::find()));
     let case = Case::new("existing", kafka);
     let topic = format!("{}.web", case.name());
     kafka.create_topic(&topic, 2);
@@ -142,19 +141,18 @@ fn a_topic_that_exists_is_left_alone_and_its_differences_are_told() {
     log.append(100);
     case.pipeline("access", &access_logs());
 
-    let worker = case.start("a", &["--until-idle"]);
-    let exit = worker.wait(LONG);
+    let exit = case.start("a", &["--until-idle"]).wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
-    let told = format!("topic `{topic}` has 2 partitions, not 4: left as it is");
-    assert!(exit.stderr.contains(&told), "{}", exit.describe());
+    let difference = format!("topic `{topic}` has 2 partitions, not 4");
+    assert!(exit.stderr.contains(&difference), "{}", exit.describe());
     assert_every_line_once(&reader, &case.path("lake"), &log);
 }
 
 #[test]
-fn a_budget_of_a_few_megabytes_slows_nothing_down_to_a_stop() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+fn a_memory_budget_of_4_mib_does_not_stop_the_pipeline() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
     let mut case = Case::new("budget", kafka);
-    // Less than one row group, and than the records that are fetched ahead.
+    // Less than one row group, and less than the prefetched records.
     case.set("TRUNKLINE_MEMORY", "4MiB");
     let mut log = LogWriter::new(case.path("logs/access.log"), 106);
     log.append(100_000);
@@ -164,6 +162,6 @@ fn a_budget_of_a_few_megabytes_slows_nothing_down_to_a_stop() {
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
     assert_counted(&exit.summary(), &case, log.lines(), 0);
     assert_every_line_once(&reader, &case.path("lake"), &log);
-    // What the process needs whatever it moves (code, compiled plugins, threads, clients) is most of it.
+    // Most of the limit is independent of the data: code, compiled plugins, threads and clients.
     assert!((1..200 << 20).contains(&exit.peak_rss), "{} MiB resident", exit.peak_rss >> 20);
 }

@@ -1,5 +1,6 @@
-//! Kafka clients that nobody here wrote get from the broker what they get from Apache Kafka: its own tools and Java client, kcat (librdkafka),
-//! franz-go, kafkajs. What they wrote is counted by others.
+//! Other Kafka clients work on the embedded broker as on Apache Kafka: Apache Kafka's tools and
+//! Java client, kcat (librdkafka), franz-go, and kafkajs. The records that one client writes are
+//! counted by another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,11 +10,26 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
-use trunkline_tests::{Exit, Kafka, Skip, Tool, need, wait};
+use trunkline_tests::{BrokerKind, Exit, Kafka, Skip, Tool, need, wait};
 
 use crate::LONG;
 
-/// A broker, and Apache Kafka's own tools.
+on_each_broker!(
+    console_tools_write_and_read,
+    topics_are_created_altered_and_deleted,
+    topic_configs_are_altered,
+    groups_are_listed_reset_and_deleted,
+    hanging_transactions_are_found_and_aborted,
+    performance_tools_write_and_read_all_records,
+    verifiable_clients_write_read_and_commit,
+    the_transactional_copier_copies_exactly_once,
+    the_java_client_copies_exactly_once,
+    franz_go_copies_exactly_once,
+    kcat_lists_writes_and_reads,
+    kafkajs_writes_transactions_and_reads_in_a_group,
+);
+
+/// A broker, and Apache Kafka's tools.
 struct Tools {
     kafka: &'static Kafka,
     tool: Tool,
@@ -34,8 +50,8 @@ const VERIFIABLE_CONSUMER: &str = "org.apache.kafka.tools.VerifiableConsumer";
 const COPIER: &str = "org.apache.kafka.tools.TransactionalMessageCopier";
 
 impl Tools {
-    fn find() -> Result<Self, Skip> {
-        Ok(Self { kafka: Kafka::shared()?, tool: Tool::find("kafka-tool")? })
+    fn find(kind: BrokerKind) -> Result<Self, Skip> {
+        Ok(Self { kafka: Kafka::shared(kind)?, tool: Tool::find("kafka-tool")? })
     }
 
     fn arguments<'text>(&'text self, class: &'text str, arguments: &[&'text str]) -> Vec<&'text str> {
@@ -46,8 +62,8 @@ impl Tools {
         self.tool.run(&self.arguments(class, arguments))
     }
 
-    fn run_on(&self, input: &str, class: &str, arguments: &[&str]) -> String {
-        self.tool.run_on(input, &self.arguments(class, arguments))
+    fn run_with_input(&self, input: &str, class: &str, arguments: &[&str]) -> String {
+        self.tool.run_with_input(input, &self.arguments(class, arguments))
     }
 
     fn fail(&self, class: &str, arguments: &[&str]) -> Exit {
@@ -56,38 +72,38 @@ impl Tools {
         exit
     }
 
-    /// A topic with so many records, of three partitions.
+    /// A new topic of three partitions, with `records` records.
     fn topic(&self, name: &str, records: u64) -> String {
         let topic = unique(name);
         self.kafka.create_topic(&topic, 3);
         if records > 0 {
-            self.run_on(&lines(records), CONSOLE_PRODUCER, &["--topic", &topic]);
+            self.run_with_input(&lines(records), CONSOLE_PRODUCER, &["--topic", &topic]);
             assert_eq!(self.kafka.count(&topic), records);
         }
         topic
     }
 
-    /// The offset and the end that the tool shows for each partition of a group.
-    fn offsets(&self, group: &str) -> BTreeMap<u32, (u64, u64)> {
+    /// The committed offset and the log end offset of each partition of a group.
+    fn group_offsets(&self, group: &str) -> BTreeMap<u32, (u64, u64)> {
         let described = self.run(GROUPS, &["--describe", "--group", group]);
         let rows = described.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let of_group = rows.filter(|columns| columns.first() == Some(&group));
         of_group.map(|columns| (number(columns[2]) as u32, (number(columns[3]), number(columns[4])))).collect()
     }
 
-    /// The sum of the end offsets of a topic.
-    fn end(&self, topic: &str) -> u64 {
+    /// The sum of the log end offsets of a topic.
+    fn end_offset_sum(&self, topic: &str) -> u64 {
         self.run(OFFSETS, &["--topic", topic, "--time", "-1"]).lines().map(|line| last_number(line, ':')).sum()
     }
 }
 
-/// A name that is new, also to a server that was there before.
+/// A name that no other test uses, also on an older server.
 fn unique(name: &str) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     format!("{name}-{:x}", now.as_nanos())
 }
 
-/// Each different.
+/// Distinct lines.
 fn lines(count: u64) -> String {
     (0..count).map(|number| format!("line {number}\n")).collect()
 }
@@ -104,7 +120,7 @@ fn set<'text>(lines: impl IntoIterator<Item = &'text str>) -> BTreeSet<&'text st
     lines.into_iter().collect()
 }
 
-/// The events that a verifiable client wrote, one a line.
+/// The events of a verifiable client, one per line.
 fn events(output: &str) -> Vec<Value> {
     output.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
@@ -113,14 +129,13 @@ fn named<'events>(events: &'events [Value], name: &str) -> Vec<&'events Value> {
     events.iter().filter(|event| event["name"] == name).collect()
 }
 
-#[test]
-fn console_producer_and_consumer() {
-    let tools = need!(Tools::find());
+fn console_tools_write_and_read(kind: BrokerKind) {
+    let tools = need!(Tools::find(kind));
     let topic = tools.topic("console", 0);
     let written: String = (0..1_000).map(|number| format!("key {number}:value {number}\n")).collect();
     let properties = ["--reader-property", "parse.key=true", "--reader-property", "key.separator=:"];
     let codec = ["--topic", &topic, "--compression-codec", "zstd"];
-    tools.run_on(&written, CONSOLE_PRODUCER, &[&codec[..], &properties].concat());
+    tools.run_with_input(&written, CONSOLE_PRODUCER, &[&codec[..], &properties].concat());
     assert_eq!(tools.kafka.count(&topic), 1_000);
 
     let shown = ["--formatter-property", "print.key=true", "--formatter-property", "key.separator=:"];
@@ -131,16 +146,15 @@ fn console_producer_and_consumer() {
         assert_eq!(read.lines().count(), 1_000);
         assert_eq!(set(read.lines()), set(written.lines()));
     }
-    // From an offset of one partition on.
+    // From an offset of one partition.
     let ends = tools.run(OFFSETS, &["--topic-partitions", &format!("{topic}:0"), "--time", "-1"]);
     let end = last_number(ends.trim_end(), ':');
     let last = ["--topic", &topic, "--partition", "0", "--offset", &(end - 5).to_string(), "--max-messages", "5"];
     assert_eq!(tools.run(CONSOLE_CONSUMER, &last).lines().count(), 5);
 }
 
-#[test]
-fn topics_are_administered() {
-    let tools = need!(Tools::find());
+fn topics_are_created_altered_and_deleted(kind: BrokerKind) {
+    let tools = need!(Tools::find(kind));
     let topic = unique("administered");
     let create = ["--create", "--topic", &topic, "--partitions", "3", "--config", "retention.ms=7200000"];
     tools.run(TOPICS, &create);
@@ -156,23 +170,22 @@ fn topics_are_administered() {
     assert_eq!(described.matches("Leader: 1\tReplicas: 1\tIsr: 1").count(), 5, "{described}");
     assert!(tools.run(TOPICS, &["--describe", "--under-replicated-partitions"]).trim().is_empty());
 
-    tools.run_on(&lines(100), CONSOLE_PRODUCER, &["--topic", &topic]);
-    assert_eq!(tools.end(&topic), 100);
+    tools.run_with_input(&lines(100), CONSOLE_PRODUCER, &["--topic", &topic]);
+    assert_eq!(tools.end_offset_sum(&topic), 100);
     let list: Vec<Value> =
         (0..5).map(|partition| serde_json::json!({ "topic": topic, "partition": partition, "offset": -1 })).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), serde_json::json!({ "partitions": list, "version": 1 }).to_string()).unwrap();
     tools.run(DELETE_RECORDS, &["--offset-json-file", file.path().to_str().unwrap()]);
-    assert_eq!((tools.kafka.count(&topic), tools.end(&topic)), (0, 100));
+    assert_eq!((tools.kafka.count(&topic), tools.end_offset_sum(&topic)), (0, 100));
 
     tools.run(TOPICS, &["--delete", "--topic", &topic]);
     assert!(!is_listed());
     tools.fail(TOPICS, &["--describe", "--topic", &topic]);
 }
 
-#[test]
-fn configs_are_administered() {
-    let tools = need!(Tools::find());
+fn topic_configs_are_altered(kind: BrokerKind) {
+    let tools = need!(Tools::find(kind));
     let topic = tools.topic("configs", 0);
     let of_topic = ["--entity-type", "topics", "--entity-name", &topic];
     let describe = || tools.run(CONFIGS, &[&["--describe"], &of_topic[..]].concat());
@@ -194,9 +207,8 @@ fn configs_are_administered() {
     assert!(tools.run(CONFIGS, &broker).contains("node.id=1"));
 }
 
-#[test]
-fn groups_are_administered() {
-    let tools = need!(Tools::find());
+fn groups_are_listed_reset_and_deleted(kind: BrokerKind) {
+    let tools = need!(Tools::find(kind));
     let (topic, group) = (tools.topic("groups", 300), unique("group"));
     let read = |records: &str| {
         let limits = ["--from-beginning", "--max-messages", records, "--timeout-ms", "60000"];
@@ -206,14 +218,14 @@ fn groups_are_administered() {
     assert!(tools.run(GROUPS, &["--list"]).lines().any(|listed| listed == group));
     let state = tools.run(GROUPS, &["--describe", "--state", "--group", &group]);
     assert!(state.lines().any(|line| line.contains(&group) && line.contains("Empty")), "{state}");
-    let ends = tools.offsets(&group);
+    let ends = tools.group_offsets(&group);
     assert_eq!(ends.values().map(|(offset, _)| offset).sum::<u64>(), 300);
     assert!(ends.values().all(|(offset, end)| offset == end), "{ends:?}");
 
     let reset = |how: &[&str]| {
         let whose = ["--reset-offsets", "--group", &group, "--topic", &topic];
         tools.run(GROUPS, &[&whose[..], how, &["--execute"]].concat());
-        tools.offsets(&group).values().map(|(offset, _)| *offset).collect::<Vec<_>>()
+        tools.group_offsets(&group).values().map(|(offset, _)| *offset).collect::<Vec<_>>()
     };
     let lasts = ends.values().map(|(_, end)| *end).collect::<Vec<_>>();
     assert_eq!(reset(&["--to-earliest"]), vec![0; lasts.len()]);
@@ -225,15 +237,15 @@ fn groups_are_administered() {
     assert_eq!(reset(&["--to-latest"]), lasts);
 
     tools.run(GROUPS, &["--delete-offsets", "--group", &group, "--topic", &format!("{topic}:1")]);
-    assert!(!tools.offsets(&group).contains_key(&1));
+    assert!(!tools.group_offsets(&group).contains_key(&1));
 
-    // A group that is used: its member is shown, and it can be neither reset nor deleted.
+    // A group with a member: the member is listed, and the group cannot be deleted.
     let mut member = tools.tool.start(&tools.arguments(CONSOLE_CONSUMER, &["--topic", &topic, "--group", &group]));
-    wait::until("the member is shown", LONG, || {
+    wait::until("the member is listed", LONG, || {
         let members = tools.run(GROUPS, &["--describe", "--members", "--group", &group]);
         members.lines().any(|line| line.contains("console-consumer") && line.contains(" 3")).then_some(())
     });
-    assert!(member.runs());
+    assert!(member.is_running());
     let exit = tools.tool.try_run(&tools.arguments(GROUPS, &["--delete", "--group", &group]));
     assert!(exit.stdout.contains("GroupNotEmptyException"), "{} {}", exit.stdout, exit.describe());
     member.kill9();
@@ -246,8 +258,8 @@ fn groups_are_administered() {
     assert!(!tools.run(GROUPS, &["--list"]).lines().any(|listed| listed == other));
 }
 
-/// A producer with a transaction open that has ten records in partition 0.
-fn hanging(kafka: &Kafka, id: &str, topic: &str) -> BaseProducer {
+/// A producer with an open transaction that has ten records in partition 0.
+fn hanging_producer(kafka: &Kafka, id: &str, topic: &str) -> BaseProducer {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", kafka.brokers())
         .set("transactional.id", id)
@@ -262,19 +274,18 @@ fn hanging(kafka: &Kafka, id: &str, topic: &str) -> BaseProducer {
             .map_err(|(error, _)| error)
             .unwrap();
     }
-    wait::until("it is written", LONG, || {
+    wait::until("the records are acknowledged", LONG, || {
         producer.poll(Duration::ZERO);
         (producer.in_flight_count() == 0).then_some(())
     });
     producer
 }
 
-#[test]
-fn transactions_that_hang_are_found_and_ended() {
-    let tools = need!(Tools::find());
+fn hanging_transactions_are_found_and_aborted(kind: BrokerKind) {
+    let tools = need!(Tools::find(kind));
     let kafka = tools.kafka;
     let (topic, id) = (tools.topic("hanging", 0), unique("hanging"));
-    let producer = hanging(kafka, &id, &topic);
+    let producer = hanging_producer(kafka, &id, &topic);
     let state = || {
         let listed = tools.run(TRANSACTIONS, &["list"]);
         let row = listed.lines().find(|line| line.starts_with(&id)).map(str::to_owned);
@@ -286,33 +297,31 @@ fn transactions_that_hang_are_found_and_ended() {
     let partition = ["--topic", &topic, "--partition", "0"];
     let producers = tools.run(TRANSACTIONS, &[&["describe-producers"], &partition[..]].concat());
     let open = producers.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>();
-    assert_eq!((open[3], open[5]), ("9", "0"), "last sequence and start of {producers}");
+    assert_eq!((open[3], open[5]), ("9", "0"), "last sequence and start offset in {producers}");
 
-    assert_eq!((kafka.ends(&topic).written, kafka.ends(&topic).decided), (10, 0));
+    assert_eq!((kafka.end_offsets(&topic).high_watermark, kafka.end_offsets(&topic).last_stable), (10, 0));
     tools.run(TRANSACTIONS, &[&["abort"], &partition[..], &["--start-offset", "0"]].concat());
-    wait::until("it is aborted", LONG, || (kafka.ends(&topic).decided == 11).then_some(()));
+    wait::until("the transaction is aborted", LONG, || (kafka.end_offsets(&topic).last_stable == 11).then_some(()));
     assert_eq!(kafka.count(&topic), 0);
     producer.abort_transaction(LONG).unwrap();
-    wait::until("its coordinator knows", LONG, || (state().as_deref() == Some("CompleteAbort")).then_some(()));
+    wait::until("the coordinator has aborted it", LONG, || (state().as_deref() == Some("CompleteAbort")).then_some(()));
 
-    // The other way: its producer is fenced.
+    // A forced termination fences the producer.
     let (topic, id) = (tools.topic("forced", 0), unique("forced"));
-    let producer = hanging(kafka, &id, &topic);
+    let producer = hanging_producer(kafka, &id, &topic);
     tools.run(TRANSACTIONS, &["forceTerminateTransaction", "--transactionalId", &id]);
-    wait::until("it is aborted", LONG, || {
-        let ends = kafka.ends(&topic);
-        (ends.written == ends.decided).then_some(())
+    wait::until("the transaction is aborted", LONG, || {
+        (!kafka.end_offsets(&topic).has_open_transaction()).then_some(())
     });
     assert_eq!(kafka.count(&topic), 0);
     match producer.commit_transaction(LONG) {
         Err(KafkaError::Transaction(error)) => assert!(error.is_fatal(), "{error}"),
-        other => panic!("the producer was to be fenced: {other:?}"),
+        other => panic!("the producer was not fenced: {other:?}"),
     }
 }
 
-#[test]
-fn performance_tools_plain_and_transactional() {
-    let tools = need!(Tools::find());
+fn performance_tools_write_and_read_all_records(kind: BrokerKind) {
+    let tools = need!(Tools::find(kind));
     let topic = tools.topic("performance", 0);
     let records = ["--topic", &topic, "--num-records", "20000", "--record-size", "200", "--throughput", "-1"];
     let summary = tools.run(PRODUCER_PERFORMANCE, &records);
@@ -321,18 +330,17 @@ fn performance_tools_plain_and_transactional() {
     let summary = tools.run(PRODUCER_PERFORMANCE, &[&records[..], &transactional].concat());
     assert!(summary.contains("20000 records sent"), "{summary}");
     assert_eq!(tools.kafka.count(&topic), 40_000);
-    let ends = tools.kafka.ends(&topic);
-    assert_eq!(ends.written, ends.decided);
-    assert!(ends.written > 40_000, "there are markers: {ends:?}");
+    let ends = tools.kafka.end_offsets(&topic);
+    assert!(!ends.has_open_transaction());
+    assert!(ends.high_watermark > 40_000, "the topic has no transaction markers: {ends:?}");
     let wanted = ["--topic", &topic, "--num-records", "40000", "--group", &unique("performance"), "--timeout", "60000"];
     let summary = tools.run(CONSUMER_PERFORMANCE, &wanted);
     let consumed = summary.lines().last().unwrap().split(", ").nth(4).unwrap();
     assert_eq!(consumed, "40000", "{summary}");
 }
 
-#[test]
-fn verifiable_producer_and_consumer() {
-    let tools = need!(Tools::find());
+fn verifiable_clients_write_read_and_commit(kind: BrokerKind) {
+    let tools = need!(Tools::find(kind));
     let (topic, group) = (tools.topic("verifiable", 0), unique("verifiable"));
     let produced =
         events(&tools.run(VERIFIABLE_PRODUCER, &["--topic", &topic, "--max-messages", "2000", "--acks", "-1"]));
@@ -344,11 +352,11 @@ fn verifiable_producer_and_consumer() {
     assert_eq!(counts, 2_000);
     let commits = named(&consumed, "offsets_committed");
     assert!(!commits.is_empty() && commits.iter().all(|event| event["success"] == true), "{commits:?}");
-    let committed = tools.offsets(&group).values().map(|(offset, _)| offset).sum::<u64>();
+    let committed = tools.group_offsets(&group).values().map(|(offset, _)| offset).sum::<u64>();
     assert_eq!(committed, 2_000);
 }
 
-/// Checks that a topic has one copy of each of so many lines.
+/// Checks that a topic has exactly one copy of each of `lines` lines.
 fn assert_copied_once(kafka: &Kafka, topic: &str, lines: u64, prefix: &str) {
     let records = kafka.read(topic);
     let values = records.iter().map(|record| std::str::from_utf8(record.value.as_ref().unwrap()).unwrap());
@@ -357,12 +365,12 @@ fn assert_copied_once(kafka: &Kafka, topic: &str, lines: u64, prefix: &str) {
     assert_eq!((records.len() as u64, distinct.len() as u64), (lines, lines));
 }
 
-#[test]
-fn apache_kafkas_own_transactional_copier() {
-    let tools = need!(Tools::find());
+fn the_transactional_copier_copies_exactly_once(kind: BrokerKind) {
+    let tools = need!(Tools::find(kind));
     let (input, output) = (tools.topic("copier-in", 2_000), tools.topic("copier-out", 0));
-    // It goes by a partition's end, in which it does not expect a group: one copier for each.
-    for (partition, (_, records)) in ends(&tools, &input) {
+    // The copier stops at the end of one partition: run one copier, with a group of its own, for
+    // each.
+    for (partition, records) in partition_ends(&tools, &input) {
         let copied = tools.tool.run(&[
             COPIER,
             "--broker-list",
@@ -388,33 +396,31 @@ fn apache_kafkas_own_transactional_copier() {
         assert_eq!(copied.last().unwrap()["consumed"], records, "{copied:?}");
     }
     assert_copied_once(tools.kafka, &output, 2_000, "line ");
-    assert!(tools.kafka.ends(&output).written > 2_000);
+    assert!(tools.kafka.end_offsets(&output).high_watermark > 2_000);
 }
 
-/// For each partition that has records, their first and last offsets.
-fn ends(tools: &Tools, topic: &str) -> BTreeMap<u32, (u64, u64)> {
+/// The log end offset of each partition that has records.
+fn partition_ends(tools: &Tools, topic: &str) -> BTreeMap<u32, u64> {
     let listed = tools.run(OFFSETS, &["--topic", topic, "--time", "-1"]);
     let rows = listed.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    rows.map(|columns| (number(columns[1]) as u32, (0, number(columns[2])))).filter(|(_, (_, end))| *end > 0).collect()
+    rows.map(|columns| (number(columns[1]) as u32, number(columns[2]))).filter(|(_, end)| *end > 0).collect()
 }
 
-#[test]
-fn the_java_client_copies_exactly_once() {
-    let (tools, java) = (need!(Tools::find()), need!(Tool::find("kafka-java")));
+fn the_java_client_copies_exactly_once(kind: BrokerKind) {
+    let (tools, java) = (need!(Tools::find(kind)), need!(Tool::find("kafka-java")));
     let (kafka, group) = (tools.kafka, unique("java"));
     let (input, output) = (tools.topic("java-in", 5_000), tools.topic("java-out", 0));
     let copied = java.run(&["TransactionalCopy", kafka.brokers(), &input, &output, &group, "2", "5000"]);
-    let told = copied.lines().last().unwrap();
-    assert!(told.starts_with("committed=5000 ") && told.ends_with("fenced=true"), "{copied}");
+    let result = copied.lines().last().unwrap();
+    assert!(result.starts_with("committed=5000 ") && result.ends_with("fenced=true"), "{copied}");
     assert_copied_once(kafka, &output, 5_000, "copy of line ");
-    assert_eq!(tools.offsets(&group).values().map(|(offset, _)| offset).sum::<u64>(), 5_000);
-    // What was aborted is there, for those who want to see it.
-    assert!(kafka.ends(&output).written > 5_000 + 500, "{:?}", kafka.ends(&output));
+    assert_eq!(tools.group_offsets(&group).values().map(|(offset, _)| offset).sum::<u64>(), 5_000);
+    // An uncommitted read still sees the aborted records.
+    assert!(kafka.end_offsets(&output).high_watermark > 5_000 + 500, "{:?}", kafka.end_offsets(&output));
 }
 
-#[test]
-fn franz_go_copies_exactly_once() {
-    let (kafka, franz) = (need!(Kafka::shared()), need!(Tool::find("franz-go")));
+fn franz_go_copies_exactly_once(kind: BrokerKind) {
+    let (kafka, franz) = (need!(Kafka::shared(kind)), need!(Tool::find("franz-go")));
     let (input, output, group) = (unique("franz-in"), unique("franz-out"), unique("franz"));
     kafka.create_topic(&input, 6);
     kafka.create_topic(&output, 3);
@@ -428,9 +434,8 @@ fn franz_go_copies_exactly_once() {
     assert!(last_number(counted.trim(), '=') > 10_000, "{counted}");
 }
 
-#[test]
-fn kcat_lists_writes_and_reads() {
-    let (kafka, kcat) = (need!(Kafka::shared()), need!(Tool::find("kcat")));
+fn kcat_lists_writes_and_reads(kind: BrokerKind) {
+    let (kafka, kcat) = (need!(Kafka::shared(kind)), need!(Tool::find("kcat")));
     let topic = unique("kcat");
     kafka.create_topic(&topic, 3);
     let run = |arguments: &[&str]| kcat.run(&[&["-b", kafka.brokers()], arguments].concat());
@@ -440,39 +445,39 @@ fn kcat_lists_writes_and_reads() {
 
     let written: String = (0..1_000).map(|number| format!("{number}=value {number}\n")).collect();
     let headers = ["-H", "from=kcat", "-z", "lz4"];
-    kcat.run_on(&written, &[&["-b", kafka.brokers(), "-P", "-t", &topic, "-K", "="], &headers[..]].concat());
+    kcat.run_with_input(&written, &[&["-b", kafka.brokers(), "-P", "-t", &topic, "-K", "="], &headers[..]].concat());
     let format = ["-e", "-q", "-f", "%k=%s %h\n"];
     let read = run(&[&["-C", "-t", &topic, "-o", "beginning"], &format[..]].concat());
     assert_eq!(read.lines().count(), 1_000);
     assert!(read.lines().all(|line| line.ends_with(" from=kcat")), "{read}");
     let without = read.lines().map(|line| line.trim_end_matches(" from=kcat"));
     assert_eq!(set(without), set(written.lines()));
-    // As a group, which goes on where it was.
+    // As a group, which continues at its committed offset.
     let group = ["-G", &unique("kcat"), "-X", "auto.offset.reset=earliest", &topic];
     let first = run(&[&["-c", "400", "-q", "-f", "%s\n"], &group[..]].concat());
     let rest = run(&[&["-e", "-q", "-f", "%s\n"], &group[..]].concat());
     assert_eq!((first.lines().count(), rest.lines().count()), (400, 600));
     assert_eq!(set(first.lines().chain(rest.lines())).len(), 1_000);
-    // The last offset, by time.
+    // The end offset, by timestamp -1.
     let ends: u64 = (0..3)
         .map(|partition| {
-            let told = run(&["-Q", "-t", &format!("{topic}:{partition}:-1")]);
-            last_number(told.trim_end(), ' ')
+            let offset = run(&["-Q", "-t", &format!("{topic}:{partition}:-1")]);
+            last_number(offset.trim_end(), ' ')
         })
         .sum();
     assert_eq!(ends, 1_000);
 }
 
-#[test]
-fn kafkajs_writes_transactions_and_reads_in_a_group() {
-    let (kafka, kafkajs) = (need!(Kafka::shared()), need!(Tool::find("kafkajs")));
+fn kafkajs_writes_transactions_and_reads_in_a_group(kind: BrokerKind) {
+    let (kafka, kafkajs) = (need!(Kafka::shared(kind)), need!(Tool::find("kafkajs")));
     let (topic, group) = (unique("kafkajs"), unique("kafkajs"));
     let output = kafkajs.run(&[kafka.brokers(), &topic, &group]);
-    let told: Value = serde_json::from_str(output.lines().last().unwrap()).unwrap();
-    assert_eq!((&told["created"], &told["group"]), (&Value::from(true), &Value::from("Empty")), "{told}");
-    assert_eq!((&told["seen"], &told["distinct"], &told["aborted"]), (&500.into(), &500.into(), &0.into()), "{told}");
-    assert_eq!(told["sent"], serde_json::json!(["-1", "7", "7"]));
-    // Behind by the marker of the last transaction at most.
-    assert!(told["behind"].as_u64().unwrap() <= 1, "{told}");
+    let report: Value = serde_json::from_str(output.lines().last().unwrap()).unwrap();
+    assert_eq!((&report["created"], &report["group"]), (&Value::from(true), &Value::from("Empty")), "{report}");
+    let read = (&report["seen"], &report["distinct"], &report["aborted"]);
+    assert_eq!(read, (&500.into(), &500.into(), &0.into()), "{report}");
+    assert_eq!(report["sent"], serde_json::json!(["-1", "7", "7"]));
+    // The lag is at most the marker of the last transaction.
+    assert!(report["lag"].as_u64().unwrap() <= 1, "{report}");
     assert_eq!(kafka.count(&topic), 500);
 }

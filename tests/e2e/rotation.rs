@@ -1,26 +1,28 @@
-//! Logs that are rotated, while the worker runs and while it does not.
+//! Logs that are rotated while the worker runs and while it is down.
 
 use trunkline_tests::{Case, Kafka, LogWriter, Reader, need};
 
-use crate::{LONG, access_logs, assert_all_arrives, wait_for_rows};
+use crate::{LONG, access_logs, assert_all_arrives, stop, wait_for_rows};
 
-/// Rotated logs match as well: they are known files under a new name, and nothing of them may come twice.
+/// The glob matches rotated logs too: they are known files under a new name, and none of their
+/// lines may arrive a second time.
 fn pipeline() -> String {
     access_logs().replace("logs/*.log", "logs/access.log*")
 }
 
 #[test]
-fn rotation_while_running_loses_and_doubles_nothing() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+fn rotation_while_running_loses_and_duplicates_nothing() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
     let case = Case::new("rotation", kafka);
     let path = |name: &str| case.path("logs").join(name);
     let mut log = LogWriter::new(path("access.log"), 400);
     log.append(2_000);
     case.pipeline("access", &pipeline());
-    let mut worker = case.start("a", &[]);
+    let worker = case.start("a", &[]);
     wait_for_rows(&reader, &case.path("lake"), 1);
 
-    // logrotate with `create` and `delaycompress`, right after lines were written: the worker is not at the end of the file.
+    // logrotate's `create` and `delaycompress` directly after lines are written: the worker has not
+    // reached the end of the file.
     log.append(10_000);
     log.rotate(&path("access.log.1"));
     log.append(2_000);
@@ -28,21 +30,18 @@ fn rotation_while_running_loses_and_doubles_nothing() {
     LogWriter::gzip(&path("access.log.1"));
     log.append(2_000);
 
-    // `copytruncate`: the copy has lines which the worker may not have read before the truncation.
+    // `copytruncate`: the copy has lines that the worker may not have read before the truncation.
     log.copy_truncate(&path("access.log.2"));
     log.append(2_000);
     wait_for_rows(&reader, &case.path("lake"), log.lines());
-    assert!(worker.runs(), "{}", worker.stderr());
-    worker.sigterm();
-    let exit = worker.wait(LONG);
-    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    stop(worker);
 
     assert_all_arrives(&case, &reader, &log);
 }
 
 #[test]
-fn files_rotated_while_the_worker_was_down_are_finished() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+fn files_rotated_while_the_worker_was_down_are_read_to_their_end() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
     let case = Case::new("rotated-down", kafka);
     let path = |name: &str| case.path("logs").join(name);
     let mut log = LogWriter::new(path("access.log"), 401);
@@ -62,8 +61,8 @@ fn files_rotated_while_the_worker_was_down_are_finished() {
 }
 
 #[test]
-fn a_packed_log_is_read() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+fn a_compressed_log_is_read() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
     let case = Case::new("gzip", kafka);
     let path = |name: &str| case.path("logs").join(name);
     let mut log = LogWriter::new(path("access.log"), 402);

@@ -2,13 +2,21 @@
 
 use std::time::Duration;
 
-use trunkline_tests::{BusyWriter, Case, Fault, Kafka, LogWriter, Reader, S3, S3Faults, Worker, need, wait};
+use trunkline_tests::{
+    BrokerKind, BusyWriter, Case, Fault, Kafka, LogWriter, Process, Reader, S3, S3Faults, need, wait,
+};
 
-use crate::{LONG, access_logs, access_logs_to_s3, assert_counted, assert_every_line_once, wait_for_rows};
+use crate::{LONG, access_logs, access_logs_to_s3, assert_counted, assert_every_line_once, stop, wait_for_rows};
 
-#[test]
-fn two_workers_share_a_pipeline_and_one_is_killed() {
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+on_each_broker!(
+    the_other_worker_continues_when_one_is_killed,
+    a_stopped_worker_leaves_its_groups,
+    a_single_worker_continues_after_its_session_ended,
+    a_worker_starts_while_other_tasks_commit_continuously,
+);
+
+fn the_other_worker_continues_when_one_is_killed(kind: BrokerKind) {
+    let (kafka, reader) = (need!(Kafka::shared(kind)), need!(Reader::find()));
     let case = Case::new("two-workers", kafka);
     let mut log = LogWriter::new(case.path("logs/access.log"), 600);
     log.append(5_000);
@@ -18,15 +26,12 @@ fn two_workers_share_a_pipeline_and_one_is_killed() {
     wait_for_rows(&reader, &case.path("lake"), 5_000);
     log.append(10_000);
     wait_for_rows(&reader, &case.path("lake"), 5_001);
-    assert!(first.runs() && second.runs(), "{}\n{}", first.stderr(), second.stderr());
+    assert!(first.is_running() && second.is_running(), "{}\n{}", first.stderr(), second.stderr());
     first.kill9();
 
-    // The other one takes all over, without being told.
     log.append(5_000);
     wait_for_rows(&reader, &case.path("lake"), log.lines());
-    second.sigterm();
-    let exit = second.wait(LONG);
-    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    stop(second);
 
     let summary = case.until_idle("b", LONG);
     assert_counted(&summary, &case, log.lines(), 0);
@@ -34,73 +39,66 @@ fn two_workers_share_a_pipeline_and_one_is_killed() {
     assert_eq!(kafka.count(&format!("{}.web", case.name())), log.lines());
 }
 
-/// A static member that only closes is kept in its groups for 10 s, in which nobody has its partitions.
-#[test]
-fn a_worker_that_is_stopped_leaves_its_groups() {
+/// A static member that only closes its consumer stays in its groups until its session ends, after
+/// 10 s. Until then its partitions are unassigned.
+fn a_stopped_worker_leaves_its_groups(kind: BrokerKind) {
     const BEFORE_THE_SESSION_ENDS: Duration = Duration::from_secs(7);
-    let (kafka, reader) = (need!(Kafka::shared()), need!(Reader::find()));
+    let (kafka, reader) = (need!(Kafka::shared(kind)), need!(Reader::find()));
     let case = Case::new("leaving", kafka);
     let mut log = LogWriter::new(case.path("logs/access.log"), 602);
     log.append(1_000);
     case.pipeline("access", &access_logs());
-    let mut worker = case.start("a", &[]);
+    let worker = case.start("a", &[]);
     wait_for_rows(&reader, &case.path("lake"), 1_000);
-    let members = || kafka.members(case.name());
-    let joined = wait::until("the groups can be seen", LONG, members);
+    let members = || kafka.group_members(case.name());
+    let joined = wait::until("the broker lists the groups", LONG, members);
     assert!(joined.len() == 2 && joined.values().all(|count| *count == 1), "{joined:?}");
-    worker.sigterm();
-    let exit = worker.wait(LONG);
-    assert_eq!(exit.code, Some(0), "{}", exit.describe());
-    let nobody = || members()?.values().all(|count| *count == 0).then_some(());
-    wait::until("nobody is in a group", BEFORE_THE_SESSION_ENDS, nobody);
+    stop(worker);
+    let are_empty = || members()?.values().all(|count| *count == 0).then_some(());
+    wait::until("the groups have no members", BEFORE_THE_SESSION_ENDS, are_empty);
 }
 
-/// Its session runs out, and nobody is there to take its tasks over: they come back to it, and it goes on with all of them.
-#[test]
-fn a_lone_worker_that_hung_goes_on_where_it_was() {
-    let kafka = need!(Kafka::shared());
-    let case = Case::new("lone", kafka);
+/// When its session ends, no other worker takes its tasks: they are assigned to it again.
+fn a_single_worker_continues_after_its_session_ended(kind: BrokerKind) {
+    let kafka = need!(Kafka::shared(kind));
+    let case = Case::new("single", kafka);
     let mut text = "name = \"$NAME\"\n".to_owned();
-    // Of several that are stopped together some have stopped before others are asked.
+    // Several sources: some have stopped before others receive the request to stop.
     let sources = ["one", "two", "three", "four"];
     for name in sources {
         text += &format!("[sources.{name}]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/{name}.log\"]\n");
     }
-    case.pipeline("lone", &text);
+    case.pipeline("single", &text);
     let mut logs = sources.map(|name| LogWriter::new(case.path(&format!("logs/{name}.log")), 1));
-    let arrive = |logs: &[LogWriter], worker: &Worker| {
+    let wait_until_read = |logs: &[LogWriter], worker: &mut Process| {
         wait::until("all lines are in their topics", LONG, || {
+            assert!(worker.is_running(), "{}", worker.stderr());
             let mut pairs = sources.iter().zip(logs);
             pairs.all(|(name, log)| kafka.count(&format!("{}.{name}", case.name())) == log.lines()).then_some(())
         });
-        worker.stderr()
     };
     let mut worker = case.start("a", &[]);
     logs.iter_mut().for_each(|log| log.append(100));
-    arrive(&logs, &worker);
+    wait_until_read(&logs, &mut worker);
     worker.sigstop();
     let tasks = format!("{}.tasks", case.name());
-    let nobody = || kafka.members(&tasks)?.values().all(|count| *count == 0).then_some(());
-    wait::until("its session is over", LONG, nobody);
+    let members = || Some(kafka.group_members(&tasks)?.values().sum::<usize>());
+    wait::until("the worker's session has ended", LONG, || (members()? == 0).then_some(()));
     worker.sigcont();
-    // Not what it had in its hands when it was stopped: what comes after it has been told.
-    wait::until("it hears that its leases are gone", LONG, || {
-        worker.stderr().contains("its lease is gone").then_some(())
-    });
+    // It joins again after it has given up its leases. The lines must come after that.
+    wait::until("the worker has joined again", LONG, || (members()? == 1).then_some(()));
     logs.iter_mut().for_each(|log| log.append(100));
-    let said = arrive(&logs, &worker);
-    assert!(worker.runs(), "{said}");
-    worker.sigterm();
-    let exit = worker.wait(LONG);
-    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    wait_until_read(&logs, &mut worker);
+    stop(worker);
 }
 
-/// All tasks of a cluster share the topics in which their state is: one that starts must find its own while others write all the time.
-#[test]
-fn a_worker_starts_while_others_write_all_the_time() {
-    const BEFORE_READING_IS_GIVEN_UP: Duration = Duration::from_secs(50);
-    let (kafka, reader) = (need!(Kafka::start()), need!(Reader::find()));
-    let case = Case::new("beside-others", &kafka);
+/// All tasks of a cluster share the state topics. A starting task must find its own state while
+/// other tasks write to them.
+fn a_worker_starts_while_other_tasks_commit_continuously(kind: BrokerKind) {
+    const BEFORE_THE_READ_TIMEOUT: Duration = Duration::from_secs(50);
+    // A broker of its own: the records of the busy writer are no valid state.
+    let (kafka, reader) = (need!(Kafka::start(kind)), need!(Reader::find()));
+    let case = Case::new("busy-state", &kafka);
     let mut log = LogWriter::new(case.path("logs/access.log"), 604);
     log.append(1_000);
     case.pipeline("access", &access_logs());
@@ -108,23 +106,23 @@ fn a_worker_starts_while_others_write_all_the_time() {
 
     let _busy = ["_trunkline.checkpoints", "_trunkline.intents"].map(|topic| BusyWriter::start(&kafka, topic, 8));
     log.append(1_000);
-    let summary = case.until_idle("a", BEFORE_READING_IS_GIVEN_UP);
+    let summary = case.until_idle("a", BEFORE_THE_READ_TIMEOUT);
     assert_counted(&summary, &case, log.lines(), 0);
     assert_every_line_once(&reader, &case.path("lake"), &log);
 }
 
 #[test]
-fn a_failing_sink_leaves_all_others_alone() {
-    let (kafka, reader, s3) = (need!(Kafka::shared()), need!(Reader::find()), need!(S3::start()));
+fn a_failing_sink_does_not_affect_other_sinks_and_pipelines() {
+    let (kafka, reader, s3) = (need!(Kafka::any()), need!(Reader::find()), need!(S3::shared()));
     let case = Case::new("two-pipelines", kafka);
-    let bucket = s3.bucket("lake");
+    let bucket = s3.bucket(case.name());
     let faults = S3Faults::start(&s3.address());
-    let refused = faults.from_now("", "", Fault::Status(403));
+    let refusal = faults.from_now("", "", Fault::Status(403));
     let mut log = LogWriter::new(case.path("logs/access.log"), 601);
     log.append(5_000);
-    // The first pipeline has a sink that fails beside one that works; the second one reads the same files.
-    let beside = "[sinks.copy]\nconnector = \"s3\"\ninputs = [\"clean\"]\nurl = \"file://$DIR/copy\"\nrotate = { idle = \"500ms\" }\n";
-    case.pipeline("first", &(access_logs_to_s3(faults.address()) + beside));
+    // The first pipeline has a failing sink and a working one; the second reads the same files.
+    let working = "[sinks.copy]\nconnector = \"s3\"\ninputs = [\"clean\"]\nurl = \"file://$DIR/copy\"\nrotate = { idle = \"500ms\" }\n";
+    case.pipeline("first", &(access_logs_to_s3(faults.address()) + working));
     case.pipeline("second", &access_logs().replace("$NAME", "$NAME-second"));
 
     let mut worker = case.start("a", &[]);
@@ -134,16 +132,14 @@ fn a_failing_sink_leaves_all_others_alone() {
     assert_eq!(reader.read(&bucket.join("logs"), &[]).rows, 0);
     log.append(5_000);
     wait_for_rows(&reader, &case.path("lake"), 10_000);
-    assert!(worker.runs(), "{}", worker.stderr());
+    assert!(worker.is_running(), "{}", worker.stderr());
 
-    refused.lift();
+    refusal.end();
     wait_for_rows(&reader, &bucket.join("logs"), 10_000);
-    worker.sigterm();
-    let exit = worker.wait(LONG);
-    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    stop(worker);
 
     let summary = case.until_idle("a", LONG);
-    // Two sinks read through `clean`, which therefore runs, and counts, in both.
+    // Two sinks read `clean`: it runs, and counts, in both.
     let clean = summary.of(case.name(), "clean");
     assert_eq!((clean.input, clean.output), (2 * log.lines(), 2 * log.lines()));
     assert_eq!(summary.of(case.name(), "lake").output, log.lines());
