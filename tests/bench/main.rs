@@ -1,9 +1,10 @@
-//! Benchmarks: see `tests/bench/run`. Each figure is measured together with a limit or a
-//! peer in the same run, because absolute figures mean little on a shared machine.
+//! Benchmarks: see `tests/bench/run`. Each figure is measured together with a limit, a peer or a
+//! baseline in the same run, because absolute figures mean little on a shared machine.
 
 // A benchmark that meets an error has no result.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod baseline;
 mod broker;
 mod change_latency;
 mod client;
@@ -20,6 +21,7 @@ mod records;
 mod scaling;
 mod table;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -34,8 +36,10 @@ use crate::table::Table;
 const ROWS: [&str; 9] =
     ["none", "combined", "parquet", "mask", "parser", "plugin", "latency", "bento-log", "bento-lake"];
 const USAGE: &str = "usage: tests/bench/run [all | ROW..] [--seconds N] [--rounds N]
+       tests/bench/run --baseline FOLDER [ROW..] [--seconds N] [--rounds N]
        tests/bench/run scaling [GROUP..]
-       tests/bench/run broker [RECORDS]";
+       tests/bench/run broker [RECORDS]
+       tests/bench/run figure (parser | plugin) [--seconds N] [--rounds N]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,12 +52,17 @@ fn main() -> ExitCode {
             Some(scaling::run_all(groups))
         }
         ["scaling", ..] => None,
-        rows => Selection::parse(rows).map(|selection| run(&selection.rows_or_all(), selection.sampling)),
+        ["figure", row, rest @ ..] => Selection::parse(rest).and_then(|selection| figure(row, selection.sampling)),
+        rows => Selection::parse(rows).and_then(|selection| match &selection.baseline {
+            Some(folder) => baseline::run(folder, &selection.rows, selection.sampling),
+            None => Some(run(&selection.rows_or_all(), selection.sampling)),
+        }),
     };
     ran.unwrap_or_else(|| {
         eprintln!(
-            "{USAGE}\nROW: pipeline (the first six), mysql (all from mysql-snapshot), or {}\nGROUP: {}",
+            "{USAGE}\nROW: pipeline (the first six), mysql (all from mysql-snapshot), or {}\nROW with --baseline: {}\nGROUP: {}",
             [ROWS.as_slice(), &mysql::ROWS].concat().join(", "),
+            baseline::ROWS.join(", "),
             scaling::GROUPS.join(", ")
         );
         ExitCode::from(2)
@@ -64,12 +73,14 @@ fn main() -> ExitCode {
 struct Selection<'a> {
     rows: Vec<&'a str>,
     sampling: Sampling,
+    /// The folder with the binaries of the baseline.
+    baseline: Option<PathBuf>,
 }
 
 impl<'a> Selection<'a> {
     fn parse(mut words: &[&'a str]) -> Option<Self> {
         let sampling = Sampling { run: Duration::from_secs(30), rounds: 3 };
-        let mut this = Self { rows: Vec::new(), sampling };
+        let mut this = Self { rows: Vec::new(), sampling, baseline: None };
         loop {
             words = match words {
                 [] => return Some(this),
@@ -79,6 +90,10 @@ impl<'a> Selection<'a> {
                 }
                 ["--rounds", rounds, rest @ ..] => {
                     this.sampling.rounds = rounds.parse().ok().filter(|rounds| *rounds > 0)?;
+                    rest
+                }
+                ["--baseline", folder, rest @ ..] => {
+                    this.baseline = Some(PathBuf::from(folder));
                     rest
                 }
                 ["all", rest @ ..] => {
@@ -104,6 +119,17 @@ impl<'a> Selection<'a> {
     fn rows_or_all(&self) -> Vec<&'a str> {
         if self.rows.is_empty() { ROWS.into_iter().chain(mysql::ROWS).collect() } else { self.rows.clone() }
     }
+}
+
+/// Prints the figures of a row that measures this process, one per round: for `--baseline`.
+fn figure(row: &str, sampling: Sampling) -> Option<ExitCode> {
+    let row = match row {
+        "parser" => parser::row(sampling),
+        "plugin" => plugin::row(sampling),
+        _ => return None,
+    };
+    row.measured.iter().for_each(|value| println!("{value}"));
+    Some(ExitCode::SUCCESS)
 }
 
 fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
