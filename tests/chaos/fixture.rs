@@ -163,7 +163,7 @@ impl<'a> Fixture<'a> {
             let source = format!("{}.shop", self.case.name());
             let exit = self.case.run_command("snapshot", &[&source], &["--tables", "shop.*"], LIMIT);
             // The first snapshot may not have begun yet.
-            let too_early = exit.stderr.contains("a snapshot has read none yet");
+            let too_early = exit.stderr.contains("[mysql.tables]");
             assert!(exit.code == Some(0) || too_early, "{}", exit.describe());
         }
     }
@@ -215,7 +215,7 @@ impl<'a> Fixture<'a> {
     /// Stops a worker with SIGTERM; it must exit with 0.
     pub(crate) fn stop(&mut self, mut worker: Process) {
         // Until then it may not have installed its signal handler.
-        wait::within(LIMIT / 8, || worker.stderr().contains("claimed").then_some(()));
+        wait::within(LIMIT / 8, || worker.stderr().contains(" partitions=").then_some(()));
         worker.sigterm();
         wait::within(LIMIT, || {
             let runs = worker.is_running();

@@ -2,7 +2,7 @@
 
 use trunkline_tests::{Case, Kafka, LogWriter, Reader, need, test_plugin};
 
-use crate::{LONG, access_logs, assert_counted, assert_every_line_once};
+use crate::{LONG, SOURCE, access_logs, assert_counted, assert_every_line_once};
 
 #[test]
 fn malformed_lines_go_to_the_dead_letter_topic() {
@@ -63,4 +63,47 @@ fn a_record_that_traps_the_plugin_goes_to_the_dead_letter_topic() {
     assert_eq!(letter.header("__connect.errors.topic"), format!("{}.web", case.name()));
     assert!(letter.header("__connect.errors.connector.name").contains("clean"), "{:?}", letter.headers);
     assert!(!letter.header("__connect.errors.exception.message").is_empty());
+}
+
+const TWO_SINKS: &str = r#"
+[transforms.clean]
+inputs = ["web"]
+plugin = "$PLUGIN"
+config = { reject_on = '/bad"' }
+
+[sinks.lake]
+connector = "s3"
+inputs = ["clean"]
+url = "file://$DIR/lake"
+
+[sinks.copy]
+connector = "s3"
+inputs = ["clean"]
+url = "file://$DIR/copy"
+"#;
+
+/// A transform with two readers runs once: 39 rejected records are 39 dead letters, not 78.
+#[test]
+fn a_transform_with_two_sinks_dead_letters_each_record_once() {
+    const BAD: u64 = 39;
+    let (kafka, reader, plugin) = (need!(Kafka::any()), need!(Reader::find()), test_plugin());
+    let case = Case::new("two-sinks", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 202);
+    log.append(1_000);
+    for _ in 0..BAD {
+        log.append_raw(b"10.0.0.1 - - [01/Mar/2026:00:00:00 +0000] \"GET /bad HTTP/1.1\" 200 5 \"-\" \"-\"\n");
+    }
+    case.pipeline("access", &[SOURCE, TWO_SINKS].concat().replace("$PLUGIN", plugin.to_str().unwrap()));
+
+    let summary = case.until_idle("a", LONG);
+
+    let clean = summary.of(case.name(), "clean");
+    assert_eq!((clean.input, clean.output, clean.dead_lettered), (1_000 + BAD, 1_000, BAD));
+    assert_eq!(kafka.count(&format!("{}.dead-letters", case.name())), BAD);
+    assert_eq!(kafka.count(&format!("{}.clean", case.name())), 1_000);
+    for sink in ["lake", "copy"] {
+        let counters = summary.of(case.name(), sink);
+        assert_eq!((counters.input, counters.output, counters.dead_lettered), (1_000, 1_000, 0), "{sink}");
+        assert_every_line_once(&reader, &case.path(sink), &log);
+    }
 }

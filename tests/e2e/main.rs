@@ -34,6 +34,7 @@ macro_rules! on_each_broker {
 mod broker_client;
 mod brokers;
 mod clients;
+mod cloned;
 mod crashes;
 mod dead_letters;
 mod lost_replies;
@@ -42,6 +43,7 @@ mod outages;
 mod pipeline;
 mod reload;
 mod rotation;
+mod secured;
 mod several_workers;
 mod shop;
 mod transforms;

@@ -8,6 +8,7 @@ use trunkline_tests::{
     wait,
 };
 
+use crate::worker_log::waits_for_brokers;
 use crate::{
     LONG, access_logs, access_logs_to_s3, assert_all_arrives, assert_counted, assert_every_line_once, stop,
     wait_for_rows,
@@ -77,7 +78,7 @@ fn clients_recover_from_metadata_without_brokers(kind: BrokerKind) {
     case.pipeline("more", &access_logs().replace("$NAME", "$NAME-more").replace("$DIR/lake", "$DIR/more"));
     worker.sighup();
     wait::until("the shared client received metadata without brokers", LONG, || {
-        (faults.applied() > before && worker.stderr().contains("cannot prepare topics")).then_some(())
+        (faults.applied() > before && waits_for_brokers(&worker.stderr())).then_some(())
     });
     faults.clear();
     log.append(5_000);

@@ -71,6 +71,10 @@ fn the_pipeline_of_the_readme_runs() {
     let found = reader.compare(&case.path("lake"), &[&log]);
     assert_eq!((found.missing_total, found.extra_total, found.unparsed), (Some(0), Some(0), Some(1)), "{found:?}");
     assert_eq!(kafka.count("access-logs.dead-letters"), 1);
+    // The pipeline masks before the topic.
+    let topic = kafka.read("access-logs.web");
+    assert_eq!(topic.len(), 1_999);
+    assert!(topic.iter().all(|record| record.json()["remote_addr"] == "***"), "the topic has clear addresses");
 }
 
 #[test]

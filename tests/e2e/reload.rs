@@ -191,13 +191,13 @@ fn a_failed_stage_is_restarted_by_a_reload_on_request() {
     std::fs::write(&bad, "this is no line of an access log\n").unwrap();
     case.pipeline("access", &access_logs().replace("parser = ", "on_error = \"stop\"\nparser = "));
     let mut worker = case.start("a", &[]);
-    worker_log::wait_for("the stage has stopped", &mut worker, |log| log.contains("stopped; its position is kept"));
+    let [web, lake] = stages(case.name(), ["web", "lake"]);
+    worker_log::wait_for("the source has failed", &mut worker, |log| worker_log::has_failed(log, &web));
     // The cause is fixed outside of the pipeline file, which does not change.
     std::fs::remove_file(&bad).unwrap();
     let mut log = LogWriter::new(case.path("logs/access.log"), 804);
     log.append(1_000);
     worker.sighup();
-    let [web, lake] = stages(case.name(), ["web", "lake"]);
     Reload::restarting([&web], [&lake]).wait_for(&mut worker);
     wait_for_rows(&reader, &case.path("lake"), 1_000);
     stop(worker);
@@ -215,7 +215,7 @@ fn a_reload_waits_for_brokers_that_are_down(kind: BrokerKind) {
     kafka.kill9();
     case.pipeline("more", &more_access_logs());
     worker.sighup();
-    worker_log::wait_for("the topics cannot be prepared", &mut worker, |log| log.contains("cannot prepare topics"));
+    worker_log::wait_for("the brokers are down", &mut worker, worker_log::waits_for_brokers);
     kafka.restart();
     wait_for_rows(&reader, &case.path("more"), 1_000);
     log.append(1_000);

@@ -16,6 +16,16 @@ pub(crate) fn wait_for(what: &str, worker: &mut Process, condition: impl Fn(&str
     assert!(met.is_some(), "not in the worker's log: {what}\n{}", worker.stderr());
 }
 
+/// The stage has failed, and is not retried.
+pub(crate) fn has_failed(log: &str, stage: &str) -> bool {
+    lines_of(log, stage).any(|line| line.contains("ERROR"))
+}
+
+/// The topics of the pipelines cannot be created yet: the worker retries, and names the brokers.
+pub(crate) fn waits_for_brokers(log: &str) -> bool {
+    log.lines().any(|line| line.contains("WARN") && line.contains(" brokers="))
+}
+
 /// A task was fenced: another worker runs it.
 pub(crate) fn was_fenced(log: &str) -> bool {
     log.contains("[worker.fenced]") || log.contains("[kafka.fenced]")
@@ -29,7 +39,7 @@ pub(crate) fn is_assigned(log: &str, stage: &str) -> bool {
 /// How often the stage was started: a source when it has its lease, a sink when it is assigned
 /// partitions.
 pub(crate) fn starts(log: &str, stage: &str) -> usize {
-    lines_of(log, stage).filter(|line| line.contains("this worker runs it") || line.contains(" partitions=")).count()
+    lines_of(log, stage).filter(|line| line.contains("owns its lease") || line.contains(" partitions=")).count()
 }
 
 fn lines_of<'a>(log: &'a str, stage: &str) -> impl Iterator<Item = &'a str> {
@@ -66,21 +76,19 @@ impl Reload {
         wait_for(&format!("{self:?}"), worker, |log| reloads(log).any(|reload| reload == *self));
     }
 
+    /// Parses `started=[..] restarted=[..] stopped=[..] unchanged=[..]`.
     fn parse(line: &str) -> Option<Self> {
-        let (_, changes) = line.split_once("pipeline files were read: ")?;
-        let mut reload = Self::default();
-        for part in changes.split("; ") {
-            let (what, names) = part.split_once(": ").unwrap_or((part, ""));
-            let names = names.split(", ").map(str::to_owned).collect();
-            match what {
-                "starts" => reload.started = names,
-                "starts anew" => reload.restarted = names,
-                "stops" => reload.stopped = names,
-                "goes on undisturbed" => reload.unchanged = names,
-                _ => {}
-            }
-        }
-        Some(reload)
+        let list = |name: &str| {
+            let (_, rest) = line.split_once(&format!(" {name}=["))?;
+            let (names, _) = rest.split_once(']')?;
+            Some(names.split(", ").filter(|name| !name.is_empty()).map(str::to_owned).collect())
+        };
+        Some(Self {
+            started: list("started")?,
+            restarted: list("restarted")?,
+            stopped: list("stopped")?,
+            unchanged: list("unchanged")?,
+        })
     }
 }
 

@@ -224,6 +224,11 @@ impl KafkaClient {
         assert!(created.iter().all(Result::is_ok), "{created:?}");
     }
 
+    /// Whether a topic exists.
+    pub fn has_topic(&self, topic: &str) -> bool {
+        partition_count(&self.consumer("read_committed"), topic) > 0
+    }
+
     /// All committed records of a topic. A topic that does not exist has none.
     pub fn read(&self, topic: &str) -> Vec<Record> {
         let mut records = Vec::new();

@@ -1,7 +1,7 @@
 //! The test harness: real servers, worker processes, logs that are written and rotated, and
 //! independent readers.
 //!
-//! * [`Kafka`], [`KafkaCluster`], [`S3`] and [`Mysql`] start real servers through the scripts in
+//! * [`Kafka`], [`KafkaCluster`], [`SecuredKafka`], [`S3`] and [`Mysql`] start real servers through the scripts in
 //!   `tests/services`. They end with the test process, however it ends. Tests share them where
 //!   isolation allows (`shared`): each test has its own topics, buckets and databases.
 //! * [`S3Faults`] is a proxy for an S3 server that breaks selected requests. [`KafkaFaults`] is a
@@ -32,6 +32,7 @@ mod random;
 mod reader;
 mod s3;
 mod s3_faults;
+mod secured_kafka;
 mod server;
 mod skip;
 mod summary;
@@ -51,6 +52,7 @@ pub use random::Random;
 pub use reader::{LakeContents, Reader};
 pub use s3::S3;
 pub use s3_faults::{Fault, FaultWindow, Request, S3Faults};
+pub use secured_kafka::SecuredKafka;
 pub use skip::Skip;
 pub use summary::{Counters, Summary};
 pub use tool::Tool;
