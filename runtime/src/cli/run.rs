@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use trunkline_connector::Domain;
@@ -120,8 +121,9 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     }
 }
 
-/// Loads the first set. A worker that follows leaves bad files of a folder out, so that one of them does not keep the others from running (I7); a
-/// run until idle is a job, which is done whole or not at all.
+/// Loads the first set. A worker that follows leaves bad files of a folder out, so that one of them
+/// does not keep the others from running (I7); a run until idle is a job, which is done whole or
+/// not at all.
 fn load(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
     let Loaded { pipelines, problems, .. } = reader.read();
     if pipelines.is_empty() || args.until_idle && !problems.is_empty() {
@@ -154,11 +156,24 @@ fn report(args: &RunArgs, outcome: &worker::RunReport) -> ExitCode {
     }
 }
 
-/// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. The second signal ends the process at once.
+/// Signals within this time are one request.
+const SAME_SIGNAL: Duration = Duration::from_millis(200);
+
+/// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. The second signal ends the
+/// process at once.
 async fn stop_on_signals(mut signals: StopSignals, stop: Stop) {
     signals.next().await;
     tracing::info!("stopping; a second signal ends the process at once");
     stop.set();
+    // Tools such as `timeout` send the first signal twice, to the process and to its group.
+    let same = tokio::time::sleep(SAME_SIGNAL);
+    tokio::pin!(same);
+    loop {
+        tokio::select! {
+            () = &mut same => break,
+            () = signals.next() => {}
+        }
+    }
     signals.next().await;
     eprintln!("stopped by a second signal: records that were not committed are read again at the next start");
     exit_at_once(Exit::Runtime);
@@ -166,7 +181,8 @@ async fn stop_on_signals(mut signals: StopSignals, stop: Stop) {
 
 /// Ends the process without waiting for its threads.
 fn exit_at_once(exit: Exit) -> ! {
-    // SAFETY: the call ends the process and touches no memory of it. Nothing is buffered: stderr is not, and stdout is flushed.
+    // SAFETY: the call ends the process and touches no memory of it. Nothing is buffered: stderr is
+    // not, and stdout is flushed.
     unsafe { libc::_exit(exit.code()) }
 }
 

@@ -12,7 +12,8 @@ fn two_workers_with_one_id_are_reported_and_one_of_them_stops() {
     let case = Case::new("cloned", kafka);
     LogWriter::new(case.path("logs/access.log"), 800).append(100);
     case.pipeline("web", SOURCE);
-    let owns_its_lease = |worker: &Worker| worker.stderr().contains("starting: this worker owns its lease").then_some(());
+    let owns_its_lease =
+        |worker: &Worker| worker.stderr().contains("starting: this worker owns its lease").then_some(());
     let mut first = case.start("a", &[]);
     wait::until("the first worker owns its lease", LONG, || owns_its_lease(&first));
     fs::create_dir(case.path("data-b")).unwrap();
