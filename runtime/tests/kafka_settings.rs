@@ -88,3 +88,23 @@ fn every_verb_that_reaches_kafka_reports_wrong_properties() {
     let snapshot = ["snapshot", "web.logs", "web.toml", "--tables", "a.b"];
     assert_reported(run(folder.path(), &snapshot, &[]), "did you mean `sasl.password`?");
 }
+
+#[test]
+fn files_that_cannot_be_used_are_reported_with_property_and_path() {
+    let tls = "[kafka]\n\"security.protocol\" = \"ssl\"\n";
+    let missing = folder(&format!("{tls}\"ssl.ca.location\" = \"/no/such/ca.pem\"\n"));
+    assert_reported(run(missing.path(), &JOB, &[]), "`ssl.ca.location`: /no/such/ca.pem: No such file");
+
+    let garbage = folder("");
+    let path = garbage.path().join("client.key");
+    std::fs::write(&path, "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n")
+        .unwrap();
+    let settings = format!("{tls}\"ssl.key.location\" = \"{}\"\n\"ssl.key.password\" = \"hunter2\"\n", path.display());
+    std::fs::write(garbage.path().join("trunkline.toml"), settings).unwrap();
+    let (code, output) = run(garbage.path(), &JOB, &[]);
+    assert!(output.contains("ssl.key.location") && output.contains("`ssl.key.password`"), "{output}");
+    assert_reported((code, output), &path.display().to_string());
+
+    let pasted = folder(&format!("{tls}\"ssl.key.location\" = \"-----BEGIN PRIVATE KEY-----\\nhunter2\"\n"));
+    assert_reported(run(pasted.path(), &JOB, &[]), "`ssl.key.pem`");
+}

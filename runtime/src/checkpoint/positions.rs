@@ -80,7 +80,10 @@ fn parse_counters(key: &str, value: &[u8]) -> Result<Counters> {
     serde_json::from_slice(value).map_err(|error| {
         Error::data(
             "checkpoint.unreadable",
-            format!("the row `{key}` of topic `{CHECKPOINTS}` cannot be read as counters ({error}): was it written by a newer version?"),
+            format!(
+                "the row `{key}` of topic `{CHECKPOINTS}` cannot be read as counters ({error}): was it written by a newer \
+                 version?"
+            ),
         )
     })
 }

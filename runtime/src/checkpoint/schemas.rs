@@ -87,7 +87,8 @@ impl SchemaLookup for Schemas {
                     known.by_id.insert(id, Arc::new(schema));
                 }
                 (_, result) => {
-                    tracing::warn!(key = %String::from_utf8_lossy(&key), error = ?result.err(), "a row of topic `{SCHEMAS}` cannot be read as a schema")
+                    let (key, error) = (String::from_utf8_lossy(&key), result.err());
+                    tracing::warn!(%key, ?error, "a row of topic `{SCHEMAS}` cannot be read as a schema");
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! `trunkline run`: runs pipelines until they are idle or the worker is stopped.
 
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -143,12 +144,24 @@ fn report(args: &RunArgs, outcome: &worker::RunReport) -> Exit {
     if outcome.failed.is_empty() && unbalanced.is_empty() { printed } else { Exit::Runtime }
 }
 
+/// Signals within this time are one request.
+const SAME_SIGNAL: Duration = Duration::from_millis(200);
+
 /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. The second signal ends the
 /// process at once.
 async fn stop_on_signals(mut signals: StopSignals, stop: StopSignal) {
     signals.next().await;
     tracing::info!("stopping; a second signal ends the process at once");
     stop.set();
+    // Tools such as `timeout` send the first signal twice, to the process and to its group.
+    let same = tokio::time::sleep(SAME_SIGNAL);
+    tokio::pin!(same);
+    loop {
+        tokio::select! {
+            () = &mut same => break,
+            () = signals.next() => {}
+        }
+    }
     signals.next().await;
     print_error(format_args!(
         "stopped by a second signal: records that were not committed are read again at the next start"
@@ -158,7 +171,8 @@ async fn stop_on_signals(mut signals: StopSignals, stop: StopSignal) {
 
 /// Ends the process without waiting for its threads.
 fn exit_at_once(exit: Exit) -> ! {
-    // SAFETY: the call ends the process and touches no memory of it. Nothing is buffered: stderr is not, and stdout is flushed.
+    // SAFETY: the call ends the process and touches no memory of it. Nothing is buffered: stderr is
+    // not, and stdout is flushed.
     unsafe { libc::_exit(exit.code()) }
 }
 

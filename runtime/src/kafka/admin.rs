@@ -255,7 +255,7 @@ impl Admin {
 }
 
 fn is_connection_error(error: &Error) -> bool {
-    matches!(error.code, "kafka.unreachable" | "kafka.connection_refused")
+    matches!(error.code, "kafka.unreachable" | "kafka.connection_rejected")
 }
 
 /// The request with the largest limit for records, unless the user has chosen one.
@@ -286,8 +286,8 @@ fn small_limit(spec: &TopicSpec, config: &TopicConfig) -> Option<usize> {
 fn describe_small_limit(limit: usize, topics: &[&str]) -> String {
     let names: Vec<String> = topics.iter().map(|topic| format!("`{topic}`")).collect();
     format!(
-        "records of more than {limit} bytes are data errors, because {MAX_MESSAGE_BYTES} of these topics is {limit}: {}. \
-         To raise it: kafka-configs.sh --bootstrap-server BROKER --alter --entity-type topics --entity-name TOPIC \
+        "records of more than {limit} bytes are data errors, because {MAX_MESSAGE_BYTES} of these topics is {limit}: \
+         {}. To raise it: kafka-configs.sh --bootstrap-server BROKER --alter --entity-type topics --entity-name TOPIC \
          --add-config {MAX_MESSAGE_BYTES}={MAX_RECORD_BYTES}",
         names.join(", ")
     )

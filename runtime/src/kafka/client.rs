@@ -126,7 +126,8 @@ impl Cluster {
         Error::config("kafka.settings", format!("cannot create a Kafka client from the settings `kafka`: {reason}"))
     }
 
-    /// Adds the file's path to a reason that names only its property, and the setting for a wrong password.
+    /// Adds the file's path to a reason that names only its property, and the setting for a wrong
+    /// password.
     fn explain_creation(&self, reason: &str) -> String {
         let mut text = reason.to_owned();
         let file =
@@ -165,8 +166,8 @@ impl Cluster {
             self.fenced_members.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned(), Instant::now());
         if last.is_some_and(|last| last.elapsed() < FENCED_AGAIN) {
             let message = format!(
-                "another worker uses this worker's id (group `{group}`, member `{instance}`): its data directory is a copy of this \
-                 one's. Give one of the two workers a new id with --new-worker-id"
+                "another worker uses this worker's id (group `{group}`, member `{instance}`): its data directory is a \
+                 copy of this one's. Give one of the two workers a new id with --new-worker-id"
             );
             return Error::config(DUPLICATE_WORKER, message);
         }
@@ -305,5 +306,41 @@ pub(super) fn classify_code(code: Option<RDKafkaErrorCode>, message: String) -> 
             ),
         ),
         _ => Error::external("kafka.failed", message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ca_location(properties: &[(&str, &str)]) -> Option<String> {
+        let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Cluster::new("b:1", &properties).unwrap().config(&[]).get("ssl.ca.location").map(str::to_owned)
+    }
+
+    #[test]
+    fn certificate_authorities_of_the_system_are_found_unless_the_user_names_one() {
+        assert_eq!(ca_location(&[]).as_deref(), Some("probe"));
+        assert_eq!(ca_location(&[("ssl.ca.location", "/etc")]).as_deref(), Some("/etc"));
+        assert_eq!(ca_location(&[("ssl.ca.pem", "-----BEGIN CERTIFICATE-----")]), None);
+    }
+
+    #[test]
+    fn missing_rights_are_permanent_and_have_their_remedy() {
+        let error = classify("reading", &KafkaError::Global(RDKafkaErrorCode::GroupAuthorizationFailed));
+        assert_eq!((error.code, error.retry), ("kafka.access_denied", Retry::Never));
+        assert!(error.to_string().contains("grant the right Read on the group"), "{error}");
+        let error = classify("reading", &KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
+        assert_eq!((error.code, error.retry), ("kafka.unreachable", Retry::Backoff));
+    }
+
+    #[test]
+    fn a_member_that_is_fenced_twice_has_a_double() {
+        let cluster = Cluster::new("b:1", &BTreeMap::new()).unwrap();
+        assert_eq!(cluster.fenced_member("a", "w").code, "kafka.fenced");
+        assert_eq!(cluster.fenced_member("b", "w").code, "kafka.fenced");
+        let error = cluster.fenced_member("a", "w");
+        assert_eq!(error.code, DUPLICATE_WORKER);
+        assert!(error.to_string().contains("--new-worker-id"), "{error}");
     }
 }

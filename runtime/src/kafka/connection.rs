@@ -20,6 +20,9 @@ const REPEAT: Duration = Duration::from_secs(60);
 /// Logged problems that are remembered. A problem's text has no variable parts, so there are few.
 const MAX_LOGGED: usize = 100;
 
+/// A connection that is younger is new.
+const EARLY_MS: u64 = 2_000;
+
 /// A broker that closes connections may also be starting or stopping. Then it accepts them after a
 /// few seconds.
 const RESTART_GRACE: Duration = Duration::from_secs(3);
@@ -44,6 +47,7 @@ struct Problem {
     text: String,
     cause: Cause,
     since: Instant,
+    last: Instant,
 }
 
 /// Why a connection failed.
@@ -69,6 +73,10 @@ impl ConnectionMonitor {
     /// Notes a report of librdkafka. Reports that do not explain a failed connection are ignored.
     pub(super) fn note(&self, report: &str) {
         let Some((cause, text)) = explain(report) else { return };
+        // Brokers that restart close connections too.
+        if cause == Cause::Protocol && self.is_reached.load(Ordering::Relaxed) {
+            return;
+        }
         let mut state = self.lock();
         let now = Instant::now();
         // The specific reason comes first, and the general one follows.
@@ -84,7 +92,7 @@ impl ConnectionMonitor {
             Some(known) if known.cause == cause => known.since,
             _ => now,
         };
-        state.current = Some(Problem { text: text.clone(), cause, since });
+        state.current = Some(Problem { text: text.clone(), cause, since, last: now });
         if state.logged.get(&text).is_some_and(|last| last.elapsed() < REPEAT) {
             return;
         }
@@ -112,8 +120,10 @@ impl ConnectionMonitor {
         if !matches!(error.code, "kafka.unreachable" | "kafka.stuck" | "kafka.cut_off") {
             return error;
         }
-        let Some(problem) = self.lock().current.clone() else { return error };
-        let code = if problem.cause == Cause::Unavailable { error.code } else { "kafka.connection_refused" };
+        // librdkafka reports an unchanged problem every 30 s.
+        let current = self.lock().current.clone().filter(|problem| problem.last.elapsed() < REPEAT);
+        let Some(problem) = current else { return error };
+        let code = if problem.cause == Cause::Unavailable { error.code } else { "kafka.connection_rejected" };
         let explained = Error::external(code, format!("{}: {}", error.message(), problem.text));
         if self.is_hopeless() { explained.retry(Retry::Never) } else { explained }
     }
@@ -180,20 +190,31 @@ const EXPLANATIONS: &[(&str, Cause, &str)] = &[
     ("Connection timed out", Cause::Unavailable, "check the setting `brokers`, the network and its firewalls"),
 ];
 
-const CLIENT_CERTIFICATE: &str = "the broker requires a client certificate that it trusts: set `ssl.certificate.location` and \
-     `ssl.key.location` in the settings `kafka`";
+const CLIENT_CERTIFICATE: &str = "the broker requires a client certificate that it trusts: set \
+     `ssl.certificate.location` and `ssl.key.location` in the settings `kafka`";
 
 const NO_TLS: &str = "this port of the broker may not use TLS: use its TLS port in the setting `brokers`, or set \
      `security.protocol` to `plaintext` or `sasl_plaintext` in the settings `kafka`";
 
-const OTHER_PROTOCOL: &str = "this port of the broker requires TLS or SASL: set `security.protocol` in the settings `kafka` to \
-     `ssl`, `sasl_ssl` or `sasl_plaintext`";
+const OTHER_PROTOCOL: &str = "this port of the broker requires TLS or SASL: set `security.protocol` in the settings \
+     `kafka` to `ssl`, `sasl_ssl` or `sasl_plaintext`";
 
 /// The cause of a failed connection, and a sentence for the log.
 fn explain(report: &str) -> Option<(Cause, String)> {
-    let (_, cause, fix) = EXPLANATIONS.iter().find(|(text, _, _)| report.contains(text))?;
+    let known = EXPLANATIONS.iter().find(|(text, _, _)| report.contains(text)).map(|(_, cause, fix)| (*cause, *fix));
+    let (cause, fix) = known.or_else(|| is_closed_early(report).then_some((Cause::Protocol, OTHER_PROTOCOL)))?;
     let reason = without_variable_parts(report);
-    Some((*cause, format!("cannot connect to Kafka: {reason}; {fix}")))
+    Some((cause, format!("cannot connect to Kafka: {reason}; {fix}")))
+}
+
+/// Whether a broker closed a new connection, as it does when the client speaks the wrong protocol.
+/// librdkafka 2.12 has hints for these cases, but does not add them.
+fn is_closed_early(report: &str) -> bool {
+    let Some((_, end)) = report.rsplit_once(" (after ") else { return false };
+    let Some((milliseconds, state)) = end.split_once("ms in state ") else { return false };
+    let is_new = milliseconds.parse::<u64>().is_ok_and(|milliseconds| milliseconds < EARLY_MS);
+    let is_first_request = state.starts_with("APIVERSION_QUERY") || state.starts_with("UP") && is_new;
+    report.contains("Disconnected: ") && is_first_request
 }
 
 /// The report without the thread's name and the time that the connection took.
@@ -267,14 +288,15 @@ mod tests {
         let cases = [
             (UNKNOWN_CA, Cause::Certificate, "ssl.ca.location"),
             (
-                "[thrd:sasl_ssl://b:9093/bootstrap]: sasl_ssl://b:9093/bootstrap: SASL authentication error: Authentication \
-                 failed: invalid credentials (after 310ms in state AUTH_REQ)",
+                "[thrd:sasl_ssl://b:9093/bootstrap]: sasl_ssl://b:9093/bootstrap: SASL authentication error: \
+                 Authentication failed: invalid credentials (after 310ms in state AUTH_REQ)",
                 Cause::Settings,
                 "sasl.password",
             ),
             (
                 "b:9093/bootstrap: Disconnected: requesting ApiVersion: might be caused by incorrect security.protocol \
-                 configuration (connecting to a SSL listener?) or broker version is < 0.10 (after 1ms in state APIVERSION_QUERY)",
+                 configuration (connecting to a SSL listener?) or broker version is < 0.10 \
+                 (after 1ms in state APIVERSION_QUERY)",
                 Cause::Protocol,
                 "security.protocol",
             ),
@@ -298,7 +320,14 @@ mod tests {
             );
             assert!(text.contains(setting) && !text.contains("(after ") && !text.contains("[thrd"), "{text}");
         }
-        assert_eq!(explain("b:9092/1: Disconnected (after 30000ms in state UP)"), None);
+        let closed = |end: &str| {
+            explain(&format!("b:9092/1: Disconnected: connection closed by peer: receive 0 after POLLIN (after {end})"))
+        };
+        for early in ["1ms in state UP, 2 identical error(s) suppressed", "291ms in state APIVERSION_QUERY"] {
+            let (cause, text) = closed(early).unwrap();
+            assert!(cause == Cause::Protocol && text.contains("security.protocol"), "{text}");
+        }
+        assert_eq!(closed("30000ms in state UP"), None);
     }
 
     #[test]
@@ -309,7 +338,7 @@ mod tests {
         monitor.note(UNKNOWN_CA);
         assert!(monitor.is_hopeless());
         let error = monitor.explain(unreachable());
-        assert_eq!((error.code, error.retry), ("kafka.connection_refused", Retry::Never));
+        assert_eq!((error.code, error.retry), ("kafka.connection_rejected", Retry::Never));
         assert!(
             error.to_string().contains("127.0.0.1:9093") && error.to_string().contains("ssl.ca.location"),
             "{error}"
@@ -317,9 +346,13 @@ mod tests {
         let other = monitor.explain(Error::external("kafka.failed", "x"));
         assert_eq!(other.to_string(), "x [kafka.failed]");
         monitor.set_reached();
+        assert_eq!(monitor.explain(unreachable()).to_string(), unreachable().to_string());
         monitor.note(UNKNOWN_CA);
         assert!(!monitor.is_hopeless());
         assert_eq!(monitor.explain(unreachable()).retry, Retry::Backoff);
+        // Not for ever: a later failure has another reason.
+        monitor.lock().current.as_mut().unwrap().last = Instant::now() - REPEAT;
+        assert_eq!(monitor.explain(unreachable()).to_string(), unreachable().to_string());
     }
 
     #[test]

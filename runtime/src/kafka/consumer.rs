@@ -11,37 +11,25 @@ use std::cell::RefCell;
 use std::ffi::CStr;
 use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use rdkafka::bindings::{self, rd_kafka_queue_t};
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance};
+use rdkafka::ClientConfig;
+use rdkafka::bindings;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::util::Timeout;
-use rdkafka::{ClientConfig, ClientContext};
-use trunkline_connector::{Error, Result, TopicPartition, failpoint};
+use trunkline_connector::{Error, Result, TopicPartition};
 
-use super::client::{CALL_TIMEOUT, ClientLog, Cluster, classify_code, close_in_background};
+use super::client::{CALL_TIMEOUT, Cluster, classify_code, close_in_background};
 use super::membership::{Members, OtherMembers};
-use super::message_queue::{MessageQueue, forward};
+use super::message_queue::MessageQueue;
 use super::partition_batches::PartitionBatches;
 use super::queue_notifier::QueueNotifier;
-use super::rebootstrap::Rebootstrap;
+use super::rebalance::{EventContext, RebalanceEvent};
 use super::unassigned::UnassignedMonitor;
-
-/// What a rebalance changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RebalanceEvent {
-    /// This member owns these partitions now.
-    Assigned(Vec<TopicPartition>),
-    /// This member no longer owns these partitions.
-    Revoked(Vec<TopicPartition>),
-}
 
 /// Time for a client to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
@@ -76,7 +64,7 @@ pub struct GroupConsumer {
 impl Drop for GroupConsumer {
     fn drop(&mut self) {
         self.notifier = None;
-        self.consumer.context().messages.store(ptr::null_mut(), Ordering::Release);
+        self.consumer.context().set_message_queue(ptr::null_mut());
         self.messages = None;
         // SAFETY: taken here once, and never used again.
         let consumer = unsafe { ManuallyDrop::take(&mut self.consumer) };
@@ -84,70 +72,6 @@ impl Drop for GroupConsumer {
             tracing::warn!(group = self.group, "a Kafka consumer does not close: the stage continues without it");
         }
     }
-}
-
-struct EventContext {
-    events: Mutex<Vec<RebalanceEvent>>,
-    fatal: Mutex<Option<KafkaError>>,
-    /// The queue for messages of assigned partitions; null while there is none.
-    messages: AtomicPtr<rd_kafka_queue_t>,
-    rebootstrap: Rebootstrap,
-    log: ClientLog,
-}
-
-impl ClientContext for EventContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.log.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.log.error(error.clone(), reason);
-        self.rebootstrap.note(&error);
-        if matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::FencedInstanceId)) {
-            self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        }
-    }
-}
-
-impl ConsumerContext for EventContext {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        match rebalance {
-            Rebalance::Assign(partitions) => {
-                let queue = self.messages.load(Ordering::Acquire);
-                if !queue.is_null() {
-                    // SAFETY: the client makes this call, and the polling thread clears the pointer
-                    // before it destroys the queue.
-                    unsafe { forward(consumer.client().native_ptr(), partitions, queue) };
-                }
-            }
-            Rebalance::Revoke(_) => {
-                // The callback cannot return an error. The step exists to be killed at.
-                let _ = failpoint!("consumer.revoke.before");
-            }
-            Rebalance::Error(_) => {}
-        }
-    }
-
-    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let event = match rebalance {
-            Rebalance::Assign(partitions) => RebalanceEvent::Assigned(elements_of(partitions)),
-            Rebalance::Revoke(partitions) => RebalanceEvent::Revoked(elements_of(partitions)),
-            Rebalance::Error(error) => {
-                tracing::warn!(%error, "a rebalance of a consumer group failed");
-                return;
-            }
-        };
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
-    }
-
-    fn main_queue_min_poll_interval(&self) -> Timeout {
-        Timeout::After(Duration::from_millis(100))
-    }
-}
-
-fn elements_of(partitions: &TopicPartitionList) -> Vec<TopicPartition> {
-    let element = |topic: &str, partition| TopicPartition { topic: Arc::from(topic), partition };
-    partitions.elements().iter().map(|found| element(found.topic(), found.partition())).collect()
 }
 
 /// Limits of one polling round.
@@ -171,16 +95,9 @@ impl GroupConsumer {
         prefetch_bytes: usize,
     ) -> Result<Self> {
         let config = group_config(cluster, group, instance, prefetch_bytes);
-        let context = EventContext {
-            events: Mutex::default(),
-            fatal: Mutex::default(),
-            messages: AtomicPtr::default(),
-            rebootstrap: Rebootstrap::new(&config),
-            log: cluster.client_log(),
-        };
-        let consumer: BaseConsumer<EventContext> = cluster.create(&config, context)?;
+        let consumer: BaseConsumer<EventContext> = cluster.create(&config, EventContext::new(cluster, &config))?;
         let messages = MessageQueue::new(consumer.client().native_ptr());
-        consumer.context().messages.store(messages.as_ptr(), Ordering::Release);
+        consumer.context().set_message_queue(messages.as_ptr());
         let notifier = QueueNotifier::new(consumer.client().native_ptr(), messages.as_ptr()).map_err(|error| {
             let message = format!("cannot open a socket for the consumer of group `{group}`: {error}");
             Error::external("kafka.wake", message)
@@ -235,7 +152,7 @@ impl GroupConsumer {
             }
         }
         if records == 0
-            && let Some(error) = self.consumer.context().fatal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+            && let Some(error) = self.consumer.context().fatal_error()
         {
             return Err(self.failed("consuming", &error));
         }
@@ -256,7 +173,7 @@ impl GroupConsumer {
                 break;
             }
         }
-        self.consumer.context().rebootstrap.run_if_due(self.consumer.client());
+        self.consumer.context().rebootstrap().run_if_due(self.consumer.client());
         Ok(())
     }
 
@@ -294,11 +211,12 @@ impl GroupConsumer {
             }
             Err(error) => {
                 tracing::debug!(%error, group = self.group, "the group cannot be described");
-                self.consumer.context().rebootstrap.set_lost();
+                self.consumer.context().rebootstrap().set_lost();
                 let owns_nothing = self.consumer.assignment().is_ok_and(|owned| owned.count() == 0);
                 if monitor.note_failure(owns_nothing) && self.consumer.fetch_metadata(None, CHECK_LIMIT).is_err() {
                     let message = format!(
-                        "no broker has answered this member of group `{}` since it lost its partitions: a new client is needed",
+                        "no broker has answered this member of group `{}` since it lost its partitions: a new client is \
+                         needed",
                         self.group
                     );
                     return Err(Error::external("kafka.cut_off", message));
@@ -365,7 +283,7 @@ impl GroupConsumer {
     }
 
     fn events(&self) -> MutexGuard<'_, Vec<RebalanceEvent>> {
-        self.consumer.context().events.lock().unwrap_or_else(PoisonError::into_inner)
+        self.consumer.context().events()
     }
 
     /// Ignores transient errors, from which the client recovers; other errors end the stage.

@@ -37,7 +37,8 @@ impl EmbeddedBroker {
         };
         let broker = started
             .map_err(|error| Error::external("broker.start", format!("the embedded broker cannot start: {error}")))?;
-        tracing::info!(address = %broker.address(), data = %folder.display(), "embedded broker started; any Kafka client can connect");
+        let address = broker.address();
+        tracing::info!(%address, data = %folder.display(), "embedded broker started; any Kafka client can connect");
         Ok(Self { broker, runtime: runtime.clone() })
     }
 

@@ -5,9 +5,9 @@
 //! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `topic_limits` knows
 //!   their largest records.
 //! - [`producer`]: the transactional producer, the only way anything is written; `flush` decides
-//!   when it flushes.
-//! - [`consumer`]: the group consumer; `message_queue` takes many messages at once,
-//!   `queue_notifier` waits for them, `partition_batches` collects them.
+//!   when it flushes, `delivery` collects failures.
+//! - [`consumer`]: the group consumer, with its `rebalance` events; `message_queue` takes many
+//!   messages at once, `queue_notifier` waits for them, `partition_batches` collects them.
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
 //! - [`table`]: compacted topics as key-value tables.
 //! - [`embedded`]: the broker in this process.
@@ -20,6 +20,7 @@ mod admin_api;
 pub mod client;
 mod connection;
 pub mod consumer;
+mod delivery;
 pub mod embedded;
 mod flush;
 mod membership;
@@ -28,6 +29,7 @@ mod partition_batches;
 pub mod producer;
 mod properties;
 mod queue_notifier;
+mod rebalance;
 mod rebootstrap;
 mod secrets;
 pub mod table;
@@ -38,8 +40,9 @@ mod unassigned;
 
 pub use admin::{Admin, EnsuredTopics, TopicSpec};
 pub use client::{Cluster, DUPLICATE_WORKER};
-pub use consumer::{FillLimits, GroupConsumer, RebalanceEvent};
+pub use consumer::{FillLimits, GroupConsumer};
 pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;
 pub use producer::{ProducerRecord, TransactionalProducer};
+pub use rebalance::RebalanceEvent;
 pub use topic_limits::{MAX_RECORD_BYTES, RecordTooLarge, SendError};

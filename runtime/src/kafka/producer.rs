@@ -5,24 +5,22 @@
 //! state and continue from there.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::ClientConfig;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::{ClientConfig, ClientContext};
 use trunkline_connector::batch::Headers;
 use trunkline_connector::{Error, Result, Retry, TopicPartition, failpoint};
 
-use super::client::{ClientLog, Cluster, FENCED};
-use super::connection::without_variable_parts;
+use super::client::Cluster;
+use super::delivery::{DeliveryContext, check_delivery, failed, poll};
 use super::flush::FlushSchedule;
-use super::rebootstrap::Rebootstrap;
 use super::topic_limits::{BATCH_BYTES, Limit, MAX_RECORD_BYTES, SendError, check, is_larger_than};
 
 /// A record to be written to a topic.
@@ -63,53 +61,6 @@ pub struct TransactionalProducer {
     batch_bytes: usize,
     /// The limits of the topics to which this producer sends large records.
     limits: HashMap<String, Option<Limit>>,
-}
-
-/// Keeps the first delivery failure: its transaction cannot be committed.
-struct DeliveryContext {
-    failure: Mutex<Option<DeliveryFailure>>,
-    /// Why the open transaction failed: the client drops its records then, and reports only that.
-    transaction_error: Mutex<Option<String>>,
-    rebootstrap: Rebootstrap,
-    cluster: Cluster,
-    log: ClientLog,
-    batch_bytes: usize,
-}
-
-#[derive(Clone)]
-struct DeliveryFailure {
-    topic: String,
-    error: KafkaError,
-}
-
-impl ClientContext for DeliveryContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        if matches!(facility, "ADDPARTS" | "TXNERR") && matches!(level, RDKafkaLogLevel::Error) {
-            let reason = without_variable_parts(message).to_owned();
-            self.transaction_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
-        }
-        self.log.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.rebootstrap.note(&error);
-        self.log.error(error, reason);
-    }
-}
-
-impl ProducerContext for DeliveryContext {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, message)) = result {
-            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
-                let bytes = message.key_len() + message.payload_len();
-                self.cluster.limits().note_refusal(message.topic(), bytes, self.batch_bytes);
-            }
-            let failure = || DeliveryFailure { topic: message.topic().to_owned(), error: error.clone() };
-            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(failure);
-        }
-    }
 }
 
 /// Time that one attempt of a step waits for the brokers.
@@ -156,14 +107,7 @@ impl TransactionalProducer {
         let config = producer_config(cluster, transactional_id, max_in_flight_bytes, batch_bytes);
         // The user may have chosen another codec.
         let compresses = matches!(config.get("compression.type"), Some("lz4" | "zstd" | "gzip"));
-        let context = DeliveryContext {
-            failure: Mutex::default(),
-            transaction_error: Mutex::default(),
-            rebootstrap: Rebootstrap::new(&config),
-            cluster: cluster.clone(),
-            log: cluster.client_log(),
-            batch_bytes,
-        };
+        let context = DeliveryContext::new(cluster, &config, batch_bytes);
         let producer = cluster.create(&config, context)?;
         let mut this = Self {
             producer: Arc::new(producer),
@@ -343,7 +287,7 @@ impl TransactionalProducer {
     }
 
     fn cluster(&self) -> &Cluster {
-        &self.producer.context().cluster
+        self.producer.context().cluster()
     }
 
     /// Commits the open transaction, if there is one. After an error the transaction is aborted or
@@ -397,9 +341,7 @@ impl TransactionalProducer {
         self.last_end = Some(Instant::now());
         self.bytes = 0;
         self.records = 0;
-        let context = self.producer.context();
-        *context.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        *context.transaction_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.producer.context().reset();
     }
 
     /// Waits until the unacknowledged bytes are within their limit, estimated from the mean size of
@@ -458,28 +400,7 @@ impl TransactionalProducer {
     }
 
     fn check_delivery(&self) -> Result<()> {
-        let failure = self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match failure {
-            Some(DeliveryFailure { topic, error }) => Err(self.delivery_error(&topic, &error)),
-            None => Ok(()),
-        }
-    }
-
-    fn delivery_error(&self, topic: &str, error: &KafkaError) -> Error {
-        use RDKafkaErrorCode as Code;
-        let is_dropped = matches!(error.rdkafka_error_code(), Some(Code::PurgeQueue | Code::PurgeInflight));
-        let context = self.producer.context();
-        let reason = context.transaction_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match reason.filter(|_| is_dropped && self.producer.client().fatal_error().is_none()) {
-            // The dropped record may belong to another topic than the one that made the transaction
-            // fail.
-            Some(reason) if reason.contains("Topic authorization failed") => {
-                let message = format!("a transaction failed: {reason}; grant the right Write on this topic");
-                Error::external("kafka.access_denied", message).retry(Retry::Never)
-            }
-            Some(reason) => Error::external("kafka.failed", format!("a transaction failed: {reason}")),
-            None => self.failed(&format!("a record was not delivered to topic `{topic}`"), error),
-        }
+        check_delivery(&self.producer)
     }
 
     fn failed(&self, doing: &str, error: &KafkaError) -> Error {
@@ -536,26 +457,6 @@ fn unacknowledged() -> Error {
     Error::external("kafka.unreachable", "the brokers did not acknowledge the records of a transaction within 45 s")
 }
 
-/// Classifies an error. Once the producer was fenced, every call fails with a different message;
-/// the fatal error has the reason.
-fn failed(producer: &BaseProducer<DeliveryContext>, doing: &str, error: &KafkaError) -> Error {
-    match producer.client().fatal_error() {
-        Some((code, reason)) if FENCED.contains(&code) => {
-            let why = "another task has taken over, or the transaction timed out";
-            Error::fenced("kafka.fenced", format!("{doing}: {reason} ({why})"))
-        }
-        Some((_, reason)) => Error::external("kafka.failed", format!("{doing}: {reason}")),
-        None => producer.context().cluster.failed(doing, error),
-    }
-}
-
-/// Serves delivery reports, and adds the bootstrap servers again if the client has lost its
-/// brokers.
-fn poll(producer: &BaseProducer<DeliveryContext>, timeout: Duration) {
-    producer.poll(timeout);
-    producer.context().rebootstrap.run_if_due(producer.client());
-}
-
 /// Repeats a step while its error is retriable.
 fn retry(
     producer: &BaseProducer<DeliveryContext>,
@@ -569,7 +470,7 @@ fn retry(
             Err(KafkaError::Transaction(inner))
                 if inner.is_retriable()
                     && started.elapsed() < STEP_LIMIT
-                    && !producer.context().cluster.connection().is_hopeless() =>
+                    && !producer.context().cluster().connection().is_hopeless() =>
             {
                 // Also serves delivery reports, which the step may be waiting for.
                 poll(producer, Duration::from_millis(20));

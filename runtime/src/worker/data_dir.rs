@@ -39,7 +39,8 @@ impl DataDir {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let message = format!(
-                    "the data directory {} is in use by another worker: give each worker its own with --data, or stop the other one",
+                    "the data directory {} is in use by another worker: give each worker its own with --data, or stop the \
+                     other one",
                     path.display()
                 );
                 return Err(Error::config("worker.data_in_use", message));
@@ -100,7 +101,8 @@ fn warn_if_readable_by_others(path: &Path) {
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         tracing::warn!(
-            "other users may read the data directory {0} (mode {mode:o}), which contains records in plain text: chmod 700 {0}",
+            "other users may read the data directory {0} (mode {mode:o}), which contains records in plain text: \
+             chmod 700 {0}",
             path.display()
         );
     }

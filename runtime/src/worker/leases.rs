@@ -133,13 +133,15 @@ impl LeaseLoop {
         let is_permanent = error.retry == Retry::Never || self.last_member.elapsed() > MEMBERSHIP_LIMIT;
         if error.domain == Domain::Config || self.context.until_idle && is_permanent {
             for task in self.tasks.values().filter(|task| !task.status.is_over()) {
-                tracing::error!(stage = task.status.name(), %error, "failed: no lease on its task; its position is kept");
+                let stage = task.status.name();
+                tracing::error!(stage, %error, "failed: no lease on its task; its position is kept");
                 task.status.set_state(StageState::Failed(error.to_string()));
             }
             return;
         }
         let wait = jitter(self.rejoin.advance());
-        tracing::warn!(%error, "lost the leases on source tasks; joining their group again in {:.1} s", wait.as_secs_f64());
+        let seconds = wait.as_secs_f64();
+        tracing::warn!(%error, "lost the leases on source tasks; joining their group again in {seconds:.1} s");
         self.context.stop.wait(wait);
     }
 

@@ -250,8 +250,8 @@ impl Worker<'_> {
             if let Some(since) = stop.since() {
                 if cut_off.is_certain(since, &self.context.admin) {
                     let message = format!(
-                        "stopped while the brokers at {} could not be reached: records that were not committed are read again \
-                         at the next start",
+                        "stopped while the brokers at {} could not be reached: records that were not committed are read \
+                         again at the next start",
                         self.options.brokers
                     );
                     return Err(Error::external(STOPPED_CUT_OFF, message));
@@ -297,7 +297,8 @@ impl Worker<'_> {
                 return Ok(Some(PendingSet { due: Instant::now() + TOPICS_RETRY, warned, ..pending }));
             }
             Err(error) if is_later => {
-                tracing::error!(%error, "the topics of the new pipelines cannot be prepared; the running pipelines stay unchanged");
+                let consequence = "the running pipelines stay unchanged";
+                tracing::error!(%error, "the topics of the new pipelines cannot be prepared; {consequence}");
                 return Ok(None);
             }
             Err(error) => return Err(error),

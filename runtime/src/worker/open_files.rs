@@ -37,9 +37,9 @@ pub(super) fn shortage(limit: u64, stages: usize, embedded_partitions: usize) ->
     let need = BASE + stages as u64 * PER_STAGE + embedded_partitions as u64 * PER_EMBEDDED_PARTITION;
     (need > limit).then(|| {
         format!(
-            "{stages} stages and {embedded_partitions} partitions of the embedded broker need about {need} open files, and this \
-             process may open {limit}: raise the hard limit (`ulimit -Hn`, `LimitNOFILE=` of a systemd unit, `nofile` in \
-             /etc/security/limits.conf)"
+            "{stages} stages and {embedded_partitions} partitions of the embedded broker need about {need} open files, and \
+             this process may open {limit}: raise the hard limit (`ulimit -Hn`, `LimitNOFILE=` of a systemd unit, `nofile` \
+             in /etc/security/limits.conf)"
         )
     })
 }
