@@ -17,6 +17,7 @@ mod outages;
 mod pipeline;
 mod reload;
 mod rotation;
+mod search;
 mod several;
 mod transforms;
 mod unknown_outcomes;
