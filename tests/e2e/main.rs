@@ -43,6 +43,7 @@ mod outages;
 mod pipeline;
 mod reload;
 mod rotation;
+mod search;
 mod secured;
 mod several_workers;
 mod shop;

@@ -187,6 +187,8 @@ fn the_file_sink_passes_the_two_phase_suite() {
 
 #[test]
 fn the_http_sink_passes_the_idempotent_suite() {
+    // As the binary does at its start.
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
     check_options(http_sink::HttpConnector.options());
     check_idempotent_sink(&Endpoint::start());
 }

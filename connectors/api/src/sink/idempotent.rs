@@ -116,8 +116,16 @@ impl Delivery {
         self.partitions.iter().map(|part| part.records.bytes()).sum()
     }
 
-    /// The destination has the record. Needed only where others of the same delivery must be sent
-    /// again.
+    /// Number of records before this one with the same topic partition and offset: a transform may emit several for one. All records of
+    /// an offset are in the same delivery, so the number is the same in each delivery of the record.
+    pub fn ordinal_in_offset(&self, index: RecordIndex) -> usize {
+        let Some(part) = self.partitions.get(index.partition as usize) else { return 0 };
+        let entries = part.records.entries().get(..=index.record as usize).unwrap_or_default();
+        let Some((entry, before)) = entries.split_last() else { return 0 };
+        before.iter().rev().take_while(|earlier| earlier.offset == entry.offset).count()
+    }
+
+    /// The destination has the record. Needed only where others of the same delivery must be sent again.
     pub fn acknowledge(&mut self, index: RecordIndex) {
         self.decide(index, Outcome::Acknowledged);
     }
@@ -196,5 +204,21 @@ mod tests {
         delivery.rejections(1, &mut rejected);
         assert_eq!(rejected.iter().map(|(record, _)| record.entry().offset).collect::<Vec<_>>(), [2]);
         assert_eq!(delivery.pending_len(), 4);
+    }
+
+    #[test]
+    fn records_of_one_offset_are_numbered() {
+        let mut records = Batch::default();
+        for offset in [3, 3, 3, 5, 6, 6] {
+            let mut record = records.record();
+            record.read_from(0, 0, offset).value(b"v");
+            record.finish();
+        }
+        let mut delivery = Delivery::new(vec![PartitionRecords { partition: TopicPartition::new("t", 0), records }]);
+        let indexes: Vec<RecordIndex> = delivery.pending().map(|pending| pending.index).collect();
+        // Decided records count too: a retry gives the same numbers.
+        delivery.acknowledge(indexes[0]);
+        let ordinals: Vec<usize> = indexes.iter().map(|index| delivery.ordinal_in_offset(*index)).collect();
+        assert_eq!(ordinals, [0, 1, 2, 0, 0, 1]);
     }
 }
