@@ -595,3 +595,21 @@ fn positions_of_earlier_versions_are_resumed() {
     source.append("real/0.log", "new\n");
     assert_eq!(sorted(source.read().take()), ["late", "new"]);
 }
+
+/// Device numbers change when a machine restarts: the class of logs 14, within the connector.
+#[test]
+fn files_with_another_device_number_are_continued() {
+    for lines in [3, 300] {
+        let mut source = TestSource::new("");
+        source.append("a.log", numbered("line", 0..lines));
+        source.append("b.log", numbered("other", 0..lines));
+        source.append("b.log.1", numbered("rotated", 0..lines));
+        assert_eq!(source.read().take().len(), 3 * lines);
+        source.stop();
+        source.position =
+            std::mem::take(&mut source.position).into_iter().map(|(key, value)| (format!("1{key}"), value)).collect();
+        source.append("a.log", "late\n");
+        assert_eq!(source.read().take(), ["late"]);
+        assert_eq!(source.position.len(), 3, "{:?}", source.position.keys());
+    }
+}
