@@ -468,6 +468,23 @@ fn lines_written_through_an_old_descriptor_are_read() {
     }
 }
 
+/// Logs 16: a finished file that a glob matches again.
+#[test]
+fn a_finished_file_that_is_matched_again_is_not_read_twice() {
+    let mut source = TestSource::following("paths = [\"*.log\", \"*.log.1\"]");
+    source.append("a.log", "one\n");
+    assert_eq!(source.read().take(), ["one"]);
+    source.rename("a.log", "a.moved");
+    source.read_while(|source| !source.position.is_empty());
+    source.rename("a.moved", "a.log.1");
+    source.append("a.log.1", "late\n");
+    source.append("a.log", "new\n");
+    source.read_until(2);
+    assert_eq!(sorted(source.read().take()), ["late", "new"]);
+    source.stop();
+    assert!(source.read().take().is_empty());
+}
+
 /// Logs, "Refused or not understood": byte order marks.
 #[test]
 fn a_byte_order_mark_takes_precedence_over_the_charset() {

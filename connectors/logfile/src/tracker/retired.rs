@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Tracker;
 use crate::config::LogfileOptions;
 use crate::discovery::{Found, identify};
-use crate::file::TrackedFile;
+use crate::file::{PathState, TrackedFile};
 
 /// How long a renamed file is kept.
 const RENAMED: Duration = Duration::from_secs(600);
@@ -44,28 +44,34 @@ impl Retired {
         self.files.push((file, now + kept_for));
     }
 
-    /// Returns the files that have grown since, and drops those that were kept long enough.
-    fn take_grown(&mut self, now: Instant) -> Vec<TrackedFile> {
-        let mut grown = Vec::new();
+    /// Returns the files that have grown since or that a glob matches, and drops those that were
+    /// kept long enough.
+    fn take_resumed(&mut self, untracked: &[Found], now: Instant) -> Vec<TrackedFile> {
+        let mut resumed = Vec::new();
         for (mut file, until) in std::mem::take(&mut self.files) {
             let metadata = file.reader.as_ref().and_then(|reader| reader.file().metadata().ok());
             let Some(stat) = metadata.map(|metadata| identify(&metadata).1) else { continue };
-            if stat.size > file.read.offset.max(file.stat.size) {
+            let grown = stat.size > file.read.offset.max(file.stat.size);
+            if grown || untracked.iter().any(|found| found.id == file.id) {
                 file.observe(stat, now);
-                grown.push(file);
+                resumed.push(file);
             } else if until > now {
                 self.files.push((file, until));
             }
         }
-        grown
+        resumed
     }
 }
 
 impl Tracker {
     /// Follows finished files again that have grown, or that a glob matches again.
     pub(super) fn resume_retired(&mut self, untracked: &mut Vec<Found>, now: Instant) {
-        for mut file in self.retired.take_grown(now) {
-            tracing::info!(path = %file.path.display(), "file has grown after it was finished; it is followed again");
+        for mut file in self.retired.take_resumed(untracked, now) {
+            if let Some(found) = untracked.iter().find(|found| found.id == file.id) {
+                file.move_to(found, now);
+                file.path_state = PathState::Matched;
+            }
+            tracing::info!(path = %file.path.display(), "file was changed or renamed after it was finished; it is followed again");
             file.key = None;
             file.moved = true;
             file.missed_scans = 0;
