@@ -13,9 +13,10 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec::required(
         "paths",
         "list of globs",
-        "Files to read. Relative globs start at the pipeline file's folder. `*` and `?` stay within a folder, `**` crosses folders, \
-         `[a-z]`, `[!a]` and `[^a]` match one character, `{a,b}` matches either text. A leading dot must be written. The source skips folders, FIFOs and sockets, follows symbolic links, and reads a file with \
-         two names once.",
+        "Files to read. Relative globs start at the pipeline file's folder. `*` and `?` stay within a folder, \
+         `**` crosses folders, `[a-z]`, `[!a]` and `[^a]` match one character, `{a,b}` matches either text. A \
+         leading dot must be written. The source skips folders, FIFOs and sockets, follows symbolic links, and \
+         reads a file with two names once.",
         "[\"/var/log/nginx/access.log*\"]",
     ),
     OptionSpec::optional(
@@ -29,9 +30,10 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "parser",
         "`none`, `json`, `regex`, `combined`, `vhost_combined`, `nginx_main`",
         "\"none\"",
-        "`none`: the value is `{\"message\": \"..\"}`. `json`: the line is a JSON object and keeps its bytes. `regex`: the named groups \
-         of `pattern` become string fields. `combined`: the combined log format of Apache and nginx. `vhost_combined`: with the \
-         virtual host before it. `nginx_main`: with X-Forwarded-For after it.",
+        "`none`: the value is `{\"message\": \"..\"}`. `json`: the line is a JSON object and keeps its bytes. \
+         `regex`: the named groups of `pattern` become string fields. `combined`: the combined log format of \
+         Apache and nginx. `vhost_combined`: with the virtual host before it. `nginx_main`: with \
+         X-Forwarded-For after it.",
     ),
     OptionSpec::optional(
         "pattern",
@@ -44,49 +46,54 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "read_from",
         "`beginning`, `end`",
         "\"beginning\"",
-        "Where the source starts in files that exist at its very first start. Later files are read from their beginning.",
+        "Where the source starts in files that exist at its very first start. Later files are read from their \
+         beginning.",
     ),
     OptionSpec::optional(
         "ignore_older",
         "duration",
         "no limit",
-        "Skips new files that were not modified for this long. A file that is modified later is read from its beginning.",
+        "Skips new files that were not modified for this long. A file that is modified later is read from its \
+         beginning.",
         "\"7d\"",
     ),
     OptionSpec::with_default(
         "max_line_bytes",
         "size",
         "\"1MiB\"",
-        "Longest line, at most `256MiB`. The source never holds more than this of a line; `oversize` handles longer ones.",
+        "Longest line, at most `256MiB`. The source never holds more than this of a line; `oversize` handles \
+         longer ones.",
     ),
     OptionSpec::with_default(
         "oversize",
         "`dead_letter`, `truncate`, `error`",
         "\"dead_letter\"",
-        "Handling of longer lines. `dead_letter`: rejects the line with its beginning and its length (`line.oversize`). `truncate`: \
-         keeps the beginning. `error`: stops the source before the line.",
+        "Handling of longer lines. `dead_letter`: rejects the line with its beginning and its length \
+         (`line.oversize`). `truncate`: keeps the beginning. `error`: stops the source before the line.",
     ),
     OptionSpec::with_default(
         "charset",
         "WHATWG label",
         "\"utf-8\"",
-        "Charset of files without a byte order mark, such as `windows-1252`, `shift_jis` or `utf-16le`. A byte order mark takes \
-         precedence and is removed. Invalid bytes become U+FFFD, with one warning for each file.",
+        "Charset of files without a byte order mark, such as `windows-1252`, `shift_jis` or `utf-16le`. A byte \
+         order mark takes precedence and is removed. Invalid bytes become U+FFFD, with one warning for each \
+         file.",
     ),
     OptionSpec::with_default(
         "compression",
         "`auto`, `none`, `gzip`, `zstd`, `xz`",
         "\"auto\"",
-        "`auto` recognises gzip, zstd and xz by the first bytes of a file, and refuses files of other compression formats. Files may \
-         have several members.",
+        "`auto` recognises gzip, zstd and xz by the first bytes of a file, and refuses files of other \
+         compression formats. Files may have several members.",
     ),
     OptionSpec::with_default(
         "eof",
         "`auto`, `wait`, `emit`",
         "\"auto\"",
-        "When a last line without newline is emitted. `auto`: after its newline while following, at once with `--until-idle`. `wait`: \
-         after its newline. `emit`: after `eof_after`. In every mode it is emitted when the file is finished: renamed or removed and \
-         unchanged for `rotate_wait`, or a complete compressed file.",
+        "When a last line without newline is emitted. `auto`: after its newline while following, at once with \
+         `--until-idle`. `wait`: after its newline. `emit`: after `eof_after`. In every mode it is emitted when \
+         the file is finished: renamed or removed and unchanged for `rotate_wait`, or a complete compressed \
+         file.",
     ),
     OptionSpec::with_default(
         "eof_after",
@@ -98,22 +105,22 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "poll_interval",
         "duration",
         "\"250ms\"",
-        "Longest time between two scans where the kernel sends no notifications (inotify is used where it works). With thousands of \
-         files scans become rarer, so that they take at most 5 % of the time.",
+        "Longest time between two scans where the kernel sends no notifications (inotify is used where it \
+         works). With thousands of files scans become rarer, so that they take at most 5 % of the time.",
     ),
     OptionSpec::with_default(
         "rotate_wait",
         "duration",
         "\"5s\"",
-        "How long a renamed or removed file must be unchanged until it counts as finished. Lines written to it later are read as \
-         long as the source keeps its descriptor, about ten minutes.",
+        "How long a renamed or removed file must be unchanged until it counts as finished. Lines written to it \
+         later are read as long as the source keeps its descriptor, about ten minutes.",
     ),
     OptionSpec::with_default(
         "max_open_files",
         "number",
         "256",
-        "Largest number of open files; more files take turns. Files that were removed, or renamed to a path that no glob matches, stay \
-         open until they are finished and may exceed it.",
+        "Largest number of open files; more files take turns. Files that were removed, or renamed to a path \
+         that no glob matches, stay open until they are finished and may exceed it.",
     ),
     OptionSpec::with_default(
         "delimiter",

@@ -419,13 +419,13 @@ pub(crate) fn report_missing(missing: &MissingFile) {
     match missing.reason {
         MissingReason::Finished => {}
         MissingReason::ContentChanged => tracing::warn!(
-            "{path} no longer has the {offset} bytes that were read, and no copy of them was found: the source reads it from its \
-             beginning. Lines written between the last read and the truncation are lost (at least {unread} bytes); if rotation \
-             copies the files, let `paths` match the copies"
+            "{path} no longer has the {offset} bytes that were read, and no copy of them was found: the source \
+             reads it from its beginning. Lines written between the last read and the truncation are lost (at \
+             least {unread} bytes); if rotation copies the files, let `paths` match the copies"
         ),
         MissingReason::Deleted if unread > 0 => tracing::warn!(
-            "{path} was removed with at least {unread} unread bytes, and no copy of it was found; if rotation compresses or moves \
-             the files, let `paths` match the results"
+            "{path} was removed with at least {unread} unread bytes, and no copy of it was found; if rotation \
+             compresses or moves the files, let `paths` match the results"
         ),
         MissingReason::Deleted if missing.file.verified => {
             tracing::info!("{path} was removed; it was read up to byte {offset}, its end at the last scan");
@@ -436,8 +436,9 @@ pub(crate) fn report_missing(missing: &MissingFile) {
             );
         }
         MissingReason::Deleted => tracing::warn!(
-            "{path} was removed while the source did not run, and no copy of it was found; it was read up to byte {offset}. Lines \
-             written to it later are lost, if there were any; let `paths` match the files that rotation makes of it"
+            "{path} was removed while the source did not run, and no copy of it was found; it was read up to \
+             byte {offset}. Lines written to it later are lost, if there were any; let `paths` match the files \
+             that rotation makes of it"
         ),
     }
 }

@@ -60,8 +60,8 @@ impl Format {
             (None, Some((name, _))) => Err(io::Error::new(
                 ErrorKind::Unsupported,
                 format!(
-                    "it is compressed with {name}; the source reads gzip, zstd and xz. Exclude the file with `exclude`, or set \
-                     `compression = \"none\"` to read its bytes as they are"
+                    "it is compressed with {name}; the source reads gzip, zstd and xz. Exclude the file with \
+                     `exclude`, or set `compression = \"none\"` to read its bytes as they are"
                 ),
             )),
             (format, _) => Ok(format),

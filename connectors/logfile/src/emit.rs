@@ -123,8 +123,9 @@ impl Emitter {
         Error::data(
             "logfile.oversize",
             format!(
-                "{name}: the line at byte {} has {len} bytes, more than `max_line_bytes` ({}). The source stops before it because of \
-                 `oversize = \"error\"`; raise `max_line_bytes`, or set `oversize` to \"truncate\" or \"dead_letter\"",
+                "{name}: the line at byte {} has {len} bytes, more than `max_line_bytes` ({}). The source stops \
+                 before it because of `oversize = \"error\"`; raise `max_line_bytes`, or set `oversize` to \
+                 \"truncate\" or \"dead_letter\"",
                 line.offset, self.max_line_bytes
             ),
         )

@@ -70,8 +70,8 @@ pub(crate) fn decode(key: &str, value: &[u8]) -> Result<(FileId, FilePosition)> 
         Error::data(
             "logfile.position",
             format!(
-                "the stored position `{key}` cannot be read ({why}); a newer version of Trunkline may have written it: run that \
-                 version, or remove the key"
+                "the stored position `{key}` cannot be read ({why}); a newer version of Trunkline may have \
+                 written it: run that version, or remove the key"
             ),
         )
     };
@@ -107,7 +107,8 @@ mod tests {
 
     #[test]
     fn positions_of_earlier_versions_are_read() {
-        let stored = br#"{"path":"/v/a.log","offset":3,"head":[3,"5c9a47ff9aff3d72"],"tail":[3,"5c9a47ff9aff3d72"],"size":30,"mtime":5,"lane":7}"#;
+        let stored = br#"{"path":"/v/a.log","offset":3,"head":[3,"5c9a47ff9aff3d72"],
+            "tail":[3,"5c9a47ff9aff3d72"],"size":30,"mtime":5,"lane":7}"#;
         let (id, position) = decode("66305:1234:5c9a47ff9aff3d72", stored).unwrap();
         assert_eq!(id, FileId { device: 66305, inode: 1234 });
         assert_eq!((position.path.as_str(), position.read.offset, position.ordering_key), ("/v/a.log", 3, 7));

@@ -119,7 +119,8 @@ impl LineReading {
             Some(Ok(ReadOutcome::End)) => self.finish_slice_at_end(file, true, out),
             Some(Ok(ReadOutcome::TruncatedStream)) => {
                 if self.until_idle {
-                    tracing::warn!(path = %file.path.display(), "compressed file is truncated; its readable part was read");
+                    tracing::warn!(path = %file.path.display(), "compressed file is truncated; its readable \
+                        part was read");
                 }
                 self.finish_slice_at_end(file, false, out)
             }
@@ -262,8 +263,8 @@ fn warn_about_content(
     if zeros > 0 && !std::mem::replace(&mut file.warned.hole, true) {
         tracing::warn!(
             path = %file.path.display(), zeros,
-            "zero bytes before a line were skipped: the file was probably truncated while its writer kept its offset. Open it with \
-             O_APPEND, or rotate it by renaming"
+            "zero bytes before a line were skipped: the file was probably truncated while its writer kept its \
+             offset. Open it with O_APPEND, or rotate it by renaming"
         );
     }
 }

@@ -144,7 +144,7 @@ impl LogfileSource {
         if !self.until_idle {
             return Ok(());
         }
-        self.tracker.report_unread_copies();
+        self.tracker.report_unread();
         let unreadable: Vec<String> = self.tracker.unreadable().collect();
         let damaged = unreadable.is_empty() && self.tracker.failures().all(|failure| failure.is_damage());
         let files = self.tracker.failures().map(|failure| failure.message.clone());

@@ -42,8 +42,8 @@ impl Watch {
             Err(error) => {
                 tracing::warn!(
                     %error,
-                    "the kernel sends no notifications of changed files: the source scans them every `poll_interval` instead; if \
-                     fs.inotify.max_user_instances is exhausted, raise it"
+                    "the kernel sends no notifications of changed files: the source scans them every \
+                     `poll_interval` instead; if fs.inotify.max_user_instances is exhausted, raise it"
                 );
                 None
             }
@@ -78,8 +78,8 @@ impl Watch {
                     self.warned = true;
                     tracing::warn!(
                         folder = %folder.display(), %error,
-                        "the kernel sends no notifications for this folder: the source scans it every `poll_interval` instead; if \
-                         fs.inotify.max_user_watches is exhausted, raise it"
+                        "the kernel sends no notifications for this folder: the source scans it every \
+                         `poll_interval` instead; if fs.inotify.max_user_watches is exhausted, raise it"
                     );
                 }
                 Err(_) => {}
@@ -218,7 +218,8 @@ mod hub {
                     Ok(events) => events,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                     Err(error) => {
-                        tracing::warn!(%error, "the kernel's notifications of changed files ended: sources scan every `poll_interval`");
+                        tracing::warn!(%error, "the kernel's notifications of changed files ended: sources scan \
+                            every `poll_interval`");
                         return;
                     }
                 };

@@ -468,6 +468,22 @@ fn lines_written_through_an_old_descriptor_are_read() {
     }
 }
 
+/// Logs 12: a compressed file that is being written.
+#[test]
+fn an_incomplete_compressed_file_is_reported_at_the_end_of_a_run() {
+    let mut source = TestSource::new("rotate_wait = \"1h\"");
+    write_gzip(&source.path("a.log.gz"), b"one\n");
+    let content = std::fs::read(source.path("a.log.gz")).unwrap();
+    std::fs::write(source.path("a.log.gz"), &content[..content.len() / 2]).unwrap();
+    let ((), lines) = logged(|| {
+        source.read();
+    });
+    assert!(source.seen.is_empty());
+    assert!(warnings(&lines).len() == 1 && warnings(&lines)[0].contains("a.log.gz was not read"), "{lines:?}");
+    std::fs::write(source.path("a.log.gz"), content).unwrap();
+    assert_eq!(source.read().take(), ["one"]);
+}
+
 /// Logs 16: a finished file that a glob matches again.
 #[test]
 fn a_finished_file_that_is_matched_again_is_not_read_twice() {

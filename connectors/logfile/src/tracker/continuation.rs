@@ -273,8 +273,9 @@ fn replacement(file: &TrackedFile, found: &Found) -> io::Result<Replacement> {
 
 fn report_similar(found: &Found, read: u64) {
     tracing::warn!(
-        "{} was replaced by a file that begins with the same bytes. It does not have all of the {read} bytes that were read, or the \
-         replaced file still exists, so the source reads it from its beginning and may emit up to {read} bytes of lines twice",
+        "{} was replaced by a file that begins with the same bytes. It does not have all of the {read} bytes \
+         that were read, or the replaced file still exists, so the source reads it from its beginning and may \
+         emit up to {read} bytes of lines twice",
         found.path.display()
     );
 }

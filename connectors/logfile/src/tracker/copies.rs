@@ -101,7 +101,7 @@ impl Tracker {
             let being_written = age_of(&found).is_none_or(|age| age < self.options.rotate_wait);
             let waits = |truncated_len| truncated_len == 0 || being_written;
             if beginning.and_then(|beginning| beginning.truncated_len).is_some_and(waits) {
-                self.awaits_writing = true;
+                self.awaits_writing.push(found.path.clone());
                 continue;
             }
             // In this order: a file that is complete stays complete. The other way round, a file
@@ -166,7 +166,7 @@ impl Tracker {
     }
 
     /// Warns about all copies at the end of a run.
-    pub(crate) fn report_unread_copies(&mut self) {
+    pub(super) fn report_unread_copies(&mut self) {
         self.report_copies(|_| true);
     }
 
@@ -175,8 +175,8 @@ impl Tracker {
             known.warned = true;
             let original = self.files.get(&known.original).map(|file| file.path.display().to_string());
             tracing::warn!(
-                "{} was not read: its {} bytes equal the beginning of {}, so that it counts as a copy. Exclude copies with `exclude`; if \
-                 it is a log like any other, rename it",
+                "{} was not read: its {} bytes equal the beginning of {}, so that it counts as a copy. Exclude \
+                 copies with `exclude`; if it is a log like any other, rename it",
                 known.copy.path.display(),
                 known.copy.stat.size,
                 original.unwrap_or_default()

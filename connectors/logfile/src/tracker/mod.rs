@@ -69,8 +69,8 @@ pub(crate) struct Tracker {
     unsettled: bool,
     /// A new file is identified after another file was read to its end.
     awaits_reading: bool,
-    /// A new compressed file is read when more of it is written.
-    awaits_writing: bool,
+    /// New compressed files that are read when more of them is written.
+    awaits_writing: Vec<PathBuf>,
     /// Files that were opened since descriptors were last closed for `max_open_files`, and those
     /// that were open then.
     opened: Vec<FileId>,
@@ -117,7 +117,7 @@ impl Tracker {
             unreadable: HashMap::new(),
             unsettled: false,
             awaits_reading: false,
-            awaits_writing: false,
+            awaits_writing: Vec::new(),
             opened: Vec::new(),
         }
     }
@@ -129,7 +129,7 @@ impl Tracker {
         let mut beginnings = Beginnings::new();
         self.unsettled = false;
         self.awaits_reading = false;
-        self.awaits_writing = false;
+        self.awaits_writing.clear();
         self.report_unreadable(scan.unreadable);
         let mut untracked = self.match_by_id(scan.found, now);
         self.resume_retired(&mut untracked, now);
@@ -185,7 +185,7 @@ impl Tracker {
             let read = file.at_end == Some(file.stat) && !file.has_rest;
             file.path_state == PathState::Matched && read && file.failure.is_none()
         };
-        let waits = self.needs_scan() || self.awaits_writing || !self.unreadable.is_empty();
+        let waits = self.needs_scan() || !self.awaits_writing.is_empty() || !self.unreadable.is_empty();
         !waits && self.copies.is_empty() && self.retired.is_empty() && self.files.values().all(is_done)
     }
 
@@ -193,6 +193,17 @@ impl Tracker {
     pub(crate) fn linked_folders(&self) -> impl Iterator<Item = PathBuf> {
         let paths = self.files.values().filter_map(|file| file.real.as_deref());
         paths.filter_map(|path| path.parent()).map(PathBuf::from)
+    }
+
+    /// Warns, at the end of a run, about new files that it did not read.
+    pub(crate) fn report_unread(&mut self) {
+        self.report_unread_copies();
+        for path in &self.awaits_writing {
+            tracing::warn!(
+                "{} was not read: it is the beginning of a compressed file that is being written; the next run reads it",
+                path.display()
+            );
+        }
     }
 
     /// The files that cannot be read now.

@@ -71,7 +71,8 @@ impl Tracker {
                 file.move_to(found, now);
                 file.path_state = PathState::Matched;
             }
-            tracing::info!(path = %file.path.display(), "file was changed or renamed after it was finished; it is followed again");
+            tracing::info!(path = %file.path.display(), "file was changed or renamed after it was finished; it \
+                is followed again");
             file.key = None;
             file.moved = true;
             file.missed_scans = 0;
