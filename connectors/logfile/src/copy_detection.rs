@@ -43,6 +43,7 @@ pub(crate) enum ContentMatch {
 pub(crate) struct CandidateIndex {
     found: Vec<Found>,
     by_id: HashMap<FileId, usize>,
+    by_path: HashMap<PathBuf, usize>,
     /// First bytes of each file, up to [`HEAD`]. Read on first use, because that opens every file.
     heads: OnceCell<Vec<Vec<u8>>>,
     /// For a length, the files by the hash of that many first bytes.
@@ -55,9 +56,11 @@ pub(crate) struct CandidateIndex {
 impl CandidateIndex {
     pub(crate) fn new(found: Vec<Found>, compression: Compression) -> Self {
         let by_id = found.iter().enumerate().map(|(number, found)| (found.id, number)).collect();
+        let by_path = found.iter().enumerate().map(|(number, found)| (found.path.clone(), number)).collect();
         Self {
             found,
             by_id,
+            by_path,
             heads: OnceCell::new(),
             by_prefix: RefCell::default(),
             short_by_stem: OnceCell::new(),
@@ -68,29 +71,33 @@ impl CandidateIndex {
     /// The files to compare with a missing one, the likeliest first.
     pub(crate) fn candidates(&self, missing: &MissingFile, copies: &HashSet<FileId>) -> Vec<Found> {
         let mut numbers: Vec<usize> = copies.iter().filter_map(|id| self.by_id.get(id)).copied().collect();
+        numbers.sort_unstable();
         if !missing.file.is_unread() {
-            numbers.extend(self.alike(missing).into_iter().filter(|number| {
+            let allowed = |number: &usize| {
                 let found = &self.found[*number];
                 let itself = found.id == missing.file.id && missing.reason != MissingReason::Deleted;
                 !itself && !copies.contains(&found.id) && found.stat.size > 0
-            }));
+            };
+            let own_paths = related_paths(&missing.file);
+            let own: Vec<usize> = own_paths.iter().filter_map(|path| self.by_path.get(path)).copied().collect();
+            let own = own.into_iter().filter(allowed);
+            // The file that now has the missing file's path is mostly its successor. But a full
+            // head that is equal shows that it was restored or replaced.
+            let own_first = missing.file.read.head.len as usize == HEAD;
+            let alike =
+                self.alike(missing, &|number| allowed(number) && !own_paths.contains(&self.found[*number].path));
+            if own_first {
+                numbers.extend(own.chain(alike));
+            } else {
+                numbers.extend(alike.into_iter().chain(own));
+            }
         }
-        let rank = |number: &usize| {
-            let found = &self.found[*number];
-            // The file that now has the missing file's path is mostly its successor, not its copy.
-            (!copies.contains(&found.id), found.path == missing.file.path, *number)
-        };
-        numbers.sort_by_key(rank);
-        numbers.dedup();
-        let own_path = numbers.last().copied().filter(|number| self.found[*number].path == missing.file.path);
-        numbers.truncate(MAX_CANDIDATES);
-        numbers.extend(own_path.filter(|number| !numbers.contains(number)));
         numbers.into_iter().map(|number| self.found[number].clone()).collect()
     }
 
-    /// Files that begin like a missing one, or are shorter and may be its beginning. Short contents
-    /// are equal by chance: there the name must be related too.
-    fn alike(&self, missing: &MissingFile) -> Vec<usize> {
+    /// A few files that begin like a missing one, or are shorter and may be its beginning. Short
+    /// contents are equal by chance: there the name must be related too.
+    fn alike(&self, missing: &MissingFile, allowed: &impl Fn(&usize) -> bool) -> Vec<usize> {
         let file = &missing.file;
         let known = if file.read.offset == 0 { ContentHash::of(&file.first) } else { file.read.head };
         let stems: HashSet<String> = related_paths(file).iter().map(|path| stem(path)).collect();
@@ -105,12 +112,11 @@ impl CandidateIndex {
             }
             by_hash
         });
-        let begins_alike = by_hash.get(&known.hash).map(Vec::as_slice).unwrap_or_default();
-        let mut alike: Vec<usize> =
-            begins_alike.iter().copied().filter(|number| len >= HEAD || related(number)).collect();
+        let begins_alike = by_hash.get(&known.hash).map(Vec::as_slice).unwrap_or_default().iter();
+        let begins_alike = begins_alike.filter(|number| allowed(number) && (len >= HEAD || related(number)));
         let shorter = stems.iter().filter_map(|stem| self.short_by_stem().get(stem)).flatten();
-        alike.extend(shorter.filter(|number| file.first.starts_with(&self.heads()[**number])));
-        alike
+        let shorter = shorter.filter(|number| allowed(number) && file.first.starts_with(&self.heads()[**number]));
+        begins_alike.take(MAX_CANDIDATES).chain(shorter.take(MAX_CANDIDATES)).copied().collect()
     }
 
     fn heads(&self) -> &[Vec<u8>] {

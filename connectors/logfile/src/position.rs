@@ -106,6 +106,16 @@ mod tests {
     }
 
     #[test]
+    fn positions_of_earlier_versions_are_read() {
+        let stored = br#"{"path":"/v/a.log","offset":3,"head":[3,"5c9a47ff9aff3d72"],"tail":[3,"5c9a47ff9aff3d72"],"size":30,"mtime":5,"lane":7}"#;
+        let (id, position) = decode("66305:1234:5c9a47ff9aff3d72", stored).unwrap();
+        assert_eq!(id, FileId { device: 66305, inode: 1234 });
+        assert_eq!((position.path.as_str(), position.read.offset, position.ordering_key), ("/v/a.log", 3, 7));
+        assert_eq!((position.at_end, position.cut), (Some(Stat { size: 30, modified: 5 }), false));
+        assert_eq!(position.real_path, None);
+    }
+
+    #[test]
     fn errors_name_the_unreadable_key() {
         for (key, value) in [("x", "{}"), ("1:2:3", "{}"), ("1:2:3", "nonsense")] {
             assert!(decode(key, value.as_bytes()).unwrap_err().message().contains(key));

@@ -35,6 +35,13 @@ const SCAN_TIME_DIVISOR: u32 = 20;
 const MAX_CONSECUTIVE_SCANS: usize = 5;
 /// Longest pause after a scan that took long.
 const MAX_SCAN_PAUSE: Duration = Duration::from_secs(5);
+/// The same for a run that ends when everything was read: it waits for nothing else.
+const MAX_PAUSE_UNTIL_IDLE: Duration = Duration::from_millis(50);
+/// After this many quiet scans the source relies on the kernel's notifications.
+const QUIET_SCANS: u32 = 8;
+/// Time between two scans then. The source keeps scanning, because a change through a memory map
+/// sends no notification.
+const QUIET_INTERVAL: Duration = Duration::from_secs(2);
 /// Memory of a tracked file without its reader.
 const TRACKED_FILE_BYTES: usize = 2048;
 
@@ -55,6 +62,8 @@ pub(crate) struct LogfileSource {
     scan_by: Instant,
     /// Reading met a change that only a scan resolves.
     rescan: bool,
+    /// Consecutive scans after which only a change makes another one useful.
+    quiet_scans: u32,
     /// Globs without a file were reported.
     reported_globs: bool,
     reservation: Reservation,
@@ -82,6 +91,7 @@ impl LogfileSource {
             next_scan: now,
             scan_by: now,
             rescan: false,
+            quiet_scans: 0,
             reported_globs: false,
             reservation: context.budget.empty(),
             options,
@@ -89,7 +99,8 @@ impl LogfileSource {
     }
 
     fn fill_until(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<Fill> {
-        let mut scanned = false;
+        // Without a notification since a quiet scan, there is nothing to read.
+        let mut scanned = !self.until_idle && self.quiet_scans >= QUIET_SCANS;
         if Instant::now() >= self.scan_by {
             self.scan(out)?;
             scanned = true;
@@ -109,8 +120,12 @@ impl LogfileSource {
             }
             let mut scan_at = self.next_scan;
             if settled {
-                let notified = self.watch.wait(self.scan_by.min(deadline));
-                scan_at = if notified { self.next_scan } else { self.scan_by };
+                if self.watch.wait(self.scan_by.min(deadline)) {
+                    // The next fill scans, if this one ends before.
+                    self.scan_by = self.next_scan;
+                    self.quiet_scans = 0;
+                }
+                scan_at = self.scan_by;
             } else if now < self.next_scan && !out.is_empty() {
                 return Ok(Fill::More);
             }
@@ -259,9 +274,13 @@ impl LogfileSource {
         }
         self.queue_ready();
         let now = Instant::now();
-        let pause = ((now - began) * SCAN_TIME_DIVISOR).min(MAX_SCAN_PAUSE);
+        let max_pause = if self.until_idle { MAX_PAUSE_UNTIL_IDLE } else { MAX_SCAN_PAUSE };
+        let pause = ((now - began) * SCAN_TIME_DIVISOR).min(max_pause);
         self.next_scan = now + pause;
-        self.scan_by = now + self.options.poll_interval.max(pause);
+        let is_quiet = self.watch.is_reliable() && self.tracker.is_quiet();
+        self.quiet_scans = if is_quiet { self.quiet_scans.saturating_add(1) } else { 0 };
+        let quiet_interval = if self.quiet_scans >= QUIET_SCANS { QUIET_INTERVAL } else { Duration::ZERO };
+        self.scan_by = now + self.options.poll_interval.max(pause).max(quiet_interval);
         Ok(())
     }
 

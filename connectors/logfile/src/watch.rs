@@ -18,11 +18,19 @@ use crate::position::FileId;
 /// Waits for changes in the folders of one source.
 pub(crate) struct Watch {
     subscription: Option<hub::Subscription>,
-    folders: HashMap<PathBuf, FileId>,
+    watched: HashMap<PathBuf, Watched>,
     notifications: Receiver<()>,
+    /// All folders are watched, and their file systems report all changes.
+    reliable: bool,
     /// Keeps the channel open without a subscription.
     _sender: SyncSender<()>,
     warned: bool,
+}
+
+/// A watched folder.
+struct Watched {
+    id: FileId,
+    is_local: bool,
 }
 
 impl Watch {
@@ -40,7 +48,7 @@ impl Watch {
                 None
             }
         };
-        Self { subscription, folders: HashMap::new(), notifications, _sender: sender, warned: false }
+        Self { subscription, watched: HashMap::new(), notifications, reliable: false, _sender: sender, warned: false }
     }
 
     /// Watches these folders and no others.
@@ -51,20 +59,20 @@ impl Watch {
             .filter_map(|folder| Some((folder.as_path(), identify(&std::fs::metadata(folder).ok()?).0)))
             .collect();
         // A folder that was removed and created again has another identity.
-        self.folders.retain(|folder, id| {
-            let stays = current.get(folder.as_path()) == Some(id);
+        self.watched.retain(|folder, watched| {
+            let stays = current.get(folder.as_path()) == Some(&watched.id);
             if !stays {
                 subscription.unwatch(folder);
             }
             stays
         });
         for (folder, id) in current {
-            if self.folders.contains_key(folder) {
+            if self.watched.contains_key(folder) {
                 continue;
             }
             match subscription.watch(folder) {
                 Ok(()) => {
-                    self.folders.insert(folder.to_owned(), id);
+                    self.watched.insert(folder.to_owned(), Watched { id, is_local: is_local(folder) });
                 }
                 Err(error) if !self.warned => {
                     self.warned = true;
@@ -77,6 +85,13 @@ impl Watch {
                 Err(_) => {}
             }
         }
+        self.reliable = self.watched.len() == folders.len() && self.watched.values().all(|watched| watched.is_local);
+    }
+
+    /// Whether the kernel reports all changes in the folders. It does not for folders of network
+    /// file systems, which other machines change, and for those that do not exist.
+    pub(crate) fn is_reliable(&self) -> bool {
+        self.reliable
     }
 
     /// Waits for a notification until `deadline`; returns whether there was one.
@@ -87,6 +102,42 @@ impl Watch {
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => false,
         }
     }
+}
+
+/// Whether a folder is on a file system that only this machine changes.
+#[cfg(target_os = "linux")]
+fn is_local(folder: &Path) -> bool {
+    // Of file systems that other machines, or programs, change: NFS, SMB, CIFS, SMB2, FUSE, 9P,
+    // Ceph, AFS, Coda, Lustre, GFS2, OCFS2.
+    const SHARED: [u32; 12] = [
+        0x6969,
+        0x517b,
+        0xff53_4d42,
+        0xfe53_4d42,
+        0x6573_5546,
+        0x0102_1997,
+        0x00c3_6400,
+        0x5346_414f,
+        0x7375_7245,
+        0x0bd0_0bd0,
+        0x0116_1970,
+        0x7461_636f,
+    ];
+    let Ok(path) = std::ffi::CString::new(folder.as_os_str().as_encoded_bytes()) else { return false };
+    let mut information = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the path ends in NUL, and both pointers are valid until the call returns.
+    let result = unsafe { libc::statfs(path.as_ptr(), information.as_mut_ptr()) };
+    if result != 0 {
+        return false;
+    }
+    // SAFETY: the call succeeded and has filled the structure.
+    let kind = unsafe { information.assume_init() }.f_type;
+    !SHARED.contains(&(kind as u32))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_local(_: &Path) -> bool {
+    false
 }
 
 /// The inotify instance of the process.
@@ -251,5 +302,38 @@ mod hub {
         }
 
         pub(super) fn unwatch(&mut self, _: &Path) {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn changes_wake_all_sources_and_reads_wake_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.log");
+        std::fs::write(&file, "one").unwrap();
+        let folders = BTreeSet::from([folder.path().to_owned()]);
+        let mut watches = [Watch::new(), Watch::new()];
+        for watch in &mut watches {
+            watch.follow(&folders);
+            assert!(watch.is_reliable() || !is_local(folder.path()));
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"one");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        let soon = || Instant::now() + Duration::from_millis(100);
+        assert!(watches.iter().all(|watch| !watch.wait(soon())), "a read was reported");
+        std::fs::write(&file, "two").unwrap();
+        let late = || Instant::now() + Duration::from_secs(30);
+        assert!(watches.iter().all(|watch| watch.wait(late())), "a change was not reported");
+        // A source that ends leaves the watch of the other one.
+        let [first, second] = watches;
+        drop(first);
+        while second.wait(soon()) {}
+        std::fs::write(folder.path().join("b.log"), "new").unwrap();
+        assert!(second.wait(late()), "a change was not reported");
     }
 }

@@ -101,6 +101,7 @@ impl Tracker {
             let being_written = age_of(&found).is_none_or(|age| age < self.options.rotate_wait);
             let waits = |truncated_len| truncated_len == 0 || being_written;
             if beginning.and_then(|beginning| beginning.truncated_len).is_some_and(waits) {
+                self.awaits_writing = true;
                 continue;
             }
             // In this order: a file that is complete stays complete. The other way round, a file

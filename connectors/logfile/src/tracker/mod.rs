@@ -69,6 +69,8 @@ pub(crate) struct Tracker {
     unsettled: bool,
     /// A new file is identified after another file was read to its end.
     awaits_reading: bool,
+    /// A new compressed file is read when more of it is written.
+    awaits_writing: bool,
     /// Files that were opened since descriptors were last closed for `max_open_files`, and those
     /// that were open then.
     opened: Vec<FileId>,
@@ -115,6 +117,7 @@ impl Tracker {
             unreadable: HashMap::new(),
             unsettled: false,
             awaits_reading: false,
+            awaits_writing: false,
             opened: Vec::new(),
         }
     }
@@ -126,6 +129,7 @@ impl Tracker {
         let mut beginnings = Beginnings::new();
         self.unsettled = false;
         self.awaits_reading = false;
+        self.awaits_writing = false;
         self.report_unreadable(scan.unreadable);
         let mut untracked = self.match_by_id(scan.found, now);
         self.resume_retired(&mut untracked, now);
@@ -172,6 +176,17 @@ impl Tracker {
     /// files.
     pub(crate) fn is_unsettled(&self) -> bool {
         self.unsettled
+    }
+
+    /// Whether only a change of a file or folder makes another scan useful: no file waits for a
+    /// time to pass.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let is_done = |file: &TrackedFile| {
+            let read = file.at_end == Some(file.stat) && !file.has_rest;
+            file.path_state == PathState::Matched && read && file.failure.is_none()
+        };
+        let waits = self.needs_scan() || self.awaits_writing || !self.unreadable.is_empty();
+        !waits && self.copies.is_empty() && self.retired.is_empty() && self.files.values().all(is_done)
     }
 
     /// The folders of files whose paths lead through symbolic links.
@@ -253,6 +268,7 @@ impl Tracker {
         if file.path != found.path {
             tracing::info!(from = %file.path.display(), to = %found.path.display(), "file was renamed");
         }
+        let known = (file.path.clone(), file.real.clone());
         file.move_to(found, now);
         file.path_state = PathState::Matched;
         file.missed_scans = 0;
@@ -271,7 +287,11 @@ impl Tracker {
         match file.open(self.options.compression) {
             Ok(OpenOutcome::Open) => self.opened.push(id),
             Ok(OpenOutcome::Moved) => {}
-            Ok(OpenOutcome::ContentChanged) => return false,
+            Ok(OpenOutcome::ContentChanged) => {
+                // The inode was reused: the path is another file's.
+                (file.path, file.real) = known;
+                return false;
+            }
             Err(error) => file.fail(&error),
         }
         true

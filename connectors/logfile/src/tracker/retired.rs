@@ -27,6 +27,10 @@ impl Retired {
         Self { files: Vec::new(), max_files }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
     /// Keeps a finished file, if it is open and not compressed.
     pub(super) fn keep(&mut self, file: TrackedFile, now: Instant) {
         if self.max_files == 0 || file.is_open_compressed() {
