@@ -106,7 +106,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     match outcome {
         Ok(outcome) => report(args, &outcome),
         // With `--until-idle` the flag is also set at the end of the work: an error then is one.
-        Err(error) if stop.is_set() && !args.until_idle => {
+        Err(error) if stop.is_set() && !args.until_idle && error.domain != Domain::Config => {
             eprintln!("stopped: {error}");
             ExitCode::SUCCESS
         }

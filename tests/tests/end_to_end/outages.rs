@@ -1,6 +1,7 @@
 //! Servers that go away, refuse or lose their answers: the worker retries, and nothing is lost or doubled.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use trunkline_tests::{
     Case, Fault, Kafka, KafkaClient, KafkaFault, KafkaFaults, LogWriter, Reader, S3, S3Faults, need, wait,
@@ -45,6 +46,30 @@ fn a_broker_that_crashes_and_comes_back() {
 
     assert_all_arrives(&case, &reader, &log);
     assert_eq!(kafka.count(&format!("{}.web", case.name())), log.lines());
+}
+
+#[test]
+fn a_worker_stops_soon_while_its_broker_is_gone() {
+    let mut kafka = need!(Kafka::start());
+    let case = Case::new("gone", &kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 510);
+    log.append(1_000);
+    case.pipeline("access", &access_logs());
+    let mut worker = case.start("a", &[]);
+    let topic = format!("{}.web", case.name());
+    wait::until("the topic has all lines", LONG, || (kafka.count(&topic) == log.lines()).then_some(()));
+    kafka.kill9();
+    log.append(1_000);
+    wait::until("the worker misses the broker", LONG, || {
+        worker.stderr().contains("cannot connect to Kafka").then_some(())
+    });
+    worker.sigterm();
+    let stopping = Instant::now();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    assert!(exit.stderr.contains("stopped: "), "{}", exit.describe());
+    // Less than 5 s; twice the time is for a busy machine.
+    assert!(stopping.elapsed() < Duration::from_secs(10), "{:?}: {}", stopping.elapsed(), exit.describe());
 }
 
 /// A node that has just started tells of no broker, not even of itself: clients that believe it have nobody left to ask.
