@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Domain, Error, Result};
 use trunkline_transform_host::{Host, HostOptions};
 
 use super::output::{print_data, print_error, report_error};
@@ -79,7 +79,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
     match outcome {
         Ok(outcome) => report(args, &outcome),
         // With `--until-idle` the worker sets the flag itself at the end of the work.
-        Err(error) if stop.is_set() && !args.until_idle => {
+        Err(error) if stop.is_set() && !args.until_idle && error.domain != Domain::Config => {
             print_error(format_args!("stopped: {error}"));
             Exit::Ok
         }

@@ -51,7 +51,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// Time between two progress lines of a stage in the log. A line without a change is left out.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// After a stop, calls no longer wait for unreachable brokers from this time on.
+/// From this time on after a stop, the worker no longer looks for unreachable brokers.
 const INTERRUPT: Duration = Duration::from_secs(1);
 
 /// After a stop, the worker ends without its tasks if no broker has answered for this time: what
@@ -137,6 +137,8 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         tasks: Tasks::new(),
         threads: Threads::default(),
         leases: Vec::new(),
+        is_complete: false,
+        fatal: None,
     };
     worker.run()?;
     let failed = worker.tasks.values().filter_map(|task| match task.status.state() {
@@ -179,6 +181,10 @@ struct Worker<'a> {
     threads: Threads,
     /// Leases of source tasks, by placement.
     leases: Vec<LeaseManager>,
+    /// Whether every task has ended by itself (`until_idle`).
+    is_complete: bool,
+    /// Why the worker stops although nothing asked it to.
+    fatal: Option<Error>,
 }
 
 /// A set that waits for its topics.
@@ -241,20 +247,16 @@ impl Worker<'_> {
             self.threads.reconcile(if stop.is_set() { &nothing } else { &self.tasks }, |task| task.lease.is_none());
             if ready && self.options.until_idle && self.tasks.values().all(|task| task.status.is_over()) {
                 // Only the lease managers still run.
+                self.is_complete = true;
                 stop.set();
             }
             if last_check.elapsed() >= ID_CHECK {
                 last_check = Instant::now();
-                self.check_worker_id()?;
+                self.check_worker_id();
             }
             if let Some(since) = stop.since() {
                 if cut_off.is_certain(since, &self.context.admin) {
-                    let message = format!(
-                        "stopped while the brokers at {} could not be reached: records that were not committed are read \
-                         again at the next start",
-                        self.options.brokers
-                    );
-                    return Err(Error::external(STOPPED_CUT_OFF, message));
+                    return Err(self.cut_off_error());
                 }
                 // Waiting for the stop would return at once.
                 std::thread::park_timeout(POLL);
@@ -263,22 +265,38 @@ impl Worker<'_> {
             }
             report.write(&self.tasks);
         }
-        self.leases.drain(..).try_for_each(LeaseManager::join)
+        self.leases.drain(..).try_for_each(LeaseManager::join)?;
+        if let Some(error) = self.fatal.take() {
+            return Err(error);
+        }
+        // The summary would wait for the brokers much longer.
+        if !self.is_complete && !self.context.admin.is_reachable(TASKS, PROBE) {
+            return Err(self.cut_off_error());
+        }
+        Ok(())
     }
 
-    /// Ends the worker if another one has its id. (The tasks of both would fence each other
+    fn cut_off_error(&self) -> Error {
+        let message = format!(
+            "stopped while the brokers at {} could not be reached: records that were not committed are read again at the \
+             next start",
+            self.options.brokers
+        );
+        Error::external(STOPPED_CUT_OFF, message)
+    }
+
+    /// Stops the worker if another one has its id. (The tasks of both would fence each other
     /// forever.)
-    fn check_worker_id(&self) -> Result<()> {
+    fn check_worker_id(&mut self) {
         let suffix = format!("[{DUPLICATE_WORKER}]");
         for task in self.tasks.values() {
             if let StageState::Failed(error) = task.status.state()
                 && let Some(message) = error.strip_suffix(&suffix)
             {
                 self.options.stop.set();
-                return Err(Error::config(DUPLICATE_WORKER, message.trim_end()));
+                self.fatal.get_or_insert_with(|| Error::config(DUPLICATE_WORKER, message.trim_end()));
             }
         }
-        Ok(())
     }
 
     /// Replaces the running set; returns the new set if the brokers do not answer. With the first
