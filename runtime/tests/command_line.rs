@@ -120,5 +120,8 @@ fn graph_is_drawn_from_the_plan() {
 fn connectors_are_listed() {
     let folder = folder(&[]);
     let (code, stdout, _) = trunkline(folder.path(), &["connectors"]);
-    assert_eq!((code, stdout.as_str()), (Some(0), "source  logfile\nsource  mysql\nsink    elasticsearch\nsink    s3\n"));
+    assert_eq!(
+        (code, stdout.as_str()),
+        (Some(0), "source  logfile\nsource  mysql\nsink    elasticsearch\nsink    s3\n")
+    );
 }
