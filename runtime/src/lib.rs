@@ -1,5 +1,6 @@
-//! What turns pipeline files into running tasks.
+//! Turns pipeline files into running tasks.
 
+mod backoff;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

@@ -29,7 +29,8 @@ impl OpenSearch {
         self.0.start_again();
     }
 
-    /// Number of documents of the indices, and of different values of a keyword field, at most 60,000.
+    /// Number of documents of the indices, and of different values of a keyword field, at most
+    /// 60,000.
     pub fn count(&self, indices: &str, field: &str) -> (u64, u64) {
         self.call("POST", &format!("/{indices}/_refresh"), "");
         let query = format!(

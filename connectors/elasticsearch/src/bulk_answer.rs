@@ -1,6 +1,7 @@
 //! The server's answer to a `_bulk` request: the outcome of each document.
 //!
-//! Outcomes are classified by status, because the names of error types differ between servers. A few names refine the message.
+//! Outcomes are classified by status, because the names of error types differ between servers. A
+//! few names refine the message.
 
 use serde::Deserialize;
 use trunkline_connector::{Error, Reason};
@@ -63,7 +64,8 @@ struct Cause {
     reason: String,
 }
 
-/// Reads the answer to a request of `operations` documents: their outcomes, in order. `Err` says what is wrong with the answer.
+/// Reads the answer to a request of `operations` documents: their outcomes, in order. `Err` says
+/// what is wrong with the answer.
 pub(crate) fn read(body: &[u8], operations: usize) -> Result<Vec<ItemOutcome>, String> {
     let answer: Answer = serde_json::from_slice(body).map_err(|error| format!("the answer cannot be read: {error}"))?;
     if answer.items.len() != operations {

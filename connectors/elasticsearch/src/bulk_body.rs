@@ -8,7 +8,8 @@ use trunkline_connector::{Delivery, Reason, RecordIndex};
 use crate::config::DocumentOptions;
 use crate::document::{self, Identity};
 
-/// The operations of a delivery, one after the other in one body. A request is a range of operations, so splitting copies nothing.
+/// The operations of a delivery, one after the other in one body. A request is a range of
+/// operations, so splitting copies nothing.
 pub(crate) struct BulkBody {
     body: Bytes,
     operations: Vec<Operation>,
@@ -97,8 +98,9 @@ impl Encoder {
     fn push(&mut self, record: RecordIndex, identity: Option<Identity>) {
         self.operations.push(Operation { record, end: self.body.len() });
         let Some(identity) = identity else { return };
-        // Records of one offset have one version. Of those with the same document only the last one may be sent, because the
-        // server takes the first of equal versions. All records of an offset are in one delivery.
+        // Records of one offset have one version. Of those with the same document only the last one
+        // may be sent, because the server takes the first of equal versions. All records of an
+        // offset are in one delivery.
         if let Some(position) = self.same_offset.iter().position(|(earlier, _)| *earlier == identity) {
             let (_, superseded) = self.same_offset.remove(position);
             self.remove(superseded);

@@ -1,4 +1,5 @@
-//! Change events in Debezium's format, and a check of documents: one walk over the members of a value does both.
+//! Change events in Debezium's format, and a check of documents: one walk over the members of a
+//! value does both.
 
 use trunkline_connector::json::{self, Malformed};
 
@@ -36,7 +37,8 @@ impl<'a> Members<'a> {
                 b"before" => found.has_before = true,
                 b"source" => found.has_source = true,
                 b"@timestamp" => found.has_timestamp = true,
-                // A key with escapes may spell the field too, and a server refuses a field that occurs twice.
+                // A key with escapes may spell the field too, and a server refuses a field that
+                // occurs twice.
                 key if key.contains(&b'\\') && json::key_is(key, "@timestamp") => found.has_timestamp = true,
                 _ => {}
             }
@@ -44,7 +46,8 @@ impl<'a> Members<'a> {
         Ok(found)
     }
 
-    /// The change event that the object is, if it has the members of one: `op` of one letter, `source`, and `before` or `after`.
+    /// The change event that the object is, if it has the members of one: `op` of one letter,
+    /// `source`, and `before` or `after`.
     pub(crate) fn change_event(&self) -> Option<ChangeEvent<'a>> {
         let Some([b'"', op, b'"']) = self.op else { return None };
         if !self.has_source || !(self.has_before || self.after.is_some()) {

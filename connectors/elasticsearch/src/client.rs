@@ -1,4 +1,5 @@
-//! The nodes of a cluster: requests take turns between them, and a node that fails is left out for a while.
+//! The nodes of a cluster: requests take turns between them, and a node that fails is left out for
+//! a while.
 
 use std::error::Error as _;
 use std::io::Write;
@@ -60,8 +61,8 @@ pub(crate) struct Response {
 /// Why there is no answer.
 pub(crate) struct NoAnswer {
     pub(crate) error: Error,
-    /// A node closed the connection while the request was sent or before it was answered. Servers do that to a request over their
-    /// size limit, too.
+    /// A node closed the connection while the request was sent or before it was answered. Servers
+    /// do that to a request over their size limit, too.
     pub(crate) closed: bool,
 }
 
@@ -130,8 +131,8 @@ impl Client {
         self.send(&path, request, deadline).await
     }
 
-    /// Sends a request to the nodes, one after the other, until one answers. An answer that says that the node cannot serve (502,
-    /// 503, 504) is returned only if no node has a better one.
+    /// Sends a request to the nodes, one after the other, until one answers. An answer that says
+    /// that the node cannot serve (502, 503, 504) is returned only if no node has a better one.
     async fn send(
         &self,
         path: &str,
@@ -184,7 +185,8 @@ impl Client {
         let first = self.next.fetch_add(1, Ordering::Relaxed) % self.nodes.len().max(1);
         let now = Instant::now();
         let mut nodes: Vec<&Node> = self.nodes[first..].iter().chain(&self.nodes[..first]).collect();
-        // Stable: nodes that are up keep their turns; of those that are down, the one that comes back first is first.
+        // Stable: nodes that are up keep their turns; of those that are down, the one that comes
+        // back first is first.
         nodes.sort_by_key(|node| node.down_until().filter(|until| *until > now));
         nodes
     }

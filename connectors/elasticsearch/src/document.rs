@@ -1,7 +1,7 @@
 //! A record to an operation of a `_bulk` request: index, id, version and document.
 //!
-//! Whatever makes the server refuse a whole request is found here: ids over 512 bytes, versions that are not 63-bit numbers, values
-//! that are not one line.
+//! Whatever makes the server refuse a whole request is found here: ids over 512 bytes, versions
+//! that are not 63-bit numbers, values that are not one line.
 
 use std::borrow::Cow;
 
@@ -27,8 +27,9 @@ enum Change<'a> {
     Delete,
 }
 
-/// Appends the operation of a record to `body`: an action line and, unless it is a delete, the document. `ordinal` is the number of
-/// earlier records with the same offset. Returns the identity of a document that has a version.
+/// Appends the operation of a record to `body`: an action line and, unless it is a delete, the
+/// document. `ordinal` is the number of earlier records with the same offset. Returns the identity
+/// of a document that has a version.
 ///
 /// On an error `body` is left with a part of the operation.
 pub(crate) fn append(
@@ -169,8 +170,8 @@ fn id_of(options: &DocumentOptions, record: RecordRef<'_>, is_event: bool, ordin
     }
 }
 
-/// The text of a key. The JSON key of a table with one key column is `{"id":1}`: its id is `1`. Keys of several columns stay JSON, so
-/// that no two of them are equal.
+/// The text of a key. The JSON key of a table with one key column is `{"id":1}`: its id is `1`.
+/// Keys of several columns stay JSON, so that no two of them are equal.
 fn key_text(key: &[u8]) -> Result<String, Reason> {
     let mut members = json::members(key);
     let only = match (members.next(), members.next()) {

@@ -1,8 +1,9 @@
-//! Sink connector `elasticsearch`: documents in Elasticsearch 7 to 9 and OpenSearch 1 to 3, each indexed once.
+//! Sink connector `elasticsearch`: documents in Elasticsearch 7 to 9 and OpenSearch 1 to 3, each
+//! indexed once.
 //!
-//! A delivery becomes one or more `_bulk` requests. Every document has an id that is the same in each delivery of its record, and
-//! documents that change have external versions, so repeated and reordered deliveries change nothing
-//! ([`trunkline_connector::IdempotentSink`]).
+//! A delivery becomes one or more `_bulk` requests. Every document has an id that is the same in
+//! each delivery of its record, and documents that change have external versions, so repeated and
+//! reordered deliveries change nothing ([`trunkline_connector::IdempotentSink`]).
 //!
 //! In the order in which a record passes them:
 //!

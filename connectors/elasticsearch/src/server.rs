@@ -1,4 +1,5 @@
-//! What is checked when the sink is opened: that a supported server answers, and that what the options name exists.
+//! What is checked when the sink is opened: that a supported server answers, and that what the
+//! options name exists.
 
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
@@ -116,7 +117,8 @@ fn error_of_status(response: &Response) -> Option<Error> {
     None
 }
 
-/// Creates the data stream if it is missing. A server that does not allow the question is not asked further.
+/// Creates the data stream if it is missing. A server that does not allow the question is not asked
+/// further.
 async fn create_data_stream(client: &Client, name: &str) -> Result<()> {
     let path = format!("/_data_stream/{}", path_segment(name));
     if client.call(Method::GET, &path).await?.status != StatusCode::NOT_FOUND {

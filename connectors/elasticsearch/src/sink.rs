@@ -1,4 +1,5 @@
-//! The running sink: sends the records of a delivery and decides about each of them by the server's answer.
+//! The running sink: sends the records of a delivery and decides about each of them by the server's
+//! answer.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use crate::bulk_body::BulkBody;
 use crate::client::{CALL_LIMIT, Client, NoAnswer, Response};
 use crate::config::{Config, DocumentOptions};
 
-/// A request of this size whose connection is closed may have been over the size limit of the server.
+/// A request of this size whose connection is closed may have been over the size limit of the
+/// server.
 const MAYBE_TOO_LARGE: usize = 1 << 20;
 
 /// The longest wait that a server may ask for.
@@ -91,18 +93,22 @@ impl IdempotentSink for SearchSink {
         Ok(())
     }
 
-    /// Several deliveries of a topic partition may be in flight, and a retry may send a document after a later one of the same id.
-    /// This is safe because the server decides by version, not by arrival:
+    /// Several deliveries of a topic partition may be in flight, and a retry may send a document
+    /// after a later one of the same id. This is safe because the server decides by version, not by
+    /// arrival:
     ///
     /// - An id from the offset belongs to one record, so every write of it has the same content.
-    /// - Any other id has an external version: the server refuses a version that is not newer (409), which counts as delivered.
-    /// - In a data stream a document is only created: the second attempt is refused (409), which counts as delivered.
+    /// - Any other id has an external version: the server refuses a version that is not newer
+    ///   (409), which counts as delivered.
+    /// - In a data stream a document is only created: the second attempt is refused (409), which
+    ///   counts as delivered.
     fn in_flight(&self) -> InFlight {
         InFlight { deliveries: self.in_flight, per_partition: self.in_flight }
     }
 }
 
-/// Decides about the documents of an answered request. An error means that some of them must be sent again.
+/// Decides about the documents of an answered request. An error means that some of them must be
+/// sent again.
 fn decide(
     delivery: &mut Delivery,
     body: &BulkBody,

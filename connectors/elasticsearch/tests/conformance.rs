@@ -1,4 +1,5 @@
-//! The suite that every idempotent sink runs, and the behaviour of real servers on which the sink relies.
+//! The suite that every idempotent sink runs, and the behaviour of real servers on which the sink
+//! relies.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports a failure by panicking")]
 
@@ -115,7 +116,8 @@ fn older_versions_never_overwrite_newer_ones(server: &Server) {
         (14, Some(&two), Some(&deleted)),
         (15, Some(&two), None),
     ];
-    // The newest first, then everything, then a part again: as retries with several deliveries in flight may do.
+    // The newest first, then everything, then a part again: as retries with several deliveries in
+    // flight may do.
     for part in [&records[3..], &records[..], &records[..3], &records[1..4]] {
         let mut delivery = delivery(part);
         sink.deliver(&mut delivery).unwrap();

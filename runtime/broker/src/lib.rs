@@ -27,6 +27,7 @@
 //! - `server` reads requests, refuses malformed ones and writes responses.
 //! - `api` answers requests, one file for each family of APIs.
 //! - `request` defines the call and the response that `server` and `api` exchange.
+//! - `request_memory` limits the memory of all requests together.
 //! - `topics` has the partitions, each with a `log`: append-only segments of record batches as
 //!   received.
 //! - `group` and `transaction` are the coordinators. Their state is in `store`, the internal log.

@@ -5,24 +5,24 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-/// What happened to the records of one component.
+/// The records of one component, by their outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComponentCounters {
-    /// Records that came in (for a source: that it found).
+    /// Input records (for a source: records that it found).
     #[serde(rename = "in")]
     pub records_in: u64,
-    /// Records that went out (for a sink: that it published).
+    /// Output records (for a sink: records that became visible).
     pub out: u64,
-    /// Records left out by a named verdict.
+    /// Records dropped by a named verdict.
     pub dropped: u64,
     /// Records sent to the dead letter topic.
     pub dead_lettered: u64,
-    /// Records emitted beyond one for each that came in.
+    /// Output records beyond one per input record.
     pub extra: u64,
 }
 
 impl ComponentCounters {
-    /// Does the sum hold?
+    /// Whether the sum of I3 holds.
     pub fn balanced(&self) -> bool {
         self.records_in + self.extra == self.out + self.dropped + self.dead_lettered
     }
@@ -49,14 +49,14 @@ impl Counters {
         self.0.entry(component.to_owned()).or_default()
     }
 
-    /// Adds another set.
+    /// Adds other counters, component by component.
     pub fn add(&mut self, other: &Self) {
         for (component, counters) in &other.0 {
             *self.of(component) += *counters;
         }
     }
 
-    /// Nothing counted?
+    /// Whether nothing was counted.
     pub fn is_zero(&self) -> bool {
         self.0.values().all(|counters| *counters == ComponentCounters::default())
     }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_and_balance() {
+    fn counters_add_up_and_show_whether_they_balance() {
         let mut total = Counters::default();
         let mut part = Counters::default();
         *part.of("web") = ComponentCounters { records_in: 5, out: 4, dropped: 1, dead_lettered: 1, extra: 1 };

@@ -1,4 +1,5 @@
-//! Intents: what a sink promised to publish, by partition. See [`trunkline_connector::Sink`] for the steps.
+//! Intents: the state of a sink's output per partition. [`trunkline_connector::Sink`] describes the
+//! steps.
 
 use std::collections::BTreeMap;
 
@@ -7,33 +8,38 @@ use serde_json::Value;
 use trunkline_connector::{Error, Result, TopicPartition};
 
 use super::{Counters, INTENTS, partition_of};
-use crate::kafka::{Cluster, Outgoing, TransactionalProducer, table};
+use crate::kafka::{Cluster, ProducerRecord, TransactionalProducer, table};
 
-/// How far a partition's objects have come.
+/// The last step that a partition's output has completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IntentState {
-    /// About to be created outside; nothing is promised. Recovery aborts it.
+    /// The output may exist at the destination, invisibly. Recovery aborts it.
     Planned,
-    /// Promised, with the offsets committed in the same transaction. Recovery publishes it.
-    Promised,
-    /// Published.
-    Published,
+    /// The output is prepared, and its offsets are committed in the same transaction. Recovery
+    /// commits it.
+    #[serde(alias = "promised")]
+    Prepared,
+    /// The output is visible.
+    #[serde(alias = "published")]
+    Committed,
 }
 
 /// The row of one partition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct IntentRecord {
-    /// How far it has come.
+    /// The last completed step.
     pub state: IntentState,
-    /// The sink's plan or intent, whichever the state is about.
+    /// The sink's plan or committable, as the state requires.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub payload: Value,
-    /// First offset covered.
+    /// The first offset that it covers.
     pub first: i64,
-    /// The offset after the last one covered: what the group's committed offset is then.
+    /// The offset after the last one that it covers. From `Prepared` on, the group's committed
+    /// offset.
     pub next: i64,
-    /// Totals of the stage's components for this partition, what the intent covers included once it is promised.
+    /// Totals of the stage's components for this partition. From `Prepared` on, they include the
+    /// covered records.
     pub counters: Counters,
 }
 
@@ -43,20 +49,20 @@ pub struct Intents {
 }
 
 impl Intents {
-    /// Of the sink `{cluster}.{pipeline}.{sink}`.
+    /// The intents of the sink `{cluster}.{pipeline}.{sink}`.
     pub fn of(sink: &str) -> Self {
         Self { sink: sink.to_owned() }
     }
 
-    /// Reads the last row of each partition. Ask for the committed offsets of the partitions first: that waits for the transactions of
-    /// their earlier owner, whose intents are then found here.
+    /// Reads the last row of each partition. Read the committed offsets of the partitions first:
+    /// that waits for the transactions of earlier owners, whose intents are then visible here.
     pub fn load(&self, cluster: &Cluster) -> Result<BTreeMap<TopicPartition, IntentRecord>> {
         let prefix = format!("{}/", self.sink);
         let rows = table::read(cluster, INTENTS, Some(partition_of(&self.sink)), prefix.as_bytes())?;
         rows.iter().map(|(key, value)| parse(key, value, prefix.len())).collect()
     }
 
-    /// The counters of the sinks whose names start with a prefix, summed for each of several prefixes.
+    /// The counters of sinks by name prefix: one sum for each prefix.
     pub fn totals(cluster: &Cluster, prefixes: &[String]) -> Result<Vec<Counters>> {
         super::totals(cluster, INTENTS, prefixes, |key, value| Ok(Some(parse(key, value, 0)?.1.counters)))
     }
@@ -65,12 +71,12 @@ impl Intents {
     pub fn write(
         &self,
         producer: &mut TransactionalProducer,
-        claim: &TopicPartition,
+        partition: &TopicPartition,
         record: &IntentRecord,
     ) -> Result<()> {
-        let key = format!("{}/{}/{}", self.sink, claim.topic, claim.partition);
+        let key = format!("{}/{}/{}", self.sink, partition.topic, partition.partition);
         let value = serde_json::to_vec(record).map_err(|error| Error::internal("intent.encode", error.to_string()))?;
-        producer.send(&Outgoing {
+        Ok(producer.send(&ProducerRecord {
             topic: INTENTS,
             partition: partition_of(&self.sink),
             timestamp: None,
@@ -78,17 +84,21 @@ impl Intents {
             value: Some(&value),
             headers: &[],
             more_headers: &[],
-        })
+        })?)
     }
 }
 
 fn parse(key: &[u8], value: &[u8], prefix: usize) -> Result<(TopicPartition, IntentRecord)> {
     let key = String::from_utf8_lossy(key);
-    let unreadable = |what: String| Error::data("intent.unreadable", format!("the row `{key}` of `{INTENTS}` {what}"));
+    let unreadable = |problem: String| {
+        let message = format!("the row `{key}` of topic `{INTENTS}` {problem}: was it written by a newer version?");
+        Error::data("intent.unreadable", message)
+    };
     let (topic, partition) =
         key[prefix..].rsplit_once('/').ok_or_else(|| unreadable("names no partition".to_owned()))?;
     let partition = partition.parse().map_err(|_| unreadable("names no partition".to_owned()))?;
-    let record = serde_json::from_slice(value).map_err(|error| unreadable(format!("is no intent: {error}")))?;
+    let record =
+        serde_json::from_slice(value).map_err(|error| unreadable(format!("cannot be read as an intent ({error})")))?;
     Ok((TopicPartition { topic: topic.into(), partition }, record))
 }
 
@@ -97,18 +107,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_read_back() {
+    fn rows_are_read_as_they_were_written() {
         let record = IntentRecord {
-            state: IntentState::Promised,
+            state: IntentState::Prepared,
             payload: serde_json::json!({"objects": []}),
             first: 3,
             next: 7,
             counters: Counters::default(),
         };
         let value = serde_json::to_vec(&record).unwrap();
-        let (claim, read) = parse(b"t.p.lake/p.web/3", &value, "t.p.lake/".len()).unwrap();
-        assert_eq!((claim.topic.as_ref(), claim.partition, read), ("p.web", 3, record));
+        let (partition, read) = parse(b"t.p.lake/p.web/3", &value, "t.p.lake/".len()).unwrap();
+        assert_eq!((partition.topic.as_ref(), partition.partition, read), ("p.web", 3, record));
         assert!(parse(b"t.p.lake/p.web", &value, "t.p.lake/".len()).is_err());
         assert!(parse(b"x/1", b"{}", 0).is_err());
+    }
+
+    #[test]
+    fn states_have_stable_names_and_the_names_of_earlier_versions_are_read() {
+        let names = [
+            (IntentState::Planned, "planned", "planned"),
+            (IntentState::Prepared, "prepared", "promised"),
+            (IntentState::Committed, "committed", "published"),
+        ];
+        for (state, name, earlier) in names {
+            assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{name}\""));
+            for stored in [name, earlier] {
+                let row = format!(r#"{{"state":"{stored}","first":1,"next":2,"counters":{{}}}}"#);
+                assert_eq!(parse(b"x/1", row.as_bytes(), 0).unwrap().1.state, state, "{stored}");
+            }
+        }
     }
 }

@@ -1,14 +1,16 @@
-//! What Trunkline remembers, all of it in compacted Kafka topics: positions of sources, intents of sinks, schemas, and the counters of
-//! I3, which travel with them and are therefore exact across any crash.
+//! Trunkline's state, all of it in compacted Kafka topics: positions of sources, intents of sinks,
+//! schemas, and the counters of I3. The counters are written together with positions and intents
+//! and are therefore exact across any crash.
 //!
 //! | topic | key | value |
 //! |---|---|---|
-//! | `_trunkline.checkpoints` | `{task}/position/{part}` | what the source wrote there |
+//! | `_trunkline.checkpoints` | `{task}/position/{part}` | a part of the source's position |
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
 //!
-//! All rows of one stage lie in one partition (by a hash of its name), so that a task reads one partition to find its own.
+//! All rows of one stage lie in one partition, selected by a hash of the stage's name. A task
+//! therefore reads one partition.
 
 mod counters;
 mod intents;
@@ -32,15 +34,16 @@ pub const CHECKPOINTS: &str = "_trunkline.checkpoints";
 pub const INTENTS: &str = "_trunkline.intents";
 /// Schemas by id.
 pub const SCHEMAS: &str = "_trunkline.schemas";
-/// Its partitions are leases on source tasks; it holds no records.
+/// Its partitions are leases on source tasks. It contains no records.
 pub const TASKS: &str = "_trunkline.tasks";
 
-/// Partitions of the topics with state. Few: each costs a look-up at start; enough that tasks seldom wait for each other's transactions.
+/// Partitions of the state topics. Each costs a look-up at start; too few make tasks wait for each
+/// other's transactions.
 const STATE_PARTITIONS: i32 = 8;
-/// Partitions of the lease topic: the most source tasks that can be spread evenly.
+/// Partitions of the lease topic: this many source tasks can be distributed evenly.
 pub const LEASE_PARTITIONS: i32 = 32;
 
-/// The topics that must exist before anything runs.
+/// The topics that must exist before a stage runs.
 pub fn system_topics(replication: i16) -> Vec<TopicSpec> {
     let compacted = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
     let spec = |name: &str, partitions, config: &BTreeMap<String, String>| TopicSpec {
@@ -57,13 +60,14 @@ pub fn system_topics(replication: i16) -> Vec<TopicSpec> {
     ]
 }
 
-/// The partition that all rows of one task lie in. Rows are found by it for ever: the function must not change.
+/// The partition of all rows of one stage. Stored rows are found by it, so the function must not
+/// change.
 fn partition_of(owner: &str) -> i32 {
     (xxhash_rust::xxh3::xxh3_64(owner.as_bytes()) % STATE_PARTITIONS as u64) as i32
 }
 
-/// Sums the counters in the rows whose keys start with a prefix, for each of several prefixes by one reading of the table. `counters` are those
-/// of a row, if it has any.
+/// Sums the counters of all rows whose keys start with a prefix: one sum for each prefix, in one
+/// pass over the table. `counters` returns the counters of a row, if it has any.
 fn totals(
     cluster: &Cluster,
     topic: &str,
@@ -71,7 +75,7 @@ fn totals(
     counters: impl Fn(&[u8], &[u8]) -> Result<Option<Counters>>,
 ) -> Result<Vec<Counters>> {
     let mut totals = vec![Counters::default(); prefixes.len()];
-    for (key, value) in table::read(cluster, topic, None, common_start(prefixes))? {
+    for (key, value) in table::read(cluster, topic, None, common_prefix(prefixes))? {
         let Some(counters) = counters(&key, &value)? else { continue };
         let summed = prefixes.iter().zip(&mut totals).filter(|(prefix, _)| key.starts_with(prefix.as_bytes()));
         summed.for_each(|(_, total)| total.add(&counters));
@@ -79,8 +83,8 @@ fn totals(
     Ok(totals)
 }
 
-/// What all of these begin with: other rows need not be held in memory.
-fn common_start(prefixes: &[String]) -> &[u8] {
+/// The longest common prefix. Rows without it need not be kept in memory.
+fn common_prefix(prefixes: &[String]) -> &[u8] {
     let Some((first, others)) = prefixes.split_first() else { return &[] };
     let shared = |other: &String| first.bytes().zip(other.bytes()).take_while(|(left, right)| left == right).count();
     &first.as_bytes()[..others.iter().map(shared).min().unwrap_or(first.len())]

@@ -3,23 +3,25 @@
 use trunkline_connector::{Error, PositionChange, Result};
 
 use super::{CHECKPOINTS, Counters, partition_of};
-use crate::kafka::{Cluster, Outgoing, TransactionalProducer, table};
+use crate::kafka::{Cluster, ProducerRecord, TransactionalProducer, table};
 
 /// The committed state of one task, and the writer of its next state.
 ///
-/// Load it only after the task's producer was initialised: that is what settles the transactions of the task's earlier owner (I4).
+/// Load it after the task's producer is initialised: the initialisation completes the transactions
+/// of the earlier owner (I4).
 pub struct Positions {
     owner: String,
     task: String,
-    /// Totals since the pipeline began, without what is not committed yet.
+    /// Committed totals since the pipeline was created.
     pub counters: Counters,
     /// The position's parts.
     pub parts: Vec<(String, Vec<u8>)>,
 }
 
 impl Positions {
-    /// Reads the committed state of `task`, whose rows lie with those of `owner`: for a source the task itself, for a transform, whose
-    /// tasks are partitions that come and go, the stage.
+    /// Reads the committed state of `task`. Its rows lie in the partition of `owner`: for a source
+    /// the task itself, for a transform the stage, because a transform's tasks are partitions that
+    /// move between members.
     pub fn load(cluster: &Cluster, owner: &str, task: &str) -> Result<Self> {
         let prefix = format!("{task}/");
         let rows = table::read(cluster, CHECKPOINTS, Some(partition_of(owner)), prefix.as_bytes())?;
@@ -37,7 +39,7 @@ impl Positions {
         Ok(this)
     }
 
-    /// The counters of the tasks whose names start with a prefix, summed for each of several prefixes.
+    /// The counters of tasks by name prefix: one sum for each prefix.
     pub fn totals(cluster: &Cluster, prefixes: &[String]) -> Result<Vec<Counters>> {
         super::totals(cluster, CHECKPOINTS, prefixes, |key, value| {
             let holds_counters = key.ends_with(b"/counters");
@@ -62,7 +64,7 @@ impl Positions {
     }
 
     fn row(&self, producer: &mut TransactionalProducer, key: &str, value: Option<&[u8]>) -> Result<()> {
-        producer.send(&Outgoing {
+        Ok(producer.send(&ProducerRecord {
             topic: CHECKPOINTS,
             partition: partition_of(&self.owner),
             timestamp: None,
@@ -70,7 +72,7 @@ impl Positions {
             value,
             headers: &[],
             more_headers: &[],
-        })
+        })?)
     }
 }
 
@@ -78,7 +80,10 @@ fn parse_counters(key: &str, value: &[u8]) -> Result<Counters> {
     serde_json::from_slice(value).map_err(|error| {
         Error::data(
             "checkpoint.unreadable",
-            format!("the row `{key}` of `{CHECKPOINTS}` is no set of counters: {error}"),
+            format!(
+                "the row `{key}` of topic `{CHECKPOINTS}` cannot be read as counters ({error}): was it written by a newer \
+                 version?"
+            ),
         )
     })
 }

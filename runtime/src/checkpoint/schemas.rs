@@ -1,4 +1,5 @@
-//! Published schemas: the topic `_trunkline.schemas` behind a cache that all stages of a worker share.
+//! Published schemas: the topic `_trunkline.schemas`, and a cache that all stages of a worker
+//! share.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,10 +8,11 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Error, Result, Schema, SchemaId, SchemaLookup};
 
 use super::SCHEMAS;
-use crate::kafka::{Cluster, Outgoing, TransactionalProducer, table};
+use crate::kafka::{Cluster, ProducerRecord, TransactionalProducer, table};
 
-/// An id that is not known is looked up again this much later at the earliest: records with a wrong header must not cause a read each.
-const UNKNOWN_AGAIN: Duration = Duration::from_secs(10);
+/// Minimum time between two look-ups of an unknown id, so that records with a wrong header do not
+/// cause a read each.
+const UNKNOWN_RETRY: Duration = Duration::from_secs(10);
 
 /// All schemas of a cluster.
 pub struct Schemas {
@@ -31,15 +33,15 @@ impl Schemas {
         Self { cluster, known: Mutex::new(Known::default()) }
     }
 
-    /// Publishes a schema in the producer's open transaction, unless this worker knows it as published. Records that name it
-    /// belong in the same transaction or a later one.
+    /// Publishes a schema in the producer's open transaction, unless this worker knows that it is
+    /// published. Write the records that name it in the same transaction or a later one.
     pub fn publish(&self, producer: &mut TransactionalProducer, schema: &Arc<Schema>) -> Result<()> {
         if self.lock().committed.contains(&schema.id()) {
             return Ok(());
         }
         let id = schema.id().to_string();
         let json = schema.to_json().map_err(|error| Error::internal("schema.encode", error.to_string()))?;
-        producer.send(&Outgoing {
+        Ok(producer.send(&ProducerRecord {
             topic: SCHEMAS,
             partition: 0,
             timestamp: None,
@@ -47,10 +49,10 @@ impl Schemas {
             value: Some(json.as_bytes()),
             headers: &[],
             more_headers: &[],
-        })
+        })?)
     }
 
-    /// The transaction that published these was committed.
+    /// Notes that the transaction that published these schemas was committed.
     pub fn committed(&self, schemas: &[Arc<Schema>]) {
         let mut known = self.lock();
         for schema in schemas {
@@ -60,7 +62,7 @@ impl Schemas {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        // Each change is one insert: a panic cannot leave it half done.
+        // Each change is one insert, which a panic cannot leave incomplete.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -72,7 +74,7 @@ impl SchemaLookup for Schemas {
             if let Some(schema) = known.by_id.get(&id) {
                 return Ok(Some(schema.clone()));
             }
-            if known.unknown.get(&id).is_some_and(|asked| asked.elapsed() < UNKNOWN_AGAIN) {
+            if known.unknown.get(&id).is_some_and(|last| last.elapsed() < UNKNOWN_RETRY) {
                 return Ok(None);
             }
         }
@@ -85,7 +87,8 @@ impl SchemaLookup for Schemas {
                     known.by_id.insert(id, Arc::new(schema));
                 }
                 (_, result) => {
-                    tracing::warn!(key = %String::from_utf8_lossy(&key), error = ?result.err(), "a row of `{SCHEMAS}` is no schema")
+                    let (key, error) = (String::from_utf8_lossy(&key), result.err());
+                    tracing::warn!(%key, ?error, "a row of topic `{SCHEMAS}` cannot be read as a schema");
                 }
             }
         }

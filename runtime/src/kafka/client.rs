@@ -1,28 +1,64 @@
-//! Settings that every client shares, and what librdkafka's errors mean to a stage.
+//! Settings that all clients share, and the classification of librdkafka's errors.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::bindings::rd_kafka_conf_set_ssl_cert_verify_cb;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::config::{FromClientConfigAndContext, NativeClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use trunkline_connector::Error;
+use rdkafka::types::RDKafkaType;
+use trunkline_connector::{Error, Result, Retry};
 
-/// A Kafka cluster: where it is and how to speak to it. Cheap to clone.
+use super::admin_api::Failure;
+use super::connection::{ConnectionMonitor, explain_certificate};
+use super::properties;
+use super::secrets::Secrets;
+use super::topic_limits::TopicLimits;
+
+/// A Kafka cluster: its bootstrap servers and the properties of its clients. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
-    settings: Arc<BTreeMap<String, String>>,
+    properties: Arc<BTreeMap<String, String>>,
     brokers: Arc<str>,
+    secrets: Secrets,
+    limits: TopicLimits,
+    connection: Arc<ConnectionMonitor>,
+    interrupt: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+    /// When a member of a group was last fenced by another one with its id.
+    fenced_members: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl Cluster {
-    /// A cluster by its bootstrap servers and further librdkafka properties.
-    pub fn new(brokers: &str, properties: &BTreeMap<String, String>) -> Self {
-        Self { settings: Arc::new(properties.clone()), brokers: Arc::from(brokers) }
+    /// A cluster by its bootstrap servers and further librdkafka properties. Fails if librdkafka
+    /// does not accept a property.
+    pub fn new(brokers: &str, properties: &BTreeMap<String, String>) -> Result<Self> {
+        properties::check(properties)?;
+        let secrets = Secrets::of(properties);
+        Ok(Self {
+            properties: Arc::new(properties.clone()),
+            brokers: Arc::from(brokers),
+            secrets,
+            limits: TopicLimits::default(),
+            connection: Arc::default(),
+            interrupt: None,
+            fenced_members: Arc::default(),
+        })
+    }
+
+    /// The same cluster, whose calls stop waiting for unreachable brokers once `interrupt` returns
+    /// true.
+    pub fn with_interrupt(self, interrupt: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { interrupt: Some(Arc::new(interrupt)), ..self }
+    }
+
+    /// Whether calls should stop waiting for unreachable brokers.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupt.as_ref().is_some_and(|interrupt| interrupt())
     }
 
     /// The bootstrap servers.
@@ -30,70 +66,175 @@ impl Cluster {
         &self.brokers
     }
 
-    /// The configuration that a client starts from: `defaults`, over which the user's own properties go. What must not be changed by a
-    /// user is set on top by the caller.
+    /// The configuration that a client starts from: `defaults`, overridden by the user's
+    /// properties. The caller then sets the properties that a user must not change.
     pub(super) fn config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.brokers.as_ref());
         config.set("client.id", "trunkline");
-        // A broker that comes back is found again within a second, not after ten.
+        // OpenSSL is linked statically: the folder of certificates that it was built with need not
+        // exist on this system.
+        if !self.properties.keys().any(|name| name.starts_with("ssl.ca.") || name == "ssl_ca") {
+            config.set("ssl.ca.location", "probe");
+        }
+        // A broker that returns is found within one second instead of ten.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
         config.set("socket.keepalive.enable", "true");
-        // Nagle's algorithm would hold small commits back.
+        // Nagle's algorithm would delay small commits.
         config.set("socket.nagle.disable", "true");
         for (name, value) in defaults {
             config.set(*name, *value);
         }
-        for (name, value) in self.settings.iter() {
+        for (name, value) in self.properties.iter() {
             config.set(name, value);
         }
-        config.set_log_level(RDKafkaLogLevel::Warning);
+        // A broker that closes a connection because of the wrong protocol is reported at this
+        // level.
+        config.set_log_level(RDKafkaLogLevel::Info);
         config
+    }
+
+    /// Creates a client with this configuration. The error shows no value of a property (I8).
+    pub(super) fn create<C, T>(&self, config: &ClientConfig, context: C) -> Result<T>
+    where
+        C: ClientContext,
+        T: FromClientConfigAndContext<C>,
+    {
+        T::from_config_and_context(config, context).map_err(|error| self.creation_error(&error))
+    }
+
+    /// Creates a client that neither produces nor consumes.
+    pub(super) fn create_admin(&self, config: &ClientConfig) -> Result<Client<ClientLog>> {
+        // librdkafka has producers and consumers only; a producer is the smaller one.
+        let kind = RDKafkaType::RD_KAFKA_PRODUCER;
+        let create = |native: NativeClientConfig| {
+            // SAFETY: the configuration is alive, and the function has the type that librdkafka
+            // calls.
+            unsafe { rd_kafka_conf_set_ssl_cert_verify_cb(native.ptr(), Some(explain_certificate)) };
+            Client::new(config, native, kind, self.client_log())
+        };
+        config.create_native_config().and_then(create).map_err(|error| self.creation_error(&error))
+    }
+
+    fn creation_error(&self, error: &KafkaError) -> Error {
+        let reason = match error {
+            // The error's own text has the value too.
+            KafkaError::ClientConfig(_, _, name, _) => format!("the value of the Kafka property `{name}` is not valid"),
+            KafkaError::ClientCreation(reason) => self.explain_creation(&self.secrets.hide(reason)),
+            other => self.secrets.hide(&other.to_string()).into_owned(),
+        };
+        Error::config("kafka.settings", format!("cannot create a Kafka client from the settings `kafka`: {reason}"))
+    }
+
+    /// Adds the file's path to a reason that names only its property, and the setting for a wrong
+    /// password.
+    fn explain_creation(&self, reason: &str) -> String {
+        let mut text = reason.to_owned();
+        let file =
+            self.properties.iter().find(|(name, value)| reason.contains(*name) && properties::is_path(name, value));
+        if let Some((_, path)) = file.filter(|(_, path)| !reason.contains(*path)) {
+            text = format!("{text} (file {path})");
+        }
+        for (property, password) in [("ssl.key.", "ssl.key.password"), ("ssl.keystore.", "ssl.keystore.password")] {
+            if reason.contains(property) {
+                text = format!("{text}; check the file's format and `{password}`");
+            }
+        }
+        text
+    }
+
+    /// The largest records of the cluster's topics, as far as they are known.
+    pub(super) fn limits(&self) -> &TopicLimits {
+        &self.limits
+    }
+
+    /// The log of a client of this cluster.
+    pub(super) fn client_log(&self) -> ClientLog {
+        ClientLog { secrets: self.secrets.clone(), connection: self.connection.clone() }
+    }
+
+    /// The state of the connections to the cluster.
+    pub(super) fn connection(&self) -> &ConnectionMonitor {
+        &self.connection
+    }
+
+    /// The error of a group member that was fenced by another one with the same id. Once may be a
+    /// restart whose predecessor still ran. Twice in a row are two workers with one id, which would
+    /// fence each other forever.
+    pub(super) fn fenced_member(&self, group: &str, instance: &str) -> Error {
+        let last =
+            self.fenced_members.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned(), Instant::now());
+        if last.is_some_and(|last| last.elapsed() < FENCED_AGAIN) {
+            let message = format!(
+                "another worker uses this worker's id (group `{group}`, member `{instance}`): its data directory is a \
+                 copy of this one's. Give one of the two workers a new id with --new-worker-id"
+            );
+            return Error::config(DUPLICATE_WORKER, message);
+        }
+        let message = format!("group `{group}`: another worker has taken over the membership `{instance}`");
+        Error::fenced("kafka.fenced", message)
+    }
+
+    /// Classifies a client's error, with the reason if no broker is connected.
+    pub(super) fn failed(&self, doing: &str, error: &KafkaError) -> Error {
+        self.connection.explain(classify(doing, error))
     }
 }
 
-/// How long a single call to the cluster may take before it counts as failed.
+/// The code of the error of two workers with the same id.
+pub const DUPLICATE_WORKER: &str = "worker.duplicate_id";
+
+/// A member that is fenced again within this time has a double.
+const FENCED_AGAIN: Duration = Duration::from_secs(60);
+
+/// A call to the cluster fails after this time.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Client events to the log.
+/// Writes a client's messages to the log, without secrets.
 #[derive(Clone, Default)]
-pub(super) struct LoggingContext;
+pub(super) struct ClientLog {
+    secrets: Secrets,
+    connection: Arc<ConnectionMonitor>,
+}
 
-impl ClientContext for LoggingContext {
+impl ClientContext for ClientLog {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_client(level, facility, message);
+        let message = self.secrets.hide(message);
+        if matches!(facility, "FAIL" | "SSLCERTVRFY") {
+            self.connection.note(&message);
+        }
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+                tracing::debug!(facility, "{message}");
+            }
+            _ => tracing::trace!(facility, "{message}"),
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "Kafka client error");
+        let reason = self.secrets.hide(reason);
+        self.connection.note(&reason);
+        tracing::debug!(%error, %reason, "Kafka client error");
     }
 }
 
-impl ConsumerContext for LoggingContext {}
+impl ConsumerContext for ClientLog {}
 
-pub(super) fn log_client(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
-            tracing::debug!(facility, "{message}");
-        }
-        _ => tracing::trace!(facility, "{message}"),
-    }
-}
-
-/// Closes a client in a thread of its own, for that takes a tenth of a second, and sometimes does not come back. The receiver is disconnected
-/// when it is closed.
-pub(super) fn close_aside(client: impl Send + 'static) -> Receiver<()> {
+/// Closes a client in a separate thread, because closing takes a tenth of a second and sometimes
+/// does not return. The receiver is disconnected once the client is closed.
+pub(super) fn close_in_background(client: impl Send + 'static) -> Receiver<()> {
     let (sender, closed) = sync_channel(0);
     let close = move || {
         drop(client);
         drop(sender);
     };
-    // Without a thread the closure is dropped, and with it the client, right here.
+    // Without a thread, the closure and with it the client are dropped here.
     let _ = std::thread::Builder::new().name("close-client".to_owned()).spawn(close);
     closed
 }
 
-/// What brokers (and the client itself) answer whoever was replaced.
+/// The codes with which brokers, and the client itself, refuse a member or producer that was
+/// replaced.
 pub(super) const FENCED: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::ProducerFenced,
     RDKafkaErrorCode::InvalidProducerEpoch,
@@ -102,26 +243,46 @@ pub(super) const FENCED: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::FencedLeaderEpoch,
 ];
 
-/// What a client's error means: fenced, refused, or worth another try.
+/// Classifies a client's error: fenced, refused, or retriable.
 pub(super) fn classify(doing: &str, error: &KafkaError) -> Error {
-    use RDKafkaErrorCode as Code;
     let code = match error {
         KafkaError::Transaction(inner) => Some(inner.code()),
         other => other.rdkafka_error_code(),
     };
-    let message = format!("{doing}: {error}");
+    classify_code(code, format!("{doing}: {error}"))
+}
+
+/// Classifies a failed admin call.
+pub(super) fn classify_failure(doing: &str, (code, explanation): &Failure) -> Error {
+    let reason = if explanation.is_empty() { code.to_string() } else { explanation.clone() };
+    classify_code(Some(*code), format!("{doing}: {reason}"))
+}
+
+/// What to do about a refusal; `None` for other errors.
+fn missing_right(code: RDKafkaErrorCode) -> Option<&'static str> {
+    use RDKafkaErrorCode as Code;
+    Some(match code {
+        Code::TopicAuthorizationFailed => "grant the rights Describe, Read and Write on the topic",
+        Code::GroupAuthorizationFailed => "grant the right Read on the group",
+        Code::TransactionalIdAuthorizationFailed => "grant the rights Describe and Write on the transactional id",
+        Code::ClusterAuthorizationFailed => "grant the right on the cluster",
+        Code::Authentication | Code::SaslAuthenticationFailed => {
+            "check `sasl.username`, `sasl.password` and `sasl.mechanism` in the settings `kafka`"
+        }
+        _ => return None,
+    })
+}
+
+/// Classifies an error by its code.
+pub(super) fn classify_code(code: Option<RDKafkaErrorCode>, message: String) -> Error {
+    use RDKafkaErrorCode as Code;
+    if let Some(fix) = code.and_then(missing_right) {
+        return Error::external("kafka.access_denied", format!("{message}; {fix}")).retry(Retry::Never);
+    }
     match code {
         Some(code) if FENCED.contains(&code) => {
             Error::fenced("kafka.fenced", format!("{message} (another task has taken over)"))
         }
-        Some(
-            Code::TopicAuthorizationFailed
-            | Code::GroupAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::TransactionalIdAuthorizationFailed
-            | Code::Authentication
-            | Code::SaslAuthenticationFailed,
-        ) => Error::external("kafka.access_denied", message),
         Some(
             Code::BrokerTransportFailure
             | Code::AllBrokersDown
@@ -129,17 +290,57 @@ pub(super) fn classify(doing: &str, error: &KafkaError) -> Error {
             | Code::OperationTimedOut
             | Code::RequestTimedOut,
         ) => Error::external("kafka.unreachable", message),
-        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => Error::data("kafka.record_too_large", message),
+        // The producer refuses records that it knows to be too large. The stage starts over, and it
+        // knows this one then.
+        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => {
+            Error::external("kafka.record_too_large", format!("{message} (the next attempt refuses this record alone)"))
+        }
         Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
             Error::external("kafka.unknown_topic", message)
         }
         Some(Code::InvalidTimestamp) => Error::external(
             "kafka.clock",
             format!(
-                "{message} (records carry this machine's time, and a broker takes them at most `message.timestamp.after.max.ms`, an hour by \
-                 default, ahead of its own: set the clock that is wrong)"
+                "{message} (records carry this machine's time, and a broker accepts a time of at most \
+                 `message.timestamp.after.max.ms`, by default one hour, ahead of its own: correct the wrong clock)"
             ),
         ),
         _ => Error::external("kafka.failed", message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ca_location(properties: &[(&str, &str)]) -> Option<String> {
+        let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Cluster::new("b:1", &properties).unwrap().config(&[]).get("ssl.ca.location").map(str::to_owned)
+    }
+
+    #[test]
+    fn certificate_authorities_of_the_system_are_found_unless_the_user_names_one() {
+        assert_eq!(ca_location(&[]).as_deref(), Some("probe"));
+        assert_eq!(ca_location(&[("ssl.ca.location", "/etc")]).as_deref(), Some("/etc"));
+        assert_eq!(ca_location(&[("ssl.ca.pem", "-----BEGIN CERTIFICATE-----")]), None);
+    }
+
+    #[test]
+    fn missing_rights_are_permanent_and_have_their_remedy() {
+        let error = classify("reading", &KafkaError::Global(RDKafkaErrorCode::GroupAuthorizationFailed));
+        assert_eq!((error.code, error.retry), ("kafka.access_denied", Retry::Never));
+        assert!(error.to_string().contains("grant the right Read on the group"), "{error}");
+        let error = classify("reading", &KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
+        assert_eq!((error.code, error.retry), ("kafka.unreachable", Retry::Backoff));
+    }
+
+    #[test]
+    fn a_member_that_is_fenced_twice_has_a_double() {
+        let cluster = Cluster::new("b:1", &BTreeMap::new()).unwrap();
+        assert_eq!(cluster.fenced_member("a", "w").code, "kafka.fenced");
+        assert_eq!(cluster.fenced_member("b", "w").code, "kafka.fenced");
+        let error = cluster.fenced_member("a", "w");
+        assert_eq!(error.code, DUPLICATE_WORKER);
+        assert!(error.to_string().contains("--new-worker-id"), "{error}");
     }
 }

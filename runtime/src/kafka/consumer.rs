@@ -1,173 +1,92 @@
-//! The group consumer of sink and transform tasks: read_committed, cooperative, and never committing by itself (I2).
+//! The group consumer of sink and transform tasks: read_committed, cooperative, and never
+//! committing offsets itself (I2).
 //!
-//! A worker is a static member of its groups (KIP-345): restarted after a crash within the session timeout it has its partitions back at
-//! once, without a rebalance. One that ends as it should leaves ([`GroupConsumer::leave`]), so that the others need not wait for that timeout.
-//! What a rebalance did is told by [`GroupConsumer::rebalanced`] after the poll in which it happened and before any
-//! record of a new partition can be processed.
+//! A worker is a static member of its groups (KIP-345): if it restarts after a crash within the
+//! session timeout, it has its partitions again at once, without a rebalance. A worker that stops
+//! normally leaves ([`GroupConsumer::leave`]), so that the other members need not wait for that
+//! timeout. [`GroupConsumer::rebalance_events`] returns what a rebalance changed, after the poll in
+//! which it happened and before a record of a new partition can be processed.
 
 use std::cell::RefCell;
+use std::ffi::CStr;
 use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientContext;
-use rdkafka::bindings::rd_kafka_queue_t;
-use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance};
+use rdkafka::ClientConfig;
+use rdkafka::bindings;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::util::Timeout;
-use trunkline_connector::{Error, Result, TopicPartition, failpoint};
+use trunkline_connector::{Error, Result, TopicPartition};
 
-use super::client::{CALL_TIMEOUT, Cluster, classify, close_aside, log_client};
-use super::orphans::{Members, OrphanWatch, owns};
+use super::client::{CALL_TIMEOUT, Cluster, classify_code, close_in_background};
+use super::membership::{Members, OtherMembers};
+use super::message_queue::MessageQueue;
 use super::partition_batches::PartitionBatches;
-use super::rebootstrap::Rebootstrap;
-use super::records::{Records, forward};
-use super::wake::Wake;
+use super::queue_notifier::QueueNotifier;
+use super::rebalance::{EventContext, RebalanceEvent};
+use super::unassigned::UnassignedMonitor;
 
-/// What a rebalance did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rebalanced {
-    /// These partitions are this member's now.
-    Assigned(Vec<TopicPartition>),
-    /// These are no longer.
-    Revoked(Vec<TopicPartition>),
-}
-
-/// How long a client may take to leave.
+/// Time for a client to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a member may take to give its partitions back.
+/// Time for a member to return its partitions.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long a look at the group may take: nothing is read meanwhile.
-const LOOK_LIMIT: Duration = Duration::from_secs(1);
+/// Time for a check of the group: nothing is read meanwhile.
+const CHECK_LIMIT: Duration = Duration::from_secs(1);
 
-/// Batches that wait for records keep so many times the memory that a round of polling may take: one of them alone has up to twice as much as it needs.
+/// Idle batches keep the memory of this many polling rounds. One batch alone holds up to twice what
+/// it needs.
 const KEPT_ROUNDS: usize = 4;
-
-/// What the other members of a group own.
-pub struct Others(Vec<Vec<u8>>);
-
-impl Others {
-    /// Does one of them own this partition?
-    pub fn own(&self, claim: &TopicPartition) -> bool {
-        self.0.iter().any(|assignment| owns(assignment, claim))
-    }
-}
 
 /// A member of a consumer group.
 pub struct GroupConsumer {
-    /// Both are given back before the consumer is closed.
-    wake: Option<Wake>,
-    records: Option<Records>,
+    /// Notifier and messages must be dropped before the consumer is closed.
+    notifier: Option<QueueNotifier>,
+    messages: Option<MessageQueue>,
     consumer: ManuallyDrop<BaseConsumer<EventContext>>,
+    cluster: Cluster,
     group: String,
+    instance: String,
     topics: Vec<String>,
-    orphans: RefCell<OrphanWatch>,
+    unassigned: RefCell<UnassignedMonitor>,
 }
 
-/// Closes the client, but not at any price: it is left behind if it does not come back. A member that lost its partitions while it hung
-/// closes at once, with the news of its loss still in its queue; rdkafka 0.39 serves that news while it drops the client, and asks the
-/// closed group for its protocol, which nobody answers any more. The stage would hang for ever.
+/// Closes the client, but abandons it if it does not close. A member that lost its partitions while
+/// it hung closes with the revocation still in its queue. rdkafka 0.39 serves that event while it
+/// drops the client and asks the closed group for its protocol, and no thread answers: the stage
+/// would hang.
 impl Drop for GroupConsumer {
     fn drop(&mut self) {
-        self.wake = None;
-        self.consumer.context().records.store(ptr::null_mut(), Ordering::Release);
-        self.records = None;
+        self.notifier = None;
+        self.consumer.context().set_message_queue(ptr::null_mut());
+        self.messages = None;
         // SAFETY: taken here once, and never used again.
         let consumer = unsafe { ManuallyDrop::take(&mut self.consumer) };
-        if close_aside(consumer).recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!(group = self.group, "a Kafka consumer does not close; going on without it");
+        if close_in_background(consumer).recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(group = self.group, "a Kafka consumer does not close: the stage continues without it");
         }
     }
 }
 
-struct EventContext {
-    events: Mutex<Vec<Rebalanced>>,
-    fatal: Mutex<Option<KafkaError>>,
-    /// Where the records of assigned partitions go; null while there is no such queue.
-    records: AtomicPtr<rd_kafka_queue_t>,
-    rebootstrap: Rebootstrap,
-}
-
-impl ClientContext for EventContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_client(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "Kafka consumer error");
-        self.rebootstrap.reported(&error);
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
-            || error.rdkafka_error_code() == Some(RDKafkaErrorCode::FencedInstanceId)
-        {
-            self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        }
-    }
-}
-
-impl ConsumerContext for EventContext {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        match rebalance {
-            Rebalance::Assign(partitions) => {
-                let queue = self.records.load(Ordering::Acquire);
-                if !queue.is_null() {
-                    // SAFETY: the client calls, and the queue is there until it was taken out of here, in the thread that polls.
-                    unsafe { forward(consumer.client().native_ptr(), partitions, queue) };
-                }
-            }
-            Rebalance::Revoke(_) => {
-                // There is nobody to give an error to: a death is what this step is for.
-                let _ = failpoint!("consumer.revoke.before");
-            }
-            Rebalance::Error(_) => {}
-        }
-    }
-
-    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let event = match rebalance {
-            Rebalance::Assign(partitions) => Rebalanced::Assigned(claims(partitions)),
-            Rebalance::Revoke(partitions) => Rebalanced::Revoked(claims(partitions)),
-            Rebalance::Error(error) => {
-                tracing::warn!(%error, "rebalance failed");
-                return;
-            }
-        };
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
-    }
-
-    fn main_queue_min_poll_interval(&self) -> Timeout {
-        Timeout::After(Duration::from_millis(100))
-    }
-}
-
-fn claims(partitions: &TopicPartitionList) -> Vec<TopicPartition> {
-    partitions
-        .elements()
-        .iter()
-        .map(|element| TopicPartition { topic: Arc::from(element.topic()), partition: element.partition() })
-        .collect()
-}
-
-/// What one round of polling may take.
+/// Limits of one polling round.
 pub struct FillLimits {
-    /// Stop at so many records.
+    /// Maximum number of records.
     pub records: usize,
-    /// Stop at so many bytes.
+    /// The round ends once it has this many bytes.
     pub bytes: usize,
-    /// Wait so long for the first record.
+    /// Maximum wait for the first record.
     pub wait: Duration,
 }
 
 impl GroupConsumer {
-    /// Joins `group` as the static member `instance` and subscribes to topics (names, or patterns that start with `^`).
-    /// `prefetch_bytes` bounds what is fetched ahead (I6).
+    /// Joins `group` as the static member `instance` and subscribes to topics (names, or patterns
+    /// that start with `^`). `prefetch_bytes` limits what is fetched ahead (I6).
     pub fn join(
         cluster: &Cluster,
         group: &str,
@@ -175,53 +94,23 @@ impl GroupConsumer {
         topics: &[String],
         prefetch_bytes: usize,
     ) -> Result<Self> {
-        let prefetch = (prefetch_bytes / 1024).clamp(128, 1_000_000).to_string();
-        // Of each partition at once, compressed: a whole answer is unpacked before the bound above is asked, to five or ten times its size.
-        let fetch = (prefetch_bytes / 32).clamp(65_536, 262_144).to_string();
-        // And of all together, or with many partitions one answer would be many times the bound.
-        let answer = (prefetch_bytes / 8).max(1 << 20).to_string();
-        let mut config = cluster.config(&[
-            ("session.timeout.ms", "10000"),
-            ("heartbeat.interval.ms", "1000"),
-            // A sink may be busy with one upload for long; a stage that is stuck for good shows by its progress.
-            ("max.poll.interval.ms", "900000"),
-            // The default of a second costs two thirds of the speed.
-            ("fetch.queue.backoff.ms", "5"),
-            ("fetch.wait.max.ms", "100"),
-            ("queued.min.messages", "400000"),
-            ("queued.max.messages.kbytes", &prefetch),
-            ("fetch.message.max.bytes", &fetch),
-            ("fetch.max.bytes", &answer),
-            // Topics that a pattern matches are found this often.
-            ("topic.metadata.refresh.interval.ms", "5000"),
-            ("auto.offset.reset", "earliest"),
-        ]);
-        config
-            .set("group.id", group)
-            .set("group.instance.id", instance)
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("isolation.level", "read_committed")
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false");
-        let context = EventContext {
-            events: Mutex::default(),
-            fatal: Mutex::default(),
-            records: AtomicPtr::default(),
-            rebootstrap: Rebootstrap::of(&config),
-        };
-        let consumer = BaseConsumer::from_config_and_context(&config, context)
-            .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
-        let records = Records::new(consumer.client().native_ptr());
-        consumer.context().records.store(records.queue(), Ordering::Release);
-        let wake = Wake::of(consumer.client().native_ptr(), records.queue())
-            .map_err(|error| Error::external("kafka.wake", format!("no socket for a Kafka consumer: {error}")))?;
+        let config = group_config(cluster, group, instance, prefetch_bytes);
+        let consumer: BaseConsumer<EventContext> = cluster.create(&config, EventContext::new(cluster, &config))?;
+        let messages = MessageQueue::new(consumer.client().native_ptr());
+        consumer.context().set_message_queue(messages.as_ptr());
+        let notifier = QueueNotifier::new(consumer.client().native_ptr(), messages.as_ptr()).map_err(|error| {
+            let message = format!("cannot open a socket for the consumer of group `{group}`: {error}");
+            Error::external("kafka.wake", message)
+        })?;
         let this = Self {
-            wake: Some(wake),
-            records: Some(records),
+            notifier: Some(notifier),
+            messages: Some(messages),
             consumer: ManuallyDrop::new(consumer),
+            cluster: cluster.clone(),
             group: group.to_owned(),
+            instance: instance.to_owned(),
             topics: topics.to_owned(),
-            orphans: RefCell::new(OrphanWatch::new()),
+            unassigned: RefCell::new(UnassignedMonitor::new()),
         };
         this.subscribe()?;
         Ok(this)
@@ -229,30 +118,31 @@ impl GroupConsumer {
 
     fn subscribe(&self) -> Result<()> {
         let names: Vec<&str> = self.topics.iter().map(String::as_str).collect();
-        self.consumer.subscribe(&names).map_err(|error| classify("subscribing", &error))
+        self.consumer.subscribe(&names).map_err(|error| self.failed("subscribing", &error))
     }
 
-    /// Polls and copies what came to the batches of its partitions until the limits are reached, nothing more is at hand, or a
-    /// rebalance happened: ask [`GroupConsumer::rebalanced`] before the batches are processed, because the last records may be of a
-    /// partition that was claimed in the same poll. Returns the number of records.
+    /// Polls and copies records to the batches of their partitions, until the limits are reached,
+    /// no record is available, or a rebalance happened. Call [`GroupConsumer::rebalance_events`]
+    /// before the batches are processed: the last records may belong to a partition that was
+    /// assigned in the same poll. Returns the number of records.
     pub fn fill(&self, limits: &FillLimits, batches: &mut PartitionBatches) -> Result<usize> {
         let begun = Instant::now();
         let (mut records, mut bytes) = (0, 0);
         batches.recycle(KEPT_ROUNDS * limits.bytes);
         while records < limits.records && bytes < limits.bytes {
-            // First: records of a partition come after the rebalance that gave it.
+            // Events first: records of a partition follow the rebalance that assigned it.
             self.serve()?;
-            if !self.context_events().is_empty() {
+            if !self.events().is_empty() {
                 break;
             }
-            let Some(queue) = &self.records else { break };
+            let Some(queue) = &self.messages else { break };
             let mut last = None;
             let mut failed = Ok(());
-            let taken = queue.take(limits.records - records, limits.bytes - bytes, |record| match record {
-                Ok(record) => {
-                    bytes += record.bytes();
+            let taken = queue.take(limits.records - records, limits.bytes - bytes, |message| match message {
+                Ok(message) => {
+                    bytes += message.bytes();
                     records += 1;
-                    batches.push(&record, &mut last);
+                    batches.push(&message, &mut last);
                 }
                 Err(error) => failed = std::mem::replace(&mut failed, Ok(())).and_then(|()| self.check(&error)),
             });
@@ -262,130 +152,141 @@ impl GroupConsumer {
             }
         }
         if records == 0
-            && let Some(error) = self.consumer.context().fatal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+            && let Some(error) = self.consumer.context().fatal_error()
         {
-            return Err(classify("consuming", &error));
+            return Err(self.failed("consuming", &error));
         }
-        self.mind_orphans()?;
+        self.check_unassigned()?;
         Ok(records)
     }
 
-    /// Serves the client's queue: rebalances and errors, until it is empty or a rebalance happened.
+    /// Serves rebalances and errors from the client's queue, until it is empty or a rebalance
+    /// happened.
     fn serve(&self) -> Result<()> {
         while let Some(polled) = self.consumer.poll(Duration::ZERO) {
             match polled {
                 Err(error) => self.check(&error)?,
-                // Its partition was forwarded before it was assigned.
-                Ok(_) => return Err(Error::internal("kafka.forwarded", "a record came past the queue of records")),
+                // Every partition was forwarded before it was assigned.
+                Ok(_) => return Err(Error::internal("kafka.forwarded", "a message bypassed the message queue")),
             }
-            if !self.context_events().is_empty() {
+            if !self.events().is_empty() {
                 break;
             }
         }
-        self.consumer.context().rebootstrap.mind(self.consumer.client());
+        self.consumer.context().rebootstrap().run_if_due(self.consumer.client());
         Ok(())
     }
 
-    /// Waits for something in the client's queue, or that of records; `false` when `most` has passed since `begun`.
-    fn wait(&self, begun: Instant, most: Duration, for_records: bool) -> bool {
-        let left = most.saturating_sub(begun.elapsed());
+    /// Waits for an event or, with `for_messages`, a message; `false` once `limit` has passed since
+    /// `begun`.
+    fn wait(&self, begun: Instant, limit: Duration, for_messages: bool) -> bool {
+        let left = limit.saturating_sub(begun.elapsed());
         if left.is_zero() {
             return false;
         }
-        if let Some(wake) = &self.wake {
-            wake.wait(left, for_records);
+        if let Some(notifier) = &self.notifier {
+            notifier.wait(left, for_messages);
         }
         true
     }
 
-    /// Sees to it that each partition has an owner. See [`orphans`](super::orphans).
-    fn mind_orphans(&self) -> Result<()> {
-        let mut watch = self.orphans.borrow_mut();
-        if !self.context_events().is_empty() {
-            watch.moved();
+    /// Joins the group again if a partition has no owner. See [`unassigned`](super::unassigned).
+    fn check_unassigned(&self) -> Result<()> {
+        let mut monitor = self.unassigned.borrow_mut();
+        if !self.events().is_empty() {
+            monitor.note_rebalance();
             return Ok(());
         }
-        if !watch.is_due() {
+        if !monitor.is_due() {
             return Ok(());
         }
-        let looked = self.look();
-        if looked.is_ok() {
-            watch.answered();
-        }
-        let (members, wanted) = match looked {
-            Ok(Some(seen)) => seen,
-            Ok(None) => {
-                watch.again();
-                return Ok(());
+        let (members, subscribed) = match self.describe_group() {
+            Ok(described) => {
+                monitor.note_answer();
+                let Some(described) = described else {
+                    monitor.schedule();
+                    return Ok(());
+                };
+                described
             }
             Err(error) => {
-                tracing::debug!(%error, group = self.group, "the group cannot be looked at");
-                self.consumer.context().rebootstrap.lost();
+                tracing::debug!(%error, group = self.group, "the group cannot be described");
+                self.consumer.context().rebootstrap().set_lost();
                 let owns_nothing = self.consumer.assignment().is_ok_and(|owned| owned.count() == 0);
-                if watch.failed(owns_nothing) && self.consumer.fetch_metadata(None, LOOK_LIMIT).is_err() {
-                    return Err(Error::external(
-                        "kafka.cut_off",
-                        "no broker has answered this member of the group since it lost its partitions; going on with a new client",
-                    ));
+                if monitor.note_failure(owns_nothing) && self.consumer.fetch_metadata(None, CHECK_LIMIT).is_err() {
+                    let message = format!(
+                        "no broker has answered this member of group `{}` since it lost its partitions: a new client is \
+                         needed",
+                        self.group
+                    );
+                    return Err(Error::external("kafka.cut_off", message));
                 }
                 return Ok(());
             }
         };
-        let Some(orphans) = watch.judge(members, wanted) else { return Ok(()) };
-        let partitions = orphans.iter().map(|claim| format!("{}/{}", claim.topic, claim.partition)).collect::<Vec<_>>();
-        tracing::warn!(group = self.group, ?partitions, "partitions have no owner; joining again so that they get one");
-        // Leaves the group, which a static member does in no other way, and joins it when everything is given up.
+        let Some(unassigned) = monitor.find_unassigned(members, subscribed) else { return Ok(()) };
+        let partitions =
+            unassigned.iter().map(|found| format!("{}/{}", found.topic, found.partition)).collect::<Vec<_>>();
+        tracing::warn!(
+            group = self.group,
+            ?partitions,
+            "partitions are assigned to no member: this member joins again, so that they are assigned"
+        );
+        // A static member leaves its group only this way. It joins again once all its partitions
+        // are revoked.
         self.consumer.unsubscribe();
         self.subscribe()
     }
 
-    /// The group's members and the partitions that they should share; none while the group is not stable.
-    fn look(&self) -> Result<Option<(Members, Vec<TopicPartition>)>> {
+    /// The group's members and all partitions of the subscribed topics; `None` while the group is
+    /// not stable.
+    fn describe_group(&self) -> Result<Option<(Members, Vec<TopicPartition>)>> {
         let groups = self
             .consumer
             .client()
-            .fetch_group_list(Some(&self.group), LOOK_LIMIT)
-            .map_err(|error| classify("looking at the group", &error))?;
+            .fetch_group_list(Some(&self.group), CHECK_LIMIT)
+            .map_err(|error| self.failed("describing the group", &error))?;
         let found = groups.groups().iter().find(|group| group.name() == self.group && group.state() == "Stable");
         let Some(group) = found else { return Ok(None) };
-        let seen =
+        let describe =
             |member: &GroupMemberInfo| (member.id().to_owned(), member.assignment().unwrap_or_default().to_vec());
-        Ok(Some((group.members().iter().map(seen).collect(), self.subscribed_partitions()?)))
+        Ok(Some((group.members().iter().map(describe).collect(), self.subscribed_partitions()?)))
     }
 
-    /// The other members of the group, with what they own; `None` while the group is not stable.
-    pub fn others(&self) -> Result<Option<Others>> {
-        let Some((members, _)) = self.look()? else { return Ok(None) };
+    /// The other members of the group; `None` while the group is not stable.
+    pub fn other_members(&self) -> Result<Option<OtherMembers>> {
+        let Some((members, _)) = self.describe_group()? else { return Ok(None) };
         let own = self.member_id();
         let others = members.into_iter().filter(|(id, _)| Some(id) != own.as_ref());
-        Ok(Some(Others(others.map(|(_, assignment)| assignment).collect())))
+        Ok(Some(OtherMembers(others.map(|(_, assignment)| assignment).collect())))
     }
 
-    /// The name that the broker gave this member, if it is one.
+    /// The id that the broker gave this member; `None` if it has not joined.
     fn member_id(&self) -> Option<String> {
         let client = self.consumer.client().native_ptr();
-        // SAFETY: the client lives as long as `self`. It gives a string of its own, to be freed by its function, or null.
+        // SAFETY: the client lives as long as `self`. It returns null or a copy that its own
+        // function frees.
         unsafe {
-            let id = rdkafka::bindings::rd_kafka_memberid(client);
+            let id = bindings::rd_kafka_memberid(client);
             if id.is_null() {
                 return None;
             }
-            let text = std::ffi::CStr::from_ptr(id).to_string_lossy().into_owned();
-            rdkafka::bindings::rd_kafka_mem_free(client, id.cast());
+            let text = CStr::from_ptr(id).to_string_lossy().into_owned();
+            bindings::rd_kafka_mem_free(client, id.cast());
             Some(text)
         }
     }
 
-    /// What rebalances did since the last call.
-    pub fn rebalanced(&self) -> Vec<Rebalanced> {
-        std::mem::take(&mut *self.context_events())
+    /// Takes the changes of the rebalances since the last call.
+    pub fn rebalance_events(&self) -> Vec<RebalanceEvent> {
+        std::mem::take(&mut *self.events())
     }
 
-    fn context_events(&self) -> std::sync::MutexGuard<'_, Vec<Rebalanced>> {
-        self.consumer.context().events.lock().unwrap_or_else(PoisonError::into_inner)
+    fn events(&self) -> MutexGuard<'_, Vec<RebalanceEvent>> {
+        self.consumer.context().events()
     }
 
-    /// Transient errors are logged, as the client recovers by itself; the rest end the stage.
+    /// Ignores transient errors, from which the client recovers; other errors end the stage.
     fn check(&self, error: &KafkaError) -> Result<()> {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
@@ -404,91 +305,102 @@ impl GroupConsumer {
                 | Code::RebalanceInProgress
                 | Code::Resolve,
             ) => {
-                tracing::debug!(%error, group = self.group, "consumer goes on after an error");
+                tracing::debug!(%error, group = self.group, "the consumer continues after an error");
                 Ok(())
             }
-            _ => Err(classify("consuming", error)),
+            _ => Err(self.failed("consuming", error)),
         }
+    }
+
+    fn failed(&self, doing: &str, error: &KafkaError) -> Error {
+        // After a fatal error, the codes of later errors do not have the reason.
+        match self.consumer.client().fatal_error() {
+            Some((RDKafkaErrorCode::FencedInstanceId, _)) => {
+                return self.cluster.fenced_member(&self.group, &self.instance);
+            }
+            Some((code, reason)) => {
+                return classify_code(Some(code), format!("{doing} in group `{}`: {reason}", self.group));
+            }
+            None => {}
+        }
+        self.cluster.failed(&format!("{doing} in group `{}`", self.group), error)
     }
 
     /// Identity and generation of this member, which fence its commits (KIP-447).
     pub fn metadata(&self) -> Result<ConsumerGroupMetadata> {
-        self.consumer
-            .group_metadata()
-            .ok_or_else(|| Error::external("kafka.no_group", "the consumer is not in its group yet"))
+        self.consumer.group_metadata().ok_or_else(|| {
+            Error::external("kafka.no_group", format!("the consumer has not joined group `{}` yet", self.group))
+        })
     }
 
-    /// Committed offsets of partitions; -1 where there is none. Waits until no transaction that covers them is pending, so that what
-    /// that transaction wrote is decided too.
-    pub fn committed(&self, claims: &[TopicPartition]) -> Result<Vec<i64>> {
-        let mut wanted = TopicPartitionList::with_capacity(claims.len());
-        for claim in claims {
-            wanted.add_partition(&claim.topic, claim.partition);
+    /// Committed offsets of partitions; -1 where there is none. Waits until no transaction that
+    /// covers them is pending, so that everything this transaction wrote is decided too.
+    pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<i64>> {
+        let mut requested = TopicPartitionList::with_capacity(partitions.len());
+        for partition in partitions {
+            requested.add_partition(&partition.topic, partition.partition);
         }
         let committed = self
             .consumer
-            .committed_offsets(wanted, CALL_TIMEOUT)
-            .map_err(|error| classify("reading committed offsets", &error))?;
-        Ok(claims
-            .iter()
-            .map(|claim| match committed.find_partition(&claim.topic, claim.partition).map(|found| found.offset()) {
-                Some(Offset::Offset(offset)) => offset,
-                _ => -1,
-            })
-            .collect())
+            .committed_offsets(requested, CALL_TIMEOUT)
+            .map_err(|error| self.failed("reading committed offsets", &error))?;
+        let offset_of = |partition: &TopicPartition| match committed
+            .find_partition(&partition.topic, partition.partition)
+            .map(|found| found.offset())
+        {
+            Some(Offset::Offset(offset)) => offset,
+            _ => -1,
+        };
+        Ok(partitions.iter().map(offset_of).collect())
     }
 
-    /// All partitions of all subscribed topics, whoever owns them.
+    /// All partitions of all subscribed topics, whichever member owns them.
     pub fn subscribed_partitions(&self) -> Result<Vec<TopicPartition>> {
         let subscription =
-            self.consumer.subscription().map_err(|error| classify("reading the subscription", &error))?;
+            self.consumer.subscription().map_err(|error| self.failed("reading the subscription", &error))?;
         let names: Vec<String> = subscription.elements().iter().map(|element| element.topic().to_owned()).collect();
         let patterns = names.iter().filter(|name| name.starts_with('^')).map(|pattern| regex::Regex::new(pattern));
         let patterns = patterns
             .collect::<std::result::Result<Vec<_>, _>>()
             .map_err(|error| Error::internal("kafka.pattern", error.to_string()))?;
         let metadata =
-            self.consumer.fetch_metadata(None, CALL_TIMEOUT).map_err(|error| classify("listing topics", &error))?;
+            self.consumer.fetch_metadata(None, CALL_TIMEOUT).map_err(|error| self.failed("listing topics", &error))?;
+        let is_subscribed = |topic: &str| {
+            names.iter().any(|name| name == topic) || patterns.iter().any(|pattern| pattern.is_match(topic))
+        };
         let mut found = Vec::new();
-        for topic in metadata.topics() {
-            let name = topic.name();
-            if names.iter().any(|subscribed| subscribed == name)
-                || patterns.iter().any(|pattern| pattern.is_match(name))
-            {
-                let name: Arc<str> = Arc::from(name);
-                found.extend(
-                    topic
-                        .partitions()
-                        .iter()
-                        .map(|partition| TopicPartition { topic: name.clone(), partition: partition.id() }),
-                );
-            }
+        for topic in metadata.topics().iter().filter(|topic| is_subscribed(topic.name())) {
+            let name: Arc<str> = Arc::from(topic.name());
+            let numbers = topic.partitions().iter().map(|partition| partition.id());
+            found.extend(numbers.map(|partition| TopicPartition { topic: name.clone(), partition }));
         }
         Ok(found)
     }
 
-    /// Reads a partition again from `offset`: what was read past it was discarded.
-    pub fn seek(&self, claim: &TopicPartition, offset: i64) -> Result<()> {
+    /// Continues a partition at `offset`, after records past it were discarded.
+    pub fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<()> {
         let offset = if offset < 0 { Offset::Beginning } else { Offset::Offset(offset) };
         self.consumer
-            .seek(&claim.topic, claim.partition, offset, CALL_TIMEOUT)
-            .map_err(|error| classify("seeking", &error))
+            .seek(&partition.topic, partition.partition, offset, CALL_TIMEOUT)
+            .map_err(|error| self.failed("seeking", &error))
     }
 
-    /// Stops handing out records of all assigned partitions; the member stays in its group as long as it polls.
+    /// Stops fetching from all assigned partitions. The member stays in its group as long as it
+    /// polls.
     pub fn pause(&self) -> Result<()> {
-        let assigned = self.consumer.assignment().map_err(|error| classify("pausing", &error))?;
-        self.consumer.pause(&assigned).map_err(|error| classify("pausing", &error))
+        let assigned = self.consumer.assignment().map_err(|error| self.failed("pausing", &error))?;
+        self.consumer.pause(&assigned).map_err(|error| self.failed("pausing", &error))
     }
 
-    /// Goes on after [`GroupConsumer::pause`].
+    /// Fetches again after [`GroupConsumer::pause`].
     pub fn resume(&self) -> Result<()> {
-        let assigned = self.consumer.assignment().map_err(|error| classify("resuming", &error))?;
-        self.consumer.resume(&assigned).map_err(|error| classify("resuming", &error))
+        let assigned = self.consumer.assignment().map_err(|error| self.failed("resuming", &error))?;
+        self.consumer.resume(&assigned).map_err(|error| self.failed("resuming", &error))
     }
 
-    /// Gives up the membership and with it all partitions. Closing alone would keep them from the others until the session times out, as
-    /// a static member's client does not leave while it closes. What fails here only makes the others wait.
+    /// Leaves the group and returns all partitions. Closing alone would keep them until the session
+    /// times out, because a static member does not leave when it closes. A failure makes the other
+    /// members wait, nothing else.
     pub fn leave(&self) {
         self.consumer.unsubscribe();
         let begun = Instant::now();
@@ -497,16 +409,52 @@ impl GroupConsumer {
         }
     }
 
-    /// Keeps the membership alive while paused. `true`: a rebalance happened.
+    /// Keeps the membership alive while paused. Returns whether a rebalance happened.
     pub fn keep_alive(&self, wait: Duration) -> Result<bool> {
         let begun = Instant::now();
         loop {
             self.serve()?;
-            let happened = !self.context_events().is_empty();
-            // What was on its way when the partitions were paused stays in the queue of records, out of date.
-            if happened || !self.wait(begun, wait, false) {
-                return Ok(happened);
+            let has_rebalanced = !self.events().is_empty();
+            // Messages that were in flight when the partitions were paused stay in the message
+            // queue as outdated ones.
+            if has_rebalanced || !self.wait(begun, wait, false) {
+                return Ok(has_rebalanced);
             }
         }
     }
+}
+
+fn group_config(cluster: &Cluster, group: &str, instance: &str, prefetch_bytes: usize) -> ClientConfig {
+    let prefetch = (prefetch_bytes / 1024).clamp(128, 1_000_000).to_string();
+    // Per partition and response, compressed. A response is decompressed to five or ten times its
+    // size before the limit above applies.
+    let fetch = (prefetch_bytes / 32).clamp(65_536, 262_144).to_string();
+    // For all partitions together: with many partitions, one response would be many times the
+    // limit.
+    let response = (prefetch_bytes / 8).max(1 << 20).to_string();
+    let mut config = cluster.config(&[
+        ("session.timeout.ms", "10000"),
+        ("heartbeat.interval.ms", "1000"),
+        // A sink may be busy with one upload for a long time. A stage that hangs shows by its
+        // progress.
+        ("max.poll.interval.ms", "900000"),
+        // The default of one second costs two thirds of the speed.
+        ("fetch.queue.backoff.ms", "5"),
+        ("fetch.wait.max.ms", "100"),
+        ("queued.min.messages", "400000"),
+        ("queued.max.messages.kbytes", &prefetch),
+        ("fetch.message.max.bytes", &fetch),
+        ("fetch.max.bytes", &response),
+        // New topics that match a pattern are found within this time.
+        ("topic.metadata.refresh.interval.ms", "5000"),
+        ("auto.offset.reset", "earliest"),
+    ]);
+    config
+        .set("group.id", group)
+        .set("group.instance.id", instance)
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("isolation.level", "read_committed")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false");
+    config
 }

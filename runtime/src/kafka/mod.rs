@@ -1,32 +1,48 @@
-//! All of Trunkline's talk with Kafka, over `rdkafka`. Its calls block, so everything here is used from the threads of stages, never
-//! from async code.
+//! The Kafka layer, over `rdkafka`. Its calls block, so only the threads of stages use it, never
+//! async code.
 //!
-//! - [`client`]: settings every client shares, and what its errors mean.
-//! - [`admin`]: topics are created, never altered.
-//! - [`producer`]: the transactional producer; the only way anything is written.
-//! - [`consumer`]: the group consumer that fills batches.
-//! - `partition_batches`: what was read, a batch for each partition.
-//! - `orphans`: partitions of a group that nobody owns.
-//! - `rebootstrap`: clients that have lost all brokers.
-//! - `records`: what was read, taken out of the client many at once.
-//! - [`embedded`]: the broker in the process, when no other is named.
+//! - [`client`]: settings that all clients share, and the classification of errors.
+//! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `topic_limits` knows
+//!   their largest records.
+//! - [`producer`]: the transactional producer, the only way anything is written; `flush` decides
+//!   when it flushes, `delivery` collects failures.
+//! - [`consumer`]: the group consumer, with its `rebalance` events; `message_queue` takes many
+//!   messages at once, `queue_notifier` waits for them, `partition_batches` collects them.
+//! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
 //! - [`table`]: compacted topics as key-value tables.
-//! - `wake`: waiting for a consumer's queue.
+//! - [`embedded`]: the broker in this process.
+//! - `connection`: explains failed connections; `rebootstrap`: recovers clients that lost all
+//!   brokers.
+//! - `properties`, `secrets`: the user's properties are checked, and their values hidden (I8).
 
 pub mod admin;
+mod admin_api;
 pub mod client;
+mod connection;
 pub mod consumer;
+mod delivery;
 pub mod embedded;
-mod orphans;
+mod flush;
+mod membership;
+mod message_queue;
 mod partition_batches;
 pub mod producer;
+mod properties;
+mod queue_notifier;
+mod rebalance;
 mod rebootstrap;
-mod records;
+mod secrets;
 pub mod table;
-mod wake;
+#[cfg(test)]
+mod tests;
+mod topic_limits;
+mod unassigned;
 
-pub use admin::{Admin, TopicSpec};
-pub use client::Cluster;
-pub use consumer::{FillLimits, GroupConsumer, Others, Rebalanced};
+pub use admin::{Admin, EnsuredTopics, TopicSpec};
+pub use client::{Cluster, DUPLICATE_WORKER};
+pub use consumer::{FillLimits, GroupConsumer};
+pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;
-pub use producer::{Outgoing, TransactionalProducer};
+pub use producer::{ProducerRecord, TransactionalProducer};
+pub use rebalance::RebalanceEvent;
+pub use topic_limits::{MAX_RECORD_BYTES, RecordTooLarge, SendError};

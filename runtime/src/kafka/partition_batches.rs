@@ -1,33 +1,35 @@
-//! What a member of a group has read and not processed yet: a batch for each partition, in memory that all of them share (I6).
+//! The records that a group member has read and not processed yet: a batch for each partition. All
+//! batches share their memory (I6).
 
 use std::sync::Arc;
 
 use trunkline_connector::{Batch, TopicPartition};
 
-use super::records::{Partition, Record};
+use super::message_queue::{Message, PartitionKey};
 
 /// One batch for each partition that records came from.
 #[derive(Default)]
 pub struct PartitionBatches {
     batches: Vec<(TopicPartition, Batch)>,
-    /// Batches that were cleared: whichever partition comes next gets their memory. If each kept its own, a member with many partitions would hold
-    /// as many times what a round takes, because each of them fills a round now and then.
+    /// Cleared batches, for the next partitions that need one. If each partition kept its batch, a
+    /// member would hold the memory of one polling round per partition, because each partition
+    /// fills a round now and then.
     spare: Vec<Batch>,
     last: usize,
     topic: u16,
 }
 
 impl PartitionBatches {
-    /// The batches that are not empty. Cleared, their memory serves the next round.
+    /// The batches that are not empty. A batch that the caller clears is reused in the next round.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&TopicPartition, &mut Batch)> {
-        self.batches.iter_mut().filter(|(_, batch)| !batch.is_empty()).map(|(claim, batch)| (&*claim, batch))
+        self.batches.iter_mut().filter(|(_, batch)| !batch.is_empty()).map(|(partition, batch)| (&*partition, batch))
     }
 
-    /// Sets aside the batches that were cleared; of their memory no more than `most` bytes are kept.
-    pub(super) fn recycle(&mut self, most: usize) {
+    /// Collects cleared batches for reuse, up to `max_bytes` of their memory.
+    pub(super) fn recycle(&mut self, max_bytes: usize) {
         let mut kept: usize = self.spare.iter().map(Batch::capacity).sum();
         for (_, mut batch) in self.batches.extract_if(.., |(_, batch)| batch.is_empty()) {
-            if kept + batch.capacity() <= most {
+            if kept + batch.capacity() <= max_bytes {
                 kept += batch.capacity();
                 batch.reset();
                 self.spare.push(batch);
@@ -35,27 +37,29 @@ impl PartitionBatches {
         }
     }
 
-    /// Forgets a partition.
-    pub fn remove(&mut self, claim: &TopicPartition) {
-        self.batches.retain(|(known, _)| known != claim);
+    /// Discards a partition's batch.
+    pub fn remove(&mut self, partition: &TopicPartition) {
+        self.batches.retain(|(known, _)| known != partition);
         self.last = 0;
     }
 
-    /// Copies a record to the batch of its partition. `last` is the partition of the record before it, of the same round of taking.
-    pub(super) fn push(&mut self, record: &Record<'_>, last: &mut Option<Partition>) {
-        // Records come in runs of one partition.
-        let partition = record.partition();
-        if last.replace(partition) != Some(partition) {
-            let (topic, number) = (record.topic(), partition.number);
-            let is = |(claim, _): &(TopicPartition, Batch)| claim.partition == number && claim.topic.as_ref() == topic;
-            self.last = self.batches.iter().position(is).unwrap_or_else(|| {
-                let claim = TopicPartition { topic: Arc::from(topic), partition: number };
-                self.batches.push((claim, self.spare.pop().unwrap_or_default()));
+    /// Copies a message to the batch of its partition. `last` is the partition of the previous
+    /// message from the same call of `MessageQueue::take`.
+    pub(super) fn push(&mut self, message: &Message<'_>, last: &mut Option<PartitionKey>) {
+        // Messages come in runs of one partition.
+        let key = message.partition();
+        if last.replace(key) != Some(key) {
+            let (topic, number) = (message.topic(), key.number);
+            let is_same =
+                |(known, _): &(TopicPartition, Batch)| known.partition == number && known.topic.as_ref() == topic;
+            self.last = self.batches.iter().position(is_same).unwrap_or_else(|| {
+                let partition = TopicPartition { topic: Arc::from(topic), partition: number };
+                self.batches.push((partition, self.spare.pop().unwrap_or_default()));
                 self.batches.len() - 1
             });
             self.topic = self.batches[self.last].1.topic_index(topic);
         }
-        record.push_to(&mut self.batches[self.last].1, self.topic);
+        message.push_to(&mut self.batches[self.last].1, self.topic);
     }
 }
 
@@ -76,18 +80,19 @@ mod tests {
             record.finish();
         };
         // Each partition fills a round now and then.
-        for partition in 0..64 {
-            let claim = TopicPartition { topic: Arc::from("logs"), partition };
+        for number in 0..64 {
+            let partition = TopicPartition { topic: Arc::from("logs"), partition: number };
             let mut batch = batches.spare.pop().unwrap_or_default();
             batch.topic_index("logs");
             fill(&mut batch);
-            batches.batches.push((claim, batch));
+            batches.batches.push((partition, batch));
             batches.iter_mut().for_each(|(_, batch)| batch.clear());
             batches.recycle(4 << 20);
             assert!(batches.batches.is_empty() && batches.spare[0].topics().is_empty());
             assert!(held(&batches) <= 4 << 20, "{} bytes", held(&batches));
         }
-        // All at once: no more is kept than was asked for, and what was not processed stays.
+        // All partitions at once: idle memory stays within its limit, and unprocessed records are
+        // kept.
         for partition in 0..64 {
             let mut batch = Batch::default();
             fill(&mut batch);
@@ -97,7 +102,7 @@ mod tests {
             batches.batches.push((TopicPartition { topic: Arc::from("logs"), partition }, batch));
         }
         batches.recycle(4 << 20);
-        assert_eq!(batches.iter_mut().map(|(claim, _)| claim.partition).collect::<Vec<_>>(), [0]);
+        assert_eq!(batches.iter_mut().map(|(partition, _)| partition.partition).collect::<Vec<_>>(), [0]);
         let spare: usize = batches.spare.iter().map(Batch::capacity).sum();
         assert!((1 << 20..=4 << 20).contains(&spare), "{spare} bytes");
     }

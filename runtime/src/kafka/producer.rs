@@ -1,29 +1,33 @@
 //! The transactional producer: the only way Trunkline writes to Kafka.
 //!
-//! `init_transactions` fences whoever used the same transactional id before (I4) and settles what it left open, so a task that has a
-//! producer may read its committed state and go on from there.
+//! `init_transactions` fences the earlier producer with the same transactional id (I4) and
+//! completes its open transaction. A task that has a producer may therefore read its committed
+//! state and continue from there.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientContext;
-use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::ClientConfig;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::batch::Headers;
-use trunkline_connector::{Error, Result, failpoint};
+use trunkline_connector::{Error, Result, Retry, TopicPartition, failpoint};
 
-use super::client::{Cluster, FENCED, classify, log_client};
-use super::rebootstrap::Rebootstrap;
+use super::client::Cluster;
+use super::delivery::{DeliveryContext, check_delivery, failed, poll};
+use super::flush::FlushSchedule;
+use super::topic_limits::{BATCH_BYTES, Limit, MAX_RECORD_BYTES, SendError, check, is_larger_than};
 
-/// A record on its way to a topic.
-pub struct Outgoing<'a> {
+/// A record to be written to a topic.
+pub struct ProducerRecord<'a> {
     /// The topic.
     pub topic: &'a str,
-    /// The partition, always named: order depends on it (I5).
+    /// The partition. Trunkline always chooses it, because order depends on it (I5).
     pub partition: i32,
     /// Milliseconds since the epoch; `None` = now.
     pub timestamp: Option<i64>,
@@ -41,195 +45,104 @@ pub struct Outgoing<'a> {
 pub struct TransactionalProducer {
     producer: Arc<BaseProducer<DeliveryContext>>,
     in_transaction: bool,
-    /// A call into the client never came back: nothing more can be done with it.
+    /// A call into the client has not returned in time: the client cannot be used any more.
     abandoned: bool,
     bytes: usize,
     records: usize,
-    /// Bytes that may wait for being answered.
-    most: usize,
-    /// Bytes handed over since it was last looked how many do.
-    since_look: usize,
-    flush: Flush,
+    /// Limit on unacknowledged bytes.
+    max_in_flight_bytes: usize,
+    /// Bytes sent since the limit was last checked.
+    bytes_since_check: usize,
+    flush: FlushSchedule,
     /// When the last transaction ended.
     last_end: Option<Instant>,
+    /// Whether the client compresses at least as well as lz4.
+    compresses: bool,
+    batch_bytes: usize,
+    /// The limits of the topics to which this producer sends large records.
+    limits: HashMap<String, Option<Limit>>,
 }
 
-/// When to flush. As long as a flush lasts, librdkafka's thread spins if a request is under way to a partition for which more records wait: a hundred
-/// producers then take all processors away from the broker whose answers they wait for. So it is best done while nothing is under way.
-struct Flush {
-    /// Records, from the producer's first on.
-    handed_over: usize,
-    /// How many of them had been handed over at the last flush.
-    flushed: usize,
-    answered: usize,
-    /// When the last answer came.
-    progress: Instant,
-    /// Has one come since the last flush?
-    progressed: bool,
-    patience: Duration,
-}
-
-impl Flush {
-    fn new() -> Self {
-        Self {
-            handed_over: 0,
-            flushed: 0,
-            answered: 0,
-            progress: Instant::now(),
-            progressed: false,
-            patience: PATIENCE,
-        }
-    }
-
-    /// Takes up that so many records are not answered yet.
-    fn left(&mut self, left: usize) {
-        let answered = self.handed_over.saturating_sub(left);
-        if answered > self.answered {
-            (self.answered, self.progress, self.progressed, self.patience) = (answered, Instant::now(), true, PATIENCE);
-        }
-    }
-
-    /// How long to flush for a commit, which waits for all of them; not at all while it is better to wait.
-    fn for_commit(&self) -> Option<i32> {
-        if self.answered >= self.flushed {
-            return Some(FLUSH_MS);
-        }
-        (self.progressed || self.progress.elapsed() >= self.patience).then_some(SHORT_FLUSH_MS)
-    }
-
-    /// While the send buffer is full: full batches go out by themselves and make room, but there may be none.
-    fn for_room(&self) -> Option<i32> {
-        let quiet = self.progress.elapsed();
-        let is_stuck = self.answered >= self.flushed && quiet >= QUIET || quiet >= MOST_PATIENCE;
-        is_stuck.then_some(SHORT_FLUSH_MS)
-    }
-
-    fn begun(&mut self) {
-        (self.flushed, self.progress, self.progressed) = (self.handed_over, Instant::now(), false);
-        self.patience = (self.patience * 2).min(MOST_PATIENCE);
-    }
-}
-
-/// Keeps the first delivery failure: the transaction it was part of cannot be committed.
-struct DeliveryContext {
-    failure: Mutex<Option<KafkaError>>,
-    rebootstrap: Rebootstrap,
-}
-
-impl ClientContext for DeliveryContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_client(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "Kafka producer error");
-        self.rebootstrap.reported(&error);
-    }
-}
-
-impl ProducerContext for DeliveryContext {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
-            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
-        }
-    }
-}
-
-/// How long a call waits for the other side before it is tried again.
+/// Time that one attempt of a step waits for the brokers.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest record.
-const MOST_RECORD_BYTES: usize = 16_000_000;
+/// Room for the encoding of the largest record: librdkafka aborts the process when a batch exceeds
+/// its limit.
+const ENCODING_BYTES: usize = 1 << 20;
 
-/// A batch of records is sent when it has so many bytes.
-const BATCH_BYTES: usize = 1_000_000;
+/// Time between two looks at the client's events during a step.
+const SERVE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Time for a step after the worker was asked to stop.
+const INTERRUPTED_LIMIT: Duration = Duration::from_secs(2);
 
 /// Events that are served before a transaction begins.
-const SERVED: usize = 8;
+const EVENTS_BEFORE_BEGIN: usize = 8;
 
-/// How long a flush lasts while nothing is under way: it ends when all is answered, and the brokers may first have to take the partitions into
-/// the transaction.
-const FLUSH_MS: i32 = 20;
+/// Minimum time between the end of a transaction and the begin of the next. The broker completes
+/// the old one after it has answered, and until then refuses the first request of the new one,
+/// which librdkafka repeats only after 20 ms.
+const MIN_TXN_GAP: Duration = Duration::from_millis(2);
 
-/// How long it lasts otherwise: enough for librdkafka's thread to send what waits.
-const SHORT_FLUSH_MS: i32 = 2;
-
-/// A transaction begins so long after the last one at the earliest: the broker ends that one after it has answered, and would refuse the first
-/// request of this one until it has, which librdkafka repeats after 20 ms.
-const SETTLE: Duration = Duration::from_millis(2);
-
-/// So long after the last answer nothing is under way, if everything that was flushed is answered.
-const QUIET: Duration = Duration::from_millis(5);
-
-/// A flush is tried again when no answer has come for so long, and then after twice the time each.
-const PATIENCE: Duration = Duration::from_millis(5);
-const MOST_PATIENCE: Duration = Duration::from_millis(400);
-
-/// How long a group's coordinator has to take offsets; it may be moving to another node.
+/// Time for a group coordinator to accept offsets. It may be moving to another node.
 const OFFSETS_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long a transaction's coordinator has to begin or end it: longer than it is asked again, for this is only for a client that does not come back.
+/// Time for a transaction coordinator to begin or end a transaction. It exceeds [`STEP_LIMIT`],
+/// because it applies only to a client whose call does not return.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long a step is tried again while the brokers do not answer. The broker aborts the transaction by then
-/// (`transaction.timeout.ms`), so there is nothing left to wait for.
+/// A step is repeated for this long while the brokers do not answer. By then the broker has aborted
+/// the transaction (`transaction.timeout.ms`), so waiting longer is useless.
 const STEP_LIMIT: Duration = Duration::from_secs(45);
 
 impl TransactionalProducer {
-    /// Connects, by asking for a `topic` that exists, and fences the id's earlier owner. `buffer_bytes` bounds what waits to be sent (I6).
+    /// Connects, by looking up an existing `topic`, and fences the earlier producer with this id.
+    /// `buffer_bytes` limits the bytes that wait to be sent (I6).
     pub fn new(cluster: &Cluster, transactional_id: &str, topic: &str, buffer_bytes: usize) -> Result<Self> {
-        // A buffer that held little more than a batch would let that one go out by itself, and a rest wait behind it ([`Flush`]).
-        let most = if buffer_bytes < 2 * BATCH_BYTES { buffer_bytes.min(BATCH_BYTES / 10 * 9) } else { buffer_bytes };
-        // librdkafka refuses a record that is larger than its buffer for ever: the bound is kept by `send`.
-        let buffer = ((most + 2 * MOST_RECORD_BYTES) / 1024).to_string();
-        let mut config = cluster.config(&[
-            ("compression.type", "lz4"),
-            // Batches fill up; what is left is pushed out by a commit, or when the send buffer is full ([`TransactionalProducer::push_out`]).
-            // A short time here would make no record earlier, for nobody reads them before the commit, but has librdkafka's thread spin
-            // while a request is under way and what waits is older than this: more than half of its processor time with a broker that
-            // is not very fast, and all of the machine's with a hundred such producers.
-            ("linger.ms", "10000"),
-            ("batch.size", &BATCH_BYTES.to_string()),
-            ("batch.num.messages", "10000"),
-            ("message.max.bytes", &MOST_RECORD_BYTES.to_string()),
-            ("queue.buffering.max.kbytes", &buffer),
-            ("queue.buffering.max.messages", "500000"),
-            // A report for each record that arrived would cost a tenth of the processor time; what counts is the commit.
-            ("delivery.report.only.error", "true"),
-            // A dead task's open transaction holds up readers no longer than this.
-            ("transaction.timeout.ms", "30000"),
-        ]);
-        config.set("transactional.id", transactional_id).set("acks", "all").set("enable.idempotence", "true");
-        let context = DeliveryContext { failure: Mutex::default(), rebootstrap: Rebootstrap::of(&config) };
-        let producer = BaseProducer::from_config_and_context(&config, context)
-            .map_err(|error| Error::config("kafka.settings", format!("the Kafka settings were refused: {error}")))?;
+        // With room for little more than a batch, one full batch is sent without a flush, and the
+        // rest waits for one (`FlushSchedule`).
+        let max_in_flight_bytes =
+            if buffer_bytes < 2 * BATCH_BYTES { buffer_bytes.min(BATCH_BYTES / 10 * 9) } else { buffer_bytes };
+        let batch_bytes = cluster.limits().batch_bytes();
+        let config = producer_config(cluster, transactional_id, max_in_flight_bytes, batch_bytes);
+        // The user may have chosen another codec.
+        let compresses = matches!(config.get("compression.type"), Some("lz4" | "zstd" | "gzip"));
+        let context = DeliveryContext::new(cluster, &config, batch_bytes);
+        let producer = cluster.create(&config, context)?;
         let mut this = Self {
             producer: Arc::new(producer),
             in_transaction: false,
             abandoned: false,
             bytes: 0,
             records: 0,
-            most,
-            since_look: 0,
-            flush: Flush::new(),
+            max_in_flight_bytes,
+            bytes_since_check: 0,
+            flush: FlushSchedule::new(),
             last_end: None,
+            compresses,
+            batch_bytes,
+            limits: HashMap::new(),
         };
         this.connect(topic);
         failpoint!("producer.init.before")?;
-        this.in_time("claiming the transactional id", END_LIMIT, |producer| producer.init_transactions(STEP_TIMEOUT))?;
+        let doing = format!("initialising the transactional id `{transactional_id}`");
+        this.call_with_deadline(&doing, END_LIMIT, |producer| producer.init_transactions(STEP_TIMEOUT))?;
         failpoint!("producer.init.after")?;
         Ok(this)
     }
 
-    /// Waits for a connection. `init_transactions` looks for the coordinator at once, and if nothing is connected by then only 500 ms later.
-    /// Twice, because the first answer makes the client leave the address it was given for the one that the broker gives itself.
-    fn connect(&self, topic: &str) {
-        let client = self.producer.client();
-        let asked = client.fetch_metadata(Some(topic), STEP_TIMEOUT);
-        // What goes wrong here goes wrong in the next step too, which says so.
-        let _ = asked.and_then(|_| client.fetch_metadata(Some(topic), STEP_TIMEOUT));
+    /// Waits for a connection. `init_transactions` looks for the coordinator at once, and without a
+    /// connection again only after 500 ms. The second look-up is needed because the first answer
+    /// makes the client replace the configured address by the one that the broker advertises.
+    fn connect(&mut self, topic: &str) {
+        let topic = topic.to_owned();
+        let look_up = move |producer: &BaseProducer<DeliveryContext>| {
+            let client = producer.client();
+            client.fetch_metadata(Some(&topic), STEP_TIMEOUT)?;
+            client.fetch_metadata(Some(&topic), STEP_TIMEOUT).map(drop)
+        };
+        // A failure here also fails the next step, which reports it.
+        let _ = self.call_with_deadline("connecting", END_LIMIT, look_up);
     }
 
     /// Bytes sent in the open transaction.
@@ -237,52 +150,29 @@ impl TransactionalProducer {
         self.bytes
     }
 
-    /// Is a transaction open?
+    /// Whether a transaction is open.
     pub fn in_transaction(&self) -> bool {
         self.in_transaction
     }
 
-    /// Sends a record in the open transaction, beginning one if there is none. Waits while the send buffer is full.
-    pub fn send(&mut self, record: &Outgoing<'_>) -> Result<()> {
+    /// Sends a record in the open transaction; begins one if there is none. Waits while the send
+    /// buffer is full. A record that is too large for its topic is refused before anything is sent,
+    /// and the transaction can continue without it.
+    pub fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SendError> {
+        if is_larger_than(record, self.batch_bytes) {
+            check(record, self.limit_of(record.topic)?, self.compresses).map_err(SendError::TooLarge)?;
+        }
         self.begin()?;
-        if self.since_look >= self.most / 8 {
-            self.since_look = 0;
+        if self.bytes_since_check >= self.max_in_flight_bytes / 8 {
+            self.bytes_since_check = 0;
             self.wait_for_room()?;
         }
-        let mut outgoing = BaseRecord::<[u8], [u8]>::to(record.topic).partition(record.partition);
-        if let Some(key) = record.key {
-            outgoing = outgoing.key(key);
-        }
-        if let Some(value) = record.value {
-            outgoing = outgoing.payload(value);
-        }
-        if let Some(timestamp) = record.timestamp {
-            outgoing = outgoing.timestamp(timestamp);
-        }
-        if !record.headers.is_empty() || !record.more_headers.is_empty() {
-            outgoing = outgoing.headers(encode_headers(record));
-        }
-        let mut full_since = None;
-        loop {
-            match self.producer.send(outgoing) {
-                Ok(()) => break,
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned))
-                    if full_since.get_or_insert_with(Instant::now).elapsed() < STEP_LIMIT =>
-                {
-                    outgoing = returned;
-                    self.flush.left(self.left());
-                    let begun = *full_since.get_or_insert_with(Instant::now);
-                    self.push_out(self.flush.for_room(), nap_for_room(begun));
-                    self.check_delivery()?;
-                }
-                Err((error, _)) => return Err(self.failed(&format!("sending to `{}`", record.topic), &error)),
-            }
-        }
+        self.enqueue(base_record(record))?;
         let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + record.headers.len();
         self.bytes += bytes;
-        self.since_look += bytes;
+        self.bytes_since_check += bytes;
         self.records += 1;
-        self.flush.handed_over += 1;
+        self.flush.note_sent();
         if self.records.is_multiple_of(1024) {
             poll(&self.producer, Duration::ZERO);
             self.check_delivery()?;
@@ -290,57 +180,129 @@ impl TransactionalProducer {
         Ok(())
     }
 
-    /// Adds consumer offsets to the open transaction, beginning one if there is none (I2). The group's generation fences members that
-    /// lost their partitions (KIP-447).
-    pub fn send_offsets(&mut self, offsets: &TopicPartitionList, group: ConsumerGroupMetadata) -> Result<()> {
+    /// The size of the largest record that a topic accepts: key, value, headers and their encoding.
+    /// A record whose size is at most this is never refused, however badly it compresses.
+    pub fn max_record_bytes(&mut self, topic: &str) -> Result<usize> {
+        Ok(self.limit_of(topic)?.map_or(MAX_RECORD_BYTES, |limit| limit.bytes.min(MAX_RECORD_BYTES)))
+    }
+
+    /// The limit of a topic. Fails if this producer's batches are too large for the topic: the
+    /// stage starts over, and its new producer has smaller ones.
+    fn limit_of(&mut self, topic: &str) -> Result<Option<Limit>> {
+        if let Some(limit) = self.limits.get(topic) {
+            return Ok(*limit);
+        }
+        let limit = self.cluster().limits().get(topic);
+        if limit.is_some_and(|limit| limit.bytes < self.batch_bytes) {
+            let message =
+                format!("topic `{topic}` accepts less than a batch of this producer: a new producer is needed");
+            return Err(Error::external("kafka.small_topic", message).retry(Retry::After(Duration::ZERO)));
+        }
+        self.limits.insert(topic.to_owned(), limit);
+        Ok(limit)
+    }
+
+    /// Passes a record to the client, and waits while the client's queue is full.
+    fn enqueue(&mut self, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<()> {
+        let mut full_since = None;
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned))
+                    if full_since.get_or_insert_with(Instant::now).elapsed() < STEP_LIMIT =>
+                {
+                    record = returned;
+                    self.flush.note_in_flight(self.in_flight());
+                    let since = *full_since.get_or_insert_with(Instant::now);
+                    self.flush_or_wait(self.flush.for_room(), room_poll_interval(since));
+                    self.check_delivery()?;
+                }
+                Err((error, refused)) => return Err(self.failed(&format!("sending to `{}`", refused.topic), &error)),
+            }
+        }
+    }
+
+    /// Adds consumer offsets to the open transaction; begins one if there is none (I2). Each item
+    /// is a partition and the offset of the next record to read. The group's generation fences
+    /// members that lost their partitions (KIP-447).
+    pub fn send_offsets<'p>(
+        &mut self,
+        next_offsets: impl IntoIterator<Item = (&'p TopicPartition, i64)>,
+        group: ConsumerGroupMetadata,
+    ) -> Result<()> {
+        let mut offsets = TopicPartitionList::new();
+        for (partition, next) in next_offsets {
+            offsets
+                .add_partition_offset(&partition.topic, partition.partition, Offset::Offset(next))
+                .map_err(|error| Error::internal("kafka.offsets", format!("{next} is not an offset: {error}")))?;
+        }
         self.begin()?;
         failpoint!("producer.offsets.before")?;
-        let offsets = offsets.clone();
-        self.in_time("committing offsets in the transaction", OFFSETS_LIMIT, move |producer| {
+        self.call_with_deadline("committing consumer offsets in a transaction", OFFSETS_LIMIT, move |producer| {
             producer.send_offsets_to_transaction(&offsets, &group, STEP_TIMEOUT)
         })?;
         failpoint!("producer.offsets.after")
     }
 
-    /// Calls a step, again while it says that it may be, in a thread of its own, and gives it up after `limit`: librdkafka 2.12 does not always keep
-    /// its timeout, and waits for ever if a coordinator is removed from the cluster's metadata meanwhile (librdkafka issues 5456 and 5511). A
-    /// producer that was given up fails every later call; the stage starts over with a new one, which settles the transaction.
-    fn in_time(
+    /// Runs a step, repeated while it is retriable, in a separate thread, and abandons it after
+    /// `limit`. librdkafka 2.12 ignores its timeout in some cases and waits forever if a
+    /// coordinator is removed from the cluster's metadata meanwhile (librdkafka issues 5456 and
+    /// 5511). Every later call of an abandoned producer fails. The stage starts over with a new
+    /// producer, which completes the transaction.
+    fn call_with_deadline(
         &mut self,
-        doing: &'static str,
+        doing: &str,
         limit: Duration,
         mut step: impl FnMut(&BaseProducer<DeliveryContext>) -> Result<(), KafkaError> + Send + 'static,
     ) -> Result<()> {
         let producer = self.producer.clone();
-        let (sender, answer) = std::sync::mpsc::sync_channel(1);
+        let (sender, outcome) = sync_channel(1);
+        let context = doing.to_owned();
         let call = move || {
-            let outcome = retry(&producer, doing, || step(&producer));
-            // Whoever waits has the client then: closing it takes time.
+            let outcome = retry(&producer, &context, || step(&producer));
+            // Before the outcome is sent: the last reference closes the client, which takes time.
             drop(producer);
-            // Nobody listens any more if it took too long.
+            // Without a receiver, the call took too long.
             let _ = sender.send(outcome);
         };
         std::thread::Builder::new()
             .name("kafka-step".to_owned())
             .spawn(call)
             .map_err(|error| Error::external("kafka.thread", format!("cannot start a thread: {error}")))?;
-        answer.recv_timeout(limit).unwrap_or_else(|_| {
-            self.abandoned = true;
-            let message = format!("{doing}: the coordinator did not answer in time; going on with a new producer");
-            Err(Error::external("kafka.stuck", message))
-        })
+        let started = Instant::now();
+        loop {
+            match outcome.recv_timeout(SERVE_INTERVAL) {
+                Ok(outcome) => return outcome,
+                // The reason of a failed connection waits in the client's queue.
+                Err(_) => poll(&self.producer, Duration::ZERO),
+            }
+            let is_interrupted = started.elapsed() > INTERRUPTED_LIMIT && self.cluster().is_interrupted();
+            if started.elapsed() > limit || is_interrupted {
+                self.abandoned = true;
+                let message = format!("{doing}: the coordinator did not answer in time; a new producer is needed");
+                let error = self.cluster().connection().explain(Error::external("kafka.stuck", message));
+                return Err(if is_interrupted { error.retry(Retry::Never) } else { error });
+            }
+        }
     }
 
-    /// Commits the open transaction, if there is one. After an error the transaction is aborted or will be, and nothing of it counts.
+    fn cluster(&self) -> &Cluster {
+        self.producer.context().cluster()
+    }
+
+    /// Commits the open transaction, if there is one. After an error the transaction is aborted or
+    /// will be, and none of its records becomes visible.
     pub fn commit(&mut self) -> Result<()> {
         if !self.in_transaction {
             return Ok(());
         }
         failpoint!("producer.commit.before")?;
-        self.drain()?;
+        self.wait_for_delivery()?;
         failpoint!("producer.commit.delivered")?;
-        self.in_time("committing a transaction", END_LIMIT, |producer| producer.commit_transaction(STEP_TIMEOUT))?;
-        self.ended();
+        self.call_with_deadline("committing a transaction", END_LIMIT, |producer| {
+            producer.commit_transaction(STEP_TIMEOUT)
+        })?;
+        self.reset_transaction();
         failpoint!("producer.commit.after")
     }
 
@@ -350,94 +312,95 @@ impl TransactionalProducer {
             return Ok(());
         }
         if self.abandoned {
-            return Err(Error::external("kafka.stuck", "the producer was given up"));
+            return Err(Error::external("kafka.stuck", "the producer was abandoned after a call did not return"));
         }
         failpoint!("producer.abort.before")?;
-        self.in_time("aborting a transaction", END_LIMIT, |producer| producer.abort_transaction(STEP_TIMEOUT))?;
-        self.ended();
+        self.call_with_deadline("aborting a transaction", END_LIMIT, |producer| {
+            producer.abort_transaction(STEP_TIMEOUT)
+        })?;
+        self.reset_transaction();
         failpoint!("producer.abort.after")
     }
 
     fn begin(&mut self) -> Result<()> {
         if !self.in_transaction {
-            if let Some(left) = self.last_end.and_then(|at| SETTLE.checked_sub(at.elapsed())) {
+            if let Some(left) = self.last_end.and_then(|at| MIN_TXN_GAP.checked_sub(at.elapsed())) {
                 std::thread::park_timeout(left);
             }
-            // Nobody has served it since the last one: its brokers may be lost. A call takes up one event.
-            (0..SERVED).for_each(|_| poll(&self.producer, Duration::ZERO));
+            // The client was not polled since the last transaction and may have lost its brokers.
+            // Each call serves one event.
+            (0..EVENTS_BEFORE_BEGIN).for_each(|_| poll(&self.producer, Duration::ZERO));
             self.producer.begin_transaction().map_err(|error| self.failed("beginning a transaction", &error))?;
             self.in_transaction = true;
         }
         Ok(())
     }
 
-    fn ended(&mut self) {
+    fn reset_transaction(&mut self) {
         self.in_transaction = false;
         self.last_end = Some(Instant::now());
         self.bytes = 0;
         self.records = 0;
-        *self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.producer.context().reset();
     }
 
-    /// Waits until no more bytes than allowed are unanswered, as far as the mean size of records tells.
+    /// Waits until the unacknowledged bytes are within their limit, estimated from the mean size of
+    /// records.
     fn wait_for_room(&mut self) -> Result<()> {
         let mean = self.bytes / self.records.max(1);
         let started = Instant::now();
         loop {
-            let left = self.left();
-            self.flush.left(left);
-            if left * mean <= self.most || left <= 1 {
+            let in_flight = self.in_flight();
+            self.flush.note_in_flight(in_flight);
+            if in_flight * mean <= self.max_in_flight_bytes || in_flight <= 1 {
                 return Ok(());
             }
-            self.push_out(self.flush.for_room(), nap_for_room(started));
+            self.flush_or_wait(self.flush.for_room(), room_poll_interval(started));
             self.check_delivery()?;
             if started.elapsed() > STEP_LIMIT {
-                return Err(unanswered());
+                return Err(unacknowledged());
             }
         }
     }
 
-    /// Waits until everything sent was acknowledged. Committing would do so itself, but in steps of 100 ms.
-    fn drain(&mut self) -> Result<()> {
+    /// Waits until every record is acknowledged. Committing would wait too, but in steps of 100 ms.
+    fn wait_for_delivery(&mut self) -> Result<()> {
         let started = Instant::now();
         loop {
-            let left = self.left();
-            self.flush.left(left);
-            if left == 0 {
+            let in_flight = self.in_flight();
+            self.flush.note_in_flight(in_flight);
+            if in_flight == 0 {
                 return self.check_delivery();
             }
-            self.push_out(self.flush.for_commit(), nap_for_commit(started));
+            self.flush_or_wait(self.flush.for_commit(), commit_poll_interval(started));
             if started.elapsed() > STEP_LIMIT {
-                return Err(unanswered());
+                return Err(unacknowledged());
             }
         }
     }
 
-    /// Records that are not answered yet.
-    fn left(&self) -> usize {
+    /// Number of unacknowledged records.
+    fn in_flight(&self) -> usize {
         usize::try_from(self.producer.in_flight_count()).unwrap_or(0)
     }
 
-    /// Flushes for so many milliseconds, or naps.
-    fn push_out(&mut self, flush: Option<i32>, nap: Duration) {
+    /// Flushes for some milliseconds, or waits without flushing.
+    fn flush_or_wait(&mut self, flush: Option<i32>, wait: Duration) {
         if let Some(milliseconds) = flush {
-            // SAFETY: the pointer is the client's, which lives as long as `self`; the call may be made from any thread.
+            // SAFETY: the pointer is the client's, which lives as long as `self`. Any thread may
+            // make the call.
             unsafe { rdkafka::bindings::rd_kafka_flush(self.producer.client().native_ptr(), milliseconds) };
-            self.flush.begun();
+            self.flush.note_flush();
         } else {
-            // A poll with a short timeout would spin: rdkafka asks the client again and again for the fraction of a millisecond that the
-            // client does not wait.
-            std::thread::park_timeout(nap);
+            // A poll with a short timeout would spin: rdkafka calls the client again and again
+            // during the last fraction of a millisecond.
+            std::thread::park_timeout(wait);
         }
         poll(&self.producer, Duration::ZERO);
     }
 
     fn check_delivery(&self) -> Result<()> {
-        let failure = self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match failure {
-            Some(error) => Err(self.failed("a record was not delivered", &error)),
-            None => Ok(()),
-        }
+        check_delivery(&self.producer)
     }
 
     fn failed(&self, doing: &str, error: &KafkaError) -> Error {
@@ -445,40 +408,56 @@ impl TransactionalProducer {
     }
 }
 
-/// How long to wait before looking again for room in the send buffer: the longer the longer it has been, or a hundred producers that wait on a busy machine
-/// keep it busy by looking. The rest of the buffer is still being sent meanwhile.
-fn nap_for_room(begun: Instant) -> Duration {
-    (begun.elapsed() / 2).clamp(Duration::from_millis(1), Duration::from_millis(20))
+fn producer_config(
+    cluster: &Cluster,
+    transactional_id: &str,
+    max_in_flight_bytes: usize,
+    batch_bytes: usize,
+) -> ClientConfig {
+    // librdkafka never accepts a record that is larger than its buffer. `send` therefore keeps the
+    // limit itself.
+    let buffer = ((max_in_flight_bytes + 2 * MAX_RECORD_BYTES) / 1024).to_string();
+    let mut config = cluster.config(&[
+        ("compression.type", "lz4"),
+        // Full batches are sent at once; a commit or a full send buffer flushes the rest
+        // (`TransactionalProducer::flush_or_wait`). A short time would not make a record visible
+        // earlier, because readers see it after the commit. But librdkafka's thread spins while a
+        // request is in flight and the queued records are older than this: more than half of its
+        // processor time with a slow broker, and every processor of the machine with a hundred such
+        // producers.
+        ("linger.ms", "10000"),
+        ("batch.size", &batch_bytes.to_string()),
+        ("batch.num.messages", "10000"),
+        ("message.max.bytes", &(MAX_RECORD_BYTES + ENCODING_BYTES).to_string()),
+        ("queue.buffering.max.kbytes", &buffer),
+        ("queue.buffering.max.messages", "500000"),
+        // A report for each delivered record costs a tenth of the processor time, and only the
+        // commit matters.
+        ("delivery.report.only.error", "true"),
+        // The open transaction of a dead task delays readers for at most this time.
+        ("transaction.timeout.ms", "30000"),
+    ]);
+    config.set("transactional.id", transactional_id).set("acks", "all").set("enable.idempotence", "true");
+    config
 }
 
-/// The same for a commit, which readers wait for.
-fn nap_for_commit(begun: Instant) -> Duration {
-    (begun.elapsed() / 8).clamp(Duration::from_millis(1), Duration::from_millis(10))
+/// Time between two checks for room in the send buffer. It grows with the wait, because a hundred
+/// waiting producers would keep a busy machine busy. The rest of the buffer is being sent
+/// meanwhile.
+fn room_poll_interval(since: Instant) -> Duration {
+    (since.elapsed() / 2).clamp(Duration::from_millis(1), Duration::from_millis(20))
 }
 
-fn unanswered() -> Error {
-    Error::external("kafka.unreachable", "the brokers did not acknowledge what was sent within 45 s")
+/// Time between two checks before a commit, which readers wait for.
+fn commit_poll_interval(since: Instant) -> Duration {
+    (since.elapsed() / 8).clamp(Duration::from_millis(1), Duration::from_millis(10))
 }
 
-/// What an error means. Once the producer was fenced every call fails, with words of its own: the reason is the fatal error.
-fn failed(producer: &BaseProducer<DeliveryContext>, doing: &str, error: &KafkaError) -> Error {
-    match producer.client().fatal_error() {
-        Some((code, reason)) if FENCED.contains(&code) => {
-            let why = "another task has taken over, or the transaction timed out";
-            Error::fenced("kafka.fenced", format!("{doing}: {reason} ({why})"))
-        }
-        Some((_, reason)) => Error::external("kafka.failed", format!("{doing}: {reason}")),
-        None => classify(doing, error),
-    }
+fn unacknowledged() -> Error {
+    Error::external("kafka.unreachable", "the brokers did not acknowledge the records of a transaction within 45 s")
 }
 
-/// Serves delivery reports, and the client if it has lost its brokers.
-fn poll(producer: &BaseProducer<DeliveryContext>, most: Duration) {
-    producer.poll(most);
-    producer.context().rebootstrap.mind(producer.client());
-}
-
-/// Calls a step again while it says that it may be.
+/// Repeats a step while its error is retriable.
 fn retry(
     producer: &BaseProducer<DeliveryContext>,
     doing: &str,
@@ -488,7 +467,11 @@ fn retry(
     loop {
         match step() {
             Ok(()) => return Ok(()),
-            Err(KafkaError::Transaction(inner)) if inner.is_retriable() && started.elapsed() < STEP_LIMIT => {
+            Err(KafkaError::Transaction(inner))
+                if inner.is_retriable()
+                    && started.elapsed() < STEP_LIMIT
+                    && !producer.context().cluster().connection().is_hopeless() =>
+            {
                 // Also serves delivery reports, which the step may be waiting for.
                 poll(producer, Duration::from_millis(20));
             }
@@ -497,9 +480,25 @@ fn retry(
     }
 }
 
-fn encode_headers(record: &Outgoing<'_>) -> OwnedHeaders {
-    let mut count = record.more_headers.len();
-    count += Headers::over(record.headers).count();
+fn base_record<'a>(record: &ProducerRecord<'a>) -> BaseRecord<'a, [u8], [u8]> {
+    let mut base = BaseRecord::<[u8], [u8]>::to(record.topic).partition(record.partition);
+    if let Some(key) = record.key {
+        base = base.key(key);
+    }
+    if let Some(value) = record.value {
+        base = base.payload(value);
+    }
+    if let Some(timestamp) = record.timestamp {
+        base = base.timestamp(timestamp);
+    }
+    if !record.headers.is_empty() || !record.more_headers.is_empty() {
+        base = base.headers(encode_headers(record));
+    }
+    base
+}
+
+fn encode_headers(record: &ProducerRecord<'_>) -> OwnedHeaders {
+    let count = record.more_headers.len() + Headers::over(record.headers).count();
     let mut headers = OwnedHeaders::new_with_capacity(count);
     for (key, value) in Headers::over(record.headers) {
         headers = headers.insert(Header { key, value });

@@ -1,8 +1,9 @@
-//! Clients that have lost all brokers get the first ones again.
+//! Clients re-bootstrap after losing every broker.
 //!
-//! librdkafka 2.12 forgets each broker that an answer about the cluster does not name. A node that has just started, or that its controller has missed
-//! for a moment, names none at all, not even itself: then the client has nobody left to ask, and now and then does not find its way back by itself
-//! (librdkafka issue 5301). Told of the bootstrap servers anew, it begins with them as it did at first.
+//! librdkafka 2.12 drops each broker that is missing from a metadata response. A node that has just
+//! started, or that its controller has missed for a moment, names no broker, not even itself. The
+//! client then has no broker left to ask, and sometimes does not recover (librdkafka issue 5301).
+//! Adding the bootstrap servers again lets it connect as it did at first.
 
 use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,66 +15,78 @@ use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-/// The first pause between two times; each one is twice as long. The client keeps a list of what it was told, so that it cannot be told at will.
-const FIRST: Duration = Duration::from_millis(500);
-const LAST: Duration = Duration::from_secs(8);
+use crate::backoff::Backoff;
 
-/// A client that was well for so long begins with the first pause.
-const WELL: Duration = Duration::from_secs(300);
+/// Pauses between two additions. They grow because the client keeps a list of all servers that were
+/// added.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_secs(8);
 
-/// A client's way back to its cluster.
+/// A client that had brokers for this long starts over with the first pause.
+const HEALTHY: Duration = Duration::from_secs(300);
+
+/// Adds a client's bootstrap servers again when it has lost all brokers.
 pub(super) struct Rebootstrap {
     servers: CString,
     is_lost: AtomicBool,
-    pace: Mutex<Pace>,
+    schedule: Mutex<Schedule>,
 }
 
-struct Pace {
+struct Schedule {
     last: Option<Instant>,
     pause: Duration,
+    backoff: Backoff,
 }
 
 impl Rebootstrap {
-    /// That of a client with this configuration.
-    pub(super) fn of(config: &ClientConfig) -> Self {
-        // One with a zero in it makes no client.
+    /// For a client with this configuration.
+    pub(super) fn new(config: &ClientConfig) -> Self {
+        // No client can be created with a zero byte in the servers.
         let servers = CString::new(config.get("bootstrap.servers").unwrap_or_default()).unwrap_or_default();
-        Self { servers, is_lost: AtomicBool::new(false), pace: Mutex::new(Pace { last: None, pause: FIRST }) }
+        Self { servers, is_lost: AtomicBool::new(false), schedule: Mutex::new(Schedule::new()) }
     }
 
-    /// Takes up an error that the client has reported.
-    pub(super) fn reported(&self, error: &KafkaError) {
+    /// Notes an error that the client reported.
+    pub(super) fn note(&self, error: &KafkaError) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.lost();
+            self.set_lost();
         }
     }
 
-    /// No broker could be asked.
-    pub(super) fn lost(&self) {
+    /// Notes that no broker could be asked.
+    pub(super) fn set_lost(&self) {
         self.is_lost.store(true, Ordering::Relaxed);
     }
 
-    /// Tells the client of the bootstrap servers if it was lost, and was not told a moment ago. For one that merely waits for its brokers to come
-    /// back it changes nothing.
-    pub(super) fn mind(&self, client: &Client<impl ClientContext>) {
-        if self.is_lost.load(Ordering::Relaxed) && self.pace.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
+    /// Adds the bootstrap servers if the client has lost all brokers and the pause since the last
+    /// addition is over. It changes nothing for a client that merely waits for its brokers to
+    /// return.
+    pub(super) fn run_if_due(&self, client: &Client<impl ClientContext>) {
+        let is_due = || self.schedule.lock().unwrap_or_else(PoisonError::into_inner).is_due();
+        if self.is_lost.load(Ordering::Relaxed) && is_due() {
             self.is_lost.store(false, Ordering::Relaxed);
-            // SAFETY: the client is borrowed, and copies the text. The call may be made from any thread.
+            // SAFETY: the client is borrowed, and copies the text. The call may be made from any
+            // thread.
             unsafe { rd_kafka_brokers_add(client.native_ptr(), self.servers.as_ptr()) };
         }
     }
 }
 
-impl Pace {
+impl Schedule {
+    const fn new() -> Self {
+        Self { last: None, pause: Duration::ZERO, backoff: Backoff::new(FIRST_PAUSE, MAX_PAUSE) }
+    }
+
     fn is_due(&mut self) -> bool {
-        let since = self.last.map(|last| last.elapsed());
-        if since.is_some_and(|since| since < self.pause) {
-            return false;
+        if let Some(last) = self.last {
+            if last.elapsed() < self.pause {
+                return false;
+            }
+            if last.elapsed() >= HEALTHY {
+                self.backoff.reset();
+            }
         }
-        self.pause = match since {
-            Some(since) if since < WELL => (self.pause * 2).min(LAST),
-            _ => FIRST,
-        };
+        self.pause = self.backoff.advance();
         self.last = Some(Instant::now());
         true
     }
@@ -84,18 +97,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pause_doubles_and_begins_anew_after_a_while() {
-        let mut pace = Pace { last: None, pause: FIRST };
-        assert!(pace.is_due());
-        assert!(!pace.is_due());
+    fn the_pause_doubles_and_starts_over_after_a_healthy_period() {
+        let mut schedule = Schedule::new();
+        assert!(schedule.is_due());
+        assert!(!schedule.is_due());
+        assert_eq!(schedule.pause, FIRST_PAUSE);
         let ago = |pause: Duration| Instant::now().checked_sub(pause);
         for _ in 0..10 {
-            pace.last = ago(pace.pause);
-            assert!(pace.is_due());
+            schedule.last = ago(schedule.pause);
+            assert!(schedule.is_due());
         }
-        assert_eq!(pace.pause, LAST);
-        pace.last = ago(WELL);
-        assert!(pace.is_due());
-        assert_eq!(pace.pause, FIRST);
+        assert_eq!(schedule.pause, MAX_PAUSE);
+        schedule.last = ago(HEALTHY);
+        assert!(schedule.is_due());
+        assert_eq!(schedule.pause, FIRST_PAUSE);
     }
 }

@@ -3,39 +3,7 @@
 use std::time::Duration;
 
 use trunkline_connector::CommitPolicy;
-use trunkline_connector::config::{ByteSize, FromNode, Mismatch, OptionSpec, Section};
-
-/// The declarations of the option. The defaults are the connector's.
-pub const COMMIT_OPTIONS: &[OptionSpec] = &[
-    OptionSpec::optional(
-        "commit.bytes",
-        "size",
-        "the connector's",
-        "Commits a topic partition when one of its outputs (a file, a request) has this size.",
-        "\"128MiB\"",
-    ),
-    OptionSpec::optional(
-        "commit.records",
-        "integer",
-        "the connector's",
-        "Commits a topic partition when one of its outputs has this number of records.",
-        "1_000_000",
-    ),
-    OptionSpec::optional(
-        "commit.age",
-        "duration",
-        "the connector's",
-        "Commits a topic partition when its first uncommitted record is this old.",
-        "\"5m\"",
-    ),
-    OptionSpec::optional(
-        "commit.idle",
-        "duration",
-        "the connector's",
-        "Commits a topic partition when it received no record for this long.",
-        "\"30s\"",
-    ),
-];
+use trunkline_connector::config::{ByteSize, FromNode, Mismatch, Section};
 
 /// The limits that the pipeline file names.
 #[derive(Default)]

@@ -1,4 +1,5 @@
-//! Topics that a stage writes to: names out of templates, partitions, creation of those that a template names for the first time.
+//! The topics that a stage writes to: rendered names, partition counts, and creation of topics that
+//! a template names for the first time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,9 +8,9 @@ use trunkline_connector::{Batch, Escape, Reason, RecordRef, Rejections, Result, 
 
 use super::partitioner::partition_of;
 use super::worker_context::WorkerContext;
-use crate::kafka::{Admin, Outgoing, TopicSpec, TransactionalProducer};
+use crate::kafka::{Admin, ProducerRecord, TopicSpec, TransactionalProducer};
 
-/// Partition counts by topic; topics that a template names for the first time are created.
+/// Partition counts by topic. Topics that a template names for the first time are created.
 pub(super) struct Topics {
     admin: Arc<Admin>,
     known: HashMap<String, i32>,
@@ -31,19 +32,14 @@ impl Topics {
         if let Some(count) = self.known.get(topic) {
             return Ok(*count);
         }
-        let count = match self.admin.partitions(topic)? {
-            Some(count) => count,
-            None => {
-                self.admin.ensure(&[TopicSpec { name: topic.to_owned(), ..self.spec.clone() }])?;
-                self.admin.partitions(topic)?.unwrap_or(self.spec.partitions)
-            }
-        };
+        let ensured = self.admin.ensure(&[TopicSpec { name: topic.to_owned(), ..self.spec.clone() }])?;
+        let count = ensured.partitions.get(topic).copied().unwrap_or(self.spec.partitions);
         self.known.insert(topic.to_owned(), count);
         Ok(count)
     }
 
-    /// Sends a batch in the producer's open transaction, each record to the topic of its template. Returns those whose template has no
-    /// value or makes no name of a topic.
+    /// Sends a batch in the producer's open transaction, each record to the topic of its template.
+    /// Returns the records whose template has no value or gives an invalid topic name.
     pub(super) fn send<'t>(
         &mut self,
         producer: &mut TransactionalProducer,
@@ -67,7 +63,7 @@ impl Topics {
                     &rendered
                 }
             };
-            producer.send(&Outgoing {
+            producer.send(&ProducerRecord {
                 topic,
                 partition: partition_of(record, self.partitions(topic)?),
                 timestamp: timestamp_of(record),

@@ -1,112 +1,157 @@
-//! Leases on source tasks: the partitions of `_trunkline.tasks`, shared out by a consumer group. Whoever is assigned the partition that a
-//! task hashes to runs it.
+//! Leases on source tasks: the partitions of `_trunkline.tasks`, assigned by a consumer group. The
+//! worker that is assigned the partition to which a task hashes runs the task.
 //!
-//! A lease decides who *should* run a task, so that two workers do not fight; that no more than one *can* write is decided by the
-//! transactional id (I4). Sources that run on every node share their leases among the workers of that node, the others among all.
+//! A lease decides which worker *should* run a task, so that workers do not fence each other all
+//! the time. The transactional id guarantees that only one worker *can* write (I4). Sources that
+//! run on every node share their leases among the workers of that node, the other sources among all
+//! workers.
 //!
-//! Which tasks there are may change at any time. The group is none the wiser: a worker holds partitions, whatever tasks they are of, so
-//! that those that stay the same are not disturbed. It leaves the group when it has no tasks left.
+//! The tasks may change at any time without a rebalance: a worker owns partitions, whichever tasks
+//! hash to them, so that unchanged tasks keep running. A worker without tasks leaves the group.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Error, Placement, Result};
+use trunkline_connector::{Domain, Error, Placement, Result, Retry};
 
 use super::tasks::{Task, Tasks};
 use super::threads::Threads;
+use crate::backoff::{Backoff, jitter};
 use crate::checkpoint::TASKS;
-use crate::kafka::{FillLimits, GroupConsumer, Others, PartitionBatches, Rebalanced};
+use crate::kafka::{FillLimits, GroupConsumer, OtherMembers, PartitionBatches, RebalanceEvent};
 use crate::stage::{GIVE_UP, StageState, WorkerContext};
 
-/// How soon an assignment is acted on.
+/// Time within which a changed assignment takes effect.
 const POLL: Duration = Duration::from_millis(20);
 
-/// With `--until-idle`, a task whose lease has been elsewhere for so long is another worker's to finish, if there is one.
-const NOT_OURS: Duration = Duration::from_secs(15);
+/// With `--until-idle`, another worker that has held a task's lease for this long finishes the
+/// task.
+const LEFT_TO_OTHERS: Duration = Duration::from_secs(15);
 
-/// The group is looked at so often while a lease is missing.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two checks of the group while a lease is missing.
+const GROUP_CHECK: Duration = Duration::from_secs(1);
 
-/// Keeps the leases of one placement, in a thread of its own: runs the tasks that it holds, until the worker stops or (`until_idle`) all are over.
-pub(super) struct Leases {
+/// Times until a worker that lost its leases joins the group again.
+const FIRST_REJOIN: Duration = Duration::from_secs(1);
+const MAX_REJOIN: Duration = Duration::from_secs(30);
+
+/// A membership that lasted this long starts over with the first of these times.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// With `--until-idle`, the tasks fail if this worker cannot become a member of the group within
+/// this time.
+const MEMBERSHIP_LIMIT: Duration = Duration::from_secs(60);
+
+/// The leases of one placement. A thread runs the tasks whose leases this worker owns, until the
+/// worker stops or (`until_idle`) every task has ended.
+pub(super) struct LeaseManager {
     pub(super) placement: Placement,
-    given: Arc<Mutex<Arc<Tasks>>>,
+    wanted: Arc<Mutex<Arc<Tasks>>>,
     thread: JoinHandle<()>,
 }
 
-impl Leases {
+impl LeaseManager {
     /// Starts the thread.
-    pub(super) fn keep(placement: Placement, tasks: Tasks, context: &WorkerContext) -> Result<Self> {
-        let given = Arc::new(Mutex::new(Arc::new(tasks)));
-        let tasks = current(&given);
-        let mut keeper = Keeper {
+    pub(super) fn spawn(placement: Placement, tasks: Tasks, context: &WorkerContext) -> Result<Self> {
+        let wanted = Arc::new(Mutex::new(Arc::new(tasks)));
+        let mut lease_loop = LeaseLoop {
             placement,
             context: context.clone(),
-            given: given.clone(),
-            tasks,
+            tasks: current(&wanted),
+            wanted: wanted.clone(),
             threads: Threads::default(),
-            waiting: Instant::now(),
+            missing_since: Instant::now(),
+            last_member: Instant::now(),
+            rejoin: Backoff::new(FIRST_REJOIN, MAX_REJOIN),
         };
         let thread = std::thread::Builder::new()
             .name("leases".to_owned())
-            .spawn(move || keeper.run())
+            .spawn(move || lease_loop.run())
             .map_err(|error| Error::external("worker.thread", format!("cannot start a thread: {error}")))?;
-        Ok(Self { placement, given, thread })
+        Ok(Self { placement, wanted, thread })
     }
 
-    /// From now on these are the tasks.
-    pub(super) fn change(&self, tasks: Tasks) {
-        *self.given.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(tasks);
+    /// Replaces the tasks.
+    pub(super) fn set_tasks(&self, tasks: Tasks) {
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(tasks);
     }
 
     pub(super) fn is_finished(&self) -> bool {
         self.thread.is_finished()
     }
 
-    /// Waits for its end. What a stage panics of is caught inside; what is left is a panic of the keeper itself.
+    /// Waits for the thread. Panics of stages are caught in their own threads; an error here is a
+    /// panic of the loop itself.
     pub(super) fn join(self) -> Result<()> {
         let panicked = |_| Error::internal("worker.panic", "a thread of the worker panicked (please report this)");
         self.thread.join().map_err(panicked)
     }
 }
 
-fn current(given: &Mutex<Arc<Tasks>>) -> Arc<Tasks> {
-    given.lock().unwrap_or_else(PoisonError::into_inner).clone()
+fn current(wanted: &Mutex<Arc<Tasks>>) -> Arc<Tasks> {
+    wanted.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-struct Keeper {
+struct LeaseLoop {
     placement: Placement,
     context: WorkerContext,
-    given: Arc<Mutex<Arc<Tasks>>>,
+    wanted: Arc<Mutex<Arc<Tasks>>>,
     tasks: Arc<Tasks>,
     threads: Threads,
-    /// Since when leases that are not held here have not been.
-    waiting: Instant,
+    /// When this worker joined, or last lost a lease.
+    missing_since: Instant,
+    /// The last time at which this worker was a member, or started.
+    last_member: Instant,
+    rejoin: Backoff,
 }
 
-impl Keeper {
+impl LeaseLoop {
     fn run(&mut self) {
         while !self.context.stop.is_set() && !self.is_over() {
-            self.tasks = current(&self.given);
+            self.tasks = current(&self.wanted);
             if self.tasks.is_empty() {
                 self.context.stop.wait(POLL);
-            } else if let Err(error) = self.hold() {
-                tracing::warn!(%error, "lost the leases on source tasks; asking for them again");
+                continue;
+            }
+            let started = Instant::now();
+            if let Err(error) = self.run_while_member() {
                 self.threads.stop(|_| true);
-                self.context.stop.wait(Duration::from_secs(1));
+                if started.elapsed() > HEALTHY {
+                    self.rejoin.reset();
+                }
+                self.handle(&error);
             }
         }
         self.threads.stop(|_| true);
+    }
+
+    /// Waits before the next attempt to join the group, or fails the tasks if another attempt is
+    /// useless.
+    fn handle(&mut self, error: &Error) {
+        let is_permanent = error.retry == Retry::Never || self.last_member.elapsed() > MEMBERSHIP_LIMIT;
+        if error.domain == Domain::Config || self.context.until_idle && is_permanent {
+            for task in self.tasks.values().filter(|task| !task.status.is_over()) {
+                let stage = task.status.name();
+                tracing::error!(stage, %error, "failed: no lease on its task; its position is kept");
+                task.status.set_state(StageState::Failed(error.to_string()));
+            }
+            return;
+        }
+        let wait = jitter(self.rejoin.advance());
+        let seconds = wait.as_secs_f64();
+        tracing::warn!(%error, "lost the leases on source tasks; joining their group again in {seconds:.1} s");
+        self.context.stop.wait(wait);
     }
 
     fn is_over(&self) -> bool {
         self.context.until_idle && self.tasks.values().all(|task| task.status.is_over())
     }
 
-    /// Joins the group and runs what it assigns, until all is over, there are no tasks left or the worker stops; then leaves the group.
-    fn hold(&mut self) -> Result<()> {
+    /// Joins the group and runs the tasks that it assigns, until every task has ended, no task is
+    /// left or the worker stops. Then leaves the group.
+    fn run_while_member(&mut self) -> Result<()> {
         let names = &self.context.names;
         let group = match self.placement {
             Placement::Anywhere => format!("{}.tasks", names.cluster),
@@ -114,75 +159,91 @@ impl Keeper {
         };
         let topics = [TASKS.to_owned()];
         let consumer = GroupConsumer::join(&self.context.cluster, &group, &names.worker, &topics, 1 << 20)?;
-        self.run_held(&consumer)?;
-        // Only those that run no task any more may hand it to others.
+        self.run_owned(&consumer)?;
+        // Before leaving: another worker may run a task only when this one no longer does.
         self.threads.stop(|_| true);
         consumer.leave();
         Ok(())
     }
 
-    /// Fails when a task was fenced: then the group has to be asked again whose it is.
-    fn run_held(&mut self, consumer: &GroupConsumer) -> Result<()> {
-        let mut held = BTreeSet::new();
-        let mut looked = Instant::now();
-        self.waiting = Instant::now();
+    /// Fails when a task was fenced: only the group knows whether its lease is still this worker's.
+    fn run_owned(&mut self, consumer: &GroupConsumer) -> Result<()> {
+        let mut owned = BTreeSet::new();
+        let mut last_check = Instant::now();
+        self.missing_since = Instant::now();
         let mut batches = PartitionBatches::default();
         while !self.context.stop.is_set() && !self.is_over() {
-            self.tasks = current(&self.given);
+            self.tasks = current(&self.wanted);
             if self.tasks.is_empty() && self.threads.is_empty() {
                 return Ok(());
             }
-            // Waiting inside the poll would cost a twentieth of a core (see `TransactionalProducer`).
+            // Waiting inside the poll would cost a twentieth of a core (see `QueueNotifier`).
             consumer.fill(&FillLimits { records: 1, bytes: 1, wait: Duration::ZERO }, &mut batches)?;
             self.context.stop.wait(POLL);
             for (_, batch) in batches.iter_mut() {
-                // Nobody should write to the lease topic; if somebody does, it means nothing.
+                // Records in the lease topic have no meaning.
                 batch.clear();
             }
-            for event in consumer.rebalanced() {
-                match event {
-                    Rebalanced::Assigned(claims) => held.extend(claims.iter().map(|claim| claim.partition)),
-                    Rebalanced::Revoked(claims) => {
-                        let lost: BTreeSet<i32> = claims.iter().map(|claim| claim.partition).collect();
-                        held.retain(|partition| !lost.contains(partition));
-                        for task in self.threads.tasks().filter(|task| is_among(task, &lost)) {
-                            tracing::info!(stage = task.status.name(), "handing it over: its lease is gone");
-                        }
-                        self.threads.stop(|task| is_among(task, &lost));
-                        self.waiting = Instant::now();
-                    }
-                }
+            for event in consumer.rebalance_events() {
+                self.last_member = Instant::now();
+                self.apply(event, &mut owned);
             }
-            if self.threads.align(&self.tasks, |task| is_among(task, &held)) {
+            if !owned.is_empty() {
+                self.last_member = Instant::now();
+            }
+            if self.threads.reconcile(&self.tasks, |task| is_among(task, &owned)) {
                 return Err(Error::fenced("worker.fenced", "another worker has taken over a task of this one"));
             }
-            let waited = self.waiting.elapsed();
-            let is_missing = |task: &Task| !is_among(task, &held) && !task.status.is_over() && waited > NOT_OURS;
-            let missing: Vec<_> = self.tasks.values().filter(|task| is_missing(task)).collect();
-            if self.context.until_idle && looked.elapsed() > LOOK && !missing.is_empty() {
-                looked = Instant::now();
-                // What cannot be asked now can be in a second.
-                let others = consumer.others().unwrap_or_default();
-                missing.into_iter().for_each(|task| leave_to_others(task, waited, others.as_ref()));
+            if self.context.until_idle && last_check.elapsed() > GROUP_CHECK {
+                last_check = Instant::now();
+                self.end_tasks_of_others(&owned, consumer);
             }
         }
         Ok(())
     }
+
+    fn apply(&mut self, event: RebalanceEvent, owned: &mut BTreeSet<i32>) {
+        match event {
+            RebalanceEvent::Assigned(partitions) => owned.extend(partitions.iter().map(|assigned| assigned.partition)),
+            RebalanceEvent::Revoked(partitions) => {
+                let lost: BTreeSet<i32> = partitions.iter().map(|revoked| revoked.partition).collect();
+                owned.retain(|partition| !lost.contains(partition));
+                for task in self.threads.tasks().filter(|task| is_among(task, &lost)) {
+                    tracing::info!(stage = task.status.name(), "stopping: its lease was revoked");
+                }
+                self.threads.stop(|task| is_among(task, &lost));
+                self.missing_since = Instant::now();
+            }
+        }
+    }
+
+    /// Ends the tasks whose leases other workers have held for long.
+    fn end_tasks_of_others(&self, owned: &BTreeSet<i32>, consumer: &GroupConsumer) {
+        let waited = self.missing_since.elapsed();
+        let is_missing = |task: &Task| !is_among(task, owned) && !task.status.is_over() && waited > LEFT_TO_OTHERS;
+        let missing: Vec<_> = self.tasks.values().filter(|task| is_missing(task)).collect();
+        if missing.is_empty() {
+            return;
+        }
+        // After a failure, the next check asks again.
+        let others = consumer.other_members().unwrap_or_default();
+        missing.into_iter().for_each(|task| end_if_owned_elsewhere(task, waited, others.as_ref()));
+    }
 }
 
 fn is_among(task: &Task, partitions: &BTreeSet<i32>) -> bool {
-    task.lease.as_ref().is_some_and(|lease| partitions.contains(&lease.claim.partition))
+    task.lease.as_ref().is_some_and(|lease| partitions.contains(&lease.partition.partition))
 }
 
-/// Another worker finishes a task whose lease it has. One that nobody has comes back: it was lost for a moment, because this worker or the broker
-/// hung.
-fn leave_to_others(task: &Task, waited: Duration, others: Option<&Others>) {
-    let is_theirs = |others: &Others| task.lease.as_ref().is_some_and(|lease| others.own(&lease.claim));
-    if others.is_some_and(is_theirs) {
-        tracing::info!(stage = task.status.name(), "another worker runs it");
+/// Another worker finishes a task whose lease it owns. A lease without an owner returns: it was
+/// lost for a moment, because this worker or the broker hung.
+fn end_if_owned_elsewhere(task: &Task, waited: Duration, others: Option<&OtherMembers>) {
+    let is_owned_by = |others: &OtherMembers| task.lease.as_ref().is_some_and(|lease| others.own(&lease.partition));
+    if others.is_some_and(is_owned_by) {
+        tracing::info!(stage = task.status.name(), "another worker runs this stage");
         task.status.set_state(StageState::Done);
     } else if waited > GIVE_UP {
-        let error = "its lease was not to be had for 5 minutes; its position is kept".to_owned();
+        let error = "no lease on the stage's task for 5 minutes; its position is kept".to_owned();
         tracing::error!(stage = task.status.name(), error);
         task.status.set_state(StageState::Failed(error));
     }

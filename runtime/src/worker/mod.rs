@@ -1,20 +1,23 @@
-//! A worker: the stages of its pipelines, each in a thread of its own, until everything is done or it is told to stop.
+//! A worker runs the stages of its pipelines, each task in a separate thread, until every task
+//! has ended or it is stopped.
 //!
-//! Which pipelines there are may change while it runs: each set of them that it is given takes the place of the last one. Only what is planned
-//! in another way is stopped and started (`tasks.rs`), and nothing is before the topics are there that the new set needs. The first
-//! set is such a change too, of nothing.
+//! The pipelines may change while it runs: each new set replaces the last one. Only tasks with a
+//! changed plan are stopped and started (`tasks.rs`), after the topics of the new set exist. The
+//! first set is handled as a change from an empty set.
 //!
-//! Workers keep nothing that matters: the data directory holds the worker's id (so that Kafka knows it again after a restart), scratch
-//! files and compiled plugins.
+//! A worker keeps no state that matters: its data directory has the worker's id (by which Kafka
+//! recognises it after a restart), scratch files and compiled plugins.
 
 mod data_dir;
 mod leases;
+mod open_files;
 mod summary;
 mod tasks;
 mod threads;
 mod topics;
 
-pub use data_dir::DataDir;
+pub use data_dir::{DataDir, create_private_folder};
+pub use open_files::raise_open_files_limit;
 pub use summary::Summary;
 
 use std::collections::BTreeMap;
@@ -22,70 +25,94 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Domain, MemoryBudget, Placement, Result};
+use trunkline_connector::{Domain, Error, MemoryBudget, Placement, Result, Retry};
 
-use self::leases::Leases;
+use self::leases::LeaseManager;
+use self::open_files::shortage;
 use self::tasks::{Changes, Task, Tasks};
 use self::threads::Threads;
 use self::topics::topics_of;
-use crate::checkpoint::{Schemas, system_topics};
+use crate::checkpoint::{Schemas, TASKS, system_topics};
 use crate::config::Settings;
-use crate::kafka::{Admin, Cluster, TopicSpec};
+use crate::kafka::embedded::EMBEDDED;
+use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
 use crate::plan::Pipeline;
 use crate::stage::{Names, ResourceShare, StageState, StopSignal, WorkerContext};
 
-/// With `--until-idle`, brokers that cannot be reached within this time end the run: a batch job must not wait for ever.
-const REACH_BROKERS: Duration = Duration::from_secs(30);
+/// With `--until-idle`, the run ends if no broker answers within this time.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
-/// Brokers that did not answer are asked again so soon.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Time between two attempts to prepare topics.
+const TOPICS_RETRY: Duration = Duration::from_secs(1);
 
-/// Threads and new sets of pipelines are looked at so often.
-const LOOK: Duration = Duration::from_millis(20);
+/// Time between two checks of the threads and of new pipeline sets.
+const POLL: Duration = Duration::from_millis(20);
 
-/// A line about each pipeline goes to the log this often, if something moved.
+/// Time between two progress lines of a stage in the log. A line without a change is left out.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// How a worker is run.
+/// After a stop, calls no longer wait for unreachable brokers from this time on.
+const INTERRUPT: Duration = Duration::from_secs(1);
+
+/// After a stop, the worker ends without its tasks if no broker has answered for this time: what
+/// they cannot commit is read again at the next start, as after a crash.
+const CUT_OFF: Duration = Duration::from_secs(2);
+
+/// Time for a broker to answer while the worker stops.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// The code of the error of a stop without an answer from the brokers.
+pub const STOPPED_CUT_OFF: &str = "worker.stopped_cut_off";
+
+/// Time between two checks for another worker with the same id.
+const ID_CHECK: Duration = Duration::from_secs(1);
+
+/// A follower repeats the same warning after this time.
+const REPEAT_WARNING: Duration = Duration::from_secs(60);
+
+/// The options of a worker.
 pub struct WorkerOptions {
     /// The worker's settings.
     pub settings: Settings,
-    /// Where Kafka is.
+    /// Kafka's bootstrap servers.
     pub brokers: String,
-    /// What is to run: the first set, and those that take its place.
-    pub sets: Receiver<Set>,
-    /// End when everything there has been moved.
+    /// The pipelines to run: the first set, and the sets that replace it.
+    pub sets: Receiver<PipelineSet>,
+    /// End when all available records are processed.
     pub until_idle: bool,
-    /// For what is async.
+    /// Runs async code.
     pub runtime: tokio::runtime::Handle,
     /// Set it to stop the worker.
     pub stop: StopSignal,
 }
 
-/// All that is to run from now on.
-pub struct Set {
+/// The pipelines to run from now on.
+pub struct PipelineSet {
     /// The pipelines.
     pub pipelines: Vec<Pipeline>,
-    /// Stages that failed for good are tried again, also where nothing of them changed.
-    pub again: bool,
+    /// Restart failed stages even if their plans are unchanged.
+    pub retry_failed: bool,
 }
 
-/// What came of a run.
-pub struct Outcome {
-    /// Totals since the pipelines began, read back from Kafka, of those that ran at the end.
+/// The result of a run.
+pub struct RunReport {
+    /// Totals since the pipelines were created, read from Kafka, of the last pipeline set.
     pub summary: Summary,
-    /// Components that stopped for good, each with its error.
+    /// Components that failed, each with its error.
     pub failed: BTreeMap<String, String>,
 }
 
-/// Runs pipelines. Returns when all is done (`until_idle`) or after a stop; an error means that nothing could be run at all.
-pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
+/// Runs pipelines. Returns when every task has ended (`until_idle`) or after a stop. An error means
+/// that no pipeline could run.
+pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
     let settings = &options.settings;
-    let cluster = Cluster::new(&options.brokers, &settings.kafka);
+    let stop = options.stop.clone();
+    let is_stopping = move || stop.since().is_some_and(|since| since > INTERRUPT);
+    let cluster = Cluster::new(&options.brokers, &settings.kafka)?.with_interrupt(is_stopping);
     let memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
     let context = WorkerContext {
         cluster: cluster.clone(),
-        admin: Arc::new(Admin::new(&cluster, options.runtime.clone())?),
+        admin: Arc::new(Admin::new(&cluster)?),
         runtime: options.runtime.clone(),
         budget: MemoryBudget::new(memory - memory / 2),
         schemas: Arc::new(Schemas::new(cluster)),
@@ -101,6 +128,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
         scratch: data.scratch().to_owned(),
         share: resource_share(memory, 1),
     };
+    tracing::info!(brokers = options.brokers, "connecting to Kafka");
     let mut worker = Worker {
         options: &options,
         context,
@@ -117,7 +145,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<Outcome> {
     });
     let failed = failed.collect();
     let summary = Summary::read(&worker.context.cluster, &worker.context.names, &worker.pipelines)?;
-    Ok(Outcome { summary, failed })
+    Ok(RunReport { summary, failed })
 }
 
 /// The share of each of `stages` stages in the worker's memory.
@@ -125,151 +153,246 @@ fn resource_share(memory: usize, stages: usize) -> ResourceShare {
     ResourceShare { client_buffer_bytes: client_buffer(memory, stages), batch_bytes: batch_bytes(memory, stages) }
 }
 
-/// Half of `memory` is for what librdkafka holds back and fetches ahead, shared by all stages; the other half is the stages' own budget. librdkafka
-/// counts payloads only; with its own bookkeeping and the headers of small records it takes three to four times as much.
+/// Half of `memory` is for the send buffers and prefetch queues of librdkafka, shared by all
+/// stages; the other half is the stages' own budget. librdkafka counts payloads only; with its
+/// bookkeeping and the headers of small records it uses three to four times as much.
 fn client_buffer(memory: usize, stages: usize) -> usize {
     (memory / 2 / 4 / stages.max(1)).clamp(256 << 10, 8 << 20)
 }
 
-/// Large enough that nothing is paid per batch; of many stages, which keep several each, small enough that they are a small part of the budget.
+/// Large enough that the cost per batch is negligible. Many stages, each with several batches, use
+/// smaller ones, so that batches are a small part of the budget.
 fn batch_bytes(memory: usize, stages: usize) -> usize {
     (memory / 64 / stages.max(1)).clamp(64 << 10, 1 << 20)
 }
 
 struct Worker<'a> {
     options: &'a WorkerOptions,
-    /// As tasks get it but for their shares of memory, which are those of the set that they come with.
+    /// The context of new tasks, except for their shares of memory, which depend on the
+    /// pipeline set.
     context: WorkerContext,
     memory: usize,
-    /// The set that runs.
+    /// The running set.
     pipelines: Vec<Pipeline>,
     tasks: Tasks,
-    /// Of tasks without leases, which share their work through their consumer groups.
+    /// Threads of tasks without leases: consumer groups distribute their work.
     threads: Threads,
-    /// Of sources, by their placement.
-    leases: Vec<Leases>,
+    /// Leases of source tasks, by placement.
+    leases: Vec<LeaseManager>,
 }
 
 /// A set that waits for its topics.
-struct Pending {
-    set: Set,
+struct PendingSet {
+    set: PipelineSet,
     since: Instant,
-    /// When the brokers are asked again.
+    /// The time of the next attempt.
     due: Instant,
+    /// The last warning about a failed attempt, and its time.
+    warned: Option<(String, Instant)>,
+}
+
+/// Whether the brokers are out of reach while the worker stops.
+#[derive(Default)]
+struct CutOff {
+    last_probe: Option<Instant>,
+    failing_since: Option<Instant>,
+}
+
+impl CutOff {
+    /// Probes the brokers once per interval, from an interval after the stop on. Most stops take
+    /// less.
+    fn is_certain(&mut self, stopping_for: Duration, admin: &Admin) -> bool {
+        if stopping_for < PROBE || self.last_probe.is_some_and(|last| last.elapsed() < PROBE) {
+            return false;
+        }
+        let started = Instant::now();
+        if admin.is_reachable(TASKS, PROBE) {
+            self.failing_since = None;
+        } else {
+            self.failing_since.get_or_insert(started);
+        }
+        self.last_probe = Some(Instant::now());
+        self.failing_since.is_some_and(|since| since.elapsed() >= CUT_OFF)
+    }
 }
 
 impl Worker<'_> {
-    /// Runs until stopped, or (`until_idle`) all is over.
+    /// Runs until stopped, or (`until_idle`) until every task has ended.
     fn run(&mut self) -> Result<()> {
-        let mut pending: Option<Pending> = None;
+        let mut pending: Option<PendingSet> = None;
         let mut ready = false;
         let mut report = Report { last: Instant::now(), lines: Vec::new() };
+        let mut cut_off = CutOff::default();
+        let mut last_check = Instant::now();
         let stop = &self.options.stop;
         let nothing = Tasks::new();
-        while !(ready && stop.is_set() && self.threads.is_empty() && self.leases.iter().all(Leases::is_finished)) {
+        while !(ready && stop.is_set() && self.threads.is_empty() && self.leases.iter().all(LeaseManager::is_finished))
+        {
             for mut set in self.options.sets.try_iter() {
-                // Of several only the last one is still wanted.
-                set.again |= pending.take().is_some_and(|earlier| earlier.set.again);
-                pending = Some(Pending { set, since: Instant::now(), due: Instant::now() });
+                // The last of several sets replaces the others.
+                set.retry_failed |= pending.take().is_some_and(|earlier| earlier.set.retry_failed);
+                pending = Some(PendingSet { set, since: Instant::now(), due: Instant::now(), warned: None });
             }
             if let Some(waiting) = pending.take_if(|pending| pending.due <= Instant::now() && !(ready && stop.is_set()))
             {
-                pending = self.take(waiting, ready)?;
+                pending = self.apply(waiting, ready)?;
                 ready |= pending.is_none();
             }
-            self.threads.align(if stop.is_set() { &nothing } else { &self.tasks }, |task| task.lease.is_none());
+            self.threads.reconcile(if stop.is_set() { &nothing } else { &self.tasks }, |task| task.lease.is_none());
             if ready && self.options.until_idle && self.tasks.values().all(|task| task.status.is_over()) {
-                // Only those that keep leases are left.
+                // Only the lease managers still run.
                 stop.set();
             }
-            // A stop must not keep this loop from waiting.
-            if stop.is_set() {
-                std::thread::park_timeout(LOOK);
+            if last_check.elapsed() >= ID_CHECK {
+                last_check = Instant::now();
+                self.check_worker_id()?;
+            }
+            if let Some(since) = stop.since() {
+                if cut_off.is_certain(since, &self.context.admin) {
+                    let message = format!(
+                        "stopped while the brokers at {} could not be reached: records that were not committed are read \
+                         again at the next start",
+                        self.options.brokers
+                    );
+                    return Err(Error::external(STOPPED_CUT_OFF, message));
+                }
+                // Waiting for the stop would return at once.
+                std::thread::park_timeout(POLL);
             } else {
-                stop.wait(LOOK);
+                stop.wait(POLL);
             }
             report.write(&self.tasks);
         }
-        self.leases.drain(..).try_for_each(Leases::join)
+        self.leases.drain(..).try_for_each(LeaseManager::join)
     }
 
-    /// Runs a set from now on; gives it back if the brokers do not answer. With the first set an error ends the run, with a later one it ends
-    /// nothing: what runs goes on as it is (I7).
-    fn take(&mut self, pending: Pending, is_later: bool) -> Result<Option<Pending>> {
+    /// Ends the worker if another one has its id. (The tasks of both would fence each other
+    /// forever.)
+    fn check_worker_id(&self) -> Result<()> {
+        let suffix = format!("[{DUPLICATE_WORKER}]");
+        for task in self.tasks.values() {
+            if let StageState::Failed(error) = task.status.state()
+                && let Some(message) = error.strip_suffix(&suffix)
+            {
+                self.options.stop.set();
+                return Err(Error::config(DUPLICATE_WORKER, message.trim_end()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces the running set; returns the new set if the brokers do not answer. With the first
+    /// set an error ends the run; with a later one, the running set stays (I7).
+    fn apply(&mut self, pending: PendingSet, is_later: bool) -> Result<Option<PendingSet>> {
         let set = &pending.set;
-        let stages = |pipeline: &Pipeline| pipeline.sources.len() + pipeline.transforms.len() + pipeline.sinks.len();
-        let count = set.pipelines.iter().map(stages).sum();
-        // What goes on keeps the share that it has.
+        let count = set.pipelines.iter().map(stage_count).sum();
+        // Unchanged tasks keep their shares.
         let context = WorkerContext { share: resource_share(self.memory, count), ..self.context.clone() };
-        let tasks = tasks::plan(&set.pipelines, &self.tasks, set.again, &context);
+        let tasks = tasks::plan(&set.pipelines, &self.tasks, set.retry_failed, &context);
         let changes = Changes::between(&self.tasks, &tasks);
         match self.prepare_topics(&set.pipelines, &changes, is_later) {
             Ok(()) => {}
             Err(error) if error.domain == Domain::External => {
-                let until_idle = self.options.until_idle;
-                if until_idle && pending.since.elapsed() >= REACH_BROKERS {
-                    return Err(error);
-                }
-                if !is_later && self.options.stop.is_set() {
-                    return Err(error.context("stopped before the brokers answered"));
-                }
-                let until_then = if is_later { "; until then all goes on as it was" } else { "" };
-                tracing::warn!(%error, brokers = self.options.brokers, "cannot prepare topics; trying again{until_then}");
-                return Ok(Some(Pending { due: Instant::now() + ASK_AGAIN, ..pending }));
+                let warned = self.check_retry(error, &pending, is_later)?;
+                return Ok(Some(PendingSet { due: Instant::now() + TOPICS_RETRY, warned, ..pending }));
             }
             Err(error) if is_later => {
-                tracing::error!(%error, "the pipeline files are not followed, all goes on as it was: their topics cannot be prepared");
+                let consequence = "the running pipelines stay unchanged";
+                tracing::error!(%error, "the topics of the new pipelines cannot be prepared; {consequence}");
                 return Ok(None);
             }
             Err(error) => return Err(error),
         }
-        tracing::info!("pipeline files were read: {changes}");
+        tracing::info!("pipelines loaded: {changes}");
         self.tasks = tasks;
         self.pipelines = pending.set.pipelines;
+        self.assign_leases()?;
+        Ok(None)
+    }
+
+    /// Decides whether the topics are tried again after an external error; returns the error if
+    /// not. Returns the last warning and its time.
+    fn check_retry(&self, error: Error, pending: &PendingSet, is_later: bool) -> Result<Option<(String, Instant)>> {
+        let is_useless = error.retry == Retry::Never || pending.since.elapsed() >= CONNECT_LIMIT;
+        if self.options.until_idle && is_useless {
+            return Err(error);
+        }
+        if !is_later && self.options.stop.is_set() {
+            return Err(error.context("stopped before the brokers answered"));
+        }
+        let text = error.to_string();
+        let is_known = |(last, at): &&(String, Instant)| *last == text && at.elapsed() < REPEAT_WARNING;
+        if let Some(warned) = pending.warned.as_ref().filter(is_known) {
+            return Ok(Some(warned.clone()));
+        }
+        let meanwhile = if is_later { "; the running pipelines stay unchanged until then" } else { "" };
+        tracing::warn!(%error, brokers = self.options.brokers, "cannot prepare topics; trying again{meanwhile}");
+        Ok(Some((text, Instant::now())))
+    }
+
+    /// Gives each lease manager its tasks, and starts a manager for each placement that has tasks.
+    fn assign_leases(&mut self) -> Result<()> {
         for placement in [Placement::EveryNode, Placement::Anywhere] {
             let is_leased = |task: &Task| task.lease.as_ref().is_some_and(|lease| lease.placement == placement);
             let leased = self.tasks.iter().filter(|(_, task)| is_leased(task));
             let leased: Tasks = leased.map(|(id, task)| (id.clone(), task.clone())).collect();
             match self.leases.iter().find(|leases| leases.placement == placement) {
-                Some(leases) => leases.change(leased),
+                Some(leases) => leases.set_tasks(leased),
                 None if leased.is_empty() => {}
-                None => self.leases.push(Leases::keep(placement, leased, &self.context)?),
+                None => self.leases.push(LeaseManager::spawn(placement, leased, &self.context)?),
             }
         }
-        Ok(None)
+        Ok(())
     }
 
-    /// Creates the topics whose names are known, of pipelines of which something starts.
+    /// Warns before the process runs out of open files, if the known topics already need too many.
+    fn warn_if_files_are_short(&self, pipelines: &[Pipeline], topics: &[TopicSpec]) {
+        let is_embedded = matches!(self.options.settings.brokers.as_deref(), None | Some(EMBEDDED));
+        let partitions = topics.iter().map(|topic| usize::try_from(topic.partitions).unwrap_or(0)).sum();
+        let stages = pipelines.iter().map(stage_count).sum();
+        let Ok(limit) = raise_open_files_limit() else { return };
+        if let Some(warning) = shortage(limit, stages, if is_embedded { partitions } else { 0 }) {
+            tracing::warn!("{warning}");
+        }
+    }
+
+    /// Creates the topics with known names of pipelines in which a task starts.
     fn prepare_topics(&self, pipelines: &[Pipeline], changes: &Changes, is_later: bool) -> Result<()> {
         let settings = &self.options.settings.topics;
         let starting = pipelines.iter().filter(|pipeline| changes.pipelines.contains(&pipeline.name));
-        let of_system = if is_later { Vec::new() } else { system_topics(settings.replication) };
-        // Pipelines may share a topic of dead letters.
+        let system = if is_later { Vec::new() } else { system_topics(settings.replication) };
+        // Pipelines may share a dead letter topic.
         let topics: BTreeMap<String, TopicSpec> = starting
             .flat_map(|pipeline| topics_of(pipeline, settings))
-            .chain(of_system)
+            .chain(system)
             .map(|topic| (topic.name.clone(), topic))
             .collect();
         let topics: Vec<TopicSpec> = topics.into_values().collect();
         if topics.is_empty() {
             return Ok(());
         }
-        self.context.admin.reach()?;
-        for difference in self.context.admin.ensure(&topics)? {
+        self.warn_if_files_are_short(pipelines, &topics);
+        self.context.admin.connect()?;
+        for difference in self.context.admin.ensure(&topics)?.differences {
             tracing::warn!("{difference}");
         }
         Ok(())
     }
 }
 
-/// The lines about stages in the log.
+/// The stages of a pipeline.
+fn stage_count(pipeline: &Pipeline) -> usize {
+    pipeline.sources.len() + pipeline.transforms.len() + pipeline.sinks.len()
+}
+
+/// Progress lines of stages in the log.
 struct Report {
     last: Instant,
     lines: Vec<String>,
 }
 
 impl Report {
-    /// Writes those that changed, when it is time.
+    /// Writes the lines that changed, once per interval.
     fn write(&mut self, tasks: &Tasks) {
         if self.last.elapsed() < REPORT {
             return;

@@ -1,4 +1,5 @@
-//! The totals of pipelines since they began, read back from Kafka: exact whatever was killed in between (I3).
+//! The totals of pipelines since they were created, read from Kafka. They are exact across crashes
+//! (I3).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,9 +41,9 @@ impl Summary {
     pub fn read(cluster: &Cluster, names: &Names, pipelines: &[Pipeline]) -> Result<Self> {
         let mut summary = Self::default();
         let prefixes: Vec<String> = pipelines.iter().map(|pipeline| names.pipeline_prefix(&pipeline.name)).collect();
-        let (written, published) = (Positions::totals(cluster, &prefixes)?, Intents::totals(cluster, &prefixes)?);
-        for ((pipeline, mut totals), published) in pipelines.iter().zip(written).zip(published) {
-            totals.add(&published);
+        let (written, delivered) = (Positions::totals(cluster, &prefixes)?, Intents::totals(cluster, &prefixes)?);
+        for ((pipeline, mut totals), delivered) in pipelines.iter().zip(written).zip(delivered) {
+            totals.add(&delivered);
             let components = component_kinds(pipeline).into_iter().map(|(name, kind)| {
                 let counters = *totals.of(&name);
                 (name, ComponentSummary { kind, counters })
@@ -52,7 +53,7 @@ impl Summary {
         Ok(summary)
     }
 
-    /// Components whose counters do not balance: a defect, to be said loudly (I3).
+    /// Components whose counters do not balance, which is a defect (I3).
     pub fn unbalanced(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         for (pipeline, totals) in &self.pipelines {
@@ -87,14 +88,14 @@ fn component_kinds(pipeline: &Pipeline) -> BTreeMap<String, &'static str> {
 }
 
 impl fmt::Display for Summary {
-    /// One line a pipeline.
+    /// One line per pipeline.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (name, pipeline)) in self.pipelines.iter().enumerate() {
             if index > 0 {
                 writeln!(formatter)?;
             }
             write!(formatter, "{name}:")?;
-            // In the order that records take.
+            // In the order in which records pass them.
             let rank = |kind: &str| ["source", "transform", "sink"].iter().position(|known| *known == kind);
             let mut components: Vec<_> = pipeline.components.iter().collect();
             components.sort_by_key(|(_, component)| rank(component.kind));

@@ -1,7 +1,8 @@
-//! The tasks that a worker is to run for a set of pipelines, and what another set changes of them.
+//! The tasks that a worker runs for a set of pipelines, and the changes from one set to the next.
 //!
-//! A task that is planned as it was before is the very same one in the new set, so whoever runs it has nothing to do. (What it knows of the
-//! tasks before it may be old then: that matters with `--until-idle` alone, when there is only one set.)
+//! A task whose plan is unchanged is the same object in the new set, so its thread is not touched.
+//! (Its list of upstream tasks may then be outdated. The list matters only with `--until-idle`,
+//! which has a single set.)
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +20,7 @@ use crate::stage::{
 /// Tasks by their ids.
 pub(super) type Tasks = BTreeMap<TaskId, Arc<Task>>;
 
-/// Which task of a worker it is, whatever its plan.
+/// Identifies a task of a worker, whatever its plan.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct TaskId {
     pub(super) pipeline: String,
@@ -35,23 +36,23 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// A task that is to run.
+/// A task to run.
 pub(super) struct Task {
     plan: TaskPlan,
     pub(super) stage: Box<dyn Stage>,
     pub(super) status: Arc<StageStatus>,
     pub(super) context: WorkerContext,
-    /// Of a source: it runs where its lease is held.
+    /// A source's task runs on the worker that owns its lease.
     pub(super) lease: Option<Lease>,
 }
 
-/// What a source's task needs in order to run.
+/// The lease that a source's task needs in order to run.
 pub(super) struct Lease {
     pub(super) placement: Placement,
-    pub(super) claim: TopicPartition,
+    pub(super) partition: TopicPartition,
 }
 
-/// All that makes a task what it is.
+/// The plan of a task. Two tasks with equal plans are interchangeable.
 #[derive(Clone, PartialEq)]
 struct TaskPlan {
     pipeline: String,
@@ -108,48 +109,48 @@ impl Component {
     }
 }
 
-/// A task on its way into a set.
+/// A task that is being added to a set.
 struct Planned {
     id: TaskId,
     plan: TaskPlan,
     status: Arc<StageStatus>,
-    /// There is one already that was planned in the same way.
-    known: Option<Arc<Task>>,
+    /// The existing task with the same plan.
+    existing: Option<Arc<Task>>,
 }
 
-/// The tasks of `pipelines`. Those that are planned as in `before` are the same, but for ones that failed, if they are to be tried `again`.
-/// `context` is for the new ones.
-pub(super) fn plan(pipelines: &[Pipeline], before: &Tasks, again: bool, context: &WorkerContext) -> Tasks {
+/// The tasks of `pipelines`. Tasks with the same plan in `before` are reused, except that
+/// `retry_failed` replaces failed tasks. New tasks get `context`.
+pub(super) fn plan(pipelines: &[Pipeline], before: &Tasks, retry_failed: bool, context: &WorkerContext) -> Tasks {
     let mut tasks = Tasks::new();
     for pipeline in pipelines {
         let planned: Vec<Planned> = components(pipeline)
             .into_iter()
             .flat_map(|component| (0..component.tasks()).map(move |number| (number, component.clone())))
-            .map(|(number, component)| planned(pipeline, number, component, before, again))
+            .map(|(number, component)| planned(pipeline, number, component, before, retry_failed))
             .collect();
-        // Which topics each task of this pipeline writes to, to know what a reader has to wait for.
+        // The topics that each task of this pipeline writes, to find the upstream tasks of readers.
         let writers: Vec<(TopicSelector, Arc<StageStatus>)> = planned.iter().flat_map(writers).collect();
-        for Planned { id, plan, status, known } in planned {
-            let task = known.unwrap_or_else(|| Arc::new(new_task(&id, plan, status, &writers, context)));
+        for Planned { id, plan, status, existing } in planned {
+            let task = existing.unwrap_or_else(|| Arc::new(new_task(&id, plan, status, &writers, context)));
             tasks.insert(id, task);
         }
     }
     tasks
 }
 
-fn planned(pipeline: &Pipeline, number: u32, component: Component, before: &Tasks, again: bool) -> Planned {
+fn planned(pipeline: &Pipeline, number: u32, component: Component, before: &Tasks, retry_failed: bool) -> Planned {
     let (kind, name) = (component.kind(), component.name().to_owned());
     let id = TaskId { pipeline: pipeline.name.clone(), kind, component: name, number };
     let dead_letters = pipeline.dead_letters.clone();
     let plan = TaskPlan { pipeline: pipeline.name.clone(), dead_letters, component };
-    let is_tried_again = |task: &Task| again && matches!(task.status.state(), StageState::Failed(_));
-    let known = before.get(&id).filter(|task| task.plan == plan && !is_tried_again(task)).cloned();
-    let status = known.as_ref().map(|task| task.status.clone());
+    let is_retried = |task: &Task| retry_failed && matches!(task.status.state(), StageState::Failed(_));
+    let existing = before.get(&id).filter(|task| task.plan == plan && !is_retried(task)).cloned();
+    let status = existing.as_ref().map(|task| task.status.clone());
     let status = status.unwrap_or_else(|| Arc::new(StageStatus::new(&id.pipeline, &id.component, kind)));
-    Planned { id, plan, status, known }
+    Planned { id, plan, status, existing }
 }
 
-/// The topics that a task writes, each with its status.
+/// The topics that a task writes, each with the task's status.
 fn writers(task: &Planned) -> Vec<(TopicSelector, Arc<StageStatus>)> {
     let topics = task.plan.component.writes().into_iter().map(TopicSelector::of);
     topics.map(|topic| (topic, task.status.clone())).collect()
@@ -175,8 +176,8 @@ fn new_task(
     let stage: Box<dyn Stage> = match plan.component.clone() {
         Component::Source(plan) => {
             let partition = lease_of(&context.names.component(&pipeline, &plan.name));
-            let claim = TopicPartition { topic: Arc::from(TASKS), partition };
-            lease = Some(Lease { placement: plan.spec.placement(), claim });
+            let partition = TopicPartition { topic: Arc::from(TASKS), partition };
+            lease = Some(Lease { placement: plan.spec.placement(), partition });
             Box::new(SourceStage { pipeline, dead_letters, plan })
         }
         Component::Transform(plan) => Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream }),
@@ -186,13 +187,13 @@ fn new_task(
 }
 
 fn upstream(reads: &[Input], writers: &[(TopicSelector, Arc<StageStatus>)]) -> Upstream {
-    let is_read = |topic: &TopicSelector| reads.iter().any(|input| meets(topic, &input.topics));
+    let is_read = |topic: &TopicSelector| reads.iter().any(|input| can_match(topic, &input.topics));
     let stages = writers.iter().filter(|(topic, _)| is_read(topic)).map(|(_, status)| status.clone());
     Upstream { stages: stages.collect() }
 }
 
-/// Can a topic that is written be one that is read?
-fn meets(written: &TopicSelector, read: &TopicSelector) -> bool {
+/// Whether a written topic can be one of the topics that are read.
+fn can_match(written: &TopicSelector, read: &TopicSelector) -> bool {
     let matches = |pattern: &str, name: &str| Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(name));
     match (written, read) {
         (TopicSelector::Exact(written), TopicSelector::Exact(read))
@@ -202,20 +203,20 @@ fn meets(written: &TopicSelector, read: &TopicSelector) -> bool {
     }
 }
 
-/// What one set of tasks changes of another.
+/// The changes from one set of tasks to the next.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
-    /// There were none of these before.
+    /// New tasks.
     started: Vec<String>,
-    /// These are planned in another way, or had failed and are tried again.
+    /// Tasks with a changed plan, and failed tasks that are retried.
     restarted: Vec<String>,
-    /// There are none of these any more.
+    /// Removed tasks.
     stopped: Vec<String>,
-    /// These go on as if nothing had happened.
-    undisturbed: Vec<String>,
-    /// These had failed and are planned as they were.
+    /// Tasks that keep running.
+    unchanged: Vec<String>,
+    /// Failed tasks whose plan is unchanged.
     failed: Vec<String>,
-    /// Pipelines with something that starts, or starts anew.
+    /// Pipelines with started or restarted tasks.
     pub(super) pipelines: Vec<String>,
 }
 
@@ -225,9 +226,9 @@ impl Changes {
         for (id, task) in after {
             let list = match before.get(id) {
                 None => &mut changes.started,
-                Some(known) if Arc::ptr_eq(known, task) => {
+                Some(existing) if Arc::ptr_eq(existing, task) => {
                     let has_failed = matches!(task.status.state(), StageState::Failed(_));
-                    if has_failed { &mut changes.failed } else { &mut changes.undisturbed }.push(id.to_string());
+                    if has_failed { &mut changes.failed } else { &mut changes.unchanged }.push(id.to_string());
                     continue;
                 }
                 Some(_) => &mut changes.restarted,
@@ -242,23 +243,17 @@ impl Changes {
 }
 
 impl fmt::Display for Changes {
-    /// One line.
+    /// One line: `started=[..] restarted=[..] stopped=[..] unchanged=[..]`, and `failed=[..]` if a
+    /// task has failed.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { started, restarted, stopped, undisturbed, failed, pipelines: _ } = self;
-        if [started, restarted, stopped].iter().all(|list| list.is_empty()) {
-            formatter.write_str("nothing changed; ")?;
-        }
-        let lists = [
-            ("starts", started),
-            ("starts anew", restarted),
-            ("stops", stopped),
-            ("goes on undisturbed", undisturbed),
-            ("has failed before", failed),
-        ];
-        let written = lists.iter().filter(|(_, list)| !list.is_empty());
-        let written: Vec<String> = written.map(|(what, list)| format!("{what}: {}", list.join(", "))).collect();
-        formatter.write_str(if written.is_empty() { "nothing runs" } else { "" })?;
-        formatter.write_str(&written.join("; "))
+        let Self { started, restarted, stopped, unchanged, failed, pipelines: _ } = self;
+        let lists = [("started", started), ("restarted", restarted), ("stopped", stopped), ("unchanged", unchanged)];
+        let written: Vec<String> = lists
+            .into_iter()
+            .chain((!failed.is_empty()).then_some(("failed", failed)))
+            .map(|(name, tasks)| format!("{name}=[{}]", tasks.join(", ")))
+            .collect();
+        formatter.write_str(&written.join(" "))
     }
 }
 
@@ -274,15 +269,15 @@ mod tests {
     use crate::plan::{Registry, load_each};
     use crate::stage::{Names, ResourceShare, StopSignal};
 
-    fn ground() -> (tokio::runtime::Runtime, tempfile::TempDir) {
+    fn fixture() -> (tokio::runtime::Runtime, tempfile::TempDir) {
         (tokio::runtime::Builder::new_current_thread().build().unwrap(), tempfile::tempdir().unwrap())
     }
 
-    /// One that reaches nobody.
+    /// An context without brokers.
     fn context(runtime: &tokio::runtime::Runtime) -> WorkerContext {
-        let cluster = Cluster::new("127.0.0.1:1", &BTreeMap::new());
+        let cluster = Cluster::new("127.0.0.1:1", &BTreeMap::new()).unwrap();
         WorkerContext {
-            admin: Arc::new(Admin::new(&cluster, runtime.handle().clone()).unwrap()),
+            admin: Arc::new(Admin::new(&cluster).unwrap()),
             runtime: runtime.handle().clone(),
             budget: MemoryBudget::new(1 << 20),
             schemas: Arc::new(Schemas::new(cluster.clone())),
@@ -322,60 +317,62 @@ mod tests {
     "#;
 
     #[test]
-    fn only_what_is_planned_in_another_way_changes() {
-        let (runtime, folder) = ground();
+    fn only_tasks_with_a_changed_plan_restart() {
+        let (runtime, folder) = fixture();
         let context = context(&runtime);
         let first = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
-        let change = |before: &Tasks, text: &str, again: bool| {
-            let after = plan(&pipelines(&folder, text), before, again, &context);
-            let said = Changes::between(before, &after).to_string();
-            (after, said)
+        let change = |before: &Tasks, text: &str, retry_failed: bool| {
+            let after = plan(&pipelines(&folder, text), before, retry_failed, &context);
+            let changes = Changes::between(before, &after).to_string();
+            (after, changes)
         };
-        assert_eq!(Changes::between(&Tasks::new(), &first).to_string(), "starts: p.api, p.web, p.lake");
-        let (_, said) = change(&first, TEXT, true);
-        assert_eq!(said, "nothing changed; goes on undisturbed: p.api, p.web, p.lake");
+        let changes = Changes::between(&Tasks::new(), &first).to_string();
+        assert_eq!(changes, "started=[p.api, p.web, p.lake] restarted=[] stopped=[] unchanged=[]");
+        let (_, changes) = change(&first, TEXT, true);
+        assert_eq!(changes, "started=[] restarted=[] stopped=[] unchanged=[p.api, p.web, p.lake]");
 
-        let (second, said) = change(&first, &TEXT.replace("/lake", "/lake\"\ntasks = 2\npath = \"x"), false);
-        assert_eq!(said, "starts: p.lake/1; starts anew: p.lake; goes on undisturbed: p.api, p.web");
-        let (third, said) = change(&second, &TEXT.replace("/lake", "/lake\"\ntasks = 1\npath = \"x"), false);
-        assert_eq!(said, "stops: p.lake/1; goes on undisturbed: p.api, p.web, p.lake");
+        let (second, changes) = change(&first, &TEXT.replace("/lake", "/lake\"\ntasks = 2\npath = \"x"), false);
+        assert_eq!(changes, "started=[p.lake/1] restarted=[p.lake] stopped=[] unchanged=[p.api, p.web]");
+        let (third, changes) = change(&second, &TEXT.replace("/lake", "/lake\"\ntasks = 1\npath = \"x"), false);
+        assert_eq!(changes, "started=[] restarted=[] stopped=[p.lake/1] unchanged=[p.api, p.web, p.lake]");
         assert!(Arc::ptr_eq(&second[third.keys().last().unwrap()], third.values().last().unwrap()));
 
-        // Whose dead letters go elsewhere is another stage; one whose kind changed, too.
-        let (_, said) = change(&first, &TEXT.replace("name = \"p\"", "name = \"p\"\ndead_letter_topic = \"d\""), false);
-        assert_eq!(said, "starts anew: p.api, p.web, p.lake");
+        // A stage with another dead letter topic is another stage. So is a component of another
+        // kind.
+        let (_, changes) =
+            change(&first, &TEXT.replace("name = \"p\"", "name = \"p\"\ndead_letter_topic = \"d\""), false);
+        assert_eq!(changes, "started=[] restarted=[p.api, p.web, p.lake] stopped=[] unchanged=[]");
         let sink = "[sinks.api]\nconnector = \"s3\"\ninputs = [\"web\"]\nurl = \"file:///api\"\n[sinks.lake]";
         let kinds = TEXT.replace("[sources.api]", "[sources.old]").replace("[sinks.lake]", sink);
-        let (_, said) = change(&first, &kinds, false);
-        assert_eq!(said, "starts: p.old, p.api; stops: p.api; goes on undisturbed: p.web, p.lake");
-        assert_eq!(Changes::between(&first, &Tasks::new()).to_string(), "stops: p.api, p.web, p.lake");
-        assert_eq!(Changes::between(&Tasks::new(), &Tasks::new()).to_string(), "nothing changed; nothing runs");
+        let (_, changes) = change(&first, &kinds, false);
+        assert_eq!(changes, "started=[p.old, p.api] restarted=[] stopped=[p.api] unchanged=[p.web, p.lake]");
+        let changes = Changes::between(&first, &Tasks::new()).to_string();
+        assert_eq!(changes, "started=[] restarted=[] stopped=[p.api, p.web, p.lake] unchanged=[]");
     }
 
     #[test]
-    fn what_failed_is_tried_again_if_it_changed_or_somebody_asks() {
-        let (runtime, folder) = ground();
+    fn failed_tasks_restart_if_their_plan_changed_or_on_request() {
+        let (runtime, folder) = fixture();
         let context = context(&runtime);
         let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
         let lake = before.values().last().unwrap();
         lake.status.set_state(StageState::Failed("no bucket".to_owned()));
-        let said = |text: &str, again: bool| {
-            Changes::between(&before, &plan(&pipelines(&folder, text), &before, again, &context)).to_string()
+        let changes = |text: &str, retry_failed: bool| {
+            Changes::between(&before, &plan(&pipelines(&folder, text), &before, retry_failed, &context)).to_string()
         };
-        assert_eq!(said(TEXT, false), "nothing changed; goes on undisturbed: p.api, p.web; has failed before: p.lake");
-        assert_eq!(said(TEXT, true), "starts anew: p.lake; goes on undisturbed: p.api, p.web");
-        let other = TEXT.replace("/lake", "/other");
-        assert_eq!(said(&other, false), "starts anew: p.lake; goes on undisturbed: p.api, p.web");
+        assert_eq!(changes(TEXT, false), "started=[] restarted=[] stopped=[] unchanged=[p.api, p.web] failed=[p.lake]");
+        let restarted = "started=[] restarted=[p.lake] stopped=[] unchanged=[p.api, p.web]";
+        assert_eq!(changes(TEXT, true), restarted);
+        assert_eq!(changes(&TEXT.replace("/lake", "/other"), false), restarted);
     }
 
     #[test]
-    fn what_goes_on_keeps_its_status() {
-        let (runtime, folder) = ground();
+    fn unchanged_tasks_keep_their_status() {
+        let (runtime, folder) = fixture();
         let text = TEXT.replace("url =", "path = \"x\"\nurl =");
         let context = context(&runtime);
         let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
         let tasks = plan(&pipelines(&folder, &text), &before, false, &context);
-        // A status of its own for what is new, the old one for what goes on.
         let statuses = |tasks: &Tasks| tasks.values().map(|task| task.status.clone()).collect::<Vec<_>>();
         let (old, new) = (statuses(&before), statuses(&tasks));
         let same: Vec<bool> = old.iter().zip(&new).map(|(old, new)| Arc::ptr_eq(old, new)).collect();
@@ -383,8 +380,8 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_waits_for_all_that_write_what_it_reads() {
-        let (_runtime, folder) = ground();
+    fn a_reader_waits_for_every_writer_of_its_topics() {
+        let (_runtime, folder) = fixture();
         let text = r#"
             name = "p"
             [sources.shop]

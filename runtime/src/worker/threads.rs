@@ -1,5 +1,5 @@
-//! The threads of tasks, brought in line again and again with the tasks that are to run. The first start of a worker, a lease that comes or
-//! goes and pipeline files that changed are all the same thing here.
+//! The threads of tasks, reconciled with the tasks that are wanted. The first start of a worker, an
+//! assigned or revoked lease and changed pipeline files are all handled this way.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use super::tasks::{Task, TaskId, Tasks};
 use crate::stage::{Ended, StageState, StopSignal, supervise};
 
-/// Tasks that run, or have been told to stop and still do.
+/// Running tasks, and tasks that were asked to stop and have not ended yet.
 #[derive(Default)]
 pub(super) struct Threads {
     running: BTreeMap<TaskId, Running>,
@@ -25,23 +25,24 @@ impl Threads {
         self.running.is_empty()
     }
 
-    /// Tells tasks to stop that are not wanted (any more, or not so), and starts wanted ones that may run: in place of another one when that has
-    /// ended. Waits for nothing. `true` if a task was fenced that was not told to stop.
-    pub(super) fn align(&mut self, wanted: &Tasks, may_run: impl Fn(&Task) -> bool) -> bool {
+    /// Asks tasks to stop that are not wanted, or not in this version, and starts wanted tasks that
+    /// may run. A new version starts after the old one has ended. Does not wait. Returns whether a
+    /// task was fenced that was not asked to stop.
+    pub(super) fn reconcile(&mut self, wanted: &Tasks, may_run: impl Fn(&Task) -> bool) -> bool {
         let is_wanted =
             |id: &TaskId, running: &Running| wanted.get(id).is_some_and(|task| Arc::ptr_eq(task, &running.task));
         self.running.iter().filter(|(id, running)| !is_wanted(id, running)).for_each(|(_, running)| running.stop.set());
         let mut fenced = false;
         for (_, ended) in self.running.extract_if(.., |_, running| running.thread.is_finished()) {
-            let told = ended.stop.is_set();
-            fenced |= ended.join() == Ended::Fenced && !told;
+            let was_asked_to_stop = ended.stop.is_set();
+            fenced |= ended.join() == Ended::Fenced && !was_asked_to_stop;
         }
         for (id, task) in wanted {
             if self.running.contains_key(id) || task.status.is_over() || !may_run(task) {
                 continue;
             }
             if task.lease.is_some() {
-                tracing::info!(stage = task.status.name(), "this worker runs it");
+                tracing::info!(stage = task.status.name(), "starting: this worker owns its lease");
             }
             if let Some(running) = Running::start(task) {
                 self.running.insert(id.clone(), running);
@@ -50,11 +51,12 @@ impl Threads {
         fenced
     }
 
-    /// Stops tasks and waits for them: each commits what it has. Their statuses go back to waiting, unless they were over before.
+    /// Stops tasks and waits for them; each commits its records. The status of a task that had not
+    /// ended returns to waiting.
     pub(super) fn stop(&mut self, which: impl Fn(&Task) -> bool) {
         let mut stopping = Vec::new();
         for (_, running) in self.running.extract_if(.., |_, running| which(&running.task)) {
-            // Asked before it is told to stop: a task that stops at once says that it is done too.
+            // Before the stop is requested, because a stopped task reports that it is done.
             stopping.push((running.task.status.is_over(), running));
         }
         stopping.iter().for_each(|(_, running)| running.stop.set());
@@ -67,14 +69,14 @@ impl Threads {
         }
     }
 
-    /// Those that run.
+    /// The running tasks.
     pub(super) fn tasks(&self) -> impl Iterator<Item = &Task> {
         self.running.values().map(|running| running.task.as_ref())
     }
 }
 
 impl Running {
-    /// `None` if there is no thread to be had: then the task has failed.
+    /// `None` if no thread can be started: then the task has failed.
     fn start(task: &Arc<Task>) -> Option<Self> {
         let stop = task.context.stop.child();
         let (own, its_stop) = (task.clone(), stop.clone());
@@ -91,7 +93,8 @@ impl Running {
     }
 
     fn join(self) -> Ended {
-        // A stage's panic is caught inside; what is left is a panic of the supervision itself.
+        // A stage's panic is caught in the thread; an error here is a panic of the supervision
+        // itself.
         self.thread.join().unwrap_or_else(|_| {
             let error = "a thread of the worker panicked (please report this)".to_owned();
             tracing::error!(stage = self.task.status.name(), error);

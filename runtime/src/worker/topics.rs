@@ -6,7 +6,8 @@ use crate::config::TopicSettings;
 use crate::kafka::TopicSpec;
 use crate::plan::Pipeline;
 
-/// Those of a pipeline whose names are known: what its sources and transforms write, and its dead letters.
+/// A pipeline's topics with known names: those that its sources and transforms write, and its dead
+/// letters.
 pub(super) fn topics_of(pipeline: &Pipeline, settings: &TopicSettings) -> Vec<TopicSpec> {
     let mut topics = Vec::new();
     let mut add = |name: &str, partitions: Option<i32>| {

@@ -1,4 +1,5 @@
-//! A server that breaks chosen requests. Its answers without a fault are those of OpenSearch 2.19, as recorded in `bulk_answer`.
+//! A server that breaks chosen requests. Its answers without a fault are those of OpenSearch 2.19,
+//! as recorded in `bulk_answer`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,7 +15,8 @@ pub enum Fault {
     None,
     /// Each document whose `n` is in the list is answered with this status, and not written.
     Items(u16, &'static str, Vec<i64>),
-    /// The request is answered with this status, perhaps with `Retry-After`, and nothing is written.
+    /// The request is answered with this status, perhaps with `Retry-After`, and nothing is
+    /// written.
     Whole(u16, Option<u64>),
     /// All is written, and the connection is closed without an answer.
     DropReply,

@@ -1,4 +1,5 @@
-//! What the tests share: sinks on servers of their own, and a client that knows nothing of the sink.
+//! What the tests share: sinks on servers of their own, and a client that knows nothing of the
+//! sink.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -108,7 +109,8 @@ pub fn pending(delivery: &Delivery) -> Vec<i64> {
     delivery.pending().map(|pending| pending.record.entry().offset).collect()
 }
 
-/// Calls `deliver` until it succeeds, at most so many times, as the runtime does. Returns the number of calls.
+/// Calls `deliver` until it succeeds, at most so many times, as the runtime does. Returns the
+/// number of calls.
 pub fn deliver_within(sink: &dyn IdempotentSink, delivery: &mut Delivery, calls: usize) -> usize {
     for call in 1..=calls {
         match sink.deliver(delivery) {

@@ -1,5 +1,6 @@
-//! Real servers. `TRUNKLINE_TEST_OPENSEARCH` and `TRUNKLINE_TEST_ELASTICSEARCH` name running ones (`host:port`, without security);
-//! otherwise a script in `tests/services` starts one; if it cannot, the test skips.
+//! Real servers. `TRUNKLINE_TEST_OPENSEARCH` and `TRUNKLINE_TEST_ELASTICSEARCH` name running ones
+//! (`host:port`, without security); otherwise a script in `tests/services` starts one; if it
+//! cannot, the test skips.
 
 use std::io::Read;
 use std::path::Path;
@@ -9,8 +10,8 @@ use serde_json::Value;
 
 use super::http;
 
-/// A running server. One that was started here ends, with its data, when the standard input of its script is closed: also if the
-/// test is killed.
+/// A running server. One that was started here ends, with its data, when the standard input of its
+/// script is closed: also if the test is killed.
 pub struct Server {
     pub address: String,
     _leash: Option<ChildStdin>,
@@ -38,7 +39,8 @@ impl Server {
         answer
     }
 
-    /// The documents of an index as `(_id, _version, _source)`, in the order of the sort; empty if it does not exist.
+    /// The documents of an index as `(_id, _version, _source)`, in the order of the sort; empty if
+    /// it does not exist.
     pub fn documents(&self, index: &str, sort: &[&str]) -> Vec<(String, i64, Value)> {
         http(&self.address, "POST", &format!("/{index}/_refresh"), "");
         let sort: Vec<String> = sort.iter().map(|field| format!("\"{field}\"")).collect();
@@ -58,7 +60,8 @@ impl Server {
 
 fn start(name: &str) -> Result<(u16, ChildStdin), String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/services").join(name);
-    // A missing JDK or download is a skip. A server that is complete and does not start is a failure.
+    // A missing JDK or download is a skip. A server that is complete and does not start is a
+    // failure.
     let fetched = Command::new(&script).arg("fetch").output().map_err(|error| error.to_string())?;
     if !fetched.status.success() {
         return Err(String::from_utf8_lossy(&fetched.stderr).trim().to_owned());

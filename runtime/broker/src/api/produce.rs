@@ -11,7 +11,7 @@ use super::text;
 use crate::clock::now_ms;
 use crate::error::ApiError;
 use crate::log::Appended;
-use crate::log::batch::{BatchHeader, validate_produced, with_max_timestamp};
+use crate::log::batch::{BatchHeader, has_log_append_time, validate_produced, with_producer_timestamps};
 use crate::log::validation::validate_records;
 use crate::request::Call;
 use crate::request::Close;
@@ -82,8 +82,9 @@ fn append(
     let records = data.records.as_deref().unwrap_or_default();
     let header = validate_produced(records, config.max_message_bytes)?;
     let max_timestamp = validate_records(&header, records, &config, now_ms())?;
-    if config.timestamp_type == TimestampType::CreateTime && max_timestamp != header.max_timestamp {
-        let (header, records) = with_max_timestamp(records, &header, max_timestamp);
+    let is_wrong = max_timestamp != header.max_timestamp || has_log_append_time(&header);
+    if config.timestamp_type == TimestampType::CreateTime && is_wrong {
+        let (header, records) = with_producer_timestamps(records, &header, max_timestamp);
         return append_valid(call, transactional_id, &partition, &header, &records, &config);
     }
     append_valid(call, transactional_id, &partition, &header, records, &config)

@@ -58,7 +58,8 @@ struct Rules {
 
 impl Rules {
     fn new(header: &BatchHeader, config: &TopicConfig, now: i64) -> Result<Self, ApiError> {
-        if has_log_append_time(header) {
+        // The producer's own timestamps lose the type, see `with_producer_timestamps`.
+        if has_log_append_time(header) && config.timestamp_type == TimestampType::LogAppendTime {
             let message = "a producer must not set the timestamp type LogAppendTime";
             return Err(ApiError::new(ResponseError::InvalidTimestamp, message));
         }

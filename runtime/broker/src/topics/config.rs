@@ -317,7 +317,10 @@ impl Definition {
             },
             Allowed::OneOf(names) if self.value_type == ValueType::List => {
                 let is_known = |part: &str| names.contains(&part.trim());
-                if value.split(',').all(is_known) { Ok(()) } else { fail(format!("a list of {}", names.join(", "))) }
+                if value.trim().is_empty() || value.split(',').all(is_known) {
+                    return Ok(());
+                }
+                fail(format!("a list of {}", names.join(", ")))
             }
             Allowed::OneOf(names) => {
                 if names.contains(&value) {
@@ -388,8 +391,8 @@ impl TopicConfig {
         config.altered(overrides)
     }
 
-    /// The configuration with other overrides. Unchanged ones are not checked again: an older version
-    /// may have allowed more values.
+    /// The configuration with other overrides. Unchanged ones are not checked again: an older
+    /// version may have allowed more values.
     pub(crate) fn altered(&self, overrides: BTreeMap<String, String>) -> Result<Self, String> {
         let changed = overrides.iter().filter(|(name, value)| self.overrides.get(*name) != Some(value));
         for (name, value) in changed {

@@ -8,6 +8,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfig};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -153,7 +154,10 @@ impl TestBroker {
             match consumer.poll(Duration::from_millis(100)) {
                 None => {}
                 Some(Ok(message)) => found.push(message.detach()),
-                Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => return found,
+                Some(Err(KafkaError::PartitionEOF(_))) => return found,
+                // librdkafka reports a lost connection and reconnects: another test may have used up the
+                // descriptors of this process.
+                Some(Err(error)) if is_transient(&error) => {}
                 Some(Err(error)) => panic!("{error}"),
             }
         }
@@ -169,6 +173,11 @@ impl TestBroker {
         let consumer = self.consumer(&[("isolation.level", isolation)]);
         consumer.fetch_watermarks(topic, partition, LONG).unwrap()
     }
+}
+
+fn is_transient(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    matches!(code, Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure))
 }
 
 fn runtime() -> tokio::runtime::Runtime {

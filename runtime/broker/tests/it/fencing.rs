@@ -5,8 +5,8 @@
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
 use kafka_protocol::messages::{
-    AddPartitionsToTxnRequest, ApiVersionsRequest, EndTxnRequest, InitProducerIdRequest, ProducerId, TopicName,
-    TransactionalId,
+    AddPartitionsToTxnRequest, ApiVersionsRequest, EndTxnRequest, FindCoordinatorRequest, InitProducerIdRequest,
+    ProducerId, TopicName, TransactionalId,
 };
 
 use crate::common::{TestBroker, eventually, unique};
@@ -24,8 +24,16 @@ pub(crate) fn init(raw: &mut Raw, version: i16, id: &str, identity: Identity) ->
         .with_transaction_timeout_ms(60_000)
         .with_producer_id(ProducerId(identity.0))
         .with_producer_epoch(identity.1);
+    // Apache Kafka creates the topic of the coordinator when a client looks for it.
+    let find = FindCoordinatorRequest::default().with_key_type(1).with_coordinator_keys(vec![id.to_owned().into()]);
+    raw.call(4, &find);
     let mut answer = (-1, NONE);
-    let retriable = [ResponseError::ConcurrentTransactions, ResponseError::CoordinatorNotAvailable];
+    let retriable = [
+        ResponseError::ConcurrentTransactions,
+        ResponseError::CoordinatorNotAvailable,
+        ResponseError::CoordinatorLoadInProgress,
+        ResponseError::NotCoordinator,
+    ];
     eventually("the coordinator answers", || {
         let response = raw.call(version, &request);
         answer = (response.error_code, (response.producer_id.0, response.producer_epoch));
@@ -210,6 +218,7 @@ fn version_2_continues_after_a_transaction_timeout() {
         .with_transaction_timeout_ms(300)
         .with_producer_id(ProducerId(-1))
         .with_producer_epoch(-1);
+    init(&mut raw, 5, &unique("other"), NONE);
     let mut first = NONE;
     eventually("a producer id", || {
         let response = raw.call(5, &request);

@@ -83,8 +83,15 @@ fn batches_with_false_contents_are_refused_in_every_codec() {
             for (problem, count, contents) in false_contents() {
                 let sent = batch_of(PLAIN, codec, count, &compressed(codec, &contents));
                 let (error, _) = produce(&mut raw, &topic, None, sent);
-                assert_eq!(error, INVALID.code(), "codec {codec}, {cleanup}: {problem}");
+                // Apache Kafka ignores the bits above the 32nd, and has no code for an endless number.
+                let is_special = problem.ends_with("above 2^31-1") || problem.starts_with("an endless");
+                if !(crate::common::is_foreign() && is_special) {
+                    assert_eq!(error, INVALID.code(), "codec {codec}, {cleanup}: {problem}");
+                }
             }
+        }
+        if crate::common::is_foreign() {
+            continue;
         }
         assert_eq!(broker.watermarks(&topic, 0, "read_uncommitted"), (0, 0));
         assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 2)), (0, 0));
@@ -144,9 +151,16 @@ fn false_timestamps_are_refused_or_corrected() {
     let future = numbers(&[365 * 86_400_000, 0, -1, -1, 0]);
     let (error, _) = produce(&mut raw, &topic, None, batch_of(PLAIN, 0, 1, &with_length(&future)));
     assert_eq!(error, ResponseError::InvalidTimestamp.code());
-    let log_append_time = batch_of(PLAIN, 0x08, 1, &record(0, b"v", &[]));
-    let (error, _) = produce(&mut raw, &topic, None, log_append_time);
+    // The type LogAppendTime is the broker's: a producer may not set it for the broker's timestamps, and
+    // it is cleared from the producer's.
+    let log_append_time = || batch_of(PLAIN, 0x08, 1, &record(0, b"v", &[]));
+    let appended = broker.topic("appended", 1, &[("message.timestamp.type", "LogAppendTime")]);
+    let (error, _) = produce(&mut raw, &appended, None, log_append_time());
     assert_eq!(error, ResponseError::InvalidTimestamp.code());
+    let cleared = broker.topic("cleared", 1, &[]);
+    assert_eq!(produce(&mut raw, &cleared, None, log_append_time()), (0, 0));
+    let found = broker.read(&cleared, 0, 0, "read_committed");
+    assert!(matches!(rdkafka::Message::timestamp(&found[0]), rdkafka::Timestamp::CreateTime(_)), "{found:?}");
     // The header says now, the record says a minute ago: retention has to use the record's.
     let past = numbers(&[-60_000, 0, -1, -1, 0]);
     assert_eq!(produce(&mut raw, &topic, None, batch_of(PLAIN, 0, 1, &with_length(&past))), (0, 0));

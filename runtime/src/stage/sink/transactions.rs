@@ -1,13 +1,13 @@
-//! The Kafka side of a sink task: its consumer and producer, the state of its topic partitions, and the transactions that record rows,
-//! offsets and dead letters together.
+//! The Kafka side of a sink task: its consumer and producer, the state of its topic partitions, and
+//! the transactions that record rows, offsets and dead letters together.
 //!
-//! Every transaction calls `send_offsets`, even when no offset advances: the broker checks the group generation there. Without this, a
-//! task that hung could overwrite the prepared intent of its successor (I4).
+//! Every transaction calls `send_offsets`, even when no offset advances: the broker checks the
+//! group generation there. Without this, a task that hung could overwrite the prepared intent of
+//! its successor (I4).
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Domain, Error, Result, Retry, TopicPartition};
 
 use super::partition_state::PartitionState;
@@ -111,13 +111,8 @@ impl<'a> Transactions<'a> {
     pub(super) fn run(&mut self, body: impl FnOnce(&mut Self) -> Result<Vec<(TopicPartition, i64)>>) -> Result<()> {
         self.commit_in_doubt = false;
         let filled = body(self).and_then(|offsets| {
-            let mut list = TopicPartitionList::with_capacity(offsets.len());
-            for (partition, offset) in &offsets {
-                list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*offset))
-                    .map_err(|error| Error::internal("sink.offsets", error.to_string()))?;
-            }
             let group = self.consumer.metadata()?;
-            self.producer.send_offsets(&list, group)
+            self.producer.send_offsets(offsets.iter().map(|(partition, next)| (partition, *next)), group)
         });
         let outcome = filled.and_then(|()| {
             self.commit_in_doubt = true;
@@ -140,8 +135,9 @@ impl<'a> Transactions<'a> {
         }
     }
 
-    /// Repeats a step while it fails with an external error. Meanwhile the consumer fetches nothing and stays in its group, so the task
-    /// keeps its assignment. If a rebalance happens all the same, the stage starts again.
+    /// Repeats a step while it fails with an external error. Meanwhile the consumer fetches nothing
+    /// and stays in its group, so the task keeps its assignment. If a rebalance happens all the
+    /// same, the stage starts again.
     pub(super) fn retry<T>(&mut self, doing: &str, mut step: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
         let mut backoff = Backoff::new();
         let mut paused = false;
@@ -182,7 +178,8 @@ impl<'a> Transactions<'a> {
         }
     }
 
-    /// The worker stops, and has waited long enough for the destination. The topic partitions are left to their next owner.
+    /// The worker stops, and has waited long enough for the destination. The topic partitions are
+    /// left to their next owner.
     pub(super) fn shutdown_grace_is_over(&self) -> bool {
         self.stop.since().is_some_and(|since| since > SHUTDOWN_GRACE)
     }
