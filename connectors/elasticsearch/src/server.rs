@@ -67,7 +67,8 @@ fn check_version(response: &Response) -> Result<()> {
         return Err(error);
     }
     let Ok(root) = serde_json::from_slice::<Root>(&response.body) else {
-        // A user may be denied this request and may write all the same. A proxy may answer 405 for requests that it does not pass.
+        // A user may be denied this request and may write all the same. A proxy may answer 405 for
+        // requests that it does not pass.
         let has_header = response.headers.contains_key("x-elastic-product");
         let is_denied = response.status == StatusCode::FORBIDDEN;
         if is_denied || (has_header && response.status == StatusCode::METHOD_NOT_ALLOWED) {

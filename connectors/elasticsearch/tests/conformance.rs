@@ -162,8 +162,8 @@ fn missing_things_are_reported(server: &Server) {
     server.call("PUT", "/_cluster/settings", r#"{"persistent":{"action.auto_create_index":"true"}}"#);
     deliver_within(sink.as_ref(), &mut delivery, 3);
 
-    // The node of Elasticsearch that the tests start has no handlers for its version, data streams and ingest
-    // pipelines.
+    // The node of Elasticsearch that the tests start has no handlers for its version, data streams
+    // and ingest pipelines.
     if http(&server.address, "GET", "/", "").0 == 200 {
         let prefix = setup.try_open(&url.replace("\"\n", "/wrong/path\"\nindex = \"a\"\n")).err().unwrap();
         assert_eq!(prefix.code, "elasticsearch.not_a_search_server", "{prefix}");
