@@ -304,6 +304,12 @@ enum ParserChoice {
     Combined,
 }
 
+/// Names of servers and formats that people write for `combined`.
+fn is_combined_by_another_name(node: &Node) -> bool {
+    const NAMES: [&str; 8] = ["nginx", "apache", "apache2", "httpd", "access", "access_log", "common", "clf"];
+    matches!(&node.value, Value::String(text) if NAMES.contains(&text.raw.to_lowercase().as_str()))
+}
+
 fn parser(section: &Section<'_>) -> ParserKind {
     let choices = [
         ("none", ParserChoice::None),
@@ -311,7 +317,20 @@ fn parser(section: &Section<'_>) -> ParserKind {
         ("regex", ParserChoice::Regex),
         ("combined", ParserChoice::Combined),
     ];
-    let choice = section.one_of("parser", &choices);
+    let choice = match section.table.get("parser") {
+        Some(node) if is_combined_by_another_name(node) => {
+            // The key counts as known.
+            let _ = section.node("parser");
+            let mismatch = Mismatch {
+                message: "has no choice of this name".to_owned(),
+                span: None,
+                help: Some("the access logs of nginx and Apache are mostly in the format `combined`".to_owned()),
+            };
+            section.mismatch("parser", node, mismatch, "one of `none`, `json`, `regex`, `combined`".to_owned());
+            ParserChoice::None
+        }
+        _ => section.one_of("parser", &choices),
+    };
     let pattern: Option<String> = section.optional("pattern");
     if let Some(node) = section.table.get("pattern")
         && choice != ParserChoice::Regex

@@ -13,6 +13,7 @@ mod crashes;
 mod dead_letters;
 mod harness;
 mod mysql;
+mod newcomer;
 mod outages;
 mod pipeline;
 mod reload;

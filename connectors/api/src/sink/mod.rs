@@ -22,6 +22,7 @@ use crate::budget::MemoryBudget;
 use crate::config::{OptionSpec, Section};
 use crate::error::Result;
 use crate::schema::{Schema, SchemaId};
+use crate::template::Template;
 
 pub use commit_policy::{Buffered, CommitPolicy};
 pub use idempotent::{Delivery, IdempotentSink, InFlight, PartitionRecords, PendingRecord, RecordIndex};
@@ -48,6 +49,12 @@ pub trait SinkSpec: Send + Sync {
     /// The defaults of the option `commit = { bytes, records, age, idle }`, which the runtime parses and applies.
     fn commit_policy(&self) -> CommitPolicy {
         CommitPolicy::default()
+    }
+
+    /// The templates that every record must have a value for, each with its option. The plan checks the fields that
+    /// they use where the fields of the records are known.
+    fn templates(&self) -> Vec<(&'static str, &Template)> {
+        Vec::new()
     }
 }
 
