@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use trunkline_logfile::ParserKind;
+use trunkline_logfile::{CombinedVariant, ParserKind};
 
 use crate::measure::Sizes;
 use crate::pipeline::SAMPLE;
@@ -16,7 +16,7 @@ const BATCH: usize = 1000;
 pub(crate) fn row(sizes: Sizes) -> Row {
     let lines = Lines::generate(1, SAMPLE);
     let lines: Vec<&str> = lines.text().lines().collect();
-    let mut parser = ParserKind::Combined.parser();
+    let mut parser = ParserKind::Combined(CombinedVariant::Combined).parser();
     let mut out = Vec::new();
     let mut measured = Vec::new();
     for _ in 0..sizes.rounds {

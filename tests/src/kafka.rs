@@ -204,6 +204,11 @@ impl KafkaClient {
         assert!(created.iter().all(Result::is_ok), "{created:?}");
     }
 
+    /// Whether a topic exists.
+    pub fn has_topic(&self, topic: &str) -> bool {
+        partitions(&self.consumer("read_committed"), topic) > 0
+    }
+
     /// All records of a topic that a reader of committed transactions sees. A topic that does not exist has none.
     pub fn read(&self, topic: &str) -> Vec<Record> {
         let mut records = Vec::new();

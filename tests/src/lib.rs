@@ -1,6 +1,6 @@
 //! What end-to-end tests and benchmarks are made of: real servers, a worker process, logs that are being written, and independent readers.
 //!
-//! * [`Kafka`], [`KafkaCluster`], [`S3`] and [`Mysql`] start real servers through the scripts in `tests/services`. They end with the test process, however it ends.
+//! * [`Kafka`], [`KafkaCluster`], [`S3`] and [`Mysql`] and [`SecuredKafka`] start real servers through the scripts in `tests/services`. They end with the test process, however it ends.
 //! * [`S3Faults`] is a proxy before an S3 server that breaks chosen requests; [`KafkaFaults`] one before a broker that loses its answers.
 //! * [`Case`] is the private ground of one test: a folder, a pipeline name that no other test has, and its [`Worker`] processes.
 //! * [`LogWriter`] writes and rotates access logs; [`Reader`] says what reached the lake; [`KafkaClient::read`] what is in a topic.
@@ -25,6 +25,7 @@ mod random;
 mod reader;
 mod repository;
 mod s3;
+mod secured_kafka;
 mod server;
 mod skip;
 mod summary;
@@ -44,6 +45,7 @@ pub use random::Random;
 pub use reader::{Found, Reader};
 pub use repository::{repository, sample_access_log, worker_binary};
 pub use s3::S3;
+pub use secured_kafka::SecuredKafka;
 pub use skip::Skip;
 pub use summary::{Counters, Summary};
 pub use tool::Tool;

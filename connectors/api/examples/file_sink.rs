@@ -1,4 +1,5 @@
-//! A two-phase sink: files of JSON lines in a directory, written under a hidden name and made visible by a rename.
+//! A two-phase sink: files of JSON lines in a directory, written under a hidden name and made
+//! visible by a rename.
 
 use std::collections::HashMap;
 use std::fs;

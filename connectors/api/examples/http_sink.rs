@@ -1,7 +1,8 @@
 //! An idempotent sink: posts records as JSON lines to an HTTP endpoint.
 //!
-//! Every line has an id that is the same in each delivery of the record, so the endpoint can ignore repetitions. The endpoint answers
-//! with one JSON line for each record that it refuses: `{"id": "..", "error": ".."}`.
+//! Every line has an id that is the same in each delivery of the record, so the endpoint can ignore
+//! repetitions. The endpoint answers with one JSON line for each record that it refuses: `{"id":
+//! "..", "error": ".."}`.
 
 use std::collections::HashMap;
 use std::time::Duration;

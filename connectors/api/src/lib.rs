@@ -1,6 +1,7 @@
-//! What every connector is built on, and all that the runtime and the plugin host know of one another's data:
-//! [`Batch`] and record views, [`Schema`], [`Template`], reading of pipeline files ([`config`]), the [`Source`] and [`Sink`] traits,
-//! errors, the byte budget, and the [`conformance`] suite that every connector runs.
+//! The base of every connector, and the data types that the runtime and the plugin host share:
+//! [`Batch`] and record views, [`Schema`], [`Template`], reading of pipeline files ([`config`]),
+//! the [`Source`] and [`Sink`] traits, errors, the byte budget, and the [`conformance`] suite that
+//! every connector runs.
 //!
 //! Nothing here knows Kafka, a connector or the runtime.
 

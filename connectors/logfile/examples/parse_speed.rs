@@ -6,13 +6,13 @@
 
 use std::time::{Duration, Instant};
 
-use trunkline_logfile::ParserKind;
+use trunkline_logfile::{CombinedVariant, ParserKind};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().ok_or("usage: parse_speed FILE [combined|json|none]")?;
     let kind = match arguments.next().as_deref() {
-        None | Some("combined") => ParserKind::Combined,
+        None | Some("combined") => ParserKind::Combined(CombinedVariant::Combined),
         Some("json") => ParserKind::Json,
         Some("none") => ParserKind::None,
         Some(other) => return Err(format!("unknown parser `{other}`: expected combined, json or none").into()),

@@ -1,13 +1,12 @@
 //! The options of a `logfile` source. [`OPTIONS`] declares them and is their user documentation.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use encoding_rs::Encoding;
-use glob::Pattern;
 use trunkline_connector::config::{ByteSize, Mismatch, Node, OptionSpec, Section, Value, nearest};
 
-use crate::parser::{ParserKind, RegexParser};
+use crate::glob::Glob;
+use crate::parser::{CombinedVariant, ParserKind, RegexParser};
 
 /// The options of the connector.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -15,7 +14,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "paths",
         "list of globs",
         "Files to read. Relative globs start at the pipeline file's folder. `*` and `?` stay within a folder, `**` crosses folders, \
-         a leading dot must be written. The source skips folders, FIFOs and sockets, follows symbolic links, and reads a file with \
+         `[a-z]`, `[!a]` and `[^a]` match one character, `{a,b}` matches either text. A leading dot must be written. The source skips folders, FIFOs and sockets, follows symbolic links, and reads a file with \
          two names once.",
         "[\"/var/log/nginx/access.log*\"]",
     ),
@@ -28,10 +27,11 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     ),
     OptionSpec::with_default(
         "parser",
-        "`none`, `json`, `regex`, `combined`",
+        "`none`, `json`, `regex`, `combined`, `vhost_combined`, `nginx_main`",
         "\"none\"",
         "`none`: the value is `{\"message\": \"..\"}`. `json`: the line is a JSON object and keeps its bytes. `regex`: the named groups \
-         of `pattern` become string fields. `combined`: the combined log format of Apache and nginx.",
+         of `pattern` become string fields. `combined`: the combined log format of Apache and nginx. `vhost_combined`: with the \
+         virtual host before it. `nginx_main`: with X-Forwarded-For after it.",
     ),
     OptionSpec::optional(
         "pattern",
@@ -70,14 +70,15 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "charset",
         "WHATWG label",
         "\"utf-8\"",
-        "Charset of the files, such as `windows-1252`, `shift_jis` or `utf-16le`. Invalid bytes become U+FFFD, with one warning for each \
-         file. A byte order mark is removed.",
+        "Charset of files without a byte order mark, such as `windows-1252`, `shift_jis` or `utf-16le`. A byte order mark takes \
+         precedence and is removed. Invalid bytes become U+FFFD, with one warning for each file.",
     ),
     OptionSpec::with_default(
         "compression",
-        "`auto`, `none`, `gzip`",
+        "`auto`, `none`, `gzip`, `zstd`, `xz`",
         "\"auto\"",
-        "`auto` recognises gzip by its first bytes. Gzip files may have several members.",
+        "`auto` recognises gzip, zstd and xz by the first bytes of a file, and refuses files of other compression formats. Files may \
+         have several members.",
     ),
     OptionSpec::with_default(
         "eof",
@@ -85,7 +86,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "\"auto\"",
         "When a last line without newline is emitted. `auto`: after its newline while following, at once with `--until-idle`. `wait`: \
          after its newline. `emit`: after `eof_after`. In every mode it is emitted when the file is finished: renamed or removed and \
-         unchanged for `rotate_wait`, or a complete gzip file.",
+         unchanged for `rotate_wait`, or a complete compressed file.",
     ),
     OptionSpec::with_default(
         "eof_after",
@@ -104,7 +105,8 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "rotate_wait",
         "duration",
         "\"5s\"",
-        "How long a renamed or removed file must be unchanged until it counts as finished.",
+        "How long a renamed or removed file must be unchanged until it counts as finished. Lines written to it later are read as \
+         long as the source keeps its descriptor, about ten minutes.",
     ),
     OptionSpec::with_default(
         "max_open_files",
@@ -138,8 +140,10 @@ pub struct LogfileOptions {
     pub max_line_bytes: usize,
     /// Handling of longer lines.
     pub oversize: Oversize,
-    /// Charset of the files.
+    /// Charset of files without a byte order mark.
     pub charset: &'static Encoding,
+    /// The charset is configured, so that a byte order mark can contradict it.
+    pub charset_is_set: bool,
     /// Compression of the files.
     pub compression: Compression,
     /// When a last line without newline is emitted.
@@ -154,19 +158,6 @@ pub struct LogfileOptions {
     pub max_open_files: usize,
     /// Ends a line.
     pub delimiter: String,
-}
-
-/// A glob with its absolute form.
-#[derive(Debug, Clone)]
-pub struct Glob {
-    /// As written in the pipeline file.
-    pub written: String,
-    /// The absolute pattern (or the pattern of a bare name, see `exclude`).
-    pub pattern: Pattern,
-    /// The absolute pattern's text.
-    pub absolute: String,
-    /// The folder above the first wildcard, which is watched.
-    pub root: PathBuf,
 }
 
 /// Where files begin at the first start.
@@ -198,10 +189,14 @@ pub enum Compression {
     None,
     /// With gzip.
     Gzip,
+    /// With zstd.
+    Zstd,
+    /// With xz.
+    Xz,
 }
 
 /// When a last line without newline is emitted. In every mode it is emitted when the file is
-/// finished: renamed or removed and unchanged for `rotate_wait`, or a complete gzip file.
+/// finished: renamed or removed and unchanged for `rotate_wait`, or a complete compressed file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndOfFile {
     /// While following, after its newline; with `--until-idle`, at once.
@@ -233,9 +228,16 @@ impl LogfileOptions {
                 &[("dead_letter", Oversize::DeadLetter), ("truncate", Oversize::Truncate), ("error", Oversize::Error)],
             ),
             charset: charset(section),
+            charset_is_set: section.table.get("charset").is_some(),
             compression: section.one_of(
                 "compression",
-                &[("auto", Compression::Auto), ("none", Compression::None), ("gzip", Compression::Gzip)],
+                &[
+                    ("auto", Compression::Auto),
+                    ("none", Compression::None),
+                    ("gzip", Compression::Gzip),
+                    ("zstd", Compression::Zstd),
+                    ("xz", Compression::Xz),
+                ],
             ),
             eof: section
                 .one_of("eof", &[("auto", EndOfFile::Auto), ("wait", EndOfFile::Wait), ("emit", EndOfFile::Emit)]),
@@ -261,7 +263,8 @@ fn globs(section: &Section<'_>, key: &'static str, required: bool) -> Vec<Glob> 
     let items: &[Node] = if let Value::Array(items) = &node.value { items } else { &[] };
     let mut globs = Vec::new();
     for (text, item) in written.into_iter().zip(items) {
-        match glob(&text, section.base, required) {
+        let glob = if required { Glob::of_paths(&text, section.base) } else { Glob::of_exclusion(&text, section.base) };
+        match glob {
             Ok(glob) => globs.push(glob),
             Err(why) => {
                 let mismatch = Mismatch::new(format!("has an invalid glob: {why}"));
@@ -272,36 +275,12 @@ fn globs(section: &Section<'_>, key: &'static str, required: bool) -> Vec<Glob> 
     globs
 }
 
-fn glob(written: &str, base: &Path, is_path: bool) -> Result<Glob, String> {
-    if written.is_empty() {
-        return Err("it is empty".to_owned());
-    }
-    // The folder's name may contain characters that are special in a glob.
-    let base = std::path::absolute(base).map_err(|error| format!("the current folder is unknown: {error}"))?;
-    let escaped = PathBuf::from(Pattern::escape(&base.to_string_lossy()));
-    let bare_name = !is_path && !written.contains('/');
-    let joined = if bare_name { PathBuf::from(written) } else { escaped.join(written) };
-    // Collecting the components removes `./` in the middle.
-    let absolute = joined.components().collect::<PathBuf>().to_string_lossy().into_owned();
-    let pattern = Pattern::new(&absolute).map_err(|error| format!("{} at character {}", error.msg, error.pos))?;
-    let relative_root: PathBuf = Path::new(written)
-        .components()
-        .take_while(|part| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']))
-        .collect();
-    let literal = relative_root.components().count() == Path::new(written).components().count();
-    let mut root = base.join(relative_root);
-    if literal {
-        root.pop();
-    }
-    Ok(Glob { written: written.to_owned(), pattern, absolute, root: root.components().collect() })
-}
-
 #[derive(Clone, Copy, PartialEq)]
 enum ParserChoice {
     None,
     Json,
     Regex,
-    Combined,
+    Combined(CombinedVariant),
 }
 
 /// Names of servers and formats that people write for `combined`.
@@ -315,7 +294,9 @@ fn parser(section: &Section<'_>) -> ParserKind {
         ("none", ParserChoice::None),
         ("json", ParserChoice::Json),
         ("regex", ParserChoice::Regex),
-        ("combined", ParserChoice::Combined),
+        ("combined", ParserChoice::Combined(CombinedVariant::Combined)),
+        ("vhost_combined", ParserChoice::Combined(CombinedVariant::VhostCombined)),
+        ("nginx_main", ParserChoice::Combined(CombinedVariant::NginxMain)),
     ];
     let choice = match section.table.get("parser") {
         Some(node) if is_combined_by_another_name(node) => {
@@ -324,9 +305,14 @@ fn parser(section: &Section<'_>) -> ParserKind {
             let mismatch = Mismatch {
                 message: "has no choice of this name".to_owned(),
                 span: None,
-                help: Some("the access logs of nginx and Apache are mostly in the format `combined`".to_owned()),
+                help: Some(
+                    "nginx and Apache write `combined` by default; `nginx_main` is nginx's `log_format main`, and \
+                     `vhost_combined` is Apache's format with the virtual host"
+                        .to_owned(),
+                ),
             };
-            section.mismatch("parser", node, mismatch, "one of `none`, `json`, `regex`, `combined`".to_owned());
+            let names: Vec<String> = choices.iter().map(|(name, _)| format!("`{name}`")).collect();
+            section.mismatch("parser", node, mismatch, format!("one of {}", names.join(", ")));
             ParserChoice::None
         }
         _ => section.one_of("parser", &choices),
@@ -341,7 +327,7 @@ fn parser(section: &Section<'_>) -> ParserKind {
     match choice {
         ParserChoice::None => ParserKind::None,
         ParserChoice::Json => ParserKind::Json,
-        ParserChoice::Combined => ParserKind::Combined,
+        ParserChoice::Combined(variant) => ParserKind::Combined(variant),
         ParserChoice::Regex => regex_parser(section, pattern).map_or(ParserKind::None, ParserKind::Regex),
     }
 }
@@ -446,7 +432,7 @@ mod tests {
 
     #[test]
     fn the_readme_documents_the_declared_options() {
-        check_options_table(&Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"), OPTIONS);
+        check_options_table(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"), OPTIONS);
     }
 
     #[test]
@@ -454,16 +440,5 @@ mod tests {
         check_options_are_read(OPTIONS, |section| {
             LogfileOptions::read(section);
         });
-    }
-
-    #[test]
-    fn globs_are_relative_to_the_pipeline_files_folder() {
-        let anchored = glob("./logs/*.log", Path::new("/etc/pipe[1]"), true).unwrap();
-        assert_eq!(anchored.root, Path::new("/etc/pipe[1]/logs"));
-        assert!(anchored.pattern.matches("/etc/pipe[1]/logs/a.log"));
-        assert_eq!(glob("a.log", Path::new("/srv"), true).unwrap().root, Path::new("/srv"));
-        assert_eq!(glob("/var/log/*/x/*.log", Path::new("/srv"), true).unwrap().root, Path::new("/var/log"));
-        assert_eq!(glob("*.gz", Path::new("/srv"), false).unwrap().absolute, "*.gz");
-        assert!(glob("a[", Path::new("/srv"), true).unwrap_err().contains("character"));
     }
 }

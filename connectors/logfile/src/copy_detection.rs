@@ -1,21 +1,30 @@
 //! Compares contents: is a file a copy of another one, and how much of it was read already?
+//!
+//! Thousands of files are not compared with thousands of others: both indexes here select
+//! candidates by a hash of the first bytes, which is computed once for each file, and by names.
 
-use std::cell::OnceCell;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::cell::{OnceCell, RefCell};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::Compression;
+use crate::decompress::{Format, MAGIC_LEN};
 use crate::discovery::{Found, identify};
 use crate::file::{MissingFile, MissingReason, TrackedFile};
 use crate::fingerprint::{ContentHash, Fingerprint, HEAD};
-use crate::input::{Coverage, GZIP_MAGIC, Input, SeekOutcome, read_fully_at};
-use crate::names::{possible_stems, rotation_group, stem};
+use crate::input::{Coverage, Input, SeekOutcome, read_fully_at};
+use crate::names::{original_paths, path_text, possible_stems, rotation_group, stem, text_path, uncompressed_name};
 use crate::position::FileId;
 
-/// Bytes compared one by one between a file and its supposed copy.
+/// Bytes that are compared one by one between a file and its supposed copy, at the beginning and at
+/// the end of the copy.
 const COMPARED: usize = 64 << 10;
+/// Limit on the originals that a new file is compared with.
+const MAX_ORIGINALS: usize = 16;
+/// Limit on the candidates that a missing file is compared with.
+const MAX_CANDIDATES: usize = 64;
 
 /// How a candidate's content compares with a missing file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,62 +39,106 @@ pub(crate) enum ContentMatch {
     Unknown,
 }
 
-/// Files that may continue a missing file, indexed so that thousands of them are not compared with
-/// thousands of missing ones.
+/// Files that may continue a missing file.
 pub(crate) struct CandidateIndex {
     found: Vec<Found>,
-    by_stem: HashMap<String, Vec<usize>>,
-    /// By the hash of a full head. Built on first use, because it opens every file.
-    by_head: OnceCell<HashMap<u64, Vec<usize>>>,
+    by_id: HashMap<FileId, usize>,
+    /// First bytes of each file, up to [`HEAD`]. Read on first use, because that opens every file.
+    heads: OnceCell<Vec<Vec<u8>>>,
+    /// For a length, the files by the hash of that many first bytes.
+    by_prefix: RefCell<HashMap<usize, HashMap<u64, Vec<usize>>>>,
+    /// Files with less than [`HEAD`] bytes by all possible stems of their names.
+    short_by_stem: OnceCell<HashMap<String, Vec<usize>>>,
     compression: Compression,
 }
 
 impl CandidateIndex {
     pub(crate) fn new(found: Vec<Found>, compression: Compression) -> Self {
-        let mut by_stem: HashMap<String, Vec<usize>> = HashMap::new();
-        for (number, found) in found.iter().enumerate() {
-            for stem in possible_stems(&found.path) {
-                by_stem.entry(stem).or_default().push(number);
-            }
+        let by_id = found.iter().enumerate().map(|(number, found)| (found.id, number)).collect();
+        Self {
+            found,
+            by_id,
+            heads: OnceCell::new(),
+            by_prefix: RefCell::default(),
+            short_by_stem: OnceCell::new(),
+            compression,
         }
-        Self { found, by_stem, by_head: OnceCell::new(), compression }
     }
 
     /// The files to compare with a missing one, the likeliest first.
     pub(crate) fn candidates(&self, missing: &MissingFile, copies: &HashSet<FileId>) -> Vec<Found> {
-        let mut candidates: Vec<&Found> = self.found.iter().filter(|found| copies.contains(&found.id)).collect();
+        let mut numbers: Vec<usize> = copies.iter().filter_map(|id| self.by_id.get(id)).copied().collect();
         if !missing.file.is_unread() {
-            // Short contents are equal by chance: there the name must match too.
-            let named = [stem(Path::new(&*missing.file.name)), stem(&missing.file.path)];
-            let by_name = named.iter().filter_map(|stem| self.by_stem.get(stem)).flatten();
-            let full_head = missing.file.read.head.len as usize >= HEAD;
-            let by_head = full_head.then(|| self.heads().get(&missing.file.read.head.hash)).flatten();
-            let numbers: BTreeSet<usize> = by_name.chain(by_head.into_iter().flatten()).copied().collect();
-            let others = numbers.into_iter().map(|number| &self.found[number]);
-            candidates.extend(others.filter(|found| {
+            numbers.extend(self.alike(missing).into_iter().filter(|number| {
+                let found = &self.found[*number];
                 let itself = found.id == missing.file.id && missing.reason != MissingReason::Deleted;
                 !itself && !copies.contains(&found.id) && found.stat.size > 0
             }));
         }
-        // The file that now has the missing file's path is mostly its successor, not its copy.
-        candidates.sort_by_key(|found| (!copies.contains(&found.id), found.path == missing.file.path));
-        candidates.into_iter().cloned().collect()
+        let rank = |number: &usize| {
+            let found = &self.found[*number];
+            // The file that now has the missing file's path is mostly its successor, not its copy.
+            (!copies.contains(&found.id), found.path == missing.file.path, *number)
+        };
+        numbers.sort_by_key(rank);
+        numbers.dedup();
+        let own_path = numbers.last().copied().filter(|number| self.found[*number].path == missing.file.path);
+        numbers.truncate(MAX_CANDIDATES);
+        numbers.extend(own_path.filter(|number| !numbers.contains(number)));
+        numbers.into_iter().map(|number| self.found[number].clone()).collect()
     }
 
-    fn heads(&self) -> &HashMap<u64, Vec<usize>> {
-        self.by_head.get_or_init(|| {
-            let mut heads: HashMap<u64, Vec<usize>> = HashMap::new();
-            for (number, found) in self.found.iter().enumerate() {
-                let head = open(found, self.compression).and_then(|mut input| input.beginning(HEAD));
-                if let Ok((head, _)) = head
-                    && head.len() == HEAD
-                {
-                    heads.entry(ContentHash::of(&head).hash).or_default().push(number);
-                }
+    /// Files that begin like a missing one, or are shorter and may be its beginning. Short contents
+    /// are equal by chance: there the name must be related too.
+    fn alike(&self, missing: &MissingFile) -> Vec<usize> {
+        let file = &missing.file;
+        let known = if file.read.offset == 0 { ContentHash::of(&file.first) } else { file.read.head };
+        let stems: HashSet<String> = related_paths(file).iter().map(|path| stem(path)).collect();
+        let related =
+            |number: &usize| possible_stems(&self.found[*number].path).iter().any(|stem| stems.contains(stem));
+        let len = known.len as usize;
+        let mut by_prefix = self.by_prefix.borrow_mut();
+        let by_hash = by_prefix.entry(len).or_insert_with(|| {
+            let mut by_hash: HashMap<u64, Vec<usize>> = HashMap::new();
+            for (number, head) in self.heads().iter().enumerate().filter(|(_, head)| head.len() >= len) {
+                by_hash.entry(ContentHash::of(&head[..len]).hash).or_default().push(number);
             }
-            heads
+            by_hash
+        });
+        let begins_alike = by_hash.get(&known.hash).map(Vec::as_slice).unwrap_or_default();
+        let mut alike: Vec<usize> =
+            begins_alike.iter().copied().filter(|number| len >= HEAD || related(number)).collect();
+        let shorter = stems.iter().filter_map(|stem| self.short_by_stem().get(stem)).flatten();
+        alike.extend(shorter.filter(|number| file.first.starts_with(&self.heads()[**number])));
+        alike
+    }
+
+    fn heads(&self) -> &[Vec<u8>] {
+        let head = |found| open(found, self.compression).and_then(|mut input| input.beginning(HEAD));
+        self.heads.get_or_init(|| {
+            self.found.iter().map(|found| head(found).map(|(head, _)| head).unwrap_or_default()).collect()
         })
     }
+
+    fn short_by_stem(&self) -> &HashMap<String, Vec<usize>> {
+        self.short_by_stem.get_or_init(|| {
+            let mut by_stem: HashMap<String, Vec<usize>> = HashMap::new();
+            for (number, _) in self.heads().iter().enumerate().filter(|(_, head)| (1..HEAD).contains(&head.len())) {
+                for stem in possible_stems(&self.found[number].path) {
+                    by_stem.entry(stem).or_default().push(number);
+                }
+            }
+            by_stem
+        })
+    }
+}
+
+/// The paths under which a file was found.
+fn related_paths(file: &TrackedFile) -> Vec<PathBuf> {
+    let mut paths = vec![text_path(&file.name), file.path.clone()];
+    paths.extend(file.real.clone());
+    paths.dedup();
+    paths
 }
 
 /// Compares a candidate's content with what was read of a missing file.
@@ -127,10 +180,48 @@ pub(crate) fn compare(
         .map_or(ContentMatch::Unknown, |content_match| content_match.unwrap_or(ContentMatch::None))
 }
 
-/// Followed files by the stem of their names: a new file is compared with few of thousands.
+/// Followed files that new files may be copies of.
+///
+/// A name decides first: a copy has its original's path with suffixes of rotation, or a name that
+/// begins like that of a file without such suffixes. Files with different numbers or dates are not
+/// copies of each other, even if they are equal. A file whose known path is outdated, because it
+/// was renamed since the scan, is compared whatever its number.
 #[derive(Default)]
 pub(crate) struct CopyIndex {
-    by_stem: HashMap<String, BTreeSet<FileId>>,
+    by_path: HashMap<PathBuf, Vec<FileId>>,
+    by_name: HashMap<String, Vec<FileId>>,
+    /// Files without suffixes of rotation, by the stem of their names and their heads.
+    plain: ByHead,
+    /// Files whose known path is outdated.
+    outdated: ByHead,
+    /// Files that changed since the scan before.
+    changed: ByHead,
+}
+
+/// Files by the stem of their names, and the hash of their heads where these are full.
+#[derive(Default)]
+struct ByHead {
+    full: HashMap<(String, u64), Vec<FileId>>,
+    short: HashMap<(PathBuf, String), Vec<FileId>>,
+}
+
+impl ByHead {
+    fn add(&mut self, path: &Path, file: &TrackedFile) {
+        match file.full_head() {
+            Some(head) => self.full.entry((stem(path), head)).or_default().push(file.id),
+            None => self.short.entry((folder_of(path), stem(path))).or_default().push(file.id),
+        }
+    }
+
+    fn get(&self, found: &Found, head: ContentHash) -> impl Iterator<Item = &FileId> {
+        let (stems, folder) = (possible_stems(&found.path), folder_of(&found.path));
+        let full = head.len as usize == HEAD;
+        stems.into_iter().flat_map(move |stem| {
+            let short = self.short.get(&(folder.clone(), stem.clone()));
+            let full = self.full.get(&(stem, head.hash)).filter(|_| full);
+            short.into_iter().chain(full).flatten()
+        })
+    }
 }
 
 impl CopyIndex {
@@ -141,28 +232,96 @@ impl CopyIndex {
     }
 
     pub(crate) fn add(&mut self, file: &TrackedFile) {
-        for path in [Path::new(&*file.name), &file.path] {
-            self.by_stem.entry(stem(path)).or_default().insert(file.id);
+        if !file.is_at_known_path() {
+            for path in related_paths(file) {
+                self.outdated.add(&path, file);
+            }
+            return;
+        }
+        for path in [Some(&file.path), file.real.as_ref()].into_iter().flatten() {
+            let text = path.to_string_lossy();
+            if rotation_group(&text) == text {
+                self.plain.add(path, file);
+            }
+            if file.changed {
+                self.changed.add(path, file);
+            }
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            self.by_name.entry(name).or_default().push(file.id);
+            self.by_path.entry(path.clone()).or_default().push(file.id);
         }
     }
 
-    /// The files whose copy a new file may be, by its name.
-    pub(crate) fn originals(&self, found: &Found) -> BTreeSet<FileId> {
-        possible_stems(&found.path).iter().filter_map(|stem| self.by_stem.get(stem)).flatten().copied().collect()
+    /// The files to compare a new file with, the likeliest first.
+    pub(crate) fn originals(&self, found: &Found, head: ContentHash) -> Vec<FileId> {
+        let text = found.path.to_string_lossy();
+        let by_path = original_paths(&text).into_iter().filter_map(|path| self.by_path.get(Path::new(path)));
+        let uncompressed = uncompressed_name(&found.path);
+        let by_name = uncompressed.iter().filter_map(|name| self.by_name.get(name));
+        let by_head = self.outdated.get(found, head).chain(self.plain.get(found, head));
+        first_few(by_path.flatten().chain(by_head).chain(by_name.flatten()))
+    }
+
+    /// The files that may have lost their content to a new file: its originals, and files that
+    /// changed. These may have been copied, truncated and renamed since the scan before.
+    pub(crate) fn to_verify(&self, found: &Found, head: ContentHash) -> Vec<FileId> {
+        first_few(self.originals(found, head).iter().chain(self.changed.get(found, head)))
     }
 }
 
+fn first_few<'a>(ids: impl Iterator<Item = &'a FileId>) -> Vec<FileId> {
+    let mut few: Vec<FileId> = Vec::new();
+    for id in ids {
+        if few.len() == MAX_ORIGINALS {
+            break;
+        }
+        if !few.contains(id) {
+            few.push(*id);
+        }
+    }
+    few
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    path.parent().map(PathBuf::from).unwrap_or_default()
+}
+
 /// Whether a new file may be a copy of a followed one. Under a path that the other has or had it is
-/// a successor.
+/// a successor, and a file with the same name in another folder is a file like any other.
 pub(crate) fn may_be_copy(found: &Found, file: &TrackedFile) -> bool {
-    found.path != file.path && found.path != Path::new(&*file.name)
+    related_paths(file).iter().all(|path| path.file_name() != found.path.file_name())
+}
+
+/// The beginning of a new file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beginning {
+    /// The first decompressed bytes, up to [`HEAD`], hashed.
+    pub(crate) head: ContentHash,
+    /// The decompressed length of a compressed file that ends within its first bytes. Too little of
+    /// it is written to compare it: the file that a compressor writes has a name that the globs
+    /// match from its first byte on.
+    pub(crate) truncated_len: Option<usize>,
+}
+
+/// Reads the beginning of a new file. The error is [`io::ErrorKind::NotFound`] if the file was
+/// moved.
+pub(crate) fn beginning(found: &Found, compression: Compression) -> io::Result<Beginning> {
+    let mut input = open(found, compression)?;
+    let (beginning, coverage) = input.beginning(HEAD)?;
+    let (truncated, len) = if input.is_compressed() {
+        (coverage == Coverage::Truncated, beginning.len())
+    } else {
+        let first = &beginning[..beginning.len().min(MAGIC_LEN)];
+        (compression == Compression::Auto && Format::may_begin(first), 0)
+    };
+    Ok(Beginning { head: ContentHash::of(&beginning), truncated_len: truncated.then_some(len) })
 }
 
 /// Whether a file lost the content that was read of it. `None` if it was moved meanwhile: the next
 /// scan decides.
 pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> Option<bool> {
     let check = || {
-        if let Some(reader) = file.reader.as_ref().filter(|reader| !reader.is_gzip()) {
+        if let Some(reader) = file.reader.as_ref().filter(|reader| !reader.is_compressed()) {
             // The reader may hold the beginning of a line that was not emitted.
             let mut first = vec![0; reader.first().len()];
             let count = read_fully_at(reader.file(), &mut first, 0)?;
@@ -185,35 +344,48 @@ pub(crate) fn content_is_gone(file: &TrackedFile, compression: Compression) -> O
 pub(crate) fn is_copy(found: &Found, file: &TrackedFile, compression: Compression) -> Option<bool> {
     let check = || {
         let mut original = match reopen(file, compression) {
-            // A gzip file that was removed while it is read cannot be reopened, and must not block
-            // every new file.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && file.is_open_gzip() => return Ok(false),
+            // A compressed file that was removed while it is read cannot be reopened, and must not
+            // block every new file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && file.is_open_compressed() => return Ok(false),
             original => original?,
         };
         let mut copy = open(found, compression)?;
         // A copy has the content of an earlier moment: it cannot be longer than the original is
         // now.
-        let comparable = !copy.is_gzip() && !original.is_gzip();
+        let comparable = !copy.is_compressed() && !original.is_compressed();
         if comparable && found.stat.size > original.file().metadata()?.len() {
             return Ok(false);
         }
         let (copied, coverage) = copy.beginning(COMPARED)?;
         let (content, _) = original.beginning(COMPARED)?;
         let alike = content.starts_with(&copied) && !copied.is_empty();
-        let path = found.path.to_string_lossy();
-        let rotated_name = rotation_group(&path) == rotation_group(&file.name) && rotation_group(&path) != path;
+        let path = path_text(&found.path);
+        let rotated_name = rotation_group(&path) != path
+            && related_paths(file).iter().any(|known| rotation_group(&path_text(known)) == rotation_group(&path));
         if !alike || (!rotated_name && copied.len() < HEAD) {
             return Ok(false);
         }
         if coverage != Coverage::Partial {
             return Ok(true);
         }
+        if comparable && !same_before(copy.file(), original.file(), found.stat.size)? {
+            return Ok(false);
+        }
         let differs = matches!(open(found, compression)?.seek(&file.read)?, SeekOutcome::Different);
         Ok::<_, io::Error>(!differs)
     };
     let is_copy = unless_moved(check(), &found.path)?.unwrap_or(false);
     // The files also differ if the original was truncated just before the comparison.
-    (is_copy || file.is_open_gzip() || !content_is_gone(file, compression)?).then_some(is_copy)
+    (is_copy || file.is_open_compressed() || !content_is_gone(file, compression)?).then_some(is_copy)
+}
+
+/// Whether two files have the same last bytes before an offset.
+fn same_before(left: &File, right: &File, offset: u64) -> io::Result<bool> {
+    let len = usize::try_from(offset).unwrap_or(COMPARED).min(COMPARED);
+    let (mut left_bytes, mut right_bytes) = (vec![0; len], vec![0; len]);
+    let from = offset - len as u64;
+    let read = (read_fully_at(left, &mut left_bytes, from)?, read_fully_at(right, &mut right_bytes, from)?);
+    Ok(read == (len, len) && left_bytes == right_bytes)
 }
 
 /// `None` if a file was moved; `Some(None)` if it cannot be read.
@@ -228,28 +400,16 @@ fn unless_moved<T>(result: io::Result<T>, path: &Path) -> Option<Option<T>> {
     }
 }
 
-/// The decompressed length of a gzip file that ends within its first bytes. Too little of it is
-/// written to compare it: the file that a compressor writes has a name that the globs match from
-/// its first byte on.
-pub(crate) fn truncated_gzip_len(found: &Found, compression: Compression) -> Option<usize> {
-    let check = || {
-        let mut input = open(found, compression)?;
-        if !input.is_gzip() {
-            let mut first = [0; GZIP_MAGIC.len()];
-            let count = read_fully_at(input.file(), &mut first, 0)?;
-            let may_become_gzip =
-                compression == Compression::Auto && count < GZIP_MAGIC.len() && GZIP_MAGIC.starts_with(&first[..count]);
-            return Ok(may_become_gzip.then_some(0));
-        }
-        let (beginning, coverage) = input.beginning(HEAD)?;
-        Ok::<_, io::Error>((coverage == Coverage::Truncated).then_some(beginning.len()))
-    };
-    check().unwrap_or(None)
+/// Whether a file begins with the same full head as the content that was read of another one.
+pub(crate) fn begins_alike(found: &Found, read: &Fingerprint, compression: Compression) -> bool {
+    let head = open(found, compression).and_then(|mut input| input.beginning(HEAD));
+    head.is_ok_and(|(head, _)| head.len() == HEAD && read.head.matches(&head))
 }
 
 /// Logs the possible data loss of a missing file that nothing continues.
 pub(crate) fn report_missing(missing: &MissingFile) {
     let (path, offset, unread) = (missing.file.path.display(), missing.file.read.offset, missing.unread);
+    let text = missing.file.path.to_string_lossy();
     match missing.reason {
         MissingReason::Finished => {}
         MissingReason::ContentChanged => tracing::warn!(
@@ -261,7 +421,18 @@ pub(crate) fn report_missing(missing: &MissingFile) {
             "{path} was removed with at least {unread} unread bytes, and no copy of it was found; if rotation compresses or moves \
              the files, let `paths` match the results"
         ),
-        MissingReason::Deleted => tracing::info!("{path} was removed; it had been read to its end"),
+        MissingReason::Deleted if missing.file.verified => {
+            tracing::info!("{path} was removed; it was read up to byte {offset}, its end at the last scan");
+        }
+        MissingReason::Deleted if rotation_group(&text) != text => {
+            tracing::info!(
+                "{path} was removed while the source did not run; it was read up to byte {offset}, its last known end"
+            );
+        }
+        MissingReason::Deleted => tracing::warn!(
+            "{path} was removed while the source did not run, and no copy of it was found; it was read up to byte {offset}. Lines \
+             written to it later are lost, if there were any; let `paths` match the files that rotation makes of it"
+        ),
     }
 }
 
@@ -280,9 +451,9 @@ fn open_as(path: &Path, id: FileId, compression: Compression) -> io::Result<Inpu
 
 /// A followed file from its beginning, by its descriptor or path.
 fn reopen(file: &TrackedFile, compression: Compression) -> io::Result<Input> {
-    // A duplicated descriptor shares its file position, which a gzip reader depends on: gzip files
-    // are reopened by path.
-    if let Some(reader) = file.reader.as_ref().filter(|reader| !reader.is_gzip()) {
+    // A duplicated descriptor shares its file position, which a decoder depends on: compressed
+    // files are reopened by path.
+    if let Some(reader) = file.reader.as_ref().filter(|reader| !reader.is_compressed()) {
         return Input::open(reader.file().try_clone()?, Compression::None);
     }
     open_as(&file.path, file.id, compression)

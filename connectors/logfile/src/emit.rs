@@ -13,7 +13,6 @@ use crate::text::decode;
 
 pub(crate) struct Emitter {
     parser: Parser,
-    charset: &'static Encoding,
     oversize: Oversize,
     max_line_bytes: usize,
     schema_id: Option<String>,
@@ -35,7 +34,6 @@ impl Emitter {
     pub(crate) fn new(options: &LogfileOptions) -> Self {
         Self {
             parser: options.parser.parser(),
-            charset: options.charset,
             oversize: options.oversize,
             max_line_bytes: options.max_line_bytes,
             schema_id: options.parser.schema().map(|schema| schema.id().to_string()),
@@ -55,7 +53,13 @@ impl Emitter {
 
     /// Adds a line to the batch as a record, a rejection or a dropped line. Returns whether invalid
     /// bytes were replaced. On an error the source must stop before this line.
-    pub(crate) fn line(&mut self, out: &mut SourceBatch, origin: Origin<'_>, line: &Line<'_>) -> Result<bool> {
+    pub(crate) fn line(
+        &mut self,
+        out: &mut SourceBatch,
+        origin: Origin<'_>,
+        charset: &'static Encoding,
+        line: &Line<'_>,
+    ) -> Result<bool> {
         if let Some(len) = line.oversize {
             match self.oversize {
                 Oversize::Truncate => {}
@@ -66,7 +70,7 @@ impl Emitter {
                 Oversize::Error => return Err(self.oversize_error(origin.name, line, len)),
             }
         }
-        let (text, malformed) = decode(self.charset, line.bytes, line.offset == 0, line.oversize.is_some());
+        let (text, malformed) = decode(charset, line.bytes, line.offset == 0, line.oversize.is_some());
         let mut record = out.records.record();
         let mut parsed = Ok(Event::Blank);
         record.value_with(|arena| parsed = self.parser.parse(&text, arena));

@@ -11,9 +11,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::Compression;
 use crate::discovery::{Found, identify};
-use crate::fingerprint::{Fingerprint, HEAD};
+use crate::fingerprint::{ContentHash, Fingerprint, HEAD};
 use crate::input::Input;
-use crate::names::rotation_group;
+use crate::names::{path_text, rotation_group, text_path};
 use crate::position::{self, FileId, FilePosition, Stat};
 use crate::reader::{Reader, ResumeOutcome};
 
@@ -22,6 +22,8 @@ pub(crate) struct TrackedFile {
     pub(crate) id: FileId,
     /// The path where the last scan found it.
     pub(crate) path: PathBuf,
+    /// Its path without symbolic links, if `path` leads through some.
+    pub(crate) real: Option<PathBuf>,
     /// The path where it was first found; its records carry it after renames too.
     pub(crate) name: Arc<str>,
     pub(crate) ordering_key: u32,
@@ -39,11 +41,11 @@ pub(crate) struct TrackedFile {
     pub(crate) at_end: Option<Stat>,
     /// It ends with bytes after the last delimiter.
     pub(crate) has_rest: bool,
-    /// A complete gzip stream was read, so its last line is complete.
+    /// A complete compressed stream was read, so its last line is complete.
     pub(crate) complete: bool,
-    /// The gzip stream ends inside a member, so its last line is incomplete.
+    /// The compressed stream ends inside a member, so its last line is incomplete.
     pub(crate) truncated_stream: bool,
-    /// When its state last changed.
+    /// When its state or its path last changed.
     pub(crate) resting_since: Instant,
     pub(crate) path_state: PathState,
     /// Consecutive scans that did not find it under a path that the globs match.
@@ -51,11 +53,17 @@ pub(crate) struct TrackedFile {
     pub(crate) reader: Option<Box<Reader>>,
     /// It was read since descriptors were last closed for `max_open_files`.
     pub(crate) used: bool,
+    /// The last scan found a changed state or path.
+    pub(crate) changed: bool,
     /// Its content was compared with the content that the stored position describes.
     pub(crate) verified: bool,
     pub(crate) failure: Option<Failure>,
-    /// The warning about malformed bytes was logged.
-    pub(crate) warned_malformed: bool,
+    /// Its first bytes at its discovery, up to [`HEAD`], hashed.
+    pub(crate) head_at_discovery: Option<ContentHash>,
+    /// A new file at its path continues it, so that its incomplete last line is emitted there.
+    pub(crate) continued: bool,
+    /// The warnings that were logged about its content.
+    pub(crate) warned: Warned,
     /// Headers that all its records carry, encoded.
     pub(crate) headers: Vec<u8>,
     /// The position must be written.
@@ -72,11 +80,43 @@ pub(crate) enum PathState {
     Detached,
 }
 
+/// Warnings that are logged once for each file.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Warned {
+    pub(crate) malformed: bool,
+    pub(crate) hole: bool,
+    pub(crate) byte_order_mark: bool,
+    pub(crate) trailing_bytes: bool,
+}
+
 /// Why a file cannot be read now.
 pub(crate) struct Failure {
     pub(crate) message: String,
-    pub(crate) retry_at: Instant,
+    /// The content is the reason, so that a retry makes sense only when the file has changed from
+    /// this state.
+    damaged: Option<Stat>,
+    retry_at: Instant,
+    delay: Duration,
 }
+
+impl Failure {
+    /// Whether the file is not read now.
+    pub(crate) fn blocks(&self, stat: Stat, now: Instant) -> bool {
+        match self.damaged {
+            Some(damaged) => damaged == stat,
+            None => self.retry_at > now,
+        }
+    }
+
+    /// Whether the content of the file is the reason.
+    pub(crate) fn is_damage(&self) -> bool {
+        self.damaged.is_some()
+    }
+}
+
+/// Pause before the first retry of an unreadable file; it doubles with each retry.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// A file whose content is no longer at its path or behind its descriptor. A copy may continue it.
 pub(crate) struct MissingFile {
@@ -110,10 +150,19 @@ pub(crate) enum OpenOutcome {
     ContentChanged,
 }
 
+impl MissingFile {
+    /// Whether a copy of it, also one that no glob matches, may have content that was not read.
+    pub(crate) fn may_have_unread_copy(&self) -> bool {
+        let unseen = self.reason == MissingReason::Deleted && !self.file.verified;
+        self.unread > 0 || unseen || self.reason == MissingReason::ContentChanged
+    }
+}
+
 impl TrackedFile {
     /// A new file, to be read from its beginning.
     pub(crate) fn new(found: Found, now: Instant) -> Self {
-        let name: Arc<str> = found.path.to_string_lossy().into();
+        let name: Arc<str> = path_text(&found.path).into();
+        let real = found.linked.then(|| std::fs::canonicalize(&found.path).ok()).flatten();
         Self {
             id: found.id,
             ordering_key: xxh3_64(rotation_group(&name).as_bytes()) as u32 & i32::MAX as u32,
@@ -132,20 +181,26 @@ impl TrackedFile {
             missed_scans: 0,
             reader: None,
             used: false,
+            changed: false,
             verified: true,
             failure: None,
-            warned_malformed: false,
+            head_at_discovery: None,
+            continued: false,
+            warned: Warned::default(),
             headers: Vec::new(),
             moved: false,
             path: found.path,
+            real,
         }
     }
 
     /// A file that an earlier run followed.
     pub(crate) fn load(key: String, id: FileId, saved: FilePosition, now: Instant) -> Self {
         let stat = saved.at_end.unwrap_or(Stat { size: saved.read.offset, modified: 0 });
-        let found = Found { path: PathBuf::from(&saved.path), id, stat };
+        let found = Found { path: text_path(&saved.path), id, stat, linked: false };
         Self {
+            name: saved.path.as_str().into(),
+            real: saved.real_path.as_deref().map(text_path),
             ordering_key: saved.ordering_key,
             key: Some(key),
             read: saved.read,
@@ -157,17 +212,25 @@ impl TrackedFile {
         }
     }
 
-    /// A file that continues a missing one.
-    pub(crate) fn continuing(missing: &MissingFile, found: Found, now: Instant) -> Self {
+    /// A file that continues another one.
+    pub(crate) fn continuing(original: &Self, found: Found, now: Instant) -> Self {
         Self {
-            name: Arc::clone(&missing.file.name),
-            ordering_key: missing.file.ordering_key,
-            read: missing.file.read,
-            first: missing.file.first.clone(),
-            cut: missing.file.cut,
+            name: Arc::clone(&original.name),
+            ordering_key: original.ordering_key,
+            read: original.read,
+            first: original.first.clone(),
+            cut: original.cut,
             moved: true,
             ..Self::new(found, now)
         }
+    }
+
+    /// Hash of its first [`HEAD`] bytes, if it has that many and they are known.
+    pub(crate) fn full_head(&self) -> Option<u64> {
+        let read = Some(self.read.head).filter(|head| head.len as usize == HEAD);
+        let first = || (self.first.len() >= HEAD).then(|| ContentHash::of(&self.first[..HEAD]));
+        let discovered = self.head_at_discovery.filter(|head| head.len as usize == HEAD);
+        read.or_else(first).or(discovered).map(|head| head.hash)
     }
 
     /// Updates its state.
@@ -178,14 +241,20 @@ impl TrackedFile {
         }
     }
 
+    /// Whether its path still leads to it.
+    pub(crate) fn is_at_known_path(&self) -> bool {
+        let is_it = |metadata: std::fs::Metadata| identify(&metadata).0 == self.id;
+        self.path_state == PathState::Matched && std::fs::metadata(&self.path).is_ok_and(is_it)
+    }
+
     /// Whether nothing of it was read yet, so that its content cannot identify it.
     pub(crate) fn is_unread(&self) -> bool {
         self.read.offset == 0 && self.first.is_empty()
     }
 
-    /// Whether it is an open gzip file.
-    pub(crate) fn is_open_gzip(&self) -> bool {
-        self.reader.as_ref().is_some_and(|reader| reader.is_gzip())
+    /// Whether it is an open compressed file.
+    pub(crate) fn is_open_compressed(&self) -> bool {
+        self.reader.as_ref().is_some_and(|reader| reader.is_compressed())
     }
 
     /// Whether it has not changed for `wait`.
@@ -195,7 +264,8 @@ impl TrackedFile {
 
     /// Whether its path differs from the one that its records carry.
     pub(crate) fn is_rotated(&self) -> bool {
-        self.path_state == PathState::Detached || self.path != Path::new(&*self.name)
+        let named = self.path == Path::new(&*self.name) || self.path == text_path(&self.name);
+        self.path_state == PathState::Detached || !named
     }
 
     /// Whether the beginning of an unfinished line was read that no fingerprint covers yet.
@@ -268,6 +338,7 @@ impl TrackedFile {
             at_end: self.at_end,
             ordering_key: self.ordering_key,
             cut: self.cut,
+            real_path: (self.location() != text_path(&self.name)).then(|| path_text(self.location())),
         };
         Ok(Some(PositionChange { key, value: Some(position::encode(&saved)?) }))
     }
@@ -275,7 +346,7 @@ impl TrackedFile {
     /// Bytes that were not emitted yet, as far as known. For a compressed file: its compressed size
     /// until it is at its end.
     pub(crate) fn lag_bytes(&self) -> u64 {
-        let compressed = self.is_open_gzip() || self.complete;
+        let compressed = self.is_open_compressed() || self.complete;
         match self.at_end {
             Some(stat) if stat == self.stat && (compressed || !self.has_rest) => 0,
             _ if compressed => self.stat.size,
@@ -284,13 +355,55 @@ impl TrackedFile {
     }
 
     /// Records a failed read, with a warning the first time.
-    pub(crate) fn fail(&mut self, error: &io::Error, retry: Duration) {
-        let message = format!("cannot read {}: {error}", self.path.display());
-        if self.failure.as_ref().is_none_or(|failure| failure.message != message) {
-            tracing::warn!("{message}; the source retries it and keeps reading the other files");
+    pub(crate) fn fail(&mut self, error: &io::Error) {
+        self.note_read();
+        let path = self.path.display();
+        // Decoders report damaged content without an error number of the system.
+        let is_damage = error.raw_os_error().is_none();
+        let (message, next) = match error.kind() {
+            io::ErrorKind::Unsupported => (format!("cannot read {path}: {error}"), "reads it again when it changes"),
+            _ if is_damage => (
+                format!("{path} is damaged after byte {} of its decompressed content: {error}", self.read.offset),
+                "reads it again when it changes",
+            ),
+            _ => (format!("cannot read {path}: {error}"), "retries it"),
+        };
+        let previous = self.failure.take().filter(|failure| failure.message == message);
+        if previous.is_none() {
+            tracing::warn!("{message}; the source {next} and keeps reading the other files");
         }
-        self.failure = Some(Failure { message, retry_at: Instant::now() + retry });
+        let delay = previous.map_or(FIRST_RETRY, |failure| (failure.delay * 2).min(LAST_RETRY));
+        self.failure =
+            Some(Failure { message, damaged: is_damage.then_some(self.stat), retry_at: Instant::now() + delay, delay });
         self.reader = None;
+    }
+
+    /// Updates its path. The position stores a path in another folder, and the first rename.
+    pub(crate) fn move_to(&mut self, found: &Found, now: Instant) {
+        if self.path == found.path {
+            return;
+        }
+        let (folder, was_rotated) = (self.location().parent().map(PathBuf::from), self.is_rotated());
+        self.path = found.path.clone();
+        self.real = found.linked.then(|| std::fs::canonicalize(&self.path).ok()).flatten();
+        self.resting_since = now;
+        let changed = self.location().parent() != folder.as_deref() || self.is_rotated() != was_rotated;
+        self.moved |= changed && self.key.is_some();
+    }
+
+    /// Its path without symbolic links.
+    fn location(&self) -> &Path {
+        self.real.as_ref().unwrap_or(&self.path)
+    }
+
+    /// The folders where its renamed or copied content may be: of its path, and of the path without
+    /// symbolic links.
+    pub(crate) fn folders(&self) -> Vec<PathBuf> {
+        let paths = [Some(&self.path), self.real.as_ref()];
+        let mut folders: Vec<PathBuf> =
+            paths.into_iter().flatten().filter_map(|path| path.parent()).map(PathBuf::from).collect();
+        folders.dedup();
+        folders
     }
 
     /// Marks it as missing.

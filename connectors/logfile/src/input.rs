@@ -1,24 +1,20 @@
 //! Bytes of a file by their offset in the decompressed content.
 
 use std::fs::File;
-use std::io::{self, BufReader, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 
-use flate2::bufread::MultiGzDecoder;
-
 use crate::config::Compression;
+use crate::decompress::{Decoder, Format, MAGIC_LEN};
 use crate::fingerprint::{Fingerprint, HEAD, TAIL};
 
 /// An open file.
 pub(crate) enum Input {
     /// Not compressed.
     Plain(File),
-    /// One or more gzip members, read in order.
-    Gzip(Box<MultiGzDecoder<BufReader<File>>>),
+    /// Compressed; it can only be read in order.
+    Compressed(Box<Decoder>),
 }
-
-/// First bytes of a gzip member (deflate is the only method that exists).
-pub(crate) const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b, 0x08];
 
 /// How much of a file [`Input::beginning`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +23,7 @@ pub(crate) enum Coverage {
     Partial,
     /// The whole file, as it is now.
     Complete,
-    /// All bytes of a gzip file that ends inside a member.
+    /// All bytes of a compressed file that ends inside a member.
     Truncated,
 }
 
@@ -38,7 +34,7 @@ pub(crate) enum RawRead {
     Bytes(usize),
     /// The current end of the file.
     End,
-    /// The end of a gzip file inside a member: the file may still be written.
+    /// The end of a compressed file inside a member: the file may still be written.
     TruncatedStream,
 }
 
@@ -56,46 +52,66 @@ pub(crate) enum SeekOutcome {
 impl Input {
     /// Opens a file at its beginning.
     pub(crate) fn open(file: File, compression: Compression) -> io::Result<Self> {
-        let gzip = match compression {
-            Compression::None => false,
-            Compression::Gzip => true,
+        let format = match compression {
+            Compression::None => None,
+            Compression::Gzip => Some(Format::Gzip),
+            Compression::Zstd => Some(Format::Zstd),
+            Compression::Xz => Some(Format::Xz),
             Compression::Auto => {
-                let mut first = [0; GZIP_MAGIC.len()];
-                read_fully_at(&file, &mut first, 0)? == GZIP_MAGIC.len() && first == GZIP_MAGIC
+                let mut first = [0; MAGIC_LEN];
+                let len = read_fully_at(&file, &mut first, 0)?;
+                Format::detect(&first[..len])?
             }
         };
-        if gzip {
-            return Ok(Self::Gzip(Box::new(MultiGzDecoder::new(BufReader::with_capacity(64 << 10, file)))));
-        }
-        Ok(Self::Plain(file))
+        Ok(match format {
+            Some(format) => Self::Compressed(Box::new(Decoder::new(format, file))),
+            None => Self::Plain(file),
+        })
     }
 
-    pub(crate) fn is_gzip(&self) -> bool {
-        matches!(self, Self::Gzip(_))
+    pub(crate) fn is_compressed(&self) -> bool {
+        matches!(self, Self::Compressed(_))
     }
 
     /// The underlying file.
     pub(crate) fn file(&self) -> &File {
         match self {
             Self::Plain(file) => file,
-            Self::Gzip(decoder) => decoder.get_ref().get_ref(),
+            Self::Compressed(decoder) => decoder.file(),
         }
     }
 
-    /// Reads at `offset`. For gzip, `offset` must be where the last read ended.
+    /// Bytes of memory that it holds.
+    pub(crate) fn memory(&self) -> usize {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Compressed(decoder) => decoder.memory(),
+        }
+    }
+
+    /// Whether a compressed file has bytes after its last member that are not part of one.
+    pub(crate) fn has_trailing_bytes(&self) -> bool {
+        matches!(self, Self::Compressed(decoder) if decoder.has_trailing_bytes())
+    }
+
+    /// Frees the buffers of a compressed file that was read to its end.
+    pub(crate) fn release(&mut self) {
+        if let Self::Compressed(decoder) = self {
+            decoder.release();
+        }
+    }
+
+    /// Reads at `offset`. For a compressed file, `offset` must be where the last read ended.
     pub(crate) fn read(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<RawRead> {
+        let file = match self {
+            Self::Plain(file) => file,
+            Self::Compressed(decoder) => return decoder.read(buffer),
+        };
         loop {
-            let result = match self {
-                Self::Plain(file) => file.read_at(buffer, offset),
-                Self::Gzip(decoder) => decoder.read(buffer),
-            };
-            return match result {
+            return match file.read_at(buffer, offset) {
                 Ok(0) => Ok(RawRead::End),
                 Ok(count) => Ok(RawRead::Bytes(count)),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof && self.is_gzip() => {
-                    Ok(RawRead::TruncatedStream)
-                }
                 Err(error) => Err(error),
             };
         }
@@ -124,12 +140,12 @@ impl Input {
     pub(crate) fn seek(&mut self, known: &Fingerprint) -> io::Result<SeekOutcome> {
         match self {
             Self::Plain(file) => seek_plain(file, known),
-            Self::Gzip(_) => self.seek_gzip(known),
+            Self::Compressed(_) => self.seek_compressed(known),
         }
     }
 
-    fn seek_gzip(&mut self, known: &Fingerprint) -> io::Result<SeekOutcome> {
-        let mut seek = GzipSeek::new(*known);
+    fn seek_compressed(&mut self, known: &Fingerprint) -> io::Result<SeekOutcome> {
+        let mut seek = CompressedSeek::new(*known);
         loop {
             if let Some(outcome) = seek.step(self)? {
                 return Ok(outcome);
@@ -163,8 +179,9 @@ impl Input {
     }
 }
 
-/// A seek in a gzip file, which must decompress everything before the offset; it runs in steps.
-pub(crate) struct GzipSeek {
+/// A seek in a compressed file, which must decompress everything before the offset; it runs in
+/// steps.
+pub(crate) struct CompressedSeek {
     pub(crate) known: Fingerprint,
     first: Vec<u8>,
     recent: Vec<u8>,
@@ -172,7 +189,7 @@ pub(crate) struct GzipSeek {
     chunk: Vec<u8>,
 }
 
-impl GzipSeek {
+impl CompressedSeek {
     pub(crate) fn new(known: Fingerprint) -> Self {
         Self { known, first: Vec::new(), recent: Vec::new(), at: 0, chunk: vec![0; 64 << 10] }
     }

@@ -10,10 +10,12 @@
 
 mod config;
 mod copy_detection;
+mod decompress;
 mod discovery;
 mod emit;
 mod file;
 mod fingerprint;
+mod glob;
 mod input;
 mod names;
 mod parser;
@@ -31,7 +33,7 @@ use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{Placement, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
 
 pub use config::{Compression, EndOfFile, LogfileOptions, Oversize, ReadFrom};
-pub use parser::{Event, Expected, Parser, ParserKind};
+pub use parser::{CombinedVariant, Event, Expected, Parser, ParserKind};
 
 /// The connector, for the runtime's registry.
 pub struct LogfileConnector;

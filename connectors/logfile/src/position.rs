@@ -47,6 +47,9 @@ pub(crate) struct FilePosition {
     /// that line and makes no empty one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) cut: bool,
+    /// Where the file was when it was last read, without symbolic links, if that is not `path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) real_path: Option<String>,
 }
 
 /// The key of a file.
@@ -89,7 +92,14 @@ mod tests {
         let id = FileId { device: 66305, inode: 1234 };
         for at_end in [None, Some(Stat { size: 30, modified: 5 })] {
             let read = Fingerprint::at(3, b"ab\n", b"ab\n");
-            let saved = FilePosition { path: "/v/a.log".to_owned(), read, at_end, ordering_key: 7, cut: false };
+            let saved = FilePosition {
+                path: "/v/a.log".to_owned(),
+                read,
+                at_end,
+                ordering_key: 7,
+                cut: false,
+                real_path: None,
+            };
             let value = encode(&saved).unwrap();
             assert_eq!(decode(&key(id, &read), &value).unwrap(), (id, saved));
         }

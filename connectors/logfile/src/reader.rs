@@ -6,6 +6,11 @@
 //! between two polls, is detected by the read that would otherwise take the new bytes for a
 //! continuation.
 //!
+//! # Holes
+//! A writer that does not append keeps its offset when its file is truncated, so that the file
+//! begins with a hole: zero bytes. A file system may leave zero bytes after a crash. Zero bytes at
+//! the beginning of a line are skipped.
+//!
 //! # Memory
 //! The reader holds one line at most. Of a line longer than `max_line_bytes` it keeps the first
 //! bytes and counts the rest.
@@ -14,14 +19,18 @@ use std::fs::File;
 use std::io;
 
 use crate::config::Compression;
+use crate::decompress::{Format, MAGIC_LEN};
 use crate::fingerprint::{Fingerprint, HEAD, TAIL};
-use crate::input::{GZIP_MAGIC, GzipSeek, Input, RawRead, SeekOutcome};
+use crate::input::{CompressedSeek, Input, RawRead, SeekOutcome};
 use crate::text::Delimiter;
 
 /// A seek over more decompressed bytes than this runs in steps.
 const MAX_SEEK_AT_ONCE: u64 = 4 << 20;
 /// Size of one read.
 const CHUNK: usize = 128 << 10;
+/// Fewer zero bytes than this at the beginning of a line are skipped only at the beginning of a
+/// file.
+const MIN_HOLE: usize = 64;
 
 pub(crate) struct Reader {
     input: Input,
@@ -36,7 +45,7 @@ pub(crate) struct Reader {
     /// The file's first bytes, [`HEAD`] at most.
     first: Vec<u8>,
     /// The seek to the stored offset, while it is not finished.
-    seek: Option<Box<GzipSeek>>,
+    seek: Option<Box<CompressedSeek>>,
     /// The current line, once it is longer than allowed.
     oversized: Option<OversizedLine>,
     /// The last returned line, if it was too long.
@@ -47,8 +56,13 @@ pub(crate) struct Reader {
     before_oversized: Option<Fingerprint>,
     /// Set by [`Reader::step_back`].
     stepped_back: Option<Fingerprint>,
-    /// The gzip stream has ended; reading appended bytes needs a new one.
+    /// The compressed stream has ended; reading appended bytes needs a new one.
     ended: bool,
+    /// Number of bytes of a file that is too short to decide whether it is compressed; they are not
+    /// in `buffer`.
+    undecided: usize,
+    /// Zero bytes that were skipped since the last [`Reader::take_skipped_zeros`].
+    skipped_zeros: u64,
 }
 
 struct OversizedLine {
@@ -76,7 +90,7 @@ pub(crate) enum ReadOutcome {
     Bytes(usize),
     /// The current end of the file.
     End,
-    /// The end of a gzip file inside a member.
+    /// The end of a compressed file inside a member.
     TruncatedStream,
     /// The content that was read is gone: the file was truncated or overwritten.
     Changed,
@@ -101,9 +115,10 @@ impl Reader {
         cut: bool,
     ) -> io::Result<ResumeOutcome> {
         let mut input = Input::open(file, compression)?;
-        // A fill must not pass its deadline: a long seek in a gzip file runs in steps, and
+        // A fill must not pass its deadline: a long seek in a compressed file runs in steps, and
         // `read_more` reports its outcome.
-        let seek = (input.is_gzip() && known.offset > MAX_SEEK_AT_ONCE).then(|| Box::new(GzipSeek::new(*known)));
+        let seek =
+            (input.is_compressed() && known.offset > MAX_SEEK_AT_ONCE).then(|| Box::new(CompressedSeek::new(*known)));
         let (first, before) = match &seek {
             Some(_) => (Vec::new(), Vec::new()),
             None => match input.seek(known)? {
@@ -127,6 +142,8 @@ impl Reader {
             before_oversized: None,
             stepped_back: None,
             ended: false,
+            undecided: 0,
+            skipped_zeros: 0,
         })))
     }
 
@@ -134,11 +151,11 @@ impl Reader {
         self.input.file()
     }
 
-    pub(crate) fn is_gzip(&self) -> bool {
-        self.input.is_gzip()
+    pub(crate) fn is_compressed(&self) -> bool {
+        self.input.is_compressed()
     }
 
-    /// Whether the gzip stream has ended: to read appended bytes, the file must be reopened.
+    /// Whether the compressed stream has ended: to read appended bytes, the file must be reopened.
     pub(crate) fn must_reopen(&self) -> bool {
         self.ended
     }
@@ -171,9 +188,25 @@ impl Reader {
         self.base + self.buffer.len() as u64
     }
 
+    /// Length of a file that is too short to decide whether it is compressed, so that nothing of it
+    /// was read; otherwise 0.
+    pub(crate) fn undecided_len(&self) -> u64 {
+        self.undecided as u64
+    }
+
     /// The file's first bytes.
     pub(crate) fn first(&self) -> &[u8] {
         &self.first
+    }
+
+    /// The bytes after the last delimiter; `None` if not all of them are kept.
+    pub(crate) fn rest(&self) -> Option<&[u8]> {
+        self.oversized.is_none().then(|| &self.buffer[self.start..])
+    }
+
+    /// Whether a compressed file has bytes after its last member that are not part of one.
+    pub(crate) fn has_trailing_bytes(&self) -> bool {
+        self.input.has_trailing_bytes()
     }
 
     pub(crate) fn is_cut(&self) -> bool {
@@ -183,8 +216,7 @@ impl Reader {
     /// Bytes of memory that it holds.
     pub(crate) fn memory(&self) -> usize {
         let oversized = self.oversized.as_ref().map_or(0, |line| line.kept.capacity());
-        let decoder = if self.input.is_gzip() { 176 << 10 } else { 0 };
-        self.buffer.capacity() + oversized + self.returned.capacity() + self.first.capacity() + decoder
+        self.buffer.capacity() + oversized + self.returned.capacity() + self.first.capacity() + self.input.memory()
     }
 
     /// The next complete line, if it has been read.
@@ -192,6 +224,7 @@ impl Reader {
         if self.cut && !self.complete_cut_line(delimiter) {
             return None;
         }
+        self.skip_hole(delimiter);
         let found = delimiter.find(&self.buffer[self.scanned..], self.base + self.scanned as u64);
         let Some(found) = found else {
             self.scanned = (self.buffer.len() + 1).saturating_sub(delimiter.len()).max(self.scanned);
@@ -262,7 +295,7 @@ impl Reader {
         }
         self.compact();
         let len = self.buffer.len();
-        let overlap = if self.input.is_gzip() { 0 } else { len.min(TAIL) };
+        let overlap = if self.input.is_compressed() { 0 } else { len.min(TAIL) };
         let mut known = [0; TAIL];
         known[..overlap].copy_from_slice(&self.buffer[len - overlap..]);
         self.buffer.resize(len + CHUNK, 0);
@@ -277,16 +310,17 @@ impl Reader {
             self.buffer.truncate(len - overlap + count);
         }
         let read = read?;
-        if self.input.is_gzip() && read != RawRead::Bytes(count) {
+        if self.input.is_compressed() && read != RawRead::Bytes(count) {
             self.ended = true;
         }
         match read {
             RawRead::TruncatedStream => Ok(ReadOutcome::TruncatedStream),
             _ if !same => Ok(ReadOutcome::Changed),
             RawRead::Bytes(count) if count > overlap => {
-                if self.base + len as u64 == 0 && self.turns_out_to_be_gzip() {
-                    return self.switch_to_gzip();
+                if self.base + len as u64 == 0 && self.may_be_compressed() {
+                    return self.switch_to_decoder();
                 }
+                self.undecided = 0;
                 self.keep_first(len);
                 Ok(ReadOutcome::Bytes(count - overlap))
             }
@@ -298,6 +332,9 @@ impl Reader {
     pub(crate) fn shrink(&mut self) {
         self.compact();
         self.returned = Vec::new();
+        if self.ended {
+            self.input.release();
+        }
         if self.buffer.capacity() > 4 * self.buffer.len().max(TAIL) {
             self.buffer.shrink_to_fit();
         }
@@ -318,17 +355,18 @@ impl Reader {
         }
     }
 
-    /// Whether a file that was empty when it was opened begins like a gzip file now, or is too
-    /// short to decide.
-    fn turns_out_to_be_gzip(&self) -> bool {
-        let begins = self.buffer.starts_with(GZIP_MAGIC) || GZIP_MAGIC.starts_with(&self.buffer);
-        self.compression == Compression::Auto && !self.input.is_gzip() && begins
+    /// Whether a file that was empty when it was opened begins like a compressed file now, or is
+    /// too short to decide.
+    fn may_be_compressed(&self) -> bool {
+        let first = &self.buffer[..self.buffer.len().min(MAGIC_LEN)];
+        let auto = self.compression == Compression::Auto && !self.input.is_compressed();
+        auto && (Format::may_begin(first) || !matches!(Format::detect(first), Ok(None)))
     }
 
-    fn switch_to_gzip(&mut self) -> io::Result<ReadOutcome> {
-        let whole = self.buffer.len() >= GZIP_MAGIC.len();
+    fn switch_to_decoder(&mut self) -> io::Result<ReadOutcome> {
+        self.undecided = if Format::may_begin(&self.buffer) { self.buffer.len() } else { 0 };
         self.buffer.clear();
-        if !whole {
+        if self.undecided > 0 {
             return Ok(ReadOutcome::End);
         }
         self.input = Input::open(self.input.file().try_clone()?, Compression::Auto)?;
@@ -343,6 +381,26 @@ impl Reader {
         self.scanned = self.start;
         self.cut = false;
         true
+    }
+
+    /// Passes over zero bytes at the beginning of a line.
+    fn skip_hole(&mut self, delimiter: &Delimiter) {
+        if self.oversized.is_some() || self.buffer.get(self.start) != Some(&0) {
+            return;
+        }
+        let zeros = delimiter.leading_zeros(&self.buffer[self.start..]);
+        let before = self.start.checked_sub(delimiter.unit()).map(|from| &self.buffer[from..self.start]);
+        let continues = before.is_none_or(|unit| unit.iter().all(|byte| *byte == 0));
+        if zeros >= MIN_HOLE || (continues && zeros > 0) {
+            self.start += zeros;
+            self.scanned = self.scanned.max(self.start);
+            self.skipped_zeros += zeros as u64;
+        }
+    }
+
+    /// The number of zero bytes that were skipped since the last call.
+    pub(crate) fn take_skipped_zeros(&mut self) -> u64 {
+        std::mem::take(&mut self.skipped_zeros)
     }
 
     fn truncate_oversized(&mut self, delimiter: &Delimiter, max_bytes: usize) {
@@ -462,7 +520,8 @@ mod tests {
             text in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), Just(b'a'), any::<u8>()], 0..600),
             max in 1usize..20, delimiter in prop_oneof![Just("\n"), Just("\r\n"), Just("aa")], stop in 0usize..50, gzip: bool
         ) {
-            prop_assume!(!GZIP_MAGIC.starts_with(&text[..text.len().min(3)]) || text.is_empty());
+            let first = &text[..text.len().min(MAGIC_LEN)];
+            prop_assume!(text.is_empty() || (!Format::may_begin(first) && matches!(Format::detect(first), Ok(None))));
             let mut file = tempfile::NamedTempFile::new().unwrap();
             if gzip {
                 let mut encoder = flate2::write::GzEncoder::new(file.as_file_mut(), flate2::Compression::fast());

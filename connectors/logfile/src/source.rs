@@ -15,11 +15,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trunkline_connector::{
-    Error, Fill, PositionChange, Reservation, Result, Source, SourceBatch, SourceContext, SourceLag,
+    Error, Fill, PositionChange, Reservation, Result, Retry, Source, SourceBatch, SourceContext, SourceLag,
 };
 
 use crate::config::LogfileOptions;
 use crate::discovery;
+use crate::discovery::Scan;
 use crate::file::TrackedFile;
 use crate::names::{rotation_age, rotation_group};
 use crate::position::{self, FileId, STARTED_KEY};
@@ -54,6 +55,8 @@ pub(crate) struct LogfileSource {
     scan_by: Instant,
     /// Reading met a change that only a scan resolves.
     rescan: bool,
+    /// Globs without a file were reported.
+    reported_globs: bool,
     reservation: Reservation,
 }
 
@@ -70,7 +73,7 @@ impl LogfileSource {
         let now = Instant::now();
         Ok(Self {
             until_idle: context.until_idle,
-            tracker: Tracker::new(Arc::clone(&options), saved, first_start),
+            tracker: Tracker::new(Arc::clone(&options), saved, first_start, context.until_idle),
             watch: Watch::new(),
             reading: LineReading::new(Arc::clone(&options), context.until_idle),
             queue: VecDeque::new(),
@@ -79,6 +82,7 @@ impl LogfileSource {
             next_scan: now,
             scan_by: now,
             rescan: false,
+            reported_globs: false,
             reservation: context.budget.empty(),
             options,
         })
@@ -96,7 +100,7 @@ impl LogfileSource {
             }
             let settled = scanned && !self.rescan && !self.tracker.needs_scan();
             if settled && (self.until_idle || !out.is_empty()) {
-                self.report_unreadable()?;
+                self.finish_run()?;
                 return Ok(Fill::CaughtUp);
             }
             let now = Instant::now();
@@ -120,10 +124,17 @@ impl LogfileSource {
         }
     }
 
-    /// Fails a run that ends when everything was read, if something could not be read.
-    fn report_unreadable(&self) -> Result<()> {
-        let failures = self.tracker.failures();
-        if !self.until_idle || failures.is_empty() {
+    /// Ends a run that ends when everything was read: fails it if something could not be read.
+    fn finish_run(&mut self) -> Result<()> {
+        if !self.until_idle {
+            return Ok(());
+        }
+        self.tracker.report_unread_copies();
+        let unreadable: Vec<String> = self.tracker.unreadable().collect();
+        let damaged = unreadable.is_empty() && self.tracker.failures().all(|failure| failure.is_damage());
+        let files = self.tracker.failures().map(|failure| failure.message.clone());
+        let failures: Vec<String> = files.chain(unreadable).collect();
+        if failures.is_empty() {
             return Ok(());
         }
         const SHOWN: usize = 5;
@@ -132,12 +143,38 @@ impl LogfileSource {
         if more > 0 {
             text.push_str(&format!("; and {more} more"));
         }
-        Err(Error::external(
-            "logfile.unreadable",
-            format!(
-                "{text}. All other files were read; give the worker's user read access, or exclude these with `exclude`"
-            ),
-        ))
+        if damaged {
+            let message =
+                format!("{text}. All other files were read; replace these files, or exclude them with `exclude`");
+            return Err(Error::data("logfile.damaged", message));
+        }
+        let message = format!(
+            "{text}. All other files were read; give the worker's user read access, or exclude these with `exclude`"
+        );
+        Err(Error::external("logfile.unreadable", message).retry(Retry::Never))
+    }
+
+    /// Warns, at the first scan, about globs that match no file.
+    fn report_globs(&mut self, scan: &Scan) {
+        if std::mem::replace(&mut self.reported_globs, true) {
+            return;
+        }
+        for (glob, matches) in self.options.paths.iter().zip(&scan.matches) {
+            let written = &glob.written;
+            if matches.found == 0 {
+                let absent = glob.patterns.iter().map(|pattern| &pattern.root).find(|root| !root.is_dir());
+                let reason = absent.map(|folder| format!(": the folder {} does not exist", folder.display()));
+                tracing::warn!(
+                    "`paths`: the glob `{written}` matches no file{}; check it, and the folder that it is relative to",
+                    reason.unwrap_or_default()
+                );
+            } else if matches.found == matches.excluded {
+                tracing::warn!(
+                    "`paths`: all {} files that the glob `{written}` matches are excluded; check `exclude`",
+                    matches.found
+                );
+            }
+        }
     }
 
     /// Reads the queued files in turns. `true` if it stopped with something left to read.
@@ -184,7 +221,8 @@ impl LogfileSource {
         if file.reader.as_ref().is_some_and(|reader| reader.must_reopen()) {
             file.reader = None;
         }
-        if file.reader.is_none() {
+        let was_closed = file.reader.is_none();
+        if was_closed {
             self.tracker.limit_open_files();
         }
         let slice = match self.reading.open(&mut file) {
@@ -194,7 +232,7 @@ impl LogfileSource {
         if matches!(slice, Ok(ReadSlice::ContentChanged)) {
             self.tracker.content_changed(file);
         } else {
-            self.tracker.files.insert(id, file);
+            self.tracker.put_back(file, was_closed);
         }
         slice
     }
@@ -204,8 +242,10 @@ impl LogfileSource {
         let began = Instant::now();
         self.rescan = false;
         for _ in 0..MAX_CONSECUTIVE_SCANS {
-            let scan = discovery::scan(&self.options);
+            let mut scan = discovery::scan(&self.options);
+            scan.folders.extend(self.tracker.linked_folders());
             self.watch.follow(&scan.folders);
+            self.report_globs(&scan);
             let Reconciled { changes, abandoned } = self.tracker.reconcile(scan)?;
             for change in changes {
                 push_change(out, change);
@@ -229,7 +269,7 @@ impl LogfileSource {
         let now = Instant::now();
         let mut groups: BTreeMap<&str, Vec<&TrackedFile>> = BTreeMap::new();
         for file in self.tracker.files.values() {
-            let waits = file.failure.as_ref().is_some_and(|failure| failure.retry_at > now);
+            let waits = file.failure.as_ref().is_some_and(|failure| failure.blocks(file.stat, now));
             let unread = file.at_end != Some(file.stat) || (file.has_rest && self.reading.rest_is_due(file, now));
             if unread && !waits {
                 groups.entry(rotation_group(&file.name)).or_default().push(file);

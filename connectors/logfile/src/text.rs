@@ -5,6 +5,37 @@ use std::borrow::Cow;
 use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
 use memchr::memmem::Finder;
 
+/// How the text of a file is encoded.
+pub(crate) struct TextFormat {
+    pub(crate) charset: &'static Encoding,
+    pub(crate) delimiter: Delimiter,
+}
+
+/// The configured encoding, and those that a byte order mark can name. A byte order mark takes
+/// precedence.
+pub(crate) struct TextFormats {
+    configured: TextFormat,
+    marked: [TextFormat; 3],
+}
+
+impl TextFormats {
+    pub(crate) fn new(delimiter: &str, charset: &'static Encoding) -> Self {
+        let format = |charset| TextFormat { charset, delimiter: Delimiter::new(delimiter, charset) };
+        Self { configured: format(charset), marked: [UTF_8, UTF_16LE, UTF_16BE].map(format) }
+    }
+
+    /// The encoding of a file with these first bytes.
+    pub(crate) fn of(&self, first: &[u8]) -> &TextFormat {
+        let marked = Encoding::for_bom(first).map(|(charset, _)| charset);
+        self.marked.iter().find(|format| Some(format.charset) == marked).unwrap_or(&self.configured)
+    }
+
+    /// Whether a file's byte order mark names another charset than the configured one.
+    pub(crate) fn contradicts(&self, format: &TextFormat) -> bool {
+        format.charset != self.configured.charset
+    }
+}
+
 /// The delimiter of lines, as bytes of the file.
 pub(crate) struct Delimiter {
     bytes: Vec<u8>,
@@ -14,7 +45,6 @@ pub(crate) struct Delimiter {
     /// A carriage return in the charset, removed before a newline.
     carriage_return: Option<Vec<u8>>,
 }
-
 impl Delimiter {
     pub(crate) fn new(text: &str, charset: &'static Encoding) -> Self {
         let bytes = encode(text, charset);
@@ -58,6 +88,16 @@ impl Delimiter {
         }
         let undecided = self.bytes.starts_with(rest) || cr.starts_with(bytes);
         if undecided { None } else { Some(0) }
+    }
+
+    /// Length of the zero bytes at the beginning of `bytes`, in whole code units. Zero if the
+    /// delimiter begins with zero bytes.
+    pub(crate) fn leading_zeros(&self, bytes: &[u8]) -> usize {
+        if self.bytes[..self.unit.min(self.bytes.len())].iter().all(|byte| *byte == 0) {
+            return 0;
+        }
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        zeros - zeros % self.unit
     }
 
     /// Size of a code unit.
@@ -130,5 +170,20 @@ mod tests {
         assert_eq!(decode(UTF_8, b"a\xc3", false, true), (Cow::Borrowed("a"), false));
         assert_eq!(decode(encoding_rs::WINDOWS_1252, b"\xe4", false, false).0, "ä");
         assert_eq!(decode(UTF_16LE, b"\xff\xfea\0", true, false).0, "a");
+    }
+
+    #[test]
+    fn a_byte_order_mark_selects_the_charset() {
+        let formats = TextFormats::new("\n", encoding_rs::WINDOWS_1252);
+        for (first, charset) in [
+            (&b"\xef\xbb\xbfa"[..], UTF_8),
+            (b"\xff\xfea\0", UTF_16LE),
+            (b"\xfe\xff\0a", UTF_16BE),
+            (b"a", encoding_rs::WINDOWS_1252),
+            (b"\xff", encoding_rs::WINDOWS_1252),
+            (b"", encoding_rs::WINDOWS_1252),
+        ] {
+            assert_eq!(formats.of(first).charset, charset, "{first:?}");
+        }
     }
 }

@@ -193,7 +193,7 @@ fn compression_can_be_configured() {
     source.append("a.log", "this is not a gzip file\n");
     write_gzip(&source.path("b.log"), b"one\n");
     let error = source.try_read().unwrap_err();
-    assert_eq!((error.domain, error.code), (Domain::External, "logfile.unreadable"));
+    assert_eq!((error.domain, error.code), (Domain::Data, "logfile.damaged"));
     assert!(error.message().contains("a.log"), "{error}");
     assert_eq!(source.texts(), ["one"]);
 }

@@ -1,9 +1,9 @@
-//! Feeds recorded binlogs with random changes to everything that reads them: packets, events, compressed transactions, table
-//! maps, rows, JSON, and the follower. The result must be records or an error, never a panic, an endless loop, or an allocation
-//! for bytes that do not exist.
+//! Feeds recorded binlogs with random changes to everything that reads them: packets, events,
+//! compressed transactions, table maps, rows, JSON, and the follower. The result must be records or
+//! an error, never a panic, an endless loop, or an allocation for bytes that do not exist.
 //!
-//! `TRUNKLINE_FUZZ_SECONDS=60 TRUNKLINE_FUZZ_SEED=7 cargo test --workspace --lib -- --nocapture fuzz`; 2 s by default. A failure
-//! prints the seed that repeats it.
+//! `TRUNKLINE_FUZZ_SECONDS=60 TRUNKLINE_FUZZ_SEED=7 cargo test --workspace --lib -- --nocapture
+//! fuzz`; 2 s by default. A failure prints the seed that repeats it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -240,7 +240,8 @@ fn try_seeds(first: u64, seconds: u64, seeds: &Sender<u64>) {
         let mut random = Random(seed);
         let (file, events) = transactions[random.below(transactions.len())];
         let mut events = events.to_vec();
-        // Usually checksums and frames match the changed event: otherwise no change would pass them.
+        // Usually checksums and frames match the changed event: otherwise no change would pass
+        // them.
         let is_raw_change = random.below(8) == 0;
         if !is_raw_change {
             mutate(&mut random, &mut events);

@@ -1,8 +1,10 @@
-//! The source connector `mysql`: the rows of tables in MySQL and MariaDB, and their changes from the binlog.
+//! The source connector `mysql`: the rows of tables in MySQL and MariaDB, and their changes from
+//! the binlog.
 //!
-//! It emits every committed change of a row once and in order, and every existing row once, in its newest state, across restarts
-//! of worker and server at any moment. The modules explain how: [`position`] (what is stored), [`binlog::follower`] (how
-//! transactions are emitted in parts) and [`snapshot`] (how existing rows and changes are combined).
+//! It emits every committed change of a row once and in order, and every existing row once, in its
+//! newest state, across restarts of worker and server at any moment. The modules explain how:
+//! [`position`] (what is stored), [`binlog::follower`] (how transactions are emitted in parts) and
+//! [`snapshot`] (how existing rows and changes are combined).
 //!
 //! The folder's README documents the options. Modules import only modules below them:
 //!
@@ -89,7 +91,8 @@ impl SourceSpec for MysqlSpec {
         runtime.block_on(preflight::check(&self.options, task))
     }
 
-    /// The schemas of the output ports. A batch has the schema of a table with the first record that uses it.
+    /// The schemas of the output ports. A batch has the schema of a table with the first record
+    /// that uses it.
     fn schemas(&self) -> Vec<Arc<Schema>> {
         let definitions = self.options.ddl.then(format::schemas::definition_schema);
         let markers = self.options.format.transaction_block.then(format::schemas::marker_schema);

@@ -1,10 +1,11 @@
-//! The stored position of a source: how far the binlog was processed (key `stream`), and the progress of each table's snapshot
-//! (key `table/DATABASE.TABLE`).
+//! The stored position of a source: how far the binlog was processed (key `stream`), and the
+//! progress of each table's snapshot (key `table/DATABASE.TABLE`).
 //!
-//! `stream` identifies the processed transactions, by GTIDs where the server has them, otherwise by file and offset, and the
-//! processed part of the next transaction: its rows events, and rows of the next rows event. After a restart the server sends
-//! that transaction again from its start, and the source skips the processed part. The count includes rows events of tables
-//! that are not captured, so a change of `tables` does not shift it.
+//! `stream` identifies the processed transactions, by GTIDs where the server has them, otherwise by
+//! file and offset, and the processed part of the next transaction: its rows events, and rows of
+//! the next rows event. After a restart the server sends that transaction again from its start, and
+//! the source skips the processed part. The count includes rows events of tables that are not
+//! captured, so a change of `tables` does not shift it.
 
 use std::collections::BTreeMap;
 
@@ -86,53 +87,129 @@ pub(crate) struct PartialTransaction {
     pub(crate) events: u64,
     /// The number of processed rows of the next rows event.
     pub(crate) rows: u64,
-    /// The number of changes per table, with `transaction_markers`; `None` if its `BEGIN` record was not written.
+    /// The number of changes per table, with `transaction_markers`; `None` if its `BEGIN` record
+    /// was not written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) counts: Option<Counts>,
 }
 
-/// The progress of a table's snapshot. A table whose snapshot did not start has no entry.
+/// A column of a key, with everything that determines the order of its values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+pub(crate) struct KeyColumn {
+    pub(crate) name: String,
+    #[serde(rename = "type")]
+    pub(crate) column_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) collation: Option<String>,
+}
+
+/// A position in the order of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeyPosition {
+    /// The key of a row, as SQL literals.
+    pub(crate) literals: Vec<String>,
+    /// The key that the literals belong to; `None` if an earlier version stored the position.
+    pub(crate) columns: Option<Vec<KeyColumn>>,
+}
+
+impl KeyPosition {
+    /// Whether the literals have the same meaning for this key: the same columns in the same order.
+    pub(crate) fn is_valid_for(&self, key: &[KeyColumn]) -> bool {
+        self.literals.len() == key.len() && self.columns.as_deref().is_none_or(|columns| columns == key)
+    }
+}
+
+/// The progress of a table's snapshot. A table whose snapshot did not start has no entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TablePosition {
     /// Every row was emitted.
     Done,
-    /// Every row up to this key was emitted. The key is a list of SQL literals.
+    Running(SnapshotProgress),
+}
+
+/// The progress of an unfinished snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SnapshotProgress {
+    /// `trunkline snapshot` requested it.
+    pub(crate) is_requested: bool,
+    /// The SQL condition (after WHERE) that restricts the rows.
+    pub(crate) condition: Option<String>,
+    /// Every row up to this key was emitted.
+    pub(crate) after: Option<KeyPosition>,
+    /// How often a consistent read emitted rows and failed.
+    pub(crate) failures: u32,
+}
+
+/// The stored form of a [`TablePosition`]. Only earlier versions wrote `After`, `Again` and `Where`.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum StoredTable {
+    Done,
     After(Vec<String>),
-    /// The same, of a requested snapshot. The key is empty before the first row.
-    #[serde(rename = "again")]
-    Requested(Vec<String>),
-    /// The same, restricted to the rows that match a condition.
-    #[serde(rename = "where")]
-    RequestedWhere {
-        /// The SQL condition that follows WHERE.
-        condition: String,
-        after: Vec<String>,
-    },
+    Again(Vec<String>),
+    Where { condition: String, after: Vec<String> },
+    Snapshot(StoredSnapshot),
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredSnapshot {
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    requested: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    condition: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    after: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<Vec<KeyColumn>>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    failures: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl From<StoredTable> for TablePosition {
+    fn from(stored: StoredTable) -> Self {
+        let running = |is_requested, condition, literals: Vec<String>| {
+            let after = (!literals.is_empty()).then_some(KeyPosition { literals, columns: None });
+            Self::Running(SnapshotProgress { is_requested, condition, after, failures: 0 })
+        };
+        match stored {
+            StoredTable::Done => Self::Done,
+            StoredTable::After(literals) => running(false, None, literals),
+            StoredTable::Again(literals) => running(true, None, literals),
+            StoredTable::Where { condition, after } => running(true, Some(condition), after),
+            StoredTable::Snapshot(StoredSnapshot { requested, condition, after, key, failures }) => {
+                let after = after.map(|literals| KeyPosition { literals, columns: key });
+                Self::Running(SnapshotProgress { is_requested: requested, condition, after, failures })
+            }
+        }
+    }
 }
 
 impl TablePosition {
-    /// The condition of a restricted snapshot.
-    pub(crate) fn condition(&self) -> Option<&str> {
-        if let Self::RequestedWhere { condition, .. } = self { Some(condition) } else { None }
-    }
-
-    /// The key up to which rows were emitted.
-    pub(crate) fn after(&self) -> Option<&[String]> {
-        match self {
-            Self::After(key) | Self::Requested(key) | Self::RequestedWhere { after: key, .. } if !key.is_empty() => {
-                Some(key)
-            }
-            _ => None,
-        }
+    /// The progress of an unfinished snapshot.
+    pub(crate) fn running(&self) -> Option<&SnapshotProgress> {
+        if let Self::Running(progress) = self { Some(progress) } else { None }
     }
 
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
-        to_json(self)
+        to_json(&match self.clone() {
+            Self::Done => StoredTable::Done,
+            Self::Running(SnapshotProgress { is_requested, condition, after, failures }) => {
+                let (after, key) = match after {
+                    Some(KeyPosition { literals, columns }) => (Some(literals), columns),
+                    None => (None, None),
+                };
+                StoredTable::Snapshot(StoredSnapshot { requested: is_requested, condition, after, key, failures })
+            }
+        })
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        from_json(bytes)
+        from_json::<StoredTable>(bytes).map(Self::from)
     }
 }
 
@@ -177,6 +254,8 @@ impl StreamPosition {
 pub(crate) struct StoredPosition {
     pub(crate) stream: Option<StreamPosition>,
     pub(crate) tables: BTreeMap<TableName, TablePosition>,
+    /// Keys that no longer identify a table.
+    pub(crate) obsolete_keys: Vec<String>,
 }
 
 impl StoredPosition {
@@ -187,6 +266,10 @@ impl StoredPosition {
                 position.stream = Some(StreamPosition::from_bytes(value)?);
             } else if let Some(table) = table_of(key) {
                 position.tables.insert(table, TablePosition::from_bytes(value)?);
+            } else if key.starts_with(TABLE) {
+                // An earlier version joined the parts of the name without escaping a `.` within them, so the table is
+                // unknown. It is read again.
+                position.obsolete_keys.push(key.clone());
             }
         }
         Ok(position)
@@ -240,9 +323,19 @@ mod tests {
         assert_eq!(StreamPosition::from_bytes(&mariadb.to_bytes().unwrap()).unwrap(), mariadb);
         let plain = StreamPosition { processed: None, partial: None, ..position };
         assert_eq!(StreamPosition::from_bytes(&plain.to_bytes().unwrap()).unwrap(), plain);
-        let key = || vec!["1".to_owned(), "_utf8mb4 x'61'".to_owned()];
-        let restricted = TablePosition::RequestedWhere { condition: "a > 1".to_owned(), after: key() };
-        for table in [TablePosition::Done, TablePosition::After(key()), TablePosition::Requested(key()), restricted] {
+        let column = |name: &str, collation: Option<&str>| KeyColumn {
+            name: name.to_owned(),
+            column_type: "varchar(9)".to_owned(),
+            collation: collation.map(str::to_owned),
+        };
+        let key = KeyPosition {
+            literals: vec!["1".to_owned(), "_utf8mb4 x'61'".to_owned()],
+            columns: Some(vec![column("a", None), column("b", Some("utf8mb4_bin"))]),
+        };
+        let condition = Some("a > 1".to_owned());
+        let progress = SnapshotProgress { is_requested: true, condition, after: Some(key), failures: 2 };
+        for table in [TablePosition::Done, TablePosition::Running(progress), TablePosition::Running(Default::default())]
+        {
             assert_eq!(TablePosition::from_bytes(&table.to_bytes().unwrap()).unwrap(), table);
         }
         assert!(StreamPosition::from_bytes(b"{\"gtids\":\"x\",\"file\":\"\",\"pos\":0}").is_err());
@@ -265,9 +358,30 @@ mod tests {
             ("{\"where\":{\"condition\":\"a > 1\",\"after\":[\"3\"]}}", Some("3"), Some("a > 1")),
         ] {
             let table = TablePosition::from_bytes(stored.as_bytes()).unwrap();
-            assert_eq!(table.after().map(|key| key[0].as_str()), after, "{stored}");
-            assert_eq!(table.condition(), condition, "{stored}");
+            let progress = table.running().cloned().unwrap_or_default();
+            assert_eq!(progress.after.map(|key| key.literals[0].clone()).as_deref(), after, "{stored}");
+            assert_eq!(progress.condition.as_deref(), condition, "{stored}");
         }
+    }
+
+    #[test]
+    fn a_position_is_valid_for_its_own_key_only() {
+        let column = |name: &str, column_type: &str, collation: Option<&str>| KeyColumn {
+            name: name.to_owned(),
+            column_type: column_type.to_owned(),
+            collation: collation.map(str::to_owned),
+        };
+        let (a, b) = (column("a", "int", None), column("b", "varchar(9)", Some("utf8mb4_bin")));
+        let literals = || vec!["1".to_owned(), "x'61'".to_owned()];
+        let position = KeyPosition { literals: literals(), columns: Some(vec![a.clone(), b.clone()]) };
+        assert!(position.is_valid_for(&[a.clone(), b.clone()]));
+        let collated = column("b", "varchar(9)", Some("utf8mb4_0900_ai_ci"));
+        for other in [vec![b.clone(), a.clone()], vec![a.clone()], vec![a.clone(), collated], Vec::new()] {
+            assert!(!position.is_valid_for(&other), "{other:?}");
+        }
+        // An earlier version stored no columns.
+        let old = KeyPosition { literals: literals(), columns: None };
+        assert!(old.is_valid_for(&[b, a.clone()]) && !old.is_valid_for(&[a]));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! `trunkline validate --check`: the prerequisites that the server does not meet, each with the statement that fixes it.
+//! `trunkline validate --check`: the prerequisites that the server does not meet, each with the
+//! statement that fixes it.
 
 use trunkline_connector::{Error, PreflightIssue, Result};
 
@@ -8,6 +9,7 @@ use crate::connection::binlog_state::binlog_end;
 use crate::connection::dialect::{Dialect, ServerFlavor};
 use crate::connection::query::{QueryConnection, TextRows};
 use crate::connection::server_info::ServerInfo;
+use crate::snapshot::access::{grants, partly_readable, partly_readable_message};
 use crate::snapshot::describe;
 
 /// A shorter retention loses changes of a source that stands still over a weekend.
@@ -176,7 +178,8 @@ impl<'a> Preflight<'a> {
         Ok(())
     }
 
-    /// Checks that the user may follow the binlog, and that no other replica has the source's number.
+    /// Checks that the user may follow the binlog, and that no other replica has the source's
+    /// number.
     async fn check_replica(&mut self, identity: &ReplicaIdentity) -> Result<()> {
         const CODE: &str = "mysql.check.replication_slave";
         let replicas: TextRows = match self.dialect {
@@ -216,16 +219,21 @@ impl<'a> Preflight<'a> {
             let message = format!("`tables` matches no table that the user `{}` may read", self.user());
             self.report("mysql.check.tables", &message, self.grant("SELECT"));
         }
+        let denied = partly_readable(&mut self.connection, &tables).await?;
+        if !denied.is_empty() {
+            let message = partly_readable_message(self.user(), &denied);
+            self.report("mysql.check.column_privilege", &message, grants(self.user(), &denied));
+        }
         let is_exact = self.options.snapshot_mode == SnapshotMode::Exact;
         let needs_lock = |is_keyless: bool| is_keyless || is_exact || server.flavor == ServerFlavor::MySqlWithoutGtids;
-        if let Some(table) = tables.iter().find(|table| needs_lock(table.key.is_empty()))
+        if let Some(description) = tables.iter().find(|description| needs_lock(!description.has_chunks()))
             && !self.has_privilege("LOCK TABLES")
         {
             let why = match is_exact {
                 true => "`snapshot_mode = \"exact\"` reads",
                 false => "it has no primary key (or the server has no GTIDs), so the source reads",
             };
-            let message = format!("{}: {why} it after a short lock", table.name);
+            let message = format!("{}: {why} it after a short lock", description.table.name);
             self.report("mysql.check.lock_tables", &message, self.grant("LOCK TABLES"));
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! Compares the age of the transactions that the source reads with the server's binlog retention, and warns before the server
-//! purges unread transactions.
+//! Compares the age of the transactions that the source reads with the server's binlog retention,
+//! and warns before the server purges unread transactions.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! The running source: fills batches from the follower of the binlog and from the snapshot.
 //!
-//! Every external failure ends the source with an error and its position. The stage opens it again with backoff, so a restart of
-//! the worker and one of the server have the same recovery.
+//! Every external failure ends the source with an error and its position. The stage opens it again
+//! with backoff, so a restart of the worker and one of the server have the same recovery.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -17,19 +17,20 @@ use crate::config::{MysqlOptions, OnPurged, SnapshotPolicy};
 use crate::connection::binlog_state::{binlog_end, check_contains, current_position, has_binlog_after, purged};
 use crate::connection::query::QueryConnection;
 use crate::connection::server_info::ServerInfo;
-use crate::format::table::Table;
 use crate::position::{BinlogPosition, STREAM, StoredPosition, StreamPosition, TablePosition, table_key};
 use crate::replication::BinlogEvents;
 use crate::replication::event_frame::Event;
 use crate::retention::BinlogRetention;
-use crate::snapshot::describe;
+use crate::schema::table_name::TableName;
+use crate::snapshot::access::{self, TableAccess, access_to, check_columns};
+use crate::snapshot::describe::{self, TableDescription};
 use crate::snapshot::progress_log::ProgressLog;
 use crate::snapshot::reader::Reader;
 use crate::snapshot::tracker::SnapshotTracker;
 use crate::snapshot::{Snapshot, SnapshotStep};
 
-/// The interval in which a source without records stores its position. An idle source must advance too, because the server purges
-/// the binlog behind it.
+/// The interval in which a source without records stores its position. An idle source must advance
+/// too, because the server purges the binlog behind it.
 const POSITION_INTERVAL: Duration = Duration::from_secs(5);
 /// The interval of requests for the end of the binlog, while everything has been read.
 const END_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,6 +48,7 @@ pub(crate) struct MysqlSource {
     events: BinlogEvents,
     follower: Follower,
     tracker: SnapshotTracker,
+    reader: Arc<Reader>,
     snapshot: Option<Snapshot>,
     progress_log: ProgressLog,
     retention: BinlogRetention,
@@ -87,7 +89,7 @@ impl StartingPoint {
         server: &ServerInfo,
         stored: StoredPosition,
     ) -> Result<Self> {
-        let StoredPosition { stream, mut tables } = stored;
+        let StoredPosition { stream, mut tables, mut obsolete_keys } = stored;
         // The position comes before the tables: everything committed after it is in the stream.
         let mut first = match stream {
             Some(_) => None,
@@ -101,10 +103,10 @@ impl StartingPoint {
                 "`tables` matches no existing table; the source waits for new tables"
             );
         }
-        let is_done = |table: &Arc<Table>| tables.get(&table.name) == Some(&TablePosition::Done);
+        let is_done =
+            |description: &Arc<TableDescription>| tables.get(&description.table.name) == Some(&TablePosition::Done);
         // A completed snapshot needs no binlog.
         let is_over = options.snapshot == SnapshotPolicy::Only && known.iter().all(is_done);
-        let mut obsolete_keys = Vec::new();
         if let Some(position) = &stream
             && !is_over
         {
@@ -115,7 +117,7 @@ impl StartingPoint {
                     return Err(error);
                 }
                 tracing::warn!(source = options.name, "{}; restarting with a snapshot", error.message());
-                obsolete_keys = tables.keys().map(table_key).collect();
+                obsolete_keys.extend(tables.keys().map(table_key));
                 tables.clear();
                 first = Some(current_position(queries, server.flavor).await?);
                 known = describe::tables(options, queries, &server.charsets, None).await?;
@@ -126,8 +128,15 @@ impl StartingPoint {
             (None, Some(position)) => (position.clone(), position),
             (first, _) => (first.unwrap_or_default(), StreamPosition::default()),
         };
+        if options.snapshot != SnapshotPolicy::Never {
+            check_columns(options, queries, &known).await?;
+        }
+        let known = known.into_iter().map(|description| Arc::clone(&description.table));
         let mut tracker = SnapshotTracker::new(tables, known);
         tracker.plan(options.snapshot != SnapshotPolicy::Never);
+        if let Some(name) = tracker.exhausted() {
+            return Err(interrupted(options, name));
+        }
         Ok(Self { position, stored, tracker, obsolete_keys })
     }
 }
@@ -156,7 +165,8 @@ impl MysqlSource {
             flavor: server.flavor,
             visible_from: Mutex::default(),
         };
-        let snapshot = (tracker.left() > 0).then(|| Snapshot::new(Arc::new(reader), context.runtime.clone()));
+        let reader = Arc::new(reader);
+        let snapshot = (tracker.left() > 0).then(|| Snapshot::new(Arc::clone(&reader), context.runtime.clone()));
         let expected = match tracker.left() {
             0 => 0,
             _ => describe::estimated_rows(&mut queries, tracker.waiting()).await?,
@@ -173,6 +183,7 @@ impl MysqlSource {
             queries,
             events,
             tracker,
+            reader,
             snapshot,
             end,
             end_checked: now,
@@ -215,8 +226,9 @@ impl MysqlSource {
             let is_over = match self.wait(until, is_blocked)? {
                 WaitOutcome::Event(event) => {
                     self.last_event = Instant::now();
-                    self.describe_for(&event)?;
+                    self.describe_for(&event, out)?;
                     self.follower.process(event, out, &mut self.tracker)?;
+                    self.describe_appeared(out)?;
                     Instant::now() >= deadline
                 }
                 WaitOutcome::SnapshotRows => Instant::now() >= deadline,
@@ -226,7 +238,8 @@ impl MysqlSource {
                 }
             };
             if is_over {
-                // After an event too: it may be a heartbeat, and heartbeats may coincide with deadlines permanently.
+                // After an event too: it may be a heartbeat, and heartbeats may coincide with
+                // deadlines permanently.
                 return self.check_caught_up();
             }
         }
@@ -248,7 +261,17 @@ impl MysqlSource {
         Ok(step)
     }
 
-    /// Waits for an event or for rows of the snapshot; while the snapshot blocks the stream, only for rows.
+    /// Counts the failure of a consistent read that had emitted rows: a retry emits them again.
+    fn count_failed_read(&mut self, out: &mut SourceBatch) -> Result<()> {
+        let Some(snapshot) = &self.snapshot else { return Ok(()) };
+        match self.tracker.read_failed(snapshot.emitting(), out)?.first() {
+            Some(name) => Err(interrupted(&self.options, name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for an event or for rows of the snapshot; while the snapshot blocks the stream, only
+    /// for rows.
     fn wait(&mut self, until: Instant, is_blocked: bool) -> Result<WaitOutcome> {
         let Self { runtime, events, snapshot, .. } = self;
         let outcome = runtime.block_on(async {
@@ -272,13 +295,54 @@ impl MysqlSource {
         outcome.unwrap_or(Ok(WaitOutcome::Timeout))
     }
 
-    /// Describes the table of a table map that does not identify its types.
-    fn describe_for(&mut self, event: &Event) -> Result<()> {
-        let Some(name) = self.follower.needs_description(event) else { return Ok(()) };
+    /// Describes the table of a table map, if its types or its origin are unknown.
+    fn describe_for(&mut self, event: &Event, out: &mut SourceBatch) -> Result<()> {
+        let Some(name) = self.follower.mapped_table(event) else { return Ok(()) };
+        if self.tracker.is_unknown(&name) {
+            self.check_access(&name, out)?;
+        }
+        if self.follower.needs_description(event) {
+            let charsets = self.follower.charsets();
+            let described = describe::tables(&self.options, &mut self.queries, &charsets, Some(&name));
+            let described = self.runtime.block_on(described)?.pop();
+            self.follower.set_description(name, described.as_ref().map_or(&[], |it| &it.table.columns));
+        }
+        Ok(())
+    }
+
+    /// Describes tables that appeared without a creation in the stream.
+    fn describe_appeared(&mut self, out: &mut SourceBatch) -> Result<()> {
+        for name in self.tracker.take_appeared() {
+            self.check_access(&name, out)?;
+        }
+        Ok(())
+    }
+
+    /// Checks the access to a table that the source did not find when it opened. Unless the stream
+    /// has its creation, it needs a snapshot: it was renamed, restored, or not readable before.
+    fn check_access(&mut self, name: &TableName, out: &mut SourceBatch) -> Result<()> {
         let charsets = self.follower.charsets();
-        let described = describe::tables(&self.options, &mut self.queries, &charsets, Some(&name));
-        let described = self.runtime.block_on(described)?;
-        self.follower.set_description(name, described.first().map_or(&[], |table| &table.columns));
+        let access = self.runtime.block_on(access_to(&self.options, &mut self.queries, &charsets, name))?;
+        let (source, server) = (&self.options.name, self.options.connection.server_label());
+        match &access {
+            TableAccess::Readable(_) if !self.tracker.has_position(name) => {
+                tracing::info!(source, "{name} appeared without its creation in the binlog; its snapshot starts");
+            }
+            TableAccess::Unreadable => {
+                let grant = access::grants(&self.options.connection.address.user, std::slice::from_ref(name));
+                tracing::warn!(
+                    source,
+                    code = "mysql.unreadable",
+                    "{server}: the user may not read {name}, so its changes are dropped; {grant} or exclude the table from `tables`"
+                );
+            }
+            TableAccess::Readable(_) | TableAccess::Gone => {}
+        }
+        self.tracker.set_access(name, access, out);
+        if self.snapshot.is_none() && self.tracker.left() > 0 {
+            self.progress_log = ProgressLog::new(self.tracker.left(), 0);
+            self.snapshot = Some(Snapshot::new(Arc::clone(&self.reader), self.runtime.clone()));
+        }
         Ok(())
     }
 
@@ -329,7 +393,8 @@ impl MysqlSource {
         let is_idle = self.is_caught_up && self.until_idle;
         let is_due = !out.is_empty() || self.stored_at.elapsed() >= POSITION_INTERVAL || is_idle;
         let has_moved = *position != self.stored && (is_due || self.stored == StreamPosition::default());
-        // An unchanged position too: the write shows a task that `trunkline snapshot` has changed the position.
+        // An unchanged position too: the write shows a task that `trunkline snapshot` has changed
+        // the position.
         if has_moved || self.stored_at.elapsed() >= POSITION_INTERVAL {
             out.set_position(STREAM, Some(position.to_bytes()?));
             self.stored = position.clone();
@@ -344,7 +409,11 @@ impl Source for MysqlSource {
         for key in std::mem::take(&mut self.obsolete_keys) {
             out.set_position(&key, None);
         }
-        let result = self.fill_batch(out, deadline);
+        let mut result = self.fill_batch(out, deadline);
+        if result.is_err() {
+            // The last failure replaces the error, so that the source stops.
+            result = self.count_failed_read(out).and(result);
+        }
         self.is_caught_up = result.as_ref().is_ok_and(|is_caught_up| *is_caught_up);
         self.check_retention();
         // After an error too: the batch keeps the records before it.
@@ -361,4 +430,14 @@ impl Source for MysqlSource {
         let bytes = if reached.file == self.end.file { self.end.pos.saturating_sub(reached.pos) } else { self.end.pos };
         SourceLag { bytes: Some(bytes.max(1)), records: None, age: None, retention_left }
     }
+}
+
+/// The error of a consistent read that failed repeatedly.
+fn interrupted(options: &MysqlOptions, name: &TableName) -> Error {
+    let server = options.connection.server_label();
+    let message = format!(
+        "{server}: the snapshot of {name} failed repeatedly after it had emitted rows, and each retry emits them again; fix the \
+         cause in the log, then restart the snapshot with `trunkline snapshot --tables {name}`"
+    );
+    Error::data("mysql.snapshot_failed", message)
 }

@@ -53,7 +53,7 @@ fn images() -> Vec<u8> {
         bytes.extend_from_slice(&[0x99, 0xb9, 0x2a, 0x30, 0x45, 1, 2, 3]);
         bytes.extend_from_slice(&[0x69, 0x20, 0x10, 0x11, 3, 0xe7]);
         bytes.extend_from_slice(&24u16.to_le_bytes());
-        bytes.extend_from_slice(b"somebody.else@example.or");
+        bytes.extend_from_slice(b"some.address@example.org");
         bytes.extend_from_slice(&130u16.to_le_bytes());
         bytes.extend_from_slice(&[b'n'; 130]);
     }

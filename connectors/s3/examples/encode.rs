@@ -1,7 +1,9 @@
-//! How fast records become Parquet files in a directory: `cargo run --release -p trunkline-s3 --example encode [RECORDS [PATHS [DIRECTORY]]]`.
+//! How fast records become Parquet files in a directory: `cargo run --release -p trunkline-s3
+//! --example encode [RECORDS [PATHS [DIRECTORY]]]`.
 //!
-//! One thread writes access-log records in batches of 1000, without schema, to a directory (by default a temporary one, which is removed). Printed are rows and
-//! bytes of JSON a second of CPU time, the most memory that the sink reported, and the same for a plain copy of the bytes to a
+//! One thread writes access-log records in batches of 1000, without schema, to a directory (by
+//! default a temporary one, which is removed). Printed are rows and bytes of JSON a second of CPU
+//! time, the most memory that the sink reported, and the same for a plain copy of the bytes to a
 //! file, which is what any writer costs at least.
 
 use std::error::Error;

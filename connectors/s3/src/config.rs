@@ -132,7 +132,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
 
 const MIB: u64 = 1 << 20;
 
-/// The sink as configured.
+/// The configured sink.
 #[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) destination: Destination,
@@ -143,7 +143,7 @@ pub(crate) struct Config {
     pub(crate) writer: WriterOptions,
 }
 
-/// Where objects go.
+/// The destination of the objects.
 #[derive(Clone)]
 pub(crate) enum Destination {
     /// A local directory.
@@ -161,17 +161,17 @@ pub(crate) struct BucketOptions {
     pub(crate) endpoint: Option<String>,
     pub(crate) region: Option<String>,
     pub(crate) path_style: bool,
-    /// Key id and secret; `None`: the usual chain.
+    /// Key id and secret; `None`: the AWS chain.
     pub(crate) credentials: Option<(String, String)>,
     pub(crate) encryption: Encryption,
     pub(crate) part_size: u64,
     pub(crate) checksum: Checksum,
 }
 
-/// Server-side encryption that is asked for.
+/// Requested server-side encryption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Encryption {
-    /// Whatever the bucket does by default.
+    /// The bucket's default.
     Bucket,
     /// The store's own keys.
     Aes256,
@@ -185,11 +185,11 @@ pub(crate) enum Checksum {
     Crc32c,
     Crc32,
     Sha256,
-    /// None is asked for, for stores that know no checksums.
+    /// No checksum, for stores that do not support them.
     None,
 }
 
-/// How Parquet is written.
+/// Options of the Parquet writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WriterOptions {
     pub(crate) compression: Compression,
@@ -198,7 +198,7 @@ pub(crate) struct WriterOptions {
 }
 
 impl Config {
-    /// Reads the component's section; `None` if anything was reported.
+    /// Reads the component's section; `None` if a problem was reported.
     pub(crate) fn read(section: &Section<'_>, template_variables: &[&str]) -> Option<Self> {
         section.declare(OPTIONS);
         let before = section.report.len();
@@ -215,7 +215,8 @@ const URL_FORMS: &str = "`s3://bucket/prefix`, `file:///directory`, or `file:dir
 
 fn read_destination(section: &Section<'_>) -> Option<Destination> {
     let url = section.required::<String>("url");
-    // Asked for before the address is looked at: with a wrong one, the options of a bucket are not unknown besides.
+    // Read before the address is checked, so that a wrong address does not make the bucket's
+    // options unknown.
     let bucket_options = url.as_ref().is_none_or(|url| !url.starts_with("file:")).then(|| read_bucket(section));
     let url = url?;
     let wrong = |message: &str, help: Option<&str>| {
@@ -235,7 +236,7 @@ fn read_destination(section: &Section<'_>) -> Option<Destination> {
     }
     let Some(rest) = url.strip_prefix("s3://") else {
         let help = Path::new(&url).is_absolute().then(|| format!("did you mean `file://{url}`?"));
-        return wrong("is no address of a bucket or directory", help.as_deref());
+        return wrong("is not the address of a bucket or directory", help.as_deref());
     };
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     let prefix = prefix.trim_matches('/');
@@ -253,10 +254,10 @@ fn read_destination(section: &Section<'_>) -> Option<Destination> {
     })))
 }
 
-/// The options of a bucket, but for its address.
+/// The options of a bucket without its address.
 fn read_bucket(section: &Section<'_>) -> BucketOptions {
     let encryption = read_encryption(section);
-    let part_size = size_at_least(section, "part_size", 5 * MIB, "object stores take no smaller parts");
+    let part_size = size_at_least(section, "part_size", 5 * MIB, "object stores refuse smaller parts");
     let choices = [
         ("crc32c", Checksum::Crc32c),
         ("crc32", Checksum::Crc32),
@@ -419,7 +420,7 @@ fn read_writer(section: &Section<'_>) -> WriterOptions {
         Kind::Lz4 => Compression::LZ4_RAW,
         Kind::None => Compression::UNCOMPRESSED,
     };
-    let row_group = size_at_least(section, "row_group", 64 << 10, "smaller row groups cannot be read well");
+    let row_group = size_at_least(section, "row_group", 64 << 10, "smaller row groups are slow to read");
     WriterOptions { compression, row_group: usize::try_from(row_group).unwrap_or(usize::MAX) }
 }
 

@@ -1,11 +1,13 @@
-//! Plans and committables, in the form in which the stage stores them in Kafka. Later versions must read what earlier ones wrote.
+//! Plans and committables, in the form in which the stage stores them in Kafka. Later versions must
+//! read what earlier ones wrote.
 
 use serde::{Deserialize, Serialize};
 
 /// The objects that `prepare` will create.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    /// `file:///directory` or `s3://bucket`. Prepared objects are committed there even if the pipeline's url has changed since.
+    /// `file:///directory` or `s3://bucket`. Prepared objects are committed there even if the
+    /// pipeline's url has changed since.
     pub(crate) destination: String,
     pub(crate) topic: String,
     pub(crate) partition: i32,

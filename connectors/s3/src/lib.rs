@@ -1,9 +1,12 @@
-//! Sink connector `s3`: Parquet files in an S3 bucket or a local directory, each visible exactly once.
+//! Sink connector `s3`: Parquet files in an S3 bucket or a local directory, each visible exactly
+//! once.
 //!
-//! Open objects are local files. They become visible in two phases ([`trunkline_connector::TwoPhaseSink`]): *prepare* brings the bytes to
-//! the destination where no reader sees them (all parts of a multipart upload; a durable file in a hidden folder), and *commit* makes
-//! them visible at once (CompleteMultipartUpload with `If-None-Match`; a hard link to the final name). Between the two the stage records
-//! the intent together with the consumer offsets (I2 a). All open objects of a topic partition share one intent.
+//! Open objects are local files. They become visible in two phases
+//! ([`trunkline_connector::TwoPhaseSink`]): *prepare* brings the bytes to the destination where no
+//! reader sees them (all parts of a multipart upload; a durable file in a hidden folder), and
+//! *commit* makes them visible at once (CompleteMultipartUpload with `If-None-Match`; a hard link
+//! to the final name). Between the two the stage records the intent together with the consumer
+//! offsets (I2 a). All open objects of a topic partition share one intent.
 //!
 //! In the order in which a record passes them:
 //!

@@ -1,8 +1,9 @@
-//! An open object: rows on their way into one Parquet file.
+//! An open object: the rows of one Parquet file.
 //!
-//! At first rows are kept as record batches, so that the file's columns can still widen freely. Once there are enough of them (or memory is
-//! tight, or the object is closed) the columns are settled and they are [encoded](Encoding) into a local file, row group by row group; from
-//! then on a batch that needs other columns goes to another object.
+//! At first the rows stay in memory as record batches, so that the file's columns can widen freely.
+//! When there are enough rows, memory is short or the object is completed, the schema is frozen and
+//! the rows are [encoded](Encoding) into a local file, row group by row group. Later rows that need
+//! other columns go to another object.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use crate::encoding::{Encoders, Encoding};
 use crate::intent::PlannedObject;
 use crate::names::temp_name;
 
-/// Rows are kept unencoded up to so many bytes, so that columns that come late still find the file's schema open.
+/// The schema is frozen at this many bytes of rows. Until then, rows with further columns fit into
+/// the file.
 const FREEZE_BYTES: usize = 1 << 20;
 
 /// Keys of the footer's metadata.
@@ -60,19 +62,19 @@ pub(crate) struct OpenObject {
 }
 
 enum Content {
-    /// Columns may still change.
+    /// Columns may still be added and widened.
     Collecting { batches: Vec<RecordBatch>, bytes: usize },
-    /// They may not.
+    /// The schema is frozen.
     Writing(Encoding),
 }
 
-/// Can rows with certain columns go into an object?
+/// Whether rows with certain columns fit into an object.
 pub(crate) enum SchemaFit {
-    /// Yes; then its columns are these.
+    /// They fit; the object then has these columns.
     Takes(Fields),
-    /// Not any more: its columns are settled. An object with these columns takes its rows and the new ones.
+    /// They do not fit, because the schema is frozen. An object with these columns takes both.
     Frozen(Fields),
-    /// Never: a declared column has types without a union.
+    /// They never fit: a declared column has types without a union.
     Conflict,
 }
 
@@ -92,7 +94,7 @@ impl OpenObject {
         }
     }
 
-    /// Can rows with these columns go in?
+    /// Whether rows with these columns fit.
     pub(crate) fn fit(&self, fields: &Fields) -> SchemaFit {
         let Some(union) = union(&self.fields, fields) else { return SchemaFit::Conflict };
         match &self.content {
@@ -103,7 +105,8 @@ impl OpenObject {
         }
     }
 
-    /// Adds rows with these first and last offsets. `fields` are what [`OpenObject::fit`] said.
+    /// Adds rows with these first and last offsets. `fields` are the ones that [`OpenObject::fit`]
+    /// returned.
     pub(crate) fn add(&mut self, batch: RecordBatch, fields: Fields, offsets: (i64, i64)) -> Result<()> {
         self.records += batch.num_rows() as u64;
         self.offsets = (self.offsets.0.min(offsets.0), self.offsets.1.max(offsets.1));
@@ -122,7 +125,7 @@ impl OpenObject {
         }
     }
 
-    /// Settles the columns and begins to encode.
+    /// Freezes the schema and starts to encode.
     fn freeze_schema(&mut self) -> Result<()> {
         let Content::Collecting { batches, bytes } = &mut self.content else { return Ok(()) };
         *bytes = 0;
@@ -134,12 +137,12 @@ impl OpenObject {
         Ok(())
     }
 
-    /// Has it a local file, open?
+    /// The object has an open local file.
     pub(crate) fn has_file(&self) -> bool {
         matches!(self.content, Content::Writing(_))
     }
 
-    /// Bytes of the file as it would be now.
+    /// Bytes of the file if it were completed now.
     pub(crate) fn bytes(&self) -> usize {
         match &self.content {
             Content::Collecting { bytes, .. } => *bytes,
@@ -155,7 +158,7 @@ impl OpenObject {
         }
     }
 
-    /// Puts what is in memory into the file.
+    /// Writes the rows in memory to the file.
     pub(crate) fn spill(&mut self) -> Result<()> {
         self.freeze_schema()?;
         match &self.content {
@@ -164,8 +167,8 @@ impl OpenObject {
         }
     }
 
-    /// Completes the file and says what is in it. `key` is asked with first and last offset. On an error the rows are lost, and with
-    /// them the partition's other open objects: it must be read again.
+    /// Completes the file and describes it. `key` makes the key from the first and last offset.
+    /// After an error the rows are lost, and the topic partition must be read again.
     pub(crate) fn complete(
         mut self,
         partition: &TopicPartition,
@@ -217,14 +220,15 @@ impl OpenObject {
 
 impl Drop for OpenObject {
     fn drop(&mut self) {
-        // Taken by `close`.
+        // Empty after `complete`.
         if !self.temp.as_os_str().is_empty() && matches!(self.content, Content::Writing(_)) {
             remove_temp(&self.temp);
         }
     }
 }
 
-/// Joins the last batches if they are many and small: a path that gets a row now and then would hold more array headers than rows.
+/// Joins the last batches if they are many and small: a path with rare rows would hold more array
+/// headers than rows.
 fn join_small(batches: &mut Vec<RecordBatch>, bytes: &mut usize) -> Result<()> {
     const SMALL_ROWS: usize = 1024;
     const MANY: usize = 64;
@@ -246,7 +250,7 @@ fn join_small(batches: &mut Vec<RecordBatch>, bytes: &mut usize) -> Result<()> {
     Ok(())
 }
 
-/// Removes a local file that nothing needs any more; one that is not there is fine.
+/// Removes a local file; a missing file is no error.
 pub(crate) fn remove_temp(path: &Path) {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -12,7 +12,8 @@ use crate::names::object_name;
 use crate::object::{ObjectContext, OpenObject, SchemaFit};
 use crate::router::WriterKey;
 
-/// Column layouts that are kept for paths without an open object. Paths come and go without end (days, hours).
+/// Column layouts that are kept for paths without an open object. Paths come and go without end
+/// (days, hours).
 const MAX_KEPT_LAYOUTS: usize = 256;
 
 /// Rows of a topic partition that are not sealed yet.
@@ -22,11 +23,11 @@ pub(crate) struct PartitionBuffer {
     objects: HashMap<String, Vec<OpenObject>>,
     /// Objects that were completed because later rows needed other columns.
     completed: Vec<PlannedObject>,
-    /// A local file could not be written. Rows are lost, so nothing of this buffer may become visible: the topic partition is read
-    /// again from its committed offset.
+    /// A local file could not be written. Rows are lost, so nothing of this buffer may become
+    /// visible: the topic partition is read again from its committed offset.
     poisoned: bool,
-    /// Layouts outlive the objects: the next file of a path starts with the columns of the last one, so that readers see the same
-    /// types, and a rare column does not split every file.
+    /// Layouts outlive the objects: the next file of a path starts with the columns of the last
+    /// one, so that readers see the same types, and a rare column does not split every file.
     layouts: HashMap<WriterKey, Arc<ColumnLayout>>,
 }
 
@@ -42,14 +43,16 @@ impl PartitionBuffer {
             *known = layout;
             return;
         }
-        // Removing layouts only when there are twice as many as may stay makes the cost per new path constant.
+        // Removing layouts only when there are twice as many as may stay makes the cost per new
+        // path constant.
         if self.layouts.len() >= 2 * (MAX_KEPT_LAYOUTS + self.objects.len()) {
             self.layouts.retain(|writer, _| self.objects.contains_key(&writer.path));
         }
         self.layouts.insert(writer.clone(), layout);
     }
 
-    /// Adds rows, with their first and last offset, to an object of their path whose columns take them, or to a new one.
+    /// Adds rows, with their first and last offset, to an object of their path whose columns take
+    /// them, or to a new one.
     pub(crate) fn add(
         &mut self,
         context: &ObjectContext<'_>,
@@ -107,7 +110,8 @@ impl PartitionBuffer {
         Ok(())
     }
 
-    /// Completes all objects, in order of their offsets. After an error the topic partition must be read again.
+    /// Completes all objects, in order of their offsets. After an error the topic partition must be
+    /// read again.
     pub(crate) fn seal(&mut self, context: &ObjectContext<'_>) -> Result<Vec<PlannedObject>> {
         self.poison_on_error(|buffer| {
             for object in std::mem::take(&mut buffer.objects).into_values().flatten() {
@@ -136,7 +140,8 @@ impl PartitionBuffer {
         self.completed.iter().map(|object| object.temp.as_str())
     }
 
-    /// What is buffered, by the largest object. A poisoned buffer is never empty, so that sealing it fails.
+    /// What is buffered, by the largest object. A poisoned buffer is never empty, so that sealing
+    /// it fails.
     pub(crate) fn buffered(&self) -> Buffered {
         let lost = Buffered { records: u64::from(self.poisoned), ..Buffered::default() };
         let open = self.open_objects().map(|object| (object.bytes() as u64, object.records, object.has_file()));

@@ -59,7 +59,8 @@ impl RecordRouter {
                 }
                 current = current.filter(|current| self.routed[*current].0.path == writer.path);
             }
-            // The lookup comes first: records may alternate between writers, and a key is copied only for a new one.
+            // The lookup comes first: records may alternate between writers, and a key is copied
+            // only for a new one.
             let current = *current.get_or_insert_with(|| match self.index.get(&writer) {
                 Some(index) => *index,
                 None => {

@@ -1,7 +1,8 @@
-//! The running sink: routes records to writers, decodes them, and takes the output of each topic partition through the phases of
-//! [`TwoPhaseSink`].
+//! The running sink: routes records to writers, decodes them, and takes the output of each topic
+//! partition through the phases of [`TwoPhaseSink`].
 //!
-//! The sink holds only rows that are not sealed. Plans and committables are in Kafka; after a crash the rows are read again.
+//! The sink holds only rows that are not sealed. Plans and committables are in Kafka; after a crash
+//! the rows are read again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -53,8 +54,8 @@ impl ObjectSink {
         }
     }
 
-    /// The layout that a writer's rows are decoded with: that of its last rows, else that of its schema. `None` if the schema was never
-    /// published.
+    /// The layout that a writer's rows are decoded with: that of its last rows, else that of its
+    /// schema. `None` if the schema was never published.
     fn layout(&mut self, partition: &TopicPartition, writer: &WriterKey) -> Result<Option<Arc<ColumnLayout>>> {
         if let Some(known) = self.buffers.get(partition).and_then(|buffer| buffer.layout(writer)) {
             return Ok(Some(Arc::clone(known)));
@@ -69,7 +70,8 @@ impl ObjectSink {
         Ok(Some(layout))
     }
 
-    /// Decodes the rows of one writer and adds them to its objects. `rows` are indexes into `records`.
+    /// Decodes the rows of one writer and adds them to its objects. `rows` are indexes into
+    /// `records`.
     fn write_rows(
         &mut self,
         partition: &TopicPartition,
@@ -208,7 +210,8 @@ impl TwoPhaseSink for ObjectSink {
     }
 
     fn recover(&mut self, partition: &TopicPartition, pending: &[Committable]) -> Result<()> {
-        // Records come only after the assignment, so everything that is open now was left by an earlier assignment.
+        // Records come only after the assignment, so everything that is open now was left by an
+        // earlier assignment.
         self.discard(partition);
         let objects = pending.iter().flat_map(|committable| &committable.objects);
         let keep: Vec<&str> = objects.map(|object| object.planned.temp.as_str()).collect();

@@ -1,4 +1,4 @@
-//! A bucket whose store and network fail in the ways they do: whatever happens, an object is published once or there is an error.
+//! Faults of the store and the network: an object is committed once, or there is an error.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that something is wrong")]
 
@@ -12,7 +12,7 @@ use common::{Setup, commit, topic_partition, write};
 use serde_json::Value as Json;
 use trunkline_connector::{Domain, ErasedTwoPhaseSink, Rejections};
 
-/// A sink that reaches a real server through a proxy, on a bucket of its own.
+/// A sink that reaches a real server through a proxy, with a new bucket.
 struct World {
     setup: Setup,
     server: Server,
@@ -47,8 +47,8 @@ impl World {
         }
     }
 
-    /// A sink with an intent of one object with one row.
-    fn staged(&self) -> (Box<dyn ErasedTwoPhaseSink>, Vec<Json>) {
+    /// A sink with a prepared object of one row.
+    fn prepared(&self) -> (Box<dyn ErasedTwoPhaseSink>, Vec<Json>) {
         let mut sink = self.open();
         write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
         let plan = sink.seal(&topic_partition()).unwrap().unwrap();
@@ -60,15 +60,15 @@ impl World {
         self.server.read(&self.bucket).iter().map(|file| file.rows()).sum()
     }
 
-    /// The row is there once, and nothing else is.
-    fn expect_published(&self) {
+    /// The bucket has the row once, and nothing else.
+    fn expect_committed(&self) {
         assert_eq!(self.rows(), 1);
         assert_eq!(self.server.uploads(&self.bucket), Vec::<String>::new());
     }
 }
 
 #[test]
-fn a_store_that_is_busy_for_a_moment_is_only_slower() {
+fn a_busy_store_delays_the_commit() {
     let Some(world) = World::new() else { return };
     let mut sink = world.open();
     let mut refused = 0;
@@ -78,11 +78,11 @@ fn a_store_that_is_busy_for_a_moment_is_only_slower() {
     });
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
     commit(sink.as_mut());
-    world.expect_published();
+    world.expect_committed();
 }
 
 #[test]
-fn a_store_that_stays_away_is_an_external_error_within_a_minute_and_every_step_can_be_called_again() {
+fn an_unavailable_store_is_an_external_error_within_a_minute_and_every_step_is_repeatable() {
     let Some(world) = World::new() else { return };
     let mut sink = world.open();
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
@@ -103,7 +103,7 @@ fn a_store_that_stays_away_is_an_external_error_within_a_minute_and_every_step_c
     assert!(started.elapsed() < Duration::from_secs(60));
     up(&world);
     sink.commit(&committables).unwrap();
-    world.expect_published();
+    world.expect_committed();
 }
 
 #[test]
@@ -118,14 +118,14 @@ fn a_lost_reply_to_complete_is_found_out() {
         Fault::Lie(500, "InternalError"),
     ] {
         let world = World { bucket: world.server.bucket(), setup: Setup::new(), ..rebuild(&world) };
-        let (mut sink, committables) = world.staged();
+        let (mut sink, committables) = world.prepared();
         world.proxy.fault(Kind::Complete, 1, fault.clone());
         sink.commit(&committables).unwrap_or_else(|error| panic!("{fault:?}: {error}"));
-        world.expect_published();
+        world.expect_committed();
     }
 }
 
-/// The same server and a proxy of its own.
+/// The same server through another proxy.
 fn rebuild(world: &World) -> World {
     let setup = Setup::new();
     let server = world.server.again();
@@ -146,7 +146,7 @@ fn a_lost_reply_to_create_leaves_no_upload_behind() {
     );
     let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
     sink.commit(&committables).unwrap();
-    world.expect_published();
+    world.expect_committed();
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn staging_again_sends_only_the_parts_that_did_not_arrive() {
     let parts = plan["objects"][0]["bytes"].as_u64().unwrap().div_ceil(5 << 20) as usize;
     assert!(parts >= 4, "{parts} parts");
     let mut seen = 0;
-    // The last part fails for good: not a status that is retried.
+    // The last part fails with a status that is not retried.
     world.proxy.rule(move |kind| {
         seen += usize::from(kind == Kind::Part);
         (kind == Kind::Part && seen == parts).then_some(Fault::Refuse(403, "AccessDenied"))
@@ -213,26 +213,26 @@ fn an_upload_that_something_cleaned_up_while_it_was_staged_is_begun_anew() {
     sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap_err();
     let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
     sink.commit(&committables).unwrap();
-    world.expect_published();
+    world.expect_committed();
 }
 
 #[test]
 fn a_promise_whose_upload_is_gone_is_an_error_and_never_silence() {
     let Some(world) = World::new() else { return };
-    let (mut sink, committables) = world.staged();
+    let (mut sink, committables) = world.prepared();
     let key = committables[0]["objects"][0]["key"].as_str().unwrap();
     let upload = committables[0]["objects"][0]["upload"]["id"].as_str().unwrap();
     let aborted = world.server.client.abort_multipart_upload().bucket(&world.bucket).key(key).upload_id(upload);
     world.server.runtime.block_on(aborted.send()).unwrap();
     let error = sink.commit(&committables).unwrap_err();
-    assert_eq!((error.domain, error.code), (Domain::Data, "s3.promised_object_missing"), "{error}");
+    assert_eq!((error.domain, error.code), (Domain::Data, "s3.prepared_object_missing"), "{error}");
     assert!(error.message().contains(key));
 }
 
 #[test]
 fn an_object_of_the_same_key_is_not_overwritten() {
     let Some(world) = World::new() else { return };
-    let (mut sink, committables) = world.staged();
+    let (mut sink, committables) = world.prepared();
     let key = committables[0]["objects"][0]["key"].as_str().unwrap();
     let put = world.server.client.put_object().bucket(&world.bucket).key(key);
     world.server.runtime.block_on(put.body(b"another's".to_vec().into()).send()).unwrap();
@@ -245,13 +245,13 @@ fn an_object_of_the_same_key_is_not_overwritten() {
 #[test]
 fn access_denied_to_publish_is_an_error_that_goes_away_with_the_cause() {
     let Some(world) = World::new() else { return };
-    let (mut sink, committables) = world.staged();
+    let (mut sink, committables) = world.prepared();
     world.proxy.fault(Kind::Complete, 1, Fault::Refuse(403, "AccessDenied"));
     let error = sink.commit(&committables).unwrap_err();
     assert_eq!((error.domain, error.code), (Domain::External, "s3.access_denied"));
     assert!(error.message().contains("s3:PutObject"), "{error}");
     sink.commit(&committables).unwrap();
-    world.expect_published();
+    world.expect_committed();
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn opening_says_what_is_wrong_and_no_secret() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         format!("http://{}", listener.local_addr().unwrap())
     };
-    for (options, code, told) in [
+    for (options, code, message) in [
         (good.replace(&world.bucket, "no-such-bucket-here"), "s3.no_such_bucket", "no-such-bucket-here"),
         (good.replace("\"SKTESTSK\"", "\"topsecretvalue\""), "s3.bad_credentials", "access key"),
         (good.replace("\"AKTEST\"", "\"AKNOBODY\""), "s3.bad_credentials", "access key"),
@@ -271,11 +271,11 @@ fn opening_says_what_is_wrong_and_no_secret() {
         let started = Instant::now();
         let error = world.setup.try_open(&options).err().unwrap_or_else(|| panic!("{code} is not noticed"));
         assert_eq!((error.domain, error.code), (Domain::External, code), "{error}");
-        assert!(error.message().contains(told), "{error}");
+        assert!(error.message().contains(message), "{error}");
         assert!(!format!("{error} {error:?}").contains("topsecretvalue"), "a secret is printed");
         assert!(started.elapsed() < Duration::from_secs(60));
     }
-    // A probe that is refused half-way is told too, and leaves nothing.
+    // A check that fails half-way is reported too, and leaves nothing.
     world.proxy.fault(Kind::ListUploads, 1, Fault::Refuse(403, "AccessDenied"));
     let options = s3::options(&world.proxy.endpoint, &world.bucket);
     assert_eq!(world.setup.try_open(&options).err().unwrap().code, "s3.access_denied");

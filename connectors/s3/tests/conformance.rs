@@ -5,13 +5,15 @@
 mod common;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use common::s3::Server;
 use common::{BAD_OPTIONS, bad_values, hidden_files, numbers, read_directory};
 use trunkline_connector::SinkConnector;
-use trunkline_connector::conformance::{SinkFixture, check_two_phase_sink};
+use trunkline_connector::conformance::{
+    SinkFixture, check_options_are_read, check_options_table, check_two_phase_sink,
+};
 use trunkline_s3::S3Connector;
 
 struct Directory(tempfile::TempDir);
@@ -108,4 +110,15 @@ fn a_directory_passes_the_suite() {
 fn a_bucket_passes_the_suite() {
     let Some(server) = Server::find() else { return };
     check_two_phase_sink(&Bucket { server, buckets: Mutex::default() });
+}
+
+#[test]
+fn the_readme_has_the_declared_options() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    check_options_table(&readme, S3Connector.options());
+}
+
+#[test]
+fn every_declared_option_is_read() {
+    check_options_are_read(S3Connector.options(), |section| drop(S3Connector.configure(section, &[])));
 }

@@ -1,4 +1,4 @@
-//! What comes to lie in a directory: columns, files, names, and what happens when something is in the way.
+//! The files in a directory: columns, names, and conflicts with other files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that something is wrong")]
 
@@ -277,7 +277,7 @@ fn a_missing_prepared_object_is_an_error() {
     let temp = spool(&setup).join(committables[0]["objects"][0]["temp"].as_str().unwrap());
     std::fs::remove_file(temp).unwrap();
     let error = sink.commit(&committables).unwrap_err();
-    assert_eq!(error.code, "s3.promised_object_missing");
+    assert_eq!(error.code, "s3.prepared_object_missing");
     assert!(error.message().contains("web+3+00000000000000000000"), "{error}");
 }
 

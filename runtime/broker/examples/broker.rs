@@ -4,7 +4,7 @@
 //! Each line of its input is a command, answered with a line:
 //!
 //! ```text
-//! drop EndTxn 2           execute the 2nd EndTxn request from now on, and close the connection without a response
+//! drop EndTxn 2           execute the 2nd EndTxn request from now on, and send no response
 //! delay Produce 1 500     answer the next Produce request 500 ms late
 //! error EndTxn 1 51       answer the next EndTxn request with error 51, and do not execute it
 //! pending                 print the number of planned faults that have not happened

@@ -39,8 +39,8 @@ pub struct BrokerOptions {
     pub auto_create_topics: bool,
     /// Partitions of a topic when the request names no number.
     pub default_partitions: i32,
-    /// The largest record batch of a topic that does not set `max.message.bytes`, `message.max.bytes`.
-    /// Must be smaller than [`BrokerOptions::max_request_bytes`].
+    /// The largest record batch of a topic that does not set `max.message.bytes`,
+    /// `message.max.bytes`. Must be smaller than [`BrokerOptions::max_request_bytes`].
     pub max_message_bytes: usize,
     /// Limit on the partitions of all topics. Each one keeps a file open.
     pub max_partitions: usize,

@@ -4,9 +4,9 @@
 //! little of it holds little. The memory has two parts.
 //!
 //! - The **shared** part is for all requests.
-//! - The **turn** has room for one request of the largest size. When the shared part is used up, one
-//!   request at a time finishes there, and must keep a minimum pace. So requests that hold shared
-//!   memory and wait for more never block each other.
+//! - The **turn** has room for one request of the largest size. When the shared part is used up,
+//!   one request at a time finishes there, and must keep a minimum pace. So requests that hold
+//!   shared memory and wait for more never block each other.
 
 use std::sync::Arc;
 use std::time::Duration;

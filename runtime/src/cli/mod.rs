@@ -53,8 +53,8 @@ enum Verb {
     Run(RunArgs),
     /// Re-read selected tables while the source keeps streaming changes
     Snapshot(SnapshotArgs),
-    /// Run the embedded Kafka broker alone
-    Broker(BrokerArgs),
+    /// Run the embedded Kafka broker without pipelines
+    Broker(broker::BrokerArgs),
     /// List connectors and bundled plugins, or describe the options of one
     Connectors(ConnectorsArgs),
     /// List the worker settings with their variables and flags
@@ -119,6 +119,9 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     pub fail_on_dead_letters: Option<u64>,
+    /// Give this worker a new id, for a data directory that was copied from another worker
+    #[arg(long)]
+    pub new_worker_id: bool,
     /// Worker settings.
     #[command(flatten)]
     pub settings: SettingsArgs,
@@ -144,18 +147,6 @@ struct SnapshotArgs {
     json: bool,
     #[command(flatten)]
     settings: SettingsArgs,
-}
-
-/// `trunkline broker`.
-#[derive(Args)]
-pub(super) struct BrokerArgs {
-    /// Address to listen on. The broker has no authentication: every client that reaches it can
-    /// read and delete all data
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
-    listen: std::net::SocketAddr,
-    /// Folder for its data
-    #[arg(long, value_name = "DIR", default_value = "trunkline-data/broker")]
-    data: PathBuf,
 }
 
 /// `trunkline connectors`.

@@ -9,6 +9,7 @@ use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 use trunkline_connector::{Domain, Error};
 
 use crate::config::{FileProblems, RenderStyle, Settings, json, problem_at, render, summary};
@@ -27,14 +28,21 @@ pub enum Exit {
     Environment,
 }
 
+impl Exit {
+    /// The number that the process returns.
+    pub(super) fn code(self) -> i32 {
+        match self {
+            Self::Ok => 0,
+            Self::Runtime => 1,
+            Self::Config => 2,
+            Self::Environment => 3,
+        }
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Ok => 0,
-            Exit::Runtime => 1,
-            Exit::Config => 2,
-            Exit::Environment => 3,
-        })
+        Self::from(exit.code() as u8)
     }
 }
 
@@ -92,7 +100,7 @@ pub(super) fn report_problems(problems: &[FileProblems], as_json: bool) -> Exit 
 
 /// Starts logging to stderr with the filter of the settings.
 pub(super) fn start_logging(settings: &Settings) -> Result<(), Vec<FileProblems>> {
-    let filter = EnvFilter::try_new(&settings.log).map_err(|error| {
+    log_to_stderr(&settings.log).map_err(|error| {
         let help = "for example `info`, `debug` or `warn,trunkline=debug`".to_owned();
         vec![problem_at(
             None,
@@ -100,9 +108,13 @@ pub(super) fn start_logging(settings: &Settings) -> Result<(), Vec<FileProblems>
             format!("the setting `log` is not a valid filter: {error}"),
             Some(help),
         )]
-    })?;
+    })
+}
+
+/// Starts logging to stderr with a filter.
+pub(super) fn log_to_stderr(filter: &str) -> Result<(), ParseError> {
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(EnvFilter::try_new(filter)?)
         .with_writer(std::io::stderr)
         .with_ansi(RenderStyle::of_stderr().colour)
         // It reports failures of stderr to stderr, by a macro that panics.

@@ -15,7 +15,7 @@ use crate::config::Settings;
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::plan::Loaded;
 use crate::stage::StopSignal;
-use crate::worker::{self, DataDir, PipelineSet, WorkerOptions};
+use crate::worker::{self, DataDir, PipelineSet, STOPPED_CUT_OFF, WorkerOptions, raise_open_files_limit};
 
 /// Runs the verb.
 pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
@@ -47,7 +47,14 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
     let brokers =
         embedded.as_ref().map_or_else(|| settings.brokers.clone().unwrap_or_default(), EmbeddedBroker::address);
     let stop = StopSignal::default();
-    runtime.spawn(stop_on_signals(stop.clone()));
+    let signals = match runtime.block_on(async { StopSignals::install() }) {
+        Ok(signals) => signals,
+        Err(error) => {
+            print_error(format_args!("error: signals cannot be received: {error}"));
+            return Exit::Environment;
+        }
+    };
+    runtime.spawn(stop_on_signals(signals, stop.clone()));
     let options = WorkerOptions {
         settings,
         brokers,
@@ -62,6 +69,13 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
     }
     // Background work that is unfinished now has no effect.
     runtime.shutdown_background();
+    if let Err(error) = &outcome
+        && error.code == STOPPED_CUT_OFF
+    {
+        print_error(format_args!("stopped: {error}"));
+        // Threads still wait for the brokers. An orderly exit would release memory that they use.
+        exit_at_once(if args.until_idle { Exit::Environment } else { Exit::Ok });
+    }
     match outcome {
         Ok(outcome) => report(args, &outcome),
         // With `--until-idle` the worker sets the flag itself at the end of the work.
@@ -76,7 +90,10 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
 /// Opens the data folder and starts the plugin host and the async runtime. A follower also receives
 /// SIGHUP from here on, because the signal would end the process; it does end a job.
 fn prepare(args: &RunArgs, settings: &Settings) -> Result<(DataDir, Host, Runtime, Option<Signal>)> {
-    let data = DataDir::open(&settings.data)?;
+    if let Err(error) = raise_open_files_limit() {
+        tracing::warn!(%error, "cannot raise the limit of open files of this process (`ulimit -n`)");
+    }
+    let data = DataDir::open(&settings.data, args.new_worker_id)?;
     let host = Host::new(HostOptions { cache_dir: Some(data.plugins().to_owned()) })
         .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -103,22 +120,42 @@ fn first_set(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
     Some(PipelineSet { pipelines, retry_failed: false })
 }
 
-/// SIGINT and SIGTERM stop the worker: it flushes, commits and ends.
-async fn stop_on_signals(stop: StopSignal) {
-    stop_signal().await;
-    tracing::info!("stopping: received a signal to stop");
+/// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. The second signal ends the
+/// process at once.
+async fn stop_on_signals(mut signals: StopSignals, stop: StopSignal) {
+    signals.next().await;
+    tracing::info!("stopping; a second signal ends the process at once");
     stop.set();
+    signals.next().await;
+    print_error(format_args!(
+        "stopped by a second signal: records that were not committed are read again at the next start"
+    ));
+    exit_at_once(Exit::Runtime);
 }
 
-/// Waits for SIGINT or SIGTERM.
-pub(super) async fn stop_signal() {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        tracing::error!("the process cannot receive signals: only SIGKILL ends it");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// Ends the process without waiting for its threads.
+fn exit_at_once(exit: Exit) -> ! {
+    // SAFETY: the call ends the process and touches no memory of it. Nothing is buffered: stderr is not, and stdout is flushed.
+    unsafe { libc::_exit(exit.code()) }
+}
+
+/// SIGINT and SIGTERM.
+pub(super) struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    /// Installs the handlers. Needs an async runtime.
+    pub(super) fn install() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next signal.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }

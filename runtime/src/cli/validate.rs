@@ -10,6 +10,7 @@ use super::output::{Exit, print_data, print_problems};
 use crate::config::{FileProblems, Settings, json, problem_at};
 use crate::plan::{Input, Loaded, Pipeline, Registry, Route, load_each};
 use crate::stage::component_name;
+use crate::worker::DataDir;
 
 /// Runs the verb.
 pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: &Settings) -> Exit {
@@ -36,10 +37,10 @@ pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: 
     if result == Exit::Ok { printed } else { result }
 }
 
-/// Loads pipelines for verbs that do not run them. It writes nothing, not even a cache of compiled
-/// plugins.
+/// Loads pipelines for commands that do not run them. Compiled plugins are read from the data
+/// directory and added to it, if a worker has created it; otherwise nothing is written.
 pub(super) fn load_for_reading(paths: &[PathBuf], settings: &Settings) -> Result<Loaded, Exit> {
-    match Host::new(HostOptions { cache_dir: None }) {
+    match Host::new(HostOptions { cache_dir: DataDir::plugin_cache(&settings.data) }) {
         Ok(host) => Ok(load_each(paths, &host, settings, &Registry::new())),
         Err(error) => {
             let message = format!("plugins cannot run on this machine: {error}");

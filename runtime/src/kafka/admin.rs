@@ -15,7 +15,9 @@ use super::rebootstrap::Rebootstrap;
 use super::topic_limits::MAX_RECORD_BYTES;
 
 /// Time for the brokers to answer a metadata request. Then the bootstrap servers are added again.
-const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+/// The first requests are short, so that the reason of a failed connection is reported early. A
+/// large cluster on a busy machine needs the longer time.
+const METADATA_TIMEOUTS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(3)];
 
 /// Pause between two metadata requests.
 const METADATA_RETRY: Duration = Duration::from_millis(200);
@@ -69,6 +71,11 @@ impl Admin {
     /// Connects to the brokers, also if the client has lost them.
     pub fn connect(&self) -> Result<()> {
         self.metadata("looking up the brokers").map(drop)
+    }
+
+    /// Whether a broker answers within `timeout`. The topic must exist.
+    pub fn is_reachable(&self, topic: &str, timeout: Duration) -> bool {
+        self.client.client().fetch_metadata(Some(topic), timeout).is_ok()
     }
 
     /// Creates the missing ones of these topics. The request to create them is sent only if a topic
@@ -179,6 +186,7 @@ impl Admin {
             .describe_configs(&names)
             .map_err(|failure| classify_failure("reading the configuration of topics", &failure))?;
         let mut differences = Vec::new();
+        let mut small_limits: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
         for ((spec, partitions), config) in existing.iter().zip(configs) {
             if *partitions != spec.partitions {
                 differences.push(format!(
@@ -190,6 +198,9 @@ impl Admin {
                 Ok(config) => {
                     self.note_limit(&spec.name, &config);
                     differences.extend(config_differences(spec, &config));
+                    if let Some(limit) = small_limit(spec, &config) {
+                        small_limits.entry(limit).or_default().push(&spec.name);
+                    }
                 }
                 // The right to read the configuration is not needed to write records.
                 Err((code, explanation)) => {
@@ -197,6 +208,7 @@ impl Admin {
                 }
             }
         }
+        differences.extend(small_limits.iter().map(|(limit, topics)| describe_small_limit(*limit, topics)));
         Ok(differences)
     }
 
@@ -211,20 +223,27 @@ impl Admin {
     fn metadata(&self, doing: &str) -> Result<Metadata> {
         let begun = Instant::now();
         let client = self.client.client();
+        let mut attempts = 0;
         loop {
             let left = CALL_TIMEOUT.saturating_sub(begun.elapsed());
-            let answer = client.fetch_metadata(None, METADATA_TIMEOUT.min(left));
+            let timeout = METADATA_TIMEOUTS[attempts.min(METADATA_TIMEOUTS.len() - 1)];
+            let answer = client.fetch_metadata(None, timeout.min(left));
+            attempts += 1;
             self.client.serve();
-            let error = match answer.map_err(|error| classify(doing, &error)) {
-                Ok(metadata) if !metadata.brokers().is_empty() => return Ok(metadata),
+            let error = match answer.map_err(|error| self.cluster.failed(doing, &error)) {
+                Ok(metadata) if !metadata.brokers().is_empty() => {
+                    self.cluster.connection().set_reached();
+                    return Ok(metadata);
+                }
                 Ok(_) => Error::external(
                     "kafka.unreachable",
                     format!("{doing}: the broker that answered knows no broker yet"),
                 ),
-                Err(error) if error.code != "kafka.unreachable" => return Err(error),
+                Err(error) if !is_connection_error(&error) => return Err(error),
                 Err(error) => error,
             };
-            if begun.elapsed() >= CALL_TIMEOUT {
+            let is_over = begun.elapsed() >= CALL_TIMEOUT || error.retry == Retry::Never;
+            if is_over || self.cluster.is_interrupted() {
                 return Err(error);
             }
             self.rebootstrap.set_lost();
@@ -233,6 +252,10 @@ impl Admin {
             std::thread::park_timeout(METADATA_RETRY);
         }
     }
+}
+
+fn is_connection_error(error: &Error) -> bool {
+    matches!(error.code, "kafka.unreachable" | "kafka.connection_refused")
 }
 
 /// The request with the largest limit for records, unless the user has chosen one.
@@ -251,17 +274,23 @@ fn config_differences(spec: &TopicSpec, config: &TopicConfig) -> Vec<String> {
             differences.push(format!("topic `{}` has {name}={actual}, not {requested}: it is not altered", spec.name));
         }
     }
-    let limit = config.get(MAX_MESSAGE_BYTES).and_then(|value| value.parse::<usize>().ok());
-    if let Some(limit) = limit.filter(|limit| *limit < MAX_RECORD_BYTES && !spec.config.contains_key(MAX_MESSAGE_BYTES))
-    {
-        differences.push(format!(
-            "topic `{0}` accepts records of up to {limit} bytes ({MAX_MESSAGE_BYTES}); larger records are data errors. To raise the \
-             limit: kafka-configs.sh --bootstrap-server BROKER --alter --entity-type topics --entity-name {0} --add-config \
-             {MAX_MESSAGE_BYTES}={MAX_RECORD_BYTES}",
-            spec.name
-        ));
-    }
     differences
+}
+
+/// The limit of a topic that does not accept the largest records, unless the user has chosen it.
+fn small_limit(spec: &TopicSpec, config: &TopicConfig) -> Option<usize> {
+    let limit = config.get(MAX_MESSAGE_BYTES)?.parse().ok()?;
+    (limit < MAX_RECORD_BYTES && !spec.config.contains_key(MAX_MESSAGE_BYTES)).then_some(limit)
+}
+
+fn describe_small_limit(limit: usize, topics: &[&str]) -> String {
+    let names: Vec<String> = topics.iter().map(|topic| format!("`{topic}`")).collect();
+    format!(
+        "records of more than {limit} bytes are data errors, because {MAX_MESSAGE_BYTES} of these topics is {limit}: {}. \
+         To raise it: kafka-configs.sh --bootstrap-server BROKER --alter --entity-type topics --entity-name TOPIC \
+         --add-config {MAX_MESSAGE_BYTES}={MAX_RECORD_BYTES}",
+        names.join(", ")
+    )
 }
 
 fn is_unknown((code, _): &Failure) -> bool {
@@ -321,14 +350,17 @@ mod tests {
     }
 
     #[test]
-    fn differences_name_the_property_and_a_small_limit_has_its_remedy() {
+    fn differences_name_the_property_and_small_limits_their_remedy() {
         let actual = spec(&[("cleanup.policy", "delete"), (MAX_MESSAGE_BYTES, "1048588")]).config;
-        let differences = config_differences(&spec(&[("cleanup.policy", "compact")]), &actual);
-        assert_eq!(differences.len(), 2, "{differences:?}");
-        assert_eq!(differences[0], "topic `logs` has cleanup.policy=delete, not compact: it is not altered");
-        assert!(differences[1].contains("up to 1048588 bytes") && differences[1].contains("--entity-name logs"));
-        let wanted = spec(&[(MAX_MESSAGE_BYTES, "1048588")]);
-        assert_eq!(config_differences(&wanted, &actual), [""; 0]);
+        let requested = spec(&[("cleanup.policy", "compact")]);
+        let expected = ["topic `logs` has cleanup.policy=delete, not compact: it is not altered"];
+        assert_eq!(config_differences(&requested, &actual), expected);
+        assert_eq!(small_limit(&requested, &actual), Some(1_048_588));
+        let line = describe_small_limit(1_048_588, &["a", "b"]);
+        assert!(line.contains("more than 1048588 bytes") && line.contains("`a`, `b`"), "{line}");
+        assert!(line.contains("--add-config max.message.bytes=67108864"), "{line}");
+        let chosen = spec(&[(MAX_MESSAGE_BYTES, "1048588")]);
+        assert_eq!((config_differences(&chosen, &actual).len(), small_limit(&chosen, &actual)), (0, None));
     }
 
     #[test]

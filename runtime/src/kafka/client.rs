@@ -1,19 +1,21 @@
 //! Settings that all clients share, and the classification of librdkafka's errors.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
+use rdkafka::bindings::rd_kafka_conf_set_ssl_cert_verify_cb;
 use rdkafka::client::{Client, ClientContext};
-use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::config::{FromClientConfigAndContext, NativeClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaType;
 use trunkline_connector::{Error, Result, Retry};
 
 use super::admin_api::Failure;
+use super::connection::{ConnectionMonitor, explain_certificate};
 use super::properties;
 use super::secrets::Secrets;
 use super::topic_limits::TopicLimits;
@@ -25,6 +27,10 @@ pub struct Cluster {
     brokers: Arc<str>,
     secrets: Secrets,
     limits: TopicLimits,
+    connection: Arc<ConnectionMonitor>,
+    interrupt: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+    /// When a member of a group was last fenced by another one with its id.
+    fenced_members: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl Cluster {
@@ -33,8 +39,26 @@ impl Cluster {
     pub fn new(brokers: &str, properties: &BTreeMap<String, String>) -> Result<Self> {
         properties::check(properties)?;
         let secrets = Secrets::of(properties);
-        let properties = Arc::new(properties.clone());
-        Ok(Self { properties, brokers: Arc::from(brokers), secrets, limits: TopicLimits::default() })
+        Ok(Self {
+            properties: Arc::new(properties.clone()),
+            brokers: Arc::from(brokers),
+            secrets,
+            limits: TopicLimits::default(),
+            connection: Arc::default(),
+            interrupt: None,
+            fenced_members: Arc::default(),
+        })
+    }
+
+    /// The same cluster, whose calls stop waiting for unreachable brokers once `interrupt` returns
+    /// true.
+    pub fn with_interrupt(self, interrupt: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { interrupt: Some(Arc::new(interrupt)), ..self }
+    }
+
+    /// Whether calls should stop waiting for unreachable brokers.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupt.as_ref().is_some_and(|interrupt| interrupt())
     }
 
     /// The bootstrap servers.
@@ -48,6 +72,11 @@ impl Cluster {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.brokers.as_ref());
         config.set("client.id", "trunkline");
+        // OpenSSL is linked statically: the folder of certificates that it was built with need not
+        // exist on this system.
+        if !self.properties.keys().any(|name| name.starts_with("ssl.ca.") || name == "ssl_ca") {
+            config.set("ssl.ca.location", "probe");
+        }
         // A broker that returns is found within one second instead of ten.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
         config.set("socket.keepalive.enable", "true");
@@ -59,7 +88,9 @@ impl Cluster {
         for (name, value) in self.properties.iter() {
             config.set(name, value);
         }
-        config.set_log_level(RDKafkaLogLevel::Warning);
+        // A broker that closes a connection because of the wrong protocol is reported at this
+        // level.
+        config.set_log_level(RDKafkaLogLevel::Info);
         config
     }
 
@@ -76,20 +107,39 @@ impl Cluster {
     pub(super) fn create_admin(&self, config: &ClientConfig) -> Result<Client<ClientLog>> {
         // librdkafka has producers and consumers only; a producer is the smaller one.
         let kind = RDKafkaType::RD_KAFKA_PRODUCER;
-        config
-            .create_native_config()
-            .and_then(|native| Client::new(config, native, kind, self.client_log()))
-            .map_err(|error| self.creation_error(&error))
+        let create = |native: NativeClientConfig| {
+            // SAFETY: the configuration is alive, and the function has the type that librdkafka
+            // calls.
+            unsafe { rd_kafka_conf_set_ssl_cert_verify_cb(native.ptr(), Some(explain_certificate)) };
+            Client::new(config, native, kind, self.client_log())
+        };
+        config.create_native_config().and_then(create).map_err(|error| self.creation_error(&error))
     }
 
     fn creation_error(&self, error: &KafkaError) -> Error {
         let reason = match error {
             // The error's own text has the value too.
             KafkaError::ClientConfig(_, _, name, _) => format!("the value of the Kafka property `{name}` is not valid"),
-            KafkaError::ClientCreation(reason) => self.secrets.hide(reason).into_owned(),
+            KafkaError::ClientCreation(reason) => self.explain_creation(&self.secrets.hide(reason)),
             other => self.secrets.hide(&other.to_string()).into_owned(),
         };
         Error::config("kafka.settings", format!("cannot create a Kafka client from the settings `kafka`: {reason}"))
+    }
+
+    /// Adds the file's path to a reason that names only its property, and the setting for a wrong password.
+    fn explain_creation(&self, reason: &str) -> String {
+        let mut text = reason.to_owned();
+        let file =
+            self.properties.iter().find(|(name, value)| reason.contains(*name) && properties::is_path(name, value));
+        if let Some((_, path)) = file.filter(|(_, path)| !reason.contains(*path)) {
+            text = format!("{text} (file {path})");
+        }
+        for (property, password) in [("ssl.key.", "ssl.key.password"), ("ssl.keystore.", "ssl.keystore.password")] {
+            if reason.contains(property) {
+                text = format!("{text}; check the file's format and `{password}`");
+            }
+        }
+        text
     }
 
     /// The largest records of the cluster's topics, as far as they are known.
@@ -99,9 +149,42 @@ impl Cluster {
 
     /// The log of a client of this cluster.
     pub(super) fn client_log(&self) -> ClientLog {
-        ClientLog { secrets: self.secrets.clone() }
+        ClientLog { secrets: self.secrets.clone(), connection: self.connection.clone() }
+    }
+
+    /// The state of the connections to the cluster.
+    pub(super) fn connection(&self) -> &ConnectionMonitor {
+        &self.connection
+    }
+
+    /// The error of a group member that was fenced by another one with the same id. Once may be a
+    /// restart whose predecessor still ran. Twice in a row are two workers with one id, which would
+    /// fence each other forever.
+    pub(super) fn fenced_member(&self, group: &str, instance: &str) -> Error {
+        let last =
+            self.fenced_members.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned(), Instant::now());
+        if last.is_some_and(|last| last.elapsed() < FENCED_AGAIN) {
+            let message = format!(
+                "another worker uses this worker's id (group `{group}`, member `{instance}`): its data directory is a copy of this \
+                 one's. Give one of the two workers a new id with --new-worker-id"
+            );
+            return Error::config(DUPLICATE_WORKER, message);
+        }
+        let message = format!("group `{group}`: another worker has taken over the membership `{instance}`");
+        Error::fenced("kafka.fenced", message)
+    }
+
+    /// Classifies a client's error, with the reason if no broker is connected.
+    pub(super) fn failed(&self, doing: &str, error: &KafkaError) -> Error {
+        self.connection.explain(classify(doing, error))
     }
 }
+
+/// The code of the error of two workers with the same id.
+pub const DUPLICATE_WORKER: &str = "worker.duplicate_id";
+
+/// A member that is fenced again within this time has a double.
+const FENCED_AGAIN: Duration = Duration::from_secs(60);
 
 /// A call to the cluster fails after this time.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -110,11 +193,15 @@ pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone, Default)]
 pub(super) struct ClientLog {
     secrets: Secrets,
+    connection: Arc<ConnectionMonitor>,
 }
 
 impl ClientContext for ClientLog {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         let message = self.secrets.hide(message);
+        if matches!(facility, "FAIL" | "SSLCERTVRFY") {
+            self.connection.note(&message);
+        }
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
                 tracing::debug!(facility, "{message}");
@@ -124,7 +211,9 @@ impl ClientContext for ClientLog {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason = %self.secrets.hide(reason), "Kafka client error");
+        let reason = self.secrets.hide(reason);
+        self.connection.note(&reason);
+        tracing::debug!(%error, %reason, "Kafka client error");
     }
 }
 
@@ -168,20 +257,31 @@ pub(super) fn classify_failure(doing: &str, (code, explanation): &Failure) -> Er
     classify_code(Some(*code), format!("{doing}: {reason}"))
 }
 
-fn classify_code(code: Option<RDKafkaErrorCode>, message: String) -> Error {
+/// What to do about a refusal; `None` for other errors.
+fn missing_right(code: RDKafkaErrorCode) -> Option<&'static str> {
     use RDKafkaErrorCode as Code;
+    Some(match code {
+        Code::TopicAuthorizationFailed => "grant the rights Describe, Read and Write on the topic",
+        Code::GroupAuthorizationFailed => "grant the right Read on the group",
+        Code::TransactionalIdAuthorizationFailed => "grant the rights Describe and Write on the transactional id",
+        Code::ClusterAuthorizationFailed => "grant the right on the cluster",
+        Code::Authentication | Code::SaslAuthenticationFailed => {
+            "check `sasl.username`, `sasl.password` and `sasl.mechanism` in the settings `kafka`"
+        }
+        _ => return None,
+    })
+}
+
+/// Classifies an error by its code.
+pub(super) fn classify_code(code: Option<RDKafkaErrorCode>, message: String) -> Error {
+    use RDKafkaErrorCode as Code;
+    if let Some(fix) = code.and_then(missing_right) {
+        return Error::external("kafka.access_denied", format!("{message}; {fix}")).retry(Retry::Never);
+    }
     match code {
         Some(code) if FENCED.contains(&code) => {
             Error::fenced("kafka.fenced", format!("{message} (another task has taken over)"))
         }
-        Some(
-            Code::TopicAuthorizationFailed
-            | Code::GroupAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::TransactionalIdAuthorizationFailed
-            | Code::Authentication
-            | Code::SaslAuthenticationFailed,
-        ) => Error::external("kafka.access_denied", message).retry(Retry::Never),
         Some(
             Code::BrokerTransportFailure
             | Code::AllBrokersDown

@@ -26,7 +26,7 @@ use rdkafka::util::Timeout;
 use rdkafka::{ClientConfig, ClientContext};
 use trunkline_connector::{Error, Result, TopicPartition, failpoint};
 
-use super::client::{CALL_TIMEOUT, ClientLog, Cluster, classify, close_in_background};
+use super::client::{CALL_TIMEOUT, ClientLog, Cluster, classify_code, close_in_background};
 use super::membership::{Members, OtherMembers};
 use super::message_queue::{MessageQueue, forward};
 use super::partition_batches::PartitionBatches;
@@ -62,7 +62,9 @@ pub struct GroupConsumer {
     notifier: Option<QueueNotifier>,
     messages: Option<MessageQueue>,
     consumer: ManuallyDrop<BaseConsumer<EventContext>>,
+    cluster: Cluster,
     group: String,
+    instance: String,
     topics: Vec<String>,
     unassigned: RefCell<UnassignedMonitor>,
 }
@@ -187,7 +189,9 @@ impl GroupConsumer {
             notifier: Some(notifier),
             messages: Some(messages),
             consumer: ManuallyDrop::new(consumer),
+            cluster: cluster.clone(),
             group: group.to_owned(),
+            instance: instance.to_owned(),
             topics: topics.to_owned(),
             unassigned: RefCell::new(UnassignedMonitor::new()),
         };
@@ -391,7 +395,17 @@ impl GroupConsumer {
     }
 
     fn failed(&self, doing: &str, error: &KafkaError) -> Error {
-        classify(&format!("{doing} in group `{}`", self.group), error)
+        // After a fatal error, the codes of later errors do not have the reason.
+        match self.consumer.client().fatal_error() {
+            Some((RDKafkaErrorCode::FencedInstanceId, _)) => {
+                return self.cluster.fenced_member(&self.group, &self.instance);
+            }
+            Some((code, reason)) => {
+                return classify_code(Some(code), format!("{doing} in group `{}`: {reason}", self.group));
+            }
+            None => {}
+        }
+        self.cluster.failed(&format!("{doing} in group `{}`", self.group), error)
     }
 
     /// Identity and generation of this member, which fence its commits (KIP-447).

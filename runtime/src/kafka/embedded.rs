@@ -6,7 +6,9 @@ use std::path::Path;
 
 use tokio::runtime::Handle;
 use trunkline_broker::{Broker, BrokerError, BrokerHandle, BrokerOptions};
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Error, Result, io_error};
+
+use crate::worker::create_private_folder;
 
 /// The value of the setting `brokers` that selects the embedded broker.
 pub const EMBEDDED: &str = "embedded";
@@ -24,6 +26,7 @@ impl EmbeddedBroker {
     /// Starts the broker on loopback with its data in `folder`: on Kafka's default port if it is
     /// free, else on any port.
     pub fn start(runtime: &Handle, folder: &Path) -> Result<Self> {
+        create_private_folder(folder).map_err(|error| io_error("create", folder, &error))?;
         let listen = |port| BrokerOptions {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             ..BrokerOptions::new(folder)

@@ -11,12 +11,14 @@
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
 //! - [`table`]: compacted topics as key-value tables.
 //! - [`embedded`]: the broker in this process.
-//! - `rebootstrap`: recovers clients that lost all brokers.
+//! - `connection`: explains failed connections; `rebootstrap`: recovers clients that lost all
+//!   brokers.
 //! - `properties`, `secrets`: the user's properties are checked, and their values hidden (I8).
 
 pub mod admin;
 mod admin_api;
 pub mod client;
+mod connection;
 pub mod consumer;
 pub mod embedded;
 mod flush;
@@ -29,11 +31,13 @@ mod queue_notifier;
 mod rebootstrap;
 mod secrets;
 pub mod table;
+#[cfg(test)]
+mod tests;
 mod topic_limits;
 mod unassigned;
 
 pub use admin::{Admin, EnsuredTopics, TopicSpec};
-pub use client::Cluster;
+pub use client::{Cluster, DUPLICATE_WORKER};
 pub use consumer::{FillLimits, GroupConsumer, RebalanceEvent};
 pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;

@@ -19,10 +19,11 @@ use rdkafka::{ClientConfig, ClientContext};
 use trunkline_connector::batch::Headers;
 use trunkline_connector::{Error, Result, Retry, TopicPartition, failpoint};
 
-use super::client::{ClientLog, Cluster, FENCED, classify};
+use super::client::{ClientLog, Cluster, FENCED};
+use super::connection::without_variable_parts;
 use super::flush::FlushSchedule;
 use super::rebootstrap::Rebootstrap;
-use super::topic_limits::{BATCH_BYTES, Limit, MAX_RECORD_BYTES, SendError, TopicLimits, check, is_larger_than};
+use super::topic_limits::{BATCH_BYTES, Limit, MAX_RECORD_BYTES, SendError, check, is_larger_than};
 
 /// A record to be written to a topic.
 pub struct ProducerRecord<'a> {
@@ -60,17 +61,18 @@ pub struct TransactionalProducer {
     /// Whether the client compresses at least as well as lz4.
     compresses: bool,
     batch_bytes: usize,
-    /// The limits of the topics to which this producer sends.
+    /// The limits of the topics to which this producer sends large records.
     limits: HashMap<String, Option<Limit>>,
-    cluster: Cluster,
 }
 
 /// Keeps the first delivery failure: its transaction cannot be committed.
 struct DeliveryContext {
     failure: Mutex<Option<DeliveryFailure>>,
+    /// Why the open transaction failed: the client drops its records then, and reports only that.
+    transaction_error: Mutex<Option<String>>,
     rebootstrap: Rebootstrap,
+    cluster: Cluster,
     log: ClientLog,
-    limits: TopicLimits,
     batch_bytes: usize,
 }
 
@@ -82,6 +84,10 @@ struct DeliveryFailure {
 
 impl ClientContext for DeliveryContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if matches!(facility, "ADDPARTS" | "TXNERR") && matches!(level, RDKafkaLogLevel::Error) {
+            let reason = without_variable_parts(message).to_owned();
+            self.transaction_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        }
         self.log.log(level, facility, message);
     }
 
@@ -98,7 +104,7 @@ impl ProducerContext for DeliveryContext {
         if let Err((error, message)) = result {
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
                 let bytes = message.key_len() + message.payload_len();
-                self.limits.note_refusal(message.topic(), bytes, self.batch_bytes);
+                self.cluster.limits().note_refusal(message.topic(), bytes, self.batch_bytes);
             }
             let failure = || DeliveryFailure { topic: message.topic().to_owned(), error: error.clone() };
             self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(failure);
@@ -112,6 +118,12 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Room for the encoding of the largest record: librdkafka aborts the process when a batch exceeds
 /// its limit.
 const ENCODING_BYTES: usize = 1 << 20;
+
+/// Time between two looks at the client's events during a step.
+const SERVE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Time for a step after the worker was asked to stop.
+const INTERRUPTED_LIMIT: Duration = Duration::from_secs(2);
 
 /// Events that are served before a transaction begins.
 const EVENTS_BEFORE_BEGIN: usize = 8;
@@ -146,9 +158,10 @@ impl TransactionalProducer {
         let compresses = matches!(config.get("compression.type"), Some("lz4" | "zstd" | "gzip"));
         let context = DeliveryContext {
             failure: Mutex::default(),
+            transaction_error: Mutex::default(),
             rebootstrap: Rebootstrap::new(&config),
+            cluster: cluster.clone(),
             log: cluster.client_log(),
-            limits: cluster.limits().clone(),
             batch_bytes,
         };
         let producer = cluster.create(&config, context)?;
@@ -165,13 +178,11 @@ impl TransactionalProducer {
             compresses,
             batch_bytes,
             limits: HashMap::new(),
-            cluster: cluster.clone(),
         };
         this.connect(topic);
         failpoint!("producer.init.before")?;
-        this.call_with_deadline("initialising the transactional id", END_LIMIT, |producer| {
-            producer.init_transactions(STEP_TIMEOUT)
-        })?;
+        let doing = format!("initialising the transactional id `{transactional_id}`");
+        this.call_with_deadline(&doing, END_LIMIT, |producer| producer.init_transactions(STEP_TIMEOUT))?;
         failpoint!("producer.init.after")?;
         Ok(this)
     }
@@ -179,11 +190,15 @@ impl TransactionalProducer {
     /// Waits for a connection. `init_transactions` looks for the coordinator at once, and without a
     /// connection again only after 500 ms. The second look-up is needed because the first answer
     /// makes the client replace the configured address by the one that the broker advertises.
-    fn connect(&self, topic: &str) {
-        let client = self.producer.client();
-        let first = client.fetch_metadata(Some(topic), STEP_TIMEOUT);
+    fn connect(&mut self, topic: &str) {
+        let topic = topic.to_owned();
+        let look_up = move |producer: &BaseProducer<DeliveryContext>| {
+            let client = producer.client();
+            client.fetch_metadata(Some(&topic), STEP_TIMEOUT)?;
+            client.fetch_metadata(Some(&topic), STEP_TIMEOUT).map(drop)
+        };
         // A failure here also fails the next step, which reports it.
-        let _ = first.and_then(|_| client.fetch_metadata(Some(topic), STEP_TIMEOUT));
+        let _ = self.call_with_deadline("connecting", END_LIMIT, look_up);
     }
 
     /// Bytes sent in the open transaction.
@@ -233,7 +248,7 @@ impl TransactionalProducer {
         if let Some(limit) = self.limits.get(topic) {
             return Ok(*limit);
         }
-        let limit = self.cluster.limits().get(topic);
+        let limit = self.cluster().limits().get(topic);
         if limit.is_some_and(|limit| limit.bytes < self.batch_bytes) {
             let message =
                 format!("topic `{topic}` accepts less than a batch of this producer: a new producer is needed");
@@ -279,7 +294,7 @@ impl TransactionalProducer {
         }
         self.begin()?;
         failpoint!("producer.offsets.before")?;
-        self.call_with_deadline("committing offsets in the transaction", OFFSETS_LIMIT, move |producer| {
+        self.call_with_deadline("committing consumer offsets in a transaction", OFFSETS_LIMIT, move |producer| {
             producer.send_offsets_to_transaction(&offsets, &group, STEP_TIMEOUT)
         })?;
         failpoint!("producer.offsets.after")
@@ -292,14 +307,15 @@ impl TransactionalProducer {
     /// producer, which completes the transaction.
     fn call_with_deadline(
         &mut self,
-        doing: &'static str,
+        doing: &str,
         limit: Duration,
         mut step: impl FnMut(&BaseProducer<DeliveryContext>) -> Result<(), KafkaError> + Send + 'static,
     ) -> Result<()> {
         let producer = self.producer.clone();
         let (sender, outcome) = sync_channel(1);
+        let context = doing.to_owned();
         let call = move || {
-            let outcome = retry(&producer, doing, || step(&producer));
+            let outcome = retry(&producer, &context, || step(&producer));
             // Before the outcome is sent: the last reference closes the client, which takes time.
             drop(producer);
             // Without a receiver, the call took too long.
@@ -309,11 +325,25 @@ impl TransactionalProducer {
             .name("kafka-step".to_owned())
             .spawn(call)
             .map_err(|error| Error::external("kafka.thread", format!("cannot start a thread: {error}")))?;
-        outcome.recv_timeout(limit).unwrap_or_else(|_| {
-            self.abandoned = true;
-            let message = format!("{doing}: the coordinator did not answer in time; a new producer is needed");
-            Err(Error::external("kafka.stuck", message))
-        })
+        let started = Instant::now();
+        loop {
+            match outcome.recv_timeout(SERVE_INTERVAL) {
+                Ok(outcome) => return outcome,
+                // The reason of a failed connection waits in the client's queue.
+                Err(_) => poll(&self.producer, Duration::ZERO),
+            }
+            let is_interrupted = started.elapsed() > INTERRUPTED_LIMIT && self.cluster().is_interrupted();
+            if started.elapsed() > limit || is_interrupted {
+                self.abandoned = true;
+                let message = format!("{doing}: the coordinator did not answer in time; a new producer is needed");
+                let error = self.cluster().connection().explain(Error::external("kafka.stuck", message));
+                return Err(if is_interrupted { error.retry(Retry::Never) } else { error });
+            }
+        }
+    }
+
+    fn cluster(&self) -> &Cluster {
+        &self.producer.context().cluster
     }
 
     /// Commits the open transaction, if there is one. After an error the transaction is aborted or
@@ -367,7 +397,9 @@ impl TransactionalProducer {
         self.last_end = Some(Instant::now());
         self.bytes = 0;
         self.records = 0;
-        *self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let context = self.producer.context();
+        *context.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *context.transaction_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Waits until the unacknowledged bytes are within their limit, estimated from the mean size of
@@ -428,10 +460,25 @@ impl TransactionalProducer {
     fn check_delivery(&self) -> Result<()> {
         let failure = self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match failure {
-            Some(DeliveryFailure { topic, error }) => {
-                Err(self.failed(&format!("a record was not delivered to topic `{topic}`"), &error))
-            }
+            Some(DeliveryFailure { topic, error }) => Err(self.delivery_error(&topic, &error)),
             None => Ok(()),
+        }
+    }
+
+    fn delivery_error(&self, topic: &str, error: &KafkaError) -> Error {
+        use RDKafkaErrorCode as Code;
+        let is_dropped = matches!(error.rdkafka_error_code(), Some(Code::PurgeQueue | Code::PurgeInflight));
+        let context = self.producer.context();
+        let reason = context.transaction_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match reason.filter(|_| is_dropped && self.producer.client().fatal_error().is_none()) {
+            // The dropped record may belong to another topic than the one that made the transaction
+            // fail.
+            Some(reason) if reason.contains("Topic authorization failed") => {
+                let message = format!("a transaction failed: {reason}; grant the right Write on this topic");
+                Error::external("kafka.access_denied", message).retry(Retry::Never)
+            }
+            Some(reason) => Error::external("kafka.failed", format!("a transaction failed: {reason}")),
+            None => self.failed(&format!("a record was not delivered to topic `{topic}`"), error),
         }
     }
 
@@ -498,7 +545,7 @@ fn failed(producer: &BaseProducer<DeliveryContext>, doing: &str, error: &KafkaEr
             Error::fenced("kafka.fenced", format!("{doing}: {reason} ({why})"))
         }
         Some((_, reason)) => Error::external("kafka.failed", format!("{doing}: {reason}")),
-        None => classify(doing, error),
+        None => producer.context().cluster.failed(doing, error),
     }
 }
 
@@ -519,7 +566,11 @@ fn retry(
     loop {
         match step() {
             Ok(()) => return Ok(()),
-            Err(KafkaError::Transaction(inner)) if inner.is_retriable() && started.elapsed() < STEP_LIMIT => {
+            Err(KafkaError::Transaction(inner))
+                if inner.is_retriable()
+                    && started.elapsed() < STEP_LIMIT
+                    && !producer.context().cluster.connection().is_hopeless() =>
+            {
                 // Also serves delivery reports, which the step may be waiting for.
                 poll(producer, Duration::from_millis(20));
             }

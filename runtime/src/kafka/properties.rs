@@ -49,7 +49,7 @@ fn refusal(name: &str, value: &str) -> Option<String> {
         result
     };
     match result {
-        rd_kafka_conf_res_t::RD_KAFKA_CONF_OK => None,
+        rd_kafka_conf_res_t::RD_KAFKA_CONF_OK => unreadable_file(name, value),
         rd_kafka_conf_res_t::RD_KAFKA_CONF_UNKNOWN => Some(unknown(name)),
         rd_kafka_conf_res_t::RD_KAFKA_CONF_INVALID => {
             let message = CStr::from_bytes_until_nul(&text).unwrap_or_default().to_string_lossy();
@@ -67,8 +67,28 @@ pub(super) fn is_free_text(name: &str) -> bool {
 /// Whether a property names a file or folder and its value can be one. Users also paste a key where
 /// its path belongs.
 pub(super) fn is_path(name: &str, value: &str) -> bool {
-    let names_a_file = name.ends_with(".location") || name.ends_with(".file");
-    names_a_file && value.len() < 1024 && !value.contains('\n') && !value.contains("PRIVATE KEY")
+    names_a_file(name) && value.len() < 1024 && !value.contains('\n') && !value.contains("PRIVATE KEY")
+}
+
+/// The problem of a property that names a file or folder which cannot be read.
+fn unreadable_file(name: &str, value: &str) -> Option<String> {
+    if !names_a_file(name) || value == "probe" || value.is_empty() {
+        return None;
+    }
+    if !is_path(name, value) {
+        let message = "is not a path: the properties `ssl.ca.pem`, `ssl.certificate.pem` and `ssl.key.pem` take texts";
+        return Some(format!("the value of the Kafka property `{name}` {message}"));
+    }
+    let problem = match std::fs::metadata(value) {
+        Ok(found) if found.is_dir() => std::fs::read_dir(value).err(),
+        Ok(_) => std::fs::File::open(value).err(),
+        Err(error) => Some(error),
+    };
+    problem.map(|error| format!("cannot read the file of the Kafka property `{name}`: {value}: {error}"))
+}
+
+fn names_a_file(name: &str) -> bool {
+    name.starts_with("ssl.") && name.ends_with(".location") || name.ends_with(".file")
 }
 
 fn unknown(name: &str) -> String {
@@ -163,7 +183,7 @@ mod tests {
             ("enable.ssl.certificate.verification", "expected true, false"),
             ("socket.timeout.ms", "expected 10 .. 300000"),
             ("debug", "`debug` is not valid: expected generic"),
-            ("sasl.oauthbearer.method", "is not valid"),
+            ("sasl.oauthbearer.method", "not supported by this build"),
         ];
         for (name, expected) in cases {
             // A value that is as long as a private key, and one that spans several lines.
@@ -182,6 +202,18 @@ mod tests {
         let error = error("sasl.oauthbearer.method", "oidc");
         assert!(error.contains("not supported by this build: "), "{error}");
         assert!(!error.contains("oidc"), "{error}");
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_reported_with_their_paths() {
+        let message = error("ssl.ca.location", "/no/such/ca.pem");
+        assert!(message.contains("`ssl.ca.location`: /no/such/ca.pem: No such file"), "{message}");
+        let pasted = error("ssl.key.location", "-----BEGIN PRIVATE KEY-----\nhunter2");
+        assert!(pasted.contains("`ssl.key.pem`") && !pasted.contains("hunter"), "{pasted}");
+        for readable in ["probe", "/etc", "/etc/passwd"] {
+            let properties = BTreeMap::from([("ssl.ca.location".to_owned(), readable.to_owned())]);
+            check(&properties).unwrap();
+        }
     }
 
     #[test]

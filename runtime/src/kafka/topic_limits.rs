@@ -65,8 +65,8 @@ impl TopicLimits {
     /// The size of a producer's batches: no topic refuses a batch because of records that it would
     /// accept one by one.
     pub(super) fn batch_bytes(&self) -> usize {
-        let smallest = self.lock().values().map(|limit| limit.bytes).min().unwrap_or(BATCH_BYTES);
-        smallest.saturating_sub(OVERHEAD).clamp(OVERHEAD, BATCH_BYTES)
+        let smallest = self.lock().values().map(|limit| limit.bytes.saturating_sub(OVERHEAD)).min();
+        smallest.map_or(BATCH_BYTES, |bytes| bytes.clamp(OVERHEAD, BATCH_BYTES))
     }
 
     /// Notes that a broker refused a batch that contained a record of `bytes`, from a producer with

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-/// A transaction of this size is committed at once: bounds what a crash repeats and what readers wait for.
+/// A transaction of this size is committed at once: bounds what a crash repeats and what readers
+/// wait for.
 const MAX_TRANSACTION_BYTES: usize = 64 << 20;
 
-/// Schedules a stage's commits. The first record after an idle period is committed at once; later commits are at least `interval`
-/// apart, and take at most half of the time.
+/// Schedules a stage's commits. The first record after an idle period is committed at once; later
+/// commits are at least `interval` apart, and take at most half of the time.
 pub(super) struct CommitTimer {
     interval: Duration,
     /// When the pending records are due; `None` while nothing is pending.
@@ -41,9 +42,10 @@ impl CommitTimer {
         transaction_bytes >= MAX_TRANSACTION_BYTES || self.due.is_some_and(|due| due <= Instant::now())
     }
 
-    /// A commit that began at `begun` has succeeded. The interval runs from the beginning of one commit to the beginning of the next,
-    /// so that readers do not wait for the duration of a commit on top of it. A commit that takes long defers the next one, so that
-    /// slow brokers get fewer commits.
+    /// A commit that began at `begun` has succeeded. The interval runs from the beginning of one
+    /// commit to the beginning of the next, so that readers do not wait for the duration of a
+    /// commit on top of it. A commit that takes long defers the next one, so that slow brokers get
+    /// fewer commits.
     pub(super) fn committed(&mut self, begun: Instant) {
         self.not_before = Some(begun + self.interval.max(begun.elapsed() * 2));
     }

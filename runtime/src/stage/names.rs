@@ -1,4 +1,5 @@
-//! The names by which Kafka knows a cluster's groups, transactional ids and state rows. They decide who fences whom (I4).
+//! The names by which Kafka knows a cluster's groups, transactional ids and state rows. They decide
+//! who fences whom (I4).
 
 /// Names of one worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +13,8 @@ pub struct Names {
 }
 
 impl Names {
-    /// A component with one instance in the cluster: its consumer group, and the owner of its state rows.
+    /// A component with one instance in the cluster: its consumer group, and the owner of its state
+    /// rows.
     pub fn component(&self, pipeline: &str, component: &str) -> String {
         component_name(&self.cluster, pipeline, component)
     }
@@ -27,8 +29,9 @@ impl Names {
         format!("{}.{pipeline}.{source}.{}", self.cluster, self.node)
     }
 
-    /// A member of a component's group: group instance id and transactional id. The group's generation fences its commits, so the id
-    /// does not name a partition. It names the worker, so that a restart aborts at once what a killed worker left open.
+    /// A member of a component's group: group instance id and transactional id. The group's
+    /// generation fences its commits, so the id does not name a partition. It names the worker, so
+    /// that a restart aborts at once what a killed worker left open.
     pub fn member(&self, pipeline: &str, component: &str, task: u32) -> String {
         format!("{}.{pipeline}.{component}.{}.{task}", self.cluster, self.worker)
     }

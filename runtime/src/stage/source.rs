@@ -1,8 +1,9 @@
-//! A source task: records and position in one transaction (I1).
+//! A source task: commits records and position in one transaction (I1).
 //!
-//! Two threads. The *reader* owns the source and fills batches; the stage's own thread applies transforms, produces, and commits every
-//! `commit_interval` ([`CommitTimer`]). Batches travel through a channel of two, so that the next one is filled while the last is
-//! produced, and no more than that is in memory.
+//! The task has two threads. The *reader* owns the source and fills batches. The stage's thread
+//! applies transforms, produces, and commits every `commit_interval` ([`CommitTimer`]). A channel
+//! of two batches connects them: the next batch is filled while the last one is produced, and
+//! memory stays bounded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,10 +29,10 @@ use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
 use crate::kafka::TransactionalProducer;
 use crate::plan::{Branch, Route, SourcePlan};
 
-/// The source is asked again this often while nothing comes; it is also how fast it notices a stop.
+/// Deadline of a fill: bounds how late a stop is noticed.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Records of a batch, however small they are.
+/// Limit on the records of a batch.
 const BATCH_RECORDS: usize = 10_000;
 
 /// A source of a pipeline on this node.
@@ -48,7 +49,8 @@ impl Stage for SourceStage {
     fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
         let task = match self.plan.spec.placement() {
             Placement::EveryNode => context.names.node_task(&self.pipeline, &self.plan.name),
-            // Whichever worker it runs on goes on with the one position there is, and fences the last one (I4).
+            // One position in the cluster: the next worker continues from it and fences the last
+            // one (I4).
             Placement::Anywhere => context.names.component(&self.pipeline, &self.plan.name),
         };
         let producer =
@@ -90,10 +92,11 @@ impl Stage for SourceStage {
             scope.spawn(move || reader.run(&full, &empty));
             let outcome = writer.run(&filled, &returned, stop);
             abandoned.store(true, Ordering::Relaxed);
-            // A reader that waits for room in the channel wakes when this end is gone.
+            // Wakes a reader that waits for room in the channel.
             drop(filled);
             if outcome.is_err() {
-                // Best effort: the next owner's initialisation aborts it too, but readers need not wait for that.
+                // Best effort: the next owner aborts the transaction too, but consumers would wait
+                // until then.
                 let _ = writer.producer.abort();
             }
             outcome
@@ -101,7 +104,7 @@ impl Stage for SourceStage {
     }
 }
 
-/// A full batch on its way to the writer.
+/// A filled batch for the writer.
 struct Filled {
     batch: SourceBatch,
     caught_up: bool,
@@ -121,10 +124,11 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Fills batches until stopped; an error is the last thing that it sends.
+    /// Fills batches until stopped. An error is the last message.
     fn run(mut self, full: &SyncSender<Result<Filled>>, empty: &Receiver<SourceBatch>) {
         while !self.stop.is_set() && !self.abandoned.load(Ordering::Relaxed) {
-            // A little before, to wait while the budget is spent; the true size after.
+            // A small reservation waits while the budget is exhausted; the fill then sets the true
+            // size.
             let Some(mut reservation) = self.budget.reserve(64 << 10, Instant::now() + POLL) else { continue };
             let mut batch = empty.try_recv().unwrap_or_default();
             (batch.max_bytes, batch.max_records) = self.limits;
@@ -141,7 +145,8 @@ impl Reader<'_> {
                 return;
             }
             if let Some(error) = error {
-                // The writer has what came before the error; whether it still listens does not matter.
+                // The writer has the records from before the error. It may have ended, which does
+                // not matter.
                 let _ = full.send(Err(error));
                 return;
             }
@@ -149,7 +154,7 @@ impl Reader<'_> {
     }
 }
 
-/// What the open transaction covers.
+/// The content of the open transaction.
 #[derive(Default)]
 struct Pending {
     position: BTreeMap<String, Option<Vec<u8>>>,
@@ -189,14 +194,14 @@ impl Writer<'_> {
                     }
                     self.produce(&mut filled.batch)?;
                     filled.batch.clear();
-                    // The reader may be gone: then nobody needs the memory.
+                    // The reader may have ended; the memory is then released.
                     let _ = returned.send(filled.batch);
                     if filled.caught_up && self.context.until_idle {
                         return self.commit();
                     }
                 }
                 Ok(Err(error)) => {
-                    // What came before the error is good and its position is known.
+                    // The records from before the error are valid, and their position is known.
                     self.commit()?;
                     return Err(error);
                 }
@@ -235,15 +240,15 @@ impl Writer<'_> {
         let (producer, topics) = (&mut self.producer, &mut self.topics);
         failpoint!("source.produce.before")?;
         let mut send = |out: &Batch, counters: &mut Counters, dead_letters: &mut DeadLetters| {
-            // The time of production, never the event's: Kafka's retention deletes by this time, and would delete old log lines and old
-            // rows before any sink has read them. The event's time is in the value.
+            // Records get the time of production. Kafka's retention deletes by this time: with the
+            // event's time it would delete old log lines before any sink has read them.
             let topic_of = |record: RecordRef<'_>| {
                 let port = usize::from(record.entry().port).checked_sub(1);
                 port.and_then(|port| plan.port_topics.get(port)).map_or(&plan.topic, |(_, topic)| topic)
             };
             let unnamed = topics.send(producer, out, topic_of, |_| None)?;
             let own = counters.of(&plan.name);
-            // They were counted as out when they were read.
+            // These records were counted as out when they were read.
             own.out -= (unnamed.len() as u64).min(own.out);
             dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
         };
@@ -289,7 +294,7 @@ impl Writer<'_> {
         }
         self.context.schemas.committed(&pending.schemas);
         if !changes.is_empty() {
-            // Nobody receives it once the reader has ended.
+            // The reader may have ended; the acknowledgement is then lost, which is allowed.
             let _ = self.acknowledge.send(changes);
         }
         self.status.committed(&pending.counters);
@@ -297,7 +302,7 @@ impl Writer<'_> {
     }
 }
 
-/// The transforms that are applied before the topic, one after the other on their default ports.
+/// The transforms in `apply`, one after the other, by their default ports.
 fn linear_route(plan: &SourcePlan) -> Route {
     let end = Route { deliver: true, branches: Vec::new() };
     plan.apply.iter().rev().fold(end, |rest, step| Route {

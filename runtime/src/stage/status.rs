@@ -1,4 +1,4 @@
-//! What a stage shows of itself. Health is progress (lag, age of the last commit), not a state that says RUNNING.
+//! The status of a stage. Its health is its progress (lag, age of the last commit), not its state.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -18,16 +18,16 @@ pub enum StageKind {
     Sink,
 }
 
-/// What a stage does now.
+/// The state of a stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StageState {
-    /// Waiting for its lease, or between two tries.
+    /// Waiting for its lease or for a retry.
     Waiting,
-    /// At work.
+    /// Running.
     Running,
-    /// Everything there has been moved (`--until-idle`), or told to stop.
+    /// All existing records were processed (`--until-idle`), or the stage was stopped.
     Done,
-    /// Will not go on before somebody changes something. The message says what.
+    /// The stage needs a person. The message says what to change.
     Failed(String),
 }
 
@@ -44,7 +44,8 @@ pub struct StageStatus {
 
 struct Inner {
     state: StageState,
-    /// Since the process started, or its plan changed; the totals since the pipeline began are in Kafka.
+    /// Since the process started, or its plan changed; the totals since the pipeline began are in
+    /// Kafka.
     counters: Counters,
     lag: SourceLag,
     last_commit: Option<Instant>,
@@ -53,7 +54,7 @@ struct Inner {
 }
 
 impl StageStatus {
-    /// Of a stage that has not started.
+    /// The status of a stage that has not started.
     pub fn new(pipeline: &str, component: &str, kind: StageKind) -> Self {
         let inner = Inner {
             state: StageState::Waiting,
@@ -71,12 +72,12 @@ impl StageStatus {
         format!("{}.{}", self.pipeline, self.component)
     }
 
-    /// What it does now.
+    /// Its state.
     pub fn state(&self) -> StageState {
         self.lock().state.clone()
     }
 
-    /// Will nothing more come from it?
+    /// The stage writes no further records.
     pub fn is_over(&self) -> bool {
         matches!(self.lock().state, StageState::Done | StageState::Failed(_))
     }
@@ -108,7 +109,7 @@ impl StageStatus {
         self.lock().counters.clone()
     }
 
-    /// The time of the last commit, for those who wait for progress.
+    /// The time of the last commit.
     pub fn last_commit(&self) -> Option<Instant> {
         self.lock().last_commit
     }
@@ -149,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_tells_how_far_behind_a_source_is_and_how_long_the_rest_is_kept() {
+    fn the_line_shows_lag_and_retention() {
         let status = StageStatus::new("p", "shop", StageKind::Source);
         let lag = |bytes, retention_left| SourceLag { bytes: Some(bytes), retention_left, ..SourceLag::default() };
         let retention_left = Some(Duration::from_secs(90 * 60));

@@ -1,9 +1,10 @@
-//! A materialised transform's task: topic to topic. What it produces, its dead dead_letters, its counters and the consumer offsets are one
-//! transaction (I2 a), committed every `commit_interval`.
+//! A materialised transform's task: topic to topic. What it produces, its dead dead_letters, its
+//! counters and the consumer offsets are one transaction (I2 a), committed every `commit_interval`.
 //!
-//! A partition that is taken away while a transaction is open takes its offsets with it: the transaction is rolled back and the
-//! partitions that stay are read again from their committed offsets. Committing instead could pass the fence, because this member's
-//! generation is the new one by then, while the next owner has already started from the old offset.
+//! A partition that is taken away while a transaction is open takes its offsets with it: the
+//! transaction is rolled back and the partitions that stay are read again from their committed
+//! offsets. Committing instead could pass the fence, because this member's generation is the new
+//! one by then, while the next owner has already started from the old offset.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ use crate::plan::TransformPlan;
 
 const POLL: Duration = Duration::from_millis(100);
 
-/// A materialised transform of a pipeline: one task of it.
+/// A transform with its own topics: one task of it.
 pub struct TransformStage {
     /// The pipeline's name.
     pub pipeline: String,
@@ -37,7 +38,7 @@ pub struct TransformStage {
     pub plan: TransformPlan,
     /// Number of this task in this worker.
     pub task: u32,
-    /// What writes to its inputs.
+    /// The stages that write to its inputs.
     pub upstream: Upstream,
 }
 
@@ -66,21 +67,22 @@ impl Stage for TransformStage {
             routes,
             own,
             topics: Topics::new(context, self.plan.partitions),
-            claims: BTreeMap::new(),
+            partitions: BTreeMap::new(),
             commit_timer: CommitTimer::new(context.commit_interval),
         };
         let outcome = task.run(stop);
         if outcome.is_ok() {
             task.consumer.leave();
         } else {
-            // Best effort: the next run's initialisation aborts it too, but readers need not wait for that.
+            // Best effort: the next run aborts the transaction too, but consumers would wait until
+            // then.
             let _ = task.producer.abort();
         }
         outcome
     }
 }
 
-struct Claimed {
+struct PartitionState {
     positions: Positions,
     pending: Counters,
     dead_letters: DeadLetters,
@@ -100,7 +102,7 @@ struct TransformTask<'a> {
     routes: Routes,
     own: RunningTransform,
     topics: Topics,
-    claims: BTreeMap<TopicPartition, Claimed>,
+    partitions: BTreeMap<TopicPartition, PartitionState>,
     commit_timer: CommitTimer,
 }
 
@@ -116,12 +118,12 @@ impl TransformTask<'_> {
             let limits = FillLimits { records: 10_000, bytes: self.context.share.batch_bytes, wait };
             let records = self.consumer.fill(&limits, &mut batches)?;
             self.rebalance(&mut batches)?;
-            for (claim, batch) in batches.iter_mut() {
-                if let Err(error) = self.routes.chain(&claim.topic)?.ready().and_then(|()| self.own.ready()) {
+            for (partition, batch) in batches.iter_mut() {
+                if let Err(error) = self.routes.chain(&partition.topic)?.ready().and_then(|()| self.own.ready()) {
                     self.commit()?;
                     return Err(error);
                 }
-                self.process(claim, batch)?;
+                self.process(partition, batch)?;
                 batch.clear();
             }
             if self.commit_timer.is_due(self.producer.transaction_bytes()) {
@@ -136,15 +138,15 @@ impl TransformTask<'_> {
         }
     }
 
-    fn process(&mut self, claim: &TopicPartition, batch: &mut Batch) -> Result<()> {
-        let Some(claimed) = self.claims.get_mut(claim) else { return Ok(()) };
+    fn process(&mut self, partition: &TopicPartition, batch: &mut Batch) -> Result<()> {
+        let Some(state) = self.partitions.get_mut(partition) else { return Ok(()) };
         let Some(last) = batch.entries().last() else { return Ok(()) };
-        claimed.next = Some(last.offset + 1);
+        state.next = Some(last.offset + 1);
         self.commit_timer.mark_pending();
         failpoint!("transform.produce.before")?;
-        let chain = self.routes.chain(&claim.topic)?;
+        let chain = self.routes.chain(&partition.topic)?;
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
-        chain.run(batch, &mut claimed.pending, &mut claimed.dead_letters, &mut |out, counters, dead_letters| {
+        chain.run(batch, &mut state.pending, &mut state.dead_letters, &mut |out, counters, dead_letters| {
             own.process(out, counters, dead_letters)?;
             let port_topics = &plan.port_topics;
             let topic_of = |record: RecordRef<'_>| {
@@ -162,28 +164,29 @@ impl TransformTask<'_> {
     fn rebalance(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         for event in self.consumer.rebalance_events() {
             match event {
-                RebalanceEvent::Revoked(claims) => {
-                    for claim in &claims {
-                        batches.remove(claim);
-                        self.claims.remove(claim);
+                RebalanceEvent::Revoked(partitions) => {
+                    for partition in &partitions {
+                        batches.remove(partition);
+                        self.partitions.remove(partition);
                     }
                     if self.producer.in_transaction() {
-                        self.roll_back(batches)?;
+                        self.abort_transaction(batches)?;
                     }
                 }
-                RebalanceEvent::Assigned(claims) => {
-                    let committed = if claims.is_empty() { Vec::new() } else { self.consumer.committed(&claims)? };
-                    for (claim, committed) in claims.into_iter().zip(committed) {
-                        let task = format!("{}/{}/{}", self.component, claim.topic, claim.partition);
+                RebalanceEvent::Assigned(partitions) => {
+                    let committed =
+                        if partitions.is_empty() { Vec::new() } else { self.consumer.committed(&partitions)? };
+                    for (partition, committed) in partitions.into_iter().zip(committed) {
+                        let task = format!("{}/{}/{}", self.component, partition.topic, partition.partition);
                         let positions = Positions::load(&self.context.cluster, &self.component, &task)?;
-                        let claimed = Claimed {
+                        let state = PartitionState {
                             positions,
                             pending: Counters::default(),
                             dead_letters: DeadLetters::default(),
                             committed,
                             next: None,
                         };
-                        self.claims.insert(claim, claimed);
+                        self.partitions.insert(partition, state);
                     }
                     failpoint!("transform.claim.after")?;
                 }
@@ -192,18 +195,19 @@ impl TransformTask<'_> {
         Ok(())
     }
 
-    fn roll_back(&mut self, batches: &mut PartitionBatches) -> Result<()> {
+    fn abort_transaction(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         failpoint!("transform.rollback.before")?;
         self.producer.abort()?;
         failpoint!("transform.rollback.after")?;
         self.commit_timer.clear();
-        for (claim, claimed) in &mut self.claims {
-            claimed.pending = Counters::default();
-            claimed.dead_letters.clear();
-            if claimed.next.take().is_some() {
-                // What lies in its batch was read past what is rolled back. The batches of the others are still to be processed.
-                batches.remove(claim);
-                self.consumer.seek(claim, claimed.committed)?;
+        for (partition, state) in &mut self.partitions {
+            state.pending = Counters::default();
+            state.dead_letters.clear();
+            if state.next.take().is_some() {
+                // Its batch holds records after the aborted ones. The batches of other partitions
+                // are still to be processed.
+                batches.remove(partition);
+                self.consumer.seek(partition, state.committed)?;
             }
         }
         Ok(())
@@ -212,8 +216,8 @@ impl TransformTask<'_> {
     fn commit(&mut self) -> Result<()> {
         self.commit_timer.clear();
         let begun = Instant::now();
-        let moved: Vec<(&TopicPartition, &mut Claimed)> =
-            self.claims.iter_mut().filter(|(_, claimed)| claimed.next.is_some()).collect();
+        let moved: Vec<(&TopicPartition, &mut PartitionState)> =
+            self.partitions.iter_mut().filter(|(_, state)| state.next.is_some()).collect();
         if moved.is_empty() {
             return Ok(());
         }
@@ -221,26 +225,26 @@ impl TransformTask<'_> {
         moved.iter().for_each(|(_, claimed)| pending.add(&claimed.pending));
         first_records::check(self.status, &pending, self.context.max_initial_failures)?;
         failpoint!("transform.checkpoint.before")?;
-        let letters_to = self.topics.partitions(&self.stage.dead_letters)?;
+        let dead_letter_partitions = self.topics.partitions(&self.stage.dead_letters)?;
         let mut offsets = Vec::with_capacity(moved.len());
         let mut committed = Counters::default();
-        for (claim, claimed) in moved {
-            claimed.dead_letters.write(
+        for (partition, state) in moved {
+            state.dead_letters.write(
                 &mut self.producer,
                 &self.stage.pipeline,
                 &self.stage.dead_letters,
-                letters_to,
+                dead_letter_partitions,
             )?;
-            claimed.dead_letters.clear();
-            committed.add(&claimed.pending);
-            claimed.positions.counters.add(&std::mem::take(&mut claimed.pending));
-            claimed.positions.write(&mut self.producer, &[], &claimed.positions.counters)?;
-            if let Some(next) = claimed.next.take() {
-                claimed.committed = next;
-                offsets.push((claim, next));
+            state.dead_letters.clear();
+            committed.add(&state.pending);
+            state.positions.counters.add(&std::mem::take(&mut state.pending));
+            state.positions.write(&mut self.producer, &[], &state.positions.counters)?;
+            if let Some(next) = state.next.take() {
+                state.committed = next;
+                offsets.push((partition, next));
             }
         }
-        // Any failure ends this run of the stage, and what was changed above with it: the next one reads what is committed.
+        // A failure ends this run of the stage; the next run reads the committed state.
         failpoint!("transform.checkpoint.after")?;
         let group = self.consumer.metadata()?;
         self.producer.send_offsets(offsets, group)?;

@@ -17,7 +17,8 @@ use crate::kafka::{Admin, Cluster};
 pub struct WorkerContext {
     /// The Kafka cluster.
     pub cluster: Cluster,
-    /// Looks up and creates topics. All stages share it, because a client has five threads and a megabyte of memory.
+    /// Looks up and creates topics. All stages share it, because a client has five threads and a
+    /// megabyte of memory.
     pub admin: Arc<Admin>,
     /// Runs async calls.
     pub runtime: tokio::runtime::Handle,

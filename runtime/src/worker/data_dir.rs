@@ -1,11 +1,18 @@
 //! The worker's data directory: a lock for one worker at a time, the worker's id, scratch space,
-//! compiled plugins.
+//! compiled plugins. Its files contain records in plain text, so only the worker's user may read
+//! them.
 
-use std::fs::{File, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use trunkline_connector::{Error, Result, failpoint, io_error};
+
+/// Permissions of new folders and files.
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+const PLUGINS: &str = "plugins";
 
 /// A data directory, locked for this process.
 pub struct DataDir {
@@ -16,14 +23,16 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Opens a directory and creates it if it is missing. Fails if another worker uses it.
-    pub fn open(path: &Path) -> Result<Self> {
-        std::fs::create_dir_all(path).map_err(|error| io_error("create the data directory", path, &error))?;
+    /// Opens a directory and creates it if it is missing. Fails if another worker uses it. With
+    /// `new_worker_id`, replaces the worker's id: for a directory that was copied from another
+    /// worker's.
+    pub fn open(path: &Path, new_worker_id: bool) -> Result<Self> {
+        create_private_folder(path).map_err(|error| io_error("create the data directory", path, &error))?;
+        warn_if_readable_by_others(path);
         let lock_path = path.join("worker.lock");
-        let lock = File::options()
+        let lock = private_file()
             .create(true)
             .truncate(false)
-            .write(true)
             .open(&lock_path)
             .map_err(|error| io_error("open", &lock_path, &error))?;
         match lock.try_lock() {
@@ -44,11 +53,18 @@ impl DataDir {
             }
             _ => {}
         }
-        let plugins = path.join("plugins");
+        let plugins = path.join(PLUGINS);
         for folder in [&scratch, &plugins] {
-            std::fs::create_dir_all(folder).map_err(|error| io_error("create", folder, &error))?;
+            create_private_folder(folder).map_err(|error| io_error("create", folder, &error))?;
         }
-        Ok(Self { worker_id: worker_id(&path.join("worker-id"))?, scratch, plugins, _lock: lock })
+        let worker_id = worker_id(&path.join("worker-id"), new_worker_id)?;
+        Ok(Self { worker_id, scratch, plugins, _lock: lock })
+    }
+
+    /// The compile cache of plugins in an existing data directory, for commands that do not open the
+    /// directory. `None` if no worker has created it.
+    pub fn plugin_cache(path: &Path) -> Option<PathBuf> {
+        Some(path.join(PLUGINS)).filter(|cache| cache.is_dir())
     }
 
     /// The worker's id. It is random, and stays the same for this directory.
@@ -67,8 +83,32 @@ impl DataDir {
     }
 }
 
-fn worker_id(path: &Path) -> Result<String> {
+/// Creates a folder that only this user may read. An existing folder is not changed.
+pub fn create_private_folder(path: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path)
+}
+
+fn private_file() -> std::fs::OpenOptions {
+    let mut options = File::options();
+    options.write(true).mode(FILE_MODE);
+    options
+}
+
+fn warn_if_readable_by_others(path: &Path) {
+    // A folder that cannot be examined fails in the next step.
+    let Ok(metadata) = path.metadata() else { return };
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        tracing::warn!(
+            "other users may read the data directory {0} (mode {mode:o}), which contains records in plain text: chmod 700 {0}",
+            path.display()
+        );
+    }
+}
+
+fn worker_id(path: &Path, replace: bool) -> Result<String> {
     match std::fs::read_to_string(path) {
+        _ if replace => {}
         Ok(text) => {
             let id = text.trim();
             let legal = id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -88,7 +128,7 @@ fn worker_id(path: &Path) -> Result<String> {
     // Atomically: a truncated id would be another worker.
     let temporary = path.with_extension("new");
     let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
+        let mut file = private_file().create(true).truncate(true).open(&temporary)?;
         file.write_all(id.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)
@@ -103,23 +143,50 @@ fn worker_id(path: &Path) -> Result<String> {
 mod tests {
     use super::*;
 
+    fn open(path: &Path) -> Result<DataDir> {
+        DataDir::open(path, false)
+    }
+
     #[test]
     fn one_worker_at_a_time_and_the_id_is_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let first = DataDir::open(folder.path()).unwrap();
+        let first = open(folder.path()).unwrap();
         let id = first.worker_id().to_owned();
-        assert_eq!(DataDir::open(folder.path()).err().unwrap().code, "worker.data_in_use");
+        assert_eq!(open(folder.path()).err().unwrap().code, "worker.data_in_use");
         std::fs::write(first.scratch().join("left-over"), "x").unwrap();
         drop(first);
-        let second = DataDir::open(folder.path()).unwrap();
+        let second = open(folder.path()).unwrap();
         assert_eq!(second.worker_id(), id);
         assert_eq!(std::fs::read_dir(second.scratch()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_copied_directory_gets_a_new_id_on_request() {
+        let folder = tempfile::tempdir().unwrap();
+        let id = open(folder.path()).unwrap().worker_id().to_owned();
+        let replaced = DataDir::open(folder.path(), true).unwrap().worker_id().to_owned();
+        assert_ne!(replaced, id);
+        assert_eq!(open(folder.path()).unwrap().worker_id(), replaced);
     }
 
     #[test]
     fn a_broken_id_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("worker-id"), "?").unwrap();
-        assert_eq!(DataDir::open(folder.path()).err().unwrap().code, "worker.id");
+        assert_eq!(open(folder.path()).err().unwrap().code, "worker.id");
+    }
+
+    #[test]
+    fn only_the_user_may_read_the_directory_and_its_files() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("new/data");
+        let data = open(&path).unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        for folder in [&path, data.scratch(), data.plugins(), &parent.path().join("new")] {
+            assert_eq!(mode(folder), 0o700, "{}", folder.display());
+        }
+        for file in ["worker.lock", "worker-id"] {
+            assert_eq!(mode(&path.join(file)), 0o600, "{file}");
+        }
     }
 }

@@ -14,10 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Error, Placement, Result};
+use trunkline_connector::{Domain, Error, Placement, Result, Retry};
 
 use super::tasks::{Task, Tasks};
 use super::threads::Threads;
+use crate::backoff::{Backoff, jitter};
 use crate::checkpoint::TASKS;
 use crate::kafka::{FillLimits, GroupConsumer, OtherMembers, PartitionBatches, RebalanceEvent};
 use crate::stage::{GIVE_UP, StageState, WorkerContext};
@@ -32,8 +33,16 @@ const LEFT_TO_OTHERS: Duration = Duration::from_secs(15);
 /// Time between two checks of the group while a lease is missing.
 const GROUP_CHECK: Duration = Duration::from_secs(1);
 
-/// Time until a worker that lost its leases joins the group again.
-const REJOIN: Duration = Duration::from_secs(1);
+/// Times until a worker that lost its leases joins the group again.
+const FIRST_REJOIN: Duration = Duration::from_secs(1);
+const MAX_REJOIN: Duration = Duration::from_secs(30);
+
+/// A membership that lasted this long starts over with the first of these times.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// With `--until-idle`, the tasks fail if this worker cannot become a member of the group within
+/// this time.
+const MEMBERSHIP_LIMIT: Duration = Duration::from_secs(60);
 
 /// The leases of one placement. A thread runs the tasks whose leases this worker owns, until the
 /// worker stops or (`until_idle`) every task has ended.
@@ -54,6 +63,8 @@ impl LeaseManager {
             wanted: wanted.clone(),
             threads: Threads::default(),
             missing_since: Instant::now(),
+            last_member: Instant::now(),
+            rejoin: Backoff::new(FIRST_REJOIN, MAX_REJOIN),
         };
         let thread = std::thread::Builder::new()
             .name("leases".to_owned())
@@ -91,6 +102,9 @@ struct LeaseLoop {
     threads: Threads,
     /// When this worker joined, or last lost a lease.
     missing_since: Instant,
+    /// The last time at which this worker was a member, or started.
+    last_member: Instant,
+    rejoin: Backoff,
 }
 
 impl LeaseLoop {
@@ -99,13 +113,34 @@ impl LeaseLoop {
             self.tasks = current(&self.wanted);
             if self.tasks.is_empty() {
                 self.context.stop.wait(POLL);
-            } else if let Err(error) = self.run_while_member() {
-                tracing::warn!(%error, "lost the leases on source tasks; joining their group again");
+                continue;
+            }
+            let started = Instant::now();
+            if let Err(error) = self.run_while_member() {
                 self.threads.stop(|_| true);
-                self.context.stop.wait(REJOIN);
+                if started.elapsed() > HEALTHY {
+                    self.rejoin.reset();
+                }
+                self.handle(&error);
             }
         }
         self.threads.stop(|_| true);
+    }
+
+    /// Waits before the next attempt to join the group, or fails the tasks if another attempt is
+    /// useless.
+    fn handle(&mut self, error: &Error) {
+        let is_permanent = error.retry == Retry::Never || self.last_member.elapsed() > MEMBERSHIP_LIMIT;
+        if error.domain == Domain::Config || self.context.until_idle && is_permanent {
+            for task in self.tasks.values().filter(|task| !task.status.is_over()) {
+                tracing::error!(stage = task.status.name(), %error, "failed: no lease on its task; its position is kept");
+                task.status.set_state(StageState::Failed(error.to_string()));
+            }
+            return;
+        }
+        let wait = jitter(self.rejoin.advance());
+        tracing::warn!(%error, "lost the leases on source tasks; joining their group again in {:.1} s", wait.as_secs_f64());
+        self.context.stop.wait(wait);
     }
 
     fn is_over(&self) -> bool {
@@ -148,7 +183,11 @@ impl LeaseLoop {
                 batch.clear();
             }
             for event in consumer.rebalance_events() {
+                self.last_member = Instant::now();
                 self.apply(event, &mut owned);
+            }
+            if !owned.is_empty() {
+                self.last_member = Instant::now();
             }
             if self.threads.reconcile(&self.tasks, |task| is_among(task, &owned)) {
                 return Err(Error::fenced("worker.fenced", "another worker has taken over a task of this one"));

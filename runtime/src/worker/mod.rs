@@ -10,12 +10,14 @@
 
 mod data_dir;
 mod leases;
+mod open_files;
 mod summary;
 mod tasks;
 mod threads;
 mod topics;
 
-pub use data_dir::DataDir;
+pub use data_dir::{DataDir, create_private_folder};
+pub use open_files::raise_open_files_limit;
 pub use summary::{PipelineSummary, Summary};
 
 use std::collections::BTreeMap;
@@ -23,15 +25,17 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Domain, Error, MemoryBudget, Placement, Result};
+use trunkline_connector::{Domain, Error, MemoryBudget, Placement, Result, Retry};
 
 use self::leases::LeaseManager;
+use self::open_files::shortage;
 use self::tasks::{Changes, Task, Tasks};
 use self::threads::Threads;
 use self::topics::topics_of;
-use crate::checkpoint::{Schemas, system_topics};
+use crate::checkpoint::{Schemas, TASKS, system_topics};
 use crate::config::Settings;
-use crate::kafka::{Admin, Cluster, TopicSpec};
+use crate::kafka::embedded::EMBEDDED;
+use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
 use crate::plan::Pipeline;
 use crate::stage::{Names, ResourceShare, StageState, StageStatus, StopSignal, WorkerContext};
 
@@ -46,6 +50,25 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Time between two progress lines of a stage in the log. A line without a change is left out.
 const REPORT: Duration = Duration::from_secs(10);
+
+/// After a stop, calls no longer wait for unreachable brokers from this time on.
+const INTERRUPT: Duration = Duration::from_secs(1);
+
+/// After a stop, the worker ends without its tasks if no broker has answered for this time: what
+/// they cannot commit is read again at the next start, as after a crash.
+const CUT_OFF: Duration = Duration::from_secs(2);
+
+/// Time for a broker to answer while the worker stops.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// The code of the error of a stop without an answer from the brokers.
+pub const STOPPED_CUT_OFF: &str = "worker.stopped_cut_off";
+
+/// Time between two checks for another worker with the same id.
+const ID_CHECK: Duration = Duration::from_secs(1);
+
+/// A follower repeats the same warning after this time.
+const REPEAT_WARNING: Duration = Duration::from_secs(60);
 
 /// The options of a worker.
 pub struct WorkerOptions {
@@ -87,7 +110,9 @@ pub struct RunReport {
 /// that no pipeline could run.
 pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
     let settings = &options.settings;
-    let cluster = Cluster::new(&options.brokers, &settings.kafka)?;
+    let stop = options.stop.clone();
+    let is_stopping = move || stop.since().is_some_and(|since| since > INTERRUPT);
+    let cluster = Cluster::new(&options.brokers, &settings.kafka)?.with_interrupt(is_stopping);
     let memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
     let context = WorkerContext {
         cluster: cluster.clone(),
@@ -108,6 +133,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         scratch: data.scratch().to_owned(),
         share: resource_share(memory, 1),
     };
+    tracing::info!(brokers = options.brokers, "connecting to Kafka");
     let mut worker = Worker {
         options: &options,
         context,
@@ -171,6 +197,33 @@ struct PendingSet {
     since: Instant,
     /// The time of the next attempt.
     due: Instant,
+    /// The last warning about a failed attempt, and its time.
+    warned: Option<(String, Instant)>,
+}
+
+/// Whether the brokers are out of reach while the worker stops.
+#[derive(Default)]
+struct CutOff {
+    last_probe: Option<Instant>,
+    failing_since: Option<Instant>,
+}
+
+impl CutOff {
+    /// Probes the brokers once per interval, from an interval after the stop on. Most stops take
+    /// less.
+    fn is_certain(&mut self, stopping_for: Duration, admin: &Admin) -> bool {
+        if stopping_for < PROBE || self.last_probe.is_some_and(|last| last.elapsed() < PROBE) {
+            return false;
+        }
+        let started = Instant::now();
+        if admin.is_reachable(TASKS, PROBE) {
+            self.failing_since = None;
+        } else {
+            self.failing_since.get_or_insert(started);
+        }
+        self.last_probe = Some(Instant::now());
+        self.failing_since.is_some_and(|since| since.elapsed() >= CUT_OFF)
+    }
 }
 
 impl Worker<'_> {
@@ -179,6 +232,8 @@ impl Worker<'_> {
         let mut pending: Option<PendingSet> = None;
         let mut ready = false;
         let mut report = Report { last: Instant::now(), lines: Vec::new() };
+        let mut cut_off = CutOff::default();
+        let mut last_check = Instant::now();
         let stop = &self.options.stop;
         let nothing = Tasks::new();
         while !(ready && stop.is_set() && self.threads.is_empty() && self.leases.iter().all(LeaseManager::is_finished))
@@ -186,7 +241,7 @@ impl Worker<'_> {
             for mut set in self.options.sets.try_iter() {
                 // The last of several sets replaces the others.
                 set.retry_failed |= pending.take().is_some_and(|earlier| earlier.set.retry_failed);
-                pending = Some(PendingSet { set, since: Instant::now(), due: Instant::now() });
+                pending = Some(PendingSet { set, since: Instant::now(), due: Instant::now(), warned: None });
             }
             if let Some(waiting) = pending.take_if(|pending| pending.due <= Instant::now() && !(ready && stop.is_set()))
             {
@@ -198,7 +253,19 @@ impl Worker<'_> {
                 // Only the lease managers still run.
                 stop.set();
             }
-            if stop.is_set() {
+            if last_check.elapsed() >= ID_CHECK {
+                last_check = Instant::now();
+                self.check_worker_id()?;
+            }
+            if let Some(since) = stop.since() {
+                if cut_off.is_certain(since, &self.context.admin) {
+                    let message = format!(
+                        "stopped while the brokers at {} could not be reached: records that were not committed are read again \
+                         at the next start",
+                        self.options.brokers
+                    );
+                    return Err(Error::external(STOPPED_CUT_OFF, message));
+                }
                 // Waiting for the stop would return at once.
                 std::thread::park_timeout(POLL);
             } else {
@@ -209,12 +276,26 @@ impl Worker<'_> {
         self.leases.drain(..).try_for_each(LeaseManager::join)
     }
 
+    /// Ends the worker if another one has its id. (The tasks of both would fence each other
+    /// forever.)
+    fn check_worker_id(&self) -> Result<()> {
+        let suffix = format!("[{DUPLICATE_WORKER}]");
+        for task in self.tasks.values() {
+            if let StageState::Failed(error) = task.status.state()
+                && let Some(message) = error.strip_suffix(&suffix)
+            {
+                self.options.stop.set();
+                return Err(Error::config(DUPLICATE_WORKER, message.trim_end()));
+            }
+        }
+        Ok(())
+    }
+
     /// Replaces the running set; returns the new set if the brokers do not answer. With the first
     /// set an error ends the run; with a later one, the running set stays (I7).
     fn apply(&mut self, pending: PendingSet, is_later: bool) -> Result<Option<PendingSet>> {
         let set = &pending.set;
-        let stages = |pipeline: &Pipeline| pipeline.sources.len() + pipeline.transforms.len() + pipeline.sinks.len();
-        let count = set.pipelines.iter().map(stages).sum();
+        let count = set.pipelines.iter().map(stage_count).sum();
         // Unchanged tasks keep their shares.
         let context = WorkerContext { share: resource_share(self.memory, count), ..self.context.clone() };
         let tasks = tasks::plan(&set.pipelines, &self.tasks, set.retry_failed, &context);
@@ -222,8 +303,8 @@ impl Worker<'_> {
         match self.prepare_topics(&set.pipelines, &changes, is_later) {
             Ok(()) => {}
             Err(error) if error.domain == Domain::External => {
-                self.check_retry(error, &pending, is_later)?;
-                return Ok(Some(PendingSet { due: Instant::now() + TOPICS_RETRY, ..pending }));
+                let warned = self.check_retry(error, &pending, is_later)?;
+                return Ok(Some(PendingSet { due: Instant::now() + TOPICS_RETRY, warned, ..pending }));
             }
             Err(error) if is_later => {
                 tracing::error!(%error, "the topics of the new pipelines cannot be prepared; the running pipelines stay unchanged");
@@ -241,17 +322,23 @@ impl Worker<'_> {
     }
 
     /// Decides whether the topics are tried again after an external error; returns the error if
-    /// not.
-    fn check_retry(&self, error: Error, pending: &PendingSet, is_later: bool) -> Result<()> {
-        if self.options.until_idle && pending.since.elapsed() >= CONNECT_LIMIT {
+    /// not. Returns the last warning and its time.
+    fn check_retry(&self, error: Error, pending: &PendingSet, is_later: bool) -> Result<Option<(String, Instant)>> {
+        let is_useless = error.retry == Retry::Never || pending.since.elapsed() >= CONNECT_LIMIT;
+        if self.options.until_idle && is_useless {
             return Err(error);
         }
         if !is_later && self.options.stop.is_set() {
             return Err(error.context("stopped before the brokers answered"));
         }
+        let text = error.to_string();
+        let is_known = |(last, at): &&(String, Instant)| *last == text && at.elapsed() < REPEAT_WARNING;
+        if let Some(warned) = pending.warned.as_ref().filter(is_known) {
+            return Ok(Some(warned.clone()));
+        }
         let meanwhile = if is_later { "; the running pipelines stay unchanged until then" } else { "" };
         tracing::warn!(%error, brokers = self.options.brokers, "cannot prepare topics; trying again{meanwhile}");
-        Ok(())
+        Ok(Some((text, Instant::now())))
     }
 
     /// Gives each lease manager its tasks, and starts a manager for each placement that has tasks.
@@ -269,6 +356,17 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// Warns before the process runs out of open files, if the known topics already need too many.
+    fn warn_if_files_are_short(&self, pipelines: &[Pipeline], topics: &[TopicSpec]) {
+        let is_embedded = matches!(self.options.settings.brokers.as_deref(), None | Some(EMBEDDED));
+        let partitions = topics.iter().map(|topic| usize::try_from(topic.partitions).unwrap_or(0)).sum();
+        let stages = pipelines.iter().map(stage_count).sum();
+        let Ok(limit) = raise_open_files_limit() else { return };
+        if let Some(warning) = shortage(limit, stages, if is_embedded { partitions } else { 0 }) {
+            tracing::warn!("{warning}");
+        }
+    }
+
     /// Creates the topics with known names of pipelines in which a task starts.
     fn prepare_topics(&self, pipelines: &[Pipeline], changes: &Changes, is_later: bool) -> Result<()> {
         let settings = &self.options.settings.topics;
@@ -284,12 +382,18 @@ impl Worker<'_> {
         if topics.is_empty() {
             return Ok(());
         }
+        self.warn_if_files_are_short(pipelines, &topics);
         self.context.admin.connect()?;
         for difference in self.context.admin.ensure(&topics)?.differences {
             tracing::warn!("{difference}");
         }
         Ok(())
     }
+}
+
+/// The stages of a pipeline.
+fn stage_count(pipeline: &Pipeline) -> usize {
+    pipeline.sources.len() + pipeline.transforms.len() + pipeline.sinks.len()
 }
 
 /// Progress lines of stages in the log.

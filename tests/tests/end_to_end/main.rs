@@ -9,6 +9,7 @@
 
 mod brokers;
 mod clients;
+mod cloned;
 mod crashes;
 mod dead_letters;
 mod harness;
@@ -18,6 +19,7 @@ mod outages;
 mod pipeline;
 mod reload;
 mod rotation;
+mod secured;
 mod several;
 mod transforms;
 mod unknown_outcomes;

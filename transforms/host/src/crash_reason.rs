@@ -73,6 +73,16 @@ mod tests {
     }
 
     #[test]
+    fn javascript_error_is_the_reason_and_not_its_stack() {
+        let text = "expected a string, received [object]\nStack:\n  encode@initializer.js:72:11\n  process@initializer.js:389:45\n\
+                    Redirecting call to abort() to mozalloc_abort\n";
+        assert_eq!(
+            from_stderr(text).as_deref(),
+            Some("expected a string, received [object] (encode@initializer.js:72:11)")
+        );
+    }
+
+    #[test]
     fn other_output_ends_with_the_reason() {
         assert_eq!(from_stderr("start\n  fatal: no memory\n\n").as_deref(), Some("fatal: no memory"));
         assert_eq!(from_stderr("note: run with `RUST_BACKTRACE=1` environment variable\n\n"), None);

@@ -68,9 +68,10 @@ pub mod trunkline {
       }
 
       #[allow(unused_unsafe, clippy::all)]
-      /// Writes a line with the plugin's name to the worker's log. Lines are truncated at 4 KiB. The
-      /// log contains at most 100 lines per call and the number of omitted lines. The last `error`
-      /// line before a trap becomes the reason of the dead letter, so panic messages belong there.
+      /// Writes a line with the plugin's name to the worker's log. Lines are truncated at 4
+      /// KiB. The log contains at most 100 lines per call and the number of omitted lines. The
+      /// last `error` line before a trap becomes the reason of the dead letter, so panic
+      /// messages belong there.
       #[allow(async_fn_in_trait)]
       pub fn log(level: Level,message: &str,) -> (){
         unsafe {
@@ -91,8 +92,8 @@ pub mod trunkline {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Adds to a counter of the plugin. The increments of a failed batch are discarded. A plugin may
-      /// use at most 64 names of counters and histograms.
+      /// Adds to a counter of the plugin. The increments of a failed batch are discarded. A
+      /// plugin may use at most 64 names of counters and histograms.
       #[allow(async_fn_in_trait)]
       pub fn counter_add(name: &str,by: u64,) -> (){
         unsafe {
@@ -192,8 +193,8 @@ pub mod exports {
           /// `component.port`.
           pub ports: _rt::Vec::<_rt::String>,
           /// True if every changed value still fits the schema in the record's header
-          /// `trunkline.schema` (for example, a mask that replaces strings by strings). If false, the
-          /// host removes the header from records whose value changes.
+          /// `trunkline.schema` (for example, a mask that replaces strings by strings). If false,
+          /// the host removes the header from records whose value changes.
           pub keeps_schema: bool,
         }
         impl ::core::fmt::Debug for InitReply {
@@ -419,16 +420,17 @@ pub mod exports {
       }
     } }
     pub trait Guest {
-      /// The host calls `init` once, before the other functions. `config` is the JSON text of the
-      /// transform's `config` table, or `{}` if the table is missing.
+      /// The host calls `init` once, before the other functions. `config` is the JSON text of
+      /// the transform's `config` table, or `{}` if the table is missing.
       #[allow(async_fn_in_trait)]
       fn init(config: _rt::String,host: Offer,) -> ::core::result::Result<InitReply,InitError>;
-      /// Returns a verdict on each record of a batch. Return an error only for a temporary failure of
-      /// the whole batch: the host retries the batch. A record with bad data gets the verdict `reject`.
+      /// Returns a verdict on each record of a batch. Return an error only for a temporary
+      /// failure of the whole batch: the host retries the batch. A record with bad data gets
+      /// the verdict `reject`.
       #[allow(async_fn_in_trait)]
       fn process(batch: _rt::Vec::<u8>,) -> ::core::result::Result<_rt::Vec::<u8>,_rt::String>;
-      /// The host calls `flush` before it stops the instance. The result contains no verdict, or one
-      /// `emit` for an input record without key, value, headers and timestamp.
+      /// The host calls `flush` before it stops the instance. The result contains no verdict,
+      /// or one `emit` for an input record without key, value, headers and timestamp.
       #[allow(async_fn_in_trait)]
       fn flush() -> ::core::result::Result<_rt::Vec::<u8>,_rt::String>;
     }

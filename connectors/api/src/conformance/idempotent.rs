@@ -1,5 +1,5 @@
-//! What every [idempotent sink](crate::IdempotentSink) must do. A connector implements [`SinkFixture`] and calls
-//! [`check_idempotent_sink`].
+//! What every [idempotent sink](crate::IdempotentSink) must do. A connector implements
+//! [`SinkFixture`] and calls [`check_idempotent_sink`].
 
 use std::sync::Arc;
 

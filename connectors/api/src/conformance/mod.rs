@@ -1,4 +1,5 @@
-//! The suites that every connector runs in its tests: what the runtime relies on, checked from outside.
+//! The suites that every connector runs in its tests: what the runtime relies on, checked from
+//! outside.
 
 mod idempotent;
 mod options;

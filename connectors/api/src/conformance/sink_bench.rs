@@ -1,4 +1,5 @@
-//! What sinks of every kind are checked with: a fixture that a connector's tests implement, records with numbers, and a runtime.
+//! What sinks of every kind are checked with: a fixture that a connector's tests implement, records
+//! with numbers, and a runtime.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,13 +18,15 @@ pub trait SinkFixture: Sync {
     /// The connector.
     fn connector(&self) -> Box<dyn SinkConnector>;
 
-    /// Options, as TOML, of a sink that writes to the destination with this name. A destination is empty when its name is first used.
+    /// Options, as TOML, of a sink that writes to the destination with this name. A destination is
+    /// empty when its name is first used.
     fn options(&self, destination: &str) -> String;
 
     /// Further options, one line each, that must be refused.
     fn bad_options(&self) -> Vec<&'static str>;
 
-    /// The value of a good record. Records are identified by partition and number; the number is the record's offset.
+    /// The value of a good record. Records are identified by partition and number; the number is
+    /// the record's offset.
     fn value(&self, partition: i32, number: i64, text: &str) -> Vec<u8> {
         format!("{{\"partition\":{partition},\"number\":{number},\"text\":\"{text}\"}}").into_bytes()
     }
@@ -31,7 +34,8 @@ pub trait SinkFixture: Sync {
     /// Values that the sink must reject; `None` for a record without a value.
     fn bad_values(&self) -> Vec<Option<Vec<u8>>>;
 
-    /// What a reader of the destination sees: the numbers of each partition, in the destination's order.
+    /// What a reader of the destination sees: the numbers of each partition, in the destination's
+    /// order.
     fn rows(&self, destination: &str) -> BTreeMap<i32, Vec<i64>>;
 
     /// What exists at the destination without being visible: temporary files, unfinished uploads.

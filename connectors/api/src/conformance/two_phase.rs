@@ -1,8 +1,9 @@
-//! What every [two-phase sink](crate::TwoPhaseSink) must do: what the stage relies on when it takes topic partitions through seal,
-//! prepare and commit, and when it recovers what a dead task left. A connector implements [`SinkFixture`] and calls
-//! [`check_two_phase_sink`].
+//! What every [two-phase sink](crate::TwoPhaseSink) must do: what the stage relies on when it takes
+//! topic partitions through seal, prepare and commit, and when it recovers what a dead task left. A
+//! connector implements [`SinkFixture`] and calls [`check_two_phase_sink`].
 //!
-//! A task that dies is simulated by forgetting the sink: nothing of it runs any more, not even destructors.
+//! A task that dies is simulated by forgetting the sink: nothing of it runs any more, not even
+//! destructors.
 
 use serde_json::Value as Json;
 

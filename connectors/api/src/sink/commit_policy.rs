@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// The option `commit = { bytes, records, age, idle }` of a sink: a topic partition is committed when one of the limits is reached.
+/// The option `commit = { bytes, records, age, idle }` of a sink: a topic partition is committed
+/// when one of the limits is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommitPolicy {
     /// Bytes of one output (a file, a request), compared with [`Buffered::bytes`].
@@ -13,12 +14,14 @@ pub struct CommitPolicy {
     pub age: Duration,
     /// Time since the last buffered record of the topic partition.
     pub idle: Duration,
-    /// Open outputs of all topic partitions of a task: above this number the topic partition with the largest output is committed.
+    /// Open outputs of all topic partitions of a task: above this number the topic partition with
+    /// the largest output is committed.
     pub max_open_files: usize,
 }
 
 impl Default for CommitPolicy {
-    /// For destinations that are fast to write to and that people wait for: small requests, sent soon.
+    /// For destinations that are fast to write to and that people wait for: small requests, sent
+    /// soon.
     fn default() -> Self {
         Self {
             bytes: 4 << 20,
@@ -36,7 +39,8 @@ impl CommitPolicy {
         buffered.bytes >= self.bytes || buffered.records >= self.records
     }
 
-    /// When the age or the idle limit is reached, given the times of the first and the last buffered record.
+    /// When the age or the idle limit is reached, given the times of the first and the last
+    /// buffered record.
     pub fn due_at(&self, first: Instant, last: Instant) -> Instant {
         (first + self.age).min(last + self.idle)
     }

@@ -5,20 +5,24 @@ use crate::error::Result;
 use crate::rejection::{Reason, Rejections};
 use crate::sink::TopicPartition;
 
-/// Writes records to a destination where a repeated write changes nothing: every record has an identity there (a document id, a
-/// primary key, an idempotency key).
+/// Writes records to a destination where a repeated write changes nothing: every record has an
+/// identity there (a document id, a primary key, an idempotency key).
 ///
-/// The runtime batches the records, calls `deliver` from threads of the task, retries it with backoff, and commits the offsets of
-/// the acknowledged prefix of each topic partition together with counters and dead letters (I2 c).
+/// The runtime batches the records, calls `deliver` from threads of the task, retries it with
+/// backoff, and commits the offsets of the acknowledged prefix of each topic partition together
+/// with counters and dead letters (I2 c).
 pub trait IdempotentSink: Send + Sync {
-    /// Delivers the [pending](Delivery::pending) records and returns when the destination has acknowledged them durably.
+    /// Delivers the [pending](Delivery::pending) records and returns when the destination has
+    /// acknowledged them durably.
     ///
-    /// `Ok` acknowledges every record that was not [rejected](Delivery::reject). On an external error the runtime calls `deliver`
-    /// again with the same records, without those that were [acknowledged](Delivery::acknowledge) or rejected. A call that cannot
-    /// finish returns an error within a minute.
+    /// `Ok` acknowledges every record that was not [rejected](Delivery::reject). On an external
+    /// error the runtime calls `deliver` again with the same records, without those that were
+    /// [acknowledged](Delivery::acknowledge) or rejected. A call that cannot finish returns an
+    /// error within a minute.
     ///
-    /// A task that lost a topic partition may still deliver it for a moment while the next owner does too. A destination where
-    /// order matters must therefore compare versions, for example offsets, and refuse the older write.
+    /// A task that lost a topic partition may still deliver it for a moment while the next owner
+    /// does too. A destination where order matters must therefore compare versions, for example
+    /// offsets, and refuse the older write.
     fn deliver(&self, delivery: &mut Delivery) -> Result<()>;
 
     /// How many deliveries may be in flight at once. By default one after the other.
@@ -32,8 +36,8 @@ pub trait IdempotentSink: Send + Sync {
 pub struct InFlight {
     /// Concurrent calls of [`IdempotentSink::deliver`].
     pub deliveries: usize,
-    /// Those that may hold records of the same topic partition. Above 1, a retry may deliver a record after its successors, so the
-    /// destination must compare versions.
+    /// Those that may hold records of the same topic partition. Above 1, a retry may deliver a
+    /// record after its successors, so the destination must compare versions.
     pub per_partition: usize,
 }
 
@@ -88,7 +92,8 @@ impl Delivery {
         Self { partitions, outcomes, pending }
     }
 
-    /// The records that the destination has not decided about yet, in order within each topic partition.
+    /// The records that the destination has not decided about yet, in order within each topic
+    /// partition.
     pub fn pending(&self) -> impl Iterator<Item = PendingRecord<'_>> {
         self.partitions.iter().zip(&self.outcomes).zip(0..).flat_map(|((part, outcomes), partition)| {
             part.records.iter().zip(outcomes).zip(0..).filter(|((_, outcome), _)| **outcome == Outcome::Pending).map(
@@ -111,12 +116,14 @@ impl Delivery {
         self.partitions.iter().map(|part| part.records.bytes()).sum()
     }
 
-    /// The destination has the record. Needed only where others of the same delivery must be sent again.
+    /// The destination has the record. Needed only where others of the same delivery must be sent
+    /// again.
     pub fn acknowledge(&mut self, index: RecordIndex) {
         self.decide(index, Outcome::Acknowledged);
     }
 
-    /// The destination refuses the record for good. The stage treats it as the component's `on_error` says.
+    /// The destination refuses the record for good. The stage treats it as the component's
+    /// `on_error` says.
     pub fn reject(&mut self, index: RecordIndex, reason: Reason) {
         self.decide(index, Outcome::Rejected(reason));
     }
@@ -126,7 +133,8 @@ impl Delivery {
         &self.partitions
     }
 
-    /// Adds the rejected records of the topic partition with this index in [`partitions`](Delivery::partitions) to `rejected`.
+    /// Adds the rejected records of the topic partition with this index in
+    /// [`partitions`](Delivery::partitions) to `rejected`.
     pub fn rejections(&self, partition: usize, rejected: &mut Rejections) {
         let (Some(part), Some(outcomes)) = (self.partitions.get(partition), self.outcomes.get(partition)) else {
             return;

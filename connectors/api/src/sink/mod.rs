@@ -1,15 +1,16 @@
 //! What a sink connector implements.
 //!
-//! A connector formats records and calls its destination. The runtime owns everything else: batching, timers, retry with backoff,
-//! memory, order, and the Kafka transactions that move the consumer offsets. A connector chooses the kind that fits its
-//! destination ([`Sink`]):
+//! A connector formats records and calls its destination. The runtime owns everything else:
+//! batching, timers, retry with backoff, memory, order, and the Kafka transactions that move the
+//! consumer offsets. A connector chooses the kind that fits its destination ([`Sink`]):
 //!
 //! | kind | for | what the author writes |
 //! |---|---|---|
 //! | [`IdempotentSink`] | destinations where a repeated write changes nothing: a search index with document ids, an HTTP endpoint | one method, `deliver` |
 //! | [`TwoPhaseSink`] | destinations that can hold data back until it is complete: object stores, staged warehouse loads | `write`, `seal`, `prepare`, `commit`, `abort` |
 //!
-//! `docs/connectors/writing-a-sink.md` walks through an example of each kind (`connectors/api/examples`).
+//! `docs/connectors/writing-a-sink.md` walks through an example of each kind
+//! (`connectors/api/examples`).
 
 mod commit_policy;
 mod idempotent;
@@ -36,8 +37,9 @@ pub trait SinkConnector: Send + Sync {
     /// Declares the connector's own options; the runtime adds those that all sinks share.
     fn options(&self) -> &'static [OptionSpec];
 
-    /// Reads the component's section and adds every problem to its report; returns `None` if there was one. `template_variables` are
-    /// the names after `@` that templates may use for records of this sink's inputs. Does not contact the destination.
+    /// Reads the component's section and adds every problem to its report; returns `None` if there
+    /// was one. `template_variables` are the names after `@` that templates may use for records of
+    /// this sink's inputs. Does not contact the destination.
     fn configure(&self, section: &Section<'_>, template_variables: &[&str]) -> Option<Box<dyn SinkSpec>>;
 }
 
@@ -46,7 +48,8 @@ pub trait SinkSpec: Send + Sync {
     /// Connects, and checks that the destination can be written to.
     fn open(&self, context: SinkContext) -> Result<Sink>;
 
-    /// The defaults of the option `commit = { bytes, records, age, idle }`, which the runtime parses and applies.
+    /// The defaults of the option `commit = { bytes, records, age, idle }`, which the runtime
+    /// parses and applies.
     fn commit_policy(&self) -> CommitPolicy {
         CommitPolicy::default()
     }
@@ -70,7 +73,8 @@ pub enum Sink {
 pub struct SinkContext {
     /// `{pipeline}.{sink}`, unique in the cluster: names scratch files, marks objects.
     pub name: String,
-    /// The process-wide byte budget (I6); the runtime reserves [`SinkWriter::memory_bytes`] from it.
+    /// The process-wide byte budget (I6); the runtime reserves [`SinkWriter::memory_bytes`] from
+    /// it.
     pub budget: MemoryBudget,
     /// For connectors that speak to servers; a sink's thread may block on it.
     pub runtime: tokio::runtime::Handle,
@@ -82,7 +86,8 @@ pub struct SinkContext {
 
 /// Finds published schemas.
 pub trait SchemaLookup: Send + Sync {
-    /// The schema with this id; `Ok(None)` if no such schema was ever published. May block to read recently published schemas.
+    /// The schema with this id; `Ok(None)` if no such schema was ever published. May block to read
+    /// recently published schemas.
     fn schema(&self, id: SchemaId) -> Result<Option<Arc<Schema>>>;
 }
 

@@ -1,13 +1,18 @@
 //! `parser = "combined"`: the access log format of Apache and nginx, `addr ident user
-//! [17/May/2015:10:05:03 +0000] "METHOD path PROTOCOL" status bytes "referer" "user agent"`. A line
-//! that ends after the size (the common log format) is rejected: in a combined log it is a
-//! truncated line.
+//! [17/May/2015:10:05:03 +0000] "METHOD path PROTOCOL" status bytes "referer" "user agent"`.
+//! `vhost_combined` has the virtual host before it (`%v:%p`), `nginx_main` has X-Forwarded-For in
+//! double quotes after it.
+//!
+//! A line that ends after the size (the common log format) is rejected: in a combined log it is a
+//! truncated line. The address is an IP address or a host name, or several of them separated by `,
+//! ` (X-Forwarded-For in its place).
 //!
 //! `-` is null. The identity field is dropped, because it is obsolete. A request that is not three
 //! words is kept whole as `path`. In quoted fields `\"`, `\\` and a run of `\xHH` that makes valid
 //! UTF-8 are decoded; other escapes are kept.
 
 use std::borrow::Cow;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, TimeUnit};
@@ -20,9 +25,20 @@ use trunkline_connector::json::write_string;
 use super::{Event, Expected};
 
 /// Parser of the combined format.
-#[derive(Default)]
 pub(crate) struct CombinedParser {
+    variant: Variant,
     last: Stamp,
+}
+
+/// The combined format and its common extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// The combined format.
+    Combined,
+    /// With the virtual host before it.
+    VhostCombined,
+    /// With X-Forwarded-For after it.
+    NginxMain,
 }
 
 /// The last timestamp and its translation: busy logs have many lines per second.
@@ -41,9 +57,9 @@ const MONTHS: [&[u8; 3]; 12] =
 
 /// The schema of the records. The zone is `+00:00` instead of `UTC`: readers understand an offset
 /// without a time zone database.
-pub(super) fn schema() -> Option<Arc<Schema>> {
+pub(super) fn schema(variant: Variant) -> Option<Arc<Schema>> {
     let text = |name: &str| Field::new(name, DataType::Utf8, true);
-    let fields = vec![
+    let mut fields = vec![
         text("remote_addr"),
         text("remote_user"),
         Field::new("timestamp", DataType::Timestamp(TimeUnit::Millisecond, Some("+00:00".into())), true),
@@ -55,23 +71,46 @@ pub(super) fn schema() -> Option<Arc<Schema>> {
         text("referer"),
         text("user_agent"),
     ];
+    match variant {
+        Variant::Combined => {}
+        Variant::VhostCombined => fields.insert(0, text("vhost")),
+        Variant::NginxMain => fields.push(text("forwarded_for")),
+    }
     Schema::new(Arc::new(ArrowSchema::new(fields))).ok().map(Arc::new)
 }
 
 impl CombinedParser {
+    pub(crate) fn new(variant: Variant) -> Self {
+        Self { variant, last: Stamp::default() }
+    }
+
     /// Appends a line's JSON to `out`.
     pub(crate) fn parse(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
         let bytes = line.as_bytes();
-        let Some(addr_end) = memchr(b' ', bytes).filter(|end| *end > 0) else {
-            if line.trim().is_empty() {
-                return Ok(Event::Blank);
-            }
-            return Err(expected(0, "a remote address and a space"));
-        };
-        let Some(ident_len) = memchr(b' ', &bytes[addr_end + 1..]).filter(|len| *len > 0) else {
-            return Err(expected(addr_end + 1, "an identity (usually `-`) and a space"));
-        };
-        let user_at = addr_end + 1 + ident_len + 1;
+        if bytes.first().is_none_or(|byte| *byte == b' ') && line.trim().is_empty() {
+            return Ok(Event::Blank);
+        }
+        let mut addr_at = 0;
+        out.push(b'{');
+        if self.variant == Variant::VhostCombined {
+            let end =
+                memchr(b' ', bytes).filter(|end| *end > 0).ok_or_else(|| expected(0, "a virtual host and a space"))?;
+            out.extend_from_slice(b"\"vhost\":");
+            write_plain(out, &line[..end]);
+            out.push(b',');
+            addr_at = end + 1;
+        }
+        let addr_end = addresses(line, addr_at)?;
+        let ident_at = addr_end + 1;
+        let ident_len = memchr(b' ', &bytes[ident_at..]).filter(|len| *len > 0);
+        let ident_len = ident_len.ok_or_else(|| expected(ident_at, "an identity (usually `-`) and a space"))?;
+        if line[ident_at..ident_at + ident_len].parse::<IpAddr>().is_ok() {
+            return Err(expected(
+                ident_at,
+                "an identity (usually `-`); for a virtual host before the address use `vhost_combined`",
+            ));
+        }
+        let user_at = ident_at + ident_len + 1;
         // A user's name may contain spaces and brackets: the first ` [` before a text of the right
         // shape starts the time.
         let Some(bracket) = stamp_bracket(bytes, user_at) else {
@@ -81,11 +120,14 @@ impl CombinedParser {
         if bracket < user_at + 2 {
             return Err(expected(user_at, "a user (or `-`) and a space"));
         }
+        if bytes[user_at..bracket].starts_with(b"- ") && bracket > user_at + 2 {
+            return Err(expected(user_at + 2, STAMP));
+        }
         let stamp_at = bracket + 1;
         self.read_stamp(&bytes[stamp_at..stamp_at + STAMP_LEN]).ok_or_else(|| expected(bracket, STAMP))?;
 
-        out.extend_from_slice(b"{\"remote_addr\":");
-        write_plain(out, &line[..addr_end]);
+        out.extend_from_slice(b"\"remote_addr\":");
+        write_plain(out, &line[addr_at..addr_end]);
         out.extend_from_slice(b",\"remote_user\":");
         write_plain(out, &line[user_at..bracket - 1]);
         out.extend_from_slice(b",\"timestamp\":\"");
@@ -103,11 +145,21 @@ impl CombinedParser {
         let (referer, at) = quoted(line, at, "a space and a referer in double quotes")?;
         out.extend_from_slice(b",\"referer\":");
         write_quoted(out, referer);
-        let (agent, at) = quoted(line, at, "a space and a user agent in double quotes")?;
+        let (agent, mut at) = quoted(line, at, "a space and a user agent in double quotes")?;
         out.extend_from_slice(b",\"user_agent\":");
         write_quoted(out, agent);
+        if self.variant == Variant::NginxMain {
+            let forwarded_for;
+            (forwarded_for, at) = quoted(line, at, "a space and X-Forwarded-For in double quotes")?;
+            out.extend_from_slice(b",\"forwarded_for\":");
+            write_quoted(out, forwarded_for);
+        }
         out.push(b'}');
-        if !line[at..].trim_end_matches(' ').is_empty() {
+        let rest = line[at..].trim_end_matches(' ');
+        if self.variant == Variant::Combined && rest.starts_with(" \"") {
+            return Err(expected(at, "the end of the line; for X-Forwarded-For at the end use `nginx_main`"));
+        }
+        if !rest.is_empty() {
             return Err(expected(at, "the end of the line"));
         }
         Ok(Event::Record(Some(self.last.milliseconds)))
@@ -165,6 +217,35 @@ impl CombinedParser {
 
 fn expected(at: usize, what: &str) -> Expected {
     Expected { at, what: what.to_owned() }
+}
+
+/// The end of the remote address, or of a list of addresses.
+fn addresses(line: &str, from: usize) -> Result<usize, Expected> {
+    const ADDRESS: &str = "a remote address (an IP address or a host name) and a space";
+    let mut at = from;
+    loop {
+        let len = memchr(b' ', &line.as_bytes()[at..]).ok_or_else(|| expected(at, ADDRESS))?;
+        let word = &line[at..at + len];
+        let address = word.strip_suffix(',').unwrap_or(word);
+        let is_missing = address == "-" && at > from;
+        if !is_address(address) || is_missing {
+            return Err(expected(at, ADDRESS));
+        }
+        if address.len() == word.len() {
+            return Ok(at + len);
+        }
+        at += len + 1;
+    }
+}
+
+/// Whether a text is `-`, a host name, or an IP address with or without a port.
+fn is_address(text: &str) -> bool {
+    let legal = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if text.bytes().all(|byte| legal(&byte)) {
+        return !text.is_empty();
+    }
+    let without_zone = text.split('%').next().unwrap_or(text);
+    without_zone.parse::<Ipv6Addr>().is_ok() || text.parse::<SocketAddr>().is_ok() || text == "unix:"
 }
 
 fn digit(byte: u8) -> Option<i8> {
@@ -304,7 +385,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn parse_combined(line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
-        CombinedParser::default().parse(line, out)
+        CombinedParser::new(Variant::Combined).parse(line, out)
     }
 
     fn parsed(line: &str) -> Result<Value, Expected> {
@@ -365,6 +446,69 @@ mod tests {
     }
 
     #[test]
+    fn addresses_are_checked() {
+        let line =
+            |before: &str| format!(r#"{before} - - [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 200 5 "-" "ua""#);
+        for address in [
+            "203.0.113.9",
+            "2001:db8::1",
+            "fe80::1%eth0",
+            "www.example.com",
+            "a_b-c",
+            "unix:",
+            "203.0.113.9:4711",
+            "[2001:db8::1]:4711",
+            "203.0.113.9, 10.0.0.1",
+            "unknown, 2001:db8::1, 10.0.0.1",
+        ] {
+            assert_eq!(parsed(&line(address)).unwrap()["remote_addr"], json!(address));
+        }
+        assert_eq!(parsed(&line("-")).unwrap()["remote_addr"], Value::Null);
+        for (before, at) in [
+            ("www.example.com:443 203.0.113.9", 0),
+            ("www.example.com 203.0.113.9", 16),
+            ("www.example.com client.example.org", 37),
+            ("\0\0203.0.113.9", 0),
+            ("203.0.113.9,", 13),
+            ("203.0.113.9, b\u{e4}d", 13),
+            (",", 0),
+        ] {
+            match parsed(&line(before)) {
+                Err(error) => assert_eq!(error.at, at, "{before}: {error:?}"),
+                Ok(value) => panic!("{before} was read as {value}"),
+            }
+        }
+    }
+
+    #[test]
+    fn common_extensions_of_the_format_have_parsers() {
+        let combined = r#"203.0.113.9 - jo [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 200 5 "-" "ua""#;
+        let parse = |variant, line: &str| {
+            let mut out = Vec::new();
+            CombinedParser::new(variant).parse(line, &mut out).map(|_| serde_json::from_slice::<Value>(&out).unwrap())
+        };
+        let vhost = parse(Variant::VhostCombined, &format!("www.example.com:443 {combined}")).unwrap();
+        assert_eq!((&vhost["vhost"], &vhost["remote_addr"]), (&json!("www.example.com:443"), &json!("203.0.113.9")));
+        let main = parse(Variant::NginxMain, &format!(r#"{combined} "198.51.100.7, 10.0.0.1""#)).unwrap();
+        assert_eq!((&main["user_agent"], &main["forwarded_for"]), (&json!("ua"), &json!("198.51.100.7, 10.0.0.1")));
+        assert_eq!(parse(Variant::NginxMain, &format!(r#"{combined} "-""#)).unwrap()["forwarded_for"], Value::Null);
+        assert!(parse(Variant::NginxMain, combined).is_err() && parse(Variant::VhostCombined, combined).is_err());
+        let error = parse(Variant::Combined, &format!(r#"{combined} "-""#)).unwrap_err();
+        assert_eq!((error.at, error.what.contains("nginx_main")), (combined.len(), true));
+        for variant in [Variant::Combined, Variant::VhostCombined, Variant::NginxMain] {
+            let value = match variant {
+                Variant::Combined => parse(variant, combined).unwrap(),
+                Variant::VhostCombined => vhost.clone(),
+                Variant::NginxMain => main.clone(),
+            };
+            let schema = schema(variant).unwrap();
+            let fields: Vec<&String> = schema.arrow().fields().iter().map(|field| field.name()).collect();
+            assert_eq!(value.as_object().unwrap().len(), fields.len());
+            assert!(fields.iter().all(|field| value.get(field.as_str()).is_some()), "{fields:?}");
+        }
+    }
+
+    #[test]
     fn errors_point_at_the_byte() {
         let good = r#"1.2.3.4 - - [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 200 5 "-" "x""#;
         assert!(parsed(good).is_ok());
@@ -392,14 +536,14 @@ mod tests {
     proptest! {
         #[test]
         fn parsed_lines_are_valid_json(
-            addr in "[^ \n]{1,8}", user in "[^\n]{1,8}", request in "[^\n]{0,20}", agent in "[^\n]{0,20}", cut in 0usize..120
+            addr in "[0-9a-z.]{1,8}", user in "[^\n]{1,8}", request in "[^\n]{0,20}", agent in "[^\n]{0,20}", cut in 0usize..120
         ) {
             let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
             let whole = format!(
                 "{addr} - {user} [17/May/2015:10:05:03 +0000] \"{}\" 200 5 \"-\" \"{}\"", escape(&request), escape(&agent)
             );
             let value = parsed(&whole);
-            if !user.contains('[') {
+            if !user.contains('[') && !user.starts_with("- ") {
                 let value = value.unwrap();
                 prop_assert_eq!(value["user_agent"].as_str().unwrap_or("-"), agent);
             }

@@ -12,6 +12,7 @@ use trunkline_connector::json::write_string;
 use trunkline_connector::{Reason, Schema};
 
 pub(crate) use combined::CombinedParser;
+pub use combined::Variant as CombinedVariant;
 pub(crate) use regex::RegexParser;
 
 /// A configured parser.
@@ -24,7 +25,7 @@ pub enum ParserKind {
     /// Named groups of a pattern.
     Regex(RegexParser),
     /// Combined log format.
-    Combined,
+    Combined(CombinedVariant),
 }
 
 /// Result of parsing a line.
@@ -54,7 +55,7 @@ enum Kind {
     None,
     Json,
     Regex(RegexParser),
-    Combined(Box<CombinedParser>),
+    Combined(Box<CombinedParser>, CombinedVariant),
 }
 
 impl ParserKind {
@@ -63,7 +64,7 @@ impl ParserKind {
         match self {
             Self::None | Self::Json => None,
             Self::Regex(parser) => parser.schema(),
-            Self::Combined => combined::schema(),
+            Self::Combined(variant) => combined::schema(*variant),
         }
     }
 
@@ -72,7 +73,7 @@ impl ParserKind {
         match self {
             Self::None => Some(vec!["message".to_owned()]),
             Self::Json => None,
-            Self::Regex(_) | Self::Combined => {
+            Self::Regex(_) | Self::Combined(_) => {
                 let schema = self.schema()?;
                 Some(schema.arrow().fields().iter().map(|field| field.name().clone()).collect())
             }
@@ -85,7 +86,7 @@ impl ParserKind {
             Self::None => Kind::None,
             Self::Json => Kind::Json,
             Self::Regex(parser) => Kind::Regex(parser.clone()),
-            Self::Combined => Kind::Combined(Box::default()),
+            Self::Combined(variant) => Kind::Combined(Box::new(CombinedParser::new(*variant)), *variant),
         };
         Parser { kind }
     }
@@ -104,7 +105,7 @@ impl Parser {
             }
             Kind::Json => json::parse(line, out),
             Kind::Regex(parser) => parser.parse(line, out),
-            Kind::Combined(parser) => parser.parse(line, out),
+            Kind::Combined(parser, _) => parser.parse(line, out),
         }
     }
 
@@ -114,7 +115,9 @@ impl Parser {
             Kind::None => "parse.none",
             Kind::Json => "parse.json",
             Kind::Regex(_) => "parse.regex",
-            Kind::Combined(_) => "parse.combined",
+            Kind::Combined(_, CombinedVariant::Combined) => "parse.combined",
+            Kind::Combined(_, CombinedVariant::VhostCombined) => "parse.vhost_combined",
+            Kind::Combined(_, CombinedVariant::NginxMain) => "parse.nginx_main",
         };
         Reason::new(code, describe(line, expected))
     }

@@ -1,13 +1,14 @@
-//! Recognises the schema changes that the connector emits: an allow list of the words at the start of a statement. No other
-//! statement leaves the connector, because statements about users contain password hashes. Only the names at the start are
-//! parsed.
+//! Recognises the schema changes that the connector emits: an allow list of the words at the start
+//! of a statement. No other statement leaves the connector, because statements about users contain
+//! password hashes. Only the names at the start are parsed.
 
 use super::parse::Tokenizer;
 
 /// A schema change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Definition {
-    /// The affected names: the database, if the statement has it, and the table; `None` for a statement about a database.
+    /// The affected names: the database, if the statement has it, and the table; `None` for a
+    /// statement about a database.
     names: Vec<(Option<String>, Option<String>)>,
 }
 
@@ -28,6 +29,8 @@ impl Definition {
                 words.skip_condition();
                 words.tables(&[])?
             }
+            // MariaDB's CREATE OR REPLACE TABLE.
+            ("CREATE", "OR") if words.next_word() == "REPLACE" && words.next_word() == "TABLE" => words.tables(&[])?,
             ("DROP", "TABLE" | "TABLES") => {
                 words.skip_condition();
                 words.tables(&[","])?
@@ -52,8 +55,8 @@ impl Definition {
         Some(Self { names })
     }
 
-    /// The first affected database that `includes` accepts, and its affected tables. `session` is the session's database;
-    /// `others` are further affected databases, from the server.
+    /// The first affected database that `includes` accepts, and its affected tables. `session` is
+    /// the session's database; `others` are further affected databases, from the server.
     pub(super) fn affected<'a>(
         &'a self,
         session: &'a str,
@@ -68,24 +71,25 @@ impl Definition {
     }
 }
 
-/// Whether the statement may contain the password of another server (`CONNECTION = 'mysql://user:password@host/..'` of the
-/// engine FEDERATED).
+/// Whether the statement may contain the password of another server (`CONNECTION =
+/// 'mysql://user:password@host/..'` of the engine FEDERATED).
 pub(super) fn may_contain_secret(text: &str) -> bool {
     text.contains("://") && text.to_ascii_uppercase().contains("CONNECTION")
 }
 
 impl Tokenizer<'_> {
-    /// Skips `IF EXISTS` and `IF NOT EXISTS`.
-    fn skip_condition(&mut self) {
+    /// Skips `IF EXISTS` and `IF NOT EXISTS`. Returns whether there was one.
+    pub(super) fn skip_condition(&mut self) -> bool {
         let before = self.clone();
         if self.next_word() != "IF" {
             *self = before;
-            return;
+            return false;
         }
         let is_negated = self.next_word() == "NOT";
         if is_negated {
             self.next_word();
         }
+        true
     }
 
     /// A table, and further tables after one of the separators.
@@ -153,6 +157,7 @@ mod tests {
             ("ALTER DATABASE CHARACTER SET latin1", "shop", vec![]),
             ("/*!40000 ALTER TABLE `t` DISABLE KEYS */", "shop", vec!["t"]),
             ("CREATE TABLE t(id INT)", "shop", vec!["t"]),
+            ("CREATE OR REPLACE TABLE crm.t (id INT)", "crm", vec!["t"]),
         ] {
             let definition = Definition::parse(text.as_bytes()).unwrap_or_else(|| panic!("{text}"));
             assert_eq!(affected(&definition, &[]), Some((database, tables)), "{text}");
@@ -165,6 +170,7 @@ mod tests {
             "GRANT ALL ON *.* TO a",
             "CREATE DEFINER=`a`@`b` TRIGGER t BEFORE INSERT ON x FOR EACH ROW SET @a = 1",
             "CREATE TEMPORARY TABLE t (id INT)",
+            "CREATE OR REPLACE USER a IDENTIFIED BY 'x'",
             "CREATE SERVER s FOREIGN DATA WRAPPER mysql OPTIONS (PASSWORD 'x')",
             "CHANGE REPLICATION SOURCE TO SOURCE_PASSWORD = 'x'",
             "INSERT INTO t VALUES ('ALTER TABLE t')",

@@ -1,6 +1,8 @@
-//! The binlog: [`open`] requests its events from a position on, and [`follower`] turns them into records.
+//! The binlog: [`open`] requests its events from a position on, and [`follower`] turns them into
+//! records.
 
 mod ddl;
+mod effects;
 pub(crate) mod follower;
 pub(crate) mod parse;
 pub(crate) mod table_cache;
@@ -20,7 +22,8 @@ use crate::replication::{BinlogEvents, ReplicationConnection};
 /// The interval in which an idle server reports the end of its binlog.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
 
-/// The identity of the source as a replica. The server ends a connection when another one has the same identity.
+/// The identity of the source as a replica. The server ends a connection when another one has the
+/// same identity.
 pub(crate) struct ReplicaIdentity {
     pub(crate) server_id: u32,
     pub(crate) uuid: String,
@@ -48,16 +51,17 @@ pub(crate) async fn open(
     let mut connection = ReplicationConnection::open(options).await?;
     let nanoseconds = HEARTBEAT.as_nanos();
     let uuid = &identity.uuid;
-    // Old and new names of the same settings. The timeout exceeds every pause of the stream during a snapshot, so that the
-    // server does not take the client for dead.
+    // Old and new names of the same settings. The timeout exceeds every pause of the stream during
+    // a snapshot, so that the server does not take the client for dead.
     let settings = format!(
         "SET @master_heartbeat_period = {nanoseconds}, @source_heartbeat_period = {nanoseconds}, @slave_uuid = '{uuid}', \
          @replica_uuid = '{uuid}', @master_binlog_checksum = @@GLOBAL.binlog_checksum, \
-         @source_binlog_checksum = @@GLOBAL.binlog_checksum, SESSION net_write_timeout = 86400"
+         @source_binlog_checksum = @@GLOBAL.binlog_checksum"
     );
     connection.run(&settings).await?;
     if let Some(GtidSet::MariaDb(processed)) = &position.processed {
-        // The settings of a replica that supports GTIDs: the server sends GTIDs, and starts after this state.
+        // The settings of a replica that supports GTIDs: the server sends GTIDs, and starts after
+        // this state.
         let state = processed.connect_state();
         let settings = format!(
             "SET @mariadb_slave_capability = 4, @slave_gtid_strict_mode = 1, @slave_gtid_ignore_duplicates = 0, \
@@ -83,7 +87,8 @@ pub(crate) async fn open(
     }
 }
 
-/// The offset in its file, in the 32 bits of the dump command. One large transaction can make a file longer.
+/// The offset in its file, in the 32 bits of the dump command. One large transaction can make a
+/// file longer.
 fn dump_offset(options: &ConnectionOptions, position: &BinlogPosition) -> Result<u32> {
     let BinlogPosition { file, pos } = position;
     u32::try_from(*pos).map_err(|_| {

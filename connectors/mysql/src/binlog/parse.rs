@@ -28,7 +28,8 @@ pub(crate) enum ParsedEvent<'a> {
     Rows(RowsKind),
     /// The statement that changed the rows after it.
     RowsQuery(&'a [u8]),
-    /// The end of the prepared half of an XA transaction; or of the whole transaction, with ONE PHASE.
+    /// The end of the prepared half of an XA transaction; or of the whole transaction, with ONE
+    /// PHASE.
     XaPrepare {
         one_phase: bool,
     },
@@ -99,7 +100,8 @@ impl<'a> ParsedEvent<'a> {
             24 => rows(Op::Update, false, false),
             25 => rows(Op::Delete, false, false),
             26 => Ok(Self::Incident),
-            // The first version has its position in the header, the second one in the body, with 64 bits.
+            // The first version has its position in the header, the second one in the body, with 64
+            // bits.
             27 => Ok(Self::Heartbeat(Some(u64::from(event.header().log_pos())))),
             // The text follows the lowest byte of its length.
             29 => Ok(Self::RowsQuery(data.get(1..).unwrap_or_default())),
@@ -324,7 +326,8 @@ impl Statement {
             "BEGIN" => Self::Begin,
             "COMMIT" => Self::Commit,
             "SAVEPOINT" => Self::Within,
-            // `ROLLBACK TO` a savepoint. Without `TO`, it ends a transaction with rows of nontransactional tables.
+            // `ROLLBACK TO` a savepoint. Without `TO`, it ends a transaction with rows of
+            // nontransactional tables.
             "ROLLBACK" if words.next_word() == "TO" => Self::Within,
             "ROLLBACK" => Self::Commit,
             "XA" => {
@@ -355,8 +358,8 @@ fn ends_with_start_transaction(text: &[u8]) -> bool {
     text.len() >= END.len() && text[text.len() - END.len()..].eq_ignore_ascii_case(END)
 }
 
-/// Splits the beginning of a statement into words and names, without comments. It suffices for the statements that the server
-/// writes, and for the beginning of schema changes.
+/// Splits the beginning of a statement into words and names, without comments. It suffices for the
+/// statements that the server writes, and for the beginning of schema changes.
 #[derive(Clone)]
 pub(super) struct Tokenizer<'a> {
     rest: &'a [u8],
@@ -415,6 +418,50 @@ impl<'a> Tokenizer<'a> {
         let (word, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         self.rest = rest;
         String::from_utf8_lossy(word).to_ascii_uppercase()
+    }
+
+    /// The next word outside of quotes and parentheses, in upper case; empty for a quoted name or string.
+    pub(super) fn next_clause_word(&mut self) -> Option<String> {
+        let mut depth = 0usize;
+        loop {
+            self.skip_space();
+            let first = *self.rest.first()?;
+            match first {
+                b'\'' | b'"' | b'`' => {
+                    self.skip_quoted(first);
+                    if depth == 0 {
+                        return Some(String::new());
+                    }
+                }
+                byte if byte.is_ascii_alphanumeric() || byte == b'_' => {
+                    let word = self.next_word();
+                    if depth == 0 {
+                        return Some(word);
+                    }
+                }
+                byte => {
+                    match byte {
+                        b'(' => depth += 1,
+                        b')' => depth = depth.saturating_sub(1),
+                        _ => {}
+                    }
+                    self.rest = &self.rest[1..];
+                }
+            }
+        }
+    }
+
+    /// Skips a quoted string or name. A doubled quote is two strings, with the same end.
+    fn skip_quoted(&mut self, quote: u8) {
+        let mut at = 1;
+        while let Some(byte) = self.rest.get(at) {
+            at += 1;
+            if *byte == quote {
+                break;
+            }
+            at += usize::from(*byte == b'\\' && quote != b'`');
+        }
+        self.rest = self.rest.get(at..).unwrap_or_default();
     }
 
     fn truncated_table(&mut self) -> Option<(Option<String>, String)> {

@@ -1,5 +1,6 @@
-//! The tables of the binlog, by the number that rows events refer to. A table map precedes nearly every rows event. The cache
-//! decodes it again only when its bytes change, which is how a schema change becomes visible.
+//! The tables of the binlog, by the number that rows events refer to. A table map precedes nearly
+//! every rows event. The cache decodes it again only when its bytes change, which is how a schema
+//! change becomes visible.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,7 +38,8 @@ fn native_length(column: &Column, storage: Storage) -> Option<usize> {
     }
 }
 
-/// A cache of more tables is cleared: numbers are never reused, and the next table map of a table adds it again.
+/// A cache of more tables is cleared: numbers are never reused, and the next table map of a table
+/// adds it again.
 const MAX_TABLES: usize = 10_000;
 
 /// Tables by number.
@@ -45,7 +47,8 @@ pub(crate) struct TableCache {
     options: Arc<MysqlOptions>,
     dialect: Dialect,
     tables: HashMap<u64, (Vec<u8>, Arc<MappedTable>)>,
-    /// MariaDB's native types, which a table map does not identify: per table, the columns with such a type.
+    /// MariaDB's native types, which a table map does not identify: per table, the columns with
+    /// such a type.
     native_types: HashMap<TableName, Vec<(String, ColumnType)>>,
 }
 
@@ -87,17 +90,23 @@ impl TableCache {
         self.tables.get(&name.number).is_some_and(|(cached, _)| cached == event)
     }
 
-    /// The table of a new table map that does not identify the types of all columns: MariaDB's UUID and INET types look like
-    /// BINARY. The cache needs its description from the server before [`add`](TableCache::add).
-    pub(crate) fn needs_description(&self, event: &[u8], charsets: &Charsets) -> Option<TableName> {
-        let name = TableMapName::read(event).ok().filter(|_| self.is_mariadb())?;
-        if self.is_cached(&name, event) || !self.options.tables.includes(name.database, name.table) {
-            return None;
+    /// The captured table of a new or changed table map.
+    pub(crate) fn new_table(&self, event: &[u8]) -> Option<TableName> {
+        let name = TableMapName::read(event).ok()?;
+        let is_new = !self.is_cached(&name, event) && self.options.tables.includes(name.database, name.table);
+        is_new.then(|| name.table_name())
+    }
+
+    /// Whether a table map does not identify the types of all columns: MariaDB's UUID and INET types
+    /// look like BINARY. The cache needs the description of the table before
+    /// [`add`](TableCache::add).
+    pub(crate) fn needs_description(&self, event: &[u8], charsets: &Charsets) -> bool {
+        if !self.is_mariadb() {
+            return false;
         }
-        let map = TableMap::read(&name, charsets, self.is_mariadb()).ok()?;
-        let mut columns = map.columns.iter().zip(&map.storage);
-        let is_ambiguous = columns.any(|(column, storage)| native_length(column, *storage).is_some());
-        is_ambiguous.then(|| name.table_name())
+        let map = TableMapName::read(event).map_err(Unusable::from);
+        let Ok(map) = map.and_then(|name| TableMap::read(&name, charsets, true)) else { return false };
+        map.columns.iter().zip(&map.storage).any(|(column, storage)| native_length(column, *storage).is_some())
     }
 
     /// Sets the description of a table.

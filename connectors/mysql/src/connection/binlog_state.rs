@@ -42,9 +42,9 @@ fn parse_gtids(connection: &QueryConnection, flavor: ServerFlavor, text: &str) -
     set.map(Some).ok_or_else(invalid)
 }
 
-/// The position of a source that starts now. It excludes transactions that are in the binlog but not committed; the stream
-/// will contain them. (MariaDB reports everything in its binlog, committed or not. A snapshot waits until its queries see all
-/// of it: see `snapshot::reader`.)
+/// The position of a source that starts now. It excludes transactions that are in the binlog but
+/// not committed; the stream will contain them. (MariaDB reports everything in its binlog,
+/// committed or not. A snapshot waits until its queries see all of it: see `snapshot::reader`.)
 pub(crate) async fn current_position(connection: &mut QueryConnection, flavor: ServerFlavor) -> Result<StreamPosition> {
     let (end, executed) = match flavor {
         ServerFlavor::MariaDb => {
@@ -57,8 +57,9 @@ pub(crate) async fn current_position(connection: &mut QueryConnection, flavor: S
     Ok(StreamPosition { processed, end, partial: None })
 }
 
-/// Checks that the server has every transaction that the source has processed. A server that lacks some is a replica that lags
-/// behind, or lost data: its next transactions might not be the ones that follow the position.
+/// Checks that the server has every transaction that the source has processed. A server that lacks
+/// some is a replica that lags behind, or lost data: its next transactions might not be the ones
+/// that follow the position.
 pub(crate) async fn check_contains(
     connection: &mut QueryConnection,
     flavor: ServerFlavor,

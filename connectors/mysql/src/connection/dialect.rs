@@ -13,7 +13,8 @@ impl Dialect {
         if version.contains("MariaDB") { Self::MariaDb } else { Self::MySql }
     }
 
-    /// The statement that sets a global variable. MariaDB has no SET PERSIST, so a restart resets the variable.
+    /// The statement that sets a global variable. MariaDB has no SET PERSIST, so a restart resets
+    /// the variable.
     pub(crate) fn set_global(self, assignment: &str) -> String {
         match self {
             Self::MySql => format!("SET PERSIST {assignment}"),

@@ -1,6 +1,8 @@
-//! Connections to a server: where it is, how they are protected, and which facts a source asks of it before it reads.
+//! Connections to a server: where it is, how they are protected, and which facts a source asks of
+//! it before it reads.
 //!
-//! [`query`] runs SQL through sqlx. [`crate::replication`] speaks the replication protocol over the same [`tls::ServerStream`].
+//! [`query`] runs SQL through sqlx. [`crate::replication`] speaks the replication protocol over the
+//! same [`tls::ServerStream`].
 
 pub(crate) mod address;
 pub(crate) mod binlog_state;
@@ -9,6 +11,7 @@ pub(crate) mod options;
 pub(crate) mod query;
 pub(crate) mod quote;
 pub(crate) mod server_info;
+pub(crate) mod session;
 pub(crate) mod tls;
 
 use std::time::Duration;

@@ -8,9 +8,9 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySq
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 use trunkline_connector::{Error, Result};
 
-use super::call_with_deadline;
 use super::dialect::Dialect;
 use super::options::{ConnectionOptions, Tls, read_pem};
+use super::{call_with_deadline, session};
 
 /// Rows of a query as text; `None` is null.
 pub(crate) type TextRows = Vec<Vec<Option<String>>>;
@@ -20,18 +20,27 @@ pub(crate) struct QueryConnection {
     connection: MySqlConnection,
     options: Arc<ConnectionOptions>,
     dialect: Dialect,
+    /// The session computes virtual columns as a session of an application does.
+    is_application: bool,
 }
 
 impl QueryConnection {
-    /// Connects. Times are in UTC, and the SQL mode is empty, so that every stored value can be read.
+    /// Connects. Times are in UTC, and the SQL mode is empty, so that every stored value can be
+    /// read.
     pub(crate) async fn open(options: &Arc<ConnectionOptions>) -> Result<Self> {
         let connect = connect_options(options)?;
         let connection = call_with_deadline(options, connect.connect()).await?;
         let connection = connection.map_err(|error| query_error(options, "connect", &error))?;
-        let mut opened = Self { connection, options: Arc::clone(options), dialect: Dialect::MySql };
-        opened.execute("SET SESSION sql_mode = '', time_zone = '+00:00'").await?;
+        let mut opened =
+            Self { connection, options: Arc::clone(options), dialect: Dialect::MySql, is_application: false };
+        for sql in session::common_statements() {
+            opened.execute(&sql).await?;
+        }
         let version = opened.query_one("SELECT VERSION()").await?.unwrap_or_default();
         opened.dialect = Dialect::of_version(&version);
+        for sql in session::vendor_statements(opened.dialect) {
+            opened.execute(&sql).await?;
+        }
         Ok(opened)
     }
 
@@ -43,6 +52,23 @@ impl QueryConnection {
     /// The beginning of every message about the server.
     pub(crate) fn server_label(&self) -> String {
         self.options.server_label()
+    }
+
+    /// Selects the session that computes virtual columns as a session of an application does, or the
+    /// neutral one.
+    pub(crate) async fn set_application_session(&mut self, is_application: bool) -> Result<()> {
+        if self.is_application != is_application {
+            let sql = match is_application {
+                true => {
+                    let sql_mode = self.query_one("SELECT @@GLOBAL.sql_mode").await?.unwrap_or_default();
+                    session::application_statement(&sql_mode)
+                }
+                false => session::NEUTRAL_STATEMENT.to_owned(),
+            };
+            self.execute(&sql).await?;
+            self.is_application = is_application;
+        }
+        Ok(())
     }
 
     /// Runs a statement and discards its result.

@@ -1,4 +1,5 @@
-//! The facts that a source asks of its server once: flavor, character sets, and the retention of the binlog.
+//! The facts that a source asks of its server once: flavor, character sets, and the retention of
+//! the binlog.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,8 +70,8 @@ async fn read_retention(connection: &mut QueryConnection) -> Result<Option<Durat
 }
 
 async fn read_charsets(connection: &mut QueryConnection) -> Result<Charsets> {
-    // A collation of MariaDB may apply to several character sets, with a number for each pair. Some versions lack the numbers
-    // in the second table.
+    // A collation of MariaDB may apply to several character sets, with a number for each pair. Some
+    // versions lack the numbers in the second table.
     let all = "SELECT ID, CHARACTER_SET_NAME FROM information_schema.COLLATIONS";
     let pairs = "SELECT ID, CHARACTER_SET_NAME FROM information_schema.COLLATION_CHARACTER_SET_APPLICABILITY";
     let is_mariadb = connection.dialect() == Dialect::MariaDb;
@@ -89,7 +90,8 @@ async fn read_charsets(connection: &mut QueryConnection) -> Result<Charsets> {
             charsets.extend(Charset::multi_byte(name));
             continue;
         }
-        // The server converts each of the 256 bytes. The name comes from the server, so it needs no quotes.
+        // The server converts each of the 256 bytes. The name comes from the server, so it needs no
+        // quotes.
         let bytes: String = (0..=255u8).map(|byte| format!("{byte:02x}")).collect();
         let sql = format!("SELECT CONVERT(CONVERT(x'{bytes}' USING {name}) USING utf8mb4)");
         let table = connection.query_one(&sql).await?.unwrap_or_default();

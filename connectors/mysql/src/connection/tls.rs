@@ -160,7 +160,8 @@ impl ServerCertVerifier for Unverified {
         Ok(ServerCertVerified::assertion())
     }
 
-    // Any certificate is accepted, so any key is. A verification of signatures would only reject old certificates.
+    // Any certificate is accepted, so any key is. A verification of signatures would only reject
+    // old certificates.
     fn verify_tls12_signature(
         &self,
         _message: &[u8],

@@ -1,5 +1,5 @@
-//! MySQL's packed DECIMAL: groups of nine digits in four bytes, big endian. The first bit is inverted, so that the bytes sort
-//! as the numbers do; a negative number has all bits inverted.
+//! MySQL's packed DECIMAL: groups of nine digits in four bytes, big endian. The first bit is
+//! inverted, so that the bytes sort as the numbers do; a negative number has all bits inverted.
 
 use super::{Malformed, big};
 

@@ -1,5 +1,6 @@
-//! JSON columns encoded as differences (`binlog_row_value_options = PARTIAL_JSON`): the after image of an update holds the
-//! differences from the before image. The document is parsed, changed, and printed as MySQL prints it.
+//! JSON columns encoded as differences (`binlog_row_value_options = PARTIAL_JSON`): the after image
+//! of an update holds the differences from the before image. The document is parsed, changed, and
+//! printed as MySQL prints it.
 
 use trunkline_connector::json;
 

@@ -1,8 +1,9 @@
-//! Writes MySQL's binary JSON as the text that MySQL prints. A snapshot reads that text from the server, and the stream must
-//! produce the same bytes.
+//! Writes MySQL's binary JSON as the text that MySQL prints. A snapshot reads that text from the
+//! server, and the stream must produce the same bytes.
 //!
-//! A value is a type and its bytes. Objects and arrays are tables of offsets into themselves, with small scalars in the table.
-//! Values without a JSON type (decimals, dates, bytes) are *opaque*: a MySQL type and its packed form.
+//! A value is a type and its bytes. Objects and arrays are tables of offsets into themselves, with
+//! small scalars in the table. Values without a JSON type (decimals, dates, bytes) are *opaque*: a
+//! MySQL type and its packed form.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -33,11 +34,13 @@ const DEEPEST: usize = 100;
 /// The server breaks base64 into lines of this length.
 const BASE64_LINE: usize = 76;
 
-/// Appends the text of a document. An empty document is `null`: the value of a column before its first assignment.
+/// Appends the text of a document. An empty document is `null`: the value of a column before its
+/// first assignment.
 pub(crate) fn write_json(out: &mut Vec<u8>, document: &[u8]) -> Result<(), Malformed> {
     match document.split_first() {
         Some((kind, body)) => {
-            // No two values share a byte in a document of a server. The limit stops offsets that refer to one value repeatedly.
+            // No two values share a byte in a document of a server. The limit stops offsets that
+            // refer to one value repeatedly.
             let mut left = document.len();
             value(out, *kind, body, 0, &mut left)
         }
@@ -270,8 +273,8 @@ fn opaque(out: &mut Vec<u8>, kind: u8, body: &[u8]) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// The shortest digits that parse to the same number, in MySQL's notation: without an exponent while the point is within 15
-/// places, and always distinguishable from an integer.
+/// The shortest digits that parse to the same number, in MySQL's notation: without an exponent
+/// while the point is within 15 places, and always distinguishable from an integer.
 fn write_double(out: &mut Vec<u8>, number: f64) {
     if !number.is_finite() {
         // The server does not store such a number.

@@ -1,5 +1,5 @@
-//! Decodes bytes to values. A [`Value`] borrows from its event or packet; `rows` reads it from a row image, `protocol` from a
-//! row of a prepared statement.
+//! Decodes bytes to values. A [`Value`] borrows from its event or packet; `rows` reads it from a
+//! row image, `protocol` from a row of a prepared statement.
 //!
 //! The decoders check every length. Invalid bytes are a [`Malformed`] error, never a panic.
 
@@ -46,8 +46,8 @@ pub(crate) enum Value<'a> {
     Date(Date),
     DateTime(DateTime),
     Time(Time),
-    /// Text in the column's charset, or bytes, by the column's type. The binlog strips the trailing zeros of a BINARY; `zeros`
-    /// is their number.
+    /// Text in the column's charset, or bytes, by the column's type. The binlog strips the trailing
+    /// zeros of a BINARY; `zeros` is their number.
     Bytes {
         bytes: &'a [u8],
         zeros: usize,

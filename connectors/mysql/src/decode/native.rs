@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Malformed, big};
 
-/// A UUID. MariaDB stores UUIDs of versions 1 to 5 with the high part of the time first, so that they sort by time.
+/// A UUID. MariaDB stores UUIDs of versions 1 to 5 with the high part of the time first, so that
+/// they sort by time.
 pub(crate) fn uuid(stored: &[u8]) -> Result<String, Malformed> {
     let stored: [u8; 16] = stored.try_into().map_err(|_| Malformed(format!("a UUID of {} bytes", stored.len())))?;
     let is_turned = stored[6] & 0x80 != 0 && (0x01..0x60).contains(&stored[8]);
@@ -34,8 +35,8 @@ pub(crate) fn inet4(stored: &[u8]) -> Result<String, Malformed> {
     Ok(Ipv4Addr::from(bytes).to_string())
 }
 
-/// An IPv6 address. An embedded IPv4 address is printed in dotted form. The first longest run of zero groups is omitted, even a
-/// run of one.
+/// An IPv6 address. An embedded IPv4 address is printed in dotted form. The first longest run of
+/// zero groups is omitted, even a run of one.
 pub(crate) fn inet6(stored: &[u8]) -> Result<String, Malformed> {
     let bytes: [u8; 16] = stored.try_into().map_err(|_| Malformed(format!("an INET6 of {} bytes", stored.len())))?;
     let [head @ .., a, b, c, d] = bytes;

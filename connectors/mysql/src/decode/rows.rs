@@ -27,7 +27,8 @@ pub(crate) enum Storage {
     Timestamp {
         digits: u8,
     },
-    /// A length of `prefix` bytes, then the bytes. `padded_to`: the length of a BINARY with its trailing zeros.
+    /// A length of `prefix` bytes, then the bytes. `padded_to`: the length of a BINARY with its
+    /// trailing zeros.
     Bytes {
         prefix: u8,
         padded_to: usize,
@@ -93,8 +94,8 @@ pub(crate) struct RowsHeader {
 }
 
 impl RowsHeader {
-    /// `images`: 2 for an update, which has the row before and after. `extra`: the event has version 2, with a block of extra
-    /// data.
+    /// `images`: 2 for an update, which has the row before and after. `extra`: the event has
+    /// version 2, with a block of extra data.
     pub(crate) fn read(event: &[u8], images: usize, extra: bool) -> Result<Self, Malformed> {
         let mut bytes = Bytes::new(event);
         let table = bytes.little(6)?;
@@ -128,7 +129,8 @@ pub(crate) fn read_row<'a>(
     Ok(())
 }
 
-/// Reads the after image of an update whose JSON columns may be encoded as differences from the before image.
+/// Reads the after image of an update whose JSON columns may be encoded as differences from the
+/// before image.
 pub(crate) fn read_changed_row<'a>(
     bytes: &mut Bytes<'a>,
     storage: &[Storage],

@@ -1,5 +1,6 @@
-//! The table map event, which describes the columns of the row images after it. With `binlog_row_metadata = FULL` it contains
-//! everything that decoding needs, so the connector parses no DDL: a changed table has another table map.
+//! The table map event, which describes the columns of the row images after it. With
+//! `binlog_row_metadata = FULL` it contains everything that decoding needs, so the connector parses
+//! no DDL: a changed table has another table map.
 
 use std::sync::Arc;
 
@@ -119,7 +120,8 @@ impl Raw {
         let metadata = metadata.take(count)?;
         let first = metadata.first().copied().unwrap_or(0);
         let second = metadata.get(1).copied().unwrap_or(0);
-        // CHAR, BINARY, ENUM and SET share a type number. The metadata distinguishes them, mixed with bits of a long CHAR's length.
+        // CHAR, BINARY, ENUM and SET share a type number. The metadata distinguishes them, mixed
+        // with bits of a long CHAR's length.
         let kind = if kind == STRING && first & 0x30 == 0x30 { first } else { kind };
         Ok(Self { kind, first, second })
     }
@@ -226,7 +228,8 @@ impl<'a> Metadata<'a> {
                 9 => metadata.key = numbers(body)?.chunks(2).map(|pair| pair[0] as usize).collect(),
                 10 => metadata.list_collations = Collations::read_default(body)?,
                 11 => metadata.list_collations = Collations::read_all(body)?,
-                // Geometry types, visibility, dimensions and later additions: decoding does not need them.
+                // Geometry types, visibility, dimensions and later additions: decoding does not
+                // need them.
                 _ => {}
             }
         }

@@ -2,7 +2,8 @@
 
 use super::{Malformed, big};
 
-/// A date that MySQL stores: month or day may be 0, and with `ALLOW_INVALID_DATES` the day may not exist.
+/// A date that MySQL stores: month or day may be 0, and with `ALLOW_INVALID_DATES` the day may not
+/// exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Date {
     pub(crate) year: u16,
@@ -27,7 +28,8 @@ impl Date {
 
     /// Days since 1970-01-01; the date must exist.
     pub(crate) fn days(self) -> i64 {
-        // A year begins in March here, so that the leap day is its last day; 400 years have 146,097 days.
+        // A year begins in March here, so that the leap day is its last day; 400 years have 146,097
+        // days.
         let (month, day) = (i64::from(self.month), i64::from(self.day));
         let year = i64::from(self.year) - i64::from(month <= 2);
         let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
@@ -60,7 +62,8 @@ impl DateTime {
         (minutes * 60 + i64::from(self.second)) * 1_000_000 + i64::from(self.micros)
     }
 
-    /// Decodes date and time without fraction: 17 bits of year and month, 5 each of day and hour, 6 each of minute and second.
+    /// Decodes date and time without fraction: 17 bits of year and month, 5 each of day and hour, 6
+    /// each of minute and second.
     pub(crate) fn packed(whole: u64, micros: u32) -> Self {
         let year_month = whole >> 22;
         Self {
@@ -113,7 +116,8 @@ pub(crate) struct Time {
 }
 
 impl Time {
-    /// Decodes the number that orders times: hours, minutes and seconds above 24 bits of microseconds.
+    /// Decodes the number that orders times: hours, minutes and seconds above 24 bits of
+    /// microseconds.
     pub(crate) fn packed(number: i64) -> Self {
         let magnitude = number.unsigned_abs();
         let whole = magnitude >> 24;
@@ -163,7 +167,8 @@ pub(crate) fn timestamp(bytes: &[u8]) -> Result<DateTime, Malformed> {
     Ok(DateTime::of_epoch(big(whole) as u32, micros(fraction)))
 }
 
-/// TIME of a row image: 3 bytes and the fraction, which for a negative time counts from the *next lower* second.
+/// TIME of a row image: 3 bytes and the fraction, which for a negative time counts from the *next
+/// lower* second.
 pub(crate) fn time(bytes: &[u8]) -> Result<Time, Malformed> {
     let (whole, fraction) = bytes.split_at_checked(3).ok_or_else(|| Malformed::new("a TIME has 3 bytes or more"))?;
     let seconds = big(whole) as i64 - 0x80_0000;

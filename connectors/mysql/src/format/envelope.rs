@@ -1,4 +1,5 @@
-//! Turns row changes into records: the envelope, the key, tombstones, and the three records of a changed key.
+//! Turns row changes into records: the envelope, the key, tombstones, and the three records of a
+//! changed key.
 
 use trunkline_connector::json::write_string;
 use trunkline_connector::{Batch, Reason, SourceBatch, headers};
@@ -263,7 +264,8 @@ impl Emitter {
         Ok(())
     }
 
-    /// With `envelope = "row"`, a delete is only its tombstone; a delete without a key and a TRUNCATE have no record.
+    /// With `envelope = "row"`, a delete is only its tombstone; a delete without a key and a
+    /// TRUNCATE have no record.
     fn record(&mut self, out: &mut SourceBatch, parts: &Parts<'_, '_>) -> Result<(), Malformed> {
         let Parts { table, change, .. } = *parts;
         if table.format.envelope == Envelope::Row && change.after.is_none() {
@@ -293,7 +295,8 @@ impl Emitter {
         Ok(())
     }
 
-    /// Adds the record unless it holds a value that the format refuses. Returns whether it added the record.
+    /// Adds the record unless it holds a value that the format refuses. Returns whether it added
+    /// the record.
     fn write(&mut self, records: &mut Batch, parts: &Parts<'_, '_>, include_refused: bool) -> Result<bool, Malformed> {
         let Parts { table, source_block, change, key, other_key } = *parts;
         let mut record = records.record();

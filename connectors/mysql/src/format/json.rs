@@ -1,4 +1,5 @@
-//! Writes values as JSON: by default decimals as strings, dates and times in ISO 8601, bytes in base64.
+//! Writes values as JSON: by default decimals as strings, dates and times in ISO 8601, bytes in
+//! base64.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,7 +18,8 @@ use crate::schema::types::ColumnType;
 #[derive(Default)]
 pub(crate) struct Encoder {
     scratch: Vec<u8>,
-    /// The first column that held a value which the format refuses. The encoder writes null in its place.
+    /// The first column that held a value which the format refuses. The encoder writes null in its
+    /// place.
     pub(crate) refused: Option<String>,
 }
 
@@ -68,7 +70,8 @@ impl Encoder {
         Ok(())
     }
 
-    /// Writes the mask of a value. The mask applies to the value's text, which for a JSON string is its content.
+    /// Writes the mask of a value. The mask applies to the value's text, which for a JSON string is
+    /// its content.
     fn masked(
         &mut self,
         out: &mut Vec<u8>,
@@ -101,7 +104,8 @@ impl Encoder {
             (Value::Null, _) => out.extend_from_slice(b"null"),
             (Value::Int(number), _) => out.extend_from_slice(itoa::Buffer::new().format(*number).as_bytes()),
             (Value::UInt(number), _) => out.extend_from_slice(itoa::Buffer::new().format(*number).as_bytes()),
-            // MySQL stores neither infinity nor NaN, but malformed bytes could encode them. JSON cannot.
+            // MySQL stores neither infinity nor NaN, but malformed bytes could encode them. JSON
+            // cannot.
             (Value::Float(number), _) if number.is_finite() => {
                 out.extend_from_slice(ryu::Buffer::new().format_finite(*number).as_bytes());
             }

@@ -45,8 +45,9 @@ pub(crate) enum TimeFormat {
     EpochMs,
     /// In microseconds; dates in days.
     EpochUs,
-    /// As Debezium's default `adaptive_time_microseconds`: DATETIME with up to 3 digits in milliseconds, with more in
-    /// microseconds; TIME in microseconds; dates in days; TIMESTAMP in ISO 8601.
+    /// As Debezium's default `adaptive_time_microseconds`: DATETIME with up to 3 digits in
+    /// milliseconds, with more in microseconds; TIME in microseconds; dates in days; TIMESTAMP in
+    /// ISO 8601.
     Adaptive,
 }
 
@@ -72,7 +73,8 @@ pub(crate) enum TimeUnit {
 }
 
 impl FormatOptions {
-    /// The unit of temporal values of this type; `None` if they are written in ISO 8601. Dates that are numbers count days.
+    /// The unit of temporal values of this type; `None` if they are written in ISO 8601. Dates that
+    /// are numbers count days.
     pub(crate) fn unit(&self, column_type: &ColumnType) -> Option<TimeUnit> {
         match (self.times, column_type) {
             (TimeFormat::Iso, _) | (TimeFormat::Adaptive, ColumnType::Timestamp { .. }) => None,

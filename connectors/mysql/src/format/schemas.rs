@@ -134,7 +134,8 @@ fn arrow_type(column_type: &ColumnType, format: FormatOptions) -> DataType {
         ColumnType::Decimal { precision, scale } => DataType::Decimal256(*precision, *scale as i8),
         ColumnType::Bit { bits: 1 } => DataType::Boolean,
         ColumnType::Bit { .. } => DataType::UInt64,
-        // Readers of JSON do not accept a number for an Arrow date, so the field is declared as a number.
+        // Readers of JSON do not accept a number for an Arrow date, so the field is declared as a
+        // number.
         ColumnType::Date if is_number => DataType::Int32,
         ColumnType::DateTime { .. } | ColumnType::Timestamp { .. } | ColumnType::Time { .. } if is_number => {
             DataType::Int64

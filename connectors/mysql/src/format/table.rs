@@ -1,7 +1,8 @@
 //! [`Table`]: a captured table with everything that its records have in common, computed once.
 //!
-//! Two descriptions of a table exist: the binlog's table map event for streamed rows, and `information_schema` for a snapshot.
-//! Both produce the same [`Table`], so a row becomes the same record whichever way it was read.
+//! Two descriptions of a table exist: the binlog's table map event for streamed rows, and
+//! `information_schema` for a snapshot. Both produce the same [`Table`], so a row becomes the same
+//! record whichever way it was read.
 
 use std::sync::Arc;
 

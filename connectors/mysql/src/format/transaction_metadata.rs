@@ -1,8 +1,10 @@
-//! Transaction metadata in Debezium's format: a `BEGIN` and an `END` record per transaction, the latter with the number of
-//! changes per table, and in each change its position within the transaction.
+//! Transaction metadata in Debezium's format: a `BEGIN` and an `END` record per transaction, the
+//! latter with the number of changes per table, and in each change its position within the
+//! transaction.
 //!
-//! A transaction without a captured change has no records. The position of the source includes the counts of a transaction
-//! that was emitted in part, so that the counts cover the whole transaction after a restart.
+//! A transaction without a captured change has no records. The position of the source includes the
+//! counts of a transaction that was emitted in part, so that the counts cover the whole transaction
+//! after a restart.
 
 use std::collections::BTreeMap;
 

@@ -1,11 +1,12 @@
 //! MariaDB's GTIDs (`domain-server-sequence`), and the processed transactions.
 //!
-//! The state of a domain is its last processed transaction. The server resumes after it in the binlog. With
-//! `gtid_strict_mode`, the server guarantees that a smaller sequence is an earlier transaction.
+//! The state of a domain is its last processed transaction. The server resumes after it in the
+//! binlog. With `gtid_strict_mode`, the server guarantees that a smaller sequence is an earlier
+//! transaction.
 //!
-//! A prepared XA transaction is not processed before its outcome is known. Transactions after it that are processed in the
-//! meantime are recorded separately, as *beyond* the last one: the server sends them again after a restart, and the source
-//! skips them.
+//! A prepared XA transaction is not processed before its outcome is known. Transactions after it
+//! that are processed in the meantime are recorded separately, as *beyond* the last one: the server
+//! sends them again after a restart, and the source skips them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -42,8 +43,8 @@ struct Run {
 }
 
 impl Domains {
-    /// Parses the server's notation (`0-1-5,7-2-9`) and the extended one of stored positions, with runs after each domain:
-    /// `0-1-5+1:7-9`.
+    /// Parses the server's notation (`0-1-5,7-2-9`) and the extended one of stored positions, with
+    /// runs after each domain: `0-1-5+1:7-9`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut domains = BTreeMap::new();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -91,13 +92,15 @@ impl Domains {
         self.0.entry(gtid.domain).or_default().held.insert(gtid.sequence);
     }
 
-    /// Whether a transaction was processed before the source opened, and is sent again because of a prepared one before it.
+    /// Whether a transaction was processed before the source opened, and is sent again because of a
+    /// prepared one before it.
     pub(crate) fn is_beyond(&self, gtid: DomainGtid) -> bool {
         let holds = |run: &Run| run.first <= gtid.sequence && gtid.sequence <= run.last;
         self.0.get(&gtid.domain).is_some_and(|domain| domain.beyond.iter().any(holds))
     }
 
-    /// Whether this state includes every transaction of `other`, those beyond its last one included.
+    /// Whether this state includes every transaction of `other`, those beyond its last one
+    /// included.
     pub(crate) fn contains_all(&self, other: &Self) -> bool {
         other.0.iter().all(|(id, theirs)| {
             let newest = theirs.beyond.last().map_or(theirs.sequence, |run| run.last);

@@ -1,4 +1,5 @@
-//! GTIDs and sets of processed transactions: MySQL's GTID sets, and MariaDB's last transaction per domain.
+//! GTIDs and sets of processed transactions: MySQL's GTID sets, and MariaDB's last transaction per
+//! domain.
 
 mod mariadb;
 mod mysql;
@@ -37,16 +38,16 @@ impl GtidSet {
         }
     }
 
-    /// Notes a prepared XA transaction, which is not processed before its outcome is known. A MySQL set simply lacks it
-    /// until then.
+    /// Notes a prepared XA transaction, which is not processed before its outcome is known. A MySQL
+    /// set simply lacks it until then.
     pub(crate) fn hold(&mut self, gtid: &Gtid) {
         if let (Self::MariaDb(domains), Gtid::MariaDb(gtid)) = (self, gtid) {
             domains.hold(*gtid);
         }
     }
 
-    /// Whether a transaction was processed before the source opened, although the server sends it. MySQL sends only missing
-    /// transactions.
+    /// Whether a transaction was processed before the source opened, although the server sends it.
+    /// MySQL sends only missing transactions.
     pub(crate) fn already_processed(&self, gtid: &Gtid) -> bool {
         match (self, gtid) {
             (Self::MariaDb(domains), Gtid::MariaDb(gtid)) => domains.is_beyond(*gtid),

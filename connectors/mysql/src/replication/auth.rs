@@ -1,7 +1,7 @@
 //! Password authentication. The server names the plugin of the user.
 //!
-//! The client sends a clear-text password over TLS only. Without TLS it encrypts the password with the server's RSA key, for
-//! plugins that require the whole password.
+//! The client sends a clear-text password over TLS only. Without TLS it encrypts the password with
+//! the server's RSA key, for plugins that require the whole password.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -90,7 +90,8 @@ pub(super) async fn authenticate<L: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(), ReplicationError> {
     const MORE: u8 = 1;
     const SWITCH: u8 = 0xfe;
-    // A server sends at most three messages before its decision: another plugin, a request for the full password, and the key.
+    // A server sends at most three messages before its decision: another plugin, a request for the
+    // full password, and the key.
     const MAX_MESSAGES: usize = 8;
     let password = options.address.password.as_deref().unwrap_or_default();
     for _ in 0..MAX_MESSAGES {
@@ -160,7 +161,8 @@ fn encrypted(password: &str, nonce: &[u8], key: &[u8]) -> Result<Vec<u8>, Replic
     Ok(crypto::encrypt(&masked, key.as_bytes()))
 }
 
-/// Validates a key, because the library panics on an invalid one. Returns the key and its size in bytes.
+/// Validates a key, because the library panics on an invalid one. Returns the key and its size in
+/// bytes.
 fn checked(pem: &[u8]) -> Result<(String, usize), Malformed> {
     const SEQUENCE: u8 = 0x30;
     const BITS: u8 = 3;
@@ -240,7 +242,8 @@ YQIDAQAB
     /// A message of the server, and whether the server waits for an answer.
     type Message<'a> = (&'a [u8], bool);
 
-    /// The result for a user with the password `p` and a server that sends these messages, and the answers of the client.
+    /// The result for a user with the password `p` and a server that sends these messages, and the
+    /// answers of the client.
     fn log_in(
         plugin: Plugin,
         is_secure: bool,
@@ -301,7 +304,7 @@ YQIDAQAB
     fn unsupported_and_invalid_exchanges_are_reported() {
         let unknown = b"\xfeclient_ed25519\x001234567890123456789012\0";
         let (verdict, _) = log_in(Plugin::Native, true, &[(unknown, false)]);
-        let Err(ReplicationError::Told(error)) = verdict else { panic!("{verdict:?}") };
+        let Err(ReplicationError::Connector(error)) = verdict else { panic!("{verdict:?}") };
         assert_eq!(error.code, "mysql.auth");
         for word in ["`client_ed25519`", "`u`", "caching_sha2_password", "ALTER USER 'u'"] {
             assert!(error.message().contains(word), "{error}");
@@ -309,7 +312,7 @@ YQIDAQAB
         // The server requests the plugin of MySQL 4.0 without a name.
         let (verdict, _) = log_in(Plugin::Native, true, &[(b"\xfe", false)]);
         assert!(
-            matches!(&verdict, Err(ReplicationError::Told(error)) if error.message().contains("mysql_old_password"))
+            matches!(&verdict, Err(ReplicationError::Connector(error)) if error.message().contains("mysql_old_password"))
         );
         let (verdict, _) = log_in(Plugin::Native, false, &[(b"\xff\x15\x04#28000Access denied", false)]);
         assert!(matches!(verdict, Err(ReplicationError::Server { code: 1045, .. })));

@@ -102,7 +102,8 @@ pub(super) fn server_error(bytes: &[u8]) -> ReplicationError {
 /// The meaning of an error that the server reported.
 fn error_of_server(options: &ConnectionOptions, code: u16, answer: &str) -> Error {
     const NO_PRIVILEGE: [u16; 2] = [1227, 1045];
-    // One number for every reason to end a replication connection: only the text distinguishes them.
+    // One number for every reason to end a replication connection: only the text distinguishes
+    // them.
     const REPLICATION: u16 = 1236;
     let server = options.server_label();
     let says = |text: &str| code == REPLICATION && answer.contains(text);

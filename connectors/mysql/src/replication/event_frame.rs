@@ -42,7 +42,8 @@ impl Header {
         self.server_id
     }
 
-    /// The end of the event in the binlog (the lower 32 bits); 0 for an event that is not in the binlog.
+    /// The end of the event in the binlog (the lower 32 bits); 0 for an event that is not in the
+    /// binlog.
     pub(crate) fn log_pos(&self) -> u32 {
         self.log_pos
     }
@@ -72,7 +73,8 @@ impl Event {
         &self.data
     }
 
-    /// Decompresses an event that MariaDB compressed (`log_bin_compress`). Other events are unchanged.
+    /// Decompresses an event that MariaDB compressed (`log_bin_compress`). Other events are
+    /// unchanged.
     pub(crate) fn decompressed(mut self) -> Result<Self, Malformed> {
         let (event_type, packed_at) = match self.header.event_type {
             165 => (2, query_text_at(&self.data)?),
@@ -103,7 +105,8 @@ fn query_text_at(data: &[u8]) -> Result<usize, Malformed> {
     Ok(data.len() - bytes.rest().len())
 }
 
-/// Decompresses zlib. The first byte has the compression method and the number of bytes of the big-endian length after it.
+/// Decompresses zlib. The first byte has the compression method and the number of bytes of the
+/// big-endian length after it.
 fn inflate(packed: &[u8]) -> Result<Vec<u8>, Malformed> {
     let mut bytes = Bytes::new(packed);
     let head = bytes.u8()?;

@@ -1,7 +1,8 @@
-//! Reads events from a connection: joins packets, verifies checksums, and unpacks compressed transactions.
+//! Reads events from a connection: joins packets, verifies checksums, and unpacks compressed
+//! transactions.
 //!
-//! Each event is copied once, out of the connection's buffer. [`EventStream::next`] is cancel-safe. Access to the scratch folder
-//! and the unpacking block the thread, which belongs to the source.
+//! Each event is copied once, out of the connection's buffer. [`EventStream::next`] is cancel-safe.
+//! Access to the scratch folder and the unpacking block the thread, which belongs to the source.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -76,7 +77,8 @@ impl<S: AsyncRead + Unpin> EventStream<S> {
         }
     }
 
-    /// The next event. An event with a compressed transaction has no data; the events of the transaction follow it.
+    /// The next event. An event with a compressed transaction has no data; the events of the
+    /// transaction follow it.
     pub(crate) async fn next(&mut self) -> Result<Event, ReplicationError> {
         if let Some(event) = self.next_unpacked()? {
             return Ok(event);
@@ -167,7 +169,8 @@ fn scratch_error(folder: &Path, error: &std::io::Error) -> ReplicationError {
     ReplicationError::Scratch(format!("a compressed transaction cannot be spooled to {}: {error}", folder.display()))
 }
 
-/// Whether a format description announces checksums. It always ends with the algorithm's number and a checksum.
+/// Whether a format description announces checksums. It always ends with the algorithm's number and
+/// a checksum.
 fn announces_checksums(data: &[u8]) -> Result<bool, ReplicationError> {
     const NONE: u8 = 0;
     const CRC32: u8 = 1;

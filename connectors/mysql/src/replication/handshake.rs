@@ -72,7 +72,8 @@ pub(super) async fn connect(options: &ConnectionOptions) -> Result<(Packets<Serv
         return Err(ReplicationError::broken("the server is older than MySQL 5.6 and MariaDB 10"));
     }
     let mut capabilities = NEEDED | CapabilityFlags::CLIENT_TRANSACTIONS;
-    // MariaDB does not offer it: a client without it has MariaDB's extended capabilities, of which the client uses none.
+    // MariaDB does not offer it: a client without it has MariaDB's extended capabilities, of which
+    // the client uses none.
     capabilities |= greeting.capabilities & CapabilityFlags::CLIENT_LONG_PASSWORD;
     let has_tls = greeting.capabilities.contains(CapabilityFlags::CLIENT_SSL);
     if options.tls != Tls::Disable && has_tls {

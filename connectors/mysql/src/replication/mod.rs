@@ -1,8 +1,10 @@
-//! The replication protocol: a connection as a replica opens it, and the events that the server sends over it.
+//! The replication protocol: a connection as a replica opens it, and the events that the server
+//! sends over it.
 //!
-//! The implementation is ours because a client library's choices decide whether changes are lost: it must verify the checksum
-//! of every event and the number of every packet, and unpack a compressed transaction event by event up to its announced end.
-//! [`packet`] frames bytes, [`handshake`] and [`auth`] open the connection, [`event_stream`] reads events, and [`payload`]
+//! The implementation is ours because a client library's choices decide whether changes are lost:
+//! it must verify the checksum of every event and the number of every packet, and unpack a
+//! compressed transaction event by event up to its announced end. [`packet`] frames bytes,
+//! [`handshake`] and [`auth`] open the connection, [`event_stream`] reads events, and [`payload`]
 //! unpacks compressed transactions.
 
 mod auth;
@@ -24,10 +26,10 @@ use self::error::server_error;
 use self::event_stream::EventStream;
 use self::handshake::bytes_of;
 use self::packet::Packets;
-use crate::connection::call_with_deadline;
 use crate::connection::dialect::Dialect;
 use crate::connection::options::ConnectionOptions;
 use crate::connection::tls::ServerStream;
+use crate::connection::{call_with_deadline, session};
 
 /// The maximum packet size of a client, which no server exceeds; a row can be as large.
 pub(crate) const MAX_PACKET: u32 = 1 << 30;
@@ -45,10 +47,15 @@ pub(crate) struct ReplicationConnection {
 }
 
 impl ReplicationConnection {
+    /// Connects, authenticates, and sets the [session variables](session).
     pub(crate) async fn open(options: &Arc<ConnectionOptions>) -> Result<Self> {
         let connected = call_with_deadline(options, handshake::connect(options)).await?;
         let (packets, dialect) = connected.map_err(|error| error.into_error(options, Dialect::MySql))?;
-        Ok(Self { options: Arc::clone(options), dialect, packets })
+        let mut connection = Self { options: Arc::clone(options), dialect, packets };
+        for sql in session::common_statements().into_iter().chain(session::vendor_statements(dialect)) {
+            connection.run(&sql).await?;
+        }
+        Ok(connection)
     }
 
     /// Runs a statement that has no result.
@@ -80,7 +87,8 @@ impl ReplicationConnection {
         answered.map_err(|error| error.into_error(&self.options, self.dialect))
     }
 
-    /// Sends the command that starts the stream of events. Events too large for memory go to the scratch folder.
+    /// Sends the command that starts the stream of events. Events too large for memory go to the
+    /// scratch folder.
     pub(crate) async fn events(mut self, command: &impl MySerialize, scratch: PathBuf) -> Result<BinlogEvents> {
         let packets = &mut self.packets;
         let call = async {

@@ -1,5 +1,5 @@
-//! Packets of the client/server protocol: frames with a header of length and sequence number. A packet larger than a frame
-//! takes several frames, all full except the last.
+//! Packets of the client/server protocol: frames with a header of length and sequence number. A
+//! packet larger than a frame takes several frames, all full except the last.
 //!
 //! Reads are cancel-safe: the buffer keeps received bytes.
 
@@ -46,8 +46,8 @@ impl<S> Packets<S> {
         }
     }
 
-    /// The stream below, and the next sequence number. Unrequested bytes are an error: before TLS, an attacker could inject
-    /// them.
+    /// The stream below, and the next sequence number. Unrequested bytes are an error: before TLS,
+    /// an attacker could inject them.
     pub(super) fn into_stream(self) -> Result<(S, u8), ReplicationError> {
         if self.at < self.buffer.len() {
             return Err(ReplicationError::broken("the server sent unexpected bytes before TLS"));

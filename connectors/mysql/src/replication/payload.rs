@@ -1,9 +1,10 @@
 //! Compressed transactions (MySQL's Transaction_payload_event), unpacked event by event.
 //!
-//! A transaction may unpack to a thousand times its size. Memory holds at most zstd's window (2 MiB at the server's default
-//! level, up to 128 MiB at the highest) and one event. The compressed bytes must unpack to exactly the size that the event
-//! announces. An error is reported when the unpacking reaches it. Rows before it may already be emitted, as with any
-//! interrupted transaction; the position counts them.
+//! A transaction may unpack to a thousand times its size. Memory holds at most zstd's window (2 MiB
+//! at the server's default level, up to 128 MiB at the highest) and one event. The compressed bytes
+//! must unpack to exactly the size that the event announces. An error is reported when the
+//! unpacking reaches it. Rows before it may already be emitted, as with any interrupted
+//! transaction; the position counts them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read, Seek as _, SeekFrom};

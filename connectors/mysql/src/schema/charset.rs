@@ -1,8 +1,8 @@
-//! Character sets. The binlog holds strings as raw bytes in the column's character set, and a snapshot requests the same raw
-//! bytes, so one decoder serves both.
+//! Character sets. The binlog holds strings as raw bytes in the column's character set, and a
+//! snapshot requests the same raw bytes, so one decoder serves both.
 //!
-//! A single-byte charset is a table of 256 characters that the *server* provides: `latin1` is neither ISO 8859-1 nor exactly
-//! windows-1252. encoding_rs decodes multi-byte charsets.
+//! A single-byte charset is a table of 256 characters that the *server* provides: `latin1` is
+//! neither ISO 8859-1 nor exactly windows-1252. encoding_rs decodes multi-byte charsets.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! The options `columns` and `masks`: which columns are written, and which are masked.
 //!
-//! Stream and snapshot apply the same filter, so a row becomes the same record whichever way it was read. A masked column
-//! is a string in the schema, whatever its type was.
+//! Stream and snapshot apply the same filter, so a row becomes the same record whichever way it was
+//! read. A masked column is a string in the schema, whatever its type was.
 
 use std::sync::Arc;
 
@@ -48,7 +48,8 @@ pub(crate) struct ColumnFilter {
 }
 
 impl ColumnFilter {
-    /// Adds the globs of `columns`. An error has the index of the wrong glob and the end of the sentence "`columns` ...".
+    /// Adds the globs of `columns`. An error has the index of the wrong glob and the end of the
+    /// sentence "`columns` ...".
     pub(crate) fn add_globs(&mut self, globs: &[String]) -> Result<(), (usize, String)> {
         for (index, glob) in globs.iter().enumerate() {
             let (list, glob) = match glob.strip_prefix('!') {
@@ -60,7 +61,8 @@ impl ColumnFilter {
         Ok(())
     }
 
-    /// Adds a mask for the columns that match the globs. Errors as of [`add_globs`](ColumnFilter::add_globs).
+    /// Adds a mask for the columns that match the globs. Errors as of
+    /// [`add_globs`](ColumnFilter::add_globs).
     pub(crate) fn add_mask(&mut self, globs: &[String], mask: Mask) -> Result<(), (usize, String)> {
         let glob = |(index, glob): (usize, &String)| Glob::new(glob).map_err(|why| (index, why));
         let globs = globs.iter().enumerate().map(glob).collect::<Result<_, _>>()?;
@@ -68,8 +70,8 @@ impl ColumnFilter {
         Ok(())
     }
 
-    /// Sets the mode of each column of a table. Columns of the key (indices) are always included, because they identify
-    /// the record.
+    /// Sets the mode of each column of a table. Columns of the key (indices) are always included,
+    /// because they identify the record.
     pub(crate) fn apply(&self, table: &TableName, columns: &mut [Column], key: &[usize]) -> Result<()> {
         if *self == Self::default() {
             return Ok(());

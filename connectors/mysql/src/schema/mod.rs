@@ -1,6 +1,8 @@
-//! What the connector knows of tables: column types, character sets, and which tables and columns the options select.
+//! What the connector knows of tables: column types, character sets, and which tables and columns
+//! the options select.
 //!
-//! Nothing here knows how a value is written to a record ([`crate::format`]) or read from bytes ([`crate::decode`]).
+//! Nothing here knows how a value is written to a record ([`crate::format`]) or read from bytes
+//! ([`crate::decode`]).
 
 pub(crate) mod charset;
 pub(crate) mod column_filter;

@@ -13,8 +13,8 @@ pub(crate) struct TableFilter {
 }
 
 impl TableFilter {
-    /// Parses globs. An error has the index of the wrong glob, if one glob is wrong, and the end of the sentence
-    /// "`tables` ...".
+    /// Parses globs. An error has the index of the wrong glob, if one glob is wrong, and the end of
+    /// the sentence "`tables` ...".
     pub(crate) fn new(globs: &[String]) -> Result<Self, (Option<usize>, String)> {
         let mut filter = Self { included: Vec::new(), excluded: Vec::new() };
         for (index, glob) in globs.iter().enumerate() {

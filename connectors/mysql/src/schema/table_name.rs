@@ -1,6 +1,7 @@
 //! [`TableName`]: the name of a table as a pair.
 //!
-//! Both parts may contain any character, a `.` included, so a joined name is ambiguous. Maps and stored positions use the pair.
+//! Both parts may contain any character, a `.` included, so a joined name is ambiguous. Maps and
+//! stored positions use the pair.
 
 use std::fmt;
 
@@ -16,7 +17,8 @@ impl TableName {
         Self { database: database.into(), table: table.into() }
     }
 
-    /// `database.table`, with `%2E` for a `.` and `%25` for a `%` within a part: two tables never have the same key.
+    /// `database.table`, with `%2E` for a `.` and `%25` for a `%` within a part: two tables never
+    /// have the same key.
     pub(crate) fn key(&self) -> String {
         format!("{}.{}", escaped(&self.database), escaped(&self.table))
     }

@@ -1,11 +1,12 @@
 //! Chunks: some rows of a table with a key, read without a lock (DBLog's algorithm).
 //!
-//! Before the query, the reader waits until the server has committed everything that the follower has seen: the binlog contains
-//! a transaction a moment before a query sees it, and a row read in that moment would be older than its emitted change. After
-//! the query, the end of the binlog is the high watermark: everything that the query could see is before it.
+//! Before the query, the reader waits until the server has committed everything that the follower
+//! has seen: the binlog contains a transaction a moment before a query sees it, and a row read in
+//! that moment would be older than its emitted change. After the query, the end of the binlog is
+//! the high watermark: everything that the query could see is before it.
 //!
-//! MariaDB cannot be asked to wait, but reports the binlog position of a consistent snapshot. The reader starts one repeatedly
-//! until its position is late enough.
+//! MariaDB cannot be asked to wait, but reports the binlog position of a consistent snapshot. The
+//! reader starts one repeatedly until its position is late enough.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Error, Reservation, Result, failpoint};
 
 use super::condition::try_on_server;
+use super::describe::TableDescription;
 use super::pages::{PageLimits, RowEncoder, RowPage};
 use super::reader::{ReadResult, Reader, START_SNAPSHOT, condition_error, is_schema_change, malformed_row};
 use super::select;
@@ -21,15 +23,16 @@ use super::tracker::TableRequest;
 use crate::connection::binlog_state::binlog_end;
 use crate::connection::query::QueryConnection;
 use crate::connection::quote::string_literal;
+use crate::connection::session::LOCK_WAIT_TIMEOUT_SECONDS;
 use crate::decode::Malformed;
 use crate::format::table::Table;
 use crate::gtid::{Domains, GtidSet};
-use crate::position::{BinlogPosition, StreamPosition};
+use crate::position::{BinlogPosition, KeyPosition, StreamPosition};
 
 /// How long the server may take to commit a transaction of the binlog, in seconds.
 const BARRIER_TIMEOUT_SECONDS: u32 = 30;
-/// How long a description of a table is valid while the stream reports no schema change. The limit reveals changes that were
-/// kept out of the binlog.
+/// How long a description of a table is valid while the stream reports no schema change. The limit
+/// reveals changes that were kept out of the binlog.
 const DESCRIPTION_TTL: Duration = Duration::from_secs(1);
 
 /// A request for some rows of a table with a key.
@@ -39,24 +42,40 @@ pub(super) struct ChunkRequest {
     pub(super) position: StreamPosition,
     /// The end of the last transaction since the source opened.
     pub(super) last_end: BinlogPosition,
-    /// The time of the table's description, unless the schema changed since.
-    pub(super) described: Option<Instant>,
+    /// The description of the table, unless the schema changed since.
+    pub(super) described: Option<Described>,
     pub(super) max_rows: usize,
     pub(super) page: PageLimits,
 }
 
 /// Rows of a table with a key.
 pub(super) struct Chunk {
-    pub(super) table: Arc<Table>,
+    pub(super) described: Described,
     pub(super) condition: Option<String>,
-    /// The time of the table's description.
-    pub(super) described: Instant,
     pub(super) pages: VecDeque<RowPage>,
     /// Everything that the query could see is before this position.
     pub(super) high_watermark: BinlogPosition,
     /// The table has no more rows.
     pub(super) is_last: bool,
     _reservation: Reservation,
+}
+
+/// A description of a table, and its time.
+#[derive(Clone)]
+pub(super) struct Described {
+    pub(super) description: Arc<TableDescription>,
+    at: Instant,
+}
+
+impl Chunk {
+    pub(super) fn table(&self) -> &Arc<Table> {
+        &self.described.description.table
+    }
+
+    /// The position in the order of the chunk's key.
+    pub(super) fn position(&self, literals: Vec<String>) -> KeyPosition {
+        KeyPosition { literals, columns: Some(self.described.description.key.clone()) }
+    }
 }
 
 /// The reason why rows could not be read.
@@ -74,23 +93,28 @@ impl Reader {
     ) -> Result<ReadResult> {
         self.wait_for_commits(chunk, connection).await?;
         let request = &chunk.request;
-        let (table, described) = match chunk.described.filter(|described| described.elapsed() < DESCRIPTION_TTL) {
-            Some(described) => (Arc::clone(&request.table), described),
+        let described = match chunk.described.clone().filter(|described| described.at.elapsed() < DESCRIPTION_TTL) {
+            Some(described) => described,
             None => match self.describe(&request.table.name, connection).await? {
-                Some(table) => (table, Instant::now()),
+                Some(description) => Described { description, at: Instant::now() },
                 None => return Ok(ReadResult::Dropped(request.table.name.clone())),
             },
         };
-        // By name, because a column before the key may have been added or dropped.
-        if !table.key_names().eq(request.table.key_names()) {
-            let message = format!("the primary key of {} changed while its rows were read", table.name);
-            return Err(Error::external("mysql.key_changed", message));
+        let description = &described.description;
+        // The literals of a position are meaningless in another order.
+        if request.after.as_ref().is_some_and(|after| !after.is_valid_for(&description.key)) {
+            return Ok(ReadResult::KeyChanged(Arc::clone(description)));
         }
+        if !description.has_chunks() {
+            return Ok(ReadResult::WithoutChunks(Arc::clone(description)));
+        }
+        connection.set_application_session(description.has_virtual_columns).await?;
         failpoint!("mysql.chunk.before")?;
-        let sql = select::rows(&table, request.condition.as_deref(), request.after.as_deref(), Some(chunk.max_rows));
-        let mut encoder = self.encoder(&table, &chunk.position.end, chunk.page);
-        if let Err(error) = encode_rows(&sql, &table, &mut encoder, connection).await {
-            return self.read_failed(error, &table, request.condition.as_deref(), connection).await;
+        let after = request.after.as_ref().map(|after| after.literals.as_slice());
+        let sql = select::rows(description, request.condition.as_deref(), after, Some(chunk.max_rows));
+        let mut encoder = self.encoder(description, &chunk.position.end, chunk.page);
+        if let Err(error) = encode_rows(&sql, &description.table, &mut encoder, connection).await {
+            return self.read_failed(error, &description.table, request.condition.as_deref(), connection).await;
         }
         let (high_watermark, _) = binlog_end(connection).await?;
         failpoint!("mysql.chunk.after")?;
@@ -99,15 +123,7 @@ impl Reader {
         let mut reservation = self.budget.empty();
         reservation.resize(pages.iter().map(RowPage::bytes).sum());
         let condition = request.condition.clone();
-        Ok(ReadResult::Chunk(Chunk {
-            table,
-            condition,
-            described,
-            pages,
-            high_watermark,
-            is_last,
-            _reservation: reservation,
-        }))
+        Ok(ReadResult::Chunk(Chunk { described, condition, pages, high_watermark, is_last, _reservation: reservation }))
     }
 
     /// The result of a failed query.
@@ -119,11 +135,14 @@ impl Reader {
         connection: &mut QueryConnection,
     ) -> Result<ReadResult> {
         let error = match error {
-            // The type of a column may have changed since its description. (Values that could be decoded nevertheless are not
-            // emitted: the change is in the binlog before the high watermark.)
+            // The type of a column may have changed since its description. (Values that could be
+            // decoded nevertheless are not emitted: the change is in the binlog before the high
+            // watermark.)
             ReadError::Malformed(error) => {
                 return match self.describe(&table.name, connection).await? {
-                    Some(now) if now.columns == table.columns => Err(malformed_row(connection, &table.name, &error)),
+                    Some(now) if now.table.columns == table.columns => {
+                        Err(malformed_row(connection, &table.name, &error))
+                    }
                     _ => Ok(ReadResult::Changed),
                 };
             }
@@ -148,9 +167,12 @@ impl Reader {
                 return start_mariadb_snapshot(self, chunk, processed, connection).await;
             }
             None => {
-                // A transaction holds locks on its tables until it is visible, so a lock waits for it.
+                // A transaction holds locks on its tables until it is visible, so a lock waits for
+                // it.
                 self.lock(&[&chunk.request.table.name], connection).await?;
-                return connection.execute("UNLOCK TABLES").await;
+                connection.execute("UNLOCK TABLES").await?;
+                let reset = format!("SET SESSION lock_wait_timeout = {LOCK_WAIT_TIMEOUT_SECONDS}");
+                return connection.execute(&reset).await;
             }
         };
         let sql = format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{processed}', {BARRIER_TIMEOUT_SECONDS})");
@@ -160,8 +182,9 @@ impl Reader {
         }
     }
 
-    /// Whether a snapshot at this position sees everything that was processed before the source opened. The server reads its
-    /// binlog for the answer, so the reader asks until the first yes only.
+    /// Whether a snapshot at this position sees everything that was processed before the source
+    /// opened. The server reads its binlog for the answer, so the reader asks until the first yes
+    /// only.
     async fn sees_processed(
         &self,
         position: &BinlogPosition,

@@ -1,7 +1,8 @@
 //! Conditions of requested snapshots (`trunkline snapshot --where`).
 //!
-//! A condition is the operator's SQL, and runs as the source's user. Each query contains it in parentheses, so it must be
-//! complete by itself: one that closed the parentheses early would change which rows follow a key.
+//! A condition is the operator's SQL, and runs as the source's user. Each query contains it in
+//! parentheses, so it must be complete by itself: one that closed the parentheses early would
+//! change which rows follow a key.
 
 use trunkline_connector::{Error, Result};
 
@@ -13,7 +14,8 @@ use crate::schema::table_name::TableName;
 /// The server's error for a missing table, which is not an error of the condition.
 const NO_SUCH_TABLE: u16 = 1146;
 
-/// Checks that a condition is complete by itself. An error is the end of the sentence "`--where ..` ...".
+/// Checks that a condition is complete by itself. An error is the end of the sentence "`--where ..`
+/// ...".
 pub(super) fn check_syntax(condition: &str) -> Result<(), String> {
     let mut depth = 0usize;
     let mut quote = None;

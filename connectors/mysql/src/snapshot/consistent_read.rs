@@ -1,7 +1,7 @@
 //! Consistent reads: whole tables as of one point in time.
 //!
-//! The tables are locked against writers for the moment in which the reader starts a consistent snapshot, so its position in the
-//! binlog is known exactly.
+//! The tables are locked against writers for the moment in which the reader starts a consistent
+//! snapshot, so its position in the binlog is known exactly.
 
 use std::sync::Arc;
 
@@ -9,10 +9,11 @@ use tokio::sync::mpsc;
 use trunkline_connector::Result;
 
 use super::condition::try_on_server;
+use super::describe::{self, TableDescription};
 use super::pages::{PageLimits, RowEncoder, RowPage};
 use super::reader::{ReadResult, Reader, START_SNAPSHOT, condition_error, malformed_row};
+use super::select;
 use super::tracker::TableRequest;
-use super::{describe, select};
 use crate::connection::binlog_state::binlog_end;
 use crate::connection::query::QueryConnection;
 use crate::format::table::Table;
@@ -29,6 +30,8 @@ pub(super) struct ConsistentRead {
     pub(super) is_announced: bool,
     /// Tables whose condition the server rejects, and the reasons.
     pub(super) rejected: Vec<(TableName, String)>,
+    /// Tables that are skipped for this reason.
+    pub(super) skipped: Vec<TableName>,
     /// The rows include exactly the changes before this position.
     pub(super) at: BinlogPosition,
     pub(super) pages: mpsc::Receiver<Result<PageMessage>>,
@@ -36,6 +39,12 @@ pub(super) struct ConsistentRead {
     pub(super) page: Option<Box<RowPage>>,
     /// Every page was received.
     pub(super) has_ended: bool,
+}
+
+impl ConsistentRead {
+    pub(super) fn is_skipped(&self, name: &TableName) -> bool {
+        self.skipped.contains(name)
+    }
 }
 
 /// A message of the reading task.
@@ -47,13 +56,13 @@ pub(super) enum PageMessage {
 
 /// A table of the read.
 struct TableRead {
-    table: Arc<Table>,
+    description: Arc<TableDescription>,
     condition: Option<String>,
     encoder: RowEncoder,
 }
 
 impl Reader {
-    /// Starts a consistent read. A task of its own sends the rows.
+    /// Starts a consistent read. A separate task sends the rows.
     pub(super) async fn start_consistent_read(
         &self,
         requests: Vec<TableRequest>,
@@ -68,6 +77,7 @@ impl Reader {
             tables: Vec::new(),
             is_announced: false,
             rejected,
+            skipped: Vec::new(),
             at: BinlogPosition::default(),
             pages,
             page: None,
@@ -89,10 +99,10 @@ impl Reader {
         locking.close().await;
         let mut reads = Vec::new();
         for TableRequest { table, condition, .. } in requests {
-            if let Some(now) = described.iter().find(|now| now.name == table.name) {
-                let encoder = self.encoder(now, &read.at, page);
-                reads.push(TableRead { table: Arc::clone(now), condition, encoder });
-                read.tables.push(Arc::clone(now));
+            if let Some(description) = described.iter().find(|now| now.table.name == table.name) {
+                let encoder = self.encoder(description, &read.at, page);
+                read.tables.push(Arc::clone(&description.table));
+                reads.push(TableRead { description: Arc::clone(description), condition, encoder });
             }
         }
         tokio::spawn(async move {
@@ -108,7 +118,8 @@ impl Reader {
     }
 }
 
-/// Splits the requests into those whose condition the server accepts, and the others with the reasons.
+/// Splits the requests into those whose condition the server accepts, and the others with the
+/// reasons.
 async fn check_conditions(
     requests: Vec<TableRequest>,
     connection: &mut QueryConnection,
@@ -132,15 +143,17 @@ async fn send_pages(
     table_read: TableRead,
     sender: &mpsc::Sender<Result<PageMessage>>,
 ) -> Result<()> {
-    let TableRead { table, condition, mut encoder } = table_read;
-    let sql = select::rows(&table, condition.as_deref(), None, None);
+    let TableRead { description, condition, mut encoder } = table_read;
+    let table = &description.table;
+    connection.set_application_session(description.has_virtual_columns).await?;
+    let sql = select::rows(&description, condition.as_deref(), None, None);
     let mut rows = connection.fetch(&sql);
     let result = loop {
         match rows.next().await {
             None => break Ok(()),
             Some(Err(error)) => break Err(error),
             Some(Ok(row)) => {
-                if let Err(error) = encoder.add(&table, &row) {
+                if let Err(error) = encoder.add(table, &row) {
                     drop(rows);
                     return Err(malformed_row(connection, &table.name, &error));
                 }

@@ -1,4 +1,5 @@
-//! Describes tables from `information_schema`, as the same [`Table`] that the binlog's table maps produce.
+//! Describes tables from `information_schema`, as the same [`Table`] that the binlog's table maps
+//! produce.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use crate::connection::query::QueryConnection;
 use crate::connection::quote::string_literal;
 use crate::decode::table_map::{COMPRESSED, OLD_FORMAT};
 use crate::format::table::Table;
+use crate::position::KeyColumn;
 use crate::schema::charset::Charsets;
 use crate::schema::table_filter::SYSTEM_DATABASES;
 use crate::schema::table_name::TableName;
@@ -25,23 +27,63 @@ struct ColumnDescription<'a> {
     charset: Option<&'a str>,
 }
 
+/// A captured table, as the server describes it.
+#[derive(Debug)]
+pub(crate) struct TableDescription {
+    pub(crate) table: Arc<Table>,
+    /// The columns of the key, in the key's order.
+    pub(crate) key: Vec<KeyColumn>,
+    /// The server computes some columns in the session that reads them.
+    pub(crate) has_virtual_columns: bool,
+    /// Indices of CHAR columns, which a session may pad.
+    pub(crate) char_columns: Vec<usize>,
+}
+
+impl TableDescription {
+    /// Whether the table can be read in chunks. A virtual column requires the server's time zone, in which a TIMESTAMP of the
+    /// key may be ambiguous.
+    pub(crate) fn has_chunks(&self) -> bool {
+        let is_timestamp = |index: &usize| {
+            let column = self.table.columns.get(*index);
+            column.is_some_and(|column| matches!(column.column_type, ColumnType::Timestamp { .. }))
+        };
+        let has_timestamp_key = self.table.key.iter().any(is_timestamp);
+        !(self.table.key.is_empty() || self.has_virtual_columns && has_timestamp_key)
+    }
+}
+
+/// The columns of a table, during its description.
+#[derive(Default)]
+struct Columns {
+    columns: Vec<Column>,
+    /// What determines the order of each column.
+    orders: Vec<KeyColumn>,
+    has_virtual: bool,
+    chars: Vec<usize>,
+}
+
 /// All captured tables, or one of them.
 pub(crate) async fn tables(
     options: &MysqlOptions,
     connection: &mut QueryConnection,
     charsets: &Charsets,
     only: Option<&TableName>,
-) -> Result<Vec<Arc<Table>>> {
+) -> Result<Vec<Arc<TableDescription>>> {
     let mut keys = read_keys(connection, only).await?;
     let columns = read_columns(options, connection, charsets, only).await?;
     columns
         .into_iter()
-        .map(|(name, mut columns)| {
+        .map(|(name, described)| {
+            let Columns { mut columns, orders, has_virtual, chars } = described;
             let key = keys.remove(&name).unwrap_or_default();
             let index = |key: &String| columns.iter().position(|column| column.name == *key);
             let key: Vec<usize> = key.iter().filter_map(index).collect();
             options.columns.apply(&name, &mut columns, &key)?;
-            Table::new(name, columns, key, options.format).map(Arc::new)
+            let key_columns = key.iter().filter_map(|index| orders.get(*index).cloned()).collect();
+            let table = Arc::new(Table::new(name, columns, key, options.format)?);
+            let description =
+                TableDescription { table, key: key_columns, has_virtual_columns: has_virtual, char_columns: chars };
+            Ok(Arc::new(description))
         })
         .collect()
 }
@@ -81,18 +123,18 @@ async fn read_columns(
     connection: &mut QueryConnection,
     charsets: &Charsets,
     only: Option<&TableName>,
-) -> Result<BTreeMap<TableName, Vec<Column>>> {
+) -> Result<BTreeMap<TableName, Columns>> {
     let sql = format!(
         "SELECT c.TABLE_SCHEMA, c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.COLUMN_TYPE, c.IS_NULLABLE, c.NUMERIC_PRECISION, c.NUMERIC_SCALE, \
-         c.DATETIME_PRECISION, c.CHARACTER_SET_NAME FROM information_schema.COLUMNS c JOIN information_schema.TABLES t \
+         c.DATETIME_PRECISION, c.CHARACTER_SET_NAME, c.COLLATION_NAME, c.EXTRA FROM information_schema.COLUMNS c JOIN information_schema.TABLES t \
          ON t.TABLE_SCHEMA = c.TABLE_SCHEMA AND t.TABLE_NAME = c.TABLE_NAME WHERE t.TABLE_TYPE = 'BASE TABLE' AND {} \
          ORDER BY c.TABLE_SCHEMA, c.TABLE_NAME, c.ORDINAL_POSITION",
         filter("c.", only)
     );
-    let mut columns: BTreeMap<TableName, Vec<Column>> = BTreeMap::new();
+    let mut tables: BTreeMap<TableName, Columns> = BTreeMap::new();
     for row in connection.query(&sql).await? {
         let text = |index: usize| row.get(index).and_then(Option::as_deref);
-        let [Some(database), Some(table), Some(name), Some(data_type), Some(column_type)] = [0, 1, 2, 3, 4].map(text)
+        let [Some(database), Some(table), Some(name), Some(data_type), Some(type_text)] = [0, 1, 2, 3, 4].map(text)
         else {
             continue;
         };
@@ -102,16 +144,35 @@ async fn read_columns(
         let table = TableName::new(database, table);
         let small = |index: usize| text(index).and_then(|number| number.parse().ok());
         let (precision, scale, digits, charset) = (small(6), small(7), small(8), text(9));
-        let described = ColumnDescription { data_type, column_type, precision, scale, digits, charset };
+        let described = ColumnDescription { data_type, column_type: type_text, precision, scale, digits, charset };
         let column_type = described.column_type(charsets).map_err(|why| {
             let server = connection.server_label();
             let message =
                 format!("{server}: {table}: column `{name}` cannot be read: {why}; or exclude the table from `tables`");
             Error::data("mysql.column", message)
         })?;
-        columns.entry(table).or_default().push(Column::new(name.to_owned(), column_type, text(5) == Some("YES")));
+        let described = tables.entry(table).or_default();
+        described.has_virtual |= text(11).is_some_and(|extra| extra.contains("VIRTUAL GENERATED"));
+        if data_type == "char" {
+            described.chars.push(described.columns.len());
+        }
+        described.orders.push(KeyColumn {
+            name: name.to_owned(),
+            column_type: order_of(&column_type, type_text),
+            collation: text(10).map(str::to_owned),
+        });
+        described.columns.push(Column::new(name.to_owned(), column_type, text(5) == Some("YES")));
     }
-    Ok(columns)
+    Ok(tables)
+}
+
+/// The part of a column's type that determines the order of its values.
+fn order_of(column_type: &ColumnType, type_text: &str) -> String {
+    match column_type {
+        ColumnType::Int { .. } | ColumnType::Decimal { .. } | ColumnType::Year => "number".to_owned(),
+        ColumnType::Text { .. } => "text".to_owned(),
+        _ => type_text.to_owned(),
+    }
 }
 
 /// An estimate of the number of rows in all of these tables, from the server's statistics.
@@ -176,7 +237,8 @@ impl ColumnDescription<'_> {
     }
 }
 
-/// The members of `enum('a','b''c')`. The server doubles quotes, and escapes backslashes and unprintable characters.
+/// The members of `enum('a','b''c')`. The server doubles quotes, and escapes backslashes and
+/// unprintable characters.
 fn members(column_type: &str) -> Result<Vec<String>, String> {
     let wrong = || format!("its type `{column_type}` cannot be parsed");
     let inside = column_type.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).ok_or_else(wrong)?;

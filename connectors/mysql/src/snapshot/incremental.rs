@@ -1,4 +1,5 @@
-//! Incremental snapshots (`trunkline snapshot`): changes the stored position, so that the source reads tables again.
+//! Incremental snapshots (`trunkline snapshot`): changes the stored position, so that the source
+//! reads tables again.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +8,7 @@ use trunkline_connector::{Error, PositionChange, Result, SnapshotRequest};
 use super::condition;
 use crate::config::{MysqlOptions, SnapshotPolicy};
 use crate::connection::query::QueryConnection;
-use crate::position::{StoredPosition, TablePosition, table_key};
+use crate::position::{SnapshotProgress, StoredPosition, TablePosition, table_key};
 use crate::schema::table_filter::TableFilter;
 use crate::schema::table_name::TableName;
 
@@ -31,11 +32,9 @@ pub(crate) fn request_snapshot(
     for glob in request.tables {
         tables.extend(matching_tables(options, glob, &stored)?);
     }
-    let position = match request.condition {
-        Some(condition) => TablePosition::RequestedWhere { condition: condition.to_owned(), after: Vec::new() },
-        None => TablePosition::Requested(Vec::new()),
-    };
-    let value = position.to_bytes()?;
+    let condition = request.condition.map(str::to_owned);
+    let progress = SnapshotProgress { is_requested: true, condition, ..SnapshotProgress::default() };
+    let value = TablePosition::Running(progress).to_bytes()?;
     Ok(tables.iter().map(|name| PositionChange { key: table_key(name), value: Some(value.clone()) }).collect())
 }
 

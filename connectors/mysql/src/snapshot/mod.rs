@@ -1,9 +1,11 @@
 //! The snapshot: emits existing rows between the transactions of the stream.
 //!
-//! The source follows the binlog meanwhile. The snapshot emits a row of a chunk after the stream has passed everything that the
-//! chunk's query could see, unless the stream changed the row meanwhile: the change was emitted, and is newer. So every row is
-//! emitted once, in its newest state, and a restart continues after the last emitted key.
+//! The source follows the binlog meanwhile. The snapshot emits a row of a chunk after the stream
+//! has passed everything that the chunk's query could see, unless the stream changed the row
+//! meanwhile: the change was emitted, and is newer. So every row is emitted once, in its newest
+//! state, and a restart continues after the last emitted key.
 
+pub(crate) mod access;
 mod chunk;
 pub(crate) mod condition;
 mod consistent_read;
@@ -19,12 +21,11 @@ use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use tokio::task::{JoinError, JoinHandle};
 use trunkline_connector::{Error, Result, SourceBatch, failpoint};
 
-use self::chunk::{Chunk, ChunkRequest};
+use self::chunk::{Chunk, ChunkRequest, Described};
 use self::consistent_read::{ConsistentRead, PageMessage};
 use self::pages::{PageLimits, RowPage};
 use self::reader::{ReadRequest, ReadResult, Reader};
@@ -34,7 +35,8 @@ use crate::connection::query::QueryConnection;
 use crate::position::{StreamState, TablePosition};
 use crate::schema::table_name::TableName;
 
-/// The target size of a chunk. The number of rows follows from the size of the previous chunk's rows.
+/// The target size of a chunk. The number of rows follows from the size of the previous chunk's
+/// rows.
 const CHUNK_BYTES: usize = 4 << 20;
 /// The number of rows of a table's first chunk.
 const FIRST_CHUNK_ROWS: usize = 256;
@@ -48,9 +50,14 @@ pub(crate) struct Snapshot {
     runtime: tokio::runtime::Handle,
     connection: Option<QueryConnection>,
     task: Option<JoinHandle<TaskResult>>,
-    /// The task starts a consistent read. The stream waits until the read's position in the binlog is known: its rows belong
-    /// there, and changes of tables without a key are suppressed up to there.
+    /// The task starts a consistent read. The stream waits until the read's position in the binlog
+    /// is known: its rows belong there, and changes of tables without a key are suppressed up to
+    /// there.
     blocks_stream: bool,
+    /// Tables with a key that cannot be read in chunks.
+    without_chunks: HashSet<TableName>,
+    /// The tables of the consistent read that emits rows.
+    emitting: Vec<TableName>,
     ready: Option<ReadResult>,
     delivery: Option<ChunkInDelivery>,
     chunk_rows: usize,
@@ -82,6 +89,8 @@ impl Snapshot {
             connection: None,
             task: None,
             blocks_stream: false,
+            without_chunks: HashSet::new(),
+            emitting: Vec::new(),
             ready: None,
             delivery: None,
             chunk_rows: FIRST_CHUNK_ROWS,
@@ -129,7 +138,7 @@ impl Snapshot {
             let Some(request) = tracker.next() else { return Ok(SnapshotStep::Done) };
             if self.reader.options.snapshot_mode == SnapshotMode::Exact {
                 self.start_consistent_read(tracker.all(), out);
-            } else if request.table.key.is_empty() {
+            } else if request.table.key.is_empty() || self.without_chunks.contains(&request.table.name) {
                 self.start_consistent_read(vec![request], out);
             } else {
                 self.start_chunk(request, None, stream, tracker, out);
@@ -158,7 +167,26 @@ impl Snapshot {
             }
             ReadResult::Dropped(name) => {
                 tracker.close_window();
-                tracker.set(&name, TablePosition::Done, out)?;
+                tracker.table_dropped(&name, out);
+            }
+            ReadResult::WithoutChunks(description) => {
+                tracker.close_window();
+                tracker.define(&description.table);
+                self.without_chunks.insert(description.table.name.clone());
+            }
+            ReadResult::KeyChanged(description) => {
+                tracker.close_window();
+                let (source, table) = (&self.reader.options.name, &description.table);
+                let key: Vec<&str> = table.key_names().collect();
+                tracing::warn!(
+                    source,
+                    code = "mysql.key_changed",
+                    "the primary key of {} changed during its snapshot (now: {}), which restarts; its topic also has records with \
+                     the previous key",
+                    table.name,
+                    key.join(", ")
+                );
+                tracker.restart(table, out)?;
             }
             ReadResult::Changed => drop(tracker.close_window()),
             ReadResult::ConditionRejected(name, why) => {
@@ -173,12 +201,12 @@ impl Snapshot {
         Ok(None)
     }
 
-    /// Starts the read of a chunk, and opens its window. `described`: the time of the table's description, unless the schema
-    /// changed since.
+    /// Starts the read of a chunk, and opens its window. `described`: the table's description,
+    /// unless the schema changed since.
     fn start_chunk(
         &mut self,
         request: TableRequest,
-        described: Option<Instant>,
+        described: Option<Described>,
         stream: StreamState<'_>,
         tracker: &mut SnapshotTracker,
         out: &SourceBatch,
@@ -233,18 +261,25 @@ impl Snapshot {
     ) {
         // An unusable chunk is read again.
         let Some(changed_keys) = tracker.close_window() else { return };
-        tracker.define(&chunk.table);
-        out.schemas.push(Arc::clone(&chunk.table.schema));
+        tracker.define(chunk.table());
+        out.schemas.push(Arc::clone(&chunk.table().schema));
         let rows: usize = chunk.pages.iter().map(RowPage::rows).sum();
-        let after = chunk.pages.back().and_then(RowPage::last_key);
+        let after = chunk.pages.back().and_then(RowPage::last_key).map(|literals| chunk.position(literals));
         if after.is_some() && !chunk.is_last {
             let bytes: usize = chunk.pages.iter().map(RowPage::bytes).sum();
             let row_bytes = (bytes / rows.max(1)).max(1);
             self.chunk_rows = (CHUNK_BYTES / row_bytes).clamp(1, self.chunk_rows.saturating_mul(4));
-            // The next chunk is read during the delivery of this one. The follower processes no event before the end of the
-            // delivery, so both see the same stream, and the schema has not changed since the chunk's request.
-            let (table, condition) = (Arc::clone(&chunk.table), chunk.condition.clone());
-            self.start_chunk(TableRequest { table, condition, after }, Some(chunk.described), stream, tracker, out);
+            // The next chunk is read during the delivery of this one. The follower processes no
+            // event before the end of the delivery, so both see the same stream, and the schema has
+            // not changed since the chunk's request.
+            let (table, condition) = (Arc::clone(chunk.table()), chunk.condition.clone());
+            self.start_chunk(
+                TableRequest { table, condition, after },
+                Some(chunk.described.clone()),
+                stream,
+                tracker,
+                out,
+            );
         }
         self.delivery = Some(ChunkInDelivery { chunk, changed_keys });
     }
@@ -266,9 +301,10 @@ impl Snapshot {
         tracker.set(name, TablePosition::Done, out)
     }
 
-    /// Emits rows of a consistent read. Returns the step after it, or `None` at the end of the read.
+    /// Emits rows of a consistent read. Returns the step after it, or `None` at the end of the
+    /// read.
     fn emit_consistent(
-        &self,
+        &mut self,
         read: &mut ConsistentRead,
         tracker: &mut SnapshotTracker,
         out: &mut SourceBatch,
@@ -280,11 +316,15 @@ impl Snapshot {
                 out.schemas.push(Arc::clone(&table.schema));
             }
         }
-        for (name, why) in read.rejected.drain(..) {
+        for (name, why) in std::mem::take(&mut read.rejected) {
             self.skip_table(&name, &why, tracker, out)?;
+            read.skipped.push(name);
         }
         if let Some(page) = &mut read.page {
             // No change precedes the read.
+            if self.emitting.is_empty() {
+                self.emitting.clone_from(&read.names);
+            }
             if !page.emit(out, &HashSet::new()) {
                 return Ok(Some(SnapshotStep::BatchFull));
             }
@@ -293,11 +333,19 @@ impl Snapshot {
         if !read.has_ended {
             return Ok(Some(if out.is_full() { SnapshotStep::BatchFull } else { SnapshotStep::BlocksStream }));
         }
-        // Tables that were dropped before the read have no rows.
+        self.emitting.clear();
         for name in &read.names {
-            tracker.set(name, TablePosition::Done, out)?;
+            match read.tables.iter().any(|table| table.name == *name) || read.is_skipped(name) {
+                true => tracker.set(name, TablePosition::Done, out)?,
+                false => tracker.table_dropped(name, out),
+            }
         }
         Ok(None)
+    }
+
+    /// The tables whose consistent read has emitted rows and not ended.
+    pub(crate) fn emitting(&self) -> &[TableName] {
+        &self.emitting
     }
 
     /// Waits for the rows that block the stream.
@@ -347,9 +395,9 @@ fn emit_chunk(
     }
     if chunk.pages.is_empty() && chunk.is_last {
         failpoint!("mysql.done.before")?;
-        tracker.set(&chunk.table.name, TablePosition::Done, out)?;
-    } else if let Some(key) = reached {
-        tracker.advance(&chunk.table.name, key, out)?;
+        tracker.set(&chunk.table().name, TablePosition::Done, out)?;
+    } else if let Some(literals) = reached {
+        tracker.advance(&chunk.table().name, chunk.position(literals), out)?;
     }
     Ok((!delivery.chunk.pages.is_empty()).then_some(delivery))
 }

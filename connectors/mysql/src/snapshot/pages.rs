@@ -7,7 +7,8 @@ use sqlx::mysql::MySqlRow;
 use trunkline_connector::SourceBatch;
 
 use super::select;
-use crate::decode::{Malformed, Value, protocol};
+use crate::decode::protocol::{self, TimestampEncoding};
+use crate::decode::{Malformed, Value};
 use crate::format::envelope::{Change, Emitter, Op, SourceBlock};
 use crate::format::table::Table;
 
@@ -58,8 +59,8 @@ impl RowPage {
         Some(self.keys.of(self.rows().checked_sub(1)?))
     }
 
-    /// Emits the rows whose keys have not changed. Returns whether it emitted all of them. If not, the batch is full, or so nearly
-    /// full that the next batch takes the page without a copy.
+    /// Emits the rows whose keys have not changed. Returns whether it emitted all of them. If not,
+    /// the batch is full, or so nearly full that the next batch takes the page without a copy.
     pub(crate) fn emit(&mut self, out: &mut SourceBatch, changed_keys: &HashSet<Vec<u8>>) -> bool {
         let fits = self.rows() <= out.max_records;
         if self.row == 0 && fits && changed_keys.is_empty() && self.records.rejected.is_empty() {
@@ -130,14 +131,20 @@ pub(crate) struct RowEncoder {
     emitter: Emitter,
     source_block: SourceBlock,
     limits: PageLimits,
+    timestamps: TimestampEncoding,
     full: VecDeque<RowPage>,
     page: RowPage,
     count: u64,
 }
 
 impl RowEncoder {
-    pub(crate) fn new(emitter: Emitter, source_block: SourceBlock, limits: PageLimits) -> Self {
-        Self { emitter, source_block, limits, full: VecDeque::new(), page: RowPage::default(), count: 0 }
+    pub(crate) fn new(
+        emitter: Emitter,
+        source_block: SourceBlock,
+        limits: PageLimits,
+        timestamps: TimestampEncoding,
+    ) -> Self {
+        Self { emitter, source_block, limits, timestamps, full: VecDeque::new(), page: RowPage::default(), count: 0 }
     }
 
     /// Adds a row.
@@ -146,7 +153,7 @@ impl RowEncoder {
         for (index, column) in table.columns.iter().enumerate() {
             let raw: Result<Option<&[u8]>, _> = raw_bytes(row, index);
             values.push(match raw.map_err(|error| Malformed(error.to_string()))? {
-                Some(bytes) => protocol::read(&column.column_type, bytes)
+                Some(bytes) => protocol::read(&column.column_type, self.timestamps, bytes)
                     .map_err(|error| Malformed(format!("column `{}`: {error}", column.name)))?,
                 None => Value::Null,
             });

@@ -1,7 +1,8 @@
-//! [`Reader`]: reads rows on connections of its own, while the source follows the binlog.
+//! [`Reader`]: reads rows on separate connections, while the source follows the binlog.
 //!
-//! Tables with a key are read in [chunks](super::chunk), without a lock. Tables without a key, and all tables with
-//! `snapshot_mode = "exact"`, are read in a [consistent read](super::consistent_read).
+//! Tables with a key are read in [chunks](super::chunk), without a lock. Tables without a key, and
+//! all tables with `snapshot_mode = "exact"`, are read in a [consistent
+//! read](super::consistent_read).
 
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +10,7 @@ use trunkline_connector::{Error, MemoryBudget, Result};
 
 use super::chunk::{Chunk, ChunkRequest};
 use super::consistent_read::ConsistentRead;
-use super::describe;
+use super::describe::{self, TableDescription};
 use super::pages::{PageLimits, RowEncoder};
 use super::select::quoted_table;
 use super::tracker::TableRequest;
@@ -17,8 +18,8 @@ use crate::config::MysqlOptions;
 use crate::connection::dialect::{Dialect, ServerFlavor};
 use crate::connection::query::{QueryConnection, is_server_error};
 use crate::decode::Malformed;
+use crate::decode::protocol::TimestampEncoding;
 use crate::format::envelope::{Emitter, SourceBlock, SourceFields};
-use crate::format::table::Table;
 use crate::position::BinlogPosition;
 use crate::schema::charset::Charsets;
 use crate::schema::table_name::TableName;
@@ -38,8 +39,8 @@ pub(crate) struct Reader {
     pub(crate) budget: MemoryBudget,
     pub(crate) server_id: u32,
     pub(crate) flavor: ServerFlavor,
-    /// A position in MariaDB's binlog. A query that sees everything before it sees everything that was processed before the
-    /// source opened.
+    /// A position in MariaDB's binlog. A query that sees everything before it sees everything that
+    /// was processed before the source opened.
     pub(crate) visible_from: Mutex<Option<BinlogPosition>>,
 }
 
@@ -56,6 +57,10 @@ pub(super) enum ReadResult {
     Consistent(ConsistentRead),
     /// The table was dropped.
     Dropped(TableName),
+    /// The order of the table's key is not the one of the stored position.
+    KeyChanged(Arc<TableDescription>),
+    /// The table has a key, but cannot be read in chunks.
+    WithoutChunks(Arc<TableDescription>),
     /// The table changed during the read, which has to be repeated.
     Changed,
     /// The server rejects the condition for the table; the reason.
@@ -86,7 +91,6 @@ impl Reader {
     async fn connect(&self) -> Result<QueryConnection> {
         let mut connection = QueryConnection::open(&self.options.connection).await?;
         connection.execute("SET SESSION character_set_results = NULL").await?;
-        connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
         Ok(connection)
     }
 
@@ -95,7 +99,7 @@ impl Reader {
         &self,
         name: &TableName,
         connection: &mut QueryConnection,
-    ) -> Result<Option<Arc<Table>>> {
+    ) -> Result<Option<Arc<TableDescription>>> {
         Ok(describe::tables(&self.options, connection, &self.charsets, Some(name)).await?.pop())
     }
 
@@ -124,7 +128,12 @@ impl Reader {
     }
 
     /// An encoder for rows as of this position.
-    pub(super) fn encoder(&self, table: &Table, position: &BinlogPosition, page: PageLimits) -> RowEncoder {
+    pub(super) fn encoder(
+        &self,
+        description: &TableDescription,
+        position: &BinlogPosition,
+        page: PageLimits,
+    ) -> RowEncoder {
         let now = jiff::Timestamp::now().as_millisecond();
         let fields = SourceFields {
             name: &self.options.name,
@@ -139,7 +148,11 @@ impl Reader {
         };
         let mut emitter = Emitter::new(self.options.tombstones);
         emitter.set_now(now);
-        RowEncoder::new(emitter, SourceBlock::new(&fields, table), page)
+        let timestamps = match description.has_virtual_columns {
+            true => TimestampEncoding::Epoch,
+            false => TimestampEncoding::Utc,
+        };
+        RowEncoder::new(emitter, SourceBlock::new(&fields, &description.table), page, timestamps)
     }
 }
 
@@ -154,9 +167,11 @@ pub(super) fn is_schema_change(error: &sqlx::Error) -> bool {
     SCHEMA_CHANGED.iter().any(|number| is_server_error(error, *number))
 }
 
-/// The server's message, if it rejects the text or the values of a query, and would reject them again.
+/// The server's message, if it rejects the text or the values of a query, and would reject them
+/// again.
 pub(super) fn condition_error(error: &sqlx::Error) -> Option<String> {
-    // SQLSTATE classes: cardinality (a subquery with several rows), data, and syntax or names. Names also change with the table.
+    // SQLSTATE classes: cardinality (a subquery with several rows), data, and syntax or names.
+    // Names also change with the table.
     const CLASSES: [&str; 3] = ["21", "22", "42"];
     let database_error = error.as_database_error()?;
     let state = database_error.code()?;

@@ -2,23 +2,29 @@
 
 use std::fmt::Write as _;
 
+use super::describe::TableDescription;
 use crate::connection::quote::{hex, quoted_name};
 use crate::decode::text::{write_clock, write_date, write_time};
 use crate::decode::{Malformed, Value, write_decimal};
-use crate::format::table::Table;
 use crate::schema::column_mode::ColumnMode;
 use crate::schema::table_name::TableName;
-use crate::schema::types::{Column, ColumnType};
+use crate::schema::types::ColumnType;
 
 /// `database`.`table`
 pub(crate) fn quoted_table(name: &TableName) -> String {
     format!("{}.{}", quoted_name(&name.database), quoted_name(&name.table))
 }
 
-/// The rows after a key (without one, from the first row) in the order of the key; for a table without a key, all rows. The
-/// columns have the encodings that `decode::protocol` expects.
-pub(crate) fn rows(table: &Table, condition: Option<&str>, after: Option<&[String]>, limit: Option<usize>) -> String {
-    let columns: Vec<String> = table.columns.iter().map(selected).collect();
+/// The rows after a key (without one, from the first row) in the order of the key; for a table
+/// without a key, all rows. The columns have the encodings that `decode::protocol` expects.
+pub(crate) fn rows(
+    description: &TableDescription,
+    condition: Option<&str>,
+    after: Option<&[String]>,
+    limit: Option<usize>,
+) -> String {
+    let table = &*description.table;
+    let columns: Vec<String> = (0..table.columns.len()).map(|index| selected(description, index)).collect();
     let mut sql = format!("SELECT {} FROM {}", columns.join(", "), quoted_table(&table.name));
     let key: Vec<(String, String)> = table
         .key
@@ -56,10 +62,19 @@ pub(crate) fn rows(table: &Table, condition: Option<&str>, after: Option<&[Strin
 }
 
 /// An excluded column is not read.
-fn selected(column: &Column) -> String {
-    match column.mode {
-        ColumnMode::Exclude => "NULL".to_owned(),
-        _ => as_number(&column.column_type, &quoted_name(&column.name)),
+fn selected(description: &TableDescription, index: usize) -> String {
+    let column = &description.table.columns[index];
+    let name = quoted_name(&column.name);
+    match &column.column_type {
+        _ if column.mode == ColumnMode::Exclude => "NULL".to_owned(),
+        // Independent of the time zone and the padding of the session that computes virtual columns.
+        ColumnType::Timestamp { .. } if description.has_virtual_columns => {
+            format!("CAST(UNIX_TIMESTAMP({name}) AS CHAR)")
+        }
+        ColumnType::Text { .. } if description.has_virtual_columns && description.char_columns.contains(&index) => {
+            format!("TRIM(TRAILING ' ' FROM {name})")
+        }
+        column_type => as_number(column_type, &name),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Brings decoded columns into the types of a file: columns the batch lacks become null, narrower types are widened.
+//! Brings decoded columns into the types of a file: columns the batch lacks become null, narrower
+//! types are widened.
 
 use std::sync::Arc;
 
@@ -11,7 +12,8 @@ use arrow::json::writer::{EncoderOptions, make_encoder};
 
 use super::layout::source_name;
 
-/// The batch with the columns of `schema`, a [file's](super::file_schema) of a layout that holds the batch's.
+/// The batch with the columns of `schema`, a [file's](super::file_schema) of a layout that holds
+/// the batch's.
 pub(crate) fn conform_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     if batch.schema_ref() == schema {
         return Ok(batch.clone());

@@ -1,6 +1,7 @@
-//! JSON records to record batches. The usual case is one pass: all records of a chunk into Arrow's decoder, strictly. If it fails, the
-//! slow path looks at each record: widens the layout by what it needs, sets aside what is no row, and tries again; what fails then is a
-//! value that its declared column cannot hold, and halving finds it.
+//! JSON records to record batches. The usual case is one pass: all records of a chunk into Arrow's
+//! decoder, strictly. If it fails, the slow path checks each record: it widens the layout as
+//! needed, rejects records that are not rows, and decodes again. A failure then is a value that its
+//! declared column cannot hold, which halving finds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,24 +16,25 @@ use super::infer::{Inference, feed, plain};
 use super::layout::ColumnLayout;
 use super::strict::StrictDecoders;
 
-/// Values decoded at once, at most: with few columns 4096 rows, with many fewer.
+/// Limit on the values that are decoded at once: 4096 rows with few columns, fewer with many.
 const CHUNK_VALUES: usize = 1 << 16;
 const CHUNK_ROWS: usize = 4096;
 /// Bytes of JSON decoded at once, unless a single record has more.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Decoders kept for use again.
 const KEPT_DECODERS: usize = 8;
-/// What a decoder holds for each byte of JSON it was given at once: the text, and 16 bytes for each key and value.
+/// What a decoder holds for each byte of JSON it was given at once: the text, and 16 bytes for each
+/// key and value.
 const DECODER_FACTOR: usize = 3;
 
-/// What became of a chunk of records.
+/// The result of decoding a chunk of records.
 #[derive(Default)]
 pub(crate) struct Decoded {
     /// The layout it was decoded with, wider than the one given if it had to be.
     pub(crate) layout: Option<Arc<ColumnLayout>>,
     /// The rows; `None` if no record was left.
     pub(crate) batch: Option<RecordBatch>,
-    /// Indexes of records that are no rows, ascending, and why.
+    /// Indexes of rejected records, ascending, with reasons.
     pub(crate) rejected: Vec<(u32, Reason)>,
 }
 
@@ -44,7 +46,7 @@ pub(crate) struct JsonDecoder {
     inference: Inference,
 }
 
-/// How many of the records that follow make the next chunk.
+/// Number of records in the next chunk.
 pub(crate) fn chunk_len<'a>(layout: &ColumnLayout, records: impl Iterator<Item = &'a [u8]>) -> usize {
     let columns = layout.schema.flattened_fields().len();
     let rows = (CHUNK_VALUES / columns.max(1)).clamp(16, CHUNK_ROWS);
@@ -89,7 +91,7 @@ impl JsonDecoder {
         let batch = match self.attempt(&layout, &pick(records, &rows)) {
             Ok(batch) => batch,
             Err(reason) => {
-                // Each row was decoded before, alone or with others: not a fault of one of them.
+                // Each row was decoded before, so no single row is at fault.
                 misfits = rows.iter().map(|index| (*index, reason.clone())).collect();
                 None
             }
@@ -99,7 +101,7 @@ impl JsonDecoder {
         Decoded { layout: Some(layout), batch, rejected }
     }
 
-    /// Halves until each record that fails stands alone.
+    /// Halves the chunk until each failing record is alone.
     fn set_misfits_aside(
         &mut self,
         layout: &Arc<ColumnLayout>,
@@ -126,7 +128,7 @@ impl JsonDecoder {
             Some(kept) => kept,
             None => (build(layout).map_err(misfit)?, 0),
         };
-        // A decoder that failed is left half-way, and is not used again.
+        // After an error the decoder's state is undefined, so it is not used again.
         let mut bytes = 0;
         for record in records {
             feed(&mut decoder, record)?;
@@ -140,12 +142,12 @@ impl JsonDecoder {
         Ok(batch)
     }
 
-    /// Bytes in memory, about.
+    /// Bytes of memory, approximately.
     pub(crate) fn memory(&self) -> usize {
         self.decoders.values().map(|(_, most)| most * DECODER_FACTOR).sum()
     }
 
-    /// Gives that memory back.
+    /// Releases the memory.
     pub(crate) fn forget(&mut self) {
         self.decoders.clear();
     }
@@ -163,7 +165,8 @@ fn build(layout: &ColumnLayout) -> Result<Decoder, ArrowError> {
         .build_decoder()
 }
 
-/// Arrow nests the names of columns: "whilst decoding field 'a': whilst decoding field 'b': ..." becomes "column `a.b`: ...".
+/// Arrow nests the names of columns: "whilst decoding field 'a': whilst decoding field 'b': ..."
+/// becomes "column `a.b`: ...".
 fn describe(error: &ArrowError) -> String {
     let message = plain(error);
     let mut rest = message.as_str();
@@ -180,7 +183,7 @@ fn describe(error: &ArrowError) -> String {
     let rest = match missing {
         Some(name) => {
             path.push(name);
-            "null or missing, but the schema says that there is always a value"
+            "null or missing, but the schema requires a value"
         }
         None => rest,
     };

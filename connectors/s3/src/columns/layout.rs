@@ -1,4 +1,4 @@
-//! Column types, their union, and what of them goes into a file.
+//! Column types, their union, and the columns of a file.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl ColumnLayout {
         Self::new(schema.fields().iter().map(with_known_zone).collect())
     }
 
-    /// The layout of values of which nothing is known yet.
+    /// The layout before any value is known.
     pub(crate) fn empty() -> Arc<Self> {
         Self::new(Fields::empty())
     }
@@ -68,13 +68,13 @@ pub(crate) fn inferred_list(item: DataType) -> DataType {
     DataType::List(inferred("element", item))
 }
 
-/// Was the column's type inferred from values?
+/// The column's type was inferred from values.
 pub(crate) fn is_inferred(field: &Field) -> bool {
     field.metadata().contains_key(INFERRED)
 }
 
-/// The columns of both sides, each wide enough for both. `None`: a declared column has types that no type holds without changing
-/// values.
+/// The columns of both sides, each wide enough for both. `None`: a declared column has types that
+/// no type holds without changing values.
 pub(crate) fn union(left: &Fields, right: &Fields) -> Option<Fields> {
     if left == right {
         return Some(left.clone());
@@ -170,7 +170,7 @@ fn wider_decimal(left: &DataType, right: &DataType) -> Option<DataType> {
     let precision = (left_precision - left_scale).max(right_precision - right_scale) + scale;
     let scale = i8::try_from(scale).ok()?;
     match u8::try_from(precision).ok()? {
-        // Of different storage: the wider storage holds both.
+        // The wider storage holds both.
         precision @ 1..=38 if matches!((left, right), (Decimal128(..), Decimal128(..))) => {
             Some(Decimal128(precision, scale))
         }
@@ -179,9 +179,9 @@ fn wider_decimal(left: &DataType, right: &DataType) -> Option<DataType> {
     }
 }
 
-/// What a file with these columns holds. Columns of which no value with a type was seen are left out: Parquet has no type for
-/// them that all readers know. (A file must have columns: if nothing is left, they are text.) Names that readers take for the same
-/// (most ignore case) are told apart by a suffix.
+/// The columns of a file. Columns without any typed value are left out, because Parquet has no type
+/// for them that all readers know; if no other column remains, they are text. Names that differ
+/// only by case, which most readers ignore, get a suffix.
 pub(crate) fn file_schema(fields: &Fields) -> SchemaRef {
     let mut kept = file_fields(fields);
     if kept.is_empty() {

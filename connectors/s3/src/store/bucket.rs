@@ -1,9 +1,11 @@
-//! An S3 bucket. An object is staged as a multipart upload with all its parts, which nobody sees, and published by completing it.
+//! An S3 bucket. `prepare` uploads all parts of a multipart upload, which no reader sees; `commit`
+//! completes the upload.
 //!
-//! # Already done?
-//! The reply to CompleteMultipartUpload can be lost, and then the same request answers, depending on the store, with success, 404
-//! (NoSuchUpload), 412 (the key exists: we send `If-None-Match: *`) or 403. In all of these the object itself decides: it carries our id in its
-//! metadata. The same holds when two tasks publish the same intent at once.
+//! # Repeated commits
+//! The reply to CompleteMultipartUpload can be lost. The repeated request then gets, depending on
+//! the store, success, 404 (NoSuchUpload), 412 (the key exists; we send `If-None-Match: *`) or 403.
+//! In all of these cases the object decides: its metadata contain our id. The same holds when two
+//! tasks commit at once.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,13 +30,14 @@ use crate::object::remove_temp;
 const SCHEME: &str = "s3://";
 /// Name of our id in an object's metadata (`x-amz-meta-trunkline-id`).
 const ID_METADATA: &str = "trunkline-id";
-/// Requests without a body at the same time.
+/// Concurrent requests without a body.
 const REQUESTS_AT_ONCE: usize = 8;
-/// Parts on their way at the same time. They are streamed from disk, not held in memory.
+/// Concurrent uploads of parts. They are streamed from disk.
 const PARTS_AT_ONCE: usize = 4;
-/// A store takes no more parts of one object.
+/// S3's limit on the parts of one object.
 const MAX_PARTS: u64 = 10_000;
-/// Parts begin until then; what is on its way is given up a little later, and the next call goes on from what arrived.
+/// Uploads of parts start within this time. Those that are not done at the deadline are abandoned;
+/// the next call of `prepare` continues.
 const UPLOAD_TIME: Duration = Duration::from_secs(40);
 const UPLOAD_DEADLINE: Duration = Duration::from_secs(55);
 
@@ -43,7 +46,7 @@ pub(crate) struct BucketStore {
     client: Arc<BucketClient>,
     runtime: Handle,
     spool: PathBuf,
-    /// Uploads that were in_progress and not all of whose parts are there, by the object's id: staging again goes on with them.
+    /// Uploads with missing parts, by the object's id. The next call of `prepare` continues them.
     in_progress: HashMap<String, UploadProgress>,
 }
 
@@ -52,16 +55,16 @@ struct BucketClient {
     options: BucketOptions,
 }
 
-/// An upload on its way.
+/// An unfinished upload.
 #[derive(Clone, Default)]
 struct UploadProgress {
-    /// `None`: its creation failed, perhaps only the reply.
+    /// `None`: the creation failed, or its reply was lost.
     upload: Option<String>,
     parts: Vec<Option<UploadedPart>>,
 }
 
 impl BucketStore {
-    /// Connects, and checks with an upload that is given up again that objects can be written.
+    /// Connects, and checks that objects can be written by starting and aborting an upload.
     pub(crate) fn open(options: &BucketOptions, runtime: Handle, spool: PathBuf) -> Result<Self> {
         let client = runtime.block_on(client::connect(options))?;
         let client = Arc::new(BucketClient { client, options: options.clone() });
@@ -134,7 +137,7 @@ impl Store for BucketStore {
     }
 
     fn remove_leftovers(&mut self, _: &TopicPartition, _keep: &dyn Fn(&str) -> bool) -> Result<()> {
-        // Local files are in a folder that is empty at start, and uploads are found by the plans that the stage recorded.
+        // The scratch folder is empty at start, and recorded plans lead to the uploads.
         Ok(())
     }
 }
@@ -157,7 +160,7 @@ impl BucketStore {
             async move {
                 let bucket = client.options.bucket.clone();
                 if tried {
-                    // The last attempt may have created one, and only its reply was lost.
+                    // The last attempt may have created an upload whose reply was lost.
                     client.abort_all(&bucket, &object.key).await?;
                 }
                 failpoint!("s3.create.before")?;
@@ -228,7 +231,7 @@ impl BucketStore {
                 Ok(None) => {}
                 Err((key, failure)) => {
                     if failure.is("NoSuchUpload", 404) {
-                        // Something cleaned it up: the next attempt begins anew.
+                        // The store removed the upload: the next attempt starts another one.
                         let ids = objects.iter().filter(|object| object.key == key).map(|object| object.id.clone());
                         self.in_progress.extend(ids.map(|id| (id, UploadProgress::default())));
                     }
@@ -239,7 +242,7 @@ impl BucketStore {
         outcome?;
         if arrived < wanted {
             let message = format!(
-                "uploading to {} is slow: {arrived} of {wanted} parts in {} s; it goes on from there",
+                "uploading to {} is slow: {arrived} of {wanted} parts in {} s; the upload continues",
                 self.destination(),
                 UPLOAD_TIME.as_secs()
             );
@@ -279,7 +282,8 @@ impl BucketClient {
         }
     }
 
-    /// Begins an upload. It is not retried here: a retry after a lost reply would leave an upload that nobody knows.
+    /// Starts an upload. It is not retried here: after a lost reply, a retry would leave an unknown
+    /// upload.
     async fn create(&self, bucket: &str, key: &str, id: &str) -> Result<String> {
         let mut request = self
             .client
@@ -301,8 +305,9 @@ impl BucketClient {
         let doing = || format!("begin an upload to {}", self.url(key));
         let created = created.map_err(|error| Failure::from_sdk(&error).into_error(&doing()))?;
         let upload = created.upload_id().map(str::to_owned);
-        upload
-            .ok_or_else(|| Error::external("s3.bad_answer", format!("cannot {}: the store gave no upload id", doing())))
+        upload.ok_or_else(|| {
+            Error::external("s3.bad_answer", format!("cannot {}: the store returned no upload id", doing()))
+        })
     }
 
     async fn upload_part(&self, job: &PartJob) -> Result<UploadedPart, Failure> {
@@ -335,19 +340,19 @@ impl BucketClient {
             Checksum::Sha256 => sent.checksum_sha256(),
             Checksum::None => None,
         };
-        let etag = sent.e_tag().ok_or_else(|| Failure::local("the store gave no ETag for a part".to_owned()))?;
+        let etag = sent.e_tag().ok_or_else(|| Failure::local("the store returned no ETag for a part".to_owned()))?;
         Ok(UploadedPart { etag: etag.to_owned(), checksum: checksum.map(str::to_owned) })
     }
 
     async fn complete(&self, bucket: &str, object: &PreparedObject) -> Result<()> {
         let key = &object.planned.key;
         let Some(upload) = &object.upload else {
-            return Err(Error::data("s3.unreadable_intent", format!("the promised object {key} has no upload")));
+            return Err(Error::data("s3.unreadable_intent", format!("the prepared object {key} has no upload")));
         };
         let parts = upload.parts.iter().enumerate().map(|(index, part)| {
             let completed = CompletedPart::builder().part_number(part_number(index)).e_tag(&part.etag);
             let checksum = part.checksum.clone();
-            // What the upload was in_progress with, whatever the option says today.
+            // The algorithm that the upload was started with; the option may have changed.
             match upload.algorithm.as_deref().map(ChecksumAlgorithm::from) {
                 Some(ChecksumAlgorithm::Crc32C) => completed.set_checksum_crc32_c(checksum),
                 Some(ChecksumAlgorithm::Crc32) => completed.set_checksum_crc32(checksum),
@@ -369,14 +374,14 @@ impl BucketClient {
             .await;
         let Err(error) = completed else { return failpoint!("s3.complete.after") };
         let failure = Failure::from_sdk(&error);
-        let doing = format!("publish {SCHEME}{bucket}/{key}");
-        // Any other answer says nothing of what became of the upload: the stage asks again.
+        let doing = format!("commit {SCHEME}{bucket}/{key}");
+        // Any other answer leaves the outcome open: the stage retries.
         if !matches!(failure.status, Some(403 | 404 | 409 | 412)) || failure.is("NoSuchBucket", 0) {
             return Err(failure.into_error(&doing));
         }
         match self.owner(bucket, key).await? {
             Some(id) if id == object.planned.id => {
-                tracing::debug!(%key, "the promised object was published before");
+                tracing::debug!(%key, "the prepared object was committed before");
                 Ok(())
             }
             Some(_) => Err(key_taken(&format!("{SCHEME}{bucket}/{key}"))),
@@ -388,7 +393,8 @@ impl BucketClient {
         }
     }
 
-    /// The id in the metadata of the object at `key`, empty if it has none; `None` if there is no object.
+    /// The id in the metadata of the object at `key`, empty if it has none; `None` if there is no
+    /// object.
     async fn owner(&self, bucket: &str, key: &str) -> Result<Option<String>> {
         match self.client.head_object().bucket(bucket).key(key).send().await {
             Ok(head) => {
@@ -404,7 +410,7 @@ impl BucketClient {
         }
     }
 
-    /// Gives up every upload to exactly this key.
+    /// Aborts every upload to exactly this key.
     async fn abort_all(&self, bucket: &str, key: &str) -> Result<()> {
         for upload in self.uploads_to(bucket, key).await? {
             failpoint!("s3.abort.before")?;
@@ -413,7 +419,7 @@ impl BucketClient {
             if let Err(error) = aborted {
                 let failure = Failure::from_sdk(&error);
                 if !failure.is("NoSuchUpload", 404) {
-                    return Err(failure.into_error(&format!("give up an upload to {SCHEME}{bucket}/{key}")));
+                    return Err(failure.into_error(&format!("abort an upload to {SCHEME}{bucket}/{key}")));
                 }
             }
         }
@@ -444,7 +450,7 @@ impl BucketClient {
                     return Err(failure.into_error(&format!("list the uploads to {SCHEME}{bucket}/{key}")));
                 }
             };
-            // A prefix also finds keys that go on after it.
+            // The prefix also matches longer keys.
             let ours = page.uploads().iter().filter(|upload| upload.key() == Some(key));
             found.extend(ours.filter_map(|upload| upload.upload_id().map(str::to_owned)));
             if !page.is_truncated().unwrap_or(false) || page.next_key_marker().is_none() {
@@ -455,7 +461,7 @@ impl BucketClient {
         }
     }
 
-    /// Begins an upload and gives it up again: the very permissions that writing needs.
+    /// Starts and aborts an upload, which needs the same permissions as writing.
     async fn check(&self) -> Result<()> {
         let name = format!(".trunkline-check-{}", uuid::Uuid::new_v4().simple());
         let key = match self.options.prefix.as_str() {
@@ -466,9 +472,8 @@ impl BucketClient {
         let upload = self.create(bucket, &key, "check").await?;
         let listed = self.uploads_to(bucket, &key).await;
         let aborted = self.client.abort_multipart_upload().bucket(bucket).key(&key).upload_id(upload).send().await;
-        aborted.map_err(|error| {
-            Failure::from_sdk(&error).into_error(&format!("give up an upload to {}", self.url(&key)))
-        })?;
+        aborted
+            .map_err(|error| Failure::from_sdk(&error).into_error(&format!("abort an upload to {}", self.url(&key))))?;
         listed.map(|_| ())
     }
 }
@@ -477,7 +482,7 @@ fn bucket_of(destination: &str) -> Result<&str> {
     destination.strip_prefix(SCHEME).ok_or_else(|| {
         Error::config(
             "s3.other_destination",
-            format!("objects are promised at {destination}, and the sink now writes to a bucket; run it with the old url once more"),
+            format!("objects are prepared at {destination}, but the sink now writes to a bucket. Run it once more with the earlier url"),
         )
     })
 }
@@ -486,7 +491,7 @@ fn part_number(index: usize) -> i32 {
     i32::try_from(index + 1).unwrap_or(i32::MAX)
 }
 
-/// Runs a job for each item, `at_once` side by side; results come in the order of the items.
+/// Runs a job for each item, `at_once` concurrently; returns the results in the order of the items.
 async fn all<I, T, F>(items: Vec<I>, at_once: usize, job: impl Fn(I) -> F) -> Vec<T>
 where
     T: Send + 'static,

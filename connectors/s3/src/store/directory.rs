@@ -1,5 +1,5 @@
-//! A local directory. Objects grow in a hidden folder of the same file system; staging makes them durable, and publishing gives them
-//! their final name, which is atomic and never overwrites.
+//! A local directory. Objects grow in a hidden folder of the same file system; `prepare` makes them
+//! durable, and `commit` gives them their final name, which is atomic and never overwrites.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -29,7 +29,7 @@ impl DirectoryStore {
         let create =
             |path: &Path| fs::create_dir_all(path).map_err(|error| io_error("create the directory", path, &error));
         create(root)?;
-        // A path of its own for every file system: what plans name must be found by a task started elsewhere.
+        // Absolute: a task that starts in another folder must find the files that plans name.
         let root = root.canonicalize().map_err(|error| io_error("find", root, &error))?;
         create(&spool)?;
         let spool = spool.canonicalize().map_err(|error| io_error("find", &spool, &error))?;
@@ -42,7 +42,8 @@ impl DirectoryStore {
 }
 
 impl DirectoryStore {
-    /// Root and folder of local files of a recorded destination: this one, unless the pipeline's url has changed since.
+    /// Root and local folder of a recorded destination, which differs from this one if the
+    /// pipeline's url has changed.
     fn folders(&self, destination: &str) -> Result<(PathBuf, PathBuf)> {
         let root = root_of(destination)?;
         let spool = match self.spool.strip_prefix(&self.root) {
@@ -62,12 +63,12 @@ fn root_of(destination: &str) -> Result<PathBuf> {
     destination.strip_prefix(SCHEME).map(PathBuf::from).ok_or_else(|| {
         Error::config(
             "s3.other_destination",
-            format!("objects are promised at {destination}, and the sink now writes to a directory; run it with the old url once more"),
+            format!("objects are prepared at {destination}, but the sink now writes to a directory. Run it once more with the earlier url"),
         )
     })
 }
 
-/// Keys and names of local files come back from Kafka: they must stay below the root.
+/// Joins a recorded name to the root. Names are read from Kafka, so they must not leave the root.
 fn below(root: &Path, name: &str) -> Result<PathBuf> {
     let path = Path::new(name);
     let plain = path.components().all(|component| matches!(component, std::path::Component::Normal(_)));
@@ -117,7 +118,8 @@ impl Store for DirectoryStore {
                 temps.push(temp);
             }
         }
-        // Names first, then the hidden ones go: a power cut between the two leaves both, which the next call takes for done.
+        // The final names are synced before the hidden ones are removed. After a power cut between
+        // the two, both exist, and the next call finds the object committed.
         for folder in &touched {
             sync_folder(folder)?;
         }
@@ -149,8 +151,9 @@ impl Store for DirectoryStore {
     }
 }
 
-/// Gives the local file its final name. The hard link is what makes this atomic without overwriting; a file system without hard links
-/// (the id in the name makes a clash next to impossible) gets a rename after a look.
+/// Gives the local file its final name. A hard link is atomic and does not overwrite. On a file
+/// system without hard links the file is renamed after a check; the id in the name makes a
+/// collision very unlikely.
 fn commit_file(
     temp: &Path,
     target: &Path,
@@ -174,7 +177,7 @@ fn commit_file(
             }
         }
         Err(error) if error.kind() == ErrorKind::NotFound => match target.try_exists() {
-            // Another task, or this one before it died, was quicker.
+            // Another task, or an earlier run of this one, committed it.
             Ok(true) if is_ours(target, object)? => {}
             Ok(true) => return Err(key_taken(&target.display().to_string())),
             Ok(false) => {
@@ -189,7 +192,7 @@ fn commit_file(
     Ok(())
 }
 
-/// Creates the folder and remembers every folder that got a new entry, to be made durable.
+/// Creates the folder and collects every folder with a new entry, which must be synced.
 fn create_folders(folder: &Path, root: &Path, touched: &mut BTreeSet<PathBuf>) -> Result<()> {
     for missing in folder.ancestors().take_while(|ancestor| *ancestor != root && !ancestor.exists()) {
         touched.extend(missing.parent().map(Path::to_owned));
@@ -197,7 +200,7 @@ fn create_folders(folder: &Path, root: &Path, touched: &mut BTreeSet<PathBuf>) -
     fs::create_dir_all(folder).map_err(|error| io_error("create the directory", folder, &error))
 }
 
-/// Is the file at `target` the promised object?
+/// The file at `target` is the prepared object.
 fn is_ours(target: &Path, object: &PreparedObject) -> Result<bool> {
     let file = File::open(target).map_err(|error| io_error("read", target, &error))?;
     let size = file.metadata().map_err(|error| io_error("read the size of", target, &error))?.len();

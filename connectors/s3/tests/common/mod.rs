@@ -1,4 +1,4 @@
-//! What the tests share: sinks on destinations of their own, and readers that know nothing of the sink.
+//! Shared by the tests: sinks with new destinations, and readers that are independent of the sink.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -27,7 +27,7 @@ use trunkline_connector::{
 };
 use trunkline_s3::S3Connector;
 
-/// A Parquet file as read back.
+/// A Parquet file that was read.
 pub struct ReadFile {
     /// Its key below the destination.
     pub key: String,
@@ -132,7 +132,7 @@ impl SchemaLookup for Schemas {
     }
 }
 
-/// A sink, where it writes to, and what it was opened with.
+/// What a sink needs: a folder, a runtime, schemas.
 pub struct Setup {
     pub folder: tempfile::TempDir,
     pub runtime: tokio::runtime::Runtime,
@@ -200,7 +200,7 @@ pub fn batch(first: i64, records: &[(Option<SchemaId>, &str)]) -> Batch {
     batch
 }
 
-/// Writes records without schema, which must all be taken.
+/// Writes records without schema, all of which must be accepted.
 pub fn write(sink: &mut dyn ErasedTwoPhaseSink, first: i64, values: &[&str]) {
     let records: Vec<_> = values.iter().map(|value| (None, *value)).collect();
     let mut rejected = Rejections::default();
@@ -208,7 +208,7 @@ pub fn write(sink: &mut dyn ErasedTwoPhaseSink, first: i64, values: &[&str]) {
     assert!(rejected.is_empty(), "{:?}", rejected.reasons);
 }
 
-/// Takes the claim through all the steps.
+/// Seals, prepares and commits.
 pub fn commit(sink: &mut dyn ErasedTwoPhaseSink) -> Vec<Json> {
     let plan = sink.seal(&topic_partition()).unwrap().expect("nothing is buffered");
     let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
@@ -216,7 +216,7 @@ pub fn commit(sink: &mut dyn ErasedTwoPhaseSink) -> Vec<Json> {
     committables
 }
 
-/// Values that are no rows.
+/// Values that are not rows.
 pub fn bad_values() -> Vec<Option<Vec<u8>>> {
     let values: [&[u8]; 8] =
         [b"[1]", b"17", b"null", b"{\"number\":", b"", b"{\"a\":\"\xff\xfe\"}", b"{\"number\":1} x", b"\"text\""];

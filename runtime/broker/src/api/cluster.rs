@@ -1,6 +1,7 @@
 //! Identity and address of the broker: Metadata, DescribeCluster, FindCoordinator, DescribeLogDirs.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use kafka_protocol::ResponseError;
@@ -19,6 +20,7 @@ use kafka_protocol::messages::{
 };
 use uuid::Uuid;
 
+use super::authorized::{CLUSTER, TOPIC, operations};
 use super::text;
 use crate::error::ApiError;
 use crate::log::batch::LEADER_EPOCH;
@@ -41,14 +43,20 @@ pub(crate) fn metadata(call: &Call<'_>, request: MetadataRequest) -> MetadataRes
         None => true,
         Some(topics) => call.version == 0 && topics.is_empty(),
     };
-    let topics = if wants_all {
+    let topic_operations = operations(TOPIC, request.include_topic_authorized_operations);
+    let cluster_operations = operations(CLUSTER, request.include_cluster_authorized_operations);
+    let mut topics: Vec<MetadataResponseTopic> = if wants_all {
         call.broker.topics.all().iter().map(describe).collect()
     } else {
         let may_create =
             call.broker.options.auto_create_topics && (call.version < 4 || request.allow_auto_topic_creation);
         request.topics.unwrap_or_default().into_iter().map(|wanted| describe_wanted(call, wanted, may_create)).collect()
     };
+    for topic in topics.iter_mut().filter(|topic| topic.error_code == 0) {
+        topic.topic_authorized_operations = topic_operations;
+    }
     MetadataResponse::default()
+        .with_cluster_authorized_operations(cluster_operations)
         .with_brokers(vec![MetadataResponseBroker::default().with_node_id(NODE).with_host(text(host)).with_port(port)])
         .with_cluster_id(Some(text(&call.broker.cluster_id)))
         .with_controller_id(NODE)
@@ -116,6 +124,7 @@ pub(crate) fn describe_cluster(call: &Call<'_>, request: DescribeClusterRequest)
     response
         .with_cluster_id(text(&call.broker.cluster_id))
         .with_controller_id(NODE)
+        .with_cluster_authorized_operations(operations(CLUSTER, request.include_cluster_authorized_operations))
         .with_brokers(vec![DescribeClusterBroker::default().with_broker_id(NODE).with_host(text(host)).with_port(port)])
 }
 
@@ -144,6 +153,9 @@ pub(crate) fn find_coordinator(call: &Call<'_>, request: FindCoordinatorRequest)
     FindCoordinatorResponse::default().with_coordinators(request.coordinator_keys.into_iter().map(locate).collect())
 }
 
+/// The size of a volume that cannot be determined.
+const UNKNOWN_BYTES: i64 = -1;
+
 pub(crate) fn describe_log_dirs(call: &Call<'_>, request: DescribeLogDirsRequest) -> DescribeLogDirsResponse {
     let mut topics = Vec::new();
     for topic in call.broker.topics.all() {
@@ -163,7 +175,12 @@ pub(crate) fn describe_log_dirs(call: &Call<'_>, request: DescribeLogDirsRequest
             DescribeLogDirsTopic::default().with_name(TopicName(text(&topic.name))).with_partitions(sizes.collect());
         topics.push(described);
     }
-    let directory = call.broker.options.data_dir.display().to_string();
-    DescribeLogDirsResponse::default()
-        .with_results(vec![DescribeLogDirsResult::default().with_log_dir(text(directory)).with_topics(topics)])
+    let directory = &call.broker.options.data_dir;
+    let bytes = |space: io::Result<u64>| space.map_or(UNKNOWN_BYTES, |bytes| bytes as i64);
+    let result = DescribeLogDirsResult::default()
+        .with_log_dir(text(directory.display().to_string()))
+        .with_topics(topics)
+        .with_total_bytes(bytes(fs4::total_space(directory)))
+        .with_usable_bytes(bytes(fs4::available_space(directory)));
+    DescribeLogDirsResponse::default().with_results(vec![result])
 }

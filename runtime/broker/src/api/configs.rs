@@ -19,6 +19,7 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
+use super::broker_configs::{BrokerConfig, broker_configs};
 use super::{repeated, text};
 use crate::error::ApiError;
 use crate::request::Call;
@@ -71,14 +72,16 @@ fn describe(
                 let message = format!("Unexpected broker id, expected {} but received {name}", NODE.0);
                 return Err(ApiError::new(ResponseError::InvalidRequest, message));
             }
-            let configs = broker_configs(call).into_iter().filter(|(name, ..)| is_wanted(name));
-            let describe = |(name, value_type, value): (&'static str, ValueType, String)| {
+            let configs = broker_configs(call).into_iter().filter(|config| is_wanted(config.name));
+            let describe = |config: BrokerConfig| {
+                let documentation = include_documentation.then(|| StrBytes::from_static_str(config.documentation));
                 DescribeConfigsResourceResult::default()
-                    .with_name(StrBytes::from_static_str(name))
-                    .with_value(Some(text(value)))
+                    .with_name(StrBytes::from_static_str(config.name))
+                    .with_value(Some(text(config.value)))
                     .with_read_only(true)
                     .with_config_source(SOURCE_STATIC_BROKER)
-                    .with_config_type(value_type as i8)
+                    .with_config_type(config.value_type as i8)
+                    .with_documentation(documentation)
             };
             Ok(configs.map(describe).collect())
         }
@@ -127,45 +130,6 @@ pub(super) fn source(config: &TopicConfig, definition: &Definition) -> i8 {
     } else {
         SOURCE_DEFAULT
     }
-}
-
-/// The broker's options, under Kafka's names.
-fn broker_configs(call: &Call<'_>) -> Vec<(&'static str, ValueType, String)> {
-    use ValueType::{Boolean, Int, List, Long, String};
-    let options = &call.broker.options;
-    let flush_messages = match options.flush {
-        crate::FlushPolicy::Always => 1,
-        crate::FlushPolicy::Os => i64::MAX,
-    };
-    let milliseconds = |duration: std::time::Duration| duration.as_millis().to_string();
-    let advertised = super::cluster::advertised(call);
-    vec![
-        ("advertised.listeners", List, format!("PLAINTEXT://{}:{}", advertised.0, advertised.1)),
-        ("auto.create.topics.enable", Boolean, options.auto_create_topics.to_string()),
-        ("broker.id", Int, NODE.0.to_string()),
-        ("connections.max.idle.ms", Long, milliseconds(options.max_idle)),
-        ("default.replication.factor", Int, "1".to_owned()),
-        ("delete.topic.enable", Boolean, "true".to_owned()),
-        ("group.initial.rebalance.delay.ms", Int, milliseconds(options.initial_rebalance_delay)),
-        ("group.max.session.timeout.ms", Int, milliseconds(options.max_session_timeout)),
-        ("group.max.size", Int, options.max_group_size.to_string()),
-        ("group.min.session.timeout.ms", Int, milliseconds(options.min_session_timeout)),
-        ("log.dirs", String, options.data_dir.display().to_string()),
-        ("log.flush.interval.messages", Long, flush_messages.to_string()),
-        ("log.cleaner.backoff.ms", Long, milliseconds(options.compaction_interval)),
-        ("log.retention.check.interval.ms", Long, milliseconds(options.retention_check_interval)),
-        ("listeners", List, format!("PLAINTEXT://{}", call.peer.local)),
-        ("max.connections", Int, options.max_connections.to_string()),
-        ("message.max.bytes", Int, options.max_message_bytes.to_string()),
-        ("node.id", Int, NODE.0.to_string()),
-        ("num.network.threads", Int, options.threads.to_string()),
-        ("num.partitions", Int, options.default_partitions.to_string()),
-        ("offsets.retention.minutes", Int, (options.offsets_retention.as_secs() / 60).to_string()),
-        ("queued.max.request.bytes", Long, options.max_requests_bytes.to_string()),
-        ("socket.request.max.bytes", Int, options.max_request_bytes.to_string()),
-        ("transaction.max.timeout.ms", Int, milliseconds(options.max_transaction_timeout)),
-        ("transactional.id.expiration.ms", Int, milliseconds(options.transactional_id_expiration)),
-    ]
 }
 
 fn find_topic(call: &Call<'_>, name: &str) -> Result<Arc<Topic>, ApiError> {

@@ -59,7 +59,7 @@ struct Fetched {
 
 pub(crate) async fn fetch(call: &Call<'_>, request: FetchRequest) -> Result<Response, Close> {
     const NEW_OR_NONE: [i32; 2] = [0, -1];
-    if request.session_id != 0 && !NEW_OR_NONE.contains(&request.session_epoch) {
+    if !NEW_OR_NONE.contains(&request.session_epoch) {
         return encode(call, ResponseError::FetchSessionIdNotFound.code(), &[], Vec::new());
     }
     let isolation = Isolation::from_wire(request.isolation_level);

@@ -10,6 +10,7 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
+use super::authorized::{GROUP, operations};
 use super::{code, text};
 use crate::group::GroupSlot;
 use crate::group::state::Phase;
@@ -32,7 +33,11 @@ pub(crate) fn describe_groups(call: &Call<'_>, request: DescribeGroupsRequest) -
                 .with_error_code(ResponseError::GroupIdNotFound.code())
                 .with_error_message(Some(text(format!("Group {} not found.", *id))))
         };
-        described.unwrap_or_else(absent).with_group_id(id)
+        let described = described.unwrap_or_else(absent).with_group_id(id);
+        if described.error_code != 0 {
+            return described;
+        }
+        described.with_authorized_operations(operations(GROUP, request.include_authorized_operations))
     };
     DescribeGroupsResponse::default().with_groups(request.groups.into_iter().map(describe).collect())
 }

@@ -11,6 +11,7 @@ use kafka_protocol::messages::{
     ListOffsetsRequest, ListOffsetsResponse, OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse,
 };
 
+use super::repeated;
 use crate::log::batch::LEADER_EPOCH;
 use crate::log::{Isolation, PartitionLog, records};
 use crate::request::Call;
@@ -30,7 +31,11 @@ pub(crate) fn list_offsets(call: &Call<'_>, request: ListOffsetsRequest) -> List
     let mut topics = Vec::with_capacity(request.topics.len());
     for asked in request.topics {
         let topic = call.broker.topics.get(&asked.name);
+        let repeated = repeated(asked.partitions.iter().map(|partition| partition.partition_index));
         let answer = |partition: ListOffsetsPartition| {
+            if repeated.contains(&partition.partition_index) {
+                return failed(&partition, ResponseError::InvalidRequest);
+            }
             let found = topic.as_ref().and_then(|topic| topic.partition(partition.partition_index));
             list(call.version, found.as_deref(), &partition, isolation)
         };
@@ -40,6 +45,14 @@ pub(crate) fn list_offsets(call: &Call<'_>, request: ListOffsetsRequest) -> List
     ListOffsetsResponse::default().with_topics(topics)
 }
 
+fn failed(request: &ListOffsetsPartition, error: ResponseError) -> ListOffsetsPartitionResponse {
+    ListOffsetsPartitionResponse::default()
+        .with_partition_index(request.partition_index)
+        .with_error_code(error.code())
+        .with_offset(NONE)
+        .with_timestamp(NONE)
+}
+
 fn list(
     version: i16,
     partition: Option<&Partition>,
@@ -47,23 +60,21 @@ fn list(
     isolation: Isolation,
 ) -> ListOffsetsPartitionResponse {
     let response = ListOffsetsPartitionResponse::default().with_partition_index(request.partition_index);
-    let failed =
-        |error: ResponseError| response.clone().with_error_code(error.code()).with_offset(NONE).with_timestamp(NONE);
     let Some(partition) = partition else {
-        return failed(ResponseError::UnknownTopicOrPartition);
+        return failed(request, ResponseError::UnknownTopicOrPartition);
     };
     if request.current_leader_epoch > LEADER_EPOCH {
-        return failed(ResponseError::UnknownLeaderEpoch);
+        return failed(request, ResponseError::UnknownLeaderEpoch);
     }
     match partition.with_log(|log| find(log, request.timestamp, isolation)) {
         Ok(Ok((timestamp, offset))) => {
             let epoch = if version >= 4 && offset >= 0 { LEADER_EPOCH } else { -1 };
             response.with_timestamp(timestamp).with_offset(offset).with_leader_epoch(epoch)
         }
-        Ok(Err(error)) => failed(error),
+        Ok(Err(error)) => failed(request, error),
         Err(error) => {
             tracing::error!(topic = partition.topic, partition = partition.index, %error, "cannot read the log");
-            failed(ResponseError::KafkaStorageError)
+            failed(request, ResponseError::KafkaStorageError)
         }
     }
 }

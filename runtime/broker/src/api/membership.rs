@@ -52,6 +52,9 @@ fn read_join(call: &Call<'_>, request: &JoinGroupRequest) -> Result<JoinRequest,
     if request.group_id.is_empty() {
         return Err(ResponseError::InvalidGroupId);
     }
+    if request.protocol_type.is_empty() {
+        return Err(ResponseError::InconsistentGroupProtocol);
+    }
     if request.group_instance_id.as_ref().is_some_and(|id| id.is_empty()) {
         return Err(ResponseError::InvalidRequest);
     }
@@ -110,12 +113,21 @@ pub(crate) async fn sync(call: &Call<'_>, request: SyncGroupRequest) -> Result<R
         generation: request.generation_id,
     };
     let protocol = (request.protocol_type.as_deref(), request.protocol_name.as_deref());
+    let is_incomplete = call.version >= 5 && (protocol.0.is_none() || protocol.1.is_none());
+    let refused = if request.group_id.is_empty() {
+        Some(ResponseError::InvalidGroupId)
+    } else if is_incomplete {
+        Some(ResponseError::InconsistentGroupProtocol)
+    } else if request.assignments.iter().any(|one| one.assignment.len() > MAX_METADATA_BYTES) {
+        Some(ResponseError::InvalidRequest)
+    } else {
+        None
+    };
+    if let Some(error) = refused {
+        return call.envelope.answer::<SyncGroupRequest>(&SyncGroupResponse::default().with_error_code(error.code()));
+    }
     let assignments =
         request.assignments.iter().map(|one| (one.member_id.to_string(), owned(&one.assignment))).collect();
-    if request.assignments.iter().any(|one| one.assignment.len() > MAX_METADATA_BYTES) {
-        let refused = SyncGroupResponse::default().with_error_code(ResponseError::InvalidRequest.code());
-        return call.envelope.answer::<SyncGroupRequest>(&refused);
-    }
     let reply = call.broker.groups.sync(&call.broker.store, &request.group_id, sender, protocol, assignments);
     drop(request);
     let result: SyncResult = match reply {
@@ -139,12 +151,18 @@ pub(crate) fn heartbeat(call: &Call<'_>, request: HeartbeatRequest) -> Heartbeat
         instance_id: request.group_instance_id.as_deref(),
         generation: request.generation_id,
     };
-    let result = call.broker.groups.heartbeat(&request.group_id, sender);
+    let result = match request.group_id.is_empty() {
+        true => Err(ResponseError::InvalidGroupId),
+        false => call.broker.groups.heartbeat(&request.group_id, sender),
+    };
     HeartbeatResponse::default().with_error_code(code(&result))
 }
 
 pub(crate) fn leave(call: &Call<'_>, request: LeaveGroupRequest) -> LeaveGroupResponse {
     let broker = call.broker;
+    if request.group_id.is_empty() {
+        return LeaveGroupResponse::default().with_error_code(ResponseError::InvalidGroupId.code());
+    }
     let leave = |member_id: &str, instance_id: Option<&str>| {
         broker.groups.leave(&broker.store, &request.group_id, member_id, instance_id)
     };

@@ -1,6 +1,7 @@
 //! The APIs: decoded request to response, one file for each family of APIs. `topics`, `log`,
 //! `group` and `transaction` hold the state.
 
+mod broker_configs;
 pub(crate) mod cluster;
 pub(crate) mod configs;
 pub(crate) mod fetch;
@@ -11,6 +12,7 @@ pub(crate) mod markers;
 pub(crate) mod membership;
 pub(crate) mod offsets;
 pub(crate) mod produce;
+pub(crate) mod single_node;
 pub(crate) mod topics;
 pub(crate) mod transactions;
 pub(crate) mod versions;
@@ -33,6 +35,23 @@ fn code<T>(result: &Result<T, ResponseError>) -> i16 {
     result.as_ref().err().map_or(0, ResponseError::code)
 }
 
+/// The operations that a client may perform, as bits: without an authorizer all that the resource
+/// has.
+mod authorized {
+    /// READ, WRITE, CREATE, DELETE, ALTER, DESCRIBE, DESCRIBE_CONFIGS, ALTER_CONFIGS.
+    pub(super) const TOPIC: i32 = 0b1101_1111_1000;
+    /// CREATE, ALTER, DESCRIBE, CLUSTER_ACTION, DESCRIBE_CONFIGS, ALTER_CONFIGS, IDEMPOTENT_WRITE.
+    pub(super) const CLUSTER: i32 = 0b1_1111_1010_0000;
+    /// READ, DELETE, DESCRIBE, DESCRIBE_CONFIGS, ALTER_CONFIGS.
+    pub(super) const GROUP: i32 = 0b1101_0100_1000;
+    /// The client did not ask.
+    pub(super) const OMITTED: i32 = i32::MIN;
+
+    pub(super) fn operations(bits: i32, is_wanted: bool) -> i32 {
+        if is_wanted { bits } else { OMITTED }
+    }
+}
+
 fn text(string: impl Into<String>) -> StrBytes {
     StrBytes::from_string(string.into())
 }
@@ -44,8 +63,8 @@ fn repeated<T: Eq + Hash + Copy>(things: impl Iterator<Item = T>) -> HashSet<T> 
     things.filter(|thing| !seen.insert(*thing)).collect()
 }
 
-/// The APIs whose response may wait for other clients. They keep no bytes of their request while they
-/// wait.
+/// The APIs whose response may wait for other clients. They keep no bytes of their request while
+/// they wait.
 pub(crate) const WAITING: [ApiKey; 3] = [ApiKey::Fetch, ApiKey::JoinGroup, ApiKey::SyncGroup];
 
 /// Answers a request. `None`: the client wants no response.
@@ -116,6 +135,20 @@ fn answer(call: &Call<'_>, key: ApiKey, frame: Bytes) -> Result<Response, Close>
             serve::<DescribeTransactionsRequest>(call, frame, introspection::describe_transactions)
         }
         ApiKey::ListTransactions => serve::<ListTransactionsRequest>(call, frame, introspection::list_transactions),
+        ApiKey::ElectLeaders => serve::<ElectLeadersRequest>(call, frame, single_node::elect_leaders),
+        ApiKey::ListPartitionReassignments => {
+            serve::<ListPartitionReassignmentsRequest>(call, frame, single_node::list_partition_reassignments)
+        }
+        ApiKey::DescribeClientQuotas => {
+            serve::<DescribeClientQuotasRequest>(call, frame, single_node::describe_client_quotas)
+        }
+        ApiKey::DescribeAcls => serve::<DescribeAclsRequest>(call, frame, single_node::describe_acls),
+        ApiKey::CreateAcls => serve::<CreateAclsRequest>(call, frame, single_node::create_acls),
+        ApiKey::DeleteAcls => serve::<DeleteAclsRequest>(call, frame, single_node::delete_acls),
+        ApiKey::ListConfigResources => {
+            serve::<ListConfigResourcesRequest>(call, frame, single_node::list_config_resources)
+        }
+        ApiKey::DescribeQuorum => serve::<DescribeQuorumRequest>(call, frame, single_node::describe_quorum),
         _ => Err(Close::protocol_violation(format!("{key:?} has no handler"))),
     }
 }

@@ -81,14 +81,14 @@ fn commit(
 ) -> Result<(), ResponseError> {
     let store = &call.broker.store;
     let work = |slot: &mut GroupSlot| {
-        // A consumer that assigns its own partitions commits without being a member. The group must
+        // A consumer that assigns its own partitions commits without a generation. The group must
         // have no members.
-        let is_standalone = sender.generation < 0 && sender.member_id.is_empty() && sender.instance_id.is_none();
-        if is_standalone {
-            if slot.group.phase != Phase::Empty {
-                return Err(ResponseError::UnknownMemberId);
-            }
-        } else {
+        let is_standalone = sender.generation < 0 && slot.group.phase == Phase::Empty;
+        let names_no_member = sender.generation < 0 && sender.member_id.is_empty() && sender.instance_id.is_none();
+        if names_no_member && !is_standalone {
+            return Err(ResponseError::UnknownMemberId);
+        }
+        if !is_standalone {
             slot.group.check(sender)?;
             if slot.group.phase == Phase::CompletingRebalance {
                 return Err(ResponseError::RebalanceInProgress);
@@ -100,7 +100,9 @@ fn commit(
     if sender.generation < 0 {
         return call.broker.groups.with_or_create(group_id, work);
     }
-    call.broker.groups.with(group_id, work).unwrap_or(Err(ResponseError::IllegalGeneration))
+    let unknown_group =
+        if call.version >= 9 { ResponseError::GroupIdNotFound } else { ResponseError::IllegalGeneration };
+    call.broker.groups.with(group_id, work).unwrap_or(Err(unknown_group))
 }
 
 /// An offset in an OffsetFetch response.
@@ -199,6 +201,9 @@ pub(crate) fn offset_fetch(call: &Call<'_>, request: OffsetFetchRequest) -> Offs
 
 pub(crate) fn offset_delete(call: &Call<'_>, request: OffsetDeleteRequest) -> OffsetDeleteResponse {
     let broker = call.broker;
+    if request.group_id.is_empty() {
+        return OffsetDeleteResponse::default().with_error_code(ResponseError::InvalidGroupId.code());
+    }
     let deleted = broker.groups.with(&request.group_id, |slot| {
         let subscribed = subscribed_topics(slot)?;
         let mut topics = Vec::with_capacity(request.topics.len());

@@ -138,12 +138,30 @@ fn describe_created(
 pub(crate) fn delete_topics(call: &Call<'_>, request: DeleteTopicsRequest) -> DeleteTopicsResponse {
     let by_name = |name: TopicName| DeleteTopicState::default().with_name(Some(name));
     let asked = if call.version < 6 { request.topic_names.into_iter().map(by_name).collect() } else { request.topics };
-    DeleteTopicsResponse::default().with_responses(asked.into_iter().map(|asked| delete_topic(call, asked)).collect())
+    let names = repeated(asked.iter().filter_map(|topic| topic.name.as_ref().map(|name| name.as_str())));
+    let ids = repeated(asked.iter().map(|topic| topic.topic_id).filter(|id| *id != Uuid::nil()));
+    let mut responses = Vec::with_capacity(asked.len());
+    for topic in &asked {
+        let problem = match &topic.name {
+            Some(_) if topic.topic_id != Uuid::nil() => Some("You may not specify both topic name and topic id."),
+            None if topic.topic_id == Uuid::nil() => Some("Neither topic name nor id was specified."),
+            Some(name) if names.contains(name.as_str()) => Some("Duplicate topic name."),
+            None if ids.contains(&topic.topic_id) => Some("Duplicate topic id."),
+            _ => None,
+        };
+        let response = DeletableTopicResult::default().with_name(topic.name.clone()).with_topic_id(topic.topic_id);
+        responses.push(match problem {
+            Some(message) => response
+                .with_error_code(ResponseError::InvalidRequest.code())
+                .with_error_message(Some(StrBytes::from_static_str(message))),
+            None => delete_topic(call, topic, response),
+        });
+    }
+    DeleteTopicsResponse::default().with_responses(responses)
 }
 
-fn delete_topic(call: &Call<'_>, asked: DeleteTopicState) -> DeletableTopicResult {
+fn delete_topic(call: &Call<'_>, asked: &DeleteTopicState, response: DeletableTopicResult) -> DeletableTopicResult {
     let broker = call.broker;
-    let response = DeletableTopicResult::default().with_name(asked.name.clone()).with_topic_id(asked.topic_id);
     let (topic, missing) = match &asked.name {
         Some(name) => (broker.topics.get(name), ResponseError::UnknownTopicOrPartition),
         None => (broker.topics.by_id(asked.topic_id), ResponseError::UnknownTopicId),

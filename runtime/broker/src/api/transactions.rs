@@ -19,8 +19,10 @@ use kafka_protocol::messages::{
 use super::code;
 use super::offsets::check_offset;
 use crate::clock::now_ms;
+use crate::group::GroupSlot;
 use crate::group::membership::Identity;
 use crate::group::offsets::Committed;
+use crate::group::state::Phase;
 use crate::request::Call;
 use crate::transaction::{NO_EPOCH, NO_PRODUCER_ID, Requester, TransactionVersion};
 
@@ -187,15 +189,23 @@ fn commit(
     // A producer that names no member is fenced only by its epoch.
     let names_no_member = sender.generation < 0 && sender.member_id.is_empty() && sender.instance_id.is_none();
     let broker = call.broker;
+    if request.group_id.is_empty() {
+        return Err(ResponseError::InvalidGroupId);
+    }
     let version = TransactionVersion::of(call.version, 5);
     broker.transactions.commit_offsets(requester, version, &request.group_id, || {
-        broker.groups.with_or_create(&request.group_id, |slot| {
-            if !names_no_member {
+        let work = |slot: &mut GroupSlot| {
+            let is_standalone = names_no_member || sender.generation < 0 && slot.group.phase == Phase::Empty;
+            if !is_standalone {
                 slot.group.check(sender)?;
             }
             let committed =
                 slot.offsets.commit_pending(&request.group_id, &broker.store, requester.producer_id, offsets);
             committed.map_err(|_| ResponseError::CoordinatorNotAvailable)
-        })
+        };
+        if sender.generation < 0 {
+            return broker.groups.with_or_create(&request.group_id, work);
+        }
+        broker.groups.with(&request.group_id, work).unwrap_or(Err(ResponseError::IllegalGeneration))
     })
 }

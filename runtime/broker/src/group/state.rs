@@ -1,9 +1,9 @@
 //! One group: the state machine of Kafka's classic group protocol.
 //!
 //! ```text
-//! Empty --join--> PreparingRebalance --all joined, or timeout--> CompletingRebalance --leader's sync--> Stable
-//!   ^                 ^                                               |                                    |
-//!   |                 +---- a member joins, leaves, or times out -----+------------------------------------+
+//! Empty --join--> PreparingRebalance --joined, timeout--> CompletingRebalance --sync--> Stable
+//!   ^               ^                                        |                        |
+//!   |               +---- a member joins, leaves, times out ---+------------------------+
 //!   +--- the last member leaves
 //! ```
 //!

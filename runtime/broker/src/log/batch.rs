@@ -203,8 +203,8 @@ pub(crate) fn with_append_time(records: &[u8], header: &BatchHeader, now: i64) -
     (BatchHeader { attributes, max_timestamp: now, crc, ..*header }, batch.freeze())
 }
 
-/// The same batch with another largest timestamp. Some producers write a wrong one, and retention and
-/// the search for timestamps rely on it.
+/// The same batch with another largest timestamp. Some producers write a wrong one, and retention
+/// and the search for timestamps rely on it.
 pub(crate) fn with_max_timestamp(records: &[u8], header: &BatchHeader, max_timestamp: i64) -> (BatchHeader, Bytes) {
     let mut batch = BytesMut::from(records);
     batch[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&max_timestamp.to_be_bytes());
@@ -245,12 +245,36 @@ pub(crate) fn assemble(header: &BatchHeader, records: &[u8]) -> (BatchHeader, By
     (BatchHeader { length, crc, magic: 2, ..*header }, batch.freeze())
 }
 
+/// The contents of a transaction marker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Marker {
+    pub(crate) commit: bool,
+    pub(crate) coordinator_epoch: i32,
+}
+
+impl Marker {
+    /// A marker of this broker's coordinator, which never changes its epoch.
+    pub(crate) fn of_coordinator(commit: bool) -> Self {
+        Self { commit, coordinator_epoch: 0 }
+    }
+
+    /// Reads a batch written by [`transaction_marker`].
+    pub(crate) fn read(batch: &[u8]) -> Self {
+        const TYPE_AT: usize = HEADER_LENGTH + 7;
+        const COORDINATOR_EPOCH_AT: usize = HEADER_LENGTH + 12;
+        Self {
+            commit: take(batch, TYPE_AT).is_some_and(|bytes| i16::from_be_bytes(bytes) == 1),
+            coordinator_epoch: take(batch, COORDINATOR_EPOCH_AT).map_or(0, i32::from_be_bytes),
+        }
+    }
+}
+
 /// The control batch that ends a transaction in one partition (KIP-98). The key of its single
 /// record is the outcome.
 pub(crate) fn transaction_marker(
     producer_id: i64,
     producer_epoch: i16,
-    commit: bool,
+    marker: Marker,
     now: i64,
 ) -> (BatchHeader, Bytes) {
     let mut record = BytesMut::with_capacity(24);
@@ -259,10 +283,10 @@ pub(crate) fn transaction_marker(
     record.put_i8(0); // offset delta
     record.put_i8(8); // key length 4, as a zig-zag varint
     record.put_i16(0); // key version
-    record.put_i16(i16::from(commit));
+    record.put_i16(i16::from(marker.commit));
     record.put_i8(12); // value length 6
     record.put_i16(0); // value version
-    record.put_i32(0); // coordinator epoch
+    record.put_i32(marker.coordinator_epoch);
     record.put_i8(0); // no headers
     let mut records = BytesMut::with_capacity(25);
     records.put_i8((record.len() * 2) as i8);
@@ -284,15 +308,11 @@ pub(crate) fn transaction_marker(
     assemble(&header, &records)
 }
 
-/// The outcome in a marker written by [`transaction_marker`].
-pub(crate) fn is_commit_marker(batch: &[u8]) -> bool {
-    const MARKER_TYPE_AT: usize = HEADER_LENGTH + 7;
-    take(batch, MARKER_TYPE_AT).is_some_and(|bytes| i16::from_be_bytes(bytes) == 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const COMMIT: Marker = Marker { commit: true, coordinator_epoch: 3 };
 
     fn produced(record_count: i32) -> (BatchHeader, Bytes) {
         let header = BatchHeader {
@@ -316,10 +336,12 @@ mod tests {
     fn assembled_batches_validate_and_parse() {
         let (header, bytes) = produced(3);
         assert_eq!(validate_produced(&bytes, 1 << 20), Ok(header));
-        let (marker, bytes) = transaction_marker(7, 1, true, 5);
+        let (marker, bytes) = transaction_marker(7, 1, COMMIT, 5);
         assert_eq!(BatchHeader::parse(&bytes), Some(marker));
-        assert!(checksum_matches(&bytes, &marker) && marker.is_control() && is_commit_marker(&bytes));
-        assert!(!is_commit_marker(&transaction_marker(7, 1, false, 5).1));
+        assert!(checksum_matches(&bytes, &marker) && marker.is_control());
+        assert_eq!(Marker::read(&bytes), COMMIT);
+        let abort = Marker { commit: false, coordinator_epoch: 9 };
+        assert_eq!(Marker::read(&transaction_marker(7, 1, abort, 5).1), abort);
     }
 
     #[test]
@@ -350,7 +372,7 @@ mod tests {
         );
         let twice = [&bytes[..], &bytes[..]].concat();
         assert_eq!(error(&twice, 1 << 20), Some(ResponseError::InvalidRecord));
-        let marker = transaction_marker(7, 1, true, 5).1;
+        let marker = transaction_marker(7, 1, COMMIT, 5).1;
         assert_eq!(error(&marker, 1 << 20), Some(ResponseError::InvalidRecord));
     }
 

@@ -460,9 +460,9 @@ mod tests {
         };
         append(&mut log, 7, &[("a", Some("1"))]);
         append(&mut log, 7, &[("a", None)]);
-        log.end_transaction(7, 0, true, &config).unwrap();
+        log.end_transaction(7, 0, batch::Marker::of_coordinator(true), &config).unwrap();
         append(&mut log, 7, &[("a", Some("never"))]);
-        log.end_transaction(7, 0, false, &config).unwrap();
+        log.end_transaction(7, 0, batch::Marker::of_coordinator(false), &config).unwrap();
         append(&mut log, 7, &[("open", Some("1"))]);
         let (header, bytes) = produced(0, &[("z", Some("1"))], None);
         for _ in 0..3 {

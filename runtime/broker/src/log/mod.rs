@@ -30,7 +30,7 @@ use std::time::Instant;
 
 use kafka_protocol::ResponseError;
 
-use self::batch::{BatchHeader, PATCHED_PREFIX};
+use self::batch::{BatchHeader, Marker, PATCHED_PREFIX};
 use self::durability::Durability;
 use self::producer_state::{ProducerStates, SequenceCheck};
 pub(crate) use self::read::{Isolation, Slice};
@@ -138,15 +138,15 @@ impl PartitionLog {
         &mut self,
         producer_id: i64,
         producer_epoch: i16,
-        commit: bool,
+        marker: Marker,
         config: &TopicConfig,
     ) -> Result<i64, ApiError> {
         if self.producers.open_transaction(producer_id).is_none() {
             return Ok(self.end_offset);
         }
-        let (header, marker) = batch::transaction_marker(producer_id, producer_epoch, commit, now_ms());
-        let base_offset = self.write(&header, &marker, config).map_err(|error| self.storage_error(&error))?;
-        self.producers.ended(&BatchHeader { base_offset, ..header }, commit, now_ms());
+        let (header, batch) = batch::transaction_marker(producer_id, producer_epoch, marker, now_ms());
+        let base_offset = self.write(&header, &batch, config).map_err(|error| self.storage_error(&error))?;
+        self.producers.ended(&BatchHeader { base_offset, ..header }, marker, now_ms());
         Ok(self.end_offset)
     }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use kafka_protocol::ResponseError;
 use serde::{Deserialize, Serialize};
 
-use super::batch::{BatchHeader, advance_sequence};
+use super::batch::{BatchHeader, Marker, advance_sequence};
 use crate::error::ApiError;
 
 /// A producer has at most this many requests in flight, so a retry is among this many batches.
@@ -18,6 +18,12 @@ const RECENT_BATCHES: usize = 5;
 /// are removed.
 const MAX_PRODUCERS: usize = 100_000;
 const NO_SEQUENCE: i32 = -1;
+/// The producer has not ended a transaction.
+pub(crate) const NO_COORDINATOR_EPOCH: i32 = -1;
+
+fn no_coordinator_epoch() -> i32 {
+    NO_COORDINATOR_EPOCH
+}
 
 /// One of the last batches of a producer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,9 +43,22 @@ pub(crate) struct Producer {
     pub(crate) transaction_start: Option<i64>,
     /// Wall clock of the last append, for expiry. The batch's own timestamps may be years old.
     pub(crate) last_timestamp: i64,
+    /// The epoch of the coordinator in the last marker.
+    #[serde(default = "no_coordinator_epoch")]
+    pub(crate) coordinator_epoch: i32,
 }
 
 impl Producer {
+    fn new(epoch: i16) -> Self {
+        Self {
+            epoch,
+            batches: VecDeque::new(),
+            transaction_start: None,
+            last_timestamp: 0,
+            coordinator_epoch: NO_COORDINATOR_EPOCH,
+        }
+    }
+
     pub(crate) fn last_sequence(&self) -> i32 {
         self.batches.back().map_or(NO_SEQUENCE, |batch| batch.last_sequence)
     }
@@ -118,12 +137,7 @@ impl ProducerStates {
             return;
         }
         self.evict_idle_producers(header.producer_id);
-        let producer = self.producers.entry(header.producer_id).or_insert_with(|| Producer {
-            epoch: header.producer_epoch,
-            batches: VecDeque::new(),
-            transaction_start: None,
-            last_timestamp: 0,
-        });
+        let producer = self.producers.entry(header.producer_id).or_insert_with(|| Producer::new(header.producer_epoch));
         if producer.epoch != header.producer_epoch {
             producer.epoch = header.producer_epoch;
             producer.batches.clear();
@@ -145,24 +159,20 @@ impl ProducerStates {
     }
 
     /// Records an appended transaction marker.
-    pub(crate) fn ended(&mut self, marker: &BatchHeader, commit: bool, now: i64) {
+    pub(crate) fn ended(&mut self, marker: &BatchHeader, contents: Marker, now: i64) {
         self.evict_idle_producers(marker.producer_id);
-        let producer = self.producers.entry(marker.producer_id).or_insert_with(|| Producer {
-            epoch: marker.producer_epoch,
-            batches: VecDeque::new(),
-            transaction_start: None,
-            last_timestamp: 0,
-        });
+        let producer = self.producers.entry(marker.producer_id).or_insert_with(|| Producer::new(marker.producer_epoch));
         if marker.producer_epoch > producer.epoch {
             producer.epoch = marker.producer_epoch;
             producer.batches.clear();
         }
         producer.last_timestamp = now;
+        producer.coordinator_epoch = contents.coordinator_epoch;
         let Some(first_offset) = producer.transaction_start.take() else {
             return;
         };
         self.open.remove(&first_offset);
-        if !commit {
+        if !contents.commit {
             self.aborted.push(AbortedTransaction {
                 producer_id: marker.producer_id,
                 first_offset,
@@ -211,9 +221,9 @@ impl ProducerStates {
         self.producers.get(&producer_id)?.transaction_start
     }
 
-    /// The last epoch of a producer in this partition.
-    pub(crate) fn epoch(&self, producer_id: i64) -> Option<i16> {
-        self.producers.get(&producer_id).map(|producer| producer.epoch)
+    /// One producer.
+    pub(crate) fn get(&self, producer_id: i64) -> Option<&Producer> {
+        self.producers.get(&producer_id)
     }
 
     /// Aborted transactions that overlap the offsets from `from` to before `until`.
@@ -299,7 +309,7 @@ mod tests {
         states.appended(&batch(0, 5, 5, 105, true), 0);
         assert_eq!(states.first_open_offset(), Some(100));
         assert_eq!(error(&states, &batch(0, 10, 1, 110, false)), Some(ResponseError::InvalidTxnState));
-        states.ended(&batch(0, -1, 1, 110, true), false, 0);
+        states.ended(&batch(0, -1, 1, 110, true), Marker::of_coordinator(false), 0);
         assert_eq!(states.first_open_offset(), None);
         assert_eq!(states.aborted_in(100, 111).len(), 1);
         assert_eq!(states.aborted_in(0, 100).len(), 0);

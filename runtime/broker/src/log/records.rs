@@ -1,8 +1,8 @@
-//! The records inside a stored batch. They are read only for the exact answer to "the offset at this
-//! time", and for compaction.
+//! The records inside a stored batch. They are read only for the exact answer to "the offset at
+//! this time", and for compaction.
 //!
-//! Stored bytes are not trusted, because older versions did not validate them: decompression stops at
-//! [`MAX_DECOMPRESSED`], and every length is checked.
+//! Stored bytes are not trusted, because older versions did not validate them: decompression stops
+//! at [`MAX_DECOMPRESSED`], and every length is checked.
 
 use std::borrow::Cow;
 use std::io::{self, Read};

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::batch::{BatchHeader, HEADER_LENGTH, checksum_matches, is_commit_marker};
+use super::batch::{BatchHeader, HEADER_LENGTH, Marker, checksum_matches};
 use super::checkpoint;
 use super::durability::Durability;
 use super::segment::{Segment, index_path, log_path, read_index};
@@ -86,8 +86,8 @@ fn empty_log(directory: &Path, start_offset: i64) -> PartitionLog {
     }
 }
 
-/// Takes over the state of a checkpoint and reads its last segment from there on. Returns whether the
-/// tail was torn.
+/// Takes over the state of a checkpoint and reads its last segment from there on. Returns whether
+/// the tail was torn.
 fn continue_checkpoint(log: &mut PartitionLog, segments: Vec<Segment>, state: checkpoint::State) -> io::Result<bool> {
     log.segments = segments;
     log.producers = state.producers;
@@ -185,7 +185,7 @@ fn scan(log: &mut PartitionLog, segment: &mut Segment) -> io::Result<bool> {
             let bytes = &buffer[at..at + header.size()];
             segment.record(&header);
             if header.is_control() {
-                log.producers.ended(&header, is_commit_marker(bytes), now);
+                log.producers.ended(&header, Marker::read(bytes), now);
             } else {
                 log.producers.appended(&header, now);
             }

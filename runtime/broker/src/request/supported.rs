@@ -1,8 +1,8 @@
 //! The supported APIs and versions.
 //!
-//! The ranges cover librdkafka 2.x, the Java client 3.x and 4.x, franz-go and kafkajs. They include the
-//! versions of the feature `transaction.version` 2 (KIP-890 part 2: Produce 12, TxnOffsetCommit 5,
-//! EndTxn 5). AddPartitionsToTxn ends before version 4, which only brokers send.
+//! The ranges cover librdkafka 2.x, the Java client 3.x and 4.x, franz-go and kafkajs. They include
+//! the versions of the feature `transaction.version` 2 (KIP-890 part 2: Produce 12, TxnOffsetCommit
+//! 5, EndTxn 5). AddPartitionsToTxn ends before version 4, which only brokers send.
 
 use kafka_protocol::messages::ApiKey;
 
@@ -55,6 +55,14 @@ pub(crate) const SUPPORTED: &[Supported] = &[
     supported(ApiKey::DescribeProducers, 0, 0),
     supported(ApiKey::DescribeTransactions, 0, 0),
     supported(ApiKey::ListTransactions, 0, 1),
+    supported(ApiKey::DescribeAcls, 1, 3),
+    supported(ApiKey::CreateAcls, 1, 3),
+    supported(ApiKey::DeleteAcls, 1, 3),
+    supported(ApiKey::ElectLeaders, 0, 2),
+    supported(ApiKey::ListPartitionReassignments, 0, 0),
+    supported(ApiKey::DescribeClientQuotas, 0, 1),
+    supported(ApiKey::DescribeQuorum, 0, 2),
+    supported(ApiKey::ListConfigResources, 0, 1),
 ];
 
 /// The entry of an API, if supported.
@@ -71,5 +79,6 @@ impl Supported {
     }
 }
 
-/// The feature that lets clients use [`TransactionVersion::V2`](crate::transaction::TransactionVersion).
+/// The feature that lets clients use
+/// [`TransactionVersion::V2`](crate::transaction::TransactionVersion).
 pub(crate) const TRANSACTION_VERSION: (&str, i16) = ("transaction.version", 2);

@@ -388,8 +388,8 @@ impl TopicConfig {
         config.altered(overrides)
     }
 
-    /// The configuration with other overrides. Unchanged ones are not checked again: an older version
-    /// may have allowed more values.
+    /// The configuration with other overrides. Unchanged ones are not checked again: an older
+    /// version may have allowed more values.
     pub(crate) fn altered(&self, overrides: BTreeMap<String, String>) -> Result<Self, String> {
         let changed = overrides.iter().filter(|(name, value)| self.overrides.get(*name) != Some(value));
         for (name, value) in changed {

@@ -26,12 +26,12 @@ use crate::sync::{lock, read, write};
 
 const MAX_NAME_LENGTH: usize = 249;
 
-/// The topics in which Apache Kafka stores groups and transactions. They are listed for tools and stay
-/// empty: this state is in the internal log.
+/// The topics in which Apache Kafka stores groups and transactions. They are listed for tools and
+/// stay empty: this state is in the internal log.
 pub(crate) const GROUP_TOPIC: &str = "__consumer_offsets";
 pub(crate) const TRANSACTION_TOPIC: &str = "__transaction_state";
 /// Belongs to the controllers of a cluster.
-const METADATA_TOPIC: &str = "__cluster_metadata";
+pub(crate) const METADATA_TOPIC: &str = "__cluster_metadata";
 
 /// Whether clients may not write to a topic.
 pub(crate) fn is_internal(name: &str) -> bool {
@@ -204,12 +204,27 @@ impl Topics {
                 format!("Topic '{}' already exists.", new.name),
             ));
         }
+        if let Some(other) = self.colliding(&new.name) {
+            let message = format!("Topic '{}' collides with existing topic: {other}", new.name);
+            return Err(ApiError::new(ResponseError::InvalidTopicException, message));
+        }
         if new.partitions < 1 {
             return Err(ApiError::new(ResponseError::InvalidPartitions, "Number of partitions must be larger than 0."));
         }
         self.check_room(new.partitions)?;
         TopicConfig::new(new.configs.clone(), &self.settings.defaults)
             .map_err(|message| ApiError::new(ResponseError::InvalidConfig, message))
+    }
+
+    /// Another topic whose name differs only in periods and underscores. Kafka refuses it, because
+    /// the names of metrics do not distinguish them.
+    fn colliding(&self, name: &str) -> Option<String> {
+        if !name.contains(['.', '_']) {
+            return None;
+        }
+        let unified = |name: &str| name.replace('.', "_");
+        let own = unified(name);
+        read(&self.registry).by_name.keys().find(|other| other.len() == name.len() && unified(other) == own).cloned()
     }
 
     fn check_room(&self, added: i32) -> Result<(), ApiError> {
@@ -317,8 +332,8 @@ impl Topics {
     }
 }
 
-/// Moves a directory without a topic out of the way. The internal log may have lost the topic, so the
-/// records must not be deleted.
+/// Moves a directory without a topic out of the way. The internal log may have lost the topic, so
+/// the records must not be deleted.
 fn keep_directory(data_dir: &Path, entry: &std::fs::DirEntry) -> io::Result<()> {
     let lost = data_dir.join("lost");
     private_files::create_directory(&lost)?;

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::config::TopicConfig;
 use crate::error::ApiError;
-use crate::log::batch::BatchHeader;
+use crate::log::batch::{BatchHeader, Marker};
 use crate::log::durability::Durability;
 use crate::log::{Appended, Isolation, PartitionLog};
 use crate::sync::lock;
@@ -62,10 +62,10 @@ impl Partition {
         &self,
         producer_id: i64,
         producer_epoch: i16,
-        commit: bool,
+        marker: Marker,
         config: &TopicConfig,
     ) -> Result<(), ApiError> {
-        let end_offset = self.change(|log| log.end_transaction(producer_id, producer_epoch, commit, config))?;
+        let end_offset = self.change(|log| log.end_transaction(producer_id, producer_epoch, marker, config))?;
         self.wait_durable(end_offset)
     }
 

@@ -1,7 +1,7 @@
 //! The transaction coordinator (KIP-98).
 //!
 //! ```text
-//! Empty --add partitions--> Ongoing --EndTxn, timeout, fence--> Prepare* --markers written--> Complete*
+//! Empty --add partitions--> Ongoing --EndTxn, timeout, fence--> Prepare* --markers--> Complete*
 //! ```
 //!
 //! One frame of the internal log, *Prepare*, decides the outcome. The steps after it are
@@ -13,8 +13,9 @@
 //! server side of KIP-890).
 //!
 //! The epoch fences producers. InitProducerId increments it for the new producer, and so does the
-//! abort of a transaction that timed out. Every later request with the old epoch is refused. Clients
-//! with `transaction.version` 2 also get a new epoch with every end of a transaction (KIP-890 part 2).
+//! abort of a transaction that timed out. Every later request with the old epoch is refused.
+//! Clients with `transaction.version` 2 also get a new epoch with every end of a transaction
+//! (KIP-890 part 2).
 
 mod registry;
 #[cfg(test)]
@@ -40,7 +41,8 @@ type Identity = (i64, i16);
 /// The client's side of the feature `transaction.version`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) enum TransactionVersion {
-    /// The client adds partitions before it writes to them. Its epoch changes only by InitProducerId.
+    /// The client adds partitions before it writes to them. Its epoch changes only by
+    /// InitProducerId.
     #[default]
     V1,
     /// Writing to a partition adds it. Every end of a transaction increments the epoch (KIP-890).
@@ -48,8 +50,8 @@ pub(crate) enum TransactionVersion {
 }
 
 impl TransactionVersion {
-    /// The version of a client that sends a request in `version`. `first` is the first version of this
-    /// request with `transaction.version` 2.
+    /// The version of a client that sends a request in `version`. `first` is the first version of
+    /// this request with `transaction.version` 2.
     pub(crate) fn of(version: i16, first: i16) -> Self {
         if version >= first { Self::V2 } else { Self::V1 }
     }
@@ -99,9 +101,10 @@ impl Phase {
 pub(crate) struct Transaction {
     pub(crate) producer_id: i64,
     pub(crate) epoch: i16,
-    /// The producer id and epoch that the current producer named in the request that gave it the current
-    /// ones: a retry of that request names them again (KIP-360). `None` if that request named no
-    /// producer. The previous identity then belongs to another producer, which must stay fenced.
+    /// The producer id and epoch that the current producer named in the request that gave it the
+    /// current ones: a retry of that request names them again (KIP-360). `None` if that request
+    /// named no producer. The previous identity then belongs to another producer, which must stay
+    /// fenced.
     #[serde(default)]
     last_identity: Option<Identity>,
     /// The producer id after the end of this transaction, when the epochs are used up.
@@ -219,8 +222,8 @@ impl Transaction {
         }
     }
 
-    /// The decision. With version 2 the producer continues with the next epoch, so that its late requests
-    /// cannot reach the next transaction (KIP-890).
+    /// The decision. With version 2 the producer continues with the next epoch, so that its late
+    /// requests cannot reach the next transaction (KIP-890).
     fn decided(&self, commit: bool, version: TransactionVersion) -> Self {
         let phase = if commit { Phase::PrepareCommit } else { Phase::PrepareAbort };
         match version {
@@ -239,8 +242,8 @@ impl Transaction {
         Self { epoch: self.epoch.saturating_add(1), last_identity: None, ..self.decided(false, TransactionVersion::V1) }
     }
 
-    /// The decision to abort after the timeout. A producer with version 2 may learn of the abort and
-    /// continue with the next epoch; one with version 1 is fenced.
+    /// The decision to abort after the timeout. A producer with version 2 may learn of the abort
+    /// and continue with the next epoch; one with version 1 is fenced.
     fn timed_out(&self) -> Self {
         match self.version {
             TransactionVersion::V1 => self.fenced(),
@@ -248,8 +251,8 @@ impl Transaction {
         }
     }
 
-    /// Whether the decision has used up the epochs of a producer that continues: it needs a new producer
-    /// id.
+    /// Whether the decision has used up the epochs of a producer that continues: it needs a new
+    /// producer id.
     fn needs_producer_id(&self) -> bool {
         self.epoch > MAX_EPOCH && self.last_identity.is_some()
     }

@@ -13,7 +13,7 @@ use crate::clock::now_ms;
 use crate::error::ApiError;
 use crate::group::Groups;
 use crate::log::Appended;
-use crate::log::batch::BatchHeader;
+use crate::log::batch::{BatchHeader, Marker};
 use crate::store::{Change, Key, Store};
 use crate::sync::{lock, read, write};
 use crate::topics::Topics;
@@ -109,7 +109,9 @@ impl Coordinator {
                         producer_id,
                         "aborting a transaction that the coordinator does not know"
                     );
-                    if let Err(error) = partition.end_transaction(producer_id, epoch, false, &topic.config()) {
+                    if let Err(error) =
+                        partition.end_transaction(producer_id, epoch, Marker::of_coordinator(false), &topic.config())
+                    {
                         tracing::error!(
                             topic = topic.name,
                             error = error.message,
@@ -258,8 +260,8 @@ impl Coordinator {
         })
     }
 
-    /// Appends a transactional batch, if its partition is part of the producer's open transaction. With
-    /// version 2 the append adds the partition.
+    /// Appends a transactional batch, if its partition is part of the producer's open transaction.
+    /// With version 2 the append adds the partition.
     pub(crate) fn append(
         &self,
         transactional_id: &str,
@@ -293,8 +295,8 @@ impl Coordinator {
         partition.append(header, records, config)
     }
 
-    /// Runs `commit` if the producer has an open transaction that includes the group. With version 2 the
-    /// request adds the group.
+    /// Runs `commit` if the producer has an open transaction that includes the group. With version
+    /// 2 the request adds the group.
     pub(crate) fn commit_offsets(
         &self,
         requester: Requester<'_>,
@@ -363,10 +365,11 @@ impl Coordinator {
 
     fn write_outcome(&self, id: &str, transaction: &Transaction) -> Result<Transaction, String> {
         let commit = transaction.phase == Phase::PrepareCommit;
+        let marker = Marker::of_coordinator(commit);
         for (name, index) in &transaction.partitions {
             let Some(topic) = self.topics.get(name) else { continue };
             let Some(partition) = topic.partition(*index) else { continue };
-            let ended = partition.end_transaction(transaction.producer_id, transaction.epoch, commit, &topic.config());
+            let ended = partition.end_transaction(transaction.producer_id, transaction.epoch, marker, &topic.config());
             match ended {
                 Err(error) if error.code != ResponseError::UnknownTopicOrPartition => return Err(error.message),
                 _ => {}

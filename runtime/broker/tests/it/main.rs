@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod administration;
+mod answers;
 mod cleaning;
 mod common;
 mod durability;

@@ -89,6 +89,14 @@ fn every_api_answers_in_every_version_it_announces() {
     all::<DescribeProducersRequest>(&mut raw, range(ApiKey::DescribeProducers));
     all::<DescribeTransactionsRequest>(&mut raw, range(ApiKey::DescribeTransactions));
     all::<ListTransactionsRequest>(&mut raw, range(ApiKey::ListTransactions));
+    all::<DescribeAclsRequest>(&mut raw, range(ApiKey::DescribeAcls));
+    all::<CreateAclsRequest>(&mut raw, range(ApiKey::CreateAcls));
+    all::<DeleteAclsRequest>(&mut raw, range(ApiKey::DeleteAcls));
+    all::<ElectLeadersRequest>(&mut raw, range(ApiKey::ElectLeaders));
+    all::<ListPartitionReassignmentsRequest>(&mut raw, range(ApiKey::ListPartitionReassignments));
+    all::<DescribeClientQuotasRequest>(&mut raw, range(ApiKey::DescribeClientQuotas));
+    all::<DescribeQuorumRequest>(&mut raw, range(ApiKey::DescribeQuorum));
+    all::<ListConfigResourcesRequest>(&mut raw, range(ApiKey::ListConfigResources));
     for version in range(ApiKey::Produce) {
         raw.call(version, &ProduceRequest::default().with_acks(1));
     }

@@ -10,7 +10,8 @@ use crate::stage::status::StageStatus;
 
 /// The protocol of one kind of sink. The stage's loop decides when to call what.
 pub(super) trait Committer {
-    /// Settles what earlier owners of these topic partitions left. Returns for how many there was something to settle.
+    /// Settles what earlier owners of these topic partitions left. Returns for how many there was
+    /// something to settle.
     fn assign(&mut self, transactions: &mut Transactions<'_>, assigned: &[Assignment]) -> Result<usize>;
 
     /// Adds records of one topic partition, in order.
@@ -19,7 +20,8 @@ pub(super) trait Committer {
     /// What is buffered for a topic partition.
     fn buffered(&self, partition: &TopicPartition) -> Buffered;
 
-    /// Commits these topic partitions, and advances the commits that are under way. Called in each round of the loop.
+    /// Commits these topic partitions, and advances the commits that are under way. Called in each
+    /// round of the loop.
     fn commit(&mut self, transactions: &mut Transactions<'_>, due: &[TopicPartition]) -> Result<()>;
 
     /// Commits everything that is pending, and waits for it.
@@ -39,7 +41,8 @@ pub(super) trait Committer {
         Duration::MAX
     }
 
-    /// Another poll may add records. `false` holds the topic partitions back until output was delivered.
+    /// Another poll may add records. `false` holds the topic partitions back until output was
+    /// delivered.
     fn accepts_more(&self) -> bool {
         true
     }
@@ -55,7 +58,8 @@ pub(super) struct Assignment {
 }
 
 impl Assignment {
-    /// The offset for a transaction that advances none: the committed one, or the row's where nothing was committed yet.
+    /// The offset for a transaction that advances none: the committed one, or the row's where
+    /// nothing was committed yet.
     pub(super) fn current_offset(&self, row: &IntentRecord) -> i64 {
         if self.committed >= 0 { self.committed } else { row.next }
     }

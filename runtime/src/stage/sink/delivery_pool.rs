@@ -1,4 +1,5 @@
-//! The threads that call [`IdempotentSink::deliver`], each one delivery at a time, and retry it until it succeeds.
+//! The threads that call [`IdempotentSink::deliver`], each one delivery at a time, and retry it
+//! until it succeeds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -96,7 +97,8 @@ impl DeliveryPool {
 }
 
 impl Drop for DeliveryPool {
-    /// Waits for the calls that are under way: the next run of the stage must not be overtaken by a delivery of this one (I5).
+    /// Waits for the calls that are under way: the next run of the stage must not be overtaken by a
+    /// delivery of this one (I5).
     fn drop(&mut self) {
         self.cancel.set();
         self.jobs = None;

@@ -4,9 +4,10 @@
 //! write .. | seal → deliver (retried, several in flight) → acknowledged prefix → [txn: offsets + counters + dead letters]
 //! ```
 //!
-//! Records of a topic partition are sealed into *parts*, in order. A delivery holds parts of one or more topic partitions and is sent by a
-//! thread of [`delivery_pool`](super::delivery_pool). Offsets are committed up to the first part that is not acknowledged yet. A crash
-//! before that repeats deliveries, which changes nothing at the destination.
+//! Records of a topic partition are sealed into *parts*, in order. A delivery holds parts of one or
+//! more topic partitions and is sent by a thread of [`delivery_pool`](super::delivery_pool).
+//! Offsets are committed up to the first part that is not acknowledged yet. A crash before that
+//! repeats deliveries, which changes nothing at the destination.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -151,14 +152,16 @@ impl IdempotentCommitter {
         Ok(())
     }
 
-    /// Marks the parts of a finished delivery as acknowledged, and routes what the destination rejected.
+    /// Marks the parts of a finished delivery as acknowledged, and routes what the destination
+    /// rejected.
     fn acknowledge(&mut self, transactions: &mut Transactions<'_>, number: u64, delivery: &Delivery) -> Result<()> {
         failpoint!("sink.deliver.after")?;
         let plan = &transactions.stage.plan;
         let mut rejected = Rejections::default();
         for (index, PartitionRecords { partition, .. }) in delivery.partitions().iter().enumerate() {
             let is_of_delivery = |part: &&mut Part| matches!(part.state, PartState::InFlight(other) if other == number);
-            // A topic partition that was revoked meanwhile has no parts: its next owner delivers the records again.
+            // A topic partition that was revoked meanwhile has no parts: its next owner delivers
+            // the records again.
             let Some(part) = self.parts.get_mut(partition).and_then(|parts| parts.iter_mut().find(is_of_delivery))
             else {
                 continue;

@@ -1,11 +1,13 @@
-//! A sink task: a member of the sink's consumer group that writes its topic partitions to a destination.
+//! A sink task: a member of the sink's consumer group that writes its topic partitions to a
+//! destination.
 //!
-//! The loop is the same for all sinks: poll, handle rebalances, run the fused transforms, write, keep the memory budget, commit the
-//! topic partitions that are due. How output and offsets are committed together (I2) depends on the kind of sink; each kind is a
-//! [`Committer`]: [`two_phase`] and [`idempotent`].
+//! The loop is the same for all sinks: poll, handle rebalances, run the fused transforms, write,
+//! keep the memory budget, commit the topic partitions that are due. How output and offsets are
+//! committed together (I2) depends on the kind of sink; each kind is a [`Committer`]: [`two_phase`]
+//! and [`idempotent`].
 //!
-//! The loop runs in one thread. Rebalances are served only inside polls and are handled right after them, so a topic partition is never
-//! lost between two lines.
+//! The loop runs in one thread. Rebalances are served only inside polls and are handled right after
+//! them, so a topic partition is never lost between two lines.
 
 mod committer;
 mod delivery_pool;
@@ -40,10 +42,12 @@ use crate::plan::SinkPlan;
 /// The longest wait for records: bounds how late a stop is noticed.
 const POLL: Duration = Duration::from_millis(100);
 
-/// A topic partition without buffered output (all records were dropped or dead-lettered) commits its offset this often.
+/// A topic partition without buffered output (all records were dropped or dead-lettered) commits
+/// its offset this often.
 const OFFSET_ONLY_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Dead letters wait in memory for the transaction of their offsets; this many bytes of them make a topic partition due.
+/// Dead letters wait in memory for the transaction of their offsets; this many bytes of them make a
+/// topic partition due.
 const MAX_DEAD_LETTER_BYTES: usize = 4 << 20;
 
 /// Records of one poll.
@@ -70,7 +74,8 @@ impl Stage for SinkStage {
     fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
         let component = context.names.component(&self.pipeline, &self.plan.name);
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
-        // The producer comes first: it aborts this worker's open transaction, which delays all readers of offsets and intents.
+        // The producer comes first: it aborts this worker's open transaction, which delays all
+        // readers of offsets and intents.
         let producer = TransactionalProducer::new(&context.cluster, &member, CHECKPOINTS, PRODUCER_BUFFER_BYTES)?;
         let sink = self.plan.spec.open(SinkContext {
             name: status.name(),
@@ -219,7 +224,8 @@ impl SinkTask<'_> {
         due.min().map_or(POLL, |due| due.saturating_duration_since(Instant::now()))
     }
 
-    /// Keeps the byte budget (I6): moves buffers to disk when memory is short; commits early and pauses when that is not enough.
+    /// Keeps the byte budget (I6): moves buffers to disk when memory is short; commits early and
+    /// pauses when that is not enough.
     fn enforce_memory_budget(&mut self) -> Result<()> {
         let budget = &self.transactions.context.budget;
         if budget.is_tight() {
@@ -257,11 +263,13 @@ impl SinkTask<'_> {
         Ok(())
     }
 
-    /// Takes over topic partitions: settles what earlier owners left, then continues from their offsets and totals.
+    /// Takes over topic partitions: settles what earlier owners left, then continues from their
+    /// offsets and totals.
     fn assign(&mut self, partitions: &[TopicPartition]) -> Result<()> {
         failpoint!("sink.claim.before")?;
         let transactions = &mut self.transactions;
-        // The committed offsets come first: the broker answers only when the transactions of earlier owners are decided.
+        // The committed offsets come first: the broker answers only when the transactions of
+        // earlier owners are decided.
         let committed = transactions
             .retry("reading committed offsets", |transactions| transactions.consumer.committed(partitions))?;
         let mut rows = transactions.retry("reading intents", Transactions::load_intents)?;

@@ -50,8 +50,9 @@ impl PartitionState {
         self.next = next;
     }
 
-    /// Records were buffered; the first of them had been in its topic for `waited`. That time counts towards `age`, as records wait in
-    /// the topic while the sink commits, but no longer than since the last seal: a backlog is old, and still fills files.
+    /// Records were buffered; the first of them had been in its topic for `waited`. That time
+    /// counts towards `age`, as records wait in the topic while the sink commits, but no longer
+    /// than since the last seal: a backlog is old, and still fills files.
     pub(super) fn mark_buffered(&mut self, waited: Duration) {
         let now = Instant::now();
         let arrived = || now - waited.min(self.sealed_at.map_or(Duration::ZERO, |sealed| now - sealed));
@@ -89,7 +90,8 @@ impl PartitionState {
         if self.committed >= 0 { self.committed } else { self.first }
     }
 
-    /// The row that records the pending records as prepared (with a committable) or committed (without).
+    /// The row that records the pending records as prepared (with a committable) or committed
+    /// (without).
     pub(super) fn row(&self, committable: Option<&Value>) -> IntentRecord {
         let mut counters = self.totals.clone();
         counters.add(&self.pending);
@@ -103,7 +105,8 @@ impl PartitionState {
     }
 }
 
-/// How long a record has been in its topic, by its timestamp; zero if it has none, or one in the future.
+/// How long a record has been in its topic, by its timestamp; zero if it has none, or one in the
+/// future.
 pub(super) fn time_in_topic(record: RecordRef<'_>) -> Duration {
     let written =
         record.timestamp().and_then(|milliseconds| u64::try_from(milliseconds).ok()).map(Duration::from_millis);

@@ -1,8 +1,9 @@
-//! The Kafka side of a sink task: its consumer and producer, the state of its topic partitions, and the transactions that record rows,
-//! offsets and dead letters together.
+//! The Kafka side of a sink task: its consumer and producer, the state of its topic partitions, and
+//! the transactions that record rows, offsets and dead letters together.
 //!
-//! Every transaction calls `send_offsets`, even when no offset advances: the broker checks the group generation there. Without this, a
-//! task that hung could overwrite the prepared intent of its successor (I4).
+//! Every transaction calls `send_offsets`, even when no offset advances: the broker checks the
+//! group generation there. Without this, a task that hung could overwrite the prepared intent of
+//! its successor (I4).
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -134,8 +135,9 @@ impl<'a> Transactions<'a> {
         }
     }
 
-    /// Repeats a step while it fails with an external error. Meanwhile the consumer fetches nothing and stays in its group, so the task
-    /// keeps its assignment. If a rebalance happens all the same, the stage starts again.
+    /// Repeats a step while it fails with an external error. Meanwhile the consumer fetches nothing
+    /// and stays in its group, so the task keeps its assignment. If a rebalance happens all the
+    /// same, the stage starts again.
     pub(super) fn retry<T>(&mut self, doing: &str, mut step: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
         let mut backoff = Backoff::new();
         let mut paused = false;
@@ -176,7 +178,8 @@ impl<'a> Transactions<'a> {
         }
     }
 
-    /// The worker stops, and has waited long enough for the destination. The topic partitions are left to their next owner.
+    /// The worker stops, and has waited long enough for the destination. The topic partitions are
+    /// left to their next owner.
     pub(super) fn shutdown_grace_is_over(&self) -> bool {
         self.stop.since().is_some_and(|since| since > SHUTDOWN_GRACE)
     }

@@ -1,12 +1,13 @@
-//! Two-phase commit of objects and staged loads (I2 a). The steps are those of [`trunkline_connector::TwoPhaseSink`]; between them are
-//! transactions on `_trunkline.intents`:
+//! Two-phase commit of objects and staged loads (I2 a). The steps are those of
+//! [`trunkline_connector::TwoPhaseSink`]; between them are transactions on `_trunkline.intents`:
 //!
 //! ```text
 //! write .. | seal → [txn: planned] → prepare → [txn: prepared + offsets + dead letters] → commit → [txn: committed] | write ..
 //! ```
 //!
-//! A crash before *prepared* leaves the offsets where they were: the next owner aborts the plan and reads the records again. A crash after
-//! it leaves a prepared intent: the next owner commits it first. Offsets and output of a topic partition move together or not at all.
+//! A crash before *prepared* leaves the offsets where they were: the next owner aborts the plan and
+//! reads the records again. A crash after it leaves a prepared intent: the next owner commits it
+//! first. Offsets and output of a topic partition move together or not at all.
 
 use std::collections::BTreeMap;
 
@@ -84,8 +85,9 @@ impl TwoPhaseCommitter {
         failpoint!("sink.done.after")
     }
 
-    /// After a failed `prepare` no other task may know the plans: a task that was fenced has its rows overwritten. A plan whose intent may
-    /// have been recorded in spite of the error is left to the next owner.
+    /// After a failed `prepare` no other task may know the plans: a task that was fenced has its
+    /// rows overwritten. A plan whose intent may have been recorded in spite of the error is left
+    /// to the next owner.
     fn abort_plans(&mut self, transactions: &Transactions<'_>, plans: &BTreeMap<TopicPartition, Value>) {
         if transactions.commit_in_doubt() {
             return;
@@ -97,7 +99,8 @@ impl TwoPhaseCommitter {
         }
     }
 
-    /// Aborts the plans and collects the prepared intents of earlier owners. Returns the rows to settle.
+    /// Aborts the plans and collects the prepared intents of earlier owners. Returns the rows to
+    /// settle.
     fn settle<'r>(
         &mut self,
         transactions: &mut Transactions<'_>,
@@ -175,7 +178,8 @@ impl Committer for TwoPhaseCommitter {
         failpoint!("sink.plan.before")?;
         let mut plans = BTreeMap::new();
         for partition in due {
-            // Not retried: output that could not be completed is lost, and is built again from the committed offset.
+            // Not retried: output that could not be completed is lost, and is built again from the
+            // committed offset.
             if let Some(plan) = self.sink.seal(partition).map_err(|error| error.context("sealing output"))? {
                 plans.insert(partition.clone(), plan);
             }
@@ -261,7 +265,8 @@ fn record_prepared(
     })
 }
 
-/// Routes the records that the destination rejected during `prepare`, which were counted as written, by their topic partition.
+/// Routes the records that the destination rejected during `prepare`, which were counted as
+/// written, by their topic partition.
 fn route_late_rejections(transactions: &mut Transactions<'_>, rejected: &Rejections) -> Result<()> {
     let plan = &transactions.stage.plan;
     if rejected.is_empty() {

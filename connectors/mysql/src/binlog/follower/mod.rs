@@ -1,12 +1,14 @@
 //! Turns events into records, transaction by transaction.
 //!
-//! The position advances at the end of a transaction, which then is *processed*, and within a transaction by a count of its rows
-//! events and of the rows of the current one. A batch may end anywhere: after a restart the server sends the unfinished
-//! transaction again, and the follower skips the processed part.
+//! The position advances at the end of a transaction, which then is *processed*, and within a
+//! transaction by a count of its rows events and of the rows of the current one. A batch may end
+//! anywhere: after a restart the server sends the unfinished transaction again, and the follower
+//! skips the processed part.
 //!
-//! An XA transaction has two halves: its rows when it is prepared, and later its outcome. The follower holds the rows until the
-//! outcome, and the prepared half is not processed before it, so the server sends it again after a restart. Without GTIDs the
-//! follower cannot request that, so a prepared transaction stops the source.
+//! An XA transaction has two halves: its rows when it is prepared, and later its outcome. The
+//! follower holds the rows until the outcome, and the prepared half is not processed before it, so
+//! the server sends it again after a restart. Without GTIDs the follower cannot request that, so a
+//! prepared transaction stops the source.
 
 mod rows;
 mod statements;
@@ -18,7 +20,7 @@ use trunkline_connector::{Error, Result, SourceBatch};
 
 use super::parse::{ParsedEvent, RowsKind, Statement, TransactionStart};
 use super::table_cache::{MappedTable, TableCache};
-use crate::config::{DDL_PORT, MysqlOptions, SnapshotPolicy, TRANSACTION_PORT};
+use crate::config::{DDL_PORT, MysqlOptions, TRANSACTION_PORT};
 use crate::connection::dialect::Dialect;
 use crate::connection::server_info::ServerInfo;
 use crate::decode::Malformed;
@@ -55,7 +57,8 @@ pub(crate) struct Follower {
     prepared_xa: HashMap<Vec<u8>, PreparedXa>,
     /// The output port of schema changes and the id of their schema, with `ddl`.
     ddl: Option<(u16, String)>,
-    /// The time of the last transaction that started, until the caller takes it (microseconds since the Unix epoch).
+    /// The time of the last transaction that started, until the caller takes it (microseconds since
+    /// the Unix epoch).
     pub(crate) written_at: Option<u64>,
 }
 
@@ -167,11 +170,16 @@ impl Follower {
         Error::data(code, format!("{} at {file}:{pos}: {message}", self.options.connection.server_label()))
     }
 
-    /// The table whose description the follower needs before it processes this event.
-    pub(crate) fn needs_description(&self, event: &Event) -> Option<TableName> {
+    /// The captured table of a table map.
+    pub(crate) fn mapped_table(&self, event: &Event) -> Option<TableName> {
         const TABLE_MAP: u8 = 19;
         let is_map = event.header().event_type() == TABLE_MAP;
-        if is_map { self.tables.needs_description(event.data(), &self.server.charsets) } else { None }
+        if is_map { self.tables.new_table(event.data()) } else { None }
+    }
+
+    /// Whether the follower needs the description of the table before it processes its table map.
+    pub(crate) fn needs_description(&self, event: &Event) -> bool {
+        self.tables.needs_description(event.data(), &self.server.charsets)
     }
 
     /// Sets the description of a table.
@@ -220,7 +228,7 @@ impl Follower {
         let mapped = self.tables.add(event.data(), &self.server.charsets)?;
         if let Some(captured) = mapped.as_ref().and_then(|mapped| mapped.captured.as_ref()) {
             out.schemas.push(Arc::clone(&captured.table.schema));
-            tracker.table_seen(&captured.table, self.options.snapshot != SnapshotPolicy::Never, out)?;
+            tracker.define(&captured.table);
         }
         Ok(())
     }
@@ -249,7 +257,8 @@ impl Follower {
         if pos == 0 {
             return;
         }
-        // One large transaction can make a file longer than 4 GiB; its events have only the lower half of their offset.
+        // One large transaction can make a file longer than 4 GiB; its events have only the lower
+        // half of their offset.
         const HALF: u64 = 1 << 32;
         let mut full = pos | (self.reached.pos & !(HALF - 1));
         if pos < HALF && full + HALF / 2 < self.reached.pos {
@@ -350,7 +359,8 @@ impl Follower {
         Ok(())
     }
 
-    /// Moves the rows of a prepared transaction to the one that commits it. Both become processed together.
+    /// Moves the rows of a prepared transaction to the one that commits it. Both become processed
+    /// together.
     fn release(&mut self, prepared: PreparedXa, out: &mut SourceBatch) {
         self.rows.extend(prepared.rows);
         self.prepared_gtids.extend(prepared.gtid);

@@ -161,13 +161,14 @@ impl Follower {
             }
             let mut rest = bytes;
             let mut result = read_images(&mut rest, open.kind, captured, &mut before, &mut after);
-            let is_emitted = open.row >= plan.skip_rows && plan.mode != TableMode::Suppress;
+            let is_new = open.row >= plan.skip_rows && plan.mode != TableMode::Suppress;
             let is_dropped = plan.is_skipped
+                || plan.mode == TableMode::Unreadable
                 || self.options.skip_unchanged && open.kind.op == Op::Update && is_unchanged(table, &before, &after);
-            if is_emitted && is_dropped && result.is_ok() {
+            if is_new && is_dropped && result.is_ok() {
                 // The key is not tracked, so a row of a chunk remains the only record of it.
                 out.dropped += 1;
-            } else if is_emitted {
+            } else if is_new {
                 let change = Change {
                     op: open.kind.op,
                     before: (open.kind.op != Op::Create).then_some(before.as_slice()),

@@ -6,10 +6,11 @@ use trunkline_connector::{Result, SourceBatch, json};
 
 use super::{Follower, PreparedXa};
 use crate::binlog::ddl::{self, Definition};
+use crate::binlog::effects::{Effect, effects_of};
 use crate::binlog::parse::{Query, Statement};
 use crate::format::envelope::{Change, DefinitionRecord, Op, SourceBlock, SourceFields};
 use crate::format::transaction_metadata::TransactionMetadata;
-use crate::position::PartialTransaction;
+use crate::position::{BinlogPosition, PartialTransaction};
 use crate::schema::table_name::TableName;
 use crate::snapshot::tracker::{SnapshotTracker, TableMode};
 
@@ -27,6 +28,7 @@ impl Follower {
         let has_begun = self.transaction.as_ref().is_some_and(|transaction| transaction.has_begun);
         if statement == Statement::CreateWithRows || !has_begun && statement.changes_schema() {
             self.emit_definition(query, out);
+            self.apply_effects(query, out, tracker)?;
         }
         match statement {
             Statement::Begin | Statement::CreateWithRows => {
@@ -75,16 +77,94 @@ impl Follower {
             Statement::Create => self.commit(out),
             Statement::Definition => {
                 tracker.schema_changed();
+                if is_about_privileges(query.text) {
+                    tracker.privileges_changed();
+                }
                 self.commit(out);
             }
         }
         Ok(())
     }
 
+    /// Applies the effects of a schema change on the set of tables, and warns of rows that vanish
+    /// without a delete event.
+    fn apply_effects(&self, query: &Query<'_>, out: &mut SourceBatch, tracker: &mut SnapshotTracker) -> Result<()> {
+        let includes = |name: &TableName| self.options.tables.includes(&name.database, &name.table);
+        let effects = effects_of(query.text, query.database);
+        if effects.iter().any(|effect| !matches!(effect, Effect::Created(_) | Effect::MaybeCreated(_))) {
+            tracker.schema_changed();
+        }
+        for effect in effects {
+            match effect {
+                Effect::Created(name) if includes(&name) => tracker.table_created(&name, out)?,
+                Effect::MaybeCreated(name) if includes(&name) => tracker.table_appeared(&name),
+                Effect::Replaced(name) if includes(&name) => {
+                    if tracker.known(&name).is_some() {
+                        self.warn_removed_rows(&name, "CREATE OR REPLACE TABLE");
+                    }
+                    tracker.table_created(&name, out)?;
+                }
+                Effect::Dropped(name) if includes(&name) => {
+                    if tracker.known(&name).is_some() {
+                        self.warn_removed_rows(&name, "DROP TABLE");
+                    }
+                    tracker.table_dropped(&name, out);
+                }
+                Effect::DatabaseDropped(database) => {
+                    for name in tracker.tables_of(&database) {
+                        self.warn_removed_rows(&name, "DROP DATABASE");
+                        tracker.table_dropped(&name, out);
+                    }
+                }
+                Effect::RowsRemoved(name, clause) if tracker.known(&name).is_some() => {
+                    self.warn_removed_rows(&name, clause);
+                }
+                Effect::Renamed(pairs) => self.apply_renames(&pairs, out, tracker),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the renames of a statement. A table that takes the name of another one in the same
+    /// statement is the other one's successor (an online schema change): it keeps the position.
+    fn apply_renames(&self, pairs: &[(TableName, TableName)], out: &mut SourceBatch, tracker: &mut SnapshotTracker) {
+        let includes = |name: &TableName| self.options.tables.includes(&name.database, &name.table);
+        for (from, _) in pairs {
+            let is_replaced = pairs.iter().any(|(_, to)| to == from);
+            if is_replaced && tracker.known(from).is_some() {
+                self.warn_removed_rows(from, "RENAME TABLE, which replaced the table by another one,");
+            } else if includes(from) {
+                if tracker.known(from).is_some() {
+                    self.warn_removed_rows(from, "RENAME TABLE");
+                }
+                tracker.table_dropped(from, out);
+            }
+        }
+        for (_, to) in pairs {
+            if includes(to) {
+                tracker.table_appeared(to);
+            }
+        }
+    }
+
+    /// Warns that a statement removed rows without delete events.
+    fn warn_removed_rows(&self, name: &TableName, statement: &str) {
+        let BinlogPosition { file, pos } = &self.reached;
+        tracing::warn!(
+            source = self.options.name,
+            code = "mysql.rows_removed",
+            "{statement} at {file}:{pos} removed or replaced rows of {name} without delete events, so its topic still has records of \
+             rows that no longer exist; read the table again with `trunkline snapshot --tables {name}`, and delete the keys that \
+             no longer exist"
+        );
+    }
+
     /// Emits a schema change, if `ddl` is set and the statement affects a captured database.
     fn emit_definition(&mut self, query: &Query<'_>, out: &mut SourceBatch) {
         let Some((port, schema)) = &self.ddl else { return };
-        // The schema change precedes the rows of its transaction. A transaction that was processed in part has emitted it.
+        // The schema change precedes the rows of its transaction. A transaction that was processed
+        // in part has emitted it.
         if self.transaction.as_ref().is_some_and(|transaction| transaction.skip.is_some()) {
             return;
         }
@@ -151,4 +231,10 @@ impl Follower {
             query: None,
         }
     }
+}
+
+/// Whether a statement may change which tables the user may read.
+fn is_about_privileges(text: &[u8]) -> bool {
+    let start = String::from_utf8_lossy(text.get(..5).unwrap_or(text)).to_ascii_uppercase();
+    ["GRANT", "SET D"].contains(&start.as_str())
 }

@@ -301,6 +301,20 @@ mod tests {
         check_all(|_| DescribeProducersRequest::default());
         check_all(|_| DescribeTransactionsRequest::default());
         check_all(|_| ListTransactionsRequest::default());
+        check_all(|_| DescribeAclsRequest::default());
+        check_all(|_| CreateAclsRequest::default().with_creations(vec![Default::default(); 2]));
+        check_all(|_| DeleteAclsRequest::default().with_filters(vec![Default::default(); 2]));
+        check_all(|_| ElectLeadersRequest::default().with_topic_partitions(Some(vec![Default::default(); 2])));
+        check_all(|_| ListPartitionReassignmentsRequest::default().with_topics(Some(vec![Default::default()])));
+        check_all(|_| DescribeClientQuotasRequest::default().with_components(vec![Default::default()]));
+        check_all(|_| {
+            let topic = describe_quorum_request::TopicData::default().with_partitions(vec![Default::default(); 2]);
+            DescribeQuorumRequest::default().with_topics(vec![topic])
+        });
+        check_all(|version| {
+            let types = if version == 0 { Vec::new() } else { vec![2, 4] };
+            ListConfigResourcesRequest::default().with_resource_types(types)
+        });
         for supported in SUPPORTED {
             assert!(schemas::find(supported.key).is_some(), "{:?} has no outline", supported.key);
         }

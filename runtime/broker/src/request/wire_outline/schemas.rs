@@ -566,4 +566,108 @@ const OUTLINES: &[(ApiKey, i16, &[Field])] = &[
             since(1, Fixed(8)),      // duration_filter
         ],
     ),
+    (
+        ApiKey::DescribeAcls,
+        2,
+        &[
+            always(Fixed(1)),   // resource_type
+            always(Text),       // resource_name
+            since(1, Fixed(1)), // pattern_type
+            always(Text),       // principal
+            always(Text),       // host
+            always(Fixed(1)),   // operation
+            always(Fixed(1)),   // permission_type
+        ],
+    ),
+    (
+        ApiKey::CreateAcls,
+        2,
+        &[
+            // creations
+            always(Array(&[
+                always(Fixed(1)),   // resource_type
+                always(Text),       // resource_name
+                since(1, Fixed(1)), // pattern_type
+                always(Text),       // principal
+                always(Text),       // host
+                always(Fixed(1)),   // operation
+                always(Fixed(1)),   // permission_type
+            ])),
+        ],
+    ),
+    (
+        ApiKey::DeleteAcls,
+        2,
+        &[
+            // filters
+            always(Array(&[
+                always(Fixed(1)),   // resource_type
+                always(Text),       // resource_name
+                since(1, Fixed(1)), // pattern_type
+                always(Text),       // principal
+                always(Text),       // host
+                always(Fixed(1)),   // operation
+                always(Fixed(1)),   // permission_type
+            ])),
+        ],
+    ),
+    (
+        ApiKey::ElectLeaders,
+        2,
+        &[
+            since(1, Fixed(1)), // election_type
+            // topic_partitions
+            always(Array(&[
+                always(Text),            // topic
+                always(List(&Fixed(4))), // partitions
+            ])),
+            always(Fixed(4)), // timeout_ms
+        ],
+    ),
+    (
+        ApiKey::ListPartitionReassignments,
+        0,
+        &[
+            always(Fixed(4)), // timeout_ms
+            // topics
+            always(Array(&[
+                always(Text),            // name
+                always(List(&Fixed(4))), // partition_indexes
+            ])),
+        ],
+    ),
+    (
+        ApiKey::DescribeClientQuotas,
+        1,
+        &[
+            // components
+            always(Array(&[
+                always(Text),     // entity_type
+                always(Fixed(1)), // match_type
+                always(Text),     // match
+            ])),
+            always(Fixed(1)), // strict
+        ],
+    ),
+    (
+        ApiKey::DescribeQuorum,
+        0,
+        &[
+            // topics
+            always(Array(&[
+                always(Text), // topic_name
+                // partitions
+                always(Array(&[
+                    always(Fixed(4)), // partition_index
+                ])),
+            ])),
+        ],
+    ),
+    (
+        ApiKey::ListConfigResources,
+        0,
+        &[
+            since(1, List(&Fixed(1))), // resource_types
+        ],
+    ),
 ];

@@ -1,0 +1,192 @@
+//! The Kafka layer on the embedded broker.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+use trunkline_broker::{Broker, BrokerHandle, BrokerOptions};
+use trunkline_connector::{Domain, Retry};
+
+use super::*;
+
+/// A broker with its data in a temporary folder.
+struct Fixture {
+    runtime: Runtime,
+    broker: Option<BrokerHandle>,
+    _folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let broker = runtime.block_on(Broker::start(BrokerOptions::new(folder.path()))).unwrap();
+        Self { runtime, broker: Some(broker), _folder: folder }
+    }
+
+    /// A cluster that knows nothing of the broker's topics yet.
+    fn cluster(&self) -> Cluster {
+        let address = self.broker.as_ref().unwrap().address().to_string();
+        Cluster::new(&address, &BTreeMap::new()).unwrap()
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if let Some(broker) = self.broker.take() {
+            let _ = self.runtime.block_on(broker.stop());
+        }
+    }
+}
+
+fn spec(name: &str, partitions: i32, config: &[(&str, &str)]) -> TopicSpec {
+    let config = config.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    TopicSpec { name: name.to_owned(), partitions, replication: 1, config }
+}
+
+fn record<'a>(topic: &'a str, key: &'a [u8], value: &'a [u8]) -> ProducerRecord<'a> {
+    ProducerRecord {
+        topic,
+        partition: 0,
+        timestamp: None,
+        key: Some(key),
+        value: Some(value),
+        headers: &[],
+        more_headers: &[],
+    }
+}
+
+/// Bytes that no algorithm compresses.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
+}
+
+fn keys(cluster: &Cluster, topic: &str) -> Vec<String> {
+    let rows = table::read(cluster, topic, Some(0), &[]).unwrap();
+    rows.into_keys().map(|key| String::from_utf8(key).unwrap()).collect()
+}
+
+#[test]
+fn missing_topics_are_created_and_existing_ones_are_compared() {
+    let fixture = Fixture::start();
+    let admin = Admin::new(&fixture.cluster()).unwrap();
+    assert_eq!(admin.partitions("a").unwrap(), None);
+    let specs = [spec("a", 2, &[]), spec("b", 3, &[("cleanup.policy", "compact")])];
+    let created = admin.ensure(&specs).unwrap();
+    assert_eq!(created.partitions, BTreeMap::from([("a".to_owned(), 2), ("b".to_owned(), 3)]));
+    assert_eq!(created.differences, [""; 0]);
+    assert_eq!(admin.ensure(&specs).unwrap(), created);
+    assert_eq!(admin.partitions("b").unwrap(), Some(3));
+
+    let other = admin.ensure(&[spec("a", 4, &[("max.message.bytes", "7")]), spec("c", 1, &[])]).unwrap();
+    assert_eq!(other.partitions, BTreeMap::from([("a".to_owned(), 2), ("c".to_owned(), 1)]));
+    let expected = [
+        "topic `a` has 2 partitions, not 4: it is not altered",
+        "topic `a` has max.message.bytes=67108864, not 7: it is not altered",
+    ];
+    assert_eq!(other.differences, expected);
+    assert_eq!(admin.ensure(&[]).unwrap(), EnsuredTopics::default());
+}
+
+#[test]
+fn a_refused_topic_has_the_brokers_own_explanation() {
+    let fixture = Fixture::start();
+    let admin = Admin::new(&fixture.cluster()).unwrap();
+    let error = admin.ensure(&[spec("fine", 1, &[]), spec("huge", 20_000, &[])]).unwrap_err();
+    assert_eq!((error.domain, error.retry), (Domain::External, Retry::Never));
+    let message = error.to_string();
+    assert!(message.contains("`huge`: ") && message.contains("10000"), "{message}");
+    // The other topic was created in the same request.
+    assert_eq!(admin.partitions("fine").unwrap(), Some(1));
+}
+
+#[test]
+fn a_record_that_is_too_large_is_refused_and_the_transaction_continues() {
+    let fixture = Fixture::start();
+    let cluster = fixture.cluster();
+    let admin = Admin::new(&cluster).unwrap();
+    admin.ensure(&[spec("large", 1, &[]), spec("small", 1, &[("max.message.bytes", "1048576")])]).unwrap();
+    let mut producer = TransactionalProducer::new(&cluster, "writer", "large", 4 << 20).unwrap();
+
+    let two_megabytes = noise(2 << 20);
+    producer.send(&record("small", b"first", b"x")).unwrap();
+    match producer.send(&record("small", b"too-large", &two_megabytes)) {
+        Err(SendError::TooLarge(refused)) => {
+            assert_eq!((refused.topic.as_str(), refused.limit), ("small", 1 << 20));
+            assert!(refused.bytes > 2 << 20, "{refused}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // It compresses to less than the limit.
+    producer.send(&record("small", b"compressible", &[b'x'; 8 << 20])).unwrap();
+    let limit = producer.max_record_bytes("small").unwrap();
+    producer.send(&record("small", b"fits", &noise(limit - 1000))).unwrap();
+    producer.send(&record("large", b"two-megabytes", &two_megabytes)).unwrap();
+    producer.commit().unwrap();
+    assert_eq!(keys(&cluster, "small"), ["compressible", "first", "fits"]);
+
+    // The largest record passes through the client and the broker.
+    let largest = noise(producer.max_record_bytes("large").unwrap() - 1000);
+    assert!(largest.len() > 60 << 20);
+    producer.send(&record("large", b"largest", &largest)).unwrap();
+    producer.commit().unwrap();
+    let rows = table::read(&cluster, "large", Some(0), b"largest").unwrap();
+    assert!(rows.values().next().unwrap() == &largest);
+}
+
+#[test]
+fn a_refusal_that_was_not_foreseen_is_foreseen_by_the_next_producer() {
+    let fixture = Fixture::start();
+    let admin = Admin::new(&fixture.cluster()).unwrap();
+    admin.ensure(&[spec("small", 1, &[("max.message.bytes", "1048576")])]).unwrap();
+    // As if the right to read the topic's configuration were missing.
+    let cluster = fixture.cluster();
+    let mut producer = TransactionalProducer::new(&cluster, "writer", "small", 4 << 20).unwrap();
+    let large = noise(2 << 20);
+    let sent = producer.send(&record("small", b"large", &large)).map_err(Into::into).and_then(|()| producer.commit());
+    let error = sent.unwrap_err();
+    assert_eq!((error.domain, error.code), (Domain::External, "kafka.record_too_large"));
+    producer.abort().unwrap();
+    drop(producer);
+    let mut producer = TransactionalProducer::new(&cluster, "writer", "small", 4 << 20).unwrap();
+    assert!(matches!(producer.send(&record("small", b"large", &large)), Err(SendError::TooLarge(_))));
+    producer.send(&record("small", b"fine", b"x")).unwrap();
+    producer.commit().unwrap();
+    assert_eq!(keys(&cluster, "small"), ["fine"]);
+}
+
+#[test]
+fn batches_of_small_records_fit_a_topic_with_a_small_limit() {
+    let fixture = Fixture::start();
+    let cluster = fixture.cluster();
+    let admin = Admin::new(&cluster).unwrap();
+    admin.ensure(&[spec("small", 1, &[("max.message.bytes", "100000")])]).unwrap();
+    let mut producer = TransactionalProducer::new(&cluster, "writer", "small", 4 << 20).unwrap();
+    let value = noise(5_000);
+    for number in 0..500 {
+        producer.send(&record("small", format!("{number:03}").as_bytes(), &value)).unwrap();
+    }
+    producer.commit().unwrap();
+    assert_eq!(keys(&cluster, "small").len(), 500);
+}
+
+#[test]
+fn calls_end_soon_after_an_interrupt() {
+    // It accepts connections and never answers.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let cluster = Cluster::new(&address, &BTreeMap::new()).unwrap().with_interrupt(|| true);
+    let begun = Instant::now();
+    let error = Admin::new(&cluster).unwrap().connect().unwrap_err();
+    assert_eq!(error.domain, Domain::External);
+    assert!(TransactionalProducer::new(&cluster, "writer", "a", 4 << 20).is_err());
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}
