@@ -18,7 +18,7 @@ mod topics;
 
 pub use data_dir::{DataDir, create_private_folder};
 pub use open_files::raise_open_files_limit;
-pub use summary::Summary;
+pub use summary::{PipelineSummary, Summary};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ use crate::config::Settings;
 use crate::kafka::embedded::EMBEDDED;
 use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
 use crate::plan::Pipeline;
-use crate::stage::{Names, ResourceShare, StageState, StopSignal, WorkerContext};
+use crate::stage::{Names, ResourceShare, StageState, StageStatus, StopSignal, WorkerContext};
 
 /// With `--until-idle`, the run ends if no broker answers within this time.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -98,6 +98,10 @@ pub struct PipelineSet {
 pub struct RunReport {
     /// Totals since the pipelines were created, read from Kafka, of the last pipeline set.
     pub summary: Summary,
+    /// What this worker committed during this run, of the same pipelines.
+    pub run: Summary,
+    /// These pipelines.
+    pub pipelines: Vec<Pipeline>,
     /// Components that failed, each with its error.
     pub failed: BTreeMap<String, String>,
 }
@@ -123,6 +127,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         },
         topics: settings.topics.clone(),
         commit_interval: settings.commit_interval,
+        max_initial_failures: settings.max_initial_failures,
         until_idle: options.until_idle,
         stop: options.stop.clone(),
         scratch: data.scratch().to_owned(),
@@ -135,6 +140,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         memory,
         pipelines: Vec::new(),
         tasks: Tasks::new(),
+        retired: Vec::new(),
         threads: Threads::default(),
         leases: Vec::new(),
         is_complete: false,
@@ -147,7 +153,9 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
     });
     let failed = failed.collect();
     let summary = Summary::read(&worker.context.cluster, &worker.context.names, &worker.pipelines)?;
-    Ok(RunReport { summary, failed })
+    let stages = worker.tasks.values().map(|task| task.status.as_ref());
+    let run = Summary::of_run(&worker.pipelines, stages.chain(worker.retired.iter().map(Arc::as_ref)));
+    Ok(RunReport { summary, run, pipelines: worker.pipelines, failed })
 }
 
 /// The share of each of `stages` stages in the worker's memory.
@@ -177,6 +185,8 @@ struct Worker<'a> {
     /// The running set.
     pipelines: Vec<Pipeline>,
     tasks: Tasks,
+    /// The statuses of tasks that were replaced or removed: their counts are part of the run.
+    retired: Vec<Arc<StageStatus>>,
     /// Threads of tasks without leases: consumer groups distribute their work.
     threads: Threads,
     /// Leases of source tasks, by placement.
@@ -322,6 +332,8 @@ impl Worker<'_> {
             Err(error) => return Err(error),
         }
         tracing::info!("pipelines loaded: {changes}");
+        let is_retired = |status: &Arc<StageStatus>| !tasks.values().any(|task| Arc::ptr_eq(&task.status, status));
+        self.retired.extend(self.tasks.values().map(|task| task.status.clone()).filter(is_retired));
         self.tasks = tasks;
         self.pipelines = pending.set.pipelines;
         self.assign_leases()?;
