@@ -13,11 +13,13 @@ name = "shop"
 
 [sources.web]
 connector = "logfile"
+parser = "json"
 paths = ["a.log"]
 apply = ["mask"]
 
 [sources.api]
 connector = "logfile"
+parser = "json"
 paths = ["b.log"]
 topic = "api.{@path}"
 

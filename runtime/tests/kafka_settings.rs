@@ -16,7 +16,8 @@ paths = ["access.log"]
 /// Any part of it in any output is a leak.
 const MARKER: &str = "hunter2";
 
-/// Runs a job on brokers that do not exist, with all that can be logged. Returns the exit code and all output.
+/// Runs a job on brokers that do not exist, with all that can be logged. Returns the exit code and
+/// all output.
 fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRUNKLINE_")) {

@@ -16,8 +16,8 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// Checks that the page holds the table between markers with this name. With `TRUNKLINE_UPDATE_DOCS=1` in the environment
-/// it writes the table instead.
+/// Checks that the page holds the table between markers with this name. With
+/// `TRUNKLINE_UPDATE_DOCS=1` in the environment it writes the table instead.
 fn check_table(page: &str, name: &str, table: &str) {
     let path = repository().join("docs/reference").join(page);
     let text = std::fs::read_to_string(&path).unwrap();
@@ -80,11 +80,11 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 
 /// The codes in the sources, each with the first place that uses it.
 ///
-/// A code is a string literal of words joined by dots. It follows one of the constructs that take codes: an error, a
-/// reason, a problem, a preflight issue, a rejection by a plugin, or a match arm or constant in a file that builds errors
-/// from them.
+/// A code is a string literal of words joined by dots. It follows one of the constructs that take
+/// codes: an error, a reason, a problem, a preflight issue, a rejection by a plugin, or a match arm
+/// or constant in a file that builds errors from them.
 fn codes_in_sources() -> BTreeMap<String, String> {
-    let families = "broker|checkpoint|config|environment|intent|io|kafka|line|logfile|mask|mysql|parse|plan|plugin|s3|\
+    let families = "broker|checkpoint|config|elasticsearch|environment|intent|io|kafka|line|logfile|mask|mysql|parse|plan|plugin|s3|\
                     schema|sink|snapshot|source|stage|transform|worker|http|file|stdout";
     let code = format!(r#""((?:{families})(?:\.[a-z][a-z0-9_]*)+)""#);
     let constructs = Regex::new(&format!(

@@ -39,6 +39,7 @@ mod crashes;
 mod dead_letters;
 mod lost_replies;
 mod mysql;
+mod newcomer;
 mod outages;
 mod pipeline;
 mod reload;

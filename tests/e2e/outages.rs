@@ -2,6 +2,7 @@
 //! is lost or duplicated.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use trunkline_tests::{
     BrokerKind, Case, Fault, Kafka, KafkaClient, KafkaFault, KafkaFaults, LogWriter, Reader, S3, S3Faults, Skip, need,
@@ -48,6 +49,31 @@ fn every_line_arrives_once_when_the_broker_crashes(kind: BrokerKind) {
 
     assert_all_arrives(&case, &reader, &log);
     assert_eq!(kafka.count(&format!("{}.web", case.name())), log.lines());
+}
+
+/// Whatever the broker does, a worker that is stopped ends.
+#[test]
+fn a_worker_stops_soon_while_its_broker_is_down() {
+    let mut kafka = need!(Kafka::start_for_crashes(BrokerKind::Embedded));
+    let case = Case::new("gone", &kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 510);
+    log.append(1_000);
+    case.pipeline("access", &access_logs());
+    let mut worker = case.start("a", &[]);
+    let topic = format!("{}.web", case.name());
+    wait::until("the topic has all lines", LONG, || (kafka.count(&topic) == log.lines()).then_some(()));
+    kafka.kill9();
+    log.append(1_000);
+    wait::until("the worker misses the broker", LONG, || {
+        worker.stderr().contains("cannot connect to Kafka").then_some(())
+    });
+    worker.sigterm();
+    let stopping = Instant::now();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    assert!(exit.stderr.contains("stopped: "), "{}", exit.describe());
+    // Less than 5 s; twice the time is for a busy machine.
+    assert!(stopping.elapsed() < Duration::from_secs(10), "{:?}: {}", stopping.elapsed(), exit.describe());
 }
 
 /// A node that has just started returns metadata without brokers, not even itself. A client that

@@ -15,7 +15,7 @@ fn run_job(case: &mut Case, settings: &[(&str, &str)]) -> (Exit, Duration) {
     LogWriter::new(case.path("logs/access.log"), 700).append(10);
     case.pipeline("web", SOURCE);
     let started = Instant::now();
-    let exit = case.start_with("a", &["--until-idle"], settings).wait(LONG);
+    let exit = case.start_with("a", &["--until-idle", "--json"], settings).wait(LONG);
     (exit, started.elapsed())
 }
 

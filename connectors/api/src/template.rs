@@ -120,6 +120,16 @@ impl Template {
         &self.source
     }
 
+    /// The fields of a record's value that it uses, as dotted paths, each with whether it has a default.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Placeholder { name: Name::Field(_), default, written, .. } => {
+                Some((written.as_str(), default.is_some()))
+            }
+            _ => None,
+        })
+    }
+
     /// Its value, if it has no placeholder.
     pub fn constant(&self) -> Option<&str> {
         match self.parts.as_slice() {
@@ -400,6 +410,12 @@ mod tests {
         assert_eq!(parse("{t:%!}").span, 3..5);
         assert!(parse("{}").message.contains("without a name"));
         assert!(parse("{a..b}").message.contains("no path"));
+    }
+
+    #[test]
+    fn fields_are_listed_with_whether_they_have_a_default() {
+        let template = Template::parse("{a.b:%Y}/{@path}/{c|none}", &["path"]).unwrap();
+        assert_eq!(template.fields().collect::<Vec<_>>(), [("a.b", false), ("c", true)]);
     }
 
     #[test]

@@ -43,8 +43,9 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "`offset` or template",
         "`offset`",
         "External version of a document whose id is not its offset: an older version never overwrites a newer one. With `offset`, \
-         all records of an id must come from one topic partition. A template must give a whole number from 0.",
-        "\"{ts_ms}\"",
+         all records of an id must come from one topic partition. A template must give a whole number that grows with each change \
+         of a document: a record with an equal one is taken for a repetition.",
+        "\"{revision}\"",
     ),
     OptionSpec::with_default(
         "envelope",
@@ -339,7 +340,7 @@ fn read_documents(section: &Section<'_>, template_variables: &[&str]) -> Option<
             .map_or(VersionRule::Offset, VersionRule::Template),
     };
     let constant = matches!(&version, VersionRule::Template(template) if template.constant().is_some());
-    check(section, "version", !constant, "is the same for all records", "`offset` or a template such as `{ts_ms}`");
+    check(section, "version", !constant, "is the same for all records", "`offset` or a template such as `{revision}`");
     // Known also where no template was read.
     let _ = (section.node("id"), section.node("version"));
     let unwrap = section.one_of("envelope", &[("unwrap", true), ("keep", false)]);

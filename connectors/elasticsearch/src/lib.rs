@@ -10,7 +10,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `config` | options |
-//! | `server` | product and version of the server, data streams: what is checked when the sink is opened |
+//! | `server` | product and version of the server, data streams: checked when the sink is opened |
 //! | `change_event` | Debezium's envelope |
 //! | `document` | a record to an operation: index, id, version, document |
 //! | `bulk_body` | the records of a delivery to the bodies of requests |

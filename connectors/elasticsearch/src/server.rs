@@ -67,9 +67,11 @@ fn check_version(response: &Response) -> Result<()> {
         return Err(error);
     }
     let Ok(root) = serde_json::from_slice::<Root>(&response.body) else {
-        let is_elasticsearch = response.headers.contains_key("x-elastic-product");
-        // A user may be denied this request and may write all the same.
-        if is_elasticsearch || response.status == StatusCode::FORBIDDEN {
+        // A user may be denied this request and may write all the same. A proxy may answer 405 for
+        // requests that it does not pass.
+        let has_header = response.headers.contains_key("x-elastic-product");
+        let is_denied = response.status == StatusCode::FORBIDDEN;
+        if is_denied || (has_header && response.status == StatusCode::METHOD_NOT_ALLOWED) {
             tracing::info!(node = response.node, status = %response.status, "the server does not tell its version");
             return Ok(());
         }
@@ -183,7 +185,9 @@ mod tests {
         assert_eq!(code(200, None, "<html>"), Some("elasticsearch.not_a_search_server"));
         assert_eq!(code(404, None, "{}"), Some("elasticsearch.not_a_search_server"));
         assert_eq!(code(403, None, "{}"), None);
-        // A node without a handler for `GET /`, and a proxy that lets only some requests pass.
         assert_eq!(code(405, Some("x-elastic-product"), "{}"), None);
+        assert_eq!(code(405, None, "{}"), Some("elasticsearch.not_a_search_server"));
+        // A path that Elasticsearch does not have.
+        assert_eq!(code(400, Some("x-elastic-product"), "{}"), Some("elasticsearch.not_a_search_server"));
     }
 }

@@ -290,6 +290,12 @@ enum ParserChoice {
     Combined(CombinedVariant),
 }
 
+/// Names of servers and formats that people write for `combined`.
+fn is_combined_by_another_name(node: &Node) -> bool {
+    const NAMES: [&str; 8] = ["nginx", "apache", "apache2", "httpd", "access", "access_log", "common", "clf"];
+    matches!(&node.value, Value::String(text) if NAMES.contains(&text.raw.to_lowercase().as_str()))
+}
+
 fn parser(section: &Section<'_>) -> ParserKind {
     let choices = [
         ("none", ParserChoice::None),
@@ -299,7 +305,25 @@ fn parser(section: &Section<'_>) -> ParserKind {
         ("vhost_combined", ParserChoice::Combined(CombinedVariant::VhostCombined)),
         ("nginx_main", ParserChoice::Combined(CombinedVariant::NginxMain)),
     ];
-    let choice = section.one_of("parser", &choices);
+    let choice = match section.table.get("parser") {
+        Some(node) if is_combined_by_another_name(node) => {
+            // The key counts as known.
+            let _ = section.node("parser");
+            let mismatch = Mismatch {
+                message: "has no choice of this name".to_owned(),
+                span: None,
+                help: Some(
+                    "nginx and Apache write `combined` by default; `nginx_main` is nginx's `log_format main`, and \
+                     `vhost_combined` is Apache's format with the virtual host"
+                        .to_owned(),
+                ),
+            };
+            let names: Vec<String> = choices.iter().map(|(name, _)| format!("`{name}`")).collect();
+            section.mismatch("parser", node, mismatch, format!("one of {}", names.join(", ")));
+            ParserChoice::None
+        }
+        _ => section.one_of("parser", &choices),
+    };
     let pattern: Option<String> = section.optional("pattern");
     if let Some(node) = section.table.get("pattern")
         && choice != ParserChoice::Regex

@@ -62,6 +62,10 @@ impl SourceSpec for LogfileSpec {
         &["path"]
     }
 
+    fn fields(&self) -> Option<Vec<String>> {
+        self.options.parser.fields()
+    }
+
     fn placement(&self) -> Placement {
         Placement::EveryNode
     }

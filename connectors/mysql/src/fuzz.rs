@@ -117,13 +117,19 @@ struct Fixture {
 impl Fixture {
     /// Reads a connection. Returns the number of records, and whether it was read to its end.
     fn read(&self, flavor: ServerFlavor, connection: &[u8]) -> (usize, bool) {
-        let server = ServerInfo { charsets: Arc::clone(&self.charsets), flavor, server_id: 1, retention: None };
+        let server = ServerInfo {
+            charsets: Arc::clone(&self.charsets),
+            flavor,
+            server_id: 1,
+            identity: String::new(),
+            retention: None,
+        };
         let processed = match flavor {
             ServerFlavor::MySqlWithoutGtids => None,
             ServerFlavor::MySql => Some(GtidSet::MySql(UuidSet::default())),
             ServerFlavor::MariaDb => Some(GtidSet::MariaDb(Domains::default())),
         };
-        let position = StreamPosition { processed, end: BinlogPosition::default(), partial: None };
+        let position = StreamPosition { processed, end: BinlogPosition::default(), partial: None, anchor: None };
         let mut follower = Follower::new(Arc::clone(&self.options), server, position).unwrap();
         let mut tracker = SnapshotTracker::new(BTreeMap::new(), []);
         let mut records = 0;

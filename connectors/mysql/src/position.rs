@@ -30,6 +30,33 @@ pub(crate) struct StreamPosition {
     pub(crate) end: BinlogPosition,
     /// The processed part of the next transaction.
     pub(crate) partial: Option<PartialTransaction>,
+    /// Identifies the binlog that `end` refers to.
+    pub(crate) anchor: Option<BinlogAnchor>,
+}
+
+/// Facts that identify a server's binlog. A server whose binlog was reset, or whose data was restored, assigns the same GTIDs
+/// and offsets to other transactions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BinlogAnchor {
+    /// The server's identity.
+    pub(crate) server: String,
+    pub(crate) file: String,
+    /// The creation of the file, in seconds since the Unix epoch.
+    pub(crate) created: u32,
+    /// The last processed transaction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) transaction: Option<AnchorTransaction>,
+}
+
+/// A transaction in the file of an anchor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AnchorTransaction {
+    /// The offset of its first event.
+    pub(crate) pos: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gtid: Option<String>,
+    /// The time of its commit on the server, in microseconds since the Unix epoch.
+    pub(crate) written_at: u64,
 }
 
 /// The progress of the stream, as a snapshot needs it.
@@ -225,6 +252,8 @@ struct StoredStream {
     end: BinlogPosition,
     #[serde(rename = "part", skip_serializing_if = "Option::is_none")]
     partial: Option<PartialTransaction>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    anchor: Option<BinlogAnchor>,
 }
 
 impl StreamPosition {
@@ -234,7 +263,13 @@ impl StreamPosition {
             Some(GtidSet::MariaDb(domains)) => (None, Some(domains.to_string())),
             None => (None, None),
         };
-        to_json(&StoredStream { gtids, mariadb_gtids, end: self.end.clone(), partial: self.partial.clone() })
+        to_json(&StoredStream {
+            gtids,
+            mariadb_gtids,
+            end: self.end.clone(),
+            partial: self.partial.clone(),
+            anchor: self.anchor.clone(),
+        })
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
@@ -245,7 +280,7 @@ impl StreamPosition {
             (None, Some(text)) => Some(GtidSet::MariaDb(Domains::parse(&text).ok_or_else(|| invalid(&text))?)),
             (None, None) => None,
         };
-        Ok(Self { processed, end: stored.end, partial: stored.partial })
+        Ok(Self { processed, end: stored.end, partial: stored.partial, anchor: stored.anchor })
     }
 }
 
@@ -316,12 +351,18 @@ mod tests {
                 rows: 9,
                 counts: Some([("a.b".to_owned(), 3)].into()),
             }),
+            anchor: Some(BinlogAnchor {
+                server: "3e11fa47-71ca-11e1-9e33-c80aa9429562".to_owned(),
+                file: "binlog.000003".to_owned(),
+                created: 1_764_300_000,
+                transaction: Some(AnchorTransaction { pos: 100, gtid: None, written_at: 1_764_300_001_000_002 }),
+            }),
         };
         assert_eq!(StreamPosition::from_bytes(&position.to_bytes().unwrap()).unwrap(), position);
         let mariadb = Domains::parse("0-1-5+1:7-9").map(GtidSet::MariaDb);
         let mariadb = StreamPosition { processed: mariadb, ..position.clone() };
         assert_eq!(StreamPosition::from_bytes(&mariadb.to_bytes().unwrap()).unwrap(), mariadb);
-        let plain = StreamPosition { processed: None, partial: None, ..position };
+        let plain = StreamPosition { processed: None, partial: None, anchor: None, ..position };
         assert_eq!(StreamPosition::from_bytes(&plain.to_bytes().unwrap()).unwrap(), plain);
         let column = |name: &str, collation: Option<&str>| KeyColumn {
             name: name.to_owned(),

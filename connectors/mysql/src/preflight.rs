@@ -1,16 +1,21 @@
 //! `trunkline validate --check`: the prerequisites that the server does not meet, each with the
 //! statement that fixes it.
 
+use std::collections::BTreeSet;
+
 use trunkline_connector::{Error, PreflightIssue, Result};
 
 use crate::binlog::ReplicaIdentity;
 use crate::config::{MysqlOptions, SnapshotMode, SnapshotPolicy};
 use crate::connection::binlog_state::binlog_end;
 use crate::connection::dialect::{Dialect, ServerFlavor};
+use crate::connection::logging::{UnloggedChanges, unlogged_changes};
 use crate::connection::query::{QueryConnection, TextRows};
 use crate::connection::server_info::ServerInfo;
+use crate::schema::table_name::TableName;
 use crate::snapshot::access::{grants, partly_readable, partly_readable_message};
 use crate::snapshot::describe;
+use crate::snapshot::names::{AMBIGUOUS_FIX, UnmatchedGlob, ambiguous_names, unmatched_globs};
 
 /// A shorter retention loses changes of a source that stands still over a weekend.
 const MIN_RETENTION_SECONDS: u64 = 3 * 86_400;
@@ -215,9 +220,19 @@ impl<'a> Preflight<'a> {
     async fn check_tables(&mut self) -> Result<()> {
         let server = ServerInfo::read(&mut self.connection).await?;
         let tables = describe::tables(self.options, &mut self.connection, &server.charsets, None).await?;
-        if tables.is_empty() {
-            let message = format!("`tables` matches no table that the user `{}` may read", self.user());
-            self.report("mysql.check.tables", &message, self.grant("SELECT"));
+        let names: Vec<TableName> = tables.iter().map(|description| description.table.name.clone()).collect();
+        for UnmatchedGlob { message, fix } in unmatched_globs(self.options, &mut self.connection, &names).await? {
+            let fix = fix.unwrap_or_else(|| self.grant("SELECT"));
+            self.report("mysql.check.tables", &message, fix);
+        }
+        for message in ambiguous_names(&names) {
+            self.report("mysql.check.ambiguous_name", &message, AMBIGUOUS_FIX.to_owned());
+        }
+        let databases: BTreeSet<String> = names.into_iter().map(|name| name.database).collect();
+        if self.options.snapshot != SnapshotPolicy::Only {
+            for UnloggedChanges { code, message, fix } in unlogged_changes(&mut self.connection, &databases).await? {
+                self.report(code, &message, fix);
+            }
         }
         let denied = partly_readable(&mut self.connection, &tables).await?;
         if !denied.is_empty() {

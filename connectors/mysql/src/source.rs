@@ -3,6 +3,7 @@
 //! Every external failure ends the source with an error and its position. The stage opens it again
 //! with backoff, so a restart of the worker and one of the server have the same recovery.
 
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -12,9 +13,11 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Error, Fill, Result, Source, SourceBatch, SourceContext, SourceLag, failpoint};
 
 use crate::binlog::follower::Follower;
+use crate::binlog::history::History;
 use crate::binlog::{self, ReplicaIdentity};
 use crate::config::{MysqlOptions, OnPurged, SnapshotPolicy};
 use crate::connection::binlog_state::{binlog_end, check_contains, current_position, has_binlog_after, purged};
+use crate::connection::logging::unlogged_changes;
 use crate::connection::query::QueryConnection;
 use crate::connection::server_info::ServerInfo;
 use crate::position::{BinlogPosition, STREAM, StoredPosition, StreamPosition, TablePosition, table_key};
@@ -24,6 +27,7 @@ use crate::retention::BinlogRetention;
 use crate::schema::table_name::TableName;
 use crate::snapshot::access::{self, TableAccess, access_to, check_columns};
 use crate::snapshot::describe::{self, TableDescription};
+use crate::snapshot::names::{AMBIGUOUS_FIX, UnmatchedGlob, ambiguous_names, unmatched_globs};
 use crate::snapshot::progress_log::ProgressLog;
 use crate::snapshot::reader::Reader;
 use crate::snapshot::tracker::SnapshotTracker;
@@ -82,12 +86,37 @@ struct StartingPoint {
     obsolete_keys: Vec<String>,
 }
 
+/// Warns of globs that match no table, and of tables that share a name. Rejects a server whose binlog lacks changes of the tables.
+async fn check_names(
+    options: &MysqlOptions,
+    queries: &mut QueryConnection,
+    known: &[Arc<TableDescription>],
+) -> Result<()> {
+    let (source, server) = (&options.name, options.connection.server_label());
+    let names: Vec<TableName> = known.iter().map(|description| description.table.name.clone()).collect();
+    for UnmatchedGlob { message, fix } in unmatched_globs(options, queries, &names).await? {
+        let fix = fix.unwrap_or_else(|| "the source waits for it".to_owned());
+        tracing::warn!(source, code = "mysql.unmatched", "{server}: {message}; {fix}");
+    }
+    for message in ambiguous_names(&names) {
+        tracing::warn!(source, code = "mysql.ambiguous_name", "{server}: {message}; {AMBIGUOUS_FIX}");
+    }
+    if options.snapshot != SnapshotPolicy::Only {
+        let databases: BTreeSet<String> = names.into_iter().map(|name| name.database).collect();
+        if let Some(problem) = unlogged_changes(queries, &databases).await?.into_iter().next() {
+            return Err(problem.into_error(queries));
+        }
+    }
+    Ok(())
+}
+
 impl StartingPoint {
     async fn find(
         options: &MysqlOptions,
         queries: &mut QueryConnection,
         server: &ServerInfo,
         stored: StoredPosition,
+        history: &History<'_>,
     ) -> Result<Self> {
         let StoredPosition { stream, mut tables, mut obsolete_keys } = stored;
         // The position comes before the tables: everything committed after it is in the stream.
@@ -97,12 +126,7 @@ impl StartingPoint {
         };
         failpoint!("mysql.begin.after")?;
         let mut known = describe::tables(options, queries, &server.charsets, None).await?;
-        if known.is_empty() {
-            tracing::warn!(
-                source = options.name,
-                "`tables` matches no existing table; the source waits for new tables"
-            );
-        }
+        check_names(options, queries, &known).await?;
         let is_done =
             |description: &Arc<TableDescription>| tables.get(&description.table.name) == Some(&TablePosition::Done);
         // A completed snapshot needs no binlog.
@@ -110,9 +134,16 @@ impl StartingPoint {
         if let Some(position) = &stream
             && !is_over
         {
-            check_contains(queries, server.flavor, position).await?;
-            if !has_binlog_after(queries, position).await? {
-                let error = purged(queries, position);
+            let lost = history.verify(options, queries, server, position).await?;
+            let lost = match lost {
+                Some(error) => Some(error),
+                None => {
+                    check_contains(queries, server.flavor, position).await?;
+                    let has_binlog = has_binlog_after(queries, position).await?;
+                    (!has_binlog).then(|| purged(queries, position))
+                }
+            };
+            if let Some(error) = lost {
                 if options.on_purged == OnPurged::Stop {
                     return Err(error);
                 }
@@ -151,9 +182,10 @@ impl MysqlSource {
         let mut queries = QueryConnection::open(&options.connection).await?;
         let server = ServerInfo::read(&mut queries).await?;
         let stored = StoredPosition::read(&context.position)?;
-        let start = StartingPoint::find(&options, &mut queries, &server, stored).await?;
-        let StartingPoint { position, stored, tracker, obsolete_keys } = start;
         let identity = ReplicaIdentity::new(&context.task, options.server_id);
+        let history = History { identity: &identity, scratch: &context.scratch };
+        let start = StartingPoint::find(&options, &mut queries, &server, stored, &history).await?;
+        let StartingPoint { position, stored, tracker, obsolete_keys } = start;
         let events = binlog::open(&options.connection, &identity, &position, context.scratch).await?;
         failpoint!("mysql.binlog.after")?;
         let (end, _) = binlog_end(&mut queries).await?;

@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::{Bench, Seen, Server, SideOutput};
+use common::{Bench, PATIENCE, Seen, Server, SideOutput};
 use serde_json::{Value, json};
 use trunkline_connector::Fill;
 
@@ -88,7 +88,7 @@ fn schema_changes_are_emitted_once_and_in_order_and_no_other_statement_is() {
         let mut again = Bench::new(&options);
         again.position = begin.clone();
         again.max_records = max_records;
-        while again.fill(Duration::from_millis(100)).unwrap() != Fill::CaughtUp {
+        while again.fill(PATIENCE).unwrap() != Fill::CaughtUp {
             again.stop();
         }
         assert_eq!(text(&again.side_outputs), text(&whole), "in batches of {max_records}");
@@ -187,7 +187,7 @@ fn check_markers_of_whole_transactions(server: &Server, with_xa: bool) {
         let mut again = Bench::new(&options);
         again.position = begin.clone();
         again.max_records = max_records;
-        while again.fill(Duration::from_millis(100)).unwrap() != Fill::CaughtUp {
+        while again.fill(PATIENCE).unwrap() != Fill::CaughtUp {
             again.stop();
         }
         assert_eq!(check(&again), expected, "in batches of {max_records}");
@@ -197,8 +197,8 @@ fn check_markers_of_whole_transactions(server: &Server, with_xa: bool) {
 
 #[test]
 fn markers_count_the_changes_of_a_transaction() {
-    let Some(server) = Server::shared() else { return };
-    check_markers_of_whole_transactions(server, true);
+    let Some(server) = Server::start("") else { return };
+    check_markers_of_whole_transactions(&server, true);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn changes_contain_their_statement_if_the_server_logs_it() {
     ));
     // One record per batch: the statement of an event survives the end of a batch.
     bench.max_records = 1;
-    while bench.fill(Duration::from_millis(100)).unwrap() != Fill::CaughtUp {
+    while bench.fill(PATIENCE).unwrap() != Fill::CaughtUp {
         bench.stop();
     }
     let queries: Vec<Value> = bench

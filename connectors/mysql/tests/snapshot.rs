@@ -676,7 +676,7 @@ fn an_exact_snapshot_waits_for_a_lock_and_reports_it() {
     let mut bench = Bench::new(&options);
     let error = bench.try_read().unwrap_err();
     assert_eq!((error.code, error.domain), ("mysql.lock", trunkline_connector::Domain::External), "{error}");
-    assert!(error.message().contains("one of 2 tables") && bench.seen.is_empty(), "{error}");
+    assert!(error.message().contains("could not lock 2 tables") && bench.seen.is_empty(), "{error}");
     bench.stop();
     writeln!(input, "COMMIT;").unwrap();
     drop(input);

@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Bench, Seen, Server, fold};
+use common::{Bench, PATIENCE, Seen, Server, fold};
 use serde_json::json;
 use trunkline_connector::{Domain, Fill};
 
@@ -121,7 +121,8 @@ fn create(server: &Server, database: &str) {
 
 #[test]
 fn a_stop_after_any_record_resumes_with_exactly_the_rest() {
-    for server in Server::shared_each() {
+    // Separate servers: an XA transaction that is prepared before another test's source starts stops that source.
+    for server in &Server::start_each("").collect::<Vec<_>>() {
         let database = server.database();
         create(server, &database);
         // A renamed table is a new table, with a snapshot.
@@ -148,7 +149,7 @@ fn a_stop_after_any_record_resumes_with_exactly_the_rest() {
             bench.max_records = max_records;
             let mut fills = 0;
             // MariaDB delays the first events of a connection until its first heartbeat.
-            while bench.fill(Duration::from_millis(300)).unwrap() != Fill::CaughtUp {
+            while bench.fill(PATIENCE).unwrap() != Fill::CaughtUp {
                 fills += 1;
                 if max_records > 2 || fills % 5 == 0 {
                     bench.stop();

@@ -32,7 +32,7 @@ mod sink;
 mod store;
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{CommitPolicy, Result, Sink, SinkConnector, SinkContext, SinkSpec};
+use trunkline_connector::{CommitPolicy, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template};
 
 use config::{Config, Destination};
 use encoding::Encoders;
@@ -74,5 +74,9 @@ impl SinkSpec for S3Spec {
 
     fn commit_policy(&self) -> CommitPolicy {
         self.config.commit
+    }
+
+    fn templates(&self) -> Vec<(&'static str, &Template)> {
+        vec![("path", &self.config.path)]
     }
 }

@@ -19,6 +19,13 @@ pub struct ComponentCounters {
     pub dead_lettered: u64,
     /// Output records beyond one per input record.
     pub extra: u64,
+    /// Of the records that went out, those that a transform passed on unchanged.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unchanged: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl ComponentCounters {
@@ -35,6 +42,7 @@ impl AddAssign for ComponentCounters {
         self.dropped += other.dropped;
         self.dead_lettered += other.dead_lettered;
         self.extra += other.extra;
+        self.unchanged += other.unchanged;
     }
 }
 
@@ -70,7 +78,8 @@ mod tests {
     fn counters_add_up_and_show_whether_they_balance() {
         let mut total = Counters::default();
         let mut part = Counters::default();
-        *part.of("web") = ComponentCounters { records_in: 5, out: 4, dropped: 1, dead_lettered: 1, extra: 1 };
+        *part.of("web") =
+            ComponentCounters { records_in: 5, out: 4, dropped: 1, dead_lettered: 1, extra: 1, unchanged: 0 };
         total.add(&part);
         total.add(&part);
         assert_eq!(total.of("web").records_in, 10);

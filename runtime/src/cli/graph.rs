@@ -3,8 +3,11 @@
 //! The chart shows the plan, so it shows what runs: every topic, every stage, and each fused
 //! transform on the way into the stage that runs it. Topics are outside of the pipelines, because
 //! several pipelines may use one topic.
+//!
+//! A topic is marked as *raw* if it holds data that no transform has processed: the topic of a
+//! source without `apply`, and the dead letters of each stage that reads such data.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -33,6 +36,8 @@ struct Chart {
     inside: Vec<String>,
     topics: Vec<String>,
     edges: Vec<String>,
+    /// The selectors of raw topics.
+    raw: BTreeSet<String>,
 }
 
 /// The outline of a node.
@@ -45,7 +50,7 @@ enum Outline {
 }
 
 fn mermaid(pipelines: &[Pipeline], dead_letters: bool) -> String {
-    let mut chart = Chart::default();
+    let mut chart = Chart { raw: raw_topics(pipelines), ..Chart::default() };
     let mut text = String::from("flowchart LR\n");
     // Writers first: their templates are readable names, the patterns of readers are not.
     for pipeline in pipelines {
@@ -155,7 +160,9 @@ impl Chart {
 
     fn topic(&mut self, topic: &TopicSelector, written: Option<&str>) -> String {
         let (TopicSelector::Exact(name) | TopicSelector::Pattern(name)) = topic;
-        self.node(&format!("topic {name}"), written.unwrap_or(name), Outline::Topic)
+        let label = written.unwrap_or(name);
+        let label = if self.raw.contains(name) { format!("{label}<br/>raw") } else { label.to_owned() };
+        self.node(&format!("topic {name}"), &label, Outline::Topic)
     }
 
     /// The id of a node; the first call draws the node.
@@ -187,11 +194,41 @@ impl Chart {
     }
 }
 
+/// The selectors of the topics that hold raw data.
+fn raw_topics(pipelines: &[Pipeline]) -> BTreeSet<String> {
+    let name = |topic: &TopicSelector| match topic {
+        TopicSelector::Exact(name) | TopicSelector::Pattern(name) => name.clone(),
+    };
+    let mut raw = BTreeSet::new();
+    for source in pipelines.iter().flat_map(|pipeline| &pipeline.sources) {
+        // Transforms before the topic do not see the records of the other ports.
+        let ports = source.port_topics.iter().map(|(_, topic)| topic);
+        let topics = ports.chain(Some(&source.topic).filter(|_| source.apply.is_empty()));
+        raw.extend(topics.map(|topic| name(&TopicSelector::of(topic))));
+    }
+    let mut dead_letters = BTreeSet::new();
+    for pipeline in pipelines {
+        let transforms = pipeline.transforms.iter().map(|stage| (&stage.inputs, stage.on_error));
+        let sinks = pipeline.sinks.iter().map(|stage| (&stage.inputs, stage.on_error));
+        let reads_raw = |inputs: &[Input]| inputs.iter().any(|input| raw.contains(&name(&input.topics)));
+        let is_raw = transforms.chain(sinks).any(|(inputs, on_error)| {
+            reads_raw(inputs) && has_dead_letters(fused_on_error(inputs).into_iter().chain([on_error]))
+        });
+        // A source rejects its input as it was read.
+        if is_raw || pipeline.sources.iter().any(|source| source.on_error == OnError::DeadLetter) {
+            dead_letters.insert(pipeline.dead_letters.clone());
+        }
+    }
+    raw.extend(dead_letters);
+    raw
+}
+
 fn has_dead_letters(mut on_error: impl Iterator<Item = OnError>) -> bool {
     on_error.any(|on_error| on_error == OnError::DeadLetter)
 }
 
-/// `on_error` of the transforms that are fused into a stage: the stage writes their dead letters, too.
+/// `on_error` of the transforms that are fused into a stage: the stage writes their dead letters,
+/// too.
 fn fused_on_error(inputs: &[Input]) -> Vec<OnError> {
     fn collect(route: &Route, found: &mut Vec<OnError>) {
         for branch in &route.branches {

@@ -11,6 +11,7 @@ mod graph;
 mod output;
 mod reload;
 mod run;
+mod run_report;
 mod settings;
 mod settings_args;
 mod snapshot;
@@ -108,6 +109,16 @@ pub struct RunArgs {
     /// Print the summary as JSON on stdout
     #[arg(long)]
     pub json: bool,
+    /// Exit with 1 if the run sent N or more records to the dead letters [default N: 1]
+    #[arg(
+        long,
+        value_name = "N",
+        num_args = 0..=1,
+        default_missing_value = "1",
+        require_equals = true,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    pub fail_on_dead_letters: Option<u64>,
     /// Give this worker a new id, for a data directory that was copied from another worker
     #[arg(long)]
     pub new_worker_id: bool,

@@ -35,6 +35,8 @@ pub(super) struct Reader {
     read: Stamps,
     /// The stamps of the files at the last look.
     last: Stamps,
+    /// The warnings that were printed last.
+    warned: String,
 }
 
 /// Stamps by path; `None` where no file exists.
@@ -56,6 +58,7 @@ impl Reader {
             files: Files::default(),
             read: Stamps::new(),
             last: Stamps::new(),
+            warned: String::new(),
         }
     }
 
@@ -69,6 +72,12 @@ impl Reader {
         if !loaded.problems.is_empty() {
             print_problems(&loaded.problems);
         }
+        // A reload repeats only warnings that changed.
+        let warnings: String = loaded.warnings.iter().map(ToString::to_string).collect();
+        if warnings != self.warned && !loaded.warnings.is_empty() {
+            print_problems(&loaded.warnings);
+        }
+        self.warned = warnings;
         if !loaded.kept.is_empty() {
             tracing::warn!("pipelines with invalid files keep their previous plan: {}", loaded.kept.join(", "));
         }

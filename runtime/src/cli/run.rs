@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Domain, Error, Result};
 use trunkline_transform_host::{Host, HostOptions};
 
-use super::output::{print_data, print_error, report_error};
+use super::output::{print_error, report_error};
 use super::reload::{Reader, follow};
+use super::run_report::report;
 use super::{Exit, RunArgs};
 use crate::config::Settings;
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
@@ -79,7 +80,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
     match outcome {
         Ok(outcome) => report(args, &outcome),
         // With `--until-idle` the worker sets the flag itself at the end of the work.
-        Err(error) if stop.is_set() && !args.until_idle => {
+        Err(error) if stop.is_set() && !args.until_idle && error.domain != Domain::Config => {
             print_error(format_args!("stopped: {error}"));
             Exit::Ok
         }
@@ -118,30 +119,6 @@ fn first_set(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
         return None;
     }
     Some(PipelineSet { pipelines, retry_failed: false })
-}
-
-fn report(args: &RunArgs, outcome: &worker::RunReport) -> Exit {
-    let unbalanced = outcome.summary.unbalanced();
-    for component in &unbalanced {
-        print_error(format_args!(
-            "error: the counters of {component} do not balance: records were lost or counted twice (please report this)"
-        ));
-    }
-    for (component, error) in &outcome.failed {
-        print_error(format_args!("error: {component} stopped: {error}"));
-    }
-    let summary = match args.json {
-        true => serde_json::to_string(&outcome.summary),
-        false => Ok(outcome.summary.to_string()),
-    };
-    let printed = match summary {
-        Ok(summary) => print_data(&format!("{summary}\n")),
-        Err(error) => {
-            print_error(format_args!("error: the summary cannot be written as JSON: {error}"));
-            Exit::Runtime
-        }
-    };
-    if outcome.failed.is_empty() && unbalanced.is_empty() { printed } else { Exit::Runtime }
 }
 
 /// Signals within this time are one request.

@@ -6,30 +6,35 @@ use std::path::PathBuf;
 use trunkline_connector::PreflightIssue;
 use trunkline_transform_host::{Host, HostOptions};
 
-use super::output::{Exit, print_data, print_problems, report_problems};
-use crate::config::{FileProblems, Settings, problem_at};
+use super::output::{Exit, print_data, print_problems};
+use crate::config::{FileProblems, Settings, json, problem_at};
 use crate::plan::{Input, Loaded, Pipeline, Registry, Route, load_each};
 use crate::stage::component_name;
 use crate::worker::DataDir;
 
 /// Runs the verb.
 pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: &Settings) -> Exit {
-    let loaded = match load_for_reading(paths, settings) {
+    let Loaded { pipelines, problems, warnings, .. } = match load_for_reading(paths, settings) {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    let issues = if check { preflight_issues(&loaded.pipelines, settings) } else { Vec::new() };
-    if !issues.is_empty() {
-        let files_are_valid = loaded.problems.is_empty();
-        let all: Vec<FileProblems> = loaded.problems.into_iter().chain(issues).collect();
-        let exit = report_problems(&all, as_json);
-        return if files_are_valid { Exit::Environment } else { exit };
-    }
-    if as_json {
-        return report_problems(&loaded.problems, true);
-    }
-    let printed = print_data(&loaded.pipelines.iter().map(description).collect::<String>());
-    if loaded.problems.is_empty() { printed } else { report_problems(&loaded.problems, false) }
+    let issues = if check { preflight_issues(&pipelines, settings) } else { Vec::new() };
+    let result = match (problems.is_empty(), issues.is_empty()) {
+        (false, _) => Exit::Config,
+        (true, false) => Exit::Environment,
+        (true, true) => Exit::Ok,
+    };
+    let all: Vec<FileProblems> = problems.into_iter().chain(issues).chain(warnings).collect();
+    let printed = if as_json {
+        print_data(&format!("{}\n", json(&all)))
+    } else {
+        let printed = print_data(&pipelines.iter().map(description).collect::<String>());
+        if !all.is_empty() {
+            print_problems(&all);
+        }
+        printed
+    };
+    if result == Exit::Ok { printed } else { result }
 }
 
 /// Loads pipelines for commands that do not run them. Compiled plugins are read from the data

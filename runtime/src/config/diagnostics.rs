@@ -1,5 +1,6 @@
 //! Renders problems for people and for programs.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,15 @@ use trunkline_connector::config::Problem;
 
 use super::document::Position;
 
+/// What a problem means for its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// The file cannot be used.
+    Error,
+    /// The file can be used, but probably not as intended.
+    Warning,
+}
+
 /// All problems of one file.
 #[derive(Debug, Clone)]
 pub struct FileProblems {
@@ -18,6 +28,8 @@ pub struct FileProblems {
     pub file: Option<PathBuf>,
     /// Its text; `None` if it has none to show.
     pub source: Option<Arc<str>>,
+    /// What the problems mean.
+    pub severity: Severity,
     /// The problems, in the file's order.
     pub problems: Vec<Problem>,
 }
@@ -51,7 +63,7 @@ impl fmt::Display for FileProblems {
 /// A problem of `file` as a whole, without a place in its text.
 pub fn problem_at(file: Option<&Path>, code: &'static str, message: String, help: Option<String>) -> FileProblems {
     let problem = Problem { code, message, span: 0..0, expected: String::new(), help };
-    FileProblems { file: file.map(Path::to_owned), source: None, problems: vec![problem] }
+    FileProblems { file: file.map(Path::to_owned), source: None, severity: Severity::Error, problems: vec![problem] }
 }
 
 /// Problems for people: each with its place, the line, a marker with the expected value, and the
@@ -69,6 +81,9 @@ pub fn render(files: &[FileProblems], style: RenderStyle) -> String {
         for problem in &file.problems {
             let mut diagnostic = MietteDiagnostic::new(&problem.message).with_code(problem.code);
             diagnostic.help = problem.help.clone();
+            if file.severity == Severity::Warning {
+                diagnostic.severity = Some(miette::Severity::Warning);
+            }
             let written = match (&file.source, &file.file) {
                 (Some(source), Some(path)) => {
                     let position = Position::of(source, problem.span.start);
@@ -100,11 +115,18 @@ fn with_last_newline(source: &str) -> String {
 
 /// One line: the number of problems and of files.
 pub fn summary(files: &[FileProblems]) -> String {
-    let problems: usize = files.iter().map(|file| file.problems.len()).sum();
-    let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-    match files.iter().filter(|file| file.file.is_some()).count() {
-        0 => plural(problems, "error"),
-        named => format!("{} in {}", plural(problems, "error"), plural(named, "file")),
+    let count = |severity: Severity| -> usize {
+        files.iter().filter(|file| file.severity == severity).map(|file| file.problems.len()).sum()
+    };
+    let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+    let counts = [(count(Severity::Error), "error"), (count(Severity::Warning), "warning")];
+    let counts: Vec<String> =
+        counts.into_iter().filter(|(count, _)| *count > 0).map(|(count, noun)| plural(count, noun)).collect();
+    let counts = if counts.is_empty() { "0 errors".to_owned() } else { counts.join(" and ") };
+    let named: BTreeSet<&Path> = files.iter().filter_map(|file| file.file.as_deref()).collect();
+    match named.len() {
+        0 => counts,
+        named => format!("{counts} in {}", plural(named, "file")),
     }
 }
 
@@ -134,7 +156,10 @@ pub fn json(files: &[FileProblems]) -> String {
             let marked = source.map(|source| source.get(problem.span.clone()).unwrap_or_default());
             records.push(Record {
                 code: problem.code,
-                severity: "error",
+                severity: match file.severity {
+                    Severity::Error => "error",
+                    Severity::Warning => "warning",
+                },
                 message: &problem.message,
                 file: file.file.as_ref().map(|path| path.display().to_string()),
                 line: position.map(|position| position.line),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use trunkline_connector::config::{Node, Problem, Report, Section, Table, Value};
 
-use super::diagnostics::FileProblems;
+use super::diagnostics::{FileProblems, Severity};
 use super::references::{References, Resolved, io_reason};
 use super::syntax;
 
@@ -62,7 +62,12 @@ impl Document {
                 expected: "expected a pipeline file or a folder of them".to_owned(),
                 help: None,
             };
-            FileProblems { file: Some(file.to_owned()), source: None, problems: vec![problem] }
+            FileProblems {
+                file: Some(file.to_owned()),
+                source: None,
+                severity: Severity::Error,
+                problems: vec![problem],
+            }
         })?;
         match String::from_utf8(bytes) {
             Ok(text) => Ok(Self::parse(file, text, secrets)),
@@ -76,7 +81,12 @@ impl Document {
                     expected: "expected UTF-8 here".to_owned(),
                     help: Some("save it in the encoding UTF-8".to_owned()),
                 };
-                Err(FileProblems { file: Some(file.to_owned()), source: Some(source.into()), problems: vec![problem] })
+                Err(FileProblems {
+                    file: Some(file.to_owned()),
+                    source: Some(source.into()),
+                    severity: Severity::Error,
+                    problems: vec![problem],
+                })
             }
         }
     }
@@ -137,9 +147,20 @@ impl Document {
         problems.extend(reported.into_iter().filter_map(|problem| self.redacted(problem)));
         problems.sort_by_key(|problem| (problem.span.start, problem.span.end));
         problems.dedup();
+        self.file_problems(Severity::Error, problems)
+    }
+
+    /// Warnings of the file, in its order; `None` if there are none.
+    pub fn warnings(&self, reported: Vec<Problem>) -> Option<FileProblems> {
+        let warnings = reported.into_iter().filter_map(|problem| self.redacted(problem));
+        self.file_problems(Severity::Warning, warnings.collect())
+    }
+
+    fn file_problems(&self, severity: Severity, problems: Vec<Problem>) -> Option<FileProblems> {
         (!problems.is_empty()).then(|| FileProblems {
             file: Some(self.file.clone()),
             source: Some(self.source.clone()),
+            severity,
             problems,
         })
     }

@@ -17,7 +17,7 @@ mod setting_options;
 mod settings;
 mod syntax;
 
-pub use diagnostics::{FileProblems, RenderStyle, json, problem_at, render, summary};
+pub use diagnostics::{FileProblems, RenderStyle, Severity, json, problem_at, render, summary};
 pub use document::{Document, Position};
 pub use references::References;
 pub use setting_options::{FLAGS, PREFIX, SETTINGS, example_file, settings_table, variable};

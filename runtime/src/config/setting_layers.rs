@@ -36,6 +36,8 @@ pub(super) struct Layer {
     #[serde(skip_serializing_if = "Option::is_none")]
     commit_interval: Option<Duration>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    max_initial_failures: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) secrets: Option<PathBuf>,
     topics: TopicLayer,
     kafka: BTreeMap<String, String>,
@@ -67,6 +69,7 @@ impl Layer {
             node: Some(host_name()),
             memory: Some(section.value::<ByteSize>("memory").0),
             commit_interval: Some(section.value("commit_interval")),
+            max_initial_failures: Some(section.value("max_initial_failures")),
             topics: TopicLayer {
                 partitions: topics.and_then(|topics| topics.value::<i64>("partitions").try_into().ok()),
                 replication: Some(BROKER_DEFAULT),
@@ -87,6 +90,7 @@ impl Layer {
             node: identifier(&section, "node"),
             memory: memory(&section),
             commit_interval: section.optional("commit_interval"),
+            max_initial_failures: section.optional("max_initial_failures"),
             secrets: path("secrets"),
             topics: TopicLayer::default(),
             kafka: properties(&section, "kafka"),
@@ -282,7 +286,7 @@ fn outside_layer(outside: &[Outside<'_>], problems: &mut Vec<FileProblems>) -> L
     for (index, setting) in outside.iter().enumerate() {
         let text = Text { raw: setting.value.to_owned(), resolved: setting.value.to_owned() };
         let value = match (setting.keys.last().map(String::as_str), setting.value.parse()) {
-            (Some("partitions" | "replication"), Ok(number)) => Value::Integer(number),
+            (Some("partitions" | "replication" | "max_initial_failures"), Ok(number)) => Value::Integer(number),
             _ => Value::String(text),
         };
         insert(&mut table, &setting.keys, Node { value, span: index..index });

@@ -49,6 +49,13 @@ pub const SETTINGS: &[OptionSpec] = &[
         "Longest time between commits of sources and transforms. The first record after a pause is committed at \
          once. Commits take at most half of the time: with slow brokers they are rarer.",
     ),
+    OptionSpec::with_default(
+        "max_initial_failures",
+        "number",
+        "1000",
+        "A stage stops if this many records, the first of a run, are all rejected: then its configuration is probably \
+         wrong. 0 turns the check off.",
+    ),
     OptionSpec::optional(
         "secrets",
         "path",

@@ -36,6 +36,8 @@ pub struct Settings {
     pub memory: ByteSize,
     /// Longest time between commits of a source or transform.
     pub commit_interval: Duration,
+    /// A stage stops if its first records, as many as this, all fail; 0 turns the check off.
+    pub max_initial_failures: u64,
     /// Folder that contains one file for each `${secret:NAME}`.
     pub secrets: Option<PathBuf>,
     /// How topics are created.
@@ -72,6 +74,7 @@ impl fmt::Debug for Settings {
             .field("node", &self.node)
             .field("memory", &self.memory)
             .field("commit_interval", &self.commit_interval)
+            .field("max_initial_failures", &self.max_initial_failures)
             .field("secrets", &self.secrets)
             .field("topics", &self.topics)
             .field("kafka", &hidden)
@@ -95,7 +98,19 @@ impl Settings {
 
     /// Names of the settings that differ.
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
-        let Self { brokers, data, cluster, node, memory, commit_interval, secrets, topics, kafka, log } = self;
+        let Self {
+            brokers,
+            data,
+            cluster,
+            node,
+            memory,
+            commit_interval,
+            max_initial_failures,
+            secrets,
+            topics,
+            kafka,
+            log,
+        } = self;
         let differ = [
             ("brokers", *brokers != other.brokers),
             ("data", *data != other.data),
@@ -103,6 +118,7 @@ impl Settings {
             ("node", *node != other.node),
             ("memory", *memory != other.memory),
             ("commit_interval", *commit_interval != other.commit_interval),
+            ("max_initial_failures", *max_initial_failures != other.max_initial_failures),
             ("secrets", *secrets != other.secrets),
             ("topics", *topics != other.topics),
             ("kafka", *kafka != other.kafka),

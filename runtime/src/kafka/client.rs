@@ -50,13 +50,13 @@ impl Cluster {
         })
     }
 
-    /// The same cluster, whose calls stop waiting for unreachable brokers once `interrupt` returns
-    /// true.
+    /// The same cluster, whose [`Admin`](super::Admin) stops looking for unreachable brokers once
+    /// `interrupt` returns true.
     pub fn with_interrupt(self, interrupt: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         Self { interrupt: Some(Arc::new(interrupt)), ..self }
     }
 
-    /// Whether calls should stop waiting for unreachable brokers.
+    /// Whether to stop looking for unreachable brokers.
     pub(super) fn is_interrupted(&self) -> bool {
         self.interrupt.as_ref().is_some_and(|interrupt| interrupt())
     }

@@ -88,33 +88,38 @@ impl ProducerContext for DeliveryContext {
 
 /// Fails if a record of the open transaction was not delivered.
 pub(super) fn check_delivery(producer: &BaseProducer<DeliveryContext>) -> Result<()> {
+    let failure = producer.context().lock().failure.clone();
+    match failure {
+        Some((topic, error)) => {
+            Err(failed(producer, &format!("a record was not delivered to topic `{topic}`"), &error))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Classifies an error. Once the producer was fenced, every call fails with a different message;
+/// the fatal error has the reason. In a failed transaction, the client drops and refuses records;
+/// its log had the reason.
+pub(super) fn failed(producer: &BaseProducer<DeliveryContext>, doing: &str, error: &KafkaError) -> Error {
     use RDKafkaErrorCode as Code;
-    let (failure, reason) = {
-        let state = producer.context().lock();
-        (state.failure.clone(), state.reason.clone())
-    };
-    let Some((topic, error)) = failure else { return Ok(()) };
-    let is_dropped = matches!(error.rdkafka_error_code(), Some(Code::PurgeQueue | Code::PurgeInflight));
-    Err(match reason.filter(|_| is_dropped && producer.client().fatal_error().is_none()) {
-        // The dropped record may belong to another topic than the one that made the transaction fail.
+    match producer.client().fatal_error() {
+        Some((code, reason)) if FENCED.contains(&code) => {
+            let why = "another task has taken over, or the transaction timed out";
+            return Error::fenced("kafka.fenced", format!("{doing}: {reason} ({why})"));
+        }
+        Some((code, reason)) => return classify_code(Some(code), format!("{doing}: {reason}")),
+        None => {}
+    }
+    let is_consequence =
+        matches!(error.rdkafka_error_code(), Some(Code::PurgeQueue | Code::PurgeInflight | Code::State));
+    let reason = producer.context().lock().reason.clone();
+    match reason.filter(|_| is_consequence) {
+        // The record may belong to another topic than the one that made the transaction fail.
         Some(reason) if reason.contains("Topic authorization failed") => {
             let message = format!("a transaction failed: {reason}; grant the right Write on this topic");
             Error::external("kafka.access_denied", message).retry(Retry::Never)
         }
         Some(reason) => Error::external("kafka.failed", format!("a transaction failed: {reason}")),
-        None => failed(producer, &format!("a record was not delivered to topic `{topic}`"), &error),
-    })
-}
-
-/// Classifies an error. Once the producer was fenced, every call fails with a different message;
-/// the fatal error has the reason.
-pub(super) fn failed(producer: &BaseProducer<DeliveryContext>, doing: &str, error: &KafkaError) -> Error {
-    match producer.client().fatal_error() {
-        Some((code, reason)) if FENCED.contains(&code) => {
-            let why = "another task has taken over, or the transaction timed out";
-            Error::fenced("kafka.fenced", format!("{doing}: {reason} ({why})"))
-        }
-        Some((code, reason)) => classify_code(Some(code), format!("{doing}: {reason}")),
         None => producer.context().cluster.failed(doing, error),
     }
 }

@@ -73,11 +73,8 @@ const ENCODING_BYTES: usize = 1 << 20;
 /// Time between two looks at the client's events during a step.
 const SERVE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Time for a step after the worker was asked to stop.
-const INTERRUPTED_LIMIT: Duration = Duration::from_secs(2);
-
-/// Events that are served before a transaction begins.
-const EVENTS_BEFORE_BEGIN: usize = 8;
+/// Events that are served before a transaction begins, and after an error.
+const EVENTS_AT_ONCE: usize = 8;
 
 /// Minimum time between the end of a transaction and the begin of the next. The broker completes
 /// the old one after it has answered, and until then refuses the first request of the new one,
@@ -217,7 +214,11 @@ impl TransactionalProducer {
                     self.flush_or_wait(self.flush.for_room(), room_poll_interval(since));
                     self.check_delivery()?;
                 }
-                Err((error, refused)) => return Err(self.failed(&format!("sending to `{}`", refused.topic), &error)),
+                Err((error, refused)) => {
+                    // The reason of a failed transaction waits in the client's queue.
+                    (0..EVENTS_AT_ONCE).for_each(|_| poll(&self.producer, Duration::ZERO));
+                    return Err(self.failed(&format!("sending to topic `{}`", refused.topic), &error));
+                }
             }
         }
     }
@@ -276,12 +277,10 @@ impl TransactionalProducer {
                 // The reason of a failed connection waits in the client's queue.
                 Err(_) => poll(&self.producer, Duration::ZERO),
             }
-            let is_interrupted = started.elapsed() > INTERRUPTED_LIMIT && self.cluster().is_interrupted();
-            if started.elapsed() > limit || is_interrupted {
+            if started.elapsed() > limit {
                 self.abandoned = true;
                 let message = format!("{doing}: the coordinator did not answer in time; a new producer is needed");
-                let error = self.cluster().connection().explain(Error::external("kafka.stuck", message));
-                return Err(if is_interrupted { error.retry(Retry::Never) } else { error });
+                return Err(self.cluster().connection().explain(Error::external("kafka.stuck", message)));
             }
         }
     }
@@ -329,7 +328,7 @@ impl TransactionalProducer {
             }
             // The client was not polled since the last transaction and may have lost its brokers.
             // Each call serves one event.
-            (0..EVENTS_BEFORE_BEGIN).for_each(|_| poll(&self.producer, Duration::ZERO));
+            (0..EVENTS_AT_ONCE).for_each(|_| poll(&self.producer, Duration::ZERO));
             self.producer.begin_transaction().map_err(|error| self.failed("beginning a transaction", &error))?;
             self.in_transaction = true;
         }

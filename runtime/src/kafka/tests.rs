@@ -179,7 +179,7 @@ fn batches_of_small_records_fit_a_topic_with_a_small_limit() {
 }
 
 #[test]
-fn calls_end_soon_after_an_interrupt() {
+fn looking_up_brokers_ends_soon_after_an_interrupt() {
     // It accepts connections and never answers.
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = silent.local_addr().unwrap().to_string();
@@ -187,6 +187,5 @@ fn calls_end_soon_after_an_interrupt() {
     let begun = Instant::now();
     let error = Admin::new(&cluster).unwrap().connect().unwrap_err();
     assert_eq!(error.domain, Domain::External);
-    assert!(TransactionalProducer::new(&cluster, "writer", "a", 4 << 20).is_err());
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }

@@ -10,6 +10,15 @@ pub struct BundledPlugin {
     pub summary: &'static str,
     /// Options in `config`.
     pub options: &'static [OptionSpec],
+    /// Options that are arrays of field names.
+    pub field_options: &'static [&'static str],
+    /// The plugin removes confidential data, so it belongs before the topic.
+    pub hides_data: bool,
+}
+
+/// The bundled plugin of a name.
+pub(super) fn find(name: &str) -> Option<&'static BundledPlugin> {
+    PLUGINS.iter().find(|plugin| plugin.name == name)
 }
 
 /// All bundled plugins.
@@ -17,6 +26,8 @@ pub const PLUGINS: &[BundledPlugin] = &[BundledPlugin {
     name: "mask.wasm",
     summary: "Masks members of JSON values: card numbers, addresses, names",
     options: MASK,
+    field_options: &["fields"],
+    hides_data: true,
 }];
 
 const MASK: &[OptionSpec] = &[

@@ -168,6 +168,10 @@ impl Resolver<'_, '_> {
         self.used[index] = true;
         let transform = &self.parsed.transforms[index];
         let name = &transform.key.name;
+        if transform.inputs.is_none() && transform.misspells_inputs {
+            // The unknown key is the problem.
+            return None;
+        }
         if transform.inputs.is_none() {
             let message = format!("the transform `{name}` has no `inputs`, so it has no output to read");
             let help = "give it `inputs`, or keep it in a source's `apply` and read that source".to_owned();

@@ -18,6 +18,8 @@ pub struct Loaded {
     pub kept: Vec<String>,
     /// Problems by file.
     pub problems: Vec<FileProblems>,
+    /// Warnings by file: problems that do not keep a pipeline from running.
+    pub warnings: Vec<FileProblems>,
 }
 
 /// Loads the pipelines of the given files and folders. An invalid file does not affect the others
@@ -64,7 +66,8 @@ impl Files {
         self.plugins = valid.iter().chain(&invalid).flat_map(|file| file.plugins.iter().cloned()).collect();
         self.valid = valid;
         let pipelines = self.valid.iter().filter_map(|file| file.pipeline.clone()).collect();
-        Loaded { pipelines, kept: kept_names, problems }
+        let warnings = self.valid.iter().chain(&invalid).filter_map(PlannedFile::file_warnings).collect();
+        Loaded { pipelines, kept: kept_names, problems, warnings }
     }
 
     /// Paths of the plugins that the files named when they were read.

@@ -18,6 +18,7 @@
 pub mod bundled;
 mod commit;
 mod cross_file_checks;
+mod fields;
 mod files;
 mod fusion;
 mod graph;
@@ -29,10 +30,12 @@ mod parsed;
 mod plan_eq;
 mod planned_file;
 mod plugins;
+mod raw_topics;
 mod registry;
 mod topic_options;
 mod topics;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +63,23 @@ pub struct Pipeline {
     pub transforms: Vec<TransformPlan>,
     /// Stages that read topics.
     pub sinks: Vec<SinkPlan>,
+}
+
+impl Pipeline {
+    /// Transforms whose bundled plugin selects fields by their names.
+    pub fn transforms_with_field_names(&self) -> BTreeSet<&str> {
+        let mut steps: Vec<&Step> = self.sources.iter().flat_map(|source| &source.apply).collect();
+        steps.extend(self.transforms.iter().map(|stage| &stage.step));
+        let inputs =
+            self.transforms.iter().map(|stage| &stage.inputs).chain(self.sinks.iter().map(|stage| &stage.inputs));
+        let mut branches: Vec<&Branch> = inputs.flatten().flat_map(|input| &input.route.branches).collect();
+        while let Some(branch) = branches.pop() {
+            steps.push(&branch.step);
+            branches.extend(branch.outputs.iter().flat_map(|(_, route)| &route.branches));
+        }
+        let selects = |step: &&Step| bundled::find(step.plugin.name()).is_some_and(|it| !it.field_options.is_empty());
+        steps.into_iter().filter(selects).map(|step| step.component.as_str()).collect()
+    }
 }
 
 /// The stage of a source.
@@ -135,7 +155,8 @@ pub struct SinkPlan {
     pub options: Options,
     /// The topics that it reads.
     pub inputs: Vec<Input>,
-    /// When its topic partitions are committed: the connector's policy with the limits of the option `commit`.
+    /// When its topic partitions are committed: the connector's policy with the limits of the
+    /// option `commit`.
     pub commit: CommitPolicy,
     /// What happens to records that it cannot write.
     pub on_error: OnError,

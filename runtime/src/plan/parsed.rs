@@ -61,6 +61,8 @@ pub(super) struct ParsedTransform<'a> {
     pub(super) section: Section<'a>,
     /// `None` if absent: the transform is for a source's `apply`.
     pub(super) inputs: Option<Vec<Spanned<String>>>,
+    /// `inputs` is absent, and another key is probably meant to be it.
+    pub(super) misspells_inputs: bool,
     /// `None` if the plugin cannot be loaded or rejects its configuration.
     pub(super) started: Option<Started>,
     /// `None`: the number of reading stages decides.
@@ -241,9 +243,13 @@ fn source_topic(
 fn parse_transform<'a>(key: &'a Key, section: Section<'a>, host: &Host) -> ParsedTransform<'a> {
     section.declare(options::TRANSFORM);
     let fuse = section.optional::<bool>("fuse").zip(section.node("fuse"));
+    let known: Vec<&str> = options::TRANSFORM.iter().map(|option| option.key).collect();
+    let is_meant = |key: &Key| !known.contains(&key.name.as_str()) && nearest(&key.name, &known) == Some("inputs");
     ParsedTransform {
         key,
         inputs: section.node("inputs").map(|_| inputs(&section)),
+        misspells_inputs: section.table.get("inputs").is_none()
+            && section.table.entries.iter().any(|(key, _)| is_meant(key)),
         started: plugins::start(&section, host),
         fuse: fuse.map(|(value, node)| Spanned { value, span: node.span.clone() }),
         topic: section.node("topic"),

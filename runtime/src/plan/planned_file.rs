@@ -16,7 +16,7 @@ use super::parsed::{self, ParsedPipeline, ParsedTransform};
 use super::registry::Registry;
 use super::topic_options::{assumed_variables, port_templates, topic_template, used_variables};
 use super::topics::TopicShape;
-use super::{Options, Pipeline, SinkPlan, SourcePlan, TransformPlan, plugins};
+use super::{Options, Pipeline, SinkPlan, SourcePlan, TransformPlan, fields, plugins, raw_topics};
 use crate::config::{Document, FileProblems};
 
 /// A file with its plan or its problems.
@@ -25,6 +25,8 @@ pub(super) struct PlannedFile {
     /// `None` if the file is invalid.
     pub(super) pipeline: Option<Pipeline>,
     pub(super) problems: Vec<Problem>,
+    /// Problems that do not keep the pipeline from running.
+    warnings: Vec<Problem>,
     pub(super) usage: TopicUsage,
     /// Paths of its plugins; where no file exists, the name is that of a bundled plugin.
     pub(super) plugins: Vec<PathBuf>,
@@ -35,24 +37,47 @@ impl PlannedFile {
     pub(super) fn file_problems(&self) -> Option<FileProblems> {
         self.document.finish(self.problems.clone())
     }
+
+    /// The warnings of the file; `None` if it has none.
+    pub(super) fn file_warnings(&self) -> Option<FileProblems> {
+        self.document.warnings(self.warnings.clone())
+    }
 }
 
 /// Plans one file by itself.
 pub(super) fn plan(document: Document, host: &Host, registry: &Registry) -> PlannedFile {
-    let report = Report::default();
+    let (report, warnings) = (Report::default(), Report::default());
     // If a syntax error hides a part of the file, most problems of the rest would be false.
     let (pipeline, usage, plugins) = match document.complete {
-        true => plan_pipeline(&document, &report, host, registry),
+        true => plan_pipeline(&document, &report, &warnings, host, registry),
         false => (None, TopicUsage::default(), Vec::new()),
     };
-    let problems = report.into_problems();
+    let problems = without_consequences(report.into_problems());
     let pipeline = pipeline.filter(|_| problems.is_empty());
-    PlannedFile { document, pipeline, problems, usage, plugins }
+    PlannedFile { document, pipeline, problems, warnings: warnings.into_problems(), usage, plugins }
+}
+
+/// A misspelled key or name, or an invalid component, may be what reads an unread transform. Then
+/// only the cause is reported.
+fn without_consequences(mut problems: Vec<Problem>) -> Vec<Problem> {
+    const CAUSES: [&str; 6] = [
+        "config.missing_key",
+        "config.unknown_key",
+        "config.wrong_value",
+        "plan.bad_apply",
+        "plan.missing_input",
+        "plan.unknown_connector",
+    ];
+    if problems.iter().any(|problem| CAUSES.contains(&problem.code)) {
+        problems.retain(|problem| problem.code != "plan.unused_transform");
+    }
+    problems
 }
 
 fn plan_pipeline(
     document: &Document,
     report: &Report,
+    warnings: &Report,
     host: &Host,
     registry: &Registry,
 ) -> (Option<Pipeline>, TopicUsage, Vec<PathBuf>) {
@@ -75,6 +100,8 @@ fn plan_pipeline(
             TransformMode::Applied | TransformMode::Fused => None,
         })
         .collect();
+    fields::check(document, &parsed, &references, &sinks, &topics, report);
+    raw_topics::check(&parsed, &references, warnings);
     let graph = Graph { parsed: &parsed, references: &references, modes: &modes, topics: &topics };
     let usage = TopicUsage::of(&graph);
     // Only a file without problems has all parts of a pipeline.

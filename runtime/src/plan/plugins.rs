@@ -8,6 +8,8 @@ use std::time::Duration;
 use trunkline_connector::config::{ByteSize, Mismatch, Node, Problem, Section, Value, nearest};
 use trunkline_transform_host::{Host, Limits, Plugin, StartError};
 
+use super::bundled::{self, BundledPlugin};
+
 /// A plugin that accepted its configuration.
 pub(super) struct Started {
     pub(super) plugin: Plugin,
@@ -15,6 +17,10 @@ pub(super) struct Started {
     pub(super) limits: Limits,
     /// The first is `default`.
     pub(super) ports: Vec<String>,
+    /// Values that it changes still fit their schema.
+    pub(super) keeps_schema: bool,
+    /// `None` for a plugin from a file.
+    pub(super) bundled: Option<&'static BundledPlugin>,
 }
 
 /// Reads `plugin`, `config` and the limits, and starts the plugin once: it checks its configuration
@@ -42,7 +48,9 @@ pub(super) fn start(section: &Section<'_>, host: &Host) -> Option<Started> {
     match plugin.start(&config, &limits) {
         Ok(instance) => {
             let ports = instance.ports().to_vec();
-            Some(Started { plugin, config, limits, ports })
+            let keeps_schema = instance.keeps_schema();
+            let bundled = if section.base.join(&name).is_file() { None } else { bundled::find(&name) };
+            Some(Started { plugin, config, limits, ports, keeps_schema, bundled })
         }
         Err(error) => {
             section.report.add(rejected(section, &name, error));

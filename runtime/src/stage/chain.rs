@@ -140,6 +140,7 @@ impl RunningTransform {
         own.out += counts.out;
         own.dropped += counts.dropped;
         own.extra += counts.extra;
+        own.unchanged += counts.unchanged;
         dead_letters.route_rejections(&self.step.component, "TRANSFORMATION", self.step.on_error, &self.rejected, own)
     }
 }

@@ -9,6 +9,7 @@ mod backoff;
 mod chain;
 mod commit_timer;
 mod dead_letters;
+mod first_records;
 mod names;
 mod output;
 mod partitioner;

@@ -19,6 +19,7 @@ use trunkline_connector::{
 use super::chain::Chain;
 use super::commit_timer::CommitTimer;
 use super::dead_letters::DeadLetters;
+use super::first_records;
 use super::output::Topics;
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
@@ -276,6 +277,7 @@ impl Writer<'_> {
         if changes.is_empty() && pending.counters.is_zero() && !self.producer.in_transaction() {
             return Ok(());
         }
+        first_records::check(self.status, &pending.counters, self.context.max_initial_failures)?;
         let begun = Instant::now();
         failpoint!("source.checkpoint.before")?;
         let partitions = self.topics.partitions(&self.stage.dead_letters)?;

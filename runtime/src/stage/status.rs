@@ -104,6 +104,11 @@ impl StageStatus {
         inner.failures += 1;
     }
 
+    /// What it committed since the process started.
+    pub fn counters(&self) -> Counters {
+        self.lock().counters.clone()
+    }
+
     /// The time of the last commit.
     pub fn last_commit(&self) -> Option<Instant> {
         self.lock().last_commit

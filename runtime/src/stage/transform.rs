@@ -14,6 +14,7 @@ use trunkline_connector::{Batch, RecordRef, Result, TopicPartition, failpoint};
 use super::chain::RunningTransform;
 use super::commit_timer::CommitTimer;
 use super::dead_letters::DeadLetters;
+use super::first_records;
 use super::output::Topics;
 use super::routes::Routes;
 use super::status::StageStatus;
@@ -220,6 +221,9 @@ impl TransformTask<'_> {
         if moved.is_empty() {
             return Ok(());
         }
+        let mut pending = Counters::default();
+        moved.iter().for_each(|(_, claimed)| pending.add(&claimed.pending));
+        first_records::check(self.status, &pending, self.context.max_initial_failures)?;
         failpoint!("transform.checkpoint.before")?;
         let dead_letter_partitions = self.topics.partitions(&self.stage.dead_letters)?;
         let mut offsets = Vec::with_capacity(moved.len());

@@ -32,6 +32,8 @@ pub struct WorkerContext {
     pub topics: TopicSettings,
     /// Time between commits of sources and transforms.
     pub commit_interval: Duration,
+    /// A stage stops if its first records, as many as this, all fail; 0 turns the check off.
+    pub max_initial_failures: u64,
     /// The run ends when everything that exists has been processed.
     pub until_idle: bool,
     /// Set when the worker stops.

@@ -18,7 +18,7 @@ mod topics;
 
 pub use data_dir::{DataDir, create_private_folder};
 pub use open_files::raise_open_files_limit;
-pub use summary::Summary;
+pub use summary::{PipelineSummary, Summary};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ use crate::config::Settings;
 use crate::kafka::embedded::EMBEDDED;
 use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
 use crate::plan::Pipeline;
-use crate::stage::{Names, ResourceShare, StageState, StopSignal, WorkerContext};
+use crate::stage::{Names, ResourceShare, StageState, StageStatus, StopSignal, WorkerContext};
 
 /// With `--until-idle`, the run ends if no broker answers within this time.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -51,7 +51,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// Time between two progress lines of a stage in the log. A line without a change is left out.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// After a stop, calls no longer wait for unreachable brokers from this time on.
+/// From this time on after a stop, the worker no longer looks for unreachable brokers.
 const INTERRUPT: Duration = Duration::from_secs(1);
 
 /// After a stop, the worker ends without its tasks if no broker has answered for this time: what
@@ -98,6 +98,10 @@ pub struct PipelineSet {
 pub struct RunReport {
     /// Totals since the pipelines were created, read from Kafka, of the last pipeline set.
     pub summary: Summary,
+    /// What this worker committed during this run, of the same pipelines.
+    pub run: Summary,
+    /// These pipelines.
+    pub pipelines: Vec<Pipeline>,
     /// Components that failed, each with its error.
     pub failed: BTreeMap<String, String>,
 }
@@ -123,6 +127,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         },
         topics: settings.topics.clone(),
         commit_interval: settings.commit_interval,
+        max_initial_failures: settings.max_initial_failures,
         until_idle: options.until_idle,
         stop: options.stop.clone(),
         scratch: data.scratch().to_owned(),
@@ -135,8 +140,11 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         memory,
         pipelines: Vec::new(),
         tasks: Tasks::new(),
+        retired: Vec::new(),
         threads: Threads::default(),
         leases: Vec::new(),
+        is_complete: false,
+        fatal: None,
     };
     worker.run()?;
     let failed = worker.tasks.values().filter_map(|task| match task.status.state() {
@@ -145,7 +153,9 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
     });
     let failed = failed.collect();
     let summary = Summary::read(&worker.context.cluster, &worker.context.names, &worker.pipelines)?;
-    Ok(RunReport { summary, failed })
+    let stages = worker.tasks.values().map(|task| task.status.as_ref());
+    let run = Summary::of_run(&worker.pipelines, stages.chain(worker.retired.iter().map(Arc::as_ref)));
+    Ok(RunReport { summary, run, pipelines: worker.pipelines, failed })
 }
 
 /// The share of each of `stages` stages in the worker's memory.
@@ -175,10 +185,16 @@ struct Worker<'a> {
     /// The running set.
     pipelines: Vec<Pipeline>,
     tasks: Tasks,
+    /// The statuses of tasks that were replaced or removed: their counts are part of the run.
+    retired: Vec<Arc<StageStatus>>,
     /// Threads of tasks without leases: consumer groups distribute their work.
     threads: Threads,
     /// Leases of source tasks, by placement.
     leases: Vec<LeaseManager>,
+    /// Whether every task has ended by itself (`until_idle`).
+    is_complete: bool,
+    /// Why the worker stops although nothing asked it to.
+    fatal: Option<Error>,
 }
 
 /// A set that waits for its topics.
@@ -241,20 +257,16 @@ impl Worker<'_> {
             self.threads.reconcile(if stop.is_set() { &nothing } else { &self.tasks }, |task| task.lease.is_none());
             if ready && self.options.until_idle && self.tasks.values().all(|task| task.status.is_over()) {
                 // Only the lease managers still run.
+                self.is_complete = true;
                 stop.set();
             }
             if last_check.elapsed() >= ID_CHECK {
                 last_check = Instant::now();
-                self.check_worker_id()?;
+                self.check_worker_id();
             }
             if let Some(since) = stop.since() {
                 if cut_off.is_certain(since, &self.context.admin) {
-                    let message = format!(
-                        "stopped while the brokers at {} could not be reached: records that were not committed are read \
-                         again at the next start",
-                        self.options.brokers
-                    );
-                    return Err(Error::external(STOPPED_CUT_OFF, message));
+                    return Err(self.cut_off_error());
                 }
                 // Waiting for the stop would return at once.
                 std::thread::park_timeout(POLL);
@@ -263,22 +275,38 @@ impl Worker<'_> {
             }
             report.write(&self.tasks);
         }
-        self.leases.drain(..).try_for_each(LeaseManager::join)
+        self.leases.drain(..).try_for_each(LeaseManager::join)?;
+        if let Some(error) = self.fatal.take() {
+            return Err(error);
+        }
+        // The summary would wait for the brokers much longer.
+        if !self.is_complete && !self.context.admin.is_reachable(TASKS, PROBE) {
+            return Err(self.cut_off_error());
+        }
+        Ok(())
     }
 
-    /// Ends the worker if another one has its id. (The tasks of both would fence each other
+    fn cut_off_error(&self) -> Error {
+        let message = format!(
+            "stopped while the brokers at {} could not be reached: records that were not committed are read again at the \
+             next start",
+            self.options.brokers
+        );
+        Error::external(STOPPED_CUT_OFF, message)
+    }
+
+    /// Stops the worker if another one has its id. (The tasks of both would fence each other
     /// forever.)
-    fn check_worker_id(&self) -> Result<()> {
+    fn check_worker_id(&mut self) {
         let suffix = format!("[{DUPLICATE_WORKER}]");
         for task in self.tasks.values() {
             if let StageState::Failed(error) = task.status.state()
                 && let Some(message) = error.strip_suffix(&suffix)
             {
                 self.options.stop.set();
-                return Err(Error::config(DUPLICATE_WORKER, message.trim_end()));
+                self.fatal.get_or_insert_with(|| Error::config(DUPLICATE_WORKER, message.trim_end()));
             }
         }
-        Ok(())
     }
 
     /// Replaces the running set; returns the new set if the brokers do not answer. With the first
@@ -304,6 +332,8 @@ impl Worker<'_> {
             Err(error) => return Err(error),
         }
         tracing::info!("pipelines loaded: {changes}");
+        let is_retired = |status: &Arc<StageStatus>| !tasks.values().any(|task| Arc::ptr_eq(&task.status, status));
+        self.retired.extend(self.tasks.values().map(|task| task.status.clone()).filter(is_retired));
         self.tasks = tasks;
         self.pipelines = pending.set.pipelines;
         self.assign_leases()?;

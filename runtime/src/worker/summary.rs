@@ -1,5 +1,5 @@
-//! The totals of pipelines since they were created, read from Kafka. They are exact across crashes
-//! (I3).
+//! Counters of pipelines: those of this run, and the totals since each pipeline began. The totals are read
+//! from Kafka, so they are exact across crashes (I3).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,27 +7,27 @@ use std::fmt;
 use serde::Serialize;
 use trunkline_connector::Result;
 
-use crate::checkpoint::{ComponentCounters, Intents, Positions};
+use crate::checkpoint::{ComponentCounters, Counters, Intents, Positions};
 use crate::kafka::Cluster;
 use crate::plan::{Branch, Input, Pipeline};
-use crate::stage::Names;
+use crate::stage::{Names, StageStatus};
 
-/// Totals by pipeline.
+/// Counters by pipeline.
 #[derive(Debug, Default, Serialize)]
 pub struct Summary {
     /// Pipelines by name.
     pub pipelines: BTreeMap<String, PipelineSummary>,
 }
 
-/// Totals of one pipeline.
-#[derive(Debug, Default, Serialize)]
+/// Counters of one pipeline.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PipelineSummary {
     /// Components by name.
     pub components: BTreeMap<String, ComponentSummary>,
 }
 
-/// Totals of one component.
-#[derive(Debug, Serialize)]
+/// Counters of one component.
+#[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct ComponentSummary {
     /// `source`, `transform` or `sink`.
     pub kind: &'static str,
@@ -51,6 +51,24 @@ impl Summary {
             summary.pipelines.insert(pipeline.name.clone(), PipelineSummary { components: components.collect() });
         }
         Ok(summary)
+    }
+
+    /// What these stages committed since the process started.
+    pub fn of_run<'s>(pipelines: &[Pipeline], stages: impl Iterator<Item = &'s StageStatus>) -> Self {
+        let mut counters: BTreeMap<&str, Counters> = BTreeMap::new();
+        for stage in stages {
+            counters.entry(&stage.pipeline).or_default().add(&stage.counters());
+        }
+        let mut summary = Self::default();
+        for pipeline in pipelines {
+            let mut counters = counters.remove(pipeline.name.as_str()).unwrap_or_default();
+            let components = component_kinds(pipeline).into_iter().map(|(name, kind)| {
+                let counters = *counters.of(&name);
+                (name, ComponentSummary { kind, counters })
+            });
+            summary.pipelines.insert(pipeline.name.clone(), PipelineSummary { components: components.collect() });
+        }
+        summary
     }
 
     /// Components whose counters do not balance, which is a defect (I3).
@@ -87,28 +105,29 @@ fn component_kinds(pipeline: &Pipeline) -> BTreeMap<String, &'static str> {
     kinds
 }
 
-impl fmt::Display for Summary {
-    /// One line per pipeline.
+impl PipelineSummary {
+    /// Components in the order that records take.
+    pub fn in_order(&self) -> Vec<(&str, &ComponentSummary)> {
+        let rank = |kind: &str| ["source", "transform", "sink"].iter().position(|known| *known == kind);
+        let mut components: Vec<_> =
+            self.components.iter().map(|(name, component)| (name.as_str(), component)).collect();
+        components.sort_by_key(|(_, component)| rank(component.kind));
+        components
+    }
+}
+
+impl fmt::Display for PipelineSummary {
+    /// One line.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (name, pipeline)) in self.pipelines.iter().enumerate() {
-            if index > 0 {
-                writeln!(formatter)?;
-            }
-            write!(formatter, "{name}:")?;
-            // In the order in which records pass them.
-            let rank = |kind: &str| ["source", "transform", "sink"].iter().position(|known| *known == kind);
-            let mut components: Vec<_> = pipeline.components.iter().collect();
-            components.sort_by_key(|(_, component)| rank(component.kind));
-            for (index, (name, component)) in components.into_iter().enumerate() {
-                let ComponentCounters { records_in, out, dropped, dead_lettered, extra } = component.counters;
-                let separator = if index > 0 { ";" } else { "" };
-                write!(
-                    formatter,
-                    "{separator} {name} {records_in} in, {out} out, {dropped} dropped, {dead_lettered} dead-lettered"
-                )?;
-                if extra > 0 {
-                    write!(formatter, ", {extra} extra")?;
-                }
+        for (index, (name, component)) in self.in_order().into_iter().enumerate() {
+            let ComponentCounters { records_in, out, dropped, dead_lettered, extra, unchanged: _ } = component.counters;
+            let separator = if index > 0 { "; " } else { "" };
+            write!(
+                formatter,
+                "{separator}{name} {records_in} in, {out} out, {dropped} dropped, {dead_lettered} dead-lettered"
+            )?;
+            if extra > 0 {
+                write!(formatter, ", {extra} extra")?;
             }
         }
         Ok(())

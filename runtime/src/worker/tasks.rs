@@ -285,6 +285,7 @@ mod tests {
             names: Names { cluster: "c".to_owned(), node: "n".to_owned(), worker: "w".to_owned() },
             topics: TopicSettings { partitions: 1, replication: 1, config: BTreeMap::new() },
             commit_interval: std::time::Duration::from_secs(1),
+            max_initial_failures: 1000,
             until_idle: false,
             stop: StopSignal::default(),
             scratch: std::env::temp_dir(),

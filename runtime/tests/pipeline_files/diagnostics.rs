@@ -1,5 +1,5 @@
-//! Every file and folder in `tests/pipelines` is a case. Its first lines list the codes of its problems,
-//! `# expect: CODE CODE ..`, and a snapshot holds their text. A new file is a new case.
+//! Every file and folder in `tests/pipelines` is a case. Its first lines list the codes of its
+//! problems, `# expect: CODE CODE ..`, and a snapshot holds their text. A new file is a new case.
 
 use std::fs;
 use std::path::Path;

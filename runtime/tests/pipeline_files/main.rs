@@ -7,3 +7,4 @@ mod fusion;
 mod plans;
 mod reload;
 mod support;
+mod warnings;

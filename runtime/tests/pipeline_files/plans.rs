@@ -53,7 +53,7 @@ fn chains_share_their_prefixes() {
             [transforms.clean]
             inputs = ["web", "api"]
             plugin = "mask.wasm"
-            config = {{ fields = ["ip"] }}
+            config = {{ fields = ["message"] }}
             [transforms.split]
             inputs = ["clean"]
             plugin = "testing.wasm"
@@ -97,7 +97,7 @@ fn a_transform_with_a_topic_is_a_stage() {
             [transforms.clean]
             inputs = ["web"]
             plugin = "mask.wasm"
-            config = {{ fields = ["ip"] }}
+            config = {{ fields = ["message"] }}
             [transforms.split]
             inputs = ["clean", "topic:orders"]
             plugin = "testing.wasm"
@@ -136,6 +136,7 @@ fn a_source_with_its_defaults_and_applied_transforms() {
         [sources.web]
         connector = "logfile"
         paths = ["a.log"]
+        parser = "json"
         apply = ["mask"]
         commit_interval = "1s"
         on_error = "stop"
@@ -173,7 +174,8 @@ fn a_source_with_several_topics_has_its_own_default() {
     assert_eq!(inputs(&pipeline.sinks[0].inputs), [r#"Pattern("^shop\\..+\\..+$") !"#]);
 }
 
-/// I7: an invalid file does not affect the others, and of two files that use one topic the first one runs.
+/// I7: an invalid file does not affect the others, and of two files that use one topic the first
+/// one runs.
 #[test]
 fn valid_files_load_next_to_invalid_ones() {
     let folder = Folder::with_fixtures();

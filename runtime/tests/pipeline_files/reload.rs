@@ -23,7 +23,9 @@ fn codes(loaded: &Loaded) -> Vec<(String, &'static str)> {
 }
 
 fn web(name: &str, more: &str) -> String {
-    format!("name = \"{name}\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"{name}.log\"]\n{more}\n")
+    format!(
+        "name = \"{name}\"\n[sources.web]\nconnector = \"logfile\"\nparser = \"json\"\npaths = [\"{name}.log\"]\n{more}\n"
+    )
 }
 
 const REST: &str = r#"
@@ -112,13 +114,15 @@ fn kept_plans_keep_their_names_and_topics() {
     folder.write("b.toml", &web("b", "topic = \"one\"")).write("c.toml", &web("c", "topic = \"two\""));
     assert_eq!(names(&read(&mut files, &folder)), ["b", "c"]);
 
-    // A new file uses a topic of a running pipeline: the new file is invalid, although its path sorts first.
+    // A new file uses a topic of a running pipeline: the new file is invalid, although its path
+    // sorts first.
     folder.write("a.toml", &web("a", "topic = \"one\""));
     let loaded = read(&mut files, &folder);
     assert_eq!((names(&loaded), loaded.kept.len()), (vec!["b", "c"], 0));
     assert_eq!(codes(&loaded), [("a.toml".to_owned(), "plan.topic_taken")]);
 
-    // It may use the topic once the other file gives it up, but not while that file is invalid and keeps it.
+    // It may use the topic once the other file gives it up, but not while that file is invalid and
+    // keeps it.
     folder.write("b.toml", &web("b", "topic = \"three\"\nx = 1"));
     let loaded = read(&mut files, &folder);
     assert_eq!((names(&loaded), loaded.kept.as_slice()), (vec!["b", "c"], &["b".to_owned()][..]));
@@ -131,7 +135,8 @@ fn kept_plans_keep_their_names_and_topics() {
     let loaded = read(&mut files, &folder);
     assert_eq!((names(&loaded), loaded.problems.len()), (vec!["a", "b", "c"], 0));
 
-    // A kept plan may cause another one to be kept: c wants the topic that a keeps, and b the one that c keeps.
+    // A kept plan may cause another one to be kept: c wants the topic that a keeps, and b the one
+    // that c keeps.
     folder
         .write("a.toml", &web("a", "topic = \"four\"\nx = 1"))
         .write("b.toml", &web("b", "topic = \"two\""))

@@ -47,7 +47,7 @@ impl Folder {
         let paths: Vec<PathBuf> = names.iter().map(|name| self.path().join(name)).collect();
         let settings = Settings::load(None, &Vec::new()).unwrap();
         let mut loaded = load_each(&paths, host(), &settings, &Registry::new());
-        loaded.problems.iter_mut().for_each(|problems| self.shorten(problems));
+        loaded.problems.iter_mut().chain(&mut loaded.warnings).for_each(|problems| self.shorten(problems));
         loaded
     }
 

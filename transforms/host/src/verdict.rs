@@ -33,6 +33,8 @@ pub struct Counts {
     pub rejected: u64,
     /// Records emitted in addition to one per input record.
     pub extra: u64,
+    /// Of the records that go on, those that the plugin passed to the default port as they were.
+    pub unchanged: u64,
 }
 
 impl AddAssign for Counts {
@@ -42,6 +44,7 @@ impl AddAssign for Counts {
         self.dropped += other.dropped;
         self.rejected += other.rejected;
         self.extra += other.extra;
+        self.unchanged += other.unchanged;
     }
 }
 
@@ -164,7 +167,10 @@ impl Outcome {
         }
         let entry = record.entry();
         match header.kind {
-            PASS if header.parts == 0 => self.push_output(Entry { port: header.port, ..*entry }),
+            PASS if header.parts == 0 => {
+                self.counts.unchanged += u64::from(header.port == 0);
+                self.push_output(Entry { port: header.port, ..*entry });
+            }
             DROP if header.parts == 0 && header.port == 0 => self.counts.dropped += 1,
             VALUE if header.parts == 0 => {
                 let changed = reader.parts(VALUE_PART, header.port, record)?;

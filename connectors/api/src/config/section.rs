@@ -37,6 +37,11 @@ impl Report {
         self.problems.borrow_mut().push(problem);
     }
 
+    /// Takes back the problem that an option is missing.
+    fn retract_missing(&self, message: &str) {
+        self.problems.borrow_mut().retain(|problem| problem.code != MISSING_KEY || problem.message != message);
+    }
+
     /// Number of problems so far.
     pub fn len(&self) -> usize {
         self.problems.borrow().len()
@@ -245,8 +250,8 @@ impl<'a> Section<'a> {
     /// Reports an option that must be there.
     pub fn missing(&self, key: &str, expected: &str) {
         self.report.add(Problem {
-            code: "config.missing_key",
-            message: format!("`{}` is missing", self.path_of(key)),
+            code: MISSING_KEY,
+            message: missing(&self.path_of(key)),
             span: self.span.clone(),
             expected: format!("expected `{key}` here: {expected}"),
             help: None,
@@ -255,18 +260,23 @@ impl<'a> Section<'a> {
 
     /// Reports the keys that were not read.
     pub fn finish(self) {
-        let asked = self.asked.into_inner();
+        let asked = self.asked.take();
         for (key, _) in &self.table.entries {
             if !asked.contains(&key.name.as_str()) {
                 let mut known = asked.clone();
                 known.sort_unstable();
                 known.dedup();
                 let path = if self.path.is_empty() { key.name.clone() } else { format!("{}.{}", self.path, key.name) };
+                let meant = nearest(&key.name, &known);
+                if let Some(meant) = meant {
+                    // The option is misspelled, not missing: one mistake is one problem.
+                    self.report.retract_missing(&missing(&self.path_of(meant)));
+                }
                 self.report.add(Problem {
                     code: "config.unknown_key",
                     message: format!("`{path}` is not a known option"),
                     span: key.span.clone(),
-                    expected: match nearest(&key.name, &known) {
+                    expected: match meant {
                         Some(name) => format!("did you mean `{name}`?"),
                         None => "not known here".to_owned(),
                     },
@@ -279,6 +289,13 @@ impl<'a> Section<'a> {
     fn path_of(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
+}
+
+/// The code of a required option that is absent.
+const MISSING_KEY: &str = "config.missing_key";
+
+fn missing(path: &str) -> String {
+    format!("`{path}` is missing")
 }
 
 /// The known name that is most similar to the written one, if it is similar enough.
@@ -447,9 +464,10 @@ mod tests {
         assert_eq!(section.choice("mode", &[("fast", 1), ("slow", 2)], 2), 2);
         section.finish();
         let problems = report.into_problems();
+        // `paths` is misspelled, so it is not also reported as missing.
         assert_eq!(
             problems.iter().map(|p| p.code).collect::<Vec<_>>(),
-            ["config.unknown_key", "config.wrong_value", "config.wrong_value", "config.missing_key"]
+            ["config.unknown_key", "config.wrong_value", "config.wrong_value"]
         );
         assert_eq!(problems[0].expected, "did you mean `paths`?");
         assert_eq!(problems[2].help.as_deref(), Some("did you mean `fast`?"));

@@ -116,8 +116,9 @@ impl Delivery {
         self.partitions.iter().map(|part| part.records.bytes()).sum()
     }
 
-    /// Number of records before this one with the same topic partition and offset: a transform may emit several for one. All records of
-    /// an offset are in the same delivery, so the number is the same in each delivery of the record.
+    /// Number of records before this one with the same topic partition and offset: a transform may
+    /// emit several for one. All records of an offset are in the same delivery, so the number is the
+    /// same in each delivery of the record.
     pub fn ordinal_in_offset(&self, index: RecordIndex) -> usize {
         let Some(part) = self.partitions.get(index.partition as usize) else { return 0 };
         let entries = part.records.entries().get(..=index.record as usize).unwrap_or_default();

@@ -23,6 +23,7 @@ use crate::budget::MemoryBudget;
 use crate::config::{OptionSpec, Section};
 use crate::error::Result;
 use crate::schema::{Schema, SchemaId};
+use crate::template::Template;
 
 pub use commit_policy::{Buffered, CommitPolicy};
 pub use idempotent::{Delivery, IdempotentSink, InFlight, PartitionRecords, PendingRecord, RecordIndex};
@@ -51,6 +52,12 @@ pub trait SinkSpec: Send + Sync {
     /// parses and applies.
     fn commit_policy(&self) -> CommitPolicy {
         CommitPolicy::default()
+    }
+
+    /// The templates that every record must have a value for, each with its option. The plan checks the fields that
+    /// they use where the fields of the records are known.
+    fn templates(&self) -> Vec<(&'static str, &Template)> {
+        Vec::new()
     }
 }
 

@@ -68,6 +68,18 @@ impl ParserKind {
         }
     }
 
+    /// The fields of its records; `None` if each line decides.
+    pub fn fields(&self) -> Option<Vec<String>> {
+        match self {
+            Self::None => Some(vec!["message".to_owned()]),
+            Self::Json => None,
+            Self::Regex(_) | Self::Combined(_) => {
+                let schema = self.schema()?;
+                Some(schema.arrow().fields().iter().map(|field| field.name().clone()).collect())
+            }
+        }
+    }
+
     /// Creates the parser.
     pub fn parser(&self) -> Parser {
         let kind = match self {

@@ -158,9 +158,9 @@ mod tests {
 
     #[test]
     fn statements_have_their_effects() {
-        let name = TableName::new;
+        let name = |database: &str, table: &str| TableName::new(database, table);
         let renamed = |pairs: &[(&str, &str)]| {
-            Effect::Renamed(pairs.iter().map(|(from, to)| (name("s", *from), name("s", *to))).collect())
+            Effect::Renamed(pairs.iter().map(|(from, to)| (name("s", from), name("s", to))).collect())
         };
         let removed = |table: &str, clause| Effect::RowsRemoved(name("s", table), clause);
         for (text, effects) in [

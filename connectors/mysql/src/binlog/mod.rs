@@ -4,6 +4,7 @@
 mod ddl;
 mod effects;
 pub(crate) mod follower;
+pub(crate) mod history;
 pub(crate) mod parse;
 pub(crate) mod table_cache;
 

@@ -39,6 +39,8 @@ pub(crate) enum ParsedEvent<'a> {
     Heartbeat(Option<u64>),
     /// The server lost events.
     Incident,
+    /// The start of a binlog file, with the time of its creation.
+    Format(u32),
     /// Any other event.
     Other,
 }
@@ -94,6 +96,7 @@ impl<'a> ParsedEvent<'a> {
         match event.header().event_type() {
             2 => Query::read(data).map(Self::Query),
             4 => rotate(event),
+            15 => Ok(Self::Format(event.header().timestamp())),
             16 => Ok(Self::Commit),
             19 => Ok(Self::TableMap),
             23 => rows(Op::Create, false, false),

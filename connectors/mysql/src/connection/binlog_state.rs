@@ -54,7 +54,7 @@ pub(crate) async fn current_position(connection: &mut QueryConnection, flavor: S
         _ => binlog_end(connection).await?,
     };
     let processed = parse_gtids(connection, flavor, executed.as_deref().unwrap_or_default())?;
-    Ok(StreamPosition { processed, end, partial: None })
+    Ok(StreamPosition { processed, end, partial: None, anchor: None })
 }
 
 /// Checks that the server has every transaction that the source has processed. A server that lacks
@@ -74,6 +74,13 @@ pub(crate) async fn check_contains(
         return Err(Error::data("mysql.other_server", message));
     }
     let Some(processed) = &position.processed else { return Ok(()) };
+    if flavor == ServerFlavor::MySqlWithoutGtids {
+        let message = format!(
+            "{server}: gtid_mode was turned off, and the position of this source consists of GTIDs; turn it on again (SET PERSIST \
+             gtid_mode in the steps OFF_PERMISSIVE, ON_PERMISSIVE, ON), or create a source with another name"
+        );
+        return Err(Error::data("mysql.gtid_mode", message));
+    }
     let executed = match flavor {
         ServerFlavor::MariaDb => mariadb_gtids(connection).await?,
         _ => connection.query_one("SELECT @@GLOBAL.gtid_executed").await?.unwrap_or_default(),

@@ -7,6 +7,7 @@
 pub(crate) mod address;
 pub(crate) mod binlog_state;
 pub(crate) mod dialect;
+pub(crate) mod logging;
 pub(crate) mod options;
 pub(crate) mod query;
 pub(crate) mod quote;

@@ -33,14 +33,10 @@ impl QueryConnection {
         let connection = connection.map_err(|error| query_error(options, "connect", &error))?;
         let mut opened =
             Self { connection, options: Arc::clone(options), dialect: Dialect::MySql, is_application: false };
-        for sql in session::common_statements() {
-            opened.execute(&sql).await?;
-        }
+        opened.execute(&session::common_statements().join("; ")).await?;
         let version = opened.query_one("SELECT VERSION()").await?.unwrap_or_default();
         opened.dialect = Dialect::of_version(&version);
-        for sql in session::vendor_statements(opened.dialect) {
-            opened.execute(&sql).await?;
-        }
+        opened.execute(&session::vendor_statements(opened.dialect).join("; ")).await?;
         Ok(opened)
     }
 

@@ -15,6 +15,8 @@ pub(crate) struct ServerInfo {
     pub(crate) charsets: Arc<Charsets>,
     pub(crate) flavor: ServerFlavor,
     pub(crate) server_id: u32,
+    /// Distinguishes the server from others, across restarts.
+    pub(crate) identity: String,
     /// How long the server keeps its binlog; `None` if it purges nothing by itself.
     pub(crate) retention: Option<Duration>,
 }
@@ -23,8 +25,12 @@ impl ServerInfo {
     /// Asks the server, and rejects one that cannot be followed.
     pub(crate) async fn read(connection: &mut QueryConnection) -> Result<Self> {
         let dialect = connection.dialect();
-        let gtid_mode = if dialect == Dialect::MariaDb { "NULL" } else { "@@GLOBAL.gtid_mode" };
-        let sql = format!("SELECT @@GLOBAL.log_bin, {gtid_mode}, @@GLOBAL.server_id, @@GLOBAL.binlog_format");
+        let (gtid_mode, uuid) = match dialect {
+            Dialect::MySql => ("@@GLOBAL.gtid_mode", "@@GLOBAL.server_uuid"),
+            // The servers of a replication topology have different numbers.
+            Dialect::MariaDb => ("NULL", "CONCAT('mariadb-', @@GLOBAL.server_id)"),
+        };
+        let sql = format!("SELECT @@GLOBAL.log_bin, {gtid_mode}, @@GLOBAL.server_id, @@GLOBAL.binlog_format, {uuid}");
         let row = connection.query(&sql).await?.into_iter().next().unwrap_or_default();
         let value = |index: usize| row.get(index).and_then(Option::as_deref).unwrap_or_default();
         if value(0) != "1" {
@@ -42,6 +48,7 @@ impl ServerInfo {
                 (Dialect::MySql, _) => ServerFlavor::MySqlWithoutGtids,
             },
             server_id: value(2).parse().unwrap_or(0),
+            identity: value(4).to_owned(),
             retention: read_retention(connection).await?,
         })
     }

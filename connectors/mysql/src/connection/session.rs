@@ -27,10 +27,10 @@ pub(crate) fn common_statements() -> Vec<String> {
              sql_select_limit = {UNLIMITED}, max_join_size = {UNLIMITED}, sql_big_selects = 1, sql_safe_updates = 0, \
              sql_auto_is_null = 0, div_precision_increment = @@GLOBAL.div_precision_increment, \
              default_week_format = @@GLOBAL.default_week_format, lc_time_names = @@GLOBAL.lc_time_names, max_sort_length = {MAX_SORT_LENGTH}, lock_wait_timeout = {LOCK_WAIT_TIMEOUT_SECONDS}, \
-             wait_timeout = {TIMEOUT_SECONDS}, net_read_timeout = {TIMEOUT_SECONDS}, net_write_timeout = {TIMEOUT_SECONDS}"
+             wait_timeout = {TIMEOUT_SECONDS}, net_read_timeout = {TIMEOUT_SECONDS}, net_write_timeout = {TIMEOUT_SECONDS}, \
+             NAMES utf8mb4"
         ),
         "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE".to_owned(),
-        "SET NAMES utf8mb4".to_owned(),
     ]
 }
 
@@ -38,13 +38,8 @@ pub(crate) fn common_statements() -> Vec<String> {
 /// `sql_mode` is the server's global one.
 pub(crate) fn application_statement(sql_mode: &str) -> String {
     // Modes that change the result of expressions. Others change how SQL is parsed, or reject dates that the tables contain.
-    const MODES: [&str; 5] = [
-        "PAD_CHAR_TO_FULL_LENGTH",
-        "NO_UNSIGNED_SUBTRACTION",
-        "TIME_TRUNCATE_FRACTIONAL",
-        "TIME_ROUND_FRACTIONAL",
-        "ALLOW_INVALID_DATES",
-    ];
+    const MODES: [&str; 4] =
+        ["PAD_CHAR_TO_FULL_LENGTH", "TIME_TRUNCATE_FRACTIONAL", "TIME_ROUND_FRACTIONAL", "ALLOW_INVALID_DATES"];
     let modes: Vec<&str> = sql_mode.split(',').filter(|mode| MODES.contains(mode)).collect();
     format!("SET SESSION time_zone = @@GLOBAL.time_zone, sql_mode = '{}'", modes.join(","))
 }

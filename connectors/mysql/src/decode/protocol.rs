@@ -110,14 +110,16 @@ mod tests {
 
     #[test]
     fn timestamps_are_decoded_from_seconds() {
-        let read = |text: &str| read(&ColumnType::Timestamp { digits: 6 }, TimestampEncoding::Epoch, text.as_bytes());
+        fn seconds(text: &str) -> Result<Value<'_>, Malformed> {
+            read(&ColumnType::Timestamp { digits: 6 }, TimestampEncoding::Epoch, text.as_bytes())
+        }
         // date -u -d @1772332200
         let date = Date { year: 2026, month: 3, day: 1 };
         let expected = DateTime { date, hour: 2, minute: 30, second: 0, micros: 250_000 };
-        assert_eq!(read("1772332200.25"), Ok(Value::DateTime(expected)));
-        assert_eq!(read("1772332200"), Ok(Value::DateTime(DateTime { micros: 0, ..expected })));
-        assert_eq!(read("0.000000"), Ok(Value::DateTime(DateTime::ZERO)));
-        assert!(read("x").is_err() && read("-1").is_err() && read("1.x").is_err());
+        assert_eq!(seconds("1772332200.25"), Ok(Value::DateTime(expected)));
+        assert_eq!(seconds("1772332200"), Ok(Value::DateTime(DateTime { micros: 0, ..expected })));
+        assert_eq!(seconds("0.000000"), Ok(Value::DateTime(DateTime::ZERO)));
+        assert!(seconds("x").is_err() && seconds("-1").is_err() && seconds("1.x").is_err());
     }
 
     proptest! {

@@ -250,9 +250,10 @@ YQIDAQAB
         messages: &[Message<'_>],
     ) -> (Result<(), ReplicationError>, Vec<Vec<u8>>) {
         let (client, server) = tokio::io::duplex(1 << 16);
-        let (mut client, mut server) = (Packets::go_on(client, 2), Packets::go_on(server, 2));
+        let (mut client, mut server) = (Packets::resume(client, 2), Packets::resume(server, 2));
         let options = options();
-        let user = async move { authenticate(&mut client, &options, plugin, vec![1; NONCE], is_secure).await };
+        let user =
+            async move { authenticate(&mut client, &options.connection, plugin, vec![1; NONCE], is_secure).await };
         let server = async move {
             let mut answers = Vec::new();
             for (packet, is_answered) in messages {
@@ -319,7 +320,7 @@ YQIDAQAB
         let short = b"\xfemysql_native_password\x0012345\0";
         for message in [&short[..], b"", b"\x01\x04", b"\x05", b"\x01"] {
             let (verdict, _) = log_in(Plugin::Native, false, &[(message, false)]);
-            assert!(matches!(verdict, Err(ReplicationError::Broken(_))), "{messages:?}: {verdict:?}");
+            assert!(matches!(verdict, Err(ReplicationError::Broken(_))), "{message:?}: {verdict:?}");
         }
         let (verdict, _) = log_in(Plugin::CachingSha2, false, &[(&[1, 3][..], false); 20]);
         assert!(

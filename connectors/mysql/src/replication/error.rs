@@ -127,6 +127,14 @@ fn error_of_server(options: &ConnectionOptions, code: u16, answer: &str) -> Erro
         );
         return Error::data("mysql.purged", message);
     }
+    if says("anonymous transaction") && says("GTID_MODE = ON") {
+        let message = format!(
+            "{server}: the binlog after the position of this source has transactions without GTIDs, which the server does not send \
+             with gtid_mode = ON: {answer}; SET GLOBAL gtid_mode = ON_PERMISSIVE until the source has read them, then SET GLOBAL \
+             gtid_mode = ON"
+        );
+        return Error::data("mysql.gtid_mode", message);
+    }
     if says("same server_uuid/server_id") {
         let message = format!(
             "{server}: another replica took over the connection: {answer}; unless it is this source on another worker, set a \

@@ -11,6 +11,7 @@ pub(crate) struct Header {
     timestamp: u32,
     event_type: u8,
     server_id: u32,
+    size: u32,
     log_pos: u32,
 }
 
@@ -24,7 +25,7 @@ impl Header {
         let (size, log_pos) = (bytes.little(4)? as u32, bytes.little(4)? as u32);
         // Flags.
         bytes.take(2)?;
-        Ok((Self { timestamp, event_type, server_id, log_pos }, size))
+        Ok((Self { timestamp, event_type, server_id, size, log_pos }, size))
     }
 
     /// Seconds since the Unix epoch.
@@ -40,6 +41,11 @@ impl Header {
     /// The server on which the event originated.
     pub(crate) fn server_id(&self) -> u32 {
         self.server_id
+    }
+
+    /// The size of the event in the binlog, with header and checksum.
+    pub(crate) fn size(&self) -> u32 {
+        self.size
     }
 
     /// The end of the event in the binlog (the lower 32 bits); 0 for an event that is not in the
@@ -141,7 +147,7 @@ mod tests {
         let mut data = head.to_vec();
         data.extend_from_slice(&[0x82, (rest.len() >> 8) as u8, rest.len() as u8]);
         data.extend_from_slice(&encoder.finish().unwrap());
-        let header = Header { timestamp: 0, event_type, server_id: 1, log_pos: 0 };
+        let header = Header { timestamp: 0, event_type, server_id: 1, size: 0, log_pos: 0 };
         Event::new(header, data)
     }
 
@@ -176,7 +182,7 @@ mod tests {
     proptest! {
         #[test]
         fn invalid_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), event_type in 160u8..175) {
-            let header = Header { timestamp: 0, event_type, server_id: 1, log_pos: 0 };
+            let header = Header { timestamp: 0, event_type, server_id: 1, size: 0, log_pos: 0 };
             let _ = Event::new(header, bytes.clone()).decompressed();
             let _ = Header::read(&mut Bytes::new(&bytes));
         }

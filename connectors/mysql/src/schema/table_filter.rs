@@ -2,6 +2,8 @@
 
 use glob::Pattern;
 
+use super::table_name::TableName;
+
 /// The server's own databases, which no glob includes.
 pub(crate) const SYSTEM_DATABASES: [&str; 4] = ["mysql", "sys", "information_schema", "performance_schema"];
 
@@ -39,6 +41,15 @@ impl TableFilter {
             return Err((None, "includes no tables".to_owned()));
         }
         Ok(filter)
+    }
+
+    /// The including globs that match none of these tables.
+    pub(crate) fn unmatched(&self, tables: &[TableName]) -> Vec<String> {
+        let is_matched = |(database, table): &(Pattern, Pattern)| {
+            tables.iter().any(|name| database.matches(&name.database) && table.matches(&name.table))
+        };
+        let unmatched = self.included.iter().filter(|globs| !is_matched(globs));
+        unmatched.map(|(database, table)| format!("{database}.{table}")).collect()
     }
 
     /// Whether a table of this database could be included.

@@ -11,6 +11,7 @@ pub(crate) mod condition;
 mod consistent_read;
 pub(crate) mod describe;
 pub(crate) mod incremental;
+pub(crate) mod names;
 mod pages;
 pub(crate) mod progress_log;
 pub(crate) mod reader;

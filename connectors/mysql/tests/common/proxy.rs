@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// A source without a snapshot opens two connections: for queries, then for replication.
@@ -22,6 +22,9 @@ struct Shared {
     before: Before,
     /// The next replication connections are cut after these numbers of bytes.
     cuts: Mutex<VecDeque<u64>>,
+    /// A source opens this many connections; the last one is the stream.
+    connections_per_open: AtomicUsize,
+    number: AtomicUsize,
     is_over: AtomicBool,
 }
 
@@ -33,18 +36,28 @@ impl Proxy {
             targets: [queries, binlog],
             before: Box::new(before),
             cuts: Mutex::default(),
+            connections_per_open: AtomicUsize::new(2),
+            number: AtomicUsize::new(0),
             is_over: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || {
-            for (number, client) in listener.incoming().enumerate() {
+            for client in listener.incoming() {
                 if accepting.is_over.load(Ordering::Relaxed) {
                     return;
                 }
-                accepting.lead(client.unwrap(), number % 2 == 1);
+                let number = accepting.number.fetch_add(1, Ordering::Relaxed) + 1;
+                let connections = accepting.connections_per_open.load(Ordering::Relaxed);
+                let is_stream = number.is_multiple_of(connections);
+                accepting.lead(client.unwrap(), is_stream);
             }
         });
         Self { port, shared }
+    }
+
+    pub(crate) fn set_connections_per_open(&self, connections: usize) {
+        self.shared.connections_per_open.store(connections, Ordering::Relaxed);
+        self.shared.number.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn cut(&self, bytes: impl IntoIterator<Item = u64>) {

@@ -28,13 +28,14 @@ use self::idempotent::IdempotentCommitter;
 use self::partition_state::{PartitionState, time_in_topic};
 use self::transactions::Transactions;
 use self::two_phase::TwoPhaseCommitter;
+use super::first_records;
 use super::routes::Routes;
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
 use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use super::worker_context::WorkerContext;
-use crate::checkpoint::CHECKPOINTS;
+use crate::checkpoint::{CHECKPOINTS, Counters};
 use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::SinkPlan;
 
@@ -180,7 +181,15 @@ impl SinkTask<'_> {
         if let Some(waited) = waited {
             state.mark_buffered(waited);
         }
+        self.check_first_records()?;
         failpoint!("sink.write.after")
+    }
+
+    /// Stops the stage if its first records all failed.
+    fn check_first_records(&self) -> Result<()> {
+        let mut pending = Counters::default();
+        self.transactions.partitions.values().for_each(|state| pending.add(&state.pending));
+        first_records::check(self.transactions.status, &pending, self.transactions.context.max_initial_failures)
     }
 
     /// Topic partitions to commit now.

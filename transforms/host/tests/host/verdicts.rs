@@ -26,7 +26,7 @@ fn verdicts_are_applied_in_order() {
     assert_eq!(ports, [0, 0, 0, 1, 1, 0, 0, 0]);
     let offsets: Vec<_> = batch.entries().iter().map(|entry| entry.offset).collect();
     assert_eq!(offsets, [0, 2, 4, 4, 5, 7, 8, 9]);
-    assert_eq!(counts, Counts { records_in: 10, out: 8, dropped: 2, rejected: 1, extra: 1 });
+    assert_eq!(counts, Counts { records_in: 10, out: 8, dropped: 2, rejected: 1, extra: 1, unchanged: 2 });
 
     assert_eq!(rejections(&rejected), [("reject".to_owned(), "testing.rejected".to_owned())]);
     assert_eq!(rejected.reasons[0].message, "rejection requested by reject");

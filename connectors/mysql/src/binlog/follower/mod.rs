@@ -28,7 +28,9 @@ use crate::format::envelope::{Emitter, SourceBlock};
 use crate::format::schemas::{definition_schema, marker_schema};
 use crate::format::transaction_metadata::{MarkerFormat, TransactionMetadata};
 use crate::gtid::Gtid;
-use crate::position::{BinlogPosition, PartialTransaction, StreamPosition, StreamState};
+use crate::position::{
+    AnchorTransaction, BinlogAnchor, BinlogPosition, PartialTransaction, StreamPosition, StreamState,
+};
 use crate::replication::event_frame::Event;
 use crate::schema::charset::Charsets;
 use crate::schema::table_name::TableName;
@@ -44,6 +46,8 @@ pub(crate) struct Follower {
     pub(crate) position: StreamPosition,
     /// The end of the last event.
     reached: BinlogPosition,
+    /// The creation of the current file.
+    file_created: Option<u32>,
     /// The end of the last transaction since the source opened.
     last_end: BinlogPosition,
     transaction: Option<Transaction>,
@@ -80,6 +84,8 @@ struct Transaction {
     skip: Option<PartialTransaction>,
     /// The id of the XA transaction whose prepared half this is.
     xa: Option<Vec<u8>>,
+    /// Its place in the binlog.
+    anchor: AnchorTransaction,
 }
 
 /// A rows event whose rows are being emitted.
@@ -117,6 +123,7 @@ impl Follower {
             emitter,
             ddl,
             reached: BinlogPosition::default(),
+            file_created: None,
             last_end: BinlogPosition::default(),
             position,
             server,
@@ -204,7 +211,8 @@ impl Follower {
         match parsed {
             ParsedEvent::Rotate(file, pos) => self.reached = BinlogPosition { file, pos },
             ParsedEvent::Heartbeat(pos) => self.advance(pos.unwrap_or(0)),
-            ParsedEvent::Start(start) => self.start(start)?,
+            ParsedEvent::Start(start) => self.start(start, event.header().size())?,
+            ParsedEvent::Format(created) => self.start_file(created),
             ParsedEvent::Query(query) => self.query(&query, out, tracker)?,
             ParsedEvent::Commit => self.commit(out),
             ParsedEvent::TableMap => self.map_table(&event, out, tracker)?,
@@ -267,7 +275,22 @@ impl Follower {
         self.reached.pos = self.reached.pos.max(full);
     }
 
-    fn start(&mut self, start: TransactionStart) -> Result<()> {
+    /// Notes the creation of the current file.
+    fn start_file(&mut self, created: u32) {
+        self.file_created = Some(created);
+        if self.position.anchor.is_none() && self.position.end.file == self.reached.file {
+            self.position.anchor = self.anchor(None);
+        }
+    }
+
+    /// The anchor of a transaction in the current file.
+    fn anchor(&self, transaction: Option<AnchorTransaction>) -> Option<BinlogAnchor> {
+        let (server, file) = (self.server.identity.clone(), self.reached.file.clone());
+        self.file_created.map(|created| BinlogAnchor { server, file, created, transaction })
+    }
+
+    /// Starts a transaction. `size` is the size of its first event.
+    fn start(&mut self, start: TransactionStart, size: u32) -> Result<()> {
         if self.transaction.is_some() {
             let message = "a transaction starts before the previous one ended: the connection lost events";
             return Err(self.stop("mysql.lost_events", message));
@@ -299,6 +322,8 @@ impl Follower {
             let counts = skip.as_ref().map_or(Some(BTreeMap::new()), |skip| skip.counts.clone());
             self.emitter.transaction = counts.map(|counts| TransactionMetadata::new(&id, committed_at, counts));
         }
+        let pos = self.reached.pos.saturating_sub(u64::from(size));
+        let anchor = AnchorTransaction { pos, gtid: gtid_text.clone(), written_at: start.written_at };
         self.transaction = Some(Transaction {
             gtid: start.gtid,
             gtid_text,
@@ -310,6 +335,7 @@ impl Follower {
             events: 0,
             skip,
             xa: start.xa,
+            anchor,
         });
         Ok(())
     }
@@ -322,7 +348,13 @@ impl Follower {
         }
         self.ends_after_rows = false;
         self.emitter.end_transaction(out);
-        let gtid = self.transaction.take().and_then(|transaction| transaction.gtid);
+        let (gtid, anchor) = match self.transaction.take() {
+            Some(transaction) => (transaction.gtid, Some(transaction.anchor)),
+            None => (None, None),
+        };
+        if anchor.is_some() {
+            self.position.anchor = self.anchor(anchor);
+        }
         if let Some(processed) = &mut self.position.processed {
             gtid.iter().chain(&self.prepared_gtids).for_each(|gtid| processed.add(gtid));
         }

@@ -1,0 +1,212 @@
+//! Servers whose binlog lacks changes, was reset, or changes its GTIDs; and names of tables that match nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
+
+mod common;
+
+use common::{Bench, Kind, Server};
+use trunkline_connector::{Domain, PreflightIssue};
+
+fn check(options: &str) -> Vec<PreflightIssue> {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    Bench::new(options).spec().preflight("tests.check.source", runtime.handle())
+}
+
+fn reset(server: &Server) {
+    server.run(if server.is_mariadb() { "RESET MASTER" } else { "RESET BINARY LOGS AND GTIDS" });
+}
+
+fn inserts(database: &str, from: u32, count: u32) -> String {
+    (from..from + count).map(|id| format!("INSERT INTO {database}.t VALUES ({id});")).collect()
+}
+
+#[test]
+fn a_binlog_that_was_reset_stops_the_source_however_far_it_is() {
+    for (kind, options) in
+        [(Kind::MySql, ""), (Kind::MySql, "--gtid-mode=OFF --enforce-gtid-consistency=OFF"), (Kind::MariaDb, "")]
+    {
+        let Some(server) = Server::start_kind(kind, options) else { continue };
+        let database = server.database();
+        let options = server.options(&format!("\"{database}.*\""));
+        server.run(&format!("CREATE TABLE {database}.t (id INT PRIMARY KEY)"));
+        // With transactions that the source has followed, and without any.
+        for (followed, index) in [(true, 0u32), (false, 100)] {
+            reset(&server);
+            let mut bench = Bench::new(&options);
+            if followed {
+                bench.read();
+            }
+            server.run(&inserts(&database, index, 5));
+            bench.read().take();
+            bench.stop();
+            bench.read();
+            assert!(bench.take().is_empty(), "an unchanged history");
+            bench.stop();
+            let position = bench.position.clone();
+            // Behind the position, at the same numbers and offsets, and beyond it.
+            for count in [3, 2, 5] {
+                if count == 3 {
+                    reset(&server);
+                }
+                server.run(
+                    &format!("DELETE FROM {database}.t WHERE id >= {index}")
+                        .replace("DELETE", "SET sql_log_bin = 0; DELETE"),
+                );
+                server.run(&inserts(&database, index, count));
+                let error = bench.try_read().unwrap_err();
+                assert_eq!(
+                    (error.code, error.domain),
+                    ("mysql.history", Domain::Data),
+                    "{kind:?} {followed} {count}: {error}"
+                );
+                assert!(error.message().contains("resnapshot"), "{error}");
+                assert_eq!((bench.seen.len(), &bench.position), (0, &position));
+            }
+            // A new snapshot begins in the new history.
+            bench.set_options(&format!("{options}on_purged = \"resnapshot\"\n"));
+            bench.read();
+            let rows = server.run(&format!("SELECT COUNT(*) FROM {database}.t"));
+            assert_eq!(bench.take().len().to_string(), rows);
+            server.run(&inserts(&database, index + 50, 1));
+            bench.read();
+            assert_eq!(bench.seen.len(), 1);
+        }
+    }
+}
+
+#[test]
+fn positions_without_an_anchor_are_still_accepted() {
+    for server in Server::shared_each() {
+        let database = server.database();
+        server.run(&format!("CREATE TABLE {database}.t (id INT PRIMARY KEY)"));
+        let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
+        bench.read();
+        bench.stop();
+        let mut stream: serde_json::Value = serde_json::from_slice(&bench.position["stream"]).unwrap();
+        assert!(stream["anchor"]["created"].as_u64().unwrap() > 1_700_000_000, "{stream}");
+        stream.as_object_mut().unwrap().remove("anchor");
+        bench.position.insert("stream".to_owned(), serde_json::to_vec(&stream).unwrap());
+        server.run(&inserts(&database, 1, 2));
+        bench.read();
+        assert_eq!(bench.seen.len(), 2);
+        let stream: serde_json::Value = serde_json::from_slice(&bench.position["stream"]).unwrap();
+        assert!(stream["anchor"]["transaction"]["pos"].as_u64().is_some(), "{stream}");
+    }
+}
+
+#[test]
+fn a_binlog_that_excludes_databases_is_rejected() {
+    for server in Server::start_each("--binlog-ignore-db=shop --binlog-ignore-db=other") {
+        server.run("CREATE DATABASE shop; CREATE TABLE shop.t (id INT PRIMARY KEY); CREATE DATABASE crm; CREATE TABLE crm.t (id INT PRIMARY KEY)");
+        let error = Bench::new(&server.options("\"shop.*\", \"crm.*\"")).try_read().unwrap_err();
+        assert_eq!((error.code, error.domain), ("mysql.unlogged", Domain::Config), "{error}");
+        assert!(error.message().contains("databases shop,") && error.message().contains("binlog-ignore-db"), "{error}");
+        let issues = check(&server.options("\"shop.*\""));
+        assert_eq!(
+            issues.iter().map(|issue| issue.code).collect::<Vec<_>>(),
+            ["mysql.check.binlog_filter"],
+            "{issues:#?}"
+        );
+        assert_eq!(check(&server.options("\"crm.*\"")), []);
+        Bench::new(&server.options("\"crm.*\"")).read();
+        // What a snapshot alone reads is complete.
+        Bench::new(&format!("{}snapshot = \"only\"", server.options("\"shop.*\""))).read();
+    }
+    for server in Server::start_each("--binlog-do-db=crm") {
+        server.run("CREATE DATABASE shop; CREATE TABLE shop.t (id INT PRIMARY KEY)");
+        let error = Bench::new(&server.options("\"shop.*\"")).try_read().unwrap_err();
+        assert_eq!(error.code, "mysql.unlogged", "{error}");
+        assert!(error.message().contains("binlog-do-db"), "{error}");
+    }
+}
+
+#[test]
+fn a_replica_that_does_not_log_its_changes_is_rejected() {
+    for (kind, option) in [(Kind::MySql, "--log-replica-updates=OFF"), (Kind::MariaDb, "--log-slave-updates=OFF")] {
+        let Some(replica) = Server::start_kind(kind, option) else { continue };
+        let database = replica.database();
+        replica.run(&format!("CREATE TABLE {database}.t (id INT PRIMARY KEY)"));
+        let options = replica.options(&format!("\"{database}.*\""));
+        assert_eq!(check(&options), [], "a server that replicates nothing");
+        replica.run(if kind == Kind::MySql {
+            "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = 1, SOURCE_USER = 'x'"
+        } else {
+            "SET GLOBAL gtid_slave_pos = '7-8-9'"
+        });
+        let issues = check(&options);
+        assert_eq!(
+            issues.iter().map(|issue| issue.code).collect::<Vec<_>>(),
+            ["mysql.check.log_replica_updates"],
+            "{issues:#?}"
+        );
+        let error = Bench::new(&options).try_read().unwrap_err();
+        assert_eq!((error.code, error.domain), ("mysql.unlogged", Domain::Config), "{error}");
+    }
+}
+
+#[test]
+fn a_change_of_gtid_mode_stops_the_source_with_the_remedy() {
+    let Some(server) = Server::start("--gtid-mode=ON_PERMISSIVE") else { return };
+    let database = server.database();
+    server.run(&format!("CREATE TABLE {database}.t (id INT PRIMARY KEY)"));
+    let set = |mode: &str| drop(server.run(&format!("SET GLOBAL gtid_mode = {mode}")));
+    // Transactions without GTIDs are pending when GTIDs become mandatory.
+    ["OFF_PERMISSIVE", "OFF"].into_iter().for_each(set);
+    let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
+    bench.read();
+    bench.stop();
+    server.run(&inserts(&database, 1, 3));
+    ["OFF_PERMISSIVE", "ON_PERMISSIVE", "ON"].into_iter().for_each(set);
+    let error = bench.try_read().unwrap_err();
+    assert_eq!((error.code, error.domain), ("mysql.gtid_mode", Domain::Data), "{error}");
+    assert!(error.message().contains("ON_PERMISSIVE"), "{error}");
+    bench.stop();
+    set("ON_PERMISSIVE");
+    bench.read();
+    assert_eq!(bench.take().len(), 3);
+    bench.stop();
+    set("ON");
+    server.run(&inserts(&database, 4, 1));
+    bench.read();
+    assert_eq!(bench.take().len(), 1);
+    // GTIDs are turned off again.
+    let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
+    bench.read().take();
+    bench.stop();
+    ["ON_PERMISSIVE", "OFF_PERMISSIVE", "OFF"].into_iter().for_each(set);
+    let error = bench.try_read().unwrap_err();
+    assert_eq!((error.code, error.domain), ("mysql.gtid_mode", Domain::Data), "{error}");
+    assert!(error.message().contains("turned off"), "{error}");
+    ["OFF_PERMISSIVE", "ON_PERMISSIVE", "ON"].into_iter().for_each(set);
+    server.run(&inserts(&database, 9, 1));
+    bench.read();
+    assert_eq!(bench.take().len(), 1);
+}
+
+#[test]
+fn globs_that_match_no_table_are_reported_with_a_hint() {
+    let Some(server) = Server::shared() else { return };
+    let database = server.database();
+    server.run(&format!("CREATE TABLE {database}.orders (id INT PRIMARY KEY)"));
+    let fixes = |tables: &str| -> Vec<String> {
+        let issues = check(&server.options(tables));
+        issues
+            .into_iter()
+            .map(|issue| {
+                assert_eq!(issue.code, "mysql.check.tables", "{issue:?}");
+                issue.fix.unwrap()
+            })
+            .collect()
+    };
+    let upper = database.to_uppercase();
+    assert_eq!(
+        fixes(&format!("\"{upper}.*\"")),
+        [format!("write the database's name as the server does: `{database}.*`")]
+    );
+    assert_eq!(
+        fixes(&format!("\"{database}.*\", \"{database}.order\"")),
+        [format!("did you mean `{database}.orders`?")]
+    );
+    assert_eq!(fixes(&format!("\"{database}.*\", \"crm.people\"")), ["GRANT SELECT ON *.* TO 'cdc'@'%';"]);
+    assert!(fixes(&format!("\"{database}.o*\"")).is_empty());
+}

@@ -1,0 +1,254 @@
+//! Tables that appear, change their key, share a joined name, or are not readable.
+
+#![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use common::{Bench, PATIENCE, Seen, Server, fold, options};
+
+fn ops(records: &[Seen]) -> Vec<String> {
+    records.iter().map(|record| format!("{} {}", record.op(), record.key.as_deref().unwrap_or("-"))).collect()
+}
+
+/// The values of a column in all records.
+fn values<'a>(records: impl IntoIterator<Item = &'a Seen>, column: &str) -> BTreeSet<String> {
+    records.into_iter().map(|record| record.after()[column].to_string()).collect()
+}
+
+/// Fills until the source has emitted this number of records.
+fn fill_until(bench: &mut Bench, records: usize) {
+    let begun = Instant::now();
+    while bench.seen.len() < records {
+        assert!(begun.elapsed() < PATIENCE, "{} of {records} records", bench.seen.len());
+        bench.fill(Duration::from_millis(50)).unwrap();
+    }
+}
+
+#[test]
+fn a_changed_collation_restarts_the_snapshot() {
+    for server in Server::shared_each() {
+        let database = server.database();
+        let rows: Vec<String> = (0..2000)
+            .map(|number| format!("('{}key{number:05}')", if number % 10 == 0 { "KEY" } else { "key" }))
+            .collect();
+        let collation = if server.is_mariadb() { "utf8mb4_uca1400_ai_ci" } else { "utf8mb4_0900_ai_ci" };
+        server.run(&format!(
+            "USE {database}; CREATE TABLE t (k VARCHAR(20) COLLATE {collation} PRIMARY KEY); INSERT INTO t VALUES {}",
+            rows.join(",")
+        ));
+        for stops in [false, true] {
+            let mut bench = Bench::new(&format!("{}chunk_rows = 27", server.options(&format!("\"{database}.*\""))));
+            bench.max_records = 50;
+            fill_until(&mut bench, 600);
+            let (from, to) = match stops {
+                false => (collation, "utf8mb4_bin"),
+                true => ("utf8mb4_bin", collation),
+            };
+            if stops {
+                bench.stop();
+            }
+            server.run(&format!("ALTER TABLE {database}.t CONVERT TO CHARACTER SET utf8mb4 COLLATE {to}"));
+            bench.read();
+            assert_eq!(values(&bench.seen, "k").len(), 2000, "{from} to {to}");
+        }
+    }
+}
+
+#[test]
+fn a_changed_primary_key_restarts_the_snapshot() {
+    for server in Server::shared_each() {
+        let database = server.database();
+        let rows: Vec<String> = (0..3000).map(|number| format!("({number}, {})", number * 7919 % 3001)).collect();
+        server.run(&format!(
+            "USE {database}; CREATE TABLE t (a INT, b INT, PRIMARY KEY (a, b)); INSERT INTO t VALUES {}",
+            rows.join(",")
+        ));
+        for (key, stops) in [("b, a", false), ("a, b", true), ("b", false)] {
+            let mut bench = Bench::new(&format!("{}chunk_rows = 20", server.options(&format!("\"{database}.*\""))));
+            bench.max_records = 50;
+            fill_until(&mut bench, 500);
+            if stops {
+                bench.stop();
+            }
+            server.run(&format!("ALTER TABLE {database}.t DROP PRIMARY KEY, ADD PRIMARY KEY ({key})"));
+            bench.read();
+            assert_eq!(values(&bench.seen, "a").len(), 3000, "{key}");
+        }
+        // Without a key it is read as a whole.
+        let mut bench = Bench::new(&format!("{}chunk_rows = 20", server.options(&format!("\"{database}.*\""))));
+        bench.max_records = 50;
+        fill_until(&mut bench, 500);
+        server.run(&format!("ALTER TABLE {database}.t DROP PRIMARY KEY"));
+        bench.read();
+        assert_eq!(values(&bench.seen, "a").len(), 3000);
+    }
+}
+
+#[test]
+fn rows_of_unreadable_tables_are_dropped_until_the_user_may_read_them() {
+    for server in Server::shared_each() {
+        let (first, second) = (server.database(), server.database());
+        let user = format!("u_{first}");
+        let replication = if server.is_mariadb() {
+            "REPLICATION SLAVE, BINLOG MONITOR"
+        } else {
+            "REPLICATION SLAVE, REPLICATION CLIENT"
+        };
+        server.run(&format!(
+            "CREATE TABLE {first}.t (id INT PRIMARY KEY); CREATE TABLE {second}.t LIKE {first}.t; INSERT INTO {first}.t VALUES (1); INSERT INTO {second}.t VALUES (1), (2), (3);
+             CREATE USER {user} IDENTIFIED BY 'x'; GRANT {replication} ON *.* TO {user}; GRANT SELECT ON {first}.* TO {user}"
+        ));
+        let mut bench =
+            Bench::new(&options(server.port, &format!("{user}:x"), &format!("\"{first}.*\", \"{second}.*\"")));
+        bench.read();
+        assert_eq!(bench.take().len(), 1);
+        server.run(&format!("INSERT INTO {second}.t VALUES (4); CREATE TABLE {second}.u (id INT PRIMARY KEY); INSERT INTO {second}.u VALUES (5)"));
+        bench.read();
+        assert_eq!((bench.take().len(), bench.dropped), (0, 2), "rows that the user may not read");
+        // While the source runs, and after a restart.
+        server.run(&format!("GRANT SELECT ON {second}.t TO {user}; INSERT INTO {second}.t VALUES (6)"));
+        bench.read();
+        let rows = fold(&bench.take());
+        assert_eq!(rows.len(), 5, "{rows:?}");
+        bench.stop();
+        server.run(&format!("GRANT SELECT ON {second}.* TO {user}"));
+        bench.read();
+        assert_eq!(ops(&bench.take()), ["r {\"id\":5}"]);
+        bench.stop();
+        assert!(bench.read().take().is_empty());
+    }
+}
+
+#[test]
+fn a_user_who_may_read_some_columns_only_is_rejected() {
+    for server in Server::shared_each() {
+        let database = server.database();
+        let user = format!("u_{database}");
+        let replication = if server.is_mariadb() {
+            "REPLICATION SLAVE, BINLOG MONITOR"
+        } else {
+            "REPLICATION SLAVE, REPLICATION CLIENT"
+        };
+        server.run(&format!(
+            "CREATE TABLE {database}.t (id INT PRIMARY KEY, name INT, secret INT); CREATE USER {user} IDENTIFIED BY 'x';
+             GRANT {replication} ON *.* TO {user}; GRANT SELECT (id, name) ON {database}.t TO {user}"
+        ));
+        let options = options(server.port, &format!("{user}:x"), &format!("\"{database}.*\""));
+        let error = Bench::new(&options).try_read().unwrap_err();
+        assert_eq!((error.code, error.domain), ("mysql.column_privilege", trunkline_connector::Domain::Config));
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let issues = Bench::new(&options).spec().preflight("tests.check.source", runtime.handle());
+        let issue = issues.iter().find(|issue| issue.code == "mysql.check.column_privilege").unwrap();
+        server.run(issue.fix.as_ref().unwrap());
+        assert_eq!(Bench::new(&options).spec().preflight("tests.check.source", runtime.handle()), []);
+        Bench::new(&options).read();
+    }
+}
+
+#[test]
+fn a_hidden_generated_key_is_the_key_of_snapshot_and_stream() {
+    let Some(server) = Server::start("--sql-generate-invisible-primary-key=ON") else { return };
+    let database = server.database();
+    server.run("SET GLOBAL show_gipk_in_create_table_and_information_schema = OFF");
+    server.run(&format!("USE {database}; CREATE TABLE t (v INT); INSERT INTO t VALUES (7), (8)"));
+    let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
+    bench.read();
+    server.run(&format!("INSERT INTO {database}.t VALUES (9); UPDATE {database}.t SET v = 70 WHERE v = 7"));
+    bench.read();
+    let key = |number| format!("{{\"my_row_id\":{number}}}");
+    let expected = [("r", 1), ("r", 2), ("c", 3), ("u", 1)].map(|(op, number)| format!("{op} {}", key(number)));
+    assert_eq!(ops(&bench.seen), expected);
+}
+
+#[test]
+fn a_table_that_is_renamed_into_the_selection_gets_a_snapshot() {
+    for server in Server::shared_each() {
+        let (outside, inside) = (server.database(), server.database());
+        for keyed in [true, false] {
+            let (key, name) = if keyed { ("PRIMARY KEY", "x") } else { ("", "y") };
+            server.run(&format!(
+                "CREATE TABLE {outside}.{name} (id INT {key}); INSERT INTO {outside}.{name} VALUES (1), (2), (3)"
+            ));
+            let mut bench = Bench::new(&server.options(&format!("\"{inside}.*\"")));
+            bench.read().take();
+            server.run(&format!(
+                "RENAME TABLE {outside}.{name} TO {inside}.{name}; INSERT INTO {inside}.{name} VALUES (4)"
+            ));
+            bench.read();
+            let seen = bench.take();
+            assert_eq!(values(&seen, "id").len(), 4, "{:?}", ops(&seen));
+            if !keyed {
+                assert_eq!(seen.len(), 4, "no row twice: {:?}", ops(&seen));
+            }
+            bench.stop();
+            assert!(bench.read().take().is_empty());
+            // Away and back again: its rows may have changed meanwhile.
+            server.run(&format!(
+                "ALTER TABLE {inside}.{name} RENAME TO {outside}.{name}; UPDATE {outside}.{name} SET id = 10 WHERE id = 1;
+                 ALTER TABLE {outside}.{name} RENAME {inside}.{name}"
+            ));
+            bench.read();
+            assert_eq!(values(&bench.take(), "id").len(), 4, "{name}");
+            server.run(&format!("DROP TABLE {inside}.{name}"));
+            bench.read();
+            assert!(
+                bench.position.keys().all(|key| !key.ends_with(&format!(".{name}"))),
+                "{:?}",
+                bench.position.keys()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_table_restored_outside_of_the_binlog_gets_a_snapshot() {
+    for server in Server::shared_each() {
+        let database = server.database();
+        let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
+        bench.read();
+        server.run(&format!(
+            "SET sql_log_bin = 0; CREATE TABLE {database}.t (id INT PRIMARY KEY); INSERT INTO {database}.t VALUES (1), (2); SET sql_log_bin = 1; INSERT INTO {database}.t VALUES (3)"
+        ));
+        bench.read();
+        assert_eq!(values(&bench.seen, "id").len(), 3, "{:?}", ops(&bench.seen));
+        // A creation that may find an existing table proves nothing.
+        server.run(&format!(
+            "SET sql_log_bin = 0; CREATE TABLE {database}.u (id INT PRIMARY KEY); INSERT INTO {database}.u VALUES (1), (2); SET sql_log_bin = 1;
+             CREATE TABLE IF NOT EXISTS {database}.u (id INT PRIMARY KEY); INSERT INTO {database}.u VALUES (3)"
+        ));
+        bench.take();
+        bench.read();
+        assert_eq!(values(&bench.seen, "id").len(), 3, "{:?}", ops(&bench.seen));
+    }
+}
+
+#[test]
+fn tables_with_the_same_joined_name_are_different() {
+    for server in Server::start_each("") {
+        server.run(
+            "CREATE DATABASE `dd.b`; CREATE DATABASE dd; CREATE TABLE `dd.b`.c (id INT PRIMARY KEY); CREATE TABLE dd.`b.c` LIKE `dd.b`.c;
+             INSERT INTO `dd.b`.c VALUES (1), (2); INSERT INTO dd.`b.c` VALUES (1), (2)",
+        );
+        let mut bench = Bench::new(&server.options("\"dd*.*\""));
+        bench.read();
+        assert_eq!(bench.take().len(), 4);
+        let keys: Vec<&str> = bench.position.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["stream", "table/dd%2Eb.c", "table/dd.b%2Ec"]);
+        server.run("INSERT INTO `dd.b`.c VALUES (3); INSERT INTO dd.`b.c` VALUES (3)");
+        bench.read();
+        let names =
+            |record: &Seen| (record.headers["trunkline.database"].clone(), record.headers["trunkline.table"].clone());
+        let seen: Vec<_> = bench.take().iter().map(names).collect();
+        assert_eq!(seen, [("dd.b".to_owned(), "c".to_owned()), ("dd".to_owned(), "b.c".to_owned())]);
+        // The ambiguous key of an earlier version: both tables are read again, and the key is removed.
+        bench.stop();
+        bench.position.retain(|key, _| !key.starts_with("table/"));
+        bench.position.insert("table/dd.b.c".to_owned(), b"\"done\"".to_vec());
+        bench.read();
+        assert_eq!(bench.seen.len(), 6);
+        assert!(!bench.position.contains_key("table/dd.b.c"));
+    }
+}

@@ -1,0 +1,119 @@
+//! Mistakes of new users: a job must say what it did, and a wrong configuration is not a data error.
+
+use trunkline_tests::{Case, Kafka, LogWriter, need};
+
+use crate::{LONG, SOURCE, access_logs};
+
+const BAD_LINE: &[u8] = b"this is not a line of an access log\n";
+
+#[test]
+fn a_job_prints_the_counts_of_this_run_and_the_totals_apart() {
+    let kafka = need!(Kafka::any());
+    let case = Case::new("this-run", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 900);
+    log.append(1_000);
+    case.pipeline("access", &access_logs());
+    let run = || {
+        let exit = case.start("a", &["--until-idle"]).wait(LONG);
+        assert_eq!(exit.code, Some(0), "{}", exit.describe());
+        exit.stdout
+    };
+    let name = case.name();
+    let first = run();
+    assert!(first.starts_with(&format!("{name} (this run): web 1000 in, 1000 out")), "{first}");
+    assert_eq!(first.lines().count(), 1, "the totals of a first run are its counts: {first}");
+    let idle = run();
+    assert!(idle.starts_with(&format!("{name} (this run): web 0 in, 0 out")), "{idle}");
+    assert!(idle.contains(&format!("\n{name} (since it began): web 1000 in, 1000 out")), "{idle}");
+    log.append(500);
+    let third = run();
+    assert!(third.contains("(this run): web 500 in") && third.contains("lake 500 in, 500 out"), "{third}");
+    assert!(third.contains("(since it began): web 1500 in"), "{third}");
+}
+
+#[test]
+fn a_job_names_its_dead_letters_and_fails_on_request() {
+    let kafka = need!(Kafka::any());
+    let case = Case::new("names-letters", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 901);
+    log.append(100);
+    log.append_raw(&BAD_LINE.repeat(3));
+    log.append(100);
+    case.pipeline("access", &access_logs());
+    let exit = case.start("a", &["--until-idle"]).wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    let last = exit.stderr.lines().last().unwrap();
+    let topic = format!("{}.dead-letters", case.name());
+    assert!(last.contains("web rejected 3 of 203 records") && last.contains(&topic), "{}", exit.describe());
+    assert_eq!(kafka.count(&topic), 3);
+
+    // Only this run counts.
+    let exit = case.start("a", &["--until-idle", "--fail-on-dead-letters"]).wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    log.append_raw(&BAD_LINE.repeat(2));
+    let exit = case.start("a", &["--until-idle", "--fail-on-dead-letters=3"]).wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    log.append_raw(&BAD_LINE.repeat(2));
+    let exit = case.start("a", &["--until-idle", "--fail-on-dead-letters=2"]).wait(LONG);
+    assert_eq!(exit.code, Some(1), "{}", exit.describe());
+    assert!(exit.stderr.contains("error: 2 records went to the dead letters in this run"), "{}", exit.describe());
+}
+
+/// A wrong parser: nothing is dead-lettered, and the corrected pipeline reads everything.
+#[test]
+fn a_source_whose_first_records_all_fail_stops_before_it_commits_them() {
+    let kafka = need!(Kafka::any());
+    let case = Case::new("all-fail", kafka);
+    std::fs::write(case.path("logs/access.log"), BAD_LINE.repeat(5_000)).unwrap();
+    case.pipeline("access", SOURCE);
+    let exit = case.start("a", &["--until-idle"]).wait(LONG);
+    assert_eq!(exit.code, Some(1), "{}", exit.describe());
+    let said = "stopped: `web` rejected all of its first";
+    assert!(
+        exit.stderr.contains(said) && exit.stderr.contains("configuration is probably wrong"),
+        "{}",
+        exit.describe()
+    );
+    assert_eq!(kafka.count(&format!("{}.dead-letters", case.name())), 0);
+
+    case.pipeline("access", &SOURCE.replace("parser = \"combined\"", "parser = \"none\""));
+    let summary = case.until_idle("a", LONG);
+    let web = summary.of(case.name(), "web");
+    assert_eq!((web.input, web.output, web.dead_lettered), (5_000, 5_000, 0));
+}
+
+#[test]
+fn the_check_of_first_records_can_be_turned_off() {
+    let kafka = need!(Kafka::any());
+    let mut case = Case::new("all-fail-off", kafka);
+    case.set("TRUNKLINE_MAX_INITIAL_FAILURES", "0");
+    std::fs::write(case.path("logs/access.log"), BAD_LINE.repeat(5_000)).unwrap();
+    case.pipeline("access", SOURCE);
+    let summary = case.until_idle("a", LONG);
+    assert_eq!(summary.of(case.name(), "web").dead_lettered, 5_000);
+    assert_eq!(kafka.count(&format!("{}.dead-letters", case.name())), 5_000);
+}
+
+/// Where no schema is known, a misspelled field shows at the end of the run.
+#[test]
+fn a_mask_that_matches_nothing_is_reported_at_the_end() {
+    let kafka = need!(Kafka::any());
+    let case = Case::new("matches-nothing", kafka);
+    std::fs::write(case.path("logs/a.log"), "{\"card\":\"4111\"}\n".repeat(50)).unwrap();
+    let pipeline = |field: &str| {
+        let apply = format!(
+            "parser = \"json\"\napply = [\"mask\"]\n[transforms.mask]\nplugin = \"mask.wasm\"\nconfig = {{ fields = [\"{field}\"] }}\n"
+        );
+        case.pipeline("a", &SOURCE.replace("parser = \"combined\"\n", &apply));
+    };
+    let matched = "mask matched 0 of 50 records";
+    pipeline("crad");
+    let exit = case.start("a", &["--until-idle"]).wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    assert!(exit.stderr.contains(matched), "{}", exit.describe());
+
+    pipeline("card");
+    std::fs::write(case.path("logs/b.log"), "{\"card\":\"4222\"}\n".repeat(50)).unwrap();
+    let exit = case.start("a", &["--until-idle"]).wait(LONG);
+    assert!(exit.code == Some(0) && !exit.stderr.contains(matched), "{}", exit.describe());
+}
