@@ -105,8 +105,9 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "poll_interval",
         "duration",
         "\"250ms\"",
-        "Longest time between two scans where the kernel sends no notifications (inotify is used where it \
-         works). With thousands of files scans become rarer, so that they take at most 5 % of the time.",
+        "Longest time between two scans where the kernel sends no notifications. Where inotify reports all changes, \
+         an idle source scans every two seconds and on each change. With thousands of files scans become rarer, so \
+         that they take at most 5 % of the time.",
     ),
     OptionSpec::with_default(
         "rotate_wait",
