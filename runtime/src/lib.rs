@@ -1,4 +1,4 @@
-//! What turns pipeline files into running tasks.
+//! Turns pipeline files into running tasks.
 
 mod backoff;
 pub mod checkpoint;

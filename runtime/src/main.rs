@@ -3,13 +3,15 @@
 use std::ffi::c_char;
 use std::process::ExitCode;
 
-/// librdkafka allocates each record in one thread and frees it in another, which glibc's malloc is slow at and lets memory grow by. This one
-/// serves both it and Rust: a third less processor time and memory (`tests/bench/RESULTS.md`).
+/// librdkafka allocates each record in one thread and frees it in another. glibc's malloc is slow
+/// at that, and its memory grows. jemalloc serves librdkafka and Rust with a third less CPU time
+/// and memory (`tests/bench/RESULTS.md`).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Few arenas, and freed pages go back after half a second: a worker's peaks are short, and its memory is promised (I6). Threads keep little for
-/// themselves: librdkafka has a dozen for each stage, and of a hundred idle pipelines a quarter of the memory was what they kept.
+/// Few arenas, and freed pages return to the system after half a second: peaks are short, and
+/// memory is bounded (I6). Thread caches are small: librdkafka has a dozen threads per stage, whose
+/// caches held a quarter of the memory of a hundred idle pipelines.
 #[allow(non_upper_case_globals, reason = "the name that jemalloc looks for")]
 #[unsafe(no_mangle)]
 pub static malloc_conf: Option<&'static c_char> =
@@ -19,5 +21,7 @@ pub static malloc_conf: Option<&'static c_char> =
     };
 
 fn main() -> ExitCode {
+    // HTTP clients take the provider of the process: ring, as all other connections do. It fails only if there is one already.
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
     trunkline::cli::main()
 }

@@ -1,4 +1,4 @@
-//! The binary: what goes to stdout and stderr, and exit codes.
+//! The binary: stdout, stderr and exit codes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use trunkline::plan::{Registry, options};
 
 const GOOD: &str = r#"
 name = "shop"
@@ -40,20 +41,30 @@ connector = "s3"
 inputs = ["clean", "scored"]
 url = "file:///lake"
 
+[transforms.upper]
+inputs = ["clean"]
+plugin = "mask.wasm"
+config = { fields = ["upper"] }
+
 [sinks.copy]
 connector = "s3"
-inputs = ["clean"]
+inputs = ["upper"]
 url = "file:///copy"
 on_error = "stop"
 "#;
 
-/// Runs the binary in a folder, without the settings of whoever runs the tests.
-fn trunkline(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+/// The binary with arguments, in a folder, without the settings of the environment.
+fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRUNKLINE_")) {
         command.env_remove(name);
     }
-    let Output { status, stdout, stderr } = command.args(arguments).current_dir(folder).output().unwrap();
+    command.args(arguments).current_dir(folder);
+    command
+}
+
+fn trunkline(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command(folder, arguments).output().unwrap();
     (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
@@ -66,21 +77,28 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 #[test]
-fn validate_says_ok_on_stdout() {
+fn validate_prints_valid_pipelines_and_where_transforms_run() {
     let folder = folder(&[("shop.toml", GOOD), ("trunkline.toml", "brokers = \"x:1\"\n")]);
     let (code, stdout, stderr) = trunkline(folder.path(), &["validate", "."]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
-    assert_eq!(stdout, "./shop.toml: ok: pipeline `shop`, 2 sources, 3 transforms, 2 sinks\n");
+    assert_eq!(
+        stdout,
+        "./shop.toml: ok: pipeline `shop`, 2 sources, 4 transforms, 2 sinks\n  \
+         transform `clean`: separate stage, writes `shop.clean`\n  \
+         transform `mask`: before the topic of `web`\n  \
+         transform `scored`: separate stage, writes `scored`\n  \
+         transform `upper`: fused into `copy`\n"
+    );
     let (code, stdout, _) = trunkline(folder.path(), &["validate", "shop.toml", "--json"]);
     assert_eq!((code, stdout.as_str()), (Some(0), "[]\n"));
 }
 
 #[test]
-fn validate_shows_problems_on_stderr_without_colours() {
+fn validate_prints_problems_to_stderr_without_colours() {
     let folder = folder(&[("good.toml", GOOD), ("bad.toml", "nam = \"x\"\n")]);
     let (code, stdout, stderr) = trunkline(folder.path(), &["validate", "good.toml", "bad.toml"]);
     assert_eq!(code, Some(2));
-    assert!(stdout.starts_with("good.toml: ok") && stdout.lines().count() == 1, "{stdout}");
+    assert!(stdout.starts_with("good.toml: ok") && !stdout.contains("bad.toml"), "{stdout}");
     assert!(stderr.contains("bad.toml:1:1") && stderr.ends_with("3 errors in 1 file\n"), "{stderr}");
     assert!(!stderr.contains('\u{1b}'), "{stderr}");
     let (code, stdout, stderr) = trunkline(folder.path(), &["validate", "bad.toml", "--json"]);
@@ -94,7 +112,7 @@ fn bad_settings_and_usage_are_config_errors() {
     let (code, stdout, stderr) = trunkline(folder.path(), &["validate", "shop.toml", "--memory", "lots"]);
     assert_eq!((code, stdout.as_str()), (Some(2), ""));
     assert!(stderr.contains("trunkline.toml:1:1") && stderr.contains("the flag `--memory`"), "{stderr}");
-    // A job reads its files once.
+    // A job reads its files only once.
     let job = &["run", "shop.toml", "--until-idle", "--watch"];
     for wrong in [&["validate"][..], &["validat", "shop.toml"], &["validate", "shop.toml", "--colour"], job] {
         let (code, stdout, stderr) = trunkline(folder.path(), wrong);
@@ -117,8 +135,133 @@ fn graph_is_drawn_from_the_plan() {
 }
 
 #[test]
-fn connectors_are_listed() {
+fn connectors_and_plugins_are_listed_and_described() {
     let folder = folder(&[]);
     let (code, stdout, _) = trunkline(folder.path(), &["connectors"]);
-    assert_eq!((code, stdout.as_str()), (Some(0), "source  logfile\nsource  mysql\nsink    s3\n"));
+    let kinds: Vec<&str> = stdout.lines().map(|line| line.split("  ").next().unwrap()).collect();
+    assert_eq!((code, kinds), (Some(0), vec!["source", "source", "sink", "sink", "plugin"]), "{stdout}");
+    assert!(stdout.lines().all(|line| line.split_whitespace().count() > 4), "a line without a summary: {stdout}");
+
+    let registry = Registry::new();
+    let sources = registry.sources().map(|connector| (connector.name(), connector.options(), options::SOURCE));
+    let sinks = registry.sinks().map(|connector| (connector.name(), connector.options(), options::SINK));
+    for (name, own, shared) in sources.chain(sinks) {
+        let (code, text, _) = trunkline(folder.path(), &["connectors", "describe", name]);
+        let (_, json, _) = trunkline(folder.path(), &["connectors", "describe", name, "--json"]);
+        let described: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(code, Some(0));
+        for (list, declared) in [("options", own), ("shared_options", shared)] {
+            let keys: Vec<&str> = declared.iter().map(|option| option.key).collect();
+            let listed = described[0][list].as_array().unwrap().iter().map(|option| option["key"].as_str().unwrap());
+            assert_eq!(listed.collect::<Vec<_>>(), keys, "{name}");
+            for key in keys {
+                assert!(text.contains(&format!("\n  {key} (")), "no {key} in {text}");
+            }
+        }
+    }
+    let (_, stdout, _) = trunkline(folder.path(), &["connectors", "describe", "mask"]);
+    assert!(stdout.contains("\n  fields (") && stdout.contains("\n  fuse ("), "{stdout}");
+    let (code, _, stderr) = trunkline(folder.path(), &["connectors", "describe", "logfiel"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("did you mean `logfile`?"), "{stderr}");
+}
+
+#[test]
+fn settings_are_listed_with_their_variables() {
+    let folder = folder(&[]);
+    let (code, stdout, _) = trunkline(folder.path(), &["settings"]);
+    assert_eq!(code, Some(0));
+    for variable in ["TRUNKLINE_BROKERS, flag --brokers", "TRUNKLINE_TOPICS_PARTITIONS", "TRUNKLINE_KAFKA_*"] {
+        assert!(stdout.contains(variable), "no {variable} in {stdout}");
+    }
+    let (code, stdout, _) = trunkline(folder.path(), &["settings", "--example"]);
+    assert!(code == Some(0) && stdout.contains("# memory = \"256MiB\""), "{stdout}");
+}
+
+#[test]
+fn error_codes_are_explained() {
+    let folder = folder(&[]);
+    let (code, stdout, _) = trunkline(folder.path(), &["explain", "mysql.purged"]);
+    assert_eq!(code, Some(0));
+    assert!(stdout.starts_with("mysql.purged\n") && stdout.contains("on_purged"), "{stdout}");
+    let (code, _, stderr) = trunkline(folder.path(), &["explain", "mysql.purgd"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("did you mean `mysql.purged`?"), "{stderr}");
+    let (_, stdout, _) = trunkline(folder.path(), &["explain"]);
+    assert!(stdout.lines().count() > 100, "{stdout}");
+}
+
+/// The commands that write to stdout and need no broker.
+const PRINTING: [&[&str]; 8] = [
+    &["--help"],
+    &["--version"],
+    &["connectors"],
+    &["connectors", "describe", "logfile"],
+    &["settings"],
+    &["explain"],
+    &["validate", "shop.toml"],
+    &["graph", "shop.toml"],
+];
+
+/// A reader that has gone (`| head`) is not a failure.
+#[test]
+fn a_closed_pipe_ends_no_command_with_an_error() {
+    let folder = folder(&[("shop.toml", GOOD)]);
+    for arguments in PRINTING {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let Output { status, stderr, .. } = command(folder.path(), arguments).stdout(writer).output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!((status.code(), stderr.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_under_stdout_is_an_error() {
+    let folder = folder(&[("shop.toml", GOOD)]);
+    for arguments in PRINTING.into_iter().chain([&["validate", "shop.toml", "--json"][..]]) {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let Output { status, stderr, .. } = command(folder.path(), arguments).stdout(full).output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(3), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with("error: cannot write to stdout: "), "{arguments:?}: {stderr}");
+    }
+}
+
+/// Errors that cannot be written must not change the result.
+#[test]
+fn a_full_disk_under_stderr_does_not_change_the_exit_code() {
+    let folder = folder(&[("bad.toml", "nam = 1")]);
+    for (arguments, code) in [
+        (&["validate", "bad.toml"][..], 2),
+        (&["graph", "bad.toml"], 2),
+        (&["explain", "no.code"], 2),
+        (&["run", "bad.toml", "--until-idle"], 2),
+        (&["run", "--no-such-flag"], 2),
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let status = command(folder.path(), arguments).stderr(full).output().unwrap().status;
+        assert_eq!(status.code(), Some(code), "{arguments:?}");
+    }
+}
+
+/// A job on the embedded broker, whose stdout or stderr cannot be written.
+#[test]
+fn a_job_ends_well_whatever_becomes_of_its_output() {
+    let pipeline = "name = \"p\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"*.log\"]\n";
+    let folder = folder(&[("p.toml", pipeline), ("a.log", "one\ntwo\n")]);
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let job = || command(folder.path(), &["run", "p.toml", "--until-idle"]);
+
+    let Output { status, stdout, .. } = job().stderr(full()).output().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert!(String::from_utf8(stdout).unwrap().contains("web 2 in"));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let Output { status, stderr, .. } = job().stdout(writer).output().unwrap();
+    assert_eq!(status.code(), Some(0), "{}", String::from_utf8_lossy(&stderr));
+    let Output { status, stderr, .. } = job().stdout(full()).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("error: cannot write to stdout: "), "{stderr}");
 }

@@ -1,4 +1,5 @@
-//! The embedded broker beside Apache Kafka: the same client, settings and bytes against each, in turns, in the same run.
+//! The embedded broker compared with Apache Kafka: the same client, settings and bytes on each,
+//! alternating in one run.
 
 use std::net::TcpStream;
 use std::process::ExitCode;
@@ -9,65 +10,66 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::Producer;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_tests::{Kafka, memory_of, wait};
+use trunkline_tests::{BrokerKind, Kafka, memory_of, wait};
 
 use crate::client::{self, LIMIT, PARTITIONS};
 use crate::measure::{cpu_seconds_of, median, percentile};
 use crate::records::{LINE_BYTES, Lines};
 
-/// How often every throughput is measured, each broker in its turn.
+/// The number of rounds; each round measures both brokers.
 const ROUNDS: usize = 5;
-/// By so much the medians of two measurements of one broker differ.
+/// By how much the medians of two measurements of one broker may differ.
 const NOISE: f64 = 0.03;
-/// Bytes on disk of the restart measurements.
+/// Stored bytes in the restart measurements.
 const STORED_BYTES: u64 = 1 << 30;
 const WARM_UP: &str = "warm-up";
 const STORED: &str = "stored";
-/// What is written between a start and a kill.
+/// The topic that is written between a start and a kill.
 const LATER: &str = "later";
 
-/// What one measurement gave, of one broker.
+/// The values of one broker.
 #[derive(Default)]
 struct Values(Vec<f64>);
 
-/// A line of the table: what was measured of Apache Kafka and of the embedded broker, and what is demanded of the latter.
+/// A line of the table: the values of both brokers, and the target of the embedded broker.
 struct Row {
     name: &'static str,
     unit: &'static str,
     kafka: Values,
     embedded: Values,
-    demand: Demand,
+    target: Target,
 }
 
-/// What the embedded broker must reach.
-enum Demand {
-    /// As much as Apache Kafka, within the noise of a median: where the client is the limit, both are as fast.
+/// The target of the embedded broker.
+enum Target {
+    /// As much as Apache Kafka, within [`NOISE`]: where the client is the limit, both are equally
+    /// fast.
     NoLess,
     /// More than Apache Kafka.
     More,
     /// At most this share of Apache Kafka's.
     Share(f64),
     /// At most this, and less than Apache Kafka.
-    Most(f64),
+    AtMost(f64),
 }
 
 impl Row {
-    fn new(name: &'static str, unit: &'static str, demand: Demand) -> Self {
-        Self { name, unit, kafka: Values::default(), embedded: Values::default(), demand }
+    fn new(name: &'static str, unit: &'static str, target: Target) -> Self {
+        Self { name, unit, kafka: Values::default(), embedded: Values::default(), target }
     }
 
     fn add(&mut self, which: usize, value: f64) {
         if which == 0 { self.kafka.0.push(value) } else { self.embedded.0.push(value) }
     }
 
-    /// Prints the line; whether the demand is met.
+    /// Prints the line; returns whether the target is met.
     fn show(&self) -> bool {
         let (kafka, embedded) = (median(&self.kafka.0), median(&self.embedded.0));
-        let (demand, met) = match self.demand {
-            Demand::NoLess => (format!("no less +-{:.0} %", NOISE * 100.0), embedded >= (1.0 - NOISE) * kafka),
-            Demand::More => ("more".to_owned(), embedded > kafka),
-            Demand::Share(share) => (format!("<= {share} of it"), embedded <= share * kafka),
-            Demand::Most(most) => (format!("<= {most}, less"), embedded <= most && embedded < kafka),
+        let (target, met) = match self.target {
+            Target::NoLess => (format!("no less +-{:.0} %", NOISE * 100.0), embedded >= (1.0 - NOISE) * kafka),
+            Target::More => ("more".to_owned(), embedded > kafka),
+            Target::Share(share) => (format!("<= {share} of it"), embedded <= share * kafka),
+            Target::AtMost(most) => (format!("<= {most}, less"), embedded <= most && embedded < kafka),
         };
         let spread = |values: &Values| {
             let (low, high) = (percentile(&values.0, 0.0), percentile(&values.0, 1.0));
@@ -76,7 +78,7 @@ impl Row {
         let (left, right) = (spread(&self.kafka), spread(&self.embedded));
         let verdict = if met { "met" } else { "NOT MET" };
         println!(
-            "| {:<42} | {:<11} | {left:>24} | {right:>24} | {:>6.2} | {demand:<14} | {verdict:<7} |",
+            "| {:<42} | {:<11} | {left:>24} | {right:>24} | {:>6.2} | {target:<14} | {verdict:<7} |",
             self.name,
             self.unit,
             embedded / kafka
@@ -96,13 +98,14 @@ fn figure(value: f64) -> String {
 }
 
 pub(crate) fn run_all(records: u64) -> ExitCode {
-    let mut brokers = [Kafka::apache(), Kafka::embedded()].map(|broker| broker.unwrap_or_else(|skip| panic!("{skip}")));
+    let mut brokers = [Kafka::start(BrokerKind::Apache), Kafka::start(BrokerKind::Embedded)]
+        .map(|broker| broker.unwrap_or_else(|skip| panic!("{skip}")));
     let log = Lines::generate(1, records);
     println!(
-        "{records} records of {LINE_BYTES} bytes, lz4, acks=all, {PARTITIONS} partitions; {} processors; {ROUNDS} rounds in turns: median (lowest-highest)",
+        "{records} records of {LINE_BYTES} bytes, lz4, acks=all, {PARTITIONS} partitions; {} processors; {ROUNDS} alternating rounds: median (lowest-highest)",
         thread::available_parallelism().unwrap()
     );
-    // The JVM's first seconds are slow, until its code is compiled: that would be a comparison with nothing.
+    // The JVM is slow in its first seconds, because its code is not compiled yet.
     for broker in &brokers {
         produce(broker, &log, WARM_UP, records / 2);
         consume(broker, WARM_UP, records / 2);
@@ -110,16 +113,16 @@ pub(crate) fn run_all(records: u64) -> ExitCode {
     let mut rows = Vec::new();
     rows.extend(throughput(&brokers, &log, records));
     rows.extend(latency(&brokers));
-    rows.extend(ends_of_transactions(&brokers));
+    rows.extend(end_txn_latency(&brokers));
     rows.extend(first_member(&brokers));
     rows.extend(restarts(&mut brokers));
     println!(
         "| {:<42} | {:<11} | {:>24} | {:>24} | {:>6} | {:<14} |         |",
-        "", "", "Apache Kafka", "embedded", "ratio", "demanded"
+        "", "", "Apache Kafka", "embedded", "ratio", "target"
     );
     println!("|---|---|---|---|---|---|---|");
     let met = rows.iter().map(Row::show).filter(|met| *met).count();
-    println!("{met} of {} demands met", rows.len());
+    println!("{met} of {} targets met", rows.len());
     ExitCode::from(u8::from(met < rows.len()))
 }
 
@@ -140,14 +143,14 @@ fn cpu_of(broker: &Kafka) -> f64 {
 
 fn throughput(brokers: &[Kafka], log: &Lines, records: u64) -> [Row; 5] {
     let mut rows = [
-        Row::new("transactional produce, commit each 200 ms", "records/s", Demand::More),
-        Row::new("  broker CPU of it", "us a record", Demand::Share(0.5)),
-        Row::new("consume, read_committed", "records/s", Demand::NoLess),
-        Row::new("  broker CPU of it", "us a record", Demand::Share(1.0)),
-        Row::new("two consumers at once", "records/s", Demand::More),
+        Row::new("transactional produce, commit each 200 ms", "records/s", Target::More),
+        Row::new("  broker CPU of it", "us per record", Target::Share(0.5)),
+        Row::new("consume, read_committed", "records/s", Target::NoLess),
+        Row::new("  broker CPU of it", "us per record", Target::Share(1.0)),
+        Row::new("two consumers at once", "records/s", Target::More),
     ];
     for round in 0..ROUNDS {
-        for (which, broker) in in_turns(brokers, round) {
+        for (which, broker) in alternate(brokers, round) {
             let topic = format!("throughput-{round}");
             let cpu = cpu_of(broker);
             rows[0].add(which, records as f64 / produce(broker, log, &topic, records));
@@ -165,22 +168,22 @@ fn throughput(brokers: &[Kafka], log: &Lines, records: u64) -> [Row; 5] {
     rows
 }
 
-/// Both brokers, the one that goes first changing from round to round.
-fn in_turns(brokers: &[Kafka], round: usize) -> impl Iterator<Item = (usize, &Kafka)> {
+/// Both brokers; the first one alternates.
+fn alternate(brokers: &[Kafka], round: usize) -> impl Iterator<Item = (usize, &Kafka)> {
     let first = round % 2;
     [first, 1 - first].into_iter().map(|which| (which, &brokers[which]))
 }
 
-/// From handing a record to the producer to having it from the consumer, at 200 records a second.
+/// From passing a record to the producer until the consumer returns it, at 200 records per second.
 fn latency(brokers: &[Kafka]) -> [Row; 2] {
     const PAUSE: Duration = Duration::from_millis(5);
     const RECORDS: u64 = 600;
     let mut rows = [
-        Row::new("produce -> consume at 200/s, linger 0, p50", "ms", Demand::Most(0.4)),
-        Row::new("  p99", "ms", Demand::Most(2.0)),
+        Row::new("produce -> consume at 200/s, linger 0, p50", "ms", Target::AtMost(0.4)),
+        Row::new("  p99", "ms", Target::AtMost(2.0)),
     ];
     for round in 0..ROUNDS {
-        for (which, broker) in in_turns(brokers, round) {
+        for (which, broker) in alternate(brokers, round) {
             let topic = format!("latency-{round}");
             broker.create_topic(&topic, 1);
             let started = Instant::now();
@@ -200,7 +203,7 @@ fn latency(brokers: &[Kafka]) -> [Row; 2] {
                     }
                     client::send(&producer, &topic, 0, &started.elapsed().as_nanos().to_be_bytes());
                 }
-                client::settle(&producer);
+                client::wait_for_delivery(&producer);
             });
             let mut latencies = Vec::new();
             while latencies.len() < RECORDS as usize {
@@ -210,7 +213,7 @@ fn latency(brokers: &[Kafka]) -> [Row; 2] {
                 latencies.push((started.elapsed().as_nanos() - sent) as f64 / 1e6);
             }
             sender.join().unwrap();
-            // The first ones pay for connections.
+            // The first records include the time to connect.
             let latencies = &latencies[50..];
             rows[0].add(which, percentile(latencies, 0.5));
             rows[1].add(which, percentile(latencies, 0.99));
@@ -225,17 +228,17 @@ fn reader_from_beginning(broker: &Kafka, topic: &str) -> BaseConsumer {
     consumer
 }
 
-/// How long a commit takes once all records are acknowledged.
-fn ends_of_transactions(brokers: &[Kafka]) -> [Row; 4] {
+/// The time of a commit after all records are acknowledged.
+fn end_txn_latency(brokers: &[Kafka]) -> [Row; 4] {
     const TRANSACTIONS: usize = 300;
     let mut rows = [
-        Row::new("EndTxn after 1 record, p50", "ms", Demand::Most(0.4)),
-        Row::new("  p99", "ms", Demand::Most(2.0)),
-        Row::new("EndTxn after 100 records, p50", "ms", Demand::Most(0.4)),
-        Row::new("  p99", "ms", Demand::Most(2.0)),
+        Row::new("EndTxn after 1 record, p50", "ms", Target::AtMost(0.4)),
+        Row::new("  p99", "ms", Target::AtMost(2.0)),
+        Row::new("EndTxn after 100 records, p50", "ms", Target::AtMost(0.4)),
+        Row::new("  p99", "ms", Target::AtMost(2.0)),
     ];
     for round in 0..ROUNDS {
-        for (which, broker) in in_turns(brokers, round) {
+        for (which, broker) in alternate(brokers, round) {
             for (first_row, records) in [(0, 1), (2, 100)] {
                 let topic = format!("ends-{round}-{records}");
                 broker.create_topic(&topic, PARTITIONS);
@@ -245,7 +248,7 @@ fn ends_of_transactions(brokers: &[Kafka]) -> [Row; 4] {
                     producer.begin_transaction().unwrap();
                     (0..records)
                         .for_each(|number| client::send(&producer, &topic, number % PARTITIONS, &[b'x'; LINE_BYTES]));
-                    client::settle(&producer);
+                    client::wait_for_delivery(&producer);
                     let started = Instant::now();
                     producer.commit_transaction(LIMIT).unwrap();
                     latencies.push(started.elapsed().as_secs_f64() * 1e3);
@@ -258,16 +261,17 @@ fn ends_of_transactions(brokers: &[Kafka]) -> [Row; 4] {
     rows
 }
 
-/// From subscribing, the first and only member of a group, to having a record. librdkafka waits for timers of its own in between: 50 ms before
-/// it connects to a second broker, another 100 ms before it asks where a partition begins that the group has no offset of.
+/// From subscribing as the only member of a group until the first record. It includes timers of
+/// librdkafka: 50 ms before it connects to a second broker, and another 100 ms before it requests
+/// the start of a partition without a committed offset.
 fn first_member(brokers: &[Kafka]) -> [Row; 2] {
     const GROUPS: usize = 3;
     let mut rows = [
-        Row::new("first group member has its records", "ms", Demand::Most(100.0)),
-        Row::new("  in a group without offsets", "ms", Demand::Share(1.0)),
+        Row::new("first group member has its records", "ms", Target::AtMost(100.0)),
+        Row::new("  in a group without offsets", "ms", Target::Share(1.0)),
     ];
     for round in 0..ROUNDS {
-        for (which, broker) in in_turns(brokers, round) {
+        for (which, broker) in alternate(brokers, round) {
             for number in 0..GROUPS {
                 let group = format!("member-{round}-{number}");
                 let new = subscribe(broker, &group);
@@ -284,7 +288,7 @@ fn first_member(brokers: &[Kafka]) -> [Row; 2] {
     rows
 }
 
-/// Milliseconds until a new member has a record. It leaves afterwards.
+/// Milliseconds until a new member has a record. The member then leaves.
 fn subscribe(broker: &Kafka, group: &str) -> f64 {
     let consumer = client::consumer(broker.brokers(), group, &[]);
     let started = Instant::now();
@@ -295,15 +299,15 @@ fn subscribe(broker: &Kafka, group: &str) -> f64 {
     started.elapsed().as_secs_f64() * 1e3
 }
 
-/// From the start of the process to the first answer about data, with a gigabyte stored.
+/// From the start of the process until it returns the end offsets, with a gigabyte stored.
 fn restarts(brokers: &mut [Kafka]) -> [Row; 3] {
     let mut rows = [
-        Row::new("start on 1 GB, after a clean stop", "s", Demand::Most(0.3)),
-        Row::new("start on 1 GB, after kill -9", "s", Demand::Most(0.5)),
-        Row::new("peak RSS, 1 GB in and out", "MB", Demand::Most(60.0)),
+        Row::new("start on 1 GB, after a clean stop", "s", Target::AtMost(0.3)),
+        Row::new("start on 1 GB, after kill -9", "s", Target::AtMost(0.5)),
+        Row::new("peak RSS, 1 GB in and out", "MB", Target::AtMost(60.0)),
     ];
     for (which, broker) in brokers.iter_mut().enumerate() {
-        // Processes of their own for this, so that their memory is what this load takes.
+        // A new process, whose memory is that of this load alone.
         broker.restart();
         let count = store(broker);
         consume(broker, STORED, count);
@@ -311,8 +315,8 @@ fn restarts(brokers: &mut [Kafka]) -> [Row; 3] {
         for _ in 0..3 {
             broker.stop();
             rows[0].add(which, start(broker, count));
-            // Something to recover: what was written since the start.
-            more(broker);
+            // Records since the start, which need recovery after the kill.
+            write_later(broker);
             broker.kill9();
             rows[1].add(which, start(broker, count));
         }
@@ -320,7 +324,7 @@ fn restarts(brokers: &mut [Kafka]) -> [Row; 3] {
     rows
 }
 
-/// A gigabyte as it lies on disk: values that do not compress, not compressed.
+/// Writes a gigabyte on disk, without compression; returns the number of records.
 fn store(broker: &Kafka) -> u64 {
     const VALUE_BYTES: usize = 1000;
     broker.create_topic(STORED, PARTITIONS);
@@ -332,12 +336,13 @@ fn store(broker: &Kafka) -> u64 {
     count
 }
 
-fn more(broker: &Kafka) {
+fn write_later(broker: &Kafka) {
     let producer = client::transactional_producer(broker.brokers(), LATER, &[]);
     client::produce(&producer, LATER, (0..100_000).map(|_| [b'x'; LINE_BYTES].as_slice()));
 }
 
-/// Starts a stopped broker; how long until it says where the stored topic ends.
+/// Starts a stopped broker; returns the seconds until it returns the end offsets of the stored
+/// topic.
 fn start(broker: &mut Kafka, count: u64) -> f64 {
     let addresses = broker.brokers().to_owned();
     let started = Instant::now();
@@ -351,7 +356,7 @@ fn start(broker: &mut Kafka, count: u64) -> f64 {
                 .create()
                 .unwrap();
             wait::until("the broker answers", LIMIT, || {
-                // The client waits for long after a connection that was refused.
+                // After a refused connection, the client waits long before the next one.
                 TcpStream::connect(&addresses).ok()?;
                 let end = |partition| consumer.fetch_watermarks(STORED, partition, Duration::from_millis(100));
                 let ends = (0..PARTITIONS).map(end).collect::<Result<Vec<_>, _>>().ok()?;

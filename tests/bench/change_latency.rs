@@ -1,6 +1,7 @@
-//! How late a change of MySQL can be read from its topic, at 500 inserts a second: with the default interval of commits and with a short one, on Apache
-//! Kafka and on the embedded broker. Beside the short one stands what a bare producer does that commits as often, and has nothing else to do: what a
-//! broker's own pauses make late is late there too. Percentiles are of one round's records.
+//! The latency of a change in MySQL until its record can be read, at 500 inserts per second, with
+//! the default commit interval and with a short one, on Apache Kafka and on the embedded broker.
+//! The reference of the short interval is a bare producer with the same interval: it shows the
+//! broker's own delays. Percentiles are those of one round's records.
 
 use std::time::{Duration, Instant};
 
@@ -10,49 +11,50 @@ use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection};
 
 use crate::client::{self, LIMIT, PARTITIONS};
 use crate::latency::{end, reader};
-use crate::measure::{Sizes, percentile};
+use crate::measure::{Sampling, percentile};
 use crate::mysql::Bench;
-use crate::table::{Demand, Row};
+use crate::table::{Row, Target};
 
-/// Records a second.
+/// Records per second.
 const RATE: u32 = 500;
-/// Between two commits, where they follow each other soon.
+/// The short commit interval.
 const SHORT: Duration = Duration::from_millis(10);
-/// After a transaction's end, as the worker waits too: a broker that still ends it would refuse the next one.
-const SETTLE: Duration = Duration::from_millis(2);
+/// The pause after a transaction, as in the worker: a broker that is still ending it would refuse
+/// the next one.
+const MIN_TXN_GAP: Duration = Duration::from_millis(2);
 
 impl Bench<'_> {
-    /// From just before an insert until its record can be read.
-    pub(crate) fn latencies(&self, broker: &str, sizes: Sizes) -> Vec<Row> {
+    /// The latencies from just before an insert until its record can be read.
+    pub(crate) fn latencies(&self, broker: &str, sampling: Sampling) -> Vec<Row> {
         eprintln!("insert -> record readable, {broker}");
         let mut rows = Vec::new();
-        let mut add = |name: &str, beside: &[Vec<f64>], measured: &[Vec<f64>], most_p50, most_p99| {
+        let mut add = |name: &str, reference: &[Vec<f64>], measured: &[Vec<f64>], most_p50, most_p99| {
             let each = |rounds: &[Vec<f64>], share| rounds.iter().map(|values| percentile(values, share)).collect();
-            for (name, share, demand) in
-                [(format!("{name}, p50"), 0.5, most_p50), ("  p99".to_owned(), 0.99, Demand::Most(most_p99))]
+            for (name, share, target) in
+                [(format!("{name}, p50"), 0.5, most_p50), ("  p99".to_owned(), 0.99, Target::AtMost(most_p99))]
             {
                 rows.push(Row {
                     name,
                     unit: "ms",
-                    beside: each(beside, share),
+                    reference: each(reference, share),
                     measured: each(measured, share),
-                    demand,
+                    target,
                 });
             }
         };
-        let by_default: Vec<_> = (0..sizes.rounds).map(|round| self.latency(round, "", sizes.run)).collect();
-        add(&format!("insert -> record, {broker}"), &[], &by_default, Demand::Most(120.0), 250.0);
-        let (bare, short): (Vec<_>, Vec<_>) = (0..sizes.rounds)
+        let by_default: Vec<_> = (0..sampling.rounds).map(|round| self.latency(round, "", sampling.run)).collect();
+        add(&format!("insert -> record, {broker}"), &[], &by_default, Target::AtMost(120.0), 250.0);
+        let (bare, short): (Vec<_>, Vec<_>) = (0..sampling.rounds)
             .map(|round| {
                 let more = format!("commit_interval = \"{SHORT:?}\"");
-                (self.bare_latency(round, sizes.run), self.latency(round, &more, sizes.run))
+                (self.bare_latency(round, sampling.run), self.latency(round, &more, sampling.run))
             })
             .unzip();
-        add("  with commit_interval = \"10ms\"", &bare, &short, Demand::None, 25.0);
+        add("  with commit_interval = \"10ms\"", &bare, &short, Target::None, 25.0);
         rows
     }
 
-    /// Milliseconds until each insert's record can be read.
+    /// The milliseconds from each insert until its record can be read.
     fn latency(&self, round: usize, more: &str, during: Duration) -> Vec<f64> {
         let table = format!("late{round}{}", more.len());
         self.mysql.run(&format!(
@@ -84,7 +86,7 @@ impl Bench<'_> {
         let mut seen = vec![Duration::ZERO; count];
         let mut left = count;
         while left > 0 {
-            assert!(started.elapsed() < LIMIT && worker.runs(), "{left} records left: {}", worker.stderr());
+            assert!(started.elapsed() < LIMIT && worker.is_running(), "{left} records left: {}", worker.stderr());
             if let Some(Ok(record)) = consumer.poll(Duration::from_millis(1)) {
                 let value: serde_json::Value = serde_json::from_slice(record.payload().unwrap()).unwrap();
                 let number = value["after"]["id"].as_i64().unwrap();
@@ -99,12 +101,12 @@ impl Bench<'_> {
         sent.iter().zip(&seen).map(|(sent, seen)| (*seen - *sent).as_secs_f64() * 1e3).collect()
     }
 
-    /// The same of a producer whose records come from nowhere: milliseconds from the moment when each was due to be handed over.
+    /// The milliseconds from the due time of each record of a bare producer until it can be read.
     fn bare_latency(&self, round: usize, during: Duration) -> Vec<f64> {
         let topic = format!("bench-bare-late-{round}");
         self.kafka.create_topic(&topic, PARTITIONS);
         let consumer = reader(self.kafka, &topic);
-        // As the worker has it. With reports a flush lasts until they are taken, one by one: 20 ms for each of them.
+        // As in the worker: with delivery reports a flush would take 20 ms longer.
         let settings = [("delivery.report.only.error", "true")];
         let producer = client::transactional_producer(self.kafka.brokers(), &topic, &settings);
         let count = count(during);
@@ -124,15 +126,15 @@ impl Bench<'_> {
                             number += 1;
                         }
                     }
-                    client::settle(&producer);
+                    client::wait_for_delivery(&producer);
                     producer.commit_transaction(LIMIT).unwrap();
-                    std::thread::park_timeout(SETTLE);
+                    std::thread::park_timeout(MIN_TXN_GAP);
                 }
             }
         });
         let mut late = Vec::with_capacity(count);
         while late.len() < count {
-            assert!(started.elapsed() < LIMIT, "{} of {count} records came", late.len());
+            assert!(started.elapsed() < LIMIT, "{} of {count} records arrived", late.len());
             if let Some(Ok(record)) = consumer.poll(Duration::from_millis(1)) {
                 let number = usize::from_be_bytes(record.payload().unwrap().try_into().unwrap());
                 late.push((started.elapsed() - moment(number)).as_secs_f64() * 1e3);
@@ -148,7 +150,7 @@ fn count(during: Duration) -> usize {
     (during.as_secs_f64() * f64::from(RATE)) as usize
 }
 
-/// When a record comes, from the start on.
+/// The due time of a record since the start.
 fn moment(number: usize) -> Duration {
     Duration::from_secs(1) / RATE * number as u32
 }

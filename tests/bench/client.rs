@@ -1,4 +1,5 @@
-//! A bare Kafka client with the settings of the worker's own: the limit that no worker can pass, and the load under which brokers are compared.
+//! A bare Kafka client with the worker's settings: the limit of a worker's speed, and the load that
+//! compares brokers.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,10 @@ use trunkline_tests::{KafkaClient, Record};
 
 pub(crate) const PARTITIONS: i32 = 4;
 pub(crate) const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
-/// Nothing that is measured takes so long.
+/// More than any measurement takes.
 pub(crate) const LIMIT: Duration = Duration::from_secs(900);
 
-/// A transactional producer, ready to begin.
+/// An initialised transactional producer.
 pub(crate) fn transactional_producer(brokers: &str, id: &str, more: &[(&str, &str)]) -> BaseProducer {
     let mut config = ClientConfig::new();
     config
@@ -26,7 +27,8 @@ pub(crate) fn transactional_producer(brokers: &str, id: &str, more: &[(&str, &st
         .set("transactional.id", id)
         .set("acks", "all")
         .set("compression.type", "lz4")
-        // Batches fill up, and `settle` sends the rest: with a short time here librdkafka's thread would spin (see the worker's producer).
+        // Batches fill up, and `wait_for_delivery` flushes the last ones. With a short linger,
+        // librdkafka's thread would spin (see the worker's producer).
         .set("linger.ms", "250")
         .set("batch.size", "1000000")
         .set("queue.buffering.max.messages", "500000");
@@ -38,9 +40,10 @@ pub(crate) fn transactional_producer(brokers: &str, id: &str, more: &[(&str, &st
     producer
 }
 
-/// Waits until everything sent was answered, as the worker's producer does: full batches go out by themselves, the rest is flushed. Never by
-/// rdkafka's `flush`, which `commit_transaction` calls: with anything in flight it waits in steps of 100 ms.
-pub(crate) fn settle(producer: &BaseProducer) {
+/// Waits until all records are acknowledged, as the worker's producer does: librdkafka sends full
+/// batches by itself, and the last ones are flushed. It does not use rdkafka's `flush`, which waits
+/// in steps of 100 ms.
+pub(crate) fn wait_for_delivery(producer: &BaseProducer) {
     /// Fewer records than a batch has.
     const REST: i32 = 3000;
     let (mut least, mut shrunk) = (i32::MAX, Instant::now());
@@ -57,18 +60,18 @@ pub(crate) fn settle(producer: &BaseProducer) {
             unsafe { bindings::rd_kafka_flush(producer.client().native_ptr(), 20) };
             producer.poll(Duration::ZERO);
         } else {
-            wait_a_moment(producer);
+            pause(producer);
         }
     }
 }
 
-/// A poll with a short timeout would spin.
-fn wait_a_moment(producer: &BaseProducer) {
+/// Waits without a poll, because a poll with a short timeout would spin.
+fn pause(producer: &BaseProducer) {
     producer.poll(Duration::ZERO);
     std::thread::park_timeout(Duration::from_millis(1));
 }
 
-/// Hands a record over, waiting while the queue is full.
+/// Passes a record to the producer, and waits while the queue is full.
 pub(crate) fn send(producer: &BaseProducer, topic: &str, partition: i32, value: &[u8]) {
     send_record(producer, BaseRecord::to(topic).partition(partition).payload(value));
 }
@@ -79,14 +82,15 @@ fn send_record(producer: &BaseProducer, mut record: BaseRecord<'_, [u8], [u8]>) 
             Ok(()) => return,
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
                 record = returned;
-                wait_a_moment(producer);
+                pause(producer);
             }
             Err((error, _)) => panic!("{error}"),
         }
     }
 }
 
-/// Produces the records in transactions of 200 ms, a thousand to a partition at a time; how long that took.
+/// Produces the records in transactions of 200 ms, a thousand at a time to each partition; returns
+/// the elapsed time.
 pub(crate) fn produce<'a>(producer: &BaseProducer, topic: &str, records: impl Iterator<Item = &'a [u8]>) -> Duration {
     let started = Instant::now();
     in_transactions(producer, records, |number, record| {
@@ -95,8 +99,8 @@ pub(crate) fn produce<'a>(producer: &BaseProducer, topic: &str, records: impl It
     started.elapsed()
 }
 
-/// A record as it was read from a topic.
-pub(crate) struct Stored {
+/// A record of a topic.
+pub(crate) struct StoredRecord {
     partition: i32,
     key: Option<Vec<u8>>,
     pub(crate) value: Vec<u8>,
@@ -104,9 +108,9 @@ pub(crate) struct Stored {
 }
 
 /// All records of a topic.
-pub(crate) fn load(kafka: &KafkaClient, topic: &str) -> Vec<Stored> {
+pub(crate) fn load(kafka: &KafkaClient, topic: &str) -> Vec<StoredRecord> {
     let records = kafka.read(topic).into_iter();
-    let stored = |record: Record| Stored {
+    let stored = |record: Record| StoredRecord {
         partition: record.partition,
         key: record.key,
         value: record.value.unwrap_or_default(),
@@ -115,11 +119,11 @@ pub(crate) fn load(kafka: &KafkaClient, topic: &str) -> Vec<Stored> {
     records.map(stored).collect()
 }
 
-/// Produces the very same records to another topic; how many they were.
-pub(crate) fn produce_again<'a>(
+/// Produces the same records to another topic; returns their number.
+pub(crate) fn produce_copies<'a>(
     producer: &BaseProducer,
     topic: &str,
-    records: impl Iterator<Item = &'a Stored>,
+    records: impl Iterator<Item = &'a StoredRecord>,
 ) -> u64 {
     in_transactions(producer, records, |_, stored| {
         let mut headers = OwnedHeaders::new_with_capacity(stored.headers.len());
@@ -148,20 +152,20 @@ fn in_transactions<T>(producer: &BaseProducer, items: impl Iterator<Item = T>, m
         if number % 1000 == 0 {
             producer.poll(Duration::ZERO);
             if begun.elapsed() >= COMMIT_INTERVAL {
-                settle(producer);
+                wait_for_delivery(producer);
                 producer.commit_transaction(LIMIT).unwrap();
                 producer.begin_transaction().unwrap();
                 begun = Instant::now();
             }
         }
     }
-    settle(producer);
+    wait_for_delivery(producer);
     producer.commit_transaction(LIMIT).unwrap();
     records
 }
 
-/// The items again and again, for so long.
-pub(crate) fn again<T>(items: &[T], run: Duration) -> impl Iterator<Item = &T> {
+/// Repeats the items for a time.
+pub(crate) fn repeat_for<T>(items: &[T], run: Duration) -> impl Iterator<Item = &T> {
     let started = Instant::now();
     items
         .iter()
@@ -171,7 +175,7 @@ pub(crate) fn again<T>(items: &[T], run: Duration) -> impl Iterator<Item = &T> {
         .map(|(_, item)| item)
 }
 
-/// Deletes a topic: what was measured once only fills the disk.
+/// Deletes a topic after its measurement, to free its disk space.
 pub(crate) fn delete_topic(brokers: &str, topic: &str) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
@@ -180,7 +184,7 @@ pub(crate) fn delete_topic(brokers: &str, topic: &str) {
     assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
 }
 
-/// A reader of committed records.
+/// A read_committed consumer.
 pub(crate) fn consumer(brokers: &str, group: &str, more: &[(&str, &str)]) -> BaseConsumer {
     let mut config = ClientConfig::new();
     config
@@ -198,7 +202,7 @@ pub(crate) fn consumer(brokers: &str, group: &str, more: &[(&str, &str)]) -> Bas
     config.create().unwrap()
 }
 
-/// Has the consumer read so many partitions of a topic from their beginning.
+/// Assigns partitions of a topic to the consumer, from their beginning.
 pub(crate) fn assign(consumer: &BaseConsumer, topic: &str, partitions: i32) {
     let mut assignment = TopicPartitionList::new();
     for partition in 0..partitions {
@@ -207,7 +211,8 @@ pub(crate) fn assign(consumer: &BaseConsumer, topic: &str, partitions: i32) {
     consumer.assign(&assignment).unwrap();
 }
 
-/// Reads a topic of so many records to its end; how long that took from the first record on: before that, the client waits for its own timers.
+/// Reads a topic of `records` records to its end; returns the time since the first record, because
+/// before it the client waits for its own timers.
 pub(crate) fn consume(consumer: &BaseConsumer, topic: &str, records: u64) -> Duration {
     let metadata = consumer.fetch_metadata(Some(topic), LIMIT).unwrap();
     let partitions = metadata.topics()[0].partitions().len() as i32;
@@ -228,44 +233,46 @@ pub(crate) fn consume(consumer: &BaseConsumer, topic: &str, records: u64) -> Dur
     started.elapsed()
 }
 
-/// A consumer's records in batches. One by one, this client's own processor time for each hides what the broker takes.
+/// Reads a consumer's records in batches. One by one, the client's processor time per record would
+/// hide the broker's.
 struct BatchQueue<'a> {
     queue: *mut bindings::rd_kafka_queue_t,
     messages: Vec<*mut bindings::rd_kafka_message_t>,
     _consumer: &'a BaseConsumer,
 }
 
-/// What was in a batch.
-struct BatchOf {
+/// The counts of a batch.
+struct BatchCounts {
     records: u64,
-    /// Partitions of which the end was reached.
+    /// The number of partitions whose end was reached.
     ends: i32,
 }
 
 impl<'a> BatchQueue<'a> {
-    const MOST: usize = 10_000;
+    const MAX_MESSAGES: usize = 10_000;
 
     fn of(consumer: &'a BaseConsumer) -> Self {
-        // SAFETY: the handle is alive, for the consumer is.
+        // SAFETY: the handle is alive as long as the consumer.
         let queue = unsafe { bindings::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
         assert!(!queue.is_null(), "not a consumer");
-        Self { queue, messages: vec![std::ptr::null_mut(); Self::MOST], _consumer: consumer }
+        Self { queue, messages: vec![std::ptr::null_mut(); Self::MAX_MESSAGES], _consumer: consumer }
     }
 
-    fn next(&mut self, wait: Duration) -> BatchOf {
+    fn next(&mut self, wait: Duration) -> BatchCounts {
         use bindings::rd_kafka_resp_err_t::{RD_KAFKA_RESP_ERR__PARTITION_EOF, RD_KAFKA_RESP_ERR_NO_ERROR};
-        // SAFETY: the queue is ours until we are dropped, and `messages` has room for MOST pointers.
+        // SAFETY: this value owns the queue, and `messages` has room for MAX_MESSAGES pointers.
         let count = unsafe {
             bindings::rd_kafka_consume_batch_queue(
                 self.queue,
                 wait.as_millis() as i32,
                 self.messages.as_mut_ptr(),
-                Self::MOST,
+                Self::MAX_MESSAGES,
             )
         };
-        let mut batch = BatchOf { records: 0, ends: 0 };
+        let mut batch = BatchCounts { records: 0, ends: 0 };
         for message in &self.messages[..usize::try_from(count).expect("the queue is valid")] {
-            // SAFETY: the first `count` pointers are messages, which are ours to look at and to destroy once.
+            // SAFETY: the first `count` pointers are messages; the caller owns them and destroys
+            // each once.
             let error = unsafe {
                 let error = (**message).err;
                 bindings::rd_kafka_message_destroy(*message);
@@ -283,7 +290,7 @@ impl<'a> BatchQueue<'a> {
 
 impl Drop for BatchQueue<'_> {
     fn drop(&mut self) {
-        // SAFETY: nobody uses the queue any more.
+        // SAFETY: this value owns the queue, and is dropped.
         unsafe { bindings::rd_kafka_queue_destroy(self.queue) };
     }
 }

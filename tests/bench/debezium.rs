@@ -1,23 +1,24 @@
-//! Debezium on Kafka Connect, beside the worker on the same MySQL and the same broker.
+//! Debezium on Kafka Connect, on the same MySQL and the same broker as the worker.
 //!
-//! **Its settings** are those that were fastest of what its documentation names: one process (standalone), a heap of 2 GB, JSON without schemas, large batches
-//! (16,384) and a large queue between reading and sending, no waits between polls of a busy source, and a producer with lz4, batches of 1 MB and 20 ms to fill
-//! them. It delivers at least once; with exactly-once it is slower. **It is timed from its first record in the topic to its last**: its start, 4 to 10 s, does not count
-//! against it.
+//! Its settings are the fastest of those that its documentation names: one standalone process, a
+//! heap of 2 GB, JSON without schemas, large batches (16,384) and a large queue between reading and
+//! sending, no waits between polls of a busy source, and a producer with lz4, batches of 1 MB and
+//! 20 ms to fill them. It delivers at least once; exactly-once is slower. Its time is measured from
+//! its first record in the topic to its last: its start of 4 to 10 s does not count.
 
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer;
-use trunkline_tests::{Kafka, Mysql, Skip, Tool, Worker, wait};
+use trunkline_tests::{Kafka, Mysql, Process, Skip, Tool, wait};
 
 use crate::client::{self, LIMIT, PARTITIONS};
 use crate::measure::cpu_seconds_of;
 use crate::pipeline::Run;
 
-/// How often its topic is looked at.
-const LOOK: Duration = Duration::from_millis(100);
+/// The interval of polling its topic.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(crate) struct Debezium<'a> {
     tool: Tool,
@@ -27,7 +28,7 @@ pub(crate) struct Debezium<'a> {
     next: AtomicU32,
 }
 
-/// A connector that knows where the binlog ended when it was made.
+/// A connector that has stored its position in the binlog.
 pub(crate) struct Connector {
     name: String,
     table: String,
@@ -42,7 +43,7 @@ impl Connector {
 impl<'a> Debezium<'a> {
     pub(crate) fn find(kafka: &'a Kafka, mysql: &'a Mysql) -> Result<Self, Skip> {
         let tool = Tool::find("debezium")?;
-        // Its snapshot reads the whole server's position.
+        // Its snapshot reads the position of the server.
         mysql.run("GRANT RELOAD, SHOW DATABASES ON *.* TO cdc");
         Ok(Self { tool, folder: tempfile::tempdir().unwrap(), kafka, mysql, next: AtomicU32::new(0) })
     }
@@ -54,15 +55,16 @@ impl<'a> Debezium<'a> {
         connector
     }
 
-    /// A connector that has seen the table with one row, the number 0: without a record it does not note where it is.
+    /// A connector that has read the table with one row, whose id is 0: it stores no position
+    /// before its first record.
     pub(crate) fn follower(&self, table: &str) -> Connector {
         let columns = "customer, status, price, placed, changed, email, note";
         self.mysql.run(&format!("INSERT IGNORE INTO bench.{table} SELECT 0, {columns} FROM bench.base LIMIT 1"));
         let connector = self.connector(table);
         let offsets = self.folder.path().join(&connector.name).with_extension("offsets");
         let mut process = self.start(&connector);
-        wait::until("Debezium knows where the binlog ends", LIMIT, || {
-            assert!(process.runs(), "Debezium ended: {}", process.stderr());
+        wait::until("Debezium has stored its position", LIMIT, || {
+            assert!(process.is_running(), "Debezium ended: {}", process.stderr());
             fs::metadata(&offsets).ok().filter(|file| file.len() > 0).map(|_| ())
         });
         process.sigterm();
@@ -70,29 +72,29 @@ impl<'a> Debezium<'a> {
         connector
     }
 
-    /// Reads so many changes of the binlog.
+    /// Reads `rows` changes of the binlog.
     pub(crate) fn follow(&self, connector: &Connector, rows: u64) -> Run {
         self.run(connector, 1, rows)
     }
 
-    /// A table's rows to a topic.
+    /// Reads a table's rows into a topic.
     pub(crate) fn snapshot(&self, table: &str, rows: u64) -> Run {
         let connector = self.connector(table);
         self.run(&connector, 0, rows)
     }
 
-    /// Has it write so many records to its topic, which has some already.
+    /// Runs it until it has written `rows` records to its topic, which has `already` records.
     fn run(&self, connector: &Connector, already: u64, rows: u64) -> Run {
         let topic = connector.topic();
         let mut process = self.start(connector);
         let pid = process.pid() as u32;
         let mut first = None;
-        // One client for all looks: they are not to take the processor away.
-        let looking = client::consumer(self.kafka.brokers(), "count", &[]);
+        // One client for all polls, to save processor time.
+        let consumer = client::consumer(self.kafka.brokers(), "count", &[]);
         let last = wait::until("Debezium has written all rows", LIMIT, || {
-            assert!(process.runs(), "Debezium ended: {}", process.stderr());
-            std::thread::park_timeout(LOOK);
-            let end = |partition| looking.fetch_watermarks(&topic, partition, LIMIT).unwrap().1;
+            assert!(process.is_running(), "Debezium ended: {}", process.stderr());
+            std::thread::park_timeout(POLL_INTERVAL);
+            let end = |partition| consumer.fetch_watermarks(&topic, partition, LIMIT).unwrap().1;
             let written = (0..PARTITIONS).map(end).sum::<i64>() as u64;
             if written == already {
                 return None;
@@ -110,7 +112,7 @@ impl<'a> Debezium<'a> {
         Run { records: last.0 - first.0, seconds: (last.1 - first.1).as_secs_f64(), cpu: last.2 - first.2, peak_rss }
     }
 
-    fn start(&self, connector: &Connector) -> Worker {
+    fn start(&self, connector: &Connector) -> Process {
         let path = |kind: &str| self.folder.path().join(&connector.name).with_extension(kind);
         let (worker, source) = (path("worker"), path("source"));
         let brokers = self.kafka.brokers();

@@ -1,4 +1,4 @@
-//! The limit of writing Parquet: arrow-json and `ArrowWriter`, fed from memory by one thread.
+//! The limit of writing Parquet: arrow-json and `ArrowWriter`, from memory, on one thread.
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -11,14 +11,15 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use trunkline_plugin::json::Paths;
 
-use crate::client::{self, Stored};
+use crate::client::{self, StoredRecord};
 
-/// Records decoded at once.
+/// Records per decoded batch.
 const CHUNK: usize = 4096;
 
-/// Writes all values into one file, again and again for so long, its columns known from the first ones. With `mask`, what the plugin
-/// `mask` does to `remote_addr` is done to each value before. Gives the rows.
-pub(crate) fn rows(records: &[Stored], mask: bool, run: Duration) -> u64 {
+/// Writes all values into one file, repeatedly for the time `run`; the first values determine the
+/// columns. With `mask`, it first masks `remote_addr` in each value, as the plugin `mask` does.
+/// Returns the number of rows.
+pub(crate) fn rows(records: &[StoredRecord], mask: bool, run: Duration) -> u64 {
     let sample: Vec<u8> = records.iter().take(CHUNK).flat_map(|record| [&*record.value, b"\n"].concat()).collect();
     let (schema, _) = infer_json_schema(Cursor::new(sample), None).unwrap();
     let mut paths = Paths::default();
@@ -30,7 +31,7 @@ pub(crate) fn rows(records: &[Stored], mask: bool, run: Duration) -> u64 {
     let mut writer = ArrowWriter::try_new(tempfile::tempfile().unwrap(), schema, Some(properties)).unwrap();
     let mut masked = Vec::new();
     let mut rows = 0;
-    for record in client::again(records, run) {
+    for record in client::repeat_for(records, run) {
         let value = if mask {
             masked.clear();
             let replaced = paths.splice(&record.value, &mut masked, |_, _, out| out.extend_from_slice(b"\"***\""));

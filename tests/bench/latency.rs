@@ -1,5 +1,6 @@
-//! How late a line can be read after it was written (default commit interval; files with rotate age 1 s), how soon a worker has its first record,
-//! and what it holds while nothing comes. Percentiles are of one round's lines.
+//! The latency of a line from the log to the topic and to a file (with the default commit interval,
+//! and files of 1 s), the time from a worker's start to its first record, and the memory of an idle
+//! worker. Percentiles are those of one round's lines.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -12,38 +13,44 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
-use trunkline_tests::{Case, Kafka, Worker, memory_of, wait};
+use trunkline_tests::{Case, Kafka, Process, memory_of, wait};
 
 use crate::client::{self, LIMIT, PARTITIONS};
-use crate::measure::{Sizes, percentile};
-use crate::table::{Demand, Row};
+use crate::measure::{Sampling, percentile};
+use crate::table::{Row, Target};
 
-/// Lines are written so far apart.
-const PAUSE: Duration = Duration::from_millis(20);
+/// The interval between two lines.
+const INTERVAL: Duration = Duration::from_millis(20);
 const STARTS: usize = 5;
 
-pub(crate) fn rows(kafka: &Kafka, sizes: Sizes) -> Vec<Row> {
+pub(crate) fn rows(kafka: &Kafka, sampling: Sampling) -> Vec<Row> {
     let (first_records, idle) = starts(kafka);
     let (mut in_topic, mut in_files) = (Vec::new(), Vec::new());
-    for round in 0..sizes.rounds {
-        let (topic, files) = lines(kafka, round, (sizes.run.as_secs_f64() / PAUSE.as_secs_f64()) as usize);
+    for round in 0..sampling.rounds {
+        let (topic, files) = lines(kafka, round, (sampling.run.as_secs_f64() / INTERVAL.as_secs_f64()) as usize);
         in_topic.push(topic);
         in_files.push(files);
     }
-    let row =
-        |name: &str, unit, measured, demand| Row { name: name.to_owned(), unit, beside: Vec::new(), measured, demand };
+    let row = |name: &str, unit, measured, target| Row {
+        name: name.to_owned(),
+        unit,
+        reference: Vec::new(),
+        measured,
+        target,
+    };
     let each = |rounds: &[Vec<f64>], share| rounds.iter().map(|values| percentile(values, share)).collect::<Vec<_>>();
     vec![
-        row("line written -> record readable, p50", "ms", each(&in_topic, 0.5), Demand::None),
-        row("  p99", "ms", each(&in_topic, 0.99), Demand::Most(250.0)),
-        row("line written -> row in a file, p50", "ms", each(&in_files, 0.5), Demand::None),
-        row("  p99", "ms", each(&in_files, 0.99), Demand::Most(1500.0)),
-        row("worker started -> first record", "ms", first_records, Demand::Most(300.0)),
-        row("idle worker, RSS", "MB", idle, Demand::Most(40.0)),
+        row("line written -> record readable, p50", "ms", each(&in_topic, 0.5), Target::None),
+        row("  p99", "ms", each(&in_topic, 0.99), Target::AtMost(250.0)),
+        row("line written -> row in a file, p50", "ms", each(&in_files, 0.5), Target::None),
+        row("  p99", "ms", each(&in_files, 0.99), Target::AtMost(1500.0)),
+        row("worker started -> first record", "ms", first_records, Target::AtMost(300.0)),
+        row("idle worker, RSS", "MB", idle, Target::AtMost(40.0)),
     ]
 }
 
-/// Milliseconds from starting a worker, with a line to read, until its record can be read; and the memory of one that has nothing to do.
+/// The milliseconds from a worker's start, with one line to read, until its record can be read, and
+/// the memory of the idle worker.
 fn starts(kafka: &Kafka) -> (Vec<f64>, Vec<f64>) {
     let mut first_records = Vec::new();
     let mut idle = Vec::new();
@@ -56,19 +63,20 @@ fn starts(kafka: &Kafka) -> (Vec<f64>, Vec<f64>) {
         let started = Instant::now();
         let mut worker = case.start("a", &[]);
         while !matches!(consumer.poll(Duration::from_millis(1)), Some(Ok(_))) {
-            assert!(started.elapsed() < LIMIT && worker.runs(), "no record: {}", worker.stderr());
+            assert!(started.elapsed() < LIMIT && worker.is_running(), "no record: {}", worker.stderr());
         }
         first_records.push(started.elapsed().as_secs_f64() * 1e3);
-        // Until what was needed to start was given back.
-        let settled = Instant::now();
-        wait::until("the worker is at rest", LIMIT, || (settled.elapsed() > Duration::from_secs(2)).then_some(()));
+        // The worker returns the memory that its start needed.
+        let read = Instant::now();
+        wait::until("the worker is idle", LIMIT, || (read.elapsed() > Duration::from_secs(2)).then_some(()));
         idle.push(memory_of(worker.pid(), "VmRSS").unwrap() as f64 / 1e6);
         end(worker);
     }
     (first_records, idle)
 }
 
-/// Milliseconds from writing each line until its record can be read, and until its row is in a file.
+/// The milliseconds from writing each line until its record can be read, and until its row is in a
+/// file.
 fn lines(kafka: &Kafka, round: usize, count: usize) -> (Vec<f64>, Vec<f64>) {
     let sink =
         "[sinks.lake]\nconnector = \"s3\"\ninputs = [\"web\"]\nurl = \"file://$DIR/lake\"\nrotate = { age = \"1s\" }\n";
@@ -82,7 +90,7 @@ fn lines(kafka: &Kafka, round: usize, count: usize) -> (Vec<f64>, Vec<f64>) {
     let mut files = BTreeSet::new();
     wait::until("the first line is in a file", LIMIT, || new_rows(&case.path("lake"), &mut files).pop());
     while !matches!(consumer.poll(Duration::from_millis(100)), Some(Ok(_))) {
-        assert!(worker.runs(), "{}", worker.stderr());
+        assert!(worker.is_running(), "{}", worker.stderr());
     }
 
     let started = Instant::now();
@@ -90,13 +98,13 @@ fn lines(kafka: &Kafka, round: usize, count: usize) -> (Vec<f64>, Vec<f64>) {
     let since = |sent: Duration| (started.elapsed() - sent).as_secs_f64() * 1e3;
     while in_files.len() < count || in_topic.len() < count {
         assert!(
-            started.elapsed() < LIMIT && worker.runs(),
+            started.elapsed() < LIMIT && worker.is_running(),
             "{} and {}: {}",
             in_topic.len(),
             in_files.len(),
             worker.stderr()
         );
-        if written.len() < count && started.elapsed() >= PAUSE * written.len() as u32 {
+        if written.len() < count && started.elapsed() >= INTERVAL * written.len() as u32 {
             append(&log, &written.len().to_string());
             written.push(started.elapsed());
         }
@@ -122,7 +130,7 @@ fn source(kafka: &Kafka, name: &str, more: &str) -> Case {
     case
 }
 
-pub(crate) fn end(mut worker: Worker) {
+pub(crate) fn end(mut worker: Process) {
     worker.sigterm();
     worker.wait(LIMIT);
 }
@@ -132,11 +140,11 @@ fn append(log: &Path, line: &str) {
     file.write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
-/// Reads all partitions of a topic from where they are now.
+/// A consumer at the end of all partitions of a topic.
 pub(crate) fn reader(kafka: &Kafka, topic: &str) -> BaseConsumer {
     let consumer = client::consumer(kafka.brokers(), "bench", &[]);
     client::assign(&consumer, topic, PARTITIONS);
-    // Waiting for records, all connected, before anything is timed.
+    // It is connected and waits for records before the measurement begins.
     let mut ends = 0;
     wait::until("the reader is at the end of the topic", LIMIT, || {
         ends += i32::from(matches!(consumer.poll(Duration::from_millis(100)), Some(Err(KafkaError::PartitionEOF(_)))));
@@ -145,7 +153,7 @@ pub(crate) fn reader(kafka: &Kafka, topic: &str) -> BaseConsumer {
     consumer
 }
 
-/// The messages in files that were not there before.
+/// The messages in new files.
 fn new_rows(lake: &Path, known: &mut BTreeSet<std::path::PathBuf>) -> Vec<String> {
     let mut rows = Vec::new();
     for entry in fs::read_dir(lake).unwrap() {

@@ -1,9 +1,10 @@
-//! Benchmarks: see `tests/bench/run`. Every figure stands beside a limit or a peer that was measured in the same run, because absolute ones mean
-//! little on a shared machine.
+//! Benchmarks: see `tests/bench/run`. Each figure is measured together with a limit, a peer or a
+//! baseline in the same run, because absolute figures mean little on a shared machine.
 
-// A benchmark that meets an error has nothing to measure.
+// A benchmark that meets an error has no result.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod baseline;
 mod broker;
 mod change_latency;
 mod client;
@@ -20,21 +21,25 @@ mod records;
 mod scaling;
 mod table;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use trunkline_tests::Kafka;
+use trunkline_tests::{BrokerKind, Kafka};
 
-use crate::measure::Sizes;
+use crate::measure::Sampling;
 use crate::records::LINE_BYTES;
 use crate::table::Table;
 
-/// The rows of log pipelines, in the table's order; `pipeline` stands for the first six. Those of MySQL come after them.
+/// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
+/// follow them.
 const ROWS: [&str; 9] =
     ["none", "combined", "parquet", "mask", "parser", "plugin", "latency", "bento-log", "bento-lake"];
 const USAGE: &str = "usage: tests/bench/run [all | ROW..] [--seconds N] [--rounds N]
+       tests/bench/run --baseline FOLDER [ROW..] [--seconds N] [--rounds N]
        tests/bench/run scaling [GROUP..]
-       tests/bench/run broker [RECORDS]";
+       tests/bench/run broker [RECORDS]
+       tests/bench/run figure (parser | plugin) [--seconds N] [--rounds N]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -47,92 +52,124 @@ fn main() -> ExitCode {
             Some(scaling::run_all(groups))
         }
         ["scaling", ..] => None,
-        rows => parse(rows).map(|(rows, sizes)| table(&rows, sizes)),
+        ["figure", row, rest @ ..] => Selection::parse(rest).and_then(|selection| figure(row, selection.sampling)),
+        rows => Selection::parse(rows).and_then(|selection| match &selection.baseline {
+            Some(folder) => baseline::run(folder, &selection.rows, selection.sampling),
+            None => Some(run(&selection.rows_or_all(), selection.sampling)),
+        }),
     };
     ran.unwrap_or_else(|| {
         eprintln!(
-            "{USAGE}\nROW: pipeline (all until plugin), mysql (all from mysql-snapshot) or {}\nGROUP: {}",
+            "{USAGE}\nROW: pipeline (the first six), mysql (all from mysql-snapshot), or {}\nROW with --baseline: {}\nGROUP: {}",
             [ROWS.as_slice(), &mysql::ROWS].concat().join(", "),
+            baseline::ROWS.join(", "),
             scaling::GROUPS.join(", ")
         );
         ExitCode::from(2)
     })
 }
 
-/// The rows that are wanted, and how long they are measured.
-fn parse<'a>(mut words: &[&'a str]) -> Option<(Vec<&'a str>, Sizes)> {
-    let mut rows = Vec::new();
-    let mut sizes = Sizes { run: Duration::from_secs(30), rounds: 3 };
-    loop {
-        words = match words {
-            [] => break,
-            ["--seconds", seconds, rest @ ..] => {
-                sizes.run = Duration::from_secs(seconds.parse().ok().filter(|seconds| *seconds > 0)?);
-                rest
-            }
-            ["--rounds", rounds, rest @ ..] => {
-                sizes.rounds = rounds.parse().ok().filter(|rounds| *rounds > 0)?;
-                rest
-            }
-            ["all", rest @ ..] => {
-                rows.extend(ROWS);
-                rows.extend(mysql::ROWS);
-                rest
-            }
-            ["mysql", rest @ ..] => {
-                rows.extend(mysql::ROWS);
-                rest
-            }
-            ["pipeline", rest @ ..] => {
-                rows.extend(&ROWS[..6]);
-                rest
-            }
-            [row, rest @ ..] => {
-                rows.push(*ROWS.iter().chain(&mysql::ROWS).find(|known| *known == row)?);
-                rest
-            }
-        };
-    }
-    if rows.is_empty() {
-        rows.extend(ROWS);
-        rows.extend(mysql::ROWS);
-    }
-    Some((rows, sizes))
+/// The rows and options of a command line.
+struct Selection<'a> {
+    rows: Vec<&'a str>,
+    sampling: Sampling,
+    /// The folder with the binaries of the baseline.
+    baseline: Option<PathBuf>,
 }
 
-fn table(rows: &[&str], sizes: Sizes) -> ExitCode {
-    let wanted = |row: &str| rows.contains(&row);
+impl<'a> Selection<'a> {
+    fn parse(mut words: &[&'a str]) -> Option<Self> {
+        let sampling = Sampling { run: Duration::from_secs(30), rounds: 3 };
+        let mut this = Self { rows: Vec::new(), sampling, baseline: None };
+        loop {
+            words = match words {
+                [] => return Some(this),
+                ["--seconds", seconds, rest @ ..] => {
+                    this.sampling.run = Duration::from_secs(seconds.parse().ok().filter(|seconds| *seconds > 0)?);
+                    rest
+                }
+                ["--rounds", rounds, rest @ ..] => {
+                    this.sampling.rounds = rounds.parse().ok().filter(|rounds| *rounds > 0)?;
+                    rest
+                }
+                ["--baseline", folder, rest @ ..] => {
+                    this.baseline = Some(PathBuf::from(folder));
+                    rest
+                }
+                ["all", rest @ ..] => {
+                    this.rows.extend(ROWS.iter().chain(&mysql::ROWS));
+                    rest
+                }
+                ["mysql", rest @ ..] => {
+                    this.rows.extend(mysql::ROWS);
+                    rest
+                }
+                ["pipeline", rest @ ..] => {
+                    this.rows.extend(&ROWS[..6]);
+                    rest
+                }
+                [row, rest @ ..] => {
+                    this.rows.push(ROWS.iter().chain(&mysql::ROWS).find(|known| *known == row)?);
+                    rest
+                }
+            };
+        }
+    }
+
+    fn rows_or_all(&self) -> Vec<&'a str> {
+        if self.rows.is_empty() { ROWS.into_iter().chain(mysql::ROWS).collect() } else { self.rows.clone() }
+    }
+}
+
+/// Prints the figures of a row that measures this process, one per round: for `--baseline`.
+fn figure(row: &str, sampling: Sampling) -> Option<ExitCode> {
+    let row = match row {
+        "parser" => parser::row(sampling),
+        "plugin" => plugin::row(sampling),
+        _ => return None,
+    };
+    row.measured.iter().for_each(|value| println!("{value}"));
+    Some(ExitCode::SUCCESS)
+}
+
+fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
+    let is_selected = |row: &str| rows.contains(&row);
     let mut table = Table::default();
     if rows.iter().any(|row| !["parser", "plugin"].contains(row)) {
-        let kafka = Kafka::start().unwrap_or_else(|skip| panic!("{skip}"));
-        if ["none", "combined", "parquet", "mask"].into_iter().any(wanted) {
-            table.add(pipeline::rows(&kafka, sizes, wanted));
+        let kafka = Kafka::start(BrokerKind::Apache).unwrap_or_else(|skip| panic!("{skip}"));
+        if ["none", "combined", "parquet", "mask"].into_iter().any(is_selected) {
+            table.add(pipeline::rows(&kafka, sampling, is_selected));
         }
-        if wanted("latency") {
-            table.add(latency::rows(&kafka, sizes));
+        if is_selected("latency") {
+            table.add(latency::rows(&kafka, sampling));
         }
-        if ["bento-log", "bento-lake"].into_iter().any(wanted) {
-            match peer::rows(&kafka, sizes, wanted) {
+        if ["bento-log", "bento-lake"].into_iter().any(is_selected) {
+            match peer::rows(&kafka, sampling, is_selected) {
                 Ok(rows) => table.add(rows),
                 Err(reason) => table.skip("Bento", &reason),
             }
         }
-        if mysql::ROWS.into_iter().any(wanted) {
-            mysql::add(&mut table, &kafka, sizes, wanted);
+        if mysql::ROWS.into_iter().any(is_selected) {
+            mysql::add(&mut table, &kafka, sampling, is_selected);
         }
     }
-    // Without a broker beside them: they measure one core.
-    if wanted("parser") {
-        table.add([parser::row(sizes)]);
+    // After the broker has stopped: these rows measure one core.
+    if is_selected("parser") {
+        table.add([parser::row(sampling)]);
     }
-    if wanted("plugin") {
-        table.add([plugin::row(sizes)]);
+    if is_selected("plugin") {
+        table.add([plugin::row(sampling)]);
     }
-    println!(
-        "lines of {LINE_BYTES} bytes; {} processors; runs of {:?}, {} rounds in turns: median (lowest-highest); A/A: the highest over the lowest of equal runs",
-        std::thread::available_parallelism().unwrap(),
-        sizes.run,
-        sizes.rounds
-    );
+    println!("{}", conditions(sampling));
     table.show()
+}
+
+/// The conditions of a measurement, for the head of its table.
+fn conditions(sampling: Sampling) -> String {
+    format!(
+        "lines of {LINE_BYTES} bytes; {} processors; runs of {:?}, {} alternating rounds: median (lowest-highest); A/A: the highest over the lowest of equal runs",
+        std::thread::available_parallelism().unwrap(),
+        sampling.run,
+        sampling.rounds
+    )
 }

@@ -1,4 +1,4 @@
-//! What is measured of processes and of what they wrote, and how measurements are summed up.
+//! Measurements of processes and files, and their summaries.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -6,34 +6,36 @@ use std::time::Duration;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
-/// How much is measured.
+/// How long and how often each arm runs.
 #[derive(Clone, Copy)]
-pub(crate) struct Sizes {
-    /// A run of an arm takes at least so long.
+pub(crate) struct Sampling {
+    /// The minimum time of a run.
     pub(crate) run: Duration,
-    /// How often the arms take turns.
+    /// The number of runs of each arm.
     pub(crate) rounds: usize,
 }
 
-impl Sizes {
-    /// Records for a run that is long enough, by the speed that a short one had: some more, for the short one may have been slow. One that took hardly longer
-    /// than to start says nothing of it, and must not fill the disk.
-    pub(crate) fn records(&self, a_second: f64) -> u64 {
-        const FASTEST: f64 = 1.5e6;
-        ((a_second.min(FASTEST) * self.run.as_secs_f64() * 1.15 / 1e5).ceil() as u64).max(1) * 100_000
+impl Sampling {
+    /// The number of records for a run that is long enough, given the speed of a short run. It adds
+    /// some, because the short run may have been slow. The speed is limited: a run that takes
+    /// hardly longer than the start of the process measures no speed, and must not fill the disk.
+    pub(crate) fn records(&self, per_second: f64) -> u64 {
+        const MAX_SPEED: f64 = 1.5e6;
+        ((per_second.min(MAX_SPEED) * self.run.as_secs_f64() * 1.15 / 1e5).ceil() as u64).max(1) * 100_000
     }
 }
 
-/// Processor seconds of another process, user and system, in steps of 10 ms.
+/// User and system processor seconds of another process, in steps of 10 ms.
 pub(crate) fn cpu_seconds_of(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // "pid (name) state ppid ..": the name may hold anything. utime and stime are fields 14 and 15, in clock ticks of 10 ms.
+    // "pid (name) state ppid ..": the name may contain anything. utime and stime are fields 14 and
+    // 15, in clock ticks of 10 ms.
     let ticks =
         stat.rsplit(") ").next().unwrap().split(' ').skip(11).take(2).map(|field| field.parse::<f64>().unwrap());
     ticks.sum::<f64>() / 100.0
 }
 
-/// The rows of a published Parquet file, by its footer; none if it is not complete.
+/// The rows of a Parquet file, by its footer; `None` if the file is incomplete.
 pub(crate) fn rows_of(file: &Path) -> Option<u64> {
     let reader = SerializedFileReader::new(File::open(file).ok()?).ok()?;
     Some(reader.metadata().file_metadata().num_rows() as u64)
@@ -55,7 +57,7 @@ pub(crate) fn files_in(folder: &Path) -> Vec<std::path::PathBuf> {
     files
 }
 
-/// All rows in the published files under a folder.
+/// All rows of the published files under a folder.
 pub(crate) fn rows_in(folder: &Path) -> u64 {
     files_in(folder)
         .iter()

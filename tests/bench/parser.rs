@@ -1,25 +1,25 @@
-//! The combined parser alone: lines in memory to JSON in memory, by one thread.
+//! The combined parser alone: lines in memory to JSON in memory, on one thread.
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use trunkline_logfile::ParserKind;
+use trunkline_logfile::{CombinedVariant, ParserKind};
 
-use crate::measure::Sizes;
+use crate::measure::Sampling;
 use crate::pipeline::SAMPLE;
 use crate::records::Lines;
-use crate::table::{Demand, Row};
+use crate::table::{Row, Target};
 
-/// So many lines' JSON is kept before it is thrown away, as in a batch.
+/// Lines whose JSON is collected before it is dropped, as in a batch.
 const BATCH: usize = 1000;
 
-pub(crate) fn row(sizes: Sizes) -> Row {
+pub(crate) fn row(sampling: Sampling) -> Row {
     let lines = Lines::generate(1, SAMPLE);
     let lines: Vec<&str> = lines.text().lines().collect();
-    let mut parser = ParserKind::Combined.parser();
+    let mut parser = ParserKind::Combined(CombinedVariant::Combined).parser();
     let mut out = Vec::new();
     let mut measured = Vec::new();
-    for _ in 0..sizes.rounds {
+    for _ in 0..sampling.rounds {
         let started = Instant::now();
         let mut parsed = 0;
         for batch in lines.chunks(BATCH).cycle() {
@@ -29,7 +29,7 @@ pub(crate) fn row(sizes: Sizes) -> Row {
             }
             black_box(&out);
             parsed += batch.len();
-            if started.elapsed() >= sizes.run {
+            if started.elapsed() >= sampling.run {
                 break;
             }
         }
@@ -38,8 +38,8 @@ pub(crate) fn row(sizes: Sizes) -> Row {
     Row {
         name: "combined parser alone, one core".to_owned(),
         unit: "lines/s",
-        beside: Vec::new(),
+        reference: Vec::new(),
         measured,
-        demand: Demand::Least(1.5e6),
+        target: Target::AtLeast(1.5e6),
     }
 }

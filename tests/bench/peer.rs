@@ -1,32 +1,38 @@
-//! Bento beside the worker, in turns, on the same broker and the same lines: a log file to a topic, and a topic to Parquet.
+//! Bento and the worker, alternating on the same broker and the same lines: a log file to a topic,
+//! and a topic to Parquet.
 //!
-//! **Its settings**, large batches and all that lets it work in parallel, by its documentation; few others were tried. File to topic: batches of 5,000, 10 of them in flight, lz4, room for 100,000 records in the
-//! client. Topic to Parquet: batches of 100,000 rows as files, encoded by two threads, zstd, fetches of 16 MiB, room for the records of four files. Its messages carry
-//! no headers, it delivers at least once, and its columns are told beforehand; the worker's have path, offset and schema as headers, it
-//! delivers exactly once, and finds the columns itself.
+//! Bento's settings follow its documentation for large batches and parallel work; few others were
+//! tried. File to topic: batches of 5,000, 10 of them in flight, lz4, a client buffer of 100,000
+//! records. Topic to Parquet: batches of 100,000 rows as files, encoded by two threads, zstd,
+//! fetches of 16 MiB, a buffer for the records of four files.
 //!
-//! Each has as many lines as it moves in the time of a run. Rows are counted at the destination.
+//! Bento's messages have no headers, it delivers at least once, and its configuration lists the
+//! columns. The worker's records have path, offset and schema as headers, it delivers exactly once,
+//! and infers the columns.
+//!
+//! Each moves as many lines as fill the time of a run. Rows are counted at the destination.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Exit, Kafka, Skip, Tool, wait};
+use trunkline_tests::{Exit, Kafka, Skip, Tool, wait, worker_binary};
 
-use crate::client::{self, LIMIT, PARTITIONS, Stored};
-use crate::measure::{Sizes, files_in, rows_of};
-use crate::pipeline::{self, Run, SAMPLE, beside_peer, in_turns};
+use crate::client::{self, LIMIT, PARTITIONS, StoredRecord};
+use crate::measure::{Sampling, files_in, rows_of};
+use crate::pipeline::{self, Run, SAMPLE, alternate, compare_with_peer};
 use crate::records::{Lines, Log};
-use crate::table::{Demand, Row};
+use crate::table::{Row, Target};
 
-/// Lines of the short run that says how many a long one takes.
+/// Lines of the short run that determines the lines of a long one.
 const SHORT: u64 = 600_000;
 
-/// Rows of a file. All lines are a multiple of it, so that nothing waits for a last batch that does not fill.
+/// Rows of a file. The number of lines is a multiple of it, because Bento would wait for a last
+/// batch to fill.
 const FILE_ROWS: u64 = 100_000;
 
-/// What the combined parser writes, as columns.
+/// The fields of the combined parser, as columns.
 const COLUMNS: [(&str, &str); 10] = [
     ("remote_addr", "UTF8"),
     ("remote_user", "UTF8"),
@@ -42,65 +48,65 @@ const COLUMNS: [(&str, &str); 10] = [
 
 struct Bento<'a> {
     tool: Tool,
-    /// For its configuration files.
+    /// The folder of its configuration files.
     folder: tempfile::TempDir,
     kafka: &'a Kafka,
 }
 
-/// The rows that are wanted: `bento-log`, `bento-lake`.
-pub(crate) fn rows(kafka: &Kafka, sizes: Sizes, wanted: impl Fn(&str) -> bool) -> Result<Vec<Row>, Skip> {
+/// The selected rows of `bento-log` and `bento-lake`.
+pub(crate) fn rows(kafka: &Kafka, sampling: Sampling, is_selected: impl Fn(&str) -> bool) -> Result<Vec<Row>, Skip> {
     let bento = Bento { tool: Tool::find("bento")?, folder: tempfile::tempdir().unwrap(), kafka };
     let lines = Lines::generate(1, SAMPLE);
-    let (topic, _) = pipeline::read_log(kafka, &Log::write(&lines, SAMPLE), "combined", SAMPLE);
+    let (topic, _) = pipeline::read_log(kafka, &worker_binary(), &Log::write(&lines, SAMPLE), "combined", SAMPLE);
     let sample = client::load(kafka, &topic);
     client::delete_topic(kafka.brokers(), &topic);
     let mut rows = Vec::new();
 
-    if wanted("bento-log") {
+    if is_selected("bento-log") {
         let short = Log::write(&lines, SHORT);
-        let theirs = sizes.records(bento.read_log(&short, SHORT).a_second());
-        let (topic, worker) = pipeline::read_log(kafka, &short, "none", SHORT);
+        let theirs = sampling.records(bento.read_log(&short, SHORT).per_second());
+        let (topic, worker) = pipeline::read_log(kafka, &worker_binary(), &short, "none", SHORT);
         client::delete_topic(kafka.brokers(), &topic);
-        let ours = sizes.records(worker.a_second());
+        let ours = sampling.records(worker.per_second());
         let (their_log, our_log) = (Log::write(&lines, theirs), Log::write(&lines, ours));
         let name = "Bento: log file -> topic";
         eprintln!("{name}");
-        let arms = in_turns(
-            sizes,
-            |_| bento.read_log(&their_log, theirs).told("Bento", sizes),
+        let arms = alternate(
+            sampling,
+            |_| bento.read_log(&their_log, theirs).report("Bento", sampling),
             |_| {
-                let (topic, run) = pipeline::read_log(kafka, &our_log, "none", ours);
+                let (topic, run) = pipeline::read_log(kafka, &worker_binary(), &our_log, "none", ours);
                 client::consume(&client::consumer(kafka.brokers(), "count", &[]), &topic, ours);
                 client::delete_topic(kafka.brokers(), &topic);
-                run.told("worker", sizes)
+                run.report("worker", sampling)
             },
         );
-        rows.extend(beside_peer(name, "lines/s", Demand::None, &arms));
+        rows.extend(compare_with_peer(name, "lines/s", Target::None, &arms));
     }
-    if wanted("bento-lake") {
+    if is_selected("bento-lake") {
         let short = pipeline::backlog(kafka, "bento-short", &sample, SHORT);
-        let theirs = sizes.records(bento.write_lake(&short, SHORT).a_second());
-        let ours = sizes.records(pipeline::write_lake(kafka, &short, false, SHORT).a_second());
+        let theirs = sampling.records(bento.write_lake(&short, SHORT).per_second());
+        let ours = sampling.records(pipeline::write_lake(kafka, &worker_binary(), &short, false, SHORT).per_second());
         let (their_topic, our_topic) = backlogs(kafka, &sample, theirs, ours);
         let name = "Bento: topic -> Parquet zstd";
         eprintln!("{name}");
-        let arms = in_turns(
-            sizes,
-            |_| bento.write_lake(&their_topic, theirs).told("Bento", sizes),
-            |_| pipeline::write_lake(kafka, &our_topic, false, ours).told("worker", sizes),
+        let arms = alternate(
+            sampling,
+            |_| bento.write_lake(&their_topic, theirs).report("Bento", sampling),
+            |_| pipeline::write_lake(kafka, &worker_binary(), &our_topic, false, ours).report("worker", sampling),
         );
-        rows.extend(beside_peer(name, "lines/s", Demand::None, &arms));
+        rows.extend(compare_with_peer(name, "lines/s", Target::None, &arms));
     }
     Ok(rows)
 }
 
-fn backlogs(kafka: &Kafka, sample: &[Stored], theirs: u64, ours: u64) -> (String, String) {
+fn backlogs(kafka: &Kafka, sample: &[StoredRecord], theirs: u64, ours: u64) -> (String, String) {
     let theirs = pipeline::backlog(kafka, "bento-theirs", sample, theirs);
     (theirs, pipeline::backlog(kafka, "bento-ours", sample, ours))
 }
 
 impl Bento<'_> {
-    /// Log file to topic. It ends by itself at the end of the file.
+    /// Reads a log file into a topic. Bento exits at the end of the file.
     fn read_log(&self, log: &Log, lines: u64) -> Run {
         let folder = tempfile::tempdir().unwrap();
         let empty = folder.path().join("empty.log");
@@ -123,7 +129,8 @@ impl Bento<'_> {
         Run::of(lines, &exit, &idle)
     }
 
-    /// Topic to Parquet files. It never ends by itself: it is stopped when all rows are there, and that is when the time ends.
+    /// Writes a topic to Parquet files. Bento does not exit by itself: the time ends when all rows
+    /// are published, and then Bento is stopped.
     fn write_lake(&self, topic: &str, lines: u64) -> Run {
         let folder = tempfile::tempdir().unwrap();
         let columns: String = COLUMNS
@@ -145,7 +152,7 @@ impl Bento<'_> {
         let mut process = self.tool.start(&["-c", path.to_str().unwrap()]);
         let mut known: BTreeMap<PathBuf, u64> = BTreeMap::new();
         wait::until("Bento has written all rows", LIMIT, || {
-            assert!(process.runs(), "Bento ended: {}", process.stderr());
+            assert!(process.is_running(), "Bento ended: {}", process.stderr());
             for file in files_in(folder.path()) {
                 if !known.contains_key(&file)
                     && let Some(rows) = rows_of(&file)
@@ -176,7 +183,7 @@ impl Bento<'_> {
     }
 }
 
-/// A name that nothing else has in this run.
+/// A name that is unique in this run.
 fn unique(prefix: &str) -> String {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     format!("{prefix}-{}", NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))

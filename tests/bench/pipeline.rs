@@ -1,47 +1,53 @@
-//! Both halves of the log pipeline, each beside a limit that is measured in the same round: the bare libraries with the same bytes and settings.
+//! Both halves of the log pipeline, each with a limit that is measured in the same round: the bare
+//! libraries with the same bytes and settings.
 //!
 //! | path | its limit |
 //! |---|---|
-//! | log file → topic | a bare transactional producer of the very same records, headers too |
-//! | topic → Parquet | a bare consumer, plus arrow-json and `ArrowWriter` fed from memory by one thread |
+//! | log file → topic | a bare transactional producer of the same records, with their headers |
+//! | topic → Parquet | a bare consumer, plus arrow-json and `ArrowWriter` from memory, on one thread |
 //! | topic → mask → Parquet | the same, plus the same mask as a call in this process |
 //!
-//! **Runs are long** (30 s unless `--seconds` says otherwise): the backlog is a million different lines again and again, as many as a short run's
-//! speed promises for that time; a limit goes on until the time is over. **The arms take turns**, the one that goes first changing from round to
-//! round, and the spread of equal runs stands beside each figure (A/A). **Rows are counted at the destination**: records of the topic by a
-//! client of its own, rows of the files by their footers.
+//! * Runs are long (30 s, or `--seconds`). The backlog repeats a million distinct lines; a short
+//!   run determines how many lines fill the time. A limit runs until the time is over.
+//! * The arms alternate, and so does the first one of a round. The table shows the spread of equal
+//!   runs (A/A).
+//! * Rows are counted at the destination: the records of a topic by another client, the rows of
+//!   files by their footers.
 //!
-//! Kafka runs on the same machine and takes its share of the processors, from the limits as much as from the worker.
+//! Kafka runs on the same machine. It takes processor time from the limits as much as from the
+//! worker.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Case, Exit, Kafka};
+use trunkline_tests::{Case, Exit, Kafka, worker_binary};
 
-use crate::client::{self, LIMIT, PARTITIONS, Stored};
+use crate::client::{self, LIMIT, PARTITIONS, StoredRecord};
 use crate::encode;
-use crate::measure::{Sizes, cpu_seconds_of, rows_in};
+use crate::measure::{Sampling, cpu_seconds_of, rows_in};
 use crate::records::{Lines, Log};
-use crate::table::{Demand, Row};
+use crate::table::{Row, Target};
 
-/// Different lines.
+/// Distinct lines.
 pub(crate) const SAMPLE: u64 = 1_000_000;
 
 /// Peak RSS under load, in MB.
-const MOST_MEMORY: f64 = 150.0;
+const MAX_MEMORY_MB: f64 = 150.0;
 
-/// What is demanded of a path, and what its runs gave.
-pub(crate) struct Path {
+/// A path of the pipeline, and the targets of its figures.
+pub(crate) struct PathTargets {
     pub(crate) name: &'static str,
     pub(crate) unit: &'static str,
     /// Share of the limit's speed.
     pub(crate) share: f64,
     /// Processor seconds for a million records.
-    pub(crate) cpu: Demand,
+    pub(crate) cpu: Target,
     /// Peak RSS, in MB.
     pub(crate) memory: f64,
 }
 
-/// One run of an arm. A worker's is without what it needs to start and to see that it is idle.
+/// One run of an arm. A worker's run excludes its start, and the time until it notices that it is
+/// idle.
 pub(crate) struct Run {
     pub(crate) records: u64,
     pub(crate) seconds: f64,
@@ -50,11 +56,11 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) fn a_second(&self) -> f64 {
+    pub(crate) fn per_second(&self) -> f64 {
         self.records as f64 / self.seconds
     }
 
-    pub(crate) fn cpu_a_million(&self) -> f64 {
+    pub(crate) fn cpu_per_million(&self) -> f64 {
         self.cpu / self.records as f64 * 1e6
     }
 
@@ -62,7 +68,8 @@ impl Run {
         self.peak_rss as f64 / 1e6
     }
 
-    /// Of a worker, or another process that moves records.
+    /// The run of a process that moved records; `idle` is a run of the same process without
+    /// records.
     pub(crate) fn of(records: u64, exit: &Exit, idle: &Exit) -> Self {
         Self {
             records,
@@ -72,17 +79,17 @@ impl Run {
         }
     }
 
-    /// Tells those who wait; gives itself.
-    pub(crate) fn told(self, what: &str, sizes: Sizes) -> Self {
-        // A limit always has its time: what it encodes and what it reads are of different lengths.
-        let is_short = what != "limit" && self.seconds < sizes.run.as_secs_f64();
-        let short = if is_short { " (shorter than asked: the short run before was slower)" } else { "" };
+    /// Prints the run as progress; returns it.
+    pub(crate) fn report(self, what: &str, sampling: Sampling) -> Self {
+        // A limit always uses its whole time.
+        let is_short = what != "limit" && self.seconds < sampling.run.as_secs_f64();
+        let short = if is_short { " (shorter than requested: the short run before was slower)" } else { "" };
         eprintln!(
             "  {what}: {} records in {:.1} s, {:.0}k/s, {:.2} CPU-s per million{short}",
             self.records,
             self.seconds,
-            self.a_second() / 1e3,
-            self.cpu_a_million()
+            self.per_second() / 1e3,
+            self.cpu_per_million()
         );
         self
     }
@@ -92,47 +99,50 @@ fn values(runs: &[Run], value: impl Fn(&Run) -> f64) -> Vec<f64> {
     runs.iter().map(value).collect()
 }
 
-impl Path {
-    /// Lets both arms run in turns; `limit` gets the number of the round.
+impl PathTargets {
+    /// Runs both arms alternately. `limit` receives the number of the round.
     pub(crate) fn measure(
         self,
-        sizes: Sizes,
+        sampling: Sampling,
         mut limit: impl FnMut(usize) -> Run,
         mut worker: impl FnMut() -> Run,
     ) -> [Row; 3] {
         eprintln!("{}", self.name);
-        let [limits, workers] =
-            in_turns(sizes, |round| limit(round).told("limit", sizes), |_| worker().told("worker", sizes));
-        let row = |name: &str, unit, value: fn(&Run) -> f64, demand| Row {
+        let [limits, workers] = alternate(
+            sampling,
+            |round| limit(round).report("limit", sampling),
+            |_| worker().report("worker", sampling),
+        );
+        let row = |name: &str, unit, value: fn(&Run) -> f64, target| Row {
             name: name.to_owned(),
             unit,
-            beside: values(&limits, value),
+            reference: values(&limits, value),
             measured: values(&workers, value),
-            demand,
+            target,
         };
         let memory = Row {
             name: "  peak RSS".to_owned(),
             unit: "MB",
-            beside: Vec::new(),
+            reference: Vec::new(),
             measured: values(&workers, Run::megabytes),
-            demand: Demand::Most(self.memory),
+            target: Target::AtMost(self.memory),
         };
         [
-            row(self.name, self.unit, Run::a_second, Demand::Share(self.share)),
-            row("  processor", "s per million", Run::cpu_a_million, self.cpu),
+            row(self.name, self.unit, Run::per_second, Target::Share(self.share)),
+            row("  processor", "s per million", Run::cpu_per_million, self.cpu),
             memory,
         ]
     }
 }
 
-/// Runs of two arms, the one that goes first changing from round to round. Both get the number of the round.
-pub(crate) fn in_turns(
-    sizes: Sizes,
+/// Runs two arms; the first one of a round alternates. Both receive the number of the round.
+pub(crate) fn alternate(
+    sampling: Sampling,
     mut one: impl FnMut(usize) -> Run,
     mut other: impl FnMut(usize) -> Run,
 ) -> [Vec<Run>; 2] {
     let mut arms = [Vec::new(), Vec::new()];
-    for round in 0..sizes.rounds {
+    for round in 0..sampling.rounds {
         for arm in [round % 2, 1 - round % 2] {
             arms[arm].push(if arm == 0 { one(round) } else { other(round) });
         }
@@ -140,70 +150,81 @@ pub(crate) fn in_turns(
     arms
 }
 
-/// The rows of a worker beside a peer: nothing is demanded but, perhaps, a multiple of its speed.
-pub(crate) fn beside_peer(name: &str, unit: &'static str, speed: Demand, [peer, worker]: &[Vec<Run>; 2]) -> [Row; 3] {
-    let row = |name: &str, unit, value: fn(&Run) -> f64, demand| Row {
+/// The rows of a worker and a peer. Only the speed may have a target.
+pub(crate) fn compare_with_peer(
+    name: &str,
+    unit: &'static str,
+    speed: Target,
+    [peer, worker]: &[Vec<Run>; 2],
+) -> [Row; 3] {
+    let row = |name: &str, unit, value: fn(&Run) -> f64, target| Row {
         name: name.to_owned(),
         unit,
-        beside: values(peer, value),
+        reference: values(peer, value),
         measured: values(worker, value),
-        demand,
+        target,
     };
     [
-        row(name, unit, Run::a_second, speed),
-        row("  processor", "s per million", Run::cpu_a_million, Demand::None),
-        row("  peak RSS", "MB", Run::megabytes, Demand::None),
+        row(name, unit, Run::per_second, speed),
+        row("  processor", "s per million", Run::cpu_per_million, Target::None),
+        row("  peak RSS", "MB", Run::megabytes, Target::None),
     ]
 }
 
-/// The rows of the paths that are wanted: `none`, `combined`, `parquet`, `mask`.
-pub(crate) fn rows(kafka: &Kafka, sizes: Sizes, wanted: impl Fn(&str) -> bool) -> Vec<Row> {
-    let lines = Lines::generate(1, SAMPLE);
-    // The broker's first seconds are slow, until its code is compiled: that would be a limit of nothing.
+/// Writes a topic and deletes it. In its first seconds the broker is slow, because its code is not
+/// compiled yet.
+pub(crate) fn warm_up(kafka: &Kafka, lines: &Lines) {
     kafka.create_topic("warm-up", PARTITIONS);
     client::produce(&client::transactional_producer(kafka.brokers(), "warm-up", &[]), "warm-up", lines.records());
     client::delete_topic(kafka.brokers(), "warm-up");
+}
+
+/// The selected rows of `none`, `combined`, `parquet` and `mask`.
+pub(crate) fn rows(kafka: &Kafka, sampling: Sampling, is_selected: impl Fn(&str) -> bool) -> Vec<Row> {
+    let lines = Lines::generate(1, SAMPLE);
+    warm_up(kafka, &lines);
+    let worker = worker_binary();
 
     let mut rows = Vec::new();
     for (name, parser, share) in
         [("log file -> topic, parser none", "none", 0.7), ("log file -> topic, parser combined", "combined", 0.5)]
     {
-        let files = |row: &str| parser == "combined" && wanted(row);
-        if !wanted(parser) && !files("parquet") && !files("mask") {
+        let files = |row: &str| parser == "combined" && is_selected(row);
+        if !is_selected(parser) && !files("parquet") && !files("mask") {
             continue;
         }
-        let (topic, short) = read_log(kafka, &Log::write(&lines, SAMPLE), parser, SAMPLE);
+        let (topic, short) = read_log(kafka, &worker, &Log::write(&lines, SAMPLE), parser, SAMPLE);
         let sample = client::load(kafka, &topic);
-        if wanted(parser) {
-            let count = sizes.records(short.a_second());
+        if is_selected(parser) {
+            let count = sampling.records(short.per_second());
             let log = Log::write(&lines, count);
-            let limit = |round| produce(kafka, &format!("limit-{parser}-{round}"), &sample, sizes);
-            let worker = || {
-                let (topic, run) = read_log(kafka, &log, parser, count);
+            let limit = |round| produce(kafka, &format!("limit-{parser}-{round}"), &sample, sampling);
+            let read_log = || {
+                let (topic, run) = read_log(kafka, &worker, &log, parser, count);
                 client::consume(&client::consumer(kafka.brokers(), "count", &[]), &topic, count);
                 client::delete_topic(kafka.brokers(), &topic);
                 run
             };
-            let path = Path { name, unit: "lines/s", share, cpu: Demand::Most(3.0), memory: MOST_MEMORY };
-            rows.extend(path.measure(sizes, limit, worker));
+            let path = PathTargets { name, unit: "lines/s", share, cpu: Target::AtMost(3.0), memory: MAX_MEMORY_MB };
+            rows.extend(path.measure(sampling, limit, read_log));
         }
         for (name, mask, cpu) in [
-            ("topic -> Parquet zstd", false, Demand::Most(2.5)),
-            ("topic -> plugin mask -> Parquet zstd", true, Demand::None),
+            ("topic -> Parquet zstd", false, Target::AtMost(2.5)),
+            ("topic -> plugin mask -> Parquet zstd", true, Target::None),
         ] {
             if !files(if mask { "mask" } else { "parquet" }) {
                 continue;
             }
-            let count = sizes.records(write_lake(kafka, &topic, mask, SAMPLE).a_second());
+            let count = sampling.records(write_lake(kafka, &worker, &topic, mask, SAMPLE).per_second());
             let backlog = backlog(kafka, &format!("backlog-{mask}"), &sample, count);
             let limit = |_| {
                 let consumed = timed(|| {
                     client::consume(&client::consumer(kafka.brokers(), "limit", &[]), &backlog, count);
                     count
                 });
-                let rest = sizes.run.saturating_sub(Duration::from_secs_f64(consumed.seconds)).max(sizes.run / 2);
+                let rest = sampling.run.saturating_sub(Duration::from_secs_f64(consumed.seconds)).max(sampling.run / 2);
                 let encoded = timed(|| encode::rows(&sample, mask, rest));
-                // What consuming takes of as many records as were encoded.
+                // Adds the time of consuming as many records as were encoded.
                 let share = encoded.records as f64 / count as f64;
                 Run {
                     seconds: encoded.seconds + consumed.seconds * share,
@@ -211,9 +232,9 @@ pub(crate) fn rows(kafka: &Kafka, sizes: Sizes, wanted: impl Fn(&str) -> bool) -
                     ..encoded
                 }
             };
-            let worker = || write_lake(kafka, &backlog, mask, count);
-            let path = Path { name, unit: "lines/s", share: 0.7, cpu, memory: MOST_MEMORY };
-            rows.extend(path.measure(sizes, limit, worker));
+            let write_lake = || write_lake(kafka, &worker, &backlog, mask, count);
+            let path = PathTargets { name, unit: "lines/s", share: 0.7, cpu, memory: MAX_MEMORY_MB };
+            rows.extend(path.measure(sampling, limit, write_lake));
             client::delete_topic(kafka.brokers(), &backlog);
         }
         client::delete_topic(kafka.brokers(), &topic);
@@ -221,17 +242,17 @@ pub(crate) fn rows(kafka: &Kafka, sizes: Sizes, wanted: impl Fn(&str) -> bool) -
     rows
 }
 
-/// A topic with so many records: those of the sample again and again.
-pub(crate) fn backlog(kafka: &Kafka, topic: &str, sample: &[Stored], count: u64) -> String {
+/// A topic with `count` records, which repeat the sample.
+pub(crate) fn backlog(kafka: &Kafka, topic: &str, sample: &[StoredRecord], count: u64) -> String {
     kafka.create_topic(topic, PARTITIONS);
     let producer = client::transactional_producer(kafka.brokers(), topic, &[]);
-    client::produce_again(&producer, topic, sample.iter().cycle().take(count as usize));
+    client::produce_copies(&producer, topic, sample.iter().cycle().take(count as usize));
     topic.to_owned()
 }
 
-/// Log file to topic; gives the topic too.
-pub(crate) fn read_log(kafka: &Kafka, log: &Log, parser: &str, lines: u64) -> (String, Run) {
-    let case = Case::new(&format!("bench-{parser}"), kafka);
+/// Runs a worker that reads a log file into a topic; also returns the topic.
+pub(crate) fn read_log(kafka: &Kafka, worker: &Path, log: &Log, parser: &str, lines: u64) -> (String, Run) {
+    let case = Case::new(&format!("bench-{parser}"), kafka).with_binary(worker.to_owned());
     let text = format!(
         "name = \"$NAME\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/*.log\"]\nparser = \"{parser}\"\n"
     );
@@ -243,9 +264,9 @@ pub(crate) fn read_log(kafka: &Kafka, log: &Log, parser: &str, lines: u64) -> (S
     (format!("{}.web", case.name()), Run::of(lines, &exit, &idle))
 }
 
-/// Topic to Parquet files.
-pub(crate) fn write_lake(kafka: &Kafka, topic: &str, mask: bool, lines: u64) -> Run {
-    let case = Case::new(if mask { "bench-mask" } else { "bench-plain" }, kafka);
+/// Runs a worker that writes a topic to Parquet files.
+pub(crate) fn write_lake(kafka: &Kafka, worker: &Path, topic: &str, mask: bool, lines: u64) -> Run {
+    let case = Case::new(if mask { "bench-mask" } else { "bench-plain" }, kafka).with_binary(worker.to_owned());
     let transform = "[transforms.clean]\ninputs = [\"topic:TOPIC\"]\nplugin = \"mask.wasm\"\nconfig = { fields = [\"remote_addr\"] }\n";
     let sink = "[sinks.lake]\nconnector = \"s3\"\ninputs = [\"INPUT\"]\nurl = \"file://$DIR/lake\"\n";
     let text =
@@ -254,7 +275,7 @@ pub(crate) fn write_lake(kafka: &Kafka, topic: &str, mask: bool, lines: u64) -> 
     let exit = run(&case);
     assert_eq!(exit.summary().of(case.name(), "lake").output, lines);
     assert_eq!(rows_in(&case.path("lake")), lines);
-    // Its own start-up, with everything read already.
+    // A second run has no records to read: it measures the start.
     Run::of(lines, &exit, &run(&case))
 }
 
@@ -265,7 +286,7 @@ pub(crate) fn run(case: &Case) -> Exit {
     exit
 }
 
-/// Work of this process on so many records as it says.
+/// Measures work of this process; `work` returns its number of records.
 pub(crate) fn timed(work: impl FnOnce() -> u64) -> Run {
     let (started, cpu) = (Instant::now(), cpu_seconds_of(std::process::id()));
     let records = work();
@@ -277,11 +298,11 @@ pub(crate) fn timed(work: impl FnOnce() -> u64) -> Run {
     }
 }
 
-/// The limit of writing: the same records, with the settings of the worker's producer, and nothing else.
-pub(crate) fn produce(kafka: &Kafka, topic: &str, sample: &[Stored], sizes: Sizes) -> Run {
+/// The limit of writing to a topic: a bare producer of the same records with the worker's settings.
+pub(crate) fn produce(kafka: &Kafka, topic: &str, sample: &[StoredRecord], sampling: Sampling) -> Run {
     kafka.create_topic(topic, PARTITIONS);
     let producer = client::transactional_producer(kafka.brokers(), topic, &[]);
-    let run = timed(|| client::produce_again(&producer, topic, client::again(sample, sizes.run)));
+    let run = timed(|| client::produce_copies(&producer, topic, client::repeat_for(sample, sampling.run)));
     client::delete_topic(kafka.brokers(), topic);
     run
 }

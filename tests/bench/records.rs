@@ -1,4 +1,4 @@
-//! The bytes that are moved: lines of access logs, all of one length.
+//! The data of benchmarks: lines of access logs, all of one length.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -16,14 +16,14 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// Generated lines, each brought to the same length by its last field.
+    /// Generated lines, each padded to the same length in its last field.
     pub(crate) fn generate(seed: u64, count: u64) -> Self {
         const PADDING: &[u8] = b" (compatible; padding of a fixed text, as long as most agents' names are these days)";
         let padding = PADDING.repeat(4);
         let mut bytes = Vec::with_capacity(count as usize * LINE_BYTES);
         for line in generated(seed, count).split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let short = (LINE_BYTES - 1).checked_sub(line.len()).expect("generated lines are shorter");
-            // Its last character is the quote that ends the last field.
+            // The last character of a line is the quote after its last field.
             bytes.extend_from_slice(&line[..line.len() - 1]);
             bytes.extend_from_slice(&padding[..short]);
             bytes.extend_from_slice(b"\"\n");
@@ -32,7 +32,7 @@ impl Lines {
         Self { bytes, line_bytes: LINE_BYTES }
     }
 
-    /// Lines of any length with the same text in them, cut anywhere: for `parser = "none"`.
+    /// Lines of any length, cut out of the same text anywhere: for `parser = "none"`.
     pub(crate) fn of_length(seed: u64, count: u64, line_bytes: usize) -> Self {
         // Generated lines have more than 80 bytes.
         let mut bytes = generated(seed, count * line_bytes as u64 / 80 + 1);
@@ -43,7 +43,7 @@ impl Lines {
         Self { bytes, line_bytes }
     }
 
-    /// Each with its newline.
+    /// The lines, each with its newline.
     pub(crate) fn records(&self) -> std::slice::Chunks<'_, u8> {
         self.bytes.chunks(self.line_bytes)
     }
@@ -60,14 +60,14 @@ fn generated(seed: u64, count: u64) -> Vec<u8> {
     fs::read(path).unwrap()
 }
 
-/// A log file that is read.
+/// A log file.
 pub(crate) struct Log {
     _folder: tempfile::TempDir,
     path: PathBuf,
 }
 
 impl Log {
-    /// So many lines: the given ones again and again.
+    /// A log of `count` lines, which repeat the given ones.
     pub(crate) fn write(lines: &Lines, count: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("access.log");
@@ -78,12 +78,12 @@ impl Log {
             file.write_all(&lines.bytes[..part]).unwrap();
             left -= part;
         }
-        // Written back now, rather than while something is measured.
+        // Written to disk now, and not during a measurement.
         file.into_inner().unwrap().sync_all().unwrap();
         Self { _folder: folder, path }
     }
 
-    /// Puts it where a case reads it.
+    /// Links it into the folder that a case reads.
     pub(crate) fn link(&self, folder: &Path, name: &str) {
         fs::create_dir_all(folder).unwrap();
         fs::hard_link(&self.path, folder.join(name)).unwrap();

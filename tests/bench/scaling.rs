@@ -1,25 +1,31 @@
-//! What a record costs when there is more of something: pipelines, bytes in a record, partitions, backlog.
+//! The cost of a record as pipelines, bytes per record, partitions and backlog grow.
 //!
-//! Each case is one worker with whole pipelines in it, log → topic → Parquet, that runs until it is idle; what the same worker takes to start, to see
-//! that there is nothing to do, and to end (`idle`) is taken off. The broker is the embedded one in a process of its own, so its processor time and memory are not the
+//! Each scenario is one worker with complete pipelines (log → topic → Parquet) that runs until it
+//! is idle. The time of an idle run (start, notice that there is no work, stop) is subtracted. The
+//! broker is the embedded one in its own process, so that its processor time and memory are not the
 //! worker's. Rows are counted at the destination.
 //!
-//! **Flat** means: processor time a record (a megabyte, where records are longer than the group's first case has them) is at most [`FLAT`] times that of
-//! the group's first case. Shorter records are held to cost no more *each*, because a record costs something however short it is. **Bounded** means: the
-//! worker's peak RSS is at most its setting `memory` above what it is with nothing to do; that is for the program, and for the clients and threads of each pipeline. The first case runs once more after the last one: how far apart its runs are
-//! stands beside it (A/A), and of each case the cheapest run counts. A case that costs more than that bound, but no more than the dearest run of the first
-//! case, is UNCLEAR: neither shown to be flat nor not to be.
+//! * A scenario is *flat* if its processor time per record is at most [`FLAT`] times that of the
+//!   group's first scenario. For longer records than in the first scenario, it is the time per
+//!   byte. Shorter records have the limit per record, because each record has a fixed cost.
+//! * A scenario is *bounded* if the worker's peak RSS is at most its setting `memory` above that of
+//!   the idle run, which needs memory for the program, and for the clients and threads of each
+//!   pipeline.
+//! * The first scenario runs again at the end. The table shows the spread of its runs (A/A); the
+//!   cheapest run of each scenario counts. A scenario above the limit, but not above the most
+//!   expensive run of the first one, is UNCLEAR.
 
 use std::process::ExitCode;
 
-use trunkline_tests::{Case, Exit, Kafka};
+use trunkline_tests::{BrokerKind, Case, Exit, Kafka};
 
 use crate::client::LIMIT;
 use crate::measure::{percentile, rows_in};
 use crate::records::{LINE_BYTES, Lines, Log};
 use crate::table::{Figure, floor};
 
-/// So many times the first case's cost is still flat: the spread of equal runs on a machine that others use is up to 20 %.
+/// The highest flat cost, relative to the first scenario: equal runs on a shared machine differ by
+/// up to 20 %.
 const FLAT: f64 = 1.25;
 
 /// The worker's default `memory`, in bytes.
@@ -28,14 +34,14 @@ const BUDGET: u64 = 256 << 20;
 /// The names of the groups.
 pub(crate) const GROUPS: [&str; 4] = ["pipelines", "sizes", "partitions", "backlog"];
 
-/// What is run, and what it took.
-struct Shape {
+/// A scenario and its runs.
+struct Scenario {
     name: String,
     pipelines: u64,
-    /// Logs of each pipeline. A log goes to one partition.
+    /// Logs per pipeline. Each log goes to one partition.
     logs: u64,
     partitions: i32,
-    /// Of each log.
+    /// Lines per log.
     lines: u64,
     line_bytes: usize,
     runs: Vec<Cost>,
@@ -45,14 +51,14 @@ struct Shape {
 struct Cost {
     seconds: f64,
     cpu: f64,
-    /// What it takes to start, find nothing to do, and end.
+    /// The cost of a run without records.
     idle_seconds: f64,
     idle_cpu: f64,
     idle_rss: u64,
     peak_rss: u64,
 }
 
-impl Shape {
+impl Scenario {
     fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -73,56 +79,56 @@ impl Shape {
         percentile(&self.runs.iter().map(value).collect::<Vec<_>>(), 0.0)
     }
 
-    fn cpu_a_million(&self) -> f64 {
+    fn cpu_per_million(&self) -> f64 {
         self.least(|run| run.cpu) / self.records() * 1e6
     }
 
-    fn cpu_a_gigabyte(&self) -> f64 {
-        self.cpu_a_million() / self.line_bytes as f64 * 1e3
+    fn cpu_per_gigabyte(&self) -> f64 {
+        self.cpu_per_million() / self.line_bytes as f64 * 1e3
     }
 }
 
-/// The cases of a group.
-fn group(name: &str) -> Vec<Shape> {
+/// The scenarios of a group.
+fn group(name: &str) -> Vec<Scenario> {
     match name {
         "pipelines" => [1, 10, 100]
-            .map(|pipelines| Shape {
+            .map(|pipelines| Scenario {
                 pipelines,
                 lines: 3_000_000 / pipelines,
-                ..Shape::new(&format!("pipelines: {pipelines}"))
+                ..Scenario::new(&format!("pipelines: {pipelines}"))
             })
             .into(),
         "sizes" => {
             [("records: 1 KB", 1_000, 600_000), ("records: 100 B", 100, 2_000_000), ("records: 100 KB", 100_000, 8_000)]
-                .map(|(name, line_bytes, lines)| Shape { line_bytes, lines, ..Shape::new(name) })
+                .map(|(name, line_bytes, lines)| Scenario { line_bytes, lines, ..Scenario::new(name) })
                 .into()
         }
         "partitions" => [1, 4, 16, 64]
-            .map(|partitions| Shape {
+            .map(|partitions| Scenario {
                 partitions,
                 logs: 64,
                 lines: 16_000,
-                ..Shape::new(&format!("partitions: {partitions}, 64 logs"))
+                ..Scenario::new(&format!("partitions: {partitions}, 64 logs"))
             })
             .into(),
         "backlog" => [1_000_000, 10_000_000]
-            .map(|lines| Shape { lines, ..Shape::new(&format!("backlog: {} M lines", lines / 1_000_000)) })
+            .map(|lines| Scenario { lines, ..Scenario::new(&format!("backlog: {} M lines", lines / 1_000_000)) })
             .into(),
         other => panic!("no group {other}"),
     }
 }
 
 pub(crate) fn run_all(groups: &[&str]) -> ExitCode {
-    let kafka = Kafka::embedded().unwrap_or_else(|skip| panic!("{skip}"));
+    let kafka = Kafka::start(BrokerKind::Embedded).unwrap_or_else(|skip| panic!("{skip}"));
     let mut missed = 0;
     let mut lines = Vec::new();
     for name in groups {
-        let mut shapes = group(name);
-        for index in (0..shapes.len()).chain([0]) {
-            let cost = measure(&kafka, &shapes[index]);
+        let mut scenarios = group(name);
+        for index in (0..scenarios.len()).chain([0]) {
+            let cost = measure(&kafka, &scenarios[index]);
             eprintln!(
                 "{}: {:.1} s, {:.1} CPU-s, {:.0} MB; {:.1} s, {:.1} CPU-s and {:.0} MB to start and end",
-                shapes[index].name,
+                scenarios[index].name,
                 cost.seconds,
                 cost.cpu,
                 cost.peak_rss as f64 / 1e6,
@@ -130,10 +136,10 @@ pub(crate) fn run_all(groups: &[&str]) -> ExitCode {
                 cost.idle_cpu,
                 cost.idle_rss as f64 / 1e6
             );
-            shapes[index].runs.push(cost);
+            scenarios[index].runs.push(cost);
         }
-        for shape in &shapes {
-            let (line, met) = describe(shape, &shapes[0]);
+        for scenario in &scenarios {
+            let (line, met) = describe(scenario, &scenarios[0]);
             lines.push(line);
             missed += usize::from(!met);
         }
@@ -144,22 +150,22 @@ pub(crate) fn run_all(groups: &[&str]) -> ExitCode {
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     lines.iter().for_each(|line| println!("{line}"));
-    println!("{} of {} cases flat and bounded", lines.len() - missed, lines.len());
+    println!("{} of {} scenarios flat and bounded", lines.len() - missed, lines.len());
     ExitCode::from(u8::from(missed > 0))
 }
 
-/// A line of the table, and whether the case is flat and bounded.
-fn describe(shape: &Shape, base: &Shape) -> (String, bool) {
-    let a_record = shape.cpu_a_million() / base.cpu_a_million();
-    let (ratio, unit) = if shape.line_bytes > base.line_bytes {
-        (shape.cpu_a_gigabyte() / base.cpu_a_gigabyte(), "a GB")
+/// A line of the table, and whether the scenario is flat and bounded.
+fn describe(scenario: &Scenario, base: &Scenario) -> (String, bool) {
+    let per_record = scenario.cpu_per_million() / base.cpu_per_million();
+    let (ratio, unit) = if scenario.line_bytes > base.line_bytes {
+        (scenario.cpu_per_gigabyte() / base.cpu_per_gigabyte(), "per GB")
     } else {
-        (a_record, "a record")
+        (per_record, "per record")
     };
-    let peak = shape.runs.iter().map(|run| run.peak_rss).max().unwrap_or_default();
-    let dearest = percentile(&base.runs.iter().map(|run| run.cpu).collect::<Vec<_>>(), 1.0);
-    let noise = dearest / base.least(|run| run.cpu);
-    let idle = shape.runs.iter().map(|run| run.idle_rss).min().unwrap_or_default();
+    let peak = scenario.runs.iter().map(|run| run.peak_rss).max().unwrap_or_default();
+    let most_expensive = percentile(&base.runs.iter().map(|run| run.cpu).collect::<Vec<_>>(), 1.0);
+    let noise = most_expensive / base.least(|run| run.cpu);
+    let idle = scenario.runs.iter().map(|run| run.idle_rss).min().unwrap_or_default();
     let (flat, bounded) = (ratio <= FLAT, peak <= idle + BUDGET);
     let verdict = match flat {
         true => "flat",
@@ -168,14 +174,14 @@ fn describe(shape: &Shape, base: &Shape) -> (String, bool) {
     };
     let line = format!(
         "| {:<24} | {:>6.0} | {:>6} | {:>5} | {:>6} | {ratio:.2} {unit} | {} | {:>6} | {:>6} | {:>6.0} MB | {:>6.0} MB | {} |",
-        shape.name,
-        shape.records() / shape.least(|run| run.seconds) / 1e3,
-        Figure(shape.cpu_a_million()).to_string(),
-        floor(&shape.runs.iter().map(|run| run.cpu).collect::<Vec<_>>()),
-        Figure(shape.cpu_a_gigabyte()).to_string(),
+        scenario.name,
+        scenario.records() / scenario.least(|run| run.seconds) / 1e3,
+        Figure(scenario.cpu_per_million()).to_string(),
+        floor(&scenario.runs.iter().map(|run| run.cpu).collect::<Vec<_>>()),
+        Figure(scenario.cpu_per_gigabyte()).to_string(),
         verdict,
-        Figure(shape.least(|run| run.idle_seconds)).to_string(),
-        Figure(shape.least(|run| run.idle_cpu)).to_string(),
+        Figure(scenario.least(|run| run.idle_seconds)).to_string(),
+        Figure(scenario.least(|run| run.idle_cpu)).to_string(),
         idle as f64 / 1e6,
         peak as f64 / 1e6,
         if bounded { "bounded" } else { "NOT BOUNDED" },
@@ -183,23 +189,23 @@ fn describe(shape: &Shape, base: &Shape) -> (String, bool) {
     (line, flat && bounded)
 }
 
-fn measure(kafka: &Kafka, shape: &Shape) -> Cost {
+fn measure(kafka: &Kafka, scenario: &Scenario) -> Cost {
     let mut case = Case::new("bench-scaling", kafka);
     case.set("TRUNKLINE_MEMORY", &format!("{}MiB", BUDGET >> 20));
-    case.set("TRUNKLINE_TOPICS_PARTITIONS", &shape.partitions.to_string());
-    // The logs of a pipeline differ; those of different pipelines need not.
-    let different = shape.lines.min(1_000_000 * LINE_BYTES as u64 / shape.line_bytes as u64).min(1_000_000);
-    let logs: Vec<Log> = (0..shape.logs)
+    case.set("TRUNKLINE_TOPICS_PARTITIONS", &scenario.partitions.to_string());
+    // The logs of one pipeline differ; all pipelines read the same logs.
+    let distinct = scenario.lines.min(1_000_000 * LINE_BYTES as u64 / scenario.line_bytes as u64).min(1_000_000);
+    let logs: Vec<Log> = (0..scenario.logs)
         .map(|seed| {
-            let lines = if shape.line_bytes == LINE_BYTES {
-                Lines::generate(seed + 1, different)
+            let lines = if scenario.line_bytes == LINE_BYTES {
+                Lines::generate(seed + 1, distinct)
             } else {
-                Lines::of_length(seed + 1, different, shape.line_bytes)
+                Lines::of_length(seed + 1, distinct, scenario.line_bytes)
             };
-            Log::write(&lines, shape.lines)
+            Log::write(&lines, scenario.lines)
         })
         .collect();
-    for number in 0..shape.pipelines {
+    for number in 0..scenario.pipelines {
         std::fs::create_dir_all(case.path(&format!("logs/{number}"))).unwrap();
         std::fs::create_dir_all(case.path(&format!("lake/{number}"))).unwrap();
         let text = format!(
@@ -209,18 +215,19 @@ fn measure(kafka: &Kafka, shape: &Shape) -> Cost {
         case.pipeline(&format!("p{number}"), &text);
     }
     let idle = run(&case);
-    for number in 0..shape.pipelines {
+    for number in 0..scenario.pipelines {
         for (index, log) in logs.iter().enumerate() {
-            // Names without a common root: each is a log of its own.
+            // Names without a common root, so that the source does not treat them as rotations of
+            // one log.
             log.link(&case.path(&format!("logs/{number}")), &format!("site{index}x.log"));
         }
     }
     let exit = run(&case);
     let summary = exit.summary();
-    for number in 0..shape.pipelines {
-        assert_eq!(summary.of(&format!("{}-{number}", case.name()), "lake").output, shape.logs * shape.lines);
+    for number in 0..scenario.pipelines {
+        assert_eq!(summary.of(&format!("{}-{number}", case.name()), "lake").output, scenario.logs * scenario.lines);
     }
-    assert_eq!(rows_in(&case.path("lake")), shape.records() as u64);
+    assert_eq!(rows_in(&case.path("lake")), scenario.records() as u64);
     Cost {
         seconds: exit.elapsed.saturating_sub(idle.elapsed).as_secs_f64(),
         cpu: exit.cpu.saturating_sub(idle.cpu).as_secs_f64(),

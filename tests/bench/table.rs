@@ -1,39 +1,39 @@
-//! The one table that the benchmarks end in: each figure beside what it is held against, and beside how far apart equal runs are.
+//! The table of results: each figure with its limit or peer, and with the spread of equal runs.
 
 use std::process::ExitCode;
 
 use crate::measure::{median, percentile};
 
-/// A line of the table. The medians are compared.
+/// A line of the table. It compares medians.
 pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) unit: &'static str,
-    /// The limit or the peer, one value a run; empty where there is none.
-    pub(crate) beside: Vec<f64>,
-    /// Trunkline, one value a run.
+    /// The limit or the peer, one value per run; empty if the row has none.
+    pub(crate) reference: Vec<f64>,
+    /// Trunkline, one value per run.
     pub(crate) measured: Vec<f64>,
-    pub(crate) demand: Demand,
+    pub(crate) target: Target,
 }
 
-/// What is demanded of what was measured.
-pub(crate) enum Demand {
-    /// Nothing: it is told for comparison.
+/// The target of a figure.
+pub(crate) enum Target {
+    /// No target: the figure is for comparison.
     None,
-    /// At least this.
-    Least(f64),
-    /// At most this.
-    Most(f64),
-    /// At least this share of what stands beside it.
+    /// At least this value.
+    AtLeast(f64),
+    /// At most this value.
+    AtMost(f64),
+    /// At least this share of the reference.
     Share(f64),
-    /// At most so much more than what stands beside it.
-    MostMore(f64),
+    /// At most this much above the reference.
+    AtMostAbove(f64),
 }
 
-/// What came of the rows.
+/// All rows.
 #[derive(Default)]
 pub(crate) struct Table {
     rows: Vec<Row>,
-    /// Rows that this machine cannot have, each with the reason.
+    /// Rows that this machine does not support, each with the reason.
     skipped: Vec<String>,
 }
 
@@ -46,51 +46,51 @@ impl Table {
         self.skipped.push(format!("skipped: {name}: {reason}"));
     }
 
-    /// Prints it; the exit code says whether all demands are met.
+    /// Prints the table; the exit code is 0 if all targets are met.
     pub(crate) fn show(&self) -> ExitCode {
-        println!("| | unit | limit or peer | A/A | worker | A/A | of it | demanded | |");
+        println!("| | unit | limit or peer | A/A | worker | A/A | of it | target | |");
         println!("|---|---|---|---|---|---|---|---|---|");
-        let demands = self.rows.iter().filter(|row| !matches!(row.demand, Demand::None)).count();
+        let targets = self.rows.iter().filter(|row| !matches!(row.target, Target::None)).count();
         let missed = self.rows.iter().map(Row::show).filter(|met| *met == Some(false)).count();
         self.skipped.iter().for_each(|line| println!("{line}"));
-        println!("{} of {demands} demands met", demands - missed);
+        println!("{} of {targets} targets met", targets - missed);
         ExitCode::from(u8::from(missed > 0))
     }
 }
 
 impl Row {
-    /// Prints the line; whether the demand is met, if there is one.
+    /// Prints the line; returns whether the target is met, if the row has one.
     fn show(&self) -> Option<bool> {
         let worker = median(&self.measured);
-        let beside = (!self.beside.is_empty()).then(|| median(&self.beside));
-        let of_it = beside.map_or_else(String::new, |beside| match self.demand {
-            Demand::MostMore(_) => format!("{:+}", Figure(worker - beside)),
-            _ => format!("{:.2}", worker / beside),
+        let reference = (!self.reference.is_empty()).then(|| median(&self.reference));
+        let of_it = reference.map_or_else(String::new, |reference| match self.target {
+            Target::AtMostAbove(_) => format!("{:+}", Figure(worker - reference)),
+            _ => format!("{:.2}", worker / reference),
         });
-        let beside = beside.unwrap_or(f64::NAN);
-        let (demanded, met) = match self.demand {
-            Demand::None => (String::new(), None),
-            Demand::Least(least) => (format!(">= {}", Figure(least)), Some(worker >= least)),
-            Demand::Most(most) => (format!("<= {}", Figure(most)), Some(worker <= most)),
-            Demand::Share(share) => (format!(">= {share} of it"), Some(worker >= share * beside)),
-            Demand::MostMore(most) => (format!("<= +{}", Figure(most)), Some(worker - beside <= most)),
+        let reference = reference.unwrap_or(f64::NAN);
+        let (target, met) = match self.target {
+            Target::None => (String::new(), None),
+            Target::AtLeast(least) => (format!(">= {}", Figure(least)), Some(worker >= least)),
+            Target::AtMost(most) => (format!("<= {}", Figure(most)), Some(worker <= most)),
+            Target::Share(share) => (format!(">= {share} of it"), Some(worker >= share * reference)),
+            Target::AtMostAbove(most) => (format!("<= +{}", Figure(most)), Some(worker - reference <= most)),
         };
         let verdict = match met {
             None => "",
             Some(true) => "met",
             Some(false) => "NOT MET",
         };
-        let (left, right) = (spread(&self.beside), spread(&self.measured));
-        let (left_floor, right_floor) = (floor(&self.beside), floor(&self.measured));
+        let (left, right) = (spread(&self.reference), spread(&self.measured));
+        let (left_floor, right_floor) = (floor(&self.reference), floor(&self.measured));
         println!(
-            "| {:<38} | {:<13} | {left:>20} | {left_floor:>4} | {right:>20} | {right_floor:>4} | {of_it:>5} | {demanded:<13} | {verdict} |",
+            "| {:<38} | {:<13} | {left:>20} | {left_floor:>4} | {right:>20} | {right_floor:>4} | {of_it:>5} | {target:<13} | {verdict} |",
             self.name, self.unit
         );
         met
     }
 }
 
-/// The median, and the lowest and the highest where there are several.
+/// The median, with the lowest and the highest value if there are several.
 pub(crate) fn spread(values: &[f64]) -> String {
     match values {
         [] => String::new(),
@@ -104,7 +104,8 @@ pub(crate) fn spread(values: &[f64]) -> String {
     }
 }
 
-/// By how much the highest of several equal runs passes the lowest: a difference between two arms that is no greater says nothing.
+/// By how much the highest of several equal runs exceeds the lowest. A smaller difference between
+/// two arms is not significant.
 pub(crate) fn floor(values: &[f64]) -> String {
     let (low, high) = match values {
         [] | [_] => return String::new(),
@@ -113,7 +114,7 @@ pub(crate) fn floor(values: &[f64]) -> String {
     if low > 0.0 { format!("{:.0} %", (high / low - 1.0) * 100.0) } else { String::new() }
 }
 
-/// A number with as many digits as it deserves.
+/// A number with its significant digits.
 pub(crate) struct Figure(pub(crate) f64);
 
 impl std::fmt::Display for Figure {

@@ -1,5 +1,5 @@
-//! The brokers that chaos runs on, Apache Kafka and Trunkline's own, and how each is made to lose its answers: a proxy stands before the one,
-//! the other can be told.
+//! The brokers of chaos runs and their faults: a proxy injects those of Apache Kafka, and the
+//! embedded broker injects its own on command.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -8,21 +8,21 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 use std::{env, fs, io};
 
-use trunkline_tests::{Kafka, KafkaClient, KafkaFault, KafkaFaults, Skip, wait};
+use trunkline_tests::{BrokerKind, Kafka, KafkaClient, KafkaFault, KafkaFaults, Skip, wait};
 
-/// How long a broker may take to end when it is asked to.
+/// How long a broker may take to stop.
 const STOP: Duration = Duration::from_secs(60);
 
-/// A broker that can be stopped, killed, and started again with its data.
+/// A broker that can be stopped, killed, and started again on its data.
 pub(crate) enum ChaosBroker {
-    /// Apache Kafka, in a process of its own.
+    /// Apache Kafka.
     Apache(Box<Apache>),
-    /// Trunkline's own broker, in a process of its own.
+    /// The embedded broker, in its own process.
     Embedded(Box<Embedded>),
 }
 
 impl ChaosBroker {
-    /// Asks and tells it things as any client can.
+    /// A client that bypasses the faults of Apache Kafka's proxy.
     pub(crate) fn client(&self) -> &KafkaClient {
         match self {
             Self::Apache(apache) => &apache.kafka,
@@ -30,7 +30,7 @@ impl ChaosBroker {
         }
     }
 
-    /// The same at the address where its answers can be lost: the workers'.
+    /// A client at the workers' address, where replies can be lost.
     pub(crate) fn for_workers(&self) -> &KafkaClient {
         match self {
             Self::Apache(apache) => &apache.client,
@@ -38,7 +38,7 @@ impl ChaosBroker {
         }
     }
 
-    /// A crash.
+    /// Kills it.
     pub(crate) fn kill9(&mut self) {
         match self {
             Self::Apache(apache) => apache.kafka.kill9(),
@@ -46,7 +46,7 @@ impl ChaosBroker {
         }
     }
 
-    /// A clean stop.
+    /// Stops it cleanly.
     pub(crate) fn stop(&mut self) {
         match self {
             Self::Apache(apache) => apache.kafka.stop(),
@@ -54,7 +54,7 @@ impl ChaosBroker {
         }
     }
 
-    /// Starts it again with its data.
+    /// Starts it again on its data.
     pub(crate) fn restart(&mut self) {
         match self {
             Self::Apache(apache) => apache.kafka.restart(),
@@ -62,51 +62,51 @@ impl ChaosBroker {
         }
     }
 
-    /// The answer to the `nth` request of this kind, counted from now, is lost.
+    /// Loses the reply to the `nth` request of this kind, counted from now.
     pub(crate) fn drop_reply(&mut self, api: &str, nth: u64) {
         match self {
             Self::Apache(apache) => apache.faults.nth(nth, api, KafkaFault::DropReply),
-            Self::Embedded(broker) => broker.told(&format!("drop {api} {nth}")),
+            Self::Embedded(broker) => broker.expect_ok(&format!("drop {api} {nth}")),
         }
     }
 
-    /// That answer comes late.
+    /// Delays the reply to the `nth` request of this kind.
     pub(crate) fn delay_reply(&mut self, api: &str, nth: u64, by: Duration) {
         match self {
             Self::Apache(apache) => apache.faults.nth(nth, api, KafkaFault::Delay(by)),
-            Self::Embedded(broker) => broker.told(&format!("delay {api} {nth} {}", by.as_millis())),
+            Self::Embedded(broker) => broker.expect_ok(&format!("delay {api} {nth} {}", by.as_millis())),
         }
     }
 
-    /// That request is answered with an error, and nothing done.
+    /// Answers the `nth` request of this kind with an error, without executing it.
     pub(crate) fn answer_error(&mut self, api: &str, nth: u64, code: i16) -> Result<(), Skip> {
         match self {
-            Self::Apache(_) => Err(Skip::new("Apache Kafka cannot be told to answer wrongly; the embedded broker can")),
+            Self::Apache(_) => Err(Skip::new("Apache Kafka cannot inject errors; the embedded broker can")),
             Self::Embedded(broker) => {
-                broker.told(&format!("error {api} {nth} {code}"));
+                broker.expect_ok(&format!("error {api} {nth} {code}"));
                 Ok(())
             }
         }
     }
 
-    /// How many of these faults have not come yet.
+    /// The number of faults that have not applied yet.
     pub(crate) fn pending(&mut self) -> u64 {
         match self {
             Self::Apache(apache) => apache.faults.pending() as u64,
-            Self::Embedded(broker) => broker.order("pending").parse().expect("a number"),
+            Self::Embedded(broker) => broker.request("pending").parse().expect("a number"),
         }
     }
 
-    /// Forgets those.
+    /// Removes them.
     pub(crate) fn clear(&mut self) {
         match self {
             Self::Apache(apache) => apache.faults.clear(),
-            Self::Embedded(broker) => broker.told("clear"),
+            Self::Embedded(broker) => broker.expect_ok("clear"),
         }
     }
 }
 
-/// Apache Kafka and the proxy before it.
+/// Apache Kafka behind a proxy.
 pub(crate) struct Apache {
     kafka: Kafka,
     faults: KafkaFaults,
@@ -116,13 +116,13 @@ pub(crate) struct Apache {
 impl Apache {
     /// Starts both.
     pub(crate) fn start() -> Result<Self, Skip> {
-        let kafka = Kafka::start_apache()?;
+        let kafka = Kafka::start_for_crashes(BrokerKind::Apache)?;
         let faults = KafkaFaults::start(kafka.port());
         Ok(Self { client: KafkaClient::new(faults.address().to_owned()), faults, kafka })
     }
 }
 
-/// `runtime/broker/examples/broker`: its head says what it understands.
+/// The program `runtime/broker/examples/broker`, which describes its commands.
 pub(crate) struct Embedded {
     folder: PathBuf,
     address: String,
@@ -132,31 +132,31 @@ pub(crate) struct Embedded {
 
 struct Running {
     process: Child,
-    /// Taken to end it: it runs until its standard input ends.
-    orders: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
+    /// The process runs until this is closed.
+    commands: Option<ChildStdin>,
+    replies: BufReader<ChildStdout>,
 }
 
 impl Embedded {
-    /// Starts one with its data in `folder`, which is created.
+    /// Starts a broker with its data in `folder`, which is created.
     pub(crate) fn start(folder: &Path) -> Self {
         fs::create_dir_all(folder).unwrap();
         let (running, address) = Running::start(folder, "127.0.0.1:0");
         Self { folder: folder.into(), client: KafkaClient::new(address.clone()), address, running: Some(running) }
     }
 
-    /// Gives it a line that it must understand.
-    fn told(&mut self, line: &str) {
-        assert_eq!(self.order(line), "ok", "{line}");
+    /// Sends a command that must succeed.
+    fn expect_ok(&mut self, line: &str) {
+        assert_eq!(self.request(line), "ok", "{line}");
     }
 
-    /// Gives it a line, and returns its answer.
-    fn order(&mut self, line: &str) -> String {
-        let running = self.running.as_mut().expect("a broker that runs");
-        writeln!(running.orders.as_ref().expect("a broker that runs"), "{line}").unwrap();
-        let mut answer = String::new();
-        running.answers.read_line(&mut answer).unwrap();
-        answer.trim().to_owned()
+    /// Sends a command; returns the reply.
+    fn request(&mut self, line: &str) -> String {
+        let running = self.running.as_mut().expect("a running broker");
+        writeln!(running.commands.as_ref().expect("a running broker"), "{line}").unwrap();
+        let mut reply = String::new();
+        running.replies.read_line(&mut reply).unwrap();
+        reply.trim().to_owned()
     }
 
     fn kill9(&mut self) {
@@ -168,12 +168,12 @@ impl Embedded {
 
     fn stop(&mut self) {
         if let Some(mut running) = self.running.take() {
-            running.orders.take();
+            running.commands.take();
             wait::until("the broker ends", STOP, || running.process.try_wait().unwrap());
         }
     }
 
-    /// Starts it again on its address and its data, and stops it before if it runs.
+    /// Starts it again on its address and data, after a stop if it runs.
     pub(crate) fn restart(&mut self) {
         self.stop();
         let (running, _) = Running::start(&self.folder, &self.address);
@@ -188,12 +188,13 @@ impl Drop for Embedded {
 }
 
 impl Running {
+    /// Starts the process; also returns its address.
     fn start(folder: &Path, address: &str) -> (Self, String) {
         let binary = env::current_exe().unwrap().with_file_name("examples").join("broker");
         let log = fs::OpenOptions::new().create(true).append(true).open(folder.with_extension("log")).unwrap();
         let mut command = Command::new(&binary);
         command.arg(folder).arg(address).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
-        // SAFETY: prctl is async-signal-safe and touches nothing of ours.
+        // SAFETY: prctl is async-signal-safe and does not access this process's memory.
         unsafe {
             command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
                 0 => Ok(()),
@@ -201,11 +202,11 @@ impl Running {
             });
         }
         let mut process = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
-        let mut answers = BufReader::new(process.stdout.take().unwrap());
+        let mut replies = BufReader::new(process.stdout.take().unwrap());
         let mut found = String::new();
-        answers.read_line(&mut found).unwrap();
+        replies.read_line(&mut found).unwrap();
         assert!(!found.is_empty(), "the broker does not start, see {}", folder.with_extension("log").display());
-        let orders = process.stdin.take();
-        (Self { process, orders, answers }, found.trim().to_owned())
+        let commands = process.stdin.take();
+        (Self { process, commands, replies }, found.trim().to_owned())
     }
 }

@@ -1,4 +1,4 @@
-//! What feeds a pipeline: logs, or the tables of a database. All that differs between the two is behind [`Feed`].
+//! The input of a pipeline: logs, or the tables of a database.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,16 @@ use trunkline_tests::{KafkaClient, Reader};
 use crate::logs::Logs;
 use crate::tables::Tables;
 
-/// One or the other.
+/// The input of a pipeline.
 pub(crate) enum Feed<'a> {
     /// Log files.
     Logs(Logs),
-    /// A MySQL.
+    /// Tables of MySQL or MariaDB.
     Tables(Box<Tables<'a>>),
 }
 
 impl Feed<'_> {
-    /// The name of the source, and its part of the pipeline file.
+    /// The source's name, and its section of the pipeline file.
     pub(crate) fn source(&self) -> (&'static str, String) {
         match self {
             Self::Logs(_) => ("web", crate::logs::SOURCE.to_owned()),
@@ -25,7 +25,7 @@ impl Feed<'_> {
         }
     }
 
-    /// The members that the plugin masks.
+    /// The fields that the plugin masks.
     pub(crate) fn masked(&self) -> &'static str {
         match self {
             Self::Logs(_) => "remote_addr",
@@ -33,15 +33,16 @@ impl Feed<'_> {
         }
     }
 
-    /// More options of the sink.
-    pub(crate) fn of_sink(&self) -> &'static str {
+    /// Additional options of the sink.
+    pub(crate) fn sink_options(&self) -> &'static str {
         match self {
             Self::Logs(_) => "",
             Self::Tables(_) => "path = \"table={@table}\"\n",
         }
     }
 
-    /// Writes so many lines to each log, or changes so many rows for each table; gives how many records that makes.
+    /// Appends `each` lines to each log, or changes `each` rows per table; returns the number of
+    /// records.
     pub(crate) fn append(&mut self, each: u64) -> u64 {
         match self {
             Self::Logs(logs) => logs.append(each),
@@ -49,7 +50,7 @@ impl Feed<'_> {
         }
     }
 
-    /// From now on some records are poison to the test plugin, with the options that this gives.
+    /// From now on, some records are poison for the test plugin; returns the plugin's options.
     pub(crate) fn poison(&mut self) -> &'static str {
         match self {
             Self::Logs(logs) => logs.poison(),
@@ -57,7 +58,7 @@ impl Feed<'_> {
         }
     }
 
-    /// Records that end in the dead letters.
+    /// The number of records that must be dead letters.
     pub(crate) fn dead(&self) -> u64 {
         match self {
             Self::Logs(logs) => logs.dead(),
@@ -65,7 +66,7 @@ impl Feed<'_> {
         }
     }
 
-    /// How much has to arrive at the destination of what was written, in the measure of [`Feed::arrived`].
+    /// The number of records that must arrive at the destination, as [`Feed::arrived`] counts them.
     pub(crate) fn expected(&self) -> u64 {
         match self {
             Self::Logs(logs) => logs.lines() - logs.dead(),
@@ -73,7 +74,8 @@ impl Feed<'_> {
         }
     }
 
-    /// How much of it is there, by our own look at the files: how far things are. What they are is for the independent reader to say.
+    /// The number of records at the destination, counted by this program: it measures progress. The
+    /// independent reader checks the contents at the end.
     pub(crate) fn arrived(&mut self, lake: &Path) -> u64 {
         match self {
             Self::Logs(logs) => logs.arrived(lake),
@@ -81,7 +83,7 @@ impl Feed<'_> {
         }
     }
 
-    /// Checks the topics into which the source writes; gives how many records they have.
+    /// Checks the source's topics; returns the number of their records.
     pub(crate) fn check_topics(&self, client: &KafkaClient, pipeline: &str) -> u64 {
         match self {
             Self::Logs(logs) => logs.check_topic(client, &format!("{pipeline}.web")),
@@ -89,7 +91,7 @@ impl Feed<'_> {
         }
     }
 
-    /// Checks the dead letters; gives how many there are.
+    /// Checks the dead letters; returns their number.
     pub(crate) fn check_dead(&self, client: &KafkaClient, topic: &str) -> u64 {
         match self {
             Self::Logs(logs) => {
@@ -101,7 +103,7 @@ impl Feed<'_> {
         }
     }
 
-    /// Checks the destination, of which the workers say that it has so many records.
+    /// Checks the destination, which must have `records` records.
     pub(crate) fn check_lake(&self, reader: &Reader, lake: &Path, records: u64) {
         match self {
             Self::Logs(logs) => logs.check_lake(reader, lake, records),
@@ -110,7 +112,7 @@ impl Feed<'_> {
     }
 }
 
-/// The files of a lake that are published.
+/// The published files of a lake.
 pub(crate) fn published(lake: &Path) -> Vec<PathBuf> {
     let mut folders = vec![lake.to_owned()];
     let mut files = Vec::new();

@@ -1,4 +1,4 @@
-//! Logs that feed a pipeline, and what has to become of each line.
+//! Logs as the input of a pipeline, and the checks of their lines at the destination.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -9,7 +9,7 @@ use trunkline_tests::{KafkaClient, LogWriter, Random, Reader};
 
 use crate::feed::published;
 
-/// Lines of the `n`-th log are numbered from `n` times this.
+/// The lines of the `n`-th log are numbered from `n` times this.
 const LOG: u64 = 1_000_000_000;
 
 pub(crate) const SOURCE: &str = r#"
@@ -19,11 +19,12 @@ paths = ["$DIR/logs/*.log*"]
 parser = "combined"
 "#;
 
-/// Lines on which the plugin of `transforms/plugins/testing` does what its option says: those whose paths end so.
+/// Options of the plugin `transforms/plugins/testing`: each applies to lines whose path has this
+/// ending.
 const POISON: &str = r#"{ trap_on = '051","protocol"', loop_on = '/item/1000000333",', flood_on = '7701","protocol', bomb_on = '8802","protocol' }"#;
 
 fn is_poison(line: u64) -> bool {
-    // The first log's line 51 has no 0 before it.
+    // Line 51 of the first log ends with "/51", not with "051".
     line % 1_000 == 51 && line > 51 || line == LOG + 333 || line % 10_000 == 7_701 || line % 10_000 == 8_802
 }
 
@@ -44,7 +45,7 @@ impl Logs {
         this
     }
 
-    /// One more log, empty.
+    /// Adds an empty log.
     pub(crate) fn add(&mut self, random: &mut Random) {
         let number = self.all.len() as u64;
         let path = self.folder.join(format!("{number}.log"));
@@ -73,12 +74,12 @@ impl Logs {
         logs.map(|(n, log)| (0..log.lines()).filter(|line| is_poison(n as u64 * LOG + line)).count() as u64).sum()
     }
 
-    /// Rows in published objects, by their footers.
+    /// The rows of the published objects, by their footers.
     pub(crate) fn arrived(&mut self, lake: &Path) -> u64 {
         let mut rows = 0;
         for path in published(lake) {
             rows += self.counted.get(&path).copied().unwrap_or_else(|| {
-                // Unreadable: a server that is still writing it. It counts at the next look.
+                // An object that the server is still writing is unreadable, and is counted later.
                 let Some(rows) = footer_rows(&path) else { return 0 };
                 self.counted.insert(path, rows);
                 rows
@@ -87,7 +88,7 @@ impl Logs {
         rows
     }
 
-    /// Each line once, and the lines of each log in their order.
+    /// Checks that the topic has each line once, and the lines of each log in order.
     pub(crate) fn check_topic(&self, client: &KafkaClient, topic: &str) -> u64 {
         let count = check_order(client, topic);
         assert_eq!(count, self.lines(), "records in {topic}");
@@ -100,15 +101,15 @@ impl Logs {
         assert_eq!(
             (found.rows, found.distinct),
             (records, Some(records)),
-            "rows and different lines in the lake, of {lines} written, {dead} of them dead letters"
+            "rows and distinct lines in the lake, of {lines} written, {dead} of them dead letters"
         );
         let bytes: i64 = self.all.iter().map(LogWriter::bytes).sum();
-        assert!(dead > 0 || found.sums["bytes"] == bytes, "bytes: {} and not {bytes}", found.sums["bytes"]);
-        assert!(found.disordered.is_empty(), "out of order (I5): {:?}", found.disordered);
+        assert!(dead > 0 || found.sums["bytes"] == bytes, "sum of bytes: {}, not {bytes}", found.sums["bytes"]);
+        assert!(found.out_of_order.is_empty(), "out of order (I5): {:?}", found.out_of_order);
     }
 }
 
-/// Checks that a topic has the lines of each log in their order; gives how many there are.
+/// Checks that a topic has the lines of each log in order; returns their number.
 pub(crate) fn check_order(client: &KafkaClient, topic: &str) -> u64 {
     let (mut count, mut last) = (0, BTreeMap::new());
     for record in client.read(topic) {

@@ -1,17 +1,18 @@
-//! Breaks pipelines on purpose, and counts at the destination what came of it: `tests/chaos/run` builds and runs this.
+//! Breaks pipelines on purpose, and checks the records at the destination. `tests/chaos/run` builds
+//! and runs this program.
 //!
-//! * `faults` is the list of what can break; a file for each kind.
-//! * `ground` is one pipeline with its servers, and what is checked when all is over.
-//! * `feed` is what feeds it: `logs`, or `tables` that `writer`s change.
-//! * `plan` is the command line and what it chooses; `table` is how it ends.
+//! * `faults` lists the faults, with one file per kind.
+//! * `fixture` is one pipeline with its servers, and the checks at the end of a run.
+//! * `feed` is the input of the pipeline: `logs`, or `tables` that `writer`s change.
+//! * `plan` parses the command line and selects the runs. `table` prints the results.
 
-// A harness has one way to report a failure, a panic with the reason.
+// The harness reports every failure by a panic with its reason.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod broker;
 mod faults;
 mod feed;
-mod ground;
+mod fixture;
 mod logs;
 mod plan;
 mod table;
@@ -24,10 +25,10 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use broker::{Apache, ChaosBroker, Embedded};
-use ground::{Ground, Tally};
-use plan::{Arguments, Broker, Path, Plan, Queue};
+use fixture::{Fixture, Tally};
+use plan::{Arguments, Path, Plan, Queue};
 use table::Table;
-use trunkline_tests::{Case, KafkaClient, Mysql, S3, Skip};
+use trunkline_tests::{BrokerKind, Case, KafkaClient, Mysql, S3, Skip};
 
 const USAGE: &str = "usage: tests/chaos/run [--seed N] [--minutes M | --short] [--only FAULT[/PATH[/BROKER]]] [--list]";
 
@@ -44,15 +45,15 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if arguments.round(0).is_empty() {
-        eprintln!("nothing matches --only {}; --list shows all there is", arguments.only.unwrap_or_default());
+        eprintln!("no run matches --only {}; --list shows all runs", arguments.only.unwrap_or_default());
         return ExitCode::from(2);
     }
     let started = Instant::now();
     let table = Mutex::new(Table::default());
-    // Side by side, because most of a run is waiting: two on the embedded broker, which each of them has for itself, and one on Apache Kafka,
-    // which they share.
-    let embedded = Mutex::new(Queue::new(Broker::Embedded, &arguments));
-    let apache = Mutex::new(Queue::new(Broker::Apache, &arguments));
+    // Three runs at a time, because a run mostly waits: two with an embedded broker each, and one
+    // on Apache Kafka, which all runs share.
+    let embedded = Mutex::new(Queue::new(BrokerKind::Embedded, &arguments));
+    let apache = Mutex::new(Queue::new(BrokerKind::Apache, &arguments));
     std::thread::scope(|scope| {
         for queue in [&embedded, &embedded, &apache] {
             let table = &table;
@@ -71,7 +72,7 @@ fn main() -> ExitCode {
     if table.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What takes long to start and is shared by the runs.
+/// Servers that start slowly; the runs of one thread share them.
 #[derive(Default)]
 struct Servers {
     apache: Option<ChaosBroker>,
@@ -83,7 +84,7 @@ struct Servers {
 fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
     let started = Instant::now();
     let mut tally = Tally::default();
-    let outcome = catch_unwind(AssertUnwindSafe(|| attempt(plan, servers, &mut tally)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| execute(plan, servers, &mut tally)));
     let seconds = started.elapsed().as_secs_f64();
     let label = plan.label();
     let mut table = table.lock().unwrap();
@@ -96,14 +97,14 @@ fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
             table.add(plan, &tally, true);
         }
         Ok(Err(skip)) => {
-            // As tests print it, for tests/run to count and to show.
+            // In the format of tests, which tests/run counts and shows.
             println!("SKIP {label}: {skip}");
             table.skip(plan, skip.to_string());
         }
         Err(_) => {
-            println!("{label:<36} seed {:<6} FAILED after {seconds:.0} s\n  again: {}", plan.seed, plan.command());
+            println!("{label:<36} seed {:<6} FAILED after {seconds:.0} s\n  repeat: {}", plan.seed, plan.command());
             table.add(plan, &tally, false);
-            // Whatever state it is in, the next run is to have a new one.
+            // Their state is unknown: the next run starts new servers.
             servers.apache = None;
             servers.mysql = None;
             servers.mariadb = None;
@@ -111,38 +112,38 @@ fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
     }
 }
 
-fn started<T>(server: &mut Option<T>, start: fn() -> Result<T, Skip>) -> Result<&mut T, Skip> {
+fn get_or_start<T>(server: &mut Option<T>, start: fn() -> Result<T, Skip>) -> Result<&mut T, Skip> {
     match server {
         Some(server) => Ok(server),
         none => Ok(none.insert(start()?)),
     }
 }
 
-fn attempt(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), Skip> {
-    let s3 = started(&mut servers.s3, S3::start)?;
+fn execute(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), Skip> {
+    let s3 = get_or_start(&mut servers.s3, S3::start)?;
     let mysql = match plan.path {
         Path::Bucket | Path::Topics => None,
-        Path::Tables => Some(started(&mut servers.mysql, Mysql::start)?),
-        Path::MariaDb => Some(started(&mut servers.mariadb, Mysql::start_mariadb)?),
+        Path::Tables => Some(get_or_start(&mut servers.mysql, Mysql::start)?),
+        Path::MariaDb => Some(get_or_start(&mut servers.mariadb, Mysql::start_mariadb)?),
     };
     let mut own;
     let (case, broker) = match plan.broker {
-        Broker::Embedded => {
-            // The broker lies in the case's folder, and the case wants to know its address.
+        BrokerKind::Embedded => {
+            // The broker's data is in the case's folder, so that the case exists before the broker.
             let case = Case::new("chaos", &KafkaClient::new(String::new()));
             (plan.fault.prepare)(plan, &case)?;
             own = ChaosBroker::Embedded(Box::new(Embedded::start(&case.path("broker"))));
             (case.on(own.for_workers()), &mut own)
         }
-        Broker::Apache => {
-            let apache = started(&mut servers.apache, || Ok(ChaosBroker::Apache(Box::new(Apache::start()?))))?;
+        BrokerKind::Apache => {
+            let apache = get_or_start(&mut servers.apache, || Ok(ChaosBroker::Apache(Box::new(Apache::start()?))))?;
             let case = Case::new("chaos", apache.for_workers());
             (plan.fault.prepare)(plan, &case)?;
             (case, apache)
         }
     };
-    let mut ground = Ground::new(*plan, case, broker, s3, mysql, tally)?;
-    (plan.fault.run)(&mut ground)?;
-    ground.finish();
+    let mut fixture = Fixture::new(*plan, case, broker, s3, mysql, tally)?;
+    (plan.fault.run)(&mut fixture)?;
+    fixture.finish();
     Ok(())
 }

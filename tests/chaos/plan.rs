@@ -1,12 +1,15 @@
-//! What is to be run: paths, brokers and faults, and the command line that chooses among them.
+//! The runs: combinations of paths, brokers and faults, and the command line that selects among
+//! them.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use trunkline_tests::BrokerKind;
+
 use crate::faults::{FAULTS, FaultKind};
 
-/// The pipeline that is broken.
+/// A pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Path {
     /// Log files → topic → plugin in the sink → Parquet in S3.
@@ -20,24 +23,15 @@ pub(crate) enum Path {
 }
 
 impl Path {
-    /// Does it end in S3?
+    /// Whether its destination is S3.
     pub(crate) fn ends_in_bucket(self) -> bool {
         self != Self::Topics
     }
 
-    /// Does it begin with a database?
+    /// Whether its source is a database.
     pub(crate) fn begins_with_tables(self) -> bool {
         matches!(self, Self::Tables | Self::MariaDb)
     }
-}
-
-/// The Kafka that it runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Broker {
-    /// Trunkline's own.
-    Embedded,
-    /// Apache Kafka.
-    Apache,
 }
 
 impl fmt::Display for Path {
@@ -51,37 +45,28 @@ impl fmt::Display for Path {
     }
 }
 
-impl fmt::Display for Broker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Embedded => "embedded",
-            Self::Apache => "apache",
-        })
-    }
-}
-
-/// One run of one fault.
+/// One run.
 #[derive(Clone, Copy)]
 pub(crate) struct Plan {
-    /// What breaks.
+    /// The fault.
     pub fault: &'static FaultKind,
-    /// Where.
+    /// The pipeline.
     pub path: Path,
-    /// On what.
-    pub broker: Broker,
-    /// All that is random in it follows from this.
+    /// The broker.
+    pub broker: BrokerKind,
+    /// Determines all random choices of the run.
     pub seed: u64,
     /// Fewer repetitions.
     pub short: bool,
 }
 
 impl Plan {
-    /// `fault/path/broker`: what `--only` takes.
+    /// `fault/path/broker`, as in `--only`.
     pub(crate) fn label(&self) -> String {
         format!("{}/{}/{}", self.fault.name, self.path, self.broker)
     }
 
-    /// The command that runs it again.
+    /// The command that repeats the run.
     pub(crate) fn command(&self) -> String {
         let short = if self.short { " --short" } else { "" };
         format!("tests/chaos/run{short} --seed {} --only {}", self.seed, self.label())
@@ -95,24 +80,24 @@ impl Plan {
 
 /// The command line.
 pub(crate) struct Arguments {
-    /// The first round's seed; each further round counts on from it.
+    /// The seed of the first round; each later round increments it.
     pub seed: u64,
-    /// Rounds are begun until this time is over; without it there is one.
+    /// New rounds begin until this time has passed. Without it, there is one round.
     pub time: Option<Duration>,
-    /// The short set.
+    /// Only the short set, with fewer repetitions.
     pub short: bool,
-    /// Only the runs whose label begins with this: fault, fault/path or all of it.
+    /// Only the runs with this label: fault, fault/path or fault/path/broker.
     pub only: Option<String>,
-    /// Only say what would be run.
+    /// Only list the runs.
     pub list: bool,
 }
 
 impl Arguments {
-    /// Reads them; an error is a message for whoever wrote them.
+    /// Parses the arguments; the error is a message for the user.
     pub(crate) fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut this = Self { seed: 1, time: None, short: false, only: None, list: false };
         while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
+            let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
             let number = |text: String| text.parse::<u64>().map_err(|error| format!("{argument} {text}: {error}"));
             match argument.as_str() {
                 "--seed" => this.seed = number(value()?)?,
@@ -120,7 +105,7 @@ impl Arguments {
                 "--only" => this.only = Some(value()?),
                 "--short" => this.short = true,
                 "--list" => this.list = true,
-                _ => return Err(format!("{argument} is not known")),
+                _ => return Err(format!("unknown argument {argument}")),
             }
         }
         Ok(this)
@@ -129,7 +114,7 @@ impl Arguments {
     /// The runs of one round.
     pub(crate) fn round(&self, round: u64) -> Vec<Plan> {
         let mut plans = Vec::new();
-        for broker in [Broker::Embedded, Broker::Apache] {
+        for broker in [BrokerKind::Embedded, BrokerKind::Apache] {
             for path in [Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb] {
                 for fault in FAULTS {
                     let plan = Plan { fault, path, broker, seed: self.seed + round, short: self.short };
@@ -147,9 +132,9 @@ impl Arguments {
     }
 }
 
-/// What is to be run on one broker, round after round.
+/// The runs on one kind of broker, round by round.
 pub(crate) struct Queue<'a> {
-    broker: Broker,
+    broker: BrokerKind,
     arguments: &'a Arguments,
     started: Instant,
     rounds: u64,
@@ -157,12 +142,12 @@ pub(crate) struct Queue<'a> {
 }
 
 impl<'a> Queue<'a> {
-    /// All of it; the time begins now.
-    pub(crate) fn new(broker: Broker, arguments: &'a Arguments) -> Self {
+    /// A new queue; its time begins now.
+    pub(crate) fn new(broker: BrokerKind, arguments: &'a Arguments) -> Self {
         Self { broker, arguments, started: Instant::now(), rounds: 0, plans: VecDeque::new() }
     }
 
-    /// The next run. The first round comes whole, however long it takes.
+    /// The next run. The first round is always complete.
     pub(crate) fn next(&mut self) -> Option<Plan> {
         let over = self.arguments.time.is_none_or(|time| self.started.elapsed() >= time);
         if self.rounds > 1 && over {

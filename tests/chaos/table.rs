@@ -1,17 +1,19 @@
-//! What came of all runs, as a table.
+//! The table of results.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::ground::Tally;
-use crate::plan::{Broker, Path, Plan};
+use trunkline_tests::BrokerKind;
 
-/// One line for each path, broker and fault.
+use crate::fixture::Tally;
+use crate::plan::{Path, Plan};
+
+/// One row per path, broker and fault.
 #[derive(Default)]
 pub(crate) struct Table {
-    rows: BTreeMap<(Path, Broker, usize), Row>,
-    /// The commands that run again what failed.
-    again: Vec<String>,
+    rows: BTreeMap<(Path, BrokerKind, usize), Row>,
+    /// The commands that repeat the failed runs.
+    repeat: Vec<String>,
 }
 
 struct Row {
@@ -30,11 +32,11 @@ impl Table {
         *(if passed { &mut row.passed } else { &mut row.failed }) += 1;
         row.tally.add(tally);
         if !passed {
-            self.again.push(plan.command());
+            self.repeat.push(plan.command());
         }
     }
 
-    /// Adds what this machine or this broker cannot do.
+    /// Adds a run that this machine or this broker does not support.
     pub(crate) fn skip(&mut self, plan: &Plan, reason: String) {
         let row = self.row(plan);
         row.skips += 1;
@@ -48,12 +50,12 @@ impl Table {
         self.rows.entry((plan.path, plan.broker, position)).or_insert_with(new)
     }
 
-    /// Runs that failed.
+    /// The number of failed runs.
     pub(crate) fn failed(&self) -> u64 {
         self.rows.values().map(|row| row.failed).sum()
     }
 
-    /// Prints it, and the line that `tests/run` counts.
+    /// Prints the table, and the line that `tests/run` counts.
     pub(crate) fn print(&self) {
         println!(
             "\n{:<8}{:<10}{:<18}{:>5}{:>7}{:>7}{:>10}{:>20}{:>10}  verdict",
@@ -79,8 +81,9 @@ impl Table {
                 if tally.peak_rss > 0 { format!("{} MB", tally.peak_rss / 1_000_000) } else { String::new() },
             );
         }
-        self.again.iter().for_each(|command| println!("again: {command}"));
-        // What skips itself has passed, as with cargo: tests/run takes the lines that begin with SKIP off again.
+        self.repeat.iter().for_each(|command| println!("repeat: {command}"));
+        // A skipped run counts as passed, as with cargo: tests/run subtracts the lines that begin
+        // with SKIP.
         let passed: u64 = self.rows.values().map(|row| row.passed + row.skips).sum();
         let verdict = if self.failed() == 0 { "ok" } else { "FAILED" };
         println!("\ntest result: {verdict}. {passed} passed; {} failed; 0 ignored", self.failed());

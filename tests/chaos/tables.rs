@@ -1,9 +1,10 @@
-//! Tables of MySQL that feed a pipeline, and what has to become of each row and each change.
+//! Tables of MySQL as the input of a pipeline, and the checks of their rows and changes.
 //!
-//! * Rows that are there when the source begins have to come, as rows of the snapshot or as changes.
-//! * Every change that was committed has to come exactly once. It is told by its row's number and version; no version comes twice.
-//! * The changes of a row follow one another: each begins with the version that the one before it ended with.
-//! * Folded, they are the tables in MySQL, row by row.
+//! * Each initial row must arrive, as a row of the snapshot or as a change.
+//! * Each committed change must arrive exactly once. A row's number and version identify it, and
+//!   each version is used once.
+//! * Each change of a row begins with the version that the change before it ended with.
+//! * Applied in order, the changes result in the tables in MySQL, row by row.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
@@ -19,25 +20,27 @@ use trunkline_tests::{KafkaClient, Mysql, Random, Reader};
 use crate::feed::published;
 use crate::writer::{COLUMNS, Change, TABLES, TYPES, WRITERS, Writer, values};
 
-/// What the plugin of `transforms/plugins/testing` does with the rows that are poison.
+/// Options of the plugin `transforms/plugins/testing` for poison rows.
 const POISON: &str =
     "{ trap_on = 'poison-trap', loop_on = 'poison-loop', flood_on = 'poison-flood', bomb_on = 'poison-bomb' }";
 
-/// The MySQL of one run, and who writes to it.
+/// The MySQL of one run, and its writers.
 pub(crate) struct Tables<'a> {
     server: &'a mut Mysql,
     writers: Vec<Writer>,
-    /// Rows that each table has in the beginning.
+    /// The number of initial rows of each table.
     initial: u64,
-    /// Files that were looked at, and what was in all of them: changes, and initial rows by table.
+    /// The files that are already counted.
     counted: HashSet<PathBuf>,
+    /// The number of changes in these files.
     changes: u64,
+    /// The initial rows in these files, by table.
     seen: [HashSet<u64>; TABLES.len()],
     columns_added: u64,
 }
 
 impl<'a> Tables<'a> {
-    /// New tables, of so many rows each.
+    /// New tables of `initial` rows each.
     pub(crate) fn new(server: &'a mut Mysql, initial: u64, random: &mut Random) -> Self {
         let mut sql = "DROP DATABASE IF EXISTS shop; CREATE DATABASE shop CHARACTER SET utf8mb4; USE shop;\n\
                        CREATE TABLE progress (writer INT PRIMARY KEY, done BIGINT UNSIGNED NOT NULL);\n"
@@ -66,7 +69,7 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Small chunks: many moments in which something may break.
+    /// The source. Its small chunks give more moments at which a fault matters.
     pub(crate) fn source(&self) -> String {
         format!(
             "\n[sources.shop]\nconnector = \"mysql\"\nurl = \"{}\"\ntables = [\"shop.*\", \"!shop.progress\"]\ntombstones = false\nchunk_rows = 50\n\n",
@@ -74,19 +77,19 @@ impl<'a> Tables<'a> {
         )
     }
 
-    /// Has all writers change so many rows for each table.
+    /// Has the writers change `each` rows per table.
     pub(crate) fn append(&mut self, each: u64) -> u64 {
         self.write_while(each, |_| ())
     }
 
-    /// The same, and go on while something is done to the server.
+    /// Has the writers change at least `each` rows per table, and continue until `act` returns.
     pub(crate) fn write_while(&mut self, each: u64, act: impl FnOnce(&mut Mysql)) -> u64 {
         let share = each * TABLES.len() as u64 / WRITERS;
         let Self { server, writers, .. } = self;
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            // Also when what is done fails: nobody would wait for writers that never end.
-            let _over = OnDrop(&is_over);
+            // The writers must stop if `act` panics, or the scope would wait for them forever.
+            let _over = SetOnDrop(&is_over);
             let is_over = &is_over;
             let writing: Vec<_> =
                 writers.iter_mut().map(|writer| scope.spawn(move || writer.write(share, is_over))).collect();
@@ -96,7 +99,8 @@ impl<'a> Tables<'a> {
         })
     }
 
-    /// Adds a column to a table, in a place that is chance's, while the writers go on. They write to it from then on.
+    /// Adds a column at a random place of a table while the writers continue. Afterwards they write
+    /// to it.
     pub(crate) fn add_column(&mut self, random: &mut Random, each: u64) -> u64 {
         let table = random.below(TABLES.len() as u64) as usize;
         self.columns_added += 1;
@@ -119,18 +123,18 @@ impl<'a> Tables<'a> {
         self.writers.iter().map(|writer| writer.poisoned.len() as u64).sum()
     }
 
-    /// Changes, and rows of the beginning.
+    /// Committed changes and initial rows, without poison.
     pub(crate) fn expected(&self) -> u64 {
         let committed: usize = self.writers.iter().map(|writer| writer.changes.len()).sum();
         committed as u64 - self.dead() + self.initial * TABLES.len() as u64
     }
 
-    /// How many of them came, the latter in whatever way.
+    /// Arrived changes, and initial rows that arrived as snapshot rows or as changes.
     pub(crate) fn arrived(&mut self, lake: &Path) -> u64 {
         for path in published(lake) {
-            // Unreadable: a server that is still writing it. It counts at the next look.
+            // A file that the server is still writing is unreadable, and is counted later.
             if !self.counted.contains(&path)
-                && let Some(found) = look(&path)
+                && let Some(found) = operations_in(&path)
             {
                 let table =
                     TABLES.iter().position(|(name, _)| path.to_string_lossy().contains(&format!("table={name}/")));
@@ -147,7 +151,8 @@ impl<'a> Tables<'a> {
         self.changes + self.seen.iter().map(|seen| seen.len() as u64).sum::<u64>()
     }
 
-    /// Every change is there once; gives how many records there are, those of snapshots too.
+    /// Checks that the topics have each change once; returns the number of records, including
+    /// snapshots.
     pub(crate) fn check_topics(&self, client: &KafkaClient, pipeline: &str) -> u64 {
         let mut count = 0;
         let mut found = Vec::new();
@@ -161,7 +166,8 @@ impl<'a> Tables<'a> {
         count
     }
 
-    /// Dead letters are the changes that were poison, once, and such rows of a snapshot.
+    /// Checks that the dead letters have each poison change once; returns their number, including
+    /// poison rows of snapshots.
     pub(crate) fn check_dead(&self, client: &KafkaClient, topic: &str) -> u64 {
         let letters = client.read(topic);
         let found = letters.iter().filter_map(|letter| change(0, &letter.json())).collect();
@@ -185,7 +191,7 @@ impl<'a> Tables<'a> {
         let unknown: Vec<_> = seen.difference(wanted).collect();
         assert!(
             doubled.is_empty() && missing.is_empty() && unknown.is_empty(),
-            "{place}: of {} changes (table, what, number, version) {} are missing {:?}, {} came twice {:?}, {} were never committed {:?}",
+            "{place}: of {} changes (table, operation, number, version) {} are missing {:?}, {} are duplicates {:?}, {} were never committed {:?}",
             wanted.len(),
             missing.len(),
             &missing[..missing.len().min(5)],
@@ -196,11 +202,11 @@ impl<'a> Tables<'a> {
         );
     }
 
-    /// The lake is what MySQL has, and holds every change.
+    /// Checks that the lake has every change once, and that the changes result in MySQL's rows.
     pub(crate) fn check_lake(&self, reader: &Reader, lake: &Path, records: u64) {
         let found = reader.fold(lake, "n", "version");
         assert_eq!(found.rows, records, "rows in the lake");
-        assert!(found.disordered.is_empty(), "out of order (I5): {:?}", found.disordered);
+        assert!(found.out_of_order.is_empty(), "out of order (I5): {:?}", found.out_of_order);
         let table_of = |name: &str| TABLES.iter().position(|(table, _)| *table == name).expect("one of the tables");
         let changes = found.changes.iter().map(|(table, op, number, version)| {
             (table_of(table), op.bytes().next().expect("an operation"), *number, *version)
@@ -221,11 +227,11 @@ impl<'a> Tables<'a> {
             };
             let different: Vec<_> = keys.iter().filter(|key| !same(key)).take(5).collect();
             let shown: Vec<_> = different.iter().map(|key| (key, expected.get(**key), folded.get(**key))).collect();
-            assert!(shown.is_empty(), "{name}: rows in MySQL, and what the changes in the lake come to: {shown:?}");
+            assert!(shown.is_empty(), "{name}: (key, row in MySQL, row that results from the lake): {shown:?}");
         }
     }
 
-    /// The rows of a table as they have to be in the lake: poison is not there, secrets are masked.
+    /// The rows of a table as the lake must have them: without poison, and with masked secrets.
     fn rows(&self, table: &str) -> BTreeMap<String, BTreeMap<String, Option<String>>> {
         let ask = format!(
             "SELECT column_name FROM information_schema.columns WHERE table_schema = 'shop' AND table_name = '{table}' ORDER BY ordinal_position"
@@ -242,7 +248,7 @@ impl<'a> Tables<'a> {
             let cells = cells.map(|cell| (cell != "NULL").then_some(cell));
             let mut row: BTreeMap<String, Option<String>> = columns.iter().cloned().zip(cells).collect();
             match self.writers.iter().any(|writer| writer.poisons) {
-                // The test plugin masks nothing, and has come in the place of one that does.
+                // The test plugin, which replaces the mask plugin, masks nothing.
                 true => row.remove("secret"),
                 false => row.insert("secret".to_owned(), Some("***".to_owned())),
             };
@@ -252,24 +258,24 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// Says that something is over.
-struct OnDrop<'a>(&'a AtomicBool);
+/// Sets a flag when it is dropped, also by a panic.
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for OnDrop<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// What a change event says; nothing of a row of a snapshot.
+/// The change of an event; `None` for a row of a snapshot.
 fn change(table: usize, value: &Value) -> Option<Change> {
     let op = value["op"].as_str().unwrap().as_bytes()[0];
     let row = if op == b'd' { &value["before"] } else { &value["after"] };
     (op != b'r').then(|| (table, op, row["n"].as_u64().unwrap(), row["version"].as_u64().unwrap()))
 }
 
-/// What was done, and to which row, in a file; nothing if it cannot be read.
-fn look(path: &Path) -> Option<Vec<(u8, u64)>> {
+/// The operations and row numbers in a file; `None` if the file is unreadable.
+fn operations_in(path: &Path) -> Option<Vec<(u8, u64)>> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path).ok()?).ok()?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), ["op", "before.n", "after.n"]);
     let mut found = Vec::new();
@@ -289,7 +295,7 @@ fn look(path: &Path) -> Option<Vec<(u8, u64)>> {
     Some(found)
 }
 
-/// What the server's own list of connections says of the workers': their ids.
+/// The workers' connections: the command of each by its id, from the server's process list.
 pub(crate) fn connections(server: &Mysql) -> HashMap<u64, String> {
     let ask = "SELECT id, command FROM information_schema.processlist WHERE user = 'cdc'";
     let lines = server.run(ask);

@@ -1,4 +1,5 @@
-//! One who writes to the tables: transactions of several rows that follow from the seed, and what became of each, be the server killed meanwhile.
+//! A writer of the tables: seeded transactions of several rows. It knows the outcome of each
+//! transaction, even if the server is killed during it.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,38 +8,40 @@ use std::time::{Duration, Instant};
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection};
 use trunkline_tests::{Random, wait};
 
-use crate::ground::LONG;
+use crate::fixture::LIMIT;
 
-/// The tables: their names, and the columns of their keys. Each key is made of a number, which is a column too.
+/// The tables' names and key columns. A row's number determines its key, and is a column too.
 pub(crate) const TABLES: [(&str, &str); 3] = [("orders", "id"), ("people", "name"), ("parts", "shelf, place")];
 
-/// Who writes at the same time. Each has rows of its own, and so knows what is in them.
+/// The number of concurrent writers. Each has its own rows, so that it knows their contents.
 pub(crate) const WRITERS: u64 = 2;
 
-/// Versions of the `n`-th writer begin at `n + 1` times this; those of the rows that were there before are smaller.
+/// The versions of the `n`-th writer begin at `n + 1` times this. Initial rows have smaller
+/// versions.
 const VERSIONS: u64 = 1_000_000_000;
 
-/// Most rows of one statement: of small transactions, and of those that are large because much is to be written.
+/// The maximum rows of a statement, in small transactions and in those of a large write.
 const SMALL: u64 = 8;
 const LARGE: u64 = 400;
 
-/// What the test plugin does with a row of this text. Such a row is written once and never touched again.
+/// Texts that are poison for the test plugin. A poison row is inserted and never changed.
 pub(crate) const POISON: [&str; 4] = ["poison-trap", "poison-loop", "poison-flood", "poison-bomb"];
 
-/// A change of one row: table, Debezium's letter for what was done, the row's number, and its version; of a deleted row those that it had.
+/// A change of one row: table, Debezium's letter of the operation, the row's number and its version
+/// (for a deletion, the deleted one).
 pub(crate) type Change = (usize, u8, u64, u64);
 
-/// What is in the rows of one writer.
+/// The rows of one writer.
 #[derive(Clone, Default)]
 struct Rows {
     /// Number and version of each row, by table.
     live: [Vec<(u64, u64)>; TABLES.len()],
-    /// Numbers of rows that are gone.
-    gone: [Vec<u64>; TABLES.len()],
+    /// Numbers of deleted rows, by table.
+    deleted: [Vec<u64>; TABLES.len()],
     next_number: u64,
 }
 
-/// See the module's header.
+/// A writer of the tables.
 pub(crate) struct Writer {
     number: u64,
     url: String,
@@ -48,17 +51,18 @@ pub(crate) struct Writer {
     rows: Rows,
     next_version: u64,
     transaction: u64,
-    /// Everything that was committed.
+    /// All committed changes.
     pub changes: Vec<Change>,
-    /// Columns that the tables have got meanwhile.
+    /// Columns that were added to the tables.
     pub more_columns: [Vec<String>; TABLES.len()],
-    /// Some of the new rows are poison; the versions of those that were committed.
+    /// Whether some new rows are poison.
     pub poisons: bool,
+    /// The versions of committed poison rows.
     pub poisoned: Vec<u64>,
 }
 
 impl Writer {
-    /// The `number`-th one, with its share of `rows` rows in each table that are there already.
+    /// The `number`-th writer. It owns its share of the `rows` initial rows of each table.
     pub(crate) fn new(number: u64, url: String, seed: u64, rows: u64) -> Self {
         let own: Vec<_> = (0..rows).filter(|row| row % WRITERS == number).map(|row| (row, row)).collect();
         let live = [own.clone(), own.clone(), own];
@@ -69,7 +73,7 @@ impl Writer {
             random: Random::new(seed),
             runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
             connection: None,
-            rows: Rows { live, gone: Default::default(), next_number },
+            rows: Rows { live, deleted: Default::default(), next_number },
             next_version: (number + 1) * VERSIONS,
             transaction: 0,
             changes: Vec::new(),
@@ -79,7 +83,8 @@ impl Writer {
         }
     }
 
-    /// Commits at least so many changes, however often the server goes away, and goes on until `is_over`; gives how many it were.
+    /// Commits at least `changes` changes, even if the server stops in between, and continues until
+    /// `is_over`; returns their number.
     pub(crate) fn write(&mut self, changes: u64, is_over: &AtomicBool) -> u64 {
         let before = self.changes.len() as u64;
         let since = Instant::now();
@@ -90,17 +95,17 @@ impl Writer {
             } else if is_over.load(Ordering::Relaxed) {
                 return done;
             } else {
-                // At a pace at which others can follow.
+                // At a rate that the pipeline can follow.
                 wait::within(Duration::from_millis(self.random.below(8)), || None::<()>);
                 self.transact(1);
             }
-            assert!(since.elapsed() < LONG * 3, "{done} changes of {changes} were written in {:?}", since.elapsed());
+            assert!(since.elapsed() < LIMIT * 3, "{done} changes of {changes} were written in {:?}", since.elapsed());
         }
     }
 
-    /// One transaction.
+    /// Executes one transaction.
     fn transact(&mut self, left: u64) {
-        let most = if left > 1_000 { LARGE } else { SMALL };
+        let max_rows = if left > 1_000 { LARGE } else { SMALL };
         let rows = self.rows.clone();
         self.transaction += 1;
         let mut sql =
@@ -108,7 +113,7 @@ impl Writer {
         let (mut changes, mut poisoned) = (Vec::new(), Vec::new());
         for _ in 0..1 + self.random.below(4) {
             let table = self.random.below(TABLES.len() as u64) as usize;
-            let count = 1 + self.random.below(most);
+            let count = 1 + self.random.below(max_rows);
             match self.random.below(8) {
                 0..3 => self.insert(&mut sql, table, count, &mut changes),
                 3..6 => self.update(&mut sql, table, count, &mut changes),
@@ -118,7 +123,7 @@ impl Writer {
         }
         if self.poisons && self.random.below(20) == 0 {
             let (number, version) = (self.new_number(0), self.new_version());
-            // Each of the others takes a new instance, and a while.
+            // Mostly traps: each other kind costs a new plugin instance and its timeout.
             let kind = POISON[self.random.below(30).saturating_sub(26) as usize];
             let values = self.values(0, number, version, kind);
             let _ = writeln!(sql, "INSERT INTO orders ({}) VALUES {values};", self.columns(0));
@@ -147,10 +152,10 @@ impl Writer {
             writeln!(sql, "INSERT INTO {} ({}) VALUES {};", TABLES[table].0, self.columns(table), values.join(", "));
     }
 
-    /// Of several rows in one statement, each with a version of its own.
+    /// Updates several rows in one statement, each to its own new version.
     fn update(&mut self, sql: &mut String, table: usize, count: u64, changes: &mut Vec<Change>) {
         let mut values = Vec::new();
-        let some = self.some(table, count);
+        let some = self.take_rows(table, count);
         for (number, _) in &some {
             let version = self.new_version();
             values.push(self.values(table, *number, version, "changed"));
@@ -172,7 +177,7 @@ impl Writer {
     }
 
     fn delete(&mut self, sql: &mut String, table: usize, count: u64, changes: &mut Vec<Change>) {
-        let some = self.some(table, count);
+        let some = self.take_rows(table, count);
         if some.is_empty() {
             return;
         }
@@ -180,14 +185,14 @@ impl Writer {
         let (name, columns) = TABLES[table];
         let _ = writeln!(sql, "DELETE FROM {name} WHERE ({columns}) IN ({});", keys.join(", "));
         for (number, version) in some {
-            self.rows.gone[table].push(number);
+            self.rows.deleted[table].push(number);
             changes.push((table, b'd', number, version));
         }
     }
 
-    /// A row gets another key: one is gone, and one is new.
+    /// Changes the key of a row: the events are a deletion and a creation.
     fn rekey(&mut self, sql: &mut String, table: usize, changes: &mut Vec<Change>) {
-        let Some((number, version)) = self.some(table, 1).pop() else { return };
+        let Some((number, version)) = self.take_rows(table, 1).pop() else { return };
         let (new_number, new_version) = (self.new_number(table), self.new_version());
         let (name, columns) = TABLES[table];
         let new_key = key(table, new_number);
@@ -199,14 +204,14 @@ impl Writer {
             set.join(", "),
             key(table, number)
         );
-        self.rows.gone[table].push(number);
+        self.rows.deleted[table].push(number);
         self.rows.live[table].push((new_number, new_version));
         changes.push((table, b'd', number, version));
         changes.push((table, b'c', new_number, new_version));
     }
 
-    /// Takes some rows out of those that are there.
-    fn some(&mut self, table: usize, count: u64) -> Vec<(u64, u64)> {
+    /// Removes some rows from the live ones, and returns them.
+    fn take_rows(&mut self, table: usize, count: u64) -> Vec<(u64, u64)> {
         let live = &mut self.rows.live[table];
         let mut some = Vec::new();
         for _ in 0..count.min(live.len() as u64) {
@@ -216,10 +221,10 @@ impl Writer {
         some
     }
 
-    /// The number of a row to come: one that was there and is gone, now and then.
+    /// The number of a new row: sometimes that of a deleted one.
     fn new_number(&mut self, table: usize) -> u64 {
         if self.random.below(3) == 0
-            && let Some(number) = self.rows.gone[table].pop()
+            && let Some(number) = self.rows.deleted[table].pop()
         {
             return number;
         }
@@ -251,13 +256,15 @@ impl Writer {
         values + ")"
     }
 
-    /// Runs a transaction; says whether it was committed, which is asked of the server if nobody says.
+    /// Runs a transaction; returns whether it was committed. If the connection breaks, it asks the
+    /// server.
     fn execute(&mut self, sql: &str) -> bool {
         if let Some(connection) = &mut self.connection {
             let done = self.runtime.block_on(sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection));
             match done {
                 Ok(_) => return true,
-                // A mistake of this tool's, not of the server's, which may go away or find a deadlock.
+                // A syntax error or an unknown name is a defect of this program. Other errors are
+                // expected: the server stops, or finds a deadlock.
                 Err(sqlx::Error::Database(error))
                     if ["42000", "42S22", "42S02"].iter().any(|state| error.code().as_deref() == Some(state)) =>
                 {
@@ -273,14 +280,15 @@ impl Writer {
                     self.connection = Some(connection);
                     return done == self.transaction;
                 }
-                Err(error) => assert!(since.elapsed() < LONG, "MySQL does not come back: {error}"),
+                Err(error) => assert!(since.elapsed() < LIMIT, "MySQL is not reachable: {error}"),
             }
             wait::within(Duration::from_millis(100), || None::<()>);
         }
     }
 }
 
-/// Connects, and asks for the last transaction that was committed. It waits for one that still ends.
+/// Connects; also returns the writer's last committed transaction. The row lock waits for one that
+/// is still ending.
 async fn connect(url: &str, writer: u64) -> sqlx::Result<(MySqlConnection, u64)> {
     let mut connection = MySqlConnection::connect(url).await?;
     let settings = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; USE shop";
@@ -290,7 +298,7 @@ async fn connect(url: &str, writer: u64) -> sqlx::Result<(MySqlConnection, u64)>
     Ok((connection, done))
 }
 
-/// The columns behind the key.
+/// The columns after the key.
 pub(crate) const COLUMNS: &str = "n, version, amount, at, note, secret";
 
 /// Their types.

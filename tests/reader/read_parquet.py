@@ -1,24 +1,33 @@
-"""What is in the Parquet files under a directory, told by two independent readers: one JSON object on stdout.
+"""Reads the Parquet files under a directory with two independent readers, and prints one JSON object.
 
     read_parquet.py DIR [--key COLUMN[,COLUMN..]] [--sum COLUMN[,COLUMN..]] [--values COLUMN]
                          [--access-log FILE [FILE ..]] [--order COLUMN] [--fold KEY VERSION]
 
-pyarrow opens each file on its own (so a truncated or half-written one is an error, not a smaller count); DuckDB then reads all of them
-as one table, with Hive partitions and columns united by name. Both must agree on the number of rows. Hidden files and folders are
-skipped: that is where sinks keep what is not published yet.
+pyarrow opens each file separately, so that a truncated file is an error and not a smaller count. DuckDB then
+reads all files as one table, with Hive partitions and columns united by name. Both must agree on the number
+of rows. Hidden files and folders are skipped, because they have unpublished files.
 
-    {"files": N, "rows": N, "distinct": N or null, "types": {column: [type, ..]}, "partitions": {"day": ["2015-05-17", ..]},
-     "sums": {column: N}, "nulls": {column: N}, "values": [..], "missing": [..], "extra": [..]}
+    {"files": N, "rows": N, "distinct": N or null, "types": {column: [type, ..]},
+     "partitions": {"day": ["2015-05-17", ..]}, "sums": {column: N}, "nulls": {column: N}, "values": [..],
+     "missing": [..], "extra": [..]}
 
-With --order COLUMN the files of each topic partition are put in the order of their offsets (both are in their metadata), and the numbers at
-the end of the column's texts must rise from row to row, for each billion of them apart: `disordered` has up to ten places where they do not.
-With --fold the rows are change events (`op`, `before`, `after`), and KEY and VERSION columns of their rows, both numbers. They are folded in the order of
-the offsets: `folded` is what they come to, `{table: {key: {column: text or null}}}`, `changes` has `[table, op, key, version]` of every change (of what a
-snapshot read nothing; of a deletion the version that was deleted), and `disordered` up to ten that do not begin where the one before ended.
-`distinct` counts different values of the key columns; `values` has up to ten of the column given. With --access-log each line of those combined access logs is parsed here,
-by a regular expression of this script, and compared with the rows as a multiset of (timestamp, method, path, protocol, status, bytes,
-referer, user_agent): `missing` and `extra` are the differences, at most ten each, with their totals in `missing_total` and `extra_total`;
-`unparsed` is the number of lines which this script takes for malformed.
+`distinct` counts the distinct values of the --key columns. `values` has up to ten values of the --values
+column.
+
+--access-log parses each line of these combined access logs by this script's own regular expression, and
+compares the lines with the rows as multisets of (timestamp, method, path, protocol, status, bytes, referer,
+user_agent). `missing` and `extra` have up to ten differences each, `missing_total` and `extra_total` their
+numbers. `unparsed` is the number of malformed lines.
+
+--order COLUMN sorts the files of each topic partition by their offsets (their metadata has both). The number
+at the end of the column's text must ascend from row to row, separately for each billion. `out_of_order` has
+up to ten places where it does not.
+
+--fold KEY VERSION reads rows that are change events (`op`, `before`, `after`); KEY and VERSION are numeric
+columns of the changed rows. It applies the events in the order of their offsets. `folded` has the resulting
+tables, `{table: {key: {column: text or null}}}`. `changes` has `[table, op, key, version]` of every change
+except rows of a snapshot; the version of a deletion is the deleted one. `out_of_order` has up to ten events
+that do not begin with the version that the event before ended with.
 """
 
 import argparse
@@ -58,7 +67,7 @@ def hive_partitions(root, files):
 
 
 def text(value):
-    # "-" stands for nothing. A logged backslash may be kept or undone by a parser, both are faithful: compare without them.
+    # "-" means null. A parser may keep or remove an escaping backslash: compare without backslashes.
     return None if value == b"-" else value.decode("utf-8", "replace").replace("\\", "")
 
 
@@ -89,8 +98,8 @@ def compared(row):
     return (int(when.timestamp()), *words, int(row["status"]), int(row["bytes"] or 0), *tail)
 
 
-def in_order(files):
-    """The files of each topic partition in the order of their offsets; and where those overlap."""
+def by_offsets(files):
+    """The files of each topic partition, sorted by offset, and the places where their offsets overlap."""
     of, found = collections.defaultdict(list), []
     for path in files:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -105,9 +114,9 @@ def in_order(files):
     return {partition: [path for _, _, path in members] for partition, members in of.items()}, found
 
 
-def disordered(files, column):
-    """Where the numbers at the end of a column's texts do not rise, in the order of the topic's offsets."""
-    partitions, found = in_order(files)
+def out_of_order(files, column):
+    """The places where the number at the end of a column's text does not ascend, in the order of offsets."""
+    partitions, found = by_offsets(files)
     for paths in partitions.values():
         last = {}
         for path in paths:
@@ -129,8 +138,8 @@ def shown(value):
 
 
 def fold(files, key, version):
-    """The tables that change events come to, the changes, and where one does not follow from the one before it."""
-    partitions, found = in_order(files)
+    """The tables that result from change events, the changes, and the events that contradict earlier ones."""
+    partitions, found = by_offsets(files)
     tables, changes = collections.defaultdict(dict), []
     known = lambda row: {name: value for name, value in row.items() if value is not None}
     for (topic, _), paths in sorted(partitions.items()):
@@ -143,7 +152,7 @@ def fold(files, key, version):
                 op, before, after = event["op"], event["before"], event["after"]
                 row = before if op == "d" else after
                 was = rows.get(row[key])
-                # A row may change before a snapshot comes to it: then nothing is known of it.
+                # A row may change before the snapshot has read it: its earlier version is then unknown.
                 if op == "c":
                     right = was is None
                 elif op == "r":
@@ -228,10 +237,10 @@ def main():
             extra_total=extra.total(),
         )
     if args.order:
-        result["disordered"] = disordered(files, args.order)[:10]
+        result["out_of_order"] = out_of_order(files, args.order)[:10]
     if args.fold:
         result["folded"], result["changes"], found = fold(files, *args.fold)
-        result["disordered"] = found[:10]
+        result["out_of_order"] = found[:10]
     print(json.dumps(result))
 
 

@@ -1,4 +1,4 @@
-//! A topic that never rests.
+//! A topic that is written to continuously.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,15 +10,17 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use crate::{KafkaClient, wait};
 
-/// Writes a record to each partition of a topic every few milliseconds, until it is dropped. A reader of such a topic never meets its end: librdkafka
-/// tells of it when a fetch comes back empty, and before one does the next record is there.
+/// Writes a record to each partition of a topic every few milliseconds, until it is dropped.
+///
+/// A reader of such a topic receives no end-of-partition event: librdkafka sends one when a fetch
+/// returns no records, and here each fetch returns some.
 pub struct BusyWriter {
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl BusyWriter {
-    /// Starts, and comes back when the first records are there.
+    /// Starts writing; returns when the first records are acknowledged.
     pub fn start(kafka: &KafkaClient, topic: &str, partitions: i32) -> Self {
         let producer: BaseProducer =
             ClientConfig::new().set("bootstrap.servers", kafka.brokers()).set("linger.ms", "0").create().unwrap();
@@ -50,8 +52,8 @@ impl Drop for BusyWriter {
         self.is_over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let outcome = thread.join();
-            // A test that fails already says why.
-            assert!(outcome.is_ok() || std::thread::panicking(), "the writer failed before it was to stop");
+            // A failing test must keep its own message.
+            assert!(outcome.is_ok() || std::thread::panicking(), "the writer failed");
         }
     }
 }

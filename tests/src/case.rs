@@ -1,56 +1,64 @@
-//! The private ground of one test.
+//! The folder, names and worker processes of one test.
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
-use crate::{Exit, KafkaClient, S3, Summary, Worker, worker_binary};
+use crate::{Exit, KafkaClient, Process, S3, Summary, worker_binary};
 
-/// A folder, a pipeline name that no other test has, and the workers that run it. When the test fails the folder is kept.
+/// A folder, a unique pipeline name, and the workers that run the pipeline. A failing test keeps
+/// its folder.
 pub struct Case {
     name: String,
     folder: Option<TempDir>,
     brokers: String,
     binary: PathBuf,
     settings: Vec<(String, String)>,
-    started: AtomicU32,
+    processes: AtomicU32,
 }
 
 impl Case {
-    /// A new one. `test` is a short name, of letters and dashes.
+    /// A new case. `test` is a short name of letters and dashes.
     pub fn new(test: &str, kafka: &KafkaClient) -> Self {
         let binary = worker_binary();
-        // Kafka's data may be older than this process, so counting is not enough.
+        // A broker's data may be older than this process, so that a counter would not be unique.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
         let folder = tempfile::Builder::new().prefix(&format!("trunkline-{test}-")).tempdir().unwrap();
-        fs::create_dir(folder.path().join("pipelines")).unwrap();
-        fs::create_dir(folder.path().join("logs")).unwrap();
-        fs::create_dir(folder.path().join("lake")).unwrap();
+        for name in ["pipelines", "logs", "lake"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
         Self {
             name: format!("{test}-{:x}-{now:x}", std::process::id()),
             folder: Some(folder),
             brokers: kafka.brokers().into(),
             binary,
             settings: Vec::new(),
-            started: AtomicU32::new(0),
+            processes: AtomicU32::new(0),
         }
     }
 
-    /// The same on another broker than it was made for: one that lies in its folder, and so comes later.
+    /// The same case on another broker: one whose data is in this case's folder starts after it.
     pub fn on(mut self, kafka: &KafkaClient) -> Self {
         self.brokers = kafka.brokers().into();
         self
     }
 
-    /// Gives all workers of this test a setting, by its environment variable.
+    /// The same case with another worker binary.
+    pub fn with_binary(mut self, binary: PathBuf) -> Self {
+        self.binary = binary;
+        self
+    }
+
+    /// Sets an environment variable (a setting) of all workers of this case.
     pub fn set(&mut self, variable: &str, value: &str) {
         self.settings.push((variable.into(), value.into()));
     }
 
-    /// The unique name: of the cluster, and of the pipeline where there is one.
+    /// The unique name of the cluster, and of the pipeline in most tests.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -60,56 +68,56 @@ impl Case {
         self.folder.as_ref().unwrap().path().join(relative)
     }
 
-    /// Writes a pipeline file, in which `$NAME` stands for the unique name and `$DIR` for the folder. `file` is its name without `.toml`.
+    /// Writes the pipeline file `{file}.toml`. In `text`, `$NAME` stands for the unique name and
+    /// `$DIR` for the folder.
     pub fn pipeline(&self, file: &str, text: &str) {
         let text =
             text.replace("$NAME", &self.name).replace("$DIR", self.path("").to_str().unwrap().trim_end_matches('/'));
-        fs::write(self.path("pipelines").join(file).with_extension("toml"), text).unwrap();
+        fs::write(self.pipeline_path(file), text).unwrap();
     }
 
-    /// Takes a pipeline file away.
+    /// Removes the pipeline file `{file}.toml`.
     pub fn remove_pipeline(&self, file: &str) {
-        fs::remove_file(self.path("pipelines").join(file).with_extension("toml")).unwrap();
+        fs::remove_file(self.pipeline_path(file)).unwrap();
     }
 
-    /// Starts a worker on all pipelines. `worker` names its data folder: the same one again takes over from the last one.
-    pub fn start(&self, worker: &str, arguments: &[&str]) -> Worker {
+    fn pipeline_path(&self, file: &str) -> PathBuf {
+        self.path("pipelines").join(file).with_extension("toml")
+    }
+
+    /// Starts a worker on all pipelines. `worker` names its data folder: a later worker with the
+    /// same name continues with the same folder.
+    pub fn start(&self, worker: &str, arguments: &[&str]) -> Process {
         self.start_with(worker, arguments, &[])
     }
 
-    /// The same, with settings of this worker alone.
-    pub fn start_with(&self, worker: &str, arguments: &[&str], settings: &[(&str, &str)]) -> Worker {
-        let mut command = std::process::Command::new(&self.binary);
+    /// Starts a worker with additional environment variables.
+    pub fn start_with(&self, worker: &str, arguments: &[&str], settings: &[(&str, &str)]) -> Process {
+        let mut command = Command::new(&self.binary);
         command.arg("run").arg(self.path("pipelines"));
         self.launch(command, worker, arguments, settings)
     }
 
-    /// Runs another verb on all pipelines until it ends.
-    pub fn run_verb(&self, verb: &str, before: &[&str], after: &[&str], limit: Duration) -> Exit {
-        let mut command = std::process::Command::new(&self.binary);
-        command.arg(verb).args(before).arg(self.path("pipelines"));
-        self.launch(command, verb, after, &[]).wait(limit)
+    /// Runs another command of the binary on all pipelines, until it ends.
+    pub fn run_command(&self, name: &str, before: &[&str], after: &[&str], limit: Duration) -> Exit {
+        let mut command = Command::new(&self.binary);
+        command.arg(name).args(before).arg(self.path("pipelines"));
+        self.launch(command, name, after, &[]).wait(limit)
     }
 
-    fn launch(
-        &self,
-        mut command: std::process::Command,
-        worker: &str,
-        arguments: &[&str],
-        settings: &[(&str, &str)],
-    ) -> Worker {
+    fn launch(&self, mut command: Command, worker: &str, arguments: &[&str], settings: &[(&str, &str)]) -> Process {
         command.arg("--brokers").arg(&self.brokers).arg("--data").arg(self.path(&format!("data-{worker}")));
-        // Settings of whoever runs the tests are not this worker's, nor are the variables of the tests themselves.
+        // A worker must not inherit the settings of the user who runs the tests.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRUNKLINE_")) {
             command.env_remove(name);
         }
         command.args(arguments).env("TRUNKLINE_CLUSTER", &self.name).envs(S3::CREDENTIALS);
         command.envs(self.settings.iter().cloned()).envs(settings.iter().copied());
-        let number = self.started.fetch_add(1, Ordering::Relaxed);
-        Worker::spawn(command, &self.path(&format!("{number}-{worker}")))
+        let number = self.processes.fetch_add(1, Ordering::Relaxed);
+        Process::spawn(command, &self.path(&format!("{number}-{worker}")))
     }
 
-    /// Runs a worker until it is idle, and gives its summary, in which I3 was checked.
+    /// Runs a worker until it is idle; returns its summary, which satisfies I3.
     pub fn until_idle(&self, worker: &str, limit: Duration) -> Summary {
         let exit = self.start(worker, &["--until-idle", "--json"]).wait(limit);
         assert_eq!(exit.code, Some(0), "{}", exit.describe());
@@ -121,7 +129,7 @@ impl Drop for Case {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let kept = self.folder.take().unwrap().keep();
-            eprintln!("what the workers wrote is in {}", kept.display());
+            eprintln!("the pipelines and the workers' output are kept in {}", kept.display());
         }
     }
 }

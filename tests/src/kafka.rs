@@ -1,6 +1,7 @@
-//! The Kafka that tests run on, and what is in its topics: Apache Kafka, or with `TRUNKLINE_TEST_BROKER=embedded` Trunkline's own broker.
+//! Brokers for tests, Apache Kafka and Trunkline's embedded broker, and clients that read topics.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Deref;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -14,56 +15,78 @@ use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::server::Server;
-use crate::{Skip, repository, wait};
+use crate::{Skip, paths, wait};
 
 /// How long reading a whole topic may take.
 const READ_LIMIT: Duration = Duration::from_secs(120);
 
-/// The controller forgets a killed node's session after 3 s.
+/// The controller ends the session of a killed node after 3 s.
 const QUICK_RESTART: [(&str, &str); 1] =
     [("KAFKA_EXTRA", "broker.session.timeout.ms=3000 broker.heartbeat.interval.ms=500")];
 
-/// A broker in a process of its own, through `tests/services/kafka` or `tests/services/embedded`. It is used like its client.
+/// A kind of broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BrokerKind {
+    /// Apache Kafka.
+    Apache,
+    /// Trunkline's embedded broker.
+    Embedded,
+}
+
+impl fmt::Display for BrokerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Apache => "apache",
+            Self::Embedded => "embedded",
+        })
+    }
+}
+
+/// A broker in its own process, started by `tests/services/kafka` or `tests/services/embedded`. It
+/// dereferences to its client.
 pub struct Kafka {
     server: Server,
     client: KafkaClient,
 }
 
 impl Kafka {
-    /// The server that the tests of this process share; their topics have different names.
-    pub fn shared() -> Result<&'static Self, Skip> {
-        static SHARED: OnceLock<Result<Kafka, Skip>> = OnceLock::new();
-        SHARED.get_or_init(|| Self::with(&[])).as_ref().map_err(Skip::clone)
+    /// The shared broker for tests whose subject does not depend on the kind of broker.
+    pub fn any() -> Result<&'static Self, Skip> {
+        Self::shared(BrokerKind::Embedded)
     }
 
-    /// A server for one test, that may be stopped and killed. It comes back from a kill in 5 s rather than 14.
-    pub fn start() -> Result<Self, Skip> {
-        Self::with(&QUICK_RESTART)
+    /// The broker of this kind that all tests of this process share. Their topics have different
+    /// names.
+    pub fn shared(kind: BrokerKind) -> Result<&'static Self, Skip> {
+        static APACHE: OnceLock<Result<Kafka, Skip>> = OnceLock::new();
+        static EMBEDDED: OnceLock<Result<Kafka, Skip>> = OnceLock::new();
+        let shared = match kind {
+            BrokerKind::Apache => &APACHE,
+            BrokerKind::Embedded => &EMBEDDED,
+        };
+        shared.get_or_init(|| Self::start(kind)).as_ref().map_err(Skip::clone)
     }
 
-    /// Apache Kafka, whatever the other tests run on, as [`Kafka::start`] has it.
-    pub fn start_apache() -> Result<Self, Skip> {
-        Ok(Self::of(Server::start("kafka", &QUICK_RESTART, 1)?))
+    /// Starts a broker with its default settings.
+    pub fn start(kind: BrokerKind) -> Result<Self, Skip> {
+        Self::start_with(kind, &[])
     }
 
-    /// Apache Kafka with its own defaults, whatever the tests run on.
-    pub fn apache() -> Result<Self, Skip> {
-        Ok(Self::of(Server::start("kafka", &[], 1)?))
+    /// Starts a broker that a test may kill: Apache Kafka restarts in 5 s instead of 14.
+    pub fn start_for_crashes(kind: BrokerKind) -> Result<Self, Skip> {
+        Self::start_with(kind, &QUICK_RESTART)
     }
 
-    /// Trunkline's own broker, whatever the tests run on.
-    pub fn embedded() -> Result<Self, Skip> {
-        let binary = repository::worker_binary();
-        Ok(Self::of(Server::start("embedded", &[("TRUNKLINE_BIN", &binary.to_string_lossy())], 1)?))
-    }
-
-    fn with(settings: &[(&str, &str)]) -> Result<Self, Skip> {
-        if is_embedded() { Self::embedded() } else { Ok(Self::of(Server::start("kafka", settings, 1)?)) }
-    }
-
-    fn of(server: Server) -> Self {
+    fn start_with(kind: BrokerKind, settings: &[(&str, &str)]) -> Result<Self, Skip> {
+        let server = match kind {
+            BrokerKind::Apache => Server::start("kafka", settings, 1)?,
+            BrokerKind::Embedded => {
+                let binary = paths::worker_binary();
+                Server::start("embedded", &[("TRUNKLINE_BIN", &binary.to_string_lossy())], 1)?
+            }
+        };
         let client = KafkaClient::new(format!("127.0.0.1:{}", server.port()));
-        Self { server, client }
+        Ok(Self { server, client })
     }
 
     /// The port for clients, on 127.0.0.1.
@@ -71,22 +94,22 @@ impl Kafka {
         self.server.port()
     }
 
-    /// Its process; none while it is stopped.
+    /// Its process id; `None` while it is stopped.
     pub fn pid(&self) -> Option<u32> {
         self.server.pid()
     }
 
-    /// A clean stop.
+    /// Stops it cleanly.
     pub fn stop(&mut self) {
         self.server.end(libc::SIGTERM);
     }
 
-    /// A crash.
+    /// Kills it.
     pub fn kill9(&mut self) {
         self.server.end(libc::SIGKILL);
     }
 
-    /// Starts it again with its data; stops it before, if it still runs.
+    /// Starts it again on its data, after a clean stop if it runs.
     pub fn restart(&mut self) {
         self.stop();
         self.server.start_again();
@@ -101,21 +124,21 @@ impl Deref for Kafka {
     }
 }
 
-/// Three nodes of Apache Kafka, through `tests/services/kafka-cluster`: whatever one of them leads or coordinates, another one can take over.
-/// It is used like its client.
+/// Three nodes of Apache Kafka, started by `tests/services/kafka-cluster`: when one node is down,
+/// another one leads its partitions and coordinates its groups. It dereferences to its client.
 pub struct KafkaCluster {
     server: Server,
     client: KafkaClient,
 }
 
-/// The brokers that lead and follow one partition.
+/// The brokers of one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replicas {
-    /// The node that leads it; -1 if none does.
+    /// The leader's id; -1 if the partition has none.
     pub leader: i32,
-    /// All nodes that have it.
+    /// The ids of all replicas.
     pub all: Vec<i32>,
-    /// Those of them that are up to date.
+    /// The ids of the replicas in sync.
     pub in_sync: Vec<i32>,
 }
 
@@ -123,26 +146,24 @@ impl KafkaCluster {
     /// The nodes' ids.
     pub const NODES: [i32; 3] = [1, 2, 3];
 
-    /// A cluster for one test. Its nodes go down and come back one by one.
+    /// Starts a cluster for one test.
     pub fn start() -> Result<Self, Skip> {
-        if is_embedded() {
-            return Err(Skip::new("Trunkline's own broker has no replicas: nothing can move to another node"));
-        }
         let server = Server::start("kafka-cluster", &[], 3)?;
         let brokers = Self::NODES.map(|node| format!("127.0.0.1:{}", i32::from(server.port()) + 2 * (node - 1)));
         let client = KafkaClient::new(brokers.join(","));
         Ok(Self { server, client })
     }
 
-    /// A crash of one node.
+    /// Kills one node.
     pub fn kill9(&mut self, node: i32) {
-        self.server.end_one(Self::index(node), libc::SIGKILL);
+        self.server.end_process(Self::index(node), libc::SIGKILL);
     }
 
-    /// Starts a node again with its data, and waits until it has caught up with the others: only then may the next one go down.
+    /// Starts a killed node again on its data, and waits until all replicas are in sync: only then
+    /// may a test kill the next node.
     pub fn restart(&mut self, node: i32) {
         self.server.start_again();
-        wait::until(&format!("node {node} is in sync again"), Duration::from_secs(60), || {
+        wait::until(&format!("node {node} is in sync"), Duration::from_secs(60), || {
             let partitions = self.replicas()?;
             partitions.values().all(|partition| partition.in_sync.len() == partition.all.len()).then_some(())
         });
@@ -161,35 +182,34 @@ impl Deref for KafkaCluster {
     }
 }
 
-fn is_embedded() -> bool {
-    match std::env::var("TRUNKLINE_TEST_BROKER").as_deref() {
-        Ok("embedded") => true,
-        Err(_) | Ok("kafka") => false,
-        Ok(other) => panic!("TRUNKLINE_TEST_BROKER={other}: use kafka or embedded"),
-    }
-}
-
-/// What tests ask and tell a Kafka, with a client of their own for each call.
+/// Reads and administers a broker. Each call uses a new librdkafka client.
 pub struct KafkaClient {
     brokers: String,
 }
 
-/// How far a topic was written, over all its partitions.
+/// How far a topic is written, summed over its partitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
-    /// The sum of the high watermarks: everything written.
-    pub written: i64,
-    /// The sum of the last stable offsets: everything that is committed or aborted, and followed by nothing open.
-    pub decided: i64,
+pub struct EndOffsets {
+    /// The high watermarks: all records.
+    pub high_watermark: i64,
+    /// The last stable offsets: records before the first open transaction.
+    pub last_stable: i64,
+}
+
+impl EndOffsets {
+    /// Whether the topic has records of an open transaction.
+    pub fn has_open_transaction(&self) -> bool {
+        self.high_watermark > self.last_stable
+    }
 }
 
 impl KafkaClient {
-    /// For brokers that a test started by itself.
+    /// A client of these bootstrap servers.
     pub fn new(brokers: String) -> Self {
         Self { brokers }
     }
 
-    /// Hosts and ports, as clients want them.
+    /// The bootstrap servers.
     pub fn brokers(&self) -> &str {
         &self.brokers
     }
@@ -206,13 +226,13 @@ impl KafkaClient {
 
     /// Whether a topic exists.
     pub fn has_topic(&self, topic: &str) -> bool {
-        partitions(&self.consumer("read_committed"), topic) > 0
+        partition_count(&self.consumer("read_committed"), topic) > 0
     }
 
-    /// All records of a topic that a reader of committed transactions sees. A topic that does not exist has none.
+    /// All committed records of a topic. A topic that does not exist has none.
     pub fn read(&self, topic: &str) -> Vec<Record> {
         let mut records = Vec::new();
-        self.each(topic, |record| {
+        self.for_each(topic, |record| {
             let headers = record.headers().map(|headers| {
                 headers
                     .iter()
@@ -230,33 +250,38 @@ impl KafkaClient {
         records
     }
 
-    /// How many records of a topic a reader of committed transactions sees.
+    /// The number of committed records of a topic.
     pub fn count(&self, topic: &str) -> u64 {
         let mut count = 0;
-        self.each(topic, |_| count += 1);
+        self.for_each(topic, |_| count += 1);
         count
     }
 
-    /// How far a topic was written, and how far that is decided. Both are 0 while there is no such topic, or a leader does not answer.
-    pub fn ends(&self, topic: &str) -> Ends {
+    /// The end offsets of a topic. Both are 0 if the topic does not exist or a leader does not
+    /// answer.
+    pub fn end_offsets(&self, topic: &str) -> EndOffsets {
         let sum = |isolation: &str| {
             let consumer = self.consumer(isolation);
             let end = |partition| consumer.fetch_watermarks(topic, partition, Duration::from_secs(5)).ok();
-            (0..partitions(&consumer, topic)).map(|partition| Some(end(partition)?.1)).sum::<Option<i64>>()
+            (0..partition_count(&consumer, topic)).map(|partition| Some(end(partition)?.1)).sum::<Option<i64>>()
         };
-        // In this order: what is decided in between must not look as if it were open.
-        let (written, decided) = (sum("read_uncommitted"), sum("read_committed"));
-        written.zip(decided).map_or(Ends { written: 0, decided: 0 }, |(written, decided)| Ends { written, decided })
+        // In this order: a transaction that ends between the two must not look open.
+        let (high_watermark, last_stable) = (sum("read_uncommitted"), sum("read_committed"));
+        match high_watermark.zip(last_stable) {
+            Some((high_watermark, last_stable)) => EndOffsets { high_watermark, last_stable },
+            None => EndOffsets { high_watermark: 0, last_stable: 0 },
+        }
     }
 
-    /// The consumer groups whose names begin so, with how many members each has; `None` while no broker answers.
-    pub fn members(&self, prefix: &str) -> Option<BTreeMap<String, usize>> {
+    /// The number of members of each consumer group whose name begins with `prefix`; `None` if no
+    /// broker answers.
+    pub fn group_members(&self, prefix: &str) -> Option<BTreeMap<String, usize>> {
         let groups = self.consumer("read_uncommitted").fetch_group_list(None, Duration::from_secs(5)).ok()?;
-        let ours = groups.groups().iter().filter(|group| group.name().starts_with(prefix));
-        Some(ours.map(|group| (group.name().to_owned(), group.members().len())).collect())
+        let matching = groups.groups().iter().filter(|group| group.name().starts_with(prefix));
+        Some(matching.map(|group| (group.name().to_owned(), group.members().len())).collect())
     }
 
-    /// Who leads and follows each partition of each topic, Kafka's own topics included; `None` while no broker answers.
+    /// The replicas of each partition, of Kafka's internal topics too; `None` if no broker answers.
     pub fn replicas(&self) -> Option<BTreeMap<(String, i32), Replicas>> {
         let metadata = self.consumer("read_uncommitted").fetch_metadata(None, Duration::from_secs(5)).ok()?;
         let mut found = BTreeMap::new();
@@ -276,20 +301,20 @@ impl KafkaClient {
     fn consumer(&self, isolation: &str) -> BaseConsumer {
         ClientConfig::new()
             .set("bootstrap.servers", &self.brokers)
-            .set("group.id", "trunkline-tests") // rdkafka wants one; nothing is committed under it
+            .set("group.id", "trunkline-tests") // rdkafka requires one; nothing is committed under it
             .set("enable.auto.commit", "false")
             .set("isolation.level", isolation)
             .set("enable.partition.eof", "true")
             .set("fetch.queue.backoff.ms", "5")
-            // The end of a partition shows when a fetch comes back empty.
+            // An empty fetch signals the end of a partition: return it soon.
             .set("fetch.wait.max.ms", "20")
             .create()
             .unwrap()
     }
 
-    fn each(&self, topic: &str, mut visit: impl FnMut(&rdkafka::message::BorrowedMessage<'_>)) {
+    fn for_each(&self, topic: &str, mut visit: impl FnMut(&rdkafka::message::BorrowedMessage<'_>)) {
         let consumer = self.consumer("read_committed");
-        let partitions = partitions(&consumer, topic);
+        let partitions = partition_count(&consumer, topic);
         if partitions == 0 {
             return;
         }
@@ -299,13 +324,14 @@ impl KafkaClient {
         }
         consumer.assign(&assignment).unwrap();
 
-        // A topic that is written to all the time need not show its end ever: what was decided when the reading began will do.
+        // A topic that is written to continuously may never signal its end: read up to the last
+        // stable offset at the beginning.
         let end = |partition| consumer.fetch_watermarks(topic, partition, Duration::from_secs(5)).map(|(_, end)| end);
         let mut open: BTreeMap<i32, Option<i64>> =
             (0..partitions).map(|partition| (partition, end(partition).ok())).collect();
         let deadline = Instant::now() + READ_LIMIT;
         while !open.is_empty() {
-            assert!(Instant::now() < deadline, "reading {topic} took more than {READ_LIMIT:?}; left: {open:?}");
+            assert!(Instant::now() < deadline, "reading {topic} took more than {READ_LIMIT:?}; unfinished: {open:?}");
             match consumer.poll(Duration::from_millis(100)) {
                 Some(Ok(record)) => {
                     visit(&record);
@@ -314,7 +340,7 @@ impl KafkaClient {
                     });
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
-                // The client goes on by itself after these; what does not pass ends at the deadline.
+                // librdkafka retries; a permanent error ends at the deadline.
                 Some(Err(error)) => eprintln!("reading {topic}: {error}"),
                 None => {}
             }
@@ -322,10 +348,10 @@ impl KafkaClient {
     }
 }
 
-/// The number of partitions of a topic; 0 if there is no such topic.
-fn partitions(consumer: &BaseConsumer, topic: &str) -> i32 {
-    // All topics, not this one: asking for a topic by name creates it where the broker does that.
-    wait::until("the broker tells its topics", Duration::from_secs(60), || {
+/// The number of partitions of a topic; 0 if it does not exist.
+fn partition_count(consumer: &BaseConsumer, topic: &str) -> i32 {
+    // The metadata of all topics: a request for one topic creates it where the broker auto-creates.
+    wait::until("the broker returns metadata", Duration::from_secs(60), || {
         let metadata = consumer.fetch_metadata(None, Duration::from_secs(5)).ok()?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         Some(found.map_or(0, |found| found.partitions().len() as i32))
@@ -337,11 +363,11 @@ fn partitions(consumer: &BaseConsumer, topic: &str) -> i32 {
 pub struct Record {
     /// Its partition.
     pub partition: i32,
-    /// Its offset there.
+    /// Its offset in the partition.
     pub offset: i64,
     /// Its key.
     pub key: Option<Vec<u8>>,
-    /// Its value; none in a tombstone.
+    /// Its value; `None` in a tombstone.
     pub value: Option<Vec<u8>>,
     /// Its headers.
     pub headers: BTreeMap<String, Vec<u8>>,

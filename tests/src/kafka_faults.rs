@@ -1,7 +1,10 @@
-//! A proxy before a Kafka broker that loses chosen answers, gives them late, or takes the brokers out of them: faults of a broker that cannot be told to have any.
+//! A proxy for a Kafka broker that loses or delays selected replies, or removes the brokers from
+//! them.
 //!
-//! It knows how requests and answers are framed, and which request an answer belongs to. Clients must not find the way past it, so in answers
-//! that name the broker's address it puts its own, which is as long: one node on 127.0.0.1 is what it can stand before.
+//! Apache Kafka has no fault injection of its own. The proxy parses the frames of requests and
+//! replies, and matches them by correlation id. In replies that contain the broker's address it
+//! writes its own, so that clients do not bypass it. Both addresses must have the same length: the
+//! proxy supports one node on 127.0.0.1.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,7 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::proxy;
 
-/// The requests that can be named, by their numbers in the protocol.
+/// The API keys of the requests that tests name.
 const APIS: [(&str, i16); 7] = [
     ("Produce", 0),
     ("Metadata", METADATA),
@@ -28,34 +31,34 @@ const APIS: [(&str, i16); 7] = [
 
 const METADATA: i16 = 3;
 
-/// The version of Metadata from which on its answers have a flexible header and compact arrays.
+/// The first version of Metadata whose replies have a flexible header and compact arrays.
 const FLEXIBLE_METADATA: i16 = 9;
 
-/// Answers that name brokers: Metadata, FindCoordinator, DescribeCluster.
-const NAME_BROKERS: [i16; 3] = [METADATA, 10, 60];
+/// Requests whose replies contain broker addresses: Metadata, FindCoordinator, DescribeCluster.
+const WITH_BROKERS: [i16; 3] = [METADATA, 10, 60];
 
-/// More than any frame has here: beyond it the stream is not what this takes it for.
-const MOST_BYTES: usize = 128 << 20;
+/// A larger frame means that the stream is not Kafka's protocol.
+const MAX_FRAME_BYTES: usize = 128 << 20;
 
-/// What happens to an answer. The broker has done the work.
+/// What happens to a reply. The broker has executed the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KafkaFault {
     /// It does not reach the client: the connection breaks.
     DropReply,
-    /// It is so late.
+    /// It is delayed.
     Delay(Duration),
-    /// It tells of no broker at all, as that of a node does that has just started. Of Metadata only.
+    /// It contains no brokers, like the reply of a node that has just started. For Metadata only.
     NoBrokers,
 }
 
-/// The proxy. Tests switch it while requests pass.
+/// The proxy. Tests change its rules while requests pass.
 pub struct KafkaFaults {
     address: String,
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     _stop: oneshot::Sender<()>,
 }
 
-struct Shared {
+struct ProxyState {
     upstream: u16,
     port: u16,
     rules: Mutex<Vec<Rule>>,
@@ -63,15 +66,15 @@ struct Shared {
 
 struct Rule {
     api: i16,
-    /// It is this many requests away; 1 is the next. Nothing: it comes with each of them.
+    /// Which of the next requests is affected; 1 is the next one. `None` affects all.
     nth: Option<u64>,
     fault: KafkaFault,
-    /// How often it has come.
-    seen: u64,
+    /// How often the rule has applied.
+    applied: u64,
 }
 
-/// What was asked on a connection and is not answered yet, by correlation id.
-type Asked = Mutex<HashMap<i32, Request>>;
+/// Requests of a connection without a reply yet, by correlation id.
+type PendingRequests = Mutex<HashMap<i32, Request>>;
 
 struct Request {
     api: i16,
@@ -80,16 +83,17 @@ struct Request {
 }
 
 impl KafkaFaults {
-    /// Starts a proxy before the broker on this port of 127.0.0.1, which may come and go.
+    /// Starts a proxy for the broker on this port of 127.0.0.1. The broker may stop and restart.
     pub fn start(upstream: u16) -> Self {
         let (listener, port) = proxy::listen();
-        let shared = Arc::new(Shared { upstream, port, rules: Mutex::default() });
-        let serving = shared.clone();
+        let state = Arc::new(ProxyState { upstream, port, rules: Mutex::default() });
+        let shared = state.clone();
         let stop = proxy::serve(listener, move |client| {
-            let shared = serving.clone();
-            async move { drop(connection(client, &shared).await) }
+            let state = shared.clone();
+            // An error is a broken connection, which both sides notice.
+            async move { drop(serve_connection(client, &state).await) }
         });
-        Self { address: format!("127.0.0.1:{port}"), shared, _stop: stop }
+        Self { address: format!("127.0.0.1:{port}"), state, _stop: stop }
     }
 
     /// The proxy's host and port.
@@ -97,122 +101,132 @@ impl KafkaFaults {
         &self.address
     }
 
-    /// Breaks the answer to the `n`-th request (from 1, counted from now) of this kind.
+    /// Breaks the reply to the `n`-th request of this kind, counted from 1 and from now.
     pub fn nth(&self, n: u64, api: &str, fault: KafkaFault) {
         self.add(api, Some(n), fault);
     }
 
-    /// Breaks the answers to all requests of this kind from now on, until [`KafkaFaults::clear`].
-    pub fn each(&self, api: &str, fault: KafkaFault) {
+    /// Breaks the replies to all requests of this kind, until [`KafkaFaults::clear`].
+    pub fn all(&self, api: &str, fault: KafkaFault) {
         self.add(api, None, fault);
     }
 
     fn add(&self, api: &str, nth: Option<u64>, fault: KafkaFault) {
         let number = APIS.iter().find(|(name, _)| *name == api).map(|(_, number)| *number);
         let api = number.unwrap_or_else(|| panic!("{api} is not among {APIS:?}"));
-        self.shared.rules().push(Rule { api, nth, fault, seen: 0 });
+        self.state.rules().push(Rule { api, nth, fault, applied: 0 });
     }
 
-    /// How many answers were broken by faults that are still there.
-    pub fn seen(&self) -> u64 {
-        self.shared.rules().iter().map(|rule| rule.seen).sum()
+    /// The number of replies that the current rules for all requests have broken.
+    pub fn applied(&self) -> u64 {
+        self.state.rules().iter().map(|rule| rule.applied).sum()
     }
 
-    /// How many faults of one request have not come yet.
+    /// The number of rules for a single request that have not applied yet.
     pub fn pending(&self) -> usize {
-        self.shared.rules().iter().filter(|rule| rule.nth.is_some()).count()
+        self.state.rules().iter().filter(|rule| rule.nth.is_some()).count()
     }
 
-    /// Forgets those.
+    /// Removes all rules.
     pub fn clear(&self) {
-        self.shared.rules().clear();
+        self.state.rules().clear();
     }
 }
 
-impl Shared {
+impl ProxyState {
     fn rules(&self) -> MutexGuard<'_, Vec<Rule>> {
         self.rules.lock().unwrap()
     }
 
-    /// Counts a request, and says what is to happen to its answer.
-    fn judge(&self, api: i16) -> Option<KafkaFault> {
+    /// Counts a request; returns the fault for its reply.
+    fn fault_for(&self, api: i16) -> Option<KafkaFault> {
         let mut rules = self.rules();
-        let ours = rules.iter_mut().filter(|rule| rule.api == api);
-        ours.filter_map(|rule| rule.nth.as_mut()).for_each(|nth| *nth = nth.saturating_sub(1));
+        let matching = rules.iter_mut().filter(|rule| rule.api == api);
+        matching.filter_map(|rule| rule.nth.as_mut()).for_each(|nth| *nth = nth.saturating_sub(1));
         let due = rules.iter().position(|rule| rule.api == api && rule.nth.unwrap_or(0) == 0)?;
         if rules[due].nth.is_none() {
-            rules[due].seen += 1;
+            rules[due].applied += 1;
             return Some(rules[due].fault);
         }
         Some(rules.remove(due).fault)
     }
 
-    /// Puts the proxy in the broker's place.
-    fn rename(&self, answer: &mut [u8]) {
-        let named = |port: u16| [b"127.0.0.1".as_slice(), &u32::from(port).to_be_bytes()].concat();
-        let (theirs, ours) = (named(self.upstream), named(self.port));
+    /// Replaces the broker's address by the proxy's.
+    fn replace_address(&self, reply: &mut [u8]) {
+        let address = |port: u16| [b"127.0.0.1".as_slice(), &u32::from(port).to_be_bytes()].concat();
+        let (old, new) = (address(self.upstream), address(self.port));
         let mut from = 0;
-        while let Some(found) = answer[from..].windows(theirs.len()).position(|window| window == theirs) {
-            answer[from + found..][..ours.len()].copy_from_slice(&ours);
-            from += found + ours.len();
+        while let Some(found) = reply[from..].windows(old.len()).position(|window| window == old) {
+            reply[from + found..][..new.len()].copy_from_slice(&new);
+            from += found + new.len();
         }
     }
 }
 
-/// Serves one connection of a client; the broker gets a connection of its own for it. Both end when either does.
-async fn connection(client: TcpStream, shared: &Shared) -> io::Result<()> {
-    let broker = TcpStream::connect(("127.0.0.1", shared.upstream)).await?;
+/// Serves a client's connection with one connection to the broker. When one ends, both end.
+async fn serve_connection(client: TcpStream, state: &ProxyState) -> io::Result<()> {
+    let broker = TcpStream::connect(("127.0.0.1", state.upstream)).await?;
     client.set_nodelay(true)?;
     broker.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
     let (from_broker, to_broker) = broker.into_split();
-    let asked = Asked::default();
+    let pending = PendingRequests::default();
     tokio::select! {
-        ended = requests(from_client, to_broker, &asked, shared) => ended,
-        ended = answers(from_broker, to_client, &asked, shared) => ended,
+        ended = forward_requests(from_client, to_broker, &pending, state) => ended,
+        ended = forward_replies(from_broker, to_client, &pending, state) => ended,
     }
 }
 
-async fn requests(from: OwnedReadHalf, mut to: OwnedWriteHalf, asked: &Asked, shared: &Shared) -> io::Result<()> {
+async fn forward_requests(
+    from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    pending: &PendingRequests,
+    state: &ProxyState,
+) -> io::Result<()> {
     let mut from = BufReader::new(from);
     loop {
         let frame = read_frame(&mut from).await?;
-        // Size, kind, version, correlation id.
+        // Size, API key, version, correlation id.
         let (Some(api), Some(version), Some(id)) = (number(&frame, 4), number(&frame, 6), number(&frame, 8)) else {
-            return Err(broken());
+            return Err(protocol_error());
         };
         let (api, version) = (i16::from_be_bytes(api), i16::from_be_bytes(version));
-        let request = Request { api, version, fault: shared.judge(api) };
-        asked.lock().unwrap().insert(i32::from_be_bytes(id), request);
+        let request = Request { api, version, fault: state.fault_for(api) };
+        pending.lock().unwrap().insert(i32::from_be_bytes(id), request);
         to.write_all(&frame).await?;
     }
 }
 
-async fn answers(from: OwnedReadHalf, mut to: OwnedWriteHalf, asked: &Asked, shared: &Shared) -> io::Result<()> {
+async fn forward_replies(
+    from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    pending: &PendingRequests,
+    state: &ProxyState,
+) -> io::Result<()> {
     let mut from = BufReader::new(from);
     loop {
         let mut frame = read_frame(&mut from).await?;
-        let id = i32::from_be_bytes(number(&frame, 4).ok_or_else(broken)?);
-        let Request { api, version, fault } = asked.lock().unwrap().remove(&id).ok_or_else(broken)?;
+        let id = i32::from_be_bytes(number(&frame, 4).ok_or_else(protocol_error)?);
+        let Request { api, version, fault } = pending.lock().unwrap().remove(&id).ok_or_else(protocol_error)?;
         match fault {
             Some(KafkaFault::DropReply) => return Ok(()),
             Some(KafkaFault::Delay(delay)) => tokio::time::sleep(delay).await,
             Some(KafkaFault::NoBrokers) if version >= FLEXIBLE_METADATA => {
-                frame = without_brokers(&frame).ok_or_else(broken)?
+                frame = without_brokers(&frame).ok_or_else(protocol_error)?
             }
-            Some(KafkaFault::NoBrokers) => return Err(broken()),
+            Some(KafkaFault::NoBrokers) => return Err(protocol_error()),
             None => {}
         }
-        if NAME_BROKERS.contains(&api) {
-            shared.rename(&mut frame);
+        if WITH_BROKERS.contains(&api) {
+            state.replace_address(&mut frame);
         }
         to.write_all(&frame).await?;
     }
 }
 
-/// Metadata without the brokers.
+/// A Metadata reply without its brokers.
 fn without_brokers(frame: &[u8]) -> Option<Vec<u8>> {
-    // Size, correlation id, no tagged fields, throttle time.
+    // Size, correlation id, an empty set of tagged fields, throttle time.
     let head = 4 + 4 + 1 + 4;
     let mut rest = frame.get(head..)?;
     let brokers = varint(&mut rest)?.checked_sub(1)?;
@@ -222,10 +236,10 @@ fn without_brokers(frame: &[u8]) -> Option<Vec<u8>> {
         rest = rest.get(host + 4..)?; // host, port
         let rack = varint(&mut rest)?.saturating_sub(1);
         rest = rest.get(rack..)?;
-        // No tagged fields are known.
+        // This version defines no tagged fields.
         (varint(&mut rest)? == 0).then_some(())?;
     }
-    // A compact array of none.
+    // An empty compact array.
     let mut without = [&frame[..head], &[1], rest].concat();
     let size = u32::try_from(without.len() - 4).ok()?;
     without[..4].copy_from_slice(&size.to_be_bytes());
@@ -245,13 +259,13 @@ fn varint(rest: &mut &[u8]) -> Option<usize> {
     None
 }
 
-/// A frame with its size before it.
+/// Reads a frame, including its size.
 async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut size = [0; 4];
     from.read_exact(&mut size).await?;
     let bytes = u32::from_be_bytes(size) as usize;
-    if bytes > MOST_BYTES {
-        return Err(broken());
+    if bytes > MAX_FRAME_BYTES {
+        return Err(protocol_error());
     }
     let mut frame = vec![0; 4 + bytes];
     frame[..4].copy_from_slice(&size);
@@ -263,6 +277,6 @@ fn number<const N: usize>(frame: &[u8], at: usize) -> Option<[u8; N]> {
     frame.get(at..at + N)?.try_into().ok()
 }
 
-fn broken() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "this is not Kafka's protocol")
+fn protocol_error() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the stream is not Kafka's protocol")
 }

@@ -1,4 +1,4 @@
-//! A web server's access log, as it is written and rotated.
+//! Writes and rotates a web server's access log.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -17,8 +17,10 @@ const AGENTS: [&str; 4] = [
     "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.4 Safari/605.1.15",
     "curl/8.14.1",
 ];
-/// Writes lines of the combined format. The same seed gives the same lines; each has a path of its own, `/item/{number}`. They
-/// are 2.5 s apart, so 100,000 of them are three days, from 1 March 2026; after 31 days it is 1 March again.
+
+/// Writes lines of the combined format. One seed gives the same lines every time. Each line has a
+/// unique path, `/item/{number}`. Timestamps are 2.5 s apart, from 1 March 2026 on: 100,000 lines
+/// are three days. After 31 days they begin again at 1 March.
 pub struct LogWriter {
     path: PathBuf,
     file: File,
@@ -29,19 +31,20 @@ pub struct LogWriter {
 }
 
 impl LogWriter {
-    /// A log at `path`, empty until lines are appended.
+    /// An empty log at `path`.
     pub fn new(path: impl Into<PathBuf>, seed: u64) -> Self {
         Self::starting_at(path, seed, 0)
     }
 
-    /// The same with lines numbered from `first`, so that several logs have no path in common.
+    /// An empty log whose lines are numbered from `first`: several logs then have no path in
+    /// common.
     pub fn starting_at(path: impl Into<PathBuf>, seed: u64, first: u64) -> Self {
         let path = path.into();
         let file = open(&path);
         Self { path, file, random: Random::new(seed), first, lines: 0, bytes: 0 }
     }
 
-    /// Appends so many lines.
+    /// Appends lines.
     pub fn append(&mut self, lines: u64) {
         let mut text = String::new();
         for _ in 0..lines {
@@ -50,12 +53,12 @@ impl LogWriter {
         self.file.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Appends what is no line of the format, or no line at all. It is not counted.
+    /// Appends any bytes. They are not counted as lines.
     pub fn append_raw(&mut self, bytes: &[u8]) {
         self.file.write_all(bytes).unwrap();
     }
 
-    /// Lines written since the beginning.
+    /// The number of lines written.
     pub fn lines(&self) -> u64 {
         self.lines
     }
@@ -65,24 +68,25 @@ impl LogWriter {
         self.bytes as i64
     }
 
-    /// The log's size now: the byte offset of what is appended next.
+    /// The log's size: the byte offset of the next line.
     pub fn size(&self) -> u64 {
         self.file.metadata().unwrap().len()
     }
 
-    /// logrotate's `create`: renames the log and begins a new one.
+    /// logrotate's `create`: renames the log and creates a new one.
     pub fn rotate(&mut self, to: &Path) {
         fs::rename(&self.path, to).unwrap();
         self.file = open(&self.path);
     }
 
-    /// logrotate's `copytruncate`: copies the log and empties it.
+    /// logrotate's `copytruncate`: copies the log and truncates it.
     pub fn copy_truncate(&mut self, to: &Path) {
         fs::copy(&self.path, to).unwrap();
         self.file.set_len(0).unwrap();
     }
 
-    /// logrotate's `compress`: packs a rotated log into `{path}.gz`, which appears complete and with its time, and removes it.
+    /// logrotate's `compress`: compresses a rotated log into `{path}.gz` and removes it. The new
+    /// file appears complete and with the log's modification time.
     pub fn gzip(path: &Path) {
         let unfinished = path.with_added_extension("tmp");
         let mut packed = GzEncoder::new(File::create(&unfinished).unwrap(), Compression::fast());
@@ -119,6 +123,6 @@ impl LogWriter {
 }
 
 fn open(path: &Path) -> File {
-    // Append mode is what makes copytruncate work, here as in a real server: after it the next line lands at offset 0.
+    // Append mode, as in a real server: after copytruncate the next line is at offset 0.
     OpenOptions::new().create(true).append(true).open(path).unwrap()
 }

@@ -1,18 +1,29 @@
-//! A MySQL server, or MariaDB.
+//! MySQL and MariaDB servers.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use crate::server::Server;
-use crate::{Skip, repository};
+use crate::{Skip, paths};
 
-/// A real MySQL or MariaDB of one test, through the scripts in `tests/services`. Its user `cdc` may do what a source needs, and no more.
+/// A real MySQL or MariaDB, started by a script in `tests/services`. Its user `cdc` has the
+/// privileges that a source needs, and no others.
 pub struct Mysql {
     server: Server,
     script: &'static str,
 }
 
 impl Mysql {
+    /// The environment variable that [`Mysql::url`] names, and its value: the password of `cdc`.
+    pub const PASSWORD: (&'static str, &'static str) = ("CDC_PASSWORD", "secret");
+
+    /// The MySQL that all tests of this process share. Their databases have different names.
+    pub fn shared() -> Result<&'static Self, Skip> {
+        static SHARED: OnceLock<Result<Mysql, Skip>> = OnceLock::new();
+        SHARED.get_or_init(Self::start).as_ref().map_err(Skip::clone)
+    }
+
     /// Starts a MySQL without databases.
     pub fn start() -> Result<Self, Skip> {
         Self::start_script("mysql")
@@ -30,37 +41,34 @@ impl Mysql {
         Ok(mysql)
     }
 
-    /// The `url` of a source on it, with the password in the environment variable `CDC_PASSWORD`.
+    /// The `url` of a source, with the password in an environment variable.
     pub fn url(&self) -> String {
         format!("mysql://cdc:${{env:CDC_PASSWORD}}@127.0.0.1:{}", self.server.port())
     }
 
-    /// The same with the password in it.
+    /// The URL of the user `cdc`, with the password.
     pub fn plain_url(&self) -> String {
         format!("mysql://cdc:{}@127.0.0.1:{}", Self::PASSWORD.1, self.server.port())
     }
 
-    /// The address for somebody who may do everything.
+    /// The URL of the user `root`.
     pub fn root_url(&self) -> String {
         format!("mysql://root@127.0.0.1:{}", self.server.port())
     }
 
-    /// Where it listens, on the loopback address.
+    /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.server.port()
     }
 
-    /// The variable that [`Mysql::url`] names, and its value.
-    pub const PASSWORD: (&'static str, &'static str) = ("CDC_PASSWORD", "secret");
-
-    /// Runs statements; gives the lines that they print, columns separated by tabs.
+    /// Runs statements as root; returns the lines of their results, with columns separated by tabs.
     pub fn run(&self, statements: &str) -> Vec<String> {
         self.try_run(statements).unwrap_or_else(|error| panic!("{error}\n{statements}"))
     }
 
-    /// The same; the error is what the client says of the first statement that fails, and ends them.
+    /// Like [`Mysql::run`]. The first statement that fails ends the run; its message is the error.
     pub fn try_run(&self, statements: &str) -> Result<Vec<String>, String> {
-        let mut client = Command::new(repository().join("tests/services").join(self.script))
+        let mut client = Command::new(paths::repository().join("tests/services").join(self.script))
             .args(["client", &self.server.port().to_string()])
             .arg(self.server.directory())
             .args(["-N", "-B", "--default-character-set=utf8mb4"])
@@ -69,7 +77,7 @@ impl Mysql {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // A client that has met an error reads no more.
+        // The client stops reading at the first error, so that this may fail.
         let _ = client.stdin.take().unwrap().write_all(statements.as_bytes());
         let output = client.wait_with_output().unwrap();
         match output.status.success() {
@@ -78,17 +86,17 @@ impl Mysql {
         }
     }
 
-    /// A crash.
+    /// Kills it.
     pub fn kill9(&mut self) {
         self.server.end(libc::SIGKILL);
     }
 
-    /// A clean stop.
+    /// Stops it cleanly.
     pub fn stop(&mut self) {
         self.server.end(libc::SIGTERM);
     }
 
-    /// Starts it again with its data.
+    /// Starts it again on its data.
     pub fn restart(&mut self) {
         self.server.start_again();
     }

@@ -1,4 +1,4 @@
-//! How the proxies of this harness accept connections: in a thread of their own, until they are dropped.
+//! Accepting connections for the proxies of this crate.
 
 use std::net::TcpListener as StdListener;
 
@@ -13,8 +13,7 @@ pub(crate) fn listen() -> (StdListener, u16) {
     (listener, port)
 }
 
-/// Serves connections, each by a task, until what is returned is dropped. An error of one is a connection that broke, be it by our own hand:
-/// both ends see it.
+/// Serves each connection by a task, on a thread that ends when the returned sender is dropped.
 pub(crate) fn serve<F>(
     listener: StdListener,
     connection: impl Fn(TcpStream) -> F + Send + 'static,

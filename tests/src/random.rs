@@ -1,6 +1,7 @@
-//! Repeatable randomness.
+//! Repeatable random numbers.
 
-/// A small generator (SplitMix64): the same seed gives the same numbers on every machine and in every version.
+/// A small generator (SplitMix64): one seed gives the same numbers on every machine and in every
+/// version.
 pub struct Random(u64);
 
 impl Random {

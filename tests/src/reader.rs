@@ -1,4 +1,4 @@
-//! What is in the Parquet files of a lake, told by programs that are not ours.
+//! Independent readers of Parquet files: pyarrow and DuckDB.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,56 +9,56 @@ use serde::Deserialize;
 
 use crate::{Skip, repository};
 
-/// pyarrow and DuckDB, through `tests/reader/read_parquet.py`.
+/// Runs `tests/reader/read_parquet.py`.
 #[derive(Clone)]
 pub struct Reader {
     python: PathBuf,
 }
 
-/// What the readers found; `tests/reader/read_parquet.py` says what each field is.
+/// The contents of a lake. `tests/reader/read_parquet.py` describes each field.
 #[derive(Debug, Deserialize)]
-pub struct Found {
-    /// Files that are published.
+pub struct LakeContents {
+    /// Published files.
     pub files: u64,
     /// Rows in them.
     pub rows: u64,
-    /// Different values of the key columns.
+    /// Distinct values of the key columns.
     pub distinct: Option<u64>,
     /// The types of each column, over all files.
     pub types: BTreeMap<String, Vec<String>>,
-    /// The values of each Hive partition.
+    /// The values of each Hive partition key.
     pub partitions: BTreeMap<String, Vec<String>>,
-    /// Sums of the columns asked for.
+    /// Sums of the requested columns.
     pub sums: BTreeMap<String, i64>,
-    /// Empty cells of each column.
+    /// Nulls of each column.
     pub nulls: BTreeMap<String, u64>,
-    /// Some values of the column asked for.
+    /// Some values of the requested column.
     pub values: Vec<String>,
-    /// Malformed lines of the access logs given, by the script's own parser.
+    /// Malformed lines of the access logs, by the script's own parser.
     pub unparsed: Option<u64>,
-    /// Some of the log's lines that are not in the lake.
+    /// Some lines of the logs that are missing in the lake.
     #[serde(default)]
     pub missing: Vec<String>,
-    /// Some of the rows that are not in the log, or too often in the lake.
+    /// Some rows of the lake that are not in the logs, or duplicates.
     #[serde(default)]
     pub extra: Vec<String>,
-    /// How many lines are missing.
+    /// The number of missing lines.
     pub missing_total: Option<u64>,
-    /// How many rows are too many.
+    /// The number of extra rows.
     pub extra_total: Option<u64>,
-    /// Where rows of a partition do not come in its order, if that was asked.
+    /// Some places where the rows of a partition are out of order, if requested.
     #[serde(default)]
-    pub disordered: Vec<String>,
-    /// Changes (table, what was done, key, version), if they were folded.
+    pub out_of_order: Vec<String>,
+    /// Changes (table, operation, key, version), if requested.
     #[serde(default)]
     pub changes: Vec<(String, String, u64, u64)>,
-    /// What they come to: the rows of each table by key, each a text by column.
+    /// The tables that result from the changes: rows by key, each with its columns as text.
     #[serde(default)]
     pub folded: BTreeMap<String, BTreeMap<String, BTreeMap<String, Option<String>>>>,
 }
 
 impl Reader {
-    /// Installs the readers where that was not done before.
+    /// Finds the readers, and installs them the first time.
     pub fn find() -> Result<Self, Skip> {
         static FOUND: OnceLock<Result<Reader, Skip>> = OnceLock::new();
         let found = FOUND.get_or_init(|| {
@@ -66,44 +66,46 @@ impl Reader {
             let output = Command::new(script).output().map_err(|error| Skip::new(error.to_string()))?;
             if !output.status.success() {
                 let reason = String::from_utf8_lossy(&output.stderr).into_owned();
-                return Err(Skip::new(format!("no pyarrow and duckdb here: {reason}")));
+                return Err(Skip::new(format!("pyarrow and duckdb are not available here: {reason}")));
             }
             Ok(Self { python: String::from_utf8(output.stdout).unwrap().trim().into() })
         });
         found.clone()
     }
 
-    /// Reads all published files under `folder`; `key` are the columns that tell records apart.
-    pub fn read(&self, folder: &Path, key: &[&str]) -> Found {
+    /// Reads all published files under `folder`. The columns of `key` identify a record.
+    pub fn read(&self, folder: &Path, key: &[&str]) -> LakeContents {
         self.run(folder, &["--key", &key.join(",")], &[])
     }
 
-    /// The same, with sums of columns.
-    pub fn read_with_sums(&self, folder: &Path, key: &[&str], sums: &[&str]) -> Found {
+    /// Reads all files, and sums columns.
+    pub fn read_with_sums(&self, folder: &Path, key: &[&str], sums: &[&str]) -> LakeContents {
         self.run(folder, &["--key", &key.join(","), "--sum", &sums.join(",")], &[])
     }
 
-    /// The same, with a look at the order of rows: the numbers at the end of `column` must rise within each partition.
-    pub fn read_in_order(&self, folder: &Path, column: &str, sums: &[&str]) -> Found {
+    /// Reads all files, and checks that the numbers at the end of `column` ascend in each
+    /// partition.
+    pub fn read_in_order(&self, folder: &Path, column: &str, sums: &[&str]) -> LakeContents {
         self.run(folder, &["--key", column, "--sum", &sums.join(","), "--order", column], &[])
     }
 
-    /// The same of change events, folded row by row: `key` and `version` are columns of their rows.
-    pub fn fold(&self, folder: &Path, key: &str, version: &str) -> Found {
+    /// Reads change events, and applies them row by row. `key` and `version` are columns of the
+    /// rows.
+    pub fn fold(&self, folder: &Path, key: &str, version: &str) -> LakeContents {
         self.run(folder, &["--fold", key, version], &[])
     }
 
-    /// The same, with some values of a column.
-    pub fn read_with_values(&self, folder: &Path, column: &str) -> Found {
+    /// Reads all files, with some values of a column.
+    pub fn read_with_values(&self, folder: &Path, column: &str) -> LakeContents {
         self.run(folder, &["--values", column], &[])
     }
 
     /// Compares all published files under `folder` with the lines of combined access logs.
-    pub fn compare(&self, folder: &Path, logs: &[&Path]) -> Found {
+    pub fn compare(&self, folder: &Path, logs: &[&Path]) -> LakeContents {
         self.run(folder, &["--access-log"], logs)
     }
 
-    fn run(&self, folder: &Path, arguments: &[&str], paths: &[&Path]) -> Found {
+    fn run(&self, folder: &Path, arguments: &[&str], paths: &[&Path]) -> LakeContents {
         let mut command = Command::new(&self.python);
         command.arg(repository().join("tests/reader/read_parquet.py")).arg(folder).args(arguments).args(paths);
         let output = command.output().unwrap();

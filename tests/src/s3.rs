@@ -2,22 +2,29 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use crate::Skip;
 use crate::server::Server;
 
-/// A real S3 server (versitygw) of this test, through `tests/services/s3`.
+/// A real S3 server (versitygw), started by `tests/services/s3`.
 pub struct S3(Server);
 
 impl S3 {
-    /// The credentials it takes, as the environment variables of the usual chain.
+    /// Its credentials, as the environment variables of the AWS credentials chain.
     pub const CREDENTIALS: [(&'static str, &'static str); 2] =
         [("AWS_ACCESS_KEY_ID", "AKTEST"), ("AWS_SECRET_ACCESS_KEY", "SKTESTSK")];
 
-    /// The region it takes.
+    /// Its region.
     pub const REGION: &'static str = "us-east-1";
 
-    /// Starts one with no buckets.
+    /// The server that all tests of this process share. Their buckets have different names.
+    pub fn shared() -> Result<&'static Self, Skip> {
+        static SHARED: OnceLock<Result<S3, Skip>> = OnceLock::new();
+        SHARED.get_or_init(Self::start).as_ref().map_err(Skip::clone)
+    }
+
+    /// Starts a server without buckets.
     pub fn start() -> Result<Self, Skip> {
         Ok(Self(Server::start("s3", &[], 1)?))
     }
@@ -27,7 +34,7 @@ impl S3 {
         format!("127.0.0.1:{}", self.0.port())
     }
 
-    /// Creates a bucket; gives the folder in which its objects lie as plain files.
+    /// Creates a bucket; returns the folder in which its objects are plain files.
     pub fn bucket(&self, name: &str) -> PathBuf {
         let folder = self.0.directory().join("root").join(name);
         fs::create_dir_all(&folder).unwrap();

@@ -1,4 +1,4 @@
-//! Apache Kafka with TLS, SASL and access control, through `tests/services/kafka-secured`.
+//! Apache Kafka with TLS, SASL and access control, started by `tests/services/kafka-secured`.
 
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use crate::server::Server;
 use crate::{KafkaClient, Skip, Tool};
 
-/// A broker with a listener per security protocol. It is used like its client, which may do everything.
+/// A broker with a listener per security protocol. It dereferences to a client with all rights.
 pub struct SecuredKafka {
     server: Server,
     client: KafkaClient,
@@ -61,7 +61,8 @@ impl SecuredKafka {
         self.server.directory().join(name)
     }
 
-    /// Grants rights to `alice`: `operations` on a resource, such as `["--topic", "web"]`, or on all resources with a prefix.
+    /// Grants rights to `alice`: `operations` on a resource, such as `["--topic", "web"]`, or on
+    /// all resources with a prefix.
     pub fn allow(&self, operations: &[&str], resource: &[&str]) {
         let bootstrap = self.client.brokers();
         let mut arguments =

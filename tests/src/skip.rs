@@ -13,9 +13,10 @@ impl Skip {
         Self(reason.into())
     }
 
-    /// Prints the line that `tests/run` counts. `test` is the name of the function that is skipped.
+    /// Prints the line that `tests/run` counts. `test` is the name of the skipped function.
     pub fn print(&self, test: &str) {
-        // Not println!: the test harness would swallow it, because a skipped test passes. One write, so that lines stay whole.
+        // The test harness discards println! output of a test that passes, as a skipped test does.
+        // A single write keeps the line whole.
         let line = format!("SKIP {test}: {self}\n");
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
@@ -23,12 +24,12 @@ impl Skip {
 
 impl fmt::Display for Skip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // On one line: it is counted by lines.
+        // On one line, because `tests/run` counts lines.
         f.write_str(&self.0.split_whitespace().collect::<Vec<_>>().join(" "))
     }
 }
 
-/// The value of a `Result<T, Skip>`; where there is none, prints why and returns from the test.
+/// The value of a `Result<T, Skip>`. On `Err`, prints the reason and returns from the test.
 #[macro_export]
 macro_rules! need {
     ($result:expr) => {

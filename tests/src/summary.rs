@@ -1,17 +1,17 @@
-//! What a worker counted.
+//! The counters that a worker prints.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-/// The last line that `trunkline run --until-idle --json` prints: totals since each pipeline began.
+/// The last line of `trunkline run --until-idle --json`: totals since each pipeline began.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Summary {
     /// By name.
     pub pipelines: BTreeMap<String, Pipeline>,
 }
 
-/// One pipeline's part of it.
+/// One pipeline of a summary.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Pipeline {
     /// By name.
@@ -23,22 +23,22 @@ pub struct Pipeline {
 pub struct Counters {
     /// `source`, `transform` or `sink`.
     pub kind: String,
-    /// Records that came in.
+    /// Records in.
     #[serde(rename = "in")]
     pub input: u64,
-    /// Records that went on.
+    /// Records out.
     #[serde(rename = "out")]
     pub output: u64,
     /// Records that a verdict dropped.
     pub dropped: u64,
-    /// Records that went to the dead letters.
+    /// Records in the dead letter topic.
     pub dead_lettered: u64,
-    /// Records that came to be here: one in, several out.
+    /// Records that the component added.
     pub extra: u64,
 }
 
 impl Summary {
-    /// Reads it out of what a worker printed, and checks I3 for every component of every pipeline.
+    /// Parses a worker's standard output, and checks I3 for every component of every pipeline.
     pub(crate) fn parse(stdout: &str) -> Self {
         let last = stdout.lines().last().expect("a summary on standard output");
         let summary: Self =

@@ -1,16 +1,16 @@
-//! Waiting for something to become true, with a deadline.
+//! Waiting for a condition, with a deadline.
 
 use std::time::{Duration, Instant};
 
-/// Calls `probe` until it gives a value; panics with `what` when that takes longer than `limit`.
+/// Calls `probe` until it returns a value. Panics with `what` after `limit`.
 pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     match within(limit, &mut probe) {
         Some(value) => value,
-        None => panic!("waited {limit:?} in vain: {what}"),
+        None => panic!("timed out after {limit:?}: {what}"),
     }
 }
 
-/// Calls `probe` until it gives a value; `None` when that takes longer than `limit`.
+/// Calls `probe` until it returns a value. Returns `None` after `limit`.
 pub fn within<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {
@@ -21,13 +21,14 @@ pub fn within<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Optio
         if Instant::now() >= deadline {
             return None;
         }
-        // An expensive probe is asked less often: at most half of the time goes into asking.
+        // Probes take at most half of the time, so that an expensive one does not slow the system
+        // down.
         pause(started.elapsed().clamp(Duration::from_millis(5), Duration::from_secs(1)));
     }
 }
 
-/// The gap between two polls, and the seeded moment after which a test kills a worker. Not for anything else: see the module's head.
-#[allow(clippy::disallowed_methods)] // nothing here is to be interrupted: the loops around it have deadlines
-pub(crate) fn pause(duration: Duration) {
+/// The interval between two probes.
+#[allow(clippy::disallowed_methods)] // no stop request can interrupt it, but each loop around it has a deadline
+fn pause(duration: Duration) {
     std::thread::sleep(duration);
 }

@@ -1,4 +1,4 @@
-//! Builds the plugins that are part of the worker's binary, for wasm32-unknown-unknown, with a cargo of their own.
+//! Builds the bundled plugins for wasm32-unknown-unknown with a separate call of cargo.
 
 #[path = "build_plugin.rs"]
 mod build_plugin;
@@ -6,7 +6,7 @@ mod build_plugin;
 use std::path::Path;
 use std::{env, fs};
 
-/// Packages of `transforms/plugins` that `src/bundled.rs` embeds, by the name of their library.
+/// Library names of the packages in `transforms/plugins` that `src/bundled.rs` embeds.
 const BUNDLED: [&str; 1] = ["mask"];
 
 fn main() {
@@ -26,7 +26,7 @@ fn main() {
         println!("cargo::rerun-if-changed={}", transforms.join(watched).display());
     }
     println!("cargo::rerun-if-changed=build.rs");
-    // what `transforms/toolchain` prints
+    // the variables that `transforms/toolchain` prints
     for variable in ["TRUNKLINE_WASM_RUSTC", "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }

@@ -1,4 +1,5 @@
-//! Builds a plugin of `transforms/plugins`. Shared by this crate's build script and its tests, so it uses nothing but std.
+//! Builds a plugin of `transforms/plugins`. This crate's build script and its tests share this
+//! file, so it uses only the standard library.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,9 +7,9 @@ use std::{env, fs};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 
-/// Set by the cargo that runs us, for its own build: with them the plugin would be linted, built for the wrong target, or wait for the
-/// lock of the target directory that we are called from.
-const NOT_FOR_PLUGINS: [&str; 9] = [
+/// Variables of the calling cargo that must not reach the plugin's build. They would lint the
+/// plugin, select the wrong target, or block on the lock of the caller's target directory.
+const CALLER_VARIABLES: [&str; 9] = [
     "RUSTC",
     "RUSTC_WRAPPER",
     "RUSTC_WORKSPACE_WRAPPER",
@@ -20,18 +21,19 @@ const NOT_FOR_PLUGINS: [&str; 9] = [
     "CLIPPY_ARGS",
 ];
 
-/// Builds the package whose library is `name` from the workspace `plugins`, and says where the module is.
+/// Builds the package whose library is `name` from the workspace `plugins`. Returns the path of the
+/// module.
 pub(crate) fn build(plugins: &Path, name: &str, target_dir: &Path) -> Result<PathBuf, String> {
     let rustc = env::var("TRUNKLINE_WASM_RUSTC").ok();
     check_target(rustc.as_deref())?;
     let mut cargo = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
-    for variable in NOT_FOR_PLUGINS {
+    for variable in CALLER_VARIABLES {
         cargo.env_remove(variable);
     }
     if let Some(rustc) = rustc {
         cargo.env("RUSTC", rustc);
     }
-    // Where `.cargo/config.toml` of the plugins counts.
+    // the folder whose `.cargo/config.toml` applies to plugins
     cargo.current_dir(plugins);
     cargo.args(["build", "--release", "--locked", "--target", TARGET]);
     cargo.arg("--manifest-path").arg(plugins.join(name).join("Cargo.toml"));
@@ -42,12 +44,13 @@ pub(crate) fn build(plugins: &Path, name: &str, target_dir: &Path) -> Result<Pat
     }
     let wasm = target_dir.join(TARGET).join("release").join(format!("{name}.wasm"));
     if !wasm.is_file() {
-        return Err(format!("the build of the plugin `{name}` made no {}", wasm.display()));
+        return Err(format!("the build of the plugin `{name}` succeeded, but did not create {}", wasm.display()));
     }
     Ok(wasm)
 }
 
-/// Is there a standard library for the target? cargo's own message does not say what to do.
+/// Checks that the compiler has a standard library for the target. cargo's own message does not
+/// say how to install it.
 fn check_target(rustc: Option<&str>) -> Result<(), String> {
     let from_cargo = env::var("RUSTC").ok();
     let rustc = rustc.map(str::to_owned).or(from_cargo).unwrap_or_else(|| "rustc".to_owned());

@@ -1,7 +1,8 @@
 //! [`Batch`]: many records in one arena of bytes plus a table of fixed-stride entries.
 //!
-//! A batch is filled by one copy out of the Kafka client, handed to a plugin by one copy into its memory (the sealed form below *is*
-//! the plugin ABI's input), and read by sinks as slices. Nothing is allocated per record.
+//! One copy out of the Kafka client fills a batch. One copy into a plugin's memory passes it to the
+//! plugin: the sealed form below is the input of the plugin interface. Sinks read slices. No record
+//! needs an allocation.
 //!
 //! # Sealed form (little endian), format 1
 //! ```text
@@ -10,8 +11,8 @@
 //! topics             per topic: length u32 | name
 //! table              per record one Entry of 48 bytes, at a multiple of 8
 //! ```
-//! All positions count from the start of the sealed form. A header block is a run of `name length u32 | name | value length i32 |
-//! value`; a value length of -1 is a null value.
+//! All positions count from the start of the sealed form. A header block is a run of `name length
+//! u32 | name | value length i32 | value`; a value length of -1 is a null value.
 
 use std::sync::Arc;
 
@@ -27,7 +28,8 @@ pub const ENTRY_BYTES: usize = size_of::<Entry>();
 #[cfg(target_endian = "big")]
 compile_error!("batches are little endian in memory: they are handed to plugins as they lie");
 
-/// One record: where its parts lie in the arena. A length of -1 means that the part is absent (null).
+/// One record: the places of its parts in the arena. A length of -1 means that the part is absent
+/// (null).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Entry {
@@ -56,7 +58,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Of a record on its way to a topic: records with one ordering key go to one partition, in their order (I5).
+    /// The ordering key of a record that is not in a topic yet: records with the same key go to one
+    /// partition, in their order (I5).
     pub fn ordering_key(&self) -> u32 {
         self.partition as u32
     }
@@ -94,7 +97,7 @@ impl Batch {
         self.entries.len()
     }
 
-    /// No records?
+    /// The batch has no records.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -109,20 +112,20 @@ impl Batch {
         self.unsealed_len.unwrap_or(self.arena.len())
     }
 
-    /// Takes all records out; keeps the memory and the topics.
+    /// Removes all records; keeps the memory and the topics.
     pub fn clear(&mut self) {
         self.arena.truncate(HEADER_BYTES);
         self.entries.clear();
         self.unsealed_len = None;
     }
 
-    /// Takes the topics out too: for a batch that is read from others next.
+    /// Removes the topics too, for a batch that is next filled from other topics.
     pub fn reset(&mut self) {
         self.clear();
         self.topics.clear();
     }
 
-    /// Bytes of memory that it holds, also where it is empty.
+    /// Bytes of allocated memory.
     pub fn capacity(&self) -> usize {
         self.arena.capacity() + self.entries.capacity() * ENTRY_BYTES
     }
@@ -135,7 +138,7 @@ impl Batch {
     /// The index of a topic's name, added if new.
     ///
     /// # Panics
-    /// Past 65,535 topics in one batch; a batch is read from a handful.
+    /// If a batch has more than 65,535 topics; batches are read from a few.
     pub fn topic_index(&mut self, name: &str) -> u16 {
         let index = self.topics.iter().position(|known| known.as_ref() == name).unwrap_or_else(|| {
             self.topics.push(Arc::from(name));
@@ -150,20 +153,21 @@ impl Batch {
         &self.entries
     }
 
-    /// Puts another table over the same arena: how verdicts of a transform are applied without copying what passes. Every entry must
-    /// point into this batch's arena; [`Batch::append`] adds bytes to it.
+    /// Replaces the table over the same arena: applies the verdicts of a transform without copying
+    /// records that pass. Every entry must point into this batch's arena; [`Batch::append`] adds
+    /// bytes to it.
     pub fn set_entries(&mut self, entries: Vec<Entry>) {
         self.unseal();
         self.entries = entries;
     }
 
-    /// Takes the table out, leaving the arena: see [`Batch::set_entries`].
+    /// Removes and returns the table; the arena stays. See [`Batch::set_entries`].
     pub fn take_entries(&mut self) -> Vec<Entry> {
         self.unseal();
         std::mem::take(&mut self.entries)
     }
 
-    /// Adds bytes to the arena and says where they start.
+    /// Adds bytes to the arena and returns their start.
     pub fn append(&mut self, bytes: &[u8]) -> u32 {
         self.unseal();
         let at = self.arena.len();
@@ -172,7 +176,7 @@ impl Batch {
         at as u32
     }
 
-    /// Keeps the records for which `keep` says so. The arena is left as it is.
+    /// Keeps the records for which `keep` returns true. The arena does not change.
     pub fn retain(&mut self, mut keep: impl FnMut(RecordRef<'_>) -> bool) {
         self.unseal();
         let mut entries = std::mem::take(&mut self.entries);
@@ -190,7 +194,7 @@ impl Batch {
         self.entries.iter().map(|entry| RecordRef { batch: self, entry })
     }
 
-    /// Begins a record whose parts are written straight into the arena. Nothing is added unless [`RecordWriter::finish`] is called.
+    /// Starts a record whose parts are written into the arena. [`RecordWriter::finish`] adds it.
     pub fn record(&mut self) -> RecordWriter<'_> {
         self.unseal();
         let start = self.arena.len();
@@ -226,7 +230,7 @@ impl Batch {
         copy.finish();
     }
 
-    /// The sealed form: what a plugin receives. The trailer is taken off again by the next change of the batch.
+    /// The sealed form, which a plugin receives. The next change of the batch removes the trailer.
     pub fn seal(&mut self) -> &[u8] {
         self.unseal();
         let data_len = self.arena.len();
@@ -265,7 +269,8 @@ impl Batch {
     }
 }
 
-/// A record being written into a batch; dropped without [`RecordWriter::finish`] it leaves no trace.
+/// A record that is being written into a batch. Dropping it without [`RecordWriter::finish`]
+/// discards it.
 pub struct RecordWriter<'a> {
     batch: &'a mut Batch,
     entry: Entry,
@@ -280,7 +285,7 @@ impl RecordWriter<'_> {
         self
     }
 
-    /// Where it was read from: topic (by [`Batch::topic_index`]), partition and offset.
+    /// The record's origin: topic (by [`Batch::topic_index`]), partition and offset.
     pub fn read_from(&mut self, topic: u16, partition: i32, offset: i64) -> &mut Self {
         self.entry.topic = topic;
         self.entry.partition = partition;
@@ -288,8 +293,8 @@ impl RecordWriter<'_> {
         self
     }
 
-    /// For records on their way to a topic: sets the [ordering key](Entry::ordering_key). It decides the partition of a record
-    /// without a key.
+    /// For records on their way to a topic: sets the [ordering key](Entry::ordering_key). It
+    /// decides the partition of a record without a key.
     pub fn ordering_key(&mut self, key: u32) -> &mut Self {
         self.entry.partition = (key & i32::MAX as u32) as i32;
         self
@@ -324,14 +329,15 @@ impl RecordWriter<'_> {
         self
     }
 
-    /// Adds a header. Headers must follow one another: do not write key or value between two of them.
+    /// Adds a header. Headers must follow one another: do not write key or value between two of
+    /// them.
     pub fn header(&mut self, name: &str, value: Option<&[u8]>) -> &mut Self {
         self.open_headers();
         write_header(&mut self.batch.arena, name, value);
         self.close_headers()
     }
 
-    /// Adds headers that are encoded already, as [`RecordRef::header_block`] gives them.
+    /// Adds encoded headers, as [`RecordRef::header_block`] returns them.
     pub fn header_block(&mut self, block: &[u8]) -> &mut Self {
         self.open_headers();
         self.batch.arena.extend_from_slice(block);
@@ -433,7 +439,8 @@ impl<'a> RecordRef<'a> {
     }
 }
 
-/// Iterator over `(name, value)` of a header block. It ends early at bytes that are no header block.
+/// Iterator over `(name, value)` of a header block. It ends early at bytes that are no header
+/// block.
 #[derive(Clone)]
 pub struct Headers<'a> {
     rest: &'a [u8],

@@ -1,5 +1,6 @@
-//! The process-wide byte budget (I6). Whoever holds much memory reserves it here first: batches on their way, open files, plugins.
-//! Pressure makes reservers wait (which pauses partitions) and makes sinks write out early; it never drops and never fails.
+//! The process-wide byte budget (I6). Large users of memory reserve it here first: batches in
+//! flight, open files, plugins. When the budget is exhausted, reservers wait, which pauses
+//! partitions, and sinks commit early. No record is dropped.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -32,13 +33,14 @@ impl MemoryBudget {
         *self.lock()
     }
 
-    /// More than three quarters in use: time to write out early.
+    /// More than three quarters of the budget are reserved: buffers should be written out.
     pub fn is_tight(&self) -> bool {
         self.used() > self.shared.limit / 4 * 3
     }
 
-    /// Waits until `bytes` are free, or `deadline`: then `None`. A request larger than the whole budget is granted when nothing else
-    /// is held, so that one huge record cannot block its partition for ever.
+    /// Waits until `bytes` are free; returns `None` at the `deadline`. A request larger than the
+    /// whole budget is granted when nothing else is reserved, so that a huge record cannot block
+    /// its partition forever.
     pub fn reserve(&self, bytes: usize, deadline: Instant) -> Option<Reservation> {
         let mut used = self.lock();
         while *used + bytes > self.shared.limit && *used > 0 {
@@ -49,7 +51,7 @@ impl MemoryBudget {
         Some(Reservation { budget: self.clone(), bytes })
     }
 
-    /// A reservation of nothing, to be resized.
+    /// A reservation of zero bytes, to be resized.
     pub fn empty(&self) -> Reservation {
         Reservation { budget: self.clone(), bytes: 0 }
     }
@@ -60,20 +62,20 @@ impl MemoryBudget {
     }
 }
 
-/// Bytes held; given back when dropped.
+/// Reserved bytes, returned when dropped.
 pub struct Reservation {
     budget: MemoryBudget,
     bytes: usize,
 }
 
 impl Reservation {
-    /// Bytes held.
+    /// Reserved bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Says what is held now, without waiting: memory that is in use already cannot be refused. It may pass the limit, and then
-    /// everybody else waits until it is written out.
+    /// Changes the reservation without waiting, because memory in use cannot be refused. The budget
+    /// may then exceed its limit; other reservers wait until it is below again.
     pub fn resize(&mut self, bytes: usize) {
         let mut used = self.budget.lock();
         *used = *used + bytes - self.bytes;

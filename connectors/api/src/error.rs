@@ -1,41 +1,44 @@
-//! One error type for connectors and stages: a *domain* says whose fault it is, and so what the stage does with it; a *retry* hint
-//! says when trying again makes sense. A data error of a single record is not an [`Error`]: it is a [`crate::Rejection`].
+//! The error type of connectors and stages. The *domain* says which side has to act, and so what
+//! the stage does; the *retry* hint says when another attempt makes sense. A data error of a single
+//! record is not an [`Error`] but a [rejection](crate::Rejections).
 
 use std::fmt;
 use std::time::Duration;
 
-/// Whose fault an error is; it decides what a stage does.
+/// The side that has to act; decides what a stage does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Domain {
-    /// The pipeline file or the worker's settings. The stage stops until the file changes.
+    /// The pipeline file or the worker's settings are wrong. The stage stops until they change.
     Config,
-    /// Bytes that cannot be what they should be, and that cannot be set aside record by record. The stage stops with its position kept.
+    /// The data is invalid and cannot be rejected record by record. The stage stops and keeps its
+    /// position.
     Data,
-    /// A system outside: broker, object store, disk. The stage tries again with backoff.
+    /// An external system failed: broker, database, object store, disk. The stage retries with
+    /// backoff.
     External,
-    /// Another task has taken over (I4). The stage gives up its claim and asks for a new one.
+    /// Another task took over (I4). The stage gives up its assignment and asks for a new one.
     Fenced,
-    /// A defect of Trunkline. The stage is restarted; the message asks for a report.
+    /// A defect of Trunkline. The stage restarts; the message asks for a report.
     Internal,
 }
 
-/// When trying again makes sense.
+/// When another attempt makes sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// Not before somebody changes something.
+    /// Never, unless a person intervenes.
     Never,
     /// With the stage's own backoff.
     Backoff,
-    /// The other side said when.
+    /// After the time that the external system named.
     After(Duration),
 }
 
 /// An error of a connector or stage.
 #[derive(Debug)]
 pub struct Error {
-    /// Whose fault it is.
+    /// The side that has to act.
     pub domain: Domain,
-    /// When trying again makes sense.
+    /// When another attempt makes sense.
     pub retry: Retry,
     /// A stable code such as `s3.access_denied`, for logs, metrics and help pages.
     pub code: &'static str,
@@ -46,27 +49,27 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// A fault of the pipeline file or the worker's settings.
+    /// The pipeline file or the worker's settings are wrong.
     pub fn config(code: &'static str, message: impl Into<String>) -> Self {
         Self { domain: Domain::Config, retry: Retry::Never, code, message: message.into() }
     }
 
-    /// Data that cannot be set aside record by record.
+    /// Data is invalid and cannot be rejected record by record.
     pub fn data(code: &'static str, message: impl Into<String>) -> Self {
         Self { domain: Domain::Data, retry: Retry::Never, code, message: message.into() }
     }
 
-    /// A system outside failed; tried again with backoff.
+    /// An external system failed; retried with backoff.
     pub fn external(code: &'static str, message: impl Into<String>) -> Self {
         Self { domain: Domain::External, retry: Retry::Backoff, code, message: message.into() }
     }
 
-    /// Another task has taken over.
+    /// Another task took over.
     pub fn fenced(code: &'static str, message: impl Into<String>) -> Self {
         Self { domain: Domain::Fenced, retry: Retry::Backoff, code, message: message.into() }
     }
 
-    /// Something that cannot happen did.
+    /// A defect of Trunkline.
     pub fn internal(code: &'static str, message: impl Into<String>) -> Self {
         Self { domain: Domain::Internal, retry: Retry::Backoff, code, message: message.into() }
     }
@@ -77,13 +80,13 @@ impl Error {
         self
     }
 
-    /// Puts what was being done before the message: `context: message`.
+    /// Adds the action that failed in front of the message: `context: message`.
     pub fn context(mut self, context: impl fmt::Display) -> Self {
         self.message = format!("{context}: {}", self.message);
         self
     }
 
-    /// What went wrong, in words.
+    /// The message without its code.
     pub fn message(&self) -> &str {
         &self.message
     }
@@ -97,7 +100,8 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Names the path in an I/O error; a full disk gets a code of its own, because its cure is another one.
+/// An I/O error with its path. The code distinguishes causes with different remedies, such as a
+/// full disk.
 pub fn io_error(doing: &str, path: &std::path::Path, error: &std::io::Error) -> Error {
     let code = match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "io.disk_full",

@@ -1,28 +1,31 @@
-//! Named steps at which tests make a worker die, fail or wait: between any two of them a machine may lose its power.
+//! Named steps at which tests kill a worker, stop it or make it fail: a machine may lose its power
+//! between any two of them.
 //!
-//! `failpoint!("sink.intent.after")?` marks a step. Without the cargo feature `failpoints`, which nothing in this workspace turns on by
-//! itself, it is `Ok(())` and leaves no trace in the binary. With it, `TRUNKLINE_FAILPOINTS` says what happens where:
+//! `failpoint!("sink.intent.after")?` marks a step. Without the cargo feature `failpoints`, which
+//! only `tests/chaos/run` enables, it is `Ok(())` and compiles to nothing. With it,
+//! `TRUNKLINE_FAILPOINTS` says what happens where:
 //!
 //! ```text
 //! TRUNKLINE_FAILPOINTS="sink.intent.after=kill@3;s3.part.before=error"
 //! ```
-//! `kill` aborts the process, `stop` stops it (SIGSTOP) until somebody lets it go on, `error` fails the step as if something outside had failed,
-//! `full` as if the disk were full. `@3` means the third time only; without it, it happens every time. `TRUNKLINE_FAILPOINTS_SEEN` names a
-//! file to which each name is appended when it is passed for the first time.
+//! `kill` aborts the process, `stop` stops it (SIGSTOP) until it is continued, `error` fails the
+//! step with an external error, and `full` fails it as a full disk does. `@3` applies to the third
+//! time only; without it, each time. `TRUNKLINE_FAILPOINTS_SEEN` names a file to which each name is
+//! appended when it is first passed.
 
 #[cfg(feature = "failpoints")]
 pub use active::hit;
 
-/// A step that can be named.
+/// A named step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failpoint {
     /// Component, step, and which side of it.
     pub name: &'static str,
-    /// What it takes to get there.
+    /// When the step is passed.
     pub reached: Reached,
 }
 
-/// What it takes to pass a failpoint.
+/// Which pipelines pass a failpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reached {
     /// A pipeline from a source to a sink.
@@ -31,13 +34,15 @@ pub enum Reached {
     Bucket,
     /// A sink that writes to a directory.
     Directory,
+    /// A sink of the idempotent kind.
+    Delivery,
     /// A materialised transform.
     Transform,
     /// A source that follows a database.
     Database,
-    /// Such a source while it reads the rows that are there.
+    /// A source of a database while it reads existing rows.
     Snapshot,
-    /// Recovery from a death at this other failpoint.
+    /// Recovery after a crash at this other failpoint.
     After(&'static str),
     /// Partitions that move from one worker to another in the middle of a transaction.
     Rebalance,
@@ -47,7 +52,8 @@ const fn at(name: &'static str, reached: Reached) -> Failpoint {
     Failpoint { name, reached }
 }
 
-/// All of them, in the order in which a record passes them. A name that is not here does not compile.
+/// All failpoints, in the order in which a record passes them. A name that is missing here does not
+/// compile.
 pub const FAILPOINTS: &[Failpoint] = &[
     at("worker.id.before", Reached::Always),
     at("worker.id.after", Reached::Always),
@@ -82,6 +88,10 @@ pub const FAILPOINTS: &[Failpoint] = &[
     at("sink.claim.after", Reached::Always),
     at("sink.write.before", Reached::Always),
     at("sink.write.after", Reached::Always),
+    at("sink.deliver.before", Reached::Delivery),
+    at("sink.deliver.after", Reached::Delivery),
+    at("sink.acknowledge.before", Reached::Delivery),
+    at("sink.acknowledge.after", Reached::Delivery),
     at("sink.plan.before", Reached::Always),
     at("sink.plan.after", Reached::Always),
     at("sink.plan.recorded", Reached::Always),
@@ -118,7 +128,7 @@ pub const FAILPOINTS: &[Failpoint] = &[
     at("directory.remove.after", Reached::Directory),
 ];
 
-/// Is this the name of a failpoint?
+/// The list has a failpoint with this name.
 pub const fn is_listed(name: &str) -> bool {
     let mut index = 0;
     while index < FAILPOINTS.len() {
@@ -130,7 +140,7 @@ pub const fn is_listed(name: &str) -> bool {
     false
 }
 
-/// `==` is not to be had at compile time.
+/// `==` on bytes, at compile time.
 const fn same(one: &[u8], other: &[u8]) -> bool {
     let mut index = 0;
     while index < one.len() && index < other.len() && one[index] == other[index] {
@@ -176,7 +186,8 @@ mod active {
         LazyLock::new(|| std::env::var("TRUNKLINE_FAILPOINTS").map(|text| parse(&text)).unwrap_or_default());
     static HITS: Mutex<Option<HashMap<&'static str, u64>>> = Mutex::new(None);
 
-    /// Panics on what it does not understand: a test that asks for something else than it gets is worse than none.
+    /// Panics on what it does not understand: a test that asks for something else than it gets is
+    /// worse than none.
     fn parse(text: &str) -> HashMap<String, Plan> {
         let entries = text.split(';').map(str::trim).filter(|entry| !entry.is_empty());
         entries.map(|entry| parse_entry(entry).unwrap_or_else(|| panic!("TRUNKLINE_FAILPOINTS: `{entry}`"))).collect()

@@ -1,12 +1,13 @@
-//! JSON without a document tree: a borrowed walk over an object's members and a writer of strings. A tenth of the cost of parsing into
-//! values, which is what the hot path can afford.
+//! JSON without a document tree: a borrowed walk over an object's members, and a writer of strings.
+//! It costs a tenth of parsing into values.
 //!
-//! The walk checks structure, not numbers, UTF-8 or escapes: whoever needs a checked document parses it.
+//! The walk checks the structure, but not numbers, UTF-8 or escapes. Parse the document where those
+//! must be valid.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Why bytes are no JSON object.
+/// Why bytes are not a JSON object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed {
     /// Byte where the walk stopped.
@@ -28,14 +29,14 @@ pub fn members(json: &[u8]) -> Members<'_> {
     Members { json, at: 0, state: State::Start }
 }
 
-/// A member: key and value as they stand in the text.
+/// A member: key and value as written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member<'a> {
     /// The key between its quotes, escapes not resolved.
     pub key: &'a [u8],
-    /// The value as it stands, strings with their quotes.
+    /// The value as written, strings with their quotes.
     pub value: &'a [u8],
-    /// Where the value stands.
+    /// Byte range of the value.
     pub range: Range<usize>,
 }
 
@@ -178,8 +179,8 @@ fn value_end(json: &[u8], at: usize) -> Result<usize, Malformed> {
     }
 }
 
-/// The raw value at a path of keys; `None` if there is none on the way. A key that occurs twice counts by its last occurrence, as
-/// parsers do.
+/// The raw value at a path of keys; `None` if a key is missing. The last occurrence of a repeated
+/// key counts, as in parsers.
 pub fn lookup<'a>(json: &'a [u8], path: &[String]) -> Result<Option<&'a [u8]>, Malformed> {
     let mut here = json;
     for key in path {
@@ -201,7 +202,7 @@ pub fn lookup<'a>(json: &'a [u8], path: &[String]) -> Result<Option<&'a [u8]>, M
     Ok(Some(here))
 }
 
-/// Does a key as it stands in the text (perhaps with escapes) spell `name`?
+/// A key as written, with or without escapes, is `name`.
 pub fn key_is(raw: &[u8], name: &str) -> bool {
     if memchr::memchr(b'\\', raw).is_none() {
         return raw == name.as_bytes();
@@ -209,7 +210,8 @@ pub fn key_is(raw: &[u8], name: &str) -> bool {
     unescape(raw).is_some_and(|key| key == name)
 }
 
-/// The text of a raw value: a string without quotes and escapes, anything else as it stands. `None` if it is no valid text.
+/// The text of a raw value: a string without quotes and escapes, any other value as written. `None`
+/// if it is not valid text.
 pub fn text(raw: &[u8]) -> Option<Cow<'_, str>> {
     match raw {
         [b'"', inner @ .., b'"'] => unescape(inner),

@@ -1,6 +1,7 @@
-//! What every connector is built on, and all that the runtime and the plugin host know of one another's data:
-//! [`Batch`] and record views, [`Schema`], [`Template`], reading of pipeline files ([`config`]), the [`Source`] and [`Sink`] traits,
-//! errors, the byte budget, and the [`conformance`] suite that every connector runs.
+//! The base of every connector, and the data types that the runtime and the plugin host share:
+//! [`Batch`] and record views, [`Schema`], [`Template`], reading of pipeline files ([`config`]),
+//! the [`Source`] and [`Sink`] traits, errors, the byte budget, and the [`conformance`] suite that
+//! every connector runs.
 //!
 //! Nothing here knows Kafka, a connector or the runtime.
 
@@ -22,7 +23,10 @@ pub use budget::{MemoryBudget, Reservation};
 pub use error::{Domain, Error, Result, Retry, io_error};
 pub use rejection::{Reason, Rejections};
 pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
-pub use sink::{SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, TopicPartition};
+pub use sink::{
+    Buffered, CommitPolicy, Delivery, ErasedTwoPhaseSink, IdempotentSink, InFlight, PartitionRecords, PendingRecord,
+    RecordIndex, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, SinkWriter, TopicPartition, TwoPhaseSink,
+};
 pub use source::{
     Fill, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, SnapshotRequest, Source, SourceBatch,
     SourceConnector, SourceContext, SourceLag, SourceSpec,

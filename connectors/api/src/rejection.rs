@@ -1,41 +1,41 @@
-//! Records that a component cannot take, each with its reason. The stage decides by the component's `on_error` whether they go to the
-//! dead letter topic, stop the stage or are counted and left out; a connector or plugin host only sets them aside.
+//! Records that a component cannot process, each with its reason. The component's `on_error`
+//! decides whether the stage sends them to the dead letter topic, stops, or counts and drops them.
 
 use crate::batch::{Batch, RecordRef, RecordWriter};
 
-/// Why a record was set aside.
+/// Why a record was rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     /// A stable code such as `parse.combined` or `plugin.trap`.
     pub code: String,
-    /// What was found and what was expected, for a person.
+    /// What was found and what was expected.
     pub message: String,
 }
 
 impl Reason {
-    /// A reason.
+    /// A reason with this code and message.
     pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
         Self { code: code.into(), message: message.into() }
     }
 }
 
-/// Records set aside: a batch, and a reason for each of its records.
+/// Rejected records: a batch, and a reason for each of its records.
 #[derive(Debug, Default)]
 pub struct Rejections {
-    /// The records as they came: original bytes, headers and origin.
+    /// The records with their original bytes, headers and origin.
     pub records: Batch,
     /// One for each record of `records`.
     pub reasons: Vec<Reason>,
 }
 
 impl Rejections {
-    /// Sets a record of another batch aside.
+    /// Rejects a record of another batch.
     pub fn push(&mut self, record: RecordRef<'_>, reason: Reason) {
         self.records.push_copy(record);
         self.reasons.push(reason);
     }
 
-    /// Sets aside a record that was never in a batch: `write` fills it in, without calling finish.
+    /// Rejects a record that was never in a batch: `write` sets its parts and does not call finish.
     pub fn push_with(&mut self, reason: Reason, write: impl FnOnce(&mut RecordWriter<'_>)) {
         let mut record = self.records.record();
         write(&mut record);
@@ -43,17 +43,17 @@ impl Rejections {
         self.reasons.push(reason);
     }
 
-    /// How many.
+    /// Number of rejected records.
     pub fn len(&self) -> usize {
         self.reasons.len()
     }
 
-    /// None?
+    /// No record was rejected.
     pub fn is_empty(&self) -> bool {
         self.reasons.is_empty()
     }
 
-    /// Forgets them all and keeps the memory.
+    /// Removes all records and keeps the memory.
     pub fn clear(&mut self) {
         self.records.clear();
         self.reasons.clear();

@@ -1,7 +1,8 @@
-//! [`Schema`]: the types of a topic's records. Values in a topic stay plain JSON; the header `trunkline.schema` of a record names its
-//! schema, so that a typed sink gets decimals, unsigned integers and timestamps right.
+//! [`Schema`]: the types of a topic's records. Values in a topic stay plain JSON; the header
+//! `trunkline.schema` of a record names its schema, so that a typed sink gets decimals, unsigned
+//! integers and timestamps right.
 //!
-//! The id is a hash of the canonical form, so that ids need no coordination: whoever sees the same types computes the same id.
+//! The id is a hash of the canonical form: equal types have equal ids without coordination.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -44,7 +45,7 @@ impl FromStr for SchemaId {
     }
 }
 
-/// What is wrong with a schema.
+/// A schema that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SchemaError(pub String);
@@ -65,12 +66,12 @@ pub struct Field {
     /// Its type, for example `int64`, `decimal(38,9)`, `timestamp(us,+00:00)`, `list`, `struct`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// May it be null?
+    /// Values may be null.
     pub nullable: bool,
     /// Item of a list, fields of a struct.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<Field>,
-    /// Free metadata such as the source's own type name.
+    /// Metadata such as the source's own type name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
 }
@@ -254,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_id_of_known_types_never_changes() {
-        // Ids are stored in topics: a change here would orphan every record written before.
+        // Ids are stored in topics: with another hash, no earlier record would find its schema.
         let schema =
             Schema::new(Arc::new(ArrowSchema::new(vec![ArrowField::new("a", DataType::Int64, true)]))).unwrap();
         assert_eq!(schema.to_json().unwrap(), r#"{"fields":[{"name":"a","type":"int64","nullable":true}]}"#);

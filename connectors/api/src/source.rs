@@ -1,9 +1,9 @@
 //! What a source connector implements.
 //!
-//! A source hands out records *together with* the change of its position that covers them; the stage commits both in one Kafka
-//! transaction (I1). A position is a set of keyed values (for log files one a file, for a database one in all), so that a source with
-//! thousands of files writes only what moved. Started again with the committed values, a source goes on with exactly the record
-//! that follows.
+//! A source returns records *together with* the change of its position that covers them; the stage
+//! commits both in one Kafka transaction (I1). A position is a set of keyed values, for example one
+//! for each file, so that a source with thousands of files writes only the values that changed. A
+//! source that is opened with the committed values continues with exactly the next record.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,44 +24,46 @@ pub trait SourceConnector: Send + Sync {
     /// Declares the connector's own options; the runtime adds those that all sources share.
     fn options(&self) -> &'static [OptionSpec];
 
-    /// Reads the component's section. Problems go to the section's report, all of them; `None` if there was one. Touches nothing
-    /// outside: files and servers may be absent while a pipeline file is checked.
+    /// Reads the component's section and adds every problem to its report; returns `None` if there
+    /// was one. Does not contact external systems: files and servers may be absent while a pipeline
+    /// file is checked.
     fn configure(&self, section: &Section<'_>) -> Option<Box<dyn SourceSpec>>;
 }
 
-/// A source as configured, ready to be opened any number of times.
+/// A configured source. The runtime opens it once for each task, and again after a failure.
 pub trait SourceSpec: Send + Sync {
-    /// The names that its records may be addressed by in templates, without the `@`: for log files `path`. Each is a header
-    /// `trunkline.{name}` of every record.
+    /// The template variables that the source adds, without the `@`: for log files `path`. Each is
+    /// a header `trunkline.{name}` of every record.
     fn template_variables(&self) -> &'static [&'static str];
 
-    /// What follows `{pipeline}.` in the topic of a source that names none: a template of its [`template_variables`](SourceSpec::template_variables) for a source
-    /// whose records belong to several topics. `None`: the component's name.
+    /// The default topic after `{pipeline}.`: a template of the source's
+    /// [`template_variables`](SourceSpec::template_variables). `None`: the component's name.
     fn default_topic(&self) -> Option<&'static str> {
         None
     }
 
-    /// What comes out of it besides its records, each on a topic of its own: names of output ports, the first of which has the number 1. Readers
-    /// name them (`inputs = ["shop.ddl"]`), `topics` names their topics, and `{pipeline}.{port}` is their topic by default. Their records are in
-    /// [`SourceBatch::side_outputs`].
+    /// Names of the side outputs; the first has the port number 1. Each has a topic, by default
+    /// `{pipeline}.{port}`, which the option `topics` changes and `inputs = ["shop.ddl"]` reads.
+    /// Their records are in [`SourceBatch::side_outputs`].
     fn ports(&self) -> Vec<&'static str> {
         Vec::new()
     }
 
-    /// Which workers run it.
+    /// Which workers run the source.
     fn placement(&self) -> Placement;
 
     /// Schemas known before the first record; each is published before the source starts.
     fn schemas(&self) -> Vec<Arc<Schema>>;
 
-    /// Checks the external system and reports every prerequisite of this source that it does not meet. Changes nothing there.
-    /// `task` is the value that [`SourceContext::task`] will have.
+    /// Checks the external system and reports every prerequisite of this source that it does not
+    /// meet. Changes nothing there. `task` is the value that [`SourceContext::task`] will have.
     fn preflight(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
         let _ = (task, runtime);
         Vec::new()
     }
 
-    /// Incremental snapshots, for a source that supports them: re-reads of existing data while the source keeps streaming changes.
+    /// Incremental snapshots, for a source that supports them: re-reads of existing data while the
+    /// source keeps streaming changes.
     fn snapshots(&self) -> Option<&dyn IncrementalSnapshots> {
         None
     }
@@ -70,13 +72,16 @@ pub trait SourceSpec: Send + Sync {
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>>;
 }
 
-/// Re-reads selected tables of a source while the source keeps streaming changes (`trunkline snapshot`).
+/// Re-reads selected tables of a source while the source keeps streaming changes (`trunkline
+/// snapshot`).
 pub trait IncrementalSnapshots {
-    /// The changes of the committed `position` that make the source read the requested tables again.
+    /// The changes of the committed `position` that make the source read the requested tables
+    /// again.
     fn request(&self, request: &SnapshotRequest<'_>, position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>>;
 
-    /// Asks the external system whether it accepts `condition` for the tables at these `position_keys`. An error of the domain
-    /// `external` means that the system could not be reached.
+    /// Asks the external system whether it accepts `condition` for the tables at these
+    /// `position_keys`. An error of the domain `external` means that the system could not be
+    /// reached.
     fn check_condition(&self, position_keys: &[&str], condition: &str, runtime: &tokio::runtime::Handle) -> Result<()>;
 }
 
@@ -92,9 +97,9 @@ pub struct SnapshotRequest<'a> {
 /// Which workers run a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
-    /// One task in the cluster, on any worker: a database.
+    /// One task in the cluster, on any worker (databases).
     Anywhere,
-    /// One task on every node, each reading what is there: log files.
+    /// One task on each node, which reads that node's data (log files).
     EveryNode,
 }
 
@@ -111,13 +116,13 @@ pub struct PreflightIssue {
 
 /// What a source is opened with.
 pub struct SourceContext {
-    /// The task's name, unlike any other in the cluster and the same wherever it runs.
+    /// The task's name: unique in the cluster, and the same on every worker.
     pub task: String,
     /// The committed position: the last value of every key that was not removed.
     pub position: Vec<(String, Vec<u8>)>,
-    /// The run ends when everything there is has been read (`--until-idle`).
+    /// The run ends when all existing data was read (`--until-idle`).
     pub until_idle: bool,
-    /// The process-wide byte budget, for what a source keeps beside its batches.
+    /// The process-wide byte budget (I6), for memory outside the batches.
     pub budget: MemoryBudget,
     /// For connectors that speak to servers; a source's thread may block on it.
     pub runtime: tokio::runtime::Handle,
@@ -125,16 +130,19 @@ pub struct SourceContext {
     pub scratch: PathBuf,
 }
 
-/// A running source. It has a thread of its own and may block there, but never past the deadline it is given.
+/// A running source. It runs in its own thread and may block there, but not past the deadline of a
+/// call.
 pub trait Source: Send {
-    /// Adds records to `out` until it is [full](SourceBatch::is_full), the deadline has passed, or nothing is at hand. With nothing at
-    /// hand it waits for something to come until the deadline. On an error, what was added before it is kept and delivered.
+    /// Adds records to `out` until it is [full](SourceBatch::is_full), the deadline has passed, or
+    /// no data is available. Without data it waits for data until the deadline. After an error, the
+    /// records that were added before it are still delivered.
     fn fill(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<Fill>;
 
-    /// Acknowledges that the records up to this position are committed in Kafka, so that the external system may discard them
-    /// (a replication slot, a message queue). `position` holds the keys that the commit changed. The runtime calls it after the
-    /// Kafka transaction committed and before the next [`fill`](Source::fill); after a crash the call is lost, and the next
-    /// commit covers it.
+    /// Acknowledges that the records up to this position are committed in Kafka, so that the
+    /// external system may discard them (a replication slot, a message queue). `position` holds the
+    /// keys that the commit changed. The runtime calls it after the Kafka transaction committed and
+    /// before the next [`fill`](Source::fill); after a crash the call is lost, and the next commit
+    /// covers it.
     fn committed(&mut self, position: &[PositionChange]) -> Result<()> {
         let _ = position;
         Ok(())
@@ -144,16 +152,17 @@ pub trait Source: Send {
     fn lag(&self) -> SourceLag;
 }
 
-/// What [`Source::fill`] found.
+/// The result of [`Source::fill`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
-    /// There may be more.
+    /// More data may be available.
     More,
-    /// Everything that was there at this call has been handed out.
+    /// All data that existed at the call was returned.
     CaughtUp,
 }
 
-/// How far a source is behind the external system. `None` means unknown, or not measured in this unit.
+/// How far a source is behind the external system. `None` means unknown, or not measured in this
+/// unit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SourceLag {
     /// Bytes that were not read yet.
@@ -178,20 +187,21 @@ impl SourceLag {
 pub struct SourceBatch {
     /// Records, in order, each with its [ordering key](crate::batch::Entry::ordering_key).
     pub records: Batch,
-    /// Records of the source's side outputs ([`SourceSpec::ports`]), each with its [`port`](crate::batch::Entry::port). The
-    /// transforms in `apply` do not see them.
+    /// Records of the source's side outputs ([`SourceSpec::ports`]), each with its
+    /// [`port`](crate::batch::Entry::port). The transforms in `apply` do not see them.
     pub side_outputs: Batch,
-    /// What could not be made a record.
+    /// Data that could not be turned into a record.
     pub rejected: Rejections,
-    /// Records that a named rule of the source left out (counted as dropped, I3).
+    /// Records that a named rule of the source dropped (I3).
     pub dropped: u64,
-    /// How the position moves when all of the above is committed; a later change of a key replaces an earlier one.
+    /// Changes of the position, committed with all of the above; a later change of a key replaces
+    /// an earlier one.
     pub position: Vec<PositionChange>,
     /// Schemas that records of this batch name for the first time.
     pub schemas: Vec<Arc<Schema>>,
-    /// The batch is full at so many bytes.
+    /// Size limit of the batch in bytes.
     pub max_bytes: usize,
-    /// The batch is full at so many records.
+    /// Limit on the number of records.
     pub max_records: usize,
 }
 
@@ -210,24 +220,24 @@ impl SourceBatch {
         Self { max_bytes, max_records, ..Self::default() }
     }
 
-    /// No room for more?
+    /// A limit is reached.
     pub fn is_full(&self) -> bool {
         self.bytes() >= self.max_bytes
             || self.records.len() + self.side_outputs.len() + self.rejected.len() >= self.max_records
     }
 
-    /// Bytes of everything in it, as the byte budget counts them (I6).
+    /// Bytes of all records, as the byte budget counts them (I6).
     pub fn bytes(&self) -> usize {
         self.records.bytes() + self.side_outputs.bytes() + self.rejected.records.bytes()
     }
 
-    /// Nothing in it, not even a move of the position?
+    /// The batch has no records and no change of the position.
     pub fn is_empty(&self) -> bool {
         let no_records = self.records.is_empty() && self.side_outputs.is_empty() && self.rejected.is_empty();
         no_records && self.position.is_empty() && self.dropped == 0
     }
 
-    /// Records the move of one part of the position.
+    /// Sets one value of the position.
     pub fn set_position(&mut self, key: &str, value: Option<Vec<u8>>) {
         match self.position.iter_mut().find(|change| change.key == key) {
             Some(change) => change.value = value,
@@ -235,7 +245,7 @@ impl SourceBatch {
         }
     }
 
-    /// Empties it and keeps the memory.
+    /// Removes all content and keeps the memory.
     pub fn clear(&mut self) {
         self.records.clear();
         self.side_outputs.clear();

@@ -1,8 +1,10 @@
-//! Templates: the one language in which topics, object paths, index names and document ids are written.
+//! Templates: the language of topic names, object paths, index names and document ids.
 //!
-//! `{field}`, `{nested.field}`, `{timestamp:%Y-%m-%d}` (strftime, in UTC), `{field|default}`, and `@` names for what is not in the value:
-//! `{@topic} {@partition} {@offset} {@key} {@timestamp}` and those that a source declares. `{{` and `}}` are braces. A missing or null
-//! field without default is a data error of that record; an unknown `@name` is an error of the template.
+//! `{field}`, `{nested.field}`, `{timestamp:%Y-%m-%d}` (strftime, in UTC), `{field|default}`, and
+//! names after `@` for data outside the value: `{@topic} {@partition} {@offset} {@key}
+//! {@timestamp}` and those that a source declares. `{{` and `}}` are braces. A missing or null
+//! field without default is a data error of that record; an unknown `@name` is an error of the
+//! template.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -39,14 +41,14 @@ enum Name {
     Header(String),
 }
 
-/// What is wrong with a template's text.
+/// A template that cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TemplateError {
-    /// What.
+    /// The problem.
     pub message: String,
-    /// Where in the template's text, in bytes.
+    /// Byte range in the template's text.
     pub span: Range<usize>,
-    /// What to do next.
+    /// The next step.
     pub help: Option<String>,
 }
 
@@ -63,14 +65,16 @@ pub struct RenderError {
 /// How values (not the template's own text) are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Escape {
-    /// As they are.
+    /// Unchanged.
     None,
-    /// As one segment of a path: whatever could leave the segment or trouble a reader of Hive partitions becomes `%XX`.
+    /// As one segment of a path: bytes that could leave the segment, or that readers of Hive
+    /// partitions misread, become `%XX`.
     Path,
 }
 
 impl Template {
-    /// Parses a template. `template_variables` are the names, without `@`, that the source of the records declares.
+    /// Parses a template. `template_variables` are the names, without `@`, that the source of the
+    /// records declares.
     pub fn parse(source: &str, template_variables: &[&str]) -> Result<Self, TemplateError> {
         let mut parts = Vec::new();
         let mut literal = String::new();
@@ -144,7 +148,7 @@ impl Template {
         pattern
     }
 
-    /// Appends the value for a record to `out`. On an error `out` is left with a part of it.
+    /// Appends the value for a record to `out`. After an error `out` holds a part of it.
     pub fn render(&self, record: RecordRef<'_>, escape: Escape, out: &mut String) -> Result<(), RenderError> {
         for part in &self.parts {
             match part {
@@ -220,7 +224,8 @@ impl Template {
     }
 
     fn strftime(&self, time: Timestamp, format: &str, out: &mut String) -> Result<(), RenderError> {
-        // Days and hours are what paths are made of: written by hand they cost a twentieth of the general formatter.
+        // Most paths consist of days and hours: this formatter costs a twentieth of the general
+        // one.
         let civil = TimeZone::UTC.to_datetime(time);
         let written = match format {
             "%Y-%m-%d" => write!(out, "{:04}-{:02}-{:02}", civil.year(), civil.month(), civil.day()),
@@ -259,7 +264,7 @@ fn placeholder(inside: &str, at: usize, template_variables: &[&str]) -> Result<P
         ));
     }
     if let Some(format) = &format {
-        // A bad directive is found only when something is formatted: do it once now.
+        // A wrong directive shows only when a time is formatted, so format one now.
         if format.is_empty() || jiff::fmt::strtime::format(format, Timestamp::UNIX_EPOCH).is_err() {
             let from = at + rest.find(':').map_or(0, |colon| colon + 1);
             return Err(error(
@@ -298,13 +303,15 @@ fn placeholder(inside: &str, at: usize, template_variables: &[&str]) -> Result<P
     Ok(Part::Placeholder { name: parsed, format, default, written: name.to_owned() })
 }
 
-/// A point in time out of a value's text: ISO 8601 (without a zone it is UTC), or a number of seconds or milliseconds since the epoch.
+/// A point in time out of a value's text: ISO 8601 (without a zone it is UTC), or a number of
+/// seconds or milliseconds since the epoch.
 fn parse_time(text: &str) -> Option<Timestamp> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Some(time);
     }
     if let Ok(number) = text.parse::<i64>() {
-        // 10^11 seconds are the year 5138, 10^11 milliseconds 1973: nothing else is meant by either.
+        // 10^11 seconds are in the year 5138 and 10^11 milliseconds in 1973, so the number tells
+        // its unit.
         return if number.abs() < 100_000_000_000 {
             Timestamp::from_second(number).ok()
         } else {
@@ -322,7 +329,7 @@ fn escape_path(out: &mut String, start: usize) {
             || matches!(byte, b'-' | b'_' | b'.' | b' ' | b'+' | b',' | b'@' | b'~')
     };
     let written = &out[start..];
-    // A segment that is only dots would climb.
+    // A segment of dots would leave the directory.
     let climbs = !written.is_empty() && written.bytes().all(|byte| byte == b'.');
     if !climbs && written.bytes().all(plain) {
         return;

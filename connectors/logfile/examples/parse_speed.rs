@@ -1,20 +1,21 @@
-//! How many lines a second one core parses: `cargo run --release -p trunkline-logfile --example parse_speed -- FILE [PARSER]`.
+//! Measures how many lines per second one core parses: `cargo run --release -p trunkline-logfile
+//! --example parse_speed -- FILE [PARSER]`.
 //!
-//! The file's lines are parsed again and again into one buffer, without reading from disk and without a batch. PARSER is `combined`
-//! (default), `json` or `none`. Rejected lines count too, and are shown.
+//! It parses the file's lines repeatedly into one buffer, without disk and batch. PARSER is
+//! `combined` (default), `json` or `none`. Rejected lines are included and shown.
 
 use std::time::{Duration, Instant};
 
-use trunkline_logfile::ParserKind;
+use trunkline_logfile::{CombinedVariant, ParserKind};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().ok_or("usage: parse_speed FILE [combined|json|none]")?;
     let kind = match arguments.next().as_deref() {
-        None | Some("combined") => ParserKind::Combined,
+        None | Some("combined") => ParserKind::Combined(CombinedVariant::Combined),
         Some("json") => ParserKind::Json,
         Some("none") => ParserKind::None,
-        Some(other) => return Err(format!("no parser `{other}`: expected combined, json or none").into()),
+        Some(other) => return Err(format!("unknown parser `{other}`: expected combined, json or none").into()),
     };
     let text = std::fs::read_to_string(&path)?;
     let lines: Vec<&str> = text.lines().collect();

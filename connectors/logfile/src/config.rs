@@ -1,67 +1,163 @@
-//! The options of a `logfile` source. The doc comments of [`LogfileOptions`] are the user's documentation.
+//! The options of a `logfile` source. [`OPTIONS`] declares them and is their user documentation.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use encoding_rs::Encoding;
-use glob::Pattern;
 use trunkline_connector::config::{ByteSize, Mismatch, Node, OptionSpec, Section, Value, nearest};
 
-use crate::parser::{ParserKind, RegexParser};
+use crate::glob::Glob;
+use crate::parser::{CombinedVariant, ParserKind, RegexParser};
 
 /// The options of the connector.
-pub(crate) const OPTIONS: &[OptionSpec] = &[];
+pub(crate) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::required(
+        "paths",
+        "list of globs",
+        "Files to read. Relative globs start at the pipeline file's folder. `*` and `?` stay within a folder, `**` crosses folders, \
+         `[a-z]`, `[!a]` and `[^a]` match one character, `{a,b}` matches either text. A leading dot must be written. The source skips folders, FIFOs and sockets, follows symbolic links, and reads a file with \
+         two names once.",
+        "[\"/var/log/nginx/access.log*\"]",
+    ),
+    OptionSpec::optional(
+        "exclude",
+        "list of globs",
+        "none",
+        "Files to leave out. A glob without a `/` is compared with the file's name, any other with its path.",
+        "[\"*.tmp\"]",
+    ),
+    OptionSpec::with_default(
+        "parser",
+        "`none`, `json`, `regex`, `combined`, `vhost_combined`, `nginx_main`",
+        "\"none\"",
+        "`none`: the value is `{\"message\": \"..\"}`. `json`: the line is a JSON object and keeps its bytes. `regex`: the named groups \
+         of `pattern` become string fields. `combined`: the combined log format of Apache and nginx. `vhost_combined`: with the \
+         virtual host before it. `nginx_main`: with X-Forwarded-For after it.",
+    ),
+    OptionSpec::optional(
+        "pattern",
+        "regular expression",
+        "none",
+        "For `parser = \"regex\"`, which requires it; it needs at least one group `(?P<name>..)`.",
+        "'(?P<level>[A-Z]+) (?P<message>.*)'",
+    ),
+    OptionSpec::with_default(
+        "read_from",
+        "`beginning`, `end`",
+        "\"beginning\"",
+        "Where the source starts in files that exist at its very first start. Later files are read from their beginning.",
+    ),
+    OptionSpec::optional(
+        "ignore_older",
+        "duration",
+        "no limit",
+        "Skips new files that were not modified for this long. A file that is modified later is read from its beginning.",
+        "\"7d\"",
+    ),
+    OptionSpec::with_default(
+        "max_line_bytes",
+        "size",
+        "\"1MiB\"",
+        "Longest line, at most `256MiB`. The source never holds more than this of a line; `oversize` handles longer ones.",
+    ),
+    OptionSpec::with_default(
+        "oversize",
+        "`dead_letter`, `truncate`, `error`",
+        "\"dead_letter\"",
+        "Handling of longer lines. `dead_letter`: rejects the line with its beginning and its length (`line.oversize`). `truncate`: \
+         keeps the beginning. `error`: stops the source before the line.",
+    ),
+    OptionSpec::with_default(
+        "charset",
+        "WHATWG label",
+        "\"utf-8\"",
+        "Charset of files without a byte order mark, such as `windows-1252`, `shift_jis` or `utf-16le`. A byte order mark takes \
+         precedence and is removed. Invalid bytes become U+FFFD, with one warning for each file.",
+    ),
+    OptionSpec::with_default(
+        "compression",
+        "`auto`, `none`, `gzip`, `zstd`, `xz`",
+        "\"auto\"",
+        "`auto` recognises gzip, zstd and xz by the first bytes of a file, and refuses files of other compression formats. Files may \
+         have several members.",
+    ),
+    OptionSpec::with_default(
+        "eof",
+        "`auto`, `wait`, `emit`",
+        "\"auto\"",
+        "When a last line without newline is emitted. `auto`: after its newline while following, at once with `--until-idle`. `wait`: \
+         after its newline. `emit`: after `eof_after`. In every mode it is emitted when the file is finished: renamed or removed and \
+         unchanged for `rotate_wait`, or a complete compressed file.",
+    ),
+    OptionSpec::with_default(
+        "eof_after",
+        "duration",
+        "\"5s\"",
+        "For `eof = \"emit\"`: how long the file must be unchanged.",
+    ),
+    OptionSpec::with_default(
+        "poll_interval",
+        "duration",
+        "\"250ms\"",
+        "Longest time between two scans where the kernel sends no notifications (inotify is used where it works). With thousands of \
+         files scans become rarer, so that they take at most 5 % of the time.",
+    ),
+    OptionSpec::with_default(
+        "rotate_wait",
+        "duration",
+        "\"5s\"",
+        "How long a renamed or removed file must be unchanged until it counts as finished. Lines written to it later are read as \
+         long as the source keeps its descriptor, about ten minutes.",
+    ),
+    OptionSpec::with_default(
+        "max_open_files",
+        "number",
+        "256",
+        "Largest number of open files; more files take turns. Files that were removed, or renamed to a path that no glob matches, stay \
+         open until they are finished and may exceed it.",
+    ),
+    OptionSpec::with_default(
+        "delimiter",
+        "string",
+        "\"\\n\"",
+        "Ends a line. With the default, a carriage return before it is removed.",
+    ),
+];
 
-/// Everything a `logfile` source can be told.
+/// The options of a `logfile` source, as [`OPTIONS`] documents them.
 #[derive(Debug, Clone)]
 pub struct LogfileOptions {
-    /// `paths` (required): globs, relative to the pipeline file's folder. `*` and `?` stay within a folder, `**` crosses folders, a leading
-    /// dot must be written. Folders, FIFOs and sockets are passed over; symbolic links are followed; a file with two names is read once.
+    /// Globs of the files to read.
     pub paths: Vec<Glob>,
-    /// `exclude`: globs of files to leave out. One without a `/` is held against the file's name, any other against its path.
+    /// Globs of files to leave out.
     pub exclude: Vec<Glob>,
-    /// `parser` (default `none`): `none` makes `{"message": ".."}` of a line, `json` takes a line that is a JSON object as it is, `regex` takes
-    /// the named groups of `pattern`, `combined` the combined log format of Apache and nginx.
+    /// The parser, with its pattern.
     pub parser: ParserKind,
-    /// `read_from` (default `beginning`): where files begin that are there when the source starts for the very first time. Files that
-    /// appear later are always read from the beginning.
+    /// Where files begin that exist at the very first start.
     pub read_from: ReadFrom,
-    /// `ignore_older`: files not modified for so long are not begun. One that is modified later is read from its beginning.
+    /// Age from which new files are skipped.
     pub ignore_older: Option<Duration>,
-    /// `max_line_bytes` (default `1MiB`): longer lines are handled by `oversize`.
+    /// Longest line.
     pub max_line_bytes: usize,
-    /// `oversize` (default `dead_letter`): `truncate` keeps the first `max_line_bytes`, `dead_letter` rejects the line with its first
-    /// `max_line_bytes` and its true length, `error` stops the source with its position before the line.
+    /// Handling of longer lines.
     pub oversize: Oversize,
-    /// `charset` (default `utf-8`): a WHATWG label such as `windows-1252`, `shift_jis` or `utf-16le`. Malformed bytes become U+FFFD, with a warning.
+    /// Charset of files without a byte order mark.
     pub charset: &'static Encoding,
-    /// `compression` (default `auto`): `auto` recognises gzip by its first bytes, `none` and `gzip` say it.
+    /// The charset is configured, so that a byte order mark can contradict it.
+    pub charset_is_set: bool,
+    /// Compression of the files.
     pub compression: Compression,
-    /// `eof` (default `auto`): what becomes of a last line without newline. See [`EndOfFile`].
+    /// When a last line without newline is emitted.
     pub eof: EndOfFile,
-    /// `eof_after` (default `5s`): for `eof = "emit"`, how long a file must be at rest.
+    /// For [`EndOfFile::Emit`]: how long the file must be unchanged.
     pub eof_after: Duration,
-    /// `poll_interval` (default `250ms`): how often files are looked for where the kernel sends no notice of changes.
+    /// Longest time between two scans.
     pub poll_interval: Duration,
-    /// `rotate_wait` (default `5s`): how long a file that was renamed or removed must be at rest before it counts as finished.
+    /// How long a renamed or removed file must be unchanged until it is finished.
     pub rotate_wait: Duration,
-    /// `max_open_files` (default 256): descriptors held at most; more files than that take turns.
+    /// Largest number of open files.
     pub max_open_files: usize,
-    /// `delimiter` (default newline): what ends a line. With the default, a carriage return before it is taken off too.
+    /// Ends a line.
     pub delimiter: String,
-}
-
-/// A glob as written and as matched.
-#[derive(Debug, Clone)]
-pub struct Glob {
-    /// As written in the pipeline file.
-    pub written: String,
-    /// The absolute pattern (or the bare name's, see `exclude`).
-    pub pattern: Pattern,
-    /// The absolute pattern's text.
-    pub absolute: String,
-    /// Folders above the first wildcard: the place to watch.
-    pub root: PathBuf,
 }
 
 /// Where files begin at the first start.
@@ -69,16 +165,16 @@ pub struct Glob {
 pub enum ReadFrom {
     /// At their beginning.
     Beginning,
-    /// At their end: only what is added later is read.
+    /// At their end: only later lines are read.
     End,
 }
 
-/// What becomes of a line that is too long.
+/// Handling of a line that is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Oversize {
-    /// Cut off.
+    /// Its beginning is emitted.
     Truncate,
-    /// Rejected with its first part.
+    /// It is rejected with its beginning.
     DeadLetter,
     /// The source stops.
     Error,
@@ -87,66 +183,72 @@ pub enum Oversize {
 /// How files are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// By the first bytes.
+    /// Recognised by the first bytes.
     Auto,
-    /// Not at all.
+    /// Not compressed.
     None,
-    /// By gzip.
+    /// With gzip.
     Gzip,
+    /// With zstd.
+    Zstd,
+    /// With xz.
+    Xz,
 }
 
-/// When a last line without newline is handed out. In every mode it is when the file is known to be finished: it was renamed or removed
-/// and is at rest, or is a complete gzip file.
+/// When a last line without newline is emitted. In every mode it is emitted when the file is
+/// finished: renamed or removed and unchanged for `rotate_wait`, or a complete compressed file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndOfFile {
-    /// While following, when its newline comes; in a run with `--until-idle`, at once.
+    /// While following, after its newline; with `--until-idle`, at once.
     Auto,
-    /// When its newline comes.
+    /// After its newline.
     Wait,
-    /// When the file has been at rest for `eof_after`.
+    /// When the file has been unchanged for `eof_after`.
     Emit,
 }
 
-const LARGEST_LINE: u64 = 256 << 20;
+const MAX_LINE_BYTES: u64 = 256 << 20;
+const MAX_OPEN_FILES: u64 = 1_000_000;
 
 impl LogfileOptions {
-    /// Reads a component's section; every problem goes to its report, and then the result is `None`.
+    /// Reads a component's section. All problems are added to its report; the result is `None` if
+    /// there are any.
     pub fn read(section: &Section<'_>) -> Option<Self> {
+        section.declare(OPTIONS);
         let before = section.report.len();
         let options = Self {
             paths: globs(section, "paths", true),
             exclude: globs(section, "exclude", false),
             parser: parser(section),
-            read_from: section.choice(
-                "read_from",
-                &[("beginning", ReadFrom::Beginning), ("end", ReadFrom::End)],
-                ReadFrom::Beginning,
-            ),
+            read_from: section.one_of("read_from", &[("beginning", ReadFrom::Beginning), ("end", ReadFrom::End)]),
             ignore_older: section.optional("ignore_older"),
             max_line_bytes: max_line_bytes(section),
-            oversize: section.choice(
+            oversize: section.one_of(
                 "oversize",
-                &[("truncate", Oversize::Truncate), ("dead_letter", Oversize::DeadLetter), ("error", Oversize::Error)],
-                Oversize::DeadLetter,
+                &[("dead_letter", Oversize::DeadLetter), ("truncate", Oversize::Truncate), ("error", Oversize::Error)],
             ),
             charset: charset(section),
-            compression: section.choice(
+            charset_is_set: section.table.get("charset").is_some(),
+            compression: section.one_of(
                 "compression",
-                &[("auto", Compression::Auto), ("none", Compression::None), ("gzip", Compression::Gzip)],
-                Compression::Auto,
+                &[
+                    ("auto", Compression::Auto),
+                    ("none", Compression::None),
+                    ("gzip", Compression::Gzip),
+                    ("zstd", Compression::Zstd),
+                    ("xz", Compression::Xz),
+                ],
             ),
-            eof: section.choice(
-                "eof",
-                &[("auto", EndOfFile::Auto), ("wait", EndOfFile::Wait), ("emit", EndOfFile::Emit)],
-                EndOfFile::Auto,
-            ),
-            eof_after: section.or("eof_after", Duration::from_secs(5)),
+            eof: section
+                .one_of("eof", &[("auto", EndOfFile::Auto), ("wait", EndOfFile::Wait), ("emit", EndOfFile::Emit)]),
+            eof_after: section.value("eof_after"),
             poll_interval: poll_interval(section),
-            rotate_wait: section.or("rotate_wait", Duration::from_secs(5)),
+            rotate_wait: section.value("rotate_wait"),
             max_open_files: max_open_files(section),
             delimiter: delimiter(section),
         };
-        // `finish` takes the section by value; the runtime calls it after the keys that all components share.
+        // `finish` takes the section by value; the runtime calls it after it has read the keys that
+        // all components share.
         (section.report.len() == before).then_some(options)
     }
 }
@@ -161,10 +263,11 @@ fn globs(section: &Section<'_>, key: &'static str, required: bool) -> Vec<Glob> 
     let items: &[Node] = if let Value::Array(items) = &node.value { items } else { &[] };
     let mut globs = Vec::new();
     for (text, item) in written.into_iter().zip(items) {
-        match glob(&text, section.base, required) {
+        let glob = if required { Glob::of_paths(&text, section.base) } else { Glob::of_exclusion(&text, section.base) };
+        match glob {
             Ok(glob) => globs.push(glob),
             Err(why) => {
-                let mismatch = Mismatch::new(format!("has an item that is no glob: {why}"));
+                let mismatch = Mismatch::new(format!("has an invalid glob: {why}"));
                 section.mismatch(key, item, mismatch, "a glob such as `logs/*.log`".to_owned());
             }
         }
@@ -172,78 +275,62 @@ fn globs(section: &Section<'_>, key: &'static str, required: bool) -> Vec<Glob> 
     globs
 }
 
-fn glob(written: &str, base: &Path, is_path: bool) -> Result<Glob, String> {
-    if written.is_empty() {
-        return Err("it is empty".to_owned());
-    }
-    // The folder's own name may hold characters that mean something in a glob.
-    let base = std::path::absolute(base).map_err(|error| format!("no current folder: {error}"))?;
-    let escaped = PathBuf::from(Pattern::escape(&base.to_string_lossy()));
-    let bare_name = !is_path && !written.contains('/');
-    let joined = if bare_name { PathBuf::from(written) } else { escaped.join(written) };
-    // Collected anew from its components: `./` in the middle goes away.
-    let absolute = joined.components().collect::<PathBuf>().to_string_lossy().into_owned();
-    let pattern = Pattern::new(&absolute).map_err(|error| format!("{} at character {}", error.msg, error.pos))?;
-    let relative_root: PathBuf = Path::new(written)
-        .components()
-        .take_while(|part| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']))
-        .collect();
-    let whole = relative_root.components().count() == Path::new(written).components().count();
-    let mut root = base.join(relative_root);
-    if whole {
-        root.pop();
-    }
-    Ok(Glob { written: written.to_owned(), pattern, absolute, root: root.components().collect() })
+#[derive(Clone, Copy, PartialEq)]
+enum ParserChoice {
+    None,
+    Json,
+    Regex,
+    Combined(CombinedVariant),
 }
 
 fn parser(section: &Section<'_>) -> ParserKind {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Choice {
-        None,
-        Json,
-        Regex,
-        Combined,
-    }
-    let choices =
-        [("none", Choice::None), ("json", Choice::Json), ("regex", Choice::Regex), ("combined", Choice::Combined)];
-    let choice = section.choice("parser", &choices, Choice::None);
+    let choices = [
+        ("none", ParserChoice::None),
+        ("json", ParserChoice::Json),
+        ("regex", ParserChoice::Regex),
+        ("combined", ParserChoice::Combined(CombinedVariant::Combined)),
+        ("vhost_combined", ParserChoice::Combined(CombinedVariant::VhostCombined)),
+        ("nginx_main", ParserChoice::Combined(CombinedVariant::NginxMain)),
+    ];
+    let choice = section.one_of("parser", &choices);
     let pattern: Option<String> = section.optional("pattern");
-    let pattern_node = section.table.get("pattern");
-    match (choice, pattern, pattern_node) {
-        (Choice::Regex, None, None) => {
-            section.missing("pattern", "a regular expression with named groups, for `parser = \"regex\"`");
-            ParserKind::None
-        }
-        (Choice::Regex, Some(pattern), Some(node)) => match RegexParser::new(&pattern) {
-            Ok(parser) => ParserKind::Regex(parser),
-            Err(error) => {
-                let mismatch = Mismatch {
-                    message: format!("is no pattern that can be used: {}", error.message),
-                    span: error.at.and_then(|at| place_in_string(node, &pattern, at)),
-                    help: error.help,
-                };
-                let expected = "a regular expression with named groups such as `(?P<level>[A-Z]+) (?P<message>.*)`";
-                section.mismatch("pattern", node, mismatch, expected.to_owned());
-                ParserKind::None
-            }
-        },
-        (Choice::Regex, ..) | (Choice::None, _, None) => ParserKind::None,
-        (choice, _, Some(node)) => {
-            let mismatch = Mismatch::new("is given, but the parser is not `regex`");
-            section.mismatch("pattern", node, mismatch, "`parser = \"regex\"` beside it, or no pattern".to_owned());
-            match choice {
-                Choice::Json => ParserKind::Json,
-                Choice::Combined => ParserKind::Combined,
-                _ => ParserKind::None,
-            }
-        }
-        (Choice::Json, ..) => ParserKind::Json,
-        (Choice::Combined, ..) => ParserKind::Combined,
+    if let Some(node) = section.table.get("pattern")
+        && choice != ParserChoice::Regex
+    {
+        let mismatch = Mismatch::new("is set, but `parser` is not \"regex\"");
+        section.mismatch("pattern", node, mismatch, "`parser = \"regex\"`, or no `pattern`".to_owned());
+    }
+    match choice {
+        ParserChoice::None => ParserKind::None,
+        ParserChoice::Json => ParserKind::Json,
+        ParserChoice::Combined(variant) => ParserKind::Combined(variant),
+        ParserChoice::Regex => regex_parser(section, pattern).map_or(ParserKind::None, ParserKind::Regex),
     }
 }
 
-/// Where byte `at` of a string stands in the file, if the string stands there without escapes.
-fn place_in_string(node: &Node, text: &str, at: usize) -> Option<std::ops::Range<usize>> {
+fn regex_parser(section: &Section<'_>, pattern: Option<String>) -> Option<RegexParser> {
+    let Some(node) = section.table.get("pattern") else {
+        section.missing("pattern", "a regular expression with named groups, for `parser = \"regex\"`");
+        return None;
+    };
+    let pattern = pattern?;
+    match RegexParser::new(&pattern) {
+        Ok(parser) => Some(parser),
+        Err(error) => {
+            let mismatch = Mismatch {
+                message: format!("is not usable: {}", error.message),
+                span: error.at.and_then(|at| span_in_string(node, &pattern, at)),
+                help: error.help,
+            };
+            let expected = "a regular expression with named groups such as `(?P<level>[A-Z]+) (?P<message>.*)`";
+            section.mismatch("pattern", node, mismatch, expected.to_owned());
+            None
+        }
+    }
+}
+
+/// The span in the file of byte `at` of a string, if the string is written without escapes.
+fn span_in_string(node: &Node, text: &str, at: usize) -> Option<std::ops::Range<usize>> {
     let quotes = node.span.len().checked_sub(text.len())?;
     let opening = match quotes {
         2 | 6 => quotes / 2,
@@ -253,57 +340,36 @@ fn place_in_string(node: &Node, text: &str, at: usize) -> Option<std::ops::Range
     Some(start..(start + 1).min(node.span.end))
 }
 
-fn max_line_bytes(section: &Section<'_>) -> usize {
-    let ByteSize(bytes) = section.or("max_line_bytes", ByteSize(1 << 20));
-    if !(1..=LARGEST_LINE).contains(&bytes)
-        && let Some(node) = section.table.get("max_line_bytes")
-    {
-        section.mismatch(
-            "max_line_bytes",
-            node,
-            Mismatch::new(format!("is {bytes} bytes")),
-            "a size from 1B to 256MiB".to_owned(),
-        );
-        return 1 << 20;
+/// Reports an option whose value has the right type and is not `valid`.
+fn check(section: &Section<'_>, key: &'static str, valid: bool, message: String, expected: &str) {
+    if !valid && let Some(node) = section.table.get(key) {
+        section.mismatch(key, node, Mismatch::new(message), expected.to_owned());
     }
+}
+
+fn max_line_bytes(section: &Section<'_>) -> usize {
+    let ByteSize(bytes) = section.value("max_line_bytes");
+    let valid = (1..=MAX_LINE_BYTES).contains(&bytes);
+    check(section, "max_line_bytes", valid, format!("is {bytes} bytes"), "a size from 1B to 256MiB");
     bytes as usize
 }
 
 fn max_open_files(section: &Section<'_>) -> usize {
-    let files: u64 = section.or("max_open_files", 256);
-    if !(1..=1_000_000).contains(&files)
-        && let Some(node) = section.table.get("max_open_files")
-    {
-        section.mismatch(
-            "max_open_files",
-            node,
-            Mismatch::new(format!("is {files}")),
-            "a whole number from 1 to 1000000".to_owned(),
-        );
-        return 256;
-    }
+    let files: u64 = section.value("max_open_files");
+    let valid = (1..=MAX_OPEN_FILES).contains(&files);
+    check(section, "max_open_files", valid, format!("is {files}"), "a whole number from 1 to 1000000");
     files as usize
 }
 
 fn poll_interval(section: &Section<'_>) -> Duration {
-    let default = Duration::from_millis(250);
-    let interval = section.or("poll_interval", default);
-    if interval.is_zero()
-        && let Some(node) = section.table.get("poll_interval")
-    {
-        section.mismatch(
-            "poll_interval",
-            node,
-            Mismatch::new("is zero"),
-            "a duration above zero such as `250ms`".to_owned(),
-        );
-        return default;
-    }
+    let interval: Duration = section.value("poll_interval");
+    let expected = "a duration above zero such as `250ms`";
+    check(section, "poll_interval", !interval.is_zero(), "is zero".to_owned(), expected);
     interval
 }
 
 fn charset(section: &Section<'_>) -> &'static Encoding {
-    let Some(label) = section.optional::<String>("charset") else { return encoding_rs::UTF_8 };
+    let label: String = section.value("charset");
     if let Some(encoding) = Encoding::for_label_no_replacement(label.as_bytes()) {
         return encoding;
     }
@@ -321,40 +387,34 @@ fn charset(section: &Section<'_>) -> &'static Encoding {
             "euc-kr",
         ];
         let help = nearest(&label, &COMMON).map(|name| format!("did you mean `{name}`?"));
-        let mismatch = Mismatch { message: "is no known charset".to_owned(), span: None, help };
+        let mismatch = Mismatch { message: "is not a known charset".to_owned(), span: None, help };
         section.mismatch("charset", node, mismatch, format!("a WHATWG label such as {}", COMMON.join(", ")));
     }
     encoding_rs::UTF_8
 }
 
 fn delimiter(section: &Section<'_>) -> String {
-    let delimiter: String = section.or("delimiter", "\n".to_owned());
-    if delimiter.is_empty()
-        && let Some(node) = section.table.get("delimiter")
-    {
-        section.mismatch(
-            "delimiter",
-            node,
-            Mismatch::new("is empty"),
-            "at least one character, such as `\"\\n\"`".to_owned(),
-        );
-        return "\n".to_owned();
-    }
+    let delimiter: String = section.value("delimiter");
+    let expected = "at least one character, such as `\"\\n\"`";
+    check(section, "delimiter", !delimiter.is_empty(), "is empty".to_owned(), expected);
     delimiter
 }
 
 #[cfg(test)]
 mod tests {
+    use trunkline_connector::conformance::{check_options_are_read, check_options_table};
+
     use super::*;
 
     #[test]
-    fn a_glob_is_anchored_at_the_pipeline_files_folder() {
-        let anchored = glob("./logs/*.log", Path::new("/etc/pipe[1]"), true).unwrap();
-        assert_eq!(anchored.root, Path::new("/etc/pipe[1]/logs"));
-        assert!(anchored.pattern.matches("/etc/pipe[1]/logs/a.log"));
-        assert_eq!(glob("a.log", Path::new("/srv"), true).unwrap().root, Path::new("/srv"));
-        assert_eq!(glob("/var/log/*/x/*.log", Path::new("/srv"), true).unwrap().root, Path::new("/var/log"));
-        assert_eq!(glob("*.gz", Path::new("/srv"), false).unwrap().absolute, "*.gz");
-        assert!(glob("a[", Path::new("/srv"), true).unwrap_err().contains("character"));
+    fn the_readme_documents_the_declared_options() {
+        check_options_table(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"), OPTIONS);
+    }
+
+    #[test]
+    fn declared_options_are_read() {
+        check_options_are_read(OPTIONS, |section| {
+            LogfileOptions::read(section);
+        });
     }
 }

@@ -1,4 +1,4 @@
-//! Lines to records: charset, parser, headers, and what becomes of lines that no record can be made of.
+//! [`Emitter`]: turns lines into records or rejections.
 
 use std::sync::Arc;
 
@@ -13,19 +13,18 @@ use crate::text::decode;
 
 pub(crate) struct Emitter {
     parser: Parser,
-    charset: &'static Encoding,
     oversize: Oversize,
     max_line_bytes: usize,
     schema_id: Option<String>,
     offset_text: itoa::Buffer,
 }
 
-/// Where a line comes from.
+/// The file that a line belongs to.
 #[derive(Clone, Copy)]
 pub(crate) struct Origin<'a> {
     pub(crate) name: &'a str,
     pub(crate) ordering_key: u32,
-    /// From [`Emitter::headers`].
+    /// The file's encoded headers, from [`Emitter::headers`].
     pub(crate) headers: &'a [u8],
     /// Milliseconds since the Unix epoch.
     pub(crate) read_at: i64,
@@ -35,7 +34,6 @@ impl Emitter {
     pub(crate) fn new(options: &LogfileOptions) -> Self {
         Self {
             parser: options.parser.parser(),
-            charset: options.charset,
             oversize: options.oversize,
             max_line_bytes: options.max_line_bytes,
             schema_id: options.parser.schema().map(|schema| schema.id().to_string()),
@@ -43,7 +41,7 @@ impl Emitter {
         }
     }
 
-    /// The headers that all records of a file carry, encoded.
+    /// Encodes the headers that all records of a file carry.
     pub(crate) fn headers(&self, name: &Arc<str>) -> Vec<u8> {
         let mut block = Vec::new();
         write_header(&mut block, headers::PATH, Some(name.as_bytes()));
@@ -53,8 +51,15 @@ impl Emitter {
         block
     }
 
-    /// Adds what a line is to the batch. Says whether malformed bytes were replaced. An error means that the source must stop before this line.
-    pub(crate) fn line(&mut self, out: &mut SourceBatch, origin: Origin<'_>, line: &Line<'_>) -> Result<bool> {
+    /// Adds a line to the batch as a record, a rejection or a dropped line. Returns whether invalid
+    /// bytes were replaced. On an error the source must stop before this line.
+    pub(crate) fn line(
+        &mut self,
+        out: &mut SourceBatch,
+        origin: Origin<'_>,
+        charset: &'static Encoding,
+        line: &Line<'_>,
+    ) -> Result<bool> {
         if let Some(len) = line.oversize {
             match self.oversize {
                 Oversize::Truncate => {}
@@ -65,7 +70,7 @@ impl Emitter {
                 Oversize::Error => return Err(self.oversize_error(origin.name, line, len)),
             }
         }
-        let (text, malformed) = decode(self.charset, line.bytes, line.offset == 0, line.oversize.is_some());
+        let (text, malformed) = decode(charset, line.bytes, line.offset == 0, line.oversize.is_some());
         let mut record = out.records.record();
         let mut parsed = Ok(Event::Blank);
         record.value_with(|arena| parsed = self.parser.parse(&text, arena));
@@ -92,10 +97,10 @@ impl Emitter {
         Ok(malformed)
     }
 
-    /// Rejects a line that is too long, whatever the policy: for lines that the source cannot stop before any more.
+    /// Rejects a line that is too long.
     pub(crate) fn oversize(&mut self, out: &mut SourceBatch, origin: Origin<'_>, line: &Line<'_>, len: u64) {
         let message = format!(
-            "line of {len} bytes; expected at most {} (`max_line_bytes`); its first {} bytes are kept",
+            "line of {len} bytes, more than `max_line_bytes` ({}); its first {} bytes are kept",
             self.max_line_bytes,
             line.bytes.len()
         );
@@ -118,8 +123,8 @@ impl Emitter {
         Error::data(
             "logfile.oversize",
             format!(
-                "{name}: the line at byte {} has {len} bytes; expected at most {} (`max_line_bytes`). The source stops before it, as `oversize = \
-                 \"error\"` says; raise `max_line_bytes`, or choose \"truncate\" or \"dead_letter\"",
+                "{name}: the line at byte {} has {len} bytes, more than `max_line_bytes` ({}). The source stops before it because of \
+                 `oversize = \"error\"`; raise `max_line_bytes`, or set `oversize` to \"truncate\" or \"dead_letter\"",
                 line.offset, self.max_line_bytes
             ),
         )

@@ -1,4 +1,4 @@
-//! [`TrackedFile`]: what is known of one file while it is followed.
+//! [`TrackedFile`]: the state of one file that is followed.
 
 use std::fs::File;
 use std::io;
@@ -11,111 +11,161 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::Compression;
 use crate::discovery::{Found, identify};
-use crate::fingerprint::{Fingerprint, HEAD};
+use crate::fingerprint::{ContentHash, Fingerprint, HEAD};
 use crate::input::Input;
-use crate::names::family;
-use crate::position::{self, FileId, Saved, Stat};
-use crate::reader::{Opened, Reader};
+use crate::names::{path_text, rotation_group, text_path};
+use crate::position::{self, FileId, FilePosition, Stat};
+use crate::reader::{Reader, ResumeOutcome};
 
 /// A file that is followed.
 pub(crate) struct TrackedFile {
     pub(crate) id: FileId,
-    /// Where it was last seen.
+    /// The path where the last scan found it.
     pub(crate) path: PathBuf,
-    /// The path it was first seen under; its records carry it, whatever it is called later.
+    /// Its path without symbolic links, if `path` leads through some.
+    pub(crate) real: Option<PathBuf>,
+    /// The path where it was first found; its records carry it after renames too.
     pub(crate) name: Arc<str>,
     pub(crate) ordering_key: u32,
     /// Its key in the position, once it has one.
     pub(crate) key: Option<String>,
-    /// What was handed out.
+    /// Identifies the content whose lines were emitted.
     pub(crate) read: Fingerprint,
     /// The file's first bytes, as far as this process has read them.
     pub(crate) first: Vec<u8>,
-    /// See [`Saved::cut`].
+    /// See [`FilePosition::cut`].
     pub(crate) cut: bool,
-    /// Its state when last looked at.
+    /// Its state at the last scan.
     pub(crate) stat: Stat,
     /// Its state when it was last read to its end.
     pub(crate) at_end: Option<Stat>,
-    /// At its end there are bytes without a delimiter.
+    /// It ends with bytes after the last delimiter.
     pub(crate) has_rest: bool,
-    /// A complete gzip stream was read: nothing is missing from its last line.
+    /// A complete compressed stream was read, so its last line is complete.
     pub(crate) complete: bool,
-    /// The gzip stream ends in the middle: the last line is known to be incomplete.
-    pub(crate) cut_off: bool,
-    /// Since when its state has been the same.
+    /// The compressed stream ends inside a member, so its last line is incomplete.
+    pub(crate) truncated_stream: bool,
+    /// When its state or its path last changed.
     pub(crate) resting_since: Instant,
-    pub(crate) place: Place,
-    /// Looks in a row that did not find it where the globs match.
-    pub(crate) missed: u32,
+    pub(crate) path_state: PathState,
+    /// Consecutive scans that did not find it under a path that the globs match.
+    pub(crate) missed_scans: u32,
     pub(crate) reader: Option<Box<Reader>>,
-    /// It was used since the descriptors were last looked through.
+    /// It was read since descriptors were last closed for `max_open_files`.
     pub(crate) used: bool,
-    /// Its content was compared with what a former run read.
+    /// The last scan found a changed state or path.
+    pub(crate) changed: bool,
+    /// Its content was compared with the content that the stored position describes.
     pub(crate) verified: bool,
     pub(crate) failure: Option<Failure>,
-    /// Malformed bytes of it were replaced, and that was told.
-    pub(crate) told_malformed: bool,
+    /// Its first bytes at its discovery, up to [`HEAD`], hashed.
+    pub(crate) head_at_discovery: Option<ContentHash>,
+    /// A new file at its path continues it, so that its incomplete last line is emitted there.
+    pub(crate) continued: bool,
+    /// The warnings that were logged about its content.
+    pub(crate) warned: Warned,
     /// Headers that all its records carry, encoded.
     pub(crate) headers: Vec<u8>,
     /// The position must be written.
     pub(crate) moved: bool,
 }
 
-/// Where a file is.
+/// Whether the globs match a file's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// Under a path that the globs match.
+pub(crate) enum PathState {
+    /// They do.
     Matched,
-    /// Renamed to a path that they do not match, or removed; followed by its descriptor until it is finished.
+    /// The file was removed, or renamed to a path that they do not match; it is followed by its
+    /// descriptor until it is finished.
     Detached,
+}
+
+/// Warnings that are logged once for each file.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Warned {
+    pub(crate) malformed: bool,
+    pub(crate) hole: bool,
+    pub(crate) byte_order_mark: bool,
+    pub(crate) trailing_bytes: bool,
 }
 
 /// Why a file cannot be read now.
 pub(crate) struct Failure {
     pub(crate) message: String,
-    pub(crate) retry_at: Instant,
+    /// The content is the reason, so that a retry makes sense only when the file has changed from
+    /// this state.
+    damaged: Option<Stat>,
+    retry_at: Instant,
+    delay: Duration,
 }
 
-/// A file whose content is no longer where it was: truncated, overwritten, or gone without a descriptor left. It may live on in a copy.
-pub(crate) struct Lost {
-    /// As it was last known. Its reader may hold lines that were read and not handed out.
+impl Failure {
+    /// Whether the file is not read now.
+    pub(crate) fn blocks(&self, stat: Stat, now: Instant) -> bool {
+        match self.damaged {
+            Some(damaged) => damaged == stat,
+            None => self.retry_at > now,
+        }
+    }
+
+    /// Whether the content of the file is the reason.
+    pub(crate) fn is_damage(&self) -> bool {
+        self.damaged.is_some()
+    }
+}
+
+/// Pause before the first retry of an unreadable file; it doubles with each retry.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// A file whose content is no longer at its path or behind its descriptor. A copy may continue it.
+pub(crate) struct MissingFile {
+    /// Its last known state. Its reader may hold bytes whose lines were not emitted.
     pub(crate) file: TrackedFile,
-    /// Bytes that are known to have been there and were not handed out.
+    /// Known bytes of it that were not emitted.
     pub(crate) unread: u64,
-    pub(crate) why: Why,
-    /// Looks that found nothing that it lives on in.
-    pub(crate) looks: u32,
+    pub(crate) reason: MissingReason,
+    /// Scans that found no continuation.
+    pub(crate) scans: u32,
 }
 
-/// How a file was lost.
+/// How a file became missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Why {
+pub(crate) enum MissingReason {
     /// It was read to its end, or not at all, and is gone: only a copy of it must be recognised.
     Finished,
-    /// Its path holds other content now.
-    Truncated,
-    /// It is gone.
-    Gone,
+    /// It has other content now.
+    ContentChanged,
+    /// It was deleted.
+    Deleted,
 }
 
-/// What became of an attempt to open a file.
-pub(crate) enum Attempt {
-    /// It is open, and is the one it should be.
+/// Result of opening a file.
+pub(crate) enum OpenOutcome {
+    /// It is open and has the expected content.
     Open,
-    /// Another file is under its path now, or none: the next scan tells.
+    /// Its path leads to another file or to none: the next scan finds out where it is.
     Moved,
-    /// It is the file, but its content is another.
-    Changed,
+    /// It has other content.
+    ContentChanged,
+}
+
+impl MissingFile {
+    /// Whether a copy of it, also one that no glob matches, may have content that was not read.
+    pub(crate) fn may_have_unread_copy(&self) -> bool {
+        let unseen = self.reason == MissingReason::Deleted && !self.file.verified;
+        self.unread > 0 || unseen || self.reason == MissingReason::ContentChanged
+    }
 }
 
 impl TrackedFile {
-    /// A file that was found, to be read from its beginning.
+    /// A new file, to be read from its beginning.
     pub(crate) fn new(found: Found, now: Instant) -> Self {
-        let name: Arc<str> = found.path.to_string_lossy().into();
+        let name: Arc<str> = path_text(&found.path).into();
+        let real = found.linked.then(|| std::fs::canonicalize(&found.path).ok()).flatten();
         Self {
             id: found.id,
-            ordering_key: xxh3_64(family(&name).as_bytes()) as u32 & i32::MAX as u32,
+            ordering_key: xxh3_64(rotation_group(&name).as_bytes()) as u32 & i32::MAX as u32,
             name,
             key: None,
             read: Fingerprint::empty(),
@@ -125,26 +175,32 @@ impl TrackedFile {
             at_end: None,
             has_rest: false,
             complete: false,
-            cut_off: false,
-            resting_since: rested_since(found.stat, now),
-            place: Place::Matched,
-            missed: 0,
+            truncated_stream: false,
+            resting_since: modified_instant(found.stat, now),
+            path_state: PathState::Matched,
+            missed_scans: 0,
             reader: None,
             used: false,
+            changed: false,
             verified: true,
             failure: None,
-            told_malformed: false,
+            head_at_discovery: None,
+            continued: false,
+            warned: Warned::default(),
             headers: Vec::new(),
             moved: false,
             path: found.path,
+            real,
         }
     }
 
-    /// A file of a former run.
-    pub(crate) fn load(key: String, id: FileId, saved: Saved, now: Instant) -> Self {
+    /// A file that an earlier run followed.
+    pub(crate) fn load(key: String, id: FileId, saved: FilePosition, now: Instant) -> Self {
         let stat = saved.at_end.unwrap_or(Stat { size: saved.read.offset, modified: 0 });
-        let found = Found { path: PathBuf::from(&saved.path), id, stat };
+        let found = Found { path: text_path(&saved.path), id, stat, linked: false };
         Self {
+            name: saved.path.as_str().into(),
+            real: saved.real_path.as_deref().map(text_path),
             ordering_key: saved.ordering_key,
             key: Some(key),
             read: saved.read,
@@ -156,81 +212,96 @@ impl TrackedFile {
         }
     }
 
-    /// What a lost file lives on in.
-    pub(crate) fn adopt(lost: &Lost, found: Found, now: Instant) -> Self {
+    /// A file that continues another one.
+    pub(crate) fn continuing(original: &Self, found: Found, now: Instant) -> Self {
         Self {
-            name: Arc::clone(&lost.file.name),
-            ordering_key: lost.file.ordering_key,
-            read: lost.file.read,
-            first: lost.file.first.clone(),
-            cut: lost.file.cut,
+            name: Arc::clone(&original.name),
+            ordering_key: original.ordering_key,
+            read: original.read,
+            first: original.first.clone(),
+            cut: original.cut,
             moved: true,
             ..Self::new(found, now)
         }
     }
 
-    /// Takes up what a look at the file system says.
-    pub(crate) fn sighted(&mut self, stat: Stat, now: Instant) {
+    /// Hash of its first [`HEAD`] bytes, if it has that many and they are known.
+    pub(crate) fn full_head(&self) -> Option<u64> {
+        let read = Some(self.read.head).filter(|head| head.len as usize == HEAD);
+        let first = || (self.first.len() >= HEAD).then(|| ContentHash::of(&self.first[..HEAD]));
+        let discovered = self.head_at_discovery.filter(|head| head.len as usize == HEAD);
+        read.or_else(first).or(discovered).map(|head| head.hash)
+    }
+
+    /// Updates its state.
+    pub(crate) fn observe(&mut self, stat: Stat, now: Instant) {
         if self.stat != stat {
             self.stat = stat;
             self.resting_since = now;
         }
     }
 
-    /// Was nothing of it read yet, so that its content cannot tell whether it is still the file that was found?
+    /// Whether its path still leads to it.
+    pub(crate) fn is_at_known_path(&self) -> bool {
+        let is_it = |metadata: std::fs::Metadata| identify(&metadata).0 == self.id;
+        self.path_state == PathState::Matched && std::fs::metadata(&self.path).is_ok_and(is_it)
+    }
+
+    /// Whether nothing of it was read yet, so that its content cannot identify it.
     pub(crate) fn is_unread(&self) -> bool {
         self.read.offset == 0 && self.first.is_empty()
     }
 
-    /// Is it compressed, and being read?
-    pub(crate) fn is_open_gzip(&self) -> bool {
-        self.reader.as_ref().is_some_and(|reader| reader.is_gzip())
+    /// Whether it is an open compressed file.
+    pub(crate) fn is_open_compressed(&self) -> bool {
+        self.reader.as_ref().is_some_and(|reader| reader.is_compressed())
     }
 
-    /// Has it been at rest for so long?
+    /// Whether it has not changed for `wait`.
     pub(crate) fn rested(&self, wait: Duration, now: Instant) -> bool {
         now.saturating_duration_since(self.resting_since) >= wait
     }
 
-    /// Is it under another path than its records say?
+    /// Whether its path differs from the one that its records carry.
     pub(crate) fn is_rotated(&self) -> bool {
-        self.place == Place::Detached || self.path != Path::new(&*self.name)
+        let named = self.path == Path::new(&*self.name) || self.path == text_path(&self.name);
+        self.path_state == PathState::Detached || !named
     }
 
-    /// Was more read than was handed out: the beginning of a line, which no fingerprint covers yet?
+    /// Whether the beginning of an unfinished line was read that no fingerprint covers yet.
     pub(crate) fn read_ahead(&self) -> bool {
         self.first.len() > self.read.head.len as usize
     }
 
-    /// Does an input, from its beginning, hold the first bytes that were read?
+    /// Whether an input, which is at its beginning, has the first bytes that were read.
     pub(crate) fn begins_as_read(&self, input: &mut Input) -> io::Result<bool> {
         Ok(input.beginning(self.first.len())?.0 == self.first)
     }
 
-    /// Opens it where it was left.
-    pub(crate) fn open(&mut self, compression: Compression) -> io::Result<Attempt> {
+    /// Opens it at the offset of the next line.
+    pub(crate) fn open(&mut self, compression: Compression) -> io::Result<OpenOutcome> {
         let file = match File::open(&self.path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Attempt::Moved),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(OpenOutcome::Moved),
             Err(error) => return Err(error),
         };
         if identify(&file.metadata()?).0 != self.id {
-            return Ok(Attempt::Moved);
+            return Ok(OpenOutcome::Moved);
         }
         if self.read_ahead() && !self.begins_as_read(&mut Input::open(File::open(&self.path)?, compression)?)? {
-            return Ok(Attempt::Changed);
+            return Ok(OpenOutcome::ContentChanged);
         }
         match Reader::open(file, compression, &self.read, self.cut)? {
-            Opened::Reader(reader) => {
+            ResumeOutcome::Resumed(reader) => {
                 self.verified = true;
                 self.reader = Some(reader);
-                Ok(Attempt::Open)
+                Ok(OpenOutcome::Open)
             }
-            Opened::Shorter | Opened::Other => Ok(Attempt::Changed),
+            ResumeOutcome::Shorter | ResumeOutcome::Different => Ok(OpenOutcome::ContentChanged),
         }
     }
 
-    /// Takes over from the reader what was handed out since.
+    /// Takes over the reader's progress.
     pub(crate) fn note_read(&mut self) {
         let Some(reader) = &self.reader else { return };
         let read = reader.fingerprint();
@@ -244,6 +315,16 @@ impl TrackedFile {
         }
     }
 
+    /// Takes back the last line, which stops the source, and closes the file.
+    pub(crate) fn take_back_line(&mut self) {
+        if let Some(reader) = &mut self.reader {
+            reader.step_back();
+        }
+        self.note_read();
+        self.reader = None;
+        self.at_end = None;
+    }
+
     /// The change of the position, if it moved.
     pub(crate) fn position(&mut self) -> Result<Option<PositionChange>> {
         if !self.moved {
@@ -251,19 +332,21 @@ impl TrackedFile {
         }
         self.moved = false;
         let key = self.key.get_or_insert_with(|| position::key(self.id, &self.read)).clone();
-        let saved = Saved {
+        let saved = FilePosition {
             path: self.name.to_string(),
             read: self.read,
             at_end: self.at_end,
             ordering_key: self.ordering_key,
             cut: self.cut,
+            real_path: (self.location() != text_path(&self.name)).then(|| path_text(self.location())),
         };
         Ok(Some(PositionChange { key, value: Some(position::encode(&saved)?) }))
     }
 
-    /// Bytes not handed out yet, as far as that can be known: of a compressed file, compressed ones until it is at its end.
-    pub(crate) fn behind(&self) -> u64 {
-        let compressed = self.is_open_gzip() || self.complete;
+    /// Bytes that were not emitted yet, as far as known. For a compressed file: its compressed size
+    /// until it is at its end.
+    pub(crate) fn lag_bytes(&self) -> u64 {
+        let compressed = self.is_open_compressed() || self.complete;
         match self.at_end {
             Some(stat) if stat == self.stat && (compressed || !self.has_rest) => 0,
             _ if compressed => self.stat.size,
@@ -271,17 +354,69 @@ impl TrackedFile {
         }
     }
 
-    /// Its content is no longer there; what is left of it is looked for.
-    pub(crate) fn lose(mut self, why: Why) -> Lost {
+    /// Records a failed read, with a warning the first time.
+    pub(crate) fn fail(&mut self, error: &io::Error) {
         self.note_read();
-        let unread = if why == Why::Finished { 0 } else { self.behind() };
+        let path = self.path.display();
+        // Decoders report damaged content without an error number of the system.
+        let is_damage = error.raw_os_error().is_none();
+        let (message, next) = match error.kind() {
+            io::ErrorKind::Unsupported => (format!("cannot read {path}: {error}"), "reads it again when it changes"),
+            _ if is_damage => (
+                format!("{path} is damaged after byte {} of its decompressed content: {error}", self.read.offset),
+                "reads it again when it changes",
+            ),
+            _ => (format!("cannot read {path}: {error}"), "retries it"),
+        };
+        let previous = self.failure.take().filter(|failure| failure.message == message);
+        if previous.is_none() {
+            tracing::warn!("{message}; the source {next} and keeps reading the other files");
+        }
+        let delay = previous.map_or(FIRST_RETRY, |failure| (failure.delay * 2).min(LAST_RETRY));
+        self.failure =
+            Some(Failure { message, damaged: is_damage.then_some(self.stat), retry_at: Instant::now() + delay, delay });
+        self.reader = None;
+    }
+
+    /// Updates its path. The position stores a path in another folder, and the first rename.
+    pub(crate) fn move_to(&mut self, found: &Found, now: Instant) {
+        if self.path == found.path {
+            return;
+        }
+        let (folder, was_rotated) = (self.location().parent().map(PathBuf::from), self.is_rotated());
+        self.path = found.path.clone();
+        self.real = found.linked.then(|| std::fs::canonicalize(&self.path).ok()).flatten();
+        self.resting_since = now;
+        let changed = self.location().parent() != folder.as_deref() || self.is_rotated() != was_rotated;
+        self.moved |= changed && self.key.is_some();
+    }
+
+    /// Its path without symbolic links.
+    fn location(&self) -> &Path {
+        self.real.as_ref().unwrap_or(&self.path)
+    }
+
+    /// The folders where its renamed or copied content may be: of its path, and of the path without
+    /// symbolic links.
+    pub(crate) fn folders(&self) -> Vec<PathBuf> {
+        let paths = [Some(&self.path), self.real.as_ref()];
+        let mut folders: Vec<PathBuf> =
+            paths.into_iter().flatten().filter_map(|path| path.parent()).map(PathBuf::from).collect();
+        folders.dedup();
+        folders
+    }
+
+    /// Marks it as missing.
+    pub(crate) fn into_missing(mut self, reason: MissingReason) -> MissingFile {
+        self.note_read();
+        let unread = if reason == MissingReason::Finished { 0 } else { self.lag_bytes() };
         self.at_end = None;
-        Lost { unread, why, looks: 0, file: self }
+        MissingFile { unread, reason, scans: 0, file: self }
     }
 }
 
-/// Since when a file has been at rest, by its modification time.
-fn rested_since(stat: Stat, now: Instant) -> Instant {
+/// When a file was last modified.
+fn modified_instant(stat: Stat, now: Instant) -> Instant {
     let modified = UNIX_EPOCH + Duration::from_nanos(u64::try_from(stat.modified).unwrap_or(0));
     let age = SystemTime::now().duration_since(modified).unwrap_or_default();
     now.checked_sub(age).unwrap_or(now)

@@ -1,140 +1,159 @@
 //! Bytes of a file by their offset in the decompressed content.
 
 use std::fs::File;
-use std::io::{self, BufReader, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 
-use flate2::bufread::MultiGzDecoder;
-
 use crate::config::Compression;
+use crate::decompress::{Decoder, Format, MAGIC_LEN};
 use crate::fingerprint::{Fingerprint, HEAD, TAIL};
 
 /// An open file.
 pub(crate) enum Input {
-    /// As it is.
+    /// Not compressed.
     Plain(File),
-    /// One or more gzip members, read in order.
-    Gzip(Box<MultiGzDecoder<BufReader<File>>>),
+    /// Compressed; it can only be read in order.
+    Compressed(Box<Decoder>),
 }
 
-/// First bytes of a gzip member (deflate is the only method there is).
-pub(crate) const MAGIC: &[u8] = &[0x1f, 0x8b, 0x08];
-
-/// What comes after a file's beginning.
+/// How much of a file [`Input::beginning`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum After {
-    /// Nobody has looked.
-    Unknown,
-    /// Nothing, for now.
-    Nothing,
-    /// A gzip member that is cut off.
-    CutOff,
+pub(crate) enum Coverage {
+    /// As many bytes as were asked for; more may follow.
+    Partial,
+    /// The whole file, as it is now.
+    Complete,
+    /// All bytes of a compressed file that ends inside a member.
+    Truncated,
 }
 
-/// What a read found.
+/// Result of one read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Got {
-    /// So many bytes.
+pub(crate) enum RawRead {
+    /// This many bytes.
     Bytes(usize),
-    /// The end, for now.
+    /// The current end of the file.
     End,
-    /// The end of a gzip file that is cut off in a member: perhaps it is still being written.
-    CutOff,
+    /// The end of a compressed file inside a member: the file may still be written.
+    TruncatedStream,
 }
 
-/// What became of the content that a fingerprint was taken of.
+/// Whether a file still has the content that a fingerprint was taken of.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Content {
-    /// It is there. With the file's first bytes and the last ones before the offset.
+pub(crate) enum SeekOutcome {
+    /// It has. `first` are the file's first bytes, `before` the last ones before the offset.
     Same { first: Vec<u8>, before: Vec<u8> },
-    /// The file is shorter, and what there is of it does not tell.
+    /// The file is shorter than the offset, and the bytes that it has do not differ.
     Shorter,
-    /// Something else is there.
-    Other,
+    /// The file has other content.
+    Different,
 }
 
 impl Input {
-    /// Takes a file from its beginning.
+    /// Opens a file at its beginning.
     pub(crate) fn open(file: File, compression: Compression) -> io::Result<Self> {
-        let gzip = match compression {
-            Compression::None => false,
-            Compression::Gzip => true,
+        let format = match compression {
+            Compression::None => None,
+            Compression::Gzip => Some(Format::Gzip),
+            Compression::Zstd => Some(Format::Zstd),
+            Compression::Xz => Some(Format::Xz),
             Compression::Auto => {
-                let mut first = [0; MAGIC.len()];
-                read_fully_at(&file, &mut first, 0)? == MAGIC.len() && first == MAGIC
+                let mut first = [0; MAGIC_LEN];
+                let len = read_fully_at(&file, &mut first, 0)?;
+                Format::detect(&first[..len])?
             }
         };
-        if gzip {
-            return Ok(Self::Gzip(Box::new(MultiGzDecoder::new(BufReader::with_capacity(64 << 10, file)))));
-        }
-        Ok(Self::Plain(file))
+        Ok(match format {
+            Some(format) => Self::Compressed(Box::new(Decoder::new(format, file))),
+            None => Self::Plain(file),
+        })
     }
 
-    pub(crate) fn is_gzip(&self) -> bool {
-        matches!(self, Self::Gzip(_))
+    pub(crate) fn is_compressed(&self) -> bool {
+        matches!(self, Self::Compressed(_))
     }
 
-    /// The file under it.
+    /// The underlying file.
     pub(crate) fn file(&self) -> &File {
         match self {
             Self::Plain(file) => file,
-            Self::Gzip(decoder) => decoder.get_ref().get_ref(),
+            Self::Compressed(decoder) => decoder.file(),
         }
     }
 
-    /// Reads at `offset`. For gzip that must be where the last read ended.
-    pub(crate) fn read(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<Got> {
+    /// Bytes of memory that it holds.
+    pub(crate) fn memory(&self) -> usize {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Compressed(decoder) => decoder.memory(),
+        }
+    }
+
+    /// Whether a compressed file has bytes after its last member that are not part of one.
+    pub(crate) fn has_trailing_bytes(&self) -> bool {
+        matches!(self, Self::Compressed(decoder) if decoder.has_trailing_bytes())
+    }
+
+    /// Frees the buffers of a compressed file that was read to its end.
+    pub(crate) fn release(&mut self) {
+        if let Self::Compressed(decoder) = self {
+            decoder.release();
+        }
+    }
+
+    /// Reads at `offset`. For a compressed file, `offset` must be where the last read ended.
+    pub(crate) fn read(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<RawRead> {
+        let file = match self {
+            Self::Plain(file) => file,
+            Self::Compressed(decoder) => return decoder.read(buffer),
+        };
         loop {
-            let result = match self {
-                Self::Plain(file) => file.read_at(buffer, offset),
-                Self::Gzip(decoder) => decoder.read(buffer),
-            };
-            return match result {
-                Ok(0) => Ok(Got::End),
-                Ok(count) => Ok(Got::Bytes(count)),
+            return match file.read_at(buffer, offset) {
+                Ok(0) => Ok(RawRead::End),
+                Ok(count) => Ok(RawRead::Bytes(count)),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof && self.is_gzip() => Ok(Got::CutOff),
                 Err(error) => Err(error),
             };
         }
     }
 
-    /// The first bytes, `most` at most, and what comes after them. Only of an input that nothing was read from.
-    pub(crate) fn beginning(&mut self, most: usize) -> io::Result<(Vec<u8>, After)> {
-        let (mut bytes, mut len, mut after) = (vec![0; most], 0, After::Unknown);
-        while len < most {
+    /// The first bytes, at most `max`. Nothing may have been read from the input before.
+    pub(crate) fn beginning(&mut self, max: usize) -> io::Result<(Vec<u8>, Coverage)> {
+        let (mut bytes, mut len, mut coverage) = (vec![0; max], 0, Coverage::Partial);
+        while len < max {
             match self.read(&mut bytes[len..], len as u64)? {
-                Got::Bytes(count) => {
+                RawRead::Bytes(count) => {
                     len += count;
                     continue;
                 }
-                Got::End => after = After::Nothing,
-                Got::CutOff => after = After::CutOff,
+                RawRead::End => coverage = Coverage::Complete,
+                RawRead::TruncatedStream => coverage = Coverage::Truncated,
             }
             bytes.truncate(len);
             break;
         }
-        Ok((bytes, after))
+        Ok((bytes, coverage))
     }
 
-    /// Goes to a fingerprint's offset and says whether the content before it is the fingerprint's. Afterwards reading goes on there.
-    pub(crate) fn seek(&mut self, known: &Fingerprint) -> io::Result<Content> {
+    /// Moves to a fingerprint's offset and compares the content before it with the fingerprint. The
+    /// next read continues there.
+    pub(crate) fn seek(&mut self, known: &Fingerprint) -> io::Result<SeekOutcome> {
         match self {
             Self::Plain(file) => seek_plain(file, known),
-            Self::Gzip(_) => self.seek_gzip(known),
+            Self::Compressed(_) => self.seek_compressed(known),
         }
     }
 
-    fn seek_gzip(&mut self, known: &Fingerprint) -> io::Result<Content> {
-        let mut skip = Skip::new(*known);
+    fn seek_compressed(&mut self, known: &Fingerprint) -> io::Result<SeekOutcome> {
+        let mut seek = CompressedSeek::new(*known);
         loop {
-            if let Some(content) = skip.step(self)? {
-                return Ok(content);
+            if let Some(outcome) = seek.step(self)? {
+                return Ok(outcome);
             }
         }
     }
 
-    /// The fingerprint of all there is, decompressed.
+    /// The fingerprint of the whole decompressed content.
     pub(crate) fn fingerprint_of_all(&mut self) -> io::Result<Fingerprint> {
         if let Self::Plain(file) = self {
             let size = file.metadata()?.len();
@@ -149,7 +168,7 @@ impl Input {
         }
         let (mut first, mut recent, mut at) = (Vec::new(), Vec::new(), 0);
         let mut chunk = vec![0; 64 << 10];
-        while let Got::Bytes(count) = self.read(&mut chunk, at)? {
+        while let RawRead::Bytes(count) = self.read(&mut chunk, at)? {
             let read = &chunk[..count];
             first.extend_from_slice(&read[..count.min(HEAD - first.len())]);
             recent.extend_from_slice(&read[count - count.min(TAIL)..]);
@@ -160,8 +179,9 @@ impl Input {
     }
 }
 
-/// On the way to a fingerprint's offset in a gzip file, which can only be read from its beginning.
-pub(crate) struct Skip {
+/// A seek in a compressed file, which must decompress everything before the offset; it runs in
+/// steps.
+pub(crate) struct CompressedSeek {
     pub(crate) known: Fingerprint,
     first: Vec<u8>,
     recent: Vec<u8>,
@@ -169,26 +189,26 @@ pub(crate) struct Skip {
     chunk: Vec<u8>,
 }
 
-impl Skip {
+impl CompressedSeek {
     pub(crate) fn new(known: Fingerprint) -> Self {
         Self { known, first: Vec::new(), recent: Vec::new(), at: 0, chunk: vec![0; 64 << 10] }
     }
 
-    /// Decompresses a little; says what is there once the offset is reached.
-    pub(crate) fn step(&mut self, input: &mut Input) -> io::Result<Option<Content>> {
+    /// Decompresses one chunk. Returns the outcome once the offset is reached.
+    pub(crate) fn step(&mut self, input: &mut Input) -> io::Result<Option<SeekOutcome>> {
         if self.at == self.known.offset {
             return Ok(Some(compare(&self.known, std::mem::take(&mut self.first), std::mem::take(&mut self.recent))));
         }
         let wanted = usize::try_from(self.known.offset - self.at).unwrap_or(usize::MAX).min(self.chunk.len());
-        let Got::Bytes(count) = input.read(&mut self.chunk[..wanted], self.at)? else {
-            return Ok(Some(Content::Shorter));
+        let RawRead::Bytes(count) = input.read(&mut self.chunk[..wanted], self.at)? else {
+            return Ok(Some(SeekOutcome::Shorter));
         };
         let read = &self.chunk[..count];
         let head_len = self.known.head.len as usize;
         let had_head = self.first.len() >= head_len;
         self.first.extend_from_slice(&read[..count.min(HEAD - self.first.len())]);
-        if !had_head && self.first.len() >= head_len && !self.known.head.is(&self.first[..head_len]) {
-            return Ok(Some(Content::Other));
+        if !had_head && self.first.len() >= head_len && !self.known.head.matches(&self.first[..head_len]) {
+            return Ok(Some(SeekOutcome::Different));
         }
         self.recent.extend_from_slice(&read[count - count.min(TAIL)..]);
         self.recent.drain(..self.recent.len() - self.recent.len().min(TAIL));
@@ -197,28 +217,27 @@ impl Skip {
     }
 }
 
-fn seek_plain(file: &File, known: &Fingerprint) -> io::Result<Content> {
+fn seek_plain(file: &File, known: &Fingerprint) -> io::Result<SeekOutcome> {
     let mut first = vec![0; known.head.len as usize];
     let count = read_fully_at(file, &mut first, 0)?;
     if count < first.len() {
-        return Ok(Content::Shorter);
+        return Ok(SeekOutcome::Shorter);
     }
     let mut before = vec![0; known.tail.len as usize];
     let before_at = known.offset - u64::from(known.tail.len);
     let count = read_fully_at(file, &mut before, before_at)?;
     if count < before.len() {
-        // What is left of the head may tell already.
-        return Ok(if known.head.is(&first) { Content::Shorter } else { Content::Other });
+        return Ok(if known.head.matches(&first) { SeekOutcome::Shorter } else { SeekOutcome::Different });
     }
     Ok(compare(known, first, before))
 }
 
-fn compare(known: &Fingerprint, first: Vec<u8>, recent: Vec<u8>) -> Content {
+fn compare(known: &Fingerprint, first: Vec<u8>, recent: Vec<u8>) -> SeekOutcome {
     let head_len = known.head.len as usize;
     let tail_len = known.tail.len as usize;
     let before = recent[recent.len() - recent.len().min(tail_len)..].to_vec();
-    let same = first.len() >= head_len && known.head.is(&first[..head_len]) && known.tail.is(&before);
-    if same { Content::Same { first, before } } else { Content::Other }
+    let same = first.len() >= head_len && known.head.matches(&first[..head_len]) && known.tail.matches(&before);
+    if same { SeekOutcome::Same { first, before } } else { SeekOutcome::Different }
 }
 
 /// Reads until `buffer` is full or the file ends.

@@ -1,22 +1,27 @@
-//! The source connector `logfile`: one record a line of every file that its globs match, followed through rotation.
+//! The source connector `logfile`: one record for each line of the files that its globs match,
+//! followed through rotation.
 //!
-//! What it promises: every line of every file once, in the file's order, across rotation by renaming, by copying and truncating, and by
-//! compressing, whether the worker was up or down meanwhile. What that rests on is said in [`position`] (what is remembered of a file),
-//! [`tracker`] (how files are recognised) and [`source`] (when a line is handed out).
+//! It emits every line of every file once, in the file's order, across rotation by renaming, by
+//! copying and truncating, and by compressing, whether or not the worker ran meanwhile.
+//! [`position`] describes the stored state of a file, [`tracker`] how files are identified, and
+//! [`source`] when they are read.
 //!
-//! The options are documented on [`LogfileOptions`] and in the folder's README.
+//! The options are declared in [`config`]; the folder's README documents them.
 
 mod config;
+mod copy_detection;
+mod decompress;
 mod discovery;
 mod emit;
 mod file;
 mod fingerprint;
-mod heirs;
+mod glob;
 mod input;
 mod names;
 mod parser;
 mod position;
 mod reader;
+mod reading;
 mod source;
 mod text;
 mod tracker;
@@ -28,9 +33,9 @@ use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{Placement, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
 
 pub use config::{Compression, EndOfFile, LogfileOptions, Oversize, ReadFrom};
-pub use parser::{Event, Expected, Parser, ParserKind};
+pub use parser::{CombinedVariant, Event, Expected, Parser, ParserKind};
 
-/// The connector, as the runtime's registry lists it.
+/// The connector, for the runtime's registry.
 pub struct LogfileConnector;
 
 impl SourceConnector for LogfileConnector {

@@ -1,16 +1,18 @@
-//! What is remembered of a file between runs: one keyed value of the source's position a file.
+//! The stored position: one keyed value for each file.
 //!
-//! The key is `{device}:{inode}:{hash of the head when the key was made}`. It stays the same for as long as the file is followed, whatever
-//! its name, and is removed when the file is gone and read to its end. The value is JSON: where the next line starts, the fingerprint of what
-//! was read before it, the size and time of the file when it was last read to its end (a file that still has them need not be opened), the path that
-//! its records carry, and the ordering key.
+//! The key is `{device}:{inode}:{hash of the head when the key was made}`. It does not change while
+//! the file is followed, whatever its name, and is removed when the file is gone and was read to
+//! its end. The value is JSON: the offset of the next line, the fingerprint of the content before
+//! it, the size and time of the file when it was last read to its end (a file that still has them
+//! need not be opened), the path that its records carry, and the ordering key.
 
 use serde::{Deserialize, Serialize};
 use trunkline_connector::{Error, Result};
 
 use crate::fingerprint::Fingerprint;
 
-/// Marks that the source has started once: files found later are read from their beginning whatever `read_from` says.
+/// Present once the source has started: later files are read from their beginning, whatever
+/// `read_from` says.
 pub(crate) const STARTED_KEY: &str = "started";
 
 /// Device and inode.
@@ -20,7 +22,7 @@ pub(crate) struct FileId {
     pub(crate) inode: u64,
 }
 
-/// Size and modification time, compared to tell that nothing happened.
+/// Size and modification time. A file that keeps both has not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stat {
     pub(crate) size: u64,
@@ -29,21 +31,25 @@ pub(crate) struct Stat {
     pub(crate) modified: i64,
 }
 
-/// The value of one file.
+/// The stored value of one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Saved {
-    /// The path that the file was first seen under; its records carry it.
+pub(crate) struct FilePosition {
+    /// The path under which the file was first seen; its records carry it.
     pub(crate) path: String,
     #[serde(flatten)]
     pub(crate) read: Fingerprint,
-    /// Present when the file was read to its end.
+    /// State of the file when it was read to its end; absent while more is left.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub(crate) at_end: Option<Stat>,
     #[serde(rename = "lane")] // The name in stored positions.
     pub(crate) ordering_key: u32,
-    /// The last line was handed out before its delimiter came: if it comes, it ends that line, and is no line of its own.
+    /// The last line was emitted before its delimiter was written. A delimiter that follows ends
+    /// that line and makes no empty one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) cut: bool,
+    /// Where the file was when it was last read, without symbolic links, if that is not `path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) real_path: Option<String>,
 }
 
 /// The key of a file.
@@ -51,20 +57,21 @@ pub(crate) fn key(id: FileId, read: &Fingerprint) -> String {
     format!("{}:{}:{:016x}", id.device, id.inode, read.head.hash)
 }
 
-/// The value as stored.
-pub(crate) fn encode(saved: &Saved) -> Result<Vec<u8>> {
+/// Serialises a value.
+pub(crate) fn encode(saved: &FilePosition) -> Result<Vec<u8>> {
     serde_json::to_vec(saved).map_err(|error| {
-        Error::internal("logfile.position", format!("the position of {} cannot be written: {error}", saved.path))
+        Error::internal("logfile.position", format!("cannot serialise the position of {}: {error}", saved.path))
     })
 }
 
-/// Reads one keyed value.
-pub(crate) fn decode(key: &str, value: &[u8]) -> Result<(FileId, Saved)> {
+/// Parses one keyed value.
+pub(crate) fn decode(key: &str, value: &[u8]) -> Result<(FileId, FilePosition)> {
     let invalid = |why: String| {
         Error::data(
             "logfile.position",
             format!(
-                "the stored position `{key}` cannot be read ({why}); expected what a version of Trunkline not newer than this one wrote"
+                "the stored position `{key}` cannot be read ({why}); a newer version of Trunkline may have written it: run that \
+                 version, or remove the key"
             ),
         )
     };
@@ -81,18 +88,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comes_back_as_written() {
+    fn positions_survive_a_round_trip() {
         let id = FileId { device: 66305, inode: 1234 };
         for at_end in [None, Some(Stat { size: 30, modified: 5 })] {
             let read = Fingerprint::at(3, b"ab\n", b"ab\n");
-            let saved = Saved { path: "/v/a.log".to_owned(), read, at_end, ordering_key: 7, cut: false };
+            let saved = FilePosition {
+                path: "/v/a.log".to_owned(),
+                read,
+                at_end,
+                ordering_key: 7,
+                cut: false,
+                real_path: None,
+            };
             let value = encode(&saved).unwrap();
             assert_eq!(decode(&key(id, &read), &value).unwrap(), (id, saved));
         }
     }
 
     #[test]
-    fn what_cannot_be_read_names_its_key() {
+    fn errors_name_the_unreadable_key() {
         for (key, value) in [("x", "{}"), ("1:2:3", "{}"), ("1:2:3", "nonsense")] {
             assert!(decode(key, value.as_bytes()).unwrap_err().message().contains(key));
         }

@@ -1,110 +1,133 @@
-//! Lines out of an open file.
+//! [`Reader`]: splits an open file into lines.
 //!
-//! # How changes behind our back are noticed
-//! Every read of a plain file begins up to [`TAIL`] bytes *before* the new ones and compares them with what was read there. A file that was
-//! truncated and written anew, even past the old offset and even between two polls, is noticed in the very read that would have taken its
-//! bytes for a continuation.
+//! # Detection of changed content
+//! Each read of a plain file begins up to [`TAIL`] bytes *before* the new ones and compares them
+//! with what was read there. A file that was truncated and rewritten, even past the old offset and
+//! between two polls, is detected by the read that would otherwise take the new bytes for a
+//! continuation.
+//!
+//! # Holes
+//! A writer that does not append keeps its offset when its file is truncated, so that the file
+//! begins with a hole: zero bytes. A file system may leave zero bytes after a crash. Zero bytes at
+//! the beginning of a line are skipped.
 //!
 //! # Memory
-//! One line is held at most, and of a line longer than allowed only the first `max_line_bytes`: its rest is counted and let go.
+//! The reader holds one line at most. Of a line longer than `max_line_bytes` it keeps the first
+//! bytes and counts the rest.
 
 use std::fs::File;
 use std::io;
 
 use crate::config::Compression;
+use crate::decompress::{Format, MAGIC_LEN};
 use crate::fingerprint::{Fingerprint, HEAD, TAIL};
-use crate::input::{Content, Got, Input, MAGIC, Skip};
+use crate::input::{CompressedSeek, Input, RawRead, SeekOutcome};
 use crate::text::Delimiter;
 
-/// More decompressed bytes than this are passed over in steps.
-const LONG_WAY: u64 = 4 << 20;
-/// Bytes asked for in one read.
+/// A seek over more decompressed bytes than this runs in steps.
+const MAX_SEEK_AT_ONCE: u64 = 4 << 20;
+/// Size of one read.
 const CHUNK: usize = 128 << 10;
+/// Fewer zero bytes than this at the beginning of a line are skipped only at the beginning of a
+/// file.
+const MIN_HOLE: usize = 64;
 
 pub(crate) struct Reader {
     input: Input,
     compression: Compression,
-    /// Content from `base` on: some bytes that were handed out, then those that were not.
+    /// Content from `base` on: some bytes of emitted lines, then the others.
     buffer: Vec<u8>,
     base: u64,
     /// Where the next line starts in `buffer`.
     start: usize,
-    /// There is no delimiter in `buffer` from `start` to here.
+    /// `buffer` has no delimiter between `start` and here.
     scanned: usize,
     /// The file's first bytes, [`HEAD`] at most.
     first: Vec<u8>,
-    /// Where the last run stopped is not reached yet.
-    skip: Option<Box<Skip>>,
-    /// The line being read, once it is longer than allowed.
-    long: Option<Long>,
-    /// The line last handed out, if it was too long.
-    handed_out: Vec<u8>,
-    /// The last line was handed out before its delimiter.
+    /// The seek to the stored offset, while it is not finished.
+    seek: Option<Box<CompressedSeek>>,
+    /// The current line, once it is longer than allowed.
+    oversized: Option<OversizedLine>,
+    /// The last returned line, if it was too long.
+    returned: Vec<u8>,
+    /// The last line was returned before its delimiter was written.
     cut: bool,
-    /// What was handed out before the last line, if that was too long.
-    before_long: Option<Fingerprint>,
-    /// See [`Reader::step_back`].
+    /// The fingerprint before the last line, if that was too long.
+    before_oversized: Option<Fingerprint>,
+    /// Set by [`Reader::step_back`].
     stepped_back: Option<Fingerprint>,
-    /// A gzip stream has ended; what is appended later needs a new one.
+    /// The compressed stream has ended; reading appended bytes needs a new one.
     ended: bool,
+    /// Number of bytes of a file that is too short to decide whether it is compressed; they are not
+    /// in `buffer`.
+    undecided: usize,
+    /// Zero bytes that were skipped since the last [`Reader::take_skipped_zeros`].
+    skipped_zeros: u64,
 }
 
-struct Long {
+struct OversizedLine {
     offset: u64,
     kept: Vec<u8>,
     len: u64,
     before: Vec<u8>,
 }
 
-/// A line as it stands in the file, without its delimiter.
+/// A line of the file, without its delimiter.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Line<'a> {
-    /// Where it starts.
+    /// Offset of its first byte.
     pub(crate) offset: u64,
     /// Its bytes; only the first ones if it is too long.
     pub(crate) bytes: &'a [u8],
-    /// Its true length if it is too long.
+    /// Its full length if it is too long.
     pub(crate) oversize: Option<u64>,
 }
 
-/// What [`Reader::read_more`] found.
+/// Result of [`Reader::read_more`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum More {
-    /// Bytes; there may be lines.
+pub(crate) enum ReadOutcome {
+    /// Read this many bytes; they may complete lines.
     Bytes(usize),
-    /// The end, for now.
+    /// The current end of the file.
     End,
-    /// The end of a gzip file that is cut off.
-    CutOff,
-    /// What was read before is no longer there: truncated or overwritten.
+    /// The end of a compressed file inside a member.
+    TruncatedStream,
+    /// The content that was read is gone: the file was truncated or overwritten.
     Changed,
 }
 
-/// What [`Reader::open`] found.
-pub(crate) enum Opened {
-    /// The content is what it was; reading goes on.
-    Reader(Box<Reader>),
-    /// The file is too short to be what it was.
+/// Result of [`Reader::open`].
+pub(crate) enum ResumeOutcome {
+    /// The content is the known one; reading continues after it.
+    Resumed(Box<Reader>),
+    /// The file is shorter than the known content.
     Shorter,
-    /// Something else is in it.
-    Other,
+    /// The file has other content.
+    Different,
 }
 
 impl Reader {
-    /// Opens a file where a fingerprint was taken.
-    pub(crate) fn open(file: File, compression: Compression, known: &Fingerprint, cut: bool) -> io::Result<Opened> {
+    /// Opens a file at a fingerprint's offset.
+    pub(crate) fn open(
+        file: File,
+        compression: Compression,
+        known: &Fingerprint,
+        cut: bool,
+    ) -> io::Result<ResumeOutcome> {
         let mut input = Input::open(file, compression)?;
-        // A fill must not pass its deadline: a long way through a gzip file is gone in steps, and what is found at its end is told then.
-        let skip = (input.is_gzip() && known.offset > LONG_WAY).then(|| Box::new(Skip::new(*known)));
-        let (first, before) = match &skip {
+        // A fill must not pass its deadline: a long seek in a compressed file runs in steps, and
+        // `read_more` reports its outcome.
+        let seek =
+            (input.is_compressed() && known.offset > MAX_SEEK_AT_ONCE).then(|| Box::new(CompressedSeek::new(*known)));
+        let (first, before) = match &seek {
             Some(_) => (Vec::new(), Vec::new()),
             None => match input.seek(known)? {
-                Content::Same { first, before } => (first, before),
-                Content::Shorter => return Ok(Opened::Shorter),
-                Content::Other => return Ok(Opened::Other),
+                SeekOutcome::Same { first, before } => (first, before),
+                SeekOutcome::Shorter => return Ok(ResumeOutcome::Shorter),
+                SeekOutcome::Different => return Ok(ResumeOutcome::Different),
             },
         };
-        Ok(Opened::Reader(Box::new(Self {
+        Ok(ResumeOutcome::Resumed(Box::new(Self {
             input,
             compression,
             base: known.offset - before.len() as u64,
@@ -112,13 +135,15 @@ impl Reader {
             scanned: before.len(),
             buffer: before,
             first,
-            skip,
-            long: None,
-            handed_out: Vec::new(),
+            seek,
+            oversized: None,
+            returned: Vec::new(),
             cut,
-            before_long: None,
+            before_oversized: None,
             stepped_back: None,
             ended: false,
+            undecided: 0,
+            skipped_zeros: 0,
         })))
     }
 
@@ -126,41 +151,47 @@ impl Reader {
         self.input.file()
     }
 
-    pub(crate) fn is_gzip(&self) -> bool {
-        self.input.is_gzip()
+    pub(crate) fn is_compressed(&self) -> bool {
+        self.input.is_compressed()
     }
 
-    /// A gzip stream that has ended cannot go on: the file must be opened again to read what was appended.
+    /// Whether the compressed stream has ended: to read appended bytes, the file must be reopened.
     pub(crate) fn must_reopen(&self) -> bool {
         self.ended
     }
 
-    /// Where the next line starts.
+    /// Offset of the next line.
     pub(crate) fn offset(&self) -> u64 {
-        self.long.as_ref().map_or(self.base + self.start as u64, |long| long.offset)
+        self.oversized.as_ref().map_or(self.base + self.start as u64, |line| line.offset)
     }
 
-    /// Of what was handed out.
+    /// Identifies the content of the returned lines.
     pub(crate) fn fingerprint(&self) -> Fingerprint {
-        if let Some(before) = self.stepped_back.or(self.skip.as_ref().map(|skip| skip.known)) {
+        if let Some(before) = self.stepped_back.or(self.seek.as_ref().map(|seek| seek.known)) {
             return before;
         }
-        match &self.long {
-            Some(long) => Fingerprint::at(long.offset, &self.first, &long.before),
+        match &self.oversized {
+            Some(line) => Fingerprint::at(line.offset, &self.first, &line.before),
             None => Fingerprint::at(self.offset(), &self.first, &self.buffer[..self.start]),
         }
     }
 
-    /// Counts the last line, which was too long, as not handed out: from now on [`Reader::fingerprint`] is the one before it. The reader
-    /// cannot go on after this.
+    /// Takes back the last line, which was too long: [`Reader::fingerprint`] returns the one before
+    /// it. The reader cannot be used for reading after this.
     pub(crate) fn step_back(&mut self) {
-        self.stepped_back = self.before_long;
+        self.stepped_back = self.before_oversized;
         self.cut = false;
     }
 
-    /// Where the bytes read so far end.
+    /// Offset after the last byte that was read.
     pub(crate) fn end(&self) -> u64 {
         self.base + self.buffer.len() as u64
+    }
+
+    /// Length of a file that is too short to decide whether it is compressed, so that nothing of it
+    /// was read; otherwise 0.
+    pub(crate) fn undecided_len(&self) -> u64 {
+        self.undecided as u64
     }
 
     /// The file's first bytes.
@@ -168,99 +199,109 @@ impl Reader {
         &self.first
     }
 
+    /// The bytes after the last delimiter; `None` if not all of them are kept.
+    pub(crate) fn rest(&self) -> Option<&[u8]> {
+        self.oversized.is_none().then(|| &self.buffer[self.start..])
+    }
+
+    /// Whether a compressed file has bytes after its last member that are not part of one.
+    pub(crate) fn has_trailing_bytes(&self) -> bool {
+        self.input.has_trailing_bytes()
+    }
+
     pub(crate) fn is_cut(&self) -> bool {
         self.cut
     }
 
-    /// Bytes of memory.
+    /// Bytes of memory that it holds.
     pub(crate) fn memory(&self) -> usize {
-        let long = self.long.as_ref().map_or(0, |long| long.kept.capacity());
-        let decoder = if self.input.is_gzip() { 176 << 10 } else { 0 };
-        self.buffer.capacity() + long + self.handed_out.capacity() + self.first.capacity() + decoder
+        let oversized = self.oversized.as_ref().map_or(0, |line| line.kept.capacity());
+        self.buffer.capacity() + oversized + self.returned.capacity() + self.first.capacity() + self.input.memory()
     }
 
-    /// The next whole line, if it has been read.
+    /// The next complete line, if it has been read.
     pub(crate) fn next_line(&mut self, delimiter: &Delimiter, max_bytes: usize) -> Option<Line<'_>> {
         if self.cut && !self.complete_cut_line(delimiter) {
             return None;
         }
+        self.skip_hole(delimiter);
         let found = delimiter.find(&self.buffer[self.scanned..], self.base + self.scanned as u64);
         let Some(found) = found else {
             self.scanned = (self.buffer.len() + 1).saturating_sub(delimiter.len()).max(self.scanned);
-            self.let_go_of_long_line(delimiter, max_bytes);
+            self.truncate_oversized(delimiter, max_bytes);
             return None;
         };
         let end = self.scanned + found;
         let (start, offset) = (self.start, self.offset());
-        self.before_long = (self.long.is_some() || end - start > max_bytes).then(|| self.fingerprint());
+        self.before_oversized = (self.oversized.is_some() || end - start > max_bytes).then(|| self.fingerprint());
         self.start = end + delimiter.len();
         self.scanned = self.start;
-        if let Some(long) = self.long.take() {
+        if let Some(line) = self.oversized.take() {
             let carriage_return = delimiter.carriage_return();
             let trimmed = if self.buffer[..end].ends_with(carriage_return) { carriage_return.len() } else { 0 };
-            let len = long.len + (end - start) as u64 - trimmed as u64;
-            self.handed_out = long.kept;
-            return Some(Line { offset, bytes: &self.handed_out, oversize: Some(len) });
+            let len = line.len + (end - start) as u64 - trimmed as u64;
+            self.returned = line.kept;
+            return Some(Line { offset, bytes: &self.returned, oversize: Some(len) });
         }
         let bytes = delimiter.trim(&self.buffer[start..end]);
         Some(limited(offset, bytes, delimiter, max_bytes))
     }
 
-    /// The bytes after the last delimiter, if there are any, taken as a line.
+    /// Returns the bytes after the last delimiter, if any, as a line.
     pub(crate) fn take_rest(&mut self, delimiter: &Delimiter, max_bytes: usize) -> Option<Line<'_>> {
         if !self.has_rest(delimiter) {
             return None;
         }
         let (start, offset) = (self.start, self.offset());
-        self.before_long = Some(self.fingerprint());
+        self.before_oversized = Some(self.fingerprint());
         self.start = self.buffer.len();
         self.scanned = self.start;
         self.cut = true;
-        if let Some(long) = self.long.take() {
-            let len = long.len + (self.buffer.len() - start) as u64;
-            self.handed_out = long.kept;
-            return Some(Line { offset, bytes: &self.handed_out, oversize: Some(len) });
+        if let Some(line) = self.oversized.take() {
+            let len = line.len + (self.buffer.len() - start) as u64;
+            self.returned = line.kept;
+            return Some(Line { offset, bytes: &self.returned, oversize: Some(len) });
         }
         let bytes = delimiter.trim(&self.buffer[start..]);
         Some(limited(offset, bytes, delimiter, max_bytes))
     }
 
-    /// Are there bytes after the last delimiter that make a line?
+    /// Whether the bytes after the last delimiter make a line.
     pub(crate) fn has_rest(&self, delimiter: &Delimiter) -> bool {
         let rest = &self.buffer[self.start..];
         let only_delimiter = self.cut && delimiter.completion(rest).is_none();
-        self.long.is_some() || (!rest.is_empty() && !only_delimiter)
+        self.oversized.is_some() || (!rest.is_empty() && !only_delimiter)
     }
 
-    /// Reads on.
-    pub(crate) fn read_more(&mut self) -> io::Result<More> {
-        if let Some(mut skip) = self.skip.take() {
-            return match skip.step(&mut self.input)? {
+    /// Reads the next bytes of the file.
+    pub(crate) fn read_more(&mut self) -> io::Result<ReadOutcome> {
+        if let Some(mut seek) = self.seek.take() {
+            return match seek.step(&mut self.input)? {
                 None => {
-                    self.skip = Some(skip);
-                    Ok(More::Bytes(0))
+                    self.seek = Some(seek);
+                    Ok(ReadOutcome::Bytes(0))
                 }
-                Some(Content::Same { first, before }) => {
+                Some(SeekOutcome::Same { first, before }) => {
                     self.base -= before.len() as u64;
                     (self.start, self.scanned) = (before.len(), before.len());
                     (self.first, self.buffer) = (first, before);
-                    Ok(More::Bytes(0))
+                    Ok(ReadOutcome::Bytes(0))
                 }
-                Some(Content::Shorter | Content::Other) => {
-                    self.stepped_back = Some(skip.known);
-                    Ok(More::Changed)
+                Some(SeekOutcome::Shorter | SeekOutcome::Different) => {
+                    self.stepped_back = Some(seek.known);
+                    Ok(ReadOutcome::Changed)
                 }
             };
         }
         self.compact();
         let len = self.buffer.len();
-        let overlap = if self.input.is_gzip() { 0 } else { len.min(TAIL) };
+        let overlap = if self.input.is_compressed() { 0 } else { len.min(TAIL) };
         let mut known = [0; TAIL];
         known[..overlap].copy_from_slice(&self.buffer[len - overlap..]);
         self.buffer.resize(len + CHUNK, 0);
         let at = self.base + (len - overlap) as u64;
-        let got = self.input.read(&mut self.buffer[len - overlap..], at);
-        let count = if let Ok(Got::Bytes(count)) = got { count } else { 0 };
+        let read = self.input.read(&mut self.buffer[len - overlap..], at);
+        let count = if let Ok(RawRead::Bytes(count)) = read { count } else { 0 };
         let same = count >= overlap && self.buffer[len - overlap..len] == known[..overlap];
         if count <= overlap || !same {
             self.buffer[len - overlap..len].copy_from_slice(&known[..overlap]);
@@ -268,39 +309,43 @@ impl Reader {
         } else {
             self.buffer.truncate(len - overlap + count);
         }
-        let got = got?;
-        if self.input.is_gzip() && got != Got::Bytes(count) {
+        let read = read?;
+        if self.input.is_compressed() && read != RawRead::Bytes(count) {
             self.ended = true;
         }
-        match got {
-            Got::CutOff => Ok(More::CutOff),
-            _ if !same => Ok(More::Changed),
-            Got::Bytes(count) if count > overlap => {
-                if self.base + len as u64 == 0 && self.turns_out_to_be_gzip() {
-                    return self.switch_to_gzip();
+        match read {
+            RawRead::TruncatedStream => Ok(ReadOutcome::TruncatedStream),
+            _ if !same => Ok(ReadOutcome::Changed),
+            RawRead::Bytes(count) if count > overlap => {
+                if self.base + len as u64 == 0 && self.may_be_compressed() {
+                    return self.switch_to_decoder();
                 }
+                self.undecided = 0;
                 self.keep_first(len);
-                Ok(More::Bytes(count - overlap))
+                Ok(ReadOutcome::Bytes(count - overlap))
             }
-            Got::Bytes(_) | Got::End => Ok(More::End),
+            RawRead::Bytes(_) | RawRead::End => Ok(ReadOutcome::End),
         }
     }
 
-    /// Gives memory back while the file is at rest.
-    pub(crate) fn rest(&mut self) {
+    /// Frees memory while the file does not change.
+    pub(crate) fn shrink(&mut self) {
         self.compact();
-        self.handed_out = Vec::new();
+        self.returned = Vec::new();
+        if self.ended {
+            self.input.release();
+        }
         if self.buffer.capacity() > 4 * self.buffer.len().max(TAIL) {
             self.buffer.shrink_to_fit();
         }
     }
 
     fn compact(&mut self) {
-        let let_go = self.start.saturating_sub(TAIL);
-        self.buffer.drain(..let_go);
-        self.base += let_go as u64;
-        self.start -= let_go;
-        self.scanned -= let_go;
+        let drained = self.start.saturating_sub(TAIL);
+        self.buffer.drain(..drained);
+        self.base += drained as u64;
+        self.start -= drained;
+        self.scanned -= drained;
     }
 
     fn keep_first(&mut self, from: usize) {
@@ -310,23 +355,26 @@ impl Reader {
         }
     }
 
-    /// A file that was empty when it was opened, and now begins like a gzip file (or with too little to tell).
-    fn turns_out_to_be_gzip(&self) -> bool {
-        let begins = self.buffer.starts_with(MAGIC) || MAGIC.starts_with(&self.buffer);
-        self.compression == Compression::Auto && !self.input.is_gzip() && begins
+    /// Whether a file that was empty when it was opened begins like a compressed file now, or is
+    /// too short to decide.
+    fn may_be_compressed(&self) -> bool {
+        let first = &self.buffer[..self.buffer.len().min(MAGIC_LEN)];
+        let auto = self.compression == Compression::Auto && !self.input.is_compressed();
+        auto && (Format::may_begin(first) || !matches!(Format::detect(first), Ok(None)))
     }
 
-    fn switch_to_gzip(&mut self) -> io::Result<More> {
-        let whole = self.buffer.len() >= MAGIC.len();
+    fn switch_to_decoder(&mut self) -> io::Result<ReadOutcome> {
+        self.undecided = if Format::may_begin(&self.buffer) { self.buffer.len() } else { 0 };
         self.buffer.clear();
-        if !whole {
-            return Ok(More::End);
+        if self.undecided > 0 {
+            return Ok(ReadOutcome::End);
         }
         self.input = Input::open(self.input.file().try_clone()?, Compression::Auto)?;
         self.read_more()
     }
 
-    /// Takes the delimiter that comes after a line already handed out. `false` if more bytes are needed to tell.
+    /// Passes over the delimiter of a line that was returned before it. `false` if more bytes are
+    /// needed to decide.
     fn complete_cut_line(&mut self, delimiter: &Delimiter) -> bool {
         let Some(len) = delimiter.completion(&self.buffer[self.start..]) else { return false };
         self.start += len;
@@ -335,21 +383,41 @@ impl Reader {
         true
     }
 
-    fn let_go_of_long_line(&mut self, delimiter: &Delimiter, max_bytes: usize) {
+    /// Passes over zero bytes at the beginning of a line.
+    fn skip_hole(&mut self, delimiter: &Delimiter) {
+        if self.oversized.is_some() || self.buffer.get(self.start) != Some(&0) {
+            return;
+        }
+        let zeros = delimiter.leading_zeros(&self.buffer[self.start..]);
+        let before = self.start.checked_sub(delimiter.unit()).map(|from| &self.buffer[from..self.start]);
+        let continues = before.is_none_or(|unit| unit.iter().all(|byte| *byte == 0));
+        if zeros >= MIN_HOLE || (continues && zeros > 0) {
+            self.start += zeros;
+            self.scanned = self.scanned.max(self.start);
+            self.skipped_zeros += zeros as u64;
+        }
+    }
+
+    /// The number of zero bytes that were skipped since the last call.
+    pub(crate) fn take_skipped_zeros(&mut self) -> u64 {
+        std::mem::take(&mut self.skipped_zeros)
+    }
+
+    fn truncate_oversized(&mut self, delimiter: &Delimiter, max_bytes: usize) {
         let unread = self.scanned - self.start;
         // A carriage return at the end may turn out to belong to the delimiter.
         let allowed = max_bytes + delimiter.carriage_return().len();
-        if self.long.is_none() && unread > allowed {
+        if self.oversized.is_none() && unread > allowed {
             let kept = max_bytes - max_bytes % delimiter.unit();
-            self.long = Some(Long {
+            self.oversized = Some(OversizedLine {
                 offset: self.base + self.start as u64,
                 kept: self.buffer[self.start..self.start + kept].to_vec(),
                 len: 0,
                 before: self.buffer[self.start.saturating_sub(TAIL)..self.start].to_vec(),
             });
         }
-        if let Some(long) = &mut self.long {
-            long.len += (self.scanned - self.start) as u64;
+        if let Some(line) = &mut self.oversized {
+            line.len += (self.scanned - self.start) as u64;
             self.start = self.scanned;
         }
     }
@@ -372,35 +440,35 @@ mod tests {
 
     fn open(path: &std::path::Path, known: &Fingerprint) -> Box<Reader> {
         match Reader::open(File::open(path).unwrap(), Compression::Auto, known, false).unwrap() {
-            Opened::Reader(reader) => reader,
-            _ => panic!("the content is not what it was"),
+            ResumeOutcome::Resumed(reader) => reader,
+            _ => panic!("the content differs"),
         }
     }
 
     type Owned = (u64, Vec<u8>, Option<u64>);
 
-    fn lines(reader: &mut Reader, delimiter: &Delimiter, max: usize) -> (Vec<Owned>, More) {
+    fn lines(reader: &mut Reader, delimiter: &Delimiter, max: usize) -> (Vec<Owned>, ReadOutcome) {
         let mut all = Vec::new();
         loop {
             while let Some(line) = reader.next_line(delimiter, max) {
                 all.push((line.offset, line.bytes.to_vec(), line.oversize));
             }
             match reader.read_more().unwrap() {
-                More::Bytes(_) => {}
+                ReadOutcome::Bytes(_) => {}
                 end => return (all, end),
             }
         }
     }
 
     #[test]
-    fn lines_of_a_growing_file_and_its_rest() {
+    fn lines_and_rest_of_a_growing_file_are_returned_once() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let newline = Delimiter::new("\n", encoding_rs::UTF_8);
         let mut reader = open(file.path(), &Fingerprint::empty());
         file.write_all(b"one\r\n\ntwo").unwrap();
         let (found, end) = lines(&mut reader, &newline, 100);
         assert_eq!(found, [(0, b"one".to_vec(), None), (5, Vec::new(), None)]);
-        assert_eq!((end, reader.offset(), reader.has_rest(&newline)), (More::End, 6, true));
+        assert_eq!((end, reader.offset(), reader.has_rest(&newline)), (ReadOutcome::End, 6, true));
         file.write_all(b" and\nthree").unwrap();
         assert_eq!(lines(&mut reader, &newline, 100).0, [(6, b"two and".to_vec(), None)]);
         assert_eq!(reader.take_rest(&newline, 100).unwrap().bytes, b"three");
@@ -410,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_long_line_only_the_first_bytes_are_held() {
+    fn only_the_first_bytes_of_an_oversized_line_are_held() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let long = vec![b'x'; 3 * CHUNK + 7];
         file.write_all(b"a\n").unwrap();
@@ -431,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rewritten_file_is_noticed_even_when_it_has_grown_past_the_offset() {
+    fn a_rewritten_file_that_has_grown_past_the_offset_is_detected() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.log");
         let newline = Delimiter::new("\n", encoding_rs::UTF_8);
@@ -442,17 +510,18 @@ mod tests {
             let mut reader = open(&path, &Fingerprint::empty());
             lines(&mut reader, &newline, 100);
             std::fs::write(&path, after).unwrap();
-            assert_eq!(lines(&mut reader, &newline, 100).1, More::Changed, "{before:?} -> {after:?}");
+            assert_eq!(lines(&mut reader, &newline, 100).1, ReadOutcome::Changed, "{before:?} -> {after:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn any_resumption_gives_the_same_lines(
+        fn a_resumed_reader_returns_the_same_lines(
             text in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), Just(b'a'), any::<u8>()], 0..600),
             max in 1usize..20, delimiter in prop_oneof![Just("\n"), Just("\r\n"), Just("aa")], stop in 0usize..50, gzip: bool
         ) {
-            prop_assume!(!MAGIC.starts_with(&text[..text.len().min(3)]) || text.is_empty());
+            let first = &text[..text.len().min(MAGIC_LEN)];
+            prop_assume!(text.is_empty() || (!Format::may_begin(first) && matches!(Format::detect(first), Ok(None))));
             let mut file = tempfile::NamedTempFile::new().unwrap();
             if gzip {
                 let mut encoder = flate2::write::GzEncoder::new(file.as_file_mut(), flate2::Compression::fast());
@@ -468,7 +537,7 @@ mod tests {
             while found.len() < stop {
                 if let Some(line) = reader.next_line(&delimiter, max) {
                     found.push((line.offset, line.bytes.to_vec(), line.oversize));
-                } else if !matches!(reader.read_more().unwrap(), More::Bytes(_)) {
+                } else if !matches!(reader.read_more().unwrap(), ReadOutcome::Bytes(_)) {
                     break;
                 }
             }

@@ -1,72 +1,63 @@
-//! [`LogfileSource`]: the loop that hands out lines.
+//! [`LogfileSource`]: decides which file is read when.
 //!
-//! A *look* at the file system ([`crate::discovery`], [`crate::tracker`]) says which files have something to read. Files of one family
-//! (`access.log`, `access.log.1`, ..) are read one after the other, oldest first, so that a log stays in order over rotation; families
-//! take turns. When all of them have been read there is another look, and if that finds nothing, the source is caught up.
+//! A *scan* of the file system ([`crate::discovery`], [`crate::tracker`]) finds the files with
+//! something to read. The files of one rotation group (`access.log`, `access.log.1`, ..) are read
+//! one after the other, oldest first, so that a log stays in order across rotation; the groups take
+//! turns. After all of them the source scans again. If that scan finds nothing, the source has
+//! caught up.
 //!
-//! Positions are written at the end of a fill, one change a file that moved; those that a look changes (a file is gone, a copy goes on)
-//! are in the same batch, so that they are committed together (I1).
+//! Positions are added at the end of a fill, one change for each file that moved. The changes that
+//! a scan makes (a file is gone, a copy continues it) are in the same batch, so that one
+//! transaction commits them together (I1).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use trunkline_connector::{
-    Error, Fill, PositionChange, Reservation, Result, Source, SourceBatch, SourceContext, SourceLag,
+    Error, Fill, PositionChange, Reservation, Result, Retry, Source, SourceBatch, SourceContext, SourceLag,
 };
 
-use crate::config::{EndOfFile, LogfileOptions};
-use crate::discovery::{self, identify};
-use crate::emit::{Emitter, Origin};
-use crate::file::{Attempt, Place, TrackedFile};
-use crate::input::MAGIC;
-use crate::names::{age_rank, family};
+use crate::config::LogfileOptions;
+use crate::discovery;
+use crate::discovery::Scan;
+use crate::file::TrackedFile;
+use crate::names::{rotation_age, rotation_group};
 use crate::position::{self, FileId, STARTED_KEY};
-use crate::reader::More;
-use crate::text::Delimiter;
-use crate::tracker::{Outcome, Tracker};
+use crate::reading::{LineReading, ReadSlice};
+use crate::tracker::{Reconciled, Tracker};
 use crate::watch::Watch;
 
-/// Bytes that a file may hand out before it is another one's turn.
-const TURN: usize = 1 << 20;
-/// A look costs at most this part of the time: the more files, the rarer.
-const LOOK_SHARE: u32 = 20;
-/// Looks in a row while files come and go under them, so that nothing newer is read before an older file is recognised.
-const LOOKS: usize = 5;
-/// Bytes of memory of a file that is followed, beside its reader.
-const FILE_BYTES: usize = 2048;
+/// Scans take at most this part of the time: the more files, the rarer they are.
+const SCAN_TIME_DIVISOR: u32 = 20;
+/// Consecutive scans while files are moved, so that an older file is identified before a newer one
+/// is read.
+const MAX_CONSECUTIVE_SCANS: usize = 5;
+/// Longest pause after a scan that took long.
+const MAX_SCAN_PAUSE: Duration = Duration::from_secs(5);
+/// Memory of a tracked file without its reader.
+const TRACKED_FILE_BYTES: usize = 2048;
 
 pub(crate) struct LogfileSource {
     options: Arc<LogfileOptions>,
     until_idle: bool,
     tracker: Tracker,
     watch: Watch,
-    emitter: Emitter,
-    delimiter: Delimiter,
-    /// Files with something to read; those of a family in order.
+    reading: LineReading,
+    /// Files with something to read; those of a rotation group in order.
     queue: VecDeque<VecDeque<FileId>>,
-    /// When a family last had its turn.
-    turns: HashMap<String, u64>,
+    /// The turn in which a rotation group was last read.
+    last_turns: HashMap<String, u64>,
     turn: u64,
-    /// No look before this.
-    next_look: Instant,
-    /// A look at the latest then.
-    look_by: Instant,
-    /// Something was found while reading that only a look can settle.
-    look_again: bool,
-    held: Reservation,
-}
-
-/// How a file's turn ended.
-enum Turn {
-    /// Nothing more to read of it now.
-    Done,
-    /// There is more; another one's turn.
-    Over,
-    /// It is not what it was, and what has become of it only a look tells: newer files of its family wait for that.
-    Lost,
-    /// The batch is full or time is up.
-    Stop,
+    /// Earliest time of the next scan.
+    next_scan: Instant,
+    /// Latest time of the next scan.
+    scan_by: Instant,
+    /// Reading met a change that only a scan resolves.
+    rescan: bool,
+    /// Globs without a file were reported.
+    reported_globs: bool,
+    reservation: Reservation,
 }
 
 impl LogfileSource {
@@ -82,61 +73,68 @@ impl LogfileSource {
         let now = Instant::now();
         Ok(Self {
             until_idle: context.until_idle,
-            tracker: Tracker::new(Arc::clone(&options), saved, first_start),
+            tracker: Tracker::new(Arc::clone(&options), saved, first_start, context.until_idle),
             watch: Watch::new(),
-            emitter: Emitter::new(&options),
-            delimiter: Delimiter::new(&options.delimiter, options.charset),
+            reading: LineReading::new(Arc::clone(&options), context.until_idle),
             queue: VecDeque::new(),
-            turns: HashMap::new(),
+            last_turns: HashMap::new(),
             turn: 0,
-            next_look: now,
-            look_by: now,
-            look_again: false,
-            held: context.budget.empty(),
+            next_scan: now,
+            scan_by: now,
+            rescan: false,
+            reported_globs: false,
+            reservation: context.budget.empty(),
             options,
         })
     }
 
     fn fill_until(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<Fill> {
-        let mut looked = false;
-        if Instant::now() >= self.look_by {
-            self.look(out)?;
-            looked = true;
+        let mut scanned = false;
+        if Instant::now() >= self.scan_by {
+            self.scan(out)?;
+            scanned = true;
         }
         loop {
-            if self.take_turns(out, deadline)? {
+            if self.read_queue(out, deadline)? {
                 return Ok(Fill::More);
             }
-            let settled = looked && !self.look_again && !self.tracker.needs_scan();
+            let settled = scanned && !self.rescan && !self.tracker.needs_scan();
             if settled && (self.until_idle || !out.is_empty()) {
-                self.tell_unreadable()?;
+                self.finish_run()?;
                 return Ok(Fill::CaughtUp);
             }
             let now = Instant::now();
             if now >= deadline {
                 return Ok(if settled { Fill::CaughtUp } else { Fill::More });
             }
-            let mut look_at = self.next_look;
+            let mut scan_at = self.next_scan;
             if settled {
-                let noticed = self.watch.wait(self.look_by.min(deadline));
-                look_at = if noticed { self.next_look } else { self.look_by };
-            } else if now < self.next_look && !out.is_empty() {
+                let notified = self.watch.wait(self.scan_by.min(deadline));
+                scan_at = if notified { self.next_scan } else { self.scan_by };
+            } else if now < self.next_scan && !out.is_empty() {
                 return Ok(Fill::More);
             }
-            while Instant::now() < look_at.min(deadline) {
-                self.watch.wait(look_at.min(deadline));
+            while Instant::now() < scan_at.min(deadline) {
+                self.watch.wait(scan_at.min(deadline));
             }
-            if Instant::now() >= look_at {
-                self.look(out)?;
-                looked = true;
+            if Instant::now() >= scan_at {
+                self.scan(out)?;
+                scanned = true;
             }
         }
     }
 
-    /// In a run that ends when all has been read, what cannot be read must not pass for read.
-    fn tell_unreadable(&self) -> Result<()> {
-        let failures = self.tracker.failures();
-        if !self.until_idle || failures.is_empty() {
+    /// Ends a run that ends when everything was read: fails it if something could not be read.
+    fn finish_run(&mut self) -> Result<()> {
+        if !self.until_idle {
+            return Ok(());
+        }
+        self.tracker.report_unread_copies();
+        let unreadable: Vec<String> = self.tracker.unreadable().collect();
+        let damaged = unreadable.is_empty() && self.tracker.failures().all(|failure| failure.is_damage());
+        let files = self.tracker.failures().map(|failure| failure.message.clone());
+        let failures: Vec<String> = files.chain(unreadable).collect();
+        if failures.is_empty() {
             return Ok(());
         }
         const SHOWN: usize = 5;
@@ -145,283 +143,154 @@ impl LogfileSource {
         if more > 0 {
             text.push_str(&format!("; and {more} more"));
         }
-        Err(Error::external(
-            "logfile.unreadable",
-            format!(
-                "{text}. All other files have been read; give the worker's user read access, or leave these out with `exclude`"
-            ),
-        ))
+        if damaged {
+            let message =
+                format!("{text}. All other files were read; replace these files, or exclude them with `exclude`");
+            return Err(Error::data("logfile.damaged", message));
+        }
+        let message = format!(
+            "{text}. All other files were read; give the worker's user read access, or exclude these with `exclude`"
+        );
+        Err(Error::external("logfile.unreadable", message).retry(Retry::Never))
     }
 
-    /// Reads queued files in turn; `true` if it stopped with something left to read.
-    fn take_turns(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<bool> {
-        while let Some(files) = self.queue.front_mut() {
-            let Some(id) = files.front().copied() else {
+    /// Warns, at the first scan, about globs that match no file.
+    fn report_globs(&mut self, scan: &Scan) {
+        if std::mem::replace(&mut self.reported_globs, true) {
+            return;
+        }
+        for (glob, matches) in self.options.paths.iter().zip(&scan.matches) {
+            let written = &glob.written;
+            if matches.found == 0 {
+                let absent = glob.patterns.iter().map(|pattern| &pattern.root).find(|root| !root.is_dir());
+                let reason = absent.map(|folder| format!(": the folder {} does not exist", folder.display()));
+                tracing::warn!(
+                    "`paths`: the glob `{written}` matches no file{}; check it, and the folder that it is relative to",
+                    reason.unwrap_or_default()
+                );
+            } else if matches.found == matches.excluded {
+                tracing::warn!(
+                    "`paths`: all {} files that the glob `{written}` matches are excluded; check `exclude`",
+                    matches.found
+                );
+            }
+        }
+    }
+
+    /// Reads the queued files in turns. `true` if it stopped with something left to read.
+    fn read_queue(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<bool> {
+        while let Some(group) = self.queue.front_mut() {
+            let Some(id) = group.front().copied() else {
                 self.queue.pop_front();
                 continue;
             };
             if out.is_full() || Instant::now() >= deadline {
                 return Ok(true);
             }
-            match self.read(id, out, deadline)? {
-                Turn::Done => {
-                    files_done(&mut self.queue);
+            match self.read_file(id, out, deadline)? {
+                ReadSlice::Done => {
+                    if let Some(group) = self.queue.front_mut() {
+                        group.pop_front();
+                    }
                 }
-                Turn::Lost => {
+                ReadSlice::More => self.queue.rotate_left(1),
+                ReadSlice::Moved => {
+                    self.rescan = true;
                     self.queue.pop_front();
                 }
-                Turn::Over => self.queue.rotate_left(1),
-                Turn::Stop => return Ok(true),
+                ReadSlice::ContentChanged => {
+                    self.queue.pop_front();
+                }
+                ReadSlice::Stopped => return Ok(true),
             }
         }
         Ok(false)
     }
 
-    /// Looks at the file system, takes up what changed, and queues what has something to read.
-    fn look(&mut self, out: &mut SourceBatch) -> Result<()> {
+    /// Reads one slice of a file. The tracker does not hold the file meanwhile.
+    fn read_file(&mut self, id: FileId, out: &mut SourceBatch, deadline: Instant) -> Result<ReadSlice> {
+        // A scan may have removed a queued file since: there is nothing to read then.
+        let Some(mut file) = self.tracker.files.remove(&id) else { return Ok(ReadSlice::Done) };
+        self.turn += 1;
+        match self.last_turns.get_mut(rotation_group(&file.name)) {
+            Some(turn) => *turn = self.turn,
+            None => {
+                self.last_turns.insert(rotation_group(&file.name).to_owned(), self.turn);
+            }
+        }
+        if file.reader.as_ref().is_some_and(|reader| reader.must_reopen()) {
+            file.reader = None;
+        }
+        let was_closed = file.reader.is_none();
+        if was_closed {
+            self.tracker.limit_open_files();
+        }
+        let slice = match self.reading.open(&mut file) {
+            Ok(()) => self.reading.read_slice(&mut file, out, deadline),
+            Err(slice) => Ok(slice),
+        };
+        if matches!(slice, Ok(ReadSlice::ContentChanged)) {
+            self.tracker.content_changed(file);
+        } else {
+            self.tracker.put_back(file, was_closed);
+        }
+        slice
+    }
+
+    /// Scans the file system, updates the tracked files, and queues those with something to read.
+    fn scan(&mut self, out: &mut SourceBatch) -> Result<()> {
         let began = Instant::now();
-        self.look_again = false;
-        for _ in 0..LOOKS {
-            let scan = discovery::scan(&self.options);
+        self.rescan = false;
+        for _ in 0..MAX_CONSECUTIVE_SCANS {
+            let mut scan = discovery::scan(&self.options);
+            scan.folders.extend(self.tracker.linked_folders());
             self.watch.follow(&scan.folders);
-            let outcome = self.tracker.reconcile(scan)?;
-            self.deliver(outcome, out);
-            if !self.tracker.is_undecided() {
+            self.report_globs(&scan);
+            let Reconciled { changes, abandoned } = self.tracker.reconcile(scan)?;
+            for change in changes {
+                push_change(out, change);
+            }
+            for missing in abandoned {
+                self.reading.emit_buffered(missing.file, out);
+            }
+            if !self.tracker.is_unsettled() {
                 break;
             }
         }
         self.queue_ready();
         let now = Instant::now();
-        let pause = (now - began) * LOOK_SHARE;
-        self.next_look = now + pause.min(Duration::from_secs(5));
-        self.look_by = now + self.options.poll_interval.max(pause.min(Duration::from_secs(5)));
+        let pause = ((now - began) * SCAN_TIME_DIVISOR).min(MAX_SCAN_PAUSE);
+        self.next_scan = now + pause;
+        self.scan_by = now + self.options.poll_interval.max(pause);
         Ok(())
-    }
-
-    fn deliver(&mut self, outcome: Outcome, out: &mut SourceBatch) {
-        for change in outcome.changes {
-            push_change(out, change);
-        }
-        let max = self.options.max_line_bytes;
-        for lost in outcome.orphans {
-            let mut file = lost.file;
-            let headers = self.emitter.headers(&file.name);
-            let origin =
-                Origin { name: &file.name, ordering_key: file.ordering_key, headers: &headers, read_at: now_ms() };
-            let Some(reader) = &mut file.reader else { continue };
-            loop {
-                let mut line = reader.next_line(&self.delimiter, max);
-                let last = line.is_none();
-                if last {
-                    line = reader.take_rest(&self.delimiter, max);
-                }
-                let Some(line) = line else { break };
-                if self.emitter.line(out, origin, &line).is_err() {
-                    // `oversize = "error"` stops before a line; there is nothing left to stop before.
-                    self.emitter.oversize(out, origin, &line, line.oversize.unwrap_or(line.bytes.len() as u64));
-                }
-            }
-        }
     }
 
     fn queue_ready(&mut self) {
         let now = Instant::now();
-        let mut families: BTreeMap<&str, Vec<&TrackedFile>> = BTreeMap::new();
+        let mut groups: BTreeMap<&str, Vec<&TrackedFile>> = BTreeMap::new();
         for file in self.tracker.files.values() {
-            let waits = file.failure.as_ref().is_some_and(|failure| failure.retry_at > now);
-            let unread = file.at_end != Some(file.stat) || (file.has_rest && self.rest_is_due(file, now));
+            let waits = file.failure.as_ref().is_some_and(|failure| failure.blocks(file.stat, now));
+            let unread = file.at_end != Some(file.stat) || (file.has_rest && self.reading.rest_is_due(file, now));
             if unread && !waits {
-                families.entry(family(&file.name)).or_default().push(file);
+                groups.entry(rotation_group(&file.name)).or_default().push(file);
             }
         }
         let mut queue: Vec<(u64, i64, VecDeque<FileId>)> = Vec::new();
-        for (name, mut files) in families {
-            // What has the log's plain name is the newest, whatever the times say: copying and compressing may change them.
+        for (name, mut files) in groups {
+            // The file with the log's plain name is the newest, whatever the times say: copying and
+            // compressing may change them.
             files.sort_by_cached_key(|file| {
                 let path = file.path.to_string_lossy().into_owned();
-                (family(&path) == path, file.stat.modified, age_rank(&path))
+                (rotation_group(&path) == path, file.stat.modified, rotation_age(&path))
             });
-            let last_turn = self.turns.get(name).copied().unwrap_or(0);
+            let last_turn = self.last_turns.get(name).copied().unwrap_or(0);
             queue.push((last_turn, files[0].stat.modified, files.iter().map(|file| file.id).collect()));
         }
         queue.sort_by_key(|(last_turn, modified, _)| (*last_turn, *modified));
         self.queue = queue.into_iter().map(|(.., files)| files).collect();
-        if self.turns.len() > 4 * self.tracker.files.len() + 1000 {
-            self.turns.clear();
+        if self.last_turns.len() > 4 * self.tracker.files.len() + 1000 {
+            self.last_turns.clear();
         }
-    }
-
-    /// Is a last line without delimiter to be handed out? See [`EndOfFile`].
-    fn rest_is_due(&self, file: &TrackedFile, now: Instant) -> bool {
-        let finished = file.complete
-            || (file.is_rotated() && file.rested(self.options.rotate_wait, now))
-            || (file.place == Place::Detached && self.until_idle);
-        if file.cut_off && file.place == Place::Matched {
-            return false;
-        }
-        finished
-            || match self.options.eof {
-                EndOfFile::Auto => self.until_idle,
-                EndOfFile::Wait => false,
-                EndOfFile::Emit => file.rested(self.options.eof_after, now),
-            }
-    }
-
-    /// A file's turn.
-    fn read(&mut self, id: FileId, out: &mut SourceBatch, deadline: Instant) -> Result<Turn> {
-        let Some(file) = self.tracker.files.get_mut(&id) else { return Ok(Turn::Done) };
-        if file.reader.as_ref().is_some_and(|reader| reader.must_reopen()) {
-            file.reader = None;
-        }
-        if file.reader.is_none() {
-            match file.open(self.options.compression) {
-                Ok(Attempt::Open) => file.failure = None,
-                Ok(Attempt::Moved) => {
-                    self.look_again = true;
-                    return Ok(Turn::Lost);
-                }
-                Ok(Attempt::Changed) => {
-                    self.tracker.content_changed(id);
-                    return Ok(Turn::Lost);
-                }
-                Err(error) => {
-                    Tracker::fail(file, &error);
-                    return Ok(Turn::Done);
-                }
-            }
-            file.used = true;
-            self.tracker.limit_open_files(id);
-        }
-        let Some(file) = self.tracker.files.get_mut(&id) else { return Ok(Turn::Done) };
-        file.used = true;
-        if file.headers.is_empty() {
-            file.headers = self.emitter.headers(&file.name);
-        }
-        self.turn += 1;
-        match self.turns.get_mut(family(&file.name)) {
-            Some(turn) => *turn = self.turn,
-            None => {
-                self.turns.insert(family(&file.name).to_owned(), self.turn);
-            }
-        }
-        self.read_open(id, out, deadline)
-    }
-
-    fn read_open(&mut self, id: FileId, out: &mut SourceBatch, deadline: Instant) -> Result<Turn> {
-        let Some(file) = self.tracker.files.get_mut(&id) else { return Ok(Turn::Done) };
-        let Some(reader) = file.reader.as_mut() else { return Ok(Turn::Done) };
-        let origin =
-            Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
-        let mut taken = 0;
-        let mut malformed = false;
-        let mut result = Ok(());
-        let max = self.options.max_line_bytes;
-        let end = loop {
-            if out.is_full() {
-                break None;
-            }
-            if let Some(line) = reader.next_line(&self.delimiter, max) {
-                result = self.emitter.line(out, origin, &line).map(|replaced| malformed |= replaced);
-                if result.is_err() {
-                    break None;
-                }
-                continue;
-            }
-            if taken >= TURN || Instant::now() >= deadline {
-                break None;
-            }
-            match reader.read_more() {
-                Ok(More::Bytes(count)) => taken += count,
-                end => break Some(end),
-            }
-        };
-        if malformed && !file.told_malformed {
-            file.told_malformed = true;
-            tracing::warn!(path = %file.path.display(), charset = self.options.charset.name(), "bytes that are not of the charset were replaced by U+FFFD; set `charset` if the file has another one");
-        }
-        if let Err(error) = result {
-            reader.step_back();
-            file.note_read();
-            file.reader = None;
-            file.at_end = None;
-            return Err(error);
-        }
-        match end {
-            None => {
-                file.at_end = None;
-                file.note_read();
-                Ok(if taken >= TURN && !out.is_full() { Turn::Over } else { Turn::Stop })
-            }
-            Some(Ok(More::Bytes(_))) => Ok(Turn::Over),
-            Some(Ok(More::End)) => self.at_end(id, true, out),
-            Some(Ok(More::CutOff)) => {
-                if self.until_idle {
-                    tracing::warn!(path = %file.path.display(), "gzip file is cut off: what there is of it was read");
-                }
-                self.at_end(id, false, out)
-            }
-            Some(Ok(More::Changed)) => {
-                self.tracker.content_changed(id);
-                Ok(Turn::Lost)
-            }
-            Some(Err(error)) => {
-                file.note_read();
-                Tracker::fail(file, &error);
-                Ok(Turn::Done)
-            }
-        }
-    }
-
-    /// A file was read to its end, for now.
-    fn at_end(&mut self, id: FileId, whole: bool, out: &mut SourceBatch) -> Result<Turn> {
-        let now = Instant::now();
-        let Some(file) = self.tracker.files.get_mut(&id) else { return Ok(Turn::Done) };
-        let Some(reader) = file.reader.as_ref() else { return Ok(Turn::Done) };
-        let (is_gzip, has_rest) = (reader.is_gzip(), reader.has_rest(&self.delimiter));
-        if !is_gzip {
-            let (_, stat) = match reader.file().metadata() {
-                Ok(metadata) => identify(&metadata),
-                Err(error) => {
-                    file.note_read();
-                    Tracker::fail(file, &error);
-                    return Ok(Turn::Done);
-                }
-            };
-            // One or two bytes that begin like a gzip file are held back until there are more, or this would go round for ever.
-            let undecided = reader.end() == 0 && stat.size < MAGIC.len() as u64;
-            if stat.size != reader.end() && !undecided {
-                // It has grown meanwhile, or was truncated, which reading on notices.
-                file.note_read();
-                return Ok(Turn::Over);
-            }
-            file.sighted(stat, now);
-        }
-        file.complete = whole && is_gzip;
-        file.cut_off = !whole;
-        file.has_rest = has_rest;
-        file.at_end = Some(file.stat);
-        let Some(file) = self.tracker.files.get(&id) else { return Ok(Turn::Done) };
-        let due = file.has_rest && self.rest_is_due(file, now);
-        let Some(file) = self.tracker.files.get_mut(&id) else { return Ok(Turn::Done) };
-        let Some(reader) = file.reader.as_mut() else { return Ok(Turn::Done) };
-        // Lines already handed out keep their position even if the last one stops the source.
-        let mut result = Ok(());
-        if due && let Some(line) = reader.take_rest(&self.delimiter, self.options.max_line_bytes) {
-            let origin =
-                Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
-            result = self.emitter.line(out, origin, &line).map(|_| ());
-            if result.is_err() {
-                reader.step_back();
-            }
-            file.has_rest = result.is_err();
-        }
-        reader.rest();
-        file.note_read();
-        if result.is_err() {
-            file.reader = None;
-            file.at_end = None;
-        }
-        result.map(|()| Turn::Done)
     }
 
     fn write_positions(&mut self, out: &mut SourceBatch) -> Result<()> {
@@ -435,36 +304,27 @@ impl LogfileSource {
 impl Source for LogfileSource {
     fn fill(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<Fill> {
         let filled = self.fill_until(out, deadline);
-        // What was handed out before an error is delivered, and so must its position be (I1).
+        // Lines emitted before an error are delivered, so their position is written (I1).
         self.write_positions(out)?;
         let readers: usize =
             self.tracker.files.values().filter_map(|file| file.reader.as_ref()).map(|reader| reader.memory()).sum();
-        self.held.resize(readers + self.tracker.files.len() * FILE_BYTES);
+        self.reservation.resize(readers + self.tracker.files.len() * TRACKED_FILE_BYTES);
         filled
     }
 
     fn lag(&self) -> SourceLag {
-        let bytes = self.tracker.files.values().map(TrackedFile::behind).sum();
+        let bytes = self.tracker.files.values().map(TrackedFile::lag_bytes).sum();
         SourceLag { bytes: Some(bytes), ..SourceLag::default() }
     }
 }
 
-fn files_done(queue: &mut VecDeque<VecDeque<FileId>>) {
-    if let Some(files) = queue.front_mut() {
-        files.pop_front();
-    }
-}
-
-/// Adds a change of the position. A key mostly occurs once in a batch; where it does not, the later change counts, as everywhere.
+/// Adds a change of the position; a later change of a key takes effect. A key rarely occurs twice
+/// in a batch, so that a search for it is worthwhile only in a short list.
 fn push_change(out: &mut SourceBatch, change: PositionChange) {
-    const FEW: usize = 64;
-    if out.position.len() < FEW {
+    const SEARCHED: usize = 64;
+    if out.position.len() < SEARCHED {
         out.set_position(&change.key, change.value);
     } else {
         out.position.push(change);
     }
-}
-
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

@@ -1,20 +1,50 @@
-//! Bytes to text: charsets, byte order marks, and the delimiter in a charset's bytes.
+//! Decodes bytes to text: charsets, byte order marks, and the delimiter as bytes of a charset.
 
 use std::borrow::Cow;
 
 use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
 use memchr::memmem::Finder;
 
-/// What ends a line, as bytes of the file.
+/// How the text of a file is encoded.
+pub(crate) struct TextFormat {
+    pub(crate) charset: &'static Encoding,
+    pub(crate) delimiter: Delimiter,
+}
+
+/// The configured encoding, and those that a byte order mark can name. A byte order mark takes
+/// precedence.
+pub(crate) struct TextFormats {
+    configured: TextFormat,
+    marked: [TextFormat; 3],
+}
+
+impl TextFormats {
+    pub(crate) fn new(delimiter: &str, charset: &'static Encoding) -> Self {
+        let format = |charset| TextFormat { charset, delimiter: Delimiter::new(delimiter, charset) };
+        Self { configured: format(charset), marked: [UTF_8, UTF_16LE, UTF_16BE].map(format) }
+    }
+
+    /// The encoding of a file with these first bytes.
+    pub(crate) fn of(&self, first: &[u8]) -> &TextFormat {
+        let marked = Encoding::for_bom(first).map(|(charset, _)| charset);
+        self.marked.iter().find(|format| Some(format.charset) == marked).unwrap_or(&self.configured)
+    }
+
+    /// Whether a file's byte order mark names another charset than the configured one.
+    pub(crate) fn contradicts(&self, format: &TextFormat) -> bool {
+        format.charset != self.configured.charset
+    }
+}
+
+/// The delimiter of lines, as bytes of the file.
 pub(crate) struct Delimiter {
     bytes: Vec<u8>,
     finder: Finder<'static>,
-    /// Bytes of a code unit: a delimiter starts at a multiple of it.
+    /// Size of a code unit: a delimiter starts at a multiple of it.
     unit: usize,
-    /// A carriage return in the charset's bytes, taken off before a newline.
+    /// A carriage return in the charset, removed before a newline.
     carriage_return: Option<Vec<u8>>,
 }
-
 impl Delimiter {
     pub(crate) fn new(text: &str, charset: &'static Encoding) -> Self {
         let bytes = encode(text, charset);
@@ -30,7 +60,7 @@ impl Delimiter {
         self.bytes.len()
     }
 
-    /// The first delimiter in `bytes`, which lie at `at` of the file.
+    /// The first delimiter in `bytes`, which start at offset `at` of the file.
     pub(crate) fn find(&self, bytes: &[u8], at: u64) -> Option<usize> {
         if let [byte] = self.bytes.as_slice() {
             return memchr::memchr(*byte, bytes);
@@ -45,8 +75,8 @@ impl Delimiter {
         }
     }
 
-    /// After a line that was handed out before its delimiter: how many bytes of `bytes` are that delimiter (0 if something else follows);
-    /// `None` if more bytes are needed to tell.
+    /// For the bytes after a line that was emitted before its delimiter: the length of that
+    /// delimiter (0 if other bytes follow). `None` if more bytes are needed to decide.
     pub(crate) fn completion(&self, bytes: &[u8]) -> Option<usize> {
         let cr = self.carriage_return.as_deref().unwrap_or_default();
         let (skipped, rest) = match bytes.strip_prefix(cr) {
@@ -60,24 +90,34 @@ impl Delimiter {
         if undecided { None } else { Some(0) }
     }
 
-    /// Bytes of a code unit.
+    /// Length of the zero bytes at the beginning of `bytes`, in whole code units. Zero if the
+    /// delimiter begins with zero bytes.
+    pub(crate) fn leading_zeros(&self, bytes: &[u8]) -> usize {
+        if self.bytes[..self.unit.min(self.bytes.len())].iter().all(|byte| *byte == 0) {
+            return 0;
+        }
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        zeros - zeros % self.unit
+    }
+
+    /// Size of a code unit.
     pub(crate) fn unit(&self) -> usize {
         self.unit
     }
 
-    /// The carriage return in the charset's bytes; empty where none is taken off.
+    /// The carriage return in the charset; empty if none is removed.
     pub(crate) fn carriage_return(&self) -> &[u8] {
         self.carriage_return.as_deref().unwrap_or_default()
     }
 
-    /// The line without a carriage return at its end.
+    /// The line without the carriage return at its end.
     pub(crate) fn trim<'a>(&self, line: &'a [u8]) -> &'a [u8] {
         self.carriage_return.as_ref().and_then(|end| line.strip_suffix(end.as_slice())).unwrap_or(line)
     }
 }
 
 fn encode(text: &str, charset: &'static Encoding) -> Vec<u8> {
-    // encoding_rs writes UTF-8 where the web would: for UTF-16 it has no encoder.
+    // encoding_rs has no encoder for UTF-16: it writes UTF-8 instead, as the web does.
     if charset == UTF_16LE {
         text.encode_utf16().flat_map(u16::to_le_bytes).collect()
     } else if charset == UTF_16BE {
@@ -87,8 +127,8 @@ fn encode(text: &str, charset: &'static Encoding) -> Vec<u8> {
     }
 }
 
-/// The line as text, and whether malformed bytes were replaced. `first` says that it is the file's first line, which may have a byte
-/// order mark; `cut` that its end was cut off, perhaps inside a character.
+/// Decodes a line; returns the text and whether invalid bytes were replaced. The `first` line of a
+/// file may begin with a byte order mark. A `cut` line may end inside a character.
 pub(crate) fn decode<'a>(charset: &'static Encoding, line: &'a [u8], first: bool, cut: bool) -> (Cow<'a, str>, bool) {
     let line = match charset {
         _ if !first => line,
@@ -114,9 +154,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_utf16_newline_lies_on_a_code_unit() {
+    fn a_utf16_delimiter_is_aligned_to_code_units() {
         let delimiter = Delimiter::new("\n", UTF_16LE);
-        // U+0A61 U+0061 U+000A: the bytes 0a 61 .. hold no newline before the last unit.
+        // U+0A61 U+0061 U+000A: of these units only the last one is a newline.
         let bytes = [0x00, 0x0a, 0x00, 0x61, 0x0a, 0x00];
         assert_eq!(delimiter.find(&bytes, 0), Some(4));
         assert_eq!(delimiter.find(&bytes[1..], 1), Some(3));
@@ -124,11 +164,26 @@ mod tests {
     }
 
     #[test]
-    fn malformed_bytes_are_replaced_and_told() {
+    fn invalid_bytes_are_replaced_and_reported() {
         assert_eq!(decode(UTF_8, b"a\xffb", false, false), (Cow::Borrowed("a\u{fffd}b"), true));
         assert_eq!(decode(UTF_8, b"\xef\xbb\xbfa", true, false), (Cow::Borrowed("a"), false));
         assert_eq!(decode(UTF_8, b"a\xc3", false, true), (Cow::Borrowed("a"), false));
         assert_eq!(decode(encoding_rs::WINDOWS_1252, b"\xe4", false, false).0, "ä");
         assert_eq!(decode(UTF_16LE, b"\xff\xfea\0", true, false).0, "a");
+    }
+
+    #[test]
+    fn a_byte_order_mark_selects_the_charset() {
+        let formats = TextFormats::new("\n", encoding_rs::WINDOWS_1252);
+        for (first, charset) in [
+            (&b"\xef\xbb\xbfa"[..], UTF_8),
+            (b"\xff\xfea\0", UTF_16LE),
+            (b"\xfe\xff\0a", UTF_16BE),
+            (b"a", encoding_rs::WINDOWS_1252),
+            (b"\xff", encoding_rs::WINDOWS_1252),
+            (b"", encoding_rs::WINDOWS_1252),
+        ] {
+            assert_eq!(formats.of(first).charset, charset, "{first:?}");
+        }
     }
 }

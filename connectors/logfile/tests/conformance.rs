@@ -1,4 +1,4 @@
-//! The suite that every source runs.
+//! The conformance suite for sources.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its files has failed")]
 
@@ -70,6 +70,8 @@ impl SourceFixture for LogFiles {
             "paths = [\"\"]",
             "paths = [\"a[\"]",
             "paths = [\"a***\"]",
+            "paths = [\"~/logs/*.log\"]",
+            "paths = [\"{a,b\"]",
             "paths = [1]",
             "paths = [\"*.log\"]\nexclude = [\"[\"]",
             "paths = [\"*.log\"]\nparser = \"grok\"",
@@ -82,7 +84,7 @@ impl SourceFixture for LogFiles {
             "paths = [\"*.log\"]\nmax_line_bytes = \"1TiB\"",
             "paths = [\"*.log\"]\noversize = \"drop\"",
             "paths = [\"*.log\"]\ncharset = \"latin-0\"",
-            "paths = [\"*.log\"]\ncompression = \"zstd\"",
+            "paths = [\"*.log\"]\ncompression = \"lzip\"",
             "paths = [\"*.log\"]\neof = \"never\"",
             "paths = [\"*.log\"]\neof_after = 5",
             "paths = [\"*.log\"]\npoll_interval = \"0s\"",
@@ -101,6 +103,6 @@ impl SourceFixture for LogFiles {
 }
 
 #[test]
-fn log_files_hold_what_every_source_must() {
+fn log_files_pass_the_source_suite() {
     source_suite(|| LogFiles { folder: tempfile::tempdir().unwrap() });
 }

@@ -1,4 +1,5 @@
-//! Random writes, rotations and restarts against a model: every line once, and in the order of its file.
+//! Random writes, rotations and restarts, compared with a model: every line is emitted once, in the
+//! order of its file.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its files has failed")]
 
@@ -6,7 +7,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::Bench;
+use common::TestSource;
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -15,7 +16,7 @@ enum Step {
         log: usize,
         lines: usize,
     },
-    /// The beginning of a line, which the next write to the log ends.
+    /// Writes the beginning of a line; the next write to the log completes it.
     WritePart {
         log: usize,
     },
@@ -25,7 +26,7 @@ enum Step {
     CopyTruncate {
         log: usize,
     },
-    /// Copied in one step and truncated in a later one, with reading in between.
+    /// Copies in one step and truncates in a later one, with reads between.
     Copy {
         log: usize,
     },
@@ -54,11 +55,11 @@ fn step() -> impl Strategy<Value = Step> {
 
 const KEPT: usize = 40;
 
-/// The logs as their writer and logrotate know them.
+/// The logs as their writer and logrotate see them.
 struct World {
-    bench: Bench,
+    source: TestSource,
     written: usize,
-    /// Lines of each log by generation, that is, what one file held between two rotations.
+    /// Lines of each log by generation (the content of one file between two rotations).
     expected: BTreeMap<String, Vec<String>>,
     generation: [usize; 3],
     part: [Option<String>; 3],
@@ -67,10 +68,10 @@ struct World {
 
 impl World {
     fn new(max_open_files: usize) -> Self {
-        // `wait`: the model's writers end their lines.
+        // `wait`, because the model's writers complete their lines.
         let options = format!("eof = \"wait\"\nmax_open_files = {max_open_files}\nrotate_wait = \"1ms\"");
         Self {
-            bench: Bench::new(&options),
+            source: TestSource::new(&options),
             written: 0,
             expected: BTreeMap::new(),
             generation: [0; 3],
@@ -81,7 +82,7 @@ impl World {
 
     fn line(&mut self, log: usize) -> String {
         self.written += 1;
-        // Lines of very different lengths, all different.
+        // Different lines with very different lengths.
         let filler = "~".repeat(self.written * 7919 % 97);
         format!("log{log}.{} line{} {filler}", self.generation[log], self.written)
     }
@@ -104,7 +105,7 @@ impl World {
             text.push('\n');
             self.expected.entry(origin(&line).to_owned()).or_default().push(line);
         }
-        self.bench.append(&format!("l{log}.log"), text);
+        self.source.append(&format!("l{log}.log"), text);
     }
 
     fn apply(&mut self, step: &Step) {
@@ -113,67 +114,67 @@ impl World {
             Step::WritePart { log } if self.part[log].is_none() => {
                 self.finish_copy(log);
                 let line = self.line(log);
-                self.bench.append(&format!("l{log}.log"), &line[..line.len() / 2]);
+                self.source.append(&format!("l{log}.log"), &line[..line.len() / 2]);
                 self.part[log] = Some(line);
             }
             Step::Rename { log } => {
-                self.rotate(log, |bench, name, to| bench.rename(name, to));
+                self.rotate(log, |source, name, to| source.rename(name, to));
             }
             Step::CopyTruncate { log } => {
-                self.rotate(log, |bench, name, to| bench.copy_truncate(name, to));
+                self.rotate(log, |source, name, to| source.copy_truncate(name, to));
             }
             Step::Copy { log } => {
-                self.copied[log] = self.rotate(log, |bench, name, to| {
-                    std::fs::copy(bench.path(name), bench.path(to)).unwrap();
+                self.copied[log] = self.rotate(log, |source, name, to| {
+                    std::fs::copy(source.path(name), source.path(to)).unwrap();
                 });
             }
             Step::Gzip { log } => {
                 self.finish_copy(log);
                 for number in 1..KEPT {
                     let name = format!("l{log}.log.{number}");
-                    if self.bench.path(&name).exists() {
-                        self.bench.gzip(&name, &format!("{name}.gz"));
+                    if self.source.path(&name).exists() {
+                        self.source.gzip(&name, &format!("{name}.gz"));
                         return;
                     }
                 }
             }
             Step::Read => {
-                self.bench.read();
+                self.source.read();
             }
             Step::ReadSome => {
-                self.bench.fill(7, std::time::Duration::from_millis(500)).unwrap();
+                self.source.fill(7, std::time::Duration::from_millis(500)).unwrap();
             }
-            Step::Restart => self.bench.stop(),
+            Step::Restart => self.source.stop(),
             Step::WritePart { .. } => {}
         };
     }
 
-    /// Ends an open line, moves older files on by one, and makes `.1`.
-    fn rotate(&mut self, log: usize, make: impl Fn(&Bench, &str, &str)) -> bool {
+    /// Completes an incomplete line, renames older files to the next number, and creates `.1`.
+    fn rotate(&mut self, log: usize, make: impl Fn(&TestSource, &str, &str)) -> bool {
         self.finish_copy(log);
         if self.part[log].is_some() {
             self.write(log, 1);
         }
         let name = format!("l{log}.log");
-        if !self.bench.path(&name).exists() {
+        if !self.source.path(&name).exists() {
             return false;
         }
         for number in (1..KEPT).rev() {
             for suffix in ["", ".gz"] {
                 let from = format!("{name}.{number}{suffix}");
-                if self.bench.path(&from).exists() {
-                    self.bench.rename(&from, &format!("{name}.{}{suffix}", number + 1));
+                if self.source.path(&from).exists() {
+                    self.source.rename(&from, &format!("{name}.{}{suffix}", number + 1));
                 }
             }
         }
-        make(&self.bench, &name, &format!("{name}.1"));
+        make(&self.source, &name, &format!("{name}.1"));
         self.generation[log] += 1;
         true
     }
 
     fn finish_copy(&mut self, log: usize) {
         if std::mem::take(&mut self.copied[log]) {
-            self.bench.truncate(&format!("l{log}.log"));
+            self.source.truncate(&format!("l{log}.log"));
         }
     }
 
@@ -184,11 +185,11 @@ impl World {
                 self.write(log, 1);
             }
         }
-        self.bench.read();
-        self.bench.stop();
-        self.bench.read();
+        self.source.read();
+        self.source.stop();
+        self.source.read();
         let mut seen: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for line in self.bench.texts() {
+        for line in self.source.texts() {
             seen.entry(origin(line)).or_default().push(line);
         }
         for (log, expected) in &self.expected {
@@ -215,7 +216,8 @@ fn origin(line: &str) -> &str {
     line.split(' ').next().unwrap()
 }
 
-/// Few by default, because every case waits for the file system; `PROPTEST_CASES` says how many when it is to be thorough.
+/// Number of cases, from `PROPTEST_CASES`. The default is low, because every case waits for the
+/// file system.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(60)
 }
@@ -224,7 +226,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     #[test]
-    fn every_line_once(steps in proptest::collection::vec(step(), 1..40), max_open_files in prop_oneof![Just(1usize), Just(3), Just(256)]) {
+    fn every_line_is_emitted_once_in_order(steps in proptest::collection::vec(step(), 1..40), max_open_files in prop_oneof![Just(1usize), Just(3), Just(256)]) {
         let mut world = World::new(max_open_files);
         for step in &steps {
             world.apply(step);
@@ -233,9 +235,10 @@ proptest! {
     }
 }
 
-/// File systems give the inode of a file that was removed to the next one that is made: cases that the model found.
+/// Cases that the model found: file systems give the inode of a removed file to the next created
+/// one.
 #[test]
-fn inodes_given_to_other_files() {
+fn reused_inodes_are_recognised() {
     use Step::{CopyTruncate, Gzip, Read, ReadSome, Rename, Write, WritePart};
     let cases = [
         vec![

@@ -1,4 +1,5 @@
-//! Writes and rotations by another thread at the very moments in which the source looks: whatever a look catches half done, every line comes once.
+//! Writes and rotations by another thread during scans: whatever intermediate state a scan meets,
+//! every line is emitted once.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its files has failed")]
 
@@ -7,12 +8,12 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Bench, Files};
+use common::{Files, TestSource};
 
-/// Steps of one round, and so the age to which a rotated file can get.
+/// Steps of one round, and so the highest number of a rotated file.
 const STEPS: u64 = 60;
 
-/// `xorshift64*`: the same steps for the same seed.
+/// `xorshift64*`: a seed determines the steps.
 struct Random(u64);
 
 impl Random {
@@ -24,7 +25,7 @@ impl Random {
     }
 }
 
-/// Moves older files on by one, so that `.1` is free.
+/// Renames older files to the next number, so that `.1` is free.
 fn shift(files: &Files) {
     for number in (1..=STEPS).rev() {
         for suffix in ["", ".gz"] {
@@ -36,7 +37,7 @@ fn shift(files: &Files) {
     }
 }
 
-/// Writes and rotates as fast as it can; gives back how many lines there are.
+/// Writes and rotates as fast as possible; returns the number of lines.
 fn rotate(files: &Files, seed: u64) -> u64 {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut lines = 0;
@@ -77,9 +78,9 @@ fn rotate(files: &Files, seed: u64) -> u64 {
 
 fn round(seed: u64) {
     let max_open_files = [1, 256][seed as usize % 2];
-    let mut bench =
-        Bench::following(&format!("max_open_files = {max_open_files}\neof = \"wait\"\npoll_interval = \"1ms\""));
-    let files = bench.files.clone();
+    let mut source =
+        TestSource::following(&format!("max_open_files = {max_open_files}\neof = \"wait\"\npoll_interval = \"1ms\""));
+    let files = source.files.clone();
     let ended = AtomicBool::new(false);
     let lines = std::thread::scope(|scope| {
         let rotating = scope.spawn(|| {
@@ -88,15 +89,15 @@ fn round(seed: u64) {
             lines
         });
         while !ended.load(Ordering::Acquire) {
-            bench.fill(1000, Duration::from_millis(5)).unwrap();
+            source.fill(1000, Duration::from_millis(5)).unwrap();
         }
         rotating.join().unwrap()
     });
-    bench.until_idle = true;
-    bench.stop();
-    bench.read();
+    source.until_idle = true;
+    source.stop();
+    source.read();
     let mut seen: Vec<u64> =
-        bench.texts().iter().map(|text| text.split(' ').nth(1).unwrap().parse().unwrap()).collect();
+        source.texts().iter().map(|text| text.split(' ').nth(1).unwrap().parse().unwrap()).collect();
     seen.sort_unstable();
     let doubled: Vec<u64> = seen.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
     seen.dedup();
@@ -111,9 +112,9 @@ fn round(seed: u64) {
     );
 }
 
-/// `TRUNKLINE_RACES` says how many rounds when it is to be thorough.
+/// `TRUNKLINE_RACES` sets the number of rounds.
 #[test]
-fn rotation_under_a_look() {
+fn rotation_during_a_scan_loses_and_repeats_no_line() {
     let rounds = std::env::var("TRUNKLINE_RACES").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(10);
     for seed in 0..rounds {
         round(seed);

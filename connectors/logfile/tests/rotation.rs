@@ -1,337 +1,342 @@
-//! Rotation in all its forms: every line once, whoever was running when it happened.
+//! Rotation in all forms: every line is emitted once, whether or not the source ran during the
+//! rotation.
 
 mod common;
 
-use common::{Bench, numbered, numbered_lines};
+use common::{TestSource, numbered, numbered_lines};
 
-/// Runs a case with the source running all the time, with a restart before the rotation, and with restarts everywhere.
-fn in_every_mode(case: impl Fn(&mut Bench, &dyn Fn(&mut Bench))) {
-    let keep = |_: &mut Bench| {};
-    let restart = |bench: &mut Bench| bench.stop();
-    case(&mut Bench::following(""), &keep);
-    case(&mut Bench::following(""), &restart);
-    case(&mut Bench::new(""), &keep);
-    case(&mut Bench::new(""), &restart);
+/// Runs a case following and until idle, each without and with restarts.
+fn in_every_mode(case: impl Fn(&mut TestSource, &dyn Fn(&mut TestSource))) {
+    let keep = |_: &mut TestSource| {};
+    let restart = |source: &mut TestSource| source.stop();
+    case(&mut TestSource::following(""), &keep);
+    case(&mut TestSource::following(""), &restart);
+    case(&mut TestSource::new(""), &keep);
+    case(&mut TestSource::new(""), &restart);
 }
 
 #[test]
-fn renamed_while_read_or_while_down() {
-    in_every_mode(|bench, between| {
-        bench.append("a.log", numbered("old", 0..5));
-        assert_eq!(bench.read().take(), numbered_lines("old", 0..5));
-        between(bench);
-        bench.append("a.log", numbered("late", 0..3));
-        bench.rename("a.log", "a.log.1");
-        bench.append("a.log", numbered("new", 0..3));
+fn a_renamed_file_is_continued() {
+    in_every_mode(|source, between| {
+        source.append("a.log", numbered("old", 0..5));
+        assert_eq!(source.read().take(), numbered_lines("old", 0..5));
+        between(source);
+        source.append("a.log", numbered("late", 0..3));
+        source.rename("a.log", "a.log.1");
+        source.append("a.log", numbered("new", 0..3));
         let expected = [numbered_lines("late", 0..3), numbered_lines("new", 0..3)].concat();
-        assert_eq!(bench.read().take(), expected);
-        between(bench);
-        bench.append("a.log.1", "after the renaming\n");
-        bench.append("a.log", "newest\n");
-        let mut seen = bench.read().take();
+        assert_eq!(source.read().take(), expected);
+        between(source);
+        source.append("a.log.1", "after the renaming\n");
+        source.append("a.log", "newest\n");
+        let mut seen = source.read().take();
         seen.sort();
         assert_eq!(seen, ["after the renaming", "newest"]);
     });
 }
 
 #[test]
-fn a_renamed_file_keeps_its_path_and_lane() {
-    let mut bench = Bench::following("");
-    bench.append("a.log", "one\n");
-    bench.read();
-    bench.rename("a.log", "a.log.1");
-    bench.append("a.log.1", "two\n");
-    bench.append("a.log", "three\n");
-    bench.read();
-    let path = bench.path("a.log").to_string_lossy().into_owned();
-    assert!(bench.seen.iter().all(|seen| seen.path == path && seen.lane == bench.seen[0].lane), "{:?}", bench.seen);
-    assert_eq!(bench.seen.iter().map(|seen| seen.offset).collect::<Vec<_>>(), [0, 4, 0]);
+fn a_renamed_file_keeps_its_path_and_ordering_key() {
+    let mut source = TestSource::following("");
+    source.append("a.log", "one\n");
+    source.read();
+    source.rename("a.log", "a.log.1");
+    source.append("a.log.1", "two\n");
+    source.append("a.log", "three\n");
+    source.read();
+    let path = source.path("a.log").to_string_lossy().into_owned();
+    assert!(
+        source.seen.iter().all(|seen| seen.path == path && seen.ordering_key == source.seen[0].ordering_key),
+        "{:?}",
+        source.seen
+    );
+    assert_eq!(source.seen.iter().map(|seen| seen.offset).collect::<Vec<_>>(), [0, 4, 0]);
 }
 
 #[test]
-fn several_rotations_while_down_are_finished_oldest_first() {
-    let mut bench = Bench::new("");
-    bench.append("a.log", "1\n");
-    bench.read();
-    bench.stop();
-    bench.append("a.log", "2\n");
-    bench.rename("a.log", "a.log.2");
-    bench.append("a.log.1", "3\n");
-    bench.append("a.log", "4\n");
-    bench.age("a.log.2", 300);
-    bench.age("a.log.1", 200);
-    bench.age("a.log", 100);
-    assert_eq!(bench.read().texts(), ["1", "2", "3", "4"]);
+fn several_rotations_while_down_are_read_oldest_first() {
+    let mut source = TestSource::new("");
+    source.append("a.log", "1\n");
+    source.read();
+    source.stop();
+    source.append("a.log", "2\n");
+    source.rename("a.log", "a.log.2");
+    source.append("a.log.1", "3\n");
+    source.append("a.log", "4\n");
+    source.age("a.log.2", 300);
+    source.age("a.log.1", 200);
+    source.age("a.log", 100);
+    assert_eq!(source.read().texts(), ["1", "2", "3", "4"]);
 }
 
 #[test]
-fn renamed_to_where_no_glob_reaches() {
+fn a_file_renamed_to_an_unmatched_path_is_finished() {
     for until_idle in [false, true] {
-        let mut bench = Bench::new("paths = [\"*.log\"]");
-        bench.until_idle = until_idle;
-        bench.append("a.log", "1\n");
-        bench.read();
+        let mut source = TestSource::new("paths = [\"*.log\"]");
+        source.until_idle = until_idle;
+        source.append("a.log", "1\n");
+        source.read();
         if until_idle {
-            bench.stop();
+            source.stop();
         }
-        bench.append("a.log", "2\n3 without newline");
-        bench.rename("a.log", "a.log.1");
-        bench.append("a.log", "4\n");
-        bench.read_until(4);
-        let mut seen = bench.take();
+        source.append("a.log", "2\n3 without newline");
+        source.rename("a.log", "a.log.1");
+        source.append("a.log", "4\n");
+        source.read_until(4);
+        let mut seen = source.take();
         seen.sort();
         assert_eq!(seen, ["1", "2", "3 without newline", "4"]);
-        // Finished and forgotten: one position is left.
-        bench.read_while(|bench| bench.position.len() > 1);
-        bench.stop();
-        assert!(bench.read().take().is_empty());
+        // Its position is removed.
+        source.read_while(|source| source.position.len() > 1);
+        source.stop();
+        assert!(source.read().take().is_empty());
     }
 }
 
 #[test]
-fn copied_and_truncated() {
-    in_every_mode(|bench, between| {
-        bench.append("a.log", numbered("old", 0..50));
-        assert_eq!(bench.read().take().len(), 50);
-        between(bench);
-        bench.append("a.log", numbered("late", 0..3));
-        bench.copy_truncate("a.log", "a.log.1");
-        bench.append("a.log", numbered("new", 0..100));
-        let mut seen = bench.read().take();
+fn copytruncate_is_continued_in_the_copy() {
+    in_every_mode(|source, between| {
+        source.append("a.log", numbered("old", 0..50));
+        assert_eq!(source.read().take().len(), 50);
+        between(source);
+        source.append("a.log", numbered("late", 0..3));
+        source.copy_truncate("a.log", "a.log.1");
+        source.append("a.log", numbered("new", 0..100));
+        let mut seen = source.read().take();
         let mut expected = [numbered_lines("late", 0..3), numbered_lines("new", 0..100)].concat();
         seen.sort();
         expected.sort();
         assert_eq!(seen, expected);
-        between(bench);
-        assert!(bench.read().take().is_empty());
-        // Once more, with the copies moved on.
-        bench.rename("a.log.1", "a.log.2");
-        bench.copy_truncate("a.log", "a.log.1");
-        bench.append("a.log", "again\n");
-        assert_eq!(bench.read().take(), ["again"]);
+        between(source);
+        assert!(source.read().take().is_empty());
+        // A second rotation, which renames the copy.
+        source.rename("a.log.1", "a.log.2");
+        source.copy_truncate("a.log", "a.log.1");
+        source.append("a.log", "again\n");
+        assert_eq!(source.read().take(), ["again"]);
     });
 }
 
 #[test]
 fn a_copy_is_not_read_before_the_original_is_truncated() {
-    in_every_mode(|bench, between| {
-        bench.append("a.log", numbered("old", 0..5));
-        bench.read().take();
-        std::fs::copy(bench.path("a.log"), bench.path("a.log.1")).unwrap();
-        assert!(bench.read().take().is_empty());
-        between(bench);
+    in_every_mode(|source, between| {
+        source.append("a.log", numbered("old", 0..5));
+        source.read().take();
+        std::fs::copy(source.path("a.log"), source.path("a.log.1")).unwrap();
+        assert!(source.read().take().is_empty());
+        between(source);
         // Written between the copy and the truncation, and read in time.
-        bench.append("a.log", "between\n");
-        assert_eq!(bench.read().take(), ["between"]);
-        bench.truncate("a.log");
-        assert!(bench.read().take().is_empty());
-        bench.append("a.log", "new\n");
-        assert_eq!(bench.read().take(), ["new"]);
-        between(bench);
-        assert!(bench.read().take().is_empty());
+        source.append("a.log", "between\n");
+        assert_eq!(source.read().take(), ["between"]);
+        source.truncate("a.log");
+        assert!(source.read().take().is_empty());
+        source.append("a.log", "new\n");
+        assert_eq!(source.read().take(), ["new"]);
+        between(source);
+        assert!(source.read().take().is_empty());
     });
 }
 
 #[test]
-fn a_copy_outside_of_the_globs_is_still_finished() {
+fn an_unmatched_copy_is_finished() {
     for restart in [false, true] {
-        let mut bench = Bench::new("paths = [\"*.log\"]");
-        bench.append("a.log", numbered("old", 0..5));
-        bench.read().take();
+        let mut source = TestSource::new("paths = [\"*.log\"]");
+        source.append("a.log", numbered("old", 0..5));
+        source.read().take();
         if restart {
-            bench.stop();
+            source.stop();
         }
-        bench.append("a.log", "late\n");
-        bench.copy_truncate("a.log", "a.log.1");
-        bench.append("a.log", "new\n");
-        let mut seen = bench.read().take();
+        source.append("a.log", "late\n");
+        source.copy_truncate("a.log", "a.log.1");
+        source.append("a.log", "new\n");
+        let mut seen = source.read().take();
         seen.sort();
         assert_eq!(seen, ["late", "new"]);
     }
 }
 
 #[test]
-fn truncated_without_a_copy() {
-    in_every_mode(|bench, between| {
-        bench.append("a.log", numbered("old", 0..5));
-        bench.append("a.log", "rest");
-        bench.read();
-        bench.seen.retain(|seen| seen.text != "rest");
-        bench.take();
-        between(bench);
-        bench.truncate("a.log");
-        bench.append("a.log", "new\n");
-        let seen = bench.read().take();
+fn a_truncated_file_without_a_copy_is_read_from_its_beginning() {
+    in_every_mode(|source, between| {
+        source.append("a.log", numbered("old", 0..5));
+        source.append("a.log", "rest");
+        source.read();
+        source.seen.retain(|seen| seen.text != "rest");
+        source.take();
+        between(source);
+        source.truncate("a.log");
+        source.append("a.log", "new\n");
+        let seen = source.read().take();
         assert_eq!(seen.last().unwrap(), "new", "{seen:?}");
         assert!(seen.iter().all(|line| line == "new" || line == "rest"), "{seen:?}");
-        between(bench);
-        assert!(bench.read().take().is_empty());
+        between(source);
+        assert!(source.read().take().is_empty());
     });
 }
 
 #[test]
 fn a_position_past_the_end_is_a_truncation() {
-    let mut bench = Bench::new("");
-    bench.append("a.log", numbered("old", 0..100));
-    bench.read().take();
-    bench.stop();
-    bench.truncate("a.log");
-    bench.append("a.log", "new\n");
-    assert_eq!(bench.read().take(), ["new"]);
-    assert_eq!(bench.position.len(), 1, "{:?}", bench.position.keys());
+    let mut source = TestSource::new("");
+    source.append("a.log", numbered("old", 0..100));
+    source.read().take();
+    source.stop();
+    source.truncate("a.log");
+    source.append("a.log", "new\n");
+    assert_eq!(source.read().take(), ["new"]);
+    assert_eq!(source.position.len(), 1, "{:?}", source.position.keys());
 }
 
 #[test]
-fn compressed_after_rotation() {
-    in_every_mode(|bench, between| {
-        bench.append("a.log", numbered("old", 0..200));
-        assert_eq!(bench.read().take().len(), 200);
-        between(bench);
-        bench.append("a.log", "late\n");
-        bench.rename("a.log", "a.log.1");
-        bench.gzip("a.log.1", "a.log.1.gz");
-        bench.append("a.log", "new\n");
-        let mut seen = bench.read().take();
+fn a_compressed_file_is_continued() {
+    in_every_mode(|source, between| {
+        source.append("a.log", numbered("old", 0..200));
+        assert_eq!(source.read().take().len(), 200);
+        between(source);
+        source.append("a.log", "late\n");
+        source.rename("a.log", "a.log.1");
+        source.gzip("a.log.1", "a.log.1.gz");
+        source.append("a.log", "new\n");
+        let mut seen = source.read().take();
         seen.sort();
         assert_eq!(seen, ["late", "new"]);
-        between(bench);
-        bench.rename("a.log.1.gz", "a.log.2.gz");
-        assert!(bench.read().take().is_empty());
-        between(bench);
-        assert!(bench.read().take().is_empty());
+        between(source);
+        source.rename("a.log.1.gz", "a.log.2.gz");
+        assert!(source.read().take().is_empty());
+        between(source);
+        assert!(source.read().take().is_empty());
     });
 }
 
 #[test]
-fn compressed_under_a_matched_name_and_seen_at_every_length() {
-    // Longer than what is compared, so that its beginning alone does not tell the whole.
+fn a_compressed_file_is_recognised_at_every_length() {
+    // Longer than the compared beginning.
     let content = numbered("a line that is long enough to make a file of some size", 0..200);
-    let mut bench = Bench::new("rotate_wait = \"3s\"");
-    bench.append("a.log", &content);
-    bench.read().take();
-    bench.rename("a.log", "a.log.1");
-    bench.gzip_keep("a.log.1", "../packed");
-    let packed = std::fs::read(bench.path("../packed")).unwrap();
+    let mut source = TestSource::new("rotate_wait = \"3s\"");
+    source.append("a.log", &content);
+    source.read().take();
+    source.rename("a.log", "a.log.1");
+    source.gzip_keep("a.log.1", "../packed");
+    let packed = std::fs::read(source.path("../packed")).unwrap();
     for len in [1, 2, 10, 11, 40, 100, packed.len() / 2, packed.len()] {
         println!("{len} of {} bytes", packed.len());
-        std::fs::write(bench.path("a.log.1.tmp"), &packed[..len]).unwrap();
-        assert!(bench.read().take().is_empty(), "{len} of {} bytes", packed.len());
+        std::fs::write(source.path("a.log.1.tmp"), &packed[..len]).unwrap();
+        assert!(source.read().take().is_empty(), "{len} of {} bytes", packed.len());
     }
-    bench.rename("a.log.1.tmp", "a.log.1.gz");
-    bench.remove("a.log.1");
-    assert!(bench.read().take().is_empty());
+    source.rename("a.log.1.tmp", "a.log.1.gz");
+    source.remove("a.log.1");
+    assert!(source.read().take().is_empty());
 }
 
 #[test]
-fn compressed_beside_the_original_which_goes_later() {
-    in_every_mode(|bench, between| {
-        bench.append("a.log", numbered("old", 0..20));
-        bench.rename("a.log", "a.log.1");
-        bench.read().take();
-        bench.gzip_keep("a.log.1", "a.log.1.gz");
-        assert!(bench.read().take().is_empty());
-        between(bench);
-        bench.remove("a.log.1");
-        assert!(bench.read().take().is_empty());
-        between(bench);
-        assert!(bench.read().take().is_empty());
-        if !bench.until_idle {
-            bench.read_while(|bench| bench.position.len() != 1);
-            bench.stop();
-            assert!(bench.read().take().is_empty());
+fn a_compressed_copy_is_recognised_before_its_original_is_removed() {
+    in_every_mode(|source, between| {
+        source.append("a.log", numbered("old", 0..20));
+        source.rename("a.log", "a.log.1");
+        source.read().take();
+        source.gzip_keep("a.log.1", "a.log.1.gz");
+        assert!(source.read().take().is_empty());
+        between(source);
+        source.remove("a.log.1");
+        assert!(source.read().take().is_empty());
+        between(source);
+        assert!(source.read().take().is_empty());
+        if !source.until_idle {
+            source.read_while(|source| source.position.len() != 1);
+            source.stop();
+            assert!(source.read().take().is_empty());
         }
     });
 }
 
 #[test]
-fn removed_while_it_is_read() {
-    let mut bench = Bench::following("");
-    bench.append("a.log", numbered("line", 0..1000));
-    bench.fill(10, std::time::Duration::from_secs(5)).unwrap();
-    bench.append("a.log", "last, without newline");
-    bench.remove("a.log");
-    bench.read_until(1001);
-    assert_eq!(bench.texts()[1000], "last, without newline");
-    bench.read_while(|bench| !bench.position.is_empty());
-    assert_eq!(bench.seen.len(), 1001);
+fn a_file_that_is_removed_while_it_is_read_is_finished() {
+    let mut source = TestSource::following("");
+    source.append("a.log", numbered("line", 0..1000));
+    source.fill(10, std::time::Duration::from_secs(5)).unwrap();
+    source.append("a.log", "last, without newline");
+    source.remove("a.log");
+    source.read_until(1001);
+    assert_eq!(source.texts()[1000], "last, without newline");
+    source.read_while(|source| !source.position.is_empty());
+    assert_eq!(source.seen.len(), 1001);
 }
 
 #[test]
-fn a_compressed_log_that_was_removed_does_not_hold_up_the_next_one() {
-    let mut bench = Bench::following("rotate_wait = \"1h\"");
-    common::write_gzip(&bench.path("a.log.1.gz"), b"old\n");
-    assert_eq!(bench.read_until(1).take(), ["old"]);
-    bench.remove("a.log.1.gz");
-    bench.append("a.log", "new\n");
-    assert_eq!(bench.read_until(1).take(), ["new"]);
+fn a_removed_gzip_file_does_not_delay_the_next_file() {
+    let mut source = TestSource::following("rotate_wait = \"1h\"");
+    common::write_gzip(&source.path("a.log.1.gz"), b"old\n");
+    assert_eq!(source.read_until(1).take(), ["old"]);
+    source.remove("a.log.1.gz");
+    source.append("a.log", "new\n");
+    assert_eq!(source.read_until(1).take(), ["new"]);
 }
 
 #[test]
-fn removed_while_down() {
-    let mut bench = Bench::new("");
-    bench.append("a.log", "1\n");
-    bench.append("b.log", "2\n");
-    bench.read().take();
-    bench.stop();
-    bench.remove("a.log");
-    assert!(bench.read().take().is_empty());
-    assert_eq!(bench.position.len(), 1);
+fn the_position_of_a_file_removed_while_down_is_removed() {
+    let mut source = TestSource::new("");
+    source.append("a.log", "1\n");
+    source.append("b.log", "2\n");
+    source.read().take();
+    source.stop();
+    source.remove("a.log");
+    assert!(source.read().take().is_empty());
+    assert_eq!(source.position.len(), 1);
 }
 
 #[test]
-fn another_file_under_the_same_inode() {
-    in_every_mode(|bench, between| {
-        bench.append("a.log", numbered("old", 0..5));
-        bench.read().take();
-        between(bench);
-        // Truncating and writing past the old offset in one go is what a reused inode looks like.
-        std::fs::write(bench.path("a.log"), numbered("another", 0..50)).unwrap();
-        bench.rename("a.log", "b.log");
-        assert_eq!(bench.read().take(), numbered_lines("another", 0..50));
+fn other_content_with_the_same_inode_is_read() {
+    in_every_mode(|source, between| {
+        source.append("a.log", numbered("old", 0..5));
+        source.read().take();
+        between(source);
+        // A truncation and a write past the old offset look like a reused inode.
+        std::fs::write(source.path("a.log"), numbered("another", 0..50)).unwrap();
+        source.rename("a.log", "b.log");
+        assert_eq!(source.read().take(), numbered_lines("another", 0..50));
     });
 }
 
 #[test]
-fn tiny_files_alike_are_files_of_their_own() {
-    in_every_mode(|bench, between| {
-        bench.append("a.log", "x\n");
-        bench.append("b.log", "x\n");
-        assert_eq!(bench.read().take(), ["x", "x"]);
-        between(bench);
-        bench.append("c.log", "x\n");
-        bench.append("a2.log", "x\n");
-        assert_eq!(bench.read().take(), ["x", "x"]);
-        between(bench);
-        // A rotation whose old and new file are alike.
-        bench.rename("a.log", "a.log.1");
-        bench.append("a.log", "x\n");
-        assert_eq!(bench.read().take(), ["x"]);
+fn equal_tiny_files_are_all_read() {
+    in_every_mode(|source, between| {
+        source.append("a.log", "x\n");
+        source.append("b.log", "x\n");
+        assert_eq!(source.read().take(), ["x", "x"]);
+        between(source);
+        source.append("c.log", "x\n");
+        source.append("a2.log", "x\n");
+        assert_eq!(source.read().take(), ["x", "x"]);
+        between(source);
+        // A rotation whose old and new file are equal.
+        source.rename("a.log", "a.log.1");
+        source.append("a.log", "x\n");
+        assert_eq!(source.read().take(), ["x"]);
     });
 }
 
 #[test]
-fn long_files_that_begin_alike_are_files_of_their_own() {
+fn long_files_with_equal_beginnings_are_all_read() {
     let banner = format!("{}\n", "banner ".repeat(500));
-    let mut bench = Bench::new("");
-    bench.append("a.log", format!("{banner}a\n"));
-    bench.append("b.log", format!("{banner}b\n"));
-    assert_eq!(bench.read().take().len(), 4);
-    bench.append("c.log", format!("{banner}c\n"));
-    assert_eq!(bench.read().take().len(), 2);
-    // Truncated, and grown past the old offset with the same beginning.
-    bench.stop();
-    std::fs::write(bench.path("a.log"), format!("{banner}A and more\n")).unwrap();
-    assert_eq!(bench.read().take().len(), 2);
+    let mut source = TestSource::new("");
+    source.append("a.log", format!("{banner}a\n"));
+    source.append("b.log", format!("{banner}b\n"));
+    assert_eq!(source.read().take().len(), 4);
+    source.append("c.log", format!("{banner}c\n"));
+    assert_eq!(source.read().take().len(), 2);
+    // Truncated and grown past the old offset, with the same beginning.
+    source.stop();
+    std::fs::write(source.path("a.log"), format!("{banner}A and more\n")).unwrap();
+    assert_eq!(source.read().take().len(), 2);
 }
 
 #[test]
-fn symbolic_and_hard_links_are_read_once() {
-    let mut bench = Bench::following("");
-    bench.append("real/a.txt", "1\n");
-    std::os::unix::fs::symlink(bench.path("real/a.txt"), bench.path("link.log")).unwrap();
-    std::fs::hard_link(bench.path("real/a.txt"), bench.path("hard.log")).unwrap();
-    std::os::unix::fs::symlink(bench.path("nowhere"), bench.path("dangling.log")).unwrap();
-    assert_eq!(bench.read().take(), ["1"]);
-    bench.append("real/a.txt", "2\n");
-    assert_eq!(bench.read().take(), ["2"]);
+fn files_with_several_links_are_read_once() {
+    let mut source = TestSource::following("");
+    source.append("real/a.txt", "1\n");
+    std::os::unix::fs::symlink(source.path("real/a.txt"), source.path("link.log")).unwrap();
+    std::fs::hard_link(source.path("real/a.txt"), source.path("hard.log")).unwrap();
+    std::os::unix::fs::symlink(source.path("nowhere"), source.path("dangling.log")).unwrap();
+    assert_eq!(source.read().take(), ["1"]);
+    source.append("real/a.txt", "2\n");
+    assert_eq!(source.read().take(), ["2"]);
 }

@@ -1,194 +1,221 @@
-//! The options of a `mysql` source. The doc comments of [`MysqlOptions`] are the user's documentation.
+//! The options of a `mysql` source: their declarations, and how a component's section is read.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use trunkline_connector::config::{Mismatch, Node, OptionSpec, Section, Value};
 
-use crate::address::Address;
-use crate::columns::{Columns, Mask};
-use crate::emit::Op;
-use crate::selection::Selection;
+use crate::connection::address::Address;
+use crate::connection::options::{ConnectionOptions, Tls};
+use crate::format::envelope::Op;
+use crate::format::options::{BinaryFormat, DecimalFormat, Envelope, FormatOptions, TimeFormat, ZeroDates};
+use crate::schema::column_filter::ColumnFilter;
+use crate::schema::column_mode::Mask;
+use crate::schema::table_filter::TableFilter;
 
 /// The options of the connector.
-pub(crate) const OPTIONS: &[OptionSpec] = &[];
+pub(crate) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::required(
+        "url",
+        "string",
+        "`mysql://USER:PASSWORD@HOST:PORT`. Write `%XX` for characters that a URL reserves (`@`, `/`, `%`).",
+        "\"mysql://cdc:${env:SHOP_PASSWORD}@db.example.com:3306\"",
+    ),
+    OptionSpec::required(
+        "tables",
+        "array of strings",
+        "Globs of `database.table`; `!` excludes. The server's own databases are never included.",
+        "[\"shop.*\", \"!shop.audit_*\"]",
+    ),
+    OptionSpec::optional(
+        "columns",
+        "array of strings",
+        "all",
+        "Globs of `database.table.column`. A table that such a glob names is restricted to the matching columns; a glob that begins \
+         with `!` excludes columns. Columns of the primary key are always included.",
+        "[\"shop.people.*\", \"!*.*.password\"]",
+    ),
+    OptionSpec::optional(
+        "masks",
+        "array of tables",
+        "none",
+        "What replaces the values of columns: see [Masks](#masks).",
+        "[{ columns = [\"*.*.email\"], hash = \"sha256\" }]",
+    ),
+    OptionSpec::with_default(
+        "skip_unchanged",
+        "boolean",
+        "false",
+        "Skips (and counts as dropped) updates that change no included column: Debezium's `skip.messages.without.change`.",
+    ),
+    OptionSpec::optional(
+        "skipped_operations",
+        "array of strings",
+        "none",
+        "Operations to skip (and count as dropped): Debezium's letters `c`, `u`, `d` and `t`. A changed key is a `u`.",
+        "[\"d\", \"t\"]",
+    ),
+    OptionSpec::with_default(
+        "snapshot",
+        "`initial`, `never`, `only`, `when_needed`",
+        "\"initial\"",
+        "`initial`: the existing rows, then the binlog. `never`: the binlog from its end at the first start. `only`: the existing \
+         rows, nothing else. `when_needed`: `initial` with `on_purged = \"resnapshot\"`.",
+    ),
+    OptionSpec::with_default(
+        "snapshot_mode",
+        "`chunks`, `exact`",
+        "\"chunks\"",
+        "`chunks` reads tables with a primary key in chunks, without a lock. `exact` reads all tables as of one point in time: see \
+         [Snapshots](#snapshots).",
+    ),
+    OptionSpec::with_default(
+        "chunk_rows",
+        "integer from 1 to 1000000",
+        "4096",
+        "Maximum rows per chunk. Chunks of large rows have fewer (about 4 MiB).",
+    ),
+    OptionSpec::optional(
+        "on_purged",
+        "`stop`, `resnapshot`",
+        "`stop`; `resnapshot` with `snapshot = \"when_needed\"`",
+        "When the server has purged the binlog after the position: stop, or restart with a snapshot.",
+        "\"resnapshot\"",
+    ),
+    OptionSpec::with_default(
+        "envelope",
+        "`debezium`, `row`",
+        "\"debezium\"",
+        "`debezium`: `before`, `after`, `source`, `op`, `ts_ms`. `row`: the row alone; a delete is only its tombstone, a TRUNCATE and \
+         a delete without a key are dropped (and counted).",
+    ),
+    OptionSpec::with_default(
+        "ddl",
+        "boolean",
+        "false",
+        "Emits schema changes to the topic `{pipeline}.ddl`: see [Schema changes](#schema-changes).",
+    ),
+    OptionSpec::with_default(
+        "transaction_markers",
+        "boolean",
+        "false",
+        "Emits the start and end of transactions to the topic `{pipeline}.transaction`, and adds the position within the transaction \
+         to each change: see [Transactions](#transactions).",
+    ),
+    OptionSpec::with_default(
+        "query",
+        "boolean",
+        "false",
+        "Adds the statement that made the change (`source.query`), if the server logs it (MySQL's `binlog_rows_query_log_events = \
+         ON`). Statements show values that `columns` and `masks` hide.",
+    ),
+    OptionSpec::with_default("tombstones", "boolean", "true", "Emits a record without a value after each delete."),
+    OptionSpec::with_default(
+        "decimals",
+        "`string`, `number`",
+        "\"string\"",
+        "How DECIMAL is written: a string, or a JSON number with the same digits, which most readers round.",
+    ),
+    OptionSpec::with_default("binary", "`base64`, `hex`", "\"base64\"", "How bytes are written."),
+    OptionSpec::with_default(
+        "zero_dates",
+        "`null`, `string`, `error`",
+        "\"null\"",
+        "How dates that do not exist (`0000-00-00`, `2026-00-00`) are written: `null`; `string`, which makes all dates and times \
+         strings; `error`, which rejects the record as `mysql.zero_date`.",
+    ),
+    OptionSpec::with_default(
+        "times",
+        "`iso`, `epoch_ms`, `epoch_us`, `adaptive`",
+        "\"iso\"",
+        "`iso`: ISO 8601. `epoch_ms`, `epoch_us`: milliseconds or microseconds since 1970 (UTC), for TIME since midnight; DATE in \
+         days. `adaptive`: Debezium's `adaptive_time_microseconds` (DATETIME up to 3 digits in milliseconds, from 4 in microseconds; \
+         TIME in microseconds; TIMESTAMP in ISO 8601). Numbers require `zero_dates` of `null` or `error`.",
+    ),
+    OptionSpec::optional(
+        "server_id",
+        "integer from 1 to 4294967295",
+        "derived from the task's name",
+        "The source's number as a replica. No other replica of the server may have it.",
+        "4711",
+    ),
+    OptionSpec::with_default(
+        "tls",
+        "`disable`, `prefer`, `require`, `verify_ca`, `verify_identity`",
+        "\"prefer\"",
+        "`prefer` and `require` verify nothing.",
+    ),
+    OptionSpec::optional(
+        "tls_ca",
+        "path",
+        "the system's authorities",
+        "A PEM file with the certificate authorities to trust.",
+        "\"ca.pem\"",
+    ),
+];
 
-/// Everything that a `mysql` source can be told.
+/// The options of a source.
 #[derive(Debug, Clone)]
-pub struct MysqlOptions {
-    /// The component's name: what Debezium's envelope has as `source.name`.
-    pub name: String,
-    /// `url` (required): `mysql://USER:PASSWORD@HOST:PORT`. What must not stand in the URL as it is (`@`, `/`, `%`) is written `%XX`.
-    pub url: Address,
-    /// `tables` (required): globs of `database.table`. One that begins with `!` takes away what the others chose. `*` stands for any
-    /// characters. The server's own databases are never meant.
-    pub tables: Selection,
-    /// `columns`: globs of `database.table.column`. Of a table that such a glob chooses from, only the chosen columns are written; those of a glob
-    /// that begins with `!` never are. Columns of the primary key always stay. `masks`: tables of `columns` and one of `hash = "sha256"` (with
-    /// `salt`), `truncate` (a number of characters) and `fixed` (a text): what is written in place of those columns' values, as a string.
-    pub columns: Columns,
-    /// `skipped_operations`: which changes are left out (and counted as dropped): Debezium's letters `c`, `u`, `d` and `t`.
-    pub skipped: Skipped,
-    /// `server_id`: the number by which the server knows this replica; no other replica may have it. By default made of the names of
-    /// cluster, pipeline and source, so that it stays the same wherever the source runs.
-    pub server_id: Option<u32>,
-    /// `snapshot` (default `initial`): `initial` reads the rows that are there, then follows the binlog; `never` follows the binlog from where
-    /// it ends at the first start; `only` reads the rows that are there and ends; `when_needed` is `initial` with `on_purged = "resnapshot"`.
-    pub snapshot: Snapshot,
-    /// `snapshot_mode` (default `chunks`): `chunks` reads tables with a key in chunks, without a lock; `exact` reads all tables as of one moment, for which
-    /// they are locked against writers for a moment, and begins anew if it is interrupted.
-    pub snapshot_mode: SnapshotMode,
-    /// `chunk_rows` (default 4096): rows that a snapshot reads at once. They are in memory until the binlog has been read up to
-    /// that point.
-    pub chunk_rows: usize,
-    /// `on_purged` (default `stop`): what happens when the server no longer has the binlog at the source's position: `stop`, or `resnapshot`,
-    /// which begins anew with a snapshot.
-    pub on_purged: OnPurged,
-    /// `envelope` (default `debezium`): `debezium` writes `before`, `after`, `source`, `op` and `ts_ms`; `row` writes the row alone, and a
-    /// delete as a tombstone alone.
-    pub envelope: Envelope,
-    /// `ddl` (default `false`): statements that define tables, indexes and databases, as records of the output port `ddl`: topic `{pipeline}.ddl`.
-    pub ddl: bool,
-    /// `transaction_markers` (default `false`): a record where each transaction begins and one where it ends, of the output port `transaction` (topic
-    /// `{pipeline}.transaction`), and in each change which one of its transaction it is.
-    pub transaction_markers: bool,
-    /// `query` (default `false`): each change tells the statement that made it (`source.query`), if the server notes it (`binlog_rows_query_log_events`).
-    pub query: bool,
-    /// `tombstones` (default `true`): a record without value after each delete, by which Kafka's compaction forgets the key.
-    pub tombstones: bool,
-    /// `decimals` (default `string`): `string` keeps every digit; `number` writes a JSON number of the same digits.
-    pub decimals: DecimalAs,
-    /// `binary` (default `base64`): `base64` or `hex`.
-    pub binary: BinaryAs,
-    /// `zero_dates` (default `null`): what a date becomes that no calendar has (`0000-00-00`, `2026-00-00`): `null`; `string`, which makes strings of
-    /// all dates and times; or `error`, which sets the record aside.
-    pub zero_dates: ZeroDates,
-    /// `times` (default `iso`): how dates and times are written: `iso`; `epoch_ms` and `epoch_us`, numbers of milliseconds or microseconds (dates: of days) since
-    /// 1970, or since midnight; `adaptive`, the numbers of Debezium's `adaptive_time_microseconds`.
-    pub times: TimesAs,
-    /// `skip_unchanged` (default `false`): leaves out (and counts as dropped) updates in which no column changed that is written.
-    pub skip_unchanged: bool,
-    /// `tls` (default `prefer`): `disable`, `prefer`, `require`, `verify_ca`, or `verify_identity`.
-    pub tls: Tls,
-    /// `tls_ca`: a PEM file with the certificate authorities to trust, instead of the system's.
-    pub tls_ca: Option<PathBuf>,
+pub(crate) struct MysqlOptions {
+    /// The component's name: `source.name` in the envelope.
+    pub(crate) name: String,
+    pub(crate) connection: Arc<ConnectionOptions>,
+    pub(crate) tables: TableFilter,
+    pub(crate) columns: ColumnFilter,
+    pub(crate) skipped: SkippedOperations,
+    pub(crate) server_id: Option<u32>,
+    pub(crate) snapshot: SnapshotPolicy,
+    pub(crate) snapshot_mode: SnapshotMode,
+    pub(crate) chunk_rows: usize,
+    pub(crate) on_purged: OnPurged,
+    pub(crate) format: FormatOptions,
+    pub(crate) ddl: bool,
+    pub(crate) tombstones: bool,
+    pub(crate) skip_unchanged: bool,
 }
 
-/// Changes that are left out.
+/// Operations to skip.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Skipped {
-    /// Rows that are created.
-    pub create: bool,
-    /// Rows that are changed, their keys included.
-    pub update: bool,
-    /// Rows that are deleted.
-    pub delete: bool,
-    /// Tables that lose all of their rows.
-    pub truncate: bool,
+pub(crate) struct SkippedOperations {
+    create: bool,
+    update: bool,
+    delete: bool,
+    truncate: bool,
 }
 
-/// Which rows are read besides those of the binlog.
+/// Whether existing rows are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Snapshot {
-    /// Those that are there at the first start.
+pub(crate) enum SnapshotPolicy {
+    /// At the first start, before the changes.
     Initial,
-    /// None.
     Never,
-    /// Those that are there, and nothing else.
+    /// Nothing but the existing rows.
     Only,
 }
 
-/// How rows are read that are there.
+/// How existing rows are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SnapshotMode {
-    /// In chunks, while the binlog is followed.
+pub(crate) enum SnapshotMode {
+    /// In chunks, while the source follows the binlog.
     Chunks,
-    /// All tables as of one moment.
+    /// All tables as of one point in time.
     Exact,
 }
 
-/// What happens when the binlog at the position is gone.
+/// What happens when the binlog after the position is purged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnPurged {
-    /// The source stops.
+pub(crate) enum OnPurged {
     Stop,
-    /// The source begins anew.
     Resnapshot,
 }
 
-/// The shape of values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Envelope {
-    /// Debezium's.
-    Debezium,
-    /// The bare row.
-    Row,
-}
-
-/// How decimals are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DecimalAs {
-    /// As a string.
-    String,
-    /// As a JSON number.
-    Number,
-}
-
-/// How bytes are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BinaryAs {
-    /// In base64.
-    Base64,
-    /// In hexadecimal digits.
-    Hex,
-}
-
-/// What becomes of dates that no calendar has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ZeroDates {
-    /// Null.
-    Null,
-    /// A string, as is every other date.
-    String,
-    /// The record is set aside.
-    Error,
-}
-
-/// How dates and times are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TimesAs {
-    /// As strings, in ISO 8601.
-    Iso,
-    /// In milliseconds; dates in days.
-    EpochMs,
-    /// In microseconds; dates in days.
-    EpochUs,
-    /// As Debezium does it by default: DATETIME of up to 3 digits in milliseconds, of more in microseconds, TIME in microseconds, dates in days, and TIMESTAMP in
-    /// ISO 8601.
-    Adaptive,
-}
-
-/// How the connection is protected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tls {
-    /// Not at all.
-    Disable,
-    /// With TLS if the server has it; nothing is verified.
-    Prefer,
-    /// With TLS; nothing is verified.
-    Require,
-    /// With TLS, and the certificate's authority is verified.
-    VerifyCa,
-    /// The same, and the host's name too.
-    VerifyIdentity,
-}
-
-/// Where changes of definitions leave.
+/// Output port of schema changes.
 pub(crate) const DDL_PORT: &str = "ddl";
-/// Where markers of transactions leave.
+/// Output port of transaction markers.
 pub(crate) const TRANSACTION_PORT: &str = "transaction";
 
 impl MysqlOptions {
-    /// Is this kind of change left out?
+    /// Whether `skipped_operations` has this operation.
     pub(crate) fn skips(&self, op: Op) -> bool {
         match op {
             Op::Create => self.skipped.create,
@@ -199,153 +226,74 @@ impl MysqlOptions {
         }
     }
 
-    /// Output ports besides the default one; the first has the number 1.
+    /// The output ports besides the default one; the first has the number 1.
     pub(crate) fn ports(&self) -> Vec<&'static str> {
         let ddl = self.ddl.then_some(DDL_PORT);
-        ddl.into_iter().chain(self.transaction_markers.then_some(TRANSACTION_PORT)).collect()
+        ddl.into_iter().chain(self.format.transaction_block.then_some(TRANSACTION_PORT)).collect()
     }
 
-    /// The number of an output port, if there is one of this name.
+    /// The number of an output port.
     pub(crate) fn port(&self, name: &str) -> Option<u16> {
         self.ports().iter().position(|port| *port == name).and_then(|at| u16::try_from(at + 1).ok())
     }
-}
 
-const MOST_CHUNK_ROWS: u64 = 1_000_000;
-
-impl MysqlOptions {
-    /// Reads a component's section; every problem goes to its report, and then the result is `None`.
-    pub fn read(section: &Section<'_>) -> Option<Self> {
-        let before = section.report.len();
-        let url = url(section);
-        let tables = tables(section);
-        let name = section.path.rsplit('.').next().unwrap_or(&section.path).to_owned();
-        let columns = columns(section);
-        let skipped = skipped(section);
-        let server_id = server_id(section);
-        let (snapshot, purged_default) = section.choice(
-            "snapshot",
-            &[
-                ("initial", (Snapshot::Initial, OnPurged::Stop)),
-                ("never", (Snapshot::Never, OnPurged::Stop)),
-                ("only", (Snapshot::Only, OnPurged::Stop)),
-                ("when_needed", (Snapshot::Initial, OnPurged::Resnapshot)),
-            ],
-            (Snapshot::Initial, OnPurged::Stop),
-        );
-        let snapshot_mode = section.choice(
-            "snapshot_mode",
-            &[("chunks", SnapshotMode::Chunks), ("exact", SnapshotMode::Exact)],
-            SnapshotMode::Chunks,
-        );
-        let chunk_rows = number(section, "chunk_rows", MOST_CHUNK_ROWS).unwrap_or(4096) as usize;
-        let on_purged = section.choice(
-            "on_purged",
-            &[("stop", OnPurged::Stop), ("resnapshot", OnPurged::Resnapshot)],
-            purged_default,
-        );
-        if purged_default == OnPurged::Resnapshot
-            && on_purged == OnPurged::Stop
-            && let Some(node) = section.node("on_purged")
-        {
-            let mismatch = Mismatch::new("is `stop`, but `snapshot` is `when_needed`");
-            section.mismatch("on_purged", node, mismatch, "`resnapshot`, or `snapshot = \"initial\"`".to_owned());
-        }
-        let envelope =
-            section.choice("envelope", &[("debezium", Envelope::Debezium), ("row", Envelope::Row)], Envelope::Debezium);
-        let ddl = section.or("ddl", false);
-        let transaction_markers = section.or("transaction_markers", false);
-        let query = section.or("query", false);
-        for (option, is_set) in [("transaction_markers", transaction_markers), ("query", query)] {
-            if is_set
-                && envelope == Envelope::Row
-                && let Some(node) = section.node(option)
-            {
-                let mismatch = Mismatch::new("is `true`, but with `envelope = \"row\"` no record has a place for it");
-                section.mismatch(option, node, mismatch, "`false`, or `envelope = \"debezium\"`".to_owned());
-            }
-        }
-        let tombstones = section.or("tombstones", true);
-        let decimals = section.choice(
-            "decimals",
-            &[("string", DecimalAs::String), ("number", DecimalAs::Number)],
-            DecimalAs::String,
-        );
-        let binary =
-            section.choice("binary", &[("base64", BinaryAs::Base64), ("hex", BinaryAs::Hex)], BinaryAs::Base64);
-        let zero_dates = section.choice(
-            "zero_dates",
-            &[("null", ZeroDates::Null), ("string", ZeroDates::String), ("error", ZeroDates::Error)],
-            ZeroDates::Null,
-        );
-        let times = section.choice(
-            "times",
-            &[
-                ("iso", TimesAs::Iso),
-                ("epoch_ms", TimesAs::EpochMs),
-                ("epoch_us", TimesAs::EpochUs),
-                ("adaptive", TimesAs::Adaptive),
-            ],
-            TimesAs::Iso,
-        );
-        if times != TimesAs::Iso
-            && zero_dates == ZeroDates::String
-            && let Some(node) = section.node("times")
-        {
-            let mismatch = Mismatch::new("makes numbers of dates, and `zero_dates` is `string`");
-            section.mismatch("times", node, mismatch, "`iso`, or `zero_dates` of `null` or `error`".to_owned());
-        }
-        let skip_unchanged = section.or("skip_unchanged", false);
-        let tls = section.choice(
-            "tls",
-            &[
-                ("disable", Tls::Disable),
-                ("prefer", Tls::Prefer),
-                ("require", Tls::Require),
-                ("verify_ca", Tls::VerifyCa),
-                ("verify_identity", Tls::VerifyIdentity),
-            ],
-            Tls::Prefer,
-        );
-        let tls_ca: Option<PathBuf> = section.optional("tls_ca");
-        let tls_ca = tls_ca.map(|path| section.base.join(path));
-        if section.report.len() > before {
-            return None;
-        }
-        Some(Self {
-            name,
-            url: url?,
-            tables: tables?,
-            columns,
-            skipped,
-            server_id,
+    /// Reads a component's section. Reports every problem; `None` if there is one.
+    pub(crate) fn read(section: &Section<'_>) -> Option<Self> {
+        let problems = section.report.len();
+        section.declare(OPTIONS);
+        let connection = read_connection(section);
+        let tables = read_tables(section);
+        let (snapshot, on_purged) = read_snapshot_policy(section);
+        let chunk_rows = read_number(section, "chunk_rows", section.value("chunk_rows"), MAX_CHUNK_ROWS);
+        let server_id =
+            section.optional("server_id").and_then(|id| read_number(section, "server_id", id, u64::from(u32::MAX)));
+        let options = Self {
+            name: section.path.rsplit('.').next().unwrap_or(&section.path).to_owned(),
+            columns: read_columns(section),
+            skipped: read_skipped_operations(section),
+            server_id: server_id.map(|id| id as u32),
             snapshot,
-            snapshot_mode,
-            chunk_rows,
+            snapshot_mode: section
+                .one_of("snapshot_mode", &[("chunks", SnapshotMode::Chunks), ("exact", SnapshotMode::Exact)]),
             on_purged,
-            envelope,
-            ddl,
-            transaction_markers,
-            query,
-            tombstones,
-            decimals,
-            binary,
-            zero_dates,
-            times,
-            skip_unchanged,
-            tls,
-            tls_ca,
-        })
+            format: read_format(section),
+            ddl: section.value("ddl"),
+            tombstones: section.value("tombstones"),
+            skip_unchanged: section.value("skip_unchanged"),
+            connection: Arc::new(connection?),
+            tables: tables?,
+            chunk_rows: chunk_rows? as usize,
+        };
+        (section.report.len() == problems).then_some(options)
     }
 }
 
-fn url(section: &Section<'_>) -> Option<Address> {
+const MAX_CHUNK_ROWS: u64 = 1_000_000;
+
+fn read_connection(section: &Section<'_>) -> Option<ConnectionOptions> {
+    let address = read_address(section);
+    let tls = section.one_of(
+        "tls",
+        &[
+            ("disable", Tls::Disable),
+            ("prefer", Tls::Prefer),
+            ("require", Tls::Require),
+            ("verify_ca", Tls::VerifyCa),
+            ("verify_identity", Tls::VerifyIdentity),
+        ],
+    );
+    let tls_ca: Option<PathBuf> = section.optional("tls_ca");
+    let tls_ca = tls_ca.map(|path| section.base.join(path));
+    Some(ConnectionOptions { address: address?, tls, tls_ca })
+}
+
+fn read_address(section: &Section<'_>) -> Option<Address> {
     let text: String = section.required("url")?;
     let node = section.node("url")?;
     match Address::parse(&text) {
         Ok(address) => Some(address),
         Err(why) => {
-            // `why` never holds the text: it has a password in it (I8).
+            // `why` never contains the text, which has a password (I8).
             let expected = "a URL such as `mysql://cdc:${env:PASSWORD}@db.example.com:3306`".to_owned();
             section.mismatch("url", node, Mismatch::new(why), expected);
             None
@@ -353,69 +301,136 @@ fn url(section: &Section<'_>) -> Option<Address> {
     }
 }
 
-fn tables(section: &Section<'_>) -> Option<Selection> {
+fn read_tables(section: &Section<'_>) -> Option<TableFilter> {
     let globs: Vec<String> = section.required("tables")?;
     let node = section.node("tables")?;
-    let expected = || "globs of `database.table` such as `shop.*` or `!shop.audit_*`".to_owned();
-    match Selection::new(&globs) {
-        Ok(selection) => Some(selection),
+    match TableFilter::new(&globs) {
+        Ok(filter) => Some(filter),
         Err((index, why)) => {
-            let place = index.and_then(|index| items(node).get(index)).unwrap_or(node);
-            section.mismatch("tables", place, Mismatch::new(why), expected());
+            let item = index.and_then(|index| items(node).get(index)).unwrap_or(node);
+            let expected = "globs of `database.table` such as `shop.*` or `!shop.audit_*`".to_owned();
+            section.mismatch("tables", item, Mismatch::new(why), expected);
             None
         }
     }
 }
 
-/// The items of an array, for the places of what is wrong in it.
+fn read_snapshot_policy(section: &Section<'_>) -> (SnapshotPolicy, OnPurged) {
+    let (snapshot, default) = section.one_of(
+        "snapshot",
+        &[
+            ("initial", (SnapshotPolicy::Initial, OnPurged::Stop)),
+            ("never", (SnapshotPolicy::Never, OnPurged::Stop)),
+            ("only", (SnapshotPolicy::Only, OnPurged::Stop)),
+            ("when_needed", (SnapshotPolicy::Initial, OnPurged::Resnapshot)),
+        ],
+    );
+    let choices = [("stop", OnPurged::Stop), ("resnapshot", OnPurged::Resnapshot)];
+    let on_purged = section.choice("on_purged", &choices, default);
+    if default == OnPurged::Resnapshot
+        && on_purged == OnPurged::Stop
+        && let Some(node) = section.node("on_purged")
+    {
+        let mismatch = Mismatch::new("is `stop`, but `snapshot` is `when_needed`");
+        section.mismatch("on_purged", node, mismatch, "`resnapshot`, or `snapshot = \"initial\"`".to_owned());
+    }
+    (snapshot, on_purged)
+}
+
+fn read_format(section: &Section<'_>) -> FormatOptions {
+    let format = FormatOptions {
+        envelope: section.one_of("envelope", &[("debezium", Envelope::Debezium), ("row", Envelope::Row)]),
+        decimals: section.one_of("decimals", &[("string", DecimalFormat::String), ("number", DecimalFormat::Number)]),
+        binary: section.one_of("binary", &[("base64", BinaryFormat::Base64), ("hex", BinaryFormat::Hex)]),
+        zero_dates: section.one_of(
+            "zero_dates",
+            &[("null", ZeroDates::Null), ("string", ZeroDates::String), ("error", ZeroDates::Error)],
+        ),
+        times: section.one_of(
+            "times",
+            &[
+                ("iso", TimeFormat::Iso),
+                ("epoch_ms", TimeFormat::EpochMs),
+                ("epoch_us", TimeFormat::EpochUs),
+                ("adaptive", TimeFormat::Adaptive),
+            ],
+        ),
+        transaction_block: section.value("transaction_markers"),
+        query: section.value("query"),
+    };
+    for (option, is_set) in [("transaction_markers", format.transaction_block), ("query", format.query)] {
+        if is_set
+            && format.envelope == Envelope::Row
+            && let Some(node) = section.node(option)
+        {
+            let mismatch = Mismatch::new("is `true`, which requires `envelope = \"debezium\"`");
+            section.mismatch(option, node, mismatch, "`false`, or `envelope = \"debezium\"`".to_owned());
+        }
+    }
+    if format.times != TimeFormat::Iso
+        && format.zero_dates == ZeroDates::String
+        && let Some(node) = section.node("times")
+    {
+        let mismatch = Mismatch::new("writes dates as numbers, but `zero_dates` is `string`");
+        section.mismatch("times", node, mismatch, "`iso`, or `zero_dates` of `null` or `error`".to_owned());
+    }
+    format
+}
+
+/// The items of an array, whose spans locate problems.
 fn items(node: &Node) -> &[Node] {
     if let Value::Array(items) = &node.value { items } else { &[] }
 }
 
 const COLUMN_GLOBS: &str = "globs of `database.table.column` such as `shop.people.*` or `!*.*.password`";
 
-fn columns(section: &Section<'_>) -> Columns {
-    let mut columns = Columns::default();
-    let chosen: Option<Vec<String>> = section.optional("columns");
-    if let (Some(globs), Some(node)) = (chosen, section.node("columns"))
-        && let Err((index, why)) = columns.choose(&globs)
+fn read_columns(section: &Section<'_>) -> ColumnFilter {
+    let mut filter = ColumnFilter::default();
+    let globs: Option<Vec<String>> = section.optional("columns");
+    if let (Some(globs), Some(node)) = (globs, section.node("columns"))
+        && let Err((index, why)) = filter.add_globs(&globs)
     {
-        let place = items(node).get(index).unwrap_or(node);
-        section.mismatch("columns", place, Mismatch::new(why), COLUMN_GLOBS.to_owned());
+        let item = items(node).get(index).unwrap_or(node);
+        section.mismatch("columns", item, Mismatch::new(why), COLUMN_GLOBS.to_owned());
     }
-    let Some(node) = section.node("masks") else { return columns };
+    let Some(node) = section.node("masks") else { return filter };
     let expected = || "an array of tables such as `{ columns = [\"*.*.email\"], hash = \"sha256\" }`".to_owned();
     let Value::Array(masks) = &node.value else {
         section.mismatch("masks", node, Mismatch::new(format!("is {}", node.value.kind())), expected());
-        return columns;
+        return filter;
     };
     for (index, node) in masks.iter().enumerate() {
         let Value::Table(table) = &node.value else {
-            section.mismatch("masks", node, Mismatch::new(format!("holds {}", node.value.kind())), expected());
+            section.mismatch("masks", node, Mismatch::new(format!("contains {}", node.value.kind())), expected());
             continue;
         };
         let path = format!("{}.masks[{index}]", section.path);
         let mask_section = Section::new(table, node.span.clone(), path, section.base, section.report);
-        let globs: Option<Vec<String>> = mask_section.required("columns");
-        let mask = mask(&mask_section);
-        if mask.is_none() {
-            let expected =
-                "exactly one of `hash = \"sha256\"` (which may have a `salt`), `truncate = 4` and `fixed = \"***\"`";
-            section.mismatch("masks", node, Mismatch::new("does not say what to write"), expected.to_owned());
-        }
-        if let (Some(globs), Some(mask)) = (globs, mask)
-            && let Err((index, why)) = columns.mask(&globs, mask)
-            && let Some(node) = mask_section.node("columns")
-        {
-            let place = items(node).get(index).unwrap_or(node);
-            mask_section.mismatch("columns", place, Mismatch::new(why), COLUMN_GLOBS.to_owned());
-        }
-        mask_section.finish();
+        read_mask(section, node, mask_section, &mut filter);
     }
-    columns
+    filter
 }
 
-fn mask(section: &Section<'_>) -> Option<Mask> {
+/// Reads one table of `masks`.
+fn read_mask(section: &Section<'_>, node: &Node, mask_section: Section<'_>, filter: &mut ColumnFilter) {
+    let globs: Option<Vec<String>> = mask_section.required("columns");
+    let mask = read_mask_kind(&mask_section);
+    if mask.is_none() {
+        let expected =
+            "exactly one of `hash = \"sha256\"` (optionally with a `salt`), `truncate = 4` and `fixed = \"***\"`";
+        section.mismatch("masks", node, Mismatch::new("lacks the replacement"), expected.to_owned());
+    }
+    if let (Some(globs), Some(mask)) = (globs, mask)
+        && let Err((index, why)) = filter.add_mask(&globs, mask)
+        && let Some(node) = mask_section.node("columns")
+    {
+        let item = items(node).get(index).unwrap_or(node);
+        mask_section.mismatch("columns", item, Mismatch::new(why), COLUMN_GLOBS.to_owned());
+    }
+    mask_section.finish();
+}
+
+fn read_mask_kind(section: &Section<'_>) -> Option<Mask> {
     let hash = section.node("hash").map(|_| section.choice("hash", &[("sha256", ())], ()));
     let salt: Option<String> = section.optional("salt");
     let truncate: Option<u64> = section.optional("truncate");
@@ -428,8 +443,8 @@ fn mask(section: &Section<'_>) -> Option<Mask> {
     }
 }
 
-fn skipped(section: &Section<'_>) -> Skipped {
-    let mut skipped = Skipped::default();
+fn read_skipped_operations(section: &Section<'_>) -> SkippedOperations {
+    let mut skipped = SkippedOperations::default();
     let letters: Option<Vec<String>> = section.optional("skipped_operations");
     let (Some(letters), Some(node)) = (letters, section.node("skipped_operations")) else { return skipped };
     for (index, letter) in letters.iter().enumerate() {
@@ -439,25 +454,21 @@ fn skipped(section: &Section<'_>) -> Skipped {
             "d" => skipped.delete = true,
             "t" => skipped.truncate = true,
             other => {
-                let place = items(node).get(index).unwrap_or(node);
-                let expected = "some of `c` (create), `u` (update), `d` (delete) and `t` (truncate)".to_owned();
-                section.mismatch("skipped_operations", place, Mismatch::new(format!("has `{other}`")), expected);
+                let item = items(node).get(index).unwrap_or(node);
+                let expected = "`c` (create), `u` (update), `d` (delete) or `t` (truncate)".to_owned();
+                section.mismatch("skipped_operations", item, Mismatch::new(format!("has `{other}`")), expected);
             }
         }
     }
     skipped
 }
 
-fn server_id(section: &Section<'_>) -> Option<u32> {
-    number(section, "server_id", u64::from(u32::MAX)).map(|id| id as u32)
-}
-
-fn number(section: &Section<'_>, key: &'static str, most: u64) -> Option<u64> {
-    let number: u64 = section.optional(key)?;
-    if (1..=most).contains(&number) {
+/// Checks the range of a number.
+fn read_number(section: &Section<'_>, key: &'static str, number: u64, max: u64) -> Option<u64> {
+    if (1..=max).contains(&number) {
         return Some(number);
     }
     let node = section.node(key)?;
-    section.mismatch(key, node, Mismatch::new(format!("is {number}")), format!("a whole number from 1 to {most}"));
+    section.mismatch(key, node, Mismatch::new(format!("is {number}")), format!("an integer from 1 to {max}"));
     None
 }

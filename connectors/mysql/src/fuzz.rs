@@ -1,7 +1,9 @@
-//! Binlogs of real servers with bytes changed at random, through everything that reads them: packets, events, compressed transactions, table maps, rows, JSON, the follower. Whatever
-//! comes out, it is an error or records; never a panic, a loop without end, or memory for what is not there.
+//! Feeds recorded binlogs with random changes to everything that reads them: packets, events,
+//! compressed transactions, table maps, rows, JSON, and the follower. The result must be records or
+//! an error, never a panic, an endless loop, or an allocation for bytes that do not exist.
 //!
-//! `TRUNKLINE_FUZZ_SECONDS=60 TRUNKLINE_FUZZ_SEED=7 cargo test --workspace --lib -- --nocapture fuzz`; 2 s without. A failure tells the seed that repeats it.
+//! `TRUNKLINE_FUZZ_SECONDS=60 TRUNKLINE_FUZZ_SEED=7 cargo test --workspace --lib -- --nocapture
+//! fuzz`; 2 s by default. A failure prints the seed that repeats it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,22 +15,23 @@ use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::conformance::configure_source;
 use trunkline_connector::{SourceBatch, SourceConnector, SourceSpec};
 
-use crate::binlog::event::Header;
 use crate::binlog::follower::Follower;
-use crate::charset::{Charset, Charsets};
 use crate::config::MysqlOptions;
+use crate::connection::dialect::ServerFlavor;
+use crate::connection::server_info::ServerInfo;
 use crate::gtid::{Domains, GtidSet, UuidSet};
-use crate::position::{Place, StreamPosition};
-use crate::replication::Failure;
-use crate::replication::events::tests::{connection, events_of, sent};
+use crate::position::{BinlogPosition, StreamPosition};
+use crate::replication::ReplicationError;
+use crate::replication::event_frame::Header;
+use crate::replication::event_stream::tests::{connection, events_of, packet_of};
 use crate::replication::packet::tests::block_on;
-use crate::server::{Gtids, Server};
-use crate::snapshot::progress::Progress;
+use crate::schema::charset::{Charset, Charsets};
+use crate::snapshot::tracker::SnapshotTracker;
 
-/// Nothing that the files hold takes nearly as long.
-const LONGEST: Duration = Duration::from_secs(5);
-/// Nor as much memory, whatever the bytes claim.
-const MOST_MEMORY: u64 = 512 << 20;
+/// The maximum time per binlog, far above the usual one.
+const MAX_TIME: Duration = Duration::from_secs(5);
+/// The maximum growth of memory.
+const MAX_MEMORY: u64 = 512 << 20;
 
 struct Random(u64);
 
@@ -45,13 +48,13 @@ impl Random {
     }
 }
 
-/// One server's binlog, as events in bytes: header, data, no checksum.
+/// The binlog of a server, as encoded events without checksums.
 struct Recorded {
-    gtids: Gtids,
+    flavor: ServerFlavor,
     events: Vec<Vec<u8>>,
 }
 
-fn recorded(gtids: Gtids, file: &[u8]) -> Recorded {
+fn recorded(flavor: ServerFlavor, file: &[u8]) -> Recorded {
     const MAGIC: usize = 4;
     const CHECKSUM: usize = 4;
     let mut rest = &file[MAGIC..];
@@ -61,10 +64,10 @@ fn recorded(gtids: Gtids, file: &[u8]) -> Recorded {
         events.push(rest[..size - CHECKSUM].to_vec());
         rest = &rest[size..];
     }
-    Recorded { gtids, events }
+    Recorded { flavor, events }
 }
 
-/// Takes the options that a pipeline file would give.
+/// Captures the options of a pipeline file.
 #[derive(Default)]
 struct Capture(Mutex<Option<MysqlOptions>>);
 
@@ -83,7 +86,7 @@ impl SourceConnector for Capture {
     }
 }
 
-/// Of a user `u` with the password `p`.
+/// The options of a user `u` with the password `p`.
 pub(crate) fn options() -> Arc<MysqlOptions> {
     let capture = Capture::default();
     configure_source(&capture, "url = \"mysql://u:p@h\"\ntables = [\"*.*\"]", Path::new("/"));
@@ -106,43 +109,43 @@ fn charsets() -> Arc<Charsets> {
     Arc::new(Charsets::new(charsets, collations))
 }
 
-struct Ground {
+struct Fixture {
     options: Arc<MysqlOptions>,
     charsets: Arc<Charsets>,
 }
 
-impl Ground {
-    /// Reads what comes over a connection; gives how many records came of it, and whether it was read to its end.
-    fn read(&self, gtids: Gtids, connection: &[u8]) -> (usize, bool) {
-        let server = Server { charsets: Arc::clone(&self.charsets), gtids, server_id: 1, retention: None };
-        let done = match gtids {
-            Gtids::None => None,
-            Gtids::MySql => Some(GtidSet::MySql(UuidSet::default())),
-            Gtids::MariaDb => Some(GtidSet::MariaDb(Domains::default())),
+impl Fixture {
+    /// Reads a connection. Returns the number of records, and whether it was read to its end.
+    fn read(&self, flavor: ServerFlavor, connection: &[u8]) -> (usize, bool) {
+        let server = ServerInfo { charsets: Arc::clone(&self.charsets), flavor, server_id: 1, retention: None };
+        let processed = match flavor {
+            ServerFlavor::MySqlWithoutGtids => None,
+            ServerFlavor::MySql => Some(GtidSet::MySql(UuidSet::default())),
+            ServerFlavor::MariaDb => Some(GtidSet::MariaDb(Domains::default())),
         };
-        let position = StreamPosition { done, place: Place::default(), part: None };
+        let position = StreamPosition { processed, end: BinlogPosition::default(), partial: None };
         let mut follower = Follower::new(Arc::clone(&self.options), server, position).unwrap();
-        let mut progress = Progress::new(BTreeMap::new(), std::collections::HashMap::new());
+        let mut tracker = SnapshotTracker::new(BTreeMap::new(), []);
         let mut records = 0;
-        // The compressed transaction of the corpus is larger: it goes through a file.
+        // The compressed transaction of the corpus is larger, so it is spooled.
         let mut events = events_of(connection, 300);
         block_on(async {
             loop {
                 let mut out = SourceBatch::with_limits(1 << 20, 1000);
                 let event = match events.next().await {
                     Ok(event) => event,
-                    Err(failure) => return (records, matches!(failure, Failure::Closed)),
+                    Err(failure) => return (records, matches!(failure, ReplicationError::Closed)),
                 };
-                if follower.take(event, &mut out, &mut progress).is_err() {
+                if follower.process(event, &mut out, &mut tracker).is_err() {
                     return (records, false);
                 }
-                // Each call hands out a row or is the last.
+                // Each call emits a row or is the last one.
                 while follower.has_rows() {
                     let before = follower.position.clone();
-                    if follower.hand_out(&mut out, &mut progress).is_err() {
+                    if follower.emit_rows(&mut out, &mut tracker).is_err() {
                         return (records, false);
                     }
-                    assert!(!follower.has_rows() || follower.position != before, "rows that are never handed out");
+                    assert!(!follower.has_rows() || follower.position != before, "rows are never emitted");
                     records += out.records.len();
                     out.clear();
                 }
@@ -151,15 +154,15 @@ impl Ground {
     }
 }
 
-/// Events as they come over a connection, after the file's description of the format.
+/// The bytes of a connection that sends these events after the file's format description.
 fn connection_of(file: &Recorded, events: &[Vec<u8>]) -> Vec<u8> {
     const CLOSED: [u8; 5] = [0xfe, 0, 0, 2, 0];
     let events = file.events.iter().take(1).chain(events);
-    let packets: Vec<_> = events.map(|event| sent(event.clone(), true)).chain([CLOSED.to_vec()]).collect();
+    let packets: Vec<_> = events.map(|event| packet_of(event.clone(), true)).chain([CLOSED.to_vec()]).collect();
     connection(&packets)
 }
 
-/// Numbers at which lengths and counts turn over.
+/// Bytes at which encodings of lengths and counts change.
 const EDGES: [u8; 10] = [0, 1, 0x7f, 0x80, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0xff];
 
 fn mutate(random: &mut Random, events: &mut [Vec<u8>]) {
@@ -167,7 +170,7 @@ fn mutate(random: &mut Random, events: &mut [Vec<u8>]) {
         let (at, other) = (random.below(events.len()), random.below(events.len()));
         let donor = events[other].clone();
         let event = &mut events[at];
-        // Its type and its server are in the header; the rest of that decides nothing.
+        // Of the header, only the type matters.
         let place =
             if random.below(12) == 0 { 4 } else { Header::LENGTH + random.below(event.len() - Header::LENGTH + 1) };
         match random.below(8) {
@@ -203,8 +206,8 @@ fn mutate(random: &mut Random, events: &mut [Vec<u8>]) {
     }
 }
 
-/// The most memory that this process ever had resident.
-fn most_memory() -> u64 {
+/// The peak resident memory of this process.
+fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
@@ -214,47 +217,49 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().map_or(default, |text| text.parse().expect("a whole number"))
 }
 
-/// Reads changed binlogs, from a seed on; tells each seed before it is tried.
-fn try_seeds(first: u64, seconds: u64, tell: &Sender<u64>) {
-    let ground = Ground { options: options(), charsets: charsets() };
+/// Reads changed binlogs, starting with a seed. Sends each seed before its use.
+fn try_seeds(first: u64, seconds: u64, seeds: &Sender<u64>) {
+    let fixture = Fixture { options: options(), charsets: charsets() };
     let files = [
-        recorded(Gtids::MySql, include_bytes!("../tests/corpus/mysql.binlog")),
-        recorded(Gtids::MariaDb, include_bytes!("../tests/corpus/mariadb.binlog")),
+        recorded(ServerFlavor::MySql, include_bytes!("../tests/corpus/mysql.binlog")),
+        recorded(ServerFlavor::MariaDb, include_bytes!("../tests/corpus/mariadb.binlog")),
     ];
-    // Unchanged they are read to where they hold what is refused, and to the end.
-    let whole: Vec<_> = files.iter().map(|file| ground.read(file.gtids, &connection_of(file, &file.events))).collect();
+    // Unchanged binlogs are read up to an event that the follower rejects, and to the end.
+    let whole: Vec<_> =
+        files.iter().map(|file| fixture.read(file.flavor, &connection_of(file, &file.events))).collect();
     assert!(whole[0].0 > 5 && whole[1].0 > 15 && whole[1].1, "{whole:?}");
-    // Transactions by themselves: most of a file would never be reached behind what was changed in it.
+    // Single transactions, because a change in a file hides everything after it.
     let begins = |event: &Vec<u8>| matches!(event[4], 33 | 34 | 42 | 162);
     let transactions: Vec<(&Recorded, &[Vec<u8>])> = files
         .iter()
         .flat_map(|file| file.events.chunk_by(|_, next| !begins(next)).map(move |part| (file, part)))
         .collect();
-    let (begun, memory) = (Instant::now(), most_memory());
+    let (begun, memory) = (Instant::now(), peak_memory());
     let (mut seed, mut refused) = (first, 0u64);
     while begun.elapsed() < Duration::from_secs(seconds) || seed == first {
         let mut random = Random(seed);
         let (file, events) = transactions[random.below(transactions.len())];
         let mut events = events.to_vec();
-        // Mostly checksums and frames fit what was changed: they would let nothing else be reached.
-        let on_the_way = random.below(8) == 0;
-        if !on_the_way {
+        // Usually checksums and frames match the changed event: otherwise no change would pass
+        // them.
+        let is_raw_change = random.below(8) == 0;
+        if !is_raw_change {
             mutate(&mut random, &mut events);
         }
         let mut bytes = connection_of(file, &events);
-        if on_the_way {
+        if is_raw_change {
             for _ in 0..1 + random.below(3) {
                 let at = random.below(bytes.len());
                 bytes[at] = random.next() as u8;
             }
         }
-        tell.send(seed).unwrap();
-        let (_, whole) = ground.read(file.gtids, &bytes);
+        seeds.send(seed).unwrap();
+        let (_, whole) = fixture.read(file.flavor, &bytes);
         refused += u64::from(!whole);
         seed = seed.wrapping_add(1);
     }
-    let grown = most_memory().saturating_sub(memory);
-    assert!(grown < MOST_MEMORY, "{} MiB; from TRUNKLINE_FUZZ_SEED={first} on", grown >> 20);
+    let grown = peak_memory().saturating_sub(memory);
+    assert!(grown < MAX_MEMORY, "{} MiB; from TRUNKLINE_FUZZ_SEED={first} on", grown >> 20);
     eprintln!("{} binlogs from seed {first} on, {refused} refused, {} MiB", seed.wrapping_sub(first), grown >> 20);
 }
 
@@ -262,14 +267,14 @@ fn try_seeds(first: u64, seconds: u64, tell: &Sender<u64>) {
 fn fuzz() {
     let seconds = number("TRUNKLINE_FUZZ_SECONDS", 2);
     let first = number("TRUNKLINE_FUZZ_SEED", u64::from(std::process::id()) << 32);
-    let (tell, told) = channel();
-    // In a thread of its own: out of a loop without end there is no other way.
-    let trying = std::thread::spawn(move || try_seeds(first, seconds, &tell));
+    let (sender, seeds) = channel();
+    // A separate thread, so that an endless loop can be reported.
+    let trying = std::thread::spawn(move || try_seeds(first, seconds, &sender));
     let mut last = first;
     loop {
-        match told.recv_timeout(LONGEST) {
+        match seeds.recv_timeout(MAX_TIME) {
             Ok(seed) => last = seed,
-            Err(RecvTimeoutError::Timeout) => panic!("more than {LONGEST:?}: TRUNKLINE_FUZZ_SEED={last} repeats it"),
+            Err(RecvTimeoutError::Timeout) => panic!("more than {MAX_TIME:?}: TRUNKLINE_FUZZ_SEED={last} repeats it"),
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
@@ -277,16 +282,16 @@ fn fuzz() {
 }
 
 #[test]
-fn a_compressed_transaction_that_cannot_be_unpacked_is_never_passed_over() {
+fn a_compressed_transaction_that_cannot_be_unpacked_is_never_skipped() {
     const PAYLOAD: u8 = 40;
-    let ground = Ground { options: options(), charsets: charsets() };
-    let file = recorded(Gtids::MySql, include_bytes!("../tests/corpus/mysql.binlog"));
+    let fixture = Fixture { options: options(), charsets: charsets() };
+    let file = recorded(ServerFlavor::MySql, include_bytes!("../tests/corpus/mysql.binlog"));
     let at = file.events.iter().position(|event| event[4] == PAYLOAD).unwrap();
     let whole = &file.events[at - 1..=at + 1];
-    assert_eq!(ground.read(Gtids::MySql, &connection_of(&file, whole)), (1, true));
+    assert_eq!(fixture.read(ServerFlavor::MySql, &connection_of(&file, whole)), (1, true));
     for cut in Header::LENGTH..whole[1].len() {
         let mut events = whole.to_vec();
         events[1].truncate(cut);
-        assert_eq!(ground.read(Gtids::MySql, &connection_of(&file, &events)), (0, false), "{cut}");
+        assert_eq!(fixture.read(ServerFlavor::MySql, &connection_of(&file, &events)), (0, false), "{cut}");
     }
 }

@@ -1,37 +1,42 @@
-//! The source connector `mysql`: the rows of tables, and every change of them, as MySQL's binlog tells it.
+//! The source connector `mysql`: the rows of tables in MySQL and MariaDB, and their changes from
+//! the binlog.
 //!
-//! What it promises: every committed change of a row once and in order, and every row that was there before, once, in its newest state; across
-//! restarts of the worker and of the server at any moment. What that rests on is said in [`position`] (what is remembered), [`binlog::follower`] (how
-//! transactions are handed out in parts) and [`snapshot`] (how rows and changes are brought together).
+//! It emits every committed change of a row once and in order, and every existing row once, in its
+//! newest state, across restarts of worker and server at any moment. The modules explain how:
+//! [`position`] (what is stored), [`binlog::follower`] (how transactions are emitted in parts) and
+//! [`snapshot`] (how existing rows and changes are combined).
 //!
-//! The options are documented on [`MysqlOptions`] and in the folder's README.
+//! The folder's README documents the options. Modules import only modules below them:
+//!
+//! | layer | modules |
+//! |---|---|
+//! | 1 | `preflight`, `source` |
+//! | 2 | `binlog` |
+//! | 3 | `replication`, `snapshot`, `retention` |
+//! | 4 | `config` |
+//! | 5 | `connection` |
+//! | 6 | `position` |
+//! | 7 | `format` |
+//! | 8 | `decode` |
+//! | 9 | `schema`, `gtid` |
 
-mod address;
-mod again;
 mod binlog;
-mod charset;
-mod check;
-mod columns;
 mod config;
-mod connect;
+mod connection;
 mod decode;
-mod emit;
-mod encode;
+mod format;
 #[cfg(test)]
 mod fuzz;
 mod gtid;
-mod headroom;
-mod marks;
 mod position;
+mod preflight;
 mod replication;
-mod selection;
-mod server;
+mod retention;
+mod schema;
 mod snapshot;
 mod source;
 #[cfg(test)]
 mod speed;
-mod table;
-mod text;
 
 use std::sync::Arc;
 
@@ -41,12 +46,7 @@ use trunkline_connector::{
     SourceConnector, SourceContext, SourceSpec,
 };
 
-pub use address::Address;
-pub use columns::{Columns, Mask};
-pub use config::{
-    BinaryAs, DecimalAs, Envelope, MysqlOptions, OnPurged, Skipped, Snapshot, SnapshotMode, TimesAs, Tls, ZeroDates,
-};
-pub use selection::Selection;
+use self::config::MysqlOptions;
 
 /// The connector, as the runtime's registry lists it.
 pub struct MysqlConnector;
@@ -88,14 +88,15 @@ impl SourceSpec for MysqlSpec {
     }
 
     fn preflight(&self, task: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
-        runtime.block_on(check::check(&self.options, task))
+        runtime.block_on(preflight::check(&self.options, task))
     }
 
-    /// Those of tables are handed out with the first record that names them.
+    /// The schemas of the output ports. A batch has the schema of a table with the first record
+    /// that uses it.
     fn schemas(&self) -> Vec<Arc<Schema>> {
-        let definitions = self.options.ddl.then(table::definition_schema);
-        let markers = self.options.transaction_markers.then(marks::schema);
-        // That they cannot be made is told when the source opens.
+        let definitions = self.options.ddl.then(format::schemas::definition_schema);
+        let markers = self.options.format.transaction_block.then(format::schemas::marker_schema);
+        // An error is reported when the source opens.
         definitions.into_iter().chain(markers).flatten().map(Arc::new).collect()
     }
 
@@ -110,10 +111,10 @@ impl SourceSpec for MysqlSpec {
 
 impl IncrementalSnapshots for MysqlSpec {
     fn request(&self, request: &SnapshotRequest<'_>, position: &[(String, Vec<u8>)]) -> Result<Vec<PositionChange>> {
-        again::read_again(&self.options, request, position)
+        snapshot::incremental::request_snapshot(&self.options, request, position)
     }
 
     fn check_condition(&self, position_keys: &[&str], condition: &str, runtime: &tokio::runtime::Handle) -> Result<()> {
-        runtime.block_on(again::check_condition(&self.options, position_keys, condition))
+        runtime.block_on(snapshot::incremental::check_condition(&self.options, position_keys, condition))
     }
 }

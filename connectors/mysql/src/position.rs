@@ -1,163 +1,289 @@
-//! What is remembered: how far the binlog has been handed out (key `stream`), and how far the snapshot of each table is (key `table/DATABASE.TABLE`).
+//! The stored position of a source: how far the binlog was processed (key `stream`), and the
+//! progress of each table's snapshot (key `table/DATABASE.TABLE`).
 //!
-//! `stream` names whole transactions that are done, by GTIDs where the server has them, otherwise by file and offset, and how much of
-//! one more: rows events, and rows of the next event. The server sends that transaction again, from its start, and so much is passed
-//! over. Rows events are counted whether their tables are chosen or not, so that another choice of tables does not shift the count.
+//! `stream` identifies the processed transactions, by GTIDs where the server has them, otherwise by
+//! file and offset, and the processed part of the next transaction: its rows events, and rows of
+//! the next rows event. After a restart the server sends that transaction again from its start, and
+//! the source skips the processed part. The count includes rows events of tables that are not
+//! captured, so a change of `tables` does not shift it.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use trunkline_connector::{Error, Result};
 
+use crate::format::transaction_metadata::Counts;
 use crate::gtid::{Domains, GtidSet, UuidSet};
-use crate::marks::Counts;
+use crate::schema::table_name::TableName;
 
-/// Key of the binlog's position.
+/// Key of the position in the binlog.
 pub(crate) const STREAM: &str = "stream";
-/// What keys of tables begin with.
+/// Prefix of the keys of tables.
 const TABLE: &str = "table/";
 
-/// How far the binlog has been handed out.
+/// The position in the stream of transactions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct StreamPosition {
-    /// All transactions that are done; `None` if the server has no GTIDs.
-    pub(crate) done: Option<GtidSet>,
-    /// The end of the last one.
-    pub(crate) place: Place,
-    /// What has been handed out of a transaction that is not done.
-    pub(crate) part: Option<Part>,
+    /// The processed transactions; `None` if the server has no GTIDs.
+    pub(crate) processed: Option<GtidSet>,
+    /// The end of the last processed transaction.
+    pub(crate) end: BinlogPosition,
+    /// The processed part of the next transaction.
+    pub(crate) partial: Option<PartialTransaction>,
 }
 
-/// A place in the binlog.
+/// The progress of the stream, as a snapshot needs it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StreamState<'a> {
+    pub(crate) position: &'a StreamPosition,
+    /// The end of the last event.
+    pub(crate) reached: &'a BinlogPosition,
+    /// The end of the last transaction since the source opened.
+    pub(crate) last_end: &'a BinlogPosition,
+    /// No transaction is unfinished.
+    pub(crate) is_between_transactions: bool,
+}
+
+impl StreamState<'_> {
+    /// Whether the stream has passed this position, between two transactions.
+    pub(crate) fn has_passed(&self, position: &BinlogPosition) -> bool {
+        self.is_between_transactions && self.reached >= position
+    }
+}
+
+/// An offset in a binlog file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Place {
+pub(crate) struct BinlogPosition {
     pub(crate) file: String,
     pub(crate) pos: u64,
 }
 
-impl PartialOrd for Place {
+impl BinlogPosition {
+    /// The number of the file: `binlog.1000000` follows `binlog.999999`.
+    pub(crate) fn file_number(&self) -> u64 {
+        self.file.rsplit('.').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    }
+}
+
+impl PartialOrd for BinlogPosition {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Place {
+impl Ord for BinlogPosition {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        // `binlog.999999` is followed by `binlog.1000000`: the number counts, not the text.
-        (number_of(&self.file), &self.file, self.pos).cmp(&(number_of(&other.file), &other.file, other.pos))
+        (self.file_number(), &self.file, self.pos).cmp(&(other.file_number(), &other.file, other.pos))
     }
 }
 
-fn number_of(file: &str) -> u64 {
-    file.rsplit('.').next().and_then(|number| number.parse().ok()).unwrap_or(0)
-}
-
-/// Some of a transaction.
+/// The processed part of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Part {
-    /// Its GTID, if the server has them; otherwise it is the one that begins at the place.
+pub(crate) struct PartialTransaction {
+    /// Its GTID, if the server has GTIDs; otherwise it is the transaction at the position's end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) gtid: Option<String>,
-    /// Rows events that have been handed out whole.
+    /// The number of rows events that were processed completely.
     pub(crate) events: u64,
-    /// Rows of the next event that have been.
+    /// The number of processed rows of the next rows event.
     pub(crate) rows: u64,
-    /// How many changes of which tables that was, if its markers tell; empty while its beginning is not marked.
+    /// The number of changes per table, with `transaction_markers`; `None` if its `BEGIN` record
+    /// was not written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) counts: Option<Counts>,
 }
 
-/// How far the snapshot of a table is. A table without an entry has not been begun.
+/// A column of a key, with everything that determines the order of its values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum TablePosition {
-    /// Every row is handed out.
-    Done,
-    /// Every row up to this key is: its columns as SQL literals.
-    After(Vec<String>),
-    /// The same, of a snapshot that was asked for. Nothing is handed out yet while the key is empty.
-    Again(Vec<String>),
-    /// The same, of those rows that fulfil a condition.
-    Where {
-        /// What follows WHERE.
-        condition: String,
-        after: Vec<String>,
-    },
+pub(crate) struct KeyColumn {
+    pub(crate) name: String,
+    #[serde(rename = "type")]
+    pub(crate) column_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) collation: Option<String>,
 }
 
-impl TablePosition {
-    /// Only these rows are wanted.
-    pub(crate) fn condition(&self) -> Option<&str> {
-        if let Self::Where { condition, .. } = self { Some(condition) } else { None }
-    }
+/// A position in the order of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeyPosition {
+    /// The key of a row, as SQL literals.
+    pub(crate) literals: Vec<String>,
+    /// The key that the literals belong to; `None` if an earlier version stored the position.
+    pub(crate) columns: Option<Vec<KeyColumn>>,
+}
 
-    /// The key up to which rows are handed out.
-    pub(crate) fn after(&self) -> Option<&[String]> {
-        match self {
-            Self::After(key) | Self::Again(key) | Self::Where { after: key, .. } if !key.is_empty() => Some(key),
-            _ => None,
+impl KeyPosition {
+    /// Whether the literals have the same meaning for this key: the same columns in the same order.
+    pub(crate) fn is_valid_for(&self, key: &[KeyColumn]) -> bool {
+        self.literals.len() == key.len() && self.columns.as_deref().is_none_or(|columns| columns == key)
+    }
+}
+
+/// The progress of a table's snapshot. A table whose snapshot did not start has no entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TablePosition {
+    /// Every row was emitted.
+    Done,
+    Running(SnapshotProgress),
+}
+
+/// The progress of an unfinished snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SnapshotProgress {
+    /// `trunkline snapshot` requested it.
+    pub(crate) is_requested: bool,
+    /// The SQL condition (after WHERE) that restricts the rows.
+    pub(crate) condition: Option<String>,
+    /// Every row up to this key was emitted.
+    pub(crate) after: Option<KeyPosition>,
+    /// How often a consistent read emitted rows and failed.
+    pub(crate) failures: u32,
+}
+
+/// The stored form of a [`TablePosition`]. Only earlier versions wrote `After`, `Again` and `Where`.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum StoredTable {
+    Done,
+    After(Vec<String>),
+    Again(Vec<String>),
+    Where { condition: String, after: Vec<String> },
+    Snapshot(StoredSnapshot),
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredSnapshot {
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    requested: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    condition: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    after: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<Vec<KeyColumn>>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    failures: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl From<StoredTable> for TablePosition {
+    fn from(stored: StoredTable) -> Self {
+        let running = |is_requested, condition, literals: Vec<String>| {
+            let after = (!literals.is_empty()).then_some(KeyPosition { literals, columns: None });
+            Self::Running(SnapshotProgress { is_requested, condition, after, failures: 0 })
+        };
+        match stored {
+            StoredTable::Done => Self::Done,
+            StoredTable::After(literals) => running(false, None, literals),
+            StoredTable::Again(literals) => running(true, None, literals),
+            StoredTable::Where { condition, after } => running(true, Some(condition), after),
+            StoredTable::Snapshot(StoredSnapshot { requested, condition, after, key, failures }) => {
+                let after = after.map(|literals| KeyPosition { literals, columns: key });
+                Self::Running(SnapshotProgress { is_requested: requested, condition, after, failures })
+            }
         }
     }
 }
 
-/// `stream` as stored.
+impl TablePosition {
+    /// The progress of an unfinished snapshot.
+    pub(crate) fn running(&self) -> Option<&SnapshotProgress> {
+        if let Self::Running(progress) = self { Some(progress) } else { None }
+    }
+
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
+        to_json(&match self.clone() {
+            Self::Done => StoredTable::Done,
+            Self::Running(SnapshotProgress { is_requested, condition, after, failures }) => {
+                let (after, key) = match after {
+                    Some(KeyPosition { literals, columns }) => (Some(literals), columns),
+                    None => (None, None),
+                };
+                StoredTable::Snapshot(StoredSnapshot { requested: is_requested, condition, after, key, failures })
+            }
+        })
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        from_json::<StoredTable>(bytes).map(Self::from)
+    }
+}
+
+/// The stored form of a [`StreamPosition`].
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredStream {
     #[serde(skip_serializing_if = "Option::is_none")]
     gtids: Option<String>,
-    /// MariaDB's, which are another notation.
+    /// In MariaDB's notation.
     #[serde(skip_serializing_if = "Option::is_none")]
     mariadb_gtids: Option<String>,
     #[serde(flatten)]
-    place: Place,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    part: Option<Part>,
+    end: BinlogPosition,
+    #[serde(rename = "part", skip_serializing_if = "Option::is_none")]
+    partial: Option<PartialTransaction>,
 }
 
 impl StreamPosition {
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
-        let (gtids, mariadb_gtids) = match &self.done {
+        let (gtids, mariadb_gtids) = match &self.processed {
             Some(GtidSet::MySql(set)) => (Some(set.to_string()), None),
             Some(GtidSet::MariaDb(domains)) => (None, Some(domains.to_string())),
             None => (None, None),
         };
-        to_json(&Stored { gtids, mariadb_gtids, place: self.place.clone(), part: self.part.clone() })
+        to_json(&StoredStream { gtids, mariadb_gtids, end: self.end.clone(), partial: self.partial.clone() })
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let stored: Stored = from_json(bytes)?;
-        let done = match (stored.gtids, stored.mariadb_gtids) {
-            (Some(text), _) => {
-                let set = UuidSet::parse(&text).ok_or_else(|| wrong(&format!("`{text}` is no GTID set")))?;
-                Some(GtidSet::MySql(set))
-            }
-            (None, Some(text)) => {
-                let domains =
-                    Domains::parse(&text).ok_or_else(|| wrong(&format!("`{text}` are no GTIDs of MariaDB")))?;
-                Some(GtidSet::MariaDb(domains))
-            }
+        let stored: StoredStream = from_json(bytes)?;
+        let invalid = |text: &str| unreadable(&format!("`{text}` is not a GTID set"));
+        let processed = match (stored.gtids, stored.mariadb_gtids) {
+            (Some(text), _) => Some(GtidSet::MySql(UuidSet::parse(&text).ok_or_else(|| invalid(&text))?)),
+            (None, Some(text)) => Some(GtidSet::MariaDb(Domains::parse(&text).ok_or_else(|| invalid(&text))?)),
             (None, None) => None,
         };
-        Ok(Self { done, place: stored.place, part: stored.part })
+        Ok(Self { processed, end: stored.end, partial: stored.partial })
     }
 }
 
-impl TablePosition {
-    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
-        to_json(self)
-    }
+/// A stored position: the stream's, and those of tables.
+#[derive(Debug, Default)]
+pub(crate) struct StoredPosition {
+    pub(crate) stream: Option<StreamPosition>,
+    pub(crate) tables: BTreeMap<TableName, TablePosition>,
+    /// Keys that no longer identify a table.
+    pub(crate) obsolete_keys: Vec<String>,
+}
 
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        from_json(bytes)
+impl StoredPosition {
+    pub(crate) fn read(stored: &[(String, Vec<u8>)]) -> Result<Self> {
+        let mut position = Self::default();
+        for (key, value) in stored {
+            if key == STREAM {
+                position.stream = Some(StreamPosition::from_bytes(value)?);
+            } else if let Some(table) = table_of(key) {
+                position.tables.insert(table, TablePosition::from_bytes(value)?);
+            } else if key.starts_with(TABLE) {
+                // An earlier version joined the parts of the name without escaping a `.` within them, so the table is
+                // unknown. It is read again.
+                position.obsolete_keys.push(key.clone());
+            }
+        }
+        Ok(position)
     }
 }
 
 /// The key of a table's position.
-pub(crate) fn table_key(full_name: &str) -> String {
-    format!("{TABLE}{full_name}")
+pub(crate) fn table_key(table: &TableName) -> String {
+    format!("{TABLE}{}", table.key())
 }
 
 /// The table of a key.
-pub(crate) fn table_of(key: &str) -> Option<&str> {
-    key.strip_prefix(TABLE)
+pub(crate) fn table_of(key: &str) -> Option<TableName> {
+    TableName::from_key(key.strip_prefix(TABLE)?)
 }
 
 fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
@@ -165,13 +291,13 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| wrong(&error.to_string()))
+    serde_json::from_slice(bytes).map_err(|error| unreadable(&error.to_string()))
 }
 
-fn wrong(why: &str) -> Error {
+fn unreadable(why: &str) -> Error {
     Error::data(
         "mysql.position",
-        format!("the stored position cannot be read: {why}. It was written by another version, or by hand"),
+        format!("cannot read the stored position: {why}; another version wrote it; create a source with another name"),
     )
 }
 
@@ -180,11 +306,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn positions_come_back() {
+    fn positions_survive_a_round_trip() {
         let position = StreamPosition {
-            done: UuidSet::parse("3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:tag:7").map(GtidSet::MySql),
-            place: Place { file: "binlog.000003".to_owned(), pos: 157 },
-            part: Some(Part {
+            processed: UuidSet::parse("3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:tag:7").map(GtidSet::MySql),
+            end: BinlogPosition { file: "binlog.000003".to_owned(), pos: 157 },
+            partial: Some(PartialTransaction {
                 gtid: Some("3e11fa47-71ca-11e1-9e33-c80aa9429562:6".to_owned()),
                 events: 2,
                 rows: 9,
@@ -193,23 +319,75 @@ mod tests {
         };
         assert_eq!(StreamPosition::from_bytes(&position.to_bytes().unwrap()).unwrap(), position);
         let mariadb = Domains::parse("0-1-5+1:7-9").map(GtidSet::MariaDb);
-        let mariadb = StreamPosition { done: mariadb, ..position.clone() };
+        let mariadb = StreamPosition { processed: mariadb, ..position.clone() };
         assert_eq!(StreamPosition::from_bytes(&mariadb.to_bytes().unwrap()).unwrap(), mariadb);
-        let plain = StreamPosition { done: None, part: None, ..position };
+        let plain = StreamPosition { processed: None, partial: None, ..position };
         assert_eq!(StreamPosition::from_bytes(&plain.to_bytes().unwrap()).unwrap(), plain);
-        let key = || vec!["1".to_owned(), "_utf8mb4 x'61'".to_owned()];
-        let condition = TablePosition::Where { condition: "a > 1".to_owned(), after: key() };
-        for table in [TablePosition::Done, TablePosition::After(key()), TablePosition::Again(key()), condition] {
+        let column = |name: &str, collation: Option<&str>| KeyColumn {
+            name: name.to_owned(),
+            column_type: "varchar(9)".to_owned(),
+            collation: collation.map(str::to_owned),
+        };
+        let key = KeyPosition {
+            literals: vec!["1".to_owned(), "_utf8mb4 x'61'".to_owned()],
+            columns: Some(vec![column("a", None), column("b", Some("utf8mb4_bin"))]),
+        };
+        let condition = Some("a > 1".to_owned());
+        let progress = SnapshotProgress { is_requested: true, condition, after: Some(key), failures: 2 };
+        for table in [TablePosition::Done, TablePosition::Running(progress), TablePosition::Running(Default::default())]
+        {
             assert_eq!(TablePosition::from_bytes(&table.to_bytes().unwrap()).unwrap(), table);
         }
         assert!(StreamPosition::from_bytes(b"{\"gtids\":\"x\",\"file\":\"\",\"pos\":0}").is_err());
-        assert_eq!(table_of(&table_key("a.b")), Some("a.b"));
+        let name = TableName::new("a", "b");
+        assert_eq!(table_of(&table_key(&name)), Some(name));
     }
 
     #[test]
-    fn places_are_ordered_by_the_files_number() {
-        let place = |file: &str, pos| Place { file: file.to_owned(), pos };
-        assert!(place("b.999999", 900) < place("b.1000000", 4));
-        assert!(place("b.000002", 4) < place("b.000002", 5));
+    fn positions_of_earlier_versions_are_readable() {
+        let stream = br#"{"gtids":"3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5","file":"binlog.000003","pos":157,"part":{"gtid":"3e11fa47-71ca-11e1-9e33-c80aa9429562:6","events":2,"rows":9,"counts":{"a.b":3}}}"#;
+        let stream = StreamPosition::from_bytes(stream).unwrap();
+        assert_eq!((stream.end.pos, stream.partial.map(|partial| partial.rows)), (157, Some(9)));
+        let stream = StreamPosition::from_bytes(br#"{"mariadb_gtids":"0-1-5","file":"b.1","pos":4}"#).unwrap();
+        assert_eq!(stream.processed, Domains::parse("0-1-5").map(GtidSet::MariaDb));
+        for (stored, after, condition) in [
+            ("\"done\"", None, None),
+            ("{\"after\":[\"1\"]}", Some("1"), None),
+            ("{\"again\":[]}", None, None),
+            ("{\"again\":[\"2\"]}", Some("2"), None),
+            ("{\"where\":{\"condition\":\"a > 1\",\"after\":[\"3\"]}}", Some("3"), Some("a > 1")),
+        ] {
+            let table = TablePosition::from_bytes(stored.as_bytes()).unwrap();
+            let progress = table.running().cloned().unwrap_or_default();
+            assert_eq!(progress.after.map(|key| key.literals[0].clone()).as_deref(), after, "{stored}");
+            assert_eq!(progress.condition.as_deref(), condition, "{stored}");
+        }
+    }
+
+    #[test]
+    fn a_position_is_valid_for_its_own_key_only() {
+        let column = |name: &str, column_type: &str, collation: Option<&str>| KeyColumn {
+            name: name.to_owned(),
+            column_type: column_type.to_owned(),
+            collation: collation.map(str::to_owned),
+        };
+        let (a, b) = (column("a", "int", None), column("b", "varchar(9)", Some("utf8mb4_bin")));
+        let literals = || vec!["1".to_owned(), "x'61'".to_owned()];
+        let position = KeyPosition { literals: literals(), columns: Some(vec![a.clone(), b.clone()]) };
+        assert!(position.is_valid_for(&[a.clone(), b.clone()]));
+        let collated = column("b", "varchar(9)", Some("utf8mb4_0900_ai_ci"));
+        for other in [vec![b.clone(), a.clone()], vec![a.clone()], vec![a.clone(), collated], Vec::new()] {
+            assert!(!position.is_valid_for(&other), "{other:?}");
+        }
+        // An earlier version stored no columns.
+        let old = KeyPosition { literals: literals(), columns: None };
+        assert!(old.is_valid_for(&[b, a.clone()]) && !old.is_valid_for(&[a]));
+    }
+
+    #[test]
+    fn positions_are_ordered_by_the_number_of_the_file() {
+        let at = |file: &str, pos| BinlogPosition { file: file.to_owned(), pos };
+        assert!(at("b.999999", 900) < at("b.1000000", 4));
+        assert!(at("b.000002", 4) < at("b.000002", 5));
     }
 }

@@ -1,316 +1,404 @@
-//! The running source: the follower of the binlog and the snapshot beside it, filling batches in turn.
+//! The running source: fills batches from the follower of the binlog and from the snapshot.
 //!
-//! Everything that fails outside ends the source with an error and the position where it was; the stage opens it again with backoff. So there is one
-//! way to begin, after a restart of the worker as after one of the server.
+//! Every external failure ends the source with an error and its position. The stage opens it again
+//! with backoff, so a restart of the worker and one of the server have the same recovery.
 
-use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Error, Fill, Result, Source, SourceBatch, SourceContext, SourceLag, failpoint};
 
-use crate::binlog::event::Event;
 use crate::binlog::follower::Follower;
-use crate::binlog::{Binlog, Identity};
-use crate::config::{MysqlOptions, OnPurged, Snapshot as When};
-use crate::connect::{query_connection, server};
-use crate::headroom::Headroom;
-use crate::position::{Place, STREAM, StreamPosition, TablePosition, table_key, table_of};
-use crate::server::{Server, beginning, binlog_end, check_not_behind, still_has};
-use crate::snapshot::meter::Meter;
-use crate::snapshot::progress::Progress;
+use crate::binlog::{self, ReplicaIdentity};
+use crate::config::{MysqlOptions, OnPurged, SnapshotPolicy};
+use crate::connection::binlog_state::{binlog_end, check_contains, current_position, has_binlog_after, purged};
+use crate::connection::query::QueryConnection;
+use crate::connection::server_info::ServerInfo;
+use crate::position::{BinlogPosition, STREAM, StoredPosition, StreamPosition, TablePosition, table_key};
+use crate::replication::BinlogEvents;
+use crate::replication::event_frame::Event;
+use crate::retention::BinlogRetention;
+use crate::schema::table_name::TableName;
+use crate::snapshot::access::{self, TableAccess, access_to, check_columns};
+use crate::snapshot::describe::{self, TableDescription};
+use crate::snapshot::progress_log::ProgressLog;
 use crate::snapshot::reader::Reader;
-use crate::snapshot::{Snapshot, Step, describe};
+use crate::snapshot::tracker::SnapshotTracker;
+use crate::snapshot::{Snapshot, SnapshotStep};
 
-/// Without records, the position is noted this often, moved or not: an idle source moves on too, and the binlog behind it may be purged.
-const NOTE_POSITION: Duration = Duration::from_secs(5);
-/// How often the server is asked where its binlog ends, while everything has been read.
-const ASK_END: Duration = Duration::from_secs(1);
-/// A batch with something in it waits no longer for more.
+/// The interval in which a source without records stores its position. An idle source must advance
+/// too, because the server purges the binlog behind it.
+const POSITION_INTERVAL: Duration = Duration::from_secs(5);
+/// The interval of requests for the end of the binlog, while everything has been read.
+const END_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a batch with records waits for more.
 const LINGER: Duration = Duration::from_millis(1);
-/// The server sends a heartbeat several times a second: silence for so long is a dead connection.
-const SILENCE: Duration = Duration::from_secs(30);
+/// The server sends several heartbeats per second, so this silence means a dead connection.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A source at work.
+/// A running source.
 pub(crate) struct MysqlSource {
     options: Arc<MysqlOptions>,
     runtime: tokio::runtime::Handle,
     until_idle: bool,
-    queries: MySqlConnection,
-    binlog: Binlog,
+    queries: QueryConnection,
+    events: BinlogEvents,
     follower: Follower,
-    progress: Progress,
+    tracker: SnapshotTracker,
+    reader: Arc<Reader>,
     snapshot: Option<Snapshot>,
-    meter: Meter,
-    headroom: Headroom,
-    /// Where the server's binlog ended when it was asked last, and when that was.
-    end: Place,
-    asked: Instant,
-    heard: Instant,
-    /// Bytes of the binlog's connection that had come then.
-    received: u64,
-    /// The stream's position as it was noted last, and when.
-    noted: StreamPosition,
-    noted_at: Instant,
-    /// Keys of a position that was given up: they are removed with the first batch.
-    obsolete: Vec<String>,
-    caught_up: bool,
+    progress_log: ProgressLog,
+    retention: BinlogRetention,
+    /// The end of the server's binlog, and the time of the request for it.
+    end: BinlogPosition,
+    end_checked: Instant,
+    last_event: Instant,
+    /// The received bytes at the last check for silence.
+    received_bytes: u64,
+    /// The stored position of the stream, and its time.
+    stored: StreamPosition,
+    stored_at: Instant,
+    /// Keys of an abandoned position, which the first batch removes.
+    obsolete_keys: Vec<String>,
+    is_caught_up: bool,
 }
 
-/// What came while the source waited.
-enum Came {
+/// The result of a wait.
+enum WaitOutcome {
     Event(Event),
-    Rows,
-    Nothing,
+    SnapshotRows,
+    Timeout,
+}
+
+/// Where a source starts.
+struct StartingPoint {
+    position: StreamPosition,
+    /// The stored position of the stream; the default if none is stored yet.
+    stored: StreamPosition,
+    tracker: SnapshotTracker,
+    obsolete_keys: Vec<String>,
+}
+
+impl StartingPoint {
+    async fn find(
+        options: &MysqlOptions,
+        queries: &mut QueryConnection,
+        server: &ServerInfo,
+        stored: StoredPosition,
+    ) -> Result<Self> {
+        let StoredPosition { stream, mut tables, mut obsolete_keys } = stored;
+        // The position comes before the tables: everything committed after it is in the stream.
+        let mut first = match stream {
+            Some(_) => None,
+            None => Some(current_position(queries, server.flavor).await?),
+        };
+        failpoint!("mysql.begin.after")?;
+        let mut known = describe::tables(options, queries, &server.charsets, None).await?;
+        if known.is_empty() {
+            tracing::warn!(
+                source = options.name,
+                "`tables` matches no existing table; the source waits for new tables"
+            );
+        }
+        let is_done =
+            |description: &Arc<TableDescription>| tables.get(&description.table.name) == Some(&TablePosition::Done);
+        // A completed snapshot needs no binlog.
+        let is_over = options.snapshot == SnapshotPolicy::Only && known.iter().all(is_done);
+        if let Some(position) = &stream
+            && !is_over
+        {
+            check_contains(queries, server.flavor, position).await?;
+            if !has_binlog_after(queries, position).await? {
+                let error = purged(queries, position);
+                if options.on_purged == OnPurged::Stop {
+                    return Err(error);
+                }
+                tracing::warn!(source = options.name, "{}; restarting with a snapshot", error.message());
+                obsolete_keys.extend(tables.keys().map(table_key));
+                tables.clear();
+                first = Some(current_position(queries, server.flavor).await?);
+                known = describe::tables(options, queries, &server.charsets, None).await?;
+            }
+        }
+        // The first position is stored at once, so that a source that stops early misses nothing.
+        let (position, stored) = match (first, stream) {
+            (None, Some(position)) => (position.clone(), position),
+            (first, _) => (first.unwrap_or_default(), StreamPosition::default()),
+        };
+        if options.snapshot != SnapshotPolicy::Never {
+            check_columns(options, queries, &known).await?;
+        }
+        let known = known.into_iter().map(|description| Arc::clone(&description.table));
+        let mut tracker = SnapshotTracker::new(tables, known);
+        tracker.plan(options.snapshot != SnapshotPolicy::Never);
+        if let Some(name) = tracker.exhausted() {
+            return Err(interrupted(options, name));
+        }
+        Ok(Self { position, stored, tracker, obsolete_keys })
+    }
 }
 
 impl MysqlSource {
     pub(crate) fn open(options: Arc<MysqlOptions>, context: SourceContext) -> Result<Self> {
         let runtime = context.runtime.clone();
-        runtime.block_on(Self::begin(options, context))
+        runtime.block_on(Self::start(options, context))
     }
 
-    async fn begin(options: Arc<MysqlOptions>, context: SourceContext) -> Result<Self> {
-        let mut queries = query_connection(&options).await?;
-        let server = Server::ask(&options, &mut queries).await?;
-        let (mut stream, mut tables) = read_position(&context.position)?;
-        // Before anything else is read: what is committed after this is in the binlog that is followed.
-        let mut first = match stream {
-            Some(_) => None,
-            None => Some(beginning(&options, &mut queries, server.gtids).await?),
-        };
-        failpoint!("mysql.begin.after")?;
-        let mut known = describe::tables(&options, &mut queries, &server.charsets, None).await?;
-        if known.is_empty() {
-            tracing::warn!(
-                source = options.name,
-                "`tables` chooses none of the tables that are there now; waiting for some to be created"
-            );
-        }
-        let done = |name: &String| tables.get(name) == Some(&TablePosition::Done);
-        // Of a snapshot that is complete nothing is missed, whatever became of the binlog.
-        let is_over = options.snapshot == When::Only && known.iter().all(|table| done(&table.full_name()));
-        let mut obsolete = Vec::new();
-        if let Some(position) = &stream
-            && !is_over
-        {
-            check_not_behind(&options, &mut queries, server.gtids, position).await?;
-            if !still_has(&options, &mut queries, position).await? {
-                let lost = server.gtids.in_its_words(purged(&options, position));
-                if options.on_purged == OnPurged::Stop {
-                    return Err(lost);
-                }
-                tracing::warn!(source = options.name, "{}; beginning anew with a snapshot", lost.message());
-                obsolete = tables.keys().map(|name| table_key(name)).collect();
-                tables.clear();
-                first = Some(beginning(&options, &mut queries, server.gtids).await?);
-                known = describe::tables(&options, &mut queries, &server.charsets, None).await?;
-            }
-        }
-        // A first position is noted at once: from then on nothing is missed, however early the source is stopped.
-        let (position, noted) = match (first, stream.take()) {
-            (None, Some(position)) => (position.clone(), position),
-            (first, _) => (first.unwrap_or_default(), StreamPosition::default()),
-        };
-        let known: HashMap<_, _> = known.into_iter().map(|table| (table.full_name(), table)).collect();
-        let mut progress = Progress::new(tables, known);
-        progress.plan(options.snapshot != When::Never);
-        let identity = Identity::new(&context.task, options.server_id);
-        let binlog = Binlog::open(&options, &identity, &position, context.scratch).await?;
+    async fn start(options: Arc<MysqlOptions>, context: SourceContext) -> Result<Self> {
+        let mut queries = QueryConnection::open(&options.connection).await?;
+        let server = ServerInfo::read(&mut queries).await?;
+        let stored = StoredPosition::read(&context.position)?;
+        let start = StartingPoint::find(&options, &mut queries, &server, stored).await?;
+        let StartingPoint { position, stored, tracker, obsolete_keys } = start;
+        let identity = ReplicaIdentity::new(&context.task, options.server_id);
+        let events = binlog::open(&options.connection, &identity, &position, context.scratch).await?;
         failpoint!("mysql.binlog.after")?;
-        let (end, _) = binlog_end(&options, &mut queries).await?;
+        let (end, _) = binlog_end(&mut queries).await?;
         let reader = Reader {
             options: Arc::clone(&options),
             charsets: Arc::clone(&server.charsets),
-            budget: context.budget.clone(),
+            budget: context.budget,
             server_id: server.server_id,
-            gtids: server.gtids,
-            visible: Mutex::default(),
+            flavor: server.flavor,
+            visible_from: Mutex::default(),
         };
-        let snapshot = (progress.left() > 0).then(|| Snapshot::new(Arc::new(reader), context.runtime.clone()));
-        let guess = match progress.left() {
+        let reader = Arc::new(reader);
+        let snapshot = (tracker.left() > 0).then(|| Snapshot::new(Arc::clone(&reader), context.runtime.clone()));
+        let expected = match tracker.left() {
             0 => 0,
-            _ => describe::guessed_rows(&options, &mut queries, &progress.waiting()).await?,
+            _ => describe::estimated_rows(&mut queries, tracker.waiting()).await?,
         };
-        let meter = Meter::new(progress.left(), guess);
-        let headroom = Headroom::new(server.retention);
         let now = Instant::now();
         Ok(Self {
-            noted,
+            progress_log: ProgressLog::new(tracker.left(), expected),
+            retention: BinlogRetention::new(server.retention, server.flavor.dialect()),
             follower: Follower::new(Arc::clone(&options), server, position)?,
+            stored,
             options,
             runtime: context.runtime,
             until_idle: context.until_idle,
             queries,
-            binlog,
-            progress,
+            events,
+            tracker,
+            reader,
             snapshot,
-            meter,
-            headroom,
             end,
-            asked: now,
-            heard: now,
-            received: 0,
-            noted_at: now,
-            obsolete,
-            caught_up: false,
+            end_checked: now,
+            last_event: now,
+            received_bytes: 0,
+            stored_at: now,
+            obsolete_keys,
+            is_caught_up: false,
         })
     }
 
-    /// Fills the batch; `true` when everything that was there has been handed out.
-    fn work(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<bool> {
+    /// Fills the batch. Returns whether everything available was emitted.
+    fn fill_batch(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<bool> {
         self.follower.emitter.set_now(jiff::Timestamp::now().as_millisecond());
         loop {
             if self.follower.has_rows() {
                 failpoint!("mysql.rows.before")?;
-                self.follower.hand_out(out, &mut self.progress)?;
+                self.follower.emit_rows(out, &mut self.tracker)?;
             }
             if out.is_full() || self.follower.has_rows() {
                 return Ok(false);
             }
             let step = self.snapshot_step(out)?;
-            if out.is_full() || step == Step::Full {
+            if out.is_full() || step == SnapshotStep::BatchFull {
                 return Ok(false);
             }
-            let paused = step == Step::Pausing;
-            if self.options.snapshot == When::Only && self.snapshot.is_none() {
-                // Nothing else will ever come.
+            let is_blocked = step == SnapshotStep::BlocksStream;
+            if self.options.snapshot == SnapshotPolicy::Only && self.snapshot.is_none() {
+                // No more records follow.
                 if !self.until_idle {
                     self.runtime.block_on(async { tokio::time::sleep_until(deadline.into()).await });
                 }
                 return Ok(true);
             }
-            // Nobody waits for more than is there.
-            if self.until_idle && *self.follower.reached() >= self.end && self.is_caught_up()? {
+            // With `--until-idle` the source does not wait for new changes.
+            if self.until_idle && *self.follower.reached() >= self.end && self.check_caught_up()? {
                 return Ok(true);
             }
             let until = if out.is_empty() { deadline } else { deadline.min(Instant::now() + LINGER) };
-            let is_over = match self.wait(until, paused)? {
-                Came::Event(event) => {
-                    self.heard = Instant::now();
-                    self.describe_for(&event)?;
-                    self.follower.take(event, out, &mut self.progress)?;
+            let is_over = match self.wait(until, is_blocked)? {
+                WaitOutcome::Event(event) => {
+                    self.last_event = Instant::now();
+                    self.describe_for(&event, out)?;
+                    self.follower.process(event, out, &mut self.tracker)?;
+                    self.describe_appeared(out)?;
                     Instant::now() >= deadline
                 }
-                Came::Rows => Instant::now() >= deadline,
-                Came::Nothing => {
-                    self.check_silence(paused)?;
+                WaitOutcome::SnapshotRows => Instant::now() >= deadline,
+                WaitOutcome::Timeout => {
+                    self.check_silence(is_blocked)?;
                     true
                 }
             };
             if is_over {
-                // Also after an event: it may have been a heartbeat. They come in a rhythm, and fills of the same rhythm end with one each.
-                return self.is_caught_up();
+                // After an event too: it may be a heartbeat, and heartbeats may coincide with
+                // deadlines permanently.
+                return self.check_caught_up();
             }
         }
     }
 
-    /// Lets the snapshot take its turn.
-    fn snapshot_step(&mut self, out: &mut SourceBatch) -> Result<Step> {
-        let Some(snapshot) = &mut self.snapshot else { return Ok(Step::Done) };
+    /// Runs a step of the snapshot.
+    fn snapshot_step(&mut self, out: &mut SourceBatch) -> Result<SnapshotStep> {
+        let Some(snapshot) = &mut self.snapshot else { return Ok(SnapshotStep::Done) };
         let before = out.records.len() + out.rejected.len();
-        let step = snapshot.step(&self.follower, &mut self.progress, out)?;
-        self.meter.add(out.records.len() + out.rejected.len() - before);
-        if let Some(line) = self.meter.due(self.progress.left()) {
+        let step = snapshot.step(self.follower.state(), &mut self.tracker, out)?;
+        self.progress_log.add(out.records.len() + out.rejected.len() - before);
+        if let Some(line) = self.progress_log.due(self.tracker.left()) {
             tracing::info!(source = self.options.name, "{line}");
         }
-        if step == Step::Done {
-            tracing::info!(source = self.options.name, "{}; it is complete", self.meter.end());
+        if step == SnapshotStep::Done {
+            tracing::info!(source = self.options.name, "{}; complete", self.progress_log.end());
             self.snapshot = None;
         }
         Ok(step)
     }
 
-    /// Waits for an event or for rows of the snapshot; while that pauses the binlog, only for these.
-    fn wait(&mut self, until: Instant, paused: bool) -> Result<Came> {
-        let Self { runtime, binlog, snapshot, options, .. } = self;
-        let came = runtime.block_on(async {
+    /// Counts the failure of a consistent read that had emitted rows: a retry emits them again.
+    fn count_failed_read(&mut self, out: &mut SourceBatch) -> Result<()> {
+        let Some(snapshot) = &self.snapshot else { return Ok(()) };
+        match self.tracker.read_failed(snapshot.emitting(), out)?.first() {
+            Some(name) => Err(interrupted(&self.options, name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for an event or for rows of the snapshot; while the snapshot blocks the stream, only
+    /// for rows.
+    fn wait(&mut self, until: Instant, is_blocked: bool) -> Result<WaitOutcome> {
+        let Self { runtime, events, snapshot, .. } = self;
+        let outcome = runtime.block_on(async {
             let next = async {
-                if paused && let Some(snapshot) = snapshot.as_mut() {
-                    return snapshot.pause().await.map(|()| Came::Rows);
+                if is_blocked && let Some(snapshot) = snapshot.as_mut() {
+                    return snapshot.wait().await.map(|()| WaitOutcome::SnapshotRows);
                 }
-                let mut event = pin!(binlog.next(options));
+                let mut event = pin!(events.next());
                 poll_fn(|context| {
                     if let Some(snapshot) = snapshot.as_mut()
-                        && let Some(job) = &mut snapshot.job
-                        && let Poll::Ready(done) = Pin::new(job).poll(context)
+                        && let Poll::Ready(result) = snapshot.poll_task(context)
                     {
-                        return Poll::Ready(snapshot.arrived(done).map(|()| Came::Rows));
+                        return Poll::Ready(result.map(|()| WaitOutcome::SnapshotRows));
                     }
-                    event.as_mut().poll(context).map_ok(Came::Event)
+                    event.as_mut().poll(context).map_ok(WaitOutcome::Event)
                 })
                 .await
             };
             tokio::time::timeout_at(until.into(), next).await
         });
-        came.unwrap_or(Ok(Came::Nothing))
+        outcome.unwrap_or(Ok(WaitOutcome::Timeout))
     }
 
-    /// Asks the server what a table map leaves open.
-    fn describe_for(&mut self, event: &Event) -> Result<()> {
-        let Some((database, name)) = self.follower.asks_for(event) else { return Ok(()) };
+    /// Describes the table of a table map, if its types or its origin are unknown.
+    fn describe_for(&mut self, event: &Event, out: &mut SourceBatch) -> Result<()> {
+        let Some(name) = self.follower.mapped_table(event) else { return Ok(()) };
+        if self.tracker.is_unknown(&name) {
+            self.check_access(&name, out)?;
+        }
+        if self.follower.needs_description(event) {
+            let charsets = self.follower.charsets();
+            let described = describe::tables(&self.options, &mut self.queries, &charsets, Some(&name));
+            let described = self.runtime.block_on(described)?.pop();
+            self.follower.set_description(name, described.as_ref().map_or(&[], |it| &it.table.columns));
+        }
+        Ok(())
+    }
+
+    /// Describes tables that appeared without a creation in the stream.
+    fn describe_appeared(&mut self, out: &mut SourceBatch) -> Result<()> {
+        for name in self.tracker.take_appeared() {
+            self.check_access(&name, out)?;
+        }
+        Ok(())
+    }
+
+    /// Checks the access to a table that the source did not find when it opened. Unless the stream
+    /// has its creation, it needs a snapshot: it was renamed, restored, or not readable before.
+    fn check_access(&mut self, name: &TableName, out: &mut SourceBatch) -> Result<()> {
         let charsets = self.follower.charsets();
-        let only = Some((database.as_str(), name.as_str()));
-        let described = describe::tables(&self.options, &mut self.queries, &charsets, only);
-        let described = self.runtime.block_on(described)?;
-        self.follower.told(format!("{database}.{name}"), described.first().map_or(&[], |table| &table.columns));
+        let access = self.runtime.block_on(access_to(&self.options, &mut self.queries, &charsets, name))?;
+        let (source, server) = (&self.options.name, self.options.connection.server_label());
+        match &access {
+            TableAccess::Readable(_) if !self.tracker.has_position(name) => {
+                tracing::info!(source, "{name} appeared without its creation in the binlog; its snapshot starts");
+            }
+            TableAccess::Unreadable => {
+                let grant = access::grants(&self.options.connection.address.user, std::slice::from_ref(name));
+                tracing::warn!(
+                    source,
+                    code = "mysql.unreadable",
+                    "{server}: the user may not read {name}, so its changes are dropped; {grant} or exclude the table from `tables`"
+                );
+            }
+            TableAccess::Readable(_) | TableAccess::Gone => {}
+        }
+        self.tracker.set_access(name, access, out);
+        if self.snapshot.is_none() && self.tracker.left() > 0 {
+            self.progress_log = ProgressLog::new(self.tracker.left(), 0);
+            self.snapshot = Some(Snapshot::new(Arc::clone(&self.reader), self.runtime.clone()));
+        }
         Ok(())
     }
 
-    fn check_silence(&mut self, paused: bool) -> Result<()> {
-        // An event of a gigabyte may take longer to come.
-        let received = self.binlog.received();
-        if paused || received > self.received {
-            self.heard = Instant::now();
-            self.received = received;
+    fn check_silence(&mut self, is_blocked: bool) -> Result<()> {
+        // An event of a gigabyte may take longer than the timeout.
+        let received_bytes = self.events.received_bytes();
+        if is_blocked || received_bytes > self.received_bytes {
+            self.last_event = Instant::now();
+            self.received_bytes = received_bytes;
         }
-        if self.heard.elapsed() > SILENCE {
-            let server = server(&self.options);
-            return Err(Error::external("mysql.silence", format!("{server} has sent nothing for {SILENCE:?}")));
+        if self.last_event.elapsed() > SILENCE_TIMEOUT {
+            let server = self.options.connection.server_label();
+            let message = format!("{server} has sent nothing for {SILENCE_TIMEOUT:?}; reconnecting");
+            return Err(Error::external("mysql.silence", message));
         }
         Ok(())
     }
 
-    /// Has everything been handed out that the server has?
-    fn is_caught_up(&mut self) -> Result<bool> {
-        if self.snapshot.is_some() || !self.follower.is_between() {
+    /// Whether everything that the server has was emitted.
+    fn check_caught_up(&mut self) -> Result<bool> {
+        if self.snapshot.is_some() || !self.follower.is_between_transactions() {
             return Ok(false);
         }
-        if self.until_idle || self.asked.elapsed() >= ASK_END {
-            (self.end, _) = self.runtime.block_on(binlog_end(&self.options, &mut self.queries))?;
-            self.asked = Instant::now();
+        if self.until_idle || self.end_checked.elapsed() >= END_INTERVAL {
+            (self.end, _) = self.runtime.block_on(binlog_end(&mut self.queries))?;
+            self.end_checked = Instant::now();
         }
         Ok(*self.follower.reached() >= self.end)
     }
 
-    fn mind_headroom(&mut self) {
+    /// Warns when the server is about to purge unread transactions.
+    fn check_retention(&mut self) {
         if let Some(written_at) = self.follower.written_at.take() {
-            self.headroom.read(written_at, jiff::Timestamp::now().as_millisecond());
+            self.retention.record(written_at, jiff::Timestamp::now().as_millisecond());
         }
-        if self.caught_up {
-            self.headroom.caught_up();
+        if self.is_caught_up {
+            self.retention.record_caught_up();
         }
-        if let Some(warning) = self.headroom.warning() {
-            let warning = Error::external("mysql.headroom", format!("{}: {warning}", server(&self.options)));
-            let warning = self.follower.gtids().in_its_words(warning);
-            tracing::warn!(source = self.options.name, "{}", warning.message());
+        if let Some(warning) = self.retention.warning() {
+            let server = self.options.connection.server_label();
+            tracing::warn!(source = self.options.name, code = "mysql.headroom", "{server}: {warning}");
         }
     }
 
-    /// Notes the position if it moved: with records always, without any now and then.
-    fn note(&mut self, out: &mut SourceBatch) -> Result<()> {
+    /// Stores the position in the batch if it moved: always with records, otherwise at intervals.
+    fn store_position(&mut self, out: &mut SourceBatch) -> Result<()> {
         let position = &self.follower.position;
-        let due = !out.is_empty() || self.noted_at.elapsed() >= NOTE_POSITION || self.caught_up && self.until_idle;
-        let moved = *position != self.noted && (due || self.noted == StreamPosition::default());
-        // Where nothing happens, too: only by writing does a task learn that its position was changed (`trunkline snapshot`).
-        if moved || self.noted_at.elapsed() >= NOTE_POSITION {
+        let is_idle = self.is_caught_up && self.until_idle;
+        let is_due = !out.is_empty() || self.stored_at.elapsed() >= POSITION_INTERVAL || is_idle;
+        let has_moved = *position != self.stored && (is_due || self.stored == StreamPosition::default());
+        // An unchanged position too: the write shows a task that `trunkline snapshot` has changed
+        // the position.
+        if has_moved || self.stored_at.elapsed() >= POSITION_INTERVAL {
             out.set_position(STREAM, Some(position.to_bytes()?));
-            self.noted = position.clone();
-            self.noted_at = Instant::now();
+            self.stored = position.clone();
+            self.stored_at = Instant::now();
         }
         Ok(())
     }
@@ -318,20 +406,24 @@ impl MysqlSource {
 
 impl Source for MysqlSource {
     fn fill(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<Fill> {
-        for key in std::mem::take(&mut self.obsolete) {
+        for key in std::mem::take(&mut self.obsolete_keys) {
             out.set_position(&key, None);
         }
-        let outcome = self.work(out, deadline).map_err(|error| self.follower.gtids().in_its_words(error));
-        self.caught_up = outcome.as_ref().is_ok_and(|caught_up| *caught_up);
-        self.mind_headroom();
-        // After an error too: what was handed out before it is kept.
-        self.note(out)?;
-        outcome.map(|caught_up| if caught_up { Fill::CaughtUp } else { Fill::More })
+        let mut result = self.fill_batch(out, deadline);
+        if result.is_err() {
+            // The last failure replaces the error, so that the source stops.
+            result = self.count_failed_read(out).and(result);
+        }
+        self.is_caught_up = result.as_ref().is_ok_and(|is_caught_up| *is_caught_up);
+        self.check_retention();
+        // After an error too: the batch keeps the records before it.
+        self.store_position(out)?;
+        result.map(|is_caught_up| if is_caught_up { Fill::CaughtUp } else { Fill::More })
     }
 
     fn lag(&self) -> SourceLag {
-        let retention_left = self.headroom.left();
-        if self.caught_up {
+        let retention_left = self.retention.left();
+        if self.is_caught_up {
             return SourceLag { bytes: Some(0), retention_left, ..SourceLag::default() };
         }
         let reached = self.follower.reached();
@@ -340,39 +432,12 @@ impl Source for MysqlSource {
     }
 }
 
-impl Drop for MysqlSource {
-    fn drop(&mut self) {
-        if let Some(job) = self.snapshot.as_mut().and_then(|snapshot| snapshot.job.take()) {
-            job.abort();
-        }
-    }
-}
-
-pub(crate) fn read_position(
-    stored: &[(String, Vec<u8>)],
-) -> Result<(Option<StreamPosition>, BTreeMap<String, TablePosition>)> {
-    let mut stream = None;
-    let mut tables = BTreeMap::new();
-    for (key, value) in stored {
-        if key == STREAM {
-            stream = Some(StreamPosition::from_bytes(value)?);
-        } else if let Some(table) = table_of(key) {
-            tables.insert(table.to_owned(), TablePosition::from_bytes(value)?);
-        }
-    }
-    Ok((stream, tables))
-}
-
-fn purged(options: &MysqlOptions, position: &StreamPosition) -> Error {
-    let place = &position.place;
-    Error::data(
-        "mysql.purged",
-        format!(
-            "{} has purged the binlog that follows this source's position ({}:{}): changes are lost. Set `on_purged = \"resnapshot\"` to begin anew with \
-             a snapshot, and keep the binlog longer: SET PERSIST binlog_expire_logs_seconds = 604800",
-            server(options),
-            place.file,
-            place.pos
-        ),
-    )
+/// The error of a consistent read that failed repeatedly.
+fn interrupted(options: &MysqlOptions, name: &TableName) -> Error {
+    let server = options.connection.server_label();
+    let message = format!(
+        "{server}: the snapshot of {name} failed repeatedly after it had emitted rows, and each retry emits them again; fix the \
+         cause in the log, then restart the snapshot with `trunkline snapshot --tables {name}`"
+    );
+    Error::data("mysql.snapshot_failed", message)
 }

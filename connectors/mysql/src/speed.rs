@@ -1,44 +1,46 @@
-//! How fast rows are decoded and written, on one core and without a server:
+//! Benchmark of the decoding and encoding of rows, on one core and without a server:
 //! `cargo test --release -p trunkline-mysql --lib -- --ignored --nocapture speed`
 
 use std::time::Instant;
 
 use trunkline_connector::SourceBatch;
 
-use crate::charset::Charset;
-use crate::config::{BinaryAs, DecimalAs, Envelope, TimesAs, ZeroDates};
 use crate::decode::Bytes;
 use crate::decode::rows::{Storage, read_row};
-use crate::emit::{Change, Emitter, Op, Origin, OriginParts};
-use crate::table::{Column, Kind, Style, Table};
+use crate::format::envelope::{Change, Emitter, Op, SourceBlock, SourceFields};
+use crate::format::options::{BinaryFormat, DecimalFormat, Envelope, FormatOptions, TimeFormat, ZeroDates};
+use crate::format::table::Table;
+use crate::schema::charset::Charset;
+use crate::schema::table_name::TableName;
+use crate::schema::types::{Column, ColumnType};
 
 const ROWS: usize = 2_000_000;
 
 /// Rows of about 190 bytes: numbers, a decimal, times, texts.
 fn table(envelope: Envelope) -> (Table, Vec<Storage>) {
-    let text = || Kind::Text { charset: Charset::multi_byte("utf8mb4").unwrap().into() };
+    let text = || ColumnType::Text { charset: Charset::multi_byte("utf8mb4").unwrap().into() };
     let columns = [
-        ("id", Kind::Int { bytes: 8, unsigned: false }, Storage::Int { bytes: 8, unsigned: false }),
-        ("customer", Kind::Int { bytes: 4, unsigned: true }, Storage::Int { bytes: 4, unsigned: true }),
-        ("status", Kind::Int { bytes: 1, unsigned: false }, Storage::Int { bytes: 1, unsigned: false }),
-        ("price", Kind::Decimal { precision: 10, scale: 2 }, Storage::Fixed(5)),
-        ("placed", Kind::DateTime { digits: 6 }, Storage::DateTime { digits: 6 }),
-        ("changed", Kind::Timestamp { digits: 3 }, Storage::Timestamp { digits: 3 }),
+        ("id", ColumnType::Int { bytes: 8, unsigned: false }, Storage::Int { bytes: 8, unsigned: false }),
+        ("customer", ColumnType::Int { bytes: 4, unsigned: true }, Storage::Int { bytes: 4, unsigned: true }),
+        ("status", ColumnType::Int { bytes: 1, unsigned: false }, Storage::Int { bytes: 1, unsigned: false }),
+        ("price", ColumnType::Decimal { precision: 10, scale: 2 }, Storage::Fixed(5)),
+        ("placed", ColumnType::DateTime { digits: 6 }, Storage::DateTime { digits: 6 }),
+        ("changed", ColumnType::Timestamp { digits: 3 }, Storage::Timestamp { digits: 3 }),
         ("email", text(), Storage::Bytes { prefix: 2, padded_to: 0 }),
         ("note", text(), Storage::Bytes { prefix: 2, padded_to: 0 }),
     ];
     let storage = columns.iter().map(|(_, _, storage)| *storage).collect();
-    let columns = columns.map(|(name, kind, _)| Column::new(name.to_owned(), kind, false)).to_vec();
-    let style = Style {
+    let columns = columns.map(|(name, column_type, _)| Column::new(name.to_owned(), column_type, false)).to_vec();
+    let format = FormatOptions {
         envelope,
-        decimals: DecimalAs::String,
-        binary: BinaryAs::Base64,
+        decimals: DecimalFormat::String,
+        binary: BinaryFormat::Base64,
         zero_dates: ZeroDates::Null,
-        transactions: false,
+        transaction_block: false,
         query: false,
-        times: TimesAs::Iso,
+        times: TimeFormat::Iso,
     };
-    (Table::new("shop".to_owned(), "orders".to_owned(), columns, vec![0], style).unwrap(), storage)
+    (Table::new(TableName::new("shop", "orders"), columns, vec![0], format).unwrap(), storage)
 }
 
 fn images() -> Vec<u8> {
@@ -51,7 +53,7 @@ fn images() -> Vec<u8> {
         bytes.extend_from_slice(&[0x99, 0xb9, 0x2a, 0x30, 0x45, 1, 2, 3]);
         bytes.extend_from_slice(&[0x69, 0x20, 0x10, 0x11, 3, 0xe7]);
         bytes.extend_from_slice(&24u16.to_le_bytes());
-        bytes.extend_from_slice(b"somebody.else@example.or");
+        bytes.extend_from_slice(b"some.address@example.org");
         bytes.extend_from_slice(&130u16.to_le_bytes());
         bytes.extend_from_slice(&[b'n'; 130]);
     }
@@ -78,7 +80,7 @@ fn speed() {
     let rate = rows as f64 / begun.elapsed().as_secs_f64() / 1e6;
     println!("decode: {rate:.1} M rows/s of {row_bytes} bytes ({seen} values)");
     for (name, table) in [("envelope", table_of_envelope), ("bare row", table(Envelope::Row).0)] {
-        let parts = OriginParts {
+        let parts = SourceFields {
             name: "shop",
             committed_at: 1_700_000_000_000,
             snapshot: false,
@@ -89,7 +91,7 @@ fn speed() {
             thread: Some(7),
             query: None,
         };
-        let origin = Origin::new(&parts, &table);
+        let source_block = SourceBlock::new(&parts, &table);
         let mut emitter = Emitter::new(true);
         let mut out = SourceBatch::with_limits(4 << 20, 10_000);
         let begun = Instant::now();
@@ -99,7 +101,7 @@ fn speed() {
             while !bytes.is_empty() {
                 read_row(&mut bytes, &storage, &mut row).unwrap();
                 let change = Change { op: Op::Create, before: None, after: Some(&row), row: rows as u64 };
-                emitter.change(&mut out, &table, &origin, change, |_| {}).unwrap();
+                emitter.change(&mut out, &table, &source_block, change, |_| {}).unwrap();
                 rows += 1;
             }
             if out.is_full() {

@@ -1,4 +1,4 @@
-//! `validate --check`: each thing that a server lacks is told, with the statement that mends it; and the statement does.
+//! `validate --check`: reports each unmet prerequisite with a statement that fixes it.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 
@@ -12,12 +12,12 @@ fn check(options: &str) -> Vec<PreflightIssue> {
     Bench::new(options).spec().preflight("tests.check.source", runtime.handle())
 }
 
-fn codes(lacks: &[PreflightIssue]) -> Vec<&str> {
-    lacks.iter().map(|lack| lack.code.trim_start_matches("mysql.")).collect()
+fn codes(issues: &[PreflightIssue]) -> Vec<&str> {
+    issues.iter().map(|issue| issue.code.trim_start_matches("mysql.")).collect()
 }
 
 #[test]
-fn what_a_server_lacks_is_told_and_mended_by_what_is_told() {
+fn issues_of_a_mysql_are_fixed_by_their_statements() {
     let Some(server) = Server::start(
         "--binlog-row-image=MINIMAL --binlog-row-metadata=MINIMAL --binlog-format=MIXED \
          --gtid-mode=OFF --binlog-expire-logs-seconds=3600",
@@ -30,20 +30,20 @@ fn what_a_server_lacks_is_told_and_mended_by_what_is_told() {
     let settings =
         ["check.binlog_format", "check.row_image", "check.row_metadata", "check.gtid_mode", "check.retention"];
     let grants = ["check.replication_client", "check.replication_slave"];
-    let lacks = check(&poor);
-    // Statements in the binlog: rows are not looked for.
-    assert_eq!(codes(&lacks), [&settings[..], &grants[..], &["server"]].concat(), "{lacks:#?}");
-    for lack in &lacks {
-        if let Some(fix) = &lack.fix {
+    let issues = check(&poor);
+    // A server that logs statements is rejected before its tables are read.
+    assert_eq!(codes(&issues), [&settings[..], &grants[..], &["server"]].concat(), "{issues:#?}");
+    for issue in &issues {
+        if let Some(fix) = &issue.fix {
             server.run(fix);
         }
     }
-    let lacks = check(&poor);
-    assert_eq!(codes(&lacks), ["check.tables"], "{lacks:#?}");
-    server.run(lacks[0].fix.as_ref().unwrap());
-    let lacks = check(&poor);
-    assert_eq!(codes(&lacks), ["check.lock_tables"], "{lacks:#?}");
-    server.run(lacks[0].fix.as_ref().unwrap());
+    let issues = check(&poor);
+    assert_eq!(codes(&issues), ["check.tables"], "{issues:#?}");
+    server.run(issues[0].fix.as_ref().unwrap());
+    let issues = check(&poor);
+    assert_eq!(codes(&issues), ["check.lock_tables"], "{issues:#?}");
+    server.run(issues[0].fix.as_ref().unwrap());
     assert_eq!(check(&poor), []);
     Bench::new(&poor).read();
 
@@ -59,19 +59,19 @@ fn what_a_server_lacks_is_told_and_mended_by_what_is_told() {
 }
 
 #[test]
-fn a_server_without_binlog() {
+fn a_server_without_binlog_is_reported() {
     let Some(server) = Server::start("--skip-log-bin --gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
     assert_eq!(codes(&check(&server.options("\"a.*\""))), ["check.log_bin"]);
 }
 
 #[test]
-fn what_a_mariadb_lacks_is_told_in_its_own_words() {
+fn issues_of_a_mariadb_are_fixed_by_their_statements() {
     let options = "--binlog-row-image=MINIMAL --binlog-row-metadata=MINIMAL --gtid-strict-mode=OFF --binlog-expire-logs-seconds=3600";
     let Some(server) = Server::start_kind(Kind::MariaDb, options) else { return };
     let database = server.database();
     server.run(&format!("CREATE TABLE {database}.a (id INT); CREATE USER poor IDENTIFIED BY 'x'"));
     let poor = format!("url = \"mysql://poor:x@127.0.0.1:{}\"\ntables = [\"{database}.*\"]\n", server.port);
-    let lacks = check(&poor);
+    let issues = check(&poor);
     let expected = [
         "check.row_image",
         "check.row_metadata",
@@ -81,13 +81,13 @@ fn what_a_mariadb_lacks_is_told_in_its_own_words() {
         "check.replication_slave",
         "check.tables",
     ];
-    assert_eq!(codes(&lacks), expected, "{lacks:#?}");
-    for lack in &lacks {
-        server.run(lack.fix.as_ref().unwrap());
+    assert_eq!(codes(&issues), expected, "{issues:#?}");
+    for issue in &issues {
+        server.run(issue.fix.as_ref().unwrap());
     }
-    let lacks = check(&poor);
-    assert_eq!(codes(&lacks), ["check.lock_tables"], "{lacks:#?}");
-    server.run(lacks[0].fix.as_ref().unwrap());
+    let issues = check(&poor);
+    assert_eq!(codes(&issues), ["check.lock_tables"], "{issues:#?}");
+    server.run(issues[0].fix.as_ref().unwrap());
     assert_eq!(check(&poor), []);
     Bench::new(&poor).read();
     let id = server.run("SELECT @@server_id");

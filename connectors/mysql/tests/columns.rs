@@ -1,4 +1,4 @@
-//! Columns that are left out or masked, and kinds of changes that are left out.
+//! Excluded and masked columns, and skipped operations.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 
@@ -10,13 +10,13 @@ use common::{Bench, Seen, Server};
 use serde_json::{Value, json};
 use trunkline_connector::Domain;
 
-/// Rows after the changes, in the order in which they came.
+/// The rows after the changes, in order.
 fn rows(records: &[Seen]) -> Vec<Value> {
     records.iter().filter(|record| record.value.is_some()).map(|record| record.after().clone()).collect()
 }
 
 #[test]
-fn of_snapshot_and_stream_the_same_columns_are_left_out_and_masked() {
+fn snapshot_and_stream_exclude_and_mask_the_same_columns() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     let create = |table: &str| {
@@ -71,7 +71,7 @@ fn of_snapshot_and_stream_the_same_columns_are_left_out_and_masked() {
         assert!(!schema.contains("secret"), "{schema}");
     }
 
-    // What a mask is of may change before the chunk is read: the old row and the new one are one row nevertheless.
+    // A masked value may change before its chunk is read: both records have the same key.
     server.run(&format!("USE {database}; UPDATE p SET secret = 'other' WHERE id = 1; DELETE FROM p WHERE id = 2"));
     bench.read();
     let update = bench.seen[0].value.clone().unwrap();
@@ -82,7 +82,7 @@ fn of_snapshot_and_stream_the_same_columns_are_left_out_and_masked() {
 }
 
 #[test]
-fn updates_of_what_is_not_written_are_left_out_and_counted() {
+fn updates_of_excluded_columns_are_skipped_and_counted() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     server.run(&format!(
@@ -107,7 +107,7 @@ fn updates_of_what_is_not_written_are_left_out_and_counted() {
     assert_eq!(ops, ["u", "u", "u", "d", "tombstone", "c", "d", "tombstone", "c"]);
     assert_eq!((bench.dropped, all.seen.len()), (3, 2 + 3 + ops.len()));
 
-    // Rows that change so while their chunk is read come of the chunk.
+    // Rows with such a change during the read of their chunk come from the chunk.
     server.run(&format!("USE {database}; INSERT INTO o (id) SELECT seq + 10 FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < 400) SELECT seq FROM q) t"));
     let mut bench = Bench::new(&format!("{options}skip_unchanged = true\nchunk_rows = 5"));
     bench.max_records = 5;
@@ -121,7 +121,7 @@ fn updates_of_what_is_not_written_are_left_out_and_counted() {
 }
 
 #[test]
-fn a_mask_that_would_make_one_row_of_two_stops_the_source() {
+fn a_mask_that_merges_keys_stops_the_source() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     server.run(&format!("USE {database}; CREATE TABLE k (mail VARCHAR(40) PRIMARY KEY)"));
@@ -132,7 +132,7 @@ fn a_mask_that_would_make_one_row_of_two_stops_the_source() {
 }
 
 #[test]
-fn operations_that_are_skipped_are_counted_and_take_no_row_from_the_snapshot() {
+fn skipped_operations_are_counted_and_remove_no_row_from_the_snapshot() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     server.run(&format!(
@@ -151,7 +151,7 @@ fn operations_that_are_skipped_are_counted_and_take_no_row_from_the_snapshot() {
         bench.read();
         assert_eq!(bench.take().len(), 3);
         server.run(&changes);
-        // Wherever it stops: what is left out is counted once.
+        // Wherever the source stops, a skipped operation is counted once.
         bench.max_records = 1;
         server.run(&format!("USE {database}; TRUNCATE o"));
         loop {
@@ -165,7 +165,7 @@ fn operations_that_are_skipped_are_counted_and_take_no_row_from_the_snapshot() {
         server.run(&format!("USE {database}; INSERT INTO o VALUES (1, 0), (2, 0), (3, 0)"));
     }
 
-    // Rows that change while their chunk is read: their updates are left out, so the rows are not.
+    // Rows that change during the read of their chunk: the updates are skipped, the rows are not.
     server.run(&format!("USE {database}; INSERT INTO o SELECT seq + 10, 0 FROM (WITH RECURSIVE q (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM q WHERE seq < 400) SELECT seq FROM q) t"));
     let mut bench = Bench::new(&format!("{}\nchunk_rows = 5", options("\"u\"")));
     bench.max_records = 5;

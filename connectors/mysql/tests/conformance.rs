@@ -1,14 +1,14 @@
-//! The suite that every source runs.
+//! The conformance suite of sources, and the declared options.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its tables has failed")]
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::Server;
 use trunkline_connector::SourceConnector;
-use trunkline_connector::conformance::{SourceFixture, source_suite};
+use trunkline_connector::conformance::{SourceFixture, check_options_are_read, check_options_table, source_suite};
 use trunkline_mysql::MysqlConnector;
 
 struct Tables {
@@ -38,7 +38,7 @@ impl SourceFixture for Tables {
         2
     }
 
-    /// The bare row: the envelope says when it was made, which differs from one reading to the next.
+    /// The bare row, because the envelope contains the time of the read.
     fn options(&self) -> String {
         let options = self.server.options(&format!("\"{}.*\"", self.database));
         format!("{options}envelope = \"row\"\nchunk_rows = 4\nzero_dates = \"error\"")
@@ -101,7 +101,14 @@ impl SourceFixture for Tables {
 }
 
 #[test]
-fn tables_hold_what_every_source_must() {
+fn the_source_passes_the_conformance_suite() {
     let Some(server) = Server::shared() else { return };
     source_suite(|| Tables { server, database: server.database() });
+}
+
+#[test]
+fn the_readme_and_the_code_have_the_declared_options() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    check_options_table(&readme, MysqlConnector.options());
+    check_options_are_read(MysqlConnector.options(), |section| drop(MysqlConnector.configure(section)));
 }

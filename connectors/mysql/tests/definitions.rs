@@ -1,4 +1,4 @@
-//! Tables whose definitions change while they are written to, and while a source reads them.
+//! Schema changes while writers and a source are active.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 
@@ -19,7 +19,7 @@ fn create(server: &Server, database: &str) {
     ));
 }
 
-/// Changes of rows that no change of definitions here gets in the way of. `v` only grows.
+/// Row changes that are compatible with every schema change here. `v` only grows.
 fn writes(database: &str, seed: u64) -> String {
     let mut random = Random(seed);
     let mut sql = format!("USE {database};\n");
@@ -39,8 +39,8 @@ fn writes(database: &str, seed: u64) -> String {
     sql
 }
 
-/// `v` of each row that a reader of the topic ends with. What the columns are called changes; that no record is older than the one before is checked
-/// on the way.
+/// `v` of each row at the end of the topic. Column names change. Checks that no record is older
+/// than the one before it.
 fn fold(records: &[Seen], table: &str) -> BTreeMap<String, i64> {
     let mut rows: BTreeMap<String, i64> = BTreeMap::new();
     for record in records.iter().filter(|record| record.table == table) {
@@ -66,7 +66,7 @@ fn fold(records: &[Seen], table: &str) -> BTreeMap<String, i64> {
     rows
 }
 
-/// Runs statements, once more if they met a deadlock with a writer.
+/// Runs statements; again after a deadlock with a writer.
 fn run_at_last(server: &Server, database: &str, sql: &str) {
     for _ in 0..20 {
         match server.try_run(&format!("USE {database}; {sql}")) {
@@ -77,7 +77,8 @@ fn run_at_last(server: &Server, database: &str, sql: &str) {
     panic!("a deadlock 20 times: {sql}");
 }
 
-/// Reads while two writers write and `definitions` runs, then to the end. With `stops` the source is stopped again and again.
+/// Reads while two writers and `definitions` run, then to the end. With `stops`, the source is
+/// stopped repeatedly.
 fn read_meanwhile(server: &Server, database: &str, options: &str, definitions: &[String], stops: bool) -> Bench {
     let is_over = AtomicBool::new(false);
     let mut bench = Bench::new(options);
@@ -90,12 +91,12 @@ fn read_meanwhile(server: &Server, database: &str, options: &str, definitions: &
                     if is_over.load(Ordering::Relaxed) {
                         break;
                     }
-                    // A deadlock with somebody ends a writer's round, and no more.
+                    // A deadlock ends only this round of the writer.
                     let _ = server.try_run(&writes(database, 2 * seed + writer));
                 }
             });
         }
-        // A failed assertion must not leave the writers at it.
+        // A failed assertion must stop the writers.
         let over = OnDrop(|| is_over.store(true, Ordering::Relaxed));
         let definer = scope.spawn(|| definitions.iter().for_each(|sql| run_at_last(server, database, sql)));
         let mut random = Random(3);
@@ -123,7 +124,7 @@ fn assert_same(server: &Server, database: &str, bench: &Bench) {
 }
 
 #[test]
-fn columns_come_and_go_and_change_under_load() {
+fn columns_are_added_dropped_and_changed_under_load() {
     let Some(server) = Server::shared() else { return };
     for stops in [false, true] {
         let database = server.database();
@@ -140,7 +141,7 @@ fn columns_come_and_go_and_change_under_load() {
         let options = format!("{}chunk_rows = 5\n", server.options(&format!("\"{database}.*\"")));
         let mut bench = read_meanwhile(server, &database, &options, &definitions, stops);
         assert_same(server, &database, &bench);
-        // Written once more, each row is as a snapshot reads it.
+        // After another write, each row equals the one of a snapshot.
         bench.take();
         server.run(&format!("UPDATE {database}.o SET v = v + 1"));
         bench.read();
@@ -152,9 +153,10 @@ fn columns_come_and_go_and_change_under_load() {
     }
 }
 
-/// How online changes of schema end (gh-ost, pt-online-schema-change): another table has been filled beside, and takes the first one's name.
+/// The end of an online schema change (gh-ost, pt-online-schema-change): a copy of the table takes
+/// its name.
 #[test]
-fn a_table_that_is_swapped_for_its_copy_under_load_goes_on() {
+fn a_table_replaced_by_its_copy_under_load_is_followed() {
     let Some(server) = Server::shared() else { return };
     for stops in [false, true] {
         let database = server.database();
@@ -162,7 +164,8 @@ fn a_table_that_is_swapped_for_its_copy_under_load_goes_on() {
         let mut definitions = Vec::new();
         for round in 0..3 {
             let columns = "id, v, n";
-            // Deletions first: a row that another trigger has copied, and that goes before they are, would come back with the swap.
+            // Deletions first: the swap would restore a row that another trigger copied before its
+            // deletion.
             definitions.push(format!(
                 "CREATE TABLE _o_gho LIKE o; ALTER TABLE _o_gho ADD COLUMN c{round} BIGINT NOT NULL DEFAULT {round} AFTER id, MODIFY v BIGINT NOT NULL;
                  CREATE TRIGGER d AFTER DELETE ON o FOR EACH ROW DELETE FROM _o_gho WHERE id = OLD.id;

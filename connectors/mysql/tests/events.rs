@@ -1,4 +1,4 @@
-//! What comes besides rows: changes of definitions, and markers of transactions.
+//! Side outputs: schema changes and transaction markers.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 
@@ -16,7 +16,7 @@ fn statements(others: &[SideOutput]) -> Vec<&str> {
 }
 
 #[test]
-fn definitions_come_in_order_and_once_and_nothing_else_of_the_server_does() {
+fn schema_changes_are_emitted_once_and_in_order_and_no_other_statement_is() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     let elsewhere = server.database();
@@ -75,14 +75,14 @@ fn definitions_come_in_order_and_once_and_nothing_else_of_the_server_does() {
     assert!(value["ts_ms"].as_i64() >= value["source"]["ts_ms"].as_i64());
     let database_wide = &whole[8].value["source"];
     assert_eq!((&database_wide["db"], &database_wide["table"]), (&json!(database), &Value::Null));
-    // In order with the rows around it, by the place that both tell.
+    // In order with the rows around them, by their binlog positions.
     let place = |source: &Value| (source["file"].as_str().unwrap().to_owned(), source["pos"].as_u64().unwrap());
     let rows: Vec<_> =
         bench.seen.iter().filter_map(|record| record.value.as_ref()).map(|value| place(&value["source"])).collect();
     let altered = place(&value["source"]);
     assert!(rows[0] < altered && altered < rows[1], "{rows:?} {altered:?}");
 
-    // Stopped after every fill, it comes once nevertheless: also where rows of the same transaction follow it.
+    // Once, also after a stop at every fill, and with rows of the same transaction after them.
     let text = |others: &[SideOutput]| others.iter().map(|other| other.value["ddl"].to_string()).collect::<Vec<_>>();
     for max_records in [1, 2, 3] {
         let mut again = Bench::new(&options);
@@ -92,13 +92,14 @@ fn definitions_come_in_order_and_once_and_nothing_else_of_the_server_does() {
             again.stop();
         }
         assert_eq!(text(&again.side_outputs), text(&whole), "in batches of {max_records}");
-        // Of a table that a source did not find when it opened nobody knows that it had rows: its TRUNCATE is not told.
+        // A table that the source did not find when it opened may have no rows: its TRUNCATE has no
+        // record.
         let rows = |seen: &[Seen]| seen.iter().filter(|record| record.op() != "t").count();
         assert_eq!(rows(&again.seen), rows(&bench.seen));
     }
 }
 
-/// Transactions of several rows and tables, and what has no markers among them.
+/// Transactions of several rows and tables, and transactions without markers among them.
 fn transactions(server: &Server, database: &str) {
     server.run(&format!(
         "USE {database};
@@ -114,7 +115,7 @@ fn transactions(server: &Server, database: &str) {
     ));
 }
 
-/// Checks that the markers fit the changes between them; gives per transaction its count.
+/// Checks that the markers match the changes between them. Returns the count of each transaction.
 fn check(bench: &Bench) -> Vec<u64> {
     let mut changes: BTreeMap<String, Vec<&Seen>> = BTreeMap::new();
     for record in &bench.seen {
@@ -158,7 +159,7 @@ fn check(bench: &Bench) -> Vec<u64> {
     ended
 }
 
-fn markers_are_those_of_whole_transactions(server: &Server, with_xa: bool) {
+fn check_markers_of_whole_transactions(server: &Server, with_xa: bool) {
     let database = server.database();
     server.run(&format!(
         "USE {database}; CREATE TABLE a (id INT PRIMARY KEY, v INT); CREATE TABLE b (id INT PRIMARY KEY, v INT); CREATE TABLE left_out (id INT PRIMARY KEY); \
@@ -180,7 +181,8 @@ fn markers_are_those_of_whole_transactions(server: &Server, with_xa: bool) {
     let expected: &[u64] = if with_xa { &[3 + 1 + 4 + 2 + 1 + 1, 1, 2, 5, 60] } else { &[7] };
     assert_eq!(check(&bench), expected);
     let ddl = bench.side_outputs.iter().filter(|other| other.port == "ddl").count();
-    // Wherever it is stopped, the counts are those of the whole transaction, and each marker comes once.
+    // Wherever the source stops, the counts cover the whole transaction, and each marker appears
+    // once.
     for max_records in [1, 2, 3, 7] {
         let mut again = Bench::new(&options);
         again.position = begin.clone();
@@ -194,19 +196,19 @@ fn markers_are_those_of_whole_transactions(server: &Server, with_xa: bool) {
 }
 
 #[test]
-fn markers_tell_what_a_transaction_had() {
+fn markers_count_the_changes_of_a_transaction() {
     let Some(server) = Server::shared() else { return };
-    markers_are_those_of_whole_transactions(server, true);
+    check_markers_of_whole_transactions(server, true);
 }
 
 #[test]
-fn without_gtids_too() {
+fn markers_without_gtids_count_the_changes_of_a_transaction() {
     let Some(server) = Server::start("--gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
-    markers_are_those_of_whole_transactions(&server, false);
+    check_markers_of_whole_transactions(&server, false);
 }
 
 #[test]
-fn markers_that_begin_within_a_transaction_begin_with_the_next_one() {
+fn markers_enabled_within_a_transaction_start_with_the_next_one() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     server.run(&format!("USE {database}; CREATE TABLE a (id INT PRIMARY KEY)"));
@@ -227,7 +229,7 @@ fn markers_that_begin_within_a_transaction_begin_with_the_next_one() {
 }
 
 #[test]
-fn changes_tell_their_statement_where_the_server_notes_it() {
+fn changes_contain_their_statement_if_the_server_logs_it() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     server.run(&format!(
@@ -239,12 +241,12 @@ fn changes_tell_their_statement_where_the_server_notes_it() {
         "USE {database}; INSERT INTO a VALUES (2, 'y'); SET binlog_rows_query_log_events = ON; BEGIN; UPDATE a SET v = '\"é\"' /* why */; DELETE FROM a WHERE id = 1; COMMIT; \
          XA START 'q'; INSERT INTO a VALUES (3, 'z'); XA END 'q'; XA PREPARE 'q'; XA COMMIT 'q'; SET binlog_rows_query_log_events = OFF; DELETE FROM a WHERE id = 3"
     ));
-    // Each in a batch of its own: what an event is of is known wherever it goes on.
+    // One record per batch: the statement of an event survives the end of a batch.
     bench.max_records = 1;
     while bench.fill(Duration::from_millis(100)).unwrap() != Fill::CaughtUp {
         bench.stop();
     }
-    let told: Vec<Value> = bench
+    let queries: Vec<Value> = bench
         .seen
         .iter()
         .filter_map(|record| record.value.as_ref())
@@ -252,7 +254,7 @@ fn changes_tell_their_statement_where_the_server_notes_it() {
         .collect();
     let update = "UPDATE a SET v = '\"é\"' /* why */";
     assert_eq!(
-        told,
+        queries,
         [
             json!(["r", null]),
             json!(["c", null]),

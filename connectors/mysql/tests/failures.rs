@@ -1,4 +1,4 @@
-//! Servers that stop, forget, refuse, and lie.
+//! Servers that stop, lose data, or refuse.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 
@@ -10,7 +10,7 @@ use common::{Bench, Kind, PATIENCE, Server, fold};
 use trunkline_connector::{Domain, Fill};
 
 #[test]
-fn a_server_that_restarts_in_the_middle_loses_and_doubles_nothing() {
+fn a_server_restart_within_a_transaction_loses_and_duplicates_nothing() {
     for server in Server::start_each("") {
         let database = server.database();
         server.run(&format!(
@@ -21,7 +21,7 @@ fn a_server_that_restarts_in_the_middle_loses_and_doubles_nothing() {
         bench.read();
         for round in 1..=3 {
             let values: Vec<String> = (0..200).map(|number| format!("({})", round * 1000 + number)).collect();
-            // As it is killed, it is in the middle of a compressed transaction.
+            // The kill hits a compressed transaction.
             let compressed =
                 if round == 2 && !server.is_mariadb() { "SET binlog_transaction_compression = ON;" } else { "" };
             server.run(&format!("{compressed} INSERT INTO {database}.a (v) VALUES {}", values.join(",")));
@@ -32,7 +32,7 @@ fn a_server_that_restarts_in_the_middle_loses_and_doubles_nothing() {
                 server.stop()
             }
             let begun = Instant::now();
-            // What was on its way comes, then the failure.
+            // The received events precede the failure.
             let error = loop {
                 assert!(begun.elapsed() < PATIENCE);
                 if let Err(error) = bench.fill(Duration::from_millis(100)) {
@@ -53,8 +53,8 @@ fn a_server_that_restarts_in_the_middle_loses_and_doubles_nothing() {
 }
 
 #[test]
-fn a_purged_binlog_stops_the_source_or_begins_it_anew() {
-    for (kind, options, begin_anew) in [
+fn a_purged_binlog_stops_the_source_or_restarts_its_snapshot() {
+    for (kind, options, resnapshot) in [
         (Kind::MySql, "", "on_purged = \"resnapshot\""),
         (Kind::MySql, "--gtid-mode=OFF --enforce-gtid-consistency=OFF", "snapshot = \"when_needed\""),
         (Kind::MariaDb, "", "snapshot = \"when_needed\""),
@@ -70,7 +70,8 @@ fn a_purged_binlog_stops_the_source_or_begins_it_anew() {
         bench.stop();
         assert_eq!(bench.take().len(), 2);
         server.run(&format!("USE {database}; UPDATE a SET v = 3 WHERE id = 1; DELETE FROM a WHERE id = 2; INSERT INTO a VALUES (3, 3); FLUSH BINARY LOGS; FLUSH BINARY LOGS; PURGE BINARY LOGS BEFORE NOW() + INTERVAL 1 DAY"));
-        // Files that somebody reads stay, and the server notices only at its next heartbeat that nobody does.
+        // The server keeps files in use, and notices a closed connection at its next heartbeat
+        // only.
         let begun = Instant::now();
         while server.run("SHOW BINARY LOGS").lines().count() > 1 {
             assert!(begun.elapsed() < PATIENCE, "nothing is purged");
@@ -82,7 +83,7 @@ fn a_purged_binlog_stops_the_source_or_begins_it_anew() {
             error.message().contains("on_purged") && error.message().contains("binlog_expire_logs_seconds"),
             "{error}"
         );
-        bench.set_options(&format!("{options}{begin_anew}\n"));
+        bench.set_options(&format!("{options}{resnapshot}\n"));
         bench.read();
         assert_eq!(
             bench.take().iter().map(|record| record.after()["v"].as_i64()).collect::<Vec<_>>(),
@@ -95,7 +96,7 @@ fn a_purged_binlog_stops_the_source_or_begins_it_anew() {
 }
 
 #[test]
-fn how_long_the_server_keeps_what_was_not_read_is_told() {
+fn the_lag_reports_the_time_until_the_binlog_is_purged() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     server.run(&format!("USE {database}; CREATE TABLE a (id INT PRIMARY KEY AUTO_INCREMENT, v INT)"));
@@ -104,7 +105,7 @@ fn how_long_the_server_keeps_what_was_not_read_is_told() {
     bench.read();
     bench.stop();
     server.run(&format!("INSERT INTO {database}.a (v) VALUES {}", rows(40)));
-    // It is as old as the source is late.
+    // The retention left shrinks by the lag of the source.
     let begun = Instant::now();
     let retention = Duration::from_secs(server.run("SELECT @@GLOBAL.binlog_expire_logs_seconds").parse().unwrap());
     bench.max_records = 10;
@@ -126,7 +127,7 @@ fn how_long_the_server_keeps_what_was_not_read_is_told() {
 }
 
 #[test]
-fn a_server_that_refuses_is_told_from_one_that_is_down() {
+fn a_server_that_rejects_is_distinguished_from_one_that_is_down() {
     let Some(server) = Server::start("") else { return };
     let database = server.database();
     let tables = format!("\"{database}.*\"");
@@ -141,7 +142,7 @@ fn a_server_that_refuses_is_told_from_one_that_is_down() {
     let poor = format!("url = \"mysql://poor_{database}:x@127.0.0.1:{}\"\ntables = [{tables}]", server.port);
     let error = failure(&poor);
     assert_eq!((error.code, error.domain), ("mysql.privilege", Domain::Config), "{error}");
-    // Without TLS a password can only be checked that the server has in its cache.
+    // Without TLS the server can verify cached passwords only.
     server.run("FLUSH PRIVILEGES");
     let error = failure(&format!("{}tls = \"disable\"", server.options(&tables)));
     assert_eq!((error.code, error.domain), ("mysql.tls", Domain::Config), "{error}");
@@ -155,7 +156,7 @@ fn a_server_that_refuses_is_told_from_one_that_is_down() {
 }
 
 #[test]
-fn of_two_sources_of_one_name_the_later_one_goes_on() {
+fn the_later_of_two_sources_with_one_name_continues() {
     for server in Server::shared_each() {
         let database = server.database();
         server.run(&format!("USE {database}; CREATE TABLE a (id INT PRIMARY KEY)"));
@@ -180,7 +181,7 @@ fn of_two_sources_of_one_name_the_later_one_goes_on() {
 }
 
 #[test]
-fn a_server_without_binlog_is_refused() {
+fn a_server_without_binlog_is_rejected() {
     let Some(server) = Server::start("--skip-log-bin --gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
     let error = Bench::new(&server.options("\"a.*\"")).fill(Duration::ZERO).unwrap_err();
     assert_eq!((error.code, error.domain), ("mysql.server", Domain::Config));
@@ -188,7 +189,7 @@ fn a_server_without_binlog_is_refused() {
 }
 
 #[test]
-fn names_of_columns_that_the_binlog_lacks_stop_the_source() {
+fn a_binlog_without_column_names_stops_the_source() {
     for server in Server::start_each("--binlog-row-metadata=MINIMAL") {
         let database = server.database();
         server.run(&format!("USE {database}; CREATE TABLE a (id INT PRIMARY KEY)"));
@@ -202,7 +203,7 @@ fn names_of_columns_that_the_binlog_lacks_stop_the_source() {
     }
 }
 
-/// Stops reading in the middle of a transaction of 100 rows.
+/// Stops within a transaction of 100 rows.
 fn read_half(bench: &mut Bench) {
     let begun = Instant::now();
     while bench.seen.len() < 40 {
@@ -211,8 +212,9 @@ fn read_half(bench: &mut Bench) {
     }
 }
 
-/// At the replica the source reads the rest. Then the first server comes back without what happened since: it is behind.
-fn goes_on_and_never_back(bench: &mut Bench, server: &Server, tables: &str) {
+/// Reads the rest at the replica. The first server then returns without the changes since, so it is
+/// behind.
+fn assert_resumes_and_never_goes_back(bench: &mut Bench, server: &Server, tables: &str) {
     bench.read();
     assert_eq!(bench.seen.len(), 301);
     assert_eq!(fold(&bench.seen).len(), 301);
@@ -223,9 +225,9 @@ fn goes_on_and_never_back(bench: &mut Bench, server: &Server, tables: &str) {
 }
 
 #[test]
-fn at_a_replica_of_the_server_the_source_goes_on_where_it_was() {
+fn a_source_resumes_at_a_replica() {
     let (Some(server), Some(replica)) = (Server::start(""), Server::start("--log-replica-updates=ON")) else { return };
-    // What each server did by itself is no part of what they share.
+    // Both servers start without transactions of their history.
     replica.run("RESET BINARY LOGS AND GTIDS");
     let database = server.database();
     server.run(&format!(
@@ -258,14 +260,14 @@ fn at_a_replica_of_the_server_the_source_goes_on_where_it_was() {
     server.stop();
     bench.set_options(&replica.options(&tables));
     insert(&replica, 3);
-    goes_on_and_never_back(&mut bench, &server, &tables);
+    assert_resumes_and_never_goes_back(&mut bench, &server, &tables);
 }
 
 #[test]
-fn at_a_replica_of_a_mariadb_the_source_goes_on_where_it_was() {
+fn a_source_resumes_at_a_replica_of_mariadb() {
     let start = |options: &str| Server::start_kind(Kind::MariaDb, options);
     let (Some(server), Some(replica)) = (start(""), start("--log-slave-updates=ON")) else { return };
-    // What each server did by itself is no part of what they share.
+    // Both servers start without transactions of their history.
     server.run("DROP USER cdc; RESET MASTER");
     replica.run("DROP USER cdc; RESET MASTER");
     let database = server.database();
@@ -298,8 +300,8 @@ fn at_a_replica_of_a_mariadb_the_source_goes_on_where_it_was() {
     replica.run("STOP SLAVE");
     bench.set_options(&replica.options(&tables));
     insert(&replica, 3, 0);
-    goes_on_and_never_back(&mut bench, &server, &tables);
-    // And when it goes its own way, it has as many, but others.
+    assert_resumes_and_never_goes_back(&mut bench, &server, &tables);
+    // Its own writes give the server the same number of transactions, but different ones.
     insert(&server, 4, 0);
     let error = bench.try_read().unwrap_err();
     assert_eq!((error.code, error.domain), ("mysql.behind_position", Domain::Data), "{error}");
@@ -307,7 +309,7 @@ fn at_a_replica_of_a_mariadb_the_source_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_position_of_mysql_is_none_of_mariadb() {
+fn a_position_of_another_vendor_is_rejected() {
     let (Some(mysql), Some(mariadb)) = (Server::shared(), Server::shared_mariadb()) else { return };
     for (first, second) in [(mysql, mariadb), (mariadb, mysql)] {
         let mut bench = Bench::new(&first.options("\"nothing.*\""));

@@ -1,5 +1,6 @@
-//! The replication protocol against real servers: every mode of TLS, every way to prove a password, and connections that are cut. A source first opens a
-//! connection for queries, which is sqlx's; what the one for the binlog does is seen by what changes in between.
+//! The replication protocol with real servers: TLS modes, authentication plugins, and interrupted
+//! connections. A source opens its query connection (sqlx) first; the tests change the server
+//! before it opens the replication connection.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 
@@ -13,13 +14,13 @@ use common::proxy::Proxy;
 use common::{Bench, Kind, PATIENCE, Server, options};
 use trunkline_connector::{Domain, Error, Fill};
 
-/// A certificate for 127.0.0.1, and whoever signed it.
+/// A certificate for 127.0.0.1, and its issuer.
 struct Certificate {
     folder: tempfile::TempDir,
 }
 
 impl Certificate {
-    /// `None` where there is no openssl.
+    /// `None` without openssl.
     fn new(name: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let run =
@@ -51,7 +52,8 @@ impl Certificate {
     }
 }
 
-/// Opens both connections. Of two servers the second may say that it has not got what the first one has: then the source was let in.
+/// Opens both connections. The second of two servers may lack transactions of the first one: that
+/// error comes after the authentication, so it proves that the user was accepted.
 fn open(options: &str) -> Result<(), Error> {
     match Bench::new(&format!("{options}snapshot = \"never\"\n")).fill(Duration::from_millis(200)) {
         Err(error) if error.code != "mysql.behind_position" => Err(error),
@@ -60,7 +62,7 @@ fn open(options: &str) -> Result<(), Error> {
 }
 
 #[test]
-fn each_mode_of_tls_does_what_it_says() {
+fn each_tls_mode_verifies_what_it_promises() {
     let (Some(good), Some(of_another_name), Some(foreign)) =
         (Certificate::new("IP:127.0.0.1"), Certificate::new("DNS:elsewhere"), Certificate::new("IP:127.0.0.1"))
     else {
@@ -79,13 +81,13 @@ fn each_mode_of_tls_does_what_it_says() {
             ("verify_ca", ca(&good)),
             ("verify_identity", ca(&good)),
         ] {
-            // A user who is let in over TLS only.
+            // A user who must use TLS.
             open(&format!("{}{ca}", to(server.port, tls))).unwrap();
         }
         open(&format!("{}{}", to(renamed.port, "verify_ca"), ca(&of_another_name))).unwrap();
         let error = open(&to(server.port, "disable")).unwrap_err();
         assert_eq!((error.code, error.domain), ("mysql.access_denied", Domain::Config), "{error}");
-        // The connection for queries finds a good certificate, the one for the binlog another.
+        // The query connection meets a valid certificate, the replication connection another one.
         let both = good.path().join("both.pem");
         let authorities =
             [&good, &of_another_name].map(|from| std::fs::read_to_string(from.path().join("ca.pem")).unwrap());
@@ -102,7 +104,7 @@ fn each_mode_of_tls_does_what_it_says() {
         assert_eq!(error.domain, Domain::External, "{error}");
         drop(renamed);
 
-        // And one for the binlog without any TLS.
+        // The replication connection meets a server without TLS.
         let Some(plain) = Server::shared_mariadb() else { continue };
         if kind == Kind::MariaDb {
             let proxy = Proxy::new(server.port, plain.port, || {});
@@ -117,7 +119,7 @@ fn each_mode_of_tls_does_what_it_says() {
 }
 
 #[test]
-fn each_way_to_prove_a_password_is_known() {
+fn each_authentication_plugin_is_supported() {
     const GRANT: &str = "GRANT REPLICATION SLAVE, REPLICATION CLIENT, SELECT ON *.* TO";
     for server in Server::shared_each() {
         let plugins: &[&str] = match server.kind {
@@ -126,7 +128,7 @@ fn each_way_to_prove_a_password_is_known() {
         };
         let mut known = 0;
         for plugin in plugins {
-            // Servers lose old plugins from version to version.
+            // New servers issue old plugins.
             let identified = |password: &str| match server.kind {
                 Kind::MySql => format!("IDENTIFIED WITH {plugin} BY '{password}'"),
                 Kind::MariaDb => format!("IDENTIFIED BY '{password}'"),
@@ -143,24 +145,24 @@ fn each_way_to_prove_a_password_is_known() {
             let to = |port: u16, password: &str, tls: &str| {
                 format!("{}tls = \"{tls}\"\n", options(port, &format!("{user}:{password}"), "\"none.*\""))
             };
-            // With a password the server has in its cache, and with one that it has not, over TLS and without.
+            // A password in the server's cache and one that is not, with TLS and without.
             open(&to(port, "s%C3%ABcret", "prefer")).unwrap();
             let client = ["FLUSH PRIVILEGES", "SELECT 1"].map(str::to_owned);
             for flush in client {
                 let proxy = Proxy::new(port, port, move || drop(server.run(&flush)));
                 open(&to(proxy.port, "s%C3%ABcret", "prefer")).unwrap();
-                // sqlx has no RSA: a user of sha256_password gets no further than queries.
+                // sqlx lacks RSA, so a user of sha256_password fails at the query connection.
                 if *plugin != "sha256_password" {
                     open(&to(proxy.port, "s%C3%ABcret", "disable")).unwrap();
                 }
             }
-            // A password that is changed between the connections is refused, and not told.
+            // A password that changes between the connections is rejected, and never printed.
             let change = format!("ALTER USER {user} {}", identified("other"));
             let proxy = Proxy::new(port, port, move || drop(server.run(&change)));
             let error = open(&to(proxy.port, "s%C3%ABcret", "prefer")).unwrap_err();
             assert_eq!((error.code, error.domain), ("mysql.privilege", Domain::Config), "{plugin}: {error}");
             assert!(error.message().contains("Access denied") && !error.message().contains("sëcret"), "{error}");
-            // None at all, from the beginning and after the server has asked for another plugin.
+            // No password, at first and after a change of the plugin.
             server.run(&format!("ALTER USER {user} {}", identified("")));
             open(&to(port, "", "prefer")).unwrap();
             if *plugin != "sha256_password" {
@@ -173,7 +175,7 @@ fn each_way_to_prove_a_password_is_known() {
 }
 
 #[test]
-fn a_plugin_that_the_server_changes_to_without_tls_is_proved_by_its_key() {
+fn a_plugin_changed_by_the_server_uses_its_key_without_tls() {
     let Some(server) = Server::shared() else { return };
     let created = server.try_run(
         "CREATE USER changing IDENTIFIED WITH caching_sha2_password BY 'x'; GRANT REPLICATION SLAVE, REPLICATION CLIENT, SELECT ON *.* TO changing",
@@ -186,13 +188,13 @@ fn a_plugin_that_the_server_changes_to_without_tls_is_proved_by_its_key() {
     }
     server.run("ALTER USER changing IDENTIFIED WITH caching_sha2_password BY 'x'");
     let to = |port: u16, tls: &str| format!("{}tls = \"{tls}\"\n", options(port, "changing:x", "\"none.*\""));
-    // The cache knows it, which is all that queries can do without TLS.
+    // The query connection requires a cached password without TLS.
     open(&to(server.port, "prefer")).unwrap();
     let proxy = Proxy::new(server.port, server.port, move || drop(server.run(change)));
     open(&to(proxy.port, "disable")).unwrap();
 }
 
-/// Every row of the table once, in the order of their ids.
+/// Every row of the table is emitted once, in the order of the ids.
 fn assert_all(bench: &Bench, server: &Server, table: &str) {
     let ids: Vec<String> = bench.seen.iter().map(|record| record.after()["id"].to_string()).collect();
     let rows = server.run(&format!("SELECT id FROM {table} ORDER BY id"));
@@ -200,7 +202,7 @@ fn assert_all(bench: &Bench, server: &Server, table: &str) {
 }
 
 #[test]
-fn a_compressed_transaction_that_is_cut_anywhere_goes_on_with_the_next_row() {
+fn a_compressed_transaction_interrupted_anywhere_resumes_with_the_next_row() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     server.run(&format!("CREATE TABLE {database}.a (id INT PRIMARY KEY AUTO_INCREMENT, v VARBINARY(1000))"));
@@ -210,7 +212,7 @@ fn a_compressed_transaction_that_is_cut_anywhere_goes_on_with_the_next_row() {
     bench.max_records = 100;
     bench.read();
     bench.stop();
-    // Bytes that do not compress: 2 MB on their way, in one event that many small ones come of.
+    // 2 MB that do not compress, in one event that contains many small ones.
     server.run(&format!(
         "USE {database}; SET binlog_transaction_compression = ON;
          INSERT INTO a (v) SELECT RANDOM_BYTES(1000) FROM (WITH RECURSIVE s (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 1000) SELECT n FROM s) t;
@@ -220,7 +222,7 @@ fn a_compressed_transaction_that_is_cut_anywhere_goes_on_with_the_next_row() {
          INSERT INTO a (v) VALUES ('last'); COMMIT;
          SET binlog_transaction_compression = OFF; INSERT INTO a (v) VALUES ('plain')"
     ));
-    // In the greeting, the head, the first transaction, the second, and everywhere again.
+    // Cuts in the greeting, the header, the first transaction, the second, and again everywhere.
     proxy.cut([60, 2_000, 300_000, 900_000, 1_500_000, 1_900_000, 700_000, 1_100_000]);
     let begun = Instant::now();
     let (mut fills, mut failures) = (0, 0);
@@ -235,7 +237,7 @@ fn a_compressed_transaction_that_is_cut_anywhere_goes_on_with_the_next_row() {
                 bench.stop();
             }
         }
-        // As a crash does it, in the middle of what is being unpacked.
+        // A crash during the unpacking.
         if fills % 3 == 2 {
             fills += 1;
             bench.stop();
@@ -247,7 +249,7 @@ fn a_compressed_transaction_that_is_cut_anywhere_goes_on_with_the_next_row() {
 }
 
 #[test]
-fn a_server_without_checksums_is_read_as_well() {
+fn a_server_without_checksums_is_supported() {
     for server in Server::start_each("--binlog-checksum=NONE") {
         let database = server.database();
         server.run(&format!("CREATE TABLE {database}.a (id INT PRIMARY KEY AUTO_INCREMENT, v INT)"));
@@ -256,7 +258,7 @@ fn a_server_without_checksums_is_read_as_well() {
         let insert = || server.run(&format!("INSERT INTO {database}.a (v) VALUES (1), (2), (3)"));
         insert();
         bench.read();
-        // Set while the source reads, they come with the next file.
+        // A change of the setting takes effect with the next file.
         server.run("SET GLOBAL binlog_checksum = CRC32");
         insert();
         bench.read();

@@ -1,4 +1,4 @@
-//! Snapshots while the tables are written to: what a reader of the topics ends with is what the tables hold.
+//! Snapshots under writers: a reader of the topics ends with the content of the tables.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 
@@ -15,12 +15,12 @@ use serde_json::Value;
 use trunkline_connector::{Fill, SnapshotRequest};
 
 fn key(number: u64) -> String {
-    // Of a collation that takes cases for equal, and of characters that sort otherwise than their bytes.
+    // A case-insensitive collation, and characters that sort differently from their bytes.
     let letters = ["a", "B", "é", "z", "Ä", "_"];
     format!("{}{}", letters[(number % 6) as usize], number / 6)
 }
 
-/// Statements of one writer.
+/// The statements of a writer.
 fn writes(seed: u64, database: &str, count: usize) -> String {
     let mut random = Random(seed);
     let mut sql = format!("USE {database};\n");
@@ -65,7 +65,7 @@ fn create(server: &Server, database: &str) {
     ));
 }
 
-/// What the tables hold, by a snapshot of nothing else.
+/// The content of the tables, from a snapshot without writers.
 fn tables(server: &Server, options: &str) -> BTreeMap<(String, String), Value> {
     let _ = server;
     let mut bench = Bench::new(options);
@@ -83,7 +83,7 @@ fn read_while_written(server: &Server, seed: u64, chunk_rows: usize, stops: bool
         let mut input = client.stdin.take().unwrap();
         let sql = writes(seed * 10 + writer, &database, 600);
         writers.push(std::thread::spawn(move || {
-            // A deadlock of two writers ends one of their transactions, not the writer.
+            // A deadlock of two writers ends a transaction, not the writer.
             for line in sql.lines() {
                 if input.write_all(line.as_bytes()).and_then(|()| input.write_all(b"\n")).is_err() {
                     break;
@@ -119,7 +119,7 @@ fn a_snapshot_under_writers_is_exact() {
 }
 
 #[test]
-fn a_snapshot_that_is_stopped_again_and_again_is_exact() {
+fn a_snapshot_that_is_stopped_repeatedly_is_exact() {
     for server in Server::shared_each() {
         for (seed, chunk_rows) in [(11, 9), (12, 60), (13, 200)] {
             read_while_written(server, seed, chunk_rows, true);
@@ -128,14 +128,14 @@ fn a_snapshot_that_is_stopped_again_and_again_is_exact() {
 }
 
 #[test]
-fn without_gtids_it_is_exact_too() {
+fn a_snapshot_without_gtids_is_exact() {
     let Some(server) = Server::start("--gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
     for (seed, chunk_rows, stops) in [(21, 11, false), (22, 50, true)] {
         read_while_written(&server, seed, chunk_rows, stops);
     }
 }
 
-/// Rows of a table without key, with how often each is there.
+/// The number of occurrences of each row of a table without a key.
 fn count(rows: impl Iterator<Item = String>) -> BTreeMap<String, i64> {
     rows.fold(BTreeMap::new(), |mut counts, row| {
         *counts.entry(row).or_default() += 1;
@@ -164,7 +164,7 @@ fn a_table_without_key_is_exact_row_by_row() {
         let options = server.options(&format!("\"{database}.*\""));
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| server.run(&sql));
-            // Many snapshots while it writes; each source goes on to the end.
+            // Many snapshots during the writes; each source continues to the end.
             let mut sources: Vec<Bench> = Vec::new();
             while !writer.is_finished() && sources.len() < 40 {
                 let mut bench = Bench::new(&options);
@@ -199,7 +199,7 @@ fn a_table_without_key_is_exact_row_by_row() {
 }
 
 #[test]
-fn keys_of_every_type_are_walked_in_the_servers_order() {
+fn keys_of_every_type_are_read_in_the_servers_order() {
     for server in Server::shared_each() {
         let database = server.database();
         for (index, (kind, values)) in [
@@ -258,7 +258,7 @@ fn keys_of_every_type_are_walked_in_the_servers_order() {
 }
 
 #[test]
-fn definitions_that_change_while_rows_are_read_leave_no_row_out() {
+fn schema_changes_during_a_snapshot_lose_no_row() {
     for server in Server::shared_each() {
         let database = server.database();
         create(server, &database);
@@ -307,7 +307,7 @@ fn definitions_that_change_while_rows_are_read_leave_no_row_out() {
 }
 
 #[test]
-fn never_only_and_a_table_added_later() {
+fn snapshot_policies_and_tables_added_later() {
     for server in Server::shared_each() {
         let database = server.database();
         create(server, &database);
@@ -335,7 +335,7 @@ fn never_only_and_a_table_added_later() {
         let added = bench.take();
         assert!(added.len() > 100 && added.iter().all(|record| record.op() == "r" && record.table.ends_with(".s")));
 
-        // A table that is created while the source runs comes by its changes, and by nothing else later.
+        // A table created while the source runs is emitted by its changes only.
         bench.set_options(&options(&format!("\"{database}.*\""), ""));
         bench.until_idle = false;
         bench.read();
@@ -348,7 +348,7 @@ fn never_only_and_a_table_added_later() {
         bench.read();
         assert_eq!(bench.take().iter().map(Seen::op).collect::<Vec<_>>(), ["c", "c"]);
 
-        // And so does one that is created while it does not run.
+        // The same for a table created while the source is stopped.
         bench.stop();
         server.run(&format!(
             "USE {database}; CREATE TABLE later (id INT PRIMARY KEY); INSERT INTO later VALUES (1), (2), (3)"
@@ -362,12 +362,16 @@ fn never_only_and_a_table_added_later() {
     }
 }
 
-/// Puts what `trunkline snapshot` writes into the position of a source that does not run.
-fn ask(bench: &mut Bench, tables: &[&str]) -> Result<(), trunkline_connector::Error> {
-    ask_for(bench, tables, None)
+/// Applies the position changes of `trunkline snapshot` to a stopped source.
+fn request(bench: &mut Bench, tables: &[&str]) -> Result<(), trunkline_connector::Error> {
+    request_where(bench, tables, None)
 }
 
-fn ask_for(bench: &mut Bench, tables: &[&str], condition: Option<&str>) -> Result<(), trunkline_connector::Error> {
+fn request_where(
+    bench: &mut Bench,
+    tables: &[&str],
+    condition: Option<&str>,
+) -> Result<(), trunkline_connector::Error> {
     bench.stop();
     let names: Vec<String> = tables.iter().map(|name| (*name).to_owned()).collect();
     let position: Vec<_> = bench.position.clone().into_iter().collect();
@@ -379,7 +383,7 @@ fn ask_for(bench: &mut Bench, tables: &[&str], condition: Option<&str>) -> Resul
 }
 
 #[test]
-fn tables_are_read_again_when_somebody_asks_and_the_rest_goes_on() {
+fn requested_tables_are_read_again_while_the_stream_continues() {
     for server in Server::shared_each() {
         let database = server.database();
         let rows = |count: u32| {
@@ -397,11 +401,11 @@ fn tables_are_read_again_when_somebody_asks_and_the_rest_goes_on() {
         let [a, b, k] = ["a", "b", "k"].map(|table| format!("{database}.{table}"));
         let options = format!("{}chunk_rows = 7", server.options(&format!("\"{database}.*\"")));
         let mut bench = Bench::new(&options);
-        assert_eq!(ask(&mut bench, &[&a]).unwrap_err().code, "mysql.not_begun");
+        assert_eq!(request(&mut bench, &[&a]).unwrap_err().code, "mysql.not_begun");
         bench.read();
         assert_eq!(bench.take().len(), 63);
         for wrong in [format!("{database}.none"), "other.*".to_owned(), "a".to_owned()] {
-            let error = ask(&mut bench, &[&a, &wrong]).unwrap_err();
+            let error = request(&mut bench, &[&a, &wrong]).unwrap_err();
             assert_eq!((error.code, error.domain), ("mysql.tables", trunkline_connector::Domain::Config));
             assert!(error.message().contains(&wrong), "{error}");
         }
@@ -409,9 +413,9 @@ fn tables_are_read_again_when_somebody_asks_and_the_rest_goes_on() {
         server.run(&format!(
             "USE {database}; UPDATE a SET v = 1 WHERE id <= 20; UPDATE b SET v = 1; DELETE FROM a WHERE id = 50"
         ));
-        ask(&mut bench, &[&a]).unwrap();
+        request(&mut bench, &[&a]).unwrap();
         bench.max_records = 5;
-        // Stopped after every batch, it goes on after the last key.
+        // A stop after every batch resumes after the last key.
         while bench.fill(Duration::from_millis(300)).unwrap() != Fill::CaughtUp {
             bench.stop();
         }
@@ -428,23 +432,23 @@ fn tables_are_read_again_when_somebody_asks_and_the_rest_goes_on() {
         bench.stop();
         assert!(bench.read().take().is_empty(), "once, and not again");
 
-        ask(&mut bench, &[&format!("{database}.[bk]")]).unwrap();
+        request(&mut bench, &[&format!("{database}.[bk]")]).unwrap();
         let seen = bench.read().take();
         assert_eq!(seen.iter().filter(|record| record.op() == "r").count(), 13);
         assert_eq!(seen.len(), 13);
 
-        // A source that never took a snapshot takes one of what is asked for, and of nothing else.
+        // A source without snapshots reads exactly the requested tables.
         let mut bench = Bench::new(&format!("{options}\nsnapshot = \"never\""));
         bench.read();
-        assert!(ask(&mut bench, &[&format!("{database}.*")]).is_err(), "it knows of no table");
-        ask(&mut bench, &[&b]).unwrap();
+        assert!(request(&mut bench, &[&format!("{database}.*")]).is_err(), "it knows of no table");
+        request(&mut bench, &[&b]).unwrap();
         let seen = bench.read().take();
         assert_eq!((seen.len(), seen.iter().all(|record| record.table == b && record.op() == "r")), (10, true));
     }
 }
 
 #[test]
-fn rows_that_a_condition_chooses_are_read_again() {
+fn requested_rows_match_the_condition() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     server.run(&format!(
@@ -456,10 +460,10 @@ fn rows_that_a_condition_chooses_are_read_again() {
     let mut bench = Bench::new(&options);
     bench.read().take();
     for wrong in ["v = 1; DROP TABLE a", "v) OR (v", "v = 1 -- x", ""] {
-        let error = ask_for(&mut bench, &[&a], Some(wrong)).unwrap_err();
+        let error = request_where(&mut bench, &[&a], Some(wrong)).unwrap_err();
         assert_eq!((error.code, error.domain), ("mysql.where", trunkline_connector::Domain::Config), "{wrong}");
     }
-    // What only the server can tell.
+    // Errors that only the server can detect.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let part = format!("table/{a}");
     let check =
@@ -474,8 +478,8 @@ fn rows_that_a_condition_chooses_are_read_again() {
         );
     }
 
-    // Stopped after every batch, it goes on, with its condition.
-    ask_for(&mut bench, &[&a, &k], Some("v IN (3, 4) OR id = 1 AND n = 'it''s'")).unwrap();
+    // A stop after every batch keeps the condition.
+    request_where(&mut bench, &[&a, &k], Some("v IN (3, 4) OR id = 1 AND n = 'it''s'")).unwrap();
     server.run(&format!("UPDATE {k} SET v = 99 WHERE id = 2; UPDATE {a} SET v = 99 WHERE id = 2"));
     bench.max_records = 100;
     while bench.fill(Duration::from_millis(300)).unwrap() != Fill::CaughtUp {
@@ -497,16 +501,16 @@ fn rows_that_a_condition_chooses_are_read_again() {
     let chosen: Vec<i64> = (1..=300).filter(|id| matches!(id % 10, 3 | 4) || *id == 1).collect();
     assert_eq!(ids(&a), chosen);
     assert_eq!(ids(&k), chosen);
-    // A change of a row that is not chosen is no part of it, and is not lost: also of the table without key.
+    // Changes of rows outside the condition are still emitted, for the table without a key too.
     let updates: Vec<&str> =
         seen.iter().filter(|record| record.op() == "u").map(|record| record.table.as_str()).collect();
     assert_eq!(updates, [k.as_str(), a.as_str()]);
     bench.stop();
     assert!(bench.read().take().is_empty(), "once, and not again");
 
-    // One that the server does not take, or takes and then stumbles over, leaves the table out, and the source goes on.
+    // A condition that the server rejects skips the table, and the stream continues.
     for wrong in ["vv = 1", "v = (SELECT id FROM a)"] {
-        ask_for(&mut bench, &[&a, &k], Some(&wrong.replace("FROM a", &format!("FROM {a}")))).unwrap();
+        request_where(&mut bench, &[&a, &k], Some(&wrong.replace("FROM a", &format!("FROM {a}")))).unwrap();
         server.run(&format!("UPDATE {a} SET v = v + 1 WHERE id = 300"));
         let seen = bench.read().take();
         assert_eq!(seen.iter().map(Seen::op).collect::<Vec<_>>(), ["u"], "{wrong}");
@@ -516,7 +520,7 @@ fn rows_that_a_condition_chooses_are_read_again() {
     }
 }
 
-/// Moves money about between a table with a key and one without.
+/// Transfers between a table with a key and one without.
 fn moves(database: &str, seed: u64, count: usize) -> String {
     let mut random = Random(seed);
     let mut sql = format!("USE {database};\n");
@@ -539,25 +543,25 @@ fn money(server: &Server, database: &str) -> i64 {
     240_000
 }
 
-/// Where in the binlog a source is.
-fn place_of(bench: &Bench) -> String {
+/// The position in the binlog.
+fn stream_position(bench: &Bench) -> String {
     String::from_utf8(bench.position["stream"].clone()).unwrap()
 }
 
 #[test]
-fn an_exact_snapshot_of_several_tables_is_of_one_moment() {
+fn an_exact_snapshot_of_several_tables_is_consistent() {
     let Some(server) = Server::shared() else { return };
     let count = std::env::var("TRUNKLINE_TEST_SNAPSHOTS").map_or(12, |count| count.parse().unwrap());
-    exact_snapshots_are_of_one_moment(server, count);
+    check_exact_snapshots(server, count);
 }
 
 #[test]
-fn an_exact_snapshot_without_gtids_is_of_one_moment_too() {
+fn an_exact_snapshot_without_gtids_is_consistent() {
     let Some(server) = Server::start("--gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
-    exact_snapshots_are_of_one_moment(&server, 4);
+    check_exact_snapshots(&server, 4);
 }
 
-fn exact_snapshots_are_of_one_moment(server: &Server, count: usize) {
+fn check_exact_snapshots(server: &Server, count: usize) {
     let database = server.database();
     let all = money(server, &database);
     let options = |mode: &str| format!("{}snapshot_mode = \"{mode}\"", server.options(&format!("\"{database}.*\"")));
@@ -575,14 +579,14 @@ fn exact_snapshots_are_of_one_moment(server: &Server, count: usize) {
                 }
             });
         }
-        // A failed assertion must not leave the writers at it.
+        // A failed assertion must stop the writers.
         let _over = OnDrop(|| is_over.store(true, Ordering::Relaxed));
         for number in 0..count {
             let mut bench = Bench::new(&options("exact"));
             bench.max_records = 50;
             while !bench.position.contains_key(&format!("table/{database}.b")) {
                 match bench.fill(Duration::from_millis(20)) {
-                    // Where the machine is busy, writers may keep it from the lock for longer than it waits. Nothing was handed out then.
+                    // On a busy machine, writers may hold off the lock. Nothing was emitted then.
                     Err(error) if error.code == "mysql.lock" => {
                         eprintln!("snapshot {number}: {error}");
                         bench.stop();
@@ -597,9 +601,9 @@ fn exact_snapshots_are_of_one_moment(server: &Server, count: usize) {
             sources.push(bench);
         }
     });
-    let places: std::collections::BTreeSet<String> = sources.iter().map(place_of).collect();
-    assert_eq!(places.len(), count, "each is of a moment of its own");
-    // What follows makes of each what the tables hold.
+    let positions: std::collections::BTreeSet<String> = sources.iter().map(stream_position).collect();
+    assert_eq!(positions.len(), count, "each has its own point in time");
+    // The changes after each snapshot lead to the content of the tables.
     let of_a = |records: &[Seen]| {
         fold(&records.iter().filter(|record| record.table.ends_with(".a")).cloned().collect::<Vec<_>>())
     };
@@ -618,7 +622,7 @@ fn exact_snapshots_are_of_one_moment(server: &Server, count: usize) {
 }
 
 #[test]
-fn an_exact_snapshot_that_is_interrupted_begins_anew_and_ends_right() {
+fn an_interrupted_exact_snapshot_restarts_and_completes() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     let all = money(server, &database);
@@ -633,7 +637,7 @@ fn an_exact_snapshot_that_is_interrupted_begins_anew_and_ends_right() {
         if bench.seen.len() > before && stops < 4 && random.below(4) == 0 {
             bench.stop();
             stops += 1;
-            // Rows that were handed out already change and go.
+            // Emitted rows change and disappear.
             server.run(&format!(
                 "{} BEGIN; SELECT @m := m FROM a WHERE id = {stops}; DELETE FROM a WHERE id = {stops}; UPDATE b SET m = m + @m WHERE id = 1; COMMIT",
                 moves(&database, stops, 30)
@@ -643,7 +647,7 @@ fn an_exact_snapshot_that_is_interrupted_begins_anew_and_ends_right() {
     assert_eq!(stops, 4);
     bench.read();
     let of_a: Vec<Seen> = bench.seen.iter().filter(|record| record.table.ends_with(".a")).cloned().collect();
-    // Only the last attempt is whole.
+    // Only the last attempt is complete.
     let last: Vec<&Seen> = bench.seen.iter().rev().filter(|record| record.op() == "r").take(240 - 4).collect();
     let sum: i64 = last.iter().map(|record| record.after()["m"].as_i64().unwrap()).sum();
     assert_eq!(sum, all);
@@ -654,14 +658,14 @@ fn an_exact_snapshot_that_is_interrupted_begins_anew_and_ends_right() {
 }
 
 #[test]
-fn an_exact_snapshot_waits_for_a_lock_and_says_so() {
+fn an_exact_snapshot_waits_for_a_lock_and_reports_it() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     money(server, &database);
     let options = format!("{}snapshot_mode = \"exact\"", server.options(&format!("\"{database}.*\"")));
     let mut writer = server.client();
     let mut input = writer.stdin.take().unwrap();
-    // By a lock of its own it says that the row is written and the transaction open.
+    // A lock signals that the row is written and the transaction open.
     writeln!(input, "USE {database}; BEGIN; UPDATE b SET m = m + 5 WHERE id = 1; DO GET_LOCK('{database}', 10);")
         .unwrap();
     input.flush().unwrap();

@@ -1,4 +1,4 @@
-//! The stream: what each kind of change becomes, and that a stop anywhere loses and doubles nothing.
+//! The stream: the records of each kind of change, and stops anywhere without loss or duplicates.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 
@@ -78,7 +78,7 @@ fn changes_become_debeziums_records() {
     }
 }
 
-/// Transactions of all sorts, with 100 and more rows, and what does not count among them.
+/// Transactions of every kind, with 100 and more rows, and rolled back ones among them.
 fn transactions(server: &Server, database: &str) {
     let set = |setting: &str| if server.is_mariadb() { String::new() } else { format!("SET {setting};") };
     let [compressed, plain] = ["ON", "OFF"].map(|value| match server.is_mariadb() {
@@ -94,7 +94,7 @@ fn transactions(server: &Server, database: &str) {
          BEGIN; INSERT INTO a VALUES (11, 'yes'); SAVEPOINT s; INSERT INTO a VALUES (12, 'no'); ROLLBACK TO SAVEPOINT s; INSERT INTO a VALUES (13, 'yes'); COMMIT;
          XA START 'x1'; INSERT INTO a VALUES (20, 'xa'), (21, 'xa'); XA END 'x1'; XA PREPARE 'x1'"
     ));
-    // Of MariaDB a session can do nothing else while it has prepared a transaction.
+    // A MariaDB session with a prepared transaction cannot run anything else.
     server.run(&format!(
         "USE {database}; INSERT INTO a VALUES (22, 'between');
          XA COMMIT 'x1';
@@ -104,7 +104,7 @@ fn transactions(server: &Server, database: &str) {
          BEGIN; INSERT INTO a VALUES (30, REPEAT('z', 200)); UPDATE a SET id = 31 WHERE id = 30; INSERT INTO b VALUES (2, 'zstd'); COMMIT;
          {plain}
          {tagged} INSERT INTO a VALUES (40, 'tagged'); {untagged}
-         {queries} UPDATE a SET v = 'told' WHERE id = 40;
+         {queries} UPDATE a SET v = 'again' WHERE id = 40;
          CREATE TABLE c (id INT PRIMARY KEY) SELECT id FROM a;
          ALTER TABLE a ADD COLUMN w INT DEFAULT 5 AFTER id, ALGORITHM=INSTANT;
          UPDATE a SET v = 'after ddl' WHERE id > 20;
@@ -120,11 +120,11 @@ fn create(server: &Server, database: &str) {
 }
 
 #[test]
-fn a_stop_after_any_record_is_followed_by_exactly_the_rest() {
+fn a_stop_after_any_record_resumes_with_exactly_the_rest() {
     for server in Server::shared_each() {
         let database = server.database();
         create(server, &database);
-        // A table under a new name is a new table: its rows would come by a snapshot.
+        // A renamed table is a new table, with a snapshot.
         let options = server.options(&format!("\"{database}.*\", \"!{database}.b_old\""));
         let mut bench = Bench::new(&options);
         bench.read();
@@ -141,13 +141,13 @@ fn a_stop_after_any_record_is_followed_by_exactly_the_rest() {
             ops(&whole.seen)
         );
 
-        // Stopped after every fill, with batches of all small sizes.
+        // A stop after every fill, with small batches of every size.
         for max_records in [1, 2, 3, 7] {
             let mut bench = Bench::new(&options);
             bench.position = begin.clone();
             bench.max_records = max_records;
             let mut fills = 0;
-            // MariaDB keeps the first events of a connection back until its first heartbeat.
+            // MariaDB delays the first events of a connection until its first heartbeat.
             while bench.fill(Duration::from_millis(300)).unwrap() != Fill::CaughtUp {
                 fills += 1;
                 if max_records > 2 || fills % 5 == 0 {
@@ -172,7 +172,7 @@ fn a_stop_after_any_record_is_followed_by_exactly_the_rest() {
     }
 }
 
-/// All of a record but when it was made.
+/// A record without its creation time.
 fn comparable(record: &Seen) -> (String, String) {
     let mut value = record.value.clone();
     if let Some(value) = &mut value {
@@ -182,7 +182,7 @@ fn comparable(record: &Seen) -> (String, String) {
 }
 
 #[test]
-fn what_the_binlog_does_not_hold_stops_the_source_with_the_statement_that_mends_it() {
+fn incomplete_binlogs_stop_the_source_with_a_remedy() {
     for server in Server::shared_each() {
         for (setting, code, mend) in [
             ("binlog_row_image = 'MINIMAL'", "mysql.row_image", "binlog_row_image = 'FULL'"),
@@ -202,13 +202,13 @@ fn what_the_binlog_does_not_hold_stops_the_source_with_the_statement_that_mends_
                 assert!(error.message().contains(&format!("{set} {mend}")), "{error}");
                 bench.stop();
             }
-            assert_eq!(ops(&bench.seen), ["c {\"id\":2}"], "{setting}: what came before is handed out, once");
+            assert_eq!(ops(&bench.seen), ["c {\"id\":2}"], "{setting}: rows before the error are emitted once");
         }
     }
 }
 
 #[test]
-fn an_idle_source_moves_on_and_hears_of_changes_at_once() {
+fn an_idle_source_advances_and_receives_changes_at_once() {
     let Some(server) = Server::start("") else { return };
     let database = server.database();
     create(&server, &database);
@@ -218,8 +218,8 @@ fn an_idle_source_moves_on_and_hears_of_changes_at_once() {
     let begun = std::time::Instant::now();
     assert_eq!(bench.fill(Duration::from_millis(300)).unwrap(), Fill::CaughtUp);
     assert!(begun.elapsed() >= Duration::from_millis(290));
-    // A fill that ends just when a heartbeat has come has found nothing. Taken for something, heartbeats would keep fills of their own rhythm
-    // from ever being caught up.
+    // A fill that ends with a heartbeat has found nothing. Otherwise heartbeats could keep fills
+    // with the same period from ever being caught up.
     let begun = std::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(1) {
         assert_eq!(bench.fill(Duration::ZERO).unwrap(), Fill::CaughtUp);
@@ -239,7 +239,7 @@ fn an_idle_source_moves_on_and_hears_of_changes_at_once() {
 }
 
 #[test]
-fn json_that_is_given_as_differences_is_made_whole() {
+fn json_encoded_as_differences_is_restored() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     server.run(&format!(

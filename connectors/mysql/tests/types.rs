@@ -1,4 +1,4 @@
-//! Every type, and the nastiest values of each: the row of a snapshot is the row of the stream.
+//! Every type with difficult values: snapshot and stream emit the same row.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use common::{Bench, Kind, Seen, Server};
 use serde_json::{Value, json};
 
-/// The script's table in a database of the test's own, without the sessions that write partial rows.
+/// The script's table in the test's database, without the sessions that write partial rows.
 fn types_sql(server: &Server, database: &str) -> String {
     let script = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/types.sql")).unwrap();
     let end = script.find("UPDATE ty SET js=JSON_SET").unwrap();
@@ -22,14 +22,15 @@ fn rows(records: &[Seen]) -> BTreeMap<String, Value> {
 }
 
 #[test]
-fn snapshot_and_stream_write_the_same_values_under_the_same_schema() {
+fn snapshot_and_stream_emit_the_same_values_and_schema() {
     for server in Server::shared_each() {
         let database = server.database();
         let tables = format!("\"{database}.*\"");
         let mut stream = Bench::new(&server.options(&tables));
         stream.read();
         server.run(&types_sql(server, &database));
-        // What only one of them has: vectors and indexes of expressions, or collations that fit several character sets.
+        // Features of one vendor: vectors and functional indexes, or collations of several
+        // character sets.
         let (own, indexes) = if server.is_mariadb() {
             let own = "CREATE TABLE own (id INT PRIMARY KEY, t TEXT CHARACTER SET utf8mb4 COLLATE uca1400_ai_ci, v VARCHAR(9) CHARACTER SET latin1 COLLATE latin1_swedish_nopad_ci,
                  u UUID, a INET4, b INET6, h BINARY(16), n UUID NOT NULL, f BINARY(4));
@@ -112,7 +113,7 @@ fn snapshot_and_stream_write_the_same_values_under_the_same_schema() {
             ("bt1", json!(true)),
             ("en", json!("été")),
             ("st", json!("r,b")),
-            // MariaDB's JSON is text, and stays as it was written.
+            // MariaDB's JSON is text, and stays as written.
             (
                 "js",
                 json!(if server.is_mariadb() {
@@ -152,7 +153,7 @@ fn snapshot_and_stream_write_the_same_values_under_the_same_schema() {
 }
 
 #[test]
-fn times_are_numbers_where_the_options_say_so_in_stream_and_snapshot() {
+fn times_are_numbers_in_stream_and_snapshot_if_configured() {
     let Some(server) = Server::shared() else { return };
     // date -u -d '2026-11-21 04:05:06' +%s
     let (dt, ts) = (1_795_233_906_i64, 1_795_233_906_i64 - 7200);
@@ -221,7 +222,7 @@ fn times_are_numbers_where_the_options_say_so_in_stream_and_snapshot() {
 }
 
 #[test]
-fn values_are_written_as_the_options_say() {
+fn values_follow_the_format_options() {
     let Some(server) = Server::shared() else { return };
     let database = server.database();
     server.run(&types_sql(server, &database));
@@ -254,7 +255,7 @@ fn values_are_written_as_the_options_say() {
 }
 
 #[test]
-fn columns_that_cannot_be_read_are_refused_by_their_names() {
+fn unsupported_columns_are_reported_by_name() {
     let Some(server) = Server::shared_mariadb() else { return };
     let database = server.database();
     for (index, (column, why)) in
@@ -265,7 +266,8 @@ fn columns_that_cannot_be_read_are_refused_by_their_names() {
         assert_eq!(error.code, "mysql.column");
         assert!(error.message().contains("`odd`") && error.message().contains(why), "{error}");
     }
-    // Of the time before MySQL 5.6; and one that appears while the source runs.
+    // The format before MySQL 5.6, in an existing table and in one that appears while the source
+    // runs.
     let Some(old) = Server::start_kind(Kind::MariaDb, "--mysql56-temporal-format=OFF") else { return };
     let database = old.database();
     let mut bench = Bench::new(&old.options(&format!("\"{database}.*\"")));

@@ -1,19 +1,21 @@
-//! How fast records become Parquet files in a directory: `cargo run --release -p trunkline-s3 --example encode [RECORDS [PATHS [DIRECTORY]]]`.
+//! How fast records become Parquet files in a directory: `cargo run --release -p trunkline-s3
+//! --example encode [RECORDS [PATHS [DIRECTORY]]]`.
 //!
-//! One thread writes access-log records in batches of 1000, without schema, to a directory (by default a temporary one, which is removed). Printed are rows and
-//! bytes of JSON a second of CPU time, the most memory that the sink reported, and the same for a plain copy of the bytes to a
+//! One thread writes access-log records in batches of 1000, without schema, to a directory (by
+//! default a temporary one, which is removed). Printed are rows and bytes of JSON a second of CPU
+//! time, the most memory that the sink reported, and the same for a plain copy of the bytes to a
 //! file, which is what any writer costs at least.
 
 use std::error::Error;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use trunkline_connector::config::{Report, Section};
 use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
-    Batch, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, SinkConnector, SinkContext, TopicPartition,
+    Batch, ErasedTwoPhaseSink, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink, SinkConnector,
+    SinkContext, TopicPartition,
 };
 use trunkline_s3::S3Connector;
 
@@ -44,14 +46,15 @@ fn measure(records: u64, paths: u64, folder: &Path) -> std::result::Result<(), B
     let section = Section::new(&table, 0..0, "sinks.lake", Path::new("."), &report);
     let spec = S3Connector.configure(&section, &[]).ok_or("the options are wrong")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut sink = spec.open(SinkContext {
+    let sink = spec.open(SinkContext {
         name: "bench.lake".to_owned(),
         budget: MemoryBudget::new(1 << 30),
         runtime: runtime.handle().clone(),
         scratch: folder.to_owned(),
         schemas: Arc::new(NoSchemas),
     })?;
-    let claim = TopicPartition { topic: "web".into(), partition: 0 };
+    let Sink::TwoPhase(mut sink) = sink else { return Err("the sink is not a two-phase sink".into()) };
+    let (partition, policy) = (TopicPartition::new("web", 0), spec.commit_policy());
     let (mut seconds, mut bytes, mut memory, mut copied) = (0.0, 0, 0, 0.0);
     std::fs::create_dir_all(folder)?;
     let mut copy = std::io::BufWriter::new(std::fs::File::create(folder.join("copy"))?);
@@ -62,10 +65,10 @@ fn measure(records: u64, paths: u64, folder: &Path) -> std::result::Result<(), B
         }
         bytes += batch.iter().map(|record| record.value().map_or(0, <[u8]>::len)).sum::<usize>();
         let started = cpu();
-        sink.write(&claim, &batch, &mut Rejections::default())?;
-        memory = memory.max(sink.memory());
-        if !sink.due(Instant::now()).is_empty() {
-            publish(sink.as_mut(), &claim)?;
+        sink.write(&partition, &batch, &mut Rejections::default())?;
+        memory = memory.max(sink.memory_bytes());
+        if policy.is_full(&sink.buffered(&partition)) {
+            commit(sink.as_mut(), &partition)?;
         }
         seconds += cpu() - started;
         let started = cpu();
@@ -75,7 +78,7 @@ fn measure(records: u64, paths: u64, folder: &Path) -> std::result::Result<(), B
         copied += cpu() - started;
     }
     let started = cpu();
-    publish(sink.as_mut(), &claim)?;
+    commit(sink.as_mut(), &partition)?;
     seconds += cpu() - started;
     let megabytes = bytes as f64 / 1e6;
     println!(
@@ -88,10 +91,10 @@ fn measure(records: u64, paths: u64, folder: &Path) -> std::result::Result<(), B
     Ok(())
 }
 
-fn publish(sink: &mut dyn trunkline_connector::Sink, claim: &TopicPartition) -> Result<()> {
-    if sink.plan(claim)?.is_some() {
-        let intents = sink.stage(std::slice::from_ref(claim))?;
-        sink.publish(&intents)?;
+fn commit(sink: &mut dyn ErasedTwoPhaseSink, partition: &TopicPartition) -> Result<()> {
+    if let Some(plan) = sink.seal(partition)? {
+        let committables = sink.prepare(&[plan], &mut Rejections::default())?;
+        sink.commit(&committables)?;
     }
     Ok(())
 }

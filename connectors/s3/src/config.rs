@@ -1,30 +1,149 @@
-//! Options of the sink. The README has the same list for users.
+//! Options of the sink.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use parquet::basic::{Compression, ZstdLevel};
-use trunkline_connector::Template;
-use trunkline_connector::config::{ByteSize, Mismatch, OptionSpec, Section, Value};
+use trunkline_connector::config::{ByteSize, Mismatch, OptionSpec, Section, Table, Value};
+use trunkline_connector::{CommitPolicy, Template};
 
 /// The options of the connector.
-pub(crate) const OPTIONS: &[OptionSpec] = &[];
+pub(crate) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::required(
+        "url",
+        "string",
+        "`s3://bucket/prefix`, `file:///directory`, or `file:directory` relative to the pipeline file.",
+        "\"s3://lake/orders\"",
+    ),
+    OptionSpec {
+        example: "\"day={timestamp:%Y-%m-%d}\"",
+        ..OptionSpec::with_default(
+            "path",
+            "template",
+            "\"\"",
+            "Path of the files below `url`. Values are escaped as path segments. A record without a value for it is rejected.",
+        )
+    },
+    OptionSpec::with_default(
+        "rotate.bytes",
+        "size",
+        "\"128MiB\"",
+        "Commits the files of a topic partition when one of them has this size, compressed. `rotate` is the earlier name of `commit`.",
+    ),
+    OptionSpec::with_default(
+        "rotate.records",
+        "integer",
+        "1_000_000",
+        "Commits the files of a topic partition when one of them has this number of records.",
+    ),
+    OptionSpec::with_default(
+        "rotate.age",
+        "duration",
+        "\"5m\"",
+        "Commits the files of a topic partition when the first record in them is this old.",
+    ),
+    OptionSpec::with_default(
+        "rotate.idle",
+        "duration",
+        "\"30s\"",
+        "Commits the files of a topic partition when it received no record for this long.",
+    ),
+    OptionSpec::with_default(
+        "compression",
+        "`zstd`, `snappy`, `lz4` or `none`",
+        "\"zstd\"",
+        "Compression of the column chunks.",
+    ),
+    OptionSpec::optional("compression_level", "integer", "`1` for zstd", "For zstd, 1 to 22.", "3"),
+    OptionSpec::with_default(
+        "row_group",
+        "size",
+        "\"16MiB\"",
+        "Encoded size of a row group: what an open file may hold in memory. At least 64 KiB.",
+    ),
+    OptionSpec::with_default(
+        "max_open_files",
+        "integer",
+        "64",
+        "Open local files of a task. Above this number the topic partition with the largest file is committed. A path has an open \
+         file once it has 1 MiB of rows, or when memory is short.",
+    ),
+    OptionSpec::optional(
+        "endpoint",
+        "string",
+        "Amazon S3",
+        "Address of another store, with `http://` or `https://`. For `s3://` only, as are all options below.",
+        "\"https://minio:9000\"",
+    ),
+    OptionSpec::optional(
+        "region",
+        "string",
+        "environment, profile",
+        "Required for Amazon S3; other stores get `us-east-1` if none is given.",
+        "\"eu-central-1\"",
+    ),
+    OptionSpec::with_default(
+        "path_style",
+        "boolean",
+        "false",
+        "`https://host/bucket/key` instead of `https://bucket.host/key`. MinIO and most other stores need it.",
+    ),
+    OptionSpec::optional(
+        "access_key_id",
+        "string",
+        "the AWS chain",
+        "Access key, given together with `secret_access_key`. The chain: environment, profile, web identity, container, instance.",
+        "\"${env:LAKE_KEY_ID}\"",
+    ),
+    OptionSpec::optional(
+        "secret_access_key",
+        "string",
+        "the AWS chain",
+        "Secret of `access_key_id`. Write `${env:..}` or `${file:..}`.",
+        "\"${file:/run/secrets/lake}\"",
+    ),
+    OptionSpec::optional(
+        "server_side_encryption",
+        "`AES256` or `aws:kms`",
+        "the bucket's setting",
+        "Encryption of the objects.",
+        "\"aws:kms\"",
+    ),
+    OptionSpec::optional(
+        "sse_kms_key_id",
+        "string",
+        "the account's key",
+        "Key for `aws:kms`, which it implies.",
+        "\"arn:aws:kms:eu-central-1:111122223333:key/lake\"",
+    ),
+    OptionSpec::with_default(
+        "part_size",
+        "size",
+        "\"16MiB\"",
+        "Size of a part of a multipart upload, at least 5 MiB. It grows for objects of more than 10,000 parts.",
+    ),
+    OptionSpec::with_default(
+        "checksum",
+        "`crc32c`, `crc32`, `sha256` or `none`",
+        "\"crc32c\"",
+        "Checksum of each part.",
+    ),
+];
 
 const MIB: u64 = 1 << 20;
 
-/// The sink as configured.
+/// The configured sink.
 #[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) destination: Destination,
     /// Template of the path below the destination.
     pub(crate) path: Template,
-    pub(crate) rotate: Rotate,
+    /// When the open objects of a topic partition are committed.
+    pub(crate) commit: CommitPolicy,
     pub(crate) writer: WriterOptions,
-    /// Open local files of a task, at most; over it the claim with the largest is published.
-    pub(crate) max_open_files: usize,
 }
 
-/// Where objects go.
+/// The destination of the objects.
 #[derive(Clone)]
 pub(crate) enum Destination {
     /// A local directory.
@@ -42,17 +161,17 @@ pub(crate) struct BucketOptions {
     pub(crate) endpoint: Option<String>,
     pub(crate) region: Option<String>,
     pub(crate) path_style: bool,
-    /// Key id and secret; `None`: the usual chain.
+    /// Key id and secret; `None`: the AWS chain.
     pub(crate) credentials: Option<(String, String)>,
     pub(crate) encryption: Encryption,
     pub(crate) part_size: u64,
     pub(crate) checksum: Checksum,
 }
 
-/// Server-side encryption that is asked for.
+/// Requested server-side encryption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Encryption {
-    /// Whatever the bucket does by default.
+    /// The bucket's default.
     Bucket,
     /// The store's own keys.
     Aes256,
@@ -66,20 +185,11 @@ pub(crate) enum Checksum {
     Crc32c,
     Crc32,
     Sha256,
-    /// None is asked for, for stores that know no checksums.
+    /// No checksum, for stores that do not support them.
     None,
 }
 
-/// When open objects are published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rotate {
-    pub(crate) bytes: u64,
-    pub(crate) records: u64,
-    pub(crate) age: Duration,
-    pub(crate) idle: Duration,
-}
-
-/// How Parquet is written.
+/// Options of the Parquet writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WriterOptions {
     pub(crate) compression: Compression,
@@ -88,16 +198,16 @@ pub(crate) struct WriterOptions {
 }
 
 impl Config {
-    /// Reads the component's section; `None` if anything was reported.
+    /// Reads the component's section; `None` if a problem was reported.
     pub(crate) fn read(section: &Section<'_>, template_variables: &[&str]) -> Option<Self> {
+        section.declare(OPTIONS);
         let before = section.report.len();
         let destination = read_destination(section);
         let path = read_path(section, template_variables);
-        let rotate = read_rotate(section);
+        let commit = read_commit_policy(section);
         let writer = read_writer(section);
-        let max_open_files = at_least(section, "max_open_files", 64, 1);
         (section.report.len() == before).then_some(())?;
-        Some(Self { destination: destination?, path: path?, rotate, writer, max_open_files: max_open_files as usize })
+        Some(Self { destination: destination?, path: path?, commit, writer })
     }
 }
 
@@ -105,7 +215,8 @@ const URL_FORMS: &str = "`s3://bucket/prefix`, `file:///directory`, or `file:dir
 
 fn read_destination(section: &Section<'_>) -> Option<Destination> {
     let url = section.required::<String>("url");
-    // Asked for before the address is looked at: with a wrong one, the options of a bucket are not unknown besides.
+    // Read before the address is checked, so that a wrong address does not make the bucket's
+    // options unknown.
     let bucket_options = url.as_ref().is_none_or(|url| !url.starts_with("file:")).then(|| read_bucket(section));
     let url = url?;
     let wrong = |message: &str, help: Option<&str>| {
@@ -125,7 +236,7 @@ fn read_destination(section: &Section<'_>) -> Option<Destination> {
     }
     let Some(rest) = url.strip_prefix("s3://") else {
         let help = Path::new(&url).is_absolute().then(|| format!("did you mean `file://{url}`?"));
-        return wrong("is no address of a bucket or directory", help.as_deref());
+        return wrong("is not the address of a bucket or directory", help.as_deref());
     };
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     let prefix = prefix.trim_matches('/');
@@ -143,24 +254,24 @@ fn read_destination(section: &Section<'_>) -> Option<Destination> {
     })))
 }
 
-/// The options of a bucket, but for its address.
+/// The options of a bucket without its address.
 fn read_bucket(section: &Section<'_>) -> BucketOptions {
     let encryption = read_encryption(section);
-    let part_size = size_at_least(section, "part_size", 16 * MIB, 5 * MIB, "object stores take no smaller parts");
+    let part_size = size_at_least(section, "part_size", 5 * MIB, "object stores refuse smaller parts");
     let choices = [
         ("crc32c", Checksum::Crc32c),
         ("crc32", Checksum::Crc32),
         ("sha256", Checksum::Sha256),
         ("none", Checksum::None),
     ];
-    let checksum = section.choice("checksum", &choices, Checksum::Crc32c);
+    let checksum = section.one_of("checksum", &choices);
     let credentials = read_credentials(section);
     BucketOptions {
         bucket: String::new(),
         prefix: String::new(),
         endpoint: read_endpoint(section),
         region: section.optional("region"),
-        path_style: section.or("path_style", false),
+        path_style: section.value("path_style"),
         credentials,
         encryption,
         part_size,
@@ -216,7 +327,7 @@ fn read_encryption(section: &Section<'_>) -> Encryption {
 }
 
 fn read_path(section: &Section<'_>, template_variables: &[&str]) -> Option<Template> {
-    let source = section.or("path", String::new());
+    let source: String = section.value("path");
     let report = |mismatch: Mismatch| {
         if let Some(node) = section.node("path") {
             section.mismatch("path", node, mismatch, "a template such as `day={timestamp:%Y-%m-%d}`".to_owned());
@@ -244,18 +355,33 @@ fn read_path(section: &Section<'_>, template_variables: &[&str]) -> Option<Templ
     }
 }
 
-fn read_rotate(section: &Section<'_>) -> Rotate {
-    let default =
-        Rotate { bytes: 128 * MIB, records: 1_000_000, age: Duration::from_secs(300), idle: Duration::from_secs(30) };
-    let Some(rotate) = section.section("rotate") else { return default };
-    let read = Rotate {
-        bytes: size_at_least(&rotate, "bytes", default.bytes, 1, "every record would be a file"),
-        records: at_least(&rotate, "records", default.records, 1),
-        age: positive(&rotate, "age", default.age),
-        idle: positive(&rotate, "idle", default.idle),
+/// Reads `rotate`, the connector's earlier name of the option `commit`, and `max_open_files`.
+fn read_commit_policy(section: &Section<'_>) -> CommitPolicy {
+    let max_open_files = usize::try_from(at_least(section, "max_open_files", 1)).unwrap_or(usize::MAX);
+    let empty = Table::default();
+    let rotate = match section.section("rotate") {
+        Some(rotate) => {
+            refuse_with_commit(section);
+            rotate
+        }
+        None => section.nested("rotate", &empty),
+    };
+    let policy = CommitPolicy {
+        bytes: size_at_least(&rotate, "bytes", 1, "every record would be a file"),
+        records: at_least(&rotate, "records", 1),
+        age: positive(&rotate, "age"),
+        idle: positive(&rotate, "idle"),
+        max_open_files,
     };
     rotate.finish();
-    read
+    policy
+}
+
+fn refuse_with_commit(section: &Section<'_>) {
+    if let (Some(_), Some(node)) = (section.table.get("commit"), section.node("rotate")) {
+        let mismatch = Mismatch::new("is another name of `commit`, which is given too");
+        section.mismatch("rotate", node, mismatch, "only one of the two".to_owned());
+    }
 }
 
 fn read_writer(section: &Section<'_>) -> WriterOptions {
@@ -267,7 +393,7 @@ fn read_writer(section: &Section<'_>) -> WriterOptions {
         None,
     }
     let choices = [("zstd", Kind::Zstd), ("snappy", Kind::Snappy), ("lz4", Kind::Lz4), ("none", Kind::None)];
-    let kind = section.choice("compression", &choices, Kind::Zstd);
+    let kind = section.one_of("compression", &choices);
     let level = section.optional::<u64>("compression_level");
     let wrong_level = |message: &str| {
         if let Some(node) = section.node("compression_level") {
@@ -294,12 +420,12 @@ fn read_writer(section: &Section<'_>) -> WriterOptions {
         Kind::Lz4 => Compression::LZ4_RAW,
         Kind::None => Compression::UNCOMPRESSED,
     };
-    let row_group = size_at_least(section, "row_group", 16 * MIB, 64 << 10, "smaller row groups cannot be read well");
+    let row_group = size_at_least(section, "row_group", 64 << 10, "smaller row groups are slow to read");
     WriterOptions { compression, row_group: usize::try_from(row_group).unwrap_or(usize::MAX) }
 }
 
-fn at_least(section: &Section<'_>, key: &'static str, default: u64, least: u64) -> u64 {
-    let value = section.or(key, default);
+fn at_least(section: &Section<'_>, key: &'static str, least: u64) -> u64 {
+    let value = section.value(key);
     if value < least
         && let Some(node) = section.node(key)
     {
@@ -308,8 +434,8 @@ fn at_least(section: &Section<'_>, key: &'static str, default: u64, least: u64) 
     value
 }
 
-fn size_at_least(section: &Section<'_>, key: &'static str, default: u64, least: u64, why: &str) -> u64 {
-    let value = section.or(key, ByteSize(default)).0;
+fn size_at_least(section: &Section<'_>, key: &'static str, least: u64, why: &str) -> u64 {
+    let value = section.value::<ByteSize>(key).0;
     if value < least
         && let Some(node) = section.node(key)
     {
@@ -318,8 +444,8 @@ fn size_at_least(section: &Section<'_>, key: &'static str, default: u64, least: 
     value
 }
 
-fn positive(section: &Section<'_>, key: &'static str, default: Duration) -> Duration {
-    let value = section.or(key, default);
+fn positive(section: &Section<'_>, key: &'static str) -> Duration {
+    let value: Duration = section.value(key);
     if value.is_zero()
         && let Some(node) = section.node(key)
     {

@@ -1,8 +1,9 @@
-//! Rows on their way into a file, encoded in a thread of the runtime's pool while the sink decodes the next ones: encoding and compressing is
-//! half of a sink's work.
+//! Encodes rows into a file in a thread of the runtime's pool while the sink decodes the next rows:
+//! encoding and compression are half of a sink's work.
 //!
-//! A file has a queue, and at most one thread at a time works on it, so that rows keep their order. What waits, in all files of a sink, is
-//! bounded (I6); whoever adds more waits. An error is told to whoever adds, spills or finishes next.
+//! Each file has a queue, and at most one thread works on it, so rows keep their order. The waiting
+//! rows of all files of a sink are bounded (I6): `add` waits while there are too many. The next
+//! call of `add`, `spill` or `finish` returns an error of the thread.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -20,10 +21,10 @@ use trunkline_connector::{Error, Result, io_error};
 use crate::columns::conform_batch;
 use crate::config::WriterOptions;
 
-/// So many bytes of rows may wait for being encoded: a batch or two, so that neither side waits for the other's last row.
+/// Limit on the bytes of waiting rows: one or two batches, so that both threads stay busy.
 const MOST_WAITING: usize = 2 << 20;
 
-/// What the files of a sink share.
+/// State that the files of a sink share.
 pub(crate) struct Encoders {
     runtime: Handle,
     pub(crate) options: WriterOptions,
@@ -32,7 +33,7 @@ pub(crate) struct Encoders {
 }
 
 impl Encoders {
-    /// Encodes in the threads of `runtime` that may block.
+    /// Encodes in the blocking threads of `runtime`.
     pub(crate) fn new(runtime: Handle, options: WriterOptions) -> Self {
         Self { runtime, options, waiting: Mutex::new(0), encoded: Condvar::new() }
     }
@@ -49,7 +50,7 @@ impl Encoders {
     }
 }
 
-/// Rows that wait, or are being encoded.
+/// Rows that wait or are being encoded.
 struct Rows {
     batch: RecordBatch,
     bytes: usize,
@@ -77,14 +78,14 @@ struct Shared {
 }
 
 struct State {
-    /// Empty after an error: what waits keeps the other files from adding rows.
+    /// Empty after an error, because waiting rows keep the other files from adding rows.
     queue: VecDeque<Rows>,
-    /// A thread works on the queue, or will.
+    /// A thread works on the queue or was requested.
     at_work: bool,
     /// Taken out while a batch is encoded.
     writer: Option<Box<ArrowWriter<File>>>,
     error: Option<Error>,
-    /// Of the file as it would be, and in memory, after the last batch.
+    /// Bytes of the file, and of memory, after the last batch.
     bytes: usize,
     memory: usize,
 }
@@ -122,7 +123,7 @@ impl Encoding {
         &self.shared.schema
     }
 
-    /// Adds rows, whose columns have to be among those of the file. Waits while too many wait.
+    /// Adds rows whose columns are among those of the file. Waits while too many rows wait.
     pub(crate) fn add(&self, batch: RecordBatch) -> Result<()> {
         let rows = self.shared.encoders.admit(batch);
         let mut state = lock(&self.shared.state);
@@ -138,7 +139,7 @@ impl Encoding {
         Ok(())
     }
 
-    /// Bytes of the file as it would be now, without the rows that wait.
+    /// Bytes of the file if it were completed now, without the waiting rows.
     pub(crate) fn bytes(&self) -> usize {
         lock(&self.shared.state).bytes
     }
@@ -149,7 +150,7 @@ impl Encoding {
         state.memory + state.queue.iter().map(|rows| rows.bytes).sum::<usize>()
     }
 
-    /// Puts what is in memory into the file.
+    /// Writes the rows in memory to the file.
     pub(crate) fn spill(&self) -> Result<()> {
         let mut state = self.idle()?;
         let State { writer: Some(writer), .. } = &mut *state else { return Err(lost()) };
@@ -158,7 +159,7 @@ impl Encoding {
         Ok(())
     }
 
-    /// The writer, with all rows.
+    /// Returns the writer with all rows.
     pub(crate) fn finish(self) -> Result<Box<ArrowWriter<File>>> {
         self.idle()?.writer.take().ok_or_else(lost)
     }
@@ -175,7 +176,7 @@ impl Encoding {
         }
     }
 
-    /// What a call on its writer failed with.
+    /// An error of the file's writer.
     pub(crate) fn failed(temp: &std::path::Path, error: &ParquetError) -> Error {
         if let ParquetError::External(source) = error
             && let Some(io) = source.downcast_ref::<std::io::Error>()
@@ -188,7 +189,7 @@ impl Encoding {
 
 impl Drop for Encoding {
     fn drop(&mut self) {
-        // Nobody wants the rest.
+        // The rest of the rows is discarded.
         lock(&self.shared.state).queue.clear();
     }
 }
@@ -210,8 +211,8 @@ impl Shared {
     }
 }
 
-/// A thread's work on a file's queue. However it ends, nobody waits for it for ever: a panic leaves the file without its writer, and the runtime may
-/// drop what it has not begun.
+/// A thread's work on a file's queue. Dropping it wakes all waiters, so that they do not wait
+/// forever after a panic, or when the runtime discards work that has not started.
 struct Work {
     shared: Arc<Shared>,
     done: bool,
@@ -222,13 +223,14 @@ impl Work {
         loop {
             let mut state = lock(&self.shared.state);
             let Some(rows) = state.queue.pop_front() else {
-                // In the same breath as the look: rows that are added from now on ask for another thread.
+                // Under the same lock as the check: rows that are added later request another
+                // thread.
                 state.at_work = false;
                 self.done = true;
                 self.shared.idle.notify_all();
                 return;
             };
-            // Only `finish` takes it for good, and adds nothing after that.
+            // Only `finish` removes it, and adds no rows after that.
             let Some(mut writer) = state.writer.take() else { return };
             drop(state);
             let outcome = self.shared.encode(&mut writer, &rows.batch);
@@ -258,7 +260,7 @@ impl Drop for Work {
 }
 
 fn lost() -> Error {
-    Error::internal("s3.encoder", "the thread that encoded rows ended before its work; they must be read again")
+    Error::internal("s3.encoder", "the encoding thread ended early; the rows are read again from the committed offset")
 }
 
 fn writer_bytes(writer: &ArrowWriter<File>) -> usize {
@@ -272,6 +274,6 @@ fn writer_memory(writer: &ArrowWriter<File>) -> usize {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is in them is put in place by single assignments: a panic leaves nothing half changed.
+    // The state changes by single assignments, so a panic leaves it consistent.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

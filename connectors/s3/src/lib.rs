@@ -1,29 +1,38 @@
-//! Sink connector `s3`: Parquet files on an S3 object store or in a local directory, each published exactly once.
+//! Sink connector `s3`: Parquet files in an S3 bucket or a local directory, each visible exactly
+//! once.
 //!
-//! Open objects are local files, and become visible in two steps ([`trunkline_connector::Sink`]): *stage* brings the bytes to the
-//! destination where nobody sees them (all parts of a multipart upload; a durable file in a hidden folder), and *publish* makes them
-//! visible at once (CompleteMultipartUpload with `If-None-Match`; a new name for the file). Between the two the stage commits the
-//! promise together with the consumer offsets (I2). All open objects of a claim are published together under one promise.
+//! Open objects are local files. They become visible in two phases
+//! ([`trunkline_connector::TwoPhaseSink`]): *prepare* brings the bytes to the destination where no
+//! reader sees them (all parts of a multipart upload; a durable file in a hidden folder), and
+//! *commit* makes them visible at once (CompleteMultipartUpload with `If-None-Match`; a hard link
+//! to the final name). Between the two the stage records the intent together with the consumer
+//! offsets (I2 a). All open objects of a topic partition share one intent.
 //!
-//! ```text
-//! sink      records -> lanes (path, schema) -> rows          claims    open objects of a claim, when they are due
-//! columns/  JSON -> columns: types, inference, widening       object    one open object
-//! store/    directory, bucket: stage, publish, abort          encoding  its rows -> Parquet, in another thread
-//! protocol  what plans and intents say
-//! ```
+//! In the order in which a record passes them:
+//!
+//! | file | subject |
+//! |---|---|
+//! | `sink` | the running sink |
+//! | `router` | records to writers: path and schema |
+//! | `columns/` | JSON to columns: types, inference, widening |
+//! | `partition_buffer`, `object` | the open objects of a topic partition; one object |
+//! | `encoding` | rows to Parquet, in a thread of the runtime |
+//! | `intent` | the stored form of plans and committables |
+//! | `store/` | bucket and directory: prepare, commit, abort |
 
-mod claims;
 mod columns;
 mod config;
 mod encoding;
+mod intent;
 mod names;
 mod object;
-mod protocol;
+mod partition_buffer;
+mod router;
 mod sink;
 mod store;
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{Result, Sink, SinkConnector, SinkContext, SinkSpec};
+use trunkline_connector::{CommitPolicy, Result, Sink, SinkConnector, SinkContext, SinkSpec};
 
 use config::{Config, Destination};
 use encoding::Encoders;
@@ -53,12 +62,17 @@ struct S3Spec {
 }
 
 impl SinkSpec for S3Spec {
-    fn open(&self, context: SinkContext) -> Result<Box<dyn Sink>> {
+    fn open(&self, context: SinkContext) -> Result<Sink> {
         let encoders = Encoders::new(context.runtime.clone(), self.config.writer);
         let store: Box<dyn Store> = match &self.config.destination {
             Destination::Directory(root) => Box::new(DirectoryStore::open(root, &context.name)?),
             Destination::Bucket(options) => Box::new(BucketStore::open(options, context.runtime, context.scratch)?),
         };
-        Ok(Box::new(sink::ObjectSink::new(context.name, self.config.clone(), store, encoders, context.schemas)))
+        let sink = sink::ObjectSink::new(context.name, self.config.clone(), store, encoders, context.schemas);
+        Ok(Sink::TwoPhase(Box::new(sink)))
+    }
+
+    fn commit_policy(&self) -> CommitPolicy {
+        self.config.commit
     }
 }

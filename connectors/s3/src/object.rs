@@ -1,8 +1,9 @@
-//! An open object: rows on their way into one Parquet file.
+//! An open object: the rows of one Parquet file.
 //!
-//! At first rows are kept as record batches, so that the file's columns can still widen freely. Once there are enough of them (or memory is
-//! tight, or the object is closed) the columns are settled and they are [encoded](Encoding) into a local file, row group by row group; from
-//! then on a batch that needs other columns goes to another object.
+//! At first the rows stay in memory as record batches, so that the file's columns can widen freely.
+//! When there are enough rows, memory is short or the object is completed, the schema is frozen and
+//! the rows are [encoded](Encoding) into a local file, row group by row group. Later rows that need
+//! other columns go to another object.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,14 +14,14 @@ use arrow::datatypes::Fields;
 use parquet::file::metadata::KeyValue;
 use trunkline_connector::{Error, Result, TopicPartition, io_error};
 
-use crate::claims::Making;
 use crate::columns::{file_schema, union};
 use crate::encoding::{Encoders, Encoding};
+use crate::intent::PlannedObject;
 use crate::names::temp_name;
-use crate::protocol::PlannedObject;
 
-/// Rows are kept unencoded up to so many bytes, so that columns that come late still find the file's schema open.
-const SETTLE_BYTES: usize = 1 << 20;
+/// The schema is frozen at this many bytes of rows. Until then, rows with further columns fit into
+/// the file.
+const FREEZE_BYTES: usize = 1 << 20;
 
 /// Keys of the footer's metadata.
 pub(crate) mod footer {
@@ -33,6 +34,18 @@ pub(crate) mod footer {
     pub(crate) const RECORDS: &str = "trunkline.records";
 }
 
+/// What objects are created with.
+pub(crate) struct ObjectContext<'a> {
+    pub(crate) partition: &'a TopicPartition,
+    /// Name of the sink.
+    pub(crate) sink: &'a str,
+    /// Folder of the local files.
+    pub(crate) spool: &'a Path,
+    pub(crate) encoders: &'a Arc<Encoders>,
+    /// The key of an object with this name.
+    pub(crate) key: &'a dyn Fn(&str) -> String,
+}
+
 /// See the module's header.
 pub(crate) struct OpenObject {
     /// Unique, also in the object's metadata.
@@ -41,7 +54,7 @@ pub(crate) struct OpenObject {
     pub(crate) path: String,
     pub(crate) records: u64,
     offsets: (i64, i64),
-    /// The union of all shapes in it.
+    /// The union of all layouts in it.
     fields: Fields,
     content: Content,
     temp: PathBuf,
@@ -49,61 +62,62 @@ pub(crate) struct OpenObject {
 }
 
 enum Content {
-    /// Columns may still change.
-    Settling { batches: Vec<RecordBatch>, bytes: usize },
-    /// They may not.
+    /// Columns may still be added and widened.
+    Collecting { batches: Vec<RecordBatch>, bytes: usize },
+    /// The schema is frozen.
     Writing(Encoding),
 }
 
-/// Can rows with certain columns go into an object?
-pub(crate) enum Fit {
-    /// Yes; then its columns are these.
+/// Whether rows with certain columns fit into an object.
+pub(crate) enum SchemaFit {
+    /// They fit; the object then has these columns.
     Takes(Fields),
-    /// Not any more: its columns are settled. An object with these columns takes its rows and the new ones.
-    Settled(Fields),
-    /// Never: a declared column has types without a union.
+    /// They do not fit, because the schema is frozen. An object with these columns takes both.
+    Frozen(Fields),
+    /// They never fit: a declared column has types without a union.
     Conflict,
 }
 
 impl OpenObject {
     /// An empty object, without a file yet.
-    pub(crate) fn new(making: &Making<'_>, path: &str, fields: Fields) -> Self {
+    pub(crate) fn new(context: &ObjectContext<'_>, path: &str, fields: Fields) -> Self {
         let id = uuid::Uuid::new_v4().simple().to_string();
         Self {
-            temp: making.spool.join(temp_name(making.claim, &id)),
+            temp: context.spool.join(temp_name(context.partition, &id)),
             id,
             path: path.to_owned(),
             records: 0,
             offsets: (i64::MAX, i64::MIN),
             fields,
-            content: Content::Settling { batches: Vec::new(), bytes: 0 },
-            encoders: Arc::clone(making.encoders),
+            content: Content::Collecting { batches: Vec::new(), bytes: 0 },
+            encoders: Arc::clone(context.encoders),
         }
     }
 
-    /// Can rows with these columns go in?
-    pub(crate) fn fit(&self, fields: &Fields) -> Fit {
-        let Some(union) = union(&self.fields, fields) else { return Fit::Conflict };
+    /// Whether rows with these columns fit.
+    pub(crate) fn fit(&self, fields: &Fields) -> SchemaFit {
+        let Some(union) = union(&self.fields, fields) else { return SchemaFit::Conflict };
         match &self.content {
             Content::Writing(encoding) if union != self.fields && file_schema(&union) != *encoding.schema() => {
-                Fit::Settled(union)
+                SchemaFit::Frozen(union)
             }
-            _ => Fit::Takes(union),
+            _ => SchemaFit::Takes(union),
         }
     }
 
-    /// Adds rows with these first and last offsets. `fields` are what [`OpenObject::fit`] said.
+    /// Adds rows with these first and last offsets. `fields` are the ones that [`OpenObject::fit`]
+    /// returned.
     pub(crate) fn add(&mut self, batch: RecordBatch, fields: Fields, offsets: (i64, i64)) -> Result<()> {
         self.records += batch.num_rows() as u64;
         self.offsets = (self.offsets.0.min(offsets.0), self.offsets.1.max(offsets.1));
         self.fields = fields;
         match &mut self.content {
-            Content::Settling { batches, bytes } => {
+            Content::Collecting { batches, bytes } => {
                 *bytes += batch.get_array_memory_size();
                 batches.push(batch);
                 join_small(batches, bytes)?;
-                if *bytes >= SETTLE_BYTES.min(self.encoders.options.row_group) {
-                    self.settle()?;
+                if *bytes >= FREEZE_BYTES.min(self.encoders.options.row_group) {
+                    self.freeze_schema()?;
                 }
                 Ok(())
             }
@@ -111,9 +125,9 @@ impl OpenObject {
         }
     }
 
-    /// Settles the columns and begins to encode.
-    fn settle(&mut self) -> Result<()> {
-        let Content::Settling { batches, bytes } = &mut self.content else { return Ok(()) };
+    /// Freezes the schema and starts to encode.
+    fn freeze_schema(&mut self) -> Result<()> {
+        let Content::Collecting { batches, bytes } = &mut self.content else { return Ok(()) };
         *bytes = 0;
         let batches = std::mem::take(batches);
         let schema = file_schema(&self.fields);
@@ -123,57 +137,57 @@ impl OpenObject {
         Ok(())
     }
 
-    /// Has it a local file, open?
+    /// The object has an open local file.
     pub(crate) fn has_file(&self) -> bool {
         matches!(self.content, Content::Writing(_))
     }
 
-    /// Bytes of the file as it would be now.
+    /// Bytes of the file if it were completed now.
     pub(crate) fn bytes(&self) -> usize {
         match &self.content {
-            Content::Settling { bytes, .. } => *bytes,
+            Content::Collecting { bytes, .. } => *bytes,
             Content::Writing(encoding) => encoding.bytes(),
         }
     }
 
     /// Bytes in memory.
-    pub(crate) fn memory(&self) -> usize {
+    pub(crate) fn memory_bytes(&self) -> usize {
         match &self.content {
-            Content::Settling { bytes, .. } => *bytes,
+            Content::Collecting { bytes, .. } => *bytes,
             Content::Writing(encoding) => encoding.memory(),
         }
     }
 
-    /// Puts what is in memory into the file.
+    /// Writes the rows in memory to the file.
     pub(crate) fn spill(&mut self) -> Result<()> {
-        self.settle()?;
+        self.freeze_schema()?;
         match &self.content {
             Content::Writing(encoding) => encoding.spill(),
-            Content::Settling { .. } => Ok(()),
+            Content::Collecting { .. } => Ok(()),
         }
     }
 
-    /// Completes the file and says what is in it. `key` is asked with first and last offset. On an error the rows are lost, and with
-    /// them the claim's other open objects: it must be read again.
-    pub(crate) fn close(
+    /// Completes the file and describes it. `key` makes the key from the first and last offset.
+    /// After an error the rows are lost, and the topic partition must be read again.
+    pub(crate) fn complete(
         mut self,
-        claim: &TopicPartition,
+        partition: &TopicPartition,
         sink: &str,
         key: impl FnOnce(i64, i64) -> String,
     ) -> Result<PlannedObject> {
-        self.settle()?;
+        self.freeze_schema()?;
         let (first, last) = self.offsets;
         let temp = std::mem::take(&mut self.temp);
-        let content = std::mem::replace(&mut self.content, Content::Settling { batches: Vec::new(), bytes: 0 });
+        let content = std::mem::replace(&mut self.content, Content::Collecting { batches: Vec::new(), bytes: 0 });
         let Content::Writing(encoding) = content else {
-            return Err(Error::internal("s3.not_settled", "a closed object has no file"));
+            return Err(Error::internal("s3.not_settled", "a completed object has no file"));
         };
         let mut writer = encoding.finish().inspect_err(|_| remove_temp(&temp))?;
         for (name, value) in [
             (footer::ID, self.id.clone()),
             (footer::SINK, sink.to_owned()),
-            (footer::TOPIC, claim.topic.to_string()),
-            (footer::PARTITION, claim.partition.to_string()),
+            (footer::TOPIC, partition.topic.to_string()),
+            (footer::PARTITION, partition.partition.to_string()),
             (footer::FIRST_OFFSET, first.to_string()),
             (footer::LAST_OFFSET, last.to_string()),
             (footer::RECORDS, self.records.to_string()),
@@ -206,14 +220,15 @@ impl OpenObject {
 
 impl Drop for OpenObject {
     fn drop(&mut self) {
-        // Taken by `close`.
+        // Empty after `complete`.
         if !self.temp.as_os_str().is_empty() && matches!(self.content, Content::Writing(_)) {
             remove_temp(&self.temp);
         }
     }
 }
 
-/// Joins the last batches if they are many and small: a path that gets a row now and then would hold more array headers than rows.
+/// Joins the last batches if they are many and small: a path with rare rows would hold more array
+/// headers than rows.
 fn join_small(batches: &mut Vec<RecordBatch>, bytes: &mut usize) -> Result<()> {
     const SMALL_ROWS: usize = 1024;
     const MANY: usize = 64;
@@ -235,7 +250,7 @@ fn join_small(batches: &mut Vec<RecordBatch>, bytes: &mut usize) -> Result<()> {
     Ok(())
 }
 
-/// Removes a local file that nothing needs any more; one that is not there is fine.
+/// Removes a local file; a missing file is no error.
 pub(crate) fn remove_temp(path: &Path) {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

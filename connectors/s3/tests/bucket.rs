@@ -1,4 +1,4 @@
-//! A bucket whose store and network fail in the ways they do: whatever happens, an object is published once or there is an error.
+//! Faults of the store and the network: an object is committed once, or there is an error.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that something is wrong")]
 
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use common::proxy::{Fault, Kind, Proxy};
 use common::s3::{self, Server};
-use common::{Setup, claim, publish, write};
+use common::{Setup, commit, topic_partition, write};
 use serde_json::Value as Json;
-use trunkline_connector::{Domain, Sink};
+use trunkline_connector::{Domain, ErasedTwoPhaseSink, Rejections};
 
-/// A sink that reaches a real server through a proxy, on a bucket of its own.
+/// A sink that reaches a real server through a proxy, with a new bucket.
 struct World {
     setup: Setup,
     server: Server,
@@ -29,11 +29,11 @@ impl World {
         Some(Self { setup, server, proxy, bucket })
     }
 
-    fn open(&self) -> Box<dyn Sink> {
+    fn open(&self) -> Box<dyn ErasedTwoPhaseSink> {
         self.open_with("")
     }
 
-    fn open_with(&self, options: &str) -> Box<dyn Sink> {
+    fn open_with(&self, options: &str) -> Box<dyn ErasedTwoPhaseSink> {
         let sink =
             self.setup.try_open(&format!("{}{options}", s3::options(&self.proxy.endpoint, &self.bucket))).unwrap();
         self.forget_seen();
@@ -47,28 +47,28 @@ impl World {
         }
     }
 
-    /// A sink with an intent of one object with one row.
-    fn staged(&self) -> (Box<dyn Sink>, Vec<Json>) {
+    /// A sink with a prepared object of one row.
+    fn prepared(&self) -> (Box<dyn ErasedTwoPhaseSink>, Vec<Json>) {
         let mut sink = self.open();
         write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
-        sink.plan(&claim()).unwrap();
-        let intents = sink.stage(&[claim()]).unwrap();
-        (sink, intents)
+        let plan = sink.seal(&topic_partition()).unwrap().unwrap();
+        let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
+        (sink, committables)
     }
 
     fn rows(&self) -> usize {
         self.server.read(&self.bucket).iter().map(|file| file.rows()).sum()
     }
 
-    /// The row is there once, and nothing else is.
-    fn expect_published(&self) {
+    /// The bucket has the row once, and nothing else.
+    fn expect_committed(&self) {
         assert_eq!(self.rows(), 1);
         assert_eq!(self.server.uploads(&self.bucket), Vec::<String>::new());
     }
 }
 
 #[test]
-fn a_store_that_is_busy_for_a_moment_is_only_slower() {
+fn a_busy_store_delays_the_commit() {
     let Some(world) = World::new() else { return };
     let mut sink = world.open();
     let mut refused = 0;
@@ -77,16 +77,16 @@ fn a_store_that_is_busy_for_a_moment_is_only_slower() {
         (kind != Kind::Create && refused % 2 == 0).then_some(Fault::Refuse(503, "SlowDown"))
     });
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
-    publish(sink.as_mut());
-    world.expect_published();
+    commit(sink.as_mut());
+    world.expect_committed();
 }
 
 #[test]
-fn a_store_that_stays_away_is_an_external_error_within_a_minute_and_every_step_can_be_called_again() {
+fn an_unavailable_store_is_an_external_error_within_a_minute_and_every_step_is_repeatable() {
     let Some(world) = World::new() else { return };
     let mut sink = world.open();
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
-    sink.plan(&claim()).unwrap();
+    let plan = sink.seal(&topic_partition()).unwrap().unwrap();
     let down = |world: &World| world.proxy.rule(|_| Some(Fault::Refuse(503, "SlowDown")));
     let up = |world: &World| world.proxy.rule(|_| None);
     let expect_throttled = |error: trunkline_connector::Error| {
@@ -95,16 +95,15 @@ fn a_store_that_stays_away_is_an_external_error_within_a_minute_and_every_step_c
     };
     let started = Instant::now();
     down(&world);
-    expect_throttled(sink.stage(&[claim()]).unwrap_err());
+    expect_throttled(sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap_err());
     up(&world);
-    let intents = sink.stage(&[claim()]).unwrap();
+    let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
     down(&world);
-    expect_throttled(sink.publish(&intents).unwrap_err());
-    assert!(sink.has_open(&claim()));
+    expect_throttled(sink.commit(&committables).unwrap_err());
     assert!(started.elapsed() < Duration::from_secs(60));
     up(&world);
-    sink.publish(&intents).unwrap();
-    world.expect_published();
+    sink.commit(&committables).unwrap();
+    world.expect_committed();
 }
 
 #[test]
@@ -119,14 +118,14 @@ fn a_lost_reply_to_complete_is_found_out() {
         Fault::Lie(500, "InternalError"),
     ] {
         let world = World { bucket: world.server.bucket(), setup: Setup::new(), ..rebuild(&world) };
-        let (mut sink, intents) = world.staged();
+        let (mut sink, committables) = world.prepared();
         world.proxy.fault(Kind::Complete, 1, fault.clone());
-        sink.publish(&intents).unwrap_or_else(|error| panic!("{fault:?}: {error}"));
-        world.expect_published();
+        sink.commit(&committables).unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+        world.expect_committed();
     }
 }
 
-/// The same server and a proxy of its own.
+/// The same server through another proxy.
 fn rebuild(world: &World) -> World {
     let setup = Setup::new();
     let server = world.server.again();
@@ -139,12 +138,15 @@ fn a_lost_reply_to_create_leaves_no_upload_behind() {
     let Some(world) = World::new() else { return };
     let mut sink = world.open();
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
-    sink.plan(&claim()).unwrap();
+    let plan = sink.seal(&topic_partition()).unwrap().unwrap();
     world.proxy.fault(Kind::Create, 1, Fault::LoseReply);
-    assert_eq!(sink.stage(&[claim()]).unwrap_err().code, "s3.unavailable");
-    let intents = sink.stage(&[claim()]).unwrap();
-    sink.publish(&intents).unwrap();
-    world.expect_published();
+    assert_eq!(
+        sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap_err().code,
+        "s3.unavailable"
+    );
+    let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
+    sink.commit(&committables).unwrap();
+    world.expect_committed();
 }
 
 #[test]
@@ -152,9 +154,9 @@ fn a_plan_whose_upload_nobody_knows_of_is_aborted_by_its_key() {
     let Some(world) = World::new() else { return };
     let mut dead = world.open();
     write(dead.as_mut(), 0, &[r#"{"a":1}"#]);
-    let plan = dead.plan(&claim()).unwrap().unwrap();
+    let plan = dead.seal(&topic_partition()).unwrap().unwrap();
     world.proxy.fault(Kind::Create, 1, Fault::LoseReply);
-    dead.stage(&[claim()]).unwrap_err();
+    dead.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap_err();
     std::mem::forget(dead);
     let key = plan["objects"][0]["key"].as_str().unwrap();
     assert_eq!(world.server.uploads_to(&world.bucket, key), 1);
@@ -177,23 +179,26 @@ fn staging_again_sends_only_the_parts_that_did_not_arrive() {
         })
         .collect();
     write(sink.as_mut(), 0, &noise.iter().map(String::as_str).collect::<Vec<_>>());
-    let plan = sink.plan(&claim()).unwrap().unwrap();
+    let plan = sink.seal(&topic_partition()).unwrap().unwrap();
     let parts = plan["objects"][0]["bytes"].as_u64().unwrap().div_ceil(5 << 20) as usize;
     assert!(parts >= 4, "{parts} parts");
     let mut seen = 0;
-    // The last part fails for good: not a status that is retried.
+    // The last part fails with a status that is not retried.
     world.proxy.rule(move |kind| {
         seen += usize::from(kind == Kind::Part);
         (kind == Kind::Part && seen == parts).then_some(Fault::Refuse(403, "AccessDenied"))
     });
-    assert_eq!(sink.stage(&[claim()]).unwrap_err().code, "s3.access_denied");
+    assert_eq!(
+        sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap_err().code,
+        "s3.access_denied"
+    );
     assert_eq!(world.proxy.count(Kind::Part), parts);
     world.proxy.rule(|_| None);
-    let intents = sink.stage(&[claim()]).unwrap();
+    let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
     assert_eq!(world.proxy.count(Kind::Part), 1);
     assert_eq!(world.proxy.count(Kind::Create), 1);
-    assert_eq!(intents[0]["objects"][0]["upload"]["parts"].as_array().unwrap().len(), parts);
-    sink.publish(&intents).unwrap();
+    assert_eq!(committables[0]["objects"][0]["upload"]["parts"].as_array().unwrap().len(), parts);
+    sink.commit(&committables).unwrap();
     let [file] = &world.server.read(&world.bucket)[..] else { panic!("one object") };
     assert_eq!(file.rows(), 22_000);
 }
@@ -203,35 +208,35 @@ fn an_upload_that_something_cleaned_up_while_it_was_staged_is_begun_anew() {
     let Some(world) = World::new() else { return };
     let mut sink = world.open();
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
-    sink.plan(&claim()).unwrap();
+    let plan = sink.seal(&topic_partition()).unwrap().unwrap();
     world.proxy.fault(Kind::Part, 1, Fault::Refuse(404, "NoSuchUpload"));
-    sink.stage(&[claim()]).unwrap_err();
-    let intents = sink.stage(&[claim()]).unwrap();
-    sink.publish(&intents).unwrap();
-    world.expect_published();
+    sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap_err();
+    let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
+    sink.commit(&committables).unwrap();
+    world.expect_committed();
 }
 
 #[test]
 fn a_promise_whose_upload_is_gone_is_an_error_and_never_silence() {
     let Some(world) = World::new() else { return };
-    let (mut sink, intents) = world.staged();
-    let key = intents[0]["objects"][0]["key"].as_str().unwrap();
-    let upload = intents[0]["objects"][0]["upload"]["id"].as_str().unwrap();
+    let (mut sink, committables) = world.prepared();
+    let key = committables[0]["objects"][0]["key"].as_str().unwrap();
+    let upload = committables[0]["objects"][0]["upload"]["id"].as_str().unwrap();
     let aborted = world.server.client.abort_multipart_upload().bucket(&world.bucket).key(key).upload_id(upload);
     world.server.runtime.block_on(aborted.send()).unwrap();
-    let error = sink.publish(&intents).unwrap_err();
-    assert_eq!((error.domain, error.code), (Domain::Data, "s3.promised_object_missing"), "{error}");
+    let error = sink.commit(&committables).unwrap_err();
+    assert_eq!((error.domain, error.code), (Domain::Data, "s3.prepared_object_missing"), "{error}");
     assert!(error.message().contains(key));
 }
 
 #[test]
 fn an_object_of_the_same_key_is_not_overwritten() {
     let Some(world) = World::new() else { return };
-    let (mut sink, intents) = world.staged();
-    let key = intents[0]["objects"][0]["key"].as_str().unwrap();
+    let (mut sink, committables) = world.prepared();
+    let key = committables[0]["objects"][0]["key"].as_str().unwrap();
     let put = world.server.client.put_object().bucket(&world.bucket).key(key);
     world.server.runtime.block_on(put.body(b"another's".to_vec().into()).send()).unwrap();
-    assert_eq!(sink.publish(&intents).unwrap_err().code, "s3.key_taken");
+    assert_eq!(sink.commit(&committables).unwrap_err().code, "s3.key_taken");
     let get = world.server.client.get_object().bucket(&world.bucket).key(key);
     let body = world.server.runtime.block_on(async { get.send().await.unwrap().body.collect().await.unwrap() });
     assert_eq!(body.to_vec(), b"another's");
@@ -240,13 +245,13 @@ fn an_object_of_the_same_key_is_not_overwritten() {
 #[test]
 fn access_denied_to_publish_is_an_error_that_goes_away_with_the_cause() {
     let Some(world) = World::new() else { return };
-    let (mut sink, intents) = world.staged();
+    let (mut sink, committables) = world.prepared();
     world.proxy.fault(Kind::Complete, 1, Fault::Refuse(403, "AccessDenied"));
-    let error = sink.publish(&intents).unwrap_err();
+    let error = sink.commit(&committables).unwrap_err();
     assert_eq!((error.domain, error.code), (Domain::External, "s3.access_denied"));
     assert!(error.message().contains("s3:PutObject"), "{error}");
-    sink.publish(&intents).unwrap();
-    world.expect_published();
+    sink.commit(&committables).unwrap();
+    world.expect_committed();
 }
 
 #[test]
@@ -257,7 +262,7 @@ fn opening_says_what_is_wrong_and_no_secret() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         format!("http://{}", listener.local_addr().unwrap())
     };
-    for (options, code, told) in [
+    for (options, code, message) in [
         (good.replace(&world.bucket, "no-such-bucket-here"), "s3.no_such_bucket", "no-such-bucket-here"),
         (good.replace("\"SKTESTSK\"", "\"topsecretvalue\""), "s3.bad_credentials", "access key"),
         (good.replace("\"AKTEST\"", "\"AKNOBODY\""), "s3.bad_credentials", "access key"),
@@ -266,11 +271,11 @@ fn opening_says_what_is_wrong_and_no_secret() {
         let started = Instant::now();
         let error = world.setup.try_open(&options).err().unwrap_or_else(|| panic!("{code} is not noticed"));
         assert_eq!((error.domain, error.code), (Domain::External, code), "{error}");
-        assert!(error.message().contains(told), "{error}");
+        assert!(error.message().contains(message), "{error}");
         assert!(!format!("{error} {error:?}").contains("topsecretvalue"), "a secret is printed");
         assert!(started.elapsed() < Duration::from_secs(60));
     }
-    // A probe that is refused half-way is told too, and leaves nothing.
+    // A check that fails half-way is reported too, and leaves nothing.
     world.proxy.fault(Kind::ListUploads, 1, Fault::Refuse(403, "AccessDenied"));
     let options = s3::options(&world.proxy.endpoint, &world.bucket);
     assert_eq!(world.setup.try_open(&options).err().unwrap().code, "s3.access_denied");
@@ -283,9 +288,9 @@ fn every_checksum_is_taken() {
     for (count, checksum) in (1..).zip(["crc32c", "crc32", "sha256", "none"]) {
         let mut sink = world.open_with(&format!("checksum = \"{checksum}\""));
         write(sink.as_mut(), count, &[r#"{"a":1}"#]);
-        let intents = publish(sink.as_mut());
+        let committables = commit(sink.as_mut());
         assert_eq!(world.rows(), count as usize, "{checksum}");
-        let sums = intents[0]["objects"][0]["upload"]["parts"][0]["checksum"].is_string();
-        assert_eq!(sums, checksum != "none", "{checksum}: {}", intents[0]);
+        let sums = committables[0]["objects"][0]["upload"]["parts"][0]["checksum"].is_string();
+        assert_eq!(sums, checksum != "none", "{checksum}: {}", committables[0]);
     }
 }

@@ -5,13 +5,15 @@
 mod common;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use common::s3::Server;
-use common::{BAD_OPTIONS, bad_values, due_by, hidden_files, numbers, read_directory};
+use common::{BAD_OPTIONS, bad_values, hidden_files, numbers, read_directory};
 use trunkline_connector::SinkConnector;
-use trunkline_connector::conformance::{DueRule, SinkFixture, check_sink};
+use trunkline_connector::conformance::{
+    SinkFixture, check_options_are_read, check_options_table, check_two_phase_sink,
+};
 use trunkline_s3::S3Connector;
 
 struct Directory(tempfile::TempDir);
@@ -29,10 +31,6 @@ impl SinkFixture for Directory {
 
     fn options(&self, destination: &str) -> String {
         format!("url = \"file://{}\"\npath = \"day={{@timestamp:%Y-%m-%d}}\"", self.root(destination).display())
-    }
-
-    fn due_by(&self, rule: DueRule) -> Option<String> {
-        Some(due_by(rule))
     }
 
     fn bad_options(&self) -> Vec<&'static str> {
@@ -74,10 +72,6 @@ impl SinkFixture for Bucket {
         format!("{}part_size = \"5MiB\"", self.server.options(&self.bucket(destination)))
     }
 
-    fn due_by(&self, rule: DueRule) -> Option<String> {
-        Some(due_by(rule))
-    }
-
     fn bad_options(&self) -> Vec<&'static str> {
         let only_here = [
             "part_size = \"1MiB\"",
@@ -108,12 +102,23 @@ impl SinkFixture for Bucket {
 }
 
 #[test]
-fn a_directory_is_a_good_sink() {
-    check_sink(&Directory(tempfile::tempdir().unwrap()));
+fn a_directory_passes_the_suite() {
+    check_two_phase_sink(&Directory(tempfile::tempdir().unwrap()));
 }
 
 #[test]
-fn a_bucket_is_a_good_sink() {
+fn a_bucket_passes_the_suite() {
     let Some(server) = Server::find() else { return };
-    check_sink(&Bucket { server, buckets: Mutex::default() });
+    check_two_phase_sink(&Bucket { server, buckets: Mutex::default() });
+}
+
+#[test]
+fn the_readme_has_the_declared_options() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    check_options_table(&readme, S3Connector.options());
+}
+
+#[test]
+fn every_declared_option_is_read() {
+    check_options_are_read(S3Connector.options(), |section| drop(S3Connector.configure(section, &[])));
 }

@@ -1,4 +1,4 @@
-//! What comes to lie in a directory: columns, files, names, and what happens when something is in the way.
+//! The files in a directory: columns, names, and conflicts with other files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that something is wrong")]
 
@@ -8,17 +8,17 @@ use std::path::PathBuf;
 
 use arrow::array::AsArray;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
-use common::{Setup, batch, claim, hidden_files, publish, write};
+use common::{Setup, batch, commit, hidden_files, topic_partition, write};
 use serde_json::json;
-use trunkline_connector::{Domain, Rejections, SchemaId, Sink};
+use trunkline_connector::{Domain, ErasedTwoPhaseSink, Rejections, SchemaId};
 
 fn types(columns: &[(&str, &str)]) -> Vec<(String, String)> {
     columns.iter().map(|(name, data_type)| ((*name).to_owned(), (*data_type).to_owned())).collect()
 }
 
-fn rejected_codes(sink: &mut dyn Sink, records: &[(Option<SchemaId>, &str)]) -> Vec<String> {
+fn rejected_codes(sink: &mut dyn ErasedTwoPhaseSink, records: &[(Option<SchemaId>, &str)]) -> Vec<String> {
     let mut rejected = Rejections::default();
-    sink.write(&claim(), &batch(0, records), &mut rejected).unwrap();
+    sink.write(&topic_partition(), &batch(0, records), &mut rejected).unwrap();
     rejected.reasons.into_iter().map(|reason| reason.code).collect()
 }
 
@@ -33,11 +33,11 @@ fn orders() -> Schema {
 #[test]
 fn declared_schemas_give_typed_columns() {
     let setup = Setup::new();
-    let id = Some(setup.schemas.publish(orders()));
+    let id = Some(setup.schemas.commit(orders()));
     let mut sink = setup.open("");
     let first = r#"{"id":18446744073709551615,"price":"9.90","at":"2015-05-17T10:05:03.000001Z"}"#;
     assert!(rejected_codes(sink.as_mut(), &[(id, first), (id, r#"{"id":1}"#)]).is_empty());
-    publish(sink.as_mut());
+    commit(sink.as_mut());
     let [file] = &setup.files()[..] else { panic!("one file") };
     assert_eq!(
         file.columns(),
@@ -52,15 +52,15 @@ fn declared_schemas_give_typed_columns() {
 #[test]
 fn a_declared_schema_that_grew_and_a_field_that_a_plugin_added_share_a_file() {
     let setup = Setup::new();
-    let old = Some(setup.schemas.publish(orders()));
+    let old = Some(setup.schemas.commit(orders()));
     let mut fields: Vec<Field> = orders().fields().iter().map(|field| field.as_ref().clone()).collect();
     fields.push(Field::new("note", DataType::Utf8, true));
-    let new = Some(setup.schemas.publish(Schema::new(fields)));
+    let new = Some(setup.schemas.commit(Schema::new(fields)));
     let mut sink = setup.open("");
     let records =
         [(old, r#"{"id":1}"#), (new, r#"{"id":2,"note":"n"}"#), (old, r#"{"id":3,"score":0.5}"#), (new, r#"{"id":4}"#)];
     assert!(rejected_codes(sink.as_mut(), &records).is_empty());
-    publish(sink.as_mut());
+    commit(sink.as_mut());
     let [file] = &setup.files()[..] else { panic!("one file") };
     let mut rows = file.json();
     rows.sort_by_key(|row| row["id"].as_u64());
@@ -68,15 +68,15 @@ fn a_declared_schema_that_grew_and_a_field_that_a_plugin_added_share_a_file() {
 }
 
 #[test]
-fn declared_types_without_a_union_go_to_files_of_their_own() {
+fn declared_types_without_a_union_go_to_separate_files() {
     let setup = Setup::new();
-    let number = Some(setup.schemas.publish(Schema::new(vec![Field::new("v", DataType::Int64, true)])));
-    let text = Some(setup.schemas.publish(Schema::new(vec![Field::new("v", DataType::Utf8, true)])));
+    let number = Some(setup.schemas.commit(Schema::new(vec![Field::new("v", DataType::Int64, true)])));
+    let text = Some(setup.schemas.commit(Schema::new(vec![Field::new("v", DataType::Utf8, true)])));
     let mut sink = setup.open("");
     let records = [(number, r#"{"v":1}"#), (text, r#"{"v":"a"}"#), (number, r#"{"v":2}"#), (text, r#"{"v":"b"}"#)];
     assert!(rejected_codes(sink.as_mut(), &records).is_empty());
-    let intents = publish(sink.as_mut());
-    assert_eq!(intents[0]["objects"].as_array().unwrap().len(), 2, "both under one promise");
+    let committables = commit(sink.as_mut());
+    assert_eq!(committables[0]["objects"].as_array().unwrap().len(), 2, "both in one intent");
     let files = setup.files();
     let contents: Vec<_> = files.iter().map(|file| (file.columns(), file.json())).collect();
     assert_eq!(
@@ -95,7 +95,7 @@ fn inferred_columns_widen_inside_a_file() {
     write(sink.as_mut(), 0, &[r#"{"a":1,"n":null}"#]);
     write(sink.as_mut(), 1, &[r#"{"a":2.5,"b":{"c":[1]}}"#]);
     write(sink.as_mut(), 2, &[r#"{"a":"x","b":{"d":true}}"#]);
-    publish(sink.as_mut());
+    commit(sink.as_mut());
     let [file] = &setup.files()[..] else { panic!("one file") };
     assert_eq!(
         file.json(),
@@ -105,7 +105,7 @@ fn inferred_columns_widen_inside_a_file() {
 }
 
 #[test]
-fn a_column_that_comes_after_rows_were_encoded_rolls_to_a_next_file_of_the_same_promise() {
+fn a_column_that_appears_after_the_schema_was_frozen_starts_another_file_of_the_same_intent() {
     let setup = Setup::new();
     let mut sink = setup.open("row_group = \"64KiB\"");
     let text = "x".repeat(1000);
@@ -114,8 +114,8 @@ fn a_column_that_comes_after_rows_were_encoded_rolls_to_a_next_file_of_the_same_
     write(sink.as_mut(), 0, &old);
     write(sink.as_mut(), 500, &[r#"{"a":0.5,"late":1}"#]);
     write(sink.as_mut(), 501, &[r#"{"a":7}"#]);
-    let intents = publish(sink.as_mut());
-    assert_eq!(intents[0]["objects"].as_array().unwrap().len(), 2);
+    let committables = commit(sink.as_mut());
+    assert_eq!(committables[0]["objects"].as_array().unwrap().len(), 2);
     let files = setup.files();
     assert_eq!(files.iter().map(|file| file.rows()).collect::<Vec<_>>(), [500, 2]);
     assert_eq!(files[0].columns(), types(&[("a", "Int64"), ("t", "Utf8")]), "what was encoded stays as it is");
@@ -123,7 +123,7 @@ fn a_column_that_comes_after_rows_were_encoded_rolls_to_a_next_file_of_the_same_
     // The next file begins with these columns, so that it does not split again.
     write(sink.as_mut(), 502, &old);
     write(sink.as_mut(), 1002, &[r#"{"a":0.5,"late":1}"#]);
-    publish(sink.as_mut());
+    commit(sink.as_mut());
     assert_eq!(setup.files().len(), 3);
 }
 
@@ -141,7 +141,7 @@ fn rows_go_where_their_path_says_and_names_carry_offsets() {
     ];
     let records: Vec<_> = values.iter().map(|value| (None, value.as_str())).collect();
     assert_eq!(rejected_codes(sink.as_mut(), &records), ["s3.no_path"]);
-    publish(sink.as_mut());
+    commit(sink.as_mut());
     let files = setup.files();
     let placed: Vec<_> = files.iter().map(|file| (&file.key[..file.key.len() - 17], file.rows())).collect();
     assert_eq!(
@@ -163,19 +163,19 @@ fn rows_go_where_their_path_says_and_names_carry_offsets() {
 #[test]
 fn what_cannot_be_a_row_says_why() {
     let setup = Setup::new();
-    let id = Some(setup.schemas.publish(orders()));
+    let id = Some(setup.schemas.commit(orders()));
     let mut sink = setup.open("");
     let unknown = Some(SchemaId(7));
     let records =
         [(id, r#"{"id":1}"#), (unknown, r#"{"id":1}"#), (id, r#"{"price":"1"}"#), (id, r#"{"id":1,"price":"1.234"}"#)];
     let mut rejected = Rejections::default();
-    sink.write(&claim(), &batch(0, &records), &mut rejected).unwrap();
+    sink.write(&topic_partition(), &batch(0, &records), &mut rejected).unwrap();
     let mut reasons: Vec<_> =
         rejected.iter().map(|(record, reason)| (record.entry().offset, reason.code.as_str())).collect();
     reasons.sort_unstable();
     assert_eq!(reasons, [(1, "s3.unknown_schema"), (2, "s3.value_misfit"), (3, "s3.value_misfit")]);
     assert!(rejected.reasons.iter().any(|reason| reason.message.contains("`price`")));
-    publish(sink.as_mut());
+    commit(sink.as_mut());
     assert_eq!(setup.files()[0].rows(), 1);
 }
 
@@ -197,7 +197,7 @@ fn every_compression_can_be_read_and_row_groups_are_cut() {
                 .collect();
             write(sink.as_mut(), (round * 100) as i64, &values.iter().map(String::as_str).collect::<Vec<_>>());
         }
-        publish(sink.as_mut());
+        commit(sink.as_mut());
         let [file] = &setup.files()[..] else { panic!("one file") };
         assert_eq!(file.rows(), 5000);
         assert!((2..20).contains(&file.row_groups), "{compression}: {} row groups", file.row_groups);
@@ -207,136 +207,127 @@ fn every_compression_can_be_read_and_row_groups_are_cut() {
 }
 
 #[test]
-fn too_many_open_files_make_the_largest_due_and_rows_in_memory_do_not_count() {
+fn only_objects_with_a_local_file_count_as_open_files() {
     let setup = Setup::new();
     let mut sink = setup.open("max_open_files = 3\npath = \"{k}\"");
     let values: Vec<String> = (0..100).map(|number| format!("{{\"k\":\"{number}\"}}")).collect();
     let values: Vec<&str> = values.iter().map(String::as_str).collect();
     write(sink.as_mut(), 0, &values);
-    assert!(sink.due(std::time::Instant::now()).is_empty());
-    (0..8).for_each(|_| sink.relieve().unwrap());
-    assert_eq!(sink.due(std::time::Instant::now()), [claim()]);
-    publish(sink.as_mut());
+    let open_files = |sink: &dyn ErasedTwoPhaseSink| sink.buffered(&topic_partition()).open_files;
+    assert_eq!(open_files(sink.as_ref()), 0, "rows in memory have no file");
+    (0..8).for_each(|_| sink.spill().unwrap());
+    assert!(open_files(sink.as_ref()) > 3);
+    commit(sink.as_mut());
     assert_eq!(setup.files().len(), 100);
-    assert!(sink.due(std::time::Instant::now()).is_empty());
+    assert_eq!(open_files(sink.as_ref()), 0);
 }
 
 #[test]
-fn names_that_differ_by_case_alone_are_told_apart() {
+fn columns_that_differ_only_by_case_get_a_suffix() {
     let setup = Setup::new();
     let mut sink = setup.open("");
     write(sink.as_mut(), 0, &[r#"{"id":1,"ID":"x"}"#, r#"{"ID":"y"}"#]);
-    publish(sink.as_mut());
+    commit(sink.as_mut());
     assert_eq!(setup.files()[0].json(), [json!({"id":1,"ID_2":"x"}), json!({"ID_2":"y"})]);
 }
 
-#[test]
-fn a_late_record_on_another_path_does_not_cut_the_others() {
-    let setup = Setup::new();
-    let mut sink = setup.open("path = \"{k}\"\nrotate = { idle = \"50ms\", age = \"1h\" }");
-    write(sink.as_mut(), 0, &[r#"{"k":"late"}"#]);
-    let first = sink.next_due().unwrap();
-    write(sink.as_mut(), 1, &[r#"{"k":"busy"}"#]);
-    assert!(sink.next_due().unwrap() > first, "the claim is idle as a whole");
-}
-
-/// The files that an open claim has in the hidden folder.
+/// The hidden folder with the local files of open objects.
 fn spool(setup: &Setup) -> PathBuf {
     setup.root().join(".trunkline-staging/pipeline.test")
 }
 
 #[test]
-fn an_open_sink_that_is_dropped_leaves_nothing() {
+fn a_dropped_sink_leaves_no_files() {
     let setup = Setup::new();
     let mut sink = setup.open("");
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
-    sink.relieve().unwrap();
+    sink.spill().unwrap();
     assert_eq!(hidden_files(&setup.root()).len(), 1, "the row is in its local file");
     drop(sink);
     assert!(hidden_files(&setup.root()).is_empty());
 }
 
 #[test]
-fn after_a_write_that_failed_nothing_is_planned_until_the_claim_is_read_again() {
+fn after_a_failed_write_nothing_is_sealed_until_the_records_are_read_again() {
     let setup = Setup::new();
     let mut sink = setup.open("");
     std::fs::remove_dir_all(spool(&setup)).unwrap();
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
-    let error = sink.plan(&claim()).unwrap_err();
+    let error = sink.seal(&topic_partition()).unwrap_err();
     assert_eq!((error.domain, error.code), (Domain::External, "io.not_found"));
-    assert!(sink.has_open(&claim()), "what failed is not forgotten");
-    assert_eq!(sink.plan(&claim()).unwrap_err().code, "s3.spool_broken");
+    assert!(!sink.buffered(&topic_partition()).is_empty(), "the failed output is forgotten");
+    assert_eq!(sink.seal(&topic_partition()).unwrap_err().code, "s3.spool_broken");
     let mut rejected = Rejections::default();
-    let again = sink.write(&claim(), &batch(1, &[(None, r#"{"a":2}"#)]), &mut rejected);
+    let again = sink.write(&topic_partition(), &batch(1, &[(None, r#"{"a":2}"#)]), &mut rejected);
     assert_eq!(again.unwrap_err().code, "s3.spool_broken");
-    sink.discard(&claim());
+    sink.discard(&topic_partition());
     std::fs::create_dir_all(spool(&setup)).unwrap();
     write(sink.as_mut(), 0, &[r#"{"a":1}"#, r#"{"a":2}"#]);
-    publish(sink.as_mut());
+    commit(sink.as_mut());
     assert_eq!(setup.files()[0].rows(), 2);
 }
 
 #[test]
-fn a_promise_that_nothing_is_left_of_is_an_error_and_never_silence() {
+fn a_missing_prepared_object_is_an_error() {
     let setup = Setup::new();
     let mut sink = setup.open("");
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
-    sink.plan(&claim()).unwrap();
-    let intents = sink.stage(&[claim()]).unwrap();
-    let temp = spool(&setup).join(intents[0]["objects"][0]["temp"].as_str().unwrap());
+    let plan = sink.seal(&topic_partition()).unwrap().unwrap();
+    let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
+    let temp = spool(&setup).join(committables[0]["objects"][0]["temp"].as_str().unwrap());
     std::fs::remove_file(temp).unwrap();
-    let error = sink.publish(&intents).unwrap_err();
-    assert_eq!(error.code, "s3.promised_object_missing");
+    let error = sink.commit(&committables).unwrap_err();
+    assert_eq!(error.code, "s3.prepared_object_missing");
     assert!(error.message().contains("web+3+00000000000000000000"), "{error}");
 }
 
 #[test]
-fn a_file_of_the_same_name_is_not_overwritten() {
+fn a_file_with_the_same_name_is_not_overwritten() {
     let setup = Setup::new();
     let mut sink = setup.open("path = \"p\"");
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
-    sink.plan(&claim()).unwrap();
-    let intents = sink.stage(&[claim()]).unwrap();
-    let target = setup.root().join(intents[0]["objects"][0]["key"].as_str().unwrap());
+    let plan = sink.seal(&topic_partition()).unwrap().unwrap();
+    let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
+    let target = setup.root().join(committables[0]["objects"][0]["key"].as_str().unwrap());
     std::fs::create_dir_all(target.parent().unwrap()).unwrap();
     std::fs::write(&target, "another's").unwrap();
-    assert_eq!(sink.publish(&intents).unwrap_err().code, "s3.key_taken");
+    assert_eq!(sink.commit(&committables).unwrap_err().code, "s3.key_taken");
     assert_eq!(std::fs::read(&target).unwrap(), b"another's");
     std::fs::remove_file(&target).unwrap();
-    sink.publish(&intents).unwrap();
+    sink.commit(&committables).unwrap();
     assert_eq!(setup.files()[0].rows(), 1);
 }
 
 #[test]
-fn a_record_that_comes_back_from_kafka_cannot_leave_the_directory() {
+fn an_intent_cannot_name_a_path_outside_the_directory() {
     let setup = Setup::new();
     let mut sink = setup.open("");
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
-    sink.plan(&claim()).unwrap();
-    let mut intents = sink.stage(&[claim()]).unwrap();
-    intents[0]["objects"][0]["key"] = json!("../outside.parquet");
-    assert_eq!(sink.publish(&intents).unwrap_err().code, "s3.unreadable_intent");
+    let plan = sink.seal(&topic_partition()).unwrap().unwrap();
+    let mut committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
+    committables[0]["objects"][0]["key"] = json!("../outside.parquet");
+    assert_eq!(sink.commit(&committables).unwrap_err().code, "s3.unreadable_intent");
     assert!(!setup.folder.path().join("outside.parquet").exists());
 }
 
 #[test]
-fn promises_are_kept_where_they_were_made_after_the_url_changed() {
+fn prepared_objects_are_committed_at_the_earlier_url() {
     let setup = Setup::new();
     let mut sink = setup.open("");
     write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
-    sink.plan(&claim()).unwrap();
-    let intents = sink.stage(&[claim()]).unwrap();
+    let plan = sink.seal(&topic_partition()).unwrap().unwrap();
+    let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
     std::mem::forget(sink);
     let elsewhere = setup.folder.path().join("elsewhere");
     let mut moved = setup.try_open(&format!("url = \"file://{}\"", elsewhere.display())).unwrap();
-    moved.claimed(&claim(), &intents).unwrap();
-    moved.publish(&intents).unwrap();
+    moved.recover(&topic_partition(), &committables).unwrap();
+    moved.commit(&committables).unwrap();
     assert_eq!(setup.files()[0].rows(), 1);
     assert!(hidden_files(&setup.root()).is_empty());
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_to_is_an_error_at_once() {
+fn a_directory_without_write_permission_is_reported_at_open() {
     let setup = Setup::new();
     std::fs::write(setup.folder.path().join("file"), "").unwrap();
     let error = setup.try_open(&format!("url = \"file://{}/file/lake\"", setup.folder.path().display())).err().unwrap();

@@ -1,4 +1,4 @@
-//! No value is lost or changed on its way into files, whatever records come and however their types disagree.
+//! No value is lost or changed on its way into files, whatever types the records mix.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that something is wrong")]
 
@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Setup, batch, claim, publish};
+use common::{Setup, batch, commit, topic_partition};
 use proptest::prelude::*;
 use serde_json::Value as Json;
 use trunkline_connector::Rejections;
@@ -17,7 +17,7 @@ fn value() -> impl Strategy<Value = Json> {
         any::<bool>().prop_map(Json::from),
         any::<i64>().prop_map(Json::from),
         any::<u64>().prop_map(Json::from),
-        // Of few digits: this test's own parser is not exact to the last bit.
+        // Few digits, because this test's parser is not exact to the last bit.
         any::<i32>().prop_map(|number| Json::from(f64::from(number) / 64.0)),
         "[a-z0-9\"\\\\\u{e9}\n]{0,6}".prop_map(Json::from),
     ];
@@ -34,7 +34,7 @@ fn record() -> impl Strategy<Value = BTreeMap<String, Json>> {
     proptest::collection::btree_map("[a-d]", value(), 0..4)
 }
 
-/// No value, or nothing but containers without values: a file has no type for these until a value comes.
+/// No value, or only containers without values: a file has no type for these until a value appears.
 fn is_void(value: &Json) -> bool {
     match value {
         Json::Null => true,
@@ -44,11 +44,12 @@ fn is_void(value: &Json) -> bool {
     }
 }
 
-/// Does the file say what the record said? A column that widened to text holds JSON.
+/// The file has the record's value. A column that widened to text holds JSON.
 fn same(written: &Json, read: &Json) -> bool {
     match (written, read) {
         (written, Json::Null) => is_void(written),
-        // Widened to a float, as documented: to its precision, and this test's parser may miss the last bit.
+        // Widened to a float, as documented: to its precision, and this test's parser may miss the
+        // last bit.
         (Json::Number(written), Json::Number(read)) => written == read || nearly(written.as_f64(), read.as_f64()),
         (Json::String(written), Json::String(read)) => written == read,
         (Json::Array(written), Json::Array(read)) => {
@@ -85,8 +86,8 @@ proptest! {
             let texts: Vec<String> = records.iter().map(|record| serde_json::to_string(record).unwrap()).collect();
             let borrowed: Vec<_> = texts.iter().map(|text| (None, text.as_str())).collect();
             let before = rejected.len();
-            sink.write(&claim(), &batch(offset, &borrowed), &mut rejected).unwrap();
-            // Only an object without members while no column is known yet is no row.
+            sink.write(&topic_partition(), &batch(offset, &borrowed), &mut rejected).unwrap();
+            // Only an object without members is rejected, while no column is known yet.
             for reason in &rejected.reasons[before..] {
                 prop_assert_eq!(reason.code.as_str(), "s3.no_columns");
             }
@@ -94,12 +95,12 @@ proptest! {
             expected.extend((offset..).zip(records).filter(|(offset, _)| !refused.contains(offset)).map(|(_, record)| record));
             offset += records.len() as i64;
             if relieve {
-                // Settles columns, so that what widens later needs another file.
-                sink.relieve().unwrap();
+                // Freezes the schema, so that later widening needs another file.
+                sink.spill().unwrap();
             }
         }
-        if sink.has_open(&claim()) {
-            publish(sink.as_mut());
+        if !sink.buffered(&topic_partition()).is_empty() {
+            commit(sink.as_mut());
         }
         let found: Vec<Json> = setup.files().iter().flat_map(|file| {
             let rows = file.json();

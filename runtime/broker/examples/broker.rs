@@ -1,14 +1,14 @@
-//! A broker in a process of its own: `broker DATA_DIRECTORY [ADDRESS]`. It prints its address and runs until its standard
-//! input ends. The tests that kill it use this.
+//! A broker in its own process: `broker DATA_DIRECTORY [ADDRESS]`. It prints its address and runs
+//! until its standard input ends. Tests kill it.
 //!
-//! Lines of its standard input are faults to come, and each is answered with a line:
+//! Each line of its input is a command, answered with a line:
 //!
 //! ```text
-//! drop EndTxn 2           carry out the 2nd EndTxn request from now on, and close the connection in place of an answer
+//! drop EndTxn 2           execute the 2nd EndTxn request from now on, and send no response
 //! delay Produce 1 500     answer the next Produce request 500 ms late
-//! error EndTxn 1 51       answer the next EndTxn request with error 51, and do nothing
-//! pending                 how many of these are still to happen
-//! clear                   forget them
+//! error EndTxn 1 51       answer the next EndTxn request with error 51, and do not execute it
+//! pending                 print the number of planned faults that have not happened
+//! clear                   remove them
 //! ```
 
 use std::error::Error;
@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("{}", broker.address());
     let broker = tokio::task::spawn_blocking(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            println!("{}", obey(&broker, &line).unwrap_or_else(|| format!("not understood: {line}")));
+            println!("{}", run_command(&broker, &line).unwrap_or_else(|| format!("invalid command: {line}")));
         }
         broker
     })
@@ -41,8 +41,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Carries out one line; `None` if it makes no sense.
-fn obey(broker: &BrokerHandle, line: &str) -> Option<String> {
+/// Runs one command; `None` if it is invalid.
+fn run_command(broker: &BrokerHandle, line: &str) -> Option<String> {
     let faults = broker.faults();
     match line.split_whitespace().collect::<Vec<_>>()[..] {
         ["pending"] => return Some(faults.pending().to_string()),

@@ -1,6 +1,6 @@
-//! Starting and stopping.
+//! Start and stop.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,38 +18,41 @@ use uuid::Uuid;
 use crate::group::Groups;
 use crate::group::state::GroupLimits;
 use crate::options::{BrokerOptions, FlushPolicy};
-use crate::server::frame::receiving_limit;
-use crate::shared::Shared;
+use crate::request_memory::RequestMemory;
+use crate::state::BrokerState;
 use crate::store::{Change, Key, Store};
-use crate::topics::Topics;
+use crate::topics::config::TopicDefaults;
+use crate::topics::{TopicSettings, Topics};
 use crate::transaction::Coordinator;
-use crate::{maintenance, server};
+use crate::{maintenance, private_files, server};
 
 const LOCK_FILE: &str = "lock";
 
-/// Why a broker could not be started, or did not stop cleanly.
+/// Why a broker did not start, or did not stop cleanly.
 #[derive(Debug, Error)]
 pub enum BrokerError {
-    /// The address to listen on cannot be had.
-    #[error("cannot listen on {address}: {source}")]
+    /// The broker cannot bind the address.
+    #[error(
+        "the broker cannot listen on {address}: {source}; stop the program that uses the port, or choose another address"
+    )]
     Listen {
         /// The address in the options.
         address: SocketAddr,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// Another broker uses the data directory.
-    #[error("{} is in use by another broker", .0.display())]
+    #[error("the data directory {} is in use by another broker; stop that broker or choose another directory", .0.display())]
     InUse(PathBuf),
     /// The data directory cannot be read or written.
-    #[error("cannot use the data in {}: {source}", directory.display())]
+    #[error("the broker cannot use its data directory {}: {source}", directory.display())]
     Data {
         /// The directory in the options.
         directory: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// Threads cannot be started.
+    /// The broker cannot start its threads.
     #[error("cannot start the broker's threads: {0}")]
     Threads(io::Error),
 }
@@ -58,24 +61,25 @@ pub enum BrokerError {
 #[derive(Debug)]
 pub struct Broker;
 
-/// A broker that runs. Dropping it stops the broker without waiting; use [`BrokerHandle::stop`] to stop it cleanly.
+/// A running broker. Dropping it stops the broker without waiting; [`BrokerHandle::stop`] stops it
+/// cleanly.
 #[derive(Debug)]
 pub struct BrokerHandle {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    broker: Arc<BrokerState>,
     stopping: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
-    /// Taken when the broker stops.
+    /// `None` after the stop.
     runtime: Option<Runtime>,
-    /// Held for as long as the data directory is in use.
+    /// Held while the data directory is in use.
     _lock: File,
 }
 
 impl Broker {
-    /// Opens the data directory, recovers what is in it, and begins to listen.
+    /// Opens the data directory, recovers its contents and listens.
     ///
-    /// The broker runs on threads of its own, so that it and its host do not hold each other up. There can be several in a
-    /// process, each with its own directory and address.
+    /// The broker has its own threads, so that it and its host do not block each other. A process
+    /// can run several brokers, each with its own directory and address.
     pub async fn start(options: BrokerOptions) -> Result<BrokerHandle, BrokerError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(options.threads.max(1))
@@ -91,9 +95,9 @@ impl Broker {
         let started =
             receiver.await.unwrap_or_else(|_| Err(BrokerError::Threads(io::Error::other("startup panicked"))));
         match started {
-            Ok(Started { address, shared, tasks, lock }) => {
-                tracing::info!(%address, "the broker listens");
-                Ok(BrokerHandle { address, shared, stopping, tasks, runtime: Some(runtime), _lock: lock })
+            Ok(Started { address, broker, tasks, lock }) => {
+                tracing::info!(%address, "broker started");
+                Ok(BrokerHandle { address, broker, stopping, tasks, runtime: Some(runtime), _lock: lock })
             }
             Err(error) => {
                 runtime.shutdown_background();
@@ -105,7 +109,7 @@ impl Broker {
 
 struct Started {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    broker: Arc<BrokerState>,
     tasks: Vec<JoinHandle<()>>,
     lock: File,
 }
@@ -113,28 +117,29 @@ struct Started {
 async fn start_inside(options: BrokerOptions, stopping: watch::Receiver<bool>) -> Result<Started, BrokerError> {
     let address = options.listen;
     let listen = |source| BrokerError::Listen { address, source };
-    // Before the data is opened, which can take a while: a port that is taken should be said at once.
+    // Binds before opening the data, which can take a while: a port conflict is reported at once.
     let listener = bind(address).map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
     if !address.ip().is_loopback() {
-        tracing::warn!(%address, "the broker listens beyond loopback: whoever reaches this address can read, write and delete everything");
+        tracing::warn!(%address, "the broker listens beyond loopback without authentication: every client that reaches this address can read, write and delete all data");
     }
     let directory = options.data_dir.clone();
     let opening = tokio::task::spawn_blocking(move || open(options));
     let opened = opening.await.map_err(|_| io::Error::other("opening the data panicked")).flatten();
-    let (shared, lock) = opened.map_err(|source| match source.kind() {
+    let (broker, lock) = opened.map_err(|source| match source.kind() {
         io::ErrorKind::WouldBlock => BrokerError::InUse(directory),
         _ => BrokerError::Data { directory, source },
     })?;
     let tasks = vec![
-        tokio::spawn(server::serve(listener, Arc::clone(&shared), stopping.clone())),
-        tokio::spawn(maintenance::tick(Arc::clone(&shared), stopping.clone())),
-        tokio::spawn(maintenance::run(Arc::clone(&shared), stopping)),
+        tokio::spawn(server::serve(listener, Arc::clone(&broker), stopping.clone())),
+        tokio::spawn(maintenance::tick(Arc::clone(&broker), stopping.clone())),
+        tokio::spawn(maintenance::run(Arc::clone(&broker), stopping)),
     ];
-    Ok(Started { address, shared, tasks, lock })
+    Ok(Started { address, broker, tasks, lock })
 }
 
-/// Listens with room for many clients that come at once: one that finds none waits a second before it knocks again.
+/// Listens with a long backlog: a client that finds the backlog full waits a second before it
+/// retries.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     const BACKLOG: u32 = 4096;
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
@@ -143,10 +148,11 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Opens everything that is in the data directory.
-fn open(options: BrokerOptions) -> io::Result<(Arc<Shared>, File)> {
+/// Opens the data directory.
+fn open(options: BrokerOptions) -> io::Result<(Arc<BrokerState>, File)> {
     let directory = options.data_dir.clone();
-    std::fs::create_dir_all(&directory)?;
+    private_files::create_directory(&directory)?;
+    private_files::check_mode(&directory)?;
     let lock = lock_directory(&directory)?;
     let sync_each_append = options.flush == FlushPolicy::Always;
     let store = Arc::new(Store::open(&directory, sync_each_append)?);
@@ -158,13 +164,18 @@ fn open(options: BrokerOptions) -> io::Result<(Arc<Shared>, File)> {
             id
         }
     };
-    let topics = Arc::new(Topics::open(&directory, &store, sync_each_append, options.max_partitions)?);
+    let settings = TopicSettings {
+        sync_each_append,
+        max_partitions: options.max_partitions,
+        defaults: TopicDefaults { max_message_bytes: options.max_message_bytes },
+    };
+    let topics = Arc::new(Topics::open(&directory, &store, settings)?);
     let limits =
         GroupLimits { max_size: options.max_group_size, initial_rebalance_delay: options.initial_rebalance_delay };
     let groups = Arc::new(Groups::open(&store, limits)?);
     let transactions = Coordinator::open(Arc::clone(&store), Arc::clone(&topics), Arc::clone(&groups))?;
-    let shared = Shared {
-        receiving: receiving_limit(options.max_requests_bytes),
+    let broker = BrokerState {
+        request_memory: Arc::new(RequestMemory::new(&options)),
         options,
         cluster_id,
         store,
@@ -174,19 +185,19 @@ fn open(options: BrokerOptions) -> io::Result<(Arc<Shared>, File)> {
         #[cfg(feature = "fault-injection")]
         faults: crate::faults::Faults::default(),
     };
-    Ok((Arc::new(shared), lock))
+    Ok((Arc::new(broker), lock))
 }
 
 fn lock_directory(directory: &Path) -> io::Result<File> {
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(directory.join(LOCK_FILE))?;
-    // A process that this one is just starting holds copies of its files until it executes, the lock of a broker that was stopped among
-    // them: that passes in milliseconds.
-    let patience = Instant::now() + Duration::from_secs(1);
+    let lock = private_files::options().write(true).create(true).truncate(false).open(directory.join(LOCK_FILE))?;
+    // A child process holds copies of all descriptors until it executes, including the lock of a
+    // stopped broker. The copies vanish within milliseconds.
+    let deadline = Instant::now() + Duration::from_secs(1);
     loop {
         if FileExt::try_lock_exclusive(&lock)? {
             return Ok(lock);
         }
-        if Instant::now() >= patience {
+        if Instant::now() >= deadline {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         std::thread::park_timeout(Duration::from_millis(10));
@@ -194,33 +205,34 @@ fn lock_directory(directory: &Path) -> io::Result<File> {
 }
 
 impl BrokerHandle {
-    /// Where the broker listens; with port 0 in the options, the port it was given.
+    /// The address that the broker listens on. With port 0 in the options: the assigned port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it keeps its data.
+    /// The data directory.
     pub fn data_dir(&self) -> &Path {
-        &self.shared.options.data_dir
+        &self.broker.options.data_dir
     }
 
-    /// Faults to be injected into requests.
+    /// The faults to inject into requests.
     #[cfg(feature = "fault-injection")]
     pub fn faults(&self) -> &crate::Faults {
-        &self.shared.faults
+        &self.broker.faults
     }
 
-    /// Closes all connections, makes everything durable, and writes what makes the next start quick.
+    /// Closes all connections, syncs everything to disk, and writes the checkpoints that make the
+    /// next start fast.
     pub async fn stop(mut self) -> Result<(), BrokerError> {
         self.stopping.send_replace(true);
         for task in self.tasks.drain(..) {
             if task.await.is_err() {
-                tracing::error!("a task of the broker panicked");
+                tracing::error!("a broker task panicked");
             }
         }
-        let shared = Arc::clone(&self.shared);
+        let broker = Arc::clone(&self.broker);
         let Some(runtime) = self.runtime.take() else { return Ok(()) };
-        let closing = runtime.spawn_blocking(move || close(&shared));
+        let closing = runtime.spawn_blocking(move || close(&broker));
         let closed = closing.await.map_err(|_| io::Error::other("closing the data panicked")).flatten();
         runtime.shutdown_background();
         closed.map_err(|source| BrokerError::Data { directory: self.data_dir().to_owned(), source })
@@ -231,19 +243,20 @@ impl Drop for BrokerHandle {
     fn drop(&mut self) {
         self.stopping.send_replace(true);
         if let Some(runtime) = self.runtime.take() {
-            // A runtime must not be waited for here: the drop may happen inside another one.
+            // Waiting for a runtime is not allowed here: the drop may happen inside another
+            // runtime.
             runtime.shutdown_background();
         }
     }
 }
 
-fn close(shared: &Shared) -> io::Result<()> {
-    for topic in shared.topics.all() {
+fn close(broker: &BrokerState) -> io::Result<()> {
+    for topic in broker.topics.all() {
         for partition in topic.partitions() {
-            if partition.with_log(|log| log.has_unchecked()) {
+            if partition.with_log(|log| log.is_checkpoint_stale()) {
                 partition.checkpoint()?;
             }
         }
     }
-    shared.store.sync()
+    broker.store.sync()
 }

@@ -1,4 +1,4 @@
-//! Wall-clock time as the protocol writes it.
+//! Wall-clock time in the protocol's unit.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,7 +1,8 @@
-//! Faults for tests: what a network or a failing broker does to one request out of many.
+//! Faults for tests: lost, late and failed responses to single requests.
 //!
-//! A client that gets no answer does not know whether its request was carried out. [`Fault::DropReply`] makes exactly that
-//! happen, at a request that the test chooses. Only in builds with the feature `fault-injection`.
+//! A client that gets no response does not know whether the broker executed its request.
+//! [`Fault::DropReply`] creates this situation for a request that the test chooses. Exists only
+//! with the feature `fault-injection`.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -19,24 +20,24 @@ use kafka_protocol::messages::txn_offset_commit_response::{
 };
 use kafka_protocol::messages::*;
 
-use crate::server::connection::Close;
-use crate::server::dispatch::{Call, decode};
-use crate::server::response::Response;
+use crate::request::Close;
+use crate::request::response::Response;
+use crate::request::{Call, decode};
 use crate::sync::lock;
 
-/// What happens to a request.
+/// A fault of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// It is carried out, and the connection is closed in place of an answer.
+    /// The broker executes the request and closes the connection instead of answering.
     DropReply,
-    /// It is carried out, and answered this much later.
+    /// The broker executes the request and delays the response.
     Delay(Duration),
-    /// It is not carried out, and answered with this error code for everything it asks for. For the APIs in
-    /// [`Faults::ANSWERABLE`].
+    /// The broker does not execute the request and answers with this error code for all its items.
+    /// Only for the APIs in [`Faults::ANSWERABLE`].
     Error(i16),
 }
 
-/// The faults that a broker is going to have.
+/// The planned faults of a broker.
 #[derive(Debug, Default)]
 pub struct Faults {
     planned: Mutex<HashMap<i16, Plan>>,
@@ -49,7 +50,7 @@ struct Plan {
 }
 
 impl Faults {
-    /// The APIs that [`Fault::Error`] can be had for.
+    /// The APIs that support [`Fault::Error`].
     pub const ANSWERABLE: &'static [ApiKey] = &[
         ApiKey::Produce,
         ApiKey::OffsetCommit,
@@ -61,30 +62,30 @@ impl Faults {
         ApiKey::Heartbeat,
     ];
 
-    /// Has a fault happen to the `nth` request of an API from now on, counting from 1.
+    /// Plans a fault for the `nth` request of an API from now on, counting from 1.
     ///
     /// # Panics
     /// If the fault is an error and the API is not in [`Faults::ANSWERABLE`].
     pub fn inject(&self, api: ApiKey, nth: u64, fault: Fault) {
         let is_possible = !matches!(fault, Fault::Error(_)) || Self::ANSWERABLE.contains(&api);
-        assert!(is_possible, "{api:?} cannot be answered with an error of one's choice");
+        assert!(is_possible, "faults cannot inject an error into {api:?}");
         let mut planned = lock(&self.planned);
         let plan = planned.entry(api as i16).or_default();
         let at = plan.seen + nth;
         plan.faults.insert(at, fault);
     }
 
-    /// Forgets what has not happened yet.
+    /// Removes all planned faults.
     pub fn clear(&self) {
         lock(&self.planned).clear();
     }
 
-    /// How many faults have not happened yet.
+    /// The number of planned faults that have not happened.
     pub fn pending(&self) -> usize {
         lock(&self.planned).values().map(|plan| plan.faults.len()).sum()
     }
 
-    /// Counts a request and says what happens to it.
+    /// Counts a request and returns its fault.
     pub(crate) fn next(&self, api: ApiKey) -> Injected {
         let mut planned = lock(&self.planned);
         let plan = planned.entry(api as i16).or_default();
@@ -94,12 +95,12 @@ impl Faults {
     }
 }
 
-/// What happens to one request.
+/// The fault of one request, if any.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Injected(Option<Fault>);
 
 impl Injected {
-    /// The answer that takes the place of the work.
+    /// The response that replaces the execution.
     pub(crate) async fn before(&self, call: &Call<'_>, key: ApiKey, frame: &Bytes) -> Result<Option<Response>, Close> {
         match self.0 {
             Some(Fault::Error(code)) => refuse(call, key, frame.clone(), code).map(Some),
@@ -190,6 +191,6 @@ fn refuse(call: &Call<'_>, key: ApiKey, frame: Bytes, code: i16) -> Result<Respo
         ApiKey::Heartbeat => {
             call.envelope.answer::<HeartbeatRequest>(&HeartbeatResponse::default().with_error_code(code))
         }
-        other => Err(Close::hostile(format!("{other:?} cannot be answered with an injected error"))),
+        other => Err(Close::protocol_violation(format!("faults cannot inject an error into {other:?}"))),
     }
 }

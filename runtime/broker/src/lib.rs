@@ -1,4 +1,5 @@
-//! An embedded, single-node Kafka broker: transactions, groups and durable logs inside a Rust program.
+//! An embedded, single-node Kafka broker: transactions, groups and durable logs inside a Rust
+//! program.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), trunkline_broker::BrokerError> {
@@ -12,34 +13,44 @@
 //! # }
 //! ```
 //!
-//! Any client that speaks Kafka's protocol can use it: it has been built for librdkafka, the Java client, franz-go and
-//! kafkajs. It is correct for exactly-once: idempotent and transactional producers, `read_committed`, fencing, offsets
-//! inside of transactions, static group members. What was acknowledged survives `kill -9`, and with
-//! [`FlushPolicy::Always`] a power cut.
+//! Any Kafka client can use it; it is tested with librdkafka, the Java client, franz-go and
+//! kafkajs. It supports exactly-once: idempotent and transactional producers, `read_committed`,
+//! fencing, offsets in transactions, static group members. Acknowledged records survive `kill -9`,
+//! and with [`FlushPolicy::Always`] a power failure.
 //!
-//! It is one node: there is no replication, and a topic's replication factor is 1. It has no authentication and no
-//! encryption, and listens on loopback unless told otherwise; see [`BrokerOptions::listen`].
+//! It is one node: no replication, replication factor 1. It has no authentication and no
+//! encryption, and listens on loopback by default; see [`BrokerOptions::listen`].
 //!
-//! # How it is made
-//! - `server` reads requests, refuses what is malformed, and leads the rest to `api`, which has a file for each family.
-//! - `topics` has the partitions, each with a `log`: append-only segments of record batches as they were received.
-//! - `group` and `transaction` are the coordinators. What they know is in `store`, the internal log.
-//! - `maintenance` is what happens by itself: timeouts, checkpoints, retention, compaction.
+//! # Structure
+//! Dependencies point one way: `server` -> `api` -> `request` -> the state below.
 //!
-//! Locks are taken in the order transaction, group, partition, internal log, and held only for work that does not wait
-//! for a client.
+//! - `server` reads requests, refuses malformed ones and writes responses.
+//! - `api` answers requests, one file for each family of APIs.
+//! - `request` defines the call and the response that `server` and `api` exchange.
+//! - `request_memory` limits the memory of all requests together.
+//! - `topics` has the partitions, each with a `log`: append-only segments of record batches as
+//!   received.
+//! - `group` and `transaction` are the coordinators. Their state is in `store`, the internal log.
+//! - `maintenance` runs timeouts, checkpoints, retention and compaction.
+//!
+//! Lock order: transaction, group, partition, internal log. No lock is held while waiting for a
+//! client.
 
 mod api;
 mod broker;
 mod clock;
+mod error;
 #[cfg(feature = "fault-injection")]
 mod faults;
 mod group;
 mod log;
 mod maintenance;
 mod options;
+mod private_files;
+mod request;
+mod request_memory;
 mod server;
-mod shared;
+mod state;
 mod store;
 mod sync;
 mod topics;

@@ -1,4 +1,5 @@
-//! What happens without a request: timeouts many times a second; checkpoints, retention and compaction now and then.
+//! Background work: timeouts many times a second; checkpoints, retention and compaction
+//! periodically.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,81 +7,107 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::clock::now_ms;
-use crate::shared::Shared;
+use crate::state::BrokerState;
 use crate::topics::Topic;
 use crate::topics::partition::Partition;
 
-/// How exact timeouts of sessions, rebalances and transactions are.
+/// Precision of session, rebalance and transaction timeouts.
 const TICK: Duration = Duration::from_millis(50);
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
-/// A producer that was idle for this long is forgotten, `producer.id.expiration.ms`.
+/// An idle producer is removed after this long, `producer.id.expiration.ms`.
 const PRODUCER_EXPIRATION_MS: i64 = 24 * 3600 * 1000;
 
-/// Moves groups and transactions on.
-pub(crate) async fn tick(shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) {
-    let offsets_retention_ms = shared.options.offsets_retention.as_millis() as i64;
-    while !is_over(&mut stopping, TICK).await {
-        shared.groups.tick(&shared.store, offsets_retention_ms);
-        shared.transactions.tick();
+/// Applies the timeouts of groups and transactions.
+pub(crate) async fn tick(broker: Arc<BrokerState>, mut stopping: watch::Receiver<bool>) {
+    let offsets_retention_ms = broker.options.offsets_retention.as_millis() as i64;
+    while !is_stopping_within(&mut stopping, TICK).await {
+        broker.groups.tick(&broker.store, offsets_retention_ms);
+        broker.transactions.tick();
     }
 }
 
-/// Looks after the logs.
-pub(crate) async fn run(shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) {
-    let mut cleaned = Instant::now();
-    let mut expired = Instant::now();
-    let pause = CHECKPOINT_INTERVAL.min(shared.options.cleanup_interval);
-    while !is_over(&mut stopping, pause).await {
-        let is_cleaning_due = cleaned.elapsed() >= shared.options.cleanup_interval;
-        let is_expiry_due = expired.elapsed() >= EXPIRY_INTERVAL;
-        let (shared_for_work, stopping_for_work) = (Arc::clone(&shared), stopping.clone());
-        // On a thread of its own: it syncs files, and reads and writes segments.
-        let work = tokio::task::spawn_blocking(move || {
-            for topic in shared_for_work.topics.all() {
-                for partition in topic.partitions() {
-                    if *stopping_for_work.borrow() {
-                        return;
-                    }
-                    look_after(&topic, &partition, is_cleaning_due, is_expiry_due);
-                }
-            }
-            if is_expiry_due {
-                let unused_since = now_ms() - shared_for_work.options.transactional_id_expiration.as_millis() as i64;
-                shared_for_work.transactions.expire(unused_since);
-            }
-        });
+/// The work that is due in a round.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    retention: bool,
+    compaction: bool,
+    expiry: bool,
+}
+
+/// When a kind of work last ran.
+struct Schedule {
+    interval: Duration,
+    last: Instant,
+}
+
+impl Schedule {
+    fn new(interval: Duration) -> Self {
+        Self { interval, last: Instant::now() }
+    }
+
+    /// Whether the work is due. It is not due again before the next interval.
+    fn take_due(&mut self) -> bool {
+        let is_due = self.last.elapsed() >= self.interval;
+        if is_due {
+            self.last = Instant::now();
+        }
+        is_due
+    }
+}
+
+/// Runs checkpoints, retention, compaction and expiry.
+pub(crate) async fn run(broker: Arc<BrokerState>, mut stopping: watch::Receiver<bool>) {
+    let mut retention = Schedule::new(broker.options.retention_check_interval);
+    let mut compaction = Schedule::new(broker.options.compaction_interval);
+    let mut expiry = Schedule::new(EXPIRY_INTERVAL);
+    let pause = CHECKPOINT_INTERVAL.min(retention.interval).min(compaction.interval);
+    while !is_stopping_within(&mut stopping, pause).await {
+        let due = Due { retention: retention.take_due(), compaction: compaction.take_due(), expiry: expiry.take_due() };
+        let (broker, stopping) = (Arc::clone(&broker), stopping.clone());
+        // On its own thread: it syncs files, and reads and writes segments.
+        let work = tokio::task::spawn_blocking(move || run_round(&broker, due, &stopping));
         if work.await.is_err() {
-            tracing::error!("maintenance panicked, it goes on with the next round");
-        }
-        if is_cleaning_due {
-            cleaned = Instant::now();
-        }
-        if is_expiry_due {
-            expired = Instant::now();
+            tracing::error!("maintenance panicked; the next round runs as usual");
         }
     }
 }
 
-async fn is_over(stopping: &mut watch::Receiver<bool>, pause: Duration) -> bool {
+fn run_round(broker: &BrokerState, due: Due, stopping: &watch::Receiver<bool>) {
+    for topic in broker.topics.all() {
+        for partition in topic.partitions() {
+            if *stopping.borrow() {
+                return;
+            }
+            maintain(&topic, &partition, due);
+        }
+    }
+    if due.expiry {
+        let unused_since = now_ms() - broker.options.transactional_id_expiration.as_millis() as i64;
+        broker.transactions.expire(unused_since);
+    }
+}
+
+async fn is_stopping_within(stopping: &mut watch::Receiver<bool>, pause: Duration) -> bool {
     tokio::time::timeout(pause, stopping.wait_for(|stopping| *stopping)).await.is_ok()
 }
 
-fn look_after(topic: &Topic, partition: &Partition, is_cleaning_due: bool, is_expiry_due: bool) {
+fn maintain(topic: &Topic, partition: &Partition, due: Due) {
     let report = |what: &str, error: &dyn std::fmt::Display| {
         tracing::warn!(topic = topic.name, partition = partition.index, %error, "{what}");
     };
-    if is_cleaning_due {
-        if let Err(error) = partition.move_start(|log| log.apply_retention(&topic.config(), now_ms())) {
-            report("cannot remove old segments", &error);
-        }
-        if topic.config().cleanup_compact
-            && let Err(error) = partition.compact(&topic.config())
-        {
-            report("cannot compact", &error);
-        }
+    if due.retention
+        && let Err(error) = partition.move_start(|log| log.apply_retention(&topic.config(), now_ms()))
+    {
+        report("cannot remove old segments", &error);
     }
-    if is_expiry_due {
+    if due.compaction
+        && topic.config().cleanup_compact
+        && let Err(error) = partition.compact(&topic.config())
+    {
+        report("cannot compact", &error);
+    }
+    if due.expiry {
         partition.with_log(|log| log.expire_producers(now_ms() - PRODUCER_EXPIRATION_MS));
     }
     if partition.with_log(|log| log.is_checkpoint_due())

@@ -1,14 +1,15 @@
-//! The internal log: everything the broker knows that is not a record in a topic.
+//! The internal log: all state that is not a record in a topic.
 //!
-//! Topics, groups, committed offsets and transactions are entries of one ordered map from [`Key`] to a JSON value. The map
-//! is in memory, and every change of it is first appended to a file as a **frame**: all changes of a frame happen or none
-//! does, which is what makes a transaction's offsets and its end one step. A frame that a crash cut short is dropped at the
-//! next start; it was never acknowledged. When most of the file is history, it is written anew.
+//! Topics, groups, committed offsets and transactions are entries of one ordered map from [`Key`]
+//! to a JSON value. The map is in memory. Every change is first appended to a file as a **frame**.
+//! A frame is atomic: a transaction's offsets and its end are one frame. An incomplete frame after
+//! a crash was never acknowledged and is dropped at the next start. A file that is mostly obsolete
+//! is rewritten.
 //!
 //! Frame: length (u32), CRC-32C of the rest (u32), JSON array of `[key, value or null]`.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -18,34 +19,35 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::log::sync_directory;
+use crate::private_files::{self, open_for_append};
 use crate::sync::lock;
 
 const FILE_NAME: &str = "state.log";
 const TEMPORARY_NAME: &str = "state.log.new";
 const FRAME_HEADER: usize = 8;
-/// The file is written anew when it is this large and mostly history.
+/// A file of at least this size that is mostly obsolete is rewritten.
 const REWRITE_ABOVE: u64 = 8 << 20;
 
-/// What an entry is about.
+/// The key of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Key {
-    /// The identity of this cluster.
+    /// The cluster id.
     Cluster,
-    /// Producer ids below this value are taken.
+    /// Producer ids below this value are used.
     ProducerIds,
-    /// A topic by its name.
+    /// A topic by name.
     Topic(String),
     /// The generation and members of a group.
     Group(String),
     /// The committed offset of (group, topic, partition).
     Offset(String, String, i32),
-    /// An offset of (group, producer id, topic, partition) that waits for its transaction to end.
+    /// A pending offset of (group, producer id, topic, partition).
     PendingOffset(String, i64, String, i32),
     /// A transaction by its transactional id.
     Transaction(String),
 }
 
-/// A change: a new value for a key, or none to remove it.
+/// A new value for a key, or its removal.
 #[derive(Debug)]
 pub(crate) struct Change {
     key: Key,
@@ -66,22 +68,24 @@ impl Change {
 struct Inner {
     file: File,
     size: u64,
-    /// Bytes of the file that a rewrite would keep, about.
+    /// Approximate size of the file after a rewrite.
     live: u64,
     entries: BTreeMap<Key, Box<RawValue>>,
-    has_debris: bool,
+    has_partial_write: bool,
 }
 
 /// The internal log.
 #[derive(Debug)]
 pub(crate) struct Store {
     directory: PathBuf,
+    /// The file was new, or its end was cut off: entries may be missing.
+    is_incomplete: bool,
     sync_each_append: bool,
     inner: Mutex<Inner>,
 }
 
 impl Store {
-    /// Opens the internal log in `directory`, creating it when there is none.
+    /// Opens the internal log in `directory`, or creates it.
     pub(crate) fn open(directory: &Path, sync_each_append: bool) -> io::Result<Self> {
         let path = directory.join(FILE_NAME);
         let file = open_for_append(&path)?;
@@ -94,18 +98,25 @@ impl Store {
             }
             at += length;
         }
-        if at < bytes.len() {
-            tracing::warn!(path = %path.display(), cut = bytes.len() - at, kept = at, "the last write was torn and is cut off");
+        let is_torn = at < bytes.len();
+        if is_torn {
+            tracing::warn!(path = %path.display(), cut = bytes.len() - at, kept = at, "the last write was torn; cutting it off");
             file.set_len(at as u64)?;
             file.sync_all()?;
         }
         sync_directory(directory)?;
         let live = entries.values().map(|value| entry_size(value)).sum();
-        let inner = Inner { file, size: at as u64, live, entries, has_debris: false };
-        Ok(Self { directory: directory.to_owned(), sync_each_append, inner: Mutex::new(inner) })
+        let inner = Inner { file, size: at as u64, live, entries, has_partial_write: false };
+        let is_incomplete = is_torn || bytes.is_empty();
+        Ok(Self { directory: directory.to_owned(), is_incomplete, sync_each_append, inner: Mutex::new(inner) })
     }
 
-    /// Makes all changes, or on an error none.
+    /// Whether entries may be missing because the file was new or torn.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.is_incomplete
+    }
+
+    /// Applies all changes, or none on an error.
     pub(crate) fn apply(&self, changes: Vec<Change>) -> io::Result<()> {
         if changes.is_empty() {
             return Ok(());
@@ -115,14 +126,14 @@ impl Store {
         let frame = encode_frame(&serde_json::to_vec(&pairs)?);
         let mut inner = lock(&self.inner);
         let size = inner.size;
-        if inner.has_debris {
+        if inner.has_partial_write {
             inner.file.set_len(size)?;
-            inner.has_debris = false;
+            inner.has_partial_write = false;
         }
         let written = inner.file.write_all(&frame);
         let written = written.and_then(|()| if self.sync_each_append { inner.file.sync_data() } else { Ok(()) });
         if let Err(error) = written {
-            inner.has_debris = inner.file.set_len(size).is_err();
+            inner.has_partial_write = inner.file.set_len(size).is_err();
             tracing::error!(directory = %self.directory.display(), %error, "cannot write to the internal log");
             return Err(error);
         }
@@ -133,7 +144,7 @@ impl Store {
             inner.live = (inner.live + added).saturating_sub(removed);
         }
         if inner.size > REWRITE_ABOVE && inner.size > inner.live * 4 {
-            // The changes are made; a rewrite that fails is tried again with the next one.
+            // The changes are applied. The next call retries a failed rewrite.
             if let Err(error) = self.rewrite(&mut inner) {
                 tracing::warn!(directory = %self.directory.display(), %error, "cannot rewrite the internal log");
             }
@@ -147,7 +158,7 @@ impl Store {
         inner.entries.get(key).map(|value| serde_json::from_str(value.get()).map_err(Into::into)).transpose()
     }
 
-    /// All entries whose key `select` takes, with what it made of the key.
+    /// All entries whose key `select` accepts, with the result of `select`.
     pub(crate) fn scan<K, T: DeserializeOwned>(&self, select: impl Fn(&Key) -> Option<K>) -> io::Result<Vec<(K, T)>> {
         let inner = lock(&self.inner);
         let mut found = Vec::new();
@@ -159,7 +170,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Makes everything durable.
+    /// Syncs the file.
     pub(crate) fn sync(&self) -> io::Result<()> {
         let file = lock(&self.inner).file.try_clone()?;
         file.sync_data()
@@ -167,7 +178,7 @@ impl Store {
 
     fn rewrite(&self, inner: &mut Inner) -> io::Result<()> {
         let temporary = self.directory.join(TEMPORARY_NAME);
-        let mut file = File::create(&temporary)?;
+        let mut file = private_files::create(&temporary)?;
         let mut size = 0;
         let pairs: Vec<_> = inner.entries.iter().collect();
         for chunk in pairs.chunks(1000) {
@@ -186,11 +197,7 @@ impl Store {
     }
 }
 
-fn open_for_append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).append(true).create(true).open(path)
-}
-
-/// About what a key and the array around it add to the value.
+/// Approximate size of a key and the array around it.
 const KEY_OVERHEAD: u64 = 60;
 
 fn entry_size(value: &RawValue) -> u64 {
@@ -229,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_torn_frame_takes_none_of_its_changes_and_nothing_else_with_it() {
+    fn a_torn_frame_is_dropped_as_a_whole() {
         let directory = tempfile::tempdir().unwrap();
         let open = || Store::open(directory.path(), false).unwrap();
         let change = |name: &str, value: i32| Change::put(Key::Topic(name.into()), &value).unwrap();
@@ -250,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn history_is_dropped_and_state_kept() {
+    fn rewriting_keeps_the_state() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path(), false).unwrap();
         let filler = "x".repeat(100_000);

@@ -1,5 +1,6 @@
-//! Locks that outlive a panic: a request that panicked is answered by closing its connection, and what it held must not
-//! take everybody else down. Every critical section changes memory only after the write to disk that could fail.
+//! Locks that survive a panic: a request that panics loses its connection, and its locks must not
+//! block other requests. Every critical section writes to disk first, which may fail, and then
+//! changes memory.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

@@ -1,22 +1,148 @@
-//! `trunkline connectors`: what pipeline files may name.
+//! `trunkline connectors`: the connectors and bundled plugins, and their options.
 
-use serde_json::json;
+use serde_json::{Value, json};
+use trunkline_connector::config::{OptionDefault, OptionSpec, nearest};
 
-use super::output::{Exit, print_data};
-use crate::plan::Registry;
+use super::output::{Exit, print_data, print_error};
+use crate::plan::{Registry, bundled, options};
 
-pub(super) fn connectors(as_json: bool) -> Exit {
+/// A connector or bundled plugin.
+struct Entry {
+    kind: &'static str,
+    name: &'static str,
+    summary: &'static str,
+    options: &'static [OptionSpec],
+    /// The options that all components of its kind share.
+    shared: &'static [OptionSpec],
+}
+
+fn entries() -> Vec<Entry> {
     let registry = Registry::new();
-    let sources = registry.source_names().into_iter().map(|name| ("source", name));
-    let sinks = registry.sink_names().into_iter().map(|name| ("sink", name));
-    let all: Vec<(&str, &str)> = sources.chain(sinks).collect();
+    let sources = registry.sources().map(|connector| Entry {
+        kind: "source",
+        name: connector.name(),
+        summary: registry.summary(connector.name()),
+        options: connector.options(),
+        shared: options::SOURCE,
+    });
+    let sinks = registry.sinks().map(|connector| Entry {
+        kind: "sink",
+        name: connector.name(),
+        summary: registry.summary(connector.name()),
+        options: connector.options(),
+        shared: options::SINK,
+    });
+    let plugins = bundled::PLUGINS.iter().map(|plugin| Entry {
+        kind: "plugin",
+        name: plugin.name,
+        summary: plugin.summary,
+        options: plugin.options,
+        shared: options::TRANSFORM,
+    });
+    sources.chain(sinks).chain(plugins).collect()
+}
+
+/// Lists connectors and bundled plugins.
+pub(super) fn list(as_json: bool) -> Exit {
+    let entries = entries();
     if as_json {
-        let list: Vec<_> = all.iter().map(|(kind, name)| json!({"kind": kind, "name": name})).collect();
-        print_data(&format!("{:#}\n", json!(list)));
-    } else {
-        for (kind, name) in all {
-            print_data(&format!("{kind:<8}{name}\n"));
-        }
+        let list: Vec<_> = entries
+            .iter()
+            .map(|entry| json!({ "kind": entry.kind, "name": entry.name, "summary": entry.summary }))
+            .collect();
+        return print_data(&format!("{:#}\n", json!(list)));
     }
-    Exit::Ok
+    let lines = entries.iter().map(|entry| format!("{:<8}{:<12}{}\n", entry.kind, entry.name, entry.summary));
+    print_data(&lines.collect::<String>())
+}
+
+/// Prints the options of a connector or bundled plugin.
+pub(super) fn describe(name: &str, as_json: bool) -> Exit {
+    let entries = entries();
+    let found: Vec<&Entry> =
+        entries.iter().filter(|entry| entry.name == name || entry.name == format!("{name}.wasm")).collect();
+    if found.is_empty() {
+        let known: Vec<&str> = entries.iter().map(|entry| entry.name).collect();
+        let hint = match nearest(name, &known) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!("known: {}", known.join(", ")),
+        };
+        print_error(format_args!("error: there is no connector or bundled plugin `{name}`; {hint}"));
+        return Exit::Config;
+    }
+    if as_json {
+        let list: Vec<Value> = found.iter().map(|entry| entry_json(entry)).collect();
+        return print_data(&format!("{:#}\n", json!(list)));
+    }
+    let texts: Vec<String> = found.iter().map(|entry| entry_text(entry)).collect();
+    print_data(&texts.join("\n"))
+}
+
+fn entry_json(entry: &Entry) -> Value {
+    json!({
+        "kind": entry.kind,
+        "name": entry.name,
+        "summary": entry.summary,
+        "options": entry.options.iter().map(option_json).collect::<Vec<_>>(),
+        "shared_options": entry.shared.iter().map(option_json).collect::<Vec<_>>(),
+    })
+}
+
+pub(super) fn option_json(option: &OptionSpec) -> Value {
+    let default = match option.default {
+        OptionDefault::Value(value) => Some(value),
+        OptionDefault::Required | OptionDefault::Words(_) => None,
+    };
+    json!({
+        "key": option.key,
+        "type": option.value_type,
+        "required": option.default == OptionDefault::Required,
+        "default": default,
+        "default_text": option.default_text(),
+        "doc": option.doc,
+        "example": option.example,
+    })
+}
+
+fn entry_text(entry: &Entry) -> String {
+    let (own, shared) = match entry.kind {
+        "plugin" => ("Options in `config`".to_owned(), "Options of all transforms".to_owned()),
+        kind => (format!("Options of `connector = \"{}\"`", entry.name), format!("Options of all {kind}s")),
+    };
+    let mut text = format!("{} {}: {}\n\n{own}:\n", entry.kind, entry.name, entry.summary);
+    entry.options.iter().for_each(|option| push_option(&mut text, option));
+    text.push_str(&format!("\n{shared}:\n"));
+    entry.shared.iter().for_each(|option| push_option(&mut text, option));
+    text
+}
+
+/// Width of the text below a key.
+const WIDTH: usize = 92;
+
+pub(super) fn push_option(text: &mut String, option: &OptionSpec) {
+    text.push_str(&format!("  {} ({}, {})\n", option.key, option.value_type, default_of(option)));
+    let mut line = String::new();
+    for word in option.doc.split_whitespace() {
+        if !line.is_empty() && line.len() + 1 + word.len() > WIDTH {
+            text.push_str(&format!("      {line}\n"));
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    text.push_str(&format!("      {line}\n"));
+    let has_own_example = !matches!(option.default, OptionDefault::Value(value) if value == option.example);
+    if has_own_example {
+        text.push_str(&format!("      Example: {} = {}\n", option.key, option.example));
+    }
+}
+
+fn default_of(option: &OptionSpec) -> String {
+    match option.default {
+        OptionDefault::Required => "required".to_owned(),
+        OptionDefault::Value(value) => format!("default {value}"),
+        OptionDefault::Words(words) => format!("default: {words}"),
+    }
 }

@@ -1,7 +1,8 @@
 //! `trunkline graph`: pipelines as a mermaid flowchart.
 //!
-//! It is drawn from the plan, so it shows what runs: every topic, and each fused transform on the way into the stage that runs it.
-//! A topic stands outside the pipelines, as several of them may meet there.
+//! The chart shows the plan, so it shows what runs: every topic, every stage, and each fused
+//! transform on the way into the stage that runs it. Topics are outside of the pipelines, because
+//! several pipelines may use one topic.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -9,37 +10,32 @@ use std::path::PathBuf;
 
 use trunkline_connector::Template;
 
-use super::output::{Exit, print_data, print_problems};
+use super::output::{Exit, print_data, report_problems};
 use super::validate::load_for_reading;
 use crate::config::Settings;
-use crate::plan::{OnError, Pipeline, Route, Step, TopicSelector};
+use crate::plan::{Input, OnError, Pipeline, Route, SourcePlan, TopicSelector};
 
+/// Runs the verb.
 pub(super) fn graph(paths: &[PathBuf], dead_letters: bool, settings: &Settings) -> Exit {
     match load_for_reading(paths, settings) {
-        Ok(loaded) if loaded.problems.is_empty() => {
-            print_data(&mermaid(&loaded.pipelines, dead_letters));
-            Exit::Ok
-        }
-        Ok(loaded) => {
-            print_problems(&loaded.problems);
-            Exit::Config
-        }
+        Ok(loaded) if loaded.problems.is_empty() => print_data(&mermaid(&loaded.pipelines, dead_letters)),
+        Ok(loaded) => report_problems(&loaded.problems, false),
         Err(exit) => exit,
     }
 }
 
-/// A flowchart in the making.
+/// A flowchart under construction.
 #[derive(Default)]
 struct Chart {
-    /// Ids by what a node stands for.
+    /// Ids of nodes, by the component or topic of the node.
     ids: HashMap<String, String>,
-    /// Lines of the pipeline that is being drawn.
+    /// Lines of the current pipeline.
     inside: Vec<String>,
     topics: Vec<String>,
     edges: Vec<String>,
 }
 
-/// A node's outline.
+/// The outline of a node.
 #[derive(Clone, Copy)]
 enum Outline {
     Source,
@@ -51,7 +47,7 @@ enum Outline {
 fn mermaid(pipelines: &[Pipeline], dead_letters: bool) -> String {
     let mut chart = Chart::default();
     let mut text = String::from("flowchart LR\n");
-    // Templates first: a reader knows a pattern only, which is no name to show.
+    // Writers first: their templates are readable names, the patterns of readers are not.
     for pipeline in pipelines {
         for source in &pipeline.sources {
             drop(chart.topic_of(&source.topic));
@@ -76,68 +72,79 @@ fn mermaid(pipelines: &[Pipeline], dead_letters: bool) -> String {
 
 impl Chart {
     fn pipeline(&mut self, pipeline: &Pipeline, with_dead_letters: bool) {
-        // Each stage with what happens to its errors.
-        let mut stages: Vec<(String, bool)> = Vec::new();
-        let at = |component: &str| format!("{}.{component}", pipeline.name);
+        let id = |component: &str| format!("{}.{component}", pipeline.name);
+        // The stages that write dead letters.
+        let mut stages: Vec<String> = Vec::new();
         for source in &pipeline.sources {
-            let label = format!("{}<br/>{}", source.name, source.connector);
-            let stage = self.node(&at(&source.name), &label, Outline::Source);
-            stages.push((stage.clone(), any_dead_letters(source.on_error, &source.apply)));
-            for (port, template) in &source.port_topics {
-                let topic = self.topic_of(template);
-                self.edge(&stage, &topic, Some(port));
-            }
-            let mut from = stage;
-            for (index, step) in source.apply.iter().enumerate() {
-                // Applied in two sources, it runs in two places.
-                let id = self.node(&at(&format!("{}#{index}", source.name)), &step.component, Outline::Transform);
-                self.edge(&from, &id, None);
-                from = id;
-            }
-            let topic = self.topic_of(&source.topic);
-            self.edge(&from, &topic, None);
+            let stage = self.source(source, &id);
+            let on_error = source.apply.iter().map(|step| step.on_error).chain([source.on_error]);
+            stages.extend(Some(stage).filter(|_| has_dead_letters(on_error)));
         }
         for transform in &pipeline.transforms {
-            let stage = self.node(&at(&transform.name), &transform.name, Outline::Transform);
-            stages.push((stage.clone(), transform.on_error == OnError::DeadLetter));
-            for input in &transform.inputs {
-                let topic = self.topic(&input.topics, None);
-                self.route(&at, &input.route, &topic, None, &stage);
-            }
+            let label = format!("{}<br/>separate stage", transform.name);
+            let stage = self.node(&id(&transform.name), &label, Outline::Transform);
+            self.inputs(&id, &transform.inputs, &stage);
             let topic = self.topic_of(&transform.topic);
             self.edge(&stage, &topic, None);
             for (port, template) in &transform.port_topics {
                 let topic = self.topic_of(template);
                 self.edge(&stage, &topic, transform.step.ports.get(usize::from(*port)).map(String::as_str));
             }
+            let on_error = fused_on_error(&transform.inputs).into_iter().chain([transform.on_error]);
+            stages.extend(Some(stage).filter(|_| has_dead_letters(on_error)));
         }
         for sink in &pipeline.sinks {
             let label = format!("{}<br/>{}", sink.name, sink.connector);
-            let stage = self.node(&at(&sink.name), &label, Outline::Sink);
-            stages.push((stage.clone(), sink.on_error == OnError::DeadLetter));
-            for input in &sink.inputs {
-                let topic = self.topic(&input.topics, None);
-                self.route(&at, &input.route, &topic, None, &stage);
-            }
+            let stage = self.node(&id(&sink.name), &label, Outline::Sink);
+            self.inputs(&id, &sink.inputs, &stage);
+            let on_error = fused_on_error(&sink.inputs).into_iter().chain([sink.on_error]);
+            stages.extend(Some(stage).filter(|_| has_dead_letters(on_error)));
         }
         if with_dead_letters {
             let topic = self.topic(&TopicSelector::Exact(pipeline.dead_letters.clone()), None);
-            for (stage, _) in stages.iter().filter(|(_, dead_letters)| *dead_letters) {
-                self.edges.push(format!("{stage} -.-> {topic}"));
-            }
+            self.edges.extend(stages.iter().map(|stage| format!("{stage} -.-> {topic}")));
         }
     }
 
-    fn route(&mut self, at: &dyn Fn(&str) -> String, route: &Route, from: &str, port: Option<&str>, stage: &str) {
+    fn source(&mut self, source: &SourcePlan, id: &dyn Fn(&str) -> String) -> String {
+        let label = format!("{}<br/>{}", source.name, source.connector);
+        let stage = self.node(&id(&source.name), &label, Outline::Source);
+        for (port, template) in &source.port_topics {
+            let topic = self.topic_of(template);
+            self.edge(&stage, &topic, Some(port));
+        }
+        let mut from = stage.clone();
+        for (index, step) in source.apply.iter().enumerate() {
+            // A transform that two sources apply runs in two places.
+            let step_id = id(&format!("{}#{index}", source.name));
+            let label = format!("{}<br/>before the topic", step.component);
+            let node = self.node(&step_id, &label, Outline::Transform);
+            self.edge(&from, &node, None);
+            from = node;
+        }
+        let topic = self.topic_of(&source.topic);
+        self.edge(&from, &topic, None);
+        stage
+    }
+
+    fn inputs(&mut self, id: &dyn Fn(&str) -> String, inputs: &[Input], stage: &str) {
+        for input in inputs {
+            let topic = self.topic(&input.topics, None);
+            self.route(id, &input.route, &topic, None, stage);
+        }
+    }
+
+    fn route(&mut self, id: &dyn Fn(&str) -> String, route: &Route, from: &str, port: Option<&str>, stage: &str) {
         if route.deliver {
             self.edge(from, stage, port);
         }
         for branch in &route.branches {
-            let id = self.node(&at(&branch.step.component), &branch.step.component, Outline::Transform);
-            self.edge(from, &id, port);
+            let label = format!("{}<br/>fused", branch.step.component);
+            let node = self.node(&id(&branch.step.component), &label, Outline::Transform);
+            self.edge(from, &node, port);
             for (output, next) in &branch.outputs {
                 let named = branch.step.ports.get(usize::from(*output)).filter(|_| *output > 0);
-                self.route(at, next, &id, named.map(String::as_str), stage);
+                self.route(id, next, &node, named.map(String::as_str), stage);
             }
         }
     }
@@ -151,13 +158,13 @@ impl Chart {
         self.node(&format!("topic {name}"), written.unwrap_or(name), Outline::Topic)
     }
 
-    /// The id of a node, which is drawn the first time it is asked for.
-    fn node(&mut self, what: &str, label: &str, outline: Outline) -> String {
-        if let Some(id) = self.ids.get(what) {
+    /// The id of a node; the first call draws the node.
+    fn node(&mut self, key: &str, label: &str, outline: Outline) -> String {
+        if let Some(id) = self.ids.get(key) {
             return id.clone();
         }
         let id = format!("n{}", self.ids.len() + 1);
-        self.ids.insert(what.to_owned(), id.clone());
+        self.ids.insert(key.to_owned(), id.clone());
         let label = label.replace('"', "#quot;");
         match outline {
             Outline::Source => self.inside.push(format!("{id}[/\"{label}\"/]")),
@@ -173,13 +180,26 @@ impl Chart {
             Some(label) => format!("{from} -->|{label}| {to}"),
             None => format!("{from} --> {to}"),
         };
-        // Two stages with the same way in draw it once.
+        // Inputs that share a part of their route draw it once.
         if !self.edges.contains(&line) {
             self.edges.push(line);
         }
     }
 }
 
-fn any_dead_letters(on_error: OnError, steps: &[Step]) -> bool {
-    on_error == OnError::DeadLetter || steps.iter().any(|step| step.on_error == OnError::DeadLetter)
+fn has_dead_letters(mut on_error: impl Iterator<Item = OnError>) -> bool {
+    on_error.any(|on_error| on_error == OnError::DeadLetter)
+}
+
+/// `on_error` of the transforms that are fused into a stage: the stage writes their dead letters, too.
+fn fused_on_error(inputs: &[Input]) -> Vec<OnError> {
+    fn collect(route: &Route, found: &mut Vec<OnError>) {
+        for branch in &route.branches {
+            found.push(branch.step.on_error);
+            branch.outputs.iter().for_each(|(_, next)| collect(next, found));
+        }
+    }
+    let mut found = Vec::new();
+    inputs.iter().for_each(|input| collect(&input.route, &mut found));
+    found
 }

@@ -1,27 +1,33 @@
 //! The command line.
 //!
-//! stdout is data (or JSON, with `--json`), stderr is everything else. The exit code says what kind of thing went wrong: see [`Exit`].
-//! Every verb takes the flags that set worker settings; what is said of them is in [`crate::config`].
+//! stdout carries data (or JSON, with `--json`), stderr everything else. [`Exit`] lists the exit
+//! codes. Every verb takes the flags that set worker settings; [`crate::config`] defines the
+//! settings.
 
 mod broker;
 mod connectors;
+mod explain;
 mod graph;
 mod output;
 mod reload;
 mod run;
+mod settings;
 mod settings_args;
 mod snapshot;
 mod validate;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use explain::error_codes;
 pub use output::{Exit, print_data, print_problems};
 pub use settings_args::SettingsArgs;
 
-/// Moves data through Kafka: sources write to topics, WASM plugins transform records, sinks load them. Exactly once.
+/// Moves data through Kafka: sources write to topics, WASM plugins transform records, sinks load
+/// them. Exactly once.
 #[derive(Parser)]
 #[command(name = "trunkline", version, disable_help_subcommand = true)]
 struct Cli {
@@ -31,23 +37,29 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Checks pipeline files and shows everything that is wrong with them
+    /// Check pipeline files and print all problems
     Validate(ValidateArgs),
-    /// Prints pipelines as a mermaid flowchart
+    /// Print pipelines as a mermaid flowchart
     Graph(GraphArgs),
-    /// Runs pipelines until stopped
+    /// Run pipelines until stopped
     ///
-    /// SIGINT and SIGTERM stop it: it flushes, commits and ends. SIGHUP has it read its pipeline files again: what is planned as before goes on
-    /// undisturbed, what changed starts anew from its committed position, what is gone stops, and what had failed for good is tried again. A file
-    /// with mistakes changes nothing of what runs. (With --until-idle, SIGHUP ends it as it does any program.)
+    /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. On SIGHUP it reloads its
+    /// pipeline files: a stage with an unchanged plan keeps running, a stage with a changed plan
+    /// restarts from its committed position, a removed stage stops, and a failed stage is tried
+    /// again. An invalid file changes nothing that runs. (With --until-idle, SIGHUP ends the
+    /// process.)
     #[command(verbatim_doc_comment)]
     Run(RunArgs),
-    /// Has a source read tables once more, beside what comes
+    /// Re-read selected tables while the source keeps streaming changes
     Snapshot(SnapshotArgs),
-    /// Runs the embedded Kafka broker by itself
-    Broker(BrokerArgs),
-    /// Lists the connectors
+    /// Run the embedded Kafka broker without pipelines
+    Broker(broker::BrokerArgs),
+    /// List connectors and bundled plugins, or describe the options of one
     Connectors(ConnectorsArgs),
+    /// List the worker settings with their variables and flags
+    Settings(ListSettingsArgs),
+    /// Explain an error code
+    Explain(ExplainArgs),
 }
 
 /// `trunkline validate`.
@@ -56,10 +68,12 @@ struct ValidateArgs {
     /// Pipeline files, or folders of them
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Print problems as JSON on stdout: [{code, severity, message, file, line, column, length, expected, help}]
+    /// Print problems as JSON on stdout: [{code, severity, message, file, line, column, length,
+    /// expected, help}]
     #[arg(long)]
     json: bool,
-    /// Ask the sources' systems too, and show what they lack with what mends it. Changes nothing there
+    /// Also check the prerequisites of the sources' systems, and print how to fix each. Changes
+    /// nothing there
     #[arg(long)]
     check: bool,
     #[command(flatten)]
@@ -72,7 +86,7 @@ struct GraphArgs {
     /// Pipeline files, or folders of them
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Draw the topics of dead letters too
+    /// Also draw the topics of dead letters
     #[arg(long)]
     dead_letters: bool,
     #[command(flatten)]
@@ -85,10 +99,10 @@ pub struct RunArgs {
     /// Pipeline files, or folders of them
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
-    /// Stop when everything there is has been read, delivered and committed
+    /// End once all existing data is read, delivered and committed
     #[arg(long)]
     pub until_idle: bool,
-    /// Read pipeline files again when they, or plugins that they name, change: as on SIGHUP
+    /// Reload pipeline files when they or their plugins change, as on SIGHUP
     #[arg(long, conflicts_with = "until_idle")]
     pub watch: bool,
     /// Print the summary as JSON on stdout
@@ -108,13 +122,13 @@ struct SnapshotArgs {
     /// The source, as PIPELINE.SOURCE
     #[arg(value_name = "PIPELINE.SOURCE")]
     source: String,
-    /// Pipeline files, or folders of them, one of which has the source
+    /// Pipeline files, or folders of them; one of them defines the source
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Tables to read once more, as DATABASE.TABLE; `*` stands for any characters
+    /// Tables to read, as DATABASE.TABLE; `*` stands for any characters
     #[arg(long, required = true, value_delimiter = ',', value_name = "TABLE")]
     tables: Vec<String>,
-    /// Only rows that fulfil this, in SQL: what follows WHERE, of every table that is named
+    /// SQL condition on the rows of all these tables: the text after WHERE
     #[arg(long = "where", value_name = "CONDITION")]
     condition: Option<String>,
     /// Print the tables as JSON on stdout
@@ -124,38 +138,72 @@ struct SnapshotArgs {
     settings: SettingsArgs,
 }
 
-/// `trunkline broker`.
-#[derive(Args)]
-pub(super) struct BrokerArgs {
-    /// Where to listen. There is no authentication: whoever reaches another address than loopback can read and delete everything
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
-    listen: std::net::SocketAddr,
-    /// Folder for its data
-    #[arg(long, value_name = "DIR", default_value = "trunkline-data/broker")]
-    data: PathBuf,
-}
-
 /// `trunkline connectors`.
 #[derive(Args)]
 struct ConnectorsArgs {
-    /// Print them as JSON on stdout
-    #[arg(long)]
+    #[command(subcommand)]
+    command: Option<ConnectorsCommand>,
+    /// Print as JSON on stdout
+    #[arg(long, global = true)]
     json: bool,
+}
+
+#[derive(Subcommand)]
+enum ConnectorsCommand {
+    /// Describe the options of a connector or bundled plugin
+    Describe {
+        /// Its name, such as logfile or mask.wasm
+        name: String,
+    },
+}
+
+/// `trunkline settings`.
+#[derive(Args)]
+struct ListSettingsArgs {
+    /// Print an example of trunkline.toml
+    #[arg(long)]
+    example: bool,
+    /// Print as JSON on stdout
+    #[arg(long, conflicts_with = "example")]
+    json: bool,
+}
+
+/// `trunkline explain`.
+#[derive(Args)]
+struct ExplainArgs {
+    /// The code, such as mysql.purged; without it, all codes are listed
+    code: Option<String>,
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(message) => {
-            // Help and version go to stdout and are no failure.
-            let _ = message.print();
-            return if message.use_stderr() { Exit::Config.into() } else { Exit::Ok.into() };
-        }
+        Err(message) => return usage(&message).into(),
     };
-    let exit = match cli.verb {
+    run_verb(cli.verb).into()
+}
+
+/// Prints help and version to stdout, and usage errors to stderr.
+fn usage(message: &clap::Error) -> Exit {
+    if message.use_stderr() {
+        // A failure to write to stderr cannot be reported.
+        let _ = message.print();
+        return Exit::Config;
+    }
+    let text = message.render();
+    print_data(&if std::io::stdout().is_terminal() { text.ansi().to_string() } else { text.to_string() })
+}
+
+fn run_verb(verb: Verb) -> Exit {
+    match verb {
         Verb::Broker(args) => broker::broker(&args),
-        Verb::Connectors(args) => connectors::connectors(args.json),
+        Verb::Connectors(args) => match args.command {
+            Some(ConnectorsCommand::Describe { name }) => connectors::describe(&name, args.json),
+            None => connectors::list(args.json),
+        },
+        Verb::Settings(args) => settings::settings(args.example, args.json),
+        Verb::Explain(args) => explain::explain(args.code.as_deref()),
         Verb::Validate(args) => match args.settings.load() {
             Ok(settings) => validate::validate(&args.paths, args.json, args.check, &settings),
             Err(problems) => output::report_problems(&problems, args.json),
@@ -169,9 +217,8 @@ pub fn main() -> ExitCode {
             Err(problems) => output::report_problems(&problems, false),
         },
         Verb::Run(args) => match args.settings.load() {
-            Ok(settings) => return run::run(&args, settings),
+            Ok(settings) => run::run(&args, settings),
             Err(problems) => output::report_problems(&problems, args.json),
         },
-    };
-    exit.into()
+    }
 }

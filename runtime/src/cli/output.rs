@@ -1,22 +1,30 @@
-//! Where output goes, and what the process returns.
+//! Writes to stdout and stderr, and the exit codes of the process.
+//!
+//! A reader of stdout that has gone (`| head`) is not a failure: the command ends as it would have.
+//! Every other failure to write data (a full disk) is an error, because the data is lost. Nothing
+//! can be reported when stderr fails, so such failures are ignored.
 
-use std::io::Write as _;
+use std::fmt::Arguments;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use trunkline_connector::{Domain, Error};
 
-use crate::config::{FileProblems, Look, Settings, json, problem_at, render, summary};
+use crate::config::{FileProblems, RenderStyle, Settings, json, problem_at, render, summary};
 
-/// What the process returns.
+/// The result of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
 pub enum Exit {
-    /// 0: all is well.
+    /// 0: success.
     Ok,
-    /// 1: something failed while running.
+    /// 1: a failure while running.
     Runtime,
-    /// 2: a pipeline file, a setting or the command line is wrong.
+    /// 2: a pipeline file, a setting or the command line is invalid.
     Config,
-    /// 3: what is needed is not there: the brokers, the data folder.
+    /// 3: a requirement is missing: the brokers, the data folder, room for output.
     Environment,
 }
 
@@ -38,41 +46,81 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Writes data to stdout. A reader that has gone (`| head`) is no failure.
-pub fn print_data(text: &str) {
+impl From<&Error> for Exit {
+    fn from(error: &Error) -> Self {
+        match error.domain {
+            Domain::Config => Self::Config,
+            Domain::External => Self::Environment,
+            Domain::Data | Domain::Fenced | Domain::Internal => Self::Runtime,
+        }
+    }
+}
+
+/// Writes data to stdout, and reports a failure on stderr.
+pub fn print_data(text: &str) -> Exit {
     let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Exit::Ok,
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Exit::Ok,
+        Err(error) => {
+            print_error(format_args!("error: cannot write to stdout: {error}; the output is incomplete"));
+            Exit::Environment
+        }
+    }
 }
 
-/// Writes problems and how many they are to stderr.
+/// Writes a line to stderr.
+pub(super) fn print_error(line: Arguments<'_>) {
+    // A full disk or a closed terminal must not end the process, as `eprintln!` would.
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Reports an error on stderr; the exit code follows from its domain.
+pub(super) fn report_error(error: &Error) -> Exit {
+    print_error(format_args!("error: {error}"));
+    Exit::from(error)
+}
+
+/// Writes problems and their number to stderr.
 pub fn print_problems(problems: &[FileProblems]) {
-    let text = format!("{}{}\n", render(problems, Look::of_stderr()), summary(problems));
-    let mut stderr = std::io::stderr().lock();
-    let _ = stderr.write_all(text.as_bytes());
+    let text = format!("{}{}", render(problems, RenderStyle::of_stderr()), summary(problems));
+    print_error(format_args!("{text}"));
 }
 
-/// Writes problems to stderr, or as JSON to stdout; the exit code that goes with them.
+/// Writes problems to stderr, or as JSON to stdout.
 pub(super) fn report_problems(problems: &[FileProblems], as_json: bool) -> Exit {
-    if as_json {
-        print_data(&format!("{}\n", json(problems)));
+    let printed = if as_json {
+        print_data(&format!("{}\n", json(problems)))
     } else {
         print_problems(problems);
-    }
-    if problems.is_empty() { Exit::Ok } else { Exit::Config }
+        Exit::Ok
+    };
+    if problems.is_empty() { printed } else { Exit::Config }
 }
 
-/// Starts logging to stderr, as the settings say.
+/// Starts logging to stderr with the filter of the settings.
 pub(super) fn start_logging(settings: &Settings) -> Result<(), Vec<FileProblems>> {
-    let filter = EnvFilter::try_new(&settings.log).map_err(|error| {
+    log_to_stderr(&settings.log).map_err(|error| {
         let help = "for example `info`, `debug` or `warn,trunkline=debug`".to_owned();
-        vec![problem_at(None, "config.wrong_value", format!("the setting `log` is no filter: {error}"), Some(help))]
-    })?;
+        vec![problem_at(
+            None,
+            "config.wrong_value",
+            format!("the setting `log` is not a valid filter: {error}"),
+            Some(help),
+        )]
+    })
+}
+
+/// Starts logging to stderr with a filter.
+pub(super) fn log_to_stderr(filter: &str) -> Result<(), ParseError> {
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(EnvFilter::try_new(filter)?)
         .with_writer(std::io::stderr)
-        .with_ansi(Look::of_stderr().colour)
+        .with_ansi(RenderStyle::of_stderr().colour)
+        // It reports failures of stderr to stderr, by a macro that panics.
+        .log_internal_errors(false)
         .finish();
-    // Only a second call could fail, and the first one's subscriber is as good.
+    // Only a second call could fail; the first subscriber stays.
     let _ = tracing::subscriber::set_global_default(subscriber);
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! Pipeline files that are read again while a worker follows: on SIGHUP, and with `--watch` when they change.
+//! Reloads pipeline files while a worker runs: on SIGHUP, and with `--watch` when they change.
 //!
-//! Whoever edits a file may save half of it: a change counts when the files look the same a second later. What they look like is taken
-//! before they are read, so that no change is missed.
+//! An editor may save a file in several steps, so a change counts once the files are unchanged for
+//! a second. Their stamps are taken before the files are read, so that no change is missed.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,30 +18,31 @@ use crate::config::Settings;
 use crate::plan::{Files, Loaded, Registry, files_of};
 use crate::worker::PipelineSet;
 
-/// Files are looked at so often.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two looks at the files.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// All that the pipelines of a worker are read from.
+/// The inputs that the pipelines of a worker are read from.
 pub(super) struct Reader {
     paths: Vec<PathBuf>,
     watch: bool,
     flags: SettingsArgs,
-    /// Those that the worker runs with.
+    /// The settings that the worker runs with.
     settings: Settings,
     host: Host,
     registry: Registry,
     files: Files,
-    /// What the files looked like before they were read.
-    read: Seen,
-    /// What they looked like a second ago.
-    last: Seen,
+    /// The stamps of the files before they were read.
+    read: Stamps,
+    /// The stamps of the files at the last look.
+    last: Stamps,
 }
 
-/// What files look like; `None` where there is none.
-type Seen = BTreeMap<PathBuf, Option<Look>>;
+/// Stamps by path; `None` where no file exists.
+type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 
-/// Another one after every change: device, inode, length, and the time of change, which nobody can set.
-type Look = (u64, u64, u64, i64, i64);
+/// Differs after every change: device, inode, length, and the time of change, which programs cannot
+/// set.
+type Stamp = (u64, u64, u64, i64, i64);
 
 impl Reader {
     pub(super) fn new(args: &RunArgs, settings: Settings, host: Host) -> Self {
@@ -53,36 +54,36 @@ impl Reader {
             host,
             registry: Registry::new(),
             files: Files::default(),
-            read: Seen::new(),
-            last: Seen::new(),
+            read: Stamps::new(),
+            last: Stamps::new(),
         }
     }
 
-    /// Reads all files, and shows what is wrong with them.
+    /// Reads all files and prints their problems.
     pub(super) fn read(&mut self) -> Loaded {
         let mut loaded = self.read_once();
-        // Plugins that they did not name before were not looked at before they were read.
-        if self.watch && !self.look().keys().eq(self.read.keys()) {
+        // Plugins that the files did not name before have no stamp from before the read.
+        if self.watch && !self.stamps().keys().eq(self.read.keys()) {
             loaded = self.read_once();
         }
         if !loaded.problems.is_empty() {
             print_problems(&loaded.problems);
         }
         if !loaded.kept.is_empty() {
-            tracing::warn!("what runs of files with mistakes goes on as it was: {}", loaded.kept.join(", "));
+            tracing::warn!("pipelines with invalid files keep their previous plan: {}", loaded.kept.join(", "));
         }
         loaded
     }
 
     fn read_once(&mut self) -> Loaded {
-        self.read = self.look();
+        self.read = self.stamps();
         self.files.read(&self.paths, &self.host, &self.settings, &self.registry)
     }
 
-    /// What is to run from now on, if somebody `asked` for it or files changed.
-    fn next(&mut self, asked: bool) -> Option<PipelineSet> {
-        if !asked {
-            let now = self.look();
+    /// The next set of pipelines, if a reload was `requested` or the files changed.
+    fn next(&mut self, requested: bool) -> Option<PipelineSet> {
+        if !requested {
+            let now = self.stamps();
             let is_settled = now == self.last;
             self.last = now;
             if !is_settled || self.last == self.read {
@@ -91,8 +92,8 @@ impl Reader {
         }
         self.compare_settings();
         let pipelines = self.read().pipelines;
-        // Whoever asks has mended what a stage failed of, perhaps outside of the files.
-        Some(PipelineSet { pipelines, retry_failed: asked })
+        // A request means that the cause of a failure may have been removed outside of the files.
+        Some(PipelineSet { pipelines, retry_failed: requested })
     }
 
     fn compare_settings(&self) {
@@ -100,45 +101,42 @@ impl Reader {
             Ok(now) => {
                 let changed = self.settings.differences(&now);
                 if !changed.is_empty() {
-                    tracing::warn!(
-                        "settings that changed are not taken before the worker is restarted: {}",
-                        changed.join(", ")
-                    );
+                    tracing::warn!("changed settings take effect when the worker restarts: {}", changed.join(", "));
                 }
             }
             Err(problems) => print_problems(&problems),
         }
     }
 
-    fn look(&self) -> Seen {
+    fn stamps(&self) -> Stamps {
         let settings = self.flags.config.clone().unwrap_or_else(|| PathBuf::from(Settings::DEFAULT_FILE));
         let plugins = self.files.plugins().iter().cloned();
         let all = files_of(&self.paths).into_iter().chain(plugins).chain([settings]);
-        all.map(|path| (path.clone(), look(&path))).collect()
+        all.map(|path| (path.clone(), stamp(&path))).collect()
     }
 }
 
-fn look(path: &Path) -> Option<Look> {
+fn stamp(path: &Path) -> Option<Stamp> {
     let file = std::fs::metadata(path).ok()?;
     Some((file.dev(), file.ino(), file.len(), file.ctime(), file.ctime_nsec()))
 }
 
-/// Reads files again, each time that SIGHUP or a change asks for it, until the worker has gone.
+/// Reloads the files on each SIGHUP and each change until the worker has ended.
 pub(super) async fn follow(mut reader: Reader, mut hangups: Signal, sets: Sender<PipelineSet>) {
-    let mut looks = tokio::time::interval(LOOK);
-    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticks = tokio::time::interval(WATCH_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let asked = tokio::select! {
+        let requested = tokio::select! {
             _ = hangups.recv() => true,
-            _ = looks.tick(), if reader.watch => false,
+            _ = ticks.tick(), if reader.watch => false,
         };
-        // Compiling plugins takes its time.
+        // Compiling plugins takes seconds.
         let next = tokio::task::spawn_blocking(move || {
-            let set = reader.next(asked);
+            let set = reader.next(requested);
             (reader, set)
         });
         let Ok((back, set)) = next.await else {
-            tracing::error!("reading the pipeline files panicked: they are not read any more (please report this)");
+            tracing::error!("reading the pipeline files panicked: they are no longer reloaded (please report this)");
             return;
         };
         reader = back;
@@ -153,17 +151,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_looks_different_after_every_change() {
+    fn every_change_of_a_file_changes_its_stamp() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.toml");
-        assert_eq!(look(&path), None);
+        assert_eq!(stamp(&path), None);
         std::fs::write(&path, "one").unwrap();
-        let first = look(&path);
-        assert!(first.is_some() && look(&path) == first);
-        // Another file in its place, of the same length and with the same times, as editors and `mv` make.
+        let first = stamp(&path);
+        assert!(first.is_some() && stamp(&path) == first);
+        // Editors and `mv` put another file in its place, here of the same length.
         let other = folder.path().join("b");
         std::fs::write(&other, "two").unwrap();
         std::fs::rename(&other, &path).unwrap();
-        assert_ne!(look(&path), first);
+        assert_ne!(stamp(&path), first);
     }
 }

@@ -1,62 +1,35 @@
-//! `trunkline run`: runs pipelines until they are idle or the worker is told to stop.
+//! `trunkline run`: runs pipelines until they are idle or the worker is stopped.
 
-use std::process::ExitCode;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use trunkline_connector::Domain;
+use trunkline_connector::{Domain, Error, Result};
 use trunkline_transform_host::{Host, HostOptions};
 
+use super::output::{print_data, print_error, report_error};
 use super::reload::{Reader, follow};
 use super::{Exit, RunArgs};
 use crate::config::Settings;
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::plan::Loaded;
-use crate::stage::Stop;
+use crate::stage::StopSignal;
 use crate::worker::{self, DataDir, PipelineSet, STOPPED_CUT_OFF, WorkerOptions, raise_open_files_limit};
 
 /// Runs the verb.
-pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
-    if let Err(error) = raise_open_files_limit() {
-        tracing::warn!(%error, "cannot raise the limit of open files of this process (`ulimit -n`)");
-    }
-    let data = match DataDir::open(&settings.data, args.new_worker_id) {
-        Ok(data) => data,
+pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
+    let (data, host, runtime, hangups) = match prepare(args, &settings) {
+        Ok(prepared) => prepared,
         Err(error) => {
-            eprintln!("error: {error}");
-            return Exit::Environment.into();
+            print_error(format_args!("error: {error}"));
+            return Exit::Environment;
         }
-    };
-    let host = match Host::new(HostOptions { cache_dir: Some(data.plugins().to_owned()) }) {
-        Ok(host) => host,
-        Err(error) => {
-            eprintln!("error: plugins cannot be run here: {error}");
-            return Exit::Environment.into();
-        }
-    };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("error: cannot start: {error}");
-            return Exit::Environment.into();
-        }
-    };
-    // Before anything that takes its time: SIGHUP would end the process. It does end a job.
-    let hangups = match args.until_idle {
-        true => None,
-        false => match runtime.block_on(async { signal(SignalKind::hangup()) }) {
-            Ok(hangups) => Some(hangups),
-            Err(error) => {
-                eprintln!("error: signals cannot be received: {error}");
-                return Exit::Environment.into();
-            }
-        },
     };
     let mut reader = Reader::new(args, settings.clone(), host);
-    let Some(first) = load(&mut reader, args) else { return Exit::Config.into() };
-    let (sets, of_worker) = channel();
-    // The other end is in this function.
+    let Some(first) = first_set(&mut reader, args) else { return Exit::Config };
+    let (sets, received_sets) = channel();
+    // The receiver is in this function, so this cannot fail.
     let _ = sets.send(first);
     if let Some(hangups) = hangups {
         runtime.spawn(follow(reader, hangups, sets));
@@ -65,27 +38,27 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
         None | Some(EMBEDDED) => match EmbeddedBroker::start(runtime.handle(), &settings.data.join("broker")) {
             Ok(broker) => Some(broker),
             Err(error) => {
-                eprintln!("error: {error}");
-                return Exit::Environment.into();
+                print_error(format_args!("error: {error}"));
+                return Exit::Environment;
             }
         },
         Some(_) => None,
     };
     let brokers =
         embedded.as_ref().map_or_else(|| settings.brokers.clone().unwrap_or_default(), EmbeddedBroker::address);
-    let stop = Stop::default();
+    let stop = StopSignal::default();
     let signals = match runtime.block_on(async { StopSignals::install() }) {
         Ok(signals) => signals,
         Err(error) => {
-            eprintln!("error: signals cannot be received: {error}");
-            return Exit::Environment.into();
+            print_error(format_args!("error: signals cannot be received: {error}"));
+            return Exit::Environment;
         }
     };
     runtime.spawn(stop_on_signals(signals, stop.clone()));
     let options = WorkerOptions {
         settings,
         brokers,
-        sets: of_worker,
+        sets: received_sets,
         until_idle: args.until_idle,
         runtime: runtime.handle().clone(),
         stop: stop.clone(),
@@ -94,37 +67,52 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> ExitCode {
     if let Some(broker) = embedded {
         broker.stop();
     }
-    // Nothing that is still under way in the background matters now.
+    // Background work that is unfinished now has no effect.
     runtime.shutdown_background();
     if let Err(error) = &outcome
         && error.code == STOPPED_CUT_OFF
     {
-        eprintln!("stopped: {error}");
+        print_error(format_args!("stopped: {error}"));
         // Threads still wait for the brokers. An orderly exit would release memory that they use.
         exit_at_once(if args.until_idle { Exit::Environment } else { Exit::Ok });
     }
     match outcome {
         Ok(outcome) => report(args, &outcome),
-        // With `--until-idle` the flag is also set at the end of the work: an error then is one.
+        // With `--until-idle` the worker sets the flag itself at the end of the work.
         Err(error) if stop.is_set() && !args.until_idle && error.domain != Domain::Config => {
-            eprintln!("stopped: {error}");
-            ExitCode::SUCCESS
+            print_error(format_args!("stopped: {error}"));
+            Exit::Ok
         }
-        Err(error) => {
-            eprintln!("error: {error}");
-            match error.domain {
-                Domain::Config => Exit::Config.into(),
-                Domain::External => Exit::Environment.into(),
-                _ => Exit::Runtime.into(),
-            }
-        }
+        Err(error) => report_error(&error),
     }
 }
 
-/// Loads the first set. A worker that follows leaves bad files of a folder out, so that one of them
-/// does not keep the others from running (I7); a run until idle is a job, which is done whole or
-/// not at all.
-fn load(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
+/// Opens the data folder and starts the plugin host and the async runtime. A follower also receives
+/// SIGHUP from here on, because the signal would end the process; it does end a job.
+fn prepare(args: &RunArgs, settings: &Settings) -> Result<(DataDir, Host, Runtime, Option<Signal>)> {
+    if let Err(error) = raise_open_files_limit() {
+        tracing::warn!(%error, "cannot raise the limit of open files of this process (`ulimit -n`)");
+    }
+    let data = DataDir::open(&settings.data, args.new_worker_id)?;
+    let host = Host::new(HostOptions { cache_dir: Some(data.plugins().to_owned()) })
+        .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::external("environment.runtime", format!("cannot start a thread: {error}")))?;
+    let hangups = match args.until_idle {
+        true => None,
+        false => Some(runtime.block_on(async { signal(SignalKind::hangup()) }).map_err(|error| {
+            Error::external("environment.signals", format!("the process cannot receive signals: {error}"))
+        })?),
+    };
+    Ok((data, host, runtime, hangups))
+}
+
+/// Loads the first set. A follower leaves invalid files out, so that they do not affect the others
+/// (I7). A job (`--until-idle`) runs completely or not at all.
+fn first_set(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
     let Loaded { pipelines, problems, .. } = reader.read();
     if pipelines.is_empty() || args.until_idle && !problems.is_empty() {
         return None;
@@ -132,28 +120,28 @@ fn load(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
     Some(PipelineSet { pipelines, retry_failed: false })
 }
 
-fn report(args: &RunArgs, outcome: &worker::RunReport) -> ExitCode {
-    for component in outcome.summary.unbalanced() {
-        eprintln!(
-            "error: the counters of {component} do not balance: records were lost or doubled in the count (please report this)"
-        );
+fn report(args: &RunArgs, outcome: &worker::RunReport) -> Exit {
+    let unbalanced = outcome.summary.unbalanced();
+    for component in &unbalanced {
+        print_error(format_args!(
+            "error: the counters of {component} do not balance: records were lost or counted twice (please report this)"
+        ));
     }
     for (component, error) in &outcome.failed {
-        eprintln!("error: {component} stopped: {error}");
+        print_error(format_args!("error: {component} stopped: {error}"));
     }
-    if args.json {
-        match serde_json::to_string(&outcome.summary) {
-            Ok(json) => println!("{json}"),
-            Err(error) => eprintln!("error: the summary cannot be written: {error}"),
+    let summary = match args.json {
+        true => serde_json::to_string(&outcome.summary),
+        false => Ok(outcome.summary.to_string()),
+    };
+    let printed = match summary {
+        Ok(summary) => print_data(&format!("{summary}\n")),
+        Err(error) => {
+            print_error(format_args!("error: the summary cannot be written as JSON: {error}"));
+            Exit::Runtime
         }
-    } else {
-        println!("{}", outcome.summary);
-    }
-    if outcome.failed.is_empty() && outcome.summary.unbalanced().is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        Exit::Runtime.into()
-    }
+    };
+    if outcome.failed.is_empty() && unbalanced.is_empty() { printed } else { Exit::Runtime }
 }
 
 /// Signals within this time are one request.
@@ -161,7 +149,7 @@ const SAME_SIGNAL: Duration = Duration::from_millis(200);
 
 /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. The second signal ends the
 /// process at once.
-async fn stop_on_signals(mut signals: StopSignals, stop: Stop) {
+async fn stop_on_signals(mut signals: StopSignals, stop: StopSignal) {
     signals.next().await;
     tracing::info!("stopping; a second signal ends the process at once");
     stop.set();
@@ -175,7 +163,9 @@ async fn stop_on_signals(mut signals: StopSignals, stop: Stop) {
         }
     }
     signals.next().await;
-    eprintln!("stopped by a second signal: records that were not committed are read again at the next start");
+    print_error(format_args!(
+        "stopped by a second signal: records that were not committed are read again at the next start"
+    ));
     exit_at_once(Exit::Runtime);
 }
 

@@ -1,4 +1,4 @@
-//! Flags that every verb has: where the settings file is, and settings themselves.
+//! Flags that all verbs share: the settings file and the settings themselves.
 
 use std::path::PathBuf;
 
@@ -7,17 +7,18 @@ use clap::Args;
 use super::output::start_logging;
 use crate::config::{FileProblems, Settings, SettingsOverrides};
 
-/// Worker settings on the command line. They win over `TRUNKLINE_*` variables, and those over the settings file.
+/// Worker settings on the command line. They override `TRUNKLINE_*` variables, and those the
+/// settings file.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Worker settings")]
 pub struct SettingsArgs {
-    /// Settings file [default: trunkline.toml, if there is one]
+    /// Settings file [default: trunkline.toml, if it exists]
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_CONFIG")]
     pub config: Option<PathBuf>,
     /// Kafka's bootstrap servers, or `embedded` for the broker in the process
     #[arg(long, value_name = "HOST:PORT,..")]
     pub brokers: Option<String>,
-    /// Folder for what the worker keeps on disk [default: trunkline-data]
+    /// Folder of the worker's files [default: trunkline-data]
     #[arg(long, value_name = "DIR")]
     pub data: Option<String>,
     /// Name that the workers of one cluster share [default: trunkline]
@@ -26,20 +27,20 @@ pub struct SettingsArgs {
     /// Name of this machine [default: its host name]
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
-    /// What buffers may hold in all [default: 256MiB]
+    /// Byte budget of all buffers [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
 }
 
 impl SettingsArgs {
-    /// Loads the settings with these flags on top, and starts logging as they say.
+    /// Loads the settings with these flags, and starts logging.
     pub(super) fn load(&self) -> Result<Settings, Vec<FileProblems>> {
         let settings = self.read()?;
         start_logging(&settings)?;
         Ok(settings)
     }
 
-    /// Loads the settings with these flags on top.
+    /// Loads the settings with these flags.
     pub(super) fn read(&self) -> Result<Settings, Vec<FileProblems>> {
         let flags = [
             ("brokers", &self.brokers),

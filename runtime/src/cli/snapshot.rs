@@ -1,15 +1,16 @@
-//! `trunkline snapshot`: a source reads some of its tables once more.
+//! `trunkline snapshot`: re-reads selected tables while the source keeps streaming changes.
 //!
-//! What is asked for is written into the source's committed position, by the source's own transactional id: that fences the task that runs, wherever
-//! it does (I4), so that it can write nothing over it, and goes on from the changed position a moment later. No other store and no connection to
-//! the worker is needed.
+//! The command writes the request into the source's committed position, with the source's own
+//! transactional id. That fences the running task on any worker (I4), so that the task cannot
+//! overwrite the request; it restarts from the changed position. The command needs no other store
+//! and no connection to the worker.
 
 use std::path::PathBuf;
 
 use trunkline_connector::{Domain, Error, IncrementalSnapshots, Placement, PositionChange, Result, SnapshotRequest};
 
 use super::SnapshotArgs;
-use super::output::{Exit, print_data, report_problems};
+use super::output::{Exit, print_data, print_error, report_error, report_problems};
 use super::validate::load_for_reading;
 use crate::checkpoint::{CHECKPOINTS, Positions};
 use crate::config::Settings;
@@ -18,7 +19,7 @@ use crate::kafka::{Cluster, TransactionalProducer};
 use crate::plan::{Pipeline, SourcePlan};
 use crate::stage::component_name;
 
-/// A few rows are sent.
+/// The request is a few records.
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// Runs the verb.
@@ -28,52 +29,37 @@ pub(super) fn snapshot(args: &SnapshotArgs, settings: &Settings) -> Exit {
         Err(exit) => return exit,
     };
     let Some((pipeline, source)) = find(&loaded.pipelines, &args.source) else {
-        // A file that cannot be read may be the one that was meant.
+        // An invalid file may be the one that defines the source.
         if !loaded.problems.is_empty() {
             return report_problems(&loaded.problems, false);
         }
-        eprintln!("error: {}", unknown(&loaded.pipelines, &args.source, &args.paths));
+        print_error(format_args!("error: {}", unknown(&loaded.pipelines, &args.source, &args.paths)));
         return Exit::Config;
     };
     let brokers = match settings.brokers.as_deref() {
         Some(brokers) if brokers != EMBEDDED => brokers,
         _ => {
-            eprintln!(
-                "error: the brokers are not named, and the embedded one is in the worker's process. The worker's log says where it listens: --brokers 127.0.0.1:9092"
-            );
+            print_error(format_args!(
+                "error: the command line names no brokers. For an embedded broker, name its address from the worker's log: \
+                 --brokers 127.0.0.1:9092"
+            ));
             return Exit::Config;
         }
     };
     let cluster = match Cluster::new(brokers, &settings.kafka) {
         Ok(cluster) => cluster,
-        Err(error) => {
-            eprintln!("error: {error}");
-            return Exit::Config;
-        }
+        Err(error) => return report_error(&error),
     };
     let task = component_name(&settings.cluster, &pipeline.name, &source.name);
     let request = SnapshotRequest { tables: &args.tables, condition: args.condition.as_deref() };
     match request_snapshot(&cluster, &task, source, &request) {
-        Ok(tables) if args.json => {
-            print_data(&format!("{}\n", serde_json::json!({ "tables": tables })));
-            Exit::Ok
-        }
-        Ok(tables) => {
-            tables.iter().for_each(|name| print_data(&format!("{name}\n")));
-            Exit::Ok
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            match error.domain {
-                Domain::Config => Exit::Config,
-                Domain::External => Exit::Environment,
-                _ => Exit::Runtime,
-            }
-        }
+        Ok(tables) if args.json => print_data(&format!("{}\n", serde_json::json!({ "tables": tables }))),
+        Ok(tables) => print_data(&tables.iter().map(|name| format!("{name}\n")).collect::<String>()),
+        Err(error) => report_error(&error),
     }
 }
 
-/// The source called `PIPELINE.SOURCE`. Both names may have dots.
+/// The source with the name `PIPELINE.SOURCE`.
 fn find<'p>(pipelines: &'p [Pipeline], name: &str) -> Option<(&'p Pipeline, &'p SourcePlan)> {
     let sources = pipelines.iter().flat_map(|pipeline| pipeline.sources.iter().map(move |source| (pipeline, source)));
     sources.into_iter().find(|(pipeline, source)| format!("{}.{}", pipeline.name, source.name) == name)
@@ -85,10 +71,11 @@ fn unknown(pipelines: &[Pipeline], name: &str, paths: &[PathBuf]) -> String {
         .flat_map(|pipeline| pipeline.sources.iter().map(move |source| format!("{}.{}", pipeline.name, source.name)));
     let known: Vec<String> = sources.collect();
     let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    format!("no source is called `{name}` in {}; there are: {}", paths.join(", "), known.join(", "))
+    format!("{} define no source `{name}`; known sources: {}", paths.join(", "), known.join(", "))
 }
 
-/// Writes the request into the source's committed position. Returns the names of the tables that will be read again.
+/// Writes the request into the source's committed position. Returns the names of the tables that
+/// will be read again.
 fn request_snapshot(
     cluster: &Cluster,
     task: &str,
@@ -112,21 +99,23 @@ fn request_snapshot(
         check_condition(snapshots, &parts, condition)?;
     }
     let mut producer = TransactionalProducer::new(cluster, task, CHECKPOINTS, BUFFER_BYTES)?;
-    // The last owner's transactions are settled now: this is the newest position, and stays so.
+    // The producer has ended the last owner's transactions, so this position is the newest one and
+    // stays it.
     let positions = Positions::load(cluster, task, task)?;
     let changes = snapshots.request(request, &positions.parts)?;
     positions.write(&mut producer, &changes, &positions.counters)?;
     producer.commit()?;
     let name = |key: &str| key.split_once('/').map_or(key, |(_, name)| name).to_owned();
     if changes.is_empty() {
-        return Err(Error::internal("snapshot.nothing", "nothing was asked for"));
+        return Err(Error::internal("snapshot.nothing", "the request names no tables"));
     }
     Ok(changes.iter().map(|change| name(&change.key)).collect())
 }
 
-/// Lets the source's system say whether it understands the condition. Whoever asks for a snapshot need not reach that system; then the worker says it.
+/// Asks the source's system whether it accepts the condition. If this machine cannot reach that
+/// system, the worker finds out.
 fn check_condition(snapshots: &dyn IncrementalSnapshots, parts: &[PositionChange], condition: &str) -> Result<()> {
-    // Of several threads: one that only has a handle does not drive connections.
+    // Multi-threaded: a handle of a single-threaded runtime does not drive connections.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -135,11 +124,12 @@ fn check_condition(snapshots: &dyn IncrementalSnapshots, parts: &[PositionChange
     let parts: Vec<&str> = parts.iter().map(|part| part.key.as_str()).collect();
     match snapshots.check_condition(&parts, condition, runtime.handle()) {
         Err(error) if error.domain == Domain::External => {
-            eprintln!(
-                "warning: the condition could not be tried from here: {error}. If it is wrong, the worker skips the table, and its log says so"
-            );
+            print_error(format_args!(
+                "warning: the condition could not be checked from this machine: {error}. If it is invalid, the worker skips \
+                 the table and logs the reason"
+            ));
             Ok(())
         }
-        tried => tried,
+        outcome => outcome,
     }
 }

@@ -1,90 +1,120 @@
-//! `trunkline validate`: everything that is wrong with pipeline files.
+//! `trunkline validate`: checks pipeline files and prints all problems.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use trunkline_connector::PreflightIssue;
 use trunkline_transform_host::{Host, HostOptions};
 
-use super::output::{Exit, print_data, report_problems};
+use super::output::{Exit, print_data, print_problems, report_problems};
 use crate::config::{FileProblems, Settings, problem_at};
-use crate::plan::{Loaded, Pipeline, Registry, Route, load_each};
+use crate::plan::{Input, Loaded, Pipeline, Registry, Route, load_each};
 use crate::stage::component_name;
+use crate::worker::DataDir;
 
+/// Runs the verb.
 pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: &Settings) -> Exit {
     let loaded = match load_for_reading(paths, settings) {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    let lacks = if check { lacks(&loaded.pipelines, settings) } else { Vec::new() };
-    if !lacks.is_empty() {
-        let files_are_right = loaded.problems.is_empty();
-        let all: Vec<FileProblems> = loaded.problems.into_iter().chain(lacks).collect();
+    let issues = if check { preflight_issues(&loaded.pipelines, settings) } else { Vec::new() };
+    if !issues.is_empty() {
+        let files_are_valid = loaded.problems.is_empty();
+        let all: Vec<FileProblems> = loaded.problems.into_iter().chain(issues).collect();
         let exit = report_problems(&all, as_json);
-        return if files_are_right { Exit::Environment } else { exit };
+        return if files_are_valid { Exit::Environment } else { exit };
     }
-    if !as_json {
-        for pipeline in &loaded.pipelines {
-            print_data(&format!("{}: ok: {}\n", pipeline.file.display(), contents(pipeline)));
-        }
-        if loaded.problems.is_empty() {
-            return Exit::Ok;
-        }
+    if as_json {
+        return report_problems(&loaded.problems, true);
     }
-    report_problems(&loaded.problems, as_json)
+    let printed = print_data(&loaded.pipelines.iter().map(description).collect::<String>());
+    if loaded.problems.is_empty() { printed } else { report_problems(&loaded.problems, false) }
 }
 
-/// Loads pipelines for verbs that do not run them: nothing is written, not even a cache of compiled plugins.
+/// Loads pipelines for commands that do not run them. Compiled plugins are read from the data
+/// directory and added to it, if a worker has created it; otherwise nothing is written.
 pub(super) fn load_for_reading(paths: &[PathBuf], settings: &Settings) -> Result<Loaded, Exit> {
-    match Host::new(HostOptions { cache_dir: None }) {
+    match Host::new(HostOptions { cache_dir: DataDir::plugin_cache(&settings.data) }) {
         Ok(host) => Ok(load_each(paths, &host, settings, &Registry::new())),
         Err(error) => {
             let message = format!("plugins cannot run on this machine: {error}");
-            super::print_problems(&[problem_at(None, "environment.plugins", message, None)]);
+            print_problems(&[problem_at(None, "environment.plugins", message, None)]);
             Err(Exit::Environment)
         }
     }
 }
 
-/// What the systems lack that the sources read from.
-fn lacks(pipelines: &[Pipeline], settings: &Settings) -> Vec<FileProblems> {
+/// The prerequisites that the sources' systems do not meet.
+fn preflight_issues(pipelines: &[Pipeline], settings: &Settings) -> Vec<FileProblems> {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             return vec![problem_at(None, "environment.runtime", format!("cannot start a thread: {error}"), None)];
         }
     };
-    let mut lacks = Vec::new();
+    let mut issues = Vec::new();
     for pipeline in pipelines {
         for source in &pipeline.sources {
             let task = component_name(&settings.cluster, &pipeline.name, &source.name);
             for PreflightIssue { code, message, fix } in source.spec.preflight(&task, runtime.handle()) {
                 let message = format!("`sources.{}`: {message}", source.name);
-                lacks.push(problem_at(Some(&pipeline.file), code, message, fix));
+                issues.push(problem_at(Some(&pipeline.file), code, message, fix));
             }
         }
     }
-    lacks
+    issues
 }
 
-fn contents(pipeline: &Pipeline) -> String {
-    let mut transforms: BTreeSet<&str> = BTreeSet::new();
-    transforms.extend(pipeline.transforms.iter().map(|transform| transform.name.as_str()));
-    transforms.extend(pipeline.sources.iter().flat_map(|source| &source.apply).map(|step| step.component.as_str()));
-    let stages =
-        pipeline.transforms.iter().map(|stage| &stage.inputs).chain(pipeline.sinks.iter().map(|stage| &stage.inputs));
-    stages.flatten().for_each(|input| add_transforms(&input.route, &mut transforms));
+/// A line about a valid pipeline, and one about each transform: where it runs.
+fn description(pipeline: &Pipeline) -> String {
+    let transforms = transforms(pipeline);
     let counts = [("source", pipeline.sources.len()), ("transform", transforms.len()), ("sink", pipeline.sinks.len())];
     let mut parts = vec![format!("pipeline `{}`", pipeline.name)];
-    for (what, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
-        parts.push(format!("{count} {what}{}", if count == 1 { "" } else { "s" }));
+    for (kind, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+        parts.push(format!("{count} {kind}{}", if count == 1 { "" } else { "s" }));
     }
-    parts.join(", ")
+    let mut text = format!("{}: ok: {}\n", pipeline.file.display(), parts.join(", "));
+    for (name, place) in transforms {
+        text.push_str(&format!("  transform `{name}`: {place}\n"));
+    }
+    text
 }
 
-fn add_transforms<'p>(route: &'p Route, names: &mut BTreeSet<&'p str>) {
+/// The transforms by name, each with the place where it runs.
+fn transforms(pipeline: &Pipeline) -> BTreeMap<&str, String> {
+    let mut places = BTreeMap::new();
+    let mut applied: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for source in &pipeline.sources {
+        for step in &source.apply {
+            applied.entry(&step.component).or_default().push(format!("`{}`", source.name));
+        }
+    }
+    for (name, sources) in applied {
+        places.insert(name, format!("before the topic of {}", sources.join(" and ")));
+    }
+    for stage in &pipeline.transforms {
+        let topics: Vec<String> = stage.topics().map(|topic| format!("`{}`", topic.source())).collect();
+        places.insert(&stage.name, format!("separate stage, writes {}", topics.join(" and ")));
+        fused_into(&stage.inputs, &stage.name, &mut places);
+    }
+    for sink in &pipeline.sinks {
+        fused_into(&sink.inputs, &sink.name, &mut places);
+    }
+    places
+}
+
+fn fused_into<'p>(inputs: &'p [Input], stage: &str, places: &mut BTreeMap<&'p str, String>) {
+    let mut names = BTreeSet::new();
+    inputs.iter().for_each(|input| collect_steps(&input.route, &mut names));
+    for name in names {
+        places.insert(name, format!("fused into `{stage}`"));
+    }
+}
+
+fn collect_steps<'p>(route: &'p Route, names: &mut BTreeSet<&'p str>) {
     for branch in &route.branches {
         names.insert(&branch.step.component);
-        branch.outputs.iter().for_each(|(_, next)| add_transforms(next, names));
+        branch.outputs.iter().for_each(|(_, next)| collect_steps(next, names));
     }
 }

@@ -1,4 +1,4 @@
-//! Problems as people and programs read them.
+//! Renders problems for people and for programs.
 
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal as _;
@@ -14,51 +14,52 @@ use super::document::Position;
 /// All problems of one file.
 #[derive(Debug, Clone)]
 pub struct FileProblems {
-    /// The file; `None` for what is wrong elsewhere: a flag, an environment variable.
+    /// The file; `None` for a flag or an environment variable.
     pub file: Option<PathBuf>,
-    /// Its text; `None` if there is none to show.
+    /// Its text; `None` if it has none to show.
     pub source: Option<Arc<str>>,
     /// The problems, in the file's order.
     pub problems: Vec<Problem>,
 }
 
-/// How [`render`] looks.
+/// The appearance of [`render`].
 #[derive(Debug, Clone, Copy)]
-pub struct Look {
+pub struct RenderStyle {
     /// Colours, for terminals only.
     pub colour: bool,
     /// Columns to wrap at.
     pub width: usize,
 }
 
-impl Look {
+impl RenderStyle {
     /// For files and pipes.
     pub const PLAIN: Self = Self { colour: false, width: 120 };
 
-    /// For stderr: colours if it is a terminal and nobody asked for none.
+    /// For stderr: colours if it is a terminal and `NO_COLOR` is not set.
     pub fn of_stderr() -> Self {
-        let asked_for_none = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { colour: std::io::stderr().is_terminal() && !asked_for_none, ..Self::PLAIN }
+        let is_disabled = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { colour: std::io::stderr().is_terminal() && !is_disabled, ..Self::PLAIN }
     }
 }
 
 impl fmt::Display for FileProblems {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&render(std::slice::from_ref(self), Look::PLAIN))
+        formatter.write_str(&render(std::slice::from_ref(self), RenderStyle::PLAIN))
     }
 }
 
-/// A problem without a place in a text, of `file` as a whole.
+/// A problem of `file` as a whole, without a place in its text.
 pub fn problem_at(file: Option<&Path>, code: &'static str, message: String, help: Option<String>) -> FileProblems {
     let problem = Problem { code, message, span: 0..0, expected: String::new(), help };
     FileProblems { file: file.map(Path::to_owned), source: None, problems: vec![problem] }
 }
 
-/// Problems for people: each with its place, the line, a marker that says what was expected, and what to do.
-pub fn render(files: &[FileProblems], look: Look) -> String {
-    let theme = if look.colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+/// Problems for people: each with its place, the line, a marker with the expected value, and the
+/// next step.
+pub fn render(files: &[FileProblems], style: RenderStyle) -> String {
+    let theme = if style.colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
     let handler = GraphicalReportHandler::new_themed(theme)
-        .with_width(look.width)
+        .with_width(style.width)
         .with_context_lines(1)
         .with_links(false)
         .without_primary_span_start()
@@ -81,7 +82,8 @@ pub fn render(files: &[FileProblems], look: Look) -> String {
                 }
                 _ => handler.render_report(&mut rendered, &diagnostic),
             };
-            // Writing to a string fails only if the handler refuses the span: then the message alone must do.
+            // Writing to a string fails only if the handler refuses the span. Then the message
+            // alone is shown.
             if written.is_err() {
                 let _ = writeln!(rendered, "{}: {}", problem.code, problem.message);
             }
@@ -91,12 +93,12 @@ pub fn render(files: &[FileProblems], look: Look) -> String {
     rendered
 }
 
-/// A marker behind the last character needs something to stand under.
+/// A marker behind the last character needs a line to stand under.
 fn with_last_newline(source: &str) -> String {
     if source.ends_with('\n') { source.to_owned() } else { format!("{source}\n") }
 }
 
-/// One line: how many problems in how many files.
+/// One line: the number of problems and of files.
 pub fn summary(files: &[FileProblems]) -> String {
     let problems: usize = files.iter().map(|file| file.problems.len()).sum();
     let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
@@ -121,7 +123,8 @@ struct Record<'a> {
     help: Option<&'a str>,
 }
 
-/// Problems for programs: `[{code, severity, message, file, line, column, length, expected, help}]`.
+/// Problems for programs: `[{code, severity, message, file, line, column, length, expected,
+/// help}]`.
 pub fn json(files: &[FileProblems]) -> String {
     let mut records = Vec::new();
     for file in files {

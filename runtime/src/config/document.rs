@@ -1,4 +1,4 @@
-//! A configuration file: its text, its values, and what is wrong with it.
+//! A configuration file: its text, its values, and its problems.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -14,21 +14,23 @@ use super::syntax;
 pub struct Document {
     /// Its path, as it was given.
     pub file: PathBuf,
-    /// Folder it lies in: relative paths start here.
+    /// Its folder: relative paths start from it.
     pub base: PathBuf,
     /// Its text.
     pub source: Arc<str>,
     /// Its values, with references resolved.
     pub table: Table,
-    /// Is everything that is in the file in `table`? If not, a syntax error hides some of it, and nothing should be said of the rest.
-    pub whole: bool,
+    /// `table` holds the whole file. Otherwise a syntax error hides a part of it, and problems of
+    /// the rest may be false.
+    pub complete: bool,
     problems: Vec<Problem>,
-    /// Places of values that could not be read: nothing more is said of them.
+    /// Places of values that could not be read. Other problems there are consequences and not
+    /// shown.
     unreadable: Vec<Range<usize>>,
     resolved: Resolved,
 }
 
-/// A place in a file, as people count: from 1, in characters.
+/// A place in a file as editors show it: from 1, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     /// Line, from 1.
@@ -38,7 +40,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// Where the byte at `offset` is.
+    /// The place of the byte at `offset`.
     pub fn of(source: &str, offset: usize) -> Self {
         let before = &source[..floor_char_boundary(source, offset)];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -50,7 +52,7 @@ impl Position {
 }
 
 impl Document {
-    /// Reads a file. `Err` if there is nothing to read: no such file, not text.
+    /// Reads a file. `Err` if it is absent, unreadable or not text.
     pub fn read(file: &Path, secrets: Option<&Path>) -> Result<Self, FileProblems> {
         let bytes = std::fs::read(file).map_err(|error| {
             let problem = Problem {
@@ -79,7 +81,7 @@ impl Document {
         }
     }
 
-    /// Reads a text as if it came from `file`.
+    /// Parses a text as the contents of `file`.
     pub fn parse(file: &Path, source: String, secrets: Option<&Path>) -> Self {
         let base = match file.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
@@ -93,9 +95,9 @@ impl Document {
             base,
             source: source.into(),
             table: parsed.table,
-            whole: parsed.whole,
+            complete: parsed.complete,
             problems: parsed.problems,
-            unreadable: parsed.broken,
+            unreadable: parsed.malformed,
             resolved,
         }
     }
@@ -105,14 +107,15 @@ impl Document {
         Section::new(&self.table, 0..0, "", &self.base, report)
     }
 
-    /// Is there a string in the table that could not be resolved?
+    /// Does the table contain an unresolved string?
     pub fn has_unresolved(&self, table: &Table) -> bool {
         let is_within =
             |place: &Range<usize>, node: &Node| node.span.start <= place.start && place.end <= node.span.end;
         self.resolved.unresolved.iter().any(|place| table.entries.iter().any(|(_, node)| is_within(place, node)))
     }
 
-    /// The place in the file of a range of a string's resolved text; of the whole string, where a reference makes them differ.
+    /// The place in the file of a range of a string's resolved text. It is the whole string if a
+    /// reference makes the two texts differ.
     pub fn within(&self, node: &Node, range: Range<usize>) -> Range<usize> {
         match &node.value {
             Value::String(text) if text.raw == text.resolved => span_within(&self.source, &node.span, &text.raw, range),
@@ -126,11 +129,12 @@ impl Document {
         format!("{}:{line}:{column}", self.file.display())
     }
 
-    /// All problems of the file, those of `report` among them, in the file's order; `None` if there are none.
+    /// All problems of the file, including the `reported` ones, in the file's order; `None` if it
+    /// is valid.
     pub fn finish(&self, reported: Vec<Problem>) -> Option<FileProblems> {
         let mut problems = self.problems.clone();
         problems.extend(self.resolved.problems.iter().cloned());
-        problems.extend(reported.into_iter().filter_map(|problem| self.shown(problem)));
+        problems.extend(reported.into_iter().filter_map(|problem| self.redacted(problem)));
         problems.sort_by_key(|problem| (problem.span.start, problem.span.end));
         problems.dedup();
         (!problems.is_empty()).then(|| FileProblems {
@@ -140,8 +144,8 @@ impl Document {
         })
     }
 
-    /// A problem as it may be shown: nothing of what a reference stands for is in it (I8).
-    fn shown(&self, mut problem: Problem) -> Option<Problem> {
+    /// A problem without resolved values (I8); `None` for a consequence of another problem.
+    fn redacted(&self, mut problem: Problem) -> Option<Problem> {
         let is_in = |place: &Range<usize>| place.start <= problem.span.start && problem.span.end <= place.end;
         if self.unreadable.iter().chain(&self.resolved.unresolved).any(is_in) {
             return None;
@@ -149,7 +153,7 @@ impl Document {
         if let Some((_, reference)) = self.resolved.strings.iter().find(|(place, _)| is_in(place)) {
             // The message may quote any part of the value.
             problem.message = format!("the value is not valid once `{reference}` is resolved");
-            problem.help = Some("what it stands for is not shown, as it may be a secret".to_owned());
+            problem.help = Some("the resolved value is not shown, because it may be a secret".to_owned());
         }
         for text in
             [Some(&mut problem.message), Some(&mut problem.expected), problem.help.as_mut()].into_iter().flatten()
@@ -163,7 +167,7 @@ impl Document {
     pub fn without_values(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for (value, reference) in &self.resolved.values {
-            // Shorter values are in any text by chance, and none of them is a secret worth the name.
+            // Shorter values occur in any text by chance, and are too short for secrets.
             if value.len() >= 4 && text.contains(value.as_str()) {
                 text = text.replace(value.as_str(), reference);
             }
@@ -172,7 +176,8 @@ impl Document {
     }
 }
 
-/// The place in the file of a range of a string as written; of the whole string, if escapes stand in the way.
+/// The place in the file of a range of a string as written; the whole string, if it contains
+/// escapes.
 pub(super) fn span_within(source: &str, span: &Range<usize>, raw: &str, range: Range<usize>) -> Range<usize> {
     let Some(written) = source.get(span.clone()) else { return span.clone() };
     let quote = if written.starts_with("\"\"\"") || written.starts_with("'''") { 3 } else { 1 };
@@ -183,7 +188,7 @@ pub(super) fn span_within(source: &str, span: &Range<usize>, raw: &str, range: R
             return span.start + start + range.start..span.start + start + range.end;
         }
     }
-    // With escapes before it: the same text, where it is there only once.
+    // After escapes: the place of the same text, if it occurs once.
     let wanted = raw.get(range).unwrap_or_default();
     let mut found = written.match_indices(wanted).map(|(at, _)| at);
     match (found.next(), found.next()) {

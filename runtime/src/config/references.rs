@@ -1,7 +1,7 @@
 //! `${env:X}`, `${file:PATH}` and `${secret:NAME}` inside strings.
 //!
-//! They are resolved when a file is read, and never stored. `$${` stands for `${` itself. What a reference stands for may be a secret,
-//! whichever kind it is: it is never shown (I8).
+//! References are resolved when a file is read, and never stored. `$${` stands for `${` itself. The
+//! value of any reference may be a secret: it is never shown (I8).
 
 use std::env::VarError;
 use std::ops::Range;
@@ -13,29 +13,29 @@ use super::document::span_within;
 
 const FORMS: &str = "`${env:NAME}`, `${file:PATH}` or `${secret:NAME}`";
 
-/// Where references find what they stand for.
+/// Where the values of references come from.
 #[derive(Debug, Clone, Copy)]
 pub struct References<'a> {
-    /// Folder of the file that is read: relative paths of `${file:PATH}` start here.
+    /// Folder of the configuration file: relative paths of `${file:PATH}` start from it.
     pub base: &'a Path,
     /// Folder with one file for each `${secret:NAME}`.
     pub secrets: Option<&'a Path>,
 }
 
-/// What was found while resolving a file.
+/// The result of resolving a file.
 #[derive(Default)]
 pub(super) struct Resolved {
-    /// References without a value, and ones that are not written right.
+    /// References without a value, and malformed ones.
     pub(super) problems: Vec<Problem>,
     /// Places of strings that could not be resolved.
     pub(super) unresolved: Vec<Range<usize>>,
     /// Places of strings that were resolved, with the first reference in each.
     pub(super) strings: Vec<(Range<usize>, String)>,
-    /// What must not be shown, and what to show instead.
+    /// Values that must not be shown, each with the reference to show instead.
     pub(super) values: Vec<(String, String)>,
 }
 
-/// Why a reference has no value.
+/// The reason why a reference has no value.
 struct Failure {
     message: String,
     expected: String,
@@ -107,7 +107,7 @@ impl References<'_> {
         text
     }
 
-    /// What a reference such as `${env:X}` stands for.
+    /// The value of a reference such as `${env:X}`.
     fn value(&self, written: &str) -> Result<String, Failure> {
         let Some(inside) = written.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')) else {
             return Err(Failure {
@@ -139,14 +139,14 @@ impl References<'_> {
         let is_plain = matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
         if !is_plain {
             return Err(Failure {
-                message: format!("`{written}` names no secret"),
+                message: format!("`{written}` is not the name of a secret"),
                 expected: "expected the name of a file in the secrets folder".to_owned(),
                 help: Some("`${file:PATH}` reads a file from anywhere".to_owned()),
             });
         }
         let Some(folder) = self.secrets else {
             return Err(Failure {
-                message: format!("`{written}` has no value: no folder of secrets is set"),
+                message: format!("`{written}` has no value: the setting `secrets` names no folder"),
                 expected: format!("expected a folder with a file `{name}`"),
                 help: Some("set `secrets = \"FOLDER\"` in trunkline.toml or the variable TRUNKLINE_SECRETS".to_owned()),
             });
@@ -177,7 +177,7 @@ fn environment_variable(name: &str) -> Result<String, Failure> {
     })
 }
 
-/// The text of a file without the line end that editors and `echo` leave.
+/// The text of a file without the line ends that editors and `echo` append.
 fn file(path: &Path, written: &str) -> Result<String, Failure> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
@@ -187,20 +187,20 @@ fn file(path: &Path, written: &str) -> Result<String, Failure> {
             help: path
                 .parent()
                 .filter(|folder| !folder.is_dir())
-                .map(|folder| format!("there is no folder {}", without_dot(folder).display())),
+                .map(|folder| format!("the folder {} does not exist", without_dot(folder).display())),
         }),
     }
 }
 
-/// `./file` is how a path in the current folder comes out; nobody writes it so.
+/// A path in the current folder results in `./file`; the prefix is redundant.
 fn without_dot(path: &Path) -> &Path {
     path.strip_prefix(".").unwrap_or(path)
 }
 
-/// An I/O error in words, without the number that the operating system gives it.
+/// An I/O error in words, without the number of the operating system.
 pub(crate) fn io_reason(error: &std::io::Error) -> String {
     match error.kind() {
-        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        std::io::ErrorKind::NotFound => "the file does not exist".to_owned(),
         std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         std::io::ErrorKind::InvalidData => "it is not UTF-8 text".to_owned(),
         std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),

@@ -1,8 +1,9 @@
-//! From TOML text to a tree of values with their places, with every syntax error and not just the first.
+//! Parses TOML text into a tree of values with their places, and reports every syntax error.
 //!
-//! The parser recovers: after an unquoted string or a missing comma the tree is whole but for that value. After a key without a value or
-//! a header that is never closed it is not, and what is missing from the tree may well be in the file. [`Parsed::whole`] tells the
-//! two apart, so that errors about what is missing are only shown when they are true.
+//! The parser recovers. After an unquoted string or a missing comma, the tree lacks only that
+//! value. After a key without a value or an unclosed header, the tree may lack more that the file
+//! contains. [`Parsed::complete`] distinguishes the two, so that "missing" is only reported where
+//! it is true.
 
 use std::ops::Range;
 
@@ -12,34 +13,34 @@ use trunkline_connector::config::{Key, Node, Problem, Table, Text, Value};
 
 /// A parsed file.
 pub(super) struct Parsed {
-    /// What could be read. Strings are not resolved yet.
+    /// The values that could be read. Strings are not resolved yet.
     pub(super) table: Table,
-    /// Syntax errors, in no order.
+    /// Syntax errors, unordered.
     pub(super) problems: Vec<Problem>,
-    /// Values with a syntax error inside: whatever else is said about them is noise.
-    pub(super) broken: Vec<Range<usize>>,
-    /// Apart from `broken`, is everything that is in the file in the table?
-    pub(super) whole: bool,
+    /// Values that contain a syntax error. Other problems there are consequences.
+    pub(super) malformed: Vec<Range<usize>>,
+    /// Apart from `malformed`, the table holds the whole file.
+    pub(super) complete: bool,
 }
 
 /// Parses TOML text.
 pub(super) fn parse(source: &str) -> Parsed {
     let (root, errors) = DeTable::parse_recoverable(source);
-    let mut parsed = Parsed { table: Table::default(), problems: Vec::new(), broken: Vec::new(), whole: true };
+    let mut parsed = Parsed { table: Table::default(), problems: Vec::new(), malformed: Vec::new(), complete: true };
     parsed.table = table(root.get_ref(), &mut parsed.problems);
     for error in errors {
         let span = error.span().unwrap_or(0..0);
         let mut problem = problem(source, error.message(), span.clone());
-        match broken_value(&parsed.table, &span) {
-            // A text that runs over lines has swallowed what follows, an array that is never closed has too.
+        match malformed_value(&parsed.table, &span) {
+            // A string that runs over lines, or an unclosed array, contains the lines that follow.
             Some(value) if !error.message().starts_with("unclosed") && !is_multiline_string(source, &value) => {
-                parsed.broken.push(value);
+                parsed.malformed.push(value);
             }
-            // The second value is lost, but both are in sight of whoever reads the error.
+            // The second value is lost, but the error shows its place.
             _ if error.message() == "duplicate key" => {}
             _ => {
-                parsed.whole = false;
-                problem.help.get_or_insert_with(|| "the rest of the file is checked when this can be read".to_owned());
+                parsed.complete = false;
+                problem.help.get_or_insert_with(|| "the rest of the file is checked once this is correct".to_owned());
             }
         }
         parsed.problems.push(problem);
@@ -51,11 +52,11 @@ fn is_multiline_string(source: &str, span: &Range<usize>) -> bool {
     source.get(span.clone()).is_some_and(|text| text.starts_with(['"', '\'']) && text.contains('\n'))
 }
 
-/// The innermost key's value that an error is in.
-fn broken_value(table: &Table, error: &Range<usize>) -> Option<Range<usize>> {
+/// The value of the innermost key that contains an error.
+fn malformed_value(table: &Table, error: &Range<usize>) -> Option<Range<usize>> {
     table.entries.iter().find_map(|(key, node)| match &node.value {
-        // The span of a table with a header of its own is that header, but its values lie elsewhere.
-        Value::Table(inner) => broken_value(inner, error),
+        // The span of a table with a header is that header; its values are elsewhere.
+        Value::Table(inner) => malformed_value(inner, error),
         _ => {
             let inside = key.span.end <= error.start && node.span.start <= error.start && error.end <= node.span.end;
             inside.then(|| node.span.clone())
@@ -79,7 +80,7 @@ fn problem(source: &str, message: &str, span: Range<usize>) -> Problem {
     match what {
         "duplicate key" => Problem {
             code: "config.duplicate_key",
-            message: format!("`{written}` is here a second time"),
+            message: format!("`{written}` occurs twice"),
             span,
             expected: "expected each name once".to_owned(),
             help: Some("remove one of the two, or give it another name".to_owned()),
@@ -89,7 +90,7 @@ fn problem(source: &str, message: &str, span: Range<usize>) -> Problem {
         }
         "string values must be quoted" => {
             let help = format!("a string is written \"{written}\"");
-            syntax(&format!("`{written}` is no value"), "expected quotes around a string".to_owned(), Some(help))
+            syntax(&format!("`{written}` is not a value"), "expected quotes around a string".to_owned(), Some(help))
         }
         "invalid basic string" | "invalid literal string" if written.is_empty() => {
             syntax("the string is not closed", expected, None)
@@ -103,7 +104,7 @@ fn table(entries: &DeTable<'_>, problems: &mut Vec<Problem>) -> Table {
         .iter()
         .map(|(key, value)| (Key { name: key.get_ref().to_string(), span: key.span() }, node(value, problems)))
         .collect();
-    // The parser sorts by name; people read from the top.
+    // The parser sorts by name; problems follow the order of the file.
     read.sort_by_key(|(key, _)| key.span.start);
     Table { entries: read }
 }

@@ -1,15 +1,16 @@
-//! Which files the paths of a command mean.
+//! Expands the paths of a command to pipeline files.
 
 use std::path::{Path, PathBuf};
 
 use crate::config::{FileProblems, problem_at};
 
-/// The files that paths name, as far as they are there.
+/// The files that paths stand for. Unreadable folders are left out.
 pub fn files_of(paths: &[PathBuf]) -> Vec<PathBuf> {
     discover(paths).0
 }
 
-/// The files that paths name: a file itself, a folder for all `*.toml` in it by name. Each file once.
+/// The files that paths stand for: a file for itself, a folder for all `*.toml` in it by name. Each
+/// file once.
 pub(super) fn discover(paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<FileProblems>) {
     let mut files: Vec<PathBuf> = Vec::new();
     let mut problems = Vec::new();
@@ -20,7 +21,7 @@ pub(super) fn discover(paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<FileProblems>) {
         };
         match found {
             Ok(found) => found.into_iter().for_each(|file| {
-                if !files.iter().any(|known| is_same(known, &file)) {
+                if !files.iter().any(|known| is_same_file(known, &file)) {
                     files.push(file);
                 }
             }),
@@ -30,8 +31,8 @@ pub(super) fn discover(paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<FileProblems>) {
     (files, problems)
 }
 
-/// `a.toml` and `./a.toml` are, and so is a link to it.
-fn is_same(one: &Path, other: &Path) -> bool {
+/// `a.toml`, `./a.toml` and a link to it are the same file.
+fn is_same_file(one: &Path, other: &Path) -> bool {
     one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
@@ -48,7 +49,7 @@ fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, FileProblems> {
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         let is_pipeline = path.extension().is_some_and(|extension| extension == "toml") && path.is_file();
-        // The worker's settings may lie beside its pipelines; editors leave hidden files.
+        // The worker's settings may be in the same folder; editors leave hidden files.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if is_pipeline && name != "trunkline.toml" && !name.starts_with('.') {
             files.push(path.clone());
@@ -56,7 +57,7 @@ fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, FileProblems> {
     }
     if files.is_empty() {
         let message = format!("the folder {} has no pipeline files", folder.display());
-        let help = "a pipeline file ends in `.toml`; folders inside are not looked into".to_owned();
+        let help = "a pipeline file ends in `.toml`; subfolders are not read".to_owned();
         return Err(problem_at(Some(folder), "plan.no_pipelines", message, Some(help)));
     }
     files.sort();

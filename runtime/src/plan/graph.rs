@@ -1,16 +1,18 @@
-//! The graph of one file's components: cycles, which names reach a component, and the routes into a stage.
+//! The graph of one file's components: cycles, the template variables that reach a component, and
+//! the routes into a stage.
 
 use std::collections::BTreeSet;
 
 use trunkline_connector::Template;
 use trunkline_connector::config::{Problem, Report};
 
-use super::draft::{Draft, TransformDraft};
+use super::fusion::TransformMode;
 use super::inputs::{Reference, References, Target};
+use super::parsed::{ParsedPipeline, ParsedTransform};
 use super::{Branch, Input, Route, Step, TopicSelector};
 
-/// Reports cycles of transforms; `true` if there is one. Each is reported once, at an input that closes it.
-pub(super) fn has_cycle(draft: &Draft<'_>, references: &References, report: &Report) -> bool {
+/// Reports cycles of transforms, each once, at an input that closes it; `true` if there is one.
+pub(super) fn has_cycle(parsed: &ParsedPipeline<'_>, references: &References, report: &Report) -> bool {
     #[derive(Clone, Copy, PartialEq)]
     enum State {
         New,
@@ -19,7 +21,7 @@ pub(super) fn has_cycle(draft: &Draft<'_>, references: &References, report: &Rep
     }
     fn visit(
         at: usize,
-        draft: &Draft<'_>,
+        parsed: &ParsedPipeline<'_>,
         references: &References,
         states: &mut [State],
         path: &mut Vec<usize>,
@@ -30,17 +32,17 @@ pub(super) fn has_cycle(draft: &Draft<'_>, references: &References, report: &Rep
         for reference in &references.of_transforms[at] {
             let Target::Transform(next, _) = reference.target else { continue };
             match states[next] {
-                State::New => visit(next, draft, references, states, path, report),
+                State::New => visit(next, parsed, references, states, path, report),
                 State::OnPath => {
                     let start = path.iter().position(|node| *node == next).unwrap_or(0);
-                    // The path goes from reader to what is read; records go the other way.
+                    // The path leads from reader to input; records flow the other way.
                     let mut names: Vec<&str> =
-                        path[start..].iter().map(|node| draft.transforms[*node].key.name.as_str()).collect();
-                    names.push(&draft.transforms[next].key.name);
+                        path[start..].iter().map(|node| parsed.transforms[*node].key.name.as_str()).collect();
+                    names.push(&parsed.transforms[next].key.name);
                     names.reverse();
                     report.add(Problem {
                         code: "plan.input_cycle",
-                        message: format!("records would go round for ever: {}", names.join(" -> ")),
+                        message: format!("records would circulate for ever: {}", names.join(" -> ")),
                         span: reference.span.clone(),
                         expected: "this input closes the cycle".to_owned(),
                         help: None,
@@ -53,19 +55,19 @@ pub(super) fn has_cycle(draft: &Draft<'_>, references: &References, report: &Rep
         states[at] = State::Done;
     }
     let before = report.len();
-    let mut states = vec![State::New; draft.transforms.len()];
-    for index in 0..draft.transforms.len() {
+    let mut states = vec![State::New; parsed.transforms.len()];
+    for index in 0..parsed.transforms.len() {
         if states[index] == State::New {
-            visit(index, draft, references, &mut states, &mut Vec::new(), report);
+            visit(index, parsed, references, &mut states, &mut Vec::new(), report);
         }
     }
     report.len() > before
 }
 
-/// The names after `@` that records of these inputs may be addressed by; `None` if some of them are not known: an input that is
-/// missing or wrong, or a topic that somebody else writes. There must be no cycle.
+/// The template variables that records of these inputs may use; `None` if an input is unknown: a
+/// missing or invalid one, or a topic that another program writes. There must be no cycle.
 pub(super) fn template_variables(
-    draft: &Draft<'_>,
+    parsed: &ParsedPipeline<'_>,
     references: &References,
     inputs: &[Reference],
     written: usize,
@@ -76,12 +78,12 @@ pub(super) fn template_variables(
     let mut names = BTreeSet::new();
     for input in inputs {
         match input.target {
-            Target::Source(index, 0) => names.extend(draft.sources[index].spec.as_ref()?.template_variables()),
-            // What its names are of is not told by records of its other ports.
+            Target::Source(index, 0) => names.extend(parsed.sources[index].spec.as_ref()?.template_variables()),
+            // Records of the other ports carry no template variables.
             Target::Source(..) => {}
             Target::Transform(index, _) => {
-                let written = draft.transforms[index].inputs.as_ref().map_or(0, Vec::len);
-                names.extend(template_variables(draft, references, &references.of_transforms[index], written)?);
+                let written = parsed.transforms[index].inputs.as_ref().map_or(0, Vec::len);
+                names.extend(template_variables(parsed, references, &references.of_transforms[index], written)?);
             }
             Target::Topic(_) => return None,
         }
@@ -89,27 +91,29 @@ pub(super) fn template_variables(
     Some(names)
 }
 
-/// Topics of a materialised transform, by port.
+/// Topics of a separate transform, by port.
 pub(super) type PortTopics = Vec<Template>;
 
-/// A file that has no problems of its own, so that routes can be made of it.
+/// A file without problems, from which routes can be built.
 pub(super) struct Graph<'g, 'a> {
-    pub(super) draft: &'g Draft<'a>,
+    pub(super) parsed: &'g ParsedPipeline<'a>,
     pub(super) references: &'g References,
-    /// `None` for fused transforms.
+    pub(super) modes: &'g [TransformMode],
+    /// The topics of separate transforms; `None` for other transforms, and for invalid topics
+    /// (reported).
     pub(super) topics: &'g [Option<PortTopics>],
 }
 
-/// The way from a topic to an input: fused transforms, each with the port to leave by.
+/// The path from a topic to an input: fused transforms, each with the port that records leave by.
 type Chain = Vec<(usize, u16)>;
 
 impl Graph<'_, '_> {
-    /// The transform as a step; `None` if its plugin was not started.
+    /// The transform as a step; `None` if its plugin could not be started.
     pub(super) fn step(&self, transform: usize) -> Option<Step> {
-        step(&self.draft.transforms[transform])
+        step(&self.parsed.transforms[transform])
     }
 
-    /// What a stage with these inputs reads.
+    /// The topics that a stage with these inputs reads, each with its route.
     pub(super) fn inputs(&self, references: &[Reference]) -> Option<Vec<Input>> {
         let mut inputs: Vec<Input> = Vec::new();
         for reference in references {
@@ -127,7 +131,7 @@ impl Graph<'_, '_> {
         Some(inputs)
     }
 
-    /// The topics that an input means.
+    /// The topics that an input stands for.
     pub(super) fn selectors(&self, target: &Target) -> Vec<TopicSelector> {
         self.chains(target).into_iter().map(|(topics, _)| topics).collect()
     }
@@ -136,40 +140,37 @@ impl Graph<'_, '_> {
         match target {
             Target::Topic(topic) => vec![(TopicSelector::Exact(topic.clone()), Chain::new())],
             Target::Source(index, port) => {
-                let source = &self.draft.sources[*index];
+                let source = &self.parsed.sources[*index];
                 let topic = match usize::from(*port).checked_sub(1) {
                     None => source.topic.as_ref(),
                     Some(at) => source.port_topics.get(at).and_then(|(_, topic)| topic.as_ref()),
                 };
                 topic.iter().map(|topic| (TopicSelector::of(topic), Chain::new())).collect()
             }
-            Target::Transform(index, port) => match &self.topics[*index] {
-                Some(ports) => ports
-                    .get(usize::from(*port))
-                    .map(|topic| (TopicSelector::of(topic), Chain::new()))
-                    .into_iter()
-                    .collect(),
-                None => {
-                    let mut chains = Vec::new();
-                    for input in &self.references.of_transforms[*index] {
-                        for (topics, mut chain) in self.chains(&input.target) {
-                            chain.push((*index, *port));
-                            chains.push((topics, chain));
-                        }
+            Target::Transform(index, port) if self.modes[*index] == TransformMode::Separate => {
+                let topic = self.topics[*index].as_ref().and_then(|ports| ports.get(usize::from(*port)));
+                topic.map(|topic| (TopicSelector::of(topic), Chain::new())).into_iter().collect()
+            }
+            Target::Transform(index, port) => {
+                let mut chains = Vec::new();
+                for input in &self.references.of_transforms[*index] {
+                    for (topics, mut chain) in self.chains(&input.target) {
+                        chain.push((*index, *port));
+                        chains.push((topics, chain));
                     }
-                    chains
                 }
-            },
+                chains
+            }
         }
     }
 
-    /// Adds a chain to a tree, sharing what is there.
+    /// Adds a chain to a route; chains share their common prefix.
     fn insert(&self, route: &mut Route, chain: &[(usize, u16)]) -> Option<()> {
         let Some(((transform, port), rest)) = chain.split_first() else {
             route.deliver = true;
             return Some(());
         };
-        let name = &self.draft.transforms[*transform].key.name;
+        let name = &self.parsed.transforms[*transform].key.name;
         let at = match route.branches.iter().position(|branch| branch.step.component == *name) {
             Some(at) => at,
             None => {
@@ -189,7 +190,7 @@ impl Graph<'_, '_> {
     }
 }
 
-fn step(transform: &TransformDraft<'_>) -> Option<Step> {
+fn step(transform: &ParsedTransform<'_>) -> Option<Step> {
     let started = transform.started.as_ref()?;
     Some(Step {
         component: transform.key.name.clone(),

@@ -1,43 +1,51 @@
-//! The plan: what a worker executes for a set of pipeline files.
+//! The plan: what a worker runs for a set of pipeline files.
 //!
-//! A pipeline file names sources, transforms and sinks, and who reads whom. The plan is the same thing in terms of stages, which is
-//! what runs: every source is a stage that writes a topic, every transform with a topic of its own (*materialised*) is a stage from
-//! topic to topic, and every sink is a stage that reads topics. All other transforms are *fused*: they are [`Step`]s on the way
-//! into the stage that reads them, once for each such stage. [`Route`] says which records take which steps.
+//! A pipeline file names sources, transforms and sinks, and their inputs. The plan expresses the
+//! same in stages: a source is a stage that writes topics, a sink is a stage that reads topics, and
+//! a transform that several stages read, or that has a `topic`, is a stage from topic to topic.
+//! Every other transform is *fused*: it is a [`Step`] on the route into the one stage that reads
+//! it. [`Route`] describes which records take which steps.
 //!
-//! Planning is all the checking there is: a plan that was made has known connectors and plugins, plugins that took their
-//! configuration, inputs that exist, no cycles, and topics that nobody else writes. It touches nothing outside the pipeline files
-//! and their plugins; servers may be down while a file is checked.
+//! Planning performs all checks: in a plan, connectors and plugins are known, plugins accepted
+//! their configuration, inputs exist, no cycle exists, and each topic has one writer. Planning
+//! reads only the pipeline files and their plugins; servers may be down.
 //!
-//! Files are checked together, as duplicate names and topics show only then, but each stands for itself: [`load_each`] returns the
-//! good ones beside the problems of the others (I7). [`Files`] are read again and again while a
-//! worker runs: a file that is wrong then is taken as it was when it was right.
+//! Files are checked together, because duplicate names and topics show only then, but each is
+//! planned by itself: [`load_each`] returns the valid pipelines and the problems of the other files
+//! (I7). [`Files`] reloads them while a worker runs: a file that became invalid keeps its previous
+//! plan.
 
-mod across;
-mod draft;
+pub mod bundled;
+mod commit;
+mod cross_file_checks;
 mod files;
+mod fusion;
 mod graph;
 mod inputs;
 mod load;
 mod names;
+pub mod options;
+mod parsed;
+mod plan_eq;
+mod planned_file;
 mod plugins;
 mod registry;
-mod same;
+mod topic_options;
 mod topics;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_connector::{SinkSpec, SourceSpec, Template};
+use trunkline_connector::{CommitPolicy, SinkSpec, SourceSpec, Template};
 use trunkline_transform_host::{Limits, Plugin};
 
 pub use files::files_of;
 pub use load::{Files, Loaded, load_each};
+pub use plan_eq::Options;
 pub use registry::Registry;
-pub use same::Options;
 
-/// A pipeline, ready to be run.
+/// A pipeline that can run.
 #[derive(Clone)]
 pub struct Pipeline {
     /// Its name, unique in a cluster.
@@ -48,58 +56,58 @@ pub struct Pipeline {
     pub dead_letters: String,
     /// Stages that write topics.
     pub sources: Vec<SourcePlan>,
-    /// Stages from topic to topic: materialised transforms only.
+    /// Stages from topic to topic: separate transforms only.
     pub transforms: Vec<TransformPlan>,
     /// Stages that read topics.
     pub sinks: Vec<SinkPlan>,
 }
 
-/// A source's stage.
+/// The stage of a source.
 #[derive(Clone)]
 pub struct SourcePlan {
     /// The component's name.
     pub name: String,
     /// Name of its connector.
     pub connector: &'static str,
-    /// What opens it.
+    /// Opens the connector.
     pub spec: Arc<dyn SourceSpec>,
-    /// What that was made of.
+    /// The options that `spec` derives from.
     pub options: Options,
     /// Topic of each record.
     pub topic: Template,
-    /// Topics of its other ports, with their names; the first is of port 1.
+    /// Names and topics of its other ports; the first one has the number 1.
     pub port_topics: Vec<(&'static str, Template)>,
-    /// Partitions of a topic that has to be created; the worker's settings say how many if absent.
+    /// Partitions of topics that Trunkline creates; the worker's setting if `None`.
     pub partitions: Option<i32>,
     /// Transforms before the topic, in order.
     pub apply: Vec<Step>,
-    /// What happens to what could not be made a record.
+    /// What happens to input that cannot become a record.
     pub on_error: OnError,
-    /// How often it commits at the latest; the worker's settings say if absent.
+    /// Longest time between commits; the worker's setting if `None`.
     pub commit_interval: Option<Duration>,
 }
 
 impl SourcePlan {
-    /// All topics that it writes, but for the dead letters.
+    /// All topics that it writes, except the dead letters.
     pub fn topics(&self) -> impl Iterator<Item = &Template> {
         std::iter::once(&self.topic).chain(self.port_topics.iter().map(|(_, topic)| topic))
     }
 }
 
-/// A materialised transform's stage.
+/// The stage of a separate transform.
 #[derive(Clone)]
 pub struct TransformPlan {
     /// The component's name.
     pub name: String,
-    /// What it reads.
+    /// The topics that it reads.
     pub inputs: Vec<Input>,
-    /// What it does.
+    /// Its plugin and configuration.
     pub step: Step,
-    /// Topic of records that leave by the default port.
+    /// Topic of the default port.
     pub topic: Template,
     /// Topics of the other ports.
     pub port_topics: Vec<(u16, Template)>,
-    /// Partitions of a topic that has to be created; the worker's settings say how many if absent.
+    /// Partitions of topics that Trunkline creates; the worker's setting if `None`.
     pub partitions: Option<i32>,
     /// What happens to records that fail.
     pub on_error: OnError,
@@ -108,58 +116,60 @@ pub struct TransformPlan {
 }
 
 impl TransformPlan {
-    /// All topics that it writes, but for the dead letters.
+    /// All topics that it writes, except the dead letters.
     pub fn topics(&self) -> impl Iterator<Item = &Template> {
         std::iter::once(&self.topic).chain(self.port_topics.iter().map(|(_, topic)| topic))
     }
 }
 
-/// A sink's stage.
+/// The stage of a sink.
 #[derive(Clone)]
 pub struct SinkPlan {
     /// The component's name.
     pub name: String,
     /// Name of its connector.
     pub connector: &'static str,
-    /// What opens it.
+    /// Opens the connector.
     pub spec: Arc<dyn SinkSpec>,
-    /// What that was made of.
+    /// The options that `spec` derives from.
     pub options: Options,
-    /// What it reads.
+    /// The topics that it reads.
     pub inputs: Vec<Input>,
+    /// When its topic partitions are committed: the connector's policy with the limits of the option `commit`.
+    pub commit: CommitPolicy,
     /// What happens to records that it cannot write.
     pub on_error: OnError,
     /// Tasks on each worker.
     pub tasks: u32,
 }
 
-/// One run of a plugin over records.
+/// A transform: a plugin with its configuration.
 #[derive(Clone, PartialEq)]
 pub struct Step {
     /// Name of the transform.
     pub component: String,
     /// Its plugin.
     pub plugin: Plugin,
-    /// What the plugin is started with; may hold secrets (I8).
+    /// The plugin's configuration; may hold secrets (I8).
     pub config: serde_json::Value,
-    /// What it may use.
+    /// Limits on memory and time.
     pub limits: Limits,
-    /// What happens to records that fail in it.
+    /// What happens to records that it rejects.
     pub on_error: OnError,
     /// The plugin's output ports; the first is `default`.
     pub ports: Vec<String>,
 }
 
-/// One topic (or pattern) that a stage reads, and what happens to its records on the way in.
+/// A topic (or pattern) that a stage reads, and the route of its records into the stage.
 #[derive(Clone, PartialEq)]
 pub struct Input {
     /// The topics.
     pub topics: TopicSelector,
-    /// The way in.
+    /// The fused transforms on the way into the stage.
     pub route: Route,
 }
 
-/// Topics to read.
+/// The topics that an input reads.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TopicSelector {
     /// The topic of this name.
@@ -168,25 +178,26 @@ pub enum TopicSelector {
     Pattern(String),
 }
 
-/// What happens to records at a point on their way into a stage: a tree, so that common prefixes of chains of transforms run once.
+/// What happens to records at a point on their way into a stage. Routes form a tree, so that
+/// transforms which several paths share run once.
 #[derive(Clone, Default, PartialEq)]
 pub struct Route {
-    /// Records as they are here go to the stage.
+    /// Records at this point go to the stage.
     pub deliver: bool,
-    /// Each gets all records.
+    /// Each branch receives all records.
     pub branches: Vec<Branch>,
 }
 
-/// A transform on the way, and what happens to what it puts out.
+/// A transform on a route, and the routes of its output.
 #[derive(Clone, PartialEq)]
 pub struct Branch {
     /// The transform.
     pub step: Step,
-    /// Where records go by port; what leaves by a port that is not here is read by nobody.
+    /// The route of each port. No component reads the ports that are absent.
     pub outputs: Vec<(u16, Route)>,
 }
 
-/// What happens to a record that is refused.
+/// What happens to a rejected record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnError {
     /// It goes to the pipeline's dead letters.
@@ -194,6 +205,6 @@ pub enum OnError {
     DeadLetter,
     /// The stage stops before it.
     Stop,
-    /// It is counted and left out.
+    /// It is counted and dropped.
     Skip,
 }

@@ -1,51 +1,51 @@
-//! Names that become parts of topics, groups and transactional ids.
+//! Rules for names that become parts of topics, groups and transactional ids.
 
-/// Longest name of a pipeline or component: two of them and a port fit in a topic's name.
-const LONGEST_NAME: usize = 100;
+/// Longest name of a pipeline or component: two of them and a port fit into the name of a topic.
+const MAX_NAME: usize = 100;
 /// Kafka's limit.
-const LONGEST_TOPIC: usize = 249;
+const MAX_TOPIC: usize = 249;
 
-/// Topics of Trunkline itself start so.
+/// Prefix of Trunkline's own topics.
 pub(super) const INTERNAL_PREFIX: &str = "_trunkline.";
 
-/// What is wrong with the name of a pipeline or component, as the end of "`name` ...".
-pub(super) fn wrong_with_name(name: &str) -> Option<String> {
+/// Why the name of a pipeline or component is invalid, as the end of the sentence "`name` ...".
+pub(super) fn name_error(name: &str) -> Option<String> {
     if name.is_empty() {
         return Some("is empty".to_owned());
     }
-    if name.len() > LONGEST_NAME {
+    if name.len() > MAX_NAME {
         return Some(format!("has {} characters", name.chars().count()));
     }
     // No dots: they separate pipeline, component and port in topics and inputs.
-    first_other(name, "_-").map(|character| format!("has the character `{character}`"))
+    first_forbidden(name, "_-").map(|character| format!("has the character `{character}`"))
 }
 
-/// What is expected of such a name.
+/// The rule for such names.
 pub(super) const NAME_RULE: &str = "letters, digits, `_` and `-`, at most 100 of them";
 
-/// What is wrong with a topic's name, as the end of "`name` ...".
-pub(super) fn wrong_with_topic(topic: &str) -> Option<String> {
+/// Why the name of a topic is invalid, as the end of the sentence "`name` ...".
+pub(super) fn topic_error(topic: &str) -> Option<String> {
     if topic.is_empty() {
         return Some("is empty".to_owned());
     }
     if topic == "." || topic == ".." {
         return Some(format!("is `{topic}`"));
     }
-    if topic.len() > LONGEST_TOPIC {
+    if topic.len() > MAX_TOPIC {
         return Some(format!("has {} characters", topic.chars().count()));
     }
-    if let Some(character) = first_other(topic, "._-") {
+    if let Some(character) = first_forbidden(topic, "._-") {
         return Some(format!("has the character `{character}`"));
     }
     topic
         .starts_with(INTERNAL_PREFIX)
-        .then(|| format!("starts with `{INTERNAL_PREFIX}`, which is for Trunkline itself"))
+        .then(|| format!("starts with `{INTERNAL_PREFIX}`, which is reserved for Trunkline's own topics"))
 }
 
-/// What is expected of a topic's name.
+/// The rule for names of topics.
 pub(super) const TOPIC_RULE: &str = "a topic: letters, digits, `.`, `_` and `-`, at most 249 of them";
 
-fn first_other(name: &str, allowed: &str) -> Option<char> {
+fn first_forbidden(name: &str, allowed: &str) -> Option<char> {
     name.chars().find(|character| !character.is_ascii_alphanumeric() && !allowed.contains(*character))
 }
 
@@ -54,14 +54,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_topics() {
-        assert_eq!(wrong_with_name("access-logs_2"), None);
-        assert!(wrong_with_name("access.logs").unwrap().contains('.'));
-        assert!(wrong_with_name("größe").unwrap().contains('ö'));
-        assert!(wrong_with_name("").is_some() && wrong_with_name(&"x".repeat(101)).is_some());
-        assert_eq!(wrong_with_topic("access.logs-2"), None);
+    fn forbidden_characters_and_lengths_are_reported() {
+        assert_eq!(name_error("access-logs_2"), None);
+        assert!(name_error("access.logs").unwrap().contains('.'));
+        assert!(name_error("größe").unwrap().contains('ö'));
+        assert!(name_error("").is_some() && name_error(&"x".repeat(101)).is_some());
+        assert_eq!(topic_error("access.logs-2"), None);
         for bad in ["", ".", "..", "a/b", "_trunkline.schemas", &"x".repeat(250)] {
-            assert!(wrong_with_topic(bad).is_some(), "{bad}");
+            assert!(topic_error(bad).is_some(), "{bad}");
         }
     }
 }

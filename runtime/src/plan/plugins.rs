@@ -1,4 +1,5 @@
-//! Finding, loading and starting a transform's plugin, with errors at the key that is to blame.
+//! Finds, loads and starts the plugin of a transform. Each error is reported at the key that causes
+//! it.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::time::Duration;
 use trunkline_connector::config::{ByteSize, Mismatch, Node, Problem, Section, Value, nearest};
 use trunkline_transform_host::{Host, Limits, Plugin, StartError};
 
-/// A plugin that took its configuration.
+/// A plugin that accepted its configuration.
 pub(super) struct Started {
     pub(super) plugin: Plugin,
     pub(super) config: serde_json::Value,
@@ -16,7 +17,8 @@ pub(super) struct Started {
     pub(super) ports: Vec<String>,
 }
 
-/// Reads `plugin`, `config` and the limits, and starts the plugin once to hear what it says to its configuration.
+/// Reads `plugin`, `config` and the limits, and starts the plugin once: it checks its configuration
+/// and names its ports.
 pub(super) fn start(section: &Section<'_>, host: &Host) -> Option<Started> {
     let limits = limits(section);
     let config = match section.node("config") {
@@ -49,7 +51,7 @@ pub(super) fn start(section: &Section<'_>, host: &Host) -> Option<Started> {
     }
 }
 
-/// Where a transform's plugin lies, if it is not a bundled one; `None` if none is named.
+/// The path that `plugin` names; a bundled plugin has no file there.
 pub(super) fn path(section: &Section<'_>) -> Option<PathBuf> {
     match &section.node("plugin")?.value {
         Value::String(name) => Some(section.base.join(&name.resolved)),
@@ -58,20 +60,17 @@ pub(super) fn path(section: &Section<'_>) -> Option<PathBuf> {
 }
 
 fn limits(section: &Section<'_>) -> Limits {
-    let mut limits = Limits::default();
-    if let Some(memory) = section.optional::<ByteSize>("memory") {
-        limits.memory = usize::try_from(memory.0).unwrap_or(usize::MAX);
+    Limits {
+        memory: usize::try_from(section.value::<ByteSize>("memory").0).unwrap_or(usize::MAX),
+        timeout: section.value::<Duration>("timeout"),
+        trusted: section.value("trusted"),
+        ..Limits::default()
     }
-    if let Some(time) = section.optional::<Duration>("timeout") {
-        limits.time = time;
-    }
-    limits.trusted = section.or("trusted", limits.trusted);
-    limits
 }
 
 fn find(section: &Section<'_>, node: &Node, name: &str, host: &Host) -> Option<Plugin> {
     let path = section.base.join(name);
-    // A file beside the pipeline wins over a bundled plugin of the same name: whoever put it there means it.
+    // A file next to the pipeline file takes precedence over a bundled plugin of the same name.
     let loaded = match path.is_file() {
         true => host.load(&path),
         false => match host.bundled(name) {
@@ -85,8 +84,8 @@ fn find(section: &Section<'_>, node: &Node, name: &str, host: &Host) -> Option<P
     match loaded {
         Ok(plugin) => Some(plugin),
         Err(error) => {
-            let (message, expected) = parts(&error.to_string(), "expected a transform plugin");
-            // How to get one is too long for a label.
+            let (message, expected) = split_expected(&error.to_string(), "expected a transform plugin");
+            // The instructions in parentheses are too long for a label.
             let (expected, help) = match expected.strip_suffix(')').and_then(|expected| expected.split_once(" (")) {
                 Some((expected, help)) => (expected.to_owned(), Some(help.to_owned())),
                 None => (expected, None),
@@ -100,11 +99,11 @@ fn find(section: &Section<'_>, node: &Node, name: &str, host: &Host) -> Option<P
 
 fn missing(section: &Section<'_>, node: &Node, name: &str, path: &Path) -> Problem {
     let bundled = Host::bundled_names();
-    let beside = modules_beside(section.base, name, path);
-    let known: Vec<&str> = bundled.iter().copied().chain(beside.iter().map(String::as_str)).collect();
+    let in_folder = modules_in_folder(section.base, name, path);
+    let known: Vec<&str> = bundled.iter().copied().chain(in_folder.iter().map(String::as_str)).collect();
     let mut help = format!("bundled plugins: {}", bundled.join(", "));
-    if !beside.is_empty() {
-        help.push_str(&format!("; files: {}", beside.join(", ")));
+    if !in_folder.is_empty() {
+        help.push_str(&format!("; files: {}", in_folder.join(", ")));
     }
     Problem {
         code: "plan.plugin_missing",
@@ -118,8 +117,8 @@ fn missing(section: &Section<'_>, node: &Node, name: &str, path: &Path) -> Probl
     }
 }
 
-/// The `.wasm` files in the folder that a path names, written as the path is.
-fn modules_beside(base: &Path, name: &str, path: &Path) -> Vec<String> {
+/// The `.wasm` files in the folder of a path, with the same prefix as the path.
+fn modules_in_folder(base: &Path, name: &str, path: &Path) -> Vec<String> {
     let folder = path.parent().unwrap_or(base);
     let prefix = name.rsplit_once('/').map(|(folder, _)| format!("{folder}/")).unwrap_or_default();
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
@@ -133,39 +132,40 @@ fn modules_beside(base: &Path, name: &str, path: &Path) -> Vec<String> {
 }
 
 fn rejected(section: &Section<'_>, name: &str, error: StartError) -> Problem {
-    let at_key = match (&error.key, section.node("config")) {
-        (Some(key), Some(config)) => place_of(config, key),
+    let key_span = match (&error.key, section.node("config")) {
+        (Some(key), Some(config)) => span_of_path(config, key),
         _ => None,
     };
     let config_span = section.table.entry("config").map(|(key, _)| key.span.clone());
-    let otherwise = match (&config_span, &error.key, &at_key) {
+    let otherwise = match (&config_span, &error.key, &key_span) {
         (None, ..) => "expected `config = { .. }` here".to_owned(),
         (Some(_), Some(key), None) => format!("expected `{key}` here"),
-        _ => format!("`{name}` does not take this"),
+        _ => format!("`{name}` does not accept this"),
     };
-    let (message, expected) = parts(&error.message, &otherwise);
+    let (message, expected) = split_expected(&error.message, &otherwise);
     Problem {
         code: "plan.plugin_config",
         message: match &error.key {
             Some(key) => format!("the plugin `{name}` rejects its configuration: `{key}`: {message}"),
             None => format!("the plugin `{name}` rejects its configuration: {message}"),
         },
-        span: at_key.or(config_span).unwrap_or_else(|| section.span.clone()),
+        span: key_span.or(config_span).unwrap_or_else(|| section.span.clone()),
         expected,
         help: None,
     }
 }
 
-/// "What is wrong; expected what" in two; `otherwise` if it does not say what was expected.
-fn parts(message: &str, otherwise: &str) -> (String, String) {
+/// Splits "PROBLEM; expected WHAT"; the second part is `otherwise` if the message does not say what
+/// was expected.
+fn split_expected(message: &str, otherwise: &str) -> (String, String) {
     match message.split_once("; expected ") {
         Some((message, expected)) => (message.to_owned(), format!("expected {expected}")),
         None => (message.to_owned(), otherwise.to_owned()),
     }
 }
 
-/// The place of a path of keys such as `rules[2].field`; `None` if there is no such key.
-fn place_of(node: &Node, path: &str) -> Option<Range<usize>> {
+/// The place of a path of keys such as `rules[2].field`; `None` if the key does not exist.
+fn span_of_path(node: &Node, path: &str) -> Option<Range<usize>> {
     let mut node = node;
     for part in path.split('.') {
         let (key, indices) = part.split_once('[').unwrap_or((part, ""));
@@ -187,11 +187,11 @@ mod tests {
     use crate::config::Document;
 
     #[test]
-    fn places_of_paths_of_keys() {
+    fn paths_of_keys_have_places() {
         let source = r#"config = { fields = ["a", "b"], rules = [{ to = 1 }] }"#.to_owned();
         let document = Document::parse(Path::new("x.toml"), source, None);
         let config = document.table.get("config").unwrap();
-        let written = |path: &str| place_of(config, path).map(|span| &document.source[span]);
+        let written = |path: &str| span_of_path(config, path).map(|span| &document.source[span]);
         assert_eq!(written("fields[1]"), Some("\"b\""));
         assert_eq!(written("rules[0].to"), Some("1"));
         assert_eq!(written("fields[2]"), None);

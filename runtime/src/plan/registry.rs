@@ -1,8 +1,8 @@
-//! The connectors there are: an explicit list. A new connector is a line here.
+//! The explicit list of connectors. A new connector adds one line here.
 
 use trunkline_connector::{SinkConnector, SourceConnector};
 
-/// The connectors that pipeline files may name.
+/// The connectors that pipeline files may use.
 pub struct Registry {
     sources: Vec<Box<dyn SourceConnector>>,
     sinks: Vec<Box<dyn SinkConnector>>,
@@ -19,7 +19,17 @@ impl Registry {
     pub fn new() -> Self {
         Self {
             sources: vec![Box::new(trunkline_logfile::LogfileConnector), Box::new(trunkline_mysql::MysqlConnector)],
-            sinks: vec![Box::new(trunkline_s3::S3Connector)],
+            sinks: vec![Box::new(trunkline_elasticsearch::ElasticsearchConnector), Box::new(trunkline_s3::S3Connector)],
+        }
+    }
+
+    /// A connector in one line.
+    pub fn summary(&self, connector: &str) -> &'static str {
+        match connector {
+            "logfile" => "Lines of log files, through rotation and truncation",
+            "mysql" => "Rows of MySQL and MariaDB tables, and all changes of them",
+            "s3" => "Parquet files in S3 buckets and local directories",
+            _ => "",
         }
     }
 
@@ -33,13 +43,23 @@ impl Registry {
         self.sinks.iter().find(|connector| connector.name() == name).map(Box::as_ref)
     }
 
+    /// All source connectors.
+    pub fn sources(&self) -> impl Iterator<Item = &dyn SourceConnector> {
+        self.sources.iter().map(Box::as_ref)
+    }
+
+    /// All sink connectors.
+    pub fn sinks(&self) -> impl Iterator<Item = &dyn SinkConnector> {
+        self.sinks.iter().map(Box::as_ref)
+    }
+
     /// Names of all source connectors.
     pub fn source_names(&self) -> Vec<&'static str> {
-        self.sources.iter().map(|connector| connector.name()).collect()
+        self.sources().map(SourceConnector::name).collect()
     }
 
     /// Names of all sink connectors.
     pub fn sink_names(&self) -> Vec<&'static str> {
-        self.sinks.iter().map(|connector| connector.name()).collect()
+        self.sinks().map(SinkConnector::name).collect()
     }
 }

@@ -1,11 +1,12 @@
-//! Which topics a component writes, as far as its template tells: a [`TopicShape`], and whether two of them can mean one topic.
+//! [`TopicShape`]: the topic names that a template can produce, and whether two templates can
+//! produce the same one.
 
 use trunkline_connector::Template;
 
 use super::TopicSelector;
 use super::names;
 
-/// The names that a topic template can have.
+/// The names that a topic template can produce.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TopicShape {
     pieces: Vec<Piece>,
@@ -15,9 +16,9 @@ pub(super) struct TopicShape {
 enum Piece {
     Literal(char),
     /// Any one character.
-    One,
+    AnyChar,
     /// Any number of characters.
-    Many,
+    AnyText,
 }
 
 impl TopicShape {
@@ -25,10 +26,10 @@ impl TopicShape {
         Self { pieces: topic.chars().map(Piece::Literal).collect() }
     }
 
-    /// Every topic of Trunkline itself.
+    /// All of Trunkline's own topics.
     pub(super) fn internal() -> Self {
         let mut shape = Self::exact(names::INTERNAL_PREFIX);
-        shape.pieces.push(Piece::Many);
+        shape.pieces.push(Piece::AnyText);
         shape
     }
 
@@ -38,10 +39,10 @@ impl TopicShape {
         let mut characters = pattern.chars();
         while let Some(character) = characters.next() {
             match character {
-                // A placeholder is `.+`; a dot of the template's own is escaped.
+                // A placeholder is `.+`; a literal dot is escaped.
                 '.' => {
                     characters.next();
-                    pieces.extend([Piece::One, Piece::Many]);
+                    pieces.extend([Piece::AnyChar, Piece::AnyText]);
                 }
                 '\\' => pieces.extend(characters.next().map(Piece::Literal)),
                 _ => pieces.push(Piece::Literal(character)),
@@ -50,21 +51,22 @@ impl TopicShape {
         Self { pieces }
     }
 
-    /// What is wrong with it as a topic's name, as the end of "`name` ...". Placeholders are checked when they have a value.
-    pub(super) fn wrong(&self) -> Option<String> {
+    /// Why no name of this shape is a valid topic, as the end of the sentence "`name` ...". The
+    /// values of placeholders are checked per record.
+    pub(super) fn error(&self) -> Option<String> {
         let literal: String = self
             .pieces
             .iter()
             .map(|piece| match piece {
                 Piece::Literal(character) => *character,
-                // Any legal character will do.
-                Piece::One | Piece::Many => 'x',
+                // Any allowed character.
+                Piece::AnyChar | Piece::AnyText => 'x',
             })
             .collect();
-        names::wrong_with_topic(&literal)
+        names::topic_error(&literal)
     }
 
-    /// Is there a name that both can have?
+    /// Can both produce the same name?
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         let (mine, theirs) = (&self.pieces, &other.pieces);
         // reachable[i][j]: some text is matched by the first i pieces here and the first j there.
@@ -76,20 +78,20 @@ impl TopicShape {
                     continue;
                 }
                 let (next_mine, next_theirs) = (mine.get(i), theirs.get(j));
-                if next_mine == Some(&Piece::Many) {
+                if next_mine == Some(&Piece::AnyText) {
                     reachable[i + 1][j] = true;
                 }
-                if next_theirs == Some(&Piece::Many) {
+                if next_theirs == Some(&Piece::AnyText) {
                     reachable[i][j + 1] = true;
                 }
                 if let (Some(a), Some(b)) = (next_mine, next_theirs) {
-                    let meet = match (a, b) {
+                    let matches = match (a, b) {
                         (Piece::Literal(a), Piece::Literal(b)) => a == b,
                         _ => true,
                     };
-                    if meet {
-                        // Each takes a character; one that takes many may take more.
-                        let after = |piece: &Piece, at: usize| if *piece == Piece::Many { at } else { at + 1 };
+                    if matches {
+                        // Each consumes one character; `AnyText` may consume more.
+                        let after = |piece: &Piece, at: usize| if *piece == Piece::AnyText { at } else { at + 1 };
                         reachable[after(a, i)][after(b, j)] = true;
                     }
                 }
@@ -100,7 +102,7 @@ impl TopicShape {
 }
 
 impl TopicSelector {
-    /// What a reader of a template's topics subscribes to.
+    /// The subscription of a reader of all topics that a template can produce.
     pub fn of(template: &Template) -> Self {
         match template.constant() {
             Some(topic) => Self::Exact(topic.to_owned()),
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn overlap_is_found_exactly() {
+    fn overlaps_are_detected_exactly() {
         for (left, right, expected) in [
             ("a.web", "a.web", true),
             ("a.web", "a.api", false),
@@ -140,13 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn only_the_literal_part_can_be_wrong() {
-        assert_eq!(shape("a.{@table}").wrong(), None);
-        assert!(shape("a/{@table}").wrong().unwrap().contains('/'));
+    fn only_literal_text_is_checked() {
+        assert_eq!(shape("a.{@table}").error(), None);
+        assert!(shape("a/{@table}").error().unwrap().contains('/'));
     }
 
     #[test]
-    fn selectors() {
+    fn templates_become_patterns() {
         assert_eq!(TopicSelector::of(&Template::parse("a.b", &[]).unwrap()), TopicSelector::Exact("a.b".to_owned()));
         let pattern = TopicSelector::of(&Template::parse("a.{@table}", &["table"]).unwrap());
         assert_eq!(pattern, TopicSelector::Pattern("^a\\..+$".to_owned()));

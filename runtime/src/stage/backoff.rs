@@ -1,4 +1,4 @@
-//! Waiting times between tries: doubling, with jitter so that many stages do not knock at the same moment.
+//! Waiting times between the attempts of a stage: exponential backoff with jitter.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use crate::backoff;
 const FIRST: Duration = Duration::from_millis(200);
 const LAST: Duration = Duration::from_secs(30);
 
-/// A stage that ran this long is healthy: its next failure starts over.
+/// After this time without a failure, the backoff starts again.
 const HEALTHY: Duration = Duration::from_secs(60);
 
-/// One that commits between its failures works, as far as what it depends on does: it waits as after so many of them at most (1.6 s), so that it goes
-/// on soon after the last of a series.
+/// A stage that commits between its failures waits as after this many failures at most (1.6 s), so
+/// that it continues soon after the last failure of a series.
 const WORKING: u32 = 3;
 
-/// Doubling waiting times.
+/// The backoff of a stage.
 pub(super) struct Backoff {
     waits: backoff::Backoff,
     last_failure: Option<Instant>,
@@ -27,7 +27,7 @@ impl Backoff {
         Self { waits: backoff::Backoff::new(FIRST, LAST), last_failure: None }
     }
 
-    /// How long to wait after this failure. `committed`: something was committed since the one before.
+    /// The wait after this failure. `committed`: the stage committed since the last failure.
     pub(super) fn after(&mut self, error: &Error, committed: bool) -> Duration {
         if self.last_failure.is_some_and(|at| at.elapsed() > HEALTHY) {
             self.waits.reset();
@@ -49,18 +49,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn doubles_to_a_limit_and_obeys_the_other_side() {
+    fn the_wait_doubles_to_a_limit_and_obeys_a_named_time() {
         let mut backoff = Backoff::new();
         let error = Error::external("x", "y");
         let waits: Vec<_> = (0..12).map(|_| backoff.after(&error, false)).collect();
         assert!(waits[0] >= FIRST / 2 && waits[0] <= FIRST);
         assert!(waits[11] >= LAST / 2 && waits[11] <= LAST);
-        let told = backoff.after(&Error::external("x", "y").retry(Retry::After(Duration::from_secs(100))), false);
-        assert!(told >= Duration::from_secs(50) && told <= Duration::from_secs(100));
+        let named = backoff.after(&Error::external("x", "y").retry(Retry::After(Duration::from_secs(100))), false);
+        assert!(named >= Duration::from_secs(50) && named <= Duration::from_secs(100));
     }
 
     #[test]
-    fn who_commits_between_failures_goes_on_soon() {
+    fn commits_between_failures_keep_the_wait_short() {
         let mut backoff = Backoff::new();
         let error = Error::external("x", "y");
         (0..12).for_each(|_| {

@@ -1,6 +1,8 @@
-//! Transforms fused into a stage: batches go through the plan's tree of steps in the stage's own thread, without a topic between.
+//! Transforms that are fused into a stage: batches pass the plan's tree of steps in the stage's
+//! thread, without a topic between.
 //!
-//! Each branch has a plugin instance of its own. A batch that passes several branches is copied for each but the last.
+//! Each branch has its own plugin instance. A batch that passes several branches is copied for each
+//! but the last.
 
 use trunkline_connector::{Batch, Rejections, Result};
 use trunkline_transform_host::Instance;
@@ -20,7 +22,7 @@ struct RunningBranch {
     outputs: Vec<(u16, Chain)>,
 }
 
-/// One plugin at work.
+/// A running plugin.
 pub(super) struct RunningTransform {
     step: Step,
     instance: Instance,
@@ -39,7 +41,8 @@ impl Chain {
         Ok(Self { deliver: route.deliver, branches })
     }
 
-    /// May another batch begin? See [`Instance::ready`]. What was processed before the error is to be committed, or it would come again.
+    /// Checks that another batch may start; see [`Instance::ready`]. Commit the processed records
+    /// before you return the error, or they are processed again.
     pub(super) fn ready(&mut self) -> Result<()> {
         self.branches.iter_mut().try_for_each(|branch| {
             branch.transform.ready()?;
@@ -47,26 +50,26 @@ impl Chain {
         })
     }
 
-    /// Sends a batch through; `deliver` is called with each batch that comes out at an end, in order.
+    /// Runs a batch through the transforms; calls `deliver` with each resulting batch, in order.
     pub(super) fn run(
         &mut self,
         batch: &mut Batch,
         counters: &mut Counters,
-        letters: &mut DeadLetters,
+        dead_letters: &mut DeadLetters,
         deliver: &mut dyn FnMut(&mut Batch, &mut Counters, &mut DeadLetters) -> Result<()>,
     ) -> Result<()> {
         if self.branches.is_empty() {
-            return if self.deliver { deliver(batch, counters, letters) } else { Ok(()) };
+            return if self.deliver { deliver(batch, counters, dead_letters) } else { Ok(()) };
         }
         if self.deliver {
-            deliver(&mut batch.clone(), counters, letters)?;
+            deliver(&mut batch.clone(), counters, dead_letters)?;
         }
         let last = self.branches.len() - 1;
         for (index, branch) in self.branches.iter_mut().enumerate() {
             if index == last {
-                branch.run(batch, counters, letters, deliver)?;
+                branch.run(batch, counters, dead_letters, deliver)?;
             } else {
-                branch.run(&mut batch.clone(), counters, letters, deliver)?;
+                branch.run(&mut batch.clone(), counters, dead_letters, deliver)?;
             }
         }
         Ok(())
@@ -78,10 +81,10 @@ impl RunningBranch {
         &mut self,
         batch: &mut Batch,
         counters: &mut Counters,
-        letters: &mut DeadLetters,
+        dead_letters: &mut DeadLetters,
         deliver: &mut dyn FnMut(&mut Batch, &mut Counters, &mut DeadLetters) -> Result<()>,
     ) -> Result<()> {
-        self.transform.process(batch, counters, letters)?;
+        self.transform.process(batch, counters, dead_letters)?;
         let last = self.outputs.len().saturating_sub(1);
         for (index, (port, chain)) in self.outputs.iter_mut().enumerate() {
             let mut copy;
@@ -94,7 +97,7 @@ impl RunningBranch {
             if output.entries().iter().any(|entry| entry.port != *port) {
                 output.retain(|record| record.entry().port == *port);
             }
-            chain.run(output, counters, letters, deliver)?;
+            chain.run(output, counters, dead_letters, deliver)?;
         }
         Ok(())
     }
@@ -112,17 +115,17 @@ impl RunningTransform {
         Ok(Self { step: step.clone(), instance, rejected: Rejections::default() })
     }
 
-    /// May another batch begin?
+    /// Checks that another batch may start.
     pub(super) fn ready(&mut self) -> Result<()> {
         self.instance.ready().map_err(|error| error.context(format!("transform `{}`", self.step.component)))
     }
 
-    /// Replaces a batch by what the plugin makes of it, and counts (I3).
+    /// Replaces a batch by the plugin's output, and counts (I3).
     pub(super) fn process(
         &mut self,
         batch: &mut Batch,
         counters: &mut Counters,
-        letters: &mut DeadLetters,
+        dead_letters: &mut DeadLetters,
     ) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
@@ -137,6 +140,6 @@ impl RunningTransform {
         own.out += counts.out;
         own.dropped += counts.dropped;
         own.extra += counts.extra;
-        letters.settle(&self.step.component, "TRANSFORMATION", self.step.on_error, &self.rejected, own)
+        dead_letters.route_rejections(&self.step.component, "TRANSFORMATION", self.step.on_error, &self.rejected, own)
     }
 }

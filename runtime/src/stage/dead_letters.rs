@@ -1,8 +1,9 @@
-//! Records that a component could not take: by its `on_error` they go to the pipeline's dead letter topic, stop the stage, or are counted
-//! and left out.
+//! Records that a component could not take: by its `on_error` they go to the pipeline's dead letter
+//! topic, stop the stage, or are counted and left out.
 //!
-//! Dead letters wait here until the transaction that commits the offsets or positions that cover them, so that none is lost and none
-//! comes twice. They carry Kafka Connect's `__connect.errors.*` headers, so that existing tools read them, and the record as it came.
+//! Dead dead_letters wait here until the transaction that commits the offsets or positions that
+//! cover them, so that none is lost and none comes twice. They carry Kafka Connect's
+//! `__connect.errors.*` headers, so that existing tools read them, and the record as it came.
 
 use trunkline_connector::{Error, RecordRef, Rejections, Result};
 
@@ -10,7 +11,7 @@ use crate::checkpoint::ComponentCounters;
 use crate::kafka::{ProducerRecord, TransactionalProducer};
 use crate::plan::OnError;
 
-/// Dead letters of one partition or source task that are not committed yet.
+/// Dead dead_letters of one partition or source task that are not committed yet.
 #[derive(Default)]
 pub(super) struct DeadLetters {
     records: Rejections,
@@ -23,8 +24,9 @@ struct Origin {
 }
 
 impl DeadLetters {
-    /// Settles what a component rejected. `stage` is the step in Kafka Connect's words (`VALUE_CONVERTER`, `TRANSFORMATION`, `TASK_PUT`).
-    pub(super) fn settle(
+    /// Routes the rejected records of a component. `stage` is Kafka Connect's name of the step
+    /// (`VALUE_CONVERTER`, `TRANSFORMATION`, `TASK_PUT`).
+    pub(super) fn route_rejections(
         &mut self,
         component: &str,
         stage: &'static str,
@@ -36,7 +38,7 @@ impl DeadLetters {
         match on_error {
             OnError::Stop => {
                 let message =
-                    format!("`{component}` cannot take {}: {} [{}]", describe(first), reason.message, reason.code);
+                    format!("`{component}` rejected {}: {} [{}]", describe(first), reason.message, reason.code);
                 return Err(Error::data("stage.record_rejected", format!("{message}; on_error = \"stop\"")));
             }
             OnError::Skip => counters.dropped += rejected.len() as u64,
@@ -59,12 +61,13 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// Bytes held, for the byte budget.
+    /// Bytes of the records (I6).
     pub(super) fn bytes(&self) -> usize {
         self.records.records.bytes()
     }
 
-    /// Produces them in the open transaction. They are kept until [`DeadLetters::clear`], in case it has to be done again.
+    /// Produces the records in the open transaction. They stay until [`DeadLetters::clear`],
+    /// because the transaction may be repeated.
     pub(super) fn write(
         &self,
         producer: &mut TransactionalProducer,
@@ -101,14 +104,14 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// Forgets them: they are committed, or will be read again.
+    /// Removes the records: they are committed, or will be read again.
     pub(super) fn clear(&mut self) {
         self.records.clear();
         self.origins.clear();
     }
 }
 
-/// Where a record came from, for messages.
+/// The origin of a record, for messages.
 fn describe(record: RecordRef<'_>) -> String {
     use trunkline_connector::headers::{OFFSET, PATH};
     let text = |name| record.header(name).map(String::from_utf8_lossy);

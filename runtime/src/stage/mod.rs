@@ -1,29 +1,33 @@
-//! Stages: components at work.
+//! Stages: running components.
 //!
-//! Each stage has a thread of its own (Kafka's calls block), runs until it is done, told to stop or failed, and is started again by
-//! [`supervise`]. Nothing is kept between two runs of a stage: it reads its committed state from Kafka and goes on from there, so that a
-//! restart within the process, a restart of the process and a move to another machine are the same thing.
+//! Each stage runs in its own thread, because Kafka's calls block, until it is done, stopped or
+//! failed; [`supervise`] starts it again. A stage keeps nothing between two runs: it reads its
+//! committed state from Kafka. A restart within the process, a restart of the process and a move to
+//! another machine are therefore the same.
 
 mod backoff;
 mod chain;
-mod claimed;
+mod commit_timer;
 mod dead_letters;
-mod environment;
+mod names;
 mod output;
-mod pace;
 mod partitioner;
 mod routes;
 mod sink;
 mod source;
 mod status;
+mod stop_signal;
 mod supervise;
 mod transform;
 mod upstream;
+mod worker_context;
 
-pub use environment::{Environment, Names, Stop, component_name};
+pub use names::{Names, component_name};
 pub use sink::SinkStage;
 pub use source::SourceStage;
 pub use status::{StageKind, StageState, StageStatus};
+pub use stop_signal::StopSignal;
 pub use supervise::{Ended, GIVE_UP, Stage, supervise};
 pub use transform::TransformStage;
 pub use upstream::Upstream;
+pub use worker_context::{ResourceShare, WorkerContext};

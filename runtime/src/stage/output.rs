@@ -1,15 +1,16 @@
-//! Topics that a stage writes to: names out of templates, partitions, creation of those that a template names for the first time.
+//! The topics that a stage writes to: rendered names, partition counts, and creation of topics that
+//! a template names for the first time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use trunkline_connector::{Batch, Escape, Reason, RecordRef, Rejections, Result, Template};
 
-use super::environment::Environment;
 use super::partitioner::partition_of;
+use super::worker_context::WorkerContext;
 use crate::kafka::{Admin, ProducerRecord, TopicSpec, TransactionalProducer};
 
-/// Partition counts by topic; topics that a template names for the first time are created.
+/// Partition counts by topic. Topics that a template names for the first time are created.
 pub(super) struct Topics {
     admin: Arc<Admin>,
     known: HashMap<String, i32>,
@@ -17,14 +18,14 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    pub(super) fn new(environment: &Environment, partitions: Option<i32>) -> Self {
+    pub(super) fn new(context: &WorkerContext, partitions: Option<i32>) -> Self {
         let spec = TopicSpec {
             name: String::new(),
-            partitions: partitions.unwrap_or(environment.topics.partitions),
-            replication: environment.topics.replication,
-            config: environment.topics.config.clone(),
+            partitions: partitions.unwrap_or(context.topics.partitions),
+            replication: context.topics.replication,
+            config: context.topics.config.clone(),
         };
-        Self { admin: environment.admin.clone(), known: HashMap::new(), spec }
+        Self { admin: context.admin.clone(), known: HashMap::new(), spec }
     }
 
     pub(super) fn partitions(&mut self, topic: &str) -> Result<i32> {
@@ -37,8 +38,8 @@ impl Topics {
         Ok(count)
     }
 
-    /// Sends a batch in the producer's open transaction, each record to the topic of its template. Returns those whose template has no
-    /// value or makes no name of a topic.
+    /// Sends a batch in the producer's open transaction, each record to the topic of its template.
+    /// Returns the records whose template has no value or gives an invalid topic name.
     pub(super) fn send<'t>(
         &mut self,
         producer: &mut TransactionalProducer,

@@ -1,4 +1,5 @@
-//! Which partition a record goes to: by its key as Kafka's own clients do it (so that their keyed records meet ours), else by its ordering key.
+//! The partition of a record: by its key, as Kafka's own clients choose it, so that their keyed
+//! records meet ours; else by its ordering key.
 
 use trunkline_connector::RecordRef;
 

@@ -22,7 +22,8 @@ enum Selector {
 }
 
 impl Routes {
-    /// Reads the plan's inputs. The plugins of exact topics start now, so that one that refuses its configuration is known at once.
+    /// Reads the plan's inputs. The plugins of exact topics start now, so that one that refuses its
+    /// configuration is known at once.
     pub(super) fn start(inputs: &[Input]) -> Result<Self> {
         let mut this = Self { inputs: Vec::new(), subscription: Vec::new(), chains: HashMap::new() };
         for input in inputs {

@@ -1,8 +1,9 @@
-//! A source task: records and position in one transaction (I1).
+//! A source task: commits records and position in one transaction (I1).
 //!
-//! Two threads. The *reader* owns the source and fills batches; the stage's own thread applies transforms, produces, and commits every
-//! `commit_interval` ([`Pace`]). Batches travel through a channel of two, so that the next one is filled while the last is
-//! produced, and no more than that is in memory.
+//! The task has two threads. The *reader* owns the source and fills batches. The stage's thread
+//! applies transforms, produces, and commits every `commit_interval` ([`CommitTimer`]). A channel
+//! of two batches connects them: the next batch is filled while the last one is produced, and
+//! memory stays bounded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,20 +17,21 @@ use trunkline_connector::{
 };
 
 use super::chain::Chain;
+use super::commit_timer::CommitTimer;
 use super::dead_letters::DeadLetters;
-use super::environment::{Environment, Stop};
 use super::output::Topics;
-use super::pace::Pace;
 use super::status::StageStatus;
+use super::stop_signal::StopSignal;
 use super::supervise::Stage;
+use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
 use crate::kafka::TransactionalProducer;
 use crate::plan::{Branch, Route, SourcePlan};
 
-/// The source is asked again this often while nothing comes; it is also how fast it notices a stop.
+/// Deadline of a fill: bounds how late a stop is noticed.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Records of a batch, however small they are.
+/// Limit on the records of a batch.
 const BATCH_RECORDS: usize = 10_000;
 
 /// A source of a pipeline on this node.
@@ -43,33 +45,35 @@ pub struct SourceStage {
 }
 
 impl Stage for SourceStage {
-    fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()> {
+    fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
         let task = match self.plan.spec.placement() {
-            Placement::EveryNode => environment.names.node_task(&self.pipeline, &self.plan.name),
-            // Whichever worker it runs on goes on with the one position there is, and fences the last one (I4).
-            Placement::Anywhere => environment.names.component(&self.pipeline, &self.plan.name),
+            Placement::EveryNode => context.names.node_task(&self.pipeline, &self.plan.name),
+            // One position in the cluster: the next worker continues from it and fences the last
+            // one (I4).
+            Placement::Anywhere => context.names.component(&self.pipeline, &self.plan.name),
         };
-        let producer = TransactionalProducer::new(&environment.cluster, &task, CHECKPOINTS, environment.client_buffer)?;
+        let producer =
+            TransactionalProducer::new(&context.cluster, &task, CHECKPOINTS, context.share.client_buffer_bytes)?;
         failpoint!("source.claim.after")?;
-        let positions = Positions::load(&environment.cluster, &task, &task)?;
+        let positions = Positions::load(&context.cluster, &task, &task)?;
         let source = self.plan.spec.open(SourceContext {
             task: task.clone(),
             position: positions.parts.clone(),
-            until_idle: environment.until_idle,
-            budget: environment.budget.clone(),
-            runtime: environment.runtime.clone(),
-            scratch: environment.scratch(&status.name())?,
+            until_idle: context.until_idle,
+            budget: context.budget.clone(),
+            runtime: context.runtime.clone(),
+            scratch: context.scratch(&status.name())?,
         })?;
         let (acknowledge, committed) = std::sync::mpsc::channel();
         let mut writer = Writer {
             stage: self,
-            environment,
-            topics: Topics::new(environment, self.plan.partitions),
+            context,
+            topics: Topics::new(context, self.plan.partitions),
             chain: Chain::start(&linear_route(&self.plan))?,
             producer,
             positions,
             pending: Pending::default(),
-            pace: Pace::new(self.plan.commit_interval.unwrap_or(environment.commit_interval)),
+            commit_timer: CommitTimer::new(self.plan.commit_interval.unwrap_or(context.commit_interval)),
             status,
             acknowledge,
         };
@@ -78,19 +82,20 @@ impl Stage for SourceStage {
         }
         writer.commit()?;
 
-        let limits = (environment.batch_bytes, BATCH_RECORDS);
+        let limits = (context.share.batch_bytes, BATCH_RECORDS);
         let abandoned = AtomicBool::new(false);
         let (full, filled) = sync_channel::<Result<Filled>>(2);
         let (returned, empty) = std::sync::mpsc::channel::<SourceBatch>();
         std::thread::scope(|scope| {
-            let reader = Reader { source, limits, budget: &environment.budget, stop, abandoned: &abandoned, committed };
+            let reader = Reader { source, limits, budget: &context.budget, stop, abandoned: &abandoned, committed };
             scope.spawn(move || reader.run(&full, &empty));
             let outcome = writer.run(&filled, &returned, stop);
             abandoned.store(true, Ordering::Relaxed);
-            // A reader that waits for room in the channel wakes when this end is gone.
+            // Wakes a reader that waits for room in the channel.
             drop(filled);
             if outcome.is_err() {
-                // Best effort: the next owner's initialisation aborts it too, but readers need not wait for that.
+                // Best effort: the next owner aborts the transaction too, but consumers would wait
+                // until then.
                 let _ = writer.producer.abort();
             }
             outcome
@@ -98,7 +103,7 @@ impl Stage for SourceStage {
     }
 }
 
-/// A full batch on its way to the writer.
+/// A filled batch for the writer.
 struct Filled {
     batch: SourceBatch,
     caught_up: bool,
@@ -111,17 +116,18 @@ struct Reader<'a> {
     source: Box<dyn Source>,
     limits: (usize, usize),
     budget: &'a MemoryBudget,
-    stop: &'a Stop,
+    stop: &'a StopSignal,
     abandoned: &'a AtomicBool,
     /// Position changes that the writer has committed.
     committed: Receiver<Vec<PositionChange>>,
 }
 
 impl Reader<'_> {
-    /// Fills batches until stopped; an error is the last thing that it sends.
+    /// Fills batches until stopped. An error is the last message.
     fn run(mut self, full: &SyncSender<Result<Filled>>, empty: &Receiver<SourceBatch>) {
         while !self.stop.is_set() && !self.abandoned.load(Ordering::Relaxed) {
-            // A little before, to wait while the budget is spent; the true size after.
+            // A small reservation waits while the budget is exhausted; the fill then sets the true
+            // size.
             let Some(mut reservation) = self.budget.reserve(64 << 10, Instant::now() + POLL) else { continue };
             let mut batch = empty.try_recv().unwrap_or_default();
             (batch.max_bytes, batch.max_records) = self.limits;
@@ -138,7 +144,8 @@ impl Reader<'_> {
                 return;
             }
             if let Some(error) = error {
-                // The writer has what came before the error; whether it still listens does not matter.
+                // The writer has the records from before the error. It may have ended, which does
+                // not matter.
                 let _ = full.send(Err(error));
                 return;
             }
@@ -146,33 +153,38 @@ impl Reader<'_> {
     }
 }
 
-/// What the open transaction covers.
+/// The content of the open transaction.
 #[derive(Default)]
 struct Pending {
     position: BTreeMap<String, Option<Vec<u8>>>,
     counters: Counters,
-    letters: DeadLetters,
+    dead_letters: DeadLetters,
     schemas: Vec<Arc<Schema>>,
 }
 
 struct Writer<'a> {
     stage: &'a SourceStage,
-    environment: &'a Environment,
+    context: &'a WorkerContext,
     topics: Topics,
     chain: Chain,
     producer: TransactionalProducer,
     positions: Positions,
     pending: Pending,
-    pace: Pace,
+    commit_timer: CommitTimer,
     status: &'a StageStatus,
     /// Reports committed position changes to the reader, for [`Source::committed`].
     acknowledge: Sender<Vec<PositionChange>>,
 }
 
 impl Writer<'_> {
-    fn run(&mut self, filled: &Receiver<Result<Filled>>, returned: &Sender<SourceBatch>, stop: &Stop) -> Result<()> {
+    fn run(
+        &mut self,
+        filled: &Receiver<Result<Filled>>,
+        returned: &Sender<SourceBatch>,
+        stop: &StopSignal,
+    ) -> Result<()> {
         loop {
-            match filled.recv_timeout(self.pace.left(POLL)) {
+            match filled.recv_timeout(self.commit_timer.until_due(POLL)) {
                 Ok(Ok(mut filled)) => {
                     self.status.set_lag(filled.lag);
                     if let Err(error) = self.chain.ready() {
@@ -181,14 +193,14 @@ impl Writer<'_> {
                     }
                     self.produce(&mut filled.batch)?;
                     filled.batch.clear();
-                    // The reader may be gone: then nobody needs the memory.
+                    // The reader may have ended; the memory is then released.
                     let _ = returned.send(filled.batch);
-                    if filled.caught_up && self.environment.until_idle {
+                    if filled.caught_up && self.context.until_idle {
                         return self.commit();
                     }
                 }
                 Ok(Err(error)) => {
-                    // What came before the error is good and its position is known.
+                    // The records from before the error are valid, and their position is known.
                     self.commit()?;
                     return Err(error);
                 }
@@ -202,7 +214,7 @@ impl Writer<'_> {
                     };
                 }
             }
-            if self.pace.is_due(self.producer.transaction_bytes()) {
+            if self.commit_timer.is_due(self.producer.transaction_bytes()) {
                 self.commit()?;
             }
         }
@@ -212,36 +224,37 @@ impl Writer<'_> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.pace.waits();
+        self.commit_timer.mark_pending();
         for schema in std::mem::take(&mut batch.schemas) {
             self.publish_schema(&schema)?;
         }
         let plan = &self.stage.plan;
-        let Pending { counters, letters, .. } = &mut self.pending;
+        let Pending { counters, dead_letters, .. } = &mut self.pending;
         let own = counters.of(&plan.name);
         let handed_out = (batch.records.len() + batch.side_outputs.len()) as u64;
         own.records_in += handed_out + batch.rejected.len() as u64 + batch.dropped;
         own.out += handed_out;
         own.dropped += batch.dropped;
-        letters.settle(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
+        dead_letters.route_rejections(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
         let (producer, topics) = (&mut self.producer, &mut self.topics);
         failpoint!("source.produce.before")?;
-        let mut send = |out: &Batch, counters: &mut Counters, letters: &mut DeadLetters| {
-            // The time of production, never the event's: Kafka's retention deletes by this time, and would delete old log lines and old
-            // rows before any sink has read them. The event's time is in the value.
+        let mut send = |out: &Batch, counters: &mut Counters, dead_letters: &mut DeadLetters| {
+            // Records get the time of production. Kafka's retention deletes by this time: with the
+            // event's time it would delete old log lines before any sink has read them.
             let topic_of = |record: RecordRef<'_>| {
                 let port = usize::from(record.entry().port).checked_sub(1);
                 port.and_then(|port| plan.port_topics.get(port)).map_or(&plan.topic, |(_, topic)| topic)
             };
             let unnamed = topics.send(producer, out, topic_of, |_| None)?;
             let own = counters.of(&plan.name);
-            // They were counted as out when they were read.
+            // These records were counted as out when they were read.
             own.out -= (unnamed.len() as u64).min(own.out);
-            letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
+            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
         };
-        send(&batch.side_outputs, counters, letters)?;
-        self.chain
-            .run(&mut batch.records, counters, letters, &mut |out, counters, letters| send(out, counters, letters))?;
+        send(&batch.side_outputs, counters, dead_letters)?;
+        self.chain.run(&mut batch.records, counters, dead_letters, &mut |out, counters, dead_letters| {
+            send(out, counters, dead_letters)
+        })?;
         failpoint!("source.produce.after")?;
         for PositionChange { key, value } in batch.position.drain(..) {
             self.pending.position.insert(key, value);
@@ -250,15 +263,15 @@ impl Writer<'_> {
     }
 
     fn publish_schema(&mut self, schema: &Arc<Schema>) -> Result<()> {
-        self.environment.schemas.publish(&mut self.producer, schema)?;
+        self.context.schemas.publish(&mut self.producer, schema)?;
         self.pending.schemas.push(schema.clone());
         Ok(())
     }
 
-    /// Commits records, dead letters, position and counters together (I1).
+    /// Commits records, dead dead_letters, position and counters together (I1).
     fn commit(&mut self) -> Result<()> {
         let pending = std::mem::take(&mut self.pending);
-        self.pace.rests();
+        self.commit_timer.clear();
         let changes: Vec<_> = pending.position.into_iter().map(|(key, value)| PositionChange { key, value }).collect();
         if changes.is_empty() && pending.counters.is_zero() && !self.producer.in_transaction() {
             return Ok(());
@@ -266,7 +279,7 @@ impl Writer<'_> {
         let begun = Instant::now();
         failpoint!("source.checkpoint.before")?;
         let partitions = self.topics.partitions(&self.stage.dead_letters)?;
-        pending.letters.write(&mut self.producer, &self.stage.pipeline, &self.stage.dead_letters, partitions)?;
+        pending.dead_letters.write(&mut self.producer, &self.stage.pipeline, &self.stage.dead_letters, partitions)?;
         self.positions.counters.add(&pending.counters);
         if !changes.is_empty() || !pending.counters.is_zero() {
             self.positions.write(&mut self.producer, &changes, &self.positions.counters)?;
@@ -275,11 +288,11 @@ impl Writer<'_> {
         self.producer.commit()?;
         failpoint!("source.commit.after")?;
         if !pending.counters.is_zero() {
-            self.pace.committed(begun);
+            self.commit_timer.committed(begun);
         }
-        self.environment.schemas.committed(&pending.schemas);
+        self.context.schemas.committed(&pending.schemas);
         if !changes.is_empty() {
-            // Nobody receives it once the reader has ended.
+            // The reader may have ended; the acknowledgement is then lost, which is allowed.
             let _ = self.acknowledge.send(changes);
         }
         self.status.committed(&pending.counters);
@@ -287,7 +300,7 @@ impl Writer<'_> {
     }
 }
 
-/// The transforms that are applied before the topic, one after the other on their default ports.
+/// The transforms in `apply`, one after the other, by their default ports.
 fn linear_route(plan: &SourcePlan) -> Route {
     let end = Route { deliver: true, branches: Vec::new() };
     plan.apply.iter().rev().fold(end, |rest, step| Route {

@@ -1,4 +1,4 @@
-//! What a stage shows of itself. Health is progress (lag, age of the last commit), not a state that says RUNNING.
+//! The status of a stage. Its health is its progress (lag, age of the last commit), not its state.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -18,16 +18,16 @@ pub enum StageKind {
     Sink,
 }
 
-/// What a stage does now.
+/// The state of a stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StageState {
-    /// Waiting for its lease, or between two tries.
+    /// Waiting for its lease or for a retry.
     Waiting,
-    /// At work.
+    /// Running.
     Running,
-    /// Everything there has been moved (`--until-idle`), or told to stop.
+    /// All existing records were processed (`--until-idle`), or the stage was stopped.
     Done,
-    /// Will not go on before somebody changes something. The message says what.
+    /// The stage needs a person. The message says what to change.
     Failed(String),
 }
 
@@ -39,12 +39,13 @@ pub struct StageStatus {
     pub component: String,
     /// Its kind.
     pub kind: StageKind,
-    shown: Mutex<Shown>,
+    inner: Mutex<Inner>,
 }
 
-struct Shown {
+struct Inner {
     state: StageState,
-    /// Since the process started, or its plan changed; the totals since the pipeline began are in Kafka.
+    /// Since the process started, or its plan changed; the totals since the pipeline began are in
+    /// Kafka.
     counters: Counters,
     lag: SourceLag,
     last_commit: Option<Instant>,
@@ -53,9 +54,9 @@ struct Shown {
 }
 
 impl StageStatus {
-    /// Of a stage that has not started.
+    /// The status of a stage that has not started.
     pub fn new(pipeline: &str, component: &str, kind: StageKind) -> Self {
-        let shown = Shown {
+        let inner = Inner {
             state: StageState::Waiting,
             counters: Counters::default(),
             lag: SourceLag::default(),
@@ -63,7 +64,7 @@ impl StageStatus {
             last_error: None,
             failures: 0,
         };
-        Self { pipeline: pipeline.to_owned(), component: component.to_owned(), kind, shown: Mutex::new(shown) }
+        Self { pipeline: pipeline.to_owned(), component: component.to_owned(), kind, inner: Mutex::new(inner) }
     }
 
     /// `{pipeline}.{component}`.
@@ -71,12 +72,12 @@ impl StageStatus {
         format!("{}.{}", self.pipeline, self.component)
     }
 
-    /// What it does now.
+    /// Its state.
     pub fn state(&self) -> StageState {
         self.lock().state.clone()
     }
 
-    /// Will nothing more come from it?
+    /// The stage writes no further records.
     pub fn is_over(&self) -> bool {
         matches!(self.lock().state, StageState::Done | StageState::Failed(_))
     }
@@ -87,10 +88,10 @@ impl StageStatus {
 
     /// A commit succeeded that covered these records.
     pub(super) fn committed(&self, counters: &Counters) {
-        let mut shown = self.lock();
-        shown.counters.add(counters);
-        shown.last_commit = Some(Instant::now());
-        shown.last_error = None;
+        let mut inner = self.lock();
+        inner.counters.add(counters);
+        inner.last_commit = Some(Instant::now());
+        inner.last_error = None;
     }
 
     pub(super) fn set_lag(&self, lag: SourceLag) {
@@ -98,25 +99,25 @@ impl StageStatus {
     }
 
     pub(super) fn failed(&self, error: &str) {
-        let mut shown = self.lock();
-        shown.last_error = Some(error.to_owned());
-        shown.failures += 1;
+        let mut inner = self.lock();
+        inner.last_error = Some(error.to_owned());
+        inner.failures += 1;
     }
 
-    /// The time of the last commit, for those who wait for progress.
+    /// The time of the last commit.
     pub fn last_commit(&self) -> Option<Instant> {
         self.lock().last_commit
     }
 
     /// One line for the log.
     pub fn line(&self) -> String {
-        let mut shown = self.lock();
-        let own = *shown.counters.of(&self.component);
+        let mut inner = self.lock();
+        let own = *inner.counters.of(&self.component);
         let mut line = format!("{}: {} in, {} out", self.name(), own.records_in, own.out);
         if own.dead_lettered > 0 {
             line.push_str(&format!(", {} dead-lettered", own.dead_lettered));
         }
-        let SourceLag { bytes, records, retention_left, .. } = shown.lag;
+        let SourceLag { bytes, records, retention_left, .. } = inner.lag;
         let lag = [(bytes, "bytes"), (records, "records")];
         let lag = lag.map(|(count, unit)| count.filter(|count| *count > 0).map(|count| format!("{count} {unit}")));
         let lag: Vec<String> = lag.into_iter().flatten().collect();
@@ -126,14 +127,14 @@ impl StageStatus {
                 line.push_str(&format!(", which are kept for {:.1} more hours", left.as_secs_f64() / 3600.0));
             }
         }
-        if let Some(error) = &shown.last_error {
-            line.push_str(&format!("; failed {} times, last: {error}", shown.failures));
+        if let Some(error) = &inner.last_error {
+            line.push_str(&format!("; failed {} times, last: {error}", inner.failures));
         }
         line
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shown> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -144,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_tells_how_far_behind_a_source_is_and_how_long_the_rest_is_kept() {
+    fn the_line_shows_lag_and_retention() {
         let status = StageStatus::new("p", "shop", StageKind::Source);
         let lag = |bytes, retention_left| SourceLag { bytes: Some(bytes), retention_left, ..SourceLag::default() };
         let retention_left = Some(Duration::from_secs(90 * 60));

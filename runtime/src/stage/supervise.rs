@@ -1,5 +1,5 @@
-//! Runs a stage again and again: after an external failure with backoff, after a panic likewise, after a fault that somebody has to mend
-//! not at all. One stage's failure touches no other.
+//! Restarts a stage: with backoff after an external failure or a panic, not at all after a failure
+//! that needs a person. The failure of one stage does not affect others.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -7,34 +7,40 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Domain, Error, Result, Retry};
 
 use super::backoff::Backoff;
-use super::environment::{Environment, Stop};
 use super::status::{StageState, StageStatus};
+use super::stop_signal::StopSignal;
+use super::worker_context::WorkerContext;
 
-/// With `--until-idle`, a stage that fails for this long without a commit in between gives up: a batch job must end.
+/// With `--until-idle`, a stage that fails for this long without a commit gives up, because a job
+/// must end.
 pub const GIVE_UP: Duration = Duration::from_secs(300);
+
+/// How long a stopping stage waits for a destination that does not answer; then its topic
+/// partitions are left to their next owner.
+pub(super) const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
 /// A stage that can be run any number of times, each time from its committed state.
 pub trait Stage: Send + Sync {
-    /// Runs until done or told to stop.
-    fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()>;
+    /// Runs until done or stopped.
+    fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()>;
 }
 
 /// How supervision ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// Done, told to stop, or failed for good: the status says which.
+    /// Done, stopped, or failed; the status says which.
     Over,
-    /// Another task took over (I4). Starting again would only take it back: the lease has to be asked for first.
+    /// Another task took over (I4). The stage must own its lease before it starts again.
     Fenced,
 }
 
-/// Runs `stage` until it is done, `stop` is set, or it fails for good. `leased`: the stage runs by a lease, so that being fenced means
-/// having lost it.
+/// Runs `stage` until it is done, `stop` is set, or it cannot recover. `leased`: the stage runs
+/// under a lease, and being fenced means that the lease is lost.
 pub fn supervise(
     stage: &dyn Stage,
     leased: bool,
-    environment: &Environment,
-    stop: &Stop,
+    context: &WorkerContext,
+    stop: &StopSignal,
     status: &StageStatus,
 ) -> Ended {
     let mut backoff = Backoff::new();
@@ -42,7 +48,7 @@ pub fn supervise(
     loop {
         status.set_state(StageState::Running);
         let started = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| stage.run(environment, stop, status))).unwrap_or_else(|panic| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| stage.run(context, stop, status))).unwrap_or_else(|panic| {
             let text = panic
                 .downcast_ref::<&str>()
                 .map(|text| (*text).to_owned())
@@ -65,7 +71,7 @@ pub fn supervise(
             return Ended::Fenced;
         }
         if stop.is_set() {
-            tracing::warn!(stage = status.name(), %error, "stopped in the middle of a failure; its position is kept");
+            tracing::warn!(stage = status.name(), %error, "stopped while it was failing; its position is kept");
             status.set_state(StageState::Done);
             return Ended::Over;
         }
@@ -77,7 +83,7 @@ pub fn supervise(
         let committed = status.last_commit().filter(|at| *at > started);
         let since = committed.unwrap_or_else(|| *failing_since.get_or_insert(started));
         failing_since = Some(since);
-        if environment.until_idle && (error.retry == Retry::Never || since.elapsed() > GIVE_UP) {
+        if context.until_idle && (error.retry == Retry::Never || since.elapsed() > GIVE_UP) {
             let seconds = since.elapsed().as_secs();
             tracing::error!(stage = status.name(), %error, "gave up after {seconds} s; its position is kept");
             status.set_state(StageState::Failed(error.to_string()));
@@ -86,7 +92,7 @@ pub fn supervise(
         status.failed(&error.to_string());
         status.set_state(StageState::Waiting);
         let wait = backoff.after(&error, committed.is_some());
-        tracing::warn!(stage = status.name(), %error, retry_in = ?wait, "failed; starting again from the committed position");
+        tracing::warn!(stage = status.name(), %error, retry_in = ?wait, "failed; restarting from the committed position");
         if stop.wait(wait) {
             status.set_state(StageState::Done);
             return Ended::Over;

@@ -1,9 +1,10 @@
-//! A materialised transform's task: topic to topic. What it produces, its dead letters, its counters and the consumer offsets are one
-//! transaction (I2 a), committed every `commit_interval`.
+//! A materialised transform's task: topic to topic. What it produces, its dead dead_letters, its
+//! counters and the consumer offsets are one transaction (I2 a), committed every `commit_interval`.
 //!
-//! A partition that is taken away while a transaction is open takes its offsets with it: the transaction is rolled back and the
-//! partitions that stay are read again from their committed offsets. Committing instead could pass the fence, because this member's
-//! generation is the new one by then, while the next owner has already started from the old offset.
+//! A partition that is taken away while a transaction is open takes its offsets with it: the
+//! transaction is rolled back and the partitions that stay are read again from their committed
+//! offsets. Committing instead could pass the fence, because this member's generation is the new
+//! one by then, while the next owner has already started from the old offset.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,21 +12,22 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Batch, RecordRef, Result, TopicPartition, failpoint};
 
 use super::chain::RunningTransform;
+use super::commit_timer::CommitTimer;
 use super::dead_letters::DeadLetters;
-use super::environment::{Environment, Stop};
 use super::output::Topics;
-use super::pace::Pace;
 use super::routes::Routes;
 use super::status::StageStatus;
+use super::stop_signal::StopSignal;
 use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
+use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
 use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::TransformPlan;
 
 const POLL: Duration = Duration::from_millis(100);
 
-/// A materialised transform of a pipeline: one task of it.
+/// A transform with its own topics: one task of it.
 pub struct TransformStage {
     /// The pipeline's name.
     pub pipeline: String,
@@ -35,53 +37,54 @@ pub struct TransformStage {
     pub plan: TransformPlan,
     /// Number of this task in this worker.
     pub task: u32,
-    /// What writes to its inputs.
+    /// The stages that write to its inputs.
     pub upstream: Upstream,
 }
 
 impl Stage for TransformStage {
-    fn run(&self, environment: &Environment, stop: &Stop, status: &StageStatus) -> Result<()> {
-        let component = environment.names.component(&self.pipeline, &self.plan.name);
-        let member = environment.names.member(&self.pipeline, &self.plan.name, self.task);
+    fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
+        let component = context.names.component(&self.pipeline, &self.plan.name);
+        let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
         let producer =
-            TransactionalProducer::new(&environment.cluster, &member, CHECKPOINTS, environment.client_buffer)?;
+            TransactionalProducer::new(&context.cluster, &member, CHECKPOINTS, context.share.client_buffer_bytes)?;
         let routes = Routes::start(&self.plan.inputs)?;
         let own = RunningTransform::start(&self.plan.step)?;
         let consumer = GroupConsumer::join(
-            &environment.cluster,
+            &context.cluster,
             &component,
             &member,
             &routes.subscription(),
-            environment.client_buffer,
+            context.share.client_buffer_bytes,
         )?;
         let mut task = TransformTask {
             stage: self,
-            environment,
+            context,
             status,
             component,
             producer,
             consumer,
             routes,
             own,
-            topics: Topics::new(environment, self.plan.partitions),
-            claims: BTreeMap::new(),
-            pace: Pace::new(environment.commit_interval),
+            topics: Topics::new(context, self.plan.partitions),
+            partitions: BTreeMap::new(),
+            commit_timer: CommitTimer::new(context.commit_interval),
         };
         let outcome = task.run(stop);
         if outcome.is_ok() {
             task.consumer.leave();
         } else {
-            // Best effort: the next run's initialisation aborts it too, but readers need not wait for that.
+            // Best effort: the next run aborts the transaction too, but consumers would wait until
+            // then.
             let _ = task.producer.abort();
         }
         outcome
     }
 }
 
-struct Claimed {
+struct PartitionState {
     positions: Positions,
     pending: Counters,
-    letters: DeadLetters,
+    dead_letters: DeadLetters,
     /// The committed offset; -1 if there is none.
     committed: i64,
     /// The offset after the last record of the open transaction.
@@ -90,7 +93,7 @@ struct Claimed {
 
 struct TransformTask<'a> {
     stage: &'a TransformStage,
-    environment: &'a Environment,
+    context: &'a WorkerContext,
     status: &'a StageStatus,
     component: String,
     producer: TransactionalProducer,
@@ -98,34 +101,34 @@ struct TransformTask<'a> {
     routes: Routes,
     own: RunningTransform,
     topics: Topics,
-    claims: BTreeMap<TopicPartition, Claimed>,
-    pace: Pace,
+    partitions: BTreeMap<TopicPartition, PartitionState>,
+    commit_timer: CommitTimer,
 }
 
 impl TransformTask<'_> {
-    fn run(&mut self, stop: &Stop) -> Result<()> {
+    fn run(&mut self, stop: &StopSignal) -> Result<()> {
         let mut batches = PartitionBatches::default();
-        let mut drain = Drain::new(&self.environment.cluster, &self.stage.upstream);
+        let mut drain = Drain::new(&self.context.cluster, &self.stage.upstream);
         loop {
             if stop.is_set() {
                 return self.commit();
             }
-            let wait = self.pace.left(POLL).min(POLL);
-            let limits = FillLimits { records: 10_000, bytes: self.environment.batch_bytes, wait };
+            let wait = self.commit_timer.until_due(POLL).min(POLL);
+            let limits = FillLimits { records: 10_000, bytes: self.context.share.batch_bytes, wait };
             let records = self.consumer.fill(&limits, &mut batches)?;
             self.rebalance(&mut batches)?;
-            for (claim, batch) in batches.iter_mut() {
-                if let Err(error) = self.routes.chain(&claim.topic)?.ready().and_then(|()| self.own.ready()) {
+            for (partition, batch) in batches.iter_mut() {
+                if let Err(error) = self.routes.chain(&partition.topic)?.ready().and_then(|()| self.own.ready()) {
                     self.commit()?;
                     return Err(error);
                 }
-                self.process(claim, batch)?;
+                self.process(partition, batch)?;
                 batch.clear();
             }
-            if self.pace.is_due(self.producer.transaction_bytes()) {
+            if self.commit_timer.is_due(self.producer.transaction_bytes()) {
                 self.commit()?;
             }
-            if self.environment.until_idle && records == 0 && self.stage.upstream.is_over() {
+            if self.context.until_idle && records == 0 && self.stage.upstream.is_over() {
                 self.commit()?;
                 if drain.is_complete(&self.consumer)? {
                     return Ok(());
@@ -134,16 +137,16 @@ impl TransformTask<'_> {
         }
     }
 
-    fn process(&mut self, claim: &TopicPartition, batch: &mut Batch) -> Result<()> {
-        let Some(claimed) = self.claims.get_mut(claim) else { return Ok(()) };
+    fn process(&mut self, partition: &TopicPartition, batch: &mut Batch) -> Result<()> {
+        let Some(state) = self.partitions.get_mut(partition) else { return Ok(()) };
         let Some(last) = batch.entries().last() else { return Ok(()) };
-        claimed.next = Some(last.offset + 1);
-        self.pace.waits();
+        state.next = Some(last.offset + 1);
+        self.commit_timer.mark_pending();
         failpoint!("transform.produce.before")?;
-        let chain = self.routes.chain(&claim.topic)?;
+        let chain = self.routes.chain(&partition.topic)?;
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
-        chain.run(batch, &mut claimed.pending, &mut claimed.letters, &mut |out, counters, letters| {
-            own.process(out, counters, letters)?;
+        chain.run(batch, &mut state.pending, &mut state.dead_letters, &mut |out, counters, dead_letters| {
+            own.process(out, counters, dead_letters)?;
             let port_topics = &plan.port_topics;
             let topic_of = |record: RecordRef<'_>| {
                 let port = record.entry().port;
@@ -152,7 +155,7 @@ impl TransformTask<'_> {
             let unnamed = topics.send(producer, out, topic_of, |record| record.timestamp())?;
             let own = counters.of(&plan.name);
             own.out -= (unnamed.len() as u64).min(own.out);
-            letters.settle(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
+            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
         })?;
         failpoint!("transform.produce.after")
     }
@@ -160,28 +163,29 @@ impl TransformTask<'_> {
     fn rebalance(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         for event in self.consumer.rebalance_events() {
             match event {
-                RebalanceEvent::Revoked(claims) => {
-                    for claim in &claims {
-                        batches.remove(claim);
-                        self.claims.remove(claim);
+                RebalanceEvent::Revoked(partitions) => {
+                    for partition in &partitions {
+                        batches.remove(partition);
+                        self.partitions.remove(partition);
                     }
                     if self.producer.in_transaction() {
-                        self.roll_back(batches)?;
+                        self.abort_transaction(batches)?;
                     }
                 }
-                RebalanceEvent::Assigned(claims) => {
-                    let committed = if claims.is_empty() { Vec::new() } else { self.consumer.committed(&claims)? };
-                    for (claim, committed) in claims.into_iter().zip(committed) {
-                        let task = format!("{}/{}/{}", self.component, claim.topic, claim.partition);
-                        let positions = Positions::load(&self.environment.cluster, &self.component, &task)?;
-                        let claimed = Claimed {
+                RebalanceEvent::Assigned(partitions) => {
+                    let committed =
+                        if partitions.is_empty() { Vec::new() } else { self.consumer.committed(&partitions)? };
+                    for (partition, committed) in partitions.into_iter().zip(committed) {
+                        let task = format!("{}/{}/{}", self.component, partition.topic, partition.partition);
+                        let positions = Positions::load(&self.context.cluster, &self.component, &task)?;
+                        let state = PartitionState {
                             positions,
                             pending: Counters::default(),
-                            letters: DeadLetters::default(),
+                            dead_letters: DeadLetters::default(),
                             committed,
                             next: None,
                         };
-                        self.claims.insert(claim, claimed);
+                        self.partitions.insert(partition, state);
                     }
                     failpoint!("transform.claim.after")?;
                 }
@@ -190,52 +194,58 @@ impl TransformTask<'_> {
         Ok(())
     }
 
-    fn roll_back(&mut self, batches: &mut PartitionBatches) -> Result<()> {
+    fn abort_transaction(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         failpoint!("transform.rollback.before")?;
         self.producer.abort()?;
         failpoint!("transform.rollback.after")?;
-        self.pace.rests();
-        for (claim, claimed) in &mut self.claims {
-            claimed.pending = Counters::default();
-            claimed.letters.clear();
-            if claimed.next.take().is_some() {
-                // What lies in its batch was read past what is rolled back. The batches of the others are still to be processed.
-                batches.remove(claim);
-                self.consumer.seek(claim, claimed.committed)?;
+        self.commit_timer.clear();
+        for (partition, state) in &mut self.partitions {
+            state.pending = Counters::default();
+            state.dead_letters.clear();
+            if state.next.take().is_some() {
+                // Its batch holds records after the aborted ones. The batches of other partitions
+                // are still to be processed.
+                batches.remove(partition);
+                self.consumer.seek(partition, state.committed)?;
             }
         }
         Ok(())
     }
 
     fn commit(&mut self) -> Result<()> {
-        self.pace.rests();
+        self.commit_timer.clear();
         let begun = Instant::now();
-        let moved: Vec<(&TopicPartition, &mut Claimed)> =
-            self.claims.iter_mut().filter(|(_, claimed)| claimed.next.is_some()).collect();
+        let moved: Vec<(&TopicPartition, &mut PartitionState)> =
+            self.partitions.iter_mut().filter(|(_, state)| state.next.is_some()).collect();
         if moved.is_empty() {
             return Ok(());
         }
         failpoint!("transform.checkpoint.before")?;
-        let letters_to = self.topics.partitions(&self.stage.dead_letters)?;
+        let dead_letter_partitions = self.topics.partitions(&self.stage.dead_letters)?;
         let mut offsets = Vec::with_capacity(moved.len());
         let mut committed = Counters::default();
-        for (claim, claimed) in moved {
-            claimed.letters.write(&mut self.producer, &self.stage.pipeline, &self.stage.dead_letters, letters_to)?;
-            claimed.letters.clear();
-            committed.add(&claimed.pending);
-            claimed.positions.counters.add(&std::mem::take(&mut claimed.pending));
-            claimed.positions.write(&mut self.producer, &[], &claimed.positions.counters)?;
-            if let Some(next) = claimed.next.take() {
-                claimed.committed = next;
-                offsets.push((claim, next));
+        for (partition, state) in moved {
+            state.dead_letters.write(
+                &mut self.producer,
+                &self.stage.pipeline,
+                &self.stage.dead_letters,
+                dead_letter_partitions,
+            )?;
+            state.dead_letters.clear();
+            committed.add(&state.pending);
+            state.positions.counters.add(&std::mem::take(&mut state.pending));
+            state.positions.write(&mut self.producer, &[], &state.positions.counters)?;
+            if let Some(next) = state.next.take() {
+                state.committed = next;
+                offsets.push((partition, next));
             }
         }
-        // Any failure ends this run of the stage, and what was changed above with it: the next one reads what is committed.
+        // A failure ends this run of the stage; the next run reads the committed state.
         failpoint!("transform.checkpoint.after")?;
         let group = self.consumer.metadata()?;
         self.producer.send_offsets(offsets, group)?;
         self.producer.commit()?;
-        self.pace.committed(begun);
+        self.commit_timer.committed(begun);
         failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
         Ok(())

@@ -1,5 +1,6 @@
-//! When a stage that reads topics is done (`--until-idle`): when everything that writes to its inputs in this process is done, and the
-//! group has consumed and committed all that was in its inputs then.
+//! Decides when a stage that reads topics is done (`--until-idle`): when all stages of this process
+//! that write to its inputs are done, and the group has committed all records that its inputs held
+//! at that time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use trunkline_connector::{Result, TopicPartition};
 use super::status::{StageState, StageStatus};
 use crate::kafka::{Cluster, GroupConsumer, table::EndProbe};
 
-/// Looking at the ends of all partitions costs round trips: not more often than this.
+/// Time between two checks, because each costs round trips for all partitions.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The stages whose output a stage reads.
@@ -21,23 +22,25 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Will nothing more come from them? A stage that failed counts too: the run ends with its error, after what could be moved was.
+    /// The stages write no further records. A failed stage counts too: the run ends with its error
+    /// after all other records were processed.
     pub fn is_over(&self) -> bool {
         self.stages.iter().all(|stage| stage.is_over())
     }
 
-    /// Did one of them fail?
+    /// One of the stages failed.
     pub fn failed(&self) -> bool {
         self.stages.iter().any(|stage| matches!(stage.state(), StageState::Failed(_)))
     }
 }
 
-/// Decides whether a group has consumed everything.
+/// Decides whether a group has consumed all records.
 pub(super) struct Drain<'a> {
     cluster: &'a Cluster,
     upstream: &'a Upstream,
     probe: Option<EndProbe>,
-    /// The ends of all partitions when the last upstream stage was done: later records of others do not keep the run alive.
+    /// The ends of all partitions when the last upstream stage was done. Later records of other
+    /// writers do not extend the run.
     targets: BTreeMap<TopicPartition, i64>,
     asked: Option<Instant>,
 }
@@ -47,8 +50,8 @@ impl<'a> Drain<'a> {
         Self { cluster, upstream, probe: None, targets: BTreeMap::new(), asked: None }
     }
 
-    /// Is everything consumed and committed by the group, whichever member did it? Ask when the consumer is quiet and nothing is
-    /// pending.
+    /// The group has consumed and committed all records, whichever member did it. Call it when no
+    /// record is pending.
     pub(super) fn is_complete(&mut self, consumer: &GroupConsumer) -> Result<bool> {
         if !self.upstream.is_over() || self.asked.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
             return Ok(false);
@@ -59,16 +62,16 @@ impl<'a> Drain<'a> {
             None => self.probe.insert(EndProbe::new(self.cluster)?),
         };
         if self.targets.is_empty() {
-            for claim in consumer.subscribed_partitions()? {
-                let high = probe.high(&claim.topic, claim.partition)?;
-                self.targets.insert(claim, high);
+            for partition in consumer.subscribed_partitions()? {
+                let high = probe.high(&partition.topic, partition.partition)?;
+                self.targets.insert(partition, high);
             }
         }
-        let claims: Vec<TopicPartition> = self.targets.keys().cloned().collect();
-        for (claim, committed) in claims.iter().zip(consumer.committed(&claims)?) {
-            let target = self.targets[claim];
-            let drained = probe.is_drained(&claim.topic, claim.partition, committed, target)?;
-            tracing::debug!(topic = %claim.topic, partition = claim.partition, committed, target, drained, "looked at the end");
+        let partitions: Vec<TopicPartition> = self.targets.keys().cloned().collect();
+        for (partition, committed) in partitions.iter().zip(consumer.committed(&partitions)?) {
+            let target = self.targets[partition];
+            let drained = probe.is_drained(&partition.topic, partition.partition, committed, target)?;
+            tracing::debug!(topic = %partition.topic, partition = partition.partition, committed, target, drained, "checked the end of a partition");
             if !drained {
                 return Ok(false);
             }

@@ -12,6 +12,7 @@ use trunkline_connector::{Error, Result, failpoint, io_error};
 /// Permissions of new folders and files.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
+const PLUGINS: &str = "plugins";
 
 /// A data directory, locked for this process.
 pub struct DataDir {
@@ -53,12 +54,18 @@ impl DataDir {
             }
             _ => {}
         }
-        let plugins = path.join("plugins");
+        let plugins = path.join(PLUGINS);
         for folder in [&scratch, &plugins] {
             create_private_folder(folder).map_err(|error| io_error("create", folder, &error))?;
         }
         let worker_id = worker_id(&path.join("worker-id"), new_worker_id)?;
         Ok(Self { worker_id, scratch, plugins, _lock: lock })
+    }
+
+    /// The compile cache of plugins in an existing data directory, for commands that do not open the
+    /// directory. `None` if no worker has created it.
+    pub fn plugin_cache(path: &Path) -> Option<PathBuf> {
+        Some(path.join(PLUGINS)).filter(|cache| cache.is_dir())
     }
 
     /// The worker's id. It is random, and stays the same for this directory.

@@ -21,7 +21,7 @@ use super::threads::Threads;
 use crate::backoff::{Backoff, jitter};
 use crate::checkpoint::TASKS;
 use crate::kafka::{FillLimits, GroupConsumer, OtherMembers, PartitionBatches, RebalanceEvent};
-use crate::stage::{Environment, GIVE_UP, StageState};
+use crate::stage::{GIVE_UP, StageState, WorkerContext};
 
 /// Time within which a changed assignment takes effect.
 const POLL: Duration = Duration::from_millis(20);
@@ -54,11 +54,11 @@ pub(super) struct LeaseManager {
 
 impl LeaseManager {
     /// Starts the thread.
-    pub(super) fn spawn(placement: Placement, tasks: Tasks, environment: &Environment) -> Result<Self> {
+    pub(super) fn spawn(placement: Placement, tasks: Tasks, context: &WorkerContext) -> Result<Self> {
         let wanted = Arc::new(Mutex::new(Arc::new(tasks)));
         let mut lease_loop = LeaseLoop {
             placement,
-            environment: environment.clone(),
+            context: context.clone(),
             tasks: current(&wanted),
             wanted: wanted.clone(),
             threads: Threads::default(),
@@ -96,7 +96,7 @@ fn current(wanted: &Mutex<Arc<Tasks>>) -> Arc<Tasks> {
 
 struct LeaseLoop {
     placement: Placement,
-    environment: Environment,
+    context: WorkerContext,
     wanted: Arc<Mutex<Arc<Tasks>>>,
     tasks: Arc<Tasks>,
     threads: Threads,
@@ -109,10 +109,10 @@ struct LeaseLoop {
 
 impl LeaseLoop {
     fn run(&mut self) {
-        while !self.environment.stop.is_set() && !self.is_over() {
+        while !self.context.stop.is_set() && !self.is_over() {
             self.tasks = current(&self.wanted);
             if self.tasks.is_empty() {
-                self.environment.stop.wait(POLL);
+                self.context.stop.wait(POLL);
                 continue;
             }
             let started = Instant::now();
@@ -131,7 +131,7 @@ impl LeaseLoop {
     /// useless.
     fn handle(&mut self, error: &Error) {
         let is_permanent = error.retry == Retry::Never || self.last_member.elapsed() > MEMBERSHIP_LIMIT;
-        if error.domain == Domain::Config || self.environment.until_idle && is_permanent {
+        if error.domain == Domain::Config || self.context.until_idle && is_permanent {
             for task in self.tasks.values().filter(|task| !task.status.is_over()) {
                 let stage = task.status.name();
                 tracing::error!(stage, %error, "failed: no lease on its task; its position is kept");
@@ -142,23 +142,23 @@ impl LeaseLoop {
         let wait = jitter(self.rejoin.advance());
         let seconds = wait.as_secs_f64();
         tracing::warn!(%error, "lost the leases on source tasks; joining their group again in {seconds:.1} s");
-        self.environment.stop.wait(wait);
+        self.context.stop.wait(wait);
     }
 
     fn is_over(&self) -> bool {
-        self.environment.until_idle && self.tasks.values().all(|task| task.status.is_over())
+        self.context.until_idle && self.tasks.values().all(|task| task.status.is_over())
     }
 
     /// Joins the group and runs the tasks that it assigns, until every task has ended, no task is
     /// left or the worker stops. Then leaves the group.
     fn run_while_member(&mut self) -> Result<()> {
-        let names = &self.environment.names;
+        let names = &self.context.names;
         let group = match self.placement {
             Placement::Anywhere => format!("{}.tasks", names.cluster),
             Placement::EveryNode => format!("{}.tasks.{}", names.cluster, names.node),
         };
         let topics = [TASKS.to_owned()];
-        let consumer = GroupConsumer::join(&self.environment.cluster, &group, &names.worker, &topics, 1 << 20)?;
+        let consumer = GroupConsumer::join(&self.context.cluster, &group, &names.worker, &topics, 1 << 20)?;
         self.run_owned(&consumer)?;
         // Before leaving: another worker may run a task only when this one no longer does.
         self.threads.stop(|_| true);
@@ -172,14 +172,14 @@ impl LeaseLoop {
         let mut last_check = Instant::now();
         self.missing_since = Instant::now();
         let mut batches = PartitionBatches::default();
-        while !self.environment.stop.is_set() && !self.is_over() {
+        while !self.context.stop.is_set() && !self.is_over() {
             self.tasks = current(&self.wanted);
             if self.tasks.is_empty() && self.threads.is_empty() {
                 return Ok(());
             }
             // Waiting inside the poll would cost a twentieth of a core (see `QueueNotifier`).
             consumer.fill(&FillLimits { records: 1, bytes: 1, wait: Duration::ZERO }, &mut batches)?;
-            self.environment.stop.wait(POLL);
+            self.context.stop.wait(POLL);
             for (_, batch) in batches.iter_mut() {
                 // Records in the lease topic have no meaning.
                 batch.clear();
@@ -194,7 +194,7 @@ impl LeaseLoop {
             if self.threads.reconcile(&self.tasks, |task| is_among(task, &owned)) {
                 return Err(Error::fenced("worker.fenced", "another worker has taken over a task of this one"));
             }
-            if self.environment.until_idle && last_check.elapsed() > GROUP_CHECK {
+            if self.context.until_idle && last_check.elapsed() > GROUP_CHECK {
                 last_check = Instant::now();
                 self.end_tasks_of_others(&owned, consumer);
             }

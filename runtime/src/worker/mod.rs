@@ -37,7 +37,7 @@ use crate::config::Settings;
 use crate::kafka::embedded::EMBEDDED;
 use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
 use crate::plan::Pipeline;
-use crate::stage::{Environment, Names, StageState, Stop};
+use crate::stage::{Names, ResourceShare, StageState, StopSignal, WorkerContext};
 
 /// With `--until-idle`, the run ends if no broker answers within this time.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -83,7 +83,7 @@ pub struct WorkerOptions {
     /// Runs async code.
     pub runtime: tokio::runtime::Handle,
     /// Set it to stop the worker.
-    pub stop: Stop,
+    pub stop: StopSignal,
 }
 
 /// The pipelines to run from now on.
@@ -110,7 +110,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
     let is_stopping = move || stop.since().is_some_and(|since| since > INTERRUPT);
     let cluster = Cluster::new(&options.brokers, &settings.kafka)?.with_interrupt(is_stopping);
     let memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
-    let environment = Environment {
+    let context = WorkerContext {
         cluster: cluster.clone(),
         admin: Arc::new(Admin::new(&cluster)?),
         runtime: options.runtime.clone(),
@@ -126,13 +126,12 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         until_idle: options.until_idle,
         stop: options.stop.clone(),
         scratch: data.scratch().to_owned(),
-        client_buffer: client_buffer(memory, 1),
-        batch_bytes: batch_bytes(memory, 1),
+        share: resource_share(memory, 1),
     };
     tracing::info!(brokers = options.brokers, "connecting to Kafka");
     let mut worker = Worker {
         options: &options,
-        environment,
+        context,
         memory,
         pipelines: Vec::new(),
         tasks: Tasks::new(),
@@ -147,8 +146,13 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         _ => None,
     });
     let failed = failed.collect();
-    let summary = Summary::read(&worker.environment.cluster, &worker.environment.names, &worker.pipelines)?;
+    let summary = Summary::read(&worker.context.cluster, &worker.context.names, &worker.pipelines)?;
     Ok(RunReport { summary, failed })
+}
+
+/// The share of each of `stages` stages in the worker's memory.
+fn resource_share(memory: usize, stages: usize) -> ResourceShare {
+    ResourceShare { client_buffer_bytes: client_buffer(memory, stages), batch_bytes: batch_bytes(memory, stages) }
 }
 
 /// Half of `memory` is for the send buffers and prefetch queues of librdkafka, shared by all
@@ -166,9 +170,9 @@ fn batch_bytes(memory: usize, stages: usize) -> usize {
 
 struct Worker<'a> {
     options: &'a WorkerOptions,
-    /// The environment of new tasks, except for their shares of memory, which depend on the
+    /// The context of new tasks, except for their shares of memory, which depend on the
     /// pipeline set.
-    environment: Environment,
+    context: WorkerContext,
     memory: usize,
     /// The running set.
     pipelines: Vec<Pipeline>,
@@ -251,7 +255,7 @@ impl Worker<'_> {
                 self.check_worker_id();
             }
             if let Some(since) = stop.since() {
-                if cut_off.is_certain(since, &self.environment.admin) {
+                if cut_off.is_certain(since, &self.context.admin) {
                     return Err(self.cut_off_error());
                 }
                 // Waiting for the stop would return at once.
@@ -266,7 +270,7 @@ impl Worker<'_> {
             return Err(error);
         }
         // The summary would wait for the brokers much longer.
-        if !self.is_complete && !self.environment.admin.is_reachable(TASKS, PROBE) {
+        if !self.is_complete && !self.context.admin.is_reachable(TASKS, PROBE) {
             return Err(self.cut_off_error());
         }
         Ok(())
@@ -301,12 +305,8 @@ impl Worker<'_> {
         let set = &pending.set;
         let count = set.pipelines.iter().map(stage_count).sum();
         // Unchanged tasks keep their shares.
-        let environment = Environment {
-            client_buffer: client_buffer(self.memory, count),
-            batch_bytes: batch_bytes(self.memory, count),
-            ..self.environment.clone()
-        };
-        let tasks = tasks::plan(&set.pipelines, &self.tasks, set.retry_failed, &environment);
+        let context = WorkerContext { share: resource_share(self.memory, count), ..self.context.clone() };
+        let tasks = tasks::plan(&set.pipelines, &self.tasks, set.retry_failed, &context);
         let changes = Changes::between(&self.tasks, &tasks);
         match self.prepare_topics(&set.pipelines, &changes, is_later) {
             Ok(()) => {}
@@ -357,7 +357,7 @@ impl Worker<'_> {
             match self.leases.iter().find(|leases| leases.placement == placement) {
                 Some(leases) => leases.set_tasks(leased),
                 None if leased.is_empty() => {}
-                None => self.leases.push(LeaseManager::spawn(placement, leased, &self.environment)?),
+                None => self.leases.push(LeaseManager::spawn(placement, leased, &self.context)?),
             }
         }
         Ok(())
@@ -390,8 +390,8 @@ impl Worker<'_> {
             return Ok(());
         }
         self.warn_if_files_are_short(pipelines, &topics);
-        self.environment.admin.connect()?;
-        for difference in self.environment.admin.ensure(&topics)?.differences {
+        self.context.admin.connect()?;
+        for difference in self.context.admin.ensure(&topics)?.differences {
             tracing::warn!("{difference}");
         }
         Ok(())

@@ -14,7 +14,7 @@ use trunkline_connector::{Placement, Template, TopicPartition};
 use crate::checkpoint::{TASKS, lease_of};
 use crate::plan::{Input, Pipeline, SinkPlan, SourcePlan, TopicSelector, TransformPlan};
 use crate::stage::{
-    Environment, SinkStage, SourceStage, Stage, StageKind, StageState, StageStatus, TransformStage, Upstream,
+    SinkStage, SourceStage, Stage, StageKind, StageState, StageStatus, TransformStage, Upstream, WorkerContext,
 };
 
 /// Tasks by their ids.
@@ -41,7 +41,7 @@ pub(super) struct Task {
     plan: TaskPlan,
     pub(super) stage: Box<dyn Stage>,
     pub(super) status: Arc<StageStatus>,
-    pub(super) environment: Environment,
+    pub(super) context: WorkerContext,
     /// A source's task runs on the worker that owns its lease.
     pub(super) lease: Option<Lease>,
 }
@@ -119,8 +119,8 @@ struct Planned {
 }
 
 /// The tasks of `pipelines`. Tasks with the same plan in `before` are reused, except that
-/// `retry_failed` replaces failed tasks. New tasks get `environment`.
-pub(super) fn plan(pipelines: &[Pipeline], before: &Tasks, retry_failed: bool, environment: &Environment) -> Tasks {
+/// `retry_failed` replaces failed tasks. New tasks get `context`.
+pub(super) fn plan(pipelines: &[Pipeline], before: &Tasks, retry_failed: bool, context: &WorkerContext) -> Tasks {
     let mut tasks = Tasks::new();
     for pipeline in pipelines {
         let planned: Vec<Planned> = components(pipeline)
@@ -131,7 +131,7 @@ pub(super) fn plan(pipelines: &[Pipeline], before: &Tasks, retry_failed: bool, e
         // The topics that each task of this pipeline writes, to find the upstream tasks of readers.
         let writers: Vec<(TopicSelector, Arc<StageStatus>)> = planned.iter().flat_map(writers).collect();
         for Planned { id, plan, status, existing } in planned {
-            let task = existing.unwrap_or_else(|| Arc::new(new_task(&id, plan, status, &writers, environment)));
+            let task = existing.unwrap_or_else(|| Arc::new(new_task(&id, plan, status, &writers, context)));
             tasks.insert(id, task);
         }
     }
@@ -168,14 +168,14 @@ fn new_task(
     plan: TaskPlan,
     status: Arc<StageStatus>,
     writers: &[(TopicSelector, Arc<StageStatus>)],
-    environment: &Environment,
+    context: &WorkerContext,
 ) -> Task {
     let upstream = upstream(plan.component.reads(), writers);
     let (pipeline, dead_letters, task) = (plan.pipeline.clone(), plan.dead_letters.clone(), id.number);
     let mut lease = None;
     let stage: Box<dyn Stage> = match plan.component.clone() {
         Component::Source(plan) => {
-            let partition = lease_of(&environment.names.component(&pipeline, &plan.name));
+            let partition = lease_of(&context.names.component(&pipeline, &plan.name));
             let partition = TopicPartition { topic: Arc::from(TASKS), partition };
             lease = Some(Lease { placement: plan.spec.placement(), partition });
             Box::new(SourceStage { pipeline, dead_letters, plan })
@@ -183,7 +183,7 @@ fn new_task(
         Component::Transform(plan) => Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream }),
         Component::Sink(plan) => Box::new(SinkStage { pipeline, dead_letters, plan, task, upstream }),
     };
-    Task { plan, stage, status, environment: environment.clone(), lease }
+    Task { plan, stage, status, context: context.clone(), lease }
 }
 
 fn upstream(reads: &[Input], writers: &[(TopicSelector, Arc<StageStatus>)]) -> Upstream {
@@ -267,16 +267,16 @@ mod tests {
     use crate::config::{Settings, TopicSettings};
     use crate::kafka::{Admin, Cluster};
     use crate::plan::{Registry, load_each};
-    use crate::stage::{Names, Stop};
+    use crate::stage::{Names, ResourceShare, StopSignal};
 
     fn fixture() -> (tokio::runtime::Runtime, tempfile::TempDir) {
         (tokio::runtime::Builder::new_current_thread().build().unwrap(), tempfile::tempdir().unwrap())
     }
 
-    /// An environment without brokers.
-    fn environment(runtime: &tokio::runtime::Runtime) -> Environment {
+    /// An context without brokers.
+    fn context(runtime: &tokio::runtime::Runtime) -> WorkerContext {
         let cluster = Cluster::new("127.0.0.1:1", &BTreeMap::new()).unwrap();
-        Environment {
+        WorkerContext {
             admin: Arc::new(Admin::new(&cluster).unwrap()),
             runtime: runtime.handle().clone(),
             budget: MemoryBudget::new(1 << 20),
@@ -286,10 +286,9 @@ mod tests {
             topics: TopicSettings { partitions: 1, replication: 1, config: BTreeMap::new() },
             commit_interval: std::time::Duration::from_secs(1),
             until_idle: false,
-            stop: Stop::default(),
+            stop: StopSignal::default(),
             scratch: std::env::temp_dir(),
-            client_buffer: 1 << 20,
-            batch_bytes: 1 << 20,
+            share: ResourceShare { client_buffer_bytes: 1 << 20, batch_bytes: 1 << 20 },
         }
     }
 
@@ -320,10 +319,10 @@ mod tests {
     #[test]
     fn only_tasks_with_a_changed_plan_restart() {
         let (runtime, folder) = fixture();
-        let environment = environment(&runtime);
-        let first = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &environment);
+        let context = context(&runtime);
+        let first = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
         let change = |before: &Tasks, text: &str, retry_failed: bool| {
-            let after = plan(&pipelines(&folder, text), before, retry_failed, &environment);
+            let after = plan(&pipelines(&folder, text), before, retry_failed, &context);
             let changes = Changes::between(before, &after).to_string();
             (after, changes)
         };
@@ -354,12 +353,12 @@ mod tests {
     #[test]
     fn failed_tasks_restart_if_their_plan_changed_or_on_request() {
         let (runtime, folder) = fixture();
-        let environment = environment(&runtime);
-        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &environment);
+        let context = context(&runtime);
+        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
         let lake = before.values().last().unwrap();
         lake.status.set_state(StageState::Failed("no bucket".to_owned()));
         let changes = |text: &str, retry_failed: bool| {
-            Changes::between(&before, &plan(&pipelines(&folder, text), &before, retry_failed, &environment)).to_string()
+            Changes::between(&before, &plan(&pipelines(&folder, text), &before, retry_failed, &context)).to_string()
         };
         assert_eq!(changes(TEXT, false), "started=[] restarted=[] stopped=[] unchanged=[p.api, p.web] failed=[p.lake]");
         let restarted = "started=[] restarted=[p.lake] stopped=[] unchanged=[p.api, p.web]";
@@ -371,9 +370,9 @@ mod tests {
     fn unchanged_tasks_keep_their_status() {
         let (runtime, folder) = fixture();
         let text = TEXT.replace("url =", "path = \"x\"\nurl =");
-        let environment = environment(&runtime);
-        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &environment);
-        let tasks = plan(&pipelines(&folder, &text), &before, false, &environment);
+        let context = context(&runtime);
+        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
+        let tasks = plan(&pipelines(&folder, &text), &before, false, &context);
         let statuses = |tasks: &Tasks| tasks.values().map(|task| task.status.clone()).collect::<Vec<_>>();
         let (old, new) = (statuses(&before), statuses(&tasks));
         let same: Vec<bool> = old.iter().zip(&new).map(|(old, new)| Arc::ptr_eq(old, new)).collect();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::tasks::{Task, TaskId, Tasks};
-use crate::stage::{Ended, StageState, Stop, supervise};
+use crate::stage::{Ended, StageState, StopSignal, supervise};
 
 /// Running tasks, and tasks that were asked to stop and have not ended yet.
 #[derive(Default)]
@@ -16,7 +16,7 @@ pub(super) struct Threads {
 
 struct Running {
     task: Arc<Task>,
-    stop: Stop,
+    stop: StopSignal,
     thread: JoinHandle<Ended>,
 }
 
@@ -78,9 +78,9 @@ impl Threads {
 impl Running {
     /// `None` if no thread can be started: then the task has failed.
     fn start(task: &Arc<Task>) -> Option<Self> {
-        let stop = task.environment.stop.child();
+        let stop = task.context.stop.child();
         let (own, its_stop) = (task.clone(), stop.clone());
-        let body = move || supervise(own.stage.as_ref(), own.lease.is_some(), &own.environment, &its_stop, &own.status);
+        let body = move || supervise(own.stage.as_ref(), own.lease.is_some(), &own.context, &its_stop, &own.status);
         match std::thread::Builder::new().name(task.status.name()).spawn(body) {
             Ok(thread) => Some(Self { task: task.clone(), stop, thread }),
             Err(error) => {

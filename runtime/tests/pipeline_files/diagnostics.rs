@@ -1,14 +1,14 @@
-//! Every file and folder in `tests/pipelines` is a case. Its first lines say which problems it has, `# expect: CODE CODE ..`, and a
-//! snapshot says how they are shown. A case is added by adding a file.
+//! Every file and folder in `tests/pipelines` is a case. Its first lines list the codes of its problems,
+//! `# expect: CODE CODE ..`, and a snapshot holds their text. A new file is a new case.
 
 use std::fs;
 use std::path::Path;
 
-use trunkline::config::{FileProblems, Look, json, render, summary};
+use trunkline::config::{FileProblems, RenderStyle, json, render, summary};
 
 use crate::support::{Folder, fixtures};
 
-/// The codes that a file, or the files of a folder, promise.
+/// The codes that a file, or the files of a folder, list.
 fn expected_codes(path: &Path) -> Vec<String> {
     if path.is_dir() {
         let mut codes: Vec<String> =
@@ -31,11 +31,11 @@ fn codes(files: &[FileProblems]) -> Vec<String> {
 }
 
 fn shown(files: &[FileProblems]) -> String {
-    format!("{}{}", render(files, Look::PLAIN), summary(files))
+    format!("{}{}", render(files, RenderStyle::PLAIN), summary(files))
 }
 
 #[test]
-fn every_case_is_explained() {
+fn problems_of_every_case_are_reported() {
     let folder = Folder::with_fixtures();
     let mut names: Vec<String> = fs::read_dir(fixtures())
         .unwrap()
@@ -48,7 +48,7 @@ fn every_case_is_explained() {
     for name in names {
         let problems = folder.load(&[&name]).problems;
         let expected = expected_codes(&folder.path().join(&name));
-        assert!(!expected.is_empty(), "{name} promises nothing");
+        assert!(!expected.is_empty(), "{name} lists no codes");
         insta::assert_snapshot!(name.trim_end_matches(".toml"), shown(&problems));
         if codes(&problems) != expected {
             unexpected.push(format!("{name}: {:?}", codes(&problems)));
@@ -58,12 +58,12 @@ fn every_case_is_explained() {
 }
 
 #[test]
-fn what_cannot_be_read() {
+fn unreadable_paths_are_reported() {
     let folder = Folder::new();
     folder.write("empty.toml", "");
     fs::create_dir(folder.path().join("nothing")).unwrap();
     let problems = folder.load(&["gone.toml", "nothing", "empty.toml"]).problems;
-    insta::assert_snapshot!("what_cannot_be_read", shown(&problems));
+    insta::assert_snapshot!("unreadable_paths", shown(&problems));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn json_has_places_in_characters() {
     insta::assert_snapshot!("json", json(&problems));
 }
 
-/// What a reference stands for is in no output, whatever is wrong with it (I8).
+/// The value of a reference never appears in output (I8).
 #[test]
 fn resolved_values_are_never_shown() {
     let folder = Folder::with_fixtures();

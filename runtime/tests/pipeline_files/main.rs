@@ -1,8 +1,9 @@
-//! Pipeline files, good and bad: what is said of them, and what plan comes out.
+//! Pipeline files: the plans of valid ones and the problems of invalid ones.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod again;
 mod diagnostics;
+mod fusion;
 mod plans;
+mod reload;
 mod support;

@@ -1,4 +1,4 @@
-//! What plan comes out of good files.
+//! Plans of valid files.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ fn load_one(folder: &Folder, text: &str) -> Pipeline {
     loaded.pipelines.remove(0)
 }
 
-/// A route in a line: `!` where records are delivered, `component:port(..)` for a branch.
+/// A route as one line: `!` where records are delivered, `component:port(..)` for a branch.
 fn written(route: &Route) -> String {
     let mut parts = Vec::new();
     if route.deliver {
@@ -79,16 +79,16 @@ fn chains_share_their_prefixes() {
     );
     assert_eq!((sink.tasks, sink.connector, sink.on_error), (2, "s3", OnError::DeadLetter));
     let split = &sink.inputs[0].route.branches[0].outputs[0].1.branches[0].step;
-    assert_eq!((split.limits.memory, split.limits.time), (32 << 20, Duration::from_secs(1)));
+    assert_eq!((split.limits.memory, split.limits.timeout), (32 << 20, Duration::from_secs(1)));
     assert_eq!(
         (split.on_error, split.ports.as_slice()),
         (OnError::Skip, &["default".to_owned(), "side".to_owned()][..])
     );
-    assert!(pipeline.transforms.is_empty(), "fused transforms are no stages");
+    assert!(pipeline.transforms.is_empty(), "fused transforms are not stages");
 }
 
 #[test]
-fn a_materialised_transform_is_a_stage() {
+fn a_transform_with_a_topic_is_a_stage() {
     let folder = Folder::new();
     let pipeline = load_one(
         &folder,
@@ -152,9 +152,8 @@ fn a_source_with_its_defaults_and_applied_transforms() {
     assert_eq!(source.apply[0].config["fields"], serde_json::json!(["ip", "a${b}"]));
 }
 
-/// I7: a bad file leaves the others alone, and of two files that claim one topic the first one runs.
 #[test]
-fn a_source_of_several_topics_has_its_own_default() {
+fn a_source_with_several_topics_has_its_own_default() {
     let pipeline = load_one(
         &Folder::new(),
         r#"
@@ -174,8 +173,9 @@ fn a_source_of_several_topics_has_its_own_default() {
     assert_eq!(inputs(&pipeline.sinks[0].inputs), [r#"Pattern("^shop\\..+\\..+$") !"#]);
 }
 
+/// I7: an invalid file does not affect the others, and of two files that use one topic the first one runs.
 #[test]
-fn good_files_load_beside_bad_ones() {
+fn valid_files_load_next_to_invalid_ones() {
     let folder = Folder::with_fixtures();
     folder.write("good.toml", "name = \"good\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"a.log\"]\n");
     let loaded = folder.load(&["good.toml", "./good.toml", "unknown_keys.toml", "same_topic_elsewhere"]);

@@ -1,4 +1,4 @@
-//! A copy of `tests/pipelines` to load from, with plugins beside the files.
+//! A copy of `tests/pipelines` to load from, with plugins next to the files.
 
 #[path = "../../../transforms/host/build_plugin.rs"]
 #[allow(unreachable_pub, reason = "shared with a build script")]
@@ -19,7 +19,7 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// One with nothing in it but the plugin `testing.wasm`, which has the port `side`.
+    /// A folder that contains only the plugin `testing.wasm`, which has the port `side`.
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::copy(testing_plugin(), folder.path().join("testing.wasm")).unwrap();
@@ -42,7 +42,7 @@ impl Folder {
         self
     }
 
-    /// Loads files or folders, named as seen from this folder; so are they in problems.
+    /// Loads files or folders. Their paths are relative to this folder, also in problems.
     pub(crate) fn load(&self, names: &[&str]) -> Loaded {
         let paths: Vec<PathBuf> = names.iter().map(|name| self.path().join(name)).collect();
         let settings = Settings::load(None, &Vec::new()).unwrap();
@@ -51,7 +51,7 @@ impl Folder {
         loaded
     }
 
-    /// The folder has another name in every run.
+    /// Removes the folder, whose name differs in every run.
     fn shorten(&self, problems: &mut FileProblems) {
         let prefix = format!("{}/", self.path().display());
         problems.file = problems.file.take().map(|file| file.strip_prefix(self.path()).unwrap_or(&file).to_owned());

@@ -1,17 +1,17 @@
-//! A broker that goes away, loses its replies, or answers with errors.
+//! A broker that stops, loses its replies, or answers with errors.
 
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Skip, Worker};
+use trunkline_tests::{Process, Skip};
 
-use crate::ground::Ground;
+use crate::fixture::Fixture;
 
-/// Requests that change something, and what they are most often followed by.
-const CHANGING: [&str; 6] =
+/// The requests that change state.
+const WRITE_REQUESTS: [&str; 6] =
     ["Produce", "EndTxn", "TxnOffsetCommit", "AddPartitionsToTxn", "AddOffsetsToTxn", "InitProducerId"];
 
-/// Errors that brokers give while they are well, by what they answer: coordinator loading, moved and not available, concurrent
-/// transactions, request timed out, not leader.
+/// Transient errors of each request: coordinator loading (14), not available (15) and moved (16),
+/// concurrent transactions (51), timeout (7), not leader (6), not enough replicas (19).
 const ERRORS: [(&str, &[i16]); 6] = [
     ("Produce", &[6, 7, 19]),
     ("EndTxn", &[14, 15, 16, 51]),
@@ -21,103 +21,104 @@ const ERRORS: [(&str, &[i16]); 6] = [
     ("InitProducerId", &[14, 15, 16, 51]),
 ];
 
-/// Stops the broker and starts it again, under a worker that goes on.
-pub(crate) fn restart(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    away(ground, |ground| ground.broker.stop())
+/// Stops the broker and starts it again while a worker runs.
+pub(crate) fn restart(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    take_down(fixture, |fixture| fixture.broker.stop())
 }
 
-/// The same with kill -9, and now and then the worker dies with it.
-pub(crate) fn kill(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    away(ground, |ground| {
-        ground.broker.kill9();
-        ground.tally.kills += 1;
+/// Kills the broker and starts it again while a worker runs.
+pub(crate) fn kill(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    take_down(fixture, |fixture| {
+        fixture.broker.kill9();
+        fixture.tally.kills += 1;
     })
 }
 
-fn away(ground: &mut Ground<'_>, mut go: impl FnMut(&mut Ground<'_>)) -> Result<(), Skip> {
-    let mut worker = Some(ground.start("a"));
-    for _ in 0..ground.plan.times(3, 8) {
-        ground.append(200);
-        let moment = ground.moment(Duration::from_secs(3));
-        super::hold(moment);
-        ground.append(200);
-        go(ground);
-        ground.tally.faults += 1;
-        if ground.random.below(3) == 0
+/// Takes the broker down with `stop` several times; sometimes the worker is killed too.
+fn take_down(fixture: &mut Fixture<'_>, mut stop_broker: impl FnMut(&mut Fixture<'_>)) -> Result<(), Skip> {
+    let mut worker = Some(fixture.start("a"));
+    for _ in 0..fixture.plan.times(3, 8) {
+        fixture.append(200);
+        let moment = fixture.random_delay(Duration::from_secs(3));
+        super::let_run(moment);
+        fixture.append(200);
+        stop_broker(fixture);
+        fixture.tally.faults += 1;
+        if fixture.random.below(3) == 0
             && let Some(worker) = worker.take()
         {
-            ground.kill(worker);
+            fixture.kill(worker);
         }
-        ground.append(200);
-        let gone = ground.moment(Duration::from_secs(2));
-        super::hold(gone);
-        ground.broker.restart();
+        fixture.append(200);
+        let downtime = fixture.random_delay(Duration::from_secs(2));
+        super::let_run(downtime);
+        fixture.broker.restart();
         let since = Instant::now();
-        if ground.random.below(3) > 0 {
-            ground.recover(since, &mut [super::running(ground, &mut worker)]);
+        if fixture.random.below(3) > 0 {
+            fixture.wait_for_recovery(since, &mut [super::running(fixture, &mut worker)]);
         }
     }
     let since = Instant::now();
-    ground.recover(since, &mut [super::running(ground, &mut worker)]);
-    stop(ground, worker);
+    fixture.wait_for_recovery(since, &mut [super::running(fixture, &mut worker)]);
+    stop(fixture, worker);
     Ok(())
 }
 
-/// The reply to each kind of request is lost at one or two of the next; the work was done.
-pub(crate) fn lost_replies(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    injected(ground, |ground, api, nth| {
-        match ground.random.below(4) {
-            0 => ground.broker.delay_reply(api, nth, Duration::from_millis(100 + ground.random.below(8_000))),
-            _ => ground.broker.drop_reply(api, nth),
+/// Loses or delays the replies to one or two of the next requests of each kind.
+pub(crate) fn lost_replies(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    inject(fixture, |fixture, api, nth| {
+        match fixture.random.below(4) {
+            0 => fixture.broker.delay_reply(api, nth, Duration::from_millis(100 + fixture.random.below(8_000))),
+            _ => fixture.broker.drop_reply(api, nth),
         }
         Ok(())
     })
 }
 
-/// Each kind of request is answered with an error at one or two of the next; nothing was done.
-pub(crate) fn errors(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    injected(ground, |ground, api, nth| {
+/// Answers one or two of the next requests of each kind with an error, without executing them.
+pub(crate) fn errors(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    inject(fixture, |fixture, api, nth| {
         let codes = ERRORS.iter().find(|(name, _)| *name == api).map_or(&[][..], |(_, codes)| codes);
-        ground.broker.answer_error(api, nth, codes[ground.random.below(codes.len() as u64) as usize])
+        fixture.broker.answer_error(api, nth, codes[fixture.random.below(codes.len() as u64) as usize])
     })
 }
 
-fn injected(
-    ground: &mut Ground<'_>,
-    mut inject: impl FnMut(&mut Ground<'_>, &'static str, u64) -> Result<(), Skip>,
+fn inject(
+    fixture: &mut Fixture<'_>,
+    mut inject_one: impl FnMut(&mut Fixture<'_>, &'static str, u64) -> Result<(), Skip>,
 ) -> Result<(), Skip> {
-    let mut worker = Some(ground.start("a"));
-    for _ in 0..ground.plan.times(1, 4) {
-        for api in CHANGING {
-            // A producer is initialised when a stage starts: only then is there something to lose.
-            let dies = api == "InitProducerId" || ground.random.below(4) == 0;
-            for _ in 0..1 + ground.random.below(2) {
-                let nth = 1 + ground.random.below(4);
-                inject(ground, api, nth)?;
-                ground.tally.faults += 1;
+    let mut worker = Some(fixture.start("a"));
+    for _ in 0..fixture.plan.times(1, 4) {
+        for api in WRITE_REQUESTS {
+            // A producer is initialised only when a stage starts.
+            let dies = api == "InitProducerId" || fixture.random.below(4) == 0;
+            for _ in 0..1 + fixture.random.below(2) {
+                let nth = 1 + fixture.random.below(4);
+                inject_one(fixture, api, nth)?;
+                fixture.tally.faults += 1;
             }
             if dies && let Some(worker) = worker.take() {
-                ground.append(100);
-                let moment = ground.moment(Duration::from_secs(2));
-                super::hold(moment);
-                ground.kill(worker);
+                fixture.append(100);
+                let moment = fixture.random_delay(Duration::from_secs(2));
+                super::let_run(moment);
+                fixture.kill(worker);
             }
             let since = Instant::now();
-            for _ in 0..ground.plan.times(2, 4) {
-                ground.append(100);
-                ground.recover(since, &mut [super::running(ground, &mut worker)]);
+            for _ in 0..fixture.plan.times(2, 4) {
+                fixture.append(100);
+                fixture.wait_for_recovery(since, &mut [super::running(fixture, &mut worker)]);
             }
         }
     }
-    // Those that did not come were none.
-    ground.tally.faults -= ground.broker.pending();
-    ground.broker.clear();
-    stop(ground, worker);
+    // Faults that did not apply do not count.
+    fixture.tally.faults -= fixture.broker.pending();
+    fixture.broker.clear();
+    stop(fixture, worker);
     Ok(())
 }
 
-fn stop(ground: &mut Ground<'_>, worker: Option<Worker>) {
+fn stop(fixture: &mut Fixture<'_>, worker: Option<Process>) {
     if let Some(worker) = worker {
-        ground.stop(worker);
+        fixture.stop(worker);
     }
 }

@@ -1,6 +1,7 @@
-/* The wall clock of a process, shifted by the seconds that the file TRUNKLINE_CHAOS_CLOCK holds (a binary int64, mapped, so that a
- * change shows at once). Monotonic clocks stay, as they do when a real clock is set. Waits until a moment of the wall clock are shifted
- * back, because the kernel's own clock did not jump. */
+/* Shifts the wall clock of a process by the number of seconds in the file TRUNKLINE_CHAOS_CLOCK. The file
+ * is a binary int64, which is mapped, so that a change takes effect immediately. Monotonic clocks are not
+ * shifted, as when a real clock is set. Deadlines on the wall clock are shifted back, because the kernel's
+ * clock does not jump. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -55,7 +56,7 @@ int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex, co
   static int (*real)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
   if (!real) real = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
   struct timespec shifted = *until;
-  /* Conditions on the monotonic clock have deadlines that are smaller by decades. */
+  /* Deadlines on the monotonic clock are smaller by decades. */
   if (shifted.tv_sec > 1000000000) shifted.tv_sec -= seconds();
   return real(condition, mutex, &shifted);
 }

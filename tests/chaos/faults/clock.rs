@@ -1,4 +1,4 @@
-//! A wall clock that jumps, under the worker: `clock.c`, loaded before the C library.
+//! A worker whose wall clock jumps, by the library `clock.c`, which is loaded before the C library.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -8,53 +8,55 @@ use std::time::{Duration, Instant};
 
 use trunkline_tests::{Skip, repository};
 
-use crate::ground::Ground;
+use crate::fixture::Fixture;
 
-/// Seconds that nobody minds.
+/// Jumps in seconds that servers tolerate.
 const JUMPS: [i64; 7] = [1, -1, 60, -60, 600, -600, 0];
 
-/// Seconds that others refuse, rightly: object stores requests that are off by more than a quarter of an hour, Kafka records from more than an hour
-/// ahead. Nothing has to arrive before somebody has set the clock right.
+/// Jumps in seconds that servers refuse: S3 refuses requests that are more than 15 minutes off, and
+/// Kafka refuses records that are more than an hour ahead. No record has to arrive before the clock
+/// is set right.
 const LONG_JUMPS: [i64; 4] = [7_200, -7_200, 86_400, -86_400];
 
-/// How long a clock stays that wrong.
+/// How long a clock stays wrong after a long jump.
 const WRONG: Duration = Duration::from_secs(2);
 
-/// Jumps while lines are written, and now and then a kill: the next worker starts with another clock than the last one ended with.
-pub(crate) fn jumps(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    let library = ground.case.path("clock.so");
+/// Sets the clock while records are written. Sometimes the worker is killed: the next one then
+/// starts with another clock.
+pub(crate) fn jumps(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    let library = fixture.case.path("clock.so");
     compile(&library)?;
-    let shift = ground.case.path("clock");
+    let shift = fixture.case.path("clock");
     fs::write(&shift, 0i64.to_ne_bytes()).unwrap();
     let file = OpenOptions::new().write(true).open(&shift).unwrap();
-    ground.case.set("LD_PRELOAD", library.to_str().unwrap());
-    ground.case.set("TRUNKLINE_CHAOS_CLOCK", shift.to_str().unwrap());
+    fixture.case.set("LD_PRELOAD", library.to_str().unwrap());
+    fixture.case.set("TRUNKLINE_CHAOS_CLOCK", shift.to_str().unwrap());
     let mut worker = None;
-    for _ in 0..ground.plan.times(4, 12) {
-        ground.append(200);
-        super::running(ground, &mut worker);
-        let moment = ground.moment(Duration::from_secs(2));
-        super::hold(moment);
-        let long = ground.random.below(3) == 0;
+    for _ in 0..fixture.plan.times(4, 12) {
+        fixture.append(200);
+        super::running(fixture, &mut worker);
+        let moment = fixture.random_delay(Duration::from_secs(2));
+        super::let_run(moment);
+        let long = fixture.random.below(3) == 0;
         let jump = match long {
-            true => LONG_JUMPS[ground.random.below(4) as usize],
-            false => JUMPS[ground.random.below(7) as usize],
+            true => LONG_JUMPS[fixture.random.below(4) as usize],
+            false => JUMPS[fixture.random.below(7) as usize],
         };
         file.write_all_at(&jump.to_ne_bytes(), 0).unwrap();
-        ground.tally.faults += 1;
-        ground.append(200);
-        if ground.random.below(3) == 0 {
-            ground.kill(worker.take().expect("it was just started"));
+        fixture.tally.faults += 1;
+        fixture.append(200);
+        if fixture.random.below(3) == 0 {
+            fixture.kill(worker.take().expect("it was just started"));
         }
         if long {
-            super::running(ground, &mut worker);
-            super::hold(WRONG);
+            super::running(fixture, &mut worker);
+            super::let_run(WRONG);
             file.write_all_at(&0i64.to_ne_bytes(), 0).unwrap();
         }
-        ground.recover(Instant::now(), &mut [super::running(ground, &mut worker)]);
+        fixture.wait_for_recovery(Instant::now(), &mut [super::running(fixture, &mut worker)]);
     }
     if let Some(worker) = worker {
-        ground.stop(worker);
+        fixture.stop(worker);
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Disks that are full for a while: small ones, of memory, that are filled up.
+//! Disks that are full for a while: small in-memory file systems that are filled up.
 
 use std::ffi::CString;
 use std::fs;
@@ -7,87 +7,89 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Case, Skip, wait};
+use trunkline_tests::{BrokerKind, Case, Skip, wait};
 
-use crate::ground::{Ground, LONG};
-use crate::plan::{Broker, Plan};
+use crate::fixture::{Fixture, LIMIT};
+use crate::plan::Plan;
 
-/// What a worker says when it meets one.
-const SAID: &str = "io.disk_full";
+/// The code of a worker's error.
+const DISK_FULL: &str = "io.disk_full";
 
-/// The worker's data folder.
+/// Mounts the worker's data folder.
 pub(crate) fn prepare_worker(_: &Plan, case: &Case) -> Result<(), Skip> {
     mount(&case.path("data-a"), 24)
 }
 
-/// The folder with the objects.
+/// Mounts the sink's folder.
 pub(crate) fn prepare_sink(_: &Plan, case: &Case) -> Result<(), Skip> {
     mount(&case.path("lake"), 24)
 }
 
-/// The broker's data folder.
+/// Mounts the broker's data folder.
 pub(crate) fn prepare_broker(plan: &Plan, case: &Case) -> Result<(), Skip> {
-    if plan.broker == Broker::Apache {
-        return Err(Skip::new("Apache Kafka shuts down when its disk is full, which `broker-kill` has"));
+    if plan.broker == BrokerKind::Apache {
+        return Err(Skip::new("Apache Kafka shuts down when its disk is full; `broker-kill` covers that"));
     }
     mount(&case.path("broker"), 64)
 }
 
-/// Files that wait for their upload do not fit.
-pub(crate) fn worker(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    let folder = ground.case.path("data-a");
-    let outcome = full(ground, &folder, true);
-    // The checks that follow look at it, and need no room.
-    unmount_later(ground, folder);
+/// Fills the disk of files that wait for their upload.
+pub(crate) fn worker(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    let folder = fixture.case.path("data-a");
+    let outcome = full(fixture, &folder, true);
+    // The checks read the folder, and need no free space.
+    unmount_later(fixture, folder);
     outcome
 }
 
-/// Objects do not fit.
-pub(crate) fn sink(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    let folder = ground.case.path("lake");
-    let outcome = full(ground, &folder, true);
-    unmount_later(ground, folder);
+/// Fills the disk of published files.
+pub(crate) fn sink(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    let folder = fixture.case.path("lake");
+    let outcome = full(fixture, &folder, true);
+    unmount_later(fixture, folder);
     outcome
 }
 
-/// Records do not fit.
-pub(crate) fn broker(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    let folder = ground.case.path("broker");
-    let outcome = full(ground, &folder, false);
-    unmount_later(ground, folder);
+/// Fills the disk of topics.
+pub(crate) fn broker(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    let folder = fixture.case.path("broker");
+    let outcome = full(fixture, &folder, false);
+    unmount_later(fixture, folder);
     outcome
 }
 
-fn full(ground: &mut Ground<'_>, folder: &Path, said: bool) -> Result<(), Skip> {
-    let mut worker = Some(ground.start("a"));
-    for _ in 0..ground.plan.times(2, 5) {
-        ground.append(300);
-        ground.recover(Instant::now(), &mut [super::running(ground, &mut worker)]);
+/// Fills the disk several times. `is_reported`: the worker reports the full disk, so that it can be
+/// waited for.
+fn full(fixture: &mut Fixture<'_>, folder: &Path, is_reported: bool) -> Result<(), Skip> {
+    let mut worker = Some(fixture.start("a"));
+    for _ in 0..fixture.plan.times(2, 5) {
+        fixture.append(300);
+        fixture.wait_for_recovery(Instant::now(), &mut [super::running(fixture, &mut worker)]);
         let filler = fill(folder);
-        ground.append(3_000);
-        let running = super::running(ground, &mut worker);
-        if said {
-            let before = running.stderr().matches(SAID).count();
-            wait::until("the worker meets the full disk", LONG, || {
-                (running.stderr().matches(SAID).count() > before).then_some(())
+        fixture.append(3_000);
+        let running = super::running(fixture, &mut worker);
+        if is_reported {
+            let before = running.stderr().matches(DISK_FULL).count();
+            wait::until("the worker reports the full disk", LIMIT, || {
+                (running.stderr().matches(DISK_FULL).count() > before).then_some(())
             });
         } else {
-            super::hold(Duration::from_secs(3));
+            super::let_run(Duration::from_secs(3));
         }
-        if ground.random.below(3) == 0 {
-            ground.kill(worker.take().expect("it was just started"));
+        if fixture.random.below(3) == 0 {
+            fixture.kill(worker.take().expect("it was just started"));
         }
         fs::remove_file(filler).unwrap();
-        ground.tally.faults += 1;
-        ground.recover(Instant::now(), &mut [super::running(ground, &mut worker)]);
+        fixture.tally.faults += 1;
+        fixture.wait_for_recovery(Instant::now(), &mut [super::running(fixture, &mut worker)]);
     }
     if let Some(worker) = worker {
-        ground.stop(worker);
+        fixture.stop(worker);
     }
     Ok(())
 }
 
-/// Takes all the room there is.
+/// Fills the disk; returns the filler file.
 fn fill(folder: &Path) -> PathBuf {
     let path = folder.join("filler.parquet-not");
     let mut file = fs::File::create(&path).unwrap();
@@ -96,7 +98,7 @@ fn fill(folder: &Path) -> PathBuf {
     path
 }
 
-/// A disk of so many MiB in place of a folder. It needs root.
+/// Mounts an in-memory file system of this size on a folder. This needs root.
 fn mount(folder: &Path, mebibytes: u64) -> Result<(), Skip> {
     fs::create_dir_all(folder).unwrap();
     let target = CString::new(folder.as_os_str().as_bytes()).unwrap();
@@ -107,26 +109,27 @@ fn mount(folder: &Path, mebibytes: u64) -> Result<(), Skip> {
     };
     match mounted {
         0 => Ok(()),
-        _ => Err(Skip::new(format!("no small disk can be mounted: {}", std::io::Error::last_os_error()))),
+        _ => Err(Skip::new(format!("cannot mount a small disk: {}", std::io::Error::last_os_error()))),
     }
 }
 
-/// When everything was checked.
-fn unmount_later(ground: &mut Ground<'_>, folder: PathBuf) {
-    ground.mounted = Some(Mounted(folder));
+/// Unmounts the disk at the end of the run, after the checks.
+fn unmount_later(fixture: &mut Fixture<'_>, folder: PathBuf) {
+    fixture.mounted = Some(Mounted(folder));
 }
 
-/// A disk that is unmounted when this is dropped, unless a run failed on it: then it is evidence.
+/// Unmounts a disk when it is dropped, unless the run failed: then its files are evidence.
 pub(crate) struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{} is left mounted", self.0.display());
+            eprintln!("{} stays mounted", self.0.display());
             return;
         }
         let target = CString::new(self.0.as_os_str().as_bytes()).unwrap();
-        // SAFETY: a C string that lives until the call returns. Detached: it goes when the last process has closed its files.
+        // SAFETY: a C string that lives until the call returns. Detached: the kernel unmounts it
+        // when the last process has closed its files.
         unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
     }
 }

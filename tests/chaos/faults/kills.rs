@@ -1,35 +1,35 @@
-//! kill -9 at moments that the seed chooses.
+//! kill -9 at seeded moments.
 
 use std::time::{Duration, Instant};
 
 use trunkline_tests::Skip;
 
-use crate::ground::Ground;
+use crate::fixture::Fixture;
 
-/// A worker that lives shorter than this has hardly joined its groups.
-const LONGEST_LIFE: Duration = Duration::from_secs(4);
+/// Most workers have only just joined their groups after this time.
+const MAX_LIFE: Duration = Duration::from_secs(4);
 
-/// Kills one worker after another while lines are written; one of four may finish.
-pub(crate) fn at_random(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    for _ in 0..ground.plan.times(5, 20) {
-        ground.append(500);
-        if ground.random.below(3) == 0 {
-            ground.read_again();
+/// Kills one worker after another while records are written. One in four may finish first.
+pub(crate) fn at_random(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    for _ in 0..fixture.plan.times(5, 20) {
+        fixture.append(500);
+        if fixture.random.below(3) == 0 {
+            fixture.request_snapshot();
         }
-        let life = ground.moment(LONGEST_LIFE);
-        let worker = ground.start("a");
-        super::hold(life);
-        ground.kill(worker);
-        if ground.random.below(4) == 0 {
+        let life = fixture.random_delay(MAX_LIFE);
+        let worker = fixture.start("a");
+        super::let_run(life);
+        fixture.kill(worker);
+        if fixture.random.below(4) == 0 {
             let since = Instant::now();
-            let mut worker = ground.start("a");
-            ground.recover(since, &mut [&mut worker]);
-            ground.kill(worker);
+            let mut worker = fixture.start("a");
+            fixture.wait_for_recovery(since, &mut [&mut worker]);
+            fixture.kill(worker);
         }
     }
     let since = Instant::now();
-    let mut worker = ground.start("a");
-    ground.recover(since, &mut [&mut worker]);
-    ground.kill(worker);
+    let mut worker = fixture.start("a");
+    fixture.wait_for_recovery(since, &mut [&mut worker]);
+    fixture.kill(worker);
     Ok(())
 }

@@ -1,33 +1,34 @@
-//! Little memory.
+//! A small memory budget.
 
 use std::time::{Duration, Instant};
 
 use trunkline_tests::Skip;
 
-use crate::ground::Ground;
+use crate::fixture::Fixture;
 
-/// What a worker with a tenth of the budget may have resident, less than with all of it by most of the difference. An idle one has 70 MB, of
-/// which 40 are the pages of a binary that is not optimised; compiling the plugin, which the first one does, takes 50 for a moment.
-const MOST_RSS: u64 = 250 << 20;
+/// The limit of a worker's resident memory with a tenth of the budget. An idle worker of a build
+/// without optimisation has 70 MB, 40 MB of them pages of the binary. The first worker also
+/// compiles the plugin, which takes 50 MB for a moment.
+const MAX_RSS: u64 = 250 << 20;
 
-/// A tenth of the default budget, more lines than it can hold, and kills.
-pub(crate) fn tenth(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    ground.case.set("TRUNKLINE_MEMORY", "26MiB");
-    ground.most_rss = MOST_RSS;
-    // Several times the budget in the long run: memory that grew with what is waiting would show.
-    let lines = ground.plan.times(8_000, 30_000);
-    for _ in 0..ground.plan.times(2, 6) {
-        ground.append(lines);
-        let worker = ground.start("a");
-        let moment = ground.moment(Duration::from_secs(6));
-        super::hold(moment);
-        ground.kill(worker);
-        ground.tally.faults += 1;
+/// Writes more lines than a tenth of the default budget can hold, and kills workers.
+pub(crate) fn tenth(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    fixture.case.set("TRUNKLINE_MEMORY", "26MiB");
+    fixture.max_rss = MAX_RSS;
+    // Several times the budget: memory that grows with the backlog would exceed the limit.
+    let lines = fixture.plan.times(8_000, 30_000);
+    for _ in 0..fixture.plan.times(2, 6) {
+        fixture.append(lines);
+        let worker = fixture.start("a");
+        let moment = fixture.random_delay(Duration::from_secs(6));
+        super::let_run(moment);
+        fixture.kill(worker);
+        fixture.tally.faults += 1;
     }
-    ground.append(lines);
+    fixture.append(lines);
     let since = Instant::now();
-    let mut worker = ground.start("a");
-    ground.recover(since, &mut [&mut worker]);
-    ground.stop(worker);
+    let mut worker = fixture.start("a");
+    fixture.wait_for_recovery(since, &mut [&mut worker]);
+    fixture.stop(worker);
     Ok(())
 }

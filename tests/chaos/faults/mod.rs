@@ -1,4 +1,4 @@
-//! The list of what can break. A file for each kind.
+//! The list of faults, with one file per kind.
 
 mod brokers;
 mod clock;
@@ -17,25 +17,26 @@ pub(crate) use disks::Mounted;
 
 use std::time::Duration;
 
-use trunkline_tests::{Case, Skip, Worker, wait};
+use trunkline_tests::{BrokerKind, Case, Process, Skip, wait};
 
-use crate::ground::Ground;
-use crate::plan::{Broker, Path, Plan};
+use crate::fixture::Fixture;
+use crate::plan::{Path, Plan};
 
-/// Something that can break, and how to break it.
+/// A kind of fault.
 pub(crate) struct FaultKind {
-    /// For `--only` and the table.
+    /// Its name in `--only` and in the table.
     pub name: &'static str,
-    /// In one line.
+    /// A description of one line.
     pub about: &'static str,
-    /// On which paths there is such a thing.
+    /// The paths on which it is possible.
     pub paths: &'static [Path],
-    /// Where it is part of the short set.
-    pub short: &'static [(Path, Broker)],
+    /// The paths and brokers on which the short set has it.
+    pub short: &'static [(Path, BrokerKind)],
     /// Called before the broker starts.
     pub prepare: fn(&Plan, &Case) -> Result<(), Skip>,
-    /// Breaks things, mends them, and leaves no worker behind. What is checked afterwards is the same for all.
-    pub run: fn(&mut Ground<'_>) -> Result<(), Skip>,
+    /// Injects and ends the faults, and leaves no worker running. The checks afterwards are the
+    /// same for all kinds.
+    pub run: fn(&mut Fixture<'_>) -> Result<(), Skip>,
 }
 
 const ALL: &[Path] = &[Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb];
@@ -44,61 +45,62 @@ const BUCKETS: &[Path] = &[Path::Bucket, Path::Tables, Path::MariaDb];
 const TOPICS: &[Path] = &[Path::Topics];
 const TABLES: &[Path] = &[Path::Tables, Path::MariaDb];
 
-const BUCKET_EMBEDDED: &[(Path, Broker)] = &[(Path::Bucket, Broker::Embedded)];
-const TOPICS_EMBEDDED: &[(Path, Broker)] = &[(Path::Topics, Broker::Embedded)];
-const BUCKET_APACHE: &[(Path, Broker)] = &[(Path::Bucket, Broker::Apache)];
-const TOPICS_APACHE: &[(Path, Broker)] = &[(Path::Topics, Broker::Apache)];
+const BUCKET_EMBEDDED: &[(Path, BrokerKind)] = &[(Path::Bucket, BrokerKind::Embedded)];
+const TOPICS_EMBEDDED: &[(Path, BrokerKind)] = &[(Path::Topics, BrokerKind::Embedded)];
+const BUCKET_APACHE: &[(Path, BrokerKind)] = &[(Path::Bucket, BrokerKind::Apache)];
+const TOPICS_APACHE: &[(Path, BrokerKind)] = &[(Path::Topics, BrokerKind::Apache)];
 
-const DATABASES_KILLED: &[(Path, Broker)] = &[(Path::Tables, Broker::Embedded), (Path::MariaDb, Broker::Embedded)];
-const TABLES_APACHE: &[(Path, Broker)] = &[(Path::Tables, Broker::Apache)];
+const DATABASES_KILLED: &[(Path, BrokerKind)] =
+    &[(Path::Tables, BrokerKind::Embedded), (Path::MariaDb, BrokerKind::Embedded)];
+const TABLES_APACHE: &[(Path, BrokerKind)] = &[(Path::Tables, BrokerKind::Apache)];
 
 const fn fault(
     name: &'static str,
     about: &'static str,
     paths: &'static [Path],
-    short: &'static [(Path, Broker)],
-    run: fn(&mut Ground<'_>) -> Result<(), Skip>,
+    short: &'static [(Path, BrokerKind)],
+    run: fn(&mut Fixture<'_>) -> Result<(), Skip>,
 ) -> FaultKind {
     FaultKind { name, about, paths, short, prepare: |_, _| Ok(()), run }
 }
 
-/// All of them.
+/// All kinds of faults.
 pub(crate) const FAULTS: &[FaultKind] = &[
     fault("kill-random", "kill -9 of the worker at random moments", ALL, KILLED, kills::at_random),
     fault("kill-steps", "death of the worker at each step of each protocol", ALL, STEPS, steps::kill_at_each),
-    fault("error-steps", "each step of each protocol fails once", ALL, TOPICS_EMBEDDED, steps::fail_at_each),
+    fault("error-steps", "an error at each step of each protocol", ALL, TOPICS_EMBEDDED, steps::fail_at_each),
     fault(
         "zombie",
-        "a worker stops at a step until another took over, then goes on",
+        "a worker hangs at a step until another one has taken over, then resumes",
         ALL,
         TOPICS_EMBEDDED,
         peers::zombie,
     ),
     fault(
         "zombie-kill",
-        "a worker stops at a step, who took over dies at a step, then it goes on",
+        "a worker hangs at a step, its successor dies at a step, then it resumes",
         ALL,
         BUCKET_EMBEDDED,
         peers::zombie_and_kill,
     ),
-    fault("give-away", "a worker dies before it gives up partitions, and is back", ALL, CROSSED, peers::give_away),
+    fault("give-away", "a worker dies before it gives up partitions, and restarts", ALL, CROSSED, peers::give_away),
     fault("rebalances", "every second a worker joins, leaves or is killed", ALL, TOPICS_APACHE, peers::storm),
     fault("broker-restart", "the broker is stopped and started", ALL, &[], brokers::restart),
     fault("broker-kill", "kill -9 of the broker", ALL, TOPICS_APACHE, brokers::kill),
-    fault("lost-replies", "the broker does the work, its reply is lost", ALL, CROSSED, brokers::lost_replies),
+    fault("lost-replies", "the broker executes requests, its replies are lost", ALL, CROSSED, brokers::lost_replies),
     fault("broker-errors", "the broker answers with errors", ALL, BUCKET_EMBEDDED, brokers::errors),
     fault(
         "s3-lost-replies",
-        "the object store does the work, its reply is lost",
+        "the object store executes requests, its replies are lost",
         BUCKETS,
         BUCKET_EMBEDDED,
         store::lost_replies,
     ),
     fault("s3-503", "the object store is overloaded for a while", BUCKETS, BUCKET_EMBEDDED, store::overloaded),
-    fault("s3-403", "the object store refuses for a while", BUCKETS, &[], store::refusing),
+    fault("s3-403", "the object store refuses requests for a while", BUCKETS, &[], store::refusing),
     fault("s3-slow", "the object store takes seconds to answer", BUCKETS, &[], store::slow),
     fault("s3-cut", "connections break in the middle of a part", BUCKETS, BUCKET_APACHE, store::cut),
-    fault("plugin", "the plugin traps, loops, floods and bombs memory", ALL, TOPICS_EMBEDDED, plugins::run),
+    fault("plugin", "the plugin traps, loops, and exceeds its limits", ALL, TOPICS_EMBEDDED, plugins::run),
     FaultKind {
         prepare: disks::prepare_worker,
         ..fault("disk-worker", "the worker's disk is full for a while", BUCKETS, BUCKET_EMBEDDED, disks::worker)
@@ -121,17 +123,18 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     fault("mixed", "several of these at once", ALL, BUCKET_EMBEDDED, mixed::run),
 ];
 
-const STEPS: &[(Path, Broker)] =
-    &[(Path::Bucket, Broker::Embedded), (Path::Topics, Broker::Embedded), (Path::Tables, Broker::Embedded)];
-const KILLED: &[(Path, Broker)] = &[(Path::Bucket, Broker::Apache), (Path::Tables, Broker::Apache)];
-const CROSSED: &[(Path, Broker)] = &[(Path::Topics, Broker::Embedded), (Path::Bucket, Broker::Apache)];
+const STEPS: &[(Path, BrokerKind)] =
+    &[(Path::Bucket, BrokerKind::Embedded), (Path::Topics, BrokerKind::Embedded), (Path::Tables, BrokerKind::Embedded)];
+const KILLED: &[(Path, BrokerKind)] = &[(Path::Bucket, BrokerKind::Apache), (Path::Tables, BrokerKind::Apache)];
+const CROSSED: &[(Path, BrokerKind)] = &[(Path::Topics, BrokerKind::Embedded), (Path::Bucket, BrokerKind::Apache)];
 
-/// Lets things run as they are. Time passing is what is wanted here, not a sign of anything.
-fn hold(time: Duration) {
+/// Lets the pipeline run for a time. The time is part of the fault, and not a substitute for a
+/// condition.
+fn let_run(time: Duration) {
     wait::within(time, || None::<()>);
 }
 
-/// The worker of a live fault: started again if a fault before has killed it.
-fn running<'w>(ground: &Ground<'_>, worker: &'w mut Option<Worker>) -> &'w mut Worker {
-    worker.get_or_insert_with(|| ground.start("a"))
+/// The worker of a fault, which is started if an earlier step has killed it.
+fn running<'w>(fixture: &Fixture<'_>, worker: &'w mut Option<Process>) -> &'w mut Process {
+    worker.get_or_insert_with(|| fixture.start("a"))
 }

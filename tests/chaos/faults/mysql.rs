@@ -1,95 +1,96 @@
-//! A MySQL that goes away, cuts its connections, or changes its tables, while it is written to.
+//! A MySQL that stops, closes connections, or changes its tables while it is written to.
 
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Mysql, Random, Skip, Worker};
+use trunkline_tests::{Mysql, Process, Random, Skip};
 
-use crate::ground::Ground;
+use crate::fixture::Fixture;
 
 /// Stops the server and starts it again.
-pub(crate) fn restart(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    again_and_again(ground, Mysql::stop)
+pub(crate) fn restart(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    take_down_repeatedly(fixture, Mysql::stop)
 }
 
-/// The same with kill -9.
-pub(crate) fn kill(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    again_and_again(ground, Mysql::kill9)
+/// Kills the server and starts it again.
+pub(crate) fn kill(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    take_down_repeatedly(fixture, Mysql::kill9)
 }
 
-/// Has the server gone for a while.
-pub(super) fn away(server: &mut Mysql, go: fn(&mut Mysql), gone: Duration) {
-    go(server);
-    super::hold(gone);
+/// Takes the server down with `stop`, and starts it again after `downtime`.
+pub(super) fn take_down(server: &mut Mysql, stop: fn(&mut Mysql), downtime: Duration) {
+    stop(server);
+    super::let_run(downtime);
     server.restart();
 }
 
-fn again_and_again(ground: &mut Ground<'_>, go: fn(&mut Mysql)) -> Result<(), Skip> {
+fn take_down_repeatedly(fixture: &mut Fixture<'_>, stop_server: fn(&mut Mysql)) -> Result<(), Skip> {
     let mut worker = None;
-    for _ in 0..ground.plan.times(3, 8) {
-        super::running(ground, &mut worker);
-        ground.append(100);
-        if ground.random.below(2) == 0 {
-            ground.read_again();
+    for _ in 0..fixture.plan.times(3, 8) {
+        super::running(fixture, &mut worker);
+        fixture.append(100);
+        if fixture.random.below(2) == 0 {
+            fixture.request_snapshot();
         }
-        let (moment, gone) = (ground.moment(Duration::from_secs(1)), ground.moment(Duration::from_secs(2)));
+        let moment = fixture.random_delay(Duration::from_secs(1));
+        let downtime = fixture.random_delay(Duration::from_secs(2));
         let mut since = Instant::now();
-        let written = ground.tables().write_while(100, |server| {
-            super::hold(moment);
-            away(server, go, gone);
+        let written = fixture.tables().write_while(100, |server| {
+            super::let_run(moment);
+            take_down(server, stop_server, downtime);
             since = Instant::now();
         });
-        ground.tally.records += written;
-        ground.tally.faults += 1;
-        if ground.random.below(3) == 0 {
-            ground.kill(worker.take().expect("it was just started"));
+        fixture.tally.records += written;
+        fixture.tally.faults += 1;
+        if fixture.random.below(3) == 0 {
+            fixture.kill(worker.take().expect("it was just started"));
         }
-        ground.recover(since, &mut [super::running(ground, &mut worker)]);
+        fixture.wait_for_recovery(since, &mut [super::running(fixture, &mut worker)]);
     }
-    stop(ground, worker)
+    stop(fixture, worker)
 }
 
-/// Ends connections of the worker, of the binlog and of the snapshot alike, again and again.
-pub(crate) fn cut(ground: &mut Ground<'_>) -> Result<(), Skip> {
+/// Closes connections of the worker repeatedly, those of the binlog and those of snapshots.
+pub(crate) fn cut(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     let mut worker = None;
-    for _ in 0..ground.plan.times(3, 8) {
-        super::running(ground, &mut worker);
-        if ground.random.below(2) == 0 {
-            ground.read_again();
+    for _ in 0..fixture.plan.times(3, 8) {
+        super::running(fixture, &mut worker);
+        if fixture.random.below(2) == 0 {
+            fixture.request_snapshot();
         }
-        let mut random = Random::new(ground.random.number());
+        let mut random = Random::new(fixture.random.number());
         let mut ended = 0;
-        let written = ground.tables().write_while(100, |server| {
+        let written = fixture.tables().write_while(100, |server| {
             for _ in 0..6 {
-                super::hold(Duration::from_millis(random.below(500)));
-                ended += end_some(server, &mut random);
+                super::let_run(Duration::from_millis(random.below(500)));
+                ended += end_connections(server, &mut random);
             }
         });
         let since = Instant::now();
-        ground.tally.records += written;
-        ground.tally.faults += ended;
-        ground.append(50);
-        ground.recover(since, &mut [super::running(ground, &mut worker)]);
+        fixture.tally.records += written;
+        fixture.tally.faults += ended;
+        fixture.append(50);
+        fixture.wait_for_recovery(since, &mut [super::running(fixture, &mut worker)]);
     }
-    assert!(ground.tally.faults > 0, "no connection was there to be cut");
-    stop(ground, worker)
+    assert!(fixture.tally.faults > 0, "the worker had no connection to close");
+    stop(fixture, worker)
 }
 
-/// Ends all of a kind, or some; says how many.
-pub(super) fn end_some(server: &mut Mysql, random: &mut Random) -> u64 {
+/// Closes all of the workers' connections, all of one kind, or a random half; returns their number.
+pub(super) fn end_connections(server: &mut Mysql, random: &mut Random) -> u64 {
     let kind = random.below(4);
     let mut ended = 0;
     for (id, command) in crate::tables::connections(server) {
-        let dumps = command.starts_with("Binlog Dump");
-        let meant = match kind {
-            0 => dumps,
-            1 => !dumps,
+        let reads_binlog = command.starts_with("Binlog Dump");
+        let is_selected = match kind {
+            0 => reads_binlog,
+            1 => !reads_binlog,
             2 => true,
             _ => random.below(2) == 0,
         };
-        if meant {
+        if is_selected {
             match server.try_run(&format!("KILL CONNECTION {id}")) {
                 Ok(_) => ended += 1,
-                // It has gone by itself meanwhile.
+                // The connection has ended by itself.
                 Err(error) if error.contains("ERROR 1094") => {}
                 Err(error) => panic!("KILL CONNECTION {id}: {error}"),
             }
@@ -98,30 +99,31 @@ pub(super) fn end_some(server: &mut Mysql, random: &mut Random) -> u64 {
     ended
 }
 
-/// Adds columns to tables that are written to; now and then the worker is killed, and rows are read once more.
-pub(crate) fn alter(ground: &mut Ground<'_>) -> Result<(), Skip> {
+/// Adds columns to tables while they are written to. Sometimes the worker is killed, or a snapshot
+/// is requested.
+pub(crate) fn alter(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     let mut worker = None;
-    for _ in 0..ground.plan.times(4, 10) {
-        super::running(ground, &mut worker);
-        let mut random = Random::new(ground.random.number());
+    for _ in 0..fixture.plan.times(4, 10) {
+        super::running(fixture, &mut worker);
+        let mut random = Random::new(fixture.random.number());
         if random.below(2) == 0 {
-            ground.read_again();
+            fixture.request_snapshot();
         }
-        let written = ground.tables().add_column(&mut random, 100);
-        ground.tally.records += written;
-        ground.tally.faults += 1;
+        let written = fixture.tables().add_column(&mut random, 100);
+        fixture.tally.records += written;
+        fixture.tally.faults += 1;
         if random.below(3) == 0 {
-            ground.kill(worker.take().expect("it was just started"));
+            fixture.kill(worker.take().expect("it was just started"));
         }
-        ground.append(100);
-        ground.recover(Instant::now(), &mut [super::running(ground, &mut worker)]);
+        fixture.append(100);
+        fixture.wait_for_recovery(Instant::now(), &mut [super::running(fixture, &mut worker)]);
     }
-    stop(ground, worker)
+    stop(fixture, worker)
 }
 
-fn stop(ground: &mut Ground<'_>, worker: Option<Worker>) -> Result<(), Skip> {
+fn stop(fixture: &mut Fixture<'_>, worker: Option<Process>) -> Result<(), Skip> {
     if let Some(worker) = worker {
-        ground.stop(worker);
+        fixture.stop(worker);
     }
     Ok(())
 }

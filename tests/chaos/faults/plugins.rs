@@ -1,30 +1,30 @@
-//! A plugin that dies on chosen records.
+//! A plugin that crashes on selected records.
 
 use std::time::{Duration, Instant};
 
 use trunkline_tests::{Skip, test_plugin};
 
-use crate::ground::Ground;
+use crate::fixture::Fixture;
 
-/// Poison records come in between; now and then the worker is killed as well.
-pub(crate) fn run(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    let options = ground.feed.poison();
+/// Writes poison records among others. Sometimes the worker is killed too.
+pub(crate) fn run(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    let options = fixture.feed.poison();
     let plugin = test_plugin();
-    ground.pipeline(&format!("plugin = \"{}\"\ntimeout = \"200ms\"\nconfig = {options}\n", plugin.display()));
+    fixture.pipeline(&format!("plugin = \"{}\"\ntimeout = \"200ms\"\nconfig = {options}\n", plugin.display()));
     let mut worker = None;
-    for _ in 0..ground.plan.times(3, 10) {
-        ground.append(300);
-        super::running(ground, &mut worker);
-        if ground.random.below(2) == 0 {
-            let moment = ground.moment(Duration::from_secs(3));
-            super::hold(moment);
-            ground.kill(worker.take().expect("it was just started"));
+    for _ in 0..fixture.plan.times(3, 10) {
+        fixture.append(300);
+        super::running(fixture, &mut worker);
+        if fixture.random.below(2) == 0 {
+            let moment = fixture.random_delay(Duration::from_secs(3));
+            super::let_run(moment);
+            fixture.kill(worker.take().expect("it was just started"));
         }
     }
-    // The floods and bombs lie further on.
-    ground.append(10_000);
-    ground.recover(Instant::now(), &mut [super::running(ground, &mut worker)]);
-    ground.tally.faults += ground.feed.dead();
-    ground.stop(worker.take().expect("it was just started"));
+    // The records that exceed the plugin's output and memory limits have higher numbers.
+    fixture.append(10_000);
+    fixture.wait_for_recovery(Instant::now(), &mut [super::running(fixture, &mut worker)]);
+    fixture.tally.faults += fixture.feed.dead();
+    fixture.stop(worker.take().expect("it was just started"));
     Ok(())
 }

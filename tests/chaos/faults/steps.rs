@@ -1,91 +1,93 @@
-//! Death, or an error, at each step that has a name: see `trunkline_connector::failpoint`.
+//! A crash or an error at each step that has a failpoint (see `trunkline_connector::failpoint`).
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
 use trunkline_connector::failpoint::{FAILPOINTS, Failpoint, Reached};
-use trunkline_tests::{Skip, Worker, wait};
+use trunkline_tests::{Process, Skip, wait};
 
-use crate::ground::{Ground, LONG};
+use crate::fixture::{Fixture, LIMIT};
 use crate::plan::Path;
 
-/// Lines of each log, or changes for each table, before each step.
+/// Lines per log, or changes per table, before each step.
 const LINES: u64 = 200;
 
-/// How long a step may let itself be waited for that comes round again and again.
-const COMES_ROUND: Duration = Duration::from_secs(20);
+/// How long a worker may take to reach a repeated step several times.
+const REPEAT_LIMIT: Duration = Duration::from_secs(20);
 
-/// Kills a worker at each step; the next one has to bring everything to its end.
-pub(crate) fn kill_at_each(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    check_names(ground);
-    let points = chosen(ground, ground.plan.times(6, u64::MAX));
+/// Kills a worker at each step; the next worker must recover.
+pub(crate) fn kill_at_each(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    check_names(fixture);
+    let points = reachable_steps(fixture, fixture.plan.times(6, u64::MAX));
     for point in points {
-        ground.append(LINES);
+        fixture.append(LINES);
         if point.reached == Reached::Snapshot {
-            ground.read_again();
+            fixture.request_snapshot();
         }
-        // Recovery is a step of its own: it takes a death before it.
+        // A recovery step is reached only after a crash at an earlier step.
         if let Reached::After(earlier) = point.reached {
-            let worker = ground.start_with("a", &format!("{earlier}=kill"));
-            dies(ground, worker, earlier, LONG);
+            let worker = fixture.start_with("a", &format!("{earlier}=kill"));
+            wait_for_death(fixture, worker, earlier, LIMIT);
         }
-        let nth = if comes_round(&point) { 1 + ground.random.below(4) } else { 1 };
-        let first = point.name.starts_with("worker.id");
-        let name = if first { format!("new-{}", ground.tally.kills) } else { "a".to_owned() };
-        let worker = ground.start_with(&name, &format!("{}=kill@{nth}", point.name));
-        let limit = if nth == 1 { LONG } else { COMES_ROUND };
-        let died = dies(ground, worker, point.name, limit);
-        assert!(died || nth > 1, "{} was never passed", point.name);
+        let nth = if is_repeated(&point) { 1 + fixture.random.below(4) } else { 1 };
+        let needs_new_worker = point.name.starts_with("worker.id");
+        let name = if needs_new_worker { format!("new-{}", fixture.tally.kills) } else { "a".to_owned() };
+        let worker = fixture.start_with(&name, &format!("{}=kill@{nth}", point.name));
+        let limit = if nth == 1 { LIMIT } else { REPEAT_LIMIT };
+        let died = wait_for_death(fixture, worker, point.name, limit);
+        assert!(died || nth > 1, "the worker never reached {}", point.name);
 
         let since = Instant::now();
-        let mut worker = ground.start("a");
-        ground.recover(since, &mut [&mut worker]);
-        ground.stop(worker);
+        let mut worker = fixture.start("a");
+        fixture.wait_for_recovery(since, &mut [&mut worker]);
+        fixture.stop(worker);
     }
     Ok(())
 }
 
-/// Makes each step fail once, or as if the disk were full, in a worker that has to go on by itself.
-pub(crate) fn fail_at_each(ground: &mut Ground<'_>) -> Result<(), Skip> {
-    let points = chosen(ground, ground.plan.times(6, u64::MAX));
+/// Makes each step fail once, some as if the disk were full, in a worker that must recover by
+/// itself.
+pub(crate) fn fail_at_each(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    let points = reachable_steps(fixture, fixture.plan.times(6, u64::MAX));
     for point in points.into_iter().filter(|point| !point.name.starts_with("worker.id")) {
-        ground.append(LINES);
+        fixture.append(LINES);
         if point.reached == Reached::Snapshot {
-            ground.read_again();
+            fixture.request_snapshot();
         }
         if let Reached::After(earlier) = point.reached {
-            let worker = ground.start_with("a", &format!("{earlier}=kill"));
-            dies(ground, worker, earlier, LONG);
+            let worker = fixture.start_with("a", &format!("{earlier}=kill"));
+            wait_for_death(fixture, worker, earlier, LIMIT);
         }
-        let nth = if comes_round(&point) { 1 + ground.random.below(4) } else { 1 };
-        let action = if ground.random.below(4) == 0 { "full" } else { "error" };
+        let nth = if is_repeated(&point) { 1 + fixture.random.below(4) } else { 1 };
+        let action = if fixture.random.below(4) == 0 { "full" } else { "error" };
         let since = Instant::now();
-        let mut worker = ground.start_with("a", &format!("{}={action}@{nth}", point.name));
-        ground.recover(since, &mut [&mut worker]);
-        ground.tally.faults += 1;
-        ground.stop(worker);
+        let mut worker = fixture.start_with("a", &format!("{}={action}@{nth}", point.name));
+        fixture.wait_for_recovery(since, &mut [&mut worker]);
+        fixture.tally.faults += 1;
+        fixture.stop(worker);
     }
     Ok(())
 }
 
-/// Steps that a worker passes more than once while it lives.
-fn comes_round(point: &Failpoint) -> bool {
+/// Whether a worker passes the step more than once.
+fn is_repeated(point: &Failpoint) -> bool {
     let once =
         ["worker.", "producer.init", "source.claim", "transform.claim", "sink.claim", "mysql.begin", "mysql.binlog"];
     !matches!(point.reached, Reached::After(_)) && once.iter().all(|prefix| !point.name.starts_with(prefix))
 }
 
-/// Can this step be passed on this path by a worker that is alone?
+/// Whether a single worker can pass the step on this path.
 pub(crate) fn is_reachable(point: &Failpoint, path: Path) -> bool {
     match point.reached {
         Reached::Always => true,
         Reached::Bucket => path.ends_in_bucket(),
         Reached::Database | Reached::Snapshot => path.begins_with_tables(),
         Reached::Directory | Reached::Transform => path == Path::Topics,
-        Reached::Rebalance => false,
+        // No path has a sink of the idempotent kind yet.
+        Reached::Rebalance | Reached::Delivery => false,
         Reached::After(earlier) => {
-            // Giving up an upload takes an upload.
+            // A step that aborts an upload needs an upload.
             let bucket = point.name.starts_with("s3.");
             (!bucket || path.ends_in_bucket())
                 && FAILPOINTS.iter().any(|other| other.name == earlier && is_reachable(other, path))
@@ -93,44 +95,45 @@ pub(crate) fn is_reachable(point: &Failpoint, path: Path) -> bool {
     }
 }
 
-/// The reachable ones in a seeded order, at most so many.
-fn chosen(ground: &mut Ground<'_>, most: u64) -> Vec<Failpoint> {
-    let path = ground.plan.path;
+/// The reachable steps in a random order, at most `limit`.
+fn reachable_steps(fixture: &mut Fixture<'_>, limit: u64) -> Vec<Failpoint> {
+    let path = fixture.plan.path;
     let mut points: Vec<Failpoint> = FAILPOINTS.iter().filter(|point| is_reachable(point, path)).copied().collect();
     for last in (1..points.len()).rev() {
-        points.swap(last, ground.random.below(last as u64 + 1) as usize);
+        points.swap(last, fixture.random.below(last as u64 + 1) as usize);
     }
-    points.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+    points.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     points
 }
 
-/// Waits for a worker's death at a step; writes lines meanwhile, so that the step comes round. Gives up after `limit`, and stops it.
-fn dies(ground: &mut Ground<'_>, mut worker: Worker, step: &str, limit: Duration) -> bool {
+/// Waits until a worker dies at a step, and writes records so that it reaches the step. After
+/// `limit`, stops the worker, and returns false.
+fn wait_for_death(fixture: &mut Fixture<'_>, mut worker: Process, step: &str, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
-        if wait::within(Duration::from_millis(500), || (!worker.runs()).then_some(())).is_some() {
-            let exit = worker.wait(LONG);
+        if wait::within(Duration::from_millis(500), || (!worker.is_running()).then_some(())).is_some() {
+            let exit = worker.wait(LIMIT);
             assert!(exit.signal == Some(libc::SIGABRT) && exit.stderr.contains(step), "{}", exit.describe());
-            ground.ended(&exit);
-            ground.tally.kills += 1;
+            fixture.record_exit(&exit);
+            fixture.tally.kills += 1;
             return true;
         }
-        ground.append(20);
+        fixture.append(20);
     }
-    ground.stop(worker);
+    fixture.stop(worker);
     false
 }
 
-/// Every step on the list that a pipeline passes when nothing goes wrong is passed indeed. That the others are shows when a worker is to
-/// die there.
-fn check_names(ground: &mut Ground<'_>) {
-    let seen = ground.case.path("seen");
-    ground.append(LINES);
+/// Checks that a pipeline without faults passes every step that the list says it does. (For the
+/// other steps, a worker that does not die there shows an error in the list.)
+fn check_names(fixture: &mut Fixture<'_>) {
+    let seen = fixture.case.path("seen");
+    fixture.append(LINES);
     let since = Instant::now();
-    // A new one: it makes itself an id.
-    let mut worker = ground.case.start_with("new", &[], &[("TRUNKLINE_FAILPOINTS_SEEN", seen.to_str().unwrap())]);
-    ground.recover(since, &mut [&mut worker]);
-    let path = ground.plan.path;
+    // A new worker, because it creates its id.
+    let mut worker = fixture.case.start_with("new", &[], &[("TRUNKLINE_FAILPOINTS_SEEN", seen.to_str().unwrap())]);
+    fixture.wait_for_recovery(since, &mut [&mut worker]);
+    let path = fixture.plan.path;
     let always = |point: &&Failpoint| is_reachable(point, path) && !matches!(point.reached, Reached::After(_));
     let mut missing = BTreeSet::new();
     let all = wait::within(Duration::from_secs(20), || {
@@ -140,6 +143,6 @@ fn check_names(ground: &mut Ground<'_>) {
             FAILPOINTS.iter().filter(always).map(|point| point.name).filter(|name| !passed.contains(name)).collect();
         missing.is_empty().then_some(())
     });
-    assert!(all.is_some(), "steps that are listed and that nothing passes: {missing:?}");
-    ground.stop(worker);
+    assert!(all.is_some(), "the worker did not pass these listed steps: {missing:?}");
+    fixture.stop(worker);
 }

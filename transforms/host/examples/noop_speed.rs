@@ -1,7 +1,8 @@
-//! What a plugin costs per record, beside the same work done natively in the same run.
+//! Measures the cost of plugins per record, and the cost of the same work in native code.
 //!
-//! `cargo run --release -p trunkline-transform-host --example noop_speed [TESTING.wasm]`; build the plugin by `transforms/plugins/build
-//! testing`. Without one only the bundled mask is measured.
+//! `cargo run --release -p trunkline-transform-host --example noop_speed [TESTING.wasm]`
+//!
+//! `transforms/plugins/build testing` builds the plugin. Without it, only `mask.wasm` is measured.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -13,8 +14,9 @@ use trunkline_transform_host::{Host, HostOptions, Instance, Limits};
 
 type Failure = Box<dyn std::error::Error>;
 
-/// For how long each number is looked for. The best call counts: what else the machine does can only make one slower.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Duration of each measurement. Its result is the fastest call, because other processes can only
+/// slow calls down.
+const MEASUREMENT: Duration = Duration::from_secs(1);
 const BATCH_SIZES: [usize; 4] = [1, 100, 1000, 10_000];
 
 fn main() -> Result<(), Failure> {
@@ -39,10 +41,10 @@ fn main() -> Result<(), Failure> {
             ratio(&times, &native_noop);
         }
     }
-    let native_mask = row("native: find and replace a member", mask_natively)?;
-    let mask = host.bundled("mask.wasm").ok_or("no mask.wasm")??;
+    let native_mask = row("native: find and replace a field", mask_natively)?;
+    let mask = host.bundled("mask.wasm").ok_or("mask.wasm is not bundled")??;
     for (name, config) in [
-        ("mask: member is missing", json!({ "fields": ["gone"] })),
+        ("mask: field is missing", json!({ "fields": ["gone"] })),
         ("mask: fixed", json!({ "fields": ["remote_addr"] })),
         ("mask: hash", json!({ "fields": ["remote_addr"], "mode": "hash", "salt": "s" })),
     ] {
@@ -90,18 +92,19 @@ fn mask_natively(batch: &mut Batch) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Measures `work` on batches of each size. The batch is made anew for each call, outside the time.
+/// Measures `work` on batches of each size. Each call gets a new copy of the batch, which is not
+/// part of the measured time.
 fn row(name: &str, mut work: impl FnMut(&mut Batch) -> Result<(), Failure>) -> Result<Vec<f64>, Failure> {
     let mut times = Vec::new();
     for size in BATCH_SIZES {
         let original = batch_of(size);
         let mut best = Duration::MAX;
         let started = Instant::now();
-        while started.elapsed() < PATIENCE {
+        while started.elapsed() < MEASUREMENT {
             let mut batch = original.clone();
-            let begun = Instant::now();
+            let call_started = Instant::now();
             work(&mut batch)?;
-            best = best.min(begun.elapsed());
+            best = best.min(call_started.elapsed());
             black_box(&batch);
         }
         let best = best.as_nanos() as f64 / size as f64;

@@ -1,4 +1,4 @@
-//! The plugins that are part of the worker's binary; built by this crate's build script.
+//! The plugins inside the worker's binary. This crate's build script builds them.
 
 pub(crate) const NAMES: &[&str] = &["mask.wasm"];
 

@@ -1,11 +1,13 @@
-//! From a file's bytes to a component that is known to be a plugin.
+//! Compiles a file's bytes and checks that they are a plugin.
 //!
-//! A file is a component, or a core module that carries its WIT world in a custom section (what `cargo build --target
-//! wasm32-unknown-unknown` makes with the SDK), which is wrapped here. Everything that can be known before it runs is checked here and
-//! told with what was found, what was expected and how to get there.
+//! A file is either a component or a core module with its WIT world in a custom section (the output
+//! of `cargo build --target wasm32-unknown-unknown` with the SDK). A core module is encoded as a
+//! component here. All checks that need no execution happen here; each error states what was found,
+//! what was expected and how to get it.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use wasmtime::Engine;
 use wasmtime::component::types::{ComponentFunc, ComponentItem, Type};
@@ -14,14 +16,17 @@ use wit_component::ComponentEncoder;
 
 use crate::WIT_VERSION;
 use crate::cache::CompileCache;
-use crate::guest::State;
+use crate::guest::GuestState;
 
 const PLUGIN_INTERFACE: &str = "trunkline:transform/plugin@1.0.0";
 const PLUGIN_INTERFACE_NAME: &str = "trunkline:transform/plugin@";
 const HOW_TO_BUILD: &str = "to build a plugin, see transforms/README.md: a crate that uses `trunkline-plugin`, `cargo build --release \
                             --target wasm32-unknown-unknown`";
 
-/// Why a file is no plugin.
+/// Plugins of this size contain a language runtime.
+const SLOW_COMPILE_BYTES: usize = 1 << 20;
+
+/// A plugin cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file cannot be read.
@@ -29,20 +34,20 @@ pub enum LoadError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: std::io::Error,
     },
-    /// It is no WebAssembly.
+    /// The file does not contain WebAssembly.
     #[error("`{name}` is {found}; expected a WebAssembly component or core module ({})", HOW_TO_BUILD)]
     NotWasm {
         /// The plugin's name.
         name: String,
-        /// What it is instead.
+        /// The kind of file that was found.
         found: String,
     },
-    /// It is a core module that does not say what world it was built for.
+    /// The core module does not name the world that it was built for.
     #[error(
-        "`{name}` is a core module that cannot be made a component: {detail}; expected one built for the world \
+        "`{name}` is a core module that cannot be encoded as a component: {detail}; expected a module built for the world \
          `trunkline:transform/transform@{}` ({})",
         WIT_VERSION,
         HOW_TO_BUILD
@@ -50,40 +55,40 @@ pub enum LoadError {
     NoWorld {
         /// The plugin's name.
         name: String,
-        /// What is missing.
+        /// The missing part.
         detail: String,
     },
-    /// It is a component of another world.
+    /// The component was built for a different world.
     #[error(
-        "`{name}` is no plugin for this version: {detail}; expected the exports of `{}` ({})",
+        "`{name}` does not fit this worker: {detail}; expected the exports of `{}` ({})",
         PLUGIN_INTERFACE,
         HOW_TO_BUILD
     )]
     WrongWorld {
         /// The plugin's name.
         name: String,
-        /// What is missing or other than expected.
+        /// The export that is missing or has an unexpected type.
         detail: String,
     },
-    /// It imports what the host does not offer.
-    #[error("`{name}` imports what this worker does not offer: {detail}")]
+    /// The plugin imports a function that the host does not have.
+    #[error("`{name}` imports a function that this worker does not have: {detail}; update the worker or the plugin")]
     Imports {
         /// The plugin's name.
         name: String,
-        /// What.
+        /// The import.
         detail: String,
     },
-    /// It is WebAssembly, but not valid.
+    /// The WebAssembly is invalid.
     #[error("`{name}` does not compile: {detail}")]
     Compile {
         /// The plugin's name.
         name: String,
-        /// Why.
+        /// The cause.
         detail: String,
     },
 }
 
-/// Where a plugin's functions are.
+/// Indices of a plugin's exported functions.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Exports {
     pub(crate) init: ComponentExportIndex,
@@ -91,34 +96,34 @@ pub(crate) struct Exports {
     pub(crate) flush: ComponentExportIndex,
 }
 
-/// A compiled plugin, ready to be instantiated.
-pub(crate) struct Loaded {
-    instance_pre: InstancePre<State>,
+/// A compiled plugin with resolved imports and exports.
+pub(crate) struct CompiledPlugin {
+    instance_pre: InstancePre<GuestState>,
     exports: Exports,
 }
 
-impl Loaded {
-    /// Compiles (or takes from the cache) and checks.
+impl CompiledPlugin {
+    /// Compiles the plugin or reads it from the cache, and checks its imports and exports.
     pub(crate) fn new(
         name: &str,
         wasm: &[u8],
         engine: &Engine,
-        linker: &Linker<State>,
+        linker: &Linker<GuestState>,
         cache: Option<&CompileCache>,
     ) -> Result<Self, LoadError> {
-        let kind = Kind::of(wasm).map_err(|found| LoadError::NotWasm { name: name.to_owned(), found })?;
+        let kind = WasmKind::detect(wasm).map_err(|found| LoadError::NotWasm { name: name.to_owned(), found })?;
         let cached = cache.and_then(|cache| cache.get(engine, wasm));
         let component = match cached {
             Some(component) => component,
             None => {
-                let compiled = compile(name, kind, wasm, engine)?;
+                let compiled = compile_with_log(name, kind, wasm, engine)?;
                 if let Some(cache) = cache {
                     cache.put(engine, wasm, &compiled);
                 }
                 compiled
             }
         };
-        let exports = exports(name, &component)?;
+        let exports = find_exports(name, &component)?;
         let instance_pre = linker
             .instantiate_pre(&component)
             .map_err(|error| LoadError::Imports { name: name.to_owned(), detail: format!("{error:#}") })?;
@@ -129,7 +134,7 @@ impl Loaded {
         self.instance_pre.engine()
     }
 
-    pub(crate) fn instance_pre(&self) -> &InstancePre<State> {
+    pub(crate) fn instance_pre(&self) -> &InstancePre<GuestState> {
         &self.instance_pre
     }
 
@@ -139,14 +144,14 @@ impl Loaded {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum WasmKind {
     CoreModule,
     Component,
 }
 
-impl Kind {
-    /// By the first bytes, or in words what it is instead.
-    fn of(bytes: &[u8]) -> Result<Self, String> {
+impl WasmKind {
+    /// Detects the kind by the first bytes. The error describes files that are not WebAssembly.
+    fn detect(bytes: &[u8]) -> Result<Self, String> {
         match bytes {
             [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => Ok(Self::CoreModule),
             [b'\0', b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => Ok(Self::Component),
@@ -160,23 +165,36 @@ impl Kind {
                     Err("WebAssembly text".to_owned())
                 }
                 Ok(_) => Err("a text file".to_owned()),
-                Err(_) => Err("no WebAssembly".to_owned()),
+                Err(_) => Err("an unknown binary file".to_owned()),
             },
         }
     }
 }
 
-fn compile(name: &str, kind: Kind, wasm: &[u8], engine: &Engine) -> Result<Component, LoadError> {
+/// Compiles a plugin, and logs it if the plugin is so large that this takes seconds.
+fn compile_with_log(name: &str, kind: WasmKind, wasm: &[u8], engine: &Engine) -> Result<Component, LoadError> {
+    if wasm.len() < SLOW_COMPILE_BYTES {
+        return compile(name, kind, wasm, engine);
+    }
+    let megabytes = wasm.len() >> 20;
+    tracing::info!(plugin = name, "compiling the plugin ({megabytes} MiB); this can take some seconds");
+    let started = Instant::now();
+    let compiled = compile(name, kind, wasm, engine)?;
+    tracing::info!(plugin = name, "plugin compiled in {:.1} s", started.elapsed().as_secs_f64());
+    Ok(compiled)
+}
+
+fn compile(name: &str, kind: WasmKind, wasm: &[u8], engine: &Engine) -> Result<Component, LoadError> {
     let component = match kind {
-        Kind::Component => Cow::Borrowed(wasm),
-        Kind::CoreModule => Cow::Owned(wrap(name, wasm, engine)?),
+        WasmKind::Component => Cow::Borrowed(wasm),
+        WasmKind::CoreModule => Cow::Owned(encode_component(name, wasm, engine)?),
     };
     Component::new(engine, &component)
         .map_err(|error| LoadError::Compile { name: name.to_owned(), detail: format!("{error:#}") })
 }
 
-fn wrap(name: &str, module: &[u8], engine: &Engine) -> Result<Vec<u8>, LoadError> {
-    // wit-component takes it for granted that a module is well-formed, and panics where it is not
+fn encode_component(name: &str, module: &[u8], engine: &Engine) -> Result<Vec<u8>, LoadError> {
+    // wit-component panics on invalid modules
     wasmtime::Module::validate(engine, module)
         .map_err(|error| LoadError::Compile { name: name.to_owned(), detail: format!("{error:#}") })?;
     let encoded = std::panic::catch_unwind(|| {
@@ -189,7 +207,7 @@ fn wrap(name: &str, module: &[u8], engine: &Engine) -> Result<Vec<u8>, LoadError
     }
 }
 
-fn exports(name: &str, component: &Component) -> Result<Exports, LoadError> {
+fn find_exports(name: &str, component: &Component) -> Result<Exports, LoadError> {
     let wrong = |detail: String| LoadError::WrongWorld { name: name.to_owned(), detail };
     let Some((_, interface)) = component.get_export(None, PLUGIN_INTERFACE) else {
         return Err(wrong(
@@ -199,9 +217,7 @@ fn exports(name: &str, component: &Component) -> Result<Exports, LoadError> {
     let function =
         |function: &str, fits: fn(&ComponentFunc) -> bool| match component.get_export(Some(&interface), function) {
             Some((ComponentItem::ComponentFunc(found), index)) if fits(&found) => Ok(index),
-            Some(_) => {
-                Err(wrong(format!("its function `{function}` is not of the type that version {WIT_VERSION} gives it")))
-            }
+            Some(_) => Err(wrong(format!("its function `{function}` does not have the type of version {WIT_VERSION}"))),
             None => Err(wrong(format!("it lacks the function `{function}` of version {WIT_VERSION}"))),
         };
     Ok(Exports {
@@ -225,7 +241,7 @@ fn is_bytes(found: &Type) -> bool {
     matches!(found, Type::List(list) if list.ty() == Type::U8)
 }
 
-/// The interface of another major version, if it exports that.
+/// Describes the mismatch if the component exports the interface of a different major version.
 fn other_version(component: &Component) -> Option<String> {
     let engine = component.engine();
     let ty = component.component_type();

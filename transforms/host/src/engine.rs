@@ -1,4 +1,4 @@
-//! The [`Host`]: engines, linkers, the clock that ends calls, the compile cache.
+//! The [`Host`]: engines, linkers, the epoch ticker and the compile cache.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,62 +11,65 @@ use wasmtime::{Config, Engine};
 
 use crate::bundled;
 use crate::cache::CompileCache;
-use crate::calls;
-use crate::component::{LoadError, Loaded};
-use crate::guest::State;
+use crate::component::{CompiledPlugin, LoadError};
+use crate::guest::GuestState;
+use crate::host_functions;
 use crate::plugin::Plugin;
 use crate::wasi;
 
-/// How often running plugins are asked whether their time is over.
-pub(crate) const TICK: Duration = Duration::from_millis(10);
+/// Interval at which the time limit of running calls is checked.
+pub(crate) const EPOCH_TICK: Duration = Duration::from_millis(10);
 
-/// What a host is made with.
+/// Options of a [`Host`].
 #[derive(Debug, Clone, Default)]
 pub struct HostOptions {
-    /// Where compiled plugins are kept. It must belong to the worker alone: what lies there is run as native code. It is made with mode
-    /// 0700; a directory that others may write to is not used. Without one, each start compiles anew.
+    /// Directory of compiled plugins. Its files are executed as native code, so it must be private
+    /// to the worker: it is created with mode 0700, and a directory that others may write to is
+    /// not used. Without a directory, every start compiles all plugins.
     pub cache_dir: Option<PathBuf>,
 }
 
-/// Why there is no host.
+/// The WASM engine cannot be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("the WASM engine cannot be set up: {0}")]
 pub struct HostError(String);
 
-/// Loads plugins. One for a worker; plugins and instances outlive it.
+/// Loads plugins. A worker has one host; plugins and instances may outlive it.
 pub struct Host {
-    shared: Arc<Shared>,
+    inner: Arc<HostInner>,
 }
 
-/// What plugins and instances need of the host.
-pub(crate) struct Shared {
-    guarded: Engine,
-    guarded_linker: Linker<State>,
+/// The part of the host that plugins and instances keep alive.
+pub(crate) struct HostInner {
+    /// With epoch interruption, so that the time limit of a call can be enforced.
+    interruptible: Engine,
+    interruptible_linker: Linker<GuestState>,
+    /// Without epoch interruption, for plugins with `trusted = true`.
     trusted: Engine,
-    trusted_linker: Linker<State>,
+    trusted_linker: Linker<GuestState>,
     cache: Option<CompileCache>,
-    /// Dropped with the last instance, which ends the ticker.
+    /// Stops the ticker thread when the last owner drops it.
     _ticker: mpsc::Sender<()>,
 }
 
 impl Host {
-    /// Sets up the engine.
+    /// Sets up the engines, and opens the compile cache.
     pub fn new(options: HostOptions) -> Result<Self, HostError> {
         let failed = |error: wasmtime::Error| HostError(format!("{error:#}"));
-        let guarded = engine(true).map_err(failed)?;
+        let interruptible = engine(true).map_err(failed)?;
         let trusted = engine(false).map_err(failed)?;
-        let shared = Shared {
-            guarded_linker: linker(&guarded).map_err(failed)?,
+        let inner = HostInner {
+            interruptible_linker: linker(&interruptible).map_err(failed)?,
             trusted_linker: linker(&trusted).map_err(failed)?,
             cache: options.cache_dir.and_then(CompileCache::open),
-            _ticker: start_ticker(guarded.clone()).map_err(|error| HostError(error.to_string()))?,
-            guarded,
+            _ticker: start_ticker(interruptible.clone()).map_err(|error| HostError(error.to_string()))?,
+            interruptible,
             trusted,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Loads a plugin from a file. Its name is the file's.
+    /// Loads a plugin from a file. The plugin's name is the file name.
     pub fn load(&self, path: &Path) -> Result<Plugin, LoadError> {
         let wasm = std::fs::read(path).map_err(|error| LoadError::Read { path: path.to_owned(), error })?;
         let name =
@@ -76,15 +79,16 @@ impl Host {
 
     /// Loads a plugin from memory.
     pub fn load_bytes(&self, name: &str, wasm: &[u8]) -> Result<Plugin, LoadError> {
-        Plugin::load(self.shared.clone(), name, wasm)
+        Plugin::load(self.inner.clone(), name, wasm)
     }
 
-    /// A plugin that comes with the worker, by its name such as `mask.wasm`; `None` if there is none of that name.
+    /// Loads a bundled plugin by its name, such as `mask.wasm`. `None` if no bundled plugin has
+    /// this name.
     pub fn bundled(&self, name: &str) -> Option<Result<Plugin, LoadError>> {
         bundled::wasm(name).map(|wasm| self.load_bytes(name, wasm))
     }
 
-    /// Names of the plugins that come with the worker.
+    /// Names of the bundled plugins.
     pub fn bundled_names() -> &'static [&'static str] {
         bundled::NAMES
     }
@@ -92,38 +96,38 @@ impl Host {
 
 impl fmt::Debug for Host {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Host").field("cache", &self.shared.cache).finish_non_exhaustive()
+        formatter.debug_struct("Host").field("cache", &self.inner.cache).finish_non_exhaustive()
     }
 }
 
-impl Shared {
-    pub(crate) fn compile(&self, name: &str, wasm: &[u8], trusted: bool) -> Result<Loaded, LoadError> {
+impl HostInner {
+    pub(crate) fn compile(&self, name: &str, wasm: &[u8], trusted: bool) -> Result<CompiledPlugin, LoadError> {
         let (engine, linker) = match trusted {
             true => (&self.trusted, &self.trusted_linker),
-            false => (&self.guarded, &self.guarded_linker),
+            false => (&self.interruptible, &self.interruptible_linker),
         };
-        Loaded::new(name, wasm, engine, linker, self.cache.as_ref())
+        CompiledPlugin::new(name, wasm, engine, linker, self.cache.as_ref())
     }
 }
 
-fn engine(epochs: bool) -> wasmtime::Result<Engine> {
+fn engine(epoch_interruption: bool) -> wasmtime::Result<Engine> {
     let mut config = Config::new();
-    config.wasm_component_model(true).epoch_interruption(epochs);
+    config.wasm_component_model(true).epoch_interruption(epoch_interruption);
     Engine::new(&config)
 }
 
-fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+fn linker(engine: &Engine) -> wasmtime::Result<Linker<GuestState>> {
     let mut linker = Linker::new(engine);
-    wasi::link(&mut linker)?;
-    calls::link(&mut linker)?;
+    wasi::add_to_linker(&mut linker)?;
+    host_functions::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 
-/// Advances the epoch until the sender is dropped.
+/// Advances the engine's epoch every [`EPOCH_TICK`] until the returned sender is dropped.
 fn start_ticker(engine: Engine) -> std::io::Result<mpsc::Sender<()>> {
     let (alive, stopped) = mpsc::channel::<()>();
     std::thread::Builder::new().name("plugin-ticker".to_owned()).spawn(move || {
-        while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+        while stopped.recv_timeout(EPOCH_TICK) == Err(RecvTimeoutError::Timeout) {
             engine.increment_epoch();
         }
     })?;

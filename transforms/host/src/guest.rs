@@ -1,4 +1,5 @@
-//! A plugin in a store of its own: built once, called batch by batch, given up when it dies.
+//! A running plugin in its own store. It is started once, called batch by batch, and discarded when
+//! it crashes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,17 +8,16 @@ use wasmtime::component::{ComponentType, Func, Lift, Lower, ResourceTable};
 use wasmtime::{ResourceLimiter, Store, Trap};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-use crate::calls::{Calls, Metrics, cut};
-use crate::component::Loaded;
-use crate::engine::TICK;
+use crate::component::CompiledPlugin;
+use crate::engine::EPOCH_TICK;
+use crate::host_functions::{CallState, CrashOutput, Metrics, truncate};
 use crate::limits::Limits;
-use crate::wasi::{self, Written};
+use crate::wasi::{self, OutputCapture};
 
-/// Formats of batches and verdicts that this host speaks, the preferred one first.
+/// Supported formats of batches and verdicts, the preferred one first.
 const FORMATS: [u32; 1] = [1];
-/// How much of a plugin's own words is kept.
-const MESSAGE_BYTES: usize = 4096;
-const TABLE_ELEMENTS: usize = 1 << 20;
+const MAX_MESSAGE_BYTES: usize = 4096;
+const MAX_TABLE_ELEMENTS: usize = 1 << 20;
 
 #[derive(ComponentType, Lower)]
 #[component(record)]
@@ -27,7 +27,7 @@ struct Offer<'a> {
     host_version: &'a str,
 }
 
-/// What a plugin answers to its configuration.
+/// A plugin's reply to `init`.
 #[derive(Debug, Clone, PartialEq, Eq, ComponentType, Lift)]
 #[component(record)]
 pub(crate) struct InitReply {
@@ -44,62 +44,72 @@ struct InitError {
     key: Option<String>,
 }
 
-/// Why a plugin could not be started.
-pub(crate) enum InitFault {
-    /// It refused its configuration.
-    Refused { message: String, key: Option<String> },
-    /// It does not work.
+/// The plugin could not be started.
+pub(crate) enum GuestStartError {
+    /// The plugin rejected its configuration.
+    ConfigRejected { message: String, key: Option<String> },
+    /// The plugin crashed, or replied with something that the interface does not allow.
     Broken(String),
 }
 
-/// Why a call gave no verdicts.
-pub(crate) enum CallFault {
-    /// The plugin says that the batch failed and may be tried again.
-    Failed(String),
-    /// The plugin did not survive; its store must not be used again.
-    Died(Death),
+/// A call returned no verdicts.
+pub(crate) enum CallError {
+    /// The plugin reports that the batch failed and may be retried.
+    BatchFailed(String),
+    /// The plugin crashed; its store must not be used again.
+    Crashed(GuestCrash),
 }
 
-/// What a plugin died of.
+/// The cause of a crash.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Death {
+pub(crate) struct GuestCrash {
     pub(crate) code: &'static str,
     pub(crate) message: String,
+    /// Lines that the plugin wrote during the call.
+    pub(crate) output: Vec<String>,
 }
 
-impl Death {
+impl GuestCrash {
     pub(crate) const TIMEOUT: &'static str = "plugin.timeout";
     pub(crate) const OUTPUT: &'static str = "plugin.output";
     const MEMORY: &'static str = "plugin.memory";
     const TRAP: &'static str = "plugin.trap";
+
+    /// Writes the plugin's output, such as a traceback, to the log at level `debug`.
+    pub(crate) fn log_output(&self, plugin: &str) {
+        for line in &self.output {
+            tracing::debug!(plugin, "{line}");
+        }
+    }
 }
 
-/// What the store holds beside the plugin.
-pub(crate) struct State {
-    pub(crate) calls: Calls,
-    memory: MemoryLimit,
+/// The host's data in the plugin's store.
+pub(crate) struct GuestState {
+    pub(crate) call: CallState,
+    memory: MemoryLimiter,
     wasi: WasiCtx,
     table: ResourceTable,
-    stdout: Written,
-    stderr: Written,
+    stdout: OutputCapture,
+    stderr: OutputCapture,
 }
 
-impl WasiView for State {
+impl WasiView for GuestState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
-/// Refuses memory past the limit, and remembers that it did: the plugin will trap, by its own allocator's decision.
-struct MemoryLimit {
+/// Refuses memory beyond the limit. A refusal does not end the call: the plugin's allocator traps.
+/// `refused` lets the host report that trap as a memory error.
+struct MemoryLimiter {
     limit: usize,
     used: usize,
     refused: bool,
 }
 
-impl ResourceLimiter for MemoryLimit {
+impl ResourceLimiter for MemoryLimiter {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        // a component may have several memories; the limit is on their sum
+        // the limit applies to the sum of the component's memories
         let after = self.used.saturating_add(desired.saturating_sub(current));
         self.refused |= after > self.limit;
         if after <= self.limit {
@@ -109,105 +119,77 @@ impl ResourceLimiter for MemoryLimit {
     }
 
     fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS)
+        Ok(desired <= MAX_TABLE_ELEMENTS)
     }
 }
 
 /// A running plugin.
 pub(crate) struct Guest {
-    store: Store<State>,
+    store: Store<GuestState>,
     process: Func,
     flush: Func,
     limits: Limits,
 }
 
 impl Guest {
-    /// Builds an instance and hands it its configuration.
+    /// Instantiates the plugin and calls `init` with its configuration.
     pub(crate) fn start(
-        loaded: &Loaded,
+        compiled: &CompiledPlugin,
         name: &Arc<str>,
         config: &str,
         limits: &Limits,
-    ) -> Result<(Self, InitReply), InitFault> {
-        let (stdout, stderr) = (Written::default(), Written::default());
-        let state = State {
-            calls: Calls::new(name.clone()),
-            memory: MemoryLimit { limit: limits.memory, used: 0, refused: false },
-            wasi: wasi::closed(&stdout, &stderr),
-            table: ResourceTable::new(),
-            stdout,
-            stderr,
-        };
-        let mut store = Store::new(loaded.engine(), state);
-        store.limiter(|state| &mut state.memory);
-        begin(&mut store, limits, limits.time);
-        let broken = |store: &Store<State>, error: wasmtime::Error| {
-            InitFault::Broken(format!(
-                "the plugin died while it was started: {}",
-                death(store, &error, limits.time).message
-            ))
-        };
-        let instance = match loaded.instance_pre().instantiate(&mut store) {
-            Ok(instance) => instance,
-            Err(error) => {
-                end(&mut store);
-                return Err(broken(&store, error));
+    ) -> Result<(Self, InitReply), GuestStartError> {
+        let mut store = new_store(compiled, name, limits);
+        begin_call(&mut store, limits, limits.timeout);
+        let started = instantiate(&mut store, compiled, config);
+        let (process, flush, reply) = match end_call(&mut store, started, limits.timeout) {
+            Ok((process, flush, Ok(reply))) => (process, flush, reply),
+            Ok((_, _, Err(InitError { message, key }))) => {
+                let message = truncate(&message, MAX_MESSAGE_BYTES).to_owned();
+                return Err(GuestStartError::ConfigRejected { message, key: key.filter(|key| !key.is_empty()) });
             }
-        };
-        let exports = loaded.exports();
-        let functions =
-            [exports.init, exports.process, exports.flush].map(|index| instance.get_func(&mut store, index));
-        let [Some(init), Some(process), Some(flush)] = functions else {
-            return Err(InitFault::Broken("the plugin lost its exports".to_owned()));
-        };
-        let typed = init.typed::<(&str, Offer<'_>), (Result<InitReply, InitError>,)>(&store);
-        let init = typed.map_err(|error| InitFault::Broken(format!("its export `init` has another type: {error}")))?;
-        let offer = Offer { formats: &FORMATS, host_version: env!("CARGO_PKG_VERSION") };
-        let called = init.call(&mut store, (config, offer));
-        end(&mut store);
-        let reply = match called {
-            Ok((Ok(reply),)) => reply,
-            Ok((Err(InitError { message, key }),)) => {
-                let message = cut(&message, MESSAGE_BYTES).to_owned();
-                return Err(InitFault::Refused { message, key: key.filter(|key| !key.is_empty()) });
+            Err(crash) => {
+                crash.log_output(name);
+                return Err(GuestStartError::Broken(format!("the plugin crashed during start: {}", crash.message)));
             }
-            Err(error) => return Err(broken(&store, error)),
         };
         if !FORMATS.contains(&reply.format) {
-            let message =
-                format!("the plugin wants format {} for batches, which was not offered: {FORMATS:?}", reply.format);
-            return Err(InitFault::Broken(message));
+            let message = format!(
+                "the plugin selected batch format {}, which this worker did not offer; expected one of {FORMATS:?}",
+                reply.format
+            );
+            return Err(GuestStartError::Broken(message));
         }
         Ok((Self { store, process, flush, limits: limits.clone() }, reply))
     }
 
-    /// Verdicts on a sealed batch. After a death the guest must be given up.
-    pub(crate) fn process(&mut self, batch: &[u8], time: Duration) -> Result<Vec<u8>, CallFault> {
-        begin(&mut self.store, &self.limits, time);
+    /// Returns the verdicts on a sealed batch. A guest that crashed must be discarded.
+    pub(crate) fn process(&mut self, batch: &[u8], timeout: Duration) -> Result<Vec<u8>, CallError> {
+        begin_call(&mut self.store, &self.limits, timeout);
         let called = match self.process.typed::<(&[u8],), (Result<Vec<u8>, String>,)>(&self.store) {
             Ok(process) => process.call(&mut self.store, (batch,)),
             Err(error) => Err(error),
         };
-        self.end(called, time)
+        self.end(called, timeout)
     }
 
-    /// What the plugin still has to say.
-    pub(crate) fn flush(&mut self) -> Result<Vec<u8>, CallFault> {
-        let time = self.limits.time;
-        begin(&mut self.store, &self.limits, time);
+    /// Returns the verdict of `flush`.
+    pub(crate) fn flush(&mut self) -> Result<Vec<u8>, CallError> {
+        let timeout = self.limits.timeout;
+        begin_call(&mut self.store, &self.limits, timeout);
         let called = match self.flush.typed::<(), (Result<Vec<u8>, String>,)>(&self.store) {
             Ok(flush) => flush.call(&mut self.store, ()),
             Err(error) => Err(error),
         };
-        self.end(called, time)
+        self.end(called, timeout)
     }
 
-    /// What the last call counted.
+    /// Takes the metrics of the last call.
     pub(crate) fn take_metrics(&mut self) -> Metrics {
-        std::mem::take(&mut self.store.data_mut().calls.metrics)
+        std::mem::take(&mut self.store.data_mut().call.metrics)
     }
 
-    /// Bytes of linear memory.
+    /// Bytes of linear memory in use.
     pub(crate) fn memory(&self) -> usize {
         self.store.data().memory.used
     }
@@ -215,49 +197,89 @@ impl Guest {
     fn end(
         &mut self,
         called: wasmtime::Result<(Result<Vec<u8>, String>,)>,
-        time: Duration,
-    ) -> Result<Vec<u8>, CallFault> {
-        end(&mut self.store);
-        match called {
+        timeout: Duration,
+    ) -> Result<Vec<u8>, CallError> {
+        match end_call(&mut self.store, called, timeout) {
             Ok((Ok(verdicts),)) => Ok(verdicts),
-            Ok((Err(message),)) => Err(CallFault::Failed(cut(&message, MESSAGE_BYTES).to_owned())),
-            Err(error) => Err(CallFault::Died(death(&self.store, &error, time))),
+            Ok((Err(message),)) => Err(CallError::BatchFailed(truncate(&message, MAX_MESSAGE_BYTES).to_owned())),
+            Err(crash) => Err(CallError::Crashed(crash)),
         }
     }
 }
 
-fn begin(store: &mut Store<State>, limits: &Limits, time: Duration) {
+fn new_store(compiled: &CompiledPlugin, name: &Arc<str>, limits: &Limits) -> Store<GuestState> {
+    let (stdout, stderr) = (OutputCapture::default(), OutputCapture::default());
+    let state = GuestState {
+        call: CallState::new(name.clone()),
+        memory: MemoryLimiter { limit: limits.memory, used: 0, refused: false },
+        wasi: wasi::isolated_context(&stdout, &stderr),
+        table: ResourceTable::new(),
+        stdout,
+        stderr,
+    };
+    let mut store = Store::new(compiled.engine(), state);
+    store.limiter(|state| &mut state.memory);
+    store
+}
+
+type Started = (Func, Func, Result<InitReply, InitError>);
+
+/// Instantiates the plugin and calls `init`. Returns its functions `process` and `flush`.
+fn instantiate(store: &mut Store<GuestState>, compiled: &CompiledPlugin, config: &str) -> wasmtime::Result<Started> {
+    let instance = compiled.instance_pre().instantiate(&mut *store)?;
+    let exports = compiled.exports();
+    let functions = [exports.init, exports.process, exports.flush].map(|index| instance.get_func(&mut *store, index));
+    let [Some(init), Some(process), Some(flush)] = functions else {
+        return Err(wasmtime::format_err!("the instance lacks an export of the component"));
+    };
+    let init = init.typed::<(&str, Offer<'_>), (Result<InitReply, InitError>,)>(&*store)?;
+    let offer = Offer { formats: &FORMATS, host_version: env!("CARGO_PKG_VERSION") };
+    let (reply,) = init.call(store, (config, offer))?;
+    Ok((process, flush, reply))
+}
+
+fn begin_call(store: &mut Store<GuestState>, limits: &Limits, timeout: Duration) {
     if !limits.trusted {
-        let ticks = time.as_nanos().div_ceil(TICK.as_nanos());
-        // one more: the tick under way is partly over
+        let ticks = timeout.as_nanos().div_ceil(EPOCH_TICK.as_nanos());
+        // one more tick, because the current one has partly elapsed
         store.set_epoch_deadline(u64::try_from(ticks).unwrap_or(u64::MAX - 1).saturating_add(1));
     }
     let state = store.data_mut();
-    state.calls.begin();
+    state.call.begin();
     state.memory.refused = false;
 }
 
-/// Takes what the guest wrote to its streams into the log.
-fn end(store: &mut Store<State>) {
+/// Ends a call. Writes its output to the log, unless it crashed.
+fn end_call<R>(store: &mut Store<GuestState>, called: wasmtime::Result<R>, timeout: Duration) -> Result<R, GuestCrash> {
     let state = store.data_mut();
-    state.calls.take_lines(&state.stdout.take(), false);
-    state.calls.take_lines(&state.stderr.take(), true);
-    state.calls.end();
+    let (stdout, stderr) = (state.stdout.take(), state.stderr.take());
+    match called {
+        Ok(result) => {
+            state.call.write_log(&stdout, &stderr);
+            Ok(result)
+        }
+        Err(error) => {
+            let output = state.call.take_crash_output(&stdout, &stderr);
+            Err(state.crash(&error, timeout, output))
+        }
+    }
 }
 
-fn death(store: &Store<State>, error: &wasmtime::Error, time: Duration) -> Death {
-    let state = store.data();
-    if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
-        return Death { code: Death::TIMEOUT, message: format!("the plugin did not return within {time:?}") };
+impl GuestState {
+    fn crash(&self, error: &wasmtime::Error, timeout: Duration, output: CrashOutput) -> GuestCrash {
+        let (code, message) = if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
+            (GuestCrash::TIMEOUT, format!("the plugin did not return within {timeout:?}"))
+        } else if self.memory.refused {
+            let message = format!("the plugin needs more memory than its limit of {} bytes", self.memory.limit);
+            (GuestCrash::MEMORY, message)
+        } else {
+            let cause = error.root_cause().to_string();
+            let message = match output.reason {
+                Some(reason) => format!("{reason} ({cause})"),
+                None => cause,
+            };
+            (GuestCrash::TRAP, message)
+        };
+        GuestCrash { code, message, output: output.lines }
     }
-    if state.memory.refused {
-        let message = format!("the plugin wanted more than its limit of {} bytes of memory", state.memory.limit);
-        return Death { code: Death::MEMORY, message };
-    }
-    let cause = error.root_cause().to_string();
-    let message = match &state.calls.last_error {
-        Some(said) => format!("{said} ({cause})"),
-        None => cause,
-    };
-    Death { code: Death::TRAP, message }
 }

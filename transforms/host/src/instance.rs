@@ -1,17 +1,20 @@
-//! An [`Instance`]: one task's plugin, and what happens when it dies.
+//! An [`Instance`]: a plugin of one task, and the isolation of records on which it crashes.
 //!
-//! # A batch
-//! The records are handed over in calls of at most `batch_records` and `batch_bytes`. A batch that fits into one call is handed over as
-//! it lies; otherwise each call gets a batch of its own. The outcome is gathered beside the batch, and takes its place only when all
-//! calls have succeeded: after an error the batch is what it was.
+//! # Processing a batch
+//! Records are passed in calls of at most `batch_records` records and `batch_bytes` bytes. A batch
+//! that fits into one call is passed in place; otherwise, each call gets a packed copy of its
+//! records. The outcome is collected separately and replaces the batch after all calls have
+//! succeeded, so an error leaves the batch unchanged.
 //!
-//! # A death
-//! A call of many records that the plugin does not survive is split in two, and each half is run in order by a fresh instance; a
-//! single record that it does not survive is set aside with what it died of. Halving happens on a stack, left half on top, so that
-//! outcomes come in the order of the records and each record has one (I3, I5).
+//! # Isolating a crash
+//! When the plugin crashes in a call with several records, the host bisects the call: it runs each
+//! half, in order, in a new instance. A single record that crashes the plugin is rejected with the
+//! cause of the crash. Pending halves are on a stack with the left half on top, so outcomes keep
+//! the order of the records and each record has exactly one (I3, I5).
 //!
-//! A call that ran out of time is run again with less time, by the share of its records, else one bad record would cost the limit ten
-//! times over. Only a single record that takes the whole limit is set aside for it.
+//! After a timeout, a half gets half the time. Otherwise a single bad record would cost the full
+//! timeout at each of the up to ten bisection steps. A record is rejected for a timeout only after
+//! it was run alone with the full timeout.
 
 use std::fmt;
 use std::ops::Range;
@@ -20,18 +23,18 @@ use std::time::{Duration, Instant};
 use trunkline_connector::batch::ENTRY_BYTES;
 use trunkline_connector::{Batch, Entry, Error, Reason, Rejections, Retry};
 
-use crate::calls::Metrics;
-use crate::guest::{CallFault, Death, Guest, InitReply};
-use crate::limits::{Deaths, Limits};
+use crate::guest::{CallError, Guest, GuestCrash, InitReply};
+use crate::host_functions::Metrics;
+use crate::limits::{CrashLog, CrashWindow, Limits};
 use crate::plugin::Plugin;
-use crate::verdict::{Counts, Fault, Outcome, Rules};
+use crate::verdict::{Counts, Outcome, Rules, VerdictError};
 
-/// No call gets less time, however few its records.
-const LEAST_TIME: Duration = Duration::from_millis(100);
-/// A batch is handed over as it lies unless more than this of its arena, and more than half, belongs to no record.
-const WASTE_BYTES: usize = 64 << 10;
-/// A cleared batch keeps the names of its topics; past this many they are forgotten.
-const MANY_TOPICS: usize = 1000;
+/// Minimum timeout of a bisected call.
+const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// A batch is packed if more than this many bytes, and more than half, of its arena are unused.
+const MAX_UNUSED_BYTES: usize = 64 << 10;
+/// A cleared batch keeps its topic names; the packed batch is recreated when it has more of them.
+const MAX_CACHED_TOPICS: usize = 1000;
 
 /// A running plugin with its configuration. It belongs to one task.
 pub struct Instance {
@@ -40,20 +43,21 @@ pub struct Instance {
     limits: Limits,
     ports: Vec<String>,
     reply: InitReply,
-    /// `None` after a death, until the next call.
+    /// `None` after a crash, until the next call.
     guest: Option<Guest>,
-    deaths: Deaths,
-    last_death: Option<Death>,
+    crashes: CrashWindow,
+    crash_log: CrashLog,
+    last_crash: Option<GuestCrash>,
     outcome: Outcome,
-    /// The batch of one call, when it is not handed over as it lies.
+    /// The batch of a call that is not passed in place.
     packed: Batch,
-    /// Counted by the calls of the batch under way.
-    counted: Metrics,
+    /// Metrics of the current batch, merged into `metrics` when it succeeds.
+    batch_metrics: Metrics,
     metrics: Metrics,
 }
 
 impl Instance {
-    /// The port that records go to unless a verdict names another.
+    /// The output port of verdicts that name no other port.
     pub const DEFAULT_PORT: &'static str = "default";
 
     pub(crate) fn new(plugin: Plugin, config: String, limits: Limits, guest: Guest, reply: InitReply) -> Self {
@@ -66,108 +70,114 @@ impl Instance {
             ports,
             reply,
             guest: Some(guest),
-            deaths: Deaths::default(),
-            last_death: None,
+            crashes: CrashWindow::default(),
+            crash_log: CrashLog::default(),
+            last_crash: None,
             outcome: Outcome::default(),
             packed: Batch::default(),
-            counted: Metrics::default(),
+            batch_metrics: Metrics::default(),
             metrics: Metrics::default(),
         }
     }
 
-    /// Names of the output ports, by [`Entry::port`]; the first is `default`.
+    /// Names of the output ports, indexed by [`Entry::port`]. The first is `default`.
     pub fn ports(&self) -> &[String] {
         &self.ports
     }
 
-    /// Do values that it changes keep fitting their schema? If not, [`Instance::process`] takes the header `trunkline.schema` from them.
+    /// Whether changed values still fit their schema. If not, [`Instance::process`] removes the
+    /// header `trunkline.schema` from changed records.
     pub fn keeps_schema(&self) -> bool {
         self.reply.keeps_schema
     }
 
-    /// The plugin it was started from.
+    /// The plugin of this instance.
     pub fn plugin(&self) -> &Plugin {
         &self.plugin
     }
 
-    /// Bytes of memory that the plugin holds.
+    /// Bytes of linear memory in use.
     pub fn memory(&self) -> usize {
         self.guest.as_ref().map_or(0, Guest::memory)
     }
 
-    /// What the plugin counted since this was last called, in batches that succeeded.
+    /// Takes the metrics of the batches that succeeded since the previous call of this function.
     pub fn take_metrics(&mut self) -> Metrics {
         std::mem::take(&mut self.metrics)
     }
 
-    /// May another batch begin? A batch that was begun is finished, however often the plugin dies of it: were it given up half-way, it
-    /// would be given up there every time that it is read again.
+    /// Checks whether the next batch may start. A started batch is always finished, regardless of
+    /// how often the plugin crashes: an interrupted batch would be interrupted at the same record
+    /// each time it is read again.
     ///
     /// # Errors
-    /// `plugin.restarts`: the plugin did not survive more than [`Limits::deaths_per_minute`] records. The error says how long to wait.
+    /// `plugin.restarts`: the plugin crashed on [`Limits::crashes_per_minute`] records within a
+    /// minute. The error states how long to wait.
     pub fn ready(&mut self) -> Result<(), Error> {
-        let Some(wait) = self.deaths.wait(Instant::now(), self.limits.deaths_per_minute) else { return Ok(()) };
-        let died_of = self.last_death.as_ref().map_or("", |death| death.message.as_str());
+        let Some(wait) = self.crashes.until_allowed(Instant::now(), self.limits.crashes_per_minute) else {
+            return Ok(());
+        };
         let message = format!(
-            "{} died of {} records within a minute, the last time of: {died_of}. Mend the plugin, or keep such records from it; \
-             what came before is done, and the rest waits",
+            "{} crashed on {} records within a minute; last cause: {}. Fix the plugin, or filter such records out \
+             before it. Earlier records are committed; later records wait",
             self.plugin.name(),
-            self.limits.deaths_per_minute
+            self.limits.crashes_per_minute,
+            self.last_crash_message()
         );
         Err(Error::external("plugin.restarts", message).retry(Retry::After(wait)))
     }
 
-    /// Runs all records of `batch` through the plugin. Afterwards `batch` holds the records that go on, in order, with
-    /// [`Entry::port`] set; they share its arena. Records that were rejected, or that the plugin did not survive, are added to
-    /// `rejected` as they came.
+    /// Runs all records of `batch` through the plugin. Afterwards `batch` contains the output
+    /// records, in order and with [`Entry::port`] set; they share its arena. Records that the
+    /// plugin rejected or crashed on are added to `rejected` unchanged.
     ///
     /// # Errors
-    /// `plugin.failed`: the plugin says that the batch may be tried again. `plugin.start`: it cannot be started again after a death.
-    /// `plugin.protocol`: its verdicts are malformed; trying again will not help. Batch and `rejected` are
-    /// then as they were.
+    /// - `plugin.failed`: the plugin reports that the batch may be retried.
+    /// - `plugin.start`: the plugin cannot be restarted after a crash.
+    /// - `plugin.protocol`: the verdicts are malformed. A retry does not help.
+    ///
+    /// After an error, `batch` and `rejected` are unchanged.
     pub fn process(&mut self, batch: &mut Batch, rejected: &mut Rejections) -> Result<Counts, Error> {
         if batch.is_empty() {
             return Ok(Counts::default());
         }
         self.outcome.clear();
-        self.counted = Metrics::default();
-        let whole = 0..batch.len();
-        if self.call_len(batch, &whole) == batch.len() && !is_wasteful(batch) {
-            self.run_as_it_lies(batch)?;
+        self.batch_metrics = Metrics::default();
+        let all = 0..batch.len();
+        if self.call_len(batch, &all) == batch.len() && !is_sparse(batch) {
+            self.run_in_place(batch)?;
         } else {
-            self.run_packed(batch, whole)?;
+            self.run_packed(batch, all)?;
         }
-        Ok(self.conclude(batch, rejected))
+        Ok(self.apply_outcome(batch, rejected))
     }
 
-    /// Ends the plugin's work in peace: appends what it still has to say to `batch`.
+    /// Ends the plugin's work: appends the records that the plugin still emits to `batch`.
     ///
     /// # Errors
-    /// As for [`Instance::process`]; a plugin that dies here loses what it had to say.
+    /// As for [`Instance::process`]. If the plugin crashes here, its unemitted records are lost.
     pub fn flush(&mut self, batch: &mut Batch) -> Result<Counts, Error> {
         let verdicts = self.guest()?.flush();
-        self.counted = Metrics::default();
+        self.batch_metrics = Metrics::default();
         let verdicts = match verdicts {
             Ok(verdicts) => verdicts,
-            Err(CallFault::Failed(message)) => return Err(self.failed(&message)),
-            Err(CallFault::Died(death)) => {
-                self.bury(death.clone());
-                return Err(Error::external(
-                    "plugin.trap",
-                    format!("{}: died while flushing: {}", self.plugin.name(), death.message),
-                ));
+            Err(CallError::BatchFailed(message)) => return Err(self.batch_failed(&message)),
+            Err(CallError::Crashed(crash)) => {
+                let message = format!("{} crashed during flush: {}", self.plugin.name(), crash.message);
+                self.discard_guest(crash);
+                return Err(Error::external("plugin.trap", message));
             }
         };
-        // what the verdict is made as if for: a record without anything
-        let mut nothing = Batch::default();
+        // the input record of the verdict: it has no key, value, headers and timestamp
+        let mut empty_record = Batch::default();
         let topic = batch.topic_index("");
-        nothing.record().finish();
+        empty_record.record().finish();
         self.outcome.clear();
         let rules = Rules { only_emit: true, ..self.rules() };
-        self.outcome.apply(verdicts, &nothing, 0..1, &rules).map_err(|fault| self.fault(fault))?;
+        self.outcome.apply(verdicts, &empty_record, 0..1, &rules).map_err(|error| self.verdict_error(error))?;
         self.collect_metrics();
-        self.metrics.merge(std::mem::take(&mut self.counted));
-        let shift = batch.append(&self.outcome.bytes).wrapping_sub(nothing.arena_bytes() as u32);
+        self.metrics.merge(std::mem::take(&mut self.batch_metrics));
+        let shift = batch.append(&self.outcome.bytes).wrapping_sub(empty_record.arena_bytes() as u32);
         let mut entries = batch.take_entries();
         entries.extend(self.outcome.entries.iter().map(|entry| Entry {
             topic,
@@ -181,89 +191,113 @@ impl Instance {
         Ok(Counts { out: emitted, extra: emitted, ..Counts::default() })
     }
 
-    /// The usual case: one call, no copy but that into the plugin.
-    fn run_as_it_lies(&mut self, batch: &mut Batch) -> Result<(), Error> {
-        let time = self.limits.time;
-        let called = self.guest()?.process(batch.seal(), time);
-        match self.take(called, batch, 0..batch.len())? {
+    /// Runs the batch in one call. The only copy is the one into the plugin's memory.
+    fn run_in_place(&mut self, batch: &mut Batch) -> Result<(), Error> {
+        let timeout = self.limits.timeout;
+        let called = self.guest()?.process(batch.seal(), timeout);
+        match self.apply_verdicts(called, batch, 0..batch.len())? {
             None => Ok(()),
-            Some(death) => self.isolate(batch, 0..batch.len(), death, time),
+            Some(crash) => self.isolate(batch, 0..batch.len(), crash, timeout),
         }
     }
 
-    /// In several calls, each with a batch of its own.
+    /// Runs the records in several calls, each with a packed batch.
     fn run_packed(&mut self, batch: &Batch, records: Range<usize>) -> Result<(), Error> {
         let mut start = records.start;
         while start < records.end {
             let call = start..start + self.call_len(batch, &(start..records.end));
-            let time = self.limits.time;
-            if let Some(death) = self.call_packed(batch, call.clone(), time)? {
-                self.isolate(batch, call.clone(), death, time)?;
+            let timeout = self.limits.timeout;
+            if let Some(crash) = self.call_packed(batch, call.clone(), timeout)? {
+                self.isolate(batch, call.clone(), crash, timeout)?;
             }
             start = call.end;
         }
         Ok(())
     }
 
-    /// Finds the records of a call that the plugin does not survive, and gives all others their outcome.
-    fn isolate(&mut self, batch: &Batch, records: Range<usize>, death: Death, time: Duration) -> Result<(), Error> {
+    /// Rejects the records of a call that crash the plugin, and processes all others.
+    fn isolate(
+        &mut self,
+        batch: &Batch,
+        records: Range<usize>,
+        crash: GuestCrash,
+        timeout: Duration,
+    ) -> Result<(), Error> {
         let mut pending = Vec::new();
-        self.split(batch, records, death, time, &mut pending);
-        while let Some((records, time)) = pending.pop() {
-            // one record alone gets all the time there is, before it is set aside for taking too long
-            let time = if records.len() == 1 { self.limits.time } else { time };
-            if let Some(death) = self.call_packed(batch, records.clone(), time)? {
-                self.split(batch, records, death, time, &mut pending);
+        self.bisect(batch, records, crash, timeout, &mut pending);
+        while let Some((records, timeout)) = pending.pop() {
+            let timeout = if records.len() == 1 { self.limits.timeout } else { timeout };
+            if let Some(crash) = self.call_packed(batch, records.clone(), timeout)? {
+                self.bisect(batch, records, crash, timeout, &mut pending);
             }
         }
         Ok(())
     }
 
-    fn split(
+    /// Pushes both halves of a crashed call to `pending`, or rejects its only record.
+    fn bisect(
         &mut self,
         batch: &Batch,
         records: Range<usize>,
-        death: Death,
-        time: Duration,
+        crash: GuestCrash,
+        timeout: Duration,
         pending: &mut Vec<(Range<usize>, Duration)>,
     ) {
         if records.len() == 1 {
-            self.deaths.note(Instant::now());
-            let record = batch.get(records.start).entry();
-            tracing::warn!(
-                plugin = self.plugin.name(),
-                code = death.code,
-                partition = record.partition,
-                offset = record.offset,
-                "a record is set aside: {}",
-                death.message
-            );
+            self.crashes.record(Instant::now());
+            self.log_crash(batch.get(records.start).entry(), &crash);
             self.outcome.counts.records_in += 1;
-            self.outcome.reject(records.start, Reason::new(death.code, death.message));
+            self.outcome.reject(records.start, Reason::new(crash.code, crash.message));
             return;
         }
-        let time = if death.code == Death::TIMEOUT { (time / 2).max(LEAST_TIME.min(self.limits.time)) } else { time };
+        let timeout = match crash.code {
+            GuestCrash::TIMEOUT => (timeout / 2).max(MIN_TIMEOUT.min(self.limits.timeout)),
+            _ => timeout,
+        };
         let middle = records.start + records.len() / 2;
-        pending.push((middle..records.end, time));
-        pending.push((records.start..middle, time));
+        pending.push((middle..records.end, timeout));
+        pending.push((records.start..middle, timeout));
     }
 
-    fn call_packed(&mut self, batch: &Batch, records: Range<usize>, time: Duration) -> Result<Option<Death>, Error> {
-        self.guest()?;
-        pack(&mut self.packed, batch, records.clone());
-        let Some(guest) = &mut self.guest else { return Err(Error::internal("plugin.guest", "a plugin vanished")) };
-        let called = guest.process(self.packed.seal(), time);
-        self.take(called, batch, records)
+    /// Logs a rejected record at most [`CrashLog::MAX_PER_MINUTE`] times per minute.
+    fn log_crash(&mut self, record: &Entry, crash: &GuestCrash) {
+        let plugin = self.plugin.name();
+        let Some(not_logged) = self.crash_log.admit(Instant::now()) else { return };
+        if not_logged > 0 {
+            tracing::warn!(plugin, "{not_logged} more records were rejected because the plugin crashed on them");
+        }
+        crash.log_output(plugin);
+        tracing::warn!(
+            plugin,
+            code = crash.code,
+            partition = record.partition,
+            offset = record.offset,
+            "record rejected: the plugin crashed on it: {}",
+            crash.message
+        );
     }
 
-    /// Takes the verdicts of a call, or says what the plugin died of.
-    fn take(
+    fn call_packed(
         &mut self,
-        called: Result<Vec<u8>, CallFault>,
         batch: &Batch,
         records: Range<usize>,
-    ) -> Result<Option<Death>, Error> {
-        let death = match called {
+        timeout: Duration,
+    ) -> Result<Option<GuestCrash>, Error> {
+        self.guest()?;
+        copy_records(&mut self.packed, batch, records.clone());
+        let Some(guest) = &mut self.guest else { return Err(no_instance()) };
+        let called = guest.process(self.packed.seal(), timeout);
+        self.apply_verdicts(called, batch, records)
+    }
+
+    /// Adds the verdicts of a call to the outcome, or returns the crash of the call.
+    fn apply_verdicts(
+        &mut self,
+        called: Result<Vec<u8>, CallError>,
+        batch: &Batch,
+        records: Range<usize>,
+    ) -> Result<Option<GuestCrash>, Error> {
+        let crash = match called {
             Ok(verdicts) => {
                 let rules = self.rules();
                 match self.outcome.apply(verdicts, batch, records, &rules) {
@@ -271,19 +305,21 @@ impl Instance {
                         self.collect_metrics();
                         return Ok(None);
                     }
-                    Err(Fault::TooMuch(message)) => Death { code: Death::OUTPUT, message },
-                    Err(fault) => return Err(self.fault(fault)),
+                    Err(VerdictError::OutputLimit(message)) => {
+                        GuestCrash { code: GuestCrash::OUTPUT, message, output: Vec::new() }
+                    }
+                    Err(error) => return Err(self.verdict_error(error)),
                 }
             }
-            Err(CallFault::Failed(message)) => return Err(self.failed(&message)),
-            Err(CallFault::Died(death)) => death,
+            Err(CallError::BatchFailed(message)) => return Err(self.batch_failed(&message)),
+            Err(CallError::Crashed(crash)) => crash,
         };
-        self.bury(death.clone());
-        Ok(Some(death))
+        self.discard_guest(crash.clone());
+        Ok(Some(crash))
     }
 
-    /// Puts the outcome in the batch's place.
-    fn conclude(&mut self, batch: &mut Batch, rejected: &mut Rejections) -> Counts {
+    /// Replaces the batch by the outcome.
+    fn apply_outcome(&mut self, batch: &mut Batch, rejected: &mut Rejections) -> Counts {
         for (index, reason) in self.outcome.rejections.drain(..) {
             rejected.push(batch.get(index), reason);
         }
@@ -291,32 +327,30 @@ impl Instance {
         batch.append(&self.outcome.bytes);
         batch.set_entries(std::mem::replace(&mut self.outcome.entries, spare));
         self.outcome.entries.clear();
-        self.metrics.merge(std::mem::take(&mut self.counted));
+        self.metrics.merge(std::mem::take(&mut self.batch_metrics));
         let counts = self.outcome.counts;
         debug_assert_eq!(counts.records_in + counts.extra, counts.out + counts.dropped + counts.rejected);
         counts
     }
 
-    /// The running plugin; a fresh one after a death.
+    /// The running guest. Starts a new one after a crash.
     fn guest(&mut self) -> Result<&mut Guest, Error> {
         if self.guest.is_none() {
             self.guest = Some(self.restart()?);
         }
-        self.guest.as_mut().ok_or_else(|| Error::internal("plugin.guest", "a plugin vanished"))
+        self.guest.as_mut().ok_or_else(no_instance)
     }
 
     fn restart(&mut self) -> Result<Guest, Error> {
         let name = self.plugin.name();
-        let died_of = self.last_death.as_ref().map_or("", |death| death.message.as_str());
         let (guest, reply) = self.plugin.start_guest(&self.config, &self.limits).map_err(|error| {
-            Error::external(
-                "plugin.start",
-                format!("{name} cannot be started again after it died of: {died_of}: {error}"),
-            )
+            let crash = self.last_crash_message();
+            Error::external("plugin.start", format!("{name} cannot be restarted after a crash ({crash}): {error}"))
         })?;
         if reply != self.reply {
             let message = format!(
-                "{name} answered its configuration otherwise when it was started again: {reply:?}, before {:?}",
+                "{name} replied to its configuration with {reply:?} after a restart, and with {:?} before; expected the \
+                 same reply",
                 self.reply
             );
             return Err(Error::external("plugin.start", message));
@@ -324,23 +358,27 @@ impl Instance {
         Ok(guest)
     }
 
-    /// A store in which something trapped may be in any state: it is given up.
-    fn bury(&mut self, death: Death) {
+    /// Discards the guest, because a store may be in any state after a crash.
+    fn discard_guest(&mut self, crash: GuestCrash) {
         self.guest = None;
-        self.last_death = Some(death);
+        self.last_crash = Some(crash);
     }
 
-    fn failed(&self, message: &str) -> Error {
+    fn last_crash_message(&self) -> &str {
+        self.last_crash.as_ref().map_or("", |crash| crash.message.as_str())
+    }
+
+    fn batch_failed(&self, message: &str) -> Error {
         Error::external("plugin.failed", format!("{} failed on a batch: {message}", self.plugin.name()))
     }
 
-    fn fault(&self, fault: Fault) -> Error {
+    fn verdict_error(&self, error: VerdictError) -> Error {
         let name = self.plugin.name();
-        match fault {
-            Fault::Protocol(message) => Error::data("plugin.protocol", format!("{name}: {message}")),
-            Fault::TooMuch(message) => Error::external("plugin.output", format!("{name}: {message}")),
-            Fault::ArenaFull => {
-                Error::data("plugin.output", format!("{name}: a batch would grow past 2 GiB; make batches smaller"))
+        match error {
+            VerdictError::Protocol(message) => Error::data("plugin.protocol", format!("{name}: {message}")),
+            VerdictError::OutputLimit(message) => Error::external("plugin.output", format!("{name}: {message}")),
+            VerdictError::ArenaFull => {
+                Error::data("plugin.output", format!("{name}: the output batch exceeds 2 GiB; use smaller batches"))
             }
         }
     }
@@ -356,17 +394,17 @@ impl Instance {
 
     fn collect_metrics(&mut self) {
         if let Some(guest) = &mut self.guest {
-            let counted = guest.take_metrics();
-            self.counted.merge(counted);
+            let metrics = guest.take_metrics();
+            self.batch_metrics.merge(metrics);
         }
     }
 
-    /// How many of these records fit into one call; at least one.
+    /// The number of these records that fit into one call; at least one.
     fn call_len(&self, batch: &Batch, records: &Range<usize>) -> usize {
         let entries = &batch.entries()[records.clone()];
         let mut bytes = 0;
         let fit = entries.iter().take(self.limits.batch_records.max(1)).take_while(|entry| {
-            bytes += bytes_of(entry);
+            bytes += record_bytes(entry);
             bytes <= self.limits.batch_bytes
         });
         fit.count().max(1)
@@ -383,23 +421,27 @@ impl fmt::Debug for Instance {
     }
 }
 
-/// Of data and table.
-fn bytes_of(entry: &Entry) -> usize {
+fn no_instance() -> Error {
+    Error::internal("plugin.guest", "a plugin instance is missing after its start")
+}
+
+/// Bytes of a record's parts and its table entry.
+fn record_bytes(entry: &Entry) -> usize {
     let part = |len: i32| usize::try_from(len).unwrap_or(0);
     ENTRY_BYTES + part(entry.key_len) + part(entry.value_len) + part(entry.headers_len)
 }
 
-/// Is most of the arena what earlier transforms left behind?
-fn is_wasteful(batch: &Batch) -> bool {
-    let used: usize = batch.entries().iter().map(bytes_of).sum();
+/// Whether most of the arena is unused, because earlier transforms dropped or replaced records.
+fn is_sparse(batch: &Batch) -> bool {
+    let used: usize = batch.entries().iter().map(record_bytes).sum();
     let all = batch.bytes();
-    all.saturating_sub(used) > WASTE_BYTES.max(all / 2)
+    all.saturating_sub(used) > MAX_UNUSED_BYTES.max(all / 2)
 }
 
-/// Makes `packed` a batch of these records.
-fn pack(packed: &mut Batch, batch: &Batch, records: Range<usize>) {
+/// Replaces the content of `packed` by copies of these records.
+fn copy_records(packed: &mut Batch, batch: &Batch, records: Range<usize>) {
     packed.clear();
-    if packed.topics().len() > MANY_TOPICS {
+    if packed.topics().len() > MAX_CACHED_TOPICS {
         *packed = Batch::default();
     }
     for index in records {

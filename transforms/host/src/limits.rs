@@ -1,4 +1,4 @@
-//! What a plugin may take, and how often it may die.
+//! Resource limits of a plugin instance, and the limit on its crashes.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -6,61 +6,92 @@ use std::time::{Duration, Instant};
 /// Limits of one plugin instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of linear memory, all memories of the plugin together. Rust plugins are content with 64 MiB; Python and JavaScript ones bring
-    /// their interpreter and want 256 MiB.
+    /// Maximum bytes of linear memory, summed over all memories of the plugin. The example
+    /// `plugin_memory` measures a plugin's use: with calls of 4 MiB, a Rust plugin uses 13 MiB, and
+    /// a JavaScript plugin 200 MiB before its garbage collector runs.
     pub memory: usize,
-    /// Records handed over in one call.
+    /// Maximum number of records per call.
     pub batch_records: usize,
-    /// Bytes handed over in one call. A single record that is larger is handed over alone.
+    /// Maximum number of record bytes per call. A single larger record is passed in a call with no
+    /// other record.
     pub batch_bytes: usize,
-    /// How long one call may take. It is checked every 10 ms.
-    pub time: Duration,
-    /// Bytes that one call may return, each record counted with 48 bytes more.
+    /// Maximum duration of a call. The host checks it every 10 ms.
+    pub timeout: Duration,
+    /// Maximum number of bytes that a call may return, including 48 bytes per record.
     pub output_bytes: usize,
-    /// How many records an instance may not survive within a minute. After more of them its stage stops for a while: see [`Instance::ready`].
+    /// Maximum number of records per minute on which the instance may crash. When the limit is
+    /// reached, the stage pauses: see [`Instance::ready`].
     ///
     /// [`Instance::ready`]: crate::Instance::ready
-    pub deaths_per_minute: usize,
-    /// No time limit, and code without the checks for it: up to a quarter faster. A plugin that never returns then hangs its task.
+    pub crashes_per_minute: usize,
+    /// Disables the timeout and compiles the plugin without checks for it. Compute-heavy plugins
+    /// run up to 25 % faster. A trusted plugin that never returns blocks its task.
     pub trusted: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            memory: 64 << 20,
+            memory: 256 << 20,
             batch_records: 1000,
             batch_bytes: 4 << 20,
-            time: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
             output_bytes: 64 << 20,
-            deaths_per_minute: 1000,
+            crashes_per_minute: 1000,
             trusted: false,
         }
     }
 }
 
-/// The records that an instance did not survive during the last minute.
+/// The times of the crashes within the last minute.
 #[derive(Debug, Default)]
-pub(crate) struct Deaths {
+pub(crate) struct CrashWindow {
     recent: VecDeque<Instant>,
 }
 
 const WINDOW: Duration = Duration::from_secs(60);
 
-impl Deaths {
-    pub(crate) fn note(&mut self, now: Instant) {
+impl CrashWindow {
+    pub(crate) fn record(&mut self, now: Instant) {
         self.recent.push_back(now);
     }
 
-    /// After how long there is room for another one; `None` if there is now.
-    pub(crate) fn wait(&mut self, now: Instant, per_minute: usize) -> Option<Duration> {
+    /// The time until another crash is allowed; `None` if it is allowed now.
+    pub(crate) fn until_allowed(&mut self, now: Instant, per_minute: usize) -> Option<Duration> {
         while self.recent.front().is_some_and(|oldest| now.duration_since(*oldest) >= WINDOW) {
             self.recent.pop_front();
         }
-        // The one after whose end fewer than the limit are left.
+        // fewer than `per_minute` crashes remain in the window once this one has left it
         let last = self.recent.len().checked_sub(per_minute)?;
         let until = self.recent.get(last).map_or(WINDOW, |at| WINDOW.saturating_sub(now.duration_since(*at)));
         Some(until)
+    }
+}
+
+/// Limits the log lines about crashes.
+#[derive(Debug, Default)]
+pub(crate) struct CrashLog {
+    minute_start: Option<Instant>,
+    logged: u32,
+    not_logged: u64,
+}
+
+impl CrashLog {
+    pub(crate) const MAX_PER_MINUTE: u32 = 10;
+
+    /// Returns `None` if a crash must not be logged now, otherwise the number of crashes that were
+    /// not logged since the last one that was.
+    pub(crate) fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self.minute_start.is_none_or(|start| now.duration_since(start) >= WINDOW) {
+            self.minute_start = Some(now);
+            self.logged = 0;
+        }
+        if self.logged == Self::MAX_PER_MINUTE {
+            self.not_logged += 1;
+            return None;
+        }
+        self.logged += 1;
+        Some(std::mem::take(&mut self.not_logged))
     }
 }
 
@@ -69,18 +100,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deaths_are_counted_over_a_sliding_minute() {
+    fn crash_log_is_limited_per_minute_and_counts_the_rest() {
+        let start = Instant::now();
+        let mut log = CrashLog::default();
+        let admitted = (0..15).filter(|_| log.admit(start).is_some()).count();
+        assert_eq!(admitted, CrashLog::MAX_PER_MINUTE as usize);
+        assert_eq!(log.admit(start + Duration::from_secs(59)), None);
+        assert_eq!(log.admit(start + Duration::from_secs(60)), Some(6));
+        assert_eq!(log.admit(start + Duration::from_secs(61)), Some(0));
+    }
+
+    #[test]
+    fn crashes_are_counted_in_a_sliding_minute() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut deaths = Deaths::default();
-        assert_eq!(deaths.wait(at(0), 2), None);
-        deaths.note(at(0));
-        assert_eq!(deaths.wait(at(10), 2), None);
-        deaths.note(at(10));
-        assert_eq!(deaths.wait(at(20), 2), Some(Duration::from_secs(40)));
-        deaths.note(at(20));
-        assert_eq!(deaths.wait(at(30), 2), Some(Duration::from_secs(40)));
-        assert_eq!(deaths.wait(at(70), 2), None);
-        assert_eq!(Deaths::default().wait(at(0), 0), Some(WINDOW));
+        let mut crashes = CrashWindow::default();
+        assert_eq!(crashes.until_allowed(at(0), 2), None);
+        crashes.record(at(0));
+        assert_eq!(crashes.until_allowed(at(10), 2), None);
+        crashes.record(at(10));
+        assert_eq!(crashes.until_allowed(at(20), 2), Some(Duration::from_secs(40)));
+        crashes.record(at(20));
+        assert_eq!(crashes.until_allowed(at(30), 2), Some(Duration::from_secs(40)));
+        assert_eq!(crashes.until_allowed(at(70), 2), None);
+        assert_eq!(CrashWindow::default().until_allowed(at(0), 0), Some(WINDOW));
     }
 }

@@ -1,68 +1,69 @@
-//! A loaded [`Plugin`]: what instances are started from.
+//! A loaded [`Plugin`], from which instances are started.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::component::{LoadError, Loaded};
-use crate::engine::Shared;
-use crate::guest::{Guest, InitFault, InitReply};
+use crate::component::{CompiledPlugin, LoadError};
+use crate::engine::HostInner;
+use crate::guest::{Guest, GuestStartError, InitReply};
 use crate::instance::Instance;
 use crate::limits::Limits;
 
-/// Why an instance was not started.
+/// An instance cannot be started.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct StartError {
-    /// What is wrong and what was expected, in the plugin's words if it refused its configuration.
+    /// The problem and the expected input. The text is the plugin's if it rejected its
+    /// configuration.
     pub message: String,
-    /// Where in the configuration, such as `fields[0]`.
+    /// The configuration key at fault, such as `fields[0]`.
     pub key: Option<String>,
 }
 
-/// A plugin, compiled and checked. Cheap to clone.
+/// A compiled plugin. Clones share one compiled module.
 #[derive(Clone)]
 pub struct Plugin {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    shared: Arc<Shared>,
+    host: Arc<HostInner>,
     name: Arc<str>,
     hash: u64,
     wasm: Box<[u8]>,
-    guarded: Loaded,
-    /// Without time limits; compiled when somebody asks for it.
-    trusted: OnceLock<Loaded>,
+    interruptible: CompiledPlugin,
+    /// Without time limits. Compiled on first use.
+    trusted: OnceLock<CompiledPlugin>,
 }
 
 impl Plugin {
-    pub(crate) fn load(shared: Arc<Shared>, name: &str, wasm: &[u8]) -> Result<Self, LoadError> {
-        let guarded = shared.compile(name, wasm, false)?;
+    pub(crate) fn load(host: Arc<HostInner>, name: &str, wasm: &[u8]) -> Result<Self, LoadError> {
+        let interruptible = host.compile(name, wasm, false)?;
         let inner = Inner {
-            shared,
+            host,
             name: name.into(),
             hash: xxh3_64(wasm),
             wasm: wasm.into(),
-            guarded,
+            interruptible,
             trusted: OnceLock::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The file's name.
+    /// The name of the plugin's file.
     pub fn name(&self) -> &str {
         &self.inner.name
     }
 
-    /// Hash of the file's bytes: says whether a plugin changed.
+    /// Hash of the file's bytes. It differs if the plugin changed.
     pub fn hash(&self) -> u64 {
         self.inner.hash
     }
 
-    /// Starts an instance with the transform's `config` table (null counts as an empty one). Also how a configuration is checked: an
-    /// instance that is dropped at once has no effect.
+    /// Starts an instance with the transform's `config` table (null = an empty table). To check a
+    /// configuration, start an instance and drop it: starting has no side effects.
     pub fn start(&self, config: &serde_json::Value, limits: &Limits) -> Result<Instance, StartError> {
         let config = if config.is_null() { "{}".to_owned() } else { config.to_string() };
         let (guest, reply) = self.start_guest(&config, limits)?;
@@ -71,32 +72,32 @@ impl Plugin {
 
     pub(crate) fn start_guest(&self, config: &str, limits: &Limits) -> Result<(Guest, InitReply), StartError> {
         let name = &self.inner.name;
-        let loaded = self.loaded(limits.trusted)?;
-        let (guest, reply) = Guest::start(loaded, name, config, limits).map_err(|fault| match fault {
-            InitFault::Refused { message, key } => StartError { message, key },
-            InitFault::Broken(message) => StartError { message: format!("`{name}`: {message}"), key: None },
+        let compiled = self.compiled(limits.trusted)?;
+        let (guest, reply) = Guest::start(compiled, name, config, limits).map_err(|error| match error {
+            GuestStartError::ConfigRejected { message, key } => StartError { message, key },
+            GuestStartError::Broken(message) => StartError { message: format!("`{name}`: {message}"), key: None },
         })?;
         check_ports(&reply.ports)
             .map_err(|message| StartError { message: format!("`{name}`: {message}"), key: None })?;
         Ok((guest, reply))
     }
 
-    fn loaded(&self, trusted: bool) -> Result<&Loaded, StartError> {
+    fn compiled(&self, trusted: bool) -> Result<&CompiledPlugin, StartError> {
         let inner = &*self.inner;
         if !trusted {
-            return Ok(&inner.guarded);
+            return Ok(&inner.interruptible);
         }
         if inner.trusted.get().is_none() {
-            let loaded = inner.shared.compile(&inner.name, &inner.wasm, true);
-            let loaded = loaded.map_err(|error| StartError { message: error.to_string(), key: None })?;
-            // another thread may have been faster; both made the same
-            let _ = inner.trusted.set(loaded);
+            let compiled = inner.host.compile(&inner.name, &inner.wasm, true);
+            let compiled = compiled.map_err(|error| StartError { message: error.to_string(), key: None })?;
+            // if another thread set it first, both hold the same code
+            let _ = inner.trusted.set(compiled);
         }
-        inner.trusted.get().ok_or_else(|| StartError { message: "not compiled".to_owned(), key: None })
+        inner.trusted.get().ok_or_else(|| StartError { message: "the plugin is not compiled".to_owned(), key: None })
     }
 }
 
-/// The same file's bytes under the same name.
+/// Plugins are equal if their names and the bytes of their files are equal.
 impl PartialEq for Plugin {
     fn eq(&self, other: &Self) -> bool {
         self.name() == other.name() && self.hash() == other.hash()
@@ -112,19 +113,19 @@ impl fmt::Debug for Plugin {
 
 const MAX_PORTS: usize = 1000;
 
-/// Ports are named in pipeline files as `component.port`, so their names must be words of that language.
+/// Pipeline files refer to ports as `component.port`, which restricts the characters of port names.
 fn check_ports(ports: &[String]) -> Result<(), String> {
     if ports.len() > MAX_PORTS {
-        return Err(format!("it names {} output ports; expected at most {MAX_PORTS}", ports.len()));
+        return Err(format!("it declares {} output ports; expected at most {MAX_PORTS}", ports.len()));
     }
     for (index, port) in ports.iter().enumerate() {
         let is_name = !port.is_empty() && port.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
         if !is_name {
-            return Err(format!("it names an output port {port:?}; expected letters, digits, `_` and `-`"));
+            return Err(format!("it declares an output port {port:?}; expected letters, digits, `_` and `-`"));
         }
         if port == Instance::DEFAULT_PORT || ports[..index].contains(port) {
             return Err(format!(
-                "it names the output port `{port}` twice (`{}` is always there)",
+                "it declares the output port `{port}` twice (the port `{}` always exists)",
                 Instance::DEFAULT_PORT
             ));
         }

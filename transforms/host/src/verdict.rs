@@ -1,9 +1,9 @@
-//! Reading packed verdicts and turning them into a new table over the same batch.
+//! Parses packed verdicts and builds the new record table of a batch.
 //!
-//! The bytes come from a guest, so nothing in them is believed: every length, port, part and header block is checked before it is used,
-//! and whatever does not fit is a [`Fault`], never a panic. A record that passes costs its entry; changed parts are not copied one by
-//! one but point into the verdicts, which go to the end of the batch's arena as they are. The layout is that of `wit/transform.wit`,
-//! format 1.
+//! A guest wrote the bytes, so every length, port, part and header block is validated before use.
+//! Malformed bytes cause a [`VerdictError`], never a panic. A passed record costs only its entry.
+//! Changed parts are not copied: they point into the verdicts, which are appended to the batch's
+//! arena. The layout is format 1 of `wit/transform.wit`.
 
 use std::ops::{AddAssign, Range};
 
@@ -16,22 +16,22 @@ const KEY_PART: u8 = 1;
 const VALUE_PART: u8 = 2;
 const HEADERS_PART: u8 = 4;
 const TIMESTAMP_PART: u8 = 8;
-/// What of a rejection's code and message is kept.
-const CODE_BYTES: usize = 128;
-const MESSAGE_BYTES: usize = 4096;
+/// A rejection's code and message are truncated to these lengths.
+const MAX_CODE_BYTES: usize = 128;
+const MAX_MESSAGE_BYTES: usize = 4096;
 
-/// What became of records: `records_in + extra = out + dropped + rejected` (I3).
+/// Outcomes of records: `records_in + extra = out + dropped + rejected` (I3).
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// Records handed to the plugin.
+    /// Records passed to the plugin.
     pub records_in: u64,
-    /// Records that go on.
+    /// Output records.
     pub out: u64,
-    /// Records that a verdict ended.
+    /// Records dropped by a verdict.
     pub dropped: u64,
-    /// Records that were rejected by a verdict, or set aside because the plugin did not survive them.
+    /// Records rejected by a verdict or because the plugin crashed on them.
     pub rejected: u64,
-    /// Records emitted beyond one for each record that came in.
+    /// Records emitted in addition to one per input record.
     pub extra: u64,
 }
 
@@ -45,41 +45,42 @@ impl AddAssign for Counts {
     }
 }
 
-/// Why verdicts were not taken.
+/// Verdicts that cannot be applied.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// They are not what the WIT file describes.
+pub(crate) enum VerdictError {
+    /// They violate the layout of the WIT file.
     Protocol(String),
-    /// They make more of the records than the cap on output allows.
-    TooMuch(String),
-    /// The batch cannot address more bytes.
+    /// They exceed the output limit of a call.
+    OutputLimit(String),
+    /// The batch would exceed the maximum size of its arena.
     ArenaFull,
 }
 
-/// What verdicts are checked against.
+/// Constraints on the verdicts of a call.
 pub(crate) struct Rules {
-    /// Ports, the default one included.
+    /// Number of ports, including the default port.
     pub(crate) ports: usize,
     pub(crate) keeps_schema: bool,
-    /// Cap on verdicts and entries of one call.
+    /// Maximum bytes of the verdicts and entries of one call.
     pub(crate) output_bytes: usize,
-    /// Only `emit` and `drop`: the reply of `flush`.
+    /// Allows only `emit` and `drop`, for the reply of `flush`.
     pub(crate) only_emit: bool,
 }
 
-/// The outcome of a batch, gathered call by call. Positions in `entries` count `bytes` as lying behind the arena of the batch.
+/// The outcome of a batch, collected call by call. Positions in `entries` assume that `bytes`
+/// follow the arena of the batch.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) entries: Vec<Entry>,
-    /// What is to be appended to the arena.
+    /// Bytes to append to the arena.
     pub(crate) bytes: Vec<u8>,
-    /// Index in the batch, and why.
+    /// Index in the batch and reason of each rejected record.
     pub(crate) rejections: Vec<(usize, Reason)>,
     pub(crate) counts: Counts,
 }
 
 impl Outcome {
-    /// Forgets all and keeps the memory of the table.
+    /// Clears the outcome and keeps its allocations.
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
         self.bytes.clear();
@@ -87,20 +88,20 @@ impl Outcome {
         self.counts = Counts::default();
     }
 
-    /// Sets a record aside.
+    /// Rejects a record.
     pub(crate) fn reject(&mut self, index: usize, reason: Reason) {
         self.rejections.push((index, reason));
         self.counts.rejected += 1;
     }
 
-    /// Applies the verdicts on `records` of `batch`. After a fault the outcome is what it was before.
+    /// Applies the verdicts on `records` of `batch`. After an error, the outcome is unchanged.
     pub(crate) fn apply(
         &mut self,
         verdicts: Vec<u8>,
         batch: &Batch,
         records: Range<usize>,
         rules: &Rules,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), VerdictError> {
         let (entries, rejections, counts) = (self.entries.len(), self.rejections.len(), self.counts);
         let result = self.read(verdicts, batch, records, rules);
         if result.is_err() {
@@ -111,79 +112,92 @@ impl Outcome {
         result
     }
 
-    fn read(&mut self, verdicts: Vec<u8>, batch: &Batch, records: Range<usize>, rules: &Rules) -> Result<(), Fault> {
+    fn read(
+        &mut self,
+        verdicts: Vec<u8>,
+        batch: &Batch,
+        records: Range<usize>,
+        rules: &Rules,
+    ) -> Result<(), VerdictError> {
         if verdicts.len() > rules.output_bytes {
-            return Err(too_much(rules));
+            return Err(output_limit_exceeded(rules));
         }
-        let appended_at = batch.arena_bytes() + self.bytes.len();
-        // headers without the schema's name are written anew: at most those of the batch and of the verdicts
-        if appended_at + 2 * verdicts.len() + batch.arena_bytes() > Batch::MAX_BYTES {
-            return Err(Fault::ArenaFull);
+        let verdicts_at = batch.arena_bytes() + self.bytes.len();
+        // rewritten headers (without the schema) are at most as long as those of batch and verdicts
+        if verdicts_at + 2 * verdicts.len() + batch.arena_bytes() > Batch::MAX_BYTES {
+            return Err(VerdictError::ArenaFull);
         }
         let entries_before = self.entries.len();
-        let mut reader = Reader { bytes: &verdicts, at: 0, appended_at, rules, stripped: Vec::new(), refers: false };
+        let mut reader = Reader {
+            bytes: &verdicts,
+            at: 0,
+            verdicts_at,
+            rules,
+            rewritten_headers: Vec::new(),
+            verdicts_referenced: false,
+        };
         let count = reader.header(records.len())?;
         for index in records.take(count) {
             self.read_one(&mut reader, batch.get(index), index)?;
             if (self.entries.len() - entries_before) * ENTRY_BYTES + verdicts.len() > rules.output_bytes {
-                return Err(too_much(rules));
+                return Err(output_limit_exceeded(rules));
             }
         }
         if reader.at != verdicts.len() {
-            return Err(reader.protocol("there are bytes behind the last one"));
+            return Err(reader.protocol("bytes follow the last verdict"));
         }
-        let Reader { stripped, refers, .. } = reader;
-        if refers && self.bytes.is_empty() {
+        let Reader { rewritten_headers, verdicts_referenced, .. } = reader;
+        if verdicts_referenced && self.bytes.is_empty() {
             self.bytes = verdicts;
-        } else if refers {
+        } else if verdicts_referenced {
             self.bytes.extend_from_slice(&verdicts);
         }
-        self.bytes.extend_from_slice(&stripped);
+        self.bytes.extend_from_slice(&rewritten_headers);
         Ok(())
     }
 
-    fn read_one(&mut self, reader: &mut Reader<'_>, record: RecordRef<'_>, index: usize) -> Result<(), Fault> {
+    fn read_one(&mut self, reader: &mut Reader<'_>, record: RecordRef<'_>, index: usize) -> Result<(), VerdictError> {
         self.counts.records_in += 1;
-        let word = reader.word()?;
-        if reader.rules.only_emit && !matches!(word.kind, DROP | EMIT) {
-            return Err(reader.protocol("`flush` may only emit"));
+        let header = reader.verdict_header()?;
+        if reader.rules.only_emit && !matches!(header.kind, DROP | EMIT) {
+            return Err(reader.protocol("`flush` may return only `emit` or `drop`"));
         }
         let entry = record.entry();
-        match word.kind {
-            PASS if word.parts == 0 => self.out(Entry { port: word.port, ..*entry }),
-            DROP if word.parts == 0 && word.port == 0 => self.counts.dropped += 1,
-            VALUE if word.parts == 0 => {
-                let changed = reader.parts(VALUE_PART, word.port, record)?;
-                self.out(changed);
+        match header.kind {
+            PASS if header.parts == 0 => self.push_output(Entry { port: header.port, ..*entry }),
+            DROP if header.parts == 0 && header.port == 0 => self.counts.dropped += 1,
+            VALUE if header.parts == 0 => {
+                let changed = reader.parts(VALUE_PART, header.port, record)?;
+                self.push_output(changed);
             }
             REPLACE => {
-                let changed = reader.parts(word.parts, word.port, record)?;
-                self.out(changed);
+                let changed = reader.parts(header.parts, header.port, record)?;
+                self.push_output(changed);
             }
-            EMIT if word.parts == 0 && word.port == 0 => self.emit(reader, record)?,
-            REJECT if word.parts == 0 && word.port == 0 => {
-                let code = reader.text(CODE_BYTES)?;
-                let message = reader.text(MESSAGE_BYTES)?;
+            EMIT if header.parts == 0 && header.port == 0 => self.emit(reader, record)?,
+            REJECT if header.parts == 0 && header.port == 0 => {
+                let code = reader.text(MAX_CODE_BYTES)?;
+                let message = reader.text(MAX_MESSAGE_BYTES)?;
                 let code = if code.is_empty() { "plugin.rejected".to_owned() } else { code };
                 self.reject(index, Reason::new(code, message));
             }
-            _ => return Err(reader.protocol(&format!("{word:?} is no verdict"))),
+            _ => return Err(reader.protocol(&format!("unknown verdict {header:?}"))),
         }
         Ok(())
     }
 
-    fn emit(&mut self, reader: &mut Reader<'_>, record: RecordRef<'_>) -> Result<(), Fault> {
+    fn emit(&mut self, reader: &mut Reader<'_>, record: RecordRef<'_>) -> Result<(), VerdictError> {
         let count = reader.u32()?;
         if (count as usize).saturating_mul(ENTRY_BYTES) > reader.rules.output_bytes {
-            return Err(too_much(reader.rules));
+            return Err(output_limit_exceeded(reader.rules));
         }
         for _ in 0..count {
-            let word = reader.word()?;
-            if word.kind != REPLACE {
-                return Err(reader.protocol(&format!("{word:?} is no emitted record")));
+            let header = reader.verdict_header()?;
+            if header.kind != REPLACE {
+                return Err(reader.protocol(&format!("expected an emitted record, found {header:?}")));
             }
-            let emitted = reader.parts(word.parts, word.port, record)?;
-            self.out(emitted);
+            let emitted = reader.parts(header.parts, header.port, record)?;
+            self.push_output(emitted);
         }
         match count {
             0 => self.counts.dropped += 1,
@@ -192,7 +206,7 @@ impl Outcome {
         Ok(())
     }
 
-    fn out(&mut self, entry: Entry) {
+    fn push_output(&mut self, entry: Entry) {
         self.entries.push(entry);
         self.counts.out += 1;
     }
@@ -206,105 +220,106 @@ const REPLACE: u8 = 3;
 const EMIT: u8 = 4;
 const REJECT: u8 = 5;
 
-fn too_much(rules: &Rules) -> Fault {
-    Fault::TooMuch(format!(
-        "the plugin returned more than the cap of {} bytes on the output of a call",
+fn output_limit_exceeded(rules: &Rules) -> VerdictError {
+    VerdictError::OutputLimit(format!(
+        "the plugin returned more than its output limit of {} bytes per call",
         rules.output_bytes
     ))
 }
 
 #[derive(Debug)]
-struct Word {
+struct VerdictHeader {
     kind: u8,
     parts: u8,
     port: u16,
 }
 
-/// Walks the verdicts. Positions it gives are those after the verdicts were appended to the arena at `appended_at`.
+/// Parses verdicts. The positions that it returns assume that the verdicts are appended to the
+/// arena at `verdicts_at`.
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
-    appended_at: usize,
+    verdicts_at: usize,
     rules: &'a Rules,
-    /// Header blocks written anew; they come behind the verdicts.
-    stripped: Vec<u8>,
-    /// Some entry points into the verdicts or behind them.
-    refers: bool,
+    /// Header blocks without the schema header; they are appended after the verdicts.
+    rewritten_headers: Vec<u8>,
+    /// Whether an entry points into the verdicts or the rewritten headers.
+    verdicts_referenced: bool,
 }
 
 impl<'a> Reader<'a> {
-    fn header(&mut self, records: usize) -> Result<usize, Fault> {
+    fn header(&mut self, records: usize) -> Result<usize, VerdictError> {
         let (magic, format, count) = (self.u32()?, self.u32()?, self.u32()? as usize);
         self.take(HEADER_BYTES - 12)?;
         if magic != MAGIC || format != FORMAT {
-            return Err(self.protocol("they do not begin with \"TLV1\" and format 1"));
+            return Err(self.protocol("expected \"TLV1\" and format 1 at the start"));
         }
         let expected = if self.rules.only_emit && count == 0 { 0 } else { records };
         if count != expected {
-            return Err(self.protocol(&format!("{count} for {records} records")));
+            return Err(self.protocol(&format!("expected {records} verdicts for {records} records, found {count}")));
         }
         Ok(count)
     }
 
-    fn protocol(&self, found: &str) -> Fault {
-        Fault::Protocol(format!("the plugin's verdicts are malformed at byte {}: {found}", self.at))
+    fn protocol(&self, found: &str) -> VerdictError {
+        VerdictError::Protocol(format!("the plugin's verdicts are malformed at byte {}: {found}", self.at))
     }
 
-    fn take(&mut self, len: usize) -> Result<&'a [u8], Fault> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], VerdictError> {
         let taken = self.bytes.get(self.at..).and_then(|rest| rest.get(..len));
         let Some(taken) = taken else {
-            return Err(self.protocol(&format!("{len} bytes are to follow, there are {}", self.bytes.len() - self.at)));
+            return Err(self.protocol(&format!("expected {len} more bytes, found {}", self.bytes.len() - self.at)));
         };
         self.at += len;
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], VerdictError> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N)?);
         Ok(array)
     }
 
-    fn u32(&mut self) -> Result<u32, Fault> {
+    fn u32(&mut self) -> Result<u32, VerdictError> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    fn word(&mut self) -> Result<Word, Fault> {
+    fn verdict_header(&mut self) -> Result<VerdictHeader, VerdictError> {
         let [kind, parts, low, high] = self.array()?;
         let port = u16::from_le_bytes([low, high]);
         if usize::from(port) >= self.rules.ports {
             return Err(self.protocol(&format!(
-                "port {port} is named, the plugin has {} (the default one is 0)",
+                "port {port} does not exist; the plugin declares {} ports (0 is the default port)",
                 self.rules.ports
             )));
         }
-        Ok(Word { kind, parts, port })
+        Ok(VerdictHeader { kind, parts, port })
     }
 
-    fn text(&mut self, keep: usize) -> Result<String, Fault> {
+    fn text(&mut self, max_bytes: usize) -> Result<String, VerdictError> {
         let len = self.u32()? as usize;
         let bytes = self.take(len)?;
-        Ok(String::from_utf8_lossy(&bytes[..len.min(keep)]).into_owned())
+        Ok(String::from_utf8_lossy(&bytes[..len.min(max_bytes)]).into_owned())
     }
 
-    /// A part with its length before it, -1 = null: where it will lie.
-    fn nullable(&mut self) -> Result<(u32, i32), Fault> {
+    /// Position and length of a part that is prefixed by its length; a length of -1 means null.
+    fn nullable(&mut self) -> Result<(u32, i32), VerdictError> {
         let len = i32::from_le_bytes(self.array()?);
         if len == -1 {
             return Ok((0, -1));
         }
         let Ok(bytes) = usize::try_from(len) else {
-            return Err(self.protocol(&format!("{len} is no length")));
+            return Err(self.protocol(&format!("invalid length {len}")));
         };
-        let at = (self.appended_at + self.at) as u32;
+        let at = (self.verdicts_at + self.at) as u32;
         self.take(bytes)?;
-        self.refers = true;
+        self.verdicts_referenced = true;
         Ok((at, len))
     }
 
-    fn parts(&mut self, parts: u8, port: u16, record: RecordRef<'_>) -> Result<Entry, Fault> {
+    fn parts(&mut self, parts: u8, port: u16, record: RecordRef<'_>) -> Result<Entry, VerdictError> {
         if parts & !(KEY_PART | VALUE_PART | HEADERS_PART | TIMESTAMP_PART) != 0 {
-            return Err(self.protocol(&format!("{parts} names parts that no record has")));
+            return Err(self.protocol(&format!("unknown part bits in {parts:#x}")));
         }
         let mut entry = Entry { port, ..*record.entry() };
         if parts & KEY_PART != 0 {
@@ -319,7 +334,7 @@ impl<'a> Reader<'a> {
             (entry.headers_at, entry.headers_len) = self.nullable()?;
             block = self.bytes.get(start..self.at).unwrap_or_default();
             if !is_header_block(block) {
-                return Err(self.protocol("the headers are no header block"));
+                return Err(self.protocol("invalid header block"));
             }
         }
         if parts & TIMESTAMP_PART != 0 {
@@ -331,33 +346,34 @@ impl<'a> Reader<'a> {
         Ok(entry)
     }
 
-    /// The value may no longer fit the schema that the headers name: the record loses that header.
+    /// Removes the schema header, because the changed value may no longer fit the schema.
     fn strip_schema(&mut self, entry: &mut Entry, block: &[u8]) {
         let all = || trunkline_connector::batch::Headers::over(block);
         if !all().any(|(name, _)| name == headers::SCHEMA) {
             return;
         }
-        entry.headers_at = (self.appended_at + self.bytes.len() + self.stripped.len()) as u32;
-        let start = self.stripped.len();
+        entry.headers_at = (self.verdicts_at + self.bytes.len() + self.rewritten_headers.len()) as u32;
+        let start = self.rewritten_headers.len();
         for (name, value) in all().filter(|(name, _)| *name != headers::SCHEMA) {
-            write_header(&mut self.stripped, name, value);
+            write_header(&mut self.rewritten_headers, name, value);
         }
-        entry.headers_len = (self.stripped.len() - start) as i32;
-        self.refers = true;
+        entry.headers_len = (self.rewritten_headers.len() - start) as i32;
+        self.verdicts_referenced = true;
     }
 }
 
-/// Is it a header block to its last byte? [`trunkline_connector::batch::Headers`] would end early at the first fault and lose the rest.
+/// Whether all bytes form a valid header block. [`trunkline_connector::batch::Headers`] would stop
+/// at the first invalid byte and ignore the rest.
 fn is_header_block(block: &[u8]) -> bool {
     let mut rest = block;
     while !rest.is_empty() {
-        let Some(behind) = behind_header(rest) else { return false };
-        rest = behind;
+        let Some(remaining) = skip_header(rest) else { return false };
+        rest = remaining;
     }
     true
 }
 
-fn behind_header(bytes: &[u8]) -> Option<&[u8]> {
+fn skip_header(bytes: &[u8]) -> Option<&[u8]> {
     let (name_len, rest) = bytes.split_first_chunk::<4>()?;
     let (name, rest) = rest.split_at_checked(u32::from_le_bytes(*name_len) as usize)?;
     std::str::from_utf8(name).ok()?;
@@ -383,7 +399,7 @@ mod tests {
         batch
     }
 
-    /// A verdict, perhaps a wrong one.
+    /// A verdict that may be invalid.
     fn verdict() -> impl Strategy<Value = Vec<u8>> {
         let word = |kind: u8| {
             (0u8..17, 0u16..4).prop_map(move |(parts, port)| {
@@ -425,8 +441,8 @@ mod tests {
         Rules { ports: 3, keeps_schema, output_bytes: 4096, only_emit: false }
     }
 
-    /// Reads every part of what came out: a position out of range panics.
-    fn conclude(mut batch: Batch, outcome: Outcome) -> Batch {
+    /// Reads every part of the output; a position out of range panics.
+    fn output_batch(mut batch: Batch, outcome: Outcome) -> Batch {
         batch.append(&outcome.bytes);
         batch.set_entries(outcome.entries);
         for record in batch.iter() {
@@ -441,7 +457,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        fn whatever_comes_is_applied_whole_or_not_at_all(
+        fn verdicts_are_applied_completely_or_not_at_all(
             verdicts in proptest::collection::vec(verdict(), 0..6),
             count_is_off in 0u32..20,
             flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
@@ -455,7 +471,7 @@ mod tests {
             }
             let batch = batch_of(records);
             let mut outcome = Outcome::default();
-            // as after an earlier call of the same batch
+            // the outcome of an earlier call of the same batch
             outcome.apply(packed(1, &[vec![VALUE, 0, 0, 0, 1, 0, 0, 0, b'v']]), &batch_of(1), 0..1, &rules(true)).unwrap();
             outcome.bytes.resize(64, 0);
             let before = (outcome.entries.clone(), outcome.bytes.clone(), outcome.counts);
@@ -468,13 +484,13 @@ mod tests {
                     prop_assert_eq!(counts.out, outcome.entries.len() as u64);
                     prop_assert_eq!(counts.rejected, outcome.rejections.len() as u64);
                     outcome.entries.remove(0);
-                    conclude(batch, outcome);
+                    output_batch(batch, outcome);
                 }
             }
         }
 
         #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..64), records in 0usize..4) {
+        fn arbitrary_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), records in 0usize..4) {
             let batch = batch_of(records);
             let with_header = [&packed(records as u32, &[]), bytes.as_slice()].concat();
             let _ = Outcome::default().apply(with_header, &batch, 0..records, &rules(false));
@@ -483,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_back_as_the_verdict_gave_them() {
+    fn output_records_have_the_parts_of_the_verdict() {
         let batch = batch_of(3);
         let value = [vec![VALUE, 0, 2, 0], 3u32.to_le_bytes().to_vec(), b"new".to_vec()].concat();
         let all =
@@ -493,7 +509,7 @@ mod tests {
             [all, (block.len() as u32).to_le_bytes().to_vec(), block.clone(), (-9i64).to_le_bytes().to_vec()].concat();
         let mut outcome = Outcome::default();
         outcome.apply(packed(3, &[vec![PASS, 0, 1, 0], value, all]), &batch, 0..3, &rules(false)).unwrap();
-        let batch = conclude(batch, outcome);
+        let batch = output_batch(batch, outcome);
         let schema = |index: usize| batch.get(index).header(headers::SCHEMA);
         assert_eq!(
             (batch.get(0).entry().port, batch.get(0).value(), schema(0)),

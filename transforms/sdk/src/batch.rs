@@ -1,5 +1,5 @@
-//! Reading what the host hands over: [`Batch`] and [`Record`] are views into one run of bytes; nothing is copied or allocated. The
-//! layout is that of `wit/transform.wit`, format 1.
+//! [`Batch`] and [`Record`]: views of the batch that the host passes, without copies or
+//! allocations. The layout is format 1 of `wit/transform.wit`.
 
 use std::fmt;
 
@@ -15,33 +15,34 @@ pub struct Batch<'a> {
     topics: &'a [u8],
 }
 
-/// Bytes that are no batch of format 1.
+/// The bytes are not a batch of format 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NotABatch;
+pub struct InvalidBatch;
 
-impl fmt::Display for NotABatch {
+impl fmt::Display for InvalidBatch {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "not a batch of format 1")
     }
 }
 
-impl std::error::Error for NotABatch {}
+impl std::error::Error for InvalidBatch {}
 
 impl<'a> Batch<'a> {
-    /// Reads the header and finds the table. Called by what [`crate::export!`] makes; plugins get the batch ready.
-    pub fn new(bytes: &'a [u8]) -> Result<Self, NotABatch> {
+    /// Parses the header and locates the table. The code that [`crate::export!`] generates calls
+    /// it.
+    pub fn new(bytes: &'a [u8]) -> Result<Self, InvalidBatch> {
         let word = |at: usize| u32_at(bytes, at).map(|word| word as usize);
         if bytes.get(..4) != Some(MAGIC) || word(4) != Some(1) {
-            return Err(NotABatch);
+            return Err(InvalidBatch);
         }
         let (Some(count), Some(table_at), Some(topics_at)) = (word(8), word(12), word(16)) else {
-            return Err(NotABatch);
+            return Err(InvalidBatch);
         };
         let table =
-            bytes.get(table_at..).and_then(|rest| rest.get(..count.checked_mul(ENTRY_BYTES)?)).ok_or(NotABatch)?;
-        let topics = bytes.get(topics_at..).ok_or(NotABatch)?;
+            bytes.get(table_at..).and_then(|rest| rest.get(..count.checked_mul(ENTRY_BYTES)?)).ok_or(InvalidBatch)?;
+        let topics = bytes.get(topics_at..).ok_or(InvalidBatch)?;
         if table_at < HEADER_BYTES {
-            return Err(NotABatch);
+            return Err(InvalidBatch);
         }
         Ok(Self { bytes, table, topics })
     }
@@ -51,7 +52,7 @@ impl<'a> Batch<'a> {
         self.table.len() / ENTRY_BYTES
     }
 
-    /// No records? The host never calls with an empty batch.
+    /// Whether the batch has no records. The host passes no empty batch.
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
@@ -69,12 +70,12 @@ impl<'a> Batch<'a> {
 
     fn topic(&self, index: u16) -> &'a str {
         let mut rest = self.topics;
-        for passed in 0..=index {
-            let Some((name, behind)) = split_prefixed(rest) else { break };
-            if passed == index {
+        for position in 0..=index {
+            let Some((name, remaining)) = split_prefixed(rest) else { break };
+            if position == index {
                 return std::str::from_utf8(name).unwrap_or_default();
             }
-            rest = behind;
+            rest = remaining;
         }
         ""
     }
@@ -93,17 +94,17 @@ impl<'a> Record<'a> {
         Some(self.i64_at(0)).filter(|timestamp| *timestamp >= 0)
     }
 
-    /// Offset in the partition it was read from; `None` before it was in a topic.
+    /// Offset in the partition; `None` if the record was not read from a topic.
     pub fn offset(&self) -> Option<i64> {
         Some(self.i64_at(8)).filter(|offset| *offset >= 0)
     }
 
-    /// Partition it was read from.
+    /// Partition that the record was read from.
     pub fn partition(&self) -> i32 {
         self.i32_at(16)
     }
 
-    /// Topic it was read from; empty before it was in one.
+    /// Topic that the record was read from; empty if it was not read from a topic.
     pub fn topic(&self) -> &'a str {
         self.batch.topic(u16::from_le_bytes([self.entry[20], self.entry[21]]))
     }
@@ -123,12 +124,12 @@ impl<'a> Record<'a> {
         Headers { rest: self.header_block() }
     }
 
-    /// The encoded headers, as the layout describes them.
+    /// The encoded header block.
     pub fn header_block(&self) -> &'a [u8] {
         self.part(40).unwrap_or_default()
     }
 
-    /// The last header of that name (Kafka allows several) whose value is not null.
+    /// The value of the last header with this name. Kafka allows several headers with one name.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         self.headers().filter(|(known, _)| *known == name).last().and_then(|(_, value)| value)
     }
@@ -157,14 +158,14 @@ impl fmt::Debug for Record<'_> {
     }
 }
 
-/// Iterator over `(name, value)` of a header block. It ends early at bytes that are no header block.
+/// Iterator over the `(name, value)` pairs of a header block. It stops at invalid bytes.
 #[derive(Debug, Clone)]
 pub struct Headers<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Headers<'a> {
-    /// Over an encoded block.
+    /// Creates an iterator over an encoded block.
     pub fn over(block: &'a [u8]) -> Self {
         Self { rest: block }
     }
@@ -199,13 +200,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn foreign_bytes_are_no_batch() {
-        assert_eq!(Batch::new(b"").err(), Some(NotABatch));
-        assert_eq!(Batch::new(&[0; 64]).err(), Some(NotABatch));
-        let mut claims_too_much = [0; 32];
-        claims_too_much[..4].copy_from_slice(MAGIC);
-        claims_too_much[4] = 1;
-        claims_too_much[8..16].copy_from_slice(&[0xff; 8]);
-        assert_eq!(Batch::new(&claims_too_much).err(), Some(NotABatch));
+    fn invalid_bytes_are_rejected() {
+        assert_eq!(Batch::new(b"").err(), Some(InvalidBatch));
+        assert_eq!(Batch::new(&[0; 64]).err(), Some(InvalidBatch));
+        let mut count_too_large = [0; 32];
+        count_too_large[..4].copy_from_slice(MAGIC);
+        count_too_large[4] = 1;
+        count_too_large[8..16].copy_from_slice(&[0xff; 8]);
+        assert_eq!(Batch::new(&count_too_large).err(), Some(InvalidBatch));
     }
 }

@@ -7,7 +7,7 @@
 #[allow(dead_code, clippy::all)]
 pub mod trunkline {
   pub mod transform {
-    /// What the host offers to a plugin. All of these may be called from `init`, `process` and `flush`.
+    /// Functions of the host. A plugin may call them in `init`, `process` and `flush`.
     #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
     pub mod host {
       #[used]
@@ -16,7 +16,7 @@ pub mod trunkline {
       super::super::super::__link_custom_section_describing_imports;
       
       use super::super::super::_rt;
-      /// How grave a log line is.
+      /// Severity of a log line.
       #[repr(u8)]
       #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
       pub enum Level {
@@ -68,8 +68,10 @@ pub mod trunkline {
       }
 
       #[allow(unused_unsafe, clippy::all)]
-      /// Writes a line to the worker's log, with the plugin's name. Lines are cut at 4 KiB, and past 100 lines in a call
-      /// they are counted only. The last `error` line before a trap becomes the reason of the dead letter: that is where panic messages go.
+      /// Writes a line with the plugin's name to the worker's log. Lines are truncated at 4
+      /// KiB. The log contains at most 100 lines per call and the number of omitted lines. The
+      /// last `error` line before a trap becomes the reason of the dead letter, so panic
+      /// messages belong there.
       #[allow(async_fn_in_trait)]
       pub fn log(level: Level,message: &str,) -> (){
         unsafe {
@@ -90,7 +92,8 @@ pub mod trunkline {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Adds to a counter of the plugin. Counts of a batch that fails are forgotten. At most 64 names in a plugin.
+      /// Adds to a counter of the plugin. The increments of a failed batch are discarded. A
+      /// plugin may use at most 64 names of counters and histograms.
       #[allow(async_fn_in_trait)]
       pub fn counter_add(name: &str,by: u64,) -> (){
         unsafe {
@@ -111,7 +114,7 @@ pub mod trunkline {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Records one observation in a histogram of the plugin, on the same terms.
+      /// Records an observation in a histogram of the plugin. The rules of `counter-add` apply.
       #[allow(async_fn_in_trait)]
       pub fn histogram_record(name: &str,value: f64,) -> (){
         unsafe {
@@ -132,7 +135,7 @@ pub mod trunkline {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Milliseconds since 1970 by the worker's clock.
+      /// Milliseconds since 1970, by the worker's clock.
       #[allow(async_fn_in_trait)]
       pub fn now_ms() -> u64{
         unsafe {
@@ -159,7 +162,7 @@ pub mod trunkline {
 pub mod exports {
   pub mod trunkline {
     pub mod transform {
-      /// What a plugin exports.
+      /// Functions of the plugin.
       #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
       pub mod plugin {
         #[used]
@@ -168,10 +171,10 @@ pub mod exports {
         super::super::super::super::__link_custom_section_describing_imports;
         
         use super::super::super::super::_rt;
-        /// Who is calling.
+        /// The host that calls `init`.
         #[derive(Clone)]
         pub struct Offer {
-          /// The formats of batches and verdicts that the host speaks, the preferred one first.
+          /// The supported formats of batches and verdicts, the preferred one first.
           pub formats: _rt::Vec::<u32>,
           /// Version of the worker, for log lines.
           pub host_version: _rt::String,
@@ -181,15 +184,17 @@ pub mod exports {
             f.debug_struct("Offer").field("formats", &self.formats).field("host-version", &self.host_version).finish()
           }
         }
-        /// What the plugin answers to its configuration.
+        /// The reply to a valid configuration.
         #[derive(Clone)]
         pub struct InitReply {
-          /// One of the formats offered.
+          /// The selected format, one of `formats`.
           pub format: u32,
-          /// Names of output ports besides the default one; later transforms and sinks read them as `component.port`.
+          /// Names of the output ports, without the default port. Transforms and sinks read them as
+          /// `component.port`.
           pub ports: _rt::Vec::<_rt::String>,
-          /// True if every value it changes still fits the schema that the record names in its header `trunkline.schema` (a mask that
-          /// leaves strings strings). If false, records whose value changes lose that header.
+          /// True if every changed value still fits the schema in the record's header
+          /// `trunkline.schema` (for example, a mask that replaces strings by strings). If false,
+          /// the host removes the header from records whose value changes.
           pub keeps_schema: bool,
         }
         impl ::core::fmt::Debug for InitReply {
@@ -197,12 +202,13 @@ pub mod exports {
             f.debug_struct("InitReply").field("format", &self.format).field("ports", &self.ports).field("keeps-schema", &self.keeps_schema).finish()
           }
         }
-        /// Why a configuration is refused.
+        /// The rejection of a configuration.
         #[derive(Clone)]
         pub struct InitError {
-          /// What is wrong and what was expected.
+          /// The problem and the expected input.
           pub message: _rt::String,
-          /// Where in the configuration, as `fields[0]` or `rules.name`; the host shows the line of the pipeline file.
+          /// The key at fault, such as `fields[0]` or `rules.name`. The host shows its line in the
+          /// pipeline file.
           pub key: ::core::option::Option<_rt::String>,
         }
         impl ::core::fmt::Debug for InitError {
@@ -414,15 +420,17 @@ pub mod exports {
       }
     } }
     pub trait Guest {
-      /// Called once, before anything else. `config` is the JSON text of the transform's `config` table, `{}` if there is none.
+      /// The host calls `init` once, before the other functions. `config` is the JSON text of
+      /// the transform's `config` table, or `{}` if the table is missing.
       #[allow(async_fn_in_trait)]
       fn init(config: _rt::String,host: Offer,) -> ::core::result::Result<InitReply,InitError>;
-      /// Gives a verdict on each record of a batch. An error is a failure of the batch as a whole that may pass (nothing is lost: the host
-      /// tries again later); a record that is at fault is given the verdict `reject`.
+      /// Returns a verdict on each record of a batch. Return an error only for a temporary
+      /// failure of the whole batch: the host retries the batch. A record with bad data gets
+      /// the verdict `reject`.
       #[allow(async_fn_in_trait)]
       fn process(batch: _rt::Vec::<u8>,) -> ::core::result::Result<_rt::Vec::<u8>,_rt::String>;
-      /// Called before the instance is given up in peace. The reply holds no verdict or one `emit`, made as if for a record without key,
-      /// value, headers and timestamp: whatever the plugin still has to say.
+      /// The host calls `flush` before it stops the instance. The result contains no verdict,
+      /// or one `emit` for an input record without key, value, headers and timestamp.
       #[allow(async_fn_in_trait)]
       fn flush() -> ::core::result::Result<_rt::Vec::<u8>,_rt::String>;
     }

@@ -1,37 +1,39 @@
-//! Reading the configuration: typed by serde, with the path of what is wrong and the nearest known name of a misspelt key.
+//! Parses the configuration with serde. Errors contain the path of the key at fault and, for a
+//! misspelt key, the nearest known name.
 
 use std::fmt;
 
 use serde::de::DeserializeOwned;
 
-/// Why a configuration is refused.
+/// The rejection of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    /// What is wrong and what was expected.
+    /// The problem and the expected input.
     pub message: String,
-    /// Where, as `fields[0]` or `rules.name`.
+    /// The key at fault, such as `fields[0]` or `rules.name`.
     pub key: Option<String>,
 }
 
 impl ConfigError {
-    /// About the configuration as a whole.
+    /// An error about the configuration as a whole.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), key: None }
     }
 
-    /// About one key, named as `fields[0]` or `rules.name`.
+    /// An error about one key, such as `fields[0]` or `rules.name`.
     pub fn at(key: impl Into<String>, message: impl Into<String>) -> Self {
         Self { message: message.into(), key: Some(key.into()) }
     }
 
-    /// Reads the text of a `config` table. Called for plugins by the glue; for those that read parts of it themselves.
+    /// Parses the JSON text of a `config` table. The SDK calls it for the whole table; a plugin can
+    /// call it for parts.
     pub fn read<C: DeserializeOwned>(json: &str) -> Result<C, ConfigError> {
         let mut deserializer = serde_json::Deserializer::from_str(json);
         serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
             let mut key = key_of(error.path());
             let message = plain_message(&error.into_inner().to_string());
             let unknown = unknown_name(&message);
-            // some formats of serde name the table that holds an unknown key; the host wants to point at the key itself
+            // for an unknown key, the path may end at its table; the host needs the key itself
             if let Some((name, _)) =
                 unknown.filter(|(name, _)| message.starts_with(UNKNOWN_FIELD) && !ends_with_key(&key, name))
             {
@@ -66,7 +68,7 @@ impl From<ConfigError> for String {
 const UNKNOWN_FIELD: &str = "unknown field ";
 const UNKNOWN_VARIANT: &str = "unknown variant ";
 
-/// The path as a key of the configuration: without names of enum variants, which are values there.
+/// The path as a configuration key, without the names of enum variants, which are values.
 fn key_of(path: &serde_path_to_error::Path) -> String {
     let mut key = String::new();
     for segment in path {
@@ -86,7 +88,7 @@ fn push_key(key: &mut String, name: &str) {
     key.push_str(name);
 }
 
-/// Without serde_json's ` at line 1 column 12`: the user wrote TOML, the position is one in a text they never see.
+/// Removes serde_json's ` at line 1 column 12`: the user wrote TOML and never sees the JSON text.
 fn plain_message(message: &str) -> String {
     message.rfind(" at line ").map_or(message, |at| &message[..at]).to_owned()
 }
@@ -95,7 +97,8 @@ fn ends_with_key(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-/// From serde's "unknown field `a`, expected one of `b`, `c`": the unknown name and the nearest expected one.
+/// Extracts the unknown name and the nearest expected name from serde's message "unknown field `a`,
+/// expected one of `b`, `c`".
 fn unknown_name(message: &str) -> Option<(&str, Option<&str>)> {
     if !message.starts_with(UNKNOWN_FIELD) && !message.starts_with(UNKNOWN_VARIANT) {
         return None;
@@ -116,7 +119,7 @@ mod tests {
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
-    #[allow(dead_code, reason = "only read by serde")]
+    #[allow(dead_code, reason = "read only by serde")]
     struct Config {
         fields: Vec<String>,
         #[serde(default)]
@@ -134,33 +137,33 @@ mod tests {
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
-    #[allow(dead_code, reason = "only read by serde")]
+    #[allow(dead_code, reason = "read only by serde")]
     struct Rule {
         name: String,
     }
 
-    fn refused(json: &str) -> (Option<String>, String) {
+    fn rejected(json: &str) -> (Option<String>, String) {
         let error = ConfigError::read::<Config>(json).unwrap_err();
         (error.key, error.message)
     }
 
     #[test]
     fn errors_name_the_key_and_the_nearest_name() {
-        let (key, message) = refused(r#"{"feilds":["a"]}"#);
+        let (key, message) = rejected(r#"{"feilds":["a"]}"#);
         assert_eq!(key.as_deref(), Some("feilds"));
         assert!(message.ends_with("did you mean `fields`?"), "{message}");
-        let (key, message) = refused(r#"{"fields":[],"rule":{"nam":"x"}}"#);
+        let (key, message) = rejected(r#"{"fields":[],"rule":{"nam":"x"}}"#);
         assert_eq!(key.as_deref(), Some("rule.nam"));
         assert!(message.ends_with("did you mean `name`?"), "{message}");
-        let (key, message) = refused(r#"{"fields":["a",7]}"#);
+        let (key, message) = rejected(r#"{"fields":["a",7]}"#);
         assert_eq!(
             (key.as_deref(), message.as_str()),
             (Some("fields[1]"), "invalid type: integer `7`, expected a string")
         );
-        let (key, message) = refused(r#"{"fields":[],"mode":"hsah"}"#);
+        let (key, message) = rejected(r#"{"fields":[],"mode":"hsah"}"#);
         assert_eq!(key.as_deref(), Some("mode"));
         assert!(message.ends_with("did you mean `hash`?"), "{message}");
-        let (key, message) = refused("{}");
+        let (key, message) = rejected("{}");
         assert_eq!((key, message.as_str()), (None, "missing field `fields`"));
     }
 }

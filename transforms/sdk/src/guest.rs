@@ -1,10 +1,14 @@
-//! The glue in a plugin: one instance of the transform, panics told to the host, host calls.
+//! Implements the exports of a plugin: it holds the transform, reports panics to the host, and
+//! calls host functions.
 //!
-//! `bindings.rs` is written by wit-bindgen 0.63 (`cargo install wit-bindgen-cli --no-default-features --features rust`), checked in so
-//! that authors need no macro and no generator. After a change of the WIT file, in the folder of this crate:
+//! wit-bindgen 0.63 (`cargo install wit-bindgen-cli --no-default-features --features rust`)
+//! generated `bindings.rs`. The file is committed, so that plugin authors need neither macro nor
+//! generator. After a change of the WIT file, run in the folder of this crate:
 //! ```text
-//! wit-bindgen rust ../wit --world transform --out-dir src --runtime-path crate::guest::rt --pub-export-macro \
-//!     --export-macro-name __export_guest_types --default-bindings-module '$crate::__private::bindings' && mv src/transform.rs src/bindings.rs
+//! wit-bindgen rust ../wit --world transform --out-dir src --runtime-path crate::guest::rt \
+//!     --pub-export-macro --export-macro-name __export_guest_types \
+//!     --default-bindings-module '$crate::__private::bindings'
+//! mv src/transform.rs src/bindings.rs
 //! ```
 
 use std::cell::RefCell;
@@ -18,12 +22,12 @@ use crate::{Transform, runner};
 /// The format of `batch.rs` and `verdict.rs`.
 const FORMAT: u32 = 1;
 
-trait Running {
+trait DynTransform {
     fn process(&mut self, batch: &[u8]) -> Result<Vec<u8>, String>;
     fn flush(&mut self) -> Result<Vec<u8>, String>;
 }
 
-impl<T: Transform> Running for T {
+impl<T: Transform> DynTransform for T {
     fn process(&mut self, batch: &[u8]) -> Result<Vec<u8>, String> {
         runner::process(self, batch)
     }
@@ -34,44 +38,44 @@ impl<T: Transform> Running for T {
 }
 
 thread_local! {
-    static INSTANCE: RefCell<Option<Box<dyn Running>>> = const { RefCell::new(None) };
+    static INSTANCE: RefCell<Option<Box<dyn DynTransform>>> = const { RefCell::new(None) };
 }
 
-/// `init` of the exported component.
+/// The exported function `init`.
 pub fn init<T: Transform>(config: &str, offer: &Offer) -> Result<InitReply, InitError> {
-    // without it the text of a panic is lost: a trap carries none
+    // a trap carries no text, so the hook logs the panic message
     std::panic::set_hook(Box::new(|panic| log(Level::Error, &panic.to_string())));
-    let refused = |error: ConfigError| InitError { message: error.message, key: error.key };
+    let rejected = |error: ConfigError| InitError { message: error.message, key: error.key };
     if !offer.formats.contains(&FORMAT) {
         let message =
-            format!("this plugin speaks format {FORMAT}, worker {} offers {:?}", offer.host_version, offer.formats);
-        return Err(refused(ConfigError::new(message)));
+            format!("the plugin needs batch format {FORMAT}; worker {} offers {:?}", offer.host_version, offer.formats);
+        return Err(rejected(ConfigError::new(message)));
     }
-    let transform = T::new(ConfigError::read(config).map_err(refused)?).map_err(refused)?;
+    let transform = T::new(ConfigError::read(config).map_err(rejected)?).map_err(rejected)?;
     let reply = InitReply { format: FORMAT, ports: transform.ports(), keeps_schema: transform.keeps_schema() };
     INSTANCE.with(|instance| *instance.borrow_mut() = Some(Box::new(transform)));
     Ok(reply)
 }
 
-/// `process` of the exported component.
+/// The exported function `process`.
 pub fn process(batch: &[u8]) -> Result<Vec<u8>, String> {
     with_instance(|instance| instance.process(batch))
 }
 
-/// `flush` of the exported component.
+/// The exported function `flush`.
 pub fn flush() -> Result<Vec<u8>, String> {
     with_instance(|instance| instance.flush())
 }
 
-fn with_instance(call: impl FnOnce(&mut dyn Running) -> Result<Vec<u8>, String>) -> Result<Vec<u8>, String> {
+fn with_instance(call: impl FnOnce(&mut dyn DynTransform) -> Result<Vec<u8>, String>) -> Result<Vec<u8>, String> {
     INSTANCE.with(|instance| match instance.borrow_mut().as_deref_mut() {
         Some(instance) => call(instance),
         None => Err("called before `init` succeeded".to_owned()),
     })
 }
 
-/// Implements what the WIT world asks for by this transform. Expanded in the plugin's crate, because only what is exported from there is
-/// kept by the linker.
+/// Implements the exports of the WIT world with a transform. It must expand in the plugin's crate,
+/// because the linker keeps only the exports of that crate.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export_guest {
@@ -95,11 +99,11 @@ macro_rules! __export_guest {
 
         $crate::__private::bindings::__export_guest_types!($exported with_types_in $crate::__private::bindings);
 
-        // on wasm32-wasip2 the standard library brings it
+        // the standard library of wasm32-wasip2 exports it
         #[cfg(not(target_env = "p2"))]
         #[unsafe(no_mangle)]
         unsafe extern "C" fn cabi_realloc(old: *mut u8, old_len: usize, align: usize, new_len: usize) -> *mut u8 {
-            // SAFETY: the canonical ABI calls it with a block that it got here, or with none.
+            // SAFETY: the canonical ABI passes a block that this function returned, or no block.
             unsafe { $crate::__private::realloc(old, old_len, align, new_len) }
         }
     };
@@ -128,16 +132,17 @@ pub(crate) fn now_ms() -> u64 {
     host::now_ms()
 }
 
-/// What the canonical ABI asks memory of.
+/// The allocator of the canonical ABI.
 ///
 /// # Safety
-/// `old` is null with `old_len` 0, or a block of `old_len` bytes aligned to `align` that this function returned.
+/// `old` is null with `old_len` 0, or a block of `old_len` bytes aligned to `align` that this
+/// function returned.
 pub unsafe fn realloc(old: *mut u8, old_len: usize, align: usize, new_len: usize) -> *mut u8 {
     use std::alloc::{Layout, alloc, handle_alloc_error, realloc};
     if new_len == 0 {
         return std::ptr::without_provenance_mut(align);
     }
-    // SAFETY: sizes and alignment are those of a canonical ABI type; `old` is what the caller promises.
+    // SAFETY: size and alignment belong to a canonical ABI type; the caller guarantees `old`.
     unsafe {
         let new_layout = Layout::from_size_align_unchecked(new_len, align);
         let new = match old_len {
@@ -151,7 +156,7 @@ pub unsafe fn realloc(old: *mut u8, old_len: usize, align: usize, new_len: usize
     }
 }
 
-/// What the generated code asks of its runtime; wit-bindgen's own, reduced to what this world needs.
+/// The runtime of the generated code: the parts of wit-bindgen's runtime that this world needs.
 pub(crate) mod rt {
     use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 
@@ -162,12 +167,13 @@ pub(crate) mod rt {
             fn __wasm_call_ctors();
         }
         if !RUN.swap(true, Ordering::Relaxed) {
-            // SAFETY: made by the linker; a library without a start function must call it once, before anything else.
+            // SAFETY: the linker defines it; a library without a start function must call it once,
+            // before all other code.
             unsafe { __wasm_call_ctors() }
         }
     }
 
-    /// `cabi_realloc` is exported by [`crate::export!`]; nothing has to be linked for it.
+    /// Does nothing, because [`crate::export!`] exports `cabi_realloc`.
     pub(crate) fn maybe_link_cabi_realloc() {}
 
     pub(crate) struct Cleanup {
@@ -195,7 +201,7 @@ pub(crate) mod rt {
 
     impl Drop for Cleanup {
         fn drop(&mut self) {
-            // SAFETY: allocated by `new` with this layout, and dropped once.
+            // SAFETY: `new` allocated the block with this layout, and it is dropped once.
             unsafe { dealloc(self.block, self.layout) }
         }
     }

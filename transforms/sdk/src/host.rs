@@ -1,41 +1,43 @@
-//! What a plugin may ask of its host. In tests on the native target the [`crate::testing::MockHost`] answers.
+//! Functions of the host. In tests on the native target, [`crate::testing::MockHost`] implements
+//! them.
 
-/// How grave a log line is.
+/// Severity of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Every step.
+    /// Details of each step.
     Trace,
-    /// For finding a fault.
+    /// Information for debugging.
     Debug,
-    /// Worth knowing.
+    /// Normal events.
     Info,
-    /// Something is odd.
+    /// Unexpected events that need no action.
     Warn,
-    /// Something is wrong. The last line before a trap becomes the reason of the dead letter.
+    /// Errors. The last line before a trap becomes the reason of the dead letter.
     Error,
 }
 
 #[cfg(target_arch = "wasm32")]
-use crate::guest as answering;
+use crate::guest as implementation;
 #[cfg(not(target_arch = "wasm32"))]
-use crate::testing as answering;
+use crate::testing as implementation;
 
 /// Writes a line to the worker's log.
 pub fn log(level: Level, message: &str) {
-    answering::log(level, message);
+    implementation::log(level, message);
 }
 
-/// Adds to a counter of the plugin; it appears in the worker's metrics. Counts of a batch that fails are forgotten.
+/// Adds to a counter of the plugin, which appears in the worker's metrics. The increments of a
+/// failed batch are discarded.
 pub fn counter_add(name: &str, by: u64) {
-    answering::counter_add(name, by);
+    implementation::counter_add(name, by);
 }
 
-/// Records one observation in a histogram of the plugin.
+/// Records an observation in a histogram of the plugin.
 pub fn histogram_record(name: &str, value: f64) {
-    answering::histogram_record(name, value);
+    implementation::histogram_record(name, value);
 }
 
 /// Milliseconds since 1970. (`SystemTime::now` panics on wasm32-unknown-unknown.)
 pub fn now_ms() -> u64 {
-    answering::now_ms()
+    implementation::now_ms()
 }

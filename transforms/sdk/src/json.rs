@@ -1,14 +1,16 @@
-//! JSON without a document tree: a borrowed walk over an object's members, and [`Paths::splice`], which copies a text and puts other
-//! values at some paths. A tenth of the cost of parsing into values and writing them again.
+//! JSON without a document tree: a borrowed iterator over an object's members, and
+//! [`Paths::splice`], which copies a text and replaces the values at some paths. Both cost about a
+//! tenth of parsing into values and serialising them.
 //!
-//! The walk checks structure, not numbers, UTF-8 or escapes: what comes out is as valid as what went in.
+//! The parser checks structure, but not numbers, UTF-8 or escapes: output is as valid as its input.
 //!
 //! ```
 //! use trunkline_plugin::json::{self, Paths};
 //!
 //! let paths = Paths::new(["card", "customer.email"]);
 //! let mut out = Vec::new();
-//! let found = paths.splice(br#"{"card":"4111","customer":{"email":"a@b"},"n":1}"#, &mut out, |_, _raw, out| json::write_string(out, "***"))?;
+//! let input = br#"{"card":"4111","customer":{"email":"a@b"},"n":1}"#;
+//! let found = paths.splice(input, &mut out, |_, _raw, out| json::write_string(out, "***"))?;
 //! assert_eq!(out, br#"{"card":"***","customer":{"email":"***"},"n":1}"#);
 //! assert_eq!(found, 2);
 //! # Ok::<(), json::Malformed>(())
@@ -17,15 +19,15 @@
 use std::borrow::Cow;
 use std::fmt;
 
-/// Arrays and objects in one another past this depth are refused: the walk is recursive, and data must not decide about the stack.
+/// Maximum nesting depth. The parser is recursive, so a limit must protect the stack.
 const MAX_DEPTH: usize = 64;
 
-/// Why bytes are no JSON object.
+/// The bytes are not a JSON object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed {
-    /// Byte where the walk stopped.
+    /// Byte position of the error.
     pub at: usize,
-    /// What it expected there.
+    /// The expected syntax at this position.
     pub expected: &'static str,
 }
 
@@ -37,17 +39,17 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// Walks the members of the object that `json` holds, in order; ends after the first error.
+/// Iterates over the members of the object in `json`, in order. Stops after the first error.
 pub fn members(json: &[u8]) -> Members<'_> {
     Members { cursor: Cursor { json, at: 0 }, state: State::Start }
 }
 
-/// A member: key and value as they stand in the text.
+/// A member of an object: the raw key and value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member<'a> {
-    /// The key between its quotes, escapes not resolved; compare it with [`key_is`].
+    /// The raw key without quotes, with escapes. Compare it with [`key_is`].
     pub key: &'a [u8],
-    /// The value as it stands, strings with their quotes; read a string with [`text`].
+    /// The raw value. Strings include their quotes; decode them with [`text`].
     pub value: &'a [u8],
 }
 
@@ -101,7 +103,8 @@ impl<'a> Iterator for Members<'a> {
     }
 }
 
-/// The raw value at a path of keys; `None` if there is none. A key that occurs twice counts by its last occurrence, as parsers do.
+/// The raw value at a path of keys, or `None` if the path does not exist. If a key occurs twice,
+/// the last occurrence counts, as in most parsers.
 pub fn lookup<'a>(json: &'a [u8], path: &[&str]) -> Result<Option<&'a [u8]>, Malformed> {
     let mut here = json;
     for (level, key) in path.iter().enumerate() {
@@ -121,8 +124,9 @@ pub fn lookup<'a>(json: &'a [u8], path: &[&str]) -> Result<Option<&'a [u8]>, Mal
     Ok(Some(here))
 }
 
-/// Paths into JSON objects, made once and used for every record. Members of objects inside arrays are reached by the same path as
-/// those outside: `orders.card` is the `card` of `orders`, and of every object in it if it is an array.
+/// Paths into JSON objects, prepared once for all records. A path continues into the objects of an
+/// array: `orders.card` is the `card` of `orders`, or of every object in `orders` if it is an
+/// array.
 #[derive(Debug, Clone, Default)]
 pub struct Paths {
     root: Node,
@@ -137,7 +141,8 @@ struct Node {
 }
 
 impl Paths {
-    /// From dotted paths such as `customer.email`. Where one path leads into another, the shorter one wins: its value is replaced whole.
+    /// Creates paths from dotted names such as `customer.email`. If one path is a prefix of
+    /// another, the shorter path applies: its whole value is replaced.
     pub fn new<'p>(dotted: impl IntoIterator<Item = &'p str>) -> Self {
         let mut paths = Self::default();
         for path in dotted {
@@ -146,7 +151,7 @@ impl Paths {
         paths
     }
 
-    /// Adds a path of keys and says its index. A path that is there already keeps its first index.
+    /// Adds a path of keys and returns its index. A path that exists keeps its first index.
     pub fn add<'p>(&mut self, keys: impl IntoIterator<Item = &'p str>) -> usize {
         let index = self.count;
         self.count += 1;
@@ -161,8 +166,9 @@ impl Paths {
         *node.ends.get_or_insert(index)
     }
 
-    /// Appends `json` to `out`; instead of each value at one of the paths, what `replace` appends. It is given the index of the path, the
-    /// value as it stands, and `out`. Returns how many values it replaced. After an error `out` holds a part of the text.
+    /// Appends `json` to `out` and replaces each value at one of the paths by the bytes that
+    /// `replace` appends. `replace` gets the index of the path, the raw value, and `out`. Returns
+    /// the number of replaced values. After an error, `out` contains a part of the text.
     pub fn splice(
         &self,
         json: &[u8],
@@ -183,7 +189,7 @@ impl Paths {
 
 struct Splice<'a, F> {
     cursor: Cursor<'a>,
-    /// How much of the text is in `out` already.
+    /// Number of input bytes that are already copied or replaced.
     copied: usize,
     found: usize,
     out: &'a mut Vec<u8>,
@@ -262,7 +268,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// Steps over an opening bracket. False: the closing one follows, and is stepped over too.
+    /// Skips an opening bracket. Returns false if the closing bracket follows, and skips it too.
     fn open(&mut self, opening: u8, closing: u8, expected: &'static str) -> Result<bool, Malformed> {
         self.expect(opening, expected)?;
         self.skip_space();
@@ -271,7 +277,7 @@ impl<'a> Cursor<'a> {
         Ok(!empty)
     }
 
-    /// Steps over a comma (true) or the closing bracket (false) after a value.
+    /// Skips a comma (true) or the closing bracket (false) after a value.
     fn separator(&mut self, closing: u8, expected: &'static str) -> Result<bool, Malformed> {
         self.skip_space();
         if self.peek() == Some(closing) {
@@ -283,7 +289,7 @@ impl<'a> Cursor<'a> {
         Ok(true)
     }
 
-    /// Steps over a key and its colon, up to the value.
+    /// Skips a key and its colon, and returns the raw key.
     fn key(&mut self) -> Result<&'a [u8], Malformed> {
         let start = self.at + 1;
         self.skip_string()?;
@@ -296,7 +302,11 @@ impl<'a> Cursor<'a> {
 
     fn at_end(&mut self) -> Result<(), Malformed> {
         self.skip_space();
-        if self.at == self.json.len() { Ok(()) } else { Err(Malformed { at: self.at, expected: "the end" }) }
+        if self.at == self.json.len() {
+            Ok(())
+        } else {
+            Err(Malformed { at: self.at, expected: "the end of the text" })
+        }
     }
 
     fn skip_string(&mut self) -> Result<(), Malformed> {
@@ -309,7 +319,7 @@ impl<'a> Cursor<'a> {
                 return Ok(());
             }
         }
-        Err(Malformed { at: start, expected: "a string that ends" })
+        Err(Malformed { at: start, expected: "a closing quote" })
     }
 
     fn skip_value(&mut self) -> Result<(), Malformed> {
@@ -327,7 +337,7 @@ impl<'a> Cursor<'a> {
                         Some(b'{' | b'[') => depth += 1,
                         Some(b'}' | b']') => depth -= 1,
                         Some(_) => {}
-                        None => return Err(Malformed { at: start, expected: "a value that ends" }),
+                        None => return Err(Malformed { at: start, expected: "a closing bracket" }),
                     }
                     self.at += 1;
                     if depth == 0 {
@@ -345,12 +355,13 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Does a key as it stands in the text (perhaps with escapes) spell `name`?
+/// Whether a raw key, which may contain escapes, equals `name`.
 pub fn key_is(raw: &[u8], name: &str) -> bool {
     raw == name.as_bytes() || (memchr::memchr(b'\\', raw).is_some() && unescape(raw).is_some_and(|key| key == name))
 }
 
-/// The text of a raw value: a string without quotes and escapes, anything else as it stands. `None` if it is no valid text.
+/// The text of a raw value: strings are unquoted and unescaped, other values are returned
+/// unchanged. `None` if the text is invalid.
 pub fn text(raw: &[u8]) -> Option<Cow<'_, str>> {
     match raw {
         [b'"', inner @ .., b'"'] => unescape(inner),
@@ -397,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn members_come_as_they_stand() {
+    fn members_are_returned_raw() {
         let json = br#" {"a" : 1, "b":{"c":"}\"]"},"d":[1,[2]] , "e":null} "#;
         let found: Vec<_> = members(json).map(|m| m.unwrap()).map(|m| (m.key.to_vec(), m.value.to_vec())).collect();
         let expected = [("a", "1"), ("b", r#"{"c":"}\"]"}"#), ("d", "[1,[2]]"), ("e", "null")];
@@ -405,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn splice_keeps_all_else_to_the_byte() {
+    fn splice_preserves_all_other_bytes() {
         assert_eq!(
             spliced(&["b"], r#" { "a" : 1 , "b" : {"c":[1]} ,"d":"x\"b\":1" } "#).unwrap(),
             r#" { "a" : 1 , "b" : X ,"d":"x\"b\":1" } "#
@@ -418,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn splice_reaches_into_arrays_and_every_occurrence() {
+    fn splice_replaces_in_arrays_and_repeated_keys() {
         assert_eq!(spliced(&["a.b"], r#"{"a":[{"b":1},[{"b":2}],3]}"#).unwrap(), r#"{"a":[{"b":X},[{"b":X}],3]}"#);
         assert_eq!(spliced(&["a"], r#"{"a":1,"a":2}"#).unwrap(), r#"{"a":X,"a":X}"#);
         assert_eq!(spliced(&["a"], "{\"\\u0061\":1}").unwrap(), "{\"\\u0061\":X}");
@@ -427,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_text_is_told_not_walked() {
+    fn malformed_text_is_an_error() {
         for bad in
             ["", "{", "{\"a\"", "{\"a\":}", "{\"a\":1", "{\"a\":1,}", "{\"a\":1}x", "[]", "{\"a\":\"\\", "{\"a\":[1}"]
         {
@@ -440,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn lookup_takes_the_last_of_doubles() {
+    fn lookup_returns_the_last_of_repeated_keys() {
         assert_eq!(lookup(br#"{"a":{"b":1,"b":2}}"#, &["a", "b"]), Ok(Some(&b"2"[..])));
         assert_eq!(lookup(br#"{"a":1}"#, &["a", "b"]), Ok(None));
         assert!(lookup(b"[1]", &["a"]).is_err());
@@ -448,7 +459,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn written_strings_are_what_a_parser_reads(text in any::<String>()) {
+        fn written_strings_round_trip(text in any::<String>()) {
             let mut out = Vec::new();
             write_string(&mut out, &text);
             prop_assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), text.clone());
@@ -456,7 +467,7 @@ mod tests {
         }
 
         #[test]
-        fn a_splice_agrees_with_a_parser(map in proptest::collection::btree_map("[ab\"\\\\]{0,2}", any::<Option<i32>>(), 0..6)) {
+        fn splice_agrees_with_a_parser(map in proptest::collection::btree_map("[ab\"\\\\]{0,2}", any::<Option<i32>>(), 0..6)) {
             let json = serde_json::to_string(&map).unwrap();
             let mut expected = map;
             if let Some(value) = expected.get_mut("a") {
@@ -468,7 +479,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn arbitrary_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = members(&bytes).count();
             let _ = Paths::new(["a.b"]).splice(&bytes, &mut Vec::new(), |_, _, _| {});
         }

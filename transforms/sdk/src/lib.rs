@@ -1,7 +1,8 @@
-//! For writing Trunkline transform plugins in Rust.
+//! SDK for Trunkline transform plugins in Rust.
 //!
-//! A plugin is a type that implements [`Transform`], exported with [`export!`] from a crate of type `cdylib`, and built for
-//! `wasm32-unknown-unknown` (or `wasm32-wasip2`). It sees records in batches and gives a verdict on each.
+//! A plugin is a crate of type `cdylib` that implements [`Transform`] and exports it with
+//! [`export!`]. It is built for `wasm32-unknown-unknown` (or `wasm32-wasip2`). The worker passes it
+//! records in batches, and it returns a verdict on each record.
 //!
 //! ```
 //! use trunkline_plugin::{json, ConfigError, Done, Port, Record, Transform, Verdict};
@@ -16,14 +17,14 @@
 //!     over: f64,
 //! }
 //!
-//! const LARGE: Port = 1; // the first of `ports`
+//! const LARGE: Port = 1; // the first name in `ports`
 //!
 //! impl Transform for LargeOrders {
 //!     type Config = Config;
 //!
 //!     fn new(config: Config) -> Result<Self, ConfigError> {
 //!         if config.over < 0.0 {
-//!             return Err(ConfigError::at("over", "is negative; expected an amount"));
+//!             return Err(ConfigError::at("over", "is negative; expected a positive amount"));
 //!         }
 //!         Ok(Self { over: config.over })
 //!     }
@@ -36,12 +37,12 @@
 //!         let Some(value) = record.value() else { return Ok(verdict.pass()) };
 //!         let amount = match json::lookup(value, &["amount"]) {
 //!             Ok(raw) => raw.and_then(json::text).and_then(|text| text.parse::<f64>().ok()),
-//!             Err(malformed) => return Ok(verdict.reject("orders.not_json", &malformed.to_string())),
+//!             Err(error) => return Ok(verdict.reject("orders.not_json", &error.to_string())),
 //!         };
 //!         Ok(match amount {
 //!             Some(amount) if amount > self.over => verdict.pass_to(LARGE),
 //!             Some(_) => verdict.pass(),
-//!             None => verdict.reject("orders.no_amount", "the member `amount` is missing or no number"),
+//!             None => verdict.reject("orders.no_amount", "`amount` is missing or not a number"),
 //!         })
 //!     }
 //! }
@@ -56,10 +57,11 @@
 //! # Ok::<(), String>(())
 //! ```
 //!
-//! Values are bytes; JSON ones are best read with [`json`], which walks the text without building a tree.
+//! Values are bytes. Read JSON values with [`json`], which parses them without building a tree.
 //!
-//! What a plugin keeps between records lives as long as its instance: until the worker stops, the task moves, or a record traps (then
-//! some records are processed again by a fresh instance). Do not count on it for results.
+//! The memory of a plugin lasts as long as its instance: until the worker stops, the task moves, or
+//! the plugin crashes on a record (then a new instance processes some records again). Results must
+//! not depend on it.
 
 mod batch;
 mod config;
@@ -78,39 +80,41 @@ pub mod bindings;
 #[cfg(target_arch = "wasm32")]
 mod guest;
 
-pub use batch::{Batch, Headers, NotABatch, Record};
+pub use batch::{Batch, Headers, InvalidBatch, Record};
 pub use config::ConfigError;
-pub use verdict::{DEFAULT, Done, Emit, Parts, Port, Verdict, Verdicts};
+pub use verdict::{DEFAULT_PORT, Done, Emit, Parts, Port, Verdict, Verdicts};
 
-/// A transform. Implement [`Transform::record`], or [`Transform::process`] where the batch as a whole matters.
+/// A transform. Implement [`Transform::record`], or [`Transform::process`] if a verdict depends on
+/// several records of the batch.
 pub trait Transform: Sized + 'static {
-    /// The transform's `config` table. Derive `serde::Deserialize` with `deny_unknown_fields`, so that a misspelt key is told; use
-    /// `serde_json::Value` to read it by hand.
+    /// The transform's `config` table. Derive `serde::Deserialize` with `deny_unknown_fields`, so
+    /// that a misspelt key is an error. Use `serde_json::Value` for a dynamic configuration.
     type Config: serde::de::DeserializeOwned;
 
-    /// Checks the configuration. Everything that can be wrong with it should be found here: `trunkline validate` calls this and shows
-    /// the error at the key it names.
+    /// Creates the transform. It should detect all errors in the configuration: `trunkline
+    /// validate` calls it and shows the error at the key that the error names.
     fn new(config: Self::Config) -> Result<Self, ConfigError>;
 
-    /// Names of the output ports besides the default one. They may depend on the configuration.
+    /// Names of the output ports, without the default port. They may depend on the configuration.
     fn ports(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// True if every value this transform changes still fits the schema that the record came with. If false, changed records lose their
-    /// schema and typed sinks infer one.
+    /// Returns true if every changed value still fits the schema of its input record. If false,
+    /// changed records lose their schema, and typed sinks infer one.
     fn keeps_schema(&self) -> bool {
         false
     }
 
-    /// The verdict on one record. An error is a failure that may pass, of the batch as a whole: the host tries the batch again later. A
-    /// record that is itself at fault gets [`Verdict::reject`].
+    /// Returns the verdict on one record. Return an error only for a temporary failure of the whole
+    /// batch: the host retries the batch. Use [`Verdict::reject`] for a record with bad data.
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
         let _ = record;
         Ok(verdict.pass())
     }
 
-    /// The verdicts on a batch: one for each record, in order. Calls [`Transform::record`] for each unless implemented.
+    /// Writes one verdict per record of a batch, in order. The default calls [`Transform::record`]
+    /// for each record.
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
         for record in batch.iter() {
             let _: Done = self.record(record, verdicts.next_verdict())?;
@@ -118,14 +122,15 @@ pub trait Transform: Sized + 'static {
         Ok(())
     }
 
-    /// Called before the instance is given up in peace: the last chance to emit.
+    /// The host calls this before it stops the instance. The transform can emit its last records.
     fn flush(&mut self, out: &mut Emit<'_>) -> Result<(), String> {
         let _ = out;
         Ok(())
     }
 }
 
-/// Makes a [`Transform`] what the crate exports to the host. Once in a crate; does nothing on other targets than wasm32.
+/// Exports a [`Transform`] to the host. Call it once per crate. It has no effect on targets other
+/// than wasm32.
 #[macro_export]
 macro_rules! export {
     ($transform:ty) => {
@@ -140,7 +145,7 @@ macro_rules! export {
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 pub mod __private {
-    //! What [`crate::export!`] expands to needs this; it is no API.
+    //! Used by the expansion of [`crate::export!`]; not a public API.
     pub use crate::bindings;
     pub use crate::bindings::exports::trunkline::transform::plugin::{Guest, InitError, InitReply, Offer};
     pub use crate::guest::{flush, init, process, realloc};

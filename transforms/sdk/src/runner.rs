@@ -1,15 +1,16 @@
-//! From bytes to a [`Transform`] and back: the same steps in a plugin and under the mock host.
+//! Calls a [`Transform`] with packed batches and packs its verdicts, in a plugin and in the mock
+//! host.
 
 use crate::{Batch, Transform, Verdicts};
 
-/// Room for the verdict of a record that passes; more is taken when values change.
+/// Bytes of a `pass` verdict. The buffer grows when a verdict has more.
 const PASS_BYTES: usize = 4;
 
 pub(crate) fn process<T: Transform>(transform: &mut T, bytes: &[u8]) -> Result<Vec<u8>, String> {
     let batch = Batch::new(bytes).map_err(|error| error.to_string())?;
     let mut verdicts = Verdicts::with_capacity(batch.len() * PASS_BYTES);
     transform.process(batch, &mut verdicts)?;
-    assert_eq!(verdicts.len(), batch.len(), "`process` must give one verdict for each record");
+    assert_eq!(verdicts.len(), batch.len(), "`process` must write one verdict per record");
     Ok(verdicts.into_bytes())
 }
 

@@ -1,5 +1,6 @@
-//! A mock host for `cargo test` on the native target: runs a transform over records through the same bytes as in a worker, and shows
-//! verdicts, log lines and counters. See the example in the crate's header.
+//! A mock host for `cargo test` on the native target. It passes records to a transform in the byte
+//! layout of the worker, and returns verdicts, log lines and metrics. The documentation of the
+//! crate has an example.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,11 +12,11 @@ use crate::verdict::write_header;
 use crate::{Transform, runner};
 
 thread_local! {
-    static CALLS: RefCell<Calls> = RefCell::new(Calls::default());
+    static CALL_STATE: RefCell<CallState> = RefCell::new(CallState::default());
 }
 
 #[derive(Debug, Default)]
-struct Calls {
+struct CallState {
     log: Vec<(Level, String)>,
     counters: BTreeMap<String, u64>,
     histograms: BTreeMap<String, Vec<f64>>,
@@ -23,22 +24,22 @@ struct Calls {
 }
 
 pub(crate) fn log(level: Level, message: &str) {
-    CALLS.with_borrow_mut(|calls| calls.log.push((level, message.to_owned())));
+    CALL_STATE.with_borrow_mut(|state| state.log.push((level, message.to_owned())));
 }
 
 pub(crate) fn counter_add(name: &str, by: u64) {
-    CALLS.with_borrow_mut(|calls| *calls.counters.entry(name.to_owned()).or_default() += by);
+    CALL_STATE.with_borrow_mut(|state| *state.counters.entry(name.to_owned()).or_default() += by);
 }
 
 pub(crate) fn histogram_record(name: &str, value: f64) {
-    CALLS.with_borrow_mut(|calls| calls.histograms.entry(name.to_owned()).or_default().push(value));
+    CALL_STATE.with_borrow_mut(|state| state.histograms.entry(name.to_owned()).or_default().push(value));
 }
 
 pub(crate) fn now_ms() -> u64 {
-    CALLS.with_borrow(|calls| calls.now_ms)
+    CALL_STATE.with_borrow(|state| state.now_ms)
 }
 
-/// A record to run a transform over.
+/// An input record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Input {
     /// The key; `None` = null.
@@ -49,24 +50,24 @@ pub struct Input {
     pub headers: Vec<(String, Option<Vec<u8>>)>,
     /// Milliseconds since 1970.
     pub timestamp: Option<i64>,
-    /// Topic, partition and offset; `None`: on its way from a source to its topic.
+    /// Topic, partition and offset; `None` if the record was not read from a topic.
     pub origin: Option<(String, i32, i64)>,
 }
 
 impl Input {
-    /// A record with this value and nothing else.
+    /// A record with this value and no other parts.
     pub fn value(value: impl AsRef<[u8]>) -> Self {
         Self { value: Some(value.as_ref().to_vec()), ..Self::default() }
     }
 
-    /// The same with a key.
+    /// Sets the key.
     #[must_use]
     pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {
         self.key = Some(key.as_ref().to_vec());
         self
     }
 
-    /// The same with one more header.
+    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.headers.push((name.to_owned(), Some(value.as_ref().to_vec())));
@@ -74,32 +75,32 @@ impl Input {
     }
 }
 
-/// A record that a transform let out.
+/// An output record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// Name of the port, `default` if none was named.
+    /// Name of the output port; `default` for the default port.
     pub port: String,
-    /// The record. Its origin is that of the input.
+    /// The record, with the origin of its input record.
     pub record: Input,
 }
 
 impl Output {
-    /// The value as text, for comparing.
+    /// The value as text.
     pub fn text(&self) -> Option<&str> {
         self.record.value.as_deref().and_then(|value| std::str::from_utf8(value).ok())
     }
 }
 
-/// What became of a record.
+/// The outcome of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It went on, changed or not.
+    /// The record was passed, possibly changed.
     Passed(Output),
-    /// It ended.
+    /// The record was dropped.
     Dropped,
-    /// Other records went on in its place.
+    /// Other records replaced the record.
     Emitted(Vec<Output>),
-    /// It was rejected.
+    /// The record was rejected.
     Rejected {
         /// The code, such as `mask.not_json`.
         code: String,
@@ -109,7 +110,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The record that went on.
+    /// The output record of [`Outcome::Passed`].
     pub fn passed(&self) -> Option<&Output> {
         match self {
             Self::Passed(output) => Some(output),
@@ -118,7 +119,7 @@ impl Outcome {
     }
 }
 
-/// A transform with its configuration, ready to process.
+/// A transform with its configuration.
 #[derive(Debug)]
 pub struct MockHost<T> {
     transform: T,
@@ -126,25 +127,26 @@ pub struct MockHost<T> {
 }
 
 impl<T: Transform> MockHost<T> {
-    /// Makes the transform from its `config` table. Log lines, counters and clock of this thread start anew.
+    /// Creates the transform from its `config` table. Resets the log, the metrics and the clock of
+    /// this thread.
     pub fn start(config: serde_json::Value) -> Result<Self, ConfigError> {
-        CALLS.with_borrow_mut(|calls| *calls = Calls::default());
+        CALL_STATE.with_borrow_mut(|state| *state = CallState::default());
         let transform = T::new(ConfigError::read(&config.to_string())?)?;
         let mut ports = vec!["default".to_owned()];
         ports.extend(transform.ports());
         Ok(Self { transform, ports })
     }
 
-    /// Runs one batch.
+    /// Processes a batch.
     ///
     /// # Panics
-    /// When the transform panics, and when it names a port that it does not have.
+    /// If the transform panics or uses a port that it does not declare.
     pub fn process(&mut self, records: &[Input]) -> Result<Vec<Outcome>, String> {
         let verdicts = runner::process(&mut self.transform, &seal(records))?;
         Ok(self.outcomes(&verdicts, records))
     }
 
-    /// Ends the instance in peace.
+    /// Flushes the transform.
     pub fn flush(&mut self) -> Result<Vec<Output>, String> {
         let verdicts = runner::flush(&mut self.transform)?;
         Ok(self
@@ -157,29 +159,29 @@ impl<T: Transform> MockHost<T> {
             .collect())
     }
 
-    /// The transform itself.
+    /// The transform.
     pub fn transform(&self) -> &T {
         &self.transform
     }
 
-    /// What the transform logged since the start.
+    /// The log lines since the start.
     pub fn log(&self) -> Vec<(Level, String)> {
-        CALLS.with_borrow(|calls| calls.log.clone())
+        CALL_STATE.with_borrow(|state| state.log.clone())
     }
 
-    /// A counter's total.
+    /// The value of a counter.
     pub fn counter(&self, name: &str) -> u64 {
-        CALLS.with_borrow(|calls| calls.counters.get(name).copied().unwrap_or_default())
+        CALL_STATE.with_borrow(|state| state.counters.get(name).copied().unwrap_or_default())
     }
 
-    /// A histogram's observations.
+    /// The observations of a histogram.
     pub fn histogram(&self, name: &str) -> Vec<f64> {
-        CALLS.with_borrow(|calls| calls.histograms.get(name).cloned().unwrap_or_default())
+        CALL_STATE.with_borrow(|state| state.histograms.get(name).cloned().unwrap_or_default())
     }
 
     /// Sets the clock.
     pub fn set_now_ms(&mut self, now_ms: u64) {
-        CALLS.with_borrow_mut(|calls| calls.now_ms = now_ms);
+        CALL_STATE.with_borrow_mut(|state| state.now_ms = now_ms);
     }
 
     fn outcomes(&self, verdicts: &[u8], records: &[Input]) -> Vec<Outcome> {
@@ -211,12 +213,13 @@ impl<T: Transform> MockHost<T> {
 
     fn output(&self, port: u16, record: Input) -> Output {
         let name = self.ports.get(usize::from(port));
-        let Some(name) = name else { panic!("port {port} of {:?} was named", self.ports) };
+        let Some(name) = name else { panic!("port {port} is not declared; ports: {:?}", self.ports) };
         Output { port: name.clone(), record }
     }
 }
 
-/// Reads what [`crate::Verdicts`] wrote: well-formed by construction, so a slice out of range may panic.
+/// Parses the output of [`crate::Verdicts`]. It is well-formed by construction, so a slice out of
+/// range may panic.
 struct Reader<'a> {
     rest: &'a [u8],
 }
@@ -263,7 +266,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The bytes that a host makes of these records.
+/// Packs records as a host does.
 fn seal(records: &[Input]) -> Vec<u8> {
     let mut bytes = vec![0; 32];
     let mut table = Vec::new();

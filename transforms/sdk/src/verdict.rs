@@ -1,13 +1,15 @@
-//! Writing verdicts: exactly one for each record, in order. [`Verdict`] makes that a matter of types: it is used up by giving the
-//! verdict, and what comes back, [`Done`], is what [`crate::Transform::record`] must return.
+//! Writes one verdict per record, in order. The types enforce this: each method that gives a
+//! verdict consumes the [`Verdict`] and returns [`Done`], which [`crate::Transform::record`] must
+//! return.
 
 use std::marker::PhantomData;
 
-/// Index of an output port: 0 is the default one, n the n-th name of [`crate::Transform::ports`].
+/// Index of an output port: 0 is the default port, n is the n-th name of
+/// [`crate::Transform::ports`].
 pub type Port = u16;
 
-/// The port that records go to unless another one is named.
-pub const DEFAULT: Port = 0;
+/// The default port.
+pub const DEFAULT_PORT: Port = 0;
 
 const MAGIC: &[u8; 4] = b"TLV1";
 const HEADER_BYTES: usize = 16;
@@ -22,7 +24,7 @@ const VALUE_PART: u8 = 2;
 const HEADERS_PART: u8 = 4;
 const TIMESTAMP_PART: u8 = 8;
 
-/// The verdicts of a batch, packed as they are written.
+/// The packed verdicts of a batch.
 #[derive(Debug)]
 pub struct Verdicts {
     bytes: Vec<u8>,
@@ -30,7 +32,7 @@ pub struct Verdicts {
 }
 
 impl Verdicts {
-    /// None yet, with room for `bytes`.
+    /// Creates an empty list with a capacity of `bytes`.
     pub fn with_capacity(bytes: usize) -> Self {
         let mut packed = Vec::with_capacity(HEADER_BYTES + bytes);
         packed.extend_from_slice(MAGIC);
@@ -39,22 +41,22 @@ impl Verdicts {
         Self { bytes: packed, count: 0 }
     }
 
-    /// The verdict on the next record.
+    /// Starts the verdict on the next record.
     pub fn next_verdict(&mut self) -> Verdict<'_> {
         Verdict { verdicts: self }
     }
 
-    /// How many were given.
+    /// Number of verdicts.
     pub fn len(&self) -> usize {
         self.count as usize
     }
 
-    /// None yet?
+    /// Whether it contains no verdict.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// What the host gets.
+    /// The packed bytes.
     pub fn into_bytes(mut self) -> Vec<u8> {
         self.bytes[8..12].copy_from_slice(&self.count.to_le_bytes());
         self.bytes
@@ -78,12 +80,12 @@ impl Verdicts {
     }
 }
 
-/// Proof that a verdict was given.
+/// Proof that a verdict was written.
 #[derive(Debug)]
 #[must_use]
 pub struct Done(PhantomData<()>);
 
-/// The verdict on one record, still to be given.
+/// The verdict on one record, which is not written yet.
 #[derive(Debug)]
 #[must_use]
 pub struct Verdict<'a> {
@@ -91,29 +93,30 @@ pub struct Verdict<'a> {
 }
 
 impl Verdict<'_> {
-    /// The record goes on as it is.
+    /// Outputs the record unchanged.
     pub fn pass(self) -> Done {
-        self.pass_to(DEFAULT)
+        self.pass_to(DEFAULT_PORT)
     }
 
-    /// The record goes on as it is, by another port.
+    /// Outputs the record unchanged to a port.
     pub fn pass_to(self, port: Port) -> Done {
         self.verdicts.word(PASS, port);
         self.done()
     }
 
-    /// The record ends here and is counted as dropped.
+    /// Drops the record and counts it.
     pub fn drop(self) -> Done {
-        self.verdicts.word(DROP, DEFAULT);
+        self.verdicts.word(DROP, DEFAULT_PORT);
         self.done()
     }
 
-    /// The record goes on with another value.
+    /// Outputs the record with a new value.
     pub fn value(self, value: &[u8]) -> Done {
-        self.value_with(DEFAULT, |out| out.extend_from_slice(value))
+        self.value_with(DEFAULT_PORT, |out| out.extend_from_slice(value))
     }
 
-    /// The record goes on by `port` with the value that `write` appends: the way without a copy. `write` must only append.
+    /// Outputs the record to `port` with the value that `write` appends. This avoids a copy of the
+    /// value. `write` must only append.
     pub fn value_with(self, port: Port, write: impl FnOnce(&mut Vec<u8>)) -> Done {
         self.verdicts.word(VALUE, port);
         let length_at = self.verdicts.bytes.len();
@@ -125,7 +128,8 @@ impl Verdict<'_> {
         self.done()
     }
 
-    /// Like [`Verdict::value_with`] for a `write` that may fail. Then nothing is written and the verdict is still to be given.
+    /// Like [`Verdict::value_with`], for a `write` that may fail. After an error, the verdict is
+    /// unwritten and is returned to the caller.
     pub fn try_value_with<E>(
         self,
         port: Port,
@@ -149,15 +153,16 @@ impl Verdict<'_> {
         }
     }
 
-    /// The record goes on with some of its parts changed.
+    /// Outputs the record with some parts replaced.
     pub fn replace<'p>(self, change: impl FnOnce(&mut Parts<'p>)) -> Done {
         write_parts(self.verdicts, change);
         self.done()
     }
 
-    /// Other records go on in its place: as many as [`Emit::record`] is called. None = drop.
+    /// Outputs other records instead of this one: one per call of [`Emit::record`]. Without a call,
+    /// the record is dropped.
     pub fn emit(self, write: impl FnOnce(&mut Emit<'_>)) -> Done {
-        self.verdicts.word(EMIT, DEFAULT);
+        self.verdicts.word(EMIT, DEFAULT_PORT);
         let count_at = self.verdicts.bytes.len();
         self.verdicts.bytes.extend_from_slice(&[0; 4]);
         let mut emit = Emit { verdicts: self.verdicts, count: 0 };
@@ -167,10 +172,10 @@ impl Verdict<'_> {
         self.done()
     }
 
-    /// The record is a data error: it goes to the dead letter topic with this code (such as `fraud.no_amount`) and message, or what else
-    /// the component's `on_error` says.
+    /// Rejects the record as a data error with a code (such as `fraud.no_amount`) and a message. It
+    /// goes to the dead letter topic, or as the component's `on_error` directs.
     pub fn reject(self, code: &str, message: &str) -> Done {
-        self.verdicts.word(REJECT, DEFAULT);
+        self.verdicts.word(REJECT, DEFAULT_PORT);
         self.verdicts.prefixed(code.as_bytes());
         self.verdicts.prefixed(message.as_bytes());
         self.done()
@@ -182,7 +187,7 @@ impl Verdict<'_> {
     }
 }
 
-/// Records that go on in the place of one: see [`Verdict::emit`].
+/// Writes the records that replace one record: see [`Verdict::emit`].
 #[derive(Debug)]
 pub struct Emit<'a> {
     verdicts: &'a mut Verdicts,
@@ -190,14 +195,14 @@ pub struct Emit<'a> {
 }
 
 impl Emit<'_> {
-    /// One more record. Parts that `change` does not name are those of the input record.
+    /// Adds a record. It keeps the parts of the input record that `change` does not set.
     pub fn record<'p>(&mut self, change: impl FnOnce(&mut Parts<'p>)) {
         write_parts(self.verdicts, change);
         self.count += 1;
     }
 }
 
-/// The parts of a record that change. Naming a part twice keeps the last.
+/// The replaced parts of a record. If a part is set twice, the last value counts.
 #[derive(Debug, Default)]
 pub struct Parts<'a> {
     port: Port,
@@ -209,32 +214,32 @@ pub struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// The port it goes out by.
+    /// Sets the output port.
     pub fn port(&mut self, port: Port) -> &mut Self {
         self.port = port;
         self
     }
 
-    /// The key; `None` = null.
+    /// Sets the key; `None` = null.
     pub fn key(&mut self, key: Option<&'a [u8]>) -> &mut Self {
         self.key = Some(key);
         self
     }
 
-    /// The value; `None` = null (a tombstone).
+    /// Sets the value; `None` = null (a tombstone).
     pub fn value(&mut self, value: Option<&'a [u8]>) -> &mut Self {
         self.value = Some(value);
         self.owned_value = None;
         self
     }
 
-    /// The value, made on the spot.
+    /// Sets an owned value.
     pub fn value_owned(&mut self, value: Vec<u8>) -> &mut Self {
         self.owned_value = Some(value);
         self
     }
 
-    /// The headers, all of them.
+    /// Replaces all headers.
     pub fn headers<'h>(&mut self, headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>)>) -> &mut Self {
         let mut block = Vec::new();
         for (name, value) in headers {
@@ -244,7 +249,7 @@ impl<'a> Parts<'a> {
         self
     }
 
-    /// Milliseconds since 1970.
+    /// Sets the timestamp in milliseconds since 1970.
     pub fn timestamp(&mut self, milliseconds: i64) -> &mut Self {
         self.timestamp = Some(milliseconds);
         self
@@ -278,7 +283,7 @@ fn write_parts<'p>(verdicts: &mut Verdicts, change: impl FnOnce(&mut Parts<'p>))
     }
 }
 
-/// Appends one header in the block's encoding.
+/// Appends a header to a header block.
 pub(crate) fn write_header(out: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
     out.extend_from_slice(&(name.len() as u32).to_le_bytes());
     out.extend_from_slice(name.as_bytes());
@@ -296,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bytes_are_those_of_the_wit_file() {
+    fn bytes_match_the_wit_file() {
         let mut verdicts = Verdicts::with_capacity(0);
         let _ = verdicts.next_verdict().pass();
         let _ = verdicts.next_verdict().drop();
@@ -316,11 +321,11 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_fails_leaves_nothing() {
+    fn failed_value_writes_nothing() {
         let mut verdicts = Verdicts::with_capacity(0);
         let (verdict, error) = verdicts
             .next_verdict()
-            .try_value_with(DEFAULT, |out| {
+            .try_value_with(DEFAULT_PORT, |out| {
                 out.extend_from_slice(b"half");
                 Err("broken")
             })

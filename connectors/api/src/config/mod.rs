@@ -1,8 +1,9 @@
-//! Reading of pipeline files: a tree of values that know where they stand in the file, and readers that report *all* problems at
-//! once instead of the first.
+//! Reading of pipeline files: a tree of values with their places in the file, and readers that
+//! report all problems at once.
 //!
-//! A connector declares its options once ([`OptionSpec`]) and reads its component's table through [`Section`], option by option.
-//! [`Section::finish`] then reports unknown keys, each with the nearest known name.
+//! A connector declares its options once ([`OptionSpec`]) and reads its component's table through
+//! [`Section`], option by option. [`Section::finish`] then reports unknown keys, each with the
+//! nearest known name.
 
 mod options;
 mod section;

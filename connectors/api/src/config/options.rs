@@ -1,7 +1,8 @@
 //! [`OptionSpec`]: the one declaration of an option.
 //!
-//! A connector declares its options in one list. [`Section`](super::Section) takes the defaults from it, `trunkline connectors
-//! describe` prints it, and the table in the connector's README is [tested against it](crate::conformance::check_options_table).
+//! A connector declares its options in one list. [`Section`](super::Section) takes the defaults
+//! from it, `trunkline connectors describe` prints it, and the table in the connector's README is
+//! [tested against it](crate::conformance::check_options_table).
 
 use std::fmt::Write;
 
@@ -25,7 +26,8 @@ pub struct OptionSpec {
 pub enum OptionDefault {
     /// The option must be given.
     Required,
-    /// This value, as TOML: `"128MiB"`, `64`, `false`. [`Section::value`](super::Section::value) reads it.
+    /// This value, as TOML: `"128MiB"`, `64`, `false`. [`Section::value`](super::Section::value)
+    /// reads it.
     Value(&'static str),
     /// No single value; in words, for the reference: `the bucket's setting`.
     Words(&'static str),
@@ -67,6 +69,7 @@ impl OptionSpec {
     pub fn default_text(&self) -> String {
         match self.default {
             OptionDefault::Required => "required".to_owned(),
+            OptionDefault::Value("\"\"") => "empty".to_owned(),
             OptionDefault::Value(value) => format!("`{}`", value.trim_matches('"')),
             OptionDefault::Words(words) => words.to_owned(),
         }

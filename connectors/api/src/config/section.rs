@@ -10,18 +10,18 @@ use super::options::{OptionDefault, OptionSpec};
 use super::tree::{Node, Table, Value};
 use super::units::{ByteSize, parse_bytes, parse_duration};
 
-/// Something wrong in a pipeline file.
+/// A problem in a pipeline file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// A stable code such as `config.unknown_key`.
     pub code: &'static str,
-    /// What is wrong.
+    /// The problem.
     pub message: String,
-    /// Where: byte range in the file.
+    /// Byte range in the file.
     pub span: Range<usize>,
-    /// The short text under the marked place: what was expected there.
+    /// The expected input, shown under the marked place.
     pub expected: String,
-    /// What to do next, where there is something to add.
+    /// The next step, where `expected` does not say it.
     pub help: Option<String>,
 }
 
@@ -37,12 +37,12 @@ impl Report {
         self.problems.borrow_mut().push(problem);
     }
 
-    /// How many so far.
+    /// Number of problems so far.
     pub fn len(&self) -> usize {
         self.problems.borrow().len()
     }
 
-    /// None so far?
+    /// No problem so far.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -55,14 +55,14 @@ impl Report {
     }
 }
 
-/// A value that is not what it should be.
+/// A value of the wrong type or form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mismatch {
-    /// What is wrong, as the end of the sentence "`key` ...".
+    /// The problem, as the end of the sentence "`key` ...".
     pub message: String,
-    /// Where, if not the whole value.
+    /// The wrong part; `None`: the whole value.
     pub span: Option<Range<usize>>,
-    /// What to do next.
+    /// The next step.
     pub help: Option<String>,
 }
 
@@ -75,7 +75,7 @@ impl Mismatch {
 
 /// A type that an option can have.
 pub trait FromNode: Sized {
-    /// What is expected, with an example: "a duration such as `5s`".
+    /// The expected input, with an example: "a duration such as `5s`".
     fn expected() -> String;
     /// Reads it.
     fn from_node(node: &Node) -> Result<Self, Mismatch>;
@@ -85,7 +85,7 @@ pub trait FromNode: Sized {
 pub struct Section<'a> {
     /// The table.
     pub table: &'a Table,
-    /// Where the table's header or braces stand.
+    /// Byte range of the table's header or braces.
     pub span: Range<usize>,
     /// Its path from the file's root, for messages: `sinks.lake`.
     pub path: String,
@@ -113,17 +113,18 @@ impl<'a> Section<'a> {
         Self { table, span, path: path.into(), base, report, asked, declared, prefix: String::new() }
     }
 
-    /// Takes the defaults of [`value`](Section::value) and [`one_of`](Section::one_of) from these declarations from now on.
+    /// Declares the options: [`value`](Section::value) and [`one_of`](Section::one_of) take their
+    /// defaults from here.
     pub fn declare(&self, options: &'static [OptionSpec]) {
         self.declared.set(options);
     }
 
-    /// An option that is [declared](Section::declare) with a default value: what was written, or the default where it is absent or
-    /// wrong (reported).
+    /// An option that is [declared](Section::declare) with a default value: what was written, or
+    /// the default where it is absent or wrong (reported).
     ///
     /// # Panics
-    /// If the option is not declared with a default of this type: a defect that the conformance suite's reading of an empty section
-    /// finds.
+    /// If the option is not declared with a default of this type: a defect that the conformance
+    /// suite's reading of an empty section finds.
     pub fn value<T: FromNode>(&self, key: &'static str) -> T {
         self.optional(key).unwrap_or_else(|| self.default(key))
     }
@@ -206,21 +207,28 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A table inside this one, to be read by a section of its own; `None` if absent or no table (reported).
+    /// A nested table; `None` if it is absent or not a table (reported).
     pub fn section(&self, key: &'static str) -> Option<Section<'a>> {
         let node = self.node(key)?;
         match &node.value {
             Value::Table(table) => {
-                let mut section = Section::new(table, node.span.clone(), self.path_of(key), self.base, self.report);
-                section.declared = self.declared.clone();
-                section.prefix = format!("{}{key}.", self.prefix);
-                Some(section)
+                let section = self.nested(key, table);
+                Some(Section { span: node.span.clone(), ..section })
             }
             other => {
                 self.mismatch(key, node, Mismatch::new(format!("is {}", other.kind())), "a table".to_owned());
                 None
             }
         }
+    }
+
+    /// A section for `table` as the value of `key`, which need not be in the file: an empty table
+    /// has the declared defaults.
+    pub fn nested(&self, key: &str, table: &'a Table) -> Section<'a> {
+        let mut section = Section::new(table, self.span.clone(), self.path_of(key), self.base, self.report);
+        section.declared = self.declared.clone();
+        section.prefix = format!("{}{key}.", self.prefix);
+        section
     }
 
     /// Reports a wrong value of an option.
@@ -245,7 +253,7 @@ impl<'a> Section<'a> {
         });
     }
 
-    /// Reports the keys that nobody asked for.
+    /// Reports the keys that were not read.
     pub fn finish(self) {
         let asked = self.asked.into_inner();
         for (key, _) in &self.table.entries {
@@ -273,7 +281,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// The known name that is nearest to what was written, if one is near enough to be meant.
+/// The known name that is most similar to the written one, if it is similar enough.
 pub fn nearest<'n>(written: &str, known: &[&'n str]) -> Option<&'n str> {
     let distance = |name: &str| strsim::damerau_levenshtein(&written.to_lowercase(), &name.to_lowercase());
     let best = known.iter().min_by_key(|name| distance(name))?;

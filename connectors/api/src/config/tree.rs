@@ -31,7 +31,8 @@ pub enum Value {
     Table(Table),
 }
 
-/// A string as written and with its `${..}` resolved. Only the written form is ever printed: the other may be a secret (I8).
+/// A string as written, and with its `${..}` resolved. Only the written form may be printed: the
+/// resolved one may be a secret (I8).
 #[derive(Clone)]
 pub struct Text {
     /// As written in the file.

@@ -1,9 +1,14 @@
-//! The suite that every connector runs in its own tests: what the runtime relies on, checked from outside.
+//! The suites that every connector runs in its tests: what the runtime relies on, checked from
+//! outside.
 
+mod idempotent;
 mod options;
-mod sink;
+mod sink_bench;
 mod source;
+mod two_phase;
 
+pub use idempotent::check_idempotent_sink;
 pub use options::*;
-pub use sink::*;
+pub use sink_bench::SinkFixture;
 pub use source::*;
+pub use two_phase::check_two_phase_sink;

@@ -1,4 +1,5 @@
-//! The declarations of a connector's options, compared with what its code reads and with what its README says.
+//! The declarations of a connector's options, compared with what its code reads and with what its
+//! README says.
 
 use std::path::Path;
 
@@ -8,7 +9,8 @@ use crate::config::{OptionDefault, OptionSpec, Report, Section, options_table};
 const BEGIN: &str = "<!-- options: generated from the declarations in the code -->\n";
 const END: &str = "<!-- end of options -->";
 
-/// Checks that every declaration is complete: a meaning, and an example and a default that are TOML.
+/// Checks that every declaration is complete: a meaning, and an example and a default that are
+/// TOML.
 ///
 /// # Panics
 /// If one is not, or a key is declared twice.
@@ -24,8 +26,8 @@ pub fn check_options(options: &[OptionSpec]) {
     }
 }
 
-/// Checks that the table between the markers in a README is the one of these declarations. With `TRUNKLINE_UPDATE_DOCS=1` in the
-/// environment it writes the table instead.
+/// Checks that the table between the markers in a README is the one of these declarations. With
+/// `TRUNKLINE_UPDATE_DOCS=1` in the environment it writes the table instead.
 ///
 /// # Panics
 /// If the table differs, or the file has no markers.
@@ -56,8 +58,8 @@ pub fn check_options_table(readme: &Path, options: &[OptionSpec]) {
     );
 }
 
-/// Checks that `configure` reads every declared option, and no other one: it is run on a section that has each declared option with
-/// its example.
+/// Checks that `configure` reads every declared option, and no other one: it is run on a section
+/// that has each declared option with its example.
 ///
 /// # Panics
 /// If a declared option is unknown to the code.

@@ -1,8 +1,8 @@
-//! What every source must hold, whatever it reads. Each function panics with a message that says what was broken; a connector calls
-//! [`source_suite`] in its tests, or the parts one by one.
+//! What every source must do. Each function panics with a message that names the broken rule; a
+//! connector calls [`source_suite`] in its tests, or single checks.
 //!
-//! Records are compared lane by key, because only within a lane their order is promised, and without their timestamp, which may be the time
-//! of reading.
+//! Records are compared by ordering key, because only records with the same key have an order, and
+//! without their timestamps, which may be the time of reading.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,25 +14,26 @@ use crate::budget::MemoryBudget;
 use crate::config::{Key, Node, Problem, Report, Section, Table, Text, Value};
 use crate::source::{Fill, Source, SourceBatch, SourceConnector, SourceContext, SourceSpec};
 
-/// A data set, and the options that read it.
+/// A data set, and the options of a source that reads it.
 pub trait SourceFixture {
     /// The connector.
     fn connector(&self) -> &dyn SourceConnector;
 
-    /// Makes the data set, in a place of its own, and says how many records it holds (rejected and dropped ones included). There must
-    /// be at least 20, in more than one lane if the source has ordering_keys.
+    /// Creates the data set in a new place and returns its number of records, rejected and dropped
+    /// ones included: at least 20, with more than one ordering key if the source has several.
     fn create(&mut self) -> u64;
 
-    /// Adds at least one record, of which the source can tell at once that it is whole, and says how many.
+    /// Adds at least one complete record and returns how many.
     fn append(&mut self) -> u64;
 
-    /// The options that read the data set, as TOML.
+    /// The source's options, as TOML.
     fn options(&self) -> String;
 
-    /// Folder that relative paths in the options start at.
+    /// Base folder of relative paths in the options.
     fn base(&self) -> PathBuf;
 
-    /// Options that must be refused, as TOML, each with the code of a problem that must be reported.
+    /// Options that must be refused, as TOML, each with the code of a problem that must be
+    /// reported.
     fn bad_options(&self) -> Vec<(String, &'static str)>;
 
     /// Bytes of the budget that the source may hold while it reads the data set.
@@ -41,7 +42,7 @@ pub trait SourceFixture {
     }
 }
 
-/// All of the suite, each part on a fixture of its own.
+/// Runs all checks, each on a new fixture.
 pub fn source_suite<F: SourceFixture>(mut fixture: impl FnMut() -> F) {
     source_rejects_bad_options(&fixture());
     source_resumes_from_any_checkpoint(&mut fixture());
@@ -63,10 +64,10 @@ pub struct SeenRecord {
     pub rejected: Option<String>,
 }
 
-/// A source being read, with what the runtime would have committed.
+/// An open source, with the state that the runtime would have committed.
 pub struct SourceReading {
     source: Box<dyn Source>,
-    /// Records by lane and by whether they were rejected, in order.
+    /// Records by ordering key and by whether they were rejected, in order.
     pub ordering_keys: BTreeMap<(i32, bool), Vec<SeenRecord>>,
     /// Records dropped by a rule.
     pub dropped: u64,
@@ -77,7 +78,7 @@ pub struct SourceReading {
     _runtime: tokio::runtime::Runtime,
 }
 
-/// A folder that is removed at the end.
+/// A folder that is removed when dropped.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {
@@ -86,9 +87,9 @@ impl Drop for Scratch {
     }
 }
 
-/// Longest that anything in the suite may take.
+/// Time limit of each check.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How late `fill` may return, on a machine that does other things too.
+/// How late `fill` may return, on a busy machine.
 const SLACK: Duration = Duration::from_millis(1500);
 
 impl SourceReading {
@@ -131,7 +132,7 @@ impl SourceReading {
         }
     }
 
-    /// One fill into an empty batch; takes up what it handed out.
+    /// Fills an empty batch, collects its records, and acknowledges its position.
     ///
     /// # Panics
     /// If the fill fails or returns late.
@@ -185,6 +186,9 @@ impl SourceReading {
                 None => self.position.remove(&change.key),
             };
         }
+        if let Err(error) = self.source.committed(&batch.position) {
+            panic!("committed failed: {error}");
+        }
     }
 }
 
@@ -197,11 +201,11 @@ fn seen(record: RecordRef<'_>, rejected: Option<String>) -> SeenRecord {
     }
 }
 
-/// Stopped after any fill and opened at the position of that moment, a source hands out exactly the rest; and what is added later is
-/// handed out once.
+/// A source that is stopped after any fill and opened at its position returns exactly the rest, and
+/// later records once.
 ///
 /// # Panics
-/// If it does not hold.
+/// If the rule is broken.
 pub fn source_resumes_from_any_checkpoint(fixture: &mut impl SourceFixture) {
     let expected = fixture.create();
     let spec = source_spec(fixture);
@@ -225,7 +229,7 @@ pub fn source_resumes_from_any_checkpoint(fixture: &mut impl SourceFixture) {
             let rest = resumed.ordering_keys.get(key).map_or(&[][..], Vec::as_slice);
             assert!(
                 rest == &records[before..],
-                "resumed after fill {number} of {}, lane {key:?}: expected {} records from {:?}, got {} from {:?}",
+                "resumed after fill {number} of {}, ordering key {key:?}: expected {} records from {:?}, got {} from {:?}",
                 stops.len(),
                 records.len() - before,
                 records.get(before),
@@ -245,10 +249,10 @@ pub fn source_resumes_from_any_checkpoint(fixture: &mut impl SourceFixture) {
     assert_eq!(resumed.count(), added, "records that were added after the position");
 }
 
-/// Bad options are reported with their code, and nothing is made of them.
+/// Wrong options are reported with their codes, and no source is made.
 ///
 /// # Panics
-/// If it does not hold.
+/// If the rule is broken.
 pub fn source_rejects_bad_options(fixture: &impl SourceFixture) {
     for (options, code) in fixture.bad_options() {
         let (made, problems) = configure_source(fixture.connector(), &options, &fixture.base());
@@ -269,7 +273,7 @@ pub fn source_rejects_bad_options(fixture: &impl SourceFixture) {
 /// The lag is above zero while something is left, and zero at the end.
 ///
 /// # Panics
-/// If it does not hold.
+/// If the rule is broken.
 pub fn source_reports_lag(fixture: &mut impl SourceFixture) {
     fixture.create();
     let spec = source_spec(fixture);
@@ -282,16 +286,17 @@ pub fn source_reports_lag(fixture: &mut impl SourceFixture) {
     assert!(lag.is_caught_up(), "{lag:?} at the end");
 }
 
-/// With nothing to hand out, `fill` waits until its deadline and no longer; with something coming, it does not wait that long.
+/// Without data, `fill` waits until its deadline and no longer. It returns earlier when data
+/// arrives.
 ///
 /// # Panics
-/// If it does not hold.
+/// If the rule is broken.
 pub fn source_stops_promptly(fixture: &mut impl SourceFixture) {
     fixture.create();
     let spec = source_spec(fixture);
     let mut batch = SourceBatch::with_limits(1 << 20, 1000);
     let mut reading = SourceReading::open(&*spec, &BTreeMap::new(), false);
-    // `fill` of the reading checks that it returns by its deadline.
+    // `SourceReading::fill` checks that the call returns by its deadline.
     reading.fill(&mut batch, Duration::ZERO);
     reading.read_all(&mut batch);
     let before = reading.count();
@@ -304,15 +309,16 @@ pub fn source_stops_promptly(fixture: &mut impl SourceFixture) {
     let begun = Instant::now();
     while reading.count() < before + added {
         reading.fill(&mut batch, Duration::from_secs(20));
-        assert!(begun.elapsed() < Duration::from_secs(15), "what was added was not handed out in time");
+        assert!(begun.elapsed() < Duration::from_secs(15), "added records were not returned in time");
     }
     assert_eq!(reading.count(), before + added);
 }
 
-/// Batches keep to their limits (but for one record), and what is held beside them is reserved, bounded, and given back.
+/// Batches keep their limits, except for one record. Other memory is reserved, bounded and
+/// returned.
 ///
 /// # Panics
-/// If it does not hold.
+/// If the rule is broken.
 pub fn source_keeps_to_its_limits(fixture: &mut impl SourceFixture) {
     let expected = fixture.create();
     let spec = source_spec(fixture);
@@ -351,7 +357,7 @@ fn folder_bytes(folder: &Path) -> u64 {
     entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
-/// The fixture's source as configured.
+/// The fixture's source.
 ///
 /// # Panics
 /// If its options are refused.
@@ -367,7 +373,7 @@ pub fn source_spec(fixture: &impl SourceFixture) -> Box<dyn SourceSpec> {
 /// Configures a source as the runtime does, from TOML that holds the component's options alone.
 ///
 /// # Panics
-/// If the text is no TOML.
+/// If the text is not TOML.
 pub fn configure_source(
     connector: &dyn SourceConnector,
     options: &str,
@@ -381,14 +387,14 @@ pub fn configure_source(
     (spec, report.into_problems())
 }
 
-/// A TOML document as the tree that sections read. Without `${..}`: those are the runtime's.
+/// A TOML document as the tree that sections read. `${..}` is not resolved: the runtime does that.
 ///
 /// # Panics
-/// If the text is no TOML.
+/// If the text is not TOML.
 pub fn read_toml(text: &str) -> Table {
     match toml::de::DeTable::parse(text) {
         Ok(table) => table_of(table.get_ref()),
-        Err(error) => panic!("no TOML: {error}\n{text}"),
+        Err(error) => panic!("not TOML: {error}\n{text}"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `parser = "json"`: the line is a JSON object already. Its syntax is checked, its bytes are kept.
+//! `parser = "json"`: the line is a JSON object. The parser checks its syntax and keeps its bytes.
 
 use serde::de::IgnoredAny;
 
@@ -15,7 +15,8 @@ pub(super) fn parse(line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
         return Err(Expected { at: start, what: "a JSON object, `{`".to_owned() });
     }
     serde_json::from_str::<IgnoredAny>(object).map_err(|error| {
-        // A line has one line: the error's column is the byte, counted from 1. Embedded CR or LF would be another line's.
+        // The column is the byte, counted from 1, unless another delimiter lets the line contain CR
+        // or LF.
         let at = if error.line() <= 1 { error.column().saturating_sub(1) } else { object.len() };
         let text = error.to_string();
         let what = text.split(" at line ").next().unwrap_or(&text).to_owned();
@@ -30,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn objects_pass_byte_by_byte() {
+    fn objects_keep_their_bytes() {
         let mut out = Vec::new();
         assert_eq!(parse(" {\"a\": 1.50, \"a\":[null,{\"b\":\"\\u00e4\"}]}\t", &mut out), Ok(Event::Record(None)));
         assert_eq!(out, b"{\"a\": 1.50, \"a\":[null,{\"b\":\"\\u00e4\"}]}");
@@ -38,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_rejected_with_its_place() {
+    fn lines_that_are_not_objects_are_rejected_with_their_column() {
         let bad = [
             "[1]",
             "1",

@@ -1,5 +1,6 @@
-//! Parsers: what makes a record's value of a line. Each writes JSON straight into the batch's arena and says what was wrong where when
-//! a line is not what it expects; such a line is rejected with its bytes.
+//! Parsers: turn a line into a record's value. Each writes JSON directly into the batch's arena.
+//! For a line that does not match, it returns what it expected at which byte; the line is rejected
+//! with its bytes.
 
 mod combined;
 mod json;
@@ -11,9 +12,10 @@ use trunkline_connector::json::write_string;
 use trunkline_connector::{Reason, Schema};
 
 pub(crate) use combined::CombinedParser;
+pub use combined::Variant as CombinedVariant;
 pub(crate) use regex::RegexParser;
 
-/// A parser as configured.
+/// A configured parser.
 #[derive(Debug, Clone)]
 pub enum ParserKind {
     /// `{"message": ".."}`.
@@ -23,28 +25,28 @@ pub enum ParserKind {
     /// Named groups of a pattern.
     Regex(RegexParser),
     /// Combined log format.
-    Combined,
+    Combined(CombinedVariant),
 }
 
-/// What a parser made of a line.
+/// Result of parsing a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// A value was written; with the time that the line states, in milliseconds since the Unix epoch.
+    /// A value was written; with the time in the line, in milliseconds since the Unix epoch.
     Record(Option<i64>),
-    /// A blank line where a format has none: left out, counted as dropped.
+    /// A blank line, which the format does not have: it is counted as dropped.
     Blank,
 }
 
-/// What a parser missed in a line.
+/// Why a line does not match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expected {
-    /// Byte of the line (as UTF-8), from 0.
+    /// Byte of the line (as UTF-8), counted from 0.
     pub at: usize,
     /// What was expected there.
     pub what: String,
 }
 
-/// A parser at work; it keeps small caches between lines.
+/// A running parser; it keeps small caches between lines.
 pub struct Parser {
     kind: Kind,
 }
@@ -53,33 +55,34 @@ enum Kind {
     None,
     Json,
     Regex(RegexParser),
-    Combined(Box<CombinedParser>),
+    Combined(Box<CombinedParser>, CombinedVariant),
 }
 
 impl ParserKind {
-    /// The schema of its records, where it is known before the first line.
+    /// The schema of the records, if it is known before the first line.
     pub fn schema(&self) -> Option<Arc<Schema>> {
         match self {
             Self::None | Self::Json => None,
             Self::Regex(parser) => parser.schema(),
-            Self::Combined => combined::schema(),
+            Self::Combined(variant) => combined::schema(*variant),
         }
     }
 
-    /// A parser to work with.
+    /// Creates the parser.
     pub fn parser(&self) -> Parser {
         let kind = match self {
             Self::None => Kind::None,
             Self::Json => Kind::Json,
             Self::Regex(parser) => Kind::Regex(parser.clone()),
-            Self::Combined => Kind::Combined(Box::default()),
+            Self::Combined(variant) => Kind::Combined(Box::new(CombinedParser::new(*variant)), *variant),
         };
         Parser { kind }
     }
 }
 
 impl Parser {
-    /// Appends the JSON of a line to `out`. After an error `out` may hold part of it, which the caller takes off.
+    /// Appends the JSON of a line to `out`. After an error `out` may hold a part of it, which the
+    /// caller removes.
     pub fn parse(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
         match &mut self.kind {
             Kind::None => {
@@ -90,17 +93,19 @@ impl Parser {
             }
             Kind::Json => json::parse(line, out),
             Kind::Regex(parser) => parser.parse(line, out),
-            Kind::Combined(parser) => parser.parse(line, out),
+            Kind::Combined(parser, _) => parser.parse(line, out),
         }
     }
 
-    /// The reason that a rejected line carries.
+    /// The reason of a rejection.
     pub fn reason(&self, line: &str, expected: &Expected) -> Reason {
         let code = match self.kind {
             Kind::None => "parse.none",
             Kind::Json => "parse.json",
             Kind::Regex(_) => "parse.regex",
-            Kind::Combined(_) => "parse.combined",
+            Kind::Combined(_, CombinedVariant::Combined) => "parse.combined",
+            Kind::Combined(_, CombinedVariant::VhostCombined) => "parse.vhost_combined",
+            Kind::Combined(_, CombinedVariant::NginxMain) => "parse.nginx_main",
         };
         Reason::new(code, describe(line, expected))
     }
@@ -126,14 +131,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_without_parser_is_a_message() {
+    fn a_line_without_a_parser_becomes_a_message() {
         let mut out = Vec::new();
         assert_eq!(ParserKind::None.parser().parse("a \"b\"\t", &mut out), Ok(Event::Record(None)));
         assert_eq!(out, br#"{"message":"a \"b\"\t"}"#);
     }
 
     #[test]
-    fn reasons_say_what_was_expected_where() {
+    fn reasons_name_the_expected_text_and_the_column() {
         let expected = Expected { at: 3, what: "a status".to_owned() };
         assert_eq!(describe("äb x", &expected), "expected a status at column 3, found \" x\"");
         assert_eq!(describe("ab", &expected), "expected a status at column 3, found the end of the line");

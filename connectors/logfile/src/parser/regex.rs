@@ -1,4 +1,5 @@
-//! `parser = "regex"`: the named groups of a pattern are the fields, all of them strings; a group that took no part is null.
+//! `parser = "regex"`: the named groups of a pattern become string fields; a group without a match
+//! is null.
 
 use std::sync::Arc;
 
@@ -13,15 +14,15 @@ use super::{Event, Expected};
 #[derive(Debug, Clone)]
 pub struct RegexParser {
     regex: Regex,
-    /// Group number, and `"name":` as it is written.
+    /// Group number, name, and the encoded key `"name":`.
     groups: Vec<(usize, String, Vec<u8>)>,
 }
 
-/// Why a pattern cannot be used.
+/// Why a pattern is not usable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PatternError {
     pub(crate) message: String,
-    /// Byte of the pattern, where it is known.
+    /// Byte of the pattern, if known.
     pub(crate) at: Option<usize>,
     pub(crate) help: Option<String>,
 }
@@ -40,9 +41,9 @@ impl RegexParser {
         }
         if groups.is_empty() {
             return Err(PatternError {
-                message: "it has no named group, so a record would have no field".to_owned(),
+                message: "it has no named group, so records would have no fields".to_owned(),
                 at: None,
-                help: Some("name what is to be kept: `(?P<level>[A-Z]+)`".to_owned()),
+                help: Some("name the parts to keep: `(?P<level>[A-Z]+)`".to_owned()),
             });
         }
         Ok(Self { regex, groups })
@@ -84,7 +85,8 @@ fn shortened(pattern: &str) -> String {
     text
 }
 
-/// The library's message is several lines: the pattern, indented by four, a caret under the place, and what is wrong.
+/// The library's message has several lines: the pattern, indented by four, a caret under the
+/// position, and the error.
 fn pattern_error(pattern: &str, error: &regex::Error) -> PatternError {
     let text = error.to_string();
     let message = text
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_pattern_shows_its_place() {
+    fn errors_point_at_the_position_in_the_pattern() {
         let error = RegexParser::new("(?P<a>x)(y").unwrap_err();
         assert_eq!((error.message.as_str(), error.at), ("unclosed group", Some(8)));
         assert!(RegexParser::new("(a)(b)").unwrap_err().message.contains("named group"));

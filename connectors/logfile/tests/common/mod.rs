@@ -1,6 +1,7 @@
-//! A folder with log files and a source over it, driven as the runtime drives it: what a fill handed out counts with its position.
+//! [`TestSource`]: a folder with log files and a source that reads it. It is driven like by the
+//! runtime: the records of a fill are committed with the position.
 
-#![allow(dead_code, reason = "every test file uses its part")]
+#![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its files has failed")]
 
 use std::collections::BTreeMap;
@@ -14,16 +15,16 @@ use trunkline_connector::conformance::configure_source;
 use trunkline_connector::{Error, Fill, MemoryBudget, Source, SourceBatch, SourceContext, SourceSpec};
 use trunkline_logfile::LogfileConnector;
 
-/// Longest that any wait of a test may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Limit of every wait in a test.
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A line as it was handed out.
+/// An emitted line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) path: String,
     pub(crate) offset: u64,
-    pub(crate) lane: i32,
-    /// The message of a record without parser; otherwise the whole value.
+    pub(crate) ordering_key: u32,
+    /// The message, or the whole value if a parser made it.
     pub(crate) text: String,
 }
 
@@ -36,7 +37,7 @@ pub(crate) struct SeenRejected {
     pub(crate) message: String,
 }
 
-/// What writers and log rotation do to the files of a folder.
+/// Operations of writers and log rotation on the files of a folder.
 #[derive(Clone)]
 pub(crate) struct Files(PathBuf);
 
@@ -60,7 +61,7 @@ impl Files {
         std::fs::remove_file(self.path(name)).unwrap();
     }
 
-    /// What logrotate's `copytruncate` does.
+    /// Like `copytruncate` of logrotate.
     pub(crate) fn copy_truncate(&self, from: &str, to: &str) {
         std::fs::copy(self.path(from), self.path(to)).unwrap();
         self.truncate(from);
@@ -70,7 +71,7 @@ impl Files {
         OpenOptions::new().write(true).open(self.path(name)).unwrap().set_len(0).unwrap();
     }
 
-    /// What gzip does: the compressed file is complete before the other is removed.
+    /// Like gzip: the compressed file is complete before the other one is removed.
     pub(crate) fn gzip(&self, from: &str, to: &str) {
         self.gzip_keep(from, to);
         let modified = std::fs::metadata(self.path(from)).unwrap().modified().unwrap();
@@ -82,15 +83,15 @@ impl Files {
         write_gzip(&self.path(to), &std::fs::read(self.path(from)).unwrap());
     }
 
-    /// Sets a file's modification time, so many seconds ago.
+    /// Sets a file's modification time to `seconds` ago.
     pub(crate) fn age(&self, name: &str, seconds: u64) {
         let time = std::time::SystemTime::now() - Duration::from_secs(seconds);
         OpenOptions::new().write(true).open(self.path(name)).unwrap().set_modified(time).unwrap();
     }
 }
 
-/// The folder, the options, and everything that was committed.
-pub(crate) struct Bench {
+/// The folder, the options, and all committed records and positions.
+pub(crate) struct TestSource {
     pub(crate) folder: TempDir,
     pub(crate) files: Files,
     options: String,
@@ -104,7 +105,7 @@ pub(crate) struct Bench {
     runtime: tokio::runtime::Runtime,
 }
 
-impl std::ops::Deref for Bench {
+impl std::ops::Deref for TestSource {
     type Target = Files;
 
     fn deref(&self) -> &Files {
@@ -112,8 +113,9 @@ impl std::ops::Deref for Bench {
     }
 }
 
-impl Bench {
-    /// With options beside `paths = ["*.log*"]` and quick waits.
+impl TestSource {
+    /// Uses the options and, for options that they do not set, `paths = ["*.log*"]` and short
+    /// waits.
     pub(crate) fn new(options: &str) -> Self {
         let mut all = options.to_owned();
         for (key, default) in [
@@ -152,12 +154,12 @@ impl Bench {
         spec.unwrap()
     }
 
-    /// Stops the source as a crash does: what was not committed is forgotten.
+    /// Stops the source like a crash: uncommitted state is lost.
     pub(crate) fn stop(&mut self) {
         self.source = None;
     }
 
-    /// One fill of a batch of at most so many records.
+    /// One fill of a batch of at most `max_records`.
     pub(crate) fn fill(&mut self, max_records: usize, wait: Duration) -> Result<Fill, Error> {
         if self.source.is_none() {
             let context = SourceContext {
@@ -176,7 +178,7 @@ impl Bench {
         result
     }
 
-    /// Reads until the source says that it is caught up.
+    /// Reads until the source has caught up.
     pub(crate) fn read(&mut self) -> &mut Self {
         self.try_read().unwrap();
         self
@@ -185,22 +187,26 @@ impl Bench {
     pub(crate) fn try_read(&mut self) -> Result<(), Error> {
         let begun = Instant::now();
         while self.fill(1000, Duration::from_millis(if self.until_idle { 2000 } else { 60 }))? != Fill::CaughtUp {
-            assert!(begun.elapsed() < PATIENCE, "not caught up after {PATIENCE:?}; {} lines", self.seen.len());
+            assert!(
+                begun.elapsed() < TEST_TIMEOUT,
+                "not caught up after {TEST_TIMEOUT:?}, with {} lines",
+                self.seen.len()
+            );
         }
         Ok(())
     }
 
-    /// Reads until so many lines have been seen in all.
+    /// Reads until `lines` lines were emitted or rejected in total.
     pub(crate) fn read_until(&mut self, lines: usize) -> &mut Self {
-        self.read_while(|bench| bench.seen.len() + bench.rejected.len() < lines)
+        self.read_while(|source| source.seen.len() + source.rejected.len() < lines)
     }
 
-    /// Reads while something is not yet as it should become.
+    /// Reads while `waiting` holds.
     pub(crate) fn read_while(&mut self, waiting: impl Fn(&Self) -> bool) -> &mut Self {
         let begun = Instant::now();
         while waiting(self) {
             self.fill(1000, Duration::from_millis(50)).unwrap();
-            assert!(begun.elapsed() < PATIENCE, "still waiting after {PATIENCE:?}; seen: {:?}", self.texts());
+            assert!(begun.elapsed() < TEST_TIMEOUT, "still waiting after {TEST_TIMEOUT:?}; seen: {:?}", self.texts());
         }
         self
     }
@@ -213,7 +219,7 @@ impl Bench {
         self.seen.iter().map(|seen| seen.text.as_str()).collect()
     }
 
-    /// Lines seen since the last call.
+    /// Lines emitted since the last call.
     pub(crate) fn take(&mut self) -> Vec<String> {
         std::mem::take(&mut self.seen).into_iter().map(|seen| seen.text).collect()
     }
@@ -227,7 +233,7 @@ impl Bench {
             self.seen.push(Seen {
                 path: header(record.header("trunkline.path")),
                 offset: header(record.header("trunkline.offset")).parse().unwrap(),
-                lane: record.entry().partition,
+                ordering_key: record.entry().ordering_key(),
                 text: text.unwrap_or_else(|| String::from_utf8(value.to_vec()).unwrap()),
             });
         }

@@ -1,25 +1,27 @@
-//! Which statements leave the connector as events of DDL: an allow list of kinds at the start of the statement. Everything else never does, whatever it
-//! is: statements on users carry password hashes. The statement is not parsed beyond the names it begins with.
+//! Recognises the schema changes that the connector emits: an allow list of the words at the start
+//! of a statement. No other statement leaves the connector, because statements about users contain
+//! password hashes. Only the names at the start are parsed.
 
-use super::events::Words;
+use super::parse::Tokenizer;
 
-/// What a statement defines.
+/// A schema change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Definition {
-    /// The database of each name, if the statement says it, and the name of a table; none for a statement on a database.
+    /// The affected names: the database, if the statement has it, and the table; `None` for a
+    /// statement about a database.
     names: Vec<(Option<String>, Option<String>)>,
 }
 
 impl Definition {
-    /// `None` for a statement of any other kind than those on tables, indexes and databases.
-    pub(super) fn of(text: &[u8]) -> Option<Self> {
-        let mut words = Words::of_definition(text);
+    /// Parses a statement about tables, indexes or databases; `None` for any other statement.
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+        let mut words = Tokenizer::with_versioned_comments(text);
         let verb = words.next_word();
         let kind = words.next_word();
         let names = match (verb.as_str(), kind.as_str()) {
             ("TRUNCATE", "TABLE") => words.tables(&[])?,
             ("TRUNCATE", _) => {
-                words = Words::of_definition(text);
+                words = Tokenizer::with_versioned_comments(text);
                 words.next_word();
                 words.tables(&[])?
             }
@@ -27,6 +29,8 @@ impl Definition {
                 words.skip_condition();
                 words.tables(&[])?
             }
+            // MariaDB's CREATE OR REPLACE TABLE.
+            ("CREATE", "OR") if words.next_word() == "REPLACE" && words.next_word() == "TABLE" => words.tables(&[])?,
             ("DROP", "TABLE" | "TABLES") => {
                 words.skip_condition();
                 words.tables(&[","])?
@@ -38,7 +42,7 @@ impl Definition {
             ("ALTER" | "CREATE" | "DROP", "DATABASE" | "SCHEMA") => {
                 words.skip_condition();
                 let before = words.clone();
-                // ALTER DATABASE may leave the name out: then it means the session's.
+                // ALTER DATABASE without a name refers to the session's database.
                 let is_option =
                     matches!(words.next_word().as_str(), "CHARACTER" | "DEFAULT" | "COLLATE" | "ENCRYPTION" | "READ");
                 words = before;
@@ -51,42 +55,44 @@ impl Definition {
         Some(Self { names })
     }
 
-    /// The database that it concerns, of those that `takes` says of, and which of its tables; `session` is the session's own, and `others` are databases
-    /// that the server says are concerned too.
-    pub(super) fn concerning<'a>(
+    /// The first affected database that `includes` accepts, and its affected tables. `session` is
+    /// the session's database; `others` are further affected databases, from the server.
+    pub(super) fn affected<'a>(
         &'a self,
         session: &'a str,
         others: &[&'a str],
-        takes: impl Fn(&str) -> bool,
+        includes: impl Fn(&str) -> bool,
     ) -> Option<(&'a str, Vec<&'a str>)> {
         let database = |named: &'a Option<String>| named.as_deref().unwrap_or(session);
         let named = self.names.iter().map(|(named, _)| database(named));
-        let concerned = named.chain(others.iter().copied()).find(|database| takes(database))?;
-        let of_it = self.names.iter().filter(|(named, _)| database(named) == concerned);
-        Some((concerned, of_it.filter_map(|(_, table)| table.as_deref()).collect()))
+        let affected = named.chain(others.iter().copied()).find(|database| includes(database))?;
+        let tables = self.names.iter().filter(|(named, _)| database(named) == affected);
+        Some((affected, tables.filter_map(|(_, table)| table.as_deref()).collect()))
     }
 }
 
-/// May hold the password of another server (`CONNECTION = 'mysql://user:password@host/..'` of the engine FEDERATED).
-pub(super) fn may_hold_secret(text: &str) -> bool {
+/// Whether the statement may contain the password of another server (`CONNECTION =
+/// 'mysql://user:password@host/..'` of the engine FEDERATED).
+pub(super) fn may_contain_secret(text: &str) -> bool {
     text.contains("://") && text.to_ascii_uppercase().contains("CONNECTION")
 }
 
-impl Words<'_> {
-    /// Passes over `IF EXISTS` and `IF NOT EXISTS`.
-    fn skip_condition(&mut self) {
+impl Tokenizer<'_> {
+    /// Skips `IF EXISTS` and `IF NOT EXISTS`. Returns whether there was one.
+    pub(super) fn skip_condition(&mut self) -> bool {
         let before = self.clone();
         if self.next_word() != "IF" {
             *self = before;
-            return;
+            return false;
         }
         let is_negated = self.next_word() == "NOT";
         if is_negated {
             self.next_word();
         }
+        true
     }
 
-    /// A table, and those that follow it after one of these.
+    /// A table, and further tables after one of the separators.
     fn tables(&mut self, separators: &[&str]) -> Option<Vec<(Option<String>, Option<String>)>> {
         let mut tables = Vec::new();
         loop {
@@ -131,12 +137,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn concerning<'a>(definition: &'a Definition, others: &[&'a str]) -> Option<(&'a str, Vec<&'a str>)> {
-        definition.concerning("shop", others, |database| database == "shop" || database == "crm")
+    fn affected<'a>(definition: &'a Definition, others: &[&'a str]) -> Option<(&'a str, Vec<&'a str>)> {
+        definition.affected("shop", others, |database| database == "shop" || database == "crm")
     }
 
     #[test]
-    fn kinds_are_allowed_by_name() {
+    fn only_allowed_statements_are_parsed() {
         for (text, database, tables) in [
             ("ALTER TABLE orders ADD x INT", "shop", vec!["orders"]),
             ("/* a */ create /* b */ table if not exists `crm` . `a``b` (id INT)", "crm", vec!["a`b"]),
@@ -151,9 +157,10 @@ mod tests {
             ("ALTER DATABASE CHARACTER SET latin1", "shop", vec![]),
             ("/*!40000 ALTER TABLE `t` DISABLE KEYS */", "shop", vec!["t"]),
             ("CREATE TABLE t(id INT)", "shop", vec!["t"]),
+            ("CREATE OR REPLACE TABLE crm.t (id INT)", "crm", vec!["t"]),
         ] {
-            let definition = Definition::of(text.as_bytes()).unwrap_or_else(|| panic!("{text}"));
-            assert_eq!(concerning(&definition, &[]), Some((database, tables)), "{text}");
+            let definition = Definition::parse(text.as_bytes()).unwrap_or_else(|| panic!("{text}"));
+            assert_eq!(affected(&definition, &[]), Some((database, tables)), "{text}");
         }
         for text in [
             "CREATE USER a IDENTIFIED WITH x AS 'hash'",
@@ -163,31 +170,32 @@ mod tests {
             "GRANT ALL ON *.* TO a",
             "CREATE DEFINER=`a`@`b` TRIGGER t BEFORE INSERT ON x FOR EACH ROW SET @a = 1",
             "CREATE TEMPORARY TABLE t (id INT)",
+            "CREATE OR REPLACE USER a IDENTIFIED BY 'x'",
             "CREATE SERVER s FOREIGN DATA WRAPPER mysql OPTIONS (PASSWORD 'x')",
             "CHANGE REPLICATION SOURCE TO SOURCE_PASSWORD = 'x'",
             "INSERT INTO t VALUES ('ALTER TABLE t')",
             "-- ALTER TABLE t\nDROP USER a",
             "",
         ] {
-            assert_eq!(Definition::of(text.as_bytes()), None, "{text}");
+            assert_eq!(Definition::parse(text.as_bytes()), None, "{text}");
         }
     }
 
     #[test]
-    fn only_what_concerns_a_database_that_is_taken() {
-        let elsewhere = Definition::of(b"ALTER TABLE other.t RENAME TO shop.t").unwrap();
-        assert_eq!(concerning(&elsewhere, &[]), None);
-        assert_eq!(concerning(&elsewhere, &["other", "shop"]), Some(("shop", vec![])));
-        assert!(may_hold_secret("CREATE TABLE t (id INT) ENGINE=FEDERATED connection='mysql://u:p@h/d/t'"));
-        assert!(!may_hold_secret("ALTER TABLE t ADD url TEXT DEFAULT 'http://x'"));
+    fn only_statements_about_included_databases_are_emitted() {
+        let elsewhere = Definition::parse(b"ALTER TABLE other.t RENAME TO shop.t").unwrap();
+        assert_eq!(affected(&elsewhere, &[]), None);
+        assert_eq!(affected(&elsewhere, &["other", "shop"]), Some(("shop", vec![])));
+        assert!(may_contain_secret("CREATE TABLE t (id INT) ENGINE=FEDERATED connection='mysql://u:p@h/d/t'"));
+        assert!(!may_contain_secret("ALTER TABLE t ADD url TEXT DEFAULT 'http://x'"));
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..64), at in 0usize..4) {
+        fn invalid_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), at in 0usize..4) {
             let mut text = ["", "ALTER TABLE ", "RENAME TABLE ", "CREATE INDEX "][at].as_bytes().to_vec();
             text.extend_from_slice(&bytes);
-            let _ = Definition::of(&text);
+            let _ = Definition::parse(&text);
         }
     }
 }

@@ -1,10 +1,10 @@
-//! DECIMAL as MySQL packs it: groups of nine digits in four bytes, big endian, the first bit flipped so that bytes sort like numbers, all
-//! bits inverted below zero.
+//! MySQL's packed DECIMAL: groups of nine digits in four bytes, big endian. The first bit is
+//! inverted, so that the bytes sort as the numbers do; a negative number has all bits inverted.
 
 use super::{Malformed, big};
 
 const DIGITS_OF_GROUP: usize = 9;
-/// Bytes of a group of so many digits.
+/// Bytes of a group, by its number of digits.
 const BYTES: [usize; DIGITS_OF_GROUP + 1] = [0, 1, 1, 2, 2, 3, 3, 4, 4, 4];
 
 /// Bytes of a packed decimal.
@@ -15,7 +15,7 @@ pub(crate) fn packed_bytes(precision: u8, scale: u8) -> usize {
 
 /// Appends the digits of a packed decimal, without leading zeros.
 pub(crate) fn write_decimal(out: &mut Vec<u8>, packed: &[u8], precision: u8, scale: u8) -> Result<(), Malformed> {
-    // Of the largest precision, 65, with the scale anywhere.
+    // Enough for the maximum precision of 65, with any scale.
     let mut bytes = [0u8; 34];
     let length = packed_bytes(precision, scale);
     if scale > precision || length > bytes.len() || packed.len() < length || length == 0 {
@@ -41,7 +41,7 @@ pub(crate) fn write_decimal(out: &mut Vec<u8>, packed: &[u8], precision: u8, sca
     let put = |out: &mut Vec<u8>, number: u64, digits: usize| {
         let mut buffer = itoa::Buffer::new();
         let text = buffer.format(number);
-        // A group can hold more than its digits only in bytes that no server wrote.
+        // A group exceeds its number of digits only in malformed bytes.
         out.extend(std::iter::repeat_n(b'0', digits.saturating_sub(text.len())));
         out.extend_from_slice(text.as_bytes());
     };
@@ -79,7 +79,7 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    /// The manual's way, digit by digit.
+    /// Encodes as the manual describes, digit by digit.
     fn pack(digits: &str, negative: bool, precision: u8, scale: u8) -> Vec<u8> {
         let (whole, fraction) = digits.split_at(usize::from(precision - scale));
         let mut packed = Vec::new();

@@ -1,5 +1,6 @@
-//! JSON columns given as differences (`binlog_row_value_options = PARTIAL_JSON`): the image after an update holds what changed since the
-//! image before. The document is taken apart, changed, and printed as MySQL would print the whole.
+//! JSON columns encoded as differences (`binlog_row_value_options = PARTIAL_JSON`): the after image
+//! of an update holds the differences from the before image. The document is parsed, changed, and
+//! printed as MySQL prints it.
 
 use trunkline_connector::json;
 
@@ -58,7 +59,7 @@ fn apply(document: &mut Node, operation: u8, path: &[Step], value: Option<Node>)
             match (operation, at, value) {
                 (REPLACE, Some(at), Some(value)) => members[at].1 = value,
                 (INSERT, None, Some(value)) => {
-                    // The server keeps members by the length of their names, then by their bytes.
+                    // The server sorts members by the length of their names, then by their bytes.
                     let before = |name: &str| (name.len(), name) < (key.len(), key.as_str());
                     let at = members.iter().take_while(|(name, _)| before(name)).count();
                     members.insert(at, (key.clone(), value));
@@ -109,7 +110,7 @@ fn parse_path(path: &[u8]) -> Result<Vec<Step>, Malformed> {
     Ok(steps)
 }
 
-/// The end of the JSON string that the text begins with.
+/// The end of the JSON string at the beginning of the text.
 fn quoted_end(text: &str) -> Option<usize> {
     let mut escaped = false;
     for (at, byte) in text.bytes().enumerate().skip(1) {

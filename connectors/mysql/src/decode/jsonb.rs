@@ -1,8 +1,9 @@
-//! MySQL's binary JSON, written as the text that MySQL itself prints: a snapshot gets that text from the server, and the stream's must be
-//! the same to the byte.
+//! Writes MySQL's binary JSON as the text that MySQL prints. A snapshot reads that text from the
+//! server, and the stream must produce the same bytes.
 //!
-//! A value is a type and its bytes; objects and arrays are tables of offsets into themselves, with small scalars in the table. Values that JSON
-//! has no type for (decimals, dates, bytes) are *opaque*: a MySQL type and its packed form.
+//! A value is a type and its bytes. Objects and arrays are tables of offsets into themselves, with
+//! small scalars in the table. Values without a JSON type (decimals, dates, bytes) are *opaque*: a
+//! MySQL type and its packed form.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +12,7 @@ use trunkline_connector::json;
 use super::decimal::{packed_bytes, write_decimal};
 use super::temporal::{DateTime, Time};
 use super::{Bytes, Malformed, little};
-use crate::text::{write_clock, write_date, write_time};
+use crate::decode::text::{write_clock, write_date, write_time};
 
 const SMALL_OBJECT: u8 = 0x00;
 const LARGE_OBJECT: u8 = 0x01;
@@ -28,16 +29,18 @@ const DOUBLE: u8 = 0x0b;
 const STRING: u8 = 0x0c;
 const OPAQUE: u8 = 0x0f;
 
-/// MySQL's own limit.
+/// MySQL's limit.
 const DEEPEST: usize = 100;
 /// The server breaks base64 into lines of this length.
 const BASE64_LINE: usize = 76;
 
-/// Appends the text of a document. No bytes at all are `null`: what a column has before its first value.
+/// Appends the text of a document. An empty document is `null`: the value of a column before its
+/// first assignment.
 pub(crate) fn write_json(out: &mut Vec<u8>, document: &[u8]) -> Result<(), Malformed> {
     match document.split_first() {
         Some((kind, body)) => {
-            // Every value takes a byte of its own: offsets that point at one value many times would be no document of a server.
+            // No two values share a byte in a document of a server. The limit stops offsets that
+            // refer to one value repeatedly.
             let mut left = document.len();
             value(out, *kind, body, 0, &mut left)
         }
@@ -79,7 +82,7 @@ fn value(out: &mut Vec<u8>, kind: u8, body: &[u8], depth: usize, left: &mut usiz
     Ok(())
 }
 
-/// Bytes after their length in groups of seven bits.
+/// Reads a length in groups of seven bits, and the bytes.
 fn counted(body: &[u8]) -> Result<&[u8], Malformed> {
     let mut length = 0usize;
     for (index, byte) in body.iter().take(5).enumerate() {
@@ -163,7 +166,7 @@ impl<'a> Container<'a> {
     }
 }
 
-/// A document taken apart; scalars are text already.
+/// A parsed document; scalars are text.
 #[derive(Debug, PartialEq)]
 pub(super) enum Node {
     Object(Vec<(String, Node)>),
@@ -171,7 +174,7 @@ pub(super) enum Node {
     Scalar(Vec<u8>),
 }
 
-/// Takes a document apart.
+/// Parses a document.
 pub(super) fn read(document: &[u8]) -> Result<Node, Malformed> {
     let (kind, body) = document.split_first().ok_or_else(|| Malformed::new("a JSON document of no bytes"))?;
     node(*kind, body, 0, &mut document.len())
@@ -270,11 +273,11 @@ fn opaque(out: &mut Vec<u8>, kind: u8, body: &[u8]) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// The shortest digits that read back as the same number, laid out as MySQL does: as they are while the point is within 15 places, otherwise
-/// with an exponent; always recognisable as no integer.
+/// The shortest digits that parse to the same number, in MySQL's notation: without an exponent
+/// while the point is within 15 places, and always distinguishable from an integer.
 fn write_double(out: &mut Vec<u8>, number: f64) {
     if !number.is_finite() {
-        // The server stores none.
+        // The server does not store such a number.
         out.extend_from_slice(b"null");
         return;
     }
@@ -368,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_container_inside_itself_ends() {
-        // An array whose only item is, by its offset, the array itself.
+        // An array whose only item refers to the array itself.
         assert!(text(&[SMALL_ARRAY, 1, 0, 7, 0, SMALL_ARRAY, 0, 0]).is_err());
     }
 

@@ -1,7 +1,7 @@
-//! Bytes to values. [`Value`] is what a column holds, borrowed from the event or packet it came in; `binlog` reads it from a row image,
-//! `protocol` from the rows of a prepared statement.
+//! Decodes bytes to values. A [`Value`] borrows from its event or packet; `rows` reads it from a
+//! row image, `protocol` from a row of a prepared statement.
 //!
-//! Nothing here trusts its input: every length is checked, and bytes that cannot be what they should be are a [`Malformed`], never a panic.
+//! The decoders check every length. Invalid bytes are a [`Malformed`] error, never a panic.
 
 mod decimal;
 mod json_diff;
@@ -11,6 +11,7 @@ pub(crate) mod protocol;
 pub(crate) mod rows;
 pub(crate) mod table_map;
 mod temporal;
+pub(crate) mod text;
 
 pub(crate) use decimal::{packed_bytes, write_decimal};
 pub(crate) use json_diff::write_changed;
@@ -18,7 +19,7 @@ pub(crate) use jsonb::write_json;
 pub(crate) use native::{inet4, inet6, uuid};
 pub(crate) use temporal::{Date, DateTime, Time};
 
-/// Bytes that cannot be what they should be.
+/// Bytes that are not valid in their place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Malformed(pub(crate) String);
@@ -39,31 +40,31 @@ pub(crate) enum Value<'a> {
     Double(f64),
     /// As MySQL packs it.
     PackedDecimal(&'a [u8]),
-    /// As text.
+    /// As text, printed by the server.
     Decimal(&'a [u8]),
     Bits(u64),
     Date(Date),
     DateTime(DateTime),
     Time(Time),
-    /// Text in the column's charset, or bytes, by the column's kind. Bytes of a fixed length have lost their trailing zeros: so many are to
-    /// be put back.
+    /// Text in the column's charset, or bytes, by the column's type. The binlog strips the trailing
+    /// zeros of a BINARY; `zeros` is their number.
     Bytes {
         bytes: &'a [u8],
         zeros: usize,
     },
-    /// From 1; 0 is the empty string that stands for a value the column does not have.
+    /// From 1; 0 is the empty string that replaced an invalid value.
     EnumIndex(u64),
     SetBits(u64),
     /// MySQL's binary JSON.
     BinaryJson(&'a [u8]),
-    /// Binary JSON, and what has changed of it since.
+    /// Binary JSON before a change, and the differences.
     ChangedJson {
         before: &'a [u8],
         diffs: &'a [u8],
     },
-    /// JSON as MySQL prints it.
+    /// JSON, printed by the server.
     JsonText(&'a [u8]),
-    /// Any other value as the server prints it.
+    /// Another value, printed by the server.
     Printed(&'a [u8]),
 }
 
@@ -108,18 +109,18 @@ impl<'a> Bytes<'a> {
         Ok(little(self.take(count)?))
     }
 
-    /// A number with its length before it, as the protocol packs them.
+    /// A length-encoded integer.
     pub(crate) fn packed(&mut self) -> Result<u64, Malformed> {
         match self.u8()? {
             0xfc => self.little(2),
             0xfd => self.little(3),
             0xfe => self.little(8),
             small @ 0..=0xfa => Ok(u64::from(small)),
-            other => Err(Malformed(format!("{other:#x} begins no packed number"))),
+            other => Err(Malformed(format!("{other:#x} is not the first byte of a length-encoded integer"))),
         }
     }
 
-    /// Bytes with their packed length before them.
+    /// A length-encoded string.
     pub(crate) fn packed_bytes(&mut self) -> Result<&'a [u8], Malformed> {
         let count = self.packed()?;
         self.take(usize::try_from(count).unwrap_or(usize::MAX))
@@ -138,7 +139,7 @@ pub(crate) fn big(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// The sign of a number of `bytes` bytes carried to 64 bits.
+/// Extends the sign of a number of `bytes` bytes to 64 bits.
 #[inline]
 pub(crate) fn sign_extend(number: u64, bytes: usize) -> i64 {
     let shift = 64 - 8 * bytes as u32;

@@ -1,11 +1,12 @@
-//! MariaDB's types that row images hold as bytes of a fixed length: UUID, INET4 and INET6, as the server prints them.
+//! MariaDB's UUID, INET4 and INET6, which row images encode as BINARY, in the server's text format.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Malformed, big};
 
-/// A UUID. Those of the versions 1 to 5 are stored with the time's slowest part first, so that they sort by it.
+/// A UUID. MariaDB stores UUIDs of versions 1 to 5 with the high part of the time first, so that
+/// they sort by time.
 pub(crate) fn uuid(stored: &[u8]) -> Result<String, Malformed> {
     let stored: [u8; 16] = stored.try_into().map_err(|_| Malformed(format!("a UUID of {} bytes", stored.len())))?;
     let is_turned = stored[6] & 0x80 != 0 && (0x01..0x60).contains(&stored[8]);
@@ -28,13 +29,14 @@ pub(crate) fn uuid(stored: &[u8]) -> Result<String, Malformed> {
     Ok(text)
 }
 
-/// An address of IPv4.
+/// An IPv4 address.
 pub(crate) fn inet4(stored: &[u8]) -> Result<String, Malformed> {
     let bytes: [u8; 4] = stored.try_into().map_err(|_| Malformed(format!("an INET4 of {} bytes", stored.len())))?;
     Ok(Ipv4Addr::from(bytes).to_string())
 }
 
-/// An address of IPv6. One that holds an IPv4 address ends with that; of several zeros in a row the first longest run is left out, also a run of one.
+/// An IPv6 address. An embedded IPv4 address is printed in dotted form. The first longest run of
+/// zero groups is omitted, even a run of one.
 pub(crate) fn inet6(stored: &[u8]) -> Result<String, Malformed> {
     let bytes: [u8; 16] = stored.try_into().map_err(|_| Malformed(format!("an INET6 of {} bytes", stored.len())))?;
     let [head @ .., a, b, c, d] = bytes;
@@ -64,9 +66,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uuids_and_addresses_as_the_server_prints_them() {
+    fn uuids_and_addresses_match_the_servers_text() {
         let hex = |text: &str| u128::from_str_radix(text, 16).unwrap().to_be_bytes();
-        // Of version 1, of version 7, and of no version.
+        // Version 1, version 7, and no version.
         for (stored, text) in [
             ("00a0c91e6bf6a76511d07decf81d4fae", "f81d4fae-7dec-11d0-a765-00a0c91e6bf6"),
             ("01890a5dac96774bbcceb302099a8057", "01890a5d-ac96-774b-bcce-b302099a8057"),

@@ -1,9 +1,9 @@
-//! Row images: the values of one row, one after the other, as the table map says.
+//! Decodes row images: the values of a row, in the order and types of the table map.
 
 use super::temporal::{self, fraction_bytes};
 use super::{Bytes, Date, Malformed, Value, big, little, sign_extend};
 
-/// How a column's value lies in a row image.
+/// The encoding of a column's value in a row image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Storage {
     Int {
@@ -13,7 +13,7 @@ pub(crate) enum Storage {
     Year,
     Float,
     Double,
-    /// A packed decimal of so many bytes.
+    /// A packed decimal of this number of bytes.
     Fixed(usize),
     /// Big endian.
     Bits(usize),
@@ -27,7 +27,8 @@ pub(crate) enum Storage {
     Timestamp {
         digits: u8,
     },
-    /// A length of `prefix` bytes, then the bytes; a BINARY has lost its trailing zeros.
+    /// A length of `prefix` bytes, then the bytes. `padded_to`: the length of a BINARY with its
+    /// trailing zeros.
     Bytes {
         prefix: u8,
         padded_to: usize,
@@ -80,35 +81,36 @@ impl Storage {
     }
 }
 
-/// The head of a rows event.
+/// The header of a rows event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RowsHead {
-    pub(crate) table_id: u64,
+pub(crate) struct RowsHeader {
+    /// The number of the table.
+    pub(crate) table: u64,
     pub(crate) columns: usize,
-    /// Every column is in every image.
-    pub(crate) full: bool,
-    /// Where the rows begin in the event.
+    /// Every image has every column.
+    pub(crate) is_full: bool,
+    /// The offset of the rows in the event.
     pub(crate) rows_at: usize,
 }
 
-impl RowsHead {
-    /// `images`: 2 for an update, which has the row before and after. `extra`: the event is of the second version and has a block of extra
-    /// data.
+impl RowsHeader {
+    /// `images`: 2 for an update, which has the row before and after. `extra`: the event has
+    /// version 2, with a block of extra data.
     pub(crate) fn read(event: &[u8], images: usize, extra: bool) -> Result<Self, Malformed> {
         let mut bytes = Bytes::new(event);
-        let table_id = bytes.little(6)?;
+        let table = bytes.little(6)?;
         bytes.take(2)?;
         if extra {
             let length = bytes.little(2)? as usize;
             bytes.take(length.saturating_sub(2))?;
         }
         let columns = usize::try_from(bytes.packed()?).unwrap_or(usize::MAX);
-        let mut full = true;
+        let mut is_full = true;
         for _ in 0..images {
             let present = bytes.take(columns.div_ceil(8))?;
-            full &= (0..columns).all(|index| present[index / 8] >> (index % 8) & 1 == 1);
+            is_full &= (0..columns).all(|index| present[index / 8] >> (index % 8) & 1 == 1);
         }
-        Ok(Self { table_id, columns, full, rows_at: event.len() - bytes.rest().len() })
+        Ok(Self { table, columns, is_full, rows_at: event.len() - bytes.rest().len() })
     }
 }
 
@@ -127,7 +129,8 @@ pub(crate) fn read_row<'a>(
     Ok(())
 }
 
-/// Reads the image after an update whose JSON may be given as differences from the image before.
+/// Reads the after image of an update whose JSON columns may be encoded as differences from the
+/// before image.
 pub(crate) fn read_changed_row<'a>(
     bytes: &mut Bytes<'a>,
     storage: &[Storage],
@@ -151,7 +154,7 @@ pub(crate) fn read_changed_row<'a>(
                 Value::ChangedJson { before, diffs }
             }
             (Value::BinaryJson(_), _) if changed => {
-                return Err(Malformed::new("differences of a JSON document that is not there"));
+                return Err(Malformed::new("JSON differences refer to a column that is not a JSON document"));
             }
             (value, _) => value,
         });
@@ -223,7 +226,7 @@ mod tests {
             let _ = read_row(&mut Bytes::new(&image), &storage, &mut row);
             let _ = read_changed_row(&mut Bytes::new(&image), &storage, &row, &mut Vec::new());
             for extra in [false, true] {
-                let _ = RowsHead::read(&image, 2, extra);
+                let _ = RowsHeader::read(&image, 2, extra);
             }
         }
     }

@@ -1,24 +1,27 @@
-//! The table map event: what the columns of the row images after it are. With `binlog_row_metadata = FULL` it names everything that values
-//! need, so that no DDL has to be understood: a changed table has another table map.
+//! The table map event, which describes the columns of the row images after it. With
+//! `binlog_row_metadata = FULL` it contains everything that decoding needs, so the connector parses
+//! no DDL: a changed table has another table map.
 
 use std::sync::Arc;
 
 use super::rows::Storage;
 use super::{Bytes, Malformed, packed_bytes};
-use crate::charset::{BINARY_COLLATION, Charset, Charsets};
-use crate::table::{Column, Kind};
+use crate::schema::charset::{BINARY_COLLATION, Charset, Charsets};
+use crate::schema::table_name::TableName;
+use crate::schema::types::{Column, ColumnType};
 
-/// Whose rows they are.
+/// The table that a table map names.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct TableName<'a> {
-    pub(crate) id: u64,
+pub(crate) struct TableMapName<'a> {
+    /// The number by which rows events refer to the table.
+    pub(crate) number: u64,
     pub(crate) database: &'a str,
     pub(crate) table: &'a str,
-    /// Everything after the names.
+    /// The bytes after the names.
     rest: &'a [u8],
 }
 
-/// What a table map says of a table.
+/// The columns of a table map.
 #[derive(Debug)]
 pub(crate) struct TableMap {
     pub(crate) columns: Vec<Column>,
@@ -26,14 +29,14 @@ pub(crate) struct TableMap {
     pub(crate) key: Vec<usize>,
 }
 
-/// Why a table map cannot be used.
+/// The reason why a table map cannot be used.
 #[derive(Debug)]
 pub(crate) enum Unusable {
-    /// Bytes that no server writes.
+    /// The bytes are invalid.
     Malformed(Malformed),
-    /// The server leaves out names and character sets.
-    NoNames,
-    /// A column that cannot be read: its name and why.
+    /// The server omits names and character sets.
+    NoMetadata,
+    /// A column cannot be decoded: its name and the reason.
     Column(String, String),
 }
 
@@ -43,23 +46,27 @@ impl From<Malformed> for Unusable {
     }
 }
 
-impl<'a> TableName<'a> {
+impl<'a> TableMapName<'a> {
     pub(crate) fn read(event: &'a [u8]) -> Result<Self, Malformed> {
         let mut bytes = Bytes::new(event);
-        let id = bytes.little(6)?;
+        let number = bytes.little(6)?;
         bytes.take(2)?;
         let mut name = || -> Result<&'a str, Malformed> {
             let length = usize::from(bytes.u8()?);
             let name = bytes.take(length)?;
             bytes.take(1)?;
-            std::str::from_utf8(name).map_err(|_| Malformed::new("a name of a table is no UTF-8"))
+            std::str::from_utf8(name).map_err(|_| Malformed::new("the name of a table is not UTF-8"))
         };
         let (database, table) = (name()?, name()?);
-        Ok(Self { id, database, table, rest: bytes.rest() })
+        Ok(Self { number, database, table, rest: bytes.rest() })
+    }
+
+    pub(crate) fn table_name(&self) -> TableName {
+        TableName::new(self.database, self.table)
     }
 }
 
-/// Types as the binlog numbers them.
+/// The binlog's type numbers.
 mod types {
     pub(super) const TINY: u8 = 1;
     pub(super) const SHORT: u8 = 2;
@@ -90,13 +97,12 @@ mod types {
     pub(super) const GEOMETRY: u8 = 255;
 }
 
-/// Why a date or time of old cannot be read.
-pub(crate) const OLD_FORMAT: &str =
-    "it is stored as before MySQL 5.6: with mysql56_temporal_format = ON, ALTER TABLE .. FORCE stores it anew";
-/// Why MariaDB's compressed columns cannot.
-pub(crate) const COMPRESSED: &str = "it is COMPRESSED: ALTER TABLE .. MODIFY it without";
+/// The reason why a date or time in the old storage format cannot be decoded.
+pub(crate) const OLD_FORMAT: &str = "it is stored in the format before MySQL 5.6; set mysql56_temporal_format = ON, then ALTER TABLE .. FORCE converts it";
+/// The reason why MariaDB's compressed columns cannot be decoded.
+pub(crate) const COMPRESSED: &str = "it is COMPRESSED; ALTER TABLE .. MODIFY it without COMPRESSED";
 
-/// A column before its optional metadata is known.
+/// A column without its optional metadata.
 struct Raw {
     kind: u8,
     first: u8,
@@ -114,7 +120,8 @@ impl Raw {
         let metadata = metadata.take(count)?;
         let first = metadata.first().copied().unwrap_or(0);
         let second = metadata.get(1).copied().unwrap_or(0);
-        // CHAR, BINARY, ENUM and SET share a number; which it is comes in the metadata, mixed with bits of a long CHAR's length.
+        // CHAR, BINARY, ENUM and SET share a type number. The metadata distinguishes them, mixed
+        // with bits of a long CHAR's length.
         let kind = if kind == STRING && first & 0x30 == 0x30 { first } else { kind };
         Ok(Self { kind, first, second })
     }
@@ -133,21 +140,21 @@ impl Raw {
     }
 }
 
-/// What the optional metadata says, by column.
+/// The optional metadata.
 #[derive(Default)]
 struct Metadata<'a> {
     unsigned: &'a [u8],
     names: Vec<&'a [u8]>,
-    /// By text column.
+    /// By index among the text columns.
     text_collations: Collations,
-    /// By column of ENUM or SET.
+    /// By index among the columns of ENUM or SET.
     list_collations: Collations,
     sets: Vec<Vec<&'a [u8]>>,
     enums: Vec<Vec<&'a [u8]>>,
     key: Vec<usize>,
 }
 
-/// Collations of some of the columns, either one by one or as exceptions from a default.
+/// Collations of some of the columns: a list, or a default with exceptions.
 #[derive(Default)]
 struct Collations {
     default: Option<u64>,
@@ -217,11 +224,12 @@ impl<'a> Metadata<'a> {
                 5 => metadata.sets = lists(body)?,
                 6 => metadata.enums = lists(body)?,
                 8 => metadata.key = numbers(body)?.into_iter().map(|index| index as usize).collect(),
-                // Pairs of a column and the length of the prefix that is indexed.
+                // Pairs of a column and the length of the indexed prefix.
                 9 => metadata.key = numbers(body)?.chunks(2).map(|pair| pair[0] as usize).collect(),
                 10 => metadata.list_collations = Collations::read_default(body)?,
                 11 => metadata.list_collations = Collations::read_all(body)?,
-                // Types of geometry, visibility, dimensions: values do not need them. Nor what a later server adds.
+                // Geometry types, visibility, dimensions and later additions: decoding does not
+                // need them.
                 _ => {}
             }
         }
@@ -230,8 +238,8 @@ impl<'a> Metadata<'a> {
 }
 
 impl TableMap {
-    /// Reads what follows the names.
-    pub(crate) fn read(name: &TableName<'_>, charsets: &Charsets, mariadb: bool) -> Result<Self, Unusable> {
+    /// Reads the bytes after the names.
+    pub(crate) fn read(name: &TableMapName<'_>, charsets: &Charsets, is_mariadb: bool) -> Result<Self, Unusable> {
         let mut bytes = Bytes::new(name.rest);
         let count = usize::try_from(bytes.packed()?).unwrap_or(usize::MAX);
         let kinds = bytes.take(count)?;
@@ -240,9 +248,9 @@ impl TableMap {
         let nullable = bytes.take(count.div_ceil(8))?;
         let metadata = Metadata::read(bytes)?;
         if metadata.names.len() != count {
-            return Err(Unusable::NoNames);
+            return Err(Unusable::NoMetadata);
         }
-        let mut builder = Builder { metadata, charsets, mariadb, numeric: 0, texts: 0, lists: 0, enums: 0, sets: 0 };
+        let mut builder = Builder { metadata, charsets, is_mariadb, numeric: 0, texts: 0, lists: 0, enums: 0, sets: 0 };
         let mut columns = Vec::with_capacity(count);
         let mut storage = Vec::with_capacity(count);
         for (index, raw) in raw.iter().enumerate() {
@@ -254,7 +262,7 @@ impl TableMap {
         }
         let key = builder.metadata.key;
         if key.iter().any(|index| *index >= count) {
-            return Err(Malformed::new("a primary key of columns that the table does not have").into());
+            return Err(Malformed::new("the primary key names a column that the table does not have").into());
         }
         Ok(Self { columns, storage, key })
     }
@@ -263,8 +271,8 @@ impl TableMap {
 struct Builder<'a> {
     metadata: Metadata<'a>,
     charsets: &'a Charsets,
-    mariadb: bool,
-    /// How many columns of each sort have been seen: the optional metadata counts only its own sort.
+    is_mariadb: bool,
+    /// Counters per sort of column: the optional metadata indexes each sort separately.
     numeric: usize,
     texts: usize,
     lists: usize,
@@ -278,48 +286,48 @@ fn next(counter: &mut usize) -> usize {
 }
 
 impl Builder<'_> {
-    fn column(&mut self, raw: &Raw) -> Result<(Kind, Storage), String> {
+    fn column(&mut self, raw: &Raw) -> Result<(ColumnType, Storage), String> {
         use types::*;
         let unsigned = raw.is_numeric() && {
             let index = next(&mut self.numeric);
             self.metadata.unsigned.get(index / 8).is_some_and(|byte| byte >> (7 - index % 8) & 1 == 1)
         };
-        // To MariaDB a geometry is bytes with a collation of their own.
-        let collation = if raw.is_text() || self.mariadb && raw.kind == GEOMETRY {
+        // MariaDB lists a geometry among the columns with a collation.
+        let collation = if raw.is_text() || self.is_mariadb && raw.kind == GEOMETRY {
             self.metadata.text_collations.of(next(&mut self.texts))
         } else if raw.is_list() {
             self.metadata.list_collations.of(next(&mut self.lists))
         } else {
             None
         };
-        let int = |bytes: u8| (Kind::Int { bytes, unsigned }, Storage::Int { bytes, unsigned });
+        let int = |bytes: u8| (ColumnType::Int { bytes, unsigned }, Storage::Int { bytes, unsigned });
         Ok(match raw.kind {
             TINY => int(1),
             SHORT => int(2),
             INT24 => int(3),
             LONG => int(4),
             LONGLONG => int(8),
-            YEAR => (Kind::Year, Storage::Year),
-            FLOAT => (Kind::Float, Storage::Float),
-            DOUBLE => (Kind::Double, Storage::Double),
+            YEAR => (ColumnType::Year, Storage::Year),
+            FLOAT => (ColumnType::Float, Storage::Float),
+            DOUBLE => (ColumnType::Double, Storage::Double),
             DECIMAL => {
                 let (precision, scale) = (raw.first, raw.second);
                 if !(1..=65).contains(&precision) || scale > precision {
                     return Err(format!("DECIMAL({precision},{scale}) does not exist"));
                 }
-                (Kind::Decimal { precision, scale }, Storage::Fixed(packed_bytes(precision, scale)))
+                (ColumnType::Decimal { precision, scale }, Storage::Fixed(packed_bytes(precision, scale)))
             }
             BIT => {
                 let bits = raw.second.saturating_mul(8).saturating_add(raw.first);
                 if !(1..=64).contains(&bits) {
                     return Err(format!("BIT({bits}) does not exist"));
                 }
-                (Kind::Bit { bits }, Storage::Bits(usize::from(bits).div_ceil(8)))
+                (ColumnType::Bit { bits }, Storage::Bits(usize::from(bits).div_ceil(8)))
             }
-            DATE => (Kind::Date, Storage::Date),
-            TIME2 => (Kind::Time { digits: digits(raw)? }, Storage::Time { digits: raw.first }),
-            DATETIME2 => (Kind::DateTime { digits: digits(raw)? }, Storage::DateTime { digits: raw.first }),
-            TIMESTAMP2 => (Kind::Timestamp { digits: digits(raw)? }, Storage::Timestamp { digits: raw.first }),
+            DATE => (ColumnType::Date, Storage::Date),
+            TIME2 => (ColumnType::Time { digits: digits(raw)? }, Storage::Time { digits: raw.first }),
+            DATETIME2 => (ColumnType::DateTime { digits: digits(raw)? }, Storage::DateTime { digits: raw.first }),
+            TIMESTAMP2 => (ColumnType::Timestamp { digits: digits(raw)? }, Storage::Timestamp { digits: raw.first }),
             VARCHAR => {
                 let longest = u16::from_le_bytes([raw.first, raw.second]);
                 (self.text(collation)?, Storage::Bytes { prefix: if longest > 255 { 2 } else { 1 }, padded_to: 0 })
@@ -327,7 +335,7 @@ impl Builder<'_> {
             STRING => {
                 let kind = self.text(collation)?;
                 let longest = usize::from(raw.second) | usize::from(raw.first & 0x30 ^ 0x30) << 4;
-                let padded_to = if kind == Kind::Binary { longest } else { 0 };
+                let padded_to = if kind == ColumnType::Binary { longest } else { 0 };
                 (kind, Storage::Bytes { prefix: if longest > 255 { 2 } else { 1 }, padded_to })
             }
             BLOB => (self.text(collation)?, blob(raw)?),
@@ -335,45 +343,43 @@ impl Builder<'_> {
                 let charset = Arc::clone(self.charset(collation)?);
                 let bytes = usize::from(raw.second);
                 if !(1..=8).contains(&bytes) {
-                    return Err(format!("{bytes} bytes are none of ENUM or SET"));
+                    return Err(format!("an ENUM or SET of {bytes} bytes does not exist"));
                 }
                 let (lists, index) = if raw.kind == ENUM {
                     (&self.metadata.enums, next(&mut self.enums))
                 } else {
                     (&self.metadata.sets, next(&mut self.sets))
                 };
-                let members = lists.get(index).ok_or("its members are not in the binlog")?;
+                let members = lists.get(index).ok_or("the binlog lacks its members")?;
                 let members = members.iter().map(|member| charset.decode(member).into_owned()).collect();
                 if raw.kind == ENUM {
-                    (Kind::Enum { members }, Storage::Enum { bytes })
+                    (ColumnType::Enum { members }, Storage::Enum { bytes })
                 } else {
-                    (Kind::Set { members }, Storage::Set { bytes })
+                    (ColumnType::Set { members }, Storage::Set { bytes })
                 }
             }
             JSON => match blob(raw)? {
-                Storage::Bytes { prefix, .. } => (Kind::Json, Storage::Json { prefix }),
-                other => (Kind::Json, other),
+                Storage::Bytes { prefix, .. } => (ColumnType::Json, Storage::Json { prefix }),
+                other => (ColumnType::Json, other),
             },
-            GEOMETRY => (Kind::Geometry, blob(raw)?),
-            VECTOR => (Kind::Vector, blob(raw)?),
+            GEOMETRY => (ColumnType::Geometry, blob(raw)?),
+            VECTOR => (ColumnType::Vector, blob(raw)?),
             OLD_TIMESTAMP | OLD_TIME | OLD_DATETIME => return Err(OLD_FORMAT.to_owned()),
             COMPRESSED_BLOB | COMPRESSED_VARCHAR => return Err(COMPRESSED.to_owned()),
-            other => return Err(format!("its type has the number {other}, which is not known here")),
+            other => return Err(format!("its type number {other} is unknown")),
         })
     }
 
-    fn text(&self, collation: Option<u64>) -> Result<Kind, String> {
+    fn text(&self, collation: Option<u64>) -> Result<ColumnType, String> {
         Ok(match collation {
-            Some(BINARY_COLLATION) => Kind::Binary,
-            collation => Kind::Text { charset: self.charset(collation)?.clone() },
+            Some(BINARY_COLLATION) => ColumnType::Binary,
+            collation => ColumnType::Text { charset: self.charset(collation)?.clone() },
         })
     }
 
     fn charset(&self, collation: Option<u64>) -> Result<&Arc<Charset>, String> {
-        let collation = collation.ok_or("its collation is not in the binlog")?;
-        self.charsets
-            .by_collation(collation)
-            .ok_or_else(|| format!("nothing here reads its collation, number {collation}"))
+        let collation = collation.ok_or("the binlog lacks its collation")?;
+        self.charsets.by_collation(collation).ok_or_else(|| format!("its collation {collation} is unknown"))
     }
 }
 
@@ -402,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_map_is_read() {
+    fn a_table_map_is_decoded() {
         let mut event = vec![7, 0, 0, 0, 0, 0, 1, 0];
         event.extend_from_slice(b"\x01d\0\x01t\0");
         event.push(4);
@@ -421,17 +427,17 @@ mod tests {
         event.extend_from_slice(&[6, 5, 2, 1, b'x', 1, b'y']);
         event.extend_from_slice(&[8, 1, 0]);
         event.extend_from_slice(&[10, 3, 0xfc, 255, 0]);
-        let name = TableName::read(&event).unwrap();
-        assert_eq!((name.id, name.database, name.table), (7, "d", "t"));
+        let name = TableMapName::read(&event).unwrap();
+        assert_eq!((name.number, name.database, name.table), (7, "d", "t"));
         let map = TableMap::read(&name, &charsets(), false).unwrap();
-        let kinds: Vec<_> = map.columns.iter().map(|column| column.kind.clone()).collect();
+        let kinds: Vec<_> = map.columns.iter().map(|column| column.column_type.clone()).collect();
         assert_eq!(
             kinds,
             [
-                Kind::Int { bytes: 4, unsigned: true },
-                Kind::Text { charset: Arc::new(utf8()) },
-                Kind::Enum { members: vec!["x".to_owned(), "y".to_owned()].into() },
-                Kind::Decimal { precision: 10, scale: 2 },
+                ColumnType::Int { bytes: 4, unsigned: true },
+                ColumnType::Text { charset: Arc::new(utf8()) },
+                ColumnType::Enum { members: vec!["x".to_owned(), "y".to_owned()].into() },
+                ColumnType::Decimal { precision: 10, scale: 2 },
             ]
         );
         assert_eq!(map.storage[1], Storage::Bytes { prefix: 2, padded_to: 0 });
@@ -439,8 +445,11 @@ mod tests {
         assert_eq!(map.key, [0]);
         // Without the optional metadata.
         let end = event.len() - 34;
-        let name = TableName::read(&event[..end]).unwrap();
-        assert!(matches!(TableMap::read(&name, &charsets(), false), Err(Unusable::NoNames | Unusable::Malformed(_))));
+        let name = TableMapName::read(&event[..end]).unwrap();
+        assert!(matches!(
+            TableMap::read(&name, &charsets(), false),
+            Err(Unusable::NoMetadata | Unusable::Malformed(_))
+        ));
     }
 
     proptest! {
@@ -450,11 +459,11 @@ mod tests {
             event.extend_from_slice(b"\x01d\0\x01t\0");
             event.push(count);
             event.extend_from_slice(&bytes);
-            if let Ok(name) = TableName::read(&event) {
+            if let Ok(name) = TableMapName::read(&event) {
                 let _ = TableMap::read(&name, &charsets(), false);
                 let _ = TableMap::read(&name, &charsets(), true);
             }
-            let _ = TableName::read(&bytes);
+            let _ = TableMapName::read(&bytes);
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Dates and times, as they are packed in row images and in binary JSON.
+//! Dates and times, as packed in row images and in binary JSON.
 
 use super::{Malformed, big};
 
-/// A date as MySQL holds it: month or day may be 0, and with `ALLOW_INVALID_DATES` the day may not exist.
+/// A date that MySQL stores: month or day may be 0, and with `ALLOW_INVALID_DATES` the day may not
+/// exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Date {
     pub(crate) year: u16,
@@ -13,7 +14,7 @@ pub(crate) struct Date {
 impl Date {
     pub(crate) const ZERO: Self = Self { year: 0, month: 0, day: 0 };
 
-    /// Is there such a day?
+    /// Whether the calendar has this day.
     pub(crate) fn exists(self) -> bool {
         let leap = self.year.is_multiple_of(4) && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400));
         let days = match self.month {
@@ -25,9 +26,10 @@ impl Date {
         (1..=days).contains(&self.day) && self.year <= 9999
     }
 
-    /// Days since 1970-01-01, of a date that exists.
+    /// Days since 1970-01-01; the date must exist.
     pub(crate) fn days(self) -> i64 {
-        // Years begin in March, so that the leap day is a year's last; 400 of them are 146,097 days.
+        // A year begins in March here, so that the leap day is its last day; 400 years have 146,097
+        // days.
         let (month, day) = (i64::from(self.month), i64::from(self.day));
         let year = i64::from(self.year) - i64::from(month <= 2);
         let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
@@ -35,7 +37,7 @@ impl Date {
         era * 146_097 + year * 365 + year / 4 - year / 100 + day_of_year - 719_468
     }
 
-    /// As a row image has it.
+    /// Decodes a row image.
     pub(crate) fn packed(number: u64) -> Self {
         Self { day: (number & 31) as u8, month: (number >> 5 & 15) as u8, year: (number >> 9) as u16 }
     }
@@ -54,13 +56,14 @@ pub(crate) struct DateTime {
 impl DateTime {
     pub(crate) const ZERO: Self = Self { date: Date::ZERO, hour: 0, minute: 0, second: 0, micros: 0 };
 
-    /// Microseconds since 1970, of a date that exists; its zone is taken for UTC.
+    /// Microseconds since 1970 in UTC; the date must exist.
     pub(crate) fn epoch_micros(&self) -> i64 {
         let minutes = self.date.days() * 1440 + i64::from(self.hour) * 60 + i64::from(self.minute);
         (minutes * 60 + i64::from(self.second)) * 1_000_000 + i64::from(self.micros)
     }
 
-    /// Of the date and time without fraction: 17 bits of year and month, 5 each of day and hour, 6 each of minute and second.
+    /// Decodes date and time without fraction: 17 bits of year and month, 5 each of day and hour, 6
+    /// each of minute and second.
     pub(crate) fn packed(whole: u64, micros: u32) -> Self {
         let year_month = whole >> 22;
         Self {
@@ -76,12 +79,12 @@ impl DateTime {
         }
     }
 
-    /// A TIMESTAMP, by its seconds since 1970. 0 is how MySQL stores the zero date.
+    /// A TIMESTAMP, from its seconds since 1970. MySQL stores the zero date as 0.
     pub(crate) fn of_epoch(seconds: u32, micros: u32) -> Self {
         if seconds == 0 && micros == 0 {
             return Self::ZERO;
         }
-        // Days to a civil date: Howard Hinnant's algorithm, for days that are never negative.
+        // Howard Hinnant's algorithm for civil dates, restricted to days from 0.
         let days = i64::from(seconds / 86_400) + 719_468;
         let era = days / 146_097;
         let day_of_era = days % 146_097;
@@ -102,7 +105,7 @@ impl DateTime {
     }
 }
 
-/// A duration of up to 838:59:59, either way.
+/// A duration between -838:59:59 and 838:59:59.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Time {
     pub(crate) negative: bool,
@@ -113,7 +116,8 @@ pub(crate) struct Time {
 }
 
 impl Time {
-    /// From the whole number that orders times: hours, minutes and seconds above 24 bits of microseconds.
+    /// Decodes the number that orders times: hours, minutes and seconds above 24 bits of
+    /// microseconds.
     pub(crate) fn packed(number: i64) -> Self {
         let magnitude = number.unsigned_abs();
         let whole = magnitude >> 24;
@@ -126,7 +130,7 @@ impl Time {
         }
     }
 
-    /// Microseconds, below zero of a negative time.
+    /// Microseconds; negative for a negative time.
     pub(crate) fn total_micros(self) -> i64 {
         let minutes = i64::from(self.hours) * 60 + i64::from(self.minutes);
         let micros = (minutes * 60 + i64::from(self.seconds)) * 1_000_000 + i64::from(self.micros);
@@ -134,12 +138,12 @@ impl Time {
     }
 }
 
-/// Bytes of a fraction of so many digits.
+/// Bytes of a fraction, by its number of digits.
 pub(crate) fn fraction_bytes(digits: u8) -> usize {
     usize::from(digits).div_ceil(2)
 }
 
-/// Microseconds of a fraction in so many bytes.
+/// Microseconds of a fraction.
 fn micros(bytes: &[u8]) -> u32 {
     let number = big(bytes) as u32;
     match bytes.len() {
@@ -163,7 +167,8 @@ pub(crate) fn timestamp(bytes: &[u8]) -> Result<DateTime, Malformed> {
     Ok(DateTime::of_epoch(big(whole) as u32, micros(fraction)))
 }
 
-/// TIME of a row image: 3 bytes and the fraction, which counts from the *next lower* second below zero.
+/// TIME of a row image: 3 bytes and the fraction, which for a negative time counts from the *next
+/// lower* second.
 pub(crate) fn time(bytes: &[u8]) -> Result<Time, Malformed> {
     let (whole, fraction) = bytes.split_at_checked(3).ok_or_else(|| Malformed::new("a TIME has 3 bytes or more"))?;
     let seconds = big(whole) as i64 - 0x80_0000;

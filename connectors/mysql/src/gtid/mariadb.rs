@@ -1,15 +1,17 @@
-//! MariaDB's GTIDs (`domain-server-sequence`), and which of them are done.
+//! MariaDB's GTIDs (`domain-server-sequence`), and the processed transactions.
 //!
-//! Of each domain the last transaction that is done is known, and that is where the server goes on: it sends what comes after it in its binlog. That
-//! a smaller sequence means an earlier transaction is a promise that the server keeps with `gtid_strict_mode`.
+//! The state of a domain is its last processed transaction. The server resumes after it in the
+//! binlog. With `gtid_strict_mode`, the server guarantees that a smaller sequence is an earlier
+//! transaction.
 //!
-//! A prepared distributed transaction is not done before it is decided. What comes after it meanwhile is noted apart, as done *beyond*: the
-//! server sends all of it again after a restart, and it is passed over.
+//! A prepared XA transaction is not processed before its outcome is known. Transactions after it
+//! that are processed in the meantime are recorded separately, as *beyond* the last one: the server
+//! sends them again after a restart, and the source skips them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// A transaction's id.
+/// The id of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DomainGtid {
     pub(crate) domain: u32,
@@ -17,22 +19,22 @@ pub(crate) struct DomainGtid {
     pub(crate) sequence: u64,
 }
 
-/// What is done, by domain.
+/// The processed transactions, by domain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Domains(BTreeMap<u32, Domain>);
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Domain {
-    /// The last transaction up to which everything is done. Sequence 0: none.
+    /// The last transaction up to which everything is processed; sequence 0 means none.
     server: u32,
     sequence: u64,
-    /// What is done beyond it, in order.
+    /// Processed transactions after it, in order.
     beyond: Vec<Run>,
-    /// Transactions that are prepared and not decided, of those that came since the source opened.
+    /// Prepared XA transactions without an outcome, since the source opened.
     held: BTreeSet<u64>,
 }
 
-/// Transactions of one server that follow each other.
+/// Consecutive transactions of one server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Run {
     server: u32,
@@ -41,7 +43,8 @@ struct Run {
 }
 
 impl Domains {
-    /// Reads the server's notation (`0-1-5,7-2-9`) and our own, which may have runs after each domain: `0-1-5+1:7-9`.
+    /// Parses the server's notation (`0-1-5,7-2-9`) and the extended one of stored positions, with
+    /// runs after each domain: `0-1-5+1:7-9`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut domains = BTreeMap::new();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -67,7 +70,7 @@ impl Domains {
         Some(Self(domains))
     }
 
-    /// A transaction is done.
+    /// Adds a processed transaction.
     pub(crate) fn add(&mut self, gtid: DomainGtid) {
         let domain = self.0.entry(gtid.domain).or_default();
         domain.held.remove(&gtid.sequence);
@@ -84,18 +87,20 @@ impl Domains {
         }
     }
 
-    /// A transaction is prepared: from here on nothing counts as *everything up to there is done*.
+    /// Notes a prepared XA transaction: the last processed transaction stays before it.
     pub(crate) fn hold(&mut self, gtid: DomainGtid) {
         self.0.entry(gtid.domain).or_default().held.insert(gtid.sequence);
     }
 
-    /// Was it done before the source opened, and comes again only because of one before it?
+    /// Whether a transaction was processed before the source opened, and is sent again because of a
+    /// prepared one before it.
     pub(crate) fn is_beyond(&self, gtid: DomainGtid) -> bool {
         let holds = |run: &Run| run.first <= gtid.sequence && gtid.sequence <= run.last;
         self.0.get(&gtid.domain).is_some_and(|domain| domain.beyond.iter().any(holds))
     }
 
-    /// Is everything done here that is done there, or is beyond it?
+    /// Whether this state includes every transaction of `other`, those beyond its last one
+    /// included.
     pub(crate) fn contains_all(&self, other: &Self) -> bool {
         other.0.iter().all(|(id, theirs)| {
             let newest = theirs.beyond.last().map_or(theirs.sequence, |run| run.last);
@@ -103,7 +108,7 @@ impl Domains {
         })
     }
 
-    /// From where the server is to go on, in its own notation.
+    /// The value of `@slave_connect_state`, after which the server resumes.
     pub(crate) fn connect_state(&self) -> String {
         let begun = self.0.iter().filter(|(_, domain)| domain.sequence > 0);
         let texts: Vec<String> =
@@ -156,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_notation_and_ours_come_back() {
+    fn both_notations_are_parsed_and_printed() {
         for text in ["", "0-1-5", "0-1-5,7-2-9", "0-1-5+1:7-9+2:12-13,1-0-0+1:3-3"] {
             assert_eq!(Domains::parse(text).unwrap().to_string(), text);
         }
@@ -167,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prepared_transaction_holds_the_place_and_lets_it_go() {
+    fn a_prepared_transaction_holds_the_position_until_its_outcome() {
         let mut done = Domains::parse("0-1-4,1-1-8").unwrap();
         done.hold(gtid(1, 5));
         done.add(gtid(1, 6));
@@ -176,7 +181,7 @@ mod tests {
         done.add(gtid(2, 9));
         assert_eq!(done.to_string(), "0-1-4+1:6-7+2:9-9,1-1-8");
         assert_eq!(done.connect_state(), "0-1-4,1-1-8");
-        // After a restart the server sends all of it again.
+        // After a restart the server sends all of them again.
         let mut again = Domains::parse(&done.to_string()).unwrap();
         assert!(!again.is_beyond(gtid(1, 5)) && again.is_beyond(gtid(1, 6)) && !again.is_beyond(gtid(1, 8)));
         again.hold(gtid(1, 5));
@@ -191,19 +196,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_counts_for_whether_a_server_has_it() {
+    fn contains_all_considers_transactions_beyond_the_last_one() {
         let parse = |text: &str| Domains::parse(text).unwrap();
         assert!(parse("0-2-9").contains_all(&parse("0-1-4+1:6-9")));
         assert!(!parse("0-2-8").contains_all(&parse("0-1-4+1:6-9")));
         assert!(!parse("0-2-8").contains_all(&parse("1-1-1")));
         assert!(parse("0-2-8").contains_all(&parse("")));
-        // Purged is what was before; what is beyond does not make up for it.
+        // A transaction beyond the last one does not compensate for a purged transaction before it.
         assert!(!parse("0-1-4+1:6-9").contains_all(&parse("0-1-6")));
     }
 
     proptest! {
         #[test]
-        fn nothing_that_is_done_comes_again_and_nothing_else_is_passed_over(
+        fn exactly_the_processed_transactions_are_skipped_after_a_restart(
             sequences in proptest::collection::vec((1u64..4, any::<bool>()), 1..30),
             cut in 0usize..30,
         ) {
@@ -216,7 +221,7 @@ mod tests {
                 }
                 all.push((at, index < cut && !*hold));
             }
-            // Every second one is decided.
+            // Every second prepared transaction gets an outcome.
             for sequence in held.iter().step_by(2) {
                 done.add(gtid(1, *sequence));
                 all.iter_mut().filter(|(at, _)| at == sequence).for_each(|(_, done)| *done = true);

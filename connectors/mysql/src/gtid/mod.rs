@@ -1,4 +1,5 @@
-//! Which transactions have been seen, in either server's way: MySQL's sets, or MariaDB's last transaction of each domain.
+//! GTIDs and sets of processed transactions: MySQL's GTID sets, and MariaDB's last transaction per
+//! domain.
 
 mod mariadb;
 mod mysql;
@@ -6,16 +7,16 @@ mod mysql;
 use std::fmt;
 
 pub(crate) use mariadb::{DomainGtid, Domains};
-pub(crate) use mysql::{Origin, UuidSet};
+pub(crate) use mysql::{Tsid, UuidSet};
 
-/// A transaction's id.
+/// The id of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Gtid {
-    MySql { origin: Origin, number: u64 },
+    MySql { tsid: Tsid, number: u64 },
     MariaDb(DomainGtid),
 }
 
-/// Transactions that are done.
+/// The processed transactions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GtidSet {
     MySql(UuidSet),
@@ -23,36 +24,38 @@ pub(crate) enum GtidSet {
 }
 
 impl GtidSet {
-    /// Do both come from the same kind of server?
+    /// Whether both have the format of the same vendor.
     pub(crate) fn is_of_kind(&self, gtid: &Gtid) -> bool {
         matches!((self, gtid), (Self::MySql(_), Gtid::MySql { .. }) | (Self::MariaDb(_), Gtid::MariaDb(_)))
     }
 
     pub(crate) fn add(&mut self, gtid: &Gtid) {
         match (self, gtid) {
-            (Self::MySql(set), Gtid::MySql { origin, number }) => set.add(origin, *number),
+            (Self::MySql(set), Gtid::MySql { tsid, number }) => set.add(tsid, *number),
             (Self::MariaDb(domains), Gtid::MariaDb(gtid)) => domains.add(*gtid),
-            // The follower refuses it when the transaction begins.
+            // The follower rejects such a transaction when it begins.
             (set, gtid) => debug_assert!(false, "{gtid} in {set}"),
         }
     }
 
-    /// A transaction is prepared, and not done before it is decided. In a set it is missing until then, which is all that is needed.
+    /// Notes a prepared XA transaction, which is not processed before its outcome is known. A MySQL
+    /// set simply lacks it until then.
     pub(crate) fn hold(&mut self, gtid: &Gtid) {
         if let (Self::MariaDb(domains), Gtid::MariaDb(gtid)) = (self, gtid) {
             domains.hold(*gtid);
         }
     }
 
-    /// Was it done before the source opened, although the server sends it? MySQL's servers send only what is missing.
-    pub(crate) fn comes_again(&self, gtid: &Gtid) -> bool {
+    /// Whether a transaction was processed before the source opened, although the server sends it.
+    /// MySQL sends only missing transactions.
+    pub(crate) fn already_processed(&self, gtid: &Gtid) -> bool {
         match (self, gtid) {
             (Self::MariaDb(domains), Gtid::MariaDb(gtid)) => domains.is_beyond(*gtid),
             _ => false,
         }
     }
 
-    /// Is every transaction of `other` in this set?
+    /// Whether this set contains every transaction of `other`.
     pub(crate) fn contains_all(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::MySql(ours), Self::MySql(theirs)) => ours.contains_all(theirs),
@@ -65,7 +68,7 @@ impl GtidSet {
 impl fmt::Display for Gtid {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::MySql { origin, number } => write!(formatter, "{origin}:{number}"),
+            Self::MySql { tsid, number } => write!(formatter, "{tsid}:{number}"),
             Self::MariaDb(gtid) => gtid.fmt(formatter),
         }
     }

@@ -1,29 +1,29 @@
-//! MySQL's GTIDs, tagged ones too (`uuid:tag:1-3`), and sets of them.
+//! MySQL's GTIDs and GTID sets, including tagged GTIDs (`uuid:tag:1-3`).
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// The server (and tag) that numbered a transaction.
+/// A transaction source identifier: the UUID of the server that assigned the GTID, and the tag.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Origin {
+pub(crate) struct Tsid {
     pub(crate) server: [u8; 16],
     pub(crate) tag: String,
 }
 
-/// A set of GTIDs; per origin its ranges, ends included, in order and apart.
+/// A set of GTIDs: disjoint ranges per source identifier, in order, with their ends included.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct UuidSet {
-    ranges: BTreeMap<Origin, Vec<(u64, u64)>>,
+    ranges: BTreeMap<Tsid, Vec<(u64, u64)>>,
 }
 
 impl UuidSet {
-    /// Reads MySQL's notation. After a UUID, numbers belong to the last tag before them.
+    /// Parses MySQL's notation. After a UUID, intervals belong to the last tag before them.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut set = Self::default();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             let mut words = part.split(':').map(str::trim);
             let server = parse_uuid(words.next()?)?;
-            let mut origin = Origin { server, tag: String::new() };
+            let mut tsid = Tsid { server, tag: String::new() };
             for word in words {
                 if word.starts_with(|first: char| first.is_ascii_digit()) {
                     let (from, to) = word.split_once('-').unwrap_or((word, word));
@@ -31,27 +31,27 @@ impl UuidSet {
                     if from == 0 || to < from {
                         return None;
                     }
-                    set.add_range(&origin, from, to);
+                    set.add_range(&tsid, from, to);
                 } else if word.is_empty() {
                     return None;
                 } else {
-                    origin.tag = word.to_owned();
+                    tsid.tag = word.to_owned();
                 }
             }
         }
         Some(set)
     }
 
-    pub(crate) fn add(&mut self, origin: &Origin, number: u64) {
-        self.add_range(origin, number, number);
+    pub(crate) fn add(&mut self, tsid: &Tsid, number: u64) {
+        self.add_range(tsid, number, number);
     }
 
-    fn add_range(&mut self, origin: &Origin, from: u64, to: u64) {
-        if !self.ranges.contains_key(origin) {
-            self.ranges.insert(origin.clone(), Vec::new());
+    fn add_range(&mut self, tsid: &Tsid, from: u64, to: u64) {
+        if !self.ranges.contains_key(tsid) {
+            self.ranges.insert(tsid.clone(), Vec::new());
         }
-        let Some(ranges) = self.ranges.get_mut(origin) else { return };
-        // Nearly always the next one after the last.
+        let Some(ranges) = self.ranges.get_mut(tsid) else { return };
+        // The usual case: the successor of the last number.
         if let Some(last) = ranges.last_mut()
             && last.0 <= from
             && from <= last.1.saturating_add(1)
@@ -71,17 +71,17 @@ impl UuidSet {
         *ranges = joined;
     }
 
-    /// Is every transaction of `other` in this set?
+    /// Whether this set contains every transaction of `other`.
     pub(crate) fn contains_all(&self, other: &Self) -> bool {
-        other.ranges.iter().all(|(origin, theirs)| {
-            let ours = self.ranges.get(origin).map_or(&[][..], Vec::as_slice);
+        other.ranges.iter().all(|(tsid, theirs)| {
+            let ours = self.ranges.get(tsid).map_or(&[][..], Vec::as_slice);
             theirs.iter().all(|(from, to)| ours.iter().any(|(first, last)| first <= from && to <= last))
         })
     }
 
-    /// Origins with their ranges, ends included.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Origin, &[(u64, u64)])> {
-        self.ranges.iter().map(|(origin, ranges)| (origin, ranges.as_slice()))
+    /// Source identifiers with their ranges, ends included.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Tsid, &[(u64, u64)])> {
+        self.ranges.iter().map(|(tsid, ranges)| (tsid, ranges.as_slice()))
     }
 }
 
@@ -97,7 +97,7 @@ fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     Some(uuid)
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for Tsid {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, byte) in self.server.iter().enumerate() {
             if matches!(index, 4 | 6 | 8 | 10) {
@@ -114,8 +114,8 @@ impl fmt::Display for Origin {
 
 impl fmt::Display for UuidSet {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (origin, ranges)) in self.ranges.iter().enumerate() {
-            write!(formatter, "{}{origin}", if index == 0 { "" } else { "," })?;
+        for (index, (tsid, ranges)) in self.ranges.iter().enumerate() {
+            write!(formatter, "{}{tsid}", if index == 0 { "" } else { "," })?;
             for (from, to) in ranges {
                 if from == to {
                     write!(formatter, ":{from}")?;
@@ -136,18 +136,18 @@ mod tests {
 
     const UUID: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
 
-    fn origin(tag: &str) -> Origin {
-        Origin { server: parse_uuid(UUID).unwrap(), tag: tag.to_owned() }
+    fn tsid(tag: &str) -> Tsid {
+        Tsid { server: parse_uuid(UUID).unwrap(), tag: tag.to_owned() }
     }
 
     fn contains(set: &UuidSet, tag: &str, number: u64) -> bool {
         let mut one = UuidSet::default();
-        one.add(&origin(tag), number);
+        one.add(&tsid(tag), number);
         set.contains_all(&one)
     }
 
     #[test]
-    fn the_servers_own_notation_is_read() {
+    fn the_servers_notation_is_parsed() {
         let set = UuidSet::parse(&format!("{UUID}:1-52:mytag:1,\n aaaaaaaa-71ca-11e1-9e33-c80aa9429562:7")).unwrap();
         assert!(contains(&set, "", 52) && contains(&set, "mytag", 1) && !contains(&set, "mytag", 2));
         assert_eq!(UuidSet::parse(&set.to_string()), Some(set));
@@ -159,9 +159,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_is_a_set(numbers in proptest::collection::vec(1u64..30, 0..40), others in proptest::collection::vec(1u64..30, 0..5)) {
+        fn a_set_contains_exactly_its_members(numbers in proptest::collection::vec(1u64..30, 0..40), others in proptest::collection::vec(1u64..30, 0..5)) {
             let of = |numbers: &[u64]| numbers.iter().fold(UuidSet::default(), |mut set, number| {
-                set.add(&origin(""), *number);
+                set.add(&tsid(""), *number);
                 set
             });
             let set = of(&numbers);

@@ -1,108 +1,113 @@
-//! How a connection begins: the server introduces itself, TLS begins if it is wanted, and the user is let in.
+//! The opening of a connection: the server's greeting, TLS, and authentication.
 
 use mysql_common::constants::CapabilityFlags;
 use mysql_common::packets::{AuthPlugin, HandshakeResponse, SslRequest};
 use mysql_common::proto::MySerialize;
 
 use super::auth::{NONCE, Plugin, authenticate, split_at_zero};
+use super::error::server_error;
 use super::packet::Packets;
-use super::tls::Link;
-use super::{ERROR, Failure, LARGEST, server_error};
-use crate::config::{MysqlOptions, Tls};
+use super::{ERROR, MAX_PACKET, ReplicationError};
+use crate::connection::dialect::Dialect;
+use crate::connection::options::{ConnectionOptions, Tls};
+use crate::connection::tls::ServerStream;
 use crate::decode::{Bytes, Malformed};
 
-/// What the server says first.
+/// The first packet of the server.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Hello {
+pub(super) struct Greeting {
     capabilities: CapabilityFlags,
+    dialect: Dialect,
     nonce: Vec<u8>,
     plugin: Plugin,
 }
 
-impl Hello {
-    /// Reads the packet, without the version of the protocol in its first byte.
+impl Greeting {
+    /// Decodes the packet, after the protocol version in its first byte.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
-        let (_version, rest) = split_at_zero(bytes);
+        let (version, rest) = split_at_zero(bytes);
         let mut bytes = Bytes::new(rest);
-        // The number of the connection.
+        // The connection id.
         bytes.take(4)?;
         let mut nonce = bytes.take(8)?.to_vec();
         bytes.take(1)?;
         let lower = bytes.little(2)?;
-        // Its collation and its status.
+        // Collation and status.
         bytes.take(3)?;
         let upper = bytes.little(2)?;
         let capabilities = CapabilityFlags::from_bits_truncate((upper << 16 | lower) as u32);
         let nonce_bytes = usize::from(bytes.u8()?);
         bytes.take(10)?;
         nonce.extend_from_slice(bytes.take(nonce_bytes.saturating_sub(8).max(13))?);
-        // A zero ends it.
+        // Without the terminating zero.
         nonce.truncate(NONCE);
         let (name, _) = split_at_zero(bytes.rest());
-        // A user with any other one is told so, in answer to this.
+        // The server answers with the plugin of the user if it is another one.
         let plugin = match Plugin::of_name(name) {
             Some(Plugin::CachingSha2) => Plugin::CachingSha2,
             _ => Plugin::Native,
         };
-        Ok(Self { capabilities, nonce, plugin })
+        let dialect = Dialect::of_version(&String::from_utf8_lossy(version));
+        Ok(Self { capabilities, dialect, nonce, plugin })
     }
 }
 
-/// Connects, and has the user let in.
-pub(super) async fn connect(options: &MysqlOptions) -> Result<Packets<Link>, Failure> {
+/// Connects and authenticates.
+pub(super) async fn connect(options: &ConnectionOptions) -> Result<(Packets<ServerStream>, Dialect), ReplicationError> {
     const PROTOCOL: u8 = 10;
-    // All that a server has that is newer than 5.5.
+    // Every server since MySQL 5.6 and MariaDB 10 has these.
     const NEEDED: CapabilityFlags = CapabilityFlags::CLIENT_PROTOCOL_41
         .union(CapabilityFlags::CLIENT_SECURE_CONNECTION)
         .union(CapabilityFlags::CLIENT_PLUGIN_AUTH);
-    let mut packets = Packets::new(Link::connect(options).await?);
-    let said = packets.packet().await?;
-    let hello = match said.split_first() {
+    let mut packets = Packets::new(ServerStream::connect(options).await?);
+    let packet = packets.packet().await?;
+    let greeting = match packet.split_first() {
         Some((&ERROR, rest)) => return Err(server_error(rest)),
         Some((&PROTOCOL, rest)) => {
-            Hello::read(rest).map_err(|error| Failure::Broken(format!("its greeting: {error}")))?
+            Greeting::read(rest).map_err(|error| ReplicationError::Broken(format!("the greeting: {error}")))?
         }
-        _ => return Err(Failure::broken("its greeting is none of MySQL's protocol 10")),
+        _ => return Err(ReplicationError::broken("the greeting does not have MySQL's protocol version 10")),
     };
-    if !hello.capabilities.contains(NEEDED) {
-        return Err(Failure::broken("the server is older than MySQL 5.6 and MariaDB 10"));
+    if !greeting.capabilities.contains(NEEDED) {
+        return Err(ReplicationError::broken("the server is older than MySQL 5.6 and MariaDB 10"));
     }
     let mut capabilities = NEEDED | CapabilityFlags::CLIENT_TRANSACTIONS;
-    // MariaDB does not offer it: without it, it looks for capabilities of its own behind these, and finds none.
-    capabilities |= hello.capabilities & CapabilityFlags::CLIENT_LONG_PASSWORD;
-    let has_tls = hello.capabilities.contains(CapabilityFlags::CLIENT_SSL);
+    // MariaDB does not offer it: a client without it has MariaDB's extended capabilities, of which
+    // the client uses none.
+    capabilities |= greeting.capabilities & CapabilityFlags::CLIENT_LONG_PASSWORD;
+    let has_tls = greeting.capabilities.contains(CapabilityFlags::CLIENT_SSL);
     if options.tls != Tls::Disable && has_tls {
         const UTF8MB4_GENERAL_CI: u8 = 45;
         capabilities |= CapabilityFlags::CLIENT_SSL;
-        packets.send(&bytes_of(&SslRequest::new(capabilities, LARGEST, UTF8MB4_GENERAL_CI))).await?;
-        let (link, number) = packets.into_link()?;
-        packets = Packets::go_on(link.secure(options).await?, number);
+        packets.send(&bytes_of(&SslRequest::new(capabilities, MAX_PACKET, UTF8MB4_GENERAL_CI))).await?;
+        let (stream, sequence) = packets.into_stream()?;
+        packets = Packets::resume(stream.secure(options).await?, sequence);
     } else if !matches!(options.tls, Tls::Disable | Tls::Prefer) {
-        return Err(Failure::Tls("the server has no TLS".to_owned()));
+        return Err(ReplicationError::Tls("the server does not offer TLS".to_owned()));
     }
     let is_secure = capabilities.contains(CapabilityFlags::CLIENT_SSL);
-    let password = options.url.password.as_deref().unwrap_or_default();
-    let plugin = match hello.plugin {
+    let password = options.address.password.as_deref().unwrap_or_default();
+    let plugin = match greeting.plugin {
         Plugin::CachingSha2 => AuthPlugin::CachingSha2Password,
         _ => AuthPlugin::MysqlNativePassword,
     };
     let response = HandshakeResponse::new(
-        Some(hello.plugin.first(password, &hello.nonce, is_secure)),
-        // Any that knows utf8mb4.
+        Some(greeting.plugin.first_message(password, &greeting.nonce, is_secure)),
+        // Any version that has utf8mb4.
         (8, 0, 0),
-        Some(options.url.user.as_bytes()),
+        Some(options.address.user.as_bytes()),
         None::<&[u8]>,
         Some(plugin),
         capabilities,
         None,
-        LARGEST,
+        MAX_PACKET,
     );
     packets.send(&bytes_of(&response)).await?;
-    authenticate(&mut packets, options, hello.plugin, hello.nonce, is_secure).await?;
-    Ok(packets)
+    authenticate(&mut packets, options, greeting.plugin, greeting.nonce, is_secure).await?;
+    Ok((packets, greeting.dialect))
 }
 
-/// A packet of the library's as bytes.
+/// The bytes of a packet of the library.
 pub(super) fn bytes_of(packet: &impl MySerialize) -> Vec<u8> {
     let mut bytes = Vec::new();
     packet.serialize(&mut bytes);
@@ -115,8 +120,8 @@ mod tests {
 
     use super::*;
 
-    /// MySQL 8.0's.
-    fn greeting() -> Vec<u8> {
+    /// The greeting of MySQL 8.0.
+    fn packet() -> Vec<u8> {
         let mut bytes = b"8.0.36\0".to_vec();
         bytes.extend_from_slice(&[1, 0, 0, 0]);
         bytes.extend_from_slice(b"abcdefgh\0");
@@ -127,21 +132,21 @@ mod tests {
     }
 
     #[test]
-    fn a_greeting_is_read() {
-        let hello = Hello::read(&greeting()).unwrap();
-        assert_eq!((hello.nonce.as_slice(), hello.plugin), (&b"abcdefghijklmnopqrst"[..], Plugin::CachingSha2));
-        assert!(hello.capabilities.contains(CapabilityFlags::CLIENT_SSL | CapabilityFlags::CLIENT_PLUGIN_AUTH));
+    fn a_greeting_is_decoded() {
+        let greeting = Greeting::read(&packet()).unwrap();
+        assert_eq!((greeting.nonce.as_slice(), greeting.plugin), (&b"abcdefghijklmnopqrst"[..], Plugin::CachingSha2));
+        assert!(greeting.capabilities.contains(CapabilityFlags::CLIENT_SSL | CapabilityFlags::CLIENT_PLUGIN_AUTH));
     }
 
     proptest! {
         #[test]
-        fn any_greeting_is_survived(at in 0usize..80, byte in any::<u8>(), cut in 0usize..80) {
-            let mut bytes = greeting();
+        fn invalid_greetings_never_panic(at in 0usize..80, byte in any::<u8>(), cut in 0usize..80) {
+            let mut bytes = packet();
             let length = bytes.len();
             bytes[at % length] = byte;
-            let _ = Hello::read(&bytes);
-            prop_assert!(Hello::read(&greeting()[..cut.min(40)]).is_err());
-            let _ = Hello::read(&bytes[..cut.min(length)]);
+            let _ = Greeting::read(&bytes);
+            prop_assert!(Greeting::read(&packet()[..cut.min(40)]).is_err());
+            let _ = Greeting::read(&bytes[..cut.min(length)]);
         }
     }
 }

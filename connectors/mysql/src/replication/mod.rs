@@ -1,139 +1,122 @@
-//! The replication protocol: a connection as a replica makes it, and the events that come over it.
+//! The replication protocol: a connection as a replica opens it, and the events that the server
+//! sends over it.
 //!
-//! It is our own because what a client library does here decides whether changes are lost: every event is checked against its checksum, every packet against
-//! its number, and a compressed transaction is unpacked event by event, to its announced end, or told to be damaged. [`packet`] frames bytes, [`tls`] and [`auth`]
-//! and [`handshake`] open the connection, [`events`] reads events, and [`payload`] the transactions that come compressed.
+//! The implementation is ours because a client library's choices decide whether changes are lost:
+//! it must verify the checksum of every event and the number of every packet, and unpack a
+//! compressed transaction event by event up to its announced end. [`packet`] frames bytes,
+//! [`handshake`] and [`auth`] open the connection, [`event_stream`] reads events, and [`payload`]
+//! unpacks compressed transactions.
 
 mod auth;
-pub(crate) mod events;
+mod error;
+pub(crate) mod event_frame;
+pub(crate) mod event_stream;
 mod handshake;
 pub(crate) mod packet;
 pub(crate) mod payload;
-mod tls;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use mysql_common::proto::MySerialize;
-use trunkline_connector::Error;
+use trunkline_connector::Result;
 
-use self::events::Events;
+pub(crate) use self::error::ReplicationError;
+use self::error::server_error;
+use self::event_stream::EventStream;
 use self::handshake::bytes_of;
 use self::packet::Packets;
-pub(crate) use self::tls::Link;
-use crate::config::MysqlOptions;
-use crate::decode::{Malformed, little};
+use crate::connection::dialect::Dialect;
+use crate::connection::options::ConnectionOptions;
+use crate::connection::tls::ServerStream;
+use crate::connection::{call_with_deadline, session};
 
-/// The largest packet a client can take, which no server goes beyond: a row can be that large.
-pub(crate) const LARGEST: u32 = 1 << 30;
+/// The maximum packet size of a client, which no server exceeds; a row can be as large.
+pub(crate) const MAX_PACKET: u32 = 1 << 30;
 
-/// With which byte an answer begins.
+/// The first byte of a successful answer.
 const OK: u8 = 0;
+/// The first byte of an error.
 const ERROR: u8 = 0xff;
 
-/// What ended a connection, or kept it from beginning.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// The server said so.
-    Server { code: u16, message: String },
-    /// The connection broke, or what came over it is not of the protocol.
-    Broken(String),
-    /// The server has no more events, and closed the binlog.
-    Closed,
-    /// TLS did not begin.
-    Tls(String),
-    /// An event is not as it was sent.
-    Checksum { kind: u8, ends_at: u32 },
-    /// An event cannot be what it should be.
-    Malformed(Malformed),
-    /// A compressed transaction cannot be unpacked: where it ends, and why.
-    Payload { file: String, ends_at: u32, why: String },
-    /// The scratch folder does not take what has to lie there.
-    Scratch(String),
-    /// All there is to tell.
-    Told(Error),
+/// An authenticated connection.
+pub(crate) struct ReplicationConnection {
+    options: Arc<ConnectionOptions>,
+    dialect: Dialect,
+    packets: Packets<ServerStream>,
 }
 
-impl Failure {
-    fn broken(why: &str) -> Self {
-        Self::Broken(why.to_owned())
-    }
-}
-
-impl From<Malformed> for Failure {
-    fn from(malformed: Malformed) -> Self {
-        Self::Malformed(malformed)
-    }
-}
-
-/// What the server says in an error, after its first byte.
-fn server_error(bytes: &[u8]) -> Failure {
-    let Some((code, rest)) = bytes.split_first_chunk::<2>() else {
-        return Failure::broken("an error without a number");
-    };
-    // Five characters that say the same as the number; not before the user is let in.
-    const STATE: usize = 6;
-    let message = if rest.first() == Some(&b'#') { rest.get(STATE..).unwrap_or_default() } else { rest };
-    Failure::Server { code: little(code) as u16, message: String::from_utf8_lossy(message).into_owned() }
-}
-
-/// A connection of a user who was let in.
-pub(crate) struct Connection {
-    packets: Packets<Link>,
-}
-
-impl Connection {
-    pub(crate) async fn open(options: &MysqlOptions) -> Result<Self, Failure> {
-        Ok(Self { packets: handshake::connect(options).await? })
+impl ReplicationConnection {
+    /// Connects, authenticates, and sets the [session variables](session).
+    pub(crate) async fn open(options: &Arc<ConnectionOptions>) -> Result<Self> {
+        let connected = call_with_deadline(options, handshake::connect(options)).await?;
+        let (packets, dialect) = connected.map_err(|error| error.into_error(options, Dialect::MySql))?;
+        let mut connection = Self { options: Arc::clone(options), dialect, packets };
+        for sql in session::common_statements().into_iter().chain(session::vendor_statements(dialect)) {
+            connection.run(&sql).await?;
+        }
+        Ok(connection)
     }
 
-    /// Runs a statement without result.
-    pub(crate) async fn run(&mut self, sql: &str) -> Result<(), Failure> {
+    /// Runs a statement that has no result.
+    pub(crate) async fn run(&mut self, sql: &str) -> Result<()> {
         const QUERY: u8 = 3;
         let mut command = vec![QUERY];
         command.extend_from_slice(sql.as_bytes());
         self.command(&command).await
     }
 
-    /// Sends a command that is answered by a word.
-    pub(crate) async fn send(&mut self, command: &impl MySerialize) -> Result<(), Failure> {
+    /// Sends a command that the server acknowledges.
+    pub(crate) async fn send(&mut self, command: &impl MySerialize) -> Result<()> {
         self.command(&bytes_of(command)).await
     }
 
-    async fn command(&mut self, command: &[u8]) -> Result<(), Failure> {
-        self.packets.begin();
-        self.packets.send(command).await?;
-        let answer = self.packets.packet().await?;
-        match answer.split_first() {
-            Some((&OK, _)) => Ok(()),
-            Some((&ERROR, rest)) => Err(server_error(rest)),
-            _ => Err(Failure::broken("an answer to a command that is none")),
-        }
+    async fn command(&mut self, command: &[u8]) -> Result<()> {
+        let packets = &mut self.packets;
+        let call = async {
+            packets.start_command();
+            packets.send(command).await?;
+            let answer = packets.packet().await?;
+            match answer.split_first() {
+                Some((&OK, _)) => Ok(()),
+                Some((&ERROR, rest)) => Err(server_error(rest)),
+                _ => Err(ReplicationError::broken("the server sent an invalid answer to a command")),
+            }
+        };
+        let answered = call_with_deadline(&self.options, call).await?;
+        answered.map_err(|error| error.into_error(&self.options, self.dialect))
     }
 
-    /// Sends the command that is answered by events without end.
-    pub(crate) async fn events(
-        mut self,
-        command: &impl MySerialize,
-        scratch: PathBuf,
-    ) -> Result<Events<Link>, Failure> {
-        self.packets.begin();
-        self.packets.send(&bytes_of(command)).await?;
-        Ok(Events::new(self.packets, scratch))
+    /// Sends the command that starts the stream of events. Events too large for memory go to the
+    /// scratch folder.
+    pub(crate) async fn events(mut self, command: &impl MySerialize, scratch: PathBuf) -> Result<BinlogEvents> {
+        let packets = &mut self.packets;
+        let call = async {
+            packets.start_command();
+            packets.send(&bytes_of(command)).await
+        };
+        let sent = call_with_deadline(&self.options, call).await?;
+        sent.map_err(|error| error.into_error(&self.options, self.dialect))?;
+        let events = EventStream::new(self.packets, scratch);
+        Ok(BinlogEvents { options: self.options, dialect: self.dialect, events })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The events of the binlog.
+pub(crate) struct BinlogEvents {
+    options: Arc<ConnectionOptions>,
+    dialect: Dialect,
+    events: EventStream<ServerStream>,
+}
 
-    #[test]
-    fn an_error_is_read_with_its_state_and_without() {
-        for bytes in [&b"\xd4\x04#HY000gone"[..], b"\xd4\x04gone"] {
-            let failure = server_error(bytes);
-            assert!(matches!(&failure, Failure::Server { code: 1236, message } if message == "gone"), "{failure:?}");
-        }
-        for bytes in [&b""[..], b"\xd4", b"\xd4\x04", b"\xd4\x04#", b"\xd4\x04#HY00"] {
-            server_error(bytes);
-        }
+impl BinlogEvents {
+    /// The next event. The caller may drop the future at any await, and call again.
+    pub(crate) async fn next(&mut self) -> Result<event_frame::Event> {
+        self.events.next().await.map_err(|error| error.into_error(&self.options, self.dialect))
+    }
+
+    /// The number of received bytes.
+    pub(crate) fn received_bytes(&self) -> u64 {
+        self.events.received_bytes()
     }
 }

@@ -1,83 +1,84 @@
-//! Packets: what client and server send each other, in frames with a head of their length and number. What is longer than one frame takes is sent in
-//! several, of which only the last is not full.
+//! Packets of the client/server protocol: frames with a header of length and sequence number. A
+//! packet larger than a frame takes several frames, all full except the last.
 //!
-//! Reading can be given up at any await and taken up again: what has come is in the buffer, or was handed out.
+//! Reads are cancel-safe: the buffer keeps received bytes.
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use super::Failure;
+use super::ReplicationError;
 use crate::decode::little;
 
-/// Most that a frame holds. One that holds so much is followed by another, if need be by an empty one.
+/// The maximum length of a frame. Another frame, possibly empty, follows a full one.
 const FULL: usize = 0xff_ffff;
-const HEAD: usize = 4;
-/// Bytes that are read at once.
+const HEADER: usize = 4;
+/// Bytes per read.
 const BUFFER: usize = 256 << 10;
 
-/// A connection as packets.
-pub(super) struct Packets<L> {
-    link: L,
+/// A stream of packets.
+pub(super) struct Packets<S> {
+    stream: S,
     buffer: Vec<u8>,
-    /// What of the buffer was handed out.
+    /// The number of consumed bytes of the buffer.
     at: usize,
-    /// Bytes of the frame that were not handed out yet.
+    /// Bytes of the frame that are not consumed.
     left: usize,
-    /// The packet goes on in another frame.
+    /// The packet continues in another frame.
     continues: bool,
-    /// The packet has begun, and its end was not told.
+    /// The packet has started, and its end is not reported.
     open: bool,
-    /// Of the next frame, whoever sends it.
-    number: u8,
-    /// Bytes that came, from the beginning.
+    /// The sequence number of the next frame in either direction.
+    sequence: u8,
+    /// The number of received bytes.
     received: u64,
 }
 
-impl<L> Packets<L> {
-    pub(super) fn new(link: L) -> Self {
+impl<S> Packets<S> {
+    pub(super) fn new(stream: S) -> Self {
         Self {
-            link,
+            stream,
             buffer: Vec::with_capacity(BUFFER),
             at: 0,
             left: 0,
             continues: false,
             open: false,
-            number: 0,
+            sequence: 0,
             received: 0,
         }
     }
 
-    /// The connection below. Bytes that came and were not asked for are an error: before TLS begins anybody may have put them there.
-    pub(super) fn into_link(self) -> Result<(L, u8), Failure> {
+    /// The stream below, and the next sequence number. Unrequested bytes are an error: before TLS,
+    /// an attacker could inject them.
+    pub(super) fn into_stream(self) -> Result<(S, u8), ReplicationError> {
         if self.at < self.buffer.len() {
-            return Err(Failure::broken("bytes came before TLS that nobody asked for"));
+            return Err(ReplicationError::broken("the server sent unexpected bytes before TLS"));
         }
-        Ok((self.link, self.number))
+        Ok((self.stream, self.sequence))
     }
 
-    /// Goes on above another connection (TLS).
-    pub(super) fn go_on(link: L, number: u8) -> Self {
-        Self { number, ..Self::new(link) }
+    /// Continues over another stream (TLS).
+    pub(super) fn resume(stream: S, sequence: u8) -> Self {
+        Self { sequence, ..Self::new(stream) }
     }
 
-    /// Bytes that came so far: while their number grows, the server is there.
-    pub(super) fn received(&self) -> u64 {
+    /// The number of received bytes: while it grows, the server is alive.
+    pub(super) fn received_bytes(&self) -> u64 {
         self.received
     }
 
-    /// The next packet is the first of a command.
-    pub(super) fn begin(&mut self) {
-        self.number = 0;
+    /// Starts a command: its first packet has the sequence number 0.
+    pub(super) fn start_command(&mut self) {
+        self.sequence = 0;
     }
 }
 
-impl<L: AsyncRead + Unpin> Packets<L> {
-    /// Bytes of the packet that comes or goes on; `None` at its end.
-    pub(super) async fn piece(&mut self) -> Result<Option<&[u8]>, Failure> {
+impl<S: AsyncRead + Unpin> Packets<S> {
+    /// The next bytes of the packet; `None` at its end.
+    pub(super) async fn fragment(&mut self) -> Result<Option<&[u8]>, ReplicationError> {
         let (from, to) = loop {
-            let there = self.buffer.len() - self.at;
+            let available = self.buffer.len() - self.at;
             if self.left > 0 {
-                if there > 0 {
-                    let taken = there.min(self.left);
+                if available > 0 {
+                    let taken = available.min(self.left);
                     self.at += taken;
                     self.left -= taken;
                     break (self.at - taken, self.at);
@@ -85,8 +86,8 @@ impl<L: AsyncRead + Unpin> Packets<L> {
             } else if self.open && !self.continues {
                 self.open = false;
                 return Ok(None);
-            } else if there >= HEAD {
-                self.take_head()?;
+            } else if available >= HEADER {
+                self.read_header()?;
                 continue;
             }
             self.read_more().await?;
@@ -94,66 +95,68 @@ impl<L: AsyncRead + Unpin> Packets<L> {
         Ok(Some(&self.buffer[from..to]))
     }
 
-    /// A whole packet that is not long.
-    pub(super) async fn packet(&mut self) -> Result<Vec<u8>, Failure> {
-        const MOST: usize = 1 << 20;
+    /// A whole packet of limited length.
+    pub(super) async fn packet(&mut self) -> Result<Vec<u8>, ReplicationError> {
+        const MAX: usize = 1 << 20;
         let mut packet = Vec::new();
-        while let Some(piece) = self.piece().await? {
-            packet.extend_from_slice(piece);
-            if packet.len() > MOST {
-                return Err(Failure::broken("an answer of more than 1 MiB"));
+        while let Some(fragment) = self.fragment().await? {
+            packet.extend_from_slice(fragment);
+            if packet.len() > MAX {
+                return Err(ReplicationError::broken("the server sent an answer of more than 1 MiB"));
             }
         }
         Ok(packet)
     }
 
-    fn take_head(&mut self) -> Result<(), Failure> {
-        let head = &self.buffer[self.at..self.at + HEAD];
-        let (length, number) = (little(&head[..3]) as usize, head[3]);
-        if number != self.number {
-            let expected = self.number;
-            return Err(Failure::Broken(format!("packet {number} came, {expected} was expected: bytes were lost")));
+    fn read_header(&mut self) -> Result<(), ReplicationError> {
+        let header = &self.buffer[self.at..self.at + HEADER];
+        let (length, sequence) = (little(&header[..3]) as usize, header[3]);
+        if sequence != self.sequence {
+            let expected = self.sequence;
+            return Err(ReplicationError::Broken(format!(
+                "packet {sequence} arrived instead of packet {expected}: bytes were lost"
+            )));
         }
-        self.at += HEAD;
-        self.number = self.number.wrapping_add(1);
+        self.at += HEADER;
+        self.sequence = self.sequence.wrapping_add(1);
         self.left = length;
         self.continues = length == FULL;
         self.open = true;
         Ok(())
     }
 
-    /// Called when nothing is left but perhaps a part of a frame's head.
-    async fn read_more(&mut self) -> Result<(), Failure> {
+    /// Reads more bytes. The buffer holds at most a part of a frame's header.
+    async fn read_more(&mut self) -> Result<(), ReplicationError> {
         self.buffer.drain(..self.at);
         self.at = 0;
-        match self.link.read_buf(&mut self.buffer).await {
-            Ok(0) => Err(Failure::broken("the server closed it")),
+        match self.stream.read_buf(&mut self.buffer).await {
+            Ok(0) => Err(ReplicationError::broken("the server closed it")),
             Ok(count) => {
                 self.received += count as u64;
                 Ok(())
             }
-            Err(error) => Err(Failure::Broken(error.to_string())),
+            Err(error) => Err(ReplicationError::Broken(error.to_string())),
         }
     }
 }
 
-impl<L: AsyncWrite + Unpin> Packets<L> {
+impl<S: AsyncWrite + Unpin> Packets<S> {
     /// Sends a packet.
-    pub(super) async fn send(&mut self, packet: &[u8]) -> Result<(), Failure> {
-        let mut framed = Vec::with_capacity(packet.len() + HEAD);
-        // One that ends with a full frame is ended by an empty one.
+    pub(super) async fn send(&mut self, packet: &[u8]) -> Result<(), ReplicationError> {
+        let mut framed = Vec::with_capacity(packet.len() + HEADER);
+        // An empty frame follows a full one at the end.
         for frame in 0..=packet.len() / FULL {
             let part = &packet[frame * FULL..packet.len().min((frame + 1) * FULL)];
             framed.extend_from_slice(&(part.len() as u32).to_le_bytes()[..3]);
-            framed.push(self.number);
+            framed.push(self.sequence);
             framed.extend_from_slice(part);
-            self.number = self.number.wrapping_add(1);
+            self.sequence = self.sequence.wrapping_add(1);
         }
         let sent = async {
-            self.link.write_all(&framed).await?;
-            self.link.flush().await
+            self.stream.write_all(&framed).await?;
+            self.stream.flush().await
         };
-        sent.await.map_err(|error| Failure::Broken(error.to_string()))
+        sent.await.map_err(|error| ReplicationError::Broken(error.to_string()))
     }
 }
 
@@ -167,18 +170,18 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A connection that gives bytes in portions, and after each nothing for once.
+    /// A stream that yields bytes in portions, and is pending after each.
     pub(crate) struct Portions {
         bytes: Vec<u8>,
         at: usize,
         sizes: Vec<usize>,
         turn: usize,
-        rested: bool,
+        was_pending: bool,
     }
 
     impl Portions {
         pub(crate) fn new(bytes: Vec<u8>, sizes: Vec<usize>) -> Self {
-            Self { bytes, at: 0, sizes, turn: 0, rested: false }
+            Self { bytes, at: 0, sizes, turn: 0, was_pending: false }
         }
     }
 
@@ -188,8 +191,8 @@ pub(crate) mod tests {
             context: &mut Context<'_>,
             out: &mut ReadBuf<'_>,
         ) -> Poll<std::io::Result<()>> {
-            self.rested = !self.rested;
-            if self.rested {
+            self.was_pending = !self.was_pending;
+            if self.was_pending {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -205,23 +208,23 @@ pub(crate) mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
     }
 
-    /// As a server frames it, beginning with this number.
+    /// Frames packets as a server does, starting with this sequence number.
     pub(crate) fn framed(packets: &[&[u8]], first: u8) -> Vec<u8> {
         block_on(async {
-            let mut sender = Packets::go_on(Vec::new(), first);
+            let mut sender = Packets::resume(Vec::new(), first);
             for packet in packets {
                 sender.send(packet).await.unwrap();
             }
-            sender.link
+            sender.stream
         })
     }
 
-    async fn all(link: impl AsyncRead + Unpin, first: u8) -> (Vec<Vec<u8>>, Failure) {
-        let mut reader = Packets::go_on(link, first);
+    async fn all(stream: impl AsyncRead + Unpin, first: u8) -> (Vec<Vec<u8>>, ReplicationError) {
+        let mut reader = Packets::resume(stream, first);
         let (mut packets, mut packet) = (Vec::new(), Vec::new());
         loop {
-            match reader.piece().await {
-                Ok(Some(piece)) => packet.extend_from_slice(piece),
+            match reader.fragment().await {
+                Ok(Some(fragment)) => packet.extend_from_slice(fragment),
                 Ok(None) => packets.push(std::mem::take(&mut packet)),
                 Err(failure) => return (packets, failure),
             }
@@ -229,12 +232,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn packets_of_many_frames_are_joined() {
+    fn frames_of_a_packet_are_joined() {
         for length in [FULL - 1, FULL, FULL + 1, 2 * FULL] {
             let long: Vec<u8> = (0..length).map(|byte| (byte % 251) as u8).collect();
             let bytes = framed(&[b"before", &long, b"", b"after"], 254);
-            let heads = 3 + 1 + length / FULL;
-            assert_eq!(bytes.len(), 11 + length + heads * HEAD);
+            let headers = 3 + 1 + length / FULL;
+            assert_eq!(bytes.len(), 11 + length + headers * HEADER);
             let (packets, _) = block_on(all(Portions::new(bytes, vec![100_000, 7, 300_000]), 254));
             assert!(packets == [&b"before"[..], &long, b"", b"after"], "{length}");
         }
@@ -242,34 +245,37 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn packets_come_as_they_were_sent_however_they_are_cut(
+        fn packets_arrive_as_sent_however_the_stream_is_split(
             packets in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..10),
             sizes in proptest::collection::vec(1usize..40, 1..5), first in any::<u8>(), lost in 0usize..600,
         ) {
             let sent: Vec<&[u8]> = packets.iter().map(Vec::as_slice).collect();
             let bytes = framed(&sent, first);
-            let (came, _) = block_on(all(Portions::new(bytes.clone(), sizes.clone()), first));
-            prop_assert_eq!(&came, &packets);
-            // Cut off, what came before is whole, and the end is told.
+            let (arrived, _) = block_on(all(Portions::new(bytes.clone(), sizes.clone()), first));
+            prop_assert_eq!(&arrived, &packets);
+            // After a cut, the packets before it are whole and the cut is reported.
             let cut = &bytes[..bytes.len() - lost.min(bytes.len())];
-            let (came, failure) = block_on(all(Portions::new(cut.to_vec(), sizes), first));
-            prop_assert!(packets.starts_with(&came));
-            prop_assert!(matches!(failure, Failure::Broken(_)), "{failure:?}");
+            let (arrived, failure) = block_on(all(Portions::new(cut.to_vec(), sizes), first));
+            prop_assert!(packets.starts_with(&arrived));
+            prop_assert!(matches!(failure, ReplicationError::Broken(_)), "{failure:?}");
         }
 
         #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200), number in any::<u8>()) {
-            let (came, _) = block_on(all(bytes.as_slice(), number));
-            prop_assert!(came.iter().map(Vec::len).sum::<usize>() <= bytes.len());
+        fn invalid_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), number in any::<u8>()) {
+            let (arrived, _) = block_on(all(bytes.as_slice(), number));
+            prop_assert!(arrived.iter().map(Vec::len).sum::<usize>() <= bytes.len());
         }
     }
 
     #[test]
-    fn a_frame_that_is_missing_is_told() {
+    fn a_missing_frame_is_reported() {
         let mut bytes = framed(&[b"one", b"two", b"three"], 0);
         bytes.drain(7..14);
-        let (came, failure) = block_on(all(bytes.as_slice(), 0));
-        assert_eq!(came, [b"one"]);
-        assert!(matches!(&failure, Failure::Broken(why) if why.contains("packet 2 came, 1")), "{failure:?}");
+        let (arrived, failure) = block_on(all(bytes.as_slice(), 0));
+        assert_eq!(arrived, [b"one"]);
+        assert!(
+            matches!(&failure, ReplicationError::Broken(why) if why.contains("packet 2 arrived instead of packet 1")),
+            "{failure:?}"
+        );
     }
 }

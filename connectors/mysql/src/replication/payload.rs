@@ -1,52 +1,54 @@
-//! Compressed transactions (MySQL's Transaction_payload_event): their events, unpacked one after the other.
+//! Compressed transactions (MySQL's Transaction_payload_event), unpacked event by event.
 //!
-//! Unpacked, a transaction may be a thousand times as large as it came. Never more of it is in memory than zstd's window (2 MiB at the server's default level, up to
-//! 128 MiB at its highest) and one event. The bytes are read to their end: they must unpack to just what the event's head announces, and nothing may be left over. Damage is
-//! told when it is reached. Rows before it may have been handed out by then, as those of any transaction that is cut: the position counts them.
+//! A transaction may unpack to a thousand times its size. Memory holds at most zstd's window (2 MiB
+//! at the server's default level, up to 128 MiB at the highest) and one event. The compressed bytes
+//! must unpack to exactly the size that the event announces. An error is reported when the
+//! unpacking reaches it. Rows before it may already be emitted, as with any interrupted
+//! transaction; the position counts them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read, Seek as _, SeekFrom};
 
-use super::LARGEST;
-use crate::binlog::event::{Event, Header};
+use super::MAX_PACKET;
 use crate::decode::{Bytes, Malformed};
+use crate::replication::event_frame::{Event, Header as EventHeader};
 
-/// Most bytes of what stands before the packed ones.
-const LARGEST_HEAD: usize = 1 << 10;
+/// The maximum length of the header before the compressed bytes.
+const MAX_HEADER: usize = 1 << 10;
 
-/// Where the packed bytes are.
+/// The location of a payload's bytes.
 pub(crate) enum Packed {
     Memory(Vec<u8>),
-    /// So many bytes from the beginning of the file.
+    /// This number of bytes, from the beginning of the file.
     Spooled(File, u64),
 }
 
-/// A transaction that is being unpacked.
+/// A transaction during its unpacking.
 pub(crate) struct Payload {
     bytes: Box<dyn Read + Send>,
-    /// Unpacked bytes that are still to come.
+    /// The number of unpacked bytes after the current one.
     left: u64,
 }
 
-/// What the head says.
+/// The header of a payload.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Head {
-    /// Its own bytes.
+struct Header {
+    /// The length of the header.
     length: u64,
     packed: u64,
     is_zstd: bool,
     unpacked: u64,
 }
 
-impl Head {
-    fn read(head: &[u8]) -> Result<Self, Malformed> {
+impl Header {
+    fn read(header: &[u8]) -> Result<Self, Malformed> {
         const END: u64 = 0;
         const SIZE: u64 = 1;
         const COMPRESSION: u64 = 2;
         const UNPACKED_SIZE: u64 = 3;
         const ZSTD: u64 = 0;
         const NONE: u64 = 255;
-        let mut bytes = Bytes::new(head);
+        let mut bytes = Bytes::new(header);
         let (mut packed, mut compression, mut unpacked) = (None, None, None);
         loop {
             let kind = bytes.packed()?;
@@ -61,60 +63,62 @@ impl Head {
                 _ => {}
             }
         }
-        let packed = packed.ok_or_else(|| Malformed::new("its size is not told"))?;
+        let packed = packed.ok_or_else(|| Malformed::new("it lacks its size"))?;
         let is_zstd = match compression {
             Some(ZSTD) => true,
             Some(NONE) => false,
-            other => return Err(Malformed(format!("its compression is {other:?}: neither 0 (zstd) nor 255 (none)"))),
+            other => {
+                return Err(Malformed(format!("its compression type is {other:?} instead of 0 (zstd) or 255 (none)")));
+            }
         };
-        // What is not compressed does not say it twice.
+        // An uncompressed payload has one size.
         let unpacked = unpacked.or(Some(packed).filter(|_| !is_zstd));
-        let unpacked = unpacked.ok_or_else(|| Malformed::new("its unpacked size is not told"))?;
-        Ok(Self { length: (head.len() - bytes.rest().len()) as u64, packed, is_zstd, unpacked })
+        let unpacked = unpacked.ok_or_else(|| Malformed::new("it lacks its uncompressed size"))?;
+        Ok(Self { length: (header.len() - bytes.rest().len()) as u64, packed, is_zstd, unpacked })
     }
 }
 
 impl Payload {
     pub(crate) fn open(packed: Packed) -> Result<Self, String> {
-        let (head, length) = match &packed {
-            Packed::Memory(bytes) => (Head::read(&bytes[..bytes.len().min(LARGEST_HEAD)]), bytes.len() as u64),
+        let (header, length) = match &packed {
+            Packed::Memory(bytes) => (Header::read(&bytes[..bytes.len().min(MAX_HEADER)]), bytes.len() as u64),
             Packed::Spooled(file, length) => {
-                let mut head = Vec::new();
+                let mut header = Vec::new();
                 let mut file = file;
                 let read = file
                     .seek(SeekFrom::Start(0))
-                    .and_then(|_| file.take((*length).min(LARGEST_HEAD as u64)).read_to_end(&mut head));
+                    .and_then(|_| file.take((*length).min(MAX_HEADER as u64)).read_to_end(&mut header));
                 read.map_err(|error| format!("its copy in the scratch folder: {error}"))?;
-                (Head::read(&head), *length)
+                (Header::read(&header), *length)
             }
         };
-        let head = head.map_err(|error| error.to_string())?;
-        let there = length - head.length;
-        if there != head.packed {
-            return Err(format!("it has {there} packed bytes, and announces {}", head.packed));
+        let header = header.map_err(|error| error.to_string())?;
+        let available = length - header.length;
+        if available != header.packed {
+            return Err(format!("it has {available} compressed bytes and announces {}", header.packed));
         }
-        if head.unpacked == 0 {
+        if header.unpacked == 0 {
             return Err("it announces no bytes".to_owned());
         }
         let bytes: Box<dyn BufRead + Send> = match packed {
             Packed::Memory(bytes) => {
                 let mut bytes = Cursor::new(bytes);
-                bytes.set_position(head.length);
+                bytes.set_position(header.length);
                 Box::new(bytes)
             }
             Packed::Spooled(mut file, _) => {
-                let place = file.seek(SeekFrom::Start(head.length));
+                let place = file.seek(SeekFrom::Start(header.length));
                 place.map_err(|error| format!("its copy in the scratch folder: {error}"))?;
-                Box::new(BufReader::with_capacity(128 << 10, file.take(head.packed)))
+                Box::new(BufReader::with_capacity(128 << 10, file.take(header.packed)))
             }
         };
-        let bytes: Box<dyn Read + Send> = if head.is_zstd {
-            // Frame after frame, until there are no more bytes: any that are no frame are an error.
+        let bytes: Box<dyn Read + Send> = if header.is_zstd {
+            // The decoder reads frame after frame to the end, and rejects other bytes.
             Box::new(zstd::stream::read::Decoder::with_buffer(bytes).map_err(|error| error.to_string())?)
         } else {
             bytes
         };
-        Ok(Self { bytes, left: head.unpacked })
+        Ok(Self { bytes, left: header.unpacked })
     }
 
     /// The next event; `None` at the end.
@@ -123,38 +127,38 @@ impl Payload {
         if self.left == 0 {
             return self.end().map(|()| None);
         }
-        let mut head = [0; Header::LENGTH];
-        if self.left < head.len() as u64 {
+        let mut header = [0; EventHeader::LENGTH];
+        if self.left < header.len() as u64 {
             return Err(format!("{} bytes are left, too few for an event", self.left));
         }
-        self.bytes.read_exact(&mut head).map_err(|error| self.damaged(&error))?;
-        let (header, size) = Header::read(&mut Bytes::new(&head)).map_err(|error| error.to_string())?;
-        let data_bytes = match size.checked_sub(Header::LENGTH as u32) {
-            Some(bytes) if u64::from(size) <= self.left && size <= LARGEST => bytes as usize,
-            _ => return Err(format!("an event in it claims {size} bytes, and {} are left", self.left)),
+        self.bytes.read_exact(&mut header).map_err(|error| self.damaged(&error))?;
+        let (header, size) = EventHeader::read(&mut Bytes::new(&header)).map_err(|error| error.to_string())?;
+        let data_bytes = match size.checked_sub(EventHeader::LENGTH as u32) {
+            Some(bytes) if u64::from(size) <= self.left && size <= MAX_PACKET => bytes as usize,
+            _ => return Err(format!("an event claims {size} bytes, and {} are left", self.left)),
         };
-        if header.event_type_raw() == TRANSACTION_PAYLOAD {
-            return Err("a compressed transaction is in it".to_owned());
+        if header.event_type() == TRANSACTION_PAYLOAD {
+            return Err("it contains another compressed transaction".to_owned());
         }
         let mut data = Vec::new();
-        data.try_reserve_exact(data_bytes).map_err(|error| format!("an event in it of {size} bytes: {error}"))?;
+        data.try_reserve_exact(data_bytes).map_err(|error| format!("an event of {size} bytes: {error}"))?;
         let read = (&mut self.bytes).take(data_bytes as u64).read_to_end(&mut data);
         read.map_err(|error| self.damaged(&error))?;
         if data.len() < data_bytes {
-            return Err(format!("it ends {} bytes early", self.left - (Header::LENGTH + data.len()) as u64));
+            return Err(format!("it ends {} bytes early", self.left - (EventHeader::LENGTH + data.len()) as u64));
         }
         self.left -= u64::from(size);
         Ok(Some(Event::new(header, data)))
     }
 
     fn damaged(&self, error: &std::io::Error) -> String {
-        format!("with {} bytes still to come: {error}", self.left)
+        format!("{} bytes before its end: {error}", self.left)
     }
 
     fn end(&mut self) -> Result<(), String> {
         match self.bytes.read(&mut [0]) {
             Ok(0) => Ok(()),
-            Ok(_) => Err("more comes than it announces".to_owned()),
+            Ok(_) => Err("it is longer than it announces".to_owned()),
             Err(error) => Err(format!("after its announced end: {error}")),
         }
     }
@@ -168,10 +172,10 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// An event's bytes, without a checksum.
-    pub(crate) fn event(kind: u8, data: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![0, 0, 0, 0, kind, 1, 0, 0, 0];
-        bytes.extend_from_slice(&((Header::LENGTH + data.len()) as u32).to_le_bytes());
+    /// The bytes of an event without a checksum.
+    pub(crate) fn event(event_type: u8, data: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0, 0, 0, 0, event_type, 1, 0, 0, 0];
+        bytes.extend_from_slice(&((EventHeader::LENGTH + data.len()) as u32).to_le_bytes());
         bytes.extend_from_slice(&[0; 6]);
         bytes.extend_from_slice(data);
         bytes
@@ -183,7 +187,7 @@ pub(crate) mod tests {
         bytes
     }
 
-    /// As a server writes it.
+    /// A payload as a server writes it.
     pub(crate) fn payload(packed: &[u8], compression: u8, unpacked: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
         let compression = if compression < 0xfb { vec![compression] } else { vec![0xfc, compression, 0] };
@@ -207,7 +211,7 @@ pub(crate) mod tests {
         Packed::Spooled(file, bytes.len() as u64)
     }
 
-    /// Everything until the end or until it is refused.
+    /// Every event, and the result of the unpacking.
     fn read(packed: Packed) -> (Vec<Vec<u8>>, Result<(), String>) {
         let mut payload = match Payload::open(packed) {
             Ok(payload) => payload,
@@ -216,7 +220,7 @@ pub(crate) mod tests {
         let mut events = Vec::new();
         loop {
             match payload.next() {
-                Ok(Some(read)) => events.push(event(read.header().event_type_raw(), read.data())),
+                Ok(Some(read)) => events.push(event(read.header().event_type(), read.data())),
                 Ok(None) => return (events, Ok(())),
                 Err(why) => return (events, Err(why)),
             }
@@ -236,13 +240,13 @@ pub(crate) mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn events_come_as_they_were(events in some_events()) {
+        fn unpacked_events_equal_the_original(events in some_events()) {
             let bytes = compressed(&events);
             let plain = payload(&events.concat(), 255, events.concat().len() as u64);
             for packed in [Packed::Memory(bytes.clone()), spooled(&bytes), Packed::Memory(plain)] {
                 prop_assert_eq!(read(packed), (events.clone(), Ok(())));
             }
-            // zstd of more than one frame is zstd.
+            // Several zstd frames.
             let (first, second) = events.split_at(events.len() / 2);
             let frames: Vec<u8> = [first, second]
                 .iter()
@@ -253,7 +257,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn what_is_cut_or_longer_is_told(events in some_events(), cut in any::<prop::sample::Index>(), more in 1u64..100) {
+        fn truncated_and_longer_payloads_are_reported(events in some_events(), cut in any::<prop::sample::Index>(), more in 1u64..100) {
             let whole = events.concat();
             let packed = zstd::encode_all(whole.as_slice(), 3).unwrap();
             let length = whole.len() as u64;
@@ -270,14 +274,14 @@ pub(crate) mod tests {
                 compressed(&events)[..cut].to_vec(),
                 [&compressed(&events)[..], b"x"].concat(),
             ] {
-                let (came, end) = read(Packed::Memory(wrong));
+                let (unpacked, end) = read(Packed::Memory(wrong));
                 prop_assert!(end.is_err());
-                prop_assert!(events.starts_with(&came));
+                prop_assert!(events.starts_with(&unpacked));
             }
         }
 
         #[test]
-        fn any_change_is_survived(events in some_events(), changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+        fn damaged_payloads_never_panic(events in some_events(), changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
             let mut bytes = compressed(&events);
             for (at, byte) in changes {
                 let at = at.index(bytes.len());
@@ -289,7 +293,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_in_no_binlog_is_refused() {
+    fn payloads_that_no_server_writes_are_rejected() {
         let inner = event(2, b"BEGIN");
         let nested = event(40, &compressed(std::slice::from_ref(&inner)));
         let mut huge = inner.clone();
@@ -297,14 +301,14 @@ pub(crate) mod tests {
         let mut small = inner.clone();
         small[9..13].copy_from_slice(&5u32.to_le_bytes());
         for (bytes, why) in [
-            (compressed(&[nested]), "a compressed transaction is in it"),
+            (compressed(&[nested]), "contains another compressed transaction"),
             (compressed(&[huge]), "claims 4294967295 bytes"),
             (compressed(&[small]), "claims 5 bytes"),
             (compressed(&[inner.clone(), vec![0; 5]]), "too few for an event"),
             (compressed(&[]), "announces no bytes"),
-            (payload(&inner, 7, inner.len() as u64), "neither 0 (zstd) nor 255"),
+            (payload(&inner, 7, inner.len() as u64), "instead of 0 (zstd) or 255"),
             (payload(&inner, 0, inner.len() as u64), "Unknown frame"),
-            (vec![0], "its size is not told"),
+            (vec![0], "it lacks its size"),
             (vec![], "bytes expected"),
         ] {
             let (_, end) = read(Packed::Memory(bytes));

@@ -1,20 +1,24 @@
-//! Tables as `information_schema` describes them: the same [`Table`] that the binlog's table maps make.
+//! Describes tables from `information_schema`, as the same [`Table`] that the binlog's table maps
+//! produce.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sqlx::mysql::MySqlConnection;
 use trunkline_connector::{Error, Result};
 
-use super::select::literal;
-use crate::charset::Charsets;
 use crate::config::MysqlOptions;
-use crate::connect::{query, server};
+use crate::connection::query::QueryConnection;
+use crate::connection::quote::string_literal;
 use crate::decode::table_map::{COMPRESSED, OLD_FORMAT};
-use crate::table::{Column, Kind, Style, Table};
+use crate::format::table::Table;
+use crate::position::KeyColumn;
+use crate::schema::charset::Charsets;
+use crate::schema::table_filter::SYSTEM_DATABASES;
+use crate::schema::table_name::TableName;
+use crate::schema::types::{Column, ColumnType};
 
-/// A column of `information_schema.COLUMNS`.
-struct Described<'a> {
+/// A row of `information_schema.COLUMNS`.
+struct ColumnDescription<'a> {
     data_type: &'a str,
     column_type: &'a str,
     precision: Option<u8>,
@@ -23,100 +27,168 @@ struct Described<'a> {
     charset: Option<&'a str>,
 }
 
-/// All tables that the source takes, or one of them (database and name).
+/// A captured table, as the server describes it.
+#[derive(Debug)]
+pub(crate) struct TableDescription {
+    pub(crate) table: Arc<Table>,
+    /// The columns of the key, in the key's order.
+    pub(crate) key: Vec<KeyColumn>,
+    /// The server computes some columns in the session that reads them.
+    pub(crate) has_virtual_columns: bool,
+    /// Indices of CHAR columns, which a session may pad.
+    pub(crate) char_columns: Vec<usize>,
+}
+
+impl TableDescription {
+    /// Whether the table can be read in chunks. A virtual column requires the server's time zone, in which a TIMESTAMP of the
+    /// key may be ambiguous.
+    pub(crate) fn has_chunks(&self) -> bool {
+        let is_timestamp = |index: &usize| {
+            let column = self.table.columns.get(*index);
+            column.is_some_and(|column| matches!(column.column_type, ColumnType::Timestamp { .. }))
+        };
+        let has_timestamp_key = self.table.key.iter().any(is_timestamp);
+        !(self.table.key.is_empty() || self.has_virtual_columns && has_timestamp_key)
+    }
+}
+
+/// The columns of a table, during its description.
+#[derive(Default)]
+struct Columns {
+    columns: Vec<Column>,
+    /// What determines the order of each column.
+    orders: Vec<KeyColumn>,
+    has_virtual: bool,
+    chars: Vec<usize>,
+}
+
+/// All captured tables, or one of them.
 pub(crate) async fn tables(
     options: &MysqlOptions,
-    connection: &mut MySqlConnection,
+    connection: &mut QueryConnection,
     charsets: &Charsets,
-    only: Option<(&str, &str)>,
-) -> Result<Vec<Arc<Table>>> {
-    let filter = |prefix: &str| match only {
-        Some((database, table)) => {
-            format!("{prefix}TABLE_SCHEMA = {} AND {prefix}TABLE_NAME = {}", literal(database), literal(table))
-        }
-        None => format!("{prefix}TABLE_SCHEMA NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema')"),
-    };
-    let key_sql = format!(
-        "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME FROM information_schema.STATISTICS WHERE INDEX_NAME = 'PRIMARY' AND {} \
-         ORDER BY TABLE_SCHEMA, TABLE_NAME, SEQ_IN_INDEX",
-        filter("")
-    );
-    let mut keys: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
-    for row in query(options, connection, &key_sql).await? {
-        if let [Some(database), Some(table), Some(column)] = row.as_slice() {
-            keys.entry((database.clone(), table.clone())).or_default().push(column.clone());
-        }
-    }
-    let columns_sql = format!(
-        "SELECT c.TABLE_SCHEMA, c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.COLUMN_TYPE, c.IS_NULLABLE, c.NUMERIC_PRECISION, c.NUMERIC_SCALE, \
-         c.DATETIME_PRECISION, c.CHARACTER_SET_NAME FROM information_schema.COLUMNS c JOIN information_schema.TABLES t \
-         ON t.TABLE_SCHEMA = c.TABLE_SCHEMA AND t.TABLE_NAME = c.TABLE_NAME WHERE t.TABLE_TYPE = 'BASE TABLE' AND {} \
-         ORDER BY c.TABLE_SCHEMA, c.TABLE_NAME, c.ORDINAL_POSITION",
-        filter("c.")
-    );
-    let mut columns: BTreeMap<(String, String), Vec<Column>> = BTreeMap::new();
-    for row in query(options, connection, &columns_sql).await? {
-        let text = |index: usize| row.get(index).and_then(Option::as_deref);
-        let [Some(database), Some(table), Some(name), Some(data_type), Some(column_type)] = [0, 1, 2, 3, 4].map(text)
-        else {
-            continue;
-        };
-        if !options.tables.takes(database, table) {
-            continue;
-        }
-        let small = |index: usize| text(index).and_then(|number| number.parse().ok());
-        let described = Described {
-            data_type,
-            column_type,
-            precision: small(6),
-            scale: small(7),
-            digits: small(8),
-            charset: text(9),
-        };
-        let kind = described.kind(charsets).map_err(|why| {
-            Error::data(
-                "mysql.column",
-                format!(
-                    "{}: {database}.{table}: column `{name}` cannot be read: {why}. Leave the table out by `tables`",
-                    server(options)
-                ),
-            )
-        })?;
-        let column = Column::new(name.to_owned(), kind, text(5) == Some("YES"));
-        columns.entry((database.to_owned(), table.to_owned())).or_default().push(column);
-    }
-    let style = Style::of(options);
+    only: Option<&TableName>,
+) -> Result<Vec<Arc<TableDescription>>> {
+    let mut keys = read_keys(connection, only).await?;
+    let columns = read_columns(options, connection, charsets, only).await?;
     columns
         .into_iter()
-        .map(|(name, mut columns)| {
+        .map(|(name, described)| {
+            let Columns { mut columns, orders, has_virtual, chars } = described;
             let key = keys.remove(&name).unwrap_or_default();
-            let index = |wanted: &String| columns.iter().position(|column| column.name == *wanted);
+            let index = |key: &String| columns.iter().position(|column| column.name == *key);
             let key: Vec<usize> = key.iter().filter_map(index).collect();
-            options.columns.settle(&name.0, &name.1, &mut columns, &key)?;
-            Table::new(name.0, name.1, columns, key, style).map(Arc::new)
+            options.columns.apply(&name, &mut columns, &key)?;
+            let key_columns = key.iter().filter_map(|index| orders.get(*index).cloned()).collect();
+            let table = Arc::new(Table::new(name, columns, key, options.format)?);
+            let description =
+                TableDescription { table, key: key_columns, has_virtual_columns: has_virtual, char_columns: chars };
+            Ok(Arc::new(description))
         })
         .collect()
 }
 
-/// About how many rows these tables (database and name) have together: what the server guesses, from its statistics.
-pub(crate) async fn guessed_rows(
+/// The condition that selects the described tables.
+fn filter(prefix: &str, only: Option<&TableName>) -> String {
+    match only {
+        Some(TableName { database, table }) => {
+            let (database, table) = (string_literal(database), string_literal(table));
+            format!("{prefix}TABLE_SCHEMA = {database} AND {prefix}TABLE_NAME = {table}")
+        }
+        None => format!("{prefix}TABLE_SCHEMA NOT IN ('{}')", SYSTEM_DATABASES.join("', '")),
+    }
+}
+
+/// The columns of primary keys, in the key's order.
+async fn read_keys(
+    connection: &mut QueryConnection,
+    only: Option<&TableName>,
+) -> Result<BTreeMap<TableName, Vec<String>>> {
+    let sql = format!(
+        "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME FROM information_schema.STATISTICS WHERE INDEX_NAME = 'PRIMARY' AND {} \
+         ORDER BY TABLE_SCHEMA, TABLE_NAME, SEQ_IN_INDEX",
+        filter("", only)
+    );
+    let mut keys: BTreeMap<TableName, Vec<String>> = BTreeMap::new();
+    for row in connection.query(&sql).await? {
+        if let [Some(database), Some(table), Some(column)] = row.as_slice() {
+            keys.entry(TableName::new(database, table)).or_default().push(column.clone());
+        }
+    }
+    Ok(keys)
+}
+
+async fn read_columns(
     options: &MysqlOptions,
-    connection: &mut MySqlConnection,
-    tables: &[(&str, &str)],
-) -> Result<u64> {
-    let names: Vec<String> =
-        tables.iter().map(|(database, table)| format!("({}, {})", literal(database), literal(table))).collect();
+    connection: &mut QueryConnection,
+    charsets: &Charsets,
+    only: Option<&TableName>,
+) -> Result<BTreeMap<TableName, Columns>> {
+    let sql = format!(
+        "SELECT c.TABLE_SCHEMA, c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.COLUMN_TYPE, c.IS_NULLABLE, c.NUMERIC_PRECISION, c.NUMERIC_SCALE, \
+         c.DATETIME_PRECISION, c.CHARACTER_SET_NAME, c.COLLATION_NAME, c.EXTRA FROM information_schema.COLUMNS c JOIN information_schema.TABLES t \
+         ON t.TABLE_SCHEMA = c.TABLE_SCHEMA AND t.TABLE_NAME = c.TABLE_NAME WHERE t.TABLE_TYPE = 'BASE TABLE' AND {} \
+         ORDER BY c.TABLE_SCHEMA, c.TABLE_NAME, c.ORDINAL_POSITION",
+        filter("c.", only)
+    );
+    let mut tables: BTreeMap<TableName, Columns> = BTreeMap::new();
+    for row in connection.query(&sql).await? {
+        let text = |index: usize| row.get(index).and_then(Option::as_deref);
+        let [Some(database), Some(table), Some(name), Some(data_type), Some(type_text)] = [0, 1, 2, 3, 4].map(text)
+        else {
+            continue;
+        };
+        if !options.tables.includes(database, table) {
+            continue;
+        }
+        let table = TableName::new(database, table);
+        let small = |index: usize| text(index).and_then(|number| number.parse().ok());
+        let (precision, scale, digits, charset) = (small(6), small(7), small(8), text(9));
+        let described = ColumnDescription { data_type, column_type: type_text, precision, scale, digits, charset };
+        let column_type = described.column_type(charsets).map_err(|why| {
+            let server = connection.server_label();
+            let message =
+                format!("{server}: {table}: column `{name}` cannot be read: {why}; or exclude the table from `tables`");
+            Error::data("mysql.column", message)
+        })?;
+        let described = tables.entry(table).or_default();
+        described.has_virtual |= text(11).is_some_and(|extra| extra.contains("VIRTUAL GENERATED"));
+        if data_type == "char" {
+            described.chars.push(described.columns.len());
+        }
+        described.orders.push(KeyColumn {
+            name: name.to_owned(),
+            column_type: order_of(&column_type, type_text),
+            collation: text(10).map(str::to_owned),
+        });
+        described.columns.push(Column::new(name.to_owned(), column_type, text(5) == Some("YES")));
+    }
+    Ok(tables)
+}
+
+/// The part of a column's type that determines the order of its values.
+fn order_of(column_type: &ColumnType, type_text: &str) -> String {
+    match column_type {
+        ColumnType::Int { .. } | ColumnType::Decimal { .. } | ColumnType::Year => "number".to_owned(),
+        ColumnType::Text { .. } => "text".to_owned(),
+        _ => type_text.to_owned(),
+    }
+}
+
+/// An estimate of the number of rows in all of these tables, from the server's statistics.
+pub(crate) async fn estimated_rows(connection: &mut QueryConnection, tables: &[TableName]) -> Result<u64> {
+    let pair = |name: &TableName| format!("({}, {})", string_literal(&name.database), string_literal(&name.table));
+    let names: Vec<String> = tables.iter().map(pair).collect();
     let sql = format!(
         "SELECT CAST(COALESCE(SUM(TABLE_ROWS), 0) AS CHAR) FROM information_schema.TABLES WHERE (TABLE_SCHEMA, TABLE_NAME) IN ({})",
         names.join(", ")
     );
-    let rows = query(options, connection, &sql).await?;
-    Ok(rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()).unwrap_or(0))
+    Ok(connection.query_one(&sql).await?.and_then(|rows| rows.parse().ok()).unwrap_or(0))
 }
 
-impl Described<'_> {
-    fn kind(&self, charsets: &Charsets) -> Result<Kind, String> {
-        // MariaDB says in comments what is odd about a column.
+impl ColumnDescription<'_> {
+    fn column_type(&self, charsets: &Charsets) -> Result<ColumnType, String> {
+        // MariaDB marks special columns with comments.
         if self.column_type.contains("/* mariadb-5.3 */") {
             return Err(OLD_FORMAT.to_owned());
         }
@@ -124,11 +196,11 @@ impl Described<'_> {
             return Err(COMPRESSED.to_owned());
         }
         let unsigned = self.column_type.contains("unsigned");
-        let int = |bytes| Kind::Int { bytes, unsigned };
+        let int = |bytes| ColumnType::Int { bytes, unsigned };
         let digits = self.digits.unwrap_or(0);
         let charset = || {
             let name = self.charset.ok_or("it has no character set")?;
-            charsets.by_name(name).ok_or_else(|| format!("nothing here reads the character set {name}")).cloned()
+            charsets.by_name(name).ok_or_else(|| format!("its character set {name} is unknown")).cloned()
         };
         Ok(match self.data_type {
             "tinyint" => int(1),
@@ -136,34 +208,39 @@ impl Described<'_> {
             "mediumint" => int(3),
             "int" => int(4),
             "bigint" => int(8),
-            "year" => Kind::Year,
-            "float" => Kind::Float,
-            "double" => Kind::Double,
-            "decimal" => Kind::Decimal { precision: self.precision.unwrap_or(10), scale: self.scale.unwrap_or(0) },
-            "bit" => Kind::Bit { bits: self.precision.unwrap_or(1) },
-            "date" => Kind::Date,
-            "time" => Kind::Time { digits },
-            "datetime" => Kind::DateTime { digits },
-            "timestamp" => Kind::Timestamp { digits },
-            "char" | "varchar" | "tinytext" | "text" | "mediumtext" | "longtext" => Kind::Text { charset: charset()? },
-            "binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob" => Kind::Binary,
-            "enum" => Kind::Enum { members: members(self.column_type)?.into() },
-            "set" => Kind::Set { members: members(self.column_type)?.into() },
-            "json" => Kind::Json,
-            "vector" => Kind::Vector,
-            "uuid" => Kind::Uuid,
-            "inet4" => Kind::Inet4,
-            "inet6" => Kind::Inet6,
+            "year" => ColumnType::Year,
+            "float" => ColumnType::Float,
+            "double" => ColumnType::Double,
+            "decimal" => {
+                ColumnType::Decimal { precision: self.precision.unwrap_or(10), scale: self.scale.unwrap_or(0) }
+            }
+            "bit" => ColumnType::Bit { bits: self.precision.unwrap_or(1) },
+            "date" => ColumnType::Date,
+            "time" => ColumnType::Time { digits },
+            "datetime" => ColumnType::DateTime { digits },
+            "timestamp" => ColumnType::Timestamp { digits },
+            "char" | "varchar" | "tinytext" | "text" | "mediumtext" | "longtext" => {
+                ColumnType::Text { charset: charset()? }
+            }
+            "binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob" => ColumnType::Binary,
+            "enum" => ColumnType::Enum { members: members(self.column_type)?.into() },
+            "set" => ColumnType::Set { members: members(self.column_type)?.into() },
+            "json" => ColumnType::Json,
+            "vector" => ColumnType::Vector,
+            "uuid" => ColumnType::Uuid,
+            "inet4" => ColumnType::Inet4,
+            "inet6" => ColumnType::Inet6,
             "geometry" | "point" | "linestring" | "polygon" | "multipoint" | "multilinestring" | "multipolygon"
-            | "geomcollection" | "geometrycollection" => Kind::Geometry,
-            other => return Err(format!("the type `{other}` is not known here")),
+            | "geomcollection" | "geometrycollection" => ColumnType::Geometry,
+            other => return Err(format!("its type `{other}` is unknown")),
         })
     }
 }
 
-/// Members of `enum('a','b''c')`. The server doubles quotes and escapes backslashes and what cannot be printed.
+/// The members of `enum('a','b''c')`. The server doubles quotes, and escapes backslashes and
+/// unprintable characters.
 fn members(column_type: &str) -> Result<Vec<String>, String> {
-    let wrong = || format!("`{column_type}` cannot be taken apart");
+    let wrong = || format!("its type `{column_type}` cannot be parsed");
     let inside = column_type.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).ok_or_else(wrong)?;
     let mut members = Vec::new();
     let mut characters = inside.chars().peekable();
@@ -202,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn members_are_taken_apart() {
+    fn members_are_parsed() {
         assert_eq!(members("enum('a','b''c','d,e','été')").unwrap(), ["a", "b'c", "d,e", "été"]);
         assert_eq!(members("set('')").unwrap(), [""]);
         assert_eq!(members(r"enum('a\\b','c\nd')").unwrap(), ["a\\b", "c\nd"]);

@@ -1,67 +1,81 @@
-//! The snapshot: rows that were there before the binlog is followed, handed out between its transactions.
+//! The snapshot: emits existing rows between the transactions of the stream.
 //!
-//! The binlog is followed all the while. A row of a chunk is handed out when the follower has reached the place in the binlog that is behind everything
-//! the chunk's query could see, and only if no change of that row came meanwhile: then the change itself has been handed out, and
-//! is newer. So every row comes once, in its newest state, and a restart goes on after the last key that was handed out.
+//! The source follows the binlog meanwhile. The snapshot emits a row of a chunk after the stream
+//! has passed everything that the chunk's query could see, unless the stream changed the row
+//! meanwhile: the change was emitted, and is newer. So every row is emitted once, in its newest
+//! state, and a restart continues after the last emitted key.
 
+pub(crate) mod access;
+mod chunk;
+pub(crate) mod condition;
+mod consistent_read;
 pub(crate) mod describe;
-pub(crate) mod meter;
-pub(crate) mod progress;
+pub(crate) mod incremental;
+mod pages;
+pub(crate) mod progress_log;
 pub(crate) mod reader;
-mod rows;
-pub(crate) mod select;
+mod select;
+pub(crate) mod tracker;
 
 use std::collections::HashSet;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::{Context, Poll};
 
-use sqlx::mysql::MySqlConnection;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use trunkline_connector::{Error, Result, SourceBatch, failpoint};
 
-use self::progress::{Progress, Wanted};
-use self::reader::{Chunk, ChunkRequest, Reader, Request, Rows, Sent, Whole};
-use self::rows::Portion;
-use crate::binlog::follower::Follower;
+use self::chunk::{Chunk, ChunkRequest, Described};
+use self::consistent_read::{ConsistentRead, PageMessage};
+use self::pages::{PageLimits, RowPage};
+use self::reader::{ReadRequest, ReadResult, Reader};
+use self::tracker::{SnapshotTracker, TableRequest};
 use crate::config::SnapshotMode;
-use crate::position::TablePosition;
+use crate::connection::query::QueryConnection;
+use crate::position::{StreamState, TablePosition};
+use crate::schema::table_name::TableName;
 
-/// Bytes that a chunk should have; its number of rows follows from the size of the last one's.
+/// The target size of a chunk. The number of rows follows from the size of the previous chunk's
+/// rows.
 const CHUNK_BYTES: usize = 4 << 20;
-/// Rows of the first chunk of a table: how large its rows are is not known yet.
-const FIRST_ROWS: usize = 256;
+/// The number of rows of a table's first chunk.
+const FIRST_CHUNK_ROWS: usize = 256;
 
-/// What the reader gave back with its connection.
-type Done = (Option<MySqlConnection>, Result<Rows>);
+/// The result of the reading task, and its connection.
+type TaskResult = (Option<QueryConnection>, Result<ReadResult>);
 
-/// The snapshot at work.
+/// A running snapshot.
 pub(crate) struct Snapshot {
     reader: Arc<Reader>,
     runtime: tokio::runtime::Handle,
-    connection: Option<MySqlConnection>,
-    pub(crate) job: Option<JoinHandle<Done>>,
-    /// The job reads whole tables: until their snapshot's place in the binlog is known, the binlog must not be read past it: the rows
-    /// come there, and changes of tables without key are left out up to there and no further.
-    pauses: bool,
-    ready: Option<Rows>,
-    handing: Option<Handing>,
-    limit: usize,
+    connection: Option<QueryConnection>,
+    task: Option<JoinHandle<TaskResult>>,
+    /// The task starts a consistent read. The stream waits until the read's position in the binlog
+    /// is known: its rows belong there, and changes of tables without a key are suppressed up to
+    /// there.
+    blocks_stream: bool,
+    /// Tables with a key that cannot be read in chunks.
+    without_chunks: HashSet<TableName>,
+    /// The tables of the consistent read that emits rows.
+    emitting: Vec<TableName>,
+    ready: Option<ReadResult>,
+    delivery: Option<ChunkInDelivery>,
+    chunk_rows: usize,
 }
 
-/// A chunk that is being handed out: nothing changes in it any more.
-struct Handing {
+/// A chunk whose rows are being emitted. Its changed keys are final.
+struct ChunkInDelivery {
     chunk: Chunk,
-    touched: HashSet<Vec<u8>>,
+    changed_keys: HashSet<Vec<u8>>,
 }
 
-/// What [`Snapshot::step`] found.
+/// The state of the snapshot after a [step](Snapshot::step).
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// There are enough rows in the batch.
-    Full,
-    /// More rows are about to come: the binlog must wait.
-    Pausing,
-    /// The binlog may go on.
+pub(crate) enum SnapshotStep {
+    BatchFull,
+    /// Rows are about to arrive, before which the stream must not advance.
+    BlocksStream,
+    /// The stream may advance.
     Waiting,
     /// Every table is done.
     Done,
@@ -73,219 +87,317 @@ impl Snapshot {
             reader,
             runtime,
             connection: None,
-            job: None,
-            pauses: false,
+            task: None,
+            blocks_stream: false,
+            without_chunks: HashSet::new(),
+            emitting: Vec::new(),
             ready: None,
-            handing: None,
-            limit: FIRST_ROWS,
+            delivery: None,
+            chunk_rows: FIRST_CHUNK_ROWS,
         }
     }
 
-    /// Hands out what is ready, and asks for what comes next.
-    pub(crate) fn step(&mut self, follower: &Follower, progress: &mut Progress, out: &mut SourceBatch) -> Result<Step> {
+    /// Polls the task that reads rows. Ready when it ended; pending without a task.
+    pub(crate) fn poll_task(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        match &mut self.task {
+            Some(task) => Pin::new(task).poll(context).map(|result| self.task_ended(result)),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Emits the available rows, and starts the next read.
+    pub(crate) fn step(
+        &mut self,
+        stream: StreamState<'_>,
+        tracker: &mut SnapshotTracker,
+        out: &mut SourceBatch,
+    ) -> Result<SnapshotStep> {
         loop {
-            if let Some(handing) = self.handing.take() {
-                if let Some(rest) = hand_out(handing, progress, out)? {
-                    self.handing = Some(rest);
-                    return Ok(Step::Full);
+            if let Some(delivery) = self.delivery.take() {
+                self.delivery = emit_chunk(delivery, tracker, out)?;
+                if self.delivery.is_some() {
+                    return Ok(SnapshotStep::BatchFull);
                 }
                 continue;
             }
-            match self.ready.take() {
-                Some(Rows::Chunk(chunk)) if is_behind(follower, &chunk) => self.settle(chunk, follower, progress, out),
-                Some(Rows::Whole(mut whole)) if follower.is_between() && *follower.reached() >= whole.at => {
-                    if let Some(step) = self.hand_out_whole(&mut whole, progress, out)? {
-                        self.ready = Some(Rows::Whole(whole));
-                        return Ok(step);
-                    }
-                }
-                Some(Rows::Dropped(table)) => {
-                    progress.recorded();
-                    progress.set(&table.full_name(), TablePosition::Done, out)?;
-                }
-                Some(Rows::Changed) => {
-                    progress.recorded();
-                }
-                Some(Rows::Refused(table, why)) => {
-                    progress.recorded();
-                    self.refuse(&table.full_name(), &why, progress, out)?;
-                }
-                Some(early) => {
-                    self.ready = Some(early);
-                    return Ok(Step::Waiting);
-                }
-                None if self.job.is_some() => return Ok(if self.pauses { Step::Pausing } else { Step::Waiting }),
-                None => {
-                    if progress.left() == 0 {
-                        return Ok(Step::Done);
-                    }
-                    if !follower.is_between() {
-                        return Ok(Step::Waiting);
-                    }
-                    let Some(wanted) = progress.next() else { return Ok(Step::Done) };
-                    if self.reader.options.snapshot_mode == SnapshotMode::Exact {
-                        self.ask_whole(progress.all(), out);
-                    } else if wanted.table.key.is_empty() {
-                        self.ask_whole(vec![wanted], out);
-                    } else {
-                        self.ask(wanted, None, follower, progress, out);
-                    }
-                    return Ok(Step::Waiting);
+            if let Some(result) = self.ready.take() {
+                match self.take_result(result, stream, tracker, out)? {
+                    Some(step) => return Ok(step),
+                    None => continue,
                 }
             }
+            if self.task.is_some() {
+                return Ok(if self.blocks_stream { SnapshotStep::BlocksStream } else { SnapshotStep::Waiting });
+            }
+            if tracker.left() == 0 {
+                return Ok(SnapshotStep::Done);
+            }
+            if !stream.is_between_transactions {
+                return Ok(SnapshotStep::Waiting);
+            }
+            let Some(request) = tracker.next() else { return Ok(SnapshotStep::Done) };
+            if self.reader.options.snapshot_mode == SnapshotMode::Exact {
+                self.start_consistent_read(tracker.all(), out);
+            } else if request.table.key.is_empty() || self.without_chunks.contains(&request.table.name) {
+                self.start_consistent_read(vec![request], out);
+            } else {
+                self.start_chunk(request, None, stream, tracker, out);
+            }
+            return Ok(SnapshotStep::Waiting);
         }
     }
 
-    /// Has a chunk of a table read; from now on its changes are recorded. `described` is when the table was, if nothing has changed since.
-    fn ask(
+    /// Takes the result of a read; the step if the caller has to wait.
+    fn take_result(
         &mut self,
-        wanted: Wanted,
-        described: Option<Instant>,
-        follower: &Follower,
-        progress: &mut Progress,
-        out: &SourceBatch,
-    ) {
-        self.pauses = false;
-        progress.record(&wanted.table.full_name());
-        if wanted.after.is_none() {
-            self.limit = FIRST_ROWS;
-        }
-        let limit = self.limit.clamp(1, self.reader.options.chunk_rows);
-        let (position, ended) = (follower.position.clone(), follower.ended.clone());
-        let portion = (out.max_bytes, out.max_records);
-        self.start(Request::Chunk(Box::new(ChunkRequest { wanted, position, ended, described, limit, portion })));
-    }
-
-    /// Has tables read whole, all as of one moment.
-    fn ask_whole(&mut self, tables: Vec<Wanted>, out: &SourceBatch) {
-        self.pauses = true;
-        self.start(Request::Whole(tables, (out.max_bytes, out.max_records)));
-    }
-
-    fn start(&mut self, request: Request) {
-        let (reader, mut connection) = (Arc::clone(&self.reader), self.connection.take());
-        self.job = Some(self.runtime.spawn(async move {
-            let rows = reader.read(request, &mut connection).await;
-            (connection, rows)
-        }));
-    }
-
-    /// Takes up what the job gave back.
-    pub(crate) fn arrived(&mut self, done: std::result::Result<Done, tokio::task::JoinError>) -> Result<()> {
-        self.job = None;
-        let (connection, rows) =
-            done.map_err(|error| Error::internal("mysql.snapshot", format!("the reader of rows ended: {error}")))?;
-        self.connection = connection;
-        self.ready = Some(rows?);
-        Ok(())
-    }
-
-    /// The follower is behind everything that the chunk could see: what it has not seen changing is as it was read.
-    fn settle(&mut self, chunk: Chunk, follower: &Follower, progress: &mut Progress, out: &mut SourceBatch) {
-        let Some(touched) = progress.recorded() else {
-            // It cannot be taken, and is asked for once more.
-            return;
-        };
-        progress.define(&chunk.table);
-        out.schemas.push(Arc::clone(&chunk.table.schema));
-        let rows: usize = chunk.portions.iter().map(Portion::rows).sum();
-        let after = chunk.portions.back().and_then(Portion::last);
-        if after.is_some() && !chunk.last {
-            let bytes: usize = chunk.portions.iter().map(Portion::bytes).sum();
-            self.limit = (CHUNK_BYTES / (bytes / rows.max(1)).max(1)).clamp(1, self.limit.saturating_mul(4));
-            // The next chunk is read while this one is handed out: until that is over no event is looked at, so that both see the same. And no
-            // definition has changed since this one was asked for.
-            let (table, condition) = (Arc::clone(&chunk.table), chunk.condition.clone());
-            self.ask(Wanted { table, condition, after }, Some(chunk.described), follower, progress, out);
-        }
-        self.handing = Some(Handing { chunk, touched });
-    }
-
-    /// Notes that a table is not read: its condition cannot be had.
-    fn refuse(&self, name: &str, why: &str, progress: &mut Progress, out: &mut SourceBatch) -> Result<()> {
-        let source = &self.reader.options.name;
-        tracing::error!(source, code = "mysql.where", "the rows of {name} that were asked for are not read: {why}");
-        progress.set(name, TablePosition::Done, out)
-    }
-
-    /// Hands out rows of tables that are read whole; how it goes on, unless it was all of them.
-    fn hand_out_whole(
-        &self,
-        whole: &mut Whole,
-        progress: &mut Progress,
+        result: ReadResult,
+        stream: StreamState<'_>,
+        tracker: &mut SnapshotTracker,
         out: &mut SourceBatch,
-    ) -> Result<Option<Step>> {
-        if !whole.told {
-            whole.told = true;
-            for table in &whole.tables {
-                progress.define(table);
-                out.schemas.push(Arc::clone(&table.schema));
+    ) -> Result<Option<SnapshotStep>> {
+        match result {
+            ReadResult::Chunk(chunk) if stream.has_passed(&chunk.high_watermark) => {
+                self.accept_chunk(chunk, stream, tracker, out);
             }
-        }
-        for (name, why) in whole.refused.drain(..) {
-            self.refuse(&name, &why, progress, out)?;
-        }
-        if let Some(portion) = &mut whole.portion {
-            // No change of a row is before the moment that it is of.
-            if !portion.hand_out(out, &HashSet::new()) {
-                return Ok(Some(Step::Full));
+            ReadResult::Consistent(mut read) if stream.has_passed(&read.at) => {
+                if let Some(step) = self.emit_consistent(&mut read, tracker, out)? {
+                    self.ready = Some(ReadResult::Consistent(read));
+                    return Ok(Some(step));
+                }
             }
-            whole.portion = None;
-        }
-        if !whole.ended {
-            return Ok(Some(if out.is_full() { Step::Full } else { Step::Pausing }));
-        }
-        // Those of them that are gone have no more rows either.
-        for name in &whole.names {
-            progress.set(name, TablePosition::Done, out)?;
+            ReadResult::Dropped(name) => {
+                tracker.close_window();
+                tracker.table_dropped(&name, out);
+            }
+            ReadResult::WithoutChunks(description) => {
+                tracker.close_window();
+                tracker.define(&description.table);
+                self.without_chunks.insert(description.table.name.clone());
+            }
+            ReadResult::KeyChanged(description) => {
+                tracker.close_window();
+                let (source, table) = (&self.reader.options.name, &description.table);
+                let key: Vec<&str> = table.key_names().collect();
+                tracing::warn!(
+                    source,
+                    code = "mysql.key_changed",
+                    "the primary key of {} changed during its snapshot (now: {}), which restarts; its topic also has records with \
+                     the previous key",
+                    table.name,
+                    key.join(", ")
+                );
+                tracker.restart(table, out)?;
+            }
+            ReadResult::Changed => drop(tracker.close_window()),
+            ReadResult::ConditionRejected(name, why) => {
+                tracker.close_window();
+                self.skip_table(&name, &why, tracker, out)?;
+            }
+            early => {
+                self.ready = Some(early);
+                return Ok(Some(SnapshotStep::Waiting));
+            }
         }
         Ok(None)
     }
 
-    /// Waits for what the binlog is paused for: rows of tables that are read whole.
-    pub(crate) async fn pause(&mut self) -> Result<()> {
-        if let Some(job) = &mut self.job {
-            let done = job.await;
-            return self.arrived(done);
+    /// Starts the read of a chunk, and opens its window. `described`: the table's description,
+    /// unless the schema changed since.
+    fn start_chunk(
+        &mut self,
+        request: TableRequest,
+        described: Option<Described>,
+        stream: StreamState<'_>,
+        tracker: &mut SnapshotTracker,
+        out: &SourceBatch,
+    ) {
+        self.blocks_stream = false;
+        tracker.open_window(&request.table.name);
+        if request.after.is_none() {
+            self.chunk_rows = FIRST_CHUNK_ROWS;
         }
-        if let Some(Rows::Whole(whole)) = &mut self.ready
-            && whole.portion.is_none()
+        let chunk = ChunkRequest {
+            request,
+            position: stream.position.clone(),
+            last_end: stream.last_end.clone(),
+            described,
+            max_rows: self.chunk_rows.clamp(1, self.reader.options.chunk_rows),
+            page: PageLimits::of(out),
+        };
+        self.start(ReadRequest::Chunk(Box::new(chunk)));
+    }
+
+    /// Starts a read of whole tables, all as of one point in time.
+    fn start_consistent_read(&mut self, tables: Vec<TableRequest>, out: &SourceBatch) {
+        self.blocks_stream = true;
+        self.start(ReadRequest::Consistent(tables, PageLimits::of(out)));
+    }
+
+    fn start(&mut self, request: ReadRequest) {
+        let (reader, mut connection) = (Arc::clone(&self.reader), self.connection.take());
+        self.task = Some(self.runtime.spawn(async move {
+            let result = reader.read(request, &mut connection).await;
+            (connection, result)
+        }));
+    }
+
+    /// Takes the result of the task.
+    fn task_ended(&mut self, result: Result<TaskResult, JoinError>) -> Result<()> {
+        self.task = None;
+        let (connection, result) =
+            result.map_err(|error| Error::internal("mysql.snapshot", format!("the reading task ended: {error}")))?;
+        self.connection = connection;
+        self.ready = Some(result?);
+        Ok(())
+    }
+
+    /// Closes the window of a chunk that the stream has passed, and starts its delivery.
+    fn accept_chunk(
+        &mut self,
+        chunk: Chunk,
+        stream: StreamState<'_>,
+        tracker: &mut SnapshotTracker,
+        out: &mut SourceBatch,
+    ) {
+        // An unusable chunk is read again.
+        let Some(changed_keys) = tracker.close_window() else { return };
+        tracker.define(chunk.table());
+        out.schemas.push(Arc::clone(&chunk.table().schema));
+        let rows: usize = chunk.pages.iter().map(RowPage::rows).sum();
+        let after = chunk.pages.back().and_then(RowPage::last_key).map(|literals| chunk.position(literals));
+        if after.is_some() && !chunk.is_last {
+            let bytes: usize = chunk.pages.iter().map(RowPage::bytes).sum();
+            let row_bytes = (bytes / rows.max(1)).max(1);
+            self.chunk_rows = (CHUNK_BYTES / row_bytes).clamp(1, self.chunk_rows.saturating_mul(4));
+            // The next chunk is read during the delivery of this one. The follower processes no
+            // event before the end of the delivery, so both see the same stream, and the schema has
+            // not changed since the chunk's request.
+            let (table, condition) = (Arc::clone(chunk.table()), chunk.condition.clone());
+            self.start_chunk(
+                TableRequest { table, condition, after },
+                Some(chunk.described.clone()),
+                stream,
+                tracker,
+                out,
+            );
+        }
+        self.delivery = Some(ChunkInDelivery { chunk, changed_keys });
+    }
+
+    /// Skips a table whose condition the server rejects.
+    fn skip_table(
+        &self,
+        name: &TableName,
+        why: &str,
+        tracker: &mut SnapshotTracker,
+        out: &mut SourceBatch,
+    ) -> Result<()> {
+        let source = &self.reader.options.name;
+        tracing::error!(
+            source,
+            code = "mysql.where",
+            "the requested snapshot skips {name}: the condition is invalid: {why}"
+        );
+        tracker.set(name, TablePosition::Done, out)
+    }
+
+    /// Emits rows of a consistent read. Returns the step after it, or `None` at the end of the
+    /// read.
+    fn emit_consistent(
+        &mut self,
+        read: &mut ConsistentRead,
+        tracker: &mut SnapshotTracker,
+        out: &mut SourceBatch,
+    ) -> Result<Option<SnapshotStep>> {
+        if !read.is_announced {
+            read.is_announced = true;
+            for table in &read.tables {
+                tracker.define(table);
+                out.schemas.push(Arc::clone(&table.schema));
+            }
+        }
+        for (name, why) in std::mem::take(&mut read.rejected) {
+            self.skip_table(&name, &why, tracker, out)?;
+            read.skipped.push(name);
+        }
+        if let Some(page) = &mut read.page {
+            // No change precedes the read.
+            if self.emitting.is_empty() {
+                self.emitting.clone_from(&read.names);
+            }
+            if !page.emit(out, &HashSet::new()) {
+                return Ok(Some(SnapshotStep::BatchFull));
+            }
+            read.page = None;
+        }
+        if !read.has_ended {
+            return Ok(Some(if out.is_full() { SnapshotStep::BatchFull } else { SnapshotStep::BlocksStream }));
+        }
+        self.emitting.clear();
+        for name in &read.names {
+            match read.tables.iter().any(|table| table.name == *name) || read.is_skipped(name) {
+                true => tracker.set(name, TablePosition::Done, out)?,
+                false => tracker.table_dropped(name, out),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The tables whose consistent read has emitted rows and not ended.
+    pub(crate) fn emitting(&self) -> &[TableName] {
+        &self.emitting
+    }
+
+    /// Waits for the rows that block the stream.
+    pub(crate) async fn wait(&mut self) -> Result<()> {
+        if let Some(task) = &mut self.task {
+            let result = task.await;
+            return self.task_ended(result);
+        }
+        if let Some(ReadResult::Consistent(read)) = &mut self.ready
+            && read.page.is_none()
         {
-            match whole.portions.recv().await {
-                Some(sent) => match sent? {
-                    Sent::Rows(portion) => whole.portion = Some(portion),
-                    Sent::Refused(name, why) => whole.refused.push((name, why)),
+            match read.pages.recv().await {
+                Some(message) => match message? {
+                    PageMessage::Rows(page) => read.page = Some(page),
+                    PageMessage::Rejected(name, why) => read.rejected.push((name, why)),
                 },
-                None => whole.ended = true,
+                None => read.has_ended = true,
             }
         }
         Ok(())
     }
 }
 
-/// Is the follower past everything that a chunk's query could see?
-fn is_behind(follower: &Follower, chunk: &Chunk) -> bool {
-    follower.is_between() && *follower.reached() >= chunk.before
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+    }
 }
 
-/// Hands out rows of a chunk; what is left of it, if anything.
-fn hand_out(mut handing: Handing, progress: &mut Progress, out: &mut SourceBatch) -> Result<Option<Handing>> {
-    let Handing { chunk, touched } = &mut handing;
+/// Emits rows of a chunk. Returns the rest of it.
+fn emit_chunk(
+    mut delivery: ChunkInDelivery,
+    tracker: &mut SnapshotTracker,
+    out: &mut SourceBatch,
+) -> Result<Option<ChunkInDelivery>> {
+    let ChunkInDelivery { chunk, changed_keys } = &mut delivery;
     let mut reached = None;
-    while let Some(portion) = chunk.portions.front_mut() {
-        let whole = portion.hand_out(out, touched);
-        reached = portion.reached().or(reached);
-        if !whole {
+    while let Some(page) = chunk.pages.front_mut() {
+        let is_emitted = page.emit(out, changed_keys);
+        reached = page.reached_key().or(reached);
+        if !is_emitted {
             break;
         }
-        chunk.portions.pop_front();
+        chunk.pages.pop_front();
     }
-    let name = chunk.table.full_name();
-    if chunk.portions.is_empty() && chunk.last {
+    if chunk.pages.is_empty() && chunk.is_last {
         failpoint!("mysql.done.before")?;
-        progress.set(&name, TablePosition::Done, out)?;
-    } else if let Some(key) = reached {
-        progress.advance(&name, key, out)?;
+        tracker.set(&chunk.table().name, TablePosition::Done, out)?;
+    } else if let Some(literals) = reached {
+        tracker.advance(&chunk.table().name, chunk.position(literals), out)?;
     }
-    Ok((!handing.chunk.portions.is_empty()).then_some(handing))
+    Ok((!delivery.chunk.pages.is_empty()).then_some(delivery))
 }

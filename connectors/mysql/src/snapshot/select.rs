@@ -1,63 +1,57 @@
-//! The statements of a snapshot. Keys are compared by the server alone: it knows its collations.
+//! The queries of a snapshot. Only the server compares keys, because it knows the collations.
 
 use std::fmt::Write as _;
 
-use crate::columns::Shown;
+use super::describe::TableDescription;
+use crate::connection::quote::{hex, quoted_name};
+use crate::decode::text::{write_clock, write_date, write_time};
 use crate::decode::{Malformed, Value, write_decimal};
-use crate::table::{Column, Kind, Table};
-use crate::text::{write_clock, write_date, write_time};
-
-/// A name in backquotes.
-pub(crate) fn quoted(name: &str) -> String {
-    format!("`{}`", name.replace('`', "``"))
-}
-
-/// A string that no character of can end it early.
-pub(crate) fn literal(text: &str) -> String {
-    format!("_utf8mb4 x'{}'", hex(text.as_bytes()))
-}
+use crate::schema::column_mode::ColumnMode;
+use crate::schema::table_name::TableName;
+use crate::schema::types::ColumnType;
 
 /// `database`.`table`
-pub(crate) fn quoted_table(table: &Table) -> String {
-    format!("{}.{}", quoted(&table.database), quoted(&table.name))
+pub(crate) fn quoted_table(name: &TableName) -> String {
+    format!("{}.{}", quoted_name(&name.database), quoted_name(&name.table))
 }
 
-/// A condition that cannot reach beyond itself.
-pub(crate) fn in_parentheses(condition: &str) -> String {
-    format!("({condition})")
-}
-
-/// Rows after a key (from the beginning without one), in the key's order; without a key all rows. Columns come so that `decode::protocol`
-/// can read them.
-pub(crate) fn rows(table: &Table, condition: Option<&str>, after: Option<&[String]>, limit: Option<usize>) -> String {
-    let columns: Vec<String> = table.columns.iter().map(selected).collect();
-    let mut sql = format!("SELECT {} FROM {}", columns.join(", "), quoted_table(table));
+/// The rows after a key (without one, from the first row) in the order of the key; for a table
+/// without a key, all rows. The columns have the encodings that `decode::protocol` expects.
+pub(crate) fn rows(
+    description: &TableDescription,
+    condition: Option<&str>,
+    after: Option<&[String]>,
+    limit: Option<usize>,
+) -> String {
+    let table = &*description.table;
+    let columns: Vec<String> = (0..table.columns.len()).map(|index| selected(description, index)).collect();
+    let mut sql = format!("SELECT {} FROM {}", columns.join(", "), quoted_table(&table.name));
     let key: Vec<(String, String)> = table
         .key
         .iter()
         .map(|index| &table.columns[*index])
-        .map(|column| (quoted(&column.name), as_number(&column.kind, &quoted(&column.name))))
+        .map(|column| (quoted_name(&column.name), as_number(&column.column_type, &quoted_name(&column.name))))
         .collect();
-    let mut wanted: Vec<String> = condition.map(in_parentheses).into_iter().collect();
+    let mut conditions: Vec<String> = condition.map(|condition| format!("({condition})")).into_iter().collect();
     if let Some(after) = after {
-        // Not `(a, b) > (x, y)`: the server reads the whole index for that.
-        let mut ways = Vec::new();
+        // The server scans the whole index for `(a, b) > (x, y)`.
+        let mut alternatives = Vec::new();
         for (index, (_, column)) in key.iter().enumerate() {
             let Some(bound) = after.get(index) else { break };
-            let mut way = String::new();
+            let mut prefix = String::new();
             for ((_, before), same) in key.iter().zip(after).take(index) {
                 // Writing to a string cannot fail.
-                let _ = write!(way, "{before} = {same} AND ");
+                let _ = write!(prefix, "{before} = {same} AND ");
             }
-            ways.push(format!("({way}{column} > {bound})"));
+            alternatives.push(format!("({prefix}{column} > {bound})"));
         }
-        wanted.push(in_parentheses(&ways.join(" OR ")));
+        conditions.push(format!("({})", alternatives.join(" OR ")));
     }
-    if !wanted.is_empty() {
-        let _ = write!(sql, " WHERE {}", wanted.join(" AND "));
+    if !conditions.is_empty() {
+        let _ = write!(sql, " WHERE {}", conditions.join(" AND "));
     }
     if !key.is_empty() {
-        // ENUM and SET sort by their numbers, as they are compared.
+        // ENUM and SET sort and compare by their numbers.
         let names: Vec<&str> = key.iter().map(|(name, _)| name.as_str()).collect();
         let _ = write!(sql, " ORDER BY {}", names.join(", "));
     }
@@ -67,21 +61,35 @@ pub(crate) fn rows(table: &Table, condition: Option<&str>, after: Option<&[Strin
     sql
 }
 
-/// What is not written is not read either.
-fn selected(column: &Column) -> String {
-    if column.shown == Shown::LeftOut { "NULL".to_owned() } else { as_number(&column.kind, &quoted(&column.name)) }
+/// An excluded column is not read.
+fn selected(description: &TableDescription, index: usize) -> String {
+    let column = &description.table.columns[index];
+    let name = quoted_name(&column.name);
+    match &column.column_type {
+        _ if column.mode == ColumnMode::Exclude => "NULL".to_owned(),
+        // Independent of the time zone and the padding of the session that computes virtual columns.
+        ColumnType::Timestamp { .. } if description.has_virtual_columns => {
+            format!("CAST(UNIX_TIMESTAMP({name}) AS CHAR)")
+        }
+        ColumnType::Text { .. } if description.has_virtual_columns && description.char_columns.contains(&index) => {
+            format!("TRIM(TRAILING ' ' FROM {name})")
+        }
+        column_type => as_number(column_type, &name),
+    }
 }
 
-fn as_number(kind: &Kind, name: &str) -> String {
-    match kind {
-        Kind::Enum { .. } | Kind::Set { .. } | Kind::Bit { .. } => format!("CAST({name} AS UNSIGNED)"),
-        Kind::Vector => format!("CAST({name} AS BINARY)"),
+fn as_number(column_type: &ColumnType, name: &str) -> String {
+    match column_type {
+        ColumnType::Enum { .. } | ColumnType::Set { .. } | ColumnType::Bit { .. } => {
+            format!("CAST({name} AS UNSIGNED)")
+        }
+        ColumnType::Vector => format!("CAST({name} AS BINARY)"),
         _ => name.to_owned(),
     }
 }
 
 /// Appends a value of a key as an SQL literal.
-pub(crate) fn write_literal(out: &mut String, kind: &Kind, value: &Value<'_>) -> Result<(), Malformed> {
+pub(crate) fn write_literal(out: &mut String, column_type: &ColumnType, value: &Value<'_>) -> Result<(), Malformed> {
     let mut text = Vec::new();
     // Writing to a string cannot fail.
     let _ = match value {
@@ -89,13 +97,13 @@ pub(crate) fn write_literal(out: &mut String, kind: &Kind, value: &Value<'_>) ->
         Value::UInt(number) | Value::Bits(number) | Value::EnumIndex(number) | Value::SetBits(number) => {
             write!(out, "{number}")
         }
-        // With an exponent it is a double, without one a decimal; every float is a double.
+        // A number with an exponent is a double. Every float has an exact double.
         Value::Float(number) => write!(out, "{:e}", f64::from(*number)),
         Value::Double(number) => write!(out, "{number:e}"),
         Value::Decimal(digits) => write!(out, "{}", String::from_utf8_lossy(digits)),
         Value::PackedDecimal(packed) => {
-            let Kind::Decimal { precision, scale } = kind else {
-                return Err(Malformed::new("a decimal in a column of another type"));
+            let ColumnType::Decimal { precision, scale } = column_type else {
+                return Err(Malformed::new("a column of another type holds a decimal"));
             };
             write_decimal(&mut text, packed, *precision, *scale)?;
             write!(out, "{}", String::from_utf8_lossy(&text))
@@ -114,19 +122,12 @@ pub(crate) fn write_literal(out: &mut String, kind: &Kind, value: &Value<'_>) ->
             write_time(&mut text, *time, 6);
             write!(out, "'{}'", String::from_utf8_lossy(&text))
         }
-        Value::Bytes { bytes, .. } => match kind {
-            Kind::Text { charset } => write!(out, "_{} x'{}'", charset.name, hex(bytes)),
+        Value::Bytes { bytes, .. } => match column_type {
+            ColumnType::Text { charset } => write!(out, "_{} x'{}'", charset.name, hex(bytes)),
             _ => write!(out, "x'{}'", hex(bytes)),
         },
         Value::Printed(text) => write!(out, "_utf8mb4 x'{}'", hex(text)),
         other => return Err(Malformed(format!("{other:?} in a primary key"))),
     };
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -1,4 +1,5 @@
-//! A real MySQL or MariaDB and a source over it, driven as the runtime drives it: what a fill handed out counts with its position.
+//! Real servers, and a source that is driven as the runtime drives it: a fill's records count
+//! together with its position.
 
 #![allow(dead_code, reason = "every test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says by panicking that something is wrong")]
@@ -18,10 +19,11 @@ use trunkline_connector::conformance::configure_source;
 use trunkline_connector::{Error, Fill, MemoryBudget, Source, SourceBatch, SourceContext, SourceSpec};
 use trunkline_mysql::MysqlConnector;
 
-/// Longest that any wait of a test may take.
+/// The maximum duration of a wait.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A server of this test process. It ends, and its data goes, when the script's standard input is closed: however the tests end.
+/// A server of this test process. The server ends and its data is removed when the script's
+/// standard input closes, however the tests end.
 pub(crate) struct Server {
     pub(crate) port: u16,
     folder: PathBuf,
@@ -30,7 +32,7 @@ pub(crate) struct Server {
     _leash: ChildStdin,
 }
 
-/// Whose server it is.
+/// The vendor of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     MySql,
@@ -46,36 +48,38 @@ impl Kind {
 }
 
 impl Server {
-    /// The server that tests share which do it no harm; `None`, with the reason printed, if none can be had.
+    /// The server that harmless tests share; `None`, with the reason printed, if the machine cannot
+    /// provide one.
     pub(crate) fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Server>> = OnceLock::new();
         SHARED.get_or_init(|| Self::start("")).as_ref()
     }
 
-    /// The same of MariaDB.
+    /// As [`shared`](Server::shared), MariaDB.
     pub(crate) fn shared_mariadb() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Server>> = OnceLock::new();
         SHARED.get_or_init(|| Self::start_kind(Kind::MariaDb, "")).as_ref()
     }
 
-    /// Both, of those that can be had.
+    /// The shared servers of both vendors that the machine can provide.
     pub(crate) fn shared_each() -> impl Iterator<Item = &'static Self> {
         [Self::shared(), Self::shared_mariadb()].into_iter().flatten()
     }
 
-    /// A server of its own of each kind, with more options.
+    /// A separate server of each vendor, with more options.
     pub(crate) fn start_each(options: &str) -> impl Iterator<Item = Self> {
         [Kind::MySql, Kind::MariaDb].into_iter().filter_map(move |kind| Self::start_kind(kind, options))
     }
 
-    /// A MySQL of its own, with more options.
+    /// A separate MySQL, with more options.
     pub(crate) fn start(options: &str) -> Option<Self> {
         Self::start_kind(Kind::MySql, options)
     }
 
-    /// A server of its own, with more options.
+    /// A separate server, with more options.
     pub(crate) fn start_kind(kind: Kind, options: &str) -> Option<Self> {
-        // What the machine lacks shows here, and is a skip. That a server does not start, although all of it is here, is a failure.
+        // A machine that cannot provide the server skips the test. A server that does not start is
+        // a failure.
         let fetched = Command::new(kind.script()).arg("fetch").output().unwrap();
         if !fetched.status.success() {
             eprintln!("SKIP no {kind:?}: {}", String::from_utf8_lossy(&fetched.stderr).trim());
@@ -115,7 +119,7 @@ impl Server {
         finish(Self::launch(self.kind, self.port, &self.folder, &self.options, "0"));
     }
 
-    /// The client with statements to come.
+    /// A client that reads statements from its standard input.
     pub(crate) fn client(&self) -> Child {
         Command::new(self.kind.script())
             .args(["client", &self.port.to_string()])
@@ -128,15 +132,15 @@ impl Server {
             .unwrap()
     }
 
-    /// Runs statements; gives what they print.
+    /// Runs statements. Returns their output.
     pub(crate) fn run(&self, sql: &str) -> String {
         self.try_run(sql).unwrap_or_else(|error| panic!("{error}\n{sql}"))
     }
 
-    /// The same; an error ends them.
+    /// As [`run`](Server::run); an error ends the statements.
     pub(crate) fn try_run(&self, sql: &str) -> Result<String, String> {
         let mut client = self.client();
-        // A client that has met an error reads no more.
+        // After an error the client reads no more.
         let _ = client.stdin.take().unwrap().write_all(sql.as_bytes());
         let output = client.wait_with_output().unwrap();
         match output.status.success() {
@@ -149,7 +153,7 @@ impl Server {
         self.kind == Kind::MariaDb
     }
 
-    /// A crash.
+    /// Kills the server.
     pub(crate) fn kill(&self) {
         let pid = std::fs::read_to_string(self.folder.join(format!("{}.pid", self.port))).unwrap();
         assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
@@ -159,7 +163,7 @@ impl Server {
         }
     }
 
-    /// A database of a test's own.
+    /// A new database for a test.
     pub(crate) fn database(&self) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -173,7 +177,7 @@ impl Server {
     }
 }
 
-/// The options of a source on tables of whatever is at this port, as this user.
+/// The options of a source on a server at this port, as this user.
 pub(crate) fn options(port: u16, user: &str, tables: &str) -> String {
     format!("url = \"mysql://{user}@127.0.0.1:{port}\"\ntables = [{tables}]\n")
 }
@@ -184,7 +188,7 @@ fn finish(mut child: Child) {
     assert!(child.wait().unwrap().success() && said.starts_with("up"), "the server does not start: {said}");
 }
 
-/// A record as it was handed out.
+/// An emitted record.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) table: String,
@@ -203,7 +207,7 @@ impl Seen {
     }
 }
 
-/// A record of another port than the default one.
+/// A record of a side output.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SideOutput {
     pub(crate) port: &'static str,
@@ -212,7 +216,7 @@ pub(crate) struct SideOutput {
     pub(crate) headers: BTreeMap<String, String>,
 }
 
-/// Options, and everything that was committed.
+/// A source with everything that it committed.
 pub(crate) struct Bench {
     options: String,
     pub(crate) task: String,
@@ -258,7 +262,7 @@ impl Bench {
         self.options = options.to_owned();
     }
 
-    /// Stops the source as a crash does: what was not committed is forgotten.
+    /// Stops the source like a crash: uncommitted records and positions are lost.
     pub(crate) fn stop(&mut self) {
         self.source = None;
     }
@@ -290,13 +294,13 @@ impl Bench {
         Ok(())
     }
 
-    /// Reads until the source says that it is caught up.
+    /// Reads until the source is caught up.
     pub(crate) fn read(&mut self) -> &mut Self {
         self.try_read().unwrap();
         self
     }
 
-    /// What was seen since the last call.
+    /// The records since the last call.
     pub(crate) fn take(&mut self) -> Vec<Seen> {
         std::mem::take(&mut self.seen)
     }
@@ -313,7 +317,7 @@ impl Bench {
         for record in batch.records.iter() {
             let record = seen(record);
             if let Some(id) = record.headers.get("trunkline.schema") {
-                assert!(self.schemas.contains_key(id), "a record names a schema that was not handed out");
+                assert!(self.schemas.contains_key(id), "a record names a schema that was not emitted");
             }
             self.seen.push(record);
         }
@@ -353,7 +357,8 @@ fn seen(record: trunkline_connector::RecordRef<'_>) -> Seen {
     }
 }
 
-/// What a reader of the topic ends with: the newest row of each key. That no change contradicts the one before it is checked on the way.
+/// The final state of a reader of the topic: the newest row per key. Checks that no change
+/// contradicts the one before it.
 pub(crate) fn fold(records: &[Seen]) -> BTreeMap<(String, String), Value> {
     let mut rows: BTreeMap<(String, String), Value> = BTreeMap::new();
     for record in records {
@@ -364,7 +369,7 @@ pub(crate) fn fold(records: &[Seen]) -> BTreeMap<(String, String), Value> {
                 rows.remove(&key);
             }
             "r" => {
-                // A row that changed before its chunk was read comes once more, as it was then.
+                // A row that changed before its chunk was read is emitted again, unchanged.
                 let before = rows.insert(key.clone(), record.after().clone());
                 assert!(
                     before.is_none_or(|before| before == *record.after()),
@@ -383,7 +388,7 @@ pub(crate) fn fold(records: &[Seen]) -> BTreeMap<(String, String), Value> {
     rows
 }
 
-/// Numbers that a seed decides.
+/// Numbers determined by a seed.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -393,14 +398,14 @@ impl Random {
     }
 }
 
-/// The most memory that this process ever had resident.
-pub(crate) fn most_memory() -> u64 {
+/// The peak resident memory of this process.
+pub(crate) fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// Does something when a test ends, however it does.
+/// Runs a function when the test ends, however it ends.
 pub(crate) struct OnDrop<F: Fn()>(pub(crate) F);
 
 impl<F: Fn()> Drop for OnDrop<F> {

@@ -1,4 +1,5 @@
-//! Something between source and server that counts connections, leads each where a test wants it, and cuts some.
+//! A proxy between source and server: counts connections, routes each to a chosen server, and cuts
+//! some.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -6,7 +7,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// A source without snapshot opens two connections: one for queries, then one for the binlog.
+/// A source without a snapshot opens two connections: for queries, then for replication.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     shared: Arc<Shared>,
@@ -15,11 +16,11 @@ pub(crate) struct Proxy {
 type Before = Box<dyn Fn() + Send + Sync>;
 
 struct Shared {
-    /// Where connections for queries lead, and where those for the binlog do.
+    /// The ports for query connections and for replication connections.
     targets: [u16; 2],
-    /// Done before a connection for the binlog begins.
+    /// Runs before a replication connection.
     before: Before,
-    /// After so many bytes the next connections for the binlog are cut.
+    /// The next replication connections are cut after these numbers of bytes.
     cuts: Mutex<VecDeque<u64>>,
     is_over: AtomicBool,
 }
@@ -50,7 +51,7 @@ impl Proxy {
         self.shared.cuts.lock().unwrap().extend(bytes);
     }
 
-    /// Cuts that are still to come.
+    /// The number of remaining cuts.
     pub(crate) fn cuts_left(&self) -> usize {
         self.shared.cuts.lock().unwrap().len()
     }
@@ -63,7 +64,7 @@ impl Shared {
             (self.before)();
             most = self.cuts.lock().unwrap().pop_front().unwrap_or(u64::MAX);
         }
-        // A server that is down is one that closes.
+        // A server that is down closes connections.
         let Ok(server) = TcpStream::connect(("127.0.0.1", self.targets[usize::from(is_binlog)])) else { return };
         for (from, to, most) in [(&client, &server, u64::MAX), (&server, &client, most)] {
             let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
@@ -81,14 +82,14 @@ fn pass(mut from: TcpStream, mut to: TcpStream, mut most: u64) {
             _ => break,
         }
     }
-    // Whoever closed it already does not mind.
+    // The connection may be closed already.
     let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.is_over.store(true, Ordering::Relaxed);
-        // Wakes the thread that waits for connections.
+        // Wakes the accepting thread.
         drop(TcpStream::connect(("127.0.0.1", self.port)));
     }
 }

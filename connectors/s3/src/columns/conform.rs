@@ -1,4 +1,5 @@
-//! Brings decoded columns into the types of a file: columns the batch lacks become null, narrower types are widened.
+//! Brings decoded columns into the types of a file: columns the batch lacks become null, narrower
+//! types are widened.
 
 use std::sync::Arc;
 
@@ -9,9 +10,10 @@ use arrow::datatypes::{DataType, Fields, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::writer::{EncoderOptions, make_encoder};
 
-use super::shape::source_name;
+use super::layout::source_name;
 
-/// The batch with the columns of `schema`, a [file's](super::file_schema) of a shape that holds the batch's.
+/// The batch with the columns of `schema`, a [file's](super::file_schema) of a layout that holds
+/// the batch's.
 pub(crate) fn conform_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     if batch.schema_ref() == schema {
         return Ok(batch.clone());
@@ -70,7 +72,7 @@ fn json_text(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::shape::{file_schema, inferred, inferred_list};
+    use super::super::layout::{file_schema, inferred, inferred_list};
     use super::*;
     use arrow::array::{Float64Array, Int64Array};
     use arrow::datatypes::{DataType::*, Schema};

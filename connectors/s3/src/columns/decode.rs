@@ -1,6 +1,7 @@
-//! JSON records to record batches. The usual case is one pass: all records of a chunk into Arrow's decoder, strictly. If it fails, the
-//! slow path looks at each record: widens the shape by what it needs, sets aside what is no row, and tries again; what fails then is a
-//! value that its declared column cannot hold, and halving finds it.
+//! JSON records to record batches. The usual case is one pass: all records of a chunk into Arrow's
+//! decoder, strictly. If it fails, the slow path checks each record: it widens the layout as
+//! needed, rejects records that are not rows, and decodes again. A failure then is a value that its
+//! declared column cannot hold, which halving finds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,41 +13,42 @@ use arrow::json::reader::Decoder;
 use trunkline_connector::Reason;
 
 use super::infer::{Inference, feed, plain};
-use super::shape::Shape;
+use super::layout::ColumnLayout;
 use super::strict::StrictDecoders;
 
-/// Values decoded at once, at most: with few columns 4096 rows, with many fewer.
+/// Limit on the values that are decoded at once: 4096 rows with few columns, fewer with many.
 const CHUNK_VALUES: usize = 1 << 16;
 const CHUNK_ROWS: usize = 4096;
 /// Bytes of JSON decoded at once, unless a single record has more.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Decoders kept for use again.
 const KEPT_DECODERS: usize = 8;
-/// What a decoder holds for each byte of JSON it was given at once: the text, and 16 bytes for each key and value.
+/// What a decoder holds for each byte of JSON it was given at once: the text, and 16 bytes for each
+/// key and value.
 const DECODER_FACTOR: usize = 3;
 
-/// What became of a chunk of records.
+/// The result of decoding a chunk of records.
 #[derive(Default)]
 pub(crate) struct Decoded {
-    /// The shape it was decoded with, wider than the one given if it had to be.
-    pub(crate) shape: Option<Arc<Shape>>,
+    /// The layout it was decoded with, wider than the one given if it had to be.
+    pub(crate) layout: Option<Arc<ColumnLayout>>,
     /// The rows; `None` if no record was left.
     pub(crate) batch: Option<RecordBatch>,
-    /// Indexes of records that are no rows, ascending, and why.
+    /// Indexes of rejected records, ascending, with reasons.
     pub(crate) rejected: Vec<(u32, Reason)>,
 }
 
-/// Decodes records with shapes, and keeps the decoders.
+/// Decodes records with layouts, and keeps the decoders.
 #[derive(Default)]
 pub(crate) struct JsonDecoder {
-    /// By the shape's id, with the most bytes it was given at once.
+    /// By the layout's id, with the most bytes it was given at once.
     decoders: HashMap<u64, (Decoder, usize)>,
     inference: Inference,
 }
 
-/// How many of the records that follow make the next chunk.
-pub(crate) fn chunk_len<'a>(shape: &Shape, records: impl Iterator<Item = &'a [u8]>) -> usize {
-    let columns = shape.schema.flattened_fields().len();
+/// Number of records in the next chunk.
+pub(crate) fn chunk_len<'a>(layout: &ColumnLayout, records: impl Iterator<Item = &'a [u8]>) -> usize {
+    let columns = layout.schema.flattened_fields().len();
     let rows = (CHUNK_VALUES / columns.max(1)).clamp(16, CHUNK_ROWS);
     let mut bytes = 0;
     let fitting = records.take(rows).take_while(|record| {
@@ -58,16 +60,16 @@ pub(crate) fn chunk_len<'a>(shape: &Shape, records: impl Iterator<Item = &'a [u8
 
 impl JsonDecoder {
     /// Decodes a chunk of records.
-    pub(crate) fn decode(&mut self, shape: &Arc<Shape>, records: &[&[u8]]) -> Decoded {
+    pub(crate) fn decode(&mut self, layout: &Arc<ColumnLayout>, records: &[&[u8]]) -> Decoded {
         // Without a known column even an object without members looks like a row.
-        if !shape.fields().is_empty()
-            && let Ok(batch) = self.attempt(shape, records)
+        if !layout.fields().is_empty()
+            && let Ok(batch) = self.attempt(layout, records)
         {
-            return Decoded { shape: None, batch, rejected: Vec::new() };
+            return Decoded { layout: None, batch, rejected: Vec::new() };
         }
         let mut rejected = Vec::new();
         let mut rows = Vec::with_capacity(records.len());
-        let mut fields = shape.fields().clone();
+        let mut fields = layout.fields().clone();
         for (index, record) in records.iter().enumerate() {
             match self.inference.observe(record, fields.clone()) {
                 Ok(wider) => {
@@ -82,51 +84,51 @@ impl JsonDecoder {
                 || Reason::new("s3.no_columns", "the record is an object without members, and no column is known");
             rejected.extend(rows.drain(..).map(|index| (index, reason())));
         }
-        let shape = if fields == *shape.fields() { Arc::clone(shape) } else { Shape::new(fields) };
+        let layout = if fields == *layout.fields() { Arc::clone(layout) } else { ColumnLayout::new(fields) };
         let mut misfits = Vec::new();
-        self.set_misfits_aside(&shape, records, &rows, &mut misfits);
+        self.set_misfits_aside(&layout, records, &rows, &mut misfits);
         rows.retain(|index| misfits.binary_search_by_key(index, |(misfit, _)| *misfit).is_err());
-        let batch = match self.attempt(&shape, &pick(records, &rows)) {
+        let batch = match self.attempt(&layout, &pick(records, &rows)) {
             Ok(batch) => batch,
             Err(reason) => {
-                // Each row was decoded before, alone or with others: not a fault of one of them.
+                // Each row was decoded before, so no single row is at fault.
                 misfits = rows.iter().map(|index| (*index, reason.clone())).collect();
                 None
             }
         };
         rejected.extend(misfits);
         rejected.sort_by_key(|(index, _)| *index);
-        Decoded { shape: Some(shape), batch, rejected }
+        Decoded { layout: Some(layout), batch, rejected }
     }
 
-    /// Halves until each record that fails stands alone.
+    /// Halves the chunk until each failing record is alone.
     fn set_misfits_aside(
         &mut self,
-        shape: &Arc<Shape>,
+        layout: &Arc<ColumnLayout>,
         records: &[&[u8]],
         rows: &[u32],
         misfits: &mut Vec<(u32, Reason)>,
     ) {
-        let Err(reason) = self.attempt(shape, &pick(records, rows)) else { return };
+        let Err(reason) = self.attempt(layout, &pick(records, rows)) else { return };
         if let [index] = rows {
             misfits.push((*index, reason));
             return;
         }
         let (left, right) = rows.split_at(rows.len() / 2);
-        self.set_misfits_aside(shape, records, left, misfits);
-        self.set_misfits_aside(shape, records, right, misfits);
+        self.set_misfits_aside(layout, records, left, misfits);
+        self.set_misfits_aside(layout, records, right, misfits);
     }
 
-    fn attempt(&mut self, shape: &Arc<Shape>, records: &[&[u8]]) -> Result<Option<RecordBatch>, Reason> {
+    fn attempt(&mut self, layout: &Arc<ColumnLayout>, records: &[&[u8]]) -> Result<Option<RecordBatch>, Reason> {
         if records.is_empty() {
             return Ok(None);
         }
         let misfit = |error: ArrowError| Reason::new("s3.value_misfit", describe(&error));
-        let (mut decoder, most) = match self.decoders.remove(&shape.id) {
+        let (mut decoder, most) = match self.decoders.remove(&layout.id) {
             Some(kept) => kept,
-            None => (build(shape).map_err(misfit)?, 0),
+            None => (build(layout).map_err(misfit)?, 0),
         };
-        // A decoder that failed is left half-way, and is not used again.
+        // After an error the decoder's state is undefined, so it is not used again.
         let mut bytes = 0;
         for record in records {
             feed(&mut decoder, record)?;
@@ -136,16 +138,16 @@ impl JsonDecoder {
         if self.decoders.len() >= KEPT_DECODERS {
             self.decoders.clear();
         }
-        self.decoders.insert(shape.id, (decoder, most.max(bytes)));
+        self.decoders.insert(layout.id, (decoder, most.max(bytes)));
         Ok(batch)
     }
 
-    /// Bytes in memory, about.
+    /// Bytes of memory, approximately.
     pub(crate) fn memory(&self) -> usize {
         self.decoders.values().map(|(_, most)| most * DECODER_FACTOR).sum()
     }
 
-    /// Gives that memory back.
+    /// Releases the memory.
     pub(crate) fn forget(&mut self) {
         self.decoders.clear();
     }
@@ -155,15 +157,16 @@ fn pick<'a>(records: &[&'a [u8]], rows: &[u32]) -> Vec<&'a [u8]> {
     rows.iter().map(|index| records[*index as usize]).collect()
 }
 
-fn build(shape: &Shape) -> Result<Decoder, ArrowError> {
-    ReaderBuilder::new(Arc::clone(&shape.schema))
+fn build(layout: &ColumnLayout) -> Result<Decoder, ArrowError> {
+    ReaderBuilder::new(Arc::clone(&layout.schema))
         .with_batch_size(CHUNK_ROWS)
         .with_strict_mode(true)
         .with_decoder_factory(Arc::new(StrictDecoders))
         .build_decoder()
 }
 
-/// Arrow nests the names of columns: "whilst decoding field 'a': whilst decoding field 'b': ..." becomes "column `a.b`: ...".
+/// Arrow nests the names of columns: "whilst decoding field 'a': whilst decoding field 'b': ..."
+/// becomes "column `a.b`: ...".
 fn describe(error: &ArrowError) -> String {
     let message = plain(error);
     let mut rest = message.as_str();
@@ -180,7 +183,7 @@ fn describe(error: &ArrowError) -> String {
     let rest = match missing {
         Some(name) => {
             path.push(name);
-            "null or missing, but the schema says that there is always a value"
+            "null or missing, but the schema requires a value"
         }
         None => rest,
     };
@@ -193,8 +196,8 @@ mod tests {
     use arrow::array::{Array, AsArray};
     use arrow::datatypes::{DataType, Field, Int64Type, Schema, TimeUnit, TimestampMicrosecondType};
 
-    fn declared() -> Arc<Shape> {
-        Shape::declared(&Schema::new(vec![
+    fn declared() -> Arc<ColumnLayout> {
+        ColumnLayout::declared(&Schema::new(vec![
             Field::new("id", DataType::Int64, false),
             Field::new("price", DataType::Decimal128(10, 2), true),
             Field::new("at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true),
@@ -203,13 +206,13 @@ mod tests {
         ]))
     }
 
-    fn type_of(shape: &Shape, name: &str) -> DataType {
-        shape.schema.field_with_name(name).map_or(DataType::Null, |field| field.data_type().clone())
+    fn type_of(layout: &ColumnLayout, name: &str) -> DataType {
+        layout.schema.field_with_name(name).map_or(DataType::Null, |field| field.data_type().clone())
     }
 
-    fn decode(shape: &Arc<Shape>, records: &[&str]) -> Decoded {
+    fn decode(layout: &Arc<ColumnLayout>, records: &[&str]) -> Decoded {
         let records: Vec<_> = records.iter().map(|record| record.as_bytes()).collect();
-        JsonDecoder::default().decode(shape, &records)
+        JsonDecoder::default().decode(layout, &records)
     }
 
     #[test]
@@ -252,8 +255,8 @@ mod tests {
     #[test]
     fn fields_that_the_schema_does_not_know_become_columns() {
         let decoded = decode(&declared(), &[r#"{"id":1}"#, r#"{"id":2,"score":0.5}"#]);
-        let shape = decoded.shape.unwrap();
-        assert_eq!(type_of(&shape, "score"), DataType::Float64);
+        let layout = decoded.layout.unwrap();
+        assert_eq!(type_of(&layout, "score"), DataType::Float64);
         let batch = decoded.batch.unwrap();
         assert_eq!((batch.num_rows(), batch.column_by_name("score").unwrap().null_count()), (2, 1));
         assert!(decoded.rejected.is_empty());
@@ -263,7 +266,7 @@ mod tests {
     fn inferred_columns_widen_instead() {
         let records =
             [r#"{"a":1}"#, r#"{"a":"007"}"#, r#"{"a":{"b":[1,{"c":"x\n"}]}}"#, r#"{"a":1.50}"#, r#"{"a":true}"#];
-        let decoded = decode(&Shape::empty(), &records);
+        let decoded = decode(&ColumnLayout::empty(), &records);
         assert!(decoded.rejected.is_empty());
         let batch = decoded.batch.unwrap();
         let texts: Vec<_> = batch.column(0).as_string::<i32>().iter().flatten().collect();
@@ -273,12 +276,12 @@ mod tests {
     #[test]
     fn an_inferred_column_is_never_narrowed_to_fit() {
         let mut decoder = JsonDecoder::default();
-        let shape = decoder.decode(&Shape::empty(), &[br#"{"a":1}"#]).shape.unwrap();
+        let layout = decoder.decode(&ColumnLayout::empty(), &[br#"{"a":1}"#]).layout.unwrap();
         for (record, expected) in
             [(r#"{"a":1.5}"#, DataType::Float64), (r#"{"a":"1"}"#, DataType::Utf8), (r#"{"a":1.0}"#, DataType::Float64)]
         {
-            let decoded = decoder.decode(&shape, &[record.as_bytes()]);
-            assert_eq!(type_of(&decoded.shape.unwrap(), "a"), expected, "{record}");
+            let decoded = decoder.decode(&layout, &[record.as_bytes()]);
+            assert_eq!(type_of(&decoded.layout.unwrap(), "a"), expected, "{record}");
         }
     }
 
@@ -297,7 +300,7 @@ mod tests {
 
     #[test]
     fn objects_without_members_are_rows_only_of_known_columns() {
-        assert_eq!(decode(&Shape::empty(), &["{}"]).rejected[0].1.code, "s3.no_columns");
-        assert_eq!(decode(&Shape::empty(), &["{}", r#"{"a":1}"#]).batch.unwrap().num_rows(), 2);
+        assert_eq!(decode(&ColumnLayout::empty(), &["{}"]).rejected[0].1.code, "s3.no_columns");
+        assert_eq!(decode(&ColumnLayout::empty(), &["{}", r#"{"a":1}"#]).batch.unwrap().num_rows(), 2);
     }
 }

@@ -1,5 +1,5 @@
-//! Types out of values. Only values that the known columns do not take come here, so it need not be fast; it reads them with the
-//! same tokenizer as the decoder, so that both agree on what a value is.
+//! Infers types from values. Only values that the known columns cannot hold reach this code, so it
+//! need not be fast. It uses the decoder's tokenizer, so that both agree on the values.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,14 +10,15 @@ use arrow::json::ReaderBuilder;
 use arrow::json::reader::{ArrayDecoder, Decoder, DecoderContext, DecoderFactory, Tape, TapeElement};
 use trunkline_connector::Reason;
 
-use super::shape::{inferred, inferred_list, is_inferred, union_type};
+use super::layout::{inferred, inferred_list, is_inferred, union_type};
 
 /// Objects nested deeper are kept as JSON text.
 const MAX_DEPTH: usize = 32;
-/// A shape with more columns (nested ones counted) comes from keys that are data. Every column costs memory in every open file.
+/// Limit on columns, nested ones included. Records with more mostly use keys as data. Every column
+/// costs memory in every open file.
 const MAX_COLUMNS: usize = 4000;
 
-/// Widens columns by the values it is shown.
+/// Widens columns by observed values.
 #[derive(Default)]
 pub(crate) struct Inference {
     walk: Arc<Mutex<Walk>>,
@@ -32,14 +33,15 @@ struct Walk {
 }
 
 impl Inference {
-    /// The columns with those widened or added that the record `json` needs, or why it cannot be a row.
+    /// The columns with those widened or added that the record `json` needs, or why it cannot be a
+    /// row.
     pub(crate) fn observe(&mut self, json: &[u8], fields: Fields) -> Result<Fields, Reason> {
         *self.lock() = Walk { fields, refused: None };
         let mut decoder = match self.decoder.take() {
             Some(decoder) => decoder,
             None => self.build().map_err(|error| Reason::new("s3.not_json", error.to_string()))?,
         };
-        // A decoder that failed is left half-way, and is not used again.
+        // After an error the decoder's state is undefined, so it is not used again.
         feed(&mut decoder, json)?;
         decoder.flush().map_err(|error| Reason::new("s3.not_json", plain(&error)))?;
         self.decoder = Some(decoder);
@@ -63,8 +65,8 @@ impl Inference {
     }
 }
 
-/// Gives a decoder one record, and checks that it is one JSON object and nothing else: the tokenizer takes a truncated record and
-/// the next one for one.
+/// Passes one record to a decoder and checks that it is exactly one JSON object: the tokenizer
+/// would join a truncated record and the next one.
 pub(crate) fn feed(decoder: &mut Decoder, json: &[u8]) -> Result<(), Reason> {
     let first = json.iter().copied().find(|byte| !byte.is_ascii_whitespace());
     if first.is_some_and(|byte| byte != b'{') {
@@ -148,7 +150,7 @@ fn count(fields: &Fields) -> usize {
     fields.iter().map(|field| 1 + nested(field.data_type())).sum()
 }
 
-/// The fields that the object needs, if it needs others than there are.
+/// The fields that the object needs, if they differ from the known ones.
 fn observe_object(
     tape: &Tape<'_>,
     start: u32,
@@ -179,7 +181,8 @@ fn observe_object(
     Ok(changed.map(Fields::from))
 }
 
-/// The field that the value needs, if it needs another one. Declared types stay: only members that they do not know are added.
+/// The field that the value needs, if it differs from the known one. Declared types do not change;
+/// only unknown members are added.
 fn observe_value(tape: &Tape<'_>, index: u32, field: &FieldRef, depth: usize) -> Result<Option<FieldRef>, ArrowError> {
     if is_inferred(field) {
         let found = value_type(tape, index, depth)?;

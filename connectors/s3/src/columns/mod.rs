@@ -1,21 +1,22 @@
 //! From JSON values to columns.
 //!
-//! A [`Shape`] is what values are decoded with: the columns of a declared schema, plus those that were inferred from values. The
-//! shape of a file is the [union](shape::union) of all shapes that went into it. Columns that were inferred widen freely (null → any type,
-//! integer → float, anything else → text); declared ones widen only where no value changes, and otherwise conflict, which makes
+//! A [`ColumnLayout`] has the columns of a declared schema and those that were inferred from
+//! values. The layout of a file is the [union](layout::union) of all layouts that went into it.
+//! Columns that were inferred widen freely (null → any type, integer → float, anything else →
+//! text); declared ones widen only where no value changes, and otherwise conflict, which makes
 //! another file. A column is inferred if its Arrow field says so in its metadata ([`INFERRED`]).
 //!
-//! Nothing is rewritten silently: where the JSON decoder of Arrow is lenient (1.5 as an integer is 1, a number in a text column of a
-//! declared schema, text in an inferred number), the decoders in [`strict`] refuse, and the value widens its column or its record is
-//! rejected.
+//! Nothing is rewritten silently: where the JSON decoder of Arrow is lenient (1.5 as an integer is
+//! 1, a number in a text column of a declared schema, text in an inferred number), the decoders in
+//! [`strict`] refuse, and the value widens its column or its record is rejected.
 
 mod conform;
 mod decode;
 mod infer;
-mod shape;
+mod layout;
 mod strict;
 mod text;
 
 pub(crate) use conform::conform_batch;
 pub(crate) use decode::{JsonDecoder, chunk_len};
-pub(crate) use shape::{Shape, file_schema, union};
+pub(crate) use layout::{ColumnLayout, file_schema, union};

@@ -1,5 +1,5 @@
-//! Decoders that refuse where Arrow's would change a value, read binary columns from base64, and take any value as text where a
-//! column widened to text.
+//! Decoders that refuse values which Arrow's decoders would change, read binary columns from
+//! base64, and accept any value as text in a column that widened to text.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use arrow::json::reader::{ArrayDecoder, DecoderContext, DecoderFactory, Tape, Ta
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::shape::is_inferred;
+use super::layout::is_inferred;
 use super::text::write_json;
 
 /// Makes the decoders described above.
@@ -43,7 +43,7 @@ impl DecoderFactory for StrictDecoders {
     }
 }
 
-/// May a value (element and its text) go into the column?
+/// The column can hold the value (element and its text).
 type Check = fn(&TapeElement, &str) -> bool;
 
 fn has_fraction_or_exponent(text: &str) -> bool {
@@ -58,7 +58,7 @@ fn inferred_float(element: &TapeElement, _: &str) -> bool {
     matches!(element, TapeElement::Number(_))
 }
 
-/// 1.0 and 1e3 are integers, 1.5 is none; and above 2^53 a float no longer says which integer it is.
+/// 1.0 and 1e3 are integers, 1.5 is not. Above 2^53 a float does not identify an integer.
 fn integer(element: &TapeElement, text: &str) -> bool {
     if !has_fraction_or_exponent(text) {
         return matches!(element, TapeElement::Number(_) | TapeElement::String(_));
@@ -66,7 +66,7 @@ fn integer(element: &TapeElement, text: &str) -> bool {
     text.parse::<f64>().is_ok_and(|value| value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0)
 }
 
-/// A number could be seconds, milliseconds or days: only ISO 8601 says which.
+/// A number could be seconds, milliseconds or days; ISO 8601 is unambiguous.
 fn temporal(element: &TapeElement, _: &str) -> bool {
     matches!(element, TapeElement::String(_))
 }

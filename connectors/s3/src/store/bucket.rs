@@ -1,9 +1,11 @@
-//! An S3 bucket. An object is staged as a multipart upload with all its parts, which nobody sees, and published by completing it.
+//! An S3 bucket. `prepare` uploads all parts of a multipart upload, which no reader sees; `commit`
+//! completes the upload.
 //!
-//! # Already done?
-//! The reply to CompleteMultipartUpload can be lost, and then the same request answers, depending on the store, with success, 404
-//! (NoSuchUpload), 412 (the key exists: we send `If-None-Match: *`) or 403. In all of these the object itself decides: it carries our id in its
-//! metadata. The same holds when two tasks publish the same intent at once.
+//! # Repeated commits
+//! The reply to CompleteMultipartUpload can be lost. The repeated request then gets, depending on
+//! the store, success, 404 (NoSuchUpload), 412 (the key exists; we send `If-None-Match: *`) or 403.
+//! In all of these cases the object decides: its metadata contain our id. The same holds when two
+//! tasks commit at once.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,53 +22,54 @@ use tokio::time::Instant;
 use trunkline_connector::{Error, Result, TopicPartition, failpoint};
 
 use super::errors::Failure;
-use super::{Store, client, key_taken, promise_broken};
+use super::{Store, client, key_taken, prepared_object_missing};
 use crate::config::{BucketOptions, Checksum, Encryption};
+use crate::intent::{Committable, Plan, PlannedObject, PreparedObject, Upload, UploadedPart};
 use crate::object::remove_temp;
-use crate::protocol::{Intent, Plan, PlannedObject, StagedObject, Upload, UploadedPart};
 
 const SCHEME: &str = "s3://";
 /// Name of our id in an object's metadata (`x-amz-meta-trunkline-id`).
 const ID_METADATA: &str = "trunkline-id";
-/// Requests without a body at the same time.
+/// Concurrent requests without a body.
 const REQUESTS_AT_ONCE: usize = 8;
-/// Parts on their way at the same time. They are streamed from disk, not held in memory.
+/// Concurrent uploads of parts. They are streamed from disk.
 const PARTS_AT_ONCE: usize = 4;
-/// A store takes no more parts of one object.
+/// S3's limit on the parts of one object.
 const MAX_PARTS: u64 = 10_000;
-/// Parts begin until then; what is on its way is given up a little later, and the next call goes on from what arrived.
-const STAGE_FOR: Duration = Duration::from_secs(40);
-const GIVE_UP_AFTER: Duration = Duration::from_secs(55);
+/// Uploads of parts start within this time. Those that are not done at the deadline are abandoned;
+/// the next call of `prepare` continues.
+const UPLOAD_TIME: Duration = Duration::from_secs(40);
+const UPLOAD_DEADLINE: Duration = Duration::from_secs(55);
 
 /// See the module's header.
 pub(crate) struct BucketStore {
-    shared: Arc<Shared>,
+    client: Arc<BucketClient>,
     runtime: Handle,
     spool: PathBuf,
-    /// Uploads that were begun and not all of whose parts are there, by the object's id: staging again goes on with them.
-    begun: HashMap<String, Begun>,
+    /// Uploads with missing parts, by the object's id. The next call of `prepare` continues them.
+    in_progress: HashMap<String, UploadProgress>,
 }
 
-struct Shared {
+struct BucketClient {
     client: Client,
     options: BucketOptions,
 }
 
-/// An upload on its way.
+/// An unfinished upload.
 #[derive(Clone, Default)]
-struct Begun {
-    /// `None`: its creation failed, perhaps only the reply.
+struct UploadProgress {
+    /// `None`: the creation failed, or its reply was lost.
     upload: Option<String>,
     parts: Vec<Option<UploadedPart>>,
 }
 
 impl BucketStore {
-    /// Connects, and checks with an upload that is given up again that objects can be written.
+    /// Connects, and checks that objects can be written by starting and aborting an upload.
     pub(crate) fn open(options: &BucketOptions, runtime: Handle, spool: PathBuf) -> Result<Self> {
         let client = runtime.block_on(client::connect(options))?;
-        let shared = Arc::new(Shared { client, options: options.clone() });
-        runtime.block_on(shared.check())?;
-        Ok(Self { shared, runtime, spool, begun: HashMap::new() })
+        let client = Arc::new(BucketClient { client, options: options.clone() });
+        runtime.block_on(client.check())?;
+        Ok(Self { client, runtime, spool, in_progress: HashMap::new() })
     }
 }
 
@@ -76,17 +79,17 @@ impl Store for BucketStore {
     }
 
     fn destination(&self) -> String {
-        format!("{SCHEME}{}", self.shared.options.bucket)
+        format!("{SCHEME}{}", self.client.options.bucket)
     }
 
     fn key(&self, name: &str) -> String {
-        match self.shared.options.prefix.as_str() {
+        match self.client.options.prefix.as_str() {
             "" => name.to_owned(),
             prefix => format!("{prefix}/{name}"),
         }
     }
 
-    fn stage(&mut self, plans: &[&Plan]) -> Result<Vec<Vec<Option<Upload>>>> {
+    fn prepare(&mut self, plans: &[Plan]) -> Result<Vec<Vec<Option<Upload>>>> {
         let objects: Vec<&PlannedObject> = plans.iter().flat_map(|plan| &plan.objects).collect();
         let deadline = Instant::now();
         self.create_uploads(&objects)?;
@@ -96,24 +99,24 @@ impl Store for BucketStore {
         }
         failpoint!("s3.spool.removed")?;
         let mut finished = |object: &PlannedObject| {
-            let begun = self.begun.remove(&object.id).unwrap_or_default();
-            let parts = begun.parts.into_iter().flatten().collect();
-            let algorithm = self.shared.checksum().map(|algorithm| algorithm.as_str().to_owned());
-            begun.upload.map(|id| Upload { id, algorithm, parts })
+            let in_progress = self.in_progress.remove(&object.id).unwrap_or_default();
+            let parts = in_progress.parts.into_iter().flatten().collect();
+            let algorithm = self.client.checksum().map(|algorithm| algorithm.as_str().to_owned());
+            in_progress.upload.map(|id| Upload { id, algorithm, parts })
         };
         Ok(plans.iter().map(|plan| plan.objects.iter().map(&mut finished).collect()).collect())
     }
 
-    fn publish(&mut self, intents: &[Intent]) -> Result<()> {
+    fn commit(&mut self, committables: &[Committable]) -> Result<()> {
         let mut jobs = Vec::new();
-        for intent in intents {
-            let bucket = bucket_of(&intent.destination)?;
-            jobs.extend(intent.objects.iter().map(|object| (bucket.to_owned(), object.clone())));
+        for committable in committables {
+            let bucket = bucket_of(&committable.destination)?;
+            jobs.extend(committable.objects.iter().map(|object| (bucket.to_owned(), object.clone())));
         }
-        let shared = &self.shared;
+        let client = &self.client;
         let results = self.runtime.block_on(all(jobs, REQUESTS_AT_ONCE, |(bucket, object)| {
-            let shared = Arc::clone(shared);
-            async move { shared.complete(&bucket, &object).await }
+            let client = Arc::clone(client);
+            async move { client.complete(&bucket, &object).await }
         }));
         results.into_iter().collect()
     }
@@ -122,19 +125,19 @@ impl Store for BucketStore {
         let bucket = bucket_of(&plan.destination)?.to_owned();
         for object in &plan.objects {
             remove_temp(&self.spool.join(&object.temp));
-            self.begun.remove(&object.id);
+            self.in_progress.remove(&object.id);
         }
         let keys: Vec<_> = plan.objects.iter().map(|object| (bucket.clone(), object.key.clone())).collect();
-        let shared = &self.shared;
+        let client = &self.client;
         let results = self.runtime.block_on(all(keys, REQUESTS_AT_ONCE, |(bucket, key)| {
-            let shared = Arc::clone(shared);
-            async move { shared.abort_all(&bucket, &key).await }
+            let client = Arc::clone(client);
+            async move { client.abort_all(&bucket, &key).await }
         }));
         results.into_iter().collect()
     }
 
-    fn remove_leftovers(&mut self, _claim: &TopicPartition, _keep: &dyn Fn(&str) -> bool) -> Result<()> {
-        // Local files are in a folder that is empty at start, and uploads are found by the plans that the stage recorded.
+    fn remove_leftovers(&mut self, _: &TopicPartition, _keep: &dyn Fn(&str) -> bool) -> Result<()> {
+        // The scratch folder is empty at start, and recorded plans lead to the uploads.
         Ok(())
     }
 }
@@ -143,25 +146,25 @@ impl BucketStore {
     fn create_uploads(&mut self, objects: &[&PlannedObject]) -> Result<()> {
         let mut jobs = Vec::new();
         for object in objects {
-            let tried = self.begun.get(&object.id);
-            if tried.is_none_or(|begun| begun.upload.is_none()) {
+            let tried = self.in_progress.get(&object.id);
+            if tried.is_none_or(|in_progress| in_progress.upload.is_none()) {
                 jobs.push(((*object).clone(), tried.is_some()));
             }
         }
         for (object, _) in &jobs {
-            self.begun.entry(object.id.clone()).or_default();
+            self.in_progress.entry(object.id.clone()).or_default();
         }
-        let shared = &self.shared;
+        let client = &self.client;
         let results = self.runtime.block_on(all(jobs, REQUESTS_AT_ONCE, |(object, tried)| {
-            let shared = Arc::clone(shared);
+            let client = Arc::clone(client);
             async move {
-                let bucket = shared.options.bucket.clone();
+                let bucket = client.options.bucket.clone();
                 if tried {
-                    // The last attempt may have created one, and only its reply was lost.
-                    shared.abort_all(&bucket, &object.key).await?;
+                    // The last attempt may have created an upload whose reply was lost.
+                    client.abort_all(&bucket, &object.key).await?;
                 }
                 failpoint!("s3.create.before")?;
-                let upload = shared.create(&bucket, &object.key, &object.id).await?;
+                let upload = client.create(&bucket, &object.key, &object.id).await?;
                 failpoint!("s3.create.after")?;
                 Ok((object, upload))
             }
@@ -170,8 +173,8 @@ impl BucketStore {
         for result in results {
             match result {
                 Ok((object, upload)) => {
-                    let parts = vec![None; self.shared.parts(object.bytes).len()];
-                    self.begun.insert(object.id, Begun { upload: Some(upload), parts });
+                    let parts = vec![None; self.client.parts(object.bytes).len()];
+                    self.in_progress.insert(object.id, UploadProgress { upload: Some(upload), parts });
                 }
                 Err(error) => outcome = Err(error),
             }
@@ -182,8 +185,10 @@ impl BucketStore {
     fn upload_parts(&mut self, objects: &[&PlannedObject], started: Instant) -> Result<()> {
         let mut jobs = Vec::new();
         for object in objects {
-            let Some(Begun { upload: Some(upload), parts }) = self.begun.get(&object.id) else { continue };
-            for (index, (offset, len)) in self.shared.parts(object.bytes).into_iter().enumerate() {
+            let Some(UploadProgress { upload: Some(upload), parts }) = self.in_progress.get(&object.id) else {
+                continue;
+            };
+            for (index, (offset, len)) in self.client.parts(object.bytes).into_iter().enumerate() {
                 if parts.get(index).is_some_and(Option::is_none) {
                     jobs.push(PartJob {
                         id: object.id.clone(),
@@ -198,14 +203,14 @@ impl BucketStore {
             }
         }
         let wanted = jobs.len();
-        let shared = &self.shared;
+        let client = &self.client;
         let results = self.runtime.block_on(all(jobs, PARTS_AT_ONCE, |job| {
-            let shared = Arc::clone(shared);
+            let client = Arc::clone(client);
             async move {
-                if started.elapsed() > STAGE_FOR {
+                if started.elapsed() > UPLOAD_TIME {
                     return Ok(None);
                 }
-                match tokio::time::timeout_at(started + GIVE_UP_AFTER, shared.upload_part(&job)).await {
+                match tokio::time::timeout_at(started + UPLOAD_DEADLINE, client.upload_part(&job)).await {
                     Ok(result) => result.map(|part| Some((job.id, job.index, part))).map_err(|error| (job.key, error)),
                     Err(_) => Ok(None),
                 }
@@ -217,27 +222,29 @@ impl BucketStore {
             match result {
                 Ok(Some((id, index, part))) => {
                     arrived += 1;
-                    if let Some(slot) = self.begun.get_mut(&id).and_then(|begun| begun.parts.get_mut(index)) {
+                    if let Some(slot) =
+                        self.in_progress.get_mut(&id).and_then(|in_progress| in_progress.parts.get_mut(index))
+                    {
                         *slot = Some(part);
                     }
                 }
                 Ok(None) => {}
                 Err((key, failure)) => {
                     if failure.is("NoSuchUpload", 404) {
-                        // Something cleaned it up: the next attempt begins anew.
+                        // The store removed the upload: the next attempt starts another one.
                         let ids = objects.iter().filter(|object| object.key == key).map(|object| object.id.clone());
-                        self.begun.extend(ids.map(|id| (id, Begun::default())));
+                        self.in_progress.extend(ids.map(|id| (id, UploadProgress::default())));
                     }
-                    outcome = Err(failure.into_error(&format!("upload a part of {}", self.shared.url(&key))));
+                    outcome = Err(failure.into_error(&format!("upload a part of {}", self.client.url(&key))));
                 }
             }
         }
         outcome?;
         if arrived < wanted {
             let message = format!(
-                "uploading to {} is slow: {arrived} of {wanted} parts in {} s; it goes on from there",
+                "uploading to {} is slow: {arrived} of {wanted} parts in {} s; the upload continues",
                 self.destination(),
-                STAGE_FOR.as_secs()
+                UPLOAD_TIME.as_secs()
             );
             return Err(Error::external("s3.slow", message));
         }
@@ -255,7 +262,7 @@ struct PartJob {
     len: u64,
 }
 
-impl Shared {
+impl BucketClient {
     fn url(&self, key: &str) -> String {
         format!("{SCHEME}{}/{key}", self.options.bucket)
     }
@@ -275,7 +282,8 @@ impl Shared {
         }
     }
 
-    /// Begins an upload. It is not retried here: a retry after a lost reply would leave an upload that nobody knows.
+    /// Starts an upload. It is not retried here: after a lost reply, a retry would leave an unknown
+    /// upload.
     async fn create(&self, bucket: &str, key: &str, id: &str) -> Result<String> {
         let mut request = self
             .client
@@ -297,8 +305,9 @@ impl Shared {
         let doing = || format!("begin an upload to {}", self.url(key));
         let created = created.map_err(|error| Failure::from_sdk(&error).into_error(&doing()))?;
         let upload = created.upload_id().map(str::to_owned);
-        upload
-            .ok_or_else(|| Error::external("s3.bad_answer", format!("cannot {}: the store gave no upload id", doing())))
+        upload.ok_or_else(|| {
+            Error::external("s3.bad_answer", format!("cannot {}: the store returned no upload id", doing()))
+        })
     }
 
     async fn upload_part(&self, job: &PartJob) -> Result<UploadedPart, Failure> {
@@ -331,19 +340,19 @@ impl Shared {
             Checksum::Sha256 => sent.checksum_sha256(),
             Checksum::None => None,
         };
-        let etag = sent.e_tag().ok_or_else(|| Failure::local("the store gave no ETag for a part".to_owned()))?;
+        let etag = sent.e_tag().ok_or_else(|| Failure::local("the store returned no ETag for a part".to_owned()))?;
         Ok(UploadedPart { etag: etag.to_owned(), checksum: checksum.map(str::to_owned) })
     }
 
-    async fn complete(&self, bucket: &str, object: &StagedObject) -> Result<()> {
+    async fn complete(&self, bucket: &str, object: &PreparedObject) -> Result<()> {
         let key = &object.planned.key;
         let Some(upload) = &object.upload else {
-            return Err(Error::data("s3.unreadable_intent", format!("the promised object {key} has no upload")));
+            return Err(Error::data("s3.unreadable_intent", format!("the prepared object {key} has no upload")));
         };
         let parts = upload.parts.iter().enumerate().map(|(index, part)| {
             let completed = CompletedPart::builder().part_number(part_number(index)).e_tag(&part.etag);
             let checksum = part.checksum.clone();
-            // What the upload was begun with, whatever the option says today.
+            // The algorithm that the upload was started with; the option may have changed.
             match upload.algorithm.as_deref().map(ChecksumAlgorithm::from) {
                 Some(ChecksumAlgorithm::Crc32C) => completed.set_checksum_crc32_c(checksum),
                 Some(ChecksumAlgorithm::Crc32) => completed.set_checksum_crc32(checksum),
@@ -365,26 +374,27 @@ impl Shared {
             .await;
         let Err(error) = completed else { return failpoint!("s3.complete.after") };
         let failure = Failure::from_sdk(&error);
-        let doing = format!("publish {SCHEME}{bucket}/{key}");
-        // Any other answer says nothing of what became of the upload: the stage asks again.
+        let doing = format!("commit {SCHEME}{bucket}/{key}");
+        // Any other answer leaves the outcome open: the stage retries.
         if !matches!(failure.status, Some(403 | 404 | 409 | 412)) || failure.is("NoSuchBucket", 0) {
             return Err(failure.into_error(&doing));
         }
         match self.owner(bucket, key).await? {
             Some(id) if id == object.planned.id => {
-                tracing::debug!(%key, "the promised object was published before");
+                tracing::debug!(%key, "the prepared object was committed before");
                 Ok(())
             }
             Some(_) => Err(key_taken(&format!("{SCHEME}{bucket}/{key}"))),
             None if failure.is("NoSuchUpload", 404) => {
                 let why = format!("its upload {} is gone, and there is no object of that key", upload.id);
-                Err(promise_broken(&format!("{SCHEME}{bucket}/{key}"), &why))
+                Err(prepared_object_missing(&format!("{SCHEME}{bucket}/{key}"), &why))
             }
             None => Err(failure.into_error(&doing)),
         }
     }
 
-    /// The id in the metadata of the object at `key`, empty if it has none; `None` if there is no object.
+    /// The id in the metadata of the object at `key`, empty if it has none; `None` if there is no
+    /// object.
     async fn owner(&self, bucket: &str, key: &str) -> Result<Option<String>> {
         match self.client.head_object().bucket(bucket).key(key).send().await {
             Ok(head) => {
@@ -400,7 +410,7 @@ impl Shared {
         }
     }
 
-    /// Gives up every upload to exactly this key.
+    /// Aborts every upload to exactly this key.
     async fn abort_all(&self, bucket: &str, key: &str) -> Result<()> {
         for upload in self.uploads_to(bucket, key).await? {
             failpoint!("s3.abort.before")?;
@@ -409,7 +419,7 @@ impl Shared {
             if let Err(error) = aborted {
                 let failure = Failure::from_sdk(&error);
                 if !failure.is("NoSuchUpload", 404) {
-                    return Err(failure.into_error(&format!("give up an upload to {SCHEME}{bucket}/{key}")));
+                    return Err(failure.into_error(&format!("abort an upload to {SCHEME}{bucket}/{key}")));
                 }
             }
         }
@@ -440,7 +450,7 @@ impl Shared {
                     return Err(failure.into_error(&format!("list the uploads to {SCHEME}{bucket}/{key}")));
                 }
             };
-            // A prefix also finds keys that go on after it.
+            // The prefix also matches longer keys.
             let ours = page.uploads().iter().filter(|upload| upload.key() == Some(key));
             found.extend(ours.filter_map(|upload| upload.upload_id().map(str::to_owned)));
             if !page.is_truncated().unwrap_or(false) || page.next_key_marker().is_none() {
@@ -451,7 +461,7 @@ impl Shared {
         }
     }
 
-    /// Begins an upload and gives it up again: the very permissions that writing needs.
+    /// Starts and aborts an upload, which needs the same permissions as writing.
     async fn check(&self) -> Result<()> {
         let name = format!(".trunkline-check-{}", uuid::Uuid::new_v4().simple());
         let key = match self.options.prefix.as_str() {
@@ -462,9 +472,8 @@ impl Shared {
         let upload = self.create(bucket, &key, "check").await?;
         let listed = self.uploads_to(bucket, &key).await;
         let aborted = self.client.abort_multipart_upload().bucket(bucket).key(&key).upload_id(upload).send().await;
-        aborted.map_err(|error| {
-            Failure::from_sdk(&error).into_error(&format!("give up an upload to {}", self.url(&key)))
-        })?;
+        aborted
+            .map_err(|error| Failure::from_sdk(&error).into_error(&format!("abort an upload to {}", self.url(&key))))?;
         listed.map(|_| ())
     }
 }
@@ -473,7 +482,7 @@ fn bucket_of(destination: &str) -> Result<&str> {
     destination.strip_prefix(SCHEME).ok_or_else(|| {
         Error::config(
             "s3.other_destination",
-            format!("objects are promised at {destination}, and the sink now writes to a bucket; run it with the old url once more"),
+            format!("objects are prepared at {destination}, but the sink now writes to a bucket. Run it once more with the earlier url"),
         )
     })
 }
@@ -482,7 +491,7 @@ fn part_number(index: usize) -> i32 {
     i32::try_from(index + 1).unwrap_or(i32::MAX)
 }
 
-/// Runs a job for each item, `at_once` side by side; results come in the order of the items.
+/// Runs a job for each item, `at_once` concurrently; returns the results in the order of the items.
 async fn all<I, T, F>(items: Vec<I>, at_once: usize, job: impl Fn(I) -> F) -> Vec<T>
 where
     T: Send + 'static,

@@ -1,4 +1,5 @@
-//! The S3 client: our TLS, retries that end within a minute, credentials from the options or the usual chain.
+//! The S3 client: our TLS, retries that end within a minute, credentials from the options or the
+//! AWS chain.
 
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use trunkline_connector::{Error, Result};
 
 use crate::config::{BucketOptions, Checksum};
 
-/// One request with all its retries. A call of the sink is one round of requests, and must end within a minute.
+/// One request with all its retries. A call of the sink is one round of requests, and must end
+/// within a minute.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(40);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,7 +22,7 @@ const ATTEMPTS: u32 = 4;
 
 /// A client for the bucket.
 pub(crate) async fn connect(options: &BucketOptions) -> Result<Client> {
-    // The crypto is ring's everywhere in Trunkline; the SDK's default would bring a second one.
+    // Trunkline uses ring everywhere; the SDK's default would add a second crypto library.
     let http =
         aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
     let timeouts = TimeoutConfig::builder()

@@ -1,5 +1,5 @@
-//! A local directory. Objects grow in a hidden folder of the same file system; staging makes them durable, and publishing gives them
-//! their final name, which is atomic and never overwrites.
+//! A local directory. Objects grow in a hidden folder of the same file system; `prepare` makes them
+//! durable, and `commit` gives them their final name, which is atomic and never overwrites.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use parquet::file::metadata::ParquetMetaDataReader;
 use trunkline_connector::{Error, Result, TopicPartition, failpoint, io_error};
 
-use super::{Store, key_taken, promise_broken};
+use super::{Store, key_taken, prepared_object_missing};
+use crate::intent::{Committable, Plan, PreparedObject, Upload};
 use crate::names::{STAGING, temp_prefix};
 use crate::object::{footer, remove_temp};
-use crate::protocol::{Intent, Plan, StagedObject, Upload};
 
 const SCHEME: &str = "file://";
 
@@ -29,7 +29,7 @@ impl DirectoryStore {
         let create =
             |path: &Path| fs::create_dir_all(path).map_err(|error| io_error("create the directory", path, &error));
         create(root)?;
-        // A path of its own for every file system: what plans name must be found by a task started elsewhere.
+        // Absolute: a task that starts in another folder must find the files that plans name.
         let root = root.canonicalize().map_err(|error| io_error("find", root, &error))?;
         create(&spool)?;
         let spool = spool.canonicalize().map_err(|error| io_error("find", &spool, &error))?;
@@ -42,7 +42,8 @@ impl DirectoryStore {
 }
 
 impl DirectoryStore {
-    /// Root and folder of local files of a recorded destination: this one, unless the pipeline's url has changed since.
+    /// Root and local folder of a recorded destination, which differs from this one if the
+    /// pipeline's url has changed.
     fn folders(&self, destination: &str) -> Result<(PathBuf, PathBuf)> {
         let root = root_of(destination)?;
         let spool = match self.spool.strip_prefix(&self.root) {
@@ -62,12 +63,12 @@ fn root_of(destination: &str) -> Result<PathBuf> {
     destination.strip_prefix(SCHEME).map(PathBuf::from).ok_or_else(|| {
         Error::config(
             "s3.other_destination",
-            format!("objects are promised at {destination}, and the sink now writes to a directory; run it with the old url once more"),
+            format!("objects are prepared at {destination}, but the sink now writes to a directory. Run it once more with the earlier url"),
         )
     })
 }
 
-/// Keys and names of local files come back from Kafka: they must stay below the root.
+/// Joins a recorded name to the root. Names are read from Kafka, so they must not leave the root.
 fn below(root: &Path, name: &str) -> Result<PathBuf> {
     let path = Path::new(name);
     let plain = path.components().all(|component| matches!(component, std::path::Component::Normal(_)));
@@ -91,7 +92,7 @@ impl Store for DirectoryStore {
         name.to_owned()
     }
 
-    fn stage(&mut self, plans: &[&Plan]) -> Result<Vec<Vec<Option<Upload>>>> {
+    fn prepare(&mut self, plans: &[Plan]) -> Result<Vec<Vec<Option<Upload>>>> {
         failpoint!("directory.sync.before")?;
         for object in plans.iter().flat_map(|plan| &plan.objects) {
             let temp = below(&self.spool, &object.temp)?;
@@ -103,21 +104,22 @@ impl Store for DirectoryStore {
         Ok(plans.iter().map(|plan| vec![None; plan.objects.len()]).collect())
     }
 
-    fn publish(&mut self, intents: &[Intent]) -> Result<()> {
+    fn commit(&mut self, committables: &[Committable]) -> Result<()> {
         let mut touched = BTreeSet::new();
         let mut temps = Vec::new();
-        for intent in intents {
-            let (root, spool) = self.folders(&intent.destination)?;
-            for object in &intent.objects {
+        for committable in committables {
+            let (root, spool) = self.folders(&committable.destination)?;
+            for object in &committable.objects {
                 let temp = below(&spool, &object.planned.temp)?;
                 let target = below(&root, &object.planned.key)?;
                 failpoint!("directory.rename.before")?;
-                publish_file(&temp, &target, object, &root, &mut touched)?;
+                commit_file(&temp, &target, object, &root, &mut touched)?;
                 failpoint!("directory.rename.after")?;
                 temps.push(temp);
             }
         }
-        // Names first, then the hidden ones go: a power cut between the two leaves both, which the next call takes for done.
+        // The final names are synced before the hidden ones are removed. After a power cut between
+        // the two, both exist, and the next call finds the object committed.
         for folder in &touched {
             sync_folder(folder)?;
         }
@@ -134,8 +136,8 @@ impl Store for DirectoryStore {
         Ok(())
     }
 
-    fn remove_leftovers(&mut self, claim: &TopicPartition, keep: &dyn Fn(&str) -> bool) -> Result<()> {
-        let prefix = temp_prefix(claim);
+    fn remove_leftovers(&mut self, partition: &TopicPartition, keep: &dyn Fn(&str) -> bool) -> Result<()> {
+        let prefix = temp_prefix(partition);
         let entries = fs::read_dir(&self.spool).map_err(|error| io_error("list", &self.spool, &error))?;
         for entry in entries {
             let entry = entry.map_err(|error| io_error("list", &self.spool, &error))?;
@@ -149,12 +151,13 @@ impl Store for DirectoryStore {
     }
 }
 
-/// Gives the local file its final name. The hard link is what makes this atomic without overwriting; a file system without hard links
-/// (the id in the name makes a clash next to impossible) gets a rename after a look.
-fn publish_file(
+/// Gives the local file its final name. A hard link is atomic and does not overwrite. On a file
+/// system without hard links the file is renamed after a check; the id in the name makes a
+/// collision very unlikely.
+fn commit_file(
     temp: &Path,
     target: &Path,
-    object: &StagedObject,
+    object: &PreparedObject,
     root: &Path,
     touched: &mut BTreeSet<PathBuf>,
 ) -> Result<()> {
@@ -174,12 +177,12 @@ fn publish_file(
             }
         }
         Err(error) if error.kind() == ErrorKind::NotFound => match target.try_exists() {
-            // Another task, or this one before it died, was quicker.
+            // Another task, or an earlier run of this one, committed it.
             Ok(true) if is_ours(target, object)? => {}
             Ok(true) => return Err(key_taken(&target.display().to_string())),
             Ok(false) => {
                 let why = format!("neither it nor its staged file {} exists", temp.display());
-                return Err(promise_broken(&target.display().to_string(), &why));
+                return Err(prepared_object_missing(&target.display().to_string(), &why));
             }
             Err(error) => return Err(io_error("look at", target, &error)),
         },
@@ -189,7 +192,7 @@ fn publish_file(
     Ok(())
 }
 
-/// Creates the folder and remembers every folder that got a new entry, to be made durable.
+/// Creates the folder and collects every folder with a new entry, which must be synced.
 fn create_folders(folder: &Path, root: &Path, touched: &mut BTreeSet<PathBuf>) -> Result<()> {
     for missing in folder.ancestors().take_while(|ancestor| *ancestor != root && !ancestor.exists()) {
         touched.extend(missing.parent().map(Path::to_owned));
@@ -197,8 +200,8 @@ fn create_folders(folder: &Path, root: &Path, touched: &mut BTreeSet<PathBuf>) -
     fs::create_dir_all(folder).map_err(|error| io_error("create the directory", folder, &error))
 }
 
-/// Is the file at `target` the promised object?
-fn is_ours(target: &Path, object: &StagedObject) -> Result<bool> {
+/// The file at `target` is the prepared object.
+fn is_ours(target: &Path, object: &PreparedObject) -> Result<bool> {
     let file = File::open(target).map_err(|error| io_error("read", target, &error))?;
     let size = file.metadata().map_err(|error| io_error("read the size of", target, &error))?.len();
     if size != object.planned.bytes {

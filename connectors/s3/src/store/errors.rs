@@ -1,11 +1,11 @@
-//! What an object store's answers mean, and what to do about them. Nothing here prints credentials: the SDK's own debug output is
-//! never used, only its error code and message (I8).
+//! The meaning of an object store's answers, and the remedy for each. Only error codes and messages
+//! are printed, never the SDK's debug output, which may hold credentials (I8).
 
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
 use trunkline_connector::Error;
 
-/// A failed request, boiled down.
+/// A failed request.
 #[derive(Debug)]
 pub(crate) struct Failure {
     /// HTTP status, if there was an answer.
@@ -17,7 +17,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// From what the SDK returns.
+    /// Converts an error of the SDK.
     pub(crate) fn from_sdk<E>(error: &SdkError<E>) -> Self
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -32,12 +32,12 @@ impl Failure {
         Self { status, code, message, request_id: error.request_id().map(str::to_owned) }
     }
 
-    /// Something on this side.
+    /// A failure on this side.
     pub(crate) fn local(message: String) -> Self {
         Self { status: None, code: None, message, request_id: None }
     }
 
-    /// Is it this error of the store, or this status if the store sent no code (HEAD has no body)?
+    /// The store returned this code, or this status without a code (HEAD has no body).
     pub(crate) fn is(&self, code: &str, status: u16) -> bool {
         match &self.code {
             Some(own) if own != "Unknown" && own != "UnknownError" => own == code,
@@ -50,7 +50,7 @@ impl Failure {
         self.status == Some(404)
     }
 
-    /// The error for the stage. `doing` is what was tried: "list s3://bucket/prefix".
+    /// The error for the stage. `doing` is the failed action: "list s3://bucket/prefix".
     pub(crate) fn into_error(self, doing: &str) -> Error {
         let code = self.code.as_deref().unwrap_or_default();
         let (our_code, advice) = match (code, self.status) {

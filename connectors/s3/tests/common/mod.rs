@@ -1,4 +1,4 @@
-//! What the tests share: sinks on destinations of their own, and readers that know nothing of the sink.
+//! Shared by the tests: sinks with new destinations, and readers that are independent of the sink.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -20,14 +20,14 @@ use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value as Json;
 use trunkline_connector::config::{Report, Section};
-use trunkline_connector::conformance::{DueRule, read_toml};
+use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
-    Batch, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink, SinkConnector, SinkContext,
-    TopicPartition,
+    Batch, ErasedTwoPhaseSink, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink, SinkConnector,
+    SinkContext, TopicPartition,
 };
 use trunkline_s3::S3Connector;
 
-/// A Parquet file as read back.
+/// A Parquet file that was read.
 pub struct ReadFile {
     /// Its key below the destination.
     pub key: String,
@@ -118,7 +118,7 @@ pub fn numbers(files: &[ReadFile]) -> BTreeMap<i32, Vec<i64>> {
 pub struct Schemas(Mutex<HashMap<SchemaId, Arc<Schema>>>);
 
 impl Schemas {
-    pub fn publish(&self, schema: arrow::datatypes::Schema) -> SchemaId {
+    pub fn commit(&self, schema: arrow::datatypes::Schema) -> SchemaId {
         let schema = Schema::new(Arc::new(schema)).unwrap();
         let id = schema.id();
         self.0.lock().unwrap().insert(id, Arc::new(schema));
@@ -132,7 +132,7 @@ impl SchemaLookup for Schemas {
     }
 }
 
-/// A sink, where it writes to, and what it was opened with.
+/// What a sink needs: a folder, a runtime, schemas.
 pub struct Setup {
     pub folder: tempfile::TempDir,
     pub runtime: tokio::runtime::Runtime,
@@ -150,11 +150,11 @@ impl Setup {
     }
 
     /// A sink on the folder.
-    pub fn open(&self, options: &str) -> Box<dyn Sink> {
+    pub fn open(&self, options: &str) -> Box<dyn ErasedTwoPhaseSink> {
         self.try_open(&format!("url = \"file://{}\"\n{options}", self.root().display())).unwrap()
     }
 
-    pub fn try_open(&self, options: &str) -> Result<Box<dyn Sink>> {
+    pub fn try_open(&self, options: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
         let table = read_toml(options);
         let report = Report::default();
         let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
@@ -165,13 +165,15 @@ impl Setup {
         let scratch =
             self.folder.path().join(format!("scratch-{}", std::fs::read_dir(self.folder.path()).unwrap().count()));
         std::fs::create_dir_all(&scratch).unwrap();
-        spec.unwrap().open(SinkContext {
+        let sink = spec.unwrap().open(SinkContext {
             name: "pipeline.test".to_owned(),
             budget: MemoryBudget::new(1 << 30),
             runtime: self.runtime.handle().clone(),
             scratch,
             schemas: Arc::clone(&self.schemas) as Arc<dyn SchemaLookup>,
-        })
+        })?;
+        let Sink::TwoPhase(sink) = sink else { panic!("the sink is not a two-phase sink") };
+        Ok(sink)
     }
 
     pub fn files(&self) -> Vec<ReadFile> {
@@ -179,7 +181,7 @@ impl Setup {
     }
 }
 
-pub fn claim() -> TopicPartition {
+pub fn topic_partition() -> TopicPartition {
     TopicPartition { topic: "web".into(), partition: 3 }
 }
 
@@ -198,36 +200,23 @@ pub fn batch(first: i64, records: &[(Option<SchemaId>, &str)]) -> Batch {
     batch
 }
 
-/// Writes records without schema, which must all be taken.
-pub fn write(sink: &mut dyn Sink, first: i64, values: &[&str]) {
+/// Writes records without schema, all of which must be accepted.
+pub fn write(sink: &mut dyn ErasedTwoPhaseSink, first: i64, values: &[&str]) {
     let records: Vec<_> = values.iter().map(|value| (None, *value)).collect();
     let mut rejected = Rejections::default();
-    sink.write(&claim(), &batch(first, &records), &mut rejected).unwrap();
+    sink.write(&topic_partition(), &batch(first, &records), &mut rejected).unwrap();
     assert!(rejected.is_empty(), "{:?}", rejected.reasons);
 }
 
-/// Takes the claim through all the steps.
-pub fn publish(sink: &mut dyn Sink) -> Vec<Json> {
-    sink.plan(&claim()).unwrap().expect("nothing is open");
-    let intents = sink.stage(&[claim()]).unwrap();
-    sink.publish(&intents).unwrap();
-    intents
+/// Seals, prepares and commits.
+pub fn commit(sink: &mut dyn ErasedTwoPhaseSink) -> Vec<Json> {
+    let plan = sink.seal(&topic_partition()).unwrap().expect("nothing is buffered");
+    let committables = sink.prepare(std::slice::from_ref(&plan), &mut Rejections::default()).unwrap();
+    sink.commit(&committables).unwrap();
+    committables
 }
 
-/// Options of this sink for the conformance suite's rules.
-pub fn due_by(rule: DueRule) -> String {
-    let never = "records = 1_000_000_000, bytes = \"1TiB\", age = \"1000h\", idle = \"1000h\"";
-    let (key, value) = match rule {
-        DueRule::Records => ("records", "100"),
-        DueRule::Bytes => ("bytes", "\"64KiB\""),
-        DueRule::Age => ("age", "\"60s\""),
-        DueRule::Idle => ("idle", "\"60s\""),
-    };
-    let rest: Vec<_> = never.split(", ").filter(|rule| !rule.starts_with(key)).collect();
-    format!("rotate = {{ {key} = {value}, {} }}", rest.join(", "))
-}
-
-/// Values that are no rows.
+/// Values that are not rows.
 pub fn bad_values() -> Vec<Option<Vec<u8>>> {
     let values: [&[u8]; 8] =
         [b"[1]", b"17", b"null", b"{\"number\":", b"", b"{\"a\":\"\xff\xfe\"}", b"{\"number\":1} x", b"\"text\""];

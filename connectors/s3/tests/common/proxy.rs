@@ -1,4 +1,4 @@
-//! A proxy between the sink and a real server that does to requests what networks and stores do.
+//! A proxy between the sink and a real server that injects faults of networks and stores.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,18 +6,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 
-/// What becomes of a request.
+/// A fault of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
     /// Answered with this status and error code without reaching the server.
     Refuse(u16, &'static str),
-    /// Done by the server, and answered with this status and error code all the same.
+    /// Executed by the server, but answered with this status and error code.
     Lie(u16, &'static str),
-    /// Done by the server; the connection breaks instead of the reply.
+    /// Executed by the server; the connection breaks instead of the reply.
     LoseReply,
 }
 
-/// A kind of request, told by method and query.
+/// A kind of request, by method and query.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     Create,
@@ -58,7 +58,7 @@ impl Proxy {
         Self { endpoint, state }
     }
 
-    /// From now on requests are treated by this rule.
+    /// Later requests follow this rule.
     pub fn rule(&self, rule: impl FnMut(Kind) -> Option<Fault> + Send + 'static) {
         *self.state.rule.lock().unwrap() = Box::new(rule);
     }
@@ -73,7 +73,7 @@ impl Proxy {
         });
     }
 
-    /// How many requests of a kind there were since the last call.
+    /// Number of requests of a kind since the last call.
     pub fn count(&self, kind: Kind) -> usize {
         let mut seen = self.state.seen.lock().unwrap();
         let count = seen.iter().filter(|known| **known == kind).count();
@@ -82,7 +82,8 @@ impl Proxy {
     }
 }
 
-/// One request a connection: head and body are read, and sent on with `connection: close` (which no signature covers).
+/// One request per connection: head and body are read, and forwarded with `connection: close`
+/// (which no signature covers).
 async fn serve(mut client: TcpStream, state: Arc<State>) -> Option<()> {
     let mut request = Vec::new();
     let head_end = loop {

@@ -1,6 +1,7 @@
 //! Real S3 servers for the tests.
 //!
-//! `TRUNKLINE_TEST_S3` names one (key AKTEST, secret SKTESTSK); without it `tests/services/s3` starts one; without that the test skips.
+//! `TRUNKLINE_TEST_S3` names one (key AKTEST, secret SKTESTSK); without it `tests/services/s3`
+//! starts one; without that the test skips.
 
 use std::io::Read;
 use std::path::Path;
@@ -21,12 +22,13 @@ pub struct Server {
     pub endpoint: String,
     pub client: Client,
     pub runtime: Runtime,
-    /// Started by this test. The server ends, and its data goes, when the script's standard input is closed: however the test ends.
+    /// Started by this test. The server stops and its data is removed when the script's standard
+    /// input closes, however the test ends.
     _leash: Option<ChildStdin>,
 }
 
 impl Server {
-    /// `None`, with the reason printed, if none can be had.
+    /// `None`, with the reason printed, if no server is available.
     pub fn find() -> Option<Self> {
         let (endpoint, leash) = match std::env::var("TRUNKLINE_TEST_S3") {
             Ok(endpoint) => (endpoint, None),
@@ -43,13 +45,13 @@ impl Server {
         Some(Self { endpoint, client, runtime, _leash: leash })
     }
 
-    /// Another handle on the same server, which lives as long as the first one.
+    /// Another handle to the same server, which lives as long as the first one.
     pub fn again(&self) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         Self { endpoint: self.endpoint.clone(), client: client(&self.endpoint), runtime, _leash: None }
     }
 
-    /// Uploads on their way to exactly this key.
+    /// Unfinished uploads to exactly this key.
     pub fn uploads_to(&self, bucket: &str, key: &str) -> usize {
         let listed = self.client.list_multipart_uploads().bucket(bucket).prefix(key).send();
         self.runtime.block_on(listed).unwrap().uploads().len()
@@ -82,7 +84,7 @@ impl Server {
         self.keys(bucket).into_iter().map(get).collect()
     }
 
-    /// Uploads that were begun and neither completed nor given up. (MinIO lists them only by their whole key.)
+    /// Uploads that were neither completed nor aborted. (MinIO lists them only by their whole key.)
     pub fn uploads(&self, bucket: &str) -> Vec<String> {
         let listed = self.runtime.block_on(self.client.list_multipart_uploads().bucket(bucket).send()).unwrap();
         listed.uploads().iter().filter_map(|upload| upload.key().map(str::to_owned)).collect()
@@ -118,7 +120,7 @@ fn start() -> Result<(u16, ChildStdin), String> {
     if !script().exists() {
         return Err(format!("{} does not exist, and TRUNKLINE_TEST_S3 is not set", script().display()));
     }
-    // What the machine lacks shows here, and is a skip. That a server does not start, although all of it is here, is a failure.
+    // A missing prerequisite is a skip. A server that is installed but does not start is a failure.
     let fetched = Command::new(script()).arg("fetch").output().map_err(|error| error.to_string())?;
     if !fetched.status.success() {
         return Err(String::from_utf8_lossy(&fetched.stderr).trim().to_owned());

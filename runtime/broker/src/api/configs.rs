@@ -1,6 +1,6 @@
 //! DescribeConfigs, AlterConfigs, IncrementalAlterConfigs (KIP-133, KIP-226, KIP-339).
 //!
-//! Topics can be changed. The broker's own configuration is its options, and read-only here.
+//! Topic configs can be changed. Broker configs show the broker's options and are read-only.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -19,31 +19,30 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
+use super::broker_configs::{BrokerConfig, broker_configs};
 use super::{repeated, text};
-use crate::log::batch::Refusal;
-use crate::server::dispatch::Call;
-use crate::shared::NODE;
+use crate::error::ApiError;
+use crate::request::Call;
+use crate::state::NODE;
 use crate::topics::Topic;
-use crate::topics::config::{DEFINITIONS, TopicConfig, ValueType, definition};
+use crate::topics::config::{Definition, MAX_MESSAGE_BYTES, TopicConfig, ValueType, definition, described};
 
 const TOPIC: i8 = 2;
 const BROKER: i8 = 4;
 
-pub(super) const SOURCE_TOPIC: i8 = 1;
+const SOURCE_TOPIC: i8 = 1;
 const SOURCE_STATIC_BROKER: i8 = 4;
-pub(super) const SOURCE_DEFAULT: i8 = 5;
+const SOURCE_DEFAULT: i8 = 5;
 
 pub(crate) fn describe_configs(call: &Call<'_>, request: DescribeConfigsRequest) -> DescribeConfigsResponse {
     let describe = |resource: DescribeConfigsResource| {
-        let result = describe(call, &resource, request.include_synonyms);
+        let result = describe(call, &resource, request.include_synonyms, request.include_documentation);
         let response = DescribeConfigsResult::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name);
         match result {
             Ok(configs) => response.with_error_message(None).with_configs(configs),
-            Err(refusal) => {
-                response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
-            }
+            Err(error) => response.with_error_code(error.code.code()).with_error_message(Some(text(error.message))),
         }
     };
     DescribeConfigsResponse::default().with_results(request.resources.into_iter().map(describe).collect())
@@ -53,129 +52,114 @@ fn describe(
     call: &Call<'_>,
     resource: &DescribeConfigsResource,
     include_synonyms: bool,
-) -> Result<Vec<DescribeConfigsResourceResult>, Refusal> {
+    include_documentation: bool,
+) -> Result<Vec<DescribeConfigsResourceResult>, ApiError> {
     let is_wanted =
         |name: &str| resource.configuration_keys.as_ref().is_none_or(|keys| keys.iter().any(|key| &**key == name));
     match resource.resource_type {
         TOPIC => {
             let config = find_topic(call, &resource.resource_name)?.config();
-            let wanted = DEFINITIONS.iter().filter(|definition| is_wanted(definition.name));
-            Ok(wanted.map(|definition| describe_topic_config(&config, definition, include_synonyms)).collect())
+            let describe = |definition: &'static Definition| {
+                let described = describe_topic_config(&config, definition, include_synonyms);
+                let documentation = include_documentation.then(|| StrBytes::from_static_str(definition.documentation));
+                described.with_documentation(documentation)
+            };
+            Ok(described().filter(|definition| is_wanted(definition.name)).map(describe).collect())
         }
         BROKER => {
             let name = resource.resource_name.as_str();
             if !name.is_empty() && name != NODE.0.to_string() {
                 let message = format!("Unexpected broker id, expected {} but received {name}", NODE.0);
-                return Err(Refusal::new(ResponseError::InvalidRequest, message));
+                return Err(ApiError::new(ResponseError::InvalidRequest, message));
             }
-            let configs = broker_configs(call).into_iter().filter(|(name, ..)| is_wanted(name));
-            let describe = |(name, value_type, value): (&'static str, ValueType, String)| {
+            let configs = broker_configs(call).into_iter().filter(|config| is_wanted(config.name));
+            let describe = |config: BrokerConfig| {
+                let documentation = include_documentation.then(|| StrBytes::from_static_str(config.documentation));
                 DescribeConfigsResourceResult::default()
-                    .with_name(StrBytes::from_static_str(name))
-                    .with_value(Some(text(value)))
+                    .with_name(StrBytes::from_static_str(config.name))
+                    .with_value(Some(text(config.value)))
                     .with_read_only(true)
                     .with_config_source(SOURCE_STATIC_BROKER)
-                    .with_config_type(value_type as i8)
+                    .with_config_type(config.value_type as i8)
+                    .with_documentation(documentation)
             };
             Ok(configs.map(describe).collect())
         }
-        other => {
-            Err(Refusal::new(ResponseError::InvalidRequest, format!("resources of type {other} have no configuration")))
-        }
+        other => Err(ApiError::new(
+            ResponseError::InvalidRequest,
+            format!("resources of type {other} have no configuration"),
+        )),
     }
 }
 
 fn describe_topic_config(
     config: &TopicConfig,
-    definition: &'static crate::topics::config::Definition,
+    definition: &'static Definition,
     include_synonyms: bool,
 ) -> DescribeConfigsResourceResult {
-    let is_set = config.overrides.contains_key(definition.name);
-    let synonym = |value: String, source: i8| {
+    let synonym = |name: &'static str, value: String, source: i8| {
         DescribeConfigsSynonym::default()
-            .with_name(StrBytes::from_static_str(definition.name))
+            .with_name(StrBytes::from_static_str(name))
             .with_value(Some(text(value)))
             .with_source(source)
     };
     let mut synonyms = Vec::new();
     if include_synonyms {
-        if is_set {
-            synonyms.push(synonym(config.value(definition), SOURCE_TOPIC));
+        if config.overrides.contains_key(definition.name) {
+            synonyms.push(synonym(definition.name, config.value(definition), SOURCE_TOPIC));
         }
-        synonyms.push(synonym(definition.default.to_owned(), SOURCE_DEFAULT));
+        if definition.name == MAX_MESSAGE_BYTES {
+            synonyms.push(synonym("message.max.bytes", config.defaults.value(definition), SOURCE_STATIC_BROKER));
+        }
+        synonyms.push(synonym(definition.name, definition.default.to_owned(), SOURCE_DEFAULT));
     }
     DescribeConfigsResourceResult::default()
         .with_name(StrBytes::from_static_str(definition.name))
         .with_value(Some(text(config.value(definition))))
-        .with_config_source(if is_set { SOURCE_TOPIC } else { SOURCE_DEFAULT })
+        .with_config_source(source(config, definition))
         .with_config_type(definition.value_type as i8)
         .with_synonyms(synonyms)
 }
 
-/// The options, under Kafka's names where Kafka has one.
-fn broker_configs(call: &Call<'_>) -> Vec<(&'static str, ValueType, String)> {
-    use ValueType::{Boolean, Int, List, Long, String};
-    let options = &call.shared.options;
-    let flush_messages = match options.flush {
-        crate::FlushPolicy::Always => 1,
-        crate::FlushPolicy::Os => i64::MAX,
-    };
-    let milliseconds = |duration: std::time::Duration| duration.as_millis().to_string();
-    vec![
-        ("auto.create.topics.enable", Boolean, options.auto_create_topics.to_string()),
-        ("broker.id", Int, NODE.0.to_string()),
-        ("connections.max.idle.ms", Long, milliseconds(options.max_idle)),
-        ("default.replication.factor", Int, "1".to_owned()),
-        ("delete.topic.enable", Boolean, "true".to_owned()),
-        ("group.initial.rebalance.delay.ms", Int, milliseconds(options.initial_rebalance_delay)),
-        ("group.max.session.timeout.ms", Int, milliseconds(options.max_session_timeout)),
-        ("group.max.size", Int, options.max_group_size.to_string()),
-        ("group.min.session.timeout.ms", Int, milliseconds(options.min_session_timeout)),
-        ("log.dirs", String, options.data_dir.display().to_string()),
-        ("log.flush.interval.messages", Long, flush_messages.to_string()),
-        ("log.retention.check.interval.ms", Long, milliseconds(options.cleanup_interval)),
-        ("listeners", List, format!("PLAINTEXT://{}", call.peer.local)),
-        ("max.connections", Int, options.max_connections.to_string()),
-        ("node.id", Int, NODE.0.to_string()),
-        ("num.network.threads", Int, options.threads.to_string()),
-        ("num.partitions", Int, options.default_partitions.to_string()),
-        ("offsets.retention.minutes", Int, (options.offsets_retention.as_secs() / 60).to_string()),
-        ("queued.max.request.bytes", Long, options.max_requests_bytes.to_string()),
-        ("socket.request.max.bytes", Int, options.max_request_bytes.to_string()),
-        ("transaction.max.timeout.ms", Int, milliseconds(options.max_transaction_timeout)),
-        ("transactional.id.expiration.ms", Int, milliseconds(options.transactional_id_expiration)),
-    ]
+/// Where the effective value of a topic config comes from.
+pub(super) fn source(config: &TopicConfig, definition: &Definition) -> i8 {
+    if config.overrides.contains_key(definition.name) {
+        SOURCE_TOPIC
+    } else if definition.name == MAX_MESSAGE_BYTES {
+        SOURCE_STATIC_BROKER
+    } else {
+        SOURCE_DEFAULT
+    }
 }
 
-fn find_topic(call: &Call<'_>, name: &str) -> Result<Arc<Topic>, Refusal> {
+fn find_topic(call: &Call<'_>, name: &str) -> Result<Arc<Topic>, ApiError> {
     crate::topics::check_name(name)?;
-    let missing =
-        || Refusal::new(ResponseError::UnknownTopicOrPartition, "This server does not host this topic-partition.");
-    call.shared.topics.get(name).ok_or_else(missing)
+    call.broker.topics.get(name).ok_or_else(ApiError::unknown_topic_partition)
 }
 
-/// Type and name of a resource.
+/// Type and name of a config resource.
 type Resource<'a> = (i8, &'a str);
 
-/// The topic that a resource to be changed is. `repeated` are those that the request names twice.
+/// The topic that a resource names. `repeated` holds the resources that the request names twice.
 fn changeable(
     call: &Call<'_>,
     resource: Resource<'_>,
     repeated: &HashSet<Resource<'_>>,
-) -> Result<Arc<Topic>, Refusal> {
+) -> Result<Arc<Topic>, ApiError> {
     if repeated.contains(&resource) {
-        return Err(Refusal::new(ResponseError::InvalidRequest, "Each resource must appear at most once."));
+        return Err(ApiError::new(ResponseError::InvalidRequest, "Each resource must appear at most once."));
     }
     let (resource_type, name) = resource;
     match resource_type {
         TOPIC => find_topic(call, name),
-        BROKER => Err(Refusal::new(
+        BROKER => Err(ApiError::new(
             ResponseError::InvalidRequest,
-            "the broker's configuration cannot be changed while it runs",
+            "broker configs are read-only; restart the broker with other options",
         )),
-        other => {
-            Err(Refusal::new(ResponseError::InvalidRequest, format!("resources of type {other} have no configuration")))
-        }
+        other => Err(ApiError::new(
+            ResponseError::InvalidRequest,
+            format!("resources of type {other} have no configuration"),
+        )),
     }
 }
 
@@ -184,15 +168,16 @@ fn configure(
     topic: &Topic,
     configs: BTreeMap<String, String>,
     validate_only: bool,
-) -> Result<(), Refusal> {
-    let config = TopicConfig::new(configs).map_err(|message| Refusal::new(ResponseError::InvalidConfig, message))?;
+) -> Result<(), ApiError> {
+    let altered = topic.config().altered(configs);
+    let config = altered.map_err(|message| ApiError::new(ResponseError::InvalidConfig, message))?;
     if validate_only {
         return Ok(());
     }
-    call.shared.topics.configure(&call.shared.store, topic, config)
+    call.broker.topics.configure(&call.broker.store, topic, config)
 }
 
-/// Replaces all that was set by what is in the request.
+/// Replaces all overrides of a topic by those in the request.
 pub(crate) fn alter_configs(call: &Call<'_>, request: AlterConfigsRequest) -> AlterConfigsResponse {
     let repeated =
         repeated(request.resources.iter().map(|resource| (resource.resource_type, &*resource.resource_name)));
@@ -210,9 +195,7 @@ pub(crate) fn alter_configs(call: &Call<'_>, request: AlterConfigsRequest) -> Al
             .with_resource_name(resource.resource_name.clone());
         responses.push(match result {
             Ok(()) => response.with_error_message(None),
-            Err(refusal) => {
-                response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
-            }
+            Err(error) => response.with_error_code(error.code.code()).with_error_message(Some(text(error.message))),
         });
     }
     AlterConfigsResponse::default().with_responses(responses)
@@ -236,16 +219,14 @@ pub(crate) fn incremental_alter_configs(
             .with_resource_name(resource.resource_name.clone());
         responses.push(match result {
             Ok(()) => response.with_error_message(None),
-            Err(refusal) => {
-                response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
-            }
+            Err(error) => response.with_error_code(error.code.code()).with_error_message(Some(text(error.message))),
         });
     }
     IncrementalAlterConfigsResponse::default().with_responses(responses)
 }
 
 /// The overrides of a topic after the operations of a request.
-fn changed(config: &TopicConfig, resource: &IncrementalResource) -> Result<BTreeMap<String, String>, Refusal> {
+fn changed(config: &TopicConfig, resource: &IncrementalResource) -> Result<BTreeMap<String, String>, ApiError> {
     const SET: i8 = 0;
     const DELETE: i8 = 1;
     const APPEND: i8 = 2;
@@ -253,15 +234,15 @@ fn changed(config: &TopicConfig, resource: &IncrementalResource) -> Result<BTree
     let mut overrides = config.overrides.clone();
     let mut seen = BTreeSet::new();
     for change in &resource.configs {
-        let invalid = |message: String| Refusal::new(ResponseError::InvalidConfig, message);
+        let invalid = |message: String| ApiError::new(ResponseError::InvalidConfig, message);
         if !seen.insert(change.name.as_str()) {
-            return Err(Refusal::new(ResponseError::InvalidRequest, format!("{} is changed twice", change.name)));
+            return Err(ApiError::new(ResponseError::InvalidRequest, format!("{} is changed twice", change.name)));
         }
         let name = change.name.as_str();
         let known = definition(name).ok_or_else(|| invalid(format!("unknown topic config name: {name}")))?;
         let value = || {
             let value = change.value.as_ref().map(ToString::to_string);
-            value.ok_or_else(|| Refusal::new(ResponseError::InvalidRequest, format!("{name} needs a value")))
+            value.ok_or_else(|| ApiError::new(ResponseError::InvalidRequest, format!("{name} needs a value")))
         };
         match change.config_operation {
             SET => {
@@ -283,7 +264,7 @@ fn changed(config: &TopicConfig, resource: &IncrementalResource) -> Result<BTree
                 return Err(invalid(format!("{name} is not a list")));
             }
             other => {
-                return Err(Refusal::new(ResponseError::InvalidRequest, format!("unknown config operation {other}")));
+                return Err(ApiError::new(ResponseError::InvalidRequest, format!("unknown config operation {other}")));
             }
         }
     }

@@ -1,11 +1,12 @@
 //! Fetch.
 //!
-//! A fetch that finds less than `min_bytes` waits until there is more, up to `max_wait_ms`. Its response is written by
-//! hand: the records are ranges of log files that the connection sends without reading them.
+//! A fetch that finds less than `min_bytes` waits for more, up to `max_wait_ms`. The response is
+//! encoded by hand: the records are ranges of log files that the connection sends without reading
+//! them.
 //!
-//! Incremental sessions (KIP-227) spare a cluster the listing of thousands of partitions; here they are refused the way
-//! the protocol provides for: a request for a new session is answered with session 0, and one that names a session with
-//! `FETCH_SESSION_ID_NOT_FOUND`.
+//! Incremental fetch sessions (KIP-227) shorten requests that name thousands of partitions. The
+//! broker declines them the way the protocol defines: it answers a request for a new session with
+//! session 0, and a request that names a session with `FETCH_SESSION_ID_NOT_FOUND`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,30 +20,33 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::log::{Isolation, Slice};
-use crate::server::connection::Close;
-use crate::server::dispatch::Call;
-use crate::server::response::{Part, Response};
+use crate::request::Call;
+use crate::request::Close;
+use crate::request::response::{Part, Response};
 use crate::topics::Topic;
 use crate::topics::partition::Partition;
 
-/// No client waits longer than this, whatever it asks for.
+/// Upper limit on `max_wait_ms`.
 const MAX_WAIT: Duration = Duration::from_secs(300);
 
-/// A partition that is asked for.
+/// A partition in the request.
 struct Wanted {
     partition: Option<Arc<Partition>>,
     missing: ResponseError,
-    request: FetchPartition,
+    index: i32,
+    offset: i64,
+    current_leader_epoch: i32,
+    max_bytes: u64,
 }
 
-/// A topic that is asked for.
+/// A topic in the request.
 struct WantedTopic {
     name: String,
     id: Uuid,
     partitions: Vec<Wanted>,
 }
 
-/// The answer for one partition.
+/// The response for one partition.
 #[derive(Default)]
 struct Fetched {
     index: i32,
@@ -55,7 +59,7 @@ struct Fetched {
 
 pub(crate) async fn fetch(call: &Call<'_>, request: FetchRequest) -> Result<Response, Close> {
     const NEW_OR_NONE: [i32; 2] = [0, -1];
-    if request.session_id != 0 && !NEW_OR_NONE.contains(&request.session_epoch) {
+    if !NEW_OR_NONE.contains(&request.session_epoch) {
         return encode(call, ResponseError::FetchSessionIdNotFound.code(), &[], Vec::new());
     }
     let isolation = Isolation::from_wire(request.isolation_level);
@@ -72,7 +76,8 @@ pub(crate) async fn fetch(call: &Call<'_>, request: FetchRequest) -> Result<Resp
     let waiter = Waiter::new(&topics, isolation);
     loop {
         waiter.register();
-        // Only what is read after registering counts: something may have come in between.
+        // Read after registering: an append between the first read and the registration would be
+        // missed.
         let (fetched, is_enough) = read(&topics, isolation, max_bytes, min_bytes);
         let is_over = is_enough || timeout_at(deadline, waiter.notify.notified()).await.is_err();
         if is_over {
@@ -81,7 +86,7 @@ pub(crate) async fn fetch(call: &Call<'_>, request: FetchRequest) -> Result<Resp
     }
 }
 
-/// The registration of a waiting fetch, taken back when it ends in whatever way.
+/// The registration of a waiting fetch. Dropping it unregisters.
 struct Waiter {
     notify: Arc<Notify>,
     isolation: Isolation,
@@ -97,7 +102,7 @@ impl Waiter {
 
     fn register(&self) {
         for partition in &self.partitions {
-            // Who was woken is off the list of one partition, and still on those of the others.
+            // A notification removes the waiter from one partition's list, not from the others.
             partition.unregister(self.isolation, &self.notify);
             partition.register(self.isolation, &self.notify);
         }
@@ -117,14 +122,17 @@ fn resolve(call: &Call<'_>, request: FetchRequest) -> Vec<WantedTopic> {
     let mut topics = Vec::with_capacity(request.topics.len());
     for asked in request.topics {
         let topic: Option<Arc<Topic>> =
-            if by_id { call.shared.topics.by_id(asked.topic_id) } else { call.shared.topics.get(&asked.topic) };
+            if by_id { call.broker.topics.by_id(asked.topic_id) } else { call.broker.topics.get(&asked.topic) };
         let is_unknown_id = by_id && topic.is_none();
         let missing =
             if is_unknown_id { ResponseError::UnknownTopicId } else { ResponseError::UnknownTopicOrPartition };
-        let partitions = asked.partitions.into_iter().map(|request| Wanted {
+        let partitions = asked.partitions.into_iter().map(|request: FetchPartition| Wanted {
             partition: topic.as_ref().and_then(|topic| topic.partition(request.partition)),
             missing,
-            request,
+            index: request.partition,
+            offset: request.fetch_offset,
+            current_leader_epoch: request.current_leader_epoch,
+            max_bytes: u64::try_from(request.partition_max_bytes).unwrap_or(0),
         });
         topics.push(WantedTopic {
             name: asked.topic.to_string(),
@@ -135,8 +143,8 @@ fn resolve(call: &Call<'_>, request: FetchRequest) -> Vec<WantedTopic> {
     topics
 }
 
-/// Looks at every partition once. Says whether the client should have the result now: because it is enough, or because
-/// there is an error that it should know of.
+/// Reads every partition once. The flag says whether to respond now: there are enough bytes, or a
+/// partition has an error.
 fn read(topics: &[WantedTopic], isolation: Isolation, max_bytes: u64, min_bytes: u64) -> (Vec<Fetched>, bool) {
     let mut found = 0;
     let mut has_error = false;
@@ -151,17 +159,17 @@ fn read(topics: &[WantedTopic], isolation: Isolation, max_bytes: u64, min_bytes:
 }
 
 fn read_partition(wanted: &Wanted, isolation: Isolation, max_bytes: u64, is_first: bool) -> Fetched {
-    let index = wanted.request.partition;
+    let index = wanted.index;
     let failed =
         |error: ResponseError| Fetched { index, error: error.code(), end: -1, stable_end: -1, start: -1, slice: None };
     let Some(partition) = wanted.partition.as_ref().filter(|partition| !partition.is_closed()) else {
         return failed(wanted.missing);
     };
-    if wanted.request.current_leader_epoch > 0 {
+    if wanted.current_leader_epoch > 0 {
         return failed(ResponseError::UnknownLeaderEpoch);
     }
-    let offset = wanted.request.fetch_offset;
-    let max_bytes = max_bytes.min(u64::try_from(wanted.request.partition_max_bytes).unwrap_or(0));
+    let offset = wanted.offset;
+    let max_bytes = max_bytes.min(wanted.max_bytes);
     partition.with_log(|log| {
         let mut fetched = Fetched {
             index,
@@ -185,7 +193,7 @@ fn read_partition(wanted: &Wanted, isolation: Isolation, max_bytes: u64, is_firs
     })
 }
 
-/// Writes the response: <https://kafka.apache.org/protocol#The_Messages_Fetch>, versions 4 to 17.
+/// Encodes the response: <https://kafka.apache.org/protocol#The_Messages_Fetch>, versions 4 to 17.
 fn encode(call: &Call<'_>, error: i16, topics: &[WantedTopic], fetched: Vec<Fetched>) -> Result<Response, Close> {
     let version = call.version;
     let mut encoder = Encoder { buffer: BytesMut::with_capacity(256), parts: Vec::new(), is_flexible: version >= 12 };

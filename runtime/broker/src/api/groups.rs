@@ -10,19 +10,20 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
+use super::authorized::{GROUP, operations};
 use super::{code, text};
-use crate::group::Cell;
+use crate::group::GroupSlot;
 use crate::group::state::Phase;
-use crate::server::dispatch::Call;
+use crate::request::Call;
 
-/// What a group that does not exist is called.
+/// The state of a group that does not exist.
 const DEAD: &str = "Dead";
-/// The kind of group that this broker coordinates; the other kind is KIP-848's.
+/// The type of the groups that this broker coordinates. The other type is KIP-848's `consumer`.
 const CLASSIC: &str = "classic";
 
 pub(crate) fn describe_groups(call: &Call<'_>, request: DescribeGroupsRequest) -> DescribeGroupsResponse {
     let describe = |id: GroupId| {
-        let described = call.shared.groups.with(&id, |cell| describe(cell));
+        let described = call.broker.groups.with(&id, |slot| describe(slot));
         let absent = || {
             let group = DescribedGroup::default().with_group_state(text(DEAD));
             if call.version < 6 {
@@ -32,13 +33,17 @@ pub(crate) fn describe_groups(call: &Call<'_>, request: DescribeGroupsRequest) -
                 .with_error_code(ResponseError::GroupIdNotFound.code())
                 .with_error_message(Some(text(format!("Group {} not found.", *id))))
         };
-        described.unwrap_or_else(absent).with_group_id(id)
+        let described = described.unwrap_or_else(absent).with_group_id(id);
+        if described.error_code != 0 {
+            return described;
+        }
+        described.with_authorized_operations(operations(GROUP, request.include_authorized_operations))
     };
     DescribeGroupsResponse::default().with_groups(request.groups.into_iter().map(describe).collect())
 }
 
-fn describe(cell: &Cell) -> DescribedGroup {
-    let group = &cell.group;
+fn describe(slot: &GroupSlot) -> DescribedGroup {
+    let group = &slot.group;
     let is_settled = group.phase == Phase::Stable;
     let protocol = group.protocol_name.clone().filter(|_| is_settled).unwrap_or_default();
     let describe = |(id, member): (&String, &crate::group::member::Member)| {
@@ -64,13 +69,13 @@ pub(crate) fn list_groups(call: &Call<'_>, request: ListGroupsRequest) -> ListGr
         filter.is_empty() || filter.iter().any(|wanted| wanted.eq_ignore_ascii_case(value))
     };
     let mut groups = Vec::new();
-    for id in call.shared.groups.ids() {
-        let listed = call.shared.groups.with(&id, |cell| {
-            let state = cell.group.phase.name();
+    for id in call.broker.groups.ids() {
+        let listed = call.broker.groups.with(&id, |slot| {
+            let state = slot.group.phase.name();
             let is_wanted = accepts(&request.states_filter, state) && accepts(&request.types_filter, CLASSIC);
             is_wanted.then(|| {
                 ListedGroup::default()
-                    .with_protocol_type(text(cell.group.protocol_type.clone().unwrap_or_default()))
+                    .with_protocol_type(text(slot.group.protocol_type.clone().unwrap_or_default()))
                     .with_group_state(text(state))
                     .with_group_type(text(CLASSIC))
             })
@@ -82,7 +87,7 @@ pub(crate) fn list_groups(call: &Call<'_>, request: ListGroupsRequest) -> ListGr
 
 pub(crate) fn delete_groups(call: &Call<'_>, request: DeleteGroupsRequest) -> DeleteGroupsResponse {
     let delete = |id: GroupId| {
-        let result = call.shared.groups.delete(&call.shared.store, &id);
+        let result = call.broker.groups.delete(&call.broker.store, &id);
         DeletableGroupResult::default().with_group_id(id).with_error_code(code(&result))
     };
     DeleteGroupsResponse::default().with_results(request.groups_names.into_iter().map(delete).collect())

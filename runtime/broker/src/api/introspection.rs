@@ -15,13 +15,13 @@ use kafka_protocol::protocol::StrBytes;
 use super::text;
 use crate::clock::now_ms;
 use crate::log::PartitionLog;
-use crate::server::dispatch::Call;
+use crate::request::Call;
 use crate::transaction::{Phase, Transaction};
 
 pub(crate) fn describe_producers(call: &Call<'_>, request: DescribeProducersRequest) -> DescribeProducersResponse {
     let mut topics = Vec::with_capacity(request.topics.len());
     for asked in request.topics {
-        let topic = call.shared.topics.get(&asked.name);
+        let topic = call.broker.topics.get(&asked.name);
         let describe = |index: i32| {
             let response = PartitionResponse::default().with_partition_index(index);
             match topic.as_ref().and_then(|topic| topic.partition(index)) {
@@ -42,7 +42,7 @@ fn active_producers(log: &PartitionLog) -> Vec<ProducerState> {
             .with_producer_epoch(i32::from(producer.epoch))
             .with_last_sequence(producer.last_sequence())
             .with_last_timestamp(producer.last_timestamp)
-            .with_coordinator_epoch(0)
+            .with_coordinator_epoch(producer.coordinator_epoch)
             .with_current_txn_start_offset(producer.transaction_start.unwrap_or(-1))
     };
     log.producers().iter().map(describe).collect()
@@ -53,7 +53,7 @@ pub(crate) fn describe_transactions(
     request: DescribeTransactionsRequest,
 ) -> DescribeTransactionsResponse {
     let describe = |id: TransactionalId| {
-        let found = call.shared.transactions.get(&id);
+        let found = call.broker.transactions.get(&id);
         let state = TransactionState::default().with_transactional_id(id);
         match found {
             Some(transaction) => describe(state, &transaction),
@@ -86,8 +86,8 @@ pub(crate) fn list_transactions(call: &Call<'_>, request: ListTransactionsReques
     let unknown = request.state_filters.iter().filter(|state| !is_known(state)).cloned().collect();
     let now = now_ms();
     let mut listed = Vec::new();
-    for (id, _) in call.shared.transactions.all() {
-        let Some(transaction) = call.shared.transactions.get(&id) else { continue };
+    for (id, _) in call.broker.transactions.all() {
+        let Some(transaction) = call.broker.transactions.get(&id) else { continue };
         let states = &request.state_filters;
         let has_state = states.is_empty() || states.iter().any(|state| &**state == transaction.phase.name());
         let producers = &request.producer_id_filters;

@@ -11,17 +11,18 @@ use kafka_protocol::messages::{
     ListOffsetsRequest, ListOffsetsResponse, OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse,
 };
 
+use super::repeated;
 use crate::log::batch::LEADER_EPOCH;
 use crate::log::{Isolation, PartitionLog, records};
-use crate::server::dispatch::Call;
+use crate::request::Call;
 use crate::topics::partition::Partition;
 
 const LATEST: i64 = -1;
 const EARLIEST: i64 = -2;
 const MAX_TIMESTAMP: i64 = -3;
-/// With tiered storage, the earliest offset on the broker's own disk. All is here.
+/// With tiered storage: the earliest offset on the local disk. All records are on the local disk.
 const EARLIEST_LOCAL: i64 = -4;
-/// The last offset that has moved to tiered storage. None has.
+/// With tiered storage: the last offset in remote storage. There is no remote storage.
 const LATEST_TIERED: i64 = -5;
 const NONE: i64 = -1;
 
@@ -29,8 +30,12 @@ pub(crate) fn list_offsets(call: &Call<'_>, request: ListOffsetsRequest) -> List
     let isolation = Isolation::from_wire(request.isolation_level);
     let mut topics = Vec::with_capacity(request.topics.len());
     for asked in request.topics {
-        let topic = call.shared.topics.get(&asked.name);
+        let topic = call.broker.topics.get(&asked.name);
+        let repeated = repeated(asked.partitions.iter().map(|partition| partition.partition_index));
         let answer = |partition: ListOffsetsPartition| {
+            if repeated.contains(&partition.partition_index) {
+                return failed(&partition, ResponseError::InvalidRequest);
+            }
             let found = topic.as_ref().and_then(|topic| topic.partition(partition.partition_index));
             list(call.version, found.as_deref(), &partition, isolation)
         };
@@ -40,6 +45,14 @@ pub(crate) fn list_offsets(call: &Call<'_>, request: ListOffsetsRequest) -> List
     ListOffsetsResponse::default().with_topics(topics)
 }
 
+fn failed(request: &ListOffsetsPartition, error: ResponseError) -> ListOffsetsPartitionResponse {
+    ListOffsetsPartitionResponse::default()
+        .with_partition_index(request.partition_index)
+        .with_error_code(error.code())
+        .with_offset(NONE)
+        .with_timestamp(NONE)
+}
+
 fn list(
     version: i16,
     partition: Option<&Partition>,
@@ -47,23 +60,21 @@ fn list(
     isolation: Isolation,
 ) -> ListOffsetsPartitionResponse {
     let response = ListOffsetsPartitionResponse::default().with_partition_index(request.partition_index);
-    let failed =
-        |error: ResponseError| response.clone().with_error_code(error.code()).with_offset(NONE).with_timestamp(NONE);
     let Some(partition) = partition else {
-        return failed(ResponseError::UnknownTopicOrPartition);
+        return failed(request, ResponseError::UnknownTopicOrPartition);
     };
     if request.current_leader_epoch > LEADER_EPOCH {
-        return failed(ResponseError::UnknownLeaderEpoch);
+        return failed(request, ResponseError::UnknownLeaderEpoch);
     }
     match partition.with_log(|log| find(log, request.timestamp, isolation)) {
         Ok(Ok((timestamp, offset))) => {
             let epoch = if version >= 4 && offset >= 0 { LEADER_EPOCH } else { -1 };
             response.with_timestamp(timestamp).with_offset(offset).with_leader_epoch(epoch)
         }
-        Ok(Err(error)) => failed(error),
+        Ok(Err(error)) => failed(request, error),
         Err(error) => {
             tracing::error!(topic = partition.topic, partition = partition.index, %error, "cannot read the log");
-            failed(ResponseError::KafkaStorageError)
+            failed(request, ResponseError::KafkaStorageError)
         }
     }
 }
@@ -84,7 +95,7 @@ fn find(log: &PartitionLog, timestamp: i64, isolation: Isolation) -> io::Result<
     let header = &found.located.header;
     let wanted = if timestamp == MAX_TIMESTAMP { header.max_timestamp } else { timestamp };
     let record = records::first_at(header, &found.batch, wanted, log.start_offset());
-    // A batch whose records cannot be read is still found as a whole.
+    // If the records cannot be read, the answer is the batch.
     let (timestamp, offset) = record.unwrap_or((header.max_timestamp, header.base_offset));
     Ok(Ok((timestamp, offset)))
 }
@@ -95,7 +106,7 @@ pub(crate) fn offset_for_leader_epoch(
 ) -> OffsetForLeaderEpochResponse {
     let mut topics = Vec::with_capacity(request.topics.len());
     for asked in request.topics {
-        let topic = call.shared.topics.get(&asked.topic);
+        let topic = call.broker.topics.get(&asked.topic);
         let answer = |partition: OffsetForLeaderPartition| {
             let found = topic.as_ref().and_then(|topic| topic.partition(partition.partition));
             end_of_epoch(found.as_deref(), &partition)
@@ -106,7 +117,7 @@ pub(crate) fn offset_for_leader_epoch(
     OffsetForLeaderEpochResponse::default().with_topics(topics)
 }
 
-/// There has only ever been one epoch, and it ends where the log does.
+/// The log has one leader epoch, which ends at the log's end.
 fn end_of_epoch(partition: Option<&Partition>, request: &OffsetForLeaderPartition) -> EpochEndOffset {
     let response = EpochEndOffset::default().with_partition(request.partition);
     let Some(partition) = partition else {

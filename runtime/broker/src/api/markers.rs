@@ -1,7 +1,7 @@
-//! WriteTxnMarkers: the end of a transaction in single partitions.
+//! WriteTxnMarkers: ends a transaction in single partitions.
 //!
-//! Between brokers it carries out what the coordinator decided; with one broker nobody sends it for that. What is left is the
-//! administrator who ends a transaction that hangs (`kafka-transactions abort`, KIP-664).
+//! Between brokers this request carries out the coordinator's decision. With one broker only
+//! administrators send it, to abort a hanging transaction (`kafka-transactions abort`, KIP-664).
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::write_txn_markers_request::{WritableTxnMarker, WritableTxnMarkerTopic};
@@ -11,7 +11,10 @@ use kafka_protocol::messages::write_txn_markers_response::{
 use kafka_protocol::messages::{WriteTxnMarkersRequest, WriteTxnMarkersResponse};
 
 use super::code;
-use crate::server::dispatch::Call;
+use crate::log::batch::Marker;
+use crate::log::producer_state::NO_COORDINATOR_EPOCH;
+use crate::request::Call;
+use crate::transaction::NO_EPOCH;
 
 pub(crate) fn write_txn_markers(call: &Call<'_>, request: WriteTxnMarkersRequest) -> WriteTxnMarkersResponse {
     let answer = |marker: &WritableTxnMarker| {
@@ -35,15 +38,22 @@ fn write_marker(
     asked: &WritableTxnMarkerTopic,
     index: i32,
 ) -> Result<(), ResponseError> {
-    let topic = call.shared.topics.get(&asked.name).ok_or(ResponseError::UnknownTopicOrPartition)?;
+    let topic = call.broker.topics.get(&asked.name).ok_or(ResponseError::UnknownTopicOrPartition)?;
     let partition = topic.partition(index).ok_or(ResponseError::UnknownTopicOrPartition)?;
     let producer_id = marker.producer_id.0;
-    let epoch = partition.with_log(|log| log.producers().epoch(producer_id));
-    if epoch.is_some_and(|epoch| marker.producer_epoch < epoch) {
+    let (epoch, coordinator_epoch) = partition.with_log(|log| {
+        let producer = log.producers().get(producer_id);
+        producer.map_or((NO_EPOCH, NO_COORDINATOR_EPOCH), |producer| (producer.epoch, producer.coordinator_epoch))
+    });
+    if marker.producer_epoch < epoch {
         return Err(ResponseError::InvalidProducerEpoch);
     }
+    if marker.coordinator_epoch < coordinator_epoch {
+        return Err(ResponseError::TransactionCoordinatorFenced);
+    }
     let commit = marker.transaction_result;
-    tracing::warn!(topic = topic.name, partition = index, producer_id, commit, "a transaction is ended from outside");
-    let ended = partition.end_transaction(producer_id, marker.producer_epoch, commit, &topic.config());
-    ended.map_err(|refusal| refusal.error)
+    tracing::warn!(topic = topic.name, partition = index, producer_id, commit, "an administrator ends a transaction");
+    let written = Marker { commit, coordinator_epoch: marker.coordinator_epoch };
+    let ended = partition.end_transaction(producer_id, marker.producer_epoch, written, &topic.config());
+    ended.map_err(|error| error.code)
 }

@@ -1,4 +1,5 @@
-//! JoinGroup, SyncGroup, Heartbeat, LeaveGroup: the classic group protocol. What happens is in `group`.
+//! JoinGroup, SyncGroup, Heartbeat, LeaveGroup: the classic group protocol. `group` has the state
+//! machine.
 
 use std::time::Duration;
 
@@ -15,14 +16,14 @@ use kafka_protocol::protocol::StrBytes;
 use super::{code, text};
 use crate::group::member::{JoinRequest, Joined, Reply, SyncResult};
 use crate::group::membership::Identity;
-use crate::server::connection::Close;
-use crate::server::dispatch::Call;
-use crate::server::response::Response;
+use crate::request::Call;
+use crate::request::Close;
+use crate::request::response::Response;
 
-/// What a member may have the coordinator keep, for all its protocols together, or as its assignment.
+/// Limit on a member's metadata for all its protocols, and on its assignment.
 const MAX_METADATA_BYTES: usize = 1 << 20;
 
-/// Memory that outlives a request must not hold on to all of its bytes.
+/// Copies bytes that outlive their request, so that they do not keep the whole request in memory.
 fn owned(bytes: &Bytes) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }
@@ -32,15 +33,17 @@ fn milliseconds(value: i32) -> Option<Duration> {
 }
 
 pub(crate) async fn join(call: &Call<'_>, request: JoinGroupRequest) -> Result<Response, Close> {
-    let joined = match read_join(call, &request) {
-        Err(error) => Joined::refused(error, request.member_id.to_string()),
-        Ok(join) => match call.shared.groups.join(&call.shared.store, &request.group_id, join) {
-            Reply::Now(joined) => joined,
-            Reply::Later(receiver) => {
-                let lost = || Joined::refused(ResponseError::UnknownMemberId, request.member_id.to_string());
-                receiver.await.unwrap_or_else(|_| lost())
-            }
-        },
+    let member_id = request.member_id.to_string();
+    let reply = match read_join(call, &request) {
+        Err(error) => Reply::Ready(Joined::refused(error, member_id.clone())),
+        Ok(join) => call.broker.groups.join(&call.broker.store, &request.group_id, join),
+    };
+    drop(request);
+    let joined = match reply {
+        Reply::Ready(joined) => joined,
+        Reply::Pending(receiver) => {
+            receiver.await.unwrap_or_else(|_| Joined::refused(ResponseError::UnknownMemberId, member_id))
+        }
     };
     call.envelope.answer::<JoinGroupRequest>(&describe_join(call, joined))
 }
@@ -49,13 +52,16 @@ fn read_join(call: &Call<'_>, request: &JoinGroupRequest) -> Result<JoinRequest,
     if request.group_id.is_empty() {
         return Err(ResponseError::InvalidGroupId);
     }
+    if request.protocol_type.is_empty() {
+        return Err(ResponseError::InconsistentGroupProtocol);
+    }
     if request.group_instance_id.as_ref().is_some_and(|id| id.is_empty()) {
         return Err(ResponseError::InvalidRequest);
     }
     if request.protocols.iter().map(|protocol| protocol.metadata.len()).sum::<usize>() > MAX_METADATA_BYTES {
         return Err(ResponseError::InvalidRequest);
     }
-    let options = &call.shared.options;
+    let options = &call.broker.options;
     let session_timeout = milliseconds(request.session_timeout_ms);
     let session_timeout = session_timeout
         .filter(|timeout| (options.min_session_timeout..=options.max_session_timeout).contains(timeout))
@@ -87,7 +93,7 @@ fn describe_join(call: &Call<'_>, joined: Joined) -> JoinGroupResponse {
             .with_group_instance_id(instance_id.map(StrBytes::from_string))
             .with_metadata(metadata)
     };
-    // Before version 7 the name could not be null.
+    // Before version 7 the protocol name could not be null.
     let none = (call.version < 7).then(|| StrBytes::from_static_str(""));
     JoinGroupResponse::default()
         .with_error_code(joined.error.as_ref().map_or(0, ResponseError::code))
@@ -107,16 +113,26 @@ pub(crate) async fn sync(call: &Call<'_>, request: SyncGroupRequest) -> Result<R
         generation: request.generation_id,
     };
     let protocol = (request.protocol_type.as_deref(), request.protocol_name.as_deref());
+    let is_incomplete = call.version >= 5 && (protocol.0.is_none() || protocol.1.is_none());
+    let refused = if request.group_id.is_empty() {
+        Some(ResponseError::InvalidGroupId)
+    } else if is_incomplete {
+        Some(ResponseError::InconsistentGroupProtocol)
+    } else if request.assignments.iter().any(|one| one.assignment.len() > MAX_METADATA_BYTES) {
+        Some(ResponseError::InvalidRequest)
+    } else {
+        None
+    };
+    if let Some(error) = refused {
+        return call.envelope.answer::<SyncGroupRequest>(&SyncGroupResponse::default().with_error_code(error.code()));
+    }
     let assignments =
         request.assignments.iter().map(|one| (one.member_id.to_string(), owned(&one.assignment))).collect();
-    if request.assignments.iter().any(|one| one.assignment.len() > MAX_METADATA_BYTES) {
-        let refused = SyncGroupResponse::default().with_error_code(ResponseError::InvalidRequest.code());
-        return call.envelope.answer::<SyncGroupRequest>(&refused);
-    }
-    let reply = call.shared.groups.sync(&call.shared.store, &request.group_id, sender, protocol, assignments);
+    let reply = call.broker.groups.sync(&call.broker.store, &request.group_id, sender, protocol, assignments);
+    drop(request);
     let result: SyncResult = match reply {
-        Reply::Now(result) => result,
-        Reply::Later(receiver) => receiver.await.unwrap_or(Err(ResponseError::UnknownMemberId)),
+        Reply::Ready(result) => result,
+        Reply::Pending(receiver) => receiver.await.unwrap_or(Err(ResponseError::UnknownMemberId)),
     };
     let response = SyncGroupResponse::default().with_error_code(code(&result));
     let response = match result {
@@ -135,14 +151,20 @@ pub(crate) fn heartbeat(call: &Call<'_>, request: HeartbeatRequest) -> Heartbeat
         instance_id: request.group_instance_id.as_deref(),
         generation: request.generation_id,
     };
-    let result = call.shared.groups.heartbeat(&request.group_id, sender);
+    let result = match request.group_id.is_empty() {
+        true => Err(ResponseError::InvalidGroupId),
+        false => call.broker.groups.heartbeat(&request.group_id, sender),
+    };
     HeartbeatResponse::default().with_error_code(code(&result))
 }
 
 pub(crate) fn leave(call: &Call<'_>, request: LeaveGroupRequest) -> LeaveGroupResponse {
-    let shared = call.shared;
+    let broker = call.broker;
+    if request.group_id.is_empty() {
+        return LeaveGroupResponse::default().with_error_code(ResponseError::InvalidGroupId.code());
+    }
     let leave = |member_id: &str, instance_id: Option<&str>| {
-        shared.groups.leave(&shared.store, &request.group_id, member_id, instance_id)
+        broker.groups.leave(&broker.store, &request.group_id, member_id, instance_id)
     };
     if call.version < 3 {
         return LeaveGroupResponse::default().with_error_code(code(&leave(&request.member_id, None)));

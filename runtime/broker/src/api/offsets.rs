@@ -19,15 +19,15 @@ use kafka_protocol::messages::{
 
 use super::{code, text};
 use crate::clock::now_ms;
-use crate::group::Cell;
+use crate::group::GroupSlot;
 use crate::group::membership::Identity;
 use crate::group::offsets::{Committed, MAX_METADATA_BYTES};
 use crate::group::state::Phase;
-use crate::server::dispatch::Call;
+use crate::request::Call;
 
-/// Whether an offset can be committed as far as it alone says.
+/// The checks of an offset commit that do not depend on the group.
 pub(super) fn check_offset(call: &Call<'_>, topic: &str, partition: i32, metadata: &str) -> Result<(), ResponseError> {
-    if call.shared.topics.partition(topic, partition).is_none() {
+    if call.broker.topics.partition(topic, partition).is_none() {
         return Err(ResponseError::UnknownTopicOrPartition);
     }
     if metadata.len() > MAX_METADATA_BYTES {
@@ -79,30 +79,33 @@ fn commit(
     sender: Identity<'_>,
     offsets: BTreeMap<(String, i32), Committed>,
 ) -> Result<(), ResponseError> {
-    let store = &call.shared.store;
-    let work = |cell: &mut Cell| {
-        // Who manages its partitions itself commits without being a member, as long as there are none.
-        let is_outsider = sender.generation < 0 && sender.member_id.is_empty() && sender.instance_id.is_none();
-        if is_outsider {
-            if cell.group.phase != Phase::Empty {
-                return Err(ResponseError::UnknownMemberId);
-            }
-        } else {
-            cell.group.check(sender)?;
-            if cell.group.phase == Phase::CompletingRebalance {
+    let store = &call.broker.store;
+    let work = |slot: &mut GroupSlot| {
+        // A consumer that assigns its own partitions commits without a generation. The group must
+        // have no members.
+        let is_standalone = sender.generation < 0 && slot.group.phase == Phase::Empty;
+        let names_no_member = sender.generation < 0 && sender.member_id.is_empty() && sender.instance_id.is_none();
+        if names_no_member && !is_standalone {
+            return Err(ResponseError::UnknownMemberId);
+        }
+        if !is_standalone {
+            slot.group.check(sender)?;
+            if slot.group.phase == Phase::CompletingRebalance {
                 return Err(ResponseError::RebalanceInProgress);
             }
-            cell.group.committed(sender.member_id, Instant::now());
+            slot.group.committed(sender.member_id, Instant::now());
         }
-        cell.offsets.commit(group_id, store, offsets).map_err(|_| ResponseError::CoordinatorNotAvailable)
+        slot.offsets.commit(group_id, store, offsets).map_err(|_| ResponseError::CoordinatorNotAvailable)
     };
     if sender.generation < 0 {
-        return call.shared.groups.with_or_create(group_id, work);
+        return call.broker.groups.with_or_create(group_id, work);
     }
-    call.shared.groups.with(group_id, work).unwrap_or(Err(ResponseError::IllegalGeneration))
+    let unknown_group =
+        if call.version >= 9 { ResponseError::GroupIdNotFound } else { ResponseError::IllegalGeneration };
+    call.broker.groups.with(group_id, work).unwrap_or(Err(unknown_group))
 }
 
-/// An offset as OffsetFetch answers it.
+/// An offset in an OffsetFetch response.
 struct Answer {
     index: i32,
     offset: i64,
@@ -111,13 +114,13 @@ struct Answer {
     error: i16,
 }
 
-fn lookup(cell: Option<&Cell>, topic: &str, index: i32, require_stable: bool) -> Answer {
+fn lookup(slot: Option<&GroupSlot>, topic: &str, index: i32, require_stable: bool) -> Answer {
     let none = Answer { index, offset: -1, leader_epoch: -1, metadata: String::new(), error: 0 };
-    let Some(cell) = cell else { return none };
-    if require_stable && cell.offsets.is_pending(topic, index) {
+    let Some(slot) = slot else { return none };
+    if require_stable && slot.offsets.is_pending(topic, index) {
         return Answer { error: ResponseError::UnstableOffsetCommit.code(), ..none };
     }
-    match cell.offsets.get(topic, index) {
+    match slot.offsets.get(topic, index) {
         None => none,
         Some(committed) => Answer {
             offset: committed.offset,
@@ -130,20 +133,20 @@ fn lookup(cell: Option<&Cell>, topic: &str, index: i32, require_stable: bool) ->
 
 type Asked = Option<Vec<(TopicName, Vec<i32>)>>;
 
-/// The offsets of one group: of the partitions asked for, or of all that have one.
+/// The offsets of one group: of the requested partitions, or of all partitions that have one.
 fn fetch_group(call: &Call<'_>, group_id: &str, asked: Asked, require_stable: bool) -> Vec<(TopicName, Vec<Answer>)> {
-    let answer = |cell: Option<&Cell>| match asked {
+    let answer = |slot: Option<&GroupSlot>| match asked {
         Some(topics) => {
             let answer = |(name, indexes): (TopicName, Vec<i32>)| {
-                let answers = indexes.iter().map(|index| lookup(cell, &name, *index, require_stable)).collect();
+                let answers = indexes.iter().map(|index| lookup(slot, &name, *index, require_stable)).collect();
                 (name, answers)
             };
             topics.into_iter().map(answer).collect()
         }
         None => {
             let mut by_topic: BTreeMap<String, Vec<Answer>> = BTreeMap::new();
-            for (topic, index) in cell.map(|cell| cell.offsets.partitions()).unwrap_or_default() {
-                let answer = lookup(cell, &topic, index, require_stable);
+            for (topic, index) in slot.map(|slot| slot.offsets.partitions()).unwrap_or_default() {
+                let answer = lookup(slot, &topic, index, require_stable);
                 if answer.offset >= 0 || answer.error != 0 {
                     by_topic.entry(topic).or_default().push(answer);
                 }
@@ -151,9 +154,10 @@ fn fetch_group(call: &Call<'_>, group_id: &str, asked: Asked, require_stable: bo
             by_topic.into_iter().map(|(name, answers)| (TopicName(text(name)), answers)).collect()
         }
     };
-    // `with` takes its closure once, and may not call it: the second use is for a group that does not exist.
+    // `with` does not call its closure for a group that does not exist; then the second use
+    // answers.
     let mut answer = Some(answer);
-    let found = call.shared.groups.with(group_id, |cell| answer.take().map(|answer| answer(Some(cell))));
+    let found = call.broker.groups.with(group_id, |slot| answer.take().map(|answer| answer(Some(slot))));
     found.flatten().or_else(|| answer.take().map(|answer| answer(None))).unwrap_or_default()
 }
 
@@ -196,9 +200,12 @@ pub(crate) fn offset_fetch(call: &Call<'_>, request: OffsetFetchRequest) -> Offs
 }
 
 pub(crate) fn offset_delete(call: &Call<'_>, request: OffsetDeleteRequest) -> OffsetDeleteResponse {
-    let shared = call.shared;
-    let deleted = shared.groups.with(&request.group_id, |cell| {
-        let subscribed = subscribed_topics(cell)?;
+    let broker = call.broker;
+    if request.group_id.is_empty() {
+        return OffsetDeleteResponse::default().with_error_code(ResponseError::InvalidGroupId.code());
+    }
+    let deleted = broker.groups.with(&request.group_id, |slot| {
+        let subscribed = subscribed_topics(slot)?;
         let mut topics = Vec::with_capacity(request.topics.len());
         for topic in &request.topics {
             let is_in_use = subscribed.contains(topic.name.as_str());
@@ -207,10 +214,10 @@ pub(crate) fn offset_delete(call: &Call<'_>, request: OffsetDeleteRequest) -> Of
                 let key = (topic.name.to_string(), partition.partition_index);
                 let result = if is_in_use {
                     Err(ResponseError::GroupSubscribedToTopic)
-                } else if shared.topics.partition(&key.0, key.1).is_none() {
+                } else if broker.topics.partition(&key.0, key.1).is_none() {
                     Err(ResponseError::UnknownTopicOrPartition)
                 } else {
-                    let removed = cell.offsets.remove(&request.group_id, &shared.store, &[key]);
+                    let removed = slot.offsets.remove(&request.group_id, &broker.store, &[key]);
                     removed.map_err(|_| ResponseError::CoordinatorNotAvailable)
                 };
                 partitions.push(
@@ -229,21 +236,21 @@ pub(crate) fn offset_delete(call: &Call<'_>, request: OffsetDeleteRequest) -> Of
     }
 }
 
-/// The topics that the members of a group read.
-fn subscribed_topics(cell: &Cell) -> Result<BTreeSet<String>, ResponseError> {
-    if cell.group.members.is_empty() {
+/// The topics that the members of a group subscribe to.
+fn subscribed_topics(slot: &GroupSlot) -> Result<BTreeSet<String>, ResponseError> {
+    if slot.group.members.is_empty() {
         return Ok(BTreeSet::new());
     }
-    if cell.group.protocol_type.as_deref() != Some("consumer") {
+    if slot.group.protocol_type.as_deref() != Some("consumer") {
         return Err(ResponseError::NonEmptyGroup);
     }
-    let metadata = cell.group.members.values().flat_map(|member| &member.protocols).map(|(_, metadata)| metadata);
-    // Metadata of a client's own making says nothing that could be read here.
+    let metadata = slot.group.members.values().flat_map(|member| &member.protocols).map(|(_, metadata)| metadata);
+    // Metadata in a private format is skipped.
     Ok(metadata.filter_map(|metadata| read_subscription(metadata)).flatten().collect())
 }
 
-/// The topics in a consumer's subscription: version, count, and that many strings. Read by hand because the count is only
-/// a client's claim, and nothing may be allocated on its strength.
+/// The topics in a consumer's subscription: version, count, and `count` strings. Decoded by hand:
+/// the count is not trusted, so nothing is allocated for it.
 fn read_subscription(mut metadata: &[u8]) -> Option<Vec<String>> {
     metadata.try_get_i16().ok()?;
     let count = metadata.try_get_i32().ok()?;

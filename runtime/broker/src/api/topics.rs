@@ -19,16 +19,16 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
-use super::configs::{SOURCE_DEFAULT, SOURCE_TOPIC};
+use super::configs::source;
 use super::{repeated, text};
-use crate::log::batch::Refusal;
-use crate::server::dispatch::Call;
-use crate::shared::NODE;
-use crate::topics::config::{DEFINITIONS, Definition, TopicConfig};
+use crate::error::ApiError;
+use crate::request::Call;
+use crate::state::NODE;
+use crate::topics::config::{Definition, TopicConfig, described};
 use crate::topics::partition::Partition;
 use crate::topics::{NewTopic, Topic};
 
-/// "As the broker has it", for the number of partitions and of replicas.
+/// "The broker's default", for the number of partitions and of replicas.
 const DEFAULT: i32 = -1;
 
 pub(crate) fn create_topics(call: &Call<'_>, request: CreateTopicsRequest) -> CreateTopicsResponse {
@@ -45,43 +45,45 @@ pub(crate) fn create_topics(call: &Call<'_>, request: CreateTopicsRequest) -> Cr
     CreateTopicsResponse::default().with_topics(results)
 }
 
-fn named_twice() -> Refusal {
-    Refusal::new(ResponseError::InvalidRequest, "Duplicate topic name.")
+fn named_twice() -> ApiError {
+    ApiError::new(ResponseError::InvalidRequest, "Duplicate topic name.")
 }
 
-/// Creates a topic, or only says what it would be.
+/// Creates a topic, or with `validate_only` returns its future properties.
 fn create(
     call: &Call<'_>,
     topic: &CreatableTopic,
     validate_only: bool,
-) -> Result<(Uuid, i32, Arc<TopicConfig>), Refusal> {
-    let shared = call.shared;
+) -> Result<(Uuid, i32, Arc<TopicConfig>), ApiError> {
+    let broker = call.broker;
     let new = NewTopic {
         name: topic.name.to_string(),
         partitions: partition_count(call, topic)?,
         configs: read_configs(topic)?,
     };
     if validate_only {
-        let config = shared.topics.check_new(&new)?;
+        let config = broker.topics.check_new(&new)?;
         return Ok((Uuid::nil(), new.partitions, Arc::new(config)));
     }
-    let created = shared.topics.create(&shared.store, &new)?;
+    let created = broker.topics.create(&broker.store, &new)?;
     Ok((created.id, created.partition_count(), created.config()))
 }
 
-fn partition_count(call: &Call<'_>, topic: &CreatableTopic) -> Result<i32, Refusal> {
+fn partition_count(call: &Call<'_>, topic: &CreatableTopic) -> Result<i32, ApiError> {
     if topic.assignments.is_empty() {
         if !matches!(topic.replication_factor, -1 | 1) {
-            let message =
-                format!("Unable to replicate the partition {} time(s): there is 1 broker.", topic.replication_factor);
-            return Err(Refusal::new(ResponseError::InvalidReplicationFactor, message));
+            let message = format!(
+                "Unable to replicate the partition {} time(s): the cluster has 1 broker.",
+                topic.replication_factor
+            );
+            return Err(ApiError::new(ResponseError::InvalidReplicationFactor, message));
         }
         let is_default = topic.num_partitions == DEFAULT;
-        return Ok(if is_default { call.shared.options.default_partitions } else { topic.num_partitions });
+        return Ok(if is_default { call.broker.options.default_partitions } else { topic.num_partitions });
     }
     if topic.num_partitions != DEFAULT || i32::from(topic.replication_factor) != DEFAULT {
         let message = "A manual partition assignment was specified, but a number of partitions or replicas as well.";
-        return Err(Refusal::new(ResponseError::InvalidRequest, message));
+        return Err(ApiError::new(ResponseError::InvalidRequest, message));
     }
     let mut indexes: Vec<i32> = topic.assignments.iter().map(|assignment| assignment.partition_index).collect();
     indexes.sort_unstable();
@@ -90,16 +92,16 @@ fn partition_count(call: &Call<'_>, topic: &CreatableTopic) -> Result<i32, Refus
     if is_consecutive && is_here {
         return Ok(indexes.len() as i32);
     }
-    let message = "partitions have to be numbered from 0, and each assigned to the one broker there is";
-    Err(Refusal::new(ResponseError::InvalidReplicaAssignment, message))
+    let message = "number the partitions from 0 and assign each to the only broker";
+    Err(ApiError::new(ResponseError::InvalidReplicaAssignment, message))
 }
 
-fn read_configs(topic: &CreatableTopic) -> Result<BTreeMap<String, String>, Refusal> {
+fn read_configs(topic: &CreatableTopic) -> Result<BTreeMap<String, String>, ApiError> {
     let mut configs = BTreeMap::new();
     for config in &topic.configs {
         let Some(value) = &config.value else {
             let message = format!("Null value not supported for topic configs: {}", config.name);
-            return Err(Refusal::new(ResponseError::InvalidConfig, message));
+            return Err(ApiError::new(ResponseError::InvalidConfig, message));
         };
         configs.insert(config.name.to_string(), value.to_string());
     }
@@ -109,55 +111,71 @@ fn read_configs(topic: &CreatableTopic) -> Result<BTreeMap<String, String>, Refu
 fn describe_created(
     call: &Call<'_>,
     topic: &CreatableTopic,
-    result: Result<(Uuid, i32, Arc<TopicConfig>), Refusal>,
+    result: Result<(Uuid, i32, Arc<TopicConfig>), ApiError>,
 ) -> CreatableTopicResult {
     let response = CreatableTopicResult::default().with_name(topic.name.clone());
     match result {
         Ok((id, partitions, config)) => {
-            let describe = |definition: &Definition| {
-                let is_set = config.overrides.contains_key(definition.name);
+            let describe = |definition: &'static Definition| {
                 CreatableTopicConfigs::default()
                     .with_name(StrBytes::from_static_str(definition.name))
                     .with_value(Some(text(config.value(definition))))
-                    .with_config_source(if is_set { SOURCE_TOPIC } else { SOURCE_DEFAULT })
+                    .with_config_source(source(&config, definition))
             };
-            let configs = (call.version >= 5).then(|| DEFINITIONS.iter().map(describe).collect());
+            let configs = (call.version >= 5).then(|| described().map(describe).collect());
             let response = response.with_topic_id(id).with_configs(configs);
             if call.version < 5 {
                 return response;
             }
             response.with_num_partitions(partitions).with_replication_factor(1)
         }
-        Err(refusal) => response
-            .with_error_code(refusal.error.code())
-            .with_error_message(Some(text(refusal.message)))
-            .with_configs(None),
+        Err(error) => {
+            response.with_error_code(error.code.code()).with_error_message(Some(text(error.message))).with_configs(None)
+        }
     }
 }
 
 pub(crate) fn delete_topics(call: &Call<'_>, request: DeleteTopicsRequest) -> DeleteTopicsResponse {
     let by_name = |name: TopicName| DeleteTopicState::default().with_name(Some(name));
     let asked = if call.version < 6 { request.topic_names.into_iter().map(by_name).collect() } else { request.topics };
-    DeleteTopicsResponse::default().with_responses(asked.into_iter().map(|asked| delete_topic(call, asked)).collect())
+    let names = repeated(asked.iter().filter_map(|topic| topic.name.as_ref().map(|name| name.as_str())));
+    let ids = repeated(asked.iter().map(|topic| topic.topic_id).filter(|id| *id != Uuid::nil()));
+    let mut responses = Vec::with_capacity(asked.len());
+    for topic in &asked {
+        let problem = match &topic.name {
+            Some(_) if topic.topic_id != Uuid::nil() => Some("You may not specify both topic name and topic id."),
+            None if topic.topic_id == Uuid::nil() => Some("Neither topic name nor id was specified."),
+            Some(name) if names.contains(name.as_str()) => Some("Duplicate topic name."),
+            None if ids.contains(&topic.topic_id) => Some("Duplicate topic id."),
+            _ => None,
+        };
+        let response = DeletableTopicResult::default().with_name(topic.name.clone()).with_topic_id(topic.topic_id);
+        responses.push(match problem {
+            Some(message) => response
+                .with_error_code(ResponseError::InvalidRequest.code())
+                .with_error_message(Some(StrBytes::from_static_str(message))),
+            None => delete_topic(call, topic, response),
+        });
+    }
+    DeleteTopicsResponse::default().with_responses(responses)
 }
 
-fn delete_topic(call: &Call<'_>, asked: DeleteTopicState) -> DeletableTopicResult {
-    let shared = call.shared;
-    let response = DeletableTopicResult::default().with_name(asked.name.clone()).with_topic_id(asked.topic_id);
+fn delete_topic(call: &Call<'_>, asked: &DeleteTopicState, response: DeletableTopicResult) -> DeletableTopicResult {
+    let broker = call.broker;
     let (topic, missing) = match &asked.name {
-        Some(name) => (shared.topics.get(name), ResponseError::UnknownTopicOrPartition),
-        None => (shared.topics.by_id(asked.topic_id), ResponseError::UnknownTopicId),
+        Some(name) => (broker.topics.get(name), ResponseError::UnknownTopicOrPartition),
+        None => (broker.topics.by_id(asked.topic_id), ResponseError::UnknownTopicId),
     };
     let Some(topic) = topic else {
         return response.with_error_code(missing.code());
     };
     let response = response.with_name(Some(TopicName(text(&topic.name)))).with_topic_id(topic.id);
-    match shared.topics.delete(&shared.store, &topic) {
+    match broker.topics.delete(&broker.store, &topic) {
         Ok(()) => {
-            shared.groups.topic_deleted(&shared.store, &topic.name);
+            broker.groups.topic_deleted(&broker.store, &topic.name);
             response
         }
-        Err(refusal) => response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message))),
+        Err(error) => response.with_error_code(error.code.code()).with_error_message(Some(text(error.message))),
     }
 }
 
@@ -168,39 +186,37 @@ pub(crate) fn create_partitions(call: &Call<'_>, request: CreatePartitionsReques
         let result = if repeated.contains(asked.name.as_str()) {
             Err(named_twice())
         } else {
-            grow(call, asked, request.validate_only)
+            add_partitions(call, asked, request.validate_only)
         };
         let response = CreatePartitionsTopicResult::default().with_name(asked.name.clone());
         match result {
             Ok(()) => response.with_error_message(None),
-            Err(refusal) => {
-                response.with_error_code(refusal.error.code()).with_error_message(Some(text(refusal.message)))
-            }
+            Err(error) => response.with_error_code(error.code.code()).with_error_message(Some(text(error.message))),
         }
     };
     CreatePartitionsResponse::default().with_results(topics.iter().map(grow).collect())
 }
 
-fn grow(call: &Call<'_>, asked: &CreatePartitionsTopic, validate_only: bool) -> Result<(), Refusal> {
-    let shared = call.shared;
-    let topic = shared.topics.get(&asked.name);
+fn add_partitions(call: &Call<'_>, asked: &CreatePartitionsTopic, validate_only: bool) -> Result<(), ApiError> {
+    let broker = call.broker;
+    let topic = broker.topics.get(&asked.name);
     let topic = topic.ok_or_else(|| {
-        Refusal::new(ResponseError::UnknownTopicOrPartition, format!("The topic '{}' does not exist.", *asked.name))
+        ApiError::new(ResponseError::UnknownTopicOrPartition, format!("The topic '{}' does not exist.", *asked.name))
     })?;
     if let Some(assignments) = &asked.assignments {
         let is_complete = assignments.len() as i64 == i64::from(asked.count) - i64::from(topic.partition_count());
         if !is_complete || !assignments.iter().all(|assignment| assignment.broker_ids == [NODE]) {
-            let message = "each new partition has to be assigned to the one broker there is";
-            return Err(Refusal::new(ResponseError::InvalidReplicaAssignment, message));
+            let message = "assign each new partition to the only broker";
+            return Err(ApiError::new(ResponseError::InvalidReplicaAssignment, message));
         }
     }
-    shared.topics.grow(&shared.store, &topic, asked.count, validate_only)
+    broker.topics.add_partitions(&broker.store, &topic, asked.count, validate_only)
 }
 
 pub(crate) fn delete_records(call: &Call<'_>, request: DeleteRecordsRequest) -> DeleteRecordsResponse {
     let mut topics = Vec::with_capacity(request.topics.len());
     for asked in request.topics {
-        let topic = call.shared.topics.get(&asked.name);
+        let topic = call.broker.topics.get(&asked.name);
         let mut partitions = Vec::with_capacity(asked.partitions.len());
         for partition in asked.partitions {
             let result = delete_before(topic.as_deref(), partition.partition_index, partition.offset);
@@ -216,11 +232,12 @@ pub(crate) fn delete_records(call: &Call<'_>, request: DeleteRecordsRequest) -> 
     DeleteRecordsResponse::default().with_topics(topics)
 }
 
-/// Moves the start of a partition up to `offset` (-1: its end) and answers where it is now.
+/// Moves the start of a partition up to `offset` (-1: the end) and returns the new start.
 fn delete_before(topic: Option<&Topic>, index: i32, offset: i64) -> Result<i64, ResponseError> {
     let topic = topic.ok_or(ResponseError::UnknownTopicOrPartition)?;
     let partition: Arc<Partition> = topic.partition(index).ok_or(ResponseError::UnknownTopicOrPartition)?;
-    if !topic.config().cleanup_delete {
+    let config = topic.config();
+    if config.cleanup_compact && !config.cleanup_delete {
         return Err(ResponseError::PolicyViolation);
     }
     let moved = partition.move_start(|log| {

@@ -1,4 +1,5 @@
-//! InitProducerId, AddPartitionsToTxn, AddOffsetsToTxn, TxnOffsetCommit, EndTxn (KIP-98, KIP-360, KIP-447).
+//! InitProducerId, AddPartitionsToTxn, AddOffsetsToTxn, TxnOffsetCommit, EndTxn (KIP-98, KIP-360,
+//! KIP-447).
 
 use std::collections::BTreeMap;
 
@@ -18,18 +19,20 @@ use kafka_protocol::messages::{
 use super::code;
 use super::offsets::check_offset;
 use crate::clock::now_ms;
+use crate::group::GroupSlot;
 use crate::group::membership::Identity;
 use crate::group::offsets::Committed;
-use crate::server::dispatch::Call;
-use crate::transaction::{NO_EPOCH, NO_PRODUCER_ID, Requester};
+use crate::group::state::Phase;
+use crate::request::Call;
+use crate::transaction::{NO_EPOCH, NO_PRODUCER_ID, Requester, TransactionVersion};
 
 pub(crate) fn init_producer_id(call: &Call<'_>, request: InitProducerIdRequest) -> InitProducerIdResponse {
     let result = match &request.transactional_id {
-        None => call.shared.transactions.new_producer_id().map(|id| (id, 0)),
+        None => call.broker.transactions.new_producer_id().map(|id| (id, 0)),
         Some(id) if id.is_empty() => Err(ResponseError::InvalidRequest),
         Some(id) => init_transactional(call, id, &request),
     };
-    let result = result.map_err(|error| since(call.version, 4, error));
+    let result = result.map_err(|error| fenced_code(call.version, 4, error));
     let (producer_id, epoch) = result.unwrap_or((NO_PRODUCER_ID, NO_EPOCH));
     InitProducerIdResponse::default()
         .with_error_code(code(&result))
@@ -38,7 +41,7 @@ pub(crate) fn init_producer_id(call: &Call<'_>, request: InitProducerIdRequest) 
 }
 
 fn init_transactional(call: &Call<'_>, id: &str, request: &InitProducerIdRequest) -> Result<(i64, i16), ResponseError> {
-    let max_timeout = call.shared.options.max_transaction_timeout.as_millis() as i64;
+    let max_timeout = call.broker.options.max_transaction_timeout.as_millis() as i64;
     if request.transaction_timeout_ms <= 0 || i64::from(request.transaction_timeout_ms) > max_timeout {
         return Err(ResponseError::InvalidTransactionTimeout);
     }
@@ -47,11 +50,11 @@ fn init_transactional(call: &Call<'_>, id: &str, request: &InitProducerIdRequest
     }
     let requester =
         Requester { transactional_id: id, producer_id: request.producer_id.0, epoch: request.producer_epoch };
-    call.shared.transactions.init_producer(requester, request.transaction_timeout_ms)
+    call.broker.transactions.init_producer(requester, request.transaction_timeout_ms)
 }
 
-/// PRODUCER_FENCED is younger than these APIs: clients of older versions know INVALID_PRODUCER_EPOCH.
-fn since(version: i16, first: i16, error: ResponseError) -> ResponseError {
+/// Older clients do not know PRODUCER_FENCED; they get INVALID_PRODUCER_EPOCH.
+fn fenced_code(version: i16, first: i16, error: ResponseError) -> ResponseError {
     if error == ResponseError::ProducerFenced && version < first { ResponseError::InvalidProducerEpoch } else { error }
 }
 
@@ -65,12 +68,15 @@ pub(crate) fn add_partitions_to_txn(call: &Call<'_>, request: AddPartitionsToTxn
         let topics = request.v3_and_below_topics.iter();
         topics.flat_map(|topic| topic.partitions.iter().map(|index| (topic.name.to_string(), *index)))
     };
-    let exists = |topic: &str, index: i32| call.shared.topics.partition(topic, index).is_some();
+    let exists = |topic: &str, index: i32| call.broker.topics.partition(topic, index).is_some();
     let all_exist = asked().all(|(topic, index)| exists(&topic, index));
     let result = if all_exist {
-        call.shared.transactions.add(requester, asked().collect(), None).map_err(|error| since(call.version, 2, error))
+        call.broker
+            .transactions
+            .add(requester, asked().collect(), None)
+            .map_err(|error| fenced_code(call.version, 2, error))
     } else {
-        // All or nothing: those that exist are not tried.
+        // All or nothing: existing partitions are not added if another one does not exist.
         Err(ResponseError::OperationNotAttempted)
     };
     let mut topics = Vec::with_capacity(request.v3_and_below_topics.len());
@@ -98,9 +104,9 @@ pub(crate) fn add_offsets_to_txn(call: &Call<'_>, request: AddOffsetsToTxnReques
     let result = if request.group_id.is_empty() {
         Err(ResponseError::InvalidGroupId)
     } else {
-        call.shared.transactions.add(requester, Vec::new(), Some(request.group_id.to_string()))
+        call.broker.transactions.add(requester, Vec::new(), Some(request.group_id.to_string()))
     };
-    let result = result.map_err(|error| since(call.version, 2, error));
+    let result = result.map_err(|error| fenced_code(call.version, 2, error));
     AddOffsetsToTxnResponse::default().with_error_code(code(&result))
 }
 
@@ -110,9 +116,17 @@ pub(crate) fn end_txn(call: &Call<'_>, request: EndTxnRequest) -> EndTxnResponse
         producer_id: request.producer_id.0,
         epoch: request.producer_epoch,
     };
-    let result = call.shared.transactions.end(requester, request.committed);
-    let result = result.map_err(|error| since(call.version, 2, error));
-    EndTxnResponse::default().with_error_code(code(&result))
+    let version = TransactionVersion::of(call.version, 5);
+    let result = call.broker.transactions.end(requester, request.committed, version);
+    let result = result.map_err(|error| fenced_code(call.version, 2, error));
+    let (producer_id, epoch) = match &result {
+        Ok(identity) if version == TransactionVersion::V2 => *identity,
+        _ => (NO_PRODUCER_ID, NO_EPOCH),
+    };
+    EndTxnResponse::default()
+        .with_error_code(code(&result))
+        .with_producer_id(ProducerId(producer_id))
+        .with_producer_epoch(epoch)
 }
 
 pub(crate) fn txn_offset_commit(call: &Call<'_>, request: TxnOffsetCommitRequest) -> TxnOffsetCommitResponse {
@@ -172,17 +186,26 @@ fn commit(
         instance_id: request.group_instance_id.as_deref(),
         generation: request.generation_id,
     };
-    // A producer that does not say which member it commits for is only fenced by its own epoch.
-    let is_anonymous = sender.generation < 0 && sender.member_id.is_empty() && sender.instance_id.is_none();
-    let shared = call.shared;
-    shared.transactions.commit_offsets(requester, &request.group_id, || {
-        shared.groups.with_or_create(&request.group_id, |cell| {
-            if !is_anonymous {
-                cell.group.check(sender)?;
+    // A producer that names no member is fenced only by its epoch.
+    let names_no_member = sender.generation < 0 && sender.member_id.is_empty() && sender.instance_id.is_none();
+    let broker = call.broker;
+    if request.group_id.is_empty() {
+        return Err(ResponseError::InvalidGroupId);
+    }
+    let version = TransactionVersion::of(call.version, 5);
+    broker.transactions.commit_offsets(requester, version, &request.group_id, || {
+        let work = |slot: &mut GroupSlot| {
+            let is_standalone = names_no_member || sender.generation < 0 && slot.group.phase == Phase::Empty;
+            if !is_standalone {
+                slot.group.check(sender)?;
             }
             let committed =
-                cell.offsets.commit_pending(&request.group_id, &shared.store, requester.producer_id, offsets);
+                slot.offsets.commit_pending(&request.group_id, &broker.store, requester.producer_id, offsets);
             committed.map_err(|_| ResponseError::CoordinatorNotAvailable)
-        })
+        };
+        if sender.generation < 0 {
+            return broker.groups.with_or_create(&request.group_id, work);
+        }
+        broker.groups.with(&request.group_id, work).unwrap_or(Err(ResponseError::IllegalGeneration))
     })
 }

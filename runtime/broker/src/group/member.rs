@@ -1,4 +1,4 @@
-//! The members of a group: what they say, what they are told, and what is kept of them.
+//! The members of a group: requests, responses and stored records.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use kafka_protocol::ResponseError;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-/// The answer to a member that joined.
+/// The response to JoinGroup.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Joined {
     pub(crate) error: Option<ResponseError>,
@@ -17,7 +17,7 @@ pub(crate) struct Joined {
     pub(crate) leader: String,
     pub(crate) skip_assignment: bool,
     pub(crate) member_id: String,
-    /// For the leader: every member with its metadata.
+    /// Only for the leader: every member with its metadata.
     pub(crate) members: Vec<(String, Option<String>, Bytes)>,
 }
 
@@ -27,7 +27,7 @@ impl Joined {
     }
 }
 
-/// The answer to a member that asked for its assignment.
+/// The response to SyncGroup.
 #[derive(Debug, Clone)]
 pub(crate) struct Synced {
     pub(crate) protocol_type: Option<String>,
@@ -37,13 +37,13 @@ pub(crate) struct Synced {
 
 pub(crate) type SyncResult = Result<Synced, ResponseError>;
 
-/// An answer that is there, or one that will come.
+/// A response, or the channel that will deliver it.
 pub(crate) enum Reply<T> {
-    Now(T),
-    Later(oneshot::Receiver<T>),
+    Ready(T),
+    Pending(oneshot::Receiver<T>),
 }
 
-/// What a member says when it joins.
+/// The parameters of a join.
 #[derive(Debug, Clone)]
 pub(crate) struct JoinRequest {
     pub(crate) member_id: String,
@@ -54,7 +54,8 @@ pub(crate) struct JoinRequest {
     pub(crate) rebalance_timeout: Duration,
     pub(crate) protocol_type: String,
     pub(crate) protocols: Vec<(String, Bytes)>,
-    /// The client can be told its id and asked to come again with it (KIP-394).
+    /// The client supports MEMBER_ID_REQUIRED: it gets a member id and joins again with it
+    /// (KIP-394).
     pub(crate) member_id_required: bool,
     /// The client understands `skip_assignment` (KIP-814).
     pub(crate) can_skip_assignment: bool,
@@ -70,16 +71,16 @@ pub(crate) struct Member {
     pub(super) rebalance_timeout: Duration,
     pub(crate) protocols: Vec<(String, Bytes)>,
     pub(crate) assignment: Bytes,
-    /// The session ends here unless something is heard.
+    /// The session ends at this time unless the member sends a request.
     pub(super) expires: Instant,
     pub(super) joining: Option<oneshot::Sender<Joined>>,
     pub(super) syncing: Option<oneshot::Sender<SyncResult>>,
-    /// Has asked for its assignment in this generation.
+    /// The member has requested its assignment in this generation.
     pub(super) has_synced: bool,
 }
 
 impl Member {
-    pub(super) fn heard_of(&mut self, now: Instant) {
+    pub(super) fn renew_session(&mut self, now: Instant) {
         self.expires = now + self.session_timeout;
     }
 
@@ -89,7 +90,7 @@ impl Member {
     }
 }
 
-/// What the internal log keeps of a member.
+/// A member in the internal log.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct MemberRecord {
     pub(super) id: String,
@@ -102,7 +103,8 @@ pub(super) struct MemberRecord {
     pub(super) assignment: Vec<u8>,
 }
 
-/// What the internal log keeps of a group: with it, members go on after a restart of the broker without a rebalance.
+/// A group in the internal log. With it, members continue after a restart of the broker without a
+/// rebalance.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct GroupRecord {
     pub(super) generation: i32,

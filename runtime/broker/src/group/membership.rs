@@ -1,4 +1,4 @@
-//! What happens to a group between rebalances: syncs, heartbeats, members that leave or are lost.
+//! A group between rebalances: syncs, heartbeats, members that leave or time out.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use super::member::{Joined, Member, Reply, SyncResult, Synced};
 use super::state::{Group, Phase};
 use crate::clock::now_ms;
 
-/// How a request names the member that sends it.
+/// How a request identifies its member.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Identity<'request> {
     pub(crate) member_id: &'request str,
@@ -19,7 +19,7 @@ pub(crate) struct Identity<'request> {
 }
 
 impl Group {
-    /// Whether the sender is a member; a static member must not have been replaced.
+    /// Checks that the sender is a member and, if static, was not replaced.
     pub(crate) fn check_member(&self, member_id: &str, instance_id: Option<&str>) -> Result<(), ResponseError> {
         if let Some(instance_id) = instance_id {
             return match self.static_member(instance_id) {
@@ -31,7 +31,7 @@ impl Group {
         if self.members.contains_key(member_id) { Ok(()) } else { Err(ResponseError::UnknownMemberId) }
     }
 
-    /// Whether the sender is a member of this generation.
+    /// Checks that the sender is a member of the current generation.
     pub(crate) fn check(&self, sender: Identity<'_>) -> Result<(), ResponseError> {
         self.check_member(sender.member_id, sender.instance_id)?;
         if sender.generation == self.generation { Ok(()) } else { Err(ResponseError::IllegalGeneration) }
@@ -46,41 +46,41 @@ impl Group {
         now: Instant,
     ) -> Reply<SyncResult> {
         if let Err(error) = self.check(sender) {
-            return Reply::Now(Err(error));
+            return Reply::Ready(Err(error));
         }
         let differs = |sent: Option<&str>, own: &Option<String>| sent.is_some() && sent != own.as_deref();
         if differs(protocol_type, &self.protocol_type) || differs(protocol_name, &self.protocol_name) {
-            return Reply::Now(Err(ResponseError::InconsistentGroupProtocol));
+            return Reply::Ready(Err(ResponseError::InconsistentGroupProtocol));
         }
         let is_leader = self.leader.as_deref() == Some(sender.member_id);
         match self.phase {
-            Phase::Empty => Reply::Now(Err(ResponseError::UnknownMemberId)),
-            Phase::PreparingRebalance => Reply::Now(Err(ResponseError::RebalanceInProgress)),
+            Phase::Empty => Reply::Ready(Err(ResponseError::UnknownMemberId)),
+            Phase::PreparingRebalance => Reply::Ready(Err(ResponseError::RebalanceInProgress)),
             Phase::Stable => {
                 let synced = self.synced(sender.member_id);
                 if let Some(member) = self.members.get_mut(sender.member_id) {
-                    member.heard_of(now);
+                    member.renew_session(now);
                     member.has_synced = true;
                 }
-                Reply::Now(Ok(synced))
+                Reply::Ready(Ok(synced))
             }
             Phase::CompletingRebalance => {
                 let (reply, receiver) = oneshot::channel();
                 if let Some(member) = self.members.get_mut(sender.member_id) {
-                    member.heard_of(now);
+                    member.renew_session(now);
                     member.has_synced = true;
                     member.syncing = Some(reply);
                 }
                 if is_leader {
                     self.assign(assignments);
                 }
-                Reply::Later(receiver)
+                Reply::Pending(receiver)
             }
         }
     }
 
-    /// The leader's assignments are here: everybody gets theirs. The answers go out by [`Group::release_assignments`], once
-    /// they are written down.
+    /// Stores the leader's assignments. [`Group::answer_syncs`] sends them after they are
+    /// persisted.
     fn assign(&mut self, assignments: Vec<(String, Bytes)>) {
         for member in self.members.values_mut() {
             member.assignment = Bytes::new();
@@ -95,7 +95,7 @@ impl Group {
     }
 
     /// Answers the members that wait for an assignment.
-    pub(crate) fn release_assignments(&mut self) {
+    pub(crate) fn answer_syncs(&mut self) {
         if self.phase != Phase::Stable {
             return;
         }
@@ -108,8 +108,8 @@ impl Group {
         }
     }
 
-    /// The assignments could not be written down: the generation is void, and its members have to join again.
-    pub(crate) fn void_assignments(&mut self, now: Instant) {
+    /// The assignments could not be persisted: the generation is void and its members join again.
+    pub(crate) fn reject_syncs(&mut self, now: Instant) {
         for member in self.members.values_mut() {
             if let Some(sender) = member.syncing.take() {
                 let _ = sender.send(Err(ResponseError::RebalanceInProgress));
@@ -129,7 +129,7 @@ impl Group {
     pub(crate) fn heartbeat(&mut self, sender: Identity<'_>, now: Instant) -> Result<(), ResponseError> {
         self.check(sender)?;
         if let Some(member) = self.members.get_mut(sender.member_id) {
-            member.heard_of(now);
+            member.renew_session(now);
         }
         match self.phase {
             Phase::PreparingRebalance => Err(ResponseError::RebalanceInProgress),
@@ -138,10 +138,10 @@ impl Group {
         }
     }
 
-    /// A member that commits is alive.
+    /// A commit renews the member's session.
     pub(crate) fn committed(&mut self, member_id: &str, now: Instant) {
         if let Some(member) = self.members.get_mut(member_id) {
-            member.heard_of(now);
+            member.renew_session(now);
         }
     }
 
@@ -152,7 +152,7 @@ impl Group {
         now: Instant,
     ) -> Result<(), ResponseError> {
         let id = match instance_id {
-            // An operator may remove a static member by its name alone.
+            // An operator may remove a static member by its instance id alone.
             Some(instance_id) if member_id.is_empty() => {
                 self.static_member(instance_id).ok_or(ResponseError::UnknownMemberId)?.to_owned()
             }
@@ -165,12 +165,12 @@ impl Group {
                 member_id.to_owned()
             }
         };
-        self.lose(&id, now);
+        self.remove_and_rebalance(&id, now);
         Ok(())
     }
 
-    /// Removes a member and lets the others share what it had.
-    fn lose(&mut self, id: &str, now: Instant) {
+    /// Removes a member and rebalances.
+    fn remove_and_rebalance(&mut self, id: &str, now: Instant) {
         self.remove_member(id);
         match self.phase {
             Phase::Empty => {}
@@ -196,7 +196,7 @@ impl Group {
         }
     }
 
-    /// Moves on what has waited long enough: sessions, rebalances, members that were given an id and did not return.
+    /// Applies timeouts: sessions, rebalances, member ids that were never used.
     pub(crate) fn tick(&mut self, now: Instant) {
         self.expire_pending(now);
         let is_waiting = |member: &Member| member.joining.is_some() || member.syncing.is_some();
@@ -207,17 +207,18 @@ impl Group {
             .map(|(id, _)| id.clone())
             .collect();
         for id in expired {
-            tracing::info!(member = id, "the session of a group member has expired");
-            self.lose(&id, now);
+            tracing::info!(member = id, "session of a group member expired");
+            self.remove_and_rebalance(&id, now);
         }
         if self.deadline.is_none_or(|deadline| deadline > now) {
             return;
         }
         match self.phase {
             Phase::PreparingRebalance => {
-                let nobody_joined = self.members.values().all(|member| member.joining.is_none());
-                if nobody_joined && !self.members.is_empty() && self.members.values().all(|m| m.instance_id.is_some()) {
-                    // Only static members are left, and none has come back yet: their sessions decide.
+                let none_joined = self.members.values().all(|member| member.joining.is_none());
+                if none_joined && !self.members.is_empty() && self.members.values().all(|m| m.instance_id.is_some()) {
+                    // Only static members remain and none has rejoined: their session timeouts
+                    // decide.
                     self.deadline = Some(now + self.rebalance_timeout());
                 } else {
                     self.complete_join(now);
@@ -225,11 +226,11 @@ impl Group {
             }
             Phase::CompletingRebalance | Phase::Stable => {
                 self.deadline = None;
-                // A member that joined and never asked for its assignment is gone.
+                // A member that joined and never synced is lost.
                 let silent: Vec<String> =
                     self.members.iter().filter(|(_, member)| !member.has_synced).map(|(id, _)| id.clone()).collect();
                 for id in silent {
-                    self.lose(&id, now);
+                    self.remove_and_rebalance(&id, now);
                 }
             }
             Phase::Empty => self.deadline = None,

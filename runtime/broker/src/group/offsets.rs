@@ -1,8 +1,9 @@
 //! The committed offsets of a group.
 //!
-//! An offset that a producer commits as part of its transaction (KIP-98, TxnOffsetCommit) is **pending** until the
-//! transaction ends. A reader that asks for stable offsets (KIP-447) is told to come again as long as one is pending, or
-//! it would process once more what the transaction is about to commit.
+//! An offset that a producer commits in a transaction (KIP-98, TxnOffsetCommit) is **pending**
+//! until the transaction ends. A reader that requires stable offsets (KIP-447) gets a retriable
+//! error while an offset is pending; otherwise it would process again the records that the
+//! transaction is about to commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::{Change, Key, Store};
 
-/// The longest metadata a client may attach, `offset.metadata.max.bytes`.
+/// Limit on the metadata of an offset, `offset.metadata.max.bytes`.
 pub(crate) const MAX_METADATA_BYTES: usize = 4096;
 
 /// A committed offset.
@@ -29,7 +30,7 @@ type ByPartition = BTreeMap<(String, i32), Committed>;
 #[derive(Debug, Default)]
 pub(crate) struct Offsets {
     committed: ByPartition,
-    /// By the producer whose transaction they wait for.
+    /// Pending offsets by producer id.
     pending: BTreeMap<i64, ByPartition>,
 }
 
@@ -50,7 +51,7 @@ impl Offsets {
         self.committed.get(&(topic.to_owned(), partition))
     }
 
-    /// Every partition with an offset, committed or pending.
+    /// Every partition with a committed or pending offset.
     pub(crate) fn partitions(&self) -> BTreeSet<(String, i32)> {
         let pending = self.pending.values().flat_map(BTreeMap::keys);
         self.committed.keys().chain(pending).cloned().collect()
@@ -85,7 +86,8 @@ impl Offsets {
         Ok(())
     }
 
-    /// The changes that the end of a producer's transaction brings. They are made together with the transaction's own.
+    /// The changes of the internal log when a producer's transaction ends. The caller applies them
+    /// together with the transaction's own change.
     pub(crate) fn ending(&self, id: &str, producer_id: i64, commit: bool) -> io::Result<Vec<Change>> {
         let mut changes = Vec::new();
         for ((topic, partition), committed) in self.pending.get(&producer_id).into_iter().flatten() {
@@ -97,7 +99,7 @@ impl Offsets {
         Ok(changes)
     }
 
-    /// Follows the changes of [`Offsets::ending`], once they are made.
+    /// Applies the changes of [`Offsets::ending`] to memory.
     pub(crate) fn ended(&mut self, producer_id: i64, commit: bool) {
         let pending = self.pending.remove(&producer_id).unwrap_or_default();
         if commit {
@@ -120,7 +122,7 @@ impl Offsets {
         self.remove(id, store, &of_topic)
     }
 
-    /// Forgets what was committed, and left by the last member, before `before`.
+    /// Removes offsets committed before `before`, if the last member left before `before`.
     pub(super) fn expire(&mut self, id: &str, store: &Store, before: i64, empty_since: i64) -> io::Result<()> {
         if empty_since >= before {
             return Ok(());

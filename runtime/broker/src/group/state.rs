@@ -1,18 +1,19 @@
 //! One group: the state machine of Kafka's classic group protocol.
 //!
 //! ```text
-//! Empty --join--> PreparingRebalance --all joined, or time is up--> CompletingRebalance --leader's sync--> Stable
-//!   ^                 ^                                                |                                     |
-//!   |                 +------- a member joins, leaves, or is lost -----+-------------------------------------+
-//!   +--- the last member is gone
+//! Empty --join--> PreparingRebalance --joined, timeout--> CompletingRebalance --sync--> Stable
+//!   ^               ^                                        |                        |
+//!   |               +---- a member joins, leaves, times out ---+------------------------+
+//!   +--- the last member leaves
 //! ```
 //!
-//! A member that joins or syncs waits for the others; its answer comes through a channel. A **static member**
-//! (`group.instance.id`, KIP-345) that comes back under its name takes the place of its former self: in a stable group
-//! without a rebalance, and whoever still uses the former member id is fenced.
+//! A join or sync waits for the other members; a channel delivers its response. A **static member**
+//! (`group.instance.id`, KIP-345) that rejoins replaces its previous member id: in a stable group
+//! without a rebalance. The previous member id is fenced.
 //!
-//! Rules: KIP-62 (timeouts), KIP-345 (static members), KIP-394 (member id required), KIP-814 (a returning static leader
-//! skips its assignment). Nothing here does I/O; the caller writes [`Group::record`] down when told so.
+//! Rules: KIP-62 (timeouts), KIP-345 (static members), KIP-394 (member id required), KIP-814 (a
+//! returning static leader skips its assignment). This module does no I/O; the caller persists
+//! [`Group::record`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use uuid::Uuid;
 
 use super::member::{GroupRecord, JoinRequest, Joined, Member, MemberRecord, Reply};
 
-/// Where a group is in its life.
+/// The state of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     Empty,
@@ -34,7 +35,7 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    /// As DescribeGroups writes it.
+    /// The name in DescribeGroups.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Empty => "Empty",
@@ -45,7 +46,7 @@ impl Phase {
     }
 }
 
-/// Limits that the broker's options set.
+/// Limits from the broker's options.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GroupLimits {
     pub(crate) max_size: usize,
@@ -61,20 +62,20 @@ pub(crate) struct Group {
     pub(crate) protocol_name: Option<String>,
     pub(crate) leader: Option<String>,
     pub(crate) members: BTreeMap<String, Member>,
-    /// So that the member that has been here longest leads.
+    /// Member ids in the order of their joins: the oldest member leads.
     join_order: Vec<String>,
-    /// Member ids by group.instance.id.
+    /// Member ids by `group.instance.id`.
     static_members: HashMap<String, String>,
-    /// Ids given to members that have not come back with them yet.
+    /// Assigned member ids that have not joined yet, with their timeouts.
     pending: HashMap<String, Instant>,
-    /// When a rebalance stops waiting for members, or a generation for the syncs of its members.
+    /// When a rebalance stops waiting for joins, or a generation stops waiting for syncs.
     pub(super) deadline: Option<Instant>,
-    /// The first members are here and others are waited for although nobody is missing.
+    /// The initial rebalance delay runs: the group waits for members although none is missing.
     is_initial_delay: bool,
     limits: GroupLimits,
-    /// The generation or an assignment changed and has to be written down.
+    /// The generation or an assignment changed and is not persisted.
     pub(crate) is_dirty: bool,
-    /// When the last member left; groups without members lose their offsets some time after.
+    /// When the last member left. Offsets of a group without members expire.
     pub(crate) empty_since: i64,
 }
 
@@ -98,7 +99,7 @@ impl Group {
         }
     }
 
-    /// The group as it was when the broker stopped. Every member has its whole session timeout to be heard of.
+    /// Restores a persisted group. Every member gets a full session timeout.
     pub(crate) fn restore(record: GroupRecord, limits: GroupLimits, now: Instant, now_ms: i64) -> Self {
         let mut group = Self::new(limits, now_ms);
         group.generation = record.generation;
@@ -133,7 +134,7 @@ impl Group {
         group
     }
 
-    /// What the internal log is to keep.
+    /// The record for the internal log.
     pub(crate) fn record(&self) -> GroupRecord {
         let protocol = self.protocol_name.clone().unwrap_or_default();
         let describe = |(id, member): (&String, &Member)| MemberRecord {
@@ -155,13 +156,13 @@ impl Group {
         }
     }
 
-    /// Whether there is nobody in the group and nobody about to be.
-    pub(crate) fn is_vacant(&self) -> bool {
+    /// Whether the group has neither members nor assigned member ids.
+    pub(crate) fn has_no_members(&self) -> bool {
         self.members.is_empty() && self.pending.is_empty()
     }
 
     pub(crate) fn join(&mut self, request: JoinRequest, now: Instant) -> Reply<Joined> {
-        let refuse = |error, member_id: &str| Reply::Now(Joined::refused(error, member_id));
+        let refuse = |error, member_id: &str| Reply::Ready(Joined::refused(error, member_id));
         let is_known = self.members.contains_key(&request.member_id);
         if !is_known
             && self.members.len() + self.pending.len() >= self.limits.max_size
@@ -207,7 +208,7 @@ impl Group {
         }
     }
 
-    /// Everybody has to speak one protocol; which ones are possible is what all the others support.
+    /// Whether at least one of the requested protocols is supported by all other members.
     fn accepts_protocols(&self, request: &JoinRequest) -> bool {
         let is_replaced = |id: &String, member: &Member| {
             *id == request.member_id || request.instance_id.is_some() && member.instance_id == request.instance_id
@@ -248,25 +249,26 @@ impl Group {
         self.join_order.push(member_id);
         self.rebalance(now);
         self.complete_if_all_joined(now);
-        Reply::Later(receiver)
+        Reply::Pending(receiver)
     }
 
     /// A known member joins again.
     fn rejoin(&mut self, member_id: String, request: JoinRequest, now: Instant) -> Reply<Joined> {
         let is_leader = self.leader.as_ref() == Some(&member_id);
         let Some(member) = self.members.get_mut(&member_id) else {
-            return Reply::Now(Joined::refused(ResponseError::UnknownMemberId, member_id));
+            return Reply::Ready(Joined::refused(ResponseError::UnknownMemberId, member_id));
         };
         let is_unchanged = member.protocols == request.protocols;
         let may_keep = match self.phase {
             Phase::CompletingRebalance => is_unchanged,
-            // The leader joins again when it wants a new assignment, for example because partitions were added.
+            // The leader rejoins to request a new assignment, for example because partitions were
+            // added.
             Phase::Stable => is_unchanged && !is_leader,
             Phase::Empty | Phase::PreparingRebalance => false,
         };
-        member.heard_of(now);
+        member.renew_session(now);
         if may_keep {
-            return Reply::Now(self.joined(&member_id, false));
+            return Reply::Ready(self.joined(&member_id, false));
         }
         member.protocols = request.protocols;
         member.session_timeout = request.session_timeout;
@@ -275,15 +277,16 @@ impl Group {
         member.joining = Some(sender);
         self.rebalance(now);
         self.complete_if_all_joined(now);
-        Reply::Later(receiver)
+        Reply::Pending(receiver)
     }
 
-    /// A static member came back without its id: it gets a new one, and the old one is fenced.
+    /// A static member rejoined without its member id: it gets a new one, and the previous one is
+    /// fenced.
     fn rejoin_static(&mut self, old_id: String, request: JoinRequest, now: Instant) -> Reply<Joined> {
         let instance_id = request.instance_id.clone().unwrap_or_default();
         let new_id = format!("{instance_id}-{}", Uuid::new_v4());
         let Some(mut member) = self.members.remove(&old_id) else {
-            return Reply::Now(Joined::refused(ResponseError::UnknownMemberId, old_id));
+            return Reply::Ready(Joined::refused(ResponseError::UnknownMemberId, old_id));
         };
         if let Some(sender) = member.joining.take() {
             let _ = sender.send(Joined::refused(ResponseError::FencedInstanceId, old_id.clone()));
@@ -306,18 +309,19 @@ impl Group {
         member.client_host = request.client_host;
         member.session_timeout = request.session_timeout;
         member.rebalance_timeout = request.rebalance_timeout;
-        member.heard_of(now);
+        member.renew_session(now);
         let is_unchanged = member.metadata(&protocol) == old_metadata;
         self.members.insert(new_id.clone(), member);
         if self.phase == Phase::Stable && is_unchanged && self.choose_protocol() == self.protocol_name {
             self.is_dirty = true;
-            // An old client in the leader's place would compute an assignment; it must not be told that it leads.
+            // A leader without KIP-814 would compute an assignment, so the response names another
+            // leader.
             let mut joined = self.joined(&new_id, was_leader && request.can_skip_assignment);
             if was_leader && !request.can_skip_assignment {
                 joined.leader = old_id;
                 joined.members = Vec::new();
             }
-            return Reply::Now(joined);
+            return Reply::Ready(joined);
         }
         let (sender, receiver) = oneshot::channel();
         if let Some(member) = self.members.get_mut(&new_id) {
@@ -325,10 +329,10 @@ impl Group {
         }
         self.rebalance(now);
         self.complete_if_all_joined(now);
-        Reply::Later(receiver)
+        Reply::Pending(receiver)
     }
 
-    /// Begins a rebalance, unless one has begun already.
+    /// Starts a rebalance unless one is running.
     pub(super) fn rebalance(&mut self, now: Instant) {
         match self.phase {
             Phase::PreparingRebalance => return,
@@ -340,7 +344,8 @@ impl Group {
                 }
                 self.deadline = Some(now + self.rebalance_timeout());
             }
-            // The first member waits a little for others, so that a group that starts does not rebalance for each.
+            // The first member waits for others, so that a starting group does not rebalance for
+            // each.
             Phase::Empty => self.deadline = Some(now + self.limits.initial_rebalance_delay),
         }
         self.is_initial_delay = self.phase == Phase::Empty && !self.limits.initial_rebalance_delay.is_zero();
@@ -360,13 +365,13 @@ impl Group {
         }
     }
 
-    /// Ends the wait for members: the next generation is who is here.
+    /// Completes the join phase: the next generation consists of the present members.
     pub(super) fn complete_join(&mut self, now: Instant) {
         self.is_initial_delay = false;
         let lost: Vec<String> = self
             .members
             .iter()
-            // A static member is only gone when its session is: until then its place is kept.
+            // A static member keeps its place until its session times out.
             .filter(|(_, member)| member.joining.is_none() && member.instance_id.is_none())
             .map(|(id, _)| id.clone())
             .collect();
@@ -394,14 +399,14 @@ impl Group {
             if let Some(member) = self.members.get_mut(&id) {
                 member.has_synced = false;
                 if let Some(sender) = member.joining.take() {
-                    member.heard_of(now);
+                    member.renew_session(now);
                     let _ = sender.send(joined);
                 }
             }
         }
     }
 
-    /// The protocol that most members like best among those that all have.
+    /// The protocol with the most votes among those that all members support.
     fn choose_protocol(&self) -> Option<String> {
         let supported_by_all: HashSet<&String> = self
             .members
@@ -439,7 +444,7 @@ impl Group {
         self.static_members.get(instance_id).map(String::as_str)
     }
 
-    /// Takes back an id that was given out and not used yet.
+    /// Removes an assigned member id that was not used.
     pub(super) fn forget_pending(&mut self, member_id: &str) -> bool {
         self.pending.remove(member_id).is_some()
     }
@@ -452,7 +457,7 @@ impl Group {
         }
     }
 
-    /// Drops what is kept of a member outside of its entry.
+    /// Removes a member from the indexes.
     pub(super) fn forget(&mut self, id: &str, instance_id: Option<&str>) {
         self.join_order.retain(|other| other != id);
         if let Some(instance_id) = instance_id {

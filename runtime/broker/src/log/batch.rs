@@ -1,21 +1,24 @@
-//! The record batch (magic 2), as far as a broker has to know it: its 61-byte header.
+//! The header of a record batch (magic 2): all that the broker needs to know about most batches.
 //!
-//! A batch is stored exactly as its producer sent it. Two fields belong to the broker, the base offset and the partition
-//! leader epoch, and both lie before the bytes that the checksum covers, so they are patched without touching the rest.
-//! With `message.timestamp.type=LogAppendTime` the broker also owns the timestamps, and then it has to seal the batch anew.
+//! The broker stores a batch as received. It owns two fields, base offset and partition leader
+//! epoch. Both lie before the bytes that the checksum covers, so patching them keeps the checksum
+//! valid. With `message.timestamp.type=LogAppendTime` the broker also owns the timestamps and
+//! recomputes the checksum.
 //!
 //! Layout: <https://kafka.apache.org/documentation/#recordbatch>. Transaction markers: KIP-98.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::ResponseError;
 
-/// Bytes of the header, up to and including the number of records.
+use crate::error::ApiError;
+
+/// Length of the header, including the number of records.
 pub(crate) const HEADER_LENGTH: usize = 61;
-/// The length field does not count itself and the base offset before it.
+/// The length field counts neither itself nor the base offset before it.
 pub(crate) const LENGTH_PREFIX: usize = 12;
-/// Where the bytes begin that the checksum covers; what is patched lies before.
+/// First byte that the checksum covers. Patched fields lie before it.
 const CRC_COVERED_FROM: usize = 21;
-/// How many bytes of a stored batch are the broker's own: base offset, length, leader epoch.
+/// Length of the prefix that the broker writes: base offset, length, leader epoch.
 pub(crate) const PATCHED_PREFIX: usize = 16;
 
 const MAGIC_AT: usize = 16;
@@ -27,10 +30,10 @@ const CODEC_MASK: i16 = 0x07;
 const LOG_APPEND_TIME: i16 = 0x08;
 const TRANSACTIONAL: i16 = 0x10;
 const CONTROL: i16 = 0x20;
-/// KIP-534: the base timestamp is the time after which tombstones of this batch may go.
+/// KIP-534: the base timestamp is the time after which tombstones in this batch may be removed.
 pub(crate) const DELETE_HORIZON: i16 = 0x40;
 
-/// There is one node and so one leader epoch for ever.
+/// A single node never changes its leader epoch.
 pub(crate) const LEADER_EPOCH: i32 = 0;
 
 /// The header of one record batch.
@@ -56,7 +59,8 @@ fn take<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 impl BatchHeader {
-    /// Reads the header at the start of `bytes`; `None` when there are too few of them or the length field is nonsense.
+    /// Parses the header at the start of `bytes`. `None`: too few bytes, or an impossible length
+    /// field.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let header = Self {
             base_offset: i64::from_be_bytes(take(bytes, 0)?),
@@ -75,7 +79,7 @@ impl BatchHeader {
         (header.length >= (HEADER_LENGTH - LENGTH_PREFIX) as i32).then_some(header)
     }
 
-    /// Bytes of the whole batch.
+    /// Length of the whole batch.
     pub(crate) fn size(&self) -> usize {
         LENGTH_PREFIX + self.length as usize
     }
@@ -104,85 +108,75 @@ impl BatchHeader {
         self.producer_id >= 0
     }
 
-    /// The time after which tombstones of this batch may be removed, when compaction has set one.
+    /// The time after which tombstones in this batch may be removed, if compaction set one.
     pub(crate) fn delete_horizon(&self) -> Option<i64> {
         (self.attributes & DELETE_HORIZON != 0).then_some(self.base_timestamp)
     }
 }
 
-/// Sequence numbers are 31 bits wide and start again at 0.
+/// Sequence numbers have 31 bits and wrap to 0.
 pub(crate) fn advance_sequence(sequence: i32, by: i32) -> i32 {
     ((i64::from(sequence) + i64::from(by)) % (i64::from(i32::MAX) + 1)) as i32
 }
 
-/// Whether the checksum of the batch that `bytes` holds, and nothing but it, is right.
+/// Whether the checksum of the batch in `bytes` is right.
 pub(crate) fn checksum_matches(bytes: &[u8], header: &BatchHeader) -> bool {
     bytes.get(CRC_COVERED_FROM..header.size()).is_some_and(|covered| crc32c::crc32c(covered) == header.crc)
 }
 
-/// Why a batch was refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) error: ResponseError,
-    pub(crate) message: String,
-}
-
-impl Refusal {
-    pub(crate) fn new(error: ResponseError, message: impl Into<String>) -> Self {
-        Self { error, message: message.into() }
+/// Checks the batch that a producer sent for one partition: exactly one complete batch, valid
+/// checksum, valid header. [`validation`](super::validation) checks the records.
+pub(crate) fn validate_produced(records: &[u8], max_batch_bytes: usize) -> Result<BatchHeader, ApiError> {
+    let incomplete = || ApiError::new(ResponseError::InvalidRecord, "the record batch is incomplete");
+    match records.get(MAGIC_AT) {
+        Some(2) => {}
+        Some(0 | 1) => {
+            let message = "message formats 0 and 1 are not supported; use record batches (magic 2)";
+            return Err(ApiError::new(ResponseError::InvalidRecord, message));
+        }
+        Some(magic) => {
+            return Err(ApiError::new(ResponseError::CorruptMessage, format!("unknown magic byte {magic}")));
+        }
+        None => return Err(incomplete()),
     }
-}
-
-/// Checks what a producer sent for one partition: exactly one batch, whole, with the right checksum, and with a header
-/// that a client may write. Nothing here looks at single records.
-pub(crate) fn validate_produced(records: &[u8], max_batch_bytes: usize) -> Result<BatchHeader, Refusal> {
-    let magic = records.get(MAGIC_AT).copied();
-    if let Some(0 | 1) = magic {
-        return Err(Refusal::new(
-            ResponseError::UnsupportedForMessageFormat,
-            "message formats 0 and 1 are not supported, use record batches (magic 2)",
-        ));
-    }
-    let Some(header) = BatchHeader::parse(records) else {
-        return Err(Refusal::new(ResponseError::CorruptMessage, "the record batch is cut short"));
-    };
-    if header.magic != 2 {
-        return Err(Refusal::new(ResponseError::InvalidRecord, format!("unknown magic byte {}", header.magic)));
-    }
+    let header = BatchHeader::parse(records).ok_or_else(incomplete)?;
     if header.size() > records.len() {
-        return Err(Refusal::new(ResponseError::CorruptMessage, "the record batch is cut short"));
+        return Err(incomplete());
     }
     if header.size() < records.len() {
-        return Err(Refusal::new(
+        return Err(ApiError::new(
             ResponseError::InvalidRecord,
             "a produce request holds exactly one record batch for a partition",
         ));
     }
     if header.size() > max_batch_bytes {
-        return Err(Refusal::new(
+        return Err(ApiError::new(
             ResponseError::MessageTooLarge,
             format!("the record batch has {} bytes, max.message.bytes is {max_batch_bytes}", header.size()),
         ));
     }
     if !checksum_matches(records, &header) {
-        return Err(Refusal::new(ResponseError::CorruptMessage, "the checksum of the record batch is wrong"));
+        return Err(ApiError::new(ResponseError::CorruptMessage, "the checksum of the record batch is wrong"));
     }
     if header.codec() > 4 {
-        return Err(Refusal::new(ResponseError::UnsupportedCompressionType, "unknown compression codec"));
+        return Err(ApiError::new(ResponseError::UnsupportedCompressionType, "unknown compression codec"));
     }
     if header.is_control() {
-        return Err(Refusal::new(ResponseError::InvalidRecord, "clients may not write control records"));
+        return Err(ApiError::new(ResponseError::InvalidRecord, "clients may not write control records"));
+    }
+    if header.delete_horizon().is_some() {
+        return Err(ApiError::new(ResponseError::InvalidRecord, "clients may not set a delete horizon"));
     }
     let counted = i64::from(header.last_offset_delta) + 1;
     if header.record_count < 1 || counted != i64::from(header.record_count) {
-        return Err(Refusal::new(
+        return Err(ApiError::new(
             ResponseError::InvalidRecord,
             format!("{} records, but offsets for {counted}", header.record_count),
         ));
     }
     let has_identity = header.producer_epoch >= 0 && header.base_sequence >= 0;
     if header.has_producer() && !has_identity || header.is_transactional() && !header.has_producer() {
-        return Err(Refusal::new(
+        return Err(ApiError::new(
             ResponseError::InvalidRecord,
             "a producer id needs an epoch and a sequence, a transaction needs a producer id",
         ));
@@ -190,7 +184,7 @@ pub(crate) fn validate_produced(records: &[u8], max_batch_bytes: usize) -> Resul
     Ok(header)
 }
 
-/// The first bytes of `batch` as they are stored: with the broker's base offset and leader epoch.
+/// The first bytes of the stored batch: with the broker's base offset and leader epoch.
 pub(crate) fn patched_prefix(header: &BatchHeader, base_offset: i64) -> [u8; PATCHED_PREFIX] {
     let mut prefix = [0; PATCHED_PREFIX];
     prefix[..8].copy_from_slice(&base_offset.to_be_bytes());
@@ -199,28 +193,43 @@ pub(crate) fn patched_prefix(header: &BatchHeader, base_offset: i64) -> [u8; PAT
     prefix
 }
 
-/// The same batch stamped with the broker's time, for `message.timestamp.type=LogAppendTime`.
-pub(crate) fn stamped(records: &[u8], header: &BatchHeader, now: i64) -> (BatchHeader, Bytes) {
+/// The same batch with the broker's time, for `message.timestamp.type=LogAppendTime`.
+pub(crate) fn with_append_time(records: &[u8], header: &BatchHeader, now: i64) -> (BatchHeader, Bytes) {
     let mut batch = BytesMut::from(records);
     let attributes = header.attributes | LOG_APPEND_TIME;
     batch[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.to_be_bytes());
     batch[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&now.to_be_bytes());
-    let crc = reseal(&mut batch);
+    let crc = update_checksum(&mut batch);
     (BatchHeader { attributes, max_timestamp: now, crc, ..*header }, batch.freeze())
 }
 
-/// Whether the timestamps of the records are to be read from the header.
+/// The same batch with the timestamp type CreateTime and another largest timestamp. Some producers
+/// write a wrong one, and retention and the search for timestamps rely on it.
+pub(crate) fn with_producer_timestamps(
+    records: &[u8],
+    header: &BatchHeader,
+    max_timestamp: i64,
+) -> (BatchHeader, Bytes) {
+    let mut batch = BytesMut::from(records);
+    let attributes = header.attributes & !LOG_APPEND_TIME;
+    batch[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.to_be_bytes());
+    batch[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&max_timestamp.to_be_bytes());
+    let crc = update_checksum(&mut batch);
+    (BatchHeader { attributes, max_timestamp, crc, ..*header }, batch.freeze())
+}
+
+/// Whether the header's max timestamp is the timestamp of all records.
 pub(crate) fn has_log_append_time(header: &BatchHeader) -> bool {
     header.attributes & LOG_APPEND_TIME != 0
 }
 
-fn reseal(batch: &mut [u8]) -> u32 {
+fn update_checksum(batch: &mut [u8]) -> u32 {
     let crc = crc32c::crc32c(&batch[CRC_COVERED_FROM..]);
     batch[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
     crc
 }
 
-/// Builds a batch out of a header and the (compressed) bytes of its records.
+/// Builds a batch from a header and the (compressed) bytes of its records.
 pub(crate) fn assemble(header: &BatchHeader, records: &[u8]) -> (BatchHeader, Bytes) {
     let mut batch = BytesMut::with_capacity(HEADER_LENGTH + records.len());
     batch.put_i64(header.base_offset);
@@ -237,16 +246,41 @@ pub(crate) fn assemble(header: &BatchHeader, records: &[u8]) -> (BatchHeader, By
     batch.put_i32(header.base_sequence);
     batch.put_i32(header.record_count);
     batch.put_slice(records);
-    let crc = reseal(&mut batch);
+    let crc = update_checksum(&mut batch);
     let length = (batch.len() - LENGTH_PREFIX) as i32;
     (BatchHeader { length, crc, magic: 2, ..*header }, batch.freeze())
 }
 
-/// The control batch that ends a transaction in one partition (KIP-98): one record whose key says how it ended.
+/// The contents of a transaction marker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Marker {
+    pub(crate) commit: bool,
+    pub(crate) coordinator_epoch: i32,
+}
+
+impl Marker {
+    /// A marker of this broker's coordinator, which never changes its epoch.
+    pub(crate) fn of_coordinator(commit: bool) -> Self {
+        Self { commit, coordinator_epoch: 0 }
+    }
+
+    /// Reads a batch written by [`transaction_marker`].
+    pub(crate) fn read(batch: &[u8]) -> Self {
+        const TYPE_AT: usize = HEADER_LENGTH + 7;
+        const COORDINATOR_EPOCH_AT: usize = HEADER_LENGTH + 12;
+        Self {
+            commit: take(batch, TYPE_AT).is_some_and(|bytes| i16::from_be_bytes(bytes) == 1),
+            coordinator_epoch: take(batch, COORDINATOR_EPOCH_AT).map_or(0, i32::from_be_bytes),
+        }
+    }
+}
+
+/// The control batch that ends a transaction in one partition (KIP-98). The key of its single
+/// record is the outcome.
 pub(crate) fn transaction_marker(
     producer_id: i64,
     producer_epoch: i16,
-    commit: bool,
+    marker: Marker,
     now: i64,
 ) -> (BatchHeader, Bytes) {
     let mut record = BytesMut::with_capacity(24);
@@ -255,10 +289,10 @@ pub(crate) fn transaction_marker(
     record.put_i8(0); // offset delta
     record.put_i8(8); // key length 4, as a zig-zag varint
     record.put_i16(0); // key version
-    record.put_i16(i16::from(commit));
+    record.put_i16(i16::from(marker.commit));
     record.put_i8(12); // value length 6
     record.put_i16(0); // value version
-    record.put_i32(0); // coordinator epoch
+    record.put_i32(marker.coordinator_epoch);
     record.put_i8(0); // no headers
     let mut records = BytesMut::with_capacity(25);
     records.put_i8((record.len() * 2) as i8);
@@ -280,15 +314,11 @@ pub(crate) fn transaction_marker(
     assemble(&header, &records)
 }
 
-/// Where the type of a marker written by [`transaction_marker`] is, and so whether it says commit.
-pub(crate) fn marker_commits(batch: &[u8]) -> bool {
-    const MARKER_TYPE_AT: usize = HEADER_LENGTH + 7;
-    take(batch, MARKER_TYPE_AT).is_some_and(|bytes| i16::from_be_bytes(bytes) == 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const COMMIT: Marker = Marker { commit: true, coordinator_epoch: 3 };
 
     fn produced(record_count: i32) -> (BatchHeader, Bytes) {
         let header = BatchHeader {
@@ -305,34 +335,50 @@ mod tests {
             base_sequence: -1,
             record_count,
         };
-        assemble(&header, b"records are not looked at")
+        assemble(&header, b"the header test ignores records")
     }
 
     #[test]
-    fn what_is_assembled_validates_and_parses_back() {
+    fn assembled_batches_validate_and_parse() {
         let (header, bytes) = produced(3);
         assert_eq!(validate_produced(&bytes, 1 << 20), Ok(header));
-        let (marker, bytes) = transaction_marker(7, 1, true, 5);
+        let (marker, bytes) = transaction_marker(7, 1, COMMIT, 5);
         assert_eq!(BatchHeader::parse(&bytes), Some(marker));
-        assert!(checksum_matches(&bytes, &marker) && marker.is_control() && marker_commits(&bytes));
-        assert!(!marker_commits(&transaction_marker(7, 1, false, 5).1));
+        assert!(checksum_matches(&bytes, &marker) && marker.is_control());
+        assert_eq!(Marker::read(&bytes), COMMIT);
+        let abort = Marker { commit: false, coordinator_epoch: 9 };
+        assert_eq!(Marker::read(&transaction_marker(7, 1, abort, 5).1), abort);
     }
 
     #[test]
-    fn damage_is_refused_with_the_error_clients_expect() {
+    fn damaged_batches_are_refused_with_kafkas_error_codes() {
         let (_, bytes) = produced(3);
-        let error = |bytes: &[u8], max| validate_produced(bytes, max).map_err(|refusal| refusal.error).err();
+        let error = |bytes: &[u8], max| validate_produced(bytes, max).map_err(|error| error.code).err();
         for cut in 0..bytes.len() {
             let cut_error = error(&bytes[..cut], 1 << 20);
-            assert_eq!(cut_error, Some(ResponseError::CorruptMessage), "cut at {cut}");
+            assert_eq!(cut_error, Some(ResponseError::InvalidRecord), "cut at {cut}");
         }
         assert_eq!(error(&bytes, 20), Some(ResponseError::MessageTooLarge));
         let mut flipped = bytes.to_vec();
         flipped[70] ^= 1;
         assert_eq!(error(&flipped, 1 << 20), Some(ResponseError::CorruptMessage));
+        let with_magic = |magic: u8| {
+            let mut other = bytes.to_vec();
+            other[MAGIC_AT] = magic;
+            error(&other, 1 << 20)
+        };
+        assert_eq!(
+            [0, 1, 3, 255].map(with_magic).map(Option::unwrap),
+            [
+                ResponseError::InvalidRecord,
+                ResponseError::InvalidRecord,
+                ResponseError::CorruptMessage,
+                ResponseError::CorruptMessage,
+            ]
+        );
         let twice = [&bytes[..], &bytes[..]].concat();
         assert_eq!(error(&twice, 1 << 20), Some(ResponseError::InvalidRecord));
-        let marker = transaction_marker(7, 1, true, 5).1;
+        let marker = transaction_marker(7, 1, COMMIT, 5).1;
         assert_eq!(error(&marker, 1 << 20), Some(ResponseError::InvalidRecord));
     }
 

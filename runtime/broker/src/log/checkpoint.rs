@@ -1,10 +1,10 @@
-//! Checkpoints: what a start can believe without reading the log.
+//! Checkpoints: state that a start can trust without reading the log.
 //!
-//! A checkpoint names the length of every segment up to which the log was synced to the device and taken into account,
-//! and holds what the log's headers say up to there: offsets, producers, aborted transactions. It is taken in two steps,
-//! so that nobody waits for the device: [`PartitionLog::prepare_checkpoint`] copies the state under the partition's lock,
-//! [`Checkpoint::write`] syncs and writes without it. A start reads only what follows the checkpoint; without a
-//! checkpoint it reads everything.
+//! A checkpoint stores the synced length of every segment and the state derived from the headers up
+//! to there: offsets, producers, aborted transactions. It is taken in two steps, so that no request
+//! waits for the disk: [`PartitionLog::prepare_checkpoint`] copies the state under the partition's
+//! lock, [`Checkpoint::write`] syncs and writes without it. A start reads only the log after the
+//! checkpoint; without a checkpoint it reads the whole log.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::producer_state::ProducerStates;
 use super::segment::write_index;
 use super::{PartitionLog, sync_directory};
+use crate::private_files;
 
 const FILE_NAME: &str = "checkpoint.json";
 const TEMPORARY_NAME: &str = "checkpoint.json.new";
@@ -24,7 +25,7 @@ const VERSION: u32 = 1;
 
 /// A checkpoint is due after this many bytes...
 const DUE_BYTES: u64 = 64 << 20;
-/// ...or this long after the first of fewer.
+/// ...or this long after the first append.
 const DUE_AFTER: Duration = Duration::from_secs(30);
 
 /// One segment in a checkpoint.
@@ -36,7 +37,7 @@ pub(crate) struct SegmentState {
     pub(crate) index_entries: usize,
 }
 
-/// The file's contents.
+/// The contents of the file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct State {
     version: u32,
@@ -47,36 +48,37 @@ pub(crate) struct State {
     pub(crate) producers: ProducerStates,
 }
 
-/// A checkpoint that is not written yet.
+/// A checkpoint in memory.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     directory: PathBuf,
     state: State,
-    /// Files with bytes that were not synced.
+    /// Files with bytes that are not synced.
     unsynced: Vec<Arc<File>>,
-    /// For each segment with new index entries: its log, how many its file has, and the new ones.
+    /// For each segment with new index entries: its log, the number of entries in its index file,
+    /// and the new entries.
     index: Vec<(PathBuf, usize, Vec<u8>)>,
 }
 
 impl PartitionLog {
-    /// Whether enough was appended since the last checkpoint.
+    /// Whether a checkpoint is due.
     pub(crate) fn is_checkpoint_due(&self) -> bool {
-        if self.device.as_ref().is_some_and(|device| device.check().is_err()) {
+        if self.durability.as_ref().is_some_and(|durability| durability.check().is_err()) {
             return false;
         }
-        let is_old = self.unchecked_since.is_some_and(|since| since.elapsed() >= DUE_AFTER);
-        self.unchecked_bytes >= DUE_BYTES || is_old
+        let is_old = self.appended_since_checkpoint.is_some_and(|since| since.elapsed() >= DUE_AFTER);
+        self.bytes_since_checkpoint >= DUE_BYTES || is_old
     }
 
-    /// Whether anything was appended since the last checkpoint.
-    pub(crate) fn has_unchecked(&self) -> bool {
-        self.unchecked_since.is_some()
+    /// Whether records were appended since the last checkpoint.
+    pub(crate) fn is_checkpoint_stale(&self) -> bool {
+        self.appended_since_checkpoint.is_some()
     }
 
-    /// Copies the state. Only one checkpoint of a partition may be in the making at a time.
+    /// Copies the state. The caller prepares one checkpoint of a partition at a time.
     pub(crate) fn prepare_checkpoint(&mut self) -> io::Result<Checkpoint> {
-        if let Some(device) = &self.device {
-            device.check()?;
+        if let Some(durability) = &self.durability {
+            durability.check()?;
         }
         let mut unsynced = Vec::new();
         let mut index = Vec::new();
@@ -105,23 +107,24 @@ impl PartitionLog {
             segments: self.segments.iter().map(describe).collect(),
             producers: self.producers.clone(),
         };
-        self.unchecked_bytes = 0;
-        self.unchecked_since = None;
+        self.bytes_since_checkpoint = 0;
+        self.appended_since_checkpoint = None;
         Ok(Checkpoint { directory: self.directory.clone(), state, unsynced, index })
     }
 
-    /// What was prepared could not be written: the next checkpoint has to do all of it again.
+    /// The prepared checkpoint was not written: the next one repeats its work.
     pub(crate) fn checkpoint_failed(&mut self) {
         for segment in &mut self.segments {
             segment.saved_size = 0;
             segment.indexed_on_disk = 0;
         }
-        self.unchecked_since.get_or_insert_with(Instant::now);
+        self.appended_since_checkpoint.get_or_insert_with(Instant::now);
     }
 }
 
 impl Checkpoint {
-    /// Syncs the log and writes the checkpoint. On failure the one before stays in force.
+    /// Syncs the log and writes the checkpoint. After a failure the previous checkpoint stays
+    /// valid.
     pub(crate) fn write(&self) -> io::Result<()> {
         for file in &self.unsynced {
             file.sync_data()?;
@@ -130,7 +133,7 @@ impl Checkpoint {
             write_index(log_path, *entries_before, bytes)?;
         }
         let temporary = self.directory.join(TEMPORARY_NAME);
-        let mut file = File::create(&temporary)?;
+        let mut file = private_files::create(&temporary)?;
         file.write_all(&serde_json::to_vec(&self.state)?)?;
         file.sync_data()?;
         std::fs::rename(&temporary, self.directory.join(FILE_NAME))?;
@@ -138,17 +141,17 @@ impl Checkpoint {
     }
 }
 
-/// Reads the checkpoint; `None` when there is none to be trusted.
+/// Reads the checkpoint. `None`: there is no valid one.
 pub(crate) fn read(directory: &Path) -> Option<State> {
     let bytes = std::fs::read(directory.join(FILE_NAME)).ok()?;
     match serde_json::from_slice::<State>(&bytes) {
         Ok(state) if state.version == VERSION => Some(state),
         Ok(state) => {
-            tracing::warn!(directory = %directory.display(), version = state.version, "unknown checkpoint version, the log is read in full");
+            tracing::warn!(directory = %directory.display(), version = state.version, "checkpoint version is unknown; reading the whole log");
             None
         }
         Err(error) => {
-            tracing::warn!(directory = %directory.display(), %error, "unreadable checkpoint, the log is read in full");
+            tracing::warn!(directory = %directory.display(), %error, "checkpoint is unreadable; reading the whole log");
             None
         }
     }

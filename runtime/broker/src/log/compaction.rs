@@ -1,17 +1,19 @@
-//! Compaction: of all records with the same key, only the last is kept (`cleanup.policy=compact`).
+//! Compaction: keeps only the last record of each key (`cleanup.policy=compact`).
 //!
-//! Segments that are full, old enough, and before every open transaction are read twice: once to learn the last offset of
-//! each key, once to write what is kept into new segments, which then take the place of the old ones. Records keep their
-//! offsets, so there are gaps afterwards.
+//! Compaction reads closed segments that are old enough and lie before every open transaction. It
+//! reads them twice: first to find the last offset of each key, then to write the kept records to
+//! new segments, which replace the old ones. Records keep their offsets, so gaps remain.
 //!
-//! - What an aborted transaction wrote is dropped, and so is its entry in the list of aborted transactions.
-//! - What is kept of finished transactions becomes plain data: no producer, no markers. Readers see the same, and a log
-//!   that has to be read in full again finds no transaction without its end.
-//! - A tombstone stays for `delete.retention.ms` after the first compaction that saw it, so that readers get to see it.
-//!   That time is written into its batch (KIP-534).
+//! - Records of aborted transactions are dropped, and so are their entries in the list of aborted
+//!   transactions.
+//! - Kept records of finished transactions become plain records: no producer, no markers. Readers
+//!   see the same records, and recovery of the whole log finds no transaction without its end.
+//! - A tombstone is kept for `delete.retention.ms` after the first compaction that saw it, so that
+//!   readers see it. The time is stored in its batch (KIP-534).
 //!
-//! A crash in between leaves old segments beside the new one that covers them. The first start after it removes those whose
-//! offsets are covered already; one that is kept by chance only brings back records that later ones replace.
+//! A crash can leave old segments next to the new one that covers them. The next start removes old
+//! segments whose offsets are covered. An old segment that remains only restores records that later
+//! ones replace.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,22 +24,25 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::batch::{self, BatchHeader, DELETE_HORIZON, HEADER_LENGTH, LEADER_EPOCH, PATCHED_PREFIX};
+use super::compression::compress;
 use super::producer_state::AbortedTransaction;
-use super::records::{Record, Records, compress, decompress, put_varint};
+use super::records::{Record, Records, decompress, put_varint};
 use super::segment::{Segment, Walker, log_path};
 use super::{PartitionLog, sync_directory};
 use crate::clock::now_ms;
+use crate::private_files;
 use crate::topics::config::TopicConfig;
 
-/// When this many keys are known, the rest waits for the next round. About 40 bytes each.
+/// Limit on the keys of one round; the remaining segments wait for the next round. About 40 bytes
+/// for each key.
 const MAX_KEYS: usize = 1_000_000;
 
-/// What a compaction is going to read.
+/// The input of a compaction.
 #[derive(Debug)]
 pub(crate) struct Plan {
     directory: PathBuf,
     sources: Vec<Source>,
-    /// Records from here on have not been through a compaction.
+    /// Records from here on were never compacted.
     dirty_from: i64,
     start_offset: i64,
     aborted: Vec<AbortedTransaction>,
@@ -45,20 +50,20 @@ pub(crate) struct Plan {
     delete_retention_ms: i64,
 }
 
-/// A segment to be read.
+/// A segment to read.
 #[derive(Debug)]
 struct Source {
     path: PathBuf,
     base_offset: i64,
-    /// The base offset of the next one.
+    /// The base offset of the next segment.
     end_offset: i64,
     size: u64,
 }
 
-/// What a compaction has written, ready to take the place of its sources.
+/// The output of a compaction, ready to replace its sources.
 #[derive(Debug)]
 pub(crate) struct Compacted {
-    /// How many segments, from the first, it replaces.
+    /// The number of segments, from the first, that it replaces.
     replaced: usize,
     segments: Vec<Segment>,
     cleaned_until: i64,
@@ -66,7 +71,7 @@ pub(crate) struct Compacted {
 }
 
 impl PartitionLog {
-    /// What a compaction would do now, if it is worth it.
+    /// The next compaction, if it is worth its cost.
     pub(crate) fn plan_compaction(&self, config: &TopicConfig) -> Option<Plan> {
         let now = now_ms();
         let stable_end = self.last_stable_offset();
@@ -103,8 +108,9 @@ impl PartitionLog {
         })
     }
 
-    /// Puts what was written in the place of what was read. The caller has kept the sources from changing.
-    pub(crate) fn adopt(&mut self, compacted: Compacted) -> io::Result<()> {
+    /// Replaces the sources by the compacted segments. The caller has prevented changes of the
+    /// sources.
+    pub(crate) fn install(&mut self, compacted: Compacted) -> io::Result<()> {
         for segment in &compacted.segments {
             std::fs::rename(temporary_path(segment.path()), segment.path())?;
         }
@@ -128,12 +134,12 @@ fn temporary_path(log_path: &Path) -> PathBuf {
 }
 
 impl Plan {
-    /// Reads the sources and writes what is kept.
+    /// Reads the sources and writes the kept records.
     pub(crate) fn run(mut self) -> io::Result<Compacted> {
-        let latest = self.learn_keys()?;
+        let latest = self.collect_latest_offsets()?;
         let now = now_ms();
         let mut next_horizon: Option<i64> = None;
-        let mut output = Output::new(&self.directory, self.sources[0].base_offset, self.segment_bytes)?;
+        let mut output = SegmentWriter::new(&self.directory, self.sources[0].base_offset, self.segment_bytes)?;
         for source in &self.sources {
             source.for_each(|header, bytes| {
                 let Some((header, kept)) = self.keep(&latest, header, bytes, now) else { return Ok(()) };
@@ -147,9 +153,9 @@ impl Plan {
         Ok(Compacted { replaced: self.sources.len(), segments: output.finish()?, cleaned_until, next_horizon })
     }
 
-    /// The last offset of each key in the part that was not compacted before. Leaves the last sources out when there are
-    /// too many keys.
-    fn learn_keys(&mut self) -> io::Result<LatestOffsets> {
+    /// The last offset of each key in segments that were never compacted. Drops the last sources
+    /// when there are too many keys.
+    fn collect_latest_offsets(&mut self) -> io::Result<LatestOffsets> {
         let mut latest = LatestOffsets { seed: now_ms() as u64, offsets: HashMap::new() };
         let mut count = 0;
         for source in &self.sources {
@@ -161,7 +167,7 @@ impl Plan {
                     if header.is_control() || self.is_aborted(header) {
                         return Ok(());
                     }
-                    // What cannot be read is kept as it is, and replaces nothing.
+                    // A batch that cannot be decompressed is kept and replaces nothing.
                     let Ok(records) = decompress(header, bytes) else { return Ok(()) };
                     for record in Records::new(&records) {
                         if let Some(key) = record.key {
@@ -185,7 +191,7 @@ impl Plan {
             })
     }
 
-    /// A batch as it is kept, if anything of it is.
+    /// The kept part of a batch, if any.
     fn keep(
         &self,
         latest: &LatestOffsets,
@@ -197,7 +203,7 @@ impl Plan {
             return None;
         }
         let Ok(records) = decompress(header, bytes) else {
-            return Some(anonymous(header, &bytes[HEADER_LENGTH..]));
+            return Some(without_producer(header, &bytes[HEADER_LENGTH..]));
         };
         let is_past_horizon = header.delete_horizon().is_some_and(|horizon| horizon <= now);
         let mut walker = Records::new(&records);
@@ -213,7 +219,7 @@ impl Plan {
             }
         }
         if !walker.is_exhausted() {
-            return Some(anonymous(header, &bytes[HEADER_LENGTH..]));
+            return Some(without_producer(header, &bytes[HEADER_LENGTH..]));
         }
         if kept.is_empty() {
             return None;
@@ -221,17 +227,17 @@ impl Plan {
         let has_tombstones = kept.iter().any(|record| record.is_tombstone);
         let needs_horizon = has_tombstones && header.delete_horizon().is_none();
         if kept.len() == count && !needs_horizon {
-            return Some(anonymous(header, &bytes[HEADER_LENGTH..]));
+            return Some(without_producer(header, &bytes[HEADER_LENGTH..]));
         }
         let horizon = needs_horizon.then(|| now.saturating_add(self.delete_retention_ms));
         let rewritten = rewrite(header, &kept, horizon);
-        // Compressing into memory does not fail; if it did, the batch would be kept whole.
-        Some(rewritten.unwrap_or_else(|_| anonymous(header, &bytes[HEADER_LENGTH..])))
+        // Compression in memory does not fail. If it did, the whole batch would be kept.
+        Some(rewritten.unwrap_or_else(|_| without_producer(header, &bytes[HEADER_LENGTH..])))
     }
 }
 
-/// A batch without its producer, with the same records.
-fn anonymous(header: &BatchHeader, body: &[u8]) -> (BatchHeader, Vec<u8>) {
+/// The same records in a batch without a producer.
+fn without_producer(header: &BatchHeader, body: &[u8]) -> (BatchHeader, Vec<u8>) {
     const TRANSACTIONAL: i16 = 0x10;
     let plain = BatchHeader {
         attributes: header.attributes & !TRANSACTIONAL,
@@ -244,8 +250,8 @@ fn anonymous(header: &BatchHeader, body: &[u8]) -> (BatchHeader, Vec<u8>) {
     (plain, bytes.to_vec())
 }
 
-/// A batch of fewer records. With a horizon, their timestamps are written relative to it, because it takes the place of the
-/// base timestamp.
+/// A batch with fewer records. A horizon replaces the base timestamp, so the records' timestamps
+/// are rewritten relative to it.
 fn rewrite(header: &BatchHeader, kept: &[Record<'_>], horizon: Option<i64>) -> io::Result<(BatchHeader, Vec<u8>)> {
     let base_timestamp = horizon.unwrap_or(header.base_timestamp);
     let shift = header.base_timestamp.wrapping_sub(base_timestamp);
@@ -265,10 +271,10 @@ fn rewrite(header: &BatchHeader, kept: &[Record<'_>], horizon: Option<i64>) -> i
         record_count: kept.len() as i32,
         ..*header
     };
-    Ok(anonymous(&header, &compress(header.codec(), records)?))
+    Ok(without_producer(&header, &compress(header.codec(), records)?))
 }
 
-/// The last offset of each key, by a hash of 128 bits with a seed that no client knows.
+/// The last offset of each key, by a 128-bit hash whose seed no client knows.
 struct LatestOffsets {
     seed: u64,
     offsets: HashMap<u128, i64>,
@@ -298,8 +304,8 @@ impl Source {
     }
 }
 
-/// Writes segments, under temporary names.
-struct Output<'plan> {
+/// Writes segments under temporary names.
+struct SegmentWriter<'plan> {
     directory: &'plan Path,
     segment_bytes: u64,
     segment: Segment,
@@ -307,7 +313,7 @@ struct Output<'plan> {
     finished: Vec<Segment>,
 }
 
-impl<'plan> Output<'plan> {
+impl<'plan> SegmentWriter<'plan> {
     fn new(directory: &'plan Path, base_offset: i64, segment_bytes: u64) -> io::Result<Self> {
         let file = create(directory, base_offset)?;
         let segment = Segment::describe(directory, base_offset);
@@ -335,7 +341,7 @@ impl<'plan> Output<'plan> {
 }
 
 fn create(directory: &Path, base_offset: i64) -> io::Result<BufWriter<File>> {
-    Ok(BufWriter::new(File::create(temporary_path(&log_path(directory, base_offset)))?))
+    Ok(BufWriter::new(private_files::create(&temporary_path(&log_path(directory, base_offset)))?))
 }
 
 fn sync(file: &mut BufWriter<File>) -> io::Result<()> {
@@ -345,14 +351,8 @@ fn sync(file: &mut BufWriter<File>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-
-    fn config(pairs: &[(&str, &str)]) -> TopicConfig {
-        let overrides: BTreeMap<String, String> = pairs.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
-        TopicConfig::new(overrides).unwrap()
-    }
+    use crate::topics::config::test_config as config;
 
     /// One batch of records (key, value), uncompressed or compressed.
     fn produced(codec: i16, records: &[(&str, Option<&str>)], producer: Option<(i64, i32)>) -> (BatchHeader, Vec<u8>) {
@@ -387,7 +387,7 @@ mod tests {
         (header, bytes.to_vec())
     }
 
-    /// Everything in the log: (offset, key, value is null).
+    /// All records in the log: (offset, key, value is null).
     fn contents(log: &PartitionLog) -> Vec<(i64, String, bool)> {
         let mut found = Vec::new();
         for segment in &log.segments {
@@ -411,7 +411,7 @@ mod tests {
     fn compact(log: &mut PartitionLog, config: &TopicConfig) {
         let plan = log.plan_compaction(config).unwrap();
         let compacted = plan.run().unwrap();
-        log.adopt(compacted).unwrap();
+        log.install(compacted).unwrap();
     }
 
     #[test]
@@ -419,7 +419,7 @@ mod tests {
         for codec in 0..=4 {
             let directory = tempfile::tempdir().unwrap();
             let mut log = PartitionLog::open(directory.path(), false).unwrap();
-            let config = config(&[("cleanup.policy", "compact"), ("segment.bytes", "200")]);
+            let config = config(&[("cleanup.policy", "compact"), ("internal.segment.bytes", "200")]);
             let mut append = |records: &[(&str, Option<&str>)]| {
                 let (header, bytes) = produced(codec, records, None);
                 log.append(&header, &bytes, &config).unwrap();
@@ -438,7 +438,7 @@ mod tests {
                 assert!(kept.contains(&(offset, key.to_string(), is_tombstone)), "codec {codec}: {kept:?}");
             }
             assert!(kept.iter().all(|(offset, ..)| *offset >= 2), "codec {codec}: {kept:?}");
-            // What is read from disk again is the same, with a checkpoint and without.
+            // A reopened log has the same contents.
             drop(log);
             let log = PartitionLog::open(directory.path(), false).unwrap();
             assert_eq!(contents(&log), kept);
@@ -447,10 +447,10 @@ mod tests {
     }
 
     #[test]
-    fn tombstones_leave_after_their_time_and_aborted_records_at_once() {
+    fn compaction_removes_expired_tombstones_and_aborted_records() {
         let directory = tempfile::tempdir().unwrap();
         let mut log = PartitionLog::open(directory.path(), false).unwrap();
-        let pairs = [("cleanup.policy", "compact"), ("segment.bytes", "150"), ("delete.retention.ms", "0")];
+        let pairs = [("cleanup.policy", "compact"), ("internal.segment.bytes", "150"), ("delete.retention.ms", "0")];
         let config = config(&pairs);
         let mut sequence = 0;
         let mut append = |log: &mut PartitionLog, producer: i64, records: &[(&str, Option<&str>)]| {
@@ -460,9 +460,9 @@ mod tests {
         };
         append(&mut log, 7, &[("a", Some("1"))]);
         append(&mut log, 7, &[("a", None)]);
-        log.end_transaction(7, 0, true, &config).unwrap();
+        log.end_transaction(7, 0, batch::Marker::of_coordinator(true), &config).unwrap();
         append(&mut log, 7, &[("a", Some("never"))]);
-        log.end_transaction(7, 0, false, &config).unwrap();
+        log.end_transaction(7, 0, batch::Marker::of_coordinator(false), &config).unwrap();
         append(&mut log, 7, &[("open", Some("1"))]);
         let (header, bytes) = produced(0, &[("z", Some("1"))], None);
         for _ in 0..3 {
@@ -476,7 +476,7 @@ mod tests {
         assert_eq!(log.producers().aborted_in(0, 100).len(), 0);
         compact(&mut log, &config);
         assert_eq!(keys(&log)[0], (5, "open".to_string()));
-        // A start that reads everything must find the open transaction and no other.
+        // Recovery of the whole log finds the open transaction and no other.
         drop(log);
         let _ = std::fs::remove_file(directory.path().join("checkpoint.json"));
         let log = PartitionLog::open(directory.path(), false).unwrap();

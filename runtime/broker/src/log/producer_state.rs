@@ -1,25 +1,33 @@
-//! What a partition remembers about each producer: enough to recognise a batch sent twice, to refuse one that skips
-//! ahead or comes from a fenced producer, and to know which transactions are open.
+//! The producers of a partition: recognises a batch sent twice, refuses sequence gaps and fenced
+//! producers, and tracks open transactions.
 //!
-//! The rules are those of KIP-98, KIP-360 (a producer that is not known may start at any sequence) and Kafka's
-//! `ProducerAppendInfo`. State lives per partition because sequence numbers do.
+//! The rules are those of KIP-98, KIP-360 (an unknown producer may start at any sequence) and
+//! Kafka's `ProducerAppendInfo`. The state is kept per partition because sequence numbers are.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use kafka_protocol::ResponseError;
 use serde::{Deserialize, Serialize};
 
-use super::batch::{BatchHeader, Refusal, advance_sequence};
+use super::batch::{BatchHeader, Marker, advance_sequence};
+use crate::error::ApiError;
 
-/// A producer may have this many requests in flight, so that many may come again.
-const REMEMBERED_BATCHES: usize = 5;
-/// Hostile clients can ask for any number of producer ids; beyond this many the longest idle one is forgotten.
+/// A producer has at most this many requests in flight, so a retry is among this many batches.
+const RECENT_BATCHES: usize = 5;
+/// Limit on producers, because any client can request producer ids. Beyond it the longest idle ones
+/// are removed.
 const MAX_PRODUCERS: usize = 100_000;
 const NO_SEQUENCE: i32 = -1;
+/// The producer has not ended a transaction.
+pub(crate) const NO_COORDINATOR_EPOCH: i32 = -1;
+
+fn no_coordinator_epoch() -> i32 {
+    NO_COORDINATOR_EPOCH
+}
 
 /// One of the last batches of a producer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct RememberedBatch {
+pub(crate) struct RecentBatch {
     pub(crate) base_sequence: i32,
     pub(crate) last_sequence: i32,
     pub(crate) base_offset: i64,
@@ -30,20 +38,33 @@ pub(crate) struct RememberedBatch {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Producer {
     pub(crate) epoch: i16,
-    pub(crate) batches: VecDeque<RememberedBatch>,
+    pub(crate) batches: VecDeque<RecentBatch>,
     /// First offset of the open transaction.
     pub(crate) transaction_start: Option<i64>,
-    /// Wall clock of the last append, for expiry. Not the batch's own time: a copied record may be years old.
+    /// Wall clock of the last append, for expiry. The batch's own timestamps may be years old.
     pub(crate) last_timestamp: i64,
+    /// The epoch of the coordinator in the last marker.
+    #[serde(default = "no_coordinator_epoch")]
+    pub(crate) coordinator_epoch: i32,
 }
 
 impl Producer {
+    fn new(epoch: i16) -> Self {
+        Self {
+            epoch,
+            batches: VecDeque::new(),
+            transaction_start: None,
+            last_timestamp: 0,
+            coordinator_epoch: NO_COORDINATOR_EPOCH,
+        }
+    }
+
     pub(crate) fn last_sequence(&self) -> i32 {
         self.batches.back().map_or(NO_SEQUENCE, |batch| batch.last_sequence)
     }
 }
 
-/// A transaction that ended in an abort: readers at `read_committed` skip this producer's records in this range.
+/// An aborted transaction: `read_committed` readers skip this producer's records in this range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct AbortedTransaction {
     pub(crate) producer_id: i64,
@@ -52,12 +73,12 @@ pub(crate) struct AbortedTransaction {
     pub(crate) last_offset: i64,
 }
 
-/// What to do with a batch whose producer was checked.
+/// The result of the checks of a batch.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum SequenceCheck {
     Append,
-    /// It is in the log already, at this offset and with this append time.
-    Duplicate(RememberedBatch),
+    /// The log already has the batch, at this offset.
+    Duplicate(RecentBatch),
 }
 
 /// All producers of one partition.
@@ -70,13 +91,13 @@ pub(crate) struct ProducerStates {
 }
 
 impl ProducerStates {
-    /// Checks the sequence and epoch of a batch that a client sent, before anything is written.
-    pub(crate) fn check(&self, header: &BatchHeader) -> Result<Verdict, Refusal> {
+    /// Checks the sequence and the epoch of a batch before it is written.
+    pub(crate) fn check(&self, header: &BatchHeader) -> Result<SequenceCheck, ApiError> {
         let Some(producer) = self.producers.get(&header.producer_id) else {
-            return Ok(Verdict::Append);
+            return Ok(SequenceCheck::Append);
         };
         if header.producer_epoch < producer.epoch {
-            return Err(Refusal::new(
+            return Err(ApiError::new(
                 ResponseError::InvalidProducerEpoch,
                 format!(
                     "epoch {} of producer {} was fenced by {}",
@@ -89,47 +110,42 @@ impl ProducerStates {
                 (batch.base_sequence, batch.last_sequence) == (header.base_sequence, header.last_sequence())
             });
             if let Some(batch) = same {
-                return Ok(Verdict::Duplicate(*batch));
+                return Ok(SequenceCheck::Duplicate(*batch));
             }
         }
         let last_sequence =
             if header.producer_epoch == producer.epoch { producer.last_sequence() } else { NO_SEQUENCE };
         let expected = if last_sequence == NO_SEQUENCE { 0 } else { advance_sequence(last_sequence, 1) };
         if header.base_sequence != expected {
-            return Err(Refusal::new(
+            return Err(ApiError::new(
                 ResponseError::OutOfOrderSequenceNumber,
                 format!("producer {} sent sequence {}, expected {expected}", header.producer_id, header.base_sequence),
             ));
         }
         if !header.is_transactional() && producer.transaction_start.is_some() {
-            return Err(Refusal::new(
+            return Err(ApiError::new(
                 ResponseError::InvalidTxnState,
                 format!("producer {} has a transaction open and sent a batch outside of it", header.producer_id),
             ));
         }
-        Ok(Verdict::Append)
+        Ok(SequenceCheck::Append)
     }
 
-    /// Takes note of a data batch that is now in the log. Also the way state is rebuilt when a log is scanned.
+    /// Records an appended data batch. Recovery calls it for every batch of a log.
     pub(crate) fn appended(&mut self, header: &BatchHeader, now: i64) {
         if !header.has_producer() {
             return;
         }
-        self.make_room(header.producer_id);
-        let producer = self.producers.entry(header.producer_id).or_insert_with(|| Producer {
-            epoch: header.producer_epoch,
-            batches: VecDeque::new(),
-            transaction_start: None,
-            last_timestamp: 0,
-        });
+        self.evict_idle_producers(header.producer_id);
+        let producer = self.producers.entry(header.producer_id).or_insert_with(|| Producer::new(header.producer_epoch));
         if producer.epoch != header.producer_epoch {
             producer.epoch = header.producer_epoch;
             producer.batches.clear();
         }
-        if producer.batches.len() == REMEMBERED_BATCHES {
+        if producer.batches.len() == RECENT_BATCHES {
             producer.batches.pop_front();
         }
-        producer.batches.push_back(RememberedBatch {
+        producer.batches.push_back(RecentBatch {
             base_sequence: header.base_sequence,
             last_sequence: header.last_sequence(),
             base_offset: header.base_offset,
@@ -142,25 +158,21 @@ impl ProducerStates {
         }
     }
 
-    /// Takes note of a transaction marker that is now in the log.
-    pub(crate) fn ended(&mut self, marker: &BatchHeader, commit: bool, now: i64) {
-        self.make_room(marker.producer_id);
-        let producer = self.producers.entry(marker.producer_id).or_insert_with(|| Producer {
-            epoch: marker.producer_epoch,
-            batches: VecDeque::new(),
-            transaction_start: None,
-            last_timestamp: 0,
-        });
+    /// Records an appended transaction marker.
+    pub(crate) fn ended(&mut self, marker: &BatchHeader, contents: Marker, now: i64) {
+        self.evict_idle_producers(marker.producer_id);
+        let producer = self.producers.entry(marker.producer_id).or_insert_with(|| Producer::new(marker.producer_epoch));
         if marker.producer_epoch > producer.epoch {
             producer.epoch = marker.producer_epoch;
             producer.batches.clear();
         }
         producer.last_timestamp = now;
+        producer.coordinator_epoch = contents.coordinator_epoch;
         let Some(first_offset) = producer.transaction_start.take() else {
             return;
         };
         self.open.remove(&first_offset);
-        if !commit {
+        if !contents.commit {
             self.aborted.push(AbortedTransaction {
                 producer_id: marker.producer_id,
                 first_offset,
@@ -169,13 +181,14 @@ impl ProducerStates {
         }
     }
 
-    /// Forgets the producer that was idle longest when there are too many; one with an open transaction stays.
-    fn make_room(&mut self, producer_id: i64) {
+    /// Removes the longest idle producers when there are too many. Producers with an open
+    /// transaction stay.
+    fn evict_idle_producers(&mut self, producer_id: i64) {
         if self.producers.len() < MAX_PRODUCERS || self.producers.contains_key(&producer_id) {
             return;
         }
         let idle = self.producers.iter().filter(|(_, producer)| producer.transaction_start.is_none());
-        // A tenth at once, so that the search is not repeated for every new producer.
+        // A tenth at once, so that the search does not run for every new producer.
         let mut by_age: Vec<(i64, i64)> = idle.map(|(id, producer)| (producer.last_timestamp, *id)).collect();
         by_age.sort_unstable();
         for (_, id) in by_age.iter().take(MAX_PRODUCERS / 10) {
@@ -183,17 +196,17 @@ impl ProducerStates {
         }
     }
 
-    /// Forgets producers that were idle since before `before`.
+    /// Removes producers that were idle since before `before`.
     pub(crate) fn expire(&mut self, before: i64) {
         self.producers.retain(|_, producer| producer.transaction_start.is_some() || producer.last_timestamp >= before);
     }
 
-    /// Forgets aborted transactions that lie wholly before the start of the log.
+    /// Removes aborted transactions that lie before the start of the log.
     pub(crate) fn log_starts_at(&mut self, log_start: i64) {
         self.aborted.retain(|transaction| transaction.last_offset >= log_start);
     }
 
-    /// Drops the entries of aborted transactions whose records and marker compaction has removed.
+    /// Removes aborted transactions whose records and marker compaction has removed.
     pub(crate) fn forget_aborted_before(&mut self, offset: i64) {
         self.aborted.retain(|transaction| transaction.last_offset >= offset);
     }
@@ -203,17 +216,17 @@ impl ProducerStates {
         self.open.first_key_value().map(|(offset, _)| *offset)
     }
 
-    /// First offset of the transaction that this producer has open here.
+    /// First offset of the producer's open transaction in this partition.
     pub(crate) fn open_transaction(&self, producer_id: i64) -> Option<i64> {
         self.producers.get(&producer_id)?.transaction_start
     }
 
-    /// The epoch that a producer wrote with last.
-    pub(crate) fn epoch(&self, producer_id: i64) -> Option<i16> {
-        self.producers.get(&producer_id).map(|producer| producer.epoch)
+    /// One producer.
+    pub(crate) fn get(&self, producer_id: i64) -> Option<&Producer> {
+        self.producers.get(&producer_id)
     }
 
-    /// Aborted transactions that touch the offsets from `from` to before `until`.
+    /// Aborted transactions that overlap the offsets from `from` to before `until`.
     pub(crate) fn aborted_in(&self, from: i64, until: i64) -> Vec<AbortedTransaction> {
         // Markers are written in order of offset, so the list is sorted by last offset.
         let start = self.aborted.partition_point(|transaction| transaction.last_offset < from);
@@ -254,23 +267,23 @@ mod tests {
     }
 
     fn error(states: &ProducerStates, header: &BatchHeader) -> Option<ResponseError> {
-        states.check(header).err().map(|refusal| refusal.error)
+        states.check(header).err().map(|error| error.code)
     }
 
     #[test]
-    fn a_batch_sent_again_is_answered_with_its_first_offset() {
+    fn a_retried_batch_gets_its_first_offset() {
         let mut states = ProducerStates::default();
         for number in 0..6 {
             let header = batch(0, number * 10, 10, i64::from(number) * 10, false);
-            assert_eq!(states.check(&header), Ok(Verdict::Append));
+            assert_eq!(states.check(&header), Ok(SequenceCheck::Append));
             states.appended(&header, 0);
         }
         let again = states.check(&batch(0, 20, 10, 0, false));
-        assert!(matches!(again, Ok(Verdict::Duplicate(RememberedBatch { base_offset: 20, .. }))));
-        // Only five are remembered; what is older can only be told to be out of order.
+        assert!(matches!(again, Ok(SequenceCheck::Duplicate(RecentBatch { base_offset: 20, .. }))));
+        // Only five batches are kept. An older one is out of order.
         assert_eq!(error(&states, &batch(0, 0, 10, 0, false)), Some(ResponseError::OutOfOrderSequenceNumber));
         assert_eq!(error(&states, &batch(0, 70, 1, 0, false)), Some(ResponseError::OutOfOrderSequenceNumber));
-        assert_eq!(states.check(&batch(0, 60, 1, 0, false)), Ok(Verdict::Append));
+        assert_eq!(states.check(&batch(0, 60, 1, 0, false)), Ok(SequenceCheck::Append));
     }
 
     #[test]
@@ -279,14 +292,14 @@ mod tests {
         states.appended(&batch(3, 0, 1, 0, false), 0);
         assert_eq!(error(&states, &batch(2, 1, 1, 0, false)), Some(ResponseError::InvalidProducerEpoch));
         assert_eq!(error(&states, &batch(4, 1, 1, 0, false)), Some(ResponseError::OutOfOrderSequenceNumber));
-        assert_eq!(states.check(&batch(4, 0, 1, 0, false)), Ok(Verdict::Append));
+        assert_eq!(states.check(&batch(4, 0, 1, 0, false)), Ok(SequenceCheck::Append));
     }
 
     #[test]
-    fn sequences_continue_at_zero_after_the_last_one() {
+    fn sequences_wrap_to_zero() {
         let mut states = ProducerStates::default();
         states.appended(&batch(0, i32::MAX - 1, 2, 0, false), 0);
-        assert_eq!(states.check(&batch(0, 0, 1, 2, false)), Ok(Verdict::Append));
+        assert_eq!(states.check(&batch(0, 0, 1, 2, false)), Ok(SequenceCheck::Append));
     }
 
     #[test]
@@ -296,7 +309,7 @@ mod tests {
         states.appended(&batch(0, 5, 5, 105, true), 0);
         assert_eq!(states.first_open_offset(), Some(100));
         assert_eq!(error(&states, &batch(0, 10, 1, 110, false)), Some(ResponseError::InvalidTxnState));
-        states.ended(&batch(0, -1, 1, 110, true), false, 0);
+        states.ended(&batch(0, -1, 1, 110, true), Marker::of_coordinator(false), 0);
         assert_eq!(states.first_open_offset(), None);
         assert_eq!(states.aborted_in(100, 111).len(), 1);
         assert_eq!(states.aborted_in(0, 100).len(), 0);

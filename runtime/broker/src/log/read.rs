@@ -1,8 +1,8 @@
-//! Reading: which bytes of which file answer a fetch, without looking at them.
+//! Reads: the range of a file that answers a fetch, without looking at its bytes.
 //!
-//! A fetch is answered from one segment, from the batch that holds the asked-for offset on (its reader skips the records
-//! before), up to the wanted number of bytes. At least one whole batch is given if the caller insists (KIP-74), so that a
-//! reader with a small limit is never stuck.
+//! A fetch is answered from one segment: from the batch that contains the offset (the reader skips
+//! earlier records) up to the requested number of bytes. If the caller insists, at least one whole
+//! batch (KIP-74), so that a reader with a small limit makes progress.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::PartitionLog;
 use super::producer_state::AbortedTransaction;
-use super::segment::{Located, Segment};
+use super::segment::{LocatedBatch, Segment};
 
 /// What a reader may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,13 +20,13 @@ pub(crate) enum Isolation {
 }
 
 impl Isolation {
-    /// As the protocol writes it.
+    /// From the protocol's number.
     pub(crate) fn from_wire(level: i8) -> Self {
         if level == 1 { Self::Committed } else { Self::Uncommitted }
     }
 }
 
-/// A range of a segment's file. The open file keeps the bytes readable even when retention removes the segment.
+/// A range of a segment's file. The open file stays readable when retention removes the segment.
 #[derive(Debug, Clone)]
 pub(crate) struct Slice {
     pub(crate) file: Arc<File>,
@@ -35,15 +35,15 @@ pub(crate) struct Slice {
     pub(crate) aborted: Vec<AbortedTransaction>,
 }
 
-/// A record found by its timestamp.
+/// A batch found by its timestamp.
 #[derive(Debug, Clone)]
-pub(crate) struct Found {
-    pub(crate) located: Located,
+pub(crate) struct FoundBatch {
+    pub(crate) located: LocatedBatch,
     pub(crate) batch: Vec<u8>,
 }
 
 impl PartitionLog {
-    /// The offset before which `isolation` lets a reader see.
+    /// The first offset that a reader with `isolation` does not see.
     pub(crate) fn visible_end(&self, isolation: Isolation) -> i64 {
         match isolation {
             Isolation::Uncommitted => self.end_offset(),
@@ -51,8 +51,8 @@ impl PartitionLog {
         }
     }
 
-    /// The bytes from `offset` on: at most `max_bytes`, but with `whole_batch` at least one batch. `None` when there is
-    /// nothing to see.
+    /// The bytes from `offset` on: at most `max_bytes`, but with `whole_batch` at least one batch.
+    /// `None`: there are no visible records.
     pub(crate) fn read(
         &self,
         offset: i64,
@@ -82,7 +82,7 @@ impl PartitionLog {
         } else if wanted_end == visible_bytes {
             visible_bytes
         } else {
-            // Ending at a batch spares the reader a part that it would throw away and fetch again.
+            // Ends at a batch, because the reader would discard a partial one and fetch it again.
             segment.boundary(first.position, wanted_end).unwrap_or(wanted_end).max(first_end)
         };
         let aborted = match isolation {
@@ -96,9 +96,9 @@ impl PartitionLog {
         Ok(Some(Slice { file: segment.file()?, position: first.position, length: end - first.position, aborted }))
     }
 
-    /// The first batch that holds `offset` or a later one, with the number of its segment. Compaction leaves gaps, so it
-    /// may be in a later segment than the offset's own.
-    fn locate(&self, offset: i64) -> io::Result<Option<(usize, Located)>> {
+    /// The first batch with `offset` or a later one, and its segment. Compaction leaves gaps, so it
+    /// may lie in a later segment.
+    fn locate(&self, offset: i64) -> io::Result<Option<(usize, LocatedBatch)>> {
         let after = self.segments.partition_point(|segment| segment.base_offset <= offset);
         for at in after.saturating_sub(1)..self.segments.len() {
             if let Some(located) = self.segments[at].locate(offset)? {
@@ -108,7 +108,7 @@ impl PartitionLog {
         Ok(None)
     }
 
-    /// How many bytes of a segment lie before `offset`, which is where a batch begins or the end.
+    /// The number of bytes of a segment before `offset`, which is the start of a batch or the end.
     fn position_in(&self, segment: &Segment, at: usize, offset: i64) -> io::Result<u64> {
         let next_base = self.segments.get(at + 1).map_or(self.end_offset, |next| next.base_offset);
         if offset >= next_base {
@@ -118,7 +118,7 @@ impl PartitionLog {
     }
 
     /// The first visible batch with a timestamp of at least `timestamp`.
-    pub(crate) fn find_timestamp(&self, timestamp: i64, isolation: Isolation) -> io::Result<Option<Found>> {
+    pub(crate) fn find_timestamp(&self, timestamp: i64, isolation: Isolation) -> io::Result<Option<FoundBatch>> {
         let visible_end = self.visible_end(isolation);
         for segment in &self.segments {
             let Some(located) = segment.locate_timestamp(timestamp)? else { continue };
@@ -128,13 +128,13 @@ impl PartitionLog {
             if located.header.last_offset() < self.start_offset {
                 continue;
             }
-            return Ok(Some(Found { located, batch: segment.read_batch(&located)? }));
+            return Ok(Some(FoundBatch { located, batch: segment.read_batch(&located)? }));
         }
         Ok(None)
     }
 
     /// The first batch with the largest timestamp of the whole log.
-    pub(crate) fn find_max_timestamp(&self) -> io::Result<Option<Found>> {
+    pub(crate) fn find_max_timestamp(&self) -> io::Result<Option<FoundBatch>> {
         let max_timestamp =
             self.segments.iter().filter(|segment| segment.size > 0).map(|segment| segment.max_timestamp).max();
         match max_timestamp {

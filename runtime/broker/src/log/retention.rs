@@ -1,4 +1,5 @@
-//! Retention: whole segments leave at the front of the log, by age, by size, or because DeleteRecords asked.
+//! Retention: removes whole segments at the front of the log, by age, by size, or for
+//! DeleteRecords.
 
 use std::io;
 
@@ -6,14 +7,14 @@ use super::PartitionLog;
 use crate::topics::config::TopicConfig;
 
 impl PartitionLog {
-    /// Applies `retention.ms` and `retention.bytes`, if the topic's cleanup policy has `delete`.
+    /// Applies `retention.ms` and `retention.bytes`, if the cleanup policy has `delete`.
     pub(crate) fn apply_retention(&mut self, config: &TopicConfig, now: i64) -> io::Result<()> {
         if !config.cleanup_delete {
             return Ok(());
         }
         if let Some(retention_ms) = config.retention_ms {
             let is_expired = |max_timestamp: i64| max_timestamp < now.saturating_sub(retention_ms);
-            // The segment that is appended to can expire as well: then a new one begins, and it is like the others.
+            // The active segment can expire as well: roll first.
             if let [segment] = &self.segments[..]
                 && segment.size > 0
                 && is_expired(segment.max_timestamp)
@@ -41,7 +42,7 @@ impl PartitionLog {
         Ok(())
     }
 
-    /// Moves the start of the log up to `offset` and removes the segments that lie wholly before it.
+    /// Moves the start of the log up to `offset` and removes the segments before it.
     pub(crate) fn delete_before(&mut self, offset: i64) -> io::Result<()> {
         debug_assert!(offset <= self.end_offset);
         if offset <= self.start_offset {

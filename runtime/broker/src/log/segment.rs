@@ -1,37 +1,38 @@
-//! One segment of a partition's log: a file of record batches, and a sparse index of it in memory.
+//! One segment of a partition's log: a file of record batches with a sparse index in memory.
 //!
-//! The index has an entry for the first batch in every [`INDEX_INTERVAL`] bytes. An entry also carries the largest
-//! timestamp *before* its batch, so that the same index answers "which batch holds this offset" and "where is the first
-//! batch with a timestamp of at least t". Between two entries the headers in the file are walked.
+//! The index has an entry for the first batch in every [`INDEX_INTERVAL`] bytes. An entry also has
+//! the largest timestamp *before* its batch, so that the same index finds an offset and the first
+//! batch with a timestamp of at least t. Between two entries the headers in the file are read.
 //!
-//! The file is append-only. It is opened for appending, so a write always lands at the end, and a write that failed half
-//! way (a full disk) is cut off before the next one.
+//! The file is opened for appending, so a write always lands at the end. A partial write (a full
+//! disk) is cut off before the next one.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::batch::{BatchHeader, HEADER_LENGTH};
+use crate::private_files::{open_for_append, options};
 
-/// Bytes of the log for one entry of the index.
+/// Bytes of the log for each index entry.
 pub(crate) const INDEX_INTERVAL: u64 = 32 << 10;
 const ENTRY_LENGTH: usize = 24;
 const NO_TIMESTAMP: i64 = -1;
 
-/// Where a batch is, for one batch out of many.
+/// The position of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IndexEntry {
     pub(crate) base_offset: i64,
     pub(crate) position: u64,
-    /// Largest timestamp of all batches of the segment before this one.
+    /// Largest timestamp of all earlier batches of the segment.
     pub(crate) max_timestamp_before: i64,
 }
 
-/// A batch found by walking a segment.
+/// A batch with its position in the segment.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Located {
+pub(crate) struct LocatedBatch {
     pub(crate) header: BatchHeader,
     pub(crate) position: u64,
 }
@@ -44,18 +45,18 @@ pub(crate) struct Segment {
     pub(crate) size: u64,
     pub(crate) max_timestamp: i64,
     pub(crate) index: Vec<IndexEntry>,
-    /// How many entries of the index are in the index file.
+    /// The number of index entries in the index file.
     pub(crate) indexed_on_disk: usize,
-    /// How much of the file the last checkpoint covers.
+    /// The number of bytes that the last checkpoint covers.
     pub(crate) saved_size: u64,
-    /// Open while this is the segment that is appended to; others are opened for each read.
+    /// Open while the segment is active. Other segments are opened for each read.
     file: Option<Arc<File>>,
-    /// A write failed half way and the bytes after `size` could not be cut off yet.
-    has_debris: bool,
+    /// A partial write after `size` could not be cut off yet.
+    has_partial_write: bool,
     next_index_at: u64,
 }
 
-/// The name of a segment's file says the offset it begins with.
+/// A segment's file is named after its base offset.
 pub(crate) fn log_path(directory: &Path, base_offset: i64) -> PathBuf {
     directory.join(format!("{base_offset:020}.log"))
 }
@@ -65,17 +66,17 @@ pub(crate) fn index_path(log_path: &Path) -> PathBuf {
 }
 
 impl Segment {
-    /// Creates an empty segment that can be appended to.
+    /// Creates an empty active segment.
     pub(crate) fn create(directory: &Path, base_offset: i64) -> io::Result<Self> {
         let mut segment = Self::describe(directory, base_offset);
-        // Whatever is there is the debris of a segment that never held an acknowledged record.
+        // An existing file belongs to a segment that never held an acknowledged record.
         let file = open_for_append(&segment.path)?;
         file.set_len(0)?;
         segment.file = Some(Arc::new(file));
         Ok(segment)
     }
 
-    /// A segment whose contents are filled in by recovery.
+    /// A segment whose contents recovery fills in.
     pub(crate) fn describe(directory: &Path, base_offset: i64) -> Self {
         Self {
             path: log_path(directory, base_offset),
@@ -86,7 +87,7 @@ impl Segment {
             indexed_on_disk: 0,
             saved_size: 0,
             file: None,
-            has_debris: false,
+            has_partial_write: false,
             next_index_at: 0,
         }
     }
@@ -95,13 +96,13 @@ impl Segment {
         &self.path
     }
 
-    /// Makes this the segment that is appended to.
+    /// Makes this the active segment.
     pub(crate) fn open_for_append(&mut self) -> io::Result<()> {
         self.file = Some(Arc::new(open_for_append(&self.path)?));
         Ok(())
     }
 
-    /// Keeps the file no longer open.
+    /// Closes the file.
     pub(crate) fn seal(&mut self) {
         self.file = None;
         self.index.shrink_to_fit();
@@ -115,24 +116,24 @@ impl Segment {
         }
     }
 
-    /// Writes one batch, given in two parts, to the end. If it fails, nothing has been written.
+    /// Appends one batch, given in two parts. A failed append leaves no bytes.
     pub(crate) fn append(&mut self, header: &BatchHeader, prefix: &[u8], rest: &[u8]) -> io::Result<()> {
         let Some(file) = self.file.clone() else {
             return Err(io::Error::other("the segment is sealed"));
         };
-        if self.has_debris {
+        if self.has_partial_write {
             file.set_len(self.size)?;
-            self.has_debris = false;
+            self.has_partial_write = false;
         }
         if let Err(error) = write_all(&file, prefix, rest) {
-            self.has_debris = file.set_len(self.size).is_err();
+            self.has_partial_write = file.set_len(self.size).is_err();
             return Err(error);
         }
         self.record(header);
         Ok(())
     }
 
-    /// Takes a batch into account that is in the file right after those known.
+    /// Adds the batch that follows the known ones in the file.
     pub(crate) fn record(&mut self, header: &BatchHeader) {
         if self.size >= self.next_index_at {
             self.index.push(IndexEntry {
@@ -146,7 +147,7 @@ impl Segment {
         self.max_timestamp = self.max_timestamp.max(header.max_timestamp);
     }
 
-    /// Continues after a known part: recovery has the index entries up to `size`.
+    /// Sets the known part of the segment, from a checkpoint.
     pub(crate) fn resume(&mut self, index: Vec<IndexEntry>, size: u64, max_timestamp: i64) {
         self.next_index_at = index.last().map_or(0, |entry| entry.position + INDEX_INTERVAL);
         self.indexed_on_disk = index.len();
@@ -156,15 +157,15 @@ impl Segment {
         self.max_timestamp = max_timestamp;
     }
 
-    /// The first batch that holds `offset` or one after it.
-    pub(crate) fn locate(&self, offset: i64) -> io::Result<Option<Located>> {
+    /// The first batch that contains `offset` or a later one.
+    pub(crate) fn locate(&self, offset: i64) -> io::Result<Option<LocatedBatch>> {
         let after = self.index.partition_point(|entry| entry.base_offset <= offset);
         let from = after.checked_sub(1).map_or(0, |at| self.index[at].position);
         self.walk_from(from, |header| header.last_offset() >= offset)
     }
 
     /// The first batch with a timestamp of at least `timestamp`.
-    pub(crate) fn locate_timestamp(&self, timestamp: i64) -> io::Result<Option<Located>> {
+    pub(crate) fn locate_timestamp(&self, timestamp: i64) -> io::Result<Option<LocatedBatch>> {
         if self.max_timestamp < timestamp {
             return Ok(None);
         }
@@ -173,8 +174,8 @@ impl Segment {
         self.walk_from(from, |header| header.max_timestamp >= timestamp)
     }
 
-    /// The first batch at or after `position` that `wanted` accepts.
-    fn walk_from(&self, position: u64, wanted: impl Fn(&BatchHeader) -> bool) -> io::Result<Option<Located>> {
+    /// The first batch from `position` on that `wanted` accepts.
+    fn walk_from(&self, position: u64, wanted: impl Fn(&BatchHeader) -> bool) -> io::Result<Option<LocatedBatch>> {
         let file = self.file()?;
         let mut walker = Walker::new(&file, position, self.size);
         while let Some(located) = walker.next()? {
@@ -185,7 +186,7 @@ impl Segment {
         Ok(None)
     }
 
-    /// The largest position of a batch's start that is known without reading, after `above` and at most `limit`.
+    /// The largest indexed batch position after `above` and at most `limit`.
     pub(crate) fn boundary(&self, above: u64, limit: u64) -> Option<u64> {
         if limit >= self.size {
             return Some(self.size);
@@ -196,30 +197,27 @@ impl Segment {
     }
 
     /// The bytes of a batch.
-    pub(crate) fn read_batch(&self, located: &Located) -> io::Result<Vec<u8>> {
+    pub(crate) fn read_batch(&self, located: &LocatedBatch) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; located.header.size()];
         self.file()?.read_exact_at(&mut bytes, located.position)?;
         Ok(bytes)
     }
 
-    /// The index entries that the index file does not have yet, as they are stored.
+    /// The encoded index entries that the index file does not have yet.
     pub(crate) fn unsaved_index(&self) -> Vec<u8> {
         encode_index(&self.index[self.indexed_on_disk..])
     }
 
     /// Removes the files.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        // The log first: an index without a log is ignored at the next start, the other way round costs a scan.
+        // The log first: the next start ignores an index without a log, but reads a log without an
+        // index in full.
         std::fs::remove_file(&self.path)?;
         match std::fs::remove_file(index_path(&self.path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
-}
-
-fn open_for_append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).append(true).create(true).open(path)
 }
 
 fn write_all(mut file: &File, prefix: &[u8], rest: &[u8]) -> io::Result<()> {
@@ -246,7 +244,7 @@ pub(crate) fn encode_index(entries: &[IndexEntry]) -> Vec<u8> {
     bytes
 }
 
-/// Reads the first `count` entries of an index file; `None` when it has fewer.
+/// Reads the first `count` entries of an index file. `None`: the file has fewer.
 pub(crate) fn read_index(log_path: &Path, count: usize) -> Option<Vec<IndexEntry>> {
     if count == 0 {
         return Some(Vec::new());
@@ -262,15 +260,15 @@ pub(crate) fn read_index(log_path: &Path, count: usize) -> Option<Vec<IndexEntry
     Some(wanted.chunks_exact(ENTRY_LENGTH).map(decode).collect())
 }
 
-/// Writes `bytes` into the index file behind the first `entries_before` entries, and nothing after them.
+/// Writes `bytes` after the first `entries_before` entries of the index file and cuts off the rest.
 pub(crate) fn write_index(log_path: &Path, entries_before: usize, bytes: &[u8]) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(index_path(log_path))?;
+    let file = options().write(true).create(true).truncate(false).open(index_path(log_path))?;
     let position = (entries_before * ENTRY_LENGTH) as u64;
     file.write_all_at(bytes, position)?;
     file.set_len(position + bytes.len() as u64)
 }
 
-/// Walks the headers of a segment with few reads: headers of small batches come many at a time.
+/// Reads the headers of a segment, many small batches with one read.
 pub(crate) struct Walker<'file> {
     file: &'file File,
     position: u64,
@@ -286,8 +284,8 @@ impl<'file> Walker<'file> {
         Self { file, position, end, buffer: Vec::new(), buffer_at: 0 }
     }
 
-    /// The next batch, or `None` at the end or where no whole batch follows.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Located>> {
+    /// The next batch. `None`: the end, or an incomplete batch.
+    pub(crate) fn next(&mut self) -> io::Result<Option<LocatedBatch>> {
         if self.position + HEADER_LENGTH as u64 > self.end {
             return Ok(None);
         }
@@ -302,7 +300,7 @@ impl<'file> Walker<'file> {
         let Some(header) = BatchHeader::parse(&self.buffer[at..]) else {
             return Ok(None);
         };
-        let located = Located { header, position: self.position };
+        let located = LocatedBatch { header, position: self.position };
         let next = self.position + header.size() as u64;
         if next > self.end {
             return Ok(None);

@@ -1,4 +1,5 @@
-//! One connection: requests are served one after the other, as Kafka does it, so that their answers come in order.
+//! One connection. Requests are served one after the other, as in Kafka, so that responses are in
+//! order.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +12,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 #[cfg(target_os = "linux")]
 use tokio::io::Interest;
@@ -20,82 +20,44 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::dispatch::dispatch;
-use super::frame::Frames;
-use super::response::{Part, Response};
+use super::frame::FrameReader;
 use crate::log::Slice;
-use crate::shared::Shared;
+use crate::request::response::{Part, Response};
+use crate::request::{Close, Peer};
+use crate::state::BrokerState;
 
-/// A client that does not take its answer for this long is gone, or means harm.
+/// A client that does not read its response for this long is gone, or misbehaves.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why a connection is closed by the broker.
-#[derive(Debug, Error)]
-pub(crate) enum Close {
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// The client does not keep to the protocol.
-    #[error("{0}")]
-    Hostile(String),
-    /// The broker could not encode its own answer.
-    #[error("cannot encode a response: {0}")]
-    Bug(String),
-    /// Produce with acks=0 has no answer that could carry its error.
-    #[error("a request without an answer failed: {0}")]
-    Unanswerable(String),
-    #[cfg(feature = "fault-injection")]
-    #[error("an injected fault drops the reply")]
-    Injected,
-}
-
-impl Close {
-    pub(crate) fn hostile(reason: impl Into<String>) -> Self {
-        Self::Hostile(reason.into())
-    }
-
-    pub(crate) fn bug(error: impl std::fmt::Display) -> Self {
-        Self::Bug(error.to_string())
-    }
-}
-
-/// The two ends of a connection.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer {
-    /// Where the client reached the broker, and so where it is told to come again.
-    pub(crate) local: SocketAddr,
-    pub(crate) remote: SocketAddr,
-}
-
-/// Serves a connection until the client closes it, breaks the protocol, or the broker stops.
+/// Serves a connection until the client closes it, violates the protocol, or the broker stops.
 pub(crate) async fn run(
     stream: TcpStream,
     remote: SocketAddr,
-    shared: &Arc<Shared>,
+    broker: &Arc<BrokerState>,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), Close> {
     stream.set_nodelay(true)?;
     let peer = Peer { local: stream.local_addr()?, remote };
     tokio::select! {
-        served = serve(stream, peer, shared) => served,
-        // What waits, or goes out slowly, is cut short: the client asks again when the broker is back.
+        served = serve(stream, peer, broker) => served,
+        // A stop ends waiting requests and slow responses: clients retry after the restart.
         _ = stopping.wait_for(|stopping| *stopping) => Ok(()),
     }
 }
 
-async fn serve(mut stream: TcpStream, peer: Peer, shared: &Arc<Shared>) -> Result<(), Close> {
-    let mut frames = Frames::new(&shared.options, Arc::clone(&shared.receiving));
+async fn serve(mut stream: TcpStream, peer: Peer, broker: &Arc<BrokerState>) -> Result<(), Close> {
+    let mut frames = FrameReader::new(&broker.options, Arc::clone(&broker.request_memory));
     while let Some(frame) = frames.next(&mut stream).await? {
-        let response = CatchPanic(Box::pin(dispatch(shared, peer, frame.bytes.clone()))).await?;
-        // The share of memory is given back only now, when nothing holds the request's bytes any more.
-        drop(frame);
+        let response = CatchPanic(Box::pin(dispatch(broker, peer, frame))).await?;
         if let Some(response) = response {
-            // Boxed: an idle connection needs no room for a response.
+            // Boxed: an idle connection reserves no room for a response.
             Box::pin(write(&mut stream, response)).await?;
         }
     }
     Ok(())
 }
 
-/// Turns a panic while serving a request into the end of its connection.
+/// Turns a panic in a request into the end of its connection.
 struct CatchPanic<F>(Pin<Box<F>>);
 
 impl<T, F: Future<Output = Result<T, Close>>> Future for CatchPanic<F> {
@@ -120,7 +82,7 @@ async fn write(stream: &mut TcpStream, response: Response) -> Result<(), Close> 
         cork(stream, true)?;
     }
     let mut parts = response.parts.into_iter();
-    // The length and the head of the message go out in one write.
+    // The length and the first part go out in one write.
     let mut head = length.to_be_bytes().to_vec();
     if let Some(Part::Bytes(bytes)) = parts.next() {
         head.extend_from_slice(&bytes);
@@ -135,20 +97,21 @@ async fn write(stream: &mut TcpStream, response: Response) -> Result<(), Close> 
     if is_whole { Ok(()) } else { cork(stream, false) }
 }
 
-/// Has the kernel hold back what does not fill a segment until the whole response is there: a client that is woken for
-/// its first bytes only waits for the others.
+/// Corks the socket until the whole response is written: a client that is woken for the first bytes
+/// would only wait for the others.
 #[cfg(target_os = "linux")]
 fn cork(stream: &TcpStream, is_corked: bool) -> Result<(), Close> {
     let value = libc::c_int::from(is_corked);
     let length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the descriptor is open while `stream` is borrowed, and the option's value lives until the call returns.
+    // SAFETY: the descriptor is open while `stream` is borrowed, and the option's value lives until
+    // the call returns.
     let result = unsafe {
         libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CORK, (&raw const value).cast(), length)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error().into()) }
 }
 
-/// Elsewhere the pieces of a response go out as they are written.
+/// Other systems send the parts as they are written.
 #[cfg(not(target_os = "linux"))]
 fn cork(_: &TcpStream, _: bool) -> Result<(), Close> {
     Ok(())
@@ -167,14 +130,14 @@ async fn send_file(stream: &TcpStream, slice: &Slice) -> Result<(), Close> {
     while position < end {
         let sent = stream.async_io(Interest::WRITABLE, || {
             let wanted = (end - position) as usize;
-            // SAFETY: both descriptors are open for as long as `stream` and `slice.file` are borrowed here, and
-            // `position` is a valid place for the kernel to read and write.
+            // SAFETY: both descriptors are open for as long as `stream` and `slice.file` are
+            // borrowed here, and `position` is a valid place for the kernel to read and write.
             let sent = unsafe { libc::sendfile(stream.as_raw_fd(), slice.file.as_raw_fd(), &mut position, wanted) };
             if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent) }
         });
         let sent = timeout(WRITE_TIMEOUT, sent).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
         match sent {
-            // The length was announced already, so there is no way to go on.
+            // The length was already sent, so the response cannot be completed.
             Ok(0) => return Err(Close::Bug("a segment is shorter than its index says".into())),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,8 +1,8 @@
-//! Reading requests off a connection: a length, then that many bytes.
+//! Reads requests off a connection: a length, then that many bytes.
 //!
-//! A length is only a claim. The buffer grows with the bytes that arrive, never ahead of them by more than
-//! [`READ_AHEAD`]; a request as a whole is limited, and so are all requests together that are being received. A client
-//! that began a request has to go on with it.
+//! A length is only a claim. The buffer grows with the received bytes, at most [`READ_AHEAD`] ahead
+//! of them. A request is limited, and so is the memory of all requests together (see
+//! `request_memory`). A client must keep a minimum pace inside a request.
 
 use std::io;
 use std::sync::Arc;
@@ -11,104 +11,124 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connection::Close;
 use crate::options::BrokerOptions;
+use crate::request::Close;
+use crate::request_memory::{RequestMemory, Reservation};
 
-/// How far the buffer grows ahead of what has arrived.
+/// How far the buffer grows ahead of the received bytes.
 const READ_AHEAD: usize = 256 << 10;
-/// Requests up to this size are not counted against the limit for all: there may be one for each connection.
+/// Requests up to this size do not count against the common limit: each connection may have one.
 const SMALL_REQUEST: usize = 64 << 10;
-/// The unit in which larger requests are counted.
-const PERMIT_BYTES: usize = 1024;
-/// The longest pause inside a request.
-const PAUSE: Duration = Duration::from_secs(30);
-/// After this long without a request a connection is idle, and keeps no memory.
-const IDLE: Duration = Duration::from_secs(1);
-/// Room for the beginning of a request, which for most is all of it.
-const FIRST_READ: usize = 4096;
+/// The first reservation of a larger request; the next ones double the received bytes.
+const FIRST_RESERVATION: usize = 16 << 10;
+/// How long the bytes of one reservation may take.
+const RESERVATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a request may take as a whole. Clients give up their requests earlier.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+/// A connection without a request for this long releases its buffer.
+const KEEP_BUFFER: Duration = Duration::from_secs(1);
+/// Size of the first buffer of a request. Most requests fit.
+const INITIAL_BUFFER: usize = 4096;
 
-/// The reading half of a connection's state.
+/// The reading half of a connection.
 #[derive(Debug)]
-pub(crate) struct Frames {
+pub(crate) struct FrameReader {
     buffer: BytesMut,
     max_request: usize,
     max_idle: Duration,
-    receiving: Arc<Semaphore>,
+    memory: Arc<RequestMemory>,
 }
 
-/// One request, and its share of the memory for requests.
+/// One request with its share of the memory limit.
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) bytes: Bytes,
-    _permit: Option<OwnedSemaphorePermit>,
+    pub(crate) reservation: Reservation,
 }
 
-/// The semaphore that counts what is being received on all connections.
-pub(crate) fn receiving_limit(bytes: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new((bytes / PERMIT_BYTES).min(Semaphore::MAX_PERMITS)))
-}
-
-impl Frames {
-    pub(crate) fn new(options: &BrokerOptions, receiving: Arc<Semaphore>) -> Self {
+impl FrameReader {
+    pub(crate) fn new(options: &BrokerOptions, memory: Arc<RequestMemory>) -> Self {
         let BrokerOptions { max_request_bytes, max_idle, .. } = options;
-        Self { buffer: BytesMut::new(), max_request: *max_request_bytes, max_idle: *max_idle, receiving }
+        Self { buffer: BytesMut::new(), max_request: *max_request_bytes, max_idle: *max_idle, memory }
     }
 
-    /// The next request; `None` when the client has closed the connection between two, or was silent for too long.
+    /// The next request. `None`: the client closed the connection between requests, or was idle too
+    /// long.
     pub(crate) async fn next(&mut self, stream: &mut TcpStream) -> Result<Option<Frame>, Close> {
         while self.buffer.len() < 4 {
             let is_first = self.buffer.is_empty();
-            let read = if is_first { self.read_first(stream).await? } else { self.read(stream).await? };
+            let until = Instant::now() + RESERVATION_TIMEOUT;
+            let read = if is_first { self.read_request_start(stream).await? } else { self.read(stream, until).await? };
             if read == 0 {
-                return if is_first { Ok(None) } else { Err(Close::hostile("closed inside a request")) };
+                return if is_first {
+                    Ok(None)
+                } else {
+                    Err(Close::protocol_violation("the client closed the connection inside a request"))
+                };
             }
         }
         let length = self.buffer.get_i32();
-        let length = usize::try_from(length).map_err(|_| Close::hostile("negative request length"))?;
+        let length = usize::try_from(length).map_err(|_| Close::protocol_violation("negative request length"))?;
         if length > self.max_request {
-            return Err(Close::hostile("the request is larger than allowed"));
+            return Err(Close::protocol_violation("the request is larger than socket.request.max.bytes"));
         }
-        let permit = if length > SMALL_REQUEST { Some(self.permit(length).await?) } else { None };
-        while self.buffer.len() < length {
-            let missing = length - self.buffer.len();
-            self.buffer.reserve(missing.min(READ_AHEAD));
-            if self.read(stream).await? == 0 {
-                return Err(Close::hostile("closed inside a request"));
-            }
-        }
-        Ok(Some(Frame { bytes: self.buffer.split_to(length).freeze(), _permit: permit }))
+        let reservation = self.read_body(stream, length).await?;
+        Ok(Some(Frame { bytes: self.buffer.split_to(length).freeze(), reservation }))
     }
 
-    /// The first bytes of a request, which a client may take its time for. 0 when there will be none.
-    async fn read_first(&mut self, stream: &mut TcpStream) -> Result<usize, Close> {
-        self.buffer.reserve(FIRST_READ);
-        let briefly = IDLE.min(self.max_idle);
+    /// Reads until the buffer has the whole request.
+    async fn read_body(&mut self, stream: &mut TcpStream, length: usize) -> Result<Reservation, Close> {
+        let mut reservation = Reservation::default();
+        let end = Instant::now() + REQUEST_TIMEOUT;
+        let mut turn_end = None;
+        while self.buffer.len() < length {
+            let received = self.buffer.len();
+            let mut target = length;
+            if length > SMALL_REQUEST {
+                target = length.min(received + received.clamp(FIRST_RESERVATION, READ_AHEAD));
+                let grown = timeout_at(end, reservation.grow(&self.memory, target)).await;
+                let grown = grown.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+                grown.map_err(|_| Close::protocol_violation("the broker is stopping"))?;
+            }
+            let mut until = end.min(Instant::now() + RESERVATION_TIMEOUT);
+            if reservation.has_turn() {
+                let limit = Reservation::turn_limit(length - received);
+                until = until.min(*turn_end.get_or_insert_with(|| Instant::now() + limit));
+            }
+            while self.buffer.len() < target {
+                self.buffer.reserve(target - self.buffer.len());
+                if self.read(stream, until).await? == 0 {
+                    return Err(Close::protocol_violation("the client closed the connection inside a request"));
+                }
+            }
+        }
+        Ok(reservation)
+    }
+
+    /// Reads the first bytes of a request; idle time is allowed here. 0: there is no further
+    /// request.
+    async fn read_request_start(&mut self, stream: &mut TcpStream) -> Result<usize, Close> {
+        self.buffer.reserve(INITIAL_BUFFER);
+        let briefly = KEEP_BUFFER.min(self.max_idle);
         if let Ok(read) = timeout(briefly, stream.read_buf(&mut self.buffer)).await {
             return Ok(read?);
         }
-        // A busy connection uses its buffer again and again, an idle one holds none.
+        // A busy connection reuses its buffer, an idle one has none.
         self.buffer = BytesMut::new();
         match timeout(self.max_idle - briefly, stream.readable()).await {
             Ok(readable) => readable?,
-            // As Apache Kafka does: clients expect it, and connect again when they have something to ask.
+            // As Apache Kafka does: clients reconnect when they have a request.
             Err(_) => return Ok(0),
         }
-        self.buffer.reserve(FIRST_READ);
-        self.read(stream).await
+        self.buffer.reserve(INITIAL_BUFFER);
+        self.read(stream, Instant::now() + RESERVATION_TIMEOUT).await
     }
 
-    /// More of a request that has begun.
-    async fn read(&mut self, stream: &mut TcpStream) -> Result<usize, Close> {
-        let read = timeout(PAUSE, stream.read_buf(&mut self.buffer)).await;
+    /// Reads more bytes of a started request.
+    async fn read(&mut self, stream: &mut TcpStream, until: Instant) -> Result<usize, Close> {
+        let read = timeout_at(until, stream.read_buf(&mut self.buffer)).await;
         Ok(read.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??)
-    }
-
-    async fn permit(&self, length: usize) -> Result<OwnedSemaphorePermit, Close> {
-        let permits = u32::try_from(length / PERMIT_BYTES).unwrap_or(u32::MAX);
-        let acquired = Arc::clone(&self.receiving).acquire_many_owned(permits).await;
-        acquired.map_err(|_| Close::hostile("the broker is stopping"))
     }
 }

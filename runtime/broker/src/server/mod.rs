@@ -1,12 +1,8 @@
-//! The network side: a listener, a task for each connection, and the table that leads a request to its API.
+//! The network side: a listener, and a task for each connection.
 
-pub(crate) mod connection;
-pub(crate) mod dispatch;
-pub(crate) mod frame;
-pub(crate) mod response;
-pub(crate) mod shape;
-mod shapes;
-pub(crate) mod versions;
+mod connection;
+mod dispatch;
+mod frame;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,13 +12,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::shared::Shared;
+use crate::state::BrokerState;
 
-/// How long accepting waits after it failed, most likely because there are no file descriptors left.
+/// Pause after a failed accept, most likely because there are no file descriptors left.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Accepts connections until told to stop, and ends when all of them have.
-pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) {
+/// Accepts connections until the stop signal, and returns when all connections are closed.
+pub(crate) async fn serve(listener: TcpListener, broker: Arc<BrokerState>, mut stopping: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     let open = Arc::new(AtomicUsize::new(0));
     loop {
@@ -33,14 +29,14 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stoppi
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, peer)) => {
-                if open.fetch_add(1, Ordering::Relaxed) >= shared.options.max_connections {
+                if open.fetch_add(1, Ordering::Relaxed) >= broker.options.max_connections {
                     open.fetch_sub(1, Ordering::Relaxed);
-                    tracing::warn!(%peer, "too many connections, a new one is closed");
+                    tracing::warn!(%peer, "connection limit reached; closing a new connection");
                     continue;
                 }
-                let (shared, stopping, open) = (Arc::clone(&shared), stopping.clone(), Arc::clone(&open));
+                let (broker, stopping, open) = (Arc::clone(&broker), stopping.clone(), Arc::clone(&open));
                 connections.spawn(async move {
-                    if let Err(reason) = connection::run(stream, peer, &shared, stopping).await {
+                    if let Err(reason) = connection::run(stream, peer, &broker, stopping).await {
                         tracing::debug!(%peer, %reason, "connection closed");
                     }
                     open.fetch_sub(1, Ordering::Relaxed);

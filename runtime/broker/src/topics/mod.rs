@@ -1,8 +1,8 @@
 //! Topics and their partitions.
 //!
-//! A topic is an entry of the internal log and a directory `topics/NAME` with a directory for each partition. The entry
-//! decides: it is written before a topic's directories are used and removed before they are, and a directory without an
-//! entry is removed at the next start.
+//! A topic is an entry of the internal log and a directory `topics/NAME` with a directory for each
+//! partition. The entry decides: it is written before the directories are used and removed before
+//! they are. The next start removes a directory without an entry.
 
 pub(crate) mod config;
 pub(crate) mod partition;
@@ -17,15 +17,28 @@ use kafka_protocol::ResponseError;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use self::config::TopicConfig;
+use self::config::{TopicConfig, TopicDefaults};
 use self::partition::Partition;
-use crate::log::batch::Refusal;
+use crate::error::ApiError;
+use crate::private_files;
 use crate::store::{Change, Key, Store};
 use crate::sync::{lock, read, write};
 
 const MAX_NAME_LENGTH: usize = 249;
 
-/// What the internal log keeps of a topic.
+/// The topics in which Apache Kafka stores groups and transactions. They are listed for tools and
+/// stay empty: this state is in the internal log.
+pub(crate) const GROUP_TOPIC: &str = "__consumer_offsets";
+pub(crate) const TRANSACTION_TOPIC: &str = "__transaction_state";
+/// Belongs to the controllers of a cluster.
+pub(crate) const METADATA_TOPIC: &str = "__cluster_metadata";
+
+/// Whether clients may not write to a topic.
+pub(crate) fn is_internal(name: &str) -> bool {
+    matches!(name, GROUP_TOPIC | TRANSACTION_TOPIC)
+}
+
+/// A topic in the internal log.
 #[derive(Debug, Serialize, Deserialize)]
 struct TopicRecord {
     id: String,
@@ -72,15 +85,23 @@ struct Registry {
 pub(crate) struct Topics {
     directory: PathBuf,
     trash: PathBuf,
-    sync_each_append: bool,
-    max_partitions: usize,
+    settings: TopicSettings,
     partition_count: AtomicUsize,
     registry: RwLock<Registry>,
     /// Held while a topic is created, changed or deleted.
     changing: Mutex<()>,
 }
 
-/// A topic to be created.
+/// The broker's options for topics.
+#[derive(Debug)]
+pub(crate) struct TopicSettings {
+    pub(crate) sync_each_append: bool,
+    /// Limit on the partitions of all topics.
+    pub(crate) max_partitions: usize,
+    pub(crate) defaults: TopicDefaults,
+}
+
+/// A topic to create.
 #[derive(Debug)]
 pub(crate) struct NewTopic {
     pub(crate) name: String,
@@ -89,23 +110,17 @@ pub(crate) struct NewTopic {
 }
 
 impl Topics {
-    /// Opens every topic that the internal log knows.
-    pub(crate) fn open(
-        data_dir: &Path,
-        store: &Store,
-        sync_each_append: bool,
-        max_partitions: usize,
-    ) -> io::Result<Self> {
+    /// Opens all topics of the internal log.
+    pub(crate) fn open(data_dir: &Path, store: &Store, settings: TopicSettings) -> io::Result<Self> {
         let topics = Self {
             directory: data_dir.join("topics"),
             trash: data_dir.join("trash"),
-            sync_each_append,
-            max_partitions,
+            settings,
             partition_count: AtomicUsize::new(0),
             registry: RwLock::default(),
             changing: Mutex::new(()),
         };
-        std::fs::create_dir_all(&topics.directory)?;
+        private_files::create_directory(&topics.directory)?;
         if topics.trash.exists() {
             std::fs::remove_dir_all(&topics.trash)?;
         }
@@ -114,15 +129,23 @@ impl Topics {
             _ => None,
         })?;
         for (name, record) in records {
-            let config = TopicConfig::new(record.configs).map_err(io::Error::other)?;
+            let config = TopicConfig::stored(record.configs, &topics.settings.defaults);
             let id = Uuid::parse_str(&record.id).map_err(io::Error::other)?;
+            if !topics.directory.join(&name).exists() {
+                tracing::warn!(topic = name, "the directory of a topic is missing; its records are lost");
+            }
             topics.insert(&name, id, Arc::new(config), record.partitions)?;
         }
         for entry in std::fs::read_dir(&topics.directory)? {
             let entry = entry?;
             let is_known = entry.file_name().to_str().is_some_and(|name| topics.get(name).is_some());
-            if !is_known {
-                tracing::warn!(path = %entry.path().display(), "a directory without a topic is removed");
+            if is_known {
+                continue;
+            }
+            if store.is_incomplete() {
+                keep_directory(data_dir, &entry)?;
+            } else {
+                tracing::warn!(path = %entry.path().display(), "removing the directory of a deleted topic");
                 std::fs::remove_dir_all(entry.path())?;
             }
         }
@@ -145,7 +168,7 @@ impl Topics {
     fn open_partitions(&self, name: &str, indexes: std::ops::Range<i32>) -> io::Result<Vec<Arc<Partition>>> {
         let open = |index: i32| {
             let directory = self.directory.join(name).join(index.to_string());
-            Partition::open(name, index, &directory, self.sync_each_append).map(Arc::new)
+            Partition::open(name, index, &directory, self.settings.sync_each_append).map(Arc::new)
         };
         let partitions = indexes.map(open).collect::<io::Result<Vec<_>>>()?;
         self.partition_count.fetch_add(partitions.len(), Ordering::Relaxed);
@@ -168,53 +191,88 @@ impl Topics {
         self.get(name)?.partition(index)
     }
 
-    /// Says why a topic cannot be created, if it cannot.
-    pub(crate) fn check_new(&self, new: &NewTopic) -> Result<TopicConfig, Refusal> {
+    /// Checks whether a topic can be created.
+    pub(crate) fn check_new(&self, new: &NewTopic) -> Result<TopicConfig, ApiError> {
         check_name(&new.name)?;
+        if new.name == METADATA_TOPIC {
+            let message = format!("Creation of internal topic {METADATA_TOPIC} is prohibited.");
+            return Err(ApiError::new(ResponseError::InvalidRequest, message));
+        }
         if self.get(&new.name).is_some() {
-            return Err(Refusal::new(
+            return Err(ApiError::new(
                 ResponseError::TopicAlreadyExists,
                 format!("Topic '{}' already exists.", new.name),
             ));
         }
+        if let Some(other) = self.colliding(&new.name) {
+            let message = format!("Topic '{}' collides with existing topic: {other}", new.name);
+            return Err(ApiError::new(ResponseError::InvalidTopicException, message));
+        }
         if new.partitions < 1 {
-            return Err(Refusal::new(ResponseError::InvalidPartitions, "Number of partitions must be larger than 0."));
+            return Err(ApiError::new(ResponseError::InvalidPartitions, "Number of partitions must be larger than 0."));
         }
         self.check_room(new.partitions)?;
-        TopicConfig::new(new.configs.clone()).map_err(|message| Refusal::new(ResponseError::InvalidConfig, message))
+        TopicConfig::new(new.configs.clone(), &self.settings.defaults)
+            .map_err(|message| ApiError::new(ResponseError::InvalidConfig, message))
     }
 
-    fn check_room(&self, added: i32) -> Result<(), Refusal> {
+    /// Another topic whose name differs only in periods and underscores. Kafka refuses it, because
+    /// the names of metrics do not distinguish them.
+    fn colliding(&self, name: &str) -> Option<String> {
+        if !name.contains(['.', '_']) {
+            return None;
+        }
+        let unified = |name: &str| name.replace('.', "_");
+        let own = unified(name);
+        read(&self.registry).by_name.keys().find(|other| other.len() == name.len() && unified(other) == own).cloned()
+    }
+
+    fn check_room(&self, added: i32) -> Result<(), ApiError> {
         let count = self.partition_count.load(Ordering::Relaxed) + added.max(0) as usize;
-        if count > self.max_partitions {
+        if count > self.settings.max_partitions {
             let message =
-                format!("{count} partitions in all are more than the {} this broker allows", self.max_partitions);
-            return Err(Refusal::new(ResponseError::PolicyViolation, message));
+                format!("{count} partitions in total exceed the broker's limit of {}", self.settings.max_partitions);
+            return Err(ApiError::new(ResponseError::PolicyViolation, message));
         }
         Ok(())
     }
 
-    pub(crate) fn create(&self, store: &Store, new: &NewTopic) -> Result<Arc<Topic>, Refusal> {
+    pub(crate) fn create(&self, store: &Store, new: &NewTopic) -> Result<Arc<Topic>, ApiError> {
         let _changing = lock(&self.changing);
         let config = self.check_new(new)?;
-        // What a failed removal of an earlier topic of this name may have left.
+        // A failed deletion may have left the directory.
         let leftover = self.directory.join(&new.name);
         if leftover.exists() {
-            std::fs::remove_dir_all(&leftover).map_err(storage_error)?;
+            std::fs::remove_dir_all(&leftover).map_err(|error| ApiError::storage(&error))?;
         }
         let id = Uuid::new_v4();
         let record = TopicRecord { id: id.to_string(), partitions: new.partitions, configs: config.overrides.clone() };
         let put = Change::put(Key::Topic(new.name.clone()), &record).and_then(|change| store.apply(vec![change]));
-        put.map_err(storage_error)?;
-        self.insert(&new.name, id, Arc::new(config), new.partitions).map_err(storage_error)
+        put.map_err(|error| ApiError::storage(&error))?;
+        self.insert(&new.name, id, Arc::new(config), new.partitions).map_err(|error| ApiError::storage(&error))
     }
 
-    pub(crate) fn delete(&self, store: &Store, topic: &Topic) -> Result<(), Refusal> {
+    /// Creates an internal topic when its coordinator is used first, as Apache Kafka does.
+    pub(crate) fn create_internal(&self, store: &Store, name: &str) {
+        if self.get(name).is_some() {
+            return;
+        }
+        let configs = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
+        let new = NewTopic { name: name.to_owned(), partitions: 1, configs };
+        match self.create(store, &new) {
+            Err(error) if error.code != ResponseError::TopicAlreadyExists => {
+                tracing::warn!(topic = name, error = error.message, "cannot create an internal topic");
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn delete(&self, store: &Store, topic: &Topic) -> Result<(), ApiError> {
         let _changing = lock(&self.changing);
         if self.by_id(topic.id).is_none() {
-            return Err(Refusal::new(ResponseError::UnknownTopicOrPartition, "This server does not host this topic."));
+            return Err(ApiError::new(ResponseError::UnknownTopicOrPartition, "This server does not host this topic."));
         }
-        store.apply(vec![Change::remove(Key::Topic(topic.name.clone()))]).map_err(storage_error)?;
+        store.apply(vec![Change::remove(Key::Topic(topic.name.clone()))]).map_err(|error| ApiError::storage(&error))?;
         let mut registry = write(&self.registry);
         registry.by_id.remove(&topic.id);
         registry.by_name.remove(&topic.name);
@@ -224,9 +282,9 @@ impl Topics {
         for partition in partitions {
             partition.close();
         }
-        // Moved aside first, so that the name is free at once and a crash leaves only trash.
+        // Renamed first: the name is free at once, and a crash leaves only trash.
         let trash = self.trash.join(topic.id.to_string());
-        let removed = std::fs::create_dir_all(&self.trash)
+        let removed = private_files::create_directory(&self.trash)
             .and_then(|()| std::fs::rename(self.directory.join(&topic.name), &trash))
             .and_then(|()| std::fs::remove_dir_all(&trash));
         if let Err(error) = removed {
@@ -235,46 +293,65 @@ impl Topics {
         Ok(())
     }
 
-    /// Adds partitions until there are `count`.
-    pub(crate) fn grow(&self, store: &Store, topic: &Topic, count: i32, validate_only: bool) -> Result<(), Refusal> {
+    /// Adds partitions up to `count`.
+    pub(crate) fn add_partitions(
+        &self,
+        store: &Store,
+        topic: &Topic,
+        count: i32,
+        validate_only: bool,
+    ) -> Result<(), ApiError> {
         let _changing = lock(&self.changing);
         let current = topic.partition_count();
         if count <= current {
-            let message =
-                format!("Topic currently has {current} partitions, which is not fewer than the requested {count}.");
-            return Err(Refusal::new(ResponseError::InvalidPartitions, message));
+            let message = format!("The topic currently has {current} partition(s); {count} would not be an increase.");
+            return Err(ApiError::new(ResponseError::InvalidPartitions, message));
         }
         self.check_room(count - current)?;
         if validate_only {
             return Ok(());
         }
         self.save(store, topic, count, &topic.config())?;
-        let added = self.open_partitions(&topic.name, current..count).map_err(storage_error)?;
+        let added = self.open_partitions(&topic.name, current..count).map_err(|error| ApiError::storage(&error))?;
         write(&topic.partitions).extend(added);
         Ok(())
     }
 
     /// Replaces the configuration of a topic.
-    pub(crate) fn configure(&self, store: &Store, topic: &Topic, config: TopicConfig) -> Result<(), Refusal> {
+    pub(crate) fn configure(&self, store: &Store, topic: &Topic, config: TopicConfig) -> Result<(), ApiError> {
         let _changing = lock(&self.changing);
         self.save(store, topic, topic.partition_count(), &config)?;
         *write(&topic.config) = Arc::new(config);
         Ok(())
     }
 
-    fn save(&self, store: &Store, topic: &Topic, partitions: i32, config: &TopicConfig) -> Result<(), Refusal> {
+    fn save(&self, store: &Store, topic: &Topic, partitions: i32, config: &TopicConfig) -> Result<(), ApiError> {
         let record = TopicRecord { id: topic.id.to_string(), partitions, configs: config.overrides.clone() };
         let put = Change::put(Key::Topic(topic.name.clone()), &record).and_then(|change| store.apply(vec![change]));
-        put.map_err(storage_error)
+        put.map_err(|error| ApiError::storage(&error))
     }
 }
 
-pub(crate) fn storage_error(error: io::Error) -> Refusal {
-    Refusal::new(ResponseError::KafkaStorageError, error.to_string())
+/// Moves a directory without a topic out of the way. The internal log may have lost the topic, so
+/// the records must not be deleted.
+fn keep_directory(data_dir: &Path, entry: &std::fs::DirEntry) -> io::Result<()> {
+    let lost = data_dir.join("lost");
+    private_files::create_directory(&lost)?;
+    let mut kept = lost.join(entry.file_name());
+    if kept.exists() {
+        kept = lost.join(Uuid::new_v4().to_string());
+    }
+    std::fs::rename(entry.path(), &kept)?;
+    tracing::error!(
+        path = %entry.path().display(),
+        kept = %kept.display(),
+        "state.log was cut and names no such topic; its records were moved, restore state.log from a backup"
+    );
+    Ok(())
 }
 
-/// A topic's name is a directory's name, so the rule keeps it harmless as well as legal.
-pub(crate) fn check_name(name: &str) -> Result<(), Refusal> {
+/// A topic's name is also a directory's name, so the rule also keeps paths safe.
+pub(crate) fn check_name(name: &str) -> Result<(), ApiError> {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let problem = if name.is_empty() {
         "the empty string is not allowed"
@@ -287,5 +364,5 @@ pub(crate) fn check_name(name: &str) -> Result<(), Refusal> {
     } else {
         return Ok(());
     };
-    Err(Refusal::new(ResponseError::InvalidTopicException, format!("Topic name is invalid: {problem}")))
+    Err(ApiError::new(ResponseError::InvalidTopicException, format!("Topic name is invalid: {problem}")))
 }

@@ -1,8 +1,8 @@
 //! A partition: its log, and the fetches that wait for it.
 //!
-//! A fetch that finds too little registers a [`Notify`] before it looks, so that an append between looking and waiting
-//! cannot be missed. Readers at `read_committed` are woken only when the last stable offset moves: inside a transaction
-//! they could see nothing new.
+//! A fetch registers a [`Notify`] before it reads, so that it cannot miss an append between reading
+//! and waiting. `read_committed` readers are woken only when the last stable offset moves: inside a
+//! transaction they would see no new records.
 
 use std::io;
 use std::path::Path;
@@ -12,8 +12,9 @@ use kafka_protocol::ResponseError;
 use tokio::sync::Notify;
 
 use super::config::TopicConfig;
-use crate::log::batch::{BatchHeader, Refusal};
-use crate::log::device::Device;
+use crate::error::ApiError;
+use crate::log::batch::{BatchHeader, Marker};
+use crate::log::durability::Durability;
 use crate::log::{Appended, Isolation, PartitionLog};
 use crate::sync::lock;
 
@@ -31,56 +32,59 @@ pub(crate) struct Partition {
     pub(crate) topic: String,
     pub(crate) index: i32,
     inner: Mutex<Inner>,
-    /// What is on the device, if that is waited for.
-    device: Option<Arc<Device>>,
-    /// Held while a checkpoint is made or segments are compacted: both need the files to stay what they are.
+    /// Tracks the synced part of the log, with [`FlushPolicy::Always`](crate::FlushPolicy::Always).
+    durability: Option<Arc<Durability>>,
+    /// Held during checkpoints and compaction: both need stable files.
     pub(crate) maintenance: Mutex<()>,
 }
 
 impl Partition {
     pub(crate) fn open(topic: &str, index: i32, directory: &Path, sync_each_append: bool) -> io::Result<Self> {
         let log = PartitionLog::open(directory, sync_each_append)?;
-        let device = log.device();
+        let durability = log.durability();
         let inner = Inner { log, is_closed: false, end_waiters: Vec::new(), stable_waiters: Vec::new() };
-        Ok(Self { topic: topic.to_owned(), index, inner: Mutex::new(inner), device, maintenance: Mutex::new(()) })
+        Ok(Self { topic: topic.to_owned(), index, inner: Mutex::new(inner), durability, maintenance: Mutex::new(()) })
     }
 
-    /// Appends a batch and wakes who waits for it. Its producer may be told after [`Partition::settle`].
+    /// Appends a batch and wakes the waiting readers. Acknowledge it after
+    /// [`Partition::wait_durable`].
     pub(crate) fn append(
         &self,
         header: &BatchHeader,
         records: &[u8],
         config: &TopicConfig,
-    ) -> Result<Appended, Refusal> {
+    ) -> Result<Appended, ApiError> {
         self.change(|log| log.append(header, records, config))
     }
 
-    /// Writes the marker that ends a producer's transaction here.
+    /// Writes the marker that ends a producer's transaction in this partition.
     pub(crate) fn end_transaction(
         &self,
         producer_id: i64,
         producer_epoch: i16,
-        commit: bool,
+        marker: Marker,
         config: &TopicConfig,
-    ) -> Result<(), Refusal> {
-        let end_offset = self.change(|log| log.end_transaction(producer_id, producer_epoch, commit, config))?;
-        self.settle(end_offset)
+    ) -> Result<(), ApiError> {
+        let end_offset = self.change(|log| log.end_transaction(producer_id, producer_epoch, marker, config))?;
+        self.wait_durable(end_offset)
     }
 
-    /// Returns when everything before `offset` is as durable as the broker promises. Then readers see it, too.
-    pub(crate) fn settle(&self, offset: i64) -> Result<(), Refusal> {
-        let Some(device) = &self.device else { return Ok(()) };
-        let settled = device.settle(offset);
+    /// Returns when all records before `offset` are durable according to the flush policy. Then
+    /// readers see them.
+    pub(crate) fn wait_durable(&self, offset: i64) -> Result<(), ApiError> {
+        let Some(durability) = &self.durability else { return Ok(()) };
+        let settled = durability.wait_durable(offset);
         let mut inner = lock(&self.inner);
         wake(&mut inner.end_waiters);
         wake(&mut inner.stable_waiters);
-        settled.map_err(|error| Refusal::new(ResponseError::KafkaStorageError, format!("cannot sync the log: {error}")))
+        settled
+            .map_err(|error| ApiError::new(ResponseError::KafkaStorageError, format!("cannot sync the log: {error}")))
     }
 
-    fn change<T>(&self, work: impl FnOnce(&mut PartitionLog) -> Result<T, Refusal>) -> Result<T, Refusal> {
+    fn change<T>(&self, work: impl FnOnce(&mut PartitionLog) -> Result<T, ApiError>) -> Result<T, ApiError> {
         let mut inner = lock(&self.inner);
         if inner.is_closed {
-            return Err(Refusal::new(ResponseError::UnknownTopicOrPartition, "the topic was deleted"));
+            return Err(ApiError::new(ResponseError::UnknownTopicOrPartition, "the topic was deleted"));
         }
         let before = (inner.log.end_offset(), inner.log.last_stable_offset());
         let result = work(&mut inner.log);
@@ -94,7 +98,7 @@ impl Partition {
         result
     }
 
-    /// Looks at, or works on, the log.
+    /// Runs `work` on the log.
     pub(crate) fn with_log<T>(&self, work: impl FnOnce(&mut PartitionLog) -> T) -> T {
         work(&mut lock(&self.inner).log)
     }
@@ -103,18 +107,18 @@ impl Partition {
         lock(&self.inner).is_closed
     }
 
-    /// Wakes `waiter` at the next change that readers at `isolation` can see.
+    /// Wakes `waiter` at the next change that readers at `isolation` see.
     pub(crate) fn register(&self, isolation: Isolation, waiter: &Arc<Notify>) {
         let mut inner = lock(&self.inner);
         inner.waiters(isolation).push(Arc::clone(waiter));
     }
 
-    /// Takes `waiter` off again.
+    /// Removes `waiter`.
     pub(crate) fn unregister(&self, isolation: Isolation, waiter: &Arc<Notify>) {
         lock(&self.inner).waiters(isolation).retain(|other| !Arc::ptr_eq(other, waiter));
     }
 
-    /// No more writes: the topic is being deleted.
+    /// Refuses further writes: the topic is being deleted.
     pub(crate) fn close(&self) {
         let mut inner = lock(&self.inner);
         inner.is_closed = true;
@@ -122,17 +126,18 @@ impl Partition {
         wake(&mut inner.stable_waiters);
     }
 
-    /// Compacts the log, if it is worth it.
+    /// Compacts the log, if it is worth its cost.
     pub(crate) fn compact(&self, config: &TopicConfig) -> io::Result<()> {
         let _maintenance = lock(&self.maintenance);
         let Some(plan) = self.with_log(|log| log.plan_compaction(config)) else { return Ok(()) };
         let compacted = plan.run()?;
-        self.with_log(|log| log.adopt(compacted))?;
-        // Until this is written, a start does not recognise the new segments and reads the log in full.
+        self.with_log(|log| log.install(compacted))?;
+        // Until this is written, a start does not recognise the new segments and reads the whole
+        // log.
         self.checkpoint_in_maintenance()
     }
 
-    /// Works on the front of the log, which compaction must not be reading, and makes the new start durable.
+    /// Changes the front of the log while no compaction reads it, and persists the new start.
     pub(crate) fn move_start<T, E: From<io::Error>>(
         &self,
         work: impl FnOnce(&mut PartitionLog) -> Result<T, E>,
@@ -146,7 +151,7 @@ impl Partition {
         result
     }
 
-    /// Makes everything appended so far durable and cheap to open.
+    /// Syncs the log and shortens the next start.
     pub(crate) fn checkpoint(&self) -> io::Result<()> {
         let _maintenance = lock(&self.maintenance);
         self.checkpoint_in_maintenance()

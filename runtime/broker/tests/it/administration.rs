@@ -1,5 +1,5 @@
-//! What an administrator asks and changes, down to what librdkafka has no call for: validation without effect, operations on single
-//! config entries, offsets of a group that are taken away.
+//! Administration requests, including those that librdkafka has no call for: validation without
+//! effect, operations on single config entries, deletion of a group's offsets.
 
 use std::collections::BTreeMap;
 
@@ -25,12 +25,12 @@ fn code(error: ResponseError) -> i16 {
     error.code()
 }
 
-/// A request for a topic to have so many partitions.
+/// A request to increase the partitions of a topic to `count`.
 fn grown(topic: &str, count: i32) -> CreatePartitionsTopic {
     CreatePartitionsTopic::default().with_name(name(topic)).with_count(count).with_assignments(None)
 }
 
-/// The same, with the brokers of each new partition.
+/// The same, with the replicas of each new partition.
 fn assigned(topic: &str, count: i32, brokers: &[&[i32]]) -> CreatePartitionsTopic {
     let assign = |ids: &&[i32]| {
         CreatePartitionsAssignment::default().with_broker_ids(ids.iter().map(|id| BrokerId(*id)).collect())
@@ -39,7 +39,7 @@ fn assigned(topic: &str, count: i32, brokers: &[&[i32]]) -> CreatePartitionsTopi
 }
 
 #[test]
-fn partitions_are_added_when_asked_for_and_not_when_only_validated() {
+fn partitions_are_added_unless_only_validated() {
     let broker = TestBroker::any();
     let topic = broker.topic("grow", 2, &[]);
     let mut raw = Raw::connect(&broker.address);
@@ -84,7 +84,7 @@ const SUBTRACT: i8 = 3;
 /// Key, operation, value.
 type Change<'text> = (&'text str, i8, Option<&'text str>);
 
-/// Config entries of one topic, through single operations.
+/// Config entries of one topic, changed by single operations.
 struct Configs {
     broker: TestBroker,
     topic: String,
@@ -123,7 +123,7 @@ impl Configs {
         eventually(&format!("{key} {operation} {value:?} makes {expected}"), || self.value(key).0 == expected);
     }
 
-    /// The value, and whether it was set for this topic.
+    /// The value, and whether it is a topic override.
     fn value(&self, key: &str) -> (String, bool) {
         let resource = [ResourceSpecifier::Topic(&self.topic)];
         let admin = self.broker.admin();
@@ -134,14 +134,14 @@ impl Configs {
 }
 
 #[test]
-fn config_entries_are_set_deleted_appended_and_subtracted_one_by_one() {
+fn single_config_entries_are_set_deleted_appended_and_subtracted() {
     let mut configs = Configs::new(&[("segment.bytes", "2000000")]);
     configs.alter("retention.ms", SET, Some("12345"), "12345");
     configs.alter("retention.ms", SET, Some("23456"), "23456");
     assert_eq!(configs.value("segment.bytes"), ("2000000".to_owned(), true));
     configs.alter("retention.ms", DELETE, None, "604800000");
     assert!(!configs.value("retention.ms").1);
-    // What is not set can be deleted.
+    // Deleting an entry that is not set succeeds.
     configs.alter("retention.ms", DELETE, None, "604800000");
 
     configs.alter("cleanup.policy", APPEND, Some("compact"), "delete,compact");
@@ -153,7 +153,7 @@ fn config_entries_are_set_deleted_appended_and_subtracted_one_by_one() {
 }
 
 #[test]
-fn changes_of_configs_that_make_no_sense_change_nothing() {
+fn invalid_config_changes_are_refused_as_a_whole() {
     let mut configs = Configs::new(&[("retention.ms", "12345"), ("cleanup.policy", "compact")]);
     let invalid = code(ResponseError::InvalidConfig);
     let bad_request = code(ResponseError::InvalidRequest);
@@ -165,13 +165,13 @@ fn changes_of_configs_that_make_no_sense_change_nothing() {
         (&[("retention.ms", SUBTRACT, Some("1"))], invalid),
         (&[("cleanup.policy", APPEND, Some("shred"))], invalid),
         (&[("retention.ms", SET, Some("1")), ("retention.ms", SET, Some("2"))], bad_request),
-        // One bad entry takes the good ones of its resource with it.
+        // One invalid entry makes the whole resource fail.
         (&[("segment.bytes", SET, Some("2000000")), ("retention.ms", SET, Some("soon"))], invalid),
     ];
     for (changes, expected) in cases {
         assert_eq!(configs.try_alter(changes), expected, "{changes:?}");
     }
-    // There is no agreement on which error these are.
+    // Brokers answer these with different errors.
     assert_ne!(configs.try_alter(&[("retention.ms", SET, None)]), 0);
     assert_ne!(configs.try_alter(&[("retention.ms", 9, Some("1"))]), 0);
 
@@ -207,7 +207,7 @@ fn committed(consumer: &BaseConsumer, topic: &str, partition: i32) -> Offset {
     consumer.committed_offsets(wanted, LONG).unwrap().elements()[0].offset()
 }
 
-/// Takes offsets from a group: the error for all of it, and those of its partitions, which come in any order.
+/// Deletes offsets of a group. Returns the error of the request and those of its partitions.
 fn delete_offsets(raw: &mut Raw, group: &str, offsets: &[(&str, i32)]) -> (i16, BTreeMap<(String, i32), i16>) {
     let mut partitions: BTreeMap<&str, Vec<OffsetDeleteRequestPartition>> = BTreeMap::new();
     for (topic, partition) in offsets {
@@ -234,7 +234,7 @@ fn errors(expected: &[(&str, i32, i16)]) -> BTreeMap<(String, i32), i16> {
 }
 
 #[test]
-fn offsets_are_taken_from_a_group_but_not_those_that_it_reads_from() {
+fn offsets_of_unsubscribed_topics_can_be_deleted() {
     let broker = TestBroker::any();
     let (read, left) = (broker.topic("read", 2, &[]), broker.topic("left", 1, &[]));
     let group = unique("group");
@@ -250,7 +250,7 @@ fn offsets_are_taken_from_a_group_but_not_those_that_it_reads_from() {
     assert_eq!(deleted, (0, errors(&[(&read, 0, 0), (&read, 7, unknown)])));
     assert_eq!(committed(&outside, &read, 0), Offset::Invalid);
     assert_eq!(committed(&outside, &read, 1), Offset::Offset(11));
-    // Gone already is no error.
+    // Deleting a missing offset succeeds.
     assert_eq!(delete_offsets(&mut raw, &group, &[(&read, 0)]), (0, errors(&[(&read, 0, 0)])));
     let no_such = unique("no-such");
     assert_eq!(delete_offsets(&mut raw, &group, &[(&no_such, 0)]), (0, errors(&[(&no_such, 0, unknown)])));

@@ -6,17 +6,24 @@ use rdkafka::admin::AdminOptions;
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use trunkline_broker::BrokerOptions;
 
 use crate::common::{LONG, TestBroker, drain, eventually, is_foreign, send, unique};
 
+/// Retention and compaction run ten times a second.
+fn often(options: &mut BrokerOptions) {
+    options.retention_check_interval = Duration::from_millis(100);
+    options.compaction_interval = Duration::from_millis(100);
+}
+
 fn cleaning() -> Option<TestBroker> {
-    (!is_foreign()).then(|| TestBroker::own(|options| options.cleanup_interval = Duration::from_millis(100)))
+    (!is_foreign()).then(|| TestBroker::own(often))
 }
 
 #[test]
 fn retention_by_size_keeps_the_newest_segments() {
     let Some(mut broker) = cleaning() else { return };
-    let topic = broker.topic("size", 1, &[("segment.bytes", "10000"), ("retention.bytes", "30000")]);
+    let topic = broker.topic("size", 1, &[("internal.segment.bytes", "10000"), ("retention.bytes", "30000")]);
     let producer = broker.producer(&[("linger.ms", "0")]);
     for number in 0..200 {
         send(&producer, &topic, 0, "k", &format!("{number} {}", "x".repeat(900)));
@@ -33,7 +40,7 @@ fn retention_by_size_keeps_the_newest_segments() {
 }
 
 #[test]
-fn retention_by_time_empties_a_log_and_offsets_go_on() {
+fn retention_by_time_empties_a_log_and_offsets_continue() {
     let Some(mut broker) = cleaning() else { return };
     let topic = broker.topic("time", 1, &[("retention.ms", "1000")]);
     let producer = broker.producer(&[]);
@@ -55,7 +62,7 @@ fn compaction_keeps_the_last_value_of_each_key() {
     let Some(mut broker) = cleaning() else { return };
     let configs = [
         ("cleanup.policy", "compact"),
-        ("segment.bytes", "20000"),
+        ("internal.segment.bytes", "20000"),
         ("min.cleanable.dirty.ratio", "0.1"),
         ("delete.retention.ms", "0"),
     ];
@@ -98,24 +105,24 @@ fn compaction_keeps_the_last_value_of_each_key() {
     assert_eq!(values.len(), 20);
     assert!(values.iter().all(|(key, value)| value.starts_with(&format!("38-{}-", &key[4..]))), "{values:?}");
     let end = broker.watermarks(&topic, 0, "read_committed").1;
-    broker.restart(|options| options.cleanup_interval = Duration::from_millis(100));
+    broker.restart(often);
     assert_eq!(last(&broker).1, values);
     assert_eq!(broker.watermarks(&topic, 0, "read_committed").1, end);
 }
 
 #[test]
-fn compaction_comes_after_the_longest_lag_however_little_there_is_to_gain() {
+fn max_compaction_lag_forces_compaction() {
     let Some(broker) = cleaning() else { return };
     let configs = [
         ("cleanup.policy", "compact"),
-        // Never worth it by size: the segment is not full, and not all of it can be dirty.
+        // The dirty ratio never reaches this: the active segment is not compacted.
         ("min.cleanable.dirty.ratio", "1.0"),
         ("max.compaction.lag.ms", "300"),
     ];
     let topic = broker.topic("lag", 1, &configs);
     let producer = broker.producer(&[("linger.ms", "0")]);
     let mut round = 0;
-    // A segment that is appended to ends with the first record after the lag, so there is one now and then.
+    // The first record after the lag rolls the active segment, so send one in every round.
     eventually("old values are gone", || {
         round += 1;
         send(&producer, &topic, 0, "k", &round.to_string());
@@ -127,7 +134,7 @@ fn compaction_comes_after_the_longest_lag_however_little_there_is_to_gain() {
 }
 
 #[test]
-fn a_compacted_topic_wants_keys() {
+fn compacted_topics_refuse_records_without_key() {
     let broker = TestBroker::any();
     let topic = broker.topic("keys", 1, &[("cleanup.policy", "compact")]);
     for codec in ["none", "lz4", "gzip", "snappy", "zstd"] {
@@ -160,4 +167,28 @@ fn deleted_records_stay_deleted() {
         broker.restart(|_| {});
         assert_eq!(broker.watermarks(&topic, 0, "read_committed"), (42, 100));
     }
+}
+
+#[test]
+fn expired_records_stay_until_the_next_retention_check() {
+    if is_foreign() {
+        return;
+    }
+    let mut broker = TestBroker::own(|options| options.compaction_interval = Duration::from_millis(100));
+    let old = broker.topic("old", 1, &[]);
+    let compacted = broker.topic("compacted", 1, &[("cleanup.policy", "compact"), ("internal.segment.bytes", "500")]);
+    let producer = broker.producer(&[("linger.ms", "0")]);
+    let eight_days_ago = std::time::SystemTime::now() - Duration::from_secs(8 * 86_400);
+    let timestamp = eight_days_ago.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let record = BaseRecord::to(&old).partition(0).key("k").payload("old").timestamp(timestamp);
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    for round in 0..50 {
+        send(&producer, &compacted, 0, "k", &round.to_string());
+        drain(&producer);
+    }
+    // Compaction has its own, shorter interval.
+    eventually("compacted", || broker.values(&compacted, 0, "read_committed").len() < 50);
+    assert_eq!(broker.values(&old, 0, "read_committed"), ["old"]);
+    broker.restart(often);
+    eventually("removed", || broker.watermarks(&old, 0, "read_committed") == (1, 1));
 }

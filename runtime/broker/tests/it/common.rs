@@ -1,22 +1,24 @@
-//! A broker for a test, and clients for it.
+//! Starts a broker for a test, and clients for it.
 
-use std::sync::mpsc;
+use std::io::Write;
+use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfig};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tempfile::TempDir;
 use trunkline_broker::{Broker, BrokerHandle, BrokerOptions};
 
-/// No step of any test takes longer, unless something is wrong.
+/// Upper limit for each step of a test.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
-/// A broker: one of our own, or the one that the environment names.
+/// A test's broker: started by the test, or named by the environment.
 pub(crate) struct TestBroker {
     pub(crate) address: String,
     runtime: tokio::runtime::Runtime,
@@ -24,7 +26,7 @@ pub(crate) struct TestBroker {
     directory: TempDir,
 }
 
-/// Whether the tests run against somebody else's broker.
+/// Whether the tests run against another broker.
 pub(crate) fn is_foreign() -> bool {
     std::env::var_os("TRUNKLINE_TEST_BROKERS").is_some()
 }
@@ -38,7 +40,7 @@ impl TestBroker {
         }
     }
 
-    /// A broker of our own with options. Ask [`is_foreign`] before.
+    /// Starts a broker with options. Check [`is_foreign`] first.
     pub(crate) fn own(configure: impl FnOnce(&mut BrokerOptions)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut options = BrokerOptions::new(directory.path());
@@ -57,7 +59,7 @@ impl TestBroker {
         self.directory.path()
     }
 
-    /// Stops the broker and starts it again on its data, at the same address.
+    /// Restarts the broker with its data and address.
     pub(crate) fn restart(&mut self, configure: impl FnOnce(&mut BrokerOptions)) {
         self.stop();
         self.start_again(configure);
@@ -82,7 +84,7 @@ impl TestBroker {
     pub(crate) fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.address).set("message.timeout.ms", "20000");
-        // A dead broker is tried again soon: tests restart theirs.
+        // Reconnect quickly: tests restart their brokers.
         config.set("reconnect.backoff.ms", "10").set("reconnect.backoff.max.ms", "200");
         config
     }
@@ -92,10 +94,10 @@ impl TestBroker {
     }
 
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(async { tokio::time::timeout(LONG, future).await.expect("it takes too long") })
+        self.runtime.block_on(async { tokio::time::timeout(LONG, future).await.expect("the step timed out") })
     }
 
-    /// Creates a topic with a name that no other test has.
+    /// Creates a topic with a unique name.
     pub(crate) fn topic(&self, name: &str, partitions: i32, configs: &[(&str, &str)]) -> String {
         let name = unique(name);
         let mut topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
@@ -123,7 +125,7 @@ impl TestBroker {
         producer
     }
 
-    /// A consumer without a group of its own to speak of.
+    /// A consumer with a unique group.
     pub(crate) fn consumer(&self, settings: &[(&str, &str)]) -> BaseConsumer {
         let mut config = self.config();
         config
@@ -139,7 +141,7 @@ impl TestBroker {
         config.create().unwrap()
     }
 
-    /// Everything in one partition that a reader at an isolation level sees, from an offset on.
+    /// All records of a partition from an offset on that a reader with this isolation level sees.
     pub(crate) fn read(&self, topic: &str, partition: i32, from: i64, isolation: &str) -> Vec<OwnedMessage> {
         let consumer = self.consumer(&[("isolation.level", isolation), ("enable.partition.eof", "true")]);
         let mut assignment = TopicPartitionList::new();
@@ -152,29 +154,37 @@ impl TestBroker {
             match consumer.poll(Duration::from_millis(100)) {
                 None => {}
                 Some(Ok(message)) => found.push(message.detach()),
-                Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => return found,
+                Some(Err(KafkaError::PartitionEOF(_))) => return found,
+                // librdkafka reports a lost connection and reconnects: another test may have used up the
+                // descriptors of this process.
+                Some(Err(error)) if is_transient(&error) => {}
                 Some(Err(error)) => panic!("{error}"),
             }
         }
     }
 
-    /// The same as texts.
+    /// The same, as strings.
     pub(crate) fn values(&self, topic: &str, partition: i32, isolation: &str) -> Vec<String> {
         self.read(topic, partition, 0, isolation).iter().map(value).collect()
     }
 
-    /// (first, last) offsets that a client with an isolation level is told.
+    /// The (first, last) offsets that a client with this isolation level gets.
     pub(crate) fn watermarks(&self, topic: &str, partition: i32, isolation: &str) -> (i64, i64) {
         let consumer = self.consumer(&[("isolation.level", isolation)]);
         consumer.fetch_watermarks(topic, partition, LONG).unwrap()
     }
 }
 
+fn is_transient(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    matches!(code, Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure))
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
-/// A name that has not been used before, also not on a server that was there before.
+/// A unique name, also on a server with older topics.
 pub(crate) fn unique(name: &str) -> String {
     format!("{name}-{}", uuid::Uuid::new_v4().simple())
 }
@@ -183,13 +193,13 @@ pub(crate) fn value(message: &OwnedMessage) -> String {
     String::from_utf8_lossy(message.payload().unwrap_or(b"null")).into_owned()
 }
 
-/// Hands a record to a producer.
+/// Sends a record.
 pub(crate) fn send(producer: &BaseProducer, topic: &str, partition: i32, key: &str, value: &str) {
     let record = BaseRecord::to(topic).partition(partition).key(key).payload(value);
     producer.send(record).map_err(|(error, _)| error).unwrap();
 }
 
-/// Waits until everything a producer has is delivered.
+/// Waits for the delivery of all records.
 pub(crate) fn drain(producer: &BaseProducer) {
     let deadline = Instant::now() + LONG;
     while producer.in_flight_count() > 0 {
@@ -198,7 +208,7 @@ pub(crate) fn drain(producer: &BaseProducer) {
     }
 }
 
-/// Waits for something that is going to be true.
+/// Waits until a condition holds.
 pub(crate) fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + LONG;
     while !is_true() {
@@ -207,8 +217,38 @@ pub(crate) fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
     }
 }
 
-/// Lets time pass.
+/// Waits.
 pub(crate) fn pause(duration: Duration) {
     let (_sender, receiver) = mpsc::channel::<()>();
     let _ = receiver.recv_timeout(duration);
+}
+
+/// The warnings and errors of all brokers in this process.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOG.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Starts to collect the warnings of brokers.
+pub(crate) fn collect_log() {
+    static STARTED: OnceLock<()> = OnceLock::new();
+    STARTED.get_or_init(|| {
+        let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false);
+        subscriber.with_writer(|| LogWriter).init();
+    });
+}
+
+/// The collected lines that contain a text, such as a test's own directory.
+pub(crate) fn logged(text: &str) -> Vec<String> {
+    let log = LOG.lock().unwrap();
+    String::from_utf8_lossy(&log).lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
 }

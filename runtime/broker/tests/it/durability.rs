@@ -1,4 +1,4 @@
-//! What was acknowledged is kept: through `kill -9`, torn files and a full disk.
+//! Acknowledged records survive `kill -9`, torn files and a full disk.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use rdkafka::producer::Producer;
 
-use crate::common::{LONG, TestBroker, drain, eventually, is_foreign, pause, send, unique};
-use crate::raw::{From, Raw, batch, produce};
+use crate::common::{LONG, TestBroker, collect_log, drain, eventually, is_foreign, logged, pause, send, unique};
+use crate::raw::{PLAIN, Raw, batch, produce};
 
 const DATA: &str = "TRUNKLINE_TEST_PROCESS_DATA";
 const ADDRESS: &str = "TRUNKLINE_TEST_PROCESS_ADDRESS";
 const READY: &str = "listening on ";
 
-/// Not a test: what this binary does when [`Process::start`] starts it once more.
+/// Not a test: the process that [`Process::start`] runs.
 #[test]
 #[ignore = "run by other tests, in a process that they kill"]
 fn broker_process() {
@@ -26,12 +26,12 @@ fn broker_process() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let broker = runtime.block_on(trunkline_broker::Broker::start(options)).unwrap();
     println!("\n{READY}{}", broker.address());
-    // Until it is killed, or told to stop by the end of its input.
+    // Runs until it is killed or its input ends.
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     runtime.block_on(broker.stop()).unwrap();
 }
 
-/// A broker in a process of its own, which can be killed.
+/// A broker in its own process, which a test can kill.
 pub(crate) struct Process {
     child: Child,
     pub(crate) address: String,
@@ -55,13 +55,13 @@ impl Process {
         Self { child, address, data: data.to_owned() }
     }
 
-    /// `kill -9`, and a start on what is left.
+    /// `kill -9` and a restart.
     pub(crate) fn kill_and_restart(&mut self) {
         self.kill();
         *self = Self::start(&self.data.clone(), &self.address.clone());
     }
 
-    /// A clean stop, and a start.
+    /// A clean stop and a restart.
     pub(crate) fn stop_and_restart(&mut self) {
         drop(self.child.stdin.take());
         self.child.wait().unwrap();
@@ -88,7 +88,7 @@ fn transactions_are_exactly_once_through_kill_9() {
     }
     let data = tempfile::tempdir().unwrap();
     let mut process = Process::start(data.path(), "127.0.0.1:0");
-    // The clients of `TestBroker`, pointed at the process.
+    // The clients of `TestBroker`, connected to the process.
     let mut broker = TestBroker::own(|_| {});
     broker.address.clone_from(&process.address);
     let topic = broker.topic("killed", 2, &[]);
@@ -139,18 +139,18 @@ fn append(path: &Path, bytes: &[u8]) {
 }
 
 #[test]
-fn a_torn_tail_is_cut_off_and_nothing_else() {
+fn recovery_cuts_off_only_the_torn_tail() {
     if is_foreign() {
         return;
     }
-    let plain = From { producer_id: -1, epoch: -1, sequence: -1, is_transactional: false };
+    collect_log();
     for with_checkpoint in [true, false] {
         for torn in [1, 11, 12, 40, 61, 70] {
             let mut broker = TestBroker::own(|_| {});
             let topic = broker.topic("torn", 1, &[]);
             let mut raw = Raw::connect(&broker.address);
             for number in 0..5 {
-                assert_eq!(produce(&mut raw, &topic, None, batch(plain, 3)), (0, number * 3));
+                assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 3)), (0, number * 3));
             }
             drop(raw);
             let directory = broker.data_dir().join("topics").join(&topic).join("0");
@@ -159,26 +159,30 @@ fn a_torn_tail_is_cut_off_and_nothing_else() {
             if !with_checkpoint {
                 std::fs::remove_file(directory.join("checkpoint.json")).unwrap();
             }
-            let mut next = batch(plain, 3);
+            let mut next = batch(PLAIN, 3);
             next[..8].copy_from_slice(&15i64.to_be_bytes());
             append(&directory.join("00000000000000000000.log"), &next[..torn.min(next.len() - 1)]);
             append(&state, &[9, 0, 0, 0, 1, 2]);
             broker.start_again(|_| {});
+            for path in [directory.display().to_string(), state.display().to_string()] {
+                let lines = logged(&path);
+                assert!(lines.iter().any(|line| line.contains("torn")), "{path}: {lines:?}");
+            }
             assert_eq!(broker.watermarks(&topic, 0, "read_committed"), (0, 15));
             let mut raw = Raw::connect(&broker.address);
-            assert_eq!(produce(&mut raw, &topic, None, batch(plain, 1)), (0, 15));
+            assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 1)), (0, 15));
             assert_eq!(broker.values(&topic, 0, "read_committed").len(), 16);
         }
     }
 }
 
 #[test]
-fn with_flush_always_the_same_holds() {
+fn transactions_survive_a_restart_with_flush_always() {
     if is_foreign() {
         return;
     }
     let mut broker = TestBroker::own(|options| options.flush = trunkline_broker::FlushPolicy::Always);
-    let topic = broker.topic("flushed", 1, &[("segment.bytes", "1000")]);
+    let topic = broker.topic("flushed", 1, &[("internal.segment.bytes", "1000")]);
     let producer = broker.transactional(&unique("tx"), &[]);
     for round in 0..10 {
         producer.begin_transaction().unwrap();
@@ -191,18 +195,17 @@ fn with_flush_always_the_same_holds() {
 }
 
 #[test]
-fn with_flush_always_producers_share_the_wait_for_the_device() {
+fn producers_share_syncs_with_flush_always() {
     if is_foreign() {
         return;
     }
     const PRODUCERS: usize = 16;
     const EACH: usize = 100;
     let broker = TestBroker::own(|options| options.flush = trunkline_broker::FlushPolicy::Always);
-    let topic = broker.topic("shared", 1, &[]);
-    let plain = From { producer_id: -1, epoch: -1, sequence: -1, is_transactional: false };
+    let topic = broker.topic("broker", 1, &[]);
     let write = |count: usize| {
         let mut raw = Raw::connect(&broker.address);
-        (0..count).for_each(|_| assert_eq!(produce(&mut raw, &topic, None, batch(plain, 1)).0, 0));
+        (0..count).for_each(|_| assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 1)).0, 0));
     };
     let begun = Instant::now();
     write(EACH);
@@ -217,7 +220,7 @@ fn with_flush_always_producers_share_the_wait_for_the_device() {
 }
 
 #[test]
-fn a_data_directory_has_one_broker_at_a_time_and_a_process_several() {
+fn a_data_directory_has_one_broker_at_a_time() {
     if is_foreign() {
         return;
     }
@@ -233,7 +236,7 @@ fn a_data_directory_has_one_broker_at_a_time_and_a_process_several() {
     assert!(second.directory_is_without(&topic));
 }
 
-/// A small file system, so that it can be full.
+/// A small file system that a test can fill.
 struct SmallDisk {
     directory: tempfile::TempDir,
 }
@@ -259,24 +262,23 @@ fn a_full_disk_refuses_with_a_retriable_error_and_recovers() {
         return;
     }
     let Some(disk) = SmallDisk::mount() else {
-        println!("skipped: mounting a small file system is not allowed here");
+        println!("SKIP a_full_disk_refuses_with_a_retriable_error_and_recovers: cannot mount a file system");
         return;
     };
     let broker = TestBroker::own(|options| options.data_dir = disk.directory.path().join("data"));
     let topic = broker.topic("full", 1, &[]);
     let filler = disk.directory.path().join("filler");
     let mut raw = Raw::connect(&broker.address);
-    let plain = From { producer_id: -1, epoch: -1, sequence: -1, is_transactional: false };
-    assert_eq!(produce(&mut raw, &topic, None, batch(plain, 3)), (0, 0));
+    assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 3)), (0, 0));
     let producer = broker.transactional(&unique("tx"), &[]);
     producer.begin_transaction().unwrap();
     send(&producer, &topic, 0, "k", "in a transaction");
     drain(&producer);
     fill(&filler);
-    // Its last page may have room for a little more.
+    // The last page may have a little room.
     let mut accepted = 1;
     let error = loop {
-        let (error, _) = produce(&mut raw, &topic, None, batch(plain, 60));
+        let (error, _) = produce(&mut raw, &topic, None, batch(PLAIN, 60));
         if error != 0 {
             break error;
         }
@@ -286,15 +288,115 @@ fn a_full_disk_refuses_with_a_retriable_error_and_recovers() {
     assert_eq!(error, kafka_protocol::ResponseError::KafkaStorageError.code());
     let end = broker.watermarks(&topic, 0, "read_uncommitted").1;
     std::fs::remove_file(&filler).unwrap();
-    eventually("room again", || produce(&mut raw, &topic, None, batch(plain, 60)) == (0, end));
+    eventually("room again", || produce(&mut raw, &topic, None, batch(PLAIN, 60)) == (0, end));
     producer.commit_transaction(LONG).unwrap();
     assert_eq!(broker.watermarks(&topic, 0, "read_committed"), (0, end + 61));
     assert_eq!(broker.values(&topic, 0, "read_committed").len() as i64, end + 60);
 }
 
-/// Writes until there is no room.
+/// Writes until the file system is full.
 fn fill(path: &Path) {
     let mut file = std::fs::File::create(path).unwrap();
     while file.write_all(&[0; 4096]).is_ok() {}
     while file.write_all(&[0]).is_ok() {}
+}
+
+#[test]
+fn a_log_that_was_cut_is_reported() {
+    if is_foreign() {
+        return;
+    }
+    collect_log();
+    let mut broker = TestBroker::own(|_| {});
+    let topic = broker.topic("cut", 1, &[]);
+    let mut raw = Raw::connect(&broker.address);
+    (0..10).for_each(|offset| assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 1)), (0, offset)));
+    drop(raw);
+    broker.stop();
+    let directory = broker.data_dir().join("topics").join(&topic).join("0");
+    let path = directory.join("00000000000000000000.log");
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 37).unwrap();
+    broker.start_again(|_| {});
+    assert_eq!(broker.watermarks(&topic, 0, "read_committed"), (0, 9));
+    let lines = logged(&directory.display().to_string());
+    assert!(lines.iter().any(|line| line.contains("torn") && line.contains("end_offset=9")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("records were lost") && line.contains("expected=10")), "{lines:?}");
+}
+
+#[test]
+fn records_are_kept_when_the_internal_log_is_lost() {
+    if is_foreign() {
+        return;
+    }
+    collect_log();
+    for keep in [0, 10] {
+        let mut broker = TestBroker::own(|_| {});
+        let topic = broker.topic("lost", 1, &[]);
+        let mut raw = Raw::connect(&broker.address);
+        assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 3)), (0, 0));
+        drop(raw);
+        broker.stop();
+        let state = std::fs::File::options().write(true).open(broker.data_dir().join("state.log")).unwrap();
+        state.set_len(keep).unwrap();
+        broker.start_again(|_| {});
+        assert!(broker.directory_is_without(&topic));
+        let kept = broker.data_dir().join("lost").join(&topic).join("0").join("00000000000000000000.log");
+        assert!(kept.metadata().unwrap().len() > 0, "{keep}");
+        assert!(!logged(&kept.parent().unwrap().parent().unwrap().display().to_string()).is_empty());
+    }
+}
+
+/// Every file and directory below a path, with its permissions.
+fn modes(path: &Path) -> Vec<(PathBuf, u32)> {
+    use std::os::unix::fs::PermissionsExt;
+    let metadata = path.metadata().unwrap();
+    let mut found = vec![(path.to_owned(), metadata.permissions().mode() & 0o777)];
+    if metadata.is_dir() {
+        found.extend(std::fs::read_dir(path).unwrap().flat_map(|entry| modes(&entry.unwrap().path())));
+    }
+    found
+}
+
+#[test]
+fn only_the_owner_can_access_the_data() {
+    if is_foreign() {
+        return;
+    }
+    let parent = tempfile::tempdir().unwrap();
+    let data = parent.path().join("new").join("data");
+    let mut broker = TestBroker::own(|options| {
+        options.data_dir = data.clone();
+        options.compaction_interval = Duration::from_millis(100);
+    });
+    let configs = [("cleanup.policy", "compact"), ("internal.segment.bytes", "200")];
+    let topic = broker.topic("private", 1, &configs);
+    let mut raw = Raw::connect(&broker.address);
+    (0..50).for_each(|_| assert_eq!(produce(&mut raw, &topic, None, batch(PLAIN, 1)).0, 0));
+    drop(raw);
+    eventually("compacted", || broker.values(&topic, 0, "read_committed").len() < 50);
+    broker.stop();
+    let modes = modes(&parent.path().join("new"));
+    assert!(modes.len() > 8, "{modes:?}");
+    for (path, mode) in modes {
+        assert_eq!(mode, if path.is_dir() { 0o700 } else { 0o600 }, "{}: {mode:o}", path.display());
+    }
+}
+
+#[test]
+fn a_data_directory_that_others_can_read_is_reported() {
+    use std::os::unix::fs::PermissionsExt;
+    if is_foreign() {
+        return;
+    }
+    collect_log();
+    for (mode, is_reported) in [(0o755, true), (0o710, true), (0o700, false)] {
+        let parent = tempfile::tempdir().unwrap();
+        let data = parent.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(mode)).unwrap();
+        drop(TestBroker::own(|options| options.data_dir = data.clone()));
+        let lines = logged(&data.display().to_string());
+        assert_eq!(lines.iter().any(|line| line.contains("chmod")), is_reported, "{mode:o}: {lines:?}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Unknown outcomes: a client that gets no answer asks again, and nothing happens twice.
+//! Unknown outcomes: clients retry requests without a response, and the broker executes them once.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use trunkline_broker::{ApiKey, Fault};
 use crate::common::{LONG, TestBroker, drain, is_foreign, send, unique};
 
 #[test]
-fn a_transaction_goes_through_whatever_answer_is_lost() {
+fn transactions_survive_every_lost_response() {
     if is_foreign() {
         return;
     }
@@ -57,7 +57,7 @@ fn a_transaction_goes_through_whatever_answer_is_lost() {
 }
 
 #[test]
-fn a_commit_whose_answer_is_lost_is_made_all_the_same() {
+fn an_offset_commit_survives_its_lost_response() {
     if is_foreign() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Groups: members share partitions, static members keep theirs, and offsets are kept for them all.
+//! Groups: members share partitions, static members keep theirs, and offsets are kept.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ fn assigned(consumer: &BaseConsumer) -> BTreeSet<i32> {
     consumer.assignment().unwrap().elements().iter().map(|element| element.partition()).collect()
 }
 
-/// Whether the members have all partitions between them, none of them twice, and each has some.
+/// Whether the members own all partitions, each partition once, and each member has one.
 fn is_shared(members: &[&BaseConsumer], partitions: usize) -> bool {
     let shares: Vec<BTreeSet<i32>> = members.iter().map(|consumer| assigned(consumer)).collect();
     let total: usize = shares.iter().map(BTreeSet::len).sum();
@@ -54,7 +54,7 @@ fn members_share_the_partitions_and_take_over_from_each_other() {
 }
 
 #[test]
-fn a_group_goes_on_where_it_has_committed() {
+fn a_group_continues_at_its_committed_offset() {
     let broker = TestBroker::any();
     let topic = broker.topic("resume", 1, &[]);
     let producer = broker.producer(&[("linger.ms", "100")]);
@@ -90,7 +90,7 @@ fn a_group_goes_on_where_it_has_committed() {
 }
 
 #[test]
-fn a_static_member_comes_back_without_a_rebalance() {
+fn a_static_member_rejoins_without_a_rebalance() {
     let broker = TestBroker::any();
     let topic = broker.topic("static", 4, &[]);
     let group = unique("group");
@@ -100,7 +100,7 @@ fn a_static_member_comes_back_without_a_rebalance() {
     let second = member(&broker, &topic, &group, &settings("two"));
     eventually("two share", || is_shared(&[&first, &second], 4));
     let before = assigned(&second);
-    // Leaving does not give its partitions away.
+    // A static member that closes keeps its partitions.
     drop(second);
     let until = Instant::now() + Duration::from_millis(1500);
     while Instant::now() < until {
@@ -135,7 +135,7 @@ fn a_lost_member_is_replaced_when_its_session_ends() {
     let broker = TestBroker::own(|options| options.min_session_timeout = Duration::from_millis(500));
     let topic = broker.topic("lost", 2, &[]);
     let group = unique("group");
-    // Without a poll for this long librdkafka stops its heartbeats, as a process that hangs would.
+    // Without a poll for this long librdkafka stops its heartbeats, like a process that hangs.
     let settings = [("session.timeout.ms", "1000"), ("max.poll.interval.ms", "1000"), ("heartbeat.interval.ms", "200")];
     let first = member(&broker, &topic, &group, &settings);
     eventually("the first has all", || assigned(&first).len() == 2);
@@ -145,7 +145,7 @@ fn a_lost_member_is_replaced_when_its_session_ends() {
 }
 
 #[test]
-fn the_first_member_of_a_group_has_its_records_at_once() {
+fn the_first_member_of_a_group_starts_at_once() {
     if is_foreign() {
         return;
     }
@@ -191,7 +191,7 @@ fn a_group_and_its_offsets_survive_a_restart() {
     assert_eq!(reader.committed_offsets(wanted, LONG).unwrap().elements()[0].offset(), Offset::Offset(8));
 }
 
-/// What a group committed for one partition.
+/// The committed offset of partition 0.
 fn committed(consumer: &BaseConsumer, topic: &str) -> Offset {
     let mut wanted = TopicPartitionList::new();
     wanted.add_partition(topic, 0);
@@ -199,7 +199,7 @@ fn committed(consumer: &BaseConsumer, topic: &str) -> Offset {
 }
 
 #[test]
-fn offsets_expire_when_their_group_has_been_empty_for_long() {
+fn offsets_of_empty_groups_expire() {
     if is_foreign() {
         return;
     }
@@ -218,7 +218,7 @@ fn offsets_expire_when_their_group_has_been_empty_for_long() {
     commit(&outside, 7);
     assert_eq!(committed(&outside, &topic), Offset::Offset(7));
     eventually("those of the group without members are gone", || committed(&outside, &topic) == Offset::Invalid);
-    // Older by now, but somebody is there who may come back to them.
+    // These offsets are older, but the group has a member.
     assert_eq!(committed(&active, &topic), Offset::Offset(5));
     let begun = Instant::now();
     drop(active);

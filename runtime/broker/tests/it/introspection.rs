@@ -1,4 +1,5 @@
-//! Who writes, and which transactions there are (KIP-664): what an administrator needs to find a transaction that hangs.
+//! Active producers and transactions (KIP-664), which an administrator needs to find a hanging
+//! transaction.
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::describe_producers_request::TopicRequest;
@@ -35,9 +36,9 @@ fn ids(response: &ListTransactionsResponse) -> Vec<&str> {
 }
 
 #[test]
-fn transactions_and_their_producers_are_told() {
+fn transactions_and_producers_are_described() {
     let broker = TestBroker::any();
-    let topic = broker.topic("told", 2, &[]);
+    let topic = broker.topic("described", 2, &[]);
     let mut raw = Raw::connect(&broker.address);
     let unknown = ResponseError::TransactionalIdNotFound.code();
     eventually("the coordinator answers", || describe(&mut raw, &unique("no-such")).error_code == unknown);
@@ -46,7 +47,7 @@ fn transactions_and_their_producers_are_told() {
     assert_eq!(producers(&mut raw, &unique("no-such"), 0), Err(missing));
     assert_eq!(producers(&mut raw, &topic, 0), Ok(vec![]));
 
-    let id = unique("told");
+    let id = unique("described");
     let producer = broker.transactional(&id, &[("transaction.timeout.ms", "54321")]);
     let idle = describe(&mut raw, &id);
     assert_eq!((idle.error_code, &*idle.transaction_state), (0, "Empty"));
@@ -71,7 +72,8 @@ fn transactions_and_their_producers_are_told() {
     partitions.sort_unstable();
     assert_eq!((open.topics[0].topic.as_str(), partitions), (topic.as_str(), vec![0, 1]));
     assert!(open.transaction_start_time_ms > 0);
-    // Behind the record and the marker of the first transaction in partition 0; at the beginning of partition 1.
+    // After the record and the marker of the first transaction in partition 0; at the start of
+    // partition 1.
     for (partition, start, sequence) in [(0, 2, 1), (1, 0, 0)] {
         let found = producers(&mut raw, &topic, partition).unwrap();
         assert_eq!(found.len(), 1);
@@ -99,7 +101,7 @@ fn transactions_and_their_producers_are_told() {
     let nonsense = list(&["Ongoing", "Nonsense"], &mine, -1);
     assert_eq!(nonsense.unknown_state_filters.iter().map(|state| state.as_str()).collect::<Vec<_>>(), ["Nonsense"]);
     assert_eq!(ids(&nonsense), [id.as_str()]);
-    // A filter of unknown states only still is a filter.
+    // A filter with only unknown states still filters.
     assert!(ids(&list(&["Nonsense"], &mine, -1)).is_empty());
 
     producer.abort_transaction(LONG).unwrap();
@@ -110,7 +112,8 @@ fn transactions_and_their_producers_are_told() {
     drop(producer);
 }
 
-/// Ends what a producer has open in a partition, as `kafka-transactions abort` does. The error.
+/// Aborts a producer's transaction in one partition, as `kafka-transactions abort` does. Returns
+/// the error.
 fn abort(raw: &mut Raw, topic: &str, partition: i32, producer_id: ProducerId, epoch: i16) -> i16 {
     let topic = WritableTxnMarkerTopic::default()
         .with_name(TopicName(topic.to_owned().into()))
@@ -126,7 +129,7 @@ fn abort(raw: &mut Raw, topic: &str, partition: i32, producer_id: ProducerId, ep
 }
 
 #[test]
-fn a_transaction_that_hangs_is_ended_from_outside_in_one_partition() {
+fn write_txn_markers_ends_a_hanging_transaction_in_one_partition() {
     let broker = TestBroker::any();
     let topic = broker.topic("hangs", 2, &[]);
     let producer = broker.transactional(&unique("hangs"), &[]);
@@ -152,7 +155,7 @@ fn a_transaction_that_hangs_is_ended_from_outside_in_one_partition() {
     assert_eq!(abort(&mut raw, &topic, 0, id, epoch), 0);
     eventually("what is behind it is seen", || broker.values(&topic, 0, "read_committed") == ["behind it"]);
     assert!(broker.values(&topic, 1, "read_committed").is_empty());
-    // The coordinator knows nothing of it, and ends the transaction where it is open still.
+    // The coordinator does not know of the abort, and ends the transaction where it is still open.
     producer.commit_transaction(LONG).unwrap();
     eventually("the rest is committed", || broker.values(&topic, 1, "read_committed") == ["hangs"]);
     assert_eq!(broker.values(&topic, 0, "read_committed"), ["behind it"]);

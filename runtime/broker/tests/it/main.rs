@@ -1,22 +1,25 @@
-//! The broker's tests: what Kafka's clients get from it.
+//! Tests of the broker through Kafka clients.
 //!
-//! Most are about any Kafka broker. With `TRUNKLINE_TEST_BROKERS=host:port` they run against that one instead, and have to
-//! give the same answer; tests of what only this broker has are left out then.
+//! Most tests hold for every Kafka broker. With `TRUNKLINE_TEST_BROKERS=host:port` they run against
+//! that broker, and must give the same results; tests of features of this broker are skipped.
 
-// Helpers are not test functions to clippy, but a failure in one has to fail its test just as well.
+// Clippy does not treat helpers as tests, but a failing helper must fail its test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod administration;
+mod answers;
 mod cleaning;
 mod common;
 mod durability;
 #[cfg(feature = "fault-injection")]
 mod faults;
+mod fencing;
 mod groups;
-mod hostile;
 mod introspection;
+mod invalid_records;
 mod model;
 mod producers;
+mod protocol_violations;
 mod raw;
 mod records;
 mod times;

@@ -1,8 +1,8 @@
-//! Thousands of random steps against a model: produce, commit, abort, fence, restart, kill.
+//! Thousands of random steps compared with a model: produce, commit, abort, fence, restart, kill.
 //!
-//! Every request is answered before the next is sent, or its answer is thrown away with the broker that gives it, and then
-//! it is sent again: so the model knows exactly what has to be in the log. `TRUNKLINE_TEST_SEED` and `TRUNKLINE_TEST_STEPS`
-//! choose another run.
+//! A request is answered before the next one is sent, or the broker is killed before its answer is
+//! read and the request is sent again. So the model knows the exact contents of the log.
+//! `TRUNKLINE_TEST_SEED` and `TRUNKLINE_TEST_STEPS` select another run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -38,7 +38,7 @@ impl Random {
     }
 }
 
-/// What the model knows of one offset.
+/// The model of one offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Entry {
     Plain,
@@ -57,6 +57,8 @@ struct ProducerModel {
     partitions: BTreeSet<i32>,
     pending_offset: Option<i64>,
     is_open: bool,
+    /// Uses `transaction.version` 2: no request adds partitions, and every end changes the epoch.
+    has_version_2: bool,
 }
 
 struct Model {
@@ -73,12 +75,12 @@ struct Model {
 }
 
 impl Model {
-    /// Sends a request until it is answered. Now and then the broker dies before its answer is read.
+    /// Sends a request until it is answered. At random the broker dies before its answer is read.
     fn call<R: Request>(&mut self, version: i16, request: &R) -> R::Response {
         if self.random.one_in(60) {
             let _ = self.raw.stream.write_all(&encode(version, request));
             if self.random.one_in(2) {
-                // Sometimes it has been carried out for certain.
+                // Reading the answer makes sure that the request was executed.
                 let _ = self.raw.read();
             }
             self.kill();
@@ -101,7 +103,7 @@ impl Model {
         TransactionalId(self.producers[number].transactional_id.clone().into())
     }
 
-    /// A new owner for a transactional id. What the old one had open is aborted.
+    /// Assigns the transactional id to a new producer. The open transaction is aborted.
     fn init(&mut self, number: usize) {
         let request = InitProducerIdRequest::default()
             .with_transactional_id(Some(self.id(number)))
@@ -117,7 +119,7 @@ impl Model {
         producer.sequences.clear();
     }
 
-    /// The model's side of the end of a transaction.
+    /// Ends a transaction in the model.
     fn finish(&mut self, number: usize, commit: bool) {
         let partitions = std::mem::take(&mut self.producers[number].partitions);
         for partition in partitions {
@@ -141,7 +143,7 @@ impl Model {
     fn produce_plain(&mut self) {
         let partition = self.random.below(PARTITIONS as usize) as i32;
         let count = 1 + self.random.below(5) as i32;
-        // Not idempotent, so it is not sent where its outcome could be unknown.
+        // Not idempotent, so it is not sent when its outcome could be unknown.
         let plain = From { producer_id: -1, epoch: -1, sequence: -1, is_transactional: false };
         let (error, offset) = self.produce_to(partition, None, batch(plain, count));
         assert_eq!((error, offset), (0, self.logs[partition as usize].len() as i64));
@@ -158,14 +160,18 @@ impl Model {
             .with_acks(-1)
             .with_transactional_id(id.clone().map(|id| TransactionalId(id.into())))
             .with_topic_data(vec![topic]);
-        let response = if id.is_some() { self.call(9, &request) } else { self.raw.call(9, &request) };
+        let version = if id.as_deref().is_some_and(|id| id.starts_with("tx2")) { 12 } else { 9 };
+        let response = if id.is_some() { self.call(version, &request) } else { self.raw.call(9, &request) };
         let partition = &response.responses[0].partition_responses[0];
         (partition.error_code, partition.base_offset)
     }
 
     fn produce_transactional(&mut self, number: usize) {
         let partition = self.random.below(PARTITIONS as usize) as i32;
-        if !self.producers[number].partitions.contains(&partition) {
+        if self.producers[number].has_version_2 {
+            self.producers[number].partitions.insert(partition);
+            self.producers[number].is_open = true;
+        } else if !self.producers[number].partitions.contains(&partition) {
             let topic = AddPartitionsToTxnTopic::default()
                 .with_name(TopicName(self.topic.clone().into()))
                 .with_partitions(vec![partition]);
@@ -199,12 +205,15 @@ impl Model {
         let offset = self.random.below(1000) as i64;
         let producer_id = ProducerId(self.producers[number].producer_id);
         let epoch = self.producers[number].epoch;
-        let add = AddOffsetsToTxnRequest::default()
-            .with_transactional_id(self.id(number))
-            .with_producer_id(producer_id)
-            .with_producer_epoch(epoch)
-            .with_group_id(GroupId(self.group.clone().into()));
-        assert_eq!(self.call(3, &add).error_code, 0);
+        let has_version_2 = self.producers[number].has_version_2;
+        if !has_version_2 {
+            let add = AddOffsetsToTxnRequest::default()
+                .with_transactional_id(self.id(number))
+                .with_producer_id(producer_id)
+                .with_producer_epoch(epoch)
+                .with_group_id(GroupId(self.group.clone().into()));
+            assert_eq!(self.call(3, &add).error_code, 0);
+        }
         self.producers[number].is_open = true;
         let partition = TxnOffsetCommitRequestPartition::default().with_committed_offset(offset);
         let topic = TxnOffsetCommitRequestTopic::default()
@@ -216,7 +225,8 @@ impl Model {
             .with_producer_id(producer_id)
             .with_producer_epoch(epoch)
             .with_topics(vec![topic]);
-        assert_eq!(self.call(3, &commit).topics[0].partitions[0].error_code, 0);
+        let version = if has_version_2 { 5 } else { 3 };
+        assert_eq!(self.call(version, &commit).topics[0].partitions[0].error_code, 0);
         self.producers[number].pending_offset = Some(offset);
     }
 
@@ -226,9 +236,12 @@ impl Model {
             .with_producer_id(ProducerId(self.producers[number].producer_id))
             .with_producer_epoch(self.producers[number].epoch)
             .with_committed(commit);
+        if self.producers[number].has_version_2 {
+            return self.end_version_2(number, &request);
+        }
         let response = self.call(3, &request);
         if !self.producers[number].is_open {
-            // Nothing to end; or the end of the one before is asked for again.
+            // No open transaction; or a retry of the previous end.
             let allowed = [0, ResponseError::InvalidTxnState.code()];
             assert!(allowed.contains(&response.error_code), "{}", response.error_code);
             return;
@@ -237,7 +250,22 @@ impl Model {
         self.finish(number, commit);
     }
 
-    /// The producer before the last InitProducerId cannot do anything.
+    fn end_version_2(&mut self, number: usize, request: &EndTxnRequest) {
+        let response = self.call(5, request);
+        if !self.producers[number].is_open && request.committed {
+            assert_eq!(response.error_code, ResponseError::InvalidTxnState.code());
+            return;
+        }
+        assert_eq!(response.error_code, 0);
+        self.finish(number, request.committed);
+        let producer = &mut self.producers[number];
+        let next = (producer.producer_id, producer.epoch + 1);
+        assert_eq!((response.producer_id.0, response.producer_epoch), next);
+        producer.epoch += 1;
+        producer.sequences.clear();
+    }
+
+    /// The producer before the last InitProducerId is fenced.
     fn try_as_zombie(&mut self, number: usize) {
         let producer = &self.producers[number];
         if producer.epoch == 0 {
@@ -256,7 +284,7 @@ impl Model {
         assert_eq!(self.raw.call(3, &request).error_code, ResponseError::ProducerFenced.code());
     }
 
-    /// Everything the broker says has to be what the model says.
+    /// Compares the broker with the model.
     fn check(&mut self) {
         self.checks += 1;
         for partition in 0..PARTITIONS {
@@ -302,7 +330,7 @@ fn list_end(raw: &mut Raw, topic: &str, partition: i32, isolation: i8) -> i64 {
     raw.call(5, &request).topics[0].partitions[0].offset
 }
 
-/// The offsets of the records that a reader gets who follows the protocol's rules.
+/// The offsets of the records that a reader sees who follows the protocol.
 fn read(raw: &mut Raw, topic: &str, partition: i32, from: i64, until: i64, isolation: i8) -> Vec<i64> {
     let mut position = from;
     let mut found = Vec::new();
@@ -340,7 +368,7 @@ fn read(raw: &mut Raw, topic: &str, partition: i32, from: i64, until: i64, isola
                 skipping.insert(aborted.remove(0).1);
             }
             if attributes & 0x20 != 0 {
-                // An abort marker ends what is skipped.
+                // An abort marker ends the skipped range.
                 if rest[68..70] == [0, 0] {
                     skipping.remove(&producer_id);
                 }
@@ -357,7 +385,7 @@ fn read(raw: &mut Raw, topic: &str, partition: i32, from: i64, until: i64, isola
 }
 
 #[test]
-fn thousands_of_random_steps_with_kills_are_as_the_model_says() {
+fn random_steps_with_kills_match_the_model() {
     if is_foreign() {
         return;
     }
@@ -370,10 +398,13 @@ fn thousands_of_random_steps_with_kills_are_as_the_model_says() {
     let process = Process::start(data.path(), "127.0.0.1:0");
     let mut helper = TestBroker::own(|_| {});
     helper.address.clone_from(&process.address);
-    let topic = helper.topic("model", PARTITIONS, &[("segment.bytes", "20000")]);
+    let topic = helper.topic("model", PARTITIONS, &[("internal.segment.bytes", "20000")]);
     let raw = Raw::connect(&process.address);
-    let producer =
-        |_| ProducerModel { transactional_id: unique("tx"), producer_id: -1, epoch: -1, ..Default::default() };
+    let producer = |number: usize| {
+        let has_version_2 = number.is_multiple_of(2);
+        let transactional_id = unique(if has_version_2 { "tx2" } else { "tx" });
+        ProducerModel { transactional_id, producer_id: -1, epoch: -1, has_version_2, ..Default::default() }
+    };
     let mut model = Model {
         random: Random(seed),
         process,

@@ -1,4 +1,4 @@
-//! Idempotent producers, at the level of single requests: what is sent twice is stored once.
+//! Idempotent producers, with single requests: a batch sent twice is stored once.
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
@@ -17,7 +17,7 @@ fn init(raw: &mut Raw, transactional_id: Option<&str>) -> (i64, i16) {
     let request = InitProducerIdRequest::default()
         .with_transactional_id(transactional_id.map(|id| TransactionalId(id.to_string().into())))
         .with_transaction_timeout_ms(60_000);
-    // A server that was just started may still be looking for its coordinator.
+    // A server that has just started may not have loaded its coordinator.
     let mut found = (-1, -1);
     eventually("a producer id", || {
         let response = raw.call(4, &request);
@@ -49,7 +49,7 @@ fn a_batch_sent_twice_is_stored_once_and_a_gap_is_refused() {
 }
 
 #[test]
-fn what_a_partition_knows_of_its_producers_survives_a_restart() {
+fn producer_state_survives_a_restart() {
     if crate::common::is_foreign() {
         return;
     }
@@ -68,7 +68,7 @@ fn what_a_partition_knows_of_its_producers_survives_a_restart() {
 }
 
 #[test]
-fn a_batch_outside_of_its_transaction_is_refused() {
+fn batches_outside_their_transaction_are_refused() {
     let broker = TestBroker::any();
     let topic = broker.topic("verified", 1, &[]);
     let id = unique("tx");
@@ -101,7 +101,7 @@ fn a_batch_outside_of_its_transaction_is_refused() {
     };
     assert_eq!(raw.call(3, &end(epoch + 1, true)).error_code, code(ResponseError::ProducerFenced));
     assert_eq!(raw.call(3, &end(epoch, true)).error_code, 0);
-    // The answer may have been lost: asking again is the same answer, asking for the other is not possible.
+    // A retry gets the same answer; the other outcome is refused.
     eventually("ended", || raw.call(3, &end(epoch, true)).error_code == 0);
     assert_eq!(raw.call(3, &end(epoch, false)).error_code, code(ResponseError::InvalidTxnState));
     let after = produce(&mut raw, &topic, Some(&id), batch(from(1), 1));

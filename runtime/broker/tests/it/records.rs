@@ -1,4 +1,4 @@
-//! Records go in and come out as they were.
+//! Records are read as they were written.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::common::{LONG, TestBroker, drain, send};
+use crate::common::{LONG, TestBroker, drain, is_foreign, send};
 
 #[test]
-fn every_codec_headers_and_tombstones() {
+fn codecs_headers_and_tombstones_are_preserved() {
     let broker = TestBroker::any();
     let topic = broker.topic("codecs", 1, &[]);
     let codecs = ["none", "gzip", "snappy", "lz4", "zstd"];
@@ -46,14 +46,14 @@ fn every_codec_headers_and_tombstones() {
 }
 
 #[test]
-fn a_record_of_five_megabytes_and_none_that_is_larger_than_allowed() {
+fn max_message_bytes_limits_batches() {
     let broker = TestBroker::any();
     let large = "x".repeat(5 << 20);
     let topic = broker.topic("large", 1, &[("max.message.bytes", "6000000")]);
     let producer = broker.producer(&[("message.max.bytes", "10000000")]);
     send(&producer, &topic, 0, "k", &large);
     drain(&producer);
-    // Readers have limits of their own, but get at least one batch.
+    // Readers have their own limits, but get at least one batch.
     assert_eq!(broker.read(&topic, 0, 0, "read_committed")[0].payload().unwrap().len(), 5 << 20);
     let strict = broker.topic("strict", 1, &[("max.message.bytes", "1000")]);
     send(&producer, &strict, 0, "k", &large);
@@ -64,7 +64,22 @@ fn a_record_of_five_megabytes_and_none_that_is_larger_than_allowed() {
 }
 
 #[test]
-fn reading_goes_on_in_the_middle_of_a_batch() {
+fn a_record_of_64_mebibytes_fits_by_default() {
+    if is_foreign() {
+        return;
+    }
+    let broker = TestBroker::own(|_| {});
+    let topic = broker.topic("default-limit", 1, &[]);
+    let value = "x".repeat(64 << 20);
+    let producer = broker.producer(&[("message.max.bytes", "100000000"), ("linger.ms", "0")]);
+    send(&producer, &topic, 0, "k", &value);
+    drain(&producer);
+    let found = broker.read(&topic, 0, 0, "read_committed");
+    assert_eq!(found.iter().map(|message| message.payload().unwrap().len()).collect::<Vec<_>>(), [64 << 20]);
+}
+
+#[test]
+fn fetches_start_in_the_middle_of_a_batch() {
     let broker = TestBroker::any();
     let topic = broker.topic("middle", 1, &[]);
     let producer = broker.producer(&[("linger.ms", "200"), ("compression.type", "lz4")]);
@@ -108,7 +123,7 @@ fn offsets_are_found_by_time() {
     assert_eq!(find(start + 991), Offset::End);
 }
 
-/// Reads until `count` records are there, and says how long the last one took.
+/// Waits for one record and returns the time it took.
 fn poll_one(consumer: &BaseConsumer) -> Duration {
     let begun = Instant::now();
     while begun.elapsed() < LONG {
@@ -121,7 +136,7 @@ fn poll_one(consumer: &BaseConsumer) -> Duration {
 }
 
 #[test]
-fn a_waiting_reader_is_woken() {
+fn appends_wake_waiting_fetches() {
     let broker = TestBroker::any();
     let topic = broker.topic("wake", 1, &[]);
     for isolation in ["read_committed", "read_uncommitted"] {
@@ -142,7 +157,7 @@ fn a_waiting_reader_is_woken() {
 }
 
 #[test]
-fn reading_before_the_start_or_after_the_end_is_an_error_that_resets() {
+fn offsets_out_of_range_reset_the_reader() {
     let broker = TestBroker::any();
     let topic = broker.topic("range", 1, &[]);
     let producer = broker.producer(&[]);
@@ -150,7 +165,7 @@ fn reading_before_the_start_or_after_the_end_is_an_error_that_resets() {
         send(&producer, &topic, 0, "k", &number.to_string());
     }
     drain(&producer);
-    // auto.offset.reset=earliest: what is out of range begins at the beginning.
+    // auto.offset.reset=earliest: an offset out of range resets to the start.
     let found = broker.read(&topic, 0, 1000, "read_committed");
     assert_eq!(found.len(), 10);
 }

@@ -1,4 +1,4 @@
-//! Timestamps: whose clock they are of, and offsets found by them.
+//! Timestamps: the clock they come from, and offsets found by them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,7 +24,7 @@ fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
 }
 
-/// What ListOffsets says: error, timestamp, offset.
+/// The answer of ListOffsets: error, timestamp, offset.
 fn list(raw: &mut Raw, topic: &str, partition: i32, timestamp: i64) -> (i16, i64, i64) {
     let partition = ListOffsetsPartition::default().with_partition_index(partition).with_timestamp(timestamp);
     let topic =
@@ -45,7 +45,7 @@ fn send_at(producer: &BaseProducer, topic: &str, timestamps: &[i64]) {
 }
 
 #[test]
-fn the_newest_record_is_found_wherever_it_is() {
+fn max_timestamp_finds_the_newest_record() {
     let broker = TestBroker::any();
     let topic = broker.topic("newest", 1, &[("retention.ms", "-1")]);
     let mut raw = Raw::connect(&broker.address);
@@ -58,7 +58,7 @@ fn the_newest_record_is_found_wherever_it_is() {
         let at = START + first * 1000;
         send_at(&producer, &topic, &[at + 10, at + 50, at + 50, at + 30]);
         assert_eq!(list(&mut raw, &topic, 0, MAX_TIMESTAMP), (0, at + 50, first + 1), "{codec}");
-        // An older batch behind it changes nothing.
+        // A later batch with older timestamps changes nothing.
         send_at(&producer, &topic, &[at + 20, at + 40]);
         assert_eq!(list(&mut raw, &topic, 0, MAX_TIMESTAMP), (0, at + 50, first + 1), "{codec}");
         assert_eq!(list(&mut raw, &topic, 0, at), (0, at + 10, first), "{codec}");
@@ -75,14 +75,14 @@ fn the_newest_record_is_found_wherever_it_is() {
 }
 
 #[test]
-fn with_log_append_time_the_brokers_clock_counts() {
+fn log_append_time_uses_the_brokers_clock() {
     let broker = TestBroker::any();
     let configs = [("message.timestamp.type", "LogAppendTime")];
     let topic = broker.topic("append-time", 1, &configs);
     for (codec, first) in [("none", 0), ("zstd", 3)] {
         let producer = broker.producer(&[("linger.ms", "100"), ("compression.type", codec)]);
         let before = now();
-        // Far off, and refused where producers' clocks count.
+        // Out of range, and refused with CreateTime.
         send_at(&producer, &topic, &[START, START + 7_000_000_000_000, 1]);
         let after = now();
         let found = broker.read(&topic, 0, first, "read_committed");
@@ -97,13 +97,13 @@ fn with_log_append_time_the_brokers_clock_counts() {
         assert_eq!(list(&mut raw, &topic, 0, before), (0, appended, first), "{codec}");
         assert_eq!(list(&mut raw, &topic, 0, appended + 1), (0, -1, -1), "{codec}");
         assert_eq!(list(&mut raw, &topic, 0, MAX_TIMESTAMP), (0, appended, first), "{codec}");
-        // The next batch has a time of its own.
+        // The next batch gets its own time.
         pause(Duration::from_millis(5));
     }
 
-    // The producer is told, and only where it is so.
+    // The response has the append time only with LogAppendTime.
     let plain = From { producer_id: -1, epoch: -1, sequence: -1, is_transactional: false };
-    let told = |topic: &str| {
+    let append_time = |topic: &str| {
         let partition = PartitionProduceData::default().with_records(Some(batch(plain, 1).into()));
         let data = TopicProduceData::default()
             .with_name(TopicName(topic.to_owned().into()))
@@ -115,6 +115,6 @@ fn with_log_append_time_the_brokers_clock_counts() {
         answer.log_append_time_ms
     };
     let before = now();
-    assert!((before..=now() + 1).contains(&told(&topic)));
-    assert_eq!(told(&broker.topic("create-time", 1, &[])), -1);
+    assert!((before..=now() + 1).contains(&append_time(&topic)));
+    assert_eq!(append_time(&broker.topic("create-time", 1, &[])), -1);
 }

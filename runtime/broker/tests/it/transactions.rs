@@ -1,4 +1,4 @@
-//! Transactions: what is committed is seen, what is not is hidden, and who is fenced cannot write.
+//! Transactions: readers see committed records only, and fenced producers cannot write.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn abort(producer: &BaseProducer) {
     producer.abort_transaction(LONG).unwrap();
 }
 
-/// The committed offset of a group, read the way a transactional application does it.
+/// The committed offset of a group, as a transactional application reads it.
 fn committed(broker: &TestBroker, group: &str, topic: &str, partition: i32) -> Offset {
     let consumer = broker.consumer(&[("group.id", group), ("isolation.level", "read_committed")]);
     let mut wanted = TopicPartitionList::new();
@@ -69,7 +69,7 @@ fn read_committed_sees_neither_open_nor_aborted_records() {
 }
 
 #[test]
-fn many_interleaved_transactions_are_told_apart() {
+fn interleaved_transactions_are_kept_apart() {
     let broker = TestBroker::any();
     let topic = broker.topic("interleaved", 1, &[]);
     let producers: Vec<BaseProducer> =
@@ -124,7 +124,7 @@ fn offsets_move_with_the_transaction_and_only_with_it() {
     assert_eq!(committed(&broker, &group, &topic, 0), Offset::Offset(7));
 }
 
-/// A consumer that has its assignment.
+/// A consumer with an assignment.
 fn joined(broker: &TestBroker, topic: &str, group: &str, settings: &[(&str, &str)]) -> BaseConsumer {
     let base = [
         ("group.id", group),
@@ -143,7 +143,7 @@ fn joined(broker: &TestBroker, topic: &str, group: &str, settings: &[(&str, &str
 }
 
 #[test]
-fn an_unstable_offset_is_waited_for() {
+fn stable_reads_wait_for_pending_offsets() {
     let broker = TestBroker::any();
     let topic = broker.topic("unstable", 1, &[]);
     let group = unique("group");
@@ -155,7 +155,7 @@ fn an_unstable_offset_is_waited_for() {
     let reader = broker.consumer(&[("group.id", &group), ("isolation.level", "read_committed")]);
     let mut wanted = TopicPartitionList::new();
     wanted.add_partition(&topic, 0);
-    // librdkafka asks again as long as the offset is unstable, so a short wait runs out.
+    // librdkafka retries while the offset is unstable, so a short timeout expires.
     let early = reader.committed_offsets(wanted.clone(), Duration::from_millis(1500));
     assert!(early.is_err(), "{early:?}");
     producer.commit_transaction(LONG).unwrap();
@@ -173,19 +173,19 @@ fn a_second_producer_with_the_same_id_fences_the_first() {
     send(&first, &topic, 0, "k", "zombie");
     drain(&first);
     let second = broker.transactional(&id, &[]);
-    // Its transaction was aborted when the second took over.
+    // The initialisation of the second producer aborted the transaction.
     assert_eq!(broker.values(&topic, 0, "read_committed"), Vec::<String>::new());
     second.begin_transaction().unwrap();
-    send(&second, &topic, 0, "k", "heir");
+    send(&second, &topic, 0, "k", "successor");
     commit(&second).unwrap();
     let error = first.commit_transaction(LONG).unwrap_err();
     let KafkaError::Transaction(error) = error else { panic!("{error}") };
     assert!(error.is_fatal(), "{error}");
-    assert_eq!(broker.values(&topic, 0, "read_committed"), ["heir"]);
+    assert_eq!(broker.values(&topic, 0, "read_committed"), ["successor"]);
 }
 
 #[test]
-fn a_transaction_that_takes_too_long_is_aborted() {
+fn timed_out_transactions_are_aborted() {
     let broker = TestBroker::any();
     let topic = broker.topic("timeout", 1, &[]);
     let producer =
@@ -194,7 +194,7 @@ fn a_transaction_that_takes_too_long_is_aborted() {
     send(&producer, &topic, 0, "k", "late");
     drain(&producer);
     assert_eq!(broker.watermarks(&topic, 0, "read_committed"), (0, 0));
-    // Apache Kafka looks every ten seconds.
+    // Apache Kafka checks every ten seconds.
     eventually("aborted", || broker.watermarks(&topic, 0, "read_committed") == (0, 2));
     assert_eq!(broker.values(&topic, 0, "read_committed"), Vec::<String>::new());
     assert!(producer.commit_transaction(LONG).is_err());

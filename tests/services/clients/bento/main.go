@@ -1,4 +1,4 @@
-// Bento with the components that the benchmarks use, and nothing else: a fraction of what there is to download and compile.
+// Bento with only the components that the benchmarks use, because all of them take long to compile.
 package main
 
 import (

@@ -1,13 +1,14 @@
-// Copies a topic exactly once through franz-go, as a group whose members come and go.
+// Copies a topic exactly once through franz-go, in a group whose members join and leave.
 //
 //	franz-go produce BROKERS TOPIC RECORDS
-//	    writes so many records, idempotently, with every codec in turn; prints "produced=N".
+//	    writes records with an idempotent producer and each codec in turn; prints "produced=N".
 //	franz-go copy BROKERS INPUT OUTPUT GROUP RECORDS
-//	    two members of a cooperative group copy the input, each transaction with the offsets of what it copies; every third transaction is
-//	    aborted, and a third member joins and leaves meanwhile. Prints "committed=N aborted=N" (records).
+//	    two members of a cooperative group copy the input. Each transaction contains the offsets of its
+//	    records. Every third transaction is aborted, and a third member joins and leaves. Prints
+//	    "committed=N aborted=N" (records).
 //	franz-go count BROKERS TOPIC
-//	    prints "committed=N distinct=N uncommitted=N": what a reader of committed transactions sees, how many of its values differ, and
-//	    what there is for a reader of everything.
+//	    prints "committed=N distinct=N uncommitted=N": the records of a read_committed consumer, its
+//	    distinct values, and the records of a read_uncommitted consumer.
 package main
 
 import (
@@ -108,7 +109,7 @@ func copyAll(ctx context.Context, brokers, input, output, group string, records 
 	isDone := func() bool { return c.committed.Load() >= c.records }
 	run("a", isDone)
 	run("b", isDone)
-	// The third comes when there is work going on, and leaves when there still is.
+	// The third member joins and leaves while the others copy.
 	for c.committed.Load() < c.records/4 && ctx.Err() == nil && len(failures) == 0 {
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -192,7 +193,7 @@ func count(ctx context.Context, brokers, topic string) error {
 			kgo.ConsumeTopics(topic),
 			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 			kgo.FetchIsolationLevel(isolation),
-			// Markers are at the ends of partitions: without them the end could not be told from waiting.
+			// Control records end each partition: without them the end would look like a pause.
 			kgo.KeepControlRecords(),
 		)
 		if err != nil {

@@ -23,11 +23,12 @@ import org.apache.kafka.common.serialization.StringDeserializer;
 import org.apache.kafka.common.serialization.StringSerializer;
 
 /**
- * Consume, transform, produce, exactly once: some members of a group copy a topic, each transaction has the copies and the offsets of what
- * they are copies of, and every third one is aborted.
+ * Consumes, transforms and produces exactly once: members of a group copy a topic. Each transaction
+ * contains the copies and the offsets of their records. Every third transaction is aborted.
  *
- * <p>TransactionalCopy BROKERS INPUT OUTPUT GROUP MEMBERS RECORDS: copies as many records as there are, and ends with a line
- * "committed=N aborted=N transactions=N fenced=true". The last says that a producer was refused once another one had its transactional id.
+ * <p>TransactionalCopy BROKERS INPUT OUTPUT GROUP MEMBERS RECORDS copies RECORDS records, and ends with the
+ * line "committed=N aborted=N transactions=N fenced=true". The last word states that a producer was fenced
+ * when another one used its transactional id.
  */
 public final class TransactionalCopy {
     private static final long LIMIT_NANOS = Duration.ofSeconds(120).toNanos();
@@ -108,7 +109,7 @@ public final class TransactionalCopy {
         } catch (ProducerFencedException | InvalidProducerEpochException fenced) {
             throw fenced;
         } catch (KafkaException rebalanced) {
-            // The group has moved on: somebody else reads these records now, or this member does once more.
+            // The group has rebalanced: another member reads these records, or this member again.
             System.err.println("not committed: " + rebalanced);
         }
         producer.abortTransaction();

@@ -1,5 +1,6 @@
-// Uses Kafka through kafkajs: BROKERS TOPIC GROUP. Creates the topic, writes to it with transactions of which one is aborted, reads it in a
-// group with committed offsets, sends offsets in a transaction. Prints one line of JSON with what it saw.
+// Uses Kafka through kafkajs. Arguments: BROKERS TOPIC GROUP. Creates the topic, writes to it in
+// transactions of which one is aborted, reads it in a group that commits offsets, and sends offsets in
+// transactions. Prints a report as one line of JSON.
 "use strict";
 const { Kafka, logLevel, CompressionTypes } = require("kafkajs");
 
@@ -8,14 +9,14 @@ const retry = { initialRetryTime: 50, maxRetryTime: 1000, retries: 40 };
 const kafka = new Kafka({ clientId: "kafkajs", brokers: [brokers], logLevel: logLevel.ERROR, retry });
 const message = (text) => ({ key: text, value: text, headers: { from: "kafkajs" } });
 
-/** Reads with a group until `count` records are there, committing what it read. */
+/** Reads `count` records in a group, and commits their offsets. */
 async function read(count) {
   const consumer = kafka.consumer({ groupId, readUncommitted: false, maxWaitTimeInMs: 100 });
   await consumer.connect();
   await consumer.subscribe({ topics: [topic], fromBeginning: true });
   const seen = [];
   await new Promise((resolve, reject) => {
-    // Of what may pass it begins anew by itself.
+    // The consumer restarts by itself after a retriable error.
     consumer.on(consumer.events.CRASH, ({ payload }) => payload.restart || reject(payload.error));
     const eachMessage = async ({ message }) => {
       seen.push(message.value.toString());
@@ -28,8 +29,11 @@ async function read(count) {
   return seen;
 }
 
-/** kafkajs does not wait for the end of the last transaction before it adds to the next: Apache Kafka ends them a moment later. */
-async function patiently(send) {
+/**
+ * Retries while the previous transaction is still ending: Apache Kafka completes it after its reply, and
+ * kafkajs does not wait for that.
+ */
+async function retryConcurrent(send) {
   for (let attempt = 0; ; attempt++) {
     try {
       return await send();
@@ -56,17 +60,17 @@ async function main() {
   for (const [name, commit] of [["committed", true], ["aborted", false], ["also committed", true]]) {
     const transaction = await producer.transaction();
     const messages = Array.from({ length: 100 }, (_, number) => message(`${name} ${number}`));
-    await patiently(() => transaction.send({ topic, messages }));
+    await retryConcurrent(() => transaction.send({ topic, messages }));
     await (commit ? transaction.commit() : transaction.abort());
   }
   const seen = await read(500);
 
-  // Offsets move with a transaction that is committed, and not with one that is not. The last one has ended when the next takes offsets.
+  // Only a committed transaction moves offsets. Each transaction has ended before the next one begins.
   const sent = [];
   for (const [offset, commit] of [["7", true], ["8", false], ["9", false]]) {
     const transaction = await producer.transaction();
     const topics = [{ topic, partitions: [{ partition: 0, offset }] }];
-    await patiently(() => transaction.sendOffsets({ consumerGroupId: `${groupId}-sent`, topics }));
+    await retryConcurrent(() => transaction.sendOffsets({ consumerGroupId: `${groupId}-sent`, topics }));
     const [fetched] = await admin.fetchOffsets({ groupId: `${groupId}-sent`, topics: [topic] });
     sent.push(fetched.partitions.find(({ partition }) => partition === 0).offset);
     await (commit ? transaction.commit() : transaction.abort());
@@ -75,7 +79,7 @@ async function main() {
 
   const offsets = await admin.fetchTopicOffsets(topic);
   const [committed] = await admin.fetchOffsets({ groupId, topics: [topic] });
-  const behind = committed.partitions.map(({ partition, offset }) => {
+  const lags = committed.partitions.map(({ partition, offset }) => {
     const { high } = offsets.find((end) => end.partition === partition);
     return Number(high) - Number(offset);
   });
@@ -88,7 +92,7 @@ async function main() {
     distinct: new Set(seen).size,
     aborted: seen.filter((value) => value.startsWith("aborted")).length,
     sent,
-    behind: Math.max(...behind),
+    lag: Math.max(...lags),
     group: groups[0].state,
   }));
 }

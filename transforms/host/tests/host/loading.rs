@@ -1,4 +1,4 @@
-//! Files that are plugins, files that are none, configurations, and the compile cache.
+//! Plugin files, other files, configurations, and the compile cache.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,8 +10,8 @@ use trunkline_transform_host::{Host, HostOptions, Limits, LoadError};
 use crate::support::{host, run, testing_plugin, testing_wasm, values};
 
 #[test]
-fn a_file_that_is_no_plugin_is_told_what_it_is() {
-    let refused = |bytes: &[u8]| host().load_bytes("x.wasm", bytes).unwrap_err().to_string();
+fn files_of_other_kinds_are_named_in_the_error() {
+    let rejected = |bytes: &[u8]| host().load_bytes("x.wasm", bytes).unwrap_err().to_string();
     for (bytes, found) in [
         (&b""[..], "empty"),
         (b"hello", "a text file"),
@@ -19,9 +19,9 @@ fn a_file_that_is_no_plugin_is_told_what_it_is() {
         (b"\x7fELF\x02\x01", "a native library"),
         (b"PK\x03\x04", "a zip archive"),
         (b"\0asm\x07\0\0\0", "WebAssembly of an unknown version"),
-        (b"\xff\xfe\0", "no WebAssembly"),
+        (b"\xff\xfe\0", "an unknown binary file"),
     ] {
-        let message = refused(bytes);
+        let message = rejected(bytes);
         assert!(
             message.starts_with(&format!("`x.wasm` is {found}")) && message.contains("wasm32-unknown-unknown"),
             "{message}"
@@ -33,8 +33,8 @@ fn a_file_that_is_no_plugin_is_told_what_it_is() {
         Err(LoadError::WrongWorld { .. } | LoadError::NoWorld { .. })
     ));
     let imports = wat::parse_str(r#"(module (import "env" "f" (func)))"#).unwrap();
-    let message = refused(&imports);
-    assert!(message.contains("core module that cannot be made a component"), "{message}");
+    let message = rejected(&imports);
+    assert!(message.contains("core module that cannot be encoded as a component"), "{message}");
     let mut damaged = testing_wasm().to_vec();
     damaged.truncate(damaged.len() / 2);
     assert!(matches!(host().load_bytes("x.wasm", &damaged), Err(LoadError::Compile { .. })));
@@ -42,7 +42,7 @@ fn a_file_that_is_no_plugin_is_told_what_it_is() {
 }
 
 #[test]
-fn a_file_is_loaded_by_its_path() {
+fn plugins_are_loaded_by_path() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mine.wasm");
     assert!(matches!(host().load(&path), Err(LoadError::Read { .. })));
@@ -53,14 +53,14 @@ fn a_file_is_loaded_by_its_path() {
 }
 
 #[test]
-fn a_configuration_is_refused_at_its_key() {
-    let refused = |config| testing_plugin().start(&config, &Limits::default()).unwrap_err();
-    let error = refused(json!({ "trap_on": "" }));
+fn rejected_configuration_names_its_key() {
+    let rejected = |config| testing_plugin().start(&config, &Limits::default()).unwrap_err();
+    let error = rejected(json!({ "trap_on": "" }));
     assert_eq!((error.key.as_deref(), error.message.as_str()), (Some("trap_on"), "is empty; expected a text"));
-    let error = refused(json!({ "trap_onn": "x" }));
+    let error = rejected(json!({ "trap_onn": "x" }));
     assert_eq!(error.key.as_deref(), Some("trap_onn"));
     assert!(error.message.ends_with("did you mean `trap_on`?"), "{error}");
-    assert_eq!(refused(json!("text")).key, None);
+    assert_eq!(rejected(json!("text")).key, None);
     assert!(testing_plugin().start(&serde_json::Value::Null, &Limits::default()).is_ok());
 }
 
@@ -73,52 +73,52 @@ fn entries(folder: &Path, extension: &str) -> Vec<PathBuf> {
     all.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
 }
 
-fn works(host: &Host) {
+fn assert_works(host: &Host) {
     let plugin = host.load_bytes("testing.wasm", testing_wasm()).unwrap();
     let mut instance = plugin.start(&json!({ "upper_on": "a" }), &Limits::default()).unwrap();
     assert_eq!(values(&run(&mut instance, &["a"]).0), ["A"]);
 }
 
 #[test]
-fn a_compiled_plugin_is_kept_and_used() {
+fn compiled_plugin_is_reused() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("cache");
-    works(&cached_host(&dir));
+    assert_works(&cached_host(&dir));
     assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
     let [entry] = entries(&dir, "cwasm").try_into().unwrap();
     let written = fs::metadata(&entry).unwrap().modified().unwrap();
-    works(&cached_host(&dir));
-    assert_eq!(fs::metadata(&entry).unwrap().modified().unwrap(), written, "taken from the cache, not written again");
-    assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "nothing temporary is left");
+    assert_works(&cached_host(&dir));
+    assert_eq!(fs::metadata(&entry).unwrap().modified().unwrap(), written, "read from the cache, not written again");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "no temporary file remains");
 }
 
 #[test]
-fn a_damaged_or_foreign_entry_is_compiled_again() {
+fn damaged_or_foreign_cache_entry_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
-    works(&cached_host(folder.path()));
+    assert_works(&cached_host(folder.path()));
     let [entry] = entries(folder.path(), "cwasm").try_into().unwrap();
     let good = fs::read(&entry).unwrap();
     let mut flipped = good.clone();
     flipped[good.len() / 2] ^= 1;
     for bad in [&flipped[..], &good[..good.len() - 1], b"", b"not code"] {
         fs::write(&entry, bad).unwrap();
-        works(&cached_host(folder.path()));
-        assert_eq!(fs::read(&entry).unwrap().len(), good.len(), "written anew");
+        assert_works(&cached_host(folder.path()));
+        assert_eq!(fs::read(&entry).unwrap().len(), good.len(), "written again");
     }
-    // a body of another engine, with a checksum that fits it
+    // the body of a different engine, with a matching checksum
     let [sum] = entries(folder.path(), "sum").try_into().unwrap();
     let foreign = b"\x7fELF of another version";
     fs::write(&entry, foreign).unwrap();
     fs::write(&sum, format!("{} {:016x}\n", foreign.len(), xxhash_rust::xxh3::xxh3_64(foreign))).unwrap();
-    works(&cached_host(folder.path()));
+    assert_works(&cached_host(folder.path()));
     assert_eq!(fs::read(&entry).unwrap().len(), good.len());
 }
 
 #[test]
-fn a_directory_that_others_may_write_to_is_not_used() {
+fn cache_directory_that_others_may_write_to_is_not_used() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    works(&cached_host(folder.path()));
+    assert_works(&cached_host(folder.path()));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
@@ -127,7 +127,7 @@ fn instances_outlive_their_host() {
     let host = Host::new(HostOptions::default()).unwrap();
     let plugin = host.load_bytes("testing.wasm", testing_wasm()).unwrap();
     drop(host);
-    let limits = Limits { time: std::time::Duration::from_millis(100), ..Limits::default() };
+    let limits = Limits { timeout: std::time::Duration::from_millis(100), ..Limits::default() };
     let mut instance = plugin.start(&json!({ "loop_on": "forever" }), &limits).unwrap();
     drop(plugin);
     let (_, rejected, _) = run(&mut instance, &["forever"]);

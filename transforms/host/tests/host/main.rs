@@ -1,10 +1,12 @@
-//! The host against real plugins: those of `transforms/plugins`, built here, and guests written by hand that lie.
+//! Tests the host with the plugins of `transforms/plugins`, which the tests build, and with
+//! handwritten guests that violate the interface.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod deaths;
-mod guests;
+mod crashes;
+mod handwritten_guests;
 mod loading;
+mod log_capture;
 mod mask;
 mod support;
 mod verdicts;

@@ -1,4 +1,4 @@
-//! The bundled plugin, as the worker gets it.
+//! The bundled plugin as the worker loads it.
 
 use serde_json::json;
 use trunkline_connector::Rejections;
@@ -7,7 +7,7 @@ use trunkline_transform_host::{Host, Limits};
 use crate::support::{host, rejections, run, values};
 
 #[test]
-fn the_bundled_mask_masks() {
+fn bundled_mask_masks() {
     assert_eq!(Host::bundled_names(), ["mask.wasm"]);
     let plugin = host().bundled("mask.wasm").unwrap().unwrap();
     assert_eq!(plugin.name(), "mask.wasm");
@@ -22,7 +22,7 @@ fn the_bundled_mask_masks() {
 }
 
 #[test]
-fn a_hashed_number_takes_its_schema_along() {
+fn hashed_number_loses_its_schema() {
     let plugin = host().bundled("mask.wasm").unwrap().unwrap();
     let config = json!({ "fields": ["id"], "mode": "hash", "salt": "s" });
     let mut instance = plugin.start(&config, &Limits::default()).unwrap();
@@ -34,7 +34,7 @@ fn a_hashed_number_takes_its_schema_along() {
 }
 
 #[test]
-fn a_bad_configuration_names_its_key() {
+fn invalid_configuration_names_its_key() {
     let plugin = host().bundled("mask.wasm").unwrap().unwrap();
     let error = plugin.start(&json!({ "fields": ["a", ""] }), &Limits::default()).unwrap_err();
     assert_eq!(error.key.as_deref(), Some("fields[1]"));

@@ -1,4 +1,4 @@
-//! Builds the `testing` plugin once, and makes and reads batches.
+//! Builds the `testing` plugin once, creates batches and reads them.
 
 #[path = "../../build_plugin.rs"]
 mod build_plugin;
@@ -21,7 +21,7 @@ pub(crate) fn testing_wasm() -> &'static [u8] {
     })
 }
 
-/// One host for all tests that need no cache.
+/// The host of all tests that need no compile cache.
 pub(crate) fn host() -> &'static Host {
     static HOST: OnceLock<Host> = OnceLock::new();
     HOST.get_or_init(|| Host::new(HostOptions::default()).unwrap())
@@ -36,7 +36,7 @@ pub(crate) fn testing(config: &Value, limits: &Limits) -> Instance {
     testing_plugin().start(config, limits).unwrap()
 }
 
-/// Records with these values, offsets from 0, key `k`, a header `h` and the header of a schema.
+/// Records with these values, offsets from 0, the key `k`, a header `h` and a schema header.
 pub(crate) fn batch_of<V: AsRef<str>>(values: &[V]) -> Batch {
     let mut batch = Batch::default();
     let topic = batch.topic_index("in");
@@ -53,12 +53,12 @@ pub(crate) fn text(bytes: Option<&[u8]>) -> String {
     bytes.map_or("null".to_owned(), |bytes| String::from_utf8_lossy(bytes).into_owned())
 }
 
-/// Values of a batch, in order.
+/// The values of a batch, in order.
 pub(crate) fn values(batch: &Batch) -> Vec<String> {
     batch.iter().map(|record| text(record.value())).collect()
 }
 
-/// Values and codes of rejections, in order.
+/// The values and error codes of rejections, in order.
 pub(crate) fn rejections(rejected: &Rejections) -> Vec<(String, String)> {
     rejected.iter().map(|(record, reason)| (text(record.value()), reason.code.clone())).collect()
 }
@@ -68,7 +68,7 @@ pub(crate) fn assert_conserved(counts: Counts, batch: &Batch, rejected: &Rejecti
     assert_eq!((counts.out, counts.rejected), (batch.len() as u64, rejected.len() as u64));
 }
 
-/// Runs records with these values through an instance that must not fail.
+/// Runs records with these values; processing must succeed.
 pub(crate) fn run<V: AsRef<str>>(instance: &mut Instance, records: &[V]) -> (Batch, Rejections, Counts) {
     let mut batch = batch_of(records);
     let mut rejected = Rejections::default();

@@ -1,4 +1,4 @@
-//! Every verdict, through a real plugin.
+//! Each verdict, returned by the `testing` plugin.
 
 use serde_json::json;
 use trunkline_connector::{Batch, Domain, Rejections};
@@ -11,7 +11,7 @@ fn headers(batch: &Batch, index: usize) -> Vec<(String, String)> {
 }
 
 #[test]
-fn every_verdict_is_applied_in_order() {
+fn verdicts_are_applied_in_order() {
     let config = json!({
         "drop_on": "drop", "reject_on": "reject", "duplicate_on": "twice", "emit_none_on": "none", "port_on": "side",
         "upper_on": "upper", "rekey_on": "rekey", "tombstone_on": "tomb",
@@ -29,10 +29,13 @@ fn every_verdict_is_applied_in_order() {
     assert_eq!(counts, Counts { records_in: 10, out: 8, dropped: 2, rejected: 1, extra: 1 });
 
     assert_eq!(rejections(&rejected), [("reject".to_owned(), "testing.rejected".to_owned())]);
-    assert_eq!(rejected.reasons[0].message, "told to reject reject");
-    let set_aside = rejected.records.get(0);
-    assert_eq!((set_aside.topic(), set_aside.entry().partition, set_aside.entry().offset), ("in", 3, 3));
-    assert_eq!(set_aside.headers().count(), 3);
+    assert_eq!(rejected.reasons[0].message, "rejection requested by reject");
+    let rejected_record = rejected.records.get(0);
+    assert_eq!(
+        (rejected_record.topic(), rejected_record.entry().partition, rejected_record.entry().offset),
+        ("in", 3, 3)
+    );
+    assert_eq!(rejected_record.headers().count(), 3);
 
     let rekeyed = batch.get(5);
     assert_eq!((rekeyed.key(), rekeyed.timestamp()), (Some(&b"k"[..]), Some(1)));
@@ -41,7 +44,7 @@ fn every_verdict_is_applied_in_order() {
 }
 
 #[test]
-fn a_changed_value_loses_its_schema_unless_the_plugin_keeps_it() {
+fn changed_value_loses_its_schema_unless_the_plugin_keeps_it() {
     let config = |keeps: bool| json!({ "upper_on": "u", "port_on": "p", "keeps_schema": keeps });
     let names = |batch: &Batch, index| headers(batch, index).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     let mut loses = testing(&config(false), &Limits::default());
@@ -57,7 +60,7 @@ fn a_changed_value_loses_its_schema_unless_the_plugin_keeps_it() {
 }
 
 #[test]
-fn a_large_batch_is_handed_over_in_several_calls() {
+fn large_batch_is_split_into_calls() {
     let config = json!({ "drop_on": "7", "upper_on": "a" });
     let records: Vec<String> = (0..2345).map(|index| format!("a{index}")).collect();
     let expected: Vec<String> =
@@ -76,7 +79,7 @@ fn a_large_batch_is_handed_over_in_several_calls() {
 }
 
 #[test]
-fn batches_flow_through_one_transform_after_the_other() {
+fn transforms_can_be_chained() {
     let mut upper = testing(&json!({ "upper_on": "a" }), &Limits::default());
     let mut twice = testing(&json!({ "duplicate_on": "A" }), &Limits::default());
     let mut side =
@@ -91,7 +94,7 @@ fn batches_flow_through_one_transform_after_the_other() {
 }
 
 #[test]
-fn a_batch_mostly_of_dropped_records_is_packed() {
+fn sparse_batch_is_packed() {
     let mut instance = testing(&json!({ "upper_on": "keep" }), &Limits { memory: 8 << 20, ..Limits::default() });
     let big = "x".repeat(4 << 20);
     let mut batch = batch_of(&[&big, &big, &big, &"keep me".to_owned()]);
@@ -101,7 +104,7 @@ fn a_batch_mostly_of_dropped_records_is_packed() {
 }
 
 #[test]
-fn a_batch_that_fails_is_left_as_it_was() {
+fn failed_batch_is_unchanged() {
     let mut instance = testing(
         &json!({ "error_on": "bad", "drop_on": "x", "log_on": "x" }),
         &Limits { batch_records: 2, ..Limits::default() },
@@ -111,29 +114,32 @@ fn a_batch_that_fails_is_left_as_it_was() {
     for _ in 0..2 {
         let error = instance.process(&mut batch, &mut rejected).unwrap_err();
         assert_eq!((error.domain, error.code), (Domain::External, "plugin.failed"));
-        assert!(error.message().contains("testing.wasm") && error.message().contains("told to fail by bad"), "{error}");
+        assert!(
+            error.message().contains("testing.wasm") && error.message().contains("failure requested by bad"),
+            "{error}"
+        );
         assert_eq!(values(&batch), ["a", "x", "bad", "d"]);
         assert!(rejected.is_empty());
     }
-    assert!(instance.take_metrics().is_empty(), "what a failed batch counted is forgotten");
+    assert!(instance.take_metrics().is_empty(), "metrics of a failed batch are discarded");
     let (good, _, _) = run(&mut instance, &["a", "x"]);
     assert_eq!(values(&good), ["a"]);
 }
 
 #[test]
-fn metrics_are_those_of_batches_that_succeeded() {
+fn only_successful_batches_contribute_metrics() {
     let mut instance =
         testing(&json!({ "log_on": "seen", "trap_on": "poison" }), &Limits { batch_records: 2, ..Limits::default() });
     let (_, rejected, _) = run(&mut instance, &["seen", "b", "seen poison", "seen", "seen", "seen"]);
     assert_eq!(rejected.len(), 1);
     let metrics = instance.take_metrics();
-    assert_eq!(metrics.counters["seen"], 4, "each record once, the one that trapped not at all");
+    assert_eq!(metrics.counters["seen"], 4, "each record counts once, the record that trapped does not count");
     assert_eq!(metrics.histograms["length"], [4.0; 4]);
     assert!(instance.take_metrics().is_empty());
 }
 
 #[test]
-fn flush_appends_what_the_plugin_still_has_to_say() {
+fn flush_appends_emitted_records() {
     let mut batch = batch_of(&["a"]);
     let counts = testing(&json!({ "flush": "last" }), &Limits::default()).flush(&mut batch).unwrap();
     assert_eq!(counts, Counts { out: 1, extra: 1, ..Counts::default() });
@@ -145,7 +151,7 @@ fn flush_appends_what_the_plugin_still_has_to_say() {
 }
 
 #[test]
-fn an_empty_batch_is_no_call() {
+fn empty_batch_causes_no_call() {
     let mut instance = testing(&json!({}), &Limits::default());
     assert_eq!(instance.process(&mut Batch::default(), &mut Rejections::default()).unwrap(), Counts::default());
 }

@@ -1,4 +1,4 @@
-//! Masks members of JSON values: card numbers, addresses, names.
+//! Masks fields of JSON values, such as card numbers, addresses and names.
 //!
 //! ```toml
 //! [transforms.mask]
@@ -6,33 +6,40 @@
 //! config = { fields = ["card_number", "customer.email"] }
 //! ```
 //!
-//! | key | default | |
+//! | key | default | meaning |
 //! |---|---|---|
-//! | `fields` | required | dotted paths; a path reaches into every object of an array on its way |
-//! | `mode` | `"fixed"` | `"fixed"`: the text of `with`. `"keep_last"`: `with`, then the last `keep` characters. `"hash"`: HMAC-SHA-256 under `salt`, 64 hexadecimal digits: equal values stay equal, so they can still be joined and counted |
+//! | `fields` | required | dotted paths; a path continues into every object of an array |
+//! | `mode` | `"fixed"` | `"fixed"`, `"keep_last"` or `"hash"`, see below |
 //! | `with` | `"***"` | the mask of `fixed` and `keep_last` |
-//! | `keep` | 4 | how many characters `keep_last` keeps; a text that is not longer is masked whole |
-//! | `salt` | | the secret of `hash`, required there: without it, whoever knows the format can try all card numbers |
+//! | `keep` | 4 | number of characters that `keep_last` keeps; shorter texts are masked completely |
+//! | `salt` | | secret key of `hash`, required: without a secret, an attacker can hash all card numbers |
 //!
-//! Strings become masked strings. Other values become null, so that no schema is broken by a string where a number was; only `hash`
-//! turns numbers and booleans into strings (it is used for keys), and such a record loses its schema. Null stays null, and a field
-//! that is missing is left alone. In a change event (`before`, `after`) the paths count from the row, and from the top as well.
-//! Everything else in the text stays as it is, to the byte. Keys and headers of records are not masked.
+//! | mode | replaces a string by |
+//! |---|---|
+//! | `fixed` | `with` |
+//! | `keep_last` | `with` and the last `keep` characters |
+//! | `hash` | its HMAC-SHA-256 with the key `salt`, 64 hexadecimal digits; equal values stay equal, so they can be joined and counted |
 //!
-//! A value that is no JSON object is rejected (`mask.not_json`): what cannot be read cannot be masked, and must not pass in the clear.
+//! - Values of other types become null, so that they still fit their schema. Only `hash` replaces
+//!   numbers and booleans by strings, because keys need it; such a record loses its schema.
+//! - Null values and missing fields stay unchanged.
+//! - In a change event (`before`, `after`), paths start at the row and also at the event.
+//! - All other bytes of the value stay unchanged. Record keys and headers are not masked.
+//! - A value that is not a JSON object is rejected (`mask.not_json`). It cannot be masked and must
+//!   not pass unmasked.
 
 mod config;
 mod mode;
 
 use trunkline_plugin::json::Paths;
-use trunkline_plugin::{ConfigError, DEFAULT, Done, Record, Transform, Verdict};
+use trunkline_plugin::{ConfigError, DEFAULT_PORT, Done, Record, Transform, Verdict};
 
 pub use config::Config;
 use mode::Mode;
 
-/// Name of the header that says which schema a value fits.
+/// The header that contains the schema id of the value.
 const SCHEMA_HEADER: &str = "trunkline.schema";
-/// Members of a change event that hold a row.
+/// Members of a change event that contain a row.
 const ROW_IMAGES: [&str; 2] = ["before", "after"];
 
 /// The transform.
@@ -64,7 +71,7 @@ impl Transform for Mask {
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
         let Some(value) = record.value() else { return Ok(verdict.pass()) };
         let mut type_changed = false;
-        let masked = verdict.try_value_with(DEFAULT, |out| {
+        let masked = verdict.try_value_with(DEFAULT_PORT, |out| {
             let found = self.paths.splice(value, out, |_, raw, out| type_changed |= self.mode.mask(raw, out));
             match found {
                 Ok(0) => Err(None),
@@ -77,19 +84,18 @@ impl Transform for Mask {
             Ok(done) => done,
             Err((verdict, None)) if type_changed => self.replace_without_schema(record, value, verdict),
             Err((verdict, None)) => verdict.pass(),
-            Err((verdict, Some(malformed))) => {
-                verdict.reject("mask.not_json", &format!("the value is no JSON object that can be masked: {malformed}"))
-            }
+            Err((verdict, Some(malformed))) => verdict
+                .reject("mask.not_json", &format!("the value is not a JSON object and cannot be masked: {malformed}")),
         })
     }
 }
 
 impl Mask {
-    /// A number became a string: the record's schema no longer describes it.
+    /// Replaces the value and removes the schema header, because a number became a string.
     fn replace_without_schema(&self, record: Record<'_>, value: &[u8], verdict: Verdict<'_>) -> Done {
         let mut masked = Vec::with_capacity(value.len() + 64);
         let found = self.paths.splice(value, &mut masked, |_, raw, out| _ = self.mode.mask(raw, out));
-        debug_assert!(found.is_ok(), "the same text was read a moment ago");
+        debug_assert!(found.is_ok(), "the first splice of the same text succeeded");
         verdict.replace(|parts| {
             parts.value_owned(masked).headers(record.headers().filter(|(name, _)| *name != SCHEMA_HEADER));
         })

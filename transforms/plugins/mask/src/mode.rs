@@ -1,4 +1,4 @@
-//! What becomes of one value.
+//! Masks one value.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use sha2::Sha256;
 use trunkline_plugin::json;
 
 pub(crate) enum Mode {
-    /// The mask as a JSON string.
+    /// The JSON string that replaces each value.
     Fixed(Vec<u8>),
     KeepLast {
         with: String,
@@ -28,16 +28,16 @@ impl Mode {
     }
 
     pub(crate) fn hash(salt: &str) -> Self {
-        #[allow(clippy::expect_used, reason = "HMAC takes keys of any length")]
+        #[allow(clippy::expect_used, reason = "HMAC accepts keys of any length")]
         Self::Hash(Box::new(Hmac::new_from_slice(salt.as_bytes()).expect("any key")))
     }
 
-    /// Appends the mask of a raw JSON value. True if a string stands where another type was.
+    /// Appends the masked form of a raw JSON value. Returns true if a string replaces another type.
     pub(crate) fn mask(&self, raw: &[u8], out: &mut Vec<u8>) -> bool {
         match (raw.first(), self) {
             (Some(b'"'), Self::Fixed(mask)) => out.extend_from_slice(mask),
             (Some(b'"'), Self::KeepLast { with, keep }) => {
-                // a string that is no valid text has no last characters to keep
+                // an invalid string has no characters to keep
                 let text = json::text(raw).unwrap_or_default();
                 json::write_string(out, &keep_last(&text, with, *keep));
             }
@@ -56,7 +56,7 @@ impl Mode {
 }
 
 fn keep_last(text: &str, with: &str, keep: usize) -> String {
-    // the byte where the last `keep` characters start; none if there are not more than that
+    // the position of the last `keep` characters, if the text has more characters
     match text.char_indices().rev().nth(keep - 1) {
         Some((at, _)) if at > 0 => format!("{with}{}", &text[at..]),
         _ => with.to_owned(),
@@ -74,7 +74,7 @@ fn write_hash(keyed: &Hmac<Sha256>, value: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// Without the secret.
+/// Omits the secret (I8).
 impl fmt::Debug for Mode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {

@@ -1,4 +1,4 @@
-//! The mask under the SDK's mock host.
+//! Tests the mask with the SDK's mock host.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +16,7 @@ fn masked(config: Value, value: &str) -> String {
 }
 
 #[test]
-fn fixed_masks_strings_and_nulls_the_rest() {
+fn fixed_replaces_strings_and_nulls_other_types() {
     let config = || json!({ "fields": ["card", "n", "list", "gone"] });
     assert_eq!(
         masked(config(), r#"{ "card" : "4111" , "n":12.5,"list":[1],"other":"4111" }"#),
@@ -27,7 +27,7 @@ fn fixed_masks_strings_and_nulls_the_rest() {
 }
 
 #[test]
-fn a_record_without_the_fields_passes_untouched() {
+fn record_without_the_fields_passes_unchanged() {
     let mut host = MockHost::<Mask>::start(json!({ "fields": ["card"] })).unwrap();
     let input = Input::value(r#"{"a":1}"#).key("k").header("h", "v");
     let outcomes = host.process(&[input.clone(), Input::default().key("k")]).unwrap();
@@ -36,7 +36,7 @@ fn a_record_without_the_fields_passes_untouched() {
 }
 
 #[test]
-fn paths_reach_into_objects_arrays_and_change_events() {
+fn paths_apply_to_objects_arrays_and_change_events() {
     let config = || json!({ "fields": ["customer.email"] });
     assert_eq!(
         masked(config(), r#"{"customer":{"email":"a@b","id":1},"email":"c"}"#),
@@ -60,12 +60,12 @@ fn paths_reach_into_objects_arrays_and_change_events() {
 }
 
 #[test]
-fn an_escaped_key_does_not_slip_through() {
+fn escaped_key_is_masked() {
     assert_eq!(masked(json!({ "fields": ["card"] }), "{\"c\\u0061rd\":\"4111\"}"), "{\"c\\u0061rd\":\"***\"}");
 }
 
 #[test]
-fn keep_last_keeps_characters_not_bytes() {
+fn keep_last_counts_characters() {
     let config = || json!({ "fields": ["c"], "mode": "keep_last", "keep": 2 });
     assert_eq!(masked(config(), r#"{"c":"4111"}"#), r#"{"c":"***11"}"#);
     assert_eq!(masked(config(), r#"{"c":"ab\u00e9\"\\"}"#), r#"{"c":"***\"\\"}"#);
@@ -81,7 +81,7 @@ fn keep_last_keeps_characters_not_bytes() {
 }
 
 #[test]
-fn hash_is_keyed_and_joins_equal_texts() {
+fn hash_is_keyed_and_preserves_equality() {
     let config = |salt: &str| json!({ "fields": ["c"], "mode": "hash", "salt": salt });
     // RFC 4231, test case 2
     assert_eq!(
@@ -94,7 +94,7 @@ fn hash_is_keyed_and_joins_equal_texts() {
 }
 
 #[test]
-fn a_hashed_number_takes_the_schema_off_its_record() {
+fn hashed_number_removes_the_schema_header() {
     let config = || json!({ "fields": ["c"], "mode": "hash", "salt": "s" });
     let record = |value: &str| Input::value(value).header("a", "1").header("trunkline.schema", "00000000000000ff");
     let number = output(config(), record(r#"{"c":17}"#));
@@ -104,7 +104,7 @@ fn a_hashed_number_takes_the_schema_off_its_record() {
 }
 
 #[test]
-fn what_cannot_be_read_does_not_pass() {
+fn values_other_than_json_objects_are_rejected() {
     let mut host = MockHost::<Mask>::start(json!({ "fields": ["card"] })).unwrap();
     for value in [
         "card=4111",
@@ -122,17 +122,17 @@ fn what_cannot_be_read_does_not_pass() {
 }
 
 #[test]
-fn a_bad_configuration_is_told_at_its_key() {
-    let refused = |config: Value| {
+fn invalid_configuration_names_its_key() {
+    let rejected = |config: Value| {
         let error = MockHost::<Mask>::start(config).unwrap_err();
         (error.key.unwrap_or_default(), error.message)
     };
     for (config, key, says) in [
-        (json!({ "fields": [] }), "fields", "no field"),
+        (json!({ "fields": [] }), "fields", "is empty"),
         (json!({}), "", "missing field `fields`"),
         (json!({ "fields": ["a", ""] }), "fields[1]", "empty part"),
         (json!({ "fields": ["a..b"] }), "fields[0]", "empty part"),
-        (json!({ "fields": ["a", "a"] }), "fields[1]", "twice"),
+        (json!({ "fields": ["a", "a"] }), "fields[1]", "listed twice"),
         (json!({ "fields": [3] }), "fields[0]", "expected a string"),
         (json!({ "feilds": ["a"] }), "feilds", "did you mean `fields`?"),
         (json!({ "fields": ["a"], "mode": "hsah" }), "mode", "did you mean `hash`?"),
@@ -144,7 +144,7 @@ fn a_bad_configuration_is_told_at_its_key() {
         (json!({ "fields": ["a"], "mode": "keep_last", "keep": 0 }), "keep", "at least 1"),
         (json!({ "fields": ["a"], "mode": "keep_last", "keep": -1 }), "keep", "expected usize"),
     ] {
-        let (found, message) = refused(config);
+        let (found, message) = rejected(config);
         assert_eq!(found, key, "{message}");
         assert!(message.contains(says), "{message}");
     }

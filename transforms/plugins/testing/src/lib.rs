@@ -1,18 +1,19 @@
-//! For tests of hosts and pipelines: does what it is told when a record's value contains a text.
+//! A plugin for tests of hosts and pipelines. It performs an action when a record's value contains
+//! a configured text.
 //!
 //! ```toml
 //! [transforms.chaos]
 //! plugin = "testing.wasm"
 //! config = { trap_on = "poison", drop_on = "noise" }
 //! ```
-//! Each key is a text to look for in the value; what it makes happen is said at the field. The first key that matches, in the order
-//! below, decides. With `noop = true` no value is looked at. A record that nothing matches passes.
+//! Each key of [`Config`] sets the text that triggers its action. If several texts match, the first
+//! key in the order of the fields applies. A record without a match passes.
 
 use serde::Deserialize;
 use trunkline_plugin::host::{self, Level};
 use trunkline_plugin::{ConfigError, Done, Emit, Port, Record, Transform, Verdict};
 
-/// The port that `port_on` sends records to.
+/// The output port of `port_on`.
 const SIDE: Port = 1;
 
 /// The `config` table.
@@ -21,37 +22,37 @@ const SIDE: Port = 1;
 pub struct Config {
     /// Panics.
     pub trap_on: Option<String>,
-    /// Never comes back.
+    /// Loops forever.
     pub loop_on: Option<String>,
-    /// Emits records until the host's cap on output, or memory, ends it.
+    /// Emits records until the output or memory limit ends the call.
     pub flood_on: Option<String>,
-    /// Allocates until the memory limit.
+    /// Allocates memory until the limit ends the call.
     pub bomb_on: Option<String>,
     /// Drops the record.
     pub drop_on: Option<String>,
     /// Rejects the record with the code `testing.rejected`.
     pub reject_on: Option<String>,
-    /// Emits the record twice, the second time by the port `side`.
+    /// Emits the record twice: to the default port and to the port `side`.
     pub duplicate_on: Option<String>,
     /// Emits no record.
     pub emit_none_on: Option<String>,
-    /// Passes the record by the port `side`.
+    /// Passes the record to the port `side`.
     pub port_on: Option<String>,
     /// Fails the batch.
     pub error_on: Option<String>,
-    /// Puts the value in upper case.
+    /// Changes the value to upper case.
     pub upper_on: Option<String>,
-    /// Changes key, headers and timestamp: `k`, `h: v`, 1.
+    /// Sets the key to `k`, the headers to `h: v` and the timestamp to 1.
     pub rekey_on: Option<String>,
-    /// Makes the value null.
+    /// Sets the value to null.
     pub tombstone_on: Option<String>,
     /// Writes a log line and adds to the counter `seen`.
     pub log_on: Option<String>,
-    /// Looks at nothing.
+    /// Passes all records without reading their values.
     pub noop: bool,
-    /// Says that it keeps the schema of what it changes.
+    /// Declares that changed values keep their schema.
     pub keeps_schema: bool,
-    /// Emits a record with this value when it is flushed.
+    /// Emits a record with this value on flush.
     pub flush: Option<String>,
     /// Panics in `init`.
     pub trap_in_init: bool,
@@ -65,7 +66,7 @@ impl Transform for Testing {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self, ConfigError> {
-        assert!(!config.trap_in_init, "told to trap in init");
+        assert!(!config.trap_in_init, "panic requested in init");
         if config.trap_on.as_deref() == Some("") {
             return Err(ConfigError::at("trap_on", "is empty; expected a text"));
         }
@@ -86,17 +87,17 @@ impl Transform for Testing {
             return Ok(verdict.pass());
         }
         let text = String::from_utf8_lossy(record.value().unwrap_or_default());
-        let told = |key: &Option<String>| key.as_ref().is_some_and(|wanted| text.contains(wanted.as_str()));
-        if told(&config.log_on) {
+        let matches = |key: &Option<String>| key.as_ref().is_some_and(|wanted| text.contains(wanted.as_str()));
+        if matches(&config.log_on) {
             host::log(Level::Info, &format!("saw {text}"));
             host::counter_add("seen", 1);
             host::histogram_record("length", text.len() as f64);
         }
-        assert!(!told(&config.trap_on), "told to trap by {text}");
-        if told(&config.loop_on) {
+        assert!(!matches(&config.trap_on), "panic requested by {text}");
+        if matches(&config.loop_on) {
             spin();
         }
-        if told(&config.flood_on) {
+        if matches(&config.flood_on) {
             let more = vec![b'x'; 1 << 20];
             return Ok(verdict.emit(|out| {
                 loop {
@@ -104,36 +105,36 @@ impl Transform for Testing {
                 }
             }));
         }
-        if told(&config.bomb_on) {
+        if matches(&config.bomb_on) {
             let mut hoard = Vec::new();
             loop {
                 hoard.push(vec![1u8; 1 << 20]);
                 std::hint::black_box(&hoard);
             }
         }
-        if told(&config.error_on) {
-            return Err(format!("told to fail by {text}"));
+        if matches(&config.error_on) {
+            return Err(format!("failure requested by {text}"));
         }
-        Ok(if told(&config.drop_on) {
+        Ok(if matches(&config.drop_on) {
             verdict.drop()
-        } else if told(&config.reject_on) {
-            verdict.reject("testing.rejected", &format!("told to reject {text}"))
-        } else if told(&config.duplicate_on) {
+        } else if matches(&config.reject_on) {
+            verdict.reject("testing.rejected", &format!("rejection requested by {text}"))
+        } else if matches(&config.duplicate_on) {
             verdict.emit(|out| {
                 out.record(|_| {});
                 out.record(|parts| _ = parts.port(SIDE));
             })
-        } else if told(&config.emit_none_on) {
+        } else if matches(&config.emit_none_on) {
             verdict.emit(|_| {})
-        } else if told(&config.port_on) {
+        } else if matches(&config.port_on) {
             verdict.pass_to(SIDE)
-        } else if told(&config.upper_on) {
+        } else if matches(&config.upper_on) {
             verdict.value(text.to_uppercase().as_bytes())
-        } else if told(&config.rekey_on) {
+        } else if matches(&config.rekey_on) {
             verdict.replace(|parts| {
                 parts.key(Some(b"k")).headers([("h", Some(&b"v"[..]))]).timestamp(1);
             })
-        } else if told(&config.tombstone_on) {
+        } else if matches(&config.tombstone_on) {
             verdict.replace(|parts| _ = parts.value(None))
         } else {
             verdict.pass()

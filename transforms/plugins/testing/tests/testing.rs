@@ -1,4 +1,4 @@
-//! The testing plugin under the SDK's mock host: the verdicts that do not end the process.
+//! Tests the `testing` plugin with the SDK's mock host: the actions that do not end the process.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,7 +8,7 @@ use trunkline_plugin::host::Level;
 use trunkline_plugin::testing::{Input, MockHost, Outcome};
 
 #[test]
-fn it_does_what_it_is_told() {
+fn actions_are_performed_on_their_texts() {
     let config = json!({
         "drop_on": "d", "reject_on": "r", "duplicate_on": "2", "port_on": "p", "upper_on": "u", "rekey_on": "k",
         "tombstone_on": "t", "emit_none_on": "0", "log_on": "l", "error_on": "e", "flush": "last",
@@ -34,12 +34,12 @@ fn it_does_what_it_is_told() {
         (vec![(Level::Info, "saw l".to_owned())], 1, vec![1.0])
     );
     assert_eq!(outcomes[9].passed().unwrap().record, Input::value("x"));
-    assert_eq!(host.process(&[Input::value("e")]), Err("told to fail by e".to_owned()));
+    assert_eq!(host.process(&[Input::value("e")]), Err("failure requested by e".to_owned()));
     assert_eq!(host.flush().unwrap()[0].text(), Some("last"));
 }
 
 #[test]
-#[should_panic(expected = "told to trap by a poison b")]
-fn it_traps() {
+#[should_panic(expected = "panic requested by a poison b")]
+fn trap_on_panics() {
     let _ = MockHost::<Testing>::start(json!({ "trap_on": "poison" })).unwrap().process(&[Input::value("a poison b")]);
 }

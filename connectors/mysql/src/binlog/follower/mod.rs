@@ -1,11 +1,13 @@
-//! From events to records, one transaction after the other.
+//! Turns events into records, transaction by transaction.
 //!
-//! The position moves in two ways: at the end of a transaction, which then is *done*, and within one, by counting its rows events and the
-//! rows of the one that is open. A batch may end anywhere; after a restart the server sends the open transaction again, and what was
-//! handed out of it is passed over.
+//! The position advances at the end of a transaction, which then is *processed*, and within a
+//! transaction by a count of its rows events and of the rows of the current one. A batch may end
+//! anywhere: after a restart the server sends the unfinished transaction again, and the follower
+//! skips the processed part.
 //!
-//! A distributed transaction (XA) comes in two: its rows when it is prepared, and later whether they count. They are held until then, and the
-//! prepared half does not become done before: after a restart the server sends it again. Without GTIDs that cannot be said to it, so there a
+//! An XA transaction has two halves: its rows when it is prepared, and later its outcome. The
+//! follower holds the rows until the outcome, and the prepared half is not processed before it, so
+//! the server sends it again after a restart. Without GTIDs the follower cannot request that, so a
 //! prepared transaction stops the source.
 
 mod rows;
@@ -16,44 +18,47 @@ use std::sync::Arc;
 
 use trunkline_connector::{Error, Result, SourceBatch};
 
-use super::event::Event;
-use super::events::{Begins, Meaning, RowsKind, Statement};
-use super::tables::{Mapped, Tables};
-use crate::charset::Charsets;
-use crate::config::{DDL_PORT, MysqlOptions, Snapshot as When, TRANSACTION_PORT};
-use crate::connect;
+use super::parse::{ParsedEvent, RowsKind, Statement, TransactionStart};
+use super::table_cache::{MappedTable, TableCache};
+use crate::config::{DDL_PORT, MysqlOptions, TRANSACTION_PORT};
+use crate::connection::dialect::Dialect;
+use crate::connection::server_info::ServerInfo;
 use crate::decode::Malformed;
-use crate::emit::{Emitter, Origin};
+use crate::format::envelope::{Emitter, SourceBlock};
+use crate::format::schemas::{definition_schema, marker_schema};
+use crate::format::transaction_metadata::{MarkerFormat, TransactionMetadata};
 use crate::gtid::Gtid;
-use crate::marks::{self, MarkerStyle, Marks};
-use crate::position::{Part, Place, StreamPosition};
-use crate::server::{Gtids, Server};
-use crate::snapshot::progress::Progress;
-use crate::table::{Column, Style, definition_schema};
+use crate::position::{BinlogPosition, PartialTransaction, StreamPosition, StreamState};
+use crate::replication::event_frame::Event;
+use crate::schema::charset::Charsets;
+use crate::schema::table_name::TableName;
+use crate::schema::types::Column;
+use crate::snapshot::tracker::SnapshotTracker;
 
 /// Follows the binlog.
 pub(crate) struct Follower {
     options: Arc<MysqlOptions>,
-    server: Server,
-    tables: Tables,
+    server: ServerInfo,
+    tables: TableCache,
     pub(crate) emitter: Emitter,
     pub(crate) position: StreamPosition,
-    /// How far the binlog has been read: the end of the last event.
-    reached: Place,
-    /// The end of the last transaction that came from this server since the source opened.
-    pub(crate) ended: Place,
+    /// The end of the last event.
+    reached: BinlogPosition,
+    /// The end of the last transaction since the source opened.
+    last_end: BinlogPosition,
     transaction: Option<Transaction>,
-    /// Rows to be handed out before the next event is looked at.
+    /// Rows events to emit before the next event.
     rows: VecDeque<OpenRows>,
-    /// The transaction is over when they are handed out.
-    ends: bool,
-    /// GTIDs that are done with it: of the prepared half of a distributed transaction.
-    also_done: Vec<Gtid>,
-    /// Prepared transactions by their id.
-    held: HashMap<Vec<u8>, Held>,
-    /// The output port of changes of definitions and the id of their schema, if they are handed out.
+    /// The transaction ends when they are emitted.
+    ends_after_rows: bool,
+    /// GTIDs that become processed with the transaction: those of prepared halves.
+    prepared_gtids: Vec<Gtid>,
+    /// Prepared XA transactions by their id.
+    prepared_xa: HashMap<Vec<u8>, PreparedXa>,
+    /// The output port of schema changes and the id of their schema, with `ddl`.
     ddl: Option<(u16, String)>,
-    /// When the transaction was written that was read last, until somebody asks (microseconds since the Unix epoch).
+    /// The time of the last transaction that started, until the caller takes it (microseconds since
+    /// the Unix epoch).
     pub(crate) written_at: Option<u64>,
 }
 
@@ -63,167 +68,182 @@ struct Transaction {
     /// Milliseconds since the Unix epoch.
     committed_at: i64,
     thread: Option<u32>,
-    /// The statement whose rows come, if it is told.
+    /// The statement of the next rows, if known.
     query: Option<Arc<str>>,
-    /// Its BEGIN has come.
-    begun: bool,
-    /// All of it was handed out before a restart.
-    comes_again: bool,
-    /// Rows events so far.
+    /// BEGIN was read.
+    has_begun: bool,
+    /// The transaction was processed before a restart.
+    already_processed: bool,
+    /// The number of rows events so far.
     events: u64,
-    /// What is to be passed over: it was handed out before a restart.
-    skip: Option<Part>,
-    /// Its id, while it is the first half of a distributed one.
+    /// The part that was processed before a restart.
+    skip: Option<PartialTransaction>,
+    /// The id of the XA transaction whose prepared half this is.
     xa: Option<Vec<u8>>,
 }
 
-/// A rows event that is being handed out.
+/// A rows event whose rows are being emitted.
 struct OpenRows {
     event: Event,
-    mapped: Arc<Mapped>,
+    mapped: Arc<MappedTable>,
     kind: RowsKind,
     query: Option<Arc<str>>,
-    /// Which rows event of its transaction.
+    /// The number of rows events before it in the transaction.
     index: u64,
-    /// Where the next row begins.
+    /// The offset of the next row.
     at: usize,
-    /// Rows before it.
+    /// The number of rows before it.
     row: u64,
-    origin: Option<Origin>,
+    source_block: Option<SourceBlock>,
 }
 
-struct Held {
+struct PreparedXa {
     gtid: Option<Gtid>,
     rows: Vec<OpenRows>,
 }
 
 impl Follower {
-    pub(crate) fn new(options: Arc<MysqlOptions>, server: Server, position: StreamPosition) -> Result<Self> {
+    pub(crate) fn new(options: Arc<MysqlOptions>, server: ServerInfo, position: StreamPosition) -> Result<Self> {
         let mut emitter = Emitter::new(options.tombstones);
         if let Some(port) = options.port(TRANSACTION_PORT) {
-            emitter.mark_transactions(MarkerStyle { port, schema: marks::schema()?.id().to_string() });
+            emitter.enable_transaction_markers(MarkerFormat { port, schema: marker_schema()?.id().to_string() });
         }
         let ddl = match options.port(DDL_PORT) {
             Some(port) => Some((port, definition_schema()?.id().to_string())),
             None => None,
         };
         Ok(Self {
-            tables: Tables::new(Style::of(&options), server.gtids == Gtids::MariaDb),
+            tables: TableCache::new(Arc::clone(&options), server.flavor.dialect()),
             emitter,
             ddl,
-            reached: Place::default(),
-            ended: Place::default(),
+            reached: BinlogPosition::default(),
+            last_end: BinlogPosition::default(),
             position,
             server,
             options,
             transaction: None,
             rows: VecDeque::new(),
-            ends: false,
-            also_done: Vec::new(),
-            held: HashMap::new(),
+            ends_after_rows: false,
+            prepared_gtids: Vec::new(),
+            prepared_xa: HashMap::new(),
             written_at: None,
         })
     }
 
-    /// How far the binlog has been read.
-    pub(crate) fn reached(&self) -> &Place {
+    /// The end of the last event.
+    pub(crate) fn reached(&self) -> &BinlogPosition {
         &self.reached
     }
 
-    /// How the server numbers transactions.
-    pub(crate) fn gtids(&self) -> Gtids {
-        self.server.gtids
+    /// The state of the stream, as a snapshot needs it.
+    pub(crate) fn state(&self) -> StreamState<'_> {
+        StreamState {
+            position: &self.position,
+            reached: &self.reached,
+            last_end: &self.last_end,
+            is_between_transactions: self.is_between_transactions(),
+        }
     }
 
-    /// Between two transactions, and nothing of any other is handed out in part.
-    pub(crate) fn is_between(&self) -> bool {
-        self.transaction.is_none() && self.position.part.is_none()
+    /// Whether no transaction is unfinished.
+    pub(crate) fn is_between_transactions(&self) -> bool {
+        self.transaction.is_none() && self.position.partial.is_none()
     }
 
-    /// Are there rows to hand out before the next event?
+    /// Whether rows are to be emitted before the next event.
     pub(crate) fn has_rows(&self) -> bool {
         !self.rows.is_empty()
     }
 
+    fn dialect(&self) -> Dialect {
+        self.server.flavor.dialect()
+    }
+
     fn malformed(&self, what: &str, error: &Malformed) -> Error {
-        let Place { file, pos } = &self.reached;
-        let server = connect::server(&self.options);
+        let BinlogPosition { file, pos } = &self.reached;
+        let server = self.options.connection.server_label();
         Error::data("mysql.malformed", format!("{server}: {what} near {file}:{pos}: {error} (please report this)"))
     }
 
     fn stop(&self, code: &'static str, message: &str) -> Error {
-        let Place { file, pos } = &self.reached;
-        Error::data(code, format!("{} at {file}:{pos}: {message}", connect::server(&self.options)))
+        let BinlogPosition { file, pos } = &self.reached;
+        Error::data(code, format!("{} at {file}:{pos}: {message}", self.options.connection.server_label()))
     }
 
-    /// The database and name of a table that is to be described before this event is taken up.
-    pub(crate) fn asks_for(&self, event: &Event) -> Option<(String, String)> {
+    /// The captured table of a table map.
+    pub(crate) fn mapped_table(&self, event: &Event) -> Option<TableName> {
         const TABLE_MAP: u8 = 19;
-        let is_map = event.header().event_type_raw() == TABLE_MAP;
-        if is_map { self.tables.asks_for(event.data(), &self.options, &self.server.charsets) } else { None }
+        let is_map = event.header().event_type() == TABLE_MAP;
+        if is_map { self.tables.new_table(event.data()) } else { None }
     }
 
-    /// The description that was asked for.
-    pub(crate) fn told(&mut self, full_name: String, columns: &[Column]) {
-        self.tables.told(full_name, columns);
+    /// Whether the follower needs the description of the table before it processes its table map.
+    pub(crate) fn needs_description(&self, event: &Event) -> bool {
+        self.tables.needs_description(event.data(), &self.server.charsets)
+    }
+
+    /// Sets the description of a table.
+    pub(crate) fn set_description(&mut self, name: TableName, columns: &[Column]) {
+        self.tables.set_description(name, columns);
     }
 
     pub(crate) fn charsets(&self) -> Arc<Charsets> {
         Arc::clone(&self.server.charsets)
     }
 
-    /// Takes up an event; its rows are handed out by [`Follower::hand_out`].
-    pub(crate) fn take(&mut self, event: Event, out: &mut SourceBatch, progress: &mut Progress) -> Result<()> {
-        let meaning = Meaning::of(&event).map_err(|error| self.malformed("an event", &error))?;
-        if !matches!(meaning, Meaning::Rotate(..) | Meaning::Heartbeat(_)) {
+    /// Processes an event. [`emit_rows`](Follower::emit_rows) emits its rows.
+    pub(crate) fn process(&mut self, event: Event, out: &mut SourceBatch, tracker: &mut SnapshotTracker) -> Result<()> {
+        let parsed = ParsedEvent::parse(&event).map_err(|error| self.malformed("an event", &error))?;
+        if !matches!(parsed, ParsedEvent::Rotate(..) | ParsedEvent::Heartbeat(_)) {
             self.advance(u64::from(event.header().log_pos()));
         }
-        if self.transaction.as_ref().is_some_and(|transaction| transaction.comes_again) {
-            self.pass_over(&meaning);
+        if self.transaction.as_ref().is_some_and(|transaction| transaction.already_processed) {
+            self.skip_event(&parsed);
             return Ok(());
         }
-        match meaning {
-            Meaning::Rotate(file, pos) => self.reached = Place { file, pos },
-            Meaning::Heartbeat(pos) => self.advance(pos.unwrap_or(0)),
-            Meaning::Begins(begins) => self.begin(begins)?,
-            Meaning::Query(query) => self.query(&query, out, progress)?,
-            Meaning::Commit => self.commit(out),
-            Meaning::TableMap => {
-                let mapped = self.tables.map(event.data(), &self.options, &self.server.charsets)?;
-                if let Some(taken) = mapped.as_ref().and_then(|mapped| mapped.taken.as_ref()) {
-                    out.schemas.push(Arc::clone(&taken.table.schema));
-                    progress.table_seen(&taken.table, self.options.snapshot != When::Never, out)?;
-                }
-            }
-            Meaning::RowsQuery(text) => {
-                if let Some(transaction) = self.transaction.as_mut().filter(|_| self.options.query) {
+        match parsed {
+            ParsedEvent::Rotate(file, pos) => self.reached = BinlogPosition { file, pos },
+            ParsedEvent::Heartbeat(pos) => self.advance(pos.unwrap_or(0)),
+            ParsedEvent::Start(start) => self.start(start)?,
+            ParsedEvent::Query(query) => self.query(&query, out, tracker)?,
+            ParsedEvent::Commit => self.commit(out),
+            ParsedEvent::TableMap => self.map_table(&event, out, tracker)?,
+            ParsedEvent::RowsQuery(text) => {
+                if let Some(transaction) = self.transaction.as_mut().filter(|_| self.options.format.query) {
                     transaction.query = Some(String::from_utf8_lossy(text).into());
                 }
             }
-            Meaning::Rows(kind) => self.open_rows(event, kind)?,
-            Meaning::XaPrepare { whole } => self.prepared(whole, out)?,
-            Meaning::Incident => {
-                return Err(self.stop(
-                    "mysql.incident",
-                    "the server says that events were lost here. Begin anew with a source of another name",
-                ));
+            ParsedEvent::Rows(kind) => self.open_rows(event, kind)?,
+            ParsedEvent::XaPrepare { one_phase } => self.prepare(one_phase, out)?,
+            ParsedEvent::Incident => {
+                let message = "the server lost events here; create a source with another name";
+                return Err(self.stop("mysql.incident", message));
             }
-            Meaning::Payload | Meaning::Nothing => {}
+            ParsedEvent::Payload | ParsedEvent::Other => {}
         }
         Ok(())
     }
 
-    /// Passes over an event of a transaction that is done already; only where it ends matters.
-    fn pass_over(&mut self, meaning: &Meaning<'_>) {
-        let ends = match meaning {
-            Meaning::Rotate(file, pos) => {
-                self.reached = Place { file: file.clone(), pos: *pos };
+    fn map_table(&mut self, event: &Event, out: &mut SourceBatch, tracker: &mut SnapshotTracker) -> Result<()> {
+        let mapped = self.tables.add(event.data(), &self.server.charsets)?;
+        if let Some(captured) = mapped.as_ref().and_then(|mapped| mapped.captured.as_ref()) {
+            out.schemas.push(Arc::clone(&captured.table.schema));
+            tracker.define(&captured.table);
+        }
+        Ok(())
+    }
+
+    /// Skips an event of a transaction that is processed already, up to its end.
+    fn skip_event(&mut self, parsed: &ParsedEvent<'_>) {
+        let ends = match parsed {
+            ParsedEvent::Rotate(file, pos) => {
+                self.reached = BinlogPosition { file: file.clone(), pos: *pos };
                 false
             }
-            Meaning::Commit | Meaning::XaPrepare { .. } => true,
-            Meaning::Query(query) => {
-                let begun = self.transaction.as_ref().is_some_and(|transaction| transaction.begun);
-                !begun || Statement::of(query.text) == Statement::Commit
+            ParsedEvent::Commit | ParsedEvent::XaPrepare { .. } => true,
+            ParsedEvent::Query(query) => {
+                let has_begun = self.transaction.as_ref().is_some_and(|transaction| transaction.has_begun);
+                !has_begun || Statement::parse(query.text) == Statement::Commit
             }
             _ => false,
         };
@@ -232,12 +252,13 @@ impl Follower {
         }
     }
 
-    /// Takes up a position of 32 bits (0: none) within the file.
+    /// Advances to an offset within the file, of which 32 bits are known (0: unknown).
     fn advance(&mut self, pos: u64) {
         if pos == 0 {
             return;
         }
-        // A file passes 4 GiB when one transaction is that large; its events tell only the lower half.
+        // One large transaction can make a file longer than 4 GiB; its events have only the lower
+        // half of their offset.
         const HALF: u64 = 1 << 32;
         let mut full = pos | (self.reached.pos & !(HALF - 1));
         if pos < HALF && full + HALF / 2 < self.reached.pos {
@@ -246,102 +267,103 @@ impl Follower {
         self.reached.pos = self.reached.pos.max(full);
     }
 
-    fn begin(&mut self, begins: Begins) -> Result<()> {
+    fn start(&mut self, start: TransactionStart) -> Result<()> {
         if self.transaction.is_some() {
-            let message = "a transaction begins before the end of the last one has come: events were lost on the way";
+            let message = "a transaction starts before the previous one ended: the connection lost events";
             return Err(self.stop("mysql.lost_events", message));
         }
-        if let (Some(done), Some(gtid)) = (&self.position.done, &begins.gtid)
-            && !done.is_of_kind(gtid)
+        if let (Some(processed), Some(gtid)) = (&self.position.processed, &start.gtid)
+            && !processed.is_of_kind(gtid)
         {
-            return Err(
-                self.malformed("a transaction", &Malformed(format!("{gtid} in the binlog of another kind of server")))
-            );
+            let error = Malformed(format!("the GTID {gtid} in the binlog of another vendor"));
+            return Err(self.malformed("a transaction", &error));
         }
-        self.written_at = Some(begins.written_at);
-        let gtid_text = begins.gtid.as_ref().map(ToString::to_string);
-        let comes_again = begins
-            .gtid
-            .as_ref()
-            .is_some_and(|gtid| self.position.done.as_ref().is_some_and(|done| done.comes_again(gtid)));
-        if let Some(id) = &begins.xa
-            && !comes_again
+        self.written_at = Some(start.written_at);
+        let gtid_text = start.gtid.as_ref().map(ToString::to_string);
+        let already_processed = start.gtid.as_ref().is_some_and(|gtid| {
+            self.position.processed.as_ref().is_some_and(|processed| processed.already_processed(gtid))
+        });
+        if let Some(id) = &start.xa
+            && !already_processed
         {
-            self.held.insert(id.clone(), Held { gtid: None, rows: Vec::new() });
+            self.prepared_xa.insert(id.clone(), PreparedXa { gtid: None, rows: Vec::new() });
         }
-        let skip = self.position.part.clone().filter(|part| self.position.done.is_none() || part.gtid == gtid_text);
-        let committed_at = (begins.committed_at / 1000) as i64;
-        self.emitter.marks = None;
-        if self.emitter.marks_transactions() {
-            let Place { file, pos } = &self.position.place;
+        let partial = self.position.partial.clone();
+        let skip = partial.filter(|partial| self.position.processed.is_none() || partial.gtid == gtid_text);
+        let committed_at = (start.committed_at / 1000) as i64;
+        self.emitter.transaction = None;
+        if self.emitter.has_transaction_markers() {
+            let BinlogPosition { file, pos } = &self.position.end;
             let id = gtid_text.clone().unwrap_or_else(|| format!("file={file},pos={pos}"));
-            // Of what was handed out before there were markers nothing is known: then this transaction has none.
-            let counts = skip.as_ref().map_or(Some(BTreeMap::new()), |part| part.counts.clone());
-            self.emitter.marks = counts.map(|counts| Marks::new(&id, committed_at, counts));
+            // A transaction whose first part was emitted without metadata stays without it.
+            let counts = skip.as_ref().map_or(Some(BTreeMap::new()), |skip| skip.counts.clone());
+            self.emitter.transaction = counts.map(|counts| TransactionMetadata::new(&id, committed_at, counts));
         }
         self.transaction = Some(Transaction {
-            gtid: begins.gtid,
+            gtid: start.gtid,
             gtid_text,
             committed_at,
             thread: None,
             query: None,
-            begun: begins.is_begun,
-            comes_again,
+            has_begun: start.implies_begin,
+            already_processed,
             events: 0,
             skip,
-            xa: begins.xa,
+            xa: start.xa,
         });
         Ok(())
     }
 
-    /// The end of the transaction, once its rows are handed out.
+    /// Ends the transaction, after its rows are emitted.
     fn commit(&mut self, out: &mut SourceBatch) {
         if !self.rows.is_empty() {
-            self.ends = true;
+            self.ends_after_rows = true;
             return;
         }
-        self.ends = false;
+        self.ends_after_rows = false;
         self.emitter.end_transaction(out);
         let gtid = self.transaction.take().and_then(|transaction| transaction.gtid);
-        if let Some(done) = &mut self.position.done {
-            gtid.iter().chain(&self.also_done).for_each(|gtid| done.add(gtid));
+        if let Some(processed) = &mut self.position.processed {
+            gtid.iter().chain(&self.prepared_gtids).for_each(|gtid| processed.add(gtid));
         }
-        self.also_done.clear();
-        self.position.place = self.reached.clone();
-        self.ended = self.reached.clone();
-        self.position.part = None;
+        self.prepared_gtids.clear();
+        self.position.end = self.reached.clone();
+        self.last_end = self.reached.clone();
+        self.position.partial = None;
     }
 
-    fn prepared(&mut self, whole: bool, out: &mut SourceBatch) -> Result<()> {
+    /// Ends the prepared half of an XA transaction.
+    fn prepare(&mut self, one_phase: bool, out: &mut SourceBatch) -> Result<()> {
         let Some(transaction) = &mut self.transaction else { return Ok(()) };
         let Some(id) = transaction.xa.take() else { return Ok(()) };
-        if whole {
-            if let Some(held) = self.held.remove(&id) {
-                self.release(held, out);
+        if one_phase {
+            if let Some(prepared) = self.prepared_xa.remove(&id) {
+                self.release(prepared, out);
             }
             return Ok(());
         }
-        if self.position.done.is_none() {
+        if self.position.processed.is_none() {
             return Err(self.stop(
                 "mysql.xa",
-                "a distributed transaction (XA) is prepared here, and the server has no GTIDs to come back to it by. SET PERSIST gtid_mode = 'ON' \
-                 (in the steps of the manual), and begin anew with a source of another name",
+                "an XA transaction is prepared here, which the source can follow with GTIDs only; SET PERSIST gtid_mode = 'ON' (in \
+                 the steps of MySQL's manual), and create a source with another name",
             ));
         }
-        if let (Some(done), Some(gtid)) = (&mut self.position.done, &transaction.gtid) {
-            done.hold(gtid);
+        if let (Some(processed), Some(gtid)) = (&mut self.position.processed, &transaction.gtid) {
+            processed.hold(gtid);
         }
-        if let Some(held) = self.held.get_mut(&id) {
-            held.gtid = transaction.gtid.take();
+        if let Some(prepared) = self.prepared_xa.get_mut(&id) {
+            prepared.gtid = transaction.gtid.take();
         }
         self.transaction = None;
         Ok(())
     }
 
-    /// The held rows of a distributed transaction become those of the transaction that commits it, and both are done together.
-    fn release(&mut self, held: Held, out: &mut SourceBatch) {
-        self.rows.extend(held.rows);
-        self.also_done.extend(held.gtid);
+    /// Moves the rows of a prepared transaction to the one that commits it. Both become processed
+    /// together.
+    fn release(&mut self, prepared: PreparedXa, out: &mut SourceBatch) {
+        self.rows.extend(prepared.rows);
+        self.prepared_gtids.extend(prepared.gtid);
         self.commit(out);
     }
 }

@@ -1,72 +1,81 @@
-//! Rows events, and the rows of those that are open: a batch may end after any of them.
+//! Rows events. A batch may end after any row.
 
 use trunkline_connector::{Result, SourceBatch};
 
 use super::{Follower, OpenRows};
-use crate::binlog::event::Event;
-use crate::binlog::events::RowsKind;
-use crate::binlog::tables::Taken;
-use crate::columns::Shown;
-use crate::decode::rows::{RowsHead, read_changed_row, read_row};
+use crate::binlog::parse::RowsKind;
+use crate::binlog::table_cache::CapturedTable;
+use crate::decode::rows::{RowsHeader, read_changed_row, read_row};
 use crate::decode::{Bytes, Malformed, Value};
-use crate::emit::{Change, MOST_RECORDS, Op, Origin, OriginParts};
-use crate::marks::Marks;
-use crate::position::Part;
-use crate::snapshot::progress::{Progress, Watch};
-use crate::table::Table;
+use crate::format::envelope::{Change, MAX_RECORDS_PER_CHANGE, Op, SourceBlock, SourceFields};
+use crate::format::table::Table;
+use crate::format::transaction_metadata::TransactionMetadata;
+use crate::position::PartialTransaction;
+use crate::replication::event_frame::Event;
+use crate::schema::column_mode::ColumnMode;
+use crate::snapshot::tracker::{SnapshotTracker, TableMode};
+
+/// What happens to the rows of an event.
+struct RowsPlan {
+    mode: TableMode,
+    /// `skipped_operations` has the operation.
+    is_skipped: bool,
+    /// The number of rows at the start that were processed before a restart; `u64::MAX` for all.
+    skip_rows: u64,
+}
 
 impl Follower {
     pub(super) fn open_rows(&mut self, event: Event, kind: RowsKind) -> Result<()> {
         let images = if kind.op == Op::Update { 2 } else { 1 };
-        let head = RowsHead::read(event.data(), images, kind.extra);
-        let head = head.map_err(|error| self.malformed("a rows event", &error))?;
-        let Some(mapped) = self.tables.get(head.table_id).cloned() else {
-            let error = Malformed(format!("no table map for the number {}", head.table_id));
+        let header = RowsHeader::read(event.data(), images, kind.extra);
+        let header = header.map_err(|error| self.malformed("a rows event", &error))?;
+        let Some(mapped) = self.tables.get(header.table).cloned() else {
+            let error = Malformed(format!("no table map has the number {}", header.table));
             return Err(self.malformed("a rows event", &error));
         };
-        if let Some(taken) = &mapped.taken {
-            self.check(&head, taken)?;
+        if let Some(captured) = &mapped.captured {
+            self.check(&header, captured)?;
         }
         let Some(transaction) = &mut self.transaction else {
-            return Err(self.stop("mysql.lost_events", "rows outside of a transaction"));
+            return Err(self.stop("mysql.lost_events", "rows outside of a transaction: the connection lost events"));
         };
         let index = transaction.events;
         transaction.events += 1;
-        if mapped.taken.is_none() {
+        if mapped.captured.is_none() {
             return Ok(());
         }
         let query = transaction.query.clone();
-        let open = OpenRows { event, mapped, kind, query, index, at: head.rows_at, row: 0, origin: None };
-        match transaction.xa.as_ref().and_then(|id| self.held.get_mut(id)) {
-            Some(held) => held.rows.push(open),
+        let open = OpenRows { event, mapped, kind, query, index, at: header.rows_at, row: 0, source_block: None };
+        match transaction.xa.as_ref().and_then(|id| self.prepared_xa.get_mut(id)) {
+            Some(prepared) => prepared.rows.push(open),
             None => self.rows.push_back(open),
         }
         Ok(())
     }
 
-    /// Refuses images that do not hold the whole row: what is missing in them is nowhere else in the binlog.
-    fn check(&self, head: &RowsHead, taken: &Taken) -> Result<()> {
-        let name = taken.table.full_name();
-        if head.columns != taken.storage.len() {
-            let error =
-                Malformed(format!("{name}: {} columns, {} in its table map", head.columns, taken.storage.len()));
+    /// Rejects incomplete row images: the missing values are nowhere else in the binlog.
+    fn check(&self, header: &RowsHeader, captured: &CapturedTable) -> Result<()> {
+        let name = &captured.table.name;
+        if header.columns != captured.storage.len() {
+            let (columns, mapped) = (header.columns, captured.storage.len());
+            let error = Malformed(format!("{name}: {columns} columns, {mapped} in its table map"));
             return Err(self.malformed("a rows event", &error));
         }
-        if !head.full {
+        if !header.is_full {
+            let fix = self.dialect().set_global("binlog_row_image = 'FULL'");
             let message = format!(
-                "a change of {name} does not hold the whole row (some session set binlog_row_image to MINIMAL or NOBLOB). SET PERSIST binlog_row_image = \
-                 'FULL', keep sessions from changing it, and begin anew with a source of another name"
+                "a change of {name} lacks columns, because a session set binlog_row_image to MINIMAL or NOBLOB; {fix}, prevent \
+                 sessions from changing it, and create a source with another name"
             );
             return Err(self.stop("mysql.row_image", &message));
         }
         Ok(())
     }
 
-    /// Hands out rows of the open events until there are none or the batch is full.
-    pub(crate) fn hand_out(&mut self, out: &mut SourceBatch, progress: &mut Progress) -> Result<()> {
+    /// Emits rows of the open events, until all are emitted or the batch is full.
+    pub(crate) fn emit_rows(&mut self, out: &mut SourceBatch, tracker: &mut SnapshotTracker) -> Result<()> {
         while let Some(mut open) = self.rows.pop_front() {
-            let result = self.hand_out_of(&mut open, out, progress);
-            match result {
+            match self.emit_event(&mut open, out, tracker) {
                 Ok(true) => {}
                 Ok(false) => {
                     self.rows.push_front(open);
@@ -75,34 +84,41 @@ impl Follower {
                 Err(error) => return Err(self.malformed("a row", &error)),
             }
         }
-        if self.ends {
+        if self.ends_after_rows {
             self.commit(out);
         }
         Ok(())
     }
 
-    /// Hands out rows of one event; says whether it was all of them.
-    fn hand_out_of(
+    /// Emits rows of an event. Returns whether it emitted all of them.
+    fn emit_event(
         &mut self,
         open: &mut OpenRows,
         out: &mut SourceBatch,
-        progress: &mut Progress,
+        tracker: &mut SnapshotTracker,
     ) -> Result<bool, Malformed> {
-        let (Some(taken), Some(transaction)) = (&open.mapped.taken, &self.transaction) else { return Ok(true) };
-        let table = &taken.table;
-        let full_name = table.full_name();
-        let watch = progress.watch(&full_name);
-        if let Some(marks) = &mut self.emitter.marks {
-            marks.turn_to(&full_name);
+        let Some(plan) = self.plan_rows(open, tracker) else { return Ok(true) };
+        let first = open.row;
+        let result = self.emit_planned(open, &plan, out, tracker);
+        // After an error too: the batch keeps the rows before it.
+        if open.row > first && open.row >= plan.skip_rows {
+            let (events, rows) = if result == Ok(true) { (open.index + 1, 0) } else { (open.index, open.row) };
+            let counts = self.emitter.transaction.as_mut().map(TransactionMetadata::counts);
+            let gtid = self.transaction.as_ref().and_then(|transaction| transaction.gtid_text.clone());
+            self.position.partial = Some(PartialTransaction { gtid, events, rows, counts });
         }
-        let skipped = self.options.skips(open.kind.op);
-        let pass_over = match &transaction.skip {
-            Some(part) if open.index < part.events => u64::MAX,
-            Some(part) if open.index == part.events => part.rows,
-            _ => 0,
-        };
-        if open.origin.is_none() {
-            let parts = OriginParts {
+        result
+    }
+
+    /// Plans the rows of an event; `None` if the source does not capture its table.
+    fn plan_rows(&mut self, open: &mut OpenRows, tracker: &SnapshotTracker) -> Option<RowsPlan> {
+        let (captured, transaction) = (open.mapped.captured.as_ref()?, self.transaction.as_ref()?);
+        let table = &captured.table;
+        if let Some(metadata) = &mut self.emitter.transaction {
+            metadata.select_table(&table.name);
+        }
+        if open.source_block.is_none() {
+            let fields = SourceFields {
                 name: &self.options.name,
                 committed_at: transaction.committed_at,
                 snapshot: false,
@@ -113,77 +129,97 @@ impl Follower {
                 thread: transaction.thread,
                 query: open.query.as_deref(),
             };
-            open.origin = Some(Origin::new(&parts, table));
+            open.source_block = Some(SourceBlock::new(&fields, table));
         }
-        let Some(origin) = &open.origin else { return Ok(true) };
+        let skip_rows = match &transaction.skip {
+            Some(skip) if open.index < skip.events => u64::MAX,
+            Some(skip) if open.index == skip.events => skip.rows,
+            _ => 0,
+        };
+        let is_skipped = self.options.skips(open.kind.op);
+        Some(RowsPlan { mode: tracker.mode(&table.name), is_skipped, skip_rows })
+    }
+
+    fn emit_planned(
+        &mut self,
+        open: &mut OpenRows,
+        plan: &RowsPlan,
+        out: &mut SourceBatch,
+        tracker: &mut SnapshotTracker,
+    ) -> Result<bool, Malformed> {
+        let (Some(captured), Some(source_block)) = (&open.mapped.captured, &open.source_block) else { return Ok(true) };
+        let table = &captured.table;
         let mut bytes = Bytes::new(&open.event.data()[open.at..]);
         let (mut before, mut after) = (Vec::new(), Vec::new());
-        let first = open.row;
-        let whole = loop {
-            if bytes.is_empty() || pass_over == u64::MAX {
+        let result = loop {
+            if bytes.is_empty() || plan.skip_rows == u64::MAX {
                 break Ok(true);
             }
             let records = out.records.len() + out.rejected.len();
-            if out.is_full() || (records > 0 && records + MOST_RECORDS > out.max_records) {
+            if out.is_full() || (records > 0 && records + MAX_RECORDS_PER_CHANGE > out.max_records) {
                 break Ok(false);
             }
             let mut rest = bytes;
-            let mut read = Ok(());
-            if open.kind.op != Op::Create {
-                read = read_row(&mut rest, &taken.storage, &mut before);
-            }
-            if open.kind.op != Op::Delete {
-                read = read.and_then(|()| {
-                    if open.kind.partial {
-                        read_changed_row(&mut rest, &taken.storage, &before, &mut after)
-                    } else {
-                        read_row(&mut rest, &taken.storage, &mut after)
-                    }
-                });
-            }
-            let left_out = skipped
+            let mut result = read_images(&mut rest, open.kind, captured, &mut before, &mut after);
+            let is_new = open.row >= plan.skip_rows && plan.mode != TableMode::Suppress;
+            let is_dropped = plan.is_skipped
+                || plan.mode == TableMode::Unreadable
                 || self.options.skip_unchanged && open.kind.op == Op::Update && is_unchanged(table, &before, &after);
-            if open.row >= pass_over && watch != Watch::Suppress && left_out && read.is_ok() {
-                // Its key is not noted either: the row of a chunk is then all that comes of it.
+            if is_new && is_dropped && result.is_ok() {
+                // The key is not tracked, so a row of a chunk remains the only record of it.
                 out.dropped += 1;
-            } else if open.row >= pass_over && watch != Watch::Suppress {
+            } else if is_new {
                 let change = Change {
                     op: open.kind.op,
                     before: (open.kind.op != Op::Create).then_some(before.as_slice()),
                     after: (open.kind.op != Op::Delete).then_some(after.as_slice()),
                     row: open.row,
                 };
-                let touched = |key: &[u8]| {
-                    if watch == Watch::Record {
-                        progress.touched(key);
+                let on_key = |key: &[u8]| {
+                    if plan.mode == TableMode::EmitAndTrack {
+                        tracker.key_changed(key);
                     }
                 };
-                read = read.and_then(|()| self.emitter.change(out, table, origin, change, touched));
+                result = result.and_then(|()| self.emitter.change(out, table, source_block, change, on_key));
             }
-            if let Err(error) = read {
+            if let Err(error) = result {
                 break Err(error);
             }
             if rest.rest().len() == bytes.rest().len() {
-                // Of a table without columns, which does not exist: there would be no end of them.
-                break Err(Malformed::new("a row of no bytes"));
+                // A table without columns does not exist. Such rows would never end.
+                break Err(Malformed::new("a row is empty"));
             }
             bytes = rest;
             open.row += 1;
         };
         open.at = open.event.data().len() - bytes.rest().len();
-        // After an error too: what was handed out before it is kept.
-        if open.row > first && open.row >= pass_over {
-            let (events, rows) = if whole == Ok(true) { (open.index + 1, 0) } else { (open.index, open.row) };
-            let counts = self.emitter.marks.as_mut().map(Marks::counts);
-            self.position.part = Some(Part { gtid: transaction.gtid_text.clone(), events, rows, counts });
-        }
-        whole
+        result
     }
 }
 
-/// Is nothing that is written of a row different?
+/// Reads the images of the next row.
+fn read_images<'a>(
+    bytes: &mut Bytes<'a>,
+    kind: RowsKind,
+    captured: &CapturedTable,
+    before: &mut Vec<Value<'a>>,
+    after: &mut Vec<Value<'a>>,
+) -> Result<(), Malformed> {
+    if kind.op != Op::Create {
+        read_row(bytes, &captured.storage, before)?;
+    }
+    if kind.op != Op::Delete {
+        match kind.partial {
+            true => read_changed_row(bytes, &captured.storage, before, after)?,
+            false => read_row(bytes, &captured.storage, after)?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether the included columns of a row are unchanged.
 fn is_unchanged(table: &Table, before: &[Value<'_>], after: &[Value<'_>]) -> bool {
     let columns = table.columns.iter().zip(before.iter().zip(after));
-    // JSON given as differences has some: it is not the same as what it is made of.
-    columns.filter(|(column, _)| column.shown != Shown::LeftOut).all(|(_, (before, after))| before == after)
+    // JSON encoded as differences has changed, so it must not equal its before image.
+    columns.filter(|(column, _)| column.mode != ColumnMode::Exclude).all(|(_, (before, after))| before == after)
 }

@@ -1,0 +1,107 @@
+//! What a sink connector implements.
+//!
+//! A connector formats records and calls its destination. The runtime owns everything else:
+//! batching, timers, retry with backoff, memory, order, and the Kafka transactions that move the
+//! consumer offsets. A connector chooses the kind that fits its destination ([`Sink`]):
+//!
+//! | kind | for | what the author writes |
+//! |---|---|---|
+//! | [`IdempotentSink`] | destinations where a repeated write changes nothing: a search index with document ids, an HTTP endpoint | one method, `deliver` |
+//! | [`TwoPhaseSink`] | destinations that can hold data back until it is complete: object stores, staged warehouse loads | `write`, `seal`, `prepare`, `commit`, `abort` |
+//!
+//! `docs/connectors/writing-a-sink.md` walks through an example of each kind
+//! (`connectors/api/examples`).
+
+mod commit_policy;
+mod idempotent;
+mod two_phase;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::budget::MemoryBudget;
+use crate::config::{OptionSpec, Section};
+use crate::error::Result;
+use crate::schema::{Schema, SchemaId};
+
+pub use commit_policy::{Buffered, CommitPolicy};
+pub use idempotent::{Delivery, IdempotentSink, InFlight, PartitionRecords, PendingRecord, RecordIndex};
+pub use two_phase::{ErasedTwoPhaseSink, SinkWriter, TwoPhaseSink};
+
+/// A kind of sink, as the registry lists it.
+pub trait SinkConnector: Send + Sync {
+    /// Its name in pipeline files: `connector = "name"`.
+    fn name(&self) -> &'static str;
+
+    /// Declares the connector's own options; the runtime adds those that all sinks share.
+    fn options(&self) -> &'static [OptionSpec];
+
+    /// Reads the component's section and adds every problem to its report; returns `None` if there
+    /// was one. `template_variables` are the names after `@` that templates may use for records of
+    /// this sink's inputs. Does not contact the destination.
+    fn configure(&self, section: &Section<'_>, template_variables: &[&str]) -> Option<Box<dyn SinkSpec>>;
+}
+
+/// A configured sink. The runtime opens it once for each task, and again after a failure.
+pub trait SinkSpec: Send + Sync {
+    /// Connects, and checks that the destination can be written to.
+    fn open(&self, context: SinkContext) -> Result<Sink>;
+
+    /// The defaults of the option `commit = { bytes, records, age, idle }`, which the runtime
+    /// parses and applies.
+    fn commit_policy(&self) -> CommitPolicy {
+        CommitPolicy::default()
+    }
+}
+
+/// A running sink, by the way in which its destination makes writes safe to repeat.
+pub enum Sink {
+    /// Repeated deliveries change nothing at the destination (I2 c).
+    Idempotent(Box<dyn IdempotentSink>),
+    /// Output becomes visible in a second step, which may be repeated (I2 a).
+    TwoPhase(Box<dyn ErasedTwoPhaseSink>),
+}
+
+/// What a sink is opened with.
+pub struct SinkContext {
+    /// `{pipeline}.{sink}`, unique in the cluster: names scratch files, marks objects.
+    pub name: String,
+    /// The process-wide byte budget (I6); the runtime reserves [`SinkWriter::memory_bytes`] from
+    /// it.
+    pub budget: MemoryBudget,
+    /// For connectors that speak to servers; a sink's thread may block on it.
+    pub runtime: tokio::runtime::Handle,
+    /// Scratch space of this task, empty at start; nothing in it is needed after a restart.
+    pub scratch: PathBuf,
+    /// Looks up a schema by the id in a record's header `trunkline.schema`.
+    pub schemas: Arc<dyn SchemaLookup>,
+}
+
+/// Finds published schemas.
+pub trait SchemaLookup: Send + Sync {
+    /// The schema with this id; `Ok(None)` if no such schema was ever published. May block to read
+    /// recently published schemas.
+    fn schema(&self, id: SchemaId) -> Result<Option<Arc<Schema>>>;
+}
+
+/// A partition of a topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition.
+    pub partition: i32,
+}
+
+impl TopicPartition {
+    /// The partition of a topic.
+    pub fn new(topic: impl Into<Arc<str>>, partition: i32) -> Self {
+        Self { topic: topic.into(), partition }
+    }
+}
+
+impl std::fmt::Display for TopicPartition {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}-{}", self.topic, self.partition)
+    }
+}

@@ -1,0 +1,64 @@
+//! Sink connector `elasticsearch`: documents in Elasticsearch 7 to 9 and OpenSearch 1 to 3, each
+//! indexed once.
+//!
+//! A delivery becomes one or more `_bulk` requests. Every document has an id that is the same in
+//! each delivery of its record, and documents that change have external versions, so repeated and
+//! reordered deliveries change nothing ([`trunkline_connector::IdempotentSink`]).
+//!
+//! In the order in which a record passes them:
+//!
+//! | file | subject |
+//! |---|---|
+//! | `config` | options |
+//! | `server` | product and version of the server, data streams: what is checked when the sink is opened |
+//! | `change_event` | Debezium's envelope |
+//! | `document` | a record to an operation: index, id, version, document |
+//! | `bulk_body` | the records of a delivery to the bodies of requests |
+//! | `client` | nodes, authentication, requests |
+//! | `bulk_answer` | the server's answer to the outcome of each document |
+//! | `sink` | the running sink: sends, splits, decides |
+
+mod bulk_answer;
+mod bulk_body;
+mod change_event;
+mod client;
+mod config;
+mod document;
+mod server;
+mod sink;
+
+use trunkline_connector::config::{OptionSpec, Section};
+use trunkline_connector::{Result, Sink, SinkConnector, SinkContext, SinkSpec};
+
+use client::Client;
+use config::Config;
+
+/// The connector `elasticsearch`.
+pub struct ElasticsearchConnector;
+
+impl SinkConnector for ElasticsearchConnector {
+    fn name(&self) -> &'static str {
+        "elasticsearch"
+    }
+
+    fn options(&self) -> &'static [OptionSpec] {
+        config::OPTIONS
+    }
+
+    fn configure(&self, section: &Section<'_>, template_variables: &[&str]) -> Option<Box<dyn SinkSpec>> {
+        Config::read(section, template_variables)
+            .map(|config| Box::new(ElasticsearchSpec { config }) as Box<dyn SinkSpec>)
+    }
+}
+
+struct ElasticsearchSpec {
+    config: Config,
+}
+
+impl SinkSpec for ElasticsearchSpec {
+    fn open(&self, context: SinkContext) -> Result<Sink> {
+        let client = Client::new(&self.config.client)?;
+        context.runtime.block_on(server::check(&client, &self.config.documents))?;
+        Ok(Sink::Idempotent(Box::new(sink::SearchSink::new(client, &self.config, context.runtime))))
+    }
+}

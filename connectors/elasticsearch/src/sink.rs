@@ -1,0 +1,167 @@
+//! The running sink: sends the records of a delivery and decides about each of them by the server's
+//! answer.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use trunkline_connector::{Delivery, Error, IdempotentSink, InFlight, Reason, Result, Retry};
+
+use crate::bulk_answer::{self, ItemOutcome};
+use crate::bulk_body::BulkBody;
+use crate::client::{CALL_LIMIT, Client, NoAnswer, Response};
+use crate::config::{Config, DocumentOptions};
+
+/// A request of this size whose connection is closed may have been over the size limit of the
+/// server.
+const MAYBE_TOO_LARGE: usize = 1 << 20;
+
+/// The longest wait that a server may ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// A running sink.
+pub(crate) struct SearchSink {
+    client: Client,
+    documents: DocumentOptions,
+    request_bytes: usize,
+    in_flight: usize,
+    runtime: Handle,
+}
+
+/// What the server did with a request.
+enum Sent {
+    /// One outcome for each document.
+    Answered(Vec<ItemOutcome>),
+    /// The server refused the request as a whole, and none of its documents was written.
+    Refused(Reason),
+}
+
+impl SearchSink {
+    pub(crate) fn new(client: Client, config: &Config, runtime: Handle) -> Self {
+        Self {
+            client,
+            documents: config.documents.clone(),
+            request_bytes: config.request_bytes,
+            in_flight: config.in_flight,
+            runtime,
+        }
+    }
+
+    fn send(&self, body: &BulkBody, operations: &Range<usize>, deadline: Instant) -> Result<Sent> {
+        let bytes = body.body(operations);
+        let len = bytes.len();
+        match self.runtime.block_on(self.client.bulk(bytes, deadline)) {
+            Ok(response) => interpret(&response, operations.len(), len),
+            Err(NoAnswer { error, closed }) if closed && operations.len() > 1 && len >= MAYBE_TOO_LARGE => {
+                tracing::debug!(%error, bytes = len, "sending the request in two halves");
+                Ok(Sent::Refused(Reason::new(error.code, error.message())))
+            }
+            Err(NoAnswer { error, .. }) => Err(error),
+        }
+    }
+}
+
+impl IdempotentSink for SearchSink {
+    fn deliver(&self, delivery: &mut Delivery) -> Result<()> {
+        let deadline = Instant::now() + CALL_LIMIT;
+        let (body, decided) = BulkBody::encode(&self.documents, delivery);
+        for record in decided.superseded {
+            delivery.acknowledge(record);
+        }
+        for (record, reason) in decided.rejected {
+            delivery.reject(record, reason);
+        }
+        let mut requests = body.requests(self.request_bytes);
+        requests.reverse();
+        while let Some(operations) = requests.pop() {
+            if Instant::now() >= deadline {
+                return Err(Error::external(
+                    "elasticsearch.slow",
+                    format!("the server took more than {CALL_LIMIT:?} for a delivery; the rest is sent again"),
+                ));
+            }
+            match self.send(&body, &operations, deadline)? {
+                Sent::Answered(outcomes) => decide(delivery, &body, operations, outcomes)?,
+                Sent::Refused(_) if operations.len() > 1 => {
+                    let middle = operations.start + operations.len() / 2;
+                    requests.push(middle..operations.end);
+                    requests.push(operations.start..middle);
+                }
+                Sent::Refused(reason) => delivery.reject(body.record(operations.start), reason),
+            }
+        }
+        Ok(())
+    }
+
+    /// Several deliveries of a topic partition may be in flight, and a retry may send a document
+    /// after a later one of the same id. This is safe because the server decides by version, not by
+    /// arrival:
+    ///
+    /// - An id from the offset belongs to one record, so every write of it has the same content.
+    /// - Any other id has an external version: the server refuses a version that is not newer
+    ///   (409), which counts as delivered.
+    /// - In a data stream a document is only created: the second attempt is refused (409), which
+    ///   counts as delivered.
+    fn in_flight(&self) -> InFlight {
+        InFlight { deliveries: self.in_flight, per_partition: self.in_flight }
+    }
+}
+
+/// Decides about the documents of an answered request. An error means that some of them must be
+/// sent again.
+fn decide(
+    delivery: &mut Delivery,
+    body: &BulkBody,
+    operations: Range<usize>,
+    outcomes: Vec<ItemOutcome>,
+) -> Result<()> {
+    let total = outcomes.len();
+    let (mut undecided, mut first_error) = (0, None);
+    for (operation, outcome) in operations.zip(outcomes) {
+        let record = body.record(operation);
+        if let Some(error) = outcome.error() {
+            undecided += 1;
+            first_error.get_or_insert(error);
+        }
+        match outcome {
+            ItemOutcome::Done => delivery.acknowledge(record),
+            ItemOutcome::Rejected(reason) => delivery.reject(record, reason),
+            ItemOutcome::Busy(_) | ItemOutcome::Blocked { .. } => {}
+        }
+    }
+    match first_error {
+        Some(error) => Err(error.context(format!("{undecided} of {total} documents were not written"))),
+        None => Ok(()),
+    }
+}
+
+/// The meaning of an answer to a request of `documents` documents in `bytes` bytes.
+fn interpret(response: &Response, documents: usize, bytes: usize) -> Result<Sent> {
+    let retry = response.retry_after().map_or(Retry::Backoff, |after| Retry::After(after.min(MAX_RETRY_AFTER)));
+    let external = |code, advice: &str| Err(Error::external(code, response.describe() + advice).retry(retry));
+    match response.status.as_u16() {
+        200 => bulk_answer::read(&response.body, documents).map(Sent::Answered).map_err(|problem| {
+            Error::external(
+                "elasticsearch.bad_answer",
+                format!("{}: {problem}; the documents are sent again", response.node),
+            )
+        }),
+        413 => {
+            let reason = format!(
+                "{}: the document has {bytes} bytes; raise the server's `http.max_content_length`, or the limit of the proxy before it",
+                response.describe()
+            );
+            Ok(Sent::Refused(Reason::new("elasticsearch.too_large", reason)))
+        }
+        400 => Ok(Sent::Refused(Reason::new("elasticsearch.refused", response.describe()))),
+        429 => external("elasticsearch.busy", ""),
+        // Not an error that stops the sink: it continues as soon as the right is given back.
+        401 => external("elasticsearch.unauthorized", "; check `username` and `password`, or `api_key`"),
+        403 => external(
+            "elasticsearch.forbidden",
+            "; give the user or API key the index privileges `create_index` and `write` (OpenSearch: `crud` and `create_index`)",
+        ),
+        404 | 405 => external("elasticsearch.not_a_search_server", "; check `url`, also its path"),
+        _ => external("elasticsearch.unavailable", ""),
+    }
+}

@@ -1,0 +1,217 @@
+//! A server that breaks chosen requests. Its answers without a fault are those of OpenSearch 2.19,
+//! as recorded in `bulk_answer`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+/// What happens to one `_bulk` request.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// No fault.
+    None,
+    /// Each document whose `n` is in the list is answered with this status, and not written.
+    Items(u16, &'static str, Vec<i64>),
+    /// The request is answered with this status, perhaps with `Retry-After`, and nothing is
+    /// written.
+    Whole(u16, Option<u64>),
+    /// All is written, and the connection is closed without an answer.
+    DropReply,
+    /// All is written, and the answer ends in its middle.
+    CutReply,
+}
+
+#[derive(Default)]
+struct State {
+    /// Versions and documents by id. A version of -1: the document was deleted.
+    documents: BTreeMap<String, (i64, Value)>,
+    faults: VecDeque<Fault>,
+    /// Faults from here on are this one.
+    always: Option<Fault>,
+    /// Documents and unpacked bytes of each request.
+    requests: Vec<(usize, usize)>,
+    /// Larger requests are answered with 413.
+    max_bytes: Option<usize>,
+    /// Requests with a document of this `n` are answered with 400.
+    malformed: Option<i64>,
+    headers: Vec<String>,
+}
+
+/// A running fake server; it ends with the process.
+#[derive(Clone)]
+pub struct Fake {
+    pub address: String,
+    state: Arc<Mutex<State>>,
+}
+
+impl Fake {
+    pub fn start() -> Self {
+        Self::share(&Arc::default())
+    }
+
+    /// Another node of the same cluster.
+    pub fn another_node(&self) -> Self {
+        Self::share(&self.state)
+    }
+
+    fn share(state: &Arc<Mutex<State>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let state = Arc::clone(state);
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (shared, stream) = (Arc::clone(&shared), stream.unwrap());
+                std::thread::spawn(move || serve(stream, &shared));
+            }
+        });
+        Self { address, state }
+    }
+
+    pub fn fault(&self, fault: Fault) {
+        self.state.lock().unwrap().faults.push_back(fault);
+    }
+
+    /// From now on, all requests have this fault.
+    pub fn always(&self, fault: Option<Fault>) {
+        self.state.lock().unwrap().always = fault;
+    }
+
+    pub fn limit_bytes(&self, bytes: usize) {
+        self.state.lock().unwrap().max_bytes = Some(bytes);
+    }
+
+    pub fn refuse_requests_with(&self, n: i64) {
+        self.state.lock().unwrap().malformed = Some(n);
+    }
+
+    /// The numbers `n` of the documents, in order.
+    pub fn numbers(&self) -> Vec<i64> {
+        let state = self.state.lock().unwrap();
+        let mut numbers: Vec<i64> =
+            state.documents.values().filter_map(|(_, document)| document["n"].as_i64()).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Documents of each request so far.
+    pub fn requests(&self) -> Vec<usize> {
+        self.state.lock().unwrap().requests.iter().map(|(documents, _)| *documents).collect()
+    }
+
+    /// Headers of the last request, in lower case.
+    pub fn headers(&self) -> Vec<String> {
+        self.state.lock().unwrap().headers.clone()
+    }
+}
+
+/// Answers the requests of one connection until one side closes it.
+fn serve(stream: TcpStream, state: &Mutex<State>) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut writer = stream;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+            return;
+        }
+        let is_bulk = line.split(' ').nth(1).unwrap().starts_with("/_bulk?");
+        let mut headers = Vec::new();
+        loop {
+            let mut header = String::new();
+            reader.read_line(&mut header).unwrap();
+            match header.trim() {
+                "" => break,
+                header => headers.push(header.to_lowercase()),
+            }
+        }
+        let value = |name: &str| headers.iter().find_map(|header| header.strip_prefix(name)).map(str::trim);
+        let mut body = vec![0; value("content-length:").map_or(0, |length| length.parse().unwrap())];
+        reader.read_exact(&mut body).unwrap();
+        if value("content-encoding:") == Some("gzip") {
+            let mut unpacked = Vec::new();
+            flate2::read::GzDecoder::new(body.as_slice()).read_to_end(&mut unpacked).unwrap();
+            body = unpacked;
+        }
+        let mut state = state.lock().unwrap();
+        state.headers = headers;
+        let (status, extra, answer) = match is_bulk {
+            true => match state.bulk(&String::from_utf8(body).unwrap()) {
+                Some(answer) => answer,
+                None => return,
+            },
+            false => {
+                (200, String::new(), json!({"version": {"distribution": "opensearch", "number": "2.19.1"}}).to_string())
+            }
+        };
+        drop(state);
+        let cut = answer.ends_with("...");
+        let length = answer.len() + if cut { 100 } else { 0 };
+        let head = format!("HTTP/1.1 {status} X\r\n{extra}Content-Length: {length}\r\n\r\n");
+        if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(answer.as_bytes())).is_err() || cut {
+            return;
+        }
+    }
+}
+
+impl State {
+    /// Status, headers and body; `None` closes the connection.
+    fn bulk(&mut self, body: &str) -> Option<(u16, String, String)> {
+        let mut operations = Vec::new();
+        let mut lines = body.lines();
+        while let Some(action) = lines.next() {
+            let action: Value = serde_json::from_str(action).unwrap();
+            let (kind, meta) = action.as_object().unwrap().iter().next().unwrap();
+            let document =
+                if kind == "delete" { Value::Null } else { serde_json::from_str(lines.next().unwrap()).unwrap() };
+            operations.push((kind.clone(), meta.clone(), document));
+        }
+        self.requests.push((operations.len(), body.len()));
+        if self.max_bytes.is_some_and(|limit| body.len() > limit) {
+            return Some((413, String::new(), String::new()));
+        }
+        if self.malformed.is_some_and(|n| operations.iter().any(|(_, _, document)| document["n"] == n)) {
+            let error =
+                json!({"error": {"type": "illegal_argument_exception", "reason": "Malformed action/metadata line"}});
+            return Some((400, String::new(), error.to_string()));
+        }
+        let fault = self.always.clone().or_else(|| self.faults.pop_front()).unwrap_or(Fault::None);
+        if let Fault::Whole(status, retry_after) = fault {
+            let extra = retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
+            return Some((status, extra, String::new()));
+        }
+        let items: Vec<Value> = operations
+            .into_iter()
+            .map(|(kind, meta, document)| json!({&kind: self.apply(&kind, &meta, document, &fault)}))
+            .collect();
+        let answer = json!({"errors": true, "items": items}).to_string();
+        match fault {
+            Fault::DropReply => None,
+            Fault::CutReply => Some((200, String::new(), format!("{}...", &answer[..answer.len() / 2]))),
+            _ => Some((200, String::new(), answer)),
+        }
+    }
+
+    fn apply(&mut self, kind: &str, meta: &Value, document: Value, fault: &Fault) -> Value {
+        if let Fault::Items(status, name, numbers) = fault
+            && document["n"].as_i64().is_some_and(|n| numbers.contains(&n))
+        {
+            return json!({"status": status, "error": {"type": name, "reason": "as the test asked"}});
+        }
+        let id = meta["_id"].as_str().unwrap().to_owned();
+        let known = self.documents.get(&id).map(|(version, _)| *version);
+        let version = meta["version"].as_i64();
+        let conflict = match (kind, version, known) {
+            ("create", _, Some(_)) => true,
+            (_, Some(version), Some(known)) => version <= known,
+            _ => false,
+        };
+        if conflict {
+            return json!({"status": 409, "error": {"type": "version_conflict_engine_exception", "reason": "version conflict"}});
+        }
+        self.documents.insert(id, (version.unwrap_or(1), document));
+        json!({"status": if known.is_some() { 200 } else { 201 }})
+    }
+}

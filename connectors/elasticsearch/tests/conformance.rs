@@ -1,0 +1,177 @@
+//! The suite that every idempotent sink runs, and the behaviour of real servers on which the sink
+//! relies.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports a failure by panicking")]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::server::Server;
+use common::{Setup, deliver_within, delivery, http, numbered, pending, rejections};
+use serde_json::json;
+use trunkline_connector::SinkConnector;
+use trunkline_connector::conformance::{SinkFixture, check_idempotent_sink};
+use trunkline_elasticsearch::ElasticsearchConnector;
+
+struct Cluster<'a> {
+    server: &'a Server,
+    data_streams: bool,
+}
+
+impl Cluster<'_> {
+    /// Indices are new for each run of the tests: a named server keeps those of the last run.
+    fn index(&self, destination: &str) -> String {
+        let kind = if self.data_streams { "stream" } else { "index" };
+        format!("conformance-{kind}-{}-{}", std::process::id(), destination.to_lowercase())
+    }
+}
+
+impl SinkFixture for Cluster<'_> {
+    fn connector(&self) -> Box<dyn SinkConnector> {
+        Box::new(ElasticsearchConnector)
+    }
+
+    fn options(&self, destination: &str) -> String {
+        let key = if self.data_streams { "data_stream" } else { "index" };
+        format!("url = \"http://{}\"\n{key} = \"{}\"", self.server.address, self.index(destination))
+    }
+
+    fn bad_options(&self) -> Vec<&'static str> {
+        vec!["url = \"search:9200\"", "url = []", "in_flight = 1000", "compression = \"zstd\"", "flush = \"1s\""]
+    }
+
+    fn bad_values(&self) -> Vec<Option<Vec<u8>>> {
+        let values: [&[u8]; 15] = [
+            b"[1]",
+            b"17",
+            b"null",
+            b"\"text\"",
+            b"",
+            b" \n",
+            b"{\"number\":",
+            b"{\"number\":1} x",
+            b"{\"number\":1}{\"number\":2}",
+            b"{\"text\":\"\xff\xfe\"}",
+            // The server finds what a walk over the structure does not.
+            b"{\"text\":tru}",
+            b"{\"text\":\"\\q\"}",
+            b"{\"number\":01}",
+            b"{\"number\":{\"a\":1}}",
+            b"{\"number\":1,\"number\":2}",
+        ];
+        values.iter().map(|value| Some(value.to_vec())).chain([None]).collect()
+    }
+
+    fn rows(&self, destination: &str) -> BTreeMap<i32, Vec<i64>> {
+        let mut rows: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
+        for (_, _, document) in self.server.documents(&self.index(destination), &["partition", "number"]) {
+            let number = |name: &str| document[name].as_i64().unwrap();
+            rows.entry(number("partition") as i32).or_default().push(number("number"));
+        }
+        rows
+    }
+}
+
+/// All checks of one server, one after the other: two servers at once need much memory.
+fn check_server(name: &str) {
+    let Some(server) = Server::find(name) else { return };
+    check_idempotent_sink(&Cluster { server: &server, data_streams: false });
+    let template = json!({"index_patterns": ["conformance-stream-*"], "data_stream": {}, "priority": 200});
+    server.call("PUT", "/_index_template/conformance", &template.to_string());
+    check_idempotent_sink(&Cluster { server: &server, data_streams: true });
+    older_versions_never_overwrite_newer_ones(&server);
+    blocked_indices_are_retried(&server);
+    missing_things_are_reported(&server);
+}
+
+#[test]
+fn opensearch_passes_the_suite() {
+    check_server("opensearch");
+}
+
+#[test]
+fn elasticsearch_passes_the_suite() {
+    check_server("elasticsearch");
+}
+
+fn event(op: &str, row: &str) -> String {
+    format!("{{\"before\":null,\"after\":{row},\"source\":{{}},\"op\":\"{op}\"}}")
+}
+
+fn older_versions_never_overwrite_newer_ones(server: &Server) {
+    let setup = Setup::new();
+    let index = format!("rows-{}", std::process::id());
+    let sink = setup.open(&format!("url = \"http://{}\"\nindex = \"{index}\"\ntimestamp = \"at\"", server.address));
+    let key = |id: i64| format!("{{\"id\":{id}}}");
+    let row = |id: i64, name: &str| format!("{{\"id\":{id},\"name\":\"{name}\",\"at\":\"2026-03-01T00:00:00Z\"}}");
+    let (one, two, three) = (key(1), key(2), key(3));
+    let created = [event("c", &row(1, "a")), event("c", &row(2, "b")), event("r", &row(3, "c"))];
+    let (updated, deleted) = (event("u", &row(1, "a2")), event("d", "null"));
+    let records = [
+        (10, Some(one.as_str()), Some(created[0].as_str())),
+        (11, Some(&two), Some(&created[1])),
+        (12, Some(&three), Some(&created[2])),
+        (13, Some(&one), Some(&updated)),
+        (14, Some(&two), Some(&deleted)),
+        (15, Some(&two), None),
+    ];
+    // The newest first, then everything, then a part again: as retries with several deliveries in
+    // flight may do.
+    for part in [&records[3..], &records[..], &records[..3], &records[1..4]] {
+        let mut delivery = delivery(part);
+        sink.deliver(&mut delivery).unwrap();
+        assert!(rejections(&delivery).is_empty());
+        let found = server.documents(&index, &["id"]);
+        let names: Vec<_> =
+            found.iter().map(|(id, version, row)| (id.as_str(), *version, row["name"].as_str().unwrap())).collect();
+        let newest = [("1", 13, "a2"), ("3", 12, "c")];
+        assert!(names == newest || (names == newest[..1] && part.len() == 3), "{names:?}");
+        assert_eq!(found[0].2["@timestamp"], "2026-03-01T00:00:00Z");
+    }
+}
+
+fn blocked_indices_are_retried(server: &Server) {
+    let setup = Setup::new();
+    let index = format!("blocked-{}", std::process::id());
+    let sink = setup.open(&format!("url = \"http://{}\"\nindex = \"{index}\"", server.address));
+    sink.deliver(&mut numbered(0..3)).unwrap();
+    let settings = format!("/{index}/_settings");
+    server.call("PUT", &settings, r#"{"index.blocks.read_only_allow_delete":true}"#);
+    let mut delivery = numbered(2..5);
+    let error = sink.deliver(&mut delivery).unwrap_err();
+    assert_eq!((error.code, pending(&delivery)), ("elasticsearch.index_blocked", vec![2, 3, 4]), "{error}");
+    server.call("PUT", &settings, r#"{"index.blocks.read_only_allow_delete":null}"#);
+    server.call("POST", &format!("/{index}/_close"), "");
+    let error = sink.deliver(&mut delivery).unwrap_err();
+    assert_eq!((error.code, pending(&delivery)), ("elasticsearch.index_closed", vec![2, 3, 4]), "{error}");
+    server.call("POST", &format!("/{index}/_open"), "");
+    // The shards of an opened index need a moment.
+    deliver_within(sink.as_ref(), &mut delivery, 20);
+    assert_eq!(server.documents(&index, &["n"]).len(), 5);
+}
+
+fn missing_things_are_reported(server: &Server) {
+    let setup = Setup::new();
+    let url = format!("url = \"http://{}\"\n", server.address);
+    server.call("PUT", "/_cluster/settings", r#"{"persistent":{"action.auto_create_index":"false"}}"#);
+    let sink = setup.open(&format!("{url}index = \"missing-{}\"", std::process::id()));
+    let mut delivery = numbered(0..2);
+    let error = sink.deliver(&mut delivery).unwrap_err();
+    assert_eq!((error.code, pending(&delivery)), ("elasticsearch.index_missing", vec![0, 1]), "{error}");
+    server.call("PUT", "/_cluster/settings", r#"{"persistent":{"action.auto_create_index":"true"}}"#);
+    deliver_within(sink.as_ref(), &mut delivery, 3);
+
+    let prefix = setup.try_open(&url.replace("\"\n", "/wrong/path\"\nindex = \"a\"\n")).err().unwrap();
+    assert_eq!(prefix.code, "elasticsearch.not_a_search_server", "{prefix}");
+    // The node of Elasticsearch that the tests start has no handlers for data streams and ingest
+    // pipelines.
+    if http(&server.address, "GET", "/", "").0 == 200 {
+        let stream =
+            setup.try_open(&format!("{url}data_stream = \"untemplated-{}\"", std::process::id())).err().unwrap();
+        assert_eq!(stream.code, "elasticsearch.no_data_stream_template", "{stream}");
+        assert!(stream.message().contains("PUT _index_template/untemplated-"), "{stream}");
+        let pipeline = setup.try_open(&format!("{url}index = \"a\"\npipeline = \"none\"")).err().unwrap();
+        assert_eq!(pipeline.code, "elasticsearch.pipeline_missing", "{pipeline}");
+    }
+}

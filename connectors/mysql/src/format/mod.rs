@@ -1,0 +1,8 @@
+//! Records of rows: the envelope, values as JSON, and schemas.
+
+pub(crate) mod envelope;
+pub(crate) mod json;
+pub(crate) mod options;
+pub(crate) mod schemas;
+pub(crate) mod table;
+pub(crate) mod transaction_metadata;

@@ -1,0 +1,285 @@
+//! Chunks: some rows of a table with a key, read without a lock (DBLog's algorithm).
+//!
+//! Before the query, the reader waits until the server has committed everything that the follower
+//! has seen: the binlog contains a transaction a moment before a query sees it, and a row read in
+//! that moment would be older than its emitted change. After the query, the end of the binlog is
+//! the high watermark: everything that the query could see is before it.
+//!
+//! MariaDB cannot be asked to wait, but reports the binlog position of a consistent snapshot. The
+//! reader starts one repeatedly until its position is late enough.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use trunkline_connector::{Error, Reservation, Result, failpoint};
+
+use super::condition::try_on_server;
+use super::describe::TableDescription;
+use super::pages::{PageLimits, RowEncoder, RowPage};
+use super::reader::{ReadResult, Reader, START_SNAPSHOT, condition_error, is_schema_change, malformed_row};
+use super::select;
+use super::tracker::TableRequest;
+use crate::connection::binlog_state::binlog_end;
+use crate::connection::query::QueryConnection;
+use crate::connection::quote::string_literal;
+use crate::connection::session::LOCK_WAIT_TIMEOUT_SECONDS;
+use crate::decode::Malformed;
+use crate::format::table::Table;
+use crate::gtid::{Domains, GtidSet};
+use crate::position::{BinlogPosition, KeyPosition, StreamPosition};
+
+/// How long the server may take to commit a transaction of the binlog, in seconds.
+const BARRIER_TIMEOUT_SECONDS: u32 = 30;
+/// How long a description of a table is valid while the stream reports no schema change. The limit
+/// reveals changes that were kept out of the binlog.
+const DESCRIPTION_TTL: Duration = Duration::from_secs(1);
+
+/// A request for some rows of a table with a key.
+pub(super) struct ChunkRequest {
+    pub(super) request: TableRequest,
+    /// The position of the stream.
+    pub(super) position: StreamPosition,
+    /// The end of the last transaction since the source opened.
+    pub(super) last_end: BinlogPosition,
+    /// The description of the table, unless the schema changed since.
+    pub(super) described: Option<Described>,
+    pub(super) max_rows: usize,
+    pub(super) page: PageLimits,
+}
+
+/// Rows of a table with a key.
+pub(super) struct Chunk {
+    pub(super) described: Described,
+    pub(super) condition: Option<String>,
+    pub(super) pages: VecDeque<RowPage>,
+    /// Everything that the query could see is before this position.
+    pub(super) high_watermark: BinlogPosition,
+    /// The table has no more rows.
+    pub(super) is_last: bool,
+    _reservation: Reservation,
+}
+
+/// A description of a table, and its time.
+#[derive(Clone)]
+pub(super) struct Described {
+    pub(super) description: Arc<TableDescription>,
+    at: Instant,
+}
+
+impl Chunk {
+    pub(super) fn table(&self) -> &Arc<Table> {
+        &self.described.description.table
+    }
+
+    /// The position in the order of the chunk's key.
+    pub(super) fn position(&self, literals: Vec<String>) -> KeyPosition {
+        KeyPosition { literals, columns: Some(self.described.description.key.clone()) }
+    }
+}
+
+/// The reason why rows could not be read.
+enum ReadError {
+    /// The server rejected the query, or the connection broke.
+    Query(sqlx::Error),
+    Malformed(Malformed),
+}
+
+impl Reader {
+    pub(super) async fn read_chunk(
+        &self,
+        chunk: &ChunkRequest,
+        connection: &mut QueryConnection,
+    ) -> Result<ReadResult> {
+        self.wait_for_commits(chunk, connection).await?;
+        let request = &chunk.request;
+        let described = match chunk.described.clone().filter(|described| described.at.elapsed() < DESCRIPTION_TTL) {
+            Some(described) => described,
+            None => match self.describe(&request.table.name, connection).await? {
+                Some(description) => Described { description, at: Instant::now() },
+                None => return Ok(ReadResult::Dropped(request.table.name.clone())),
+            },
+        };
+        let description = &described.description;
+        // The literals of a position are meaningless in another order.
+        if request.after.as_ref().is_some_and(|after| !after.is_valid_for(&description.key)) {
+            return Ok(ReadResult::KeyChanged(Arc::clone(description)));
+        }
+        if !description.has_chunks() {
+            return Ok(ReadResult::WithoutChunks(Arc::clone(description)));
+        }
+        connection.set_application_session(description.has_virtual_columns).await?;
+        failpoint!("mysql.chunk.before")?;
+        let after = request.after.as_ref().map(|after| after.literals.as_slice());
+        let sql = select::rows(description, request.condition.as_deref(), after, Some(chunk.max_rows));
+        let mut encoder = self.encoder(description, &chunk.position.end, chunk.page);
+        if let Err(error) = encode_rows(&sql, &description.table, &mut encoder, connection).await {
+            return self.read_failed(error, &description.table, request.condition.as_deref(), connection).await;
+        }
+        let (high_watermark, _) = binlog_end(connection).await?;
+        failpoint!("mysql.chunk.after")?;
+        let is_last = encoder.count() < chunk.max_rows;
+        let pages = encoder.finish();
+        let mut reservation = self.budget.empty();
+        reservation.resize(pages.iter().map(RowPage::bytes).sum());
+        let condition = request.condition.clone();
+        Ok(ReadResult::Chunk(Chunk { described, condition, pages, high_watermark, is_last, _reservation: reservation }))
+    }
+
+    /// The result of a failed query.
+    async fn read_failed(
+        &self,
+        error: ReadError,
+        table: &Arc<Table>,
+        condition: Option<&str>,
+        connection: &mut QueryConnection,
+    ) -> Result<ReadResult> {
+        let error = match error {
+            // The type of a column may have changed since its description. (Values that could be
+            // decoded nevertheless are not emitted: the change is in the binlog before the high
+            // watermark.)
+            ReadError::Malformed(error) => {
+                return match self.describe(&table.name, connection).await? {
+                    Some(now) if now.table.columns == table.columns => {
+                        Err(malformed_row(connection, &table.name, &error))
+                    }
+                    _ => Ok(ReadResult::Changed),
+                };
+            }
+            ReadError::Query(error) => error,
+        };
+        if let Some(condition) = condition
+            && let Some(why) = rejection(table, condition, &error, connection).await?
+        {
+            return Ok(ReadResult::ConditionRejected(table.name.clone(), why));
+        }
+        if is_schema_change(&error) {
+            return Ok(ReadResult::Changed);
+        }
+        Err(connection.error(&format!("read {}", table.name), &error))
+    }
+
+    /// Returns when a query sees everything that the follower has seen.
+    async fn wait_for_commits(&self, chunk: &ChunkRequest, connection: &mut QueryConnection) -> Result<()> {
+        let processed = match &chunk.position.processed {
+            Some(GtidSet::MySql(processed)) => processed,
+            Some(GtidSet::MariaDb(processed)) => {
+                return start_mariadb_snapshot(self, chunk, processed, connection).await;
+            }
+            None => {
+                // A transaction holds locks on its tables until it is visible, so a lock waits for
+                // it.
+                self.lock(&[&chunk.request.table.name], connection).await?;
+                connection.execute("UNLOCK TABLES").await?;
+                let reset = format!("SET SESSION lock_wait_timeout = {LOCK_WAIT_TIMEOUT_SECONDS}");
+                return connection.execute(&reset).await;
+            }
+        };
+        let sql = format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{processed}', {BARRIER_TIMEOUT_SECONDS})");
+        match connection.query_one(&sql).await?.as_deref() {
+            Some("0") => Ok(()),
+            _ => Err(not_committed(connection)),
+        }
+    }
+
+    /// Whether a snapshot at this position sees everything that was processed before the source
+    /// opened. The server reads its binlog for the answer, so the reader asks until the first yes
+    /// only.
+    async fn sees_processed(
+        &self,
+        position: &BinlogPosition,
+        processed: &Domains,
+        connection: &mut QueryConnection,
+    ) -> Result<bool> {
+        let visible_from = self.visible_from.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if visible_from.is_some_and(|visible_from| *position >= visible_from) {
+            return Ok(true);
+        }
+        let sql = format!("SELECT BINLOG_GTID_POS({}, {})", string_literal(&position.file), position.pos);
+        let text = connection.query_one(&sql).await?;
+        let sees = text.and_then(|text| Domains::parse(&text)).is_some_and(|seen| seen.contains_all(processed));
+        if sees {
+            *self.visible_from.lock().unwrap_or_else(PoisonError::into_inner) = Some(position.clone());
+        }
+        Ok(sees)
+    }
+}
+
+fn not_committed(connection: &QueryConnection) -> Error {
+    let server = connection.server_label();
+    let message = format!("{server} has not committed transactions of its binlog within {BARRIER_TIMEOUT_SECONDS} s");
+    Error::external("mysql.barrier", message)
+}
+
+/// Starts a transaction that sees everything that the follower has seen.
+async fn start_mariadb_snapshot(
+    reader: &Reader,
+    chunk: &ChunkRequest,
+    processed: &Domains,
+    connection: &mut QueryConnection,
+) -> Result<()> {
+    const RETRY_INTERVAL: Duration = Duration::from_millis(5);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(u64::from(BARRIER_TIMEOUT_SECONDS)) {
+        connection.execute(START_SNAPSHOT).await?;
+        let position = mariadb_snapshot_position(connection).await?;
+        if position >= chunk.last_end && reader.sees_processed(&position, processed, connection).await? {
+            return Ok(());
+        }
+        connection.execute("ROLLBACK").await?;
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+    Err(not_committed(connection))
+}
+
+/// The binlog position of this connection's snapshot.
+async fn mariadb_snapshot_position(connection: &mut QueryConnection) -> Result<BinlogPosition> {
+    let rows = connection.query("SHOW SESSION STATUS LIKE 'binlog_snapshot_%'").await?;
+    let value = |name: &str| {
+        let is_it = |row: &&Vec<Option<String>>| {
+            row.first().and_then(Option::as_deref).is_some_and(|it| it.eq_ignore_ascii_case(name))
+        };
+        rows.iter().find(is_it)?.get(1)?.clone()
+    };
+    let pos = value("binlog_snapshot_position").and_then(|pos| pos.parse().ok());
+    match (value("binlog_snapshot_file"), pos) {
+        (Some(file), Some(pos)) if !file.is_empty() => Ok(BinlogPosition { file, pos }),
+        _ => {
+            let server = connection.server_label();
+            Err(Error::external(
+                "mysql.snapshot",
+                format!("{server} does not report the binlog position of a snapshot"),
+            ))
+        }
+    }
+}
+
+/// The server's message, if the condition caused the error.
+async fn rejection(
+    table: &Table,
+    condition: &str,
+    error: &sqlx::Error,
+    connection: &mut QueryConnection,
+) -> Result<Option<String>> {
+    if let Some(why) = condition_error(error) {
+        return Ok(Some(why));
+    }
+    if error.as_database_error().is_none() {
+        return Ok(None);
+    }
+    Ok(try_on_server(connection, &table.name, condition).await?.err())
+}
+
+/// Encodes rows while the server sends more of them.
+async fn encode_rows(
+    sql: &str,
+    table: &Table,
+    encoder: &mut RowEncoder,
+    connection: &mut QueryConnection,
+) -> std::result::Result<(), ReadError> {
+    let mut rows = connection.fetch(sql);
+    while let Some(row) = rows.next().await {
+        encoder.add(table, &row.map_err(ReadError::Query)?).map_err(ReadError::Malformed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! Pages of rows: records with their keys, in the order in which they were read.
+
+use std::collections::{HashSet, VecDeque};
+
+use sqlx::Row as _;
+use sqlx::mysql::MySqlRow;
+use trunkline_connector::SourceBatch;
+
+use super::select;
+use crate::decode::protocol::{self, TimestampEncoding};
+use crate::decode::{Malformed, Value};
+use crate::format::envelope::{Change, Emitter, Op, SourceBlock};
+use crate::format::table::Table;
+
+/// Limits of a page: those of the batch that it is emitted to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PageLimits {
+    bytes: usize,
+    rows: usize,
+}
+
+impl PageLimits {
+    pub(crate) fn of(batch: &SourceBatch) -> Self {
+        Self { bytes: batch.max_bytes, rows: batch.max_records }
+    }
+}
+
+/// Records of rows, which an empty batch takes without a copy.
+#[derive(Default)]
+pub(crate) struct RowPage {
+    records: SourceBatch,
+    /// Whether each row was rejected.
+    rejected: Vec<bool>,
+    keys: Keys,
+    /// The number of emitted or skipped rows, and of records and rejections among them.
+    row: usize,
+    record: usize,
+    rejection: usize,
+}
+
+impl RowPage {
+    /// The number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rejected.len()
+    }
+
+    /// The size of all records.
+    pub(crate) fn bytes(&self) -> usize {
+        self.records.bytes()
+    }
+
+    /// The key of the last emitted row.
+    pub(crate) fn reached_key(&self) -> Option<Vec<String>> {
+        Some(self.keys.of(self.row.checked_sub(1)?))
+    }
+
+    /// The key of the last row.
+    pub(crate) fn last_key(&self) -> Option<Vec<String>> {
+        Some(self.keys.of(self.rows().checked_sub(1)?))
+    }
+
+    /// Emits the rows whose keys have not changed. Returns whether it emitted all of them. If not,
+    /// the batch is full, or so nearly full that the next batch takes the page without a copy.
+    pub(crate) fn emit(&mut self, out: &mut SourceBatch, changed_keys: &HashSet<Vec<u8>>) -> bool {
+        let fits = self.rows() <= out.max_records;
+        if self.row == 0 && fits && changed_keys.is_empty() && self.records.rejected.is_empty() {
+            if out.records.is_empty() {
+                std::mem::swap(&mut out.records, &mut self.records.records);
+                self.row = self.rows();
+                return true;
+            }
+            if out.bytes() >= out.max_bytes / 4 {
+                return false;
+            }
+        }
+        while let Some(is_rejected) = self.rejected.get(self.row) {
+            if out.is_full() {
+                return false;
+            }
+            let rejected = &self.records.rejected;
+            let record = match is_rejected {
+                true => rejected.records.get(self.rejection),
+                false => self.records.records.get(self.record),
+            };
+            if record.key().is_none_or(|key| !changed_keys.contains(key)) {
+                match is_rejected {
+                    true => out.rejected.push(record, rejected.reasons[self.rejection].clone()),
+                    false => out.records.push_copy(record),
+                }
+            }
+            self.rejection += usize::from(*is_rejected);
+            self.record += usize::from(!is_rejected);
+            self.row += 1;
+        }
+        true
+    }
+}
+
+/// Keys of rows as SQL literals, in one text, because few of the many keys are read.
+#[derive(Default)]
+pub(crate) struct Keys {
+    text: String,
+    /// The end of each literal.
+    ends: Vec<usize>,
+    columns: usize,
+}
+
+impl Keys {
+    fn push(&mut self, table: &Table, row: &[Value<'_>]) -> Result<(), Malformed> {
+        self.columns = table.key.len();
+        for index in &table.key {
+            let value = row.get(*index).ok_or_else(|| Malformed::new("a row lacks its key"))?;
+            select::write_literal(&mut self.text, &table.columns[*index].column_type, value)?;
+            self.ends.push(self.text.len());
+        }
+        Ok(())
+    }
+
+    /// The key of a row; empty for a table without a key.
+    pub(crate) fn of(&self, row: usize) -> Vec<String> {
+        let literal = |index: usize| {
+            let begin = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+            self.text[begin..self.ends[index]].to_owned()
+        };
+        (row * self.columns..(row + 1) * self.columns).map(literal).collect()
+    }
+}
+
+/// Encodes rows to pages.
+pub(crate) struct RowEncoder {
+    emitter: Emitter,
+    source_block: SourceBlock,
+    limits: PageLimits,
+    timestamps: TimestampEncoding,
+    full: VecDeque<RowPage>,
+    page: RowPage,
+    count: u64,
+}
+
+impl RowEncoder {
+    pub(crate) fn new(
+        emitter: Emitter,
+        source_block: SourceBlock,
+        limits: PageLimits,
+        timestamps: TimestampEncoding,
+    ) -> Self {
+        Self { emitter, source_block, limits, timestamps, full: VecDeque::new(), page: RowPage::default(), count: 0 }
+    }
+
+    /// Adds a row.
+    pub(crate) fn add(&mut self, table: &Table, row: &MySqlRow) -> Result<(), Malformed> {
+        let mut values = Vec::with_capacity(table.columns.len());
+        for (index, column) in table.columns.iter().enumerate() {
+            let raw: Result<Option<&[u8]>, _> = raw_bytes(row, index);
+            values.push(match raw.map_err(|error| Malformed(error.to_string()))? {
+                Some(bytes) => protocol::read(&column.column_type, self.timestamps, bytes)
+                    .map_err(|error| Malformed(format!("column `{}`: {error}", column.name)))?,
+                None => Value::Null,
+            });
+        }
+        let RowPage { records, rejected, keys, .. } = &mut self.page;
+        let before = records.rejected.len();
+        let change = Change { op: Op::Read, before: None, after: Some(&values), row: self.count };
+        self.emitter.change(records, table, &self.source_block, change, |_| {})?;
+        rejected.push(records.rejected.len() > before);
+        keys.push(table, &values)?;
+        self.count += 1;
+        if records.bytes() >= self.limits.bytes || rejected.len() >= self.limits.rows {
+            self.full.push_back(std::mem::take(&mut self.page));
+        }
+        Ok(())
+    }
+
+    /// The number of added rows.
+    pub(crate) fn count(&self) -> usize {
+        usize::try_from(self.count).unwrap_or(usize::MAX)
+    }
+
+    /// The next full page.
+    pub(crate) fn next_full(&mut self) -> Option<RowPage> {
+        self.full.pop_front()
+    }
+
+    /// The remaining pages.
+    pub(crate) fn finish(&mut self) -> VecDeque<RowPage> {
+        if self.page.rows() > 0 {
+            self.full.push_back(std::mem::take(&mut self.page));
+        }
+        std::mem::take(&mut self.full)
+    }
+}
+
+/// The raw bytes of a value. sqlx reports a zero date as null, but has its bytes.
+fn raw_bytes(row: &MySqlRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
+    let raw = row.try_get_raw(index)?;
+    Ok(<&[u8] as sqlx::Decode<'_, sqlx::MySql>>::decode(raw).ok())
+}

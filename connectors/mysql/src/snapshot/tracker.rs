@@ -1,0 +1,336 @@
+//! [`SnapshotTracker`]: the captured tables, the progress of each snapshot, and the changes that
+//! the stream reports meanwhile.
+//!
+//! The tracker connects the follower and the snapshot, which do not know each other: the follower
+//! reports tables, keys and schema changes to it, and the snapshot asks it for the next table.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use trunkline_connector::{Result, SourceBatch};
+
+use super::access::TableAccess;
+use crate::format::table::Table;
+use crate::position::{KeyPosition, SnapshotProgress, TablePosition, table_key};
+use crate::schema::table_filter::TableFilter;
+use crate::schema::table_name::TableName;
+
+/// The maximum number of tracked keys. A source that lags behind by more reads the chunk again when
+/// it has caught up.
+const MAX_CHANGED_KEYS: usize = 200_000;
+
+/// How often a consistent read may emit rows and fail, before the source stops.
+const MAX_FAILURES: u32 = 3;
+
+/// What the follower does with the rows of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TableMode {
+    Emit,
+    /// Emits rows and tracks their keys: a chunk of the table is being read, and loses the rows that
+    /// change meanwhile.
+    EmitAndTrack,
+    /// Skips rows: the table has no key, and its snapshot, which is consistent, will contain them.
+    Suppress,
+    /// Drops rows: the user may not read the table.
+    Unreadable,
+}
+
+/// A table whose rows are to be read.
+#[derive(Clone)]
+pub(crate) struct TableRequest {
+    pub(crate) table: Arc<Table>,
+    /// Restricts the rows.
+    pub(crate) condition: Option<String>,
+    /// The key after which the rows start.
+    pub(crate) after: Option<KeyPosition>,
+}
+
+/// The state of all tables.
+#[derive(Default)]
+pub(crate) struct SnapshotTracker {
+    positions: BTreeMap<TableName, TablePosition>,
+    /// Tables to read, the next one last.
+    waiting: Vec<TableName>,
+    /// Tables without a key among them. Their changes are suppressed until they are read.
+    suppressed: HashSet<TableName>,
+    known: HashMap<TableName, Arc<Table>>,
+    /// Tables of the stream that the user may not read.
+    unreadable: HashSet<TableName>,
+    /// Tables of the stream that do not exist any more. The stream has all of their rows.
+    gone: HashSet<TableName>,
+    /// Tables that appeared without a creation in the stream, and were not described yet.
+    appeared: BTreeSet<TableName>,
+    window: Option<ChunkWindow>,
+    /// The source takes no snapshots, so tables have no positions.
+    is_disabled: bool,
+}
+
+/// The changes while a chunk is read (DBLog's watermark window).
+struct ChunkWindow {
+    table: TableName,
+    changed_keys: HashSet<Vec<u8>>,
+    /// The chunk is unusable: a schema change makes it ambiguous, or too many rows changed.
+    is_stale: bool,
+}
+
+impl SnapshotTracker {
+    pub(crate) fn new(
+        positions: BTreeMap<TableName, TablePosition>,
+        known: impl IntoIterator<Item = Arc<Table>>,
+    ) -> Self {
+        let known = known.into_iter().map(|table| (table.name.clone(), table)).collect();
+        Self { positions, known, ..Self::default() }
+    }
+
+    /// Plans the snapshot of every known table that is not done; or, unless `all`, of requested
+    /// tables only.
+    pub(crate) fn plan(&mut self, all: bool) {
+        self.is_disabled = !all;
+        let is_due = |name: &&TableName| match self.positions.get(*name) {
+            Some(TablePosition::Done) => false,
+            Some(TablePosition::Running(progress)) => all || progress.is_requested,
+            None => all,
+        };
+        self.waiting = self.known.keys().filter(is_due).cloned().collect();
+        self.order();
+    }
+
+    /// Orders the tables to read. Tables without a key come first, because their changes are
+    /// suppressed until they are read.
+    fn order(&mut self) {
+        let has_key = |name: &TableName| self.known.get(name).is_some_and(|table| !table.key.is_empty());
+        self.waiting.sort_by_key(|name| (has_key(name), name.clone()));
+        self.waiting.reverse();
+        // A restricted snapshot lacks the changes of other rows, so it suppresses nothing.
+        let is_restricted = |name: &TableName| {
+            self.positions
+                .get(name)
+                .and_then(TablePosition::running)
+                .is_some_and(|progress| progress.condition.is_some())
+        };
+        let is_suppressed = |name: &&TableName| !has_key(name) && !is_restricted(name);
+        self.suppressed = self.waiting.iter().filter(is_suppressed).cloned().collect();
+    }
+
+    /// The next table to read.
+    pub(crate) fn next(&self) -> Option<TableRequest> {
+        self.request(self.waiting.last()?)
+    }
+
+    /// All tables to read.
+    pub(crate) fn all(&self) -> Vec<TableRequest> {
+        self.waiting.iter().rev().filter_map(|name| self.request(name)).collect()
+    }
+
+    fn request(&self, name: &TableName) -> Option<TableRequest> {
+        let progress = self.positions.get(name).and_then(TablePosition::running);
+        Some(TableRequest {
+            table: Arc::clone(self.known.get(name)?),
+            condition: progress.and_then(|progress| progress.condition.clone()),
+            after: progress.and_then(|progress| progress.after.clone()),
+        })
+    }
+
+    /// The names of the tables to read.
+    pub(crate) fn waiting(&self) -> &[TableName] {
+        &self.waiting
+    }
+
+    /// The number of tables to read.
+    pub(crate) fn left(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(crate) fn known(&self, name: &TableName) -> Option<Arc<Table>> {
+        self.known.get(name).cloned()
+    }
+
+    /// The known tables of a database.
+    pub(crate) fn tables_of(&self, database: &str) -> Vec<TableName> {
+        self.known.keys().filter(|name| name.database == database).cloned().collect()
+    }
+
+    /// Whether a statement could change a captured table: it contains the name of the table's
+    /// database, or runs in it.
+    pub(crate) fn may_affect(&self, tables: &TableFilter, database: &str, statement: &[u8]) -> bool {
+        let statement = String::from_utf8_lossy(statement).to_lowercase();
+        let is_named = |table: &TableName| statement.contains(&table.database.to_lowercase());
+        tables.may_include_database(database) || self.known.keys().any(is_named)
+    }
+
+    /// Sets the current definition of a table.
+    pub(crate) fn define(&mut self, table: &Arc<Table>) {
+        self.known.insert(table.name.clone(), Arc::clone(table));
+    }
+
+    /// Whether a table of the stream was not described since the source opened. The user may lack
+    /// access to it, and without a creation in the stream the stream has only a part of its rows.
+    pub(crate) fn is_unknown(&self, name: &TableName) -> bool {
+        !self.is_disabled
+            && !self.known.contains_key(name)
+            && !self.unreadable.contains(name)
+            && !self.gone.contains(name)
+    }
+
+    /// Whether the progress of the table's snapshot is known.
+    pub(crate) fn has_position(&self, name: &TableName) -> bool {
+        self.positions.contains_key(name)
+    }
+
+    /// Notes a creation in the stream, which contains all rows of the table. Its position is set, so
+    /// that no later start takes a snapshot of it.
+    pub(crate) fn table_created(&mut self, name: &TableName, out: &mut SourceBatch) -> Result<()> {
+        self.gone.remove(name);
+        self.unreadable.remove(name);
+        self.appeared.remove(name);
+        match self.is_disabled {
+            true => Ok(()),
+            false => self.set(name, TablePosition::Done, out),
+        }
+    }
+
+    /// Notes a table that exists without a creation in the stream (a rename, a restored backup). It
+    /// needs a snapshot.
+    pub(crate) fn table_appeared(&mut self, name: &TableName) {
+        self.gone.remove(name);
+        if self.is_unknown(name) && !self.positions.contains_key(name) {
+            self.appeared.insert(name.clone());
+        }
+    }
+
+    /// The tables that appeared and need a description.
+    pub(crate) fn take_appeared(&mut self) -> BTreeSet<TableName> {
+        std::mem::take(&mut self.appeared)
+    }
+
+    /// Notes that a table does not exist any more under this name.
+    pub(crate) fn table_dropped(&mut self, name: &TableName, out: &mut SourceBatch) {
+        self.known.remove(name);
+        self.waiting.retain(|waiting| waiting != name);
+        self.suppressed.remove(name);
+        self.unreadable.remove(name);
+        self.appeared.remove(name);
+        if self.positions.remove(name).is_some() {
+            out.set_position(&table_key(name), None);
+        }
+    }
+
+    /// Sets the user's access to a table of the stream.
+    pub(crate) fn set_access(&mut self, name: &TableName, access: TableAccess, out: &mut SourceBatch) {
+        match access {
+            TableAccess::Readable(table) => {
+                if !self.positions.contains_key(name) && !self.waiting.contains(name) {
+                    self.waiting.push(name.clone());
+                }
+                self.define(&table);
+                self.order();
+            }
+            // Its changes are dropped, so it needs a snapshot once it is readable.
+            TableAccess::Unreadable => {
+                self.table_dropped(name, out);
+                self.unreadable.insert(name.clone());
+            }
+            TableAccess::Gone => drop(self.gone.insert(name.clone())),
+        }
+    }
+
+    /// Describes unreadable tables again: privileges may have changed.
+    pub(crate) fn privileges_changed(&mut self) {
+        self.appeared.extend(self.unreadable.drain());
+    }
+
+    /// Starts the snapshot of a table again, because the order of its key changed.
+    pub(crate) fn restart(&mut self, table: &Arc<Table>, out: &mut SourceBatch) -> Result<()> {
+        self.define(table);
+        let mut progress = self.progress(&table.name);
+        progress.after = None;
+        self.set(&table.name, TablePosition::Running(progress), out)?;
+        self.order();
+        Ok(())
+    }
+
+    fn progress(&self, name: &TableName) -> SnapshotProgress {
+        self.positions.get(name).and_then(TablePosition::running).cloned().unwrap_or_default()
+    }
+
+    /// Counts a failure of a consistent read that emitted rows of these tables. Returns the tables
+    /// that failed too often.
+    pub(crate) fn read_failed(&mut self, names: &[TableName], out: &mut SourceBatch) -> Result<Vec<TableName>> {
+        let mut exhausted = Vec::new();
+        for name in names.iter().filter(|name| self.waiting.contains(name)).cloned().collect::<Vec<_>>() {
+            let mut progress = self.progress(&name);
+            progress.failures += 1;
+            if progress.failures >= MAX_FAILURES {
+                exhausted.push(name.clone());
+            }
+            self.set(&name, TablePosition::Running(progress), out)?;
+        }
+        Ok(exhausted)
+    }
+
+    /// A table whose consistent read failed too often.
+    pub(crate) fn exhausted(&self) -> Option<&TableName> {
+        self.waiting.iter().find(|name| self.progress(name).failures >= MAX_FAILURES)
+    }
+
+    pub(crate) fn mode(&self, name: &TableName) -> TableMode {
+        if self.unreadable.contains(name) {
+            TableMode::Unreadable
+        } else if self.window.as_ref().is_some_and(|window| window.table == *name) {
+            TableMode::EmitAndTrack
+        } else if self.suppressed.contains(name) {
+            TableMode::Suppress
+        } else {
+            TableMode::Emit
+        }
+    }
+
+    /// Opens the window of a chunk: tracks the changes of this table.
+    pub(crate) fn open_window(&mut self, name: &TableName) {
+        self.window = Some(ChunkWindow { table: name.clone(), changed_keys: HashSet::new(), is_stale: false });
+    }
+
+    /// Notes the key of a changed row.
+    pub(crate) fn key_changed(&mut self, key: &[u8]) {
+        if let Some(window) = &mut self.window
+            && !window.is_stale
+            && !window.changed_keys.contains(key)
+        {
+            window.changed_keys.insert(key.to_vec());
+            if window.changed_keys.len() > MAX_CHANGED_KEYS {
+                window.changed_keys = HashSet::new();
+                window.is_stale = true;
+            }
+        }
+    }
+
+    /// Notes a schema change.
+    pub(crate) fn schema_changed(&mut self) {
+        if let Some(window) = &mut self.window {
+            window.is_stale = true;
+        }
+    }
+
+    /// Closes the window. Returns the changed keys, or `None` if the chunk is unusable.
+    pub(crate) fn close_window(&mut self) -> Option<HashSet<Vec<u8>>> {
+        self.window.take().filter(|window| !window.is_stale).map(|window| window.changed_keys)
+    }
+
+    /// Advances the snapshot of a table to a key.
+    pub(crate) fn advance(&mut self, name: &TableName, key: KeyPosition, out: &mut SourceBatch) -> Result<()> {
+        let mut progress = self.progress(name);
+        progress.after = Some(key);
+        self.set(name, TablePosition::Running(progress), out)
+    }
+
+    /// Sets the progress of a table.
+    pub(crate) fn set(&mut self, name: &TableName, position: TablePosition, out: &mut SourceBatch) -> Result<()> {
+        out.set_position(&table_key(name), Some(position.to_bytes()?));
+        if position == TablePosition::Done {
+            self.waiting.retain(|waiting| waiting != name);
+            self.suppressed.remove(name);
+        }
+        self.positions.insert(name.clone(), position);
+        Ok(())
+    }
+}

@@ -1,0 +1,150 @@
+//! Declarations of the worker settings. Each one can be set in `trunkline.toml`, in its environment
+//! variable, and, where [`FLAGS`] lists it, by a flag.
+
+use trunkline_connector::config::{OptionDefault, OptionSpec};
+
+/// What the environment variables of settings start with.
+pub const PREFIX: &str = "TRUNKLINE_";
+
+/// All settings.
+pub const SETTINGS: &[OptionSpec] = &[
+    OptionSpec::optional(
+        "brokers",
+        "addresses",
+        "`embedded`",
+        "Bootstrap servers, separated by commas. `embedded` runs a broker in the process; it listens on \
+         127.0.0.1:9092, or on a free port if that one is taken, and the log names the port.",
+        "\"kafka-1:9092,kafka-2:9092\"",
+    ),
+    OptionSpec::with_default(
+        "data",
+        "path",
+        "\"trunkline-data\"",
+        "The worker's folder, for one worker at a time: its id, scratch files, compiled plugins, the data of the \
+         embedded broker.",
+    ),
+    OptionSpec::with_default(
+        "cluster",
+        "name",
+        "\"trunkline\"",
+        "Workers with the same name share the work. The name is part of all groups and transactional ids.",
+    ),
+    OptionSpec::optional(
+        "node",
+        "name",
+        "host name",
+        "Name of this machine. Log files are read per node: workers of one node share its files.",
+        "\"web-1\"",
+    ),
+    OptionSpec::with_default(
+        "memory",
+        "size",
+        "\"256MiB\"",
+        "The byte budget of all buffers, at least 4MiB. At the limit, reading pauses and files are closed early.",
+    ),
+    OptionSpec::with_default(
+        "commit_interval",
+        "duration",
+        "\"200ms\"",
+        "Longest time between commits of sources and transforms. The first record after a pause is committed at \
+         once. Commits take at most half of the time: with slow brokers they are rarer.",
+    ),
+    OptionSpec::optional(
+        "secrets",
+        "path",
+        "none",
+        "Folder that contains one file for each `${secret:NAME}`.",
+        "\"/run/secrets\"",
+    ),
+    OptionSpec::with_default("log", "filter", "\"info\"", "What is logged, for example `warn,trunkline=debug`."),
+    OptionSpec::with_default(
+        "topics.partitions",
+        "number",
+        "4",
+        "Partitions of topics that Trunkline creates. Existing topics are not changed; the log names differences.",
+    ),
+    OptionSpec::optional(
+        "topics.replication",
+        "number",
+        "the brokers' default",
+        "Replicas of topics that Trunkline creates.",
+        "3",
+    ),
+    OptionSpec::optional(
+        "topics.config",
+        "table",
+        "the brokers' defaults",
+        "Properties of topics that Trunkline creates.",
+        "{ \"retention.ms\" = 604800000 }",
+    ),
+    OptionSpec::optional(
+        "kafka",
+        "table",
+        "none",
+        "Properties of librdkafka, such as `security.protocol`, `sasl.*` or `linger.ms`. They override Trunkline's \
+         defaults, except those that exactly-once delivery requires.",
+        "{ \"security.protocol\" = \"sasl_ssl\" }",
+    ),
+];
+
+/// Settings with a flag.
+pub const FLAGS: [&str; 5] = ["brokers", "data", "cluster", "node", "memory"];
+
+/// The environment variable of a setting; of a table, the variables of its properties.
+pub fn variable(setting: &OptionSpec) -> String {
+    let name = format!("{PREFIX}{}", setting.key.replace('.', "_").to_uppercase());
+    if is_table(setting) { format!("{name}_*") } else { name }
+}
+
+/// The settings whose variable is `PREFIX` and their name, in lower case with `_` for dots.
+pub(super) fn variable_names() -> impl Iterator<Item = (&'static OptionSpec, String)> {
+    SETTINGS.iter().filter(|setting| !is_table(setting)).map(|setting| (setting, setting.key.replace('.', "_")))
+}
+
+fn is_table(setting: &OptionSpec) -> bool {
+    setting.value_type == "table"
+}
+
+/// The reference table of the settings, as Markdown.
+pub fn settings_table() -> String {
+    let mut table =
+        String::from("| setting | variable | flag | type | default | meaning |\n|---|---|---|---|---|---|\n");
+    for setting in SETTINGS {
+        let flag = if FLAGS.contains(&setting.key) { format!("`--{}`", setting.key) } else { String::new() };
+        table.push_str(&format!(
+            "| `{}` | `{}` | {flag} | {} | {} | {} |\n",
+            setting.key,
+            variable(setting),
+            setting.value_type,
+            setting.default_text(),
+            setting.doc
+        ));
+    }
+    table
+}
+
+/// An example of `trunkline.toml`: every setting, commented out, with its default or an example.
+pub fn example_file() -> String {
+    let mut text = String::from(
+        "# trunkline.toml: settings of a worker. It is read from the current folder, or from --config FILE.\n\
+         # Environment variables and flags override it.\n",
+    );
+    // TOML requires tables after plain keys.
+    let is_nested = |setting: &&OptionSpec| setting.key.starts_with("topics.");
+    for setting in SETTINGS.iter().filter(|setting| !is_nested(setting)) {
+        push_example(&mut text, setting, setting.key);
+    }
+    text.push_str("\n# [topics]\n");
+    for setting in SETTINGS.iter().filter(is_nested) {
+        push_example(&mut text, setting, &setting.key["topics.".len()..]);
+    }
+    text
+}
+
+fn push_example(text: &mut String, setting: &OptionSpec, key: &str) {
+    let absent = match setting.default {
+        OptionDefault::Value(_) => String::new(),
+        OptionDefault::Required | OptionDefault::Words(_) => format!(" Default: {}.", setting.default_text()),
+    };
+    text.push_str(&format!("\n# {}{absent}\n# {key} = {}\n", setting.doc, setting.example));
+}

@@ -1,0 +1,291 @@
+//! A sink task: a member of the sink's consumer group that writes its topic partitions to a
+//! destination.
+//!
+//! The loop is the same for all sinks: poll, handle rebalances, run the fused transforms, write,
+//! keep the memory budget, commit the topic partitions that are due. How output and offsets are
+//! committed together (I2) depends on the kind of sink; each kind is a [`Committer`]: [`two_phase`]
+//! and [`idempotent`].
+//!
+//! The loop runs in one thread. Rebalances are served only inside polls and are handled right after
+//! them, so a topic partition is never lost between two lines.
+
+mod committer;
+mod delivery_pool;
+mod idempotent;
+mod partition_state;
+mod transactions;
+mod two_phase;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use trunkline_connector::{
+    Batch, Buffered, Rejections, Reservation, Result, Sink, SinkContext, TopicPartition, failpoint,
+};
+
+use self::committer::{Assignment, Committer};
+use self::idempotent::IdempotentCommitter;
+use self::partition_state::{PartitionState, time_in_topic};
+use self::transactions::Transactions;
+use self::two_phase::TwoPhaseCommitter;
+use super::routes::Routes;
+use super::status::StageStatus;
+use super::stop_signal::StopSignal;
+use super::supervise::Stage;
+use super::upstream::{Drain, Upstream};
+use super::worker_context::WorkerContext;
+use crate::checkpoint::CHECKPOINTS;
+use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
+use crate::plan::SinkPlan;
+
+/// The longest wait for records: bounds how late a stop is noticed.
+const POLL: Duration = Duration::from_millis(100);
+
+/// A topic partition without buffered output (all records were dropped or dead-lettered) commits
+/// its offset this often.
+const OFFSET_ONLY_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Dead letters wait in memory for the transaction of their offsets; this many bytes of them make a
+/// topic partition due.
+const MAX_DEAD_LETTER_BYTES: usize = 4 << 20;
+
+/// Records of one poll.
+const POLL_RECORDS: usize = 10_000;
+
+/// What a sink's producer holds unsent: state rows and dead letters only.
+const PRODUCER_BUFFER_BYTES: usize = 4 << 20;
+
+/// A sink of a pipeline: one task of it.
+pub struct SinkStage {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline's dead letter topic.
+    pub dead_letters: String,
+    /// The sink.
+    pub plan: SinkPlan,
+    /// Number of this task in this worker.
+    pub task: u32,
+    /// The stages that write to its inputs.
+    pub upstream: Upstream,
+}
+
+impl Stage for SinkStage {
+    fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
+        let component = context.names.component(&self.pipeline, &self.plan.name);
+        let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
+        // The producer comes first: it aborts this worker's open transaction, which delays all
+        // readers of offsets and intents.
+        let producer = TransactionalProducer::new(&context.cluster, &member, CHECKPOINTS, PRODUCER_BUFFER_BYTES)?;
+        let sink = self.plan.spec.open(SinkContext {
+            name: status.name(),
+            budget: context.budget.clone(),
+            runtime: context.runtime.clone(),
+            scratch: context.scratch(&format!("{}.{}", status.name(), self.task))?,
+            schemas: context.schemas.clone(),
+        })?;
+        let committer: Box<dyn Committer> = match sink {
+            Sink::TwoPhase(sink) => Box::new(TwoPhaseCommitter::new(sink)),
+            Sink::Idempotent(sink) => Box::new(IdempotentCommitter::start(sink, self.plan.commit, context)?),
+        };
+        let routes = Routes::start(&self.plan.inputs)?;
+        let buffer_bytes = context.share.client_buffer_bytes;
+        let consumer =
+            GroupConsumer::join(&context.cluster, &component, &member, &routes.subscription(), buffer_bytes)?;
+        let mut task = SinkTask {
+            committer,
+            routes,
+            rejected: Rejections::default(),
+            reserved: context.budget.empty(),
+            transactions: Transactions::new(self, context, stop, status, producer, consumer),
+        };
+        task.run()?;
+        task.transactions.consumer.leave();
+        Ok(())
+    }
+}
+
+struct SinkTask<'a> {
+    transactions: Transactions<'a>,
+    committer: Box<dyn Committer>,
+    routes: Routes,
+    rejected: Rejections,
+    reserved: Reservation,
+}
+
+impl SinkTask<'_> {
+    fn run(&mut self) -> Result<()> {
+        let (context, upstream) = (self.transactions.context, &self.transactions.stage.upstream);
+        let mut batches = PartitionBatches::default();
+        let mut drain = Drain::new(&context.cluster, upstream);
+        loop {
+            if self.transactions.stop.is_set() {
+                return self.committer.flush(&mut self.transactions);
+            }
+            let records = self.poll(&mut batches)?;
+            self.rebalance(&mut batches)?;
+            for (partition, batch) in batches.iter_mut() {
+                if let Err(error) = self.routes.chain(&partition.topic)?.ready() {
+                    self.committer.flush(&mut self.transactions)?;
+                    return Err(error);
+                }
+                self.process(partition, batch)?;
+                batch.clear();
+            }
+            self.enforce_memory_budget()?;
+            let due = self.due_partitions();
+            self.committer.commit(&mut self.transactions, &due)?;
+            if context.until_idle && records == 0 && upstream.is_over() {
+                // The run ends: the buffered output is committed before it is due.
+                self.committer.flush(&mut self.transactions)?;
+                if drain.is_complete(&self.transactions.consumer)? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Waits for records until the next commit is due.
+    fn poll(&mut self, batches: &mut PartitionBatches) -> Result<usize> {
+        let wait = self.until_due().min(self.committer.wake_in()).min(POLL);
+        if !self.committer.accepts_more() {
+            self.transactions.consumer.keep_alive(wait)?;
+            return Ok(0);
+        }
+        let limits = FillLimits { records: POLL_RECORDS, bytes: self.transactions.context.share.batch_bytes, wait };
+        self.transactions.consumer.fill(&limits, batches)
+    }
+
+    /// Runs the records of one topic partition through the fused transforms and writes the result.
+    fn process(&mut self, partition: &TopicPartition, batch: &mut Batch) -> Result<()> {
+        let Some(state) = self.transactions.partitions.get_mut(partition) else { return Ok(()) };
+        let (Some(first), Some(last)) = (batch.entries().first(), batch.entries().last()) else { return Ok(()) };
+        state.advance(first.offset, last.offset + 1);
+        let plan = &self.transactions.stage.plan;
+        let (name, on_error) = (&plan.name, plan.on_error);
+        let (committer, rejected) = (&mut self.committer, &mut self.rejected);
+        let mut waited: Option<Duration> = None;
+        failpoint!("sink.write.before")?;
+        let chain = self.routes.chain(&partition.topic)?;
+        chain.run(batch, &mut state.pending, &mut state.dead_letters, &mut |out, counters, dead_letters| {
+            rejected.clear();
+            committer.write(partition, out, rejected).map_err(|error| error.context(format!("sink `{name}`")))?;
+            if out.len() > rejected.len() {
+                waited.get_or_insert_with(|| time_in_topic(out.get(0)));
+            }
+            let own = counters.of(name);
+            own.records_in += out.len() as u64;
+            own.out += (out.len() - rejected.len()) as u64;
+            dead_letters.route_rejections(name, "TASK_PUT", on_error, rejected, own)
+        })?;
+        if let Some(waited) = waited {
+            state.mark_buffered(waited);
+        }
+        failpoint!("sink.write.after")
+    }
+
+    /// Topic partitions to commit now.
+    fn due_partitions(&self) -> Vec<TopicPartition> {
+        let (now, policy) = (Instant::now(), &self.transactions.stage.plan.commit);
+        let pending: Vec<(&TopicPartition, &PartitionState, Buffered)> = self
+            .transactions
+            .partitions
+            .iter()
+            .filter(|(_, state)| state.has_pending())
+            .map(|(partition, state)| (partition, state, self.committer.buffered(partition)))
+            .collect();
+        let is_due = |(_, state, buffered): &&(&TopicPartition, &PartitionState, Buffered)| {
+            state.dead_letters.bytes() >= MAX_DEAD_LETTER_BYTES
+                || policy.is_full(buffered)
+                || state.due_at(policy, buffered).is_some_and(|at| at <= now)
+        };
+        let mut due: Vec<TopicPartition> = pending.iter().filter(is_due).map(|(due, ..)| (*due).clone()).collect();
+        let open_files: usize = pending.iter().map(|(_, _, buffered)| buffered.open_files).sum();
+        if due.is_empty() && open_files > policy.max_open_files {
+            let largest = pending.iter().max_by_key(|(_, _, buffered)| buffered.bytes);
+            due.extend(largest.map(|(partition, ..)| (*partition).clone()));
+        }
+        due
+    }
+
+    /// Time until a topic partition becomes due if no further record is written.
+    fn until_due(&self) -> Duration {
+        let policy = &self.transactions.stage.plan.commit;
+        let pending = self.transactions.partitions.iter().filter(|(_, state)| state.has_pending());
+        let due = pending.filter_map(|(partition, state)| state.due_at(policy, &self.committer.buffered(partition)));
+        due.min().map_or(POLL, |due| due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Keeps the byte budget (I6): moves buffers to disk when memory is short; commits early and
+    /// pauses when that is not enough.
+    fn enforce_memory_budget(&mut self) -> Result<()> {
+        let budget = &self.transactions.context.budget;
+        if budget.is_tight() {
+            self.committer.spill()?;
+        }
+        self.reserved.resize(self.committer.memory_bytes() + self.transactions.dead_letter_bytes());
+        if budget.used() > budget.limit() && self.reserved.bytes() > 0 {
+            self.committer.flush(&mut self.transactions)?;
+            self.reserved.resize(self.committer.memory_bytes());
+            // Other stages use the rest: fetch nothing for a moment.
+            if budget.used() > budget.limit() {
+                self.transactions.consumer.pause()?;
+                self.transactions.consumer.keep_alive(POLL)?;
+                self.transactions.consumer.resume()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Handles the rebalances of the last poll.
+    fn rebalance(&mut self, batches: &mut PartitionBatches) -> Result<()> {
+        for event in self.transactions.consumer.rebalance_events() {
+            match event {
+                RebalanceEvent::Revoked(revoked) => {
+                    for partition in revoked {
+                        batches.remove(&partition);
+                        self.transactions.partitions.remove(&partition);
+                        self.committer.revoke(&partition);
+                    }
+                }
+                RebalanceEvent::Assigned(assigned) if assigned.is_empty() => {}
+                RebalanceEvent::Assigned(assigned) => self.assign(&assigned)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over topic partitions: settles what earlier owners left, then continues from their
+    /// offsets and totals.
+    fn assign(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        failpoint!("sink.claim.before")?;
+        let transactions = &mut self.transactions;
+        // The committed offsets come first: the broker answers only when the transactions of
+        // earlier owners are decided.
+        let committed = transactions
+            .retry("reading committed offsets", |transactions| transactions.consumer.committed(partitions))?;
+        let mut rows = transactions.retry("reading intents", Transactions::load_intents)?;
+        let assigned: Vec<Assignment> = partitions
+            .iter()
+            .zip(committed)
+            .map(|(partition, committed)| {
+                let intent = rows.remove(partition);
+                Assignment { partition: partition.clone(), committed, intent }
+            })
+            .collect();
+        assigned.iter().for_each(|assignment| assignment.warn_of_moved_offsets(transactions.status));
+        let recovered = self.committer.assign(transactions, &assigned)?;
+        let states: BTreeMap<_, _> = assigned
+            .into_iter()
+            .map(|assignment| (assignment.partition.clone(), PartitionState::of(assignment)))
+            .collect();
+        transactions.partitions.extend(states);
+        failpoint!("sink.claim.after")?;
+        tracing::info!(
+            stage = transactions.status.name(),
+            partitions = partitions.len(),
+            recovered,
+            "partitions assigned"
+        );
+        Ok(())
+    }
+}

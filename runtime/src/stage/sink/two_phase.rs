@@ -1,0 +1,287 @@
+//! Two-phase commit of objects and staged loads (I2 a). The steps are those of
+//! [`trunkline_connector::TwoPhaseSink`]; between them are transactions on `_trunkline.intents`:
+//!
+//! ```text
+//! write .. | seal → [txn: planned] → prepare → [txn: prepared + offsets + dead letters] → commit → [txn: committed] | write ..
+//! ```
+//!
+//! A crash before *prepared* leaves the offsets where they were: the next owner aborts the plan and
+//! reads the records again. A crash after it leaves a prepared intent: the next owner commits it
+//! first. Offsets and output of a topic partition move together or not at all.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use trunkline_connector::{Batch, Buffered, ErasedTwoPhaseSink, Rejections, Result, TopicPartition, failpoint};
+
+use super::committer::{Assignment, Committer};
+use super::partition_state::PartitionState;
+use super::transactions::Transactions;
+use crate::checkpoint::{IntentRecord, IntentState};
+
+/// See the module's header.
+pub(super) struct TwoPhaseCommitter {
+    sink: Box<dyn ErasedTwoPhaseSink>,
+}
+
+impl TwoPhaseCommitter {
+    pub(super) fn new(sink: Box<dyn ErasedTwoPhaseSink>) -> Self {
+        Self { sink }
+    }
+
+    /// The steps from plans to prepared intents. Returns the committables.
+    fn prepare(
+        &mut self,
+        transactions: &mut Transactions<'_>,
+        due: &[TopicPartition],
+        plans: &BTreeMap<TopicPartition, Value>,
+    ) -> Result<BTreeMap<TopicPartition, Value>> {
+        let mut committables = BTreeMap::new();
+        if !plans.is_empty() {
+            failpoint!("sink.plan.after")?;
+            transactions.retry("recording the plan", |transactions| record_plans(transactions, plans))?;
+            failpoint!("sink.plan.recorded")?;
+            let payloads: Vec<Value> = plans.values().cloned().collect();
+            let mut rejected = Rejections::default();
+            let prepared = transactions.retry("preparing output", |_| {
+                rejected.clear();
+                self.sink.prepare(&payloads, &mut rejected)
+            })?;
+            route_late_rejections(transactions, &rejected)?;
+            failpoint!("sink.stage.after")?;
+            committables.extend(plans.keys().cloned().zip(prepared));
+        }
+        transactions
+            .retry("recording the prepared intent", |transactions| record_prepared(transactions, due, &committables))?;
+        Ok(committables)
+    }
+
+    /// Makes prepared output visible and records that it is.
+    fn commit_prepared(
+        &mut self,
+        transactions: &mut Transactions<'_>,
+        committables: &BTreeMap<TopicPartition, Value>,
+    ) -> Result<()> {
+        if committables.is_empty() {
+            return Ok(());
+        }
+        let payloads: Vec<Value> = committables.values().cloned().collect();
+        transactions.retry("committing output", |_| self.sink.commit(&payloads))?;
+        failpoint!("sink.publish.after")?;
+        transactions.retry("recording the commit", |transactions| {
+            transactions.run(|transactions| {
+                failpoint!("sink.done.before")?;
+                let mut offsets = Vec::new();
+                for partition in committables.keys() {
+                    let Some(row) = transactions.partitions.get(partition).map(|state| state.row(None)) else {
+                        continue;
+                    };
+                    transactions.write_intent(partition, &row)?;
+                    offsets.push((partition.clone(), row.next));
+                }
+                Ok(offsets)
+            })
+        })?;
+        failpoint!("sink.done.after")
+    }
+
+    /// After a failed `prepare` no other task may know the plans: a task that was fenced has its
+    /// rows overwritten. A plan whose intent may have been recorded in spite of the error is left
+    /// to the next owner.
+    fn abort_plans(&mut self, transactions: &Transactions<'_>, plans: &BTreeMap<TopicPartition, Value>) {
+        if transactions.commit_in_doubt() {
+            return;
+        }
+        for (partition, plan) in plans {
+            if let Err(error) = self.sink.abort(plan) {
+                tracing::warn!(stage = transactions.status.name(), %partition, %error, "a plan could not be aborted");
+            }
+        }
+    }
+
+    /// Aborts the plans and collects the prepared intents of earlier owners. Returns the rows to
+    /// settle.
+    fn settle<'r>(
+        &mut self,
+        transactions: &mut Transactions<'_>,
+        assigned: &'r [Assignment],
+    ) -> Result<Vec<(&'r Assignment, &'r IntentRecord)>> {
+        let mut settled = Vec::new();
+        for assignment in assigned {
+            let row = assignment.intent.as_ref();
+            let mut pending = Vec::new();
+            match row.map(|row| (row.state, row)) {
+                Some((IntentState::Planned, row)) => {
+                    failpoint!("sink.abort.before")?;
+                    transactions.retry("aborting an unfinished plan", |_| self.sink.abort(&row.payload))?;
+                    failpoint!("sink.abort.after")?;
+                    settled.push((assignment, row));
+                }
+                Some((IntentState::Prepared, row)) => {
+                    pending.push(row.payload.clone());
+                    settled.push((assignment, row));
+                }
+                Some((IntentState::Committed, _)) | None => {}
+            }
+            transactions
+                .retry("removing what earlier tasks left", |_| self.sink.recover(&assignment.partition, &pending))?;
+        }
+        Ok(settled)
+    }
+}
+
+impl Committer for TwoPhaseCommitter {
+    fn assign(&mut self, transactions: &mut Transactions<'_>, assigned: &[Assignment]) -> Result<usize> {
+        let settled = self.settle(transactions, assigned)?;
+        let prepared: Vec<Value> = settled
+            .iter()
+            .filter(|(_, row)| row.state == IntentState::Prepared)
+            .map(|(_, row)| row.payload.clone())
+            .collect();
+        if !prepared.is_empty() {
+            failpoint!("sink.recover.before")?;
+            transactions.retry("committing what an earlier task prepared", |_| self.sink.commit(&prepared))?;
+            failpoint!("sink.recover.after")?;
+        }
+        if !settled.is_empty() {
+            failpoint!("sink.settle.before")?;
+            transactions.retry("recording the recovery", |transactions| {
+                transactions.run(|transactions| {
+                    for (assignment, row) in &settled {
+                        let row =
+                            IntentRecord { state: IntentState::Committed, payload: Value::Null, ..(*row).clone() };
+                        transactions.write_intent(&assignment.partition, &row)?;
+                    }
+                    let offset = |(assignment, row): &(&Assignment, &IntentRecord)| {
+                        (assignment.partition.clone(), assignment.current_offset(row))
+                    };
+                    Ok(settled.iter().map(offset).collect())
+                })
+            })?;
+            failpoint!("sink.settle.after")?;
+        }
+        Ok(settled.len())
+    }
+
+    fn write(&mut self, partition: &TopicPartition, records: &Batch, rejected: &mut Rejections) -> Result<()> {
+        self.sink.write(partition, records, rejected)
+    }
+
+    fn buffered(&self, partition: &TopicPartition) -> Buffered {
+        self.sink.buffered(partition)
+    }
+
+    fn commit(&mut self, transactions: &mut Transactions<'_>, due: &[TopicPartition]) -> Result<()> {
+        if due.is_empty() {
+            return Ok(());
+        }
+        failpoint!("sink.plan.before")?;
+        let mut plans = BTreeMap::new();
+        for partition in due {
+            // Not retried: output that could not be completed is lost, and is built again from the
+            // committed offset.
+            if let Some(plan) = self.sink.seal(partition).map_err(|error| error.context("sealing output"))? {
+                plans.insert(partition.clone(), plan);
+            }
+            if let Some(state) = transactions.partitions.get_mut(partition) {
+                state.mark_sealed();
+            }
+        }
+        let committables = match self.prepare(transactions, due, &plans) {
+            Ok(committables) => committables,
+            Err(error) => {
+                self.abort_plans(transactions, &plans);
+                return Err(error);
+            }
+        };
+        failpoint!("sink.intent.after")?;
+        self.commit_prepared(transactions, &committables)?;
+        for partition in due {
+            let Some(state) = transactions.partitions.get_mut(partition) else { continue };
+            let pending = std::mem::take(&mut state.pending);
+            state.totals.add(&pending);
+            state.dead_letters.clear();
+            state.committed = state.next;
+            state.clear_pending();
+            transactions.status.committed(&pending);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, transactions: &mut Transactions<'_>) -> Result<()> {
+        let pending = transactions.pending_partitions();
+        self.commit(transactions, &pending)
+    }
+
+    fn revoke(&mut self, partition: &TopicPartition) {
+        self.sink.discard(partition);
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.sink.memory_bytes()
+    }
+
+    fn spill(&mut self) -> Result<()> {
+        self.sink.spill()
+    }
+}
+
+fn record_plans(transactions: &mut Transactions<'_>, plans: &BTreeMap<TopicPartition, Value>) -> Result<()> {
+    transactions.run(|transactions| {
+        let mut offsets = Vec::new();
+        for (partition, plan) in plans {
+            let Some(state) = transactions.partitions.get(partition) else { continue };
+            let row = IntentRecord {
+                state: IntentState::Planned,
+                payload: plan.clone(),
+                first: state.first,
+                next: state.first,
+                counters: state.totals.clone(),
+            };
+            offsets.push((partition.clone(), state.current_offset()));
+            transactions.write_intent(partition, &row)?;
+        }
+        Ok(offsets)
+    })
+}
+
+fn record_prepared(
+    transactions: &mut Transactions<'_>,
+    due: &[TopicPartition],
+    committables: &BTreeMap<TopicPartition, Value>,
+) -> Result<()> {
+    transactions.run(|transactions| {
+        failpoint!("sink.intent.before")?;
+        let mut offsets = Vec::new();
+        for partition in due {
+            let row = |state: &PartitionState| state.row(committables.get(partition));
+            let Some(row) = transactions.partitions.get(partition).map(row) else { continue };
+            transactions.write_intent(partition, &row)?;
+            transactions.write_pending_dead_letters(partition)?;
+            offsets.push((partition.clone(), row.next));
+        }
+        failpoint!("sink.intent.written")?;
+        Ok(offsets)
+    })
+}
+
+/// Routes the records that the destination rejected during `prepare`, which were counted as
+/// written, by their topic partition.
+fn route_late_rejections(transactions: &mut Transactions<'_>, rejected: &Rejections) -> Result<()> {
+    let plan = &transactions.stage.plan;
+    if rejected.is_empty() {
+        return Ok(());
+    }
+    for (partition, state) in &mut transactions.partitions {
+        let mut own_rejected = Rejections::default();
+        for (record, reason) in rejected.iter() {
+            if record.entry().partition == partition.partition && record.topic() == partition.topic.as_ref() {
+                own_rejected.push(record, reason.clone());
+            }
+        }
+        let own = state.pending.of(&plan.name);
+        own.out -= (own_rejected.len() as u64).min(own.out);
+        state.dead_letters.route_rejections(&plan.name, "TASK_PUT", plan.on_error, &own_rejected, own)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! What all stages of a worker share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline_connector::{MemoryBudget, Result, io_error};
+
+use super::names::Names;
+use super::stop_signal::StopSignal;
+use crate::checkpoint::Schemas;
+use crate::config::TopicSettings;
+use crate::kafka::{Admin, Cluster};
+
+/// What all stages of a worker share.
+#[derive(Clone)]
+pub struct WorkerContext {
+    /// The Kafka cluster.
+    pub cluster: Cluster,
+    /// Looks up and creates topics. All stages share it, because a client has five threads and a
+    /// megabyte of memory.
+    pub admin: Arc<Admin>,
+    /// Runs async calls.
+    pub runtime: tokio::runtime::Handle,
+    /// The process-wide byte budget (I6).
+    pub budget: MemoryBudget,
+    /// Schemas published in the cluster.
+    pub schemas: Arc<Schemas>,
+    /// Names in Kafka.
+    pub names: Names,
+    /// How topics are created.
+    pub topics: TopicSettings,
+    /// Time between commits of sources and transforms.
+    pub commit_interval: Duration,
+    /// The run ends when everything that exists has been processed.
+    pub until_idle: bool,
+    /// Set when the worker stops.
+    pub stop: StopSignal,
+    /// Scratch space; each task has a folder in it.
+    pub scratch: PathBuf,
+    /// This stage's share of the memory.
+    pub share: ResourceShare,
+}
+
+/// A stage's share of the worker's memory, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct ResourceShare {
+    /// Limit on what each consumer fetches ahead and what each producer holds unsent.
+    pub client_buffer_bytes: usize,
+    /// Limit on the records that a stage processes at once.
+    pub batch_bytes: usize,
+}
+
+impl WorkerContext {
+    /// Creates an empty scratch folder for a task, and removes what an earlier run left there.
+    pub fn scratch(&self, task: &str) -> Result<PathBuf> {
+        let path = self.scratch.join(task);
+        match std::fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io_error("clear", &path, &error)),
+            _ => {}
+        }
+        std::fs::create_dir_all(&path).map_err(|error| io_error("create", &path, &error))?;
+        Ok(path)
+    }
+}

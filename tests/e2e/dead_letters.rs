@@ -1,0 +1,109 @@
+//! Records that cannot be processed go to the dead letter topic, and all others continue.
+
+use trunkline_tests::{Case, Kafka, LogWriter, Reader, need, test_plugin};
+
+use crate::{LONG, SOURCE, access_logs, assert_counted, assert_every_line_once};
+
+#[test]
+fn malformed_lines_go_to_the_dead_letter_topic() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = Case::new("bad-line", kafka);
+    let path = case.path("logs/access.log");
+    let mut log = LogWriter::new(&path, 200);
+    log.append(500);
+    let first = (log.size(), b"this is no access log\\ \x01 \"".as_slice());
+    log.append_raw(&[first.1, b"\n"].concat());
+    log.append(500);
+    let second =
+        (log.size(), b"10.0.0.1 - - [99/Xyz/2026:00:00:00 +0000] \"GET / HTTP/1.1\" 200 5 \"-\" \"-\"".as_slice());
+    log.append_raw(&[second.1, b"\n"].concat());
+    log.append(500);
+    case.pipeline("access", &access_logs());
+
+    let summary = case.until_idle("a", LONG);
+
+    assert_counted(&summary, &case, log.lines() + 2, 2);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+    let dead_letters = kafka.read(&format!("{}.dead-letters", case.name()));
+    for (offset, bytes) in [first, second] {
+        let letter = dead_letters
+            .iter()
+            .find(|letter| letter.value.as_deref() == Some(bytes))
+            .expect("a dead letter with the line's bytes");
+        assert_eq!(letter.header("trunkline.path"), path.to_str().unwrap());
+        assert_eq!(letter.header("trunkline.offset"), offset.to_string());
+        assert!(!letter.header("__connect.errors.exception.message").is_empty());
+        assert!(letter.header("__connect.errors.connector.name").contains("web"), "{:?}", letter.headers);
+    }
+    assert_eq!(dead_letters.len(), 2);
+}
+
+#[test]
+fn a_record_that_traps_the_plugin_goes_to_the_dead_letter_topic() {
+    let (kafka, reader, plugin) = (need!(Kafka::any()), need!(Reader::find()), test_plugin());
+    let case = Case::new("trap", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 201);
+    log.append(3_000);
+    let poisoned = r#"config = { trap_on = '"/item/1234"' }"#;
+    let pipeline = access_logs().replace(r#"config = { fields = ["remote_addr"] }"#, poisoned);
+    case.pipeline("access", &pipeline.replace("mask.wasm", plugin.to_str().unwrap()));
+
+    let summary = case.until_idle("a", LONG);
+
+    let clean = summary.of(case.name(), "clean");
+    assert_eq!((clean.input, clean.output, clean.dead_lettered), (3_000, 2_999, 1));
+    assert_eq!(summary.of(case.name(), "lake").output, 2_999);
+    let found = reader.read(&case.path("lake"), &["path"]);
+    assert_eq!((found.rows, found.distinct), (2_999, Some(2_999)));
+
+    let dead_letters = kafka.read(&format!("{}.dead-letters", case.name()));
+    assert_eq!(dead_letters.len(), 1);
+    let letter = &dead_letters[0];
+    assert_eq!(letter.json()["path"], "/item/1234");
+    assert_eq!(letter.header("__connect.errors.topic"), format!("{}.web", case.name()));
+    assert!(letter.header("__connect.errors.connector.name").contains("clean"), "{:?}", letter.headers);
+    assert!(!letter.header("__connect.errors.exception.message").is_empty());
+}
+
+const TWO_SINKS: &str = r#"
+[transforms.clean]
+inputs = ["web"]
+plugin = "$PLUGIN"
+config = { reject_on = '/bad"' }
+
+[sinks.lake]
+connector = "s3"
+inputs = ["clean"]
+url = "file://$DIR/lake"
+
+[sinks.copy]
+connector = "s3"
+inputs = ["clean"]
+url = "file://$DIR/copy"
+"#;
+
+/// A transform with two readers runs once: 39 rejected records are 39 dead letters, not 78.
+#[test]
+fn a_transform_with_two_sinks_dead_letters_each_record_once() {
+    const BAD: u64 = 39;
+    let (kafka, reader, plugin) = (need!(Kafka::any()), need!(Reader::find()), test_plugin());
+    let case = Case::new("two-sinks", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 202);
+    log.append(1_000);
+    for _ in 0..BAD {
+        log.append_raw(b"10.0.0.1 - - [01/Mar/2026:00:00:00 +0000] \"GET /bad HTTP/1.1\" 200 5 \"-\" \"-\"\n");
+    }
+    case.pipeline("access", &[SOURCE, TWO_SINKS].concat().replace("$PLUGIN", plugin.to_str().unwrap()));
+
+    let summary = case.until_idle("a", LONG);
+
+    let clean = summary.of(case.name(), "clean");
+    assert_eq!((clean.input, clean.output, clean.dead_lettered), (1_000 + BAD, 1_000, BAD));
+    assert_eq!(kafka.count(&format!("{}.dead-letters", case.name())), BAD);
+    assert_eq!(kafka.count(&format!("{}.clean", case.name())), 1_000);
+    for sink in ["lake", "copy"] {
+        let counters = summary.of(case.name(), sink);
+        assert_eq!((counters.input, counters.output, counters.dead_lettered), (1_000, 1_000, 0), "{sink}");
+        assert_every_line_once(&reader, &case.path(sink), &log);
+    }
+}
