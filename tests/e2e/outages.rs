@@ -15,7 +15,11 @@ use crate::{
     wait_for_rows,
 };
 
-on_each_broker!(every_line_arrives_once_when_the_broker_crashes, clients_recover_from_metadata_without_brokers);
+on_each_broker!(
+    every_line_arrives_once_when_the_broker_crashes,
+    a_worker_stops_soon_while_its_broker_is_gone,
+    clients_recover_from_metadata_without_brokers
+);
 
 fn every_line_arrives_once_when_the_broker_crashes(kind: BrokerKind) {
     let (mut kafka, reader) = (need!(Kafka::start_for_crashes(kind)), need!(Reader::find()));
@@ -51,10 +55,8 @@ fn every_line_arrives_once_when_the_broker_crashes(kind: BrokerKind) {
     assert_eq!(kafka.count(&format!("{}.web", case.name())), log.lines());
 }
 
-/// Whatever the broker does, a worker that is stopped ends.
-#[test]
-fn a_worker_stops_soon_while_its_broker_is_down() {
-    let mut kafka = need!(Kafka::start_for_crashes(BrokerKind::Embedded));
+fn a_worker_stops_soon_while_its_broker_is_gone(kind: BrokerKind) {
+    let mut kafka = need!(Kafka::start_for_crashes(kind));
     let case = Case::new("gone", &kafka);
     let mut log = LogWriter::new(case.path("logs/access.log"), 510);
     log.append(1_000);
