@@ -81,8 +81,14 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(10).min(options.timeout))
             .tcp_nodelay(true)
+            // Shorter than the limit of most proxies: a request must not meet a connection that is
+            // being closed.
+            .pool_idle_timeout(Duration::from_secs(20))
             .user_agent(concat!("trunkline/", env!("CARGO_PKG_VERSION")));
-        if let Some(path) = &options.tls_ca {
+        if options.nodes.iter().all(|node| node.starts_with("http://")) {
+            // Loading the system's certificates would fail where there are none.
+            builder = builder.tls_certs_only(Vec::new());
+        } else if let Some(path) = &options.tls_ca {
             let pem = std::fs::read(path).map_err(|error| io_error("read `tls_ca`", path, &error))?;
             let certificates = Certificate::from_pem_bundle(&pem).ok().filter(|certificates| !certificates.is_empty());
             let certificates = certificates.ok_or_else(|| {
@@ -92,7 +98,10 @@ impl Client {
             builder = builder.tls_certs_merge(certificates);
         }
         let http = builder.build().map_err(|error| {
-            let message = format!("cannot make an HTTP client: {}; check `tls_ca`", causes(&error));
+            let message = format!(
+                "cannot make an HTTP client: {}; check `tls_ca`, and the certificate authorities of the system",
+                causes(&error)
+            );
             Error::config("elasticsearch.client", message)
         })?;
         let nodes = options.nodes.iter().map(|url| Node { url: url.clone(), health: Mutex::default() }).collect();

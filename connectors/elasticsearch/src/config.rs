@@ -112,7 +112,12 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "Largest request, uncompressed. At least 64 KiB. A larger document is sent in its own request. The server's limit is \
          `http.max_content_length` (100 MB by default, 10 MB on small Amazon instances).",
     ),
-    OptionSpec::with_default("in_flight", "integer", "4", "Concurrent requests of a task, 1 to 64."),
+    OptionSpec::with_default(
+        "in_flight",
+        "integer",
+        "4",
+        "Most concurrent requests of a task, 1 to 64. There are fewer while the server is busy.",
+    ),
     OptionSpec::with_default(
         "timeout",
         "duration",

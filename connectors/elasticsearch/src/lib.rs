@@ -16,6 +16,7 @@
 //! | `bulk_body` | the records of a delivery to the bodies of requests |
 //! | `client` | nodes, authentication, requests |
 //! | `bulk_answer` | the server's answer to the outcome of each document |
+//! | `request_limit` | the number of requests in flight, adapted to the server |
 //! | `sink` | the running sink: sends, splits, decides |
 
 mod bulk_answer;
@@ -24,6 +25,7 @@ mod change_event;
 mod client;
 mod config;
 mod document;
+mod request_limit;
 mod server;
 mod sink;
 

@@ -11,6 +11,7 @@ use crate::bulk_answer::{self, ItemOutcome};
 use crate::bulk_body::BulkBody;
 use crate::client::{CALL_LIMIT, Client, NoAnswer, Response};
 use crate::config::{Config, DocumentOptions};
+use crate::request_limit::{Outcome, RequestLimit};
 
 /// A request of this size whose connection is closed may have been over the size limit of the
 /// server.
@@ -19,12 +20,16 @@ const MAYBE_TOO_LARGE: usize = 1 << 20;
 /// The longest wait that a server may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
+/// Codes of errors that a server with too many requests gives.
+const OVERLOADED: [&str; 3] = ["elasticsearch.busy", "elasticsearch.timeout", "elasticsearch.unavailable"];
+
 /// A running sink.
 pub(crate) struct SearchSink {
     client: Client,
     documents: DocumentOptions,
     request_bytes: usize,
     in_flight: usize,
+    limit: RequestLimit,
     runtime: Handle,
 }
 
@@ -43,6 +48,7 @@ impl SearchSink {
             documents: config.documents.clone(),
             request_bytes: config.request_bytes,
             in_flight: config.in_flight,
+            limit: RequestLimit::new(config.in_flight),
             runtime,
         }
     }
@@ -74,13 +80,14 @@ impl IdempotentSink for SearchSink {
         let mut requests = body.requests(self.request_bytes);
         requests.reverse();
         while let Some(operations) = requests.pop() {
-            if Instant::now() >= deadline {
-                return Err(Error::external(
-                    "elasticsearch.slow",
-                    format!("the server took more than {CALL_LIMIT:?} for a delivery; the rest is sent again"),
-                ));
-            }
-            match self.send(&body, &operations, deadline)? {
+            let permit = self.limit.acquire(deadline).ok_or_else(|| {
+                let message =
+                    format!("the server took more than {CALL_LIMIT:?} for a delivery; the rest is sent again");
+                Error::external("elasticsearch.slow", message)
+            })?;
+            let sent = self.send(&body, &operations, deadline);
+            permit.end(capacity_shown(&sent));
+            match sent? {
                 Sent::Answered(outcomes) => decide(delivery, &body, operations, outcomes)?,
                 Sent::Refused(_) if operations.len() > 1 => {
                     let middle = operations.start + operations.len() / 2;
@@ -104,6 +111,18 @@ impl IdempotentSink for SearchSink {
     ///   counts as delivered.
     fn in_flight(&self) -> InFlight {
         InFlight { deliveries: self.in_flight, per_partition: self.in_flight }
+    }
+}
+
+/// What the end of a request shows about the capacity of the server.
+fn capacity_shown(sent: &Result<Sent>) -> Outcome {
+    match sent {
+        Ok(Sent::Answered(outcomes)) => {
+            let is_busy = outcomes.iter().any(|outcome| matches!(outcome, ItemOutcome::Busy(_)));
+            if is_busy { Outcome::Overloaded } else { Outcome::Succeeded }
+        }
+        Err(error) if OVERLOADED.contains(&error.code) => Outcome::Overloaded,
+        Ok(Sent::Refused(_)) | Err(_) => Outcome::Unknown,
     }
 }
 

@@ -171,3 +171,59 @@ fn credentials_are_sent() {
         assert!(fake.headers().contains(&expected.to_owned()), "{:?}", fake.headers());
     }
 }
+
+#[test]
+fn concurrent_deliveries_to_a_busy_server_are_all_written() {
+    let (setup, fake) = (Setup::new(), Fake::start());
+    let sink = setup.open(&format!("{}in_flight = 4\n", options(&[&fake])));
+    for n in 0..40 {
+        // Every second request finds a full queue, in whole or in part.
+        fake.fault(if n % 4 == 0 { Fault::Whole(429, None) } else { Fault::None });
+        fake.fault(Fault::Items(429, "rejected_execution_exception", (0..400).filter(|m| m % 3 == 0).collect()));
+    }
+    std::thread::scope(|scope| {
+        for first in (0..400).step_by(100) {
+            let sink = &sink;
+            scope.spawn(move || deliver_within(sink.as_ref(), &mut numbered(first..first + 100), 40));
+        }
+    });
+    assert_eq!(fake.numbers(), (0..400).collect::<Vec<_>>());
+}
+
+/// A file with a new certificate for 127.0.0.1 and its key. Without openssl it prints the reason
+/// and returns `None`.
+fn certificate() -> Option<tempfile::NamedTempFile> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let output = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=search", "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", path])
+        .output();
+    match output {
+        Ok(output) if output.status.success() => {
+            let key = std::fs::read(file.path()).unwrap();
+            std::fs::write(file.path(), [key, output.stdout].concat()).unwrap();
+            Some(file)
+        }
+        other => {
+            eprintln!("SKIP certificates: openssl cannot make one: {other:?}");
+            None
+        }
+    }
+}
+
+#[test]
+fn authorities_of_tls_ca_are_trusted_and_others_are_not() {
+    let Some(certificate) = certificate() else { return };
+    let (setup, fake) = (Setup::new(), Fake::start_tls(&std::fs::read(certificate.path()).unwrap()));
+    let options = format!("url = \"https://{}\"\nindex = \"a\"\n", fake.address);
+    let trusted = setup.open(&format!("{options}tls_ca = {:?}\n", certificate.path()));
+    trusted.deliver(&mut numbered(0..3)).unwrap();
+    assert_eq!(fake.numbers(), [0, 1, 2]);
+    let error = setup.try_open(&options).err().unwrap();
+    assert_eq!(error.code, "elasticsearch.unreachable", "{error}");
+    assert!(error.message().contains("certificate"), "{error}");
+    let missing = setup.try_open(&format!("{options}tls_ca = \"/nonexistent.pem\"\n")).err().unwrap();
+    assert_eq!(missing.code, "io.not_found", "{missing}");
+}

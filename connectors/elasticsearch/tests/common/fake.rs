@@ -7,6 +7,10 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// What happens to one `_bulk` request.
 #[derive(Clone, Debug)]
@@ -57,14 +61,35 @@ impl Fake {
         Self::share(&self.state)
     }
 
+    /// A server with TLS. The file holds its certificate and key.
+    pub fn start_tls(pem: &[u8]) -> Self {
+        let certificate = CertificateDer::from_pem_slice(pem).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(pem).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let config = Arc::new(config);
+        Self::accept(&Arc::default(), move |stream, state| {
+            let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+            serve(StreamOwned::new(connection, stream), state);
+        })
+    }
+
     fn share(state: &Arc<Mutex<State>>) -> Self {
+        Self::accept(state, serve)
+    }
+
+    fn accept(state: &Arc<Mutex<State>>, serve: impl Fn(TcpStream, &Mutex<State>) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let state = Arc::clone(state);
-        let shared = Arc::clone(&state);
+        let (shared, serve) = (Arc::clone(&state), Arc::new(serve));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (shared, stream) = (Arc::clone(&shared), stream.unwrap());
+                let (shared, serve, stream) = (Arc::clone(&shared), Arc::clone(&serve), stream.unwrap());
                 std::thread::spawn(move || serve(stream, &shared));
             }
         });
@@ -109,9 +134,8 @@ impl Fake {
 }
 
 /// Answers the requests of one connection until one side closes it.
-fn serve(stream: TcpStream, state: &Mutex<State>) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut writer = stream;
+fn serve(stream: impl Read + Write, state: &Mutex<State>) {
+    let mut reader = BufReader::new(stream);
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line).unwrap_or(0) == 0 {
@@ -150,6 +174,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
         let cut = answer.ends_with("...");
         let length = answer.len() + if cut { 100 } else { 0 };
         let head = format!("HTTP/1.1 {status} X\r\n{extra}Content-Length: {length}\r\n\r\n");
+        let writer = reader.get_mut();
         if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(answer.as_bytes())).is_err() || cut {
             return;
         }

@@ -1,0 +1,138 @@
+//! The number of requests in flight, adapted to the capacity of the server: one more after each
+//! round of requests that all succeeded, half as many after a request that found the server busy.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// After the limit was halved it is not halved again for this long: the requests that were in flight
+/// at that moment report the same overload.
+const HALVING_PAUSE: Duration = Duration::from_millis(500);
+
+/// Limits the requests in flight.
+pub(crate) struct RequestLimit {
+    state: Mutex<State>,
+    freed: Condvar,
+    max: usize,
+}
+
+struct State {
+    in_flight: usize,
+    limit: f64,
+    halved: Option<Instant>,
+}
+
+/// The right to one request.
+pub(crate) struct Permit<'a> {
+    limit: &'a RequestLimit,
+    outcome: Outcome,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Succeeded,
+    Overloaded,
+    /// It says nothing about the capacity of the server.
+    Unknown,
+}
+
+impl RequestLimit {
+    /// At most `max` requests in flight.
+    pub(crate) fn new(max: usize) -> Self {
+        let state = State { in_flight: 0, limit: max as f64, halved: None };
+        Self { state: Mutex::new(state), freed: Condvar::new(), max }
+    }
+
+    /// Waits until a request may be sent; `None` if that is not before the deadline.
+    pub(crate) fn acquire(&self, deadline: Instant) -> Option<Permit<'_>> {
+        let mut state = self.lock();
+        while state.in_flight >= state.limit as usize {
+            let wait = deadline.checked_duration_since(Instant::now())?;
+            state = self.freed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.in_flight += 1;
+        Some(Permit { limit: self, outcome: Outcome::Unknown })
+    }
+
+    fn release(&self, outcome: Outcome, now: Instant) {
+        let mut state = self.lock();
+        state.in_flight -= 1;
+        match outcome {
+            Outcome::Succeeded => state.limit = (state.limit + 1.0 / state.limit).min(self.max as f64),
+            Outcome::Overloaded if state.halved.is_none_or(|at| now.duration_since(at) >= HALVING_PAUSE) => {
+                state.limit = (state.limit / 2.0).max(1.0);
+                state.halved = Some(now);
+            }
+            Outcome::Overloaded | Outcome::Unknown => {}
+        }
+        drop(state);
+        self.freed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit<'_> {
+    /// Ends the request.
+    pub(crate) fn end(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.limit.release(self.outcome, Instant::now());
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test reports a failure by panicking")]
+mod tests {
+    use super::*;
+
+    /// How many requests may be in flight.
+    fn capacity(limit: &RequestLimit) -> usize {
+        let permits: Vec<_> = std::iter::from_fn(|| limit.acquire(Instant::now())).take(100).collect();
+        permits.len()
+    }
+
+    #[test]
+    fn an_overload_halves_the_limit_once_and_successes_raise_it_again() {
+        let limit = RequestLimit::new(8);
+        assert_eq!(capacity(&limit), 8);
+        // All requests in flight report the same overload.
+        let permits: Vec<_> = (0..8).map(|_| limit.acquire(Instant::now()).unwrap()).collect();
+        permits.into_iter().for_each(|permit| permit.end(Outcome::Overloaded));
+        assert_eq!(capacity(&limit), 4);
+        let succeed = || limit.acquire(Instant::now()).unwrap().end(Outcome::Succeeded);
+        (0..5).for_each(|_| succeed());
+        assert_eq!(capacity(&limit), 5);
+        (0..100).for_each(|_| succeed());
+        assert_eq!(capacity(&limit), 8);
+    }
+
+    #[test]
+    fn one_request_is_always_allowed() {
+        let limit = RequestLimit::new(4);
+        let start = Instant::now();
+        for later in 0..10 {
+            limit.acquire(Instant::now()).unwrap();
+            limit.lock().in_flight += 1;
+            limit.release(Outcome::Overloaded, start + HALVING_PAUSE * later);
+        }
+        assert_eq!(capacity(&limit), 1);
+    }
+
+    #[test]
+    fn a_waiting_request_starts_when_another_one_ends() {
+        let limit = RequestLimit::new(1);
+        let permit = limit.acquire(Instant::now()).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| limit.acquire(Instant::now() + Duration::from_secs(30)).is_some());
+            permit.end(Outcome::Unknown);
+            assert!(waiting.join().unwrap());
+        });
+    }
+}
