@@ -17,6 +17,7 @@ use crate::binlog::history::History;
 use crate::binlog::{self, ReplicaIdentity};
 use crate::config::{MysqlOptions, OnPurged, SnapshotPolicy};
 use crate::connection::binlog_state::{binlog_end, check_contains, current_position, has_binlog_after, purged};
+use crate::connection::charsets::load_charsets;
 use crate::connection::logging::unlogged_changes;
 use crate::connection::query::QueryConnection;
 use crate::connection::server_info::ServerInfo;
@@ -327,8 +328,13 @@ impl MysqlSource {
         outcome.unwrap_or(Ok(WaitOutcome::Timeout))
     }
 
-    /// Describes the table of a table map, if its types or its origin are unknown.
+    /// Asks the server for what the follower needs to process an event: charsets, the access to a new
+    /// table, and its types.
     fn describe_for(&mut self, event: &Event, out: &mut SourceBatch) -> Result<()> {
+        let charsets = self.follower.needs_charsets(event);
+        if !charsets.is_empty() {
+            self.runtime.block_on(load_charsets(&mut self.queries, &charsets))?;
+        }
         let Some(name) = self.follower.mapped_table(event) else { return Ok(()) };
         if self.tracker.is_unknown(&name) {
             self.check_access(&name, out)?;

@@ -131,7 +131,7 @@ fn a_replica_that_does_not_log_its_changes_is_rejected() {
         replica.run(if kind == Kind::MySql {
             "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = 1, SOURCE_USER = 'x'"
         } else {
-            "SET GLOBAL gtid_slave_pos = '7-8-9'"
+            "RESET MASTER; SET GLOBAL gtid_slave_pos = '7-8-9'"
         });
         let issues = check(&options);
         assert_eq!(

@@ -33,6 +33,8 @@ pub(crate) struct History<'a> {
 struct FirstEvents {
     created: Option<u32>,
     start: Option<TransactionStart>,
+    /// The server does not send the transaction, because `gtid_mode` has changed since.
+    is_withheld: bool,
 }
 
 impl History<'_> {
@@ -74,7 +76,7 @@ impl History<'_> {
         let Ok(pos) = u32::try_from(pos) else { return Ok(None) };
         let is_same = u64::from(pos) <= *size && {
             let found = self.first_events(options, server, &anchor.file, pos, anchor.transaction.is_some()).await?;
-            let is_transaction = anchor.transaction.as_ref().is_none_or(|transaction| {
+            let is_transaction = anchor.transaction.as_ref().filter(|_| !found.is_withheld).is_none_or(|transaction| {
                 found.start.as_ref().is_some_and(|start| {
                     let gtid = start.gtid.as_ref().map(ToString::to_string);
                     gtid == transaction.gtid && start.written_at == transaction.written_at
@@ -118,6 +120,10 @@ impl History<'_> {
                 Ok(event) => event,
                 // What is at this offset is not the start of an event.
                 Err(error) if matches!(error.code, "mysql.binlog" | "mysql.checksum" | "mysql.malformed") => break,
+                Err(error) if error.code == "mysql.gtid_mode" => {
+                    found.is_withheld = true;
+                    break;
+                }
                 Err(error) => return Err(error),
             };
             match ParsedEvent::parse(&event) {

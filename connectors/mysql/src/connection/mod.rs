@@ -6,6 +6,7 @@
 
 pub(crate) mod address;
 pub(crate) mod binlog_state;
+pub(crate) mod charsets;
 pub(crate) mod dialect;
 pub(crate) mod logging;
 pub(crate) mod options;

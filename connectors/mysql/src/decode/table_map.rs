@@ -268,6 +268,21 @@ impl TableMap {
     }
 }
 
+/// The collations of a table map's columns.
+pub(crate) fn collations_of(name: &TableMapName<'_>) -> Result<Vec<u64>, Malformed> {
+    let mut bytes = Bytes::new(name.rest);
+    let count = usize::try_from(bytes.packed()?).unwrap_or(usize::MAX);
+    bytes.take(count)?;
+    bytes.packed_bytes()?;
+    bytes.take(count.div_ceil(8))?;
+    let metadata = Metadata::read(bytes)?;
+    let of = |collations: &Collations| {
+        let exceptions = collations.exceptions.iter().map(|(_, collation)| *collation);
+        exceptions.chain(collations.default).chain(collations.all.iter().copied()).collect::<Vec<_>>()
+    };
+    Ok([of(&metadata.text_collations), of(&metadata.list_collations)].concat())
+}
+
 struct Builder<'a> {
     metadata: Metadata<'a>,
     charsets: &'a Charsets,
@@ -462,6 +477,7 @@ mod tests {
             if let Ok(name) = TableMapName::read(&event) {
                 let _ = TableMap::read(&name, &charsets(), false);
                 let _ = TableMap::read(&name, &charsets(), true);
+                let _ = collations_of(&name);
             }
             let _ = TableMapName::read(&bytes);
         }

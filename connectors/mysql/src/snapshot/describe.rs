@@ -7,12 +7,13 @@ use std::sync::Arc;
 use trunkline_connector::{Error, Result};
 
 use crate::config::MysqlOptions;
-use crate::connection::query::QueryConnection;
+use crate::connection::charsets::load_charsets;
+use crate::connection::query::{QueryConnection, TextRows};
 use crate::connection::quote::string_literal;
 use crate::decode::table_map::{COMPRESSED, OLD_FORMAT};
 use crate::format::table::Table;
 use crate::position::KeyColumn;
-use crate::schema::charset::Charsets;
+use crate::schema::charset::{Charset, Charsets};
 use crate::schema::table_filter::SYSTEM_DATABASES;
 use crate::schema::table_name::TableName;
 use crate::schema::types::{Column, ColumnType};
@@ -132,7 +133,9 @@ async fn read_columns(
         filter("c.", only)
     );
     let mut tables: BTreeMap<TableName, Columns> = BTreeMap::new();
-    for row in connection.query(&sql).await? {
+    let rows = connection.query(&sql).await?;
+    load_charsets(connection, &unloaded_charsets(options, charsets, &rows)).await?;
+    for row in rows {
         let text = |index: usize| row.get(index).and_then(Option::as_deref);
         let [Some(database), Some(table), Some(name), Some(data_type), Some(type_text)] = [0, 1, 2, 3, 4].map(text)
         else {
@@ -164,6 +167,22 @@ async fn read_columns(
         described.columns.push(Column::new(name.to_owned(), column_type, text(5) == Some("YES")));
     }
     Ok(tables)
+}
+
+/// The charsets of captured columns whose tables are not loaded.
+fn unloaded_charsets(options: &MysqlOptions, charsets: &Charsets, rows: &TextRows) -> Vec<Arc<Charset>> {
+    let mut unloaded: Vec<Arc<Charset>> = Vec::new();
+    for row in rows {
+        if let [Some(database), Some(table), ..] = row.as_slice()
+            && let Some(Some(name)) = row.get(9)
+            && let Some(charset) = charsets.by_name(name).filter(|charset| charset.unloaded().is_some())
+            && options.tables.includes(database, table)
+            && !unloaded.contains(charset)
+        {
+            unloaded.push(Arc::clone(charset));
+        }
+    }
+    unloaded
 }
 
 /// The part of a column's type that determines the order of its values.

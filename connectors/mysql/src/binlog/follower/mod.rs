@@ -24,6 +24,7 @@ use crate::config::{DDL_PORT, MysqlOptions, TRANSACTION_PORT};
 use crate::connection::dialect::Dialect;
 use crate::connection::server_info::ServerInfo;
 use crate::decode::Malformed;
+use crate::decode::table_map::{TableMapName, collations_of};
 use crate::format::envelope::{Emitter, SourceBlock};
 use crate::format::schemas::{definition_schema, marker_schema};
 use crate::format::transaction_metadata::{MarkerFormat, TransactionMetadata};
@@ -32,7 +33,7 @@ use crate::position::{
     AnchorTransaction, BinlogAnchor, BinlogPosition, PartialTransaction, StreamPosition, StreamState,
 };
 use crate::replication::event_frame::Event;
-use crate::schema::charset::Charsets;
+use crate::schema::charset::{Charset, Charsets};
 use crate::schema::table_name::TableName;
 use crate::schema::types::Column;
 use crate::snapshot::tracker::SnapshotTracker;
@@ -182,6 +183,20 @@ impl Follower {
         const TABLE_MAP: u8 = 19;
         let is_map = event.header().event_type() == TABLE_MAP;
         if is_map { self.tables.new_table(event.data()) } else { None }
+    }
+
+    /// The charsets whose tables the follower needs before it processes this event.
+    pub(crate) fn needs_charsets(&self, event: &Event) -> Vec<Arc<Charset>> {
+        let charsets = &self.server.charsets;
+        match ParsedEvent::parse(event) {
+            Ok(ParsedEvent::TableMap) if self.mapped_table(event).is_some() => {
+                let collations = TableMapName::read(event.data()).and_then(|name| collations_of(&name));
+                charsets.unloaded(collations.unwrap_or_default())
+            }
+            // The text of a schema change has the charset of its client.
+            Ok(ParsedEvent::Query(query)) if self.ddl.is_some() => charsets.unloaded(query.status().collation),
+            _ => Vec::new(),
+        }
     }
 
     /// Whether the follower needs the description of the table before it processes its table map.
