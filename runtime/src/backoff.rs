@@ -41,10 +41,13 @@ impl Backoff {
     }
 }
 
-/// A random duration between half of `whole` and `whole`.
+/// A random duration between half of `whole` and `whole`. Longer ones are whole milliseconds, as logs
+/// show them.
 pub(crate) fn jitter(whole: Duration) -> Duration {
+    const EXACT: Duration = Duration::from_millis(100);
     let share = (uuid::Uuid::new_v4().as_u128() % 512) as u32 + 512;
-    whole * share / 1024
+    let wait = whole * share / 1024;
+    if whole < EXACT { wait } else { wait - Duration::from_nanos(u64::from(wait.subsec_nanos() % 1_000_000)) }
 }
 
 #[cfg(test)]
@@ -73,5 +76,6 @@ mod tests {
         let waits: Vec<Duration> = (0..100).map(|_| jitter(MAX)).collect();
         assert!(waits.iter().all(|wait| (MAX / 2..=MAX).contains(wait)));
         assert!(waits.iter().any(|wait| *wait != waits[0]));
+        assert!(waits.iter().all(|wait| wait.subsec_nanos() % 1_000_000 == 0), "{waits:?}");
     }
 }

@@ -433,6 +433,8 @@ fn group_config(cluster: &Cluster, group: &str, instance: &str, prefetch_bytes: 
     // limit.
     let response = (prefetch_bytes / 8).max(1 << 20).to_string();
     let mut config = cluster.config(&[
+        // Brokers name it in their logs and quotas.
+        ("client.id", instance),
         ("session.timeout.ms", "10000"),
         ("heartbeat.interval.ms", "1000"),
         // A sink may be busy with one upload for a long time. A stage that hangs shows by its

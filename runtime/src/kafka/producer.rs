@@ -417,6 +417,8 @@ fn producer_config(
     // limit itself.
     let buffer = ((max_in_flight_bytes + 2 * MAX_RECORD_BYTES) / 1024).to_string();
     let mut config = cluster.config(&[
+        // Brokers name it in their logs and quotas.
+        ("client.id", transactional_id),
         ("compression.type", "lz4"),
         // Full batches are sent at once; a commit or a full send buffer flushes the rest
         // (`TransactionalProducer::flush_or_wait`). A short time would not make a record visible
