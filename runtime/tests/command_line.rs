@@ -82,7 +82,8 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
 fn validate_prints_valid_pipelines_and_where_transforms_run() {
     let folder = folder(&[("shop.toml", GOOD), ("trunkline.toml", "brokers = \"x:1\"\n")]);
     let (code, stdout, stderr) = trunkline(folder.path(), &["validate", "."]);
-    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    // Three of its masks run after a topic.
+    assert!(code == Some(0) && stderr.ends_with("\n3 warnings in 1 file\n"), "{stderr}");
     assert_eq!(
         stdout,
         "./shop.toml: ok: pipeline `shop`, 2 sources, 4 transforms, 2 sinks\n  \
@@ -92,7 +93,10 @@ fn validate_prints_valid_pipelines_and_where_transforms_run() {
          transform `upper`: fused into `copy`\n"
     );
     let (code, stdout, _) = trunkline(folder.path(), &["validate", "shop.toml", "--json"]);
-    assert_eq!((code, stdout.as_str()), (Some(0), "[]\n"));
+    let warnings: Value = serde_json::from_str(&stdout).unwrap();
+    let severities: Vec<&str> =
+        warnings.as_array().unwrap().iter().map(|it| it["severity"].as_str().unwrap()).collect();
+    assert_eq!((code, severities), (Some(0), vec!["warning"; 3]));
 }
 
 #[test]
@@ -101,11 +105,11 @@ fn validate_prints_problems_to_stderr_without_colours() {
     let (code, stdout, stderr) = trunkline(folder.path(), &["validate", "good.toml", "bad.toml"]);
     assert_eq!(code, Some(2));
     assert!(stdout.starts_with("good.toml: ok") && !stdout.contains("bad.toml"), "{stdout}");
-    assert!(stderr.contains("bad.toml:1:1") && stderr.ends_with("3 errors in 1 file\n"), "{stderr}");
+    assert!(stderr.contains("bad.toml:1:1") && stderr.ends_with("2 errors and 3 warnings in 2 files\n"), "{stderr}");
     assert!(!stderr.contains('\u{1b}'), "{stderr}");
     let (code, stdout, stderr) = trunkline(folder.path(), &["validate", "bad.toml", "--json"]);
     let problems: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!((code, problems.as_array().unwrap().len(), stderr.as_str()), (Some(2), 3, ""));
+    assert_eq!((code, problems.as_array().unwrap().len(), stderr.as_str()), (Some(2), 2, ""));
 }
 
 #[test]
@@ -214,7 +218,7 @@ fn a_closed_pipe_ends_no_command_with_an_error() {
         drop(reader);
         let Output { status, stderr, .. } = command(folder.path(), arguments).stdout(writer).output().unwrap();
         let stderr = String::from_utf8(stderr).unwrap();
-        assert_eq!((status.code(), stderr.as_str()), (Some(0), ""), "{arguments:?}");
+        assert!(status.code() == Some(0) && !stderr.contains("error"), "{arguments:?}: {stderr}");
     }
 }
 
@@ -226,7 +230,7 @@ fn a_full_disk_under_stdout_is_an_error() {
         let Output { status, stderr, .. } = command(folder.path(), arguments).stdout(full).output().unwrap();
         let stderr = String::from_utf8(stderr).unwrap();
         assert_eq!(status.code(), Some(3), "{arguments:?}: {stderr}");
-        assert!(stderr.starts_with("error: cannot write to stdout: "), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("error: cannot write to stdout: "), "{arguments:?}: {stderr}");
     }
 }
 

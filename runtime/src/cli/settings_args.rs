@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::output::start_logging;
-use crate::config::{FileProblems, Settings, SettingsOverrides, problem_at};
-use crate::kafka::Cluster;
+use crate::config::{FileProblems, Settings, SettingsOverrides};
 
 /// Worker settings on the command line. They override `TRUNKLINE_*` variables, and those the
 /// settings file.
@@ -38,11 +37,6 @@ impl SettingsArgs {
     pub(super) fn load(&self) -> Result<Settings, Vec<FileProblems>> {
         let settings = self.read()?;
         start_logging(&settings)?;
-        // Also for verbs that do not reach Kafka: the settings must be valid before they are
-        // needed.
-        if let Err(error) = Cluster::new(settings.brokers.as_deref().unwrap_or_default(), &settings.kafka) {
-            return Err(vec![problem_at(None, error.code, error.message().to_owned(), None)]);
-        }
         Ok(settings)
     }
 

@@ -6,14 +6,20 @@ use std::path::PathBuf;
 use trunkline_connector::PreflightIssue;
 use trunkline_transform_host::{Host, HostOptions};
 
-use super::output::{Exit, print_data, print_problems};
+use super::output::{Exit, print_data, print_problems, report_error, report_problems};
 use crate::config::{FileProblems, Settings, json, problem_at};
+use crate::kafka::Cluster;
 use crate::plan::{Input, Loaded, Pipeline, Registry, Route, load_each};
 use crate::stage::component_name;
 use crate::worker::DataDir;
 
 /// Runs the verb.
 pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: &Settings) -> Exit {
+    // `run` would refuse these settings, too.
+    if let Err(error) = Cluster::new(settings.brokers.as_deref().unwrap_or_default(), &settings.kafka) {
+        let problem = problem_at(None, error.code, error.message().to_owned(), None);
+        return if as_json { report_problems(&[problem], true) } else { report_error(&error) };
+    }
     let Loaded { pipelines, problems, warnings, .. } = match load_for_reading(paths, settings) {
         Ok(loaded) => loaded,
         Err(exit) => return exit,

@@ -29,7 +29,7 @@ pub(super) fn check(parsed: &ParsedPipeline<'_>, references: &References, warnin
         warnings.add(Problem {
             code: "plan.hides_after_topic",
             message: format!(
-                "`{name}` hides data after it was written to Kafka: {} and the dead letters hold it as it was",
+                "`{name}` hides data only after the topic: {} and the dead letters hold the original values",
                 topics.join(" and ")
             ),
             span,
