@@ -86,7 +86,8 @@ fn a_hung_worker_is_fenced_when_it_resumes(kind: BrokerKind) {
     zombie.sigcont();
     log.append(5_000);
     wait_for_rows(&reader, &lake, log.lines());
-    // Its group or its transaction tells the worker that it is fenced. It logs that, and continues.
+    // The worker learns from its group or its transaction that it is fenced. It logs that, and
+    // continues.
     let fenced = wait::within(MOVE_LIMIT, || was_fenced(&zombie.stderr()).then_some(()));
     assert!(fenced.is_some(), "the worker does not log that it was fenced:\n{}", zombie.stderr());
     log.append(5_000);

@@ -368,7 +368,7 @@ fn assert_copied_once(kafka: &Kafka, topic: &str, lines: u64, prefix: &str) {
 fn the_transactional_copier_copies_exactly_once(kind: BrokerKind) {
     let tools = need!(Tools::find(kind));
     let (input, output) = (tools.topic("copier-in", 2_000), tools.topic("copier-out", 0));
-    // The copier stops at the end of one partition: run one copier, with a group of its own, for
+    // The copier stops at the end of one partition: run one copier, with its own group, for
     // each.
     for (partition, records) in partition_ends(&tools, &input) {
         let copied = tools.tool.run(&[

@@ -96,7 +96,7 @@ fn a_single_worker_continues_after_its_session_ended(kind: BrokerKind) {
 /// other tasks write to them.
 fn a_worker_starts_while_other_tasks_commit_continuously(kind: BrokerKind) {
     const BEFORE_THE_READ_TIMEOUT: Duration = Duration::from_secs(50);
-    // A broker of its own: the records of the busy writer are no valid state.
+    // A separate broker, because the records of the busy writer are not valid state.
     let (kafka, reader) = (need!(Kafka::start(kind)), need!(Reader::find()));
     let case = Case::new("busy-state", &kafka);
     let mut log = LogWriter::new(case.path("logs/access.log"), 604);

@@ -86,7 +86,7 @@ go_client() {
 build_go_client() { (cd "$SOURCE" && GOFLAGS=-mod=readonly nice go build -o "$1" .); }
 
 # debian_download HOME SUITE PACKAGE..: downloads packages of a Debian suite, with all dependencies, into
-# HOME/debs. It runs apt with a state of its own in which nothing is installed, so that every dependency
+# HOME/debs. It runs apt with its own state, in which nothing is installed, so that every dependency
 # is included, also libc.
 debian_download() {
   local home=$1 suite=$2 a=$1/apt mirror key=/usr/share/keyrings/debian-archive-keyring.gpg p; shift 2

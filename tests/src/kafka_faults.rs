@@ -1,7 +1,7 @@
 //! A proxy for a Kafka broker that loses or delays selected replies, or removes the brokers from
 //! them.
 //!
-//! Apache Kafka has no fault injection of its own. The proxy parses the frames of requests and
+//! Apache Kafka has no fault injection. The proxy parses the frames of requests and
 //! replies, and matches them by correlation id. In replies that contain the broker's address it
 //! writes its own, so that clients do not bypass it. Both addresses must have the same length: the
 //! proxy supports one node on 127.0.0.1.
