@@ -34,8 +34,8 @@ pub(crate) struct StreamPosition {
     pub(crate) anchor: Option<BinlogAnchor>,
 }
 
-/// Facts that identify a server's binlog. A server whose binlog was reset, or whose data was restored, assigns the same GTIDs
-/// and offsets to other transactions.
+/// Facts that identify a server's binlog. A server whose binlog was reset, or whose data was
+/// restored, assigns the same GTIDs and offsets to other transactions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BinlogAnchor {
     /// The server's identity.
@@ -167,7 +167,8 @@ pub(crate) struct SnapshotProgress {
     pub(crate) failures: u32,
 }
 
-/// The stored form of a [`TablePosition`]. Only earlier versions wrote `After`, `Again` and `Where`.
+/// The stored form of a [`TablePosition`]. Only earlier versions wrote `After`, `Again` and
+/// `Where`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum StoredTable {
@@ -302,8 +303,8 @@ impl StoredPosition {
             } else if let Some(table) = table_of(key) {
                 position.tables.insert(table, TablePosition::from_bytes(value)?);
             } else if key.starts_with(TABLE) {
-                // An earlier version joined the parts of the name without escaping a `.` within them, so the table is
-                // unknown. It is read again.
+                // An earlier version joined the parts of the name without escaping a `.` within
+                // them, so the table is unknown. It is read again.
                 position.obsolete_keys.push(key.clone());
             }
         }

@@ -87,7 +87,8 @@ struct StartingPoint {
     obsolete_keys: Vec<String>,
 }
 
-/// Warns of globs that match no table, and of tables that share a name. Rejects a server whose binlog lacks changes of the tables.
+/// Warns of globs that match no table, and of tables that share a name. Rejects a server whose
+/// binlog lacks changes of the tables.
 async fn check_names(
     options: &MysqlOptions,
     queries: &mut QueryConnection,
@@ -328,8 +329,8 @@ impl MysqlSource {
         outcome.unwrap_or(Ok(WaitOutcome::Timeout))
     }
 
-    /// Asks the server for what the follower needs to process an event: charsets, the access to a new
-    /// table, and its types.
+    /// Asks the server for what the follower needs to process an event: charsets, the access to a
+    /// new table, and its types.
     fn describe_for(&mut self, event: &Event, out: &mut SourceBatch) -> Result<()> {
         let charsets = self.follower.needs_charsets(event);
         if !charsets.is_empty() {

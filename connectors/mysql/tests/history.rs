@@ -1,4 +1,5 @@
-//! Servers whose binlog lacks changes, was reset, or changes its GTIDs; and names of tables that match nothing.
+//! Servers whose binlog lacks changes, was reset, or changes its GTIDs; and names of tables that
+//! match nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 

@@ -1,4 +1,5 @@
-//! Session variables: whatever a server or its `init_connect` set, snapshot and stream are complete and equal.
+//! Session variables: whatever a server or its `init_connect` set, snapshot and stream are complete
+//! and equal.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 
@@ -161,7 +162,7 @@ fn a_consistent_read_that_fails_repeatedly_stops() {
     ));
     let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
     bench.max_records = 100;
-    // Somebody kills the query each time.
+    // The query is killed each time.
     let mut failures = Vec::new();
     let begun = Instant::now();
     while failures.len() < 4 {

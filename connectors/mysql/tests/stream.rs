@@ -121,7 +121,8 @@ fn create(server: &Server, database: &str) {
 
 #[test]
 fn a_stop_after_any_record_resumes_with_exactly_the_rest() {
-    // Separate servers: an XA transaction that is prepared before another test's source starts stops that source.
+    // Separate servers: an XA transaction that is prepared before another test's source starts
+    // stops that source.
     for server in &Server::start_each("").collect::<Vec<_>>() {
         let database = server.database();
         create(server, &database);

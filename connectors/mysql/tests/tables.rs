@@ -243,7 +243,8 @@ fn tables_with_the_same_joined_name_are_different() {
             |record: &Seen| (record.headers["trunkline.database"].clone(), record.headers["trunkline.table"].clone());
         let seen: Vec<_> = bench.take().iter().map(names).collect();
         assert_eq!(seen, [("dd.b".to_owned(), "c".to_owned()), ("dd".to_owned(), "b.c".to_owned())]);
-        // The ambiguous key of an earlier version: both tables are read again, and the key is removed.
+        // The ambiguous key of an earlier version: both tables are read again, and the key is
+        // removed.
         bench.stop();
         bench.position.retain(|key, _| !key.starts_with("table/"));
         bench.position.insert("table/dd.b.c".to_owned(), b"\"done\"".to_vec());

@@ -1,5 +1,5 @@
-//! The effects of schema changes on the set of tables and on rows, as far as row events do not show them: tables that appear
-//! and disappear, and rows that vanish without a delete event.
+//! The effects of schema changes on the set of tables and on rows, as far as row events do not show
+//! them: tables that appear and disappear, and rows that vanish without a delete event.
 
 use super::parse::Tokenizer;
 use crate::schema::table_name::TableName;
@@ -107,7 +107,8 @@ fn alterations(table: &TableName, mut words: Tokenizer<'_>, session: &str) -> Ve
             ("DISCARD" | "IMPORT", "TABLESPACE" | "PARTITION") => {
                 effects.push(Effect::RowsRemoved(table.clone(), "DISCARD or IMPORT TABLESPACE"));
             }
-            // MySQL's EXCHANGE PARTITION p WITH TABLE t; MariaDB's CONVERT TABLE t TO PARTITION p, and its reverse.
+            // MySQL's EXCHANGE PARTITION p WITH TABLE t; MariaDB's CONVERT TABLE t TO PARTITION p,
+            // and its reverse.
             ("WITH" | "CONVERT", "TABLE") | ("TO", "TABLE") => {
                 effects.push(Effect::RowsRemoved(table.clone(), "EXCHANGE or CONVERT PARTITION"));
                 if let Some(other) = words.table(session) {

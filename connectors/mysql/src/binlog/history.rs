@@ -1,8 +1,9 @@
 //! Whether a server's binlog is the one that a stored position refers to.
 //!
-//! A server whose binlog was reset, or whose data was restored from a backup, starts to assign the same GTIDs and offsets again.
-//! Once it has passed the stored position, the numbers alone look right, and the source would miss the transactions before it.
-//! So the position has an [anchor](BinlogAnchor), which is compared with the binlog before it is followed.
+//! A server whose binlog was reset, or whose data was restored from a backup, starts to assign the
+//! same GTIDs and offsets again. Once it has passed the stored position, the numbers alone look
+//! right, and the source would miss the transactions before it. So the position has an
+//! [anchor](BinlogAnchor), which is compared with the binlog before it is followed.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -38,7 +39,8 @@ struct FirstEvents {
 }
 
 impl History<'_> {
-    /// Compares a position with the server's binlog. Returns the error if it belongs to another history.
+    /// Compares a position with the server's binlog. Returns the error if it belongs to another
+    /// history.
     pub(crate) async fn verify(
         &self,
         options: &MysqlOptions,
@@ -46,7 +48,8 @@ impl History<'_> {
         server: &ServerInfo,
         position: &StreamPosition,
     ) -> Result<Option<Error>> {
-        // Another server of the topology has other files. Its GTIDs show whether it has the transactions.
+        // Another server of the topology has other files. Its GTIDs show whether it has the
+        // transactions.
         let Some(anchor) = position.anchor.as_ref().filter(|anchor| anchor.server == server.identity) else {
             return Ok(None);
         };
@@ -87,8 +90,8 @@ impl History<'_> {
         Ok((!is_same).then(|| reset(queries, position, anchor)))
     }
 
-    /// The creation of a file, and with `transaction` the start of the transaction at an offset. Both are absent where the binlog
-    /// cannot be read.
+    /// The creation of a file, and with `transaction` the start of the transaction at an offset.
+    /// Both are absent where the binlog cannot be read.
     async fn first_events(
         &self,
         options: &MysqlOptions,

@@ -423,7 +423,8 @@ impl<'a> Tokenizer<'a> {
         String::from_utf8_lossy(word).to_ascii_uppercase()
     }
 
-    /// The next word outside of quotes and parentheses, in upper case; empty for a quoted name or string.
+    /// The next word outside of quotes and parentheses, in upper case; empty for a quoted name or
+    /// string.
     pub(super) fn next_clause_word(&mut self) -> Option<String> {
         let mut depth = 0usize;
         loop {

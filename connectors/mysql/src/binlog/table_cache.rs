@@ -97,8 +97,8 @@ impl TableCache {
         is_new.then(|| name.table_name())
     }
 
-    /// Whether a table map does not identify the types of all columns: MariaDB's UUID and INET types
-    /// look like BINARY. The cache needs the description of the table before
+    /// Whether a table map does not identify the types of all columns: MariaDB's UUID and INET
+    /// types look like BINARY. The cache needs the description of the table before
     /// [`add`](TableCache::add).
     pub(crate) fn needs_description(&self, event: &[u8], charsets: &Charsets) -> bool {
         if !self.is_mariadb() {

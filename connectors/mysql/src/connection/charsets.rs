@@ -1,4 +1,5 @@
-//! Asks the server for the characters of its multi-byte charsets: each valid code, converted by the server itself.
+//! Asks the server for the characters of its charsets: each valid code, converted by the server
+//! itself.
 
 use std::sync::Arc;
 
@@ -8,7 +9,8 @@ use super::query::QueryConnection;
 use super::quote::hex;
 use crate::schema::charset::{Charset, CodeTable, Structure, four_byte_index};
 
-/// The number of four-byte codes of GB 18030 within the Basic Multilingual Plane: those that begin with 81 to 84.
+/// The number of four-byte codes of GB 18030 within the Basic Multilingual Plane: those that begin
+/// with 81 to 84.
 const FOUR_BYTE_CODES: usize = 4 * 12_600;
 
 /// Loads the tables of charsets.
@@ -19,6 +21,19 @@ pub(crate) async fn load_charsets(connection: &mut QueryConnection, charsets: &[
         charset.load(table);
     }
     Ok(())
+}
+
+/// The characters of the 256 bytes of a single-byte charset. Invalid bytes (those of `ascii` from
+/// 80) become U+FFFD.
+pub(crate) async fn read_single_byte_table(connection: &mut QueryConnection, charset: &str) -> Result<Vec<char>> {
+    let bytes: Vec<Vec<u8>> = (0..=255u8).map(|byte| vec![byte]).collect();
+    let together = convert_texts(connection, charset, &[bytes.concat()]).await?.pop().flatten();
+    let together: Vec<char> = together.unwrap_or_default().chars().collect();
+    if together.len() == bytes.len() {
+        return Ok(together);
+    }
+    let each = convert_each(connection, charset, &bytes).await?;
+    Ok(each.into_iter().map(|character| character.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
 }
 
 async fn read_table(connection: &mut QueryConnection, charset: &str, structure: Structure) -> Result<CodeTable> {
@@ -60,7 +75,8 @@ async fn read_table(connection: &mut QueryConnection, charset: &str, structure: 
     Ok(table)
 }
 
-/// The characters of codes. The codes of a row are converted together, unless one of them is invalid.
+/// The characters of codes. The codes of a row are converted together, unless one of them is
+/// invalid.
 async fn convert(
     connection: &mut QueryConnection,
     charset: &str,

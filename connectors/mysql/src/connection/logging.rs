@@ -1,4 +1,5 @@
-//! Whether the server writes the changes of databases to its binlog. A server that does not looks healthy, and never sends them.
+//! Whether the server writes the changes of databases to its binlog. A server that does not looks
+//! healthy, and never sends them.
 
 use std::collections::BTreeSet;
 

@@ -50,8 +50,8 @@ impl QueryConnection {
         self.options.server_label()
     }
 
-    /// Selects the session that computes virtual columns as a session of an application does, or the
-    /// neutral one.
+    /// Selects the session that computes virtual columns as a session of an application does, or
+    /// the neutral one.
     pub(crate) async fn set_application_session(&mut self, is_application: bool) -> Result<()> {
         if self.is_application != is_application {
             let sql = match is_application {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use trunkline_connector::{Error, Result};
 
+use super::charsets::read_single_byte_table;
 use super::dialect::{Dialect, ServerFlavor};
 use super::query::QueryConnection;
 use crate::schema::charset::{Charset, Charsets};
@@ -97,12 +98,8 @@ async fn read_charsets(connection: &mut QueryConnection) -> Result<Charsets> {
             charsets.extend(Charset::multi_byte(name));
             continue;
         }
-        // The server converts each of the 256 bytes. The name comes from the server, so it needs no
-        // quotes.
-        let bytes: String = (0..=255u8).map(|byte| format!("{byte:02x}")).collect();
-        let sql = format!("SELECT CONVERT(CONVERT(x'{bytes}' USING {name}) USING utf8mb4)");
-        let table = connection.query_one(&sql).await?.unwrap_or_default();
-        charsets.extend(Charset::single_byte(name, table.chars().collect()));
+        let table = read_single_byte_table(connection, name).await?;
+        charsets.extend(Charset::single_byte(name, table));
     }
     Ok(Charsets::new(charsets, collations.collect()))
 }

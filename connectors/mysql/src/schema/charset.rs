@@ -1,8 +1,9 @@
 //! Character sets. The binlog holds strings as raw bytes in the column's character set, and a
 //! snapshot requests the same raw bytes, so one decoder serves both.
 //!
-//! Only the *server* knows its character sets: `latin1` is neither ISO 8859-1 nor exactly windows-1252, and the tables of other
-//! libraries differ in hundreds of codes (`eucjpms`, `big5`). So it provides the characters of every encoding but Unicode's: see
+//! Only the *server* knows its character sets: `latin1` is neither ISO 8859-1 nor exactly
+//! windows-1252, and the tables of other libraries differ in hundreds of codes (`eucjpms`, `big5`).
+//! So it provides the characters of every encoding but Unicode's: see
 //! [`crate::connection::charsets`].
 
 use std::borrow::Cow;
@@ -56,7 +57,8 @@ pub(crate) struct CodeTable {
     pub(crate) double: Vec<Option<char>>,
     /// By the last two bytes of an EUC code that begins with 8F.
     pub(crate) triple: Vec<Option<char>>,
-    /// By the [index](four_byte_index) of a GB 18030 code of four bytes, within the Basic Multilingual Plane.
+    /// By the [index](four_byte_index) of a GB 18030 code of four bytes, within the Basic
+    /// Multilingual Plane.
     pub(crate) four: Vec<Option<char>>,
 }
 
@@ -173,7 +175,8 @@ impl Charset {
             }
             Decoder::Codes(structure, table) => match table.get() {
                 Some(table) => Cow::Owned(table.decode(*structure, bytes)),
-                // Unreachable while tables are loaded before their columns are read. Not a wrong character in any case.
+                // Unreachable while tables are loaded before their columns are read. Not a wrong
+                // character in any case.
                 None => Cow::Owned(char::REPLACEMENT_CHARACTER.to_string()),
             },
         }

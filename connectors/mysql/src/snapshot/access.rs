@@ -1,5 +1,5 @@
-//! Whether the user may read a table. The binlog contains every table, so the stream would emit rows that a snapshot cannot
-//! read, and the other way round.
+//! Whether the user may read a table. The binlog contains every table, so the stream would emit
+//! rows that a snapshot cannot read, and the other way round.
 
 use std::sync::Arc;
 

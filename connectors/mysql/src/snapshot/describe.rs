@@ -41,8 +41,8 @@ pub(crate) struct TableDescription {
 }
 
 impl TableDescription {
-    /// Whether the table can be read in chunks. A virtual column requires the server's time zone, in which a TIMESTAMP of the
-    /// key may be ambiguous.
+    /// Whether the table can be read in chunks. A virtual column requires the server's time zone,
+    /// in which a TIMESTAMP of the key may be ambiguous.
     pub(crate) fn has_chunks(&self) -> bool {
         let is_timestamp = |index: &usize| {
             let column = self.table.columns.get(*index);

@@ -71,7 +71,8 @@ fn unmatched_glob(glob: &str, names: &[TableName], user: &str) -> UnmatchedGlob 
     }
 }
 
-/// Pairs of different tables with the same joined name `database.table`, which the default topic is made of.
+/// Pairs of different tables with the same joined name `database.table`, which the default topic is
+/// made of.
 pub(crate) fn ambiguous_names(tables: &[TableName]) -> Vec<String> {
     let joined = |name: &TableName| format!("{}.{}", name.database, name.table);
     let mut names: Vec<(String, &TableName)> = tables.iter().map(|name| (joined(name), name)).collect();

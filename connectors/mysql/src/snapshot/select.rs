@@ -67,7 +67,8 @@ fn selected(description: &TableDescription, index: usize) -> String {
     let name = quoted_name(&column.name);
     match &column.column_type {
         _ if column.mode == ColumnMode::Exclude => "NULL".to_owned(),
-        // Independent of the time zone and the padding of the session that computes virtual columns.
+        // Independent of the time zone and the padding of the session that computes virtual
+        // columns.
         ColumnType::Timestamp { .. } if description.has_virtual_columns => {
             format!("CAST(UNIX_TIMESTAMP({name}) AS CHAR)")
         }

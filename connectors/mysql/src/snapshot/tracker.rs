@@ -26,8 +26,8 @@ const MAX_FAILURES: u32 = 3;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TableMode {
     Emit,
-    /// Emits rows and tracks their keys: a chunk of the table is being read, and loses the rows that
-    /// change meanwhile.
+    /// Emits rows and tracks their keys: a chunk of the table is being read, and loses the rows
+    /// that change meanwhile.
     EmitAndTrack,
     /// Skips rows: the table has no key, and its snapshot, which is consistent, will contain them.
     Suppress,
@@ -177,8 +177,8 @@ impl SnapshotTracker {
         self.positions.contains_key(name)
     }
 
-    /// Notes a creation in the stream, which contains all rows of the table. Its position is set, so
-    /// that no later start takes a snapshot of it.
+    /// Notes a creation in the stream, which contains all rows of the table. Its position is set,
+    /// so that no later start takes a snapshot of it.
     pub(crate) fn table_created(&mut self, name: &TableName, out: &mut SourceBatch) -> Result<()> {
         self.gone.remove(name);
         self.unreadable.remove(name);
