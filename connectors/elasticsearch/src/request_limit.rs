@@ -4,8 +4,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// After the limit was halved it is not halved again for this long: the requests that were in flight
-/// at that moment report the same overload.
+/// After the limit was halved it is not halved again for this long: the requests that were in
+/// flight at that moment report the same overload.
 const HALVING_PAUSE: Duration = Duration::from_millis(500);
 
 /// Limits the requests in flight.
