@@ -29,6 +29,7 @@ impl Registry {
             "logfile" => "Lines of log files, through rotation and truncation",
             "mysql" => "Rows of MySQL and MariaDB tables, and all changes of them",
             "s3" => "Parquet files in S3 buckets and local directories",
+            "elasticsearch" => "Documents in Elasticsearch and OpenSearch indices and data streams",
             _ => "",
         }
     }
