@@ -230,8 +230,15 @@ impl<'a> Preflight<'a> {
         }
         let databases: BTreeSet<String> = names.into_iter().map(|name| name.database).collect();
         if self.options.snapshot != SnapshotPolicy::Only {
-            for UnloggedChanges { code, message, fix } in unlogged_changes(&mut self.connection, &databases).await? {
-                self.report(code, &message, fix);
+            match unlogged_changes(&mut self.connection, &databases).await {
+                Ok(unlogged) => {
+                    unlogged
+                        .into_iter()
+                        .for_each(|UnloggedChanges { code, message, fix }| self.report(code, &message, fix));
+                }
+                // `check_binlog_access` has reported the missing privilege.
+                Err(error) if error.code == "mysql.privilege" => {}
+                Err(error) => return Err(error),
             }
         }
         let denied = partly_readable(&mut self.connection, &tables).await?;

@@ -331,7 +331,7 @@ impl Worker<'_> {
             }
             Err(error) => return Err(error),
         }
-        tracing::info!("pipelines loaded: {changes}");
+        tracing::info!("pipelines reloaded: {changes}");
         let is_retired = |status: &Arc<StageStatus>| !tasks.values().any(|task| Arc::ptr_eq(&task.status, status));
         self.retired.extend(self.tasks.values().map(|task| task.status.clone()).filter(is_retired));
         self.tasks = tasks;
