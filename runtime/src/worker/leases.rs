@@ -121,15 +121,17 @@ impl LeaseLoop {
                 if started.elapsed() > HEALTHY {
                     self.rejoin.reset();
                 }
-                self.handle(&error);
+                if !self.may_rejoin(&error) {
+                    break;
+                }
             }
         }
         self.threads.stop(|_| true);
     }
 
-    /// Waits before the next attempt to join the group, or fails the tasks if another attempt is
-    /// useless.
-    fn handle(&mut self, error: &Error) {
+    /// Waits before the next attempt to join the group. If another attempt is useless, fails the
+    /// tasks and returns `false`: joining would only fence the worker with the same id.
+    fn may_rejoin(&mut self, error: &Error) -> bool {
         let is_permanent = error.retry == Retry::Never || self.last_member.elapsed() > MEMBERSHIP_LIMIT;
         if error.domain == Domain::Config || self.context.until_idle && is_permanent {
             for task in self.tasks.values().filter(|task| !task.status.is_over()) {
@@ -137,12 +139,13 @@ impl LeaseLoop {
                 tracing::error!(stage, %error, "failed: no lease on its task; its position is kept");
                 task.status.set_state(StageState::Failed(error.to_string()));
             }
-            return;
+            return false;
         }
         let wait = jitter(self.rejoin.advance());
         let seconds = wait.as_secs_f64();
         tracing::warn!(%error, "lost the leases on source tasks; joining their group again in {seconds:.1} s");
         self.context.stop.wait(wait);
+        true
     }
 
     fn is_over(&self) -> bool {
