@@ -8,7 +8,7 @@
 use trunkline_connector::{Error, RecordRef, Rejections, Result};
 
 use crate::checkpoint::ComponentCounters;
-use crate::kafka::{ProducerRecord, TransactionalProducer};
+use crate::kafka::{ProducerRecord, RecordTooLarge, SendError, TransactionalProducer};
 use crate::plan::OnError;
 
 /// Dead dead_letters of one partition or source task that are not committed yet.
@@ -91,7 +91,7 @@ impl DeadLetters {
                 headers.push(("__connect.errors.partition", partition.as_bytes()));
                 headers.push(("__connect.errors.offset", offset.as_bytes()));
             }
-            producer.send(&ProducerRecord {
+            let dead_letter = ProducerRecord {
                 topic,
                 partition: super::partitioner::partition_of(record, partitions),
                 timestamp: None,
@@ -99,7 +99,14 @@ impl DeadLetters {
                 value: record.value(),
                 headers: record.header_block(),
                 more_headers: &headers,
-            })?;
+            };
+            match producer.send(&dead_letter) {
+                Ok(()) => {}
+                Err(SendError::TooLarge(refused)) => {
+                    send_truncated(producer, &dead_letter, &refused)?;
+                }
+                Err(SendError::Failed(error)) => return Err(error),
+            }
         }
         Ok(())
     }
@@ -109,6 +116,39 @@ impl DeadLetters {
         self.records.clear();
         self.origins.clear();
     }
+}
+
+/// Room for the encoding of a truncated dead letter: its added header and the length fields.
+const TRUNCATION_ROOM: usize = 1 << 10;
+
+/// Sends a dead letter that its topic does not accept with as much of its content as fits. Its
+/// original headers are left out, and the header `trunkline.truncated` has its original size.
+fn send_truncated(
+    producer: &mut TransactionalProducer,
+    dead_letter: &ProducerRecord<'_>,
+    refused: &RecordTooLarge,
+) -> Result<()> {
+    let added: usize = dead_letter.more_headers.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
+    let mut room = refused.limit.saturating_sub(added + TRUNCATION_ROOM);
+    let mut cut = |part: Option<&'_ [u8]>| -> Option<usize> {
+        part.map(|part| {
+            let len = part.len().min(room);
+            room -= len;
+            len
+        })
+    };
+    let (key_len, value_len) = (cut(dead_letter.key), cut(dead_letter.value));
+    let size = refused.bytes.to_string();
+    let mut headers = dead_letter.more_headers.to_vec();
+    headers.push(("trunkline.truncated", size.as_bytes()));
+    let truncated = ProducerRecord {
+        key: dead_letter.key.zip(key_len).map(|(key, len)| &key[..len]),
+        value: dead_letter.value.zip(value_len).map(|(value, len)| &value[..len]),
+        headers: &[],
+        more_headers: &headers,
+        ..*dead_letter
+    };
+    Ok(producer.send(&truncated)?)
 }
 
 /// The origin of a record, for messages.

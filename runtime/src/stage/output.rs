@@ -8,7 +8,7 @@ use trunkline_connector::{Batch, Escape, Reason, RecordRef, Rejections, Result, 
 
 use super::partitioner::partition_of;
 use super::worker_context::WorkerContext;
-use crate::kafka::{Admin, ProducerRecord, TopicSpec, TransactionalProducer};
+use crate::kafka::{Admin, ProducerRecord, SendError, TopicSpec, TransactionalProducer};
 
 /// Partition counts by topic. Topics that a template names for the first time are created.
 pub(super) struct Topics {
@@ -39,7 +39,8 @@ impl Topics {
     }
 
     /// Sends a batch in the producer's open transaction, each record to the topic of its template.
-    /// Returns the records whose template has no value or gives an invalid topic name.
+    /// Returns the records that cannot be sent: their template has no value or gives an invalid
+    /// topic name, or their topic does not accept their size.
     pub(super) fn send<'t>(
         &mut self,
         producer: &mut TransactionalProducer,
@@ -48,7 +49,7 @@ impl Topics {
         timestamp_of: impl Fn(RecordRef<'_>) -> Option<i64>,
     ) -> Result<Rejections> {
         let mut rendered = String::new();
-        let mut unnamed = Rejections::default();
+        let mut rejected = Rejections::default();
         for record in batch.iter() {
             let template = topic_of(record);
             let topic = match template.constant() {
@@ -57,13 +58,13 @@ impl Topics {
                     rendered.clear();
                     let named = template.render(record, Escape::None, &mut rendered).map_err(|error| error.to_string());
                     if let Err(message) = named.and_then(|()| check_topic(&rendered)) {
-                        unnamed.push(record, Reason::new("stage.topic", message));
+                        rejected.push(record, Reason::new("stage.topic", message));
                         continue;
                     }
                     &rendered
                 }
             };
-            producer.send(&ProducerRecord {
+            let sent = producer.send(&ProducerRecord {
                 topic,
                 partition: partition_of(record, self.partitions(topic)?),
                 timestamp: timestamp_of(record),
@@ -71,9 +72,16 @@ impl Topics {
                 value: record.value(),
                 headers: record.header_block(),
                 more_headers: &[],
-            })?;
+            });
+            match sent {
+                Ok(()) => {}
+                Err(SendError::TooLarge(refused)) => {
+                    rejected.push(record, Reason::new("kafka.record_too_large", refused.to_string()));
+                }
+                Err(SendError::Failed(error)) => return Err(error),
+            }
         }
-        Ok(unnamed)
+        Ok(rejected)
     }
 }
 

@@ -246,11 +246,11 @@ impl Writer<'_> {
                 let port = usize::from(record.entry().port).checked_sub(1);
                 port.and_then(|port| plan.port_topics.get(port)).map_or(&plan.topic, |(_, topic)| topic)
             };
-            let unnamed = topics.send(producer, out, topic_of, |_| None)?;
+            let rejected = topics.send(producer, out, topic_of, |_| None)?;
             let own = counters.of(&plan.name);
             // These records were counted as out when they were read.
-            own.out -= (unnamed.len() as u64).min(own.out);
-            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
+            own.out -= (rejected.len() as u64).min(own.out);
+            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &rejected, own)
         };
         send(&batch.side_outputs, counters, dead_letters)?;
         self.chain.run(&mut batch.records, counters, dead_letters, &mut |out, counters, dead_letters| {

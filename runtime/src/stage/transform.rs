@@ -153,10 +153,10 @@ impl TransformTask<'_> {
                 let port = record.entry().port;
                 port_topics.iter().find(|(known, _)| *known == port).map_or(&plan.topic, |(_, topic)| topic)
             };
-            let unnamed = topics.send(producer, out, topic_of, |record| record.timestamp())?;
+            let rejected = topics.send(producer, out, topic_of, |record| record.timestamp())?;
             let own = counters.of(&plan.name);
-            own.out -= (unnamed.len() as u64).min(own.out);
-            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &unnamed, own)
+            own.out -= (rejected.len() as u64).min(own.out);
+            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &rejected, own)
         })?;
         failpoint!("transform.produce.after")
     }
