@@ -115,7 +115,8 @@ async fn probe(connection: &mut QueryConnection, name: &TableName) -> Result<Pro
     const DATABASE_DENIED: u16 = 1044;
     const NO_SUCH_TABLE: u16 = 1146;
     const NO_SUCH_DATABASE: u16 = 1049;
-    let sql = format!("SELECT * FROM {} LIMIT 0", quoted_table(name));
+    // One integer as the result: the client library does not know the types of all columns.
+    let sql = format!("SELECT COUNT(*) FROM (SELECT * FROM {} LIMIT 0) AS readable", quoted_table(name));
     match connection.try_execute(&sql).await {
         Ok(()) => Ok(Probe::Readable),
         Err(error) if [NO_SUCH_TABLE, NO_SUCH_DATABASE].iter().any(|number| is_server_error(&error, *number)) => {
