@@ -41,8 +41,8 @@ impl Backoff {
     }
 }
 
-/// A random duration between half of `whole` and `whole`. Longer ones are whole milliseconds, as logs
-/// show them.
+/// A random duration between half of `whole` and `whole`. Longer ones are whole milliseconds, as
+/// logs show them.
 pub(crate) fn jitter(whole: Duration) -> Duration {
     const EXACT: Duration = Duration::from_millis(100);
     let share = (uuid::Uuid::new_v4().as_u128() % 512) as u32 + 512;

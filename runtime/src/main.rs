@@ -21,7 +21,8 @@ pub static malloc_conf: Option<&'static c_char> =
     };
 
 fn main() -> ExitCode {
-    // HTTP clients take the provider of the process: ring, as all other connections do. It fails only if there is one already.
+    // HTTP clients take the provider of the process: ring, as all other connections do. It fails
+    // only if there is one already.
     let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
     trunkline::cli::main()
 }

@@ -4,7 +4,7 @@
 //! | path | its limit |
 //! |---|---|
 //! | log file → topic | a bare transactional producer of the same records, with their headers |
-//! | topic → Parquet | a bare consumer, plus arrow-json and `ArrowWriter` from memory, on one thread |
+//! | topic → Parquet | a bare consumer, then arrow-json and `ArrowWriter` on one thread |
 //! | topic → mask → Parquet | the same, plus the same mask as a call in this process |
 //!
 //! * Runs are long (30 s, or `--seconds`). The backlog repeats a million distinct lines; a short

@@ -1,4 +1,5 @@
-//! Mistakes of new users: a job must say what it did, and a wrong configuration is not a data error.
+//! Mistakes of new users: a job must say what it did, and a wrong configuration is not a data
+//! error.
 
 use trunkline_tests::{Case, Kafka, LogWriter, need};
 

@@ -6,7 +6,8 @@
 //!
 //! # Sealed form (little endian), format 1
 //! ```text
-//! header, 32 bytes:  magic "TLB1" | format u32 = 1 | record count u32 | table_at u32 | topics_at u32 | topic count u32 | 8 bytes reserved
+//! header, 32 bytes:  magic "TLB1" | format u32 = 1 | record count u32 | table_at u32
+//!                    | topics_at u32 | topic count u32 | 8 bytes reserved
 //! data               keys, values and headers, in no particular order
 //! topics             per topic: length u32 | name
 //! table              per record one Entry of 48 bytes, at a multiple of 8

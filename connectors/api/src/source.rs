@@ -49,8 +49,9 @@ pub trait SourceSpec: Send + Sync {
         Vec::new()
     }
 
-    /// The fields that its records can have, as dotted paths, if the configuration fixes them; `None` if they depend on
-    /// the data. The plan checks field names in templates and plugin configurations against them.
+    /// The fields that its records can have, as dotted paths, if the configuration fixes them;
+    /// `None` if they depend on the data. The plan checks field names in templates and plugin
+    /// configurations against them.
     fn fields(&self) -> Option<Vec<String>> {
         None
     }

@@ -120,7 +120,8 @@ impl Template {
         &self.source
     }
 
-    /// The fields of a record's value that it uses, as dotted paths, each with whether it has a default.
+    /// The fields of a record's value that it uses, as dotted paths, each with whether it has a
+    /// default.
     pub fn fields(&self) -> impl Iterator<Item = (&str, bool)> {
         self.parts.iter().filter_map(|part| match part {
             Part::Placeholder { name: Name::Field(_), default, written, .. } => {

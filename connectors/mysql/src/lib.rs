@@ -3,8 +3,8 @@
 //!
 //! It emits every committed change of a row once and in order, and every existing row once, in its
 //! newest state, across restarts of worker and server at any moment. The modules explain how:
-//! [`position`] (what is stored), [`binlog::follower`] (how transactions are emitted in parts) and
-//! [`snapshot`] (how existing rows and changes are combined).
+//! `position` (what is stored), `binlog::follower` (how transactions are emitted in parts) and
+//! `snapshot` (how existing rows and changes are combined).
 //!
 //! The folder's README documents the options. Modules import only modules below them:
 //!

@@ -26,7 +26,8 @@ fn insert_codes(server: &Server, database: &str, charset: &str, length: u32, pre
     }
 }
 
-/// Inserts codes in one row. Codes that the server does not store, although it converts them, are left out.
+/// Inserts codes in one row. Codes that the server does not store, although it converts them, are
+/// left out.
 fn insert_row(server: &Server, table: &str, charset: &str, line_feed: &str, codes: &[&str]) {
     let row = codes.join(line_feed);
     let sql =

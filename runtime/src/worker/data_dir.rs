@@ -62,8 +62,8 @@ impl DataDir {
         Ok(Self { worker_id, scratch, plugins, _lock: lock })
     }
 
-    /// The compile cache of plugins in an existing data directory, for commands that do not open the
-    /// directory. `None` if no worker has created it.
+    /// The compile cache of plugins in an existing data directory, for commands that do not open
+    /// the directory. `None` if no worker has created it.
     pub fn plugin_cache(path: &Path) -> Option<PathBuf> {
         Some(path.join(PLUGINS)).filter(|cache| cache.is_dir())
     }

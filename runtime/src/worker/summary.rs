@@ -1,5 +1,5 @@
-//! Counters of pipelines: those of this run, and the totals since each pipeline began. The totals are read
-//! from Kafka, so they are exact across crashes (I3).
+//! Counters of pipelines: those of this run, and the totals since each pipeline began. The totals
+//! are read from Kafka, so they are exact across crashes (I3).
 
 use std::collections::BTreeMap;
 use std::fmt;

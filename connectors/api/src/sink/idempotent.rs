@@ -117,8 +117,8 @@ impl Delivery {
     }
 
     /// Number of records before this one with the same topic partition and offset: a transform may
-    /// emit several for one. All records of an offset are in the same delivery, so the number is the
-    /// same in each delivery of the record.
+    /// emit several for one. All records of an offset are in the same delivery, so the number is
+    /// the same in each delivery of the record.
     pub fn ordinal_in_offset(&self, index: RecordIndex) -> usize {
         let Some(part) = self.partitions.get(index.partition as usize) else { return 0 };
         let entries = part.records.entries().get(..=index.record as usize).unwrap_or_default();
@@ -126,7 +126,8 @@ impl Delivery {
         before.iter().rev().take_while(|earlier| earlier.offset == entry.offset).count()
     }
 
-    /// The destination has the record. Needed only where others of the same delivery must be sent again.
+    /// The destination has the record. Needed only where others of the same delivery must be sent
+    /// again.
     pub fn acknowledge(&mut self, index: RecordIndex) {
         self.decide(index, Outcome::Acknowledged);
     }

@@ -6,8 +6,8 @@
 //!
 //! | kind | for | what the author writes |
 //! |---|---|---|
-//! | [`IdempotentSink`] | destinations where a repeated write changes nothing: a search index with document ids, an HTTP endpoint | one method, `deliver` |
-//! | [`TwoPhaseSink`] | destinations that can hold data back until it is complete: object stores, staged warehouse loads | `write`, `seal`, `prepare`, `commit`, `abort` |
+//! | [`IdempotentSink`] | destinations where repeated writes change nothing | `deliver` |
+//! | [`TwoPhaseSink`] | object stores, staged loads | `write` .. `commit`, `abort` |
 //!
 //! `docs/connectors/writing-a-sink.md` walks through an example of each kind
 //! (`connectors/api/examples`).
@@ -54,8 +54,8 @@ pub trait SinkSpec: Send + Sync {
         CommitPolicy::default()
     }
 
-    /// The templates that every record must have a value for, each with its option. The plan checks the fields that
-    /// they use where the fields of the records are known.
+    /// The templates that every record must have a value for, each with its option. The plan checks
+    /// the fields that they use where the fields of the records are known.
     fn templates(&self) -> Vec<(&'static str, &Template)> {
         Vec::new()
     }

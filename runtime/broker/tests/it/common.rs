@@ -155,8 +155,8 @@ impl TestBroker {
                 None => {}
                 Some(Ok(message)) => found.push(message.detach()),
                 Some(Err(KafkaError::PartitionEOF(_))) => return found,
-                // librdkafka reports a lost connection and reconnects: another test may have used up the
-                // descriptors of this process.
+                // librdkafka reports a lost connection and reconnects: another test may have used
+                // up the descriptors of this process.
                 Some(Err(error)) if is_transient(&error) => {}
                 Some(Err(error)) => panic!("{error}"),
             }

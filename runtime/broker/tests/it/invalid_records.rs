@@ -83,7 +83,8 @@ fn batches_with_false_contents_are_refused_in_every_codec() {
             for (problem, count, contents) in false_contents() {
                 let sent = batch_of(PLAIN, codec, count, &compressed(codec, &contents));
                 let (error, _) = produce(&mut raw, &topic, None, sent);
-                // Apache Kafka ignores the bits above the 32nd, and has no code for an endless number.
+                // Apache Kafka ignores the bits above the 32nd, and has no code for an endless
+                // number.
                 let is_special = problem.ends_with("above 2^31-1") || problem.starts_with("an endless");
                 if !(crate::common::is_foreign() && is_special) {
                     assert_eq!(error, INVALID.code(), "codec {codec}, {cleanup}: {problem}");
@@ -151,8 +152,8 @@ fn false_timestamps_are_refused_or_corrected() {
     let future = numbers(&[365 * 86_400_000, 0, -1, -1, 0]);
     let (error, _) = produce(&mut raw, &topic, None, batch_of(PLAIN, 0, 1, &with_length(&future)));
     assert_eq!(error, ResponseError::InvalidTimestamp.code());
-    // The type LogAppendTime is the broker's: a producer may not set it for the broker's timestamps, and
-    // it is cleared from the producer's.
+    // The type LogAppendTime is the broker's: a producer may not set it for the broker's
+    // timestamps, and it is cleared from the producer's.
     let log_append_time = || batch_of(PLAIN, 0x08, 1, &record(0, b"v", &[]));
     let appended = broker.topic("appended", 1, &[("message.timestamp.type", "LogAppendTime")]);
     let (error, _) = produce(&mut raw, &appended, None, log_append_time());

@@ -1,7 +1,8 @@
 //! Commits of sinks whose destination makes repeated writes harmless (I2 c).
 //!
 //! ```text
-//! write .. | seal → deliver (retried, several in flight) → acknowledged prefix → [txn: offsets + counters + dead letters]
+//! write .. | seal → deliver (retried, several in flight)
+//!          → acknowledged prefix → [txn: offsets + counters + dead letters]
 //! ```
 //!
 //! Records of a topic partition are sealed into *parts*, in order. A delivery holds parts of one or

@@ -2,7 +2,8 @@
 //! [`trunkline_connector::TwoPhaseSink`]; between them are transactions on `_trunkline.intents`:
 //!
 //! ```text
-//! write .. | seal → [txn: planned] → prepare → [txn: prepared + offsets + dead letters] → commit → [txn: committed] | write ..
+//! write .. | seal → [txn: planned] → prepare → [txn: prepared + offsets + dead letters]
+//!          → commit → [txn: committed] | write ..
 //! ```
 //!
 //! A crash before *prepared* leaves the offsets where they were: the next owner aborts the plan and

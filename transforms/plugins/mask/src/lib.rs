@@ -11,14 +11,14 @@
 //! | `fields` | required | dotted paths; a path continues into every object of an array |
 //! | `mode` | `"fixed"` | `"fixed"`, `"keep_last"` or `"hash"`, see below |
 //! | `with` | `"***"` | the mask of `fixed` and `keep_last` |
-//! | `keep` | 4 | number of characters that `keep_last` keeps; shorter texts are masked completely |
-//! | `salt` | | secret key of `hash`, required: without a secret, an attacker can hash all card numbers |
+//! | `keep` | 4 | characters that `keep_last` keeps; shorter texts are masked completely |
+//! | `salt` | | secret key of `hash`, required: without it, all card numbers can be hashed |
 //!
 //! | mode | replaces a string by |
 //! |---|---|
 //! | `fixed` | `with` |
 //! | `keep_last` | `with` and the last `keep` characters |
-//! | `hash` | its HMAC-SHA-256 with the key `salt`, 64 hexadecimal digits; equal values stay equal, so they can be joined and counted |
+//! | `hash` | its HMAC-SHA-256 with the key `salt`, in hexadecimal; equal values stay equal |
 //!
 //! - Values of other types become null, so that they still fit their schema. Only `hash` replaces
 //!   numbers and booleans by strings, because keys need it; such a record loses its schema.
