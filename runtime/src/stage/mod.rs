@@ -1,7 +1,7 @@
 //! Stages: running components.
 //!
 //! Each stage runs in its own thread, because Kafka's calls block, until it is done, stopped or
-//! failed; [`supervise`] starts it again. A stage keeps nothing between two runs: it reads its
+//! failed; [`supervise()`] starts it again. A stage keeps nothing between two runs: it reads its
 //! committed state from Kafka. A restart within the process, a restart of the process and a move to
 //! another machine are therefore the same.
 
