@@ -29,7 +29,7 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-/// A command with the binary and without the settings of whoever runs the tests.
+/// A command that runs the binary without the `TRUNKLINE_*` settings of the test's environment.
 fn command(folder: &Path, program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRUNKLINE_")) {

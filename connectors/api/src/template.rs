@@ -321,8 +321,8 @@ fn parse_time(text: &str) -> Option<Timestamp> {
         return Some(time);
     }
     if let Ok(number) = text.parse::<i64>() {
-        // 10^11 seconds are in the year 5138 and 10^11 milliseconds in 1973, so the number tells
-        // its unit.
+        // 10^11 is the year 5138 in seconds and the year 1973 in milliseconds. So a smaller number
+        // is in seconds, and a larger one in milliseconds.
         return if number.abs() < 100_000_000_000 {
             Timestamp::from_second(number).ok()
         } else {

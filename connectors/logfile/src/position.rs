@@ -41,7 +41,8 @@ pub(crate) struct FilePosition {
     /// State of the file when it was read to its end; absent while more is left.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub(crate) at_end: Option<Stat>,
-    #[serde(rename = "lane")] // The name in stored positions.
+    // Positions that earlier versions stored have this name; another one would not find them.
+    #[serde(rename = "lane")]
     pub(crate) ordering_key: u32,
     /// The last line was emitted before its delimiter was written. A delimiter that follows ends
     /// that line and makes no empty one.

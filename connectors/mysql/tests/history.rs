@@ -19,8 +19,8 @@ fn reset(server: &Server) {
     server.run(if server.is_mariadb() { "RESET MASTER" } else { "RESET BINARY LOGS AND GTIDS" });
 }
 
-/// Waits until the server's clock shows another second. A binlog file records the second of its
-/// creation, which tells it from a file with the same name.
+/// Waits until the server's clock shows another second. Binlog files with the same name differ
+/// only in the second of their creation.
 fn next_second(server: &Server) {
     let now = || server.run("SELECT UNIX_TIMESTAMP()");
     let (begun, limit) = (now(), Instant::now() + Duration::from_secs(30));

@@ -301,8 +301,9 @@ pub(super) fn classify_code(code: Option<RDKafkaErrorCode>, message: String) -> 
         Some(Code::InvalidTimestamp) => Error::external(
             "kafka.clock",
             format!(
-                "{message} (records carry this machine's time, and a broker accepts a time of at most \
-                 `message.timestamp.after.max.ms`, by default one hour, ahead of its own: correct the wrong clock)"
+                "{message} (records carry this machine's time, and the broker rejects a record that is more than \
+                 `message.timestamp.after.max.ms`, by default one hour, ahead of the broker's clock: \
+                 correct the wrong clock)"
             ),
         ),
         _ => Error::external("kafka.failed", message),

@@ -28,7 +28,7 @@ impl CommitOptions {
         options
     }
 
-    /// The connector's policy with these limits in place of its own.
+    /// Replaces the limits of the connector's policy by those that the pipeline file sets.
     pub(super) fn apply(&self, policy: CommitPolicy) -> CommitPolicy {
         CommitPolicy {
             bytes: self.bytes.unwrap_or(policy.bytes),

@@ -33,7 +33,7 @@ pub struct Counts {
     pub rejected: u64,
     /// Records emitted in addition to one per input record.
     pub extra: u64,
-    /// Of the records that go on, those that the plugin passed to the default port as they were.
+    /// Records that the plugin passed unchanged to the default port.
     pub unchanged: u64,
 }
 

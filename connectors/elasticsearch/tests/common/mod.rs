@@ -109,7 +109,7 @@ pub fn pending(delivery: &Delivery) -> Vec<i64> {
     delivery.pending().map(|pending| pending.record.entry().offset).collect()
 }
 
-/// Calls `deliver` until it succeeds, at most so many times, as the runtime does. Returns the
+/// Calls `deliver` until it succeeds, as the runtime does, but at most `calls` times. Returns the
 /// number of calls.
 pub fn deliver_within(sink: &dyn IdempotentSink, delivery: &mut Delivery, calls: usize) -> usize {
     for call in 1..=calls {
