@@ -20,22 +20,23 @@ impl SinkConnector for FileConnector {
     fn name(&self) -> &'static str {
         "file"
     }
+    fn summary(&self) -> &'static str {
+        "Files of JSON lines in a directory"
+    }
     fn options(&self) -> &'static [OptionSpec] {
         OPTIONS
     }
     fn configure(&self, section: &Section<'_>, _template_variables: &[&str]) -> Option<Box<dyn SinkSpec>> {
-        Some(Box::new(FileSpec { directory: section.base.join(section.required::<PathBuf>("directory")?) }))
+        Some(Box::new(FileSpec(section.base.join(section.required::<PathBuf>("directory")?))))
     }
 }
 
-struct FileSpec {
-    directory: PathBuf,
-}
+struct FileSpec(PathBuf);
 
 impl SinkSpec for FileSpec {
     fn open(&self, _context: SinkContext) -> Result<Sink> {
-        fs::create_dir_all(&self.directory).map_err(|error| io_error("create", &self.directory, &error))?;
-        Ok(Sink::TwoPhase(Box::new(FileSink { directory: self.directory.clone(), lines: HashMap::new() })))
+        fs::create_dir_all(&self.0).map_err(|error| io_error("create", &self.0, &error))?;
+        Ok(Sink::TwoPhase(Box::new(FileSink { directory: self.0.clone(), lines: HashMap::new() })))
     }
 }
 
@@ -61,13 +62,11 @@ impl SinkWriter for FileSink {
         }
         Ok(())
     }
-
     fn buffered(&self, partition: &TopicPartition) -> Buffered {
         let lines = self.lines.get(partition).map_or(&[][..], Vec::as_slice);
         let records = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
         Buffered { bytes: lines.len() as u64, records, open_files: 0 }
     }
-
     fn discard(&mut self, partition: &TopicPartition) {
         self.lines.remove(partition);
     }

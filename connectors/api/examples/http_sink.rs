@@ -26,6 +26,10 @@ impl SinkConnector for HttpConnector {
         "http"
     }
 
+    fn summary(&self) -> &'static str {
+        "Records as JSON lines, posted to an HTTP endpoint"
+    }
+
     fn options(&self) -> &'static [OptionSpec] {
         OPTIONS
     }

@@ -21,6 +21,9 @@ pub trait SourceConnector: Send + Sync {
     /// Its name in pipeline files: `connector = "name"`.
     fn name(&self) -> &'static str;
 
+    /// What it reads or writes, in one line for `trunkline connectors`.
+    fn summary(&self) -> &'static str;
+
     /// Declares the connector's own options; the runtime adds those that all sources share.
     fn options(&self) -> &'static [OptionSpec];
 

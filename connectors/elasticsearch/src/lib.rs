@@ -43,6 +43,10 @@ impl SinkConnector for ElasticsearchConnector {
         "elasticsearch"
     }
 
+    fn summary(&self) -> &'static str {
+        "Documents in Elasticsearch and OpenSearch indices and data streams"
+    }
+
     fn options(&self) -> &'static [OptionSpec] {
         config::OPTIONS
     }

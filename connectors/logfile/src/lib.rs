@@ -43,6 +43,10 @@ impl SourceConnector for LogfileConnector {
         "logfile"
     }
 
+    fn summary(&self) -> &'static str {
+        "Lines of log files, through rotation and truncation"
+    }
+
     fn options(&self) -> &'static [OptionSpec] {
         config::OPTIONS
     }

@@ -76,6 +76,10 @@ impl SourceConnector for Capture {
         "mysql"
     }
 
+    fn summary(&self) -> &'static str {
+        "Captures the options of a pipeline file for the fuzz tests"
+    }
+
     fn options(&self) -> &'static [OptionSpec] {
         crate::config::OPTIONS
     }

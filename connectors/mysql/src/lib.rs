@@ -56,6 +56,10 @@ impl SourceConnector for MysqlConnector {
         "mysql"
     }
 
+    fn summary(&self) -> &'static str {
+        "Rows of MySQL and MariaDB tables, and all changes of them"
+    }
+
     fn options(&self) -> &'static [OptionSpec] {
         config::OPTIONS
     }

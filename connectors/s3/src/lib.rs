@@ -48,6 +48,10 @@ impl SinkConnector for S3Connector {
         "s3"
     }
 
+    fn summary(&self) -> &'static str {
+        "Parquet files in S3 buckets and local directories"
+    }
+
     fn options(&self) -> &'static [OptionSpec] {
         config::OPTIONS
     }

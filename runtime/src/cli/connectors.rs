@@ -21,14 +21,14 @@ fn entries() -> Vec<Entry> {
     let sources = registry.sources().map(|connector| Entry {
         kind: "source",
         name: connector.name(),
-        summary: registry.summary(connector.name()),
+        summary: connector.summary(),
         options: connector.options(),
         shared: options::SOURCE,
     });
     let sinks = registry.sinks().map(|connector| Entry {
         kind: "sink",
         name: connector.name(),
-        summary: registry.summary(connector.name()),
+        summary: connector.summary(),
         options: connector.options(),
         shared: options::SINK,
     });

@@ -23,17 +23,6 @@ impl Registry {
         }
     }
 
-    /// A connector in one line.
-    pub fn summary(&self, connector: &str) -> &'static str {
-        match connector {
-            "logfile" => "Lines of log files, through rotation and truncation",
-            "mysql" => "Rows of MySQL and MariaDB tables, and all changes of them",
-            "s3" => "Parquet files in S3 buckets and local directories",
-            "elasticsearch" => "Documents in Elasticsearch and OpenSearch indices and data streams",
-            _ => "",
-        }
-    }
-
     /// The source connector of that name.
     pub fn source(&self, name: &str) -> Option<&dyn SourceConnector> {
         self.sources.iter().find(|connector| connector.name() == name).map(Box::as_ref)

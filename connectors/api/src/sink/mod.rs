@@ -34,6 +34,9 @@ pub trait SinkConnector: Send + Sync {
     /// Its name in pipeline files: `connector = "name"`.
     fn name(&self) -> &'static str;
 
+    /// What it reads or writes, in one line for `trunkline connectors`.
+    fn summary(&self) -> &'static str;
+
     /// Declares the connector's own options; the runtime adds those that all sinks share.
     fn options(&self) -> &'static [OptionSpec];
 
