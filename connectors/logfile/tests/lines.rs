@@ -1,11 +1,16 @@
-//! Lines: ends of lines and files, lengths, charsets, compression, globs.
+//! Lines: ends of lines and files, lengths, formats, charsets, compression, globs.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up its files has failed")]
 
 mod common;
 
-use std::io::Write;
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use common::{TestSource, numbered, numbered_lines, write_gzip};
+use common::{TestSource, logged, numbered, numbered_lines, sorted, warnings, write_gzip};
 use trunkline_connector::{Domain, Fill};
 
 #[test]
@@ -316,4 +321,124 @@ fn ten_thousand_real_lines() {
         .filter(|line| line.windows(7).any(|part| part == b"\" 200 \x30" || part.starts_with(b"\" 200 ")))
         .count();
     assert_eq!(ok + source.rejected.len(), expected);
+}
+
+#[test]
+fn names_that_are_not_utf8_are_read_and_delay_no_other_file() {
+    let mut source = TestSource::new("paths = [\"logs/*.log\"]");
+    source.append("logs/a.log", "plain\n");
+    let invalid = |name: &[u8]| source.path("logs").join(OsStr::from_bytes(name));
+    let (other, first, second) = (invalid(b"caf\xe9.txt"), invalid(b"caf\xe9.log"), invalid(b"caf\xe8.log"));
+    std::fs::write(other, "not matched\n").unwrap();
+    std::fs::write(&first, "first\n").unwrap();
+    std::fs::write(second, "second\n").unwrap();
+    assert_eq!(sorted(source.read().take()), ["first", "plain", "second"]);
+    source.stop();
+    let renamed = first.with_extension("log.1");
+    OpenOptions::new().append(true).open(&first).unwrap().write_all(b"late\n").unwrap();
+    std::fs::rename(&first, renamed).unwrap();
+    source.read();
+    assert_eq!(source.texts(), ["late"]);
+    assert!(source.seen[0].path.ends_with("logs/caf\\xE9.log"), "{:?}", source.seen);
+}
+
+#[test]
+fn lines_of_other_formats_are_rejected_by_combined() {
+    let rest = r#"- - [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 200 5 "-" "ua""#;
+    let mut source = TestSource::new("parser = \"combined\"");
+    source.append("a.log", format!("www.example.com:443 203.0.113.9 {rest}\n203.0.113.9, 10.0.0.1 {rest}\n"));
+    source.read();
+    assert_eq!((source.seen.len(), source.rejected.len()), (1, 1));
+    assert!(source.seen[0].text.contains(r#""remote_addr":"203.0.113.9, 10.0.0.1","#), "{}", source.seen[0].text);
+    assert!(source.rejected[0].message.contains("column 1,"), "{}", source.rejected[0].message);
+    let mut source = TestSource::new("parser = \"vhost_combined\"");
+    source.append("a.log", format!("www.example.com:443 203.0.113.9 {rest}\n"));
+    assert!(source.read().seen[0].text.starts_with(r#"{"vhost":"www.example.com:443","remote_addr":"203.0.113.9","#));
+    let mut source = TestSource::new("parser = \"nginx_main\"");
+    source.append("a.log", format!("203.0.113.9 {rest} \"198.51.100.7\"\n"));
+    assert!(source.read().seen[0].text.ends_with(r#""forwarded_for":"198.51.100.7"}"#));
+}
+
+#[test]
+fn holes_before_a_line_are_skipped() {
+    let line = r#"203.0.113.9 - - [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 200 5 "-" "ua""#;
+    for hole in [3, 740, 5 << 20] {
+        let mut source = TestSource::new("parser = \"combined\"");
+        // A writer without O_APPEND keeps its offset when the file is truncated.
+        let mut writer = File::create(source.path("a.log")).unwrap();
+        writer.seek(SeekFrom::Start(hole)).unwrap();
+        writer.write_all(format!("{line}\n{line}\n").as_bytes()).unwrap();
+        let ((), lines) = logged(|| {
+            while source.seen.len() < 2 {
+                source.fill(1, Duration::from_millis(1)).unwrap();
+                source.stop();
+            }
+            source.read();
+        });
+        assert_eq!((source.seen.len(), source.rejected.len()), (2, 0), "{hole}");
+        assert!(source.seen[0].text.starts_with(r#"{"remote_addr":"203.0.113.9","#), "{}", source.seen[0].text);
+        assert_eq!(source.seen[0].offset, hole);
+        assert!(warnings(&lines)[0].contains("a.log") && warnings(&lines)[0].contains("zero bytes"), "{lines:?}");
+    }
+    let mut source = TestSource::new("delimiter = \"\\u0000\"");
+    source.append("a.log", "\0one\0\0");
+    assert_eq!(source.read().take(), ["", "one", ""]);
+}
+
+#[test]
+fn a_byte_order_mark_takes_precedence_over_the_charset() {
+    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let utf16be = |text: &str| text.encode_utf16().flat_map(u16::to_be_bytes).collect::<Vec<u8>>();
+    let contents =
+        [utf16("\u{feff}äone\r\ntwo\n"), utf16be("\u{feff}äone\r\ntwo\n"), "\u{feff}äone\r\ntwo\n".as_bytes().to_vec()];
+    for (options, contradictions) in
+        [("", 0), ("charset = \"utf-8\"", 2), ("charset = \"utf-16be\"", 2), ("charset = \"windows-1252\"", 3)]
+    {
+        let mut source = TestSource::new(options);
+        for (number, content) in contents.iter().enumerate() {
+            source.append(&format!("{number}.log"), content);
+        }
+        let ((), lines) = logged(|| {
+            while source.seen.len() < 6 {
+                source.fill(1, Duration::from_secs(1)).unwrap();
+            }
+        });
+        source.stop();
+        assert_eq!(source.read().seen.len(), 6);
+        assert_eq!(sorted(source.take()), ["two", "two", "two", "äone", "äone", "äone"], "{options}");
+        assert_eq!(warnings(&lines).len(), contradictions, "{lines:?}");
+    }
+    let mut source = TestSource::new("");
+    source.append("a.log", b"\xff\xfe\0\0a\0\0\0\n\0\0\0");
+    let error = source.try_read().unwrap_err();
+    assert!(error.message().contains("a.log") && error.message().contains("UTF-32"), "{error}");
+}
+
+#[test]
+fn braces_and_negated_classes_in_globs_select_files() {
+    let mut source =
+        TestSource::new("paths = [\"{a,b/{c,d}}/[!x]*.{log,txt}\", \"[^x].out\"]\nexclude = [\"*{no,un}*\"]");
+    for name in ["a/1.log", "a/x.log", "b/c/1.txt", "b/d/1.log", "b/e/1.log", "a/1.out", "y.out", "x.out", "a/no.log"] {
+        source.append(name, format!("{name}\n"));
+    }
+    assert_eq!(sorted(source.read().take()), ["a/1.log", "b/c/1.txt", "b/d/1.log", "y.out"]);
+}
+
+#[test]
+fn globs_without_a_file_are_warned_about() {
+    let mut source = TestSource::new("paths = [\"*.log\", \"missing/*.log\", \"*.txt\"]\nexclude = [\"*.txt\"]");
+    source.append("a.txt", "excluded\n");
+    let ((), lines) = logged(|| {
+        source.read();
+    });
+    let warned = warnings(&lines);
+    assert_eq!(warned.len(), 3, "{lines:?}");
+    assert!(warned[0].contains("`*.log` matches no file"), "{lines:?}");
+    assert!(warned[1].contains("/missing does not exist"), "{lines:?}");
+    assert!(warned[2].contains("excluded"), "{lines:?}");
+    source.append("a.log", "x\n");
+    let ((), lines) = logged(|| {
+        source.read();
+    });
+    assert!(warnings(&lines).is_empty(), "{lines:?}");
 }

@@ -7,7 +7,7 @@ mod common;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{TEST_TIMEOUT, TestSource};
 use trunkline_connector::Fill;
@@ -26,7 +26,7 @@ fn five_thousand_files_are_read_with_sixty_four_descriptors() {
         std::fs::write(source.path(&format!("f-{file}.log")), format!("{file} a\n{file} b\n{file} without newline"))
             .unwrap();
     }
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     while source.fill(500, Duration::from_secs(5)).unwrap() != Fill::CaughtUp {
         let open = open_in(source.folder.path());
         assert!(open <= 64, "{open} descriptors");
@@ -88,7 +88,7 @@ fn lines_of_a_rotating_writer_are_read_once() {
                 }
                 done.store(true, Ordering::Release);
             });
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             let mut fills = 0;
             while source.seen.len() < LINES || !done.load(Ordering::Acquire) {
                 source.fill(300, Duration::from_millis(50)).unwrap();
@@ -121,10 +121,52 @@ fn a_change_ends_the_wait_of_a_fill() {
             std::fs::OpenOptions::new().append(true).open(path).unwrap().write_all(b"two\n").unwrap();
         });
         begin.send(()).unwrap();
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         while source.seen.len() < 2 {
             source.fill(10, Duration::from_secs(20)).unwrap();
         }
         assert!(start.elapsed() < Duration::from_secs(15), "woken after {:?}", start.elapsed());
     });
+}
+
+/// All files begin equally, and their names differ only in the suffix.
+#[test]
+fn two_thousand_rotated_files_are_read_in_linear_time() {
+    const FILES: usize = 2000;
+    let banner = "a banner that all files have ".repeat(80);
+    for name in [|number: usize| format!("app.log.{number}"), |number| format!("app.log-2026{number:04}")] {
+        let mut source = TestSource::new("");
+        for number in 0..FILES {
+            std::fs::write(source.path(&name(number + 1)), format!("{banner}\nline {number}\n")).unwrap();
+        }
+        let begun = Instant::now();
+        assert_eq!(source.read().take().len(), 2 * FILES);
+        assert!(begun.elapsed() < TEST_TIMEOUT, "{:?}", begun.elapsed());
+        // Restored from a backup: all inodes are others.
+        source.stop();
+        for number in 0..FILES {
+            let path = source.path(&name(number + 1));
+            std::fs::copy(&path, source.path("copy")).unwrap();
+            std::fs::rename(source.path("copy"), path).unwrap();
+        }
+        let begun = Instant::now();
+        assert!(source.read().take().is_empty());
+        assert!(begun.elapsed() < TEST_TIMEOUT, "{:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn all_sources_share_one_inotify_instance() {
+    let sources: Vec<TestSource> = (0..5)
+        .map(|_| {
+            let mut source = TestSource::following("");
+            source.append("a.log", "one\n");
+            source.read();
+            source
+        })
+        .collect();
+    let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let targets = links.filter_map(|link| std::fs::read_link(link.path()).ok());
+    assert_eq!(targets.filter(|target| target == std::path::Path::new("anon_inode:inotify")).count(), 1);
+    drop(sources);
 }

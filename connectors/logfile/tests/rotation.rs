@@ -1,9 +1,15 @@
 //! Rotation in all forms: every line is emitted once, whether or not the source ran during the
 //! rotation.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up its files has failed")]
+
 mod common;
 
-use common::{TestSource, numbered, numbered_lines};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::time::Duration;
+
+use common::{TestSource, logged, numbered, numbered_lines, sorted, warnings};
 
 /// Runs a case following and until idle, each without and with restarts.
 fn in_every_mode(case: impl Fn(&mut TestSource, &dyn Fn(&mut TestSource))) {
@@ -339,4 +345,76 @@ fn files_with_several_links_are_read_once() {
     assert_eq!(source.read().take(), ["1"]);
     source.append("real/a.txt", "2\n");
     assert_eq!(source.read().take(), ["2"]);
+}
+
+/// `olddir` of logrotate is another folder.
+#[test]
+fn files_moved_to_another_folder_while_down_are_finished() {
+    for target in ["logs/old/a.log-20261128", "archive/a.log-20261128", "a.log-20261128"] {
+        let mut source = TestSource::new("paths = [\"logs/*.log\"]");
+        source.append("logs/a.log", numbered("old", 0..100));
+        assert_eq!(source.read().take().len(), 100);
+        source.stop();
+        source.append("logs/a.log", "late\n");
+        std::fs::create_dir_all(source.path(target).parent().unwrap()).unwrap();
+        source.rename("logs/a.log", target);
+        source.append("logs/a.log", "new\n");
+        let ((), lines) = logged(|| {
+            source.read();
+        });
+        assert_eq!(sorted(source.take()), ["late", "new"], "{target}");
+        assert!(warnings(&lines).is_empty(), "{lines:?}");
+    }
+}
+
+/// The copy was made before the hole in the file.
+#[test]
+fn copytruncate_under_a_writer_that_does_not_append_repeats_no_line() {
+    for following in [false, true] {
+        let mut source = TestSource::new("");
+        source.until_idle = !following;
+        let mut writer = File::create(source.path("a.log")).unwrap();
+        for round in 0..3 {
+            writer.write_all(numbered(&format!("round {round}"), 0..40).as_bytes()).unwrap();
+            source.read_until(40);
+            assert_eq!(source.read().take(), numbered_lines(&format!("round {round}"), 0..40));
+            for number in (1..3).rev() {
+                let (from, to) = (format!("a.log.{number}"), format!("a.log.{}", number + 1));
+                let _ = std::fs::rename(source.path(&from), source.path(&to));
+            }
+            source.copy_truncate("a.log", "a.log.1");
+        }
+    }
+}
+
+/// A writer keeps its descriptor when the file is renamed or removed.
+#[test]
+fn lines_written_through_an_old_descriptor_are_read() {
+    for removed in [false, true] {
+        let mut source = TestSource::following("paths = [\"*.log\"]\nrotate_wait = \"1s\"");
+        source.append("a.log", "one\n");
+        source.age("a.log", 9);
+        let mut writer = OpenOptions::new().append(true).open(source.path("a.log")).unwrap();
+        writer.write_all(b"half").unwrap();
+        source.age("a.log", 9);
+        assert_eq!(source.read().take(), ["one"]);
+        if removed {
+            source.remove("a.log");
+        } else {
+            source.rename("a.log", "a.log.1");
+        }
+        for _ in 0..5 {
+            source.fill(1000, Duration::from_millis(20)).unwrap();
+        }
+        assert!(source.seen.is_empty(), "half a line was emitted: {:?}", source.texts());
+        writer.write_all(b" line\n").unwrap();
+        writer.write_all(numbered("late", 0..5).as_bytes()).unwrap();
+        source.read_until(6);
+        assert_eq!(source.take(), [vec!["half line".to_owned()], numbered_lines("late", 0..5)].concat());
+        // After the file was finished, too.
+        source.read_while(|source| !source.position.is_empty());
+        writer.write_all(b"later\n").unwrap();
+        source.read_until(1);
+        assert_eq!(source.take(), ["later"]);
+    }
 }

@@ -309,3 +309,8 @@ pub(crate) fn logged<T>(run: impl FnOnce() -> T) -> (T, Vec<String>) {
 pub(crate) fn warnings(lines: &[String]) -> Vec<&str> {
     lines.iter().map(String::as_str).filter(|line| line.contains("WARN")).collect()
 }
+
+pub(crate) fn sorted(mut lines: Vec<String>) -> Vec<String> {
+    lines.sort();
+    lines
+}
