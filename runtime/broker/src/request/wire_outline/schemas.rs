@@ -34,6 +34,17 @@ pub(super) fn find(key: ApiKey) -> Option<(i16, &'static [Field])> {
     OUTLINES.iter().find(|(other, ..)| *other == key).map(|(_, flexible_since, fields)| (*flexible_since, *fields))
 }
 
+/// An access rule, or a filter of access rules.
+const ACL: &[Field] = &[
+    always(Fixed(1)),   // resource_type
+    always(Text),       // resource_name
+    since(1, Fixed(1)), // pattern_type
+    always(Text),       // principal
+    always(Text),       // host
+    always(Fixed(1)),   // operation
+    always(Fixed(1)),   // permission_type
+];
+
 const OUTLINES: &[(ApiKey, i16, &[Field])] = &[
     (
         ApiKey::Produce,
@@ -566,49 +577,19 @@ const OUTLINES: &[(ApiKey, i16, &[Field])] = &[
             since(1, Fixed(8)),      // duration_filter
         ],
     ),
-    (
-        ApiKey::DescribeAcls,
-        2,
-        &[
-            always(Fixed(1)),   // resource_type
-            always(Text),       // resource_name
-            since(1, Fixed(1)), // pattern_type
-            always(Text),       // principal
-            always(Text),       // host
-            always(Fixed(1)),   // operation
-            always(Fixed(1)),   // permission_type
-        ],
-    ),
+    (ApiKey::DescribeAcls, 2, ACL),
     (
         ApiKey::CreateAcls,
         2,
         &[
-            // creations
-            always(Array(&[
-                always(Fixed(1)),   // resource_type
-                always(Text),       // resource_name
-                since(1, Fixed(1)), // pattern_type
-                always(Text),       // principal
-                always(Text),       // host
-                always(Fixed(1)),   // operation
-                always(Fixed(1)),   // permission_type
-            ])),
+            always(Array(ACL)), // creations
         ],
     ),
     (
         ApiKey::DeleteAcls,
         2,
         &[
-            // filters
-            always(Array(&[
-                always(Fixed(1)),   // resource_type
-                always(Text),       // resource_name
-                since(1, Fixed(1)), // pattern_type
-                always(Text),       // principal
-                always(Text),       // host
-                always(Fixed(1)),   // operation
-                always(Fixed(1)),   // permission_type
-            ])),
+            always(Array(ACL)), // filters
         ],
     ),
     (
