@@ -55,7 +55,7 @@ impl Stage for SourceStage {
         };
         let producer =
             TransactionalProducer::new(&context.cluster, &task, CHECKPOINTS, context.share.client_buffer_bytes)?;
-        failpoint!("source.claim.after")?;
+        failpoint!("source.assign.after")?;
         let positions = Positions::load(&context.cluster, &task, &task)?;
         let source = self.plan.spec.open(SourceContext {
             task: task.clone(),

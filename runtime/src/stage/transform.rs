@@ -188,7 +188,7 @@ impl TransformTask<'_> {
                         };
                         self.partitions.insert(partition, state);
                     }
-                    failpoint!("transform.claim.after")?;
+                    failpoint!("transform.assign.after")?;
                 }
             }
         }
@@ -196,9 +196,9 @@ impl TransformTask<'_> {
     }
 
     fn abort_transaction(&mut self, batches: &mut PartitionBatches) -> Result<()> {
-        failpoint!("transform.rollback.before")?;
+        failpoint!("transform.abort.before")?;
         self.producer.abort()?;
-        failpoint!("transform.rollback.after")?;
+        failpoint!("transform.abort.after")?;
         self.commit_timer.clear();
         for (partition, state) in &mut self.partitions {
             state.pending = Counters::default();

@@ -84,8 +84,8 @@ pub(crate) fn zombie_and_kill(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
         // The first rounds are the worst cases: a worker that is about to overwrite the prepared
         // intent of its successor.
         let (hangs, dies, wait_for_empty_groups) = match round {
-            0 => (("sink.plan.after", 1), ("sink.intent.after", 1), false),
-            1 => (("sink.plan.recorded", 1), ("sink.intent.after", 1), true),
+            0 => (("sink.seal.after", 1), ("sink.intent.after", 1), false),
+            1 => (("sink.seal.recorded", 1), ("sink.intent.after", 1), true),
             _ => (random_step(fixture), random_step(fixture), fixture.random.below(2) == 0),
         };
         fixture.append(200);
@@ -155,7 +155,7 @@ pub(crate) fn storm(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
         let which = fixture.random.below(3) as usize;
         others[which] = match others[which].take() {
             None if fixture.random.below(3) == 0 => {
-                let point = ["transform.rollback.before", "transform.rollback.after", "producer.abort.before"];
+                let point = ["transform.abort.before", "transform.abort.after", "producer.abort.before"];
                 let point = point[fixture.random.below(3) as usize];
                 Some(fixture.start_with(JOINS[which], &format!("{point}=kill")))
             }

@@ -73,7 +73,7 @@ pub(crate) fn fail_at_each(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
 /// Whether a worker passes the step more than once.
 fn is_repeated(point: &Failpoint) -> bool {
     let once =
-        ["worker.", "producer.init", "source.claim", "transform.claim", "sink.claim", "mysql.begin", "mysql.binlog"];
+        ["worker.", "producer.init", "source.assign", "transform.assign", "sink.assign", "mysql.begin", "mysql.binlog"];
     !matches!(point.reached, Reached::After(_)) && once.iter().all(|prefix| !point.name.starts_with(prefix))
 }
 

@@ -266,7 +266,7 @@ impl SinkTask<'_> {
     /// Takes over topic partitions: settles what earlier owners left, then continues from their
     /// offsets and totals.
     fn assign(&mut self, partitions: &[TopicPartition]) -> Result<()> {
-        failpoint!("sink.claim.before")?;
+        failpoint!("sink.assign.before")?;
         let transactions = &mut self.transactions;
         // The committed offsets come first: the broker answers only when the transactions of
         // earlier owners are decided.
@@ -288,7 +288,7 @@ impl SinkTask<'_> {
             .map(|assignment| (assignment.partition.clone(), PartitionState::of(assignment)))
             .collect();
         transactions.partitions.extend(states);
-        failpoint!("sink.claim.after")?;
+        failpoint!("sink.assign.after")?;
         tracing::info!(
             stage = transactions.status.name(),
             partitions = partitions.len(),

@@ -39,9 +39,9 @@ impl TwoPhaseCommitter {
     ) -> Result<BTreeMap<TopicPartition, Value>> {
         let mut committables = BTreeMap::new();
         if !plans.is_empty() {
-            failpoint!("sink.plan.after")?;
+            failpoint!("sink.seal.after")?;
             transactions.retry("recording the plan", |transactions| record_plans(transactions, plans))?;
-            failpoint!("sink.plan.recorded")?;
+            failpoint!("sink.seal.recorded")?;
             let payloads: Vec<Value> = plans.values().cloned().collect();
             let mut rejected = Rejections::default();
             let prepared = transactions.retry("preparing output", |_| {
@@ -49,7 +49,7 @@ impl TwoPhaseCommitter {
                 self.sink.prepare(&payloads, &mut rejected)
             })?;
             route_late_rejections(transactions, &rejected)?;
-            failpoint!("sink.stage.after")?;
+            failpoint!("sink.prepare.after")?;
             committables.extend(plans.keys().cloned().zip(prepared));
         }
         transactions
@@ -68,7 +68,7 @@ impl TwoPhaseCommitter {
         }
         let payloads: Vec<Value> = committables.values().cloned().collect();
         transactions.retry("committing output", |_| self.sink.commit(&payloads))?;
-        failpoint!("sink.publish.after")?;
+        failpoint!("sink.commit.after")?;
         transactions.retry("recording the commit", |transactions| {
             transactions.run(|transactions| {
                 failpoint!("sink.done.before")?;
@@ -176,7 +176,7 @@ impl Committer for TwoPhaseCommitter {
         if due.is_empty() {
             return Ok(());
         }
-        failpoint!("sink.plan.before")?;
+        failpoint!("sink.seal.before")?;
         let mut plans = BTreeMap::new();
         for partition in due {
             // Not retried: output that could not be completed is lost, and is built again from the
