@@ -126,12 +126,14 @@ impl SinkTask<'_> {
             self.rebalance(&mut batches)?;
             for (partition, batch) in batches.iter_mut() {
                 if let Err(error) = self.routes.chain(&partition.topic)?.ready() {
+                    self.check_first_records()?;
                     self.committer.flush(&mut self.transactions)?;
                     return Err(error);
                 }
                 self.process(partition, batch)?;
                 batch.clear();
             }
+            self.check_first_records()?;
             self.enforce_memory_budget()?;
             let due = self.due_partitions();
             self.committer.commit(&mut self.transactions, &due)?;
@@ -181,11 +183,11 @@ impl SinkTask<'_> {
         if let Some(waited) = waited {
             state.mark_buffered(waited);
         }
-        self.check_first_records()?;
         failpoint!("sink.write.after")
     }
 
-    /// Stops the stage if its first records all failed.
+    /// Stops the stage if its first records all failed. It adds up the counters of all topic
+    /// partitions, so it runs once per poll.
     fn check_first_records(&self) -> Result<()> {
         let mut pending = Counters::default();
         self.transactions.partitions.values().for_each(|state| pending.add(&state.pending));
