@@ -1,7 +1,7 @@
 //! Records that a component could not take: by its `on_error` they go to the pipeline's dead letter
 //! topic, stop the stage, or are counted and left out.
 //!
-//! Dead dead_letters wait here until the transaction that commits the offsets or positions that
+//! Dead letters wait here until the transaction that commits the offsets or positions that
 //! cover them, so that none is lost and none comes twice. They carry Kafka Connect's
 //! `__connect.errors.*` headers, so that existing tools read them, and the record as it came.
 
@@ -11,7 +11,7 @@ use crate::checkpoint::ComponentCounters;
 use crate::kafka::{ProducerRecord, RecordTooLarge, SendError, TransactionalProducer};
 use crate::plan::OnError;
 
-/// Dead dead_letters of one partition or source task that are not committed yet.
+/// Dead letters of one partition or source task that are not committed yet.
 #[derive(Default)]
 pub(super) struct DeadLetters {
     records: Rejections,

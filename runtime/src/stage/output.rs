@@ -89,7 +89,7 @@ impl Topics {
 fn check_topic(name: &str) -> std::result::Result<(), String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     if name.is_empty() || name.len() > 249 || !name.bytes().all(legal) {
-        return Err(format!("`{name}` is no name for a topic: up to 249 letters, digits, `.`, `_` and `-` are"));
+        return Err(format!("`{name}` is not a valid topic name: use at most 249 letters, digits, `.`, `_` and `-`"));
     }
     Ok(())
 }

@@ -232,9 +232,9 @@ impl Writer<'_> {
         let plan = &self.stage.plan;
         let Pending { counters, dead_letters, .. } = &mut self.pending;
         let own = counters.of(&plan.name);
-        let handed_out = (batch.records.len() + batch.side_outputs.len()) as u64;
-        own.records_in += handed_out + batch.rejected.len() as u64 + batch.dropped;
-        own.out += handed_out;
+        let emitted = (batch.records.len() + batch.side_outputs.len()) as u64;
+        own.records_in += emitted + batch.rejected.len() as u64 + batch.dropped;
+        own.out += emitted;
         own.dropped += batch.dropped;
         dead_letters.route_rejections(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
         let (producer, topics) = (&mut self.producer, &mut self.topics);
@@ -269,7 +269,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Commits records, dead dead_letters, position and counters together (I1).
+    /// Commits records, dead letters, position and counters together (I1).
     fn commit(&mut self) -> Result<()> {
         let pending = std::mem::take(&mut self.pending);
         self.commit_timer.clear();

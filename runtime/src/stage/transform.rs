@@ -1,10 +1,9 @@
-//! A materialised transform's task: topic to topic. What it produces, its dead dead_letters, its
+//! A materialised transform's task: topic to topic. What it produces, its dead letters, its
 //! counters and the consumer offsets are one transaction (I2 a), committed every `commit_interval`.
 //!
-//! A partition that is taken away while a transaction is open takes its offsets with it: the
-//! transaction is rolled back and the partitions that stay are read again from their committed
-//! offsets. Committing instead could pass the fence, because this member's generation is the new
-//! one by then, while the next owner has already started from the old offset.
+//! If a partition is revoked while a transaction is open, the transaction is aborted, and the other
+//! partitions are read again from their committed offsets. A commit would not be fenced, because
+//! this member already has the new generation, and the next owner has started from the old offset.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -222,7 +221,7 @@ impl TransformTask<'_> {
             return Ok(());
         }
         let mut pending = Counters::default();
-        moved.iter().for_each(|(_, claimed)| pending.add(&claimed.pending));
+        moved.iter().for_each(|(_, state)| pending.add(&state.pending));
         first_records::check(self.status, &pending, self.context.max_initial_failures)?;
         failpoint!("transform.checkpoint.before")?;
         let dead_letter_partitions = self.topics.partitions(&self.stage.dead_letters)?;

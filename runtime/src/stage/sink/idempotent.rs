@@ -109,9 +109,10 @@ impl IdempotentCommitter {
             let mut records = Vec::new();
             let (mut bytes, mut count) = (0, 0);
             for (partition, parts) in &mut self.parts {
-                let flying = parts.iter().filter(|part| matches!(part.state, PartState::InFlight(_))).count();
+                let in_flight = parts.iter().filter(|part| matches!(part.state, PartState::InFlight(_))).count();
                 let is_sealed = |part: &&mut Part| matches!(part.state, PartState::Sealed(_));
-                let Some(part) = parts.iter_mut().find(is_sealed).filter(|_| flying < self.limits.per_partition) else {
+                let Some(part) = parts.iter_mut().find(is_sealed).filter(|_| in_flight < self.limits.per_partition)
+                else {
                     continue;
                 };
                 if let PartState::Sealed(sealed) = std::mem::replace(&mut part.state, PartState::InFlight(number)) {
