@@ -120,9 +120,22 @@ impl Preflight<'_> {
         })
     }
 
+    /// As [`existence`](Preflight::existence). OpenSearch answers with an empty list for the name of
+    /// an index.
+    async fn stream_existence(&self, stream: &str) -> Result<Existence> {
+        let response = self.client.call(Method::GET, &format!("/_data_stream/{}", path_segment(stream))).await?;
+        let answer: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+        Ok(match (response.status, &answer["data_streams"][0]) {
+            (StatusCode::NOT_FOUND, _) => Existence::Missing,
+            (status, Value::Object(_)) if status.is_success() => Existence::Exists,
+            (status, _) if status.is_success() => Existence::Missing,
+            _ => Existence::Unknown,
+        })
+    }
+
     /// Whether the data stream exists. The sink creates a missing one, which needs an index template.
     async fn check_data_stream(&mut self, stream: &str) -> Result<bool> {
-        match self.existence(&format!("/_data_stream/{}", path_segment(stream))).await? {
+        match self.stream_existence(stream).await? {
             Existence::Exists => return Ok(true),
             Existence::Unknown => return Ok(false),
             Existence::Missing => {}
@@ -158,7 +171,7 @@ impl Preflight<'_> {
                 self.lack("elasticsearch.alias_missing", message, fix);
                 return Ok(false);
             }
-        } else if let Existence::Exists = self.existence(&format!("/_data_stream/{path}")).await? {
+        } else if let Existence::Exists = self.stream_existence(index).await? {
             let message = format!("`{index}` is a data stream, which takes no changes of documents");
             self.lack(
                 "elasticsearch.is_data_stream",
@@ -187,7 +200,7 @@ impl Preflight<'_> {
             .iter()
             .find_map(|level| settings[level]["action.auto_create_index"].as_str())
             .unwrap_or("true");
-        let name = index.pattern();
+        let name = glob_of(index);
         let templates = self.get("/_index_template").await?;
         let by_template = best_template(&templates, &name).and_then(|template| template["allow_auto_create"].as_bool());
         if by_template.unwrap_or_else(|| may_create(rule, &name)) {
@@ -232,7 +245,7 @@ impl Preflight<'_> {
         let target = self.config.documents.target.template();
         if self.product == Some(Product::Elasticsearch) {
             // A privilege for a pattern covers all names that it matches.
-            let name = target.pattern();
+            let name = glob_of(target);
             let body = json!({"index": [{"names": [name], "privileges": ["create_index", "write"]}]});
             let response = self.client.call_json(Method::POST, "/_security/user/_has_privileges", &body).await?;
             if response.status.is_success() {
@@ -276,12 +289,16 @@ impl Preflight<'_> {
         let response = self.client.probe(body.into()).await?;
         let answer: Value = serde_json::from_slice(&response.body).unwrap_or_default();
         let item = answer["items"][0].as_object().and_then(|item| item.values().next());
-        let of_item = item.is_some_and(|item| matches!(item["status"].as_u64(), Some(401 | 403)));
-        if response.status != StatusCode::FORBIDDEN && !of_item {
+        let (status, error) = match item {
+            Some(item) => (item["status"].as_u64(), &item["error"]),
+            None => (Some(response.status.as_u16().into()), &answer["error"]),
+        };
+        // A blocked index answers 403, too.
+        if !matches!(status, Some(401 | 403)) || error["type"] == "cluster_block_exception" {
             return Ok(());
         }
-        let reason = item.and_then(|item| item["error"]["reason"].as_str()).map(str::to_owned);
-        let message = format!("the user may not write to `{name}`: {}", reason.unwrap_or_else(|| response.describe()));
+        let reason = error["reason"].as_str().map_or_else(|| response.describe(), str::to_owned);
+        let message = format!("the user may not write to `{name}`: {reason}");
         let fix = format!(
             "give it a role: PUT _plugins/_security/api/roles/trunkline {{\"cluster_permissions\": [\"cluster_composite_ops\"], \
              \"index_permissions\": [{{\"index_patterns\": [\"{name}\"], \"allowed_actions\": [\"crud\", \"create_index\"]}}]}} \
@@ -290,6 +307,13 @@ impl Preflight<'_> {
         self.lack("elasticsearch.forbidden", message, fix);
         Ok(())
     }
+}
+
+/// The names that a template gives: each placeholder is `*`.
+fn glob_of(template: &Template) -> String {
+    let mut parts = template.source().split('{');
+    let start = parts.next().unwrap_or_default().to_owned();
+    parts.fold(start, |glob, part| glob + "*" + part.split_once('}').map_or("", |(_, rest)| rest))
 }
 
 fn template_patterns(template: &Value) -> impl Iterator<Item = &str> {
@@ -354,6 +378,14 @@ mod tests {
             ("*", "a", true),
         ] {
             assert_eq!(may_create(rule, name), expected, "{rule} {name}");
+        }
+    }
+
+    #[test]
+    #[allow(clippy::unwrap_used, reason = "a test reports a failure by panicking")]
+    fn placeholders_are_any_text() {
+        for (template, glob) in [("a", "a"), ("logs-{t:%Y.%m}-{@table}", "logs-*-*"), ("{a}-x", "*-x")] {
+            assert_eq!(glob_of(&Template::parse(template, &["table"]).unwrap()), glob);
         }
     }
 

@@ -78,6 +78,7 @@ const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 fn requests_are_signed_for_amazon_services() {
     for (service, compression) in [("es", "gzip"), ("aoss", "none")] {
         let (setup, fake) = (Setup::new(), Fake::start());
+        fake.answer("GET /_ingest/pipeline/a%20b%2Fc", 200, serde_json::json!({}));
         let sink = setup.open(&format!(
             "{}compression = \"{compression}\"\nauth = \"aws\"\npipeline = \"a b/c\"\n[aws]\nregion = \"eu-central-1\"\n\
              service = \"{service}\"\naccess_key_id = \"AKIAIOSFODNN7EXAMPLE\"\nsecret_access_key = \"{SECRET}\"\n",

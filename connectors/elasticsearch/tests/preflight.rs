@@ -74,7 +74,7 @@ fn indices_that_cannot_be_created_are_reported() {
     let issues = check(&fake, "index = \"b\"\nrequire_alias = true");
     assert_eq!(only(&issues).0, "alias_missing");
     assert!(only(&issues).1.contains("\"is_write_index\": true"));
-    fake.answer("GET /_data_stream/c", 200, json!({}));
+    fake.answer("GET /_data_stream/c", 200, json!({"data_streams": [{"name": "c"}]}));
     assert_eq!(only(&check(&fake, "index = \"c\"")).0, "is_data_stream");
 }
 
