@@ -129,3 +129,27 @@ fn indices_equal_the_tables_after_kills() {
         assert_eq!((counters.input, counters.output, counters.dead_lettered), (written, written, 0), "{sink}");
     }
 }
+
+#[test]
+fn a_check_reports_what_the_destinations_lack() {
+    let case = Case::new("search-check", need!(Kafka::any()));
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = unused.local_addr().unwrap();
+    drop(unused);
+    let file = case.path("logs/a-file");
+    fs::write(&file, "").unwrap();
+    case.pipeline(
+        "check",
+        &format!(
+            "{SOURCE}\n[sinks.search]\nconnector = \"elasticsearch\"\ninputs = [\"web\"]\nurl = \"http://{address}\"\n\
+             index = \"a\"\nid = \"none\"\n[sinks.lake]\nconnector = \"s3\"\ninputs = [\"web\"]\nurl = \"file://{}/lake\"\n",
+            file.display()
+        ),
+    );
+    let exit = case.run_command("validate", &["--check"], &[], LONG);
+    let printed = format!("{}{}", exit.stdout, exit.stderr);
+    assert_eq!(exit.code, Some(3), "{}", exit.describe());
+    for expected in ["elasticsearch.unreachable", "`sinks.search`", "`sinks.lake`", "plan.at_least_once"] {
+        assert!(printed.contains(expected), "{expected}: {}", exit.describe());
+    }
+}

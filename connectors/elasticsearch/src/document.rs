@@ -518,7 +518,7 @@ mod tests {
             assert_eq!(metadata["version_type"], "external_gte");
             metadata["version"].as_u64().unwrap()
         };
-        // The snapshot was read at the end of event 500; later changes are newer, earlier ones older.
+        // The snapshot was read at position 500: later changes are newer, earlier ones older.
         let snapshot = version(&by_source, &event("r", "binlog.000009", 500));
         assert!(version(&by_source, &event("u", "binlog.000009", 499)) < snapshot);
         assert!(version(&by_source, &event("d", "binlog.000009", 540)) > snapshot);

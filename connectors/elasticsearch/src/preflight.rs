@@ -120,8 +120,8 @@ impl Preflight<'_> {
         })
     }
 
-    /// As [`existence`](Preflight::existence). OpenSearch answers with an empty list for the name of
-    /// an index.
+    /// As [`existence`](Preflight::existence). For the name of an index, OpenSearch answers with an
+    /// empty list.
     async fn stream_existence(&self, stream: &str) -> Result<Existence> {
         let response = self.client.call(Method::GET, &format!("/_data_stream/{}", path_segment(stream))).await?;
         let answer: Value = serde_json::from_slice(&response.body).unwrap_or_default();
@@ -133,7 +133,8 @@ impl Preflight<'_> {
         })
     }
 
-    /// Whether the data stream exists. The sink creates a missing one, which needs an index template.
+    /// Whether the data stream exists. The sink creates a missing one, which needs an index
+    /// template.
     async fn check_data_stream(&mut self, stream: &str) -> Result<bool> {
         match self.stream_existence(stream).await? {
             Existence::Exists => return Ok(true),

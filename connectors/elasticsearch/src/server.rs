@@ -93,7 +93,7 @@ fn check_version(response: &Response) -> Result<Option<Product>> {
         let has_header = response.headers.contains_key("x-elastic-product");
         let is_denied = response.status == StatusCode::FORBIDDEN;
         if is_denied || (has_header && response.status == StatusCode::METHOD_NOT_ALLOWED) {
-            tracing::info!(node = response.node, status = %response.status, "the server does not tell its version");
+            tracing::info!(node = response.node, status = %response.status, "the server does not show its version");
             return Ok(has_header.then_some(Product::Elasticsearch));
         }
         let message = format!(

@@ -1,5 +1,5 @@
-//! `trunkline validate --check`: each prerequisite that a cluster does not meet is reported with its
-//! fix. `conformance.rs` checks the same on real servers.
+//! `trunkline validate --check`: each prerequisite that a cluster does not meet is reported with
+//! its fix. `conformance.rs` checks the same on real servers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports a failure by panicking")]
 

@@ -34,7 +34,7 @@ pub(crate) enum Credentials {
 /// Signatures of requests to Amazon's services. No `Debug`: it holds a secret (I8).
 #[derive(Clone)]
 pub(crate) struct AwsOptions {
-    /// `None`: the environment's, else the one in the address.
+    /// `None`: the one in the address, else the environment's.
     pub(crate) region: Option<String>,
     pub(crate) service: AwsService,
     /// Key id and secret; `None`: the AWS chain.

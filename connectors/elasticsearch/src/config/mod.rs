@@ -168,7 +168,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec::optional(
         "aws.region",
         "string",
-        "the environment's, or the one in `url`",
+        "the one in `url`, else the environment's",
         "Region of the domain or collection.",
         "\"eu-central-1\"",
     ),
