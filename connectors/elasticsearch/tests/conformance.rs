@@ -299,7 +299,7 @@ fn prerequisites_are_checked(server: &Server) {
     assert_eq!(codes(&format!("index = \"{index}\"")), ["elasticsearch.index_blocked"]);
     server.call("PUT", &format!("/{index}/_settings"), r#"{"index.blocks.write":null}"#);
     assert_eq!(codes(&format!("index = \"{index}\"\nrequire_alias = true")), ["elasticsearch.alias_missing"]);
-    assert!(server.documents(&index, &["n"]).is_empty(), "a check writes no document");
+    assert!(server.documents(&index, &["_doc"]).is_empty(), "a check writes no document");
     server.call("PUT", "/_cluster/settings", r#"{"persistent":{"action.auto_create_index":"true"}}"#);
     assert_eq!(codes(&format!("data_stream = \"checked-stream-{id}\"")), ["elasticsearch.no_data_stream_template"]);
     let stream = format!("conformance-stream-checked-{id}");
