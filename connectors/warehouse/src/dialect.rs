@@ -158,7 +158,7 @@ pub trait Dialect: Send + Sync {
 
     /// The expression that turns a staging column (`column` is SQL) into a value of the target
     /// column: the column itself, `JSON_PARSE(column)`, `CAST(column AS TIME)`.
-    fn from_staging(&self, column_type: &ColumnType, column: &str) -> String;
+    fn load_expression(&self, column_type: &ColumnType, column: &str) -> String;
 
     /// An extra object that `copy` needs in the stage, such as Redshift's manifest: its content.
     /// The library uploads it with the files, at the key that `copy` receives as `manifest`.
