@@ -6,6 +6,7 @@
 //! the load's transaction, so that it does not matter whether DDL commits.
 
 use arrow::datatypes::DataType;
+use serde::{Deserialize, Serialize};
 use trunkline_connector::Result;
 
 use crate::stage::StagedFile;
@@ -34,7 +35,8 @@ pub trait Session: Send {
 }
 
 /// A type of a column at the destination, as far as the library has to know it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ColumnType {
     /// True or false.
     Boolean,
@@ -149,6 +151,14 @@ pub trait Dialect: Send + Sync {
     /// The Arrow type that values of a column have in the staged Parquet files: one that the
     /// destination's COPY reads exactly. The library converts to it and checks every value.
     fn parquet_type(&self, column_type: &ColumnType) -> DataType;
+
+    /// Why the destination refuses this text in a column of type `Text` (other than for its length)
+    /// or this JSON in one of type `Json`: forbidden characters, a limit of the semi-structured
+    /// type. Called for every text, so it must be fast.
+    fn refused_text(&self, column_type: &ColumnType, text: &str) -> Option<String> {
+        let _ = (column_type, text);
+        None
+    }
 
     /// Statements that create an empty staging table, seen by this session at least. They run
     /// before `BEGIN`. The name is unique for the load; the library drops the table after the load
