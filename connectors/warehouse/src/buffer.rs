@@ -22,6 +22,7 @@ pub(crate) struct FileTarget {
     pub(crate) mode: LoadMode,
     pub(crate) key_columns: Vec<String>,
     pub(crate) columns: Vec<FileColumn>,
+    pub(crate) fills_loaded_at: bool,
 }
 
 /// A file that takes rows.
@@ -231,6 +232,7 @@ impl OpenFile {
             mode: self.target.mode,
             key_columns: self.target.key_columns,
             columns: self.target.columns,
+            fills_loaded_at: self.target.fills_loaded_at,
             truncates: self.truncates,
         }))
     }

@@ -34,7 +34,8 @@ const MAX_NAME: usize = 80;
 impl Offsets {
     /// The table of the sink `{pipeline}.{sink}`.
     pub(crate) fn of(sink: &str, dialect: &dyn Dialect) -> Self {
-        let plain: String = sink.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(MAX_NAME).collect();
+        let plain: String =
+            sink.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(MAX_NAME).collect();
         // Different names must not become one.
         let hash = xxhash_rust::xxh3::xxh3_64(sink.as_bytes()) as u32;
         Self { table: dialect.folded(&format!("trunkline_offsets_{plain}_{hash:08x}")) }
@@ -59,11 +60,14 @@ impl Offsets {
             column("next_offset", ColumnType::Integer(64)),
             column("updated_at", ColumnType::Timestamp),
         ];
-        let created = dialect.create_table(&self.table, &columns, &[]).iter().try_for_each(|sql| session.execute(sql).map(drop));
+        let created =
+            dialect.create_table(&self.table, &columns, &[]).iter().try_for_each(|sql| session.execute(sql).map(drop));
         // Another task may have created it at the same time.
-        created.or_else(|error| match dialect.connect().and_then(|mut other| dialect.columns(other.as_mut(), &self.table)) {
-            Ok(Some(_)) => Ok(()),
-            _ => Err(error),
+        created.or_else(|error| {
+            match dialect.connect().and_then(|mut other| dialect.columns(other.as_mut(), &self.table)) {
+                Ok(Some(_)) => Ok(()),
+                _ => Err(error),
+            }
         })
     }
 
@@ -132,7 +136,10 @@ impl Offsets {
             let (topic, partition, epoch, load) = (next(), next(), next(), next());
             let number = |text: &str| {
                 text.parse::<i64>().map_err(|_| {
-                    Error::data("warehouse.bad_offsets", format!("the offsets table {} holds `{text}` as a number", self.table))
+                    Error::data(
+                        "warehouse.bad_offsets",
+                        format!("the offsets table {} holds `{text}` as a number", self.table),
+                    )
                 })
             };
             let partition = TopicPartition::new(topic, number(&partition)? as i32);

@@ -71,9 +71,8 @@ impl Stage for S3Stage {
         self.runtime.block_on(async {
             let mut keys = Vec::new();
             while let Some(page) = pages.next().await {
-                let page = page.map_err(|error| {
-                    Failure::from_sdk(&error).into_error(&format!("list {}", self.url(prefix)))
-                })?;
+                let page =
+                    page.map_err(|error| Failure::from_sdk(&error).into_error(&format!("list {}", self.url(prefix))))?;
                 let found = page.contents().iter().filter_map(|object| object.key()?.get(root..).map(str::to_owned));
                 keys.extend(found);
             }
@@ -94,7 +93,10 @@ impl Stage for S3Stage {
             })?;
             if let Some(error) = removed.errors().first() {
                 let (key, why) = (error.key().unwrap_or_default(), error.message().unwrap_or_default());
-                let message = format!("cannot remove s3://{}/{key}: {why}; the credentials need s3:DeleteObject", self.options.bucket);
+                let message = format!(
+                    "cannot remove s3://{}/{key}: {why}; the credentials need s3:DeleteObject",
+                    self.options.bucket
+                );
                 return Err(Error::external("warehouse.stage_remove", message));
             }
         }

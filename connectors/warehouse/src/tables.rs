@@ -286,7 +286,8 @@ pub(crate) fn refused_rows(fitted: &[Fitted]) -> Vec<(usize, String)> {
         refused.extend(converted.refused.iter().map(named));
         if !column.nullable && converted.array.null_count() > 0 {
             let nulls = (0..converted.array.len()).filter(|row| converted.array.is_null(*row));
-            refused.extend(nulls.map(|row| (row, format!("column `{}`: null, but the column is NOT NULL", column.name))));
+            refused
+                .extend(nulls.map(|row| (row, format!("column `{}`: null, but the column is NOT NULL", column.name))));
         }
     }
     refused.sort_by_key(|(row, _)| *row);

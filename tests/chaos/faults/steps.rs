@@ -85,7 +85,7 @@ pub(crate) fn is_reachable(point: &Failpoint, path: Path) -> bool {
         Reached::Database | Reached::Snapshot => path.begins_with_tables(),
         Reached::Directory | Reached::Transform => path == Path::Topics,
         // No path has a sink of the idempotent kind yet.
-        Reached::Rebalance | Reached::Delivery => false,
+        Reached::Rebalance | Reached::Delivery | Reached::Warehouse => false,
         Reached::After(earlier) => {
             // A step that aborts an upload needs an upload.
             let bucket = point.name.starts_with("s3.");
