@@ -111,3 +111,19 @@ fn wrong_logins_are_reported_without_the_password() {
         assert!(!error.to_string().contains("wrongsecret") && !error.to_string().contains("SKTESTSK"), "{error}");
     }
 }
+
+#[test]
+fn a_check_reports_unmet_prerequisites_and_leaves_nothing() {
+    let bench = need!(Bench::new("checks"));
+    let codes =
+        |from: &str, to: &str| -> Vec<&str> { bench.preflight(from, to).iter().map(|issue| issue.code).collect() };
+    assert_eq!(codes("dev", "dev"), Vec::<&str>::new());
+    assert_eq!(codes("rspass1", "wrong"), ["redshift.login"]);
+    assert_eq!(codes("schema = \"checks\"", "schema = \"absent\""), ["redshift.no_schema"]);
+    assert_eq!(codes("s3://checks/", "s3://absent/"), ["s3.no_such_bucket"]);
+    assert_eq!(
+        bench.rows("SELECT table_name FROM information_schema.tables WHERE table_schema = '$S'"),
+        Vec::<String>::new()
+    );
+    assert_eq!(bench.staged_files(), 0);
+}

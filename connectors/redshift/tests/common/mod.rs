@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex};
 use arrow::datatypes::{DataType, Field, Fields, Schema as ArrowSchema};
 use serde_json::Value as Json;
 use tempfile::TempDir;
-use trunkline_connector::config::{Node, Report, Section, Value};
+use trunkline_connector::config::{Report, Section};
+use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
-    Batch, ErasedTwoPhaseSink, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink, SinkConnector,
-    SinkContext, TopicPartition, headers,
+    Batch, ErasedTwoPhaseSink, MemoryBudget, PreflightIssue, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink,
+    SinkConnector, SinkContext, SinkSpec, TopicPartition, headers,
 };
 use trunkline_redshift::RedshiftConnector;
 use trunkline_tests::{Redshift, S3, Skip};
@@ -70,14 +71,14 @@ impl Bench {
         self.open_with(&options.replace(from, to))
     }
 
+    /// What `validate --check` reports with `to` in place of `from`.
+    pub(crate) fn preflight(&self, from: &str, to: &str) -> Vec<PreflightIssue> {
+        let options = self.redshift.sink_options(self.redshift.port(), self.name, self.name);
+        assert!(options.contains(from));
+        spec(&options.replace(from, to)).preflight("pipeline.check", self.runtime.handle())
+    }
+
     fn open_with(&self, toml: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
-        let Value::Table(table) = Node::from_toml(toml::Value::Table(toml.parse().unwrap())).value else {
-            unreachable!()
-        };
-        let report = Report::default();
-        let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
-        let spec = RedshiftConnector.configure(&section, &["table"]);
-        let spec = spec.unwrap_or_else(|| panic!("{:?}", report.into_problems()));
         let context = SinkContext {
             name: format!("{}.dw", self.name),
             budget: MemoryBudget::new(1 << 30),
@@ -85,7 +86,7 @@ impl Bench {
             scratch: tempfile::tempdir_in(self.scratch.path()).unwrap().keep(),
             schemas: self.schemas.clone(),
         };
-        match spec.open(context)? {
+        match spec(toml).open(context)? {
             Sink::TwoPhase(sink) => Ok(sink),
             Sink::Idempotent(_) => panic!("the sink is not a two-phase sink"),
         }
@@ -103,10 +104,24 @@ impl Bench {
         id.to_string()
     }
 
+    /// Number of files in the stage.
+    pub(crate) fn staged_files(&self) -> usize {
+        let folder = S3::shared().unwrap().bucket(self.name).join("stage").join("pipeline.check");
+        std::fs::read_dir(folder).map_or(0, Iterator::count)
+    }
+
     /// The rows of a query in the schema.
     pub(crate) fn rows(&self, sql: &str) -> Vec<String> {
         self.redshift.run(&sql.replace("$S", self.name))
     }
+}
+
+fn spec(toml: &str) -> Box<dyn SinkSpec> {
+    let table = read_toml(toml);
+    let report = Report::default();
+    let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
+    let spec = RedshiftConnector.configure(&section, &["table"]);
+    spec.unwrap_or_else(|| panic!("{:?}", report.into_problems()))
 }
 
 /// Records of partition 0 of the topic `changes`.
