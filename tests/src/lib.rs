@@ -1,7 +1,7 @@
 //! The test harness: real servers, worker processes, logs that are written and rotated, and
 //! independent readers.
 //!
-//! * [`Kafka`], [`KafkaCluster`], [`SecuredKafka`], [`S3`] and [`Mysql`] start real servers through
+//! * [`Kafka`], [`KafkaCluster`], [`SecuredKafka`], [`S3`], [`Redshift`] and [`Mysql`] start real servers through
 //!   the scripts in `tests/services`. They end with the test process, however it ends. Tests share
 //!   them where isolation allows (`shared`): each test has its own topics, buckets and databases.
 //! * [`S3Faults`] is a proxy for an S3 server that breaks selected requests. [`KafkaFaults`] is a
@@ -30,6 +30,7 @@ mod process;
 mod proxy;
 mod random;
 mod reader;
+mod redshift;
 mod s3;
 mod s3_faults;
 mod search;
@@ -51,6 +52,7 @@ pub use plugins::test_plugin;
 pub use process::{Exit, Process, memory_of};
 pub use random::Random;
 pub use reader::{LakeContents, Reader};
+pub use redshift::Redshift;
 pub use s3::S3;
 pub use s3_faults::{Fault, FaultWindow, Request, S3Faults};
 pub use search::OpenSearch;
