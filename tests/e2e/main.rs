@@ -48,6 +48,7 @@ mod search;
 mod secured;
 mod several_workers;
 mod shop;
+mod snowflake;
 mod transforms;
 mod worker_log;
 

@@ -23,8 +23,8 @@ control them with POST /__ctl and a JSON body:
                                              runs a query in another session; the answer holds its rows, as texts
 
 It differs from Snowflake: a failed statement aborts the transaction; DDL does not commit; primary keys are
-enforced; MERGE accepts duplicate source rows; a statement never waits for a lock; `AT` is a reserved word;
-temporary tables outlive their session; NUMBER(38, 0) has 64 bits.
+enforced; MERGE accepts duplicate source rows; a statement that meets a lock fails at once (000625) instead of
+waiting for it; `AT` is a reserved word; temporary tables outlive their session; NUMBER(38, 0) has 64 bits.
 """
 
 import base64
@@ -37,11 +37,14 @@ import secrets
 import sys
 import uuid
 
+import duckdb
 import fakesnow.copy_into
+import fakesnow.cursor
 import fakesnow.info_schema
 import fakesnow.server
 import fakesnow.transforms.stage
 import jwt
+import snowflake.connector.errors
 import uvicorn
 from cryptography.hazmat.primitives import serialization
 from starlette.applications import Starlette
@@ -121,6 +124,23 @@ def upload_target(_request, _expression, parameters):
         "creds": {"AWS_KEY_ID": "AKTEST", "AWS_SECRET_KEY": "SKTESTSK", "AWS_TOKEN": "", "AWS_ID": "AKTEST",
                   "AWS_KEY": "SKTESTSK"},
     }
+
+
+def patch_conflicts():
+    """Errors of concurrent transactions, as Snowflake's error of a statement that waited for a lock."""
+    execute = fakesnow.cursor.FakeSnowflakeCursor.execute
+
+    def translated(self, *arguments, **options):
+        try:
+            return execute(self, *arguments, **options)
+        except duckdb.TransactionException as error:
+            if "conflict" not in str(error).lower():
+                raise
+            raise snowflake.connector.errors.ProgrammingError(
+                msg=f"Statement aborted because of a lock: {error}", errno=625, sqlstate="57014"
+            ) from None
+
+    fakesnow.cursor.FakeSnowflakeCursor.execute = translated
 
 
 # ---- requests
@@ -328,6 +348,7 @@ async def control(request):
 def main():
     os.makedirs(STAGE_FOLDER, exist_ok=True)
     patch_stages()
+    patch_conflicts()
     routes = [
         Route("/session/v1/login-request", log_in, methods=["POST"]),
         Route("/session/token-request", renew_token, methods=["POST"]),
