@@ -42,6 +42,7 @@ mod mysql;
 mod newcomer;
 mod outages;
 mod pipeline;
+mod redshift;
 mod reload;
 mod rotation;
 mod search;

@@ -16,7 +16,6 @@ use trunkline_tests::{Redshift, S3, need};
 struct Warehouse {
     redshift: &'static Redshift,
     bucket: std::path::PathBuf,
-    more: &'static str,
 }
 
 const BUCKET: &str = "conformance";
@@ -36,7 +35,7 @@ impl SinkFixture for Warehouse {
         let options = self.redshift.sink_options(self.redshift.port(), "conformance", BUCKET);
         // One stage for each destination, so that a check finds only its own leftovers.
         let options = options.replace("/stage\"", &format!("/stage/{destination}\""));
-        format!("{options}table = \"{}\"\n{}", self.table(destination), self.more)
+        format!("{options}table = \"{}\"", self.table(destination))
     }
 
     fn bad_options(&self) -> Vec<&'static str> {
@@ -87,6 +86,10 @@ impl SinkFixture for Warehouse {
         rows
     }
 
+    fn memory_bound(&self) -> usize {
+        24 << 20
+    }
+
     fn leftovers(&self, destination: &str) -> Vec<String> {
         let mut found = Vec::new();
         files_below(&self.bucket.join("stage").join(destination), &mut found);
@@ -108,7 +111,7 @@ fn files_below(folder: &Path, found: &mut Vec<String>) {
 fn the_sink_passes_the_suite() {
     let (s3, redshift) = (need!(S3::shared()), need!(Redshift::shared()));
     redshift.run("CREATE SCHEMA conformance");
-    check_two_phase_sink(&Warehouse { redshift, bucket: s3.bucket(BUCKET), more: "" });
+    check_two_phase_sink(&Warehouse { redshift, bucket: s3.bucket(BUCKET) });
 }
 
 #[test]

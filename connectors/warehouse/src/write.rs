@@ -391,8 +391,14 @@ impl WarehouseSink {
 
 /// A reason of the shared decoder, under this library's code.
 fn own_reason(reason: &Reason) -> Reason {
-    let code = reason.code.strip_prefix("s3.").unwrap_or(&reason.code);
-    Reason::new(format!("warehouse.{code}"), reason.message.clone())
+    let code = match reason.code.as_str() {
+        "s3.not_json" => "warehouse.not_json",
+        "s3.not_an_object" => "warehouse.not_an_object",
+        "s3.no_columns" => "warehouse.no_columns",
+        "s3.too_many_columns" => "warehouse.too_many_columns",
+        _ => "warehouse.value_misfit",
+    };
+    Reason::new(code, reason.message.clone())
 }
 
 fn internal(error: arrow::error::ArrowError) -> Error {
