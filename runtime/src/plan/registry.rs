@@ -23,6 +23,7 @@ impl Registry {
                 Box::new(trunkline_elasticsearch::ElasticsearchConnector),
                 Box::new(trunkline_redshift::RedshiftConnector),
                 Box::new(trunkline_s3::S3Connector),
+                Box::new(trunkline_snowflake::SnowflakeConnector),
             ],
         }
     }
