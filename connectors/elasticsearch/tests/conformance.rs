@@ -301,7 +301,7 @@ fn prerequisites_are_checked(server: &Server) {
     assert_eq!(codes(&format!("index = \"{index}\"\nrequire_alias = true")), ["elasticsearch.alias_missing"]);
     assert!(server.documents(&index, &["_doc"]).is_empty(), "a check writes no document");
     server.call("PUT", "/_cluster/settings", r#"{"persistent":{"action.auto_create_index":"true"}}"#);
-    // The node of Elasticsearch that the tests start cannot be asked for data streams and pipelines.
+    // The node of Elasticsearch that the tests start has no data streams and pipelines to ask for.
     if http(&server.address, "GET", "/", "").0 != 200 {
         return;
     }
