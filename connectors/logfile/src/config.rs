@@ -6,7 +6,7 @@ use encoding_rs::Encoding;
 use trunkline_connector::config::{ByteSize, Mismatch, Node, OptionSpec, Section, Value, nearest};
 
 use crate::glob::Glob;
-use crate::parser::{CombinedVariant, ParserKind, RegexParser};
+use crate::parser::{ParserKind, RegexParser};
 
 /// The options of the connector.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -28,9 +28,10 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     ),
     OptionSpec::with_default(
         "parser",
-        "`none`, `json`, `regex`, `combined`, `vhost_combined`, `nginx_main`",
+        "`none`, `json`, `logfmt`, `cri`, `regex`, `combined`, `vhost_combined`, `nginx_main`",
         "\"none\"",
         "`none`: the value is `{\"message\": \"..\"}`. `json`: the line is a JSON object and keeps its bytes. \
+         `logfmt`: pairs such as `level=info msg=\"it works\"`. `cri`: lines of containers in Kubernetes. \
          `regex`: the named groups of `pattern` become string fields. `combined`: the combined log format of \
          Apache and nginx. `vhost_combined`: with the virtual host before it. `nginx_main`: with \
          X-Forwarded-For after it.",
@@ -283,13 +284,8 @@ fn globs(section: &Section<'_>, key: &'static str, required: bool) -> Vec<Glob> 
     globs
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum ParserChoice {
-    None,
-    Json,
-    Regex,
-    Combined(CombinedVariant),
-}
+/// The parser's place in [`ParserKind::named`]; `None` is the parser `regex`.
+type ParserChoice = Option<usize>;
 
 /// Names of servers and formats that people write for `combined`.
 fn is_combined_by_another_name(node: &Node) -> bool {
@@ -298,14 +294,9 @@ fn is_combined_by_another_name(node: &Node) -> bool {
 }
 
 fn parser(section: &Section<'_>) -> ParserKind {
-    let choices = [
-        ("none", ParserChoice::None),
-        ("json", ParserChoice::Json),
-        ("regex", ParserChoice::Regex),
-        ("combined", ParserChoice::Combined(CombinedVariant::Combined)),
-        ("vhost_combined", ParserChoice::Combined(CombinedVariant::VhostCombined)),
-        ("nginx_main", ParserChoice::Combined(CombinedVariant::NginxMain)),
-    ];
+    let named = ParserKind::named();
+    let places = named.iter().enumerate().map(|(place, (name, _))| (*name, Some(place)));
+    let choices: Vec<(&'static str, ParserChoice)> = places.chain([("regex", None)]).collect();
     let choice = match section.table.get("parser") {
         Some(node) if is_combined_by_another_name(node) => {
             // The key counts as known.
@@ -321,22 +312,20 @@ fn parser(section: &Section<'_>) -> ParserKind {
             };
             let names: Vec<String> = choices.iter().map(|(name, _)| format!("`{name}`")).collect();
             section.mismatch("parser", node, mismatch, format!("one of {}", names.join(", ")));
-            ParserChoice::None
+            Some(0)
         }
         _ => section.one_of("parser", &choices),
     };
     let pattern: Option<String> = section.optional("pattern");
     if let Some(node) = section.table.get("pattern")
-        && choice != ParserChoice::Regex
+        && choice.is_some()
     {
         let mismatch = Mismatch::new("is set, but `parser` is not \"regex\"");
         section.mismatch("pattern", node, mismatch, "`parser = \"regex\"`, or no `pattern`".to_owned());
     }
     match choice {
-        ParserChoice::None => ParserKind::None,
-        ParserChoice::Json => ParserKind::Json,
-        ParserChoice::Combined(variant) => ParserKind::Combined(variant),
-        ParserChoice::Regex => regex_parser(section, pattern).map_or(ParserKind::None, ParserKind::Regex),
+        Some(place) => named.into_iter().nth(place).map_or(ParserKind::None, |(_, kind)| kind),
+        None => regex_parser(section, pattern).map_or(ParserKind::None, ParserKind::Regex),
     }
 }
 

@@ -11,6 +11,7 @@ mod dlq;
 mod explain;
 mod graph;
 mod output;
+mod parse;
 mod reload;
 mod run;
 mod run_report;
@@ -54,6 +55,8 @@ enum Verb {
     /// process.)
     #[command(verbatim_doc_comment)]
     Run(RunArgs),
+    /// Try a parser of the source logfile on files, and print the records
+    Parse(parse::ParseArgs),
     /// List, show and redrive dead letters
     Dlq(dlq::DlqArgs),
     /// Show what the worker of a data directory does: state, counters, lag and last error per stage
@@ -240,6 +243,7 @@ fn run_verb(verb: Verb) -> Exit {
             Ok(settings) => graph::graph(&args.paths, args.dead_letters, &settings),
             Err(problems) => output::report_problems(&problems, false),
         },
+        Verb::Parse(args) => parse::parse(&args),
         Verb::Dlq(args) => dlq::dlq(&args),
         Verb::Status(args) => match args.settings.load() {
             Ok(settings) => status::status(args.json, &settings),

@@ -3,7 +3,9 @@
 //! with its bytes.
 
 mod combined;
+mod cri;
 mod json;
+mod logfmt;
 mod regex;
 
 use std::sync::Arc;
@@ -26,6 +28,10 @@ pub enum ParserKind {
     Regex(RegexParser),
     /// Combined log format.
     Combined(CombinedVariant),
+    /// Pairs of keys and values.
+    Logfmt,
+    /// Lines of containers.
+    Cri,
 }
 
 /// Result of parsing a line.
@@ -56,13 +62,34 @@ enum Kind {
     Json,
     Regex(RegexParser),
     Combined(Box<CombinedParser>, CombinedVariant),
+    Logfmt(logfmt::LogfmtParser),
+    Cri,
 }
 
 impl ParserKind {
+    /// The parsers that need no pattern, by their names in pipeline files.
+    pub fn named() -> [(&'static str, Self); 7] {
+        [
+            ("none", Self::None),
+            ("json", Self::Json),
+            ("logfmt", Self::Logfmt),
+            ("cri", Self::Cri),
+            ("combined", Self::Combined(CombinedVariant::Combined)),
+            ("vhost_combined", Self::Combined(CombinedVariant::VhostCombined)),
+            ("nginx_main", Self::Combined(CombinedVariant::NginxMain)),
+        ]
+    }
+
+    /// The parser `regex` with a pattern; or why the pattern cannot be used.
+    pub fn regex(pattern: &str) -> Result<Self, String> {
+        RegexParser::new(pattern).map(Self::Regex).map_err(|error| error.message)
+    }
+
     /// The schema of the records, if it is known before the first line.
     pub fn schema(&self) -> Option<Arc<Schema>> {
         match self {
-            Self::None | Self::Json => None,
+            Self::None | Self::Json | Self::Logfmt => None,
+            Self::Cri => cri::schema(),
             Self::Regex(parser) => parser.schema(),
             Self::Combined(variant) => combined::schema(*variant),
         }
@@ -72,8 +99,8 @@ impl ParserKind {
     pub fn fields(&self) -> Option<Vec<String>> {
         match self {
             Self::None => Some(vec!["message".to_owned()]),
-            Self::Json => None,
-            Self::Regex(_) | Self::Combined(_) => {
+            Self::Json | Self::Logfmt => None,
+            Self::Regex(_) | Self::Combined(_) | Self::Cri => {
                 let schema = self.schema()?;
                 Some(schema.arrow().fields().iter().map(|field| field.name().clone()).collect())
             }
@@ -85,6 +112,8 @@ impl ParserKind {
         let kind = match self {
             Self::None => Kind::None,
             Self::Json => Kind::Json,
+            Self::Logfmt => Kind::Logfmt(logfmt::LogfmtParser::default()),
+            Self::Cri => Kind::Cri,
             Self::Regex(parser) => Kind::Regex(parser.clone()),
             Self::Combined(variant) => Kind::Combined(Box::new(CombinedParser::new(*variant)), *variant),
         };
@@ -106,6 +135,8 @@ impl Parser {
             Kind::Json => json::parse(line, out),
             Kind::Regex(parser) => parser.parse(line, out),
             Kind::Combined(parser, _) => parser.parse(line, out),
+            Kind::Logfmt(parser) => parser.parse(line, out),
+            Kind::Cri => cri::parse(line, out),
         }
     }
 
@@ -115,6 +146,8 @@ impl Parser {
             Kind::None => "parse.none",
             Kind::Json => "parse.json",
             Kind::Regex(_) => "parse.regex",
+            Kind::Logfmt(_) => "parse.logfmt",
+            Kind::Cri => "parse.cri",
             Kind::Combined(_, CombinedVariant::Combined) => "parse.combined",
             Kind::Combined(_, CombinedVariant::VhostCombined) => "parse.vhost_combined",
             Kind::Combined(_, CombinedVariant::NginxMain) => "parse.nginx_main",
