@@ -1,9 +1,10 @@
 //! The test harness: real servers, worker processes, logs that are written and rotated, and
 //! independent readers.
 //!
-//! * [`Kafka`], [`KafkaCluster`], [`SecuredKafka`], [`S3`], [`Redshift`] and [`Mysql`] start real servers through
-//!   the scripts in `tests/services`. They end with the test process, however it ends. Tests share
-//!   them where isolation allows (`shared`): each test has its own topics, buckets and databases.
+//! * [`Kafka`], [`KafkaCluster`], [`SecuredKafka`], [`S3`], [`Redshift`] and [`Mysql`] start
+//!   real servers through the scripts in `tests/services`. They end with the test process, however
+//!   it ends. Tests share them where isolation allows (`shared`): each test has its own topics,
+//!   buckets and databases.
 //! * [`S3Faults`] is a proxy for an S3 server that breaks selected requests. [`KafkaFaults`] is a
 //!   proxy for a broker that loses or delays replies.
 //! * [`Case`] is the folder, the unique pipeline name and the worker [`Process`]es of one test.
