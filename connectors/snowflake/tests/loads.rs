@@ -5,12 +5,12 @@
 
 mod common;
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arrow::datatypes::{DataType, Field, TimeUnit};
-use common::Account;
+use common::{Account, Exclusive, exclusive};
 use trunkline_connector::config::{Report, Section};
 use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
@@ -31,19 +31,23 @@ impl SchemaLookup for OneSchema {
 struct Setup {
     account: Account,
     runtime: tokio::runtime::Runtime,
-    scratch: tempfile::TempDir,
+    /// In the folder of the S3 server, which is removed with it.
+    scratch: PathBuf,
     opened: AtomicU32,
 }
 
 impl Setup {
+    /// The servers of all tests, for this one alone.
+    fn find() -> Option<Exclusive<Self>> {
+        static SHARED: Mutex<Option<Setup>> = Mutex::new(None);
+        exclusive(&SHARED, Self::start)
+    }
+
     fn start() -> Option<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        Some(Self {
-            account: Account::start()?,
-            runtime,
-            scratch: tempfile::tempdir().unwrap(),
-            opened: AtomicU32::new(0),
-        })
+        let account = Account::start()?;
+        let scratch = account.s3.folder.join("scratch");
+        Some(Self { account, runtime, scratch, opened: AtomicU32::new(0) })
     }
 
     fn open_with(&self, options: &str, schema: Option<Arc<Schema>>) -> Result<Box<dyn ErasedTwoPhaseSink>> {
@@ -54,7 +58,7 @@ impl Setup {
         section.finish();
         let problems = report.into_problems();
         let spec = spec.unwrap_or_else(|| panic!("{problems:?}"));
-        let scratch = self.scratch.path().join(self.opened.fetch_add(1, Ordering::Relaxed).to_string());
+        let scratch = self.scratch.join(self.opened.fetch_add(1, Ordering::Relaxed).to_string());
         std::fs::create_dir_all(&scratch).unwrap();
         let sink = spec.open(SinkContext {
             name: "loads.test".to_owned(),
@@ -132,10 +136,13 @@ const ROWS: [(Option<&str>, Option<&str>); 3] = [
 /// nothing, and the next attempt makes it all, once.
 #[test]
 fn a_load_survives_a_lost_reply_to_each_statement() {
-    let Some(setup) = Setup::start() else { return };
-    let expected = [("append", vec!["1|a", "2|b", "1|c"]), ("upsert", vec!["2|b", "1|c"])];
+    let Some(setup) = Setup::find() else { return };
     let statements = ["create or replace", "begin", "update", "copy into", "insert into", "commit"];
-    for (mode, rows) in &expected {
+    let cases = [
+        ("append", vec!["1|a", "2|b", "1|c"], statements.as_slice()),
+        ("upsert", vec!["2|b", "1|c"], &["delete from", "commit"]),
+    ];
+    for (mode, rows, statements) in &cases {
         for (number, statement) in statements.iter().enumerate() {
             for when in ["before", "after"] {
                 let schema = format!("{mode}_{number}_{when}").to_uppercase();
@@ -164,7 +171,7 @@ fn a_load_survives_a_lost_reply_to_each_statement() {
 
 #[test]
 fn sessions_that_end_between_and_during_loads_are_replaced() {
-    let Some(setup) = Setup::start() else { return };
+    let Some(setup) = Setup::find() else { return };
     let mut sink = setup.open("KILLED", "append");
     for (round, fault) in (0..).zip(["{\"kill\":true}", "{\"expire\":\"token\"}", "{\"expire\":\"master\"}"]) {
         write(sink.as_mut(), &batch(round * 3, &ROWS, None));
@@ -182,7 +189,7 @@ fn sessions_that_end_between_and_during_loads_are_replaced() {
 
 #[test]
 fn a_zombie_cannot_load() {
-    let Some(setup) = Setup::start() else { return };
+    let Some(setup) = Setup::find() else { return };
     let mut zombie = setup.open("ZOMBIE", "append");
     write(zombie.as_mut(), &batch(0, &ROWS, None));
     let stale = prepare(zombie.as_mut());
@@ -201,7 +208,7 @@ fn a_zombie_cannot_load() {
 
 #[test]
 fn a_missing_privilege_is_reported_and_waited_for() {
-    let Some(setup) = Setup::start() else { return };
+    let Some(setup) = Setup::find() else { return };
     setup.account.server.control(
         "{\"refuse\":\"create table\",\"code\":\"003001\",\"message\":\"SQL access control error: Insufficient privileges\"}",
     );
@@ -213,7 +220,7 @@ fn a_missing_privilege_is_reported_and_waited_for() {
 
 #[test]
 fn a_wrong_password_stops_the_sink() {
-    let Some(setup) = Setup::start() else { return };
+    let Some(setup) = Setup::find() else { return };
     let options = setup.account.options("LOGIN", "append").replace("\"snow\"", "\"wrong\"");
     let error = setup.open_with(&options, None).err().unwrap();
     assert_eq!((error.domain, error.code), (Domain::Config, "snowflake.login_refused"), "{error}");
@@ -222,7 +229,7 @@ fn a_wrong_password_stops_the_sink() {
 
 #[test]
 fn no_error_shows_the_secret_of_the_stage() {
-    let Some(setup) = Setup::start() else { return };
+    let Some(setup) = Setup::find() else { return };
     let mut sink = setup.open("SECRET", "append");
     write(sink.as_mut(), &batch(0, &ROWS, None));
     let committables = prepare(sink.as_mut());
@@ -236,7 +243,7 @@ fn no_error_shows_the_secret_of_the_stage() {
 
 #[test]
 fn every_type_arrives_exactly() {
-    let Some(setup) = Setup::start() else { return };
+    let Some(setup) = Setup::find() else { return };
     let fields = vec![
         Field::new("id", DataType::Int64, false),
         Field::new("big", DataType::UInt64, true),
@@ -274,7 +281,7 @@ fn every_type_arrives_exactly() {
 
 #[test]
 fn deletes_and_changed_keys_reach_the_table() {
-    let Some(setup) = Setup::start() else { return };
+    let Some(setup) = Setup::find() else { return };
     let mut sink = setup.open("CHANGES", "upsert");
     load(sink.as_mut(), &batch(0, &ROWS, None));
     let envelope = |op: &str, before: &str, after: &str| {
@@ -295,7 +302,7 @@ fn deletes_and_changed_keys_reach_the_table() {
 
 #[test]
 fn tables_follow_the_schema() {
-    let Some(setup) = Setup::start() else { return };
+    let Some(setup) = Setup::find() else { return };
     let mut sink = setup.open("EVOLVED", "append");
     load(sink.as_mut(), &batch(0, &ROWS, None));
     load(sink.as_mut(), &batch(3, &[(None, Some("{\"id\":3,\"extra\":{\"a\":[1]}}"))], None));

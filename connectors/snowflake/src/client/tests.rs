@@ -1,6 +1,6 @@
 //! The client against the stand-in for Snowflake.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -10,7 +10,7 @@ use super::*;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
-use common::StandIn;
+use common::{Exclusive, StandIn, exclusive};
 
 const PLAIN: &str = include_str!("../../tests/keys/plain.p8");
 const ENCRYPTED: &str = include_str!("../../tests/keys/encrypted.p8");
@@ -33,6 +33,12 @@ fn options(server: &StandIn, credentials: Credentials) -> ClientOptions {
         statement_timeout: Duration::from_secs(60),
         lock_timeout: Duration::from_secs(30),
     }
+}
+
+/// The server of all tests, for this one alone.
+fn server() -> Option<Exclusive<StandIn>> {
+    static SHARED: Mutex<Option<StandIn>> = Mutex::new(None);
+    exclusive(&SHARED, || StandIn::start(None))
 }
 
 fn password() -> Credentials {
@@ -106,7 +112,7 @@ fn accounts_have_names_and_addresses() {
 
 #[test]
 fn logins_are_checked() {
-    let Some(server) = StandIn::start(None) else { return };
+    let Some(server) = server() else { return };
     let runtime = runtime();
     let key = |text: &str| Credentials::KeyPair(Arc::new(KeyPair::from_pem(text, None).unwrap()));
     let public_key = PUBLIC.replace('\n', "\\n");
@@ -130,10 +136,10 @@ fn logins_are_checked() {
 
 #[test]
 fn results_are_read() {
-    let Some(server) = StandIn::start(None) else { return };
+    let Some(server) = server() else { return };
     let runtime = runtime();
     let mut session = open(&runtime, &options(&server, password())).unwrap();
-    run(&runtime, &mut session, "CREATE TABLE T (ID NUMBER(38, 0), \"Name\" VARCHAR)").unwrap();
+    run(&runtime, &mut session, "CREATE OR REPLACE TABLE T (ID NUMBER(38, 0), \"Name\" VARCHAR)").unwrap();
     let inserted = run(&runtime, &mut session, "INSERT INTO T VALUES (1, 'x'), (-2, NULL)").unwrap();
     assert_eq!(inserted.rows, [[Some("2".to_owned())]]);
     let answer = run(&runtime, &mut session, "SELECT ID, \"Name\" FROM T ORDER BY ID").unwrap();
@@ -149,7 +155,7 @@ fn results_are_read() {
 
 #[test]
 fn slow_statements_are_polled_and_limited() {
-    let Some(server) = StandIn::start(None) else { return };
+    let Some(server) = server() else { return };
     let runtime = runtime();
     let mut session = open(&runtime, &options(&server, password())).unwrap();
     server.control("{\"slow\":3}");
@@ -164,10 +170,10 @@ fn slow_statements_are_polled_and_limited() {
 
 #[test]
 fn expired_tokens_are_renewed_in_a_transaction() {
-    let Some(server) = StandIn::start(None) else { return };
+    let Some(server) = server() else { return };
     let runtime = runtime();
     let mut session = open(&runtime, &options(&server, password())).unwrap();
-    run(&runtime, &mut session, "CREATE TABLE T (ID NUMBER(38, 0))").unwrap();
+    run(&runtime, &mut session, "CREATE OR REPLACE TABLE T (ID NUMBER(38, 0))").unwrap();
     run(&runtime, &mut session, "BEGIN").unwrap();
     run(&runtime, &mut session, "INSERT INTO T VALUES (1)").unwrap();
     server.control("{\"expire\":\"token\"}");
@@ -179,10 +185,10 @@ fn expired_tokens_are_renewed_in_a_transaction() {
 /// A statement of a session that ended must fail, not run in another session: it would be committed
 /// without the rest of its transaction.
 fn transaction_is_lost(fault: &str) {
-    let Some(server) = StandIn::start(None) else { return };
+    let Some(server) = server() else { return };
     let runtime = runtime();
     let mut session = open(&runtime, &options(&server, password())).unwrap();
-    run(&runtime, &mut session, "CREATE TABLE T (ID NUMBER(38, 0))").unwrap();
+    run(&runtime, &mut session, "CREATE OR REPLACE TABLE T (ID NUMBER(38, 0))").unwrap();
     run(&runtime, &mut session, "BEGIN").unwrap();
     run(&runtime, &mut session, "INSERT INTO T VALUES (1)").unwrap();
     server.control(fault);
@@ -212,10 +218,10 @@ fn a_replaced_session_takes_no_further_statements() {
 #[test]
 fn a_lost_reply_ends_the_session() {
     for (when, rows) in [("before", "0"), ("after", "1")] {
-        let Some(server) = StandIn::start(None) else { return };
+        let Some(server) = server() else { return };
         let runtime = runtime();
         let mut session = open(&runtime, &options(&server, password())).unwrap();
-        run(&runtime, &mut session, "CREATE TABLE T (ID NUMBER(38, 0))").unwrap();
+        run(&runtime, &mut session, "CREATE OR REPLACE TABLE T (ID NUMBER(38, 0))").unwrap();
         run(&runtime, &mut session, "BEGIN").unwrap();
         run(&runtime, &mut session, "INSERT INTO T VALUES (1)").unwrap();
         server.control(&format!("{{\"drop\":\"commit\",\"when\":\"{when}\"}}"));
@@ -231,7 +237,7 @@ fn a_lost_reply_ends_the_session() {
 
 #[test]
 fn missing_privileges_name_the_next_step() {
-    let Some(server) = StandIn::start(None) else { return };
+    let Some(server) = server() else { return };
     let runtime = runtime();
     let mut session = open(&runtime, &options(&server, password())).unwrap();
     server.control(
@@ -248,7 +254,7 @@ fn missing_privileges_name_the_next_step() {
 fn an_unreachable_service_is_named() {
     let runtime = runtime();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let Some(server) = StandIn::start(None) else { return };
+    let Some(server) = server() else { return };
     let options = ClientOptions { origin: format!("http://127.0.0.1:{port}"), ..options(&server, password()) };
     let error = open(&runtime, &options).err().unwrap();
     assert_eq!(error.kind, ErrorKind::Unreachable, "{error}");

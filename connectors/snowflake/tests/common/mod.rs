@@ -10,7 +10,30 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// The value that the tests of this process share, for one test at a time: a fault of a server hits
+/// every session. `None`, with the reason printed, if `start` has no server.
+pub(crate) fn exclusive<T>(shared: &'static Mutex<Option<T>>, start: fn() -> Option<T>) -> Option<Exclusive<T>> {
+    // A test that failed leaves nothing behind that the next one finds.
+    let mut guard = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    if guard.is_none() {
+        *guard = start();
+    }
+    guard.is_some().then_some(Exclusive(guard))
+}
+
+/// See [`exclusive`].
+pub(crate) struct Exclusive<T: 'static>(MutexGuard<'static, Option<T>>);
+
+impl<T> std::ops::Deref for Exclusive<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().unwrap()
+    }
+}
 
 /// The bucket of the stages.
 const BUCKET: &str = "lake";
