@@ -34,10 +34,12 @@ impl OpenSearch {
         self.0.start_again();
     }
 
-    /// Number of documents of the indices.
+    /// Number of documents of the indices that can be searched: a node that was started again
+    /// answers with an error until its shards are recovered.
     pub fn documents(&self, indices: &str) -> u64 {
-        self.call("POST", &format!("/{indices}/_refresh"), "");
-        self.call("GET", &format!("/{indices}/_count"), "")["count"].as_u64().unwrap()
+        let refreshed = self.try_call("POST", &format!("/{indices}/_refresh"), "");
+        let counted = refreshed.and_then(|_| self.try_call("GET", &format!("/{indices}/_count"), ""));
+        counted.map_or(0, |answer| answer["count"].as_u64().unwrap())
     }
 
     /// Number of documents of the indices, and of different values of a keyword field, at most
@@ -55,6 +57,11 @@ impl OpenSearch {
 
     /// Sends a request with a JSON body; panics if the answer is an error.
     pub fn call(&self, method: &str, path: &str, body: &str) -> Value {
+        self.try_call(method, path, body).unwrap_or_else(|answer| panic!("{method} {path} answered {answer}"))
+    }
+
+    /// Sends a request with a JSON body; an answer that is an error is returned as text.
+    fn try_call(&self, method: &str, path: &str, body: &str) -> Result<Value, String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.0.port())).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let length = body.len();
@@ -64,7 +71,9 @@ impl OpenSearch {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(head.split(' ').nth(1).unwrap().starts_with('2'), "{method} {path} answered {answer}");
-        serde_json::from_str(body).unwrap()
+        match head.split(' ').nth(1).unwrap().starts_with('2') {
+            true => Ok(serde_json::from_str(body).unwrap()),
+            false => Err(answer),
+        }
     }
 }
