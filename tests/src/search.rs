@@ -1,9 +1,5 @@
 //! An OpenSearch server.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
-
 use serde_json::Value;
 
 use crate::Skip;
@@ -62,18 +58,7 @@ impl OpenSearch {
 
     /// Sends a request with a JSON body; an answer that is an error is returned as text.
     fn try_call(&self, method: &str, path: &str, body: &str) -> Result<Value, String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.0.port())).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let length = body.len();
-        let head =
-            format!("{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
-        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        match head.split(' ').nth(1).unwrap().starts_with('2') {
-            true => Ok(serde_json::from_str(body).unwrap()),
-            false => Err(answer),
-        }
+        let (status, answer) = self.0.call(method, path, body);
+        if (200..300).contains(&status) { Ok(answer) } else { Err(format!("{status}: {answer}")) }
     }
 }
