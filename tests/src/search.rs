@@ -30,10 +30,12 @@ impl OpenSearch {
         self.0.start_again();
     }
 
-    /// Number of documents of the indices.
+    /// Number of documents of the indices that can be searched: a node that was started again
+    /// answers with an error until its shards are recovered.
     pub fn documents(&self, indices: &str) -> u64 {
-        self.call("POST", &format!("/{indices}/_refresh"), "");
-        self.call("GET", &format!("/{indices}/_count"), "")["count"].as_u64().unwrap()
+        let refreshed = self.try_call("POST", &format!("/{indices}/_refresh"), "");
+        let counted = refreshed.and_then(|_| self.try_call("GET", &format!("/{indices}/_count"), ""));
+        counted.map_or(0, |answer| answer["count"].as_u64().unwrap())
     }
 
     /// Number of documents of the indices, and of different values of a keyword field, at most
@@ -51,8 +53,12 @@ impl OpenSearch {
 
     /// Sends a request with a JSON body; panics if the answer is an error.
     pub fn call(&self, method: &str, path: &str, body: &str) -> Value {
+        self.try_call(method, path, body).unwrap_or_else(|answer| panic!("{method} {path} answered {answer}"))
+    }
+
+    /// Sends a request with a JSON body; an answer that is an error is returned as text.
+    fn try_call(&self, method: &str, path: &str, body: &str) -> Result<Value, String> {
         let (status, answer) = self.0.call(method, path, body);
-        assert!((200..300).contains(&status), "{method} {path} answered {status}: {answer}");
-        answer
+        if (200..300).contains(&status) { Ok(answer) } else { Err(format!("{status}: {answer}")) }
     }
 }

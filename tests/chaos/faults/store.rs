@@ -14,8 +14,8 @@ fn store<'g>(fixture: &'g Fixture<'_>) -> &'g S3Faults {
     fixture.store.as_ref().expect("a path with a bucket")
 }
 
-/// The requests to a search server: documents, and the version when the sink is opened.
-const SEARCH_REQUESTS: [(&str, &str); 2] = [("POST", "/_bulk"), ("GET", "/")];
+/// The requests to a search server that repeat.
+const SEARCH_REQUESTS: [(&str, &str); 1] = [("POST", "/_bulk")];
 
 /// Loses the replies to some requests of each kind after they are executed. Sometimes the worker is
 /// killed before it can retry.
