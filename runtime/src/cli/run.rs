@@ -14,6 +14,7 @@ use super::run_report::report;
 use super::{Exit, RunArgs};
 use crate::config::Settings;
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
+use crate::kafka::wait_for_closed_clients;
 use crate::plan::Loaded;
 use crate::stage::StopSignal;
 use crate::worker::{self, DataDir, PipelineSet, STOPPED_CUT_OFF, WorkerOptions, raise_open_files_limit};
@@ -66,6 +67,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
     };
     let outcome = worker::run(options, &data);
     if let Some(broker) = embedded {
+        wait_for_closed_clients(CLOSE_LIMIT);
         broker.stop();
     }
     // Background work that is unfinished now has no effect.
@@ -120,6 +122,9 @@ fn first_set(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
     }
     Some(PipelineSet { pipelines, retry_failed: false })
 }
+
+/// Time for the worker's clients to close before the embedded broker stops.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Signals within this time are one request.
 const SAME_SIGNAL: Duration = Duration::from_millis(200);

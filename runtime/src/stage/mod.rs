@@ -6,6 +6,7 @@
 //! another machine are therefore the same.
 
 mod backoff;
+mod careful;
 mod chain;
 mod commit_timer;
 mod dead_letters;

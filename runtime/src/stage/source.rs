@@ -16,6 +16,7 @@ use trunkline_connector::{
     SourceBatch, SourceContext, SourceLag, failpoint,
 };
 
+use super::careful::{Mark, RECORD_REJECTED, run_until_rejection};
 use super::chain::Chain;
 use super::commit_timer::CommitTimer;
 use super::dead_letters::DeadLetters;
@@ -47,6 +48,19 @@ pub struct SourceStage {
 
 impl Stage for SourceStage {
     fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
+        run_until_rejection(stop, |one_by_one| self.run_once(context, stop, status, one_by_one))
+    }
+}
+
+impl SourceStage {
+    /// Runs from the committed position. `one_by_one`: each batch has one record.
+    fn run_once(
+        &self,
+        context: &WorkerContext,
+        stop: &StopSignal,
+        status: &StageStatus,
+        one_by_one: bool,
+    ) -> Result<()> {
         let task = match self.plan.spec.placement() {
             Placement::EveryNode => context.names.node_task(&self.pipeline, &self.plan.name),
             // One position in the cluster: the next worker continues from it and fences the last
@@ -77,13 +91,15 @@ impl Stage for SourceStage {
             commit_timer: CommitTimer::new(self.plan.commit_interval.unwrap_or(context.commit_interval)),
             status,
             acknowledge,
+            one_by_one,
+            delivered: 0,
         };
         for schema in self.plan.spec.schemas() {
             writer.publish_schema(&schema)?;
         }
         writer.commit()?;
 
-        let limits = (context.share.batch_bytes, BATCH_RECORDS);
+        let limits = (context.share.batch_bytes, if one_by_one { 1 } else { BATCH_RECORDS });
         let abandoned = AtomicBool::new(false);
         let (full, filled) = sync_channel::<Result<Filled>>(2);
         let (returned, empty) = std::sync::mpsc::channel::<SourceBatch>();
@@ -175,6 +191,9 @@ struct Writer<'a> {
     status: &'a StageStatus,
     /// Reports committed position changes to the reader, for [`Source::committed`].
     acknowledge: Sender<Vec<PositionChange>>,
+    one_by_one: bool,
+    /// The records of the last batch that were sent.
+    delivered: u64,
 }
 
 impl Writer<'_> {
@@ -192,7 +211,7 @@ impl Writer<'_> {
                         self.commit()?;
                         return Err(error);
                     }
-                    self.produce(&mut filled.batch)?;
+                    self.produce_or_stop(&mut filled.batch)?;
                     filled.batch.clear();
                     // The reader may have ended; the memory is then released.
                     let _ = returned.send(filled.batch);
@@ -221,7 +240,22 @@ impl Writer<'_> {
         }
     }
 
+    /// Produces a batch. If its only record is rejected and stops the source, the records before it
+    /// are committed.
+    fn produce_or_stop(&mut self, batch: &mut SourceBatch) -> Result<()> {
+        let mark = self.one_by_one.then(|| Mark::of(&self.pending.counters, &self.pending.dead_letters));
+        let outcome = self.produce(batch);
+        if let (Err(error), Some(mark)) = (&outcome, mark)
+            && error.code == RECORD_REJECTED
+            && mark.undo(self.delivered, &mut self.pending.counters, &self.pending.dead_letters)
+        {
+            self.commit()?;
+        }
+        outcome
+    }
+
     fn produce(&mut self, batch: &mut SourceBatch) -> Result<()> {
+        self.delivered = 0;
         if batch.is_empty() {
             return Ok(());
         }
@@ -237,7 +271,8 @@ impl Writer<'_> {
         own.out += emitted;
         own.dropped += batch.dropped;
         dead_letters.route_rejections(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
-        let (producer, topics) = (&mut self.producer, &mut self.topics);
+        let (producer, topics, delivered) = (&mut self.producer, &mut self.topics, &mut self.delivered);
+        let atomic = self.one_by_one;
         failpoint!("source.produce.before")?;
         let mut send = |out: &Batch, counters: &mut Counters, dead_letters: &mut DeadLetters| {
             // Records get the time of production. Kafka's retention deletes by this time: with the
@@ -246,7 +281,10 @@ impl Writer<'_> {
                 let port = usize::from(record.entry().port).checked_sub(1);
                 port.and_then(|port| plan.port_topics.get(port)).map_or(&plan.topic, |(_, topic)| topic)
             };
-            let rejected = topics.send(producer, out, topic_of, |_| None)?;
+            let rejected = topics.send(producer, out, atomic, topic_of, |_| None)?;
+            if !atomic || rejected.is_empty() {
+                *delivered += out.len() as u64;
+            }
             let own = counters.of(&plan.name);
             // These records were counted as out when they were read.
             own.out -= (rejected.len() as u64).min(own.out);
