@@ -46,7 +46,7 @@ fn messages(kafka: &Kafka, topic: &str) -> Vec<String> {
 
 fn an_oversized_line_is_a_data_error_of_this_line(kind: BrokerKind) {
     let kafka = need!(Kafka::shared(kind));
-    let long = noise(700, 3 << 20, LETTERS);
+    let long = noise(700, 2_200_000, LETTERS);
     let log = format!("first\nsecond\n{long}\nlast\n");
     let source = |on_error: &str| {
         format!(
@@ -104,7 +104,7 @@ fn an_oversized_row_is_a_data_error_of_this_row() {
     let kafka = need!(Kafka::any());
     let shop = Shop::create(need!(Mysql::shared()), 10);
     let case = case("long-row", kafka);
-    let blob = noise(701, 4 << 20, HEX);
+    let blob = noise(701, 2_000_000, HEX);
     shop.run("CREATE TABLE files (id INT PRIMARY KEY, content LONGBLOB)");
     shop.run(&format!("INSERT INTO files VALUES (1, 'a'), (2, x'{blob}'), (3, 'c')"));
     create_small_topics(kafka, &case, &[&format!("{}.files", shop.database), "dead-letters"]);

@@ -78,6 +78,14 @@ pub trait SourceSpec: Send + Sync {
         None
     }
 
+    /// The data in another node's committed `position` that this node has too, each part described
+    /// for a message. Before the first start of a node, the runtime warns of such data: the node was
+    /// probably renamed.
+    fn shared_data(&self, position: &[(String, Vec<u8>)]) -> Vec<String> {
+        let _ = position;
+        Vec::new()
+    }
+
     /// Opens it at a position.
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>>;
 }

@@ -71,6 +71,9 @@ impl SourceStage {
             TransactionalProducer::new(&context.cluster, &task, CHECKPOINTS, context.share.client_buffer_bytes)?;
         failpoint!("source.assign.after")?;
         let positions = Positions::load(&context.cluster, &task, &task)?;
+        if positions.parts.is_empty() && self.plan.spec.placement() == Placement::EveryNode {
+            self.warn_of_renamed_node(context, status)?;
+        }
         let source = self.plan.spec.open(SourceContext {
             task: task.clone(),
             position: positions.parts.clone(),
@@ -117,6 +120,30 @@ impl SourceStage {
             }
             outcome
         })
+    }
+}
+
+impl SourceStage {
+    /// Warns before the first start of this node if another node has read data that this one has.
+    fn warn_of_renamed_node(&self, context: &WorkerContext, status: &StageStatus) -> Result<()> {
+        const SHOWN: usize = 3;
+        let component = context.names.component(&self.pipeline, &self.plan.name);
+        for (node, position) in Positions::by_node(&context.cluster, &component)? {
+            let shared = self.plan.spec.shared_data(&position);
+            if shared.is_empty() {
+                continue;
+            }
+            let more = shared.len().saturating_sub(SHOWN);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            tracing::warn!(
+                stage = status.name(),
+                "the node `{}` reads again, from the beginning, what the node `{node}` has read: {}{more}. If this machine \
+                 was renamed, stop the worker and set `node = \"{node}\"`",
+                context.names.node,
+                shared[..shared.len().min(SHOWN)].join(", ")
+            );
+        }
+        Ok(())
     }
 }
 

@@ -122,7 +122,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         schemas: Arc::new(Schemas::new(cluster)),
         names: Names {
             cluster: settings.cluster.clone(),
-            node: settings.node.clone(),
+            node: data.node(&settings.node, settings.is_default_node)?,
             worker: data.worker_id().to_owned(),
         },
         topics: settings.topics.clone(),
