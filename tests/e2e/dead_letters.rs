@@ -157,23 +157,19 @@ fn a_stage_stops_at_the_bad_record_and_keeps_the_good_ones_before_it() {
 
     // A line that is not JSON stops the source.
     add("not JSON\n");
-    let stopped = Some("`web` rejected the line at byte");
-    run(stopped, &pipeline);
-    run(stopped, &pipeline);
+    run(Some("`web` rejected the line at byte"), &pipeline);
     assert_eq!((count("web"), count("split")), (20, 20));
     run(None, &skipping("[sources.web]"));
 
     // A record that the plugin rejects stops the transform.
     add("{\"poison\":1}\n");
-    let stopped = Some("`split` rejected the record at offset 40");
-    run(stopped, &pipeline);
-    run(stopped, &pipeline);
+    run(Some("`split` rejected the record at offset"), &pipeline);
     assert_eq!((count("web"), count("split")), (41, 40));
     run(None, &skipping("[transforms.split]"));
 
     // A record that is not a row stops the sink.
     add("{\"n\":\"\\ud83d\"}\n");
-    let stopped = Some("`lake` rejected the record at offset 60");
+    let stopped = Some("`lake` rejected the record at offset");
     run(stopped, &pipeline);
     let exit = run(stopped, &pipeline);
     assert_eq!((count("web"), count("split")), (62, 61));

@@ -166,3 +166,33 @@ fn inferred_types_are_remembered_across_restarts() {
         assert_eq!(found.types[column].len(), 1, "{column} has one type: {:?}", found.types);
     }
 }
+
+/// New state and an old destination: all records would be written again.
+#[test]
+fn a_sink_without_state_does_not_repeat_its_earlier_output() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = Case::new("new-state", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 903);
+    log.append(300);
+    case.pipeline("access", &access_logs());
+    case.until_idle("a", LONG);
+    let other_cluster = format!("{}-other", case.name());
+    let run = |arguments: &[&str]| {
+        let arguments = [&["--until-idle"], arguments].concat();
+        case.start_with("b", &arguments, &[("TRUNKLINE_CLUSTER", &other_cluster)]).wait(LONG)
+    };
+    let rows = || reader.read(&case.path("lake"), &["path"]).rows;
+    let exit = run(&[]);
+    assert_eq!(exit.code, Some(1), "{}", exit.describe());
+    for part in ["was written by this sink", "/lake/day=", "--append", "[sink.output_exists]"] {
+        assert!(exit.stderr.contains(part), "{}", exit.describe());
+    }
+    assert_eq!(rows(), 300);
+    let exit = run(&["--append"]);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    assert_eq!(rows(), 300 + 600, "the topic has the lines of both clusters");
+    // From now on there is state.
+    let exit = run(&[]);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    assert_eq!(rows(), 900);
+}

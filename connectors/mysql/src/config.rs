@@ -79,7 +79,8 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "on_purged",
         "`stop`, `resnapshot`",
         "`stop`; `resnapshot` with `snapshot = \"when_needed\"`",
-        "When the server has purged the binlog after the position: stop, or restart with a snapshot.",
+        "When the server has purged the binlog after the position: stop, or restart with a snapshot, which also deletes the rows \
+         that it does not find.",
         "\"resnapshot\"",
     ),
     OptionSpec::with_default(

@@ -233,6 +233,10 @@ impl TwoPhaseSink for ObjectSink {
         self.store.abort(plan)
     }
 
+    fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>> {
+        self.store.existing_output(&self.name, partitions)
+    }
+
     fn inferred_types(&mut self, topic: &Arc<str>) -> Result<Option<Schema>> {
         let Some(types) = self.types.get_mut(topic).filter(|types| types.is_changed) else { return Ok(None) };
         types.is_changed = false;

@@ -62,6 +62,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
         brokers,
         sets: received_sets,
         until_idle: args.until_idle,
+        append: args.append,
         runtime: runtime.handle().clone(),
         stop: stop.clone(),
     };

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Batch, Error, Result};
 
 use super::client::{CALL_TIMEOUT, ClientLog, Cluster, close_in_background};
 
@@ -38,19 +38,85 @@ pub fn read(cluster: &Cluster, topic: &str, partition: Option<i32>, prefix: &[u8
     for partition in partitions {
         let (low, high) = uncommitted.watermarks(topic, partition)?;
         if high > low {
-            committed.read_partition(topic, partition, (low, high), |key, value| {
-                if key.starts_with(prefix) {
-                    match value {
+            committed.read_partition(topic, partition, (low, high), &mut |record| {
+                if let Some(key) = record.key().filter(|key| key.starts_with(prefix)) {
+                    match record.0.payload() {
                         Some(value) => drop(rows.insert(key.to_vec(), value.to_vec())),
                         None => drop(rows.remove(key)),
                     }
                 }
+                Ok(())
             })?;
         }
     }
     // A starting stage need not wait for this.
     let _ = close_in_background((committed, uncommitted));
     Ok(rows)
+}
+
+/// The ends of a topic's partitions; none if the topic does not exist.
+pub fn ends(cluster: &Cluster, topic: &str) -> Result<Vec<i64>> {
+    let reader = Reader::new(cluster, "read_uncommitted")?;
+    let mut partitions = reader.partitions_of(topic)?;
+    partitions.sort_unstable();
+    partitions.into_iter().map(|partition| Ok(reader.watermarks(topic, partition)?.1)).collect()
+}
+
+/// Passes the committed records of a partition in a range of offsets to `on_record`, in order.
+pub fn scan(
+    cluster: &Cluster,
+    topic: &str,
+    partition: i32,
+    (from, end): (i64, i64),
+    on_record: &mut dyn FnMut(&ScannedRecord<'_>) -> Result<()>,
+) -> Result<()> {
+    let reader = Reader::new(cluster, "read_committed")?;
+    let (low, _) = reader.watermarks(topic, partition)?;
+    if low.max(from) >= end {
+        return Ok(());
+    }
+    reader.read_partition(topic, partition, (low.max(from), end), &mut |record| {
+        // The reader returns what follows the range too.
+        if record.offset() < end { on_record(record) } else { Ok(()) }
+    })
+}
+
+/// A record that [`scan`] has read.
+pub struct ScannedRecord<'m>(BorrowedMessage<'m>);
+
+impl ScannedRecord<'_> {
+    /// Its offset.
+    pub fn offset(&self) -> i64 {
+        self.0.offset()
+    }
+
+    /// Its key.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.0.key()
+    }
+
+    /// Whether it has all of these headers.
+    pub fn has_headers(&self, expected: &[(&str, String)]) -> bool {
+        let Some(headers) = self.0.headers() else { return expected.is_empty() };
+        expected.iter().all(|(name, value)| {
+            headers.iter().any(|header| header.key == *name && header.value == Some(value.as_bytes()))
+        })
+    }
+
+    /// Adds it to a batch.
+    pub fn copy_to(&self, batch: &mut Batch) {
+        let mut record = batch.record();
+        if let Some(key) = self.0.key() {
+            record.key(key);
+        }
+        if let Some(value) = self.0.payload() {
+            record.value(value);
+        }
+        for header in self.0.headers().into_iter().flat_map(|headers| headers.iter()) {
+            record.header(header.key, header.value);
+        }
+        record.finish();
+    }
 }
 
 /// Reads the ends of partitions. The end offset alone does not show whether records are left:
@@ -122,15 +188,15 @@ impl Reader {
             .map_err(|error| self.failed(&format!("reading the end offsets of topic `{topic}`"), &error))
     }
 
-    /// Passes all rows from `low` to `high`, in order.
+    /// Passes all records from `low` to `high`, in order.
     fn read_partition(
         &self,
         topic: &str,
         partition: i32,
         (low, high): (i64, i64),
-        mut on_row: impl FnMut(&[u8], Option<&[u8]>),
+        on_record: &mut dyn FnMut(&ScannedRecord<'_>) -> Result<()>,
     ) -> Result<()> {
-        let started = Instant::now();
+        let mut last_progress = Instant::now();
         let mut next = low;
         loop {
             // Before reading: if every transaction is completed now, one read up to here returns
@@ -142,9 +208,8 @@ impl Reader {
                 match self.consumer.poll(POLL) {
                     Some(Ok(message)) => {
                         next = message.offset() + 1;
-                        if let Some(key) = message.key() {
-                            on_row(key, message.payload());
-                        }
+                        last_progress = Instant::now();
+                        on_record(&ScannedRecord(message))?;
                         // The end may never be reported: the client reports it after an empty
                         // fetch, and while many tasks commit no fetch is empty.
                         if next >= stable {
@@ -155,7 +220,7 @@ impl Reader {
                     Some(Err(error)) => tracing::debug!(%error, topic, "reading continues after an error"),
                     None => {}
                 }
-                if started.elapsed() > COMPLETION_LIMIT {
+                if last_progress.elapsed() > COMPLETION_LIMIT {
                     let message = format!(
                         "topic `{topic}` partition {partition} could not be read to its end within 60 s: find hanging \
                          transactions in it with Kafka's `kafka-transactions.sh find-hanging`"

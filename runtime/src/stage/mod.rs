@@ -16,6 +16,7 @@ mod output;
 mod partitioner;
 mod routes;
 mod sink;
+mod snapshot_deletes;
 mod source;
 mod status;
 mod stop_signal;
@@ -26,6 +27,7 @@ mod worker_context;
 
 pub use names::{Names, component_name};
 pub use sink::SinkStage;
+pub(crate) use snapshot_deletes::PendingDeletes;
 pub use source::SourceStage;
 pub use status::{StageKind, StageState, StageStatus};
 pub use stop_signal::StopSignal;

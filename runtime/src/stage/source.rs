@@ -6,14 +6,15 @@
 //! memory stays bounded.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use trunkline_connector::{
-    Batch, Error, Fill, MemoryBudget, Placement, PositionChange, RecordRef, Reservation, Result, Schema, Source,
-    SourceBatch, SourceContext, SourceLag, failpoint,
+    Batch, Domain, Error, Fill, MemoryBudget, Placement, PositionChange, RecordRef, Reservation, Result, Schema,
+    Source, SourceBatch, SourceContext, SourceLag, failpoint,
 };
 
 use super::careful::{Mark, RECORD_REJECTED, run_until_rejection};
@@ -22,12 +23,14 @@ use super::commit_timer::CommitTimer;
 use super::dead_letters::DeadLetters;
 use super::first_records;
 use super::output::Topics;
+use super::partitioner::partition_of;
+use super::snapshot_deletes::{PendingDeletes, Search, without_entries};
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
 use super::supervise::Stage;
 use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
-use crate::kafka::TransactionalProducer;
+use crate::kafka::{ProducerRecord, TransactionalProducer};
 use crate::plan::{Branch, Route, SourcePlan};
 
 /// Deadline of a fill: bounds how late a stop is noticed.
@@ -76,12 +79,14 @@ impl SourceStage {
         }
         let source = self.plan.spec.open(SourceContext {
             task: task.clone(),
-            position: positions.parts.clone(),
+            position: without_entries(&positions.parts),
             until_idle: context.until_idle,
             budget: context.budget.clone(),
             runtime: context.runtime.clone(),
             scratch: context.scratch(&status.name())?,
         })?;
+        let deletes = PendingDeletes::read(&positions.parts)?;
+        let scratch = context.scratch(&format!("{}.deletes", status.name()))?;
         let (acknowledge, committed) = std::sync::mpsc::channel();
         let mut writer = Writer {
             stage: self,
@@ -96,11 +101,15 @@ impl SourceStage {
             acknowledge,
             one_by_one,
             delivered: 0,
+            deletes,
+            scratch,
+            stop,
         };
         for schema in self.plan.spec.schemas() {
             writer.publish_schema(&schema)?;
         }
         writer.commit()?;
+        writer.delete_gone_rows()?;
 
         let limits = (context.share.batch_bytes, if one_by_one { 1 } else { BATCH_RECORDS });
         let abandoned = AtomicBool::new(false);
@@ -221,6 +230,10 @@ struct Writer<'a> {
     one_by_one: bool,
     /// The records of the last batch that were sent.
     delivered: u64,
+    /// Snapshots that delete the rows that they do not find, by table.
+    deletes: BTreeMap<String, PendingDeletes>,
+    scratch: PathBuf,
+    stop: &'a StopSignal,
 }
 
 impl Writer<'_> {
@@ -239,6 +252,7 @@ impl Writer<'_> {
                         return Err(error);
                     }
                     self.produce_or_stop(&mut filled.batch)?;
+                    self.delete_gone_rows()?;
                     filled.batch.clear();
                     // The reader may have ended; the memory is then released.
                     let _ = returned.send(filled.batch);
@@ -290,6 +304,9 @@ impl Writer<'_> {
         for schema in std::mem::take(&mut batch.schemas) {
             self.publish_schema(&schema)?;
         }
+        for table in std::mem::take(&mut batch.snapshot_begins) {
+            self.begin_deletes(&table)?;
+        }
         let plan = &self.stage.plan;
         let Pending { counters, dead_letters, .. } = &mut self.pending;
         let own = counters.of(&plan.name);
@@ -325,7 +342,84 @@ impl Writer<'_> {
         for PositionChange { key, value } in batch.position.drain(..) {
             self.pending.position.insert(key, value);
         }
+        for table in batch.snapshot_ends.drain(..) {
+            if let Some(pending) = self.deletes.get_mut(&table) {
+                pending.is_due = true;
+                let PositionChange { key, value } = pending.stored(&table)?;
+                self.pending.position.insert(key, value);
+            }
+        }
         Ok(())
+    }
+
+    /// Prepares the deletes of a table whose snapshot starts again.
+    fn begin_deletes(&mut self, table: &str) -> Result<()> {
+        let plan = &self.stage.plan;
+        let Some(snapshots) = plan.spec.snapshots() else { return Ok(()) };
+        match PendingDeletes::begin(&self.context.cluster, &plan.topic, snapshots, table) {
+            Ok(pending) => {
+                let PositionChange { key, value } = pending.stored(table)?;
+                self.pending.position.insert(key, value);
+                self.deletes.insert(table.to_owned(), pending);
+                Ok(())
+            }
+            Err(error) if error.domain == Domain::Config => {
+                tracing::warn!(stage = self.status.name(), %error, "rows that no longer exist are not deleted: {table}");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the deletes of the rows that completed snapshots did not find.
+    fn delete_gone_rows(&mut self) -> Result<()> {
+        let is_due = |(_, pending): &(&String, &PendingDeletes)| pending.is_due;
+        let due: Vec<String> = self.deletes.iter().filter(is_due).map(|(table, _)| table.clone()).collect();
+        for table in due {
+            let Some(pending) = self.deletes.remove(&table) else { continue };
+            self.commit()?;
+            let spec = Arc::clone(&self.stage.plan.spec);
+            let Some(snapshots) = spec.snapshots() else { continue };
+            let scratch = self.scratch.clone();
+            let (cluster, stop) = (self.context.cluster.clone(), self.stop);
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+            let now = i64::try_from(now).unwrap_or(i64::MAX);
+            let search = Search { cluster: &cluster, snapshots, scratch: &scratch, stop, now };
+            let mut count = 0;
+            pending.find(&search, &table, |deletes| {
+                count += deletes.len();
+                self.send_deletes(pending.topic(), deletes)
+            })?;
+            let PositionChange { key, value } = PendingDeletes::removed(&table);
+            self.pending.position.insert(key, value);
+            self.commit()?;
+            tracing::info!(
+                stage = self.status.name(),
+                records = count,
+                "deleted the rows that the snapshot did not find: {table}"
+            );
+        }
+        Ok(())
+    }
+
+    fn send_deletes(&mut self, topic: &str, deletes: &Batch) -> Result<()> {
+        self.commit_timer.mark_pending();
+        let partitions = self.topics.partitions(topic)?;
+        for record in deletes.iter() {
+            self.producer.send(&ProducerRecord {
+                topic,
+                partition: partition_of(record, partitions),
+                timestamp: None,
+                key: record.key(),
+                value: record.value(),
+                headers: record.header_block(),
+                more_headers: &[],
+            })?;
+        }
+        let own = self.pending.counters.of(&self.stage.plan.name);
+        own.records_in += deletes.len() as u64;
+        own.out += deletes.len() as u64;
+        if self.commit_timer.is_due(self.producer.transaction_bytes()) { self.commit() } else { Ok(()) }
     }
 
     fn publish_schema(&mut self, schema: &Arc<Schema>) -> Result<()> {

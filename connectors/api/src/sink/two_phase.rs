@@ -90,6 +90,14 @@ pub trait TwoPhaseSink: SinkWriter {
         Ok(())
     }
 
+    /// The name of an output of this sink at the destination that holds records of one of these topic
+    /// partitions. The stage asks before it starts without any state of them: all records would be
+    /// written again.
+    fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>> {
+        let _ = partitions;
+        Ok(None)
+    }
+
     /// The column types that were inferred from records of a topic, if they changed since the last
     /// call. The stage calls it after [`seal`](TwoPhaseSink::seal), and stores the types with the
     /// intent.
@@ -118,6 +126,8 @@ pub trait ErasedTwoPhaseSink: SinkWriter {
     fn abort(&mut self, plan: &Value) -> Result<()>;
     /// See [`TwoPhaseSink::recover`].
     fn recover(&mut self, partition: &TopicPartition, pending: &[Value]) -> Result<()>;
+    /// See [`TwoPhaseSink::existing_output`].
+    fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>>;
     /// See [`TwoPhaseSink::inferred_types`].
     fn inferred_types(&mut self, topic: &Arc<str>) -> Result<Option<Schema>>;
     /// See [`TwoPhaseSink::restore_types`].
@@ -149,6 +159,10 @@ impl<S: TwoPhaseSink> ErasedTwoPhaseSink for S {
 
     fn recover(&mut self, partition: &TopicPartition, pending: &[Value]) -> Result<()> {
         TwoPhaseSink::recover(self, partition, &pending.iter().map(from_json).collect::<Result<Vec<_>>>()?)
+    }
+
+    fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>> {
+        TwoPhaseSink::existing_output(self, partitions)
     }
 
     fn inferred_types(&mut self, topic: &Arc<str>) -> Result<Option<Schema>> {

@@ -14,7 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::Value;
-use trunkline_connector::{Batch, Buffered, ErasedTwoPhaseSink, Rejections, Result, Schema, TopicPartition, failpoint};
+use trunkline_connector::{
+    Batch, Buffered, ErasedTwoPhaseSink, Error, Rejections, Result, Schema, TopicPartition, failpoint,
+};
 
 use super::committer::{Assignment, Committer};
 use super::partition_state::PartitionState;
@@ -63,6 +65,29 @@ impl TwoPhaseCommitter {
             record_prepared(transactions, due, &committables, &types)
         })?;
         Ok(committables)
+    }
+
+    /// Refuses to start without any state at a destination that has output of these topic partitions:
+    /// all records would be written again.
+    fn check_existing_output(&mut self, transactions: &mut Transactions<'_>, assigned: &[Assignment]) -> Result<()> {
+        let is_stateless = |assignment: &&Assignment| assignment.committed < 0 && assignment.intent.is_none();
+        let stateless: Vec<TopicPartition> =
+            assigned.iter().filter(is_stateless).map(|assignment| assignment.partition.clone()).collect();
+        if stateless.is_empty() || transactions.context.append {
+            return Ok(());
+        }
+        let Some(output) =
+            transactions.retry("looking for existing output", |_| self.sink.existing_output(&stateless))?
+        else {
+            return Ok(());
+        };
+        let message = format!(
+            "{output} was written by this sink, but the cluster `{}` on these brokers has no state of it, so all records would be \
+             written again. Use the brokers, `--data` and `--cluster` of the earlier runs, or `--append` to write next to the \
+             existing output",
+            transactions.context.names.cluster
+        );
+        Err(Error::config("sink.output_exists", message))
     }
 
     /// Passes the types that earlier tasks inferred to the sink.
@@ -153,6 +178,7 @@ impl TwoPhaseCommitter {
 
 impl Committer for TwoPhaseCommitter {
     fn assign(&mut self, transactions: &mut Transactions<'_>, assigned: &[Assignment]) -> Result<usize> {
+        self.check_existing_output(transactions, assigned)?;
         let settled = self.settle(transactions, assigned)?;
         self.restore_types(transactions, assigned)?;
         let prepared: Vec<Value> = settled
