@@ -153,6 +153,20 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "A PEM file with the certificate authorities to trust.",
         "\"ca.pem\"",
     ),
+    OptionSpec::optional(
+        "tls_cert",
+        "path",
+        "none",
+        "A PEM file with the client's certificate, for a user who must present one (`REQUIRE X509`). Given with `tls_key`.",
+        "\"client-cert.pem\"",
+    ),
+    OptionSpec::optional(
+        "tls_key",
+        "path",
+        "none",
+        "A PEM file with the key of `tls_cert`, not encrypted.",
+        "\"client-key.pem\"",
+    ),
 ];
 
 /// The options of a source.
@@ -285,7 +299,14 @@ fn read_connection(section: &Section<'_>) -> Option<ConnectionOptions> {
     );
     let tls_ca: Option<PathBuf> = section.optional("tls_ca");
     let tls_ca = tls_ca.map(|path| section.base.join(path));
-    Some(ConnectionOptions { address: address?, tls, tls_ca })
+    let path = |key| section.optional::<PathBuf>(key).map(|path| section.base.join(path));
+    let (certificate, key) = (path("tls_cert"), path("tls_key"));
+    match (&certificate, &key) {
+        (Some(_), None) => section.missing("tls_key", "it goes with `tls_cert`"),
+        (None, Some(_)) => section.missing("tls_cert", "it goes with `tls_key`"),
+        _ => {}
+    }
+    Some(ConnectionOptions { address: address?, tls, tls_ca, client_certificate: certificate.zip(key) })
 }
 
 fn read_address(section: &Section<'_>) -> Option<Address> {
