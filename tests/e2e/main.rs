@@ -49,6 +49,7 @@ mod search;
 mod secured;
 mod several_workers;
 mod shop;
+mod status;
 mod transforms;
 mod worker_log;
 

@@ -4,8 +4,10 @@
 //! codes. Every verb takes the flags that set worker settings; [`crate::config`] defines the
 //! settings.
 
+mod addresses;
 mod broker;
 mod connectors;
+mod dlq;
 mod explain;
 mod graph;
 mod output;
@@ -15,6 +17,7 @@ mod run_report;
 mod settings;
 mod settings_args;
 mod snapshot;
+mod status;
 mod validate;
 
 use std::io::IsTerminal as _;
@@ -51,6 +54,10 @@ enum Verb {
     /// process.)
     #[command(verbatim_doc_comment)]
     Run(RunArgs),
+    /// List, show and redrive dead letters
+    Dlq(dlq::DlqArgs),
+    /// Show what the worker of a data directory does: state, counters, lag and last error per stage
+    Status(StatusArgs),
     /// Re-read selected tables while the source keeps streaming changes
     Snapshot(SnapshotArgs),
     /// Run the embedded Kafka broker without pipelines
@@ -73,8 +80,8 @@ struct ValidateArgs {
     /// expected, help}]
     #[arg(long)]
     json: bool,
-    /// Also check the prerequisites of the sources' systems, and print how to fix each. Changes
-    /// nothing there
+    /// Also check the prerequisites of the systems of sources and sinks, and print how to fix each.
+    /// Changes nothing there that stays
     #[arg(long)]
     check: bool,
     #[command(flatten)]
@@ -155,6 +162,16 @@ struct SnapshotArgs {
     settings: SettingsArgs,
 }
 
+/// `trunkline status`.
+#[derive(Args)]
+struct StatusArgs {
+    /// Print as JSON on stdout
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
 /// `trunkline connectors`.
 #[derive(Args)]
 struct ConnectorsArgs {
@@ -228,6 +245,11 @@ fn run_verb(verb: Verb) -> Exit {
         Verb::Graph(args) => match args.settings.load() {
             Ok(settings) => graph::graph(&args.paths, args.dead_letters, &settings),
             Err(problems) => output::report_problems(&problems, false),
+        },
+        Verb::Dlq(args) => dlq::dlq(&args),
+        Verb::Status(args) => match args.settings.load() {
+            Ok(settings) => status::status(args.json, &settings),
+            Err(problems) => output::report_problems(&problems, args.json),
         },
         Verb::Snapshot(args) => match args.settings.load() {
             Ok(settings) => snapshot::snapshot(&args, &settings),

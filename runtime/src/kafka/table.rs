@@ -38,9 +38,9 @@ pub fn read(cluster: &Cluster, topic: &str, partition: Option<i32>, prefix: &[u8
     for partition in partitions {
         let (low, high) = uncommitted.watermarks(topic, partition)?;
         if high > low {
-            committed.read_partition(topic, partition, (low, high), &mut |record| {
-                if let Some(key) = record.key().filter(|key| key.starts_with(prefix)) {
-                    match record.0.payload() {
+            committed.read_partition(topic, partition, (low, high), |message| {
+                if let Some(key) = message.key().filter(|key| key.starts_with(prefix)) {
+                    match message.payload() {
                         Some(value) => drop(rows.insert(key.to_vec(), value.to_vec())),
                         None => drop(rows.remove(key)),
                     }
@@ -63,7 +63,7 @@ pub fn ends(cluster: &Cluster, topic: &str) -> Result<Vec<i64>> {
 }
 
 /// Passes the committed records of a partition in a range of offsets to `on_record`, in order.
-pub fn scan(
+pub fn scan_range(
     cluster: &Cluster,
     topic: &str,
     partition: i32,
@@ -75,14 +75,14 @@ pub fn scan(
     if low.max(from) >= end {
         return Ok(());
     }
-    reader.read_partition(topic, partition, (low.max(from), end), &mut |record| {
+    reader.read_partition(topic, partition, (low.max(from), end), |message| {
         // The reader returns what follows the range too.
-        if record.offset() < end { on_record(record) } else { Ok(()) }
+        if message.offset() < end { on_record(&ScannedRecord(message)) } else { Ok(()) }
     })
 }
 
-/// A record that [`scan`] has read.
-pub struct ScannedRecord<'m>(BorrowedMessage<'m>);
+/// A record that [`scan_range`] has read.
+pub struct ScannedRecord<'m>(&'m BorrowedMessage<'m>);
 
 impl ScannedRecord<'_> {
     /// Its offset.
@@ -116,6 +116,63 @@ impl ScannedRecord<'_> {
             record.header(header.key, header.value);
         }
         record.finish();
+    }
+}
+
+/// Passes the records of a topic that exist now, partition by partition, in order.
+pub fn scan(cluster: &Cluster, topic: &str, mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<()>) -> Result<()> {
+    let committed = Reader::new(cluster, "read_committed")?;
+    let uncommitted = Reader::new(cluster, "read_uncommitted")?;
+    for partition in committed.partitions_of(topic)? {
+        let (low, high) = uncommitted.watermarks(topic, partition)?;
+        if high > low {
+            committed.read_partition(topic, partition, (low, high), &mut each)?;
+        }
+    }
+    // The command need not wait for this.
+    let _ = close_in_background((committed, uncommitted));
+    Ok(())
+}
+
+/// Reads single records by their offsets.
+pub struct RecordReader {
+    reader: Reader,
+}
+
+impl RecordReader {
+    /// Connects when it is first used.
+    pub fn new(cluster: &Cluster) -> Result<Self> {
+        Ok(Self { reader: Reader::new(cluster, "read_committed")? })
+    }
+
+    /// Passes on the record at an offset. `false` if there is none, or no longer.
+    pub fn read(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+        each: impl FnOnce(&BorrowedMessage<'_>),
+    ) -> Result<bool> {
+        let (low, high) = self.reader.watermarks(topic, partition)?;
+        if !(low..high).contains(&offset) {
+            return Ok(false);
+        }
+        self.reader.assign(topic, partition, offset)?;
+        let started = Instant::now();
+        while started.elapsed() < CALL_TIMEOUT {
+            match self.reader.consumer.poll(POLL) {
+                Some(Ok(message)) if message.offset() == offset => {
+                    each(&message);
+                    return Ok(true);
+                }
+                Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(false),
+                Some(Err(error)) => tracing::debug!(%error, topic, "reading continues after an error"),
+                None => {}
+            }
+        }
+        let message =
+            format!("the record at offset {offset} of topic `{topic}` partition {partition} could not be read");
+        Err(Error::external("kafka.unreachable", message))
     }
 }
 
@@ -194,7 +251,7 @@ impl Reader {
         topic: &str,
         partition: i32,
         (low, high): (i64, i64),
-        on_record: &mut dyn FnMut(&ScannedRecord<'_>) -> Result<()>,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
     ) -> Result<()> {
         let mut last_progress = Instant::now();
         let mut next = low;
@@ -209,7 +266,7 @@ impl Reader {
                     Some(Ok(message)) => {
                         next = message.offset() + 1;
                         last_progress = Instant::now();
-                        on_record(&ScannedRecord(message))?;
+                        each(&message)?;
                         // The end may never be reported: the client reports it after an empty
                         // fetch, and while many tasks commit no fetch is empty.
                         if next >= stable {

@@ -2,8 +2,8 @@
 //! the rejected one.
 //!
 //! A stage produces many records in one transaction, and the rejection of one ends them all. The
-//! stage then runs once more from its committed position, record by record: it commits what came
-//! before the rejected record, and ends with the same error.
+//! stage then runs once more from its committed position, record by record: it commits the records
+//! before the rejected one, and ends with the same error.
 
 use trunkline_connector::{Batch, RecordRef, Result};
 

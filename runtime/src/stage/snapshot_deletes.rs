@@ -129,7 +129,7 @@ impl PendingDeletes {
         for (partition, mut offsets) in by_partition {
             offsets.sort_unstable();
             let end = offsets.last().map_or(0, |last| last + 1);
-            table::scan(search.cluster, &self.topic, partition, (offsets[0], end), &mut |record| {
+            table::scan_range(search.cluster, &self.topic, partition, (offsets[0], end), &mut |record| {
                 search.check_stop()?;
                 if offsets.binary_search(&record.offset()).is_ok() {
                     last.clear();
@@ -212,7 +212,7 @@ impl Buckets {
         let mut files = files.map_err(failed)?;
         for (partition, end) in (0..).zip(&ends) {
             let old_end = pending.ends.get(partition as usize).copied().unwrap_or(0);
-            table::scan(search.cluster, &pending.topic, partition, (0, *end), &mut |record| {
+            table::scan_range(search.cluster, &pending.topic, partition, (0, *end), &mut |record| {
                 search.check_stop()?;
                 let Some(key) = record.key().filter(|_| record.has_headers(headers)) else { return Ok(()) };
                 let hash = xxhash_rust::xxh3::xxh3_128(key);

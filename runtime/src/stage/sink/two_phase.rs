@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Value;
 use trunkline_connector::{
@@ -223,6 +224,7 @@ impl Committer for TwoPhaseCommitter {
         if due.is_empty() {
             return Ok(());
         }
+        let begun = Instant::now();
         failpoint!("sink.seal.before")?;
         let mut plans = BTreeMap::new();
         for partition in due {
@@ -253,6 +255,7 @@ impl Committer for TwoPhaseCommitter {
             state.clear_pending();
             transactions.status.committed(&pending);
         }
+        transactions.status.commit_took(begun.elapsed());
         Ok(())
     }
 
