@@ -22,6 +22,10 @@ use crate::config::{AwsService, ClientOptions, Credentials, ProxyOptions};
 /// A call ends within this time: see [`trunkline_connector::IdempotentSink::deliver`].
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(50);
 
+/// A request with less time than this is not sent: a busy server would do the work of a request
+/// whose answer nothing waits for.
+pub(crate) const MIN_ATTEMPT: Duration = Duration::from_secs(5);
+
 /// How long a node is left out after its first failure in a row. It doubles up to the second value.
 const DOWN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -155,7 +159,7 @@ impl Client {
         let mut failed = None;
         for node in self.turn() {
             let timeout = self.timeout.min(deadline.saturating_duration_since(Instant::now()));
-            if timeout.is_zero() {
+            if timeout < MIN_ATTEMPT.min(self.timeout) {
                 break;
             }
             let url = format!("{}{path}", node.url);

@@ -12,7 +12,7 @@ use trunkline_connector::{
 
 use crate::bulk_answer::{self, ItemOutcome};
 use crate::bulk_body::BulkBody;
-use crate::client::{CALL_LIMIT, Client, NoAnswer, Response};
+use crate::client::{CALL_LIMIT, Client, MIN_ATTEMPT, NoAnswer, Response};
 use crate::config::{Config, DocumentOptions};
 use crate::request_limit::{Outcome, RequestLimit};
 
@@ -100,7 +100,7 @@ impl IdempotentSink for SearchSink {
         let mut requests = body.requests(self.request_bytes);
         requests.reverse();
         while let Some(operations) = requests.pop() {
-            let permit = self.limit.acquire(deadline).ok_or_else(|| {
+            let permit = self.limit.acquire(deadline - MIN_ATTEMPT).ok_or_else(|| {
                 let message =
                     format!("the server took more than {CALL_LIMIT:?} for a delivery; the rest is sent again");
                 Error::external("elasticsearch.slow", message)

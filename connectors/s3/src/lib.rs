@@ -8,21 +8,17 @@
 //! to the final name). Between the two the stage records the intent together with the consumer
 //! offsets (I2 a). All open objects of a topic partition share one intent.
 //!
-//! In the order in which a record passes them:
+//! Columns and Parquet are in `trunkline-objects`. In the order in which a record passes them:
 //!
 //! | file | subject |
 //! |---|---|
 //! | `sink` | the running sink |
 //! | `router` | records to writers: path and schema |
-//! | `columns/` | JSON to columns: types, inference, widening |
 //! | `partition_buffer`, `object` | the open objects of a topic partition; one object |
-//! | `encoding` | rows to Parquet, in a thread of the runtime |
 //! | `intent` | the stored form of plans and committables |
 //! | `store/` | bucket and directory: prepare, commit, abort |
 
-mod columns;
 mod config;
-mod encoding;
 mod intent;
 mod names;
 mod object;
@@ -37,10 +33,10 @@ use trunkline_connector::{
 };
 
 use config::{Config, Destination};
-use encoding::Encoders;
 use store::Store;
 use store::bucket::BucketStore;
 use store::directory::DirectoryStore;
+use trunkline_objects::Encoders;
 
 /// The connector `s3`.
 pub struct S3Connector;

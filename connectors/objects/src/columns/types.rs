@@ -9,16 +9,16 @@ use super::layout::{inferred, inferred_list, is_inferred, union, union_type};
 
 /// See the module's header.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct KnownTypes {
+pub struct KnownTypes {
     /// The columns of the option `columns`.
-    pub(crate) pinned: Fields,
+    pub pinned: Fields,
     /// Columns that were inferred from records of the topic, with the union of their types.
-    pub(crate) remembered: Fields,
+    pub remembered: Fields,
 }
 
 impl KnownTypes {
     /// Adds the inferred columns of a layout. Returns whether a type changed.
-    pub(crate) fn remember(&mut self, fields: &Fields) -> bool {
+    pub fn remember(&mut self, fields: &Fields) -> bool {
         let Some(found) = inferred_part(fields) else { return false };
         let wider = union(&self.remembered, &found).unwrap_or_default();
         // Records with more columns mostly use keys as data: their types are of no use.
@@ -30,7 +30,7 @@ impl KnownTypes {
     }
 
     /// A declared schema with the pinned types of its columns.
-    pub(crate) fn pin(&self, fields: &Fields) -> Fields {
+    pub fn pin(&self, fields: &Fields) -> Fields {
         let pinned = |field: &FieldRef| match self.pinned.find(field.name()) {
             Some((_, pinned)) => FieldRef::clone(pinned),
             None => FieldRef::clone(field),
@@ -114,11 +114,10 @@ fn inferred_part(fields: &Fields) -> Option<Fields> {
 }
 
 /// What the option `columns` accepts as a type.
-pub(crate) const TYPES: &str =
-    "`boolean`, `int`, `bigint`, `double`, `decimal(P,S)`, `date`, `timestamp`, `text` or `binary`";
+pub const TYPES: &str = "`boolean`, `int`, `bigint`, `double`, `decimal(P,S)`, `date`, `timestamp`, `text` or `binary`";
 
 /// A column with a pinned type; `None` if there is no type with this name.
-pub(crate) fn pinned_column(name: &str, written: &str) -> Option<FieldRef> {
+pub fn pinned_column(name: &str, written: &str) -> Option<FieldRef> {
     let data_type = match written {
         "boolean" => DataType::Boolean,
         "int" => DataType::Int32,

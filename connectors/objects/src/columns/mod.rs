@@ -19,7 +19,7 @@ mod strict;
 mod text;
 mod types;
 
-pub(crate) use conform::conform_batch;
-pub(crate) use decode::{JsonDecoder, chunk_len};
-pub(crate) use layout::{ColumnLayout, file_schema, union};
-pub(crate) use types::{KnownTypes, TYPES, pinned_column};
+pub use conform::{conform_batch, json_text};
+pub use decode::{JsonDecoder, chunk_len};
+pub use layout::{ColumnLayout, file_schema, union};
+pub use types::{KnownTypes, TYPES, pinned_column};
