@@ -110,6 +110,76 @@ fn a_transform_with_two_sinks_dead_letters_each_record_once() {
     }
 }
 
+const STOPS: &str = r#"
+[transforms.split]
+inputs = ["web"]
+plugin = "$PLUGIN"
+topic = "$NAME.split"
+config = { reject_on = "poison" }
+on_error = "stop"
+
+[sinks.lake]
+connector = "s3"
+inputs = ["split"]
+url = "file://$DIR/lake"
+on_error = "stop"
+"#;
+
+/// `on_error = "stop"` stops at the bad record: the good records before it are processed, once.
+#[test]
+fn a_stage_stops_at_the_bad_record_and_keeps_the_good_ones_before_it() {
+    let (kafka, plugin) = (need!(Kafka::any()), test_plugin());
+    let case = Case::new("stop-at", kafka);
+    let source = SOURCE
+        .replace("combined", "json")
+        .replace("[sources.web]", "[sources.web]\npartitions = 1\non_error = \"stop\"");
+    let pipeline = [&source, STOPS].concat().replace("$PLUGIN", plugin.to_str().unwrap());
+    let count = |name: &str| kafka.count(&format!("{}.{name}", case.name()));
+    let mut lines = String::new();
+    let mut add = |line: &str| {
+        (0..20).for_each(|number| lines.push_str(&format!("{{\"n\":{number}}}\n")));
+        lines.push_str(line);
+        std::fs::write(case.path("logs/a.log"), &lines).unwrap();
+    };
+    let run = |expected: Option<&str>, pipeline: &str| {
+        case.pipeline("stop", pipeline);
+        let exit = case.start("a", &["--until-idle", "--json"]).wait(LONG);
+        assert_eq!(exit.code, Some(i32::from(expected.is_some())), "{}", exit.describe());
+        assert!(exit.stderr.contains(expected.unwrap_or_default()), "{}", exit.describe());
+        exit
+    };
+    let skipping = |component: &str| {
+        let at = pipeline.find(component).unwrap();
+        [&pipeline[..at], &pipeline[at..].replacen("\"stop\"", "\"skip\"", 1)].concat()
+    };
+    let written = || {
+        let exit = run(None, &skipping("[sinks.lake]"));
+        exit.summary().of(case.name(), "lake").output
+    };
+
+    // A line that is not JSON stops the source.
+    add("not JSON\n");
+    run(Some("`web` rejected the line at byte"), &pipeline);
+    assert_eq!((count("web"), count("split")), (20, 20));
+    run(None, &skipping("[sources.web]"));
+
+    // A record that the plugin rejects stops the transform.
+    add("{\"poison\":1}\n");
+    run(Some("`split` rejected the record at offset"), &pipeline);
+    assert_eq!((count("web"), count("split")), (41, 40));
+    run(None, &skipping("[transforms.split]"));
+
+    // A record that is not a row stops the sink.
+    add("{\"n\":\"\\ud83d\"}\n");
+    let stopped = Some("`lake` rejected the record at offset");
+    run(stopped, &pipeline);
+    let exit = run(stopped, &pipeline);
+    assert_eq!((count("web"), count("split")), (62, 61));
+    assert_eq!(exit.summary().of(case.name(), "lake").output, 60, "{}", exit.describe());
+    assert_eq!(written(), 60);
+    assert_eq!(count("dead-letters"), 0);
+}
+
 /// The pipeline of most tests, whose transform rejects the records that contain a text.
 fn rejecting(text: &str) -> String {
     let plugin = test_plugin();

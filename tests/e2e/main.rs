@@ -41,6 +41,7 @@ mod lost_replies;
 mod mysql;
 mod newcomer;
 mod outages;
+mod oversized;
 mod pipeline;
 mod redshift;
 mod reload;

@@ -252,6 +252,68 @@ fn a_requested_snapshot_reads_tables_again_while_a_worker_follows() {
     assert!((800..=900).contains(&(count - people_records)), "{count}, {people_records} of them people");
 }
 
+/// Rows that vanished without a change event: the binlog lacks the statement.
+#[test]
+fn a_snapshot_with_deletes_deletes_the_rows_that_it_does_not_find() {
+    let kafka = need!(Kafka::any());
+    let shop = Shop::create(need!(Mysql::shared()), 300);
+    let case = case("mysql-deletes", kafka);
+    case.pipeline("shop", &shop.source("chunk_rows = 50"));
+    let source = format!("{}.shop", case.name());
+    let orders = format!("{}.orders", shop.database);
+    let mut worker = case.start("a", &[]);
+    shop.wait_for_records(&case, kafka, &mut worker, "orders", 300);
+    shop.wait_for_records(&case, kafka, &mut worker, "people", 300);
+    shop.run("DELETE FROM orders WHERE id = 1");
+    shop.run("SET SESSION sql_log_bin = 0; DELETE FROM orders WHERE id <= 100; DELETE FROM people WHERE v <= 10");
+    let requested = case.run_command("snapshot", &[&source], &["--tables", &orders, "--with-deletes"], LONG);
+    assert_eq!(requested.code, Some(0), "{}", requested.describe());
+    shop.run("UPDATE orders SET v = v + 1 WHERE id > 290; INSERT INTO orders VALUES (1000, 1, NULL)");
+    // One deletion in the stream and 99 others, each with its tombstone. A row that changes while
+    // its chunk is read has only the record of the change.
+    let records = 300 + 2 + 200 + 2 * 99;
+    shop.wait_for_records(&case, kafka, &mut worker, "orders", records);
+    stop(worker);
+    let summary = case.until_idle("a", LONG);
+    let count = shop.assert_topic_matches(&case, kafka, "orders");
+    assert!((records..=records + 12).contains(&count), "{count}");
+    assert_eq!(kafka.count(&shop.topic(&case, "people")), 300, "no snapshot of `people` was requested");
+    assert_eq!(summary.of(case.name(), "shop").output, count + 300);
+    let deleted: Vec<Record> = kafka.read(&shop.topic(&case, "orders"));
+    let last = deleted.iter().rfind(|record| record.value.is_some() && record.json()["op"] == "d").unwrap();
+    assert_eq!(last.header("trunkline.table"), "orders");
+    assert_eq!(last.header("trunkline.schema").len(), 16);
+
+    let refused =
+        case.run_command("snapshot", &[&source], &["--tables", &orders, "--with-deletes", "--where", "v = 1"], LONG);
+    assert_eq!(refused.code, Some(2), "a condition does not find all rows: {}", refused.describe());
+}
+
+/// The binlog after the position was purged: the new snapshot deletes what it does not find.
+#[test]
+fn a_snapshot_after_a_gap_deletes_the_rows_that_it_does_not_find() {
+    let kafka = need!(Kafka::any());
+    let shop = Shop::create(need!(Mysql::start_mariadb()), 200);
+    let case = case("mysql-gap", kafka);
+    case.pipeline("shop", &shop.source("on_purged = \"resnapshot\""));
+    case.until_idle("a", LONG);
+    shop.run(
+        "DELETE FROM orders WHERE id % 2 = 0; DELETE FROM people WHERE v <= 50; INSERT INTO people VALUES ('new', 7)",
+    );
+    shop.run("FLUSH BINARY LOGS");
+    // The server notices a closed connection late, and keeps the files that it reads.
+    wait::until("the server has purged its binlog", LONG, || {
+        shop.run("PURGE BINARY LOGS BEFORE NOW() + INTERVAL 1 DAY");
+        (shop.run("SHOW BINARY LOGS").len() == 1).then_some(())
+    });
+    let summary = case.until_idle("a", LONG);
+    let count = shop.assert_topics_match(&case, kafka);
+    assert_eq!(count, 400 + (100 + 151) + 2 * (100 + 50));
+    assert_eq!(summary.of(case.name(), "shop").output, count);
+    let again = case.until_idle("a", LONG);
+    assert_eq!(again.of(case.name(), "shop").output, count, "the deletes are not repeated");
+}
+
 #[test]
 fn ddl_and_transaction_markers_go_to_side_topics() {
     let kafka = need!(Kafka::any());

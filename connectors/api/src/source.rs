@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, RecordRef};
 use crate::budget::MemoryBudget;
 use crate::config::{OptionSpec, Section};
 use crate::error::Result;
@@ -78,6 +78,14 @@ pub trait SourceSpec: Send + Sync {
         None
     }
 
+    /// The data in another node's committed `position` that this node has too, each part described
+    /// for a message. Before the first start of a node, the runtime warns of such data: the node was
+    /// probably renamed.
+    fn shared_data(&self, position: &[(String, Vec<u8>)]) -> Vec<String> {
+        let _ = position;
+        Vec::new()
+    }
+
     /// Opens it at a position.
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>>;
 }
@@ -93,6 +101,14 @@ pub trait IncrementalSnapshots {
     /// `position_keys`. An error of the domain `external` means that the system could not be
     /// reached.
     fn check_condition(&self, position_keys: &[&str], condition: &str, runtime: &tokio::runtime::Handle) -> Result<()>;
+
+    /// The headers that all records of the table at this key of the position have in common.
+    fn record_headers(&self, position_key: &str) -> Vec<(&'static str, String)>;
+
+    /// Adds the records that delete a row which a snapshot did not find. `last` is the last record of
+    /// the row; if it is a deletion itself, there is nothing to add. `now` is in milliseconds since
+    /// the Unix epoch.
+    fn delete(&self, last: RecordRef<'_>, now: i64, out: &mut Batch);
 }
 
 /// Which tables to read again, and which of their rows.
@@ -209,6 +225,11 @@ pub struct SourceBatch {
     pub position: Vec<PositionChange>,
     /// Schemas that records of this batch name for the first time.
     pub schemas: Vec<Arc<Schema>>,
+    /// Tables, by their keys in the position, whose snapshot starts again with this batch. At its end
+    /// the runtime deletes the rows that it did not find.
+    pub snapshot_begins: Vec<String>,
+    /// Tables, by their keys in the position, whose snapshot is complete with this batch.
+    pub snapshot_ends: Vec<String>,
     /// Size limit of the batch in bytes.
     pub max_bytes: usize,
     /// Limit on the number of records.
@@ -263,5 +284,7 @@ impl SourceBatch {
         self.dropped = 0;
         self.position.clear();
         self.schemas.clear();
+        self.snapshot_begins.clear();
+        self.snapshot_ends.clear();
     }
 }

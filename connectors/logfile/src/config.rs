@@ -62,8 +62,8 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "max_line_bytes",
         "size",
         "\"1MiB\"",
-        "Longest line, at most `256MiB`. The source never holds more than this of a line; `oversize` handles \
-         longer ones.",
+        "Longest line, at most `60MiB`: a record has at most 64 MiB. The source never holds more than this of a \
+         line; `oversize` handles longer ones.",
     ),
     OptionSpec::with_default(
         "oversize",
@@ -216,7 +216,7 @@ pub enum EndOfFile {
     Emit,
 }
 
-const MAX_LINE_BYTES: u64 = 256 << 20;
+const MAX_LINE_BYTES: u64 = 60 << 20;
 const MAX_OPEN_FILES: u64 = 1_000_000;
 
 impl LogfileOptions {
@@ -371,7 +371,7 @@ fn check(section: &Section<'_>, key: &'static str, valid: bool, message: String,
 fn max_line_bytes(section: &Section<'_>) -> usize {
     let ByteSize(bytes) = section.value("max_line_bytes");
     let valid = (1..=MAX_LINE_BYTES).contains(&bytes);
-    check(section, "max_line_bytes", valid, format!("is {bytes} bytes"), "a size from 1B to 256MiB");
+    check(section, "max_line_bytes", valid, format!("is {bytes} bytes"), "a size from 1B to 60MiB");
     bytes as usize
 }
 

@@ -78,6 +78,10 @@ impl SourceSpec for LogfileSpec {
         self.options.parser.schema().into_iter().collect()
     }
 
+    fn shared_data(&self, position: &[(String, Vec<u8>)]) -> Vec<String> {
+        position::existing_files(position)
+    }
+
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>> {
         Ok(Box::new(source::LogfileSource::open(Arc::clone(&self.options), context)?))
     }

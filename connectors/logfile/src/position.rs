@@ -6,6 +6,8 @@
 //! it, the size and time of the file when it was last read to its end (a file that still has them
 //! need not be opened), the path that its records carry, and the ordering key.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use serde::{Deserialize, Serialize};
 use trunkline_connector::{Error, Result};
 
@@ -82,6 +84,20 @@ pub(crate) fn decode(key: &str, value: &[u8]) -> Result<(FileId, FilePosition)> 
     };
     let saved = serde_json::from_slice(value).map_err(|error| invalid(error.to_string()))?;
     Ok((FileId { device, inode }, saved))
+}
+
+/// The files of another node's position that exist here, each with the bytes that the node has read.
+pub(crate) fn existing_files(position: &[(String, Vec<u8>)]) -> Vec<String> {
+    let existing = |(key, value): &(String, Vec<u8>)| {
+        let (id, saved) = decode(key, value).ok()?;
+        let paths = [saved.real_path.as_deref(), Some(saved.path.as_str())];
+        let is_same = |path: &&str| {
+            std::fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (id.device, id.inode))
+        };
+        let path = paths.into_iter().flatten().find(is_same)?;
+        Some(format!("{path} ({} bytes)", saved.read.offset))
+    };
+    position.iter().filter(|(key, _)| key != STARTED_KEY).filter_map(existing).collect()
 }
 
 #[cfg(test)]

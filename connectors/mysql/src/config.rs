@@ -79,7 +79,8 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "on_purged",
         "`stop`, `resnapshot`",
         "`stop`; `resnapshot` with `snapshot = \"when_needed\"`",
-        "When the server has purged the binlog after the position: stop, or restart with a snapshot.",
+        "When the server has purged the binlog after the position: stop, or restart with a snapshot, which also deletes the rows \
+         that it does not find.",
         "\"resnapshot\"",
     ),
     OptionSpec::with_default(
@@ -151,6 +152,20 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "the system's authorities",
         "A PEM file with the certificate authorities to trust.",
         "\"ca.pem\"",
+    ),
+    OptionSpec::optional(
+        "tls_cert",
+        "path",
+        "none",
+        "A PEM file with the client's certificate, for a user who must present one (`REQUIRE X509`). Given with `tls_key`.",
+        "\"client-cert.pem\"",
+    ),
+    OptionSpec::optional(
+        "tls_key",
+        "path",
+        "none",
+        "A PEM file with the key of `tls_cert`, not encrypted.",
+        "\"client-key.pem\"",
     ),
 ];
 
@@ -284,7 +299,14 @@ fn read_connection(section: &Section<'_>) -> Option<ConnectionOptions> {
     );
     let tls_ca: Option<PathBuf> = section.optional("tls_ca");
     let tls_ca = tls_ca.map(|path| section.base.join(path));
-    Some(ConnectionOptions { address: address?, tls, tls_ca })
+    let path = |key| section.optional::<PathBuf>(key).map(|path| section.base.join(path));
+    let (certificate, key) = (path("tls_cert"), path("tls_key"));
+    match (&certificate, &key) {
+        (Some(_), None) => section.missing("tls_key", "it goes with `tls_cert`"),
+        (None, Some(_)) => section.missing("tls_cert", "it goes with `tls_key`"),
+        _ => {}
+    }
+    Some(ConnectionOptions { address: address?, tls, tls_ca, client_certificate: certificate.zip(key) })
 }
 
 fn read_address(section: &Section<'_>) -> Option<Address> {

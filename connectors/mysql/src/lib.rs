@@ -42,8 +42,8 @@ use std::sync::Arc;
 
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    IncrementalSnapshots, Placement, PositionChange, PreflightIssue, Result, Schema, SnapshotRequest, Source,
-    SourceConnector, SourceContext, SourceSpec,
+    Batch, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, RecordRef, Result, Schema, SnapshotRequest,
+    Source, SourceConnector, SourceContext, SourceSpec,
 };
 
 use self::config::MysqlOptions;
@@ -120,5 +120,13 @@ impl IncrementalSnapshots for MysqlSpec {
 
     fn check_condition(&self, position_keys: &[&str], condition: &str, runtime: &tokio::runtime::Handle) -> Result<()> {
         runtime.block_on(snapshot::incremental::check_condition(&self.options, position_keys, condition))
+    }
+
+    fn record_headers(&self, position_key: &str) -> Vec<(&'static str, String)> {
+        position::table_of(position_key).map(format::deletes::headers).unwrap_or_default()
+    }
+
+    fn delete(&self, last: RecordRef<'_>, now: i64, out: &mut Batch) {
+        format::deletes::delete(last, now, self.options.format.envelope, self.options.tombstones, out);
     }
 }

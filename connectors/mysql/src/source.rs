@@ -68,6 +68,8 @@ pub(crate) struct MysqlSource {
     stored_at: Instant,
     /// Keys of an abandoned position, which the first batch removes.
     obsolete_keys: Vec<String>,
+    /// Tables whose snapshot starts again after a gap, which the first batch reports.
+    restarted: Vec<String>,
     is_caught_up: bool,
 }
 
@@ -85,6 +87,8 @@ struct StartingPoint {
     stored: StreamPosition,
     tracker: SnapshotTracker,
     obsolete_keys: Vec<String>,
+    /// Keys of the tables whose snapshot starts again after a gap.
+    restarted: Vec<String>,
 }
 
 /// Warns of globs that match no table, and of tables that share a name. Rejects a server whose
@@ -131,6 +135,7 @@ impl StartingPoint {
         check_names(options, queries, &known).await?;
         let is_done =
             |description: &Arc<TableDescription>| tables.get(&description.table.name) == Some(&TablePosition::Done);
+        let mut restarted = Vec::new();
         // A completed snapshot needs no binlog.
         let is_over = options.snapshot == SnapshotPolicy::Only && known.iter().all(is_done);
         if let Some(position) = &stream
@@ -150,10 +155,13 @@ impl StartingPoint {
                     return Err(error);
                 }
                 tracing::warn!(source = options.name, "{}; restarting with a snapshot", error.message());
-                obsolete_keys.extend(tables.keys().map(table_key));
+                let before: Vec<String> = tables.keys().map(table_key).collect();
                 tables.clear();
                 first = Some(current_position(queries, server.flavor).await?);
                 known = describe::tables(options, queries, &server.charsets, None).await?;
+                let now: BTreeSet<String> = known.iter().map(|known| table_key(&known.table.name)).collect();
+                restarted = before.iter().filter(|key| now.contains(*key)).cloned().collect();
+                obsolete_keys.extend(before);
             }
         }
         // The first position is stored at once, so that a source that stops early misses nothing.
@@ -170,7 +178,7 @@ impl StartingPoint {
         if let Some(name) = tracker.exhausted() {
             return Err(interrupted(options, name));
         }
-        Ok(Self { position, stored, tracker, obsolete_keys })
+        Ok(Self { position, stored, tracker, obsolete_keys, restarted })
     }
 }
 
@@ -187,7 +195,7 @@ impl MysqlSource {
         let identity = ReplicaIdentity::new(&context.task, options.server_id);
         let history = History { identity: &identity, scratch: &context.scratch };
         let start = StartingPoint::find(&options, &mut queries, &server, stored, &history).await?;
-        let StartingPoint { position, stored, tracker, obsolete_keys } = start;
+        let StartingPoint { position, stored, tracker, obsolete_keys, restarted } = start;
         let events = binlog::open(&options.connection, &identity, &position, context.scratch).await?;
         failpoint!("mysql.binlog.after")?;
         let (end, _) = binlog_end(&mut queries).await?;
@@ -225,6 +233,7 @@ impl MysqlSource {
             received_bytes: 0,
             stored_at: now,
             obsolete_keys,
+            restarted,
             is_caught_up: false,
         })
     }
@@ -448,6 +457,7 @@ impl Source for MysqlSource {
         for key in std::mem::take(&mut self.obsolete_keys) {
             out.set_position(&key, None);
         }
+        out.snapshot_begins.append(&mut self.restarted);
         let mut result = self.fill_batch(out, deadline);
         if result.is_err() {
             // The last failure replaces the error, so that the source stops.

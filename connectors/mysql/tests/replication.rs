@@ -84,6 +84,22 @@ fn each_tls_mode_verifies_what_it_promises() {
             // A user who must use TLS.
             open(&format!("{}{ca}", to(server.port, tls))).unwrap();
         }
+        // A user who must present a certificate, on both connections.
+        server.run("CREATE USER certified IDENTIFIED BY 'x' REQUIRE X509; GRANT REPLICATION SLAVE, REPLICATION CLIENT, SELECT ON *.* TO certified");
+        let certified =
+            format!("{}tls = \"verify_identity\"\n{}", options(server.port, "certified:x", "\"none.*\""), ca(&good));
+        let presenting = |certificate: &str, key: &str| {
+            let folder = good.path().display();
+            open(&format!("{certified}tls_cert = \"{folder}/{certificate}\"\ntls_key = \"{folder}/{key}\"\n"))
+        };
+        presenting("server.pem", "server.key").unwrap();
+        let error = open(&certified).unwrap_err();
+        assert_eq!((error.code, error.domain), ("mysql.access_denied", Domain::Config), "{error}");
+        assert!(error.message().contains("set `tls_cert` and `tls_key`"), "{error}");
+        for (certificate, key) in [("server.pem", "none.key"), ("none.pem", "server.key")] {
+            let error = presenting(certificate, key).unwrap_err();
+            assert_eq!((error.code, error.domain), ("mysql.tls_cert", Domain::Config), "{error}");
+        }
         open(&format!("{}{}", to(renamed.port, "verify_ca"), ca(&of_another_name))).unwrap();
         let error = open(&to(server.port, "disable")).unwrap_err();
         assert_eq!((error.code, error.domain), ("mysql.access_denied", Domain::Config), "{error}");

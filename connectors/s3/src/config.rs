@@ -1,11 +1,14 @@
 //! Options of the sink.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use arrow::datatypes::Fields;
 use parquet::basic::{Compression, ZstdLevel};
 use trunkline_connector::config::{ByteSize, Mismatch, OptionSpec, Section, Table, Value};
 use trunkline_connector::{CommitPolicy, Template};
+use trunkline_objects::columns::{TYPES, pinned_column};
 use trunkline_objects::{BucketOptions, Checksum, Encryption, WriterOptions};
 
 /// The options of the connector.
@@ -25,6 +28,15 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
             "Path of the files below `url`. Values are escaped as path segments. A record without a value for it is rejected.",
         )
     },
+    OptionSpec::optional(
+        "columns",
+        "table of types",
+        "inferred",
+        "Types of columns: `boolean`, `int`, `bigint`, `double`, `decimal(P,S)`, `date`, `timestamp`, `text`, `binary` \
+         (base64). `text` holds any value as JSON. A value that its column cannot hold is rejected. Other columns have the \
+         type of the record's schema, or one inferred from all values so far.",
+        "{ price = \"decimal(10,2)\", details = \"text\" }",
+    ),
     OptionSpec::with_default(
         "rotate.bytes",
         "size",
@@ -139,6 +151,8 @@ pub(crate) struct Config {
     pub(crate) destination: Destination,
     /// Template of the path below the destination.
     pub(crate) path: Template,
+    /// Columns with pinned types.
+    pub(crate) columns: Fields,
     /// When the open objects of a topic partition are committed.
     pub(crate) commit: CommitPolicy,
     pub(crate) writer: WriterOptions,
@@ -160,10 +174,11 @@ impl Config {
         let before = section.report.len();
         let destination = read_destination(section);
         let path = read_path(section, template_variables);
+        let columns = read_columns(section);
         let commit = read_commit_policy(section);
         let writer = read_writer(section);
         (section.report.len() == before).then_some(())?;
-        Some(Self { destination: destination?, path: path?, commit, writer })
+        Some(Self { destination: destination?, path: path?, columns, commit, writer })
     }
 }
 
@@ -309,6 +324,22 @@ fn read_path(section: &Section<'_>, template_variables: &[&str]) -> Option<Templ
             report(Mismatch { message: error.message, span, help: error.help })
         }
     }
+}
+
+fn read_columns(section: &Section<'_>) -> Fields {
+    let columns: BTreeMap<String, String> = section.optional("columns").unwrap_or_default();
+    let mut pinned = Vec::new();
+    for (name, written) in &columns {
+        match (pinned_column(name, written), section.node("columns")) {
+            (Some(column), _) => pinned.push(column),
+            (None, Some(node)) => {
+                let mismatch = Mismatch::new(format!("has the unknown type `{written}` for `{name}`"));
+                section.mismatch("columns", node, mismatch, TYPES.to_owned());
+            }
+            (None, None) => {}
+        }
+    }
+    pinned.into()
 }
 
 /// Reads `rotate`, the connector's earlier name of the option `commit`, and `max_open_files`.

@@ -7,8 +7,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arrow::datatypes::Schema as ArrowSchema;
 use trunkline_connector::{
-    Batch, Buffered, Reason, Rejections, Result, SchemaId, SchemaLookup, SinkWriter, TopicPartition, TwoPhaseSink,
+    Batch, Buffered, Error, Reason, Rejections, Result, Schema, SchemaId, SchemaLookup, SinkWriter, TopicPartition,
+    TwoPhaseSink,
 };
 
 use crate::config::Config;
@@ -18,7 +20,7 @@ use crate::partition_buffer::PartitionBuffer;
 use crate::router::{RecordRouter, WriterKey};
 use crate::store::Store;
 use trunkline_objects::Encoders;
-use trunkline_objects::columns::{ColumnLayout, JsonDecoder, chunk_len};
+use trunkline_objects::columns::{ColumnLayout, JsonDecoder, KnownTypes, chunk_len};
 
 /// See the module's header.
 pub(crate) struct ObjectSink {
@@ -28,9 +30,18 @@ pub(crate) struct ObjectSink {
     store: Box<dyn Store>,
     schemas: Arc<dyn SchemaLookup>,
     declared: HashMap<SchemaId, Arc<ColumnLayout>>,
+    /// By topic.
+    types: HashMap<Arc<str>, TopicTypes>,
     decoder: JsonDecoder,
     router: RecordRouter,
     buffers: HashMap<TopicPartition, PartitionBuffer>,
+}
+
+/// The types of a topic's columns.
+struct TopicTypes {
+    known: Arc<KnownTypes>,
+    /// They changed since they were stored.
+    is_changed: bool,
 }
 
 impl ObjectSink {
@@ -48,6 +59,7 @@ impl ObjectSink {
             store,
             schemas,
             declared: HashMap::new(),
+            types: HashMap::new(),
             decoder: JsonDecoder::default(),
             router: RecordRouter::default(),
             buffers: HashMap::new(),
@@ -65,9 +77,18 @@ impl ObjectSink {
             return Ok(Some(Arc::clone(layout)));
         }
         let Some(schema) = self.schemas.schema(id)? else { return Ok(None) };
-        let layout = ColumnLayout::declared(schema.arrow());
+        let declared = ColumnLayout::declared(schema.arrow());
+        let pinned = self.topic_types(&partition.topic).known.pin(declared.fields());
+        let layout = if pinned == *declared.fields() { declared } else { ColumnLayout::new(pinned) };
         self.declared.insert(id, Arc::clone(&layout));
         Ok(Some(layout))
+    }
+
+    fn topic_types(&mut self, topic: &Arc<str>) -> &mut TopicTypes {
+        self.types.entry(Arc::clone(topic)).or_insert_with(|| TopicTypes {
+            known: Arc::new(KnownTypes { pinned: self.config.columns.clone(), ..KnownTypes::default() }),
+            is_changed: false,
+        })
     }
 
     /// Decodes the rows of one writer and adds them to its objects. `rows` are indexes into
@@ -93,12 +114,15 @@ impl ObjectSink {
             let (chunk, after) = rest.split_at(chunk_len(&layout, rest.iter().map(value)));
             rest = after;
             let values: Vec<&[u8]> = chunk.iter().map(value).collect();
-            let decoded = self.decoder.decode(&layout, &values);
+            let known = Arc::clone(&self.topic_types(&partition.topic).known);
+            let decoded = self.decoder.decode(&layout, &known, &values);
             for (index, reason) in &decoded.rejected {
                 rejected.push(records.get(chunk[*index as usize] as usize), reason.clone());
             }
             if let Some(wider) = decoded.layout {
                 layout = wider;
+                let types = self.topic_types(&partition.topic);
+                types.is_changed |= Arc::make_mut(&mut types.known).remember(layout.fields());
             }
             let Some(batch) = decoded.batch else { continue };
             let mut bad = decoded.rejected.iter().map(|(index, _)| *index as usize).peekable();
@@ -207,6 +231,21 @@ impl TwoPhaseSink for ObjectSink {
 
     fn abort(&mut self, plan: &Plan) -> Result<()> {
         self.store.abort(plan)
+    }
+
+    fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>> {
+        self.store.existing_output(&self.name, partitions)
+    }
+
+    fn inferred_types(&mut self, topic: &Arc<str>) -> Result<Option<Schema>> {
+        let Some(types) = self.types.get_mut(topic).filter(|types| types.is_changed) else { return Ok(None) };
+        types.is_changed = false;
+        let schema = Schema::new(Arc::new(ArrowSchema::new(types.known.remembered.clone())));
+        schema.map(Some).map_err(|error| Error::internal("s3.types", error.to_string()))
+    }
+
+    fn restore_types(&mut self, topic: &Arc<str>, types: &Schema) {
+        Arc::make_mut(&mut self.topic_types(topic).known).remember(types.arrow().fields());
     }
 
     fn recover(&mut self, partition: &TopicPartition, pending: &[Committable]) -> Result<()> {

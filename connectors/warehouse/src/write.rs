@@ -146,7 +146,7 @@ impl WarehouseSink {
             let (chunk, after) = rest.split_at(chunk_len(&layout.columns, rest.iter().map(|row| row.change.row)));
             rest = after;
             let values: Vec<&[u8]> = chunk.iter().map(|row| row.change.row).collect();
-            let decoded = self.decoder.decode(&layout.columns, &values);
+            let decoded = self.decoder.decode(&layout.columns, &Arc::default(), &values);
             for (index, reason) in &decoded.rejected {
                 reject(rejected, &chunk[*index as usize], own_reason(reason));
             }

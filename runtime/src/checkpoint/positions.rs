@@ -1,9 +1,14 @@
 //! Positions and counters of source and transform tasks.
 
+use std::collections::BTreeMap;
+
 use trunkline_connector::{Error, PositionChange, Result};
 
 use super::{CHECKPOINTS, Counters, partition_of};
 use crate::kafka::{Cluster, ProducerRecord, TransactionalProducer, table};
+
+/// The keyed values of a position.
+pub(super) type PositionParts = Vec<(String, Vec<u8>)>;
 
 /// The committed state of one task, and the writer of its next state.
 ///
@@ -15,7 +20,7 @@ pub struct Positions {
     /// Committed totals since the pipeline was created.
     pub counters: Counters,
     /// The position's parts.
-    pub parts: Vec<(String, Vec<u8>)>,
+    pub parts: PositionParts,
 }
 
 impl Positions {
@@ -37,6 +42,19 @@ impl Positions {
             }
         }
         Ok(this)
+    }
+
+    /// The positions of the tasks of a source on all nodes, by node. `component` is the source.
+    pub fn by_node(cluster: &Cluster, component: &str) -> Result<BTreeMap<String, PositionParts>> {
+        let prefix = format!("{component}.");
+        let mut nodes: BTreeMap<String, PositionParts> = BTreeMap::new();
+        for (key, value) in table::read(cluster, CHECKPOINTS, None, prefix.as_bytes())? {
+            let key = String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
+            if let Some((node, part)) = key.split_once("/position/") {
+                nodes.entry(node.to_owned()).or_default().push((part.to_owned(), value));
+            }
+        }
+        Ok(nodes)
     }
 
     /// The counters of tasks by name prefix: one sum for each prefix.

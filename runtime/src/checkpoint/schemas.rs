@@ -1,14 +1,17 @@
 //! Published schemas: the topic `_trunkline.schemas`, and a cache that all stages of a worker
-//! share.
+//! share. The topic also has the column types that sinks have inferred.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Error, Result, Schema, SchemaId, SchemaLookup};
+use trunkline_connector::{Error, Result, Schema, SchemaId, SchemaLookup, TopicPartition};
 
 use super::SCHEMAS;
 use crate::kafka::{Cluster, ProducerRecord, TransactionalProducer, table};
+
+/// Precedes the keys of inferred types: `inferred/{sink}/{topic}/{partition}`.
+const INFERRED: &str = "inferred/";
 
 /// Minimum time between two look-ups of an unknown id, so that records with a wrong header do not
 /// cause a read each.
@@ -52,6 +55,45 @@ impl Schemas {
         })?)
     }
 
+    /// The column types that the tasks of a sink have inferred, with their topics. A topic has a row
+    /// for each partition, because several tasks write at once.
+    pub fn inferred(&self, sink: &str) -> Result<Vec<(Arc<str>, Schema)>> {
+        let prefix = format!("{INFERRED}{sink}/");
+        let mut types = Vec::new();
+        for (key, json) in table::read(&self.cluster, SCHEMAS, Some(0), prefix.as_bytes())? {
+            let key = String::from_utf8_lossy(&key);
+            match (key[prefix.len()..].rsplit_once('/'), Schema::from_json(&json)) {
+                (Some((topic, _)), Ok(schema)) => types.push((Arc::from(topic), schema)),
+                (_, result) => {
+                    let error = result.err();
+                    tracing::warn!(%key, ?error, "a row of topic `{SCHEMAS}` cannot be read as inferred types");
+                }
+            }
+        }
+        Ok(types)
+    }
+
+    /// Writes the types that a sink has inferred from records of a topic, in the row of one of its
+    /// partitions, in the producer's open transaction.
+    pub fn write_inferred(
+        producer: &mut TransactionalProducer,
+        sink: &str,
+        partition: &TopicPartition,
+        types: &Schema,
+    ) -> Result<()> {
+        let key = format!("{INFERRED}{sink}/{}/{}", partition.topic, partition.partition);
+        let json = types.to_json().map_err(|error| Error::internal("schema.encode", error.to_string()))?;
+        Ok(producer.send(&ProducerRecord {
+            topic: SCHEMAS,
+            partition: 0,
+            timestamp: None,
+            key: Some(key.as_bytes()),
+            value: Some(json.as_bytes()),
+            headers: &[],
+            more_headers: &[],
+        })?)
+    }
+
     /// Notes that the transaction that published these schemas was committed.
     pub fn committed(&self, schemas: &[Arc<Schema>]) {
         let mut known = self.lock();
@@ -80,14 +122,14 @@ impl SchemaLookup for Schemas {
         }
         let rows = table::read(&self.cluster, SCHEMAS, None, &[])?;
         let mut known = self.lock();
-        for (key, json) in rows {
-            match (std::str::from_utf8(&key).ok().and_then(|key| key.parse().ok()), Schema::from_json(&json)) {
+        for (key, json) in rows.iter().filter(|(key, _)| !key.starts_with(INFERRED.as_bytes())) {
+            match (std::str::from_utf8(key).ok().and_then(|key| key.parse().ok()), Schema::from_json(json)) {
                 (Some(id), Ok(schema)) => {
                     known.committed.insert(id);
                     known.by_id.insert(id, Arc::new(schema));
                 }
                 (_, result) => {
-                    let (key, error) = (String::from_utf8_lossy(&key), result.err());
+                    let (key, error) = (String::from_utf8_lossy(key), result.err());
                     tracing::warn!(%key, ?error, "a row of topic `{SCHEMAS}` cannot be read as a schema");
                 }
             }

@@ -129,6 +129,9 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     pub fail_on_dead_letters: Option<u64>,
+    /// Let sinks without state write next to the output of earlier runs, which repeats its records
+    #[arg(long)]
+    pub append: bool,
     /// Give this worker a new id, for a data directory that was copied from another worker
     #[arg(long)]
     pub new_worker_id: bool,
@@ -152,6 +155,9 @@ struct SnapshotArgs {
     /// SQL condition on the rows of all these tables: the text after WHERE
     #[arg(long = "where", value_name = "CONDITION")]
     condition: Option<String>,
+    /// At the end of the snapshot, emit deletes for the rows in the topic that no longer exist
+    #[arg(long, conflicts_with = "condition")]
+    with_deletes: bool,
     /// Print the tables as JSON on stdout
     #[arg(long)]
     json: bool,

@@ -16,6 +16,7 @@ use super::{Exit, RunArgs};
 use crate::config::{HttpSetting, Settings};
 use crate::http::{self, Served};
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
+use crate::kafka::wait_for_closed_clients;
 use crate::plan::Loaded;
 use crate::stage::StopSignal;
 use crate::worker::{
@@ -69,12 +70,14 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
         brokers,
         sets: received_sets,
         until_idle: args.until_idle,
+        append: args.append,
         runtime: runtime.handle().clone(),
         stop: stop.clone(),
         overview,
     };
     let outcome = worker::run(options, &data);
     if let Some(broker) = embedded {
+        wait_for_closed_clients(CLOSE_LIMIT);
         broker.stop();
     }
     // Background work that is unfinished now has no effect.
@@ -168,6 +171,9 @@ fn first_set(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
     }
     Some(PipelineSet { pipelines, retry_failed: false })
 }
+
+/// Time for the worker's clients to close before the embedded broker stops.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Signals within this time are one request.
 const SAME_SIGNAL: Duration = Duration::from_millis(200);

@@ -17,7 +17,7 @@ use crate::checkpoint::{CHECKPOINTS, Positions};
 use crate::config::Settings;
 use crate::kafka::{Cluster, TransactionalProducer};
 use crate::plan::{Pipeline, SourcePlan};
-use crate::stage::component_name;
+use crate::stage::{PendingDeletes, component_name};
 
 /// The request is a few records.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -46,7 +46,7 @@ pub(super) fn snapshot(args: &SnapshotArgs, settings: &Settings) -> Exit {
     };
     let task = component_name(&settings.cluster, &pipeline.name, &source.name);
     let request = SnapshotRequest { tables: &args.tables, condition: args.condition.as_deref() };
-    match request_snapshot(&cluster, &task, source, &request) {
+    match request_snapshot(&cluster, &task, source, &request, args.with_deletes) {
         Ok(tables) if args.json => print_data(&format!("{}\n", serde_json::json!({ "tables": tables }))),
         Ok(tables) => print_data(&tables.iter().map(|name| format!("{name}\n")).collect::<String>()),
         Err(error) => report_error(&error),
@@ -75,6 +75,7 @@ fn request_snapshot(
     task: &str,
     source: &SourcePlan,
     request: &SnapshotRequest<'_>,
+    with_deletes: bool,
 ) -> Result<Vec<String>> {
     let Some(snapshots) = source.spec.snapshots().filter(|_| source.spec.placement() == Placement::Anywhere) else {
         let message =
@@ -96,14 +97,22 @@ fn request_snapshot(
     // The producer has ended the last owner's transactions, so this position is the newest one and
     // stays it.
     let positions = Positions::load(cluster, task, task)?;
-    let changes = snapshots.request(request, &positions.parts)?;
+    let mut changes = snapshots.request(request, &positions.parts)?;
+    let tables: Vec<String> = changes.iter().map(|change| change.key.clone()).collect();
+    for table in &tables {
+        // A request without deletes replaces one with deletes.
+        changes.push(match with_deletes {
+            true => PendingDeletes::begin(cluster, &source.topic, snapshots, table)?.stored(table)?,
+            false => PendingDeletes::removed(table),
+        });
+    }
     positions.write(&mut producer, &changes, &positions.counters)?;
     producer.commit()?;
     let name = |key: &str| key.split_once('/').map_or(key, |(_, name)| name).to_owned();
-    if changes.is_empty() {
+    if tables.is_empty() {
         return Err(Error::internal("snapshot.nothing", "the request names no tables"));
     }
-    Ok(changes.iter().map(|change| name(&change.key)).collect())
+    Ok(tables.iter().map(|table| name(table)).collect())
 }
 
 /// Asks the source's system whether it accepts the condition. If this machine cannot reach that

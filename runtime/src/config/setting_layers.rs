@@ -88,6 +88,11 @@ impl Layer {
         }
     }
 
+    /// Whether the layer sets `node`.
+    pub(super) fn sets_node(&self) -> bool {
+        self.node.is_some()
+    }
+
     /// Reads a layer and reports its unknown keys. Relative paths start from the section's base.
     fn read(section: Section<'_>) -> Self {
         let path = |key| section.optional::<PathBuf>(key).map(|path| from_base(section.base, path));

@@ -33,7 +33,7 @@ pub const SETTINGS: &[OptionSpec] = &[
         "node",
         "name",
         "host name",
-        "Name of this machine. Log files are read per node: workers of one node share its files.",
+        "Name of this machine. Log files are read per node: workers of one node share its files. The data directory keeps the host name of its first run.",
         "\"web-1\"",
     ),
     OptionSpec::with_default(

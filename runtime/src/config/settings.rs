@@ -32,6 +32,9 @@ pub struct Settings {
     pub cluster: String,
     /// Name of this machine, for sources that read its files: the host name by default.
     pub node: String,
+    /// No layer sets `node`.
+    #[serde(skip)]
+    pub is_default_node: bool,
     /// The byte budget of all buffers (I6).
     #[serde(deserialize_with = "byte_size")]
     pub memory: ByteSize,
@@ -134,6 +137,7 @@ impl Settings {
             data,
             cluster,
             node,
+            is_default_node: _,
             memory,
             commit_interval,
             max_initial_failures,
@@ -179,11 +183,13 @@ impl Settings {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let settings = Figment::from(Serialized::defaults(Layer::declared_defaults()))
+        let is_default_node = ![&file, &environment, &flags].iter().any(|layer| layer.sets_node());
+        let settings: Result<Self, _> = Figment::from(Serialized::defaults(Layer::declared_defaults()))
             .merge(Serialized::defaults(file))
             .merge(Serialized::defaults(environment))
             .merge(Serialized::defaults(flags))
             .extract();
+        let settings = settings.map(|settings| Self { is_default_node, ..settings });
         settings.map_err(|error| vec![problem_at(None, "config.settings", error.to_string(), None)])
     }
 }

@@ -39,7 +39,7 @@ mod topic_limits;
 mod unassigned;
 
 pub use admin::{Admin, EnsuredTopics, TopicSpec};
-pub use client::{Cluster, DUPLICATE_WORKER};
+pub use client::{Cluster, DUPLICATE_WORKER, wait_for_closed_clients};
 pub use consumer::{FillLimits, GroupConsumer};
 pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;

@@ -156,9 +156,7 @@ impl TransactionalProducer {
     /// buffer is full. A record that is too large for its topic is refused before anything is sent,
     /// and the transaction can continue without it.
     pub fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SendError> {
-        if is_larger_than(record, self.batch_bytes) {
-            check(record, self.limit_of(record.topic)?, self.compresses).map_err(SendError::TooLarge)?;
-        }
+        self.check(record)?;
         self.begin()?;
         if self.bytes_since_check >= self.max_in_flight_bytes / 8 {
             self.bytes_since_check = 0;
@@ -173,6 +171,14 @@ impl TransactionalProducer {
         if self.records.is_multiple_of(1024) {
             poll(&self.producer, Duration::ZERO);
             self.check_delivery()?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a record is not too large for its topic.
+    pub fn check(&mut self, record: &ProducerRecord<'_>) -> Result<(), SendError> {
+        if is_larger_than(record, self.batch_bytes) {
+            check(record, self.limit_of(record.topic)?, self.compresses).map_err(SendError::TooLarge)?;
         }
         Ok(())
     }

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Batch, Error, Result};
 
 use super::client::{CALL_TIMEOUT, ClientLog, Cluster, close_in_background};
 
@@ -52,6 +52,71 @@ pub fn read(cluster: &Cluster, topic: &str, partition: Option<i32>, prefix: &[u8
     // A starting stage need not wait for this.
     let _ = close_in_background((committed, uncommitted));
     Ok(rows)
+}
+
+/// The ends of a topic's partitions; none if the topic does not exist.
+pub fn ends(cluster: &Cluster, topic: &str) -> Result<Vec<i64>> {
+    let reader = Reader::new(cluster, "read_uncommitted")?;
+    let mut partitions = reader.partitions_of(topic)?;
+    partitions.sort_unstable();
+    partitions.into_iter().map(|partition| Ok(reader.watermarks(topic, partition)?.1)).collect()
+}
+
+/// Passes the committed records of a partition in a range of offsets to `on_record`, in order.
+pub fn scan_range(
+    cluster: &Cluster,
+    topic: &str,
+    partition: i32,
+    (from, end): (i64, i64),
+    on_record: &mut dyn FnMut(&ScannedRecord<'_>) -> Result<()>,
+) -> Result<()> {
+    let reader = Reader::new(cluster, "read_committed")?;
+    let (low, _) = reader.watermarks(topic, partition)?;
+    if low.max(from) >= end {
+        return Ok(());
+    }
+    reader.read_partition(topic, partition, (low.max(from), end), |message| {
+        // The reader returns what follows the range too.
+        if message.offset() < end { on_record(&ScannedRecord(message)) } else { Ok(()) }
+    })
+}
+
+/// A record that [`scan_range`] has read.
+pub struct ScannedRecord<'m>(&'m BorrowedMessage<'m>);
+
+impl ScannedRecord<'_> {
+    /// Its offset.
+    pub fn offset(&self) -> i64 {
+        self.0.offset()
+    }
+
+    /// Its key.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.0.key()
+    }
+
+    /// Whether it has all of these headers.
+    pub fn has_headers(&self, expected: &[(&str, String)]) -> bool {
+        let Some(headers) = self.0.headers() else { return expected.is_empty() };
+        expected.iter().all(|(name, value)| {
+            headers.iter().any(|header| header.key == *name && header.value == Some(value.as_bytes()))
+        })
+    }
+
+    /// Adds it to a batch.
+    pub fn copy_to(&self, batch: &mut Batch) {
+        let mut record = batch.record();
+        if let Some(key) = self.0.key() {
+            record.key(key);
+        }
+        if let Some(value) = self.0.payload() {
+            record.value(value);
+        }
+        for header in self.0.headers().into_iter().flat_map(|headers| headers.iter()) {
+            record.header(header.key, header.value);
+        }
+        record.finish();
+    }
 }
 
 /// Passes the records of a topic that exist now, partition by partition, in order.

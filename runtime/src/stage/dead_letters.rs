@@ -5,8 +5,10 @@
 //! cover them, so that none is lost and none comes twice. They carry Kafka Connect's
 //! `__connect.errors.*` headers, so that existing tools read them, and the record as it came.
 
+use trunkline_connector::batch::Headers;
 use trunkline_connector::{Error, RecordRef, Rejections, Result};
 
+use super::careful::RECORD_REJECTED;
 use crate::checkpoint::ComponentCounters;
 use crate::kafka::{ProducerRecord, RecordTooLarge, SendError, TransactionalProducer};
 use crate::plan::OnError;
@@ -39,7 +41,7 @@ impl DeadLetters {
             OnError::Stop => {
                 let message =
                     format!("`{component}` rejected {}: {} [{}]", describe(first), reason.message, reason.code);
-                return Err(Error::data("stage.record_rejected", format!("{message}; on_error = \"stop\"")));
+                return Err(Error::data(RECORD_REJECTED, format!("{message}; on_error = \"stop\"")));
             }
             OnError::Skip => counters.dropped += rejected.len() as u64,
             OnError::DeadLetter => {
@@ -59,6 +61,11 @@ impl DeadLetters {
             reason.message
         );
         Ok(())
+    }
+
+    /// Number of dead letters.
+    pub(super) fn len(&self) -> usize {
+        self.origins.len()
     }
 
     /// Bytes of the records (I6).
@@ -84,7 +91,7 @@ impl DeadLetters {
                 ("__connect.errors.stage", origin.stage.as_bytes()),
                 ("__connect.errors.class.name", b"trunkline"),
                 ("__connect.errors.exception.class.name", reason.code.as_bytes()),
-                ("__connect.errors.exception.message", reason.message.as_bytes()),
+                (MESSAGE, reason.message.as_bytes()),
             ];
             if record.entry().offset >= 0 {
                 headers.push(("__connect.errors.topic", record.topic().as_bytes()));
@@ -121,14 +128,34 @@ impl DeadLetters {
 /// Room for the encoding of a truncated dead letter: its added header and the length fields.
 const TRUNCATION_ROOM: usize = 1 << 10;
 
-/// Sends a dead letter that its topic does not accept with as much of its content as fits. Its
-/// original headers are left out, and the header `trunkline.truncated` has its original size.
+/// The header with the reason of a dead letter.
+const MESSAGE: &str = "__connect.errors.exception.message";
+
+/// Sends a dead letter that its topic does not accept with as much of its content as fits. The
+/// headers that state its position stay (`trunkline.path`, `trunkline.offset`), and the header
+/// `trunkline.truncated` has its original size.
 fn send_truncated(
     producer: &mut TransactionalProducer,
     dead_letter: &ProducerRecord<'_>,
     refused: &RecordTooLarge,
 ) -> Result<()> {
-    let added: usize = dead_letter.more_headers.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
+    // Messages and paths are bounded too, so that the dead letter fits in any case.
+    let part = refused.limit / 4;
+    let size = refused.bytes.to_string();
+    let mut headers: Vec<(&str, &[u8])> = vec![("trunkline.truncated", size.as_bytes())];
+    for (name, value) in dead_letter.more_headers {
+        let len = if *name == MESSAGE { value.len().min(part) } else { value.len() };
+        headers.push((name, &value[..len]));
+    }
+    let mut kept = 0;
+    for (name, value) in Headers::over(dead_letter.headers) {
+        let value = value.unwrap_or_default();
+        if name.starts_with("trunkline.") && kept + header_bytes(name, value) <= part {
+            kept += header_bytes(name, value);
+            headers.push((name, value));
+        }
+    }
+    let added: usize = headers.iter().map(|(name, value)| header_bytes(name, value)).sum();
     let mut room = refused.limit.saturating_sub(added + TRUNCATION_ROOM);
     let mut cut = |part: Option<&'_ [u8]>| -> Option<usize> {
         part.map(|part| {
@@ -138,9 +165,6 @@ fn send_truncated(
         })
     };
     let (key_len, value_len) = (cut(dead_letter.key), cut(dead_letter.value));
-    let size = refused.bytes.to_string();
-    let mut headers = dead_letter.more_headers.to_vec();
-    headers.push(("trunkline.truncated", size.as_bytes()));
     let truncated = ProducerRecord {
         key: dead_letter.key.zip(key_len).map(|(key, len)| &key[..len]),
         value: dead_letter.value.zip(value_len).map(|(value, len)| &value[..len]),
@@ -149,6 +173,11 @@ fn send_truncated(
         ..*dead_letter
     };
     Ok(producer.send(&truncated)?)
+}
+
+/// Size of a header with its length fields.
+fn header_bytes(name: &str, value: &[u8]) -> usize {
+    name.len() + value.len() + 10
 }
 
 /// The origin of a record, for messages.

@@ -6,6 +6,7 @@
 //! another machine are therefore the same.
 
 mod backoff;
+mod careful;
 mod chain;
 mod commit_timer;
 mod dead_letters;
@@ -16,6 +17,7 @@ mod output;
 mod partitioner;
 mod routes;
 mod sink;
+mod snapshot_deletes;
 mod source;
 mod status;
 mod stop_signal;
@@ -26,6 +28,7 @@ mod worker_context;
 
 pub use names::{Names, component_name};
 pub use sink::SinkStage;
+pub(crate) use snapshot_deletes::PendingDeletes;
 pub use source::SourceStage;
 pub use status::{CommitDurations, StageKind, StageSnapshot, StageState, StageStatus};
 pub use stop_signal::StopSignal;

@@ -40,16 +40,37 @@ impl Topics {
 
     /// Sends a batch in the producer's open transaction, each record to the topic of its template.
     /// Returns the records that cannot be sent: their template has no value or gives an invalid
-    /// topic name, or their topic does not accept their size.
+    /// topic name, or their topic does not accept their size. `atomic`: if one cannot be sent, none
+    /// is.
     pub(super) fn send<'t>(
         &mut self,
         producer: &mut TransactionalProducer,
         batch: &Batch,
+        atomic: bool,
         topic_of: impl Fn(RecordRef<'_>) -> &'t Template,
         timestamp_of: impl Fn(RecordRef<'_>) -> Option<i64>,
     ) -> Result<Rejections> {
-        let mut rendered = String::new();
         let mut rejected = Rejections::default();
+        if atomic {
+            self.send_or_check(producer, batch, true, &topic_of, &timestamp_of, &mut rejected)?;
+        }
+        if rejected.is_empty() {
+            self.send_or_check(producer, batch, false, &topic_of, &timestamp_of, &mut rejected)?;
+        }
+        Ok(rejected)
+    }
+
+    /// Sends a batch, or only checks whether its records can be sent.
+    fn send_or_check<'t>(
+        &mut self,
+        producer: &mut TransactionalProducer,
+        batch: &Batch,
+        checks_only: bool,
+        topic_of: &impl Fn(RecordRef<'_>) -> &'t Template,
+        timestamp_of: &impl Fn(RecordRef<'_>) -> Option<i64>,
+        rejected: &mut Rejections,
+    ) -> Result<()> {
+        let mut rendered = String::new();
         for record in batch.iter() {
             let template = topic_of(record);
             let topic = match template.constant() {
@@ -64,7 +85,7 @@ impl Topics {
                     &rendered
                 }
             };
-            let sent = producer.send(&ProducerRecord {
+            let output = ProducerRecord {
                 topic,
                 partition: partition_of(record, self.partitions(topic)?),
                 timestamp: timestamp_of(record),
@@ -72,7 +93,8 @@ impl Topics {
                 value: record.value(),
                 headers: record.header_block(),
                 more_headers: &[],
-            });
+            };
+            let sent = if checks_only { producer.check(&output) } else { producer.send(&output) };
             match sent {
                 Ok(()) => {}
                 Err(SendError::TooLarge(refused)) => {
@@ -81,7 +103,7 @@ impl Topics {
                 Err(SendError::Failed(error)) => return Err(error),
             }
         }
-        Ok(rejected)
+        Ok(())
     }
 }
 

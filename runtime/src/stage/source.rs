@@ -6,27 +6,31 @@
 //! memory stays bounded.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use trunkline_connector::{
-    Batch, Error, Fill, MemoryBudget, Placement, PositionChange, RecordRef, Reservation, Result, Schema, Source,
-    SourceBatch, SourceContext, SourceLag, failpoint,
+    Batch, Domain, Error, Fill, MemoryBudget, Placement, PositionChange, RecordRef, Reservation, Result, Schema,
+    Source, SourceBatch, SourceContext, SourceLag, failpoint,
 };
 
+use super::careful::{Mark, RECORD_REJECTED, run_until_rejection};
 use super::chain::Chain;
 use super::commit_timer::CommitTimer;
 use super::dead_letters::DeadLetters;
 use super::first_records;
 use super::output::Topics;
+use super::partitioner::partition_of;
+use super::snapshot_deletes::{PendingDeletes, Search, without_entries};
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
 use super::supervise::Stage;
 use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
-use crate::kafka::TransactionalProducer;
+use crate::kafka::{ProducerRecord, TransactionalProducer};
 use crate::plan::{Branch, Route, SourcePlan};
 
 /// Deadline of a fill: bounds how late a stop is noticed.
@@ -47,6 +51,19 @@ pub struct SourceStage {
 
 impl Stage for SourceStage {
     fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
+        run_until_rejection(stop, |one_by_one| self.run_once(context, stop, status, one_by_one))
+    }
+}
+
+impl SourceStage {
+    /// Runs from the committed position. `one_by_one`: each batch has one record.
+    fn run_once(
+        &self,
+        context: &WorkerContext,
+        stop: &StopSignal,
+        status: &StageStatus,
+        one_by_one: bool,
+    ) -> Result<()> {
         let task = match self.plan.spec.placement() {
             Placement::EveryNode => context.names.node_task(&self.pipeline, &self.plan.name),
             // One position in the cluster: the next worker continues from it and fences the last
@@ -57,14 +74,19 @@ impl Stage for SourceStage {
             TransactionalProducer::new(&context.cluster, &task, CHECKPOINTS, context.share.client_buffer_bytes)?;
         failpoint!("source.assign.after")?;
         let positions = Positions::load(&context.cluster, &task, &task)?;
+        if positions.parts.is_empty() && self.plan.spec.placement() == Placement::EveryNode {
+            self.warn_of_renamed_node(context, status)?;
+        }
         let source = self.plan.spec.open(SourceContext {
             task: task.clone(),
-            position: positions.parts.clone(),
+            position: without_entries(&positions.parts),
             until_idle: context.until_idle,
             budget: context.budget.clone(),
             runtime: context.runtime.clone(),
             scratch: context.scratch(&status.name())?,
         })?;
+        let deletes = PendingDeletes::read(&positions.parts)?;
+        let scratch = context.scratch(&format!("{}.deletes", status.name()))?;
         let (acknowledge, committed) = std::sync::mpsc::channel();
         let mut writer = Writer {
             stage: self,
@@ -77,13 +99,19 @@ impl Stage for SourceStage {
             commit_timer: CommitTimer::new(self.plan.commit_interval.unwrap_or(context.commit_interval)),
             status,
             acknowledge,
+            one_by_one,
+            delivered: 0,
+            deletes,
+            scratch,
+            stop,
         };
         for schema in self.plan.spec.schemas() {
             writer.publish_schema(&schema)?;
         }
         writer.commit()?;
+        writer.delete_gone_rows()?;
 
-        let limits = (context.share.batch_bytes, BATCH_RECORDS);
+        let limits = (context.share.batch_bytes, if one_by_one { 1 } else { BATCH_RECORDS });
         let abandoned = AtomicBool::new(false);
         let (full, filled) = sync_channel::<Result<Filled>>(2);
         let (returned, empty) = std::sync::mpsc::channel::<SourceBatch>();
@@ -101,6 +129,30 @@ impl Stage for SourceStage {
             }
             outcome
         })
+    }
+}
+
+impl SourceStage {
+    /// Warns before the first start of this node if another node has read data that this one has.
+    fn warn_of_renamed_node(&self, context: &WorkerContext, status: &StageStatus) -> Result<()> {
+        const SHOWN: usize = 3;
+        let component = context.names.component(&self.pipeline, &self.plan.name);
+        for (node, position) in Positions::by_node(&context.cluster, &component)? {
+            let shared = self.plan.spec.shared_data(&position);
+            if shared.is_empty() {
+                continue;
+            }
+            let more = shared.len().saturating_sub(SHOWN);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            tracing::warn!(
+                stage = status.name(),
+                "the node `{}` reads again, from the beginning, what the node `{node}` has read: {}{more}. If this machine \
+                 was renamed, stop the worker and set `node = \"{node}\"`",
+                context.names.node,
+                shared[..shared.len().min(SHOWN)].join(", ")
+            );
+        }
+        Ok(())
     }
 }
 
@@ -175,6 +227,13 @@ struct Writer<'a> {
     status: &'a StageStatus,
     /// Reports committed position changes to the reader, for [`Source::committed`].
     acknowledge: Sender<Vec<PositionChange>>,
+    one_by_one: bool,
+    /// The records of the last batch that were sent.
+    delivered: u64,
+    /// Snapshots that delete the rows that they do not find, by table.
+    deletes: BTreeMap<String, PendingDeletes>,
+    scratch: PathBuf,
+    stop: &'a StopSignal,
 }
 
 impl Writer<'_> {
@@ -192,7 +251,8 @@ impl Writer<'_> {
                         self.commit()?;
                         return Err(error);
                     }
-                    self.produce(&mut filled.batch)?;
+                    self.produce_or_stop(&mut filled.batch)?;
+                    self.delete_gone_rows()?;
                     filled.batch.clear();
                     // The reader may have ended; the memory is then released.
                     let _ = returned.send(filled.batch);
@@ -221,13 +281,31 @@ impl Writer<'_> {
         }
     }
 
+    /// Produces a batch. If its only record is rejected and stops the source, the records before it
+    /// are committed.
+    fn produce_or_stop(&mut self, batch: &mut SourceBatch) -> Result<()> {
+        let mark = self.one_by_one.then(|| Mark::of(&self.pending.counters, &self.pending.dead_letters));
+        let outcome = self.produce(batch);
+        if let (Err(error), Some(mark)) = (&outcome, mark)
+            && error.code == RECORD_REJECTED
+            && mark.undo(self.delivered, &mut self.pending.counters, &self.pending.dead_letters)
+        {
+            self.commit()?;
+        }
+        outcome
+    }
+
     fn produce(&mut self, batch: &mut SourceBatch) -> Result<()> {
+        self.delivered = 0;
         if batch.is_empty() {
             return Ok(());
         }
         self.commit_timer.mark_pending();
         for schema in std::mem::take(&mut batch.schemas) {
             self.publish_schema(&schema)?;
+        }
+        for table in std::mem::take(&mut batch.snapshot_begins) {
+            self.begin_deletes(&table)?;
         }
         let plan = &self.stage.plan;
         let Pending { counters, dead_letters, .. } = &mut self.pending;
@@ -237,7 +315,8 @@ impl Writer<'_> {
         own.out += emitted;
         own.dropped += batch.dropped;
         dead_letters.route_rejections(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
-        let (producer, topics) = (&mut self.producer, &mut self.topics);
+        let (producer, topics, delivered) = (&mut self.producer, &mut self.topics, &mut self.delivered);
+        let atomic = self.one_by_one;
         failpoint!("source.produce.before")?;
         let mut send = |out: &Batch, counters: &mut Counters, dead_letters: &mut DeadLetters| {
             // Records get the time of production. Kafka's retention deletes by this time: with the
@@ -246,7 +325,10 @@ impl Writer<'_> {
                 let port = usize::from(record.entry().port).checked_sub(1);
                 port.and_then(|port| plan.port_topics.get(port)).map_or(&plan.topic, |(_, topic)| topic)
             };
-            let rejected = topics.send(producer, out, topic_of, |_| None)?;
+            let rejected = topics.send(producer, out, atomic, topic_of, |_| None)?;
+            if !atomic || rejected.is_empty() {
+                *delivered += out.len() as u64;
+            }
             let own = counters.of(&plan.name);
             // These records were counted as out when they were read.
             own.out -= (rejected.len() as u64).min(own.out);
@@ -260,7 +342,84 @@ impl Writer<'_> {
         for PositionChange { key, value } in batch.position.drain(..) {
             self.pending.position.insert(key, value);
         }
+        for table in batch.snapshot_ends.drain(..) {
+            if let Some(pending) = self.deletes.get_mut(&table) {
+                pending.is_due = true;
+                let PositionChange { key, value } = pending.stored(&table)?;
+                self.pending.position.insert(key, value);
+            }
+        }
         Ok(())
+    }
+
+    /// Prepares the deletes of a table whose snapshot starts again.
+    fn begin_deletes(&mut self, table: &str) -> Result<()> {
+        let plan = &self.stage.plan;
+        let Some(snapshots) = plan.spec.snapshots() else { return Ok(()) };
+        match PendingDeletes::begin(&self.context.cluster, &plan.topic, snapshots, table) {
+            Ok(pending) => {
+                let PositionChange { key, value } = pending.stored(table)?;
+                self.pending.position.insert(key, value);
+                self.deletes.insert(table.to_owned(), pending);
+                Ok(())
+            }
+            Err(error) if error.domain == Domain::Config => {
+                tracing::warn!(stage = self.status.name(), %error, "rows that no longer exist are not deleted: {table}");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the deletes of the rows that completed snapshots did not find.
+    fn delete_gone_rows(&mut self) -> Result<()> {
+        let is_due = |(_, pending): &(&String, &PendingDeletes)| pending.is_due;
+        let due: Vec<String> = self.deletes.iter().filter(is_due).map(|(table, _)| table.clone()).collect();
+        for table in due {
+            let Some(pending) = self.deletes.remove(&table) else { continue };
+            self.commit()?;
+            let spec = Arc::clone(&self.stage.plan.spec);
+            let Some(snapshots) = spec.snapshots() else { continue };
+            let scratch = self.scratch.clone();
+            let (cluster, stop) = (self.context.cluster.clone(), self.stop);
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+            let now = i64::try_from(now).unwrap_or(i64::MAX);
+            let search = Search { cluster: &cluster, snapshots, scratch: &scratch, stop, now };
+            let mut count = 0;
+            pending.find(&search, &table, |deletes| {
+                count += deletes.len();
+                self.send_deletes(pending.topic(), deletes)
+            })?;
+            let PositionChange { key, value } = PendingDeletes::removed(&table);
+            self.pending.position.insert(key, value);
+            self.commit()?;
+            tracing::info!(
+                stage = self.status.name(),
+                records = count,
+                "deleted the rows that the snapshot did not find: {table}"
+            );
+        }
+        Ok(())
+    }
+
+    fn send_deletes(&mut self, topic: &str, deletes: &Batch) -> Result<()> {
+        self.commit_timer.mark_pending();
+        let partitions = self.topics.partitions(topic)?;
+        for record in deletes.iter() {
+            self.producer.send(&ProducerRecord {
+                topic,
+                partition: partition_of(record, partitions),
+                timestamp: None,
+                key: record.key(),
+                value: record.value(),
+                headers: record.header_block(),
+                more_headers: &[],
+            })?;
+        }
+        let own = self.pending.counters.of(&self.stage.plan.name);
+        own.records_in += deletes.len() as u64;
+        own.out += deletes.len() as u64;
+        if self.commit_timer.is_due(self.producer.transaction_bytes()) { self.commit() } else { Ok(()) }
     }
 
     fn publish_schema(&mut self, schema: &Arc<Schema>) -> Result<()> {

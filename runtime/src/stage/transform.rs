@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::{Batch, RecordRef, Result, TopicPartition, failpoint};
 
+use super::careful::{Mark, RECORD_REJECTED, run_until_rejection, single};
 use super::chain::RunningTransform;
 use super::commit_timer::CommitTimer;
 use super::dead_letters::DeadLetters;
@@ -44,6 +45,19 @@ pub struct TransformStage {
 
 impl Stage for TransformStage {
     fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
+        run_until_rejection(stop, |one_by_one| self.run_once(context, stop, status, one_by_one))
+    }
+}
+
+impl TransformStage {
+    /// Runs from the committed offsets. `one_by_one`: each record is processed separately.
+    fn run_once(
+        &self,
+        context: &WorkerContext,
+        stop: &StopSignal,
+        status: &StageStatus,
+        one_by_one: bool,
+    ) -> Result<()> {
         let component = context.names.component(&self.pipeline, &self.plan.name);
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
         let producer =
@@ -69,6 +83,8 @@ impl Stage for TransformStage {
             topics: Topics::new(context, self.plan.partitions),
             partitions: BTreeMap::new(),
             commit_timer: CommitTimer::new(context.commit_interval),
+            one_by_one,
+            delivered: 0,
         };
         let outcome = task.run(stop);
         if outcome.is_ok() {
@@ -104,6 +120,9 @@ struct TransformTask<'a> {
     topics: Topics,
     partitions: BTreeMap<TopicPartition, PartitionState>,
     commit_timer: CommitTimer,
+    one_by_one: bool,
+    /// The records that the last batch became and that were sent.
+    delivered: u64,
 }
 
 impl TransformTask<'_> {
@@ -127,7 +146,11 @@ impl TransformTask<'_> {
                     self.commit()?;
                     return Err(error);
                 }
-                self.process(partition, batch)?;
+                if self.one_by_one {
+                    self.process_one_by_one(partition, batch)?;
+                } else {
+                    self.process(partition, batch)?;
+                }
                 batch.clear();
             }
             if self.commit_timer.is_due(self.producer.transaction_bytes()) {
@@ -142,7 +165,28 @@ impl TransformTask<'_> {
         }
     }
 
+    /// Processes each record separately. If one is rejected and stops the stage, the records before
+    /// it are committed.
+    fn process_one_by_one(&mut self, partition: &TopicPartition, batch: &Batch) -> Result<()> {
+        for record in batch.iter() {
+            let Some(state) = self.partitions.get(partition) else { return Ok(()) };
+            let (mark, next) = (Mark::of(&state.pending, &state.dead_letters), state.next);
+            let outcome = self.process(partition, &mut single(record));
+            if let Err(error) = &outcome
+                && error.code == RECORD_REJECTED
+                && let Some(state) = self.partitions.get_mut(partition)
+                && mark.undo(self.delivered, &mut state.pending, &state.dead_letters)
+            {
+                state.next = next;
+                self.commit()?;
+            }
+            outcome?;
+        }
+        Ok(())
+    }
+
     fn process(&mut self, partition: &TopicPartition, batch: &mut Batch) -> Result<()> {
+        self.delivered = 0;
         let Some(state) = self.partitions.get_mut(partition) else { return Ok(()) };
         let Some(last) = batch.entries().last() else { return Ok(()) };
         state.next = Some(last.offset + 1);
@@ -150,6 +194,7 @@ impl TransformTask<'_> {
         failpoint!("transform.produce.before")?;
         let chain = self.routes.chain(&partition.topic)?;
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
+        let (delivered, atomic) = (&mut self.delivered, self.one_by_one);
         chain.run(batch, &mut state.pending, &mut state.dead_letters, &mut |out, counters, dead_letters| {
             own.process(out, counters, dead_letters)?;
             let port_topics = &plan.port_topics;
@@ -157,7 +202,10 @@ impl TransformTask<'_> {
                 let port = record.entry().port;
                 port_topics.iter().find(|(known, _)| *known == port).map_or(&plan.topic, |(_, topic)| topic)
             };
-            let rejected = topics.send(producer, out, topic_of, |record| record.timestamp())?;
+            let rejected = topics.send(producer, out, atomic, topic_of, |record| record.timestamp())?;
+            if !atomic || rejected.is_empty() {
+                *delivered += out.len() as u64;
+            }
             let own = counters.of(&plan.name);
             own.out -= (rejected.len() as u64).min(own.out);
             dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &rejected, own)

@@ -36,6 +36,8 @@ pub struct WorkerContext {
     pub max_initial_failures: u64,
     /// The run ends when everything that exists has been processed.
     pub until_idle: bool,
+    /// Sinks may write next to output of which the cluster has no state.
+    pub append: bool,
     /// Set when the worker stops.
     pub stop: StopSignal,
     /// Scratch space; each task has a folder in it.

@@ -31,6 +31,7 @@ pub struct DataDir {
     worker_id: String,
     scratch: PathBuf,
     plugins: PathBuf,
+    node: PathBuf,
     addresses: PathBuf,
     _lock: File,
 }
@@ -79,7 +80,11 @@ impl DataDir {
             create_private_folder(folder).map_err(|error| io_error("create", folder, &error))?;
         }
         let worker_id = worker_id(&path.join("worker-id"), new_worker_id)?;
-        Ok(Self { worker_id, scratch, plugins, addresses: path.join(ADDRESSES), _lock: lock })
+        let node = path.join("node");
+        if new_worker_id {
+            remove_if_present(&node)?;
+        }
+        Ok(Self { worker_id, scratch, plugins, node, addresses: path.join(ADDRESSES), _lock: lock })
     }
 
     /// Publishes where this worker can be reached, for commands on the same machine.
@@ -116,6 +121,33 @@ impl DataDir {
     /// The worker's id. It is random, and stays the same for this directory.
     pub fn worker_id(&self) -> &str {
         &self.worker_id
+    }
+
+    /// The name of this node: the configured one, or, if `is_default` (the host name), the one of the
+    /// last run. A position of log files belongs to a node: with another name they are read again.
+    pub fn node(&self, configured: &str, is_default: bool) -> Result<String> {
+        let stored = match std::fs::read_to_string(&self.node) {
+            Ok(text) => Some(text.trim().to_owned()).filter(|text| !text.is_empty()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io_error("read", &self.node, &error)),
+        };
+        match stored {
+            Some(stored) if stored == configured => return Ok(stored),
+            Some(stored) if is_default => {
+                tracing::warn!(
+                    "the host name was `{stored}` and is now `{configured}`; this worker keeps the node name `{stored}`, \
+                     under which the positions of its log files are stored. Set `node` to choose the name"
+                );
+                return Ok(stored);
+            }
+            Some(stored) => tracing::warn!(
+                "the setting `node` was `{stored}` and is now `{configured}`: log files are read again from their \
+                 beginning. To continue where the worker was, set `node = \"{stored}\"`"
+            ),
+            None => {}
+        }
+        replace_file(&self.node, configured.as_bytes()).map_err(|error| io_error("write", &self.node, &error))?;
+        Ok(configured.to_owned())
     }
 
     /// The folder for the temporary files of tasks. It is empty after the start.
@@ -188,6 +220,13 @@ fn replace_file(path: &Path, content: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&temporary, path)
 }
 
+fn remove_if_present(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("remove", path, &error)),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,6 +272,18 @@ mod tests {
         let replaced = DataDir::open(folder.path(), true).unwrap().worker_id().to_owned();
         assert_ne!(replaced, id);
         assert_eq!(open(folder.path()).unwrap().worker_id(), replaced);
+    }
+
+    #[test]
+    fn a_changed_host_name_does_not_change_the_node() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(open(folder.path()).unwrap().node("pod-1", true).unwrap(), "pod-1");
+        assert_eq!(open(folder.path()).unwrap().node("pod-2", true).unwrap(), "pod-1");
+        // A configured name takes precedence, and is then kept.
+        assert_eq!(open(folder.path()).unwrap().node("rack-7", false).unwrap(), "rack-7");
+        assert_eq!(open(folder.path()).unwrap().node("pod-2", true).unwrap(), "rack-7");
+        // A copied directory belongs to another machine.
+        assert_eq!(DataDir::open(folder.path(), true).unwrap().node("pod-2", true).unwrap(), "pod-2");
     }
 
     #[test]

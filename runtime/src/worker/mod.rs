@@ -82,6 +82,8 @@ pub struct WorkerOptions {
     pub sets: Receiver<PipelineSet>,
     /// End when all available records are processed.
     pub until_idle: bool,
+    /// Sinks may write next to output of which the cluster has no state.
+    pub append: bool,
     /// Runs async code.
     pub runtime: tokio::runtime::Handle,
     /// Set it to stop the worker.
@@ -126,13 +128,14 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         schemas: Arc::new(Schemas::new(cluster)),
         names: Names {
             cluster: settings.cluster.clone(),
-            node: settings.node.clone(),
+            node: data.node(&settings.node, settings.is_default_node)?,
             worker: data.worker_id().to_owned(),
         },
         topics: settings.topics.clone(),
         commit_interval: settings.commit_interval,
         max_initial_failures: settings.max_initial_failures,
         until_idle: options.until_idle,
+        append: options.append,
         stop: options.stop.clone(),
         scratch: data.scratch().to_owned(),
         share: resource_share(memory, 1),

@@ -287,6 +287,7 @@ mod tests {
             commit_interval: std::time::Duration::from_secs(1),
             max_initial_failures: 1000,
             until_idle: false,
+            append: false,
             stop: StopSignal::default(),
             scratch: std::env::temp_dir(),
             share: ResourceShare { client_buffer_bytes: 1 << 20, batch_bytes: 1 << 20 },

@@ -14,6 +14,8 @@
 //! 4. [`TwoPhaseSink::commit`] makes the output visible. It may be repeated, also by the next owner
 //!    of the topic partition.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -21,6 +23,7 @@ use serde_json::Value;
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::rejection::Rejections;
+use crate::schema::Schema;
 use crate::sink::{Buffered, TopicPartition};
 
 /// The buffering part of a sink. It runs in the task's own thread and may block there: a call that
@@ -86,6 +89,28 @@ pub trait TwoPhaseSink: SinkWriter {
         let _ = (partition, pending);
         Ok(())
     }
+
+    /// The name of an output of this sink at the destination that holds records of one of these topic
+    /// partitions. The stage asks before it starts without any state of them: all records would be
+    /// written again.
+    fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>> {
+        let _ = partitions;
+        Ok(None)
+    }
+
+    /// The column types that were inferred from records of a topic, if they changed since the last
+    /// call. The stage calls it after [`seal`](TwoPhaseSink::seal), and stores the types with the
+    /// intent.
+    fn inferred_types(&mut self, topic: &Arc<str>) -> Result<Option<Schema>> {
+        let _ = topic;
+        Ok(None)
+    }
+
+    /// The types that a task of this sink has inferred from records of a topic. Called when a topic
+    /// partition was assigned, before its first record, once for each task that stored some.
+    fn restore_types(&mut self, topic: &Arc<str>, types: &Schema) {
+        let _ = (topic, types);
+    }
 }
 
 /// A [`TwoPhaseSink`] whose plans and committables are JSON, as the stage keeps them. Connectors
@@ -101,6 +126,12 @@ pub trait ErasedTwoPhaseSink: SinkWriter {
     fn abort(&mut self, plan: &Value) -> Result<()>;
     /// See [`TwoPhaseSink::recover`].
     fn recover(&mut self, partition: &TopicPartition, pending: &[Value]) -> Result<()>;
+    /// See [`TwoPhaseSink::existing_output`].
+    fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>>;
+    /// See [`TwoPhaseSink::inferred_types`].
+    fn inferred_types(&mut self, topic: &Arc<str>) -> Result<Option<Schema>>;
+    /// See [`TwoPhaseSink::restore_types`].
+    fn restore_types(&mut self, topic: &Arc<str>, types: &Schema);
 }
 
 impl<S: TwoPhaseSink> ErasedTwoPhaseSink for S {
@@ -128,6 +159,18 @@ impl<S: TwoPhaseSink> ErasedTwoPhaseSink for S {
 
     fn recover(&mut self, partition: &TopicPartition, pending: &[Value]) -> Result<()> {
         TwoPhaseSink::recover(self, partition, &pending.iter().map(from_json).collect::<Result<Vec<_>>>()?)
+    }
+
+    fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>> {
+        TwoPhaseSink::existing_output(self, partitions)
+    }
+
+    fn inferred_types(&mut self, topic: &Arc<str>) -> Result<Option<Schema>> {
+        TwoPhaseSink::inferred_types(self, topic)
+    }
+
+    fn restore_types(&mut self, topic: &Arc<str>, types: &Schema) {
+        TwoPhaseSink::restore_types(self, topic, types);
     }
 }
 

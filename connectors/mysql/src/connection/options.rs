@@ -13,6 +13,8 @@ pub(crate) struct ConnectionOptions {
     pub(crate) tls: Tls,
     /// A PEM file with the certificate authorities to trust, instead of the system's.
     pub(crate) tls_ca: Option<PathBuf>,
+    /// PEM files with the client's certificate and its key.
+    pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
 }
 
 /// The protection of a connection.
@@ -36,10 +38,11 @@ impl ConnectionOptions {
     }
 }
 
-/// Reads a PEM file that the option `tls_ca` names.
+/// Reads a PEM file that an option names.
 pub(crate) fn read_pem(option: &str, path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|error| {
+        let code = if option == "tls_ca" { "mysql.tls_ca" } else { "mysql.tls_cert" };
         let path = path.display();
-        Error::config("mysql.tls_ca", format!("`{option}`: cannot read {path}: {error}; name a PEM file"))
+        Error::config(code, format!("`{option}`: cannot read {path}: {error}; name a PEM file"))
     })
 }

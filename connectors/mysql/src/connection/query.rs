@@ -143,6 +143,11 @@ fn connect_options(options: &ConnectionOptions) -> Result<MySqlConnectOptions> {
     if let Some(path) = &options.tls_ca {
         connect = connect.ssl_ca_from_pem(read_pem("tls_ca", path)?);
     }
+    if let Some((certificate, key)) = &options.client_certificate {
+        connect = connect
+            .ssl_client_cert_from_pem(read_pem("tls_cert", certificate)?)
+            .ssl_client_key_from_pem(read_pem("tls_key", key)?);
+    }
     Ok(connect.disable_statement_logging())
 }
 
@@ -162,7 +167,10 @@ fn query_error(options: &ConnectionOptions, action: &str, error: &sqlx::Error) -
     let server = options.server_label();
     let user = &options.address.user;
     if is_server_error(error, ACCESS_DENIED) {
-        let message = format!("{server} rejected the user `{user}`: {error}; correct `url`, or the user's password");
+        let message = format!(
+            "{server} rejected the user `{user}`: {error}; correct `url`, or the user's password; if \
+             the user must present a certificate (REQUIRE X509), set `tls_cert` and `tls_key`"
+        );
         return Error::config("mysql.access_denied", message);
     }
     if [NO_DATABASE_GRANT, NO_TABLE_GRANT, NO_PRIVILEGE].iter().any(|number| is_server_error(error, *number)) {

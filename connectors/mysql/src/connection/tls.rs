@@ -16,7 +16,7 @@ use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
 };
@@ -62,7 +62,7 @@ impl ServerStream {
         let host = &options.address.host;
         let name = ServerName::try_from(host.clone());
         let name = name.map_err(|_| StreamError::Tls(format!("`{host}` is not a valid name of a certificate")))?;
-        let connector = TlsConnector::from(Arc::new(client_config(options.tls, options.tls_ca.as_deref())?));
+        let connector = TlsConnector::from(Arc::new(client_config(options)?));
         let stream = connector.connect(name, stream).await;
         stream.map(|stream| Self::Secure(Box::new(stream))).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => StreamError::Tls(error.to_string()),
@@ -103,7 +103,8 @@ impl AsyncWrite for ServerStream {
     }
 }
 
-fn client_config(tls: Tls, tls_ca: Option<&Path>) -> Result<ClientConfig, StreamError> {
+fn client_config(options: &ConnectionOptions) -> Result<ClientConfig, StreamError> {
+    let (tls, tls_ca) = (options.tls, options.tls_ca.as_deref());
     // Explicit, so that the process-wide default provider does not matter.
     let provider = Arc::new(ring::default_provider());
     let failed = |error: TlsError| StreamError::Tls(error.to_string());
@@ -118,7 +119,18 @@ fn client_config(tls: Tls, tls_ca: Option<&Path>) -> Result<ClientConfig, Stream
             if tls == Tls::VerifyIdentity { verifier } else { Arc::new(AnyName(verifier)) }
         }
     };
-    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    let Some((certificate, key)) = &options.client_certificate else { return Ok(builder.with_no_client_auth()) };
+    let unusable = |option: &str, path: &Path, why: String| {
+        let message = format!("`{option}`: {}: {why}; name a PEM file that is not encrypted", path.display());
+        StreamError::Config(Error::config("mysql.tls_cert", message))
+    };
+    let pem = read_pem("tls_cert", certificate).map_err(StreamError::Config)?;
+    let chain = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| unusable("tls_cert", certificate, error.to_string()))?;
+    let pem = read_pem("tls_key", key).map_err(StreamError::Config)?;
+    let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| unusable("tls_key", key, error.to_string()))?;
+    builder.with_client_auth_cert(chain, private).map_err(|error| unusable("tls_cert", certificate, error.to_string()))
 }
 
 /// The authorities to trust.

@@ -1,5 +1,6 @@
 //! Records of rows: the envelope, values as JSON, and schemas.
 
+pub(crate) mod deletes;
 pub(crate) mod envelope;
 pub(crate) mod json;
 pub(crate) mod options;

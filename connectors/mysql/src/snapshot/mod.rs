@@ -33,7 +33,7 @@ use self::reader::{ReadRequest, ReadResult, Reader};
 use self::tracker::{SnapshotTracker, TableRequest};
 use crate::config::SnapshotMode;
 use crate::connection::query::QueryConnection;
-use crate::position::{StreamState, TablePosition};
+use crate::position::{StreamState, TablePosition, table_key};
 use crate::schema::table_name::TableName;
 
 /// The target size of a chunk. The number of rows follows from the size of the previous chunk's
@@ -336,9 +336,13 @@ impl Snapshot {
         }
         self.emitting.clear();
         for name in &read.names {
-            match read.tables.iter().any(|table| table.name == *name) || read.is_skipped(name) {
-                true => tracker.set(name, TablePosition::Done, out)?,
-                false => tracker.table_dropped(name, out),
+            if read.is_skipped(name) {
+                tracker.set(name, TablePosition::Done, out)?;
+            } else if read.tables.iter().any(|table| table.name == *name) {
+                tracker.set(name, TablePosition::Done, out)?;
+                out.snapshot_ends.push(table_key(name));
+            } else {
+                tracker.table_dropped(name, out);
             }
         }
         Ok(None)
@@ -397,6 +401,7 @@ fn emit_chunk(
     if chunk.pages.is_empty() && chunk.is_last {
         failpoint!("mysql.done.before")?;
         tracker.set(&chunk.table().name, TablePosition::Done, out)?;
+        out.snapshot_ends.push(table_key(&chunk.table().name));
     } else if let Some(literals) = reached {
         tracker.advance(&chunk.table().name, chunk.position(literals), out)?;
     }

@@ -15,6 +15,7 @@ use trunkline_connector::Reason;
 use super::infer::{Inference, feed, plain};
 use super::layout::ColumnLayout;
 use super::strict::StrictDecoders;
+use super::types::KnownTypes;
 
 /// Limit on the values that are decoded at once: 4096 rows with few columns, fewer with many.
 const CHUNK_VALUES: usize = 1 << 16;
@@ -60,7 +61,7 @@ pub fn chunk_len<'a>(layout: &ColumnLayout, records: impl Iterator<Item = &'a [u
 
 impl JsonDecoder {
     /// Decodes a chunk of records.
-    pub fn decode(&mut self, layout: &Arc<ColumnLayout>, records: &[&[u8]]) -> Decoded {
+    pub fn decode(&mut self, layout: &Arc<ColumnLayout>, types: &Arc<KnownTypes>, records: &[&[u8]]) -> Decoded {
         // Without a known column even an object without members looks like a row.
         if !layout.fields().is_empty()
             && let Ok(batch) = self.attempt(layout, records)
@@ -71,7 +72,7 @@ impl JsonDecoder {
         let mut rows = Vec::with_capacity(records.len());
         let mut fields = layout.fields().clone();
         for (index, record) in records.iter().enumerate() {
-            match self.inference.observe(record, fields.clone()) {
+            match self.inference.observe(record, fields.clone(), types) {
                 Ok(wider) => {
                     fields = wider;
                     rows.push(index as u32);
@@ -212,7 +213,7 @@ mod tests {
 
     fn decode(layout: &Arc<ColumnLayout>, records: &[&str]) -> Decoded {
         let records: Vec<_> = records.iter().map(|record| record.as_bytes()).collect();
-        JsonDecoder::default().decode(layout, &records)
+        JsonDecoder::default().decode(layout, &Arc::default(), &records)
     }
 
     #[test]
@@ -276,11 +277,11 @@ mod tests {
     #[test]
     fn an_inferred_column_is_never_narrowed_to_fit() {
         let mut decoder = JsonDecoder::default();
-        let layout = decoder.decode(&ColumnLayout::empty(), &[br#"{"a":1}"#]).layout.unwrap();
+        let layout = decoder.decode(&ColumnLayout::empty(), &Arc::default(), &[br#"{"a":1}"#]).layout.unwrap();
         for (record, expected) in
             [(r#"{"a":1.5}"#, DataType::Float64), (r#"{"a":"1"}"#, DataType::Utf8), (r#"{"a":1.0}"#, DataType::Float64)]
         {
-            let decoded = decoder.decode(&layout, &[record.as_bytes()]);
+            let decoded = decoder.decode(&layout, &Arc::default(), &[record.as_bytes()]);
             assert_eq!(type_of(&decoded.layout.unwrap(), "a"), expected, "{record}");
         }
     }

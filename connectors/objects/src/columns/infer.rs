@@ -11,12 +11,13 @@ use arrow::json::reader::{ArrayDecoder, Decoder, DecoderContext, DecoderFactory,
 use trunkline_connector::Reason;
 
 use super::layout::{inferred, inferred_list, is_inferred, union_type};
+use super::types::{Hints, KnownTypes};
 
 /// Objects nested deeper are kept as JSON text.
 const MAX_DEPTH: usize = 32;
 /// Limit on columns, nested ones included. Records with more mostly use keys as data. Every column
 /// costs memory in every open file.
-const MAX_COLUMNS: usize = 4000;
+pub(super) const MAX_COLUMNS: usize = 4000;
 
 /// Widens columns by observed values.
 #[derive(Default)]
@@ -29,14 +30,15 @@ pub(crate) struct Inference {
 #[derive(Debug, Default)]
 struct Walk {
     fields: Fields,
+    types: Arc<KnownTypes>,
     refused: Option<Reason>,
 }
 
 impl Inference {
     /// The columns with those widened or added that the record `json` needs, or why it cannot be a
-    /// row.
-    pub(crate) fn observe(&mut self, json: &[u8], fields: Fields) -> Result<Fields, Reason> {
-        *self.lock() = Walk { fields, refused: None };
+    /// row. New columns are at least as wide as their known type.
+    pub(crate) fn observe(&mut self, json: &[u8], fields: Fields, types: &Arc<KnownTypes>) -> Result<Fields, Reason> {
+        *self.lock() = Walk { fields, types: Arc::clone(types), refused: None };
         let mut decoder = match self.decoder.take() {
             Some(decoder) => decoder,
             None => self.build().map_err(|error| Reason::new("s3.not_json", error.to_string()))?,
@@ -121,7 +123,7 @@ impl ArrayDecoder for WalkDecoder {
         let mut walk = self.walk.lock().unwrap_or_else(PoisonError::into_inner);
         for position in pos {
             if let TapeElement::StartObject(end) = tape.get(*position) {
-                if let Some(fields) = observe_object(tape, *position, end, &walk.fields, 0)? {
+                if let Some(fields) = observe_object(tape, *position, end, &walk.fields, Hints::of(&walk.types), 0)? {
                     walk.fields = fields;
                 }
             } else {
@@ -138,7 +140,8 @@ impl ArrayDecoder for WalkDecoder {
     }
 }
 
-fn count(fields: &Fields) -> usize {
+/// The number of columns, nested ones included.
+pub(super) fn count(fields: &Fields) -> usize {
     let nested = |data_type: &DataType| match data_type {
         DataType::Struct(members) => count(members),
         DataType::List(item) => match item.data_type() {
@@ -156,6 +159,7 @@ fn observe_object(
     start: u32,
     end: u32,
     fields: &Fields,
+    hints: Hints<'_>,
     depth: usize,
 ) -> Result<Option<Fields>, ArrowError> {
     let mut changed: Option<Vec<FieldRef>> = None;
@@ -166,8 +170,8 @@ fn observe_object(
         let known = changed.as_deref().unwrap_or(fields);
         let found = known.iter().position(|field| field.name() == name);
         let observed = match found {
-            None => Some(inferred(name, value_type(tape, at + 1, depth + 1)?)),
-            Some(index) => observe_value(tape, at + 1, &known[index], depth + 1)?,
+            None => Some(hints.field(name, value_type(tape, at + 1, depth + 1)?)),
+            Some(index) => observe_value(tape, at + 1, &known[index], hints, depth + 1)?,
         };
         if let Some(field) = observed {
             let changed = changed.get_or_insert_with(|| fields.iter().cloned().collect());
@@ -183,22 +187,29 @@ fn observe_object(
 
 /// The field that the value needs, if it differs from the known one. Declared types do not change;
 /// only unknown members are added.
-fn observe_value(tape: &Tape<'_>, index: u32, field: &FieldRef, depth: usize) -> Result<Option<FieldRef>, ArrowError> {
+fn observe_value(
+    tape: &Tape<'_>,
+    index: u32,
+    field: &FieldRef,
+    hints: Hints<'_>,
+    depth: usize,
+) -> Result<Option<FieldRef>, ArrowError> {
     if is_inferred(field) {
         let found = value_type(tape, index, depth)?;
         let wider = union_type(field.data_type(), &found, true).unwrap_or(DataType::Utf8);
+        let wider = hints.widen(field.name(), wider);
         let changed = wider != *field.data_type();
         return Ok(changed.then(|| inferred(field.name(), wider)));
     }
     let wider = match (field.data_type(), tape.get(index)) {
         (DataType::Struct(members), TapeElement::StartObject(end)) => {
-            observe_object(tape, index, end, members, depth)?.map(DataType::Struct)
+            observe_object(tape, index, end, members, hints.member(field.name()), depth)?.map(DataType::Struct)
         }
         (DataType::List(item), TapeElement::StartList(end)) => {
             let mut known = Arc::clone(item);
             let mut at = index + 1;
             while at < end {
-                if let Some(wider) = observe_value(tape, at, &known, depth + 1)? {
+                if let Some(wider) = observe_value(tape, at, &known, Hints::default(), depth + 1)? {
                     known = wider;
                 }
                 at = tape.next(at, "list value")?;
@@ -216,7 +227,7 @@ fn value_type(tape: &Tape<'_>, index: u32, depth: usize) -> Result<DataType, Arr
         TapeElement::True | TapeElement::False => DataType::Boolean,
         TapeElement::Number(text) => number_type(tape.get_string(text)),
         TapeElement::StartObject(end) if depth < MAX_DEPTH => {
-            let members = observe_object(tape, index, end, &Fields::empty(), depth)?;
+            let members = observe_object(tape, index, end, &Fields::empty(), Hints::default(), depth)?;
             DataType::Struct(members.unwrap_or_default())
         }
         TapeElement::StartList(end) if depth < MAX_DEPTH => {
@@ -234,10 +245,12 @@ fn value_type(tape: &Tape<'_>, index: u32, depth: usize) -> Result<DataType, Arr
     Ok(data_type)
 }
 
-/// An integer that no `int64` holds is kept as text: a float would change it.
+/// A number that no `int64` or `float64` holds is kept as text: a float would change the integer, and
+/// would make 1e400 infinite.
 fn number_type(text: &str) -> DataType {
     if text.bytes().any(|byte| matches!(byte, b'.' | b'e' | b'E')) {
-        DataType::Float64
+        let is_finite = text.parse::<f64>().is_ok_and(f64::is_finite);
+        if is_finite { DataType::Float64 } else { DataType::Utf8 }
     } else if text.parse::<i64>().is_ok() {
         DataType::Int64
     } else {
@@ -251,7 +264,9 @@ mod tests {
 
     fn observe(records: &[&str]) -> Result<Fields, Reason> {
         let mut inference = Inference::default();
-        records.iter().try_fold(Fields::empty(), |fields, record| inference.observe(record.as_bytes(), fields))
+        records
+            .iter()
+            .try_fold(Fields::empty(), |fields, record| inference.observe(record.as_bytes(), fields, &Arc::default()))
     }
 
     fn type_of(records: &[&str]) -> DataType {
@@ -266,6 +281,8 @@ mod tests {
             (&[r#"{"a":1}"#, r#"{"a":"x"}"#], DataType::Utf8),
             (&[r#"{"a":1}"#, r#"{"a":{"b":1}}"#], DataType::Utf8),
             (&[r#"{"a":18446744073709551615}"#], DataType::Utf8),
+            (&[r#"{"a":1e400}"#], DataType::Utf8),
+            (&[r#"{"a":-1e308}"#], DataType::Float64),
             (&[r#"{"a":[]}"#, r#"{"a":[1,null]}"#], inferred_list(DataType::Int64)),
             (&[r#"{"a":{}}"#, r#"{"a":{"b":1}}"#], DataType::Struct(vec![inferred("b", DataType::Int64)].into())),
         ] {
@@ -278,7 +295,7 @@ mod tests {
         let after = DataType::Struct(vec![Field::new("id", DataType::UInt8, false)].into());
         let fields: Fields = vec![Field::new("after", after, true), Field::new("n", DataType::Int8, true)].into();
         let record = br#"{"after":{"id":1,"score":0.5},"n":"text"}"#;
-        let observed = Inference::default().observe(record, fields.clone()).unwrap();
+        let observed = Inference::default().observe(record, fields.clone(), &Arc::default()).unwrap();
         assert_eq!(observed[1], fields[1]);
         let DataType::Struct(members) = observed[0].data_type() else { panic!("{observed:?}") };
         assert_eq!(
@@ -301,10 +318,17 @@ mod tests {
             ("{\"a\":1}x", "s3.not_json"),
             ("{\"a\":\"\\ud800\"}", "s3.not_json"),
         ] {
-            assert_eq!(inference.observe(json.as_bytes(), Fields::empty()).unwrap_err().code, code, "{json}");
-            assert_eq!(inference.observe(b" {\"a\":1} ", Fields::empty()).unwrap().len(), 1);
+            assert_eq!(
+                inference.observe(json.as_bytes(), Fields::empty(), &Arc::default()).unwrap_err().code,
+                code,
+                "{json}"
+            );
+            assert_eq!(inference.observe(b" {\"a\":1} ", Fields::empty(), &Arc::default()).unwrap().len(), 1);
         }
-        assert_eq!(inference.observe(b"{\"a\":\"\xff\"}", Fields::empty()).unwrap_err().code, "s3.not_json");
+        assert_eq!(
+            inference.observe(b"{\"a\":\"\xff\"}", Fields::empty(), &Arc::default()).unwrap_err().code,
+            "s3.not_json"
+        );
     }
 
     #[test]

@@ -180,8 +180,9 @@ fn wider_decimal(left: &DataType, right: &DataType) -> Option<DataType> {
 }
 
 /// The columns of a file. Columns without any typed value are left out, because Parquet has no type
-/// for them that all readers know; if no other column remains, they are text. Names that differ
-/// only by case, which most readers ignore, get a suffix.
+/// for them that all readers know; if no other column remains, they are text. Of names that differ
+/// only by case, which most readers ignore, one stays, and the others get a suffix. Which one, and
+/// which suffix, depends on the names alone, so that all files agree.
 pub fn file_schema(fields: &Fields) -> SchemaRef {
     let mut kept = file_fields(fields);
     if kept.is_empty() {
@@ -192,21 +193,28 @@ pub fn file_schema(fields: &Fields) -> SchemaRef {
 }
 
 fn file_fields(fields: &Fields) -> Fields {
-    let mut taken: HashSet<String> = HashSet::new();
-    let mut out = Vec::with_capacity(fields.len());
-    for field in fields {
-        let Some(data_type) = file_type(field.data_type()) else { continue };
+    let typed: Vec<(&FieldRef, DataType)> =
+        fields.iter().filter_map(|field| Some((field, file_type(field.data_type())?))).collect();
+    // The greatest of the names that differ only by case: the one with small letters.
+    let mut owners: HashMap<String, &str> = HashMap::new();
+    for (field, _) in &typed {
+        let owner = owners.entry(field.name().to_lowercase()).or_insert(field.name());
+        *owner = (*owner).max(field.name());
+    }
+    let mut taken: HashSet<String> = owners.keys().cloned().collect();
+    let named = |(field, data_type): (&FieldRef, DataType)| {
         let mut kept = field.as_ref().clone().with_data_type(data_type);
-        let mut number = 1;
-        while !taken.insert(kept.name().to_lowercase()) {
-            number += 1;
+        if owners.get(&field.name().to_lowercase()) != Some(&field.name().as_str()) {
+            let hash = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(field.name().as_bytes()));
+            let suffixed = |digits: usize| format!("{}_{}", field.name(), &hash[..digits]);
+            let free = [4, 8, 16].map(suffixed).into_iter().find(|name| taken.insert(name.to_lowercase()));
             let mut metadata = kept.metadata().clone();
             metadata.insert(SOURCE_NAME.to_owned(), field.name().clone());
-            kept = kept.with_name(format!("{}_{number}", field.name())).with_metadata(metadata);
+            kept = kept.with_name(free.unwrap_or_else(|| suffixed(16))).with_metadata(metadata);
         }
-        out.push(Arc::new(kept));
-    }
-    out.into()
+        Arc::new(kept)
+    };
+    typed.into_iter().map(named).collect()
 }
 
 fn file_type(data_type: &DataType) -> Option<DataType> {
@@ -296,7 +304,13 @@ mod tests {
         .into();
         let schema = file_schema(&fields);
         let names: Vec<_> = schema.fields().iter().map(|field| (field.name().as_str(), source_name(field))).collect();
-        assert_eq!(names, [("id", "id"), ("ID_2", "ID"), ("Id_3", "Id")]);
+        let [(name, "id"), (upper, "ID"), (mixed, "Id")] = names[..] else { panic!("{names:?}") };
+        assert!(name == "id" && upper.len() == 7 && upper.starts_with("ID_") && mixed.starts_with("Id_"), "{names:?}");
+        let reversed: Fields = fields.iter().rev().cloned().collect();
+        let reversed = file_schema(&reversed);
+        for field in schema.fields() {
+            assert_eq!(reversed.field_with_name(field.name()).unwrap(), field.as_ref(), "the order does not matter");
+        }
         let untyped = file_schema(&vec![inferred("n", Null)].into());
         assert_eq!(untyped.field(0).data_type(), &Utf8);
     }

@@ -30,6 +30,8 @@ impl DecoderFactory for StrictDecoders {
             DataType::Utf8 if inferred => return Ok(Some(Box::new(TextDecoder))),
             DataType::Int64 if inferred => inferred_integer,
             DataType::Float64 if inferred => inferred_float,
+            DataType::Float64 => float64,
+            DataType::Float32 => float32,
             data_type if data_type.is_integer() => integer,
             data_type if data_type.is_temporal() => temporal,
             DataType::Decimal128(_, scale) | DataType::Decimal256(_, scale) => {
@@ -54,8 +56,21 @@ fn inferred_integer(element: &TapeElement, text: &str) -> bool {
     matches!(element, TapeElement::Number(_)) && !has_fraction_or_exponent(text)
 }
 
-fn inferred_float(element: &TapeElement, _: &str) -> bool {
-    matches!(element, TapeElement::Number(_))
+fn inferred_float(element: &TapeElement, text: &str) -> bool {
+    matches!(element, TapeElement::Number(_)) && float64(element, text)
+}
+
+/// 1e400 is not a `float64`: the parser would make it infinite. The text `inf` names infinity.
+fn float64(_: &TapeElement, text: &str) -> bool {
+    text.parse::<f64>().is_ok_and(|value| value.is_finite() || !has_digit(text))
+}
+
+fn float32(_: &TapeElement, text: &str) -> bool {
+    text.parse::<f32>().is_ok_and(|value| value.is_finite() || !has_digit(text))
+}
+
+fn has_digit(text: &str) -> bool {
+    text.bytes().any(|byte| byte.is_ascii_digit())
 }
 
 /// 1.0 and 1e3 are integers, 1.5 is not. Above 2^53 a float does not identify an integer.

@@ -70,6 +70,13 @@ fn staging_folder(root: &Path, sink: &str) -> PathBuf {
     root.join(STAGING).join(sink.replace(['/', '\\'], "_"))
 }
 
+/// The sink that wrote a file; `None` if the file is not one of ours.
+fn sink_of(path: &Path) -> Option<String> {
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(&File::open(path).ok()?).ok()?;
+    let pairs = metadata.file_metadata().key_value_metadata()?;
+    pairs.iter().find(|pair| pair.key == footer::SINK)?.value.clone()
+}
+
 fn root_of(destination: &str) -> Result<PathBuf> {
     destination.strip_prefix(SCHEME).map(PathBuf::from).ok_or_else(|| {
         Error::config(
@@ -93,6 +100,30 @@ fn below(root: &Path, name: &str) -> Result<PathBuf> {
 impl Store for DirectoryStore {
     fn spool(&self) -> &Path {
         &self.spool
+    }
+
+    fn existing_output(&self, sink: &str, partitions: &[TopicPartition]) -> Result<Option<String>> {
+        let prefixes: BTreeSet<String> = partitions.iter().map(temp_prefix).collect();
+        let mut folders = vec![self.root.clone()];
+        while let Some(folder) = folders.pop() {
+            let entries = fs::read_dir(&folder).map_err(|error| io_error("list", &folder, &error))?;
+            for entry in entries.filter_map(std::result::Result::ok) {
+                let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+                if name.starts_with('.') {
+                    continue;
+                }
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    folders.push(path);
+                    continue;
+                }
+                let mut parts = name.splitn(3, '+');
+                let prefix = parts.next().zip(parts.next()).map(|(topic, number)| format!("{topic}+{number}+"));
+                if prefix.is_some_and(|prefix| prefixes.contains(&prefix)) && sink_of(&path).as_deref() == Some(sink) {
+                    return Ok(Some(path.display().to_string()));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn destination(&self) -> String {

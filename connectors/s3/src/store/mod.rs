@@ -30,6 +30,12 @@ pub(crate) trait Store: Send {
     /// Removes everything that was created for a plan without an intent.
     fn abort(&mut self, plan: &Plan) -> Result<()>;
 
+    /// The name of a visible object of this sink with records of one of these topic partitions.
+    fn existing_output(&self, sink: &str, partitions: &[TopicPartition]) -> Result<Option<String>> {
+        let _ = (sink, partitions);
+        Ok(None)
+    }
+
     /// Removes local files of the partition that an earlier task left, except those that `keep`
     /// wants.
     fn remove_leftovers(&mut self, partition: &TopicPartition, keep: &dyn Fn(&str) -> bool) -> Result<()>;

@@ -28,6 +28,7 @@ use self::idempotent::IdempotentCommitter;
 use self::partition_state::{PartitionState, time_in_topic};
 use self::transactions::Transactions;
 use self::two_phase::TwoPhaseCommitter;
+use super::careful::{Mark, RECORD_REJECTED, run_until_rejection, single};
 use super::first_records;
 use super::lag::LagReport;
 use super::routes::Routes;
@@ -73,6 +74,19 @@ pub struct SinkStage {
 
 impl Stage for SinkStage {
     fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
+        run_until_rejection(stop, |one_by_one| self.run_once(context, stop, status, one_by_one))
+    }
+}
+
+impl SinkStage {
+    /// Runs from the committed offsets. `one_by_one`: each record is processed separately.
+    fn run_once(
+        &self,
+        context: &WorkerContext,
+        stop: &StopSignal,
+        status: &StageStatus,
+        one_by_one: bool,
+    ) -> Result<()> {
         let component = context.names.component(&self.pipeline, &self.plan.name);
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
         // The producer comes first: it aborts this worker's open transaction, which delays all
@@ -99,6 +113,8 @@ impl Stage for SinkStage {
             rejected: Rejections::default(),
             reserved: context.budget.empty(),
             transactions: Transactions::new(self, context, stop, status, producer, consumer),
+            one_by_one,
+            delivered: 0,
         };
         task.run()?;
         task.transactions.consumer.leave();
@@ -112,6 +128,9 @@ struct SinkTask<'a> {
     routes: Routes,
     rejected: Rejections,
     reserved: Reservation,
+    one_by_one: bool,
+    /// The records that the last batch became and that were written.
+    delivered: u64,
 }
 
 impl SinkTask<'_> {
@@ -136,7 +155,11 @@ impl SinkTask<'_> {
                     self.committer.flush(&mut self.transactions)?;
                     return Err(error);
                 }
-                self.process(partition, batch)?;
+                if self.one_by_one {
+                    self.process_one_by_one(partition, batch)?;
+                } else {
+                    self.process(partition, batch)?;
+                }
                 batch.clear();
             }
             self.check_first_records()?;
@@ -164,20 +187,46 @@ impl SinkTask<'_> {
         self.transactions.consumer.fill(&limits, batches)
     }
 
+    /// Processes each record separately. If one is rejected and stops the stage, the records before
+    /// it are committed.
+    fn process_one_by_one(&mut self, partition: &TopicPartition, batch: &Batch) -> Result<()> {
+        for record in batch.iter() {
+            let Some(state) = self.transactions.partitions.get(partition) else { return Ok(()) };
+            let (mark, next) = (Mark::of(&state.pending, &state.dead_letters), state.next);
+            let was_pending = state.has_pending();
+            let outcome = self.process(partition, &mut single(record));
+            if let Err(error) = &outcome
+                && error.code == RECORD_REJECTED
+                && let Some(state) = self.transactions.partitions.get_mut(partition)
+                && mark.undo(self.delivered, &mut state.pending, &state.dead_letters)
+            {
+                state.next = next;
+                if !was_pending {
+                    state.clear_pending();
+                }
+                self.committer.flush(&mut self.transactions)?;
+            }
+            outcome?;
+        }
+        Ok(())
+    }
+
     /// Runs the records of one topic partition through the fused transforms and writes the result.
     fn process(&mut self, partition: &TopicPartition, batch: &mut Batch) -> Result<()> {
+        self.delivered = 0;
         let Some(state) = self.transactions.partitions.get_mut(partition) else { return Ok(()) };
         let (Some(first), Some(last)) = (batch.entries().first(), batch.entries().last()) else { return Ok(()) };
         state.advance(first.offset, last.offset + 1);
         let plan = &self.transactions.stage.plan;
         let (name, on_error) = (&plan.name, plan.on_error);
-        let (committer, rejected) = (&mut self.committer, &mut self.rejected);
+        let (committer, rejected, delivered) = (&mut self.committer, &mut self.rejected, &mut self.delivered);
         let mut waited: Option<Duration> = None;
         failpoint!("sink.write.before")?;
         let chain = self.routes.chain(&partition.topic)?;
         chain.run(batch, &mut state.pending, &mut state.dead_letters, &mut |out, counters, dead_letters| {
             rejected.clear();
             committer.write(partition, out, rejected).map_err(|error| error.context(format!("sink `{name}`")))?;
+            *delivered += (out.len() - rejected.len()) as u64;
             if out.len() > rejected.len() {
                 waited.get_or_insert_with(|| time_in_topic(out.get(0)));
             }

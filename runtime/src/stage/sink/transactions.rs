@@ -6,13 +6,14 @@
 //! its successor (I4).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
-use trunkline_connector::{Domain, Error, Result, Retry, TopicPartition};
+use trunkline_connector::{Domain, Error, Result, Retry, Schema, TopicPartition};
 
 use super::partition_state::PartitionState;
 use super::{POLL, SinkStage};
-use crate::checkpoint::{IntentRecord, Intents};
+use crate::checkpoint::{IntentRecord, Intents, Schemas};
 use crate::kafka::{GroupConsumer, TransactionalProducer};
 use crate::stage::backoff::Backoff;
 use crate::stage::dead_letters::DeadLetters;
@@ -31,6 +32,7 @@ pub(super) struct Transactions<'a> {
     pub(super) consumer: GroupConsumer,
     pub(super) partitions: BTreeMap<TopicPartition, PartitionState>,
     producer: TransactionalProducer,
+    component: String,
     intents: Intents,
     topics: Topics,
     commit_in_doubt: bool,
@@ -55,6 +57,7 @@ impl<'a> Transactions<'a> {
             partitions: BTreeMap::new(),
             producer,
             intents: Intents::of(&component),
+            component,
             topics: Topics::new(context, None),
             commit_in_doubt: false,
         }
@@ -68,6 +71,16 @@ impl<'a> Transactions<'a> {
     /// The last row of each topic partition of this sink.
     pub(super) fn load_intents(&mut self) -> Result<BTreeMap<TopicPartition, IntentRecord>> {
         self.intents.load(&self.context.cluster)
+    }
+
+    /// The column types that tasks of this sink have inferred, with their topics.
+    pub(super) fn load_types(&mut self) -> Result<Vec<(Arc<str>, Schema)>> {
+        self.context.schemas.inferred(&self.component)
+    }
+
+    /// Writes the types inferred from the topic of a topic partition in the open transaction.
+    pub(super) fn write_types(&mut self, partition: &TopicPartition, types: &Schema) -> Result<()> {
+        Schemas::write_inferred(&mut self.producer, &self.component, partition, types)
     }
 
     /// Topic partitions with processed records that wait for a commit.

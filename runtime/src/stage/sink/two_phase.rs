@@ -10,11 +10,14 @@
 //! reads the records again. A crash after it leaves a prepared intent: the next owner commits it
 //! first. Offsets and output of a topic partition move together or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
-use trunkline_connector::{Batch, Buffered, ErasedTwoPhaseSink, Rejections, Result, TopicPartition, failpoint};
+use trunkline_connector::{
+    Batch, Buffered, ErasedTwoPhaseSink, Error, Rejections, Result, Schema, TopicPartition, failpoint,
+};
 
 use super::committer::{Assignment, Committer};
 use super::partition_state::PartitionState;
@@ -53,9 +56,51 @@ impl TwoPhaseCommitter {
             failpoint!("sink.prepare.after")?;
             committables.extend(plans.keys().cloned().zip(prepared));
         }
-        transactions
-            .retry("recording the prepared intent", |transactions| record_prepared(transactions, due, &committables))?;
+        let mut types = BTreeMap::new();
+        for partition in due {
+            if let Some(inferred) = self.sink.inferred_types(&partition.topic)? {
+                types.insert(partition.clone(), inferred);
+            }
+        }
+        transactions.retry("recording the prepared intent", |transactions| {
+            record_prepared(transactions, due, &committables, &types)
+        })?;
         Ok(committables)
+    }
+
+    /// Refuses to start without any state at a destination that has output of these topic partitions:
+    /// all records would be written again.
+    fn check_existing_output(&mut self, transactions: &mut Transactions<'_>, assigned: &[Assignment]) -> Result<()> {
+        let is_stateless = |assignment: &&Assignment| assignment.committed < 0 && assignment.intent.is_none();
+        let stateless: Vec<TopicPartition> =
+            assigned.iter().filter(is_stateless).map(|assignment| assignment.partition.clone()).collect();
+        if stateless.is_empty() || transactions.context.append {
+            return Ok(());
+        }
+        let Some(output) =
+            transactions.retry("looking for existing output", |_| self.sink.existing_output(&stateless))?
+        else {
+            return Ok(());
+        };
+        let message = format!(
+            "{output} was written by this sink, but the cluster `{}` on these brokers has no state of it, so all records would be \
+             written again. Use the brokers, `--data` and `--cluster` of the earlier runs, or `--append` to write next to the \
+             existing output",
+            transactions.context.names.cluster
+        );
+        Err(Error::config("sink.output_exists", message))
+    }
+
+    /// Passes the types that earlier tasks inferred to the sink.
+    fn restore_types(&mut self, transactions: &mut Transactions<'_>, assigned: &[Assignment]) -> Result<()> {
+        let stored = transactions.retry("reading inferred types", |transactions| transactions.load_types())?;
+        let topics: BTreeSet<&Arc<str>> = assigned.iter().map(|assignment| &assignment.partition.topic).collect();
+        for (topic, types) in &stored {
+            if let Some(topic) = topics.get(topic) {
+                self.sink.restore_types(topic, types);
+            }
+        }
+        Ok(())
     }
 
     /// Makes prepared output visible and records that it is.
@@ -134,7 +179,9 @@ impl TwoPhaseCommitter {
 
 impl Committer for TwoPhaseCommitter {
     fn assign(&mut self, transactions: &mut Transactions<'_>, assigned: &[Assignment]) -> Result<usize> {
+        self.check_existing_output(transactions, assigned)?;
         let settled = self.settle(transactions, assigned)?;
+        self.restore_types(transactions, assigned)?;
         let prepared: Vec<Value> = settled
             .iter()
             .filter(|(_, row)| row.state == IntentState::Prepared)
@@ -253,9 +300,13 @@ fn record_prepared(
     transactions: &mut Transactions<'_>,
     due: &[TopicPartition],
     committables: &BTreeMap<TopicPartition, Value>,
+    types: &BTreeMap<TopicPartition, Schema>,
 ) -> Result<()> {
     transactions.run(|transactions| {
         failpoint!("sink.intent.before")?;
+        for (partition, types) in types {
+            transactions.write_types(partition, types)?;
+        }
         let mut offsets = Vec::new();
         for partition in due {
             let row = |state: &PartitionState| state.row(committables.get(partition));

@@ -155,8 +155,7 @@ impl Follower {
             source = self.options.name,
             code = "mysql.rows_removed",
             "{statement} at {file}:{pos} removed or replaced rows of {name} without delete events, so its topic still has records of \
-             rows that no longer exist; read the table again with `trunkline snapshot --tables {name}`, and delete the keys that \
-             no longer exist"
+             rows that no longer exist; to delete them: `trunkline snapshot --with-deletes --tables {name}`"
         );
     }
 
