@@ -19,10 +19,21 @@ impl OpenSearch {
         format!("http://127.0.0.1:{}", self.0.port())
     }
 
+    /// Its host and port.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.0.port())
+    }
+
     /// Kills the node and starts it again on the same data.
     pub fn restart(&mut self) {
         self.0.end(libc::SIGKILL);
         self.0.start_again();
+    }
+
+    /// Number of documents of the indices.
+    pub fn documents(&self, indices: &str) -> u64 {
+        self.call("POST", &format!("/{indices}/_refresh"), "");
+        self.call("GET", &format!("/{indices}/_count"), "")["count"].as_u64().unwrap()
     }
 
     /// Number of documents of the indices, and of different values of a keyword field, at most

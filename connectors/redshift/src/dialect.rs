@@ -344,3 +344,82 @@ fn column_type_of(data_type: &str, length: Option<u32>, precision: Option<u32>, 
         other => ColumnType::Other(other.to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use trunkline_connector::config::{Report, Section};
+    use trunkline_connector::conformance::read_toml;
+
+    use super::*;
+
+    fn dialect(more: &str) -> RedshiftDialect {
+        let toml = format!("url = \"postgres://u:p%20w@h/db\"\nschema = \"Raw\"\n{more}");
+        let table = read_toml(&toml);
+        let report = Report::default();
+        let section = Section::new(&table, 0..0, "sinks.dw", Path::new("."), &report);
+        section.declare(trunkline_connector::SinkConnector::options(&crate::RedshiftConnector));
+        let config = Config::read(&section, &[]);
+        let Some(config) = config else { panic!("{:?}", report.into_problems()) };
+        assert_eq!(config.server.password, "p w");
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let Ok(runtime) = runtime else { panic!("no runtime") };
+        RedshiftDialect::new(&config, "shop.dw", runtime.handle().clone())
+    }
+
+    #[test]
+    fn tables_have_the_configured_keys_where_they_have_the_columns() {
+        let dialect = dialect("stage = \"s3://b\"\ndist_key = \"ID\"\nsort_key = [\"at\", \"id\"]");
+        let column =
+            |name: &str, column_type| Column { name: name.to_owned(), column_type, nullable: true, has_default: false };
+        let (id, at) = (column("id", ColumnType::Integer(64)), column("at", ColumnType::TimestampTz));
+        assert_eq!(
+            dialect.create_table("t", &[id.clone(), at], &[]),
+            [
+                "CREATE TABLE IF NOT EXISTS \"t\" (\"id\" BIGINT, \"at\" TIMESTAMPTZ) DISTKEY(\"id\") SORTKEY(\"at\", \"id\")"
+            ]
+        );
+        assert_eq!(
+            dialect.create_table("t", &[id], &[]),
+            ["CREATE TABLE IF NOT EXISTS \"t\" (\"id\" BIGINT) DISTKEY(\"id\")"]
+        );
+        assert_eq!(dialect.destination(), "redshift://h:5439/db/raw");
+    }
+
+    #[test]
+    fn copy_uses_the_role_else_the_keys_else_the_default_role() {
+        let copy = |stage: &str| dialect(stage).copy("s", &[], &[], "s3://b/m");
+        let statement =
+            |authorization: &str| format!("COPY \"s\" FROM 's3://b/m' {authorization} FORMAT AS PARQUET MANIFEST");
+        assert_eq!(copy("stage = \"s3://b\""), statement("IAM_ROLE default"));
+        let keys = "url = \"s3://b\", access_key_id = \"k\", secret_access_key = \"s'x\"";
+        assert_eq!(copy(&format!("stage = {{ {keys} }}")), statement("ACCESS_KEY_ID 'k' SECRET_ACCESS_KEY 's''x'"));
+        assert_eq!(copy(&format!("stage = {{ {keys}, iam_role = \"arn\" }}")), statement("IAM_ROLE 'arn'"));
+    }
+
+    #[test]
+    fn types_keep_every_value() {
+        let dialect = dialect("stage = \"s3://b\"");
+        let of =
+            |data_type: &DataType| dialect.column_type(data_type, 100, false).map(|found| dialect.sql_type(&found));
+        for (data_type, expected) in [
+            (DataType::UInt8, Some("SMALLINT")),
+            (DataType::UInt32, Some("BIGINT")),
+            (DataType::UInt64, Some("DECIMAL(20,0)")),
+            (DataType::Decimal128(38, 9), Some("DECIMAL(38,9)")),
+            (DataType::Decimal256(65, 30), Some("VARCHAR(256)")),
+            (DataType::Utf8, Some("VARCHAR(256)")),
+            (DataType::Binary, Some("VARBYTE(256)")),
+            (
+                DataType::List(std::sync::Arc::new(arrow::datatypes::Field::new("x", DataType::Int8, true))),
+                Some("SUPER"),
+            ),
+            (DataType::Null, None),
+        ] {
+            assert_eq!(of(&data_type).as_deref(), expected, "{data_type}");
+        }
+        assert_eq!(room(40_000, MAX_TEXT), MAX_TEXT);
+        assert_eq!(room(300, MAX_TEXT), 1024);
+    }
+}

@@ -10,8 +10,8 @@ mod session;
 use std::sync::{Arc, LazyLock};
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{CommitPolicy, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template};
-use trunkline_warehouse::{S3Stage, open_sink};
+use trunkline_connector::{CommitPolicy, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template};
+use trunkline_warehouse::{S3Stage, Stage, check, open_sink};
 
 use config::Config;
 use dialect::RedshiftDialect;
@@ -50,6 +50,12 @@ impl SinkSpec for RedshiftSpec {
         let dialect = RedshiftDialect::new(&self.config, &context.name, context.runtime.clone());
         let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone())?;
         open_sink(Arc::new(dialect), Box::new(stage), self.config.options.clone(), context)
+    }
+
+    fn preflight(&self, name: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
+        let dialect = RedshiftDialect::new(&self.config, name, runtime.clone());
+        let stage = S3Stage::open(self.config.stage.clone(), runtime.clone());
+        check(&dialect, stage.map(|stage| Box::new(stage) as Box<dyn Stage>), name)
     }
 
     fn commit_policy(&self) -> CommitPolicy {

@@ -28,7 +28,9 @@ mod sink;
 mod store;
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{CommitPolicy, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template};
+use trunkline_connector::{
+    CommitPolicy, Error, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template,
+};
 
 use config::{Config, Destination};
 use store::Store;
@@ -70,6 +72,25 @@ impl SinkSpec for S3Spec {
         };
         let sink = sink::ObjectSink::new(context.name, self.config.clone(), store, encoders, context.schemas);
         Ok(Sink::TwoPhase(Box::new(sink)))
+    }
+
+    fn preflight(&self, _: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
+        let checked = match &self.config.destination {
+            Destination::Directory(root) => DirectoryStore::check(root),
+            // The scratch folder is not used before there are records.
+            Destination::Bucket(options) => {
+                BucketStore::open(options, runtime.clone(), std::path::PathBuf::new()).map(drop)
+            }
+        };
+        let issue = |error: Error| {
+            // Advice follows the reason.
+            let (message, fix) = match error.message().rsplit_once("; ") {
+                Some((message, fix)) => (message.to_owned(), Some(fix.to_owned())),
+                None => (error.message().to_owned(), None),
+            };
+            PreflightIssue { code: error.code, message, fix }
+        };
+        checked.err().map(issue).into_iter().collect()
     }
 
     fn commit_policy(&self) -> CommitPolicy {

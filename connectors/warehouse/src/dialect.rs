@@ -11,8 +11,9 @@ use trunkline_connector::Result;
 
 use crate::stage::StagedFile;
 
-/// A session of the destination: one connection, one transaction at most. Calls block; each returns
-/// within a minute or returns an error.
+/// A session of the destination: one connection, one transaction at most. Calls block. A load may
+/// take long, because the library runs loads in a thread. A server that is gone must end in an
+/// error all the same.
 ///
 /// After any error the library drops the session and opens another one, so a session needs no way
 /// to recover. A dropped session must not commit: the destination has to roll its open transaction

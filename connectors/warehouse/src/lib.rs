@@ -23,6 +23,7 @@
 //! | `stage`, `s3_stage` | where files wait |
 //! | `offsets` | the sink's offsets table, with epochs |
 //! | `load`, `apply` | the transaction; its statements |
+//! | `preflight` | what `validate --check` asks |
 //! | `dialect`, `sessions` | what differs between warehouses |
 
 mod apply;
@@ -35,6 +36,7 @@ mod intent;
 mod layouts;
 mod load;
 mod offsets;
+mod preflight;
 mod s3_stage;
 mod sessions;
 mod sink;
@@ -44,6 +46,7 @@ mod write;
 
 pub use config::{OPTIONS, Options, read_stage};
 pub use dialect::{Column, ColumnType, Dialect, Session, StagingColumn};
+pub use preflight::check;
 pub use s3_stage::S3Stage;
 pub use sink::open_sink;
 pub use stage::{Stage, StagedFile};

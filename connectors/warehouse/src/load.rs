@@ -102,7 +102,8 @@ impl Loader {
         for (load, partition) in loads.iter().zip(&partitions) {
             let Committable { plan, previous, epoch } = &load.committable;
             let row = rows.get(partition).ok_or_else(|| missing_row(&self.offsets.table, partition))?;
-            // Only this load can follow its predecessor: any other value says that it was committed.
+            // Only this load can follow its predecessor: any other value says that it was
+            // committed.
             if row.load != *previous {
                 tracing::debug!(%partition, load = plan.load, "the load was committed before");
             } else if row.epoch > *epoch {

@@ -73,8 +73,8 @@ struct ValidateArgs {
     /// expected, help}]
     #[arg(long)]
     json: bool,
-    /// Also check the prerequisites of the sources' systems, and print how to fix each. Changes
-    /// nothing there
+    /// Also check the prerequisites of the systems of sources and sinks, and print how to fix each.
+    /// Changes nothing there that stays
     #[arg(long)]
     check: bool,
     #[command(flatten)]

@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex};
 use arrow::datatypes::{DataType, Field, Fields, Schema as ArrowSchema};
 use serde_json::Value as Json;
 use tempfile::TempDir;
-use trunkline_connector::config::{Node, Report, Section, Value};
+use trunkline_connector::config::{Report, Section};
+use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
-    Batch, ErasedTwoPhaseSink, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink, SinkConnector,
-    SinkContext, TopicPartition, headers,
+    Batch, ErasedTwoPhaseSink, MemoryBudget, PreflightIssue, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink,
+    SinkConnector, SinkContext, SinkSpec, TopicPartition, headers,
 };
 use trunkline_redshift::RedshiftConnector;
 use trunkline_tests::{Redshift, S3, Skip};
@@ -70,14 +71,14 @@ impl Bench {
         self.open_with(&options.replace(from, to))
     }
 
+    /// What `validate --check` reports with `to` in place of `from`.
+    pub(crate) fn preflight(&self, from: &str, to: &str) -> Vec<PreflightIssue> {
+        let options = self.redshift.sink_options(self.redshift.port(), self.name, self.name);
+        assert!(options.contains(from));
+        spec(&options.replace(from, to)).preflight("pipeline.check", self.runtime.handle())
+    }
+
     fn open_with(&self, toml: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
-        let Value::Table(table) = Node::from_toml(toml::Value::Table(toml.parse().unwrap())).value else {
-            unreachable!()
-        };
-        let report = Report::default();
-        let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
-        let spec = RedshiftConnector.configure(&section, &["table"]);
-        let spec = spec.unwrap_or_else(|| panic!("{:?}", report.into_problems()));
         let context = SinkContext {
             name: format!("{}.dw", self.name),
             budget: MemoryBudget::new(1 << 30),
@@ -85,7 +86,7 @@ impl Bench {
             scratch: tempfile::tempdir_in(self.scratch.path()).unwrap().keep(),
             schemas: self.schemas.clone(),
         };
-        match spec.open(context)? {
+        match spec(toml).open(context)? {
             Sink::TwoPhase(sink) => Ok(sink),
             Sink::Idempotent(_) => panic!("the sink is not a two-phase sink"),
         }
@@ -103,10 +104,24 @@ impl Bench {
         id.to_string()
     }
 
+    /// Number of files in the stage.
+    pub(crate) fn staged_files(&self) -> usize {
+        let folder = S3::shared().unwrap().bucket(self.name).join("stage").join("pipeline.check");
+        std::fs::read_dir(folder).map_or(0, Iterator::count)
+    }
+
     /// The rows of a query in the schema.
     pub(crate) fn rows(&self, sql: &str) -> Vec<String> {
         self.redshift.run(&sql.replace("$S", self.name))
     }
+}
+
+fn spec(toml: &str) -> Box<dyn SinkSpec> {
+    let table = read_toml(toml);
+    let report = Report::default();
+    let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
+    let spec = RedshiftConnector.configure(&section, &["table"]);
+    spec.unwrap_or_else(|| panic!("{:?}", report.into_problems()))
 }
 
 /// Records of partition 0 of the topic `changes`.
@@ -173,8 +188,18 @@ pub(crate) fn load(sink: &mut dyn ErasedTwoPhaseSink, records: &Batch) -> Vec<St
 pub(crate) struct Break {
     /// The first statement that begins with this.
     pub(crate) statement: &'static str,
-    /// The server gets the statement and carries it out; only the reply is lost.
-    pub(crate) reply_only: bool,
+    pub(crate) fault: Fault,
+}
+
+/// What happens to the statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The connection breaks before the server gets the statement.
+    Unsent,
+    /// The server carries the statement out; only the reply is lost.
+    ReplyLost,
+    /// Redshift's error 1023, this number of times. The server does not get the statement.
+    Conflict(u32),
 }
 
 /// A proxy in front of the stand-in that breaks one connection.
@@ -232,14 +257,20 @@ fn relay(mut client: TcpStream, mut server: TcpStream, next: &Mutex<Option<Break
     let mut started = false;
     while let Some(message) = read_message(&mut client, started) {
         started = true;
-        let text = String::from_utf8_lossy(&message[5.min(message.len())..]).into_owned();
-        let found = {
-            let mut next = next.lock().unwrap();
-            next.take_if(|next| message.first() == Some(&b'Q') && text.starts_with(next.statement))
-        };
-        match found {
-            Some(Break { reply_only: false, .. }) => break,
-            Some(_) => silent.store(true, std::sync::atomic::Ordering::SeqCst),
+        match fault_of(&mut next.lock().unwrap(), &message) {
+            Some(Fault::Unsent) => break,
+            Some(Fault::Conflict(_)) => {
+                let text = "1023 Serializable isolation violation on table - 100";
+                let fields = format!("SERROR\0CXX000\0M{text}\0\0");
+                let mut answer = vec![b'E'];
+                answer.extend((fields.len() as u32 + 4).to_be_bytes());
+                answer.extend(fields.as_bytes());
+                // The transaction failed, and the server is ready.
+                answer.extend(*b"Z\0\0\0\x05E");
+                client.write_all(&answer).unwrap();
+                continue;
+            }
+            Some(Fault::ReplyLost) => silent.store(true, std::sync::atomic::Ordering::SeqCst),
             None => {}
         }
         if server.write_all(&message).is_err() {
@@ -250,6 +281,21 @@ fn relay(mut client: TcpStream, mut server: TcpStream, next: &Mutex<Option<Break
         drop(server.shutdown(Shutdown::Both));
     }
     drop(replies.join());
+}
+
+/// The fault of this message. A fault is over after its last time.
+fn fault_of(next: &mut Option<Break>, message: &[u8]) -> Option<Fault> {
+    let planned = next.as_mut()?;
+    let is_statement = message.first() == Some(&b'Q') && message[5..].starts_with(planned.statement.as_bytes());
+    if !is_statement {
+        return None;
+    }
+    let fault = planned.fault;
+    match &mut planned.fault {
+        Fault::Conflict(times) if *times > 1 => *times -= 1,
+        _ => *next = None,
+    }
+    Some(fault)
 }
 
 fn read_message(client: &mut TcpStream, typed: bool) -> Option<Vec<u8>> {
