@@ -12,7 +12,7 @@ use crate::{LONG, SOURCE};
 /// Most workers have only just joined their groups after this time.
 const MAX_LIFE_MS: u64 = 4_000;
 
-const ROWS: u32 = 200;
+const ROWS: u32 = 100;
 
 /// The rows of `orders` and `people`, as both sides print them.
 fn assert_tables_match<M: Borrow<Mysql>>(shop: &Shop<M>, snowflake: &Snowflake) {
@@ -42,7 +42,7 @@ fn tables_stay_equal_through_kills() {
         ),
     );
     let mut random = Random::new(401);
-    for round in 0..4 {
+    for round in 0..3 {
         shop.run(&shop::writes(&mut random, u64::from(ROWS), 20));
         let life = Duration::from_millis(random.below(MAX_LIFE_MS));
         let worker = case.start("a", &[]);
@@ -72,7 +72,7 @@ fn every_line_is_appended_once_through_kills() {
     );
     let mut log = LogWriter::new(case.path("logs/access.log"), 402);
     let mut random = Random::new(402);
-    for _ in 0..4 {
+    for _ in 0..3 {
         log.append(1_000);
         let exit = case.start("a", &[]).kill9_after(Duration::from_millis(random.below(MAX_LIFE_MS)));
         assert_eq!(exit.signal, Some(libc::SIGKILL), "it ended by itself: {}", exit.describe());

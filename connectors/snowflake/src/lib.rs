@@ -17,9 +17,10 @@ mod types;
 
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{CommitPolicy, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template};
-use trunkline_warehouse::{S3Stage, open_sink};
+use trunkline_connector::{CommitPolicy, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template};
+use trunkline_warehouse::{S3Stage, Stage, check, open_sink};
 
 use config::Config;
 use dialect::SnowflakeDialect;
@@ -49,17 +50,29 @@ struct SnowflakeSpec {
     config: Config,
 }
 
-impl SinkSpec for SnowflakeSpec {
-    fn open(&self, context: SinkContext) -> Result<Sink> {
-        let dialect = SnowflakeDialect {
+impl SnowflakeSpec {
+    fn dialect(&self, name: &str, runtime: &Handle) -> SnowflakeDialect {
+        SnowflakeDialect {
             client: Arc::clone(&self.config.client),
             access: self.config.access.clone(),
             case: self.config.case,
-            tag: format!("trunkline {}", context.name),
-            runtime: context.runtime.clone(),
-        };
+            tag: format!("trunkline {name}"),
+            runtime: runtime.clone(),
+        }
+    }
+}
+
+impl SinkSpec for SnowflakeSpec {
+    fn open(&self, context: SinkContext) -> Result<Sink> {
+        let dialect = self.dialect(&context.name, &context.runtime);
         let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone())?;
         open_sink(Arc::new(dialect), Box::new(stage), self.config.loads.clone(), context)
+    }
+
+    fn preflight(&self, name: &str, runtime: &Handle) -> Vec<PreflightIssue> {
+        let dialect = self.dialect(name, runtime);
+        let stage = S3Stage::open(self.config.stage.clone(), runtime.clone());
+        check(&dialect, stage.map(|stage| Box::new(stage) as Box<dyn Stage>), name)
     }
 
     fn commit_policy(&self) -> CommitPolicy {

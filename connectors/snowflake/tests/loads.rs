@@ -15,7 +15,7 @@ use trunkline_connector::config::{Report, Section};
 use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
     Batch, Domain, ErasedTwoPhaseSink, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink,
-    SinkConnector, SinkContext, TopicPartition, headers,
+    SinkConnector, SinkContext, SinkSpec, TopicPartition, headers,
 };
 use trunkline_snowflake::SnowflakeConnector;
 
@@ -51,13 +51,7 @@ impl Setup {
     }
 
     fn open_with(&self, options: &str, schema: Option<Arc<Schema>>) -> Result<Box<dyn ErasedTwoPhaseSink>> {
-        let table = read_toml(options);
-        let report = Report::default();
-        let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
-        let spec = SnowflakeConnector.configure(&section, &[]);
-        section.finish();
-        let problems = report.into_problems();
-        let spec = spec.unwrap_or_else(|| panic!("{problems:?}"));
+        let spec = spec(options);
         let scratch = self.scratch.join(self.opened.fetch_add(1, Ordering::Relaxed).to_string());
         std::fs::create_dir_all(&scratch).unwrap();
         let sink = spec.open(SinkContext {
@@ -83,6 +77,16 @@ impl Setup {
         let value = |value: Option<String>| value.unwrap_or_else(|| "null".to_owned());
         rows.into_iter().map(|row| row.into_iter().map(value).collect::<Vec<_>>().join("|")).collect()
     }
+}
+
+fn spec(options: &str) -> Box<dyn SinkSpec> {
+    let table = read_toml(options);
+    let report = Report::default();
+    let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
+    let spec = SnowflakeConnector.configure(&section, &[]);
+    section.finish();
+    let problems = report.into_problems();
+    spec.unwrap_or_else(|| panic!("{problems:?}"))
 }
 
 fn partition() -> TopicPartition {
@@ -216,6 +220,23 @@ fn a_missing_privilege_is_reported_and_waited_for() {
     assert_eq!((error.domain, error.code), (Domain::External, "snowflake.access_denied"), "{error}");
     // The grant was given.
     load(setup.open("DENIED", "append").as_mut(), &batch(0, &ROWS, None));
+}
+
+#[test]
+fn the_preflight_check_reports_what_is_missing() {
+    let Some(setup) = Setup::find() else { return };
+    let options = setup.account.options("CHECKED", "append");
+    let issues = |options: &str| spec(options).preflight("checked.test", setup.runtime.handle());
+    assert!(issues(&options).is_empty(), "{:?}", issues(&options));
+    assert_eq!(setup.account.staged_files("CHECKED"), [""; 0]);
+    setup.account.server.control(
+        "{\"refuse\":\"create table\",\"code\":\"003001\",\"message\":\"SQL access control error: Insufficient privileges\"}",
+    );
+    let denied = issues(&options);
+    assert_eq!(denied.iter().map(|issue| issue.code).collect::<Vec<_>>(), ["snowflake.access_denied"]);
+    assert!(denied[0].fix.as_deref().is_some_and(|fix| fix.contains("grant the privilege")), "{denied:?}");
+    let refused = issues(&options.replace("\"snow\"", "\"wrong\""));
+    assert!(refused.iter().any(|issue| issue.code == "snowflake.login_refused"), "{refused:?}");
 }
 
 #[test]

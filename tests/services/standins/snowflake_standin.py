@@ -35,6 +35,7 @@ import os
 import re
 import secrets
 import sys
+import time
 import uuid
 
 import duckdb
@@ -56,6 +57,9 @@ PORT, STAGE_FOLDER, S3_ENDPOINT = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 BUCKETS = os.path.dirname(STAGE_FOLDER)
 
 TEMPORARY_TABLE = r"(?i)^(\s*create\s+(?:or\s+replace\s+)?)temporary(\s+table\b)"
+# An open transaction that blocks another one is rolled back after this time; Snowflake takes 5 minutes.
+IDLE_SECONDS = 2
+
 PASSWORDS = {"FAKE": "snow"}
 # Session parameters that fakesnow does not know; they have no effect here.
 IGNORED_PARAMETERS = (
@@ -126,6 +130,16 @@ def upload_target(_request, _expression, parameters):
     }
 
 
+def abort_idle_transactions():
+    """Snowflake rolls back a transaction that blocks another one, after five minutes without a statement."""
+    for token, session in list(fakesnow.server.sessions.items()):
+        if time.monotonic() - last_used.get(token, 0) > IDLE_SECONDS:
+            try:
+                session._duck_conn.rollback()
+            except Exception:
+                pass  # it has no transaction
+
+
 def patch_conflicts():
     """Errors of concurrent transactions, as Snowflake's error of a statement that waited for a lock."""
     execute = fakesnow.cursor.FakeSnowflakeCursor.execute
@@ -136,6 +150,7 @@ def patch_conflicts():
         except duckdb.TransactionException as error:
             if "conflict" not in str(error).lower():
                 raise
+            abort_idle_transactions()
             raise snowflake.connector.errors.ProgrammingError(
                 msg=f"Statement aborted because of a lock: {error}", errno=625, sqlstate="57014"
             ) from None
@@ -161,8 +176,9 @@ class Faults:
 
 # Answers of slow statements, by query id: [polls left, answer].
 pending = {}
-# Ids of sessions, by token.
+# Ids of sessions, and when they ran their last statement, by token.
 session_ids = {}
+last_used = {}
 
 
 async def body_of(request):
@@ -277,7 +293,9 @@ async def run_statement(request):
     # COPY of fakesnow does not find temporary tables.
     sql = re.sub(TEMPORARY_TABLE, r"\1transient\2", body["sqlText"])
     replace_body(request, {**body, "sqlText": sql})
-    if fakesnow.server.to_token(request) in Faults.expired:
+    token = fakesnow.server.to_token(request)
+    last_used[token] = time.monotonic()
+    if token in Faults.expired:
         return failure("390112", "Your session has expired. Please login again.")
     if Faults.refuse and Faults.refuse[0].lower() in sql.lower():
         (_, code, message), Faults.refuse = Faults.refuse, None
