@@ -6,6 +6,7 @@
 //!   them where isolation allows (`shared`): each test has its own topics, buckets and databases.
 //! * [`S3Faults`] is a proxy for an S3 server that breaks selected requests. [`KafkaFaults`] is a
 //!   proxy for a broker that loses or delays replies.
+//! * [`TokenServer`] is an OAuth server for [`SecuredKafka`].
 //! * [`Case`] is the folder, the unique pipeline name and the worker [`Process`]es of one test.
 //! * [`LogWriter`] writes and rotates access logs. [`Reader`] reads a lake, [`KafkaClient::read`] a
 //!   topic.
@@ -37,6 +38,7 @@ mod secured_kafka;
 mod server;
 mod skip;
 mod summary;
+mod token_server;
 mod tool;
 pub mod wait;
 
@@ -57,6 +59,7 @@ pub use search::OpenSearch;
 pub use secured_kafka::SecuredKafka;
 pub use skip::Skip;
 pub use summary::{Counters, Summary};
+pub use token_server::TokenServer;
 pub use tool::Tool;
 
 /// The repetitions of a test: `long` with `TRUNKLINE_TEST_LONG=1`, as `tests/run --long` sets it.

@@ -22,7 +22,7 @@ impl SecuredKafka {
     }
 
     fn start() -> Result<Self, Skip> {
-        let server = Server::start("kafka-secured", &[], 3)?;
+        let server = Server::start("kafka-secured", &[], 4)?;
         let client = KafkaClient::new(format!("127.0.0.1:{}", server.port()));
         Ok(Self { server, client, tool: Tool::find("kafka-tool")? })
     }
@@ -50,6 +50,11 @@ impl SecuredKafka {
     /// The address of the listener with an expired certificate.
     pub fn expired(&self) -> String {
         self.address(5)
+    }
+
+    /// The address of the listener with TLS and OAuth tokens.
+    pub fn oauth(&self) -> String {
+        self.address(6)
     }
 
     fn address(&self, offset: u16) -> String {

@@ -17,6 +17,7 @@ const UNKNOWN_RETRY: Duration = Duration::from_secs(10);
 /// All schemas of a cluster.
 pub struct Schemas {
     cluster: Cluster,
+    topic: String,
     known: Mutex<Known>,
 }
 
@@ -30,7 +31,7 @@ struct Known {
 impl Schemas {
     /// An empty cache over the cluster's topic.
     pub fn new(cluster: Cluster) -> Self {
-        Self { cluster, known: Mutex::new(Known::default()) }
+        Self { topic: cluster.own_topic(SCHEMAS), cluster, known: Mutex::new(Known::default()) }
     }
 
     /// Publishes a schema in the producer's open transaction, unless this worker knows that it is
@@ -42,7 +43,7 @@ impl Schemas {
         let id = schema.id().to_string();
         let json = schema.to_json().map_err(|error| Error::internal("schema.encode", error.to_string()))?;
         Ok(producer.send(&ProducerRecord {
-            topic: SCHEMAS,
+            topic: &self.topic,
             partition: 0,
             timestamp: None,
             key: Some(id.as_bytes()),
@@ -78,7 +79,7 @@ impl SchemaLookup for Schemas {
                 return Ok(None);
             }
         }
-        let rows = table::read(&self.cluster, SCHEMAS, None, &[])?;
+        let rows = table::read(&self.cluster, &self.topic, None, &[])?;
         let mut known = self.lock();
         for (key, json) in rows {
             match (std::str::from_utf8(&key).ok().and_then(|key| key.parse().ok()), Schema::from_json(&json)) {
@@ -88,7 +89,8 @@ impl SchemaLookup for Schemas {
                 }
                 (_, result) => {
                     let (key, error) = (String::from_utf8_lossy(&key), result.err());
-                    tracing::warn!(%key, ?error, "a row of topic `{SCHEMAS}` cannot be read as a schema");
+                    let topic = &self.topic;
+                    tracing::warn!(%key, ?error, "a row of topic `{topic}` cannot be read as a schema");
                 }
             }
         }

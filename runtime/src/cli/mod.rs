@@ -4,6 +4,7 @@
 //! codes. Every verb takes the flags that set worker settings; [`crate::config`] defines the
 //! settings.
 
+mod acls;
 mod broker;
 mod connectors;
 mod explain;
@@ -42,6 +43,8 @@ enum Verb {
     Validate(ValidateArgs),
     /// Print pipelines as a mermaid flowchart
     Graph(GraphArgs),
+    /// Print the rights in Kafka that pipelines need, as commands, JSON or an IAM policy
+    Acls(acls::AclsArgs),
     /// Run pipelines until stopped
     ///
     /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. On SIGHUP it reloads its
@@ -218,6 +221,10 @@ fn run_verb(verb: Verb) -> Exit {
         Verb::Validate(args) => match args.settings.load() {
             Ok(settings) => validate::validate(&args.paths, args.json, args.check, &settings),
             Err(problems) => output::report_problems(&problems, args.json),
+        },
+        Verb::Acls(args) => match args.settings.load() {
+            Ok(settings) => acls::acls(&args, &settings),
+            Err(problems) => output::report_problems(&problems, false),
         },
         Verb::Graph(args) => match args.settings.load() {
             Ok(settings) => graph::graph(&args.paths, args.dead_letters, &settings),

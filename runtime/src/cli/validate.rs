@@ -67,7 +67,7 @@ fn preflight_issues(pipelines: &[Pipeline], settings: &Settings) -> Vec<FileProb
     let mut issues = Vec::new();
     for pipeline in pipelines {
         for source in &pipeline.sources {
-            let task = component_name(&settings.cluster, &pipeline.name, &source.name);
+            let task = component_name(&settings.cluster_name(), &pipeline.name, &source.name);
             for PreflightIssue { code, message, fix } in source.spec.preflight(&task, runtime.handle()) {
                 let message = format!("`sources.{}`: {message}", source.name);
                 issues.push(problem_at(Some(&pipeline.file), code, message, fix));

@@ -29,6 +29,8 @@ pub(super) struct Layer {
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    prefix: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
     /// In bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,6 +50,8 @@ pub(super) struct Layer {
 #[derive(Debug, Default, Serialize)]
 struct TopicLayer {
     #[serde(skip_serializing_if = "Option::is_none")]
+    create: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     partitions: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replication: Option<i16>,
@@ -66,11 +70,13 @@ impl Layer {
         Self {
             data: Some(section.value("data")),
             cluster: Some(section.value("cluster")),
+            prefix: Some(String::new()),
             node: Some(host_name()),
             memory: Some(section.value::<ByteSize>("memory").0),
             commit_interval: Some(section.value("commit_interval")),
             max_initial_failures: Some(section.value("max_initial_failures")),
             topics: TopicLayer {
+                create: topics.as_ref().map(|topics| topics.value("create")),
                 partitions: topics.and_then(|topics| topics.value::<i64>("partitions").try_into().ok()),
                 replication: Some(BROKER_DEFAULT),
                 config: BTreeMap::new(),
@@ -87,6 +93,7 @@ impl Layer {
             brokers: section.optional("brokers"),
             data: path("data"),
             cluster: identifier(&section, "cluster"),
+            prefix: identifier(&section, "prefix"),
             node: identifier(&section, "node"),
             memory: memory(&section),
             commit_interval: section.optional("commit_interval"),
@@ -100,6 +107,7 @@ impl Layer {
             // Without the leading dot: the top level has no name.
             topics.path = "topics".to_owned();
             layer.topics = TopicLayer {
+                create: topics.optional("create"),
                 partitions: whole_number(&topics, "partitions", i64::from(i32::MAX)).and_then(|n| n.try_into().ok()),
                 replication: whole_number(&topics, "replication", i64::from(i16::MAX)).and_then(|n| n.try_into().ok()),
                 config: properties(&topics, "config"),
@@ -287,6 +295,8 @@ fn outside_layer(outside: &[Outside<'_>], problems: &mut Vec<FileProblems>) -> L
         let text = Text { raw: setting.value.to_owned(), resolved: setting.value.to_owned() };
         let value = match (setting.keys.last().map(String::as_str), setting.value.parse()) {
             (Some("partitions" | "replication" | "max_initial_failures"), Ok(number)) => Value::Integer(number),
+            (Some("create"), _) if setting.value == "true" => Value::Boolean(true),
+            (Some("create"), _) if setting.value == "false" => Value::Boolean(false),
             _ => Value::String(text),
         };
         insert(&mut table, &setting.keys, Node { value, span: index..index });

@@ -30,6 +30,14 @@ pub const SETTINGS: &[OptionSpec] = &[
         "Workers with the same name share the work. The name is part of all groups and transactional ids.",
     ),
     OptionSpec::optional(
+        "prefix",
+        "name",
+        "none",
+        "Start of the names of the state topics, groups and transactional ids, for a Kafka that several teams share with \
+         prefixed ACLs. Do not change it later: a worker finds its positions by these names.",
+        "\"team-a.\"",
+    ),
+    OptionSpec::optional(
         "node",
         "name",
         "host name",
@@ -65,6 +73,12 @@ pub const SETTINGS: &[OptionSpec] = &[
     ),
     OptionSpec::with_default("log", "filter", "\"info\"", "What is logged, for example `warn,trunkline=debug`."),
     OptionSpec::with_default(
+        "topics.create",
+        "boolean",
+        "true",
+        "Create missing topics. With `false`, missing topics are errors that name the commands which create them.",
+    ),
+    OptionSpec::with_default(
         "topics.partitions",
         "number",
         "4",
@@ -88,8 +102,9 @@ pub const SETTINGS: &[OptionSpec] = &[
         "kafka",
         "table",
         "none",
-        "Properties of librdkafka, such as `security.protocol`, `sasl.*` or `linger.ms`. They override Trunkline's \
-         defaults, except those that exactly-once delivery requires.",
+        "`security` (`aws_msk_iam`, `scram`, `plain`, `mtls` or `oauth`), `region` (of an MSK cluster), and properties of \
+         librdkafka, such as `security.protocol`, `sasl.*` or `linger.ms`. Properties override Trunkline's defaults, \
+         except those that exactly-once delivery requires.",
         "{ \"security.protocol\" = \"sasl_ssl\" }",
     ),
 ];

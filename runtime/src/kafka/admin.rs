@@ -78,10 +78,14 @@ impl Admin {
         self.client.client().fetch_metadata(Some(topic), timeout).is_ok()
     }
 
-    /// Creates the missing ones of these topics. The request to create them is sent only if a topic
-    /// is missing, so that no right to create topics is needed otherwise.
+    /// Creates the missing ones of these topics, or reports them if topics are not to be created.
+    /// The request to create them is sent only if a topic is missing, so that no right to create
+    /// topics is needed otherwise.
     pub fn ensure(&self, topics: &[TopicSpec]) -> Result<EnsuredTopics> {
         let mut ensured = EnsuredTopics::default();
+        if !self.cluster.may_create_topics() {
+            self.require(topics)?;
+        }
         for chunk in topics.chunks(TOPICS_PER_REQUEST) {
             let (mut existing, missing) = self.look_up(chunk)?;
             let created = self.create(&missing)?;
@@ -97,6 +101,15 @@ impl Admin {
             ensured.partitions.extend(existing.into_iter().map(|(spec, count)| (spec.name.clone(), count)));
         }
         Ok(ensured)
+    }
+
+    /// Fails if a topic is missing. The error names all missing topics.
+    fn require(&self, topics: &[TopicSpec]) -> Result<()> {
+        let mut missing = Vec::new();
+        for chunk in topics.chunks(TOPICS_PER_REQUEST) {
+            missing.extend(self.look_up(chunk)?.1);
+        }
+        if missing.is_empty() { Ok(()) } else { Err(missing_error(self.cluster.brokers(), &missing)) }
     }
 
     /// Number of partitions of a topic; `None` if it does not exist.
@@ -301,6 +314,34 @@ fn is_denied((code, _): &Failure) -> bool {
     matches!(code, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed)
 }
 
+/// The error of missing topics that are not to be created, with the commands that create them.
+fn missing_error(brokers: &str, missing: &[&TopicSpec]) -> Error {
+    let names: Vec<String> = missing.iter().map(|spec| format!("`{}`", spec.name)).collect();
+    let commands: Vec<String> = missing.iter().map(|spec| creation_command(brokers, spec)).collect();
+    let message = format!(
+        "these topics do not exist or cannot be described, and `topics.create` is false: {}. Create them, and grant the \
+         right Describe on them: {}",
+        names.join(", "),
+        commands.join("; ")
+    );
+    Error::external("kafka.missing_topics", message).retry(Retry::Never)
+}
+
+/// Creates a topic by Kafka's own tool.
+fn creation_command(brokers: &str, spec: &TopicSpec) -> String {
+    let mut command = format!(
+        "kafka-topics.sh --bootstrap-server {brokers} --create --topic {} --partitions {}",
+        spec.name, spec.partitions
+    );
+    if spec.replication > 0 {
+        command.push_str(&format!(" --replication-factor {}", spec.replication));
+    }
+    for (name, value) in &with_default_limit(spec).config {
+        command.push_str(&format!(" --config {name}={value}"));
+    }
+    command
+}
+
 /// One error that names every topic that could not be created.
 fn creation_error(failures: &[(&str, Failure)]) -> Error {
     let reasons: Vec<String> = failures
@@ -313,7 +354,8 @@ fn creation_error(failures: &[(&str, Failure)]) -> Error {
     let names: Vec<String> = failures.iter().map(|(topic, _)| format!("`{topic}`")).collect();
     if failures.iter().all(|(_, failure)| is_denied(failure)) {
         let message = format!(
-            "missing topics cannot be created: {}: create them, or grant the rights Create and Describe on them",
+            "missing topics cannot be created: {}: create them, or grant the rights Create and Describe on them (`trunkline \
+             acls` prints the commands)",
             names.join(", ")
         );
         return Error::external("kafka.access_denied", message).retry(Retry::Never);

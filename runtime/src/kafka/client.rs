@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::bindings::rd_kafka_conf_set_ssl_cert_verify_cb;
+use rdkafka::bindings::{rd_kafka_conf_set_ssl_cert_verify_cb, rd_kafka_t};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{FromClientConfigAndContext, NativeClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
@@ -18,6 +18,8 @@ use super::admin_api::Failure;
 use super::connection::{ConnectionMonitor, explain_certificate};
 use super::properties;
 use super::secrets::Secrets;
+use super::security::Security;
+use super::tokens::{TokenLease, Tokens};
 use super::topic_limits::TopicLimits;
 
 /// A Kafka cluster: its bootstrap servers and the properties of its clients. Cheap to clone.
@@ -28,24 +30,34 @@ pub struct Cluster {
     secrets: Secrets,
     limits: TopicLimits,
     connection: Arc<ConnectionMonitor>,
+    tokens: Option<Arc<Tokens>>,
     interrupt: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+    /// What the names of Trunkline's own topics start with.
+    prefix: Arc<str>,
+    may_create_topics: bool,
     /// When a member of a group was last fenced by another one with its id.
     fenced_members: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl Cluster {
-    /// A cluster by its bootstrap servers and further librdkafka properties. Fails if librdkafka
-    /// does not accept a property.
-    pub fn new(brokers: &str, properties: &BTreeMap<String, String>) -> Result<Self> {
-        properties::check(properties)?;
-        let secrets = Secrets::of(properties);
+    /// A cluster by its bootstrap servers and the settings `kafka`: `security`, `region` and
+    /// librdkafka properties. Fails if librdkafka does not accept a property.
+    pub fn new(brokers: &str, settings: &BTreeMap<String, String>) -> Result<Self> {
+        let Security { properties, tokens } = Security::of(settings, brokers)?;
+        properties::check(&properties)?;
+        let secrets = Secrets::of(settings);
+        let connection = Arc::<ConnectionMonitor>::default();
+        let tokens = tokens.map(|source| Arc::new(Tokens::new(source, connection.clone(), secrets.clone())));
         Ok(Self {
-            properties: Arc::new(properties.clone()),
+            properties: Arc::new(properties),
             brokers: Arc::from(brokers),
             secrets,
             limits: TopicLimits::default(),
-            connection: Arc::default(),
+            connection,
+            tokens,
             interrupt: None,
+            prefix: Arc::from(""),
+            may_create_topics: true,
             fenced_members: Arc::default(),
         })
     }
@@ -54,6 +66,26 @@ impl Cluster {
     /// `interrupt` returns true.
     pub fn with_interrupt(self, interrupt: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         Self { interrupt: Some(Arc::new(interrupt)), ..self }
+    }
+
+    /// The same cluster, in which the names of Trunkline's own topics start with `prefix`.
+    pub fn with_prefix(self, prefix: &str) -> Self {
+        Self { prefix: Arc::from(prefix), ..self }
+    }
+
+    /// The name of one of Trunkline's own topics, with the prefix.
+    pub fn own_topic(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The same cluster, in which missing topics are created, or only reported.
+    pub fn with_topic_creation(self, may_create_topics: bool) -> Self {
+        Self { may_create_topics, ..self }
+    }
+
+    /// Whether missing topics are created.
+    pub(super) fn may_create_topics(&self) -> bool {
+        self.may_create_topics
     }
 
     /// Whether to stop looking for unreachable brokers.
@@ -114,6 +146,15 @@ impl Cluster {
             Client::new(config, native, kind, self.client_log())
         };
         config.create_native_config().and_then(create).map_err(|error| self.creation_error(&error))
+    }
+
+    /// Gives a client its tokens, if it needs some, until the result is dropped.
+    ///
+    /// # Safety
+    /// The client must outlive the result.
+    pub(super) unsafe fn attach_tokens(&self, client: *mut rd_kafka_t) -> Option<TokenLease> {
+        // SAFETY: see the function's contract.
+        self.tokens.as_ref().map(|tokens| unsafe { tokens.attach(client) })
     }
 
     fn creation_error(&self, error: &KafkaError) -> Error {
@@ -262,9 +303,13 @@ pub(super) fn classify_failure(doing: &str, (code, explanation): &Failure) -> Er
 fn missing_right(code: RDKafkaErrorCode) -> Option<&'static str> {
     use RDKafkaErrorCode as Code;
     Some(match code {
-        Code::TopicAuthorizationFailed => "grant the rights Describe, Read and Write on the topic",
-        Code::GroupAuthorizationFailed => "grant the right Read on the group",
-        Code::TransactionalIdAuthorizationFailed => "grant the rights Describe and Write on the transactional id",
+        Code::TopicAuthorizationFailed => {
+            "grant the rights Describe, Read and Write on the topic (`trunkline acls` prints the commands)"
+        }
+        Code::GroupAuthorizationFailed => "grant the right Read on the group (`trunkline acls` prints the commands)",
+        Code::TransactionalIdAuthorizationFailed => {
+            "grant the rights Describe and Write on the transactional id (`trunkline acls` prints the commands)"
+        }
         Code::ClusterAuthorizationFailed => "grant the right on the cluster",
         Code::Authentication | Code::SaslAuthenticationFailed => {
             "check `sasl.username`, `sasl.password` and `sasl.mechanism` in the settings `kafka`"

@@ -72,7 +72,26 @@ impl ConnectionMonitor {
 
     /// Notes a report of librdkafka. Reports that do not explain a failed connection are ignored.
     pub(super) fn note(&self, report: &str) {
-        let Some((cause, text)) = explain(report) else { return };
+        if let Some((cause, text)) = explain(report) {
+            self.note_problem(cause, text);
+        }
+    }
+
+    /// Notes that no token could be fetched. librdkafka does not connect without one.
+    pub(super) fn note_token_failure(&self, reason: &str, is_permanent: bool) {
+        let cause = if is_permanent { Cause::Settings } else { Cause::Unavailable };
+        self.note_problem(cause, format!("{NO_TOKEN}: {reason}"));
+    }
+
+    /// Notes that a token was fetched.
+    pub(super) fn token_fetched(&self) {
+        let mut state = self.lock();
+        if state.current.as_ref().is_some_and(|problem| problem.text.starts_with(NO_TOKEN)) {
+            state.current = None;
+        }
+    }
+
+    fn note_problem(&self, cause: Cause, text: String) {
         // Brokers that restart close connections too.
         if cause == Cause::Protocol && self.is_reached.load(Ordering::Relaxed) {
             return;
@@ -134,6 +153,9 @@ impl ConnectionMonitor {
     }
 }
 
+/// How the texts of failed tokens start.
+const NO_TOKEN: &str = "cannot get a token for Kafka";
+
 /// Texts of librdkafka and OpenSSL, and what to do. The first match counts.
 const EXPLANATIONS: &[(&str, Cause, &str)] = &[
     (
@@ -141,6 +163,9 @@ const EXPLANATIONS: &[(&str, Cause, &str)] = &[
         Cause::Settings,
         "set `sasl.mechanism` in the settings `kafka` to a mechanism that the broker supports",
     ),
+    // Before the general text: the broker's reason follows it.
+    ("SASL OAUTHBEARER authentication failed", Cause::Settings, TOKEN_REFUSED),
+    ("SASL OAUTHBEARER", Cause::Settings, TOKEN_REFUSED),
     (
         "SASL authentication error",
         Cause::Settings,
@@ -192,6 +217,10 @@ const EXPLANATIONS: &[(&str, Cause, &str)] = &[
 
 const CLIENT_CERTIFICATE: &str = "the broker requires a client certificate that it trusts: set \
      `ssl.certificate.location` and `ssl.key.location` in the settings `kafka`";
+
+const TOKEN_REFUSED: &str = "the broker refused the token: with MSK, check that the IAM policy allows \
+     `kafka-cluster:Connect` on the cluster, `kafka.region` and the clock; with an OAuth server, check the issuer, \
+     audience and scope that the broker expects";
 
 const NO_TLS: &str = "this port of the broker may not use TLS: use its TLS port in the setting `brokers`, or set \
      `security.protocol` to `plaintext` or `sasl_plaintext` in the settings `kafka`";

@@ -29,6 +29,7 @@ use super::message_queue::MessageQueue;
 use super::partition_batches::PartitionBatches;
 use super::queue_notifier::QueueNotifier;
 use super::rebalance::{EventContext, RebalanceEvent};
+use super::tokens::TokenLease;
 use super::unassigned::UnassignedMonitor;
 
 /// Time for a client to close.
@@ -46,7 +47,8 @@ const KEPT_ROUNDS: usize = 4;
 
 /// A member of a consumer group.
 pub struct GroupConsumer {
-    /// Notifier and messages must be dropped before the consumer is closed.
+    /// Tokens, notifier and messages must be dropped before the consumer is closed.
+    tokens: Option<TokenLease>,
     notifier: Option<QueueNotifier>,
     messages: Option<MessageQueue>,
     consumer: ManuallyDrop<BaseConsumer<EventContext>>,
@@ -63,6 +65,7 @@ pub struct GroupConsumer {
 /// would hang.
 impl Drop for GroupConsumer {
     fn drop(&mut self) {
+        self.tokens = None;
         self.notifier = None;
         self.consumer.context().set_message_queue(ptr::null_mut());
         self.messages = None;
@@ -96,6 +99,8 @@ impl GroupConsumer {
     ) -> Result<Self> {
         let config = group_config(cluster, group, instance, prefetch_bytes);
         let consumer: BaseConsumer<EventContext> = cluster.create(&config, EventContext::new(cluster, &config))?;
+        // SAFETY: the lease is dropped before the client.
+        let tokens = unsafe { cluster.attach_tokens(consumer.client().native_ptr()) };
         let messages = MessageQueue::new(consumer.client().native_ptr());
         consumer.context().set_message_queue(messages.as_ptr());
         let notifier = QueueNotifier::new(consumer.client().native_ptr(), messages.as_ptr()).map_err(|error| {
@@ -103,6 +108,7 @@ impl GroupConsumer {
             Error::external("kafka.wake", message)
         })?;
         let this = Self {
+            tokens,
             notifier: Some(notifier),
             messages: Some(messages),
             consumer: ManuallyDrop::new(consumer),

@@ -116,7 +116,10 @@ pub(super) fn failed(producer: &BaseProducer<DeliveryContext>, doing: &str, erro
     match reason.filter(|_| is_consequence) {
         // The record may belong to another topic than the one that made the transaction fail.
         Some(reason) if reason.contains("Topic authorization failed") => {
-            let message = format!("a transaction failed: {reason}; grant the right Write on this topic");
+            let message = format!(
+                "a transaction failed: {reason}; grant the right Write on this topic (`trunkline acls` prints the \
+                 command)"
+            );
             Error::external("kafka.access_denied", message).retry(Retry::Never)
         }
         Some(reason) => Error::external("kafka.failed", format!("a transaction failed: {reason}")),

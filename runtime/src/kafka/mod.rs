@@ -13,6 +13,7 @@
 //! - [`embedded`]: the broker in this process.
 //! - `connection`: explains failed connections; `rebootstrap`: recovers clients that lost all
 //!   brokers.
+//! - `security`: short forms of security properties; `tokens`: tokens of MSK IAM and OAuth servers.
 //! - `properties`, `secrets`: the user's properties are checked, and their values hidden (I8).
 
 pub mod admin;
@@ -32,9 +33,11 @@ mod queue_notifier;
 mod rebalance;
 mod rebootstrap;
 mod secrets;
+mod security;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod topic_limits;
 mod unassigned;
 

@@ -15,6 +15,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Error, Result};
 
 use super::client::{CALL_TIMEOUT, ClientLog, Cluster, close_in_background};
+use super::tokens::TokenLease;
 
 /// A table's rows: the last value of each key, without removed keys.
 pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -97,6 +98,8 @@ impl EndProbe {
 
 /// A consumer outside any group.
 struct Reader {
+    /// Dropped before the client.
+    _tokens: Option<TokenLease>,
     consumer: BaseConsumer<ClientLog>,
     cluster: Cluster,
 }
@@ -113,7 +116,10 @@ impl Reader {
             .set("isolation.level", isolation)
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true");
-        Ok(Self { consumer: cluster.create(&config, cluster.client_log())?, cluster: cluster.clone() })
+        let consumer: BaseConsumer<ClientLog> = cluster.create(&config, cluster.client_log())?;
+        // SAFETY: the lease is dropped before the client.
+        let tokens = unsafe { cluster.attach_tokens(consumer.client().native_ptr()) };
+        Ok(Self { _tokens: tokens, consumer, cluster: cluster.clone() })
     }
 
     fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {

@@ -54,7 +54,7 @@ impl<'a> Transactions<'a> {
             consumer,
             partitions: BTreeMap::new(),
             producer,
-            intents: Intents::of(&component),
+            intents: Intents::of(&context.cluster, &component),
             topics: Topics::new(context, None),
             commit_in_doubt: false,
         }
