@@ -432,12 +432,13 @@ pub(crate) fn report_missing(missing: &MissingFile) {
         }
         MissingReason::Deleted if rotation_group(&text) != text => {
             tracing::info!(
-                "{path} was removed while the source did not run; it was read up to byte {offset}, its last known end"
+                "{path} was removed while the source did not have it open; it was read up to byte {offset}, its last \
+                 known end"
             );
         }
         MissingReason::Deleted => tracing::warn!(
-            "{path} was removed while the source did not run, and no copy of it was found; it was read up to \
-             byte {offset}. Lines written to it later are lost, if there were any; let `paths` match the files \
+            "{path} was removed while the source did not have it open, and no copy of it was found; it was read up \
+             to byte {offset}. Lines written to it later are lost, if there were any; let `paths` match the files \
              that rotation makes of it"
         ),
     }

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::os::unix::fs::MetadataExt;
+
 use common::{TestSource, logged, numbered, numbered_lines, sorted, warnings, write_gzip};
 
 #[test]
@@ -156,5 +158,39 @@ fn files_with_another_device_number_are_continued() {
         source.append("a.log", "late\n");
         assert_eq!(source.read().take(), ["late"]);
         assert_eq!(source.position.len(), 3, "{:?}", source.position.keys());
+    }
+}
+
+/// The inode of a removed file is reused: by a file in a folder nearby, or by one that the globs
+/// match.
+#[test]
+fn a_reused_inode_says_nothing_about_the_file_that_had_it_before() {
+    for other in ["../nearby/y.log", "y.log"] {
+        let mut source = TestSource::new("paths = [\"logs/*.log\"]");
+        let other = format!("logs/{other}");
+        source.append("logs/x.log", numbered("a line that is long enough to fill a head", 0..100));
+        assert_eq!(source.read().take().len(), 100);
+        source.stop();
+        let content = std::fs::read_to_string(source.path("logs/x.log")).unwrap();
+        source.remove("logs/x.log");
+        source.append("logs/x.log", content.replace("head 99\n", "HEAD 99\n"));
+        source.append(&other, numbered("a line of another file, which is longer than the first", 0..200));
+        // Whether a file system reuses an inode at once depends on its kind.
+        let inode = std::fs::metadata(source.path(&other)).unwrap().ino();
+        let reused = |key: String| {
+            let parts: Vec<&str> = key.split(':').collect();
+            format!("{}:{inode}:{}", parts[0], parts[2])
+        };
+        source.position =
+            std::mem::take(&mut source.position).into_iter().map(|(key, value)| (reused(key), value)).collect();
+        let lines_of_other = if other.contains("..") { 0 } else { 200 };
+        let ((), lines) = logged(|| {
+            source.read_until(100 + lines_of_other);
+        });
+        let warned = warnings(&lines);
+        assert!(
+            warned.len() == 1 && warned[0].contains("x.log was replaced") && warned[0].contains("twice"),
+            "{lines:?}"
+        );
     }
 }

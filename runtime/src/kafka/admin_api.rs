@@ -30,6 +30,10 @@ pub(super) type Outcome<T> = std::result::Result<T, Failure>;
 /// Time between two looks at the main queue during a call.
 const SERVE_INTERVAL_MS: c_int = 50;
 
+/// A call without an answer for this long refreshes the client's brokers, and again each time it
+/// has passed.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Configuration values of a topic by name.
 pub(super) type TopicConfig = BTreeMap<String, String>;
 
@@ -180,9 +184,14 @@ impl AdminClient {
         }
         // The client reports its own timeout first.
         let deadline = Instant::now() + CALL_TIMEOUT + Duration::from_secs(5);
+        let mut refresh_at = Instant::now() + REFRESH_INTERVAL;
         while Instant::now() < deadline {
             let answer = queue.poll(SERVE_INTERVAL_MS);
             self.serve();
+            if answer.is_none() && Instant::now() >= refresh_at {
+                self.refresh_brokers();
+                refresh_at = Instant::now() + REFRESH_INTERVAL;
+            }
             if let Some(event) = answer {
                 // SAFETY: the event is alive.
                 let (code, explanation) = unsafe {
@@ -194,6 +203,22 @@ impl AdminClient {
             }
         }
         Err((RDKafkaErrorCode::OperationTimedOut, "the brokers did not answer".to_owned()))
+    }
+
+    /// Requests the list of brokers, and which of them is the controller. librdkafka sends a call
+    /// to the controller of its last metadata. If that broker is gone, it waits for it, and
+    /// requests metadata again only every five minutes.
+    fn refresh_brokers(&self) {
+        let milliseconds = c_int::try_from(REFRESH_INTERVAL.as_millis()).unwrap_or(c_int::MAX);
+        let mut metadata = ptr::null();
+        // SAFETY: the client is alive. Without topics the request is about the brokers. The result
+        // is owned here, and not used again. An error needs no action: the next refresh follows.
+        unsafe {
+            bindings::rd_kafka_metadata(self.client.native_ptr(), 0, ptr::null_mut(), &raw mut metadata, milliseconds);
+            if !metadata.is_null() {
+                bindings::rd_kafka_metadata_destroy(metadata);
+            }
+        }
     }
 }
 

@@ -47,7 +47,7 @@ use crate::config::{LogfileOptions, ReadFrom};
 use crate::copy_detection::Beginning;
 use crate::discovery::{Found, Scan, identify};
 use crate::file::{Failure, MissingFile, MissingReason, OpenOutcome, PathState, TrackedFile};
-use crate::position::{FileId, FilePosition, STARTED_KEY};
+use crate::position::{FileId, FilePosition, STARTED_KEY, Stat};
 
 /// Consecutive scans that must miss a file, or its continuation, before it is given up: a single
 /// scan may overlook a file that is renamed while its folder is listed.
@@ -88,6 +88,30 @@ pub(crate) struct Reconciled {
 
 /// The beginnings of new files, read once in a scan.
 type Beginnings = HashMap<FileId, Beginning>;
+
+/// What was known of a file before a scan found its inode again.
+struct Known {
+    path: PathBuf,
+    real: Option<PathBuf>,
+    stat: Stat,
+}
+
+impl Known {
+    fn of(file: &TrackedFile) -> Self {
+        Self { path: file.path.clone(), real: file.real.clone(), stat: file.stat }
+    }
+
+    /// Why a file is missing whose inode now has other content. Under the same path it was
+    /// overwritten. Under another path, the inode was reused after the file was deleted: what was
+    /// found says nothing about the file.
+    fn restore_if_reused(self, file: &mut TrackedFile) -> MissingReason {
+        if file.path == self.path {
+            return MissingReason::ContentChanged;
+        }
+        (file.path, file.real, file.stat) = (self.path, self.real, self.stat);
+        MissingReason::Deleted
+    }
+}
 
 impl Tracker {
     pub(crate) fn new(
@@ -259,8 +283,8 @@ impl Tracker {
                     untracked.push(found);
                 }
                 Some(_) => {
-                    if !self.observe(id, &found, now) {
-                        self.remove_as_missing(id, MissingReason::ContentChanged);
+                    if let Some(reason) = self.observe(id, &found, now) {
+                        self.remove_as_missing(id, reason);
                         untracked.push(found);
                     }
                 }
@@ -269,9 +293,9 @@ impl Tracker {
         untracked
     }
 
-    /// Updates a tracked file that a scan found. `false` if it has other content.
-    fn observe(&mut self, id: FileId, found: &Found, now: Instant) -> bool {
-        let Some(file) = self.files.get_mut(&id) else { return true };
+    /// Updates a tracked file that a scan found. A reason if what was found has other content.
+    fn observe(&mut self, id: FileId, found: &Found, now: Instant) -> Option<MissingReason> {
+        let file = self.files.get_mut(&id)?;
         if file.stat != found.stat {
             file.verified &= file.reader.is_some();
         }
@@ -279,33 +303,29 @@ impl Tracker {
         if file.path != found.path {
             tracing::info!(from = %file.path.display(), to = %found.path.display(), "file was renamed");
         }
-        let known = (file.path.clone(), file.real.clone());
+        let known = Known::of(file);
         file.move_to(found, now);
         file.path_state = PathState::Matched;
         file.missed_scans = 0;
         let unchanged = file.at_end == Some(found.stat);
         file.observe(found.stat, now);
         if file.verified {
-            return true;
+            return None;
         }
         file.resting_since = now;
         if unchanged {
             file.verified = true;
-            return true;
+            return None;
         }
         self.limit_open_files();
-        let Some(file) = self.files.get_mut(&id) else { return true };
+        let file = self.files.get_mut(&id)?;
         match file.open(self.options.compression) {
             Ok(OpenOutcome::Open) => self.opened.push(id),
             Ok(OpenOutcome::Moved) => {}
-            Ok(OpenOutcome::ContentChanged) => {
-                // The inode was reused: the path is another file's.
-                (file.path, file.real) = known;
-                return false;
-            }
+            Ok(OpenOutcome::ContentChanged) => return Some(known.restore_if_reused(file)),
             Err(error) => file.fail(&error),
         }
-        true
+        None
     }
 
     /// Handles files that no glob matches any more: each is followed by its descriptor, found near
@@ -319,6 +339,7 @@ impl Tracker {
             if let Some(metadata) = file.reader.as_ref().and_then(|reader| reader.file().metadata().ok()) {
                 file.observe(identify(&metadata).1, now);
             } else {
+                let known = Known::of(file);
                 let opened = match neighbourhood.find(file) {
                     Some(found) => {
                         file.move_to(&found, now);
@@ -327,9 +348,12 @@ impl Tracker {
                     }
                     None => Ok(OpenOutcome::Moved),
                 };
-                if !matches!(opened, Ok(OpenOutcome::Open)) {
-                    let changed = matches!(opened, Ok(OpenOutcome::ContentChanged));
-                    let reason = if changed { MissingReason::ContentChanged } else { MissingReason::Deleted };
+                let reason = match opened {
+                    Ok(OpenOutcome::Open) => None,
+                    Ok(OpenOutcome::ContentChanged) => Some(known.restore_if_reused(file)),
+                    Ok(OpenOutcome::Moved) | Err(_) => Some(MissingReason::Deleted),
+                };
+                if let Some(reason) = reason {
                     self.remove_as_missing(id, reason);
                     continue;
                 }

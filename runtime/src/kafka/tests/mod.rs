@@ -1,5 +1,7 @@
 //! The Kafka layer on the embedded broker.
 
+mod moved_controller;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
