@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Case, Exit, KafkaClient, LogWriter, SecuredKafka, need};
+use trunkline_tests::{Case, Exit, KafkaClient, LogWriter, SecuredKafka, TokenServer, need, wait};
 
-use crate::{LONG, SOURCE};
+use crate::{LONG, SOURCE, access_logs};
 
 /// A job that cannot connect ends within this time, even on a busy machine.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
@@ -141,4 +141,101 @@ fn client_certificates_and_keys_are_accepted_as_files() {
     let (exit, _) = run_job(&mut case, &settings);
     // The user of this certificate has no rights: the connection itself works.
     assert!(exit.stderr.contains("Create and Describe"), "{}", exit.describe());
+}
+
+/// The settings of a client that gets its tokens from `server`.
+fn oauth(kafka: &SecuredKafka, server: &TokenServer) -> Vec<(&'static str, String)> {
+    vec![
+        ("TRUNKLINE_KAFKA_SECURITY", "oauth".to_owned()),
+        ("TRUNKLINE_KAFKA_SSL_CA_LOCATION", kafka.file("ca.pem").display().to_string()),
+        ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL", server.url()),
+        ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_CLIENT_ID", TokenServer::ID.to_owned()),
+        ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_CLIENT_SECRET", TokenServer::SECRET.to_owned()),
+        ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_SCOPE", "kafka".to_owned()),
+    ]
+}
+
+/// The broker verifies signature, audience and expiry of each token, and ends a connection whose
+/// token has expired.
+#[test]
+fn a_worker_outlives_several_oauth_tokens() {
+    const LIFETIME: Duration = Duration::from_secs(4);
+    let kafka = need!(SecuredKafka::shared());
+    let server = TokenServer::start(&kafka.file("oauth.key"), LIFETIME);
+    let mut case = Case::new("tokens", &KafkaClient::new(kafka.oauth()));
+    for (name, value) in oauth(kafka, &server) {
+        case.set(name, &value);
+    }
+    case.set("TRUNKLINE_LOG", "debug");
+    let topic = format!("{}.web", case.name());
+    let mut log = LogWriter::new(case.path("logs/access.log"), 701);
+    log.append(10);
+    case.pipeline("web", &access_logs());
+    let mut worker = case.start("a", &[]);
+    // The source waits while two tokens expire, and writes with a third one.
+    for _ in 0..3 {
+        let lines = log.lines();
+        let written = || (kafka.has_topic(&topic) && kafka.count(&topic) == lines).then_some(());
+        wait::until("all lines are written", LONG, written);
+        let last = server.issued();
+        wait::until("two tokens have expired", LONG, || (server.issued() >= last + 3).then_some(()));
+        log.append(10);
+    }
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    for forbidden in ["hunter2", "eyJ", "cannot connect to Kafka", "cannot get a token", "refuses its token"] {
+        assert!(!exit.stderr.contains(forbidden), "{forbidden}: {}", exit.describe());
+    }
+    let summary = case.until_idle("a", LONG);
+    assert_eq!(kafka.count(&topic), log.lines());
+    assert_eq!(summary.of(case.name(), "lake").output, log.lines());
+}
+
+#[test]
+fn tokens_that_cannot_be_had_are_explained_and_end_a_job() {
+    let kafka = need!(SecuredKafka::shared());
+    let server = TokenServer::start(&kafka.file("oauth.key"), Duration::from_secs(60));
+    let base = oauth(kafka, &server);
+    let with = |name: &'static str, value: &str| {
+        let other = base.iter().filter(|(known, _)| *known != name).cloned();
+        other.chain([(name, value.to_owned())]).collect::<Vec<_>>()
+    };
+    let iam = |credentials: &[(&'static str, &str)]| {
+        let mut settings = vec![
+            ("TRUNKLINE_KAFKA_SECURITY", "aws_msk_iam".to_owned()),
+            ("TRUNKLINE_KAFKA_REGION", "eu-central-1".to_owned()),
+            ("TRUNKLINE_KAFKA_SSL_CA_LOCATION", kafka.file("ca.pem").display().to_string()),
+            ("AWS_CONFIG_FILE", "/nonexistent".to_owned()),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent".to_owned()),
+            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+        ];
+        settings.extend(credentials.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        settings
+    };
+    let secret = "TRUNKLINE_KAFKA_SASL_OAUTHBEARER_CLIENT_SECRET";
+    let url = "TRUNKLINE_KAFKA_SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL";
+    let no_page = server.url().replace("/token", "/hunter2");
+    let cases = [
+        ("secret", with(secret, "wrong-hunter2"), "invalid_client; check `sasl.oauthbearer.token.endpoint.url`"),
+        ("page", with(url, &no_page), "answered 401"),
+        ("no-aws", iam(&[("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", "")]), "no AWS credentials were found"),
+        // This broker does not know AWS.
+        (
+            "iam",
+            iam(&[("AWS_ACCESS_KEY_ID", "AKTEST"), ("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")]),
+            "the broker refused the token: with MSK, check that the IAM policy allows `kafka-cluster:Connect`",
+        ),
+    ];
+    for (name, settings, expected) in cases {
+        let mut case = Case::new(name, &KafkaClient::new(kafka.oauth()));
+        let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let (exit, elapsed) = run_job(&mut case, &settings);
+        assert_eq!(exit.code, Some(3), "{name}: {}", exit.describe());
+        let last = exit.stderr.lines().last().unwrap_or_default();
+        assert!(last.starts_with("error: ") && last.contains(expected), "{name}: {}", exit.describe());
+        assert!(elapsed < CONNECT_LIMIT, "{name}: {elapsed:?}");
+        let shown = exit.stderr.replace("/hunter2 answered", "");
+        assert!(!shown.contains("hunter2"), "{name}: {}", exit.describe());
+    }
 }
