@@ -1,9 +1,10 @@
 //! Secured brokers: the reason of a failed connection and every missing right is reported with its
 //! remedy, and a job ends at once.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Case, Exit, KafkaClient, LogWriter, SecuredKafka, TokenServer, need, wait};
+use trunkline_tests::{Case, Exit, KafkaClient, LogWriter, Right, SecuredKafka, TokenServer, need, repository, wait};
 
 use crate::{LONG, SOURCE, access_logs};
 
@@ -238,4 +239,79 @@ fn tokens_that_cannot_be_had_are_explained_and_end_a_job() {
         let shown = exit.stderr.replace("/hunter2 answered", "");
         assert!(!shown.contains("hunter2"), "{name}: {}", exit.describe());
     }
+}
+
+/// The rights that `trunkline acls` prints for the pipelines of a case.
+fn printed_rights(case: &Case) -> Vec<Right> {
+    let exit = case.run_command("acls", &[], &["--format", "json"], LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    let list: serde_json::Value = serde_json::from_str(&exit.stdout).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let mut rights = Vec::new();
+    for resource in list.as_array().unwrap() {
+        let right = |operation: &serde_json::Value| Right {
+            resource: text(&resource["resource_type"]),
+            name: text(&resource["name"]),
+            is_prefix: resource["pattern_type"] == "prefixed",
+            operation: text(operation),
+        };
+        rights.extend(resource["operations"].as_array().unwrap().iter().map(right));
+    }
+    rights
+}
+
+/// A pipeline of `pipelines/` in which each right is used.
+#[test]
+fn a_pipeline_runs_under_exactly_the_rights_that_are_printed() {
+    let kafka = need!(SecuredKafka::shared());
+    let mut case = Case::new("acls", &KafkaClient::new(kafka.sasl_tls()));
+    for (name, value) in alice(kafka) {
+        case.set(name, &value);
+    }
+    case.set("TRUNKLINE_PREFIX", &format!("{}.", case.name()));
+    let text = fs::read_to_string(repository().join("pipelines/access-logs.toml")).unwrap();
+    let text = text.replace("name = \"access-logs\"", "name = \"$NAME\"");
+    let text = text.replace("access-logs/*.log", "$DIR/logs/*.log").replace("/tmp/trunkline-lake", "$DIR/lake");
+    case.pipeline("access-logs", &text);
+    let rights = printed_rights(&case);
+    let mut runs = 0;
+    let mut run = || {
+        runs += 1;
+        // New lines each time, one of them a dead letter, so that every step has something to do.
+        let mut log = LogWriter::new(case.path(&format!("logs/{runs}.log")), 710 + runs);
+        log.append(5);
+        log.append_raw(b"cut off\n");
+        case.start("a", &["--until-idle", "--json"]).wait(LONG)
+    };
+
+    // First without the rights to create topics: all missing topics are named at once.
+    let (create, others): (Vec<_>, Vec<_>) = rights.iter().cloned().partition(|right| right.operation == "Create");
+    kafka.grant(&others);
+    let exit = run();
+    assert_eq!(exit.code, Some(3), "{}", exit.describe());
+    let last = exit.stderr.lines().last().unwrap_or_default();
+    for right in &create {
+        assert!(last.contains(&right.name), "{}: {}", right.name, exit.describe());
+    }
+    assert!(last.contains("Create and Describe"), "{last}");
+    kafka.grant(&create);
+    let exit = run();
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+
+    // Now without each of the others.
+    for right in &others {
+        kafka.revoke(std::slice::from_ref(right));
+        let started = Instant::now();
+        let exit = run();
+        eprintln!(
+            "RIGHT {right:?} {:?} {:?} {}",
+            exit.code,
+            started.elapsed(),
+            exit.stderr.lines().rfind(|l| l.contains("grant") || l.starts_with("error")).unwrap_or_default()
+        );
+        kafka.grant(std::slice::from_ref(right));
+    }
+    let exit = run();
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    panic!("look");
 }

@@ -56,7 +56,7 @@ pub use reader::{LakeContents, Reader};
 pub use s3::S3;
 pub use s3_faults::{Fault, FaultWindow, Request, S3Faults};
 pub use search::OpenSearch;
-pub use secured_kafka::SecuredKafka;
+pub use secured_kafka::{Right, SecuredKafka};
 pub use skip::Skip;
 pub use summary::{Counters, Summary};
 pub use token_server::TokenServer;
