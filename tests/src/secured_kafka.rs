@@ -160,6 +160,17 @@ impl SecuredKafka {
             assert!(!event.is_null(), "the broker does not change rights");
             let code = bindings::rd_kafka_event_error(event);
             assert_eq!(code, bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
+            if allow {
+                let mut count = 0;
+                let result = bindings::rd_kafka_event_CreateAcls_result(event);
+                let results = bindings::rd_kafka_CreateAcls_result_acls(result, &raw mut count);
+                assert_eq!(count, rights.len());
+                for (index, right) in rights.iter().enumerate() {
+                    let error = bindings::rd_kafka_acl_result_error(*results.add(index));
+                    let code = bindings::rd_kafka_error_code(error);
+                    assert_eq!(code, bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR, "{right:?}");
+                }
+            }
             bindings::rd_kafka_event_destroy(event);
             bindings::rd_kafka_AclBinding_destroy_array(list.as_mut_ptr(), list.len());
             bindings::rd_kafka_queue_destroy(queue);

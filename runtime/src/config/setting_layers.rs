@@ -9,6 +9,7 @@ use trunkline_connector::config::{ByteSize, Key, Mismatch, Node, Report, Section
 
 use super::diagnostics::{FileProblems, problem_at};
 use super::document::Document;
+use super::references::default_secrets;
 use super::setting_options::{PREFIX, SETTINGS, variable_names};
 use super::settings::SettingsOverrides;
 use super::syntax;
@@ -81,6 +82,7 @@ impl Layer {
                 replication: Some(BROKER_DEFAULT),
                 config: BTreeMap::new(),
             },
+            secrets: default_secrets(),
             log: Some(section.value("log")),
             ..Self::default()
         }
@@ -219,7 +221,10 @@ fn read_settings_file(path: &Path, secrets: Option<&Path>) -> Result<Document, F
             let folder = from_base(&document.base, PathBuf::from(&folder.raw));
             Ok(Document::parse(path, document.source.to_string(), Some(&folder)))
         }
-        _ => Ok(document),
+        _ => match default_secrets() {
+            Some(folder) => Ok(Document::parse(path, document.source.to_string(), Some(&folder))),
+            None => Ok(document),
+        },
     }
 }
 

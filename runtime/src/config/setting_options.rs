@@ -67,8 +67,9 @@ pub const SETTINGS: &[OptionSpec] = &[
     OptionSpec::optional(
         "secrets",
         "path",
-        "none",
-        "Folder that contains one file for each `${secret:NAME}`.",
+        "`$CREDENTIALS_DIRECTORY`",
+        "Folder that contains one file for each `${secret:NAME}`, such as a mounted secret of Kubernetes. The default is \
+         that of systemd's credentials. SIGHUP reads the files again.",
         "\"/run/secrets\"",
     ),
     OptionSpec::with_default("log", "filter", "\"info\"", "What is logged, for example `warn,trunkline=debug`."),

@@ -19,7 +19,7 @@ use trunkline_connector::{Error, Result};
 
 use super::admin::TopicSpec;
 use super::client::{CALL_TIMEOUT, ClientLog, Cluster};
-use super::tokens::TokenLease;
+use super::logins::LoginLease;
 
 /// A failure: its code and the broker's explanation.
 pub(super) type Failure = (RDKafkaErrorCode, String);
@@ -40,7 +40,7 @@ pub(super) type TopicConfig = BTreeMap<String, String>;
 /// A client for admin calls. Any number of threads may use it at the same time.
 pub(super) struct AdminClient {
     /// Dropped before the client.
-    _tokens: Option<TokenLease>,
+    _login: LoginLease,
     main_queue: Queue,
     client: Client<ClientLog>,
 }
@@ -52,8 +52,8 @@ impl AdminClient {
         let main_queue = unsafe { Queue::new(bindings::rd_kafka_queue_get_main(client.native_ptr())) }
             .ok_or_else(|| Error::internal("kafka.queue", "a Kafka client without a main queue"))?;
         // SAFETY: the lease is dropped before the client.
-        let tokens = unsafe { cluster.attach_tokens(client.native_ptr()) };
-        Ok(Self { _tokens: tokens, main_queue, client })
+        let login = unsafe { cluster.attach_login(client.native_ptr()) };
+        Ok(Self { _login: login, main_queue, client })
     }
 
     /// The client, for calls that are not admin calls.

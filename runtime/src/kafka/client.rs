@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -16,21 +16,21 @@ use trunkline_connector::{Error, Result, Retry};
 
 use super::admin_api::Failure;
 use super::connection::{ConnectionMonitor, explain_certificate};
+use super::logins::{LoginLease, Logins};
 use super::properties;
 use super::secrets::Secrets;
 use super::security::Security;
-use super::tokens::{TokenLease, Tokens};
 use super::topic_limits::TopicLimits;
 
 /// A Kafka cluster: its bootstrap servers and the properties of its clients. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
-    properties: Arc<BTreeMap<String, String>>,
+    properties: Arc<RwLock<Arc<BTreeMap<String, String>>>>,
     brokers: Arc<str>,
     secrets: Secrets,
     limits: TopicLimits,
     connection: Arc<ConnectionMonitor>,
-    tokens: Option<Arc<Tokens>>,
+    logins: Arc<Logins>,
     interrupt: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
     /// What the names of Trunkline's own topics start with.
     prefix: Arc<str>,
@@ -47,19 +47,52 @@ impl Cluster {
         properties::check(&properties)?;
         let secrets = Secrets::of(settings);
         let connection = Arc::<ConnectionMonitor>::default();
-        let tokens = tokens.map(|source| Arc::new(Tokens::new(source, connection.clone(), secrets.clone())));
+        let logins = Arc::new(Logins::new(tokens, connection.clone(), secrets.clone()));
         Ok(Self {
-            properties: Arc::new(properties),
+            properties: Arc::new(RwLock::new(Arc::new(properties))),
             brokers: Arc::from(brokers),
             secrets,
             limits: TopicLimits::default(),
             connection,
-            tokens,
+            logins,
             interrupt: None,
             prefix: Arc::from(""),
             may_create_topics: true,
             fenced_members: Arc::default(),
         })
+    }
+
+    /// Takes over changed user names, passwords and sources of tokens, in all clients. Returns the
+    /// names of the other changed properties, which take effect when the worker restarts.
+    pub fn change_credentials(&self, settings: &BTreeMap<String, String>) -> Result<Vec<String>> {
+        let Security { properties, tokens } = Security::of(settings, &self.brokers)?;
+        properties::check(&properties)?;
+        self.secrets.add(settings);
+        if let Some(source) = tokens {
+            self.logins.change_source(source);
+        }
+        let known = self.properties();
+        let differs = |name: &&String| known.get(*name) != properties.get(*name);
+        let all = known.keys().chain(properties.keys().filter(|name| !known.contains_key(*name)));
+        let (credentials, others): (Vec<&String>, Vec<&String>) =
+            all.filter(differs).partition(|name| CREDENTIALS.contains(&name.as_str()));
+        if !credentials.is_empty() {
+            let mut changed = BTreeMap::clone(&known);
+            for name in CREDENTIALS {
+                if let Some(value) = properties.get(name) {
+                    changed.insert(name.to_owned(), value.clone());
+                }
+            }
+            if let [Some(user), Some(password)] = CREDENTIALS.map(|name| changed.get(name)) {
+                self.logins.set_credentials(user, password);
+            }
+            *self.properties.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(changed);
+        }
+        Ok(others.into_iter().cloned().collect())
+    }
+
+    fn properties(&self) -> Arc<BTreeMap<String, String>> {
+        self.properties.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The same cluster, whose [`Admin`](super::Admin) stops looking for unreachable brokers once
@@ -101,12 +134,13 @@ impl Cluster {
     /// The configuration that a client starts from: `defaults`, overridden by the user's
     /// properties. The caller then sets the properties that a user must not change.
     pub(super) fn config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+        let properties = self.properties();
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.brokers.as_ref());
         config.set("client.id", "trunkline");
         // OpenSSL is linked statically: the folder of certificates that it was built with need not
         // exist on this system.
-        if !self.properties.keys().any(|name| name.starts_with("ssl.ca.") || name == "ssl_ca") {
+        if !properties.keys().any(|name| name.starts_with("ssl.ca.") || name == "ssl_ca") {
             config.set("ssl.ca.location", "probe");
         }
         // A broker that returns is found within one second instead of ten.
@@ -117,7 +151,7 @@ impl Cluster {
         for (name, value) in defaults {
             config.set(*name, *value);
         }
-        for (name, value) in self.properties.iter() {
+        for (name, value) in properties.iter() {
             config.set(name, value);
         }
         // A broker that closes a connection because of the wrong protocol is reported at this
@@ -148,13 +182,13 @@ impl Cluster {
         config.create_native_config().and_then(create).map_err(|error| self.creation_error(&error))
     }
 
-    /// Gives a client its tokens, if it needs some, until the result is dropped.
+    /// Gives a client its tokens and each change of its credentials, until the result is dropped.
     ///
     /// # Safety
     /// The client must outlive the result.
-    pub(super) unsafe fn attach_tokens(&self, client: *mut rd_kafka_t) -> Option<TokenLease> {
+    pub(super) unsafe fn attach_login(&self, client: *mut rd_kafka_t) -> LoginLease {
         // SAFETY: see the function's contract.
-        self.tokens.as_ref().map(|tokens| unsafe { tokens.attach(client) })
+        unsafe { self.logins.attach(client) }
     }
 
     fn creation_error(&self, error: &KafkaError) -> Error {
@@ -171,8 +205,8 @@ impl Cluster {
     /// password.
     fn explain_creation(&self, reason: &str) -> String {
         let mut text = reason.to_owned();
-        let file =
-            self.properties.iter().find(|(name, value)| reason.contains(*name) && properties::is_path(name, value));
+        let properties = self.properties();
+        let file = properties.iter().find(|(name, value)| reason.contains(*name) && properties::is_path(name, value));
         if let Some((_, path)) = file.filter(|(_, path)| !reason.contains(*path)) {
             text = format!("{text} (file {path})");
         }
@@ -221,6 +255,9 @@ impl Cluster {
         self.connection.explain(classify(doing, error))
     }
 }
+
+/// The properties that all clients take over while they run.
+const CREDENTIALS: [&str; 2] = ["sasl.username", "sasl.password"];
 
 /// The code of the error of two workers with the same id.
 pub const DUPLICATE_WORKER: &str = "worker.duplicate_id";
@@ -300,9 +337,12 @@ pub(super) fn classify_failure(doing: &str, (code, explanation): &Failure) -> Er
 }
 
 /// What to do about a refusal; `None` for other errors.
-fn missing_right(code: RDKafkaErrorCode) -> Option<&'static str> {
+fn missing_right(code: RDKafkaErrorCode, message: &str) -> Option<&'static str> {
     use RDKafkaErrorCode as Code;
     Some(match code {
+        Code::TopicAuthorizationFailed if message.starts_with("consuming") || message.starts_with("reading") => {
+            "grant the right Read on the topic (`trunkline acls` prints the commands)"
+        }
         Code::TopicAuthorizationFailed => {
             "grant the rights Describe, Read and Write on the topic (`trunkline acls` prints the commands)"
         }
@@ -321,7 +361,7 @@ fn missing_right(code: RDKafkaErrorCode) -> Option<&'static str> {
 /// Classifies an error by its code.
 pub(super) fn classify_code(code: Option<RDKafkaErrorCode>, message: String) -> Error {
     use RDKafkaErrorCode as Code;
-    if let Some(fix) = code.and_then(missing_right) {
+    if let Some(fix) = code.and_then(|code| missing_right(code, &message)) {
         return Error::external("kafka.access_denied", format!("{message}; {fix}")).retry(Retry::Never);
     }
     match code {

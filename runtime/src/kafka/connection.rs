@@ -158,6 +158,9 @@ const NO_TOKEN: &str = "cannot get a token for Kafka";
 
 /// Texts of librdkafka and OpenSSL, and what to do. The first match counts.
 const EXPLANATIONS: &[(&str, Cause, &str)] = &[
+    // The connection ended during the login, for a reason that is not the login.
+    ("handshake failed: Local: Broker transport failure", Cause::Protocol, ENDED_IN_LOGIN),
+    ("SaslAuthenticateRequest failed: Local: ", Cause::Protocol, ENDED_IN_LOGIN),
     (
         "mechanism handshake failed",
         Cause::Settings,
@@ -165,7 +168,6 @@ const EXPLANATIONS: &[(&str, Cause, &str)] = &[
     ),
     // Before the general text: the broker's reason follows it.
     ("SASL OAUTHBEARER authentication failed", Cause::Settings, TOKEN_REFUSED),
-    ("SASL OAUTHBEARER", Cause::Settings, TOKEN_REFUSED),
     (
         "SASL authentication error",
         Cause::Settings,
@@ -217,6 +219,9 @@ const EXPLANATIONS: &[(&str, Cause, &str)] = &[
 
 const CLIENT_CERTIFICATE: &str = "the broker requires a client certificate that it trusts: set \
      `ssl.certificate.location` and `ssl.key.location` in the settings `kafka`";
+
+const ENDED_IN_LOGIN: &str = "the connection ended during the login: check the broker's log, and `security.protocol` in \
+     the settings `kafka`";
 
 const TOKEN_REFUSED: &str = "the broker refused the token: with MSK, check that the IAM policy allows \
      `kafka-cluster:Connect` on the cluster, `kafka.region` and the clock; with an OAuth server, check the issuer, \

@@ -43,7 +43,12 @@ impl MessageQueue {
 
     /// Passes queued messages to `each`: at least one, at most `max` and about as many as fit into
     /// `room` bytes. Returns their number.
-    pub(super) fn take(&self, max: usize, room: usize, mut each: impl FnMut(Result<Message<'_>, KafkaError>)) -> usize {
+    pub(super) fn take(
+        &self,
+        max: usize,
+        room: usize,
+        mut each: impl FnMut(Result<Message<'_>, (KafkaError, String)>),
+    ) -> usize {
         let mut taken = [ptr::null_mut::<rd_kafka_message_t>(); MAX_PER_CALL];
         let wanted = (room / self.mean_bytes.get().max(1)).clamp(1, max.clamp(1, MAX_PER_CALL));
         // SAFETY: the queue is ours, and the array has room for `wanted` messages.
@@ -101,14 +106,17 @@ pub(super) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Fails if the message is an error of its partition.
+    /// Fails if the message is an error of its partition; returns the error and the topic.
     ///
     /// # Safety
     /// The message must come from a consumer.
-    unsafe fn new(message: &'a rd_kafka_message_t) -> Result<Self, KafkaError> {
+    unsafe fn new(message: &'a rd_kafka_message_t) -> Result<Self, (KafkaError, String)> {
         match message.err {
             bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(Self { message }),
-            error => Err(KafkaError::MessageConsumption(error.into())),
+            error => {
+                let topic = if message.rkt.is_null() { "" } else { Self { message }.topic() };
+                Err((KafkaError::MessageConsumption(error.into()), topic.to_owned()))
+            }
         }
     }
 

@@ -13,7 +13,8 @@
 //! - [`embedded`]: the broker in this process.
 //! - `connection`: explains failed connections; `rebootstrap`: recovers clients that lost all
 //!   brokers.
-//! - `security`: short forms of security properties; `tokens`: tokens of MSK IAM and OAuth servers.
+//! - `security`: short forms of security properties; `logins`: credentials of all
+//!   clients, among them the tokens of MSK IAM and OAuth servers.
 //! - `properties`, `secrets`: the user's properties are checked, and their values hidden (I8).
 
 pub mod admin;
@@ -24,6 +25,7 @@ pub mod consumer;
 mod delivery;
 pub mod embedded;
 mod flush;
+mod logins;
 mod membership;
 mod message_queue;
 mod partition_batches;
@@ -37,7 +39,6 @@ mod security;
 pub mod table;
 #[cfg(test)]
 mod tests;
-mod tokens;
 mod topic_limits;
 mod unassigned;
 

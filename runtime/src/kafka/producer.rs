@@ -21,7 +21,7 @@ use trunkline_connector::{Error, Result, Retry, TopicPartition, failpoint};
 use super::client::Cluster;
 use super::delivery::{DeliveryContext, check_delivery, failed, poll};
 use super::flush::FlushSchedule;
-use super::tokens::TokenLease;
+use super::logins::LoginLease;
 use super::topic_limits::{BATCH_BYTES, Limit, MAX_RECORD_BYTES, SendError, check, is_larger_than};
 
 /// A record to be written to a topic.
@@ -45,7 +45,7 @@ pub struct ProducerRecord<'a> {
 /// A producer with a transactional id, initialised.
 pub struct TransactionalProducer {
     /// Dropped before the client.
-    _tokens: Option<TokenLease>,
+    _login: LoginLease,
     producer: Arc<BaseProducer<DeliveryContext>>,
     in_transaction: bool,
     /// A call into the client has not returned in time: the client cannot be used any more.
@@ -110,9 +110,9 @@ impl TransactionalProducer {
         let context = DeliveryContext::new(cluster, &config, batch_bytes);
         let producer: BaseProducer<DeliveryContext> = cluster.create(&config, context)?;
         // SAFETY: the lease is dropped before the client.
-        let tokens = unsafe { cluster.attach_tokens(producer.client().native_ptr()) };
+        let login = unsafe { cluster.attach_login(producer.client().native_ptr()) };
         let mut this = Self {
-            _tokens: tokens,
+            _login: login,
             producer: Arc::new(producer),
             in_transaction: false,
             abandoned: false,

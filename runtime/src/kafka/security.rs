@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use trunkline_connector::config::nearest;
 use trunkline_connector::{Error, Result};
 
-use super::tokens::{ClientCredentials, MskIam, TokenSource};
+use super::logins::{ClientCredentials, MskIam, TokenSource};
 
 const SECURITY: &str = "security";
 const REGION: &str = "region";

@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Error, Result};
 
 use super::client::{CALL_TIMEOUT, ClientLog, Cluster, close_in_background};
-use super::tokens::TokenLease;
+use super::logins::LoginLease;
 
 /// A table's rows: the last value of each key, without removed keys.
 pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -87,6 +87,9 @@ impl EndProbe {
             match self.committed.consumer.poll(POLL) {
                 Some(Ok(message)) => return Ok(message.offset() >= target),
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(true),
+                Some(Err(error)) if is_denied(&error) => {
+                    return Err(self.committed.failed(&format!("reading topic `{topic}`"), &error));
+                }
                 Some(Err(error)) => tracing::debug!(%error, topic, "reading continues after an error"),
                 None => {}
             }
@@ -96,10 +99,15 @@ impl EndProbe {
     }
 }
 
+/// The right to read is missing: reading again does not help.
+fn is_denied(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::TopicAuthorizationFailed)
+}
+
 /// A consumer outside any group.
 struct Reader {
     /// Dropped before the client.
-    _tokens: Option<TokenLease>,
+    _login: LoginLease,
     consumer: BaseConsumer<ClientLog>,
     cluster: Cluster,
 }
@@ -118,8 +126,8 @@ impl Reader {
             .set("enable.partition.eof", "true");
         let consumer: BaseConsumer<ClientLog> = cluster.create(&config, cluster.client_log())?;
         // SAFETY: the lease is dropped before the client.
-        let tokens = unsafe { cluster.attach_tokens(consumer.client().native_ptr()) };
-        Ok(Self { _tokens: tokens, consumer, cluster: cluster.clone() })
+        let login = unsafe { cluster.attach_login(consumer.client().native_ptr()) };
+        Ok(Self { _login: login, consumer, cluster: cluster.clone() })
     }
 
     fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {
@@ -137,6 +145,7 @@ impl Reader {
         mut on_row: impl FnMut(&[u8], Option<&[u8]>),
     ) -> Result<()> {
         let started = Instant::now();
+        let doing = format!("reading topic `{topic}`");
         let mut next = low;
         loop {
             // Before reading: if every transaction is completed now, one read up to here returns
@@ -158,6 +167,7 @@ impl Reader {
                         }
                     }
                     Some(Err(KafkaError::PartitionEOF(_))) => break,
+                    Some(Err(error)) if is_denied(&error) => return Err(self.failed(&doing, &error)),
                     Some(Err(error)) => tracing::debug!(%error, topic, "reading continues after an error"),
                     None => {}
                 }

@@ -94,6 +94,8 @@ pub struct PipelineSet {
     pub pipelines: Vec<Pipeline>,
     /// Restart failed stages even if their plans are unchanged.
     pub retry_failed: bool,
+    /// The settings `kafka`, if they were read again: changed credentials take effect.
+    pub kafka: Option<BTreeMap<String, String>>,
 }
 
 /// The result of a run.
@@ -251,6 +253,9 @@ impl Worker<'_> {
         while !(ready && stop.is_set() && self.threads.is_empty() && self.leases.iter().all(LeaseManager::is_finished))
         {
             for mut set in self.options.sets.try_iter() {
+                if let Some(settings) = set.kafka.take() {
+                    self.change_credentials(&settings);
+                }
                 // The last of several sets replaces the others.
                 set.retry_failed |= pending.take().is_some_and(|earlier| earlier.set.retry_failed);
                 pending = Some(PendingSet { set, since: Instant::now(), due: Instant::now(), warned: None });
@@ -290,6 +295,17 @@ impl Worker<'_> {
             return Err(self.cut_off_error());
         }
         Ok(())
+    }
+
+    /// Takes over changed credentials of Kafka. An error changes nothing (I7).
+    fn change_credentials(&self, settings: &BTreeMap<String, String>) {
+        match self.context.cluster.change_credentials(settings) {
+            Ok(others) if others.is_empty() => tracing::info!("the clients of Kafka use the changed credentials"),
+            Ok(others) => {
+                tracing::warn!("changed Kafka properties take effect when the worker restarts: {}", others.join(", "));
+            }
+            Err(error) => tracing::error!(%error, "the changed settings `kafka` are not valid and have no effect"),
+        }
     }
 
     fn cut_off_error(&self) -> Error {

@@ -70,7 +70,8 @@ fn causes(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    // The chain lists its providers in lines.
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A token that is valid from `now` on.

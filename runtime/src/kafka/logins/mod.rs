@@ -1,5 +1,6 @@
-//! Tokens of clients that log in by OAUTHBEARER: one thread fetches them and gives each new token
-//! to all clients of the cluster, long before the old one expires.
+//! The credentials of all clients of a cluster: a user name and password that change while the
+//! clients run, or tokens (OAUTHBEARER). One thread fetches tokens and gives each new one to all
+//! clients, long before the old one expires.
 //!
 //! librdkafka would ask for a token in the queue of each client. A client whose stage waits for
 //! something else does not read its queue, and its connections would end with the token. The thread
@@ -13,7 +14,9 @@ use std::ptr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use rdkafka::bindings::{rd_kafka_oauthbearer_set_token, rd_kafka_resp_err_t, rd_kafka_t};
+use rdkafka::bindings::{
+    rd_kafka_oauthbearer_set_token, rd_kafka_resp_err_t, rd_kafka_sasl_set_credentials, rd_kafka_t,
+};
 use trunkline_connector::{Error, Result, Retry};
 
 pub(super) use client_credentials::ClientCredentials;
@@ -53,28 +56,30 @@ pub(super) struct Token {
     extensions: Vec<(String, String)>,
 }
 
-/// The tokens of a cluster's clients. The thread starts with the first client and ends with the
-/// cluster.
-pub(super) struct Tokens {
+/// The credentials of a cluster's clients. The thread that fetches tokens starts with the first
+/// client and ends with the cluster.
+pub(super) struct Logins {
     shared: Arc<Shared>,
     start: Mutex<Option<Start>>,
 }
 
 /// What the thread needs.
 struct Start {
-    source: TokenSource,
     connection: Arc<ConnectionMonitor>,
     secrets: Secrets,
 }
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    stopped: Condvar,
+    /// The state was changed from outside of the thread.
+    notified: Condvar,
 }
 
 #[derive(Default)]
 struct State {
+    source: Option<Arc<TokenSource>>,
+    /// The source was replaced: fetch a token from the new one.
+    is_changed: bool,
     token: Option<Token>,
     clients: Vec<Client>,
     next_id: u64,
@@ -90,22 +95,44 @@ struct Client {
 // destroyed. librdkafka's function may be called from any thread.
 unsafe impl Send for Client {}
 
-/// A client gets tokens until this is dropped. Drop it before the client.
-pub(super) struct TokenLease {
+/// A client gets its credentials until this is dropped. Drop it before the client.
+pub(super) struct LoginLease {
     shared: Arc<Shared>,
     id: u64,
 }
 
-impl Tokens {
-    pub(super) fn new(source: TokenSource, connection: Arc<ConnectionMonitor>, secrets: Secrets) -> Self {
-        Self { shared: Arc::default(), start: Mutex::new(Some(Start { source, connection, secrets })) }
+impl Logins {
+    pub(super) fn new(source: Option<TokenSource>, connection: Arc<ConnectionMonitor>, secrets: Secrets) -> Self {
+        let start = source.as_ref().map(|_| Start { connection, secrets });
+        let state = State { source: source.map(Arc::new), ..State::default() };
+        let shared = Shared { state: Mutex::new(state), notified: Condvar::default() };
+        Self { shared: Arc::new(shared), start: Mutex::new(start) }
     }
 
-    /// Gives the client the current token, and each later one.
+    /// Replaces the source of tokens.
+    pub(super) fn change_source(&self, source: TokenSource) {
+        let mut state = self.shared.lock();
+        state.source = Some(Arc::new(source));
+        state.is_changed = true;
+        self.shared.notified.notify_all();
+    }
+
+    /// Gives all clients another user name and password. They use them for their next connections,
+    /// and those that wait for one connect at once.
+    pub(super) fn set_credentials(&self, user: &str, password: &str) {
+        let (Ok(user), Ok(password)) = (CString::new(user), CString::new(password)) else { return };
+        for client in &self.shared.lock().clients {
+            // SAFETY: the client is alive (see `attach`); the texts are copied. The result is null,
+            // because both texts are given.
+            unsafe { rd_kafka_sasl_set_credentials(client.native, user.as_ptr(), password.as_ptr()) };
+        }
+    }
+
+    /// Gives the client the current token, and all later credentials.
     ///
     /// # Safety
     /// The client must outlive the lease.
-    pub(super) unsafe fn attach(&self, native: *mut rd_kafka_t) -> TokenLease {
+    pub(super) unsafe fn attach(&self, native: *mut rd_kafka_t) -> LoginLease {
         let start = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(start) = start {
             let shared = self.shared.clone();
@@ -122,18 +149,18 @@ impl Tokens {
             client.set_token(token);
         }
         state.clients.push(client);
-        TokenLease { shared: self.shared.clone(), id }
+        LoginLease { shared: self.shared.clone(), id }
     }
 }
 
-impl Drop for Tokens {
+impl Drop for Logins {
     fn drop(&mut self) {
         self.shared.lock().is_stopped = true;
-        self.shared.stopped.notify_all();
+        self.shared.notified.notify_all();
     }
 }
 
-impl Drop for TokenLease {
+impl Drop for LoginLease {
     fn drop(&mut self) {
         self.shared.lock().clients.retain(|client| client.id != self.id);
     }
@@ -145,16 +172,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits; returns `false` if no token is needed any more.
+    /// Waits until another token is needed; returns `false` if none is needed any more.
     fn wait(&self, time: Duration) -> bool {
         let until = Instant::now() + time;
         let mut state = self.lock();
         while !state.is_stopped {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || std::mem::take(&mut state.is_changed) {
                 return true;
             }
-            state = self.stopped.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.notified.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         false
     }
@@ -207,7 +234,7 @@ impl Client {
 }
 
 /// Fetches tokens until the cluster is dropped.
-fn run(shared: &Shared, Start { source, connection, secrets }: &Start) {
+fn run(shared: &Shared, Start { connection, secrets }: &Start) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -215,13 +242,15 @@ fn run(shared: &Shared, Start { source, connection, secrets }: &Start) {
             return;
         }
     };
-    let fetch = async || match tokio::time::timeout(FETCH_LIMIT, source.fetch()).await {
+    let fetch = async |source: &TokenSource| match tokio::time::timeout(FETCH_LIMIT, source.fetch()).await {
         Ok(outcome) => outcome,
         Err(_) => Err(failed(format!("no answer within {} s", FETCH_LIMIT.as_secs()))),
     };
     let mut backoff = Backoff::new(FIRST_RETRY, MAX_RETRY);
     loop {
-        let pause = match runtime.block_on(fetch()) {
+        let source = shared.lock().source.clone();
+        let Some(source) = source else { return };
+        let pause = match runtime.block_on(fetch(&source)) {
             Ok(token) => {
                 let lifetime = token.expires.duration_since(SystemTime::now()).unwrap_or_default();
                 tracing::debug!(seconds = lifetime.as_secs(), "fetched a token for Kafka");
