@@ -9,6 +9,7 @@ mod broker;
 mod connectors;
 mod explain;
 mod graph;
+mod kafka_check;
 mod output;
 mod reload;
 mod run;
@@ -76,8 +77,8 @@ struct ValidateArgs {
     /// expected, help}]
     #[arg(long)]
     json: bool,
-    /// Also check the prerequisites of the sources' systems, and print how to fix each. Changes
-    /// nothing there
+    /// Also check the connection to Kafka, the rights there, and the prerequisites of the sources'
+    /// systems, and print how to fix each problem. Changes nothing there
     #[arg(long)]
     check: bool,
     #[command(flatten)]

@@ -10,6 +10,7 @@ use rdkafka::metadata::Metadata;
 use trunkline_connector::{Error, Result, Retry};
 
 use super::admin_api::{AdminClient, Failure, TopicConfig};
+use super::admin_rights::Permitted;
 use super::client::{CALL_TIMEOUT, Cluster, classify, classify_failure};
 use super::rebootstrap::Rebootstrap;
 use super::topic_limits::MAX_RECORD_BYTES;
@@ -48,6 +49,30 @@ pub struct EnsuredTopics {
     pub partitions: BTreeMap<String, i32>,
     /// One line for each difference between an existing topic and its request.
     pub differences: Vec<String>,
+}
+
+/// What a client may do with a topic or group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Permission {
+    /// It does not exist.
+    Missing,
+    /// It is hidden from this client, or does not exist.
+    Denied,
+    /// The broker does not say.
+    Unknown,
+    /// The names of the permitted operations.
+    Operations(Vec<&'static str>),
+}
+
+impl Permission {
+    fn of(outcome: std::result::Result<Permitted, Failure>) -> Self {
+        match outcome {
+            Ok(Some(operations)) => Self::Operations(operations),
+            Err(failure) if is_unknown(&failure) => Self::Missing,
+            Err(failure) if is_denied(&failure) => Self::Denied,
+            Ok(None) | Err(_) => Self::Unknown,
+        }
+    }
 }
 
 /// The request for an existing topic, and the topic's number of partitions.
@@ -122,6 +147,26 @@ impl Admin {
             Some(Err(failure)) => Err(classify_failure(&doing, &failure)),
             None => Err(Error::internal("kafka.admin", format!("{doing}: an empty answer"))),
         }
+    }
+
+    /// What this client may do with topics, in order.
+    pub fn permissions_on_topics(&self, names: &[&str]) -> Result<Vec<Permission>> {
+        let mut permissions = Vec::with_capacity(names.len());
+        for chunk in names.chunks(TOPICS_PER_REQUEST) {
+            let found = self.client.permitted_on_topics(chunk);
+            permissions.extend(found.map_err(|failure| classify_failure("describing topics", &failure))?);
+        }
+        Ok(permissions.into_iter().map(Permission::of).collect())
+    }
+
+    /// What this client may do with groups, in order.
+    pub fn permissions_on_groups(&self, names: &[&str]) -> Result<Vec<Permission>> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = self.client.permitted_on_groups(names);
+        let found = found.map_err(|failure| classify_failure("describing groups", &failure))?;
+        Ok(found.into_iter().map(Permission::of).collect())
     }
 
     /// The existing topics with their partitions, and the missing ones.
@@ -311,7 +356,12 @@ fn is_unknown((code, _): &Failure) -> bool {
 }
 
 fn is_denied((code, _): &Failure) -> bool {
-    matches!(code, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed)
+    matches!(
+        code,
+        RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::GroupAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+    )
 }
 
 /// The error of missing topics that are not to be created, with the commands that create them.

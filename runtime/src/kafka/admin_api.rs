@@ -161,10 +161,10 @@ impl AdminClient {
     }
 
     /// Sends a request and waits for its result.
-    fn call(
+    pub(super) fn call(
         &self,
         operation: Operation,
-        send: impl FnOnce(*mut rd_kafka_t, *const rd_kafka_AdminOptions_t, *mut rd_kafka_queue_t),
+        send: impl FnOnce(*mut rd_kafka_t, *mut rd_kafka_AdminOptions_t, *mut rd_kafka_queue_t),
     ) -> Outcome<Event> {
         let client = self.client.native_ptr();
         // SAFETY: the client is alive, and the queue is dropped before it.
@@ -251,9 +251,13 @@ impl Drop for Queue {
 }
 
 /// An event, which owns everything that can be read from it.
-struct Event(NonNull<rd_kafka_event_t>);
+pub(super) struct Event(NonNull<rd_kafka_event_t>);
 
 impl Event {
+    pub(super) fn pointer(&self) -> *mut rd_kafka_event_t {
+        self.0.as_ptr()
+    }
+
     /// Passes a log message or an error to the context, as rdkafka does for its other clients.
     fn report(&self, context: &impl ClientContext) {
         let event = self.0.as_ptr();
@@ -354,13 +358,13 @@ impl Drop for ConfigResource {
     }
 }
 
-fn c_text(text: &str) -> Outcome<CString> {
+pub(super) fn c_text(text: &str) -> Outcome<CString> {
     CString::new(text).map_err(|_| (RDKafkaErrorCode::InvalidArgument, "a name contains a zero byte".to_owned()))
 }
 
 /// # Safety
 /// The text must be null or end with a zero.
-unsafe fn text(text: *const c_char) -> String {
+pub(super) unsafe fn text(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
@@ -370,7 +374,7 @@ unsafe fn text(text: *const c_char) -> String {
 
 /// # Safety
 /// The array must be null or have `count` elements, and live as long as the result.
-unsafe fn array<'a, T>(elements: *mut *const T, count: usize) -> &'a [*const T] {
+pub(super) unsafe fn array<'a, T>(elements: *mut *const T, count: usize) -> &'a [*const T] {
     if elements.is_null() {
         return &[];
     }
@@ -380,7 +384,7 @@ unsafe fn array<'a, T>(elements: *mut *const T, count: usize) -> &'a [*const T] 
 
 /// # Safety
 /// The explanation must be null or end with a zero.
-unsafe fn check(code: rd_kafka_resp_err_t, explanation: *const c_char) -> Outcome<()> {
+pub(super) unsafe fn check(code: rd_kafka_resp_err_t, explanation: *const c_char) -> Outcome<()> {
     if code == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
         return Ok(());
     }
@@ -389,7 +393,10 @@ unsafe fn check(code: rd_kafka_resp_err_t, explanation: *const c_char) -> Outcom
 }
 
 /// The results in the order of the request. A topic that is missing from the answer has failed.
-fn in_order<'n, T>(names: impl Iterator<Item = &'n str>, mut results: BTreeMap<String, Outcome<T>>) -> Vec<Outcome<T>> {
+pub(super) fn in_order<'n, T>(
+    names: impl Iterator<Item = &'n str>,
+    mut results: BTreeMap<String, Outcome<T>>,
+) -> Vec<Outcome<T>> {
     let missing = || Err((RDKafkaErrorCode::Fail, "the answer does not contain this topic".to_owned()));
     names.map(|name| results.remove(name).unwrap_or_else(missing)).collect()
 }

@@ -336,26 +336,53 @@ pub(super) fn classify_failure(doing: &str, (code, explanation): &Failure) -> Er
     classify_code(Some(*code), format!("{doing}: {reason}"))
 }
 
-/// What to do about a refusal; `None` for other errors.
-fn missing_right(code: RDKafkaErrorCode, message: &str) -> Option<&'static str> {
+/// What to do about a refusal; `None` for other errors. The message names the resource.
+fn missing_right(code: RDKafkaErrorCode, message: &str) -> Option<String> {
     use RDKafkaErrorCode as Code;
     Some(match code {
-        Code::TopicAuthorizationFailed if message.starts_with("consuming") || message.starts_with("reading") => {
-            "grant the right Read on the topic (`trunkline acls` prints the commands)"
-        }
         Code::TopicAuthorizationFailed => {
-            "grant the rights Describe, Read and Write on the topic (`trunkline acls` prints the commands)"
+            let operations: &[&str] = if ["consuming", "reading"].iter().any(|doing| message.starts_with(doing)) {
+                &["Read"]
+            } else if message.contains("sending to") || message.contains("not delivered") {
+                &["Write"]
+            } else {
+                &["Describe", "Read", "Write"]
+            };
+            grant(operations, "topic", named(message, "topic `"))
         }
-        Code::GroupAuthorizationFailed => "grant the right Read on the group (`trunkline acls` prints the commands)",
+        Code::GroupAuthorizationFailed => grant(&["Read"], "group", named(message, "group `")),
         Code::TransactionalIdAuthorizationFailed => {
-            "grant the rights Describe and Write on the transactional id (`trunkline acls` prints the commands)"
+            grant(&["Describe", "Write"], "transactional id", named(message, "transactional id `"))
         }
-        Code::ClusterAuthorizationFailed => "grant the right on the cluster",
+        Code::ClusterAuthorizationFailed => "grant the right on the cluster".to_owned(),
         Code::Authentication | Code::SaslAuthenticationFailed => {
-            "check `sasl.username`, `sasl.password` and `sasl.mechanism` in the settings `kafka`"
+            "check `sasl.username`, `sasl.password` and `sasl.mechanism` in the settings `kafka`".to_owned()
         }
         _ => return None,
     })
+}
+
+/// The name in a message that follows `start` and ends with a backtick.
+fn named<'m>(message: &'m str, start: &str) -> Option<&'m str> {
+    message.split_once(start)?.1.split('`').next().filter(|name| !name.is_empty())
+}
+
+/// The remedy of a missing right on a resource, with the command if the resource's name is known.
+pub fn grant(operations: &[&str], resource: &str, name: Option<&str>) -> String {
+    let rights = match operations {
+        [operation] => format!("right {operation}"),
+        [first @ .., last] => format!("rights {} and {last}", first.join(", ")),
+        [] => "rights".to_owned(),
+    };
+    let Some(name) = name else {
+        return format!("grant the {rights} on the {resource} (`trunkline acls` prints the commands)");
+    };
+    let options: String = operations.iter().map(|operation| format!(" --operation {operation}")).collect();
+    format!(
+        "grant the {rights} on the {resource}: kafka-acls.sh --bootstrap-server BROKER --add --allow-principal \
+         User:NAME{options} --{} {name} (`trunkline acls` prints the commands for all rights)",
+        resource.replace(' ', "-")
+    )
 }
 
 /// Classifies an error by its code.
@@ -416,6 +443,10 @@ mod tests {
         let error = classify("reading", &KafkaError::Global(RDKafkaErrorCode::GroupAuthorizationFailed));
         assert_eq!((error.code, error.retry), ("kafka.access_denied", Retry::Never));
         assert!(error.to_string().contains("grant the right Read on the group"), "{error}");
+        let denied = KafkaError::Global(RDKafkaErrorCode::TransactionalIdAuthorizationFailed);
+        let error = classify("initialising the transactional id `c.web`", &denied).to_string();
+        assert!(error.contains("the rights Describe and Write on the transactional id: kafka-acls.sh"), "{error}");
+        assert!(error.contains("--operation Describe --operation Write --transactional-id c.web ("), "{error}");
         let error = classify("reading", &KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
         assert_eq!((error.code, error.retry), ("kafka.unreachable", Retry::Backoff));
     }

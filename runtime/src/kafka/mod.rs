@@ -2,7 +2,8 @@
 //! async code.
 //!
 //! - [`client`]: settings that all clients share, and the classification of errors.
-//! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `topic_limits` knows
+//! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `admin_rights` asks what
+//!   a client may do; `topic_limits` knows
 //!   their largest records.
 //! - [`producer`]: the transactional producer, the only way anything is written; `flush` decides
 //!   when it flushes, `delivery` collects failures.
@@ -19,6 +20,7 @@
 
 pub mod admin;
 mod admin_api;
+mod admin_rights;
 pub mod client;
 mod connection;
 pub mod consumer;
@@ -42,8 +44,8 @@ mod tests;
 mod topic_limits;
 mod unassigned;
 
-pub use admin::{Admin, EnsuredTopics, TopicSpec};
-pub use client::{Cluster, DUPLICATE_WORKER};
+pub use admin::{Admin, EnsuredTopics, Permission, TopicSpec};
+pub use client::{Cluster, DUPLICATE_WORKER, grant};
 pub use consumer::{FillLimits, GroupConsumer};
 pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;

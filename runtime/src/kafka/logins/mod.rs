@@ -9,7 +9,7 @@
 mod client_credentials;
 mod msk_iam;
 
-use std::ffi::{CString, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -81,6 +81,8 @@ struct State {
     /// The source was replaced: fetch a token from the new one.
     is_changed: bool,
     token: Option<Token>,
+    /// A user name and password that were changed while clients run.
+    credentials: Option<(CString, CString)>,
     clients: Vec<Client>,
     next_id: u64,
     is_stopped: bool,
@@ -103,6 +105,9 @@ pub(super) struct LoginLease {
 
 impl Logins {
     pub(super) fn new(source: Option<TokenSource>, connection: Arc<ConnectionMonitor>, secrets: Secrets) -> Self {
+        if source.is_some() {
+            connection.set_uses_tokens();
+        }
         let start = source.as_ref().map(|_| Start { connection, secrets });
         let state = State { source: source.map(Arc::new), ..State::default() };
         let shared = Shared { state: Mutex::new(state), notified: Condvar::default() };
@@ -121,11 +126,9 @@ impl Logins {
     /// and those that wait for one connect at once.
     pub(super) fn set_credentials(&self, user: &str, password: &str) {
         let (Ok(user), Ok(password)) = (CString::new(user), CString::new(password)) else { return };
-        for client in &self.shared.lock().clients {
-            // SAFETY: the client is alive (see `attach`); the texts are copied. The result is null,
-            // because both texts are given.
-            unsafe { rd_kafka_sasl_set_credentials(client.native, user.as_ptr(), password.as_ptr()) };
-        }
+        let mut state = self.shared.lock();
+        state.clients.iter().for_each(|client| client.set_credentials(&user, &password));
+        state.credentials = Some((user, password));
     }
 
     /// Gives the client the current token, and all later credentials.
@@ -145,8 +148,12 @@ impl Logins {
         let id = state.next_id;
         state.next_id += 1;
         let client = Client { id, native };
-        if let Some(token) = &state.token {
+        if let Some(token) = state.token.as_ref().filter(|token| token.expires > SystemTime::now()) {
             client.set_token(token);
+        }
+        // The client may have been configured before the change.
+        if let Some((user, password)) = &state.credentials {
+            client.set_credentials(user, password);
         }
         state.clients.push(client);
         LoginLease { shared: self.shared.clone(), id }
@@ -194,6 +201,12 @@ impl Shared {
 }
 
 impl Client {
+    fn set_credentials(&self, user: &CStr, password: &CStr) {
+        // SAFETY: the client is alive (see `Logins::attach`); the texts are copied. The result is
+        // null, because both texts are given.
+        unsafe { rd_kafka_sasl_set_credentials(self.native, user.as_ptr(), password.as_ptr()) };
+    }
+
     fn set_token(&self, token: &Token) {
         let refused = match self.try_set_token(token) {
             Ok(()) => return,
