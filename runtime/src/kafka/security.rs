@@ -144,7 +144,8 @@ fn client_credentials(properties: &mut BTreeMap<String, String>) -> Result<Clien
     })
 }
 
-/// The region in the name of an MSK broker, such as `b-1.shop.a1.c2.kafka.eu-central-1.amazonaws.com`.
+/// The region in the name of an MSK broker, such as
+/// `b-1.shop.a1.c2.kafka.eu-central-1.amazonaws.com`.
 fn region_of(brokers: &str) -> Option<String> {
     let host = brokers.split(',').next()?.trim().rsplit_once(':')?.0;
     let mut parts = host.split('.').skip_while(|part| !matches!(*part, "kafka" | "kafka-serverless")).skip(1);
