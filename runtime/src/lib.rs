@@ -4,6 +4,8 @@ mod backoff;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
+pub mod dead_letters;
+pub mod http;
 pub mod kafka;
 pub mod plan;
 pub mod stage;

@@ -84,8 +84,8 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 /// codes: an error, a reason, a problem, a preflight issue, a rejection by a plugin, or a match arm
 /// or constant in a file that builds errors from them.
 fn codes_in_sources() -> BTreeMap<String, String> {
-    let families = "broker|checkpoint|config|elasticsearch|environment|intent|io|kafka|line|logfile|mask|mysql|parse|plan|plugin|s3|\
-                    schema|sink|snapshot|source|stage|transform|worker|http|file|stdout";
+    let families = "broker|checkpoint|cli|config|elasticsearch|environment|intent|io|kafka|line|logfile|mask|mysql|parse|plan|plugin|redshift|s3|\
+                    schema|sink|snapshot|source|stage|transform|warehouse|worker|http|file|stdout";
     let code = format!(r#""((?:{families})(?:\.[a-z][a-z0-9_]*)+)""#);
     let constructs = Regex::new(&format!(
         r"(?s)(?:Error::[a-z_]+\(|Reason::new\(|problem_at\([^;]{{0,80}}?,|code:|code =|problem\(|lack\(|issue\(|\.stop\(|\.reject\(|=>|=> \(|\(|\{{|str =|,)\s*{code}"
@@ -112,13 +112,14 @@ fn codes_in_sources() -> BTreeMap<String, String> {
     codes
 }
 
-/// Names of failpoints, files and metadata have the form of codes.
+/// Names of failpoints, files, options and metadata have the form of codes.
 fn is_other_literal(text: &str, start: usize, literal: &str) -> bool {
     const OTHERS: [&str; 2] = ["mysql.type", "worker.lock"];
     let before = String::from_utf8_lossy(&text.as_bytes()[start.saturating_sub(12)..=start]);
     let is_failpoint = before.contains("failpoint!(") || before.contains("at(");
     let is_file = [".rs", ".wasm", ".toml"].iter().any(|suffix| literal.ends_with(suffix));
-    is_failpoint || is_file || OTHERS.contains(&literal)
+    let is_option = before.contains("::optional(") || before.contains("with_default(");
+    is_failpoint || is_file || is_option || OTHERS.contains(&literal)
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod pipeline;
 mod plugin;
 mod records;
 mod scaling;
+mod search;
 mod table;
 
 use std::path::PathBuf;
@@ -33,8 +34,8 @@ use crate::table::Table;
 
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
 /// follow them.
-const ROWS: [&str; 9] =
-    ["none", "combined", "parquet", "mask", "parser", "plugin", "latency", "bento-log", "bento-lake"];
+const ROWS: [&str; 10] =
+    ["none", "combined", "parquet", "mask", "parser", "plugin", "latency", "bento-log", "bento-lake", "search"];
 const USAGE: &str = "usage: tests/bench/run [all | ROW..] [--seconds N] [--rounds N]
        tests/bench/run --baseline FOLDER [ROW..] [--seconds N] [--rounds N]
        tests/bench/run scaling [GROUP..]
@@ -148,6 +149,9 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
                 Ok(rows) => table.add(rows),
                 Err(reason) => table.skip("Bento", &reason),
             }
+        }
+        if is_selected("search") {
+            table.add(search::rows(&kafka, sampling));
         }
         if mysql::ROWS.into_iter().any(is_selected) {
             mysql::add(&mut table, &kafka, sampling, is_selected);

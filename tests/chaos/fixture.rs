@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{BrokerKind, Case, Exit, Mysql, Process, Random, Reader, S3, S3Faults, Skip, wait};
+use trunkline_tests::{BrokerKind, Case, Exit, Mysql, OpenSearch, Process, Random, Reader, S3, S3Faults, Skip, wait};
 
 use crate::broker::ChaosBroker;
 use crate::faults::Mounted;
@@ -30,6 +30,23 @@ connector = "s3"
 inputs = ["clean"]
 rotate = { records = 2_000, age = "2s", idle = "300ms" }
 "#;
+
+// Small requests: more of them give more moments at which a kill matters.
+const SEARCH_SINK: &str = r#"
+[sinks.lake]
+connector = "elasticsearch"
+inputs = ["clean"]
+index = "$NAME"
+commit = { records = 500 }
+"#;
+
+/// The servers in which pipelines end.
+pub(crate) struct Destinations<'a> {
+    /// For paths that end in a bucket.
+    pub s3: &'a S3,
+    /// For the path `search`.
+    pub search: Option<&'a mut OpenSearch>,
+}
 
 /// The counts of a run.
 #[derive(Clone, Default)]
@@ -72,7 +89,9 @@ pub(crate) struct Fixture<'a> {
     pub mounted: Option<Mounted>,
     /// Folder, names and workers.
     pub case: Case,
-    /// The proxy for the object store, if the path ends in a bucket.
+    /// The server of the path `search`.
+    pub search: Option<&'a mut OpenSearch>,
+    /// The proxy for the object store or the search server. The path `topics` has none.
     pub store: Option<S3Faults>,
     /// The folder of published files.
     pub lake: PathBuf,
@@ -91,7 +110,7 @@ impl<'a> Fixture<'a> {
         plan: Plan,
         mut case: Case,
         broker: &'a mut ChaosBroker,
-        s3: &S3,
+        destinations: Destinations<'a>,
         mysql: Option<&'a mut Mysql>,
         tally: &'a mut Tally,
     ) -> Result<Self, Skip> {
@@ -106,6 +125,10 @@ impl<'a> Fixture<'a> {
             case.set("TRUNKLINE_KAFKA_SESSION_TIMEOUT_MS", "6000");
         }
         let (mut store, mut lake, mut bucket) = (None, case.path("lake"), case.path("lake"));
+        let Destinations { s3, search } = destinations;
+        if let Some(search) = &search {
+            store = Some(S3Faults::start(&search.address()));
+        }
         if plan.path.ends_in_bucket() {
             bucket = s3.bucket(case.name());
             lake = bucket.join("logs");
@@ -121,7 +144,8 @@ impl<'a> Fixture<'a> {
         let reader = Reader::find()?;
         let mounted = None;
         let max_rss = MAX_RSS;
-        let mut this = Self { plan, random, tally, broker, mounted, case, store, lake, bucket, feed, max_rss, reader };
+        let mut this =
+            Self { plan, random, tally, broker, mounted, case, search, store, lake, bucket, feed, max_rss, reader };
         let masked = this.feed.masked();
         this.pipeline(&format!("plugin = \"mask.wasm\"\nconfig = {{ fields = [\"{masked}\"] }}\n"));
         this.record_first_position();
@@ -132,6 +156,7 @@ impl<'a> Fixture<'a> {
     pub(crate) fn pipeline(&self, plugin: &str) {
         let (materialised, destination) = match &self.store {
             None => ("topic = \"$NAME.clean\"\n".to_owned(), "url = \"file://$DIR/lake\"\n".to_owned()),
+            Some(store) if self.search.is_some() => (String::new(), format!("url = \"http://{}\"\n", store.address())),
             Some(store) => (
                 String::new(),
                 format!(
@@ -143,7 +168,8 @@ impl<'a> Fixture<'a> {
         };
         let (name, source) = self.feed.source();
         let transform = format!("[transforms.clean]\ninputs = [\"{name}\"]\n");
-        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, SINK, self.feed.sink_options()];
+        let sink = if self.search.is_some() { SEARCH_SINK } else { SINK };
+        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, sink, self.feed.sink_options()];
         self.case.pipeline("chaos", &(parts.concat() + &destination));
     }
 
@@ -236,7 +262,15 @@ impl<'a> Fixture<'a> {
 
     /// Whether all written records are at the destination.
     pub(crate) fn has_all_arrived(&mut self) -> bool {
-        self.feed.arrived(&self.lake) == self.feed.expected()
+        self.arrived() == self.feed.expected()
+    }
+
+    /// The number of records at the destination.
+    fn arrived(&mut self) -> u64 {
+        match &self.search {
+            Some(search) => search.documents(&format!("{}*", self.case.name())),
+            None => self.feed.arrived(&self.lake),
+        }
     }
 
     /// Waits until all written records are at the destination, and records the time since `since`.
@@ -245,7 +279,7 @@ impl<'a> Fixture<'a> {
         let mut progress = (0, Instant::now());
         // A slow machine is not a failure as long as rows arrive.
         let arrived = wait::within(RECOVERY_LIMIT, || {
-            let rows = self.feed.arrived(&self.lake);
+            let rows = self.arrived();
             assert!(rows <= expected, "duplicates: {rows} rows, but {expected} were written");
             if rows > progress.0 {
                 progress = (rows, Instant::now());
@@ -288,7 +322,14 @@ impl<'a> Fixture<'a> {
         if self.plan.path == Path::Topics {
             assert_eq!(check_order(client, &format!("{name}.clean")), records - dead, "records after the transform");
         }
-        self.feed.check_lake(&self.reader, &self.lake, records - dead);
+        match &self.search {
+            // Every line once: the ids of documents are their offsets.
+            Some(search) => {
+                let found = search.count(&format!("{name}*"), "path.keyword");
+                assert_eq!(found, (records - dead, records - dead), "documents and distinct lines");
+            }
+            None => self.feed.check_lake(&self.reader, &self.lake, records - dead),
+        }
         // A killed worker leaves files in its scratch folder. The next start of the worker removes
         // them.
         for worker in self.workers_with_scratch_files() {

@@ -25,10 +25,10 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use broker::{Apache, ChaosBroker, Embedded};
-use fixture::{Fixture, Tally};
+use fixture::{Destinations, Fixture, Tally};
 use plan::{Arguments, Path, Plan, Queue};
 use table::Table;
-use trunkline_tests::{BrokerKind, Case, KafkaClient, Mysql, S3, Skip};
+use trunkline_tests::{BrokerKind, Case, KafkaClient, Mysql, OpenSearch, S3, Skip};
 
 const USAGE: &str = "usage: tests/chaos/run [--seed N] [--minutes M | --short] [--only FAULT[/PATH[/BROKER]]] [--list]";
 
@@ -79,6 +79,7 @@ struct Servers {
     s3: Option<S3>,
     mysql: Option<Mysql>,
     mariadb: Option<Mysql>,
+    search: Option<OpenSearch>,
 }
 
 fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
@@ -108,6 +109,7 @@ fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
             servers.apache = None;
             servers.mysql = None;
             servers.mariadb = None;
+            servers.search = None;
         }
     }
 }
@@ -122,9 +124,13 @@ fn get_or_start<T>(server: &mut Option<T>, start: fn() -> Result<T, Skip>) -> Re
 fn execute(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), Skip> {
     let s3 = get_or_start(&mut servers.s3, S3::start)?;
     let mysql = match plan.path {
-        Path::Bucket | Path::Topics => None,
+        Path::Bucket | Path::Topics | Path::Search => None,
         Path::Tables => Some(get_or_start(&mut servers.mysql, Mysql::start)?),
         Path::MariaDb => Some(get_or_start(&mut servers.mariadb, Mysql::start_mariadb)?),
+    };
+    let search = match plan.path {
+        Path::Search => Some(get_or_start(&mut servers.search, OpenSearch::start)?),
+        _ => None,
     };
     let mut own;
     let (case, broker) = match plan.broker {
@@ -142,7 +148,7 @@ fn execute(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), 
             (case, apache)
         }
     };
-    let mut fixture = Fixture::new(*plan, case, broker, s3, mysql, tally)?;
+    let mut fixture = Fixture::new(*plan, case, broker, Destinations { s3, search }, mysql, tally)?;
     (plan.fault.run)(&mut fixture)?;
     fixture.finish();
     Ok(())

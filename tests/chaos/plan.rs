@@ -20,12 +20,14 @@ pub(crate) enum Path {
     Tables,
     /// The same with MariaDB.
     MariaDb,
+    /// Log files → topic → plugin in the sink → OpenSearch.
+    Search,
 }
 
 impl Path {
     /// Whether its destination is S3.
     pub(crate) fn ends_in_bucket(self) -> bool {
-        self != Self::Topics
+        !matches!(self, Self::Topics | Self::Search)
     }
 
     /// Whether its source is a database.
@@ -41,6 +43,7 @@ impl fmt::Display for Path {
             Self::Topics => "topics",
             Self::Tables => "tables",
             Self::MariaDb => "mariadb",
+            Self::Search => "search",
         })
     }
 }
@@ -115,7 +118,7 @@ impl Arguments {
     pub(crate) fn round(&self, round: u64) -> Vec<Plan> {
         let mut plans = Vec::new();
         for broker in [BrokerKind::Embedded, BrokerKind::Apache] {
-            for path in [Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb] {
+            for path in [Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb, Path::Search] {
                 for fault in FAULTS {
                     let plan = Plan { fault, path, broker, seed: self.seed + round, short: self.short };
                     let asked = self.only.as_ref().map_or_else(

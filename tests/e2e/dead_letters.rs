@@ -1,5 +1,7 @@
 //! Records that cannot be processed go to the dead letter topic, and all others continue.
 
+use std::time::Duration;
+
 use trunkline_tests::{Case, Kafka, LogWriter, Reader, need, test_plugin};
 
 use crate::{LONG, SOURCE, access_logs, assert_counted, assert_every_line_once};
@@ -106,4 +108,74 @@ fn a_transform_with_two_sinks_dead_letters_each_record_once() {
         assert_eq!((counters.input, counters.output, counters.dead_lettered), (1_000, 1_000, 0), "{sink}");
         assert_every_line_once(&reader, &case.path(sink), &log);
     }
+}
+
+/// The pipeline of most tests, whose transform rejects the records that contain a text.
+fn rejecting(text: &str) -> String {
+    let plugin = test_plugin();
+    let config = format!("config = {{ reject_on = '{text}' }}");
+    let pipeline = access_logs().replace(r#"config = { fields = ["remote_addr"] }"#, &config);
+    pipeline.replace("mask.wasm", plugin.to_str().unwrap())
+}
+
+#[test]
+fn a_killed_redrive_returns_every_record_once() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = Case::new("redrive", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 203);
+    log.append(3_000);
+    case.pipeline("access", &rejecting("/item/1"));
+    let rejected = case.until_idle("a", LONG).of(case.name(), "clean").dead_lettered;
+    assert!(rejected > 1_000, "{rejected}");
+    let listed = case.run_command("dlq", &["list"], &["--json"], LONG);
+    let groups: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
+    assert_eq!((&groups[0]["component"], groups[0]["count"].as_u64()), (&"clean".into(), Some(rejected)));
+    let shown = case.run_command("dlq", &["show", case.name()], &["--limit", "1", "--json"], LONG);
+    let letter: serde_json::Value = serde_json::from_str(shown.stdout.trim()).unwrap();
+    assert_eq!(letter["origin"]["topic"], format!("{}.web", case.name()));
+    assert!(letter["value"].as_str().unwrap().contains("/item/1"), "{letter}");
+
+    case.pipeline("access", &access_logs());
+    let plan = case.run_command("dlq", &["redrive", case.name()], &["--dry-run"], LONG);
+    let expected = format!("{rejected} of `clean` with ");
+    assert!(plan.stdout.starts_with(&expected) && plan.stdout.contains("would be redriven"), "{}", plan.describe());
+    for delay in [20, 60, 100, 150, 200, 250, 300, 400] {
+        drop(case.start_command("dlq", &["redrive", case.name()], &[]).kill9_after(Duration::from_millis(delay)));
+    }
+    let last = case.run_command("dlq", &["redrive", case.name()], &[], LONG);
+    assert_eq!(last.code, Some(0), "{}", last.describe());
+    let again = case.run_command("dlq", &["redrive", case.name()], &[], LONG);
+    assert!(again.stdout.contains("no dead letter is left"), "{}", again.describe());
+
+    assert_eq!(kafka.count(&format!("{}.web", case.name())), 3_000 + rejected);
+    case.until_idle("a", LONG);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+}
+
+/// A second sink reads the topic without the transform: it has these records already.
+const RAW: &str = r#"
+[sinks.raw]
+connector = "s3"
+inputs = ["web"]
+url = "file://$DIR/raw"
+"#;
+
+#[test]
+fn a_redrive_into_a_topic_with_several_readers_is_refused() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = Case::new("readers", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 204);
+    log.append(20);
+    case.pipeline("access", &[rejecting("/item/1"), RAW.to_owned()].concat());
+    let rejected = case.until_idle("a", LONG).of(case.name(), "clean").dead_lettered;
+    assert!(rejected > 1);
+    case.pipeline("access", &[access_logs(), RAW.to_owned()].concat());
+    let refused = case.run_command("dlq", &["redrive", case.name()], &[], LONG);
+    assert_eq!(refused.code, Some(1), "{}", refused.describe());
+    assert!(refused.stdout.contains("--to-all-readers") && refused.stdout.contains(".raw`"), "{}", refused.describe());
+    let forced = case.run_command("dlq", &["redrive", case.name()], &["--to-all-readers"], LONG);
+    assert_eq!(forced.code, Some(0), "{}", forced.describe());
+    case.until_idle("a", LONG);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_eq!(reader.read(&case.path("raw"), &["path"]).rows, 20 + rejected);
 }

@@ -42,12 +42,15 @@ mod mysql;
 mod newcomer;
 mod outages;
 mod pipeline;
+mod redshift;
 mod reload;
 mod rotation;
 mod search;
 mod secured;
 mod several_workers;
 mod shop;
+mod snowflake;
+mod status;
 mod transforms;
 mod worker_log;
 

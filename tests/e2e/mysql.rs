@@ -46,7 +46,7 @@ fn kills() -> u64 {
 
 /// Starts and kills workers while the tables are written to; the last worker runs until it is idle.
 /// `prepare` is called with the number of each worker before it starts.
-fn kill_repeatedly(
+pub(crate) fn kill_repeatedly(
     case: &Case,
     seed: u64,
     max_life_ms: u64,

@@ -1,10 +1,15 @@
-//! Log files through Kafka to OpenSearch: every line is one document, whatever is killed (I2 c).
+//! Log files and tables through Kafka to OpenSearch: every line is one document, and every index
+//! equals its table, whatever is killed (I2 c).
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Mutex;
 use std::time::Duration;
 
-use trunkline_tests::{Case, Kafka, LogWriter, OpenSearch, Random, need, repository};
+use trunkline_tests::{Case, Kafka, LogWriter, Mysql, OpenSearch, Random, need, repository};
 
+use crate::mysql::kill_repeatedly;
+use crate::shop::{SMALL_CHUNKS, Shop, case, writes};
 use crate::{LONG, SOURCE};
 
 /// A worker that lives shorter than this has hardly joined its groups.
@@ -17,13 +22,10 @@ fn pipeline(search: &OpenSearch) -> String {
     let (_, sink) = file.split_once("[sinks.search]").unwrap();
     assert!(sink.contains("http://127.0.0.1:9200"));
     let sink = sink.replace("http://127.0.0.1:9200", &search.url());
+    assert!(sink.contains("\"web-logs-to-search/"));
+    let folder = repository().join("pipelines/web-logs-to-search");
+    let sink = sink.replace("\"web-logs-to-search/", &format!("\"{}/", folder.display()));
     format!("{SOURCE}\n[sinks.search]{sink}commit = {{ records = 500 }}\n")
-}
-
-/// Creates the index template that the pipeline file names.
-fn create_template(search: &OpenSearch) {
-    let template = repository().join("pipelines/web-logs-to-search/index-template.json");
-    search.call("PUT", "/_index_template/logs-web", &fs::read_to_string(template).unwrap());
 }
 
 fn assert_every_line_once(search: &OpenSearch, case: &Case, lines: u64) {
@@ -32,12 +34,16 @@ fn assert_every_line_once(search: &OpenSearch, case: &Case, lines: u64) {
     assert_eq!((counters.input, counters.output, counters.dead_lettered), (lines, lines, 0), "{counters:?}");
     let (documents, paths) = search.count("logs-web-*", "path");
     assert_eq!((documents, paths), (lines, lines), "documents and different lines");
+    // The fields of log views, of the index template that the sink creates.
+    let query = r#"{"size":1,"fields":["@timestamp","message"]}"#;
+    let found = search.call("POST", "/logs-web-*/_search", query);
+    let fields = &found["hits"]["hits"][0]["fields"];
+    assert!(fields["@timestamp"].is_array() && fields["message"].is_array(), "{found}");
 }
 
 #[test]
 fn killed_workers_index_every_line_once() {
     let (kafka, search) = (need!(Kafka::any()), need!(OpenSearch::start()));
-    create_template(&search);
     let case = Case::new("search-kills", kafka);
     case.pipeline("search", &pipeline(&search));
     let mut log = LogWriter::new(case.path("logs/access.log"), 310);
@@ -55,7 +61,6 @@ fn killed_workers_index_every_line_once() {
 #[test]
 fn a_killed_server_gets_every_line_once() {
     let (kafka, mut search) = (need!(Kafka::any()), need!(OpenSearch::start()));
-    create_template(&search);
     let case = Case::new("search-restart", kafka);
     case.pipeline("search", &pipeline(&search));
     let mut log = LogWriter::new(case.path("logs/access.log"), 311);
@@ -69,4 +74,82 @@ fn a_killed_server_gets_every_line_once() {
     log.append(10_000);
     drop(worker.kill9());
     assert_every_line_once(&search, &case, log.lines());
+}
+
+/// Two sinks that write each table to an index: one with versions by offset, one by binlog
+/// position.
+const TABLES: &str = r#"
+[sinks.offsets]
+connector = "elasticsearch"
+inputs = ["shop"]
+url = "$URL"
+index = "offsets-{@table}"
+commit = { records = 200 }
+
+[sinks.positions]
+connector = "elasticsearch"
+inputs = ["shop"]
+url = "$URL"
+index = "positions-{@table}"
+version = "source"
+commit = { records = 200 }
+"#;
+
+/// The column `v` of the documents of an index, by id.
+fn index_rows(search: &OpenSearch, index: &str) -> BTreeMap<String, i64> {
+    search.call("POST", &format!("/{index}/_refresh"), "");
+    let found = search.call("POST", &format!("/{index}/_search"), r#"{"size":10000}"#);
+    let hits = found["hits"]["hits"].as_array().unwrap();
+    hits.iter().map(|hit| (hit["_id"].as_str().unwrap().to_owned(), hit["_source"]["v"].as_i64().unwrap())).collect()
+}
+
+/// Random inserts, updates, deletes and changed keys, a snapshot in small chunks alongside, and
+/// workers that are killed: each index ends as its table.
+#[test]
+fn indices_equal_the_tables_after_kills() {
+    let (kafka, search) = (need!(Kafka::any()), need!(OpenSearch::start()));
+    let shop = Shop::create(need!(Mysql::shared()), 1_000);
+    let case = case("search-tables", kafka);
+    case.pipeline("shop", &format!("{}{}", shop.source(SMALL_CHUNKS), TABLES.replace("$URL", &search.url())));
+    let seed = 312;
+    let random = Mutex::new(Random::new(seed));
+    let writes = || drop(shop.run(&writes(&mut random.lock().unwrap(), 1_000, 50)));
+    let summary = kill_repeatedly(&case, seed, 3_000, &writes, |_| {});
+    for (table, key) in [("orders", "id"), ("people", "name")] {
+        let lines = shop.run(&format!("SELECT {key}, v FROM {table}"));
+        let columns = lines.iter().map(|line| line.split_once('\t').unwrap());
+        let rows: BTreeMap<String, i64> = columns.map(|(key, v)| (key.to_owned(), v.parse().unwrap())).collect();
+        assert!(rows.len() > 100, "{table} has {} rows", rows.len());
+        assert_eq!(index_rows(&search, &format!("offsets-{table}")), rows, "{table}, versions by offset");
+        assert_eq!(index_rows(&search, &format!("positions-{table}")), rows, "{table}, versions by position");
+    }
+    let written = summary.of(case.name(), "shop").output;
+    for sink in ["offsets", "positions"] {
+        let counters = summary.of(case.name(), sink);
+        assert_eq!((counters.input, counters.output, counters.dead_lettered), (written, written, 0), "{sink}");
+    }
+}
+
+#[test]
+fn a_check_reports_what_the_destinations_lack() {
+    let case = Case::new("search-check", need!(Kafka::any()));
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = unused.local_addr().unwrap();
+    drop(unused);
+    let file = case.path("logs/a-file");
+    fs::write(&file, "").unwrap();
+    case.pipeline(
+        "check",
+        &format!(
+            "{SOURCE}\n[sinks.search]\nconnector = \"elasticsearch\"\ninputs = [\"web\"]\nurl = \"http://{address}\"\n\
+             index = \"a\"\nid = \"none\"\n[sinks.lake]\nconnector = \"s3\"\ninputs = [\"web\"]\nurl = \"file://{}/lake\"\n",
+            file.display()
+        ),
+    );
+    let exit = case.run_command("validate", &["--check"], &[], LONG);
+    let printed = format!("{}{}", exit.stdout, exit.stderr);
+    assert_eq!(exit.code, Some(3), "{}", exit.describe());
+    for expected in ["elasticsearch.unreachable", "`sinks.search`", "`sinks.lake`", "plan.at_least_once"] {
+        assert!(printed.contains(expected), "{expected}: {}", exit.describe());
+    }
 }

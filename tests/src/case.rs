@@ -100,9 +100,21 @@ impl Case {
 
     /// Runs another command of the binary on all pipelines, until it ends.
     pub fn run_command(&self, name: &str, before: &[&str], after: &[&str], limit: Duration) -> Exit {
+        self.start_command(name, before, after).wait(limit)
+    }
+
+    /// Starts another command of the binary on all pipelines.
+    pub fn start_command(&self, name: &str, before: &[&str], after: &[&str]) -> Process {
         let mut command = Command::new(&self.binary);
         command.arg(name).args(before).arg(self.path("pipelines"));
-        self.launch(command, name, after, &[]).wait(limit)
+        self.launch(command, name, after, &[])
+    }
+
+    /// Runs a command that reads no pipelines, with the data folder of a worker, until it ends.
+    pub fn ask_worker(&self, name: &str, worker: &str, arguments: &[&str], limit: Duration) -> Exit {
+        let mut command = Command::new(&self.binary);
+        command.arg(name);
+        self.launch(command, worker, arguments, &[]).wait(limit)
     }
 
     fn launch(&self, mut command: Command, worker: &str, arguments: &[&str], settings: &[(&str, &str)]) -> Process {

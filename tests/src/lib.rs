@@ -2,8 +2,9 @@
 //! independent readers.
 //!
 //! * [`Kafka`], [`KafkaCluster`], [`SecuredKafka`], [`S3`] and [`Mysql`] start real servers through
-//!   the scripts in `tests/services`. They end with the test process, however it ends. Tests share
-//!   them where isolation allows (`shared`): each test has its own topics, buckets and databases.
+//!   the scripts in `tests/services`; [`Redshift`] and [`Snowflake`] start stand-ins. They end with
+//!   the test process, however it ends. Tests share them where isolation allows (`shared`): each
+//!   test has its own topics, buckets and databases.
 //! * [`S3Faults`] is a proxy for an S3 server that breaks selected requests. [`KafkaFaults`] is a
 //!   proxy for a broker that loses or delays replies.
 //! * [`TokenServer`] is an OAuth server for [`SecuredKafka`].
@@ -31,12 +32,14 @@ mod process;
 mod proxy;
 mod random;
 mod reader;
+mod redshift;
 mod s3;
 mod s3_faults;
 mod search;
 mod secured_kafka;
 mod server;
 mod skip;
+mod snowflake;
 mod summary;
 mod token_server;
 mod tool;
@@ -53,11 +56,13 @@ pub use plugins::test_plugin;
 pub use process::{Exit, Process, memory_of};
 pub use random::Random;
 pub use reader::{LakeContents, Reader};
+pub use redshift::Redshift;
 pub use s3::S3;
 pub use s3_faults::{Fault, FaultWindow, Request, S3Faults};
 pub use search::OpenSearch;
 pub use secured_kafka::{Right, SecuredKafka};
 pub use skip::Skip;
+pub use snowflake::Snowflake;
 pub use summary::{Counters, Summary};
 pub use token_server::TokenServer;
 pub use tool::Tool;

@@ -34,9 +34,14 @@ impl S3 {
         format!("127.0.0.1:{}", self.0.port())
     }
 
+    /// The folder of its buckets.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.0.directory().join("root")
+    }
+
     /// Creates a bucket; returns the folder in which its objects are plain files.
     pub fn bucket(&self, name: &str) -> PathBuf {
-        let folder = self.0.directory().join("root").join(name);
+        let folder = self.root().join(name);
         fs::create_dir_all(&folder).unwrap();
         folder
     }

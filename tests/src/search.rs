@@ -1,9 +1,5 @@
 //! An OpenSearch server.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
-
 use serde_json::Value;
 
 use crate::Skip;
@@ -23,10 +19,21 @@ impl OpenSearch {
         format!("http://127.0.0.1:{}", self.0.port())
     }
 
+    /// Its host and port.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.0.port())
+    }
+
     /// Kills the node and starts it again on the same data.
     pub fn restart(&mut self) {
         self.0.end(libc::SIGKILL);
         self.0.start_again();
+    }
+
+    /// Number of documents of the indices.
+    pub fn documents(&self, indices: &str) -> u64 {
+        self.call("POST", &format!("/{indices}/_refresh"), "");
+        self.call("GET", &format!("/{indices}/_count"), "")["count"].as_u64().unwrap()
     }
 
     /// Number of documents of the indices, and of different values of a keyword field, at most
@@ -44,16 +51,8 @@ impl OpenSearch {
 
     /// Sends a request with a JSON body; panics if the answer is an error.
     pub fn call(&self, method: &str, path: &str, body: &str) -> Value {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.0.port())).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let length = body.len();
-        let head =
-            format!("{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
-        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(head.split(' ').nth(1).unwrap().starts_with('2'), "{method} {path} answered {answer}");
-        serde_json::from_str(body).unwrap()
+        let (status, answer) = self.0.call(method, path, body);
+        assert!((200..300).contains(&status), "{method} {path} answered {status}: {answer}");
+        answer
     }
 }

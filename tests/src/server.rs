@@ -1,6 +1,6 @@
 //! A server of one or several processes, started by a script in `tests/services`.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -45,6 +45,20 @@ impl Server {
         let pids =
             started.unwrap_or_else(|reason| panic!("{name} does not start, see {}: {reason}", directory.display()));
         Ok(Self { script, settings, port, directory, pids, _leash: child })
+    }
+
+    /// Sends a request with a JSON body; returns the status and the answer.
+    pub(crate) fn call(&self, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
+        let mut stream = net::TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let length = body.len();
+        let head =
+            format!("{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap())
     }
 
     pub(crate) fn port(&self) -> u16 {

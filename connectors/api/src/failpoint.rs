@@ -34,6 +34,8 @@ pub enum Reached {
     Bucket,
     /// A sink that writes to a directory.
     Directory,
+    /// A sink that loads a warehouse.
+    Warehouse,
     /// A sink of the idempotent kind.
     Delivery,
     /// A materialised transform.
@@ -120,6 +122,15 @@ pub const FAILPOINTS: &[Failpoint] = &[
     at("s3.complete.after", Reached::Bucket),
     at("s3.abort.before", Reached::After("s3.part.after")),
     at("s3.abort.after", Reached::After("s3.part.after")),
+    at("warehouse.upload.before", Reached::Warehouse),
+    at("warehouse.upload.after", Reached::Warehouse),
+    at("warehouse.begin.before", Reached::Warehouse),
+    at("warehouse.offsets.after", Reached::Warehouse),
+    at("warehouse.copy.before", Reached::Warehouse),
+    at("warehouse.copy.after", Reached::Warehouse),
+    at("warehouse.apply.after", Reached::Warehouse),
+    at("warehouse.commit.before", Reached::Warehouse),
+    at("warehouse.commit.after", Reached::Warehouse),
     at("directory.sync.before", Reached::Directory),
     at("directory.sync.after", Reached::Directory),
     at("directory.rename.before", Reached::Directory),

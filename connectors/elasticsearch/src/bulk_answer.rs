@@ -38,10 +38,12 @@ struct Answer {
 }
 
 #[derive(Deserialize)]
-struct Item {
+enum Item {
     /// By the name of the action.
-    #[serde(alias = "index", alias = "create", alias = "delete")]
-    result: ItemResult,
+    #[serde(rename = "index", alias = "create", alias = "delete")]
+    Write(ItemResult),
+    #[serde(rename = "update")]
+    Update(ItemResult),
 }
 
 #[derive(Deserialize)]
@@ -71,11 +73,14 @@ pub(crate) fn read(body: &[u8], operations: usize) -> Result<Vec<ItemOutcome>, S
     if answer.items.len() != operations {
         return Err(format!("the answer has {} items for {operations} documents", answer.items.len()));
     }
-    Ok(answer.items.into_iter().map(|item| outcome(item.result)).collect())
+    Ok(answer.items.into_iter().map(outcome).collect())
 }
 
-fn outcome(result: ItemResult) -> ItemOutcome {
-    let ItemResult { status, error } = result;
+fn outcome(item: Item) -> ItemOutcome {
+    let (is_update, ItemResult { status, error }) = match item {
+        Item::Write(result) => (false, result),
+        Item::Update(result) => (true, result),
+    };
     // A delete of a document that does not exist is 404 without an error.
     let Some(error) = error.filter(|_| !(200..300).contains(&status)) else {
         return match status {
@@ -86,8 +91,14 @@ fn outcome(result: ItemResult) -> ItemOutcome {
     let text = error.text();
     let blocked = |code, advice: &str| ItemOutcome::Blocked { code, message: format!("{text}. {advice}") };
     match (status, error.r#type.as_str()) {
+        // Another client changed the document at the same moment.
+        (409, _) if is_update => ItemOutcome::Busy(text),
         // A newer or the same version is there, or (`create`) the document.
         (409, _) => ItemOutcome::Done,
+        (404, "document_missing_exception") => ItemOutcome::Rejected(Reason::new(
+            "elasticsearch.document_missing",
+            format!("{text}. Set `upsert = true` to create missing documents"),
+        )),
         (403 | 429, "cluster_block_exception") => blocked(
             "elasticsearch.index_blocked",
             "The index refuses writes. If a disk is full, free space (Elasticsearch 7.4 and later then lifts the block itself); \
@@ -97,6 +108,10 @@ fn outcome(result: ItemResult) -> ItemOutcome {
         (401 | 403, _) => blocked(
             "elasticsearch.forbidden",
             "Give the user or API key the index privileges `create_index` and `write` (OpenSearch: `crud` and `create_index`) on this index",
+        ),
+        (404, _) if error.reason.contains("require_alias") => blocked(
+            "elasticsearch.alias_missing",
+            "Create the alias: PUT {index} {\"aliases\": {\"{alias}\": {\"is_write_index\": true}}}, or set `require_alias = false`",
         ),
         (404, _) => blocked(
             "elasticsearch.index_missing",
@@ -191,6 +206,8 @@ mod tests {
             {"index":{"status":400,"error":{"type":"illegal_argument_exception","reason":"Limit of total fields [2] has been exceeded"}}},
             {"index":{"status":400,"error":{"type":"document_parsing_exception","reason":"[1:18] failed to parse: Limit of total fields [2] has been exceeded while adding new fields [3]","caused_by":{"reason":"x"}}}}]}"#;
         assert_eq!(codes(answer, 4), ["rejected", "rejected", "too_many_fields", "too_many_fields"]);
+        let missing = r#"{"errors":true,"items":[{"update":{"status":404,"error":{"type":"document_missing_exception","reason":"[1]: document missing"}}}]}"#;
+        assert_eq!(codes(missing, 1), ["document_missing"]);
     }
 
     #[test]
@@ -202,6 +219,8 @@ mod tests {
             {"index":{"status":403,"error":{"type":"cluster_block_exception","reason":"index [a] blocked by: [FORBIDDEN/8/index write (api)];"}}},
             {"index":{"status":403,"error":{"type":"security_exception","reason":"action [indices:data/write/bulk[s]] is unauthorized"}}},
             {"index":{"status":404,"error":{"type":"index_not_found_exception","reason":"no such index [nonesuch]"}}},
+            {"index":{"status":404,"error":{"type":"index_not_found_exception","reason":"no such index [a] and [require_alias] request flag is [true] and [a] is not an alias"}}},
+            {"update":{"status":409,"error":{"type":"version_conflict_engine_exception","reason":"[1]: version conflict"}}},
             {"index":{"status":400,"error":{"type":"index_closed_exception","reason":"closed"}}},
             {"index":{"status":400,"error":{"type":"illegal_argument_exception","reason":"only write ops with an op_type of create are allowed in data streams"}}},
             {"index":{"status":400,"error":{"type":"illegal_argument_exception","reason":"pipeline with id [none] does not exist"}}}]}"#;
@@ -212,12 +231,14 @@ mod tests {
             "index_blocked",
             "forbidden",
             "index_missing",
+            "alias_missing",
+            "busy",
             "index_closed",
             "is_data_stream",
             "pipeline_missing",
         ];
-        assert_eq!(codes(answer, 9), expected);
-        for outcome in read(answer.as_bytes(), 9).unwrap() {
+        assert_eq!(codes(answer, 11), expected);
+        for outcome in read(answer.as_bytes(), 11).unwrap() {
             let error = outcome.error().unwrap();
             assert_eq!(
                 (error.domain, error.retry),

@@ -1,18 +1,20 @@
 //! The pending records of a delivery as the body of `_bulk` requests.
 
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
 use bytes::Bytes;
 use trunkline_connector::{Delivery, Reason, RecordIndex};
 
 use crate::config::DocumentOptions;
-use crate::document::{self, Identity};
+use crate::document::{self, Appended, Identity};
 
 /// The operations of a delivery, one after the other in one body. A request is a range of
 /// operations, so splitting copies nothing.
 pub(crate) struct BulkBody {
     body: Bytes,
     operations: Vec<Operation>,
+    capacity: usize,
 }
 
 /// An operation: an action line and, mostly, a document.
@@ -20,12 +22,15 @@ struct Operation {
     record: RecordIndex,
     /// Where it ends in the body.
     end: usize,
+    /// A hash of the document's identity, if its writes need order: operations of one document have
+    /// the same.
+    ordered: Option<u64>,
 }
 
 /// What is known about records before anything is sent.
 #[derive(Default)]
 pub(crate) struct Decided {
-    /// Replaced by a later record of the same offset.
+    /// An earlier record did the same, or a later one of the same offset replaces it.
     pub(crate) superseded: Vec<RecordIndex>,
     pub(crate) rejected: Vec<(RecordIndex, Reason)>,
 }
@@ -33,7 +38,11 @@ pub(crate) struct Decided {
 impl BulkBody {
     /// Encodes the pending records.
     pub(crate) fn encode(options: &DocumentOptions, delivery: &Delivery) -> (Self, Decided) {
-        let mut encoder = Encoder { body: Vec::with_capacity(delivery.bytes()), ..Encoder::default() };
+        let mut encoder = Encoder {
+            body: Vec::with_capacity(delivery.bytes()),
+            needs_order: options.needs_order(),
+            ..Encoder::default()
+        };
         for pending in delivery.pending() {
             let start = encoder.body.len();
             let ordinal = delivery.ordinal_in_offset(pending.index);
@@ -41,19 +50,26 @@ impl BulkBody {
                 encoder.same_offset.clear();
             }
             match document::append(options, pending.record, ordinal, &mut encoder.body) {
-                Ok(identity) => encoder.push(pending.index, identity),
+                Ok(Appended::Operation(identity)) => encoder.push(pending.index, identity),
+                Ok(Appended::Nothing) => encoder.decided.superseded.push(pending.index),
                 Err(reason) => {
                     encoder.body.truncate(start);
                     encoder.decided.rejected.push((pending.index, reason));
                 }
             }
         }
-        (Self { body: encoder.body.into(), operations: encoder.operations }, encoder.decided)
+        let capacity = encoder.body.capacity() + encoder.operations.capacity() * size_of::<Operation>();
+        (Self { body: encoder.body.into(), operations: encoder.operations, capacity }, encoder.decided)
     }
 
     /// Number of operations.
     pub(crate) fn len(&self) -> usize {
         self.operations.len()
+    }
+
+    /// Bytes of memory that all requests together need.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// The body of a request with these operations.
@@ -64,6 +80,11 @@ impl BulkBody {
     /// The record of an operation.
     pub(crate) fn record(&self, operation: usize) -> RecordIndex {
         self.operations[operation].record
+    }
+
+    /// A hash of the identity of an operation's document, if its writes need order.
+    pub(crate) fn ordered(&self, operation: usize) -> Option<u64> {
+        self.operations[operation].ordered
     }
 
     /// Divides all operations into requests of at most this size, or of one operation.
@@ -91,13 +112,16 @@ struct Encoder {
     /// Identities and operations of the records with the current offset.
     same_offset: Vec<(Identity, usize)>,
     decided: Decided,
+    needs_order: bool,
+    hasher: RandomState,
 }
 
 impl Encoder {
     /// Adds the operation that ends the body.
     fn push(&mut self, record: RecordIndex, identity: Option<Identity>) {
-        self.operations.push(Operation { record, end: self.body.len() });
-        let Some(identity) = identity else { return };
+        let ordered = identity.as_ref().filter(|_| self.needs_order).map(|identity| self.hasher.hash_one(identity));
+        self.operations.push(Operation { record, end: self.body.len(), ordered });
+        let Some(identity) = identity.filter(|_| !self.needs_order) else { return };
         // Records of one offset have one version. Of those with the same document only the last one
         // may be sent, because the server takes the first of equal versions. All records of an
         // offset are in one delivery.
@@ -110,7 +134,7 @@ impl Encoder {
 
     fn remove(&mut self, operation: usize) {
         let start = operation.checked_sub(1).map_or(0, |previous| self.operations[previous].end);
-        let Operation { record, end } = self.operations.remove(operation);
+        let Operation { record, end, .. } = self.operations.remove(operation);
         self.body.drain(start..end);
         for later in &mut self.operations[operation..] {
             later.end -= end - start;
@@ -128,7 +152,7 @@ mod tests {
     use trunkline_connector::{Batch, PartitionRecords, Template, TopicPartition};
 
     use super::*;
-    use crate::config::{IdRule, Target, VersionRule};
+    use crate::config::{IdRule, Mode, Target, VersionRule};
 
     fn encode(id: IdRule, records: &[(i64, &str, &str)]) -> (BulkBody, Decided, Delivery) {
         let mut batch = Batch::default();
@@ -142,11 +166,14 @@ mod tests {
         let delivery = Delivery::new(vec![PartitionRecords { partition, records: batch }]);
         let options = DocumentOptions {
             target: Target::Index(Template::parse("a", &[]).unwrap()),
+            mode: Mode::Index,
             id,
             version: VersionRule::Offset,
+            epoch: 0,
             unwrap: true,
             timestamp: None,
             routing: None,
+            require_alias: false,
         };
         let (body, decided) = BulkBody::encode(&options, &delivery);
         (body, decided, delivery)

@@ -9,7 +9,7 @@ pub(crate) struct Members<'a> {
     op: Option<&'a [u8]>,
     after: Option<&'a [u8]>,
     has_before: bool,
-    has_source: bool,
+    source: Option<&'a [u8]>,
     /// The object has a field `@timestamp`.
     pub(crate) has_timestamp: bool,
     pub(crate) is_empty: bool,
@@ -22,6 +22,8 @@ pub(crate) struct ChangeEvent<'a> {
     pub(crate) op: u8,
     /// The row after the change.
     pub(crate) after: Option<&'a [u8]>,
+    /// Where the change is from.
+    pub(crate) source: &'a [u8],
 }
 
 impl<'a> Members<'a> {
@@ -35,7 +37,7 @@ impl<'a> Members<'a> {
                 b"op" => found.op = Some(member.value),
                 b"after" => found.after = Some(member.value),
                 b"before" => found.has_before = true,
-                b"source" => found.has_source = true,
+                b"source" => found.source = Some(member.value),
                 b"@timestamp" => found.has_timestamp = true,
                 // A key with escapes may spell the field too, and a server refuses a field that
                 // occurs twice.
@@ -50,11 +52,38 @@ impl<'a> Members<'a> {
     /// `source`, and `before` or `after`.
     pub(crate) fn change_event(&self) -> Option<ChangeEvent<'a>> {
         let Some([b'"', op, b'"']) = self.op else { return None };
-        if !self.has_source || !(self.has_before || self.after.is_some()) {
-            return None;
-        }
-        Some(ChangeEvent { op: *op, after: self.after.filter(|row| *row != b"null") })
+        let source = self.source.filter(|_| self.has_before || self.after.is_some())?;
+        Some(ChangeEvent { op: *op, after: self.after.filter(|row| *row != b"null"), source })
     }
+}
+
+/// Bits of the position within a binlog file: 64 GiB, of which a single transaction can fill a part
+/// beyond `max_binlog_size`.
+const POSITION_BITS: u32 = 36;
+
+/// Bits of the number of a binlog file.
+const FILE_BITS: u32 = 22;
+
+/// The binlog position in the `source` of a change event, as one number that grows with each event
+/// of the binlog. A row of a snapshot has the position at which it was read: it is newer than all
+/// changes up to there, and older than all later ones. `None`: the source has no such position.
+///
+/// Changes that one event makes, and those of a compressed or an XA transaction, have the same
+/// number.
+pub(crate) fn binlog_version(source: &[u8]) -> Option<u64> {
+    let (mut file, mut position) = (None, None);
+    for member in json::members(source) {
+        let member = member.ok()?;
+        match member.key {
+            b"file" => file = json::text(member.value),
+            b"pos" => position = std::str::from_utf8(member.value).ok()?.parse::<u64>().ok(),
+            _ => {}
+        }
+    }
+    let number: u64 = file?.rsplit_once('.')?.1.parse().ok()?;
+    let is_small = |value: u64, bits: u32| value >> bits == 0;
+    let position = position.filter(|position| is_small(*position, POSITION_BITS))?;
+    is_small(number, FILE_BITS).then_some(number << POSITION_BITS | position)
 }
 
 #[cfg(test)]
@@ -65,9 +94,9 @@ mod tests {
     fn change_events_are_recognised_by_their_members() {
         let event = |value: &'static str| Members::of(value.as_bytes()).unwrap().change_event();
         let update = r#"{"before":{"a":1},"after":{"a":2},"source":{"pos":4},"op":"u","ts_ms":5}"#;
-        assert_eq!(event(update), Some(ChangeEvent { op: b'u', after: Some(br#"{"a":2}"#) }));
+        assert_eq!(event(update), Some(ChangeEvent { op: b'u', after: Some(br#"{"a":2}"#), source: br#"{"pos":4}"# }));
         let delete = r#"{"before":{"a":1},"after":null,"source":{},"op":"d"}"#;
-        assert_eq!(event(delete), Some(ChangeEvent { op: b'd', after: None }));
+        assert_eq!(event(delete), Some(ChangeEvent { op: b'd', after: None, source: b"{}" }));
         for other in [
             r#"{"op":"d","path":"/x"}"#,
             r#"{"op":"delete","before":1,"after":2,"source":3}"#,
@@ -77,6 +106,28 @@ mod tests {
         ] {
             assert_eq!(event(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn later_binlog_positions_are_greater_versions() {
+        let version = |file: &str, pos: &str| binlog_version(format!(r#"{{"file":"{file}","pos":{pos}}}"#).as_bytes());
+        let in_order = [
+            version("binlog.000001", "4"),
+            version("binlog.000001", "157"),
+            // A transaction that makes the file longer than 4 GiB.
+            version("binlog.000001", "68719476735"),
+            version("binlog.000002", "4"),
+            version("mysql-bin.000010", "4"),
+            version("db.example-bin.4194303", "68719476735"),
+        ];
+        assert!(in_order.iter().all(Option::is_some) && in_order.is_sorted(), "{in_order:?}");
+        assert!(in_order[5].is_some_and(|last| last >> (FILE_BITS + POSITION_BITS) == 0));
+        for (file, pos) in
+            [("binlog.4194304", "4"), ("binlog.1", "68719476736"), ("", "0"), ("binlog", "4"), ("a.1", "-1")]
+        {
+            assert_eq!(version(file, pos), None, "{file} {pos}");
+        }
+        assert_eq!(binlog_version(br#"{"lsn":17}"#), None);
     }
 
     #[test]

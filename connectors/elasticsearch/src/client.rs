@@ -13,13 +13,18 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Certificate, Method, StatusCode};
+use reqwest::{Certificate, ClientBuilder, Identity, Method, Proxy, RequestBuilder, StatusCode};
 use trunkline_connector::{Error, Result, io_error};
 
-use crate::config::{ClientOptions, Credentials};
+use crate::aws::Signer;
+use crate::config::{AwsService, ClientOptions, Credentials, ProxyOptions};
 
 /// A call ends within this time: see [`trunkline_connector::IdempotentSink::deliver`].
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(50);
+
+/// A request with less time than this is not sent: a busy server would do the work of a request
+/// whose answer nothing waits for.
+pub(crate) const MIN_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// How long a node is left out after its first failure in a row. It doubles up to the second value.
 const DOWN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -35,7 +40,11 @@ pub(crate) struct Client {
     next: AtomicUsize,
     timeout: Duration,
     gzip: bool,
+    /// Signs requests to Amazon's services.
+    signer: Option<Signer>,
     pub(crate) pipeline: Option<String>,
+    /// OpenSearch Serverless has no version and only a part of the API.
+    pub(crate) is_serverless: bool,
 }
 
 struct Node {
@@ -68,50 +77,23 @@ pub(crate) struct NoAnswer {
 
 impl Client {
     /// A client with these options. It connects with the first request.
-    pub(crate) fn new(options: &ClientOptions) -> Result<Self> {
-        // The binary has installed it already; a test of the connector has not.
-        let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
-        let mut headers = HeaderMap::new();
-        if let Some(authorization) = options.credentials.as_ref().map(authorization).transpose()? {
-            headers.insert(AUTHORIZATION, authorization);
-        }
-        // A redirect would send the credentials elsewhere.
-        let mut builder = reqwest::Client::builder()
-            .default_headers(headers)
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(10).min(options.timeout))
-            .tcp_nodelay(true)
-            // Shorter than the limit of most proxies: a request must not meet a connection that is
-            // being closed.
-            .pool_idle_timeout(Duration::from_secs(20))
-            .user_agent(concat!("trunkline/", env!("CARGO_PKG_VERSION")));
-        if options.nodes.iter().all(|node| node.starts_with("http://")) {
-            // Loading the system's certificates would fail where there are none.
-            builder = builder.tls_certs_only(Vec::new());
-        } else if let Some(path) = &options.tls_ca {
-            let pem = std::fs::read(path).map_err(|error| io_error("read `tls_ca`", path, &error))?;
-            let certificates = Certificate::from_pem_bundle(&pem).ok().filter(|certificates| !certificates.is_empty());
-            let certificates = certificates.ok_or_else(|| {
-                let message = format!("`tls_ca` names {}, which holds no certificate in PEM format", path.display());
-                Error::config("elasticsearch.tls_ca", message)
-            })?;
-            builder = builder.tls_certs_merge(certificates);
-        }
-        let http = builder.build().map_err(|error| {
-            let message = format!(
-                "cannot make an HTTP client: {}; check `tls_ca`, and the certificate authorities of the system",
-                causes(&error)
-            );
-            Error::config("elasticsearch.client", message)
-        })?;
+    pub(crate) async fn new(options: &ClientOptions) -> Result<Self> {
         let nodes = options.nodes.iter().map(|url| Node { url: url.clone(), health: Mutex::default() }).collect();
+        let (signer, is_serverless) = match &options.credentials {
+            Some(Credentials::Aws(aws)) => {
+                (Some(Signer::load(aws, &options.nodes).await?), aws.service == AwsService::Aoss)
+            }
+            _ => (None, false),
+        };
         Ok(Self {
-            http,
+            http: http_client(options)?,
             nodes,
             next: AtomicUsize::new(0),
             timeout: options.timeout,
             gzip: options.gzip,
+            signer,
             pipeline: options.pipeline.clone(),
+            is_serverless,
         })
     }
 
@@ -121,9 +103,34 @@ impl Client {
         self.send(path, request, Instant::now() + CALL_LIMIT).await.map_err(|failed| failed.error)
     }
 
-    /// A `_bulk` request.
+    /// A request with a JSON body.
+    pub(crate) async fn call_json(&self, method: Method, path: &str, body: &serde_json::Value) -> Result<Response> {
+        let body = Bytes::from(body.to_string());
+        let request = |url: String| {
+            self.http.request(method.clone(), url).header(CONTENT_TYPE, "application/json").body(body.clone())
+        };
+        self.send(path, request, Instant::now() + CALL_LIMIT).await.map_err(|failed| failed.error)
+    }
+
+    /// A `_bulk` request whose answer is wanted as the server gives it.
+    pub(crate) async fn probe(&self, body: Bytes) -> Result<Response> {
+        let request = |url: String| self.http.post(url).header(CONTENT_TYPE, "application/x-ndjson").body(body.clone());
+        self.send("/_bulk", request, Instant::now() + CALL_LIMIT).await.map_err(|failed| failed.error)
+    }
+
+    /// Requests are compressed, so that a [packed](Client::packed) body has its own memory.
+    pub(crate) fn packs(&self) -> bool {
+        self.gzip
+    }
+
+    /// The body as it is sent.
+    pub(crate) fn packed(&self, body: Bytes) -> Bytes {
+        if self.gzip { compress(&body) } else { body }
+    }
+
+    /// A `_bulk` request with a [packed](Client::packed) body.
     pub(crate) async fn bulk(&self, body: Bytes, deadline: Instant) -> Result<Response, NoAnswer> {
-        let (body, encoding) = if self.gzip { (compress(&body), Some("gzip")) } else { (body, None) };
+        let encoding = self.gzip.then_some("gzip");
         let mut path = "/_bulk?filter_path=errors,items.*.status,items.*.error.type,items.*.error.reason,\
                         items.*.error.caused_by.reason"
             .to_owned();
@@ -145,19 +152,20 @@ impl Client {
     async fn send(
         &self,
         path: &str,
-        request: impl Fn(String) -> reqwest::RequestBuilder,
+        request: impl Fn(String) -> RequestBuilder,
         deadline: Instant,
     ) -> Result<Response, NoAnswer> {
         let mut unavailable = None;
         let mut failed = None;
         for node in self.turn() {
             let timeout = self.timeout.min(deadline.saturating_duration_since(Instant::now()));
-            if timeout.is_zero() {
+            if timeout < MIN_ATTEMPT.min(self.timeout) {
                 break;
             }
             let url = format!("{}{path}", node.url);
+            let request = self.prepare(request(url).timeout(timeout), node).await?;
             let answer = async {
-                let response = request(url).timeout(timeout).send().await?;
+                let response = self.http.execute(request).await?;
                 let (status, headers) = (response.status(), response.headers().clone());
                 Ok(Response { node: node.url.clone(), status, headers, body: response.bytes().await? })
             };
@@ -187,6 +195,19 @@ impl Client {
                 closed: false,
             }),
         }
+    }
+
+    /// The request as it is sent: with its signature.
+    async fn prepare(&self, request: RequestBuilder, node: &Node) -> Result<reqwest::Request, NoAnswer> {
+        let failed = |error| NoAnswer { error, closed: false };
+        let mut request = request.build().map_err(|error| {
+            let message = format!("a request to {} cannot be made: {}; check `url`", node.url, causes(&error));
+            failed(Error::config("elasticsearch.client", message))
+        })?;
+        if let Some(signer) = &self.signer {
+            signer.sign(&mut request).await.map_err(failed)?;
+        }
+        Ok(request)
     }
 
     /// The nodes in the order in which a request tries them.
@@ -251,18 +272,97 @@ pub(crate) fn path_segment(name: &str) -> String {
     name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-fn authorization(credentials: &Credentials) -> Result<HeaderValue> {
-    let text = match credentials {
+fn http_client(options: &ClientOptions) -> Result<reqwest::Client> {
+    // The binary has installed it already; a test of the connector has not.
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+    let mut headers = HeaderMap::new();
+    if let Some(authorization) = options.credentials.as_ref().map(authorization).transpose()?.flatten() {
+        headers.insert(AUTHORIZATION, authorization);
+    }
+    // A redirect would send the credentials elsewhere.
+    let mut builder = reqwest::Client::builder()
+        .default_headers(headers)
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(Duration::from_secs(10).min(options.timeout))
+        .tcp_nodelay(true)
+        // Shorter than the limit of most proxies: a request must not meet a connection that is
+        // being closed.
+        .pool_idle_timeout(Duration::from_secs(20))
+        .user_agent(concat!("trunkline/", env!("CARGO_PKG_VERSION")));
+    if let Some(proxy) = &options.proxy {
+        builder = builder.proxy(proxy_for(proxy)?);
+    }
+    builder = with_tls(builder, options)?;
+    builder.build().map_err(|error| {
+        let message = format!(
+            "cannot make an HTTP client: {}; check `tls_ca`, `tls_cert`, `tls_key`, and the certificate authorities of the system",
+            causes(&error)
+        );
+        Error::config("elasticsearch.client", message)
+    })
+}
+
+fn proxy_for(options: &ProxyOptions) -> Result<Proxy> {
+    let proxy = Proxy::all(&options.url).map_err(|error| {
+        let message = format!("the address `{}` of the proxy cannot be used: {}", options.url, causes(&error));
+        Error::config("elasticsearch.proxy", message)
+    })?;
+    Ok(match &options.credentials {
+        Some((username, password)) => proxy.basic_auth(username, password),
+        None => proxy,
+    })
+}
+
+fn with_tls(builder: ClientBuilder, options: &ClientOptions) -> Result<ClientBuilder> {
+    let is_plain = options.nodes.iter().all(|node| node.starts_with("http://"));
+    if is_plain && options.proxy.as_ref().is_none_or(|proxy| proxy.url.starts_with("http://")) {
+        // Loading the system's certificates would fail where there are none.
+        return Ok(builder.tls_certs_only(Vec::new()));
+    }
+    let mut builder = builder;
+    if let Some(path) = &options.tls_ca {
+        let pem = std::fs::read(path).map_err(|error| io_error("read `tls_ca`", path, &error))?;
+        let certificates = Certificate::from_pem_bundle(&pem).ok().filter(|certificates| !certificates.is_empty());
+        let certificates = certificates.ok_or_else(|| {
+            let message = format!("`tls_ca` names {}, which holds no certificate in PEM format", path.display());
+            Error::config("elasticsearch.tls_ca", message)
+        })?;
+        builder = builder.tls_certs_merge(certificates);
+    }
+    if let Some((cert, key)) = &options.tls_identity {
+        let mut pem = std::fs::read(cert).map_err(|error| io_error("read `tls_cert`", cert, &error))?;
+        pem.push(b'\n');
+        pem.extend(std::fs::read(key).map_err(|error| io_error("read `tls_key`", key, &error))?);
+        let identity = Identity::from_pem(&pem).map_err(|_| {
+            let message = format!(
+                "`tls_cert` and `tls_key` name {} and {}, which do not hold a certificate and its private key in PEM format",
+                cert.display(),
+                key.display()
+            );
+            Error::config("elasticsearch.tls_cert", message)
+        })?;
+        builder = builder.identity(identity);
+    }
+    Ok(builder)
+}
+
+/// The header for credentials that do not depend on the request.
+fn authorization(credentials: &Credentials) -> Result<Option<HeaderValue>> {
+    let (option, text) = match credentials {
         Credentials::Basic { username, password } => {
-            format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
+            ("password", format!("Basic {}", STANDARD.encode(format!("{username}:{password}"))))
         }
-        Credentials::ApiKey(key) => format!("ApiKey {key}"),
+        Credentials::ApiKey(key) => ("api_key", format!("ApiKey {key}")),
+        Credentials::Bearer(token) => ("bearer_token", format!("Bearer {token}")),
+        Credentials::Aws(_) => return Ok(None),
     };
     let mut value = HeaderValue::from_str(&text).map_err(|_| {
-        Error::config("elasticsearch.api_key", "`api_key` has a character that cannot be sent; give the encoded key")
+        let message =
+            format!("`{option}` has a character that cannot be sent; give the key or token as the server shows it");
+        Error::config("elasticsearch.api_key", message)
     })?;
     value.set_sensitive(true);
-    Ok(value)
+    Ok(Some(value))
 }
 
 fn compress(body: &[u8]) -> Bytes {
@@ -283,7 +383,7 @@ fn no_answer(node: &str, timeout: Duration, error: &reqwest::Error) -> NoAnswer 
     } else if error.is_connect() {
         (
             "elasticsearch.unreachable",
-            format!("cannot connect to {node}: {}; check `url`, the network and `tls_ca`", causes(error)),
+            format!("cannot connect to {node}: {}; check `url`, the network, `proxy` and `tls_ca`", causes(error)),
         )
     } else {
         ("elasticsearch.connection_lost", format!("the connection to {node} was lost: {}", causes(error)))
@@ -313,11 +413,14 @@ mod tests {
             nodes: (0..nodes).map(|node| format!("http://node-{node}")).collect(),
             credentials: None,
             tls_ca: None,
+            tls_identity: None,
+            proxy: None,
             gzip: true,
             timeout: Duration::from_secs(1),
             pipeline: None,
         };
-        Client::new(&options).unwrap()
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(Client::new(&options)).unwrap()
     }
 
     fn urls(client: &Client) -> Vec<&str> {
@@ -342,7 +445,7 @@ mod tests {
     #[test]
     fn credentials_are_not_printed() {
         let basic = Credentials::Basic { username: "user".to_owned(), password: "pass".to_owned() };
-        let value = authorization(&basic).unwrap();
+        let value = authorization(&basic).unwrap().unwrap();
         assert_eq!((value.to_str().unwrap(), format!("{value:?}").as_str()), ("Basic dXNlcjpwYXNz", "Sensitive"));
         assert!(authorization(&Credentials::ApiKey("a\nb".to_owned())).is_err());
     }

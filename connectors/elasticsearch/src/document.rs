@@ -7,18 +7,29 @@ use std::borrow::Cow;
 
 use trunkline_connector::{Escape, Reason, RecordRef, Template, json};
 
-use crate::change_event::Members;
-use crate::config::{DocumentOptions, IdRule, Target, VersionRule, index_name};
+use crate::change_event::{self, Members};
+use crate::config::{DocumentOptions, IdRule, Mode, Target, VersionRule, index_name};
 
 /// The longest id that servers take.
 const MAX_ID_BYTES: usize = 512;
 
-/// A document that can change, in one version. A later record of the same offset may have it too.
-#[derive(Debug, PartialEq, Eq)]
+/// The epoch has the bits of a version from here on: versions have 63 bits.
+const EPOCH_SHIFT: u32 = 58;
+
+/// A document that can change: later records may have it too.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     index: String,
     id: String,
-    version: u64,
+}
+
+/// What a record added to a body.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Appended {
+    /// An operation, with the identity of its document unless only this record has it.
+    Operation(Option<Identity>),
+    /// Nothing: an earlier record did the same.
+    Nothing,
 }
 
 /// What a record does to its document.
@@ -27,9 +38,17 @@ enum Change<'a> {
     Delete,
 }
 
+/// A record as a change.
+struct ReadRecord<'a> {
+    change: Change<'a>,
+    /// It is a change event or a tombstone.
+    is_event: bool,
+    /// The `source` of a change event.
+    source: Option<&'a [u8]>,
+}
+
 /// Appends the operation of a record to `body`: an action line and, unless it is a delete, the
-/// document. `ordinal` is the number of earlier records with the same offset. Returns the identity
-/// of a document that has a version.
+/// document. `ordinal` is the number of earlier records with the same offset.
 ///
 /// On an error `body` is left with a part of the operation.
 pub(crate) fn append(
@@ -37,12 +56,13 @@ pub(crate) fn append(
     record: RecordRef<'_>,
     ordinal: usize,
     body: &mut Vec<u8>,
-) -> Result<Option<Identity>, Reason> {
-    let (change, is_event) = change_of(options, record)?;
-    let (template, append_only) = match &options.target {
-        Target::Index(template) => (template, false),
-        Target::DataStream(template) => (template, true),
-    };
+) -> Result<Appended, Reason> {
+    let ReadRecord { change, is_event, source } = read_record(options, record)?;
+    if matches!(options.version, VersionRule::Source) && record.value().is_none() {
+        // A tombstone has no position. The change event before it deleted the document.
+        return Ok(Appended::Nothing);
+    }
+    let template = options.target.template();
     let mut index = String::new();
     render(template, record, "elasticsearch.no_index", &mut index)?;
     if template.constant().is_none() {
@@ -51,44 +71,58 @@ pub(crate) fn append(
         })?;
     }
     let id = id_of(options, record, is_event, ordinal)?;
-    let version = match &id {
-        Id::Versioned(_) if !append_only => Some(version_of(options, record)?),
+    let version = match (&id, options.mode) {
+        (Id::Changing(_), Mode::Index) => version_of(options, record, source)?,
         _ => None,
     };
-    let action = match (&change, append_only, &version) {
-        (Change::Write { .. }, true, _) => "create",
-        (Change::Write { .. }, false, _) => "index",
-        (Change::Delete, true, _) => {
-            return Err(Reason::new(
-                "elasticsearch.delete_in_data_stream",
-                "the record is a delete, and a data stream only takes new documents; write to an index, or drop deletes with a transform",
-            ));
-        }
-        (Change::Delete, false, Some(_)) => "delete",
-        (Change::Delete, false, None) => {
-            return Err(Reason::new(
-                "elasticsearch.delete_without_id",
-                "the record is a delete without a key, so its document is unknown; set `id` to a template that names the document",
-            ));
-        }
-    };
-    let id = id.into_text();
-    write_action(options, record, action, (&index, &id, version), body)?;
+    let action = action_of(options.mode, &change, &id)?;
+    let has_document = matches!(change, Change::Write { .. });
+    write_action(options, record, action, &Metadata { index: &index, id: id.text(), version, has_document }, body)?;
     if let Change::Write { document, has_timestamp, is_empty } = change {
-        let needs_timestamp = !has_timestamp && (append_only || options.timestamp.is_some());
+        let is_stream = matches!(options.target, Target::DataStream(_));
+        let needs_timestamp = !has_timestamp && (is_stream || options.timestamp.is_some());
         let timestamp = if needs_timestamp { timestamp_of(options, record, document)? } else { None };
+        let around = match options.mode {
+            Mode::Update { upsert: true } => ("{\"doc\":", ",\"doc_as_upsert\":true}"),
+            Mode::Update { upsert: false } => ("{\"doc\":", "}"),
+            Mode::Index | Mode::Create => ("", ""),
+        };
+        body.extend_from_slice(around.0.as_bytes());
         write_document(document, timestamp.as_deref(), is_empty, body)?;
+        body.extend_from_slice(around.1.as_bytes());
+        body.push(b'\n');
     }
-    Ok(version.map(|version| Identity { index, id, version }))
+    Ok(Appended::Operation(match id {
+        Id::Changing(id) => Some(Identity { index, id }),
+        Id::Unique(_) | Id::Assigned => None,
+    }))
 }
 
-/// Reads the value: the change, and whether the record is a change event.
-fn change_of<'a>(options: &DocumentOptions, record: RecordRef<'a>) -> Result<(Change<'a>, bool), Reason> {
+fn action_of(mode: Mode, change: &Change<'_>, id: &Id) -> Result<&'static str, Reason> {
+    match (change, mode, id) {
+        (Change::Write { .. }, Mode::Create, _) => Ok("create"),
+        (Change::Write { .. }, Mode::Index, _) => Ok("index"),
+        (Change::Write { .. }, Mode::Update { .. }, _) => Ok("update"),
+        (Change::Delete, Mode::Create, _) => Err(Reason::new(
+            "elasticsearch.delete_in_data_stream",
+            "the record is a delete, and a data stream or `mode = \"create\"` only takes new documents; write to an index, or \
+             drop deletes with a transform",
+        )),
+        (Change::Delete, _, Id::Changing(_)) => Ok("delete"),
+        (Change::Delete, _, Id::Unique(_) | Id::Assigned) => Err(Reason::new(
+            "elasticsearch.delete_without_id",
+            "the record is a delete without a key, so its document is unknown; set `id` to a template that names the document",
+        )),
+    }
+}
+
+/// Reads the value of a record.
+fn read_record<'a>(options: &DocumentOptions, record: RecordRef<'a>) -> Result<ReadRecord<'a>, Reason> {
     let Some(value) = record.value() else {
         if record.key().is_none() {
             return Err(Reason::new("elasticsearch.no_value", "the record has neither a value nor a key"));
         }
-        return Ok((Change::Delete, true));
+        return Ok(ReadRecord { change: Change::Delete, is_event: true, source: None });
     };
     let walk = |value: &'a [u8]| {
         let members = Members::of(value).map_err(|malformed| {
@@ -102,13 +136,14 @@ fn change_of<'a>(options: &DocumentOptions, record: RecordRef<'a>) -> Result<(Ch
     let whole = walk(value)?;
     let Some(event) = whole.change_event().filter(|_| options.unwrap) else {
         let Members { has_timestamp, is_empty, .. } = whole;
-        return Ok((Change::Write { document: value, has_timestamp, is_empty }, false));
+        let change = Change::Write { document: value, has_timestamp, is_empty };
+        return Ok(ReadRecord { change, is_event: false, source: None });
     };
-    match (event.op, event.after) {
-        (b'd', _) => Ok((Change::Delete, true)),
+    let change = match (event.op, event.after) {
+        (b'd', _) => Change::Delete,
         (b'c' | b'u' | b'r', Some(after)) => {
             let Members { has_timestamp, is_empty, .. } = walk(after)?;
-            Ok((Change::Write { document: after, has_timestamp, is_empty }, true))
+            Change::Write { document: after, has_timestamp, is_empty }
         }
         (op, after) => {
             let row = if after.is_some() { "with" } else { "without" };
@@ -116,9 +151,10 @@ fn change_of<'a>(options: &DocumentOptions, record: RecordRef<'a>) -> Result<(Ch
                 "a change event with `op` = `{}` {row} a row cannot be applied to a document",
                 char::from(op).escape_default()
             );
-            Err(Reason::new("elasticsearch.unsupported_event", message))
+            return Err(Reason::new("elasticsearch.unsupported_event", message));
         }
-    }
+    };
+    Ok(ReadRecord { change, is_event: true, source: Some(event.source) })
 }
 
 /// The id of a document.
@@ -126,13 +162,16 @@ enum Id {
     /// Only one record has it, so the document never changes.
     Unique(String),
     /// Later records may have it too.
-    Versioned(String),
+    Changing(String),
+    /// The server gives one.
+    Assigned,
 }
 
 impl Id {
-    fn into_text(self) -> String {
+    fn text(&self) -> Option<&str> {
         match self {
-            Self::Unique(id) | Self::Versioned(id) => id,
+            Self::Unique(id) | Self::Changing(id) => Some(id),
+            Self::Assigned => None,
         }
     }
 }
@@ -142,13 +181,14 @@ fn id_of(options: &DocumentOptions, record: RecordRef<'_>, is_event: bool, ordin
         (IdRule::Template(template), _) => {
             let mut id = String::new();
             render(template, record, "elasticsearch.no_id", &mut id)?;
-            Id::Versioned(id)
+            Id::Changing(id)
         }
+        (IdRule::None, _) => return Ok(Id::Assigned),
         (IdRule::Key, None) => {
             return Err(Reason::new("elasticsearch.no_id", "`id` is `key`, and the record has no key"));
         }
-        (IdRule::Key, Some(key)) => Id::Versioned(key_text(key)?),
-        (IdRule::Automatic, Some(key)) if is_event => Id::Versioned(key_text(key)?),
+        (IdRule::Key, Some(key)) => Id::Changing(key_text(key)?),
+        (IdRule::Automatic, Some(key)) if is_event => Id::Changing(key_text(key)?),
         (IdRule::Automatic | IdRule::Offset, _) => {
             let (topic, entry) = (record.topic(), record.entry());
             let mut id = format!("{topic}+{}+{}", entry.partition, entry.offset);
@@ -159,8 +199,7 @@ fn id_of(options: &DocumentOptions, record: RecordRef<'_>, is_event: bool, ordin
             Id::Unique(id)
         }
     };
-    let (Id::Unique(text) | Id::Versioned(text)) = &id;
-    match text.len() {
+    match id.text().map_or(0, str::len) {
         0 => Err(Reason::new("elasticsearch.no_id", "the id of the document is empty")),
         1..=MAX_ID_BYTES => Ok(id),
         len => {
@@ -184,21 +223,38 @@ fn key_text(key: &[u8]) -> Result<String, Reason> {
     })
 }
 
-fn version_of(options: &DocumentOptions, record: RecordRef<'_>) -> Result<u64, Reason> {
-    let template = match &options.version {
-        VersionRule::Offset => return Ok(record.entry().offset.unsigned_abs()),
-        VersionRule::Template(template) => template,
-    };
-    let mut text = String::new();
-    render(template, record, "elasticsearch.no_version", &mut text)?;
-    match text.parse() {
-        Ok(version) if version <= i64::MAX as u64 => Ok(version),
-        _ => {
-            let message =
-                format!("the version of the document is `{text}`, and must be a whole number from 0 to {}", i64::MAX);
-            Err(Reason::new("elasticsearch.bad_version", message))
+/// The external version of a document; `None` if the server compares none.
+fn version_of(options: &DocumentOptions, record: RecordRef<'_>, source: Option<&[u8]>) -> Result<Option<u64>, Reason> {
+    let version = match &options.version {
+        VersionRule::None => return Ok(None),
+        VersionRule::Offset => record.entry().offset.unsigned_abs(),
+        VersionRule::Source => source.and_then(change_event::binlog_version).ok_or_else(|| {
+            Reason::new(
+                "elasticsearch.no_version",
+                "`version` is `source`, and the record is not a change event with a binlog position (`source.file`, \
+                 `source.pos`) of up to 4,194,303 files of 64 GiB",
+            )
+        })?,
+        VersionRule::Template(template) => {
+            let mut text = String::new();
+            render(template, record, "elasticsearch.no_version", &mut text)?;
+            text.parse().ok().filter(|version| *version <= i64::MAX as u64).ok_or_else(|| {
+                let message = format!(
+                    "the version of the document is `{text}`, and must be a whole number from 0 to {}",
+                    i64::MAX
+                );
+                Reason::new("elasticsearch.bad_version", message)
+            })?
         }
+    };
+    if options.epoch > 0 && version >> EPOCH_SHIFT != 0 {
+        let message = format!(
+            "the version of the document is {version}, and must be below {} with `version_epoch`",
+            1_u64 << EPOCH_SHIFT
+        );
+        return Err(Reason::new("elasticsearch.bad_version", message));
     }
+    Ok(Some(version | options.epoch << EPOCH_SHIFT))
 }
 
 /// The value of `@timestamp` as JSON: the field that the option names, else the record's time.
@@ -225,33 +281,52 @@ fn render(template: &Template, record: RecordRef<'_>, code: &'static str, out: &
     template.render(record, Escape::None, out).map_err(|error| Reason::new(code, error.to_string()))
 }
 
+/// The metadata of an operation.
+struct Metadata<'a> {
+    index: &'a str,
+    id: Option<&'a str>,
+    version: Option<u64>,
+    has_document: bool,
+}
+
 fn write_action(
     options: &DocumentOptions,
     record: RecordRef<'_>,
     action: &str,
-    (index, id, version): (&str, &str, Option<u64>),
+    metadata: &Metadata<'_>,
     body: &mut Vec<u8>,
 ) -> Result<(), Reason> {
     body.extend_from_slice(b"{\"");
     body.extend_from_slice(action.as_bytes());
     body.extend_from_slice(b"\":{\"_index\":");
-    json::write_string(body, index);
-    body.extend_from_slice(b",\"_id\":");
-    json::write_string(body, id);
+    json::write_string(body, metadata.index);
+    if let Some(id) = metadata.id {
+        body.extend_from_slice(b",\"_id\":");
+        json::write_string(body, id);
+    }
     if let Some(template) = &options.routing {
         let mut routing = String::new();
         render(template, record, "elasticsearch.no_routing", &mut routing)?;
         body.extend_from_slice(b",\"routing\":");
         json::write_string(body, &routing);
     }
-    if let Some(version) = version {
-        body.extend_from_slice(format!(",\"version\":{version},\"version_type\":\"external\"").as_bytes());
+    if options.require_alias && metadata.has_document {
+        body.extend_from_slice(b",\"require_alias\":true");
+    }
+    if let Some(version) = metadata.version {
+        // Several changes may have one binlog position. The last of them must win, and the order of
+        // the records decides which one that is.
+        let kind = if matches!(options.version, VersionRule::Source) { "external_gte" } else { "external" };
+        body.extend_from_slice(format!(",\"version\":{version},\"version_type\":\"{kind}\"").as_bytes());
+    }
+    if matches!(options.mode, Mode::Update { .. }) && metadata.has_document {
+        body.extend_from_slice(b",\"retry_on_conflict\":3");
     }
     body.extend_from_slice(b"}}\n");
     Ok(())
 }
 
-/// Appends the document as one line.
+/// Appends the document without line breaks.
 fn write_document(document: &[u8], timestamp: Option<&[u8]>, is_empty: bool, body: &mut Vec<u8>) -> Result<(), Reason> {
     let start = body.len();
     match timestamp {
@@ -273,7 +348,6 @@ fn write_document(document: &[u8], timestamp: Option<&[u8]>, is_empty: bool, bod
             .map_err(|error| Reason::new("elasticsearch.not_json", format!("the value is not JSON: {error}")))?;
         document.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
     }
-    body.push(b'\n');
     Ok(())
 }
 
@@ -285,13 +359,17 @@ mod tests {
     use super::*;
 
     fn options(target: Target) -> DocumentOptions {
+        let mode = if matches!(target, Target::DataStream(_)) { Mode::Create } else { Mode::Index };
         DocumentOptions {
             target,
+            mode,
             id: IdRule::Automatic,
             version: VersionRule::Offset,
+            epoch: 0,
             unwrap: true,
             timestamp: None,
             routing: None,
+            require_alias: false,
         }
     }
 
@@ -424,5 +502,76 @@ mod tests {
         // The server refuses a `create` with an external version.
         stream.id = IdRule::Template(template("{n}"));
         assert!(!lines(&stream, None, Some(r#"{"n":1}"#)).unwrap()[0].contains("version"));
+    }
+
+    #[test]
+    fn binlog_positions_are_versions_and_the_epoch_is_above_them() {
+        let by_source = DocumentOptions { version: VersionRule::Source, ..index() };
+        let event = |op: &str, file: &str, pos: u64| {
+            let after = if op == "d" { "null" } else { "{\"id\":7}" };
+            format!(r#"{{"before":null,"after":{after},"source":{{"file":"{file}","pos":{pos}}},"op":"{op}"}}"#)
+        };
+        let version = |options: &DocumentOptions, value: &str| -> u64 {
+            let action = lines(options, Some(r#"{"id":7}"#), Some(value)).unwrap().remove(0);
+            let action: serde_json::Value = serde_json::from_str(&action).unwrap();
+            let (_, metadata) = action.as_object().unwrap().iter().next().unwrap();
+            assert_eq!(metadata["version_type"], "external_gte");
+            metadata["version"].as_u64().unwrap()
+        };
+        // The snapshot was read at position 500: later changes are newer, earlier ones older.
+        let snapshot = version(&by_source, &event("r", "binlog.000009", 500));
+        assert!(version(&by_source, &event("u", "binlog.000009", 499)) < snapshot);
+        assert!(version(&by_source, &event("d", "binlog.000009", 540)) > snapshot);
+        assert!(version(&by_source, &event("u", "binlog.000010", 157)) > snapshot);
+        // After a failover the files of the new server begin at 1.
+        let failover = DocumentOptions { epoch: 1, ..by_source.clone() };
+        assert!(
+            version(&failover, &event("u", "binlog.000001", 157)) > version(&by_source, &event("u", "b.4194303", 4))
+        );
+        let last = DocumentOptions { epoch: 31, ..by_source.clone() };
+        assert!(version(&last, &event("u", "b.4194303", (1 << 36) - 1)) <= i64::MAX as u64);
+        // The tombstone after a delete says nothing new.
+        assert_eq!(lines(&by_source, Some("k"), None).unwrap(), [""; 0]);
+        assert_eq!(lines(&by_source, Some("k"), Some(UPDATE)).unwrap_err(), "elasticsearch.no_version");
+        let field = DocumentOptions { version: VersionRule::Template(template("{v}")), epoch: 1, ..by_source };
+        let by_key = DocumentOptions { id: IdRule::Key, ..field };
+        assert_eq!(
+            lines(&by_key, Some("k"), Some(r#"{"v":288230376151711744}"#)).unwrap_err(),
+            "elasticsearch.bad_version"
+        );
+        assert!(lines(&by_key, Some("k"), Some(r#"{"v":1}"#)).unwrap()[0].contains("\"version\":288230376151711745,"));
+    }
+
+    #[test]
+    fn updates_merge_fields_into_documents() {
+        let mut update = DocumentOptions { mode: Mode::Update { upsert: true }, version: VersionRule::None, ..index() };
+        let action = r#"{"update":{"_index":"a","_id":"7","retry_on_conflict":3}}"#;
+        assert_eq!(
+            lines(&update, Some(r#"{"id":7}"#), Some(UPDATE)).unwrap(),
+            [action, r#"{"doc":{"id":7,"name":"x"},"doc_as_upsert":true}"#]
+        );
+        assert_eq!(
+            lines(&update, Some(r#"{"id":7}"#), Some(DELETE)).unwrap(),
+            [r#"{"delete":{"_index":"a","_id":"7"}}"#]
+        );
+        update.mode = Mode::Update { upsert: false };
+        assert!(lines(&update, Some("7"), Some(UPDATE)).unwrap()[1].ends_with("}}"));
+        assert!(update.needs_order());
+    }
+
+    #[test]
+    fn documents_may_have_ids_of_the_server_and_require_an_alias() {
+        let assigned = DocumentOptions { id: IdRule::None, require_alias: true, ..index() };
+        assert_eq!(
+            lines(&assigned, Some("k"), Some("{}")).unwrap(),
+            [r#"{"index":{"_index":"a","require_alias":true}}"#, "{}"]
+        );
+        assert_eq!(lines(&assigned, Some("k"), None).unwrap_err(), "elasticsearch.delete_without_id");
+        let unversioned = DocumentOptions { id: IdRule::Key, version: VersionRule::None, ..index() };
+        assert_eq!(lines(&unversioned, Some("k"), Some("{}")).unwrap()[0], r#"{"index":{"_index":"a","_id":"k"}}"#);
+        assert!(unversioned.needs_order() && !assigned.needs_order() && !index().needs_order());
+        let create = DocumentOptions { id: IdRule::Key, mode: Mode::Create, ..unversioned };
+        assert_eq!(lines(&create, Some("k"), Some("{}")).unwrap()[0], r#"{"create":{"_index":"a","_id":"k"}}"#);
+        assert_eq!(lines(&create, Some("k"), None).unwrap_err(), "elasticsearch.delete_in_data_stream");
     }
 }

@@ -10,30 +10,36 @@
 //! | file | subject |
 //! |---|---|
 //! | `config` | options |
+//! | `preflight` | what `trunkline validate --check` asks the cluster |
 //! | `server` | product and version of the server, data streams: checked when the sink is opened |
+//! | `index_template` | the index template that the sink creates |
 //! | `change_event` | Debezium's envelope |
 //! | `document` | a record to an operation: index, id, version, document |
 //! | `bulk_body` | the records of a delivery to the bodies of requests |
-//! | `client` | nodes, authentication, requests |
+//! | `client` | nodes, authentication, TLS, requests |
+//! | `aws` | signatures of requests to Amazon's services |
 //! | `bulk_answer` | the server's answer to the outcome of each document |
 //! | `request_limit` | the number of requests in flight, adapted to the server |
 //! | `sink` | the running sink: sends, splits, decides |
 
+mod aws;
 mod bulk_answer;
 mod bulk_body;
 mod change_event;
 mod client;
 mod config;
 mod document;
+mod index_template;
+mod preflight;
 mod request_limit;
 mod server;
 mod sink;
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{Result, Sink, SinkConnector, SinkContext, SinkSpec};
+use trunkline_connector::{Error, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec};
 
 use client::Client;
-use config::Config;
+use config::{Config, IdRule};
 
 /// The connector `elasticsearch`.
 pub struct ElasticsearchConnector;
@@ -63,8 +69,24 @@ struct ElasticsearchSpec {
 
 impl SinkSpec for ElasticsearchSpec {
     fn open(&self, context: SinkContext) -> Result<Sink> {
-        let client = Client::new(&self.config.client)?;
-        context.runtime.block_on(server::check(&client, &self.config.documents))?;
-        Ok(Sink::Idempotent(Box::new(sink::SearchSink::new(client, &self.config, context.runtime))))
+        let client = context.runtime.block_on(async {
+            let client = Client::new(&self.config.client).await?;
+            server::check(&client, &self.config, &context.name).await?;
+            Ok::<_, Error>(client)
+        })?;
+        let sink = sink::SearchSink::new(client, &self.config, context.runtime, context.budget);
+        Ok(Sink::Idempotent(Box::new(sink)))
+    }
+
+    fn preflight(&self, name: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
+        runtime.block_on(preflight::check(&self.config, name))
+    }
+
+    fn at_least_once(&self) -> Option<(&'static str, &'static str)> {
+        let documents = &self.config.documents;
+        match documents.id {
+            IdRule::None => Some(("id", "the server gives ids, so a repeated delivery adds its documents again")),
+            _ => None,
+        }
     }
 }

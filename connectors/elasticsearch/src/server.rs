@@ -6,10 +6,11 @@ use serde::Deserialize;
 use trunkline_connector::{Error, Result, Template};
 
 use crate::client::{Client, Response, path_segment};
-use crate::config::{DocumentOptions, Target};
+use crate::config::{Config, Target};
+use crate::index_template;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Product {
+pub(crate) enum Product {
     Elasticsearch,
     OpenSearch,
 }
@@ -31,23 +32,42 @@ impl Product {
     }
 }
 
-/// Checks the server, the ingest pipeline and the data stream.
-pub(crate) async fn check(client: &Client, documents: &DocumentOptions) -> Result<()> {
-    check_version(&client.call(Method::GET, "/").await?)?;
-    if let Some(pipeline) = &client.pipeline {
-        let response = client.call(Method::GET, &format!("/_ingest/pipeline/{}", path_segment(pipeline))).await?;
-        if response.status == StatusCode::NOT_FOUND {
-            let message =
-                format!("the server has no ingest pipeline `{pipeline}`; create it: PUT _ingest/pipeline/{pipeline}");
-            return Err(Error::config("elasticsearch.pipeline_missing", message));
-        }
+/// Checks the server, creates the index template and the data stream, and checks the ingest
+/// pipeline. `name` is the sink's.
+pub(crate) async fn check(client: &Client, config: &Config, name: &str) -> Result<()> {
+    check_server(client).await?;
+    if let Some(template) = &config.template {
+        index_template::create(client, template, name).await?;
     }
-    if let Target::DataStream(template) = &documents.target
+    check_pipeline(client).await?;
+    if let Target::DataStream(template) = &config.documents.target
         && let Some(name) = Template::constant(template)
     {
         create_data_stream(client, name).await?;
     }
     Ok(())
+}
+
+/// Checks that a supported server answers.
+pub(crate) async fn check_server(client: &Client) -> Result<Option<Product>> {
+    if client.is_serverless {
+        // It has no version, and answers 404.
+        return Ok(Some(Product::OpenSearch));
+    }
+    check_version(&client.call(Method::GET, "/").await?)
+}
+
+/// Checks that the ingest pipeline exists.
+pub(crate) async fn check_pipeline(client: &Client) -> Result<()> {
+    let Some(pipeline) = &client.pipeline else { return Ok(()) };
+    let response = client.call(Method::GET, &format!("/_ingest/pipeline/{}", path_segment(pipeline))).await?;
+    if response.status != StatusCode::NOT_FOUND {
+        return Ok(());
+    }
+    let message = format!(
+        "the server has no ingest pipeline `{pipeline}`; create it: PUT _ingest/pipeline/{pipeline} {{\"processors\": []}}"
+    );
+    Err(Error::config("elasticsearch.pipeline_missing", message))
 }
 
 /// The part of the answer to `GET /` that is read.
@@ -62,7 +82,8 @@ struct Version {
     distribution: Option<String>,
 }
 
-fn check_version(response: &Response) -> Result<()> {
+/// The product; `None` if the server does not say.
+fn check_version(response: &Response) -> Result<Option<Product>> {
     if let Some(error) = error_of_status(response) {
         return Err(error);
     }
@@ -72,8 +93,8 @@ fn check_version(response: &Response) -> Result<()> {
         let has_header = response.headers.contains_key("x-elastic-product");
         let is_denied = response.status == StatusCode::FORBIDDEN;
         if is_denied || (has_header && response.status == StatusCode::METHOD_NOT_ALLOWED) {
-            tracing::info!(node = response.node, status = %response.status, "the server does not tell its version");
-            return Ok(());
+            tracing::info!(node = response.node, status = %response.status, "the server does not show its version");
+            return Ok(has_header.then_some(Product::Elasticsearch));
         }
         let message = format!(
             "{}; this is not an Elasticsearch or OpenSearch server: check `url`, also its path",
@@ -102,14 +123,17 @@ fn check_version(response: &Response) -> Result<()> {
         }
         _ => tracing::info!(node = response.node, "{name} {number}"),
     }
-    Ok(())
+    Ok(Some(product))
 }
 
 /// The error of an answer that any request can have.
-fn error_of_status(response: &Response) -> Option<Error> {
+pub(crate) fn error_of_status(response: &Response) -> Option<Error> {
     let status = response.status;
     if status == StatusCode::UNAUTHORIZED {
-        let message = format!("{}; check `username` and `password`, or `api_key`", response.describe());
+        let message = format!(
+            "{}; check the credentials: `username` and `password`, `api_key`, `bearer_token` or `auth`",
+            response.describe()
+        );
         return Some(Error::config("elasticsearch.unauthorized", message));
     }
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {

@@ -1,15 +1,18 @@
 //! The running sink: sends the records of a delivery and decides about each of them by the server's
 //! answer.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use trunkline_connector::{Delivery, Error, IdempotentSink, InFlight, Reason, Result, Retry};
+use trunkline_connector::{
+    Delivery, Error, IdempotentSink, InFlight, MemoryBudget, Reason, Reservation, Result, Retry,
+};
 
 use crate::bulk_answer::{self, ItemOutcome};
 use crate::bulk_body::BulkBody;
-use crate::client::{CALL_LIMIT, Client, NoAnswer, Response};
+use crate::client::{CALL_LIMIT, Client, MIN_ATTEMPT, NoAnswer, Response};
 use crate::config::{Config, DocumentOptions};
 use crate::request_limit::{Outcome, RequestLimit};
 
@@ -31,6 +34,7 @@ pub(crate) struct SearchSink {
     in_flight: usize,
     limit: RequestLimit,
     runtime: Handle,
+    budget: MemoryBudget,
 }
 
 /// What the server did with a request.
@@ -42,7 +46,7 @@ enum Sent {
 }
 
 impl SearchSink {
-    pub(crate) fn new(client: Client, config: &Config, runtime: Handle) -> Self {
+    pub(crate) fn new(client: Client, config: &Config, runtime: Handle, budget: MemoryBudget) -> Self {
         Self {
             client,
             documents: config.documents.clone(),
@@ -50,13 +54,26 @@ impl SearchSink {
             in_flight: config.in_flight,
             limit: RequestLimit::new(config.in_flight),
             runtime,
+            budget,
         }
     }
 
-    fn send(&self, body: &BulkBody, operations: &Range<usize>, deadline: Instant) -> Result<Sent> {
+    /// Sends a request. `reserved` holds the body of the delivery, and the packed one while it is
+    /// sent.
+    fn send(
+        &self,
+        body: &BulkBody,
+        operations: &Range<usize>,
+        reserved: &mut Reservation,
+        deadline: Instant,
+    ) -> Result<Sent> {
         let bytes = body.body(operations);
         let len = bytes.len();
-        match self.runtime.block_on(self.client.bulk(bytes, deadline)) {
+        let packed = self.client.packed(bytes);
+        if self.client.packs() {
+            reserved.resize(body.capacity() + packed.len());
+        }
+        match self.runtime.block_on(self.client.bulk(packed, deadline)) {
             Ok(response) => interpret(&response, operations.len(), len),
             Err(NoAnswer { error, closed }) if closed && operations.len() > 1 && len >= MAYBE_TOO_LARGE => {
                 tracing::debug!(%error, bytes = len, "sending the request in two halves");
@@ -71,6 +88,9 @@ impl IdempotentSink for SearchSink {
     fn deliver(&self, delivery: &mut Delivery) -> Result<()> {
         let deadline = Instant::now() + CALL_LIMIT;
         let (body, decided) = BulkBody::encode(&self.documents, delivery);
+        // Memory in use cannot be refused: others wait until the budget has room again.
+        let mut reserved = self.budget.empty();
+        reserved.resize(body.capacity());
         for record in decided.superseded {
             delivery.acknowledge(record);
         }
@@ -80,12 +100,12 @@ impl IdempotentSink for SearchSink {
         let mut requests = body.requests(self.request_bytes);
         requests.reverse();
         while let Some(operations) = requests.pop() {
-            let permit = self.limit.acquire(deadline).ok_or_else(|| {
+            let permit = self.limit.acquire(deadline - MIN_ATTEMPT).ok_or_else(|| {
                 let message =
                     format!("the server took more than {CALL_LIMIT:?} for a delivery; the rest is sent again");
                 Error::external("elasticsearch.slow", message)
             })?;
-            let sent = self.send(&body, &operations, deadline);
+            let sent = self.send(&body, &operations, &mut reserved, deadline);
             permit.end(capacity_shown(&sent));
             match sent? {
                 Sent::Answered(outcomes) => decide(delivery, &body, operations, outcomes)?,
@@ -107,10 +127,13 @@ impl IdempotentSink for SearchSink {
     /// - An id from the offset belongs to one record, so every write of it has the same content.
     /// - Any other id has an external version: the server refuses a version that is not newer
     ///   (409), which counts as delivered.
-    /// - In a data stream a document is only created: the second attempt is refused (409), which
-    ///   counts as delivered.
+    /// - With `create` the second attempt is refused (409), which counts as delivered.
+    ///
+    /// Where the server does not decide ([`DocumentOptions::needs_order`]), one delivery of a topic
+    /// partition is in flight, and [`decide`] keeps the order within it.
     fn in_flight(&self) -> InFlight {
-        InFlight { deliveries: self.in_flight, per_partition: self.in_flight }
+        let per_partition = if self.documents.needs_order() { 1 } else { self.in_flight };
+        InFlight { deliveries: self.in_flight, per_partition }
     }
 }
 
@@ -136,17 +159,21 @@ fn decide(
 ) -> Result<()> {
     let total = outcomes.len();
     let (mut undecided, mut first_error) = (0, None);
+    // Documents with a write that is sent again: their later writes must follow it.
+    let mut held = HashSet::new();
     for (operation, outcome) in operations.zip(outcomes) {
-        let record = body.record(operation);
-        if let Some(error) = outcome.error() {
-            undecided += 1;
-            first_error.get_or_insert(error);
-        }
+        let (record, document) = (body.record(operation), body.ordered(operation));
+        let error = outcome.error();
         match outcome {
+            ItemOutcome::Done if document.is_some_and(|document| held.contains(&document)) => undecided += 1,
             ItemOutcome::Done => delivery.acknowledge(record),
             ItemOutcome::Rejected(reason) => delivery.reject(record, reason),
-            ItemOutcome::Busy(_) | ItemOutcome::Blocked { .. } => {}
+            ItemOutcome::Busy(_) | ItemOutcome::Blocked { .. } => {
+                undecided += 1;
+                held.extend(document);
+            }
         }
+        first_error = first_error.or(error);
     }
     match first_error {
         Some(error) => Err(error.context(format!("{undecided} of {total} documents were not written"))),
@@ -175,7 +202,7 @@ fn interpret(response: &Response, documents: usize, bytes: usize) -> Result<Sent
         400 => Ok(Sent::Refused(Reason::new("elasticsearch.refused", response.describe()))),
         429 => external("elasticsearch.busy", ""),
         // Not an error that stops the sink: it continues as soon as the right is given back.
-        401 => external("elasticsearch.unauthorized", "; check `username` and `password`, or `api_key`"),
+        401 => external("elasticsearch.unauthorized", "; check the credentials"),
         403 => external(
             "elasticsearch.forbidden",
             "; give the user or API key the index privileges `create_index` and `write` (OpenSearch: `crud` and `create_index`)",

@@ -83,6 +83,10 @@ fn check_server(name: &str) {
     older_versions_never_overwrite_newer_ones(&server);
     blocked_indices_are_retried(&server);
     missing_things_are_reported(&server);
+    updates_merge_fields(&server);
+    binlog_positions_decide(&server);
+    templates_are_never_replaced_by_older_ones(&server);
+    prerequisites_are_checked(&server);
 }
 
 #[test]
@@ -174,4 +178,139 @@ fn missing_things_are_reported(server: &Server) {
         let pipeline = setup.try_open(&format!("{url}index = \"a\"\npipeline = \"none\"")).err().unwrap();
         assert_eq!(pipeline.code, "elasticsearch.pipeline_missing", "{pipeline}");
     }
+}
+
+fn updates_merge_fields(server: &Server) {
+    let (setup, index) = (Setup::new(), format!("merged-{}", std::process::id()));
+    let options =
+        format!("url = \"http://{}\"\nindex = \"{index}\"\nmode = \"update\"\nid = \"key\"\n", server.address);
+    let sink = setup.open(&options);
+    let records = [(1, Some("k"), Some("{\"a\":1,\"b\":1}")), (2, Some("k"), Some("{\"b\":2}")), (3, Some("x"), None)];
+    for _ in 0..2 {
+        sink.deliver(&mut delivery(&records)).unwrap();
+    }
+    let merged: Vec<_> = server.documents(&index, &["a"]).into_iter().map(|(id, _, row)| (id, row)).collect();
+    assert_eq!(merged, [("k".to_owned(), json!({"a": 1, "b": 2}))]);
+    let existing = setup.open(&format!("{options}upsert = false\n"));
+    let mut missing = delivery(&[(4, Some("none"), Some("{\"a\":1}")), (5, Some("k"), Some("{\"a\":5}"))]);
+    existing.deliver(&mut missing).unwrap();
+    assert_eq!(rejections(&missing), [(4, "elasticsearch.document_missing".to_owned())]);
+    assert_eq!(server.documents(&index, &["a"])[0].2["a"], 5);
+    // An index in place of an alias.
+    let alias =
+        setup.open(&format!("url = \"http://{}\"\nindex = \"{index}\"\nrequire_alias = true\n", server.address));
+    let error = alias.deliver(&mut numbered(0..1)).unwrap_err();
+    assert_eq!(error.code, "elasticsearch.alias_missing", "{error}");
+    server.call(
+        "POST",
+        "/_aliases",
+        &json!({"actions": [{"add": {"index": index, "alias": format!("{index}-alias")}}]}).to_string(),
+    );
+    let alias = format!(
+        "url = \"http://{}\"\nindex = \"{index}-alias\"\nrequire_alias = true\nid = \"none\"\n",
+        server.address
+    );
+    setup.open(&alias).deliver(&mut numbered(0..2)).unwrap();
+    assert_eq!(server.documents(&index, &["n"]).len(), 3);
+}
+
+fn binlog_positions_decide(server: &Server) {
+    let (setup, index) = (Setup::new(), format!("positions-{}", std::process::id()));
+    let options = format!("url = \"http://{}\"\nindex = \"{index}\"\nversion = \"source\"\n", server.address);
+    let sink = setup.open(&options);
+    let event = |op: &str, pos: i64, n: i64| {
+        let after = if op == "d" { "null".to_owned() } else { format!("{{\"n\":{n}}}") };
+        format!(r#"{{"before":{{}},"after":{after},"source":{{"file":"b.000007","pos":{pos}}},"op":"{op}"}}"#)
+    };
+    let values = [event("r", 100, 1), event("u", 200, 2), event("u", 200, 3), event("d", 150, 0), event("d", 300, 0)];
+    let k = Some("k");
+    // The last of several changes at one position stays, and an older delete has no effect.
+    for _ in 0..2 {
+        let records = [
+            (1, k, Some(values[0].as_str())),
+            (2, k, Some(&values[1])),
+            (3, k, Some(&values[2])),
+            (4, k, Some(&values[3])),
+        ];
+        sink.deliver(&mut delivery(&records)).unwrap();
+        let found = server.documents(&index, &["n"]);
+        assert_eq!((found.len(), &found[0].2["n"]), (1, &json!(3)));
+    }
+    // The delete and its tombstone.
+    sink.deliver(&mut delivery(&[(5, k, Some(&values[4])), (6, k, None)])).unwrap();
+    assert!(server.documents(&index, &["n"]).is_empty());
+    // A replay wins with a higher epoch.
+    setup.open(&format!("{options}version_epoch = 1\n")).deliver(&mut delivery(&[(7, k, Some(&values[0]))])).unwrap();
+    assert_eq!(server.documents(&index, &["n"])[0].2["n"], 1);
+}
+
+fn templates_are_never_replaced_by_older_ones(server: &Server) {
+    let (setup, name) = (Setup::new(), format!("shipped-{}", std::process::id()));
+    let options = |version: &str, replicas: u32| {
+        let body = json!({"index_patterns": [format!("{name}-*")], "priority": 7, "template": {"settings": {"number_of_replicas": replicas}}});
+        let mut body = body;
+        if let Ok(version) = version.parse::<i64>() {
+            body["version"] = version.into();
+        }
+        format!(
+            "url = \"http://{}\"\nindex = \"a\"\ntemplate = {{ name = \"{name}\", inline = '{body}' }}\n",
+            server.address
+        )
+    };
+    let installed = || {
+        let found = server.call("GET", &format!("/_index_template/{name}"), "");
+        let template = &found["index_templates"][0]["index_template"];
+        (
+            template["version"].as_i64(),
+            template["template"]["settings"]["index"]["number_of_replicas"].as_str().unwrap().to_owned(),
+        )
+    };
+    let replicas = |count: &str| count.to_owned();
+    for (version, count, expected) in [
+        ("none", 1, (None, replicas("1"))),
+        ("none", 2, (None, replicas("1"))),
+        ("2", 3, (Some(2), replicas("3"))),
+        ("1", 4, (Some(2), replicas("3"))),
+        ("2", 5, (Some(2), replicas("3"))),
+        ("3", 6, (Some(3), replicas("6"))),
+    ] {
+        setup.open(&options(version, count));
+        assert_eq!(installed(), expected, "after version {version}");
+    }
+    let refused = options("9", 0).replace("number_of_replicas", "no_such_setting");
+    assert_eq!(setup.try_open(&refused).err().unwrap().code, "elasticsearch.template_refused");
+}
+
+fn prerequisites_are_checked(server: &Server) {
+    let setup = Setup::new();
+    let options = |option: &str| format!("url = \"http://{}\"\n{option}\n", server.address);
+    let codes =
+        |option: &str| -> Vec<&str> { setup.preflight(&options(option)).iter().map(|issue| issue.code).collect() };
+    let (index, id) = (format!("checked-{}", std::process::id()), std::process::id());
+    assert_eq!(codes(&format!("index = \"{index}\"")), [""; 0]);
+    server.call("PUT", "/_cluster/settings", r#"{"persistent":{"action.auto_create_index":"-checked-*,+*"}}"#);
+    assert_eq!(codes(&format!("index = \"{index}\"")), ["elasticsearch.index_missing"]);
+    assert_eq!(codes("index = \"checked-{day}\""), ["elasticsearch.index_missing"]);
+    assert_eq!(codes("index = \"other-{day}\""), [""; 0]);
+    // The fix that is printed.
+    server.call("PUT", &format!("/{index}"), "");
+    assert_eq!(codes(&format!("index = \"{index}\"")), [""; 0]);
+    server.call("PUT", &format!("/{index}/_settings"), r#"{"index.blocks.write":true}"#);
+    assert_eq!(codes(&format!("index = \"{index}\"")), ["elasticsearch.index_blocked"]);
+    server.call("PUT", &format!("/{index}/_settings"), r#"{"index.blocks.write":null}"#);
+    assert_eq!(codes(&format!("index = \"{index}\"\nrequire_alias = true")), ["elasticsearch.alias_missing"]);
+    assert!(server.documents(&index, &["_doc"]).is_empty(), "a check writes no document");
+    server.call("PUT", "/_cluster/settings", r#"{"persistent":{"action.auto_create_index":"true"}}"#);
+    // The node of Elasticsearch that the tests start has no data streams and pipelines to ask for.
+    if http(&server.address, "GET", "/", "").0 != 200 {
+        return;
+    }
+    assert_eq!(codes(&format!("data_stream = \"checked-stream-{id}\"")), ["elasticsearch.no_data_stream_template"]);
+    let stream = format!("conformance-stream-checked-{id}");
+    assert_eq!(codes(&format!("data_stream = \"{stream}\"")), [""; 0]);
+    setup.open(&options(&format!("data_stream = \"{stream}\""))).deliver(&mut numbered(0..1)).unwrap();
+    assert_eq!(codes(&format!("data_stream = \"{stream}\"")), [""; 0]);
+    assert_eq!(codes(&format!("index = \"{stream}\"")), ["elasticsearch.is_data_stream"]);
+    assert_eq!(server.documents(&stream, &["n"]).len(), 1, "a check writes no document");
+    assert_eq!(codes("index = \"other\"\npipeline = \"none\""), ["elasticsearch.pipeline_missing"]);
 }

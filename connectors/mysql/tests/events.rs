@@ -18,8 +18,7 @@ fn statements(others: &[SideOutput]) -> Vec<&str> {
 #[test]
 fn schema_changes_are_emitted_once_and_in_order_and_no_other_statement_is() {
     let Some(server) = Server::shared() else { return };
-    let database = server.database();
-    let elsewhere = server.database();
+    let (database, elsewhere) = (server.database(), server.database());
     server.run(&format!("USE {database}; CREATE TABLE o (id INT PRIMARY KEY, v INT); INSERT INTO o VALUES (1, 1)"));
     let options = format!("{}ddl = true", server.options(&format!("\"{database}.*\"")));
     let mut bench = Bench::new(&options);
@@ -62,10 +61,9 @@ fn schema_changes_are_emitted_once_and_in_order_and_no_other_statement_is() {
     );
     assert_eq!(bench.dropped, 1, "what may hold a password of another server");
     assert!(!format!("{whole:?}").contains("secret"));
-    let alter = &whole[0];
+    let (alter, value) = (&whole[0], &whole[0].value);
     assert_eq!((alter.port, &alter.key), ("ddl", &json!({"databaseName": database})));
     assert_eq!(alter.headers["trunkline.database"], database);
-    let value = &alter.value;
     assert_eq!(
         (&value["databaseName"], &value["ddl"]),
         (&json!(database), &json!("ALTER TABLE o ADD COLUMN w INT DEFAULT 7"))

@@ -6,6 +6,7 @@ use std::time::Duration;
 use parquet::basic::{Compression, ZstdLevel};
 use trunkline_connector::config::{ByteSize, Mismatch, OptionSpec, Section, Table, Value};
 use trunkline_connector::{CommitPolicy, Template};
+use trunkline_objects::{BucketOptions, Checksum, Encryption, WriterOptions};
 
 /// The options of the connector.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -150,51 +151,6 @@ pub(crate) enum Destination {
     Directory(PathBuf),
     /// A bucket. Boxed: it has many options.
     Bucket(Box<BucketOptions>),
-}
-
-/// An object store. No `Debug`: it holds a secret (I8).
-#[derive(Clone)]
-pub(crate) struct BucketOptions {
-    pub(crate) bucket: String,
-    /// Without slashes at its ends.
-    pub(crate) prefix: String,
-    pub(crate) endpoint: Option<String>,
-    pub(crate) region: Option<String>,
-    pub(crate) path_style: bool,
-    /// Key id and secret; `None`: the AWS chain.
-    pub(crate) credentials: Option<(String, String)>,
-    pub(crate) encryption: Encryption,
-    pub(crate) part_size: u64,
-    pub(crate) checksum: Checksum,
-}
-
-/// Requested server-side encryption.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Encryption {
-    /// The bucket's default.
-    Bucket,
-    /// The store's own keys.
-    Aes256,
-    /// A KMS key; `None`: the account's default one.
-    Kms(Option<String>),
-}
-
-/// Checksum of every part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Checksum {
-    Crc32c,
-    Crc32,
-    Sha256,
-    /// No checksum, for stores that do not support them.
-    None,
-}
-
-/// Options of the Parquet writer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WriterOptions {
-    pub(crate) compression: Compression,
-    /// Encoded bytes of a row group.
-    pub(crate) row_group: usize,
 }
 
 impl Config {

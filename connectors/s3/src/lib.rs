@@ -8,21 +8,17 @@
 //! to the final name). Between the two the stage records the intent together with the consumer
 //! offsets (I2 a). All open objects of a topic partition share one intent.
 //!
-//! In the order in which a record passes them:
+//! Columns and Parquet are in `trunkline-objects`. In the order in which a record passes them:
 //!
 //! | file | subject |
 //! |---|---|
 //! | `sink` | the running sink |
 //! | `router` | records to writers: path and schema |
-//! | `columns/` | JSON to columns: types, inference, widening |
 //! | `partition_buffer`, `object` | the open objects of a topic partition; one object |
-//! | `encoding` | rows to Parquet, in a thread of the runtime |
 //! | `intent` | the stored form of plans and committables |
 //! | `store/` | bucket and directory: prepare, commit, abort |
 
-mod columns;
 mod config;
-mod encoding;
 mod intent;
 mod names;
 mod object;
@@ -32,13 +28,15 @@ mod sink;
 mod store;
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{CommitPolicy, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template};
+use trunkline_connector::{
+    CommitPolicy, Error, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template,
+};
 
 use config::{Config, Destination};
-use encoding::Encoders;
 use store::Store;
 use store::bucket::BucketStore;
 use store::directory::DirectoryStore;
+use trunkline_objects::Encoders;
 
 /// The connector `s3`.
 pub struct S3Connector;
@@ -74,6 +72,25 @@ impl SinkSpec for S3Spec {
         };
         let sink = sink::ObjectSink::new(context.name, self.config.clone(), store, encoders, context.schemas);
         Ok(Sink::TwoPhase(Box::new(sink)))
+    }
+
+    fn preflight(&self, _: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
+        let checked = match &self.config.destination {
+            Destination::Directory(root) => DirectoryStore::check(root),
+            // The scratch folder is not used before there are records.
+            Destination::Bucket(options) => {
+                BucketStore::open(options, runtime.clone(), std::path::PathBuf::new()).map(drop)
+            }
+        };
+        let issue = |error: Error| {
+            // Advice follows the reason.
+            let (message, fix) = match error.message().rsplit_once("; ") {
+                Some((message, fix)) => (message.to_owned(), Some(fix.to_owned())),
+                None => (error.message().to_owned(), None),
+            };
+            PreflightIssue { code: error.code, message, fix }
+        };
+        checked.err().map(issue).into_iter().collect()
     }
 
     fn commit_policy(&self) -> CommitPolicy {

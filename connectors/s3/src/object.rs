@@ -14,10 +14,10 @@ use arrow::datatypes::Fields;
 use parquet::file::metadata::KeyValue;
 use trunkline_connector::{Error, Result, TopicPartition, io_error};
 
-use crate::columns::{file_schema, union};
-use crate::encoding::{Encoders, Encoding};
 use crate::intent::PlannedObject;
 use crate::names::temp_name;
+use trunkline_objects::columns::{file_schema, union};
+use trunkline_objects::{Encoders, Encoding};
 
 /// The schema is frozen at this many bytes of rows. Until then, rows with further columns fit into
 /// the file.

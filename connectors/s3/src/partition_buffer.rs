@@ -6,11 +6,11 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use trunkline_connector::{Buffered, Error, Result};
 
-use crate::columns::ColumnLayout;
 use crate::intent::PlannedObject;
 use crate::names::object_name;
 use crate::object::{ObjectContext, OpenObject, SchemaFit};
 use crate::router::WriterKey;
+use trunkline_objects::columns::ColumnLayout;
 
 /// Column layouts that are kept for paths without an open object. Paths come and go without end
 /// (days, hours).

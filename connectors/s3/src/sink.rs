@@ -11,14 +11,14 @@ use trunkline_connector::{
     Batch, Buffered, Reason, Rejections, Result, SchemaId, SchemaLookup, SinkWriter, TopicPartition, TwoPhaseSink,
 };
 
-use crate::columns::{ColumnLayout, JsonDecoder, chunk_len};
 use crate::config::Config;
-use crate::encoding::Encoders;
 use crate::intent::{Committable, Plan};
 use crate::object::{ObjectContext, remove_temp};
 use crate::partition_buffer::PartitionBuffer;
 use crate::router::{RecordRouter, WriterKey};
 use crate::store::Store;
+use trunkline_objects::Encoders;
+use trunkline_objects::columns::{ColumnLayout, JsonDecoder, chunk_len};
 
 /// See the module's header.
 pub(crate) struct ObjectSink {

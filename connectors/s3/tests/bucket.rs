@@ -294,3 +294,15 @@ fn every_checksum_is_taken() {
         assert_eq!(sums, checksum != "none", "{checksum}: {}", committables[0]);
     }
 }
+
+#[test]
+fn a_check_reports_what_the_store_refuses_and_leaves_nothing() {
+    let Some(world) = World::new() else { return };
+    let check = |bucket: &str| world.setup.preflight(&s3::options(&world.server.endpoint, bucket));
+    assert_eq!(check(&world.bucket), []);
+    assert_eq!(world.server.uploads(&world.bucket), Vec::<String>::new());
+    assert_eq!(world.rows(), 0);
+    let issues = check("no-such-bucket");
+    let [issue] = issues.as_slice() else { panic!("{issues:?}") };
+    assert_eq!((issue.code, issue.fix.as_deref()), ("s3.no_such_bucket", Some("create the bucket, or correct `url`")));
+}

@@ -334,3 +334,15 @@ fn a_directory_without_write_permission_is_reported_at_open() {
     assert_eq!(error.domain, Domain::External);
     assert!(error.message().contains("file/lake"), "{error}");
 }
+
+#[test]
+fn a_check_reports_a_folder_that_cannot_be_written_and_leaves_nothing() {
+    let setup = Setup::new();
+    let options = |path: &std::path::Path| format!("url = \"file://{}\"", path.display());
+    assert_eq!(setup.preflight(&options(&setup.root().join("a/b"))), []);
+    assert!(!setup.root().exists());
+    let file = setup.root().with_extension("txt");
+    std::fs::write(&file, "").unwrap();
+    let issues = setup.preflight(&options(&file.join("a")));
+    assert!(matches!(issues.as_slice(), [issue] if issue.message.contains("write to")), "{issues:?}");
+}

@@ -5,8 +5,10 @@
 //! settings.
 
 mod acls;
+mod addresses;
 mod broker;
 mod connectors;
+mod dlq;
 mod explain;
 mod graph;
 mod kafka_check;
@@ -17,6 +19,7 @@ mod run_report;
 mod settings;
 mod settings_args;
 mod snapshot;
+mod status;
 mod validate;
 
 use std::io::IsTerminal as _;
@@ -55,6 +58,10 @@ enum Verb {
     /// process.)
     #[command(verbatim_doc_comment)]
     Run(RunArgs),
+    /// List, show and redrive dead letters
+    Dlq(dlq::DlqArgs),
+    /// Show what the worker of a data directory does: state, counters, lag and last error per stage
+    Status(StatusArgs),
     /// Re-read selected tables while the source keeps streaming changes
     Snapshot(SnapshotArgs),
     /// Run the embedded Kafka broker without pipelines
@@ -77,8 +84,8 @@ struct ValidateArgs {
     /// expected, help}]
     #[arg(long)]
     json: bool,
-    /// Also check the connection to Kafka, the rights there, and the prerequisites of the sources'
-    /// systems, and print how to fix each problem. Changes nothing there
+    /// Also check the connection to Kafka, the rights there, and the prerequisites of the systems of
+    /// sources and sinks, and print how to fix each problem. Changes nothing there that stays
     #[arg(long)]
     check: bool,
     #[command(flatten)]
@@ -147,6 +154,16 @@ struct SnapshotArgs {
     #[arg(long = "where", value_name = "CONDITION")]
     condition: Option<String>,
     /// Print the tables as JSON on stdout
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// `trunkline status`.
+#[derive(Args)]
+struct StatusArgs {
+    /// Print as JSON on stdout
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -230,6 +247,11 @@ fn run_verb(verb: Verb) -> Exit {
         Verb::Graph(args) => match args.settings.load() {
             Ok(settings) => graph::graph(&args.paths, args.dead_letters, &settings),
             Err(problems) => output::report_problems(&problems, false),
+        },
+        Verb::Dlq(args) => dlq::dlq(&args),
+        Verb::Status(args) => match args.settings.load() {
+            Ok(settings) => status::status(args.json, &settings),
+            Err(problems) => output::report_problems(&problems, args.json),
         },
         Verb::Snapshot(args) => match args.settings.load() {
             Ok(settings) => snapshot::snapshot(&args, &settings),

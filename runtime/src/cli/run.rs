@@ -1,5 +1,6 @@
 //! `trunkline run`: runs pipelines until they are idle or the worker is stopped.
 
+use std::net::SocketAddr;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -12,11 +13,14 @@ use super::output::{print_error, report_error};
 use super::reload::{Reader, follow};
 use super::run_report::report;
 use super::{Exit, RunArgs};
-use crate::config::Settings;
+use crate::config::{HttpSetting, Settings};
+use crate::http::{self, Served};
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::plan::Loaded;
 use crate::stage::StopSignal;
-use crate::worker::{self, DataDir, PipelineSet, STOPPED_CUT_OFF, WorkerOptions, raise_open_files_limit};
+use crate::worker::{
+    self, Addresses, DataDir, Overview, PipelineSet, STOPPED_CUT_OFF, WorkerOptions, raise_open_files_limit,
+};
 
 /// Runs the verb.
 pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
@@ -56,6 +60,10 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
         }
     };
     runtime.spawn(stop_on_signals(signals, stop.clone()));
+    let overview = Overview::default();
+    if let Err(error) = publish(args, &settings, &data, &runtime, brokers.clone(), overview.clone()) {
+        return report_error(&error);
+    }
     let options = WorkerOptions {
         settings,
         brokers,
@@ -63,6 +71,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
         until_idle: args.until_idle,
         runtime: runtime.handle().clone(),
         stop: stop.clone(),
+        overview,
     };
     let outcome = worker::run(options, &data);
     if let Some(broker) = embedded {
@@ -109,6 +118,45 @@ fn prepare(args: &RunArgs, settings: &Settings) -> Result<(DataDir, Host, Runtim
         })?),
     };
     Ok((data, host, runtime, hangups))
+}
+
+/// Starts the HTTP server, and writes its address and the brokers' to the data directory.
+fn publish(
+    args: &RunArgs,
+    settings: &Settings,
+    data: &DataDir,
+    runtime: &Runtime,
+    brokers: String,
+    overview: Overview,
+) -> Result<()> {
+    let served = || Served {
+        worker: data.worker_id().to_owned(),
+        cluster: settings.cluster.clone(),
+        token: settings.http_token.clone(),
+        overview: overview.clone(),
+    };
+    let http = match settings.http_address(args.until_idle) {
+        HttpSetting::Off => None,
+        HttpSetting::Preferred(address) => {
+            let any = SocketAddr::new(address.ip(), 0);
+            let start = |address| http::start(runtime.handle(), address, served());
+            Some(start(address).or_else(|_| start(any))?)
+        }
+        HttpSetting::Required(address) => {
+            if !http::is_loopback(&address) && settings.http_token.is_none() {
+                let message = format!(
+                    "other machines can reach the HTTP server at {address}: set `http_token`, or let `http` be an address \
+                     such as 127.0.0.1:8083"
+                );
+                return Err(Error::config("worker.http_open", message));
+            }
+            Some(http::start(runtime.handle(), address, served())?)
+        }
+    };
+    if let Some(address) = http {
+        tracing::info!("status: http://{address}/api/v1/status, metrics: http://{address}/metrics");
+    }
+    data.write_addresses(&Addresses { http: http.map(|address| address.to_string()), brokers })
 }
 
 /// Loads the first set. A follower leaves invalid files out, so that they do not affect the others

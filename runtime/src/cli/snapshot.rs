@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use trunkline_connector::{Domain, Error, IncrementalSnapshots, Placement, PositionChange, Result, SnapshotRequest};
 
 use super::SnapshotArgs;
+use super::addresses::brokers;
 use super::output::{Exit, print_data, print_error, report_error, report_problems};
 use super::validate::load_for_reading;
 use crate::checkpoint::{CHECKPOINTS, Positions};
 use crate::config::Settings;
-use crate::kafka::embedded::EMBEDDED;
 use crate::kafka::{Cluster, TransactionalProducer};
 use crate::plan::{Pipeline, SourcePlan};
 use crate::stage::component_name;
@@ -36,17 +36,11 @@ pub(super) fn snapshot(args: &SnapshotArgs, settings: &Settings) -> Exit {
         print_error(format_args!("error: {}", unknown(&loaded.pipelines, &args.source, &args.paths)));
         return Exit::Config;
     };
-    let brokers = match settings.brokers.as_deref() {
-        Some(brokers) if brokers != EMBEDDED => brokers,
-        _ => {
-            print_error(format_args!(
-                "error: the command line names no brokers. For an embedded broker, name its address from the worker's log: \
-                 --brokers 127.0.0.1:9092"
-            ));
-            return Exit::Config;
-        }
+    let brokers = match brokers(settings) {
+        Ok(brokers) => brokers,
+        Err(error) => return report_error(&error),
     };
-    let cluster = match Cluster::new(brokers, &settings.kafka) {
+    let cluster = match Cluster::new(&brokers, &settings.kafka) {
         Ok(cluster) => cluster.with_prefix(&settings.prefix),
         Err(error) => return report_error(&error),
     };

@@ -64,7 +64,7 @@ pub(super) fn load_for_reading(paths: &[PathBuf], settings: &Settings) -> Result
     }
 }
 
-/// The prerequisites that the sources' systems do not meet.
+/// The prerequisites that the systems of sources and sinks do not meet.
 fn preflight_issues(pipelines: &[Pipeline], settings: &Settings) -> Vec<FileProblems> {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
@@ -78,6 +78,13 @@ fn preflight_issues(pipelines: &[Pipeline], settings: &Settings) -> Vec<FileProb
             let task = component_name(&settings.cluster_name(), &pipeline.name, &source.name);
             for PreflightIssue { code, message, fix } in source.spec.preflight(&task, runtime.handle()) {
                 let message = format!("`sources.{}`: {message}", source.name);
+                issues.push(problem_at(Some(&pipeline.file), code, message, fix));
+            }
+        }
+        for sink in &pipeline.sinks {
+            let name = format!("{}.{}", pipeline.name, sink.name);
+            for PreflightIssue { code, message, fix } in sink.spec.preflight(&name, runtime.handle()) {
+                let message = format!("`sinks.{}`: {message}", sink.name);
                 issues.push(problem_at(Some(&pipeline.file), code, message, fix));
             }
         }

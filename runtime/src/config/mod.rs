@@ -21,4 +21,4 @@ pub use diagnostics::{FileProblems, RenderStyle, Severity, json, problem_at, ren
 pub use document::{Document, Position};
 pub use references::{References, warn_about_exposed_secrets};
 pub use setting_options::{FLAGS, PREFIX, SETTINGS, example_file, settings_table, variable};
-pub use settings::{Settings, SettingsOverrides, TopicSettings};
+pub use settings::{HttpSetting, Settings, SettingsOverrides, TopicSettings};

@@ -1,6 +1,7 @@
 //! The layers of settings that come from a file, from the environment, and from flags.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use super::syntax;
 
 /// A smaller budget leaves no room for a batch in each stage.
 const MIN_MEMORY: ByteSize = ByteSize(4 << 20);
+
+/// The value of `http` that turns the server off.
+const HTTP_OFF: &str = "off";
 
 /// The replication factor that stands for the brokers' default.
 const BROKER_DEFAULT: i16 = -1;
@@ -42,6 +46,10 @@ pub(super) struct Layer {
     max_initial_failures: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) secrets: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http_token: Option<String>,
     topics: TopicLayer,
     kafka: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,6 +109,8 @@ impl Layer {
             commit_interval: section.optional("commit_interval"),
             max_initial_failures: section.optional("max_initial_failures"),
             secrets: path("secrets"),
+            http: http_address(&section),
+            http_token: section.optional("http_token"),
             topics: TopicLayer::default(),
             kafka: properties(&section, "kafka"),
             log: section.optional("log"),
@@ -129,6 +139,18 @@ fn memory(section: &Section<'_>) -> Option<u64> {
     let node = section.node("memory")?;
     let mismatch = Mismatch::new(format!("is {} bytes", size.0));
     section.mismatch("memory", node, mismatch, "a size of at least 4MiB, such as `256MiB`".to_owned());
+    None
+}
+
+/// An address and a port, or `off`.
+fn http_address(section: &Section<'_>) -> Option<String> {
+    let address = section.optional::<String>("http")?;
+    if address == HTTP_OFF || address.parse::<SocketAddr>().is_ok() {
+        return Some(address);
+    }
+    let node = section.node("http")?;
+    let mismatch = Mismatch::new(format!("is `{address}`"));
+    section.mismatch("http", node, mismatch, "an address and a port, such as `127.0.0.1:8083`, or `off`".to_owned());
     None
 }
 

@@ -72,6 +72,22 @@ pub const SETTINGS: &[OptionSpec] = &[
          that of systemd's credentials. SIGHUP reads the files again.",
         "\"/run/secrets\"",
     ),
+    OptionSpec::optional(
+        "http",
+        "address",
+        "`127.0.0.1:8083`, or a free port if that one is taken; `off` with `--until-idle`",
+        "Where the worker answers `/metrics`, `/health`, `/ready` and `/api/v1/status`; `off` turns it off. An address \
+         that other machines reach needs `http_token`.",
+        "\"127.0.0.1:8083\"",
+    ),
+    OptionSpec::optional(
+        "http_token",
+        "string",
+        "none",
+        "Token that `/metrics` and `/api` require: `Authorization: Bearer TOKEN`. The probes `/health` and `/ready` need \
+         none.",
+        "\"a-long-random-text\"",
+    ),
     OptionSpec::with_default("log", "filter", "\"info\"", "What is logged, for example `warn,trunkline=debug`."),
     OptionSpec::with_default(
         "topics.create",

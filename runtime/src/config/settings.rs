@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,6 +43,10 @@ pub struct Settings {
     pub max_initial_failures: u64,
     /// Folder that contains one file for each `${secret:NAME}`.
     pub secrets: Option<PathBuf>,
+    /// Address of the HTTP server, or `off`.
+    pub http: Option<String>,
+    /// The token that the HTTP server requires.
+    pub http_token: Option<String>,
     /// How topics are created.
     pub topics: TopicSettings,
     /// Properties of the Kafka client, such as `security.protocol` and `sasl.password`.
@@ -81,6 +86,8 @@ impl fmt::Debug for Settings {
             .field("commit_interval", &self.commit_interval)
             .field("max_initial_failures", &self.max_initial_failures)
             .field("secrets", &self.secrets)
+            .field("http", &self.http)
+            .field("http_token", &self.http_token.as_ref().map(|_| "***"))
             .field("topics", &self.topics)
             .field("kafka", &hidden)
             .field("log", &self.log)
@@ -88,7 +95,31 @@ impl fmt::Debug for Settings {
     }
 }
 
+/// What the setting `http` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpSetting {
+    /// No server.
+    Off,
+    /// This address; if another process has it, a free port.
+    Preferred(SocketAddr),
+    /// This address, or an error.
+    Required(SocketAddr),
+}
+
+/// The port of Kafka Connect's REST server.
+const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8083);
+
 impl Settings {
+    /// Where the HTTP server listens. Without the setting, a job (`until_idle`) has none.
+    pub fn http_address(&self, until_idle: bool) -> HttpSetting {
+        match self.http.as_deref() {
+            None if until_idle => HttpSetting::Off,
+            None => HttpSetting::Preferred(DEFAULT_HTTP),
+            // The layers have checked it: everything else is `off`.
+            Some(address) => address.parse().map_or(HttpSetting::Off, HttpSetting::Required),
+        }
+    }
+
     /// Loads the settings. The file `config` must exist; without `config`, `trunkline.toml` is read
     /// if it exists.
     pub fn load(config: Option<&Path>, flags: &SettingsOverrides) -> Result<Self, Vec<FileProblems>> {
@@ -113,6 +144,8 @@ impl Settings {
             commit_interval,
             max_initial_failures,
             secrets,
+            http,
+            http_token,
             topics,
             kafka,
             log,
@@ -127,6 +160,8 @@ impl Settings {
             ("commit_interval", *commit_interval != other.commit_interval),
             ("max_initial_failures", *max_initial_failures != other.max_initial_failures),
             ("secrets", *secrets != other.secrets),
+            ("http", *http != other.http),
+            ("http_token", *http_token != other.http_token),
             ("topics", *topics != other.topics),
             ("kafka", *kafka != other.kafka),
             ("log", *log != other.log),

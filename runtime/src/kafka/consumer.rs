@@ -8,7 +8,8 @@
 //! which it happened and before a record of a new partition can be processed.
 
 use std::cell::RefCell;
-use std::ffi::CStr;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
 use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::mpsc::RecvTimeoutError;
@@ -26,7 +27,7 @@ use trunkline_connector::{Error, Result, TopicPartition};
 use super::client::{CALL_TIMEOUT, Cluster, classify_code, close_in_background};
 use super::logins::LoginLease;
 use super::membership::{Members, OtherMembers};
-use super::message_queue::MessageQueue;
+use super::message_queue::{Message, MessageQueue, Taken};
 use super::partition_batches::PartitionBatches;
 use super::queue_notifier::QueueNotifier;
 use super::rebalance::{EventContext, RebalanceEvent};
@@ -57,6 +58,8 @@ pub struct GroupConsumer {
     instance: String,
     topics: Vec<String>,
     unassigned: RefCell<UnassignedMonitor>,
+    /// The ends of partitions up to which all records were returned.
+    ends: RefCell<BTreeMap<TopicPartition, i64>>,
 }
 
 /// Closes the client, but abandons it if it does not close. A member that lost its partitions while
@@ -117,6 +120,7 @@ impl GroupConsumer {
             instance: instance.to_owned(),
             topics: topics.to_owned(),
             unassigned: RefCell::new(UnassignedMonitor::new()),
+            ends: RefCell::default(),
         };
         this.subscribe()?;
         Ok(this)
@@ -144,13 +148,14 @@ impl GroupConsumer {
             let Some(queue) = &self.messages else { break };
             let mut last = None;
             let mut failed = Ok(());
-            let taken = queue.take(limits.records - records, limits.bytes - bytes, |message| match message {
-                Ok(message) => {
+            let taken = queue.take(limits.records - records, limits.bytes - bytes, |taken| match taken {
+                Taken::Message(message) => {
                     bytes += message.bytes();
                     records += 1;
                     batches.push(&message, &mut last);
                 }
-                Err((error, topic)) => {
+                Taken::End(end) => self.note_end(&end),
+                Taken::Failed(error, topic) => {
                     let doing = format!("consuming topic `{topic}`");
                     failed = std::mem::replace(&mut failed, Ok(())).and_then(|()| self.check(&doing, &error));
                 }
@@ -167,6 +172,35 @@ impl GroupConsumer {
         }
         self.check_unassigned()?;
         Ok(records)
+    }
+
+    fn note_end(&self, end: &Message<'_>) {
+        let partition = TopicPartition { topic: Arc::from(end.topic()), partition: end.partition().number };
+        self.ends.borrow_mut().insert(partition, end.offset());
+    }
+
+    /// The offset after the last record of a partition, from the last fetch. `None` before the
+    /// first fetch.
+    pub fn high_watermark(&self, partition: &TopicPartition) -> Option<i64> {
+        let topic = CString::new(partition.topic.as_ref()).ok()?;
+        let (mut low, mut high) = (-1, -1);
+        // SAFETY: the client and the name are alive. The call reads what the client knows.
+        let answer = unsafe {
+            bindings::rd_kafka_get_watermark_offsets(
+                self.consumer.client().native_ptr(),
+                topic.as_ptr(),
+                partition.partition,
+                &raw mut low,
+                &raw mut high,
+            )
+        };
+        (answer == bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
+    }
+
+    /// Whether [`GroupConsumer::fill`] has returned all records of a partition before `offset`.
+    /// (The offsets at the end of a transaction belong to no record.)
+    pub fn has_read_to(&self, partition: &TopicPartition, offset: i64) -> bool {
+        self.ends.borrow().get(partition).is_some_and(|end| *end >= offset)
     }
 
     /// Serves rebalances and errors from the client's queue, until it is empty or a rebalance
@@ -295,7 +329,14 @@ impl GroupConsumer {
 
     /// Takes the changes of the rebalances since the last call.
     pub fn rebalance_events(&self) -> Vec<RebalanceEvent> {
-        std::mem::take(&mut *self.events())
+        let events = std::mem::take(&mut *self.events());
+        for event in &events {
+            // They are read from their committed offsets again.
+            if let RebalanceEvent::Assigned(partitions) = event {
+                self.ends.borrow_mut().retain(|partition, _| !partitions.contains(partition));
+            }
+        }
+        events
     }
 
     fn events(&self) -> MutexGuard<'_, Vec<RebalanceEvent>> {
@@ -396,6 +437,7 @@ impl GroupConsumer {
     /// Continues a partition at `offset`, after records past it were discarded.
     pub fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<()> {
         let offset = if offset < 0 { Offset::Beginning } else { Offset::Offset(offset) };
+        self.ends.borrow_mut().remove(partition);
         self.consumer
             .seek(&partition.topic, partition.partition, offset, CALL_TIMEOUT)
             .map_err(|error| self.failed("seeking", &error))
@@ -472,6 +514,7 @@ fn group_config(cluster: &Cluster, group: &str, instance: &str, prefetch_bytes: 
         .set("group.instance.id", instance)
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false");
     config

@@ -43,12 +43,7 @@ impl MessageQueue {
 
     /// Passes queued messages to `each`: at least one, at most `max` and about as many as fit into
     /// `room` bytes. Returns their number.
-    pub(super) fn take(
-        &self,
-        max: usize,
-        room: usize,
-        mut each: impl FnMut(Result<Message<'_>, (KafkaError, String)>),
-    ) -> usize {
+    pub(super) fn take(&self, max: usize, room: usize, mut each: impl FnMut(Taken<'_>)) -> usize {
         let mut taken = [ptr::null_mut::<rd_kafka_message_t>(); MAX_PER_CALL];
         let wanted = (room / self.mean_bytes.get().max(1)).clamp(1, max.clamp(1, MAX_PER_CALL));
         // SAFETY: the queue is ours, and the array has room for `wanted` messages.
@@ -60,8 +55,10 @@ impl MessageQueue {
             // SAFETY: the client returned `count` messages. Each is ours until it is destroyed, and
             // the borrow ends before.
             unsafe {
-                let borrowed = Message::new(&**message);
-                bytes += borrowed.as_ref().map_or(0, Message::bytes);
+                let borrowed = Taken::new(&**message);
+                if let Taken::Message(message) = &borrowed {
+                    bytes += message.bytes();
+                }
                 each(borrowed);
                 bindings::rd_kafka_message_destroy(*message);
             }
@@ -100,24 +97,40 @@ pub(super) unsafe fn forward(client: *mut rd_kafka_t, partitions: &TopicPartitio
     }
 }
 
+/// An item of the queue.
+pub(super) enum Taken<'a> {
+    /// A message.
+    Message(Message<'a>),
+    /// All messages of a partition before an offset were passed on, and there are no more yet.
+    End(Message<'a>),
+    /// An error of a partition, and the partition's topic.
+    Failed(KafkaError, String),
+}
+
+impl<'a> Taken<'a> {
+    /// # Safety
+    /// The message must come from a consumer.
+    unsafe fn new(message: &'a rd_kafka_message_t) -> Self {
+        match message.err {
+            bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Self::Message(Message { message }),
+            bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF => Self::End(Message { message }),
+            error => {
+                let topic = if message.rkt.is_null() { "" } else { Message { message }.topic() };
+                Self::Failed(KafkaError::MessageConsumption(error.into()), topic.to_owned())
+            }
+        }
+    }
+}
+
 /// A consumed message in the client's memory.
 pub(super) struct Message<'a> {
     message: &'a rd_kafka_message_t,
 }
 
 impl<'a> Message<'a> {
-    /// Fails if the message is an error of its partition; returns the error and the topic.
-    ///
-    /// # Safety
-    /// The message must come from a consumer.
-    unsafe fn new(message: &'a rd_kafka_message_t) -> Result<Self, (KafkaError, String)> {
-        match message.err {
-            bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(Self { message }),
-            error => {
-                let topic = if message.rkt.is_null() { "" } else { Self { message }.topic() };
-                Err((KafkaError::MessageConsumption(error.into()), topic.to_owned()))
-            }
-        }
+    /// Its offset; at the end of a partition, the next offset.
+    pub(super) fn offset(&self) -> i64 {
+        self.message.offset
     }
 
     /// Bytes of key and value.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Error, Result};
 
@@ -39,19 +39,80 @@ pub fn read(cluster: &Cluster, topic: &str, partition: Option<i32>, prefix: &[u8
     for partition in partitions {
         let (low, high) = uncommitted.watermarks(topic, partition)?;
         if high > low {
-            committed.read_partition(topic, partition, (low, high), |key, value| {
-                if key.starts_with(prefix) {
-                    match value {
+            committed.read_partition(topic, partition, (low, high), |message| {
+                if let Some(key) = message.key().filter(|key| key.starts_with(prefix)) {
+                    match message.payload() {
                         Some(value) => drop(rows.insert(key.to_vec(), value.to_vec())),
                         None => drop(rows.remove(key)),
                     }
                 }
+                Ok(())
             })?;
         }
     }
     // A starting stage need not wait for this.
     let _ = close_in_background((committed, uncommitted));
     Ok(rows)
+}
+
+/// Passes the records of a topic that exist now, partition by partition, in order.
+pub fn scan(cluster: &Cluster, topic: &str, mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<()>) -> Result<()> {
+    let committed = Reader::new(cluster, "read_committed")?;
+    let uncommitted = Reader::new(cluster, "read_uncommitted")?;
+    for partition in committed.partitions_of(topic)? {
+        let (low, high) = uncommitted.watermarks(topic, partition)?;
+        if high > low {
+            committed.read_partition(topic, partition, (low, high), &mut each)?;
+        }
+    }
+    // The command need not wait for this.
+    let _ = close_in_background((committed, uncommitted));
+    Ok(())
+}
+
+/// Reads single records by their offsets.
+pub struct RecordReader {
+    reader: Reader,
+}
+
+impl RecordReader {
+    /// Connects when it is first used.
+    pub fn new(cluster: &Cluster) -> Result<Self> {
+        Ok(Self { reader: Reader::new(cluster, "read_committed")? })
+    }
+
+    /// Passes on the record at an offset. `false` if there is none, or no longer.
+    pub fn read(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+        each: impl FnOnce(&BorrowedMessage<'_>),
+    ) -> Result<bool> {
+        let (low, high) = self.reader.watermarks(topic, partition)?;
+        if !(low..high).contains(&offset) {
+            return Ok(false);
+        }
+        self.reader.assign(topic, partition, offset)?;
+        let started = Instant::now();
+        while started.elapsed() < CALL_TIMEOUT {
+            match self.reader.consumer.poll(POLL) {
+                Some(Ok(message)) if message.offset() == offset => {
+                    each(&message);
+                    return Ok(true);
+                }
+                Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(false),
+                Some(Err(error)) if is_denied(&error) => {
+                    return Err(self.reader.failed(&format!("reading topic `{topic}`"), &error));
+                }
+                Some(Err(error)) => tracing::debug!(%error, topic, "reading continues after an error"),
+                None => {}
+            }
+        }
+        let message =
+            format!("the record at offset {offset} of topic `{topic}` partition {partition} could not be read");
+        Err(Error::external("kafka.unreachable", message))
+    }
 }
 
 /// Reads the ends of partitions. The end offset alone does not show whether records are left:
@@ -136,15 +197,15 @@ impl Reader {
             .map_err(|error| self.failed(&format!("reading the end offsets of topic `{topic}`"), &error))
     }
 
-    /// Passes all rows from `low` to `high`, in order.
+    /// Passes all records from `low` to `high`, in order.
     fn read_partition(
         &self,
         topic: &str,
         partition: i32,
         (low, high): (i64, i64),
-        mut on_row: impl FnMut(&[u8], Option<&[u8]>),
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
     ) -> Result<()> {
-        let started = Instant::now();
+        let mut last_progress = Instant::now();
         let doing = format!("reading topic `{topic}`");
         let mut next = low;
         loop {
@@ -157,9 +218,8 @@ impl Reader {
                 match self.consumer.poll(POLL) {
                     Some(Ok(message)) => {
                         next = message.offset() + 1;
-                        if let Some(key) = message.key() {
-                            on_row(key, message.payload());
-                        }
+                        last_progress = Instant::now();
+                        each(&message)?;
                         // The end may never be reported: the client reports it after an empty
                         // fetch, and while many tasks commit no fetch is empty.
                         if next >= stable {
@@ -171,7 +231,7 @@ impl Reader {
                     Some(Err(error)) => tracing::debug!(%error, topic, "reading continues after an error"),
                     None => {}
                 }
-                if started.elapsed() > COMPLETION_LIMIT {
+                if last_progress.elapsed() > COMPLETION_LIMIT {
                     let message = format!(
                         "topic `{topic}` partition {partition} could not be read to its end within 60 s: find hanging \
                          transactions in it with Kafka's `kafka-transactions.sh find-hanging`"

@@ -102,12 +102,28 @@ fn plan_pipeline(
         .collect();
     fields::check(document, &parsed, &references, &sinks, &topics, report);
     raw_topics::check(&parsed, &references, warnings);
+    warn_of_repetitions(&parsed, &sinks, warnings);
     let graph = Graph { parsed: &parsed, references: &references, modes: &modes, topics: &topics };
     let usage = TopicUsage::of(&graph);
     // Only a file without problems has all parts of a pipeline.
     let pipeline = if report.is_empty() { build(document, &graph, sinks) } else { None };
     finish_sections(document, parsed);
     (pipeline, usage, plugins)
+}
+
+/// Warns of each sink whose options make a repeated delivery visible.
+fn warn_of_repetitions(parsed: &ParsedPipeline<'_>, sinks: &[Option<Box<dyn SinkSpec>>], warnings: &Report) {
+    for (sink, spec) in parsed.sinks.iter().zip(sinks) {
+        let Some((option, effect)) = spec.as_ref().and_then(|spec| spec.at_least_once()) else { continue };
+        let span = sink.section.table.entry(option).map_or(sink.section.span.clone(), |(key, _)| key.span.clone());
+        warnings.add(Problem {
+            code: "plan.at_least_once",
+            message: format!("`{}` writes at least once: {effect}", sink.key.name),
+            span,
+            expected: format!("`{option}` gives up exactly once"),
+            help: None,
+        });
+    }
 }
 
 /// Reports unknown keys, but not for a component with an unknown connector, whose options are

@@ -19,7 +19,12 @@ impl Registry {
     pub fn new() -> Self {
         Self {
             sources: vec![Box::new(trunkline_logfile::LogfileConnector), Box::new(trunkline_mysql::MysqlConnector)],
-            sinks: vec![Box::new(trunkline_elasticsearch::ElasticsearchConnector), Box::new(trunkline_s3::S3Connector)],
+            sinks: vec![
+                Box::new(trunkline_elasticsearch::ElasticsearchConnector),
+                Box::new(trunkline_redshift::RedshiftConnector),
+                Box::new(trunkline_s3::S3Connector),
+                Box::new(trunkline_snowflake::SnowflakeConnector),
+            ],
         }
     }
 

@@ -295,6 +295,7 @@ impl Writer<'_> {
         failpoint!("source.commit.after")?;
         if !pending.counters.is_zero() {
             self.commit_timer.committed(begun);
+            self.status.commit_took(begun.elapsed());
         }
         self.context.schemas.committed(&pending.schemas);
         if !changes.is_empty() {

@@ -1,7 +1,7 @@
 //! The status of a stage. Its health is its progress (lag, age of the last commit), not its state.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use trunkline_connector::SourceLag;
 
@@ -49,8 +49,53 @@ struct Inner {
     counters: Counters,
     lag: SourceLag,
     last_commit: Option<Instant>,
+    commits: CommitDurations,
     last_error: Option<String>,
     failures: u64,
+}
+
+/// How long commits took: a histogram.
+#[derive(Debug, Clone, Default)]
+pub struct CommitDurations {
+    /// The commits of each bucket: those that took at most its limit, and more than the limit of
+    /// the bucket before.
+    pub counts: [u64; Self::LIMITS.len()],
+    /// All commits.
+    pub count: u64,
+    /// The time that all commits took.
+    pub sum: Duration,
+}
+
+impl CommitDurations {
+    /// The limits of the buckets, in milliseconds.
+    pub const LIMITS: [u64; 10] = [10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000, 60_000];
+
+    fn add(&mut self, took: Duration) {
+        if let Some(bucket) = Self::LIMITS.iter().position(|limit| took <= Duration::from_millis(*limit)) {
+            self.counts[bucket] += 1;
+        }
+        self.count += 1;
+        self.sum += took;
+    }
+}
+
+/// The status of a stage at one moment.
+#[derive(Debug, Clone)]
+pub struct StageSnapshot {
+    /// Its state.
+    pub state: StageState,
+    /// What it committed since the process started, or its plan changed.
+    pub counters: Counters,
+    /// What it has not read, or read and not committed.
+    pub lag: SourceLag,
+    /// The time since its last commit.
+    pub since_commit: Option<Duration>,
+    /// How long its commits took.
+    pub commits: CommitDurations,
+    /// The error of its last failure, if it has committed nothing since.
+    pub last_error: Option<String>,
+    /// The number of its failures.
+    pub failures: u64,
 }
 
 impl StageStatus {
@@ -61,6 +106,7 @@ impl StageStatus {
             counters: Counters::default(),
             lag: SourceLag::default(),
             last_commit: None,
+            commits: CommitDurations::default(),
             last_error: None,
             failures: 0,
         };
@@ -94,6 +140,11 @@ impl StageStatus {
         inner.last_error = None;
     }
 
+    /// A transaction that committed records took this long.
+    pub(super) fn commit_took(&self, took: Duration) {
+        self.lock().commits.add(took);
+    }
+
     pub(super) fn set_lag(&self, lag: SourceLag) {
         self.lock().lag = lag;
     }
@@ -112,6 +163,20 @@ impl StageStatus {
     /// The time of the last commit.
     pub fn last_commit(&self) -> Option<Instant> {
         self.lock().last_commit
+    }
+
+    /// Everything about it at this moment.
+    pub fn snapshot(&self) -> StageSnapshot {
+        let inner = self.lock();
+        StageSnapshot {
+            state: inner.state.clone(),
+            counters: inner.counters.clone(),
+            lag: inner.lag,
+            since_commit: inner.last_commit.map(|at| at.elapsed()),
+            commits: inner.commits.clone(),
+            last_error: inner.last_error.clone(),
+            failures: inner.failures,
+        }
     }
 
     /// One line for the log.

@@ -14,6 +14,7 @@ use super::chain::RunningTransform;
 use super::commit_timer::CommitTimer;
 use super::dead_letters::DeadLetters;
 use super::first_records;
+use super::lag::LagReport;
 use super::output::Topics;
 use super::routes::Routes;
 use super::status::StageStatus;
@@ -113,10 +114,14 @@ impl TransformTask<'_> {
     fn run(&mut self, stop: &StopSignal) -> Result<()> {
         let mut batches = PartitionBatches::default();
         let mut drain = Drain::new(&self.context.cluster, &self.stage.upstream);
+        let mut lag = LagReport::new();
         loop {
             if stop.is_set() {
                 return self.commit();
             }
+            let partitions = self.partitions.iter();
+            let partitions = partitions.map(|(partition, state)| (partition, state.committed, state.next.is_some()));
+            lag.update(self.status, &self.consumer, partitions);
             let wait = self.commit_timer.until_due(POLL).min(POLL);
             let limits = FillLimits { records: 10_000, bytes: self.context.share.batch_bytes, wait };
             let records = self.consumer.fill(&limits, &mut batches)?;
@@ -253,6 +258,7 @@ impl TransformTask<'_> {
         self.producer.send_offsets(offsets, group)?;
         self.producer.commit()?;
         self.commit_timer.committed(begun);
+        self.status.commit_took(begun.elapsed());
         failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
         Ok(())

@@ -1,5 +1,5 @@
 //! The worker's data directory: a lock for one worker at a time, the worker's id, scratch space,
-//! compiled plugins. Its files contain records in plain text, so only the worker's user may read
+//! compiled plugins, and the addresses of the running worker. Its files contain records in plain text, so only the worker's user may read
 //! them.
 
 use std::fs::{DirBuilder, File, TryLockError};
@@ -7,19 +7,39 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+use serde_json::json;
 use trunkline_connector::{Error, Result, failpoint, io_error};
 
 /// Permissions of new folders and files.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const PLUGINS: &str = "plugins";
+const ADDRESSES: &str = "addresses.json";
+
+/// Where the worker of a data directory can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Addresses {
+    /// The worker's HTTP server, if it runs.
+    pub http: Option<String>,
+    /// Kafka's bootstrap servers: those of the embedded broker, or of the settings.
+    pub brokers: String,
+}
 
 /// A data directory, locked for this process.
 pub struct DataDir {
     worker_id: String,
     scratch: PathBuf,
     plugins: PathBuf,
+    addresses: PathBuf,
     _lock: File,
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        // A worker that was killed leaves the file: `read_addresses` checks the lock.
+        let _ = std::fs::remove_file(&self.addresses);
+    }
 }
 
 impl DataDir {
@@ -59,7 +79,32 @@ impl DataDir {
             create_private_folder(folder).map_err(|error| io_error("create", folder, &error))?;
         }
         let worker_id = worker_id(&path.join("worker-id"), new_worker_id)?;
-        Ok(Self { worker_id, scratch, plugins, _lock: lock })
+        Ok(Self { worker_id, scratch, plugins, addresses: path.join(ADDRESSES), _lock: lock })
+    }
+
+    /// Publishes where this worker can be reached, for commands on the same machine.
+    pub fn write_addresses(&self, addresses: &Addresses) -> Result<()> {
+        let text = json!({ "http": addresses.http, "brokers": addresses.brokers }).to_string();
+        replace_file(&self.addresses, text.as_bytes()).map_err(|error| io_error("write", &self.addresses, &error))
+    }
+
+    /// Where the worker of a data directory can be reached. `None` if no worker runs there.
+    pub fn read_addresses(path: &Path) -> Result<Option<Addresses>> {
+        let lock = match File::open(path.join("worker.lock")) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("open", &path.join("worker.lock"), &error)),
+        };
+        if !matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+            return Ok(None);
+        }
+        let file = path.join(ADDRESSES);
+        match std::fs::read(&file) {
+            // The worker is starting, or its version is another one.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("read", &file, &error)),
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        }
     }
 
     /// The compile cache of plugins in an existing data directory, for commands that do not open
@@ -127,18 +172,20 @@ fn worker_id(path: &Path, replace: bool) -> Result<String> {
         Err(error) => return Err(io_error("read", path, &error)),
     }
     let id = uuid::Uuid::new_v4().simple().to_string()[..16].to_owned();
-    // Atomically: a truncated id would be another worker.
-    let temporary = path.with_extension("new");
-    let write = || -> std::io::Result<()> {
-        let mut file = private_file().create(true).truncate(true).open(&temporary)?;
-        file.write_all(id.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
     failpoint!("worker.id.before")?;
-    write().map_err(|error| io_error("write", path, &error))?;
+    // A truncated id would be another worker.
+    replace_file(path, id.as_bytes()).map_err(|error| io_error("write", path, &error))?;
     failpoint!("worker.id.after")?;
     Ok(id)
+}
+
+/// Writes a file atomically.
+fn replace_file(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = private_file().create(true).truncate(true).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)
 }
 
 #[cfg(test)]
@@ -160,6 +207,23 @@ mod tests {
         let second = open(folder.path()).unwrap();
         assert_eq!(second.worker_id(), id);
         assert_eq!(std::fs::read_dir(second.scratch()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_addresses_of_a_running_worker_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = || DataDir::read_addresses(folder.path()).unwrap();
+        assert_eq!(read(), None);
+        let data = open(folder.path()).unwrap();
+        assert_eq!(read(), None);
+        let addresses = Addresses { http: Some("127.0.0.1:1".to_owned()), brokers: "127.0.0.1:2".to_owned() };
+        data.write_addresses(&addresses).unwrap();
+        assert_eq!(read(), Some(addresses.clone()));
+        drop(data);
+        assert_eq!(read(), None);
+        // As after kill -9: the file is there, and nobody holds the lock.
+        std::fs::write(folder.path().join(ADDRESSES), r#"{"brokers":"127.0.0.1:2"}"#).unwrap();
+        assert_eq!(read(), None);
     }
 
     #[test]

@@ -11,14 +11,16 @@
 mod data_dir;
 mod leases;
 mod open_files;
+mod overview;
 mod rights;
 mod summary;
 mod tasks;
 mod threads;
 mod topics;
 
-pub use data_dir::{DataDir, create_private_folder};
+pub use data_dir::{Addresses, DataDir, create_private_folder};
 pub use open_files::raise_open_files_limit;
+pub use overview::Overview;
 pub use rights::{Operation, Resource, ResourceKind, Rights, rights_of};
 pub use summary::{PipelineSummary, Summary};
 
@@ -86,6 +88,8 @@ pub struct WorkerOptions {
     pub runtime: tokio::runtime::Handle,
     /// Set it to stop the worker.
     pub stop: StopSignal,
+    /// What the worker shows of itself while it runs.
+    pub overview: Overview,
 }
 
 /// The pipelines to run from now on.
@@ -140,6 +144,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         scratch: data.scratch().to_owned(),
         share: resource_share(memory, 1),
     };
+    options.overview.set_budget(context.budget.clone());
     tracing::info!(brokers = options.brokers, "connecting to Kafka");
     let mut worker = Worker {
         options: &options,
@@ -252,6 +257,7 @@ impl Worker<'_> {
         let tasks = self.context.cluster.own_topic(TASKS);
         while !(ready && stop.is_set() && self.threads.is_empty() && self.leases.iter().all(LeaseManager::is_finished))
         {
+            self.options.overview.pass();
             for mut set in self.options.sets.try_iter() {
                 if let Some(settings) = set.kafka.take() {
                     self.change_credentials(&settings);
@@ -357,6 +363,7 @@ impl Worker<'_> {
         let is_retired = |status: &Arc<StageStatus>| !tasks.values().any(|task| Arc::ptr_eq(&task.status, status));
         self.retired.extend(self.tasks.values().map(|task| task.status.clone()).filter(is_retired));
         self.tasks = tasks;
+        self.options.overview.set_tasks(self.tasks.iter().map(|(id, task)| (id.number, task.status.clone())));
         self.pipelines = pending.set.pipelines;
         self.assign_leases()?;
         Ok(None)

@@ -26,7 +26,7 @@ pub(super) struct TaskId {
     pub(super) pipeline: String,
     kind: StageKind,
     component: String,
-    number: u32,
+    pub(super) number: u32,
 }
 
 impl fmt::Display for TaskId {

@@ -40,6 +40,8 @@ pub(crate) struct FaultKind {
 }
 
 const ALL: &[Path] = &[Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb];
+const ALL_AND_SEARCH: &[Path] = &[Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb, Path::Search];
+const SEARCH: &[Path] = &[Path::Search];
 const LOGS: &[Path] = &[Path::Bucket, Path::Topics];
 const BUCKETS: &[Path] = &[Path::Bucket, Path::Tables, Path::MariaDb];
 const TOPICS: &[Path] = &[Path::Topics];
@@ -66,13 +68,25 @@ const fn fault(
 
 /// All kinds of faults.
 pub(crate) const FAULTS: &[FaultKind] = &[
-    fault("kill-random", "kill -9 of the worker at random moments", ALL, KILLED, kills::at_random),
-    fault("kill-steps", "death of the worker at each step of each protocol", ALL, STEPS, steps::kill_at_each),
-    fault("error-steps", "an error at each step of each protocol", ALL, TOPICS_EMBEDDED, steps::fail_at_each),
+    fault("kill-random", "kill -9 of the worker at random moments", ALL_AND_SEARCH, KILLED, kills::at_random),
+    fault(
+        "kill-steps",
+        "death of the worker at each step of each protocol",
+        ALL_AND_SEARCH,
+        STEPS,
+        steps::kill_at_each,
+    ),
+    fault(
+        "error-steps",
+        "an error at each step of each protocol",
+        ALL_AND_SEARCH,
+        TOPICS_EMBEDDED,
+        steps::fail_at_each,
+    ),
     fault(
         "zombie",
         "a worker hangs at a step until another one has taken over, then resumes",
-        ALL,
+        ALL_AND_SEARCH,
         TOPICS_EMBEDDED,
         peers::zombie,
     ),
@@ -84,10 +98,22 @@ pub(crate) const FAULTS: &[FaultKind] = &[
         peers::zombie_and_kill,
     ),
     fault("give-away", "a worker dies before it gives up partitions, and restarts", ALL, CROSSED, peers::give_away),
-    fault("rebalances", "every second a worker joins, leaves or is killed", ALL, TOPICS_APACHE, peers::storm),
+    fault(
+        "rebalances",
+        "every second a worker joins, leaves or is killed",
+        ALL_AND_SEARCH,
+        TOPICS_APACHE,
+        peers::storm,
+    ),
     fault("broker-restart", "the broker is stopped and started", ALL, &[], brokers::restart),
     fault("broker-kill", "kill -9 of the broker", ALL, TOPICS_APACHE, brokers::kill),
-    fault("lost-replies", "the broker executes requests, its replies are lost", ALL, CROSSED, brokers::lost_replies),
+    fault(
+        "lost-replies",
+        "the broker executes requests, its replies are lost",
+        ALL_AND_SEARCH,
+        CROSSED,
+        brokers::lost_replies,
+    ),
     fault("broker-errors", "the broker answers with errors", ALL, BUCKET_EMBEDDED, brokers::errors),
     fault(
         "s3-lost-replies",
@@ -99,6 +125,17 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     fault("s3-503", "the object store is overloaded for a while", BUCKETS, BUCKET_EMBEDDED, store::overloaded),
     fault("s3-403", "the object store refuses requests for a while", BUCKETS, &[], store::refusing),
     fault("s3-slow", "the object store takes seconds to answer", BUCKETS, &[], store::slow),
+    fault(
+        "search-lost-replies",
+        "the search server executes requests, its replies are lost",
+        SEARCH,
+        &[],
+        store::lost_search_replies,
+    ),
+    fault("search-503", "the search server is overloaded for a while", SEARCH, &[], store::overloaded),
+    fault("search-403", "the search server refuses requests for a while", SEARCH, &[], store::refusing),
+    fault("search-slow", "the search server takes seconds to answer", SEARCH, &[], store::slow),
+    fault("search-kill", "kill -9 of the search server", SEARCH, &[], store::kill_search),
     fault("s3-cut", "connections break in the middle of a part", BUCKETS, BUCKET_APACHE, store::cut),
     fault("plugin", "the plugin traps, loops, and exceeds its limits", ALL, TOPICS_EMBEDDED, plugins::run),
     FaultKind {

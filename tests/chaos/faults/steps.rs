@@ -16,6 +16,9 @@ const LINES: u64 = 200;
 /// How long a worker may take to reach a repeated step several times.
 const REPEAT_LIMIT: Duration = Duration::from_secs(20);
 
+/// Steps of sinks of the two-phase kind, which all paths except `search` have.
+const TWO_PHASE: [&str; 5] = ["sink.seal.", "sink.prepare.", "sink.intent.", "sink.commit.", "sink.done."];
+
 /// Kills a worker at each step; the next worker must recover.
 pub(crate) fn kill_at_each(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     check_names(fixture);
@@ -80,12 +83,13 @@ fn is_repeated(point: &Failpoint) -> bool {
 /// Whether a single worker can pass the step on this path.
 pub(crate) fn is_reachable(point: &Failpoint, path: Path) -> bool {
     match point.reached {
-        Reached::Always => true,
+        Reached::Always => path != Path::Search || TWO_PHASE.iter().all(|prefix| !point.name.starts_with(prefix)),
         Reached::Bucket => path.ends_in_bucket(),
         Reached::Database | Reached::Snapshot => path.begins_with_tables(),
         Reached::Directory | Reached::Transform => path == Path::Topics,
-        // No path has a sink of the idempotent kind yet.
-        Reached::Rebalance | Reached::Delivery => false,
+        Reached::Delivery => path == Path::Search,
+        // No path has a sink that loads a warehouse.
+        Reached::Rebalance | Reached::Warehouse => false,
         Reached::After(earlier) => {
             // A step that aborts an upload needs an upload.
             let bucket = point.name.starts_with("s3.");

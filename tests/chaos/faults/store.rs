@@ -1,4 +1,4 @@
-//! An object store behind a proxy that breaks requests.
+//! An object store or a search server behind a proxy that breaks requests.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,40 @@ fn store<'g>(fixture: &'g Fixture<'_>) -> &'g S3Faults {
     fixture.store.as_ref().expect("a path with a bucket")
 }
 
+/// The requests to a search server: documents, and the version when the sink is opened.
+const SEARCH_REQUESTS: [(&str, &str); 2] = [("POST", "/_bulk"), ("GET", "/")];
+
 /// Loses the replies to some requests of each kind after they are executed. Sometimes the worker is
 /// killed before it can retry.
 pub(crate) fn lost_replies(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    lose_replies(fixture, &REQUESTS)
+}
+
+/// The same with a search server.
+pub(crate) fn lost_search_replies(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    lose_replies(fixture, &SEARCH_REQUESTS)
+}
+
+/// Kills the search server while documents are written, and starts it again on its data.
+pub(crate) fn kill_search(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    let mut worker = fixture.start("a");
+    for _ in 0..fixture.plan.times(2, 6) {
+        fixture.append(500);
+        let moment = fixture.random_delay(Duration::from_secs(2));
+        super::let_run(moment);
+        fixture.search.as_mut().expect("the path has a search server").restart();
+        fixture.tally.kills += 1;
+        fixture.append(200);
+        fixture.wait_for_recovery(Instant::now(), &mut [&mut worker]);
+    }
+    fixture.stop(worker);
+    Ok(())
+}
+
+fn lose_replies(fixture: &mut Fixture<'_>, requests: &[(&str, &str)]) -> Result<(), Skip> {
     let mut worker = Some(fixture.start("a"));
     for _ in 0..fixture.plan.times(1, 4) {
-        for (method, target) in REQUESTS {
+        for (method, target) in requests {
             let before = store(fixture).broken();
             let times = 1 + fixture.random.below(3);
             for n in 0..times {
@@ -28,7 +56,7 @@ pub(crate) fn lost_replies(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
             }
             fixture.append(300);
             let since = Instant::now();
-            if fixture.random.below(3) == 0 && method != "DELETE" {
+            if fixture.random.below(3) == 0 && *method != "DELETE" {
                 super::running(fixture, &mut worker);
                 wait_for_broken(fixture, before + 1);
                 fixture.kill(worker.take().expect("it was just started"));

@@ -41,8 +41,8 @@ REJECTED = [(re.compile(pattern, FLAGS), code, message) for pattern, code, messa
     (r"pg_catalog\.pg_range|pg_catalog\.pg_enum", "42P01", "relation does not exist"),
 ]]
 TRUNCATE = re.compile(r"\s*truncate\b", FLAGS)
-CREATE_TABLE = re.compile(r"\bcreate\s+(temp(orary)?\s+)?table", FLAGS)
-# Replacements in CREATE TABLE, in this order.
+TABLE_DEFINITION = re.compile(r"\b(create\s+(temp(orary)?\s+)?|alter\s+)table", FLAGS)
+# Replacements in CREATE TABLE and ALTER TABLE, in this order.
 TABLE_SYNTAX = [(re.compile(pattern, FLAGS), by) for pattern, by in [
     (r"\b(distkey|sortkey)\s*\([^)]*\)|\bdiststyle\s+\w+|\bcompound\s+(?=sortkey)|\bencode\s+\w+|\bbackup\s+(yes|no)",
      ""),
@@ -52,6 +52,9 @@ TABLE_SYNTAX = [(re.compile(pattern, FLAGS), by) for pattern, by in [
     (r"\bvarchar\s*\(\s*max\s*\)", "varchar(65535)"),
     (r",\s*\)", ")"),
 ]]
+# Functions of SUPER, as casts.
+FUNCTIONS = [(re.compile(r"\bjson_parse\s*\(([^()]*)\)", FLAGS), r"(\1)::jsonb"),
+             (re.compile(r"\bjson_serialize\s*\(([^()]*)\)", FLAGS), r"(\1)::varchar")]
 # A statement that fails with a syntax error: it aborts an open transaction, as a rejected statement does.
 FAILING = "select redshift_syntax_error_x"
 
@@ -74,9 +77,11 @@ async def read_message(reader):
 
 
 def with_postgres_syntax(query):
-    if CREATE_TABLE.search(query):
+    if TABLE_DEFINITION.search(query):
         for pattern, by in TABLE_SYNTAX:
             query = pattern.sub(by, query)
+    for pattern, by in FUNCTIONS:
+        query = pattern.sub(by, query)
     return query
 
 

@@ -4,18 +4,27 @@ Arguments: PORT STAGE_FOLDER S3_ENDPOINT. STAGE_FOLDER holds the internal stages
 the local S3 server, so that a client can upload to them with S3 requests; the folder above it holds the
 buckets of external stages.
 
-It adds: password and key-pair (RS256 JWT) logins that are checked, MERGE in a transaction, COPY with FILES,
-stages in S3, slow statements, lost replies and killed sessions. Tests control the last three, and the public
-keys, with POST /__ctl and a JSON body:
+It adds: password, key-pair (RS256 JWT) and token logins that are checked, MERGE in a transaction, COPY with
+FILES, stages in S3, session tokens that expire, slow statements, lost replies and killed sessions. Tests
+control them with POST /__ctl and a JSON body:
 
     {"user": NAME, "pubkey": PEM}            lets this user log in with a key pair
+    {"user": NAME, "token": TOKEN}           lets this user log in with this OAuth or programmatic access token
+    {"expire": "token"}                      the tokens of all sessions must be renewed before the next statement
+    {"expire": "master"}                     they cannot be renewed
+    {"replace": true}                        the next renewal gives another session
+    {"refuse": TEXT, "code": CODE, "message": MESSAGE}
+                                             answers the next statement that contains TEXT with this error
     {"slow": N}                              the next statement is answered after N polls of its result
     {"drop": TEXT, "when": "before|after"}   loses the reply to the next statement that contains TEXT,
                                              before or after (default) the statement runs
     {"kill": true}                           ends all sessions and rolls back their transactions
+    {"database": NAME, "schema": NAME, "sql": QUERY}
+                                             runs a query in another session; the answer holds its rows, as texts
 
 It differs from Snowflake: a failed statement aborts the transaction; DDL does not commit; primary keys are
-enforced; MERGE accepts duplicate source rows; a statement never waits for a lock; `AT` is a reserved word.
+enforced; MERGE accepts duplicate source rows; a statement that meets a lock fails at once (000625) instead of
+waiting for it; `AT` is a reserved word; temporary tables outlive their session; NUMBER(38, 0) has 64 bits.
 """
 
 import base64
@@ -23,26 +32,36 @@ import gzip
 import hashlib
 import json
 import os
+import re
+import secrets
 import sys
 import uuid
 
+import duckdb
 import fakesnow.copy_into
+import fakesnow.cursor
 import fakesnow.info_schema
 import fakesnow.server
 import fakesnow.transforms.stage
 import jwt
+import snowflake.connector.errors
 import uvicorn
 from cryptography.hazmat.primitives import serialization
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 PORT, STAGE_FOLDER, S3_ENDPOINT = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 BUCKETS = os.path.dirname(STAGE_FOLDER)
 
+TEMPORARY_TABLE = r"(?i)^(\s*create\s+(?:or\s+replace\s+)?)temporary(\s+table\b)"
 PASSWORDS = {"FAKE": "snow"}
 # Session parameters that fakesnow does not know; they have no effect here.
-IGNORED_PARAMETERS = r"\s*alter\s+session\s+(un)?set\s+(lock_timeout|transaction_abort_on_error|abort_detached_query)\b"
+IGNORED_PARAMETERS = (
+    r"\s*alter\s+session\s+(un)?set\s+"
+    r"(lock_timeout|transaction_abort_on_error|abort_detached_query|statement_timeout_in_seconds|timezone)\b"
+)
 
 
 # ---- stages are folders of the local S3 server
@@ -50,14 +69,21 @@ IGNORED_PARAMETERS = r"\s*alter\s+session\s+(un)?set\s+(lock_timeout|transaction
 def patch_stages():
     stage, copy_into, info_schema = fakesnow.transforms.stage, fakesnow.copy_into, fakesnow.info_schema
     source_urls, url_from_variable = copy_into._source_urls, copy_into.stage_url_from_var
+    from_source = copy_into._from_source
     internal_files, table_comment = stage.internal_files_sql, info_schema.insert_table_comment_sql
 
     def is_internal(path):
         return path.startswith(BUCKETS + "/")
 
-    def stage_url(*arguments, **options):
-        url = url_from_variable(*arguments, **options)
+    def folder_of(url):
         return os.path.join(BUCKETS, url.removeprefix("s3://")) if url.startswith("s3://") else url
+
+    def stage_url(*arguments, **options):
+        return folder_of(url_from_variable(*arguments, **options))
+
+    def source(expression):
+        """COPY's source, which may be an address instead of a stage."""
+        return folder_of(from_source(expression))
 
     def urls(source, files):
         """COPY with FILES=(..) also from a folder."""
@@ -77,6 +103,7 @@ def patch_stages():
     stage.internal_file_name = lambda path: os.path.relpath(path, BUCKETS)
     stage.internal_files_sql = files_sql
     copy_into._source_urls = urls
+    copy_into._from_source = source
     copy_into.stage_url_from_var = stage_url
     copy_into.stage.is_internal = is_internal
     info_schema.insert_table_comment_sql = comment_sql
@@ -99,12 +126,34 @@ def upload_target(_request, _expression, parameters):
     }
 
 
+def patch_conflicts():
+    """Errors of concurrent transactions, as Snowflake's error of a statement that waited for a lock."""
+    execute = fakesnow.cursor.FakeSnowflakeCursor.execute
+
+    def translated(self, *arguments, **options):
+        try:
+            return execute(self, *arguments, **options)
+        except duckdb.TransactionException as error:
+            if "conflict" not in str(error).lower():
+                raise
+            raise snowflake.connector.errors.ProgrammingError(
+                msg=f"Statement aborted because of a lock: {error}", errno=625, sqlstate="57014"
+            ) from None
+
+    fakesnow.cursor.FakeSnowflakeCursor.execute = translated
+
+
 # ---- requests
 
 class Faults:
     """What tests asked for with /__ctl."""
 
     public_keys = {}          # user -> PEM
+    tokens = {}               # user -> OAuth or programmatic access token
+    expired = set()           # tokens of sessions that must be renewed
+    master_expired = False
+    replace_session = False   # by the next renewal
+    refuse = None             # (text, code, message) for the next statement with this text
     slow_polls = 0            # polls until the next statement is answered
     drop_text = None          # loses the reply to the next statement with this text
     drop_before_run = False
@@ -112,6 +161,8 @@ class Faults:
 
 # Answers of slow statements, by query id: [polls left, answer].
 pending = {}
+# Ids of sessions, by token.
+session_ids = {}
 
 
 async def body_of(request):
@@ -119,6 +170,11 @@ async def body_of(request):
     if request.headers.get("content-encoding") == "gzip":
         body = gzip.decompress(body)
     return json.loads(body)
+
+
+def replace_body(request, body):
+    encoded = json.dumps(body).encode()
+    request._body = gzip.compress(encoded) if request.headers.get("content-encoding") == "gzip" else encoded
 
 
 def json_of(response):
@@ -137,8 +193,8 @@ def check_token(user, login):
 
 
 async def log_in(request):
-    def refuse(message):
-        return JSONResponse({"data": {"authnMethod": "X", "errorCode": "390100"}, "code": "390100", "message": message,
+    def refuse(message, code="390100"):
+        return JSONResponse({"data": {"authnMethod": "X", "errorCode": code}, "code": code, "message": message,
                              "success": False})
 
     body = await body_of(request)
@@ -148,19 +204,51 @@ async def log_in(request):
         try:
             check_token(user, login)
         except Exception as error:
-            return refuse(f"JWT token is invalid. {type(error).__name__} {error}")
+            return refuse(f"JWT token is invalid. {type(error).__name__} {error}", "390144")
+    elif login.get("AUTHENTICATOR") in ("OAUTH", "PROGRAMMATIC_ACCESS_TOKEN"):
+        if login["TOKEN"] != Faults.tokens.get(user):
+            return refuse("OAuth access token expired.", "390318")
     elif PASSWORDS.get(user) != login.get("PASSWORD"):
         return refuse("Incorrect username or password was specified.")
 
     login.setdefault("SESSION_PARAMETERS", {})["nop_regexes"] = [IGNORED_PARAMETERS]
-    encoded = json.dumps(body).encode()
-    request._body = gzip.compress(encoded) if request.headers.get("content-encoding") == "gzip" else encoded
+    replace_body(request, body)
     answer = json_of(await fakesnow.server.login_request(request))
     session = answer["data"]
-    session.update(sessionId=abs(hash(session["token"])) >> 1, masterToken="M" + session["token"],
+    session_ids[session["token"]] = new_session_id()
+    session.update(sessionId=session_ids[session["token"]], masterToken="M" + session["token"],
                    masterValidityInSeconds=14400, validityInSeconds=3600)
     session["sessionInfo"].update(roleName="SYSADMIN", warehouseName=None)
     return JSONResponse(answer)
+
+
+def new_session_id():
+    return uuid.uuid4().int >> 66
+
+
+async def renew_token(request):
+    """Replaces a session's token (the request carries its master token)."""
+    old = fakesnow.server.to_token(request)[1:]
+    if Faults.master_expired or old not in fakesnow.server.sessions:
+        return failure("390114", "Authentication token has expired. The user must authenticate again.")
+    new = secrets.token_urlsafe(32)
+    session = fakesnow.server.sessions.pop(old)
+    session_ids[new] = session_ids.pop(old)
+    if Faults.replace_session:
+        Faults.replace_session = False
+        session._duck_conn.rollback()
+        session_ids[new] = new_session_id()
+    fakesnow.server.sessions[new] = session
+    Faults.expired.discard(old)
+    return JSONResponse({
+        "data": {"sessionToken": new, "validityInSecondsST": 3600, "masterToken": "M" + new,
+                 "validityInSecondsMT": 14400, "sessionId": session_ids[new]},
+        "code": None, "message": None, "success": True,
+    })
+
+
+def failure(code, message):
+    return JSONResponse(complete({"data": None, "code": code, "message": message, "success": False}))
 
 
 def complete(answer):
@@ -185,7 +273,15 @@ def in_progress(query_id, code, **more):
 
 
 async def run_statement(request):
-    sql = (await body_of(request))["sqlText"]
+    body = await body_of(request)
+    # COPY of fakesnow does not find temporary tables.
+    sql = re.sub(TEMPORARY_TABLE, r"\1transient\2", body["sqlText"])
+    replace_body(request, {**body, "sqlText": sql})
+    if fakesnow.server.to_token(request) in Faults.expired:
+        return failure("390112", "Your session has expired. Please login again.")
+    if Faults.refuse and Faults.refuse[0].lower() in sql.lower():
+        (_, code, message), Faults.refuse = Faults.refuse, None
+        return failure(code, message)
     if Faults.drop_text and Faults.drop_text.lower() in sql.lower():
         Faults.drop_text = None
         if not Faults.drop_before_run:
@@ -208,10 +304,33 @@ async def poll_result(request):
     return JSONResponse(pending.pop(query_id)[1])
 
 
+def rows_of(body):
+    connection = fakesnow.server.shared_fs.connect(body["database"], body["schema"])
+    try:
+        rows = connection.cursor().execute(body["sql"]).fetchall()
+    finally:
+        connection.close()
+    return [[None if value is None else str(value) for value in row] for row in rows]
+
+
 async def control(request):
     body = await body_of(request)
+    if "sql" in body:
+        try:
+            return JSONResponse({"rows": await run_in_threadpool(rows_of, body)})
+        except Exception as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
     if "pubkey" in body:
         Faults.public_keys[body["user"].upper()] = body["pubkey"]
+    if "token" in body:
+        Faults.tokens[body["user"].upper()] = body["token"]
+    if "expire" in body:
+        Faults.expired.update(fakesnow.server.sessions)
+        Faults.master_expired = body["expire"] == "master"
+    if "replace" in body:
+        Faults.replace_session = body["replace"]
+    if "refuse" in body:
+        Faults.refuse = (body["refuse"], body["code"], body["message"])
     if body.get("kill"):
         for session in fakesnow.server.sessions.values():
             try:
@@ -229,8 +348,10 @@ async def control(request):
 def main():
     os.makedirs(STAGE_FOLDER, exist_ok=True)
     patch_stages()
+    patch_conflicts()
     routes = [
         Route("/session/v1/login-request", log_in, methods=["POST"]),
+        Route("/session/token-request", renew_token, methods=["POST"]),
         Route("/queries/v1/query-request", run_statement, methods=["POST"]),
         Route("/queries/{query_id}/result", poll_result, methods=["GET"]),
         Route("/__ctl", control, methods=["POST"]),

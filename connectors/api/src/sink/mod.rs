@@ -23,6 +23,7 @@ use crate::budget::MemoryBudget;
 use crate::config::{OptionSpec, Section};
 use crate::error::Result;
 use crate::schema::{Schema, SchemaId};
+use crate::source::PreflightIssue;
 use crate::template::Template;
 
 pub use commit_policy::{Buffered, CommitPolicy};
@@ -55,6 +56,19 @@ pub trait SinkSpec: Send + Sync {
     /// parses and applies.
     fn commit_policy(&self) -> CommitPolicy {
         CommitPolicy::default()
+    }
+
+    /// Checks the destination and reports every prerequisite of this sink that it does not meet.
+    /// Changes nothing there that stays. `name` is the value that [`SinkContext::name`] will have.
+    fn preflight(&self, name: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
+        let _ = (name, runtime);
+        Vec::new()
+    }
+
+    /// The option whose value makes a repeated delivery visible, and what a reader then sees;
+    /// `None` if every record is written exactly once in effect. `trunkline validate` warns of it.
+    fn at_least_once(&self) -> Option<(&'static str, &'static str)> {
+        None
     }
 
     /// The templates that every record must have a value for, each with its option. The plan checks

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
 /// What happens to one `_bulk` request.
 #[derive(Clone, Debug)]
@@ -42,6 +43,18 @@ struct State {
     /// Requests with a document of this `n` are answered with 400.
     malformed: Option<i64>,
     headers: Vec<String>,
+    /// The last request as it was received.
+    raw: RawRequest,
+    /// Answers to requests other than `_bulk`, by method and path without the query.
+    answers: BTreeMap<String, (u16, Value)>,
+}
+
+/// A request as it was received.
+#[derive(Clone, Debug, Default)]
+pub struct RawRequest {
+    pub line: String,
+    pub headers: Vec<String>,
+    pub body: Vec<u8>,
 }
 
 /// A running fake server; it ends with the process.
@@ -63,12 +76,26 @@ impl Fake {
 
     /// A server with TLS. The file holds its certificate and key.
     pub fn start_tls(pem: &[u8]) -> Self {
+        Self::start_tls_for(pem, None)
+    }
+
+    /// A server with TLS that only takes clients with this certificate.
+    pub fn start_tls_for(pem: &[u8], client: Option<&[u8]>) -> Self {
         let certificate = CertificateDer::from_pem_slice(pem).unwrap();
         let key = PrivateKeyDer::from_pem_slice(pem).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let provider = Arc::new(ring::default_provider());
+        let verifier = match client {
+            Some(client) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(CertificateDer::from_pem_slice(client).unwrap()).unwrap();
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap()
+            }
+            None => WebPkiClientVerifier::no_client_auth(),
+        };
+        let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certificate], key)
             .unwrap();
         let config = Arc::new(config);
@@ -127,6 +154,23 @@ impl Fake {
         self.state.lock().unwrap().requests.iter().map(|(documents, _)| *documents).collect()
     }
 
+    /// The answer to requests such as `GET /_alias/a`. Without one it is 404.
+    pub fn answer(&self, request: &str, status: u16, body: Value) {
+        self.state.lock().unwrap().answers.insert(request.to_owned(), (status, body));
+    }
+
+    /// Answers nothing while the function runs.
+    pub fn paused(&self, run: impl FnOnce()) {
+        let state = self.state.lock().unwrap();
+        run();
+        drop(state);
+    }
+
+    /// The last request as it was received.
+    pub fn raw(&self) -> RawRequest {
+        self.state.lock().unwrap().raw.clone()
+    }
+
     /// Headers of the last request, in lower case.
     pub fn headers(&self) -> Vec<String> {
         self.state.lock().unwrap().headers.clone()
@@ -141,19 +185,22 @@ fn serve(stream: impl Read + Write, state: &Mutex<State>) {
         if reader.read_line(&mut line).unwrap_or(0) == 0 {
             return;
         }
-        let is_bulk = line.split(' ').nth(1).unwrap().starts_with("/_bulk?");
-        let mut headers = Vec::new();
+        // A proxy gets the whole address.
+        let is_bulk = line.split(' ').nth(1).unwrap().contains("/_bulk?");
+        let mut raw_headers = Vec::new();
         loop {
             let mut header = String::new();
             reader.read_line(&mut header).unwrap();
             match header.trim() {
                 "" => break,
-                header => headers.push(header.to_lowercase()),
+                header => raw_headers.push(header.to_owned()),
             }
         }
+        let headers: Vec<String> = raw_headers.iter().map(|header| header.to_lowercase()).collect();
         let value = |name: &str| headers.iter().find_map(|header| header.strip_prefix(name)).map(str::trim);
         let mut body = vec![0; value("content-length:").map_or(0, |length| length.parse().unwrap())];
         reader.read_exact(&mut body).unwrap();
+        let raw = RawRequest { line: line.trim().to_owned(), headers: raw_headers, body: body.clone() };
         if value("content-encoding:") == Some("gzip") {
             let mut unpacked = Vec::new();
             flate2::read::GzDecoder::new(body.as_slice()).read_to_end(&mut unpacked).unwrap();
@@ -161,14 +208,13 @@ fn serve(stream: impl Read + Write, state: &Mutex<State>) {
         }
         let mut state = state.lock().unwrap();
         state.headers = headers;
+        state.raw = raw;
         let (status, extra, answer) = match is_bulk {
             true => match state.bulk(&String::from_utf8(body).unwrap()) {
                 Some(answer) => answer,
                 None => return,
             },
-            false => {
-                (200, String::new(), json!({"version": {"distribution": "opensearch", "number": "2.19.1"}}).to_string())
-            }
+            false => state.other(&line),
         };
         drop(state);
         let cut = answer.ends_with("...");
@@ -182,6 +228,17 @@ fn serve(stream: impl Read + Write, state: &Mutex<State>) {
 }
 
 impl State {
+    /// The answer to a request other than `_bulk`.
+    fn other(&self, line: &str) -> (u16, String, String) {
+        let request = line.rsplit_once(' ').unwrap().0;
+        let request = request.split('?').next().unwrap();
+        let version = (200, json!({"version": {"distribution": "opensearch", "number": "2.19.1"}}));
+        let known = self.answers.get(request).cloned();
+        let is_root = request.starts_with("GET ") && request.ends_with('/');
+        let (status, body) = known.or(is_root.then_some(version)).unwrap_or((404, json!({})));
+        (status, String::new(), body.to_string())
+    }
+
     /// Status, headers and body; `None` closes the connection.
     fn bulk(&mut self, body: &str) -> Option<(u16, String, String)> {
         let mut operations = Vec::new();
@@ -225,11 +282,13 @@ impl State {
         {
             return json!({"status": status, "error": {"type": name, "reason": "as the test asked"}});
         }
-        let id = meta["_id"].as_str().unwrap().to_owned();
+        let assigned = self.documents.len().to_string();
+        let id = meta["_id"].as_str().unwrap_or(&assigned).to_owned();
         let known = self.documents.get(&id).map(|(version, _)| *version);
         let version = meta["version"].as_i64();
         let conflict = match (kind, version, known) {
             ("create", _, Some(_)) => true,
+            (_, Some(version), Some(known)) if meta["version_type"] == "external_gte" => version < known,
             (_, Some(version), Some(known)) => version <= known,
             _ => false,
         };

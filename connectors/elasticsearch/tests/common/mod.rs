@@ -8,6 +8,7 @@
     reason = "every test crate has its copy, and uses a part of it"
 )]
 
+pub mod certificate;
 pub mod fake;
 pub mod server;
 
@@ -21,8 +22,8 @@ use serde_json::Value;
 use trunkline_connector::config::{Report, Section};
 use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
-    Batch, Delivery, IdempotentSink, MemoryBudget, PartitionRecords, Rejections, Result, Schema, SchemaId,
-    SchemaLookup, Sink, SinkConnector, SinkContext, TopicPartition,
+    Batch, Delivery, IdempotentSink, MemoryBudget, PartitionRecords, PreflightIssue, Rejections, Result, Schema,
+    SchemaId, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, TopicPartition,
 };
 use trunkline_elasticsearch::ElasticsearchConnector;
 
@@ -50,17 +51,19 @@ impl Setup {
         self.try_open(options).unwrap()
     }
 
+    /// What `trunkline validate --check` reports.
+    pub fn preflight(&self, options: &str) -> Vec<PreflightIssue> {
+        spec(options).preflight("pipeline.test", self.runtime.handle())
+    }
+
     pub fn try_open(&self, options: &str) -> Result<Box<dyn IdempotentSink>> {
-        let table = read_toml(options);
-        let report = Report::default();
-        let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
-        let spec = ElasticsearchConnector.configure(&section, &[]);
-        section.finish();
-        let problems = report.into_problems();
-        assert!(problems.is_empty(), "{problems:#?}");
-        let sink = spec.unwrap().open(SinkContext {
+        self.open_within(options, MemoryBudget::new(1 << 30))
+    }
+
+    pub fn open_within(&self, options: &str, budget: MemoryBudget) -> Result<Box<dyn IdempotentSink>> {
+        let sink = spec(options).open(SinkContext {
             name: "pipeline.test".to_owned(),
-            budget: MemoryBudget::new(1 << 30),
+            budget,
             runtime: self.runtime.handle().clone(),
             scratch: self.scratch.path().to_owned(),
             schemas: Arc::new(NoSchemas),
@@ -68,6 +71,17 @@ impl Setup {
         let Sink::Idempotent(sink) = sink else { panic!("the sink is not an idempotent sink") };
         Ok(sink)
     }
+}
+
+fn spec(options: &str) -> Box<dyn SinkSpec> {
+    let table = read_toml(options);
+    let report = Report::default();
+    let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
+    let spec = ElasticsearchConnector.configure(&section, &[]);
+    section.finish();
+    let problems = report.into_problems();
+    assert!(problems.is_empty(), "{problems:#?}");
+    spec.unwrap()
 }
 
 /// A record: offset, key, value.

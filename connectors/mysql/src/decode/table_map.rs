@@ -354,25 +354,7 @@ impl Builder<'_> {
                 (kind, Storage::Bytes { prefix: if longest > 255 { 2 } else { 1 }, padded_to })
             }
             BLOB => (self.text(collation)?, blob(raw)?),
-            ENUM | SET => {
-                let charset = Arc::clone(self.charset(collation)?);
-                let bytes = usize::from(raw.second);
-                if !(1..=8).contains(&bytes) {
-                    return Err(format!("an ENUM or SET of {bytes} bytes does not exist"));
-                }
-                let (lists, index) = if raw.kind == ENUM {
-                    (&self.metadata.enums, next(&mut self.enums))
-                } else {
-                    (&self.metadata.sets, next(&mut self.sets))
-                };
-                let members = lists.get(index).ok_or("the binlog lacks its members")?;
-                let members = members.iter().map(|member| charset.decode(member).into_owned()).collect();
-                if raw.kind == ENUM {
-                    (ColumnType::Enum { members }, Storage::Enum { bytes })
-                } else {
-                    (ColumnType::Set { members }, Storage::Set { bytes })
-                }
-            }
+            ENUM | SET => self.members(raw, collation)?,
             JSON => match blob(raw)? {
                 Storage::Bytes { prefix, .. } => (ColumnType::Json, Storage::Json { prefix }),
                 other => (ColumnType::Json, other),
@@ -382,6 +364,27 @@ impl Builder<'_> {
             OLD_TIMESTAMP | OLD_TIME | OLD_DATETIME => return Err(OLD_FORMAT.to_owned()),
             COMPRESSED_BLOB | COMPRESSED_VARCHAR => return Err(COMPRESSED.to_owned()),
             other => return Err(format!("its type number {other} is unknown")),
+        })
+    }
+
+    fn members(&mut self, raw: &Raw, collation: Option<u64>) -> Result<(ColumnType, Storage), String> {
+        let bytes = usize::from(raw.second);
+        if !(1..=8).contains(&bytes) {
+            return Err(format!("an ENUM or SET of {bytes} bytes does not exist"));
+        }
+        let is_enum = raw.kind == types::ENUM;
+        let (lists, index) = if is_enum {
+            (&self.metadata.enums, next(&mut self.enums))
+        } else {
+            (&self.metadata.sets, next(&mut self.sets))
+        };
+        let members = lists.get(index).ok_or("the binlog lacks its members")?;
+        let charset = self.charset(collation)?;
+        let members = members.iter().map(|member| charset.decode(member).into_owned()).collect();
+        Ok(if is_enum {
+            (ColumnType::Enum { members }, Storage::Enum { bytes })
+        } else {
+            (ColumnType::Set { members }, Storage::Set { bytes })
         })
     }
 

@@ -9,7 +9,7 @@ use super::options::{BinaryFormat, DecimalFormat, FormatOptions, TimeUnit, ZeroD
 use super::table::Table;
 use crate::decode::text::{write_clock, write_date, write_time};
 use crate::decode::{
-    Date, DateTime, Malformed, Value, inet4, inet6, little, uuid, write_changed, write_decimal, write_json,
+    Date, DateTime, Malformed, Time, Value, inet4, inet6, little, uuid, write_changed, write_decimal, write_json,
 };
 use crate::schema::column_mode::{ColumnMode, Mask, hex_digits};
 use crate::schema::types::ColumnType;
@@ -127,37 +127,9 @@ impl Encoder {
                 out.extend_from_slice(if *bits == 0 { b"false" } else { b"true" });
             }
             (Value::Bits(bits), _) => out.extend_from_slice(itoa::Buffer::new().format(*bits).as_bytes()),
-            (Value::Date(date), column_type) => self.date(out, *date, format, |out| match format.unit(column_type) {
-                Some(_) => write_number(out, date.days()),
-                None => {
-                    out.push(b'"');
-                    write_date(out, *date);
-                    out.push(b'"');
-                }
-            }),
-            (Value::DateTime(time), column_type) => {
-                self.date(out, time.date, format, |out| match format.unit(column_type) {
-                    Some(TimeUnit::Milliseconds) => write_number(out, time.epoch_micros().div_euclid(1000)),
-                    Some(TimeUnit::Microseconds) => write_number(out, time.epoch_micros()),
-                    None => {
-                        out.push(b'"');
-                        write_datetime(out, time, column_type);
-                        out.push(b'"');
-                    }
-                })
-            }
-            (Value::Time(time), column_type) if format.unit(column_type) == Some(TimeUnit::Milliseconds) => {
-                write_number(out, time.total_micros() / 1000);
-            }
-            (Value::Time(time), column_type) if format.unit(column_type) == Some(TimeUnit::Microseconds) => {
-                write_number(out, time.total_micros());
-            }
-            (Value::Time(time), column_type) => {
-                let digits = if let ColumnType::Time { digits } = column_type { *digits } else { 6 };
-                out.push(b'"');
-                write_time(out, *time, digits);
-                out.push(b'"');
-            }
+            (Value::Date(date), _) => self.date(out, *date, column_type, format),
+            (Value::DateTime(time), _) => self.datetime(out, time, column_type, format),
+            (Value::Time(time), _) => write_time_value(out, *time, column_type, format),
             (Value::Bytes { bytes, zeros }, column_type) => self.bytes(out, bytes, *zeros, column_type, format)?,
             (Value::EnumIndex(index), ColumnType::Enum { members }) => match *index as usize {
                 // The value was not a member when it was inserted.
@@ -191,17 +163,38 @@ impl Encoder {
         Ok(())
     }
 
-    /// Writes a date, or the replacement of a date that does not exist.
-    fn date(&mut self, out: &mut Vec<u8>, date: Date, format: FormatOptions, write: impl FnOnce(&mut Vec<u8>)) {
-        if !date.exists() && format.zero_dates != ZeroDates::String {
-            out.extend_from_slice(b"null");
-            if format.zero_dates == ZeroDates::Error {
-                // The caller fills in the column's name.
-                self.refused.get_or_insert_default();
-            }
+    fn date(&mut self, out: &mut Vec<u8>, date: Date, column_type: &ColumnType, format: FormatOptions) {
+        if self.replaces(out, date, format) {
             return;
         }
-        write(out);
+        match format.unit(column_type) {
+            Some(_) => write_number(out, date.days()),
+            None => quoted(out, |out| write_date(out, date)),
+        }
+    }
+
+    fn datetime(&mut self, out: &mut Vec<u8>, time: &DateTime, column_type: &ColumnType, format: FormatOptions) {
+        if self.replaces(out, time.date, format) {
+            return;
+        }
+        match format.unit(column_type) {
+            Some(TimeUnit::Milliseconds) => write_number(out, time.epoch_micros().div_euclid(1000)),
+            Some(TimeUnit::Microseconds) => write_number(out, time.epoch_micros()),
+            None => quoted(out, |out| write_datetime(out, time, column_type)),
+        }
+    }
+
+    /// Writes the replacement of a date that does not exist, if the format replaces it.
+    fn replaces(&mut self, out: &mut Vec<u8>, date: Date, format: FormatOptions) -> bool {
+        if date.exists() || format.zero_dates == ZeroDates::String {
+            return false;
+        }
+        out.extend_from_slice(b"null");
+        if format.zero_dates == ZeroDates::Error {
+            // The caller fills in the column's name.
+            self.refused.get_or_insert_default();
+        }
+        true
     }
 
     fn bytes(
@@ -267,6 +260,12 @@ fn write_number(out: &mut Vec<u8>, number: i64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
+fn quoted(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    out.push(b'"');
+    write(out);
+    out.push(b'"');
+}
+
 fn quote_decimal(out: &mut Vec<u8>, format: FormatOptions) {
     if format.decimals == DecimalFormat::String {
         out.push(b'"');
@@ -292,6 +291,17 @@ fn write_decimal_text(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Malformed> {
     }
     out.extend_from_slice(rest);
     Ok(())
+}
+
+fn write_time_value(out: &mut Vec<u8>, time: Time, column_type: &ColumnType, format: FormatOptions) {
+    match format.unit(column_type) {
+        Some(TimeUnit::Milliseconds) => write_number(out, time.total_micros() / 1000),
+        Some(TimeUnit::Microseconds) => write_number(out, time.total_micros()),
+        None => {
+            let digits = if let ColumnType::Time { digits } = column_type { *digits } else { 6 };
+            quoted(out, |out| write_time(out, time, digits));
+        }
+    }
 }
 
 fn write_datetime(out: &mut Vec<u8>, time: &DateTime, column_type: &ColumnType) {

@@ -21,11 +21,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use trunkline_connector::{Error, Result, TopicPartition, failpoint};
 
-use super::errors::Failure;
-use super::{Store, client, key_taken, prepared_object_missing};
-use crate::config::{BucketOptions, Checksum, Encryption};
+use super::{Store, key_taken, prepared_object_missing};
 use crate::intent::{Committable, Plan, PlannedObject, PreparedObject, Upload, UploadedPart};
 use crate::object::remove_temp;
+use trunkline_objects::{BucketOptions, Checksum, Encryption, Failure, connect};
 
 const SCHEME: &str = "s3://";
 /// Name of our id in an object's metadata (`x-amz-meta-trunkline-id`).
@@ -66,7 +65,7 @@ struct UploadProgress {
 impl BucketStore {
     /// Connects, and checks that objects can be written by starting and aborting an upload.
     pub(crate) fn open(options: &BucketOptions, runtime: Handle, spool: PathBuf) -> Result<Self> {
-        let client = runtime.block_on(client::connect(options))?;
+        let client = runtime.block_on(connect(options))?;
         let client = Arc::new(BucketClient { client, options: options.clone() });
         runtime.block_on(client.check())?;
         Ok(Self { client, runtime, spool, in_progress: HashMap::new() })

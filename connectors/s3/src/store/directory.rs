@@ -33,11 +33,14 @@ impl DirectoryStore {
         let root = root.canonicalize().map_err(|error| io_error("find", root, &error))?;
         create(&spool)?;
         let spool = spool.canonicalize().map_err(|error| io_error("find", &spool, &error))?;
-        let probe = spool.join(format!("probe-{}.tmp", uuid::Uuid::new_v4().simple()));
-        fs::write(&probe, b"can this directory be written to?")
-            .map_err(|error| io_error("write to", &spool, &error))?;
-        remove_temp(&probe);
+        write_probe(&spool)?;
         Ok(Self { root, spool })
+    }
+
+    /// Checks that files can be written to the directory, or that it can be created.
+    pub(crate) fn check(root: &Path) -> Result<()> {
+        let folder = root.ancestors().find(|path| path.exists() && !path.as_os_str().is_empty());
+        write_probe(folder.unwrap_or(Path::new(".")))
     }
 }
 
@@ -52,6 +55,14 @@ impl DirectoryStore {
         };
         Ok((root, spool))
     }
+}
+
+/// Writes a hidden file, and removes it.
+fn write_probe(folder: &Path) -> Result<()> {
+    let probe = folder.join(format!(".probe-{}.tmp", uuid::Uuid::new_v4().simple()));
+    fs::write(&probe, b"can this directory be written to?").map_err(|error| io_error("write to", folder, &error))?;
+    remove_temp(&probe);
+    Ok(())
 }
 
 /// `{root}/.trunkline-staging/{sink}`; the sink's name as one segment.

@@ -1,9 +1,7 @@
 //! Destinations: how bytes in local files become visible objects, in two phases.
 
 pub(crate) mod bucket;
-pub(crate) mod client;
 pub(crate) mod directory;
-pub(crate) mod errors;
 
 use std::path::Path;
 

@@ -22,8 +22,8 @@ use serde_json::Value as Json;
 use trunkline_connector::config::{Report, Section};
 use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
-    Batch, ErasedTwoPhaseSink, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink, SinkConnector,
-    SinkContext, TopicPartition,
+    Batch, ErasedTwoPhaseSink, MemoryBudget, PreflightIssue, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink,
+    SinkConnector, SinkContext, SinkSpec, TopicPartition,
 };
 use trunkline_s3::S3Connector;
 
@@ -154,18 +154,16 @@ impl Setup {
         self.try_open(&format!("url = \"file://{}\"\n{options}", self.root().display())).unwrap()
     }
 
+    /// What `trunkline validate --check` reports.
+    pub fn preflight(&self, options: &str) -> Vec<PreflightIssue> {
+        spec(options).preflight("pipeline.test", self.runtime.handle())
+    }
+
     pub fn try_open(&self, options: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
-        let table = read_toml(options);
-        let report = Report::default();
-        let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
-        let spec = S3Connector.configure(&section, &["path"]);
-        section.finish();
-        let problems = report.into_problems();
-        assert!(problems.is_empty(), "{problems:#?}");
         let scratch =
             self.folder.path().join(format!("scratch-{}", std::fs::read_dir(self.folder.path()).unwrap().count()));
         std::fs::create_dir_all(&scratch).unwrap();
-        let sink = spec.unwrap().open(SinkContext {
+        let sink = spec(options).open(SinkContext {
             name: "pipeline.test".to_owned(),
             budget: MemoryBudget::new(1 << 30),
             runtime: self.runtime.handle().clone(),
@@ -179,6 +177,17 @@ impl Setup {
     pub fn files(&self) -> Vec<ReadFile> {
         read_directory(&self.root())
     }
+}
+
+fn spec(options: &str) -> Box<dyn SinkSpec> {
+    let table = read_toml(options);
+    let report = Report::default();
+    let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
+    let spec = S3Connector.configure(&section, &["path"]);
+    section.finish();
+    let problems = report.into_problems();
+    assert!(problems.is_empty(), "{problems:#?}");
+    spec.unwrap()
 }
 
 pub fn topic_partition() -> TopicPartition {

@@ -235,6 +235,7 @@ impl IdempotentCommitter {
             }
         }
         self.timer.committed(begun);
+        transactions.status.commit_took(begun.elapsed());
         Ok(())
     }
 

@@ -29,6 +29,7 @@ use self::partition_state::{PartitionState, time_in_topic};
 use self::transactions::Transactions;
 use self::two_phase::TwoPhaseCommitter;
 use super::first_records;
+use super::lag::LagReport;
 use super::routes::Routes;
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
@@ -123,10 +124,15 @@ impl SinkTask<'_> {
         let (context, upstream) = (self.transactions.context, &self.transactions.stage.upstream);
         let mut batches = PartitionBatches::default();
         let mut drain = Drain::new(&context.cluster, upstream);
+        let mut lag = LagReport::new();
         loop {
             if self.transactions.stop.is_set() {
                 return self.committer.flush(&mut self.transactions);
             }
+            let Transactions { partitions, consumer, status, .. } = &self.transactions;
+            let partitions = partitions.iter();
+            let partitions = partitions.map(|(partition, state)| (partition, state.committed, state.has_pending()));
+            lag.update(status, consumer, partitions);
             let records = self.poll(&mut batches)?;
             self.rebalance(&mut batches)?;
             for (partition, batch) in batches.iter_mut() {

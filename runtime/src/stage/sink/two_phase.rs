@@ -11,6 +11,7 @@
 //! first. Offsets and output of a topic partition move together or not at all.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use serde_json::Value;
 use trunkline_connector::{Batch, Buffered, ErasedTwoPhaseSink, Rejections, Result, TopicPartition, failpoint};
@@ -176,6 +177,7 @@ impl Committer for TwoPhaseCommitter {
         if due.is_empty() {
             return Ok(());
         }
+        let begun = Instant::now();
         failpoint!("sink.seal.before")?;
         let mut plans = BTreeMap::new();
         for partition in due {
@@ -206,6 +208,7 @@ impl Committer for TwoPhaseCommitter {
             state.clear_pending();
             transactions.status.committed(&pending);
         }
+        transactions.status.commit_took(begun.elapsed());
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use super::layout::source_name;
 
 /// The batch with the columns of `schema`, a [file's](super::file_schema) of a layout that holds
 /// the batch's.
-pub(crate) fn conform_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+pub fn conform_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     if batch.schema_ref() == schema {
         return Ok(batch.clone());
     }
@@ -53,7 +53,7 @@ fn conform(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
 }
 
 /// Objects and lists whose column became text: their JSON.
-fn json_text(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+pub fn json_text(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     let field = Arc::new(arrow::datatypes::Field::new("value", array.data_type().clone(), true));
     let options = EncoderOptions::default();
     let mut encoder = make_encoder(&field, array.as_ref(), &options)?;

@@ -7,18 +7,18 @@ use trunkline_connector::Error;
 
 /// A failed request.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub struct Failure {
     /// HTTP status, if there was an answer.
-    pub(crate) status: Option<u16>,
+    pub status: Option<u16>,
     /// The store's error code, such as `NoSuchUpload`.
-    pub(crate) code: Option<String>,
+    pub code: Option<String>,
     message: String,
     request_id: Option<String>,
 }
 
 impl Failure {
     /// Converts an error of the SDK.
-    pub(crate) fn from_sdk<E>(error: &SdkError<E>) -> Self
+    pub fn from_sdk<E>(error: &SdkError<E>) -> Self
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
@@ -33,12 +33,12 @@ impl Failure {
     }
 
     /// A failure on this side.
-    pub(crate) fn local(message: String) -> Self {
+    pub fn local(message: String) -> Self {
         Self { status: None, code: None, message, request_id: None }
     }
 
     /// The store returned this code, or this status without a code (HEAD has no body).
-    pub(crate) fn is(&self, code: &str, status: u16) -> bool {
+    pub fn is(&self, code: &str, status: u16) -> bool {
         match &self.code {
             Some(own) if own != "Unknown" && own != "UnknownError" => own == code,
             _ => self.status == Some(status),
@@ -46,12 +46,12 @@ impl Failure {
     }
 
     /// There is no such key, upload or bucket.
-    pub(crate) fn is_not_found(&self) -> bool {
+    pub fn is_not_found(&self) -> bool {
         self.status == Some(404)
     }
 
     /// The error for the stage. `doing` is the failed action: "list s3://bucket/prefix".
-    pub(crate) fn into_error(self, doing: &str) -> Error {
+    pub fn into_error(self, doing: &str) -> Error {
         let code = self.code.as_deref().unwrap_or_default();
         let (our_code, advice) = match (code, self.status) {
             ("NoSuchBucket", _) => ("s3.no_such_bucket", "create the bucket, or correct `url`"),

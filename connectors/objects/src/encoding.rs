@@ -19,22 +19,23 @@ use tokio::runtime::Handle;
 use trunkline_connector::{Error, Result, io_error};
 
 use crate::columns::conform_batch;
-use crate::config::WriterOptions;
+use crate::options::WriterOptions;
 
 /// Limit on the bytes of waiting rows: one or two batches, so that both threads stay busy.
 const MOST_WAITING: usize = 2 << 20;
 
 /// State that the files of a sink share.
-pub(crate) struct Encoders {
+pub struct Encoders {
     runtime: Handle,
-    pub(crate) options: WriterOptions,
+    /// How the files are written.
+    pub options: WriterOptions,
     waiting: Mutex<usize>,
     encoded: Condvar,
 }
 
 impl Encoders {
     /// Encodes in the blocking threads of `runtime`.
-    pub(crate) fn new(runtime: Handle, options: WriterOptions) -> Self {
+    pub fn new(runtime: Handle, options: WriterOptions) -> Self {
         Self { runtime, options, waiting: Mutex::new(0), encoded: Condvar::new() }
     }
 
@@ -65,7 +66,7 @@ impl Drop for Rows {
 }
 
 /// A file that is being written.
-pub(crate) struct Encoding {
+pub struct Encoding {
     shared: Arc<Shared>,
 }
 
@@ -92,7 +93,7 @@ struct State {
 
 impl Encoding {
     /// Creates the file.
-    pub(crate) fn create(temp: PathBuf, schema: &SchemaRef, encoders: &Arc<Encoders>) -> Result<Self> {
+    pub fn create(temp: PathBuf, schema: &SchemaRef, encoders: &Arc<Encoders>) -> Result<Self> {
         let file = File::create_new(&temp).map_err(|error| io_error("create", &temp, &error))?;
         let properties = WriterProperties::builder()
             .set_compression(encoders.options.compression)
@@ -119,12 +120,12 @@ impl Encoding {
     }
 
     /// The columns of its rows.
-    pub(crate) fn schema(&self) -> &SchemaRef {
+    pub fn schema(&self) -> &SchemaRef {
         &self.shared.schema
     }
 
     /// Adds rows whose columns are among those of the file. Waits while too many rows wait.
-    pub(crate) fn add(&self, batch: RecordBatch) -> Result<()> {
+    pub fn add(&self, batch: RecordBatch) -> Result<()> {
         let rows = self.shared.encoders.admit(batch);
         let mut state = lock(&self.shared.state);
         if let Some(error) = state.error.take() {
@@ -140,18 +141,18 @@ impl Encoding {
     }
 
     /// Bytes of the file if it were completed now, without the waiting rows.
-    pub(crate) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         lock(&self.shared.state).bytes
     }
 
     /// Bytes in memory.
-    pub(crate) fn memory(&self) -> usize {
+    pub fn memory(&self) -> usize {
         let state = lock(&self.shared.state);
         state.memory + state.queue.iter().map(|rows| rows.bytes).sum::<usize>()
     }
 
     /// Writes the rows in memory to the file.
-    pub(crate) fn spill(&self) -> Result<()> {
+    pub fn spill(&self) -> Result<()> {
         let mut state = self.idle()?;
         let State { writer: Some(writer), .. } = &mut *state else { return Err(lost()) };
         writer.flush().map_err(|error| self.shared.failed(&error))?;
@@ -160,7 +161,7 @@ impl Encoding {
     }
 
     /// Returns the writer with all rows.
-    pub(crate) fn finish(self) -> Result<Box<ArrowWriter<File>>> {
+    pub fn finish(self) -> Result<Box<ArrowWriter<File>>> {
         self.idle()?.writer.take().ok_or_else(lost)
     }
 
@@ -177,7 +178,7 @@ impl Encoding {
     }
 
     /// An error of the file's writer.
-    pub(crate) fn failed(temp: &std::path::Path, error: &ParquetError) -> Error {
+    pub fn failed(temp: &std::path::Path, error: &ParquetError) -> Error {
         if let ParquetError::External(source) = error
             && let Some(io) = source.downcast_ref::<std::io::Error>()
         {

@@ -17,6 +17,6 @@ mod layout;
 mod strict;
 mod text;
 
-pub(crate) use conform::conform_batch;
-pub(crate) use decode::{JsonDecoder, chunk_len};
-pub(crate) use layout::{ColumnLayout, file_schema, union};
+pub use conform::{conform_batch, json_text};
+pub use decode::{JsonDecoder, chunk_len};
+pub use layout::{ColumnLayout, file_schema, union};

@@ -29,25 +29,25 @@ const DECODER_FACTOR: usize = 3;
 
 /// The result of decoding a chunk of records.
 #[derive(Default)]
-pub(crate) struct Decoded {
+pub struct Decoded {
     /// The layout it was decoded with, wider than the one given if it had to be.
-    pub(crate) layout: Option<Arc<ColumnLayout>>,
+    pub layout: Option<Arc<ColumnLayout>>,
     /// The rows; `None` if no record was left.
-    pub(crate) batch: Option<RecordBatch>,
+    pub batch: Option<RecordBatch>,
     /// Indexes of rejected records, ascending, with reasons.
-    pub(crate) rejected: Vec<(u32, Reason)>,
+    pub rejected: Vec<(u32, Reason)>,
 }
 
 /// Decodes records with layouts, and keeps the decoders.
 #[derive(Default)]
-pub(crate) struct JsonDecoder {
+pub struct JsonDecoder {
     /// By the layout's id, with the most bytes it was given at once.
     decoders: HashMap<u64, (Decoder, usize)>,
     inference: Inference,
 }
 
 /// Number of records in the next chunk.
-pub(crate) fn chunk_len<'a>(layout: &ColumnLayout, records: impl Iterator<Item = &'a [u8]>) -> usize {
+pub fn chunk_len<'a>(layout: &ColumnLayout, records: impl Iterator<Item = &'a [u8]>) -> usize {
     let columns = layout.schema.flattened_fields().len();
     let rows = (CHUNK_VALUES / columns.max(1)).clamp(16, CHUNK_ROWS);
     let mut bytes = 0;
@@ -60,7 +60,7 @@ pub(crate) fn chunk_len<'a>(layout: &ColumnLayout, records: impl Iterator<Item =
 
 impl JsonDecoder {
     /// Decodes a chunk of records.
-    pub(crate) fn decode(&mut self, layout: &Arc<ColumnLayout>, records: &[&[u8]]) -> Decoded {
+    pub fn decode(&mut self, layout: &Arc<ColumnLayout>, records: &[&[u8]]) -> Decoded {
         // Without a known column even an object without members looks like a row.
         if !layout.fields().is_empty()
             && let Ok(batch) = self.attempt(layout, records)
@@ -143,12 +143,12 @@ impl JsonDecoder {
     }
 
     /// Bytes of memory, approximately.
-    pub(crate) fn memory(&self) -> usize {
+    pub fn memory(&self) -> usize {
         self.decoders.values().map(|(_, most)| most * DECODER_FACTOR).sum()
     }
 
     /// Releases the memory.
-    pub(crate) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         self.decoders.clear();
     }
 }

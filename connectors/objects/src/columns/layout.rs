@@ -13,33 +13,33 @@ pub(crate) const SOURCE_NAME: &str = "trunkline.name";
 
 /// The columns that values are decoded with. Layouts never change; a wider one is another layout.
 #[derive(Debug)]
-pub(crate) struct ColumnLayout {
+pub struct ColumnLayout {
     /// Unique in the process: decoders are kept by it.
-    pub(crate) id: u64,
+    pub id: u64,
     /// The columns.
-    pub(crate) schema: SchemaRef,
+    pub schema: SchemaRef,
 }
 
 impl ColumnLayout {
     /// A layout with these columns.
-    pub(crate) fn new(fields: Fields) -> Arc<Self> {
+    pub fn new(fields: Fields) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self { id, schema: Arc::new(ArrowSchema::new(fields)) })
     }
 
     /// The layout of a declared schema.
-    pub(crate) fn declared(schema: &ArrowSchema) -> Arc<Self> {
+    pub fn declared(schema: &ArrowSchema) -> Arc<Self> {
         Self::new(schema.fields().iter().map(with_known_zone).collect())
     }
 
     /// The layout before any value is known.
-    pub(crate) fn empty() -> Arc<Self> {
+    pub fn empty() -> Arc<Self> {
         Self::new(Fields::empty())
     }
 
     /// The columns.
-    pub(crate) fn fields(&self) -> &Fields {
+    pub fn fields(&self) -> &Fields {
         self.schema.fields()
     }
 }
@@ -75,7 +75,7 @@ pub(crate) fn is_inferred(field: &Field) -> bool {
 
 /// The columns of both sides, each wide enough for both. `None`: a declared column has types that
 /// no type holds without changing values.
-pub(crate) fn union(left: &Fields, right: &Fields) -> Option<Fields> {
+pub fn union(left: &Fields, right: &Fields) -> Option<Fields> {
     if left == right {
         return Some(left.clone());
     }
@@ -182,7 +182,7 @@ fn wider_decimal(left: &DataType, right: &DataType) -> Option<DataType> {
 /// The columns of a file. Columns without any typed value are left out, because Parquet has no type
 /// for them that all readers know; if no other column remains, they are text. Names that differ
 /// only by case, which most readers ignore, get a suffix.
-pub(crate) fn file_schema(fields: &Fields) -> SchemaRef {
+pub fn file_schema(fields: &Fields) -> SchemaRef {
     let mut kept = file_fields(fields);
     if kept.is_empty() {
         let as_text = |field: &FieldRef| Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8));

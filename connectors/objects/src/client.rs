@@ -11,7 +11,7 @@ use aws_sdk_s3::config::{Credentials, RequestChecksumCalculation, ResponseChecks
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use trunkline_connector::{Error, Result};
 
-use crate::config::{BucketOptions, Checksum};
+use crate::options::{BucketOptions, Checksum};
 
 /// One request with all its retries. A call of the sink is one round of requests, and must end
 /// within a minute.
@@ -21,7 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPTS: u32 = 4;
 
 /// A client for the bucket.
-pub(crate) async fn connect(options: &BucketOptions) -> Result<Client> {
+pub async fn connect(options: &BucketOptions) -> Result<Client> {
     // Trunkline uses ring everywhere; the SDK's default would add a second crypto library.
     let http =
         aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();

@@ -1,0 +1,19 @@
+//! What the sinks that write objects share.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `columns/` | JSON to columns: types, inference, widening |
+//! | `encoding` | rows to Parquet, in a thread of the runtime |
+//! | `options` | options of Parquet files and object stores |
+//! | `client`, `errors` | the S3 client, and the meaning of a store's answers |
+
+mod client;
+pub mod columns;
+mod encoding;
+mod errors;
+mod options;
+
+pub use client::connect;
+pub use encoding::{Encoders, Encoding};
+pub use errors::Failure;
+pub use options::{BucketOptions, Checksum, Encryption, WriterOptions};

@@ -1,0 +1,346 @@
+//! Types and SQL texts of Redshift.
+
+use arrow::datatypes::{DataType, TimeUnit};
+use tokio::runtime::Handle;
+use trunkline_connector::{Error, Result};
+use trunkline_warehouse::{Column, ColumnType, Dialect, Session, StagedFile, StagingColumn};
+
+use crate::config::{Config, Server};
+use crate::session::RedshiftSession;
+
+/// Longest VARCHAR, in bytes.
+const MAX_TEXT: u32 = 65_535;
+/// Longest VARBYTE that COPY loads.
+const MAX_BINARY: u32 = 1_024_000;
+/// Longest identifier, in bytes.
+const MAX_NAME: usize = 127;
+/// New text columns take at least this many bytes.
+const LEAST_TEXT: u32 = 256;
+
+/// See the module's header. No `Debug`: it holds secrets (I8).
+pub(crate) struct RedshiftDialect {
+    server: Server,
+    schema: String,
+    dist_key: Option<String>,
+    sort_key: Vec<String>,
+    /// The part of COPY that names the credentials.
+    authorization: String,
+    application: String,
+    runtime: Handle,
+}
+
+impl RedshiftDialect {
+    /// The dialect of the sink `name`.
+    pub(crate) fn new(config: &Config, name: &str, runtime: Handle) -> Self {
+        let authorization = match (&config.iam_role, &config.stage.credentials) {
+            (Some(role), _) => format!("IAM_ROLE {}", quoted_literal(role)),
+            (None, Some((id, secret))) => {
+                format!("ACCESS_KEY_ID {} SECRET_ACCESS_KEY {}", quoted_literal(id), quoted_literal(secret))
+            }
+            (None, None) => "IAM_ROLE default".to_owned(),
+        };
+        Self {
+            server: config.server.clone(),
+            schema: config.schema.to_lowercase(),
+            dist_key: config.dist_key.as_ref().map(|key| key.to_lowercase()),
+            sort_key: config.sort_key.iter().map(|key| key.to_lowercase()).collect(),
+            authorization,
+            application: format!("trunkline {name}"),
+            runtime,
+        }
+    }
+
+    fn definitions(&self, columns: impl Iterator<Item = (String, String)>) -> String {
+        columns.map(|(name, sql_type)| format!("{} {sql_type}", self.quoted(&name))).collect::<Vec<_>>().join(", ")
+    }
+
+    fn staging_type(&self, column_type: &ColumnType) -> String {
+        match column_type {
+            // COPY from Parquet has no type for these.
+            ColumnType::Json => format!("VARCHAR({MAX_TEXT})"),
+            ColumnType::Time => "VARCHAR(32)".to_owned(),
+            ColumnType::TimestampTz => "TIMESTAMP".to_owned(),
+            other => self.sql_type(other),
+        }
+    }
+}
+
+/// A literal. The library's literals (topics, ids, urls of the stage) have no backslash, which
+/// Redshift would read as an escape.
+fn quoted_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// Room for longer values: a power of two, twice the longest so far.
+fn room(longest: usize, most: u32) -> u32 {
+    let wanted = u32::try_from(longest).unwrap_or(most).saturating_mul(2).clamp(LEAST_TEXT, most);
+    wanted.checked_next_power_of_two().unwrap_or(most).min(most)
+}
+
+impl Dialect for RedshiftDialect {
+    fn name(&self) -> &'static str {
+        "redshift"
+    }
+
+    fn destination(&self) -> String {
+        let Server { host, port, database, .. } = &self.server;
+        format!("redshift://{host}:{port}/{database}/{}", self.schema)
+    }
+
+    fn connect(&self) -> Result<Box<dyn Session>> {
+        let mut session =
+            RedshiftSession::connect(&self.server, &self.quoted(&self.schema), &self.application, &self.runtime)?;
+        // A search path may name a schema that does not exist.
+        let condition = format!("nspname = {}", self.literal(&self.schema));
+        if session.query(&format!("SELECT nspname FROM pg_catalog.pg_namespace WHERE {condition}"))?.is_empty() {
+            return Err(Error::config(
+                "redshift.no_schema",
+                format!(
+                    "the database {} has no schema `{}`: run `CREATE SCHEMA {}`, or correct `schema`",
+                    self.server.database,
+                    self.schema,
+                    self.quoted(&self.schema)
+                ),
+            ));
+        }
+        Ok(Box::new(session))
+    }
+
+    fn folded(&self, name: &str) -> String {
+        name.to_lowercase()
+    }
+
+    fn check_name(&self, name: &str) -> Option<String> {
+        if name.is_empty() {
+            return Some("is empty".to_owned());
+        }
+        if name.len() > MAX_NAME {
+            return Some(format!("has {} bytes; Redshift allows {MAX_NAME}", name.len()));
+        }
+        name.contains('\0').then(|| "contains a null character".to_owned())
+    }
+
+    fn quoted(&self, name: &str) -> String {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
+
+    fn literal(&self, text: &str) -> String {
+        quoted_literal(text)
+    }
+
+    fn columns(&self, session: &mut dyn Session, table: &str) -> Result<Option<Vec<Column>>> {
+        let rows = session.query(&format!(
+            "SELECT column_name, data_type, character_maximum_length, numeric_precision, numeric_scale, is_nullable, column_default \
+             FROM information_schema.columns WHERE table_schema = {} AND table_name = {} ORDER BY ordinal_position",
+            self.literal(&self.schema),
+            self.literal(table)
+        ))?;
+        let column = |row: Vec<Option<String>>| {
+            let mut values = row.into_iter();
+            let mut next = || values.next().flatten();
+            let (name, data_type) = (next().unwrap_or_default(), next().unwrap_or_default());
+            let mut number = || next().and_then(|text| text.parse::<u32>().ok());
+            let (length, precision, scale) = (number(), number(), number());
+            let (nullable, default) = (next(), next());
+            Column {
+                name,
+                column_type: column_type_of(&data_type, length, precision, scale),
+                nullable: nullable.is_none_or(|answer| answer != "NO"),
+                has_default: default.is_some(),
+            }
+        };
+        Ok((!rows.is_empty()).then(|| rows.into_iter().map(column).collect()))
+    }
+
+    fn column_type(&self, data_type: &DataType, longest: usize, is_json: bool) -> Option<ColumnType> {
+        Some(match data_type {
+            DataType::Null => return None,
+            DataType::Boolean => ColumnType::Boolean,
+            DataType::Int8 | DataType::Int16 | DataType::UInt8 => ColumnType::Integer(16),
+            DataType::Int32 | DataType::UInt16 => ColumnType::Integer(32),
+            DataType::Int64 | DataType::UInt32 => ColumnType::Integer(64),
+            DataType::UInt64 => ColumnType::Decimal(20, 0),
+            DataType::Float16 | DataType::Float32 => ColumnType::Float(32),
+            DataType::Float64 => ColumnType::Float(64),
+            DataType::Decimal128(precision, scale) | DataType::Decimal256(precision, scale)
+                if *precision <= 38 && (0..=37).contains(scale) =>
+            {
+                ColumnType::Decimal(*precision, scale.unsigned_abs())
+            }
+            DataType::Utf8 if is_json => ColumnType::Json,
+            DataType::Struct(_) | DataType::List(_) => ColumnType::Json,
+            DataType::Binary => ColumnType::Binary(room(longest, MAX_BINARY)),
+            DataType::Date32 => ColumnType::Date,
+            DataType::Time32(_) | DataType::Time64(_) => ColumnType::Time,
+            DataType::Timestamp(_, None) => ColumnType::Timestamp,
+            DataType::Timestamp(_, Some(_)) => ColumnType::TimestampTz,
+            _ => ColumnType::Text(room(longest, MAX_TEXT)),
+        })
+    }
+
+    fn sql_type(&self, column_type: &ColumnType) -> String {
+        match column_type {
+            ColumnType::Boolean => "BOOLEAN".to_owned(),
+            ColumnType::Integer(16) => "SMALLINT".to_owned(),
+            ColumnType::Integer(32) => "INTEGER".to_owned(),
+            ColumnType::Integer(_) => "BIGINT".to_owned(),
+            ColumnType::Decimal(precision, scale) => format!("DECIMAL({precision},{scale})"),
+            ColumnType::Float(32) => "REAL".to_owned(),
+            ColumnType::Float(_) => "DOUBLE PRECISION".to_owned(),
+            ColumnType::Text(most) => format!("VARCHAR({})", most.min(&MAX_TEXT)),
+            ColumnType::Binary(most) => format!("VARBYTE({})", most.min(&MAX_BINARY)),
+            ColumnType::Date => "DATE".to_owned(),
+            ColumnType::Time => "TIME".to_owned(),
+            ColumnType::Timestamp => "TIMESTAMP".to_owned(),
+            ColumnType::TimestampTz => "TIMESTAMPTZ".to_owned(),
+            ColumnType::Json => "SUPER".to_owned(),
+            ColumnType::Other(name) => name.clone(),
+        }
+    }
+
+    fn create_table(&self, table: &str, columns: &[Column], _: &[String]) -> Vec<String> {
+        let definitions =
+            self.definitions(columns.iter().map(|column| (column.name.clone(), self.sql_type(&column.column_type))));
+        let mut sql = format!("CREATE TABLE IF NOT EXISTS {} ({definitions})", self.quoted(table));
+        let has = |name: &String| columns.iter().any(|column| column.name == *name);
+        if let Some(key) = self.dist_key.as_ref().filter(|key| has(key)) {
+            sql.push_str(&format!(" DISTKEY({})", self.quoted(key)));
+        }
+        if !self.sort_key.is_empty() && self.sort_key.iter().all(has) {
+            let keys: Vec<String> = self.sort_key.iter().map(|key| self.quoted(key)).collect();
+            sql.push_str(&format!(" SORTKEY({})", keys.join(", ")));
+        }
+        vec![sql]
+    }
+
+    fn widen_column(&self, table: &str, column: &Column, to: &ColumnType) -> Option<Vec<String>> {
+        let (table, name) = (self.quoted(table), self.quoted(&column.name));
+        let sql_type = self.sql_type(to);
+        if sql_type == self.sql_type(&column.column_type) {
+            return None;
+        }
+        if matches!((&column.column_type, to), (ColumnType::Text(_), ColumnType::Text(_))) {
+            return Some(vec![format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {sql_type}")]);
+        }
+        // Redshift changes only the length of a VARCHAR in place. The new column is the last one.
+        let value = match (&column.column_type, to) {
+            (ColumnType::Other(_) | ColumnType::Binary(_), _) => return None,
+            (ColumnType::Json, ColumnType::Text(_)) => format!("JSON_SERIALIZE({name})"),
+            (ColumnType::Boolean, ColumnType::Text(_)) => {
+                format!("CASE WHEN {name} THEN 'true' WHEN NOT {name} THEN 'false' END")
+            }
+            _ => format!("CAST({name} AS {sql_type})"),
+        };
+        let wider = self.quoted(&format!("trunkline_wider_{}", column.name));
+        Some(vec![
+            "BEGIN".to_owned(),
+            format!("ALTER TABLE {table} ADD COLUMN {wider} {sql_type}"),
+            format!("UPDATE {table} SET {wider} = {value}"),
+            format!("ALTER TABLE {table} DROP COLUMN {name}"),
+            format!("ALTER TABLE {table} RENAME COLUMN {wider} TO {name}"),
+            "COMMIT".to_owned(),
+        ])
+    }
+
+    /// Redshift cannot.
+    fn drop_not_null(&self, _: &str, _: &Column) -> Option<Vec<String>> {
+        None
+    }
+
+    fn parquet_type(&self, column_type: &ColumnType) -> DataType {
+        match column_type {
+            ColumnType::Boolean => DataType::Boolean,
+            ColumnType::Integer(16) => DataType::Int16,
+            ColumnType::Integer(32) => DataType::Int32,
+            ColumnType::Integer(_) => DataType::Int64,
+            ColumnType::Decimal(precision, scale) => {
+                DataType::Decimal128(*precision, i8::try_from(*scale).unwrap_or(0))
+            }
+            ColumnType::Float(32) => DataType::Float32,
+            ColumnType::Float(_) => DataType::Float64,
+            ColumnType::Binary(_) => DataType::Binary,
+            ColumnType::Date => DataType::Date32,
+            ColumnType::Timestamp | ColumnType::TimestampTz => DataType::Timestamp(TimeUnit::Microsecond, None),
+            ColumnType::Text(_) | ColumnType::Time | ColumnType::Json | ColumnType::Other(_) => DataType::Utf8,
+        }
+    }
+
+    fn refused_text(&self, column_type: &ColumnType, text: &str) -> Option<String> {
+        if *column_type == ColumnType::Json && text.len() > MAX_TEXT as usize {
+            let found = text.len();
+            return Some(format!("has {found} bytes of JSON; at most {MAX_TEXT} can be loaded into a SUPER column"));
+        }
+        let bytes = text.as_bytes();
+        let has_null = bytes.contains(&0) || (*column_type == ColumnType::Json && text.contains("\\u0000"));
+        has_null.then(|| "contains a null character, which Redshift does not store".to_owned())
+    }
+
+    fn create_staging(&self, name: &str, columns: &[StagingColumn]) -> Vec<String> {
+        let columns = columns.iter().map(|column| (column.name.clone(), self.staging_type(&column.column_type)));
+        vec![format!("CREATE TEMP TABLE {} ({})", self.quoted(name), self.definitions(columns))]
+    }
+
+    fn load_expression(&self, column_type: &ColumnType, column: &str) -> String {
+        match column_type {
+            ColumnType::Json => format!("JSON_PARSE({column})"),
+            ColumnType::Time => format!("CAST({column} AS TIME)"),
+            ColumnType::TimestampTz => format!("({column} AT TIME ZONE 'UTC')"),
+            _ => column.to_owned(),
+        }
+    }
+
+    fn manifest(&self, files: &[StagedFile]) -> Option<String> {
+        let entry = |file: &StagedFile| serde_json::json!({"url": file.url, "mandatory": true, "meta": {"content_length": file.bytes}});
+        Some(serde_json::json!({"entries": files.iter().map(entry).collect::<Vec<_>>()}).to_string())
+    }
+
+    fn copy(&self, staging: &str, _: &[StagingColumn], _: &[StagedFile], manifest: &str) -> String {
+        format!(
+            "COPY {} FROM {} {} FORMAT AS PARQUET MANIFEST",
+            self.quoted(staging),
+            self.literal(manifest),
+            self.authorization
+        )
+    }
+
+    fn insert_if_absent(&self, table: &str, keys: usize, columns: &[String], values: &[String]) -> Vec<String> {
+        let table = self.quoted(table);
+        let same: Vec<String> =
+            columns.iter().zip(values).take(keys).map(|(column, value)| format!("{column} = {value}")).collect();
+        vec![
+            format!("LOCK TABLE {table}"),
+            format!(
+                "INSERT INTO {table} ({}) SELECT {} WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {})",
+                columns.join(", "),
+                values.join(", "),
+                same.join(" AND ")
+            ),
+        ]
+    }
+}
+
+/// The type of a column in the catalog. The names in PostgreSQL's catalog are those of servers that
+/// tests use.
+fn column_type_of(data_type: &str, length: Option<u32>, precision: Option<u32>, scale: Option<u32>) -> ColumnType {
+    match data_type {
+        "boolean" => ColumnType::Boolean,
+        "smallint" => ColumnType::Integer(16),
+        "integer" => ColumnType::Integer(32),
+        "bigint" => ColumnType::Integer(64),
+        "numeric" => {
+            let part =
+                |value: Option<u32>, default| value.and_then(|value| u8::try_from(value).ok()).unwrap_or(default);
+            ColumnType::Decimal(part(precision, 18), part(scale, 0))
+        }
+        "real" => ColumnType::Float(32),
+        "double precision" => ColumnType::Float(64),
+        "character varying" | "character" | "text" => ColumnType::Text(length.unwrap_or(MAX_TEXT).min(MAX_TEXT)),
+        "binary varying" | "bytea" => ColumnType::Binary(length.unwrap_or(MAX_BINARY).min(MAX_BINARY)),
+        "date" => ColumnType::Date,
+        "time without time zone" => ColumnType::Time,
+        "timestamp without time zone" => ColumnType::Timestamp,
+        "timestamp with time zone" => ColumnType::TimestampTz,
+        "super" | "jsonb" => ColumnType::Json,
+        other => ColumnType::Other(other.to_owned()),
+    }
+}

@@ -1,0 +1,171 @@
+//! Sessions over sqlx with the simple query protocol: COPY and prepared statements do not go
+//! together on Redshift.
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _, ValueRef as _};
+use tokio::runtime::Handle;
+use trunkline_connector::{Error, Result};
+use trunkline_warehouse::Session;
+
+use crate::config::{Server, Tls};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// For catalog queries and counts. COPY and DML have the server's `statement_timeout`.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(300);
+/// The longest load of one statement.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// See the module's header.
+pub(crate) struct RedshiftSession {
+    connection: PgConnection,
+    runtime: Handle,
+}
+
+impl RedshiftSession {
+    /// Logs in and selects the schema; `schema` is quoted. `application` names the sink for
+    /// administrators.
+    pub(crate) fn connect(server: &Server, schema: &str, application: &str, runtime: &Handle) -> Result<Self> {
+        let mut options = PgConnectOptions::new_without_pgpass()
+            .host(&server.host)
+            .port(server.port)
+            .username(&server.user)
+            .password(&server.password)
+            .database(&server.database)
+            .application_name(application)
+            .statement_cache_capacity(0)
+            // Redshift accepts at most 2.
+            .extra_float_digits(None)
+            .ssl_mode(match server.tls {
+                Tls::VerifyFull => PgSslMode::VerifyFull,
+                Tls::VerifyCa => PgSslMode::VerifyCa,
+                Tls::Require => PgSslMode::Require,
+                Tls::Disable => PgSslMode::Disable,
+            })
+            .disable_statement_logging();
+        if let Some(path) = &server.tls_ca {
+            options = options.ssl_root_cert(path);
+        }
+        let doing = format!("connect to {}:{}", server.host, server.port);
+        let connected = runtime.block_on(async { tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await });
+        let connection = match connected {
+            Ok(connected) => connected.map_err(|error| failed(&doing, &error))?,
+            Err(_) => return Err(timed_out(&doing, CONNECT_TIMEOUT)),
+        };
+        let mut session = Self { connection, runtime: runtime.clone() };
+        session.execute(&format!("SET search_path TO {schema}"))?;
+        session.execute(&format!("SET statement_timeout TO {}", STATEMENT_TIMEOUT.as_millis()))?;
+        Ok(session)
+    }
+}
+
+impl Session for RedshiftSession {
+    fn execute(&mut self, sql: &str) -> Result<u64> {
+        let statement = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.connection);
+        // A little longer than the server's own limit: a server that is gone answers nothing.
+        let limit = STATEMENT_TIMEOUT + Duration::from_secs(60);
+        match self.runtime.block_on(async { tokio::time::timeout(limit, statement).await }) {
+            Ok(Ok(done)) => Ok(done.rows_affected()),
+            Ok(Err(error)) => Err(failed(&purpose(sql), &error)),
+            Err(_) => Err(timed_out(&purpose(sql), limit)),
+        }
+    }
+
+    fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
+        let query = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_all(&mut self.connection);
+        let rows = match self.runtime.block_on(async { tokio::time::timeout(QUERY_TIMEOUT, query).await }) {
+            Ok(rows) => rows.map_err(|error| failed(&purpose(sql), &error))?,
+            Err(_) => return Err(timed_out(&purpose(sql), QUERY_TIMEOUT)),
+        };
+        let text = |row: &sqlx::postgres::PgRow, index: usize| {
+            let value = row.try_get_raw(index).map_err(|error| failed(&purpose(sql), &error))?;
+            if value.is_null() {
+                return Ok(None);
+            }
+            let text = value.as_str().map_err(|error| {
+                Error::external(
+                    "redshift.bad_answer",
+                    format!("cannot {}: the answer is not text: {error}", purpose(sql)),
+                )
+            })?;
+            Ok(Some(text.to_owned()))
+        };
+        rows.iter().map(|row| (0..row.len()).map(|index| text(row, index)).collect()).collect()
+    }
+}
+
+/// What a statement does, for messages: its first words. A COPY holds credentials further on (I8).
+fn purpose(sql: &str) -> String {
+    let words: Vec<&str> = sql.split_whitespace().take(3).collect();
+    format!("run `{} ..`", words.join(" "))
+}
+
+fn timed_out(doing: &str, limit: Duration) -> Error {
+    Error::external("redshift.timeout", format!("cannot {doing}: no answer in {} s", limit.as_secs()))
+}
+
+/// The meaning of an error.
+fn failed(doing: &str, error: &sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::Database(database) => {
+            let sqlstate = database.code().unwrap_or_default();
+            refused(doing, &sqlstate, database.message(), detail(database.as_ref()).as_deref())
+        }
+        sqlx::Error::Tls(cause) => Error::config(
+            "redshift.tls",
+            format!(
+                "cannot {doing}: {cause}. Check `tls` and `tls_ca`: the certificate must be signed by a known authority"
+            ),
+        ),
+        other => Error::external("redshift.unavailable", format!("cannot {doing}: {other}; a new session is opened")),
+    }
+}
+
+fn detail(error: &dyn sqlx::error::DatabaseError) -> Option<String> {
+    let error = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()?;
+    error.detail().map(str::to_owned)
+}
+
+/// An error that the server reports.
+fn refused(doing: &str, sqlstate: &str, message: &str, detail: Option<&str>) -> Error {
+    let detail = detail.map(|detail| format!(" ({detail})")).unwrap_or_default();
+    let text = format!("cannot {doing}: {message}{detail} [{sqlstate}]");
+    match sqlstate {
+        "28000" | "28P01" => Error::config("redshift.login", format!("{text}; check user and password in `url`")),
+        "3D000" => Error::config("redshift.no_database", format!("{text}; check the database in `url`")),
+        "3F000" => Error::config("redshift.no_schema", format!("{text}; create the schema, or correct `schema`")),
+        "42501" => Error::external(
+            "redshift.permission_denied",
+            format!("{text}; grant USAGE and CREATE on the schema, and all rights on the tables, to the user"),
+        ),
+        // Redshift reports its serialisation conflicts as XX000 with its own number.
+        "40001" | "40P01" => Error::external("warehouse.conflict", text),
+        _ if message.contains("Serializable isolation violation") || message.starts_with("1023") => {
+            Error::external("warehouse.conflict", text)
+        }
+        _ => Error::external("redshift.refused", text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_classified() {
+        let code = |state: &str, message: &str| refused("load", state, message, None).code;
+        assert_eq!(code("28P01", "password authentication failed"), "redshift.login");
+        assert_eq!(code("40001", "could not serialize"), "warehouse.conflict");
+        assert_eq!(code("XX000", "1023 DETAIL: Serializable isolation violation on table - 1"), "warehouse.conflict");
+        assert_eq!(code("XX000", "disk full"), "redshift.refused");
+    }
+
+    #[test]
+    fn messages_name_a_statement_without_its_credentials() {
+        assert_eq!(
+            purpose("COPY \"t\" FROM 's3://b/k' ACCESS_KEY_ID 'id' SECRET_ACCESS_KEY 'hidden'"),
+            "run `COPY \"t\" FROM ..`"
+        );
+    }
+}

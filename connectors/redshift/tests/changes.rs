@@ -1,0 +1,173 @@
+//! Changes of rows and of columns: what the table holds afterwards.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports a failure by panicking")]
+
+mod common;
+
+use arrow::datatypes::{DataType, Field, TimeUnit};
+use common::{Bench, Records, load};
+use trunkline_tests::need;
+
+fn order_fields() -> Vec<Field> {
+    vec![Field::new("id", DataType::Int32, false), Field::new("note", DataType::Utf8, true)]
+}
+
+fn row(id: i32, note: &str) -> String {
+    format!(r#"{{"id":{id},"note":"{note}"}}"#)
+}
+
+#[test]
+fn an_upsert_table_holds_the_newest_rows() {
+    let bench = need!(Bench::new("upserts"));
+    let schema = bench.publish(order_fields(), "id");
+    let mut sink = bench.open("table = \"orders\"\nmode = \"upsert\"");
+    let mut records = Records::default();
+    for id in 0..20 {
+        records.event(&schema, "r", "null", &row(id, "snapshot"));
+    }
+    records.event(&schema, "u", &row(3, "snapshot"), &row(3, "first"));
+    records.event(&schema, "u", &row(3, "first"), &row(3, "second"));
+    // A delete with its tombstone.
+    records.event(&schema, "d", &row(4, "snapshot"), "null");
+    records.push(Some(&schema), Some(r#"{"id":4}"#), None);
+    // A deleted key that is inserted again, and a changed key.
+    records.event(&schema, "d", &row(5, "snapshot"), "null");
+    records.event(&schema, "c", "null", &row(5, "again"));
+    records.event(&schema, "d", &row(6, "snapshot"), "null");
+    records.event(&schema, "c", "null", &row(106, "moved"));
+    assert!(load(sink.as_mut(), &records.batch).is_empty());
+    let rows = || bench.rows("SELECT id, note FROM $S.orders ORDER BY id");
+    let mut expected: Vec<String> =
+        (0..20).filter(|id| ![3, 4, 5, 6].contains(id)).map(|id| format!("{id}\tsnapshot")).collect();
+    expected.extend(["3\tsecond", "5\tagain", "106\tmoved"].map(str::to_owned));
+    expected.sort_by_key(|row| row.split('\t').next().unwrap().parse::<i32>().unwrap());
+    assert_eq!(rows(), expected);
+    // In later loads, too: an update, a delete by its key alone, and a TRUNCATE between changes.
+    let mut later = Records::from_offset(100);
+    later.event(&schema, "u", &row(0, "snapshot"), &row(0, "later"));
+    later.push(Some(&schema), Some(r#"{"id":1}"#), None);
+    load(sink.as_mut(), &later.batch);
+    assert_eq!(rows()[..2], ["0\tlater", "2\tsnapshot"]);
+    let mut truncated = Records::from_offset(200);
+    truncated.event(&schema, "c", "null", &row(500, "lost"));
+    truncated.event(&schema, "t", "null", "null");
+    truncated.event(&schema, "c", "null", &row(501, "kept"));
+    load(sink.as_mut(), &truncated.batch);
+    assert_eq!(rows(), ["501\tkept"]);
+    let mut emptied = Records::from_offset(300);
+    emptied.event(&schema, "t", "null", "null");
+    load(sink.as_mut(), &emptied.batch);
+    assert!(rows().is_empty());
+}
+
+#[test]
+fn a_soft_delete_keeps_the_row() {
+    let bench = need!(Bench::new("softdeletes"));
+    let schema = bench.publish(order_fields(), "id");
+    let mut sink = bench.open("table = \"orders\"\nmode = \"upsert\"\ndeletes = \"soft\"");
+    let mut records = Records::default();
+    records.event(&schema, "c", "null", &row(1, "a")).event(&schema, "c", "null", &row(2, "b"));
+    load(sink.as_mut(), &records.batch);
+    let mut later = Records::from_offset(10);
+    later.event(&schema, "d", &row(1, "a"), "null").event(&schema, "u", &row(2, "b"), &row(2, "c"));
+    load(sink.as_mut(), &later.batch);
+    let rows = bench.rows("SELECT id, note, deleted_at IS NOT NULL FROM $S.orders ORDER BY id");
+    assert_eq!(rows, ["1\ta\tt", "2\tc\tf"]);
+}
+
+#[test]
+fn a_history_table_holds_every_version() {
+    let bench = need!(Bench::new("history"));
+    let schema = bench.publish(order_fields(), "id");
+    let mut sink = bench.open("table = \"orders\"\nmode = \"history\"");
+    let mut records = Records::default();
+    records.event(&schema, "c", "null", &row(1, "a"));
+    records.event(&schema, "u", &row(1, "a"), &row(1, "b"));
+    records.event(&schema, "c", "null", &row(2, "x"));
+    load(sink.as_mut(), &records.batch);
+    let mut later = Records::from_offset(10);
+    later.event(&schema, "u", &row(1, "b"), &row(1, "c"));
+    later.event(&schema, "d", &row(2, "x"), "null");
+    load(sink.as_mut(), &later.batch);
+    let rows = bench.rows(
+        "SELECT id, note, extract(epoch from valid_from)::int, extract(epoch from valid_to)::int, is_current FROM $S.orders \
+         ORDER BY id, valid_from",
+    );
+    assert_eq!(rows, ["1\ta\t0\t1\tf", "1\tb\t1\t10\tf", "1\tc\t10\t\\N\tt", "2\tx\t2\t11\tf"]);
+}
+
+#[test]
+fn tables_evolve_with_their_records() {
+    let bench = need!(Bench::new("evolution"));
+    let mut sink = bench.open("table = \"t\"");
+    let mut load_values = |from: i64, values: &[&str]| {
+        let mut records = Records::from_offset(from);
+        for value in values {
+            records.push(None, None, Some(value));
+        }
+        load(sink.as_mut(), &records.batch)
+    };
+    assert!(load_values(0, &[r#"{"id":1,"text":"x"}"#]).is_empty());
+    // A new column, text longer than the column, and a decimal in a column of integers.
+    let long = "y".repeat(3000);
+    assert!(
+        load_values(10, &[r#"{"id":2,"added":{"a":[1,2]}}"#, &format!(r#"{{"id":3,"text":"{long}"}}"#)]).is_empty()
+    );
+    let rows = bench.rows("SELECT id, length(text), added->'a'->>1 FROM $S.t ORDER BY id");
+    assert_eq!(rows, ["1\t1\t\\N", "2\t\\N\t2", "3\t3000\t\\N"]);
+    // Only the value that no column can hold is set aside.
+    let too_long = format!(r#"{{"id":5,"text":"{}"}}"#, "z".repeat(70_000));
+    let rejected = load_values(20, &[r#"{"id":4}"#, &too_long, r#"{"id":6}"#]);
+    assert_eq!(rejected.len(), 1, "{rejected:?}");
+    assert!(rejected[0].starts_with("warehouse.value_misfit: column `text`: has 70000 bytes"), "{rejected:?}");
+    assert_eq!(bench.rows("SELECT id FROM $S.t WHERE id > 3 ORDER BY id"), ["4", "6"]);
+}
+
+#[test]
+fn existing_tables_are_used_as_they_are() {
+    let bench = need!(Bench::new("existing"));
+    // More columns, another order, narrower types, a default.
+    bench.rows(
+        "CREATE TABLE $S.t (extra int DEFAULT 7, note varchar(10), id smallint NOT NULL, price numeric(8,2), at timestamptz)",
+    );
+    let schema = bench.publish(
+        vec![
+            Field::new("id", DataType::Int64, false),
+            Field::new("price", DataType::Decimal128(12, 4), true),
+            Field::new("at", DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into())), true),
+            Field::new("note", DataType::Utf8, true),
+        ],
+        "id",
+    );
+    let mut sink = bench.open("table = \"t\"\nlineage = false");
+    let mut records = Records::default();
+    let row =
+        |id: i64, price: &str| format!(r#"{{"id":{id},"price":"{price}","at":"2015-05-17T10:05:03.25Z","note":"n"}}"#);
+    records.event(&schema, "c", "null", &row(1, "12.50"));
+    // Fits neither smallint nor numeric(8,2): both columns are widened.
+    records.event(&schema, "c", "null", &row(70_000, "1.2345"));
+    assert!(load(sink.as_mut(), &records.batch).is_empty());
+    let rows = bench.rows("SELECT id, price, at AT TIME ZONE 'UTC', note, extra FROM $S.t ORDER BY id");
+    assert_eq!(rows, ["1\t12.5000\t2015-05-17 10:05:03.25\tn\t7", "70000\t1.2345\t2015-05-17 10:05:03.25\tn\t7"]);
+}
+
+#[test]
+fn a_change_of_type_follows_the_option() {
+    let bench = need!(Bench::new("typechange"));
+    let value = |text: &str| {
+        let mut records = Records::default();
+        records.push(None, None, Some(text));
+        records.batch
+    };
+    bench.rows("CREATE TABLE $S.stop (a date); CREATE TABLE $S.new_column (a date); CREATE TABLE $S.text (a date)");
+    bench.rows("INSERT INTO $S.text VALUES ('2015-05-17')");
+    let mut stopped = bench.open("table = \"stop\"");
+    let error = common::prepare(stopped.as_mut(), &value(r#"{"a":17}"#)).unwrap_err();
+    assert_eq!(error.code, "warehouse.type_change");
+    let mut added = bench.open("table = \"new_column\"\non_type_change = \"new_column\"");
+    load(added.as_mut(), &value(r#"{"a":17}"#));
+    assert_eq!(bench.rows("SELECT a, a_2 FROM $S.new_column"), ["\\N\t17"]);
+    let mut widened = bench.open("table = \"text\"\non_type_change = \"text\"");
+    load(widened.as_mut(), &value(r#"{"a":17}"#));
+    assert_eq!(bench.rows("SELECT a FROM $S.text ORDER BY 1"), ["17", "2015-05-17"]);
+}

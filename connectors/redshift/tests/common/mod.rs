@@ -1,0 +1,278 @@
+//! A sink on the stand-in for Redshift, records, and a proxy that breaks connections.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports a failure by panicking")]
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use arrow::datatypes::{DataType, Field, Fields, Schema as ArrowSchema};
+use serde_json::Value as Json;
+use tempfile::TempDir;
+use trunkline_connector::config::{Report, Section};
+use trunkline_connector::conformance::read_toml;
+use trunkline_connector::{
+    Batch, ErasedTwoPhaseSink, MemoryBudget, PreflightIssue, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink,
+    SinkConnector, SinkContext, SinkSpec, TopicPartition, headers,
+};
+use trunkline_redshift::RedshiftConnector;
+use trunkline_tests::{Redshift, S3, Skip};
+
+/// A schema of the stand-in, and sinks that load it.
+pub(crate) struct Bench {
+    pub(crate) redshift: &'static Redshift,
+    /// The schema's name, also that of the bucket.
+    pub(crate) name: &'static str,
+    schemas: Arc<Schemas>,
+    runtime: tokio::runtime::Runtime,
+    scratch: TempDir,
+}
+
+#[derive(Default)]
+struct Schemas(Mutex<HashMap<SchemaId, Arc<Schema>>>);
+
+impl SchemaLookup for Schemas {
+    fn schema(&self, id: SchemaId) -> Result<Option<Arc<Schema>>> {
+        Ok(self.0.lock().unwrap().get(&id).cloned())
+    }
+}
+
+impl Bench {
+    pub(crate) fn new(name: &'static str) -> Result<Self, Skip> {
+        let (s3, redshift) = (S3::shared()?, Redshift::shared()?);
+        s3.bucket(name);
+        redshift.run(&format!("CREATE SCHEMA \"{name}\""));
+        Ok(Self {
+            redshift,
+            name,
+            schemas: Arc::default(),
+            runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap(),
+            scratch: tempfile::tempdir().unwrap(),
+        })
+    }
+
+    /// A sink, as a task that just started has it.
+    pub(crate) fn open(&self, options: &str) -> Box<dyn ErasedTwoPhaseSink> {
+        self.open_at(self.redshift.port(), options).unwrap()
+    }
+
+    /// A sink that reaches the stand-in at this port.
+    pub(crate) fn open_at(&self, port: u16, options: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
+        self.open_with(&format!("{}{options}", self.redshift.sink_options(port, self.name, self.name)))
+    }
+
+    /// A sink whose options have `to` in place of `from`.
+    pub(crate) fn open_changed(&self, from: &str, to: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
+        let options = self.redshift.sink_options(self.redshift.port(), self.name, self.name);
+        assert!(options.contains(from));
+        self.open_with(&options.replace(from, to))
+    }
+
+    /// What `validate --check` reports with `to` in place of `from`.
+    pub(crate) fn preflight(&self, from: &str, to: &str) -> Vec<PreflightIssue> {
+        let options = self.redshift.sink_options(self.redshift.port(), self.name, self.name);
+        assert!(options.contains(from));
+        spec(&options.replace(from, to)).preflight("pipeline.check", self.runtime.handle())
+    }
+
+    fn open_with(&self, toml: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
+        let context = SinkContext {
+            name: format!("{}.dw", self.name),
+            budget: MemoryBudget::new(1 << 30),
+            runtime: self.runtime.handle().clone(),
+            scratch: tempfile::tempdir_in(self.scratch.path()).unwrap().keep(),
+            schemas: self.schemas.clone(),
+        };
+        match spec(toml).open(context)? {
+            Sink::TwoPhase(sink) => Ok(sink),
+            Sink::Idempotent(_) => panic!("the sink is not a two-phase sink"),
+        }
+    }
+
+    /// Publishes the schema of change events with rows of these fields.
+    pub(crate) fn publish(&self, fields: Vec<Field>, key: &str) -> String {
+        let row = DataType::Struct(Fields::from(fields));
+        let text = |name: &str| Field::new(name, DataType::Utf8, false);
+        let envelope = vec![Field::new("before", row.clone(), true), Field::new("after", row, true), text("op")];
+        let metadata = HashMap::from([("primary_key".to_owned(), key.to_owned())]);
+        let schema = Schema::new(Arc::new(ArrowSchema::new_with_metadata(envelope, metadata))).unwrap();
+        let id = schema.id();
+        self.schemas.0.lock().unwrap().insert(id, Arc::new(schema));
+        id.to_string()
+    }
+
+    /// Number of files in the stage.
+    pub(crate) fn staged_files(&self) -> usize {
+        let folder = S3::shared().unwrap().bucket(self.name).join("stage").join("pipeline.check");
+        std::fs::read_dir(folder).map_or(0, Iterator::count)
+    }
+
+    /// The rows of a query in the schema.
+    pub(crate) fn rows(&self, sql: &str) -> Vec<String> {
+        self.redshift.run(&sql.replace("$S", self.name))
+    }
+}
+
+fn spec(toml: &str) -> Box<dyn SinkSpec> {
+    let table = read_toml(toml);
+    let report = Report::default();
+    let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
+    let spec = RedshiftConnector.configure(&section, &["table"]);
+    spec.unwrap_or_else(|| panic!("{:?}", report.into_problems()))
+}
+
+/// Records of partition 0 of the topic `changes`.
+#[derive(Default)]
+pub(crate) struct Records {
+    pub(crate) batch: Batch,
+    next: i64,
+}
+
+impl Records {
+    pub(crate) fn from_offset(next: i64) -> Self {
+        Self { next, ..Self::default() }
+    }
+
+    pub(crate) fn push(&mut self, schema: Option<&str>, key: Option<&str>, value: Option<&str>) -> &mut Self {
+        let topic = self.batch.topic_index("changes");
+        let mut record = self.batch.record();
+        record.timestamp(1_431_857_103_000 + self.next).read_from(topic, 0, self.next);
+        self.next += 1;
+        if let Some(key) = key {
+            record.key(key.as_bytes());
+        }
+        if let Some(value) = value {
+            record.value(value.as_bytes());
+        }
+        if let Some(schema) = schema {
+            record.header(headers::SCHEMA, Some(schema.as_bytes()));
+        }
+        record.finish();
+        self
+    }
+
+    /// A change event.
+    pub(crate) fn event(&mut self, schema: &str, op: &str, before: &str, after: &str) -> &mut Self {
+        let time = self.next;
+        let value =
+            format!(r#"{{"before":{before},"after":{after},"source":{{"ts_ms":{time}000}},"op":"{op}","ts_ms":1}}"#);
+        self.push(Some(schema), None, Some(&value))
+    }
+}
+
+pub(crate) fn partition() -> TopicPartition {
+    TopicPartition::new("changes", 0)
+}
+
+/// Writes, seals and prepares; returns the committables and the rejected records' reasons.
+pub(crate) fn prepare(sink: &mut dyn ErasedTwoPhaseSink, records: &Batch) -> Result<(Vec<Json>, Vec<String>)> {
+    let mut rejected = Rejections::default();
+    sink.write(&partition(), records, &mut rejected)?;
+    let plan = sink.seal(&partition())?.expect("something is buffered");
+    let committables = sink.prepare(&[plan], &mut rejected)?;
+    Ok((committables, rejected.reasons.iter().map(|reason| format!("{}: {}", reason.code, reason.message)).collect()))
+}
+
+/// Loads records; returns the rejected records' reasons.
+pub(crate) fn load(sink: &mut dyn ErasedTwoPhaseSink, records: &Batch) -> Vec<String> {
+    let (committables, rejected) = prepare(sink, records).unwrap();
+    sink.commit(&committables).unwrap();
+    rejected
+}
+
+/// Where a connection breaks.
+#[derive(Debug, Clone)]
+pub(crate) struct Break {
+    /// The first statement that begins with this.
+    pub(crate) statement: &'static str,
+    /// The server gets the statement and carries it out; only the reply is lost.
+    pub(crate) reply_only: bool,
+}
+
+/// A proxy in front of the stand-in that breaks one connection.
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    next: Arc<Mutex<Option<Break>>>,
+}
+
+impl Proxy {
+    pub(crate) fn start(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let next: Arc<Mutex<Option<Break>>> = Arc::default();
+        let shared = next.clone();
+        // It ends with the process.
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), TcpStream::connect(("127.0.0.1", server)).unwrap());
+                let shared = shared.clone();
+                std::thread::spawn(move || relay(client, server, &shared));
+            }
+        });
+        Self { port, next }
+    }
+
+    /// The next statement that matches breaks its connection.
+    pub(crate) fn break_at(&self, next: Break) {
+        *self.next.lock().unwrap() = Some(next);
+    }
+
+    /// The connection broke.
+    pub(crate) fn is_done(&self) -> bool {
+        self.next.lock().unwrap().is_none()
+    }
+}
+
+/// Relays both directions. Statements are messages `Q`, after one startup message without a type.
+fn relay(mut client: TcpStream, mut server: TcpStream, next: &Mutex<Option<Break>>) {
+    let silent = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (mut back, mut to_client, quiet) = (server.try_clone().unwrap(), client.try_clone().unwrap(), silent.clone());
+    let replies = std::thread::spawn(move || {
+        let mut buffer = [0; 1 << 16];
+        while let Ok(read @ 1..) = back.read(&mut buffer) {
+            if quiet.load(std::sync::atomic::Ordering::SeqCst) {
+                // The reply to the statement: it was carried out.
+                break;
+            }
+            if to_client.write_all(&buffer[..read]).is_err() {
+                break;
+            }
+        }
+        drop(to_client.shutdown(Shutdown::Both));
+        drop(back.shutdown(Shutdown::Both));
+    });
+    let mut started = false;
+    while let Some(message) = read_message(&mut client, started) {
+        started = true;
+        let text = String::from_utf8_lossy(&message[5.min(message.len())..]).into_owned();
+        let found = {
+            let mut next = next.lock().unwrap();
+            next.take_if(|next| message.first() == Some(&b'Q') && text.starts_with(next.statement))
+        };
+        match found {
+            Some(Break { reply_only: false, .. }) => break,
+            Some(_) => silent.store(true, std::sync::atomic::Ordering::SeqCst),
+            None => {}
+        }
+        if server.write_all(&message).is_err() {
+            break;
+        }
+    }
+    if !silent.load(std::sync::atomic::Ordering::SeqCst) {
+        drop(server.shutdown(Shutdown::Both));
+    }
+    drop(replies.join());
+}
+
+fn read_message(client: &mut TcpStream, typed: bool) -> Option<Vec<u8>> {
+    let mut message = vec![0; if typed { 5 } else { 4 }];
+    client.read_exact(&mut message).ok()?;
+    let length = u32::from_be_bytes(message[message.len() - 4..].try_into().ok()?) as usize;
+    let head = message.len();
+    message.resize(head + length - 4, 0);
+    client.read_exact(&mut message[head..]).ok()?;
+    Some(message)
+}

@@ -1,0 +1,129 @@
+//! Tasks and connections that die between the steps of a load: all of its rows arrive once, or
+//! none. The next owner decides by the offsets row.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports a failure by panicking")]
+
+mod common;
+
+use common::{Bench, Break, Proxy, Records, load, partition, prepare};
+use trunkline_connector::Domain;
+use trunkline_tests::need;
+
+const STATEMENTS: [&str; 9] = [
+    "SELECT \"topic\"",
+    "CREATE TEMP TABLE",
+    "BEGIN",
+    "UPDATE \"trunkline_offsets",
+    "COPY",
+    "SELECT COUNT",
+    "DELETE FROM",
+    "INSERT INTO \"t\"",
+    "COMMIT",
+];
+
+fn rows_from(first: i64) -> Records {
+    let mut records = Records::from_offset(first);
+    for id in first..first + 50 {
+        records.push(None, Some(&format!(r#"{{"id":{id}}}"#)), Some(&format!(r#"{{"id":{id},"text":"x"}}"#)));
+    }
+    records
+}
+
+#[test]
+fn a_connection_that_breaks_at_any_statement_loses_and_doubles_nothing() {
+    let bench = need!(Bench::new("crashes"));
+    let proxy = Proxy::start(bench.redshift.port());
+    let options = "table = \"t\"\nmode = \"upsert\"";
+    let count = || bench.rows("SELECT COUNT(*), COUNT(DISTINCT id) FROM $S.t")[0].clone();
+    load(bench.open(options).as_mut(), &rows_from(0).batch);
+    let mut first = 50;
+    for statement in STATEMENTS {
+        for reply_only in [false, true] {
+            let mut sink = bench.open_at(proxy.port, options).unwrap();
+            let (committables, _) = prepare(sink.as_mut(), &rows_from(first).batch).unwrap();
+            proxy.break_at(Break { statement, reply_only });
+            let outcome = sink.commit(&committables);
+            assert!(proxy.is_done(), "{statement} was not sent");
+            let found: i64 = count().split('\t').next().unwrap().parse().unwrap();
+            assert!(found == first || found == first + 50, "{found} rows after {statement} broke: some of a load");
+            if let Err(error) = &outcome {
+                assert_eq!(error.domain, Domain::External, "{statement}: {error}");
+            }
+            // The stage repeats the commit, or the task dies and the next owner does.
+            if reply_only {
+                drop(sink);
+                sink = bench.open_at(proxy.port, options).unwrap();
+                sink.recover(&partition(), &committables).unwrap();
+            }
+            sink.commit(&committables).unwrap();
+            first += 50;
+            assert_eq!(
+                count(),
+                format!("{first}\t{first}"),
+                "rows and keys after {statement}, reply only: {reply_only}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_task_that_was_replaced_is_fenced() {
+    let bench = need!(Bench::new("fencing"));
+    let options = "table = \"t\"";
+    let count = || bench.rows("SELECT COUNT(*) FROM $S.t")[0].clone();
+    let mut zombie = bench.open(options);
+    let (late, _) = prepare(zombie.as_mut(), &rows_from(0).batch).unwrap();
+    // The next owner takes over, and reads the same records again: the zombie's load was never
+    // recorded in Kafka.
+    let mut next = bench.open(options);
+    next.recover(&partition(), &[]).unwrap();
+    let (committables, _) = prepare(next.as_mut(), &rows_from(0).batch).unwrap();
+    let error = zombie.commit(&late).unwrap_err();
+    assert_eq!((error.code, error.domain), ("warehouse.fenced", Domain::Fenced));
+    assert_eq!(prepare(zombie.as_mut(), &rows_from(50).batch).unwrap_err().code, "warehouse.fenced");
+    assert_eq!(count(), "0");
+    next.commit(&committables).unwrap();
+    assert_eq!(count(), "50");
+    // A load that the zombie prepared before is not loaded after its successor's.
+    zombie.commit(&late).unwrap();
+    assert_eq!(count(), "50");
+}
+
+#[test]
+fn a_topic_that_was_created_again_is_loaded() {
+    let bench = need!(Bench::new("recreated"));
+    let mut sink = bench.open("table = \"t\"");
+    load(sink.as_mut(), &rows_from(1000).batch);
+    load(sink.as_mut(), &rows_from(0).batch);
+    assert_eq!(bench.rows("SELECT COUNT(*) FROM $S.t"), ["100"]);
+}
+
+#[test]
+fn wrong_logins_are_reported_without_the_password() {
+    let bench = need!(Bench::new("logins"));
+    for (from, to, code) in [
+        ("rspass1", "wrongsecret", "redshift.login"),
+        ("/dev\"", "/absent\"", "redshift.no_database"),
+        ("schema = \"logins\"", "schema = \"absent\"", "redshift.no_schema"),
+    ] {
+        let error = bench.open_changed(from, to).err().unwrap();
+        assert_eq!((error.code, error.domain), (code, Domain::Config), "{error}");
+        assert!(!error.to_string().contains("wrongsecret") && !error.to_string().contains("SKTESTSK"), "{error}");
+    }
+}
+
+#[test]
+fn a_check_reports_unmet_prerequisites_and_leaves_nothing() {
+    let bench = need!(Bench::new("checks"));
+    let codes =
+        |from: &str, to: &str| -> Vec<&str> { bench.preflight(from, to).iter().map(|issue| issue.code).collect() };
+    assert_eq!(codes("dev", "dev"), Vec::<&str>::new());
+    assert_eq!(codes("rspass1", "wrong"), ["redshift.login"]);
+    assert_eq!(codes("schema = \"checks\"", "schema = \"absent\""), ["redshift.no_schema"]);
+    assert_eq!(codes("s3://checks/", "s3://absent/"), ["s3.no_such_bucket"]);
+    assert_eq!(
+        bench.rows("SELECT table_name FROM information_schema.tables WHERE table_schema = '$S'"),
+        Vec::<String>::new()
+    );
+    assert_eq!(bench.staged_files(), 0);
+}

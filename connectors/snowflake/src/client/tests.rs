@@ -1,0 +1,255 @@
+//! The client against the stand-in for Snowflake.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+
+use super::*;
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+
+use common::StandIn;
+
+const PLAIN: &str = include_str!("../../tests/keys/plain.p8");
+const ENCRYPTED: &str = include_str!("../../tests/keys/encrypted.p8");
+const PKCS1: &str = include_str!("../../tests/keys/pkcs1.pem");
+const OTHER: &str = include_str!("../../tests/keys/other.p8");
+const PUBLIC: &str = include_str!("../../tests/keys/public.pem");
+/// Of the public key, computed with OpenSSL.
+const FINGERPRINT: &str = "SHA256:zC+unxZtbz6YAc49hoQ0khUY51QPQjOum1UyF06UIxc=";
+
+fn options(server: &StandIn, credentials: Credentials) -> ClientOptions {
+    ClientOptions {
+        account: "xy12345.eu-central-1".to_owned(),
+        origin: server.origin(),
+        user: "fake".to_owned(),
+        credentials,
+        role: None,
+        warehouse: Some("LOADING".to_owned()),
+        database: "DB".to_owned(),
+        schema: "RAW".to_owned(),
+        statement_timeout: Duration::from_secs(60),
+        lock_timeout: Duration::from_secs(30),
+    }
+}
+
+fn password() -> Credentials {
+    Credentials::Password("snow".to_owned())
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+fn open(runtime: &Runtime, options: &ClientOptions) -> Result<Session, SqlError> {
+    runtime.block_on(Session::open(options, "test", runtime.handle()))
+}
+
+fn run(runtime: &Runtime, session: &mut Session, sql: &str) -> Result<Answer, SqlError> {
+    runtime.block_on(session.execute(sql))
+}
+
+fn single(answer: &Answer) -> &str {
+    answer.rows[0][0].as_deref().unwrap()
+}
+
+fn count(runtime: &Runtime, session: &mut Session, table: &str) -> String {
+    let answer = run(runtime, session, &format!("SELECT COUNT(*) AS \"n\" FROM {table}")).unwrap();
+    single(&answer).to_owned()
+}
+
+#[test]
+fn keys_are_read_in_all_forms() {
+    for (text, passphrase) in [(PLAIN, None), (PKCS1, None), (ENCRYPTED, Some("trunkline"))] {
+        assert_eq!(
+            KeyPair::from_pem(text, passphrase).map(|key| key.fingerprint().to_owned()),
+            Ok(FINGERPRINT.to_owned())
+        );
+    }
+    let in_variable = PLAIN.replace('\n', "\\n");
+    assert!(KeyPair::from_pem(&in_variable, None).is_ok());
+    for (text, passphrase, message) in [
+        (ENCRYPTED, Some("wrong"), "private_key_passphrase"),
+        (ENCRYPTED, None, "private_key_passphrase"),
+        (PUBLIC, None, "PUBLIC KEY"),
+        ("/run/secrets/key.p8", None, "PEM"),
+    ] {
+        let error = KeyPair::from_pem(text, passphrase).err().unwrap();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn accounts_have_names_and_addresses() {
+    let name = |account: &str| {
+        let options = ClientOptions {
+            account: account.to_owned(),
+            origin: String::new(),
+            user: String::new(),
+            credentials: password(),
+            role: None,
+            warehouse: None,
+            database: String::new(),
+            schema: String::new(),
+            statement_timeout: Duration::ZERO,
+            lock_timeout: Duration::ZERO,
+        };
+        options.account_name()
+    };
+    assert_eq!(name("xy12345.eu-central-1"), "XY12345");
+    assert_eq!(name("my_org-my_account"), "MY_ORG-MY_ACCOUNT");
+    assert_eq!(name("acme-k7f3.global"), "ACME");
+    assert_eq!(ClientOptions::origin_of("My_Org-acct"), "https://my-org-acct.snowflakecomputing.com");
+}
+
+#[test]
+fn logins_are_checked() {
+    let Some(server) = StandIn::start(None) else { return };
+    let runtime = runtime();
+    let key = |text: &str| Credentials::KeyPair(Arc::new(KeyPair::from_pem(text, None).unwrap()));
+    let public_key = PUBLIC.replace('\n', "\\n");
+    server.control(&format!("{{\"user\":\"fake\",\"pubkey\":\"{public_key}\",\"token\":\"tok\"}}"));
+    for credentials in
+        [password(), key(PLAIN), Credentials::OAuth("tok".to_owned()), Credentials::AccessToken("tok".to_owned())]
+    {
+        let mut session = open(&runtime, &options(&server, credentials)).unwrap();
+        assert_eq!(single(&run(&runtime, &mut session, "SELECT 1 AS A").unwrap()), "1");
+    }
+    for (credentials, kind) in [
+        (Credentials::Password("wrong".to_owned()), ErrorKind::LoginRefused),
+        (key(OTHER), ErrorKind::LoginRefused),
+        (Credentials::OAuth("expired".to_owned()), ErrorKind::TokenRefused),
+        (Credentials::AccessToken("expired".to_owned()), ErrorKind::TokenRefused),
+    ] {
+        let error = open(&runtime, &options(&server, credentials)).err().unwrap();
+        assert_eq!(error.kind, kind, "{error}");
+    }
+}
+
+#[test]
+fn results_are_read() {
+    let Some(server) = StandIn::start(None) else { return };
+    let runtime = runtime();
+    let mut session = open(&runtime, &options(&server, password())).unwrap();
+    run(&runtime, &mut session, "CREATE TABLE T (ID NUMBER(38, 0), \"Name\" VARCHAR)").unwrap();
+    let inserted = run(&runtime, &mut session, "INSERT INTO T VALUES (1, 'x'), (-2, NULL)").unwrap();
+    assert_eq!(inserted.rows, [[Some("2".to_owned())]]);
+    let answer = run(&runtime, &mut session, "SELECT ID, \"Name\" FROM T ORDER BY ID").unwrap();
+    assert_eq!(answer.columns, ["ID", "Name"]);
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(answer.rows, [[text("-2"), None], [text("1"), text("x")]]);
+    // Statements that fail by themselves leave the session usable.
+    let missing = run(&runtime, &mut session, "SELECT * FROM MISSING").unwrap_err();
+    assert_eq!((missing.kind, missing.code.as_str()), (ErrorKind::AccessDenied, "002003"));
+    assert!(missing.query_id.is_some());
+    assert_eq!(count(&runtime, &mut session, "T"), "2");
+}
+
+#[test]
+fn slow_statements_are_polled_and_limited() {
+    let Some(server) = StandIn::start(None) else { return };
+    let runtime = runtime();
+    let mut session = open(&runtime, &options(&server, password())).unwrap();
+    server.control("{\"slow\":3}");
+    assert_eq!(single(&run(&runtime, &mut session, "SELECT 7 AS A").unwrap()), "7");
+    let limited = ClientOptions { statement_timeout: Duration::from_millis(300), ..options(&server, password()) };
+    let mut session = open(&runtime, &limited).unwrap();
+    server.control("{\"slow\":1000}");
+    let error = run(&runtime, &mut session, "SELECT 7 AS A").unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Cancelled);
+    assert_eq!(run(&runtime, &mut session, "SELECT 1").unwrap_err(), error, "the session is of no further use");
+}
+
+#[test]
+fn expired_tokens_are_renewed_in_a_transaction() {
+    let Some(server) = StandIn::start(None) else { return };
+    let runtime = runtime();
+    let mut session = open(&runtime, &options(&server, password())).unwrap();
+    run(&runtime, &mut session, "CREATE TABLE T (ID NUMBER(38, 0))").unwrap();
+    run(&runtime, &mut session, "BEGIN").unwrap();
+    run(&runtime, &mut session, "INSERT INTO T VALUES (1)").unwrap();
+    server.control("{\"expire\":\"token\"}");
+    run(&runtime, &mut session, "INSERT INTO T VALUES (2)").unwrap();
+    run(&runtime, &mut session, "ROLLBACK").unwrap();
+    assert_eq!(count(&runtime, &mut session, "T"), "0", "the transaction was split by the renewal");
+}
+
+/// A statement of a session that ended must fail, not run in another session: it would be committed
+/// without the rest of its transaction.
+fn transaction_is_lost(fault: &str) {
+    let Some(server) = StandIn::start(None) else { return };
+    let runtime = runtime();
+    let mut session = open(&runtime, &options(&server, password())).unwrap();
+    run(&runtime, &mut session, "CREATE TABLE T (ID NUMBER(38, 0))").unwrap();
+    run(&runtime, &mut session, "BEGIN").unwrap();
+    run(&runtime, &mut session, "INSERT INTO T VALUES (1)").unwrap();
+    server.control(fault);
+    for sql in ["INSERT INTO T VALUES (2)", "COMMIT", "INSERT INTO T VALUES (3)"] {
+        let error = run(&runtime, &mut session, sql).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::SessionLost, "{error}");
+    }
+    let mut next = open(&runtime, &options(&server, password())).unwrap();
+    assert_eq!(count(&runtime, &mut next, "T"), "0");
+}
+
+#[test]
+fn a_killed_session_takes_no_further_statements() {
+    transaction_is_lost("{\"kill\":true}");
+}
+
+#[test]
+fn a_session_that_cannot_be_renewed_takes_no_further_statements() {
+    transaction_is_lost("{\"expire\":\"master\"}");
+}
+
+#[test]
+fn a_replaced_session_takes_no_further_statements() {
+    transaction_is_lost("{\"expire\":\"token\",\"replace\":true}");
+}
+
+#[test]
+fn a_lost_reply_ends_the_session() {
+    for (when, rows) in [("before", "0"), ("after", "1")] {
+        let Some(server) = StandIn::start(None) else { return };
+        let runtime = runtime();
+        let mut session = open(&runtime, &options(&server, password())).unwrap();
+        run(&runtime, &mut session, "CREATE TABLE T (ID NUMBER(38, 0))").unwrap();
+        run(&runtime, &mut session, "BEGIN").unwrap();
+        run(&runtime, &mut session, "INSERT INTO T VALUES (1)").unwrap();
+        server.control(&format!("{{\"drop\":\"commit\",\"when\":\"{when}\"}}"));
+        let error = run(&runtime, &mut session, "COMMIT").unwrap_err();
+        assert_eq!(error.kind, ErrorKind::SessionLost, "{error}");
+        assert!(run(&runtime, &mut session, "COMMIT").is_err());
+        drop(session);
+        let mut next = open(&runtime, &options(&server, password())).unwrap();
+        // The owner decides by what it reads.
+        assert_eq!(count(&runtime, &mut next, "T"), rows);
+    }
+}
+
+#[test]
+fn missing_privileges_name_the_next_step() {
+    let Some(server) = StandIn::start(None) else { return };
+    let runtime = runtime();
+    let mut session = open(&runtime, &options(&server, password())).unwrap();
+    server.control(
+        "{\"refuse\":\"create table\",\"code\":\"003001\",\"message\":\"SQL access control error:\\nInsufficient privileges to operate on schema 'RAW'.\"}",
+    );
+    let error = run(&runtime, &mut session, "CREATE TABLE T (ID NUMBER)").unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AccessDenied);
+    let shown = error.into_error("creating the table `T`").to_string();
+    assert!(shown.contains("creating the table `T`: SQL access control error: Insufficient privileges"), "{shown}");
+    assert!(shown.contains("grant the privilege") && shown.ends_with("[snowflake.access_denied]"), "{shown}");
+}
+
+#[test]
+fn an_unreachable_service_is_named() {
+    let runtime = runtime();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let Some(server) = StandIn::start(None) else { return };
+    let options = ClientOptions { origin: format!("http://127.0.0.1:{port}"), ..options(&server, password()) };
+    let error = open(&runtime, &options).err().unwrap();
+    assert_eq!(error.kind, ErrorKind::Unreachable, "{error}");
+}

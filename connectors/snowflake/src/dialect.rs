@@ -1,0 +1,247 @@
+//! Snowflake's SQL, for the loads of [`trunkline_warehouse`].
+
+use std::sync::Arc;
+
+use arrow::datatypes::DataType;
+use tokio::runtime::Handle;
+use trunkline_connector::Result;
+use trunkline_warehouse::{Column, ColumnType, Dialect, Session, StagedFile, StagingColumn};
+
+use crate::client;
+use crate::client::{Answer, ClientOptions, SqlError};
+use crate::types;
+
+/// The longest name, in characters.
+const MAX_NAME: usize = 255;
+
+/// How the service reads the stage. No `Debug`: it holds a secret (I8).
+#[derive(Clone)]
+pub(crate) enum StageAccess {
+    /// A storage integration: the service has a role of its own.
+    Integration(String),
+    /// Key id and secret, sent with each COPY. The service masks them in its query history.
+    Keys(String, String),
+}
+
+/// The case of the names that the sink creates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NameCase {
+    /// `order_id` is the column `ORDER_ID`, which SQL finds without quotes.
+    Upper,
+    /// Names stay as they are; SQL must quote them.
+    Preserve,
+}
+
+/// See the module's header.
+pub(crate) struct SnowflakeDialect {
+    pub(crate) client: Arc<ClientOptions>,
+    pub(crate) access: StageAccess,
+    pub(crate) case: NameCase,
+    /// Shown in the service's query history.
+    pub(crate) tag: String,
+    pub(crate) runtime: Handle,
+}
+
+/// A session for the library: its calls block.
+struct BlockingSession {
+    session: client::Session,
+    runtime: Handle,
+    /// Part of some statements.
+    secret: Option<String>,
+}
+
+impl BlockingSession {
+    fn run(&mut self, sql: &str) -> Result<Answer> {
+        let outcome = self.runtime.block_on(self.session.execute(sql));
+        outcome.map_err(|error| error.redact(self.secret.as_deref()).into_error(&format!("cannot {}", purpose(sql))))
+    }
+}
+
+impl Session for BlockingSession {
+    fn execute(&mut self, sql: &str) -> Result<u64> {
+        Ok(self.run(sql)?.changed_rows())
+    }
+
+    fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
+        Ok(self.run(sql)?.rows)
+    }
+}
+
+/// The first words of a statement, for messages. Never its values or keys.
+fn purpose(sql: &str) -> String {
+    let words: Vec<&str> = sql.split_whitespace().take(8).collect();
+    let named = |word: &&str| word.starts_with('"');
+    let end = words.iter().position(named).map_or(2, |name| name + 1);
+    format!("run `{} ..`", words[..end.min(words.len())].join(" "))
+}
+
+impl Dialect for SnowflakeDialect {
+    fn name(&self) -> &'static str {
+        "snowflake"
+    }
+
+    fn destination(&self) -> String {
+        let ClientOptions { account, database, schema, .. } = self.client.as_ref();
+        format!("snowflake://{account}/{database}/{schema}")
+    }
+
+    fn connect(&self) -> Result<Box<dyn Session>> {
+        let opened = self.runtime.block_on(client::Session::open(&self.client, &self.tag, &self.runtime));
+        let session = opened.map_err(|error: SqlError| {
+            error.into_error(&format!("cannot log in to {} as {}", self.client.account, self.client.user))
+        })?;
+        let secret = match &self.access {
+            StageAccess::Keys(_, secret) => Some(secret.clone()),
+            StageAccess::Integration(_) => None,
+        };
+        Ok(Box::new(BlockingSession { session, runtime: self.runtime.clone(), secret }))
+    }
+
+    fn folded(&self, name: &str) -> String {
+        match self.case {
+            NameCase::Upper => name.to_uppercase(),
+            NameCase::Preserve => name.to_owned(),
+        }
+    }
+
+    fn check_name(&self, name: &str) -> Option<String> {
+        if name.is_empty() {
+            return Some("it is empty".to_owned());
+        }
+        let length = name.chars().count();
+        (length > MAX_NAME).then(|| format!("it has {length} characters, and Snowflake allows {MAX_NAME}"))
+    }
+
+    fn quoted(&self, name: &str) -> String {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
+
+    fn literal(&self, text: &str) -> String {
+        format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+    }
+
+    fn columns(&self, session: &mut dyn Session, table: &str) -> Result<Option<Vec<Column>>> {
+        // Unlike a query of the catalog, DESCRIBE needs no warehouse.
+        let described = match session.query(&format!("DESCRIBE TABLE {}", self.quoted(table))) {
+            Ok(rows) => rows,
+            // The service does not distinguish a missing table from one that the role may not see.
+            // Creating the table shows which it is.
+            Err(error) if error.code == client::ErrorKind::AccessDenied.code() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let text = |row: &[Option<String>], index: usize| row.get(index).cloned().flatten();
+        let columns =
+            described.iter().filter(|row| text(row, 2).is_none_or(|kind| kind == "COLUMN")).map(|row| Column {
+                name: text(row, 0).unwrap_or_default(),
+                column_type: types::parse_type(&text(row, 1).unwrap_or_default()),
+                nullable: text(row, 3).is_none_or(|nullable| nullable == "Y"),
+                has_default: text(row, 4).is_some_and(|default| !default.is_empty()),
+            });
+        Ok(Some(columns.collect()))
+    }
+
+    fn column_type(&self, data_type: &DataType, _longest: usize, is_json: bool) -> Option<ColumnType> {
+        types::column_type(data_type, is_json)
+    }
+
+    fn sql_type(&self, column_type: &ColumnType) -> String {
+        types::sql_type(column_type)
+    }
+
+    fn create_table(&self, table: &str, columns: &[Column], _key: &[String]) -> Vec<String> {
+        let column = |column: &Column| {
+            let not_null = if column.nullable { "" } else { " NOT NULL" };
+            format!("{} {}{not_null}", self.quoted(&column.name), types::sql_type(&column.column_type))
+        };
+        let columns: Vec<String> = columns.iter().map(column).collect();
+        vec![format!("CREATE TABLE IF NOT EXISTS {} ({})", self.quoted(table), columns.join(", "))]
+    }
+
+    fn add_column(&self, table: &str, column: &Column) -> Vec<String> {
+        let (table, name) = (self.quoted(table), self.quoted(&column.name));
+        let sql_type = types::sql_type(&column.column_type);
+        vec![format!("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {name} {sql_type}")]
+    }
+
+    fn widen_column(&self, table: &str, column: &Column, to: &ColumnType) -> Option<Vec<String>> {
+        types::can_alter(&column.column_type, to).then(|| {
+            let (table, name) = (self.quoted(table), self.quoted(&column.name));
+            vec![format!("ALTER TABLE {table} ALTER COLUMN {name} SET DATA TYPE {}", types::sql_type(to))]
+        })
+    }
+
+    fn drop_not_null(&self, table: &str, column: &Column) -> Option<Vec<String>> {
+        let (table, name) = (self.quoted(table), self.quoted(&column.name));
+        Some(vec![format!("ALTER TABLE {table} ALTER COLUMN {name} DROP NOT NULL")])
+    }
+
+    fn parquet_type(&self, column_type: &ColumnType) -> DataType {
+        types::parquet_type(column_type)
+    }
+
+    fn refused_text(&self, column_type: &ColumnType, text: &str) -> Option<String> {
+        let is_long = *column_type == ColumnType::Json && text.len() > types::MAX_TEXT as usize;
+        is_long.then(|| format!("has {} bytes of JSON; VARIANT takes {}", text.len(), types::MAX_TEXT))
+    }
+
+    fn create_staging(&self, name: &str, columns: &[StagingColumn]) -> Vec<String> {
+        let column = |column: &StagingColumn| {
+            format!("{} {}", self.quoted(&column.name), types::staging_type(&column.column_type))
+        };
+        let columns: Vec<String> = columns.iter().map(column).collect();
+        // A temporary table ends with its session, so a worker that dies leaves none behind.
+        vec![format!("CREATE OR REPLACE TEMPORARY TABLE {} ({})", self.quoted(name), columns.join(", "))]
+    }
+
+    fn load_expression(&self, column_type: &ColumnType, column: &str) -> String {
+        types::load_expression(column_type, column)
+    }
+
+    fn copy(&self, staging: &str, _columns: &[StagingColumn], files: &[StagedFile], _manifest: &str) -> String {
+        let root = common_folder(files);
+        let names: Vec<String> =
+            files.iter().map(|file| self.literal(file.url.get(root.len()..).unwrap_or_default())).collect();
+        let access = match &self.access {
+            StageAccess::Integration(name) => format!(" STORAGE_INTEGRATION = {}", self.quoted(name)),
+            StageAccess::Keys(id, secret) => {
+                format!(" CREDENTIALS = (AWS_KEY_ID = {} AWS_SECRET_KEY = {})", self.literal(id), self.literal(secret))
+            }
+        };
+        // FORCE: the service skips files that it has loaded into a table of this name before. The
+        // offsets row decides what is loaded.
+        format!(
+            "COPY INTO {} FROM {}{access} FILES = ({}) FILE_FORMAT = (TYPE = PARQUET BINARY_AS_TEXT = FALSE \
+             USE_LOGICAL_TYPE = TRUE) MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE FORCE = TRUE ON_ERROR = ABORT_STATEMENT",
+            self.quoted(staging),
+            self.literal(root),
+            names.join(", ")
+        )
+    }
+
+    fn insert_if_absent(&self, table: &str, keys: usize, columns: &[String], values: &[String]) -> Vec<String> {
+        // MERGE locks the table until COMMIT: another session's MERGE waits for it.
+        let table = self.quoted(table);
+        let sources: Vec<String> =
+            values.iter().zip(columns).map(|(value, column)| format!("{value} AS {column}")).collect();
+        let matches: Vec<String> = columns.iter().take(keys).map(|column| format!("t.{column} = s.{column}")).collect();
+        let inserted: Vec<String> = columns.iter().map(|column| format!("s.{column}")).collect();
+        vec![format!(
+            "MERGE INTO {table} AS t USING (SELECT {}) AS s ON {} WHEN NOT MATCHED THEN INSERT ({}) VALUES ({})",
+            sources.join(", "),
+            matches.join(" AND "),
+            columns.join(", "),
+            inserted.join(", ")
+        )]
+    }
+}
+
+/// The folder that all files are in, with its slash.
+fn common_folder(files: &[StagedFile]) -> &str {
+    let Some((first, others)) = files.split_first() else { return "" };
+    let mut folder = first.url.rfind('/').map_or("", |slash| &first.url[..=slash]);
+    while !others.iter().all(|file| file.url.starts_with(folder)) {
+        let parent = folder.trim_end_matches('/').rfind('/').map_or(0, |slash| slash + 1);
+        folder = &folder[..parent];
+    }
+    folder
+}

@@ -1,0 +1,72 @@
+//! Sink connector `snowflake`: tables in Snowflake, each record loaded once.
+//!
+//! `trunkline-warehouse` stages the records as Parquet files and loads them. This crate adds what
+//! is Snowflake's own:
+//!
+//! | file | subject |
+//! |---|---|
+//! | `config` | options |
+//! | `client/` | logins, statements and errors of the service |
+//! | `dialect` | SQL: tables, COPY, the offsets row |
+//! | `types` | Arrow's types and Snowflake's |
+
+mod client;
+mod config;
+mod dialect;
+mod types;
+
+use std::sync::Arc;
+
+use trunkline_connector::config::{OptionSpec, Section};
+use trunkline_connector::{CommitPolicy, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template};
+use trunkline_warehouse::{S3Stage, open_sink};
+
+use config::Config;
+use dialect::SnowflakeDialect;
+
+/// The connector `snowflake`.
+pub struct SnowflakeConnector;
+
+impl SinkConnector for SnowflakeConnector {
+    fn name(&self) -> &'static str {
+        "snowflake"
+    }
+
+    fn summary(&self) -> &'static str {
+        "Tables in Snowflake: appends, upserts and history, each record loaded once"
+    }
+
+    fn options(&self) -> &'static [OptionSpec] {
+        config::OPTIONS
+    }
+
+    fn configure(&self, section: &Section<'_>, template_variables: &[&str]) -> Option<Box<dyn SinkSpec>> {
+        Config::read(section, template_variables).map(|config| Box::new(SnowflakeSpec { config }) as Box<dyn SinkSpec>)
+    }
+}
+
+struct SnowflakeSpec {
+    config: Config,
+}
+
+impl SinkSpec for SnowflakeSpec {
+    fn open(&self, context: SinkContext) -> Result<Sink> {
+        let dialect = SnowflakeDialect {
+            client: Arc::clone(&self.config.client),
+            access: self.config.access.clone(),
+            case: self.config.case,
+            tag: format!("trunkline {}", context.name),
+            runtime: context.runtime.clone(),
+        };
+        let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone())?;
+        open_sink(Arc::new(dialect), Box::new(stage), self.config.loads.clone(), context)
+    }
+
+    fn commit_policy(&self) -> CommitPolicy {
+        self.config.loads.commit_policy()
+    }
+
+    fn templates(&self) -> Vec<(&'static str, &Template)> {
+        self.config.loads.templates()
+    }
+}

@@ -1,0 +1,305 @@
+//! Loads into the stand-in: crashes at each statement, lost replies, zombies, types and changes of
+//! the schema.
+
+#![allow(clippy::unwrap_used, reason = "a test reports a failure by panicking")]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use arrow::datatypes::{DataType, Field, TimeUnit};
+use common::Account;
+use trunkline_connector::config::{Report, Section};
+use trunkline_connector::conformance::read_toml;
+use trunkline_connector::{
+    Batch, Domain, ErasedTwoPhaseSink, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink,
+    SinkConnector, SinkContext, TopicPartition, headers,
+};
+use trunkline_snowflake::SnowflakeConnector;
+
+/// The schema that the records name, if any.
+struct OneSchema(Option<Arc<Schema>>);
+
+impl SchemaLookup for OneSchema {
+    fn schema(&self, id: SchemaId) -> Result<Option<Arc<Schema>>> {
+        Ok(self.0.clone().filter(|schema| schema.id() == id))
+    }
+}
+
+struct Setup {
+    account: Account,
+    runtime: tokio::runtime::Runtime,
+    scratch: tempfile::TempDir,
+    opened: AtomicU32,
+}
+
+impl Setup {
+    fn start() -> Option<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Some(Self {
+            account: Account::start()?,
+            runtime,
+            scratch: tempfile::tempdir().unwrap(),
+            opened: AtomicU32::new(0),
+        })
+    }
+
+    fn open_with(&self, options: &str, schema: Option<Arc<Schema>>) -> Result<Box<dyn ErasedTwoPhaseSink>> {
+        let table = read_toml(options);
+        let report = Report::default();
+        let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
+        let spec = SnowflakeConnector.configure(&section, &[]);
+        section.finish();
+        let problems = report.into_problems();
+        let spec = spec.unwrap_or_else(|| panic!("{problems:?}"));
+        let scratch = self.scratch.path().join(self.opened.fetch_add(1, Ordering::Relaxed).to_string());
+        std::fs::create_dir_all(&scratch).unwrap();
+        let sink = spec.open(SinkContext {
+            name: "loads.test".to_owned(),
+            budget: MemoryBudget::new(1 << 30),
+            runtime: self.runtime.handle().clone(),
+            scratch,
+            schemas: Arc::new(OneSchema(schema)),
+        })?;
+        match sink {
+            Sink::TwoPhase(sink) => Ok(sink),
+            Sink::Idempotent(_) => panic!("the sink is not a two-phase sink"),
+        }
+    }
+
+    fn open(&self, schema: &str, mode: &str) -> Box<dyn ErasedTwoPhaseSink> {
+        self.open_with(&self.account.options(schema, mode), None).unwrap()
+    }
+
+    /// The rows of a query, with `null` for null, joined by `|`.
+    fn query(&self, schema: &str, sql: &str) -> Vec<String> {
+        let rows = self.account.server.query("DB", schema, sql).unwrap();
+        let value = |value: Option<String>| value.unwrap_or_else(|| "null".to_owned());
+        rows.into_iter().map(|row| row.into_iter().map(value).collect::<Vec<_>>().join("|")).collect()
+    }
+}
+
+fn partition() -> TopicPartition {
+    TopicPartition::new("orders", 0)
+}
+
+fn batch(first: i64, records: &[(Option<&str>, Option<&str>)], schema: Option<&Schema>) -> Batch {
+    let mut batch = Batch::default();
+    let topic = batch.topic_index("orders");
+    for (offset, (key, value)) in (first..).zip(records) {
+        let mut record = batch.record();
+        record.timestamp(1_700_000_000_000).read_from(topic, 0, offset);
+        if let Some(key) = key {
+            record.key(key.as_bytes());
+        }
+        if let Some(value) = value {
+            record.value(value.as_bytes());
+        }
+        if let Some(schema) = schema {
+            record.header(headers::SCHEMA, Some(schema.id().to_string().as_bytes()));
+        }
+        record.finish();
+    }
+    batch
+}
+
+fn write(sink: &mut dyn ErasedTwoPhaseSink, batch: &Batch) {
+    let mut rejected = Rejections::default();
+    sink.write(&partition(), batch, &mut rejected).unwrap();
+    assert!(rejected.is_empty(), "{:?}", rejected.reasons);
+}
+
+fn prepare(sink: &mut dyn ErasedTwoPhaseSink) -> Vec<serde_json::Value> {
+    let plan = sink.seal(&partition()).unwrap().unwrap();
+    sink.prepare(&[plan], &mut Rejections::default()).unwrap()
+}
+
+fn load(sink: &mut dyn ErasedTwoPhaseSink, batch: &Batch) {
+    write(sink, batch);
+    let committables = prepare(sink);
+    sink.commit(&committables).unwrap();
+}
+
+const ROWS: [(Option<&str>, Option<&str>); 3] = [
+    (Some("{\"id\":1}"), Some("{\"id\":1,\"name\":\"a\"}")),
+    (Some("{\"id\":2}"), Some("{\"id\":2,\"name\":\"b\"}")),
+    (Some("{\"id\":1}"), Some("{\"id\":1,\"name\":\"c\"}")),
+];
+
+/// A lost reply to each statement of a load, before or after the statement ran: the load is all or
+/// nothing, and the next attempt makes it all, once.
+#[test]
+fn a_load_survives_a_lost_reply_to_each_statement() {
+    let Some(setup) = Setup::start() else { return };
+    let expected = [("append", vec!["1|a", "2|b", "1|c"]), ("upsert", vec!["2|b", "1|c"])];
+    let statements = ["create or replace", "begin", "update", "copy into", "insert into", "commit"];
+    for (mode, rows) in &expected {
+        for (number, statement) in statements.iter().enumerate() {
+            for when in ["before", "after"] {
+                let schema = format!("{mode}_{number}_{when}").to_uppercase();
+                let step = format!("{mode}: the reply to `{statement}` lost {when} it ran");
+                let mut sink = setup.open(&schema, mode);
+                write(sink.as_mut(), &batch(0, &ROWS, None));
+                let committables = prepare(sink.as_mut());
+                setup.account.server.control(&format!("{{\"drop\":\"{statement}\",\"when\":\"{when}\"}}"));
+                let error = sink.commit(&committables).err().unwrap_or_else(|| panic!("{step}: no error"));
+                assert_eq!((error.domain, error.code), (Domain::External, "snowflake.session_lost"), "{step}");
+                let sql = "SELECT \"ID\", \"NAME\" FROM \"ROWS\" ORDER BY \"_OFFSET\"";
+                let found = setup.query(&schema, sql);
+                assert!(found.is_empty() || found == *rows, "{step}: {found:?}");
+                // The task dies, and the next one commits what it prepared.
+                std::mem::forget(sink);
+                let mut next = setup.open(&schema, mode);
+                next.recover(&partition(), &committables).unwrap();
+                next.commit(&committables).unwrap();
+                next.commit(&committables).unwrap();
+                assert_eq!(setup.query(&schema, sql), *rows, "{step}");
+                assert_eq!(setup.account.staged_files(&schema), [""; 0], "{step}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sessions_that_end_between_and_during_loads_are_replaced() {
+    let Some(setup) = Setup::start() else { return };
+    let mut sink = setup.open("KILLED", "append");
+    for (round, fault) in (0..).zip(["{\"kill\":true}", "{\"expire\":\"token\"}", "{\"expire\":\"master\"}"]) {
+        write(sink.as_mut(), &batch(round * 3, &ROWS, None));
+        setup.account.server.control(fault);
+        // As the stage does: the same step again after an external error.
+        let plan = sink.seal(&partition()).unwrap().unwrap();
+        let plans = [plan];
+        let prepared = (0..5).find_map(|_| sink.prepare(&plans, &mut Rejections::default()).ok()).unwrap();
+        setup.account.server.control("{\"slow\":2}");
+        (0..5).find_map(|_| sink.commit(&prepared).ok()).unwrap();
+        let count = setup.query("KILLED", "SELECT COUNT(*) FROM \"ROWS\"");
+        assert_eq!(count, [((round + 1) * 3).to_string()], "{fault}");
+    }
+}
+
+#[test]
+fn a_zombie_cannot_load() {
+    let Some(setup) = Setup::start() else { return };
+    let mut zombie = setup.open("ZOMBIE", "append");
+    write(zombie.as_mut(), &batch(0, &ROWS, None));
+    let stale = prepare(zombie.as_mut());
+    let mut next = setup.open("ZOMBIE", "append");
+    next.recover(&partition(), &stale).unwrap();
+    next.commit(&stale).unwrap();
+    load(next.as_mut(), &batch(3, &ROWS, None));
+    // Its load is known as committed; a new one is refused.
+    zombie.commit(&stale).unwrap();
+    write(zombie.as_mut(), &batch(3, &ROWS, None));
+    let plan = zombie.seal(&partition()).unwrap().unwrap();
+    let error = zombie.prepare(&[plan], &mut Rejections::default()).unwrap_err();
+    assert_eq!(error.domain, Domain::Fenced, "{error}");
+    assert_eq!(setup.query("ZOMBIE", "SELECT COUNT(*) FROM \"ROWS\""), ["6"]);
+}
+
+#[test]
+fn a_missing_privilege_is_reported_and_waited_for() {
+    let Some(setup) = Setup::start() else { return };
+    setup.account.server.control(
+        "{\"refuse\":\"create table\",\"code\":\"003001\",\"message\":\"SQL access control error: Insufficient privileges\"}",
+    );
+    let error = setup.open_with(&setup.account.options("DENIED", "append"), None).err().unwrap();
+    assert_eq!((error.domain, error.code), (Domain::External, "snowflake.access_denied"), "{error}");
+    // The grant was given.
+    load(setup.open("DENIED", "append").as_mut(), &batch(0, &ROWS, None));
+}
+
+#[test]
+fn a_wrong_password_stops_the_sink() {
+    let Some(setup) = Setup::start() else { return };
+    let options = setup.account.options("LOGIN", "append").replace("\"snow\"", "\"wrong\"");
+    let error = setup.open_with(&options, None).err().unwrap();
+    assert_eq!((error.domain, error.code), (Domain::Config, "snowflake.login_refused"), "{error}");
+    assert!(!error.to_string().contains("wrong"), "{error}");
+}
+
+#[test]
+fn no_error_shows_the_secret_of_the_stage() {
+    let Some(setup) = Setup::start() else { return };
+    let mut sink = setup.open("SECRET", "append");
+    write(sink.as_mut(), &batch(0, &ROWS, None));
+    let committables = prepare(sink.as_mut());
+    setup.account.server.control(
+        "{\"refuse\":\"copy into\",\"code\":\"003167\",\"message\":\"cannot read s3://lake with AKTEST and SKTESTSK\"}",
+    );
+    let error = sink.commit(&committables).unwrap_err().to_string();
+    assert!(error.contains("cannot read s3://lake") && !error.contains("SKTESTSK"), "{error}");
+    sink.commit(&committables).unwrap();
+}
+
+#[test]
+fn every_type_arrives_exactly() {
+    let Some(setup) = Setup::start() else { return };
+    let fields = vec![
+        Field::new("id", DataType::Int64, false),
+        Field::new("big", DataType::UInt64, true),
+        Field::new("money", DataType::Decimal128(38, 9), true),
+        Field::new("long", DataType::Decimal256(65, 30), true),
+        Field::new("ratio", DataType::Float64, true),
+        Field::new("flag", DataType::Boolean, true),
+        Field::new("text", DataType::Utf8, true),
+        Field::new("bytes", DataType::Binary, true),
+        Field::new("day", DataType::Date32, true),
+        Field::new("time", DataType::Time64(TimeUnit::Microsecond), true),
+        Field::new("at", DataType::Timestamp(TimeUnit::Microsecond, None), true),
+        Field::new("instant", DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into())), true),
+        Field::new("list", DataType::List(Arc::new(Field::new("item", DataType::Int64, true))), true),
+    ];
+    let schema = Arc::new(Schema::new(Arc::new(arrow::datatypes::Schema::new(fields))).unwrap());
+    let full = r#"{"id":1,"big":18446744073709551615,"money":"-12345678901234567890123456789.123456789",
+        "long":"12345678901234567890123456789012345.678901234567890123456789012345","ratio":0.1,"flag":true,
+        "text":"a'\\b\"ü😀","bytes":"AP8=","day":"2024-02-29","time":"23:59:59.999999",
+        "at":"1969-12-31T23:59:59.999999","instant":"2024-01-02T03:04:05.678901Z","list":[1,null,3]}"#;
+    let options = setup.account.options("TYPES", "append");
+    let mut sink = setup.open_with(&options, Some(Arc::clone(&schema))).unwrap();
+    let nulls = r#"{"id":2}"#;
+    load(sink.as_mut(), &batch(0, &[(None, Some(full)), (None, Some(nulls))], Some(&schema)));
+    let columns =
+        ["ID", "BIG", "MONEY", "LONG", "RATIO", "FLAG", "TEXT", "BYTES", "DAY", "TIME", "AT", "INSTANT", "LIST"];
+    let casts: Vec<String> = columns.iter().map(|name| format!("\"{name}\"::VARCHAR")).collect();
+    let found = setup.query("TYPES", &format!("SELECT {} FROM \"ROWS\" ORDER BY \"ID\"", casts.join(", ")));
+    let expected = "1|18446744073709551615|-12345678901234567890123456789.123456789|\
+                    12345678901234567890123456789012345.678901234567890123456789012345|0.1|true|a'\\b\"ü😀|\\x00\\xFF|\
+                    2024-02-29|23:59:59.999999|1969-12-31 23:59:59.999999|2024-01-02 03:04:05.678901+00|[1,null,3]";
+    assert_eq!(found[0], expected);
+    assert_eq!(found[1], "2|null|null|null|null|null|null|null|null|null|null|null|null");
+}
+
+#[test]
+fn deletes_and_changed_keys_reach_the_table() {
+    let Some(setup) = Setup::start() else { return };
+    let mut sink = setup.open("CHANGES", "upsert");
+    load(sink.as_mut(), &batch(0, &ROWS, None));
+    let envelope = |op: &str, before: &str, after: &str| {
+        format!("{{\"before\":{before},\"after\":{after},\"source\":{{\"ts_ms\":1700000000000}},\"op\":\"{op}\"}}")
+    };
+    let (old, new) = ("{\"id\":1,\"name\":\"c\"}", "{\"id\":9,\"name\":\"c\"}");
+    let delete = envelope("d", old, "null");
+    let create = envelope("c", "null", new);
+    let records =
+        [(Some("{\"id\":1}"), Some(delete.as_str())), (Some("{\"id\":1}"), None), (Some("{\"id\":9}"), Some(&create))];
+    load(sink.as_mut(), &batch(3, &records, None));
+    let sql = "SELECT \"ID\", \"NAME\" FROM \"ROWS\" ORDER BY \"ID\"";
+    assert_eq!(setup.query("CHANGES", sql), ["2|b", "9|c"]);
+    let truncate = envelope("t", "null", "null");
+    load(sink.as_mut(), &batch(6, &[(None, Some(&truncate)), ROWS[1]], None));
+    assert_eq!(setup.query("CHANGES", sql), ["2|b"]);
+}
+
+#[test]
+fn tables_follow_the_schema() {
+    let Some(setup) = Setup::start() else { return };
+    let mut sink = setup.open("EVOLVED", "append");
+    load(sink.as_mut(), &batch(0, &ROWS, None));
+    load(sink.as_mut(), &batch(3, &[(None, Some("{\"id\":3,\"extra\":{\"a\":[1]}}"))], None));
+    let found =
+        setup.query("EVOLVED", "SELECT \"ID\", \"NAME\", \"EXTRA\"::VARCHAR FROM \"ROWS\" ORDER BY \"_OFFSET\"");
+    assert_eq!(found, ["1|a|null", "2|b|null", "1|c|null", "3|null|{\"a\":[1]}"]);
+}

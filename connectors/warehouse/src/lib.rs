@@ -1,0 +1,53 @@
+//! What the sinks for warehouses share.
+//!
+//! A warehouse sink is a [two-phase sink](trunkline_connector::TwoPhaseSink). Records become
+//! Parquet files in local scratch space; *prepare* uploads them into the [`Stage`]; *commit* loads
+//! them in one transaction of the destination, which also advances a row of the sink's offsets
+//! table. That row makes a repeated commit harmless, and fences older tasks in the destination.
+//! A connector adds a [`Dialect`]: types, SQL texts and sessions of one warehouse. It reads
+//! [`Options`] and the stage, and opens the sink with [`open_sink`].
+//!
+//! In the order in which a record passes them:
+//!
+//! | file | subject |
+//! |---|---|
+//! | `config` | the options that all warehouse sinks have |
+//! | `sink` | the running sink: the phases |
+//! | `change` | records as changes: envelope, row, tombstone |
+//! | `write` | route, decode, fit, stage |
+//! | `layouts` | the columns that rows are decoded with |
+//! | `tables` | target tables: creation and evolution |
+//! | `convert` | values as values of the target's columns, each one checked |
+//! | `buffer` | the open files of a topic partition |
+//! | `intent` | the stored form of plans and committables |
+//! | `stage`, `s3_stage` | where files wait |
+//! | `offsets` | the sink's offsets table, with epochs |
+//! | `load`, `apply` | the transaction; its statements |
+//! | `preflight` | what `validate --check` asks |
+//! | `dialect`, `sessions` | what differs between warehouses |
+
+mod apply;
+mod buffer;
+mod change;
+mod config;
+mod convert;
+mod dialect;
+mod intent;
+mod layouts;
+mod load;
+mod offsets;
+mod preflight;
+mod s3_stage;
+mod sessions;
+mod sink;
+mod stage;
+mod tables;
+mod write;
+
+pub use config::{OPTIONS, Options, read_stage};
+pub use dialect::{Column, ColumnType, Dialect, Session, StagingColumn};
+pub use preflight::check;
+pub use s3_stage::S3Stage;
+pub use sink::open_sink;
+pub use stage::{Stage, StagedFile};
+pub use trunkline_objects::BucketOptions;

@@ -1,0 +1,246 @@
+//! Loads staged files: one transaction of the destination for all loads that are committed
+//! together, which also advances their rows of the offsets table.
+//!
+//! ```text
+//! read the offsets rows       loads that were committed before are left out
+//! create staging tables       outside of the transaction: DDL may commit
+//! BEGIN
+//!   UPDATE offsets ..         must change one row for each load, else ROLLBACK and decide again
+//!   COPY, count, apply        for each group of files
+//! COMMIT
+//! ```
+//! No statement is repeated after an error. The session is dropped, and the next attempt reads the
+//! offsets rows: they say whether the lost COMMIT was carried out.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use trunkline_connector::{Error, Result, TopicPartition, failpoint};
+
+use crate::apply;
+use crate::dialect::{Dialect, Session, StagingColumn};
+use crate::intent::{Committable, PlannedFile, manifest_key};
+use crate::offsets::{Offsets, missing_row};
+use crate::sessions::Sessions;
+use crate::stage::StagedFile;
+
+/// The code of errors after which the whole transaction is repeated at once.
+pub(crate) const CONFLICT: &str = "warehouse.conflict";
+/// Attempts before the stage's own backoff applies.
+const ATTEMPTS: u32 = 5;
+
+/// What a load needs besides the session.
+#[derive(Clone)]
+pub(crate) struct Loader {
+    pub(crate) offsets: Offsets,
+    /// Names staging tables: no other task's are equal.
+    pub(crate) task: String,
+}
+
+/// A load with the urls of its files, in the order of the plan.
+#[derive(Clone)]
+pub(crate) struct PendingLoad {
+    pub(crate) committable: Committable,
+    pub(crate) urls: Vec<FileUrls>,
+}
+
+/// The urls of a file and its manifest.
+#[derive(Clone)]
+pub(crate) struct FileUrls {
+    pub(crate) file: String,
+    pub(crate) manifest: String,
+}
+
+impl PendingLoad {
+    pub(crate) fn new(committable: &Committable, url: impl Fn(&str) -> String) -> Self {
+        let urls = committable.plan.files.iter().map(|file| {
+            let key = file.key.as_deref().unwrap_or_default();
+            FileUrls { file: url(key), manifest: url(&manifest_key(key)) }
+        });
+        Self { urls: urls.collect(), committable: committable.clone() }
+    }
+
+    fn partition(&self) -> TopicPartition {
+        TopicPartition::new(self.committable.plan.topic.as_str(), self.committable.plan.partition)
+    }
+}
+
+/// Files with the same table and columns, loaded by the same statements.
+struct Group<'a> {
+    files: Vec<(&'a PlannedFile, &'a FileUrls)>,
+}
+
+impl Group<'_> {
+    fn target(&self) -> Option<&PlannedFile> {
+        self.files.first().map(|(file, _)| *file)
+    }
+}
+
+impl Loader {
+    /// Loads what was not loaded before.
+    pub(crate) fn load(&self, sessions: &mut Sessions, loads: &[PendingLoad]) -> Result<()> {
+        let mut attempt = 1;
+        loop {
+            let outcome = sessions.run(|dialect, session| self.attempt(dialect, session, loads));
+            match outcome {
+                Err(error) if error.code == CONFLICT && attempt < ATTEMPTS => {
+                    tracing::debug!(%error, attempt, "a load met a conflict and is repeated");
+                    // Different tasks must not meet again.
+                    let spread = u64::from(uuid::Uuid::new_v4().as_bytes()[0]);
+                    std::thread::park_timeout(Duration::from_millis(u64::from(attempt) * 100 + spread));
+                    attempt += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn attempt(&self, dialect: &dyn Dialect, session: &mut dyn Session, loads: &[PendingLoad]) -> Result<()> {
+        let partitions: Vec<TopicPartition> = loads.iter().map(PendingLoad::partition).collect();
+        let rows = self.offsets.read(dialect, session, &partitions)?;
+        let mut waiting = Vec::new();
+        for (load, partition) in loads.iter().zip(&partitions) {
+            let Committable { plan, previous, epoch } = &load.committable;
+            let row = rows.get(partition).ok_or_else(|| missing_row(&self.offsets.table, partition))?;
+            // Only this load can follow its predecessor: any other value says that it was committed.
+            if row.load != *previous {
+                tracing::debug!(%partition, load = plan.load, "the load was committed before");
+            } else if row.epoch > *epoch {
+                return Err(fenced(partition, *epoch, row.epoch));
+            } else {
+                waiting.push(load);
+            }
+        }
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let groups = groups(&waiting);
+        let stagings: Vec<Vec<String>> =
+            (0..groups.len()).map(|index| apply::staging_names(dialect, &self.task, index)).collect();
+        for (group, names) in groups.iter().zip(&stagings) {
+            if let Some(target) = group.target().filter(|target| target.key.is_some()) {
+                let used = &names[..apply::stagings(target.mode)];
+                for name in used {
+                    drop_staging(dialect, session, name)?;
+                    run(session, &dialect.create_staging(name, &staging_columns(target)))?;
+                }
+            }
+        }
+        failpoint!("warehouse.begin.before")?;
+        session.execute("BEGIN")?;
+        let now = apply::now(dialect);
+        for load in &waiting {
+            let Committable { plan, previous, epoch } = &load.committable;
+            let ids = (previous.as_str(), plan.load.as_str());
+            let advance = self.offsets.advance(dialect, &load.partition(), ids, *epoch, plan.next_offset, &now);
+            if session.execute(&advance)? != 1 {
+                session.execute("ROLLBACK")?;
+                let message = format!("another task loaded {} at the same time", load.partition());
+                return Err(Error::external(CONFLICT, message));
+            }
+        }
+        failpoint!("warehouse.offsets.after")?;
+        for (group, names) in groups.iter().zip(&stagings) {
+            load_group(dialect, session, group, names, &now)?;
+        }
+        failpoint!("warehouse.commit.before")?;
+        session.execute("COMMIT")?;
+        failpoint!("warehouse.commit.after")?;
+        for name in stagings.iter().flatten() {
+            // The rows are in. A staging table that stays is dropped by the next load of the task.
+            if let Err(error) = drop_staging(dialect, session, name) {
+                tracing::debug!(%error, name, "a staging table could not be dropped");
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn fenced(partition: &TopicPartition, own: i64, newer: i64) -> Error {
+    let message = format!("{partition} belongs to a newer task: its epoch is {newer}, that of the load is {own}");
+    Error::fenced("warehouse.fenced", message)
+}
+
+fn run(session: &mut dyn Session, statements: &[String]) -> Result<()> {
+    statements.iter().try_for_each(|sql| session.execute(sql).map(drop))
+}
+
+fn drop_staging(dialect: &dyn Dialect, session: &mut dyn Session, name: &str) -> Result<()> {
+    session.execute(&format!("DROP TABLE IF EXISTS {}", dialect.quoted(name))).map(drop)
+}
+
+fn staging_columns(file: &PlannedFile) -> Vec<StagingColumn> {
+    let column = |column: &crate::intent::FileColumn| StagingColumn {
+        name: column.name.clone(),
+        column_type: column.column_type.clone(),
+    };
+    file.columns.iter().map(column).collect()
+}
+
+/// Groups files of equal tables and columns, so that the statements are few. The files of one table
+/// keep the order that they have within their load. A file that empties its table is alone.
+fn groups<'a>(loads: &[&'a PendingLoad]) -> Vec<Group<'a>> {
+    let mut groups: Vec<Group<'a>> = Vec::new();
+    for load in loads {
+        // The group of the last file of each table in this load.
+        let mut last: HashMap<&str, usize> = HashMap::new();
+        for (file, urls) in load.committable.plan.files.iter().zip(&load.urls) {
+            let from = last.get(file.table.as_str()).map_or(0, |index| index + 1);
+            let takes = |group: &Group<'_>| {
+                group.target().is_some_and(|target| {
+                    !target.truncates
+                        && (&target.table, target.mode, &target.columns, &target.key_columns)
+                            == (&file.table, file.mode, &file.columns, &file.key_columns)
+                })
+            };
+            let found = (from..groups.len()).find(|index| !file.truncates && takes(&groups[*index]));
+            let index = found.unwrap_or_else(|| {
+                groups.push(Group { files: Vec::new() });
+                groups.len() - 1
+            });
+            groups[index].files.push((file, urls));
+            last.insert(&file.table, index);
+        }
+    }
+    groups
+}
+
+fn load_group(
+    dialect: &dyn Dialect,
+    session: &mut dyn Session,
+    group: &Group<'_>,
+    names: &[String],
+    now: &str,
+) -> Result<()> {
+    let Some(target) = group.target() else { return Ok(()) };
+    let table = dialect.quoted(&target.table);
+    if target.truncates {
+        run(session, &apply::truncate(dialect, target, now))?;
+    }
+    if target.key.is_none() {
+        return Ok(());
+    }
+    let columns = staging_columns(target);
+    let staging = &names[0];
+    for (file, urls) in &group.files {
+        let staged = StagedFile {
+            key: file.key.clone().unwrap_or_default(),
+            url: urls.file.clone(),
+            bytes: file.bytes,
+            rows: file.rows,
+        };
+        failpoint!("warehouse.copy.before")?;
+        session.execute(&dialect.copy(staging, &columns, &[staged], &urls.manifest))?;
+        failpoint!("warehouse.copy.after")?;
+    }
+    let expected: u64 = group.files.iter().map(|(file, _)| file.rows).sum();
+    let counted = session.query(&format!("SELECT COUNT(*) FROM {}", dialect.quoted(staging)))?;
+    let found = counted.first().and_then(|row| row.first()?.as_ref()?.parse::<u64>().ok());
+    if found != Some(expected) {
+        let message = format!("COPY loaded {} rows for the table {table}, expected {expected}", found.unwrap_or(0));
+        return Err(Error::external("warehouse.row_count", message));
+    }
+    run(session, &apply::apply(dialect, target, names, now))?;
+    failpoint!("warehouse.apply.after")
+}

@@ -1,0 +1,35 @@
+//! The session of a task, which is replaced after every error: a statement's outcome is unknown
+//! after a lost connection, and a transaction's state after any error.
+
+use std::sync::Arc;
+
+use trunkline_connector::Result;
+
+use crate::dialect::{Dialect, Session};
+
+/// See the module's header.
+pub(crate) struct Sessions {
+    dialect: Arc<dyn Dialect>,
+    session: Option<Box<dyn Session>>,
+}
+
+impl Sessions {
+    pub(crate) fn new(dialect: Arc<dyn Dialect>) -> Self {
+        Self { dialect, session: None }
+    }
+
+    pub(crate) fn dialect(&self) -> &Arc<dyn Dialect> {
+        &self.dialect
+    }
+
+    /// Runs `work` in a session, a new one if the last work failed.
+    pub(crate) fn run<T>(&mut self, work: impl FnOnce(&dyn Dialect, &mut dyn Session) -> Result<T>) -> Result<T> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => self.dialect.connect()?,
+        };
+        let done = work(self.dialect.as_ref(), session.as_mut())?;
+        self.session = Some(session);
+        Ok(done)
+    }
+}

@@ -1,0 +1,296 @@
+//! The target tables: created from the records' columns, and evolved with them.
+//!
+//! All DDL runs while records are written, outside of any load, and before the records are staged.
+//! Several tasks may evolve a table at once: after a failed statement the catalog decides.
+
+use std::collections::{HashMap, HashSet};
+
+use arrow::array::{Array, ArrayRef};
+use trunkline_connector::{Error, Result};
+
+use crate::convert::{Converted, accepts, convert, longest, wider};
+use crate::dialect::{Column, ColumnType, Dialect, Session};
+use crate::sessions::Sessions;
+
+/// What happens when a column's values no longer fit its type, and no wider type keeps both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnTypeChange {
+    /// The sink stops.
+    Stop,
+    /// The values go to another column, `{name}_2`.
+    NewColumn,
+    /// The column becomes text.
+    Text,
+}
+
+/// A column of a batch, as it arrives.
+pub(crate) struct Incoming<'a> {
+    /// The name in the catalog.
+    pub(crate) name: String,
+    pub(crate) array: &'a ArrayRef,
+    /// The source declares its text to be JSON.
+    pub(crate) is_json: bool,
+}
+
+/// A converted column with its place in the target.
+pub(crate) struct Fitted {
+    pub(crate) column: Column,
+    pub(crate) converted: Converted,
+}
+
+/// The known tables.
+pub(crate) struct Tables {
+    on_type_change: OnTypeChange,
+    known: HashMap<String, Vec<Column>>,
+}
+
+impl Tables {
+    pub(crate) fn new(on_type_change: OnTypeChange) -> Self {
+        Self { on_type_change, known: HashMap::new() }
+    }
+
+    /// Brings the table into a state that takes the columns, and converts them. `system` are the
+    /// sink's own columns in the table. Columns without a typed value are left out.
+    pub(crate) fn fit(
+        &mut self,
+        sessions: &mut Sessions,
+        table: &str,
+        incoming: &[Incoming<'_>],
+        system: &[Column],
+        key: &[String],
+    ) -> Result<Vec<Fitted>> {
+        let mut columns = match self.known.remove(table) {
+            Some(columns) => columns,
+            None => self.open(sessions, table, incoming, system, key)?,
+        };
+        let fitted = self.fit_columns(sessions, table, incoming, system, &mut columns)?;
+        self.known.insert(table.to_owned(), columns);
+        Ok(fitted)
+    }
+
+    /// Reads a table's columns; creates the table if it does not exist.
+    fn open(
+        &self,
+        sessions: &mut Sessions,
+        table: &str,
+        incoming: &[Incoming<'_>],
+        system: &[Column],
+        key: &[String],
+    ) -> Result<Vec<Column>> {
+        sessions.run(|dialect, session| {
+            if let Some(columns) = dialect.columns(session, table)? {
+                return Ok(columns);
+            }
+            let mut columns: Vec<Column> = incoming.iter().filter_map(|column| new_column(dialect, column)).collect();
+            columns.extend_from_slice(system);
+            if columns.is_empty() {
+                return Ok(columns);
+            }
+            let created = execute_all(session, &dialect.create_table(table, &columns, key));
+            let read = |session: &mut dyn Session| dialect.columns(session, table);
+            match created {
+                Ok(()) => Ok(read(session)?.unwrap_or(columns)),
+                // Another task may have created it at the same time. The failed session is not used
+                // again.
+                Err(error) => match read(dialect.connect()?.as_mut())? {
+                    Some(columns) => Ok(columns),
+                    None => Err(error.context(format!("creating the table {table}"))),
+                },
+            }
+        })
+    }
+
+    fn fit_columns(
+        &self,
+        sessions: &mut Sessions,
+        table: &str,
+        incoming: &[Incoming<'_>],
+        system: &[Column],
+        columns: &mut Vec<Column>,
+    ) -> Result<Vec<Fitted>> {
+        for column in system {
+            if !columns.iter().any(|known| known.name == column.name) {
+                add_column(sessions, table, column, columns)?;
+            }
+        }
+        let mut fitted = Vec::with_capacity(incoming.len());
+        let mut used = HashSet::new();
+        for column in incoming {
+            if let Some(column) = self.fit_column(sessions, table, column, columns)? {
+                used.insert(column.column.name.clone());
+                fitted.push(column);
+            }
+        }
+        used.extend(system.iter().map(|column| column.name.clone()));
+        for missing in columns.clone().iter().filter(|column| !used.contains(&column.name)) {
+            if !missing.nullable && !missing.has_default {
+                drop_not_null(sessions, table, missing, columns)?;
+            }
+        }
+        Ok(fitted)
+    }
+
+    fn fit_column(
+        &self,
+        sessions: &mut Sessions,
+        table: &str,
+        incoming: &Incoming<'_>,
+        columns: &mut Vec<Column>,
+    ) -> Result<Option<Fitted>> {
+        let dialect = std::sync::Arc::clone(sessions.dialect());
+        let mut name = incoming.name.clone();
+        let mut suffix = 1;
+        loop {
+            let Some(have) = columns.iter().find(|column| column.name == name).cloned() else {
+                let Some(column) = new_column(dialect.as_ref(), incoming) else { return Ok(None) };
+                add_column(sessions, table, &Column { name: name.clone(), ..column }, columns)?;
+                continue;
+            };
+            let wanted = new_column(dialect.as_ref(), incoming).map(|column| column.column_type);
+            let Some(wanted) = wanted else { return Ok(None) };
+            if accepts(incoming.array.data_type(), &have.column_type) {
+                let convert = |column: &Column| {
+                    convert(incoming.array, incoming.is_json, &column.column_type, dialect.as_ref()).map_err(|error| {
+                        let message = format!("cannot convert the column {}: {error}", column.name);
+                        Error::internal("warehouse.convert", message)
+                    })
+                };
+                let converted = convert(&have)?;
+                if converted.refused.is_empty() {
+                    return Ok(Some(Fitted { column: have, converted }));
+                }
+                // A wider column may take what this one refused.
+                let Some(to) = wider(&have.column_type, &wanted).filter(|to| *to != have.column_type) else {
+                    return Ok(Some(Fitted { column: have, converted }));
+                };
+                if !widen(sessions, table, &have, &to, columns)? {
+                    return Ok(Some(Fitted { column: have, converted }));
+                }
+                continue;
+            }
+            let to = wider(&have.column_type, &wanted).filter(|to| accepts(incoming.array.data_type(), to));
+            if let Some(to) = to
+                && widen(sessions, table, &have, &to, columns)?
+            {
+                continue;
+            }
+            match self.on_type_change {
+                OnTypeChange::Text => {
+                    let text = dialect.column_type(&arrow::datatypes::DataType::Utf8, longest(incoming.array), false);
+                    if let Some(text) = text
+                        && widen(sessions, table, &have, &text, columns)?
+                    {
+                        continue;
+                    }
+                }
+                OnTypeChange::NewColumn => {
+                    suffix += 1;
+                    name = dialect.folded(&format!("{}_{suffix}", incoming.name));
+                    continue;
+                }
+                OnTypeChange::Stop => {}
+            }
+            return Err(type_change(table, &have, &dialect.sql_type(&have.column_type), &dialect.sql_type(&wanted)));
+        }
+    }
+}
+
+fn type_change(table: &str, column: &Column, have: &str, wanted: &str) -> Error {
+    Error::config(
+        "warehouse.type_change",
+        format!(
+            "the column `{}` of the table {table} has the type {have}, but the records now need {wanted}. Change the column by hand, \
+             or set `on_type_change` to \"new_column\" or \"text\"",
+            column.name
+        ),
+    )
+}
+
+fn new_column(dialect: &dyn Dialect, incoming: &Incoming<'_>) -> Option<Column> {
+    let column_type = dialect.column_type(incoming.array.data_type(), longest(incoming.array), incoming.is_json)?;
+    Some(Column { name: incoming.name.clone(), column_type, nullable: true, has_default: false })
+}
+
+fn execute_all(session: &mut dyn Session, statements: &[String]) -> Result<()> {
+    statements.iter().try_for_each(|sql| session.execute(sql).map(drop))
+}
+
+/// Runs DDL and reads the columns again. A failed statement is fine if `done` holds afterwards:
+/// another task was faster.
+fn evolve(
+    sessions: &mut Sessions,
+    table: &str,
+    columns: &mut Vec<Column>,
+    statements: &[String],
+    done: impl Fn(&[Column]) -> bool,
+) -> Result<()> {
+    let outcome = sessions.run(|_, session| execute_all(session, statements));
+    let read = sessions.run(|dialect, session| dialect.columns(session, table))?;
+    *columns = read.ok_or_else(|| {
+        let message = format!("the table {table} was dropped while the sink used it; the sink creates it again");
+        Error::external("warehouse.table_dropped", message)
+    })?;
+    match outcome {
+        Err(error) if !done(columns) => Err(error.context(format!("changing the table {table}"))),
+        _ => Ok(()),
+    }
+}
+
+fn add_column(sessions: &mut Sessions, table: &str, column: &Column, columns: &mut Vec<Column>) -> Result<()> {
+    let statements = sessions.dialect().add_column(table, column);
+    tracing::info!(table, column = column.name, "a column is added");
+    evolve(sessions, table, columns, &statements, |columns| columns.iter().any(|known| known.name == column.name))
+}
+
+/// Widens a column; false if the destination cannot.
+fn widen(
+    sessions: &mut Sessions,
+    table: &str,
+    column: &Column,
+    to: &ColumnType,
+    columns: &mut Vec<Column>,
+) -> Result<bool> {
+    let Some(statements) = sessions.dialect().widen_column(table, column, to) else { return Ok(false) };
+    tracing::info!(table, column = column.name, to = sessions.dialect().sql_type(to), "a column is widened");
+    let name = column.name.clone();
+    let is_wider = |columns: &[Column]| {
+        let found = columns.iter().find(|known| known.name == name);
+        found.is_some_and(|known| wider(&known.column_type, to).is_some_and(|both| both == known.column_type))
+    };
+    evolve(sessions, table, columns, &statements, is_wider)?;
+    Ok(columns.iter().any(|known| known.name == name && known.column_type != column.column_type))
+}
+
+fn drop_not_null(sessions: &mut Sessions, table: &str, column: &Column, columns: &mut Vec<Column>) -> Result<()> {
+    let Some(statements) = sessions.dialect().drop_not_null(table, column) else {
+        return Err(Error::config(
+            "warehouse.required_column",
+            format!(
+                "the column `{}` of the table {table} is NOT NULL, and the records have no value for it: give it a default, or allow null",
+                column.name
+            ),
+        ));
+    };
+    let name = column.name.clone();
+    evolve(sessions, table, columns, &statements, |columns| {
+        columns.iter().any(|known| known.name == name && known.nullable)
+    })
+}
+
+/// Rows of the converted columns that are not staged, each with its reason: a value was refused, or
+/// null is in a column that does not take it.
+pub(crate) fn refused_rows(fitted: &[Fitted]) -> Vec<(usize, String)> {
+    let mut refused = Vec::new();
+    for Fitted { column, converted } in fitted {
+        let named = |(row, reason): &(usize, String)| (*row, format!("column `{}`: {reason}", column.name));
+        refused.extend(converted.refused.iter().map(named));
+        if !column.nullable && converted.array.null_count() > 0 {
+            let nulls = (0..converted.array.len()).filter(|row| converted.array.is_null(*row));
+            refused
+                .extend(nulls.map(|row| (row, format!("column `{}`: null, but the column is NOT NULL", column.name))));
+        }
+    }
+    refused.sort_by_key(|(row, _)| *row);
+    refused.dedup_by_key(|(row, _)| *row);
+    refused
+}

@@ -1,0 +1,407 @@
+//! `trunkline dlq`: lists, shows and redrives dead letters.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use regex::Regex;
+use serde_json::{Value, json};
+use trunkline_connector::{Error, Result};
+
+use super::SettingsArgs;
+use super::addresses::brokers;
+use super::output::{Exit, print_data, print_error, report_error, report_problems};
+use super::validate::load_for_reading;
+use crate::config::Settings;
+use crate::dead_letters::{DeadLetter, Plan, Redrive, Skipped, read, redriven_ranges};
+use crate::kafka::{Admin, Cluster};
+use crate::plan::{Input, Pipeline, Route, TopicSelector};
+
+/// `trunkline dlq`.
+#[derive(Args)]
+pub(super) struct DlqArgs {
+    #[command(subcommand)]
+    command: DlqCommand,
+}
+
+#[derive(Subcommand)]
+enum DlqCommand {
+    /// Count the dead letters of each component and error code
+    List {
+        /// Pipeline files, or folders of them
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+        /// Print as JSON on stdout
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+    /// Print dead letters of a pipeline: the record, the error, and where it failed
+    Show {
+        #[command(flatten)]
+        choice: Choice,
+        /// Print at most N dead letters
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: usize,
+        /// Print one JSON object per line on stdout
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+    /// Return the records of dead letters to the topics that they came from, each once
+    Redrive {
+        #[command(flatten)]
+        choice: Choice,
+        /// Send the records to this topic instead. It must exist
+        #[arg(long, value_name = "TOPIC")]
+        to_topic: Option<String>,
+        /// Return records to topics that other components read too: those receive them a second
+        /// time
+        #[arg(long)]
+        to_all_readers: bool,
+        /// Print what would be redriven, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print the result as JSON on stdout
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+}
+
+/// Which dead letters.
+#[derive(Args)]
+struct Choice {
+    /// The pipeline
+    #[arg(value_name = "PIPELINE")]
+    pipeline: String,
+    /// Pipeline files, or folders of them; one of them defines the pipeline
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Only those of this component
+    #[arg(long, value_name = "NAME")]
+    component: Option<String>,
+    /// Only those with this error code
+    #[arg(long, value_name = "CODE")]
+    code: Option<String>,
+}
+
+impl Choice {
+    fn includes(&self, letter: &DeadLetter) -> bool {
+        self.component.as_ref().is_none_or(|component| *component == letter.component)
+            && self.code.as_ref().is_none_or(|code| *code == letter.code)
+    }
+}
+
+/// Runs the verb.
+pub(super) fn dlq(args: &DlqArgs) -> Exit {
+    let (paths, settings, as_json) = match &args.command {
+        DlqCommand::List { paths, json, settings } => (paths, settings, *json),
+        DlqCommand::Show { choice, json, settings, .. } | DlqCommand::Redrive { choice, json, settings, .. } => {
+            (&choice.paths, settings, *json)
+        }
+    };
+    let settings = match settings.load() {
+        Ok(settings) => settings,
+        Err(problems) => return report_problems(&problems, as_json),
+    };
+    let loaded = match load_for_reading(paths, &settings) {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit,
+    };
+    if loaded.pipelines.is_empty() && !loaded.problems.is_empty() {
+        return report_problems(&loaded.problems, as_json);
+    }
+    let outcome = connect(&settings).and_then(|cluster| {
+        let context = Context { cluster: &cluster, settings: &settings, pipelines: &loaded.pipelines };
+        match &args.command {
+            DlqCommand::List { .. } => context.list(as_json),
+            DlqCommand::Show { choice, limit, .. } => context.show(choice, *limit, as_json),
+            DlqCommand::Redrive { choice, to_topic, to_all_readers, dry_run, .. } => {
+                context.redrive(choice, to_topic.as_deref(), *to_all_readers, *dry_run, as_json)
+            }
+        }
+    });
+    outcome.unwrap_or_else(|error| report_error(&error))
+}
+
+fn connect(settings: &Settings) -> Result<Cluster> {
+    Ok(Cluster::new(&brokers(settings)?, &settings.kafka)?
+        .with_prefix(&settings.prefix)
+        .with_topic_creation(settings.topics.create))
+}
+
+struct Context<'a> {
+    cluster: &'a Cluster,
+    settings: &'a Settings,
+    pipelines: &'a [Pipeline],
+}
+
+/// Dead letters with the same component and code.
+#[derive(Default)]
+struct Group {
+    count: u64,
+    redriven: u64,
+    first: Option<i64>,
+    last: Option<i64>,
+}
+
+impl Context<'_> {
+    fn list(&self, as_json: bool) -> Result<Exit> {
+        let mut groups: BTreeMap<(String, String, String), Group> = BTreeMap::new();
+        for pipeline in self.pipelines {
+            self.each(pipeline, |letter, _, is_redriven| {
+                let group = groups.entry((pipeline.name.clone(), letter.component.clone(), letter.code.clone()));
+                let group = group.or_default();
+                group.count += 1;
+                group.redriven += u64::from(is_redriven);
+                group.first = group.first.into_iter().chain(letter.timestamp).min();
+                group.last = group.last.max(letter.timestamp);
+                Ok(())
+            })?;
+        }
+        if as_json {
+            let groups: Vec<Value> = groups
+                .iter()
+                .map(|((pipeline, component, code), group)| {
+                    json!({
+                        "pipeline": pipeline, "component": component, "code": code, "count": group.count,
+                        "redriven": group.redriven, "first": group.first.map(time), "last": group.last.map(time),
+                    })
+                })
+                .collect();
+            return Ok(print_data(&format!("{}\n", Value::Array(groups))));
+        }
+        let mut rows = vec![["PIPELINE", "COMPONENT", "CODE", "COUNT", "REDRIVEN", "FIRST", "LAST"].map(str::to_owned)];
+        rows.extend(groups.into_iter().map(|((pipeline, component, code), group)| {
+            let shown = |at: Option<i64>| at.map(time).unwrap_or_default();
+            let (count, redriven) = (group.count.to_string(), group.redriven.to_string());
+            [pipeline, component, code, count, redriven, shown(group.first), shown(group.last)]
+        }));
+        Ok(print_data(&columns(&rows)))
+    }
+
+    fn show(&self, choice: &Choice, limit: usize, as_json: bool) -> Result<Exit> {
+        let pipeline = self.pipeline(choice)?;
+        let mut text = String::new();
+        let (mut shown, mut others) = (0, 0);
+        self.each(pipeline, |letter, record, is_redriven| {
+            if !choice.includes(letter) {
+                return Ok(());
+            }
+            if shown == limit {
+                others += 1;
+                return Ok(());
+            }
+            shown += 1;
+            let object = describe(letter, record, is_redriven);
+            if as_json {
+                text.push_str(&format!("{object}\n"));
+            } else {
+                text.push_str(&paragraph(letter, &object));
+            }
+            Ok(())
+        })?;
+        let printed = print_data(&text);
+        if others > 0 {
+            print_error(format_args!(
+                "{others} more dead letters: raise --limit, or choose with --component and --code"
+            ));
+        }
+        Ok(printed)
+    }
+
+    fn redrive(
+        &self,
+        choice: &Choice,
+        to_topic: Option<&str>,
+        to_all_readers: bool,
+        dry_run: bool,
+        as_json: bool,
+    ) -> Result<Exit> {
+        let pipeline = self.pipeline(choice)?;
+        let to_topic = match to_topic {
+            Some(topic) => Some((topic, self.partitions(topic)?)),
+            None => None,
+        };
+        let refusal = |topic: &str| if to_all_readers { None } else { self.refusal(topic) };
+        let plan = Plan {
+            pipeline: &pipeline.name,
+            topic: &pipeline.dead_letters,
+            component: choice.component.as_deref(),
+            code: choice.code.as_deref(),
+            to_topic,
+            is_unchanged: &|component| is_first(pipeline, component),
+            refusal: &refusal,
+        };
+        let mut redrive = Redrive::new(self.cluster, &self.settings.cluster_name(), &plan, dry_run)?;
+        redrive.run()?;
+        let printed = print_data(&report(&redrive, dry_run, as_json));
+        Ok(if redrive.skipped.is_empty() { printed } else { Exit::Runtime })
+    }
+
+    /// Passes the dead letters of a pipeline, and whether they were redriven.
+    fn each(
+        &self,
+        pipeline: &Pipeline,
+        mut each: impl FnMut(&DeadLetter, &BorrowedMessage<'_>, bool) -> Result<()>,
+    ) -> Result<()> {
+        let (name, topic) = (&pipeline.name, &pipeline.dead_letters);
+        let redriven = redriven_ranges(self.cluster, &self.settings.cluster_name(), name, topic)?;
+        read(self.cluster, topic, name, |letter, record| {
+            let is_redriven = redriven.get(&letter.partition).is_some_and(|ranges| ranges.contains(letter.offset));
+            each(&letter, record, is_redriven)
+        })
+    }
+
+    fn pipeline(&self, choice: &Choice) -> Result<&Pipeline> {
+        self.pipelines.iter().find(|pipeline| pipeline.name == choice.pipeline).ok_or_else(|| {
+            let known: Vec<&str> = self.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
+            let message = format!("no file defines the pipeline `{}`; known: {}", choice.pipeline, known.join(", "));
+            Error::config("cli.unknown_pipeline", message)
+        })
+    }
+
+    fn partitions(&self, topic: &str) -> Result<i32> {
+        Admin::new(self.cluster)?.partitions(topic)?.ok_or_else(|| {
+            let message = format!("the topic `{topic}` does not exist: create it, or name another one");
+            Error::config("kafka.unknown_topic", message)
+        })
+    }
+
+    /// Why records must not return to a topic: others than the failed component read it too.
+    fn refusal(&self, topic: &str) -> Option<String> {
+        let reads = |inputs: &[Input]| inputs.iter().any(|input| selects(&input.topics, topic));
+        let mut readers = Vec::new();
+        for pipeline in self.pipelines {
+            let transforms = pipeline.transforms.iter().map(|stage| (&stage.name, &stage.inputs));
+            let stages = transforms.chain(pipeline.sinks.iter().map(|stage| (&stage.name, &stage.inputs)));
+            let stages = stages.filter(|(_, inputs)| reads(inputs));
+            readers.extend(stages.map(|(name, _)| format!("`{}.{name}`", pipeline.name)));
+        }
+        if readers.len() <= 1 {
+            return None;
+        }
+        Some(format!(
+            "topic `{topic}` is read by {}, and each of them would receive the records: choose a topic of its own with \
+             --to-topic, or repeat them for all with --to-all-readers",
+            readers.join(" and ")
+        ))
+    }
+}
+
+fn selects(selector: &TopicSelector, topic: &str) -> bool {
+    match selector {
+        TopicSelector::Exact(name) => name == topic,
+        TopicSelector::Pattern(pattern) => Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(topic)),
+    }
+}
+
+/// Whether a component receives records as they are in their topic: no transform comes before it.
+fn is_first(pipeline: &Pipeline, component: &str) -> bool {
+    fn later(route: &Route, component: &str, stage: &str) -> bool {
+        route.branches.iter().flat_map(|branch| &branch.outputs).any(|(_, route)| {
+            (route.deliver && stage == component)
+                || route.branches.iter().any(|branch| branch.step.component == component)
+                || later(route, component, stage)
+        })
+    }
+    let transforms = pipeline.transforms.iter().map(|stage| (&stage.name, &stage.inputs));
+    let mut stages = transforms.chain(pipeline.sinks.iter().map(|stage| (&stage.name, &stage.inputs)));
+    !stages.any(|(stage, inputs)| inputs.iter().any(|input| later(&input.route, component, stage)))
+}
+
+fn report(redrive: &Redrive<'_>, dry_run: bool, as_json: bool) -> String {
+    if as_json {
+        let moved = redrive.moved.iter().map(|((component, code, topic), count)| {
+            json!({ "component": component, "code": code, "topic": topic, "count": count })
+        });
+        let skipped =
+            redrive.skipped.iter().map(|(Skipped(reason), count)| json!({ "reason": reason, "count": count }));
+        let (moved, skipped): (Vec<Value>, Vec<Value>) = (moved.collect(), skipped.collect());
+        return format!("{}\n", json!({ "dry_run": dry_run, "redriven": moved, "skipped": skipped }));
+    }
+    let mut text = String::new();
+    let verb = if dry_run { "would be redriven" } else { "redriven" };
+    for ((component, code, topic), count) in &redrive.moved {
+        text.push_str(&format!("{count} of `{component}` with {code} {verb} to topic `{topic}`\n"));
+    }
+    for (Skipped(reason), count) in &redrive.skipped {
+        text.push_str(&format!("{count} stay: {reason}\n"));
+    }
+    if text.is_empty() {
+        text.push_str("no dead letter is left to redrive\n");
+    }
+    text
+}
+
+/// A dead letter as JSON.
+fn describe(letter: &DeadLetter, record: &BorrowedMessage<'_>, is_redriven: bool) -> Value {
+    let bytes = |bytes: Option<&[u8]>| match bytes.map(std::str::from_utf8) {
+        None => Value::Null,
+        Some(Ok(text)) => json!(text),
+        Some(Err(_)) => json!({ "base64": STANDARD.encode(bytes.unwrap_or_default()) }),
+    };
+    let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
+    let headers = headers.filter(|header| !header.key.starts_with("__connect.errors."));
+    let headers: Vec<Value> = headers.map(|header| json!([header.key, bytes(header.value)])).collect();
+    let origin = letter
+        .origin
+        .as_ref()
+        .map(|origin| json!({ "topic": origin.topic, "partition": origin.partition, "offset": origin.offset }));
+    json!({
+        "partition": letter.partition, "offset": letter.offset, "time": letter.timestamp.map(time),
+        "component": letter.component, "stage": letter.stage, "code": letter.code, "message": letter.message,
+        "origin": origin, "attempts": letter.attempts, "redriven": is_redriven,
+        "key": bytes(record.key()), "value": bytes(record.payload()), "headers": headers,
+    })
+}
+
+/// A dead letter for people.
+fn paragraph(letter: &DeadLetter, object: &Value) -> String {
+    let origin = letter.origin.as_ref().map_or_else(String::new, |origin| {
+        format!(", from topic `{}` partition {} offset {}", origin.topic, origin.partition, origin.offset)
+    });
+    let redriven = if object["redriven"] == true { ", redriven" } else { "" };
+    let mut text = format!(
+        "{}/{}  {}  {}  {}{origin}{redriven}\n    {}\n",
+        letter.partition,
+        letter.offset,
+        letter.timestamp.map(time).unwrap_or_default(),
+        letter.component,
+        letter.code,
+        letter.message
+    );
+    for part in ["key", "value"] {
+        match &object[part] {
+            Value::Null => {}
+            Value::String(content) => text.push_str(&format!("    {part}: {content}\n")),
+            other => text.push_str(&format!("    {part}: {other}\n")),
+        }
+    }
+    text
+}
+
+fn time(milliseconds: i64) -> String {
+    Timestamp::from_millisecond(milliseconds).map_or_else(|_| milliseconds.to_string(), |time| time.to_string())
+}
+
+/// Rows of cells in columns.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}

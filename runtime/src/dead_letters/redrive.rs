@@ -1,0 +1,290 @@
+//! [`Redrive`]: returns the records of dead letters to the topics that they came from, exactly once.
+//!
+//! One Kafka transaction holds the records and the offsets of their dead letters, so that a kill
+//! between the two is impossible. The offsets are rows of `_trunkline.checkpoints`. The transactional
+//! id is the pipeline's: a second redrive of the pipeline fences the first.
+//!
+//! A record that a fused transform or its sink rejected is not as it was in its topic: the
+//! transforms before it have changed it. Such a record is read from its topic again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use serde_json::json;
+use trunkline_connector::{Batch, Error, PositionChange, Result};
+
+use super::{ATTEMPTS, CONNECT, DeadLetter, OffsetRanges, Origin};
+use crate::checkpoint::{CHECKPOINTS, Positions};
+use crate::kafka::table::RecordReader;
+use crate::kafka::{Cluster, ProducerRecord, SendError, TransactionalProducer};
+
+/// A record that was redriven this often stays.
+const MAX_ATTEMPTS: u32 = 5;
+
+/// Bytes and records of one transaction.
+const TRANSACTION_BYTES: usize = 4 << 20;
+const TRANSACTION_RECORDS: u64 = 1_000;
+
+/// Unsent bytes of the producer.
+const BUFFER_BYTES: usize = 8 << 20;
+
+/// The offsets of dead letters that were redriven, by partition.
+type Redriven = BTreeMap<i32, OffsetRanges>;
+
+/// What is redriven, and to where.
+pub struct Plan<'a> {
+    /// The pipeline.
+    pub pipeline: &'a str,
+    /// Its topic of dead letters.
+    pub topic: &'a str,
+    /// Only dead letters of this component.
+    pub component: Option<&'a str>,
+    /// Only dead letters with this code.
+    pub code: Option<&'a str>,
+    /// The topic that takes the records, and its partitions; `None` stands for the topics that they
+    /// came from.
+    pub to_topic: Option<(&'a str, i32)>,
+    /// Whether the records of a component's dead letters are as they were in their topic.
+    pub is_unchanged: &'a dyn Fn(&str) -> bool,
+    /// Why records must not return to a topic.
+    pub refusal: &'a dyn Fn(&str) -> Option<String>,
+}
+
+/// Why a dead letter stays.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Skipped(pub String);
+
+/// A redrive of one pipeline.
+pub struct Redrive<'a> {
+    plan: &'a Plan<'a>,
+    cluster: &'a Cluster,
+    /// `None` for a dry run.
+    producer: Option<TransactionalProducer>,
+    positions: Option<Positions>,
+    redriven: Redriven,
+    /// The last dead letter of the pipeline in its partition, if it was redriven.
+    previous: BTreeMap<i32, i64>,
+    changed: BTreeSet<i32>,
+    originals: Option<RecordReader>,
+    batch: Batch,
+    records: u64,
+    bytes: usize,
+    /// The records of each component, code and target topic.
+    pub moved: BTreeMap<(String, String, String), u64>,
+    /// The dead letters that stay, by reason.
+    pub skipped: BTreeMap<Skipped, u64>,
+}
+
+/// The name by which Kafka knows the redrive of a pipeline: no component has such a name.
+fn owner(cluster: &str, pipeline: &str) -> String {
+    format!("{cluster}.{pipeline}.!redrive")
+}
+
+/// The offsets of a pipeline's dead letters that were redriven, by partition of their topic.
+pub fn redriven_ranges(cluster: &Cluster, name: &str, pipeline: &str, topic: &str) -> Result<Redriven> {
+    let owner = owner(name, pipeline);
+    match Positions::load(cluster, &owner, &owner) {
+        Ok(positions) => parse(&positions, topic),
+        // No worker of this cluster has run yet.
+        Err(error) if error.code == "kafka.unknown_topic" => Ok(Redriven::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse(positions: &Positions, topic: &str) -> Result<Redriven> {
+    let prefix = format!("{topic}/");
+    let mut redriven = Redriven::new();
+    for (key, value) in &positions.parts {
+        let Some(partition) = key.strip_prefix(&prefix).and_then(|partition| partition.parse().ok()) else { continue };
+        let ranges = serde_json::from_slice(value).map_err(|error| {
+            let message = format!(
+                "the row `{key}` of the redrive in topic `{CHECKPOINTS}` cannot be read ({error}): was it written by a newer \
+                 version?"
+            );
+            Error::data("checkpoint.unreadable", message)
+        })?;
+        redriven.insert(partition, ranges);
+    }
+    Ok(redriven)
+}
+
+impl<'a> Redrive<'a> {
+    /// Prepares a redrive. With `dry_run` nothing is written, and a running redrive is not fenced.
+    pub fn new(cluster: &'a Cluster, name: &str, plan: &'a Plan<'a>, dry_run: bool) -> Result<Self> {
+        let owner = owner(name, plan.pipeline);
+        let (producer, positions, redriven) = if dry_run {
+            (None, None, redriven_ranges(cluster, name, plan.pipeline, plan.topic)?)
+        } else {
+            // First: it ends the transaction of a redrive that was killed.
+            let producer = TransactionalProducer::new(cluster, &owner, &cluster.own_topic(CHECKPOINTS), BUFFER_BYTES)?;
+            let positions = Positions::load(cluster, &owner, &owner)?;
+            let redriven = parse(&positions, plan.topic)?;
+            (Some(producer), Some(positions), redriven)
+        };
+        Ok(Self {
+            plan,
+            cluster,
+            producer,
+            positions,
+            redriven,
+            previous: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            originals: None,
+            batch: Batch::default(),
+            records: 0,
+            bytes: 0,
+            moved: BTreeMap::new(),
+            skipped: BTreeMap::new(),
+        })
+    }
+
+    /// Redrives all dead letters that exist now.
+    pub fn run(&mut self) -> Result<()> {
+        let (cluster, plan) = (self.cluster, self.plan);
+        super::read(cluster, plan.topic, plan.pipeline, |letter, record| self.handle(&letter, record))?;
+        self.commit()
+    }
+
+    fn handle(&mut self, letter: &DeadLetter, record: &BorrowedMessage<'_>) -> Result<()> {
+        if self.redriven.get(&letter.partition).is_some_and(|ranges| ranges.contains(letter.offset)) {
+            self.previous.insert(letter.partition, letter.offset);
+            return Ok(());
+        }
+        let is_chosen = self.plan.component.is_none_or(|component| component == letter.component)
+            && self.plan.code.is_none_or(|code| code == letter.code);
+        let outcome = if is_chosen { self.send(letter, record)? } else { Err(None) };
+        match outcome {
+            Ok(topic) => {
+                // Between two dead letters of the pipeline lie those of others, and markers.
+                let from = self.previous.insert(letter.partition, letter.offset).unwrap_or(letter.offset);
+                self.redriven.entry(letter.partition).or_default().insert(from, letter.offset + 1);
+                self.changed.insert(letter.partition);
+                *self.moved.entry((letter.component.clone(), letter.code.clone(), topic)).or_default() += 1;
+            }
+            Err(reason) => {
+                self.previous.remove(&letter.partition);
+                if let Some(reason) = reason {
+                    *self.skipped.entry(Skipped(reason)).or_default() += 1;
+                }
+            }
+        }
+        if self.records >= TRANSACTION_RECORDS || self.bytes >= TRANSACTION_BYTES {
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Sends the record of a dead letter, and returns its topic; or why it stays.
+    fn send(
+        &mut self,
+        letter: &DeadLetter,
+        record: &BorrowedMessage<'_>,
+    ) -> Result<std::result::Result<String, Option<String>>> {
+        let target = match self.target(letter) {
+            Ok(target) => target,
+            Err(reason) => return Ok(Err(Some(reason))),
+        };
+        let is_unchanged = self.plan.to_topic.is_some() || (self.plan.is_unchanged)(&letter.component);
+        self.batch.clear();
+        if is_unchanged {
+            copy(&mut self.batch, record, letter.attempts + 1);
+        } else if let Some(origin) = &letter.origin {
+            let reader = match &self.originals {
+                Some(reader) => reader,
+                None => self.originals.insert(RecordReader::new(self.cluster)?),
+            };
+            let batch = &mut self.batch;
+            let found = reader.read(&origin.topic, origin.partition, origin.offset, |original| {
+                copy(batch, original, letter.attempts + 1);
+            })?;
+            if !found {
+                let reason = format!("topic `{}` no longer has the original records", origin.topic);
+                return Ok(Err(Some(reason)));
+            }
+        }
+        self.records += 1;
+        self.bytes += record.payload_len() + record.key_len();
+        let Some(producer) = &mut self.producer else { return Ok(Ok(target.topic)) };
+        let record = self.batch.get(0);
+        let sent = producer.send(&ProducerRecord {
+            topic: &target.topic,
+            partition: target.partition,
+            timestamp: record.timestamp(),
+            key: record.key(),
+            value: record.value(),
+            headers: record.header_block(),
+            more_headers: &[],
+        });
+        match sent {
+            Ok(()) => Ok(Ok(target.topic)),
+            Err(SendError::TooLarge(refused)) => Ok(Err(Some(refused.to_string()))),
+            Err(SendError::Failed(error)) => Err(error),
+        }
+    }
+
+    /// Where the record of a dead letter goes. To its own partition, so that the records of a key
+    /// keep their order.
+    fn target(&self, letter: &DeadLetter) -> std::result::Result<Origin, String> {
+        if letter.is_truncated {
+            return Err("only a part of the record is in the dead letter".to_owned());
+        }
+        if letter.attempts >= MAX_ATTEMPTS {
+            return Err(format!("it was redriven {MAX_ATTEMPTS} times, and failed each time"));
+        }
+        if let Some((topic, partitions)) = self.plan.to_topic {
+            let partition = letter.origin.as_ref().map_or(letter.partition, |origin| origin.partition);
+            return Ok(Origin {
+                topic: topic.to_owned(),
+                partition: partition % partitions.max(1),
+                offset: letter.offset,
+            });
+        }
+        let Some(origin) = &letter.origin else {
+            return Err(format!(
+                "the source `{}` rejected it, so it was in no topic: name one with --to-topic",
+                letter.component
+            ));
+        };
+        match (self.plan.refusal)(&origin.topic) {
+            Some(reason) => Err(reason),
+            None => Ok(origin.clone()),
+        }
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        self.records = 0;
+        self.bytes = 0;
+        let changed = std::mem::take(&mut self.changed);
+        let (Some(producer), Some(positions)) = (&mut self.producer, &self.positions) else { return Ok(()) };
+        let mut changes = Vec::new();
+        for partition in &changed {
+            let ranges = json!(self.redriven[partition]).to_string().into_bytes();
+            changes.push(PositionChange { key: format!("{}/{partition}", self.plan.topic), value: Some(ranges) });
+        }
+        if !changes.is_empty() {
+            positions.write(producer, &changes, &positions.counters)?;
+        }
+        producer.commit()
+    }
+}
+
+/// Copies a record to a batch, without the headers of its dead letter.
+fn copy(batch: &mut Batch, record: &BorrowedMessage<'_>, attempts: u32) {
+    let mut copy = batch.record();
+    if let Some(timestamp) = record.timestamp().to_millis() {
+        copy.timestamp(timestamp);
+    }
+    if let Some(key) = record.key() {
+        copy.key(key);
+    }
+    if let Some(value) = record.payload() {
+        copy.value(value);
+    }
+    for header in record.headers().into_iter().flat_map(|headers| headers.iter()) {
+        if !header.key.starts_with(CONNECT) && header.key != ATTEMPTS {
+            copy.header(header.key, header.value);
+        }
+    }
+    copy.header(ATTEMPTS, Some(attempts.to_string().as_bytes()));
+    copy.finish();
+}

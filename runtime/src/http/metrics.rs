@@ -1,0 +1,222 @@
+//! The metrics in Prometheus' text format. `docs/reference/metrics.md` lists them.
+
+use std::fmt::{Display, Write as _};
+
+use super::status::{TaskStatus, WorkerStatus};
+use crate::stage::CommitDurations;
+use crate::worker::Overview;
+
+/// Writes all metrics.
+pub(super) fn render(status: &WorkerStatus, overview: &Overview) -> String {
+    let mut page = Page(String::new());
+    page.header("trunkline_build_info", "gauge", "The version of the worker, in a label.");
+    page.sample("trunkline_build_info", &[("version", &status.version), ("cluster", &status.cluster)], 1.0);
+    page.header("trunkline_uptime_seconds", "gauge", "Time since the worker was started.");
+    page.sample("trunkline_uptime_seconds", &[], overview.uptime().as_secs_f64());
+    if let Some((used, limit)) = overview.budget() {
+        page.header("trunkline_memory_budget_bytes", "gauge", "The byte budget of the stages' buffers.");
+        page.sample("trunkline_memory_budget_bytes", &[], limit as f64);
+        page.header("trunkline_memory_used_bytes", "gauge", "What is used of the budget.");
+        page.sample("trunkline_memory_used_bytes", &[], used as f64);
+    }
+    process(&mut page);
+    records(&mut page, &status.tasks);
+    gauges(&mut page, &status.tasks);
+    commits(&mut page, &status.tasks);
+    page.0
+}
+
+/// Counters of records, for each component and outcome.
+fn records(page: &mut Page, tasks: &[TaskStatus]) {
+    let name = "trunkline_records_total";
+    page.header(name, "counter", "Committed records of a component, by outcome.");
+    for task in tasks {
+        for (component, counters) in &task.components {
+            let outcomes = [
+                ("in", counters.records_in),
+                ("out", counters.out),
+                ("dropped", counters.dropped),
+                ("dead_lettered", counters.dead_lettered),
+                ("extra", counters.extra),
+            ];
+            for (outcome, count) in outcomes {
+                let labels: [Label<'_>; 4] = [
+                    ("pipeline", &task.pipeline),
+                    ("component", component),
+                    ("task", &task.task),
+                    ("outcome", &outcome),
+                ];
+                page.sample(name, &labels, count as f64);
+            }
+        }
+    }
+    let name = "trunkline_task_failures_total";
+    page.header(name, "counter", "Failures of a task, each followed by a retry.");
+    for task in tasks {
+        page.sample(name, &labels(task), task.failures as f64);
+    }
+}
+
+type Gauge = (&'static str, &'static str, fn(&TaskStatus) -> Option<f64>);
+
+/// What is known of each task now.
+fn gauges(page: &mut Page, tasks: &[TaskStatus]) {
+    let gauges: [Gauge; 5] = [
+        ("trunkline_lag_records", "Records that were not committed.", |task| task.lag_records.map(|lag| lag as f64)),
+        ("trunkline_lag_bytes", "Bytes that were not read.", |task| task.lag_bytes.map(|lag| lag as f64)),
+        ("trunkline_lag_seconds", "Age of the oldest change that was not read.", |task| task.lag_seconds),
+        (
+            "trunkline_retention_left_seconds",
+            "Time until the source's system removes the oldest change that was not read.",
+            |task| task.retention_left_seconds,
+        ),
+        ("trunkline_since_commit_seconds", "Time since the last commit.", |task| task.since_commit_seconds),
+    ];
+    for (name, help, value) in gauges {
+        page.header(name, "gauge", help);
+        for task in tasks {
+            if let Some(value) = value(task) {
+                page.sample(name, &labels(task), value);
+            }
+        }
+    }
+    let name = "trunkline_task_state";
+    page.header(name, "gauge", "1 for the state that a task is in.");
+    for task in tasks {
+        for state in ["waiting", "running", "done", "failed"] {
+            let [pipeline, component, number] = labels(task);
+            page.sample(
+                name,
+                &[pipeline, component, number, ("state", &state)],
+                f64::from(u8::from(task.state == state)),
+            );
+        }
+    }
+}
+
+/// The durations of commits, as a histogram.
+fn commits(page: &mut Page, tasks: &[TaskStatus]) {
+    let name = "trunkline_commit_seconds";
+    page.header(name, "histogram", "How long a commit took: writing to the destination, and the transaction.");
+    for task in tasks {
+        let Some(commits) = task.snapshot.as_ref().map(|snapshot| &snapshot.commits) else { continue };
+        let [pipeline, component, number] = labels(task);
+        let bucket = format!("{name}_bucket");
+        let mut sum = 0;
+        for (limit, count) in CommitDurations::LIMITS.iter().zip(commits.counts) {
+            sum += count;
+            let limit = *limit as f64 / 1000.0;
+            page.sample(&bucket, &[pipeline, component, number, ("le", &limit)], sum as f64);
+        }
+        page.sample(&bucket, &[pipeline, component, number, ("le", &"+Inf")], commits.count as f64);
+        page.sample(&format!("{name}_sum"), &[pipeline, component, number], commits.sum.as_secs_f64());
+        page.sample(&format!("{name}_count"), &[pipeline, component, number], commits.count as f64);
+    }
+}
+
+/// The metrics of the process that Prometheus' own clients export, by the same names.
+fn process(page: &mut Page) {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+    // SAFETY: the calls read constants of the system.
+    let (ticks, page_bytes) = unsafe { (libc::sysconf(libc::_SC_CLK_TCK), libc::sysconf(libc::_SC_PAGESIZE)) };
+    let stat = read("stat");
+    // The name of the process, in parentheses, may contain spaces. The fields after it are numbered
+    // from 3: utime is 14, stime is 15.
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let number = |field: usize| fields.get(field - 3).and_then(|field| field.parse::<f64>().ok());
+    if let (Some(user), Some(system)) = (number(14), number(15)) {
+        page.header("process_cpu_seconds_total", "counter", "Processor time of the process.");
+        page.sample("process_cpu_seconds_total", &[], (user + system) / ticks.max(1) as f64);
+    }
+    if let Some(pages) = read("statm").split_whitespace().nth(1).and_then(|pages| pages.parse::<f64>().ok()) {
+        page.header("process_resident_memory_bytes", "gauge", "Resident memory of the process.");
+        page.sample("process_resident_memory_bytes", &[], pages * page_bytes.max(1) as f64);
+    }
+    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+        page.header("process_open_fds", "gauge", "Open files of the process.");
+        page.sample("process_open_fds", &[], open.count() as f64);
+    }
+}
+
+fn labels(task: &TaskStatus) -> [Label<'_>; 3] {
+    [("pipeline", &task.pipeline), ("component", &task.component), ("task", &task.task)]
+}
+
+/// A label of a sample: its name and its value.
+type Label<'a> = (&'a str, &'a dyn Display);
+
+struct Page(String);
+
+impl Page {
+    fn header(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[Label<'_>], value: f64) {
+        self.0.push_str(name);
+        for (index, (label, value)) in labels.iter().enumerate() {
+            let separator = if index == 0 { '{' } else { ',' };
+            // Names of pipelines and components are letters, digits, `_` and `-`.
+            let escaped = value.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.0, "{separator}{label}=\"{escaped}\"");
+        }
+        if !labels.is_empty() {
+            self.0.push('}');
+        }
+        let _ = writeln!(self.0, " {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_have_escaped_labels() {
+        let mut page = Page(String::new());
+        page.header("a", "gauge", "Something.");
+        page.sample("a", &[("x", &"q\"\\\n"), ("y", &"z")], 1.5);
+        page.sample("b", &[], 3.0);
+        let expected = "# HELP a Something.\n# TYPE a gauge\na{x=\"q\\\"\\\\\\n\",y=\"z\"} 1.5\nb 3\n";
+        assert_eq!(page.0, expected);
+    }
+
+    /// The names that a worker with one stage exports.
+    fn names() -> std::collections::BTreeSet<String> {
+        let stage = std::sync::Arc::new(crate::stage::StageStatus::new("p", "web", crate::stage::StageKind::Source));
+        let overview = Overview::new();
+        overview.show(stage, trunkline_connector::MemoryBudget::new(1));
+        let served = super::super::Served {
+            worker: "w".to_owned(),
+            cluster: "c".to_owned(),
+            token: None,
+            overview: overview.clone(),
+        };
+        let text = render(&WorkerStatus::of(&served), &overview);
+        let name = |line: &str| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned);
+        text.lines().filter_map(name).collect()
+    }
+
+    #[test]
+    fn every_metric_is_documented() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/metrics.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let documented = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next().map(str::to_owned));
+        let prefixes = ["trunkline_", "process_"];
+        let documented = documented.filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+        assert_eq!(documented.collect::<std::collections::BTreeSet<_>>(), names());
+    }
+
+    #[test]
+    fn the_process_is_measured() {
+        let mut page = Page(String::new());
+        process(&mut page);
+        let value = |name: &str| {
+            let line = page.0.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+            line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+        };
+        assert!(value("process_resident_memory_bytes") > 1e6);
+        assert!(value("process_open_fds") >= 3.0);
+        assert!(value("process_cpu_seconds_total") >= 0.0);
+    }
+}

@@ -1,0 +1,206 @@
+//! The status of a worker, as JSON.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Served;
+use crate::checkpoint::ComponentCounters;
+use crate::stage::{StageKind, StageSnapshot, StageState, StageStatus};
+
+/// A task with a lag that has committed nothing for this long makes no progress.
+const STALLED_SECONDS: u64 = 300;
+
+/// The status of a worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// The worker's id.
+    pub worker: String,
+    /// The name of its cluster.
+    pub cluster: String,
+    /// The version of Trunkline.
+    pub version: String,
+    /// Seconds since the worker was started.
+    pub uptime_seconds: u64,
+    /// Whether the topics are prepared and the tasks started.
+    pub running: bool,
+    /// The tasks of this worker, in the order of their pipelines and of the records.
+    pub tasks: Vec<TaskStatus>,
+}
+
+/// The status of one task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TaskStatus {
+    /// The pipeline.
+    pub pipeline: String,
+    /// The component.
+    pub component: String,
+    /// Number of this task of the component in this worker, from 0.
+    pub task: u32,
+    /// `source`, `transform` or `sink`.
+    pub kind: String,
+    /// `waiting`, `running`, `done` or `failed`.
+    pub state: String,
+    /// Records that this worker has not committed, as far as known.
+    pub lag_records: Option<u64>,
+    /// Bytes that were not read, as far as known.
+    pub lag_bytes: Option<u64>,
+    /// Age of the oldest change that was not read, as far as known.
+    pub lag_seconds: Option<f64>,
+    /// How long the external system still keeps that change.
+    pub retention_left_seconds: Option<f64>,
+    /// Seconds since the last commit of this worker.
+    pub since_commit_seconds: Option<f64>,
+    /// Failures since the process started, or the plan changed.
+    pub failures: u64,
+    /// The error of the last failure, if nothing was committed since.
+    pub last_error: Option<String>,
+    /// Counters since then, of the component and of the transforms that run in its task.
+    pub components: BTreeMap<String, ComponentStatus>,
+    /// Not part of the JSON.
+    #[serde(skip)]
+    pub(super) snapshot: Option<StageSnapshot>,
+}
+
+/// Counters of a component; `in + extra = out + dropped + dead_lettered`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ComponentStatus {
+    /// Records that it received.
+    #[serde(rename = "in")]
+    pub records_in: u64,
+    /// Records that it passed on.
+    pub out: u64,
+    /// Records that it dropped on purpose.
+    pub dropped: u64,
+    /// Records that it sent to the dead letters.
+    pub dead_lettered: u64,
+    /// Records that it added.
+    pub extra: u64,
+}
+
+impl WorkerStatus {
+    pub(super) fn of(served: &Served) -> Self {
+        Self {
+            worker: served.worker.clone(),
+            cluster: served.cluster.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: served.overview.uptime().as_secs(),
+            running: served.overview.is_running(),
+            tasks: served.overview.tasks().iter().map(|(number, status)| TaskStatus::of(*number, status)).collect(),
+        }
+    }
+
+    /// Why the worker is not ready: one line for each reason.
+    pub fn problems(&self) -> Vec<String> {
+        if !self.running {
+            return vec!["the pipelines are not started yet".to_owned()];
+        }
+        let uptime = self.uptime_seconds;
+        self.tasks.iter().filter_map(|task| task.problem(uptime)).collect()
+    }
+}
+
+impl TaskStatus {
+    fn of(task: u32, stage: &StageStatus) -> Self {
+        let snapshot = stage.snapshot();
+        let (state, error) = match &snapshot.state {
+            StageState::Waiting => ("waiting", None),
+            StageState::Running => ("running", None),
+            StageState::Done => ("done", None),
+            StageState::Failed(error) => ("failed", Some(error.clone())),
+        };
+        let mut components: BTreeMap<String, ComponentStatus> =
+            snapshot.counters.0.iter().map(|(name, counters)| (name.clone(), ComponentStatus::of(counters))).collect();
+        components.entry(stage.component.clone()).or_default();
+        let lag = snapshot.lag;
+        Self {
+            pipeline: stage.pipeline.clone(),
+            component: stage.component.clone(),
+            task,
+            kind: kind_name(stage.kind).to_owned(),
+            state: state.to_owned(),
+            lag_records: lag.records,
+            lag_bytes: lag.bytes,
+            lag_seconds: lag.age.map(|age| age.as_secs_f64()),
+            retention_left_seconds: lag.retention_left.map(|left| left.as_secs_f64()),
+            since_commit_seconds: snapshot.since_commit.map(|since| since.as_secs_f64()),
+            failures: snapshot.failures,
+            last_error: error.or_else(|| snapshot.last_error.clone()),
+            components,
+            snapshot: Some(snapshot),
+        }
+    }
+
+    /// `{pipeline}.{component}`, with the number of the task if it is not the first one.
+    pub fn name(&self) -> String {
+        let number = if self.task > 0 { format!("/{}", self.task) } else { String::new() };
+        format!("{}.{}{number}", self.pipeline, self.component)
+    }
+
+    /// Why the task makes no progress.
+    fn problem(&self, uptime: u64) -> Option<String> {
+        if self.state == "failed" {
+            let error = self.last_error.as_deref().unwrap_or("no reason is known");
+            return Some(format!("{} has failed: {error}", self.name()));
+        }
+        let has_lag = self.lag_records.unwrap_or(0) > 0 || self.lag_bytes.unwrap_or(0) > 0;
+        let idle = self.since_commit_seconds.map_or(uptime, |since| since as u64);
+        if self.state != "running" || !has_lag || idle < STALLED_SECONDS {
+            return None;
+        }
+        let error = self.last_error.as_deref().map(|error| format!("; its last error: {error}")).unwrap_or_default();
+        Some(format!("{} is behind and has committed nothing for {idle} s{error}", self.name()))
+    }
+}
+
+impl ComponentStatus {
+    fn of(counters: &ComponentCounters) -> Self {
+        let ComponentCounters { records_in, out, dropped, dead_lettered, extra, unchanged: _ } = *counters;
+        Self { records_in, out, dropped, dead_lettered, extra }
+    }
+}
+
+fn kind_name(kind: StageKind) -> &'static str {
+    match kind {
+        StageKind::Source => "source",
+        StageKind::Transform => "transform",
+        StageKind::Sink => "sink",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(state: &str, lag: u64, since_commit: Option<f64>) -> TaskStatus {
+        TaskStatus {
+            task: 0,
+            pipeline: "p".to_owned(),
+            component: "lake".to_owned(),
+            kind: "sink".to_owned(),
+            state: state.to_owned(),
+            lag_records: Some(lag),
+            lag_bytes: None,
+            lag_seconds: None,
+            retention_left_seconds: None,
+            since_commit_seconds: since_commit,
+            failures: 1,
+            last_error: Some("S3 is down".to_owned()),
+            components: BTreeMap::new(),
+            snapshot: None,
+        }
+    }
+
+    #[test]
+    fn only_tasks_that_failed_or_stand_still_behind_are_problems() {
+        assert_eq!(task("running", 0, None).problem(1_000), None);
+        assert_eq!(task("running", 5, Some(10.0)).problem(1_000), None);
+        assert_eq!(task("running", 5, None).problem(10), None);
+        assert_eq!(task("waiting", 5, None).problem(1_000), None);
+        assert_eq!(task("failed", 0, None).problem(1).unwrap(), "p.lake has failed: S3 is down");
+        assert_eq!(
+            task("running", 5, Some(301.0)).problem(1_000).unwrap(),
+            "p.lake is behind and has committed nothing for 301 s; its last error: S3 is down"
+        );
+    }
+}
