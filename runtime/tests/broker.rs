@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -144,8 +145,14 @@ fn options_reach_the_broker() {
 
 #[test]
 fn invalid_options_are_refused() {
-    for arguments in [["--log", "much=loud"], ["--advertised", "nowhere"], ["--partitions", "0"], ["--flush", "never"]]
-    {
+    for arguments in [
+        ["--log", "much=loud"],
+        ["--advertised", "nowhere"],
+        ["--partitions", "0"],
+        ["--flush", "never"],
+        // Without --insecure.
+        ["--listen", "0.0.0.0:0"],
+    ] {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
         let output = command.args(["broker", "--data"]).arg(folder.path()).args(arguments).output().unwrap();
@@ -153,6 +160,14 @@ fn invalid_options_are_refused() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
         assert!(message.contains(arguments[0]), "{message}");
     }
+}
+
+#[test]
+fn only_the_owner_can_enter_the_data_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let _broker = Broker::start(&data, &["--insecure"]);
+    assert_eq!(data.metadata().unwrap().permissions().mode() & 0o777, 0o700);
 }
 
 impl Drop for Broker {

@@ -76,11 +76,12 @@ fn typos_in_environment_variables_are_config_errors_without_values() {
 }
 
 #[test]
-fn oidc_is_refused_without_the_client_secret() {
+fn incomplete_settings_of_an_oauth_server_are_config_errors_without_values() {
     let settings =
         "[kafka]\n\"sasl.oauthbearer.method\" = \"oidc\"\n\"sasl.oauthbearer.client.secret\" = \"hunter2\"\n";
     let folder = folder(settings);
-    assert_reported(run(folder.path(), &JOB, &[]), "not supported by this build");
+    let expected = "needs the settings `sasl.oauthbearer.token.endpoint.url`, `sasl.oauthbearer.client.id`";
+    assert_reported(run(folder.path(), &JOB, &[]), expected);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Secured brokers: the reason of a failed connection and every missing right is reported with its
 //! remedy, and a job ends at once.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Case, Exit, KafkaClient, LogWriter, SecuredKafka, need};
+use trunkline_tests::{Case, Exit, KafkaClient, LogWriter, Right, SecuredKafka, TokenServer, need, repository, wait};
 
-use crate::{LONG, SOURCE};
+use crate::{LONG, SOURCE, access_logs};
 
 /// A job that cannot connect ends within this time, even on a busy machine.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
@@ -119,7 +120,7 @@ fn missing_rights_are_named_and_end_a_job() {
     kafka.allow(&["Read"], &["--group", &name]);
     run(&[&format!("transactional id `{name}.{name}.web"), "rights Describe and Write on the transactional id"]);
     kafka.allow(&["Write", "Describe"], &["--transactional-id", &name]);
-    run(&[&topic, "right Write on this topic"]);
+    run(&[&topic, "right Write on the topic"]);
     kafka.allow(&["Read", "Write"], &["--topic", &name]);
     let (exit, _) = run_job(&mut case, &settings);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
@@ -141,4 +142,252 @@ fn client_certificates_and_keys_are_accepted_as_files() {
     let (exit, _) = run_job(&mut case, &settings);
     // The user of this certificate has no rights: the connection itself works.
     assert!(exit.stderr.contains("Create and Describe"), "{}", exit.describe());
+}
+
+/// The settings of a client that gets its tokens from `server`.
+fn oauth(kafka: &SecuredKafka, server: &TokenServer) -> Vec<(&'static str, String)> {
+    vec![
+        ("TRUNKLINE_KAFKA_SECURITY", "oauth".to_owned()),
+        ("TRUNKLINE_KAFKA_SSL_CA_LOCATION", kafka.file("ca.pem").display().to_string()),
+        ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL", server.url()),
+        ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_CLIENT_ID", TokenServer::ID.to_owned()),
+        ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_CLIENT_SECRET", TokenServer::SECRET.to_owned()),
+        ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_SCOPE", "kafka".to_owned()),
+    ]
+}
+
+/// The broker verifies signature, audience and expiry of each token, and ends a connection whose
+/// token has expired.
+#[test]
+fn a_worker_outlives_several_oauth_tokens() {
+    const LIFETIME: Duration = Duration::from_secs(4);
+    let kafka = need!(SecuredKafka::shared());
+    let server = TokenServer::start(&kafka.file("oauth.key"), LIFETIME);
+    let mut case = Case::new("tokens", &KafkaClient::new(kafka.oauth()));
+    for (name, value) in oauth(kafka, &server) {
+        case.set(name, &value);
+    }
+    case.set("TRUNKLINE_LOG", "debug");
+    let topic = format!("{}.web", case.name());
+    let mut log = LogWriter::new(case.path("logs/access.log"), 701);
+    log.append(10);
+    case.pipeline("web", &access_logs());
+    let mut worker = case.start("a", &[]);
+    // The source waits while two tokens expire, and writes with a third one.
+    for _ in 0..2 {
+        let lines = log.lines();
+        let written = || (kafka.has_topic(&topic) && kafka.count(&topic) == lines).then_some(());
+        wait::until("all lines are written", LONG, written);
+        let last = server.issued();
+        wait::until("two tokens have expired", LONG, || (server.issued() >= last + 3).then_some(()));
+        log.append(10);
+    }
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    for forbidden in ["hunter2", "eyJ", "cannot connect to Kafka", "cannot get a token", "refuses its token"] {
+        assert!(!exit.stderr.contains(forbidden), "{forbidden}: {}", exit.describe());
+    }
+    let summary = case.until_idle("a", LONG);
+    assert_eq!(kafka.count(&topic), log.lines());
+    assert_eq!(summary.of(case.name(), "lake").output, log.lines());
+}
+
+#[test]
+fn tokens_that_cannot_be_had_are_explained_and_end_a_job() {
+    let kafka = need!(SecuredKafka::shared());
+    let server = TokenServer::start(&kafka.file("oauth.key"), Duration::from_secs(60));
+    let base = oauth(kafka, &server);
+    let with = |name: &'static str, value: &str| {
+        let other = base.iter().filter(|(known, _)| *known != name).cloned();
+        other.chain([(name, value.to_owned())]).collect::<Vec<_>>()
+    };
+    let iam = |credentials: &[(&'static str, &str)]| {
+        let mut settings = vec![
+            ("TRUNKLINE_KAFKA_SECURITY", "aws_msk_iam".to_owned()),
+            ("TRUNKLINE_KAFKA_REGION", "eu-central-1".to_owned()),
+            ("TRUNKLINE_KAFKA_SSL_CA_LOCATION", kafka.file("ca.pem").display().to_string()),
+            ("AWS_CONFIG_FILE", "/nonexistent".to_owned()),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent".to_owned()),
+            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+        ];
+        settings.extend(credentials.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        settings
+    };
+    let secret = "TRUNKLINE_KAFKA_SASL_OAUTHBEARER_CLIENT_SECRET";
+    let url = "TRUNKLINE_KAFKA_SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL";
+    let no_page = server.url().replace("/token", "/hunter2");
+    let cases = [
+        ("secret", with(secret, "wrong-hunter2"), "invalid_client; check `sasl.oauthbearer.token.endpoint.url`"),
+        ("page", with(url, &no_page), "answered 401"),
+        ("no-aws", iam(&[("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", "")]), "no AWS credentials were found"),
+        // This broker does not know AWS.
+        (
+            "iam",
+            iam(&[("AWS_ACCESS_KEY_ID", "AKTEST"), ("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")]),
+            "the broker refused the token: with MSK, check that the IAM policy allows `kafka-cluster:Connect`",
+        ),
+    ];
+    for (name, settings, expected) in cases {
+        let mut case = Case::new(name, &KafkaClient::new(kafka.oauth()));
+        let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let (exit, elapsed) = run_job(&mut case, &settings);
+        assert_eq!(exit.code, Some(3), "{name}: {}", exit.describe());
+        let last = exit.stderr.lines().last().unwrap_or_default();
+        assert!(last.starts_with("error: ") && last.contains(expected), "{name}: {}", exit.describe());
+        assert!(elapsed < CONNECT_LIMIT, "{name}: {elapsed:?}");
+        let shown = exit.stderr.replace("/hunter2 answered", "");
+        assert!(!shown.contains("hunter2"), "{name}: {}", exit.describe());
+    }
+}
+
+/// The rights that `trunkline acls` prints for the pipelines of a case.
+fn printed_rights(case: &Case) -> Vec<Right> {
+    let exit = case.run_command("acls", &[], &["--format", "json"], LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    let list: serde_json::Value = serde_json::from_str(&exit.stdout).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let mut rights = Vec::new();
+    for resource in list.as_array().unwrap() {
+        let right = |operation: &serde_json::Value| Right {
+            resource: text(&resource["resource_type"]),
+            name: text(&resource["name"]),
+            is_prefix: resource["pattern_type"] == "prefixed",
+            operation: text(operation),
+        };
+        rights.extend(resource["operations"].as_array().unwrap().iter().map(right));
+    }
+    rights
+}
+
+/// A pipeline of `pipelines/` in which each right is used.
+#[test]
+fn a_pipeline_runs_under_exactly_the_rights_that_are_printed() {
+    let kafka = need!(SecuredKafka::shared());
+    let mut case = Case::new("acls", &KafkaClient::new(kafka.sasl_tls()));
+    for (name, value) in alice(kafka) {
+        case.set(name, &value);
+    }
+    case.set("TRUNKLINE_PREFIX", &format!("{}.", case.name()));
+    let text = fs::read_to_string(repository().join("pipelines/access-logs.toml")).unwrap();
+    let text = text.replace("name = \"access-logs\"", "name = \"$NAME\"");
+    let text = text.replace("access-logs/*.log", "$DIR/logs/*.log").replace("/tmp/trunkline-lake", "$DIR/lake");
+    case.pipeline("access-logs", &text);
+    let rights = printed_rights(&case);
+    let mut runs = 0;
+    // The broker applies a changed right a moment after it has accepted it.
+    let mut run_until = |is_expected: &dyn Fn(&Exit) -> bool| {
+        let mut run = || {
+            runs += 1;
+            // New lines each time, one of them a dead letter, so that every step has something to do.
+            let mut log = LogWriter::new(case.path(&format!("logs/{runs}.log")), 710 + runs);
+            log.append(5);
+            log.append_raw(b"cut off\n");
+            case.start("a", &["--until-idle", "--json"]).wait(LONG)
+        };
+        let mut exit = run();
+        let begun = Instant::now();
+        while !is_expected(&exit) && begun.elapsed() < LONG {
+            exit = run();
+        }
+        exit
+    };
+    let succeeded = |exit: &Exit| exit.code == Some(0);
+    let failed = |exit: &Exit| exit.code != Some(0);
+
+    // First without the rights to create topics: all missing topics are named at once.
+    let (create, others): (Vec<_>, Vec<_>) = rights.iter().cloned().partition(|right| right.operation == "Create");
+    kafka.grant(&others);
+    let exit = run_until(&failed);
+    assert_eq!(exit.code, Some(3), "{}", exit.describe());
+    let last = exit.stderr.lines().last().unwrap_or_default();
+    for right in &create {
+        assert!(last.contains(&right.name), "{}: {}", right.name, exit.describe());
+    }
+    assert!(last.contains("Create and Describe"), "{last}");
+    kafka.grant(&create);
+    let exit = run_until(&succeeded);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+
+    let check = || case.run_command("validate", &[], &["--check"], LONG);
+    let checked = wait::until("all rights are in effect", LONG, || Some(check()).filter(|exit| exit.code == Some(0)));
+    assert!(checked.stdout.contains("ok"), "{}", checked.describe());
+
+    // Now without some of the others. (`missing_rights_are_named_and_end_a_job` has those of the
+    // source.)
+    let chosen = [
+        ("topic", ".web", "Read"),
+        ("topic", ".dead-letters", "Write"),
+        ("topic", ".checkpoints", "Read"),
+        ("topic", ".intents", "Write"),
+        ("group", ".lake", "Read"),
+        ("transactional-id", ".lake.", "Write"),
+    ];
+    let chosen = chosen.map(|(resource, end, operation)| {
+        let is_meant =
+            |right: &&Right| right.resource == resource && right.name.ends_with(end) && right.operation == operation;
+        others.iter().find(is_meant).unwrap_or_else(|| panic!("no right {operation} on {end} in {others:?}"))
+    });
+    for right in chosen {
+        kafka.revoke(std::slice::from_ref(right));
+        let exit = run_until(&failed);
+        assert!(matches!(exit.code, Some(1 | 3)), "{right:?}: {}", exit.describe());
+        if right.name.ends_with(".web") || right.resource == "group" {
+            let checked = check();
+            assert_eq!(checked.code, Some(3), "{right:?}: {}", checked.describe());
+            let message = format!("`{}`: missing rights: {}", right.name, right.operation);
+            assert!(checked.stderr.contains(&message), "{right:?}: {}", checked.describe());
+        }
+        let name = right.name.trim_end_matches('.');
+        let names_right =
+            |line: &str| line.starts_with("error: ") && line.contains(name) && line.contains(&right.operation);
+        assert!(exit.stderr.lines().any(names_right), "{right:?}: {}", exit.describe());
+        assert!(exit.stderr.contains("`trunkline acls` prints the command"), "{right:?}: {}", exit.describe());
+        kafka.grant(std::slice::from_ref(right));
+    }
+
+    // Nothing was lost: the last run delivers what the others left.
+    let exit = run_until(&succeeded);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    let summary = exit.summary();
+    let lines = 5 * runs;
+    assert_eq!(summary.of(case.name(), "web").output, lines);
+    assert_eq!(summary.of(case.name(), "lake").output, lines);
+}
+
+/// A password that is corrected, or rotated, while the worker runs.
+#[test]
+fn sighup_gives_all_clients_the_changed_password() {
+    let kafka = need!(SecuredKafka::shared());
+    let mut case = Case::new("rotation", &KafkaClient::new(kafka.sasl_tls()));
+    let secret = case.path("secrets/kafka");
+    fs::create_dir(case.path("secrets")).unwrap();
+    fs::write(&secret, "old-hunter2\n").unwrap();
+    let settings =
+        "[kafka]\nsecurity = \"plain\"\n\"sasl.username\" = \"admin\"\n\"sasl.password\" = \"${secret:kafka}\"\n";
+    fs::write(case.path("trunkline.toml"), settings).unwrap();
+    for (name, value) in [
+        ("TRUNKLINE_CONFIG", case.path("trunkline.toml")),
+        ("TRUNKLINE_SECRETS", case.path("secrets")),
+        ("TRUNKLINE_KAFKA_SSL_CA_LOCATION", kafka.file("ca.pem")),
+    ] {
+        case.set(name, value.to_str().unwrap());
+    }
+    let mut log = LogWriter::new(case.path("logs/access.log"), 702);
+    log.append(10);
+    case.pipeline("web", SOURCE);
+    let topic = format!("{}.web", case.name());
+    let mut worker = case.start("a", &[]);
+    let refused = || worker.stderr().contains("check `sasl.username`, `sasl.password`").then_some(());
+    wait::until("the broker has refused the old password", LONG, refused);
+    fs::write(&secret, "admin-secret\n").unwrap();
+    worker.sighup();
+    let written = || (kafka.has_topic(&topic) && kafka.count(&topic) == log.lines()).then_some(());
+    wait::until("the worker writes with the new password", LONG, written);
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    assert!(exit.stderr.contains("the clients of Kafka use the changed credentials"), "{}", exit.describe());
+    assert!(exit.stderr.contains("every user of this machine may read the secret in"), "{}", exit.describe());
+    assert!(!exit.stderr.contains("hunter2") && !exit.stderr.contains("admin-secret"), "{}", exit.describe());
 }

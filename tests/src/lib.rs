@@ -7,6 +7,7 @@
 //!   test has its own topics, buckets and databases.
 //! * [`S3Faults`] is a proxy for an S3 server that breaks selected requests. [`KafkaFaults`] is a
 //!   proxy for a broker that loses or delays replies.
+//! * [`TokenServer`] is an OAuth server for [`SecuredKafka`].
 //! * [`Case`] is the folder, the unique pipeline name and the worker [`Process`]es of one test.
 //! * [`LogWriter`] writes and rotates access logs. [`Reader`] reads a lake, [`KafkaClient::read`] a
 //!   topic.
@@ -40,6 +41,7 @@ mod server;
 mod skip;
 mod snowflake;
 mod summary;
+mod token_server;
 mod tool;
 pub mod wait;
 
@@ -58,10 +60,11 @@ pub use redshift::Redshift;
 pub use s3::S3;
 pub use s3_faults::{Fault, FaultWindow, Request, S3Faults};
 pub use search::OpenSearch;
-pub use secured_kafka::SecuredKafka;
+pub use secured_kafka::{Right, SecuredKafka};
 pub use skip::Skip;
 pub use snowflake::Snowflake;
 pub use summary::{Counters, Summary};
+pub use token_server::TokenServer;
 pub use tool::Tool;
 
 /// The repetitions of a test: `long` with `TRUNKLINE_TEST_LONG=1`, as `tests/run --long` sets it.

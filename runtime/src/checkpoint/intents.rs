@@ -45,20 +45,21 @@ pub struct IntentRecord {
 
 /// The intents of one sink.
 pub struct Intents {
+    topic: String,
     sink: String,
 }
 
 impl Intents {
     /// The intents of the sink `{cluster}.{pipeline}.{sink}`.
-    pub fn of(sink: &str) -> Self {
-        Self { sink: sink.to_owned() }
+    pub fn of(cluster: &Cluster, sink: &str) -> Self {
+        Self { topic: cluster.own_topic(INTENTS), sink: sink.to_owned() }
     }
 
     /// Reads the last row of each partition. Read the committed offsets of the partitions first:
     /// that waits for the transactions of earlier owners, whose intents are then visible here.
     pub fn load(&self, cluster: &Cluster) -> Result<BTreeMap<TopicPartition, IntentRecord>> {
         let prefix = format!("{}/", self.sink);
-        let rows = table::read(cluster, INTENTS, Some(partition_of(&self.sink)), prefix.as_bytes())?;
+        let rows = table::read(cluster, &self.topic, Some(partition_of(&self.sink)), prefix.as_bytes())?;
         rows.iter().map(|(key, value)| parse(key, value, prefix.len())).collect()
     }
 
@@ -77,7 +78,7 @@ impl Intents {
         let key = format!("{}/{}/{}", self.sink, partition.topic, partition.partition);
         let value = serde_json::to_vec(record).map_err(|error| Error::internal("intent.encode", error.to_string()))?;
         Ok(producer.send(&ProducerRecord {
-            topic: INTENTS,
+            topic: &self.topic,
             partition: partition_of(&self.sink),
             timestamp: None,
             key: Some(key.as_bytes()),

@@ -10,6 +10,9 @@
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
 //!
+//! All clusters that share one Kafka share these topics, unless the setting `prefix` gives them
+//! different names ([`Cluster::own_topic`]).
+//!
 //! All rows of one stage lie in one partition, selected by a hash of the stage's name. A task
 //! therefore reads one partition.
 
@@ -45,10 +48,10 @@ const STATE_PARTITIONS: i32 = 8;
 pub const LEASE_PARTITIONS: i32 = 32;
 
 /// The topics that must exist before a stage runs.
-pub fn system_topics(replication: i16) -> Vec<TopicSpec> {
+pub fn system_topics(cluster: &Cluster, replication: i16) -> Vec<TopicSpec> {
     let compacted = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
     let spec = |name: &str, partitions, config: &BTreeMap<String, String>| TopicSpec {
-        name: name.to_owned(),
+        name: cluster.own_topic(name),
         partitions,
         replication,
         config: config.clone(),
@@ -76,7 +79,7 @@ fn totals(
     counters: impl Fn(&[u8], &[u8]) -> Result<Option<Counters>>,
 ) -> Result<Vec<Counters>> {
     let mut totals = vec![Counters::default(); prefixes.len()];
-    for (key, value) in table::read(cluster, topic, None, common_prefix(prefixes))? {
+    for (key, value) in table::read(cluster, &cluster.own_topic(topic), None, common_prefix(prefixes))? {
         let Some(counters) = counters(&key, &value)? else { continue };
         let summed = prefixes.iter().zip(&mut totals).filter(|(prefix, _)| key.starts_with(prefix.as_bytes()));
         summed.for_each(|(_, total)| total.add(&counters));

@@ -15,6 +15,7 @@ pub(super) type PositionParts = Vec<(String, Vec<u8>)>;
 /// Load it after the task's producer is initialised: the initialisation completes the transactions
 /// of the earlier owner (I4).
 pub struct Positions {
+    topic: String,
     owner: String,
     task: String,
     /// Committed totals since the pipeline was created.
@@ -29,9 +30,15 @@ impl Positions {
     /// move between members.
     pub fn load(cluster: &Cluster, owner: &str, task: &str) -> Result<Self> {
         let prefix = format!("{task}/");
-        let rows = table::read(cluster, CHECKPOINTS, Some(partition_of(owner)), prefix.as_bytes())?;
-        let mut this =
-            Self { owner: owner.to_owned(), task: task.to_owned(), counters: Counters::default(), parts: Vec::new() };
+        let topic = cluster.own_topic(CHECKPOINTS);
+        let rows = table::read(cluster, &topic, Some(partition_of(owner)), prefix.as_bytes())?;
+        let mut this = Self {
+            topic,
+            owner: owner.to_owned(),
+            task: task.to_owned(),
+            counters: Counters::default(),
+            parts: Vec::new(),
+        };
         for (key, value) in rows {
             let key = String::from_utf8_lossy(&key);
             let part = &key[prefix.len()..];
@@ -48,7 +55,7 @@ impl Positions {
     pub fn by_node(cluster: &Cluster, component: &str) -> Result<BTreeMap<String, PositionParts>> {
         let prefix = format!("{component}.");
         let mut nodes: BTreeMap<String, PositionParts> = BTreeMap::new();
-        for (key, value) in table::read(cluster, CHECKPOINTS, None, prefix.as_bytes())? {
+        for (key, value) in table::read(cluster, &cluster.own_topic(CHECKPOINTS), None, prefix.as_bytes())? {
             let key = String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
             if let Some((node, part)) = key.split_once("/position/") {
                 nodes.entry(node.to_owned()).or_default().push((part.to_owned(), value));
@@ -83,7 +90,7 @@ impl Positions {
 
     fn row(&self, producer: &mut TransactionalProducer, key: &str, value: Option<&[u8]>) -> Result<()> {
         Ok(producer.send(&ProducerRecord {
-            topic: CHECKPOINTS,
+            topic: &self.topic,
             partition: partition_of(&self.owner),
             timestamp: None,
             key: Some(key.as_bytes()),

@@ -20,6 +20,7 @@ const UNKNOWN_RETRY: Duration = Duration::from_secs(10);
 /// All schemas of a cluster.
 pub struct Schemas {
     cluster: Cluster,
+    topic: String,
     known: Mutex<Known>,
 }
 
@@ -33,7 +34,7 @@ struct Known {
 impl Schemas {
     /// An empty cache over the cluster's topic.
     pub fn new(cluster: Cluster) -> Self {
-        Self { cluster, known: Mutex::new(Known::default()) }
+        Self { topic: cluster.own_topic(SCHEMAS), cluster, known: Mutex::new(Known::default()) }
     }
 
     /// Publishes a schema in the producer's open transaction, unless this worker knows that it is
@@ -45,7 +46,7 @@ impl Schemas {
         let id = schema.id().to_string();
         let json = schema.to_json().map_err(|error| Error::internal("schema.encode", error.to_string()))?;
         Ok(producer.send(&ProducerRecord {
-            topic: SCHEMAS,
+            topic: &self.topic,
             partition: 0,
             timestamp: None,
             key: Some(id.as_bytes()),
@@ -60,13 +61,13 @@ impl Schemas {
     pub fn inferred(&self, sink: &str) -> Result<Vec<(Arc<str>, Schema)>> {
         let prefix = format!("{INFERRED}{sink}/");
         let mut types = Vec::new();
-        for (key, json) in table::read(&self.cluster, SCHEMAS, Some(0), prefix.as_bytes())? {
+        for (key, json) in table::read(&self.cluster, &self.topic, Some(0), prefix.as_bytes())? {
             let key = String::from_utf8_lossy(&key);
             match (key[prefix.len()..].rsplit_once('/'), Schema::from_json(&json)) {
                 (Some((topic, _)), Ok(schema)) => types.push((Arc::from(topic), schema)),
                 (_, result) => {
-                    let error = result.err();
-                    tracing::warn!(%key, ?error, "a row of topic `{SCHEMAS}` cannot be read as inferred types");
+                    let (topic, error) = (&self.topic, result.err());
+                    tracing::warn!(%key, ?error, "a row of topic `{topic}` cannot be read as inferred types");
                 }
             }
         }
@@ -76,6 +77,7 @@ impl Schemas {
     /// Writes the types that a sink has inferred from records of a topic, in the row of one of its
     /// partitions, in the producer's open transaction.
     pub fn write_inferred(
+        &self,
         producer: &mut TransactionalProducer,
         sink: &str,
         partition: &TopicPartition,
@@ -84,7 +86,7 @@ impl Schemas {
         let key = format!("{INFERRED}{sink}/{}/{}", partition.topic, partition.partition);
         let json = types.to_json().map_err(|error| Error::internal("schema.encode", error.to_string()))?;
         Ok(producer.send(&ProducerRecord {
-            topic: SCHEMAS,
+            topic: &self.topic,
             partition: 0,
             timestamp: None,
             key: Some(key.as_bytes()),
@@ -120,7 +122,7 @@ impl SchemaLookup for Schemas {
                 return Ok(None);
             }
         }
-        let rows = table::read(&self.cluster, SCHEMAS, None, &[])?;
+        let rows = table::read(&self.cluster, &self.topic, None, &[])?;
         let mut known = self.lock();
         for (key, json) in rows.iter().filter(|(key, _)| !key.starts_with(INFERRED.as_bytes())) {
             match (std::str::from_utf8(key).ok().and_then(|key| key.parse().ok()), Schema::from_json(json)) {
@@ -130,7 +132,8 @@ impl SchemaLookup for Schemas {
                 }
                 (_, result) => {
                     let (key, error) = (String::from_utf8_lossy(key), result.err());
-                    tracing::warn!(%key, ?error, "a row of topic `{SCHEMAS}` cannot be read as a schema");
+                    let topic = &self.topic;
+                    tracing::warn!(%key, ?error, "a row of topic `{topic}` cannot be read as a schema");
                 }
             }
         }

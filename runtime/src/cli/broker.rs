@@ -16,9 +16,12 @@ use crate::worker::raise_open_files_limit;
 #[derive(Args)]
 pub(super) struct BrokerArgs {
     /// Address to listen on. There is no authentication: every client that reaches it can read and
-    /// delete all data
+    /// delete all data. An address beyond loopback needs --insecure
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
     listen: SocketAddr,
+    /// Listen on an address that other machines reach, without authentication and encryption
+    #[arg(long)]
+    insecure: bool,
     /// Host and port that clients connect to
     /// [default: the address at which a client reached the broker]
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
@@ -117,10 +120,16 @@ pub(super) fn broker(args: &BrokerArgs) -> Exit {
         ));
     }
     if !args.listen.ip().is_loopback() {
-        print_error(format_args!(
-            "warning: {} is not a loopback address: every client that reaches it can read, write and delete all data",
-            args.listen
-        ));
+        let danger = "every client that reaches it can read, write and delete all data";
+        if !args.insecure {
+            print_error(format_args!(
+                "error: --listen {} is not a loopback address, and the broker has no authentication: {danger}. Use a \
+                 loopback address, or add --insecure if only trusted clients reach this address",
+                args.listen
+            ));
+            return Exit::Config;
+        }
+        print_error(format_args!("warning: {} is not a loopback address: {danger}", args.listen));
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,

@@ -133,7 +133,9 @@ pub(super) fn dlq(args: &DlqArgs) -> Exit {
 }
 
 fn connect(settings: &Settings) -> Result<Cluster> {
-    Cluster::new(&brokers(settings)?, &settings.kafka)
+    Ok(Cluster::new(&brokers(settings)?, &settings.kafka)?
+        .with_prefix(&settings.prefix)
+        .with_topic_creation(settings.topics.create))
 }
 
 struct Context<'a> {
@@ -239,7 +241,7 @@ impl Context<'_> {
             is_unchanged: &|component| is_first(pipeline, component),
             refusal: &refusal,
         };
-        let mut redrive = Redrive::new(self.cluster, &self.settings.cluster, &plan, dry_run)?;
+        let mut redrive = Redrive::new(self.cluster, &self.settings.cluster_name(), &plan, dry_run)?;
         redrive.run()?;
         let printed = print_data(&report(&redrive, dry_run, as_json));
         Ok(if redrive.skipped.is_empty() { printed } else { Exit::Runtime })
@@ -252,7 +254,7 @@ impl Context<'_> {
         mut each: impl FnMut(&DeadLetter, &BorrowedMessage<'_>, bool) -> Result<()>,
     ) -> Result<()> {
         let (name, topic) = (&pipeline.name, &pipeline.dead_letters);
-        let redriven = redriven_ranges(self.cluster, &self.settings.cluster, name, topic)?;
+        let redriven = redriven_ranges(self.cluster, &self.settings.cluster_name(), name, topic)?;
         read(self.cluster, topic, name, |letter, record| {
             let is_redriven = redriven.get(&letter.partition).is_some_and(|ranges| ranges.contains(letter.offset));
             each(&letter, record, is_redriven)

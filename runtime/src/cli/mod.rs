@@ -4,12 +4,14 @@
 //! codes. Every verb takes the flags that set worker settings; [`crate::config`] defines the
 //! settings.
 
+mod acls;
 mod addresses;
 mod broker;
 mod connectors;
 mod dlq;
 mod explain;
 mod graph;
+mod kafka_check;
 mod output;
 mod parse;
 mod reload;
@@ -46,6 +48,8 @@ enum Verb {
     Validate(ValidateArgs),
     /// Print pipelines as a mermaid flowchart
     Graph(GraphArgs),
+    /// Print the rights in Kafka that pipelines need, as commands, JSON or an IAM policy
+    Acls(acls::AclsArgs),
     /// Run pipelines until stopped
     ///
     /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. On SIGHUP it reloads its
@@ -83,8 +87,8 @@ struct ValidateArgs {
     /// expected, help}]
     #[arg(long)]
     json: bool,
-    /// Also check the prerequisites of the systems of sources and sinks, and print how to fix each.
-    /// Changes nothing there that stays
+    /// Also check the connection to Kafka, the rights there, and the prerequisites of the systems of
+    /// sources and sinks, and print how to fix each problem. Changes nothing there that stays
     #[arg(long)]
     check: bool,
     #[command(flatten)]
@@ -244,6 +248,10 @@ fn run_verb(verb: Verb) -> Exit {
         Verb::Validate(args) => match args.settings.load() {
             Ok(settings) => validate::validate(&args.paths, args.json, args.check, &settings),
             Err(problems) => output::report_problems(&problems, args.json),
+        },
+        Verb::Acls(args) => match args.settings.load() {
+            Ok(settings) => acls::acls(&args, &settings),
+            Err(problems) => output::report_problems(&problems, false),
         },
         Verb::Graph(args) => match args.settings.load() {
             Ok(settings) => graph::graph(&args.paths, args.dead_letters, &settings),

@@ -14,7 +14,7 @@ use trunkline_transform_host::Host;
 
 use super::output::print_problems;
 use super::{RunArgs, SettingsArgs};
-use crate::config::Settings;
+use crate::config::{Settings, warn_about_exposed_secrets};
 use crate::plan::{Files, Loaded, Registry, files_of};
 use crate::worker::PipelineSet;
 
@@ -78,6 +78,7 @@ impl Reader {
             print_problems(&loaded.warnings);
         }
         self.warned = warnings;
+        warn_about_exposed_secrets();
         if !loaded.kept.is_empty() {
             tracing::warn!("pipelines with invalid files keep their previous plan: {}", loaded.kept.join(", "));
         }
@@ -99,21 +100,32 @@ impl Reader {
                 return None;
             }
         }
-        self.compare_settings();
+        let kafka = self.compare_settings();
         let pipelines = self.read().pipelines;
         // A request means that the cause of a failure may have been removed outside of the files.
-        Some(PipelineSet { pipelines, retry_failed: requested })
+        Some(PipelineSet { pipelines, retry_failed: requested, kafka })
     }
 
-    fn compare_settings(&self) {
+    /// Reads the settings again. Returns the settings `kafka` if they differ: the worker takes
+    /// changed credentials over. Other changes are reported.
+    fn compare_settings(&mut self) -> Option<BTreeMap<String, String>> {
         match self.flags.read() {
             Ok(now) => {
-                let changed = self.settings.differences(&now);
+                let mut changed = self.settings.differences(&now);
+                let kafka = changed.contains(&"kafka").then_some(now.kafka);
+                changed.retain(|name| *name != "kafka");
                 if !changed.is_empty() {
                     tracing::warn!("changed settings take effect when the worker restarts: {}", changed.join(", "));
                 }
+                if let Some(kafka) = &kafka {
+                    self.settings.kafka.clone_from(kafka);
+                }
+                kafka
             }
-            Err(problems) => print_problems(&problems),
+            Err(problems) => {
+                print_problems(&problems);
+                None
+            }
         }
     }
 

@@ -169,7 +169,7 @@ fn first_set(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
     if pipelines.is_empty() || args.until_idle && !problems.is_empty() {
         return None;
     }
-    Some(PipelineSet { pipelines, retry_failed: false })
+    Some(PipelineSet { pipelines, retry_failed: false, kafka: None })
 }
 
 /// Time for the worker's clients to close before the embedded broker stops.

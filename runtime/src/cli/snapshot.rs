@@ -41,10 +41,10 @@ pub(super) fn snapshot(args: &SnapshotArgs, settings: &Settings) -> Exit {
         Err(error) => return report_error(&error),
     };
     let cluster = match Cluster::new(&brokers, &settings.kafka) {
-        Ok(cluster) => cluster,
+        Ok(cluster) => cluster.with_prefix(&settings.prefix),
         Err(error) => return report_error(&error),
     };
-    let task = component_name(&settings.cluster, &pipeline.name, &source.name);
+    let task = component_name(&settings.cluster_name(), &pipeline.name, &source.name);
     let request = SnapshotRequest { tables: &args.tables, condition: args.condition.as_deref() };
     match request_snapshot(&cluster, &task, source, &request, args.with_deletes) {
         Ok(tables) if args.json => print_data(&format!("{}\n", serde_json::json!({ "tables": tables }))),
@@ -93,7 +93,7 @@ fn request_snapshot(
     if let Some(condition) = request.condition {
         check_condition(snapshots, &parts, condition)?;
     }
-    let mut producer = TransactionalProducer::new(cluster, task, CHECKPOINTS, BUFFER_BYTES)?;
+    let mut producer = TransactionalProducer::new(cluster, task, &cluster.own_topic(CHECKPOINTS), BUFFER_BYTES)?;
     // The producer has ended the last owner's transactions, so this position is the newest one and
     // stays it.
     let positions = Positions::load(cluster, task, task)?;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use trunkline_connector::PreflightIssue;
 use trunkline_transform_host::{Host, HostOptions};
 
+use super::kafka_check::kafka_issues;
 use super::output::{Exit, print_data, print_problems, report_error, report_problems};
 use crate::config::{FileProblems, Settings, json, problem_at};
 use crate::kafka::Cluster;
@@ -24,7 +25,14 @@ pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: 
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    let issues = if check { preflight_issues(&pipelines, settings) } else { Vec::new() };
+    let issues = match check {
+        true => {
+            let mut issues = kafka_issues(&pipelines, settings);
+            issues.extend(preflight_issues(&pipelines, settings));
+            issues
+        }
+        false => Vec::new(),
+    };
     let result = match (problems.is_empty(), issues.is_empty()) {
         (false, _) => Exit::Config,
         (true, false) => Exit::Environment,
@@ -67,7 +75,7 @@ fn preflight_issues(pipelines: &[Pipeline], settings: &Settings) -> Vec<FileProb
     let mut issues = Vec::new();
     for pipeline in pipelines {
         for source in &pipeline.sources {
-            let task = component_name(&settings.cluster, &pipeline.name, &source.name);
+            let task = component_name(&settings.cluster_name(), &pipeline.name, &source.name);
             for PreflightIssue { code, message, fix } in source.spec.preflight(&task, runtime.handle()) {
                 let message = format!("`sources.{}`: {message}", source.name);
                 issues.push(problem_at(Some(&pipeline.file), code, message, fix));

@@ -19,6 +19,6 @@ mod syntax;
 
 pub use diagnostics::{FileProblems, RenderStyle, Severity, json, problem_at, render, summary};
 pub use document::{Document, Position};
-pub use references::References;
+pub use references::{References, warn_about_exposed_secrets};
 pub use setting_options::{FLAGS, PREFIX, SETTINGS, example_file, settings_table, variable};
 pub use settings::{HttpSetting, Settings, SettingsOverrides, TopicSettings};

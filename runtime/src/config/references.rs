@@ -3,9 +3,12 @@
 //! References are resolved when a file is read, and never stored. `$${` stands for `${` itself. The
 //! value of any reference may be a secret: it is never shown (I8).
 
+use std::collections::BTreeMap;
 use std::env::VarError;
 use std::ops::Range;
-use std::path::{Component, Path};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use trunkline_connector::config::{Node, Problem, Table, Value, nearest};
 
@@ -151,8 +154,36 @@ impl References<'_> {
                 help: Some("set `secrets = \"FOLDER\"` in trunkline.toml or the variable TRUNKLINE_SECRETS".to_owned()),
             });
         };
-        file(&folder.join(name), written)
+        let path = folder.join(name);
+        note_if_readable_by_others(&path);
+        file(&path, written)
     }
+}
+
+/// Files of secrets that every user of the machine may read, each with whether it was reported.
+static EXPOSED: Mutex<BTreeMap<PathBuf, bool>> = Mutex::new(BTreeMap::new());
+
+fn note_if_readable_by_others(path: &Path) {
+    // A file that cannot be examined fails in the next step.
+    let is_open = |path: &Path, bit| path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & bit != 0);
+    // A folder that others may not enter protects its files.
+    if is_open(path, 0o004) && path.parent().is_none_or(|folder| is_open(folder, 0o001)) {
+        EXPOSED.lock().unwrap_or_else(PoisonError::into_inner).entry(path.to_owned()).or_default();
+    }
+}
+
+/// Logs a warning about each file of a secret that others may read, once.
+pub fn warn_about_exposed_secrets() {
+    let mut exposed = EXPOSED.lock().unwrap_or_else(PoisonError::into_inner);
+    for (path, is_reported) in exposed.iter_mut().filter(|(_, is_reported)| !**is_reported) {
+        tracing::warn!("every user of this machine may read the secret in {0}: chmod 600 {0}", path.display());
+        *is_reported = true;
+    }
+}
+
+/// The folder of secrets if no setting names one: systemd's credentials.
+pub(super) fn default_secrets() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 fn environment_variable(name: &str) -> Result<String, Failure> {

@@ -10,6 +10,7 @@ use trunkline_connector::config::{ByteSize, Key, Mismatch, Node, Report, Section
 
 use super::diagnostics::{FileProblems, problem_at};
 use super::document::Document;
+use super::references::default_secrets;
 use super::setting_options::{PREFIX, SETTINGS, variable_names};
 use super::settings::SettingsOverrides;
 use super::syntax;
@@ -32,6 +33,8 @@ pub(super) struct Layer {
     data: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefix: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
     /// In bytes.
@@ -56,6 +59,8 @@ pub(super) struct Layer {
 #[derive(Debug, Default, Serialize)]
 struct TopicLayer {
     #[serde(skip_serializing_if = "Option::is_none")]
+    create: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     partitions: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replication: Option<i16>,
@@ -74,15 +79,18 @@ impl Layer {
         Self {
             data: Some(section.value("data")),
             cluster: Some(section.value("cluster")),
+            prefix: Some(String::new()),
             node: Some(host_name()),
             memory: Some(section.value::<ByteSize>("memory").0),
             commit_interval: Some(section.value("commit_interval")),
             max_initial_failures: Some(section.value("max_initial_failures")),
             topics: TopicLayer {
+                create: topics.as_ref().map(|topics| topics.value("create")),
                 partitions: topics.and_then(|topics| topics.value::<i64>("partitions").try_into().ok()),
                 replication: Some(BROKER_DEFAULT),
                 config: BTreeMap::new(),
             },
+            secrets: default_secrets(),
             log: Some(section.value("log")),
             ..Self::default()
         }
@@ -100,6 +108,7 @@ impl Layer {
             brokers: section.optional("brokers"),
             data: path("data"),
             cluster: identifier(&section, "cluster"),
+            prefix: identifier(&section, "prefix"),
             node: identifier(&section, "node"),
             memory: memory(&section),
             commit_interval: section.optional("commit_interval"),
@@ -115,6 +124,7 @@ impl Layer {
             // Without the leading dot: the top level has no name.
             topics.path = "topics".to_owned();
             layer.topics = TopicLayer {
+                create: topics.optional("create"),
                 partitions: whole_number(&topics, "partitions", i64::from(i32::MAX)).and_then(|n| n.try_into().ok()),
                 replication: whole_number(&topics, "replication", i64::from(i16::MAX)).and_then(|n| n.try_into().ok()),
                 config: properties(&topics, "config"),
@@ -238,7 +248,10 @@ fn read_settings_file(path: &Path, secrets: Option<&Path>) -> Result<Document, F
             let folder = from_base(&document.base, PathBuf::from(&folder.raw));
             Ok(Document::parse(path, document.source.to_string(), Some(&folder)))
         }
-        _ => Ok(document),
+        _ => match default_secrets() {
+            Some(folder) => Ok(Document::parse(path, document.source.to_string(), Some(&folder))),
+            None => Ok(document),
+        },
     }
 }
 
@@ -314,6 +327,8 @@ fn outside_layer(outside: &[Outside<'_>], problems: &mut Vec<FileProblems>) -> L
         let text = Text { raw: setting.value.to_owned(), resolved: setting.value.to_owned() };
         let value = match (setting.keys.last().map(String::as_str), setting.value.parse()) {
             (Some("partitions" | "replication" | "max_initial_failures"), Ok(number)) => Value::Integer(number),
+            (Some("create"), _) if setting.value == "true" => Value::Boolean(true),
+            (Some("create"), _) if setting.value == "false" => Value::Boolean(false),
             _ => Value::String(text),
         };
         insert(&mut table, &setting.keys, Node { value, span: index..index });

@@ -30,6 +30,14 @@ pub const SETTINGS: &[OptionSpec] = &[
         "Workers with the same name share the work. The name is part of all groups and transactional ids.",
     ),
     OptionSpec::optional(
+        "prefix",
+        "name",
+        "none",
+        "Start of the names of the state topics, groups and transactional ids, for a Kafka that several teams share with \
+         prefixed ACLs. Do not change it later: a worker finds its positions by these names.",
+        "\"team-a.\"",
+    ),
+    OptionSpec::optional(
         "node",
         "name",
         "host name",
@@ -59,8 +67,9 @@ pub const SETTINGS: &[OptionSpec] = &[
     OptionSpec::optional(
         "secrets",
         "path",
-        "none",
-        "Folder that contains one file for each `${secret:NAME}`.",
+        "`$CREDENTIALS_DIRECTORY`",
+        "Folder that contains one file for each `${secret:NAME}`, such as a mounted secret of Kubernetes. The default is \
+         that of systemd's credentials. SIGHUP reads the files again.",
         "\"/run/secrets\"",
     ),
     OptionSpec::optional(
@@ -80,6 +89,12 @@ pub const SETTINGS: &[OptionSpec] = &[
         "\"a-long-random-text\"",
     ),
     OptionSpec::with_default("log", "filter", "\"info\"", "What is logged, for example `warn,trunkline=debug`."),
+    OptionSpec::with_default(
+        "topics.create",
+        "boolean",
+        "true",
+        "Create missing topics. With `false`, missing topics are errors that name the commands which create them.",
+    ),
     OptionSpec::with_default(
         "topics.partitions",
         "number",
@@ -104,8 +119,9 @@ pub const SETTINGS: &[OptionSpec] = &[
         "kafka",
         "table",
         "none",
-        "Properties of librdkafka, such as `security.protocol`, `sasl.*` or `linger.ms`. They override Trunkline's \
-         defaults, except those that exactly-once delivery requires.",
+        "`security` (`aws_msk_iam`, `scram`, `plain`, `mtls` or `oauth`), `region` (of an MSK cluster), and properties of \
+         librdkafka, such as `security.protocol`, `sasl.*` or `linger.ms`. Properties override Trunkline's defaults, \
+         except those that exactly-once delivery requires.",
         "{ \"security.protocol\" = \"sasl_ssl\" }",
     ),
 ];

@@ -30,6 +30,8 @@ pub struct Settings {
     pub data: PathBuf,
     /// Name that the workers of one cluster share; part of every group and transactional id.
     pub cluster: String,
+    /// Start of the names of the state topics, groups and transactional ids.
+    pub prefix: String,
     /// Name of this machine, for sources that read its files: the host name by default.
     pub node: String,
     /// No layer sets `node`.
@@ -59,6 +61,8 @@ pub struct Settings {
 /// How topics are created. Existing topics are not changed.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct TopicSettings {
+    /// Whether missing topics are created. Otherwise they are errors.
+    pub create: bool,
     /// Partitions, unless the component sets them.
     pub partitions: i32,
     /// Replicas; -1, the default, stands for the brokers' default.
@@ -79,6 +83,7 @@ impl fmt::Debug for Settings {
             .field("brokers", &self.brokers)
             .field("data", &self.data)
             .field("cluster", &self.cluster)
+            .field("prefix", &self.prefix)
             .field("node", &self.node)
             .field("memory", &self.memory)
             .field("commit_interval", &self.commit_interval)
@@ -136,6 +141,7 @@ impl Settings {
             brokers,
             data,
             cluster,
+            prefix,
             node,
             is_default_node: _,
             memory,
@@ -152,6 +158,7 @@ impl Settings {
             ("brokers", *brokers != other.brokers),
             ("data", *data != other.data),
             ("cluster", *cluster != other.cluster),
+            ("prefix", *prefix != other.prefix),
             ("node", *node != other.node),
             ("memory", *memory != other.memory),
             ("commit_interval", *commit_interval != other.commit_interval),
@@ -164,6 +171,11 @@ impl Settings {
             ("log", *log != other.log),
         ];
         differ.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
+
+    /// The name of the cluster in Kafka.
+    pub fn cluster_name(&self) -> String {
+        format!("{}{}", self.prefix, self.cluster)
     }
 
     /// As [`load`](Self::load), with these environment variables.
@@ -236,6 +248,8 @@ mod tests {
             ("TRUNKLINE_MEMORY", "32MiB"),
             ("TRUNKLINE_NODE", "7"),
             ("TRUNKLINE_TOPICS_REPLICATION", "3"),
+            ("TRUNKLINE_TOPICS_CREATE", "false"),
+            ("TRUNKLINE_PREFIX", "team-a."),
             ("TRUNKLINE_KAFKA_SASL_USERNAME", "variable"),
             ("TRUNKLINE_KAFKA_SERVICE_HOST", "10.0.0.1"),
             ("TRUNKLINE_BIN", "/bin/trunkline"),
@@ -245,7 +259,8 @@ mod tests {
         assert_eq!(settings.memory, ByteSize(32 << 20));
         assert_eq!(settings.commit_interval, Duration::from_secs(1));
         assert_eq!(settings.node, "7");
-        assert_eq!(settings.cluster, "trunkline");
+        assert_eq!(settings.cluster_name(), "team-a.trunkline");
+        assert!(!settings.topics.create);
         assert_eq!((settings.topics.partitions, settings.topics.replication), (2, 3));
         assert_eq!(settings.topics.config["retention.ms"], "5");
         let kafka: Vec<_> = settings.kafka.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();

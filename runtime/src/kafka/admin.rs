@@ -10,6 +10,7 @@ use rdkafka::metadata::Metadata;
 use trunkline_connector::{Error, Result, Retry};
 
 use super::admin_api::{AdminClient, Failure, TopicConfig};
+use super::admin_rights::Permitted;
 use super::client::{CALL_TIMEOUT, Cluster, classify, classify_failure};
 use super::rebootstrap::Rebootstrap;
 use super::topic_limits::MAX_RECORD_BYTES;
@@ -50,6 +51,30 @@ pub struct EnsuredTopics {
     pub differences: Vec<String>,
 }
 
+/// What a client may do with a topic or group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Permission {
+    /// It does not exist.
+    Missing,
+    /// It is hidden from this client, or does not exist.
+    Denied,
+    /// The broker does not say.
+    Unknown,
+    /// The names of the permitted operations.
+    Operations(Vec<&'static str>),
+}
+
+impl Permission {
+    fn of(outcome: std::result::Result<Permitted, Failure>) -> Self {
+        match outcome {
+            Ok(Some(operations)) => Self::Operations(operations),
+            Err(failure) if is_unknown(&failure) => Self::Missing,
+            Err(failure) if is_denied(&failure) => Self::Denied,
+            Ok(None) | Err(_) => Self::Unknown,
+        }
+    }
+}
+
 /// The request for an existing topic, and the topic's number of partitions.
 type Existing<'s> = (&'s TopicSpec, i32);
 
@@ -78,10 +103,14 @@ impl Admin {
         self.client.client().fetch_metadata(Some(topic), timeout).is_ok()
     }
 
-    /// Creates the missing ones of these topics. The request to create them is sent only if a topic
-    /// is missing, so that no right to create topics is needed otherwise.
+    /// Creates the missing ones of these topics, or reports them if topics are not to be created.
+    /// The request to create them is sent only if a topic is missing, so that no right to create
+    /// topics is needed otherwise.
     pub fn ensure(&self, topics: &[TopicSpec]) -> Result<EnsuredTopics> {
         let mut ensured = EnsuredTopics::default();
+        if !self.cluster.may_create_topics() {
+            self.require(topics)?;
+        }
         for chunk in topics.chunks(TOPICS_PER_REQUEST) {
             let (mut existing, missing) = self.look_up(chunk)?;
             let created = self.create(&missing)?;
@@ -99,6 +128,15 @@ impl Admin {
         Ok(ensured)
     }
 
+    /// Fails if a topic is missing. The error names all missing topics.
+    fn require(&self, topics: &[TopicSpec]) -> Result<()> {
+        let mut missing = Vec::new();
+        for chunk in topics.chunks(TOPICS_PER_REQUEST) {
+            missing.extend(self.look_up(chunk)?.1);
+        }
+        if missing.is_empty() { Ok(()) } else { Err(missing_error(self.cluster.brokers(), &missing)) }
+    }
+
     /// Number of partitions of a topic; `None` if it does not exist.
     pub fn partitions(&self, topic: &str) -> Result<Option<i32>> {
         let doing = format!("looking up topic `{topic}`");
@@ -109,6 +147,26 @@ impl Admin {
             Some(Err(failure)) => Err(classify_failure(&doing, &failure)),
             None => Err(Error::internal("kafka.admin", format!("{doing}: an empty answer"))),
         }
+    }
+
+    /// What this client may do with topics, in order.
+    pub fn permissions_on_topics(&self, names: &[&str]) -> Result<Vec<Permission>> {
+        let mut permissions = Vec::with_capacity(names.len());
+        for chunk in names.chunks(TOPICS_PER_REQUEST) {
+            let found = self.client.permitted_on_topics(chunk);
+            permissions.extend(found.map_err(|failure| classify_failure("describing topics", &failure))?);
+        }
+        Ok(permissions.into_iter().map(Permission::of).collect())
+    }
+
+    /// What this client may do with groups, in order.
+    pub fn permissions_on_groups(&self, names: &[&str]) -> Result<Vec<Permission>> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = self.client.permitted_on_groups(names);
+        let found = found.map_err(|failure| classify_failure("describing groups", &failure))?;
+        Ok(found.into_iter().map(Permission::of).collect())
     }
 
     /// The existing topics with their partitions, and the missing ones.
@@ -298,7 +356,40 @@ fn is_unknown((code, _): &Failure) -> bool {
 }
 
 fn is_denied((code, _): &Failure) -> bool {
-    matches!(code, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed)
+    matches!(
+        code,
+        RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::GroupAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+    )
+}
+
+/// The error of missing topics that are not to be created, with the commands that create them.
+fn missing_error(brokers: &str, missing: &[&TopicSpec]) -> Error {
+    let names: Vec<String> = missing.iter().map(|spec| format!("`{}`", spec.name)).collect();
+    let commands: Vec<String> = missing.iter().map(|spec| creation_command(brokers, spec)).collect();
+    let message = format!(
+        "these topics do not exist or cannot be described, and `topics.create` is false: {}. Create them, and grant the \
+         right Describe on them: {}",
+        names.join(", "),
+        commands.join("; ")
+    );
+    Error::external("kafka.missing_topics", message).retry(Retry::Never)
+}
+
+/// Creates a topic by Kafka's own tool.
+fn creation_command(brokers: &str, spec: &TopicSpec) -> String {
+    let mut command = format!(
+        "kafka-topics.sh --bootstrap-server {brokers} --create --topic {} --partitions {}",
+        spec.name, spec.partitions
+    );
+    if spec.replication > 0 {
+        command.push_str(&format!(" --replication-factor {}", spec.replication));
+    }
+    for (name, value) in &with_default_limit(spec).config {
+        command.push_str(&format!(" --config {name}={value}"));
+    }
+    command
 }
 
 /// One error that names every topic that could not be created.
@@ -313,7 +404,8 @@ fn creation_error(failures: &[(&str, Failure)]) -> Error {
     let names: Vec<String> = failures.iter().map(|(topic, _)| format!("`{topic}`")).collect();
     if failures.iter().all(|(_, failure)| is_denied(failure)) {
         let message = format!(
-            "missing topics cannot be created: {}: create them, or grant the rights Create and Describe on them",
+            "missing topics cannot be created: {}: create them, or grant the rights Create and Describe on them (`trunkline \
+             acls` prints the commands)",
             names.join(", ")
         );
         return Error::external("kafka.access_denied", message).retry(Retry::Never);

@@ -19,6 +19,7 @@ use trunkline_connector::{Error, Result};
 
 use super::admin::TopicSpec;
 use super::client::{CALL_TIMEOUT, ClientLog, Cluster};
+use super::logins::LoginLease;
 
 /// A failure: its code and the broker's explanation.
 pub(super) type Failure = (RDKafkaErrorCode, String);
@@ -38,6 +39,8 @@ pub(super) type TopicConfig = BTreeMap<String, String>;
 
 /// A client for admin calls. Any number of threads may use it at the same time.
 pub(super) struct AdminClient {
+    /// Dropped before the client.
+    _login: LoginLease,
     main_queue: Queue,
     client: Client<ClientLog>,
 }
@@ -48,7 +51,9 @@ impl AdminClient {
         // SAFETY: the client is alive, and the queue is dropped before it.
         let main_queue = unsafe { Queue::new(bindings::rd_kafka_queue_get_main(client.native_ptr())) }
             .ok_or_else(|| Error::internal("kafka.queue", "a Kafka client without a main queue"))?;
-        Ok(Self { main_queue, client })
+        // SAFETY: the lease is dropped before the client.
+        let login = unsafe { cluster.attach_login(client.native_ptr()) };
+        Ok(Self { _login: login, main_queue, client })
     }
 
     /// The client, for calls that are not admin calls.
@@ -156,10 +161,10 @@ impl AdminClient {
     }
 
     /// Sends a request and waits for its result.
-    fn call(
+    pub(super) fn call(
         &self,
         operation: Operation,
-        send: impl FnOnce(*mut rd_kafka_t, *const rd_kafka_AdminOptions_t, *mut rd_kafka_queue_t),
+        send: impl FnOnce(*mut rd_kafka_t, *mut rd_kafka_AdminOptions_t, *mut rd_kafka_queue_t),
     ) -> Outcome<Event> {
         let client = self.client.native_ptr();
         // SAFETY: the client is alive, and the queue is dropped before it.
@@ -246,9 +251,13 @@ impl Drop for Queue {
 }
 
 /// An event, which owns everything that can be read from it.
-struct Event(NonNull<rd_kafka_event_t>);
+pub(super) struct Event(NonNull<rd_kafka_event_t>);
 
 impl Event {
+    pub(super) fn pointer(&self) -> *mut rd_kafka_event_t {
+        self.0.as_ptr()
+    }
+
     /// Passes a log message or an error to the context, as rdkafka does for its other clients.
     fn report(&self, context: &impl ClientContext) {
         let event = self.0.as_ptr();
@@ -349,13 +358,13 @@ impl Drop for ConfigResource {
     }
 }
 
-fn c_text(text: &str) -> Outcome<CString> {
+pub(super) fn c_text(text: &str) -> Outcome<CString> {
     CString::new(text).map_err(|_| (RDKafkaErrorCode::InvalidArgument, "a name contains a zero byte".to_owned()))
 }
 
 /// # Safety
 /// The text must be null or end with a zero.
-unsafe fn text(text: *const c_char) -> String {
+pub(super) unsafe fn text(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
@@ -365,7 +374,7 @@ unsafe fn text(text: *const c_char) -> String {
 
 /// # Safety
 /// The array must be null or have `count` elements, and live as long as the result.
-unsafe fn array<'a, T>(elements: *mut *const T, count: usize) -> &'a [*const T] {
+pub(super) unsafe fn array<'a, T>(elements: *mut *const T, count: usize) -> &'a [*const T] {
     if elements.is_null() {
         return &[];
     }
@@ -375,7 +384,7 @@ unsafe fn array<'a, T>(elements: *mut *const T, count: usize) -> &'a [*const T] 
 
 /// # Safety
 /// The explanation must be null or end with a zero.
-unsafe fn check(code: rd_kafka_resp_err_t, explanation: *const c_char) -> Outcome<()> {
+pub(super) unsafe fn check(code: rd_kafka_resp_err_t, explanation: *const c_char) -> Outcome<()> {
     if code == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
         return Ok(());
     }
@@ -384,7 +393,10 @@ unsafe fn check(code: rd_kafka_resp_err_t, explanation: *const c_char) -> Outcom
 }
 
 /// The results in the order of the request. A topic that is missing from the answer has failed.
-fn in_order<'n, T>(names: impl Iterator<Item = &'n str>, mut results: BTreeMap<String, Outcome<T>>) -> Vec<Outcome<T>> {
+pub(super) fn in_order<'n, T>(
+    names: impl Iterator<Item = &'n str>,
+    mut results: BTreeMap<String, Outcome<T>>,
+) -> Vec<Outcome<T>> {
     let missing = || Err((RDKafkaErrorCode::Fail, "the answer does not contain this topic".to_owned()));
     names.map(|name| results.remove(name).unwrap_or_else(missing)).collect()
 }

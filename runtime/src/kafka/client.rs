@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::bindings::rd_kafka_conf_set_ssl_cert_verify_cb;
+use rdkafka::bindings::{rd_kafka_conf_set_ssl_cert_verify_cb, rd_kafka_t};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{FromClientConfigAndContext, NativeClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
@@ -16,44 +16,109 @@ use trunkline_connector::{Error, Result, Retry};
 
 use super::admin_api::Failure;
 use super::connection::{ConnectionMonitor, explain_certificate};
+use super::logins::{LoginLease, Logins};
 use super::properties;
 use super::secrets::Secrets;
+use super::security::Security;
 use super::topic_limits::TopicLimits;
 
 /// A Kafka cluster: its bootstrap servers and the properties of its clients. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
-    properties: Arc<BTreeMap<String, String>>,
+    properties: Arc<RwLock<Arc<BTreeMap<String, String>>>>,
     brokers: Arc<str>,
     secrets: Secrets,
     limits: TopicLimits,
     connection: Arc<ConnectionMonitor>,
+    logins: Arc<Logins>,
     interrupt: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+    /// What the names of Trunkline's own topics start with.
+    prefix: Arc<str>,
+    may_create_topics: bool,
     /// When a member of a group was last fenced by another one with its id.
     fenced_members: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl Cluster {
-    /// A cluster by its bootstrap servers and further librdkafka properties. Fails if librdkafka
-    /// does not accept a property.
-    pub fn new(brokers: &str, properties: &BTreeMap<String, String>) -> Result<Self> {
-        properties::check(properties)?;
-        let secrets = Secrets::of(properties);
+    /// A cluster by its bootstrap servers and the settings `kafka`: `security`, `region` and
+    /// librdkafka properties. Fails if librdkafka does not accept a property.
+    pub fn new(brokers: &str, settings: &BTreeMap<String, String>) -> Result<Self> {
+        let Security { properties, tokens } = Security::of(settings, brokers)?;
+        properties::check(&properties)?;
+        let secrets = Secrets::of(settings);
+        let connection = Arc::<ConnectionMonitor>::default();
+        let logins = Arc::new(Logins::new(tokens, connection.clone(), secrets.clone()));
         Ok(Self {
-            properties: Arc::new(properties.clone()),
+            properties: Arc::new(RwLock::new(Arc::new(properties))),
             brokers: Arc::from(brokers),
             secrets,
             limits: TopicLimits::default(),
-            connection: Arc::default(),
+            connection,
+            logins,
             interrupt: None,
+            prefix: Arc::from(""),
+            may_create_topics: true,
             fenced_members: Arc::default(),
         })
+    }
+
+    /// Takes over changed user names, passwords and sources of tokens, in all clients. Returns the
+    /// names of the other changed properties, which take effect when the worker restarts.
+    pub fn change_credentials(&self, settings: &BTreeMap<String, String>) -> Result<Vec<String>> {
+        let Security { properties, tokens } = Security::of(settings, &self.brokers)?;
+        properties::check(&properties)?;
+        self.secrets.add(settings);
+        if let Some(source) = tokens {
+            self.logins.change_source(source);
+        }
+        let known = self.properties();
+        let differs = |name: &&String| known.get(*name) != properties.get(*name);
+        let all = known.keys().chain(properties.keys().filter(|name| !known.contains_key(*name)));
+        let (credentials, others): (Vec<&String>, Vec<&String>) =
+            all.filter(differs).partition(|name| CREDENTIALS.contains(&name.as_str()));
+        if !credentials.is_empty() {
+            let mut changed = BTreeMap::clone(&known);
+            for name in CREDENTIALS {
+                if let Some(value) = properties.get(name) {
+                    changed.insert(name.to_owned(), value.clone());
+                }
+            }
+            if let [Some(user), Some(password)] = CREDENTIALS.map(|name| changed.get(name)) {
+                self.logins.set_credentials(user, password);
+            }
+            *self.properties.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(changed);
+        }
+        Ok(others.into_iter().cloned().collect())
+    }
+
+    fn properties(&self) -> Arc<BTreeMap<String, String>> {
+        self.properties.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The same cluster, whose [`Admin`](super::Admin) stops looking for unreachable brokers once
     /// `interrupt` returns true.
     pub fn with_interrupt(self, interrupt: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         Self { interrupt: Some(Arc::new(interrupt)), ..self }
+    }
+
+    /// The same cluster, in which the names of Trunkline's own topics start with `prefix`.
+    pub fn with_prefix(self, prefix: &str) -> Self {
+        Self { prefix: Arc::from(prefix), ..self }
+    }
+
+    /// The name of one of Trunkline's own topics, with the prefix.
+    pub fn own_topic(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The same cluster, in which missing topics are created, or only reported.
+    pub fn with_topic_creation(self, may_create_topics: bool) -> Self {
+        Self { may_create_topics, ..self }
+    }
+
+    /// Whether missing topics are created.
+    pub(super) fn may_create_topics(&self) -> bool {
+        self.may_create_topics
     }
 
     /// Whether to stop looking for unreachable brokers.
@@ -69,12 +134,13 @@ impl Cluster {
     /// The configuration that a client starts from: `defaults`, overridden by the user's
     /// properties. The caller then sets the properties that a user must not change.
     pub(super) fn config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+        let properties = self.properties();
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.brokers.as_ref());
         config.set("client.id", "trunkline");
         // OpenSSL is linked statically: the folder of certificates that it was built with need not
         // exist on this system.
-        if !self.properties.keys().any(|name| name.starts_with("ssl.ca.") || name == "ssl_ca") {
+        if !properties.keys().any(|name| name.starts_with("ssl.ca.") || name == "ssl_ca") {
             config.set("ssl.ca.location", "probe");
         }
         // A broker that returns is found within one second instead of ten.
@@ -85,7 +151,7 @@ impl Cluster {
         for (name, value) in defaults {
             config.set(*name, *value);
         }
-        for (name, value) in self.properties.iter() {
+        for (name, value) in properties.iter() {
             config.set(name, value);
         }
         // A broker that closes a connection because of the wrong protocol is reported at this
@@ -116,6 +182,15 @@ impl Cluster {
         config.create_native_config().and_then(create).map_err(|error| self.creation_error(&error))
     }
 
+    /// Gives a client its tokens and each change of its credentials, until the result is dropped.
+    ///
+    /// # Safety
+    /// The client must outlive the result.
+    pub(super) unsafe fn attach_login(&self, client: *mut rd_kafka_t) -> LoginLease {
+        // SAFETY: see the function's contract.
+        unsafe { self.logins.attach(client) }
+    }
+
     fn creation_error(&self, error: &KafkaError) -> Error {
         let reason = match error {
             // The error's own text has the value too.
@@ -130,8 +205,8 @@ impl Cluster {
     /// password.
     fn explain_creation(&self, reason: &str) -> String {
         let mut text = reason.to_owned();
-        let file =
-            self.properties.iter().find(|(name, value)| reason.contains(*name) && properties::is_path(name, value));
+        let properties = self.properties();
+        let file = properties.iter().find(|(name, value)| reason.contains(*name) && properties::is_path(name, value));
         if let Some((_, path)) = file.filter(|(_, path)| !reason.contains(*path)) {
             text = format!("{text} (file {path})");
         }
@@ -180,6 +255,9 @@ impl Cluster {
         self.connection.explain(classify(doing, error))
     }
 }
+
+/// The properties that all clients take over while they run.
+const CREDENTIALS: [&str; 2] = ["sasl.username", "sasl.password"];
 
 /// The code of the error of two workers with the same id.
 pub const DUPLICATE_WORKER: &str = "worker.duplicate_id";
@@ -288,25 +366,59 @@ pub(super) fn classify_failure(doing: &str, (code, explanation): &Failure) -> Er
     classify_code(Some(*code), format!("{doing}: {reason}"))
 }
 
-/// What to do about a refusal; `None` for other errors.
-fn missing_right(code: RDKafkaErrorCode) -> Option<&'static str> {
+/// What to do about a refusal; `None` for other errors. The message names the resource.
+fn missing_right(code: RDKafkaErrorCode, message: &str) -> Option<String> {
     use RDKafkaErrorCode as Code;
     Some(match code {
-        Code::TopicAuthorizationFailed => "grant the rights Describe, Read and Write on the topic",
-        Code::GroupAuthorizationFailed => "grant the right Read on the group",
-        Code::TransactionalIdAuthorizationFailed => "grant the rights Describe and Write on the transactional id",
-        Code::ClusterAuthorizationFailed => "grant the right on the cluster",
+        Code::TopicAuthorizationFailed => {
+            let operations: &[&str] = if ["consuming", "reading"].iter().any(|doing| message.starts_with(doing)) {
+                &["Read"]
+            } else if message.contains("sending to") || message.contains("not delivered") {
+                &["Write"]
+            } else {
+                &["Describe", "Read", "Write"]
+            };
+            grant(operations, "topic", named(message, "topic `"))
+        }
+        Code::GroupAuthorizationFailed => grant(&["Read"], "group", named(message, "group `")),
+        Code::TransactionalIdAuthorizationFailed => {
+            grant(&["Describe", "Write"], "transactional id", named(message, "transactional id `"))
+        }
+        Code::ClusterAuthorizationFailed => "grant the right on the cluster".to_owned(),
         Code::Authentication | Code::SaslAuthenticationFailed => {
-            "check `sasl.username`, `sasl.password` and `sasl.mechanism` in the settings `kafka`"
+            "check `sasl.username`, `sasl.password` and `sasl.mechanism` in the settings `kafka`".to_owned()
         }
         _ => return None,
     })
 }
 
+/// The name in a message that follows `start` and ends with a backtick.
+fn named<'m>(message: &'m str, start: &str) -> Option<&'m str> {
+    message.split_once(start)?.1.split('`').next().filter(|name| !name.is_empty())
+}
+
+/// The remedy of a missing right on a resource, with the command if the resource's name is known.
+pub fn grant(operations: &[&str], resource: &str, name: Option<&str>) -> String {
+    let rights = match operations {
+        [operation] => format!("right {operation}"),
+        [first @ .., last] => format!("rights {} and {last}", first.join(", ")),
+        [] => "rights".to_owned(),
+    };
+    let Some(name) = name else {
+        return format!("grant the {rights} on the {resource} (`trunkline acls` prints the commands)");
+    };
+    let options: String = operations.iter().map(|operation| format!(" --operation {operation}")).collect();
+    format!(
+        "grant the {rights} on the {resource}: kafka-acls.sh --bootstrap-server BROKER --add --allow-principal \
+         User:NAME{options} --{} {name} (`trunkline acls` prints the commands for all rights)",
+        resource.replace(' ', "-")
+    )
+}
+
 /// Classifies an error by its code.
 pub(super) fn classify_code(code: Option<RDKafkaErrorCode>, message: String) -> Error {
     use RDKafkaErrorCode as Code;
-    if let Some(fix) = code.and_then(missing_right) {
+    if let Some(fix) = code.and_then(|code| missing_right(code, &message)) {
         return Error::external("kafka.access_denied", format!("{message}; {fix}")).retry(Retry::Never);
     }
     match code {
@@ -361,6 +473,10 @@ mod tests {
         let error = classify("reading", &KafkaError::Global(RDKafkaErrorCode::GroupAuthorizationFailed));
         assert_eq!((error.code, error.retry), ("kafka.access_denied", Retry::Never));
         assert!(error.to_string().contains("grant the right Read on the group"), "{error}");
+        let denied = KafkaError::Global(RDKafkaErrorCode::TransactionalIdAuthorizationFailed);
+        let error = classify("initialising the transactional id `c.web`", &denied).to_string();
+        assert!(error.contains("the rights Describe and Write on the transactional id: kafka-acls.sh"), "{error}");
+        assert!(error.contains("--operation Describe --operation Write --transactional-id c.web ("), "{error}");
         let error = classify("reading", &KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
         assert_eq!((error.code, error.retry), ("kafka.unreachable", Retry::Backoff));
     }

@@ -33,6 +33,8 @@ pub(super) struct ConnectionMonitor {
     /// Whether a broker has ever answered. If so, the settings are right and the brokers have
     /// changed.
     is_reached: AtomicBool,
+    /// Whether the clients log in with tokens.
+    uses_tokens: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -72,7 +74,31 @@ impl ConnectionMonitor {
 
     /// Notes a report of librdkafka. Reports that do not explain a failed connection are ignored.
     pub(super) fn note(&self, report: &str) {
-        let Some((cause, text)) = explain(report) else { return };
+        if let Some((cause, text)) = explain(report, self.uses_tokens.load(Ordering::Relaxed)) {
+            self.note_problem(cause, text);
+        }
+    }
+
+    /// Notes that the clients log in with tokens.
+    pub(super) fn set_uses_tokens(&self) {
+        self.uses_tokens.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that no token could be fetched. librdkafka does not connect without one.
+    pub(super) fn note_token_failure(&self, reason: &str, is_permanent: bool) {
+        let cause = if is_permanent { Cause::Settings } else { Cause::Unavailable };
+        self.note_problem(cause, format!("{NO_TOKEN}: {reason}"));
+    }
+
+    /// Notes that a token was fetched.
+    pub(super) fn token_fetched(&self) {
+        let mut state = self.lock();
+        if state.current.as_ref().is_some_and(|problem| problem.text.starts_with(NO_TOKEN)) {
+            state.current = None;
+        }
+    }
+
+    fn note_problem(&self, cause: Cause, text: String) {
         // Brokers that restart close connections too.
         if cause == Cause::Protocol && self.is_reached.load(Ordering::Relaxed) {
             return;
@@ -134,18 +160,20 @@ impl ConnectionMonitor {
     }
 }
 
+/// How the texts of failed tokens start.
+const NO_TOKEN: &str = "cannot get a token for Kafka";
+
 /// Texts of librdkafka and OpenSSL, and what to do. The first match counts.
 const EXPLANATIONS: &[(&str, Cause, &str)] = &[
+    // The connection ended during the login, for a reason that is not the login.
+    ("handshake failed: Local: Broker transport failure", Cause::Protocol, ENDED_IN_LOGIN),
+    ("SaslAuthenticateRequest failed: Local: ", Cause::Protocol, ENDED_IN_LOGIN),
     (
         "mechanism handshake failed",
         Cause::Settings,
         "set `sasl.mechanism` in the settings `kafka` to a mechanism that the broker supports",
     ),
-    (
-        "SASL authentication error",
-        Cause::Settings,
-        "check `sasl.username`, `sasl.password` and `sasl.mechanism` in the settings `kafka`",
-    ),
+    ("SASL authentication error", Cause::Settings, PASSWORD_REFUSED),
     ("certificate has expired", Cause::Settings, "renew the certificate on the broker"),
     ("certificate is not yet valid", Cause::Settings, "correct the clock of this machine or of the broker"),
     (
@@ -193,6 +221,15 @@ const EXPLANATIONS: &[(&str, Cause, &str)] = &[
 const CLIENT_CERTIFICATE: &str = "the broker requires a client certificate that it trusts: set \
      `ssl.certificate.location` and `ssl.key.location` in the settings `kafka`";
 
+const ENDED_IN_LOGIN: &str = "the connection ended during the login: check the broker's log, and `security.protocol` in \
+     the settings `kafka`";
+
+const PASSWORD_REFUSED: &str = "check `sasl.username`, `sasl.password` and `sasl.mechanism` in the settings `kafka`";
+
+const TOKEN_REFUSED: &str = "the broker refused the token: with MSK, check that the IAM policy allows \
+     `kafka-cluster:Connect` on the cluster, `kafka.region` and the clock; with an OAuth server, check the issuer, \
+     audience and scope that the broker expects";
+
 const NO_TLS: &str = "this port of the broker may not use TLS: use its TLS port in the setting `brokers`, or set \
      `security.protocol` to `plaintext` or `sasl_plaintext` in the settings `kafka`";
 
@@ -200,8 +237,10 @@ const OTHER_PROTOCOL: &str = "this port of the broker requires TLS or SASL: set 
      `kafka` to `ssl`, `sasl_ssl` or `sasl_plaintext`";
 
 /// The cause of a failed connection, and a sentence for the log.
-fn explain(report: &str) -> Option<(Cause, String)> {
+fn explain(report: &str, uses_tokens: bool) -> Option<(Cause, String)> {
     let known = EXPLANATIONS.iter().find(|(text, _, _)| report.contains(text)).map(|(_, cause, fix)| (*cause, *fix));
+    let is_refused = uses_tokens && matches!(known, Some((Cause::Settings, PASSWORD_REFUSED)));
+    let known = if is_refused { Some((Cause::Settings, TOKEN_REFUSED)) } else { known };
     let (cause, fix) = known.or_else(|| is_closed_early(report).then_some((Cause::Protocol, OTHER_PROTOCOL)))?;
     let reason = without_variable_parts(report);
     Some((cause, format!("cannot connect to Kafka: {reason}; {fix}")))
@@ -312,7 +351,7 @@ mod tests {
             ),
         ];
         for (report, expected, setting) in cases {
-            let (cause, text) = explain(report).unwrap();
+            let (cause, text) = explain(report, false).unwrap();
             assert_eq!(cause, expected, "{report}");
             assert!(
                 text.contains("b:9093/boot") || text.contains("b:9092/boot") || text.contains("127.0.0.1:9093"),
@@ -321,7 +360,10 @@ mod tests {
             assert!(text.contains(setting) && !text.contains("(after ") && !text.contains("[thrd"), "{text}");
         }
         let closed = |end: &str| {
-            explain(&format!("b:9092/1: Disconnected: connection closed by peer: receive 0 after POLLIN (after {end})"))
+            explain(
+                &format!("b:9092/1: Disconnected: connection closed by peer: receive 0 after POLLIN (after {end})"),
+                false,
+            )
         };
         for early in ["1ms in state UP, 2 identical error(s) suppressed", "291ms in state APIVERSION_QUERY"] {
             let (cause, text) = closed(early).unwrap();

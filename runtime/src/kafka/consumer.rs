@@ -25,6 +25,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Error, Result, TopicPartition};
 
 use super::client::{CALL_TIMEOUT, Cluster, classify_code, close_in_background};
+use super::logins::LoginLease;
 use super::membership::{Members, OtherMembers};
 use super::message_queue::{Message, MessageQueue, Taken};
 use super::partition_batches::PartitionBatches;
@@ -47,7 +48,8 @@ const KEPT_ROUNDS: usize = 4;
 
 /// A member of a consumer group.
 pub struct GroupConsumer {
-    /// Notifier and messages must be dropped before the consumer is closed.
+    /// Login, notifier and messages must be dropped before the consumer is closed.
+    login: Option<LoginLease>,
     notifier: Option<QueueNotifier>,
     messages: Option<MessageQueue>,
     consumer: ManuallyDrop<BaseConsumer<EventContext>>,
@@ -66,6 +68,7 @@ pub struct GroupConsumer {
 /// would hang.
 impl Drop for GroupConsumer {
     fn drop(&mut self) {
+        self.login = None;
         self.notifier = None;
         self.consumer.context().set_message_queue(ptr::null_mut());
         self.messages = None;
@@ -99,6 +102,8 @@ impl GroupConsumer {
     ) -> Result<Self> {
         let config = group_config(cluster, group, instance, prefetch_bytes);
         let consumer: BaseConsumer<EventContext> = cluster.create(&config, EventContext::new(cluster, &config))?;
+        // SAFETY: the lease is dropped before the client.
+        let login = unsafe { cluster.attach_login(consumer.client().native_ptr()) };
         let messages = MessageQueue::new(consumer.client().native_ptr());
         consumer.context().set_message_queue(messages.as_ptr());
         let notifier = QueueNotifier::new(consumer.client().native_ptr(), messages.as_ptr()).map_err(|error| {
@@ -106,6 +111,7 @@ impl GroupConsumer {
             Error::external("kafka.wake", message)
         })?;
         let this = Self {
+            login: Some(login),
             notifier: Some(notifier),
             messages: Some(messages),
             consumer: ManuallyDrop::new(consumer),
@@ -149,8 +155,9 @@ impl GroupConsumer {
                     batches.push(&message, &mut last);
                 }
                 Taken::End(end) => self.note_end(&end),
-                Taken::Failed(error) => {
-                    failed = std::mem::replace(&mut failed, Ok(())).and_then(|()| self.check(&error));
+                Taken::Failed(error, topic) => {
+                    let doing = format!("consuming topic `{topic}`");
+                    failed = std::mem::replace(&mut failed, Ok(())).and_then(|()| self.check(&doing, &error));
                 }
             });
             failed?;
@@ -201,7 +208,14 @@ impl GroupConsumer {
     fn serve(&self) -> Result<()> {
         while let Some(polled) = self.consumer.poll(Duration::ZERO) {
             match polled {
-                Err(error) => self.check(&error)?,
+                Err(error) => {
+                    // The error itself does not name the topic.
+                    let denied = self.consumer.context().take_denied();
+                    self.check(
+                        &denied.map_or("consuming".to_owned(), |reason| format!("consuming ({reason})")),
+                        &error,
+                    )?;
+                }
                 // Every partition was forwarded before it was assigned.
                 Ok(_) => return Err(Error::internal("kafka.forwarded", "a message bypassed the message queue")),
             }
@@ -330,7 +344,7 @@ impl GroupConsumer {
     }
 
     /// Ignores transient errors, from which the client recovers; other errors end the stage.
-    fn check(&self, error: &KafkaError) -> Result<()> {
+    fn check(&self, doing: &str, error: &KafkaError) -> Result<()> {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
             Some(
@@ -351,7 +365,7 @@ impl GroupConsumer {
                 tracing::debug!(%error, group = self.group, "the consumer continues after an error");
                 Ok(())
             }
-            _ => Err(self.failed("consuming", error)),
+            _ => Err(self.failed(doing, error)),
         }
     }
 

@@ -10,7 +10,7 @@ use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::{ClientConfig, ClientContext};
 use trunkline_connector::{Error, Result, Retry};
 
-use super::client::{ClientLog, Cluster, FENCED, classify_code};
+use super::client::{ClientLog, Cluster, FENCED, classify_code, grant};
 use super::connection::without_variable_parts;
 use super::rebootstrap::Rebootstrap;
 
@@ -116,7 +116,9 @@ pub(super) fn failed(producer: &BaseProducer<DeliveryContext>, doing: &str, erro
     match reason.filter(|_| is_consequence) {
         // The record may belong to another topic than the one that made the transaction fail.
         Some(reason) if reason.contains("Topic authorization failed") => {
-            let message = format!("a transaction failed: {reason}; grant the right Write on this topic");
+            // Failed to add partition "TOPIC" [0] to transaction: ..
+            let topic = reason.split('"').nth(1);
+            let message = format!("a transaction failed: {reason}; {}", grant(&["Write"], "topic", topic));
             Error::external("kafka.access_denied", message).retry(Retry::Never)
         }
         Some(reason) => Error::external("kafka.failed", format!("a transaction failed: {reason}")),

@@ -103,8 +103,8 @@ pub(super) enum Taken<'a> {
     Message(Message<'a>),
     /// All messages of a partition before an offset were passed on, and there are no more yet.
     End(Message<'a>),
-    /// An error of a partition.
-    Failed(KafkaError),
+    /// An error of a partition, and the partition's topic.
+    Failed(KafkaError, String),
 }
 
 impl<'a> Taken<'a> {
@@ -114,7 +114,10 @@ impl<'a> Taken<'a> {
         match message.err {
             bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Self::Message(Message { message }),
             bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF => Self::End(Message { message }),
-            error => Self::Failed(KafkaError::MessageConsumption(error.into())),
+            error => {
+                let topic = if message.rkt.is_null() { "" } else { Message { message }.topic() };
+                Self::Failed(KafkaError::MessageConsumption(error.into()), topic.to_owned())
+            }
         }
     }
 }

@@ -2,7 +2,8 @@
 //! async code.
 //!
 //! - [`client`]: settings that all clients share, and the classification of errors.
-//! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `topic_limits` knows
+//! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `admin_rights` asks what
+//!   a client may do; `topic_limits` knows
 //!   their largest records.
 //! - [`producer`]: the transactional producer, the only way anything is written; `flush` decides
 //!   when it flushes, `delivery` collects failures.
@@ -13,16 +14,20 @@
 //! - [`embedded`]: the broker in this process.
 //! - `connection`: explains failed connections; `rebootstrap`: recovers clients that lost all
 //!   brokers.
+//! - `security`: short forms of security properties; `logins`: credentials of all
+//!   clients, among them the tokens of MSK IAM and OAuth servers.
 //! - `properties`, `secrets`: the user's properties are checked, and their values hidden (I8).
 
 pub mod admin;
 mod admin_api;
+mod admin_rights;
 pub mod client;
 mod connection;
 pub mod consumer;
 mod delivery;
 pub mod embedded;
 mod flush;
+mod logins;
 mod membership;
 mod message_queue;
 mod partition_batches;
@@ -32,14 +37,15 @@ mod queue_notifier;
 mod rebalance;
 mod rebootstrap;
 mod secrets;
+mod security;
 pub mod table;
 #[cfg(test)]
 mod tests;
 mod topic_limits;
 mod unassigned;
 
-pub use admin::{Admin, EnsuredTopics, TopicSpec};
-pub use client::{Cluster, DUPLICATE_WORKER, wait_for_closed_clients};
+pub use admin::{Admin, EnsuredTopics, Permission, TopicSpec};
+pub use client::{Cluster, DUPLICATE_WORKER, grant, wait_for_closed_clients};
 pub use consumer::{FillLimits, GroupConsumer};
 pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;

@@ -21,6 +21,7 @@ use trunkline_connector::{Error, Result, Retry, TopicPartition, failpoint};
 use super::client::Cluster;
 use super::delivery::{DeliveryContext, check_delivery, failed, poll};
 use super::flush::FlushSchedule;
+use super::logins::LoginLease;
 use super::topic_limits::{BATCH_BYTES, Limit, MAX_RECORD_BYTES, SendError, check, is_larger_than};
 
 /// A record to be written to a topic.
@@ -43,6 +44,8 @@ pub struct ProducerRecord<'a> {
 
 /// A producer with a transactional id, initialised.
 pub struct TransactionalProducer {
+    /// Dropped before the client.
+    _login: LoginLease,
     producer: Arc<BaseProducer<DeliveryContext>>,
     in_transaction: bool,
     /// A call into the client has not returned in time: the client cannot be used any more.
@@ -105,8 +108,11 @@ impl TransactionalProducer {
         // The user may have chosen another codec.
         let compresses = matches!(config.get("compression.type"), Some("lz4" | "zstd" | "gzip"));
         let context = DeliveryContext::new(cluster, &config, batch_bytes);
-        let producer = cluster.create(&config, context)?;
+        let producer: BaseProducer<DeliveryContext> = cluster.create(&config, context)?;
+        // SAFETY: the lease is dropped before the client.
+        let login = unsafe { cluster.attach_login(producer.client().native_ptr()) };
         let mut this = Self {
+            _login: login,
             producer: Arc::new(producer),
             in_transaction: false,
             abandoned: false,

@@ -30,6 +30,8 @@ pub enum RebalanceEvent {
 pub(super) struct EventContext {
     events: Mutex<Vec<RebalanceEvent>>,
     fatal: Mutex<Option<KafkaError>>,
+    /// The text of the last error of a topic without the right Read.
+    denied: Mutex<Option<String>>,
     /// The queue for messages of assigned partitions; null while there is none.
     messages: AtomicPtr<rd_kafka_queue_t>,
     rebootstrap: Rebootstrap,
@@ -41,6 +43,7 @@ impl EventContext {
         Self {
             events: Mutex::default(),
             fatal: Mutex::default(),
+            denied: Mutex::default(),
             messages: AtomicPtr::default(),
             rebootstrap: Rebootstrap::new(config),
             log: cluster.client_log(),
@@ -62,6 +65,11 @@ impl EventContext {
         self.fatal.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Takes the text of the last error of a topic without the right Read: it names the topic.
+    pub(super) fn take_denied(&self) -> Option<String> {
+        self.denied.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Recovers a client that has lost all brokers.
     pub(super) fn rebootstrap(&self) -> &Rebootstrap {
         &self.rebootstrap
@@ -76,6 +84,9 @@ impl ClientContext for EventContext {
     fn error(&self, error: KafkaError, reason: &str) {
         self.log.error(error.clone(), reason);
         self.rebootstrap.note(&error);
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::TopicAuthorizationFailed) {
+            *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
         if matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::FencedInstanceId)) {
             self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::properties;
 
@@ -13,28 +13,52 @@ const MIN_LENGTH: usize = 4;
 const HIDDEN: &str = "***";
 
 /// Properties with free text that are no secrets and that a message needs.
-const PUBLIC: [&str; 5] = ["bootstrap.servers", "metadata.broker.list", "client.id", "client.rack", "group.id"];
+const PUBLIC: [&str; 11] = [
+    "bootstrap.servers",
+    "metadata.broker.list",
+    "client.id",
+    "client.rack",
+    "group.id",
+    "region",
+    "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.method",
+    "sasl.oauthbearer.scope",
+    "sasl.oauthbearer.token.endpoint.url",
+    "security",
+];
 
 /// The values that must not appear in any output. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Secrets {
-    values: Arc<[String]>,
+    values: Arc<RwLock<Vec<String>>>,
 }
 
 impl Secrets {
     /// The secrets among `properties`: free text, except for names, addresses and paths.
     pub(super) fn of(properties: &BTreeMap<String, String>) -> Self {
+        let secrets = Self::default();
+        secrets.add(properties);
+        secrets
+    }
+
+    /// Adds the secrets of changed properties, for all clones. The old ones stay secrets.
+    pub(super) fn add(&self, properties: &BTreeMap<String, String>) {
         let is_secret = |(name, value): &(&String, &String)| {
             let is_public = PUBLIC.contains(&name.as_str()) || properties::is_path(name, value);
             value.len() >= MIN_LENGTH && !is_public && properties::is_free_text(name)
         };
-        Self { values: properties.iter().filter(is_secret).map(|(_, value)| value.clone()).collect() }
+        let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
+        for (_, value) in properties.iter().filter(is_secret) {
+            if !values.contains(value) {
+                values.push(value.clone());
+            }
+        }
     }
 
     /// The text without secrets.
     pub(super) fn hide<'t>(&self, text: &'t str) -> Cow<'t, str> {
         let mut hidden = Cow::Borrowed(text);
-        for value in self.values.iter() {
+        for value in self.values.read().unwrap_or_else(PoisonError::into_inner).iter() {
             if hidden.contains(value.as_str()) {
                 hidden = Cow::Owned(hidden.replace(value.as_str(), HIDDEN));
             }

@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Batch, Error, Result};
 
 use super::client::{CALL_TIMEOUT, ClientLog, Cluster, close_in_background};
+use super::logins::LoginLease;
 
 /// A table's rows: the last value of each key, without removed keys.
 pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -166,6 +167,9 @@ impl RecordReader {
                     return Ok(true);
                 }
                 Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(false),
+                Some(Err(error)) if is_denied(&error) => {
+                    return Err(self.reader.failed(&format!("reading topic `{topic}`"), &error));
+                }
                 Some(Err(error)) => tracing::debug!(%error, topic, "reading continues after an error"),
                 None => {}
             }
@@ -209,6 +213,9 @@ impl EndProbe {
             match self.committed.consumer.poll(POLL) {
                 Some(Ok(message)) => return Ok(message.offset() >= target),
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(true),
+                Some(Err(error)) if is_denied(&error) => {
+                    return Err(self.committed.failed(&format!("reading topic `{topic}`"), &error));
+                }
                 Some(Err(error)) => tracing::debug!(%error, topic, "reading continues after an error"),
                 None => {}
             }
@@ -218,8 +225,15 @@ impl EndProbe {
     }
 }
 
+/// The right to read is missing: reading again does not help.
+fn is_denied(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::TopicAuthorizationFailed)
+}
+
 /// A consumer outside any group.
 struct Reader {
+    /// Dropped before the client.
+    _login: LoginLease,
     consumer: BaseConsumer<ClientLog>,
     cluster: Cluster,
 }
@@ -236,7 +250,10 @@ impl Reader {
             .set("isolation.level", isolation)
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true");
-        Ok(Self { consumer: cluster.create(&config, cluster.client_log())?, cluster: cluster.clone() })
+        let consumer: BaseConsumer<ClientLog> = cluster.create(&config, cluster.client_log())?;
+        // SAFETY: the lease is dropped before the client.
+        let login = unsafe { cluster.attach_login(consumer.client().native_ptr()) };
+        Ok(Self { _login: login, consumer, cluster: cluster.clone() })
     }
 
     fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {
@@ -254,6 +271,7 @@ impl Reader {
         mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
     ) -> Result<()> {
         let mut last_progress = Instant::now();
+        let doing = format!("reading topic `{topic}`");
         let mut next = low;
         loop {
             // Before reading: if every transaction is completed now, one read up to here returns
@@ -274,6 +292,7 @@ impl Reader {
                         }
                     }
                     Some(Err(KafkaError::PartitionEOF(_))) => break,
+                    Some(Err(error)) if is_denied(&error) => return Err(self.failed(&doing, &error)),
                     Some(Err(error)) => tracing::debug!(%error, topic, "reading continues after an error"),
                     None => {}
                 }

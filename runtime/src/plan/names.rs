@@ -38,8 +38,8 @@ pub(super) fn topic_error(topic: &str) -> Option<String> {
         return Some(format!("has the character `{character}`"));
     }
     topic
-        .starts_with(INTERNAL_PREFIX)
-        .then(|| format!("starts with `{INTERNAL_PREFIX}`, which is reserved for Trunkline's own topics"))
+        .contains(INTERNAL_PREFIX)
+        .then(|| format!("contains `{INTERNAL_PREFIX}`, which is reserved for Trunkline's own topics"))
 }
 
 /// The rule for names of topics.
@@ -60,7 +60,7 @@ mod tests {
         assert!(name_error("größe").unwrap().contains('ö'));
         assert!(name_error("").is_some() && name_error(&"x".repeat(101)).is_some());
         assert_eq!(topic_error("access.logs-2"), None);
-        for bad in ["", ".", "..", "a/b", "_trunkline.schemas", &"x".repeat(250)] {
+        for bad in ["", ".", "..", "a/b", "_trunkline.schemas", "team-a._trunkline.schemas", &"x".repeat(250)] {
             assert!(topic_error(bad).is_some(), "{bad}");
         }
     }

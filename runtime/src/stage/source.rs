@@ -70,8 +70,12 @@ impl SourceStage {
             // one (I4).
             Placement::Anywhere => context.names.component(&self.pipeline, &self.plan.name),
         };
-        let producer =
-            TransactionalProducer::new(&context.cluster, &task, CHECKPOINTS, context.share.client_buffer_bytes)?;
+        let producer = TransactionalProducer::new(
+            &context.cluster,
+            &task,
+            &context.cluster.own_topic(CHECKPOINTS),
+            context.share.client_buffer_bytes,
+        )?;
         failpoint!("source.assign.after")?;
         let positions = Positions::load(&context.cluster, &task, &task)?;
         if positions.parts.is_empty() && self.plan.spec.placement() == Placement::EveryNode {

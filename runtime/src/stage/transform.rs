@@ -60,8 +60,12 @@ impl TransformStage {
     ) -> Result<()> {
         let component = context.names.component(&self.pipeline, &self.plan.name);
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
-        let producer =
-            TransactionalProducer::new(&context.cluster, &member, CHECKPOINTS, context.share.client_buffer_bytes)?;
+        let producer = TransactionalProducer::new(
+            &context.cluster,
+            &member,
+            &context.cluster.own_topic(CHECKPOINTS),
+            context.share.client_buffer_bytes,
+        )?;
         let routes = Routes::start(&self.plan.inputs)?;
         let own = RunningTransform::start(&self.plan.step)?;
         let consumer = GroupConsumer::join(

@@ -160,7 +160,7 @@ impl LeaseLoop {
             Placement::Anywhere => format!("{}.tasks", names.cluster),
             Placement::EveryNode => format!("{}.tasks.{}", names.cluster, names.node),
         };
-        let topics = [TASKS.to_owned()];
+        let topics = [self.context.cluster.own_topic(TASKS)];
         let consumer = GroupConsumer::join(&self.context.cluster, &group, &names.worker, &topics, 1 << 20)?;
         self.run_owned(&consumer)?;
         // Before leaving: another worker may run a task only when this one no longer does.

@@ -12,6 +12,7 @@ mod data_dir;
 mod leases;
 mod open_files;
 mod overview;
+mod rights;
 mod summary;
 mod tasks;
 mod threads;
@@ -20,6 +21,7 @@ mod topics;
 pub use data_dir::{Addresses, DataDir, create_private_folder};
 pub use open_files::raise_open_files_limit;
 pub use overview::Overview;
+pub use rights::{Operation, Resource, ResourceKind, Rights, rights_of};
 pub use summary::{PipelineSummary, Summary};
 
 use std::collections::BTreeMap;
@@ -98,6 +100,8 @@ pub struct PipelineSet {
     pub pipelines: Vec<Pipeline>,
     /// Restart failed stages even if their plans are unchanged.
     pub retry_failed: bool,
+    /// The settings `kafka`, if they were read again: changed credentials take effect.
+    pub kafka: Option<BTreeMap<String, String>>,
 }
 
 /// The result of a run.
@@ -118,7 +122,10 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
     let settings = &options.settings;
     let stop = options.stop.clone();
     let is_stopping = move || stop.since().is_some_and(|since| since > INTERRUPT);
-    let cluster = Cluster::new(&options.brokers, &settings.kafka)?.with_interrupt(is_stopping);
+    let cluster = Cluster::new(&options.brokers, &settings.kafka)?
+        .with_prefix(&settings.prefix)
+        .with_topic_creation(settings.topics.create)
+        .with_interrupt(is_stopping);
     let memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
     let context = WorkerContext {
         cluster: cluster.clone(),
@@ -127,7 +134,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         budget: MemoryBudget::new(memory - memory / 2),
         schemas: Arc::new(Schemas::new(cluster)),
         names: Names {
-            cluster: settings.cluster.clone(),
+            cluster: settings.cluster_name(),
             node: data.node(&settings.node, settings.is_default_node)?,
             worker: data.worker_id().to_owned(),
         },
@@ -225,12 +232,12 @@ struct CutOff {
 impl CutOff {
     /// Probes the brokers once per interval, from an interval after the stop on. Most stops take
     /// less.
-    fn is_certain(&mut self, stopping_for: Duration, admin: &Admin) -> bool {
+    fn is_certain(&mut self, stopping_for: Duration, admin: &Admin, tasks: &str) -> bool {
         if stopping_for < PROBE || self.last_probe.is_some_and(|last| last.elapsed() < PROBE) {
             return false;
         }
         let started = Instant::now();
-        if admin.is_reachable(TASKS, PROBE) {
+        if admin.is_reachable(tasks, PROBE) {
             self.failing_since = None;
         } else {
             self.failing_since.get_or_insert(started);
@@ -250,10 +257,14 @@ impl Worker<'_> {
         let mut last_check = Instant::now();
         let stop = &self.options.stop;
         let nothing = Tasks::new();
+        let tasks = self.context.cluster.own_topic(TASKS);
         while !(ready && stop.is_set() && self.threads.is_empty() && self.leases.iter().all(LeaseManager::is_finished))
         {
             self.options.overview.pass();
             for mut set in self.options.sets.try_iter() {
+                if let Some(settings) = set.kafka.take() {
+                    self.change_credentials(&settings);
+                }
                 // The last of several sets replaces the others.
                 set.retry_failed |= pending.take().is_some_and(|earlier| earlier.set.retry_failed);
                 pending = Some(PendingSet { set, since: Instant::now(), due: Instant::now(), warned: None });
@@ -274,7 +285,7 @@ impl Worker<'_> {
                 self.check_worker_id();
             }
             if let Some(since) = stop.since() {
-                if cut_off.is_certain(since, &self.context.admin) {
+                if cut_off.is_certain(since, &self.context.admin, &tasks) {
                     return Err(self.cut_off_error());
                 }
                 // Waiting for the stop would return at once.
@@ -289,10 +300,21 @@ impl Worker<'_> {
             return Err(error);
         }
         // The summary would wait for the brokers much longer.
-        if !self.is_complete && !self.context.admin.is_reachable(TASKS, PROBE) {
+        if !self.is_complete && !self.context.admin.is_reachable(&tasks, PROBE) {
             return Err(self.cut_off_error());
         }
         Ok(())
+    }
+
+    /// Takes over changed credentials of Kafka. An error changes nothing (I7).
+    fn change_credentials(&self, settings: &BTreeMap<String, String>) {
+        match self.context.cluster.change_credentials(settings) {
+            Ok(others) if others.is_empty() => tracing::info!("the clients of Kafka use the changed credentials"),
+            Ok(others) => {
+                tracing::warn!("changed Kafka properties take effect when the worker restarts: {}", others.join(", "));
+            }
+            Err(error) => tracing::error!(%error, "the changed settings `kafka` are not valid and have no effect"),
+        }
     }
 
     fn cut_off_error(&self) -> Error {
@@ -400,7 +422,7 @@ impl Worker<'_> {
     fn prepare_topics(&self, pipelines: &[Pipeline], changes: &Changes, is_later: bool) -> Result<()> {
         let settings = &self.options.settings.topics;
         let starting = pipelines.iter().filter(|pipeline| changes.pipelines.contains(&pipeline.name));
-        let system = if is_later { Vec::new() } else { system_topics(settings.replication) };
+        let system = if is_later { Vec::new() } else { system_topics(&self.context.cluster, settings.replication) };
         // Pipelines may share a dead letter topic.
         let topics: BTreeMap<String, TopicSpec> = starting
             .flat_map(|pipeline| topics_of(pipeline, settings))

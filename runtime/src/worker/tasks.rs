@@ -176,7 +176,7 @@ fn new_task(
     let stage: Box<dyn Stage> = match plan.component.clone() {
         Component::Source(plan) => {
             let partition = lease_of(&context.names.component(&pipeline, &plan.name));
-            let partition = TopicPartition { topic: Arc::from(TASKS), partition };
+            let partition = TopicPartition { topic: Arc::from(context.cluster.own_topic(TASKS)), partition };
             lease = Some(Lease { placement: plan.spec.placement(), partition });
             Box::new(SourceStage { pipeline, dead_letters, plan })
         }
@@ -283,7 +283,7 @@ mod tests {
             schemas: Arc::new(Schemas::new(cluster.clone())),
             cluster,
             names: Names { cluster: "c".to_owned(), node: "n".to_owned(), worker: "w".to_owned() },
-            topics: TopicSettings { partitions: 1, replication: 1, config: BTreeMap::new() },
+            topics: TopicSettings { create: true, partitions: 1, replication: 1, config: BTreeMap::new() },
             commit_interval: std::time::Duration::from_secs(1),
             max_initial_failures: 1000,
             until_idle: false,

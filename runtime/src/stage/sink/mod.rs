@@ -91,7 +91,12 @@ impl SinkStage {
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
         // The producer comes first: it aborts this worker's open transaction, which delays all
         // readers of offsets and intents.
-        let producer = TransactionalProducer::new(&context.cluster, &member, CHECKPOINTS, PRODUCER_BUFFER_BYTES)?;
+        let producer = TransactionalProducer::new(
+            &context.cluster,
+            &member,
+            &context.cluster.own_topic(CHECKPOINTS),
+            PRODUCER_BUFFER_BYTES,
+        )?;
         let sink = self.plan.spec.open(SinkContext {
             name: status.name(),
             budget: context.budget.clone(),

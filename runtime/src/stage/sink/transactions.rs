@@ -13,7 +13,7 @@ use trunkline_connector::{Domain, Error, Result, Retry, Schema, TopicPartition};
 
 use super::partition_state::PartitionState;
 use super::{POLL, SinkStage};
-use crate::checkpoint::{IntentRecord, Intents, Schemas};
+use crate::checkpoint::{IntentRecord, Intents};
 use crate::kafka::{GroupConsumer, TransactionalProducer};
 use crate::stage::backoff::Backoff;
 use crate::stage::dead_letters::DeadLetters;
@@ -56,7 +56,7 @@ impl<'a> Transactions<'a> {
             consumer,
             partitions: BTreeMap::new(),
             producer,
-            intents: Intents::of(&component),
+            intents: Intents::of(&context.cluster, &component),
             component,
             topics: Topics::new(context, None),
             commit_in_doubt: false,
@@ -80,7 +80,7 @@ impl<'a> Transactions<'a> {
 
     /// Writes the types inferred from the topic of a topic partition in the open transaction.
     pub(super) fn write_types(&mut self, partition: &TopicPartition, types: &Schema) -> Result<()> {
-        Schemas::write_inferred(&mut self.producer, &self.component, partition, types)
+        self.context.schemas.write_inferred(&mut self.producer, &self.component, partition, types)
     }
 
     /// Topic partitions with processed records that wait for a commit.
