@@ -1,5 +1,5 @@
-//! MySQL and log files through Kafka to a stand-in for Snowflake: tables stay equal, and every line is
-//! one row, whatever is killed (I2, I4).
+//! MySQL and log files through Kafka to a stand-in for Snowflake: tables stay equal, and every line
+//! is one row, whatever is killed (I2, I4).
 
 use std::borrow::Borrow;
 use std::time::Duration;

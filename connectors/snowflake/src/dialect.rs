@@ -17,7 +17,7 @@ const MAX_NAME: usize = 255;
 /// How the service reads the stage. No `Debug`: it holds a secret (I8).
 #[derive(Clone)]
 pub(crate) enum StageAccess {
-    /// A storage integration: the service has a role of its own.
+    /// A storage integration: the service has its own role there.
     Integration(String),
     /// Key id and secret, sent with each COPY. The service masks them in its query history.
     Keys(String, String),

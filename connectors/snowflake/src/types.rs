@@ -8,7 +8,7 @@
 //! | other decimals, texts | `VARCHAR` | text |
 //! | floats | `FLOAT`, which has 64 bits | float |
 //! | times | `TIME` | text, because COPY does not state how it reads Parquet's times |
-//! | dates, timestamps, bytes, booleans | `DATE`, `TIMESTAMP_NTZ`, `TIMESTAMP_TZ`, `BINARY`, `BOOLEAN` | the same |
+//! | dates, timestamps, bytes, booleans | the type of that kind | the same |
 //! | lists, structs, JSON | `VARIANT` | JSON text, read by `PARSE_JSON` |
 
 use arrow::datatypes::{DataType, TimeUnit};

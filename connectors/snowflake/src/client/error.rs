@@ -40,7 +40,7 @@ pub(crate) enum ErrorKind {
     Busy,
     /// The statement ran longer than allowed, or an administrator cancelled it.
     Cancelled,
-    /// The session has ended, or the reply to a statement was lost: nobody knows whether the
+    /// The session has ended, or the reply to a statement was lost: it is unknown whether the
     /// statement took effect.
     SessionLost,
     /// The service could not be reached. Nothing was sent.
