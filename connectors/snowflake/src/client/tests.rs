@@ -1,6 +1,8 @@
 //! The client against the stand-in for Snowflake.
 
-use std::sync::{Arc, Mutex};
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -12,13 +14,66 @@ mod common;
 
 use common::{Exclusive, StandIn, exclusive};
 
-const PLAIN: &str = include_str!("../../tests/keys/plain.p8");
-const ENCRYPTED: &str = include_str!("../../tests/keys/encrypted.p8");
-const PKCS1: &str = include_str!("../../tests/keys/pkcs1.pem");
-const OTHER: &str = include_str!("../../tests/keys/other.p8");
-const PUBLIC: &str = include_str!("../../tests/keys/public.pem");
-/// Of the public key, computed with OpenSSL.
-const FINGERPRINT: &str = "SHA256:zC+unxZtbz6YAc49hoQ0khUY51QPQjOum1UyF06UIxc=";
+/// Keys that openssl makes, so that the repository holds none.
+struct Keys {
+    plain: String,
+    encrypted: String,
+    pkcs1: String,
+    other: String,
+    public: String,
+    /// Of the public key, computed with openssl.
+    fingerprint: String,
+}
+
+const PASSPHRASE: &str = "trunkline";
+
+/// The keys of all tests. Without openssl it prints the reason and returns `None`.
+fn keys() -> Option<&'static Keys> {
+    static KEYS: OnceLock<Option<Keys>> = OnceLock::new();
+    let keys = KEYS.get_or_init(|| {
+        let made = Keys::make();
+        if let Err(error) = &made {
+            eprintln!("SKIP snowflake::keys: openssl cannot make them: {error}");
+        }
+        made.ok()
+    });
+    keys.as_ref()
+}
+
+impl Keys {
+    fn make() -> std::io::Result<Self> {
+        let new = ["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
+        let (plain, other) = (openssl(&new, b"")?, openssl(&new, b"")?);
+        let pass = format!("pass:{PASSPHRASE}");
+        let digest =
+            openssl(&["dgst", "-sha256", "-binary"], &openssl(&["pkey", "-pubout", "-outform", "DER"], &plain)?)?;
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(std::io::Error::other);
+        Ok(Self {
+            encrypted: text(openssl(&["pkcs8", "-topk8", "-v2", "aes-256-cbc", "-passout", &pass], &plain)?)?,
+            pkcs1: text(openssl(&["rsa", "-traditional"], &plain)?)?,
+            public: text(openssl(&["pkey", "-pubout"], &plain)?)?,
+            fingerprint: format!("SHA256:{}", text(openssl(&["base64"], &digest)?)?.trim()),
+            plain: text(plain)?,
+            other: text(other)?,
+        })
+    }
+}
+
+/// Runs openssl with this input, and returns its output.
+fn openssl(arguments: &[&str], input: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut command = Command::new("openssl");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut process = command.spawn()?;
+    if let Some(mut stdin) = process.stdin.take() {
+        stdin.write_all(input)?;
+    }
+    let output = process.wait_with_output()?;
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(std::io::Error::other(format!("{arguments:?} failed")))
+    }
+}
 
 fn options(server: &StandIn, credentials: Credentials) -> ClientOptions {
     ClientOptions {
@@ -68,18 +123,19 @@ fn count(runtime: &Runtime, session: &mut Session, table: &str) -> String {
 
 #[test]
 fn keys_are_read_in_all_forms() {
-    for (text, passphrase) in [(PLAIN, None), (PKCS1, None), (ENCRYPTED, Some("trunkline"))] {
+    let Some(keys) = keys() else { return };
+    for (text, passphrase) in [(&keys.plain, None), (&keys.pkcs1, None), (&keys.encrypted, Some(PASSPHRASE))] {
         assert_eq!(
             KeyPair::from_pem(text, passphrase).map(|key| key.fingerprint().to_owned()),
-            Ok(FINGERPRINT.to_owned())
+            Ok(keys.fingerprint.clone())
         );
     }
-    let in_variable = PLAIN.replace('\n', "\\n");
+    let in_variable = keys.plain.replace('\n', "\\n");
     assert!(KeyPair::from_pem(&in_variable, None).is_ok());
     for (text, passphrase, message) in [
-        (ENCRYPTED, Some("wrong"), "private_key_passphrase"),
-        (ENCRYPTED, None, "private_key_passphrase"),
-        (PUBLIC, None, "PUBLIC KEY"),
+        (keys.encrypted.as_str(), Some("wrong"), "private_key_passphrase"),
+        (&keys.encrypted, None, "private_key_passphrase"),
+        (&keys.public, None, "PUBLIC KEY"),
         ("/run/secrets/key.p8", None, "PEM"),
     ] {
         let error = KeyPair::from_pem(text, passphrase).err().unwrap();
@@ -112,20 +168,20 @@ fn accounts_have_names_and_addresses() {
 
 #[test]
 fn logins_are_checked() {
-    let Some(server) = server() else { return };
+    let (Some(server), Some(keys)) = (server(), keys()) else { return };
     let runtime = runtime();
     let key = |text: &str| Credentials::KeyPair(Arc::new(KeyPair::from_pem(text, None).unwrap()));
-    let public_key = PUBLIC.replace('\n', "\\n");
+    let public_key = keys.public.replace('\n', "\\n");
     server.control(&format!("{{\"user\":\"fake\",\"pubkey\":\"{public_key}\",\"token\":\"tok\"}}"));
     for credentials in
-        [password(), key(PLAIN), Credentials::OAuth("tok".to_owned()), Credentials::AccessToken("tok".to_owned())]
+        [password(), key(&keys.plain), Credentials::OAuth("tok".to_owned()), Credentials::AccessToken("tok".to_owned())]
     {
         let mut session = open(&runtime, &options(&server, credentials)).unwrap();
         assert_eq!(single(&run(&runtime, &mut session, "SELECT 1 AS A").unwrap()), "1");
     }
     for (credentials, kind) in [
         (Credentials::Password("wrong".to_owned()), ErrorKind::LoginRefused),
-        (key(OTHER), ErrorKind::LoginRefused),
+        (key(&keys.other), ErrorKind::LoginRefused),
         (Credentials::OAuth("expired".to_owned()), ErrorKind::TokenRefused),
         (Credentials::AccessToken("expired".to_owned()), ErrorKind::TokenRefused),
     ] {
