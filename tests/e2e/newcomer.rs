@@ -119,7 +119,8 @@ fn a_mask_that_matches_nothing_is_reported_at_the_end() {
     assert!(exit.code == Some(0) && !exit.stderr.contains(matched), "{}", exit.describe());
 }
 
-/// The position of log files belongs to a node. Another name must not read everything again unnoticed.
+/// The position of log files belongs to a node. Another name must not read everything again
+/// unnoticed.
 #[test]
 fn a_renamed_node_is_reported_with_its_files() {
     let kafka = need!(Kafka::any());

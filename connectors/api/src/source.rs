@@ -79,8 +79,8 @@ pub trait SourceSpec: Send + Sync {
     }
 
     /// The data in another node's committed `position` that this node has too, each part described
-    /// for a message. Before the first start of a node, the runtime warns of such data: the node was
-    /// probably renamed.
+    /// for a message. Before the first start of a node, the runtime warns of such data: the node
+    /// was probably renamed.
     fn shared_data(&self, position: &[(String, Vec<u8>)]) -> Vec<String> {
         let _ = position;
         Vec::new()
@@ -105,9 +105,9 @@ pub trait IncrementalSnapshots {
     /// The headers that all records of the table at this key of the position have in common.
     fn record_headers(&self, position_key: &str) -> Vec<(&'static str, String)>;
 
-    /// Adds the records that delete a row which a snapshot did not find. `last` is the last record of
-    /// the row; if it is a deletion itself, there is nothing to add. `now` is in milliseconds since
-    /// the Unix epoch.
+    /// Adds the records that delete a row which a snapshot did not find. `last` is the last record
+    /// of the row; if it is a deletion itself, there is nothing to add. `now` is in milliseconds
+    /// since the Unix epoch.
     fn delete(&self, last: RecordRef<'_>, now: i64, out: &mut Batch);
 }
 
@@ -225,8 +225,8 @@ pub struct SourceBatch {
     pub position: Vec<PositionChange>,
     /// Schemas that records of this batch name for the first time.
     pub schemas: Vec<Arc<Schema>>,
-    /// Tables, by their keys in the position, whose snapshot starts again with this batch. At its end
-    /// the runtime deletes the rows that it did not find.
+    /// Tables, by their keys in the position, whose snapshot starts again with this batch. At its
+    /// end the runtime deletes the rows that it did not find.
     pub snapshot_begins: Vec<String>,
     /// Tables, by their keys in the position, whose snapshot is complete with this batch.
     pub snapshot_ends: Vec<String>,

@@ -86,7 +86,8 @@ pub(crate) fn decode(key: &str, value: &[u8]) -> Result<(FileId, FilePosition)> 
     Ok((FileId { device, inode }, saved))
 }
 
-/// The files of another node's position that exist here, each with the bytes that the node has read.
+/// The files of another node's position that exist here, each with the bytes that the node has
+/// read.
 pub(crate) fn existing_files(position: &[(String, Vec<u8>)]) -> Vec<String> {
     let existing = |(key, value): &(String, Vec<u8>)| {
         let (id, saved) = decode(key, value).ok()?;

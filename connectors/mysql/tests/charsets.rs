@@ -7,8 +7,8 @@ mod common;
 use common::{Bench, Server};
 
 /// Inserts every valid code of some lengths, `group` of them in one row: in the charset, and as the
-/// server converts them to utf8mb4. Codes that the server does not store, although it converts them,
-/// are left out.
+/// server converts them to utf8mb4. Codes that the server does not store, although it converts
+/// them, are left out.
 fn insert_codes(server: &Server, database: &str, charset: &str, length: u32, prefix: &str, count: u32, group: u32) {
     let line_feed = server.run(&format!("SELECT HEX(CONVERT('\n' USING {charset}))"));
     // A valid code is one character that keeps its bytes.

@@ -56,8 +56,8 @@ impl Schemas {
         })?)
     }
 
-    /// The column types that the tasks of a sink have inferred, with their topics. A topic has a row
-    /// for each partition, because several tasks write at once.
+    /// The column types that the tasks of a sink have inferred, with their topics. A topic has a
+    /// row for each partition, because several tasks write at once.
     pub fn inferred(&self, sink: &str) -> Result<Vec<(Arc<str>, Schema)>> {
         let prefix = format!("{INFERRED}{sink}/");
         let mut types = Vec::new();

@@ -1,6 +1,6 @@
 //! The worker's data directory: a lock for one worker at a time, the worker's id, scratch space,
-//! compiled plugins, and the addresses of the running worker. Its files contain records in plain text, so only the worker's user may read
-//! them.
+//! compiled plugins, and the addresses of the running worker. Its files contain records in plain
+//! text, so only the worker's user may read them.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::Write as _;
@@ -123,8 +123,9 @@ impl DataDir {
         &self.worker_id
     }
 
-    /// The name of this node: the configured one, or, if `is_default` (the host name), the one of the
-    /// last run. A position of log files belongs to a node: with another name they are read again.
+    /// The name of this node: the configured one, or, if `is_default` (the host name), the one of
+    /// the last run. A position of log files belongs to a node: with another name they are read
+    /// again.
     pub fn node(&self, configured: &str, is_default: bool) -> Result<String> {
         let stored = match std::fs::read_to_string(&self.node) {
             Ok(text) => Some(text.trim().to_owned()).filter(|text| !text.is_empty()),

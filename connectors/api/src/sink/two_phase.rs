@@ -90,9 +90,9 @@ pub trait TwoPhaseSink: SinkWriter {
         Ok(())
     }
 
-    /// The name of an output of this sink at the destination that holds records of one of these topic
-    /// partitions. The stage asks before it starts without any state of them: all records would be
-    /// written again.
+    /// The name of an output of this sink at the destination that holds records of one of these
+    /// topic partitions. The stage asks before it starts without any state of them: all records
+    /// would be written again.
     fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>> {
         let _ = partitions;
         Ok(None)

@@ -245,8 +245,8 @@ fn value_type(tape: &Tape<'_>, index: u32, depth: usize) -> Result<DataType, Arr
     Ok(data_type)
 }
 
-/// A number that no `int64` or `float64` holds is kept as text: a float would change the integer, and
-/// would make 1e400 infinite.
+/// A number that no `int64` or `float64` holds is kept as text: a float would change the integer,
+/// and would make 1e400 infinite.
 fn number_type(text: &str) -> DataType {
     if text.bytes().any(|byte| matches!(byte, b'.' | b'e' | b'E')) {
         let is_finite = text.parse::<f64>().is_ok_and(f64::is_finite);

@@ -68,8 +68,8 @@ impl TwoPhaseCommitter {
         Ok(committables)
     }
 
-    /// Refuses to start without any state at a destination that has output of these topic partitions:
-    /// all records would be written again.
+    /// Refuses to start without any state at a destination that has output of these topic
+    /// partitions: all records would be written again.
     fn check_existing_output(&mut self, transactions: &mut Transactions<'_>, assigned: &[Assignment]) -> Result<()> {
         let is_stateless = |assignment: &&Assignment| assignment.committed < 0 && assignment.intent.is_none();
         let stateless: Vec<TopicPartition> =
