@@ -279,7 +279,8 @@ fn a_pipeline_runs_under_exactly_the_rights_that_are_printed() {
     let mut run_until = |is_expected: &dyn Fn(&Exit) -> bool| {
         let mut run = || {
             runs += 1;
-            // New lines each time, one of them a dead letter, so that every step has something to do.
+            // New lines each time, one of them a dead letter, so that every step has something to
+            // do.
             let mut log = LogWriter::new(case.path(&format!("logs/{runs}.log")), 710 + runs);
             log.append(5);
             log.append_raw(b"cut off\n");

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `_trunkline.checkpoints` | `{task}/position/{part}` | a part of the source's position |
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
-//! | `_trunkline.checkpoints` | `{cluster}.{pipeline}.!redrive/position/{topic}/{partition}` | offsets of dead letters that were redriven |
+//! | `_trunkline.checkpoints` | `{task}/position/{topic}/{partition}` | redriven offsets |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
 //!

@@ -87,8 +87,8 @@ struct ValidateArgs {
     /// expected, help}]
     #[arg(long)]
     json: bool,
-    /// Also check the connection to Kafka, the rights there, and the prerequisites of the systems of
-    /// sources and sinks, and print how to fix each problem. Changes nothing there that stays
+    /// Also check the connection to Kafka, the rights there, and the prerequisites of the systems
+    /// of sources and sinks, and print how to fix each problem. Changes nothing there that stays
     #[arg(long)]
     check: bool,
     #[command(flatten)]

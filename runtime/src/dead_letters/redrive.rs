@@ -1,8 +1,9 @@
-//! [`Redrive`]: returns the records of dead letters to the topics that they came from, exactly once.
+//! [`Redrive`]: returns the records of dead letters to the topics that they came from, exactly
+//! once.
 //!
 //! One Kafka transaction holds the records and the offsets of their dead letters, so that a kill
-//! between the two is impossible. The offsets are rows of `_trunkline.checkpoints`. The transactional
-//! id is the pipeline's: a second redrive of the pipeline fences the first.
+//! between the two is impossible. The offsets are rows of `_trunkline.checkpoints`. The
+//! transactional id is the pipeline's: a second redrive of the pipeline fences the first.
 //!
 //! A record that a fused transform or its sink rejected is not as it was in its topic: the
 //! transforms before it have changed it. Such a record is read from its topic again.

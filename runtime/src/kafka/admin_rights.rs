@@ -1,4 +1,5 @@
-//! What the client's principal may do with existing topics and with groups, as the brokers report it.
+//! What the client's principal may do with existing topics and with groups, as the brokers report
+//! it.
 
 use std::collections::BTreeMap;
 use std::ffi::c_char;

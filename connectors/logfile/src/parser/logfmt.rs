@@ -1,6 +1,6 @@
 //! `parser = "logfmt"`: pairs such as `level=info msg="it works" took=3ms`, as Go programs and
-//! Heroku write them. A key without a value is `true`; a key that occurs twice has a list of values.
-//! All other values are strings, because a line does not say which of them are numbers.
+//! Heroku write them. A key without a value is `true`; a key that occurs twice has a list of
+//! values. All other values are strings, because a line does not say which of them are numbers.
 
 use trunkline_connector::json::write_string;
 
