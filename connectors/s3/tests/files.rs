@@ -228,7 +228,7 @@ fn columns_that_differ_only_by_case_get_a_suffix() {
     let mut sink = setup.open("");
     write(sink.as_mut(), 0, &[r#"{"id":1,"ID":"x"}"#, r#"{"ID":"y"}"#]);
     commit(sink.as_mut());
-    assert_eq!(setup.files()[0].json(), [json!({"id":1,"ID_2":"x"}), json!({"ID_2":"y"})]);
+    assert_eq!(setup.files()[0].json(), [json!({"id":1,"ID_4d59":"x"}), json!({"ID_4d59":"y"})]);
 }
 
 /// The hidden folder with the local files of open objects.
