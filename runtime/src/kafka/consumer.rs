@@ -21,13 +21,13 @@ use rdkafka::bindings;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use trunkline_connector::{Error, Result, TopicPartition};
 
 use super::client::{CALL_TIMEOUT, Cluster, classify_code, close_in_background};
 use super::logins::LoginLease;
 use super::membership::{Members, OtherMembers};
-use super::message_queue::{Message, MessageQueue, Taken};
+use super::message_queue::{MessageQueue, Taken};
 use super::partition_batches::PartitionBatches;
 use super::queue_notifier::QueueNotifier;
 use super::rebalance::{EventContext, RebalanceEvent};
@@ -58,8 +58,6 @@ pub struct GroupConsumer {
     instance: String,
     topics: Vec<String>,
     unassigned: RefCell<UnassignedMonitor>,
-    /// The ends of partitions up to which all records were returned.
-    ends: RefCell<BTreeMap<TopicPartition, i64>>,
 }
 
 /// Closes the client, but abandons it if it does not close. A member that lost its partitions while
@@ -120,7 +118,6 @@ impl GroupConsumer {
             instance: instance.to_owned(),
             topics: topics.to_owned(),
             unassigned: RefCell::new(UnassignedMonitor::new()),
-            ends: RefCell::default(),
         };
         this.subscribe()?;
         Ok(this)
@@ -154,7 +151,6 @@ impl GroupConsumer {
                     records += 1;
                     batches.push(&message, &mut last);
                 }
-                Taken::End(end) => self.note_end(&end),
                 Taken::Failed(error, topic) => {
                     let doing = format!("consuming topic `{topic}`");
                     failed = std::mem::replace(&mut failed, Ok(())).and_then(|()| self.check(&doing, &error));
@@ -172,11 +168,6 @@ impl GroupConsumer {
         }
         self.check_unassigned()?;
         Ok(records)
-    }
-
-    fn note_end(&self, end: &Message<'_>) {
-        let partition = TopicPartition { topic: Arc::from(end.topic()), partition: end.partition().number };
-        self.ends.borrow_mut().insert(partition, end.offset());
     }
 
     /// The offset after the last record of a partition, from the last fetch. `None` before the
@@ -197,10 +188,16 @@ impl GroupConsumer {
         (answer == bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
     }
 
-    /// Whether [`GroupConsumer::fill`] has returned all records of a partition before `offset`.
-    /// (The offsets at the end of a transaction belong to no record.)
-    pub fn has_read_to(&self, partition: &TopicPartition, offset: i64) -> bool {
-        self.ends.borrow().get(partition).is_some_and(|end| *end >= offset)
+    /// The offset up to which each assigned partition was read, markers of transactions included.
+    pub fn positions(&self) -> BTreeMap<TopicPartition, i64> {
+        let Ok(positions) = self.consumer.position() else { return BTreeMap::new() };
+        let read = |found: &TopicPartitionListElem<'_>| match found.offset() {
+            Offset::Offset(offset) => {
+                Some((TopicPartition { topic: Arc::from(found.topic()), partition: found.partition() }, offset))
+            }
+            _ => None,
+        };
+        positions.elements().iter().filter_map(read).collect()
     }
 
     /// Serves rebalances and errors from the client's queue, until it is empty or a rebalance
@@ -329,14 +326,7 @@ impl GroupConsumer {
 
     /// Takes the changes of the rebalances since the last call.
     pub fn rebalance_events(&self) -> Vec<RebalanceEvent> {
-        let events = std::mem::take(&mut *self.events());
-        for event in &events {
-            // They are read from their committed offsets again.
-            if let RebalanceEvent::Assigned(partitions) = event {
-                self.ends.borrow_mut().retain(|partition, _| !partitions.contains(partition));
-            }
-        }
-        events
+        std::mem::take(&mut *self.events())
     }
 
     fn events(&self) -> MutexGuard<'_, Vec<RebalanceEvent>> {
@@ -437,7 +427,6 @@ impl GroupConsumer {
     /// Continues a partition at `offset`, after records past it were discarded.
     pub fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<()> {
         let offset = if offset < 0 { Offset::Beginning } else { Offset::Offset(offset) };
-        self.ends.borrow_mut().remove(partition);
         self.consumer
             .seek(&partition.topic, partition.partition, offset, CALL_TIMEOUT)
             .map_err(|error| self.failed("seeking", &error))
@@ -514,7 +503,9 @@ fn group_config(cluster: &Cluster, group: &str, instance: &str, prefetch_bytes: 
         .set("group.instance.id", instance)
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("isolation.level", "read_committed")
-        .set("enable.partition.eof", "true")
+        // `rd_kafka_consume_batch_queue` (2.12) takes the event at the end of a partition for a
+        // message: it moves the position past the next record, which is lost after a rebalance.
+        .set("enable.partition.eof", "false")
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false");
     config

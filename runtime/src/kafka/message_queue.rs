@@ -101,8 +101,6 @@ pub(super) unsafe fn forward(client: *mut rd_kafka_t, partitions: &TopicPartitio
 pub(super) enum Taken<'a> {
     /// A message.
     Message(Message<'a>),
-    /// All messages of a partition before an offset were passed on, and there are no more yet.
-    End(Message<'a>),
     /// An error of a partition, and the partition's topic.
     Failed(KafkaError, String),
 }
@@ -113,7 +111,6 @@ impl<'a> Taken<'a> {
     unsafe fn new(message: &'a rd_kafka_message_t) -> Self {
         match message.err {
             bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Self::Message(Message { message }),
-            bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF => Self::End(Message { message }),
             error => {
                 let topic = if message.rkt.is_null() { "" } else { Message { message }.topic() };
                 Self::Failed(KafkaError::MessageConsumption(error.into()), topic.to_owned())
@@ -128,11 +125,6 @@ pub(super) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Its offset; at the end of a partition, the next offset.
-    pub(super) fn offset(&self) -> i64 {
-        self.message.offset
-    }
-
     /// Bytes of key and value.
     pub(super) fn bytes(&self) -> usize {
         self.message.len + self.message.key_len

@@ -32,9 +32,11 @@ impl LagReport {
             return;
         }
         self.due = Instant::now() + INTERVAL;
+        let positions = consumer.positions();
         let known = partitions.filter_map(|(partition, committed, pending)| {
             let high = consumer.high_watermark(partition)?;
-            let is_caught_up = !pending && consumer.has_read_to(partition, high);
+            // A committed offset does not cover the marker at the end of its transaction.
+            let is_caught_up = !pending && positions.get(partition).is_some_and(|position| *position >= high);
             Some(if is_caught_up { 0 } else { u64::try_from(high - committed.max(0)).unwrap_or(0) })
         });
         status.set_lag(SourceLag { records: Some(known.sum()), ..SourceLag::default() });

@@ -4,11 +4,12 @@ mod moved_controller;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use trunkline_broker::{Broker, BrokerHandle, BrokerOptions};
-use trunkline_connector::{Domain, Retry};
+use trunkline_connector::{Domain, Retry, TopicPartition};
 
 use super::*;
 
@@ -96,6 +97,40 @@ fn missing_topics_are_created_and_existing_ones_are_compared() {
     ];
     assert_eq!(other.differences, expected);
     assert_eq!(admin.ensure(&[]).unwrap(), EnsuredTopics::default());
+}
+
+/// librdkafka continues at its position after a pause or a rebalance. The position must not pass a
+/// record that was not returned.
+#[test]
+fn records_written_after_a_pause_at_the_end_are_returned() {
+    let fixture = Fixture::start();
+    let cluster = fixture.cluster();
+    Admin::new(&cluster).unwrap().ensure(&[spec("a", 1, &[])]).unwrap();
+    let mut producer = TransactionalProducer::new(&cluster, "p", "a", 1 << 20).unwrap();
+    let consumer = GroupConsumer::join(&cluster, "g", "g-1", &["a".to_owned()], 1 << 20).unwrap();
+    let mut batches = PartitionBatches::default();
+    let mut read = Vec::new();
+    let partition = TopicPartition { topic: Arc::from("a"), partition: 0 };
+    for round in 0..3_u8 {
+        producer.send(&record("a", b"k", &[round])).unwrap();
+        producer.commit().unwrap();
+        let begun = Instant::now();
+        // Until the record and the marker behind it were read.
+        while consumer.positions().get(&partition).is_none_or(|position| *position < 2 * (i64::from(round) + 1)) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "round {round}: {:?}", consumer.positions());
+            let limits = FillLimits { records: 10, bytes: 1 << 20, wait: Duration::from_millis(100) };
+            consumer.fill(&limits, &mut batches).unwrap();
+            consumer.rebalance_events();
+            for (_, batch) in batches.iter_mut() {
+                read.extend(batch.iter().map(|record| record.value().unwrap()[0]));
+                batch.clear();
+            }
+        }
+        assert_eq!(consumer.high_watermark(&partition), Some(2 * (i64::from(round) + 1)));
+        consumer.pause().unwrap();
+        consumer.resume().unwrap();
+    }
+    assert_eq!(read, [0, 1, 2]);
 }
 
 #[test]
