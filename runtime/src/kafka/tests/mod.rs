@@ -111,22 +111,29 @@ fn records_written_after_a_pause_at_the_end_are_returned() {
     let mut batches = PartitionBatches::default();
     let mut read = Vec::new();
     let partition = TopicPartition { topic: Arc::from("a"), partition: 0 };
+    let mut fill = |wait| {
+        let limits = FillLimits { records: 10, bytes: 1 << 20, wait: Duration::from_millis(wait) };
+        consumer.fill(&limits, &mut batches).unwrap();
+        consumer.rebalance_events();
+        for (_, batch) in batches.iter_mut() {
+            read.extend(batch.iter().map(|record| record.value().unwrap()[0]));
+            batch.clear();
+        }
+    };
     for round in 0..3_u8 {
         producer.send(&record("a", b"k", &[round])).unwrap();
         producer.commit().unwrap();
+        // The record, and the marker behind it.
+        let end = 2 * (i64::from(round) + 1);
+        let position = || consumer.positions().get(&partition).copied();
         let begun = Instant::now();
-        // Until the record and the marker behind it were read.
-        while consumer.positions().get(&partition).is_none_or(|position| *position < 2 * (i64::from(round) + 1)) {
-            assert!(begun.elapsed() < Duration::from_secs(30), "round {round}: {:?}", consumer.positions());
-            let limits = FillLimits { records: 10, bytes: 1 << 20, wait: Duration::from_millis(100) };
-            consumer.fill(&limits, &mut batches).unwrap();
-            consumer.rebalance_events();
-            for (_, batch) in batches.iter_mut() {
-                read.extend(batch.iter().map(|record| record.value().unwrap()[0]));
-                batch.clear();
-            }
+        while position().is_none_or(|position| position < end) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "round {round}: {:?}", position());
+            fill(100);
         }
-        assert_eq!(consumer.high_watermark(&partition), Some(2 * (i64::from(round) + 1)));
+        // Longer than an empty fetch, after which the client notices the end.
+        fill(500);
+        assert_eq!((position(), consumer.high_watermark(&partition)), (Some(end), Some(end)));
         consumer.pause().unwrap();
         consumer.resume().unwrap();
     }
