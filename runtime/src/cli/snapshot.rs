@@ -22,6 +22,9 @@ use crate::stage::{PendingDeletes, component_name};
 /// The request is a few records.
 const BUFFER_BYTES: usize = 1 << 20;
 
+/// The pause before the task starts again grows with each time that it is fenced.
+const ATTEMPTS: u32 = 10;
+
 /// Runs the verb.
 pub(super) fn snapshot(args: &SnapshotArgs, settings: &Settings) -> Exit {
     let loaded = match load_for_reading(&args.paths, settings) {
@@ -93,6 +96,25 @@ fn request_snapshot(
     if let Some(condition) = request.condition {
         check_condition(snapshots, &parts, condition)?;
     }
+    let mut attempt = 1;
+    loop {
+        match write_request(cluster, task, source, snapshots, request, with_deletes) {
+            // The task has started again meanwhile, and has fenced the command.
+            Err(error) if error.domain == Domain::Fenced && attempt < ATTEMPTS => attempt += 1,
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Writes the request with the transactional id of the task, which fences the running one.
+fn write_request(
+    cluster: &Cluster,
+    task: &str,
+    source: &SourcePlan,
+    snapshots: &dyn IncrementalSnapshots,
+    request: &SnapshotRequest<'_>,
+    with_deletes: bool,
+) -> Result<Vec<String>> {
     let mut producer = TransactionalProducer::new(cluster, task, &cluster.own_topic(CHECKPOINTS), BUFFER_BYTES)?;
     // The producer has ended the last owner's transactions, so this position is the newest one and
     // stays it.
