@@ -94,6 +94,7 @@ impl Files {
 /// The folder, the options, and all committed records and positions.
 pub(crate) struct TestSource {
     pub(crate) folder: TempDir,
+    _parent: TempDir,
     pub(crate) files: Files,
     options: String,
     pub(crate) until_idle: bool,
@@ -128,10 +129,14 @@ impl TestSource {
                 all.push_str(&format!("\n{default}"));
             }
         }
-        let folder = tempfile::tempdir().unwrap();
+        // The source looks for renamed files in the folders next to its own. Those of other tests,
+        // whose files may have equal lines and a reused inode, must not be among them.
+        let parent = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir_in(&parent).unwrap();
         Self {
             files: Files(folder.path().to_owned()),
             folder,
+            _parent: parent,
             options: all,
             until_idle: true,
             position: BTreeMap::new(),
