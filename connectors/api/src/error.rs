@@ -100,6 +100,25 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// The innermost cause of an error of a library, which says most precisely what happened.
+pub fn root_cause(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.last().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// An error of a library and its causes, outermost first. Never the debug output, which may hold
+/// credentials (I8).
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// An I/O error with its path. The code distinguishes causes with different remedies, such as a
 /// full disk.
 pub fn io_error(doing: &str, path: &std::path::Path, error: &std::io::Error) -> Error {

@@ -20,7 +20,7 @@ mod template;
 
 pub use batch::{Batch, Entry, RecordRef, RecordWriter};
 pub use budget::{MemoryBudget, Reservation};
-pub use error::{Domain, Error, Result, Retry, io_error};
+pub use error::{Domain, Error, Result, Retry, io_error, root_cause, with_causes};
 pub use rejection::{Reason, Rejections};
 pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
 pub use sink::{

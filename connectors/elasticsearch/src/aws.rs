@@ -11,7 +11,7 @@ use aws_sigv4::sign::v4;
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use reqwest::Request;
 use reqwest::header::{HeaderName, HeaderValue};
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Error, Result, with_causes};
 
 use crate::config::{AwsOptions, AwsService};
 
@@ -49,7 +49,7 @@ impl Signer {
     pub(crate) async fn sign(&self, request: &mut Request) -> Result<()> {
         // The provider caches credentials until shortly before they expire.
         let credentials =
-            self.credentials.provide_credentials().await.map_err(|error| no_credentials(&describe(&error)))?;
+            self.credentials.provide_credentials().await.map_err(|error| no_credentials(&with_causes(&error)))?;
         let identity = credentials.into();
         let mut settings = SigningSettings::default();
         // Serverless requires the header.
@@ -100,18 +100,6 @@ fn no_credentials(why: &str) -> Error {
 
 fn cannot_sign(error: &dyn std::fmt::Display) -> Error {
     Error::config("elasticsearch.signature", format!("a request cannot be signed: {error}; check `url` and `aws`"))
-}
-
-/// The causes of an error, of which only the last ones say something. Never the debug output, which
-/// may hold credentials (I8).
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

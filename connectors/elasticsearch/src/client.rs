@@ -1,7 +1,6 @@
 //! The nodes of a cluster: requests take turns between them, and a node that fails is left out for
 //! a while.
 
-use std::error::Error as _;
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +13,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Certificate, ClientBuilder, Identity, Method, Proxy, RequestBuilder, StatusCode};
-use trunkline_connector::{Error, Result, io_error};
+use trunkline_connector::{Error, Result, io_error, root_cause};
 
 use crate::aws::Signer;
 use crate::config::{AwsService, ClientOptions, Credentials, ProxyOptions};
@@ -201,7 +200,7 @@ impl Client {
     async fn prepare(&self, request: RequestBuilder, node: &Node) -> Result<reqwest::Request, NoAnswer> {
         let failed = |error| NoAnswer { error, closed: false };
         let mut request = request.build().map_err(|error| {
-            let message = format!("a request to {} cannot be made: {}; check `url`", node.url, causes(&error));
+            let message = format!("a request to {} cannot be made: {}; check `url`", node.url, root_cause(&error));
             failed(Error::config("elasticsearch.client", message))
         })?;
         if let Some(signer) = &self.signer {
@@ -296,7 +295,7 @@ fn http_client(options: &ClientOptions) -> Result<reqwest::Client> {
     builder.build().map_err(|error| {
         let message = format!(
             "cannot make an HTTP client: {}; check `tls_ca`, `tls_cert`, `tls_key`, and the certificate authorities of the system",
-            causes(&error)
+            root_cause(&error)
         );
         Error::config("elasticsearch.client", message)
     })
@@ -304,7 +303,7 @@ fn http_client(options: &ClientOptions) -> Result<reqwest::Client> {
 
 fn proxy_for(options: &ProxyOptions) -> Result<Proxy> {
     let proxy = Proxy::all(&options.url).map_err(|error| {
-        let message = format!("the address `{}` of the proxy cannot be used: {}", options.url, causes(&error));
+        let message = format!("the address `{}` of the proxy cannot be used: {}", options.url, root_cause(&error));
         Error::config("elasticsearch.proxy", message)
     })?;
     Ok(match &options.credentials {
@@ -383,24 +382,13 @@ fn no_answer(node: &str, timeout: Duration, error: &reqwest::Error) -> NoAnswer 
     } else if error.is_connect() {
         (
             "elasticsearch.unreachable",
-            format!("cannot connect to {node}: {}; check `url`, the network, `proxy` and `tls_ca`", causes(error)),
+            format!("cannot connect to {node}: {}; check `url`, the network, `proxy` and `tls_ca`", root_cause(error)),
         )
     } else {
-        ("elasticsearch.connection_lost", format!("the connection to {node} was lost: {}", causes(error)))
+        ("elasticsearch.connection_lost", format!("the connection to {node} was lost: {}", root_cause(error)))
     };
     let closed = !error.is_timeout() && !error.is_connect();
     NoAnswer { error: Error::external(code, message), closed }
-}
-
-/// The causes of an error, the last one being the most precise.
-fn causes(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = error.to_string();
-        cause = error.source();
-    }
-    if text.is_empty() { "the request failed".to_owned() } else { text }
 }
 
 #[cfg(test)]

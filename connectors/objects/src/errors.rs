@@ -3,7 +3,7 @@
 
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
-use trunkline_connector::Error;
+use trunkline_connector::{Error, with_causes};
 
 /// A failed request.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Failure {
         let message = match error {
             SdkError::ServiceError(service) => service.err().message().unwrap_or_default().to_owned(),
             SdkError::TimeoutError(_) => "the request timed out".to_owned(),
-            other => chain(other),
+            other => with_causes(other),
         };
         let code = error.code().map(str::to_owned);
         Self { status, code, message, request_id: error.request_id().map(str::to_owned) }
@@ -103,19 +103,4 @@ impl Failure {
         }
         Error::external(our_code, format!("{}; {advice}", message.trim_end()))
     }
-}
-
-/// The causes of an error, outermost first.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -141,7 +141,7 @@ pub trait Dialect: Send + Sync {
     }
 
     /// Statements that give an existing column a wider type and keep its values, run in order, each
-    /// in a transaction of its own unless the statements contain `BEGIN` and `COMMIT`. `None` if
+    /// in a separate transaction unless the statements contain `BEGIN` and `COMMIT`. `None` if
     /// the destination cannot: the library then follows `on_type_change`. `column` is the column as
     /// it is.
     fn widen_column(&self, table: &str, column: &Column, to: &ColumnType) -> Option<Vec<String>>;

@@ -7,17 +7,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use regex::Regex;
 use serde_json::{Value, json};
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Error, RecordRef, Result};
 
 use super::SettingsArgs;
 use super::addresses::brokers;
-use super::output::{Exit, print_data, print_error, report_error, report_problems};
+use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
 use super::validate::load_for_reading;
 use crate::config::Settings;
-use crate::dead_letters::{DeadLetter, Plan, Redrive, Skipped, read, redriven_ranges};
+use crate::dead_letters::{DeadLetter, Plan, Redrive, read, redriven_ranges};
 use crate::kafka::{Admin, Cluster};
 use crate::plan::{Input, Pipeline, Route, TopicSelector};
 
@@ -185,7 +184,7 @@ impl Context<'_> {
             let (count, redriven) = (group.count.to_string(), group.redriven.to_string());
             [pipeline, component, code, count, redriven, shown(group.first), shown(group.last)]
         }));
-        Ok(print_data(&columns(&rows)))
+        Ok(print_data(&columns(&rows, &[])))
     }
 
     fn show(&self, choice: &Choice, limit: usize, as_json: bool) -> Result<Exit> {
@@ -251,7 +250,7 @@ impl Context<'_> {
     fn each(
         &self,
         pipeline: &Pipeline,
-        mut each: impl FnMut(&DeadLetter, &BorrowedMessage<'_>, bool) -> Result<()>,
+        mut each: impl FnMut(&DeadLetter, RecordRef<'_>, bool) -> Result<()>,
     ) -> Result<()> {
         let (name, topic) = (&pipeline.name, &pipeline.dead_letters);
         let redriven = redriven_ranges(self.cluster, &self.settings.cluster_name(), name, topic)?;
@@ -290,8 +289,7 @@ impl Context<'_> {
             return None;
         }
         Some(format!(
-            "topic `{topic}` is read by {}, and each of them would receive the records: choose a topic of its own with \
-             --to-topic, or repeat them for all with --to-all-readers",
+            "topic `{topic}` is read by {}, and each of them would receive the records: name another topic with --to-topic, or repeat them for all with --to-all-readers",
             readers.join(" and ")
         ))
     }
@@ -323,8 +321,7 @@ fn report(redrive: &Redrive<'_>, dry_run: bool, as_json: bool) -> String {
         let moved = redrive.moved.iter().map(|((component, code, topic), count)| {
             json!({ "component": component, "code": code, "topic": topic, "count": count })
         });
-        let skipped =
-            redrive.skipped.iter().map(|(Skipped(reason), count)| json!({ "reason": reason, "count": count }));
+        let skipped = redrive.skipped.iter().map(|(reason, count)| json!({ "reason": reason, "count": count }));
         let (moved, skipped): (Vec<Value>, Vec<Value>) = (moved.collect(), skipped.collect());
         return format!("{}\n", json!({ "dry_run": dry_run, "redriven": moved, "skipped": skipped }));
     }
@@ -333,7 +330,7 @@ fn report(redrive: &Redrive<'_>, dry_run: bool, as_json: bool) -> String {
     for ((component, code, topic), count) in &redrive.moved {
         text.push_str(&format!("{count} of `{component}` with {code} {verb} to topic `{topic}`\n"));
     }
-    for (Skipped(reason), count) in &redrive.skipped {
+    for (reason, count) in &redrive.skipped {
         text.push_str(&format!("{count} stay: {reason}\n"));
     }
     if text.is_empty() {
@@ -343,15 +340,14 @@ fn report(redrive: &Redrive<'_>, dry_run: bool, as_json: bool) -> String {
 }
 
 /// A dead letter as JSON.
-fn describe(letter: &DeadLetter, record: &BorrowedMessage<'_>, is_redriven: bool) -> Value {
+fn describe(letter: &DeadLetter, record: RecordRef<'_>, is_redriven: bool) -> Value {
     let bytes = |bytes: Option<&[u8]>| match bytes.map(std::str::from_utf8) {
         None => Value::Null,
         Some(Ok(text)) => json!(text),
         Some(Err(_)) => json!({ "base64": STANDARD.encode(bytes.unwrap_or_default()) }),
     };
-    let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
-    let headers = headers.filter(|header| !header.key.starts_with("__connect.errors."));
-    let headers: Vec<Value> = headers.map(|header| json!([header.key, bytes(header.value)])).collect();
+    let headers = record.headers().filter(|(name, _)| !name.starts_with("__connect.errors."));
+    let headers: Vec<Value> = headers.map(|(name, value)| json!([name, bytes(value)])).collect();
     let origin = letter
         .origin
         .as_ref()
@@ -360,7 +356,7 @@ fn describe(letter: &DeadLetter, record: &BorrowedMessage<'_>, is_redriven: bool
         "partition": letter.partition, "offset": letter.offset, "time": letter.timestamp.map(time),
         "component": letter.component, "stage": letter.stage, "code": letter.code, "message": letter.message,
         "origin": origin, "attempts": letter.attempts, "redriven": is_redriven,
-        "key": bytes(record.key()), "value": bytes(record.payload()), "headers": headers,
+        "key": bytes(record.key()), "value": bytes(record.value()), "headers": headers,
     })
 }
 
@@ -391,17 +387,4 @@ fn paragraph(letter: &DeadLetter, object: &Value) -> String {
 
 fn time(milliseconds: i64) -> String {
     Timestamp::from_millisecond(milliseconds).map_or_else(|_| milliseconds.to_string(), |time| time.to_string())
-}
-
-/// Rows of cells in columns.
-fn columns<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..N).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
 }

@@ -69,6 +69,21 @@ pub fn print_data(text: &str) -> Exit {
     }
 }
 
+/// Rows of cells in columns. The columns in `numbers` are aligned to the right.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]], numbers: &[usize]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
+            if numbers.contains(&column) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
 /// Writes a line to stderr.
 pub(super) fn print_error(line: Arguments<'_>) {
     // A full disk or a closed terminal must not end the process, as `eprintln!` would.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use trunkline_connector::{Error, Result};
 
 use super::addresses::running_worker;
-use super::output::{Exit, print_data, report_error};
+use super::output::{Exit, columns, print_data, report_error};
 use crate::config::Settings;
 use crate::http::{ComponentStatus, TaskStatus, WorkerStatus};
 
@@ -54,8 +54,6 @@ fn table(status: &WorkerStatus) -> String {
     let header = ["TASK", "KIND", "STATE", "IN", "OUT", "DROPPED", "DEAD", "LAG", "LAST COMMIT", "FAILURES"];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(status.tasks.iter().map(row));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let mut text = format!(
         "worker {} of cluster {}, version {}, up {}\n",
         status.worker,
@@ -63,16 +61,7 @@ fn table(status: &WorkerStatus) -> String {
         status.version,
         duration(status.uptime_seconds as f64)
     );
-    for row in rows {
-        let mut line = String::new();
-        for (index, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            let is_number = (3..=6).contains(&index);
-            let padded = if is_number { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") };
-            line.push_str(&padded);
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
+    text.push_str(&columns(&rows, &[3, 4, 5, 6]));
     let errors = status.tasks.iter().filter(|task| task.state != "failed");
     let errors = errors.filter_map(|task| Some(format!("{}: {}", task.name(), task.last_error.as_ref()?)));
     for line in errors.chain(status.problems()) {

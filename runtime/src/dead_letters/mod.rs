@@ -5,12 +5,11 @@ mod offset_ranges;
 mod redrive;
 
 pub use offset_ranges::OffsetRanges;
-pub use redrive::{Plan, Redrive, Skipped, redriven_ranges};
+pub use redrive::{Plan, Redrive, redriven_ranges};
 
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
-use trunkline_connector::Result;
+use trunkline_connector::{RecordRef, Result};
 
-use crate::kafka::{Cluster, table};
+use crate::kafka::{Cluster, topic_reader};
 
 /// The prefix of Kafka Connect's headers of dead letters.
 const CONNECT: &str = "__connect.errors.";
@@ -59,12 +58,8 @@ pub struct Origin {
 
 impl DeadLetter {
     /// Reads the headers of a record. `None` if it is not a dead letter of a pipeline.
-    fn of(record: &BorrowedMessage<'_>) -> Option<Self> {
-        let headers = record.headers()?;
-        let text = |name: &str| {
-            let found = headers.iter().filter(|header| header.key == name).last()?;
-            Some(String::from_utf8_lossy(found.value?).into_owned())
-        };
+    fn of(record: RecordRef<'_>) -> Option<Self> {
+        let text = |name: &str| record.header(name).map(|value| String::from_utf8_lossy(value).into_owned());
         let connect = |name: &str| text(&format!("{CONNECT}{name}"));
         let connector = connect("connector.name")?;
         // Names of components have no dots.
@@ -77,9 +72,9 @@ impl DeadLetter {
             })
         };
         Some(Self {
-            partition: record.partition(),
-            offset: record.offset(),
-            timestamp: record.timestamp().to_millis(),
+            partition: record.entry().partition,
+            offset: record.entry().offset,
+            timestamp: record.timestamp(),
             pipeline: pipeline.to_owned(),
             component: component.to_owned(),
             stage: connect("stage").unwrap_or_default(),
@@ -97,9 +92,9 @@ pub fn read(
     cluster: &Cluster,
     topic: &str,
     pipeline: &str,
-    mut each: impl FnMut(DeadLetter, &BorrowedMessage<'_>) -> Result<()>,
+    mut each: impl FnMut(DeadLetter, RecordRef<'_>) -> Result<()>,
 ) -> Result<()> {
-    table::scan(cluster, topic, |record| match DeadLetter::of(record) {
+    topic_reader::scan(cluster, topic, &mut |record| match DeadLetter::of(record) {
         // Pipelines may share a topic.
         Some(letter) if letter.pipeline == pipeline => each(letter, record),
         _ => Ok(()),

@@ -10,13 +10,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use serde_json::json;
-use trunkline_connector::{Batch, Error, PositionChange, Result};
+use trunkline_connector::{Batch, Error, PositionChange, RecordRef, Result};
 
 use super::{ATTEMPTS, CONNECT, DeadLetter, OffsetRanges, Origin};
 use crate::checkpoint::{CHECKPOINTS, Positions};
-use crate::kafka::table::RecordReader;
+use crate::kafka::topic_reader::RecordReader;
 use crate::kafka::{Cluster, ProducerRecord, SendError, TransactionalProducer};
 
 /// A record that was redriven this often stays.
@@ -51,10 +50,6 @@ pub struct Plan<'a> {
     pub refusal: &'a dyn Fn(&str) -> Option<String>,
 }
 
-/// Why a dead letter stays.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Skipped(pub String);
-
 /// A redrive of one pipeline.
 pub struct Redrive<'a> {
     plan: &'a Plan<'a>,
@@ -73,7 +68,7 @@ pub struct Redrive<'a> {
     /// The records of each component, code and target topic.
     pub moved: BTreeMap<(String, String, String), u64>,
     /// The dead letters that stay, by reason.
-    pub skipped: BTreeMap<Skipped, u64>,
+    pub skipped: BTreeMap<String, u64>,
 }
 
 /// The name by which Kafka knows the redrive of a pipeline: no component has such a name.
@@ -146,7 +141,7 @@ impl<'a> Redrive<'a> {
         self.commit()
     }
 
-    fn handle(&mut self, letter: &DeadLetter, record: &BorrowedMessage<'_>) -> Result<()> {
+    fn handle(&mut self, letter: &DeadLetter, record: RecordRef<'_>) -> Result<()> {
         if self.redriven.get(&letter.partition).is_some_and(|ranges| ranges.contains(letter.offset)) {
             self.previous.insert(letter.partition, letter.offset);
             return Ok(());
@@ -165,7 +160,7 @@ impl<'a> Redrive<'a> {
             Err(reason) => {
                 self.previous.remove(&letter.partition);
                 if let Some(reason) = reason {
-                    *self.skipped.entry(Skipped(reason)).or_default() += 1;
+                    *self.skipped.entry(reason).or_default() += 1;
                 }
             }
         }
@@ -179,7 +174,7 @@ impl<'a> Redrive<'a> {
     fn send(
         &mut self,
         letter: &DeadLetter,
-        record: &BorrowedMessage<'_>,
+        record: RecordRef<'_>,
     ) -> Result<std::result::Result<String, Option<String>>> {
         let target = match self.target(letter) {
             Ok(target) => target,
@@ -204,7 +199,7 @@ impl<'a> Redrive<'a> {
             }
         }
         self.records += 1;
-        self.bytes += record.payload_len() + record.key_len();
+        self.bytes += record.value().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len);
         let Some(producer) = &mut self.producer else { return Ok(Ok(target.topic)) };
         let record = self.batch.get(0);
         let sent = producer.send(&ProducerRecord {
@@ -270,21 +265,19 @@ impl<'a> Redrive<'a> {
 }
 
 /// Copies a record to a batch, without the headers of its dead letter.
-fn copy(batch: &mut Batch, record: &BorrowedMessage<'_>, attempts: u32) {
+fn copy(batch: &mut Batch, record: RecordRef<'_>, attempts: u32) {
     let mut copy = batch.record();
-    if let Some(timestamp) = record.timestamp().to_millis() {
+    if let Some(timestamp) = record.timestamp() {
         copy.timestamp(timestamp);
     }
     if let Some(key) = record.key() {
         copy.key(key);
     }
-    if let Some(value) = record.payload() {
+    if let Some(value) = record.value() {
         copy.value(value);
     }
-    for header in record.headers().into_iter().flat_map(|headers| headers.iter()) {
-        if !header.key.starts_with(CONNECT) && header.key != ATTEMPTS {
-            copy.header(header.key, header.value);
-        }
+    for (name, value) in record.headers().filter(|(name, _)| !name.starts_with(CONNECT) && *name != ATTEMPTS) {
+        copy.header(name, value);
     }
     copy.header(ATTEMPTS, Some(attempts.to_string().as_bytes()));
     copy.finish();

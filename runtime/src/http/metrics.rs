@@ -99,7 +99,7 @@ fn commits(page: &mut Page, tasks: &[TaskStatus]) {
     let name = "trunkline_commit_seconds";
     page.header(name, "histogram", "How long a commit took: writing to the destination, and the transaction.");
     for task in tasks {
-        let Some(commits) = task.snapshot.as_ref().map(|snapshot| &snapshot.commits) else { continue };
+        let commits = &task.commits;
         let [pipeline, component, number] = labels(task);
         let bucket = format!("{name}_bucket");
         let mut sum = 0;

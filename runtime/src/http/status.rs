@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Served;
 use crate::checkpoint::ComponentCounters;
-use crate::stage::{StageKind, StageSnapshot, StageState, StageStatus};
+use crate::stage::{CommitDurations, StageKind, StageState, StageStatus};
 
 /// A task with a lag that has committed nothing for this long makes no progress.
 const STALLED_SECONDS: u64 = 300;
@@ -57,9 +57,9 @@ pub struct TaskStatus {
     pub last_error: Option<String>,
     /// Counters since then, of the component and of the transforms that run in its task.
     pub components: BTreeMap<String, ComponentStatus>,
-    /// Not part of the JSON.
+    /// For the metrics; not part of the JSON.
     #[serde(skip)]
-    pub(super) snapshot: Option<StageSnapshot>,
+    pub(super) commits: CommitDurations,
 }
 
 /// Counters of a component; `in + extra = out + dropped + dead_lettered`.
@@ -125,9 +125,9 @@ impl TaskStatus {
             retention_left_seconds: lag.retention_left.map(|left| left.as_secs_f64()),
             since_commit_seconds: snapshot.since_commit.map(|since| since.as_secs_f64()),
             failures: snapshot.failures,
-            last_error: error.or_else(|| snapshot.last_error.clone()),
+            last_error: error.or(snapshot.last_error),
             components,
-            snapshot: Some(snapshot),
+            commits: snapshot.commits,
         }
     }
 
@@ -187,7 +187,7 @@ mod tests {
             failures: 1,
             last_error: Some("S3 is down".to_owned()),
             components: BTreeMap::new(),
-            snapshot: None,
+            commits: CommitDurations::default(),
         }
     }
 

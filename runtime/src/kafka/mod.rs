@@ -10,7 +10,8 @@
 //! - [`consumer`]: the group consumer, with its `rebalance` events; `message_queue` takes many
 //!   messages at once, `queue_notifier` waits for them, `partition_batches` collects them.
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
-//! - [`table`]: compacted topics as key-value tables.
+//! - [`topic_reader`]: reads topics outside of groups; [`table`]: compacted topics as key-value
+//!   tables.
 //! - [`embedded`]: the broker in this process.
 //! - `connection`: explains failed connections; `rebootstrap`: recovers clients that lost all
 //!   brokers.
@@ -42,6 +43,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 mod topic_limits;
+pub mod topic_reader;
 mod unassigned;
 
 pub use admin::{Admin, EnsuredTopics, Permission, TopicSpec};

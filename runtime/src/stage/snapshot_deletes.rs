@@ -23,10 +23,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use trunkline_connector::batch::write_header;
-use trunkline_connector::{Batch, Error, Escape, IncrementalSnapshots, PositionChange, Result, Template, io_error};
+use trunkline_connector::{
+    Batch, Error, Escape, IncrementalSnapshots, PositionChange, RecordRef, Result, Template, io_error,
+};
 
 use super::stop_signal::StopSignal;
-use crate::kafka::{Cluster, table};
+use crate::kafka::{Cluster, topic_reader};
 
 /// Precedes the keys of entries in a source's position.
 const PREFIX: &str = "deletes/";
@@ -61,7 +63,7 @@ impl PendingDeletes {
         table: &str,
     ) -> Result<Self> {
         let topic = topic_of(topic, snapshots, table)?;
-        let ends = table::ends(cluster, &topic)?;
+        let ends = topic_reader::ends(cluster, &topic)?;
         Ok(Self { topic, ends, is_due: false })
     }
 
@@ -125,16 +127,14 @@ impl PendingDeletes {
         for (partition, offset) in gone {
             by_partition.entry(*partition).or_default().push(*offset);
         }
-        let (mut last, mut deletes) = (Batch::default(), Batch::default());
+        let mut deletes = Batch::default();
         for (partition, mut offsets) in by_partition {
             offsets.sort_unstable();
             let end = offsets.last().map_or(0, |last| last + 1);
-            table::scan_range(search.cluster, &self.topic, partition, (offsets[0], end), &mut |record| {
+            topic_reader::scan_range(search.cluster, &self.topic, partition, (offsets[0], end), &mut |record| {
                 search.check_stop()?;
-                if offsets.binary_search(&record.offset()).is_ok() {
-                    last.clear();
-                    record.copy_to(&mut last);
-                    search.snapshots.delete(last.get(0), search.now, &mut deletes);
+                if offsets.binary_search(&record.entry().offset).is_ok() {
+                    search.snapshots.delete(record, search.now, &mut deletes);
                 }
                 if deletes.bytes() >= BATCH_BYTES {
                     emit(&deletes)?;
@@ -201,7 +201,7 @@ const ENTRY_BYTES: usize = 16 + 1 + 4 + 8;
 
 impl Buckets {
     fn fill(pending: &PendingDeletes, search: &Search<'_>, headers: &[(&str, String)]) -> Result<Self> {
-        let ends = table::ends(search.cluster, &pending.topic)?;
+        let ends = topic_reader::ends(search.cluster, &pending.topic)?;
         let records: u64 = ends.iter().map(|end| u64::try_from(*end).unwrap_or(0)).sum();
         let buckets =
             Self { folder: search.scratch.join("deletes"), count: (records / BUCKET_RECORDS + 1).min(MAX_BUCKETS) };
@@ -212,15 +212,15 @@ impl Buckets {
         let mut files = files.map_err(failed)?;
         for (partition, end) in (0..).zip(&ends) {
             let old_end = pending.ends.get(partition as usize).copied().unwrap_or(0);
-            table::scan_range(search.cluster, &pending.topic, partition, (0, *end), &mut |record| {
+            topic_reader::scan_range(search.cluster, &pending.topic, partition, (0, *end), &mut |record| {
                 search.check_stop()?;
-                let Some(key) = record.key().filter(|_| record.has_headers(headers)) else { return Ok(()) };
+                let Some(key) = record.key().filter(|_| has_headers(record, headers)) else { return Ok(()) };
                 let hash = xxhash_rust::xxh3::xxh3_128(key);
                 let mut entry = [0; ENTRY_BYTES];
                 entry[..16].copy_from_slice(&hash.to_le_bytes());
-                entry[16] = u8::from(record.offset() >= old_end);
+                entry[16] = u8::from(record.entry().offset >= old_end);
                 entry[17..21].copy_from_slice(&partition.to_le_bytes());
-                entry[21..].copy_from_slice(&record.offset().to_le_bytes());
+                entry[21..].copy_from_slice(&record.entry().offset.to_le_bytes());
                 let bucket = usize::try_from(hash % u128::from(buckets.count)).unwrap_or(0);
                 files[bucket].write_all(&entry).map_err(failed)
             })?;
@@ -239,6 +239,11 @@ impl Drop for Buckets {
         // Scratch space is cleared at the next start, too.
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Whether a record has all of these headers.
+fn has_headers(record: RecordRef<'_>, expected: &[(&str, String)]) -> bool {
+    expected.iter().all(|(name, value)| record.headers().any(|found| found == (*name, Some(value.as_bytes()))))
 }
 
 /// The last records of the keys of a bucket that have no new record.

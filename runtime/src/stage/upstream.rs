@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Result, TopicPartition};
 
 use super::status::{StageState, StageStatus};
-use crate::kafka::{Cluster, GroupConsumer, table::EndProbe};
+use crate::kafka::{Cluster, GroupConsumer, topic_reader::EndProbe};
 
 /// Time between two checks, because each costs round trips for all partitions.
 const ASK_AGAIN: Duration = Duration::from_millis(100);

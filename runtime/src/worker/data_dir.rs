@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(read(), Some(addresses.clone()));
         drop(data);
         assert_eq!(read(), None);
-        // As after kill -9: the file is there, and nobody holds the lock.
+        // As after kill -9: the file is there, and the lock is free.
         std::fs::write(folder.path().join(ADDRESSES), r#"{"brokers":"127.0.0.1:2"}"#).unwrap();
         assert_eq!(read(), None);
     }

@@ -1,11 +1,11 @@
 //! Requests to the service.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::{StatusCode, Url};
 use serde_json::Value;
+use trunkline_connector::root_cause;
 use uuid::Uuid;
 
 use super::answer::Envelope;
@@ -43,7 +43,8 @@ impl Http {
             builder = builder.tls_certs_only(Vec::new());
         }
         let client = builder.build().map_err(|error| {
-            let message = format!("cannot make an HTTP client: {}; check the system's certificates", causes(&error));
+            let message =
+                format!("cannot make an HTTP client: {}; check the system's certificates", root_cause(&error));
             SqlError::new(ErrorKind::Unreachable, message)
         })?;
         Ok(Self { client, origin: address })
@@ -120,22 +121,11 @@ impl Http {
     fn no_answer(&self, error: &reqwest::Error) -> SqlError {
         let host = self.host();
         if error.is_connect() {
-            SqlError::new(ErrorKind::Unreachable, format!("cannot connect to {host}: {}", causes(error)))
+            SqlError::new(ErrorKind::Unreachable, format!("cannot connect to {host}: {}", root_cause(error)))
         } else if error.is_timeout() {
             SqlError::new(ErrorKind::SessionLost, format!("{host} did not answer within {ANSWER_LIMIT:?}"))
         } else {
-            SqlError::new(ErrorKind::SessionLost, format!("the connection to {host} was lost: {}", causes(error)))
+            SqlError::new(ErrorKind::SessionLost, format!("the connection to {host} was lost: {}", root_cause(error)))
         }
     }
-}
-
-/// The causes of an error, the last one being the most precise.
-fn causes(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = error.to_string();
-        cause = error.source();
-    }
-    if text.is_empty() { "the request failed".to_owned() } else { text }
 }

@@ -11,7 +11,7 @@ use aws_sigv4::sign::v4;
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Error, Result, with_causes};
 
 use super::{Token, failed, refused};
 
@@ -43,7 +43,8 @@ impl MskIam {
         let provider = shared.credentials_provider().ok_or_else(|| refused(NO_CREDENTIALS))?;
         let credentials = provider.provide_credentials().await.map_err(|error| {
             use aws_credential_types::provider::error::CredentialsError;
-            let reason = causes(&error);
+            // The chain lists its providers in lines.
+            let reason = with_causes(&error).split_whitespace().collect::<Vec<_>>().join(" ");
             match error {
                 CredentialsError::CredentialsNotLoaded(_) => refused(format!("{NO_CREDENTIALS} ({reason})")),
                 CredentialsError::InvalidConfiguration(_) => {
@@ -58,21 +59,6 @@ impl MskIam {
 
 const NO_CREDENTIALS: &str = "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or \
                               AWS_PROFILE, or give the machine, task or pod a role";
-
-/// The errors of the SDK say what happened only in their sources.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    // The chain lists its providers in lines.
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
 
 /// A token that is valid from `now` on.
 fn sign_token(credentials: &Credentials, region: &str, now: SystemTime) -> Result<Token> {
