@@ -2,8 +2,8 @@
 //!
 //! A row names the last committed load. A prepared load names the load that it follows, and is
 //! committed only if the row still names that one, in the transaction that loads its rows: it
-//! arrives once, also if another task repeats it. Offsets are not compared, so a topic that was created again,
-//! or a group that was reset, loads its records.
+//! arrives once, also if another task repeats it. Offsets are not compared, so a topic that was
+//! created again, or a group that was reset, loads its records.
 //!
 //! A task raises the epoch of the row when it prepares its first load. Loads of tasks with an older
 //! epoch are refused from then on (I4).
