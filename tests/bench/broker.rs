@@ -68,7 +68,7 @@ impl Row {
         let (target, met) = match self.target {
             Target::NoLess => (format!("no less +-{:.0} %", NOISE * 100.0), embedded >= (1.0 - NOISE) * kafka),
             Target::More => ("more".to_owned(), embedded > kafka),
-            Target::Share(share) => (format!("<= {share} of it"), embedded <= share * kafka),
+            Target::Share(share) => (format!("<= {share} of Kafka"), embedded <= share * kafka),
             Target::AtMost(most) => (format!("<= {most}, less"), embedded <= most && embedded < kafka),
         };
         let spread = |values: &Values| {
@@ -144,9 +144,9 @@ fn cpu_of(broker: &Kafka) -> f64 {
 fn throughput(brokers: &[Kafka], log: &Lines, records: u64) -> [Row; 5] {
     let mut rows = [
         Row::new("transactional produce, commit each 200 ms", "records/s", Target::More),
-        Row::new("  broker CPU of it", "us per record", Target::Share(0.5)),
+        Row::new("  broker CPU", "us per record", Target::Share(0.5)),
         Row::new("consume, read_committed", "records/s", Target::NoLess),
-        Row::new("  broker CPU of it", "us per record", Target::Share(1.0)),
+        Row::new("  broker CPU", "us per record", Target::Share(1.0)),
         Row::new("two consumers at once", "records/s", Target::More),
     ];
     for round in 0..ROUNDS {

@@ -48,7 +48,7 @@ impl Table {
 
     /// Prints the table; the exit code is 0 if all targets are met.
     pub(crate) fn show(&self) -> ExitCode {
-        println!("| | unit | limit or peer | A/A | worker | A/A | of it | target | |");
+        println!("| | unit | limit or peer | A/A | worker | A/A | ratio | target | |");
         println!("|---|---|---|---|---|---|---|---|---|");
         let targets = self.rows.iter().filter(|row| !matches!(row.target, Target::None)).count();
         let missed = self.rows.iter().map(Row::show).filter(|met| *met == Some(false)).count();
@@ -72,7 +72,7 @@ impl Row {
             Target::None => (String::new(), None),
             Target::AtLeast(least) => (format!(">= {}", Figure(least)), Some(worker >= least)),
             Target::AtMost(most) => (format!("<= {}", Figure(most)), Some(worker <= most)),
-            Target::Share(share) => (format!(">= {share} of it"), Some(worker >= share * reference)),
+            Target::Share(share) => (format!(">= {share} of the limit"), Some(worker >= share * reference)),
             Target::AtMostAbove(most) => (format!("<= +{}", Figure(most)), Some(worker - reference <= most)),
         };
         let verdict = match met {
