@@ -27,6 +27,7 @@ mod connection;
 pub mod consumer;
 mod delivery;
 pub mod embedded;
+mod enqueue;
 mod flush;
 mod logins;
 mod membership;

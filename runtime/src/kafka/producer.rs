@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_connector::batch::Headers;
 use trunkline_connector::{Error, Result, Retry, TopicPartition, failpoint};
 
 use super::client::Cluster;
 use super::delivery::{DeliveryContext, check_delivery, failed, poll};
+use super::enqueue::TopicHandles;
 use super::flush::FlushSchedule;
 use super::logins::LoginLease;
 use super::topic_limits::{BATCH_BYTES, Limit, MAX_RECORD_BYTES, SendError, check, is_larger_than};
@@ -46,6 +45,8 @@ pub struct ProducerRecord<'a> {
 pub struct TransactionalProducer {
     /// Dropped before the client.
     _login: LoginLease,
+    /// Dropped before the client.
+    topics: TopicHandles,
     producer: Arc<BaseProducer<DeliveryContext>>,
     in_transaction: bool,
     /// A call into the client has not returned in time: the client cannot be used any more.
@@ -113,6 +114,7 @@ impl TransactionalProducer {
         let login = unsafe { cluster.attach_login(producer.client().native_ptr()) };
         let mut this = Self {
             _login: login,
+            topics: TopicHandles::default(),
             producer: Arc::new(producer),
             in_transaction: false,
             abandoned: false,
@@ -168,7 +170,7 @@ impl TransactionalProducer {
             self.bytes_since_check = 0;
             self.wait_for_room()?;
         }
-        self.enqueue(base_record(record))?;
+        self.enqueue(record)?;
         let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + record.headers.len();
         self.bytes += bytes;
         self.bytes_since_check += bytes;
@@ -212,24 +214,24 @@ impl TransactionalProducer {
     }
 
     /// Passes a record to the client, and waits while the client's queue is full.
-    fn enqueue(&mut self, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<()> {
+    fn enqueue(&mut self, record: &ProducerRecord<'_>) -> Result<()> {
         let mut full_since = None;
         loop {
-            match self.producer.send(record) {
+            // SAFETY: the client lives as long as `self`.
+            match unsafe { self.topics.enqueue(self.producer.client().native_ptr(), record) } {
                 Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned))
+                Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull))
                     if full_since.get_or_insert_with(Instant::now).elapsed() < STEP_LIMIT =>
                 {
-                    record = returned;
                     self.flush.note_in_flight(self.in_flight());
                     let since = *full_since.get_or_insert_with(Instant::now);
                     self.flush_or_wait(self.flush.for_room(), room_poll_interval(since));
                     self.check_delivery()?;
                 }
-                Err((error, refused)) => {
+                Err(error) => {
                     // The reason of a failed transaction waits in the client's queue.
                     (0..EVENTS_AT_ONCE).for_each(|_| poll(&self.producer, Duration::ZERO));
-                    return Err(self.failed(&format!("sending to topic `{}`", refused.topic), &error));
+                    return Err(self.failed(&format!("sending to topic `{}`", record.topic), &error));
                 }
             }
         }
@@ -491,33 +493,4 @@ fn retry(
             Err(error) => return Err(failed(producer, doing, &error)),
         }
     }
-}
-
-fn base_record<'a>(record: &ProducerRecord<'a>) -> BaseRecord<'a, [u8], [u8]> {
-    let mut base = BaseRecord::<[u8], [u8]>::to(record.topic).partition(record.partition);
-    if let Some(key) = record.key {
-        base = base.key(key);
-    }
-    if let Some(value) = record.value {
-        base = base.payload(value);
-    }
-    if let Some(timestamp) = record.timestamp {
-        base = base.timestamp(timestamp);
-    }
-    if !record.headers.is_empty() || !record.more_headers.is_empty() {
-        base = base.headers(encode_headers(record));
-    }
-    base
-}
-
-fn encode_headers(record: &ProducerRecord<'_>) -> OwnedHeaders {
-    let count = record.more_headers.len() + Headers::over(record.headers).count();
-    let mut headers = OwnedHeaders::new_with_capacity(count);
-    for (key, value) in Headers::over(record.headers) {
-        headers = headers.insert(Header { key, value });
-    }
-    for (key, value) in record.more_headers {
-        headers = headers.insert(Header { key, value: Some(*value) });
-    }
-    headers
 }

@@ -71,6 +71,8 @@ impl Topics {
         rejected: &mut Rejections,
     ) -> Result<()> {
         let mut rendered = String::new();
+        // The topic of the last record, and its partitions: records come in runs of one topic.
+        let mut last = (String::new(), 0);
         for record in batch.iter() {
             let template = topic_of(record);
             let topic = match template.constant() {
@@ -85,9 +87,12 @@ impl Topics {
                     &rendered
                 }
             };
+            if last.0 != topic {
+                last = (topic.to_owned(), self.partitions(topic)?);
+            }
             let output = ProducerRecord {
                 topic,
-                partition: partition_of(record, self.partitions(topic)?),
+                partition: partition_of(record, last.1),
                 timestamp: timestamp_of(record),
                 key: record.key(),
                 value: record.value(),
