@@ -1,7 +1,7 @@
-//! JSON records to record batches. The usual case is one pass: all records of a chunk into Arrow's
-//! decoder, strictly. If it fails, the slow path checks each record: it widens the layout as
-//! needed, rejects records that are not rows, and decodes again. A failure then is a value that its
-//! declared column cannot hold, which halving finds.
+//! JSON records to record batches. The usual case is one pass over a chunk ([`DirectDecoder`]). A
+//! chunk that it refuses goes into Arrow's decoder, strictly. If that fails, the slow path checks
+//! each record: it widens the layout as needed, rejects records that are not rows, and decodes
+//! again. A failure then is a value that its declared column cannot hold, which halving finds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use arrow::json::ReaderBuilder;
 use arrow::json::reader::Decoder;
 use trunkline_connector::Reason;
 
+use super::direct::DirectDecoder;
 use super::infer::{Inference, feed, plain};
 use super::layout::ColumnLayout;
 use super::strict::StrictDecoders;
@@ -24,6 +25,8 @@ const CHUNK_ROWS: usize = 4096;
 const CHUNK_BYTES: usize = 1 << 20;
 /// Decoders kept for use again.
 const KEPT_DECODERS: usize = 8;
+/// Limit on the chunks that go to Arrow's decoder after one that the direct decoder refused.
+const MAX_SKIPPED: u32 = 64;
 /// What a decoder holds for each byte of JSON it was given at once: the text, and 16 bytes for each
 /// key and value.
 const DECODER_FACTOR: usize = 3;
@@ -44,7 +47,20 @@ pub struct Decoded {
 pub struct JsonDecoder {
     /// By the layout's id, with the most bytes it was given at once.
     decoders: HashMap<u64, (Decoder, usize)>,
+    /// By the layout's id.
+    direct: HashMap<u64, Direct>,
     inference: Inference,
+}
+
+/// The direct decoder of a layout.
+struct Direct {
+    /// `None` if the layout has a type that it does not read.
+    decoder: Option<DirectDecoder>,
+    /// Chunks that are not passed to it, because it refused the last one.
+    skips: u32,
+    /// `skips` after the next refusal. It doubles, because values of an unusual form are mostly in
+    /// each chunk.
+    next_skips: u32,
 }
 
 /// Number of records in the next chunk.
@@ -63,10 +79,13 @@ impl JsonDecoder {
     /// Decodes a chunk of records.
     pub fn decode(&mut self, layout: &Arc<ColumnLayout>, types: &Arc<KnownTypes>, records: &[&[u8]]) -> Decoded {
         // Without a known column even an object without members looks like a row.
-        if !layout.fields().is_empty()
-            && let Ok(batch) = self.attempt(layout, records)
-        {
-            return Decoded { layout: None, batch, rejected: Vec::new() };
+        if !layout.fields().is_empty() {
+            if let Some(batch) = self.decode_directly(layout, records) {
+                return Decoded { layout: None, batch: Some(batch), rejected: Vec::new() };
+            }
+            if let Ok(batch) = self.attempt(layout, records) {
+                return Decoded { layout: None, batch, rejected: Vec::new() };
+            }
         }
         let mut rejected = Vec::new();
         let mut rows = Vec::with_capacity(records.len());
@@ -100,6 +119,29 @@ impl JsonDecoder {
         rejected.extend(misfits);
         rejected.sort_by_key(|(index, _)| *index);
         Decoded { layout: Some(layout), batch, rejected }
+    }
+
+    /// The rows, if all values have their usual form.
+    fn decode_directly(&mut self, layout: &ColumnLayout, records: &[&[u8]]) -> Option<RecordBatch> {
+        if records.is_empty() {
+            return None;
+        }
+        if self.direct.len() >= KEPT_DECODERS && !self.direct.contains_key(&layout.id) {
+            self.direct.clear();
+        }
+        let direct = self.direct.entry(layout.id).or_insert_with(|| Direct {
+            decoder: DirectDecoder::new(layout),
+            skips: 0,
+            next_skips: 1,
+        });
+        if direct.skips > 0 {
+            direct.skips -= 1;
+            return None;
+        }
+        let batch = direct.decoder.as_mut()?.decode(records);
+        (direct.skips, direct.next_skips) =
+            if batch.is_some() { (0, 1) } else { (direct.next_skips, (direct.next_skips * 2).min(MAX_SKIPPED)) };
+        batch
     }
 
     /// Halves the chunk until each failing record is alone.
@@ -151,6 +193,7 @@ impl JsonDecoder {
     /// Releases the memory.
     pub fn forget(&mut self) {
         self.decoders.clear();
+        self.direct.clear();
     }
 }
 

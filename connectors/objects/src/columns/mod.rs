@@ -13,6 +13,7 @@
 
 mod conform;
 mod decode;
+mod direct;
 mod infer;
 mod layout;
 mod strict;
