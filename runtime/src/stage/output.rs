@@ -1,7 +1,7 @@
 //! The topics that a stage writes to: rendered names, partition counts, and creation of topics that
 //! a template names for the first time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use trunkline_connector::{Batch, Escape, Reason, RecordRef, Rejections, Result, Template};
@@ -28,14 +28,40 @@ impl Topics {
         Self { admin: context.admin.clone(), known: HashMap::new(), spec }
     }
 
+    /// The number of partitions of a topic, which is created if it does not exist.
     pub(super) fn partitions(&mut self, topic: &str) -> Result<i32> {
         if let Some(count) = self.known.get(topic) {
             return Ok(*count);
         }
-        let ensured = self.admin.ensure(&[TopicSpec { name: topic.to_owned(), ..self.spec.clone() }])?;
-        let count = ensured.partitions.get(topic).copied().unwrap_or(self.spec.partitions);
-        self.known.insert(topic.to_owned(), count);
-        Ok(count)
+        self.ensure(std::iter::once(topic.to_owned()))?;
+        Ok(self.known.get(topic).copied().unwrap_or(self.spec.partitions))
+    }
+
+    /// Creates the missing ones of these topics with one request, and notes their partitions.
+    fn ensure(&mut self, names: impl Iterator<Item = String>) -> Result<()> {
+        let specs: Vec<TopicSpec> = names.map(|name| TopicSpec { name, ..self.spec.clone() }).collect();
+        let ensured = self.admin.ensure(&specs)?;
+        for spec in specs {
+            let count = ensured.partitions.get(&spec.name).copied().unwrap_or(spec.partitions);
+            self.known.insert(spec.name, count);
+        }
+        Ok(())
+    }
+
+    /// Creates all topics of a batch that this stage has not written to yet. A snapshot of many
+    /// small tables has many of them in each batch.
+    fn ensure_all<'t>(&mut self, batch: &Batch, topic_of: &impl Fn(RecordRef<'_>) -> &'t Template) -> Result<()> {
+        let mut unknown = BTreeSet::new();
+        let mut rendered = String::new();
+        for record in batch.iter() {
+            rendered.clear();
+            let is_valid =
+                topic_of(record).render(record, Escape::None, &mut rendered).is_ok() && check_topic(&rendered).is_ok();
+            if is_valid && !self.known.contains_key(&rendered) && !unknown.contains(&rendered) {
+                unknown.insert(rendered.clone());
+            }
+        }
+        self.ensure(unknown.into_iter())
     }
 
     /// Sends a batch in the producer's open transaction, each record to the topic of its template.
@@ -88,6 +114,9 @@ impl Topics {
                 }
             };
             if last.0 != topic {
+                if !self.known.contains_key(topic) {
+                    self.ensure_all(batch, topic_of)?;
+                }
                 last = (topic.to_owned(), self.partitions(topic)?);
             }
             let output = ProducerRecord {
