@@ -1,7 +1,8 @@
 //! Passes records to librdkafka's send queue.
 //!
 //! rdkafka names the topic of each record, and librdkafka then searches all of its topics for that
-//! name, one by one. With a handle per topic, a record costs the same with one topic and with 5,000.
+//! name, one by one. With a handle per topic, a record costs the same with one topic as with
+//! 5,000.
 
 use std::collections::HashMap;
 use std::ffi::CString;
