@@ -37,21 +37,12 @@ impl RowWriter {
     }
 
     /// Writes a row, or removes it (no value). Waits for the acknowledgement, at most for `limit`.
-    pub fn write(
-        &self,
-        topic: &str,
-        partition: i32,
-        key: &[u8],
-        value: Option<&[u8]>,
-        limit: Duration,
-    ) -> Result<()> {
+    pub fn write(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>, limit: Duration) -> Result<()> {
         let doing = format!("writing to topic `{topic}`");
         self.producer.context().reset();
         let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(partition).key(key);
         record.payload = value;
-        self.producer
-            .send(record)
-            .map_err(|(error, _)| self.producer.context().cluster().failed(&doing, &error))?;
+        self.producer.send(record).map_err(|(error, _)| self.producer.context().cluster().failed(&doing, &error))?;
         let deadline = Instant::now() + limit.min(TIMEOUT + SERVE_INTERVAL);
         while self.producer.in_flight_count() > 0 {
             self.producer.poll(SERVE_INTERVAL);

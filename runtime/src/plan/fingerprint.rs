@@ -81,8 +81,18 @@ impl Fingerprint {
 
 /// The fingerprint of a source in a pipeline with these dead letters.
 pub fn of_source(plan: &SourcePlan, dead_letters: &str) -> String {
-    let SourcePlan { name, connector, spec: _, options, topic, port_topics, partitions, apply, on_error, commit_interval } =
-        plan;
+    let SourcePlan {
+        name,
+        connector,
+        spec: _,
+        options,
+        topic,
+        port_topics,
+        partitions,
+        apply,
+        on_error,
+        commit_interval,
+    } = plan;
     let mut fingerprint = Fingerprint::default();
     fingerprint.add(&("source", dead_letters, name, connector));
     fingerprint.add_json(options.written());

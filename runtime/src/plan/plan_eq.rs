@@ -30,7 +30,10 @@ impl Options {
         Self {
             base: section.base.to_owned(),
             values: entries.clone().map(|(key, node)| (key.name.clone(), node.to_json())).collect(),
-            written: entries.map(|(key, node)| (key.name.clone(), node.to_written_json())).collect::<Map<_, _>>().into(),
+            written: entries
+                .map(|(key, node)| (key.name.clone(), node.to_written_json()))
+                .collect::<Map<_, _>>()
+                .into(),
         }
     }
 
