@@ -157,7 +157,7 @@ fn two_versions_of_a_component_never_run_at_the_same_time() {
     let case = Case::new("agreement", kafka);
     let mut log = LogWriter::new(case.path("logs/access.log"), 605);
     let first = access_logs().replace("[transforms.clean]", "[transforms.clean]\ntopic = \"$NAME.clean\"");
-    let second = first.replace("\"remote_addr\"", "\"referer\"");
+    let second = first.replace("\"remote_addr\"", "\"path\"");
     let topic = format!("{}.clean", case.name());
     let wait_for = |lines: u64| {
         wait::until("all lines are transformed", LONG, || (kafka.count(&topic) == lines).then_some(()));
@@ -179,13 +179,13 @@ fn two_versions_of_a_component_never_run_at_the_same_time() {
     assert_eq!((refused(&new.stderr()), refused(&old.stderr())), (1, 0), "{}", new.stderr());
     log.append(1_000);
     wait_for(2_000);
-    assert!(kafka.read(&topic).iter().all(|record| is_masked(record, "remote_addr") && !is_masked(record, "referer")));
+    assert!(kafka.read(&topic).iter().all(|record| is_masked(record, "remote_addr") && !is_masked(record, "path")));
 
     // The update of the last worker starts the new version.
     old.sighup();
     wait::until("the new version runs", LONG, || {
         log.append(50);
-        kafka.read(&topic).iter().any(|record| is_masked(record, "referer")).then_some(())
+        kafka.read(&topic).iter().any(|record| is_masked(record, "path")).then_some(())
     });
     stop(old);
     log.append(1_000);
@@ -193,7 +193,7 @@ fn two_versions_of_a_component_never_run_at_the_same_time() {
     stop(new);
     let mut partitions = std::collections::BTreeMap::new();
     for record in kafka.read(&topic) {
-        let is_new = is_masked(&record, "referer");
+        let is_new = is_masked(&record, "path");
         assert_ne!(is_new, is_masked(&record, "remote_addr"), "each record is masked by one version");
         let was_new = partitions.insert(record.partition, is_new).unwrap_or(false);
         assert!(is_new || !was_new, "the old version ran after the new one");
