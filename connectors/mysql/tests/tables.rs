@@ -254,7 +254,7 @@ fn tables_with_the_same_joined_name_are_different() {
     }
 }
 
-/// A key that the configuration names is the key of every record, in the snapshot and in the stream.
+/// A key that the configuration names is the key of every record, of the snapshot and the stream.
 #[test]
 fn a_named_key_replaces_the_primary_key() {
     for server in Server::shared_each() {

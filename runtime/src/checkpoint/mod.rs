@@ -7,7 +7,7 @@
 //! | `_trunkline.checkpoints` | `{task}/position/{part}` | a part of the source's position |
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
 //! | `_trunkline.checkpoints` | `{task}/position/{topic}/{partition}` | redriven offsets |
-//! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of the plans that a worker runs |
+//! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of its plans |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
 //!

@@ -15,8 +15,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between two looks at the client's events.
 const SERVE_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Writes rows, each of them acknowledged by all replicas in sync. For rows that no transaction has to
-/// cover: state that does not move with records.
+/// Writes rows, each of them acknowledged by all replicas in sync. For rows that no transaction has
+/// to cover: state that does not move with records.
 pub struct RowWriter {
     _login: LoginLease,
     producer: BaseProducer<DeliveryContext>,

@@ -1,8 +1,8 @@
 //! Fingerprints of stage plans: the workers of a cluster compare them (`worker/agreement.rs`).
 //!
-//! A fingerprint depends on the pipeline file as written: references (`${env:X}`) are not resolved, so
-//! that no secret is in it (I8), and a password can be changed on one worker after the other. It does
-//! not depend on the folder of the file, which may differ between machines, or on `tasks`.
+//! A fingerprint depends on the pipeline file as written: references (`${env:X}`) are not resolved,
+//! so that no secret is in it (I8), and a password can be changed on one worker after the other. It
+//! does not depend on the folder of the file, which may differ between machines, or on `tasks`.
 
 use std::fmt::Write as _;
 

@@ -1,8 +1,8 @@
 //! The workers of a cluster agree on the plans that they run: two versions of a component never run
 //! at the same time, although each worker has loaded its own pipeline files.
 //!
-//! Each worker has a row in `_trunkline.checkpoints` with the fingerprints of the plans that it runs
-//! ([`fingerprint`](crate::plan::fingerprint)). Before a task starts, its worker writes the
+//! Each worker has a row in `_trunkline.checkpoints` with the fingerprints of the plans that it
+//! runs ([`fingerprint`](crate::plan::fingerprint)). Before a task starts, its worker writes the
 //! fingerprint into its own row (a claim), and then reads the rows of the others. Of two workers
 //! with different claims at least one sees the other's. A worker that sees one withdraws its own
 //! claim, and tries again later; a worker that runs the component is never disturbed.

@@ -26,8 +26,8 @@ impl Threads {
     }
 
     /// Asks tasks to stop that are not wanted, not in this version, or without a permit, and starts
-    /// wanted tasks that may run. A new version starts after the old one has ended. Does not wait. Returns whether a
-    /// task was fenced that was not asked to stop.
+    /// wanted tasks that may run. A new version starts after the old one has ended. Does not wait.
+    /// Returns whether a task was fenced that was not asked to stop.
     pub(super) fn reconcile(&mut self, wanted: &Tasks, may_run: impl Fn(&Task) -> bool) -> bool {
         let is_wanted = |id: &TaskId, running: &Running| {
             running.task.permit.is_granted() && wanted.get(id).is_some_and(|task| Arc::ptr_eq(task, &running.task))
