@@ -135,7 +135,7 @@ impl<'a> Fixture<'a> {
             store = Some(S3Faults::start(&s3.address()));
         }
         let feed = match mysql {
-            None => Feed::Logs(Logs::new(case.path("logs"), &mut random)),
+            None => Feed::Logs(Logs::new(case.path("logs"), plan.hostile, &mut random)),
             Some(mysql) => {
                 case.set(Mysql::PASSWORD.0, Mysql::PASSWORD.1);
                 Feed::Tables(Box::new(Tables::new(mysql, plan.times(300, 2_000), &mut random)))

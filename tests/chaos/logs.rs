@@ -31,6 +31,8 @@ fn is_poison(line: u64) -> bool {
 /// The logs of one run.
 pub(crate) struct Logs {
     folder: PathBuf,
+    /// The folder of the links to the logs, if the source does not see the logs themselves.
+    links: Option<PathBuf>,
     /// Each of them.
     pub all: Vec<LogWriter>,
     poison: bool,
@@ -38,9 +40,14 @@ pub(crate) struct Logs {
 }
 
 impl Logs {
-    /// Three logs, empty.
-    pub(crate) fn new(folder: PathBuf, random: &mut Random) -> Self {
-        let mut this = Self { folder, all: Vec::new(), poison: false, counted: HashMap::new() };
+    /// Three logs, empty: in `folder`, or (`linked`) next to it, with links to them in `folder`.
+    pub(crate) fn new(folder: PathBuf, linked: bool, random: &mut Random) -> Self {
+        let (folder, links) = match linked {
+            true => (folder.with_file_name("real-logs"), Some(folder)),
+            false => (folder, None),
+        };
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut this = Self { folder, links, all: Vec::new(), poison: false, counted: HashMap::new() };
         (0..3).for_each(|_| this.add(random));
         this
     }
@@ -49,6 +56,10 @@ impl Logs {
     pub(crate) fn add(&mut self, random: &mut Random) {
         let number = self.all.len() as u64;
         let path = self.folder.join(format!("{number}.log"));
+        if let Some(links) = &self.links {
+            let target = PathBuf::from("../real-logs").join(format!("{number}.log"));
+            std::os::unix::fs::symlink(target, links.join(format!("{number}.log"))).unwrap();
+        }
         self.all.push(LogWriter::starting_at(path, random.number(), number * LOG));
     }
 

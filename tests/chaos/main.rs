@@ -30,7 +30,8 @@ use plan::{Arguments, Path, Plan, Queue};
 use table::Table;
 use trunkline_tests::{BrokerKind, Case, KafkaClient, Mysql, OpenSearch, S3, Skip};
 
-const USAGE: &str = "usage: tests/chaos/run [--seed N] [--minutes M | --short] [--only FAULT[/PATH[/BROKER]]] [--list]";
+const USAGE: &str = "usage: tests/chaos/run [--seed N] [--minutes M | --short] [--only FAULT[/PATH[/BROKER]]] [--hostile] \
+                     [--list]";
 
 fn main() -> ExitCode {
     let arguments = match Arguments::read(std::env::args().skip(1)) {

@@ -61,6 +61,8 @@ pub(crate) struct Plan {
     pub seed: u64,
     /// Fewer repetitions.
     pub short: bool,
+    /// See [`Arguments::hostile`].
+    pub hostile: bool,
 }
 
 impl Plan {
@@ -72,7 +74,8 @@ impl Plan {
     /// The command that repeats the run.
     pub(crate) fn command(&self) -> String {
         let short = if self.short { " --short" } else { "" };
-        format!("tests/chaos/run{short} --seed {} --only {}", self.seed, self.label())
+        let hostile = if self.hostile { " --hostile" } else { "" };
+        format!("tests/chaos/run{short}{hostile} --seed {} --only {}", self.seed, self.label())
     }
 
     /// A number of repetitions.
@@ -91,6 +94,8 @@ pub(crate) struct Arguments {
     pub short: bool,
     /// Only the runs with this label: fault, fault/path or fault/path/broker.
     pub only: Option<String>,
+    /// Database servers with unusual settings, and logs behind symbolic links.
+    pub hostile: bool,
     /// Only list the runs.
     pub list: bool,
 }
@@ -98,7 +103,7 @@ pub(crate) struct Arguments {
 impl Arguments {
     /// Parses the arguments; the error is a message for the user.
     pub(crate) fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut this = Self { seed: 1, time: None, short: false, only: None, list: false };
+        let mut this = Self { seed: 1, time: None, short: false, only: None, hostile: false, list: false };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
             let number = |text: String| text.parse::<u64>().map_err(|error| format!("{argument} {text}: {error}"));
@@ -107,6 +112,7 @@ impl Arguments {
                 "--minutes" => this.time = Some(Duration::from_secs(60 * number(value()?)?)),
                 "--only" => this.only = Some(value()?),
                 "--short" => this.short = true,
+                "--hostile" => this.hostile = true,
                 "--list" => this.list = true,
                 _ => return Err(format!("unknown argument {argument}")),
             }
@@ -120,7 +126,8 @@ impl Arguments {
         for broker in [BrokerKind::Embedded, BrokerKind::Apache] {
             for path in [Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb, Path::Search] {
                 for fault in FAULTS {
-                    let plan = Plan { fault, path, broker, seed: self.seed + round, short: self.short };
+                    let (seed, short, hostile) = (self.seed + round, self.short, self.hostile);
+                    let plan = Plan { fault, path, broker, seed, short, hostile };
                     let asked = self.only.as_ref().map_or_else(
                         || !self.short || fault.short.contains(&(path, broker)),
                         |only| format!("{}/", plan.label()).starts_with(&format!("{only}/")),

@@ -42,7 +42,7 @@ pub(crate) struct Tables<'a> {
 impl<'a> Tables<'a> {
     /// New tables of `initial` rows each.
     pub(crate) fn new(server: &'a mut Mysql, initial: u64, random: &mut Random) -> Self {
-        let mut sql = "DROP DATABASE IF EXISTS shop; CREATE DATABASE shop CHARACTER SET utf8mb4; USE shop;\n\
+        let mut sql = "SET time_zone = '+00:00'; DROP DATABASE IF EXISTS shop; CREATE DATABASE shop CHARACTER SET utf8mb4; USE shop;\n\
                        CREATE TABLE progress (writer INT PRIMARY KEY, done BIGINT UNSIGNED NOT NULL);\n"
             .to_owned();
         (0..WRITERS).for_each(|writer| sql += &format!("INSERT INTO progress VALUES ({writer}, 0);\n"));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection};
-use trunkline_tests::{Random, wait};
+use trunkline_tests::{Mysql, Random, wait};
 
 use crate::fixture::LIMIT;
 
@@ -291,8 +291,9 @@ impl Writer {
 /// is still ending.
 async fn connect(url: &str, writer: u64) -> sqlx::Result<(MySqlConnection, u64)> {
     let mut connection = MySqlConnection::connect(url).await?;
-    let settings = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; USE shop";
-    sqlx::raw_sql(settings).execute(&mut connection).await?;
+    let settings = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; SET time_zone = '+00:00'; USE shop";
+    let settings = [Mysql::PLAIN_SESSION, settings].concat();
+    sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut connection).await?;
     let ask = format!("SELECT done FROM progress WHERE writer = {writer} FOR UPDATE");
     let done: u64 = sqlx::query_scalar(AssertSqlSafe(ask)).persistent(false).fetch_one(&mut connection).await?;
     Ok((connection, done))

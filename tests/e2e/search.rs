@@ -153,3 +153,33 @@ fn a_check_reports_what_the_destinations_lack() {
         assert!(printed.contains(expected), "{expected}: {}", exit.describe());
     }
 }
+
+/// The destination rejects one document of a request: the documents before it are committed, those
+/// after it are not, and `on_error` decides about it when the stage runs again.
+#[test]
+fn a_stop_on_a_refused_document_commits_the_documents_before_it() {
+    let (kafka, search) = (need!(Kafka::any()), need!(OpenSearch::start()));
+    let mut case = Case::new("search-stop", kafka);
+    search.call("PUT", &format!("/{}", case.name()), r#"{"mappings":{"properties":{"n":{"type":"integer"}}}}"#);
+    let lines = (0..1_000).map(|n| if n == 600 { "{\"n\":\"bad\"}\n".to_owned() } else { format!("{{\"n\":{n}}}\n") });
+    fs::write(case.path("logs/numbers.log"), lines.collect::<String>()).unwrap();
+    let pipeline = |on_error: &str| {
+        format!(
+            "name = \"$NAME\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/*.log\"]\nparser = \"json\"\n\
+             [sinks.search]\nconnector = \"elasticsearch\"\ninputs = [\"web\"]\nurl = \"{}\"\nindex = \"$NAME\"\n\
+             on_error = \"{on_error}\"\ncommit = {{ records = 250 }}\n",
+            search.url()
+        )
+    };
+    case.set("TRUNKLINE_TOPICS_PARTITIONS", "1");
+    case.pipeline("search", &pipeline("stop"));
+    let exit = case.start("a", &["--until-idle", "--json"]).wait(LONG);
+    assert_eq!(exit.code, Some(1), "{}", exit.describe());
+    let counters = exit.summary().of(case.name(), "search").clone();
+    assert_eq!((counters.input, counters.output, counters.dead_lettered), (600, 600, 0), "{}", exit.describe());
+
+    case.pipeline("search", &pipeline("dead_letter"));
+    let counters = case.until_idle("a", LONG).of(case.name(), "search").clone();
+    assert_eq!((counters.input, counters.output, counters.dead_lettered), (1_000, 999, 1), "{counters:?}");
+    assert_eq!(search.count(case.name(), "n"), (999, 999));
+}

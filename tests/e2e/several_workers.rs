@@ -149,3 +149,53 @@ fn a_failing_sink_does_not_affect_other_sinks_and_pipelines() {
         assert_every_line_once(&reader, &lake, &log);
     }
 }
+
+/// A worker with other pipeline files runs nothing that another worker runs differently.
+#[test]
+fn two_versions_of_a_component_never_run_at_the_same_time() {
+    let kafka = need!(Kafka::any());
+    let case = Case::new("agreement", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 605);
+    let first = access_logs().replace("[transforms.clean]", "[transforms.clean]\ntopic = \"$NAME.clean\"");
+    let second = first.replace("\"remote_addr\"", "\"path\"");
+    let topic = format!("{}.clean", case.name());
+    let wait_for = |lines: u64| {
+        wait::until("all lines are transformed", LONG, || (kafka.count(&topic) == lines).then_some(()));
+    };
+    let is_masked = |record: &trunkline_tests::Record, field: &str| record.json()[field] == "***";
+
+    case.pipeline("access", &first);
+    let mut old = case.start("a", &[]);
+    log.append(1_000);
+    wait_for(1_000);
+    case.pipeline("access", &second);
+    let new = case.start("b", &[]);
+    wait::until("the worker with the new file reports it", LONG, || {
+        new.stderr().contains("runs another version of this component").then_some(())
+    });
+    let status = case.ask_worker("status", "b", &[], LONG);
+    assert!(status.stdout.contains("worker.plans_differ"), "{}", status.describe());
+    let refused = |stderr: &str| stderr.matches("worker.plans_differ").count();
+    assert_eq!((refused(&new.stderr()), refused(&old.stderr())), (1, 0), "{}", new.stderr());
+    log.append(1_000);
+    wait_for(2_000);
+    assert!(kafka.read(&topic).iter().all(|record| is_masked(record, "remote_addr") && !is_masked(record, "path")));
+
+    // The update of the last worker starts the new version.
+    old.sighup();
+    wait::until("the new version runs", LONG, || {
+        log.append(50);
+        kafka.read(&topic).iter().any(|record| is_masked(record, "path")).then_some(())
+    });
+    stop(old);
+    log.append(1_000);
+    wait_for(log.lines());
+    stop(new);
+    let mut partitions = std::collections::BTreeMap::new();
+    for record in kafka.read(&topic) {
+        let is_new = is_masked(&record, "path");
+        assert_ne!(is_new, is_masked(&record, "remote_addr"), "each record is masked by one version");
+        let was_new = partitions.insert(record.partition, is_new).unwrap_or(false);
+        assert!(is_new || !was_new, "the old version ran after the new one");
+    }
+}

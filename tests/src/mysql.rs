@@ -24,6 +24,10 @@ impl Mysql {
         SHARED.get_or_init(Self::start).as_ref().map_err(Skip::clone)
     }
 
+    /// Gives a session of a test the default variables, whatever the server's are.
+    pub const PLAIN_SESSION: &'static str = "SET autocommit = 1, sql_select_limit = 18446744073709551615, \
+        max_join_size = 18446744073709551615, sql_big_selects = 1, sql_safe_updates = 0;\n";
+
     /// Starts a MySQL without databases.
     pub fn start() -> Result<Self, Skip> {
         Self::start_script("mysql")
@@ -78,7 +82,7 @@ impl Mysql {
             .spawn()
             .unwrap();
         // The client stops reading at the first error, so that this may fail.
-        let _ = client.stdin.take().unwrap().write_all(statements.as_bytes());
+        let _ = client.stdin.take().unwrap().write_all([Self::PLAIN_SESSION, statements].concat().as_bytes());
         let output = client.wait_with_output().unwrap();
         match output.status.success() {
             true => Ok(String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()),

@@ -11,7 +11,9 @@ use crate::format::envelope::Op;
 use crate::format::options::{BinaryFormat, DecimalFormat, Envelope, FormatOptions, TimeFormat, ZeroDates};
 use crate::schema::column_filter::ColumnFilter;
 use crate::schema::column_mode::Mask;
+use crate::schema::record_keys::RecordKeys;
 use crate::schema::table_filter::TableFilter;
+use crate::schema::table_name::TableName;
 
 /// The options of the connector.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -34,6 +36,14 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "Globs of `database.table.column`. A table that such a glob names is restricted to the matching columns; a glob that begins \
          with `!` excludes columns. Columns of the primary key are always included.",
         "[\"shop.people.*\", \"!*.*.password\"]",
+    ),
+    OptionSpec::optional(
+        "key",
+        "table of arrays of strings",
+        "the primary key",
+        "The columns of the record key, by `database.table`: Debezium's `message.key.columns`. The columns must identify a row (a \
+         UNIQUE index whose columns are NOT NULL). Such a table is read as one without a primary key. Write `%2E` for a `.` in a name.",
+        "{ \"shop.orders\" = [\"customer\", \"number\"] }",
     ),
     OptionSpec::optional(
         "masks",
@@ -177,6 +187,7 @@ pub(crate) struct MysqlOptions {
     pub(crate) connection: Arc<ConnectionOptions>,
     pub(crate) tables: TableFilter,
     pub(crate) columns: ColumnFilter,
+    pub(crate) keys: RecordKeys,
     pub(crate) skipped: SkippedOperations,
     pub(crate) server_id: Option<u32>,
     pub(crate) snapshot: SnapshotPolicy,
@@ -265,6 +276,7 @@ impl MysqlOptions {
         let options = Self {
             name: section.path.rsplit('.').next().unwrap_or(&section.path).to_owned(),
             columns: read_columns(section),
+            keys: read_keys(section),
             skipped: read_skipped_operations(section),
             server_id: server_id.map(|id| id as u32),
             snapshot,
@@ -402,6 +414,36 @@ fn read_format(section: &Section<'_>) -> FormatOptions {
 /// The items of an array, whose spans locate problems.
 fn items(node: &Node) -> &[Node] {
     if let Value::Array(items) = &node.value { items } else { &[] }
+}
+
+fn read_keys(section: &Section<'_>) -> RecordKeys {
+    let mut keys = RecordKeys::default();
+    let Some(node) = section.node("key") else { return keys };
+    let expected = || "a table such as `{ \"shop.orders\" = [\"customer\", \"number\"] }`".to_owned();
+    let Value::Table(table) = &node.value else {
+        section.mismatch("key", node, Mismatch::new(format!("is {}", node.value.kind())), expected());
+        return keys;
+    };
+    for (name, columns) in &table.entries {
+        let Some(table) = TableName::from_key(&name.name) else {
+            section.mismatch(
+                "key",
+                node,
+                Mismatch::new(format!("has `{}`, not `database.table`", name.name)),
+                expected(),
+            );
+            continue;
+        };
+        let text = |item: &Node| if let Value::String(text) = &item.value { Some(text.resolved.clone()) } else { None };
+        let names: Vec<String> = items(columns).iter().filter_map(text).collect();
+        if names.is_empty() || names.len() < items(columns).len() {
+            let mismatch = Mismatch::new(format!("of `{}` is not a list of columns", name.name));
+            section.mismatch("key", columns, mismatch, expected());
+            continue;
+        }
+        keys.add(table, names);
+    }
+    keys
 }
 
 const COLUMN_GLOBS: &str = "globs of `database.table.column` such as `shop.people.*` or `!*.*.password`";

@@ -253,3 +253,36 @@ fn tables_with_the_same_joined_name_are_different() {
         assert!(!bench.position.contains_key("table/dd.b.c"));
     }
 }
+
+/// A key that the configuration names is the key of every record, of the snapshot and the stream.
+#[test]
+fn a_named_key_replaces_the_primary_key() {
+    for server in Server::shared_each() {
+        let database = server.database();
+        server.run(&format!(
+            "USE {database}; CREATE TABLE u (v INT, b VARCHAR(9) NOT NULL, a INT NOT NULL, UNIQUE (a, b)); INSERT INTO u VALUES (1, 'x', 1), (2, 'x', 2);
+             CREATE TABLE p (id INT PRIMARY KEY, mail VARCHAR(9) NOT NULL UNIQUE); INSERT INTO p VALUES (1, 'one'), (2, 'two')"
+        ));
+        let options = server.options(&format!("\"{database}.*\""));
+        let keys = format!("key = {{ \"{database}.u\" = [\"a\", \"b\"], \"{database}.p\" = [\"mail\"] }}\n");
+        let mut bench = Bench::new(&format!("{options}{keys}"));
+        bench.read();
+        let sorted = |records: &[Seen]| ops(records).into_iter().collect::<BTreeSet<String>>();
+        let both = |operations: [&str; 4]| operations.into_iter().map(str::to_owned).collect::<BTreeSet<String>>();
+        assert_eq!(
+            sorted(&bench.take()),
+            both([r#"r {"a":1,"b":"x"}"#, r#"r {"a":2,"b":"x"}"#, r#"r {"mail":"one"}"#, r#"r {"mail":"two"}"#])
+        );
+        server.run(&format!(
+            "USE {database}; INSERT INTO u VALUES (3, 'y', 1); UPDATE u SET v = 4 WHERE a = 2; UPDATE p SET id = 3 WHERE id = 2; INSERT INTO p VALUES (4, 'four')"
+        ));
+        bench.read();
+        assert_eq!(
+            sorted(&bench.take()),
+            both([r#"c {"a":1,"b":"y"}"#, r#"u {"a":2,"b":"x"}"#, r#"u {"mail":"two"}"#, r#"c {"mail":"four"}"#])
+        );
+        let wrong =
+            Bench::new(&format!("{options}key = {{ \"{database}.p\" = [\"nail\"] }}\n")).try_read().unwrap_err();
+        assert!(wrong.code == "mysql.key" && wrong.message().contains("`nail`"), "{wrong}");
+    }
+}

@@ -306,3 +306,19 @@ fn a_check_reports_what_the_store_refuses_and_leaves_nothing() {
     let [issue] = issues.as_slice() else { panic!("{issues:?}") };
     assert_eq!((issue.code, issue.fix.as_deref()), ("s3.no_such_bucket", Some("create the bucket, or correct `url`")));
 }
+
+/// A sink without state asks for the output of earlier runs: an object of this topic partition that
+/// this sink wrote.
+#[test]
+fn earlier_output_in_a_bucket_is_found() {
+    let Some(world) = World::new() else { return };
+    let mut sink = world.open();
+    assert_eq!(sink.existing_output(&[topic_partition()]).unwrap(), None);
+    write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
+    commit(sink.as_mut());
+    let found = world.open().existing_output(&[topic_partition()]).unwrap().unwrap();
+    assert!(found.starts_with(&format!("s3://{}/", world.bucket)) && found.ends_with(".parquet"), "{found}");
+    let mut other = topic_partition();
+    other.partition += 1;
+    assert_eq!(sink.existing_output(&[other]).unwrap(), None);
+}

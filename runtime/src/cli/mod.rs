@@ -136,6 +136,9 @@ pub struct RunArgs {
     /// Let sinks without state write next to the output of earlier runs, which repeats its records
     #[arg(long)]
     pub append: bool,
+    /// Run components although other workers of the cluster run other versions of them
+    #[arg(long)]
+    pub allow_divergence: bool,
     /// Give this worker a new id, for a data directory that was copied from another worker
     #[arg(long)]
     pub new_worker_id: bool,

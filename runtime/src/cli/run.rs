@@ -71,6 +71,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
         sets: received_sets,
         until_idle: args.until_idle,
         append: args.append,
+        allow_divergence: args.allow_divergence,
         runtime: runtime.handle().clone(),
         stop: stop.clone(),
         overview,

@@ -5,8 +5,8 @@
 //! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `admin_rights` asks what
 //!   a client may do; `topic_limits` knows
 //!   their largest records.
-//! - [`producer`]: the transactional producer, the only way anything is written; `flush` decides
-//!   when it flushes, `delivery` collects failures.
+//! - [`producer`]: the transactional producer, which writes all records and their state; `flush`
+//!   decides when it flushes, `delivery` collects failures. `row_writer` writes single rows.
 //! - [`consumer`]: the group consumer, with its `rebalance` events; `message_queue` takes many
 //!   messages at once, `queue_notifier` waits for them, `partition_batches` collects them.
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
@@ -38,6 +38,7 @@ mod properties;
 mod queue_notifier;
 mod rebalance;
 mod rebootstrap;
+mod row_writer;
 mod secrets;
 mod security;
 pub mod table;
@@ -54,4 +55,5 @@ pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;
 pub use producer::{ProducerRecord, TransactionalProducer};
 pub use rebalance::RebalanceEvent;
+pub use row_writer::RowWriter;
 pub use topic_limits::{MAX_RECORD_BYTES, RecordTooLarge, SendError};

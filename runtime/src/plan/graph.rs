@@ -196,6 +196,7 @@ fn step(transform: &ParsedTransform<'_>) -> Option<Step> {
         component: transform.key.name.clone(),
         plugin: started.plugin.clone(),
         config: started.config.clone(),
+        written: started.written.clone(),
         limits: started.limits.clone(),
         on_error: transform.on_error,
         ports: started.ports.clone(),

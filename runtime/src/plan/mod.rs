@@ -20,6 +20,7 @@ mod commit;
 mod cross_file_checks;
 mod fields;
 mod files;
+pub mod fingerprint;
 mod fusion;
 mod graph;
 mod inputs;
@@ -173,6 +174,8 @@ pub struct Step {
     pub plugin: Plugin,
     /// The plugin's configuration; may hold secrets (I8).
     pub config: serde_json::Value,
+    /// The same as written: references are not resolved.
+    pub written: serde_json::Value,
     /// Limits on memory and time.
     pub limits: Limits,
     /// What happens to records that it rejects.

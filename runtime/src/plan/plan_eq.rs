@@ -20,6 +20,8 @@ pub struct Options {
     /// Folder that relative paths start from.
     base: PathBuf,
     values: Map<String, Value>,
+    /// The same without resolved references: it holds no secret that a reference names.
+    written: Value,
 }
 
 impl Options {
@@ -27,8 +29,17 @@ impl Options {
         let entries = section.table.entries.iter().filter(|(key, _)| !PLANNED.contains(&key.name.as_str()));
         Self {
             base: section.base.to_owned(),
-            values: entries.map(|(key, node)| (key.name.clone(), node.to_json())).collect(),
+            values: entries.clone().map(|(key, node)| (key.name.clone(), node.to_json())).collect(),
+            written: entries
+                .map(|(key, node)| (key.name.clone(), node.to_written_json()))
+                .collect::<Map<_, _>>()
+                .into(),
         }
+    }
+
+    /// The options as written: references are not resolved.
+    pub(super) fn written(&self) -> &Value {
+        &self.written
     }
 }
 

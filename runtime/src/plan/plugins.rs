@@ -14,6 +14,8 @@ use super::bundled::{self, BundledPlugin};
 pub(super) struct Started {
     pub(super) plugin: Plugin,
     pub(super) config: serde_json::Value,
+    /// The configuration as written: references are not resolved.
+    pub(super) written: serde_json::Value,
     pub(super) limits: Limits,
     /// The first is `default`.
     pub(super) ports: Vec<String>,
@@ -36,6 +38,7 @@ pub(super) fn start(section: &Section<'_>, host: &Host) -> Option<Started> {
         Some(node) => node.to_json(),
         None => serde_json::Value::Object(serde_json::Map::new()),
     };
+    let written = section.node("config").map_or(serde_json::Value::Null, Node::to_written_json);
     let Some(node) = section.node("plugin") else {
         section.missing(
             "plugin",
@@ -50,7 +53,7 @@ pub(super) fn start(section: &Section<'_>, host: &Host) -> Option<Started> {
             let ports = instance.ports().to_vec();
             let keeps_schema = instance.keeps_schema();
             let bundled = if section.base.join(&name).is_file() { None } else { bundled::find(&name) };
-            Some(Started { plugin, config, limits, ports, keeps_schema, bundled })
+            Some(Started { plugin, config, written, limits, ports, keeps_schema, bundled })
         }
         Err(error) => {
             section.report.add(rejected(section, &name, error));

@@ -149,7 +149,7 @@ impl StageStatus {
         self.lock().lag = lag;
     }
 
-    pub(super) fn failed(&self, error: &str) {
+    pub(crate) fn failed(&self, error: &str) {
         let mut inner = self.lock();
         inner.last_error = Some(error.to_owned());
         inner.failures += 1;

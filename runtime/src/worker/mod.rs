@@ -8,6 +8,7 @@
 //! A worker keeps no state that matters: its data directory has the worker's id (by which Kafka
 //! recognises it after a restart), scratch files and compiled plugins.
 
+mod agreement;
 mod data_dir;
 mod leases;
 mod open_files;
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::{Domain, Error, MemoryBudget, Placement, Result, Retry};
 
+use self::agreement::Agreement;
 use self::leases::LeaseManager;
 use self::open_files::shortage;
 use self::tasks::{Changes, Task, Tasks};
@@ -86,6 +88,8 @@ pub struct WorkerOptions {
     pub until_idle: bool,
     /// Sinks may write next to output of which the cluster has no state.
     pub append: bool,
+    /// Components run although other workers run other versions of them.
+    pub allow_divergence: bool,
     /// Runs async code.
     pub runtime: tokio::runtime::Handle,
     /// Set it to stop the worker.
@@ -149,6 +153,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
     };
     options.overview.set_budget(context.budget.clone());
     tracing::info!(brokers = options.brokers, "connecting to Kafka");
+    let agreement = Agreement::spawn(&context, options.allow_divergence)?;
     let mut worker = Worker {
         options: &options,
         context,
@@ -158,10 +163,12 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         retired: Vec::new(),
         threads: Threads::default(),
         leases: Vec::new(),
+        agreement,
         is_complete: false,
         fatal: None,
     };
     worker.run()?;
+    worker.agreement.finish();
     let failed = worker.tasks.values().filter_map(|task| match task.status.state() {
         StageState::Failed(error) => Some((task.status.name(), error)),
         _ => None,
@@ -206,6 +213,8 @@ struct Worker<'a> {
     threads: Threads,
     /// Leases of source tasks, by placement.
     leases: Vec<LeaseManager>,
+    /// Keeps two versions of a component from running at the same time.
+    agreement: Agreement,
     /// Whether every task has ended by itself (`until_idle`).
     is_complete: bool,
     /// Why the worker stops although nothing asked it to.
@@ -367,6 +376,7 @@ impl Worker<'_> {
         self.retired.extend(self.tasks.values().map(|task| task.status.clone()).filter(is_retired));
         self.tasks = tasks;
         self.options.overview.set_tasks(self.tasks.iter().map(|(id, task)| (id.number, task.status.clone())));
+        self.agreement.watch(self.tasks.values().map(|task| &task.permit));
         self.pipelines = pending.set.pipelines;
         self.assign_leases()?;
         Ok(None)

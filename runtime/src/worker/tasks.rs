@@ -11,8 +11,9 @@ use std::sync::Arc;
 use regex::Regex;
 use trunkline_connector::{Placement, Template, TopicPartition};
 
+use super::agreement::Permit;
 use crate::checkpoint::{TASKS, lease_of};
-use crate::plan::{Input, Pipeline, SinkPlan, SourcePlan, TopicSelector, TransformPlan};
+use crate::plan::{Input, Pipeline, SinkPlan, SourcePlan, TopicSelector, TransformPlan, fingerprint};
 use crate::stage::{
     SinkStage, SourceStage, Stage, StageKind, StageState, StageStatus, TransformStage, Upstream, WorkerContext,
 };
@@ -44,6 +45,8 @@ pub(super) struct Task {
     pub(super) context: WorkerContext,
     /// A source's task runs on the worker that owns its lease.
     pub(super) lease: Option<Lease>,
+    /// It runs while no other worker runs another version of it.
+    pub(super) permit: Arc<Permit>,
 }
 
 /// The lease that a source's task needs in order to run.
@@ -89,6 +92,14 @@ impl Component {
             Self::Source(_) => 1,
             Self::Transform(plan) => plan.tasks.max(1),
             Self::Sink(plan) => plan.tasks.max(1),
+        }
+    }
+
+    fn fingerprint(&self, dead_letters: &str) -> String {
+        match self {
+            Self::Source(plan) => fingerprint::of_source(plan, dead_letters),
+            Self::Transform(plan) => fingerprint::of_transform(plan, dead_letters),
+            Self::Sink(plan) => fingerprint::of_sink(plan, dead_letters),
         }
     }
 
@@ -172,6 +183,7 @@ fn new_task(
 ) -> Task {
     let upstream = upstream(plan.component.reads(), writers);
     let (pipeline, dead_letters, task) = (plan.pipeline.clone(), plan.dead_letters.clone(), id.number);
+    let permit = Permit::new(plan.component.fingerprint(&dead_letters), status.clone());
     let mut lease = None;
     let stage: Box<dyn Stage> = match plan.component.clone() {
         Component::Source(plan) => {
@@ -183,7 +195,7 @@ fn new_task(
         Component::Transform(plan) => Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream }),
         Component::Sink(plan) => Box::new(SinkStage { pipeline, dead_letters, plan, task, upstream }),
     };
-    Task { plan, stage, status, context: context.clone(), lease }
+    Task { plan, stage, status, context: context.clone(), lease, permit }
 }
 
 fn upstream(reads: &[Input], writers: &[(TopicSelector, Arc<StageStatus>)]) -> Upstream {

@@ -108,17 +108,26 @@ impl Node {
 
     /// The same value as JSON, with strings resolved; what a plugin's init receives.
     pub fn to_json(&self) -> serde_json::Value {
+        self.convert(|text| &text.resolved)
+    }
+
+    /// The value as JSON, with references as written.
+    pub fn to_written_json(&self) -> serde_json::Value {
+        self.convert(|text| &text.raw)
+    }
+
+    fn convert(&self, text_of: fn(&Text) -> &String) -> serde_json::Value {
         match &self.value {
-            Value::String(text) => serde_json::Value::from(text.resolved.as_str()),
+            Value::String(text) => serde_json::Value::from(text_of(text).as_str()),
             Value::Integer(number) => serde_json::Value::from(*number),
             Value::Float(number) => serde_json::Value::from(*number),
             Value::Boolean(flag) => serde_json::Value::from(*flag),
             Value::Datetime(text) => serde_json::Value::from(text.as_str()),
-            Value::Array(items) => items.iter().map(Node::to_json).collect(),
+            Value::Array(items) => items.iter().map(|item| item.convert(text_of)).collect(),
             Value::Table(table) => table
                 .entries
                 .iter()
-                .map(|(key, node)| (key.name.clone(), node.to_json()))
+                .map(|(key, node)| (key.name.clone(), node.convert(text_of)))
                 .collect::<serde_json::Map<_, _>>()
                 .into(),
         }

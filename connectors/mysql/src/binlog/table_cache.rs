@@ -132,6 +132,7 @@ impl TableCache {
                 column.column_type = column_type.clone();
             }
         }
+        let key = self.options.keys.of(&table_name, &columns)?.unwrap_or(key);
         self.options.columns.apply(&table_name, &mut columns, &key)?;
         let table = Table::new(table_name, columns, key, self.options.format)?;
         Ok(CapturedTable { table: Arc::new(table), storage })

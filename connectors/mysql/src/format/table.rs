@@ -26,6 +26,9 @@ pub(crate) struct Table {
     pub(crate) columns: Vec<Column>,
     /// Indices of the key's columns, in the key's order; empty for a table without a key.
     pub(crate) key: Vec<usize>,
+    /// The columns by which the table can be read in chunks: those of the primary key; empty if the
+    /// table has none, or if the configuration names another key.
+    pub(crate) order: Vec<usize>,
     pub(crate) format: FormatOptions,
     pub(crate) schema: Arc<Schema>,
     /// `"name":` of each column in JSON.
@@ -63,6 +66,7 @@ impl Table {
             names_json: columns.iter().map(|column| member(&column.name)).collect(),
             name,
             columns,
+            order: key.clone(),
             key,
             format,
             schema: Arc::new(schema),
@@ -71,6 +75,11 @@ impl Table {
             tombstone_headers,
             ordering_key,
         })
+    }
+
+    /// The table, with a key that the configuration names.
+    pub(crate) fn without_order(self) -> Self {
+        Self { order: Vec::new(), ..self }
     }
 
     /// Names of the key's columns, in the key's order.

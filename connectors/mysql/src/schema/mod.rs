@@ -7,6 +7,7 @@
 pub(crate) mod charset;
 pub(crate) mod column_filter;
 pub(crate) mod column_mode;
+pub(crate) mod record_keys;
 pub(crate) mod table_filter;
 pub(crate) mod table_name;
 pub(crate) mod types;

@@ -48,8 +48,8 @@ impl TableDescription {
             let column = self.table.columns.get(*index);
             column.is_some_and(|column| matches!(column.column_type, ColumnType::Timestamp { .. }))
         };
-        let has_timestamp_key = self.table.key.iter().any(is_timestamp);
-        !(self.table.key.is_empty() || self.has_virtual_columns && has_timestamp_key)
+        let has_timestamp_key = self.table.order.iter().any(is_timestamp);
+        !(self.table.order.is_empty() || self.has_virtual_columns && has_timestamp_key)
     }
 }
 
@@ -79,9 +79,13 @@ pub(crate) async fn tables(
             let key = keys.remove(&name).unwrap_or_default();
             let index = |key: &String| columns.iter().position(|column| column.name == *key);
             let key: Vec<usize> = key.iter().filter_map(index).collect();
-            options.columns.apply(&name, &mut columns, &key)?;
             let key_columns = key.iter().filter_map(|index| orders.get(*index).cloned()).collect();
-            let table = Arc::new(Table::new(name, columns, key, options.format)?);
+            let named = options.keys.of(&name, &columns)?;
+            let has_named_key = named.is_some();
+            let key = named.unwrap_or(key);
+            options.columns.apply(&name, &mut columns, &key)?;
+            let table = Table::new(name, columns, key, options.format)?;
+            let table = Arc::new(if has_named_key { table.without_order() } else { table });
             let description =
                 TableDescription { table, key: key_columns, has_virtual_columns: has_virtual, char_columns: chars };
             Ok(Arc::new(description))

@@ -139,7 +139,7 @@ impl Snapshot {
             let Some(request) = tracker.next() else { return Ok(SnapshotStep::Done) };
             if self.reader.options.snapshot_mode == SnapshotMode::Exact {
                 self.start_consistent_read(tracker.all(), out);
-            } else if request.table.key.is_empty() || self.without_chunks.contains(&request.table.name) {
+            } else if request.table.order.is_empty() || self.without_chunks.contains(&request.table.name) {
                 self.start_consistent_read(vec![request], out);
             } else {
                 self.start_chunk(request, None, stream, tracker, out);

@@ -107,8 +107,8 @@ pub(crate) struct Keys {
 
 impl Keys {
     fn push(&mut self, table: &Table, row: &[Value<'_>]) -> Result<(), Malformed> {
-        self.columns = table.key.len();
-        for index in &table.key {
+        self.columns = table.order.len();
+        for index in &table.order {
             let value = row.get(*index).ok_or_else(|| Malformed::new("a row lacks its key"))?;
             select::write_literal(&mut self.text, &table.columns[*index].column_type, value)?;
             self.ends.push(self.text.len());

@@ -27,13 +27,13 @@ pub(crate) fn rows(
     let columns: Vec<String> = (0..table.columns.len()).map(|index| selected(description, index)).collect();
     let mut sql = format!("SELECT {} FROM {}", columns.join(", "), quoted_table(&table.name));
     let key: Vec<(String, String)> = table
-        .key
+        .order
         .iter()
         .map(|index| &table.columns[*index])
         .map(|column| (quoted_name(&column.name), as_number(&column.column_type, &quoted_name(&column.name))))
         .collect();
     let mut conditions: Vec<String> = condition.map(|condition| format!("({condition})")).into_iter().collect();
-    if let Some(after) = after {
+    if let Some(after) = after.filter(|_| !key.is_empty()) {
         // The server scans the whole index for `(a, b) > (x, y)`.
         let mut alternatives = Vec::new();
         for (index, (_, column)) in key.iter().enumerate() {

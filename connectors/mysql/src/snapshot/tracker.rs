@@ -95,10 +95,10 @@ impl SnapshotTracker {
         self.order();
     }
 
-    /// Orders the tables to read. Tables without a key come first, because their changes are
+    /// Orders the tables to read. Tables without an order come first, because their changes are
     /// suppressed until they are read.
     fn order(&mut self) {
-        let has_key = |name: &TableName| self.known.get(name).is_some_and(|table| !table.key.is_empty());
+        let has_key = |name: &TableName| self.known.get(name).is_some_and(|table| !table.order.is_empty());
         self.waiting.sort_by_key(|name| (has_key(name), name.clone()));
         self.waiting.reverse();
         // A restricted snapshot lacks the changes of other rows, so it suppresses nothing.

@@ -7,7 +7,7 @@
 //! In all of these cases the object decides: its metadata contain our id. The same holds when two
 //! tasks commit at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,16 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::primitives::{ByteStream, Length};
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, ServerSideEncryption};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaDataReader;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use trunkline_connector::{Error, Result, TopicPartition, failpoint};
 
-use super::{Store, key_taken, prepared_object_missing};
+use super::{Store, key_taken, prepared_object_missing, sink_named_in, writer_prefix};
 use crate::intent::{Committable, Plan, PlannedObject, PreparedObject, Upload, UploadedPart};
+use crate::names::temp_prefix;
 use crate::object::remove_temp;
 use trunkline_objects::{BucketOptions, Checksum, Encryption, Failure, connect};
 
@@ -33,6 +36,10 @@ const ID_METADATA: &str = "trunkline-id";
 const REQUESTS_AT_ONCE: usize = 8;
 /// Concurrent uploads of parts. They are streamed from disk.
 const PARTS_AT_ONCE: usize = 4;
+/// Objects that are listed to find earlier output.
+const MAX_LISTED: usize = 100_000;
+/// The end of an object that is read first; it has the footer of most files.
+const FOOTER_BYTES: usize = 64 << 10;
 /// S3's limit on the parts of one object.
 const MAX_PARTS: u64 = 10_000;
 /// Uploads of parts start within this time. Those that are not done at the deadline are abandoned;
@@ -133,6 +140,11 @@ impl Store for BucketStore {
             async move { client.abort_all(&bucket, &key).await }
         }));
         results.into_iter().collect()
+    }
+
+    fn existing_output(&self, sink: &str, partitions: &[TopicPartition]) -> Result<Option<String>> {
+        let prefixes: BTreeSet<String> = partitions.iter().map(temp_prefix).collect();
+        self.runtime.block_on(self.client.find_output(sink, &prefixes))
     }
 
     fn remove_leftovers(&mut self, _: &TopicPartition, _keep: &dyn Fn(&str) -> bool) -> Result<()> {
@@ -407,6 +419,62 @@ impl BucketClient {
                 Err(failure.into_error(&format!("look at {SCHEME}{bucket}/{key}")))
             }
         }
+    }
+
+    /// An object of a sink whose name begins with one of these prefixes. Without the permission to
+    /// list or read, nothing is found.
+    async fn find_output(&self, sink: &str, prefixes: &BTreeSet<String>) -> Result<Option<String>> {
+        let bucket = &self.options.bucket;
+        let folder = if self.options.prefix.is_empty() { String::new() } else { format!("{}/", self.options.prefix) };
+        let mut listed = 0;
+        let mut pages = self.client.list_objects_v2().bucket(bucket).prefix(&folder).into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let page = match page {
+                Ok(page) => page,
+                Err(error) => {
+                    let failure = Failure::from_sdk(&error);
+                    if failure.is("AccessDenied", 403) || failure.is("NotImplemented", 501) {
+                        tracing::debug!(%bucket, "earlier output is not looked for: listing objects is not permitted");
+                        return Ok(None);
+                    }
+                    return Err(failure.into_error(&format!("list the objects of {SCHEME}{bucket}/{folder}")));
+                }
+            };
+            for object in page.contents() {
+                let Some(key) = object.key() else { continue };
+                let name = key.rsplit('/').next().unwrap_or(key);
+                if writer_prefix(name).is_some_and(|prefix| prefixes.contains(&prefix))
+                    && self.sink_of(key, object.size().unwrap_or(0)).await.as_deref() == Some(sink)
+                {
+                    return Ok(Some(self.url(key)));
+                }
+            }
+            listed += page.contents().len();
+            if listed >= MAX_LISTED {
+                tracing::debug!(%bucket, listed, "earlier output was looked for in a part of the objects only");
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The sink that wrote an object; `None` if it is not one of ours or cannot be read.
+    async fn sink_of(&self, key: &str, size: i64) -> Option<String> {
+        let size = u64::try_from(size).ok()?;
+        let mut wanted = FOOTER_BYTES;
+        for _ in 0..2 {
+            let range = format!("bytes={}-", size.saturating_sub(wanted as u64));
+            let object =
+                self.client.get_object().bucket(&self.options.bucket).key(key).range(range).send().await.ok()?;
+            let bytes = object.body.collect().await.ok()?.into_bytes();
+            let mut reader = ParquetMetaDataReader::new();
+            match reader.try_parse_sized(&bytes, size) {
+                Ok(()) => return sink_named_in(&reader.finish().ok()?),
+                Err(ParquetError::NeedMoreData(bytes)) => wanted = bytes,
+                Err(_) => return None,
+            }
+        }
+        None
     }
 
     /// Aborts every upload to exactly this key.

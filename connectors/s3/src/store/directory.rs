@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use parquet::file::metadata::ParquetMetaDataReader;
 use trunkline_connector::{Error, Result, TopicPartition, failpoint, io_error};
 
-use super::{Store, key_taken, prepared_object_missing};
+use super::{Store, key_taken, prepared_object_missing, sink_named_in, writer_prefix};
 use crate::intent::{Committable, Plan, PreparedObject, Upload};
 use crate::names::{STAGING, temp_prefix};
 use crate::object::{footer, remove_temp};
@@ -72,9 +72,7 @@ fn staging_folder(root: &Path, sink: &str) -> PathBuf {
 
 /// The sink that wrote a file; `None` if the file is not one of ours.
 fn sink_of(path: &Path) -> Option<String> {
-    let metadata = ParquetMetaDataReader::new().parse_and_finish(&File::open(path).ok()?).ok()?;
-    let pairs = metadata.file_metadata().key_value_metadata()?;
-    pairs.iter().find(|pair| pair.key == footer::SINK)?.value.clone()
+    sink_named_in(&ParquetMetaDataReader::new().parse_and_finish(&File::open(path).ok()?).ok()?)
 }
 
 fn root_of(destination: &str) -> Result<PathBuf> {
@@ -116,9 +114,9 @@ impl Store for DirectoryStore {
                     folders.push(path);
                     continue;
                 }
-                let mut parts = name.splitn(3, '+');
-                let prefix = parts.next().zip(parts.next()).map(|(topic, number)| format!("{topic}+{number}+"));
-                if prefix.is_some_and(|prefix| prefixes.contains(&prefix)) && sink_of(&path).as_deref() == Some(sink) {
+                if writer_prefix(&name).is_some_and(|prefix| prefixes.contains(&prefix))
+                    && sink_of(&path).as_deref() == Some(sink)
+                {
                     return Ok(Some(path.display().to_string()));
                 }
             }

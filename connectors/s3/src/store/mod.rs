@@ -5,9 +5,11 @@ pub(crate) mod directory;
 
 use std::path::Path;
 
+use parquet::file::metadata::ParquetMetaData;
 use trunkline_connector::{Error, Result, TopicPartition};
 
 use crate::intent::{Committable, Plan, Upload};
+use crate::object::footer;
 
 /// A destination. Calls may block; each returns within a minute.
 pub(crate) trait Store: Send {
@@ -39,6 +41,18 @@ pub(crate) trait Store: Send {
     /// Removes local files of the partition that an earlier task left, except those that `keep`
     /// wants.
     fn remove_leftovers(&mut self, partition: &TopicPartition, keep: &dyn Fn(&str) -> bool) -> Result<()>;
+}
+
+/// The start of an object's name that names its topic partition.
+fn writer_prefix(name: &str) -> Option<String> {
+    let mut parts = name.splitn(3, '+');
+    parts.next().zip(parts.next()).map(|(topic, number)| format!("{topic}+{number}+"))
+}
+
+/// The sink that a file's footer names.
+fn sink_named_in(metadata: &ParquetMetaData) -> Option<String> {
+    let pairs = metadata.file_metadata().key_value_metadata()?;
+    pairs.iter().find(|pair| pair.key == footer::SINK)?.value.clone()
 }
 
 /// A prepared object that is neither uploaded nor visible.

@@ -17,6 +17,10 @@ pub(super) trait Committer {
     /// Adds records of one topic partition, in order.
     fn write(&mut self, partition: &TopicPartition, records: &Batch, rejected: &mut Rejections) -> Result<()>;
 
+    /// The record that was written last is complete. Called after each record if the stage works
+    /// record by record.
+    fn end_record(&mut self, _: &mut Transactions<'_>, _: &TopicPartition) {}
+
     /// What is buffered for a topic partition.
     fn buffered(&self, partition: &TopicPartition) -> Buffered;
 

@@ -272,6 +272,12 @@ impl Committer for IdempotentCommitter {
         Ok(())
     }
 
+    /// Seals each record alone: its rejection must not keep the records before it from being
+    /// committed.
+    fn end_record(&mut self, transactions: &mut Transactions<'_>, partition: &TopicPartition) {
+        self.seal(transactions, partition);
+    }
+
     fn buffered(&self, partition: &TopicPartition) -> Buffered {
         let Some(records) = self.buffers.get(partition) else { return Buffered::default() };
         Buffered { bytes: records.bytes() as u64, records: records.len() as u64, open_files: 0 }

@@ -212,6 +212,7 @@ impl SinkTask<'_> {
                 self.committer.flush(&mut self.transactions)?;
             }
             outcome?;
+            self.committer.end_record(&mut self.transactions, partition);
         }
         Ok(())
     }

@@ -1,0 +1,56 @@
+//! Writes single rows of a compacted topic, outside of transactions.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use trunkline_connector::{Error, Result};
+
+use super::client::Cluster;
+use super::delivery::{DeliveryContext, check_delivery};
+use super::logins::LoginLease;
+
+/// A row that was not acknowledged within this time counts as not written.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time between two looks at the client's events.
+const SERVE_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Writes rows, each of them acknowledged by all replicas in sync. For rows that no transaction has
+/// to cover: state that does not move with records.
+pub struct RowWriter {
+    _login: LoginLease,
+    producer: BaseProducer<DeliveryContext>,
+}
+
+impl RowWriter {
+    /// Creates the client, which connects with the first row.
+    pub fn new(cluster: &Cluster, client_id: &str) -> Result<Self> {
+        let timeout = TIMEOUT.as_millis().to_string();
+        let mut config = cluster.config(&[("client.id", client_id)]);
+        config.set("acks", "all").set("message.timeout.ms", timeout).set("linger.ms", "0");
+        config.set("max.in.flight.requests.per.connection", "1");
+        let context = DeliveryContext::new(cluster, &config, cluster.limits().batch_bytes());
+        let producer: BaseProducer<DeliveryContext> = cluster.create(&config, context)?;
+        // SAFETY: the lease is dropped before the client.
+        let login = unsafe { cluster.attach_login(producer.client().native_ptr()) };
+        Ok(Self { _login: login, producer })
+    }
+
+    /// Writes a row, or removes it (no value). Waits for the acknowledgement, at most for `limit`.
+    pub fn write(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>, limit: Duration) -> Result<()> {
+        let doing = format!("writing to topic `{topic}`");
+        self.producer.context().reset();
+        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(partition).key(key);
+        record.payload = value;
+        self.producer.send(record).map_err(|(error, _)| self.producer.context().cluster().failed(&doing, &error))?;
+        let deadline = Instant::now() + limit.min(TIMEOUT + SERVE_INTERVAL);
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(SERVE_INTERVAL);
+            if Instant::now() > deadline {
+                let error = Error::external("kafka.unreachable", format!("{doing}: no answer from the brokers"));
+                return Err(self.producer.context().cluster().connection().explain(error));
+            }
+        }
+        check_delivery(&self.producer)
+    }
+}
