@@ -48,6 +48,7 @@ mod reload;
 mod rotation;
 mod search;
 mod secured;
+mod secured_broker;
 mod several_workers;
 mod shop;
 mod snowflake;

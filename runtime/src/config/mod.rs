@@ -20,6 +20,7 @@ mod syntax;
 
 pub use diagnostics::{FileProblems, RenderStyle, Severity, json, problem_at, render, summary};
 pub use document::{Document, Position};
+pub(crate) use references::default_secrets;
 pub use references::{References, warn_about_exposed_secrets};
 pub use secret_stores::forget as forget_stored_secrets;
 pub use setting_options::{FLAGS, PREFIX, SETTINGS, example_file, settings_table, variable};

@@ -188,7 +188,7 @@ pub fn warn_about_exposed_secrets() {
 }
 
 /// The folder of secrets if no setting names one: systemd's credentials.
-pub(super) fn default_secrets() -> Option<PathBuf> {
+pub(crate) fn default_secrets() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
