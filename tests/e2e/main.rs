@@ -49,6 +49,7 @@ mod rotation;
 mod search;
 mod secured;
 mod secured_broker;
+mod secured_matrix;
 mod several_workers;
 mod shop;
 mod snowflake;

@@ -180,7 +180,7 @@ fn a_worker_logs_in_to_the_embedded_broker() {
             ("TRUNKLINE_KAFKA_SSL_CA_LOCATION", ca.as_str()),
         ]
     };
-    let mut case = Case::new("secured-broker", &KafkaClient::new(broker.address()));
+    let case = Case::new("secured-broker", &KafkaClient::new(broker.address()));
     let mut log = LogWriter::new(case.path("logs/access.log"), 703);
     log.append(1_000);
     case.pipeline("web", SOURCE);
