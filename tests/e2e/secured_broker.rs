@@ -1,5 +1,5 @@
-//! The embedded broker with TLS and users: other clients and workers log in with every mechanism,
-//! and clients without the right password do not.
+//! The embedded broker with TLS and users: kcat, the Java client and workers log in, and clients
+//! without the right password do not.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::{LONG, SOURCE};
 
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 
-const PASSWORD: &str = "hunter2 with = and %";
+const PASSWORD: &str = "hunter2 with % and #";
 
 /// A broker with a certificate for this machine and the user `worker`.
 struct SecuredBroker {
@@ -81,18 +81,15 @@ fn run(kcat: &Tool, login: &[String], arguments: &[&str]) -> Exit {
 }
 
 #[test]
-fn kcat_logs_in_with_every_mechanism_over_tls() {
+fn kcat_writes_and_reads_over_tls_and_no_one_without_the_password() {
     let kcat = need!(Tool::find("kcat"));
     let broker = SecuredBroker::start();
     // Larger than a record of TLS, and than the buffers of a socket in sum.
     let lines: Vec<String> = (0..2_000).map(|number| format!("{number} {}", "x".repeat(2_000))).collect();
     let text = lines.join("\n");
-    for (mechanism, user, password) in [
-        ("PLAIN", "worker", PASSWORD),
-        ("SCRAM-SHA-256", "worker", PASSWORD),
-        ("SCRAM-SHA-512", "worker", PASSWORD),
-        ("SCRAM-SHA-512", "other", "from a file"),
-    ] {
+    // librdkafka before 2.6.1, which kcat may have, sends a wrong nonce with SCRAM; Apache Kafka refuses
+    // it, too.
+    for (mechanism, user, password) in [("PLAIN", "worker", PASSWORD), ("PLAIN", "other", "from a file")] {
         let topic = format!("{mechanism}.{user}");
         let login = broker.login(mechanism, user, password);
         let borrowed: Vec<&str> = login.iter().map(String::as_str).collect();
@@ -182,16 +179,20 @@ fn a_worker_logs_in_to_the_embedded_broker() {
     };
     let case = Case::new("secured-broker", &KafkaClient::new(broker.address()));
     let mut log = LogWriter::new(case.path("logs/access.log"), 703);
-    log.append(1_000);
+    log.append(10);
     case.pipeline("web", SOURCE);
     let exit = case.start_with("a", &["--until-idle", "--json"], &settings("wrong")).wait(LONG);
     let last = exit.stderr.lines().last().unwrap_or_default();
     assert!(exit.code == Some(3) && last.contains("`sasl.password`"), "{}", exit.describe());
     assert!(exit.elapsed < Duration::from_secs(20), "{:?}", exit.elapsed);
-    let exit = case.start_with("a", &["--until-idle", "--json"], &settings(PASSWORD)).wait(LONG);
-    assert_eq!(exit.code, Some(0), "{}", exit.describe());
-    assert_eq!(exit.summary().of(case.name(), "web").output, log.lines());
-    let login = broker.login("SCRAM-SHA-256", "worker", PASSWORD);
+    for mechanism in MECHANISMS {
+        log.append(1_000);
+        let login = [&settings(PASSWORD)[..], &[("TRUNKLINE_KAFKA_SASL_MECHANISM", mechanism)]].concat();
+        let exit = case.start_with("a", &["--until-idle", "--json"], &login).wait(LONG);
+        assert_eq!(exit.code, Some(0), "{mechanism}: {}", exit.describe());
+        assert_eq!(exit.summary().of(case.name(), "web").output, log.lines(), "{mechanism}");
+    }
+    let login = broker.login("PLAIN", "worker", PASSWORD);
     let topic = format!("{}.web", case.name());
     let read = run(&kcat, &login, &["-C", "-t", &topic, "-e", "-q", "-o", "beginning", "-f", "%k\\n"]);
     assert_eq!(read.stdout.lines().count() as u64, log.lines(), "{}", read.describe());
