@@ -1,5 +1,6 @@
 //! Turns pipeline files into running tasks.
 
+mod aws;
 mod backoff;
 pub mod checkpoint;
 pub mod cli;

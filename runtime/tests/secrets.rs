@@ -39,7 +39,7 @@ fn assert_hidden(output: &str) {
 fn options() -> Vec<(String, String, String)> {
     let folder = tempfile::tempdir().unwrap();
     let mut options = Vec::new();
-    for connector in ["logfile", "mysql", "s3", "elasticsearch"] {
+    for connector in ["logfile", "mysql", "s3", "elasticsearch", "redshift", "snowflake"] {
         let Output { stdout, .. } =
             command(folder.path(), &["connectors", "describe", connector, "--json"]).output().unwrap();
         let described: serde_json::Value = serde_json::from_slice(&stdout).unwrap();
@@ -134,6 +134,29 @@ fn no_secret_reaches_logs_files_or_topics() {
         index = "a"
         username = "user"
         password = "${env:MARKER}"
+        [sinks.facts]
+        connector = "redshift"
+        inputs = ["logs"]
+        url = "postgres://loader:${env:MARKER}@127.0.0.1:1/dev"
+        schema = "raw"
+        table = "t"
+        mode = "append"
+        every = "1s"
+        stage = { url = "s3://a/b", endpoint = "http://127.0.0.1:1", region = "eu-central-1", access_key_id = "AKIDEXAMPLE", secret_access_key = "${env:MARKER}" }
+        [sinks.snow]
+        connector = "snowflake"
+        inputs = ["logs"]
+        account = "xy12345"
+        url = "http://127.0.0.1:1"
+        user = "LOADER"
+        password = "${env:MARKER}"
+        warehouse = "W"
+        database = "D"
+        schema = "S"
+        table = "t"
+        mode = "append"
+        every = "1s"
+        stage = { url = "s3://a/b", endpoint = "http://127.0.0.1:1", region = "eu-central-1", access_key_id = "AKIDEXAMPLE", secret_access_key = "${env:MARKER}", storage_integration = "LAKE" }
         [sinks.keyed]
         connector = "elasticsearch"
         inputs = ["logs"]
@@ -153,7 +176,7 @@ fn no_secret_reaches_logs_files_or_topics() {
     let text = || String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
     let begun = Instant::now();
     // Every component has failed at least once.
-    let components = ["p.shop", "p.lake", "p.search", "p.keyed"];
+    let components = ["p.shop", "p.lake", "p.search", "p.keyed", "p.facts", "p.snow"];
     let has_failed = |text: &str, component: &str| {
         text.lines().any(|line| (line.contains(" WARN ") || line.contains("ERROR ")) && line.contains(component))
     };

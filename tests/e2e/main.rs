@@ -48,6 +48,8 @@ mod reload;
 mod rotation;
 mod search;
 mod secured;
+mod secured_broker;
+mod secured_matrix;
 mod several_workers;
 mod shop;
 mod snowflake;

@@ -50,7 +50,7 @@ fn failed_connections_are_explained_and_end_a_job() {
     };
     let cases = [
         case("password", kafka.sasl_tls(), &[sasl_tls, plain, user, wrong_password, trusted], "`sasl.password`"),
-        case("mechanism", kafka.sasl_tls(), &[sasl_tls, scram, user, password, trusted], "`sasl.mechanism`"),
+        case("mechanism", kafka.oauth(), &[sasl_tls, scram, user, password, trusted], "`sasl.mechanism`"),
         case("untrusted", kafka.sasl_tls(), &[sasl_tls, plain, user, password, untrusted], "`ssl.ca.location`"),
         case("no-ca", kafka.sasl_tls(), &[sasl_tls, plain, user, password], "`ssl.ca.location`"),
         case("expired", kafka.expired(), &[tls, trusted], "the certificate has expired"),

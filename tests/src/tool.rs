@@ -51,6 +51,11 @@ impl Tool {
         exit.stdout
     }
 
+    /// Runs it with `input` as its standard input, until it exits with any code.
+    pub fn try_run_with_input(&self, input: &str, arguments: &[&str]) -> Exit {
+        self.start_with_input(input, arguments).wait(Self::LIMIT)
+    }
+
     /// Runs it until it exits with any code.
     pub fn try_run(&self, arguments: &[&str]) -> Exit {
         self.start(arguments).wait(Self::LIMIT)

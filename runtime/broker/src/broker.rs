@@ -19,6 +19,7 @@ use crate::group::Groups;
 use crate::group::state::GroupLimits;
 use crate::options::{BrokerOptions, FlushPolicy};
 use crate::request_memory::RequestMemory;
+use crate::security::{TlsError, acceptor};
 use crate::state::BrokerState;
 use crate::store::{Change, Key, Store};
 use crate::topics::config::TopicDefaults;
@@ -52,6 +53,9 @@ pub enum BrokerError {
         /// The error of the operating system.
         source: io::Error,
     },
+    /// The certificate or its key cannot be used.
+    #[error("the broker cannot offer TLS: {0}")]
+    Tls(String),
     /// The broker cannot start its threads.
     #[error("cannot start the broker's threads: {0}")]
     Threads(io::Error),
@@ -117,10 +121,11 @@ struct Started {
 async fn start_inside(options: BrokerOptions, stopping: watch::Receiver<bool>) -> Result<Started, BrokerError> {
     let address = options.listen;
     let listen = |source| BrokerError::Listen { address, source };
+    let tls = options.tls.as_ref().map(acceptor).transpose().map_err(|TlsError(reason)| BrokerError::Tls(reason))?;
     // Binds before opening the data, which can take a while: a port conflict is reported at once.
     let listener = bind(address).map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
-    if !address.ip().is_loopback() {
+    if !address.ip().is_loopback() && options.users.is_none() {
         tracing::warn!(%address, "the broker listens beyond loopback without authentication: every client that reaches this address can read, write and delete all data");
     }
     let directory = options.data_dir.clone();
@@ -131,7 +136,7 @@ async fn start_inside(options: BrokerOptions, stopping: watch::Receiver<bool>) -
         _ => BrokerError::Data { directory, source },
     })?;
     let tasks = vec![
-        tokio::spawn(server::serve(listener, Arc::clone(&broker), stopping.clone())),
+        tokio::spawn(server::serve(listener, tls, Arc::clone(&broker), stopping.clone())),
         tokio::spawn(maintenance::tick(Arc::clone(&broker), stopping.clone())),
         tokio::spawn(maintenance::run(Arc::clone(&broker), stopping)),
     ];

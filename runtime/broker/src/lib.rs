@@ -18,8 +18,8 @@
 //! fencing, offsets in transactions, static group members. Acknowledged records survive `kill -9`,
 //! and with [`FlushPolicy::Always`] a power failure.
 //!
-//! It is one node: no replication, replication factor 1. It has no authentication and no
-//! encryption, and listens on loopback by default; see [`BrokerOptions::listen`].
+//! It is one node: no replication, replication factor 1. It listens on loopback by default, without
+//! TLS and without users; see [`BrokerOptions::tls`] and [`BrokerOptions::users`].
 //!
 //! # Structure
 //! Dependencies point one way: `server` -> `api` -> `request` -> the state below.
@@ -28,6 +28,7 @@
 //! - `api` answers requests, one file for each family of APIs.
 //! - `request` defines the call and the response that `server` and `api` exchange.
 //! - `request_memory` limits the memory of all requests together.
+//! - `security` has the certificate and the users of a broker that requires TLS and logins.
 //! - `topics` has the partitions, each with a `log`: append-only segments of record batches as
 //!   received.
 //! - `group` and `transaction` are the coordinators. Their state is in `store`, the internal log.
@@ -49,6 +50,7 @@ mod options;
 mod private_files;
 mod request;
 mod request_memory;
+mod security;
 mod server;
 mod state;
 mod store;
@@ -60,3 +62,4 @@ pub use broker::{Broker, BrokerError, BrokerHandle};
 #[cfg(feature = "fault-injection")]
 pub use faults::{ApiKey, Fault, Faults};
 pub use options::{BrokerOptions, FlushPolicy};
+pub use security::{TlsFiles, Users};

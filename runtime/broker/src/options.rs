@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::security::{TlsFiles, Users};
+
 /// Room for the key, the headers and the batch header of a record of 64 MiB.
 const MAX_MESSAGE_OVERHEAD: usize = 64 << 10;
 
@@ -24,13 +26,16 @@ pub struct BrokerOptions {
     /// The address to listen on. Port 0 selects a free port, see
     /// [`BrokerHandle::address`](crate::BrokerHandle::address).
     ///
-    /// The default is loopback. The broker has no authentication, no encryption and no quotas:
-    /// every client that reaches this address can read, write and delete all data. Listen on
-    /// another address only in a trusted network.
+    /// The default is loopback. Without [`BrokerOptions::users`], every client that reaches this
+    /// address can read, write and delete all data.
     pub listen: SocketAddr,
     /// The host and port that clients connect to. Default: the local address of the client's
     /// connection, which is right unless the network translates addresses.
     pub advertised: Option<(String, u16)>,
+    /// The certificate with which clients must connect; `None`: no TLS.
+    pub tls: Option<TlsFiles>,
+    /// The users as which clients must log in; `None`: no login. Each user has all rights.
+    pub users: Option<Users>,
     /// The data directory. Created if missing; used by one broker at a time.
     pub data_dir: PathBuf,
     /// When an acknowledged write is on disk.
@@ -81,6 +86,8 @@ impl BrokerOptions {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             advertised: None,
+            tls: None,
+            users: None,
             data_dir: data_dir.into(),
             flush: FlushPolicy::default(),
             auto_create_topics: false,

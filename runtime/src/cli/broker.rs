@@ -1,25 +1,38 @@
 //! `trunkline broker`: runs the embedded broker without pipelines.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use trunkline_broker::{Broker, BrokerOptions, FlushPolicy};
-use trunkline_connector::config::{parse_bytes, parse_duration};
+use trunkline_broker::{Broker, BrokerError, BrokerOptions, FlushPolicy, TlsFiles, Users};
+use trunkline_connector::config::{Node, Value, parse_bytes, parse_duration};
 
-use super::output::{log_to_stderr, print_error};
+use super::output::{log_to_stderr, print_error, print_problems};
 use super::{Exit, print_data, run::StopSignals};
+use crate::config::{Document, FileProblems, default_secrets};
 use crate::worker::raise_open_files_limit;
 
 /// `trunkline broker`.
 #[derive(Args)]
 pub(super) struct BrokerArgs {
-    /// Address to listen on. There is no authentication: every client that reaches it can read and
-    /// delete all data. An address beyond loopback needs --insecure
+    /// Address to listen on. An address beyond loopback needs --tls-cert, --tls-key and --users, or
+    /// --insecure
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
     listen: SocketAddr,
-    /// Listen on an address that other machines reach, without authentication and encryption
+    /// PEM file with the certificate of the broker: clients must use TLS
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file with the private key of --tls-cert, not encrypted
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// TOML file with a line `NAME = "PASSWORD"` for each user: clients must log in with PLAIN,
+    /// SCRAM-SHA-256 or SCRAM-SHA-512. References such as `${secret:NAME}` are resolved. Each user
+    /// has all rights
+    #[arg(long, value_name = "FILE")]
+    users: Option<PathBuf>,
+    /// Listen on an address that other machines reach, although clients need no login or no TLS
     #[arg(long)]
     insecure: bool,
     /// Host and port that clients connect to
@@ -90,6 +103,8 @@ impl BrokerArgs {
         let mut options = BrokerOptions::new(&self.data);
         options.listen = self.listen;
         options.advertised.clone_from(&self.advertised);
+        options.tls =
+            self.tls_cert.clone().zip(self.tls_key.clone()).map(|(certificate, key)| TlsFiles { certificate, key });
         options.flush = match self.flush {
             Flush::Os => FlushPolicy::Os,
             Flush::Always => FlushPolicy::Always,
@@ -106,6 +121,49 @@ impl BrokerArgs {
     }
 }
 
+impl BrokerArgs {
+    /// What a client can do that reaches an address beyond loopback.
+    fn danger(&self) -> Option<&'static str> {
+        match (self.listen.ip().is_loopback(), &self.users, &self.tls_cert) {
+            (true, ..) | (false, Some(_), Some(_)) => None,
+            (false, None, _) => Some("every client that reaches it can read, write and delete all data"),
+            (false, Some(_), None) => Some("without TLS, passwords and records cross the network in plain text"),
+        }
+    }
+}
+
+/// Reads the users and reports problems of the file.
+fn read_users(path: &Path) -> Result<Users, Exit> {
+    let reported = |problems: FileProblems| {
+        print_problems(&[problems]);
+        Exit::Config
+    };
+    let document = Document::read(path, default_secrets().as_deref()).map_err(reported)?;
+    if let Some(problems) = document.finish(Vec::new()) {
+        return Err(reported(problems));
+    }
+    let password = |node: &Node| match &node.value {
+        Value::String(text) => Some(text.resolved.clone()),
+        _ => None,
+    };
+    let entries = document.table.entries.iter();
+    let passwords = entries.map(|(key, node)| {
+        let problem = || format!("the password of `{}` is not a string: write `NAME = \"PASSWORD\"`", key.name);
+        password(node).map(|password| (key.name.clone(), password)).ok_or_else(problem)
+    });
+    let users = passwords.collect::<Result<Vec<_>, _>>().and_then(Users::new);
+    if path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
+        print_error(format_args!(
+            "warning: other users of this machine may read the passwords: chmod 600 {}",
+            path.display()
+        ));
+    }
+    users.map_err(|reason| {
+        print_error(format_args!("error: --users {}: {reason}", path.display()));
+        Exit::Config
+    })
+}
+
 /// Runs the verb.
 pub(super) fn broker(args: &BrokerArgs) -> Exit {
     if let Err(error) = log_to_stderr(&args.log) {
@@ -119,11 +177,10 @@ pub(super) fn broker(args: &BrokerArgs) -> Exit {
             "warning: cannot raise the limit of open files of this process (`ulimit -n`): {error}"
         ));
     }
-    if !args.listen.ip().is_loopback() {
-        let danger = "every client that reaches it can read, write and delete all data";
+    if let Some(danger) = args.danger() {
         if !args.insecure {
             print_error(format_args!(
-                "error: --listen {} is not a loopback address, and the broker has no authentication: {danger}. Use a \
+                "error: --listen {} is not a loopback address: {danger}. Set --tls-cert, --tls-key and --users, use a \
                  loopback address, or add --insecure if only trusted clients reach this address",
                 args.listen
             ));
@@ -131,6 +188,10 @@ pub(super) fn broker(args: &BrokerArgs) -> Exit {
         }
         print_error(format_args!("warning: {} is not a loopback address: {danger}", args.listen));
     }
+    let users = match args.users.as_deref().map(read_users).transpose() {
+        Ok(users) => users,
+        Err(exit) => return exit,
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -146,8 +207,12 @@ pub(super) fn broker(args: &BrokerArgs) -> Exit {
                 return Exit::Environment;
             }
         };
-        let broker = match Broker::start(args.options()).await {
+        let broker = match Broker::start(BrokerOptions { users, ..args.options() }).await {
             Ok(broker) => broker,
+            Err(error @ BrokerError::Tls(_)) => {
+                print_error(format_args!("error: {error}; check --tls-cert and --tls-key"));
+                return Exit::Config;
+            }
             Err(error) => {
                 print_error(format_args!("error: {error}"));
                 return Exit::Environment;

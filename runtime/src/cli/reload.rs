@@ -14,7 +14,7 @@ use trunkline_transform_host::Host;
 
 use super::output::print_problems;
 use super::{RunArgs, SettingsArgs};
-use crate::config::{Settings, warn_about_exposed_secrets};
+use crate::config::{Settings, forget_stored_secrets, warn_about_exposed_secrets};
 use crate::plan::{Files, Loaded, Registry, files_of};
 use crate::worker::PipelineSet;
 
@@ -100,6 +100,7 @@ impl Reader {
                 return None;
             }
         }
+        forget_stored_secrets();
         let kafka = self.compare_settings();
         let pipelines = self.read().pipelines;
         // A request means that the cause of a failure may have been removed outside of the files.

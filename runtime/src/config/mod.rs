@@ -2,7 +2,7 @@
 //! settings in layers, and errors that show the line they belong to.
 //!
 //! A file is read in three steps. [`Document::read`] parses the TOML text into a tree of values and
-//! resolves `${env:X}`, `${file:PATH}` and `${secret:NAME}` inside strings. The plan or the
+//! resolves references such as `${env:X}` and `${vault:PATH#KEY}` inside strings. The plan or the
 //! settings then read the tree through [`trunkline_connector::config::Section`] and report problems
 //! into one [`Report`]. [`Document::finish`] merges the problems of both steps in the file's order,
 //! and removes all resolved values from them (I8). One run shows *all* problems of a file.
@@ -12,6 +12,7 @@
 mod diagnostics;
 mod document;
 mod references;
+mod secret_stores;
 mod setting_layers;
 mod setting_options;
 mod settings;
@@ -19,6 +20,8 @@ mod syntax;
 
 pub use diagnostics::{FileProblems, RenderStyle, Severity, json, problem_at, render, summary};
 pub use document::{Document, Position};
+pub(crate) use references::default_secrets;
 pub use references::{References, warn_about_exposed_secrets};
+pub use secret_stores::forget as forget_stored_secrets;
 pub use setting_options::{FLAGS, PREFIX, SETTINGS, example_file, settings_table, variable};
 pub use settings::{HttpSetting, Settings, SettingsOverrides, TopicSettings};

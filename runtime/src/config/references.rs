@@ -1,4 +1,5 @@
-//! `${env:X}`, `${file:PATH}` and `${secret:NAME}` inside strings.
+//! `${env:X}`, `${file:PATH}`, `${secret:NAME}`, `${vault:PATH#KEY}` and `${aws-secret:NAME#KEY}`
+//! inside strings.
 //!
 //! References are resolved when a file is read, and never stored. `$${` stands for `${` itself. The
 //! value of any reference may be a secret: it is never shown (I8).
@@ -13,8 +14,11 @@ use std::sync::{Mutex, PoisonError};
 use trunkline_connector::config::{Node, Problem, Table, Value, nearest};
 
 use super::document::span_within;
+use super::secret_stores::{self, Store};
 
-const FORMS: &str = "`${env:NAME}`, `${file:PATH}` or `${secret:NAME}`";
+const FORMS: &str = "`${env:NAME}`, `${file:PATH}`, `${secret:NAME}`, `${vault:PATH#KEY}` or `${aws-secret:NAME#KEY}`";
+
+const KINDS: [&str; 5] = ["env", "file", "secret", "vault", "aws-secret"];
 
 /// Where the values of references come from.
 #[derive(Debug, Clone, Copy)]
@@ -39,10 +43,10 @@ pub(super) struct Resolved {
 }
 
 /// The reason why a reference has no value.
-struct Failure {
-    message: String,
-    expected: String,
-    help: Option<String>,
+pub(super) struct Failure {
+    pub(super) message: String,
+    pub(super) expected: String,
+    pub(super) help: Option<String>,
 }
 
 impl References<'_> {
@@ -120,8 +124,8 @@ impl References<'_> {
             });
         };
         let (kind, name) = inside.split_once(':').unwrap_or((inside, ""));
-        if name.is_empty() || !["env", "file", "secret"].contains(&kind) {
-            let meant = if name.is_empty() { None } else { nearest(kind, &["env", "file", "secret"]) };
+        if name.is_empty() || !KINDS.contains(&kind) {
+            let meant = if name.is_empty() { None } else { nearest(kind, &KINDS) };
             return Err(Failure {
                 message: format!("`{written}` is not a reference"),
                 expected: match meant {
@@ -134,6 +138,8 @@ impl References<'_> {
         match kind {
             "env" => environment_variable(name),
             "file" => file(&self.base.join(name), written),
+            "vault" => secret_stores::value(Store::Vault, name, written),
+            "aws-secret" => secret_stores::value(Store::Aws, name, written),
             _ => self.secret(name, written),
         }
     }
@@ -182,7 +188,7 @@ pub fn warn_about_exposed_secrets() {
 }
 
 /// The folder of secrets if no setting names one: systemd's credentials.
-pub(super) fn default_secrets() -> Option<PathBuf> {
+pub(crate) fn default_secrets() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 

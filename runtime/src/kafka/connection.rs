@@ -141,6 +141,13 @@ impl ConnectionMonitor {
         })
     }
 
+    /// Whether the brokers refuse the settings. Otherwise a login failed because its connection
+    /// ended, and the next one succeeds.
+    pub(super) fn is_refused(&self) -> bool {
+        let state = self.lock();
+        state.current.as_ref().is_some_and(|problem| matches!(problem.cause, Cause::Settings | Cause::Certificate))
+    }
+
     /// Adds the current problem to the error of a call that found no broker.
     pub(super) fn explain(&self, error: Error) -> Error {
         if !matches!(error.code, "kafka.unreachable" | "kafka.stuck" | "kafka.cut_off") {
@@ -320,6 +327,18 @@ mod tests {
 
     fn unreachable() -> Error {
         Error::external("kafka.unreachable", "looking up the brokers")
+    }
+
+    #[test]
+    fn a_login_whose_connection_ends_is_not_refused() {
+        let monitor = ConnectionMonitor::default();
+        monitor.set_reached();
+        monitor.note("SASL OAUTHBEARER mechanism handshake failed: Local: Broker transport failure");
+        assert!(!monitor.is_refused());
+        monitor.note("sasl_ssl://b:9093/1: SASL authentication error: {\"status\":\"invalid_token\"}");
+        assert!(monitor.is_refused());
+        monitor.set_reached();
+        assert!(!monitor.is_refused());
     }
 
     #[test]

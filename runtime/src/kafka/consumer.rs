@@ -355,6 +355,10 @@ impl GroupConsumer {
                 tracing::debug!(%error, group = self.group, "the consumer continues after an error");
                 Ok(())
             }
+            Some(Code::Authentication) if !self.cluster.connection().is_refused() => {
+                tracing::debug!(%error, group = self.group, "the consumer continues after a login without an answer");
+                Ok(())
+            }
             _ => Err(self.failed(doing, error)),
         }
     }

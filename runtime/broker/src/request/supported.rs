@@ -33,6 +33,7 @@ pub(crate) const SUPPORTED: &[Supported] = &[
     supported(ApiKey::SyncGroup, 0, 5),
     supported(ApiKey::DescribeGroups, 0, 6),
     supported(ApiKey::ListGroups, 0, 5),
+    supported(ApiKey::SaslHandshake, 1, 1),
     supported(ApiKey::ApiVersions, 0, 4),
     supported(ApiKey::CreateTopics, 2, 7),
     supported(ApiKey::DeleteTopics, 1, 6),
@@ -46,6 +47,7 @@ pub(crate) const SUPPORTED: &[Supported] = &[
     supported(ApiKey::DescribeConfigs, 1, 4),
     supported(ApiKey::AlterConfigs, 0, 2),
     supported(ApiKey::DescribeLogDirs, 1, 4),
+    supported(ApiKey::SaslAuthenticate, 0, 2),
     supported(ApiKey::CreatePartitions, 0, 3),
     supported(ApiKey::DeleteGroups, 0, 2),
     supported(ApiKey::IncrementalAlterConfigs, 0, 1),
@@ -73,9 +75,10 @@ pub(crate) fn find(key: ApiKey) -> Option<&'static Supported> {
 impl Supported {
     /// The lowest announced version. librdkafka before 2.8 assumes that a broker without Produce
     /// 0-2 cannot store record batches, although it never sends these versions. Apache Kafka 4 also
-    /// announces them (KAFKA-18659).
+    /// announces them (KAFKA-18659). librdkafka before 2.8 also looks for SaslHandshake 0, and sends
+    /// version 1.
     pub(crate) fn announced_min(&self) -> i16 {
-        if self.key == ApiKey::Produce { 0 } else { self.min }
+        if matches!(self.key, ApiKey::Produce | ApiKey::SaslHandshake) { 0 } else { self.min }
     }
 }
 

@@ -17,10 +17,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
 
 use super::dispatch::dispatch;
 use super::frame::FrameReader;
+use super::login::Login;
+use super::stream::Stream;
 use crate::log::Slice;
 use crate::request::response::{Part, Response};
 use crate::request::{Close, Peer};
@@ -29,32 +32,44 @@ use crate::state::BrokerState;
 /// A client that does not read its response for this long is gone, or misbehaves.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A client must log in within this time.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Serves a connection until the client closes it, violates the protocol, or the broker stops.
 pub(crate) async fn run(
     stream: TcpStream,
     remote: SocketAddr,
+    tls: Option<&TlsAcceptor>,
     broker: &Arc<BrokerState>,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), Close> {
     stream.set_nodelay(true)?;
     let peer = Peer { local: stream.local_addr()?, remote };
     tokio::select! {
-        served = serve(stream, peer, broker) => served,
+        served = async { serve(Stream::accept(stream, tls).await?, peer, broker).await } => served,
         // A stop ends waiting requests and slow responses: clients retry after the restart.
         _ = stopping.wait_for(|stopping| *stopping) => Ok(()),
     }
 }
 
-async fn serve(mut stream: TcpStream, peer: Peer, broker: &Arc<BrokerState>) -> Result<(), Close> {
+async fn serve(mut stream: Stream, peer: Peer, broker: &Arc<BrokerState>) -> Result<(), Close> {
     let mut frames = FrameReader::new(&broker.options, Arc::clone(&broker.request_memory));
-    while let Some(frame) = frames.next(&mut stream).await? {
-        let response = CatchPanic(Box::pin(dispatch(broker, peer, frame))).await?;
+    let mut login = Login::new(broker.options.users.as_ref());
+    let login_end = Instant::now() + LOGIN_TIMEOUT;
+    loop {
+        let next = if login.is_done() {
+            frames.next(&mut stream).await?
+        } else {
+            let next = timeout_at(login_end, frames.next_small(&mut stream)).await;
+            next.map_err(|_| Close::protocol_violation("the client did not log in in time"))??
+        };
+        let Some(frame) = next else { return Ok(()) };
+        let response = CatchPanic(Box::pin(dispatch(broker, peer, &mut login, frame))).await?;
         if let Some(response) = response {
             // Boxed: an idle connection reserves no room for a response.
             Box::pin(write(&mut stream, response)).await?;
         }
     }
-    Ok(())
 }
 
 /// Turns a panic in a request into the end of its connection.
@@ -75,11 +90,11 @@ impl<T, F: Future<Output = Result<T, Close>>> Future for CatchPanic<F> {
     }
 }
 
-async fn write(stream: &mut TcpStream, response: Response) -> Result<(), Close> {
+async fn write(stream: &mut Stream, response: Response) -> Result<(), Close> {
     let length = u32::try_from(response.length()).map_err(Close::bug)?;
     let is_whole = response.parts.len() == 1;
     if !is_whole {
-        cork(stream, true)?;
+        cork(stream.socket(), true)?;
     }
     let mut parts = response.parts.into_iter();
     // The length and the first part go out in one write.
@@ -91,10 +106,19 @@ async fn write(stream: &mut TcpStream, response: Response) -> Result<(), Close> 
     for part in parts {
         match part {
             Part::Bytes(bytes) => write_bytes(stream, bytes).await?,
-            Part::File(slice) => send_file(stream, &slice).await?,
+            Part::File(slice) => match stream {
+                #[cfg(target_os = "linux")]
+                Stream::Plain(stream) => send_file(stream, &slice).await?,
+                _ => copy_file(stream, &slice).await?,
+            },
         }
     }
-    if is_whole { Ok(()) } else { cork(stream, false) }
+    if let Stream::Tls(stream) = stream {
+        // Records of TLS may be left in its buffer.
+        let flushed = timeout(WRITE_TIMEOUT, stream.flush()).await;
+        flushed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    }
+    if is_whole { Ok(()) } else { cork(stream.socket(), false) }
 }
 
 /// Corks the socket until the whole response is written: a client that is woken for the first bytes
@@ -117,7 +141,7 @@ fn cork(_: &TcpStream, _: bool) -> Result<(), Close> {
     Ok(())
 }
 
-async fn write_bytes(stream: &mut TcpStream, bytes: Bytes) -> Result<(), Close> {
+async fn write_bytes(stream: &mut Stream, bytes: Bytes) -> Result<(), Close> {
     let written = timeout(WRITE_TIMEOUT, stream.write_all(&bytes)).await;
     Ok(written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??)
 }
@@ -147,9 +171,8 @@ async fn send_file(stream: &TcpStream, slice: &Slice) -> Result<(), Close> {
     Ok(())
 }
 
-/// Sends a range of a log file.
-#[cfg(not(target_os = "linux"))]
-async fn send_file(stream: &mut TcpStream, slice: &Slice) -> Result<(), Close> {
+/// Sends a range of a log file through this process.
+async fn copy_file(stream: &mut Stream, slice: &Slice) -> Result<(), Close> {
     use std::os::unix::fs::FileExt;
     const CHUNK: u64 = 256 << 10;
     let mut position = slice.position;

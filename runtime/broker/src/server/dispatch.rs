@@ -7,6 +7,7 @@ use kafka_protocol::messages::{ApiKey, RequestHeader};
 use kafka_protocol::protocol::Decodable;
 
 use super::frame::Frame;
+use super::login::Login;
 use crate::api;
 use crate::request::response::{Envelope, Response};
 use crate::request::{Call, Close, Peer, malformed, supported, wire_outline};
@@ -14,7 +15,12 @@ use crate::request_memory::Reservation;
 use crate::state::BrokerState;
 
 /// Serves one request. `None`: the client wants no response.
-pub(crate) async fn dispatch(broker: &Arc<BrokerState>, peer: Peer, frame: Frame) -> Result<Option<Response>, Close> {
+pub(crate) async fn dispatch(
+    broker: &Arc<BrokerState>,
+    peer: Peer,
+    login: &mut Login,
+    frame: Frame,
+) -> Result<Option<Response>, Close> {
     let Frame { bytes: mut frame, reservation } = frame;
     if frame.len() < 8 {
         return Err(Close::protocol_violation("the request is shorter than its header"));
@@ -39,6 +45,10 @@ pub(crate) async fn dispatch(broker: &Arc<BrokerState>, peer: Peer, frame: Frame
     let envelope = Envelope { correlation_id: header.correlation_id, version };
     let client_id = header.client_id.map(|id| id.to_string()).unwrap_or_default();
     let call = Call { broker, peer, version, client_id, envelope };
+
+    if let Some(response) = login.answer(&call, key, &frame).await? {
+        return Ok(Some(response));
+    }
 
     #[cfg(feature = "fault-injection")]
     let injected = broker.faults.next(key);

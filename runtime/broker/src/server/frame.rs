@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::stream::Stream;
 use crate::options::BrokerOptions;
 use crate::request::Close;
 use crate::request_memory::{RequestMemory, Reservation};
@@ -56,7 +56,16 @@ impl FrameReader {
 
     /// The next request. `None`: the client closed the connection between requests, or was idle too
     /// long.
-    pub(crate) async fn next(&mut self, stream: &mut TcpStream) -> Result<Option<Frame>, Close> {
+    pub(crate) async fn next(&mut self, stream: &mut Stream) -> Result<Option<Frame>, Close> {
+        self.next_up_to(self.max_request, stream).await
+    }
+
+    /// The next request of a client that has not logged in yet.
+    pub(crate) async fn next_small(&mut self, stream: &mut Stream) -> Result<Option<Frame>, Close> {
+        self.next_up_to(SMALL_REQUEST.min(self.max_request), stream).await
+    }
+
+    async fn next_up_to(&mut self, limit: usize, stream: &mut Stream) -> Result<Option<Frame>, Close> {
         while self.buffer.len() < 4 {
             let is_first = self.buffer.is_empty();
             let until = Instant::now() + RESERVATION_TIMEOUT;
@@ -71,7 +80,7 @@ impl FrameReader {
         }
         let length = self.buffer.get_i32();
         let length = usize::try_from(length).map_err(|_| Close::protocol_violation("negative request length"))?;
-        if length > self.max_request {
+        if length > limit {
             return Err(Close::protocol_violation("the request is larger than socket.request.max.bytes"));
         }
         let reservation = self.read_body(stream, length).await?;
@@ -79,7 +88,7 @@ impl FrameReader {
     }
 
     /// Reads until the buffer has the whole request.
-    async fn read_body(&mut self, stream: &mut TcpStream, length: usize) -> Result<Reservation, Close> {
+    async fn read_body(&mut self, stream: &mut Stream, length: usize) -> Result<Reservation, Close> {
         let mut reservation = Reservation::default();
         let end = Instant::now() + REQUEST_TIMEOUT;
         let mut turn_end = None;
@@ -109,7 +118,7 @@ impl FrameReader {
 
     /// Reads the first bytes of a request; idle time is allowed here. 0: there is no further
     /// request.
-    async fn read_request_start(&mut self, stream: &mut TcpStream) -> Result<usize, Close> {
+    async fn read_request_start(&mut self, stream: &mut Stream) -> Result<usize, Close> {
         self.buffer.reserve(INITIAL_BUFFER);
         let briefly = KEEP_BUFFER.min(self.max_idle);
         if let Ok(read) = timeout(briefly, stream.read_buf(&mut self.buffer)).await {
@@ -117,7 +126,13 @@ impl FrameReader {
         }
         // A busy connection reuses its buffer, an idle one has none.
         self.buffer = BytesMut::new();
-        match timeout(self.max_idle - briefly, stream.readable()).await {
+        let Stream::Plain(socket) = stream else {
+            // The socket of TLS may be readable without bytes for this side.
+            self.buffer.reserve(INITIAL_BUFFER);
+            let read = timeout(self.max_idle - briefly, stream.read_buf(&mut self.buffer)).await;
+            return Ok(read.unwrap_or(Ok(0))?);
+        };
+        match timeout(self.max_idle - briefly, socket.readable()).await {
             Ok(readable) => readable?,
             // As Apache Kafka does: clients reconnect when they have a request.
             Err(_) => return Ok(0),
@@ -127,7 +142,7 @@ impl FrameReader {
     }
 
     /// Reads more bytes of a started request.
-    async fn read(&mut self, stream: &mut TcpStream, until: Instant) -> Result<usize, Close> {
+    async fn read(&mut self, stream: &mut Stream, until: Instant) -> Result<usize, Close> {
         let read = timeout_at(until, stream.read_buf(&mut self.buffer)).await;
         Ok(read.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??)
     }

@@ -3,6 +3,8 @@
 mod connection;
 mod dispatch;
 mod frame;
+mod login;
+mod stream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +13,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use crate::state::BrokerState;
 
@@ -18,7 +21,12 @@ use crate::state::BrokerState;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Accepts connections until the stop signal, and returns when all connections are closed.
-pub(crate) async fn serve(listener: TcpListener, broker: Arc<BrokerState>, mut stopping: watch::Receiver<bool>) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    broker: Arc<BrokerState>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let mut connections = JoinSet::new();
     let open = Arc::new(AtomicUsize::new(0));
     loop {
@@ -35,8 +43,9 @@ pub(crate) async fn serve(listener: TcpListener, broker: Arc<BrokerState>, mut s
                     continue;
                 }
                 let (broker, stopping, open) = (Arc::clone(&broker), stopping.clone(), Arc::clone(&open));
+                let tls = tls.clone();
                 connections.spawn(async move {
-                    if let Err(reason) = connection::run(stream, peer, &broker, stopping).await {
+                    if let Err(reason) = connection::run(stream, peer, tls.as_ref(), &broker, stopping).await {
                         tracing::debug!(%peer, %reason, "connection closed");
                     }
                     open.fetch_sub(1, Ordering::Relaxed);

@@ -3,17 +3,15 @@
 
 use std::time::{Duration, SystemTime};
 
-use aws_config::{BehaviorVersion, Region};
 use aws_credential_types::Credentials;
-use aws_credential_types::provider::ProvideCredentials as _;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SignatureLocation, SigningParams, SigningSettings, sign};
 use aws_sigv4::sign::v4;
-use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use trunkline_connector::{Error, Result, with_causes};
+use trunkline_connector::{Error, Result};
 
 use super::{Token, failed, refused};
+use crate::aws;
 
 /// The longest lifetime that MSK accepts.
 const LIFETIME: Duration = Duration::from_secs(900);
@@ -30,35 +28,17 @@ pub(in crate::kafka) struct MskIam {
 impl MskIam {
     pub(super) async fn fetch(&self) -> Result<Token> {
         // The chain is read again each time: its files and variables may name other credentials.
-        let http =
-            aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
-        if let Some(region) = &self.region {
-            loader = loader.region(Region::new(region.clone()));
-        }
-        let shared = loader.load().await;
-        let region = shared.region().ok_or_else(|| {
+        let config = aws::load(self.region.as_deref()).await;
+        let region = config.region().ok_or_else(|| {
             refused("the region of the MSK cluster is not known: set `kafka.region`, or AWS_REGION in the environment")
         })?;
-        let provider = shared.credentials_provider().ok_or_else(|| refused(NO_CREDENTIALS))?;
-        let credentials = provider.provide_credentials().await.map_err(|error| {
-            use aws_credential_types::provider::error::CredentialsError;
-            // The chain lists its providers in lines.
-            let reason = with_causes(&error).split_whitespace().collect::<Vec<_>>().join(" ");
-            match error {
-                CredentialsError::CredentialsNotLoaded(_) => refused(format!("{NO_CREDENTIALS} ({reason})")),
-                CredentialsError::InvalidConfiguration(_) => {
-                    refused(format!("the AWS configuration is not valid: {reason}; check ~/.aws/config and AWS_*"))
-                }
-                _ => failed(format!("AWS credentials cannot be loaded: {reason}")),
-            }
+        let credentials = aws::credentials(&config).await.map_err(|error| match error.is_temporary {
+            true => failed(error.message),
+            false => refused(error.message),
         })?;
         sign_token(&credentials, region.as_ref(), SystemTime::now())
     }
 }
-
-const NO_CREDENTIALS: &str = "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or \
-                              AWS_PROFILE, or give the machine, task or pod a role";
 
 /// A token that is valid from `now` on.
 fn sign_token(credentials: &Credentials, region: &str, now: SystemTime) -> Result<Token> {

@@ -298,6 +298,8 @@ mod tests {
             let marker = write_txn_markers_request::WritableTxnMarker::default().with_topics(vec![topic]);
             WriteTxnMarkersRequest::default().with_markers(vec![marker])
         });
+        check_all(|_| SaslHandshakeRequest::default().with_mechanism("PLAIN".to_string().into()));
+        check_all(|_| SaslAuthenticateRequest::default().with_auth_bytes(vec![1u8; 20].into()));
         check_all(|_| DescribeProducersRequest::default());
         check_all(|_| DescribeTransactionsRequest::default());
         check_all(|_| ListTransactionsRequest::default());

@@ -46,6 +46,8 @@ const ACL: &[Field] = &[
 ];
 
 const OUTLINES: &[(ApiKey, i16, &[Field])] = &[
+    (ApiKey::SaslHandshake, NEVER, &[always(Text)]), // mechanism
+    (ApiKey::SaslAuthenticate, 2, &[always(Bytes)]), // auth_bytes
     (
         ApiKey::Produce,
         9,
