@@ -14,6 +14,7 @@
 //! | `server` | product and version of the server, data streams: checked when the sink is opened |
 //! | `index_template` | the index template that the sink creates |
 //! | `change_event` | Debezium's envelope |
+//! | `failover` | a failover of MySQL, after which binlog positions begin again |
 //! | `document` | a record to an operation: index, id, version, document |
 //! | `bulk_body` | the records of a delivery to the bodies of requests |
 //! | `client` | nodes, authentication, TLS, requests |
@@ -29,6 +30,7 @@ mod change_event;
 mod client;
 mod config;
 mod document;
+mod failover;
 mod index_template;
 mod preflight;
 mod request_limit;

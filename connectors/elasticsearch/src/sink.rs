@@ -13,7 +13,8 @@ use trunkline_connector::{
 use crate::bulk_answer::{self, ItemOutcome};
 use crate::bulk_body::BulkBody;
 use crate::client::{CALL_LIMIT, Client, MIN_ATTEMPT, NoAnswer, Response};
-use crate::config::{Config, DocumentOptions};
+use crate::config::{Config, DocumentOptions, VersionRule};
+use crate::failover::FailoverGuard;
 use crate::request_limit::{Outcome, RequestLimit};
 
 /// A request of this size whose connection is closed may have been over the size limit of the
@@ -33,6 +34,8 @@ pub(crate) struct SearchSink {
     request_bytes: usize,
     in_flight: usize,
     limit: RequestLimit,
+    /// With `version = "source"`.
+    failover: Option<FailoverGuard>,
     runtime: Handle,
     budget: MemoryBudget,
 }
@@ -53,6 +56,8 @@ impl SearchSink {
             request_bytes: config.request_bytes,
             in_flight: config.in_flight,
             limit: RequestLimit::new(config.in_flight),
+            failover: matches!(config.documents.version, VersionRule::Source)
+                .then(|| FailoverGuard::new(config.documents.epoch)),
             runtime,
             budget,
         }
@@ -87,7 +92,7 @@ impl SearchSink {
 impl IdempotentSink for SearchSink {
     fn deliver(&self, delivery: &mut Delivery) -> Result<()> {
         let deadline = Instant::now() + CALL_LIMIT;
-        let (body, decided) = BulkBody::encode(&self.documents, delivery);
+        let (body, decided) = BulkBody::encode(&self.documents, self.failover.as_ref(), delivery);
         // Memory in use cannot be refused: others wait until the budget has room again.
         let mut reserved = self.budget.empty();
         reserved.resize(body.capacity());
@@ -117,7 +122,7 @@ impl IdempotentSink for SearchSink {
                 Sent::Refused(reason) => delivery.reject(body.record(operations.start), reason),
             }
         }
-        Ok(())
+        decided.held.map_or(Ok(()), Err)
     }
 
     /// Several deliveries of a topic partition may be in flight, and a retry may send a document

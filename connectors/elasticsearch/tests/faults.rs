@@ -155,6 +155,34 @@ fn re_read_changes_never_replace_newer_ones() {
 }
 
 #[test]
+fn changes_after_a_failover_wait_for_a_higher_epoch() {
+    let (setup, fake) = (Setup::new(), Fake::start());
+    let options = format!("{}id = \"key\"\nversion = \"source\"\n", options(&[&fake]));
+    let sink = setup.open(&options);
+    let event = |server: u32, file: u32, pos: i64, n: i64| {
+        format!(
+            r#"{{"before":null,"after":{{"n":{n}}},"source":{{"server_id":{server},"file":"b.{file:06}","pos":{pos}}},"op":"u"}}"#
+        )
+    };
+    // The third change is of the new server, whose binlog has fewer files.
+    let values = [event(1, 9, 100, 1), event(1, 9, 200, 2), event(2, 3, 50, 3), event(2, 3, 60, 4)];
+    let records: Vec<_> =
+        (10..).zip(&values).map(|(offset, value)| (offset, Some("k"), Some(value.as_str()))).collect();
+    let mut delivery = delivery(&records);
+    for _ in 0..2 {
+        let error = sink.deliver(&mut delivery).unwrap_err();
+        assert_eq!(
+            (error.code, error.retry, pending(&delivery)),
+            ("elasticsearch.failover", Retry::Backoff, vec![12, 13])
+        );
+        assert!(error.message().contains("Set `version_epoch = 1`"), "{error}");
+        assert_eq!(fake.numbers(), [2]);
+    }
+    setup.open(&format!("{options}version_epoch = 1\n")).deliver(&mut delivery).unwrap();
+    assert_eq!((pending(&delivery), fake.numbers()), (Vec::new(), vec![4]));
+}
+
+#[test]
 fn bodies_in_flight_count_in_the_memory_budget() {
     let (setup, fake, budget) = (Setup::new(), Fake::start(), MemoryBudget::new(1 << 30));
     let sink = setup.open_within(&options(&[&fake]), budget.clone()).unwrap();
