@@ -8,8 +8,7 @@ use bytes::Bytes;
 use trunkline_connector::{Delivery, Error, Reason, RecordIndex};
 
 use crate::config::DocumentOptions;
-use crate::document::{self, Appended, Identity};
-use crate::failover::FailoverGuard;
+use crate::document::{self, Appended, Identity, Observers};
 
 /// The operations of a delivery, one after the other in one body. A request is a range of
 /// operations, so splitting copies nothing.
@@ -43,7 +42,7 @@ impl BulkBody {
     /// Encodes the pending records.
     pub(crate) fn encode(
         options: &DocumentOptions,
-        guard: Option<&FailoverGuard>,
+        observers: &mut Observers<'_>,
         delivery: &Delivery,
     ) -> (Self, Decided) {
         // Topic partitions with a record that is held.
@@ -63,7 +62,7 @@ impl BulkBody {
             if ordinal == 0 {
                 encoder.same_offset.clear();
             }
-            match document::append(options, pending.record, ordinal, guard, &mut encoder.body) {
+            match document::append(options, pending.record, ordinal, observers, &mut encoder.body) {
                 Ok(Appended::Operation(identity)) => encoder.push(pending.index, identity),
                 Ok(Appended::Nothing) => encoder.decided.superseded.push(pending.index),
                 Ok(Appended::Held(error)) => {
@@ -193,7 +192,7 @@ mod tests {
             routing: None,
             require_alias: false,
         };
-        let (body, decided) = BulkBody::encode(&options, None, &delivery);
+        let (body, decided) = BulkBody::encode(&options, &mut Observers::default(), &delivery);
         (body, decided, delivery)
     }
 

@@ -10,6 +10,7 @@ use trunkline_connector::{Error, Escape, Reason, RecordRef, Template, json};
 use crate::change_event::{BinlogPosition, ChangeEvent, Members};
 use crate::config::{DocumentOptions, IdRule, Mode, Target, VersionRule, index_name};
 use crate::failover::FailoverGuard;
+use crate::field_types::IndexSchemas;
 
 /// The longest id that servers take.
 const MAX_ID_BYTES: usize = 512;
@@ -35,6 +36,14 @@ pub(crate) enum Appended {
     Held(Error),
 }
 
+/// What sees the records before they are written.
+#[derive(Debug, Default)]
+pub(crate) struct Observers<'a> {
+    pub(crate) failover: Option<&'a FailoverGuard>,
+    /// With field types from schemas.
+    pub(crate) schemas: Option<IndexSchemas>,
+}
+
 /// What a record does to its document.
 enum Change<'a> {
     Write { document: &'a [u8], has_timestamp: bool, is_empty: bool },
@@ -57,11 +66,11 @@ pub(crate) fn append(
     options: &DocumentOptions,
     record: RecordRef<'_>,
     ordinal: usize,
-    guard: Option<&FailoverGuard>,
+    observers: &mut Observers<'_>,
     body: &mut Vec<u8>,
 ) -> Result<Appended, Reason> {
     let ReadRecord { change, is_event, event } = read_record(options, record)?;
-    if let (Some(guard), Some(event)) = (guard, &event)
+    if let (Some(guard), Some(event)) = (observers.failover, &event)
         && let Err(error) = guard.check(record, event)
     {
         return Ok(Appended::Held(error));
@@ -87,6 +96,9 @@ pub(crate) fn append(
     let has_document = matches!(change, Change::Write { .. });
     write_action(options, record, action, &Metadata { index: &index, id: id.text(), version, has_document }, body)?;
     if let Change::Write { document, has_timestamp, is_empty } = change {
+        if let Some(schemas) = &mut observers.schemas {
+            schemas.add(&index, record);
+        }
         let is_stream = matches!(options.target, Target::DataStream(_));
         let needs_timestamp = !has_timestamp && (is_stream || options.timestamp.is_some());
         let timestamp = if needs_timestamp { timestamp_of(options, record, document)? } else { None };
@@ -407,7 +419,7 @@ mod tests {
         }
         record.finish();
         let mut body = Vec::new();
-        append(options, batch.get(0), 0, None, &mut body).map_err(|reason| reason.code)?;
+        append(options, batch.get(0), 0, &mut Observers::default(), &mut body).map_err(|reason| reason.code)?;
         Ok(String::from_utf8(body).unwrap().lines().map(str::to_owned).collect())
     }
 

@@ -21,16 +21,25 @@ fn only_refused_documents_are_sent_again() {
     let sink = setup.open(&options(&[&fake]));
     fake.fault(Fault::Items(429, "rejected_execution_exception", vec![3, 7]));
     fake.fault(Fault::Items(503, "unavailable_shards_exception", vec![7]));
+    sink.deliver(&mut numbered(0..10)).unwrap();
+    assert_eq!((fake.requests(), fake.numbers()), (vec![10, 2, 1], (0..10).collect()));
+}
+
+#[test]
+fn a_server_that_refuses_most_documents_gets_a_pause() {
+    let (setup, fake) = (Setup::new(), Fake::start());
+    let sink = setup.open(&options(&[&fake]));
+    fake.fault(Fault::Items(429, "rejected_execution_exception", (0..6).collect()));
     let mut delivery = numbered(0..10);
     let error = sink.deliver(&mut delivery).unwrap_err();
     assert_eq!(
         (error.code, error.retry, pending(&delivery)),
-        ("elasticsearch.busy", Retry::Backoff, vec![3, 7]),
+        ("elasticsearch.busy", Retry::Backoff, (0..6).collect()),
         "{error}"
     );
-    assert!(error.message().contains("2 of 10 documents"), "{error}");
-    assert_eq!(deliver_within(sink.as_ref(), &mut delivery, 2), 2);
-    assert_eq!((fake.requests(), fake.numbers()), (vec![10, 2, 1], (0..10).collect()));
+    assert!(error.message().contains("6 of 10 documents"), "{error}");
+    assert_eq!(deliver_within(sink.as_ref(), &mut delivery, 1), 1);
+    assert_eq!((fake.requests(), fake.numbers()), (vec![10, 6], (0..10).collect()));
 }
 
 #[test]
