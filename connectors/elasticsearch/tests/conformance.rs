@@ -7,6 +7,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
+use common::fake::Fake;
 use common::server::Server;
 use common::{Setup, deliver_within, delivery, http, numbered, pending, rejections, with_schema};
 use serde_json::json;
@@ -76,6 +77,7 @@ impl SinkFixture for Cluster<'_> {
 /// All checks of one server, one after the other: two servers at once need much memory.
 fn check_server(name: &str) {
     let Some(server) = Server::find(name) else { return };
+    the_fake_server_answers_as_the_real_one(&server);
     check_idempotent_sink(&Cluster { server: &server, data_streams: false });
     let template = json!({"index_patterns": ["conformance-stream-*"], "data_stream": {}, "priority": 200});
     server.call("PUT", "/_index_template/conformance", &template.to_string());
@@ -398,4 +400,40 @@ fn schemas_decide_field_types(server: &Server) {
     server.call("POST", &format!("/{alias}/_rollover"), "");
     let found = server.call("GET", &format!("/{alias}-000002/_mapping"), "");
     assert_eq!(found[format!("{alias}-000002")]["mappings"]["properties"]["at"]["type"], "date");
+}
+
+/// The status of requests and of each item.
+fn the_fake_server_answers_as_the_real_one(server: &Server) {
+    let (fake, index) = (Fake::start(), format!("compared-{}", std::process::id()));
+    let document = |action: &str, id: &str, more: &str, n: i64| {
+        format!("{{\"{action}\":{{\"_index\":\"{index}\",\"_id\":\"{id}\"{more}}}}}\n{{\"n\":{n}}}\n")
+    };
+    let delete = |id: &str, more: &str| format!("{{\"delete\":{{\"_index\":\"{index}\",\"_id\":\"{id}\"{more}}}}}\n");
+    let version = |kind: &str, version: i64| format!(",\"version\":{version},\"version_type\":\"{kind}\"");
+    let requests = [
+        // New, again, and created twice.
+        document("index", "a", "", 1) + &document("index", "a", "", 2) + &document("create", "a", "", 3),
+        document("create", "b", "", 4) + &document("create", "b", "", 5),
+        // A newer, an older and the same version.
+        [5, 4, 5, 6].map(|n| document("index", "c", &version("external", n), n)).concat(),
+        [5, 5, 4].map(|n| document("index", "d", &version("external_gte", n), n)).concat(),
+        // Deletes: of a document, of none, with versions, and an older version after a delete.
+        delete("a", "") + &delete("none", "") + &document("create", "a", "", 6),
+        delete("c", &version("external", 5)) + &delete("c", &version("external", 7)),
+        document("index", "c", &version("external", 6), 6) + &document("index", "c", &version("external", 8), 8),
+        delete("e", &version("external", 3)) + &document("index", "e", &version("external", 3), 3),
+    ];
+    for body in requests {
+        let statuses = |address: &str| {
+            let (status, answer) = http(address, "POST", "/_bulk?refresh=true", &body);
+            let items: Vec<_> = answer["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|item| item.as_object().unwrap().values().next().unwrap()["status"].as_u64().unwrap())
+                .collect();
+            (status, items)
+        };
+        assert_eq!(statuses(&fake.address), statuses(&server.address), "{body}");
+    }
 }

@@ -271,6 +271,26 @@ fn other_nodes_take_over_from_a_dead_one() {
 }
 
 #[test]
+fn late_answers_are_repeated_on_another_node() {
+    let (setup, fake) = (Setup::new(), Fake::start());
+    let other = fake.another_node();
+    let options = format!("{}timeout = \"1s\"\nid = \"key\"\n", options(&[&fake, &other]));
+    let sink = setup.open(&options);
+    fake.fault(Fault::Late);
+    let mut old = delivery(&[(1, Some("k"), Some("{\"n\":1}"))]);
+    sink.deliver(&mut old).unwrap();
+    assert_eq!((pending(&old), fake.requests(), fake.numbers()), (Vec::new(), vec![1, 1], vec![1]));
+    // All nodes are late.
+    fake.always(Some(Fault::Late));
+    let mut new = delivery(&[(2, Some("k"), Some("{\"n\":2}"))]);
+    let error = sink.deliver(&mut new).unwrap_err();
+    assert_eq!((error.code, pending(&new)), ("elasticsearch.timeout", vec![2]), "{error}");
+    fake.always(None);
+    deliver_within(sink.as_ref(), &mut new, 3);
+    assert_eq!(fake.numbers(), [2]);
+}
+
+#[test]
 fn concurrent_deliveries_to_a_busy_server_are_all_written() {
     let (setup, fake) = (Setup::new(), Fake::start());
     let sink = setup.open(&format!("{}in_flight = 4\n", options(&[&fake])));

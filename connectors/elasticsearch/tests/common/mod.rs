@@ -174,10 +174,13 @@ pub fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, Value)
     let mut line = String::new();
     reader.read_line(&mut line).unwrap();
     let status = line.split(' ').nth(1).unwrap().parse().unwrap();
-    let mut is_chunked = false;
+    let (mut is_chunked, mut length) = (false, None);
     while line.trim() != "" {
         line.clear();
         reader.read_line(&mut line).unwrap();
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse::<u64>().ok();
+        }
         is_chunked |= line.to_lowercase().starts_with("transfer-encoding: chunked");
     }
     let mut answer = Vec::new();
@@ -194,7 +197,8 @@ pub fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, Value)
             reader.read_line(&mut line).unwrap();
         }
     } else {
-        reader.read_to_end(&mut answer).unwrap();
+        // Some servers leave the connection open.
+        reader.take(length.unwrap_or(u64::MAX)).read_to_end(&mut answer).unwrap();
     }
     (status, serde_json::from_slice(&answer).unwrap_or(Value::Null))
 }
