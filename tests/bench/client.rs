@@ -107,6 +107,13 @@ pub(crate) struct StoredRecord {
     headers: Vec<(String, Vec<u8>)>,
 }
 
+impl StoredRecord {
+    /// A record without key and headers.
+    pub(crate) fn new(partition: i32, value: Vec<u8>) -> Self {
+        Self { partition, key: None, value, headers: Vec::new() }
+    }
+}
+
 /// All records of a topic.
 pub(crate) fn load(kafka: &KafkaClient, topic: &str) -> Vec<StoredRecord> {
     let records = kafka.read(topic).into_iter();

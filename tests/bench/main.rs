@@ -13,6 +13,7 @@ mod encode;
 mod latency;
 mod measure;
 mod mysql;
+mod opensearch;
 mod parser;
 mod peer;
 mod pipeline;
@@ -34,8 +35,21 @@ use crate::table::Table;
 
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
 /// follow them.
-const ROWS: [&str; 10] =
-    ["none", "combined", "parquet", "mask", "parser", "plugin", "latency", "bento-log", "bento-lake", "search"];
+const ROWS: [&str; 13] = [
+    "none",
+    "combined",
+    "parquet",
+    "mask",
+    "parser",
+    "plugin",
+    "latency",
+    "bento-log",
+    "bento-lake",
+    "search",
+    "search-busy",
+    "search-latency",
+    "opensearch",
+];
 const USAGE: &str = "usage: tests/bench/run [all | ROW..] [--seconds N] [--rounds N]
        tests/bench/run --baseline FOLDER [ROW..] [--seconds N] [--rounds N]
        tests/bench/run scaling [GROUP..]
@@ -152,6 +166,21 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
         }
         if is_selected("search") {
             table.add(search::rows(&kafka, sampling));
+        }
+        if is_selected("search-busy") {
+            table.add([search::busy_row(&kafka, sampling)]);
+        }
+        if is_selected("search-latency") {
+            match opensearch::latency_rows(&kafka, sampling) {
+                Ok(rows) => table.add(rows),
+                Err(reason) => table.skip("search-latency", &reason),
+            }
+        }
+        if is_selected("opensearch") {
+            match opensearch::rows(&kafka, sampling) {
+                Ok(rows) => table.add(rows),
+                Err(reason) => table.skip("opensearch", &reason),
+            }
         }
         if mysql::ROWS.into_iter().any(is_selected) {
             mysql::add(&mut table, &kafka, sampling, is_selected);

@@ -17,7 +17,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Exit, Kafka, Skip, Tool, wait, worker_binary};
+use trunkline_tests::{Exit, Kafka, Process, Skip, Tool, wait, worker_binary};
 
 use crate::client::{self, LIMIT, PARTITIONS, StoredRecord};
 use crate::measure::{Sampling, files_in, rows_of};
@@ -46,7 +46,8 @@ const COLUMNS: [(&str, &str); 10] = [
     ("user_agent", "UTF8"),
 ];
 
-struct Bento<'a> {
+/// The peer.
+pub(crate) struct Bento<'a> {
     tool: Tool,
     /// The folder of its configuration files.
     folder: tempfile::TempDir,
@@ -55,7 +56,7 @@ struct Bento<'a> {
 
 /// The selected rows of `bento-log` and `bento-lake`.
 pub(crate) fn rows(kafka: &Kafka, sampling: Sampling, is_selected: impl Fn(&str) -> bool) -> Result<Vec<Row>, Skip> {
-    let bento = Bento { tool: Tool::find("bento")?, folder: tempfile::tempdir().unwrap(), kafka };
+    let bento = Bento::find(kafka)?;
     let lines = Lines::generate(1, SAMPLE);
     let (topic, _) = pipeline::read_log(kafka, &worker_binary(), &Log::write(&lines, SAMPLE), "combined", SAMPLE);
     let sample = client::load(kafka, &topic);
@@ -105,7 +106,28 @@ fn backlogs(kafka: &Kafka, sample: &[StoredRecord], theirs: u64, ours: u64) -> (
     (theirs, pipeline::backlog(kafka, "bento-ours", sample, ours))
 }
 
-impl Bento<'_> {
+impl<'a> Bento<'a> {
+    /// Bento, if this machine has it.
+    pub(crate) fn find(kafka: &'a Kafka) -> Result<Self, Skip> {
+        Ok(Self { tool: Tool::find("bento")?, folder: tempfile::tempdir().unwrap(), kafka })
+    }
+
+    /// The input that reads a topic; `unacknowledged` is the most records in flight.
+    pub(crate) fn read_topic(&self, topic: &str, unacknowledged: u64) -> String {
+        format!(
+            "input:\n  kafka_franz:\n    seed_brokers: [ {} ]\n    topics: [ {topic} ]\n    consumer_group: {}\n    \
+             checkpoint_limit: {unacknowledged}\n    auto_replay_nacks: false\n    fetch_max_partition_bytes: 16MiB\n",
+            self.kafka.brokers(),
+            unique("bento")
+        )
+    }
+
+    /// Starts it with a configuration.
+    pub(crate) fn start(&self, config: &str) -> Process {
+        let path = self.write(config);
+        self.tool.start(&["-c", path.to_str().unwrap()])
+    }
+
     /// Reads a log file into a topic. Bento exits at the end of the file.
     fn read_log(&self, log: &Log, lines: u64) -> Run {
         let folder = tempfile::tempdir().unwrap();
@@ -137,19 +159,16 @@ impl Bento<'_> {
             .iter()
             .map(|(name, kind)| format!("          - {{ name: {name}, type: {kind}, optional: true }}\n"))
             .collect();
-        let config = format!(
-            "input:\n  kafka_franz:\n    seed_brokers: [ {} ]\n    topics: [ {topic} ]\n    consumer_group: {}\n    checkpoint_limit: 400000\n    \
-             auto_replay_nacks: false\n    fetch_max_partition_bytes: 16MiB\n    batching: {{ count: {FILE_ROWS}, period: 10s }}\n\
-             pipeline:\n  threads: 2\n  processors:\n    - parquet_encode:\n        default_compression: zstd\n        schema:\n{columns}\
-             output:\n  file:\n    path: '{}/${{! uuid_v4() }}.parquet'\n    codec: all-bytes\n",
-            self.kafka.brokers(),
-            unique("bento"),
-            folder.path().display()
-        );
+        let config = self.read_topic(topic, 400_000)
+            + &format!(
+                "    batching: {{ count: {FILE_ROWS}, period: 10s }}\n\
+                 pipeline:\n  threads: 2\n  processors:\n    - parquet_encode:\n        default_compression: zstd\n        schema:\n{columns}\
+                 output:\n  file:\n    path: '{}/${{! uuid_v4() }}.parquet'\n    codec: all-bytes\n",
+                folder.path().display()
+            );
         let idle = self.run_to_end("input:\n  generate: { count: 1, mapping: 'root = {}' }\noutput:\n  drop: {}\n");
-        let path = self.write(&config);
         let started = Instant::now();
-        let mut process = self.tool.start(&["-c", path.to_str().unwrap()]);
+        let mut process = self.start(&config);
         let mut known: BTreeMap<PathBuf, u64> = BTreeMap::new();
         wait::until("Bento has written all rows", LIMIT, || {
             assert!(process.is_running(), "Bento ended: {}", process.stderr());
@@ -169,9 +188,9 @@ impl Bento<'_> {
         Run::of(lines, &exit, &idle)
     }
 
-    fn run_to_end(&self, config: &str) -> Exit {
-        let path = self.write(config);
-        let exit = self.tool.start(&["-c", path.to_str().unwrap()]).wait(LIMIT);
+    /// Runs it with a configuration that ends.
+    pub(crate) fn run_to_end(&self, config: &str) -> Exit {
+        let exit = self.start(config).wait(LIMIT);
         assert_eq!(exit.code, Some(0), "{}", exit.describe());
         exit
     }

@@ -10,7 +10,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use trunkline_tests::{Case, Kafka, worker_binary};
+use trunkline_tests::{Case, Kafka, Random, worker_binary};
 
 use crate::client;
 use crate::measure::Sampling;
@@ -27,15 +27,16 @@ const CPU_PER_MILLION: f64 = 3.0;
 /// Peak RSS, in MB.
 const MAX_MEMORY_MB: f64 = 150.0;
 
+/// The share of documents that a busy server answers with 429, in percent.
+const BUSY_PERCENT: u64 = 30;
+
+/// Least share of the speed with a busy server.
+const BUSY_SPEED: f64 = 0.6;
+
 /// The rows of `search`.
 pub(crate) fn rows(kafka: &Kafka, sampling: Sampling) -> [Row; 3] {
-    let lines = Lines::generate(1, SAMPLE);
-    let (topic, _) = pipeline::read_log(kafka, &worker_binary(), &Log::write(&lines, SAMPLE), "combined", SAMPLE);
-    let sample = client::load(kafka, &topic);
-    let server = Discard::start();
-    let count = sampling.records(index(kafka, &server, &topic, SAMPLE).per_second());
-    client::delete_topic(kafka.brokers(), &topic);
-    let backlog = pipeline::backlog(kafka, "backlog-search", &sample, count);
+    let server = Discard::start(0);
+    let (backlog, count) = backlog(kafka, &server, sampling, "backlog-search");
     let name = "topic -> search server that discards";
     eprintln!("{name}");
     let run = |_| index(kafka, &server, &backlog, count).report("worker", sampling);
@@ -53,6 +54,37 @@ pub(crate) fn rows(kafka: &Kafka, sampling: Sampling) -> [Row; 3] {
         row("  processor", "s per million", Run::cpu_per_million, Target::AtMost(CPU_PER_MILLION)),
         row("  peak RSS", "MB", Run::megabytes, Target::AtMost(MAX_MEMORY_MB)),
     ]
+}
+
+/// The row of `search-busy`: its limit is the same server with room for all documents.
+pub(crate) fn busy_row(kafka: &Kafka, sampling: Sampling) -> Row {
+    let (idle, busy) = (Discard::start(0), Discard::start(BUSY_PERCENT));
+    let (backlog, count) = backlog(kafka, &idle, sampling, "backlog-busy");
+    let name = "30 % of documents answered with 429";
+    eprintln!("{name}");
+    let [limits, workers] = pipeline::alternate(
+        sampling,
+        |_| index(kafka, &idle, &backlog, count).report("without 429", sampling),
+        |_| index(kafka, &busy, &backlog, count).report("worker", sampling),
+    );
+    client::delete_topic(kafka.brokers(), &backlog);
+    Row {
+        name: name.to_owned(),
+        unit: "documents/s",
+        reference: limits.iter().map(Run::per_second).collect(),
+        measured: workers.iter().map(Run::per_second).collect(),
+        target: Target::Share(BUSY_SPEED),
+    }
+}
+
+/// A topic with the records of a run, and their number.
+fn backlog(kafka: &Kafka, server: &Discard, sampling: Sampling, name: &str) -> (String, u64) {
+    let lines = Lines::generate(1, SAMPLE);
+    let (topic, _) = pipeline::read_log(kafka, &worker_binary(), &Log::write(&lines, SAMPLE), "combined", SAMPLE);
+    let sample = client::load(kafka, &topic);
+    let count = sampling.records(index(kafka, server, &topic, SAMPLE).per_second());
+    client::delete_topic(kafka.brokers(), &topic);
+    (pipeline::backlog(kafka, name, &sample, count), count)
 }
 
 /// Runs a worker that writes the records of a topic as documents.
@@ -81,7 +113,8 @@ struct Discard {
 }
 
 impl Discard {
-    fn start() -> Self {
+    /// A server that answers this share of the documents with 429.
+    fn start(busy_percent: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let documents = Arc::new(AtomicU64::new(0));
@@ -89,7 +122,7 @@ impl Discard {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (counter, stream) = (Arc::clone(&counter), stream.unwrap());
-                std::thread::spawn(move || serve(stream, &counter));
+                std::thread::spawn(move || serve(stream, &counter, busy_percent));
             }
         });
         Self { address, documents }
@@ -100,8 +133,14 @@ impl Discard {
     }
 }
 
+/// The answers for a document that was written, and for one that found the server busy.
+const WRITTEN: &str = r#"{"index":{"status":201}}"#;
+const BUSY: &str =
+    r#"{"index":{"status":429,"error":{"type":"rejected_execution_exception","reason":"the queue is full"}}}"#;
+
 /// Answers the requests of a connection until the worker closes it.
-fn serve(stream: TcpStream, documents: &AtomicU64) {
+fn serve(stream: TcpStream, documents: &AtomicU64, busy_percent: u64) {
+    let mut random = Random::new(1);
     let mut reader = BufReader::with_capacity(1 << 20, stream);
     let mut body = Vec::new();
     loop {
@@ -126,9 +165,11 @@ fn serve(stream: TcpStream, documents: &AtomicU64) {
         let answer = if is_bulk {
             // An action line and a document each.
             let count = body.iter().filter(|byte| **byte == b'\n').count() / 2;
-            documents.fetch_add(count as u64, Ordering::Relaxed);
-            let items = vec!["{\"index\":{\"status\":201}}"; count];
-            format!("{{\"errors\":false,\"items\":[{}]}}", items.join(","))
+            let item = |_| if busy_percent > 0 && random.below(100) < busy_percent { BUSY } else { WRITTEN };
+            let items: Vec<&str> = (0..count).map(item).collect();
+            let busy = items.iter().filter(|item| **item == BUSY).count();
+            documents.fetch_add((count - busy) as u64, Ordering::Relaxed);
+            format!("{{\"errors\":{},\"items\":[{}]}}", busy > 0, items.join(","))
         } else {
             "{\"version\":{\"distribution\":\"opensearch\",\"number\":\"2.19.1\"}}".to_owned()
         };

@@ -25,6 +25,8 @@ pub(crate) enum Target {
     AtMost(f64),
     /// At least this share of the reference.
     Share(f64),
+    /// At most this share of the reference.
+    AtMostShare(f64),
     /// At most this much above the reference.
     AtMostAbove(f64),
 }
@@ -73,6 +75,7 @@ impl Row {
             Target::AtLeast(least) => (format!(">= {}", Figure(least)), Some(worker >= least)),
             Target::AtMost(most) => (format!("<= {}", Figure(most)), Some(worker <= most)),
             Target::Share(share) => (format!(">= {share} of the limit"), Some(worker >= share * reference)),
+            Target::AtMostShare(share) => (format!("<= {share} of the limit"), Some(worker <= share * reference)),
             Target::AtMostAbove(most) => (format!("<= +{}", Figure(most)), Some(worker - reference <= most)),
         };
         let verdict = match met {

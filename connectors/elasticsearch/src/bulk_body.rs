@@ -1,13 +1,14 @@
 //! The pending records of a delivery as the body of `_bulk` requests.
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
 use bytes::Bytes;
-use trunkline_connector::{Delivery, Reason, RecordIndex};
+use trunkline_connector::{Delivery, Error, Reason, RecordIndex};
 
 use crate::config::DocumentOptions;
-use crate::document::{self, Appended, Identity};
+use crate::document::{self, Appended, Identity, Observers};
 
 /// The operations of a delivery, one after the other in one body. A request is a range of
 /// operations, so splitting copies nothing.
@@ -33,25 +34,41 @@ pub(crate) struct Decided {
     /// An earlier record did the same, or a later one of the same offset replaces it.
     pub(crate) superseded: Vec<RecordIndex>,
     pub(crate) rejected: Vec<(RecordIndex, Reason)>,
+    /// Why a topic partition ends before its last record: the records that follow stay pending.
+    pub(crate) held: Option<Error>,
 }
 
 impl BulkBody {
     /// Encodes the pending records.
-    pub(crate) fn encode(options: &DocumentOptions, delivery: &Delivery) -> (Self, Decided) {
+    pub(crate) fn encode(
+        options: &DocumentOptions,
+        observers: &mut Observers<'_>,
+        delivery: &Delivery,
+    ) -> (Self, Decided) {
+        // Topic partitions with a record that is held.
+        let mut held = HashSet::new();
         let mut encoder = Encoder {
             body: Vec::with_capacity(delivery.bytes()),
             needs_order: options.needs_order(),
             ..Encoder::default()
         };
         for pending in delivery.pending() {
+            let partition = (pending.record.topic(), pending.record.entry().partition);
+            if !held.is_empty() && held.contains(&partition) {
+                continue;
+            }
             let start = encoder.body.len();
             let ordinal = delivery.ordinal_in_offset(pending.index);
             if ordinal == 0 {
                 encoder.same_offset.clear();
             }
-            match document::append(options, pending.record, ordinal, &mut encoder.body) {
+            match document::append(options, pending.record, ordinal, observers, &mut encoder.body) {
                 Ok(Appended::Operation(identity)) => encoder.push(pending.index, identity),
                 Ok(Appended::Nothing) => encoder.decided.superseded.push(pending.index),
+                Ok(Appended::Held(error)) => {
+                    held.insert(partition);
+                    encoder.decided.held.get_or_insert(error);
+                }
                 Err(reason) => {
                     encoder.body.truncate(start);
                     encoder.decided.rejected.push((pending.index, reason));
@@ -175,7 +192,7 @@ mod tests {
             routing: None,
             require_alias: false,
         };
-        let (body, decided) = BulkBody::encode(&options, &delivery);
+        let (body, decided) = BulkBody::encode(&options, &mut Observers::default(), &delivery);
         (body, decided, delivery)
     }
 

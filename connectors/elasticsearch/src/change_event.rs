@@ -64,26 +64,38 @@ const POSITION_BITS: u32 = 36;
 /// Bits of the number of a binlog file.
 const FILE_BITS: u32 = 22;
 
-/// The binlog position in the `source` of a change event, as one number that grows with each event
-/// of the binlog. A row of a snapshot has the position at which it was read: it is newer than all
-/// changes up to there, and older than all later ones. `None`: the source has no such position.
-///
-/// Changes that one event makes, and those of a compressed or an XA transaction, have the same
-/// number.
-pub(crate) fn binlog_version(source: &[u8]) -> Option<u64> {
-    let (mut file, mut position) = (None, None);
-    for member in json::members(source) {
-        let member = member.ok()?;
-        match member.key {
-            b"file" => file = json::text(member.value),
-            b"pos" => position = std::str::from_utf8(member.value).ok()?.parse::<u64>().ok(),
-            _ => {}
+/// The binlog position in the `source` of a change event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BinlogPosition {
+    /// One number that grows with each event of the binlog. A row of a snapshot has the position at
+    /// which it was read: it is newer than all changes up to there, and older than all later ones.
+    ///
+    /// Changes that one event makes, and those of a compressed or an XA transaction, have the same
+    /// number.
+    pub(crate) version: u64,
+    /// The server that made the change.
+    pub(crate) server_id: Option<u64>,
+}
+
+impl BinlogPosition {
+    /// Reads `source`; `None` if it has no such position.
+    pub(crate) fn of(source: &[u8]) -> Option<Self> {
+        let (mut file, mut position, mut server_id) = (None, None, None);
+        let number = |raw: &[u8]| std::str::from_utf8(raw).ok()?.parse::<u64>().ok();
+        for member in json::members(source) {
+            let member = member.ok()?;
+            match member.key {
+                b"file" => file = json::text(member.value),
+                b"pos" => position = number(member.value),
+                b"server_id" => server_id = number(member.value),
+                _ => {}
+            }
         }
+        let file: u64 = file?.rsplit_once('.')?.1.parse().ok()?;
+        let is_small = |value: u64, bits: u32| value >> bits == 0;
+        let position = position.filter(|position| is_small(*position, POSITION_BITS))?;
+        is_small(file, FILE_BITS).then_some(Self { version: file << POSITION_BITS | position, server_id })
     }
-    let number: u64 = file?.rsplit_once('.')?.1.parse().ok()?;
-    let is_small = |value: u64, bits: u32| value >> bits == 0;
-    let position = position.filter(|position| is_small(*position, POSITION_BITS))?;
-    is_small(number, FILE_BITS).then_some(number << POSITION_BITS | position)
 }
 
 #[cfg(test)]
@@ -110,7 +122,8 @@ mod tests {
 
     #[test]
     fn later_binlog_positions_are_greater_versions() {
-        let version = |file: &str, pos: &str| binlog_version(format!(r#"{{"file":"{file}","pos":{pos}}}"#).as_bytes());
+        let version_of = |source: &str| BinlogPosition::of(source.as_bytes()).map(|position| position.version);
+        let version = |file: &str, pos: &str| version_of(&format!(r#"{{"file":"{file}","pos":{pos}}}"#));
         let in_order = [
             version("binlog.000001", "4"),
             version("binlog.000001", "157"),
@@ -127,7 +140,7 @@ mod tests {
         {
             assert_eq!(version(file, pos), None, "{file} {pos}");
         }
-        assert_eq!(binlog_version(br#"{"lsn":17}"#), None);
+        assert_eq!(version_of(r#"{"lsn":17}"#), None);
     }
 
     #[test]

@@ -5,10 +5,12 @@
 
 use std::borrow::Cow;
 
-use trunkline_connector::{Escape, Reason, RecordRef, Template, json};
+use trunkline_connector::{Error, Escape, Reason, RecordRef, Template, json};
 
-use crate::change_event::{self, Members};
+use crate::change_event::{BinlogPosition, ChangeEvent, Members};
 use crate::config::{DocumentOptions, IdRule, Mode, Target, VersionRule, index_name};
+use crate::failover::FailoverGuard;
+use crate::field_types::IndexSchemas;
 
 /// The longest id that servers take.
 const MAX_ID_BYTES: usize = 512;
@@ -24,12 +26,22 @@ pub(crate) struct Identity {
 }
 
 /// What a record added to a body.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Appended {
     /// An operation, with the identity of its document unless only this record has it.
     Operation(Option<Identity>),
     /// Nothing: an earlier record did the same.
     Nothing,
+    /// Nothing: the record must not be written now.
+    Held(Error),
+}
+
+/// What sees the records before they are written.
+#[derive(Debug, Default)]
+pub(crate) struct Observers<'a> {
+    pub(crate) failover: Option<&'a FailoverGuard>,
+    /// With field types from schemas.
+    pub(crate) schemas: Option<IndexSchemas>,
 }
 
 /// What a record does to its document.
@@ -43,8 +55,7 @@ struct ReadRecord<'a> {
     change: Change<'a>,
     /// It is a change event or a tombstone.
     is_event: bool,
-    /// The `source` of a change event.
-    source: Option<&'a [u8]>,
+    event: Option<ChangeEvent<'a>>,
 }
 
 /// Appends the operation of a record to `body`: an action line and, unless it is a delete, the
@@ -55,9 +66,15 @@ pub(crate) fn append(
     options: &DocumentOptions,
     record: RecordRef<'_>,
     ordinal: usize,
+    observers: &mut Observers<'_>,
     body: &mut Vec<u8>,
 ) -> Result<Appended, Reason> {
-    let ReadRecord { change, is_event, source } = read_record(options, record)?;
+    let ReadRecord { change, is_event, event } = read_record(options, record)?;
+    if let (Some(guard), Some(event)) = (observers.failover, &event)
+        && let Err(error) = guard.check(record, event)
+    {
+        return Ok(Appended::Held(error));
+    }
     if matches!(options.version, VersionRule::Source) && record.value().is_none() {
         // A tombstone has no position. The change event before it deleted the document.
         return Ok(Appended::Nothing);
@@ -72,13 +89,16 @@ pub(crate) fn append(
     }
     let id = id_of(options, record, is_event, ordinal)?;
     let version = match (&id, options.mode) {
-        (Id::Changing(_), Mode::Index) => version_of(options, record, source)?,
+        (Id::Changing(_), Mode::Index) => version_of(options, record, event.as_ref())?,
         _ => None,
     };
     let action = action_of(options.mode, &change, &id)?;
     let has_document = matches!(change, Change::Write { .. });
     write_action(options, record, action, &Metadata { index: &index, id: id.text(), version, has_document }, body)?;
     if let Change::Write { document, has_timestamp, is_empty } = change {
+        if let Some(schemas) = &mut observers.schemas {
+            schemas.add(&index, record);
+        }
         let is_stream = matches!(options.target, Target::DataStream(_));
         let needs_timestamp = !has_timestamp && (is_stream || options.timestamp.is_some());
         let timestamp = if needs_timestamp { timestamp_of(options, record, document)? } else { None };
@@ -122,7 +142,7 @@ fn read_record<'a>(options: &DocumentOptions, record: RecordRef<'a>) -> Result<R
         if record.key().is_none() {
             return Err(Reason::new("elasticsearch.no_value", "the record has neither a value nor a key"));
         }
-        return Ok(ReadRecord { change: Change::Delete, is_event: true, source: None });
+        return Ok(ReadRecord { change: Change::Delete, is_event: true, event: None });
     };
     let walk = |value: &'a [u8]| {
         let members = Members::of(value).map_err(|malformed| {
@@ -137,7 +157,7 @@ fn read_record<'a>(options: &DocumentOptions, record: RecordRef<'a>) -> Result<R
     let Some(event) = whole.change_event().filter(|_| options.unwrap) else {
         let Members { has_timestamp, is_empty, .. } = whole;
         let change = Change::Write { document: value, has_timestamp, is_empty };
-        return Ok(ReadRecord { change, is_event: false, source: None });
+        return Ok(ReadRecord { change, is_event: false, event: None });
     };
     let change = match (event.op, event.after) {
         (b'd', _) => Change::Delete,
@@ -154,7 +174,7 @@ fn read_record<'a>(options: &DocumentOptions, record: RecordRef<'a>) -> Result<R
             return Err(Reason::new("elasticsearch.unsupported_event", message));
         }
     };
-    Ok(ReadRecord { change, is_event: true, source: Some(event.source) })
+    Ok(ReadRecord { change, is_event: true, event: Some(event) })
 }
 
 /// The id of a document.
@@ -224,11 +244,15 @@ fn key_text(key: &[u8]) -> Result<String, Reason> {
 }
 
 /// The external version of a document; `None` if the server compares none.
-fn version_of(options: &DocumentOptions, record: RecordRef<'_>, source: Option<&[u8]>) -> Result<Option<u64>, Reason> {
+fn version_of(
+    options: &DocumentOptions,
+    record: RecordRef<'_>,
+    event: Option<&ChangeEvent<'_>>,
+) -> Result<Option<u64>, Reason> {
     let version = match &options.version {
         VersionRule::None => return Ok(None),
         VersionRule::Offset => record.entry().offset.unsigned_abs(),
-        VersionRule::Source => source.and_then(change_event::binlog_version).ok_or_else(|| {
+        VersionRule::Source => event.and_then(|event| BinlogPosition::of(event.source)).map(|at| at.version).ok_or_else(|| {
             Reason::new(
                 "elasticsearch.no_version",
                 "`version` is `source`, and the record is not a change event with a binlog position (`source.file`, \
@@ -395,7 +419,7 @@ mod tests {
         }
         record.finish();
         let mut body = Vec::new();
-        append(options, batch.get(0), 0, &mut body).map_err(|reason| reason.code)?;
+        append(options, batch.get(0), 0, &mut Observers::default(), &mut body).map_err(|reason| reason.code)?;
         Ok(String::from_utf8(body).unwrap().lines().map(str::to_owned).collect())
     }
 

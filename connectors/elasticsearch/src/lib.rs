@@ -12,8 +12,10 @@
 //! | `config` | options |
 //! | `preflight` | what `trunkline validate --check` asks the cluster |
 //! | `server` | product and version of the server, data streams: checked when the sink is opened |
-//! | `index_template` | the index template that the sink creates |
+//! | `index_template` | the index template, and the first index of an alias |
 //! | `change_event` | Debezium's envelope |
+//! | `field_types` | the fields of schemas, added to the mapping of an index |
+//! | `failover` | a failover of MySQL, after which binlog positions begin again |
 //! | `document` | a record to an operation: index, id, version, document |
 //! | `bulk_body` | the records of a delivery to the bodies of requests |
 //! | `client` | nodes, authentication, TLS, requests |
@@ -29,6 +31,8 @@ mod change_event;
 mod client;
 mod config;
 mod document;
+mod failover;
+mod field_types;
 mod index_template;
 mod preflight;
 mod request_limit;
@@ -40,6 +44,7 @@ use trunkline_connector::{Error, PreflightIssue, Result, Sink, SinkConnector, Si
 
 use client::Client;
 use config::{Config, IdRule};
+use field_types::FieldTypes;
 
 /// The connector `elasticsearch`.
 pub struct ElasticsearchConnector;
@@ -69,12 +74,13 @@ struct ElasticsearchSpec {
 
 impl SinkSpec for ElasticsearchSpec {
     fn open(&self, context: SinkContext) -> Result<Sink> {
-        let client = context.runtime.block_on(async {
+        let (client, product) = context.runtime.block_on(async {
             let client = Client::new(&self.config.client).await?;
-            server::check(&client, &self.config, &context.name).await?;
-            Ok::<_, Error>(client)
+            let product = server::check(&client, &self.config, &context.name).await?;
+            Ok::<_, Error>((client, product))
         })?;
-        let sink = sink::SearchSink::new(client, &self.config, context.runtime, context.budget);
+        let field_types = FieldTypes::new(&self.config, product, &context.name, context.schemas);
+        let sink = sink::SearchSink::new(client, &self.config, field_types, context.runtime, context.budget);
         Ok(Sink::Idempotent(Box::new(sink)))
     }
 

@@ -3,7 +3,7 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use trunkline_connector::{Error, PreflightIssue, Result, Template};
+use trunkline_connector::{Error, PreflightIssue, Result};
 
 use crate::client::{Client, Response, path_segment};
 use crate::config::{ClientOptions, Config, Target};
@@ -79,13 +79,18 @@ impl Preflight<'_> {
             self.issues.push(issue_of(&error));
         }
         self.check_template(name).await?;
+        if let Some(template) = &self.config.template
+            && let Err(error) = index_template::check_policy(&self.client, self.product, template).await
+        {
+            self.issues.push(issue_of(&error));
+        }
         let target = &self.config.documents.target;
         let exists = match (target, target.template().constant()) {
             (Target::DataStream(_), Some(stream)) => self.check_data_stream(stream).await?,
             (Target::Index(_), Some(index)) => self.check_index(index).await?,
             // The names depend on the records.
             (_, None) => {
-                self.check_auto_creation(target.template()).await?;
+                self.check_auto_creation().await?;
                 false
             }
         };
@@ -99,6 +104,9 @@ impl Preflight<'_> {
     /// The sink creates its index template. It needs the privilege to.
     async fn check_template(&mut self, name: &str) -> Result<()> {
         let Some(template) = &self.config.template else { return Ok(()) };
+        if template.body(self.product, &self.config.documents).is_none() {
+            return Ok(());
+        }
         let name = template.name.as_deref().unwrap_or(name);
         if let Found::Unknown(response) = index_template::find(&self.client, name).await?
             && response.status == StatusCode::FORBIDDEN
@@ -142,8 +150,10 @@ impl Preflight<'_> {
             Existence::Missing => {}
         }
         let own = self.config.template.as_ref().is_some_and(|template| {
-            template.body.get("data_stream").is_some()
-                && template_patterns(&template.body).any(|glob| matches(glob, stream))
+            let body = template.body(self.product, &self.config.documents);
+            body.is_some_and(|body| {
+                body.get("data_stream").is_some() && template_patterns(&body).any(|glob| matches(glob, stream))
+            })
         });
         let templates = self.get("/_index_template").await?;
         let is_stream = match best_template(&templates, stream) {
@@ -165,7 +175,8 @@ impl Preflight<'_> {
     /// Whether the index exists. A missing one must be created by the first document.
     async fn check_index(&mut self, index: &str) -> Result<bool> {
         let path = path_segment(index);
-        if self.config.documents.require_alias {
+        let rolls_over = self.config.template.as_ref().is_some_and(|template| template.options.rollover);
+        if self.config.documents.require_alias && !rolls_over {
             if let Existence::Missing = self.existence(&format!("/_alias/{path}")).await? {
                 let message = format!("`{index}` is not an alias, and `require_alias` is true");
                 let fix = format!("PUT {index}-000001 {{\"aliases\": {{\"{index}\": {{\"is_write_index\": true}}}}}}");
@@ -186,8 +197,10 @@ impl Preflight<'_> {
                 self.check_blocks(index).await?;
                 Ok(true)
             }
+            // The sink creates its first index.
+            Existence::Missing if rolls_over => Ok(false),
             Existence::Missing => {
-                self.check_auto_creation(self.config.documents.target.template()).await?;
+                self.check_auto_creation().await?;
                 Ok(false)
             }
             Existence::Unknown => Ok(false),
@@ -195,13 +208,14 @@ impl Preflight<'_> {
     }
 
     /// Whether the first document may create the index.
-    async fn check_auto_creation(&mut self, index: &Template) -> Result<()> {
+    async fn check_auto_creation(&mut self) -> Result<()> {
+        let index = &self.config.documents.target;
         let settings = self.get("/_cluster/settings?include_defaults=true&flat_settings=true").await?;
         let rule = ["transient", "persistent", "defaults"]
             .iter()
             .find_map(|level| settings[level]["action.auto_create_index"].as_str())
             .unwrap_or("true");
-        let name = glob_of(index);
+        let name = index.glob();
         let templates = self.get("/_index_template").await?;
         let by_template = best_template(&templates, &name).and_then(|template| template["allow_auto_create"].as_bool());
         if by_template.unwrap_or_else(|| may_create(rule, &name)) {
@@ -210,7 +224,7 @@ impl Preflight<'_> {
         let message = format!(
             "the index `{name}` does not exist, and the setting `action.auto_create_index` is `{rule}`, so documents cannot create it"
         );
-        let fix = match index.constant() {
+        let fix = match index.template().constant() {
             Some(index) => format!("PUT {index}"),
             None => format!(
                 "PUT _cluster/settings {{\"persistent\": {{\"action.auto_create_index\": \"+{name},{rule}\"}}}}"
@@ -243,10 +257,10 @@ impl Preflight<'_> {
 
     /// Whether the user may write. `exists`: the index or data stream does.
     async fn check_privileges(&mut self, exists: bool) -> Result<()> {
-        let target = self.config.documents.target.template();
+        let target = &self.config.documents.target;
         if self.product == Some(Product::Elasticsearch) {
             // A privilege for a pattern covers all names that it matches.
-            let name = glob_of(target);
+            let name = target.glob();
             let body = json!({"index": [{"names": [name], "privileges": ["create_index", "write"]}]});
             let response = self.client.call_json(Method::POST, "/_security/user/_has_privileges", &body).await?;
             if response.status.is_success() {
@@ -254,7 +268,7 @@ impl Preflight<'_> {
                 return Ok(());
             }
         }
-        match target.constant().filter(|_| exists) {
+        match target.template().constant().filter(|_| exists) {
             Some(name) => self.probe(name).await,
             None => Ok(()),
         }
@@ -308,13 +322,6 @@ impl Preflight<'_> {
         self.lack("elasticsearch.forbidden", message, fix);
         Ok(())
     }
-}
-
-/// The names that a template gives: each placeholder is `*`.
-fn glob_of(template: &Template) -> String {
-    let mut parts = template.source().split('{');
-    let start = parts.next().unwrap_or_default().to_owned();
-    parts.fold(start, |glob, part| glob + "*" + part.split_once('}').map_or("", |(_, rest)| rest))
 }
 
 fn template_patterns(template: &Value) -> impl Iterator<Item = &str> {
@@ -379,14 +386,6 @@ mod tests {
             ("*", "a", true),
         ] {
             assert_eq!(may_create(rule, name), expected, "{rule} {name}");
-        }
-    }
-
-    #[test]
-    #[allow(clippy::unwrap_used, reason = "a test reports a failure by panicking")]
-    fn placeholders_are_any_text() {
-        for (template, glob) in [("a", "a"), ("logs-{t:%Y.%m}-{@table}", "logs-*-*"), ("{a}-x", "*-x")] {
-            assert_eq!(glob_of(&Template::parse(template, &["table"]).unwrap()), glob);
         }
     }
 

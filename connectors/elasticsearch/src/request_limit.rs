@@ -1,12 +1,23 @@
 //! The number of requests in flight, adapted to the capacity of the server: one more after each
-//! round of requests that all succeeded, half as many after a request that found the server busy.
+//! round of requests that all succeeded, half as many after a request that found the server busy,
+//! or that took much longer than requests usually do.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// After the limit was halved it is not halved again for this long: the requests that were in
-/// flight at that moment report the same overload.
+/// After the limit was halved it is not halved again for this long, so that the server has time to
+/// recover.
 const HALVING_PAUSE: Duration = Duration::from_millis(500);
+
+/// A request that takes less than this is never slow.
+const MIN_SLOW: Duration = Duration::from_secs(1);
+
+/// A request is slow if it takes this many times the usual time.
+const SLOW_FACTOR: f64 = 4.0;
+
+/// The share of a request's time in the new usual time: if it is longer, so that a server that
+/// becomes slower shows for many requests, and if it is shorter.
+const WEIGHTS: (f64, f64) = (1.0 / 32.0, 1.0 / 4.0);
 
 /// Limits the requests in flight.
 pub(crate) struct RequestLimit {
@@ -19,12 +30,26 @@ struct State {
     in_flight: usize,
     limit: f64,
     halved: Option<Instant>,
+    /// The usual time of a request that succeeds, in seconds; `None` before the first one.
+    usual: Option<f64>,
+}
+
+impl State {
+    /// Adds the time of a request that succeeded. Returns whether the request was slow.
+    fn observe(&mut self, time: Duration) -> bool {
+        let seconds = time.as_secs_f64();
+        let usual = *self.usual.get_or_insert(seconds);
+        let weight = if seconds > usual { WEIGHTS.0 } else { WEIGHTS.1 };
+        self.usual = Some(usual + weight * (seconds - usual));
+        time >= MIN_SLOW && seconds > SLOW_FACTOR * usual
+    }
 }
 
 /// The right to one request.
 pub(crate) struct Permit<'a> {
     limit: &'a RequestLimit,
     outcome: Outcome,
+    started: Instant,
 }
 
 /// How a request ended.
@@ -39,7 +64,7 @@ pub(crate) enum Outcome {
 impl RequestLimit {
     /// At most `max` requests in flight.
     pub(crate) fn new(max: usize) -> Self {
-        let state = State { in_flight: 0, limit: max as f64, halved: None };
+        let state = State { in_flight: 0, limit: max as f64, halved: None, usual: None };
         Self { state: Mutex::new(state), freed: Condvar::new(), max }
     }
 
@@ -51,15 +76,19 @@ impl RequestLimit {
             state = self.freed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
         state.in_flight += 1;
-        Some(Permit { limit: self, outcome: Outcome::Unknown })
+        Some(Permit { limit: self, outcome: Outcome::Unknown, started: Instant::now() })
     }
 
-    fn release(&self, outcome: Outcome, now: Instant) {
+    fn release(&self, outcome: Outcome, started: Instant, now: Instant) {
         let mut state = self.lock();
         state.in_flight -= 1;
+        let is_slow = outcome == Outcome::Succeeded && state.observe(now.duration_since(started));
+        let outcome = if is_slow { Outcome::Overloaded } else { outcome };
+        // A request that was in flight when the limit was halved reports the same overload.
+        let is_known = state.halved.is_some_and(|at| started < at || now.duration_since(at) < HALVING_PAUSE);
         match outcome {
             Outcome::Succeeded => state.limit = (state.limit + 1.0 / state.limit).min(self.max as f64),
-            Outcome::Overloaded if state.halved.is_none_or(|at| now.duration_since(at) >= HALVING_PAUSE) => {
+            Outcome::Overloaded if !is_known => {
                 state.limit = (state.limit / 2.0).max(1.0);
                 state.halved = Some(now);
             }
@@ -83,7 +112,7 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.limit.release(self.outcome, Instant::now());
+        self.limit.release(self.outcome, self.started, Instant::now());
     }
 }
 
@@ -120,9 +149,39 @@ mod tests {
         for later in 0..10 {
             limit.acquire(Instant::now()).unwrap();
             limit.lock().in_flight += 1;
-            limit.release(Outcome::Overloaded, start + HALVING_PAUSE * later);
+            let now = start + HALVING_PAUSE * later;
+            limit.release(Outcome::Overloaded, now, now);
         }
         assert_eq!(capacity(&limit), 1);
+    }
+
+    #[test]
+    fn slow_requests_halve_the_limit_until_they_are_usual() {
+        let (limit, start) = (RequestLimit::new(8), Instant::now());
+        // `requests` requests of this time, one after the other; returns the capacity after them.
+        let mut now = start;
+        let mut requests = |count: u32, time: Duration| {
+            for _ in 0..count {
+                limit.lock().in_flight += 1;
+                limit.release(Outcome::Succeeded, now, now + time);
+                now += time;
+            }
+            capacity(&limit)
+        };
+        assert_eq!(requests(20, Duration::from_millis(100)), 8);
+        // Nine times as long, and still not slow.
+        assert_eq!(requests(1, Duration::from_millis(900)), 8);
+        assert_eq!(requests(20, Duration::from_millis(100)), 8);
+        assert_eq!(requests(1, Duration::from_secs(3)), 4);
+        assert_eq!(requests(2, Duration::from_secs(3)), 1);
+        // The server stays as slow: the limit grows again.
+        assert_eq!(requests(200, Duration::from_secs(3)), 8);
+        // All requests that were in flight were slow: one reason to halve the limit.
+        limit.lock().in_flight += 8;
+        for _ in 0..8 {
+            limit.release(Outcome::Succeeded, now, now + Duration::from_secs(40));
+        }
+        assert_eq!(capacity(&limit), 4);
     }
 
     #[test]

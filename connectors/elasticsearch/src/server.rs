@@ -34,10 +34,10 @@ impl Product {
 
 /// Checks the server, creates the index template and the data stream, and checks the ingest
 /// pipeline. `name` is the sink's.
-pub(crate) async fn check(client: &Client, config: &Config, name: &str) -> Result<()> {
-    check_server(client).await?;
+pub(crate) async fn check(client: &Client, config: &Config, name: &str) -> Result<Option<Product>> {
+    let product = check_server(client).await?;
     if let Some(template) = &config.template {
-        index_template::create(client, template, name).await?;
+        index_template::create(client, product, template, &config.documents, name).await?;
     }
     check_pipeline(client).await?;
     if let Target::DataStream(template) = &config.documents.target
@@ -45,7 +45,7 @@ pub(crate) async fn check(client: &Client, config: &Config, name: &str) -> Resul
     {
         create_data_stream(client, name).await?;
     }
-    Ok(())
+    Ok(product)
 }
 
 /// Checks that a supported server answers.

@@ -2,6 +2,7 @@
 //! answer.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,10 @@ use trunkline_connector::{
 use crate::bulk_answer::{self, ItemOutcome};
 use crate::bulk_body::BulkBody;
 use crate::client::{CALL_LIMIT, Client, MIN_ATTEMPT, NoAnswer, Response};
-use crate::config::{Config, DocumentOptions};
+use crate::config::{Config, DocumentOptions, VersionRule};
+use crate::document::Observers;
+use crate::failover::FailoverGuard;
+use crate::field_types::{FieldTypes, IndexSchemas};
 use crate::request_limit::{Outcome, RequestLimit};
 
 /// A request of this size whose connection is closed may have been over the size limit of the
@@ -23,8 +27,14 @@ const MAYBE_TOO_LARGE: usize = 1 << 20;
 /// The longest wait that a server may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
+/// The code of an error because the server has no room for documents.
+const BUSY: &str = "elasticsearch.busy";
+
+/// The usual pause before busy documents are sent again to a server that takes most others.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
 /// Codes of errors that a server with too many requests gives.
-const OVERLOADED: [&str; 3] = ["elasticsearch.busy", "elasticsearch.timeout", "elasticsearch.unavailable"];
+const OVERLOADED: [&str; 3] = [BUSY, "elasticsearch.timeout", "elasticsearch.unavailable"];
 
 /// A running sink.
 pub(crate) struct SearchSink {
@@ -33,6 +43,9 @@ pub(crate) struct SearchSink {
     request_bytes: usize,
     in_flight: usize,
     limit: RequestLimit,
+    /// With `version = "source"`.
+    failover: Option<FailoverGuard>,
+    field_types: Option<FieldTypes>,
     runtime: Handle,
     budget: MemoryBudget,
 }
@@ -46,13 +59,22 @@ enum Sent {
 }
 
 impl SearchSink {
-    pub(crate) fn new(client: Client, config: &Config, runtime: Handle, budget: MemoryBudget) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        config: &Config,
+        field_types: Option<FieldTypes>,
+        runtime: Handle,
+        budget: MemoryBudget,
+    ) -> Self {
         Self {
             client,
             documents: config.documents.clone(),
             request_bytes: config.request_bytes,
             in_flight: config.in_flight,
             limit: RequestLimit::new(config.in_flight),
+            failover: matches!(config.documents.version, VersionRule::Source)
+                .then(|| FailoverGuard::new(config.documents.epoch)),
+            field_types,
             runtime,
             budget,
         }
@@ -82,12 +104,12 @@ impl SearchSink {
             Err(NoAnswer { error, .. }) => Err(error),
         }
     }
-}
 
-impl IdempotentSink for SearchSink {
-    fn deliver(&self, delivery: &mut Delivery) -> Result<()> {
-        let deadline = Instant::now() + CALL_LIMIT;
-        let (body, decided) = BulkBody::encode(&self.documents, delivery);
+    /// Sends the pending records once.
+    fn attempt(&self, delivery: &mut Delivery, deadline: Instant) -> Result<()> {
+        let schemas = self.field_types.as_ref().map(|_| IndexSchemas::default());
+        let mut observers = Observers { failover: self.failover.as_ref(), schemas };
+        let (body, decided) = BulkBody::encode(&self.documents, &mut observers, delivery);
         // Memory in use cannot be refused: others wait until the budget has room again.
         let mut reserved = self.budget.empty();
         reserved.resize(body.capacity());
@@ -96,6 +118,9 @@ impl IdempotentSink for SearchSink {
         }
         for (record, reason) in decided.rejected {
             delivery.reject(record, reason);
+        }
+        if let (Some(types), Some(schemas)) = (&self.field_types, observers.schemas) {
+            self.runtime.block_on(types.ensure(&self.client, schemas))?;
         }
         let mut requests = body.requests(self.request_bytes);
         requests.reverse();
@@ -117,7 +142,28 @@ impl IdempotentSink for SearchSink {
                 Sent::Refused(reason) => delivery.reject(body.record(operations.start), reason),
             }
         }
-        Ok(())
+        decided.held.map_or(Ok(()), Err)
+    }
+}
+
+impl IdempotentSink for SearchSink {
+    /// While the server takes most documents of an attempt, the busy ones are sent again after a
+    /// short pause. Otherwise the caller waits longer.
+    fn deliver(&self, delivery: &mut Delivery) -> Result<()> {
+        let deadline = Instant::now() + CALL_LIMIT;
+        let mut pending = delivery.pending().count();
+        loop {
+            let Err(error) = self.attempt(delivery, deadline) else { return Ok(()) };
+            let left = delivery.pending().count();
+            let is_progress = error.code == BUSY && error.retry == Retry::Backoff && 2 * left <= pending;
+            if !is_progress || deadline < Instant::now() + MIN_ATTEMPT {
+                return Err(error);
+            }
+            pending = left;
+            // Jitter: deliveries that found the server busy together do not return together.
+            let pause = BUSY_PAUSE.mul_f64(0.5 + (RandomState::new().hash_one(left) % 512) as f64 / 512.0);
+            self.runtime.block_on(async { tokio::time::sleep(pause).await });
+        }
     }
 
     /// Several deliveries of a topic partition may be in flight, and a retry may send a document

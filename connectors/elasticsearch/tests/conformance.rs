@@ -7,8 +7,9 @@ mod common;
 
 use std::collections::BTreeMap;
 
+use common::fake::Fake;
 use common::server::Server;
-use common::{Setup, deliver_within, delivery, http, numbered, pending, rejections};
+use common::{Setup, deliver_within, delivery, http, numbered, pending, rejections, with_schema};
 use serde_json::json;
 use trunkline_connector::SinkConnector;
 use trunkline_connector::conformance::{SinkFixture, check_idempotent_sink};
@@ -76,6 +77,7 @@ impl SinkFixture for Cluster<'_> {
 /// All checks of one server, one after the other: two servers at once need much memory.
 fn check_server(name: &str) {
     let Some(server) = Server::find(name) else { return };
+    the_fake_server_answers_as_the_real_one(&server);
     check_idempotent_sink(&Cluster { server: &server, data_streams: false });
     let template = json!({"index_patterns": ["conformance-stream-*"], "data_stream": {}, "priority": 200});
     server.call("PUT", "/_index_template/conformance", &template.to_string());
@@ -87,6 +89,8 @@ fn check_server(name: &str) {
     binlog_positions_decide(&server);
     templates_are_never_replaced_by_older_ones(&server);
     prerequisites_are_checked(&server);
+    options_generate_a_template(&server);
+    schemas_decide_field_types(&server);
 }
 
 #[test]
@@ -313,4 +317,123 @@ fn prerequisites_are_checked(server: &Server) {
     assert_eq!(codes(&format!("index = \"{stream}\"")), ["elasticsearch.is_data_stream"]);
     assert_eq!(server.documents(&stream, &["n"]).len(), 1, "a check writes no document");
     assert_eq!(codes("index = \"other\"\npipeline = \"none\""), ["elasticsearch.pipeline_missing"]);
+}
+
+fn options_generate_a_template(server: &Server) {
+    let (setup, name) = (Setup::new(), format!("generated-{}", std::process::id()));
+    let options = |template: &str| {
+        format!(
+            "url = \"http://{}\"\nindex = \"{name}-{{n}}\"\ntemplate = {{ name = \"{name}\", {template} }}",
+            server.address
+        )
+    };
+    let setting = |index: &str, setting: &str| {
+        let found = server.call("GET", &format!("/{index}/_settings?flat_settings=true"), "");
+        found[index]["settings"][setting].as_str().unwrap_or_default().to_owned()
+    };
+    let sink = setup.open(&options("shards = 2, replicas = 0, refresh_interval = \"7s\""));
+    sink.deliver(&mut numbered(1..2)).unwrap();
+    let first = format!("{name}-1");
+    assert_eq!(setting(&first, "index.number_of_shards"), "2");
+    assert_eq!(setting(&first, "index.number_of_replicas"), "0");
+    assert_eq!(setting(&first, "index.refresh_interval"), "7000ms");
+    // The template is replaced after the options change.
+    setup.open(&options("shards = 3")).deliver(&mut numbered(2..3)).unwrap();
+    assert_eq!(setting(&format!("{name}-2"), "index.number_of_shards"), "3");
+
+    // An alias that rolls over. Opening the sink again changes nothing.
+    let alias = format!("rolling-{}", std::process::id());
+    let options = format!(
+        "url = \"http://{}\"\nindex = \"{alias}\"\nrequire_alias = true\ntemplate = {{ rollover = true, shards = 2 }}",
+        server.address
+    );
+    assert!(setup.preflight(&options).is_empty());
+    for first in [0, 3] {
+        setup.open(&options).deliver(&mut numbered(first..first + 3)).unwrap();
+    }
+    assert_eq!(server.documents(&alias, &["n"]).len(), 6);
+    assert_eq!(setting(&format!("{alias}-000001"), "index.number_of_shards"), "2");
+}
+
+fn schemas_decide_field_types(server: &Server) {
+    let (setup, index) = (Setup::new(), format!("typed-{}", std::process::id()));
+    let field = |name: &str, kind: &str| json!({"name": name, "type": kind, "nullable": true});
+    let fields =
+        [field("n", "int64"), field("code", "utf8"), field("price", "decimal(10,2)"), field("at", "timestamp(us)")];
+    let (old, new) = (setup.publish(&json!(fields[..3])), setup.publish(&json!(fields)));
+    let options = |template: &str| {
+        format!(
+            "url = \"http://{}\"\nindex = \"{index}\"\ntemplate = {{ field_types = \"schema\"{template} }}",
+            server.address
+        )
+    };
+    let types = || {
+        let found = server.call("GET", &format!("/{index}/_mapping"), "");
+        let properties = &found[&index]["mappings"]["properties"];
+        ["n", "code", "price", "at"].map(|name| properties[name]["type"].as_str().unwrap_or_default().to_owned())
+    };
+    let sink = setup.open(&options(""));
+    sink.deliver(&mut with_schema(&old, 0, &[r#"{"n":1,"code":"17","price":"1.50"}"#])).unwrap();
+    assert_eq!(types(), ["long", "keyword", "keyword", ""]);
+    sink.deliver(&mut with_schema(
+        &new,
+        1,
+        &[r#"{"n":2,"code":"18","price":"2.50","at":"2026-03-01T00:00:00.123456"}"#],
+    ))
+    .unwrap();
+    assert_eq!(types(), ["long", "keyword", "keyword", "date"]);
+    // Another task, and an index that exists: nothing changes.
+    setup
+        .open(&options(", decimals = \"double\""))
+        .deliver(&mut with_schema(&new, 2, &[r#"{"n":3,"price":"3.50"}"#]))
+        .unwrap();
+    assert_eq!(types(), ["long", "keyword", "keyword", "date"]);
+    assert_eq!(server.documents(&index, &["n"]).len(), 3);
+
+    // The next index of an alias gets the fields from the template.
+    let alias = format!("{index}-rolling");
+    let options = format!(
+        "url = \"http://{}\"\nindex = \"{alias}\"\ntemplate = {{ rollover = true, field_types = \"schema\" }}",
+        server.address
+    );
+    setup.open(&options).deliver(&mut with_schema(&new, 0, &[r#"{"n":1}"#])).unwrap();
+    server.call("POST", &format!("/{alias}/_rollover"), "");
+    let found = server.call("GET", &format!("/{alias}-000002/_mapping"), "");
+    assert_eq!(found[format!("{alias}-000002")]["mappings"]["properties"]["at"]["type"], "date");
+}
+
+/// The status of requests and of each item.
+fn the_fake_server_answers_as_the_real_one(server: &Server) {
+    let (fake, index) = (Fake::start(), format!("compared-{}", std::process::id()));
+    let document = |action: &str, id: &str, more: &str, n: i64| {
+        format!("{{\"{action}\":{{\"_index\":\"{index}\",\"_id\":\"{id}\"{more}}}}}\n{{\"n\":{n}}}\n")
+    };
+    let delete = |id: &str, more: &str| format!("{{\"delete\":{{\"_index\":\"{index}\",\"_id\":\"{id}\"{more}}}}}\n");
+    let version = |kind: &str, version: i64| format!(",\"version\":{version},\"version_type\":\"{kind}\"");
+    let requests = [
+        // New, again, and created twice.
+        document("index", "a", "", 1) + &document("index", "a", "", 2) + &document("create", "a", "", 3),
+        document("create", "b", "", 4) + &document("create", "b", "", 5),
+        // A newer, an older and the same version.
+        [5, 4, 5, 6].map(|n| document("index", "c", &version("external", n), n)).concat(),
+        [5, 5, 4].map(|n| document("index", "d", &version("external_gte", n), n)).concat(),
+        // Deletes: of a document, of none, with versions, and an older version after a delete.
+        delete("a", "") + &delete("none", "") + &document("create", "a", "", 6),
+        delete("c", &version("external", 5)) + &delete("c", &version("external", 7)),
+        document("index", "c", &version("external", 6), 6) + &document("index", "c", &version("external", 8), 8),
+        delete("e", &version("external", 3)) + &document("index", "e", &version("external", 3), 3),
+    ];
+    for body in requests {
+        let statuses = |address: &str| {
+            let (status, answer) = http(address, "POST", "/_bulk?refresh=true", &body);
+            let items: Vec<_> = answer["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|item| item.as_object().unwrap().values().next().unwrap()["status"].as_u64().unwrap())
+                .collect();
+            (status, items)
+        };
+        assert_eq!(statuses(&fake.address), statuses(&server.address), "{body}");
+    }
 }

@@ -21,16 +21,25 @@ fn only_refused_documents_are_sent_again() {
     let sink = setup.open(&options(&[&fake]));
     fake.fault(Fault::Items(429, "rejected_execution_exception", vec![3, 7]));
     fake.fault(Fault::Items(503, "unavailable_shards_exception", vec![7]));
+    sink.deliver(&mut numbered(0..10)).unwrap();
+    assert_eq!((fake.requests(), fake.numbers()), (vec![10, 2, 1], (0..10).collect()));
+}
+
+#[test]
+fn a_server_that_refuses_most_documents_gets_a_pause() {
+    let (setup, fake) = (Setup::new(), Fake::start());
+    let sink = setup.open(&options(&[&fake]));
+    fake.fault(Fault::Items(429, "rejected_execution_exception", (0..6).collect()));
     let mut delivery = numbered(0..10);
     let error = sink.deliver(&mut delivery).unwrap_err();
     assert_eq!(
         (error.code, error.retry, pending(&delivery)),
-        ("elasticsearch.busy", Retry::Backoff, vec![3, 7]),
+        ("elasticsearch.busy", Retry::Backoff, (0..6).collect()),
         "{error}"
     );
-    assert!(error.message().contains("2 of 10 documents"), "{error}");
-    assert_eq!(deliver_within(sink.as_ref(), &mut delivery, 2), 2);
-    assert_eq!((fake.requests(), fake.numbers()), (vec![10, 2, 1], (0..10).collect()));
+    assert!(error.message().contains("6 of 10 documents"), "{error}");
+    assert_eq!(deliver_within(sink.as_ref(), &mut delivery, 1), 1);
+    assert_eq!((fake.requests(), fake.numbers()), (vec![10, 6], (0..10).collect()));
 }
 
 #[test]
@@ -155,6 +164,34 @@ fn re_read_changes_never_replace_newer_ones() {
 }
 
 #[test]
+fn changes_after_a_failover_wait_for_a_higher_epoch() {
+    let (setup, fake) = (Setup::new(), Fake::start());
+    let options = format!("{}id = \"key\"\nversion = \"source\"\n", options(&[&fake]));
+    let sink = setup.open(&options);
+    let event = |server: u32, file: u32, pos: i64, n: i64| {
+        format!(
+            r#"{{"before":null,"after":{{"n":{n}}},"source":{{"server_id":{server},"file":"b.{file:06}","pos":{pos}}},"op":"u"}}"#
+        )
+    };
+    // The third change is of the new server, whose binlog has fewer files.
+    let values = [event(1, 9, 100, 1), event(1, 9, 200, 2), event(2, 3, 50, 3), event(2, 3, 60, 4)];
+    let records: Vec<_> =
+        (10..).zip(&values).map(|(offset, value)| (offset, Some("k"), Some(value.as_str()))).collect();
+    let mut delivery = delivery(&records);
+    for _ in 0..2 {
+        let error = sink.deliver(&mut delivery).unwrap_err();
+        assert_eq!(
+            (error.code, error.retry, pending(&delivery)),
+            ("elasticsearch.failover", Retry::Backoff, vec![12, 13])
+        );
+        assert!(error.message().contains("Set `version_epoch = 1`"), "{error}");
+        assert_eq!(fake.numbers(), [2]);
+    }
+    setup.open(&format!("{options}version_epoch = 1\n")).deliver(&mut delivery).unwrap();
+    assert_eq!((pending(&delivery), fake.numbers()), (Vec::new(), vec![4]));
+}
+
+#[test]
 fn bodies_in_flight_count_in_the_memory_budget() {
     let (setup, fake, budget) = (Setup::new(), Fake::start(), MemoryBudget::new(1 << 30));
     let sink = setup.open_within(&options(&[&fake]), budget.clone()).unwrap();
@@ -231,6 +268,26 @@ fn other_nodes_take_over_from_a_dead_one() {
 
     let none = setup.try_open(&format!("url = \"http://{dead_address}\"\nindex = \"a\"\n")).err().unwrap();
     assert_eq!((none.code, none.retry), ("elasticsearch.unreachable", Retry::Backoff), "{none}");
+}
+
+#[test]
+fn late_answers_are_repeated_on_another_node() {
+    let (setup, fake) = (Setup::new(), Fake::start());
+    let other = fake.another_node();
+    let options = format!("{}timeout = \"1s\"\nid = \"key\"\n", options(&[&fake, &other]));
+    let sink = setup.open(&options);
+    fake.fault(Fault::Late);
+    let mut old = delivery(&[(1, Some("k"), Some("{\"n\":1}"))]);
+    sink.deliver(&mut old).unwrap();
+    assert_eq!((pending(&old), fake.requests(), fake.numbers()), (Vec::new(), vec![1, 1], vec![1]));
+    // All nodes are late.
+    fake.always(Some(Fault::Late));
+    let mut new = delivery(&[(2, Some("k"), Some("{\"n\":2}"))]);
+    let error = sink.deliver(&mut new).unwrap_err();
+    assert_eq!((error.code, pending(&new)), ("elasticsearch.timeout", vec![2]), "{error}");
+    fake.always(None);
+    deliver_within(sink.as_ref(), &mut new, 3);
+    assert_eq!(fake.numbers(), [2]);
 }
 
 #[test]

@@ -124,3 +124,33 @@ fn missing_privileges_and_pipelines_are_reported() {
     fake.answer("POST /_security/user/_has_privileges", 200, privileges(true));
     assert_eq!(check(&fake, "index = \"logs-{timestamp:%Y}\""), []);
 }
+
+#[test]
+fn policies_that_do_not_apply_are_reported() {
+    let setup = Setup::new();
+    for (root, path, code, good, bad) in [
+        (elasticsearch("8.19.0"), "GET /_ilm/policy/p", "policy_missing", json!({"p": {}}), None),
+        (
+            json!({"version": {"distribution": "opensearch", "number": "2.19.1"}}),
+            "GET /_plugins/_ism/policies/p",
+            "policy_missing",
+            json!({"policy": {"ism_template": [{"index_patterns": ["a*"]}]}}),
+            Some(json!({"policy": {"ism_template": null}})),
+        ),
+    ] {
+        let fake = Fake::start();
+        fake.answer("GET /", 200, root);
+        fake.answer("PUT /_index_template/pipeline.test", 200, json!({}));
+        let options =
+            format!("url = \"http://{}\"\nindex = \"a\"\ntemplate = {{ lifecycle_policy = \"p\" }}\n", fake.address);
+        let opened = || setup.try_open(&options).err().map(|error| error.code.trim_start_matches("elasticsearch."));
+        assert_eq!((codes(&setup.preflight(&options)), opened()), (vec![code], Some(code)));
+        if let Some(bad) = bad {
+            fake.answer(path, 200, bad);
+            let expected = "policy_not_attached";
+            assert_eq!((codes(&setup.preflight(&options)), opened()), (vec![expected], Some(expected)));
+        }
+        fake.answer(path, 200, good);
+        assert_eq!((setup.preflight(&options), opened()), (Vec::new(), None), "{path}");
+    }
+}

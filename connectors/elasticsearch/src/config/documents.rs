@@ -71,6 +71,13 @@ impl Target {
             Self::Index(template) | Self::DataStream(template) => template,
         }
     }
+
+    /// The names that the template gives: each placeholder is `*`.
+    pub(crate) fn glob(&self) -> String {
+        let mut parts = self.template().source().split('{');
+        let start = parts.next().unwrap_or_default().to_owned();
+        parts.fold(start, |glob, part| glob + "*" + part.split_once('}').map_or("", |(_, rest)| rest))
+    }
 }
 
 impl DocumentOptions {
@@ -262,6 +269,19 @@ fn read_template(
                 expected.to_owned(),
             );
             None
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test reports a failure by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_are_any_text() {
+        for (template, glob) in [("a", "a"), ("logs-{t:%Y.%m}-{@table}", "logs-*-*"), ("{a}-x", "*-x")] {
+            assert_eq!(Target::Index(Template::parse(template, &["table"]).unwrap()).glob(), glob);
         }
     }
 }

@@ -8,7 +8,7 @@ use trunkline_connector::config::{ByteSize, Mismatch, OptionSpec, Section};
 
 pub(crate) use connection::{AwsOptions, AwsService, ClientOptions, Credentials, ProxyOptions};
 pub(crate) use documents::{DocumentOptions, IdRule, Mode, Target, VersionRule, index_name};
-pub(crate) use index_template::IndexTemplate;
+pub(crate) use index_template::{DecimalType, IndexTemplate};
 
 /// The options of the connector.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -129,6 +129,56 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "`{pipeline}.{sink}`",
         "Name of the index template on the server.",
         "\"logs-web\"",
+    ),
+    OptionSpec::optional(
+        "template.shards",
+        "integer",
+        "the template's, or the server's",
+        "Primary shards of new indices. This and the next options change the template of `file` or `inline`. Without both, the sink \
+         generates a template for its indices, and replaces it after these options change.",
+        "2",
+    ),
+    OptionSpec::optional(
+        "template.replicas",
+        "integer",
+        "the template's, or the server's",
+        "Replicas of each shard of new indices.",
+        "1",
+    ),
+    OptionSpec::optional(
+        "template.refresh_interval",
+        "duration",
+        "the template's, or the server's (`1s`)",
+        "How long documents of new indices may wait before they are searchable. `0s`: the server does not refresh by itself.",
+        "\"5s\"",
+    ),
+    OptionSpec::optional(
+        "template.lifecycle_policy",
+        "string",
+        "none",
+        "ILM policy (Elasticsearch) or ISM policy (OpenSearch) of new indices. It must exist. An ISM policy must name the indices in \
+         its `ism_template`.",
+        "\"logs-30-days\"",
+    ),
+    OptionSpec::with_default(
+        "template.rollover",
+        "boolean",
+        "false",
+        "`index` is an alias that the policy rolls over. If it does not exist, the sink creates its first index, `INDEX-000001`.",
+    ),
+    OptionSpec::with_default(
+        "template.field_types",
+        "`server` or `schema`",
+        "\"server\"",
+        "Where field types are from that the template does not have. `server`: its dynamic mapping. `schema`: the schemas of \
+         records with the header `trunkline.schema`, such as those of the source `mysql`. The sink then creates missing indices, and \
+         adds the fields of each new schema once.",
+    ),
+    OptionSpec::with_default(
+        "template.decimals",
+        "`keyword` or `double`",
+        "\"keyword\"",
+        "With `field_types = \"schema\"`: the type of decimals. `keyword` is exact, and `double` can be compared and summed up.",
     ),
     OptionSpec::optional(
         "username",
@@ -275,7 +325,9 @@ impl Config {
         let before = section.report.len();
         let client = connection::read(section);
         let documents = documents::read(section, template_variables);
-        let template = section.section("template").and_then(index_template::read);
+        let template = section
+            .section("template")
+            .and_then(|section| index_template::read(section, documents.as_ref().map(|documents| &documents.target)));
         let request_bytes = section.value::<ByteSize>("request_bytes").0;
         check(section, "request_bytes", request_bytes >= 64 << 10, "is too small", "64 KiB or more");
         let in_flight: u64 = section.value("in_flight");

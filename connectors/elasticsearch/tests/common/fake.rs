@@ -27,6 +27,8 @@ pub enum Fault {
     DropReply,
     /// All is written, and the answer ends in its middle.
     CutReply,
+    /// All is written, and no answer comes until the client has given up.
+    Late,
 }
 
 #[derive(Default)]
@@ -43,6 +45,8 @@ struct State {
     /// Requests with a document of this `n` are answered with 400.
     malformed: Option<i64>,
     headers: Vec<String>,
+    /// The next answer is late.
+    is_late: bool,
     /// The last request as it was received.
     raw: RawRequest,
     /// Answers to requests other than `_bulk`, by method and path without the query.
@@ -216,7 +220,13 @@ fn serve(stream: impl Read + Write, state: &Mutex<State>) {
             },
             false => state.other(&line),
         };
+        let is_late = std::mem::take(&mut state.is_late);
         drop(state);
+        if is_late {
+            // Ends when the client closes the connection.
+            let _ = reader.fill_buf();
+            return;
+        }
         let cut = answer.ends_with("...");
         let length = answer.len() + if cut { 100 } else { 0 };
         let head = format!("HTTP/1.1 {status} X\r\n{extra}Content-Length: {length}\r\n\r\n");
@@ -271,6 +281,10 @@ impl State {
         let answer = json!({"errors": true, "items": items}).to_string();
         match fault {
             Fault::DropReply => None,
+            Fault::Late => {
+                self.is_late = true;
+                Some((200, String::new(), answer))
+            }
             Fault::CutReply => Some((200, String::new(), format!("{}...", &answer[..answer.len() / 2]))),
             _ => Some((200, String::new(), answer)),
         }
@@ -284,10 +298,12 @@ impl State {
         }
         let assigned = self.documents.len().to_string();
         let id = meta["_id"].as_str().unwrap_or(&assigned).to_owned();
+        // The version of a deleted document is remembered.
         let known = self.documents.get(&id).map(|(version, _)| *version);
+        let exists = self.documents.get(&id).is_some_and(|(_, document)| !document.is_null());
         let version = meta["version"].as_i64();
         let conflict = match (kind, version, known) {
-            ("create", _, Some(_)) => true,
+            ("create", _, _) => exists,
             (_, Some(version), Some(known)) if meta["version_type"] == "external_gte" => version < known,
             (_, Some(version), Some(known)) => version <= known,
             _ => false,
@@ -296,6 +312,11 @@ impl State {
             return json!({"status": 409, "error": {"type": "version_conflict_engine_exception", "reason": "version conflict"}});
         }
         self.documents.insert(id, (version.unwrap_or(1), document));
-        json!({"status": if known.is_some() { 200 } else { 201 }})
+        let status = match (kind, exists) {
+            ("delete", false) => 404,
+            (_, true) => 200,
+            (_, false) => 201,
+        };
+        json!({ "status": status })
     }
 }

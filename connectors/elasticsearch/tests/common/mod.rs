@@ -15,10 +15,10 @@ pub mod server;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use trunkline_connector::config::{Report, Section};
 use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
@@ -27,11 +27,13 @@ use trunkline_connector::{
 };
 use trunkline_elasticsearch::ElasticsearchConnector;
 
-struct NoSchemas;
+/// The published schemas.
+#[derive(Clone, Default)]
+struct Schemas(Arc<Mutex<Vec<Arc<Schema>>>>);
 
-impl SchemaLookup for NoSchemas {
-    fn schema(&self, _: SchemaId) -> Result<Option<Arc<Schema>>> {
-        Ok(None)
+impl SchemaLookup for Schemas {
+    fn schema(&self, id: SchemaId) -> Result<Option<Arc<Schema>>> {
+        Ok(self.0.lock().unwrap().iter().find(|schema| schema.id() == id).cloned())
     }
 }
 
@@ -39,12 +41,21 @@ impl SchemaLookup for NoSchemas {
 pub struct Setup {
     runtime: tokio::runtime::Runtime,
     scratch: tempfile::TempDir,
+    schemas: Schemas,
 }
 
 impl Setup {
     pub fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        Self { runtime, scratch: tempfile::tempdir().unwrap() }
+        Self { runtime, scratch: tempfile::tempdir().unwrap(), schemas: Schemas::default() }
+    }
+
+    /// Publishes a schema in its canonical form, and returns its id.
+    pub fn publish(&self, fields: &Value) -> String {
+        let schema = Schema::from_json(json!({"fields": fields}).to_string().as_bytes()).unwrap();
+        let id = schema.id().to_string();
+        self.schemas.0.lock().unwrap().push(Arc::new(schema));
+        id
     }
 
     pub fn open(&self, options: &str) -> Box<dyn IdempotentSink> {
@@ -66,7 +77,7 @@ impl Setup {
             budget,
             runtime: self.runtime.handle().clone(),
             scratch: self.scratch.path().to_owned(),
-            schemas: Arc::new(NoSchemas),
+            schemas: Arc::new(self.schemas.clone()),
         })?;
         let Sink::Idempotent(sink) = sink else { panic!("the sink is not an idempotent sink") };
         Ok(sink)
@@ -100,6 +111,19 @@ pub fn delivery(records: &[TestRecord<'_>]) -> Delivery {
         if let Some(value) = value {
             record.value(value.as_bytes());
         }
+        record.finish();
+    }
+    Delivery::new(vec![PartitionRecords { partition: TopicPartition::new("web", 3), records: batch }])
+}
+
+/// Records without keys that have a schema.
+pub fn with_schema(schema: &str, first: i64, values: &[&str]) -> Delivery {
+    let mut batch = Batch::default();
+    let topic = batch.topic_index("web");
+    for (offset, value) in (first..).zip(values) {
+        let mut record = batch.record();
+        record.timestamp(1_431_857_103_000).read_from(topic, 3, offset).value(value.as_bytes());
+        record.header("trunkline.schema", Some(schema.as_bytes()));
         record.finish();
     }
     Delivery::new(vec![PartitionRecords { partition: TopicPartition::new("web", 3), records: batch }])
@@ -150,10 +174,13 @@ pub fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, Value)
     let mut line = String::new();
     reader.read_line(&mut line).unwrap();
     let status = line.split(' ').nth(1).unwrap().parse().unwrap();
-    let mut is_chunked = false;
+    let (mut is_chunked, mut length) = (false, None);
     while line.trim() != "" {
         line.clear();
         reader.read_line(&mut line).unwrap();
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse::<u64>().ok();
+        }
         is_chunked |= line.to_lowercase().starts_with("transfer-encoding: chunked");
     }
     let mut answer = Vec::new();
@@ -170,7 +197,8 @@ pub fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, Value)
             reader.read_line(&mut line).unwrap();
         }
     } else {
-        reader.read_to_end(&mut answer).unwrap();
+        // Some servers leave the connection open.
+        reader.take(length.unwrap_or(u64::MAX)).read_to_end(&mut answer).unwrap();
     }
     (status, serde_json::from_slice(&answer).unwrap_or(Value::Null))
 }

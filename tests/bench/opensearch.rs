@@ -1,0 +1,325 @@
+//! The sink `elasticsearch` with a real OpenSearch node on the same machine.
+//!
+//! | row | its limit or peer |
+//! |---|---|
+//! | topic → OpenSearch, documents of 1.1 kB with ids | a loader that sends prebuilt bodies on four connections; Bento |
+//! | line written → found by a search | none: the index is refreshed each second |
+//!
+//! Each arm writes to an index of its own, with the same settings and mapping. The node is warmed
+//! by a short run of each arm. Requests are not compressed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use trunkline_tests::{Case, Exit, Kafka, OpenSearch, Skip, wait, worker_binary};
+
+use crate::client::{LIMIT, PARTITIONS, StoredRecord};
+use crate::latency;
+use crate::measure::{Sampling, percentile};
+use crate::peer::Bento;
+use crate::pipeline::{self, Run, alternate};
+use crate::table::{Row, Target};
+
+/// Different documents.
+const SAMPLE: usize = 50_000;
+
+/// Bytes of a document.
+const DOCUMENT_BYTES: usize = 1_100;
+
+/// Documents of a body of the loader: 5 MB.
+const BODY_DOCUMENTS: usize = 4_500;
+
+/// Connections of the loader.
+const CONNECTIONS: usize = 4;
+
+/// Documents of the short run that determines the documents of a long one.
+const SHORT: u64 = 50_000;
+
+/// The interval between two lines.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// Longest time until a line is found, at the 99th percentile.
+const MAX_LATENCY_MS: f64 = 1_500.0;
+
+/// The rows of `opensearch`.
+pub(crate) fn rows(kafka: &Kafka, sampling: Sampling) -> Result<Vec<Row>, Skip> {
+    let server = OpenSearch::start()?;
+    let documents: Vec<String> = (0..SAMPLE).map(document).collect();
+    let sample: Vec<StoredRecord> = (0..)
+        .zip(&documents)
+        .map(|(number, text)| StoredRecord::new(number / 1_000 % PARTITIONS, text.as_bytes().to_vec()))
+        .collect();
+    let bodies = bodies(&documents);
+    let short = pipeline::backlog(kafka, "search-short", &sample, SHORT);
+    let per_second = write_index(kafka, &server, &short, SHORT).per_second();
+    load(&server, &bodies, Duration::from_secs(2));
+    let count = documents_of(sampling, per_second);
+    let backlog = pipeline::backlog(kafka, "search-backlog", &sample, count);
+
+    let name = "topic -> OpenSearch, 1.1 kB documents";
+    eprintln!("{name}");
+    let arms = alternate(
+        sampling,
+        |_| load(&server, &bodies, sampling.run).report("limit", sampling),
+        |_| write_index(kafka, &server, &backlog, count).report("worker", sampling),
+    );
+    let mut rows = Vec::from(compare(name, &arms, Target::Share(0.8), Target::None));
+    match Bento::find(kafka) {
+        Ok(bento) => {
+            let theirs = documents_of(sampling, bento_index(&bento, &server, &short, SHORT).per_second());
+            let topic = pipeline::backlog(kafka, "search-bento", &sample, theirs);
+            let name = "Bento: topic -> OpenSearch";
+            eprintln!("{name}");
+            let arms = alternate(
+                sampling,
+                |_| bento_index(&bento, &server, &topic, theirs).report("Bento", sampling),
+                |_| write_index(kafka, &server, &backlog, count).report("worker", sampling),
+            );
+            rows.extend(compare(name, &arms, Target::Share(2.0), Target::AtMostShare(0.25)));
+        }
+        Err(reason) => eprintln!("skipped: Bento: {reason}"),
+    }
+    Ok(rows)
+}
+
+/// The rows of `search-latency`.
+pub(crate) fn latency_rows(kafka: &Kafka, sampling: Sampling) -> Result<[Row; 2], Skip> {
+    let server = OpenSearch::start()?;
+    let count = (sampling.run.as_secs_f64() / INTERVAL.as_secs_f64()) as usize;
+    let rounds: Vec<Vec<f64>> = (0..sampling.rounds).map(|round| lines(kafka, &server, round, count)).collect();
+    let row = |name: &str, share, target| Row {
+        name: name.to_owned(),
+        unit: "ms",
+        reference: Vec::new(),
+        measured: rounds.iter().map(|values| percentile(values, share)).collect(),
+        target,
+    };
+    Ok([
+        row("line written -> found by a search, p50", 0.5, Target::None),
+        row("  p99", 0.99, Target::AtMost(MAX_LATENCY_MS)),
+    ])
+}
+
+/// Speed and processor time of two arms: a limit or a peer, and the worker.
+fn compare(name: &str, [reference, worker]: &[Vec<Run>; 2], speed: Target, cpu: Target) -> [Row; 2] {
+    let row = |name: &str, unit, value: fn(&Run) -> f64, target| Row {
+        name: name.to_owned(),
+        unit,
+        reference: reference.iter().map(value).collect(),
+        measured: worker.iter().map(value).collect(),
+        target,
+    };
+    [row(name, "documents/s", Run::per_second, speed), row("  processor", "s per million", Run::cpu_per_million, cpu)]
+}
+
+/// The documents of a run that takes its whole time.
+fn documents_of(sampling: Sampling, per_second: f64) -> u64 {
+    ((per_second * sampling.run.as_secs_f64() * 1.15) as u64).max(10_000)
+}
+
+fn document(number: usize) -> String {
+    const TEXT: &str = "The quick brown fox jumps over the lazy dog, and nothing in this text is ever searched for. ";
+    let mut text =
+        format!("{{\"n\":{number},\"status\":{},\"path\":\"/items/{}\",\"text\":\"", number % 500, number % 9_973);
+    while text.len() < DOCUMENT_BYTES - 2 {
+        let rest = DOCUMENT_BYTES - 2 - text.len();
+        text.push_str(&TEXT[..rest.min(TEXT.len())]);
+    }
+    text + "\"}"
+}
+
+/// Creates an index for the documents, and returns its name.
+fn create_index(server: &OpenSearch) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("bench-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let body = json!({
+        "settings": {"number_of_shards": 1, "number_of_replicas": 0},
+        "mappings": {"properties": {
+            "n": {"type": "long"}, "status": {"type": "short"}, "path": {"type": "keyword"}, "text": {"type": "text"},
+        }},
+    });
+    server.call("PUT", &format!("/{name}"), &body.to_string());
+    name
+}
+
+fn delete_index(server: &OpenSearch, index: &str, documents: u64) {
+    assert_eq!(server.documents(index), documents, "documents of {index}");
+    server.call("DELETE", &format!("/{index}"), "");
+}
+
+/// Runs a worker that writes a topic to an index.
+fn write_index(kafka: &Kafka, server: &OpenSearch, topic: &str, documents: u64) -> Run {
+    let case = Case::new("bench-opensearch", kafka).with_binary(worker_binary());
+    let (index, url) = (create_index(server), server.url());
+    case.pipeline(
+        "bench",
+        &format!(
+            "name = \"$NAME\"\n[sinks.search]\nconnector = \"elasticsearch\"\ninputs = [\"topic:{topic}\"]\nurl = \"{url}\"\n\
+             index = \"{index}\"\ncompression = \"none\"\n"
+        ),
+    );
+    let exit = pipeline::run(&case);
+    assert_eq!(exit.summary().of(case.name(), "search").output, documents);
+    // A second run has no records to read: it measures the start.
+    let run = Run::of(documents, &exit, &pipeline::run(&case));
+    delete_index(server, &index, documents);
+    run
+}
+
+/// Runs Bento, which writes a topic to an index. It does not exit by itself: the time ends when all
+/// documents are found.
+fn bento_index(bento: &Bento<'_>, server: &OpenSearch, topic: &str, documents: u64) -> Run {
+    let (index, url) = (create_index(server), server.url());
+    let id = "${! @kafka_topic }+${! @kafka_partition }+${! @kafka_offset }";
+    let output = format!(
+        "output:\n  opensearch:\n    urls: [ {url} ]\n    index: {index}\n    action: index\n    id: '{id}'\n    max_in_flight: 4\n    \
+         batching: {{ count: {BODY_DOCUMENTS}, period: 200ms }}\n"
+    );
+    let config = bento.read_topic(topic, 200_000) + &output;
+    let idle = bento.run_to_end("input:\n  generate: { count: 1, mapping: 'root = {}' }\noutput:\n  drop: {}\n");
+    let started = Instant::now();
+    let mut process = bento.start(&config);
+    wait::until("Bento has written all documents", LIMIT, || {
+        assert!(process.is_running(), "Bento ended: {}", process.stderr());
+        let count = server.call("GET", &format!("/{index}/_count"), "")["count"].as_u64();
+        (count == Some(documents)).then_some(())
+    });
+    let elapsed = started.elapsed();
+    process.sigterm();
+    let exit = Exit { elapsed, ..process.wait(Duration::from_secs(60)) };
+    delete_index(server, &index, documents);
+    Run::of(documents, &exit, &idle)
+}
+
+/// The bodies of the loader: the documents with the ids that the worker gives.
+fn bodies(documents: &[String]) -> Vec<(u64, String)> {
+    let body = |(first, chunk): (usize, &[String])| {
+        let mut body = String::with_capacity(chunk.len() * (DOCUMENT_BYTES + 64));
+        for (number, document) in (first * BODY_DOCUMENTS..).zip(chunk) {
+            // Writing to a string cannot fail.
+            let _ = writeln!(body, "{{\"index\":{{\"_id\":\"search-backlog+0+{number}\"}}}}\n{document}");
+        }
+        (chunk.len() as u64, body)
+    };
+    documents.chunks(BODY_DOCUMENTS).enumerate().map(body).collect()
+}
+
+/// The limit: sends the bodies for a time, each pass to an index of its own.
+fn load(server: &OpenSearch, bodies: &[(u64, String)], time: Duration) -> Run {
+    let mut indices: BTreeMap<String, u64> = BTreeMap::new();
+    let run = pipeline::timed(|| {
+        let started = Instant::now();
+        while started.elapsed() < time {
+            let index = create_index(server);
+            let (next, sent) = (AtomicU64::new(0), AtomicU64::new(0));
+            std::thread::scope(|scope| {
+                for _ in 0..CONNECTIONS {
+                    scope.spawn(|| {
+                        let mut connection = Connection::open(&server.address());
+                        while let Some((documents, body)) = bodies.get(next.fetch_add(1, Ordering::Relaxed) as usize)
+                            && started.elapsed() < time
+                        {
+                            connection.bulk(&index, body);
+                            sent.fetch_add(*documents, Ordering::Relaxed);
+                        }
+                    });
+                }
+            });
+            indices.insert(index, sent.into_inner());
+        }
+        indices.values().sum()
+    });
+    indices.iter().for_each(|(index, documents)| delete_index(server, index, *documents));
+    run
+}
+
+/// A connection that stays open.
+struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    fn open(address: &str) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    fn bulk(&mut self, index: &str, body: &str) {
+        let head = format!(
+            "POST /{index}/_bulk?filter_path=errors HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let stream = self.0.get_mut();
+        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).unwrap();
+        let (mut status, mut length) = (String::new(), 0);
+        self.0.read_line(&mut status).unwrap();
+        loop {
+            let mut header = String::new();
+            self.0.read_line(&mut header).unwrap();
+            match header.trim().to_ascii_lowercase().split_once(':') {
+                Some(("content-length", value)) => length = value.trim().parse().unwrap(),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let mut answer = vec![0; length];
+        self.0.read_exact(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(status.contains(" 200 ") && answer.contains("\"errors\":false"), "{status}{answer}");
+    }
+}
+
+/// The milliseconds from writing each line until a search finds it.
+fn lines(kafka: &Kafka, server: &OpenSearch, round: usize, count: usize) -> Vec<f64> {
+    let case = Case::new(&format!("bench-found-{round}"), kafka).with_binary(worker_binary());
+    let (index, url) = (create_index(server), server.url());
+    case.pipeline(
+        "bench",
+        &format!(
+            "name = \"$NAME\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/*.log\"]\nparser = \"json\"\n\
+             [sinks.search]\nconnector = \"elasticsearch\"\ninputs = [\"web\"]\nurl = \"{url}\"\nindex = \"{index}\"\n"
+        ),
+    );
+    let log = case.path("logs/a.log");
+    let append = |number: usize| {
+        let mut file = OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        writeln!(file, "{{\"n\":{number}}}").unwrap();
+    };
+    // The lines from `from` on that a search finds.
+    let found = |from: usize| -> Vec<usize> {
+        let query = json!({"size": 1_000, "_source": ["n"], "query": {"range": {"n": {"gte": from}}}, "sort": ["n"]});
+        let answer = server.call("POST", &format!("/{index}/_search"), &query.to_string());
+        let hits = answer["hits"]["hits"].as_array().unwrap();
+        hits.iter().map(|hit| hit["_source"]["n"].as_u64().unwrap() as usize).collect()
+    };
+    append(0);
+    let worker = case.start("a", &[]);
+    wait::until("the first line is found", LIMIT, || found(0).pop());
+    let started = Instant::now();
+    // When each line was written, and when it was found.
+    let mut written: Vec<Duration> = Vec::new();
+    let mut at: BTreeMap<usize, f64> = BTreeMap::new();
+    let mut lowest = 1;
+    while at.len() < count {
+        assert!(started.elapsed() < LIMIT, "{} of {count} lines: {}", at.len(), worker.stderr());
+        while written.len() < count && started.elapsed() >= INTERVAL * written.len() as u32 {
+            append(written.len() + 1);
+            written.push(started.elapsed());
+        }
+        for number in found(lowest) {
+            at.entry(number).or_insert_with(|| (started.elapsed() - written[number - 1]).as_secs_f64() * 1e3);
+        }
+        while at.contains_key(&lowest) {
+            lowest += 1;
+        }
+    }
+    latency::end(worker);
+    server.call("DELETE", &format!("/{index}"), "");
+    at.into_values().collect()
+}
