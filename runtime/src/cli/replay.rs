@@ -179,7 +179,7 @@ impl Replay<'_> {
             );
             return Err(Error::config("replay.unsupported", message).into());
         };
-        let is_live = self.check_destination(&sink, &destination)?;
+        let is_live = self.check_destination(&sink, &destination, !into.trim().is_empty())?;
         Ok(Target { pipeline, sink, destination, is_live })
     }
 
@@ -190,17 +190,18 @@ impl Replay<'_> {
             .map_err(Refusal::Problems)
     }
 
-    /// Refuses the destination of a live sink, unless repeated records change nothing there. Returns
-    /// whether it is one.
-    fn check_destination(&self, sink: &SinkPlan, destination: &str) -> Result<bool> {
+    /// Refuses the destination of a live sink, unless repeated records change nothing there. That is
+    /// known of the options of the live sink only: with another `version_epoch`, for example, its
+    /// next records would lose. Returns whether it is the destination of a live sink.
+    fn check_destination(&self, sink: &SinkPlan, destination: &str, has_options: bool) -> Result<bool> {
         let mut is_live = false;
         for pipeline in self.pipelines {
             for live in &pipeline.sinks {
                 let Some(place) = live.spec.destination().filter(|place| overlap(place, destination)) else { continue };
-                if !sink.spec.repeats_change_nothing() {
+                if has_options || !sink.spec.repeats_change_nothing() {
                     let message = format!(
-                        "the sink `{}.{}` writes to {place}, and a replay into {destination} would write its records there a \
-                         second time: choose another destination with --into, such as 'url=\"s3://lake/orders-v2\"', and \
+                        "the sink `{}.{}` writes to {place}, and a replay into {destination} would write its records \
+                         there a second time: choose another destination with --into, such as 'url=\"s3://lake/orders-v2\"', and \
                          switch to it afterwards",
                         pipeline.name, live.name
                     );
@@ -269,33 +270,20 @@ impl Replay<'_> {
     fn register(&self, runs: &Runs<'_>, target: &Target, run: Run) -> Result<Run> {
         let known = runs.list()?;
         let continues = |other: &&Run| other.is_unfinished() && (other.id == run.id || other.is_same_request(&run));
-        if !known.iter().any(|other| continues(&other)) && !target.is_live {
-            check_output(target, &run)?;
+        if !known.iter().any(|other| continues(&other)) {
+            check_runs(&known, &run, |other| other.is_unfinished())?;
+            if !target.is_live {
+                check_output(target, &run)?;
+            }
         }
+        // The output of a run that has finished since then has not been checked.
         let was_finished = |id: &str| known.iter().any(|run| run.id == id && !run.is_unfinished());
         runs.change(|stored| {
             if let Some(other) = stored.iter().find(continues) {
                 return Ok(Run { state: RunState::Running, error: None, ended: None, ..other.clone() });
             }
-            let is_in_the_way = |other: &&Run| {
-                overlap(&other.destination, &run.destination) && (other.is_unfinished() || !was_finished(&other.id))
-            };
-            match stored.iter().find(is_in_the_way) {
-                None => Ok(run.clone()),
-                Some(other) => {
-                    let message = format!(
-                        "the run {} ({}.{}, {}) writes to {}: choose another destination, or complete that run with `trunkline \
-                         replay .. --resume {}`",
-                        other.id,
-                        other.pipeline,
-                        other.sink,
-                        other.state.name(),
-                        other.destination,
-                        other.id
-                    );
-                    Err(Error::config("replay.destination_in_use", message))
-                }
-            }
+            check_runs(stored, &run, |other| other.is_unfinished() || !was_finished(&other.id))?;
+            Ok(run.clone())
         })
     }
 
@@ -364,6 +352,24 @@ impl Replay<'_> {
 
 fn range((partition, (from, to)): (TopicPartition, (i64, i64))) -> PartitionRange {
     PartitionRange { topic: partition.topic.to_string(), partition: partition.partition, from, to }
+}
+
+/// Refuses the destination of another run.
+fn check_runs(runs: &[Run], run: &Run, counts: impl Fn(&Run) -> bool) -> Result<()> {
+    let Some(other) = runs.iter().find(|other| overlap(&other.destination, &run.destination) && counts(other)) else {
+        return Ok(());
+    };
+    let message = format!(
+        "the run {} ({}.{}, {}) writes to {}: choose another destination, or complete that run with `trunkline replay .. \
+         --resume {}`",
+        other.id,
+        other.pipeline,
+        other.sink,
+        other.state.name(),
+        other.destination,
+        other.id
+    );
+    Err(Error::config("replay.destination_in_use", message))
 }
 
 /// Refuses a destination that has records of the range.
