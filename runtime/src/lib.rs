@@ -9,5 +9,6 @@ pub mod dead_letters;
 pub mod http;
 pub mod kafka;
 pub mod plan;
+pub mod replay;
 pub mod stage;
 pub mod worker;

@@ -84,7 +84,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 /// codes: an error, a reason, a problem, a preflight issue, a rejection by a plugin, or a match arm
 /// or constant in a file that builds errors from them.
 fn codes_in_sources() -> BTreeMap<String, String> {
-    let families = "broker|checkpoint|cli|config|elasticsearch|environment|intent|io|kafka|line|logfile|mask|mysql|parse|plan|plugin|redshift|s3|\
+    let families = "audit|broker|checkpoint|cli|config|elasticsearch|environment|intent|io|kafka|line|logfile|mask|mysql|offsets|parse|plan|plugin|redshift|replay|s3|\
                     schema|sink|snapshot|snowflake|source|stage|transform|warehouse|worker|http|file|stdout";
     let code = format!(r#""((?:{families})(?:\.[a-z][a-z0-9_]*)+)""#);
     let constructs = Regex::new(&format!(

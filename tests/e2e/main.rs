@@ -45,6 +45,7 @@ mod oversized;
 mod pipeline;
 mod redshift;
 mod reload;
+mod replay;
 mod rotation;
 mod search;
 mod secured;

@@ -24,8 +24,9 @@ pub use error::{Domain, Error, Result, Retry, io_error, root_cause, with_causes}
 pub use rejection::{Reason, Rejections};
 pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
 pub use sink::{
-    Buffered, CommitPolicy, Delivery, ErasedTwoPhaseSink, IdempotentSink, InFlight, PartitionRecords, PendingRecord,
-    RecordIndex, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, SinkWriter, TopicPartition, TwoPhaseSink,
+    Buffered, CommitPolicy, Delivery, ErasedTwoPhaseSink, IdempotentSink, InFlight, OutputFile, OutputListing,
+    PartitionRecords, PendingRecord, RecordIndex, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, SinkWriter,
+    TopicPartition, TwoPhaseSink,
 };
 pub use source::{
     Fill, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, SnapshotRequest, Source, SourceBatch,

@@ -95,4 +95,15 @@ impl SinkSpec for ElasticsearchSpec {
             _ => None,
         }
     }
+
+    fn destination(&self) -> Option<String> {
+        let mut nodes = self.config.client.nodes.clone();
+        nodes.sort_unstable();
+        Some(format!("{}/{}", nodes.join(","), self.config.documents.target.template().source()))
+    }
+
+    fn repeats_change_nothing(&self) -> bool {
+        // Ids and versions of a document are the same in each delivery.
+        !matches!(self.config.documents.id, IdRule::None) && !self.config.documents.needs_order()
+    }
 }

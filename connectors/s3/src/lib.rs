@@ -29,13 +29,14 @@ mod store;
 
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    CommitPolicy, Error, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template,
+    CommitPolicy, Error, OutputListing, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template,
 };
 
 use config::{Config, Destination};
 use store::Store;
 use store::bucket::BucketStore;
 use store::directory::DirectoryStore;
+use store::listing;
 use trunkline_objects::Encoders;
 
 /// The connector `s3`.
@@ -95,6 +96,25 @@ impl SinkSpec for S3Spec {
 
     fn commit_policy(&self) -> CommitPolicy {
         self.config.commit
+    }
+
+    fn destination(&self) -> Option<String> {
+        Some(match &self.config.destination {
+            Destination::Directory(root) => format!("file://{}", listing::absolute(root).display()),
+            Destination::Bucket(options) => {
+                let store = options.endpoint.as_deref().map_or("s3:/", |endpoint| endpoint.trim_end_matches('/'));
+                let place = format!("{store}/{}/{}", options.bucket, options.prefix);
+                place.trim_end_matches('/').to_owned()
+            }
+        })
+    }
+
+    fn list_output(&self, runtime: &tokio::runtime::Handle) -> Result<Option<OutputListing>> {
+        match &self.config.destination {
+            Destination::Directory(root) => listing::list_directory(root),
+            Destination::Bucket(options) => listing::list_bucket(options, runtime),
+        }
+        .map(Some)
     }
 
     fn templates(&self) -> Vec<(&'static str, &Template)> {

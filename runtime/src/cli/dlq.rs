@@ -7,7 +7,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use regex::Regex;
 use serde_json::{Value, json};
 use trunkline_connector::{Error, RecordRef, Result};
 
@@ -18,7 +17,7 @@ use super::validate::load_for_reading;
 use crate::config::Settings;
 use crate::dead_letters::{DeadLetter, Plan, Redrive, read, redriven_ranges};
 use crate::kafka::{Admin, Cluster};
-use crate::plan::{Input, Pipeline, Route, TopicSelector};
+use crate::plan::{Input, Pipeline, Route};
 
 /// `trunkline dlq`.
 #[derive(Args)]
@@ -131,7 +130,8 @@ pub(super) fn dlq(args: &DlqArgs) -> Exit {
     outcome.unwrap_or_else(|error| report_error(&error))
 }
 
-fn connect(settings: &Settings) -> Result<Cluster> {
+/// The cluster of the settings.
+pub(super) fn connect(settings: &Settings) -> Result<Cluster> {
     Ok(Cluster::new(&brokers(settings)?, &settings.kafka)?
         .with_prefix(&settings.prefix)
         .with_topic_creation(settings.topics.create))
@@ -277,7 +277,7 @@ impl Context<'_> {
 
     /// Why records must not return to a topic: others than the failed component read it too.
     fn refusal(&self, topic: &str) -> Option<String> {
-        let reads = |inputs: &[Input]| inputs.iter().any(|input| selects(&input.topics, topic));
+        let reads = |inputs: &[Input]| inputs.iter().any(|input| input.topics.selects(topic));
         let mut readers = Vec::new();
         for pipeline in self.pipelines {
             let transforms = pipeline.transforms.iter().map(|stage| (&stage.name, &stage.inputs));
@@ -292,13 +292,6 @@ impl Context<'_> {
             "topic `{topic}` is read by {}, and each of them would receive the records: name another topic with --to-topic, or repeat them for all with --to-all-readers",
             readers.join(" and ")
         ))
-    }
-}
-
-fn selects(selector: &TopicSelector, topic: &str) -> bool {
-    match selector {
-        TopicSelector::Exact(name) => name == topic,
-        TopicSelector::Pattern(pattern) => Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(topic)),
     }
 }
 
@@ -355,7 +348,7 @@ fn describe(letter: &DeadLetter, record: RecordRef<'_>, is_redriven: bool) -> Va
     json!({
         "partition": letter.partition, "offset": letter.offset, "time": letter.timestamp.map(time),
         "component": letter.component, "stage": letter.stage, "code": letter.code, "message": letter.message,
-        "origin": origin, "attempts": letter.attempts, "redriven": is_redriven,
+        "origin": origin, "attempts": letter.attempts, "redriven": is_redriven, "replay": letter.replay,
         "key": bytes(record.key()), "value": bytes(record.value()), "headers": headers,
     })
 }

@@ -6,17 +6,23 @@
 
 mod acls;
 mod addresses;
+mod audit;
 mod broker;
 mod connectors;
 mod dlq;
 mod explain;
 mod graph;
 mod kafka_check;
+mod offsets;
 mod output;
 mod parse;
 mod reload;
+mod replay;
+mod replay_progress;
 mod run;
 mod run_report;
+mod runs;
+mod selection;
 mod settings;
 mod settings_args;
 mod snapshot;
@@ -67,6 +73,15 @@ enum Verb {
     Status(StatusArgs),
     /// Re-read selected tables while the source keeps streaming changes
     Snapshot(SnapshotArgs),
+    /// Let a sink read a range of its topics again, as a separate run: into another destination, or
+    /// into one where repeated records change nothing
+    Replay(replay::ReplayArgs),
+    /// List, show and stop replays
+    Runs(runs::RunsArgs),
+    /// Show positions, and move those of sinks and transforms
+    Offsets(offsets::OffsetsArgs),
+    /// Check that the files of a sink hold every committed row once
+    Audit(audit::AuditArgs),
     /// Run the embedded Kafka broker without pipelines
     Broker(broker::BrokerArgs),
     /// List connectors and bundled plugins, or describe the options of one
@@ -262,6 +277,10 @@ fn run_verb(verb: Verb) -> Exit {
         },
         Verb::Parse(args) => parse::parse(&args),
         Verb::Dlq(args) => dlq::dlq(&args),
+        Verb::Replay(args) => replay::run(&args),
+        Verb::Runs(args) => runs::run(&args),
+        Verb::Offsets(args) => offsets::run(&args),
+        Verb::Audit(args) => audit::run(&args),
         Verb::Status(args) => match args.settings.load() {
             Ok(settings) => status::status(args.json, &settings),
             Err(problems) => output::report_problems(&problems, args.json),

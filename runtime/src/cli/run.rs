@@ -181,7 +181,7 @@ const SAME_SIGNAL: Duration = Duration::from_millis(200);
 
 /// SIGINT and SIGTERM stop the worker: it flushes, commits and ends. The second signal ends the
 /// process at once.
-async fn stop_on_signals(mut signals: StopSignals, stop: StopSignal) {
+pub(super) async fn stop_on_signals(mut signals: StopSignals, stop: StopSignal) {
     signals.next().await;
     tracing::info!("stopping; a second signal ends the process at once");
     stop.set();

@@ -112,6 +112,31 @@ impl Document {
         }
     }
 
+    /// Sets options of the component `{kind}.{name}` from TOML text, as if the file had these
+    /// values. Problems of a value are reported at the name of the component.
+    pub fn override_component(&mut self, kind: &str, name: &str, text: &str, secrets: Option<&Path>) {
+        let mut given = syntax::parse(text);
+        References { base: &self.base, secrets }.resolve(text, &mut given.table, &mut self.resolved);
+        let Some((_, Node { value: Value::Table(kinds), .. })) =
+            self.table.entries.iter_mut().find(|(key, _)| key.name == kind)
+        else {
+            return;
+        };
+        let Some((component, Node { value: Value::Table(options), .. })) =
+            kinds.entries.iter_mut().find(|(key, _)| key.name == name)
+        else {
+            return;
+        };
+        let place = component.span.clone();
+        self.problems.extend(given.problems.into_iter().map(|problem| Problem { span: place.clone(), ..problem }));
+        for (mut key, mut node) in given.table.entries {
+            key.span = place.clone();
+            move_to(&mut node, &place);
+            options.entries.retain(|(known, _)| known.name != key.name);
+            options.entries.push((key, node));
+        }
+    }
+
     /// The reader of the file's top level.
     pub fn section<'a>(&'a self, report: &'a Report) -> Section<'a> {
         Section::new(&self.table, 0..0, "", &self.base, report)
@@ -215,6 +240,21 @@ pub(super) fn span_within(source: &str, span: &Range<usize>, raw: &str, range: R
     match (found.next(), found.next()) {
         (Some(at), None) if !wanted.is_empty() => span.start + at..span.start + at + wanted.len(),
         _ => span.clone(),
+    }
+}
+
+/// Gives a value and everything in it another place.
+fn move_to(node: &mut Node, place: &Range<usize>) {
+    node.span = place.clone();
+    match &mut node.value {
+        Value::Table(table) => {
+            for (key, inner) in &mut table.entries {
+                key.span = place.clone();
+                move_to(inner, place);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| move_to(item, place)),
+        _ => {}
     }
 }
 

@@ -15,6 +15,8 @@ use crate::kafka::{Cluster, topic_reader};
 const CONNECT: &str = "__connect.errors.";
 /// The original size of a record that did not fit.
 const TRUNCATED: &str = "trunkline.truncated";
+/// The run that rejected the record, if it was a replay.
+pub const REPLAY: &str = "trunkline.replay";
 /// How often a record was redriven.
 const ATTEMPTS: &str = "trunkline.redrive.attempts";
 
@@ -43,6 +45,8 @@ pub struct DeadLetter {
     pub is_truncated: bool,
     /// How often it was redriven.
     pub attempts: u32,
+    /// The run that rejected it, if it was a replay.
+    pub replay: Option<String>,
 }
 
 /// The place of a record in a topic.
@@ -83,6 +87,7 @@ impl DeadLetter {
             origin: origin(),
             is_truncated: text(TRUNCATED).is_some(),
             attempts: text(ATTEMPTS).and_then(|attempts| attempts.parse().ok()).unwrap_or(0),
+            replay: text(REPLAY),
         })
     }
 }

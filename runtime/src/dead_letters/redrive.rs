@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 use trunkline_connector::{Batch, Error, PositionChange, RecordRef, Result};
 
-use super::{ATTEMPTS, CONNECT, DeadLetter, OffsetRanges, Origin};
+use super::{ATTEMPTS, CONNECT, DeadLetter, OffsetRanges, Origin, REPLAY};
 use crate::checkpoint::{CHECKPOINTS, Positions};
 use crate::kafka::topic_reader::RecordReader;
 use crate::kafka::{Cluster, ProducerRecord, SendError, TransactionalProducer};
@@ -224,6 +224,11 @@ impl<'a> Redrive<'a> {
         if letter.is_truncated {
             return Err("only a part of the record is in the dead letter".to_owned());
         }
+        if let Some(run) = &letter.replay {
+            return Err(format!(
+                "the replay {run} rejected it, and its topic still has the record: correct the cause, and replay it again"
+            ));
+        }
         if letter.attempts >= MAX_ATTEMPTS {
             return Err(format!("it was redriven {MAX_ATTEMPTS} times, and failed each time"));
         }
@@ -276,7 +281,9 @@ fn copy(batch: &mut Batch, record: RecordRef<'_>, attempts: u32) {
     if let Some(value) = record.value() {
         copy.value(value);
     }
-    for (name, value) in record.headers().filter(|(name, _)| !name.starts_with(CONNECT) && *name != ATTEMPTS) {
+    for (name, value) in
+        record.headers().filter(|(name, _)| !name.starts_with(CONNECT) && ![ATTEMPTS, REPLAY].contains(name))
+    {
         copy.header(name, value);
     }
     copy.header(ATTEMPTS, Some(attempts.to_string().as_bytes()));

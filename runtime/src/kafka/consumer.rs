@@ -98,7 +98,30 @@ impl GroupConsumer {
         topics: &[String],
         prefetch_bytes: usize,
     ) -> Result<Self> {
-        let config = group_config(cluster, group, instance, prefetch_bytes);
+        Self::join_with(cluster, group, instance, topics, group_config(cluster, group, instance, prefetch_bytes))
+    }
+
+    /// Joins like [`GroupConsumer::join`]. A committed offset whose record was deleted is an error,
+    /// where other members continue with the first record that is left.
+    pub fn join_strictly(
+        cluster: &Cluster,
+        group: &str,
+        instance: &str,
+        topics: &[String],
+        prefetch_bytes: usize,
+    ) -> Result<Self> {
+        let mut config = group_config(cluster, group, instance, prefetch_bytes);
+        config.set("auto.offset.reset", "error");
+        Self::join_with(cluster, group, instance, topics, config)
+    }
+
+    fn join_with(
+        cluster: &Cluster,
+        group: &str,
+        instance: &str,
+        topics: &[String],
+        config: ClientConfig,
+    ) -> Result<Self> {
         let consumer: BaseConsumer<EventContext> = cluster.create(&config, EventContext::new(cluster, &config))?;
         // SAFETY: the lease is dropped before the client.
         let login = unsafe { cluster.attach_login(consumer.client().native_ptr()) };
@@ -359,6 +382,14 @@ impl GroupConsumer {
                 tracing::debug!(%error, group = self.group, "the consumer continues after a login without an answer");
                 Ok(())
             }
+            Some(Code::AutoOffsetReset) => {
+                let message = format!(
+                    "{doing}: the next offset of group `{}` no longer exists, because retention deleted it or the topic was \
+                     created again",
+                    self.group
+                );
+                Err(Error::data("replay.deleted", message))
+            }
             _ => Err(self.failed(doing, error)),
         }
     }
@@ -441,6 +472,15 @@ impl GroupConsumer {
     pub fn pause(&self) -> Result<()> {
         let assigned = self.consumer.assignment().map_err(|error| self.failed("pausing", &error))?;
         self.consumer.pause(&assigned).map_err(|error| self.failed("pausing", &error))
+    }
+
+    /// Stops fetching from some of the assigned partitions.
+    pub fn pause_partitions(&self, partitions: &[TopicPartition]) -> Result<()> {
+        let mut paused = TopicPartitionList::with_capacity(partitions.len());
+        for partition in partitions {
+            paused.add_partition(&partition.topic, partition.partition);
+        }
+        self.consumer.pause(&paused).map_err(|error| self.failed("pausing", &error))
     }
 
     /// Fetches again after [`GroupConsumer::pause`].

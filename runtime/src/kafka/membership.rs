@@ -12,6 +12,11 @@ pub(super) type Members = Vec<(String, Vec<u8>)>;
 pub struct OtherMembers(pub(super) Vec<Vec<u8>>);
 
 impl OtherMembers {
+    /// The group has no other member.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether one of them owns this partition. A member whose assignment is not understood may own
     /// any partition.
     pub fn own(&self, partition: &TopicPartition) -> bool {

@@ -9,6 +9,7 @@
 //!   decides when it flushes, `delivery` collects failures. `row_writer` writes single rows.
 //! - [`consumer`]: the group consumer, with its `rebalance` events; `message_queue` takes many
 //!   messages at once, `queue_notifier` waits for them, `partition_batches` collects them.
+//! - [`GroupOffsets`]: reads and changes the offsets of a group from outside.
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
 //! - [`topic_reader`]: reads topics outside of groups; [`table`]: compacted topics as key-value
 //!   tables.
@@ -29,6 +30,7 @@ mod delivery;
 pub mod embedded;
 mod enqueue;
 mod flush;
+mod group_offsets;
 mod logins;
 mod membership;
 mod message_queue;
@@ -51,6 +53,7 @@ mod unassigned;
 pub use admin::{Admin, EnsuredTopics, Permission, TopicSpec};
 pub use client::{Cluster, DUPLICATE_WORKER, grant, wait_for_closed_clients};
 pub use consumer::{FillLimits, GroupConsumer};
+pub use group_offsets::{GroupOffsets, Watermarks};
 pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;
 pub use producer::{ProducerRecord, TransactionalProducer};

@@ -7,7 +7,7 @@ use trunkline_transform_host::Host;
 use super::planned_file::{PlannedFile, plan};
 use super::registry::Registry;
 use super::{Pipeline, cross_file_checks, files};
-use crate::config::{Document, FileProblems, Settings};
+use crate::config::{Document, FileProblems, Settings, problem_at};
 
 /// The result of loading a set of pipeline files.
 #[derive(Default)]
@@ -26,6 +26,27 @@ pub struct Loaded {
 /// (I7). Of two files that use the same name or topic, the first by path runs.
 pub fn load_each(paths: &[PathBuf], host: &Host, settings: &Settings, registry: &Registry) -> Loaded {
     Files::default().read(paths, host, settings, registry)
+}
+
+/// Loads one pipeline file with other options of a sink: TOML text, as in the file.
+pub fn load_with_sink_options(
+    file: &Path,
+    sink: &str,
+    options: &str,
+    host: &Host,
+    settings: &Settings,
+    registry: &Registry,
+) -> Result<Pipeline, FileProblems> {
+    let mut document = Document::read(file, settings.secrets.as_deref())?;
+    document.override_component("sinks", sink, options, settings.secrets.as_deref());
+    let planned = plan(document, host, registry);
+    let problems = planned.file_problems();
+    match (planned.pipeline, problems) {
+        (Some(pipeline), None) => Ok(pipeline),
+        (_, Some(problems)) => Err(problems),
+        // A file without a pipeline has problems.
+        (None, None) => Err(problem_at(Some(file), "plan.empty", "the file defines no pipeline".to_owned(), None)),
+    }
 }
 
 /// Pipeline files that are reloaded while a worker runs.

@@ -41,11 +41,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use regex::Regex;
 use trunkline_connector::{CommitPolicy, SinkSpec, SourceSpec, Template};
 use trunkline_transform_host::{Limits, Plugin};
 
 pub use files::files_of;
-pub use load::{Files, Loaded, load_each};
+pub use load::{Files, Loaded, load_each, load_with_sink_options};
 pub use plan_eq::Options;
 pub use registry::Registry;
 
@@ -200,6 +201,16 @@ pub enum TopicSelector {
     Exact(String),
     /// Topics whose whole name matches a regular expression, anchored with `^` and `$`.
     Pattern(String),
+}
+
+impl TopicSelector {
+    /// Whether an input reads this topic.
+    pub fn selects(&self, topic: &str) -> bool {
+        match self {
+            Self::Exact(name) => name == topic,
+            Self::Pattern(pattern) => Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(topic)),
+        }
+    }
 }
 
 /// What happens to records at a point on their way into a stage. Routes form a tree, so that

@@ -10,6 +10,7 @@ use trunkline_connector::{Error, RecordRef, Rejections, Result};
 
 use super::careful::RECORD_REJECTED;
 use crate::checkpoint::ComponentCounters;
+use crate::dead_letters::REPLAY;
 use crate::kafka::{ProducerRecord, RecordTooLarge, SendError, TransactionalProducer};
 use crate::plan::OnError;
 
@@ -18,6 +19,14 @@ use crate::plan::OnError;
 pub(super) struct DeadLetters {
     records: Rejections,
     origins: Vec<Origin>,
+}
+
+/// The run that writes dead letters.
+pub(super) struct RunName<'a> {
+    /// The pipeline.
+    pub(super) pipeline: &'a str,
+    /// The id of the run, if it is a replay.
+    pub(super) replay: Option<&'a str>,
 }
 
 struct Origin {
@@ -78,12 +87,12 @@ impl DeadLetters {
     pub(super) fn write(
         &self,
         producer: &mut TransactionalProducer,
-        pipeline: &str,
+        run: &RunName<'_>,
         topic: &str,
         partitions: i32,
     ) -> Result<()> {
         for ((record, reason), origin) in self.records.iter().zip(&self.origins) {
-            let connector = format!("{pipeline}.{}", origin.component);
+            let connector = format!("{}.{}", run.pipeline, origin.component);
             let (partition, offset) = (record.entry().partition.to_string(), record.entry().offset.to_string());
             let mut headers: Vec<(&str, &[u8])> = vec![
                 ("__connect.errors.connector.name", connector.as_bytes()),
@@ -93,6 +102,9 @@ impl DeadLetters {
                 ("__connect.errors.exception.class.name", reason.code.as_bytes()),
                 (MESSAGE, reason.message.as_bytes()),
             ];
+            if let Some(replay) = run.replay {
+                headers.push((REPLAY, replay.as_bytes()));
+            }
             if record.entry().offset >= 0 {
                 headers.push(("__connect.errors.topic", record.topic().as_bytes()));
                 headers.push(("__connect.errors.partition", partition.as_bytes()));

@@ -27,7 +27,7 @@ mod upstream;
 mod worker_context;
 
 pub use names::{Names, component_name};
-pub use sink::SinkStage;
+pub use sink::{Bounds, SinkStage};
 pub(crate) use snapshot_deletes::PendingDeletes;
 pub use source::SourceStage;
 pub use status::{CommitDurations, StageKind, StageSnapshot, StageState, StageStatus};

@@ -20,7 +20,7 @@ use trunkline_connector::{
 use super::careful::{Mark, RECORD_REJECTED, run_until_rejection};
 use super::chain::Chain;
 use super::commit_timer::CommitTimer;
-use super::dead_letters::DeadLetters;
+use super::dead_letters::{DeadLetters, RunName};
 use super::first_records;
 use super::output::Topics;
 use super::partitioner::partition_of;
@@ -444,7 +444,8 @@ impl Writer<'_> {
         let begun = Instant::now();
         failpoint!("source.checkpoint.before")?;
         let partitions = self.topics.partitions(&self.stage.dead_letters)?;
-        pending.dead_letters.write(&mut self.producer, &self.stage.pipeline, &self.stage.dead_letters, partitions)?;
+        let run = RunName { pipeline: &self.stage.pipeline, replay: None };
+        pending.dead_letters.write(&mut self.producer, &run, &self.stage.dead_letters, partitions)?;
         self.positions.counters.add(&pending.counters);
         if !changes.is_empty() || !pending.counters.is_zero() {
             self.positions.write(&mut self.producer, &changes, &self.positions.counters)?;

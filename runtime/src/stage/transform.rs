@@ -13,7 +13,7 @@ use trunkline_connector::{Batch, RecordRef, Result, TopicPartition, failpoint};
 use super::careful::{Mark, RECORD_REJECTED, run_until_rejection, single};
 use super::chain::RunningTransform;
 use super::commit_timer::CommitTimer;
-use super::dead_letters::DeadLetters;
+use super::dead_letters::{DeadLetters, RunName};
 use super::first_records;
 use super::lag::LagReport;
 use super::output::Topics;
@@ -287,7 +287,7 @@ impl TransformTask<'_> {
         for (partition, state) in moved {
             state.dead_letters.write(
                 &mut self.producer,
-                &self.stage.pipeline,
+                &RunName { pipeline: &self.stage.pipeline, replay: None },
                 &self.stage.dead_letters,
                 dead_letter_partitions,
             )?;

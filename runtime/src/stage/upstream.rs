@@ -50,6 +50,11 @@ impl<'a> Drain<'a> {
         Self { cluster, upstream, probe: None, targets: BTreeMap::new(), asked: None }
     }
 
+    /// Ends at these offsets, whatever the topics hold.
+    pub(super) fn with_targets(self, targets: BTreeMap<TopicPartition, i64>) -> Self {
+        Self { targets, ..self }
+    }
+
     /// The group has consumed and committed all records, whichever member did it. Call it when no
     /// record is pending.
     pub(super) fn is_complete(&mut self, consumer: &GroupConsumer) -> Result<bool> {

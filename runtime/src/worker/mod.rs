@@ -181,7 +181,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
 }
 
 /// The share of each of `stages` stages in the worker's memory.
-fn resource_share(memory: usize, stages: usize) -> ResourceShare {
+pub(crate) fn resource_share(memory: usize, stages: usize) -> ResourceShare {
     ResourceShare { client_buffer_bytes: client_buffer(memory, stages), batch_bytes: batch_bytes(memory, stages) }
 }
 

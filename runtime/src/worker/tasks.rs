@@ -193,7 +193,7 @@ fn new_task(
             Box::new(SourceStage { pipeline, dead_letters, plan })
         }
         Component::Transform(plan) => Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream }),
-        Component::Sink(plan) => Box::new(SinkStage { pipeline, dead_letters, plan, task, upstream }),
+        Component::Sink(plan) => Box::new(SinkStage { pipeline, dead_letters, plan, task, upstream, bounds: None }),
     };
     Task { plan, stage, status, context: context.clone(), lease, permit }
 }

@@ -71,11 +71,58 @@ pub trait SinkSpec: Send + Sync {
         None
     }
 
+    /// The place that the sink writes to. Equal places have equal names, and the name of a place
+    /// inside of another one starts with that one's name and a slash. `None`: places cannot be
+    /// compared, so that the sink cannot be replayed.
+    fn destination(&self) -> Option<String> {
+        None
+    }
+
+    /// Records that are delivered again, at any later time, leave the destination as it is.
+    fn repeats_change_nothing(&self) -> bool {
+        false
+    }
+
+    /// The committed output at the destination, as its own metadata describe it; `None` if the
+    /// sink's output does not name the records in it.
+    fn list_output(&self, runtime: &tokio::runtime::Handle) -> Result<Option<OutputListing>> {
+        let _ = runtime;
+        Ok(None)
+    }
+
     /// The templates that every record must have a value for, each with its option. The plan checks
     /// the fields that they use where the fields of the records are known.
     fn templates(&self) -> Vec<(&'static str, &Template)> {
         Vec::new()
     }
+}
+
+/// The visible files of a destination.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OutputListing {
+    /// Files that a sink has written.
+    pub files: Vec<OutputFile>,
+    /// Names of other files.
+    pub foreign: Vec<String>,
+}
+
+/// A file that a sink has written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputFile {
+    /// Its path or key.
+    pub name: String,
+    /// Its identity: two files with the same id are copies.
+    pub id: String,
+    /// The sink, as [`SinkContext::name`].
+    pub sink: String,
+    /// The topic partition of its records.
+    pub partition: TopicPartition,
+    /// The offset of its first record.
+    pub first: i64,
+    /// The offset of its last record.
+    pub last: i64,
+    /// Number of its rows.
+    pub records: u64,
 }
 
 /// A running sink, by the way in which its destination makes writes safe to repeat.

@@ -559,7 +559,7 @@ fn part_number(index: usize) -> i32 {
 }
 
 /// Runs a job for each item, `at_once` concurrently; returns the results in the order of the items.
-async fn all<I, T, F>(items: Vec<I>, at_once: usize, job: impl Fn(I) -> F) -> Vec<T>
+pub(super) async fn all<I, T, F>(items: Vec<I>, at_once: usize, job: impl Fn(I) -> F) -> Vec<T>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,

@@ -2,6 +2,7 @@
 
 pub(crate) mod bucket;
 pub(crate) mod directory;
+pub(crate) mod listing;
 
 use std::path::Path;
 

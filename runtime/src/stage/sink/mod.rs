@@ -9,6 +9,7 @@
 //! The loop runs in one thread. Rebalances are served only inside polls and are handled right after
 //! them, so a topic partition is never lost between two lines.
 
+mod bounds;
 mod committer;
 mod delivery_pool;
 mod idempotent;
@@ -23,6 +24,8 @@ use trunkline_connector::{
     Batch, Buffered, Rejections, Reservation, Result, Sink, SinkContext, TopicPartition, failpoint,
 };
 
+pub use self::bounds::Bounds;
+use self::bounds::Throttle;
 use self::committer::{Assignment, Committer};
 use self::idempotent::IdempotentCommitter;
 use self::partition_state::{PartitionState, time_in_topic};
@@ -70,6 +73,8 @@ pub struct SinkStage {
     pub task: u32,
     /// The stages that write to its inputs.
     pub upstream: Upstream,
+    /// The records that it reads, if it is a replay.
+    pub bounds: Option<Bounds>,
 }
 
 impl Stage for SinkStage {
@@ -110,8 +115,11 @@ impl SinkStage {
         };
         let routes = Routes::start(&self.plan.inputs)?;
         let buffer_bytes = context.share.client_buffer_bytes;
-        let consumer =
-            GroupConsumer::join(&context.cluster, &component, &member, &routes.subscription(), buffer_bytes)?;
+        let cluster = &context.cluster;
+        let consumer = match &self.bounds {
+            Some(bounds) => GroupConsumer::join_strictly(cluster, &component, &member, &bounds.topics(), buffer_bytes)?,
+            None => GroupConsumer::join(cluster, &component, &member, &routes.subscription(), buffer_bytes)?,
+        };
         let mut task = SinkTask {
             committer,
             routes,
@@ -120,6 +128,7 @@ impl SinkStage {
             transactions: Transactions::new(self, context, stop, status, producer, consumer),
             one_by_one,
             delivered: 0,
+            throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate).map(Throttle::new),
         };
         task.run()?;
         task.transactions.consumer.leave();
@@ -136,6 +145,8 @@ struct SinkTask<'a> {
     one_by_one: bool,
     /// The records that the last batch became and that were written.
     delivered: u64,
+    /// Limits the speed of a replay.
+    throttle: Option<Throttle>,
 }
 
 impl SinkTask<'_> {
@@ -143,6 +154,9 @@ impl SinkTask<'_> {
         let (context, upstream) = (self.transactions.context, &self.transactions.stage.upstream);
         let mut batches = PartitionBatches::default();
         let mut drain = Drain::new(&context.cluster, upstream);
+        if let Some(bounds) = &self.transactions.stage.bounds {
+            drain = drain.with_targets(bounds.ends());
+        }
         let mut lag = LagReport::new();
         loop {
             if self.transactions.stop.is_set() {
@@ -154,6 +168,7 @@ impl SinkTask<'_> {
             lag.update(status, consumer, partitions);
             let records = self.poll(&mut batches)?;
             self.rebalance(&mut batches)?;
+            let records = self.drop_out_of_bounds(&mut batches, records)?;
             for (partition, batch) in batches.iter_mut() {
                 if let Err(error) = self.routes.chain(&partition.topic)?.ready() {
                     self.check_first_records()?;
@@ -171,7 +186,8 @@ impl SinkTask<'_> {
             self.enforce_memory_budget()?;
             let due = self.due_partitions();
             self.committer.commit(&mut self.transactions, &due)?;
-            if context.until_idle && records == 0 && upstream.is_over() {
+            let is_throttled = self.throttle.as_ref().is_some_and(|throttle| throttle.allowance() == 0);
+            if context.until_idle && records == 0 && !is_throttled && upstream.is_over() {
                 // The run ends: the buffered output is committed before it is due.
                 self.committer.flush(&mut self.transactions)?;
                 if drain.is_complete(&self.transactions.consumer)? {
@@ -184,12 +200,37 @@ impl SinkTask<'_> {
     /// Waits for records until the next commit is due.
     fn poll(&mut self, batches: &mut PartitionBatches) -> Result<usize> {
         let wait = self.until_due().min(self.committer.wake_in()).min(POLL);
-        if !self.committer.accepts_more() {
+        let allowance = self.throttle.as_ref().map_or(POLL_RECORDS, Throttle::allowance);
+        if allowance == 0 || !self.committer.accepts_more() {
             self.transactions.consumer.keep_alive(wait)?;
             return Ok(0);
         }
-        let limits = FillLimits { records: POLL_RECORDS, bytes: self.transactions.context.share.batch_bytes, wait };
+        let limits = FillLimits {
+            records: POLL_RECORDS.min(allowance),
+            bytes: self.transactions.context.share.batch_bytes,
+            wait,
+        };
         self.transactions.consumer.fill(&limits, batches)
+    }
+
+    /// Drops the records that a replay does not read, and fetches no more from partitions that are
+    /// complete. Returns the number of the other records.
+    fn drop_out_of_bounds(&mut self, batches: &mut PartitionBatches, polled: usize) -> Result<usize> {
+        let Some(bounds) = &self.transactions.stage.bounds else { return Ok(polled) };
+        let (mut kept, mut complete) = (0, Vec::new());
+        for (partition, batch) in batches.iter_mut() {
+            if bounds.retain(partition, batch) {
+                complete.push(partition.clone());
+            }
+            kept += batch.len();
+        }
+        if !complete.is_empty() {
+            self.transactions.consumer.pause_partitions(&complete)?;
+        }
+        if let Some(throttle) = &mut self.throttle {
+            throttle.count(kept);
+        }
+        Ok(kept)
     }
 
     /// Processes each record separately. If one is rejected and stops the stage, the records before

@@ -16,7 +16,7 @@ use super::{POLL, SinkStage};
 use crate::checkpoint::{IntentRecord, Intents};
 use crate::kafka::{GroupConsumer, TransactionalProducer};
 use crate::stage::backoff::Backoff;
-use crate::stage::dead_letters::DeadLetters;
+use crate::stage::dead_letters::{DeadLetters, RunName};
 use crate::stage::output::Topics;
 use crate::stage::status::StageStatus;
 use crate::stage::stop_signal::StopSignal;
@@ -106,7 +106,9 @@ impl<'a> Transactions<'a> {
     pub(super) fn write_dead_letters(&mut self, dead_letters: &DeadLetters) -> Result<()> {
         let topic = &self.stage.dead_letters;
         let partitions = self.topics.partitions(topic)?;
-        dead_letters.write(&mut self.producer, &self.stage.pipeline, topic, partitions)
+        let replay = self.stage.bounds.as_ref().map(|bounds| bounds.run.as_str());
+        let run = RunName { pipeline: &self.stage.pipeline, replay };
+        dead_letters.write(&mut self.producer, &run, topic, partitions)
     }
 
     /// Writes the pending dead letters of a topic partition in the open transaction.

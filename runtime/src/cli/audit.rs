@@ -1,0 +1,166 @@
+//! `trunkline audit`: checks the files of a sink against its committed offsets.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use trunkline_connector::{Error, Result};
+
+use super::SettingsArgs;
+use super::dlq::connect;
+use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::selection::{Component, component};
+use super::validate::load_for_reading;
+use crate::checkpoint::{IntentState, Intents};
+use crate::config::Settings;
+use crate::kafka::GroupOffsets;
+use crate::plan::{Pipeline, SinkPlan};
+use crate::replay::audit::{Audit, audit};
+use crate::stage::component_name;
+
+/// A sink that commits while its files are listed is listed again, this often.
+const ATTEMPTS: u32 = 20;
+
+/// Time between two attempts.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// `trunkline audit`.
+#[derive(Args)]
+pub(super) struct AuditArgs {
+    /// Pipeline file, or folder of them
+    #[arg(value_name = "PIPELINES")]
+    path: PathBuf,
+    /// The sink, as PIPELINE.SINK
+    #[arg(value_name = "PIPELINE.SINK")]
+    sink: String,
+    /// Print the result as JSON on stdout
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// Runs the verb. The exit code is 1 if a row is missing, or there twice.
+pub(super) fn run(args: &AuditArgs) -> Exit {
+    let settings = match args.settings.load() {
+        Ok(settings) => settings,
+        Err(problems) => return report_problems(&problems, args.json),
+    };
+    let loaded = match load_for_reading(std::slice::from_ref(&args.path), &settings) {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit,
+    };
+    if loaded.pipelines.is_empty() && !loaded.problems.is_empty() {
+        return report_problems(&loaded.problems, args.json);
+    }
+    let found = component(&loaded.pipelines, &args.sink).and_then(|(pipeline, component)| match component {
+        Component::Sink(sink) => check(pipeline, sink, &settings),
+        other => {
+            let message = format!("`{}` is a {}: only sinks have output to audit", args.sink, other.kind());
+            Err(Error::config("audit.unsupported", message))
+        }
+    });
+    match found {
+        Ok(audit) => print(&args.sink, &audit, args.json),
+        Err(error) => report_error(&error),
+    }
+}
+
+fn check(pipeline: &Pipeline, sink: &SinkPlan, settings: &Settings) -> Result<Audit> {
+    let cluster = connect(settings)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::external("environment.runtime", format!("cannot start a thread: {error}")))?;
+    let component = component_name(&settings.cluster_name(), &pipeline.name, &sink.name);
+    let intents = Intents::of(&cluster, &component);
+    let group = GroupOffsets::new(&cluster, &component)?;
+    let mut attempt = 1;
+    loop {
+        let before = intents.load(&cluster)?;
+        let Some(listing) = sink.spec.list_output(runtime.handle())? else {
+            let message = format!(
+                "the output of the connector `{}` does not name the offsets in it: only `s3` sinks can be audited",
+                sink.connector
+            );
+            return Err(Error::config("audit.unsupported", message));
+        };
+        let is_settled = before.values().all(|row| row.state == IntentState::Committed);
+        if is_settled && intents.load(&cluster)? == before {
+            return Ok(audit(&format!("{}.{}", pipeline.name, sink.name), &sink.name, &before, listing));
+        }
+        if attempt == ATTEMPTS {
+            let message = if group.members()? == 0 {
+                "the sink has prepared output that it has not committed, and no worker runs it: start the pipeline, and audit \
+                 it then"
+            } else {
+                "the sink commits so often that its files cannot be listed in between: audit it while it is idle or stopped"
+            };
+            return Err(Error::external("audit.busy", message));
+        }
+        attempt += 1;
+        std::thread::park_timeout(PAUSE);
+    }
+}
+
+fn print(sink: &str, audit: &Audit, as_json: bool) -> Exit {
+    let result = if audit.is_complete() { Exit::Ok } else { Exit::Runtime };
+    let text = match as_json {
+        true => {
+            let mut value = serde_json::json!(audit);
+            value["complete"] = audit.is_complete().into();
+            format!("{value}\n")
+        }
+        false => table(audit),
+    };
+    let printed = print_data(&text);
+    if !audit.is_complete() {
+        print_error(format_args!(
+            "error: the files of `{sink}` do not hold every committed row once; the ranges are above [audit.incomplete]"
+        ));
+    }
+    if result == Exit::Ok { printed } else { result }
+}
+
+fn table(audit: &Audit) -> String {
+    let header = ["TOPIC", "PARTITION", "COMMITTED", "FILES", "ROWS", "EXPECTED", "RESULT"];
+    let mut rows = vec![header.map(str::to_owned)];
+    let mut lines = String::new();
+    for found in &audit.partitions {
+        let result = if found.is_complete() { "ok" } else { "incomplete" };
+        rows.push([
+            found.topic.clone(),
+            found.partition.to_string(),
+            found.committed.to_string(),
+            found.files.to_string(),
+            found.rows.to_string(),
+            found.expected.to_string(),
+            result.to_owned(),
+        ]);
+        let place = format!("{}-{}", found.topic, found.partition);
+        for (first, last) in &found.gaps {
+            lines.push_str(&format!("{place}: gap: no file has the offsets {first} to {last}\n"));
+        }
+        for (one, other) in &found.copies {
+            lines.push_str(&format!("{place}: copy: {other} has the rows of {one}\n"));
+        }
+        for overlap in &found.overlaps {
+            let ((one, other), (first, last)) = (&overlap.files, overlap.offsets);
+            lines.push_str(&format!("{place}: overlap: {one} and {other} both have the offsets {first} to {last}\n"));
+        }
+        if found.rows < found.expected && found.gaps.is_empty() {
+            let missing = found.expected - found.rows;
+            lines.push_str(&format!("{place}: {missing} rows are missing in ranges that other files cover\n"));
+        }
+    }
+    let kinds = [
+        (&audit.unknown, "file of this sink with offsets that the cluster has not committed"),
+        (&audit.of_other_sinks, "file of another sink"),
+        (&audit.foreign, "foreign file"),
+    ];
+    for (names, kind) in kinds {
+        names.iter().for_each(|name| lines.push_str(&format!("{kind}: {name}\n")));
+    }
+    format!("{}{lines}", columns(&rows, &[1, 2, 3, 4, 5]))
+}

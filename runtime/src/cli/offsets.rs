@@ -1,0 +1,353 @@
+//! `trunkline offsets`: shows positions of components, and moves those of sinks and transforms.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use trunkline_connector::{Error, Placement, Result, TopicPartition};
+
+use super::SettingsArgs;
+use super::dlq::connect;
+use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::selection::{Component, component, components, pipeline};
+use super::validate::load_for_reading;
+use crate::checkpoint::{CHECKPOINTS, IntentRecord, IntentState, Intents, Positions};
+use crate::config::Settings;
+use crate::kafka::{Cluster, GroupOffsets};
+use crate::plan::{Pipeline, SourcePlan};
+use crate::replay::range::{Bound, partitions_of, positions};
+use crate::stage::component_name;
+
+/// `trunkline offsets`.
+#[derive(Args)]
+pub(super) struct OffsetsArgs {
+    #[command(subcommand)]
+    command: OffsetsCommand,
+}
+
+#[derive(Subcommand)]
+enum OffsetsCommand {
+    /// Print the positions of a pipeline or a component
+    Show {
+        /// Pipeline file, or folder of them
+        #[arg(value_name = "PIPELINES")]
+        path: PathBuf,
+        /// PIPELINE or PIPELINE.COMPONENT
+        #[arg(value_name = "PIPELINE[.COMPONENT]")]
+        name: String,
+        /// Print as JSON on stdout
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+    /// Move the position of a sink or transform that does not run
+    Set {
+        #[command(flatten)]
+        change: ChangeArgs,
+        /// New position: `earliest`, `latest`, offsets by partition (0:1200,1:900), a time
+        /// (2026-11-01T00:00Z), or a time ago (-7d)
+        #[arg(long, value_name = "POSITION", allow_hyphen_values = true)]
+        to: String,
+    },
+    /// Move the position of a sink or transform that does not run to the first record that its topics
+    /// still have
+    Reset {
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+}
+
+#[derive(Args)]
+struct ChangeArgs {
+    /// Pipeline file, or folder of them
+    #[arg(value_name = "PIPELINES")]
+    path: PathBuf,
+    /// The sink or transform, as PIPELINE.COMPONENT
+    #[arg(value_name = "PIPELINE.COMPONENT")]
+    name: String,
+    /// Only these partitions of the topics
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    partitions: Option<Vec<i32>>,
+    /// Do not ask for confirmation
+    #[arg(long)]
+    yes: bool,
+    /// Print the positions before and after as JSON on stdout
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// Runs the verb.
+pub(super) fn run(args: &OffsetsArgs) -> Exit {
+    let (path, settings, as_json) = match &args.command {
+        OffsetsCommand::Show { path, settings, json, .. } => (path, settings, *json),
+        OffsetsCommand::Set { change, .. } | OffsetsCommand::Reset { change } => {
+            (&change.path, &change.settings, change.json)
+        }
+    };
+    let settings = match settings.load() {
+        Ok(settings) => settings,
+        Err(problems) => return report_problems(&problems, as_json),
+    };
+    let loaded = match load_for_reading(std::slice::from_ref(path), &settings) {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit,
+    };
+    if loaded.pipelines.is_empty() && !loaded.problems.is_empty() {
+        return report_problems(&loaded.problems, as_json);
+    }
+    let outcome = connect(&settings).and_then(|cluster| {
+        let context = Context { cluster: &cluster, settings: &settings, pipelines: &loaded.pipelines };
+        match &args.command {
+            OffsetsCommand::Show { name, .. } => context.show(name, as_json),
+            OffsetsCommand::Set { change, to } => context.change(change, to),
+            OffsetsCommand::Reset { change } => context.change(change, "earliest"),
+        }
+    });
+    outcome.unwrap_or_else(|error| report_error(&error))
+}
+
+struct Context<'a> {
+    cluster: &'a Cluster,
+    settings: &'a Settings,
+    pipelines: &'a [Pipeline],
+}
+
+/// The change of one partition.
+struct Change {
+    partition: TopicPartition,
+    before: Option<i64>,
+    after: i64,
+}
+
+impl Context<'_> {
+    fn name(&self, pipeline: &Pipeline, component: &str) -> String {
+        component_name(&self.settings.cluster_name(), &pipeline.name, component)
+    }
+
+    fn show(&self, name: &str, as_json: bool) -> Result<Exit> {
+        let shown = match name.contains('.') {
+            true => vec![component(self.pipelines, name)?],
+            false => {
+                let found = pipeline(self.pipelines, name)?;
+                components(found).into_iter().map(|component| (found, component)).collect()
+            }
+        };
+        let mut values = Vec::new();
+        let mut rows = vec![["COMPONENT", "PLACE", "POSITION", "END", "LAG"].map(str::to_owned)];
+        for (pipeline, component) in shown {
+            let name = format!("{}.{}", pipeline.name, component.name());
+            let positions = match component {
+                Component::Source(source) => self.source_positions(pipeline, source, &name, &mut rows)?,
+                _ => self.reader_positions(pipeline, component, &name, &mut rows)?,
+            };
+            values.push(json!({ "component": name, "kind": component.kind(), "positions": positions }));
+        }
+        Ok(match as_json {
+            true => print_data(&format!("{}\n", Value::Array(values))),
+            false => print_data(&columns(&rows, &[3, 4])),
+        })
+    }
+
+    /// The parts of a source's position, on every node.
+    fn source_positions(
+        &self,
+        pipeline: &Pipeline,
+        source: &SourcePlan,
+        name: &str,
+        rows: &mut Vec<[String; 5]>,
+    ) -> Result<Vec<Value>> {
+        let task = self.name(pipeline, &source.name);
+        let nodes = match source.spec.placement() {
+            Placement::Anywhere => {
+                Positions::load(self.cluster, &task, &task).map(|found| BTreeMap::from([(String::new(), found.parts)]))
+            }
+            Placement::EveryNode => Positions::by_node(self.cluster, &task),
+        };
+        let nodes = match nodes {
+            // No worker of this cluster has run yet.
+            Err(error) if error.code == "kafka.unknown_topic" => BTreeMap::new(),
+            nodes => nodes?,
+        };
+        let mut values = Vec::new();
+        for (node, parts) in nodes {
+            for (key, value) in parts {
+                let text = String::from_utf8_lossy(&value).into_owned();
+                let position = serde_json::from_slice(&value).unwrap_or_else(|_| Value::from(text.clone()));
+                let place = if node.is_empty() { key.clone() } else { format!("{node}: {key}") };
+                rows.push([name.to_owned(), place, text, String::new(), String::new()]);
+                values.push(json!({ "node": node, "part": key, "position": position }));
+            }
+        }
+        Ok(values)
+    }
+
+    /// The committed offsets of a sink or transform.
+    fn reader_positions(
+        &self,
+        pipeline: &Pipeline,
+        component: Component<'_>,
+        name: &str,
+        rows: &mut Vec<[String; 5]>,
+    ) -> Result<Vec<Value>> {
+        let offsets = GroupOffsets::new(self.cluster, &self.name(pipeline, component.name()))?;
+        let partitions =
+            offsets.partitions(|topic| component.inputs().iter().any(|input| input.topics.selects(topic)))?;
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let committed = offsets.committed(&partitions)?;
+        let mut values = Vec::new();
+        for partition in &partitions {
+            let (low, high) = offsets.watermarks(partition)?;
+            let position = committed.get(partition).copied();
+            // Markers of transactions at the end have offsets, too.
+            let lag = high - position.unwrap_or(low).max(low);
+            rows.push([
+                name.to_owned(),
+                format!("{}-{}", partition.topic, partition.partition),
+                position.map_or_else(|| "none".to_owned(), |position| position.to_string()),
+                high.to_string(),
+                lag.to_string(),
+            ]);
+            values.push(json!({
+                "topic": &*partition.topic, "partition": partition.partition, "committed": position, "first": low,
+                "end": high,
+            }));
+        }
+        Ok(values)
+    }
+
+    fn change(&self, args: &ChangeArgs, to: &str) -> Result<Exit> {
+        let (pipeline, component) = component(self.pipelines, &args.name)?;
+        if let Component::Source(source) = component {
+            return Err(source_error(&args.name, source));
+        }
+        let name = self.name(pipeline, component.name());
+        let offsets = GroupOffsets::new(self.cluster, &name)?;
+        let changes = self.planned(&offsets, component, args, to)?;
+        if !args.json {
+            print_error(format_args!("{}", table(&changes).trim_end()));
+        }
+        if offsets.members()? > 0 {
+            let message = format!(
+                "`{}` is running: stop the workers that run it, or remove it from their pipeline files, and try again. A worker \
+                 that was killed counts as running for 10 s",
+                args.name
+            );
+            return Err(Error::config("offsets.in_use", message));
+        }
+        confirm(&args.name, component, args.yes)?;
+        let next: BTreeMap<TopicPartition, i64> =
+            changes.iter().map(|change| (change.partition.clone(), change.after)).collect();
+        let topic = self.cluster.own_topic(CHECKPOINTS);
+        let intents = matches!(component, Component::Sink(_)).then(|| Intents::of(self.cluster, &name));
+        offsets.change(&next, &topic, |producer| {
+            let Some(intents) = &intents else { return Ok(()) };
+            // The group has no other member, so these rows are the last ones.
+            for (partition, row) in intents.load(self.cluster)? {
+                let Some(next) = next.get(&partition) else { continue };
+                intents.write(producer, &partition, &moved(&args.name, &partition, row, *next)?)?;
+            }
+            Ok(())
+        })?;
+        if args.json {
+            let values = changes.iter().map(|change| {
+                let Change { partition, before, after } = change;
+                json!({ "topic": &*partition.topic, "partition": partition.partition, "before": before, "after": after })
+            });
+            return Ok(print_data(&format!("{}\n", values.collect::<Value>())));
+        }
+        print_error(format_args!("the position of `{}` was changed: it continues there when it starts", args.name));
+        Ok(Exit::Ok)
+    }
+
+    fn planned(
+        &self,
+        offsets: &GroupOffsets,
+        component: Component<'_>,
+        args: &ChangeArgs,
+        to: &str,
+    ) -> Result<Vec<Change>> {
+        let bound = Bound::parse(to, Timestamp::now())?;
+        let mut partitions = partitions_of(offsets, component.inputs())?;
+        bound.check(&partitions)?;
+        if let Some(only) = &args.partitions {
+            partitions.retain(|partition| only.contains(&partition.partition));
+        }
+        let committed = offsets.committed(&partitions)?;
+        let watermarks =
+            partitions.iter().map(|partition| offsets.watermarks(partition)).collect::<Result<Vec<_>>>()?;
+        let found = positions(offsets, &partitions, &bound, &watermarks, true)?;
+        let changes = partitions.into_iter().zip(found).filter_map(|(partition, after)| {
+            let before = committed.get(&partition).copied();
+            Some(Change { partition, before, after: after? })
+        });
+        let changes: Vec<Change> = changes.collect();
+        if changes.is_empty() {
+            let message = "the component's topics have none of the partitions in --partitions";
+            return Err(Error::config("replay.unknown_partition", message));
+        }
+        Ok(changes)
+    }
+}
+
+/// The row of a partition after its position was moved. A plan stays, so that the sink aborts it.
+fn moved(name: &str, partition: &TopicPartition, row: IntentRecord, next: i64) -> Result<IntentRecord> {
+    if row.state == IntentState::Prepared {
+        let message = format!(
+            "`{name}` has prepared the output of the offsets {} to {} of {partition} and has not committed it, because its \
+             worker was killed: start the pipeline, so that it commits the output, stop it, and try again",
+            row.first,
+            row.next - 1
+        );
+        return Err(Error::data("offsets.prepared_output", message));
+    }
+    Ok(IntentRecord { first: next, next, ..row })
+}
+
+fn source_error(name: &str, source: &SourcePlan) -> Error {
+    let verb = match source.spec.snapshots().is_some() {
+        true => "read tables again with `trunkline snapshot`",
+        false => "give the source another name, and it reads its input from the beginning",
+    };
+    let message = format!("`{name}` is a source, and its position can only be shown here: {verb}");
+    Error::config("offsets.source", message)
+}
+
+fn table(changes: &[Change]) -> String {
+    let mut rows = vec![["TOPIC", "PARTITION", "BEFORE", "AFTER"].map(str::to_owned)];
+    rows.extend(changes.iter().map(|Change { partition, before, after }| {
+        let before = before.map_or_else(|| "none".to_owned(), |before| before.to_string());
+        [partition.topic.to_string(), partition.partition.to_string(), before, after.to_string()]
+    }));
+    columns(&rows, &[1, 2, 3])
+}
+
+/// Asks on a terminal; elsewhere `--yes` is required.
+fn confirm(name: &str, component: Component<'_>, yes: bool) -> Result<()> {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        let message = format!("nothing was changed: confirm the new position of `{name}` with --yes");
+        return Err(Error::config("offsets.not_confirmed", message));
+    }
+    let repeats = match component {
+        Component::Sink(sink) if sink.spec.repeats_change_nothing() => {
+            "records before the old position are delivered again"
+        }
+        _ => "records between the new and the old position are written a second time, or are skipped",
+    };
+    print_error(format_args!("Move the position of `{name}`? {repeats}. [y/N]"));
+    let mut answer = String::new();
+    match std::io::stdin().read_line(&mut answer) {
+        Ok(_) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),
+        _ => Err(Error::config("offsets.not_confirmed", "nothing was changed".to_owned())),
+    }
+}

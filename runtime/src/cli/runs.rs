@@ -1,0 +1,190 @@
+//! `trunkline runs`: lists, shows and stops replays.
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use trunkline_connector::Result;
+
+use super::SettingsArgs;
+use super::dlq::connect;
+use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use crate::config::Settings;
+use crate::kafka::Cluster;
+use crate::replay::execution::{Progress, Watch};
+use crate::replay::run::{Run, RunState, Runs};
+
+/// `trunkline runs`.
+#[derive(Args)]
+pub(super) struct RunsArgs {
+    #[command(subcommand)]
+    command: Option<RunsCommand>,
+    /// Print as JSON on stdout
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+#[derive(Subcommand)]
+enum RunsCommand {
+    /// Show the range, the progress and the outcome of a run
+    Show {
+        /// The id of the run
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Stop a run, on whichever machine it is executed. The same command continues it
+    Stop {
+        /// The id of the run
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+}
+
+/// Runs the verb.
+pub(super) fn run(args: &RunsArgs) -> Exit {
+    let settings = match args.settings.load() {
+        Ok(settings) => settings,
+        Err(problems) => return report_problems(&problems, args.json),
+    };
+    let outcome = connect(&settings).and_then(|cluster| {
+        let name = settings.cluster_name();
+        let runs = Runs::new(&cluster, &name);
+        match &args.command {
+            None => list(&cluster, &settings, &runs, args.json),
+            Some(RunsCommand::Show { id }) => show(&Seen::of(&cluster, &name, &runs.get(id)?)?, args.json),
+            Some(RunsCommand::Stop { id }) => stop(&cluster, &name, &runs, id, args.json),
+        }
+    });
+    outcome.unwrap_or_else(|error| report_error(&error))
+}
+
+/// A run with what Kafka knows of it now.
+struct Seen {
+    run: Run,
+    /// The stored state, or `interrupted`.
+    state: &'static str,
+    progress: Progress,
+}
+
+impl Seen {
+    fn of(cluster: &Cluster, name: &str, run: &Run) -> Result<Self> {
+        let watch = Watch::new(cluster, name, run)?;
+        let is_active = matches!(run.state, RunState::Running | RunState::Stopping);
+        let state = if is_active && !watch.is_executed()? { "interrupted" } else { run.state.name() };
+        Ok(Self { run: run.clone(), state, progress: watch.read()? })
+    }
+
+    fn percent(&self) -> u64 {
+        (self.progress.done * 100).checked_div(self.progress.total).unwrap_or(100)
+    }
+
+    fn json(&self) -> Value {
+        let Self { run, state, progress } = self;
+        json!({
+            "id": run.id, "pipeline": run.pipeline, "sink": run.sink, "state": state, "error": run.error,
+            "destination": run.destination, "from": run.request.from, "to": run.request.to, "ranges": run.ranges,
+            "node": run.node, "started": time(run.started), "ended": run.ended.map(time),
+            "offsets_done": progress.done, "offsets_total": progress.total, "counters": progress.counters,
+        })
+    }
+}
+
+fn list(cluster: &Cluster, settings: &Settings, runs: &Runs<'_>, as_json: bool) -> Result<Exit> {
+    let name = settings.cluster_name();
+    let seen = runs.list()?.iter().map(|run| Seen::of(cluster, &name, run)).collect::<Result<Vec<_>>>()?;
+    if as_json {
+        return Ok(print_data(&format!("{}\n", seen.iter().map(Seen::json).collect::<Value>())));
+    }
+    let header = ["ID", "SINK", "STATE", "DONE", "IN", "OUT", "DROPPED", "DEAD", "STARTED", "NODE", "DESTINATION"];
+    let mut rows = vec![header.map(str::to_owned)];
+    rows.extend(seen.iter().map(|seen| {
+        let (run, counters) = (&seen.run, seen.progress.counters);
+        [
+            run.id.clone(),
+            format!("{}.{}", run.pipeline, run.sink),
+            seen.state.to_owned(),
+            format!("{}%", seen.percent()),
+            counters.records_in.to_string(),
+            counters.out.to_string(),
+            counters.dropped.to_string(),
+            counters.dead_lettered.to_string(),
+            time(run.started),
+            run.node.clone(),
+            run.destination.clone(),
+        ]
+    }));
+    Ok(print_data(&columns(&rows, &[3, 4, 5, 6, 7])))
+}
+
+fn show(seen: &Seen, as_json: bool) -> Result<Exit> {
+    if as_json {
+        return Ok(print_data(&format!("{}\n", seen.json())));
+    }
+    let (run, progress) = (&seen.run, &seen.progress);
+    let mut text = format!(
+        "run {} of {}.{}: {}\n  from {} to {}, into {}\n  started {} on {}\n",
+        run.id,
+        run.pipeline,
+        run.sink,
+        seen.state,
+        run.request.from,
+        run.request.to,
+        run.destination,
+        time(run.started),
+        run.node
+    );
+    if let Some(ended) = run.ended {
+        text.push_str(&format!("  ended {}\n", time(ended)));
+    }
+    let counters = progress.counters;
+    text.push_str(&format!(
+        "  {}% of the offsets; {} in, {} out, {} dropped, {} dead-lettered\n",
+        seen.percent(),
+        counters.records_in,
+        counters.out,
+        counters.dropped,
+        counters.dead_lettered
+    ));
+    if let Some(error) = &run.error {
+        text.push_str(&format!("  error: {error}\n"));
+    }
+    for range in &run.ranges {
+        text.push_str(&format!(
+            "  topic `{}` partition {}: offsets {} to {}\n",
+            range.topic,
+            range.partition,
+            range.from,
+            range.to - 1
+        ));
+    }
+    Ok(print_data(&text))
+}
+
+fn stop(cluster: &Cluster, name: &str, runs: &Runs<'_>, id: &str, as_json: bool) -> Result<Exit> {
+    let before = runs.get(id)?;
+    let is_executed = Watch::new(cluster, name, &before)?.is_executed()?;
+    let run = runs.update(id, |run| match run.state {
+        RunState::Running | RunState::Stopping if is_executed => run.state = RunState::Stopping,
+        RunState::Running | RunState::Stopping => {
+            run.state = RunState::Stopped;
+            run.ended = Some(Timestamp::now().as_millisecond());
+        }
+        RunState::Stopped | RunState::Failed | RunState::Finished => {}
+    })?;
+    if as_json {
+        return Ok(print_data(&format!("{}\n", json!({ "id": run.id, "state": run.state.name() }))));
+    }
+    print_error(format_args!(
+        "run {id}: {}{}",
+        run.state.name(),
+        if run.state == RunState::Stopping { "; it commits what it has written, and ends within seconds" } else { "" }
+    ));
+    Ok(Exit::Ok)
+}
+
+/// A time in milliseconds since the Unix epoch, as text.
+pub(super) fn time(milliseconds: i64) -> String {
+    let time = Timestamp::from_millisecond(milliseconds);
+    time.map_or_else(|_| milliseconds.to_string(), |time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}

@@ -1,0 +1,240 @@
+//! Executes a run in this process, from the offsets that its group has committed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use trunkline_connector::{MemoryBudget, Result, TopicPartition};
+
+use super::cluster_name;
+use super::run::Run;
+use crate::checkpoint::{ComponentCounters, Counters, Intents, Schemas, system_topics};
+use crate::config::Settings;
+use crate::kafka::{Admin, Cluster, GroupOffsets, TopicSpec};
+use crate::plan::{Pipeline, SinkPlan};
+use crate::stage::{
+    Bounds, Names, SinkStage, StageKind, StageState, StageStatus, StopSignal, Upstream, WorkerContext, supervise,
+};
+use crate::worker::{DataDir, resource_share};
+
+/// Time between two looks at the threads.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Time between two looks at the progress.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// What is executed.
+pub struct Job<'a> {
+    /// The settings.
+    pub settings: &'a Settings,
+    /// The brokers.
+    pub cluster: &'a Cluster,
+    /// The pipeline.
+    pub pipeline: &'a Pipeline,
+    /// The sink, with the options of the replay.
+    pub sink: &'a SinkPlan,
+    /// The run.
+    pub run: &'a Run,
+    /// Records per second.
+    pub rate: Option<NonZeroU64>,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Offsets that are committed.
+    pub done: u64,
+    /// All offsets of the range.
+    pub total: u64,
+    /// What the sink has counted since the run was started first.
+    pub counters: ComponentCounters,
+}
+
+/// How an execution ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The range is processed.
+    Finished,
+    /// It was asked to stop.
+    Stopped,
+    /// The sink failed.
+    Failed(String),
+}
+
+impl Job<'_> {
+    fn names(&self, data: &DataDir) -> Names {
+        Names {
+            cluster: cluster_name(&self.settings.cluster_name(), &self.run.id),
+            node: self.settings.node.clone(),
+            worker: data.worker_id().to_owned(),
+        }
+    }
+
+    fn context(&self, data: &DataDir, runtime: &tokio::runtime::Handle, stop: &StopSignal) -> Result<WorkerContext> {
+        let (settings, cluster) = (self.settings, self.cluster);
+        let memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
+        Ok(WorkerContext {
+            cluster: cluster.clone(),
+            admin: Arc::new(Admin::new(cluster)?),
+            runtime: runtime.clone(),
+            budget: MemoryBudget::new(memory - memory / 2),
+            schemas: Arc::new(Schemas::new(cluster.clone())),
+            names: self.names(data),
+            topics: settings.topics.clone(),
+            commit_interval: settings.commit_interval,
+            max_initial_failures: settings.max_initial_failures,
+            // It ends, and a destination that does not answer fails it.
+            until_idle: true,
+            append: false,
+            stop: stop.clone(),
+            scratch: data.scratch().to_owned(),
+            share: resource_share(memory, self.sink.tasks as usize),
+        })
+    }
+
+    fn stages(&self) -> Vec<(SinkStage, StageStatus)> {
+        let ranges = self.run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect();
+        let tasks = u64::from(self.sink.tasks.max(1));
+        let rate = self.rate.map(|rate| NonZeroU64::new(rate.get() / tasks).unwrap_or(NonZeroU64::MIN));
+        let bounds = Bounds { run: self.run.id.clone(), ranges, rate };
+        let stage = |task| SinkStage {
+            pipeline: self.pipeline.name.clone(),
+            dead_letters: self.pipeline.dead_letters.clone(),
+            plan: self.sink.clone(),
+            task,
+            upstream: Upstream::default(),
+            bounds: Some(bounds.clone()),
+        };
+        let status = || StageStatus::new(&self.pipeline.name, &self.sink.name, StageKind::Sink);
+        (0..self.sink.tasks.max(1)).map(|task| (stage(task), status())).collect()
+    }
+}
+
+/// Creates the topics that a run writes to, if they are missing.
+pub fn prepare_topics(admin: &Admin, cluster: &Cluster, settings: &Settings, pipeline: &Pipeline) -> Result<()> {
+    let topics = &settings.topics;
+    let mut specs = system_topics(cluster, topics.replication);
+    specs.push(TopicSpec {
+        name: pipeline.dead_letters.clone(),
+        partitions: topics.partitions,
+        replication: topics.replication,
+        config: topics.config.clone(),
+    });
+    admin.ensure(&specs).map(drop)
+}
+
+/// Executes the run until its range is processed, it fails, or `stop` is set. `watch` is called now
+/// and then.
+pub fn execute(
+    job: &Job<'_>,
+    data: &DataDir,
+    runtime: &tokio::runtime::Handle,
+    stop: &StopSignal,
+    watch: &mut dyn FnMut(&Progress),
+) -> Result<Ending> {
+    let context = job.context(data, runtime, stop)?;
+    commit_start(job.cluster, &context.names, job.run)?;
+    let progress = Watch::new(job.cluster, &job.settings.cluster_name(), job.run)?;
+    let stages = job.stages();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = stages
+            .iter()
+            .map(|(stage, status)| {
+                let context = &context;
+                scope.spawn(move || supervise(stage, false, context, stop, status))
+            })
+            .collect();
+        let mut last = Instant::now();
+        while !threads.iter().all(|thread| thread.is_finished()) {
+            std::thread::park_timeout(POLL);
+            if last.elapsed() >= PROGRESS {
+                last = Instant::now();
+                match progress.read() {
+                    Ok(progress) => watch(&progress),
+                    Err(error) => tracing::debug!(%error, "the progress cannot be read"),
+                }
+            }
+        }
+    });
+    let failed = stages.iter().find_map(|(_, status)| match status.state() {
+        StageState::Failed(error) => Some(error),
+        _ => None,
+    });
+    Ok(match failed {
+        Some(error) => Ending::Failed(error),
+        None if stop.is_set() => Ending::Stopped,
+        None => Ending::Finished,
+    })
+}
+
+/// Commits the start of the range where the group has no offset yet: at the first start, and where
+/// the brokers have removed the offsets of a run that was stopped for long.
+fn commit_start(cluster: &Cluster, names: &Names, run: &Run) -> Result<()> {
+    let component = names.component(&run.pipeline, &run.sink);
+    let offsets = GroupOffsets::new(cluster, &component)?;
+    let topics: BTreeSet<&str> = run.ranges.iter().map(|range| range.topic.as_str()).collect();
+    let partitions = offsets.partitions(|topic| topics.contains(topic))?;
+    let committed = offsets.committed(&partitions)?;
+    let rows = Intents::of(cluster, &component).load(cluster)?;
+    let starts: BTreeMap<TopicPartition, i64> =
+        run.ranges.iter().map(|range| (range.topic_partition(), range.from)).collect();
+    let mut missing = BTreeMap::new();
+    for partition in partitions.into_iter().filter(|partition| !committed.contains_key(partition)) {
+        let start = match (rows.get(&partition), starts.get(&partition)) {
+            (Some(row), _) => row.next,
+            (None, Some(start)) => *start,
+            // It is not replayed.
+            (None, None) => offsets.watermarks(&partition)?.1,
+        };
+        missing.insert(partition, start);
+    }
+    if missing.is_empty() { Ok(()) } else { offsets.commit(&missing) }
+}
+
+/// Reads the progress of a run, whichever process executes it.
+pub struct Watch<'a> {
+    cluster: &'a Cluster,
+    run: &'a Run,
+    offsets: GroupOffsets,
+    /// Prefix of the rows of its counters.
+    prefix: String,
+}
+
+impl<'a> Watch<'a> {
+    /// Connects when it is first used. `cluster_name` is the name of the Trunkline cluster.
+    pub fn new(cluster: &'a Cluster, cluster_name: &str, run: &'a Run) -> Result<Self> {
+        let name = super::cluster_name(cluster_name, &run.id);
+        let component = crate::stage::component_name(&name, &run.pipeline, &run.sink);
+        let offsets = GroupOffsets::new(cluster, &component)?;
+        Ok(Self { cluster, run, offsets, prefix: format!("{component}/") })
+    }
+
+    /// Whether a process executes it.
+    pub fn is_executed(&self) -> Result<bool> {
+        Ok(self.offsets.members()? > 0)
+    }
+
+    /// What all components of the run have counted.
+    pub fn counters(&self) -> Result<Counters> {
+        Ok(Intents::totals(self.cluster, std::slice::from_ref(&self.prefix))?.pop().unwrap_or_default())
+    }
+
+    /// How far the run is.
+    pub fn read(&self) -> Result<Progress> {
+        let partitions: Vec<TopicPartition> =
+            self.run.ranges.iter().map(super::run::PartitionRange::topic_partition).collect();
+        let committed = self.offsets.committed(&partitions)?;
+        let mut progress = Progress { counters: *self.counters()?.of(&self.run.sink), ..Progress::default() };
+        for (partition, range) in partitions.iter().zip(&self.run.ranges) {
+            let done = committed.get(partition).map_or(0, |next| (*next).clamp(range.from, range.to) - range.from);
+            progress.done += u64::try_from(done).unwrap_or(0);
+            progress.total += u64::try_from(range.to - range.from).unwrap_or(0);
+        }
+        if !self.run.is_unfinished() {
+            // The last offsets may be those of markers.
+            progress.done = progress.total;
+        }
+        Ok(progress)
+    }
+}

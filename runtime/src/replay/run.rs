@@ -1,0 +1,237 @@
+//! The rows of runs, and the rules by which runs start and end.
+//!
+//! A row is a part of the position `{cluster}.!runs` in `_trunkline.checkpoints`. Every change is a
+//! transaction of one transactional id, whose producer is initialised before the rows are read: of
+//! two commands that start a run at once, one is fenced and reads the row of the other.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use trunkline_connector::{Domain, Error, PositionChange, Result, TopicPartition};
+
+use crate::checkpoint::{CHECKPOINTS, Positions};
+use crate::kafka::{Cluster, TransactionalProducer};
+
+/// A change is one row.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// Attempts of a change that another command fences.
+const ATTEMPTS: u32 = 20;
+
+/// A run, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its id.
+    pub id: String,
+    /// The pipeline.
+    pub pipeline: String,
+    /// The sink.
+    pub sink: String,
+    /// Where it writes, as the sink names it.
+    pub destination: String,
+    /// The options that replace those of the sink, as written.
+    pub into: String,
+    /// The range, as written.
+    pub request: Request,
+    /// The range in offsets.
+    pub ranges: Vec<PartitionRange>,
+    /// The state.
+    pub state: RunState,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The machine on which it was started.
+    pub node: String,
+    /// When it was started, in milliseconds since the Unix epoch.
+    pub started: i64,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<i64>,
+}
+
+/// The range, as the user wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The option `--from`.
+    pub from: String,
+    /// The option `--to`.
+    pub to: String,
+    /// The option `--partitions`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<Vec<i32>>,
+}
+
+/// The offsets of one partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionRange {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The first offset.
+    pub from: i64,
+    /// The offset after the last one.
+    pub to: i64,
+}
+
+impl PartitionRange {
+    /// The topic partition.
+    pub fn topic_partition(&self) -> TopicPartition {
+        TopicPartition::new(self.topic.as_str(), self.partition)
+    }
+}
+
+/// The state of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// A command executes it, or was killed while it did.
+    Running,
+    /// It is asked to stop.
+    Stopping,
+    /// It was stopped, and can continue.
+    Stopped,
+    /// It failed, and can continue once the cause is removed.
+    Failed,
+    /// It has processed its range.
+    Finished,
+}
+
+impl RunState {
+    /// The name, as it is stored.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+            Self::Finished => "finished",
+        }
+    }
+}
+
+impl Run {
+    /// Whether this is the run that the same command has started.
+    pub fn is_same_request(&self, other: &Self) -> bool {
+        let key = |run: &Self| (run.pipeline.clone(), run.sink.clone(), run.destination.clone(), run.request.clone());
+        key(self) == key(other)
+    }
+
+    /// Its range has not been processed.
+    pub fn is_unfinished(&self) -> bool {
+        self.state != RunState::Finished
+    }
+}
+
+/// An id that sorts by the time of the start.
+pub fn new_id(now: Timestamp) -> String {
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    format!("{}-{}", now.strftime("%Y%m%d%H%M"), &random[..4])
+}
+
+/// Whether one of two destinations is, or contains, the other.
+pub fn overlap(one: &str, other: &str) -> bool {
+    let contains = |outer: &str, inner: &str| {
+        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    contains(one, other) || contains(other, one)
+}
+
+/// The runs of a Trunkline cluster.
+pub struct Runs<'a> {
+    cluster: &'a Cluster,
+    owner: String,
+}
+
+impl<'a> Runs<'a> {
+    /// The runs of the cluster with this name.
+    pub fn new(cluster: &'a Cluster, name: &str) -> Self {
+        Self { cluster, owner: format!("{name}.!runs") }
+    }
+
+    /// All runs, in the order of their ids.
+    pub fn list(&self) -> Result<Vec<Run>> {
+        match Positions::load(self.cluster, &self.owner, &self.owner) {
+            Ok(positions) => parse(&positions),
+            // No worker of this cluster has run yet.
+            Err(error) if error.code == "kafka.unknown_topic" => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The run with this id.
+    pub fn get(&self, id: &str) -> Result<Run> {
+        find(&self.list()?, id)
+    }
+
+    /// Writes the row that `decide` makes of all rows. It is called again if another command changes
+    /// a row at the same time.
+    pub fn change(&self, mut decide: impl FnMut(&[Run]) -> Result<Run>) -> Result<Run> {
+        let mut attempt = 1;
+        loop {
+            match self.change_once(&mut decide) {
+                Err(error) if error.domain == Domain::Fenced && attempt < ATTEMPTS => attempt += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Changes the row of one run.
+    pub fn update(&self, id: &str, mut change: impl FnMut(&mut Run)) -> Result<Run> {
+        self.change(|runs| {
+            let mut run = find(runs, id)?;
+            change(&mut run);
+            Ok(run)
+        })
+    }
+
+    fn change_once(&self, decide: &mut dyn FnMut(&[Run]) -> Result<Run>) -> Result<Run> {
+        let topic = self.cluster.own_topic(CHECKPOINTS);
+        let mut producer = TransactionalProducer::new(self.cluster, &self.owner, &topic, BUFFER_BYTES)?;
+        let positions = Positions::load(self.cluster, &self.owner, &self.owner)?;
+        let run = decide(&parse(&positions)?)?;
+        let value = serde_json::to_vec(&run).map_err(|error| Error::internal("replay.encode", error.to_string()))?;
+        let change = PositionChange { key: run.id.clone(), value: Some(value) };
+        positions.write(&mut producer, &[change], &positions.counters)?;
+        producer.commit()?;
+        Ok(run)
+    }
+}
+
+fn find(runs: &[Run], id: &str) -> Result<Run> {
+    runs.iter().find(|run| run.id == id).cloned().ok_or_else(|| {
+        let message = format!("the cluster has no run `{id}`: `trunkline runs` lists them");
+        Error::config("replay.unknown_run", message)
+    })
+}
+
+fn parse(positions: &Positions) -> Result<Vec<Run>> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (id, value) in &positions.parts {
+        runs.push(serde_json::from_slice(value).map_err(|error| {
+            let message = format!(
+                "the row of the run `{id}` in topic `{CHECKPOINTS}` cannot be read ({error}): was it written by a newer version?"
+            );
+            Error::data("checkpoint.unreadable", message)
+        })?);
+    }
+    Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_overlaps_with_itself_and_what_it_contains() {
+        assert!(overlap("s3://lake/orders", "s3://lake/orders"));
+        assert!(overlap("s3://lake/orders", "s3://lake/orders/v2") && overlap("s3://lake/a/b", "s3://lake"));
+        assert!(!overlap("s3://lake/orders", "s3://lake/orders-v2"));
+    }
+
+    #[test]
+    fn the_names_of_states_are_those_that_are_stored() {
+        for state in [RunState::Running, RunState::Stopping, RunState::Stopped, RunState::Failed, RunState::Finished] {
+            assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{}\"", state.name()));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The bounds of a replay: the offsets that its sink reads, and how fast.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
+use std::time::Instant;
+
+use trunkline_connector::{Batch, TopicPartition};
+
+/// The records that a replay reads.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// The id of the run.
+    pub run: String,
+    /// The first offset of each topic partition, and the offset after the last one.
+    pub ranges: BTreeMap<TopicPartition, (i64, i64)>,
+    /// Records per second of each task.
+    pub rate: Option<NonZeroU64>,
+}
+
+impl Bounds {
+    /// The topics to subscribe to.
+    pub(super) fn topics(&self) -> Vec<String> {
+        let topics: BTreeSet<&str> = self.ranges.keys().map(|partition| partition.topic.as_ref()).collect();
+        topics.into_iter().map(str::to_owned).collect()
+    }
+
+    /// The offsets at which the replay ends.
+    pub(super) fn ends(&self) -> BTreeMap<TopicPartition, i64> {
+        self.ranges.iter().map(|(partition, (_, end))| (partition.clone(), *end)).collect()
+    }
+
+    /// Drops the records outside of the range. Returns whether the topic partition is complete: no
+    /// later record is in the range.
+    pub(super) fn retain(&self, partition: &TopicPartition, batch: &mut Batch) -> bool {
+        let Some((from, to)) = self.ranges.get(partition).copied() else {
+            batch.clear();
+            return true;
+        };
+        let is_complete = batch.entries().last().is_some_and(|last| last.offset >= to - 1);
+        let is_outside = |offset: i64| !(from..to).contains(&offset);
+        let ends = [batch.entries().first(), batch.entries().last()];
+        if ends.into_iter().flatten().any(|entry| is_outside(entry.offset)) {
+            batch.retain(|record| !is_outside(record.entry().offset));
+        }
+        is_complete
+    }
+}
+
+/// Limits records per second. A pause is not made up for: the speed never exceeds the limit by more
+/// than one second's records.
+pub(super) struct Throttle {
+    rate: NonZeroU64,
+    refilled: Instant,
+    available: f64,
+}
+
+impl Throttle {
+    pub(super) fn new(rate: NonZeroU64) -> Self {
+        Self { rate, refilled: Instant::now(), available: 0.0 }
+    }
+
+    fn available(&self) -> f64 {
+        let rate = self.rate.get() as f64;
+        (self.available + self.refilled.elapsed().as_secs_f64() * rate).min(rate)
+    }
+
+    /// The records that may be read now.
+    pub(super) fn allowance(&self) -> usize {
+        self.available().max(0.0) as usize
+    }
+
+    /// Records were read.
+    pub(super) fn count(&mut self, records: usize) {
+        if records > 0 {
+            self.available = self.available() - records as f64;
+            self.refilled = Instant::now();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn batch(offsets: std::ops::Range<i64>) -> Batch {
+        let mut batch = Batch::default();
+        let topic = batch.topic_index("t");
+        for offset in offsets {
+            let mut record = batch.record();
+            record.read_from(topic, 0, offset);
+            record.finish();
+        }
+        batch
+    }
+
+    #[test]
+    fn records_outside_of_the_range_are_dropped() {
+        let partition = TopicPartition::new("t", 0);
+        let bounds = Bounds { run: "r".to_owned(), ranges: BTreeMap::from([(partition.clone(), (3, 7))]), rate: None };
+        let retained = |partition: &TopicPartition, offsets| {
+            let mut batch = batch(offsets);
+            let is_complete = bounds.retain(partition, &mut batch);
+            (batch.entries().iter().map(|entry| entry.offset).collect::<Vec<_>>(), is_complete)
+        };
+        assert_eq!(retained(&partition, 3..6), (vec![3, 4, 5], false));
+        assert_eq!(retained(&partition, 5..7), (vec![5, 6], true));
+        assert_eq!(retained(&partition, 1..9), (vec![3, 4, 5, 6], true));
+        assert_eq!(retained(&partition, 7..9), (vec![], true));
+        assert_eq!(retained(&TopicPartition::new("t", 1), 3..6), (vec![], true));
+    }
+
+    #[test]
+    fn the_rate_bounds_the_records_of_a_second() {
+        let mut throttle = Throttle::new(NonZeroU64::new(100).unwrap());
+        throttle.refilled = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+        assert_eq!(throttle.allowance(), 100);
+        throttle.count(100);
+        assert!(throttle.allowance() < 50, "{}", throttle.allowance());
+    }
+}
