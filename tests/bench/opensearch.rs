@@ -2,8 +2,8 @@
 //!
 //! | row | its limit or peer |
 //! |---|---|
-//! | topic → OpenSearch, documents of 1.1 kB with ids | a loader that sends prebuilt bodies on four connections; Bento |
-//! | line written → found by a search | none: the index is refreshed each second |
+//! | topic → OpenSearch, 1.1 kB documents with ids | a loader of prebuilt bodies; Bento |
+//! | line written → found by a search | none |
 //!
 //! Each arm writes to an index of its own, with the same settings and mapping. The node is warmed
 //! by a short run of each arm. Requests are not compressed.
