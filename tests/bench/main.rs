@@ -35,7 +35,7 @@ use crate::table::Table;
 
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
 /// follow them.
-const ROWS: [&str; 13] = [
+const ROWS: [&str; 14] = [
     "none",
     "combined",
     "parquet",
@@ -49,6 +49,7 @@ const ROWS: [&str; 13] = [
     "search-busy",
     "search-latency",
     "opensearch",
+    "bento-search",
 ];
 const USAGE: &str = "usage: tests/bench/run [all | ROW..] [--seconds N] [--rounds N]
        tests/bench/run --baseline FOLDER [ROW..] [--seconds N] [--rounds N]
@@ -176,8 +177,8 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
                 Err(reason) => table.skip("search-latency", &reason),
             }
         }
-        if is_selected("opensearch") {
-            match opensearch::rows(&kafka, sampling) {
+        if ["opensearch", "bento-search"].into_iter().any(is_selected) {
+            match opensearch::rows(&kafka, sampling, is_selected) {
                 Ok(rows) => table.add(rows),
                 Err(reason) => table.skip("opensearch", &reason),
             }

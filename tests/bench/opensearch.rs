@@ -2,8 +2,8 @@
 //!
 //! | row | its limit or peer |
 //! |---|---|
-//! | topic → OpenSearch, documents of 1.1 kB with ids | a loader that sends prebuilt bodies on four connections; Bento |
-//! | line written → found by a search | none: the index is refreshed each second |
+//! | topic → OpenSearch, 1.1 kB documents with ids | a loader of prebuilt bodies; Bento |
+//! | line written → found by a search | none |
 //!
 //! Each arm writes to an index of its own, with the same settings and mapping. The node is warmed
 //! by a short run of each arm. Requests are not compressed.
@@ -47,43 +47,36 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// Longest time until a line is found, at the 99th percentile.
 const MAX_LATENCY_MS: f64 = 1_500.0;
 
-/// The rows of `opensearch`.
-pub(crate) fn rows(kafka: &Kafka, sampling: Sampling) -> Result<Vec<Row>, Skip> {
+/// The selected rows of `opensearch` and `bento-search`.
+pub(crate) fn rows(kafka: &Kafka, sampling: Sampling, is_selected: impl Fn(&str) -> bool) -> Result<Vec<Row>, Skip> {
     let server = OpenSearch::start()?;
     let documents: Vec<String> = (0..SAMPLE).map(document).collect();
     let sample: Vec<StoredRecord> = (0..)
         .zip(&documents)
         .map(|(number, text)| StoredRecord::new(number / 1_000 % PARTITIONS, text.as_bytes().to_vec()))
         .collect();
-    let bodies = bodies(&documents);
     let short = pipeline::backlog(kafka, "search-short", &sample, SHORT);
-    let per_second = write_index(kafka, &server, &short, SHORT).per_second();
-    load(&server, &bodies, Duration::from_secs(2));
-    let count = documents_of(sampling, per_second);
+    let count = documents_of(sampling, write_index(kafka, &server, &short, SHORT).per_second());
     let backlog = pipeline::backlog(kafka, "search-backlog", &sample, count);
+    let worker = |_| write_index(kafka, &server, &backlog, count).report("worker", sampling);
+    let mut rows = Vec::new();
 
-    let name = "topic -> OpenSearch, 1.1 kB documents";
-    eprintln!("{name}");
-    let arms = alternate(
-        sampling,
-        |_| load(&server, &bodies, sampling.run).report("limit", sampling),
-        |_| write_index(kafka, &server, &backlog, count).report("worker", sampling),
-    );
-    let mut rows = Vec::from(compare(name, &arms, Target::Share(0.8), Target::None));
-    match Bento::find(kafka) {
-        Ok(bento) => {
-            let theirs = documents_of(sampling, bento_index(&bento, &server, &short, SHORT).per_second());
-            let topic = pipeline::backlog(kafka, "search-bento", &sample, theirs);
-            let name = "Bento: topic -> OpenSearch";
-            eprintln!("{name}");
-            let arms = alternate(
-                sampling,
-                |_| bento_index(&bento, &server, &topic, theirs).report("Bento", sampling),
-                |_| write_index(kafka, &server, &backlog, count).report("worker", sampling),
-            );
-            rows.extend(compare(name, &arms, Target::Share(2.0), Target::AtMostShare(0.25)));
-        }
-        Err(reason) => eprintln!("skipped: Bento: {reason}"),
+    if is_selected("opensearch") {
+        let bodies = bodies(&documents);
+        load(&server, &bodies, Duration::from_secs(2));
+        let name = "topic -> OpenSearch, 1.1 kB documents";
+        eprintln!("{name}");
+        let limit = |_| load(&server, &bodies, sampling.run).report("limit", sampling);
+        rows.extend(compare(name, &alternate(sampling, limit, worker), Target::Share(0.8), Target::None));
+    }
+    if is_selected("bento-search") {
+        let bento = Bento::find(kafka)?;
+        let theirs = documents_of(sampling, bento_index(&bento, &server, &short, SHORT).per_second());
+        let topic = pipeline::backlog(kafka, "search-bento", &sample, theirs);
+        let name = "Bento: topic -> OpenSearch";
+        eprintln!("{name}");
+        let peer = |_| bento_index(&bento, &server, &topic, theirs).report("Bento", sampling);
+        rows.extend(compare(name, &alternate(sampling, peer, worker), Target::Share(2.0), Target::AtMostShare(0.25)));
     }
     Ok(rows)
 }
