@@ -87,8 +87,8 @@ fn kcat_writes_and_reads_over_tls_and_no_one_without_the_password() {
     // Larger than a record of TLS, and than the buffers of a socket in sum.
     let lines: Vec<String> = (0..2_000).map(|number| format!("{number} {}", "x".repeat(2_000))).collect();
     let text = lines.join("\n");
-    // librdkafka before 2.6.1, which kcat may have, sends a wrong nonce with SCRAM; Apache Kafka refuses
-    // it, too.
+    // librdkafka before 2.6.1, which kcat may have, sends a wrong nonce with SCRAM; Apache Kafka
+    // refuses it, too.
     for (mechanism, user, password) in [("PLAIN", "worker", PASSWORD), ("PLAIN", "other", "from a file")] {
         let topic = format!("{mechanism}.{user}");
         let login = broker.login(mechanism, user, password);

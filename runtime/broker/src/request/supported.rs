@@ -75,7 +75,7 @@ pub(crate) fn find(key: ApiKey) -> Option<&'static Supported> {
 impl Supported {
     /// The lowest announced version. librdkafka before 2.8 assumes that a broker without Produce
     /// 0-2 cannot store record batches, although it never sends these versions. Apache Kafka 4 also
-    /// announces them (KAFKA-18659). librdkafka before 2.8 also looks for SaslHandshake 0, and sends
+    /// announces them (KAFKA-18659). librdkafka also looks for SaslHandshake 0 there, and sends
     /// version 1.
     pub(crate) fn announced_min(&self) -> i16 {
         if matches!(self.key, ApiKey::Produce | ApiKey::SaslHandshake) { 0 } else { self.min }

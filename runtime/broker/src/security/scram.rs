@@ -99,8 +99,8 @@ pub(crate) struct ScramExchange {
 }
 
 impl ScramExchange {
-    /// Reads the client's first message. `None`: it is malformed, or the user is unknown. The second
-    /// value is the server's answer.
+    /// Reads the client's first message. `None`: it is malformed, or the user is unknown. The
+    /// second value is the server's answer.
     pub(crate) fn start(hash: ScramHash, users: &Users, message: &[u8]) -> Option<(Self, String)> {
         let mut random = [0; NONCE_LENGTH];
         SystemRandom::new().fill(&mut random).ok()?;
