@@ -110,10 +110,9 @@ impl RunState {
 }
 
 impl Run {
-    /// Whether this is the run that the same command has started.
-    pub fn is_same_request(&self, other: &Self) -> bool {
-        let key = |run: &Self| (run.pipeline.clone(), run.sink.clone(), run.destination.clone(), run.request.clone());
-        key(self) == key(other)
+    /// Whether this is the run of a request: of a pipeline, a sink and a destination.
+    pub fn is_request(&self, target: &[&str; 3], request: &Request) -> bool {
+        [self.pipeline.as_str(), &self.sink, &self.destination] == *target && self.request == *request
     }
 
     /// Its range has not been processed.
