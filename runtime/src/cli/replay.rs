@@ -204,9 +204,9 @@ impl Replay<'_> {
             .map_err(Refusal::Problems)
     }
 
-    /// Refuses the destination of a live sink, unless repeated records change nothing there. That is
-    /// known of the options of the live sink only: with another `version_epoch`, for example, its
-    /// next records would lose. Returns whether it is the destination of a live sink.
+    /// Refuses the destination of a live sink, unless repeated records change nothing there. That
+    /// is known of the options of the live sink only: with another `version_epoch`, for example,
+    /// its next records would lose. Returns whether it is the destination of a live sink.
     fn check_destination(&self, sink: &SinkPlan, destination: &str, has_options: bool) -> Result<bool> {
         let mut is_live = false;
         for pipeline in self.pipelines {

@@ -162,8 +162,8 @@ impl<'a> Runs<'a> {
         find(&self.list()?, id)
     }
 
-    /// Writes the row that `decide` makes of all rows. It is called again if another command changes
-    /// a row at the same time.
+    /// Writes the row that `decide` makes of all rows. It is called again if another command
+    /// changes a row at the same time.
     pub fn change(&self, mut decide: impl FnMut(&[Run]) -> Result<Run>) -> Result<Run> {
         let mut attempt = 1;
         loop {
