@@ -8,7 +8,7 @@ use trunkline_connector::{Error, Result};
 
 use super::SettingsArgs;
 use super::dlq::connect;
-use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::output::{Exit, columns, print_data, report_error, report_problems};
 use super::selection::{Component, component};
 use super::validate::load_for_reading;
 use crate::checkpoint::{IntentState, Intents};
@@ -105,7 +105,6 @@ fn check(pipeline: &Pipeline, sink: &SinkPlan, settings: &Settings) -> Result<Au
 }
 
 fn print(sink: &str, audit: &Audit, as_json: bool) -> Exit {
-    let result = if audit.is_complete() { Exit::Ok } else { Exit::Runtime };
     let text = match as_json {
         true => {
             let mut value = serde_json::json!(audit);
@@ -115,12 +114,11 @@ fn print(sink: &str, audit: &Audit, as_json: bool) -> Exit {
         false => table(audit),
     };
     let printed = print_data(&text);
-    if !audit.is_complete() {
-        print_error(format_args!(
-            "error: the files of `{sink}` do not hold every committed row once; the ranges are above [audit.incomplete]"
-        ));
+    if audit.is_complete() {
+        return printed;
     }
-    if result == Exit::Ok { printed } else { result }
+    let message = format!("the files of `{sink}` do not hold every committed row once; the ranges are above");
+    report_error(&Error::data("audit.incomplete", message))
 }
 
 fn table(audit: &Audit) -> String {

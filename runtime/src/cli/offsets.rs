@@ -53,8 +53,8 @@ enum OffsetsCommand {
         #[arg(long, value_name = "POSITION", allow_hyphen_values = true)]
         to: String,
     },
-    /// Move the position of a sink or transform that does not run to the first record that its topics
-    /// still have
+    /// Move the position of a sink or transform that does not run to the first record that its
+    /// topics still have
     Reset {
         #[command(flatten)]
         change: ChangeArgs,

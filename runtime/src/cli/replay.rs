@@ -72,6 +72,12 @@ pub(super) struct ReplayArgs {
     settings: SettingsArgs,
 }
 
+impl Target {
+    fn key(&self) -> [&str; 3] {
+        [&self.pipeline.name, &self.sink.name, &self.destination]
+    }
+}
+
 /// Why a replay does not start.
 enum Refusal {
     Error(Error),
@@ -134,7 +140,15 @@ impl Replay<'_> {
         let target = self.target(sink, &into)?;
         let run = match resumed {
             Some(run) => run,
-            None => self.new_run(&cluster, &target, into)?,
+            None => {
+                let request = self.request();
+                // Before the range is looked up: what the run has processed may be deleted by now.
+                let is_same = |run: &Run| run.is_unfinished() && run.is_request(&target.key(), &request);
+                match runs.list()?.into_iter().find(is_same) {
+                    Some(run) => run,
+                    None => self.new_run(&cluster, &target, into, request)?,
+                }
+            }
         };
         if self.args.dry_run {
             return Ok(self.print_plan(&target, &run));
@@ -190,9 +204,9 @@ impl Replay<'_> {
             .map_err(Refusal::Problems)
     }
 
-    /// Refuses the destination of a live sink, unless repeated records change nothing there. That is
-    /// known of the options of the live sink only: with another `version_epoch`, for example, its
-    /// next records would lose. Returns whether it is the destination of a live sink.
+    /// Refuses the destination of a live sink, unless repeated records change nothing there. That
+    /// is known of the options of the live sink only: with another `version_epoch`, for example,
+    /// its next records would lose. Returns whether it is the destination of a live sink.
     fn check_destination(&self, sink: &SinkPlan, destination: &str, has_options: bool) -> Result<bool> {
         let mut is_live = false;
         for pipeline in self.pipelines {
@@ -213,11 +227,14 @@ impl Replay<'_> {
         Ok(is_live)
     }
 
-    /// The run of this command, with the offsets that its range has now.
-    fn new_run(&self, cluster: &Cluster, target: &Target, into: String) -> Result<Run> {
-        let now = Timestamp::now();
+    fn request(&self) -> Request {
         let from = self.args.from.clone().unwrap_or_default();
-        let request = Request { from, to: self.args.to.clone(), partitions: self.args.partitions.clone() };
+        Request { from, to: self.args.to.clone(), partitions: self.args.partitions.clone() }
+    }
+
+    /// The run of this command, with the offsets that its range has now.
+    fn new_run(&self, cluster: &Cluster, target: &Target, into: String, request: Request) -> Result<Run> {
+        let now = Timestamp::now();
         let (from, to) = (Bound::parse(&request.from, now)?, Bound::parse(&request.to, now)?);
         let group = component_name(&self.settings.cluster_name(), &target.pipeline.name, &target.sink.name);
         let offsets = GroupOffsets::new(cluster, &group)?;
@@ -269,7 +286,9 @@ impl Replay<'_> {
     /// once, the second finds the run of the first.
     fn register(&self, runs: &Runs<'_>, target: &Target, run: Run) -> Result<Run> {
         let known = runs.list()?;
-        let continues = |other: &&Run| other.is_unfinished() && (other.id == run.id || other.is_same_request(&run));
+        let continues = |other: &&Run| {
+            other.is_unfinished() && (other.id == run.id || other.is_request(&target.key(), &run.request))
+        };
         if !known.iter().any(|other| continues(&other)) {
             check_runs(&known, &run, |other| other.is_unfinished())?;
             if !target.is_live {

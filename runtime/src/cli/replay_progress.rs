@@ -1,5 +1,5 @@
-//! The progress and the result of a replay: a line that is rewritten on a terminal, lines of JSON, or
-//! nothing but the result.
+//! The progress and the result of a replay: a line that is rewritten on a terminal, lines of JSON,
+//! or nothing but the result.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Instant;

@@ -1,5 +1,5 @@
-//! Audits the files of a sink: their rows against the counters of the sink, which are committed with
-//! the offsets (I3), and their offset ranges against each other.
+//! Audits the files of a sink: their rows against the counters of the sink, which are committed
+//! with the offsets (I3), and their offset ranges against each other.
 //!
 //! A topic has offsets without a row: markers of transactions, dropped records, dead letters. The
 //! count decides therefore whether rows are missing, and the ranges show where.
@@ -42,8 +42,8 @@ pub struct PartitionAudit {
     pub rows: u64,
     /// Rows that the sink has committed.
     pub expected: u64,
-    /// Offsets that no file covers, each from the first to the last one, the longest first. Empty if
-    /// no row is missing.
+    /// Offsets that no file covers, each from the first to the last one, the longest first. Empty
+    /// if no row is missing.
     pub gaps: Vec<(i64, i64)>,
     /// Files with the same rows.
     pub copies: Vec<(String, String)>,

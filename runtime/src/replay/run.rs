@@ -110,10 +110,9 @@ impl RunState {
 }
 
 impl Run {
-    /// Whether this is the run that the same command has started.
-    pub fn is_same_request(&self, other: &Self) -> bool {
-        let key = |run: &Self| (run.pipeline.clone(), run.sink.clone(), run.destination.clone(), run.request.clone());
-        key(self) == key(other)
+    /// Whether this is the run of a request: of a pipeline, a sink and a destination.
+    pub fn is_request(&self, target: &[&str; 3], request: &Request) -> bool {
+        [self.pipeline.as_str(), &self.sink, &self.destination] == *target && self.request == *request
     }
 
     /// Its range has not been processed.
@@ -163,8 +162,8 @@ impl<'a> Runs<'a> {
         find(&self.list()?, id)
     }
 
-    /// Writes the row that `decide` makes of all rows. It is called again if another command changes
-    /// a row at the same time.
+    /// Writes the row that `decide` makes of all rows. It is called again if another command
+    /// changes a row at the same time.
     pub fn change(&self, mut decide: impl FnMut(&[Run]) -> Result<Run>) -> Result<Run> {
         let mut attempt = 1;
         loop {
