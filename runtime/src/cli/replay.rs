@@ -91,6 +91,33 @@ impl From<Error> for Refusal {
     }
 }
 
+/// Refuses secrets that are written out in `--into`: the text is stored with the run (I8).
+fn check_secrets(into: &str) -> Result<()> {
+    // The pipeline's own reader reports text that is not TOML.
+    let Ok(options) = into.parse::<toml::Table>() else { return Ok(()) };
+    let Some(name) = options.iter().find_map(|(name, value)| literal_secret(name, value)) else { return Ok(()) };
+    let message = format!(
+        "--into sets `{name}` to a secret, and its text is stored with the run: write a reference, such as \
+         `${{env:NAME}}` or `${{file:/run/secrets/NAME}}`"
+    );
+    Err(Error::config("replay.bad_into", message))
+}
+
+/// The name of an option whose value is, or holds, a secret that is not a reference.
+fn literal_secret<'a>(name: &'a str, value: &'a toml::Value) -> Option<&'a str> {
+    const SECRETS: [&str; 6] = ["secret", "password", "passphrase", "token", "private_key", "bearer"];
+    match value {
+        toml::Value::Table(members) => members.iter().find_map(|(name, value)| literal_secret(name, value)),
+        toml::Value::Array(items) => items.iter().find_map(|item| literal_secret(name, item)),
+        toml::Value::String(text) if !text.contains("${") => {
+            let login = text.split_once("://").and_then(|(_, rest)| rest.split('/').next()?.rsplit_once('@'));
+            let has_password = login.is_some_and(|(login, _)| login.contains(':'));
+            (has_password || SECRETS.iter().any(|secret| name.contains(secret))).then_some(name)
+        }
+        _ => None,
+    }
+}
+
 /// Runs the verb.
 pub(super) fn run(args: &ReplayArgs) -> Exit {
     let settings = match args.settings.load() {
@@ -198,6 +225,7 @@ impl Replay<'_> {
     }
 
     fn with_options(&self, pipeline: &Pipeline, sink: &str, into: &str) -> Result<Pipeline, Refusal> {
+        check_secrets(into)?;
         let host = Host::new(HostOptions { cache_dir: DataDir::plugin_cache(&self.settings.data) })
             .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))?;
         load_with_sink_options(&pipeline.file, sink, into, &host, self.settings, &Registry::new())
@@ -428,4 +456,28 @@ fn effect(target: &Target) -> Value {
             "New files are added there; no live sink uses this destination, and existing files stay as they are."
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_in_options_must_be_references() {
+        for into in [
+            "secret_access_key = \"x\"",
+            "tls = { key_password = \"x\" }",
+            "url = [\"https://a:b@c:9200\"]",
+            "password = \"x\"\nurl = \"s3://a/b\"",
+        ] {
+            let error = check_secrets(into).unwrap_err();
+            assert_eq!(error.code, "replay.bad_into", "{into}");
+            assert!(!error.to_string().contains("a:b@"), "{error}");
+        }
+        for into in
+            ["url = \"s3://lake/v2\"", "secret_access_key = \"${env:KEY}\"", "url = \"https://${env:LOGIN}@c\"", "?"]
+        {
+            assert_eq!(check_secrets(into), Ok(()), "{into}");
+        }
+    }
 }
