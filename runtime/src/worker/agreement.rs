@@ -19,11 +19,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Error, Result, Retry};
 
 use crate::backoff::jitter;
 use crate::checkpoint::WorkerRows;
-use crate::stage::{StageState, StageStatus, StopSignal, WorkerContext};
+use crate::stage::{GIVE_UP as STAGE_GIVE_UP, StageState, StageStatus, StopSignal, WorkerContext};
 
 /// Time between two checks for new tasks.
 const POLL: Duration = Duration::from_millis(20);
@@ -83,6 +83,14 @@ impl Permit {
             tracing::info!(stage = self.component, "no worker runs another version of this component any more");
         }
         self.is_granted.store(true, Ordering::Release);
+    }
+
+    /// The job ends without this task, because the plans cannot be compared.
+    fn fail(&self, error: &Error) {
+        if !self.is_granted() && !self.status.is_over() {
+            tracing::error!(stage = self.component, %error, "failed: the plans of the cluster's workers cannot be compared");
+            self.status.set_state(StageState::Failed(error.to_string()));
+        }
     }
 
     /// Reports the first refusal.
@@ -156,6 +164,7 @@ impl Agreement {
             next_claim: Instant::now(),
             seen: BTreeMap::new(),
             warned: None,
+            failing_since: None,
         };
         let (watched, finished) = (permits.clone(), finish.clone());
         let body = move || {
@@ -209,11 +218,20 @@ struct Keeper {
     /// The rows of the other workers, and since when they have not changed.
     seen: BTreeMap<Vec<u8>, (Vec<u8>, Instant)>,
     warned: Option<Instant>,
+    failing_since: Option<Instant>,
 }
 
 impl Keeper {
     fn step(&mut self, permits: &[Arc<Permit>]) {
-        let Err(error) = self.try_step(permits) else { return };
+        let Err(error) = self.try_step(permits) else {
+            self.failing_since = None;
+            return;
+        };
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        // A job must end.
+        if self.until_idle && (error.retry == Retry::Never || since.elapsed() > STAGE_GIVE_UP) {
+            permits.iter().for_each(|permit| permit.fail(&error));
+        }
         self.next_claim = Instant::now() + jitter(RETRY);
         if self.warned.is_none_or(|at| at.elapsed() >= REPEAT_WARNING) {
             self.warned = Some(Instant::now());
