@@ -34,9 +34,11 @@ impl WorkerRows {
         })
     }
 
-    /// The rows of all workers but this one.
+    /// The rows of all workers but this one. A task that was killed may have left an open
+    /// transaction in the partition, and the task that ends it starts only after this call.
     pub fn read_others(&self) -> Result<table::Rows> {
-        let mut rows = table::read(&self.cluster, &self.topic, Some(self.partition), self.prefix.as_bytes())?;
+        let mut rows =
+            table::read_uncommitted(&self.cluster, &self.topic, Some(self.partition), self.prefix.as_bytes())?;
         rows.remove(&self.own_key);
         Ok(rows)
     }

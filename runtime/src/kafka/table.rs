@@ -14,17 +14,33 @@ pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Reads the rows whose keys start with `prefix`. With `partition` only that partition is read.
 pub fn read(cluster: &Cluster, topic: &str, partition: Option<i32>, prefix: &[u8]) -> Result<Rows> {
-    let committed = Reader::new(cluster, "read_committed")?;
+    read_isolated(cluster, topic, partition, prefix, "read_committed")
+}
+
+/// The same for rows that are written outside of transactions. It does not wait for the open
+/// transactions of other rows in the partition.
+pub fn read_uncommitted(cluster: &Cluster, topic: &str, partition: Option<i32>, prefix: &[u8]) -> Result<Rows> {
+    read_isolated(cluster, topic, partition, prefix, "read_uncommitted")
+}
+
+fn read_isolated(
+    cluster: &Cluster,
+    topic: &str,
+    partition: Option<i32>,
+    prefix: &[u8],
+    isolation: &str,
+) -> Result<Rows> {
+    let reader = Reader::new(cluster, isolation)?;
     let uncommitted = Reader::new(cluster, "read_uncommitted")?;
     let partitions = match partition {
         Some(partition) => vec![partition],
-        None => committed.partitions_of(topic)?,
+        None => reader.partitions_of(topic)?,
     };
     let mut rows = Rows::new();
     for partition in partitions {
         let (low, high) = uncommitted.watermarks(topic, partition)?;
         if high > low {
-            committed.read_partition(topic, partition, (low, high), |message| {
+            reader.read_partition(topic, partition, (low, high), |message| {
                 if let Some(key) = message.key().filter(|key| key.starts_with(prefix)) {
                     match message.payload() {
                         Some(value) => drop(rows.insert(key.to_vec(), value.to_vec())),
@@ -36,6 +52,6 @@ pub fn read(cluster: &Cluster, topic: &str, partition: Option<i32>, prefix: &[u8
         }
     }
     // A starting stage need not wait for this.
-    let _ = close_in_background((committed, uncommitted));
+    let _ = close_in_background((reader, uncommitted));
     Ok(rows)
 }
