@@ -477,7 +477,7 @@ mod tests {
         for into in
             ["url = \"s3://lake/v2\"", "secret_access_key = \"${env:KEY}\"", "url = \"https://${env:LOGIN}@c\"", "?"]
         {
-            assert_eq!(check_secrets(into), Ok(()), "{into}");
+            assert!(check_secrets(into).is_ok(), "{into}");
         }
     }
 }
