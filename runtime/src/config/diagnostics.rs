@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource};
 use serde::Serialize;
+use textwrap::{WordSeparator, WordSplitter};
 use trunkline_connector::config::Problem;
 
 use super::document::Position;
@@ -74,6 +75,9 @@ pub fn render(files: &[FileProblems], style: RenderStyle) -> String {
         .with_width(style.width)
         .with_context_lines(1)
         .with_links(false)
+        // Only at spaces: a path or a command that is broken at a slash cannot be copied.
+        .with_word_separator(WordSeparator::AsciiSpace)
+        .with_word_splitter(WordSplitter::NoHyphenation)
         .without_primary_span_start()
         .without_cause_chain();
     let mut rendered = String::new();
