@@ -9,7 +9,7 @@ mod scan;
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, StructArray};
+use arrow::array::{ArrayRef, RecordBatch, StructArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{Fields, SchemaRef};
 
@@ -139,13 +139,14 @@ impl Object {
     }
 
     fn finish_struct(&mut self) -> ArrayRef {
+        let rows = self.validity.len();
         let (columns, nulls) = self.finish();
-        // A refused chunk may have columns of unequal lengths; its arrays are discarded.
-        let rows = columns.iter().map(|column| column.len()).min().unwrap_or(0);
-        let nulls = nulls.map(|nulls| nulls.slice(0, rows.min(nulls.len())));
-        let columns = columns.into_iter().map(|column| column.slice(0, rows)).collect();
+        if columns.is_empty() {
+            return Arc::new(StructArray::new_empty_fields(rows, nulls));
+        }
         match StructArray::try_new(self.fields.clone(), columns, nulls) {
             Ok(array) => Arc::new(array),
+            // The columns of a refused chunk have unequal lengths. The chunk is discarded.
             Err(_) => Arc::new(StructArray::new_null(self.fields.clone(), 0)),
         }
     }

@@ -38,6 +38,7 @@ fn fields() -> Fields {
         declared("local", DataType::Timestamp(TimeUnit::Microsecond, None)),
         declared("price", DataType::Decimal128(10, 2)),
         declared("object", DataType::Struct(members)),
+        declared("empty", DataType::Struct(Fields::empty())),
     ]
     .into()
 }
@@ -56,16 +57,17 @@ fn direct(layout: &ColumnLayout, records: &[&[u8]]) -> Option<RecordBatch> {
 #[test]
 fn usual_values_are_read_without_arrows_decoder() {
     let layout = ColumnLayout::new(fields());
-    let records: [&[u8]; 5] = [
+    let records: [&[u8]; 6] = [
         br#"{"id":1,"i8":-128,"u16":65535,"u64":18446744073709551615,"f32":1.5,"f64":-2.5e-3,"bool":true}"#,
         br#"{"id":9223372036854775807,"text":"a\"\\\/\b\f\n\r\t\u00e9b","any":"x","guess":1,"raw":"AP8="}"#,
         br#" { "id" : 0 , "any" : 1.50 , "day":"2000-02-29","s":"1969-12-31T23:59:59Z","ms":"2015-05-17T10:05:03.12Z"} "#,
         br#"{"id":2,"us":"0001-01-01T00:00:00.000001Z","ns":"2015-05-17T10:05:03.123456789Z","local":"2015-05-17T10:05:03"}"#,
+        br#"{"id":4,"empty":{}}"#,
         "{\"id\":3,\"any\":false,\"price\":\"-12.3\",\"object\":{\"name\":\"\u{1f600}\",\"id\":7},\"text\":null}".as_bytes(),
     ];
     let batch = direct(&layout, &records).expect("no value is refused");
     assert_eq!(batch, arrow(&layout, &records).unwrap());
-    assert_eq!((batch.num_rows(), batch.schema()), (5, Arc::clone(&layout.schema)));
+    assert_eq!((batch.num_rows(), batch.schema()), (6, Arc::clone(&layout.schema)));
 }
 
 #[test]
