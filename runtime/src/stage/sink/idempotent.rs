@@ -23,12 +23,16 @@ use super::committer::{Assignment, Committer};
 use super::delivery_pool::{DeliveryEvent, DeliveryPool};
 use super::transactions::Transactions;
 use crate::checkpoint::{Counters, IntentState};
+use crate::stage::careful::RECORD_REJECTED;
 use crate::stage::commit_timer::CommitTimer;
 use crate::stage::dead_letters::DeadLetters;
 use crate::stage::worker_context::WorkerContext;
 
 /// The wait for records while deliveries are in flight: bounds how late the next one starts.
 const IN_FLIGHT_POLL: Duration = Duration::from_millis(5);
+
+/// After a rejection that stops the sink, the other deliveries have this time to finish.
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// See the module's header.
 pub(super) struct IdempotentCommitter {
@@ -133,11 +137,20 @@ impl IdempotentCommitter {
         }
     }
 
-    /// Handles the events of the pool; waits at most `wait` for the first.
+    /// Handles the events of the pool; waits at most `wait` for the first. After a rejection that
+    /// stops the sink, it also waits for the other deliveries: the records before the rejected one
+    /// may still be in flight, and are committed.
     fn collect(&mut self, transactions: &mut Transactions<'_>, wait: Duration) -> Result<()> {
         let mut wait = wait;
-        while let Some(event) = self.pool.event(wait)? {
-            wait = Duration::ZERO;
+        let mut rejected: Option<(Error, Instant)> = None;
+        loop {
+            let Some(event) = self.pool.event(wait)? else {
+                match &rejected {
+                    Some((_, since)) if self.in_flight > 0 && since.elapsed() < SETTLE_LIMIT => continue,
+                    _ => break,
+                }
+            };
+            wait = if rejected.is_some() { IN_FLIGHT_POLL } else { Duration::ZERO };
             match event {
                 DeliveryEvent::Retrying { error, retry_in } => {
                     let stage = transactions.status.name();
@@ -146,12 +159,21 @@ impl IdempotentCommitter {
                 }
                 DeliveryEvent::Finished { number, delivery } => {
                     self.in_flight -= 1;
-                    self.acknowledge(transactions, number, &delivery)?;
+                    match self.acknowledge(transactions, number, &delivery) {
+                        Err(error) if error.code == RECORD_REJECTED => {
+                            rejected.get_or_insert((error, Instant::now()));
+                            wait = IN_FLIGHT_POLL;
+                        }
+                        outcome => outcome?,
+                    }
                 }
-                DeliveryEvent::Failed { error } => return Err(error.context("delivering records")),
+                DeliveryEvent::Failed { error } => match rejected {
+                    Some(_) => break,
+                    None => return Err(error.context("delivering records")),
+                },
             }
         }
-        Ok(())
+        rejected.map_or(Ok(()), |(error, _)| Err(error))
     }
 
     /// Marks the parts of a finished delivery as acknowledged, and routes what the destination
