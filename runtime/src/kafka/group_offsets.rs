@@ -18,6 +18,12 @@ use super::producer::TransactionalProducer;
 /// three seconds for further members.
 const ASSIGNMENT_LIMIT: Duration = Duration::from_secs(60);
 
+/// Time to read committed offsets. A member that was killed during a commit leaves offsets in an
+/// open transaction, and the coordinator answers once it is aborted: after
+/// `transaction.timeout.ms` of our producers, and up to ten seconds until the broker looks for such
+/// transactions.
+const COMMITTED_LIMIT: Duration = Duration::from_secs(60);
+
 /// Time of one poll while the assignment is awaited.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -106,7 +112,7 @@ impl GroupOffsets {
         }
         let committed = self
             .consumer
-            .committed_offsets(requested, CALL_TIMEOUT)
+            .committed_offsets(requested, COMMITTED_LIMIT)
             .map_err(|error| self.failed("reading committed offsets", &error))?;
         let offset_of = |partition: &TopicPartition| match committed
             .find_partition(&partition.topic, partition.partition)
