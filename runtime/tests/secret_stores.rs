@@ -231,8 +231,8 @@ fn refusals_of_vault_name_the_cause_and_the_next_step() {
     );
     assert_refused("${vault:old/app#topic}", &[], &["VAULT_ADDR is not set", "export VAULT_ADDR="]);
     let closed = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
-    let nobody = format!("http://user:hunter2@{closed}");
-    let unreachable = [("VAULT_ADDR", nobody.as_str()), ("VAULT_TOKEN", TOKEN)];
+    let closed_url = format!("http://user:hunter2@{closed}");
+    let unreachable = [("VAULT_ADDR", closed_url.as_str()), ("VAULT_TOKEN", TOKEN)];
     assert_refused("${vault:old/app#topic}", &unreachable, &[&format!("http://{closed} does not answer"), "refused"]);
     assert_refused("${valt:old/app#topic}", &variables, &["did you mean `${vault:old/app#topic}`?"]);
 }
@@ -317,8 +317,12 @@ fn values_of_aws_secrets_manager_are_read_with_signed_requests() {
     assert_eq!(server.requests.load(Ordering::Relaxed) - begun, 2, "a temporary failure is tried twice");
     let wrong = [&variables[..], &[("AWS_SECRET_ACCESS_KEY", "hunter2wrong")]].concat();
     assert_refused("${aws-secret:prod/kafka}", &wrong, &["InvalidSignatureException", "AWS_SESSION_TOKEN"]);
-    let nobody = [endpoint, ("AWS_REGION", "eu-central-1")];
-    assert_refused("${aws-secret:prod/kafka}", &nobody, &["no AWS credentials were found", "get-caller-identity"]);
+    let no_credentials = [endpoint, ("AWS_REGION", "eu-central-1")];
+    assert_refused(
+        "${aws-secret:prod/kafka}",
+        &no_credentials,
+        &["no AWS credentials were found", "get-caller-identity"],
+    );
     let nowhere = [endpoint, identity[0], identity[1]];
     assert_refused("${aws-secret:prod/kafka}", &nowhere, &["the AWS region is not known", "set AWS_REGION"]);
 }

@@ -5,7 +5,7 @@
 //! | topic → OpenSearch, 1.1 kB documents with ids | a loader of prebuilt bodies; Bento |
 //! | line written → found by a search | none |
 //!
-//! Each arm writes to an index of its own, with the same settings and mapping. The node is warmed
+//! Each arm writes to a separate index, with the same settings and mapping. The node is warmed
 //! by a short run of each arm. Requests are not compressed.
 
 use std::collections::BTreeMap;
@@ -203,7 +203,7 @@ fn bodies(documents: &[String]) -> Vec<(u64, String)> {
     documents.chunks(BODY_DOCUMENTS).enumerate().map(body).collect()
 }
 
-/// The limit: sends the bodies for a time, each pass to an index of its own.
+/// The limit: sends the bodies for a time, each pass to a new index.
 fn load(server: &OpenSearch, bodies: &[(u64, String)], time: Duration) -> Run {
     let mut indices: BTreeMap<String, u64> = BTreeMap::new();
     let run = pipeline::timed(|| {

@@ -136,7 +136,7 @@ fn a_range_in_the_middle_is_replayed_and_its_destination_is_protected(kind: Brok
     let into = shadow(&case);
     let range = ["--from", &from, "--to", &to];
 
-    // Nothing is written without a destination of its own.
+    // Nothing is written into the live destination.
     let refused = replay(&case, &range);
     assert!(refused.stderr.contains("[replay.live_destination]"), "{}", refused.describe());
     let inside = into.replace("shadow", "lake/v2");

@@ -8,9 +8,9 @@ use trunkline_connector::{Error, Result};
 
 use super::SettingsArgs;
 use super::dlq::connect;
-use super::output::{Exit, columns, print_data, report_error, report_problems};
+use super::output::{Exit, columns, print_data, report_error};
 use super::selection::{Component, component};
-use super::validate::load_for_reading;
+use super::validate::load_to_inspect;
 use crate::checkpoint::{IntentState, Intents};
 use crate::config::Settings;
 use crate::kafka::GroupOffsets;
@@ -42,17 +42,10 @@ pub(super) struct AuditArgs {
 
 /// Runs the verb. The exit code is 1 if a row is missing, or there twice.
 pub(super) fn run(args: &AuditArgs) -> Exit {
-    let settings = match args.settings.load() {
-        Ok(settings) => settings,
-        Err(problems) => return report_problems(&problems, args.json),
-    };
-    let loaded = match load_for_reading(std::slice::from_ref(&args.path), &settings) {
+    let (settings, loaded) = match load_to_inspect(std::slice::from_ref(&args.path), &args.settings, args.json) {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    if loaded.pipelines.is_empty() && !loaded.problems.is_empty() {
-        return report_problems(&loaded.problems, args.json);
-    }
     let found = component(&loaded.pipelines, &args.sink).and_then(|(pipeline, component)| match component {
         Component::Sink(sink) => check(pipeline, sink, &settings),
         other => {

@@ -12,8 +12,8 @@ use trunkline_connector::{Error, RecordRef, Result};
 
 use super::SettingsArgs;
 use super::addresses::brokers;
-use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
-use super::validate::load_for_reading;
+use super::output::{Exit, columns, print_data, print_error, report_error};
+use super::validate::load_to_inspect;
 use crate::config::Settings;
 use crate::dead_letters::{DeadLetter, Plan, Redrive, read, redriven_ranges};
 use crate::kafka::{Admin, Cluster};
@@ -106,17 +106,10 @@ pub(super) fn dlq(args: &DlqArgs) -> Exit {
             (&choice.paths, settings, *json)
         }
     };
-    let settings = match settings.load() {
-        Ok(settings) => settings,
-        Err(problems) => return report_problems(&problems, as_json),
-    };
-    let loaded = match load_for_reading(paths, &settings) {
+    let (settings, loaded) = match load_to_inspect(paths, settings, as_json) {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    if loaded.pipelines.is_empty() && !loaded.problems.is_empty() {
-        return report_problems(&loaded.problems, as_json);
-    }
     let outcome = connect(&settings).and_then(|cluster| {
         let context = Context { cluster: &cluster, settings: &settings, pipelines: &loaded.pipelines };
         match &args.command {

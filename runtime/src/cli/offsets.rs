@@ -11,9 +11,9 @@ use trunkline_connector::{Error, Placement, Result, TopicPartition};
 
 use super::SettingsArgs;
 use super::dlq::connect;
-use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::output::{Exit, columns, print_data, print_error, report_error};
 use super::selection::{Component, component, components, pipeline};
-use super::validate::load_for_reading;
+use super::validate::load_to_inspect;
 use crate::checkpoint::{CHECKPOINTS, IntentRecord, IntentState, Intents, Positions};
 use crate::config::Settings;
 use crate::kafka::{Cluster, GroupOffsets};
@@ -90,17 +90,10 @@ pub(super) fn run(args: &OffsetsArgs) -> Exit {
             (&change.path, &change.settings, change.json)
         }
     };
-    let settings = match settings.load() {
-        Ok(settings) => settings,
-        Err(problems) => return report_problems(&problems, as_json),
-    };
-    let loaded = match load_for_reading(std::slice::from_ref(path), &settings) {
+    let (settings, loaded) = match load_to_inspect(std::slice::from_ref(path), settings, as_json) {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    if loaded.pipelines.is_empty() && !loaded.problems.is_empty() {
-        return report_problems(&loaded.problems, as_json);
-    }
     let outcome = connect(&settings).and_then(|cluster| {
         let context = Context { cluster: &cluster, settings: &settings, pipelines: &loaded.pipelines };
         match &args.command {

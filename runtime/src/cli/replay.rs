@@ -18,7 +18,7 @@ use super::output::{Exit, columns, print_data, report_error, report_problems};
 use super::replay_progress::Reporter;
 use super::run::{StopSignals, stop_on_signals};
 use super::selection;
-use super::validate::load_for_reading;
+use super::validate::load_to_inspect;
 use crate::config::{FileProblems, Settings};
 use crate::kafka::{Admin, Cluster, GroupOffsets};
 use crate::plan::{Pipeline, Registry, SinkPlan, load_with_sink_options};
@@ -120,17 +120,10 @@ fn literal_secret<'a>(name: &'a str, value: &'a toml::Value) -> Option<&'a str> 
 
 /// Runs the verb.
 pub(super) fn run(args: &ReplayArgs) -> Exit {
-    let settings = match args.settings.load() {
-        Ok(settings) => settings,
-        Err(problems) => return report_problems(&problems, args.json),
-    };
-    let loaded = match load_for_reading(std::slice::from_ref(&args.path), &settings) {
+    let (settings, loaded) = match load_to_inspect(std::slice::from_ref(&args.path), &args.settings, args.json) {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    if loaded.pipelines.is_empty() && !loaded.problems.is_empty() {
-        return report_problems(&loaded.problems, args.json);
-    }
     let replay = Replay { args, settings: &settings, pipelines: &loaded.pipelines };
     match replay.run() {
         Ok(exit) => exit,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use trunkline_connector::PreflightIssue;
 use trunkline_transform_host::{Host, HostOptions};
 
+use super::SettingsArgs;
 use super::kafka_check::kafka_issues;
 use super::output::{Exit, print_data, print_problems, report_error, report_problems};
 use crate::config::{FileProblems, Settings, json, problem_at};
@@ -62,6 +63,21 @@ pub(super) fn load_for_reading(paths: &[PathBuf], settings: &Settings) -> Result
             Err(Exit::Environment)
         }
     }
+}
+
+/// The settings and pipelines of a command that does not run them. Problems are printed, and end
+/// the command if they leave no pipeline.
+pub(super) fn load_to_inspect(
+    paths: &[PathBuf],
+    settings: &SettingsArgs,
+    as_json: bool,
+) -> Result<(Settings, Loaded), Exit> {
+    let settings = settings.load().map_err(|problems: Vec<_>| report_problems(&problems, as_json))?;
+    let loaded = load_for_reading(paths, &settings)?;
+    if loaded.pipelines.is_empty() && !loaded.problems.is_empty() {
+        return Err(report_problems(&loaded.problems, as_json));
+    }
+    Ok((settings, loaded))
 }
 
 /// The prerequisites that the systems of sources and sinks do not meet.

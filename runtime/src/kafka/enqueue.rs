@@ -114,7 +114,7 @@ struct Handle(*mut rd_kafka_topic_t);
 impl Drop for Handle {
     fn drop(&mut self) {
         // SAFETY: the reference is ours, and the client is alive. Records that wait to be sent hold
-        // references of their own.
+        // separate references.
         unsafe { bindings::rd_kafka_topic_destroy(self.0) };
     }
 }

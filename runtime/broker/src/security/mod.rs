@@ -83,7 +83,7 @@ mod tests {
         let pair = |name: &str, password: &str| (name.to_owned(), password.to_owned());
         let users = Users::new([pair("worker", "hunter2"), pair("admin", "other")]).unwrap();
         assert!(users.is_password("worker", "hunter2") && users.is_password("admin", "other"));
-        for (name, password) in [("worker", "hunter"), ("worker", ""), ("admin", "hunter2"), ("nobody", "hunter2")] {
+        for (name, password) in [("worker", "hunter"), ("worker", ""), ("admin", "hunter2"), ("unknown", "hunter2")] {
             assert!(!users.is_password(name, password), "{name} {password}");
         }
         assert_eq!(format!("{users:?}"), r#"["admin", "worker"]"#);

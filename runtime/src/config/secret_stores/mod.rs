@@ -80,7 +80,7 @@ pub(super) fn value(store: Store, name: &str, written: &str) -> Result<String, F
     select(secret, key, written)
 }
 
-/// Fetches on a thread of its own: the caller may be part of an async runtime.
+/// Fetches on a separate thread: the caller may be part of an async runtime.
 fn fetch(store: Store, name: &str) -> Result<Value, FetchError> {
     let fetch_once = async || {
         let fetched = tokio::time::timeout(FETCH_LIMIT, async {
