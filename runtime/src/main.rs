@@ -1,7 +1,6 @@
 //! The binary `trunkline`.
 
 use std::ffi::c_char;
-use std::process::ExitCode;
 
 /// librdkafka allocates each record in one thread and frees it in another. glibc's malloc is slow
 /// at that, and its memory grows. jemalloc serves librdkafka and Rust with a third less CPU time
@@ -20,7 +19,7 @@ pub static malloc_conf: Option<&'static c_char> =
         Some(&*c"narenas:4,dirty_decay_ms:500,muzzy_decay_ms:0,background_thread:true,tcache_max:2048,tcache_nslots_small_max:20".as_ptr())
     };
 
-fn main() -> ExitCode {
+fn main() -> ! {
     // HTTP clients take the provider of the process: ring, as all other connections do. It fails
     // only if there is one already.
     let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();

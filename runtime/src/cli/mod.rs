@@ -31,7 +31,6 @@ mod validate;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -234,13 +233,16 @@ struct ExplainArgs {
     code: Option<String>,
 }
 
-/// Runs the command line of this process.
-pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(message) => return usage(&message).into(),
+/// Runs the command line of this process, and ends the process.
+///
+/// An orderly exit would release the tables of OpenSSL while threads of librdkafka may still log in
+/// to a broker: closing a client does not wait for a connection that is being set up.
+pub fn main() -> ! {
+    let exit = match Cli::try_parse() {
+        Ok(cli) => run_verb(cli.verb),
+        Err(message) => usage(&message),
     };
-    run_verb(cli.verb).into()
+    exit.end_process()
 }
 
 /// Prints help and version to stdout, and usage errors to stderr.

@@ -88,7 +88,8 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
     {
         print_error(format_args!("stopped: {error}"));
         // Threads still wait for the brokers. An orderly exit would release memory that they use.
-        exit_at_once(if args.until_idle { Exit::Environment } else { Exit::Ok });
+        let exit = if args.until_idle { Exit::Environment } else { Exit::Ok };
+        exit.end_process();
     }
     match outcome {
         Ok(outcome) => report(args, &outcome),
@@ -198,14 +199,7 @@ pub(super) async fn stop_on_signals(mut signals: StopSignals, stop: StopSignal) 
     print_error(format_args!(
         "stopped by a second signal: records that were not committed are read again at the next start"
     ));
-    exit_at_once(Exit::Runtime);
-}
-
-/// Ends the process without waiting for its threads.
-fn exit_at_once(exit: Exit) -> ! {
-    // SAFETY: the call ends the process and touches no memory of it. Nothing is buffered: stderr is
-    // not, and stdout is flushed.
-    unsafe { libc::_exit(exit.code()) }
+    Exit::Runtime.end_process();
 }
 
 /// SIGINT and SIGTERM.
