@@ -7,7 +7,7 @@ use trunkline_connector::batch::write_header;
 use trunkline_connector::{Error, Reason, Result, SourceBatch, headers};
 
 use crate::config::{LogfileOptions, Oversize};
-use crate::parser::{Event, Parser};
+use crate::parser::{Event, FileStart, Parser};
 use crate::reader::Line;
 use crate::text::decode;
 
@@ -51,6 +51,13 @@ impl Emitter {
         block
     }
 
+    /// The lines that follow are of a file that begins with `first` and was modified at `modified`,
+    /// in milliseconds since the Unix epoch.
+    pub(crate) fn begin_file(&mut self, charset: &'static Encoding, first: &[u8], modified: i64) {
+        let (first, _) = decode(charset, first, true, true);
+        self.parser.begin_file(&FileStart { first: &first, modified });
+    }
+
     /// Adds a line to the batch as a record, a rejection or a dropped line. Returns whether invalid
     /// bytes were replaced. On an error the source must stop before this line.
     pub(crate) fn line(
@@ -73,7 +80,12 @@ impl Emitter {
         let (text, malformed) = decode(charset, line.bytes, line.offset == 0, line.oversize.is_some());
         let mut record = out.records.record();
         let mut parsed = Ok(Event::Blank);
-        record.value_with(|arena| parsed = self.parser.parse(&text, arena));
+        record.value_with(|arena| {
+            parsed = match line.offset {
+                0 => self.parser.parse_first(&text, arena),
+                _ => self.parser.parse(&text, arena),
+            };
+        });
         match parsed {
             Ok(Event::Record(time)) => {
                 let offset = self.offset_text.format(line.offset);

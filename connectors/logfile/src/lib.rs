@@ -19,6 +19,7 @@ mod glob;
 mod input;
 mod names;
 mod parser;
+mod parser_config;
 mod position;
 mod reader;
 mod reading;
@@ -33,7 +34,9 @@ use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{Placement, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
 
 pub use config::{Compression, EndOfFile, LogfileOptions, Oversize, ReadFrom};
-pub use parser::{CombinedVariant, Event, Expected, Parser, ParserKind};
+pub use parser::{
+    CombinedVariant, CsvOptions, Event, Expected, FileStart, PairOptions, Parser, ParserKind, ParserSpec,
+};
 
 /// The connector, for the runtime's registry.
 pub struct LogfileConnector;

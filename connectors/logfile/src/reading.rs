@@ -82,6 +82,8 @@ impl LineReading {
             Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
         let (mut read_bytes, mut malformed, mut result) = (0, false, Ok(()));
         let mut format = self.formats.of(reader.first());
+        self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
+        let mut known = reader.first().len();
         let end = loop {
             if out.is_full() {
                 break None;
@@ -100,6 +102,10 @@ impl LineReading {
                 Ok(ReadOutcome::Bytes(count)) => {
                     read_bytes += count;
                     format = self.formats.of(reader.first());
+                    if reader.first().len() != known {
+                        known = reader.first().len();
+                        self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
+                    }
                     if reader.first().starts_with(UTF_32_MARK) {
                         break Some(Err(io::Error::new(io::ErrorKind::Unsupported, UTF_32)));
                     }
@@ -189,6 +195,7 @@ impl LineReading {
     fn emit_rest(&mut self, file: &mut TrackedFile, out: &mut SourceBatch) -> Result<()> {
         let Some(reader) = file.reader.as_mut() else { return Ok(()) };
         let format = self.formats.of(reader.first());
+        self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
         let Some(line) = reader.take_rest(&format.delimiter, self.options.max_line_bytes) else { return Ok(()) };
         let origin =
             Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
@@ -222,6 +229,7 @@ impl LineReading {
         let origin = Origin { name: &file.name, ordering_key: file.ordering_key, headers: &headers, read_at: now_ms() };
         let Some(reader) = &mut file.reader else { return };
         let format = self.formats.of(reader.first());
+        self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
         loop {
             let mut line = reader.next_line(&format.delimiter, self.options.max_line_bytes);
             if line.is_none() {
