@@ -6,8 +6,9 @@ use encoding_rs::Encoding;
 use trunkline_connector::config::{ByteSize, Mismatch, Node, OptionSpec, Section, Value, nearest};
 
 use crate::glob::Glob;
+use crate::multiline::Multiline;
 use crate::parser::ParserSpec;
-use crate::parser_config::{parser_spec, then};
+use crate::parser_config::{multiline, parser_spec, then};
 
 /// The options of the connector.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -128,6 +129,13 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "`true`: a line that does not match is not rejected. Its record has the fields before the mismatch, and the \
          whole line as `unparsed`.",
     ),
+    OptionSpec::optional(
+        "multiline",
+        "`java`, `python`, `go`, `indented`, `none`, or a table",
+        "what `parser` needs",
+        "Joins lines to events, see [Multiline](#multiline).",
+        "{ start = '^[0-9]{4}-', timeout = \"1s\" }",
+    ),
     OptionSpec::with_default(
         "read_from",
         "`beginning`, `end`",
@@ -226,6 +234,8 @@ pub struct LogfileOptions {
     pub exclude: Vec<Glob>,
     /// The parser, with its options.
     pub parser: ParserSpec,
+    /// Which lines make one event.
+    pub multiline: Option<Multiline>,
     /// Where files begin that exist at the very first start.
     pub read_from: ReadFrom,
     /// Age from which new files are skipped.
@@ -310,10 +320,12 @@ impl LogfileOptions {
     pub fn read(section: &Section<'_>) -> Option<Self> {
         section.declare(OPTIONS);
         let before = section.report.len();
+        let parser = parser(section);
         let options = Self {
             paths: globs(section, "paths", true),
             exclude: globs(section, "exclude", false),
-            parser: parser(section),
+            multiline: multiline(section, &parser.kind),
+            parser,
             read_from: section.one_of("read_from", &[("beginning", ReadFrom::Beginning), ("end", ReadFrom::End)]),
             ignore_older: section.optional("ignore_older"),
             max_line_bytes: max_line_bytes(section),

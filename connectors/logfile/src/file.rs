@@ -39,8 +39,13 @@ pub(crate) struct TrackedFile {
     pub(crate) stat: Stat,
     /// Its state when it was last read to its end.
     pub(crate) at_end: Option<Stat>,
-    /// It ends with bytes after the last delimiter.
+    /// It ends with bytes that were not emitted: an unfinished line, or an event that may have more
+    /// lines.
     pub(crate) has_rest: bool,
+    /// These bytes are complete lines of an event.
+    pub(crate) has_only_event: bool,
+    /// A newer file of its rotation group has lines: no line follows the event.
+    pub(crate) is_superseded: bool,
     /// A complete compressed stream was read, so its last line is complete.
     pub(crate) complete: bool,
     /// The compressed stream ends inside a member, so its last line is incomplete.
@@ -174,6 +179,8 @@ impl TrackedFile {
             stat: found.stat,
             at_end: None,
             has_rest: false,
+            has_only_event: false,
+            is_superseded: false,
             complete: false,
             truncated_stream: false,
             resting_since: modified_instant(found.stat, now),

@@ -17,6 +17,7 @@ mod file;
 mod fingerprint;
 mod glob;
 mod input;
+mod multiline;
 mod names;
 mod parser;
 mod parser_config;

@@ -1,14 +1,21 @@
 //! Reads the options of parsing: `parser` with the options of its format, `timestamp`, `then` and
-//! `partial`.
+//! `multiline`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use trunkline_connector::config::{Mismatch, Node, Section, Value, nearest};
 
+use crate::multiline::{Container, Multiline, Rule};
 use crate::parser::{
     CsvOptions, FieldType, FieldTypes, PairOptions, ParserKind, ParserSpec, PatternError, RegexParser, TimeField,
     TimeFormat, TimeOptions, Zone,
 };
+
+/// How long an event waits for more lines.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest event.
+const MAX_LINES: usize = 1000;
 
 /// The parsers that need a pattern.
 const WITH_PATTERN: [&str; 2] = ["regex", "grok"];
@@ -28,11 +35,10 @@ const LIMITED: [(&str, &[&str]); 7] = [
 pub(crate) fn parser_spec(section: &Section<'_>, default: &'static str) -> ParserSpec {
     let name = parser_name(section, default);
     for (key, parsers) in LIMITED {
-        if let Some(node) = section.table.get(key)
+        // Each key counts as known.
+        if let Some(node) = section.node(key)
             && !parsers.contains(&name)
         {
-            // The key counts as known.
-            let _ = section.node(key);
             let shown: Vec<String> = parsers.iter().map(|parser| format!("\"{parser}\"")).collect();
             let mismatch = Mismatch::new(format!("is set, but `parser` is not {}", shown.join(" or ")));
             let expected = format!("`parser = {}`, or no `{key}`", shown.join("` or `parser = "));
@@ -81,6 +87,68 @@ pub(crate) fn then(section: &Section<'_>, outer: &ParserKind) -> Vec<(String, Pa
         nested.finish();
     }
     fields
+}
+
+/// Reads `multiline`. Without it, the parser decides.
+pub(crate) fn multiline(section: &Section<'_>, kind: &ParserKind) -> Option<Multiline> {
+    const EXPECTED: &str = "`java`, `python`, `go`, `indented`, `none`, or a table with `start` or `continuation`";
+    let parser = kind.fixed_name();
+    let container = match parser {
+        "cri" => Container::Cri,
+        "docker_json" => Container::Docker,
+        _ => Container::None,
+    };
+    let with_rule = |rule| Multiline { rule, negate: false, container, timeout: TIMEOUT, max_lines: MAX_LINES };
+    let Some(node) = section.node("multiline") else { return Rule::of_parser(parser).map(with_rule) };
+    match &node.value {
+        Value::String(text) if text.resolved == "none" => None,
+        Value::String(text) => {
+            let rule = Rule::preset(&text.resolved);
+            if rule.is_none() {
+                let help = nearest(&text.raw, &["java", "python", "go", "indented", "none"]);
+                let help = help.map(|name| format!("did you mean `{name}`?"));
+                let mismatch = Mismatch { message: format!("has no preset `{}`", text.raw), span: None, help };
+                section.mismatch("multiline", node, mismatch, EXPECTED.to_owned());
+            }
+            rule.map(with_rule)
+        }
+        Value::Table(table) => {
+            let nested = section.nested("multiline", table);
+            let start = nested.optional::<String>("start");
+            let continuation = nested.optional::<String>("continuation");
+            let negate = nested.or("negate", false);
+            let timeout = nested.or("timeout", TIMEOUT);
+            let max_lines: u64 = nested.or("max_lines", MAX_LINES as u64);
+            if let (0, Some(node)) = (max_lines, table.get("max_lines")) {
+                nested.mismatch("max_lines", node, Mismatch::new("is 0"), "a whole number from 1".to_owned());
+            }
+            let rule = match (start, continuation) {
+                (Some(start), None) => event_pattern(&nested, "start", &start).map(Rule::Start),
+                (None, Some(pattern)) => event_pattern(&nested, "continuation", &pattern).map(Rule::Continuation),
+                _ => {
+                    let mismatch = Mismatch::new("has not exactly one of `start` and `continuation`");
+                    section.mismatch("multiline", node, mismatch, EXPECTED.to_owned());
+                    None
+                }
+            };
+            nested.finish();
+            rule.map(|rule| Multiline { negate, timeout, max_lines: max_lines.max(1) as usize, ..with_rule(rule) })
+        }
+        other => {
+            section.mismatch("multiline", node, Mismatch::new(format!("is {}", other.kind())), EXPECTED.to_owned());
+            None
+        }
+    }
+}
+
+fn event_pattern(section: &Section<'_>, key: &str, pattern: &str) -> Option<regex::bytes::Regex> {
+    let expected = "a regular expression such as `^[0-9]{4}-`";
+    // The two kinds of expressions accept the same patterns, and only one reports positions.
+    let valid = RegexParser::check(pattern);
+    if let (Err(error), Some(node)) = (&valid, section.table.get(key)) {
+        report_pattern(section, key, node, pattern, error.clone(), expected);
+    }
+    valid.ok().and_then(|()| regex::bytes::Regex::new(pattern).ok())
 }
 
 fn parser_name(section: &Section<'_>, default: &'static str) -> &'static str {

@@ -4,8 +4,8 @@
 //! double quotes after it.
 //!
 //! `common` has no referer and no user agent. For the others, a line that ends after the size is
-//! rejected: in a combined log it is a truncated line. The address is an IP address or a host name, or several of them separated by `,
-//! ` (X-Forwarded-For in its place).
+//! rejected: in a combined log it is a truncated line. The address is an IP address or a host name,
+//! or several of them separated by a comma and a space (X-Forwarded-For in its place).
 //!
 //! `-` is null. The identity field is dropped, because it is obsolete. A request that is not three
 //! words is kept whole as `path`. In quoted fields `\"`, `\\` and a run of `\xHH` that makes valid

@@ -65,6 +65,25 @@ pub(super) fn prefix(line: &str) -> Result<Prefix<'_>, Expected> {
     Ok(Prefix { time, stream, is_partial, message_at })
 }
 
+/// What [`crate::multiline`] needs of a line.
+pub(crate) struct ContainerLine<'a> {
+    pub(crate) stream: &'a [u8],
+    pub(crate) is_partial: bool,
+    pub(crate) message: &'a [u8],
+}
+
+/// Splits a line without checking its time.
+pub(crate) fn container_message(line: &[u8]) -> Option<ContainerLine<'_>> {
+    let mut words = line.splitn(4, |byte| *byte == b' ');
+    let (_, stream, tags) = (words.next()?, words.next()?, words.next()?);
+    let is_partial = match tags {
+        [b'P'] | [b'P', b':', ..] => true,
+        [b'F'] | [b'F', b':', ..] => false,
+        _ => return None,
+    };
+    Some(ContainerLine { stream, is_partial, message: words.next().unwrap_or_default() })
+}
+
 impl LineParser for CriParser {
     fn code(&self) -> &'static str {
         "parse.cri"

@@ -2,12 +2,13 @@
 //! `{"log":"message\n","stream":"stdout","time":"2026-03-01T00:00:00.123456789Z"}`. Docker splits
 //! long lines; all parts but the last have no `\n` at the end of `log`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, TimeUnit};
 use serde::de::IgnoredAny;
 use trunkline_connector::Schema;
-use trunkline_connector::json::{Member, members, write_string};
+use trunkline_connector::json::{Member, members, text as json_text, write_string};
 
 use super::scan::Object;
 use super::time::{rfc3339, write_time};
@@ -68,6 +69,26 @@ impl<'a> Entry<'a> {
             None => (inner, true),
         })
     }
+}
+
+/// What [`crate::multiline`] needs of a line.
+pub(crate) struct DockerLine<'a> {
+    /// The value of `log`, as written.
+    value: &'a [u8],
+    pub(crate) is_partial: bool,
+}
+
+impl<'a> DockerLine<'a> {
+    pub(crate) fn text(&self) -> Cow<'a, str> {
+        json_text(self.value).unwrap_or_default()
+    }
+}
+
+/// Finds the message of a line without checking the rest.
+pub(crate) fn docker_message(line: &[u8]) -> Option<DockerLine<'_>> {
+    let log = members(line).map_while(Result::ok).find(|member| member.key == b"log")?;
+    let inner = log.value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    Some(DockerLine { value: log.value, is_partial: strip_escape(inner, b'n').is_none() })
 }
 
 /// The text of a JSON string before an escape at its end.

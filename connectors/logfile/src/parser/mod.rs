@@ -34,7 +34,9 @@ use trunkline_connector::{Reason, Schema};
 
 pub(crate) use combined::CombinedParser;
 pub use combined::Variant as CombinedVariant;
+pub(crate) use cri::container_message;
 pub use csv::CsvOptions;
+pub(crate) use docker_json::docker_message;
 pub use logfmt::PairOptions;
 pub use nested::{Parser, ParserSpec};
 pub(crate) use nested::{TimeField, TimeOptions};
@@ -143,8 +145,8 @@ pub(crate) trait LineParser: Send {
         Ok(false)
     }
 
-    /// Appends the JSON of a line to `out`. After an error `out` may hold some members, each of them
-    /// complete.
+    /// Appends the JSON of a line to `out`. After an error `out` may hold some members, each of
+    /// them complete.
     fn parse(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected>;
 }
 
@@ -217,6 +219,14 @@ impl ParserKind {
             Self::Csv(options) => options.schema(),
             Self::Combined(variant) => combined::schema(*variant),
             Self::Fixed(place) => FIXED.get(*place).and_then(|fixed| (fixed.schema)()),
+        }
+    }
+
+    /// The name of a format with fixed fields; empty for the others.
+    pub(crate) fn fixed_name(&self) -> &'static str {
+        match self {
+            Self::Fixed(place) => FIXED.get(*place).map_or("", |fixed| fixed.name),
+            _ => "",
         }
     }
 

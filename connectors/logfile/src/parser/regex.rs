@@ -1,5 +1,5 @@
-//! `parser = "regex"`: the named groups of a pattern become fields; a group without a match is null.
-//! Fields are strings, unless `types` names another type.
+//! `parser = "regex"`: the named groups of a pattern become fields; a group without a match is
+//! null. Fields are strings, unless `types` names another type.
 //!
 //! The library matches in time linear in the line, whatever the pattern is: a pattern that
 //! backtracks elsewhere cannot hang here.
@@ -54,6 +54,11 @@ pub(crate) struct PatternError {
 }
 
 impl RegexParser {
+    /// Whether a pattern, with or without groups, can be used.
+    pub(crate) fn check(pattern: &str) -> Result<(), PatternError> {
+        Regex::new(pattern).map(drop).map_err(|error| pattern_error(pattern, &error))
+    }
+
     pub(crate) fn new(pattern: &str, types: &FieldTypes) -> Result<Self, PatternError> {
         let regex = Regex::new(pattern).map_err(|error| pattern_error(pattern, &error))?;
         let names = regex.capture_names().enumerate();
