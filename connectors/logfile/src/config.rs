@@ -1,14 +1,19 @@
 //! The options of a `logfile` source. [`OPTIONS`] declares them and is their user documentation.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::datatypes::{Field, Schema as ArrowSchema};
 use encoding_rs::Encoding;
+use regex::RegexSet;
+use trunkline_connector::Schema;
 use trunkline_connector::config::{ByteSize, Mismatch, Node, OptionSpec, Section, Value, nearest};
 
 use crate::glob::Glob;
+use crate::labels::{LABELS, Labels, host_name};
 use crate::multiline::Multiline;
-use crate::parser::ParserSpec;
-use crate::parser_config::{multiline, parser_spec, then};
+use crate::parser::{ParserSpec, RegexParser};
+use crate::parser_config::{multiline, parser_spec, report_pattern, then};
 
 /// The options of the connector.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -130,6 +135,40 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
          whole line as `unparsed`.",
     ),
     OptionSpec::optional(
+        "include_lines",
+        "list of regular expressions",
+        "all lines",
+        "Keeps only lines (or events) that match one of these. The others are counted as dropped.",
+        "[\"ERROR\", \"WARN\"]",
+    ),
+    OptionSpec::optional(
+        "exclude_lines",
+        "list of regular expressions",
+        "none",
+        "Drops lines (or events) that match one of these, and counts them as dropped.",
+        "['^DEBUG', 'GET /health']",
+    ),
+    OptionSpec::optional(
+        "labels",
+        "table of strings",
+        "none",
+        "Added to each record as the object `labels`. A line that has a field of this name keeps its own.",
+        "{ environment = \"production\" }",
+    ),
+    OptionSpec::with_default(
+        "host",
+        "boolean",
+        "false",
+        "Adds the name of the machine as `labels.host`, and as `{@host}` to templates.",
+    ),
+    OptionSpec::with_default(
+        "kubernetes",
+        "boolean",
+        "false",
+        "Adds `labels.namespace`, `labels.pod` and `labels.container` from paths below `/var/log/containers` and \
+         `/var/log/pods`, and as `{@namespace}`, `{@pod}` and `{@container}` to templates. They are null for other paths.",
+    ),
+    OptionSpec::optional(
         "multiline",
         "`java`, `python`, `go`, `indented`, `none`, or a table",
         "what `parser` needs",
@@ -210,6 +249,14 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "How long a renamed or removed file must be unchanged until it counts as finished. Lines written to it \
          later are read as long as the source keeps its descriptor, about ten minutes.",
     ),
+    OptionSpec::optional(
+        "remove_after",
+        "duration",
+        "files stay",
+        "Removes a file that was read to its end and was not changed for this long, once its lines are committed in \
+         Kafka. Empty files, files with an unfinished line and symbolic links stay.",
+        "\"1d\"",
+    ),
     OptionSpec::with_default(
         "max_open_files",
         "number",
@@ -234,6 +281,14 @@ pub struct LogfileOptions {
     pub exclude: Vec<Glob>,
     /// The parser, with its options.
     pub parser: ParserSpec,
+    /// Lines to keep: those that match one of these.
+    pub include_lines: Option<RegexSet>,
+    /// Lines to drop.
+    pub exclude_lines: Option<RegexSet>,
+    /// What is added to each record.
+    pub labels: Labels,
+    /// Finished files are removed after this time.
+    pub remove_after: Option<Duration>,
     /// Which lines make one event.
     pub multiline: Option<Multiline>,
     /// Where files begin that exist at the very first start.
@@ -325,6 +380,10 @@ impl LogfileOptions {
             paths: globs(section, "paths", true),
             exclude: globs(section, "exclude", false),
             multiline: multiline(section, &parser.kind),
+            include_lines: line_patterns(section, "include_lines"),
+            exclude_lines: line_patterns(section, "exclude_lines"),
+            labels: labels(section, &parser),
+            remove_after: section.optional("remove_after"),
             parser,
             read_from: section.one_of("read_from", &[("beginning", ReadFrom::Beginning), ("end", ReadFrom::End)]),
             ignore_older: section.optional("ignore_older"),
@@ -357,6 +416,46 @@ impl LogfileOptions {
         // all components share.
         (section.report.len() == before).then_some(options)
     }
+}
+
+impl LogfileOptions {
+    /// The schema of the records, if it is known before the first line.
+    pub fn schema(&self) -> Option<Arc<Schema>> {
+        let schema = self.parser.schema()?;
+        let Some(labels) = self.labels.field() else { return Some(schema) };
+        let mut fields: Vec<Field> = schema.arrow().fields().iter().map(|field| field.as_ref().clone()).collect();
+        fields.push(labels);
+        Schema::new(Arc::new(ArrowSchema::new(fields))).ok().map(Arc::new)
+    }
+}
+
+fn line_patterns(section: &Section<'_>, key: &'static str) -> Option<RegexSet> {
+    let patterns: Vec<String> = section.optional(key)?;
+    let Some(Value::Array(items)) = section.table.get(key).map(|node| &node.value) else { return None };
+    let expected = "a regular expression such as `^DEBUG`";
+    for (pattern, item) in patterns.iter().zip(items) {
+        if let Err(error) = RegexParser::check(pattern) {
+            report_pattern(section, key, item, pattern, error, expected);
+        }
+    }
+    RegexSet::new(&patterns).ok().filter(|_| !patterns.is_empty())
+}
+
+fn labels(section: &Section<'_>, parser: &ParserSpec) -> Labels {
+    let labels = Labels {
+        fixed: section.optional("labels").unwrap_or_default(),
+        host: if section.value("host") { host_name() } else { None },
+        kubernetes: section.value("kubernetes"),
+    };
+    let is_taken = parser.fields().is_some_and(|fields| fields.iter().any(|field| field == LABELS));
+    if is_taken && !labels.is_empty() {
+        let key = ["labels", "host", "kubernetes"].into_iter().find(|key| section.table.get(key).is_some());
+        if let Some((key, node)) = key.and_then(|key| Some((key, section.table.get(key)?))) {
+            let mismatch = Mismatch::new("adds a field `labels`, which the parser produces, too");
+            section.mismatch(key, node, mismatch, "another name of the parser's field".to_owned());
+        }
+    }
+    labels
 }
 
 fn parser(section: &Section<'_>) -> ParserSpec {

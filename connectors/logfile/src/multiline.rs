@@ -105,6 +105,16 @@ impl Multiline {
         self.matches_rule(previous, text)
     }
 
+    /// Whether no line can continue an event that ends with this line.
+    pub(crate) fn is_complete(&self, last: &[u8]) -> bool {
+        matches!(self.rule, Rule::Parts)
+            && match self.container {
+                Container::None => true,
+                Container::Cri => !container_message(last).is_some_and(|line| line.is_partial),
+                Container::Docker => !docker_message(last).is_some_and(|line| line.is_partial),
+            }
+    }
+
     fn matches_rule(&self, previous: &[u8], line: &[u8]) -> bool {
         match &self.rule {
             Rule::Parts => false,

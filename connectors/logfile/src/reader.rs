@@ -283,7 +283,11 @@ impl Reader {
                     return self.next_line(delimiter, max_bytes);
                 };
                 self.scanned = end + delimiter.len();
-                self.pending = Some(PendingEvent { len: self.scanned - self.start, lines: 1, last_line: 0 });
+                let event = PendingEvent { len: self.scanned - self.start, lines: 1, last_line: 0 };
+                self.pending = Some(event);
+                if multiline.is_complete(self.last_line(event, delimiter)) {
+                    return self.take_pending(delimiter, max_bytes);
+                }
                 continue;
             };
             let found = delimiter.find(&self.buffer[self.scanned..], self.base + self.scanned as u64);
@@ -299,9 +303,18 @@ impl Reader {
                 return self.take_pending(delimiter, max_bytes);
             }
             self.scanned = end + delimiter.len();
-            self.pending =
-                Some(PendingEvent { len: self.scanned - self.start, lines: pending.lines + 1, last_line: pending.len });
+            let event =
+                PendingEvent { len: self.scanned - self.start, lines: pending.lines + 1, last_line: pending.len };
+            self.pending = Some(event);
+            if multiline.is_complete(self.last_line(event, delimiter)) {
+                return self.take_pending(delimiter, max_bytes);
+            }
         }
+    }
+
+    /// The last line of the event that begins at `start`.
+    fn last_line(&self, event: PendingEvent, delimiter: &Delimiter) -> &[u8] {
+        delimiter.trim(&self.buffer[self.start + event.last_line..self.start + event.len - delimiter.len()])
     }
 
     /// Whether the line after the pending event, which ends before `end`, continues it.
@@ -313,9 +326,8 @@ impl Reader {
         max_bytes: usize,
         multiline: &Multiline,
     ) -> bool {
-        let event = &self.buffer[self.start..];
-        let last = delimiter.trim(&event[pending.last_line..pending.len - delimiter.len()]);
-        let line = delimiter.trim(&event[pending.len..end - self.start]);
+        let last = self.last_line(pending, delimiter);
+        let line = delimiter.trim(&self.buffer[self.start + pending.len..end]);
         pending.lines < multiline.max_lines && end - self.start <= max_bytes && multiline.continues(last, line)
     }
 

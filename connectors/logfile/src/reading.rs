@@ -74,13 +74,13 @@ impl LineReading {
         out: &mut SourceBatch,
         deadline: Instant,
     ) -> Result<ReadSlice> {
-        if file.headers.is_empty() {
-            file.headers = self.emitter.headers(&file.name);
+        if file.common.headers.is_empty() {
+            file.common = self.emitter.common_parts(&file.name, file.real.as_deref());
         }
         file.used = true;
         let Some(reader) = file.reader.as_mut() else { return Ok(ReadSlice::Done) };
         let origin =
-            Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
+            Origin { name: &file.name, ordering_key: file.ordering_key, common: &file.common, read_at: now_ms() };
         let (mut read_bytes, mut malformed, mut result) = (0, false, Ok(()));
         let mut format = self.formats.of(reader.first());
         self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
@@ -201,7 +201,7 @@ impl LineReading {
         let format = self.formats.of(reader.first());
         self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
         let origin =
-            Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
+            Origin { name: &file.name, ordering_key: file.ordering_key, common: &file.common, read_at: now_ms() };
         let (max_bytes, multiline) = (self.options.max_line_bytes, multiline_of(&self.options, format));
         while let Some(line) = reader.take_rest_event(&format.delimiter, max_bytes, multiline) {
             if let Err(error) = self.emitter.line(out, origin, format.charset, &line) {
@@ -237,8 +237,8 @@ impl LineReading {
 
     /// Emits the lines that the reader of a file without a continuation still holds.
     pub(crate) fn emit_buffered(&mut self, mut file: TrackedFile, out: &mut SourceBatch) {
-        let headers = self.emitter.headers(&file.name);
-        let origin = Origin { name: &file.name, ordering_key: file.ordering_key, headers: &headers, read_at: now_ms() };
+        let common = self.emitter.common_parts(&file.name, file.real.as_deref());
+        let origin = Origin { name: &file.name, ordering_key: file.ordering_key, common: &common, read_at: now_ms() };
         let Some(reader) = &mut file.reader else { return };
         let format = self.formats.of(reader.first());
         self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);

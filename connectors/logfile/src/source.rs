@@ -345,6 +345,11 @@ impl Source for LogfileSource {
         filled
     }
 
+    fn committed(&mut self, position: &[PositionChange]) -> Result<()> {
+        self.tracker.committed(position);
+        Ok(())
+    }
+
     fn lag(&self) -> SourceLag {
         let bytes = self.tracker.files.values().map(TrackedFile::lag_bytes).sum();
         SourceLag { bytes: Some(bytes), ..SourceLag::default() }

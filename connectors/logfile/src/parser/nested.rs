@@ -132,14 +132,16 @@ impl Parser {
 
     /// Parses the first line of a file, which may be a header.
     pub fn parse_first(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
-        match self.format.first_line(line) {
-            Ok(true) => Ok(Event::Blank),
-            Ok(false) => self.parse(line, out),
-            Err(expected) => {
-                self.failed = self.format.code();
-                Err(expected)
-            }
+        if self.takes_header(line)? { Ok(Event::Blank) } else { self.parse(line, out) }
+    }
+
+    /// Passes the first line of a file. Whether it is a header and no record.
+    pub(crate) fn takes_header(&mut self, line: &str) -> Result<bool, Expected> {
+        let header = self.format.first_line(line);
+        if header.is_err() {
+            self.failed = self.format.code();
         }
+        header
     }
 
     /// Appends the JSON of a line to `out`. After an error `out` may hold a part of it, which the
