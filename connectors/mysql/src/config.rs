@@ -40,7 +40,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec::optional(
         "key",
         "table of arrays of strings",
-        "the primary key",
+        "the primary key, else a UNIQUE index whose columns are NOT NULL",
         "The columns of the record key, by `database.table`: Debezium's `message.key.columns`. The columns must identify a row (a \
          UNIQUE index whose columns are NOT NULL). Such a table is read as one without a primary key. Write `%2E` for a `.` in a name.",
         "{ \"shop.orders\" = [\"customer\", \"number\"] }",

@@ -21,6 +21,7 @@ use crate::connection::charsets::load_charsets;
 use crate::connection::logging::unlogged_changes;
 use crate::connection::query::QueryConnection;
 use crate::connection::server_info::ServerInfo;
+use crate::format::deletes;
 use crate::position::{BinlogPosition, STREAM, StoredPosition, StreamPosition, TablePosition, table_key};
 use crate::replication::BinlogEvents;
 use crate::replication::event_frame::Event;
@@ -28,7 +29,7 @@ use crate::retention::BinlogRetention;
 use crate::schema::table_name::TableName;
 use crate::snapshot::access::{self, TableAccess, access_to, check_columns};
 use crate::snapshot::describe::{self, TableDescription};
-use crate::snapshot::names::{AMBIGUOUS_FIX, UnmatchedGlob, ambiguous_names, unmatched_globs};
+use crate::snapshot::names::{UnmatchedGlob, unmatched_globs};
 use crate::snapshot::progress_log::ProgressLog;
 use crate::snapshot::reader::Reader;
 use crate::snapshot::tracker::SnapshotTracker;
@@ -91,8 +92,7 @@ struct StartingPoint {
     restarted: Vec<String>,
 }
 
-/// Warns of globs that match no table, and of tables that share a name. Rejects a server whose
-/// binlog lacks changes of the tables.
+/// Warns of globs that match no table. Rejects a server whose binlog lacks changes of the tables.
 async fn check_names(
     options: &MysqlOptions,
     queries: &mut QueryConnection,
@@ -103,9 +103,6 @@ async fn check_names(
     for UnmatchedGlob { message, fix } in unmatched_globs(options, queries, &names).await? {
         let fix = fix.unwrap_or_else(|| "the source waits for it".to_owned());
         tracing::warn!(source, code = "mysql.unmatched", "{server}: {message}; {fix}");
-    }
-    for message in ambiguous_names(&names) {
-        tracing::warn!(source, code = "mysql.ambiguous_name", "{server}: {message}; {AMBIGUOUS_FIX}");
     }
     if options.snapshot != SnapshotPolicy::Only {
         let databases: BTreeSet<String> = names.into_iter().map(|name| name.database).collect();
@@ -353,7 +350,9 @@ impl MysqlSource {
             let charsets = self.follower.charsets();
             let described = describe::tables(&self.options, &mut self.queries, &charsets, Some(&name));
             let described = self.runtime.block_on(described)?.pop();
-            self.follower.set_description(name, described.as_ref().map_or(&[], |it| &it.table.columns));
+            let has_primary_key = described.as_ref().is_some_and(|it| it.has_primary_key);
+            let columns = described.as_ref().map_or(&[][..], |it| &it.table.columns);
+            self.follower.set_description(name, columns, has_primary_key);
         }
         Ok(())
     }
@@ -459,6 +458,7 @@ impl Source for MysqlSource {
         }
         out.snapshot_begins.append(&mut self.restarted);
         let mut result = self.fill_batch(out, deadline);
+        out.data_sets.extend(self.tracker.take_defined().into_iter().map(deletes::headers));
         if result.is_err() {
             // The last failure replaces the error, so that the source stops.
             result = self.count_failed_read(out).and(result);

@@ -27,6 +27,7 @@ use crate::decode::Malformed;
 use crate::decode::table_map::{TableMapName, collations_of};
 use crate::format::envelope::{Emitter, SourceBlock};
 use crate::format::schemas::{definition_schema, marker_schema};
+use crate::format::table::Table;
 use crate::format::transaction_metadata::{MarkerFormat, TransactionMetadata};
 use crate::gtid::Gtid;
 use crate::position::{
@@ -205,8 +206,8 @@ impl Follower {
     }
 
     /// Sets the description of a table.
-    pub(crate) fn set_description(&mut self, name: TableName, columns: &[Column]) {
-        self.tables.set_description(name, columns);
+    pub(crate) fn set_description(&mut self, name: TableName, columns: &[Column], has_primary_key: bool) {
+        self.tables.set_description(name, columns, has_primary_key);
     }
 
     pub(crate) fn charsets(&self) -> Arc<Charsets> {
@@ -250,10 +251,33 @@ impl Follower {
     fn map_table(&mut self, event: &Event, out: &mut SourceBatch, tracker: &mut SnapshotTracker) -> Result<()> {
         let mapped = self.tables.add(event.data(), &self.server.charsets)?;
         if let Some(captured) = mapped.as_ref().and_then(|mapped| mapped.captured.as_ref()) {
-            out.schemas.push(Arc::clone(&captured.table.schema));
-            tracker.define(&captured.table);
+            let table = &captured.table;
+            if let Some(before) = tracker.known(&table.name).filter(|before| !before.key_names().eq(table.key_names()))
+            {
+                self.warn_changed_key(&before, table);
+            }
+            out.schemas.push(Arc::clone(&table.schema));
+            tracker.define(table);
         }
         Ok(())
+    }
+
+    /// Warns that the records of a table have another key from here on.
+    fn warn_changed_key(&self, before: &Table, now: &Table) {
+        let names = |table: &Table| match table.key.is_empty() {
+            true => "no key".to_owned(),
+            false => format!("the key {}", table.key_names().collect::<Vec<_>>().join(", ")),
+        };
+        let BinlogPosition { file, pos } = &self.reached;
+        tracing::warn!(
+            source = self.options.name,
+            code = "mysql.key_changed",
+            "the records of {} have {} from {file}:{pos} on, and {} in the table's other records: its topic has both, and the order \
+             of a row's records is kept only within each; `key` names the columns of a key that stays",
+            now.name,
+            names(now),
+            names(before)
+        );
     }
 
     /// Skips an event of a transaction that is processed already, up to its end.
