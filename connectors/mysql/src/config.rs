@@ -94,6 +94,13 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "\"resnapshot\"",
     ),
     OptionSpec::with_default(
+        "on_malformed",
+        "`stop`, `dead_letter`",
+        "\"stop\"",
+        "A row of the binlog that cannot be decoded: stop, or reject it with its bytes and its place in the binlog (`on_error` \
+         applies), and continue. The bytes after it in its event are rejected with it if its end is unknown.",
+    ),
+    OptionSpec::with_default(
         "envelope",
         "`debezium`, `row`",
         "\"debezium\"",
@@ -194,6 +201,7 @@ pub(crate) struct MysqlOptions {
     pub(crate) snapshot_mode: SnapshotMode,
     pub(crate) chunk_rows: usize,
     pub(crate) on_purged: OnPurged,
+    pub(crate) on_malformed: OnMalformed,
     pub(crate) format: FormatOptions,
     pub(crate) ddl: bool,
     pub(crate) tombstones: bool,
@@ -233,6 +241,13 @@ pub(crate) enum SnapshotMode {
 pub(crate) enum OnPurged {
     Stop,
     Resnapshot,
+}
+
+/// What happens to rows of the binlog that cannot be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnMalformed {
+    Stop,
+    DeadLetter,
 }
 
 /// Output port of schema changes.
@@ -283,6 +298,8 @@ impl MysqlOptions {
             snapshot_mode: section
                 .one_of("snapshot_mode", &[("chunks", SnapshotMode::Chunks), ("exact", SnapshotMode::Exact)]),
             on_purged,
+            on_malformed: section
+                .one_of("on_malformed", &[("stop", OnMalformed::Stop), ("dead_letter", OnMalformed::DeadLetter)]),
             format: read_format(section),
             ddl: section.value("ddl"),
             tombstones: section.value("tombstones"),

@@ -10,6 +10,7 @@
 //! the server sends it again after a restart. Without GTIDs the follower cannot request that, so a
 //! prepared transaction stops the source.
 
+mod rejected;
 mod rows;
 mod statements;
 
@@ -237,7 +238,7 @@ impl Follower {
                     transaction.query = Some(String::from_utf8_lossy(text).into());
                 }
             }
-            ParsedEvent::Rows(kind) => self.open_rows(event, kind)?,
+            ParsedEvent::Rows(kind) => self.open_rows(event, kind, out)?,
             ParsedEvent::XaPrepare { one_phase } => self.prepare(one_phase, out)?,
             ParsedEvent::Incident => {
                 let message = "the server lost events here; create a source with another name";
