@@ -16,7 +16,9 @@ use crate::binlog::follower::Follower;
 use crate::binlog::history::History;
 use crate::binlog::{self, ReplicaIdentity};
 use crate::config::{MysqlOptions, OnPurged, SnapshotPolicy};
-use crate::connection::binlog_state::{binlog_end, check_contains, current_position, has_binlog_after, purged};
+use crate::connection::binlog_state::{
+    binlog_end, check_contains, current_position, gtids_before, has_binlog_after, purged,
+};
 use crate::connection::charsets::load_charsets;
 use crate::connection::logging::unlogged_changes;
 use crate::connection::query::QueryConnection;
@@ -267,7 +269,11 @@ impl MysqlSource {
                 WaitOutcome::Event(event) => {
                     self.last_event = Instant::now();
                     self.describe_for(&event, out)?;
+                    let rotated = self.rotated_file(&event);
                     self.follower.process(event, out, &mut self.tracker)?;
+                    if let Some(file) = rotated {
+                        self.adopt_gtids(&file)?;
+                    }
                     self.describe_appeared(out)?;
                     Instant::now() >= deadline
                 }
@@ -333,6 +339,30 @@ impl MysqlSource {
             tokio::time::timeout_at(until.into(), next).await
         });
         outcome.unwrap_or(Ok(WaitOutcome::Timeout))
+    }
+
+    /// The file that a rotation of the binlog ends, while the position has no GTIDs.
+    fn rotated_file(&self, event: &Event) -> Option<String> {
+        const ROTATE: u8 = 4;
+        let is_rotation = event.header().event_type() == ROTATE && self.follower.lacks_gtids();
+        is_rotation.then(|| self.follower.reached().file.clone()).filter(|file| !file.is_empty())
+    }
+
+    /// Replaces a position of file and offset by GTIDs at the start of a file, once the server
+    /// gives GTIDs to all transactions. Within a file, the GTIDs before an offset are unknown.
+    fn adopt_gtids(&mut self, previous_file: &str) -> Result<()> {
+        let file = self.follower.reached().file.clone();
+        if file == previous_file || !self.follower.is_between_transactions() {
+            return Ok(());
+        }
+        if let Some(before_file) = self.runtime.block_on(gtids_before(&mut self.queries, &file))? {
+            tracing::info!(
+                source = self.options.name,
+                "the server has turned on GTIDs; the position of the source consists of GTIDs from {file} on"
+            );
+            self.follower.adopt_gtids(before_file);
+        }
+        Ok(())
     }
 
     /// Asks the server for what the follower needs to process an event: charsets, the access to a

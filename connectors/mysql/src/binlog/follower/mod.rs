@@ -30,7 +30,7 @@ use crate::format::envelope::{Emitter, SourceBlock};
 use crate::format::schemas::{definition_schema, marker_schema};
 use crate::format::table::Table;
 use crate::format::transaction_metadata::{MarkerFormat, TransactionMetadata};
-use crate::gtid::Gtid;
+use crate::gtid::{Gtid, GtidSet};
 use crate::position::{
     AnchorTransaction, BinlogAnchor, BinlogPosition, PartialTransaction, StreamPosition, StreamState,
 };
@@ -313,6 +313,18 @@ impl Follower {
             full += HALF;
         }
         self.reached.pos = self.reached.pos.max(full);
+    }
+
+    /// Whether the position is a file and an offset, although the server may have GTIDs.
+    pub(crate) fn lacks_gtids(&self) -> bool {
+        self.position.processed.is_none()
+    }
+
+    /// Continues with GTIDs: all transactions before the current file, at whose start the follower
+    /// is, are processed.
+    pub(crate) fn adopt_gtids(&mut self, before_file: GtidSet) {
+        self.position.processed = Some(before_file);
+        self.position.end = self.reached.clone();
     }
 
     /// Notes the creation of the current file.
