@@ -56,7 +56,7 @@ impl Topics {
         for record in batch.iter() {
             rendered.clear();
             let is_valid =
-                topic_of(record).render(record, Escape::None, &mut rendered).is_ok() && check_topic(&rendered).is_ok();
+                topic_of(record).render(record, Escape::Topic, &mut rendered).is_ok() && check_topic(&rendered).is_ok();
             if is_valid && !self.known.contains_key(&rendered) && !unknown.contains(&rendered) {
                 unknown.insert(rendered.clone());
             }
@@ -103,7 +103,7 @@ impl Topics {
             let template = topic_of(record);
             if !last.is_of(template, record) {
                 rendered.clear();
-                let named = template.render(record, Escape::None, &mut rendered).map_err(|error| error.to_string());
+                let named = template.render(record, Escape::Topic, &mut rendered).map_err(|error| error.to_string());
                 if let Err(message) = named.and_then(|()| check_topic(&rendered)) {
                     rejected.push(record, Reason::new("stage.topic", message));
                     continue;
