@@ -12,8 +12,23 @@ pub struct BundledPlugin {
     pub options: &'static [OptionSpec],
     /// Options that are arrays of field names.
     pub field_options: &'static [&'static str],
+    /// Examples: each is a test that runs.
+    pub examples: &'static [Example],
     /// The plugin removes confidential data, so it belongs before the topic.
     pub hides_data: bool,
+}
+
+/// An example of a bundled plugin: a configuration, a record, and its output. Records are lines as
+/// in [`crate::record_tests`].
+pub struct Example {
+    /// What it shows.
+    pub title: &'static str,
+    /// The transform's table `config`, as TOML.
+    pub config: &'static str,
+    /// The input record.
+    pub input: &'static str,
+    /// The expected records.
+    pub outputs: &'static [&'static str],
 }
 
 /// The bundled plugin of a name.
@@ -27,6 +42,12 @@ pub const PLUGINS: &[BundledPlugin] = &[BundledPlugin {
     summary: "Masks members of JSON values: card numbers, addresses, names",
     options: MASK,
     field_options: &["fields"],
+    examples: &[Example {
+        title: "mask card numbers, and keep their last digits",
+        config: r#"config = { fields = ["card"], mode = "keep_last" }"#,
+        input: r#"{"value": {"id": 1, "card": "4111111111111111", "amount": 12.50}}"#,
+        outputs: &[r#"{"value": {"id": 1, "card": "***1111", "amount": 12.50}}"#],
+    }],
     hides_data: true,
 }];
 
