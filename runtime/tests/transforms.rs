@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use trunkline_transform_host::{Host, HostOptions};
+use trunkline::plan::bundled::PLUGINS;
+use trunkline::record_tests::{ExpectedRecord, TestRecord, compare, difference, run_plugin};
+use trunkline_transform_host::{Host, HostOptions, Limits};
 
 /// Runs the binary in a folder; the exit code, stdout and stderr.
 fn trunkline(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -184,6 +186,43 @@ fn bundled_transforms_are_listed_and_described_with_examples() {
     assert!(code == Some(2) && stderr.contains("did you mean `mask`?"), "{stderr}");
 }
 
+#[test]
+fn examples_of_bundled_transforms_hold() {
+    let host = Host::new(HostOptions::default()).unwrap();
+    assert_eq!(Host::bundled_names().to_vec(), PLUGINS.iter().map(|plugin| plugin.name).collect::<Vec<_>>());
+    for plugin in PLUGINS {
+        assert!(!plugin.examples.is_empty(), "{}", plugin.name);
+        for example in plugin.examples {
+            let table: toml::Table = example.config.parse().unwrap();
+            let config = serde_json::to_value(&table["config"]).unwrap();
+            for key in table["config"].as_table().unwrap().keys() {
+                assert!(plugin.options.iter().any(|option| option.key == key), "{}: `{key}`", plugin.name);
+            }
+            let loaded = host.bundled(plugin.name).unwrap().unwrap();
+            let mut instance = loaded.start(&config, &Limits::default()).unwrap();
+            let expected: Vec<_> = example.outputs.iter().map(|line| ExpectedRecord::parse(line).unwrap()).collect();
+            let actual = run_plugin(&mut instance, &[TestRecord::parse(example.input).unwrap()]).unwrap();
+            assert!(compare(&expected, &actual), "{}:\n{}", plugin.name, difference(&expected, &actual));
+        }
+    }
+}
+
+#[test]
+fn problems_of_expressions_have_places() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = PIPELINE.replace(
+        "\"mask.wasm\"\nconfig = { fields = [\"name\"], with = \"-\" }",
+        "\"filter.wasm\"\nconfig = { condition = \"value.n > 1 && amount\" }",
+    );
+    write(folder.path(), "shop.toml", &pipeline);
+    let (code, _, stderr) = trunkline(folder.path(), &["validate", "shop.toml"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(
+        stderr.contains("shop.toml:17:") && stderr.contains("column 16: there is no variable `amount`"),
+        "{stderr}"
+    );
+}
+
 const PIPELINE: &str = r#"
 name = "shop"
 
@@ -250,6 +289,14 @@ fn tests_in_a_pipeline_file_run_without_kafka() {
     );
     let (code, _, stderr) = trunkline(folder.path(), &["test", "shop.toml", "--only", "nothing"]);
     assert!(code == Some(2) && stderr.contains("no test has a name that contains `nothing`"), "{stderr}");
+}
+
+#[test]
+fn the_sample_pipeline_passes_its_tests() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let (code, stdout, stderr) = trunkline(repository, &["test", "pipelines/fraud.toml"]);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(stdout.ends_with("3 passed, 0 failed\n"), "{stdout}");
 }
 
 #[test]

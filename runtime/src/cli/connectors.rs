@@ -58,7 +58,7 @@ pub(super) fn list(as_json: bool) -> Exit {
             .collect();
         return print_data(&format!("{:#}\n", json!(list)));
     }
-    let lines = entries.iter().map(|entry| format!("{:<8}{:<14} {}\n", entry.kind, entry.name, entry.summary));
+    let lines = entries.iter().map(|entry| format!("{:<8}{:<20} {}\n", entry.kind, entry.name, entry.summary));
     print_data(&lines.collect::<String>())
 }
 

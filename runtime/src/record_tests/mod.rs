@@ -6,8 +6,10 @@
 mod diff;
 mod json_text;
 mod pipeline;
+mod plugin;
 mod record;
 
 pub use diff::{compare, difference};
 pub use pipeline::{PipelineTest, TestOutcome, read_tests, run_test};
+pub use plugin::run_plugin;
 pub use record::{ExpectedRecord, LineError, TestRecord, read_expected, read_records};

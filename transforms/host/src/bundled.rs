@@ -10,7 +10,7 @@ macro_rules! module {
 }
 
 static MASK: &[u8] = module!("mask");
-static STANDARD: &[u8] = &[];
+static STANDARD: &[u8] = module!("standard");
 
 /// A bundled plugin.
 pub(crate) struct Bundled {
@@ -20,7 +20,17 @@ pub(crate) struct Bundled {
     pub(crate) variant: Option<&'static str>,
 }
 
-pub(crate) const NAMES: &[&str] = &["mask.wasm"];
+pub(crate) const NAMES: &[&str] = &[
+    "mask.wasm",
+    "filter.wasm",
+    "project.wasm",
+    "route.wasm",
+    "flatten.wasm",
+    "unwrap_envelope.wasm",
+    "explode.wasm",
+    "timestamp.wasm",
+    "rekey.wasm",
+];
 
 pub(crate) fn find(name: &str) -> Option<Bundled> {
     let name = *NAMES.iter().find(|known| **known == name)?;

@@ -98,17 +98,18 @@ def export(transform_class):
     """The class `Plugin` that the interface requires."""
 
     class Plugin:
-        def __init__(self):
-            self.transform = None
+        # each call gets a new object, so the transform belongs to the class
+        transform = None
+        port_numbers: dict = {}
 
         def init(self, config: str, host) -> InitReply:
             if FORMAT not in host.formats:
                 raise Err(InitError(f"the plugin needs batch format {FORMAT}; the worker offers {host.formats}", None))
             try:
-                self.transform = transform_class(json.loads(config))
+                Plugin.transform = transform_class(json.loads(config))
             except ConfigError as error:
                 raise Err(InitError(str(error), error.key))
-            self.port_numbers = {name: index for index, name in enumerate(["default", *self.transform.ports])}
+            Plugin.port_numbers = {name: index for index, name in enumerate(["default", *Plugin.transform.ports])}
             return InitReply(FORMAT, list(self.transform.ports), self.transform.keeps_schema)
 
         def process(self, batch: bytes) -> bytes:

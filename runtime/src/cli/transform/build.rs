@@ -26,7 +26,7 @@ pub(super) fn build(folder: &Path) -> Exit {
     if let Err((exit, message)) = built {
         return failed(exit, &message);
     }
-    let host = match plugin_host() {
+    let host = match plugin_host(Some(project.compiled())) {
         Ok(host) => host,
         Err(exit) => return exit,
     };
@@ -87,7 +87,7 @@ fn python(project: &Project) -> Built {
         return Err(missing("componentize-py", "is not installed", "pip install componentize-py==0.25.1"));
     }
     let mut command = Command::new(&program);
-    command.args(["-d", "wit", "-w", "transform", "componentize", "--stub-wasi", "app", "-o"]);
+    command.args(["-d", "wit", "-w", "transform", "componentize", "app", "-o"]);
     command.arg(absolute(&project.folder)?.join(format!("{}.wasm", project.name)));
     run(command, &project.folder, "componentize-py")
 }

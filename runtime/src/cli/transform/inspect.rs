@@ -17,7 +17,7 @@ pub(super) fn inspect(file: &Path, config: Option<&str>, as_json: bool) -> Exit 
         Some(Ok(_)) => return failed(Exit::Config, "--config is not a JSON object"),
         Some(Err(error)) => return failed(Exit::Config, &format!("--config is not JSON: {error}")),
     };
-    let host = match plugin_host() {
+    let host = match plugin_host(None) {
         Ok(host) => host,
         Err(exit) => return exit,
     };

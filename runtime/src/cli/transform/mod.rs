@@ -112,9 +112,9 @@ pub(super) fn run(args: &TransformArgs) -> Exit {
     }
 }
 
-/// The host of plugins. A failure is printed.
-pub(in crate::cli) fn plugin_host() -> Result<Host, Exit> {
-    Host::new(HostOptions::default()).map_err(|error| {
+/// The host of plugins, with a folder for compiled plugins. A failure is printed.
+pub(in crate::cli) fn plugin_host(cache_dir: Option<PathBuf>) -> Result<Host, Exit> {
+    Host::new(HostOptions { cache_dir }).map_err(|error| {
         let message = format!("plugins cannot run on this machine: {error}");
         print_problems(&[problem_at(None, "environment.plugins", message, None)]);
         Exit::Environment

@@ -13,7 +13,7 @@ use super::project::{Project, ProjectTest};
 use super::{Exit, failed, plugin_host};
 use crate::cli::output::{print_data, print_error, report_problems};
 use crate::plan::plugin_rejected;
-use crate::record_tests::{ExpectedRecord, TestRecord, compare, difference, read_expected, read_records};
+use crate::record_tests::{TestRecord, compare, difference, read_expected, read_records, run_plugin};
 
 /// How long `--bench` measures each test.
 const BENCH: Duration = Duration::from_secs(2);
@@ -36,7 +36,7 @@ pub(super) fn test(folder: &Path, update: bool, bench: bool) -> Exit {
         return failed(Exit::Config, &message);
     }
     warn_if_outdated(&project, &wasm);
-    let host = match plugin_host() {
+    let host = match plugin_host(Some(project.compiled())) {
         Ok(host) => host,
         Err(exit) => return exit,
     };
@@ -76,7 +76,7 @@ fn run_test(
         |path: &Path, error: &dyn std::fmt::Display| failed(Exit::Config, &format!("{}:{error}", path.display()));
     let records = read_records(&test.records).map_err(|error| problem(&test.records, &error))?;
     let mut instance = start(project, plugin, test)?;
-    let actual = match process(&mut instance, &records) {
+    let actual = match run_plugin(&mut instance, &records) {
         Ok(actual) => actual,
         Err(message) => {
             return Ok(Outcome { passed: false, text: format!("FAILED  {}: {message}\n", test.name) });
@@ -122,28 +122,6 @@ fn start(project: &Project, plugin: &Plugin, test: &ProjectTest) -> Result<Insta
             None => Exit::Config,
         }
     })
-}
-
-/// The output of records: first those that the plugin outputs, then the rejected ones.
-fn process(instance: &mut Instance, records: &[TestRecord]) -> Result<Vec<ExpectedRecord>, String> {
-    let mut batch = Batch::default();
-    for (record, index) in records.iter().zip(0..) {
-        record.push_to(&mut batch, "test", index);
-    }
-    let mut rejected = Rejections::default();
-    instance.process(&mut batch, &mut rejected).map_err(|error| error.to_string())?;
-    let ports = instance.ports();
-    let output = batch.iter().map(|record| ExpectedRecord {
-        output: ports.get(usize::from(record.entry().port)).cloned(),
-        rejected: None,
-        parts: TestRecord::of(record).parts(),
-    });
-    let rejected = rejected.iter().map(|(record, reason)| {
-        let mut parts = TestRecord::of(record).parts();
-        parts.insert("message", serde_json::Value::from(reason.message.as_str()).to_string());
-        ExpectedRecord { output: None, rejected: Some(reason.code.clone()), parts }
-    });
-    Ok(output.chain(rejected).collect())
 }
 
 /// Repeats the records in calls of [`BENCH_BATCH`] records.
