@@ -121,6 +121,20 @@ impl UnwrapEnvelope {
     }
 }
 
+/// The payload, if Kafka Connect's JSON converter wrote the event with its schema.
+fn payload(value: &[u8]) -> Option<&[u8]> {
+    let mut payload = None;
+    for member in json::members(value) {
+        let member = member.ok()?;
+        match member.key {
+            b"payload" => payload = Some(member.value).filter(|raw| raw.first() == Some(&b'{')),
+            b"schema" => {}
+            _ => return None,
+        }
+    }
+    payload
+}
+
 impl Everyday for UnwrapEnvelope {
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Done {
         let Some(value) = record.value() else {
@@ -129,6 +143,7 @@ impl Everyday for UnwrapEnvelope {
                 Deletes::Rewrite | Deletes::DeleteToTombstone | Deletes::Drop => verdict.drop(),
             };
         };
+        let value = payload(value).unwrap_or(value);
         match rows::event(value) {
             Some(event) => self.unwrap(value, event, verdict),
             None if self.config.others == Others::Keep => verdict.pass(),

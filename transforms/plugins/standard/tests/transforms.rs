@@ -71,6 +71,7 @@ fn expressions_are_exact_and_follow_cel() {
         ("value.items.exists_one(item, item.n > 1)", "true"),
         ("value.items.map(item, item.n * 10)", "[10,20]"),
         ("value.items.filter(item, item.n > 1)", "[{\"n\":2}]"),
+        ("value.items.map(item, value.tags.map(tag, tag + string(item.n)))", "[[\"a1\",\"b1\"],[\"a2\",\"b2\"]]"),
         ("value.tags.join('-')", "\"a-b\""),
         ("value.tags + ['c']", "[\"a\",\"b\",\"c\"]"),
         ("value.tags == ['a', 'b']", "true"),
@@ -265,6 +266,8 @@ fn unwrap_envelope_makes_rows_of_change_events() {
         r#"{"id":1,"n":2.0,"_op":"u","_table":"t","_source_ts_ms":5,"_deleted":false}"#
     );
     assert!(outcome(&added, r#"{"id":1}"#).starts_with("unwrap_envelope.not_an_event: "));
+    let with_schema = format!(r#"{{"schema":{{"type":"struct"}},"payload":{UPDATE}}}"#);
+    assert_eq!(outcome(&json!({ "unwrap_envelope": {} }), &with_schema), r#"{"id":1,"n":2.0}"#);
     let keep = json!({ "unwrap_envelope": { "others": "keep" } });
     assert_eq!(outcome(&keep, r#"{"id":1}"#), r#"{"id":1}"#);
 }

@@ -85,6 +85,8 @@ pub(super) enum Node {
     List(Vec<Node>),
     Map(Vec<(Node, Node)>),
     Loop(Box<Loop>),
+    /// Appends to the list in a local variable, which is taken: the loops of `map` and `filter`.
+    Append(usize, Vec<Node>),
 }
 
 /// The form of the macros `all`, `exists`, `exists_one`, `filter` and `map`.
@@ -201,6 +203,11 @@ impl Compiler<'_> {
         ))
     }
 
+    /// Macros name their accumulators so that no expression can name them.
+    fn is_accumulator(&self, position: usize) -> bool {
+        self.locals.get(position).is_some_and(|name| name.starts_with('@'))
+    }
+
     fn boxed(&mut self, expression: &IdedExpr) -> Result<Box<Node>, CompileError> {
         self.node(expression).map(Box::new)
     }
@@ -211,7 +218,12 @@ impl Compiler<'_> {
             _ => call.args.iter().collect(),
         };
         if let (Some(operator), [left, right]) = (binary(&call.func_name), arguments.as_slice()) {
-            return Ok(Node::Binary(operator, Box::new([self.node(left)?, self.node(right)?])));
+            return Ok(match (operator, self.node(left)?, self.node(right)?) {
+                (Operator::Add, Node::Local(position), Node::List(items)) if self.is_accumulator(position) => {
+                    Node::Append(position, items)
+                }
+                (operator, left, right) => Node::Binary(operator, Box::new([left, right])),
+            });
         }
         match (call.func_name.as_str(), arguments.as_slice()) {
             (operators::LOGICAL_AND, [first, rest @ ..]) => {

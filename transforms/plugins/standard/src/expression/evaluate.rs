@@ -99,6 +99,19 @@ impl<'a> Evaluation<'a> {
                 Ok(Value::Map(Rc::new(map)))
             }
             Node::Loop(parts) => self.run_loop(parts),
+            Node::Append(position, items) => self.append(*position, items),
+        }
+    }
+
+    /// Appends to the list of a macro without a copy. The loop assigns the result to the variable.
+    fn append(&mut self, position: usize, items: &'a [Node]) -> Result<Value<'a>, String> {
+        let items: Vec<Value<'a>> = items.iter().map(|item| self.node(item)).collect::<Result<_, _>>()?;
+        match self.locals.get_mut(position).map(|local| std::mem::replace(local, Value::Null)) {
+            Some(Value::List(mut list)) => {
+                Rc::make_mut(&mut list).extend(items);
+                Ok(Value::List(list))
+            }
+            _ => Err("the accumulator of a macro is not a list".to_owned()),
         }
     }
 
