@@ -159,8 +159,8 @@ impl Destination<'_, '_> {
     }
 }
 
-/// What Kafka takes as a topic's name.
-fn check_topic(name: &str) -> std::result::Result<(), String> {
+/// Checks that Kafka accepts a topic's name.
+pub(super) fn check_topic(name: &str) -> std::result::Result<(), String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     if name.is_empty() || name.len() > 249 || !name.bytes().all(legal) {
         return Err(format!("`{name}` is not a valid topic name: use at most 249 letters, digits, `.`, `_` and `-`"));
