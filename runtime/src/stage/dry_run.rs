@@ -193,7 +193,7 @@ fn push(batch: &mut Batch, topic: &str, record: RecordRef<'_>) {
 
 fn topic_of(template: &Template, record: RecordRef<'_>) -> std::result::Result<String, String> {
     let mut topic = String::new();
-    template.render(record, Escape::None, &mut topic).map_err(|error| error.to_string())?;
+    template.render(record, Escape::Topic, &mut topic).map_err(|error| error.to_string())?;
     check_topic(&topic)?;
     Ok(topic)
 }
