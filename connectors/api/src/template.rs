@@ -152,6 +152,14 @@ impl Template {
         }
     }
 
+    /// Whether records with equal headers have equal values.
+    pub fn depends_on_headers_only(&self) -> bool {
+        self.parts.iter().all(|part| match part {
+            Part::Literal(_) => true,
+            Part::Placeholder { name, .. } => matches!(name, Name::Header(_)),
+        })
+    }
+
     /// A regular expression (without anchors) that every value matches, for subscriptions.
     pub fn pattern(&self) -> String {
         let mut pattern = String::new();

@@ -6,7 +6,7 @@
 //! `__connect.errors.*` headers, so that existing tools read them, and the record as it came.
 
 use trunkline_connector::batch::Headers;
-use trunkline_connector::{Error, RecordRef, Rejections, Result};
+use trunkline_connector::{Error, Reason, RecordRef, Rejections, Result};
 
 use super::careful::RECORD_REJECTED;
 use crate::checkpoint::ComponentCounters;
@@ -79,6 +79,12 @@ impl DeadLetters {
     /// The offset of the record whose rejection stops the stage, if it was read from a topic.
     pub(super) fn stopped_at(&self) -> Option<i64> {
         self.stopped_at
+    }
+
+    /// The component, the record and the reason of each dead letter.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, RecordRef<'_>, &Reason)> {
+        let records = self.records.iter().zip(&self.origins);
+        records.map(|((record, reason), origin)| (origin.component.as_str(), record, reason))
     }
 
     /// Number of dead letters.

@@ -10,6 +10,7 @@ mod careful;
 mod chain;
 mod commit_timer;
 mod dead_letters;
+mod dry_run;
 mod first_records;
 mod lag;
 mod names;
@@ -27,6 +28,7 @@ mod transform;
 mod upstream;
 mod worker_context;
 
+pub use dry_run::{DryRun, DryRunOutput};
 pub use names::{Names, component_name};
 pub use sink::{Bounds, SinkStage};
 pub(crate) use snapshot_deletes::PendingDeletes;
