@@ -37,6 +37,22 @@ fn each_table_has_a_topic_with_its_rows_and_changes() {
     assert_eq!(record.header("trunkline.schema").len(), 16);
     let exit = case.start("a", &["--until-idle"]).wait(LONG);
     assert!(!exit.stderr.contains(Mysql::PASSWORD.1), "{}", exit.stderr);
+
+    // Names with characters that Kafka does not accept have topics of their own.
+    shop.run("CREATE TABLE `a$b c` (id INT PRIMARY KEY); INSERT INTO `a$b c` VALUES (1); CREATE TABLE `a.b` (id INT PRIMARY KEY); INSERT INTO `a.b` VALUES (1)");
+    case.until_idle("a", LONG);
+    assert_eq!(kafka.count(&shop.topic(&case, "a--24b--20c")), 1);
+    // Two tables with the same joined name stop the source, whose position is kept.
+    let other = format!("{}.a", shop.database);
+    shop.run(&format!(
+        "CREATE DATABASE `{other}`; CREATE TABLE `{other}`.b (id INT PRIMARY KEY); INSERT INTO `{other}`.b VALUES (1)"
+    ));
+    let tables = format!("tables = [\"{}*.b\", ", shop.database);
+    case.pipeline("shop", &shop.source("").replace("tables = [", &tables));
+    let exit = case.start("a", &["--until-idle"]).wait(LONG);
+    shop.run(&format!("DROP DATABASE `{other}`"));
+    assert!(exit.code == Some(1) && exit.stderr.contains("source.shared_topic"), "{}", exit.describe());
+    assert_eq!(kafka.count(&shop.topic(&case, "a.b")), 1);
 }
 
 /// How often a test kills its worker.

@@ -155,8 +155,8 @@ fn a_check_reports_what_the_destinations_lack() {
 }
 
 /// The destination rejects one document of a request: the documents before it are committed, those
-/// after it are not, and `on_error` decides about it when the stage runs again. The documents before
-/// it are delivered in batches: one by one they would take minutes.
+/// after it are not, and `on_error` decides about it when the stage runs again. The documents
+/// before it are delivered in batches: one by one they would take minutes.
 #[test]
 fn a_stop_on_a_refused_document_commits_the_documents_before_it() {
     let (kafka, search) = (need!(Kafka::any()), need!(OpenSearch::start()));

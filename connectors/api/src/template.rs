@@ -221,7 +221,7 @@ impl Template {
                 let Some(milliseconds) = record.timestamp() else { return Ok(false) };
                 let time = Timestamp::from_millisecond(milliseconds).map_err(|error| self.failed(error.to_string()))?;
                 match format {
-                    Some(format) => self.strftime(time, format, out)?,
+                    Some(format) => self.strftime(TimeZone::UTC.to_datetime(time), format, out)?,
                     None => drop(write!(out, "{time}")),
                 }
                 return Ok(true);
@@ -256,14 +256,18 @@ impl Template {
         Ok(true)
     }
 
-    fn strftime(&self, time: Timestamp, format: &str, out: &mut String) -> Result<(), RenderError> {
+    /// Formats a time in UTC.
+    fn strftime(&self, time: DateTime, format: &str, out: &mut String) -> Result<(), RenderError> {
         // Most paths consist of days and hours: this formatter costs a twentieth of the general
         // one.
-        let civil = TimeZone::UTC.to_datetime(time);
         let written = match format {
-            "%Y-%m-%d" => write!(out, "{:04}-{:02}-{:02}", civil.year(), civil.month(), civil.day()),
-            "%H" => write!(out, "{:02}", civil.hour()),
-            _ => write!(out, "{}", time.strftime(format)),
+            "%Y-%m-%d" => write!(out, "{:04}-{:02}-{:02}", time.year(), time.month(), time.day()),
+            "%H" => write!(out, "{:02}", time.hour()),
+            _ => match TimeZone::UTC.to_timestamp(time) {
+                Ok(timestamp) => write!(out, "{}", timestamp.strftime(format)),
+                // The last day of the year 9999.
+                Err(_) => write!(out, "{}", time.strftime(format)),
+            },
         };
         written.map_err(|_| self.failed(format!("`{format}` cannot format {time}")))
     }
@@ -336,22 +340,43 @@ fn placeholder(inside: &str, at: usize, template_variables: &[&str]) -> Result<P
     Ok(Part::Placeholder { name: parsed, format, default, written: name.to_owned() })
 }
 
-/// A point in time out of a value's text: ISO 8601 (without a zone it is UTC), or a number of
-/// seconds or milliseconds since the epoch.
-fn parse_time(text: &str) -> Option<Timestamp> {
+/// A point in time out of a value's text, in UTC: ISO 8601 (without a zone it is UTC), a number
+/// since the epoch, the time of an access log (`17/May/2015:10:05:03 +0000`), or RFC 2822.
+fn parse_time(text: &str) -> Option<DateTime> {
     if let Ok(time) = text.parse::<Timestamp>() {
+        return Some(TimeZone::UTC.to_datetime(time));
+    }
+    if let Some(time) = parse_epoch(text) {
+        return Some(TimeZone::UTC.to_datetime(time));
+    }
+    // A timestamp cannot hold the last day of the year 9999, which some systems write for "never".
+    let civil = text.strip_suffix('Z').or_else(|| text.strip_suffix("+00:00")).unwrap_or(text);
+    if let Ok(time) = civil.parse::<DateTime>() {
         return Some(time);
     }
-    if let Ok(number) = text.parse::<i64>() {
-        // 10^11 is the year 5138 in seconds and the year 1973 in milliseconds. So a smaller number
-        // is in seconds, and a larger one in milliseconds.
-        return if number.abs() < 100_000_000_000 {
-            Timestamp::from_second(number).ok()
-        } else {
-            Timestamp::from_millisecond(number).ok()
-        };
+    let access_log = Timestamp::strptime("%d/%b/%Y:%H:%M:%S %z", text);
+    let time = access_log.or_else(|_| jiff::fmt::rfc2822::parse(text).map(|zoned| zoned.timestamp()));
+    Some(TimeZone::UTC.to_datetime(time.ok()?))
+}
+
+/// A number since the epoch, with an optional fraction. Its size shows its unit: 10^11 is the year
+/// 5138 in seconds and the year 1973 in milliseconds, and so on for smaller units.
+fn parse_epoch(text: &str) -> Option<Timestamp> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let number: i64 = whole.parse().ok()?;
+    if fraction.is_empty() || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
     }
-    text.parse::<DateTime>().ok()?.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+    let digits = match number.unsigned_abs() {
+        0..100_000_000_000 => 9,
+        100_000_000_000..100_000_000_000_000 => 6,
+        100_000_000_000_000..100_000_000_000_000_000 => 3,
+        _ => 0,
+    };
+    let fraction: i128 = format!("{fraction:0<digits$}").get(..digits)?.parse().unwrap_or(0);
+    let nanoseconds = i128::from(number) * 10_i128.pow(digits as u32);
+    Timestamp::from_nanosecond(if whole.starts_with('-') { nanoseconds - fraction } else { nanoseconds + fraction })
+        .ok()
 }
 
 /// Escapes what was written since `start` as a part of a topic's name.
@@ -456,6 +481,39 @@ mod tests {
         assert_eq!((escaped[6].as_str(), escaped[7].as_str()), ("x.a-b", "x.--C3--A9"));
         let template = Template::parse("{@path}-{@topic}-{a}", &["path"]).unwrap();
         assert_eq!(template.headers().collect::<Vec<_>>(), ["trunkline.path"]);
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        for (time, expected) in [
+            ("\"2024-02-29T12:00:00.52Z\"", "2024-02-29 12:00:00.520"),
+            ("\"2024-02-29T14:00:00+02:00\"", "2024-02-29 12:00:00.000"),
+            ("1709208000", "2024-02-29 12:00:00.000"),
+            ("1709208000.52", "2024-02-29 12:00:00.520"),
+            ("1709208000520", "2024-02-29 12:00:00.520"),
+            ("1709208000520.75", "2024-02-29 12:00:00.520"),
+            ("1709208000520000", "2024-02-29 12:00:00.520"),
+            ("1709208000520000000", "2024-02-29 12:00:00.520"),
+            ("\"1709208000.520\"", "2024-02-29 12:00:00.520"),
+            ("-0.5", "1969-12-31 23:59:59.500"),
+            ("\"29/Feb/2024:14:00:00 +0200\"", "2024-02-29 12:00:00.000"),
+            ("\"Thu, 29 Feb 2024 07:00:00 -0500\"", "2024-02-29 12:00:00.000"),
+            ("\"9999-12-31T23:59:59Z\"", "9999-12-31 23:59:59.000"),
+            ("\"9999-12-31 23:59:59\"", "9999-12-31 23:59:59.000"),
+        ] {
+            let value = format!("{{\"t\":{time}}}");
+            assert_eq!(
+                render("{t:%Y-%m-%d %H:%M:%S.%3f}", &value).as_deref(),
+                Ok(expected.replace(':', "%3A").as_str()),
+                "{time}"
+            );
+            let day = render("{t:%Y-%m-%d}", &value);
+            assert_eq!(day.as_deref(), Ok(&expected[..10]), "{time}");
+        }
+        for time in ["\"1.2.3\"", "\"1.\"", "\".5\"", "\"soon\"", "\"29/Feb/2023:14:00:00 +0200\"", "\"1709208000.5x\""]
+        {
+            assert!(render("{t:%Y}", &format!("{{\"t\":{time}}}")).is_err(), "{time}");
+        }
     }
 
     #[test]

@@ -3,7 +3,10 @@
 
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
-use trunkline_connector::{Error, with_causes};
+use trunkline_connector::{Error, Retry, with_causes};
+
+/// The code of a request that could not be signed.
+const NO_CREDENTIALS: &str = "NoCredentials";
 
 /// A failed request.
 #[derive(Debug)]
@@ -23,10 +26,20 @@ impl Failure {
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         let status = error.raw_response().map(|response| response.status().as_u16());
+        let causes = with_causes(error);
         let message = match error {
+            // The causes list every place where the SDK has looked, at length.
+            _ if status.is_none() && causes.contains("redentials") => {
+                return Self {
+                    status: None,
+                    code: Some(NO_CREDENTIALS.to_owned()),
+                    message: "the options, the environment, the profile and this machine's role have none".to_owned(),
+                    request_id: None,
+                };
+            }
             SdkError::ServiceError(service) => service.err().message().unwrap_or_default().to_owned(),
             SdkError::TimeoutError(_) => "the request timed out".to_owned(),
-            other => with_causes(other),
+            _ => causes,
         };
         let code = error.code().map(str::to_owned);
         Self { status, code, message, request_id: error.request_id().map(str::to_owned) }
@@ -71,6 +84,11 @@ impl Failure {
             | (_, Some(301)) => {
                 ("s3.wrong_region", "the bucket is in another region: set `region` to the one named here")
             }
+            (NO_CREDENTIALS, _) => (
+                "s3.no_credentials",
+                "set `access_key_id` and `secret_access_key`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a \
+                 role",
+            ),
             ("RequestTimeTooSkewed", _) => ("s3.clock_skew", "set this machine's clock"),
             (kms, _) if kms.starts_with("KMS.") => {
                 ("s3.kms", "check `sse_kms_key_id` and that the credentials may use the key")
@@ -101,6 +119,42 @@ impl Failure {
         if let Some(id) = &self.request_id {
             message.push_str(&format!("[request {id}] "));
         }
-        Error::external(our_code, format!("{}; {advice}", message.trim_end()))
+        let error = Error::external(our_code, format!("{}; {advice}", message.trim_end()));
+        match our_code {
+            // A job ends at once: waiting changes nothing.
+            "s3.no_such_bucket" | "s3.bad_credentials" | "s3.wrong_region" => error.retry(Retry::Never),
+            _ => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_s3::error::ConnectorError;
+    use aws_sdk_s3::operation::head_bucket::HeadBucketError;
+
+    use super::*;
+
+    #[test]
+    fn missing_credentials_are_named() {
+        let cause = "an error occurred while loading credentials: failed to load IMDS session token";
+        let error = SdkError::<HeadBucketError>::dispatch_failure(ConnectorError::other(cause.into(), None));
+        let error = Failure::from_sdk(&error).into_error("list s3://lake/");
+        assert_eq!(error.code, "s3.no_credentials");
+        assert!(error.message().contains("`access_key_id`") && !error.message().contains("IMDS"), "{error}");
+        let refused = SdkError::<HeadBucketError>::dispatch_failure(ConnectorError::io("refused".into()));
+        let error = Failure::from_sdk(&refused).into_error("list s3://lake/");
+        assert_eq!((error.code, error.retry), ("s3.unavailable", Retry::Backoff));
+    }
+
+    #[test]
+    fn errors_that_do_not_pass_end_a_job() {
+        let failure =
+            |code: &str| Failure { code: Some(code.to_owned()), status: Some(404), ..Failure::local(String::new()) };
+        for (code, retry) in
+            [("NoSuchBucket", Retry::Never), ("InvalidAccessKeyId", Retry::Never), ("SlowDown", Retry::Backoff)]
+        {
+            assert_eq!(failure(code).into_error("list").retry, retry, "{code}");
+        }
     }
 }

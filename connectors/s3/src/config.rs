@@ -202,6 +202,10 @@ fn read_destination(section: &Section<'_>) -> Option<Destination> {
             Some(path) if path.starts_with('/') => Some(Destination::Directory(PathBuf::from(path))),
             Some(_) => wrong("names a host", Some("a local directory has three slashes: `file:///directory`")),
             None if rest.is_empty() => wrong("names no directory", None),
+            None if rest == "~" || rest.starts_with("~/") => {
+                let help = format!("write `file:${{env:HOME}}{}`", &rest[1..]);
+                wrong("begins with `~`, which only a shell replaces", Some(&help))
+            }
             None => Some(Destination::Directory(section.base.join(rest))),
         };
     }
@@ -218,11 +222,30 @@ fn read_destination(section: &Section<'_>) -> Option<Destination> {
         return wrong("has a prefix with a segment of dots", None);
     }
     let bucket_options = bucket_options?;
+    if let (Some(endpoint), Some(node)) = (&bucket_options.endpoint, section.node("endpoint"))
+        && contains_bucket(endpoint, bucket)
+    {
+        let mismatch = Mismatch::new(format!("contains the bucket `{bucket}`, which is in `url` already"));
+        section.mismatch(
+            "endpoint",
+            node,
+            mismatch,
+            "the address of the store alone, such as `https://minio:9000`".to_owned(),
+        );
+    }
     Some(Destination::Bucket(Box::new(BucketOptions {
         bucket: bucket.to_owned(),
         prefix: prefix.to_owned(),
         ..bucket_options
     })))
+}
+
+/// Whether the address of a store names the bucket too: in its path, or before Amazon's host.
+fn contains_bucket(endpoint: &str, bucket: &str) -> bool {
+    let address = endpoint.split_once("://").map_or(endpoint, |(_, address)| address);
+    let (host, path) = address.split_once('/').unwrap_or((address, ""));
+    let rest = host.strip_prefix(bucket).and_then(|rest| rest.strip_prefix('.')).unwrap_or_default();
+    path.split('/').next() == Some(bucket) || rest.starts_with("s3.") || rest.starts_with("s3-")
 }
 
 /// The options of a bucket without its address.
@@ -439,4 +462,41 @@ fn positive(section: &Section<'_>, key: &'static str) -> Duration {
         section.mismatch(key, node, Mismatch::new("is zero"), "a duration longer than that, such as `30s`".to_owned());
     }
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_connector::SinkConnector as _;
+    use trunkline_connector::config::Report;
+    use trunkline_connector::conformance::read_toml;
+
+    use super::*;
+
+    #[test]
+    fn destinations_that_cannot_be_meant_are_reported() {
+        let problems = |options: &str| {
+            let (table, report) = (read_toml(options), Report::default());
+            let section = Section::new(&table, 0..0, "sinks.lake", Path::new("/"), &report);
+            drop(crate::S3Connector.configure(&section, &[]));
+            report.into_problems().into_iter().map(|problem| format!("{problem:?}")).collect::<String>()
+        };
+        for url in ["file:~/lake", "file:~"] {
+            let found = problems(&format!("url = \"{url}\""));
+            assert!(found.contains("only a shell") && found.contains("${env:HOME}"), "{url}: {found}");
+        }
+        assert_eq!(problems("url = \"file:~old/lake\""), "");
+        let to =
+            |endpoint: &str, bucket: &str| problems(&format!("url = \"s3://{bucket}/x\"\nendpoint = \"{endpoint}\""));
+        for endpoint in
+            ["https://lake.s3.eu-central-1.amazonaws.com", "http://minio:9000/lake", "http://minio:9000/lake/"]
+        {
+            let found = to(endpoint, "lake");
+            assert!(found.contains("contains the bucket `lake`"), "{endpoint}: {found}");
+        }
+        for (endpoint, bucket) in
+            [("http://minio.local:9000", "minio"), ("https://s3.amazonaws.com", "s3"), ("http://m:9000/", "lake")]
+        {
+            assert_eq!(to(endpoint, bucket), "", "{endpoint}");
+        }
+    }
 }

@@ -105,8 +105,8 @@ impl TableCache {
         is_new.then(|| name.table_name())
     }
 
-    /// Whether the cache needs the description of the table before [`add`](TableCache::add), because
-    /// the table map does not identify the types of all columns (MariaDB's UUID and INET types look
+    /// Whether the cache needs the description of the table before [`add`](TableCache::add): the
+    /// table map does not identify the types of all columns (MariaDB's UUID and INET types look
     /// like BINARY), or not the kind of a key that the options hide.
     pub(crate) fn needs_description(&self, event: &[u8], charsets: &Charsets) -> bool {
         let Ok(name) = TableMapName::read(event) else { return false };
