@@ -9,6 +9,7 @@ pub mod dead_letters;
 pub mod http;
 pub mod kafka;
 pub mod plan;
+pub mod record_tests;
 pub mod replay;
 pub mod stage;
 pub mod worker;

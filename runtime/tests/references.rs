@@ -84,8 +84,8 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 /// codes: an error, a reason, a problem, a preflight issue, a rejection by a plugin, or a match arm
 /// or constant in a file that builds errors from them.
 fn codes_in_sources() -> BTreeMap<String, String> {
-    let families = "audit|broker|checkpoint|cli|config|elasticsearch|environment|intent|io|kafka|line|logfile|mask|mysql|offsets|parse|plan|plugin|redshift|replay|s3|\
-                    schema|sink|snapshot|snowflake|source|stage|transform|warehouse|worker|http|file|stdout";
+    let families = "audit|broker|checkpoint|cli|config|elasticsearch|environment|explode|filter|flatten|intent|io|kafka|line|logfile|mask|mysql|offsets|parse|plan|plugin|project|redshift|rekey|replay|route|s3|\
+                    schema|sink|snapshot|snowflake|source|stage|test|timestamp|transform|unwrap_envelope|warehouse|worker|http|file|stdout";
     let code = format!(r#""((?:{families})(?:\.[a-z][a-z0-9_]*)+)""#);
     let constructs = Regex::new(&format!(
         r"(?s)(?:Error::[a-z_]+\(|Reason::new\(|problem_at\([^;]{{0,80}}?,|code:|code =|problem\(|lack\(|issue\(|\.stop\(|\.reject\(|=>|=> \(|\(|\{{|str =|,)\s*{code}"

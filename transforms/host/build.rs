@@ -7,7 +7,7 @@ use std::path::Path;
 use std::{env, fs};
 
 /// Library names of the packages in `transforms/plugins` that `src/bundled.rs` embeds.
-const BUNDLED: [&str; 1] = ["mask"];
+const BUNDLED: [&str; 2] = ["mask", "standard"];
 
 fn main() {
     let manifest_dir = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
@@ -17,6 +17,7 @@ fn main() {
         "plugins/Cargo.toml",
         "plugins/Cargo.lock",
         "plugins/mask",
+        "plugins/standard",
         "sdk/src",
         "sdk/Cargo.toml",
         "wit",

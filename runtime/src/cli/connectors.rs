@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 use trunkline_connector::config::{OptionDefault, OptionSpec, nearest};
 
 use super::output::{Exit, print_data, print_error};
-use crate::plan::{Registry, bundled, options};
+use crate::plan::bundled::{self, Example};
+use crate::plan::{Registry, options};
 
 /// A connector or bundled plugin.
 struct Entry {
@@ -14,6 +15,8 @@ struct Entry {
     options: &'static [OptionSpec],
     /// The options that all components of its kind share.
     shared: &'static [OptionSpec],
+    /// Examples of a plugin.
+    examples: &'static [Example],
 }
 
 fn entries() -> Vec<Entry> {
@@ -24,6 +27,7 @@ fn entries() -> Vec<Entry> {
         summary: connector.summary(),
         options: connector.options(),
         shared: options::SOURCE,
+        examples: &[],
     });
     let sinks = registry.sinks().map(|connector| Entry {
         kind: "sink",
@@ -31,6 +35,7 @@ fn entries() -> Vec<Entry> {
         summary: connector.summary(),
         options: connector.options(),
         shared: options::SINK,
+        examples: &[],
     });
     let plugins = bundled::PLUGINS.iter().map(|plugin| Entry {
         kind: "plugin",
@@ -38,6 +43,7 @@ fn entries() -> Vec<Entry> {
         summary: plugin.summary,
         options: plugin.options,
         shared: options::TRANSFORM,
+        examples: plugin.examples,
     });
     sources.chain(sinks).chain(plugins).collect()
 }
@@ -52,22 +58,52 @@ pub(super) fn list(as_json: bool) -> Exit {
             .collect();
         return print_data(&format!("{:#}\n", json!(list)));
     }
-    let lines = entries.iter().map(|entry| format!("{:<8}{:<14} {}\n", entry.kind, entry.name, entry.summary));
+    let lines = entries.iter().map(|entry| format!("{:<8}{:<20} {}\n", entry.kind, entry.name, entry.summary));
     print_data(&lines.collect::<String>())
+}
+
+/// Lists the bundled transforms with their options.
+pub(super) fn list_transforms(as_json: bool) -> Exit {
+    let entries: Vec<Entry> = entries().into_iter().filter(|entry| entry.kind == "plugin").collect();
+    if as_json {
+        let list: Vec<Value> = entries
+            .iter()
+            .map(|entry| {
+                let options: Vec<_> = entry.options.iter().map(option_json).collect();
+                json!({ "name": entry.name, "summary": entry.summary, "options": options })
+            })
+            .collect();
+        return print_data(&format!("{:#}\n", json!(list)));
+    }
+    let lines = entries.iter().map(|entry| {
+        let options: Vec<&str> = entry.options.iter().map(|option| option.key).collect();
+        format!("{:<21} {}\n{:<21} options: {}\n", entry.name, entry.summary, "", options.join(", "))
+    });
+    print_data(&lines.collect::<String>())
+}
+
+/// Prints the options and examples of a bundled transform.
+pub(super) fn describe_transform(name: &str, as_json: bool) -> Exit {
+    let entries = entries().into_iter().filter(|entry| entry.kind == "plugin").collect();
+    describe_one_of(entries, "bundled transform", name, as_json)
 }
 
 /// Prints the options of a connector or bundled plugin.
 pub(super) fn describe(name: &str, as_json: bool) -> Exit {
-    let entries = entries();
+    describe_one_of(entries(), "connector or bundled plugin", name, as_json)
+}
+
+fn describe_one_of(entries: Vec<Entry>, kind: &str, name: &str, as_json: bool) -> Exit {
     let found: Vec<&Entry> =
         entries.iter().filter(|entry| entry.name == name || entry.name == format!("{name}.wasm")).collect();
     if found.is_empty() {
-        let known: Vec<&str> = entries.iter().map(|entry| entry.name).collect();
+        let short = |entry: &Entry| entry.name.strip_suffix(".wasm").unwrap_or(entry.name);
+        let known: Vec<&str> = entries.iter().map(short).collect();
         let hint = match nearest(name, &known) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => format!("known: {}", known.join(", ")),
         };
-        print_error(format_args!("error: there is no connector or bundled plugin `{name}`; {hint}"));
+        print_error(format_args!("error: there is no {kind} `{name}`; {hint}"));
         return Exit::Config;
     }
     if as_json {
@@ -85,7 +121,12 @@ fn entry_json(entry: &Entry) -> Value {
         "summary": entry.summary,
         "options": entry.options.iter().map(option_json).collect::<Vec<_>>(),
         "shared_options": entry.shared.iter().map(option_json).collect::<Vec<_>>(),
+        "examples": entry.examples.iter().map(example_json).collect::<Vec<_>>(),
     })
+}
+
+fn example_json(example: &Example) -> Value {
+    json!({ "title": example.title, "toml": example.config, "input": example.input, "outputs": example.outputs })
 }
 
 pub(super) fn option_json(option: &OptionSpec) -> Value {
@@ -113,6 +154,15 @@ fn entry_text(entry: &Entry) -> String {
     entry.options.iter().for_each(|option| push_option(&mut text, option));
     text.push_str(&format!("\n{shared}:\n"));
     entry.shared.iter().for_each(|option| push_option(&mut text, option));
+    for example in entry.examples {
+        let config = example.config.lines().map(|line| format!("  {line}\n")).collect::<String>();
+        text.push_str(&format!(
+            "\nExample: {}\n{config}  # {}\n  # {}\n",
+            example.title,
+            example.input,
+            example.outputs.join("\n  # ")
+        ));
+    }
     text
 }
 

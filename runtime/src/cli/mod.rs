@@ -27,6 +27,8 @@ mod settings;
 mod settings_args;
 mod snapshot;
 mod status;
+mod test;
+mod transform;
 mod validate;
 
 use std::io::IsTerminal as _;
@@ -83,6 +85,10 @@ enum Verb {
     Audit(audit::AuditArgs),
     /// Run the embedded Kafka broker without pipelines
     Broker(broker::BrokerArgs),
+    /// Run the tests in pipeline files: records in, expected records per output; needs no Kafka
+    Test(test::TestArgs),
+    /// Create, build, test and inspect plugins, and list the bundled transforms
+    Transform(transform::TransformArgs),
     /// List connectors and bundled plugins, or describe the options of one
     Connectors(ConnectorsArgs),
     /// List the worker settings with their variables and flags
@@ -279,6 +285,8 @@ fn run_verb(verb: Verb) -> Exit {
         },
         Verb::Parse(args) => parse::parse(&args),
         Verb::Dlq(args) => dlq::dlq(&args),
+        Verb::Test(args) => test::test(&args),
+        Verb::Transform(args) => transform::run(&args),
         Verb::Replay(args) => replay::run(&args),
         Verb::Runs(args) => runs::run(&args),
         Verb::Offsets(args) => offsets::run(&args),

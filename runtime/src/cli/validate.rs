@@ -12,6 +12,7 @@ use super::output::{Exit, print_data, print_problems, report_error, report_probl
 use crate::config::{FileProblems, Settings, json, problem_at};
 use crate::kafka::Cluster;
 use crate::plan::{Input, Loaded, Pipeline, Registry, Route, load_each};
+use crate::record_tests::read_tests;
 use crate::stage::component_name;
 use crate::worker::DataDir;
 
@@ -26,6 +27,9 @@ pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: 
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
+    let mut problems = problems;
+    // A file whose tests are invalid can run, but not be tested.
+    problems.extend(pipelines.iter().filter_map(|pipeline| read_tests(pipeline, settings).err()));
     let issues = match check {
         true => {
             let mut issues = kafka_issues(&pipelines, settings);

@@ -47,7 +47,9 @@ use trunkline_transform_host::{Limits, Plugin};
 
 pub use files::files_of;
 pub use load::{Files, Loaded, load_each, load_with_sink_options};
+pub(crate) use names::{NAME_RULE, name_error};
 pub use plan_eq::Options;
+pub(crate) use plugins::rejected as plugin_rejected;
 pub use registry::Registry;
 
 /// A pipeline that can run.

@@ -9,7 +9,7 @@ const MAX_TOPIC: usize = 249;
 pub(super) const INTERNAL_PREFIX: &str = "_trunkline.";
 
 /// Why the name of a pipeline or component is invalid, as the end of the sentence "`name` ...".
-pub(super) fn name_error(name: &str) -> Option<String> {
+pub(crate) fn name_error(name: &str) -> Option<String> {
     if name.is_empty() {
         return Some("is empty".to_owned());
     }
@@ -21,7 +21,7 @@ pub(super) fn name_error(name: &str) -> Option<String> {
 }
 
 /// The rule for such names.
-pub(super) const NAME_RULE: &str = "letters, digits, `_` and `-`, at most 100 of them";
+pub(crate) const NAME_RULE: &str = "letters, digits, `_` and `-`, at most 100 of them";
 
 /// Why the name of a topic is invalid, as the end of the sentence "`name` ...".
 pub(super) fn topic_error(topic: &str) -> Option<String> {

@@ -23,6 +23,13 @@ pub const PIPELINE: &[OptionSpec] = &[
     OptionSpec::optional("sources", "tables", "none", "Sources by name: `[sources.NAME]`.", "{}"),
     OptionSpec::optional("transforms", "tables", "none", "Transforms by name: `[transforms.NAME]`.", "{}"),
     OptionSpec::optional("sinks", "tables", "none", "Sinks by name: `[sinks.NAME]`.", "{}"),
+    OptionSpec::optional(
+        "tests",
+        "array of tables",
+        "none",
+        "Tests of the transforms, which `trunkline test` runs: see the [guide](../guides/testing.md).",
+        "[]",
+    ),
 ];
 
 const ON_ERROR: OptionSpec = OptionSpec::with_default(

@@ -93,6 +93,8 @@ pub(super) fn parse<'a>(document: &Document, top: Section<'a>, host: &Host, regi
     let name = parse_name(&top);
     let dead_letters = parse_dead_letters(&top, name.as_ref());
     let _: Option<String> = top.optional("description");
+    // `crate::record_tests` reads it: only `trunkline test` and `validate` need the tests.
+    top.node("tests");
     let mut malformed = Vec::new();
     let sources = components(&top, "sources", &mut malformed);
     let transforms = components(&top, "transforms", &mut malformed);

@@ -142,7 +142,8 @@ fn modules_in_folder(base: &Path, name: &str, path: &Path) -> Vec<String> {
     names
 }
 
-fn rejected(section: &Section<'_>, name: &str, error: StartError) -> Problem {
+/// The problem of a configuration that a plugin rejects, at its key in the section's `config`.
+pub(crate) fn rejected(section: &Section<'_>, name: &str, error: StartError) -> Problem {
     let key_span = match (&error.key, section.node("config")) {
         (Some(key), Some(config)) => span_of_path(config, key),
         _ => None,

@@ -6,7 +6,7 @@
 //! `__connect.errors.*` headers, so that existing tools read them, and the record as it came.
 
 use trunkline_connector::batch::Headers;
-use trunkline_connector::{Error, RecordRef, Rejections, Result};
+use trunkline_connector::{Error, Reason, RecordRef, Rejections, Result};
 
 use super::careful::RECORD_REJECTED;
 use crate::checkpoint::ComponentCounters;
@@ -19,6 +19,8 @@ use crate::plan::OnError;
 pub(super) struct DeadLetters {
     records: Rejections,
     origins: Vec<Origin>,
+    /// The offset of the record whose rejection stops the stage.
+    stopped_at: Option<i64>,
 }
 
 /// The run that writes dead letters.
@@ -48,6 +50,8 @@ impl DeadLetters {
         let Some((first, reason)) = rejected.iter().next() else { return Ok(()) };
         match on_error {
             OnError::Stop => {
+                let offsets = rejected.iter().map(|(record, _)| record.entry().offset);
+                self.stopped_at = offsets.min().filter(|offset| *offset >= 0);
                 let message =
                     format!("`{component}` rejected {}: {} [{}]", describe(first), reason.message, reason.code);
                 return Err(Error::data(RECORD_REJECTED, format!("{message}; on_error = \"stop\"")));
@@ -70,6 +74,17 @@ impl DeadLetters {
             reason.message
         );
         Ok(())
+    }
+
+    /// The offset of the record whose rejection stops the stage, if it was read from a topic.
+    pub(super) fn stopped_at(&self) -> Option<i64> {
+        self.stopped_at
+    }
+
+    /// The component, the record and the reason of each dead letter.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, RecordRef<'_>, &Reason)> {
+        let records = self.records.iter().zip(&self.origins);
+        records.map(|((record, reason), origin)| (origin.component.as_str(), record, reason))
     }
 
     /// Number of dead letters.

@@ -1,10 +1,39 @@
 //! The plugins inside the worker's binary. This crate's build script builds them.
+//!
+//! The file `standard.wasm` contains several transforms, which share their code. Each of them has
+//! its own name and options; its configuration is passed with its name.
 
-pub(crate) const NAMES: &[&str] = &["mask.wasm"];
+macro_rules! module {
+    ($name:literal) => {
+        include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".wasm"))
+    };
+}
 
-pub(crate) fn wasm(name: &str) -> Option<&'static [u8]> {
-    match name {
-        "mask.wasm" => Some(include_bytes!(concat!(env!("OUT_DIR"), "/mask.wasm"))),
-        _ => None,
-    }
+static MASK: &[u8] = module!("mask");
+static STANDARD: &[u8] = module!("standard");
+
+/// A bundled plugin.
+pub(crate) struct Bundled {
+    pub(crate) name: &'static str,
+    pub(crate) wasm: &'static [u8],
+    /// Name of the transform in a file with several.
+    pub(crate) variant: Option<&'static str>,
+}
+
+pub(crate) const NAMES: &[&str] = &[
+    "mask.wasm",
+    "filter.wasm",
+    "project.wasm",
+    "route.wasm",
+    "flatten.wasm",
+    "unwrap_envelope.wasm",
+    "explode.wasm",
+    "timestamp.wasm",
+    "rekey.wasm",
+];
+
+pub(crate) fn find(name: &str) -> Option<Bundled> {
+    let name = *NAMES.iter().find(|known| **known == name)?;
+    let variant = name.strip_suffix(".wasm").filter(|variant| *variant != "mask");
+    Some(Bundled { name, wasm: if variant.is_some() { STANDARD } else { MASK }, variant })
 }

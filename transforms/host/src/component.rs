@@ -88,6 +88,17 @@ pub enum LoadError {
     },
 }
 
+/// What a plugin's file contains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contents {
+    /// `core module` or `component`.
+    pub kind: &'static str,
+    /// The exported interface with its version.
+    pub interface: String,
+    /// The imported interfaces.
+    pub imports: Vec<String>,
+}
+
 /// Indices of a plugin's exported functions.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Exports {
@@ -128,6 +139,21 @@ impl CompiledPlugin {
             .instantiate_pre(&component)
             .map_err(|error| LoadError::Imports { name: name.to_owned(), detail: format!("{error:#}") })?;
         Ok(Self { instance_pre, exports })
+    }
+
+    /// The interface version and the imports of the plugin.
+    pub(crate) fn contents(&self, wasm: &[u8]) -> Contents {
+        let component = self.instance_pre.component();
+        let (engine, ty) = (component.engine(), component.component_type());
+        let interface = ty.exports(engine).map(|(name, _)| name).find(|name| name.starts_with(PLUGIN_INTERFACE_NAME));
+        Contents {
+            kind: match WasmKind::detect(wasm) {
+                Ok(WasmKind::CoreModule) => "core module",
+                _ => "component",
+            },
+            interface: interface.unwrap_or(PLUGIN_INTERFACE).to_owned(),
+            imports: ty.imports(engine).map(|(name, _)| name.to_owned()).collect(),
+        }
     }
 
     pub(crate) fn engine(&self) -> &Engine {

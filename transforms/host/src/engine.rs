@@ -1,15 +1,16 @@
 //! The [`Host`]: engines, linkers, the epoch ticker and the compile cache.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use wasmtime::component::Linker;
 use wasmtime::{Config, Engine};
 
-use crate::bundled;
+use crate::bundled::{self, Bundled};
 use crate::cache::CompileCache;
 use crate::component::{CompiledPlugin, LoadError};
 use crate::guest::GuestState;
@@ -48,6 +49,8 @@ pub(crate) struct HostInner {
     trusted: Engine,
     trusted_linker: Linker<GuestState>,
     cache: Option<CompileCache>,
+    /// Compiled bundled files, by the address of their bytes: several plugins share a file.
+    bundled: Mutex<HashMap<usize, Arc<CompiledPlugin>>>,
     /// Stops the ticker thread when the last owner drops it.
     _ticker: mpsc::Sender<()>,
 }
@@ -63,6 +66,7 @@ impl Host {
             trusted_linker: linker(&trusted).map_err(failed)?,
             cache: options.cache_dir.and_then(CompileCache::open),
             _ticker: start_ticker(interruptible.clone()).map_err(|error| HostError(error.to_string()))?,
+            bundled: Mutex::default(),
             interruptible,
             trusted,
         };
@@ -85,7 +89,12 @@ impl Host {
     /// Loads a bundled plugin by its name, such as `mask.wasm`. `None` if no bundled plugin has
     /// this name.
     pub fn bundled(&self, name: &str) -> Option<Result<Plugin, LoadError>> {
-        bundled::wasm(name).map(|wasm| self.load_bytes(name, wasm))
+        let Bundled { name, wasm, variant } = bundled::find(name)?;
+        Some(
+            self.inner
+                .compile_bundled(name, wasm)
+                .map(|compiled| Plugin::new(self.inner.clone(), name, variant, wasm, compiled)),
+        )
     }
 
     /// Names of the bundled plugins.
@@ -107,6 +116,18 @@ impl HostInner {
             false => (&self.interruptible, &self.interruptible_linker),
         };
         CompiledPlugin::new(name, wasm, engine, linker, self.cache.as_ref())
+    }
+
+    /// Compiles a bundled file once.
+    fn compile_bundled(&self, name: &str, wasm: &'static [u8]) -> Result<Arc<CompiledPlugin>, LoadError> {
+        let mut bundled = self.bundled.lock().unwrap_or_else(PoisonError::into_inner);
+        let address = wasm.as_ptr().addr();
+        if let Some(compiled) = bundled.get(&address) {
+            return Ok(compiled.clone());
+        }
+        let compiled = Arc::new(self.compile(name, wasm, false)?);
+        bundled.insert(address, compiled.clone());
+        Ok(compiled)
     }
 }
 

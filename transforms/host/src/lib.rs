@@ -34,7 +34,7 @@ mod plugin;
 mod verdict;
 mod wasi;
 
-pub use component::LoadError;
+pub use component::{Contents, LoadError};
 pub use engine::{Host, HostError, HostOptions};
 pub use host_functions::Metrics;
 pub use instance::Instance;

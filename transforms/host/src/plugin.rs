@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::component::{CompiledPlugin, LoadError};
+use crate::component::{CompiledPlugin, Contents, LoadError};
 use crate::engine::HostInner;
 use crate::guest::{Guest, GuestStartError, InitReply};
 use crate::instance::Instance;
@@ -33,23 +33,37 @@ struct Inner {
     name: Arc<str>,
     hash: u64,
     wasm: Box<[u8]>,
-    interruptible: CompiledPlugin,
+    /// A bundled file with several transforms: the name of this one. Its configuration is passed
+    /// as `{"variant": config}`.
+    variant: Option<&'static str>,
+    interruptible: Arc<CompiledPlugin>,
     /// Without time limits. Compiled on first use.
     trusted: OnceLock<CompiledPlugin>,
 }
 
 impl Plugin {
     pub(crate) fn load(host: Arc<HostInner>, name: &str, wasm: &[u8]) -> Result<Self, LoadError> {
-        let interruptible = host.compile(name, wasm, false)?;
+        let interruptible = Arc::new(host.compile(name, wasm, false)?);
+        Ok(Self::new(host, name, None, wasm, interruptible))
+    }
+
+    pub(crate) fn new(
+        host: Arc<HostInner>,
+        name: &str,
+        variant: Option<&'static str>,
+        wasm: &[u8],
+        interruptible: Arc<CompiledPlugin>,
+    ) -> Self {
         let inner = Inner {
             host,
             name: name.into(),
             hash: xxh3_64(wasm),
             wasm: wasm.into(),
+            variant,
             interruptible,
             trusted: OnceLock::new(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Self { inner: Arc::new(inner) }
     }
 
     /// The name of the plugin's file.
@@ -62,10 +76,23 @@ impl Plugin {
         self.inner.hash
     }
 
+    /// The file's bytes.
+    pub fn wasm(&self) -> &[u8] {
+        &self.inner.wasm
+    }
+
+    /// The interface version and the imports of the file.
+    pub fn contents(&self) -> Contents {
+        self.inner.interruptible.contents(&self.inner.wasm)
+    }
+
     /// Starts an instance with the transform's `config` table (null = an empty table). To check a
     /// configuration, start an instance and drop it: starting has no side effects.
     pub fn start(&self, config: &serde_json::Value, limits: &Limits) -> Result<Instance, StartError> {
-        let config = if config.is_null() { "{}".to_owned() } else { config.to_string() };
+        let mut config = if config.is_null() { "{}".to_owned() } else { config.to_string() };
+        if let Some(variant) = self.inner.variant {
+            config = format!("{{\"{variant}\":{config}}}");
+        }
         let (guest, reply) = self.start_guest(&config, limits)?;
         Ok(Instance::new(self.clone(), config, limits.clone(), guest, reply))
     }

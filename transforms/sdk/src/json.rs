@@ -103,6 +103,53 @@ impl<'a> Iterator for Members<'a> {
     }
 }
 
+/// Iterates over the raw items of the array in `json`, in order. Stops after the first error.
+pub fn items(json: &[u8]) -> Items<'_> {
+    Items { cursor: Cursor { json, at: 0 }, state: State::Start }
+}
+
+/// Iterator of [`items`].
+#[derive(Debug)]
+pub struct Items<'a> {
+    cursor: Cursor<'a>,
+    state: State,
+}
+
+impl<'a> Items<'a> {
+    fn step(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
+        let cursor = &mut self.cursor;
+        if self.state == State::Start {
+            cursor.skip_space();
+            if !cursor.open(b'[', b']', "an array")? {
+                cursor.at_end()?;
+                return Ok(None);
+            }
+            self.state = State::Inside;
+        } else if !cursor.separator(b']', "`,` or `]`")? {
+            cursor.at_end()?;
+            return Ok(None);
+        }
+        let item_at = cursor.at;
+        cursor.skip_value()?;
+        Ok(Some(&cursor.json[item_at..cursor.at]))
+    }
+}
+
+impl<'a> Iterator for Items<'a> {
+    type Item = Result<&'a [u8], Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.state == State::Done {
+            return None;
+        }
+        let item = self.step().transpose();
+        if !matches!(item, Some(Ok(_))) {
+            self.state = State::Done;
+        }
+        item
+    }
+}
+
 /// The raw value at a path of keys, or `None` if the path does not exist. If a key occurs twice,
 /// the last occurrence counts, as in most parsers.
 pub fn lookup<'a>(json: &'a [u8], path: &[&str]) -> Result<Option<&'a [u8]>, Malformed> {
@@ -360,6 +407,11 @@ pub fn key_is(raw: &[u8], name: &str) -> bool {
     raw == name.as_bytes() || (memchr::memchr(b'\\', raw).is_some() && unescape(raw).is_some_and(|key| key == name))
 }
 
+/// The text of a raw key without quotes. `None` if the text is invalid.
+pub fn key_text(raw: &[u8]) -> Option<Cow<'_, str>> {
+    unescape(raw)
+}
+
 /// The text of a raw value: strings are unquoted and unescaped, other values are returned
 /// unchanged. `None` if the text is invalid.
 pub fn text(raw: &[u8]) -> Option<Cow<'_, str>> {
@@ -413,6 +465,18 @@ mod tests {
         let found: Vec<_> = members(json).map(|m| m.unwrap()).map(|m| (m.key.to_vec(), m.value.to_vec())).collect();
         let expected = [("a", "1"), ("b", r#"{"c":"}\"]"}"#), ("d", "[1,[2]]"), ("e", "null")];
         assert_eq!(found, expected.map(|(key, value)| (key.as_bytes().to_vec(), value.as_bytes().to_vec())));
+    }
+
+    #[test]
+    fn items_are_returned_raw() {
+        let found = |json: &'static str| items(json.as_bytes()).collect::<Result<Vec<_>, _>>();
+        let expected: [&[u8]; 4] = [b"1.50", b"\"a,]\"", b"{\"b\":[2]}", b"[]"];
+        assert_eq!(found(r#" [ 1.50 ,"a,]",{"b":[2]}, [] ] "#).unwrap(), expected);
+        assert!(found("[]").unwrap().is_empty());
+        for malformed in ["", "{}", "[1", "[1,", "[1]x", "[,]"] {
+            assert!(found(malformed).is_err(), "{malformed}");
+        }
+        assert_eq!(key_text(br#"a\u0062"#).as_deref(), Some("ab"));
     }
 
     #[test]

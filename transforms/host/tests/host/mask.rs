@@ -8,7 +8,7 @@ use crate::support::{host, rejections, run, values};
 
 #[test]
 fn bundled_mask_masks() {
-    assert_eq!(Host::bundled_names(), ["mask.wasm"]);
+    assert!(Host::bundled_names().contains(&"mask.wasm"));
     let plugin = host().bundled("mask.wasm").unwrap().unwrap();
     assert_eq!(plugin.name(), "mask.wasm");
     let mut instance = plugin.start(&json!({ "fields": ["remote_addr"] }), &Limits::default()).unwrap();

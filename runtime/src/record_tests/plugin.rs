@@ -1,0 +1,28 @@
+//! Runs test records through one plugin.
+
+use trunkline_connector::{Batch, Rejections};
+use trunkline_transform_host::Instance;
+
+use super::record::{ExpectedRecord, TestRecord};
+
+/// The output of records: first those that the plugin outputs, then the rejected ones.
+pub fn run_plugin(instance: &mut Instance, records: &[TestRecord]) -> Result<Vec<ExpectedRecord>, String> {
+    let mut batch = Batch::default();
+    for (record, index) in records.iter().zip(0..) {
+        record.push_to(&mut batch, "test", index);
+    }
+    let mut rejected = Rejections::default();
+    instance.process(&mut batch, &mut rejected).map_err(|error| error.to_string())?;
+    let ports = instance.ports();
+    let output = batch.iter().map(|record| ExpectedRecord {
+        output: ports.get(usize::from(record.entry().port)).cloned(),
+        rejected: None,
+        parts: TestRecord::of(record).parts(),
+    });
+    let rejected = rejected.iter().map(|(record, reason)| {
+        let mut parts = TestRecord::of(record).parts();
+        parts.insert("message", serde_json::Value::from(reason.message.as_str()).to_string());
+        ExpectedRecord { output: None, rejected: Some(reason.code.clone()), parts }
+    });
+    Ok(output.chain(rejected).collect())
+}

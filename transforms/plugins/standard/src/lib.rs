@@ -1,0 +1,96 @@
+//! The everyday transforms: one plugin, so that they share their code. The worker passes the
+//! configuration with the name of the transform: `{"filter": {"condition": ".."}}`.
+//!
+//! - Numbers stay as written. Arithmetic and comparison are exact, up to 38 digits.
+//! - In a change event (`op` with `before` or `after`), the transforms that change rows change both
+//!   images.
+//! - A record whose value is not a JSON object is rejected by the transforms that need one. A
+//!   tombstone passes unless the transform has an option for it.
+
+mod explode;
+mod expression;
+mod filter;
+mod flatten;
+mod number;
+mod project;
+mod rekey;
+mod route;
+mod rows;
+mod timestamp;
+mod unwrap_envelope;
+
+use serde::Deserialize;
+use trunkline_plugin::{ConfigError, Done, Record, Transform, Verdict};
+
+/// The configuration: the name of the transform, and its table `config`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Config {
+    /// Passes records that meet a condition.
+    Filter(filter::Config),
+    /// Selects, renames, casts, drops and computes members.
+    Project(project::Config),
+    /// Passes records to ports.
+    Route(route::Config),
+    /// Moves the members of nested objects to the top.
+    Flatten(flatten::Config),
+    /// Turns change events into rows.
+    UnwrapEnvelope(unwrap_envelope::Config),
+    /// Makes a record of each item of an array.
+    Explode(explode::Config),
+    /// Converts points in time.
+    Timestamp(timestamp::Config),
+    /// Sets the key.
+    Rekey(rekey::Config),
+}
+
+/// One of the transforms.
+#[derive(Debug)]
+pub struct Standard {
+    transform: Box<dyn Everyday>,
+}
+
+/// A transform without the parts that all of them share.
+trait Everyday: std::fmt::Debug {
+    fn ports(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn keeps_schema(&self) -> bool {
+        false
+    }
+
+    fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Done;
+}
+
+impl Transform for Standard {
+    type Config = Config;
+
+    fn new(config: Config) -> Result<Self, ConfigError> {
+        let transform: Box<dyn Everyday> = match config {
+            Config::Filter(config) => Box::new(filter::Filter::new(&config)?),
+            Config::Project(config) => Box::new(project::Project::new(&config)?),
+            Config::Route(config) => Box::new(route::Route::new(&config)?),
+            Config::Flatten(config) => Box::new(flatten::Flatten::new(config)?),
+            Config::UnwrapEnvelope(config) => Box::new(unwrap_envelope::UnwrapEnvelope::new(config)?),
+            Config::Explode(config) => Box::new(explode::Explode::new(config)?),
+            Config::Timestamp(config) => Box::new(timestamp::Timestamps::new(&config)?),
+            Config::Rekey(config) => Box::new(rekey::Rekey::new(config)?),
+        };
+        Ok(Self { transform })
+    }
+
+    fn ports(&self) -> Vec<String> {
+        self.transform.ports()
+    }
+
+    fn keeps_schema(&self) -> bool {
+        self.transform.keeps_schema()
+    }
+
+    fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
+        Ok(self.transform.record(record, verdict))
+    }
+}
+
+trunkline_plugin::export!(Standard);

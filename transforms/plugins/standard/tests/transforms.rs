@@ -1,0 +1,357 @@
+//! Tests each transform with the SDK's mock host.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use serde_json::{Value, json};
+use standard::Standard;
+use trunkline_plugin::testing::{Input, MockHost, Outcome};
+
+fn run(config: Value, inputs: &[Input]) -> Vec<Outcome> {
+    MockHost::<Standard>::start(config).unwrap_or_else(|error| panic!("{error}")).process(inputs).unwrap()
+}
+
+/// The outcome of a value: its new text, `PORT: text` for another port, `drop`, or the rejection.
+fn outcome(config: &Value, value: &str) -> String {
+    shown(&run(config.clone(), &[Input::value(value)])[0])
+}
+
+fn shown(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Passed(output) => match output.port.as_str() {
+            "default" => output.text().unwrap_or("null").to_owned(),
+            port => format!("{port}: {}", output.text().unwrap_or("null")),
+        },
+        Outcome::Dropped => "drop".to_owned(),
+        Outcome::Emitted(outputs) => {
+            outputs.iter().map(|output| output.text().unwrap_or("null")).collect::<Vec<_>>().join(" ")
+        }
+        Outcome::Rejected { code, message } => format!("{code}: {message}"),
+    }
+}
+
+fn rejected_config(config: Value) -> (Option<String>, String) {
+    let error = MockHost::<Standard>::start(config).unwrap_err();
+    (error.key, error.message)
+}
+
+/// The result of an expression for a value, as JSON.
+fn computed(expression: &str, value: &str) -> String {
+    let outcome = outcome(&json!({ "project": { "fields": [], "compute": { "x": expression } } }), value);
+    outcome.strip_prefix("{\"x\":").and_then(|rest| rest.strip_suffix('}')).map_or(outcome.clone(), str::to_owned)
+}
+
+const ORDER: &str = r#"{"id":7,"amount":12.50,"big":12345678901234567890.10,"text":"0.1","name":"Ada Lovelace","items":[{"n":1},{"n":2}],"tags":["a","b"],"none":null,"yes":true,"at":{"city":"Ulm"}}"#;
+
+#[test]
+fn expressions_are_exact_and_follow_cel() {
+    let cases = [
+        ("value.amount", "12.50"),
+        ("value.big", "12345678901234567890.10"),
+        ("value.big + 0.05", "12345678901234567890.15"),
+        ("0.1 + 0.2", "0.3"),
+        ("decimal(value.text) + 0.2 == 0.3", "true"),
+        ("value.amount * 3", "37.50"),
+        ("7 / 2", "3.5"),
+        ("-7 % 4", "-3"),
+        ("value.amount > 12 && value.amount <= 12.5", "true"),
+        ("value.amount == 12.5 ? 'same' : 'other'", "\"same\""),
+        ("value.name.startsWith('Ada') || value.missing == 1", "true"),
+        ("value.missing == 1 || value.yes", "true"),
+        ("!has(value.missing) && has(value.at.city)", "true"),
+        ("value.name.matches('^[A-Z][a-z]+ ')", "true"),
+        ("value.name.lowerAscii() + '!'", "\"ada lovelace!\""),
+        ("value.name.split(' ')[1]", "\"Lovelace\""),
+        ("value.name.substring(0, 3)", "\"Ada\""),
+        ("value.name.indexOf('L')", "4"),
+        ("size(value.name) + value.items.size()", "14"),
+        ("value.at.city in ['Ulm', 'Bonn']", "true"),
+        ("'city' in value.at", "true"),
+        ("value.items.exists(item, item.n == 2)", "true"),
+        ("value.items.all(item, item.n > 1)", "false"),
+        ("value.items.exists_one(item, item.n > 1)", "true"),
+        ("value.items.map(item, item.n * 10)", "[10,20]"),
+        ("value.items.filter(item, item.n > 1)", "[{\"n\":2}]"),
+        ("value.items.map(item, value.tags.map(tag, tag + string(item.n)))", "[[\"a1\",\"b1\"],[\"a2\",\"b2\"]]"),
+        ("value.tags.join('-')", "\"a-b\""),
+        ("value.tags + ['c']", "[\"a\",\"b\",\"c\"]"),
+        ("value.tags == ['a', 'b']", "true"),
+        ("{'id': value.id, 'city': value.at.city}", "{\"id\":7,\"city\":\"Ulm\"}"),
+        ("value.none == null", "true"),
+        ("value.id == '7'", "false"),
+        ("string(value.id) + 'x'", "\"7x\""),
+        ("int(value.amount)", "12"),
+        ("math.round(value.amount / 7, 2)", "1.79"),
+        ("math.greatest(1, value.amount, 3)", "12.50"),
+        ("math.abs(-1.5)", "1.5"),
+        ("value['id']", "7"),
+        ("row.id + 1", "8"),
+    ];
+    for (expression, expected) in cases {
+        assert_eq!(computed(expression, ORDER), expected, "{expression}");
+    }
+}
+
+#[test]
+fn expressions_that_fail_say_what_is_wrong() {
+    let cases = [
+        ("value.missing", "there is no member `missing`; test it with has(..)"),
+        ("value.text > 1", "a text and a number cannot be compared; convert the text with decimal(..)"),
+        ("value.text * 2", "a text is not a number; convert it with decimal(..)"),
+        ("1 / 0", "the divisor is 0"),
+        ("value.tags[5]", "the list has 2 items; the index is out of range"),
+        ("value.id.city", "a number has no member `city`"),
+        ("decimal(value.name)", "the text \"Ada Lovelace\" is not a number of up to 38 digits"),
+        ("value.items.all(item, item.missing)", "there is no member `missing`; test it with has(..)"),
+    ];
+    for (expression, problem) in cases {
+        let expected = format!("project.failed: the record cannot be projected: `compute.x`: {problem}");
+        assert_eq!(computed(expression, ORDER), expected, "{expression}");
+    }
+}
+
+#[test]
+fn errors_in_expressions_have_a_column() {
+    let error = |condition: &str| rejected_config(json!({ "filter": { "condition": condition } }));
+    let cases = [
+        ("value.a > ", 11),
+        ("value.amount == 1 && amount > 3", 22),
+        ("size(value.a) > 1 && lenght(value.b) == 2", 22),
+        ("value.a.matches('(')", 9),
+        ("value.a.matches(value.b)", 9),
+        ("size() > 1", 1),
+    ];
+    for (condition, column) in cases {
+        let (key, message) = error(condition);
+        assert_eq!(key.as_deref(), Some("condition"));
+        assert!(message.starts_with(&format!("column {column}: ")), "{condition}: {message}");
+    }
+    assert!(error("amount > 3").1.contains("a member of the value is `value.amount`"));
+}
+
+#[test]
+fn filter_passes_records_that_meet_the_condition() {
+    let config = json!({ "filter": { "condition": "value.amount >= 100 && headers.source == 'web'" } });
+    let web = |value: &str| Input::value(value).header("source", "web");
+    let outcomes = run(config, &[web(r#"{"amount":100.0}"#), web(r#"{"amount":99.99}"#), web("{}"), Input::default()]);
+    let outcomes: Vec<String> = outcomes.iter().map(shown).collect();
+    let missing = "filter.condition: the condition has no value: there is no member `amount`; test it with has(..)";
+    assert_eq!(outcomes, [r#"{"amount":100.0}"#, "drop", missing, "null"]);
+    for (tombstones, expected) in [("drop", "drop"), ("test", "drop"), ("keep", "null")] {
+        let config = json!({ "filter": { "condition": "value.a == 1", "tombstones": tombstones } });
+        assert_eq!(shown(&run(config, &[Input::default()])[0]), expected);
+    }
+    let by_key = json!({ "filter": { "condition": "key == 'a'", "tombstones": "test" } });
+    assert_eq!(shown(&run(by_key, &[Input::default().key("a")])[0]), "null");
+}
+
+#[test]
+fn project_selects_renames_casts_drops_and_computes() {
+    let project = |config: Value, value: &str| outcome(&json!({ "project": config }), value);
+    let nested = r#"{"id":1,"customer":{"name":"Ada","mail":"a@b","since":"2020"},"lines":[{"n":1,"x":2}],"z":3}"#;
+    assert_eq!(
+        project(json!({ "fields": ["id", "customer.name", "lines.n"] }), nested),
+        r#"{"id":1,"customer":{"name":"Ada"},"lines":[{"n":1}]}"#
+    );
+    assert_eq!(project(json!({ "fields": ["customer"] }), r#"{"customer":{"a":1},"b":2}"#), r#"{"customer":{"a":1}}"#);
+    assert_eq!(
+        project(json!({ "drop": ["customer", "lines.x"], "rename": { "z": "last" } }), nested),
+        r#"{"id":1,"lines":[{"n":1}],"last":3}"#
+    );
+    let casts = json!({ "cast": { "a": "number", "b": "integer", "c": "string", "d": "boolean", "e": "number" } });
+    assert_eq!(
+        project(casts.clone(), r#"{"a":"007.50","b":"12.9","c":1.50,"d":"true","e":null}"#),
+        r#"{"a":7.50,"b":12,"c":"1.50","d":true,"e":null}"#
+    );
+    assert_eq!(
+        project(casts, r#"{"a":"x"}"#),
+        "project.failed: the record cannot be projected: `a`: \"x\" is not a number of up to 38 digits"
+    );
+    let compute = json!({ "compute": { "total": "row.price * row.count", "price": "decimal(row.price)" } });
+    assert_eq!(project(compute, r#"{"price":10.10,"count":3}"#), r#"{"count":3,"price":10.10,"total":30.30}"#);
+    assert_eq!(project(json!({ "drop": ["a"] }), "[1]").split(':').next(), Some("project.failed"));
+}
+
+#[test]
+fn project_sets_and_drops_headers() {
+    let config = json!({ "project": {
+        "headers": { "country": "value.country", "gone": "null", "kept": "headers.old + '!'" },
+        "drop_headers": ["old"],
+    } });
+    let input = |value: &str| Input::value(value).header("old", "1").header("gone", "2").header("other", "3");
+    let headers = |outcome: &Outcome| {
+        let record = &outcome.passed().unwrap().record;
+        record
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value.as_ref().unwrap())))
+            .collect::<Vec<_>>()
+    };
+    let tombstone = Input { value: None, ..input("") };
+    let outcomes = run(config, &[input(r#"{"country":"DE"}"#), tombstone, input("{}")]);
+    assert_eq!(headers(&outcomes[0]), ["other=3", "country=DE", "kept=1!"]);
+    assert_eq!(outcomes[0].passed().unwrap().text(), Some(r#"{"country":"DE"}"#));
+    assert_eq!(headers(&outcomes[1]), ["other=3", "kept=1!"]);
+    assert!(shown(&outcomes[2]).starts_with("project.failed: the record cannot be projected: `headers.country`: "));
+    let both = json!({ "project": { "fields": ["a"], "headers": { "b": "value.b" } } });
+    let outcomes = run(both, &[Input::value(r#"{"a":1,"b":2}"#)]);
+    assert_eq!((shown(&outcomes[0]), headers(&outcomes[0])), (r#"{"a":1}"#.to_owned(), vec!["b=2".to_owned()]));
+}
+
+const UPDATE: &str =
+    r#"{"before":{"id":1,"n":1.0},"after":{"id":1,"n":2.0},"source":{"table":"t","ts_ms":5},"op":"u","ts_ms":9}"#;
+const DELETE: &str = r#"{"before":{"id":1,"n":1.0},"after":null,"source":{"table":"t"},"op":"d"}"#;
+
+#[test]
+fn rows_of_change_events_are_projected() {
+    let config = json!({ "project": { "fields": ["n"], "compute": { "twice": "row.n * 2" } } });
+    assert_eq!(
+        outcome(&config, UPDATE),
+        r#"{"before":{"n":1.0,"twice":2.0},"after":{"n":2.0,"twice":4.0},"source":{"table":"t","ts_ms":5},"op":"u","ts_ms":9}"#
+    );
+    let filter = json!({ "filter": { "condition": "row.n == 2" } });
+    assert_eq!((outcome(&filter, UPDATE).as_str(), outcome(&filter, DELETE).as_str()), (UPDATE, "drop"));
+}
+
+#[test]
+fn route_takes_the_first_port_whose_condition_holds() {
+    let config = json!({ "route": {
+        "routes": [{ "port": "eu", "when": "value.country in ['DE', 'FR']" }, { "port": "large", "when": "value.n > 5" }],
+        "otherwise": "drop",
+    } });
+    let route = |value: &str| outcome(&config, value);
+    assert_eq!(route(r#"{"country":"DE","n":9}"#), r#"eu: {"country":"DE","n":9}"#);
+    assert_eq!(route(r#"{"country":"US","n":9}"#), r#"large: {"country":"US","n":9}"#);
+    assert_eq!(route(r#"{"country":"US","n":1}"#), "drop");
+    assert!(route("{}").starts_with("route.condition: "));
+    let (key, message) = rejected_config(json!({ "route": { "routes": [{ "port": "a", "when": "valu.x" }] } }));
+    assert!(key.as_deref() == Some("routes[0].when") && message.starts_with("column 1: "), "{message}");
+    let otherwise = json!({ "route": { "routes": [{ "port": "a", "when": "true" }], "otherwise": "b" } });
+    assert_eq!(rejected_config(otherwise).0.as_deref(), Some("otherwise"));
+}
+
+#[test]
+fn flatten_moves_members_to_the_top() {
+    let value = r#"{"a":{"b":{"c":1.50},"d":[1,{"e":2}]},"f":null,"g":{}}"#;
+    assert_eq!(outcome(&json!({ "flatten": {} }), value), r#"{"a.b.c":1.50,"a.d":[1,{"e":2}],"f":null}"#);
+    let config = json!({ "flatten": { "separator": "_", "arrays": "index" } });
+    assert_eq!(outcome(&config, value), r#"{"a_b_c":1.50,"a_d_0":1,"a_d_1_e":2,"f":null}"#);
+    assert!(outcome(&config, "1").starts_with("flatten.not_json: "));
+    assert_eq!(outcome(&config, r#"{"op":"c","after":{"a":{"b":1}}}"#), r#"{"op":"c","after":{"a_b":1}}"#);
+}
+
+#[test]
+fn unwrap_envelope_makes_rows_of_change_events() {
+    let modes = [
+        ("tombstone", r#"{"id":1,"n":2.0}"#, "drop", "null"),
+        ("drop", r#"{"id":1,"n":2.0}"#, "drop", "drop"),
+        ("delete_to_tombstone", r#"{"id":1,"n":2.0}"#, "null", "drop"),
+        ("rewrite", r#"{"id":1,"n":2.0,"__deleted":false}"#, r#"{"id":1,"n":1.0,"__deleted":true}"#, "drop"),
+        (
+            "rewrite_with_tombstone",
+            r#"{"id":1,"n":2.0,"__deleted":false}"#,
+            r#"{"id":1,"n":1.0,"__deleted":true}"#,
+            "null",
+        ),
+    ];
+    for (mode, update, delete, tombstone) in modes {
+        let config = json!({ "unwrap_envelope": { "deletes": mode } });
+        let outcomes = run(config, &[Input::value(UPDATE), Input::value(DELETE), Input::default()]);
+        let outcomes: Vec<String> = outcomes.iter().map(shown).collect();
+        assert_eq!(outcomes, [update, delete, tombstone], "{mode}");
+    }
+    let added =
+        json!({ "unwrap_envelope": { "add_fields": ["op", "table", "source.ts_ms", "deleted"], "prefix": "_" } });
+    assert_eq!(
+        outcome(&added, UPDATE),
+        r#"{"id":1,"n":2.0,"_op":"u","_table":"t","_source_ts_ms":5,"_deleted":false}"#
+    );
+    assert!(outcome(&added, r#"{"id":1}"#).starts_with("unwrap_envelope.not_an_event: "));
+    let with_schema = format!(r#"{{"schema":{{"type":"struct"}},"payload":{UPDATE}}}"#);
+    assert_eq!(outcome(&json!({ "unwrap_envelope": {} }), &with_schema), r#"{"id":1,"n":2.0}"#);
+    let keep = json!({ "unwrap_envelope": { "others": "keep" } });
+    assert_eq!(outcome(&keep, r#"{"id":1}"#), r#"{"id":1}"#);
+}
+
+#[test]
+fn explode_makes_a_record_of_each_item() {
+    let value = r#"{"id":1,"items":[{"sku":"a"},{"sku":"b","id":2}]}"#;
+    let explode = |config: Value, value: &str| outcome(&json!({ "explode": config }), value);
+    assert_eq!(
+        explode(json!({ "field": "items", "into": "item", "index": "position" }), value),
+        r#"{"id":1,"item":{"sku":"a"},"position":0} {"id":1,"item":{"sku":"b","id":2},"position":1}"#
+    );
+    assert_eq!(explode(json!({ "field": "items", "merge": true }), value), r#"{"id":1,"sku":"a"} {"sku":"b","id":2}"#);
+    for empty in [r#"{"items":[]}"#, "{}", r#"{"items":null}"#] {
+        assert_eq!(explode(json!({ "field": "items" }), empty), empty);
+        assert_eq!(explode(json!({ "field": "items", "empty": "drop" }), empty), "drop");
+    }
+    assert!(explode(json!({ "field": "id" }), value).starts_with("explode.not_array: "));
+}
+
+#[test]
+fn timestamps_are_converted() {
+    let converted = |config: Value, value: &str| outcome(&json!({ "timestamp": config }), value);
+    let cases = [
+        (json!({ "field": "t", "from": "unix_ms", "to": "iso" }), "1700000000123", "\"2023-11-14T22:13:20.123Z\""),
+        (json!({ "field": "t", "from": "unix_s", "to": "unix_ms" }), "1700000000.5", "1700000000500"),
+        (json!({ "field": "t", "to": "unix_ns" }), "\"2023-11-14T22:13:20.123456789Z\"", "1700000000123456789"),
+        (json!({ "field": "t", "to": "unix_s", "zone": "+02:00" }), "\"2023-11-15T00:13:20\"", "1700000000"),
+        (json!({ "field": "t", "from": "%d.%m.%Y", "to": "%Y-%m-%d" }), "\"14.11.2023\"", "\"2023-11-14\""),
+        (
+            json!({ "field": "t", "from": "unix_s", "to": "iso", "zone": "-03:30" }),
+            "0",
+            "\"1969-12-31T20:30:00-03:30\"",
+        ),
+        (json!({ "field": "t", "from": "unix_ms", "to": "unix_s" }), "-1", "-1"),
+        (json!({ "field": "t", "to": "unix_s" }), "null", "null"),
+    ];
+    for (config, value, expected) in cases {
+        let shown = format!("{config}");
+        assert_eq!(converted(config, &format!("{{\"t\":{value}}}")), format!("{{\"t\":{expected}}}"), "{shown}");
+    }
+    let invalid = converted(json!({ "field": "t", "to": "unix_s" }), r#"{"t":"soon"}"#);
+    assert!(invalid.starts_with("timestamp.invalid: the field `t`: `soon` is not a point in time"), "{invalid}");
+    let config = json!({ "timestamp": { "field": "a.t", "from": "unix_s", "set_timestamp": true } });
+    let outcomes = run(config, &[Input::value(r#"{"a":{"t":1700000000}}"#)]);
+    assert_eq!(outcomes[0].passed().unwrap().record.timestamp, Some(1_700_000_000_000));
+    assert_eq!(rejected_config(json!({ "timestamp": { "field": "t", "to": "%&" } })).0.as_deref(), Some("to"));
+    assert_eq!(
+        rejected_config(json!({ "timestamp": { "field": "t", "to": "iso", "zone": "CET" } })).0.as_deref(),
+        Some("zone")
+    );
+}
+
+#[test]
+fn rekey_sets_the_key_from_fields_or_an_expression() {
+    let key = |config: Value, value: &str| {
+        let outcomes = run(json!({ "rekey": config }), &[Input::value(value).key("old")]);
+        match &outcomes[0] {
+            Outcome::Passed(output) => {
+                output.record.key.as_ref().map_or("null".to_owned(), |key| String::from_utf8_lossy(key).into_owned())
+            }
+            other => shown(other),
+        }
+    };
+    let value = r#"{"id":7,"name":"A","at":{"city":"Ulm"},"none":null}"#;
+    assert_eq!(key(json!({ "fields": ["name"] }), value), "A");
+    assert_eq!(key(json!({ "fields": ["id"] }), value), "7");
+    assert_eq!(key(json!({ "fields": ["none"] }), value), "null");
+    assert_eq!(key(json!({ "fields": ["id", "at.city"] }), value), r#"{"id":7,"at.city":"Ulm"}"#);
+    assert_eq!(key(json!({ "fields": ["id"], "format": "json" }), value), r#"{"id":7}"#);
+    assert_eq!(key(json!({ "expression": "value.name + '-' + key" }), value), "A-old");
+    assert_eq!(key(json!({ "fields": ["id"] }), DELETE), "1");
+    assert_eq!(key(json!({ "fields": ["x"] }), value), "rekey.no_key: the record has no key: there is no field `x`");
+    assert_eq!(shown(&run(json!({ "rekey": { "fields": ["id"] } }), &[Input::default()])[0]), "null");
+}
+
+#[test]
+fn misspelt_options_are_reported_at_their_key() {
+    let (key, message) = rejected_config(json!({ "filter": { "conditon": "true" } }));
+    assert_eq!(key.as_deref(), Some("conditon"));
+    assert!(message.ends_with("did you mean `condition`?"), "{message}");
+    let (key, message) = rejected_config(json!({ "project": { "cast": { "a": "text" } } }));
+    assert!(key.as_deref() == Some("cast.a") && message.contains("expected one of `string`"), "{key:?} {message}");
+    for config in [json!({ "project": {} }), json!({ "rekey": {} }), json!({ "timestamp": { "field": "t" } })] {
+        assert_eq!(rejected_config(config).0, None);
+    }
+}

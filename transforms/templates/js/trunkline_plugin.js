@@ -1,0 +1,230 @@
+// SDK for Trunkline transform plugins in JavaScript. A plugin is a class with a method `record` that
+// returns a verdict, and the line `export const plugin = exportTransform(MyTransform)`. The byte
+// layouts are those of `wit/transform.wit`, format 1.
+
+const FORMAT = 1;
+const decoder = new TextDecoder();
+const encoder = new TextEncoder();
+
+/** The table `config` is not accepted. `key` is the key at fault, such as `fields[0]`. */
+export class ConfigError extends Error {
+  constructor(message, key) {
+    super(message);
+    this.key = key;
+  }
+}
+
+/** A temporary failure of the whole batch: the worker retries it. */
+export class BatchError extends Error {}
+
+/** The characters of a key, value or header. */
+export const text = (data) => decoder.decode(data);
+/** The bytes of a string. */
+export const bytes = (string) => encoder.encode(string);
+
+/** Outputs the record unchanged. */
+export const pass = (port = 'default') => ({ kind: 'pass', port });
+/** Drops the record, and counts it. */
+export const drop = () => ({ kind: 'drop' });
+/** Outputs the record with another value (bytes, or null). */
+export const value = (data, port = 'default') => ({ kind: 'value', data, port });
+/** Outputs the record with other parts of `{ key, value, headers, timestamp, port }`; absent parts stay. */
+export const replace = (parts) => ({ kind: 'replace', parts });
+/** Outputs records, each an object as for `replace`, instead of the record. */
+export const emit = (records) => ({ kind: 'emit', records });
+/** Rejects the record: it becomes a dead letter with this code and message. */
+export const reject = (code, message) => ({ kind: 'reject', code, message });
+
+/** The exported interface of a class of transforms. */
+export function exportTransform(TransformClass) {
+  let transform;
+  let portNumbers;
+  return {
+    init(config, host) {
+      if (![...host.formats].includes(FORMAT)) {
+        throw { message: `the plugin needs batch format ${FORMAT}; the worker offers ${[...host.formats]}` };
+      }
+      try {
+        transform = new TransformClass(JSON.parse(config));
+      } catch (error) {
+        if (error instanceof ConfigError) throw { message: error.message, key: error.key };
+        throw error;
+      }
+      const ports = transform.ports ?? [];
+      portNumbers = new Map(['default', ...ports].map((name, index) => [name, index]));
+      return { format: FORMAT, ports, keepsSchema: transform.keepsSchema ?? false };
+    },
+
+    process(batch) {
+      const out = new Writer();
+      let count = 0;
+      try {
+        for (const record of records(batch)) {
+          writeVerdict(out, transform.record(record), portNumbers);
+          count += 1;
+        }
+      } catch (error) {
+        if (error instanceof BatchError) throw error.message;
+        throw error;
+      }
+      return out.finish(count);
+    },
+
+    flush() {
+      return new Writer().finish(0);
+    },
+  };
+}
+
+class Writer {
+  constructor() {
+    this.data = new Uint8Array(1 << 16);
+    this.view = new DataView(this.data.buffer);
+    this.length = 16;
+  }
+
+  reserve(length) {
+    if (this.length + length > this.data.length) {
+      const grown = new Uint8Array(Math.max(this.data.length * 2, this.length + length));
+      grown.set(this.data);
+      this.data = grown;
+      this.view = new DataView(grown.buffer);
+    }
+    const at = this.length;
+    this.length += length;
+    return at;
+  }
+
+  word(kind, parts, port) {
+    const at = this.reserve(4);
+    this.view.setUint8(at, kind);
+    this.view.setUint8(at + 1, parts);
+    this.view.setUint16(at + 2, port, true);
+    return at;
+  }
+
+  int(number) {
+    const at = this.reserve(4);
+    this.view.setInt32(at, number, true);
+  }
+
+  /** A length and bytes; -1 for null. */
+  prefixed(data) {
+    if (data === null) return this.int(-1);
+    this.int(data.length);
+    const at = this.reserve(data.length);
+    this.data.set(data, at);
+  }
+
+  finish(count) {
+    this.data.set(encoder.encode('TLV1'));
+    this.view.setUint32(4, FORMAT, true);
+    this.view.setUint32(8, count, true);
+    return this.data.slice(0, this.length);
+  }
+}
+
+function portNumber(ports, name = 'default') {
+  const number = ports.get(name);
+  if (number === undefined) throw new Error(`the port ${name} is not declared`);
+  return number;
+}
+
+function writeVerdict(out, verdict, ports) {
+  switch (verdict?.kind) {
+    case 'pass':
+      out.word(0, 0, portNumber(ports, verdict.port));
+      break;
+    case 'drop':
+      out.word(1, 0, 0);
+      break;
+    case 'value':
+      out.word(2, 0, portNumber(ports, verdict.port));
+      out.prefixed(verdict.data);
+      break;
+    case 'replace':
+      writeParts(out, verdict.parts, ports);
+      break;
+    case 'emit':
+      out.word(4, 0, 0);
+      out.int(verdict.records.length);
+      for (const parts of verdict.records) writeParts(out, parts, ports);
+      break;
+    case 'reject':
+      out.word(5, 0, 0);
+      out.prefixed(encoder.encode(verdict.code));
+      out.prefixed(encoder.encode(verdict.message));
+      break;
+    default:
+      throw new Error('`record` returned no verdict');
+  }
+}
+
+function writeParts(out, parts, ports) {
+  const given = [parts.key, parts.value, parts.headers, parts.timestamp].map((part) => part !== undefined);
+  const bits = given.reduce((sum, isGiven, index) => sum | (isGiven ? 1 << index : 0), 0);
+  out.word(3, bits, portNumber(ports, parts.port));
+  if (given[0]) out.prefixed(parts.key);
+  if (given[1]) out.prefixed(parts.value);
+  if (given[2]) {
+    const lengthAt = out.length;
+    out.int(0);
+    for (const [name, data] of parts.headers) {
+      out.prefixed(encoder.encode(name));
+      out.prefixed(data);
+    }
+    out.view.setUint32(lengthAt, out.length - lengthAt - 4, true);
+  }
+  if (given[3]) {
+    const at = out.reserve(8);
+    out.view.setBigInt64(at, BigInt(parts.timestamp ?? -1), true);
+  }
+}
+
+/** The records of a batch: `{ key, value, headers, timestamp, topic, partition, offset }`. */
+function* records(batch) {
+  const view = new DataView(batch.buffer, batch.byteOffset, batch.byteLength);
+  const word = (at) => view.getUint32(at, true);
+  if (text(batch.subarray(0, 4)) !== 'TLB1' || word(4) !== FORMAT) throw new BatchError('not a batch of format 1');
+  const [count, tableAt, topicCount] = [word(8), word(12), word(20)];
+  const topics = [];
+  for (let index = 0, at = word(16); index < topicCount; index += 1) {
+    topics.push(text(batch.subarray(at + 4, at + 4 + word(at))));
+    at += 4 + word(at);
+  }
+  const part = (at) => {
+    const length = view.getInt32(at + 4, true);
+    return length < 0 ? null : batch.subarray(word(at), word(at) + length);
+  };
+  const number = (at) => {
+    const found = Number(view.getBigInt64(at, true));
+    return found < 0 ? null : found;
+  };
+  for (let index = 0; index < count; index += 1) {
+    const at = tableAt + 48 * index;
+    yield {
+      timestamp: number(at),
+      offset: number(at + 8),
+      partition: view.getInt32(at + 16, true),
+      topic: topics[view.getUint16(at + 20, true)] ?? '',
+      key: part(at + 24),
+      value: part(at + 32),
+      headers: headerBlock(part(at + 40) ?? new Uint8Array()),
+    };
+  }
+}
+
+function headerBlock(block) {
+  const view = new DataView(block.buffer, block.byteOffset, block.byteLength);
+  const headers = [];
+  for (let at = 0; at < block.length; ) {
+    const nameLength = view.getUint32(at, true);
+    const name = text(block.subarray(at + 4, at + 4 + nameLength));
+    at += 4 + nameLength;
+    const length = view.getInt32(at, true);
+    at += 4;
+    headers.push([name, length < 0 ? null : block.subarray(at, at + length)]);
+    at += Math.max(length, 0);
+  }
+  return headers;
+}
