@@ -1,7 +1,7 @@
 //! [`Multiline`]: which lines belong to one event.
 //!
-//! The reader collects the lines of an event in its buffer. Its position stays before the event until
-//! the event is complete, so that a restart reads the event whole again.
+//! The reader collects the lines of an event in its buffer. Its position stays before the event
+//! until the event is complete, so that a restart reads the event whole again.
 
 use std::time::Duration;
 

@@ -113,7 +113,8 @@ fn detect(args: &ParseArgs) -> Result<Exit> {
         }
         Ok(true)
     })?;
-    // `logfmt`, for example, accepts all lines without quotes: a format with fixed fields says more.
+    // `logfmt`, for example, accepts all lines without quotes: a format with fixed fields says
+    // more.
     attempts.sort_by_key(|(_, is_fixed, .., counts)| (u64::MAX - counts.accepted_lines, !is_fixed));
     let lines = attempts.iter().map(|(name, .., counts)| {
         let Counts { accepted, rejected, blank, .. } = counts;

@@ -5,8 +5,8 @@
 //! between the two is impossible. The offsets are rows of `_trunkline.checkpoints`. The
 //! transactional id is the pipeline's: a second redrive of the pipeline fences the first.
 //!
-//! `--through` passes each record through a plugin first. The plugin sees the record as its component
-//! received it, and may change it, drop it, or emit several.
+//! `--through` passes each record through a plugin first. The plugin sees the record as its
+//! component received it, and may change it, drop it, or emit several.
 //!
 //! A record that a fused transform or its sink rejected is not as it was in its topic: the
 //! transforms before it have changed it. Such a record is read from its topic again.
