@@ -212,6 +212,40 @@ const PRINTING: [&[&str]; 8] = [
 
 /// A reader that has gone (`| head`) is not a failure.
 #[test]
+fn parse_tries_parsers_on_files() {
+    let folder = folder(&[
+        ("app.log", "bad\n2026-03-01 10:00:00,123 [main] INFO a.B - x\njava.lang.Error: y\n\tat a.B\n"),
+        ("pairs.log", "n=5\nm=1 n=x\n"),
+    ]);
+    let run = |arguments: &[&str]| trunkline(folder.path(), &[&["parse"], arguments].concat());
+    let (code, stdout, stderr) = run(&["--parser", "java", "app.log"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+    assert!(stdout.contains(r#""stack_trace":"java.lang.Error: y\n\tat a.B""#), "{stdout}");
+    assert!(stderr.starts_with("app.log:1:1: expected a time") && stderr.contains("\n  bad\n  ^\n"), "{stderr}");
+    let (_, stdout, _) = run(&["--parser", "java", "--stats", "app.log"]);
+    assert_eq!(stdout, "1 lines parsed, 1 rejected, 0 blank\n");
+    let (code, stdout, _) = run(&["--detect", "app.log"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        stdout.starts_with("logfmt ") && stdout.contains("\njava             1 lines parsed, 1 rejected"),
+        "{stdout}"
+    );
+    let (_, stdout, stderr) = run(&["--parser", "logfmt", "--options", "types = { n = \"int\" }", "pairs.log"]);
+    assert_eq!(stdout, "{\"n\":5}\n");
+    assert!(stderr.contains("pairs.log:2:7: expected a whole number"), "{stderr}");
+    for (arguments, code) in [
+        (&["--parser", "cobol", "app.log"][..], "cli.unknown_parser"),
+        (&["--parser", "grok", "app.log"], "cli.no_pattern"),
+        (&["--pattern", "(", "app.log"], "cli.bad_options"),
+        (&["--parser", "cri", "--options", "typos = 1", "app.log"], "cli.bad_options"),
+    ] {
+        let (exit, _, stderr) = run(arguments);
+        assert!(exit == Some(2) && stderr.contains(code), "{arguments:?}: {exit:?} {stderr}");
+    }
+}
+
+#[test]
 fn a_closed_pipe_ends_no_command_with_an_error() {
     let folder = folder(&[("shop.toml", GOOD)]);
     for arguments in PRINTING {

@@ -222,6 +222,53 @@ fn a_killed_redrive_returns_every_record_once() {
     assert_every_line_once(&reader, &case.path("lake"), &log);
 }
 
+/// A plugin changes, drops or rejects the records of dead letters before they return. The count of
+/// attempts goes with them, whatever the plugin does to their headers.
+#[test]
+fn a_redrive_passes_records_through_a_plugin() {
+    let (kafka, plugin) = (need!(Kafka::any()), test_plugin());
+    let case = Case::new("through", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 205);
+    for path in ["/keep", "/noise", "/poison", "/twice"] {
+        log.append_raw(format!("not an access log {path}\n").as_bytes());
+    }
+    case.pipeline("access", &access_logs());
+    assert_eq!(case.until_idle("a", LONG).of(case.name(), "web").dead_lettered, 4);
+    let topic = format!("{}.fixed", case.name());
+    kafka.create_topic(&topic, 1);
+    let file = plugin.to_str().unwrap();
+    let config = r#"{"drop_on": "/noise", "reject_on": "/poison", "rekey_on": "/keep", "upper_on": "/keep", "port_on": "/twice"}"#;
+    let redrive = ["redrive", case.name()];
+    let run = |more: &[&str]| {
+        let after = [&["--to-topic", &topic, "--through", file, "--through-config", config], more].concat();
+        case.run_command("dlq", &redrive, &after, LONG)
+    };
+    let plan = run(&["--dry-run"]);
+    assert_eq!(plan.code, Some(1), "{}", plan.describe());
+    assert!(
+        plan.stdout.contains("1 of `web` with parse.combined would be dropped by the plugin"),
+        "{}",
+        plan.describe()
+    );
+    assert_eq!(kafka.count(&topic), 0);
+    let result = run(&["--json"]);
+    let report: serde_json::Value = serde_json::from_str(&result.stdout).unwrap();
+    assert_eq!((&report["redriven"][0]["count"], &report["dropped"][0]["count"]), (&1.into(), &1.into()), "{report}");
+    let skipped: Vec<&str> =
+        report["skipped"].as_array().unwrap().iter().filter_map(|item| item["reason"].as_str()).collect();
+    assert_eq!(skipped.len(), 2, "{report}");
+    assert!(skipped.iter().any(|reason| reason.contains("testing.rejected")), "{report}");
+    assert!(skipped.iter().any(|reason| reason.contains("another port")), "{report}");
+    let records = kafka.read(&topic);
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0].header("trunkline.redrive.attempts"), "1");
+    // Only the two that stayed are left.
+    let again = case.run_command("dlq", &redrive, &["--to-topic", &topic, "--dry-run"], LONG);
+    assert!(again.stdout.starts_with("2 of `web` with parse.combined would be redriven"), "{}", again.describe());
+    let wrong = case.run_command("dlq", &redrive, &["--through", "nothing.wasm"], LONG);
+    assert!(wrong.code != Some(0) && wrong.stderr.contains("plugin.load"), "{}", wrong.describe());
+}
+
 /// A second sink reads the topic without the transform: it has these records already.
 const RAW: &str = r#"
 [sinks.raw]

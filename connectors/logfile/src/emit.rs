@@ -54,8 +54,8 @@ impl Emitter {
         }
     }
 
-    /// Encodes what all records of a file carry. `real` is its path without symbolic links, if it is
-    /// another one.
+    /// Encodes what all records of a file carry. `real` is its path without symbolic links, if it
+    /// is another one.
     pub(crate) fn common_parts(&self, name: &Arc<str>, real: Option<&Path>) -> CommonParts {
         let mut block = Vec::new();
         write_header(&mut block, headers::PATH, Some(name.as_bytes()));

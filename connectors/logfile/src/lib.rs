@@ -38,6 +38,7 @@ use trunkline_connector::{Placement, Result, Schema, Source, SourceConnector, So
 use labels::LABELS;
 
 pub use config::{Compression, EndOfFile, LogfileOptions, Oversize, ReadFrom};
+pub use multiline::Multiline;
 pub use parser::{
     CombinedVariant, CsvOptions, Event, Expected, FileStart, PairOptions, Parser, ParserKind, ParserSpec,
 };

@@ -1,7 +1,7 @@
 //! [`Multiline`]: which lines belong to one event.
 //!
-//! The reader collects the lines of an event in its buffer. Its position stays before the event until
-//! the event is complete, so that a restart reads the event whole again.
+//! The reader collects the lines of an event in its buffer. Its position stays before the event
+//! until the event is complete, so that a restart reads the event whole again.
 
 use std::time::Duration;
 
@@ -74,9 +74,14 @@ impl Rule {
 }
 
 impl Multiline {
+    /// Lines of the longest event.
+    pub fn max_lines(&self) -> usize {
+        self.max_lines
+    }
+
     /// Whether a line continues an event whose last line is `previous`. Both are without their
     /// delimiters.
-    pub(crate) fn continues(&self, previous: &[u8], line: &[u8]) -> bool {
+    pub fn continues(&self, previous: &[u8], line: &[u8]) -> bool {
         let text = match self.container {
             Container::None => line,
             Container::Cri => {
@@ -106,7 +111,7 @@ impl Multiline {
     }
 
     /// Whether no line can continue an event that ends with this line.
-    pub(crate) fn is_complete(&self, last: &[u8]) -> bool {
+    pub fn is_complete(&self, last: &[u8]) -> bool {
         matches!(self.rule, Rule::Parts)
             && match self.container {
                 Container::None => true,

@@ -262,8 +262,8 @@ impl Reader {
         Some(limited(offset, bytes, delimiter, max_bytes))
     }
 
-    /// The next complete event, if it has been read: a line, or several of them. An event that would
-    /// be longer than `max_bytes` or `max_lines` ends before the line that would exceed it.
+    /// The next complete event, if it has been read: a line, or several of them. An event that
+    /// would be longer than `max_bytes` or `max_lines` ends before the line that would exceed it.
     pub(crate) fn next_event(
         &mut self,
         delimiter: &Delimiter,

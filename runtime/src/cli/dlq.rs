@@ -1,7 +1,7 @@
 //! `trunkline dlq`: lists, shows and redrives dead letters.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,15 +9,17 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use trunkline_connector::{Error, RecordRef, Result};
+use trunkline_transform_host::{Host, HostOptions};
 
 use super::SettingsArgs;
 use super::addresses::brokers;
 use super::output::{Exit, columns, print_data, print_error, report_error};
 use super::validate::load_to_inspect;
 use crate::config::Settings;
-use crate::dead_letters::{DeadLetter, Plan, Redrive, read, redriven_ranges};
+use crate::dead_letters::{DeadLetter, Plan, Redrive, Through, read, redriven_ranges};
 use crate::kafka::{Admin, Cluster};
 use crate::plan::{Input, Pipeline, Route};
+use crate::worker::DataDir;
 
 /// `trunkline dlq`.
 #[derive(Args)]
@@ -59,6 +61,12 @@ enum DlqCommand {
         /// Send the records to this topic instead. It must exist
         #[arg(long, value_name = "TOPIC")]
         to_topic: Option<String>,
+        /// Pass each record through this plugin first: a file, or the name of a bundled plugin
+        #[arg(long, value_name = "PLUGIN")]
+        through: Option<PathBuf>,
+        /// The configuration of --through
+        #[arg(long, value_name = "JSON", requires = "through")]
+        through_config: Option<String>,
         /// Return records to topics that other components read too: those receive them a second
         /// time
         #[arg(long)]
@@ -115,8 +123,10 @@ pub(super) fn dlq(args: &DlqArgs) -> Exit {
         match &args.command {
             DlqCommand::List { .. } => context.list(as_json),
             DlqCommand::Show { choice, limit, .. } => context.show(choice, *limit, as_json),
-            DlqCommand::Redrive { choice, to_topic, to_all_readers, dry_run, .. } => {
-                context.redrive(choice, to_topic.as_deref(), *to_all_readers, *dry_run, as_json)
+            DlqCommand::Redrive { choice, to_topic, through, through_config, to_all_readers, dry_run, .. } => {
+                let plugin =
+                    through.as_ref().map(|file| context.plugin(file, through_config.as_deref())).transpose()?;
+                context.redrive(choice, to_topic.as_deref(), plugin, *to_all_readers, *dry_run, as_json)
             }
         }
     });
@@ -214,6 +224,7 @@ impl Context<'_> {
         &self,
         choice: &Choice,
         to_topic: Option<&str>,
+        through: Option<Through>,
         to_all_readers: bool,
         dry_run: bool,
         as_json: bool,
@@ -233,10 +244,23 @@ impl Context<'_> {
             is_unchanged: &|component| is_first(pipeline, component),
             refusal: &refusal,
         };
-        let mut redrive = Redrive::new(self.cluster, &self.settings.cluster_name(), &plan, dry_run)?;
+        let mut redrive = Redrive::new(self.cluster, &self.settings.cluster_name(), &plan, through, dry_run)?;
         redrive.run()?;
         let printed = print_data(&report(&redrive, dry_run, as_json));
         Ok(if redrive.skipped.is_empty() { printed } else { Exit::Runtime })
+    }
+
+    /// Starts the plugin of `--through`.
+    fn plugin(&self, file: &Path, config: Option<&str>) -> Result<Through> {
+        let config = serde_json::from_str(config.unwrap_or("{}")).map_err(|error| {
+            Error::config(
+                "cli.bad_config",
+                format!("--through-config is not JSON: {error}; an example is '{{\"fields\":[\"a\"]}}'"),
+            )
+        })?;
+        let host = Host::new(HostOptions { cache_dir: DataDir::plugin_cache(&self.settings.data) })
+            .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))?;
+        Through::start(&host, file, &config)
     }
 
     /// Passes the dead letters of a pipeline, and whether they were redriven.
@@ -307,14 +331,24 @@ fn report(redrive: &Redrive<'_>, dry_run: bool, as_json: bool) -> String {
         let moved = redrive.moved.iter().map(|((component, code, topic), count)| {
             json!({ "component": component, "code": code, "topic": topic, "count": count })
         });
+        let dropped = redrive
+            .dropped
+            .iter()
+            .map(|((component, code), count)| json!({ "component": component, "code": code, "count": count }));
         let skipped = redrive.skipped.iter().map(|(reason, count)| json!({ "reason": reason, "count": count }));
-        let (moved, skipped): (Vec<Value>, Vec<Value>) = (moved.collect(), skipped.collect());
-        return format!("{}\n", json!({ "dry_run": dry_run, "redriven": moved, "skipped": skipped }));
+        let (moved, dropped, skipped): (Vec<Value>, Vec<Value>, Vec<Value>) =
+            (moved.collect(), dropped.collect(), skipped.collect());
+        let report = json!({ "dry_run": dry_run, "redriven": moved, "dropped": dropped, "skipped": skipped });
+        return format!("{report}\n");
     }
     let mut text = String::new();
     let verb = if dry_run { "would be redriven" } else { "redriven" };
     for ((component, code, topic), count) in &redrive.moved {
         text.push_str(&format!("{count} of `{component}` with {code} {verb} to topic `{topic}`\n"));
+    }
+    let verb = if dry_run { "would be dropped" } else { "dropped" };
+    for ((component, code), count) in &redrive.dropped {
+        text.push_str(&format!("{count} of `{component}` with {code} {verb} by the plugin\n"));
     }
     for (reason, count) in &redrive.skipped {
         text.push_str(&format!("{count} stay: {reason}\n"));

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
+use trunkline_connector::config::{Node, Report, Section, Value};
 use trunkline_connector::{Error, Result, io_error};
-use trunkline_logfile::{Event, FileStart, Parser, ParserKind};
+use trunkline_logfile::{Event, FileStart, LogfileOptions, Multiline, Parser, ParserKind};
 
 use super::output::{Exit, print_data, print_error, report_error};
 
@@ -26,8 +27,11 @@ pub(super) struct ParseArgs {
     /// The pattern of the parser `regex` (without --parser) or `grok`
     #[arg(long, value_name = "PATTERN")]
     pattern: Option<String>,
+    /// Other options of the source, as in a pipeline file: 'types = { n = "int" }'
+    #[arg(long, value_name = "TOML")]
+    options: Option<String>,
     /// Try all parsers, and print how many lines each of them accepts
-    #[arg(long, conflicts_with_all = ["parser", "pattern"])]
+    #[arg(long, conflicts_with_all = ["parser", "pattern", "options"])]
     detect: bool,
     /// Print only the counts
     #[arg(long)]
@@ -38,6 +42,8 @@ pub(super) struct ParseArgs {
 #[derive(Default)]
 struct Counts {
     accepted: u64,
+    /// Lines of the accepted events.
+    accepted_lines: u64,
     rejected: u64,
     blank: u64,
 }
@@ -49,26 +55,30 @@ pub(super) fn parse(args: &ParseArgs) -> Exit {
 }
 
 fn parse_with_one(args: &ParseArgs) -> Result<Exit> {
-    let mut parser = chosen(args)?.parser();
+    let options = chosen(args)?;
+    let mut parser = options.parser.parser();
+    let mut events = Events::new(options.multiline);
     let mut counts = Counts::default();
     let mut json = Vec::new();
     let mut reader_is_gone = false;
     each_line(&args.files, |place, line| {
-        let Place { path, number, .. } = place;
-        json.clear();
-        if !try_line(&mut parser, place, line, &mut json, &mut counts) && !args.stats {
-            show_rejected(&mut parser, path, number, line);
-        } else if !args.stats && !json.is_empty() {
-            json.push(b'\n');
-            match stdout().lock().write_all(&json) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => reader_is_gone = true,
-                Err(error) => return Err(io_error("write", Path::new("stdout"), &error)),
+        events.add(place, line, &mut |place, event| {
+            json.clear();
+            if !try_line(&mut parser, place, event, &mut json, &mut counts) && !args.stats {
+                show_rejected(&mut parser, place, event);
+            } else if !args.stats && !json.is_empty() {
+                json.push(b'\n');
+                match stdout().lock().write_all(&json) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == ErrorKind::BrokenPipe => reader_is_gone = true,
+                    Err(error) => return Err(io_error("write", Path::new("stdout"), &error)),
+                }
             }
-        }
+            Ok(())
+        })?;
         Ok(!reader_is_gone)
     })?;
-    let Counts { accepted, rejected, blank } = counts;
+    let Counts { accepted, rejected, blank, .. } = counts;
     let summary = format!("{accepted} lines parsed, {rejected} rejected, {blank} blank");
     let printed = if args.stats {
         print_data(&format!("{summary}\n"))
@@ -79,47 +89,140 @@ fn parse_with_one(args: &ParseArgs) -> Result<Exit> {
     Ok(if rejected > 0 { Exit::Runtime } else { printed })
 }
 
-/// Counts the lines that each parser accepts. `none` accepts all.
+/// Counts the lines (or events) that each parser accepts. `none` accepts all.
 fn detect(args: &ParseArgs) -> Result<Exit> {
-    let mut parsers: Vec<(&str, Parser, Counts)> = ParserKind::named()
-        .into_iter()
-        .filter(|(name, _)| *name != "none")
-        .map(|(name, kind)| (name, kind.parser(), Counts::default()))
-        .collect();
+    let mut attempts = Vec::new();
+    for (name, kind) in ParserKind::named().into_iter().filter(|(name, _)| *name != "none") {
+        let options = options(toml::Table::from_iter([("parser".to_owned(), name.into())]))?;
+        attempts.push((
+            name,
+            kind.schema().is_some(),
+            options.parser.parser(),
+            Events::new(options.multiline),
+            Counts::default(),
+        ));
+    }
     let mut json = Vec::new();
     each_line(&args.files, |place, line| {
-        for (_, parser, counts) in &mut parsers {
-            json.clear();
-            try_line(parser, place, line, &mut json, counts);
+        for (_, _, parser, events, counts) in &mut attempts {
+            events.add(place, line, &mut |place, event| {
+                json.clear();
+                try_line(parser, place, event, &mut json, counts);
+                Ok(())
+            })?;
         }
         Ok(true)
     })?;
-    parsers.sort_by_key(|(_, _, counts)| counts.rejected);
-    let lines = parsers.iter().map(|(name, _, counts)| {
-        let Counts { accepted, rejected, blank } = counts;
+    // `logfmt`, for example, accepts all lines without quotes: a format with fixed fields says
+    // more.
+    attempts.sort_by_key(|(_, is_fixed, .., counts)| (u64::MAX - counts.accepted_lines, !is_fixed));
+    let lines = attempts.iter().map(|(name, .., counts)| {
+        let Counts { accepted, rejected, blank, .. } = counts;
         format!("{name:<16} {accepted} lines parsed, {rejected} rejected, {blank} blank\n")
     });
     Ok(print_data(&lines.collect::<String>()))
 }
 
-fn chosen(args: &ParseArgs) -> Result<ParserKind> {
+/// The options of the command line.
+fn chosen(args: &ParseArgs) -> Result<LogfileOptions> {
     let name = args.parser.as_deref().unwrap_or("regex");
-    if matches!(name, "regex" | "grok") {
-        let Some(pattern) = &args.pattern else {
-            let message = format!(
-                "the parser `{name}` needs --pattern, with fields such as `(?P<level>[A-Z]+)` or, for grok, `%{{IP:client}}`"
-            );
-            return Err(Error::config("cli.no_pattern", message));
-        };
-        let parser = if name == "grok" { ParserKind::grok(pattern) } else { ParserKind::regex(pattern) };
-        return parser
-            .map_err(|error| Error::config("cli.bad_pattern", format!("the pattern cannot be used: {error}")));
+    let with_pattern = ["regex", "grok"];
+    let names: Vec<&str> = ParserKind::named().iter().map(|(name, _)| *name).chain(with_pattern).collect();
+    if !names.contains(&name) {
+        let message = format!("there is no parser `{name}`; known: {}", names.join(", "));
+        return Err(Error::config("cli.unknown_parser", message));
     }
-    let known = ParserKind::named().into_iter().find(|(known, _)| *known == name);
-    known.map(|(_, kind)| kind).ok_or_else(|| {
-        let names: Vec<&str> = ParserKind::named().iter().map(|(name, _)| *name).chain(["regex", "grok"]).collect();
-        Error::config("cli.unknown_parser", format!("there is no parser `{name}`; known: {}", names.join(", ")))
-    })
+    if with_pattern.contains(&name) && args.pattern.is_none() {
+        let message = format!(
+            "the parser `{name}` needs --pattern, with fields such as `(?P<level>[A-Z]+)` or, for grok, `%{{IP:client}}`"
+        );
+        return Err(Error::config("cli.no_pattern", message));
+    }
+    let text = args.options.as_deref().unwrap_or_default();
+    let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        Error::config("cli.bad_options", format!("--options is not TOML: {}", error.message()))
+    })?;
+    table.insert("parser".to_owned(), name.into());
+    if let Some(pattern) = &args.pattern {
+        table.insert("pattern".to_owned(), pattern.as_str().into());
+    }
+    options(table)
+}
+
+/// Reads options as those of a source.
+fn options(mut table: toml::Table) -> Result<LogfileOptions> {
+    table.insert("paths".to_owned(), vec!["*"].into());
+    let node = Node::from_toml(toml::Value::Table(table));
+    let report = Report::default();
+    let options = match &node.value {
+        Value::Table(table) => {
+            let section = Section::new(table, 0..0, "options", Path::new("."), &report);
+            let options = LogfileOptions::read(&section);
+            section.finish();
+            options
+        }
+        _ => None,
+    };
+    let problems: Vec<String> = report
+        .into_problems()
+        .into_iter()
+        .map(|problem| {
+            let help = problem.help.map_or_else(String::new, |help| format!("; {help}"));
+            format!("{}: {}{help}", problem.message, problem.expected)
+        })
+        .collect();
+    match options {
+        Some(options) if problems.is_empty() => Ok(options),
+        _ => Err(Error::config("cli.bad_options", problems.join(". "))),
+    }
+}
+
+/// Joins lines to events, as a source does.
+struct Events {
+    multiline: Option<Multiline>,
+    /// The event that may continue, and its first line.
+    text: Option<String>,
+    number: u64,
+    lines: usize,
+    /// Where the last line begins in `text`.
+    last_line: usize,
+}
+
+impl Events {
+    fn new(multiline: Option<Multiline>) -> Self {
+        Self { multiline, text: None, number: 0, lines: 0, last_line: 0 }
+    }
+
+    /// Adds a line, or the end of a file, and passes the events that end with it.
+    fn add(
+        &mut self,
+        place: Place<'_>,
+        line: Option<&str>,
+        each: &mut dyn FnMut(Place<'_>, &str) -> Result<()>,
+    ) -> Result<()> {
+        let Some(multiline) = &self.multiline else {
+            return line.map_or(Ok(()), |line| each(place, line));
+        };
+        if let (Some(text), Some(line)) = (&mut self.text, line)
+            && self.lines < multiline.max_lines()
+            && multiline.continues(&text.as_bytes()[self.last_line..], line.as_bytes())
+        {
+            text.push('\n');
+            self.last_line = text.len();
+            text.push_str(line);
+            self.lines += 1;
+        } else {
+            if let Some(text) = self.text.take() {
+                each(Place { number: self.number, ..place }, &text)?;
+            }
+            self.text = line.map(str::to_owned);
+            (self.number, self.lines, self.last_line) = (place.number, 1, 0);
+        }
+        if let Some(text) = self.text.take_if(|text| multiline.is_complete(&text.as_bytes()[self.last_line..])) {
+            each(Place { number: self.number, ..place }, &text)?;
+        }
+        Ok(())
+    }
 }
 
 /// Where a line is.
@@ -141,7 +244,10 @@ fn try_line(parser: &mut Parser, place: Place<'_>, line: &str, json: &mut Vec<u8
         parser.parse(line, json)
     };
     match parsed {
-        Ok(Event::Record(_)) => counts.accepted += 1,
+        Ok(Event::Record(_)) => {
+            counts.accepted += 1;
+            counts.accepted_lines += 1 + line.matches('\n').count() as u64;
+        }
         Ok(Event::Blank) => counts.blank += 1,
         Err(_) => {
             counts.rejected += 1;
@@ -151,22 +257,25 @@ fn try_line(parser: &mut Parser, place: Place<'_>, line: &str, json: &mut Vec<u8
     true
 }
 
-/// Shows a rejected line with a caret under the column.
-fn show_rejected(parser: &mut Parser, path: &str, number: u64, line: &str) {
-    let Err(expected) = parser.parse(line, &mut Vec::new()) else { return };
-    let reason = parser.reason(line, &expected);
-    let at = line.floor_char_boundary(expected.at.min(line.len()));
-    let column = line[..at].chars().count();
+/// Shows a rejected line with a caret under the column. Of an event, shows the line of the column.
+fn show_rejected(parser: &mut Parser, place: Place<'_>, event: &str) {
+    let Err(expected) = parser.parse(event, &mut Vec::new()) else { return };
+    let reason = parser.reason(event, &expected);
+    let at = event.floor_char_boundary(expected.at.min(event.len()));
+    let begin_of_line = event[..at].rfind('\n').map_or(0, |newline| newline + 1);
+    let line = event[begin_of_line..].lines().next().unwrap_or_default();
+    let number = place.number + event[..begin_of_line].matches('\n').count() as u64;
+    let column = event[begin_of_line..at].chars().count();
     let begin = column.saturating_sub(SHOWN / 2);
     let shown: String =
         line.chars().skip(begin).take(SHOWN).map(|shown| if shown.is_control() { ' ' } else { shown }).collect();
     let indent = " ".repeat(column - begin);
-    print_error(format_args!("{path}:{number}:{}: {} [{}]", column + 1, reason.message, reason.code));
+    print_error(format_args!("{}:{number}:{}: {} [{}]", place.path, column + 1, reason.message, reason.code));
     print_error(format_args!("  {shown}\n  {indent}^"));
 }
 
-/// Passes each line of the files, with its number, until `each` returns `false`.
-fn each_line(files: &[PathBuf], mut each: impl FnMut(Place<'_>, &str) -> Result<bool>) -> Result<()> {
+/// Passes each line of the files, and the end of each file, until `each` returns `false`.
+fn each_line(files: &[PathBuf], mut each: impl FnMut(Place<'_>, Option<&str>) -> Result<bool>) -> Result<()> {
     if files.is_empty() {
         return lines_of("stdin", stdin().lock(), SystemTime::now(), &mut each).map(drop);
     }
@@ -184,7 +293,7 @@ fn lines_of(
     path: &str,
     file: impl Read,
     modified: SystemTime,
-    each: &mut impl FnMut(Place<'_>, &str) -> Result<bool>,
+    each: &mut impl FnMut(Place<'_>, Option<&str>) -> Result<bool>,
 ) -> Result<bool> {
     let modified = modified.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(0));
     let mut reader = BufReader::new(file);
@@ -193,12 +302,12 @@ fn lines_of(
         bytes.clear();
         let count = reader.read_until(b'\n', &mut bytes).map_err(|error| io_error("read", Path::new(path), &error))?;
         if count == 0 {
-            return Ok(true);
+            return each(Place { path, number, modified }, None);
         }
         number += 1;
         let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if !each(Place { path, number, modified }, &String::from_utf8_lossy(line))? {
+        if !each(Place { path, number, modified }, Some(&String::from_utf8_lossy(line)))? {
             return Ok(false);
         }
     }

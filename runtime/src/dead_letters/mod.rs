@@ -3,9 +3,11 @@
 
 mod offset_ranges;
 mod redrive;
+mod through;
 
 pub use offset_ranges::OffsetRanges;
 pub use redrive::{Plan, Redrive, redriven_ranges};
+pub use through::Through;
 
 use trunkline_connector::{RecordRef, Result};
 

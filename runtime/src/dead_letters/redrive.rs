@@ -5,6 +5,9 @@
 //! between the two is impossible. The offsets are rows of `_trunkline.checkpoints`. The
 //! transactional id is the pipeline's: a second redrive of the pipeline fences the first.
 //!
+//! `--through` passes each record through a plugin first. The plugin sees the record as its
+//! component received it, and may change it, drop it, or emit several.
+//!
 //! A record that a fused transform or its sink rejected is not as it was in its topic: the
 //! transforms before it have changed it. Such a record is read from its topic again.
 
@@ -13,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 use trunkline_connector::{Batch, Error, PositionChange, RecordRef, Result};
 
-use super::{ATTEMPTS, CONNECT, DeadLetter, OffsetRanges, Origin, REPLAY};
+use super::{ATTEMPTS, CONNECT, DeadLetter, OffsetRanges, Origin, REPLAY, Through};
 use crate::checkpoint::{CHECKPOINTS, Positions};
 use crate::kafka::topic_reader::RecordReader;
 use crate::kafka::{Cluster, ProducerRecord, SendError, TransactionalProducer};
@@ -54,6 +57,7 @@ pub struct Plan<'a> {
 pub struct Redrive<'a> {
     plan: &'a Plan<'a>,
     cluster: &'a Cluster,
+    through: Option<Through>,
     /// `None` for a dry run.
     producer: Option<TransactionalProducer>,
     positions: Option<Positions>,
@@ -67,8 +71,20 @@ pub struct Redrive<'a> {
     bytes: usize,
     /// The records of each component, code and target topic.
     pub moved: BTreeMap<(String, String, String), u64>,
+    /// The records of each component and code that the plugin of `--through` dropped.
+    pub dropped: BTreeMap<(String, String), u64>,
     /// The dead letters that stay, by reason.
     pub skipped: BTreeMap<String, u64>,
+}
+
+/// What happened to the record of a dead letter.
+enum Outcome {
+    /// It was sent to this topic.
+    Sent(String),
+    /// The plugin of `--through` dropped it.
+    Dropped,
+    /// It stays: it was not chosen, or for a reason.
+    Stays(Option<String>),
 }
 
 /// The name by which Kafka knows the redrive of a pipeline: no component has such a name.
@@ -106,7 +122,13 @@ fn parse(positions: &Positions, topic: &str) -> Result<Redriven> {
 
 impl<'a> Redrive<'a> {
     /// Prepares a redrive. With `dry_run` nothing is written, and a running redrive is not fenced.
-    pub fn new(cluster: &'a Cluster, name: &str, plan: &'a Plan<'a>, dry_run: bool) -> Result<Self> {
+    pub fn new(
+        cluster: &'a Cluster,
+        name: &str,
+        plan: &'a Plan<'a>,
+        through: Option<Through>,
+        dry_run: bool,
+    ) -> Result<Self> {
         let owner = owner(name, plan.pipeline);
         let (producer, positions, redriven) = if dry_run {
             (None, None, redriven_ranges(cluster, name, plan.pipeline, plan.topic)?)
@@ -120,6 +142,7 @@ impl<'a> Redrive<'a> {
         Ok(Self {
             plan,
             cluster,
+            through,
             producer,
             positions,
             redriven,
@@ -130,6 +153,7 @@ impl<'a> Redrive<'a> {
             records: 0,
             bytes: 0,
             moved: BTreeMap::new(),
+            dropped: BTreeMap::new(),
             skipped: BTreeMap::new(),
         })
     }
@@ -148,42 +172,39 @@ impl<'a> Redrive<'a> {
         }
         let is_chosen = self.plan.component.is_none_or(|component| component == letter.component)
             && self.plan.code.is_none_or(|code| code == letter.code);
-        let outcome = if is_chosen { self.send(letter, record)? } else { Err(None) };
+        let outcome = if is_chosen { self.send(letter, record)? } else { Outcome::Stays(None) };
+        let (component, code) = (letter.component.clone(), letter.code.clone());
         match outcome {
-            Ok(topic) => {
-                // Between two dead letters of the pipeline lie those of others, and markers.
-                let from = self.previous.insert(letter.partition, letter.offset).unwrap_or(letter.offset);
-                self.redriven.entry(letter.partition).or_default().insert(from, letter.offset + 1);
-                self.changed.insert(letter.partition);
-                *self.moved.entry((letter.component.clone(), letter.code.clone(), topic)).or_default() += 1;
-            }
-            Err(reason) => {
+            Outcome::Sent(topic) => *self.moved.entry((component, code, topic)).or_default() += 1,
+            Outcome::Dropped => *self.dropped.entry((component, code)).or_default() += 1,
+            Outcome::Stays(reason) => {
                 self.previous.remove(&letter.partition);
                 if let Some(reason) = reason {
                     *self.skipped.entry(reason).or_default() += 1;
                 }
+                return Ok(());
             }
         }
+        // Between two dead letters of the pipeline lie those of others, and markers.
+        let from = self.previous.insert(letter.partition, letter.offset).unwrap_or(letter.offset);
+        self.redriven.entry(letter.partition).or_default().insert(from, letter.offset + 1);
+        self.changed.insert(letter.partition);
         if self.records >= TRANSACTION_RECORDS || self.bytes >= TRANSACTION_BYTES {
             self.commit()?;
         }
         Ok(())
     }
 
-    /// Sends the record of a dead letter, and returns its topic; or why it stays.
-    fn send(
-        &mut self,
-        letter: &DeadLetter,
-        record: RecordRef<'_>,
-    ) -> Result<std::result::Result<String, Option<String>>> {
+    /// Sends the record of a dead letter, unless it stays or is dropped.
+    fn send(&mut self, letter: &DeadLetter, record: RecordRef<'_>) -> Result<Outcome> {
         let target = match self.target(letter) {
             Ok(target) => target,
-            Err(reason) => return Ok(Err(Some(reason))),
+            Err(reason) => return Ok(Outcome::Stays(Some(reason))),
         };
         let is_unchanged = self.plan.to_topic.is_some() || (self.plan.is_unchanged)(&letter.component);
         self.batch.clear();
         if is_unchanged {
-            copy(&mut self.batch, record, letter.attempts + 1);
+            copy(&mut self.batch, record);
         } else if let Some(origin) = &letter.origin {
             let reader = match &self.originals {
                 Some(reader) => reader,
@@ -191,31 +212,45 @@ impl<'a> Redrive<'a> {
             };
             let batch = &mut self.batch;
             let found = reader.read(&origin.topic, origin.partition, origin.offset, |original| {
-                copy(batch, original, letter.attempts + 1);
+                copy(batch, original);
             })?;
             if !found {
                 let reason = format!("topic `{}` no longer has the original records", origin.topic);
-                return Ok(Err(Some(reason)));
+                return Ok(Outcome::Stays(Some(reason)));
             }
         }
-        self.records += 1;
-        self.bytes += record.value().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len);
-        let Some(producer) = &mut self.producer else { return Ok(Ok(target.topic)) };
-        let record = self.batch.get(0);
-        let sent = producer.send(&ProducerRecord {
-            topic: &target.topic,
-            partition: target.partition,
-            timestamp: record.timestamp(),
-            key: record.key(),
-            value: record.value(),
-            headers: record.header_block(),
-            more_headers: &[],
-        });
-        match sent {
-            Ok(()) => Ok(Ok(target.topic)),
-            Err(SendError::TooLarge(refused)) => Ok(Err(Some(refused.to_string()))),
-            Err(SendError::Failed(error)) => Err(error),
+        if let Some(through) = &mut self.through
+            && let Err(reason) = through.apply(&mut self.batch)?
+        {
+            return Ok(Outcome::Stays(Some(reason)));
         }
+        if self.batch.is_empty() {
+            return Ok(Outcome::Dropped);
+        }
+        let attempts = (letter.attempts + 1).to_string();
+        for (index, record) in self.batch.iter().enumerate() {
+            self.records += 1;
+            self.bytes += record.value().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len);
+            let Some(producer) = &mut self.producer else { continue };
+            let sent = producer.send(&ProducerRecord {
+                topic: &target.topic,
+                partition: target.partition,
+                timestamp: record.timestamp(),
+                key: record.key(),
+                value: record.value(),
+                headers: record.header_block(),
+                more_headers: &[(ATTEMPTS, attempts.as_bytes())],
+            });
+            match sent {
+                Ok(()) => {}
+                Err(SendError::TooLarge(refused)) if index == 0 => {
+                    return Ok(Outcome::Stays(Some(refused.to_string())));
+                }
+                // An earlier record of the same dead letter is in the transaction, which ends.
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Outcome::Sent(target.topic))
     }
 
     /// Where the record of a dead letter goes. To its own partition, so that the records of a key
@@ -270,7 +305,7 @@ impl<'a> Redrive<'a> {
 }
 
 /// Copies a record to a batch, without the headers of its dead letter.
-fn copy(batch: &mut Batch, record: RecordRef<'_>, attempts: u32) {
+fn copy(batch: &mut Batch, record: RecordRef<'_>) {
     let mut copy = batch.record();
     if let Some(timestamp) = record.timestamp() {
         copy.timestamp(timestamp);
@@ -286,6 +321,5 @@ fn copy(batch: &mut Batch, record: RecordRef<'_>, attempts: u32) {
     {
         copy.header(name, value);
     }
-    copy.header(ATTEMPTS, Some(attempts.to_string().as_bytes()));
     copy.finish();
 }

@@ -2,8 +2,8 @@
 //! query log of MySQL and MariaDB.
 //!
 //! PostgreSQL: `2026-03-01 10:00:00.123 UTC [1234] anna@shop LOG:  message`, the default
-//! `log_line_prefix`, with and without user and database. A zone in letters other than UTC and GMT is
-//! ambiguous: it needs `timestamp = { zone = ".." }`.
+//! `log_line_prefix`, with and without user and database. A zone in letters other than UTC and GMT
+//! is ambiguous: it needs `timestamp = { zone = ".." }`.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! The standard patterns of grok: Logstash's `grok-patterns`, `httpd` and `linux-syslog` (Apache-2.0),
-//! without look-around. See [`super::grok`].
+//! The standard patterns of grok: Logstash's `grok-patterns`, `httpd` and `linux-syslog`
+//! (Apache-2.0), without look-around. See [`super::grok`].
 
 /// Each pattern by its name.
 pub(super) const STANDARD: &[(&str, &str)] = &[

@@ -1,5 +1,5 @@
-//! `parser = "klog"`: lines of Kubernetes' components, `I0102 15:04:05.067890    1234 server.go:123]
-//! message`: severity, month and day, time, thread id, file and line.
+//! `parser = "klog"`: lines of Kubernetes' components, `I0102 15:04:05.067890    1234
+//! server.go:123] message`: severity, month and day, time, thread id, file and line.
 
 use std::sync::Arc;
 

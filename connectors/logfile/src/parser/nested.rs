@@ -262,8 +262,8 @@ impl Parser {
         }
     }
 
-    /// Replaces what was written of a line that does not match by a record: the complete members, and
-    /// the line.
+    /// Replaces what was written of a line that does not match by a record: the complete members,
+    /// and the line.
     fn keep_part(&mut self, line: &str, out: &mut Vec<u8>, start: usize) {
         let kept = members(&out[start..]).map_while(Result::ok).map(|member| member.range.end).last();
         out.truncate(start + kept.unwrap_or(0));

@@ -1,7 +1,7 @@
 //! `parser = "syslog"`: RFC 5424 (`<34>1 2003-10-11T22:14:15.003Z host app 123 ID47 [id name="v"]
 //! message`) and RFC 3164 (`<34>Oct 11 22:14:15 host app[123]: message`), each with or without the
-//! octet count of RFC 6587 before it. The priority may be absent from RFC 3164, as in files; its time
-//! may be in the form of RFC 3339, as rsyslog writes it.
+//! octet count of RFC 6587 before it. The priority may be absent from RFC 3164, as in files; its
+//! time may be in the form of RFC 3339, as rsyslog writes it.
 
 use std::sync::Arc;
 

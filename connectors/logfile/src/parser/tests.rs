@@ -489,10 +489,18 @@ fn the_worst_lines_of_a_mebibyte_take_bounded_time() {
                 let size = if cfg!(debug_assertions) { 1 << 14 } else { 1 << 20 };
                 let mut line = start.to_owned();
                 line.extend(std::iter::repeat_n(seed, size / seed.len()));
-                out.clear();
-                let begun = Instant::now();
-                let _ = parser.parse(&line, &mut out);
-                assert!(begun.elapsed() < limit, "{name}: {start:?} and {seed:?} took {:?}", begun.elapsed());
+                // The best of three: other processes may take the core meanwhile.
+                let mut best = Duration::MAX;
+                for _ in 0..3 {
+                    out.clear();
+                    let begun = Instant::now();
+                    let _ = parser.parse(&line, &mut out);
+                    best = best.min(begun.elapsed());
+                    if best < limit {
+                        break;
+                    }
+                }
+                assert!(best < limit, "{name}: {start:?} and {seed:?} took {best:?}");
             }
         }
     }
