@@ -298,7 +298,7 @@ mod tests {
             (Value::Null, "", "`over` is missing; expected `over` (the limit)"),
             (json!({ "over": "1" }), "over", "is a string; expected number"),
             (json!({ "over": -1 }), "over", "is -1; expected at least 0"),
-            (json!({ "over": 1, "mood": "a" }), "mood", "is not a known option; did you mean `mode`?"),
+            (json!({ "over": 1, "moed": "a" }), "moed", "is not a known option; did you mean `mode`?"),
             (json!({ "over": 1, "mode": "c" }), "mode", "is not allowed; expected one of \"a\", \"b\""),
             (json!({ "over": 1, "rules": [] }), "rules", "has 0 items; expected at least 1"),
             (
