@@ -43,8 +43,8 @@ impl Exit {
     pub(super) fn end_process(self) -> ! {
         // A failure to write was reported by the command that wrote.
         let _ = std::io::stdout().flush();
-        // SAFETY: the call ends the process and touches no memory of it. Nothing is buffered: stderr
-        // is not, and stdout is flushed.
+        // SAFETY: the call ends the process and touches no memory of it. Nothing is buffered:
+        // stderr is not, and stdout is flushed.
         unsafe { libc::_exit(self.code()) }
     }
 }

@@ -1,6 +1,6 @@
 //! The JSON Schema of a plugin's configuration, in the custom section `trunkline:config-schema` of
-//! its file. `trunkline transform build` embeds it; the host checks configurations against it before
-//! it starts the plugin.
+//! its file. `trunkline transform build` embeds it; the host checks configurations against it
+//! before it starts the plugin.
 
 use serde_json::{Map, Value};
 use trunkline_connector::config::nearest;
