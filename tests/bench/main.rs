@@ -35,13 +35,14 @@ use crate::table::Table;
 
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
 /// follow them.
-const ROWS: [&str; 14] = [
+const ROWS: [&str; 15] = [
     "none",
     "combined",
     "parquet",
     "mask",
     "parser",
     "plugin",
+    "parsers",
     "latency",
     "bento-log",
     "bento-lake",
@@ -151,7 +152,7 @@ fn figure(row: &str, sampling: Sampling) -> Option<ExitCode> {
 fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
     let is_selected = |row: &str| rows.contains(&row);
     let mut table = Table::default();
-    if rows.iter().any(|row| !["parser", "plugin"].contains(row)) {
+    if rows.iter().any(|row| !["parser", "parsers", "plugin"].contains(row)) {
         let kafka = Kafka::start(BrokerKind::Apache).unwrap_or_else(|skip| panic!("{skip}"));
         if ["none", "combined", "parquet", "mask"].into_iter().any(is_selected) {
             table.add(pipeline::rows(&kafka, sampling, is_selected));
@@ -190,6 +191,9 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
     // After the broker has stopped: these rows measure one core.
     if is_selected("parser") {
         table.add([parser::row(sampling)]);
+    }
+    if is_selected("parsers") {
+        table.add(parser::rows(sampling));
     }
     if is_selected("plugin") {
         table.add([plugin::row(sampling)]);

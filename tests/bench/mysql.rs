@@ -350,7 +350,11 @@ impl<'a> Follower<'a> {
         let case = bench.case("bench-changes", table, "").with_binary(worker.to_owned());
         run(&case);
         let idle = run(&case);
-        Self { case, table, idle }
+        let follower = Self { case, table, idle };
+        // Versions create topics with different numbers of partitions, on which the cost depends:
+        // more partitions have more records in flight, which leave the processor's cache.
+        bench.kafka.create_topic(&follower.topic(), PARTITIONS);
+        follower
     }
 
     fn topic(&self) -> String {

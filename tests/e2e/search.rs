@@ -155,13 +155,15 @@ fn a_check_reports_what_the_destinations_lack() {
 }
 
 /// The destination rejects one document of a request: the documents before it are committed, those
-/// after it are not, and `on_error` decides about it when the stage runs again.
+/// after it are not, and `on_error` decides about it when the stage runs again. The documents before
+/// it are delivered in batches: one by one they would take minutes.
 #[test]
 fn a_stop_on_a_refused_document_commits_the_documents_before_it() {
     let (kafka, search) = (need!(Kafka::any()), need!(OpenSearch::start()));
     let mut case = Case::new("search-stop", kafka);
     search.call("PUT", &format!("/{}", case.name()), r#"{"mappings":{"properties":{"n":{"type":"integer"}}}}"#);
-    let lines = (0..1_000).map(|n| if n == 600 { "{\"n\":\"bad\"}\n".to_owned() } else { format!("{{\"n\":{n}}}\n") });
+    let lines =
+        (0..8_000).map(|n| if n == 6_000 { "{\"n\":\"bad\"}\n".to_owned() } else { format!("{{\"n\":{n}}}\n") });
     fs::write(case.path("logs/numbers.log"), lines.collect::<String>()).unwrap();
     let pipeline = |on_error: &str| {
         format!(
@@ -176,10 +178,10 @@ fn a_stop_on_a_refused_document_commits_the_documents_before_it() {
     let exit = case.start("a", &["--until-idle", "--json"]).wait(LONG);
     assert_eq!(exit.code, Some(1), "{}", exit.describe());
     let counters = exit.summary().of(case.name(), "search").clone();
-    assert_eq!((counters.input, counters.output, counters.dead_lettered), (600, 600, 0), "{}", exit.describe());
+    assert_eq!((counters.input, counters.output, counters.dead_lettered), (6_000, 6_000, 0), "{}", exit.describe());
 
     case.pipeline("search", &pipeline("dead_letter"));
     let counters = case.until_idle("a", LONG).of(case.name(), "search").clone();
-    assert_eq!((counters.input, counters.output, counters.dead_lettered), (1_000, 999, 1), "{counters:?}");
-    assert_eq!(search.count(case.name(), "n"), (999, 999));
+    assert_eq!((counters.input, counters.output, counters.dead_lettered), (8_000, 7_999, 1), "{counters:?}");
+    assert_eq!(search.count(case.name(), "n"), (7_999, 7_999));
 }

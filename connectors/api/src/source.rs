@@ -225,6 +225,9 @@ pub struct SourceBatch {
     pub position: Vec<PositionChange>,
     /// Schemas that records of this batch name for the first time.
     pub schemas: Vec<Arc<Schema>>,
+    /// Data sets (tables) that the source reads from this batch on: the headers that all records of
+    /// one have in common. Two of them never share a topic whose template distinguishes them.
+    pub data_sets: Vec<Vec<(&'static str, String)>>,
     /// Tables, by their keys in the position, whose snapshot starts again with this batch. At its
     /// end the runtime deletes the rows that it did not find.
     pub snapshot_begins: Vec<String>,
@@ -284,6 +287,7 @@ impl SourceBatch {
         self.dropped = 0;
         self.position.clear();
         self.schemas.clear();
+        self.data_sets.clear();
         self.snapshot_begins.clear();
         self.snapshot_ends.clear();
     }

@@ -67,6 +67,10 @@ pub struct RenderError {
 pub enum Escape {
     /// Unchanged.
     None,
+    /// As a part of a topic's name: each byte that Kafka does not accept becomes `--XX`. Different
+    /// values have different names, so a `-` before something that looks like such a byte becomes
+    /// `--2D`.
+    Topic,
     /// As one segment of a path: bytes that could leave the segment, or that readers of Hive
     /// partitions misread, become `%XX`.
     Path,
@@ -131,6 +135,14 @@ impl Template {
         })
     }
 
+    /// The headers of a record that it uses: those of the variables that the source declares.
+    pub fn headers(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Placeholder { name: Name::Header(header), .. } => Some(header.as_str()),
+            _ => None,
+        })
+    }
+
     /// Its value, if it has no placeholder.
     pub fn constant(&self) -> Option<&str> {
         match self.parts.as_slice() {
@@ -138,6 +150,14 @@ impl Template {
             [Part::Literal(literal)] => Some(literal),
             _ => None,
         }
+    }
+
+    /// Whether records with equal headers have equal values.
+    pub fn depends_on_headers_only(&self) -> bool {
+        self.parts.iter().all(|part| match part {
+            Part::Literal(_) => true,
+            Part::Placeholder { name, .. } => matches!(name, Name::Header(_)),
+        })
     }
 
     /// A regular expression (without anchors) that every value matches, for subscriptions.
@@ -174,8 +194,10 @@ impl Template {
                             return Err(self.failed(format!("the record has no `{written}`, and there is no default")));
                         }
                     }
-                    if escape == Escape::Path {
-                        escape_path(out, start);
+                    match escape {
+                        Escape::None => {}
+                        Escape::Topic => escape_topic(out, start),
+                        Escape::Path => escape_path(out, start),
                     }
                 }
             }
@@ -332,6 +354,26 @@ fn parse_time(text: &str) -> Option<Timestamp> {
     text.parse::<DateTime>().ok()?.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
 }
 
+/// Escapes what was written since `start` as a part of a topic's name.
+fn escape_topic(out: &mut String, start: usize) {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_');
+    if out.as_bytes()[start..].iter().all(|byte| plain(*byte)) {
+        return;
+    }
+    let written = out.split_off(start);
+    let bytes = written.as_bytes();
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'A'..=b'F').contains(&byte);
+    for (index, byte) in bytes.iter().enumerate() {
+        let is_escape = matches!(bytes[index..], [b'-', b'-', high, low, ..] if is_digit(high) && is_digit(low));
+        if plain(*byte) || *byte == b'-' && !is_escape {
+            out.push(char::from(*byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(out, "--{byte:02X}");
+        }
+    }
+}
+
 /// Escapes what was written since `start` as one path segment.
 fn escape_path(out: &mut String, start: usize) {
     let plain = |byte: u8| {
@@ -392,6 +434,28 @@ mod tests {
             assert_eq!(render(template, value).as_deref(), Ok(expected), "{template}");
         }
         assert_eq!(render("{up}", r#"{"up":".."}"#).as_deref(), Ok("%2E%2E"));
+    }
+
+    #[test]
+    fn different_values_have_different_parts_of_topic_names() {
+        let values = [
+            "orders", "a$b", "a--24b", "a b", "a_b", "a.b", "a-b", "é", "a---24b", "a-$", "a--$", "a----24", "--2D",
+            "-", "--", "--2d", "日本", "a--2D24b",
+        ];
+        let escaped = values.map(|value| {
+            let mut out = "x.".to_owned();
+            out.push_str(value);
+            escape_topic(&mut out, 2);
+            assert!(out.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)), "{out}");
+            out
+        });
+        for (index, name) in escaped.iter().enumerate() {
+            assert!(!escaped[..index].contains(name), "{name}");
+        }
+        assert_eq!(escaped[..5], ["x.orders", "x.a--24b", "x.a--2D-24b", "x.a--20b", "x.a_b"]);
+        assert_eq!((escaped[6].as_str(), escaped[7].as_str()), ("x.a-b", "x.--C3--A9"));
+        let template = Template::parse("{@path}-{@topic}-{a}", &["path"]).unwrap();
+        assert_eq!(template.headers().collect::<Vec<_>>(), ["trunkline.path"]);
     }
 
     #[test]

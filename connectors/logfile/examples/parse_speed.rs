@@ -1,21 +1,24 @@
 //! Measures how many lines per second one core parses: `cargo run --release -p trunkline-logfile
-//! --example parse_speed -- FILE [PARSER]`.
+//! --example parse_speed -- FILE [PARSER [PATTERN]]`.
 //!
 //! It parses the file's lines repeatedly into one buffer, without disk and batch. PARSER is
-//! `combined` (default), `json` or `none`. Rejected lines are included and shown.
+//! `combined` by default. Rejected lines are included and shown.
 
 use std::time::{Duration, Instant};
 
-use trunkline_logfile::{CombinedVariant, ParserKind};
+use trunkline_logfile::ParserKind;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let path = arguments.next().ok_or("usage: parse_speed FILE [combined|json|none]")?;
-    let kind = match arguments.next().as_deref() {
-        None | Some("combined") => ParserKind::Combined(CombinedVariant::Combined),
-        Some("json") => ParserKind::Json,
-        Some("none") => ParserKind::None,
-        Some(other) => return Err(format!("unknown parser `{other}`: expected combined, json or none").into()),
+    let path = arguments.next().ok_or("usage: parse_speed FILE [PARSER [PATTERN]]")?;
+    let name = arguments.next().unwrap_or_else(|| "combined".to_owned());
+    let kind = match arguments.next() {
+        Some(pattern) if name == "grok" => ParserKind::grok(&pattern)?,
+        Some(pattern) => ParserKind::regex(&pattern)?,
+        None => {
+            let known = ParserKind::named().into_iter().find(|(known, _)| *known == name);
+            known.map(|(_, kind)| kind).ok_or_else(|| format!("unknown parser `{name}`"))?
+        }
     };
     let text = std::fs::read_to_string(&path)?;
     let lines: Vec<&str> = text.lines().collect();

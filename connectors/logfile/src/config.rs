@@ -1,12 +1,19 @@
 //! The options of a `logfile` source. [`OPTIONS`] declares them and is their user documentation.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::datatypes::{Field, Schema as ArrowSchema};
 use encoding_rs::Encoding;
+use regex::RegexSet;
+use trunkline_connector::Schema;
 use trunkline_connector::config::{ByteSize, Mismatch, Node, OptionSpec, Section, Value, nearest};
 
 use crate::glob::Glob;
-use crate::parser::{ParserKind, RegexParser};
+use crate::labels::{LABELS, Labels, host_name};
+use crate::multiline::Multiline;
+use crate::parser::{ParserSpec, RegexParser};
+use crate::parser_config::{multiline, parser_spec, report_pattern, then};
 
 /// The options of the connector.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -28,20 +35,145 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     ),
     OptionSpec::with_default(
         "parser",
-        "`none`, `json`, `logfmt`, `cri`, `regex`, `combined`, `vhost_combined`, `nginx_main`",
+        "`none`, or one of [Parsers](#parsers)",
         "\"none\"",
-        "`none`: the value is `{\"message\": \"..\"}`. `json`: the line is a JSON object and keeps its bytes. \
-         `logfmt`: pairs such as `level=info msg=\"it works\"`. `cri`: lines of containers in Kubernetes. \
-         `regex`: the named groups of `pattern` become string fields. `combined`: the combined log format of \
-         Apache and nginx. `vhost_combined`: with the virtual host before it. `nginx_main`: with \
-         X-Forwarded-For after it.",
+        "The format of the lines. `none`: the value is `{\"message\": \"..\"}`.",
     ),
     OptionSpec::optional(
         "pattern",
-        "regular expression",
+        "regular expression, or grok pattern",
         "none",
-        "For `parser = \"regex\"`, which requires it; it needs at least one group `(?P<name>..)`.",
+        "For `parser = \"regex\"`, with at least one group `(?P<name>..)`, and for `parser = \"grok\"`, with at least \
+         one field such as `%{IP:client}`. Both require it.",
         "'(?P<level>[A-Z]+) (?P<message>.*)'",
+    ),
+    OptionSpec::optional(
+        "patterns",
+        "table of patterns",
+        "none",
+        "For `parser = \"grok\"`: more patterns by their names. They take precedence over the standard ones.",
+        "{ ORDER_ID = '[A-Z]{2}[0-9]+' }",
+    ),
+    OptionSpec::optional(
+        "columns",
+        "list of strings",
+        "the first line of each file",
+        "For `parser = \"csv\"`: the names of the columns.",
+        "[\"time\", \"user\", \"bytes\"]",
+    ),
+    OptionSpec::optional(
+        "separator",
+        "character",
+        "`,`",
+        "For `parser = \"csv\"`: stands between two fields.",
+        "\";\"",
+    ),
+    OptionSpec::optional(
+        "pair_separator",
+        "character",
+        "white space",
+        "For `parser = \"key_value\"`: stands between two pairs.",
+        "\";\"",
+    ),
+    OptionSpec::optional(
+        "key_separator",
+        "character",
+        "`=`",
+        "For `parser = \"key_value\"`: stands between a key and its value.",
+        "\":\"",
+    ),
+    OptionSpec::optional(
+        "types",
+        "table of `string`, `int`, `float` or `bool`",
+        "strings",
+        "For `regex`, `grok`, `csv`, `logfmt` and `key_value`: the types of fields. A line with another value is \
+         rejected; an empty value and `-` are null.",
+        "{ bytes = \"int\", took = \"float\" }",
+    ),
+    OptionSpec::optional(
+        "timestamp.field",
+        "string",
+        "the time that the parser reads",
+        "Field with the time of the line. It becomes the Kafka timestamp, and is written as ISO 8601 in UTC.",
+        "\"time\"",
+    ),
+    OptionSpec::optional(
+        "timestamp.formats",
+        "list of `rfc3339`, `unix`, `unix_ms`, `unix_us`, `unix_ns` or formats of strftime",
+        "`rfc3339`",
+        "Formats of `timestamp.field`; the first one that fits is used.",
+        "[\"%d.%m.%Y %H:%M:%S\", \"unix_ms\"]",
+    ),
+    OptionSpec::optional(
+        "timestamp.zone",
+        "time zone",
+        "`UTC`",
+        "Zone of times that do not name theirs: a name such as `Europe/Berlin`, or an offset such as `+02:00`.",
+        "\"Europe/Berlin\"",
+    ),
+    OptionSpec::optional(
+        "timestamp.default_year",
+        "number",
+        "see below",
+        "Year of times without a year (`syslog` of RFC 3164, `klog`). Without it, the year is the latest one with \
+         which the time is at most a day after the last change of the file.",
+        "2026",
+    ),
+    OptionSpec::optional(
+        "then",
+        "list of tables",
+        "none",
+        "Parsers of fields, for one format inside another: each has `field`, `parser`, and the options of that parser. \
+         The field becomes an object.",
+        "[{ field = \"message\", parser = \"json\" }]",
+    ),
+    OptionSpec::with_default(
+        "partial",
+        "boolean",
+        "false",
+        "`true`: a line that does not match is not rejected. Its record has the fields before the mismatch, and the \
+         whole line as `unparsed`.",
+    ),
+    OptionSpec::optional(
+        "include_lines",
+        "list of regular expressions",
+        "all lines",
+        "Keeps only lines (or events) that match one of these. The others are counted as dropped.",
+        "[\"ERROR\", \"WARN\"]",
+    ),
+    OptionSpec::optional(
+        "exclude_lines",
+        "list of regular expressions",
+        "none",
+        "Drops lines (or events) that match one of these, and counts them as dropped.",
+        "['^DEBUG', 'GET /health']",
+    ),
+    OptionSpec::optional(
+        "labels",
+        "table of strings",
+        "none",
+        "Added to each record as the object `labels`. A line that has a field of this name keeps its own.",
+        "{ environment = \"production\" }",
+    ),
+    OptionSpec::with_default(
+        "host",
+        "boolean",
+        "false",
+        "Adds the name of the machine as `labels.host`, and as `{@host}` to templates.",
+    ),
+    OptionSpec::with_default(
+        "kubernetes",
+        "boolean",
+        "false",
+        "Adds `labels.namespace`, `labels.pod` and `labels.container` from paths below `/var/log/containers` and \
+         `/var/log/pods`, and as `{@namespace}`, `{@pod}` and `{@container}` to templates. They are null for other paths.",
+    ),
+    OptionSpec::optional(
+        "multiline",
+        "`java`, `python`, `go`, `indented`, `none`, or a table",
+        "what `parser` needs",
+        "Joins lines to events, see [Multiline](#multiline).",
+        "{ start = '^[0-9]{4}-', timeout = \"1s\" }",
     ),
     OptionSpec::with_default(
         "read_from",
@@ -117,6 +249,14 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "How long a renamed or removed file must be unchanged until it counts as finished. Lines written to it \
          later are read as long as the source keeps its descriptor, about ten minutes.",
     ),
+    OptionSpec::optional(
+        "remove_after",
+        "duration",
+        "files stay",
+        "Removes a file that was read to its end and was not changed for this long, once its lines are committed in \
+         Kafka. Empty files, files with an unfinished line and symbolic links stay.",
+        "\"1d\"",
+    ),
     OptionSpec::with_default(
         "max_open_files",
         "number",
@@ -139,8 +279,18 @@ pub struct LogfileOptions {
     pub paths: Vec<Glob>,
     /// Globs of files to leave out.
     pub exclude: Vec<Glob>,
-    /// The parser, with its pattern.
-    pub parser: ParserKind,
+    /// The parser, with its options.
+    pub parser: ParserSpec,
+    /// Lines to keep: those that match one of these.
+    pub include_lines: Option<RegexSet>,
+    /// Lines to drop.
+    pub exclude_lines: Option<RegexSet>,
+    /// What is added to each record.
+    pub labels: Labels,
+    /// Finished files are removed after this time.
+    pub remove_after: Option<Duration>,
+    /// Which lines make one event.
+    pub multiline: Option<Multiline>,
     /// Where files begin that exist at the very first start.
     pub read_from: ReadFrom,
     /// Age from which new files are skipped.
@@ -225,10 +375,16 @@ impl LogfileOptions {
     pub fn read(section: &Section<'_>) -> Option<Self> {
         section.declare(OPTIONS);
         let before = section.report.len();
+        let parser = parser(section);
         let options = Self {
             paths: globs(section, "paths", true),
             exclude: globs(section, "exclude", false),
-            parser: parser(section),
+            multiline: multiline(section, &parser.kind),
+            include_lines: line_patterns(section, "include_lines"),
+            exclude_lines: line_patterns(section, "exclude_lines"),
+            labels: labels(section, &parser),
+            remove_after: section.optional("remove_after"),
+            parser,
             read_from: section.one_of("read_from", &[("beginning", ReadFrom::Beginning), ("end", ReadFrom::End)]),
             ignore_older: section.optional("ignore_older"),
             max_line_bytes: max_line_bytes(section),
@@ -262,6 +418,51 @@ impl LogfileOptions {
     }
 }
 
+impl LogfileOptions {
+    /// The schema of the records, if it is known before the first line.
+    pub fn schema(&self) -> Option<Arc<Schema>> {
+        let schema = self.parser.schema()?;
+        let Some(labels) = self.labels.field() else { return Some(schema) };
+        let mut fields: Vec<Field> = schema.arrow().fields().iter().map(|field| field.as_ref().clone()).collect();
+        fields.push(labels);
+        Schema::new(Arc::new(ArrowSchema::new(fields))).ok().map(Arc::new)
+    }
+}
+
+fn line_patterns(section: &Section<'_>, key: &'static str) -> Option<RegexSet> {
+    let patterns: Vec<String> = section.optional(key)?;
+    let Some(Value::Array(items)) = section.table.get(key).map(|node| &node.value) else { return None };
+    let expected = "a regular expression such as `^DEBUG`";
+    for (pattern, item) in patterns.iter().zip(items) {
+        if let Err(error) = RegexParser::check(pattern) {
+            report_pattern(section, key, item, pattern, error, expected);
+        }
+    }
+    RegexSet::new(&patterns).ok().filter(|_| !patterns.is_empty())
+}
+
+fn labels(section: &Section<'_>, parser: &ParserSpec) -> Labels {
+    let labels = Labels {
+        fixed: section.optional("labels").unwrap_or_default(),
+        host: if section.value("host") { host_name() } else { None },
+        kubernetes: section.value("kubernetes"),
+    };
+    let is_taken = parser.fields().is_some_and(|fields| fields.iter().any(|field| field == LABELS));
+    if is_taken && !labels.is_empty() {
+        let key = ["labels", "host", "kubernetes"].into_iter().find(|key| section.table.get(key).is_some());
+        if let Some((key, node)) = key.and_then(|key| Some((key, section.table.get(key)?))) {
+            let mismatch = Mismatch::new("adds a field `labels`, which the parser produces, too");
+            section.mismatch(key, node, mismatch, "another name of the parser's field".to_owned());
+        }
+    }
+    labels
+}
+
+fn parser(section: &Section<'_>) -> ParserSpec {
+    let spec = parser_spec(section, "none");
+    ParserSpec { then: then(section, &spec.kind), partial: section.value("partial"), ..spec }
+}
+
 fn globs(section: &Section<'_>, key: &'static str, required: bool) -> Vec<Glob> {
     let written: Option<Vec<String>> = if required { section.required(key) } else { section.optional(key) };
     let Some(written) = written else { return Vec::new() };
@@ -282,83 +483,6 @@ fn globs(section: &Section<'_>, key: &'static str, required: bool) -> Vec<Glob> 
         }
     }
     globs
-}
-
-/// The parser's place in [`ParserKind::named`]; `None` is the parser `regex`.
-type ParserChoice = Option<usize>;
-
-/// Names of servers and formats that people write for `combined`.
-fn is_combined_by_another_name(node: &Node) -> bool {
-    const NAMES: [&str; 8] = ["nginx", "apache", "apache2", "httpd", "access", "access_log", "common", "clf"];
-    matches!(&node.value, Value::String(text) if NAMES.contains(&text.raw.to_lowercase().as_str()))
-}
-
-fn parser(section: &Section<'_>) -> ParserKind {
-    let named = ParserKind::named();
-    let places = named.iter().enumerate().map(|(place, (name, _))| (*name, Some(place)));
-    let choices: Vec<(&'static str, ParserChoice)> = places.chain([("regex", None)]).collect();
-    let choice = match section.table.get("parser") {
-        Some(node) if is_combined_by_another_name(node) => {
-            // The key counts as known.
-            let _ = section.node("parser");
-            let mismatch = Mismatch {
-                message: "has no choice of this name".to_owned(),
-                span: None,
-                help: Some(
-                    "nginx and Apache write `combined` by default; `nginx_main` is nginx's `log_format main`, and \
-                     `vhost_combined` is Apache's format with the virtual host"
-                        .to_owned(),
-                ),
-            };
-            let names: Vec<String> = choices.iter().map(|(name, _)| format!("`{name}`")).collect();
-            section.mismatch("parser", node, mismatch, format!("one of {}", names.join(", ")));
-            Some(0)
-        }
-        _ => section.one_of("parser", &choices),
-    };
-    let pattern: Option<String> = section.optional("pattern");
-    if let Some(node) = section.table.get("pattern")
-        && choice.is_some()
-    {
-        let mismatch = Mismatch::new("is set, but `parser` is not \"regex\"");
-        section.mismatch("pattern", node, mismatch, "`parser = \"regex\"`, or no `pattern`".to_owned());
-    }
-    match choice {
-        Some(place) => named.into_iter().nth(place).map_or(ParserKind::None, |(_, kind)| kind),
-        None => regex_parser(section, pattern).map_or(ParserKind::None, ParserKind::Regex),
-    }
-}
-
-fn regex_parser(section: &Section<'_>, pattern: Option<String>) -> Option<RegexParser> {
-    let Some(node) = section.table.get("pattern") else {
-        section.missing("pattern", "a regular expression with named groups, for `parser = \"regex\"`");
-        return None;
-    };
-    let pattern = pattern?;
-    match RegexParser::new(&pattern) {
-        Ok(parser) => Some(parser),
-        Err(error) => {
-            let mismatch = Mismatch {
-                message: format!("is not usable: {}", error.message),
-                span: error.at.and_then(|at| span_in_string(node, &pattern, at)),
-                help: error.help,
-            };
-            let expected = "a regular expression with named groups such as `(?P<level>[A-Z]+) (?P<message>.*)`";
-            section.mismatch("pattern", node, mismatch, expected.to_owned());
-            None
-        }
-    }
-}
-
-/// The span in the file of byte `at` of a string, if the string is written without escapes.
-fn span_in_string(node: &Node, text: &str, at: usize) -> Option<std::ops::Range<usize>> {
-    let quotes = node.span.len().checked_sub(text.len())?;
-    let opening = match quotes {
-        2 | 6 => quotes / 2,
-        _ => return None,
-    };
-    let start = node.span.start + opening + at;
-    Some(start..(start + 1).min(node.span.end))
 }
 
 /// Reports an option whose value has the right type and is not `valid`.

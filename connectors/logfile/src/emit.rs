@@ -1,17 +1,21 @@
 //! [`Emitter`]: turns lines into records or rejections.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use encoding_rs::Encoding;
+use regex::RegexSet;
 use trunkline_connector::batch::write_header;
 use trunkline_connector::{Error, Reason, Result, SourceBatch, headers};
 
 use crate::config::{LogfileOptions, Oversize};
-use crate::parser::{Event, Parser};
+use crate::labels::{ContainerNames, add_labels};
+use crate::parser::{Event, FileStart, Parser};
 use crate::reader::Line;
 use crate::text::decode;
 
 pub(crate) struct Emitter {
+    options: Arc<LogfileOptions>,
     parser: Parser,
     oversize: Oversize,
     max_line_bytes: usize,
@@ -24,31 +28,60 @@ pub(crate) struct Emitter {
 pub(crate) struct Origin<'a> {
     pub(crate) name: &'a str,
     pub(crate) ordering_key: u32,
-    /// The file's encoded headers, from [`Emitter::headers`].
-    pub(crate) headers: &'a [u8],
+    /// What all records of the file carry.
+    pub(crate) common: &'a CommonParts,
     /// Milliseconds since the Unix epoch.
     pub(crate) read_at: i64,
 }
 
+/// What all records of a file carry, encoded.
+#[derive(Debug, Default)]
+pub(crate) struct CommonParts {
+    pub(crate) headers: Vec<u8>,
+    /// A member of the value, see [`crate::labels`].
+    pub(crate) labels: Vec<u8>,
+}
+
 impl Emitter {
-    pub(crate) fn new(options: &LogfileOptions) -> Self {
+    pub(crate) fn new(options: &Arc<LogfileOptions>) -> Self {
         Self {
+            options: Arc::clone(options),
             parser: options.parser.parser(),
             oversize: options.oversize,
             max_line_bytes: options.max_line_bytes,
-            schema_id: options.parser.schema().map(|schema| schema.id().to_string()),
+            schema_id: options.schema().map(|schema| schema.id().to_string()),
             offset_text: itoa::Buffer::new(),
         }
     }
 
-    /// Encodes the headers that all records of a file carry.
-    pub(crate) fn headers(&self, name: &Arc<str>) -> Vec<u8> {
+    /// Encodes what all records of a file carry. `real` is its path without symbolic links, if it is
+    /// another one.
+    pub(crate) fn common_parts(&self, name: &Arc<str>, real: Option<&Path>) -> CommonParts {
         let mut block = Vec::new();
         write_header(&mut block, headers::PATH, Some(name.as_bytes()));
         if let Some(id) = &self.schema_id {
             write_header(&mut block, headers::SCHEMA, Some(id.as_bytes()));
         }
-        block
+        let names = ContainerNames::of(name).or_else(|| ContainerNames::of(real?.to_str()?));
+        let labels = &self.options.labels;
+        for (header, value) in labels.headers(names.as_ref()) {
+            write_header(&mut block, header, Some(value.as_bytes()));
+        }
+        CommonParts { headers: block, labels: labels.json(names.as_ref()) }
+    }
+
+    /// Whether the options keep a line.
+    fn keeps(&self, text: &str) -> bool {
+        let is_match = |set: &RegexSet| set.is_match(text);
+        self.options.include_lines.as_ref().is_none_or(is_match)
+            && !self.options.exclude_lines.as_ref().is_some_and(is_match)
+    }
+
+    /// The lines that follow are of a file that begins with `first` and was modified at `modified`,
+    /// in milliseconds since the Unix epoch.
+    pub(crate) fn begin_file(&mut self, charset: &'static Encoding, first: &[u8], modified: i64) {
+        let (first, _) = decode(charset, first, true, true);
+        self.parser.begin_file(&FileStart { first: &first, modified });
     }
 
     /// Adds a line to the batch as a record, a rejection or a dropped line. Returns whether invalid
@@ -71,16 +104,35 @@ impl Emitter {
             }
         }
         let (text, malformed) = decode(charset, line.bytes, line.offset == 0, line.oversize.is_some());
+        let header = if line.offset == 0 { self.parser.takes_header(&text) } else { Ok(false) };
+        match header {
+            Ok(is_header) if is_header || !self.keeps(&text) => {
+                out.dropped += 1;
+                return Ok(malformed);
+            }
+            Err(expected) => {
+                let reason = self.parser.reason(&text, &expected);
+                self.reject(out, origin, line, reason);
+                return Ok(malformed);
+            }
+            Ok(_) => {}
+        }
         let mut record = out.records.record();
         let mut parsed = Ok(Event::Blank);
-        record.value_with(|arena| parsed = self.parser.parse(&text, arena));
+        record.value_with(|arena| {
+            let start = arena.len();
+            parsed = self.parser.parse(&text, arena);
+            if !origin.common.labels.is_empty() && matches!(parsed, Ok(Event::Record(_))) {
+                add_labels(&origin.common.labels, arena, start);
+            }
+        });
         match parsed {
             Ok(Event::Record(time)) => {
                 let offset = self.offset_text.format(line.offset);
                 record
                     .timestamp(time.filter(|time| *time >= 0).unwrap_or(origin.read_at))
                     .ordering_key(origin.ordering_key)
-                    .header_block(origin.headers)
+                    .header_block(&origin.common.headers)
                     .header(headers::OFFSET, Some(offset.as_bytes()));
                 record.finish();
             }

@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::Compression;
 use crate::discovery::{Found, identify};
+use crate::emit::CommonParts;
 use crate::fingerprint::{ContentHash, Fingerprint, HEAD};
 use crate::input::Input;
 use crate::names::{path_text, rotation_group, text_path};
@@ -39,8 +40,13 @@ pub(crate) struct TrackedFile {
     pub(crate) stat: Stat,
     /// Its state when it was last read to its end.
     pub(crate) at_end: Option<Stat>,
-    /// It ends with bytes after the last delimiter.
+    /// It ends with bytes that were not emitted: an unfinished line, or an event that may have more
+    /// lines.
     pub(crate) has_rest: bool,
+    /// These bytes are complete lines of an event.
+    pub(crate) has_only_event: bool,
+    /// A newer file of its rotation group has lines: no line follows the event.
+    pub(crate) is_superseded: bool,
     /// A complete compressed stream was read, so its last line is complete.
     pub(crate) complete: bool,
     /// The compressed stream ends inside a member, so its last line is incomplete.
@@ -64,8 +70,12 @@ pub(crate) struct TrackedFile {
     pub(crate) continued: bool,
     /// The warnings that were logged about its content.
     pub(crate) warned: Warned,
-    /// Headers that all its records carry, encoded.
-    pub(crate) headers: Vec<u8>,
+    /// What all its records carry.
+    pub(crate) common: CommonParts,
+    /// The offset that is committed in Kafka.
+    pub(crate) committed: Option<u64>,
+    /// A failed removal was logged.
+    pub(crate) removal_failed: bool,
     /// The position must be written.
     pub(crate) moved: bool,
 }
@@ -174,6 +184,8 @@ impl TrackedFile {
             stat: found.stat,
             at_end: None,
             has_rest: false,
+            has_only_event: false,
+            is_superseded: false,
             complete: false,
             truncated_stream: false,
             resting_since: modified_instant(found.stat, now),
@@ -187,7 +199,9 @@ impl TrackedFile {
             head_at_discovery: None,
             continued: false,
             warned: Warned::default(),
-            headers: Vec::new(),
+            common: CommonParts::default(),
+            committed: None,
+            removal_failed: false,
             moved: false,
             path: found.path,
             real,
@@ -206,6 +220,7 @@ impl TrackedFile {
             read: saved.read,
             cut: saved.cut,
             at_end: saved.at_end,
+            committed: Some(saved.read.offset),
             verified: false,
             has_rest: saved.at_end.is_some_and(|stat| stat.size > saved.read.offset),
             ..Self::new(found, now)
@@ -260,6 +275,14 @@ impl TrackedFile {
     /// Whether it has not changed for `wait`.
     pub(crate) fn rested(&self, wait: Duration, now: Instant) -> bool {
         now.saturating_duration_since(self.resting_since) >= wait
+    }
+
+    /// Whether it was read to its end, its lines are committed, and it has not changed for `wait`.
+    pub(crate) fn may_be_removed(&self, wait: Duration, now: Instant) -> bool {
+        let read = self.at_end == Some(self.stat) && !self.has_rest && !self.truncated_stream && self.read.offset > 0;
+        let committed = self.committed == Some(self.read.offset) && !self.moved;
+        let in_place = self.path_state == PathState::Matched && self.real.is_none() && self.verified;
+        read && committed && in_place && self.failure.is_none() && self.rested(wait, now)
     }
 
     /// Whether its path differs from the one that its records carry.

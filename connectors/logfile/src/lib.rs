@@ -17,8 +17,11 @@ mod file;
 mod fingerprint;
 mod glob;
 mod input;
+mod labels;
+mod multiline;
 mod names;
 mod parser;
+mod parser_config;
 mod position;
 mod reader;
 mod reading;
@@ -32,8 +35,12 @@ use std::sync::Arc;
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{Placement, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
 
+use labels::LABELS;
+
 pub use config::{Compression, EndOfFile, LogfileOptions, Oversize, ReadFrom};
-pub use parser::{CombinedVariant, Event, Expected, Parser, ParserKind};
+pub use parser::{
+    CombinedVariant, CsvOptions, Event, Expected, FileStart, PairOptions, Parser, ParserKind, ParserSpec,
+};
 
 /// The connector, for the runtime's registry.
 pub struct LogfileConnector;
@@ -63,11 +70,13 @@ struct LogfileSpec {
 
 impl SourceSpec for LogfileSpec {
     fn template_variables(&self) -> &'static [&'static str] {
-        &["path"]
+        self.options.labels.template_variables()
     }
 
     fn fields(&self) -> Option<Vec<String>> {
-        self.options.parser.fields()
+        let mut fields = self.options.parser.fields()?;
+        fields.extend(self.options.labels.names().map(|name| format!("{LABELS}.{name}")));
+        Some(fields)
     }
 
     fn placement(&self) -> Placement {
@@ -75,7 +84,7 @@ impl SourceSpec for LogfileSpec {
     }
 
     fn schemas(&self) -> Vec<Arc<Schema>> {
-        self.options.parser.schema().into_iter().collect()
+        self.options.schema().into_iter().collect()
     }
 
     fn shared_data(&self, position: &[(String, Vec<u8>)]) -> Vec<String> {

@@ -22,6 +22,7 @@ use crate::config::Compression;
 use crate::decompress::{Format, MAGIC_LEN};
 use crate::fingerprint::{Fingerprint, HEAD, TAIL};
 use crate::input::{CompressedSeek, Input, RawRead, SeekOutcome};
+use crate::multiline::Multiline;
 use crate::text::Delimiter;
 
 /// A seek over more decompressed bytes than this runs in steps.
@@ -63,6 +64,19 @@ pub(crate) struct Reader {
     undecided: usize,
     /// Zero bytes that were skipped since the last [`Reader::take_skipped_zeros`].
     skipped_zeros: u64,
+    /// The event that begins at `start`, while it may continue.
+    pending: Option<PendingEvent>,
+}
+
+/// The complete lines of an event that may have more of them. They are in the buffer after `start`,
+/// so the position stays before them.
+#[derive(Debug, Clone, Copy)]
+struct PendingEvent {
+    /// Its length, with the delimiter of its last line.
+    len: usize,
+    lines: usize,
+    /// Where its last line begins, counted from the event's beginning.
+    last_line: usize,
 }
 
 struct OversizedLine {
@@ -144,6 +158,7 @@ impl Reader {
             ended: false,
             undecided: 0,
             skipped_zeros: 0,
+            pending: None,
         })))
     }
 
@@ -245,6 +260,111 @@ impl Reader {
         }
         let bytes = delimiter.trim(&self.buffer[start..end]);
         Some(limited(offset, bytes, delimiter, max_bytes))
+    }
+
+    /// The next complete event, if it has been read: a line, or several of them. An event that would
+    /// be longer than `max_bytes` or `max_lines` ends before the line that would exceed it.
+    pub(crate) fn next_event(
+        &mut self,
+        delimiter: &Delimiter,
+        max_bytes: usize,
+        multiline: Option<&Multiline>,
+    ) -> Option<Line<'_>> {
+        let Some(multiline) = multiline else { return self.next_line(delimiter, max_bytes) };
+        loop {
+            let Some(pending) = self.pending else {
+                if self.oversized.is_some() || (self.cut && !self.complete_cut_line(delimiter)) {
+                    return self.next_line(delimiter, max_bytes);
+                }
+                self.skip_hole(delimiter);
+                let found = delimiter.find(&self.buffer[self.scanned..], self.base + self.scanned as u64);
+                let end = found.map(|found| self.scanned + found);
+                let Some(end) = end.filter(|end| end - self.start <= max_bytes) else {
+                    return self.next_line(delimiter, max_bytes);
+                };
+                self.scanned = end + delimiter.len();
+                let event = PendingEvent { len: self.scanned - self.start, lines: 1, last_line: 0 };
+                self.pending = Some(event);
+                if multiline.is_complete(self.last_line(event, delimiter)) {
+                    return self.take_pending(delimiter, max_bytes);
+                }
+                continue;
+            };
+            let found = delimiter.find(&self.buffer[self.scanned..], self.base + self.scanned as u64);
+            let Some(found) = found else {
+                self.scanned = (self.buffer.len() + 1).saturating_sub(delimiter.len()).max(self.scanned);
+                if self.buffer.len() - self.start > max_bytes + delimiter.carriage_return().len() {
+                    return self.take_pending(delimiter, max_bytes);
+                }
+                return None;
+            };
+            let end = self.scanned + found;
+            if !self.pending_continues(pending, end, delimiter, max_bytes, multiline) {
+                return self.take_pending(delimiter, max_bytes);
+            }
+            self.scanned = end + delimiter.len();
+            let event =
+                PendingEvent { len: self.scanned - self.start, lines: pending.lines + 1, last_line: pending.len };
+            self.pending = Some(event);
+            if multiline.is_complete(self.last_line(event, delimiter)) {
+                return self.take_pending(delimiter, max_bytes);
+            }
+        }
+    }
+
+    /// The last line of the event that begins at `start`.
+    fn last_line(&self, event: PendingEvent, delimiter: &Delimiter) -> &[u8] {
+        delimiter.trim(&self.buffer[self.start + event.last_line..self.start + event.len - delimiter.len()])
+    }
+
+    /// Whether the line after the pending event, which ends before `end`, continues it.
+    fn pending_continues(
+        &self,
+        pending: PendingEvent,
+        end: usize,
+        delimiter: &Delimiter,
+        max_bytes: usize,
+        multiline: &Multiline,
+    ) -> bool {
+        let last = self.last_line(pending, delimiter);
+        let line = delimiter.trim(&self.buffer[self.start + pending.len..end]);
+        pending.lines < multiline.max_lines && end - self.start <= max_bytes && multiline.continues(last, line)
+    }
+
+    /// Returns the pending event.
+    fn take_pending(&mut self, delimiter: &Delimiter, max_bytes: usize) -> Option<Line<'_>> {
+        let pending = self.pending.take()?;
+        let (start, offset) = (self.start, self.offset());
+        self.before_oversized = None;
+        self.start += pending.len;
+        self.scanned = self.start;
+        let bytes = delimiter.trim(&self.buffer[start..start + pending.len - delimiter.len()]);
+        Some(limited(offset, bytes, delimiter, max_bytes))
+    }
+
+    /// Returns what is left at the end of a file: the pending event and the bytes after the last
+    /// delimiter, as one event or one after the other.
+    pub(crate) fn take_rest_event(
+        &mut self,
+        delimiter: &Delimiter,
+        max_bytes: usize,
+        multiline: Option<&Multiline>,
+    ) -> Option<Line<'_>> {
+        let (Some(pending), Some(multiline)) = (self.pending, multiline) else {
+            return self.take_rest(delimiter, max_bytes);
+        };
+        let end = self.buffer.len();
+        let has_tail = self.start + pending.len < end;
+        if !has_tail || !self.pending_continues(pending, end, delimiter, max_bytes, multiline) {
+            return self.take_pending(delimiter, max_bytes);
+        }
+        self.pending = None;
+        self.take_rest(delimiter, max_bytes)
+    }
+
+    /// Whether an event waits for more lines, and no line has begun after it.
+    pub(crate) fn has_only_event(&self) -> bool {
+        self.pending.is_some_and(|pending| self.start + pending.len == self.buffer.len())
     }
 
     /// Returns the bytes after the last delimiter, if any, as a line.

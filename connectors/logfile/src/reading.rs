@@ -10,6 +10,7 @@ use crate::config::{EndOfFile, LogfileOptions};
 use crate::discovery::identify;
 use crate::emit::{Emitter, Origin};
 use crate::file::{OpenOutcome, PathState, TrackedFile};
+use crate::multiline::Multiline;
 use crate::reader::ReadOutcome;
 use crate::text::{TextFormat, TextFormats};
 
@@ -73,20 +74,23 @@ impl LineReading {
         out: &mut SourceBatch,
         deadline: Instant,
     ) -> Result<ReadSlice> {
-        if file.headers.is_empty() {
-            file.headers = self.emitter.headers(&file.name);
+        if file.common.headers.is_empty() {
+            file.common = self.emitter.common_parts(&file.name, file.real.as_deref());
         }
         file.used = true;
         let Some(reader) = file.reader.as_mut() else { return Ok(ReadSlice::Done) };
         let origin =
-            Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
+            Origin { name: &file.name, ordering_key: file.ordering_key, common: &file.common, read_at: now_ms() };
         let (mut read_bytes, mut malformed, mut result) = (0, false, Ok(()));
         let mut format = self.formats.of(reader.first());
+        self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
+        let mut known = reader.first().len();
+        let mut multiline = multiline_of(&self.options, format);
         let end = loop {
             if out.is_full() {
                 break None;
             }
-            if let Some(line) = reader.next_line(&format.delimiter, self.options.max_line_bytes) {
+            if let Some(line) = reader.next_event(&format.delimiter, self.options.max_line_bytes, multiline) {
                 result = self.emitter.line(out, origin, format.charset, &line).map(|replaced| malformed |= replaced);
                 if result.is_err() {
                     break None;
@@ -100,6 +104,11 @@ impl LineReading {
                 Ok(ReadOutcome::Bytes(count)) => {
                     read_bytes += count;
                     format = self.formats.of(reader.first());
+                    if reader.first().len() != known {
+                        known = reader.first().len();
+                        multiline = multiline_of(&self.options, format);
+                        self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
+                    }
                     if reader.first().starts_with(UTF_32_MARK) {
                         break Some(Err(io::Error::new(io::ErrorKind::Unsupported, UTF_32)));
                     }
@@ -149,6 +158,7 @@ impl LineReading {
         let Some(reader) = file.reader.as_ref() else { return Ok(ReadSlice::Done) };
         let is_compressed = reader.is_compressed();
         file.has_rest = reader.has_rest(&self.formats.of(reader.first()).delimiter);
+        file.has_only_event = reader.has_only_event();
         if !is_compressed {
             let (_, stat) = match reader.file().metadata() {
                 Ok(metadata) => identify(&metadata),
@@ -184,19 +194,23 @@ impl LineReading {
         Ok(ReadSlice::Done)
     }
 
-    /// Emits the bytes after the last delimiter as a line. Lines emitted before keep their position
-    /// if this one stops the source.
+    /// Emits what is left at the end of a file. Lines emitted before keep their position if one of
+    /// these stops the source.
     fn emit_rest(&mut self, file: &mut TrackedFile, out: &mut SourceBatch) -> Result<()> {
         let Some(reader) = file.reader.as_mut() else { return Ok(()) };
         let format = self.formats.of(reader.first());
-        let Some(line) = reader.take_rest(&format.delimiter, self.options.max_line_bytes) else { return Ok(()) };
+        self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
         let origin =
-            Origin { name: &file.name, ordering_key: file.ordering_key, headers: &file.headers, read_at: now_ms() };
-        if let Err(error) = self.emitter.line(out, origin, format.charset, &line) {
-            file.take_back_line();
-            return Err(error);
+            Origin { name: &file.name, ordering_key: file.ordering_key, common: &file.common, read_at: now_ms() };
+        let (max_bytes, multiline) = (self.options.max_line_bytes, multiline_of(&self.options, format));
+        while let Some(line) = reader.take_rest_event(&format.delimiter, max_bytes, multiline) {
+            if let Err(error) = self.emitter.line(out, origin, format.charset, &line) {
+                file.take_back_line();
+                return Err(error);
+            }
         }
         file.has_rest = false;
+        file.has_only_event = false;
         Ok(())
     }
 
@@ -208,7 +222,12 @@ impl LineReading {
         if file.continued || (file.truncated_stream && file.path_state == PathState::Matched) {
             return false;
         }
+        let multiline = self.options.multiline.as_ref();
+        let event_is_over = multiline.is_some_and(|multiline| {
+            file.has_only_event && (file.is_superseded || file.rested(multiline.timeout, now))
+        });
         finished
+            || event_is_over
             || match self.options.eof {
                 EndOfFile::Auto => self.until_idle,
                 EndOfFile::Wait => false,
@@ -218,14 +237,16 @@ impl LineReading {
 
     /// Emits the lines that the reader of a file without a continuation still holds.
     pub(crate) fn emit_buffered(&mut self, mut file: TrackedFile, out: &mut SourceBatch) {
-        let headers = self.emitter.headers(&file.name);
-        let origin = Origin { name: &file.name, ordering_key: file.ordering_key, headers: &headers, read_at: now_ms() };
+        let common = self.emitter.common_parts(&file.name, file.real.as_deref());
+        let origin = Origin { name: &file.name, ordering_key: file.ordering_key, common: &common, read_at: now_ms() };
         let Some(reader) = &mut file.reader else { return };
         let format = self.formats.of(reader.first());
+        self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
         loop {
-            let mut line = reader.next_line(&format.delimiter, self.options.max_line_bytes);
+            let (max_bytes, multiline) = (self.options.max_line_bytes, multiline_of(&self.options, format));
+            let mut line = reader.next_event(&format.delimiter, max_bytes, multiline);
             if line.is_none() {
-                line = reader.take_rest(&format.delimiter, self.options.max_line_bytes);
+                line = reader.take_rest_event(&format.delimiter, max_bytes, multiline);
             }
             let Some(line) = line else { break };
             if self.emitter.line(out, origin, format.charset, &line).is_err() {
@@ -267,6 +288,11 @@ fn warn_about_content(
              offset. Open it with O_APPEND, or rotate it by renaming"
         );
     }
+}
+
+/// How lines are joined. Patterns need text in which ASCII is one byte, so UTF-16 is read by lines.
+fn multiline_of<'o>(options: &'o LogfileOptions, format: &TextFormat) -> Option<&'o Multiline> {
+    options.multiline.as_ref().filter(|_| format.charset.is_ascii_compatible())
 }
 
 fn now_ms() -> i64 {

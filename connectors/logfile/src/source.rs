@@ -10,7 +10,7 @@
 //! a scan makes (a file is gone, a copy continues it) are in the same batch, so that one
 //! transaction commits them together (I1).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -284,7 +284,21 @@ impl LogfileSource {
         Ok(())
     }
 
+    /// Finds the rotated files whose log has newer lines in another file: their last event is over.
+    fn mark_superseded(&mut self) {
+        if self.options.multiline.is_none() {
+            return;
+        }
+        let current = |file: &&TrackedFile| !file.is_rotated() && file.at_end != Some(file.stat);
+        let groups: HashSet<String> =
+            self.tracker.files.values().filter(current).map(|file| rotation_group(&file.name).to_owned()).collect();
+        for file in self.tracker.files.values_mut() {
+            file.is_superseded |= file.is_rotated() && groups.contains(rotation_group(&file.name));
+        }
+    }
+
     fn queue_ready(&mut self) {
+        self.mark_superseded();
         let now = Instant::now();
         let mut groups: BTreeMap<&str, Vec<&TrackedFile>> = BTreeMap::new();
         for file in self.tracker.files.values() {
@@ -329,6 +343,11 @@ impl Source for LogfileSource {
             self.tracker.files.values().filter_map(|file| file.reader.as_ref()).map(|reader| reader.memory()).sum();
         self.reservation.resize(readers + self.tracker.files.len() * TRACKED_FILE_BYTES);
         filled
+    }
+
+    fn committed(&mut self, position: &[PositionChange]) -> Result<()> {
+        self.tracker.committed(position);
+        Ok(())
     }
 
     fn lag(&self) -> SourceLag {

@@ -40,7 +40,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec::optional(
         "key",
         "table of arrays of strings",
-        "the primary key",
+        "the primary key, else a UNIQUE index whose columns are NOT NULL",
         "The columns of the record key, by `database.table`: Debezium's `message.key.columns`. The columns must identify a row (a \
          UNIQUE index whose columns are NOT NULL). Such a table is read as one without a primary key. Write `%2E` for a `.` in a name.",
         "{ \"shop.orders\" = [\"customer\", \"number\"] }",
@@ -92,6 +92,13 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "When the server has purged the binlog after the position: stop, or restart with a snapshot, which also deletes the rows \
          that it does not find.",
         "\"resnapshot\"",
+    ),
+    OptionSpec::with_default(
+        "on_malformed",
+        "`stop`, `dead_letter`",
+        "\"stop\"",
+        "A row of the binlog that cannot be decoded: stop, or reject it with its bytes and its place in the binlog (`on_error` \
+         applies), and continue. The bytes after it in its event are rejected with it if its end is unknown.",
     ),
     OptionSpec::with_default(
         "envelope",
@@ -194,6 +201,7 @@ pub(crate) struct MysqlOptions {
     pub(crate) snapshot_mode: SnapshotMode,
     pub(crate) chunk_rows: usize,
     pub(crate) on_purged: OnPurged,
+    pub(crate) on_malformed: OnMalformed,
     pub(crate) format: FormatOptions,
     pub(crate) ddl: bool,
     pub(crate) tombstones: bool,
@@ -233,6 +241,13 @@ pub(crate) enum SnapshotMode {
 pub(crate) enum OnPurged {
     Stop,
     Resnapshot,
+}
+
+/// What happens to rows of the binlog that cannot be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnMalformed {
+    Stop,
+    DeadLetter,
 }
 
 /// Output port of schema changes.
@@ -283,6 +298,8 @@ impl MysqlOptions {
             snapshot_mode: section
                 .one_of("snapshot_mode", &[("chunks", SnapshotMode::Chunks), ("exact", SnapshotMode::Exact)]),
             on_purged,
+            on_malformed: section
+                .one_of("on_malformed", &[("stop", OnMalformed::Stop), ("dead_letter", OnMalformed::DeadLetter)]),
             format: read_format(section),
             ddl: section.value("ddl"),
             tombstones: section.value("tombstones"),

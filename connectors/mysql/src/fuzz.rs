@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::conformance::configure_source;
-use trunkline_connector::{SourceBatch, SourceConnector, SourceSpec};
+use trunkline_connector::{Error, SourceBatch, SourceConnector, SourceSpec};
 
 use crate::binlog::follower::Follower;
 use crate::config::MysqlOptions;
@@ -92,8 +92,12 @@ impl SourceConnector for Capture {
 
 /// The options of a user `u` with the password `p`.
 pub(crate) fn options() -> Arc<MysqlOptions> {
+    options_with("")
+}
+
+fn options_with(more: &str) -> Arc<MysqlOptions> {
     let capture = Capture::default();
-    configure_source(&capture, "url = \"mysql://u:p@h\"\ntables = [\"*.*\"]", Path::new("/"));
+    configure_source(&capture, &format!("url = \"mysql://u:p@h\"\ntables = [\"*.*\"]\n{more}"), Path::new("/"));
     Arc::new(capture.0.into_inner().unwrap().unwrap())
 }
 
@@ -118,9 +122,25 @@ struct Fixture {
     charsets: Arc<Charsets>,
 }
 
+/// The result of reading a connection.
+#[derive(Default)]
+struct Reading {
+    records: usize,
+    /// The bytes that were rejected.
+    rejected: Vec<Vec<u8>>,
+    /// The error that stopped it before its end.
+    error: Option<Error>,
+    position: StreamPosition,
+}
+
 impl Fixture {
     /// Reads a connection. Returns the number of records, and whether it was read to its end.
     fn read(&self, flavor: ServerFlavor, connection: &[u8]) -> (usize, bool) {
+        let reading = self.read_all(flavor, connection);
+        (reading.records, reading.error.is_none())
+    }
+
+    fn read_all(&self, flavor: ServerFlavor, connection: &[u8]) -> Reading {
         let server = ServerInfo {
             charsets: Arc::clone(&self.charsets),
             flavor,
@@ -136,7 +156,7 @@ impl Fixture {
         let position = StreamPosition { processed, end: BinlogPosition::default(), partial: None, anchor: None };
         let mut follower = Follower::new(Arc::clone(&self.options), server, position).unwrap();
         let mut tracker = SnapshotTracker::new(BTreeMap::new(), []);
-        let mut records = 0;
+        let mut reading = Reading::default();
         // The compressed transaction of the corpus is larger, so it is spooled.
         let mut events = events_of(connection, 300);
         block_on(async {
@@ -144,19 +164,35 @@ impl Fixture {
                 let mut out = SourceBatch::with_limits(1 << 20, 1000);
                 let event = match events.next().await {
                     Ok(event) => event,
-                    Err(failure) => return (records, matches!(failure, ReplicationError::Closed)),
+                    Err(ReplicationError::Closed) => {
+                        reading.position = follower.position;
+                        return reading;
+                    }
+                    Err(failure) => {
+                        reading.error = Some(Error::external("fuzz.stream", format!("{failure:?}")));
+                        return reading;
+                    }
                 };
-                if follower.process(event, &mut out, &mut tracker).is_err() {
-                    return (records, false);
+                reading.error = follower.process(event, &mut out, &mut tracker).err();
+                reading
+                    .rejected
+                    .extend(out.rejected.records.iter().filter_map(|record| record.value().map(<[u8]>::to_vec)));
+                out.clear();
+                if reading.error.is_some() {
+                    return reading;
                 }
                 // Each call emits a row or is the last one.
                 while follower.has_rows() {
                     let before = follower.position.clone();
-                    if follower.emit_rows(&mut out, &mut tracker).is_err() {
-                        return (records, false);
+                    reading.error = follower.emit_rows(&mut out, &mut tracker).err();
+                    if reading.error.is_some() {
+                        return reading;
                     }
                     assert!(!follower.has_rows() || follower.position != before, "rows are never emitted");
-                    records += out.records.len();
+                    reading.records += out.records.len();
+                    reading
+                        .rejected
+                        .extend(out.rejected.records.iter().filter_map(|record| record.value().map(<[u8]>::to_vec)));
                     out.clear();
                 }
             }
@@ -304,4 +340,43 @@ fn a_compressed_transaction_that_cannot_be_unpacked_is_never_skipped() {
         events[1].truncate(cut);
         assert_eq!(fixture.read(ServerFlavor::MySql, &connection_of(&file, &events)), (0, false), "{cut}");
     }
+}
+
+#[test]
+fn rows_that_cannot_be_decoded_are_rejected_and_the_others_are_not() {
+    const ROWS: [u8; 6] = [23, 24, 25, 30, 31, 32];
+    let stops = Fixture { options: options(), charsets: charsets() };
+    let rejects = Fixture { options: options_with("on_malformed = \"dead_letter\""), charsets: charsets() };
+    let file = recorded(ServerFlavor::MariaDb, include_bytes!("../tests/corpus/mariadb.binlog"));
+    let whole = rejects.read_all(file.flavor, &connection_of(&file, &file.events));
+    assert!(whole.error.is_none() && whole.rejected.is_empty() && whole.records > 15);
+    let (mut in_rows, mut in_events, mut in_xa) = (0, 0, std::collections::BTreeSet::new());
+    for at in (0..file.events.len()).filter(|at| ROWS.contains(&file.events[*at][4])) {
+        for place in Header::LENGTH..file.events[at].len() {
+            let mut events = file.events.clone();
+            events[at][place] = if events[at][place] == 0xff { 0 } else { 0xff };
+            let connection = connection_of(&file, &events);
+            let stopped = stops.read_all(file.flavor, &connection);
+            let rejecting = rejects.read_all(file.flavor, &connection);
+            let Some(error) = stopped.error.filter(|error| error.code == "mysql.malformed") else {
+                assert!(rejecting.rejected.is_empty(), "{at}:{place}");
+                continue;
+            };
+            let is_event = error.message().contains("a rows event near");
+            // An event of an XA transaction that is not committed yet stops the source.
+            if is_event && rejecting.error.as_ref().is_some_and(|other| other.message() == error.message()) {
+                in_xa.insert(at);
+                continue;
+            }
+            // The source reads to the end, and its position covers the rejected bytes.
+            assert!(rejecting.error.is_none(), "{at}:{place}: {error}: {:?}", rejecting.error);
+            assert_eq!(rejecting.position, whole.position, "{at}:{place}");
+            let [bytes] = rejecting.rejected.as_slice() else { panic!("{at}:{place}: {}", rejecting.rejected.len()) };
+            assert!(!bytes.is_empty() && events[at].windows(bytes.len()).any(|part| part == bytes), "{at}:{place}");
+            assert!(rejecting.records >= stopped.records, "{at}:{place}");
+            in_rows += usize::from(error.message().contains("a row near"));
+            in_events += usize::from(is_event);
+        }
+    }
+    assert!(in_rows > 20 && in_events > 20 && in_xa.len() <= 2, "{in_rows} {in_events} {in_xa:?}");
 }

@@ -16,11 +16,14 @@ use crate::binlog::follower::Follower;
 use crate::binlog::history::History;
 use crate::binlog::{self, ReplicaIdentity};
 use crate::config::{MysqlOptions, OnPurged, SnapshotPolicy};
-use crate::connection::binlog_state::{binlog_end, check_contains, current_position, has_binlog_after, purged};
+use crate::connection::binlog_state::{
+    binlog_end, check_contains, current_position, gtids_before, has_binlog_after, purged,
+};
 use crate::connection::charsets::load_charsets;
 use crate::connection::logging::unlogged_changes;
 use crate::connection::query::QueryConnection;
 use crate::connection::server_info::ServerInfo;
+use crate::format::deletes;
 use crate::position::{BinlogPosition, STREAM, StoredPosition, StreamPosition, TablePosition, table_key};
 use crate::replication::BinlogEvents;
 use crate::replication::event_frame::Event;
@@ -28,7 +31,7 @@ use crate::retention::BinlogRetention;
 use crate::schema::table_name::TableName;
 use crate::snapshot::access::{self, TableAccess, access_to, check_columns};
 use crate::snapshot::describe::{self, TableDescription};
-use crate::snapshot::names::{AMBIGUOUS_FIX, UnmatchedGlob, ambiguous_names, unmatched_globs};
+use crate::snapshot::names::{UnmatchedGlob, unmatched_globs};
 use crate::snapshot::progress_log::ProgressLog;
 use crate::snapshot::reader::Reader;
 use crate::snapshot::tracker::SnapshotTracker;
@@ -91,8 +94,7 @@ struct StartingPoint {
     restarted: Vec<String>,
 }
 
-/// Warns of globs that match no table, and of tables that share a name. Rejects a server whose
-/// binlog lacks changes of the tables.
+/// Warns of globs that match no table. Rejects a server whose binlog lacks changes of the tables.
 async fn check_names(
     options: &MysqlOptions,
     queries: &mut QueryConnection,
@@ -103,9 +105,6 @@ async fn check_names(
     for UnmatchedGlob { message, fix } in unmatched_globs(options, queries, &names).await? {
         let fix = fix.unwrap_or_else(|| "the source waits for it".to_owned());
         tracing::warn!(source, code = "mysql.unmatched", "{server}: {message}; {fix}");
-    }
-    for message in ambiguous_names(&names) {
-        tracing::warn!(source, code = "mysql.ambiguous_name", "{server}: {message}; {AMBIGUOUS_FIX}");
     }
     if options.snapshot != SnapshotPolicy::Only {
         let databases: BTreeSet<String> = names.into_iter().map(|name| name.database).collect();
@@ -270,7 +269,11 @@ impl MysqlSource {
                 WaitOutcome::Event(event) => {
                     self.last_event = Instant::now();
                     self.describe_for(&event, out)?;
+                    let rotated = self.rotated_file(&event);
                     self.follower.process(event, out, &mut self.tracker)?;
+                    if let Some(file) = rotated {
+                        self.adopt_gtids(&file)?;
+                    }
                     self.describe_appeared(out)?;
                     Instant::now() >= deadline
                 }
@@ -338,6 +341,30 @@ impl MysqlSource {
         outcome.unwrap_or(Ok(WaitOutcome::Timeout))
     }
 
+    /// The file that a rotation of the binlog ends, while the position has no GTIDs.
+    fn rotated_file(&self, event: &Event) -> Option<String> {
+        const ROTATE: u8 = 4;
+        let is_rotation = event.header().event_type() == ROTATE && self.follower.lacks_gtids();
+        is_rotation.then(|| self.follower.reached().file.clone()).filter(|file| !file.is_empty())
+    }
+
+    /// Replaces a position of file and offset by GTIDs at the start of a file, once the server
+    /// gives GTIDs to all transactions. Within a file, the GTIDs before an offset are unknown.
+    fn adopt_gtids(&mut self, previous_file: &str) -> Result<()> {
+        let file = self.follower.reached().file.clone();
+        if file == previous_file || !self.follower.is_between_transactions() {
+            return Ok(());
+        }
+        if let Some(before_file) = self.runtime.block_on(gtids_before(&mut self.queries, &file))? {
+            tracing::info!(
+                source = self.options.name,
+                "the server has turned on GTIDs; the position of the source consists of GTIDs from {file} on"
+            );
+            self.follower.adopt_gtids(before_file);
+        }
+        Ok(())
+    }
+
     /// Asks the server for what the follower needs to process an event: charsets, the access to a
     /// new table, and its types.
     fn describe_for(&mut self, event: &Event, out: &mut SourceBatch) -> Result<()> {
@@ -353,7 +380,9 @@ impl MysqlSource {
             let charsets = self.follower.charsets();
             let described = describe::tables(&self.options, &mut self.queries, &charsets, Some(&name));
             let described = self.runtime.block_on(described)?.pop();
-            self.follower.set_description(name, described.as_ref().map_or(&[], |it| &it.table.columns));
+            let has_primary_key = described.as_ref().is_some_and(|it| it.has_primary_key);
+            let columns = described.as_ref().map_or(&[][..], |it| &it.table.columns);
+            self.follower.set_description(name, columns, has_primary_key);
         }
         Ok(())
     }
@@ -459,6 +488,7 @@ impl Source for MysqlSource {
         }
         out.snapshot_begins.append(&mut self.restarted);
         let mut result = self.fill_batch(out, deadline);
+        out.data_sets.extend(self.tracker.take_defined().into_iter().map(deletes::headers));
         if result.is_err() {
             // The last failure replaces the error, so that the source stops.
             result = self.count_failed_read(out).and(result);

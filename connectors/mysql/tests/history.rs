@@ -8,7 +8,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Bench, Kind, Server};
-use trunkline_connector::{Domain, PreflightIssue};
+use trunkline_connector::{Domain, Fill, PreflightIssue};
 
 fn check(options: &str) -> Vec<PreflightIssue> {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -195,6 +195,57 @@ fn a_change_of_gtid_mode_stops_the_source_with_the_remedy() {
     server.run(&inserts(&database, 9, 1));
     bench.read();
     assert_eq!(bench.take().len(), 1);
+}
+
+#[test]
+fn a_position_without_gtids_continues_with_gtids() {
+    let Some(server) = Server::start("--gtid-mode=ON_PERMISSIVE") else { return };
+    let set = |mode: &str| drop(server.run(&format!("SET GLOBAL gtid_mode = {mode}")));
+    let has_gtids = |bench: &Bench| String::from_utf8_lossy(&bench.position["stream"]).contains("\"gtids\"");
+    for stops in [false, true] {
+        let database = server.database();
+        server.run(&format!("CREATE TABLE {database}.t (id INT PRIMARY KEY)"));
+        ["ON_PERMISSIVE", "OFF_PERMISSIVE", "OFF"].into_iter().for_each(set);
+        let mut bench = Bench::new(&server.options(&format!("\"{database}.*\"")));
+        bench.max_records = 1;
+        let read = |bench: &mut Bench| {
+            // A source that stops after any record continues with the next one.
+            let begun = Instant::now();
+            loop {
+                if stops {
+                    bench.stop();
+                }
+                if bench.fill(Duration::from_millis(300)).unwrap() == Fill::CaughtUp {
+                    return;
+                }
+                assert!(begun.elapsed() < common::PATIENCE);
+            }
+        };
+        // Transactions without GTIDs and with them, in every mode on the way. GTIDs become
+        // mandatory when the source has read the others.
+        server.run(&inserts(&database, 1, 2));
+        set("OFF_PERMISSIVE");
+        server.run(&inserts(&database, 3, 2));
+        set("ON_PERMISSIVE");
+        server.run(&inserts(&database, 5, 2));
+        server.run(&format!("SET gtid_next = 'ANONYMOUS'; INSERT INTO {database}.t VALUES (7)"));
+        read(&mut bench);
+        assert!(!has_gtids(&bench), "anonymous transactions may follow");
+        set("ON");
+        server.run(&inserts(&database, 8, 2));
+        read(&mut bench);
+        assert!(has_gtids(&bench), "{}", String::from_utf8_lossy(&bench.position["stream"]));
+        // The GTIDs are the whole position.
+        bench.stop();
+        let text = String::from_utf8_lossy(&bench.position["stream"]).into_owned();
+        let executed = server.run("SELECT REPLACE(@@GLOBAL.gtid_executed, '\n', '')");
+        assert!(text.contains(&format!("\"gtids\":\"{executed}\"")), "{text} {executed}");
+        server.run("FLUSH BINARY LOGS");
+        server.run(&inserts(&database, 10, 3));
+        read(&mut bench);
+        let ids: Vec<u64> = bench.seen.iter().map(|record| record.after()["id"].as_u64().unwrap()).collect();
+        assert_eq!(ids, (1..=12).collect::<Vec<u64>>(), "stops: {stops}");
+    }
 }
 
 #[test]

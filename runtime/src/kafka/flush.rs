@@ -79,11 +79,13 @@ impl FlushSchedule {
     }
 
     /// Milliseconds to flush while the send buffer is full. Full batches are sent without a flush
-    /// and make room, but there may be no full batch.
+    /// and make room, but there may be no full batch. With more partitions than requests in flight,
+    /// several flushes are needed.
     pub(super) fn for_room(&self) -> Option<i32> {
-        let quiet = self.last_progress.elapsed();
-        let is_stuck = self.acknowledged >= self.flushed && quiet >= QUIET || quiet >= MAX_FLUSH_RETRY;
-        is_stuck.then_some(SHORT_FLUSH_MS)
+        if self.acknowledged < self.flushed {
+            return self.for_commit();
+        }
+        (self.last_progress.elapsed() >= QUIET).then_some(SHORT_FLUSH_MS)
     }
 }
 
@@ -118,5 +120,20 @@ mod tests {
         assert_eq!((schedule.for_commit(), schedule.for_room()), (Some(SHORT_FLUSH_MS), Some(SHORT_FLUSH_MS)));
         schedule.note_in_flight(0);
         assert_eq!(schedule.retry.current(), FLUSH_RETRY);
+    }
+
+    /// A flush sends five requests, so it may leave records of further partitions.
+    #[test]
+    fn a_full_buffer_is_flushed_again_after_progress() {
+        let mut schedule = FlushSchedule::new();
+        (0..10).for_each(|_| schedule.note_sent());
+        schedule.last_progress = Instant::now() + Duration::from_secs(60);
+        assert_eq!(schedule.for_room(), None);
+        schedule.note_flush();
+        schedule.last_progress = Instant::now() + Duration::from_secs(60);
+        assert_eq!(schedule.for_room(), None);
+        schedule.note_in_flight(5);
+        schedule.last_progress = Instant::now() + Duration::from_secs(60);
+        assert_eq!(schedule.for_room(), Some(SHORT_FLUSH_MS));
     }
 }

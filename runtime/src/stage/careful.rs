@@ -1,9 +1,10 @@
 //! `on_error = "stop"`: the records before the rejected one are committed, and the position is at
 //! the rejected one.
 //!
-//! A stage produces many records in one transaction, and the rejection of one ends them all. The
-//! stage then runs once more from its committed position, record by record: it commits the records
-//! before the rejected one, and ends with the same error.
+//! A source or transform produces many records in one transaction, and the rejection of one ends
+//! them all. The stage then runs once more from its committed position, record by record: it
+//! commits the records before the rejected one, and ends with the same error. Sinks have [stop
+//! points](super::sink) instead.
 
 use trunkline_connector::{Batch, RecordRef, Result};
 

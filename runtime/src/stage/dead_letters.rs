@@ -19,6 +19,8 @@ use crate::plan::OnError;
 pub(super) struct DeadLetters {
     records: Rejections,
     origins: Vec<Origin>,
+    /// The offset of the record whose rejection stops the stage.
+    stopped_at: Option<i64>,
 }
 
 /// The run that writes dead letters.
@@ -48,6 +50,8 @@ impl DeadLetters {
         let Some((first, reason)) = rejected.iter().next() else { return Ok(()) };
         match on_error {
             OnError::Stop => {
+                let offsets = rejected.iter().map(|(record, _)| record.entry().offset);
+                self.stopped_at = offsets.min().filter(|offset| *offset >= 0);
                 let message =
                     format!("`{component}` rejected {}: {} [{}]", describe(first), reason.message, reason.code);
                 return Err(Error::data(RECORD_REJECTED, format!("{message}; on_error = \"stop\"")));
@@ -70,6 +74,11 @@ impl DeadLetters {
             reason.message
         );
         Ok(())
+    }
+
+    /// The offset of the record whose rejection stops the stage, if it was read from a topic.
+    pub(super) fn stopped_at(&self) -> Option<i64> {
+        self.stopped_at
     }
 
     /// The component, the record and the reason of each dead letter.

@@ -17,6 +17,7 @@ mod names;
 mod output;
 mod partitioner;
 mod routes;
+mod shared_topics;
 mod sink;
 mod snapshot_deletes;
 mod source;

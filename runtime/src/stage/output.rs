@@ -56,7 +56,7 @@ impl Topics {
         for record in batch.iter() {
             rendered.clear();
             let is_valid =
-                topic_of(record).render(record, Escape::None, &mut rendered).is_ok() && check_topic(&rendered).is_ok();
+                topic_of(record).render(record, Escape::Topic, &mut rendered).is_ok() && check_topic(&rendered).is_ok();
             if is_valid && !self.known.contains_key(&rendered) && !unknown.contains(&rendered) {
                 unknown.insert(rendered.clone());
             }
@@ -96,32 +96,31 @@ impl Topics {
         timestamp_of: &impl Fn(RecordRef<'_>) -> Option<i64>,
         rejected: &mut Rejections,
     ) -> Result<()> {
+        // The topic of the last record: records come in runs of one topic.
+        let mut last = Destination::default();
         let mut rendered = String::new();
-        // The topic of the last record, and its partitions: records come in runs of one topic.
-        let mut last = (String::new(), 0);
         for record in batch.iter() {
             let template = topic_of(record);
-            let topic = match template.constant() {
-                Some(topic) => topic,
-                None => {
-                    rendered.clear();
-                    let named = template.render(record, Escape::None, &mut rendered).map_err(|error| error.to_string());
-                    if let Err(message) = named.and_then(|()| check_topic(&rendered)) {
-                        rejected.push(record, Reason::new("stage.topic", message));
-                        continue;
+            if !last.is_of(template, record) {
+                rendered.clear();
+                let named = template.render(record, Escape::Topic, &mut rendered).map_err(|error| error.to_string());
+                if let Err(message) = named.and_then(|()| check_topic(&rendered)) {
+                    rejected.push(record, Reason::new("stage.topic", message));
+                    continue;
+                }
+                if last.topic != rendered {
+                    if !self.known.contains_key(&rendered) {
+                        self.ensure_all(batch, topic_of)?;
                     }
-                    &rendered
+                    last.partitions = self.partitions(&rendered)?;
+                    std::mem::swap(&mut last.topic, &mut rendered);
                 }
-            };
-            if last.0 != topic {
-                if !self.known.contains_key(topic) {
-                    self.ensure_all(batch, topic_of)?;
-                }
-                last = (topic.to_owned(), self.partitions(topic)?);
+                last.template = Some(template);
+                last.headers = record.header_block();
             }
             let output = ProducerRecord {
-                topic,
-                partition: partition_of(record, last.1),
+                topic: &last.topic,
+                partition: partition_of(record, last.partitions),
                 timestamp: timestamp_of(record),
                 key: record.key(),
                 value: record.value(),
@@ -138,6 +137,25 @@ impl Topics {
             }
         }
         Ok(())
+    }
+}
+
+/// The topic of a record, its partitions, and what named it.
+#[derive(Default)]
+struct Destination<'t, 'r> {
+    topic: String,
+    partitions: i32,
+    template: Option<&'t Template>,
+    headers: &'r [u8],
+}
+
+impl Destination<'_, '_> {
+    /// Whether the template gives this topic to the record, without rendering it: rendering costs
+    /// more than the rest of a record of a table.
+    fn is_of(&self, template: &Template, record: RecordRef<'_>) -> bool {
+        self.template.is_some_and(|last| std::ptr::eq(last, template))
+            && template.depends_on_headers_only()
+            && (template.constant().is_some() || self.headers == record.header_block())
     }
 }
 

@@ -22,11 +22,9 @@ use std::io::{BufReader, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use trunkline_connector::batch::write_header;
-use trunkline_connector::{
-    Batch, Error, Escape, IncrementalSnapshots, PositionChange, RecordRef, Result, Template, io_error,
-};
+use trunkline_connector::{Batch, Error, IncrementalSnapshots, PositionChange, RecordRef, Result, Template, io_error};
 
+use super::shared_topics::topic_of_headers;
 use super::stop_signal::StopSignal;
 use crate::kafka::{Cluster, topic_reader};
 
@@ -168,19 +166,9 @@ impl Search<'_> {
 
 /// The topic of all records of a table.
 fn topic_of(topic: &Template, snapshots: &dyn IncrementalSnapshots, table: &str) -> Result<String> {
-    let mut block = Vec::new();
-    for (name, value) in snapshots.record_headers(table) {
-        write_header(&mut block, name, Some(value.as_bytes()));
-    }
-    let mut batch = Batch::default();
-    let mut record = batch.record();
-    record.header_block(&block);
-    record.finish();
-    let mut rendered = String::new();
-    let outcome = topic.render(batch.get(0), Escape::None, &mut rendered);
-    match (outcome, topic.fields().next()) {
-        (Ok(()), None) => Ok(rendered),
-        _ => Err(Error::config(
+    match topic_of_headers(topic, &snapshots.record_headers(table)) {
+        Some(topic) => Ok(topic),
+        None => Err(Error::config(
             "source.deletes_topic",
             format!(
                 "the topic `{}` depends on the records, so the rows that a table has lost cannot be found in one topic",

@@ -24,6 +24,7 @@ use super::dead_letters::{DeadLetters, RunName};
 use super::first_records;
 use super::output::Topics;
 use super::partitioner::partition_of;
+use super::shared_topics::SharedTopics;
 use super::snapshot_deletes::{PendingDeletes, Search, without_entries};
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
@@ -108,6 +109,7 @@ impl SourceStage {
             deletes,
             scratch,
             stop,
+            shared_topics: SharedTopics::default(),
         };
         for schema in self.plan.spec.schemas() {
             writer.publish_schema(&schema)?;
@@ -238,6 +240,7 @@ struct Writer<'a> {
     deletes: BTreeMap<String, PendingDeletes>,
     scratch: PathBuf,
     stop: &'a StopSignal,
+    shared_topics: SharedTopics,
 }
 
 impl Writer<'_> {
@@ -301,6 +304,9 @@ impl Writer<'_> {
 
     fn produce(&mut self, batch: &mut SourceBatch) -> Result<()> {
         self.delivered = 0;
+        for headers in std::mem::take(&mut batch.data_sets) {
+            self.shared_topics.add(&self.stage.plan.topic, &headers)?;
+        }
         if batch.is_empty() {
             return Ok(());
         }

@@ -3,9 +3,9 @@
 //! `vhost_combined` has the virtual host before it (`%v:%p`), `nginx_main` has X-Forwarded-For in
 //! double quotes after it.
 //!
-//! A line that ends after the size (the common log format) is rejected: in a combined log it is a
-//! truncated line. The address is an IP address or a host name, or several of them separated by `,
-//! ` (X-Forwarded-For in its place).
+//! `common` has no referer and no user agent. For the others, a line that ends after the size is
+//! rejected: in a combined log it is a truncated line. The address is an IP address or a host name,
+//! or several of them separated by a comma and a space (X-Forwarded-For in its place).
 //!
 //! `-` is null. The identity field is dropped, because it is obsolete. A request that is not three
 //! words is kept whole as `path`. In quoted fields `\"`, `\\` and a run of `\xHH` that makes valid
@@ -22,7 +22,8 @@ use memchr::{memchr, memchr2};
 use trunkline_connector::Schema;
 use trunkline_connector::json::write_string;
 
-use super::{Event, Expected};
+use super::time::MONTHS;
+use super::{Event, Expected, LineParser};
 
 /// Parser of the combined format.
 pub(crate) struct CombinedParser {
@@ -39,6 +40,8 @@ pub enum Variant {
     VhostCombined,
     /// With X-Forwarded-For after it.
     NginxMain,
+    /// Without referer and user agent: the common log format.
+    Common,
 }
 
 /// The last timestamp and its translation: busy logs have many lines per second.
@@ -52,8 +55,6 @@ struct Stamp {
 /// Bytes of `17/May/2015:10:05:03 +0000`.
 const STAMP_LEN: usize = 26;
 const STAMP: &str = "a time such as `[17/May/2015:10:05:03 +0000]`";
-const MONTHS: [&[u8; 3]; 12] =
-    [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
 
 /// The schema of the records. The zone is `+00:00` instead of `UTC`: readers understand an offset
 /// without a time zone database.
@@ -75,8 +76,24 @@ pub(super) fn schema(variant: Variant) -> Option<Arc<Schema>> {
         Variant::Combined => {}
         Variant::VhostCombined => fields.insert(0, text("vhost")),
         Variant::NginxMain => fields.push(text("forwarded_for")),
+        Variant::Common => fields.truncate(8),
     }
     Schema::new(Arc::new(ArrowSchema::new(fields))).ok().map(Arc::new)
+}
+
+impl LineParser for CombinedParser {
+    fn code(&self) -> &'static str {
+        match self.variant {
+            Variant::Combined => "parse.combined",
+            Variant::VhostCombined => "parse.vhost_combined",
+            Variant::NginxMain => "parse.nginx_main",
+            Variant::Common => "parse.common",
+        }
+    }
+
+    fn parse(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
+        self.parse_line(line, out)
+    }
 }
 
 impl CombinedParser {
@@ -85,7 +102,7 @@ impl CombinedParser {
     }
 
     /// Appends a line's JSON to `out`.
-    pub(crate) fn parse(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
+    fn parse_line(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
         let bytes = line.as_bytes();
         if bytes.first().is_none_or(|byte| *byte == b' ') && line.trim().is_empty() {
             return Ok(Event::Blank);
@@ -142,12 +159,16 @@ impl CombinedParser {
         let (size, at) = number(line, at, "a space and a number of bytes (or `-`)", 18)?;
         out.extend_from_slice(b",\"bytes\":");
         out.extend_from_slice(size.as_bytes());
-        let (referer, at) = quoted(line, at, "a space and a referer in double quotes")?;
-        out.extend_from_slice(b",\"referer\":");
-        write_quoted(out, referer);
-        let (agent, mut at) = quoted(line, at, "a space and a user agent in double quotes")?;
-        out.extend_from_slice(b",\"user_agent\":");
-        write_quoted(out, agent);
+        let mut at = at;
+        if self.variant != Variant::Common {
+            let (referer, agent);
+            (referer, at) = quoted(line, at, "a space and a referer in double quotes")?;
+            out.extend_from_slice(b",\"referer\":");
+            write_quoted(out, referer);
+            (agent, at) = quoted(line, at, "a space and a user agent in double quotes")?;
+            out.extend_from_slice(b",\"user_agent\":");
+            write_quoted(out, agent);
+        }
         if self.variant == Variant::NginxMain {
             let forwarded_for;
             (forwarded_for, at) = quoted(line, at, "a space and X-Forwarded-For in double quotes")?;
@@ -158,6 +179,9 @@ impl CombinedParser {
         let rest = line[at..].trim_end_matches(' ');
         if self.variant == Variant::Combined && rest.starts_with(" \"") {
             return Err(expected(at, "the end of the line; for X-Forwarded-For at the end use `nginx_main`"));
+        }
+        if self.variant == Variant::Common && rest.starts_with(" \"") {
+            return Err(expected(at, "the end of the line; with referer and user agent use `combined`"));
         }
         if !rest.is_empty() {
             return Err(expected(at, "the end of the line"));
@@ -495,11 +519,13 @@ mod tests {
         assert!(parse(Variant::NginxMain, combined).is_err() && parse(Variant::VhostCombined, combined).is_err());
         let error = parse(Variant::Combined, &format!(r#"{combined} "-""#)).unwrap_err();
         assert_eq!((error.at, error.what.contains("nginx_main")), (combined.len(), true));
-        for variant in [Variant::Combined, Variant::VhostCombined, Variant::NginxMain] {
+        let common = combined.strip_suffix(r#" "-" "ua""#).unwrap_or_else(|| panic!("{combined}"));
+        for variant in [Variant::Combined, Variant::VhostCombined, Variant::NginxMain, Variant::Common] {
             let value = match variant {
                 Variant::Combined => parse(variant, combined).unwrap(),
                 Variant::VhostCombined => vhost.clone(),
                 Variant::NginxMain => main.clone(),
+                Variant::Common => parse(variant, common).unwrap(),
             };
             let schema = schema(variant).unwrap();
             let fields: Vec<&String> = schema.arrow().fields().iter().map(|field| field.name()).collect();

@@ -4,53 +4,126 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, TimeUnit};
-use jiff::Timestamp;
+use arrow::datatypes::{DataType, Field, TimeUnit};
 use trunkline_connector::Schema;
-use trunkline_connector::json::write_string;
 
-use super::{Event, Expected};
+use super::scan::{Object, Scanner};
+use super::time::{rfc3339, write_time};
+use super::{Event, Expected, LineParser, schema_of, text, timestamp};
+
+const TIME: &str = "a time such as 2026-03-01T00:00:00.123Z";
 
 /// The columns.
 pub(super) fn schema() -> Option<Arc<Schema>> {
-    let fields = vec![
-        Field::new("timestamp", DataType::Timestamp(TimeUnit::Nanosecond, Some("+00:00".into())), true),
-        Field::new("stream", DataType::Utf8, true),
-        Field::new("partial", DataType::Boolean, true),
-        Field::new("message", DataType::Utf8, true),
-    ];
-    Schema::new(Arc::new(ArrowSchema::new(fields))).ok().map(Arc::new)
+    let partial = Field::new("partial", DataType::Boolean, true);
+    schema_of(vec![timestamp(TimeUnit::Nanosecond), text("stream"), partial, text("message")])
 }
 
-pub(super) fn parse(line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
-    if line.trim().is_empty() {
-        return Ok(Event::Blank);
+/// The parser.
+#[derive(Default)]
+pub(super) struct CriParser {
+    joined: String,
+}
+
+/// What stands before the message of a line.
+pub(super) struct Prefix<'a> {
+    pub(super) time: Result<(super::time::Instant, usize), Expected>,
+    pub(super) stream: &'a str,
+    pub(super) is_partial: bool,
+    pub(super) message_at: usize,
+}
+
+/// Reads what stands before the message.
+pub(super) fn prefix(line: &str) -> Result<Prefix<'_>, Expected> {
+    let mut scanner = Scanner::new(line);
+    let time = rfc3339(line.as_bytes()).ok_or_else(|| scanner.expected(TIME));
+    let len = scanner.until(b' ', TIME)?.len();
+    let time =
+        time.and_then(
+            |(instant, end)| {
+                if end == len { Ok((instant, end)) } else { Err(Expected { at: 0, what: TIME.to_owned() }) }
+            },
+        );
+    if let Err(expected) = &time {
+        return Err(expected.clone());
     }
-    let expected = |at: usize, what: &str| Expected { at, what: what.to_owned() };
-    let (time, rest) = line.split_once(' ').ok_or_else(|| expected(0, "a time such as 2026-03-01T00:00:00.123Z"))?;
-    let timestamp: Timestamp = time.parse().map_err(|_| expected(0, "a time such as 2026-03-01T00:00:00.123Z"))?;
-    let stream_at = time.len() + 1;
-    let (stream, rest) = rest.split_once(' ').ok_or_else(|| expected(stream_at, "`stdout` or `stderr`"))?;
+    let stream_at = scanner.at;
+    let wrong_stream = || Expected { at: stream_at, what: "`stdout` or `stderr`".to_owned() };
+    let stream = scanner.until(b' ', "`stdout` or `stderr`")?;
     if !matches!(stream, "stdout" | "stderr") {
-        return Err(expected(stream_at, "`stdout` or `stderr`"));
+        return Err(wrong_stream());
     }
-    let tags_at = stream_at + stream.len() + 1;
     // An empty message may follow the tag without a space.
-    let (tags, message) = rest.split_once(' ').unwrap_or((rest, ""));
+    let rest = scanner.rest();
+    let tags = rest.split(' ').next().unwrap_or(rest);
     let is_partial = match tags.split(':').next() {
         Some("P") => true,
         Some("F") => false,
-        _ => return Err(expected(tags_at, "`F` (a full line) or `P` (a part of one)")),
+        _ => return Err(scanner.expected("`F` (a full line) or `P` (a part of one)")),
     };
-    out.extend_from_slice(b"{\"timestamp\":\"");
-    out.extend_from_slice(timestamp.to_string().as_bytes());
-    out.extend_from_slice(b"\",\"stream\":\"");
-    out.extend_from_slice(stream.as_bytes());
-    out.extend_from_slice(if is_partial { b"\",\"partial\":true" } else { b"\",\"partial\":false" });
-    out.extend_from_slice(b",\"message\":");
-    write_string(out, message);
-    out.push(b'}');
-    Ok(Event::Record(Some(timestamp.as_millisecond())))
+    let message_at = (scanner.at + tags.len() + 1).min(line.len());
+    Ok(Prefix { time, stream, is_partial, message_at })
+}
+
+/// What [`crate::multiline`] needs of a line.
+pub(crate) struct ContainerLine<'a> {
+    pub(crate) stream: &'a [u8],
+    pub(crate) is_partial: bool,
+    pub(crate) message: &'a [u8],
+}
+
+/// Splits a line without checking its time.
+pub(crate) fn container_message(line: &[u8]) -> Option<ContainerLine<'_>> {
+    let mut words = line.splitn(4, |byte| *byte == b' ');
+    let (_, stream, tags) = (words.next()?, words.next()?, words.next()?);
+    let is_partial = match tags {
+        [b'P'] | [b'P', b':', ..] => true,
+        [b'F'] | [b'F', b':', ..] => false,
+        _ => return None,
+    };
+    Some(ContainerLine { stream, is_partial, message: words.next().unwrap_or_default() })
+}
+
+impl LineParser for CriParser {
+    fn code(&self) -> &'static str {
+        "parse.cri"
+    }
+
+    fn parse(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
+        if line.trim().is_empty() {
+            return Ok(Event::Blank);
+        }
+        // An event of several lines has a prefix in each of them.
+        let (first, more) = match memchr::memchr(b'\n', line.as_bytes()) {
+            Some(end) => (&line[..end], &line[end..]),
+            None => (line, ""),
+        };
+        let Prefix { time, stream, mut is_partial, message_at } = prefix(first)?;
+        let (instant, _) = time?;
+        let mut object = Object::new(out);
+        let time = write_time(&mut object, Some(instant), 9, 0, TIME)?;
+        object.text("stream", stream);
+        let mut message = &first[message_at..];
+        if !more.is_empty() {
+            self.joined.clear();
+            self.joined.push_str(message.trim_end_matches('\r'));
+            let mut at = first.len() + 1;
+            for part in more[1..].split('\n') {
+                let found = prefix(part).map_err(|expected| Expected { at: at + expected.at, ..expected })?;
+                if !is_partial {
+                    self.joined.push('\n');
+                }
+                is_partial = found.is_partial;
+                self.joined.push_str(part[found.message_at..].trim_end_matches('\r'));
+                at += part.len() + 1;
+            }
+            message = &self.joined;
+        }
+        object.name("partial").extend_from_slice(if is_partial { b"true" } else { b"false" });
+        object.text("message", message);
+        object.end();
+        Ok(Event::Record(Some(time)))
+    }
 }
 
 #[cfg(test)]
@@ -59,7 +132,7 @@ mod tests {
 
     fn parsed(line: &str) -> Result<(Option<i64>, String), Expected> {
         let mut out = Vec::new();
-        match parse(line, &mut out)? {
+        match CriParser::default().parse(line, &mut out)? {
             Event::Record(time) => Ok((time, String::from_utf8(out).unwrap())),
             Event::Blank => Ok((None, String::new())),
         }

@@ -2,9 +2,22 @@
 
 use serde::de::IgnoredAny;
 
-use super::{Event, Expected};
+use super::{Event, Expected, LineParser};
 
-pub(super) fn parse(line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
+/// The parser.
+pub(super) struct JsonParser;
+
+impl LineParser for JsonParser {
+    fn code(&self) -> &'static str {
+        "parse.json"
+    }
+
+    fn parse(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
+        parse(line, out)
+    }
+}
+
+fn parse(line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
     let space = [' ', '\t', '\r', '\n'];
     let object = line.trim_matches(space);
     if object.is_empty() {

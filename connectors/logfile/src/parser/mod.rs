@@ -1,23 +1,52 @@
 //! Parsers: turn a line into a record's value. Each writes JSON directly into the batch's arena.
 //! For a line that does not match, it returns what it expected at which byte; the line is rejected
 //! with its bytes.
+//!
+//! A [`ParserSpec`] is what a pipeline file configures, a [`Parser`] what runs. [`nested`] handles
+//! the parts that all formats share: parsers of fields (`then`), times in fields (`timestamp`), and
+//! records of lines that match in part (`partial`).
 
 mod combined;
 mod cri;
+mod csv;
+mod databases;
+mod docker_json;
+mod grok;
+mod grok_patterns;
+mod java;
 mod json;
+mod klog;
 mod logfmt;
+mod nested;
 mod regex;
+mod scan;
+mod server_error;
+mod syslog;
+mod time;
+mod types;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, TimeUnit};
 use trunkline_connector::json::write_string;
 use trunkline_connector::{Reason, Schema};
 
 pub(crate) use combined::CombinedParser;
 pub use combined::Variant as CombinedVariant;
-pub(crate) use regex::RegexParser;
+pub(crate) use cri::container_message;
+pub use csv::CsvOptions;
+pub(crate) use docker_json::docker_message;
+pub use logfmt::PairOptions;
+pub use nested::{Parser, ParserSpec};
+pub(crate) use nested::{TimeField, TimeOptions};
+pub(crate) use regex::{PatternError, RegexParser};
+pub(crate) use time::{TimeFormat, Zone};
+pub(crate) use types::{FieldType, FieldTypes};
 
-/// A configured parser.
+use time::Clock;
+
+/// A format of lines.
 #[derive(Debug, Clone)]
 pub enum ParserKind {
     /// `{"message": ".."}`.
@@ -25,21 +54,60 @@ pub enum ParserKind {
     /// The line is a JSON object.
     Json,
     /// Named groups of a pattern.
-    Regex(RegexParser),
+    Regex(Box<RegexParser>),
     /// Combined log format.
     Combined(CombinedVariant),
     /// Pairs of keys and values.
-    Logfmt,
-    /// Lines of containers.
-    Cri,
+    Pairs(PairOptions),
+    /// Fields between separators.
+    Csv(CsvOptions),
+    /// A format without options of its own, by its place in [`FIXED`].
+    Fixed(usize),
 }
+
+/// A format with fixed fields and without options of its own.
+pub(crate) struct Fixed {
+    name: &'static str,
+    schema: fn() -> Option<Arc<Schema>>,
+    parser: fn(Clock) -> Box<dyn LineParser>,
+}
+
+/// The formats with fixed fields, except the access logs.
+const FIXED: [Fixed; 10] = [
+    Fixed { name: "syslog", schema: syslog::schema, parser: |clock| Box::new(syslog::SyslogParser { clock }) },
+    Fixed { name: "cri", schema: cri::schema, parser: |_| Box::<cri::CriParser>::default() },
+    Fixed { name: "docker_json", schema: docker_json::schema, parser: |_| Box::<docker_json::DockerParser>::default() },
+    Fixed { name: "klog", schema: klog::schema, parser: |clock| Box::new(klog::KlogParser { clock }) },
+    Fixed { name: "java", schema: java::schema, parser: |clock| Box::new(java::JavaParser { clock }) },
+    Fixed {
+        name: "nginx_error",
+        schema: server_error::nginx_schema,
+        parser: |clock| Box::new(server_error::NginxErrorParser { clock }),
+    },
+    Fixed {
+        name: "apache_error",
+        schema: server_error::apache_schema,
+        parser: |clock| Box::new(server_error::ApacheErrorParser { clock }),
+    },
+    Fixed {
+        name: "postgres",
+        schema: databases::postgres_schema,
+        parser: |clock| Box::new(databases::PostgresParser { clock }),
+    },
+    Fixed {
+        name: "mysql_slow",
+        schema: databases::mysql_schema,
+        parser: |clock| Box::new(databases::MysqlSlowParser { clock }),
+    },
+    Fixed { name: "none", schema: || None, parser: |_| Box::new(NoParser) },
+];
 
 /// Result of parsing a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A value was written; with the time in the line, in milliseconds since the Unix epoch.
     Record(Option<i64>),
-    /// A blank line, which the format does not have: it is counted as dropped.
+    /// A line without a record, such as a blank one or a header: it is counted as dropped.
     Blank,
 }
 
@@ -52,29 +120,73 @@ pub struct Expected {
     pub what: String,
 }
 
-/// A running parser; it keeps small caches between lines.
-pub struct Parser {
-    kind: Kind,
+/// What a parser can learn from the file of the lines that follow.
+#[derive(Debug, Clone, Copy)]
+pub struct FileStart<'a> {
+    /// The beginning of the file, if it is known.
+    pub first: &'a str,
+    /// When the file was last modified, in milliseconds since the Unix epoch.
+    pub modified: i64,
 }
 
-enum Kind {
-    None,
-    Json,
-    Regex(RegexParser),
-    Combined(Box<CombinedParser>, CombinedVariant),
-    Logfmt(logfmt::LogfmtParser),
-    Cri,
+/// A running parser of one format; it keeps small caches between lines.
+pub(crate) trait LineParser: Send {
+    /// The code of a rejection.
+    fn code(&self) -> &'static str;
+
+    /// The lines that follow are of this file.
+    fn begin_file(&mut self, start: &FileStart<'_>) {
+        let _ = start;
+    }
+
+    /// Passes the first line of a file. `true` if it is no record.
+    fn first_line(&mut self, line: &str) -> Result<bool, Expected> {
+        let _ = line;
+        Ok(false)
+    }
+
+    /// Appends the JSON of a line to `out`. After an error `out` may hold some members, each of
+    /// them complete.
+    fn parse(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected>;
+}
+
+/// `parser = "none"`.
+struct NoParser;
+
+impl LineParser for NoParser {
+    fn code(&self) -> &'static str {
+        "parse.none"
+    }
+
+    fn parse(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
+        out.extend_from_slice(b"{\"message\":");
+        write_string(out, line);
+        out.push(b'}');
+        Ok(Event::Record(None))
+    }
 }
 
 impl ParserKind {
     /// The parsers that need no pattern, by their names in pipeline files.
-    pub fn named() -> [(&'static str, Self); 7] {
-        [
+    pub fn named() -> Vec<(&'static str, Self)> {
+        let fixed = |name: &str| Self::Fixed(FIXED.iter().position(|fixed| fixed.name == name).unwrap_or_default());
+        vec![
             ("none", Self::None),
             ("json", Self::Json),
-            ("logfmt", Self::Logfmt),
-            ("cri", Self::Cri),
+            ("logfmt", Self::Pairs(PairOptions::logfmt())),
+            ("key_value", Self::Pairs(PairOptions::key_value())),
+            ("csv", Self::Csv(CsvOptions::default())),
+            ("syslog", fixed("syslog")),
+            ("cri", fixed("cri")),
+            ("docker_json", fixed("docker_json")),
+            ("klog", fixed("klog")),
+            ("java", fixed("java")),
+            ("nginx_error", fixed("nginx_error")),
+            ("apache_error", fixed("apache_error")),
+            ("postgres", fixed("postgres")),
+            ("mysql_slow", fixed("mysql_slow")),
             ("combined", Self::Combined(CombinedVariant::Combined)),
+            ("common", Self::Combined(CombinedVariant::Common)),
             ("vhost_combined", Self::Combined(CombinedVariant::VhostCombined)),
             ("nginx_main", Self::Combined(CombinedVariant::NginxMain)),
         ]
@@ -82,78 +194,80 @@ impl ParserKind {
 
     /// The parser `regex` with a pattern; or why the pattern cannot be used.
     pub fn regex(pattern: &str) -> Result<Self, String> {
-        RegexParser::new(pattern).map(Self::Regex).map_err(|error| error.message)
+        let parser = RegexParser::new(pattern, &FieldTypes::new()).map_err(|error| error.message)?;
+        Ok(Self::Regex(Box::new(parser)))
+    }
+
+    /// The parser `grok` with a pattern; or why the pattern cannot be used.
+    pub fn grok(pattern: &str) -> Result<Self, String> {
+        Self::grok_with(pattern, &BTreeMap::new(), &FieldTypes::new()).map_err(|error| error.message)
+    }
+
+    pub(crate) fn grok_with(
+        pattern: &str,
+        custom: &BTreeMap<String, String>,
+        types: &FieldTypes,
+    ) -> Result<Self, PatternError> {
+        Ok(Self::Regex(Box::new(grok::compile(pattern, custom, types)?)))
     }
 
     /// The schema of the records, if it is known before the first line.
     pub fn schema(&self) -> Option<Arc<Schema>> {
         match self {
-            Self::None | Self::Json | Self::Logfmt => None,
-            Self::Cri => cri::schema(),
+            Self::None | Self::Json | Self::Pairs(_) => None,
             Self::Regex(parser) => parser.schema(),
+            Self::Csv(options) => options.schema(),
             Self::Combined(variant) => combined::schema(*variant),
+            Self::Fixed(place) => FIXED.get(*place).and_then(|fixed| (fixed.schema)()),
         }
     }
 
-    /// The fields of its records; `None` if each line decides.
-    pub fn fields(&self) -> Option<Vec<String>> {
+    /// The name of a format with fixed fields; empty for the others.
+    pub(crate) fn fixed_name(&self) -> &'static str {
         match self {
-            Self::None => Some(vec!["message".to_owned()]),
-            Self::Json | Self::Logfmt => None,
-            Self::Regex(_) | Self::Combined(_) | Self::Cri => {
-                let schema = self.schema()?;
-                Some(schema.arrow().fields().iter().map(|field| field.name().clone()).collect())
-            }
+            Self::Fixed(place) => FIXED.get(*place).map_or("", |fixed| fixed.name),
+            _ => "",
         }
     }
 
-    /// Creates the parser.
+    fn line_parser(&self, clock: Clock) -> Box<dyn LineParser> {
+        match self {
+            Self::None => Box::new(NoParser),
+            Self::Json => Box::new(json::JsonParser),
+            Self::Regex(parser) => parser.clone(),
+            Self::Pairs(options) => Box::new(logfmt::LogfmtParser::new(options)),
+            Self::Csv(options) => Box::new(csv::CsvParser::new(options)),
+            Self::Combined(variant) => Box::new(CombinedParser::new(*variant)),
+            Self::Fixed(place) => match FIXED.get(*place) {
+                Some(fixed) => (fixed.parser)(clock),
+                None => Box::new(NoParser),
+            },
+        }
+    }
+
+    /// Creates the parser, without further options.
     pub fn parser(&self) -> Parser {
-        let kind = match self {
-            Self::None => Kind::None,
-            Self::Json => Kind::Json,
-            Self::Logfmt => Kind::Logfmt(logfmt::LogfmtParser::default()),
-            Self::Cri => Kind::Cri,
-            Self::Regex(parser) => Kind::Regex(parser.clone()),
-            Self::Combined(variant) => Kind::Combined(Box::new(CombinedParser::new(*variant)), *variant),
-        };
-        Parser { kind }
+        ParserSpec::new(self.clone()).parser()
     }
 }
 
-impl Parser {
-    /// Appends the JSON of a line to `out`. After an error `out` may hold a part of it, which the
-    /// caller removes.
-    pub fn parse(&mut self, line: &str, out: &mut Vec<u8>) -> Result<Event, Expected> {
-        match &mut self.kind {
-            Kind::None => {
-                out.extend_from_slice(b"{\"message\":");
-                write_string(out, line);
-                out.push(b'}');
-                Ok(Event::Record(None))
-            }
-            Kind::Json => json::parse(line, out),
-            Kind::Regex(parser) => parser.parse(line, out),
-            Kind::Combined(parser, _) => parser.parse(line, out),
-            Kind::Logfmt(parser) => parser.parse(line, out),
-            Kind::Cri => cri::parse(line, out),
-        }
-    }
+fn schema_of(fields: Vec<Field>) -> Option<Arc<Schema>> {
+    Schema::new(Arc::new(ArrowSchema::new(fields))).ok().map(Arc::new)
+}
 
-    /// The reason of a rejection.
-    pub fn reason(&self, line: &str, expected: &Expected) -> Reason {
-        let code = match self.kind {
-            Kind::None => "parse.none",
-            Kind::Json => "parse.json",
-            Kind::Regex(_) => "parse.regex",
-            Kind::Logfmt(_) => "parse.logfmt",
-            Kind::Cri => "parse.cri",
-            Kind::Combined(_, CombinedVariant::Combined) => "parse.combined",
-            Kind::Combined(_, CombinedVariant::VhostCombined) => "parse.vhost_combined",
-            Kind::Combined(_, CombinedVariant::NginxMain) => "parse.nginx_main",
-        };
-        Reason::new(code, describe(line, expected))
-    }
+fn text(name: &str) -> Field {
+    Field::new(name, DataType::Utf8, true)
+}
+
+/// The column of the time. The zone is `+00:00` instead of `UTC`: readers understand an offset
+/// without a time zone database.
+fn timestamp(unit: TimeUnit) -> Field {
+    Field::new("timestamp", DataType::Timestamp(unit, Some("+00:00".into())), true)
+}
+
+/// The reason of a rejection.
+fn reason(code: &'static str, line: &str, expected: &Expected) -> Reason {
+    Reason::new(code, describe(line, expected))
 }
 
 /// `expected WHAT at column N, found "..."`. Columns count characters from 1, as editors do.
@@ -172,20 +286,4 @@ fn describe(line: &str, expected: &Expected) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_without_a_parser_becomes_a_message() {
-        let mut out = Vec::new();
-        assert_eq!(ParserKind::None.parser().parse("a \"b\"\t", &mut out), Ok(Event::Record(None)));
-        assert_eq!(out, br#"{"message":"a \"b\"\t"}"#);
-    }
-
-    #[test]
-    fn reasons_name_the_expected_text_and_the_column() {
-        let expected = Expected { at: 3, what: "a status".to_owned() };
-        assert_eq!(describe("äb x", &expected), "expected a status at column 3, found \" x\"");
-        assert_eq!(describe("ab", &expected), "expected a status at column 3, found the end of the line");
-    }
-}
+mod tests;

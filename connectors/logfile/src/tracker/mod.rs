@@ -31,6 +31,7 @@
 mod continuation;
 mod copies;
 mod locate;
+mod removal;
 mod retired;
 
 use std::collections::{BTreeMap, HashMap};
@@ -158,6 +159,7 @@ impl Tracker {
         let mut untracked = self.match_by_id(scan.found, now);
         self.resume_retired(&mut untracked, now);
         self.follow_absent(now);
+        self.remove_committed(now);
         self.continue_replaced(&mut untracked, &mut reconciled, now);
         while self.check_originals(&mut untracked, &mut beginnings) {}
         self.find_continuations(&mut untracked, &mut reconciled, now)?;

@@ -103,6 +103,8 @@ pub(crate) struct TestSource {
     pub(crate) rejected: Vec<SeenRejected>,
     pub(crate) dropped: u64,
     pub(crate) budget: MemoryBudget,
+    /// The source learns what is committed.
+    pub(crate) acknowledges: bool,
     source: Option<Box<dyn Source>>,
     runtime: tokio::runtime::Runtime,
 }
@@ -144,6 +146,7 @@ impl TestSource {
             rejected: Vec::new(),
             dropped: 0,
             budget: MemoryBudget::new(1 << 30),
+            acknowledges: true,
             source: None,
             runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
         }
@@ -181,6 +184,9 @@ impl TestSource {
         let mut batch = SourceBatch::with_limits(1 << 20, max_records);
         let result = self.source.as_mut().unwrap().fill(&mut batch, Instant::now() + wait);
         self.commit(&batch);
+        if self.acknowledges {
+            self.source.as_mut().unwrap().committed(&batch.position)?;
+        }
         result
     }
 

@@ -2,7 +2,7 @@
 //! every rows event. The cache decodes it again only when its bytes change, which is how a schema
 //! change becomes visible.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use trunkline_connector::{Error, Result};
@@ -50,11 +50,19 @@ pub(crate) struct TableCache {
     /// MariaDB's native types, which a table map does not identify: per table, the columns with
     /// such a type.
     native_types: HashMap<TableName, Vec<(String, ColumnType)>>,
+    /// Tables that have a primary key, among those with a key that the options hide.
+    with_primary_key: HashSet<TableName>,
 }
 
 impl TableCache {
     pub(crate) fn new(options: Arc<MysqlOptions>, dialect: Dialect) -> Self {
-        Self { options, dialect, tables: HashMap::new(), native_types: HashMap::new() }
+        Self {
+            options,
+            dialect,
+            tables: HashMap::new(),
+            native_types: HashMap::new(),
+            with_primary_key: HashSet::new(),
+        }
     }
 
     pub(crate) fn get(&self, number: u64) -> Option<&Arc<MappedTable>> {
@@ -97,20 +105,29 @@ impl TableCache {
         is_new.then(|| name.table_name())
     }
 
-    /// Whether a table map does not identify the types of all columns: MariaDB's UUID and INET
-    /// types look like BINARY. The cache needs the description of the table before
-    /// [`add`](TableCache::add).
+    /// Whether the cache needs the description of the table before [`add`](TableCache::add), because
+    /// the table map does not identify the types of all columns (MariaDB's UUID and INET types look
+    /// like BINARY), or not the kind of a key that the options hide.
     pub(crate) fn needs_description(&self, event: &[u8], charsets: &Charsets) -> bool {
-        if !self.is_mariadb() {
-            return false;
-        }
-        let map = TableMapName::read(event).map_err(Unusable::from);
-        let Ok(map) = map.and_then(|name| TableMap::read(&name, charsets, true)) else { return false };
-        map.columns.iter().zip(&map.storage).any(|(column, storage)| native_length(column, *storage).is_some())
+        let Ok(name) = TableMapName::read(event) else { return false };
+        let Ok(map) = TableMap::read(&name, charsets, self.is_mariadb()) else { return false };
+        let mut columns = map.columns.iter().zip(&map.storage);
+        self.is_mariadb() && columns.any(|(column, storage)| native_length(column, *storage).is_some())
+            || self.hides_key(&name.table_name(), &map.columns, &map.key)
+    }
+
+    /// Whether the options exclude or merge a column of a key.
+    fn hides_key(&self, table: &TableName, columns: &[Column], key: &[usize]) -> bool {
+        let filter = &self.options.columns;
+        key.iter().filter_map(|index| columns.get(*index)).any(|column| !filter.may_identify(table, &column.name))
     }
 
     /// Sets the description of a table.
-    pub(crate) fn set_description(&mut self, name: TableName, columns: &[Column]) {
+    pub(crate) fn set_description(&mut self, name: TableName, columns: &[Column], has_primary_key: bool) {
+        match has_primary_key {
+            true => self.with_primary_key.insert(name.clone()),
+            false => self.with_primary_key.remove(&name),
+        };
         let is_native =
             |column: &&Column| matches!(column.column_type, ColumnType::Uuid | ColumnType::Inet4 | ColumnType::Inet6);
         let types = columns.iter().filter(is_native).map(|column| (column.name.clone(), column.column_type.clone()));
@@ -132,6 +149,10 @@ impl TableCache {
                 column.column_type = column_type.clone();
             }
         }
+        // The key of a table map is the primary key, or without one the first UNIQUE index whose
+        // columns are NOT NULL. Such an index reveals no column that the options hide.
+        let is_hidden = self.hides_key(&table_name, &columns, &key) && !self.with_primary_key.contains(&table_name);
+        let key = if is_hidden { Vec::new() } else { key };
         let key = self.options.keys.of(&table_name, &columns)?.unwrap_or(key);
         self.options.columns.apply(&table_name, &mut columns, &key)?;
         let table = Table::new(table_name, columns, key, self.options.format)?;

@@ -96,6 +96,25 @@ pub(crate) async fn check_contains(
     Err(Error::external("mysql.behind_position", message))
 }
 
+/// The GTIDs of all transactions before a binlog file, if all transactions from its start on have
+/// GTIDs: `gtid_mode` is ON, and each change of it starts another file than the newest one.
+pub(crate) async fn gtids_before(connection: &mut QueryConnection, file: &str) -> Result<Option<GtidSet>> {
+    if connection.query_one("SELECT @@GLOBAL.gtid_mode").await?.as_deref() != Some("ON") {
+        return Ok(None);
+    }
+    // The mode was read first: a later change of it would have started another file.
+    if binlog_end(connection).await?.0.file != file || file.contains(['\'', '\\']) {
+        return Ok(None);
+    }
+    // The statement accepts no literal with a character set.
+    let events = connection.query(&format!("SHOW BINLOG EVENTS IN '{file}' LIMIT 2")).await?;
+    let text = |row: &Vec<Option<String>>, index: usize| row.get(index).cloned().flatten().unwrap_or_default();
+    match events.iter().find(|row| text(row, 2) == "Previous_gtids") {
+        Some(row) => parse_gtids(connection, ServerFlavor::MySql, &text(row, 5).replace(char::is_whitespace, "")),
+        None => Ok(None),
+    }
+}
+
 /// Whether the server still has the binlog after the position.
 pub(crate) async fn has_binlog_after(connection: &mut QueryConnection, position: &StreamPosition) -> Result<bool> {
     match &position.processed {

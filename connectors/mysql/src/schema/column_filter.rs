@@ -70,6 +70,16 @@ impl ColumnFilter {
         Ok(())
     }
 
+    /// Whether a column is included by itself, and no mask merges its values.
+    pub(crate) fn may_identify(&self, table: &TableName, column: &str) -> bool {
+        let any = |globs: &[Glob]| globs.iter().any(|glob| glob.matches(table, column));
+        let is_restricted = self.included.iter().any(|glob| glob.matches_table(table));
+        let mask = self.masks.iter().find(|(globs, _)| any(globs)).map(|(_, mask)| &**mask);
+        (!is_restricted || any(&self.included))
+            && !any(&self.excluded)
+            && mask.is_none_or(|mask| matches!(mask, Mask::Hash { .. }))
+    }
+
     /// Sets the mode of each column of a table. Columns of the key (indices) are always included,
     /// because they identify the record.
     pub(crate) fn apply(&self, table: &TableName, columns: &mut [Column], key: &[usize]) -> Result<()> {

@@ -17,6 +17,11 @@ impl RecordKeys {
         self.0.insert(table, columns);
     }
 
+    /// Whether the configuration names the key of a table.
+    pub(crate) fn is_named(&self, table: &TableName) -> bool {
+        self.0.contains_key(table)
+    }
+
     /// The indices of a table's key columns, if the configuration names them.
     pub(crate) fn of(&self, table: &TableName, columns: &[Column]) -> Result<Option<Vec<usize>>> {
         let Some(names) = self.0.get(table) else { return Ok(None) };

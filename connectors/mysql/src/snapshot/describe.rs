@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use trunkline_connector::{Error, Result};
 
+use super::select::quoted_table;
 use crate::config::MysqlOptions;
 use crate::connection::charsets::load_charsets;
 use crate::connection::query::{QueryConnection, TextRows};
@@ -34,6 +35,8 @@ pub(crate) struct TableDescription {
     pub(crate) table: Arc<Table>,
     /// The columns of the key, in the key's order.
     pub(crate) key: Vec<KeyColumn>,
+    /// The key is the primary key; otherwise it is the columns of a UNIQUE index, or empty.
+    pub(crate) has_primary_key: bool,
     /// The server computes some columns in the session that reads them.
     pub(crate) has_virtual_columns: bool,
     /// Indices of CHAR columns, which a session may pad.
@@ -61,6 +64,55 @@ struct Columns {
     orders: Vec<KeyColumn>,
     has_virtual: bool,
     chars: Vec<usize>,
+    /// The columns by which the server identifies rows.
+    identifying: Vec<String>,
+}
+
+/// The indexes of a table that may be its key.
+#[derive(Default)]
+struct Indexes {
+    primary: Vec<String>,
+    /// The other UNIQUE indexes: their names and columns.
+    unique: BTreeMap<String, Vec<String>>,
+}
+
+impl Indexes {
+    /// The names of the UNIQUE indexes with exactly these columns.
+    fn named(&self, columns: &[String]) -> Vec<&String> {
+        let has_all = |index: &Vec<String>| index.iter().all(|column| columns.contains(column));
+        let is_same = |index: &&Vec<String>| index.len() == columns.len() && has_all(index);
+        self.unique.iter().filter(|(_, index)| is_same(index)).map(|(name, _)| name).collect()
+    }
+}
+
+/// The columns of a table's key. A table without a primary key has the key that the server gives
+/// it, and writes to its table maps: the first UNIQUE index whose columns are NOT NULL, which
+/// `information_schema` marks as primary. As in Debezium, it is the key of the table's records.
+async fn key_of(
+    options: &MysqlOptions,
+    connection: &mut QueryConnection,
+    name: &TableName,
+    indexes: &Indexes,
+    identifying: &[String],
+) -> Result<Vec<String>> {
+    if options.keys.is_named(name) || !indexes.primary.is_empty() {
+        return Ok(indexes.primary.clone());
+    }
+    if identifying.iter().any(|column| !options.columns.may_identify(name, column)) {
+        return Ok(Vec::new());
+    }
+    let found = indexes.named(identifying);
+    let index = match found.as_slice() {
+        // Several indexes have these columns in another order. The server lists the first one
+        // first.
+        [_, _, ..] => {
+            let rows = connection.query(&format!("SHOW INDEX FROM {}", quoted_table(name))).await?;
+            let names = rows.iter().filter_map(|row| row.get(2).cloned().flatten());
+            names.into_iter().find(|name| found.contains(&name))
+        }
+        only => only.first().map(|name| (*name).clone()),
+    };
+    Ok(index.and_then(|index| indexes.unique.get(&index).cloned()).unwrap_or_default())
 }
 
 /// All captured tables, or one of them.
@@ -70,27 +122,30 @@ pub(crate) async fn tables(
     charsets: &Charsets,
     only: Option<&TableName>,
 ) -> Result<Vec<Arc<TableDescription>>> {
-    let mut keys = read_keys(connection, only).await?;
+    let mut indexes = read_indexes(connection, only).await?;
     let columns = read_columns(options, connection, charsets, only).await?;
-    columns
-        .into_iter()
-        .map(|(name, described)| {
-            let Columns { mut columns, orders, has_virtual, chars } = described;
-            let key = keys.remove(&name).unwrap_or_default();
-            let index = |key: &String| columns.iter().position(|column| column.name == *key);
-            let key: Vec<usize> = key.iter().filter_map(index).collect();
-            let key_columns = key.iter().filter_map(|index| orders.get(*index).cloned()).collect();
-            let named = options.keys.of(&name, &columns)?;
-            let has_named_key = named.is_some();
-            let key = named.unwrap_or(key);
-            options.columns.apply(&name, &mut columns, &key)?;
-            let table = Table::new(name, columns, key, options.format)?;
-            let table = Arc::new(if has_named_key { table.without_order() } else { table });
-            let description =
-                TableDescription { table, key: key_columns, has_virtual_columns: has_virtual, char_columns: chars };
-            Ok(Arc::new(description))
-        })
-        .collect()
+    let mut descriptions = Vec::with_capacity(columns.len());
+    for (name, described) in columns {
+        let Columns { mut columns, orders, has_virtual, chars, identifying } = described;
+        let indexes = indexes.remove(&name).unwrap_or_default();
+        let key = key_of(options, connection, &name, &indexes, &identifying).await?;
+        let index = |key: &String| columns.iter().position(|column| column.name == *key);
+        let key: Vec<usize> = key.iter().filter_map(index).collect();
+        let key_columns = key.iter().filter_map(|index| orders.get(*index).cloned()).collect();
+        let named = options.keys.of(&name, &columns)?;
+        let has_named_key = named.is_some();
+        let key = named.unwrap_or(key);
+        options.columns.apply(&name, &mut columns, &key)?;
+        let table = Table::new(name, columns, key, options.format)?;
+        descriptions.push(Arc::new(TableDescription {
+            table: Arc::new(if has_named_key { table.without_order() } else { table }),
+            key: key_columns,
+            has_primary_key: !indexes.primary.is_empty(),
+            has_virtual_columns: has_virtual,
+            char_columns: chars,
+        }));
+    }
+    Ok(descriptions)
 }
 
 /// The condition that selects the described tables.
@@ -104,23 +159,27 @@ fn filter(prefix: &str, only: Option<&TableName>) -> String {
     }
 }
 
-/// The columns of primary keys, in the key's order.
-async fn read_keys(
+/// The UNIQUE indexes of tables, with their columns in the index's order.
+async fn read_indexes(
     connection: &mut QueryConnection,
     only: Option<&TableName>,
-) -> Result<BTreeMap<TableName, Vec<String>>> {
+) -> Result<BTreeMap<TableName, Indexes>> {
     let sql = format!(
-        "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME FROM information_schema.STATISTICS WHERE INDEX_NAME = 'PRIMARY' AND {} \
-         ORDER BY TABLE_SCHEMA, TABLE_NAME, SEQ_IN_INDEX",
+        "SELECT TABLE_SCHEMA, TABLE_NAME, INDEX_NAME, COLUMN_NAME FROM information_schema.STATISTICS WHERE NON_UNIQUE = 0 AND {} \
+         ORDER BY TABLE_SCHEMA, TABLE_NAME, INDEX_NAME, SEQ_IN_INDEX",
         filter("", only)
     );
-    let mut keys: BTreeMap<TableName, Vec<String>> = BTreeMap::new();
+    let mut tables: BTreeMap<TableName, Indexes> = BTreeMap::new();
     for row in connection.query(&sql).await? {
-        if let [Some(database), Some(table), Some(column)] = row.as_slice() {
-            keys.entry(TableName::new(database, table)).or_default().push(column.clone());
+        // A part that is an expression has no column. The server never marks it as primary.
+        let [Some(database), Some(table), Some(index), Some(column)] = row.as_slice() else { continue };
+        let indexes = tables.entry(TableName::new(database, table)).or_default();
+        match index.as_str() {
+            "PRIMARY" => indexes.primary.push(column.clone()),
+            _ => indexes.unique.entry(index.clone()).or_default().push(column.clone()),
         }
     }
-    Ok(keys)
+    Ok(tables)
 }
 
 async fn read_columns(
@@ -131,7 +190,7 @@ async fn read_columns(
 ) -> Result<BTreeMap<TableName, Columns>> {
     let sql = format!(
         "SELECT c.TABLE_SCHEMA, c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.COLUMN_TYPE, c.IS_NULLABLE, c.NUMERIC_PRECISION, c.NUMERIC_SCALE, \
-         c.DATETIME_PRECISION, c.CHARACTER_SET_NAME, c.COLLATION_NAME, c.EXTRA FROM information_schema.COLUMNS c JOIN information_schema.TABLES t \
+         c.DATETIME_PRECISION, c.CHARACTER_SET_NAME, c.COLLATION_NAME, c.EXTRA, c.COLUMN_KEY FROM information_schema.COLUMNS c JOIN information_schema.TABLES t \
          ON t.TABLE_SCHEMA = c.TABLE_SCHEMA AND t.TABLE_NAME = c.TABLE_NAME WHERE t.TABLE_TYPE = 'BASE TABLE' AND {} \
          ORDER BY c.TABLE_SCHEMA, c.TABLE_NAME, c.ORDINAL_POSITION",
         filter("c.", only)
@@ -160,6 +219,9 @@ async fn read_columns(
         })?;
         let described = tables.entry(table).or_default();
         described.has_virtual |= text(11).is_some_and(|extra| extra.contains("VIRTUAL GENERATED"));
+        if text(12) == Some("PRI") {
+            described.identifying.push(name.to_owned());
+        }
         if data_type == "char" {
             described.chars.push(described.columns.len());
         }

@@ -182,10 +182,10 @@ impl Snapshot {
                 tracing::warn!(
                     source,
                     code = "mysql.key_changed",
-                    "the primary key of {} changed during its snapshot (now: {}), which restarts; its topic also has records with \
-                     the previous key",
+                    "the key of {} changed during its snapshot (now: {}), which restarts; its topic also has records with the \
+                     previous key",
                     table.name,
-                    key.join(", ")
+                    if key.is_empty() { "none".to_owned() } else { key.join(", ") }
                 );
                 tracker.restart(table, out)?;
             }

@@ -60,6 +60,8 @@ pub(crate) struct SnapshotTracker {
     gone: HashSet<TableName>,
     /// Tables that appeared without a creation in the stream, and were not described yet.
     appeared: BTreeSet<TableName>,
+    /// Tables that were defined since the caller took them.
+    defined: BTreeSet<TableName>,
     window: Option<ChunkWindow>,
     /// The source takes no snapshots, so tables have no positions.
     is_disabled: bool,
@@ -78,8 +80,8 @@ impl SnapshotTracker {
         positions: BTreeMap<TableName, TablePosition>,
         known: impl IntoIterator<Item = Arc<Table>>,
     ) -> Self {
-        let known = known.into_iter().map(|table| (table.name.clone(), table)).collect();
-        Self { positions, known, ..Self::default() }
+        let known: HashMap<_, _> = known.into_iter().map(|table| (table.name.clone(), table)).collect();
+        Self { positions, defined: known.keys().cloned().collect(), known, ..Self::default() }
     }
 
     /// Plans the snapshot of every known table that is not done; or, unless `all`, of requested
@@ -160,7 +162,14 @@ impl SnapshotTracker {
 
     /// Sets the current definition of a table.
     pub(crate) fn define(&mut self, table: &Arc<Table>) {
-        self.known.insert(table.name.clone(), Arc::clone(table));
+        if self.known.insert(table.name.clone(), Arc::clone(table)).is_none() {
+            self.defined.insert(table.name.clone());
+        }
+    }
+
+    /// The tables that are new since the last call.
+    pub(crate) fn take_defined(&mut self) -> BTreeSet<TableName> {
+        std::mem::take(&mut self.defined)
     }
 
     /// Whether a table of the stream was not described since the source opened. The user may lack

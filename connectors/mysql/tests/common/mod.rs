@@ -228,6 +228,8 @@ pub(crate) struct Bench {
     pub(crate) rejected: Vec<(Seen, String)>,
     pub(crate) dropped: u64,
     pub(crate) schemas: BTreeMap<String, String>,
+    /// The tables that the source has announced.
+    pub(crate) data_sets: Vec<Vec<(&'static str, String)>>,
     source: Option<Box<dyn Source>>,
     runtime: tokio::runtime::Runtime,
 }
@@ -246,6 +248,7 @@ impl Bench {
             rejected: Vec::new(),
             dropped: 0,
             schemas: BTreeMap::new(),
+            data_sets: Vec::new(),
             source: None,
             runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap(),
         }
@@ -334,6 +337,7 @@ impl Bench {
             self.rejected.push((seen(record), reason.code.clone()));
         }
         self.dropped += batch.dropped;
+        self.data_sets.extend(batch.data_sets.iter().cloned());
         for change in &batch.position {
             match &change.value {
                 Some(value) => self.position.insert(change.key.clone(), value.clone()),

@@ -195,7 +195,11 @@ impl IdempotentCommitter {
             if !rejected.is_empty() {
                 let own = part.counters.of(&plan.name);
                 own.out -= (rejected.len() as u64).min(own.out);
-                part.dead_letters.route_rejections(&plan.name, "TASK_PUT", plan.on_error, &rejected, own)?;
+                let routed = part.dead_letters.route_rejections(&plan.name, "TASK_PUT", plan.on_error, &rejected, own);
+                if let Some(offset) = part.dead_letters.stopped_at() {
+                    transactions.rejected_at.get_or_insert((partition.clone(), offset));
+                }
+                routed?;
             }
             part.state = PartState::Acknowledged;
             self.timer.mark_pending();

@@ -14,6 +14,7 @@ mod committer;
 mod delivery_pool;
 mod idempotent;
 mod partition_state;
+mod stop_points;
 mod transactions;
 mod two_phase;
 
@@ -29,9 +30,10 @@ use self::bounds::Throttle;
 use self::committer::{Assignment, Committer};
 use self::idempotent::IdempotentCommitter;
 use self::partition_state::{PartitionState, time_in_topic};
+use self::stop_points::{Rejected, StopPoints};
 use self::transactions::Transactions;
 use self::two_phase::TwoPhaseCommitter;
-use super::careful::{Mark, RECORD_REJECTED, run_until_rejection, single};
+use super::careful::{Mark, RECORD_REJECTED, single};
 use super::first_records;
 use super::lag::LagReport;
 use super::routes::Routes;
@@ -79,18 +81,23 @@ pub struct SinkStage {
 
 impl Stage for SinkStage {
     fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
-        run_until_rejection(stop, |one_by_one| self.run_once(context, stop, status, one_by_one))
+        StopPoints::run(stop, |points| {
+            let mut rejected = None;
+            let outcome = self.run_once(context, stop, status, points, &mut rejected);
+            (outcome, rejected)
+        })
     }
 }
 
 impl SinkStage {
-    /// Runs from the committed offsets. `one_by_one`: each record is processed separately.
+    /// Runs from the committed offsets. `rejected` receives the place of a rejection that stops it.
     fn run_once(
         &self,
         context: &WorkerContext,
         stop: &StopSignal,
         status: &StageStatus,
-        one_by_one: bool,
+        points: &StopPoints,
+        rejected: &mut Option<Rejected>,
     ) -> Result<()> {
         let component = context.names.component(&self.pipeline, &self.plan.name);
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
@@ -126,11 +133,13 @@ impl SinkStage {
             rejected: Rejections::default(),
             reserved: context.budget.empty(),
             transactions: Transactions::new(self, context, stop, status, producer, consumer),
-            one_by_one,
+            points,
             delivered: 0,
             throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate).map(Throttle::new),
         };
-        task.run()?;
+        let outcome = task.run();
+        *rejected = task.transactions.rejected_at.take();
+        outcome?;
         task.transactions.consumer.leave();
         Ok(())
     }
@@ -142,7 +151,7 @@ struct SinkTask<'a> {
     routes: Routes,
     rejected: Rejections,
     reserved: Reservation,
-    one_by_one: bool,
+    points: &'a StopPoints,
     /// The records that the last batch became and that were written.
     delivered: u64,
     /// Limits the speed of a replay.
@@ -175,8 +184,10 @@ impl SinkTask<'_> {
                     self.committer.flush(&mut self.transactions)?;
                     return Err(error);
                 }
-                if self.one_by_one {
+                if self.points.one_by_one {
                     self.process_one_by_one(partition, batch)?;
+                } else if let Some(parts) = self.points.split(partition, batch) {
+                    self.process_parts(partition, parts)?;
                 } else {
                     self.process(partition, batch)?;
                 }
@@ -233,6 +244,16 @@ impl SinkTask<'_> {
         Ok(kept)
     }
 
+    /// Commits the records before a stop point, and then the record of the stop point alone. If it
+    /// is rejected again, the position is at it.
+    fn process_parts(&mut self, partition: &TopicPartition, [mut before, mut at, mut after]: [Batch; 3]) -> Result<()> {
+        self.process(partition, &mut before)?;
+        self.committer.flush(&mut self.transactions)?;
+        self.process(partition, &mut at)?;
+        self.committer.flush(&mut self.transactions)?;
+        self.process(partition, &mut after)
+    }
+
     /// Processes each record separately. If one is rejected and stops the stage, the records before
     /// it are committed.
     fn process_one_by_one(&mut self, partition: &TopicPartition, batch: &Batch) -> Result<()> {
@@ -270,18 +291,23 @@ impl SinkTask<'_> {
         let mut waited: Option<Duration> = None;
         failpoint!("sink.write.before")?;
         let chain = self.routes.chain(&partition.topic)?;
-        chain.run(batch, &mut state.pending, &mut state.dead_letters, &mut |out, counters, dead_letters| {
-            rejected.clear();
-            committer.write(partition, out, rejected).map_err(|error| error.context(format!("sink `{name}`")))?;
-            *delivered += (out.len() - rejected.len()) as u64;
-            if out.len() > rejected.len() {
-                waited.get_or_insert_with(|| time_in_topic(out.get(0)));
-            }
-            let own = counters.of(name);
-            own.records_in += out.len() as u64;
-            own.out += (out.len() - rejected.len()) as u64;
-            dead_letters.route_rejections(name, "TASK_PUT", on_error, rejected, own)
-        })?;
+        let outcome =
+            chain.run(batch, &mut state.pending, &mut state.dead_letters, &mut |out, counters, dead_letters| {
+                rejected.clear();
+                committer.write(partition, out, rejected).map_err(|error| error.context(format!("sink `{name}`")))?;
+                *delivered += (out.len() - rejected.len()) as u64;
+                if out.len() > rejected.len() {
+                    waited.get_or_insert_with(|| time_in_topic(out.get(0)));
+                }
+                let own = counters.of(name);
+                own.records_in += out.len() as u64;
+                own.out += (out.len() - rejected.len()) as u64;
+                dead_letters.route_rejections(name, "TASK_PUT", on_error, rejected, own)
+            });
+        if let Some(offset) = state.dead_letters.stopped_at() {
+            self.transactions.rejected_at = Some((partition.clone(), offset));
+        }
+        outcome?;
         if let Some(waited) = waited {
             state.mark_buffered(waited);
         }

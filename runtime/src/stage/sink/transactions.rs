@@ -12,6 +12,7 @@ use std::time::Instant;
 use trunkline_connector::{Domain, Error, Result, Retry, Schema, TopicPartition};
 
 use super::partition_state::PartitionState;
+use super::stop_points::Rejected;
 use super::{POLL, SinkStage};
 use crate::checkpoint::{IntentRecord, Intents};
 use crate::kafka::{GroupConsumer, TransactionalProducer};
@@ -36,6 +37,8 @@ pub(super) struct Transactions<'a> {
     intents: Intents,
     topics: Topics,
     commit_in_doubt: bool,
+    /// The place of the rejection that stops the sink.
+    pub(super) rejected_at: Option<Rejected>,
 }
 
 impl<'a> Transactions<'a> {
@@ -60,6 +63,7 @@ impl<'a> Transactions<'a> {
             component,
             topics: Topics::new(context, None),
             commit_in_doubt: false,
+            rejected_at: None,
         }
     }
 

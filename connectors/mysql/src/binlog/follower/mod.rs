@@ -10,6 +10,7 @@
 //! the server sends it again after a restart. Without GTIDs the follower cannot request that, so a
 //! prepared transaction stops the source.
 
+mod rejected;
 mod rows;
 mod statements;
 
@@ -27,8 +28,9 @@ use crate::decode::Malformed;
 use crate::decode::table_map::{TableMapName, collations_of};
 use crate::format::envelope::{Emitter, SourceBlock};
 use crate::format::schemas::{definition_schema, marker_schema};
+use crate::format::table::Table;
 use crate::format::transaction_metadata::{MarkerFormat, TransactionMetadata};
-use crate::gtid::Gtid;
+use crate::gtid::{Gtid, GtidSet};
 use crate::position::{
     AnchorTransaction, BinlogAnchor, BinlogPosition, PartialTransaction, StreamPosition, StreamState,
 };
@@ -205,8 +207,8 @@ impl Follower {
     }
 
     /// Sets the description of a table.
-    pub(crate) fn set_description(&mut self, name: TableName, columns: &[Column]) {
-        self.tables.set_description(name, columns);
+    pub(crate) fn set_description(&mut self, name: TableName, columns: &[Column], has_primary_key: bool) {
+        self.tables.set_description(name, columns, has_primary_key);
     }
 
     pub(crate) fn charsets(&self) -> Arc<Charsets> {
@@ -236,7 +238,7 @@ impl Follower {
                     transaction.query = Some(String::from_utf8_lossy(text).into());
                 }
             }
-            ParsedEvent::Rows(kind) => self.open_rows(event, kind)?,
+            ParsedEvent::Rows(kind) => self.open_rows(event, kind, out)?,
             ParsedEvent::XaPrepare { one_phase } => self.prepare(one_phase, out)?,
             ParsedEvent::Incident => {
                 let message = "the server lost events here; create a source with another name";
@@ -250,10 +252,33 @@ impl Follower {
     fn map_table(&mut self, event: &Event, out: &mut SourceBatch, tracker: &mut SnapshotTracker) -> Result<()> {
         let mapped = self.tables.add(event.data(), &self.server.charsets)?;
         if let Some(captured) = mapped.as_ref().and_then(|mapped| mapped.captured.as_ref()) {
-            out.schemas.push(Arc::clone(&captured.table.schema));
-            tracker.define(&captured.table);
+            let table = &captured.table;
+            if let Some(before) = tracker.known(&table.name).filter(|before| !before.key_names().eq(table.key_names()))
+            {
+                self.warn_changed_key(&before, table);
+            }
+            out.schemas.push(Arc::clone(&table.schema));
+            tracker.define(table);
         }
         Ok(())
+    }
+
+    /// Warns that the records of a table have another key from here on.
+    fn warn_changed_key(&self, before: &Table, now: &Table) {
+        let names = |table: &Table| match table.key.is_empty() {
+            true => "no key".to_owned(),
+            false => format!("the key {}", table.key_names().collect::<Vec<_>>().join(", ")),
+        };
+        let BinlogPosition { file, pos } = &self.reached;
+        tracing::warn!(
+            source = self.options.name,
+            code = "mysql.key_changed",
+            "the records of {} have {} from {file}:{pos} on, and {} in the table's other records: its topic has both, and the order \
+             of a row's records is kept only within each; `key` names the columns of a key that stays",
+            now.name,
+            names(now),
+            names(before)
+        );
     }
 
     /// Skips an event of a transaction that is processed already, up to its end.
@@ -288,6 +313,18 @@ impl Follower {
             full += HALF;
         }
         self.reached.pos = self.reached.pos.max(full);
+    }
+
+    /// Whether the position is a file and an offset, although the server may have GTIDs.
+    pub(crate) fn lacks_gtids(&self) -> bool {
+        self.position.processed.is_none()
+    }
+
+    /// Continues with GTIDs: all transactions before the current file, at whose start the follower
+    /// is, are processed.
+    pub(crate) fn adopt_gtids(&mut self, before_file: GtidSet) {
+        self.position.processed = Some(before_file);
+        self.position.end = self.reached.clone();
     }
 
     /// Notes the creation of the current file.

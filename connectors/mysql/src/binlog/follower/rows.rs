@@ -1,10 +1,13 @@
 //! Rows events. A batch may end after any row.
 
-use trunkline_connector::{Result, SourceBatch};
+use std::sync::Arc;
 
+use trunkline_connector::{Error, Result, SourceBatch};
+
+use super::rejected::remove_records_after;
 use super::{Follower, OpenRows};
 use crate::binlog::parse::RowsKind;
-use crate::binlog::table_cache::CapturedTable;
+use crate::binlog::table_cache::{CapturedTable, MappedTable};
 use crate::decode::rows::{RowsHeader, read_changed_row, read_row};
 use crate::decode::{Bytes, Malformed, Value};
 use crate::format::envelope::{Change, MAX_RECORDS_PER_CHANGE, Op, SourceBlock, SourceFields};
@@ -13,6 +16,7 @@ use crate::format::transaction_metadata::TransactionMetadata;
 use crate::position::PartialTransaction;
 use crate::replication::event_frame::Event;
 use crate::schema::column_mode::ColumnMode;
+use crate::schema::table_name::TableName;
 use crate::snapshot::tracker::{SnapshotTracker, TableMode};
 
 /// What happens to the rows of an event.
@@ -25,16 +29,14 @@ struct RowsPlan {
 }
 
 impl Follower {
-    pub(super) fn open_rows(&mut self, event: Event, kind: RowsKind) -> Result<()> {
-        let images = if kind.op == Op::Update { 2 } else { 1 };
-        let header = RowsHeader::read(event.data(), images, kind.extra);
-        let header = header.map_err(|error| self.malformed("a rows event", &error))?;
-        let Some(mapped) = self.tables.get(header.table).cloned() else {
-            let error = Malformed(format!("no table map has the number {}", header.table));
-            return Err(self.malformed("a rows event", &error));
+    pub(super) fn open_rows(&mut self, event: Event, kind: RowsKind, out: &mut SourceBatch) -> Result<()> {
+        let (header, mapped) = match self.read_header(&event, kind) {
+            Ok(header) => header,
+            Err(error) if self.rejects_malformed() && self.reject_event(&event, &error, out) => return Ok(()),
+            Err(error) => return Err(self.malformed("a rows event", &error)),
         };
-        if let Some(captured) = &mapped.captured {
-            self.check(&header, captured)?;
+        if let Some(captured) = mapped.captured.as_ref().filter(|_| !header.is_full) {
+            return Err(self.incomplete_image(&captured.table.name));
         }
         let Some(transaction) = &mut self.transaction else {
             return Err(self.stop("mysql.lost_events", "rows outside of a transaction: the connection lost events"));
@@ -53,23 +55,30 @@ impl Follower {
         Ok(())
     }
 
-    /// Rejects incomplete row images: the missing values are nowhere else in the binlog.
-    fn check(&self, header: &RowsHeader, captured: &CapturedTable) -> Result<()> {
-        let name = &captured.table.name;
-        if header.columns != captured.storage.len() {
-            let (columns, mapped) = (header.columns, captured.storage.len());
-            let error = Malformed(format!("{name}: {columns} columns, {mapped} in its table map"));
-            return Err(self.malformed("a rows event", &error));
+    /// Reads the header of a rows event, and finds its table.
+    fn read_header(&self, event: &Event, kind: RowsKind) -> Result<(RowsHeader, Arc<MappedTable>), Malformed> {
+        let images = if kind.op == Op::Update { 2 } else { 1 };
+        let header = RowsHeader::read(event.data(), images, kind.extra)?;
+        let Some(mapped) = self.tables.get(header.table).cloned() else {
+            return Err(Malformed(format!("no table map has the number {}", header.table)));
+        };
+        if let Some(CapturedTable { table, storage }) = &mapped.captured
+            && header.columns != storage.len()
+        {
+            let (columns, mapped) = (header.columns, storage.len());
+            return Err(Malformed(format!("{}: {columns} columns, {mapped} in its table map", table.name)));
         }
-        if !header.is_full {
-            let fix = self.dialect().set_global("binlog_row_image = 'FULL'");
-            let message = format!(
-                "a change of {name} lacks columns, because a session set binlog_row_image to MINIMAL or NOBLOB; {fix}, prevent \
-                 sessions from changing it, and create a source with another name"
-            );
-            return Err(self.stop("mysql.row_image", &message));
-        }
-        Ok(())
+        Ok((header, mapped))
+    }
+
+    /// The error of an incomplete row image: the missing values are nowhere else in the binlog.
+    fn incomplete_image(&self, name: &TableName) -> Error {
+        let fix = self.dialect().set_global("binlog_row_image = 'FULL'");
+        let message = format!(
+            "a change of {name} lacks columns, because a session set binlog_row_image to MINIMAL or NOBLOB; {fix}, prevent \
+             sessions from changing it, and create a source with another name"
+        );
+        self.stop("mysql.row_image", &message)
     }
 
     /// Emits rows of the open events, until all are emitted or the batch is full.
@@ -160,7 +169,9 @@ impl Follower {
                 break Ok(false);
             }
             let mut rest = bytes;
+            let emitted = out.records.len();
             let mut result = read_images(&mut rest, open.kind, captured, &mut before, &mut after);
+            let is_read = result.is_ok();
             let is_new = open.row >= plan.skip_rows && plan.mode != TableMode::Suppress;
             let is_dropped = plan.is_skipped
                 || plan.mode == TableMode::Unreadable
@@ -183,7 +194,18 @@ impl Follower {
                 result = result.and_then(|()| self.emitter.change(out, table, source_block, change, on_key));
             }
             if let Err(error) = result {
-                break Err(error);
+                if !self.rejects_malformed() {
+                    break Err(error);
+                }
+                // Without the end of the row, the rows after it are unknown too.
+                rest = if is_read { rest } else { Bytes::new(&[]) };
+                remove_records_after(emitted, out);
+                if is_new {
+                    let row = &bytes.rest()[..bytes.rest().len() - rest.rest().len()];
+                    self.reject_rows(out, Some(table), (open.row, row), &error);
+                    // Its key is unknown, so a chunk that is being read is read again.
+                    tracker.schema_changed();
+                }
             }
             if rest.rest().len() == bytes.rest().len() {
                 // A table without columns does not exist. Such rows would never end.

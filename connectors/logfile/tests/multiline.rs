@@ -1,0 +1,124 @@
+//! Events of several lines: complete ones, the last one of a file, restarts, and rotation.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up its files has failed")]
+
+mod common;
+
+use common::{TestSource, write_gzip};
+
+/// Longer than any test waits for a file to rest.
+const START: &str = "multiline = { start = '^[A-Z]', timeout = \"1h\" }";
+const LOG: &str = "A\n a\n\n b\nB\nC\r\n c\r\nD\n d\n";
+const EVENTS: [&str; 4] = ["A\n a\n\n b", "B", "C\r\n c", "D\n d"];
+
+#[test]
+fn lines_are_joined_to_events() {
+    for option in
+        [START, "multiline = { continuation = '^([ \\t]|$)' }", "multiline = { start = '^[^A-Z]|^$', negate = true }"]
+    {
+        let mut source = TestSource::new(option);
+        source.append("a.log", LOG);
+        assert_eq!(source.read().texts(), EVENTS, "{option}");
+        let offsets: Vec<u64> = source.seen.iter().map(|seen| seen.offset).collect();
+        assert_eq!(offsets, [0, 9, 11, 18]);
+    }
+}
+
+#[test]
+fn the_last_event_waits_for_more_lines_until_the_timeout() {
+    let mut source = TestSource::following(START);
+    source.append("a.log", "A\n a\nB\n b\n");
+    assert_eq!(source.read().take(), ["A\n a"]);
+    assert!(!source.lag().is_caught_up());
+    source.append("a.log", " c\nC\n");
+    assert_eq!(source.read().take(), ["B\n b\n c"]);
+    let mut source = TestSource::following("multiline = { start = '^[A-Z]', timeout = \"50ms\" }");
+    source.append("a.log", "A\n a\nB\n b\n");
+    source.read_until(2);
+    assert_eq!(source.take(), ["A\n a", "B\n b"]);
+    assert!(source.lag().is_caught_up());
+}
+
+#[test]
+fn a_restart_at_any_byte_reads_the_events_whole() {
+    for stop in 0..=LOG.len() {
+        let mut source = TestSource::following(START);
+        source.append("a.log", &LOG[..stop]);
+        source.read();
+        let complete = source.seen.len();
+        source.stop();
+        source.append("a.log", &LOG[stop..]);
+        source.read();
+        source.stop();
+        source.until_idle = true;
+        assert_eq!(source.read().texts(), EVENTS, "after {stop} bytes and {complete} events");
+    }
+}
+
+#[test]
+fn events_survive_rotation_and_keep_their_order() {
+    for restart in [false, true] {
+        // The writer keeps the renamed file open for a while.
+        let mut source = TestSource::following(&format!("{START}\nrotate_wait = \"1h\""));
+        source.append("a.log", "A\n a\nB\n b\n");
+        assert_eq!(source.read().take(), ["A\n a"]);
+        source.rename("a.log", "a.log.1");
+        if restart {
+            source.stop();
+        }
+        source.append("a.log.1", " c\n");
+        assert_eq!(source.read().take().len(), 0);
+        source.append("a.log", "C\n c\nD\n");
+        source.read_until(2);
+        assert_eq!(source.take(), ["B\n b\n c", "C\n c"], "restart: {restart}");
+    }
+    // A copy, and a compressed file, continue the event.
+    let mut source = TestSource::following(START);
+    source.append("a.log", "A\n a\nB\n b\n");
+    assert_eq!(source.read().take(), ["A\n a"]);
+    source.append("a.log", " c\n");
+    source.copy_truncate("a.log", "a.log.1");
+    source.append("a.log", "C\n c\nD\n");
+    source.read_until(2);
+    assert_eq!(source.take(), ["B\n b\n c", "C\n c"]);
+    source.stop();
+    source.gzip("a.log", "a.log.2.gz");
+    source.read_until(1);
+    assert_eq!(source.take(), ["D"]);
+}
+
+#[test]
+fn the_last_event_of_a_compressed_file_is_complete() {
+    let mut source = TestSource::following(START);
+    write_gzip(&source.path("a.log.gz"), b"A\n a\nB\n b");
+    source.read_until(2);
+    assert_eq!(source.take(), ["A\n a", "B\n b"]);
+}
+
+#[test]
+fn long_events_end_before_the_line_that_exceeds_a_limit() {
+    let mut source = TestSource::new("multiline = { start = '^[A-Z]', max_lines = 3 }");
+    source.append("a.log", "A\n 1\n 2\n 3\n 4\nB\n");
+    assert_eq!(source.read().texts(), ["A\n 1\n 2", " 3\n 4", "B"]);
+    let mut source = TestSource::new(&format!("{START}\nmax_line_bytes = 8"));
+    source.append("a.log", format!("A\n 12\n 34\n 56\n{}\n x\nB\n", "y".repeat(300_000)));
+    assert_eq!(source.read().texts(), ["A\n 12", " 34\n 56", " x", "B"]);
+    assert_eq!((source.rejected.len(), source.rejected[0].code.as_str()), (1, "line.oversize"));
+}
+
+#[test]
+fn parsers_of_events_join_their_lines() {
+    let mut source = TestSource::new("parser = \"java\"");
+    source.append("a.log", "2026-03-01 10:00:00,123 [main] INFO a.B - x\njava.lang.Error: y\n\tat a.B\n");
+    source.append("a.log", "2026-03-01 10:00:00,124 [main] INFO a.B - z\n");
+    assert_eq!(source.read().texts(), ["x", "z"]);
+    let mut source = TestSource::new("parser = \"cri\"\nmultiline = \"java\"");
+    for text in ["F failed", "P java.lang.Error: y", "F  and z", "F \tat a.B", "F next", "P half"] {
+        source.append("a.log", format!("2016-10-06T00:17:09Z stdout {text}\n"));
+    }
+    assert_eq!(source.read().texts(), ["failed\njava.lang.Error: y and z\n\tat a.B", "next", "half"]);
+    assert!(source.rejected.is_empty());
+    let mut source = TestSource::new("parser = \"cri\"\nmultiline = \"none\"");
+    source.append("a.log", "2016-10-06T00:17:09Z stdout P a\n2016-10-06T00:17:09Z stdout F b\n");
+    assert_eq!(source.read().texts(), ["a", "b"]);
+}
