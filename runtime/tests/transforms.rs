@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use trunkline::plan::bundled::PLUGINS;
 use trunkline::record_tests::{ExpectedRecord, TestRecord, compare, difference, run_plugin};
-use trunkline_transform_host::{Host, HostOptions, Limits};
+use trunkline_transform_host::{Host, HostOptions, Limits, embed_config_schema};
 
 /// Runs the binary in a folder; the exit code, stdout and stderr.
 fn trunkline(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -173,6 +173,20 @@ fn inspect_shows_interface_ports_and_imports() {
     let (code, stdout, _) = trunkline(folder.path(), &["transform", "inspect", "mask.wasm"]);
     assert!(code == Some(0) && stdout.contains("rejected") && stdout.contains("missing field `fields`"), "{stdout}");
     assert_eq!(trunkline(folder.path(), &["transform", "inspect", "none.wasm"]).0, Some(2));
+}
+
+#[test]
+fn the_schema_of_a_plugin_is_shown_and_checked() {
+    let project = mask_project("{ fields = [\"card\"], keep = 0 }", MASKED);
+    let wasm = std::fs::read(project.path().join("cards.wasm")).unwrap();
+    let schema = r#"{"type":"object","properties":{"keep":{"type":"integer","minimum":1},"fields":true}}"#;
+    std::fs::write(project.path().join("cards.wasm"), embed_config_schema(&wasm, schema).unwrap()).unwrap();
+    let (code, _, stderr) = trunkline(project.path(), &["transform", "test"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("transform.toml:5:38") && stderr.contains("expected at least 1"), "{stderr}");
+    let (code, stdout, _) = trunkline(project.path(), &["transform", "inspect", "cards.wasm", "--json"]);
+    let found: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &found["config_schema"]["properties"]["keep"]["minimum"]), (Some(0), &serde_json::json!(1)));
 }
 
 #[test]

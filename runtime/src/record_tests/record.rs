@@ -1,11 +1,11 @@
 //! Records as lines of JSON.
 //!
 //! ```json
-//! {"key": "42", "value": {"amount": 12.50}, "headers": {"source": "web"}, "timestamp": 1700000000000}
+//! {"key": "42", "value": {"amount": 12.50}, "headers": {"source": "web"}, "timestamp": 170}
 //! ```
-//! A key, value or header that is a string stands for its characters, every other JSON value for its
-//! JSON text (numbers stay as written), and `{"$base64": ".."}` for bytes. Without a member, the
-//! record has no such part.
+//! A key, value or header that is a string stands for its characters, every other JSON value for
+//! its JSON text (numbers stay as written), and `{"$base64": ".."}` for bytes. Without a member,
+//! the record has no such part.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -151,8 +151,8 @@ impl TestRecord {
         })
     }
 
-    /// Adds the record to a batch. `index` is the offset of a record that names none; -1 stands for a
-    /// record that is in no topic yet.
+    /// Adds the record to a batch. `index` is the offset of a record that names none; -1 stands for
+    /// a record that is in no topic yet.
     pub fn push_to(&self, batch: &mut Batch, default_topic: &str, index: i64) {
         let topic = batch.topic_index(self.topic.as_deref().unwrap_or(default_topic));
         let mut record = batch.record();

@@ -24,6 +24,7 @@
 mod bundled;
 mod cache;
 mod component;
+mod config_schema;
 mod crash_reason;
 mod engine;
 mod guest;
@@ -35,6 +36,7 @@ mod verdict;
 mod wasi;
 
 pub use component::{Contents, LoadError};
+pub use config_schema::embed_config_schema;
 pub use engine::{Host, HostError, HostOptions};
 pub use host_functions::Metrics;
 pub use instance::Instance;

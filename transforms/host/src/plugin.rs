@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::component::{CompiledPlugin, Contents, LoadError};
+use crate::config_schema;
 use crate::engine::HostInner;
 use crate::guest::{Guest, GuestStartError, InitReply};
 use crate::instance::Instance;
@@ -81,6 +82,11 @@ impl Plugin {
         &self.inner.wasm
     }
 
+    /// The JSON Schema of the configuration, if the file has one.
+    pub fn config_schema(&self) -> Option<&str> {
+        config_schema::find(&self.inner.wasm)
+    }
+
     /// The interface version and the imports of the file.
     pub fn contents(&self) -> Contents {
         self.inner.interruptible.contents(&self.inner.wasm)
@@ -89,6 +95,9 @@ impl Plugin {
     /// Starts an instance with the transform's `config` table (null = an empty table). To check a
     /// configuration, start an instance and drop it: starting has no side effects.
     pub fn start(&self, config: &serde_json::Value, limits: &Limits) -> Result<Instance, StartError> {
+        if let Some(schema) = self.config_schema() {
+            config_schema::check(schema, config)?;
+        }
         let mut config = if config.is_null() { "{}".to_owned() } else { config.to_string() };
         if let Some(variant) = self.inner.variant {
             config = format!("{{\"{variant}\":{config}}}");

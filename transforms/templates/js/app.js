@@ -1,13 +1,11 @@
 // Passes large orders to the port `large`.
-import { ConfigError, exportTransform, pass, reject, text } from './trunkline_plugin.js';
+import { exportTransform, pass, reject, text } from './trunkline_plugin.js';
 
 class LargeOrders {
   ports = ['large'];
 
   constructor(config) {
-    const unknown = Object.keys(config).find((key) => key !== 'over');
-    if (unknown) throw new ConfigError('is not a known option; expected `over`', unknown);
-    if (typeof config.over !== 'number') throw new ConfigError('missing field `over`; expected a number');
+    // config.schema.json checks the options; throw a ConfigError for what it cannot express
     this.over = config.over;
   }
 

@@ -2,18 +2,14 @@
 
 import json
 
-from trunkline_plugin import ConfigError, Record, Transform, export, pass_, reject
+from trunkline_plugin import Record, Transform, export, pass_, reject
 
 
 class LargeOrders(Transform):
     ports = ["large"]
 
     def __init__(self, config: dict):
-        unknown = set(config) - {"over"}
-        if unknown:
-            raise ConfigError("is not a known option; expected `over`", key=sorted(unknown)[0])
-        if not isinstance(config.get("over"), (int, float)):
-            raise ConfigError("missing field `over`; expected a number")
+        # config.schema.json checks the options; raise ConfigError for what it cannot express
         self.over = config["over"]
 
     def record(self, record: Record):

@@ -21,9 +21,7 @@ impl Transform for LargeOrders {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self, ConfigError> {
-        if config.over < 0.0 {
-            return Err(ConfigError::at("over", "is negative; expected a positive amount"));
-        }
+        // config.schema.json checks the options; return an error for what it cannot express
         Ok(Self { over: config.over })
     }
 

@@ -6,9 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use trunkline_transform_host::embed_config_schema;
+
 use super::project::Project;
 use super::{Exit, Language, failed, plugin_host};
 use crate::cli::output::{print_data, print_error, report_problems};
+
+/// The JSON Schema of the configuration in a project.
+const SCHEMA: &str = "config.schema.json";
 
 const RUST_TARGET: &str = "wasm32-unknown-unknown";
 
@@ -31,12 +36,29 @@ pub(super) fn build(folder: &Path) -> Exit {
         Err(exit) => return exit,
     };
     let wasm = project.wasm();
+    if let Err((exit, message)) = embed_schema(&project, &wasm) {
+        return failed(exit, &message);
+    }
     if let Err(error) = host.load(&wasm) {
         return failed(Exit::Runtime, &error.to_string());
     }
     let bytes = fs::metadata(&wasm).map_or(0, |metadata| metadata.len());
     print_error(format_args!("{} KiB; next: trunkline transform test {}", bytes >> 10, folder.display()));
     print_data(&format!("{}\n", wasm.display()))
+}
+
+/// Adds the schema of the configuration to the plugin, if the project has one.
+fn embed_schema(project: &Project, wasm: &Path) -> Built {
+    let path = project.folder.join(SCHEMA);
+    if !path.is_file() {
+        return Ok(());
+    }
+    let failed = |path: &Path, error: std::io::Error| (Exit::Environment, format!("{}: {error}", path.display()));
+    let schema = fs::read_to_string(&path).map_err(|error| failed(&path, error))?;
+    let plugin = fs::read(wasm).map_err(|error| failed(wasm, error))?;
+    let embedded = embed_config_schema(&plugin, &schema)
+        .map_err(|problem| (Exit::Config, format!("{}: {problem}", path.display())))?;
+    fs::write(wasm, embedded).map_err(|error| failed(wasm, error))
 }
 
 type Built = Result<(), (Exit, String)>;

@@ -26,6 +26,7 @@ const WIT: File = ("wit/transform.wit", include_str!("../../../../transforms/wit
 
 const SHARED: &[File] = &[
     ("transform.toml", template!("transform.toml")),
+    ("config.schema.json", template!("config.schema.json")),
     ("README.md", template!("README.md")),
     (".gitignore", template!("gitignore")),
     ("pipeline.toml", template!("pipeline.toml")),
@@ -62,6 +63,7 @@ const JS: &[File] = &[
     ("build.js", template!("js/build.js")),
     ("package.json", template!("js/package.json")),
     ("trunkline_plugin.js", template!("js/trunkline_plugin.js")),
+    ("trunkline_plugin.d.ts", template!("js/trunkline_plugin.d.ts")),
     WIT,
 ];
 

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-/// Fractional digits of a quotient that does not end.
+/// Fractional digits, and significant digits at least, of a quotient that does not end.
 const QUOTIENT_DIGITS: i32 = 20;
 /// Numbers with more zeros than this are written with an exponent.
 const MAX_ZEROS: i32 = 40;
@@ -98,7 +98,8 @@ impl Decimal {
         }
         let (mut dividend, divisor) = (self.digits, other.digits);
         let mut exponent = self.exponent.checked_sub(other.exponent).ok_or(Inexact::Overflow)?;
-        while dividend % divisor != 0 && (exponent > 0 || -exponent < QUOTIENT_DIGITS) {
+        let is_short = |quotient: i128| quotient.unsigned_abs() < 10u128.pow(QUOTIENT_DIGITS.unsigned_abs() - 1);
+        while dividend % divisor != 0 && (exponent > -QUOTIENT_DIGITS || is_short(dividend / divisor)) {
             let Some(scaled) = dividend.checked_mul(10) else { break };
             (dividend, exponent) = (scaled, exponent - 1);
         }
@@ -252,6 +253,7 @@ mod tests {
         assert_eq!(decimal("6.00").divide(decimal("3")).unwrap().to_string(), "2");
         assert_eq!(decimal("1").divide(decimal("3")).unwrap().to_string(), "0.33333333333333333333");
         assert_eq!(decimal("-2").divide(decimal("3")).unwrap().to_string(), "-0.66666666666666666667");
+        assert_eq!(decimal("1e-30").divide(decimal("3")).unwrap(), decimal("3.3333333333333333333e-31"));
         assert_eq!(decimal("7.5").remainder(decimal("2")).unwrap().to_string(), "1.5");
         assert_eq!(decimal("1").divide(decimal("0")), Err(Inexact::DivisionByZero));
         assert_eq!(decimal("1").remainder(decimal("0")), Err(Inexact::DivisionByZero));

@@ -1,0 +1,52 @@
+// Types of trunkline_plugin.js.
+
+export type Header = [name: string, value: Uint8Array | null];
+
+/** An input record. */
+export interface PluginRecord {
+  key: Uint8Array | null;
+  value: Uint8Array | null;
+  headers: Header[];
+  /** Milliseconds since 1970. */
+  timestamp: number | null;
+  topic: string;
+  partition: number;
+  offset: number | null;
+}
+
+/** Parts of an output record; absent ones stay as they are in the input record. */
+export interface Parts {
+  key?: Uint8Array | null;
+  value?: Uint8Array | null;
+  headers?: Header[];
+  timestamp?: number | null;
+  port?: string;
+}
+
+export interface Verdict {
+  readonly kind: 'pass' | 'drop' | 'value' | 'replace' | 'emit' | 'reject';
+}
+
+export interface Transform {
+  /** Names of the output ports, without `default`. */
+  ports?: string[];
+  /** Whether every changed value still fits the schema of its record. */
+  keepsSchema?: boolean;
+  record(record: PluginRecord): Verdict;
+}
+
+export class ConfigError extends Error {
+  constructor(message: string, key?: string);
+  key?: string;
+}
+export class BatchError extends Error {}
+
+export function text(data: Uint8Array): string;
+export function bytes(string: string): Uint8Array;
+export function pass(port?: string): Verdict;
+export function drop(): Verdict;
+export function value(data: Uint8Array | null, port?: string): Verdict;
+export function replace(parts: Parts): Verdict;
+export function emit(records: Parts[]): Verdict;
+export function reject(code: string, message: string): Verdict;
+export function exportTransform(transform: new (config: any) => Transform): object;
