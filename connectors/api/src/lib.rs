@@ -11,6 +11,7 @@ pub mod config;
 pub mod conformance;
 mod error;
 pub mod failpoint;
+mod host;
 pub mod json;
 mod rejection;
 mod schema;
@@ -21,6 +22,7 @@ mod template;
 pub use batch::{Batch, Entry, RecordRef, RecordWriter};
 pub use budget::{MemoryBudget, Reservation};
 pub use error::{Domain, Error, Result, Retry, io_error, root_cause, with_causes};
+pub use host::host_name;
 pub use rejection::{Reason, Rejections};
 pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
 pub use sink::{

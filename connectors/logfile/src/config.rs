@@ -6,11 +6,11 @@ use std::time::Duration;
 use arrow::datatypes::{Field, Schema as ArrowSchema};
 use encoding_rs::Encoding;
 use regex::RegexSet;
-use trunkline_connector::Schema;
 use trunkline_connector::config::{ByteSize, Mismatch, Node, OptionSpec, Section, Value, nearest};
+use trunkline_connector::{Schema, host_name};
 
 use crate::glob::Glob;
-use crate::labels::{LABELS, Labels, host_name};
+use crate::labels::{LABELS, Labels};
 use crate::multiline::Multiline;
 use crate::parser::{ParserSpec, RegexParser};
 use crate::parser_config::{multiline, parser_spec, report_pattern, then};

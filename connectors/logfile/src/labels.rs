@@ -153,16 +153,6 @@ impl<'a> ContainerNames<'a> {
     }
 }
 
-/// The name of this machine.
-pub(crate) fn host_name() -> Option<String> {
-    let mut buffer = [0_u8; 256];
-    // SAFETY: the buffer has the length that is passed.
-    let result = unsafe { libc::gethostname(buffer.as_mut_ptr().cast(), buffer.len()) };
-    let len = buffer.iter().position(|byte| *byte == 0)?;
-    let name = std::str::from_utf8(&buffer[..len]).ok()?;
-    (result == 0 && !name.is_empty()).then(|| name.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

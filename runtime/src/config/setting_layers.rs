@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use trunkline_connector::config::{ByteSize, Key, Mismatch, Node, Report, Section, Table, Text, Value, nearest};
+use trunkline_connector::host_name;
 
 use super::diagnostics::{FileProblems, problem_at};
 use super::document::Document;
@@ -80,7 +81,7 @@ impl Layer {
             data: Some(section.value("data")),
             cluster: Some(section.value("cluster")),
             prefix: Some(String::new()),
-            node: Some(host_name()),
+            node: Some(host_name().unwrap_or_else(|| "localhost".to_owned())),
             memory: Some(section.value::<ByteSize>("memory").0),
             commit_interval: Some(section.value("commit_interval")),
             max_initial_failures: Some(section.value("max_initial_failures")),
@@ -362,17 +363,5 @@ fn insert(table: &mut Table, keys: &[String], node: Node) {
     };
     if let Value::Table(inner) = &mut table.entries[index].1.value {
         insert(inner, rest, node);
-    }
-}
-
-/// The machine's name; `localhost` if it has no usable one.
-fn host_name() -> String {
-    let mut buffer = [0_u8; 256];
-    // SAFETY: the buffer outlives the call, and its true length is given.
-    let result = unsafe { libc::gethostname(buffer.as_mut_ptr().cast(), buffer.len()) };
-    let name = buffer.split(|byte| *byte == 0).next().unwrap_or_default();
-    match std::str::from_utf8(name) {
-        Ok(name) if result == 0 && !name.is_empty() => name.to_owned(),
-        _ => "localhost".to_owned(),
     }
 }

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use trunkline_connector::{Batch, Error, Escape, Reason, RecordRef, Result, Template};
+use trunkline_connector::{Batch, Error, Reason, RecordRef, Result, Template};
 
 use super::chain::RunningTransform;
 use super::dead_letters::DeadLetters;
-use super::output::check_topic;
+use super::output::render_topic;
 use super::routes::Routes;
 use crate::checkpoint::Counters;
 use crate::plan::{Input, Pipeline, SourcePlan, TransformPlan};
@@ -193,7 +193,6 @@ fn push(batch: &mut Batch, topic: &str, record: RecordRef<'_>) {
 
 fn topic_of(template: &Template, record: RecordRef<'_>) -> std::result::Result<String, String> {
     let mut topic = String::new();
-    template.render(record, Escape::Topic, &mut topic).map_err(|error| error.to_string())?;
-    check_topic(&topic)?;
+    render_topic(template, record, &mut topic)?;
     Ok(topic)
 }

@@ -54,9 +54,7 @@ impl Topics {
         let mut unknown = BTreeSet::new();
         let mut rendered = String::new();
         for record in batch.iter() {
-            rendered.clear();
-            let is_valid =
-                topic_of(record).render(record, Escape::Topic, &mut rendered).is_ok() && check_topic(&rendered).is_ok();
+            let is_valid = render_topic(topic_of(record), record, &mut rendered).is_ok();
             if is_valid && !self.known.contains_key(&rendered) && !unknown.contains(&rendered) {
                 unknown.insert(rendered.clone());
             }
@@ -102,9 +100,7 @@ impl Topics {
         for record in batch.iter() {
             let template = topic_of(record);
             if !last.is_of(template, record) {
-                rendered.clear();
-                let named = template.render(record, Escape::Topic, &mut rendered).map_err(|error| error.to_string());
-                if let Err(message) = named.and_then(|()| check_topic(&rendered)) {
+                if let Err(message) = render_topic(template, record, &mut rendered) {
                     rejected.push(record, Reason::new("stage.topic", message));
                     continue;
                 }
@@ -115,8 +111,8 @@ impl Topics {
                     last.partitions = self.partitions(&rendered)?;
                     std::mem::swap(&mut last.topic, &mut rendered);
                 }
+                last.applies = Applies::of(template, record);
                 last.template = Some(template);
-                last.headers = record.header_block();
             }
             let output = ProducerRecord {
                 topic: &last.topic,
@@ -140,27 +136,60 @@ impl Topics {
     }
 }
 
-/// The topic of a record, its partitions, and what named it.
+/// The topic of a record, its partitions, and the records that have the same topic.
 #[derive(Default)]
 struct Destination<'t, 'r> {
     topic: String,
     partitions: i32,
     template: Option<&'t Template>,
-    headers: &'r [u8],
+    applies: Applies<'r>,
 }
 
-impl Destination<'_, '_> {
-    /// Whether the template gives this topic to the record, without rendering it: rendering costs
-    /// more than the rest of a record of a table.
-    fn is_of(&self, template: &Template, record: RecordRef<'_>) -> bool {
-        self.template.is_some_and(|last| std::ptr::eq(last, template))
-            && template.depends_on_headers_only()
-            && (template.constant().is_some() || self.headers == record.header_block())
+/// The records for which a template gives the same topic. Rendering costs more than the rest of a
+/// record of a table, so it is avoided.
+#[derive(Default)]
+enum Applies<'r> {
+    Always,
+    WithHeaders(&'r [u8]),
+    #[default]
+    Once,
+}
+
+impl<'r> Applies<'r> {
+    fn of(template: &Template, record: RecordRef<'r>) -> Self {
+        match template.constant() {
+            Some(_) => Self::Always,
+            None if template.depends_on_headers_only() => Self::WithHeaders(record.header_block()),
+            None => Self::Once,
+        }
     }
 }
 
+impl Destination<'_, '_> {
+    /// Whether the template gives this topic to the record, too.
+    fn is_of(&self, template: &Template, record: RecordRef<'_>) -> bool {
+        self.template.is_some_and(|last| std::ptr::eq(last, template))
+            && match self.applies {
+                Applies::Always => true,
+                Applies::WithHeaders(headers) => headers == record.header_block(),
+                Applies::Once => false,
+            }
+    }
+}
+
+/// Replaces `topic` by the topic of a record; a problem is a data error of the record.
+pub(super) fn render_topic(
+    template: &Template,
+    record: RecordRef<'_>,
+    topic: &mut String,
+) -> std::result::Result<(), String> {
+    topic.clear();
+    template.render(record, Escape::Topic, topic).map_err(|error| error.to_string())?;
+    check_topic(topic)
+}
+
 /// Checks that Kafka accepts a topic's name.
-pub(super) fn check_topic(name: &str) -> std::result::Result<(), String> {
+fn check_topic(name: &str) -> std::result::Result<(), String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     if name.is_empty() || name.len() > 249 || !name.bytes().all(legal) {
         return Err(format!("`{name}` is not a valid topic name: use at most 249 letters, digits, `.`, `_` and `-`"));

@@ -71,7 +71,7 @@ impl LineParser for PostgresParser {
         let mut object = Object::new(out);
         let (civil, len) = date_time(line.as_bytes(), b'-').ok_or_else(|| scanner.expected(TIME))?;
         scanner.at = len;
-        scanner.expect(" ", "a space and a zone such as `UTC`")?;
+        scanner.require(" ", "a space and a zone such as `UTC`")?;
         let zone_at = scanner.at;
         let zone = scanner.until(b' ', "a zone such as `UTC` and a space")?;
         let instant = match (zone, offset(zone.as_bytes())) {
@@ -86,14 +86,14 @@ impl LineParser for PostgresParser {
             }
         };
         let time = write_time(&mut object, instant, 3, 0, TIME)?;
-        scanner.expect("[", "a process id in brackets")?;
+        scanner.require("[", "a process id in brackets")?;
         object.number("pid", Some(scanner.digits("a process id")?));
         if scanner.eat("-") {
             scanner.digits("the number of the line in the session")?;
         }
-        scanner.expect("]", "`]` after the process id")?;
+        scanner.require("]", "`]` after the process id")?;
         scanner.eat(":");
-        scanner.expect(" ", "a space after the process id")?;
+        scanner.require(" ", "a space after the process id")?;
         scanner.skip_spaces();
         let (mut user, mut database) = (None, None);
         if level(&scanner).is_none()

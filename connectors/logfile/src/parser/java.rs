@@ -74,9 +74,9 @@ impl LineParser for JavaParser {
         let time = write_time(&mut object, instant, 6, at, TIME)?;
         scanner.at += len;
         if is_bracketed {
-            scanner.expect("]", "`]` after the time")?;
+            scanner.require("]", "`]` after the time")?;
         }
-        scanner.expect(" ", "a space after the time")?;
+        scanner.require(" ", "a space after the time")?;
         let parts = parts(&mut scanner, is_bracketed)?;
         object.optional("level", parts.level);
         object.number("pid", parts.pid);
@@ -124,7 +124,7 @@ fn parts<'a>(scanner: &mut Scanner<'a>, is_bracketed: bool) -> Result<Parts<'a>,
         } else if parts.level.is_some() && parts.pid.is_none() && rest.starts_with(|digit: char| digit.is_ascii_digit())
         {
             let pid = scanner.digits("a process id")?;
-            scanner.expect(" ---", "` ---` after the process id")?;
+            scanner.require(" ---", "` ---` after the process id")?;
             parts.pid = Some(pid);
         } else {
             break;

@@ -57,13 +57,13 @@ impl LineParser for KlogParser {
         let (instant, len) = civil.map_or((None, 0), |(civil, len)| (self.clock.without_year(civil), len));
         let time = write_time(&mut object, instant, 6, scanner.at, TIME)?;
         scanner.at += len;
-        scanner.expect(" ", "a space after the time")?;
+        scanner.require(" ", "a space after the time")?;
         scanner.skip_spaces();
         object.number("thread_id", Some(scanner.digits("a thread id")?));
-        scanner.expect(" ", "a space after the thread id")?;
+        scanner.require(" ", "a space after the thread id")?;
         object.text("file", scanner.until(b':', "a file and a line such as `server.go:123`")?);
         object.number("line", Some(scanner.digits("the number of a line")?));
-        scanner.expect("]", "`]` after the line")?;
+        scanner.require("]", "`]` after the line")?;
         let message = scanner.rest();
         object.text("message", message.strip_prefix(' ').unwrap_or(message));
         object.end();

@@ -61,11 +61,11 @@ pub enum ParserKind {
     Pairs(PairOptions),
     /// Fields between separators.
     Csv(CsvOptions),
-    /// A format without options of its own, by its place in [`FIXED`].
+    /// A format without options, by its index in [`FIXED`].
     Fixed(usize),
 }
 
-/// A format with fixed fields and without options of its own.
+/// A format with fixed fields and without options.
 pub(crate) struct Fixed {
     name: &'static str,
     schema: fn() -> Option<Arc<Schema>>,

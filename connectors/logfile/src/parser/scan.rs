@@ -34,7 +34,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Passes over `text`, which must be next.
-    pub(super) fn expect(&mut self, text: &str, what: &str) -> Result<(), Expected> {
+    pub(super) fn require(&mut self, text: &str, what: &str) -> Result<(), Expected> {
         if self.eat(text) { Ok(()) } else { Err(self.expected(what)) }
     }
 

@@ -78,16 +78,16 @@ impl LineParser for NginxErrorParser {
         let (civil, len) = date_time(line.as_bytes(), b'/').ok_or_else(|| scanner.expected(TIME))?;
         let time = write_time(&mut object, self.clock.instant(civil), 3, 0, TIME)?;
         scanner.at = len;
-        scanner.expect(" [", "a level such as ` [error]`")?;
+        scanner.require(" [", "a level such as ` [error]`")?;
         object.text("level", scanner.until(b']', "a level such as ` [error]`")?);
-        scanner.expect(" ", "a space after the level")?;
+        scanner.require(" ", "a space after the level")?;
         object.number("pid", Some(scanner.digits("a process id")?));
-        scanner.expect("#", "`#` and a thread id")?;
+        scanner.require("#", "`#` and a thread id")?;
         object.number("tid", Some(scanner.digits("a thread id")?));
-        scanner.expect(": ", "`: ` after the thread id")?;
+        scanner.require(": ", "`: ` after the thread id")?;
         let connection = if scanner.eat("*") {
             let connection = scanner.digits("the number of a connection")?;
-            scanner.expect(" ", "a space after the connection")?;
+            scanner.require(" ", "a space after the connection")?;
             Some(connection)
         } else {
             None
@@ -165,7 +165,7 @@ impl LineParser for ApacheErrorParser {
         let (instant, len) = civil.map_or((None, 0), |(civil, len)| (self.clock.instant(civil), len));
         let time = write_time(&mut object, instant, 6, 0, TIME)?;
         scanner.at = len;
-        scanner.expect(" [", "a module and a level such as ` [core:error]`")?;
+        scanner.require(" [", "a module and a level such as ` [core:error]`")?;
         let level = scanner.until(b']', "a module and a level such as ` [core:error]`")?;
         let (module, level) = level.split_once(':').map_or((None, level), |(module, level)| (Some(module), level));
         object.optional("module", module.filter(|module| !matches!(*module, "" | "-")));
@@ -176,7 +176,7 @@ impl LineParser for ApacheErrorParser {
             if scanner.eat(":tid ") {
                 tid = Some(scanner.digits("a thread id")?);
             }
-            scanner.expect("]", "`]` after the process")?;
+            scanner.require("]", "`]` after the process")?;
         }
         object.number("pid", pid);
         object.number("tid", tid);
@@ -193,7 +193,7 @@ impl LineParser for ApacheErrorParser {
             client = Some(scanner.until(b']', "the address of a client and `]`")?);
         }
         object.optional("client", client);
-        scanner.expect(" ", "a space and a message")?;
+        scanner.require(" ", "a space and a message")?;
         let message = scanner.rest();
         let code = message.split_once(": ").map(|(code, _)| code).filter(|code| {
             code.strip_prefix("AH")

@@ -78,7 +78,7 @@ impl SyslogParser {
         };
         let time = write_time(object, instant, 6, at, TIME)?;
         scanner.at += len;
-        scanner.expect(" ", "a space after the time")?;
+        scanner.require(" ", "a space after the time")?;
         object.text("hostname", scanner.until(b' ', "a host name and a space")?);
         // `app[123]: `, `app: `, or no tag at all.
         let rest = scanner.rest();
@@ -130,7 +130,7 @@ fn priority(scanner: &mut Scanner<'_>, object: &mut Object<'_>) -> Result<bool, 
     }
     let wrong = || Expected { at, what: WHAT.to_owned() };
     let value: usize = scanner.digits(WHAT)?.parse().map_err(|_| wrong())?;
-    scanner.expect(">", WHAT)?;
+    scanner.require(">", WHAT)?;
     let facility = FACILITIES.get(value / 8).ok_or_else(wrong)?;
     object.text("facility", facility);
     object.text("severity", SEVERITIES[value % 8]);
@@ -163,7 +163,7 @@ fn rfc5424(scanner: &mut Scanner<'_>, object: &mut Object<'_>) -> Result<Option<
         let (instant, len) = rfc3339(scanner.rest().as_bytes()).ok_or_else(|| scanner.expected(TIME))?;
         let time = write_time(object, Some(instant), 6, at, TIME)?;
         scanner.at += len;
-        scanner.expect(" ", "a space after the time")?;
+        scanner.require(" ", "a space after the time")?;
         Some(time)
     };
     for (name, what) in [
@@ -186,7 +186,7 @@ fn rfc5424(scanner: &mut Scanner<'_>, object: &mut Object<'_>) -> Result<Option<
         object.optional("message", None);
         return Ok(time);
     }
-    scanner.expect(" ", "a space before the message")?;
+    scanner.require(" ", "a space before the message")?;
     let message = scanner.rest();
     object.text("message", message.strip_prefix('\u{feff}').unwrap_or(message));
     Ok(time)
@@ -223,13 +223,13 @@ fn structured_data(scanner: &mut Scanner<'_>, out: &mut Vec<u8>) -> Result<(), E
         let mut has_parameters = false;
         while scanner.eat(" ") {
             let name = scanner.until(b'=', "a parameter such as `name=\"value\"`")?;
-            scanner.expect("\"", "a value in double quotes")?;
+            scanner.require("\"", "a value in double quotes")?;
             unescaped.clear();
             quoted(scanner, &mut unescaped)?;
             member(id, name, Some(&unescaped));
             has_parameters = true;
         }
-        scanner.expect("]", "a space and a parameter, or `]`")?;
+        scanner.require("]", "a space and a parameter, or `]`")?;
         if !has_parameters {
             member(id, "", None);
         }
