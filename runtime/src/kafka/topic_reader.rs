@@ -15,6 +15,7 @@ use trunkline_connector::{Batch, Error, RecordRef, Result};
 
 use super::client::{CALL_TIMEOUT, ClientLog, Cluster};
 use super::logins::LoginLease;
+use super::packed_headers::{PACKED, unpack};
 
 /// A read waits this long for open transactions: longer than `transaction.timeout.ms` of our
 /// producers.
@@ -78,8 +79,12 @@ fn copy(message: &BorrowedMessage<'_>, batch: &mut Batch) {
     if let Some(value) = message.payload() {
         record.value(value);
     }
+    let mut unpacked = Vec::new();
     for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
-        record.header(header.key, header.value);
+        match header.value {
+            Some(value) if header.key == PACKED && unpack(value, &mut unpacked) => record.header_block(&unpacked),
+            value => record.header(header.key, value),
+        };
     }
     record.finish();
 }
