@@ -132,6 +132,11 @@ impl Snapshot {
 
     /// Starts reads until every reader has one.
     fn start_reads(&mut self, stream: StreamState<'_>, tracker: &mut SnapshotTracker, out: &SourceBatch) {
+        // Without GTIDs, each chunk locks its table for a moment, and writers would wait for the
+        // locks of several readers most of the time.
+        if stream.position.processed.is_none() {
+            self.reads.use_one_reader();
+        }
         // Within a transaction, a window would lack the keys that were emitted before it.
         while stream.is_between_transactions && !self.blocks_stream && self.reads.has_room() {
             let is_exact = self.reads.reader().options.snapshot_mode == SnapshotMode::Exact;

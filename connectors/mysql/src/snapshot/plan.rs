@@ -176,3 +176,67 @@ fn integer(table: &Table, key: &KeyPosition) -> Option<i64> {
     let is_integer = matches!(table.columns.get(*index)?.column_type, ColumnType::Int { .. });
     literal.parse().ok().filter(|_| is_integer)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::options::{BinaryFormat, DecimalFormat, Envelope, FormatOptions, TimeFormat, ZeroDates};
+    use crate::schema::types::Column;
+
+    fn plan(column_type: ColumnType, after: Option<&str>) -> TablePlan {
+        let format = FormatOptions {
+            envelope: Envelope::Row,
+            decimals: DecimalFormat::String,
+            binary: BinaryFormat::Base64,
+            zero_dates: ZeroDates::Null,
+            times: TimeFormat::Iso,
+            transaction_block: false,
+            query: false,
+        };
+        let columns = vec![Column::new("id".to_owned(), column_type, false)];
+        let table = Arc::new(Table::new(TableName::new("d", "t"), columns, vec![0], format).unwrap());
+        let after = after.map(|literal| KeyPosition { literals: vec![literal.to_owned()], columns: None });
+        TablePlan::new(TableRequest { table, condition: None, after })
+    }
+
+    fn int() -> ColumnType {
+        ColumnType::Int { bytes: 8, unsigned: false }
+    }
+
+    #[test]
+    fn the_first_chunk_and_those_of_one_reader_have_no_bound() {
+        for (after, is_parallel, condition) in
+            [(None, true, None), (Some("5"), false, None), (Some("5"), true, Some("a"))]
+        {
+            let mut plan = plan(int(), after);
+            plan.condition = condition.map(str::to_owned);
+            plan.is_dense = true;
+            let chunk = plan.next_chunk(is_parallel, 0, 4096).unwrap();
+            assert!(matches!(chunk.upper_bound, UpperBound::Rows) && chunk.found_bound.is_none(), "{after:?}");
+            // The next chunk waits for this one.
+            assert!(!plan.is_ready() && plan.next_chunk(is_parallel, 0, 4096).is_none());
+            assert!(plan.waits_for(chunk.request.after.as_ref()));
+        }
+    }
+
+    #[test]
+    fn bounds_of_dense_numbers_are_computed_and_others_looked_up() {
+        let mut dense = plan(int(), Some("-10"));
+        dense.is_dense = true;
+        for end in ["90", "190", "290"] {
+            let chunk = dense.next_chunk(true, 0, 100).unwrap();
+            assert!(matches!(&chunk.upper_bound, UpperBound::Key(key) if key.literals == [end]), "{end}");
+            assert_eq!(chunk.end.unwrap().literals, [end]);
+        }
+        let text = ColumnType::Binary;
+        let cases =
+            [(int(), "7", false), (text, "x'37'", true), (int(), "9223372036854775800", true), (int(), "1e3", true)];
+        for (column_type, after, is_dense) in cases {
+            let mut plan = plan(column_type, Some(after));
+            plan.is_dense = is_dense;
+            let chunk = plan.next_chunk(true, 0, 100).unwrap();
+            assert!(matches!(chunk.upper_bound, UpperBound::LookUp(_)) && chunk.end.is_none(), "{after}");
+            assert!(!plan.is_ready());
+        }
+    }
+}

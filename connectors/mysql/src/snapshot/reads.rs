@@ -133,7 +133,7 @@ impl Reads {
     /// The target size of a chunk: all of them together take at most an eighth of the budget, and
     /// a single reader 4 MiB.
     pub(super) fn chunk_bytes(&self) -> usize {
-        match self.reader.options.snapshot_threads {
+        match self.readers {
             1 => CHUNK_BYTES,
             readers => (self.reader.budget.limit() / 8 / (2 * readers)).clamp(MIN_CHUNK_BYTES, CHUNK_BYTES),
         }
@@ -238,6 +238,10 @@ impl Reads {
             }
         }
         windows
+    }
+
+    pub(super) fn use_one_reader(&mut self) {
+        self.readers = 1;
     }
 
     /// Continues with the readers that have a connection. Returns their number; `None` if there is

@@ -381,3 +381,35 @@ impl SnapshotTracker {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_counts_in_every_open_window_of_its_table() {
+        let (a, b) = (TableName::new("d", "a"), TableName::new("d", "b"));
+        let mut tracker = SnapshotTracker::default();
+        let first = tracker.open_window(&a);
+        tracker.key_changed(&a, b"1");
+        let (second, other) = (tracker.open_window(&a), tracker.open_window(&b));
+        tracker.key_changed(&a, b"2");
+        tracker.key_changed(&a, b"1");
+        assert_eq!((tracker.mode(&a), tracker.mode(&b)), (TableMode::EmitAndTrack, TableMode::EmitAndTrack));
+        let keys = |keys: Option<ChangedKeys>| {
+            let mut keys: Vec<Vec<u8>> = keys.unwrap().iter().map(|key| key.to_vec()).collect();
+            keys.sort();
+            keys
+        };
+        assert_eq!(keys(tracker.close_window(first)), [b"1", b"2"]);
+        tracker.key_changed(&a, b"3");
+        assert_eq!(keys(tracker.close_window(second)), [b"1", b"2", b"3"]);
+        assert!(keys(tracker.close_window(other)).is_empty());
+        assert_eq!(tracker.mode(&a), TableMode::Emit);
+        // A schema change makes the chunks of every open window unusable.
+        let windows = [tracker.open_window(&a), tracker.open_window(&b)];
+        tracker.schema_changed();
+        assert!(windows.into_iter().all(|window| tracker.close_window(window).is_none()));
+        assert_eq!(tracker.schema_version(), 1);
+    }
+}
