@@ -1,4 +1,4 @@
-//! Trunkline's headers in a topic. See `docs/adr/018-one-header.md`.
+//! Trunkline's headers in a topic. See `docs/adr/019-one-header.md`.
 //!
 //! In a batch, each fact about a record is a header: `trunkline.schema`, `trunkline.path`,
 //! `trunkline.offset`. In a topic, these are one header, `trunkline`, with the text
