@@ -258,6 +258,14 @@ const AGGREGATE: &[OptionSpec] = &[
         "The size of the windows. They start at multiples of it, counted from 1970 in UTC.",
         "\"1m\"",
     ),
+    OptionSpec::optional(
+        "advance",
+        "duration",
+        "the size of the window",
+        "The time between the starts of two windows. If it is shorter than `window`, windows overlap, and a record counts \
+         in each of them (hopping windows).",
+        "\"10s\"",
+    ),
     OptionSpec::with_default(
         "lateness",
         "duration",

@@ -1,7 +1,8 @@
 //! `aggregate`: one record for each group and window of time.
 //!
-//! Windows are tumbling: they have one size, start at multiples of it, and do not overlap. The time
-//! of a record is its timestamp. The *watermark* is the greatest timestamp of the topic partition
+//! Tumbling windows have one size, start at multiples of it, and do not overlap. With `advance`,
+//! windows hop: they start at multiples of `advance`, and a record belongs to several of them. The
+//! time of a record is its timestamp. The *watermark* is the greatest timestamp of the topic partition
 //! so far. A window is closed when the watermark has passed its end by the allowed lateness; a
 //! record of a closed window is late. There are no timers: a record that advances the watermark
 //! closes windows, and the results take the place of that record.
@@ -24,6 +25,8 @@ use crate::{Everyday, duration};
 const LATE: Port = 1;
 /// Windows that one call of the host returns.
 const PAGE: u32 = 1000;
+/// Most windows that a record can belong to.
+const MAX_OVERLAP: i64 = 100;
 
 /// The options.
 #[derive(Debug, Deserialize)]
@@ -32,6 +35,7 @@ pub struct Config {
     #[serde(default)]
     group_by: Vec<String>,
     window: String,
+    advance: Option<String>,
     lateness: Option<String>,
     aggregates: BTreeMap<String, String>,
     #[serde(default)]
@@ -66,6 +70,8 @@ pub(crate) struct Aggregate {
     /// The fields, with their paths.
     group_by: Vec<(String, Vec<String>)>,
     size: i64,
+    /// Time between the starts of two windows.
+    advance: i64,
     lateness: i64,
     /// The aggregates, with their names.
     functions: Vec<(String, Function)>,
@@ -107,6 +113,11 @@ impl Aggregate {
         if size == 0 {
             return Err(ConfigError::at("window", "is zero; expected a duration such as \"1m\""));
         }
+        let advance = config.advance.as_ref().map_or(Ok(size), |text| duration::parse("advance", text))?;
+        if advance < 1 || advance > size || (size - 1) / advance >= MAX_OVERLAP {
+            let message = format!("does not fit `window`; expected 1/{MAX_OVERLAP} of it to all of it");
+            return Err(ConfigError::at("advance", message));
+        }
         if config.aggregates.is_empty() {
             return Err(ConfigError::at(
                 "aggregates",
@@ -124,6 +135,7 @@ impl Aggregate {
         Ok(Self {
             group_by,
             size,
+            advance,
             lateness: config.lateness.as_ref().map_or(Ok(0), |text| duration::parse("lateness", text))?,
             functions,
             emit: config.emit,
@@ -134,20 +146,27 @@ impl Aggregate {
         })
     }
 
-    /// The key of a record's window: its start and the group; `None` for a tombstone.
-    fn window_key(&self, record: Record<'_>) -> Result<Option<Vec<u8>>, String> {
-        let Some(value) = record.value() else { return Ok(None) };
+    /// The keys of a record's windows: their starts and the group; none for a tombstone.
+    fn window_keys(&self, record: Record<'_>) -> Result<Vec<Vec<u8>>, String> {
+        let Some(value) = record.value() else { return Ok(Vec::new()) };
         let time = record.timestamp().ok_or("the record has no timestamp")?;
-        let mut key = (time - time.rem_euclid(self.size)).to_be_bytes().to_vec();
-        key.push(b'[');
+        let mut group = b"[".to_vec();
         for (index, (_, path)) in self.group_by.iter().enumerate() {
             if index > 0 {
-                key.push(b',');
+                group.push(b',');
             }
-            key.extend_from_slice(field(value, path)?);
+            group.extend_from_slice(field(value, path)?);
         }
-        key.push(b']');
-        Ok(Some(key))
+        group.push(b']');
+        let mut keys = Vec::new();
+        let mut start = time - time.rem_euclid(self.advance);
+        // A window before 1970 would not be in the order of the bytes of its start.
+        while start > time - self.size && start >= 0 {
+            keys.push([&start.to_be_bytes(), group.as_slice()].concat());
+            start -= self.advance;
+        }
+        keys.reverse();
+        Ok(keys)
     }
 
     /// The watermark from which on a window is closed.
@@ -217,7 +236,7 @@ impl Aggregate {
 
 /// A hash of the options that stored windows depend on (FNV-1a).
 fn form_of(config: &Config) -> u64 {
-    let form = format!("{:?} {} {:?}", config.group_by, config.window, config.aggregates);
+    let form = format!("{:?} {} {:?} {:?}", config.group_by, config.window, config.advance, config.aggregates);
     form.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
@@ -298,31 +317,40 @@ impl<'a> Open<'a> {
         Ok(outputs)
     }
 
-    fn record(&mut self, record: Record<'_>, key: &[u8], verdict: Verdict<'_>) -> Result<(), String> {
+    fn record(&mut self, record: Record<'_>, keys: &[Vec<u8>], verdict: Verdict<'_>) -> Result<(), String> {
         let aggregate = self.aggregate;
-        let (start, time) = (start_of(key)?, record.timestamp().unwrap_or(0));
-        if self.watermark >= Some(aggregate.closes_at(start)) {
+        let time = record.timestamp().unwrap_or(0);
+        // All windows change, or none does.
+        let mut changed = Vec::new();
+        for key in keys {
+            let start = start_of(key)?;
+            if self.watermark >= Some(aggregate.closes_at(start)) {
+                continue;
+            }
+            let window = self.windows.get(key).and_then(|(window, _)| window.as_ref());
+            match aggregate.add(window, record, time) {
+                Ok(window) => changed.push((start, key, window)),
+                Err(problem) => {
+                    let _ = verdict.reject("aggregate.failed", &format!("the record cannot be aggregated: {problem}"));
+                    return Ok(());
+                }
+            }
+        }
+        if changed.is_empty() {
             let _ = match aggregate.late {
                 Late::Drop => verdict.drop(),
                 Late::Port => verdict.pass_to(LATE),
             };
             return Ok(());
         }
-        let entry = self.windows.entry(key.to_vec()).or_default();
-        match aggregate.add(entry.0.as_ref(), record, time) {
-            Ok(window) => *entry = (Some(window), true),
-            Err(problem) => {
-                let _ = verdict.reject("aggregate.failed", &format!("the record cannot be aggregated: {problem}"));
-                return Ok(());
-            }
-        }
         let mut outputs = Vec::new();
-        if aggregate.emit == Emit::Updates
-            && let (Some(window), _) = entry
-        {
-            outputs.push(aggregate.output(key, window)?);
+        for (start, key, window) in changed {
+            if aggregate.emit == Emit::Updates {
+                outputs.push(aggregate.output(key, &window)?);
+            }
+            self.earliest = Some(self.earliest.map_or(start, |earliest| earliest.min(start)));
+            self.windows.insert(key.clone(), (Some(window), true));
         }
-        self.earliest = Some(self.earliest.map_or(start, |earliest| earliest.min(start)));
         self.watermark = self.watermark.max(Some(time));
         outputs.extend(self.close()?);
         let _ = verdict.emit(|out| {
@@ -343,17 +371,17 @@ impl Everyday for Aggregate {
     }
 
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
-        let keys: Vec<_> = batch.iter().map(|record| self.window_key(record)).collect();
-        let mut distinct: Vec<&[u8]> = keys.iter().filter_map(|key| key.as_ref().ok()?.as_deref()).collect();
+        let keys: Vec<_> = batch.iter().map(|record| self.window_keys(record)).collect();
+        let mut distinct: Vec<&[u8]> = keys.iter().flatten().flatten().map(Vec::as_slice).collect();
         distinct.sort_unstable();
         distinct.dedup();
         let mut open = Open::load(self, &distinct)?;
         let before = open.watermark;
-        for (record, key) in batch.iter().zip(&keys) {
+        for (record, keys) in batch.iter().zip(&keys) {
             let verdict = verdicts.next_verdict();
-            match key {
-                Ok(Some(key)) => open.record(record, key, verdict)?,
-                Ok(None) => _ = verdict.drop(),
+            match keys {
+                Ok(keys) if keys.is_empty() => _ = verdict.drop(),
+                Ok(keys) => open.record(record, keys, verdict)?,
                 Err(problem) => {
                     _ = verdict.reject("aggregate.failed", &format!("the record cannot be aggregated: {problem}"));
                 }

@@ -428,6 +428,26 @@ fn aggregate_outputs_the_results_of_closed_windows() {
 }
 
 #[test]
+fn aggregate_counts_a_record_in_each_of_its_hopping_windows() {
+    let config = json!({ "aggregate": {
+        "window": "3m", "advance": "1m", "aggregates": { "n": "count()" },
+    } });
+    let mut host = MockHost::<Standard>::start(config).unwrap();
+    let at = |seconds: i64| Input::value("{}").at(seconds * 1000);
+    assert_eq!(batch(&mut host, &[at(150), at(179)]), ["", ""]);
+    let window = |start: i64, n: u64| format!(r#"{{"window_start":{},"window_end":{},"n":{n}}}"#, start * 1000, (start + 180) * 1000);
+    // The first window is closed; the record at 170 belongs to the other two.
+    assert_eq!(batch(&mut host, &[at(180), at(170)]), [window(0, 2), String::new()]);
+    host.restart().unwrap();
+    let closed = [window(60, 4), window(120, 4), window(180, 1)].join(" ");
+    assert_eq!(batch(&mut host, &[at(600), at(100)]), [closed, "drop".to_owned()]);
+    for advance in ["0s", "4m", "1s"] {
+        let config = json!({ "window": "3m", "advance": advance, "aggregates": { "n": "count()" } });
+        assert_eq!(rejected_config(json!({ "aggregate": config })).0.as_deref(), Some("advance"));
+    }
+}
+
+#[test]
 fn aggregate_outputs_updates_and_rejects_what_it_cannot_add() {
     let config = json!({ "aggregate": {
         "window": "1h", "aggregates": { "total": "sum(row.amount)" }, "emit": "updates",
