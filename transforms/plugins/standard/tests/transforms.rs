@@ -435,7 +435,9 @@ fn aggregate_counts_a_record_in_each_of_its_hopping_windows() {
     let mut host = MockHost::<Standard>::start(config).unwrap();
     let at = |seconds: i64| Input::value("{}").at(seconds * 1000);
     assert_eq!(batch(&mut host, &[at(150), at(179)]), ["", ""]);
-    let window = |start: i64, n: u64| format!(r#"{{"window_start":{},"window_end":{},"n":{n}}}"#, start * 1000, (start + 180) * 1000);
+    let window = |start: i64, n: u64| {
+        format!(r#"{{"window_start":{},"window_end":{},"n":{n}}}"#, start * 1000, (start + 180) * 1000)
+    };
     // The first window is closed; the record at 170 belongs to the other two.
     assert_eq!(batch(&mut host, &[at(180), at(170)]), [window(0, 2), String::new()]);
     host.restart().unwrap();
