@@ -10,23 +10,26 @@
 //! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of its plans |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
+//! | `_trunkline.state.{cluster}.{pipeline}.{transform}` | `{topic}/{key}` | an entry of the state |
 //!
 //! All clusters that share one Kafka share these topics, unless the setting `prefix` gives them
 //! different names ([`Cluster::own_topic`]).
 //!
-//! All rows of one stage lie in one partition, selected by a hash of the stage's name. A task
+//! All rows of one stage in the first three topics lie in one partition, selected by a hash of the stage's name. A task
 //! therefore reads one partition.
 
 mod counters;
 mod intents;
 mod positions;
 mod schemas;
+mod transform_state;
 mod worker_rows;
 
 pub use counters::{ComponentCounters, Counters};
 pub use intents::{IntentRecord, IntentState, Intents};
 pub use positions::Positions;
 pub use schemas::Schemas;
+pub use transform_state::{StateChangelog, state_topic};
 pub use worker_rows::WorkerRows;
 
 use std::collections::BTreeMap;

@@ -13,7 +13,7 @@ use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Batch, Error, RecordRef, Result};
 
-use super::client::{CALL_TIMEOUT, ClientLog, Cluster};
+use super::client::{CALL_TIMEOUT, ClientLog, Cluster, close_in_background};
 use super::logins::LoginLease;
 use super::packed_headers::{PACKED, unpack};
 
@@ -49,20 +49,27 @@ pub fn scan_range(
     each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
 ) -> Result<()> {
     let reader = Reader::new(cluster, "read_committed")?;
-    let (low, _) = reader.watermarks(topic, partition)?;
-    if low.max(from) >= end {
-        return Ok(());
+    reader.scan(topic, partition, (from, end), each)
+}
+
+/// Passes the committed records that a partition has now, in order. `false` if the partition does
+/// not exist.
+pub fn scan_partition(
+    cluster: &Cluster,
+    topic: &str,
+    partition: i32,
+    each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
+) -> Result<bool> {
+    let uncommitted = Reader::new(cluster, "read_uncommitted")?;
+    if !uncommitted.partitions_of(topic)?.contains(&partition) {
+        return Ok(false);
     }
-    let mut batch = Batch::default();
-    reader.read_partition(topic, partition, (low.max(from), end), |message| {
-        // The reader returns what follows the range too.
-        if message.offset() >= end {
-            return Ok(());
-        }
-        batch.clear();
-        copy(message, &mut batch);
-        each(batch.get(0))
-    })
+    let (_, end) = uncommitted.watermarks(topic, partition)?;
+    let reader = Reader::new(cluster, "read_committed")?;
+    reader.scan(topic, partition, (0, end), each)?;
+    // A starting stage need not wait for this.
+    let _ = close_in_background((reader, uncommitted));
+    Ok(true)
 }
 
 /// Adds a message to a batch.
@@ -212,6 +219,30 @@ impl Reader {
         self.consumer
             .fetch_watermarks(topic, partition, CALL_TIMEOUT)
             .map_err(|error| self.failed(&format!("reading the end offsets of topic `{topic}`"), &error))
+    }
+
+    /// Passes the records of a partition in a range of offsets, in order.
+    fn scan(
+        &self,
+        topic: &str,
+        partition: i32,
+        (from, end): (i64, i64),
+        each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let (low, _) = self.watermarks(topic, partition)?;
+        if low.max(from) >= end {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        self.read_partition(topic, partition, (low.max(from), end), |message| {
+            // The reader returns what follows the range too.
+            if message.offset() >= end {
+                return Ok(());
+            }
+            batch.clear();
+            copy(message, &mut batch);
+            each(batch.get(0))
+        })
     }
 
     /// Passes all records from `low` to `high`, in order, and perhaps some after them.

@@ -73,7 +73,7 @@ impl PartialEq for SourcePlan {
 
 impl PartialEq for TransformPlan {
     fn eq(&self, other: &Self) -> bool {
-        let Self { name, inputs, step, topic, port_topics, partitions, on_error, tasks: _ } = self;
+        let Self { name, inputs, step, topic, port_topics, partitions, on_error, state, tasks: _ } = self;
         *name == other.name
             && *inputs == other.inputs
             && *step == other.step
@@ -81,6 +81,7 @@ impl PartialEq for TransformPlan {
             && *port_topics == other.port_topics
             && *partitions == other.partitions
             && *on_error == other.on_error
+            && *state == other.state
     }
 }
 
