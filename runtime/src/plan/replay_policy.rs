@@ -47,7 +47,10 @@ mod tests {
     use crate::plan::{Loaded, Registry, load_each};
 
     fn load(option: &str) -> Loaded {
-        let folder = tempfile::tempdir().unwrap();
+        load_in(&tempfile::tempdir().unwrap(), option)
+    }
+
+    fn load_in(folder: &tempfile::TempDir, option: &str) -> Loaded {
         let file = folder.path().join("p.toml");
         let sink = "[sinks.lake]\nconnector = \"s3\"\ninputs = [\"topic:t\"]\nurl = \"file:///lake\"\n";
         std::fs::write(&file, format!("name = \"p\"\n{sink}{option}\n")).unwrap();
@@ -67,7 +70,8 @@ mod tests {
 
     #[test]
     fn a_policy_does_not_change_the_plan_of_the_live_sink() {
-        let sink = |option: &str| load(option).pipelines[0].sinks[0].clone();
+        let folder = tempfile::tempdir().unwrap();
+        let sink = |option: &str| load_in(&folder, option).pipelines[0].sinks[0].clone();
         assert!(sink("replay.rate = 5") == sink("replay.forbid = \"signed\""));
         assert!(sink("replay.rate = 5") != sink("commit.records = 5"));
     }
