@@ -5,6 +5,7 @@
 //! partition may lag behind a commit that another partition already shows. A reader therefore waits
 //! until every transaction up to the high watermark that it saw at its start is completed.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -48,6 +49,20 @@ pub fn scan_range(
     (from, end): (i64, i64),
     each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
 ) -> Result<()> {
+    scan_range_until(cluster, topic, partition, (from, end), &mut |record| {
+        each(record)?;
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// The same, until `each` breaks.
+pub fn scan_range_until(
+    cluster: &Cluster,
+    topic: &str,
+    partition: i32,
+    (from, end): (i64, i64),
+    each: &mut dyn FnMut(RecordRef<'_>) -> Result<ControlFlow<()>>,
+) -> Result<()> {
     let reader = Reader::new(cluster, "read_committed")?;
     reader.scan(topic, partition, (from, end), each)
 }
@@ -66,7 +81,10 @@ pub fn scan_partition(
     }
     let (_, end) = uncommitted.watermarks(topic, partition)?;
     let reader = Reader::new(cluster, "read_committed")?;
-    reader.scan(topic, partition, (0, end), each)?;
+    reader.scan(topic, partition, (0, end), &mut |record| {
+        each(record)?;
+        Ok(ControlFlow::Continue(()))
+    })?;
     // A starting stage need not wait for this.
     let _ = close_in_background((reader, uncommitted));
     Ok(true)
@@ -221,13 +239,13 @@ impl Reader {
             .map_err(|error| self.failed(&format!("reading the end offsets of topic `{topic}`"), &error))
     }
 
-    /// Passes the records of a partition in a range of offsets, in order.
+    /// Passes the records of a partition in a range of offsets, in order, until `each` breaks.
     fn scan(
         &self,
         topic: &str,
         partition: i32,
         (from, end): (i64, i64),
-        each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
+        each: &mut dyn FnMut(RecordRef<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         let (low, _) = self.watermarks(topic, partition)?;
         if low.max(from) >= end {
@@ -237,7 +255,7 @@ impl Reader {
         self.read_partition(topic, partition, (low.max(from), end), |message| {
             // The reader returns what follows the range too.
             if message.offset() >= end {
-                return Ok(());
+                return Ok(ControlFlow::Break(()));
             }
             batch.clear();
             copy(message, &mut batch);
@@ -245,13 +263,14 @@ impl Reader {
         })
     }
 
-    /// Passes all records from `low` to `high`, in order, and perhaps some after them.
+    /// Passes all records from `low` to `high`, in order, and perhaps some after them, until `each`
+    /// breaks.
     pub(super) fn read_partition(
         &self,
         topic: &str,
         partition: i32,
         (low, high): (i64, i64),
-        mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         let mut last_progress = Instant::now();
         let doing = format!("reading topic `{topic}`");
@@ -262,19 +281,21 @@ impl Reader {
             let (_, stable) = self.watermarks(topic, partition)?;
             // A new assignment each round: the client reports the end once per assignment.
             self.assign(topic, partition, next)?;
-            loop {
+            let is_ended = loop {
                 match self.consumer.poll(POLL) {
                     Some(Ok(message)) => {
                         next = message.offset() + 1;
                         last_progress = Instant::now();
-                        each(&message)?;
+                        if each(&message)?.is_break() {
+                            break true;
+                        }
                         // The end may never be reported: the client reports it after an empty
                         // fetch, and while many tasks commit no fetch is empty.
                         if next >= stable {
-                            break;
+                            break false;
                         }
                     }
-                    Some(Err(KafkaError::PartitionEOF(_))) => break,
+                    Some(Err(KafkaError::PartitionEOF(_))) => break false,
                     Some(Err(error)) if is_denied(&error) => return Err(self.failed(&doing, &error)),
                     Some(Err(error)) => tracing::debug!(%error, topic, "reading continues after an error"),
                     None => {}
@@ -286,8 +307,8 @@ impl Reader {
                     );
                     return Err(Error::external("kafka.undecided", message));
                 }
-            }
-            if stable >= high {
+            };
+            if is_ended || stable >= high {
                 return self
                     .consumer
                     .unassign()
