@@ -8,6 +8,9 @@
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
 //! | `_trunkline.checkpoints` | `{task}/position/{topic}/{partition}` | redriven offsets |
 //! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of its plans |
+//! | `_trunkline.checkpoints` | `control/{cluster}/{pipeline}[.{component}]/state` | [`StateRow`]: what is paused |
+//! | `_trunkline.checkpoints` | `control/{cluster}/{pipeline}.{component}/restart` | [`RestartRow`]: the last restart |
+//! | `_trunkline.checkpoints` | `tasks/{cluster}/{worker}` | [`WorkerTasks`]: the states of its tasks |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
 //!
@@ -17,12 +20,14 @@
 //! All rows of one stage lie in one partition, selected by a hash of the stage's name. A task
 //! therefore reads one partition.
 
+mod control_rows;
 mod counters;
 mod intents;
 mod positions;
 mod schemas;
 mod worker_rows;
 
+pub use control_rows::{ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks};
 pub use counters::{ComponentCounters, Counters};
 pub use intents::{IntentRecord, IntentState, Intents};
 pub use positions::Positions;

@@ -9,6 +9,7 @@ mod addresses;
 mod audit;
 mod broker;
 mod connectors;
+mod control;
 mod dlq;
 mod explain;
 mod graph;
@@ -72,6 +73,13 @@ enum Verb {
     Dlq(dlq::DlqArgs),
     /// Show what the worker of a data directory does: state, counters, lag and last error per stage
     Status(StatusArgs),
+    /// Stop the tasks of a pipeline or component on all workers, until it is resumed. Its position
+    /// stays
+    Pause(control::ControlArgs),
+    /// Start the tasks of a paused pipeline or component
+    Resume(control::ControlArgs),
+    /// Stop and start the tasks of a pipeline or component on all workers
+    Restart(control::RestartArgs),
     /// Re-read selected tables while the source keeps streaming changes
     Snapshot(SnapshotArgs),
     /// Let a sink read a range of its topics again, as a separate run: into another destination, or
@@ -291,6 +299,9 @@ fn run_verb(verb: Verb) -> Exit {
         Verb::Runs(args) => runs::run(&args),
         Verb::Offsets(args) => offsets::run(&args),
         Verb::Audit(args) => audit::run(&args),
+        Verb::Pause(args) => control::pause(&args),
+        Verb::Resume(args) => control::resume(&args),
+        Verb::Restart(args) => control::restart(&args),
         Verb::Status(args) => match args.settings.load() {
             Ok(settings) => status::status(args.json, &settings),
             Err(problems) => output::report_problems(&problems, args.json),

@@ -31,6 +31,12 @@ pub fn ends(cluster: &Cluster, topic: &str) -> Result<Vec<i64>> {
     partitions.into_iter().map(|partition| Ok(reader.watermarks(topic, partition)?.1)).collect()
 }
 
+/// The id of the Kafka cluster.
+pub fn cluster_id(cluster: &Cluster) -> Result<Option<String>> {
+    let reader = Reader::new(cluster, "read_committed")?;
+    Ok(reader.consumer.client().fetch_cluster_id(CALL_TIMEOUT))
+}
+
 /// Passes the committed records of a topic that exist now, partition by partition, in order.
 pub fn scan(cluster: &Cluster, topic: &str, each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>) -> Result<()> {
     for (partition, end) in (0..).zip(ends(cluster, topic)?) {
