@@ -3,6 +3,7 @@
 use serde_json::Value;
 use trunkline_tests::{Case, Kafka, LogWriter, Process, Reader, need, wait};
 
+use crate::status::{address, send};
 use crate::{LONG, access_logs, assert_every_line_once, stop, wait_for_rows};
 
 /// Runs a command on the cluster; returns its JSON.
@@ -61,8 +62,26 @@ fn a_pause_holds_for_all_workers_and_outlives_them() {
     assert_eq!(task(&case, "a", "lake").unwrap()["components"]["lake"]["in"], 0);
     assert_eq!(reader.read(&case.path("lake"), &["path"]).rows, 1_000);
 
-    ask(&case, "resume", &[case.name()]);
+    let records = case.run_command("tap", &[&lake], &["--from", "earliest", "--no-follow", "--limit", "3"], LONG);
+    assert_eq!(records.code, Some(0), "{}", records.describe());
+    let first: Value = serde_json::from_str(records.stdout.lines().next().unwrap()).unwrap();
+    assert!(first["value"]["path"].is_string(), "{first}");
+    assert_eq!((records.stdout.lines().count(), &first["topic"]), (3, &format!("{}.web", case.name()).into()));
+
+    let address = address(&worker);
+    let resume = format!("/connectors/{lake}/resume");
+    assert_eq!(send(&address, "PUT", &resume, "Origin: http://evil.example\r\n").0, 403);
+    assert_eq!(send(&address, "PUT", &resume, "Host: evil.example\r\n").0, 403);
+    let (code, status) = send(&address, "GET", &format!("/connectors/{lake}/status"), "");
+    assert_eq!(code, 200, "{status}");
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((&status["connector"]["state"], &status["tasks"][0]["state"]), (&"PAUSED".into(), &"PAUSED".into()));
+    assert_eq!(send(&address, "PUT", &resume, "").0, 202);
     wait_for_rows(&reader, &case.path("lake"), 1_500);
+    let (_, offsets) = send(&address, "GET", &format!("/connectors/{lake}/offsets"), "");
+    assert!(offsets.contains("kafka_offset"), "{offsets}");
+    let (_, root) = send(&address, "GET", "/", "");
+    assert!(!root.contains("\"kafka_cluster_id\":null"), "{root}");
     ask(&case, "restart", &[&lake]);
     wait::until("the sink has started again", LONG, || {
         let task = task(&case, "a", "lake")?;

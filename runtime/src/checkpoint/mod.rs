@@ -8,11 +8,13 @@
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
 //! | `_trunkline.checkpoints` | `{task}/position/{topic}/{partition}` | redriven offsets |
 //! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of its plans |
-//! | `_trunkline.checkpoints` | `control/{cluster}/{pipeline}[.{component}]/state` | [`StateRow`]: what is paused |
-//! | `_trunkline.checkpoints` | `control/{cluster}/{pipeline}.{component}/restart` | [`RestartRow`]: the last restart |
-//! | `_trunkline.checkpoints` | `tasks/{cluster}/{worker}` | [`WorkerTasks`]: the states of its tasks |
+//! | `_trunkline.checkpoints` | `tasks/{cluster}/{worker}` | [`WorkerTasks`] |
+//! | `_trunkline.checkpoints` | `control/{cluster}/{target}/state` | [`StateRow`] |
+//! | `_trunkline.checkpoints` | `control/{cluster}/{target}/restart` | [`RestartRow`] |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
+//!
+//! A target is `{pipeline}` or `{pipeline}.{component}`.
 //!
 //! All clusters that share one Kafka share these topics, unless the setting `prefix` gives them
 //! different names ([`Cluster::own_topic`]).

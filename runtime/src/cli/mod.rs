@@ -28,6 +28,7 @@ mod settings;
 mod settings_args;
 mod snapshot;
 mod status;
+mod tap;
 mod test;
 mod transform;
 mod validate;
@@ -80,6 +81,8 @@ enum Verb {
     Resume(control::ControlArgs),
     /// Stop and start the tasks of a pipeline or component on all workers
     Restart(control::RestartArgs),
+    /// Print records of a pipeline's topics as JSON lines, without touching its groups
+    Tap(tap::TapArgs),
     /// Re-read selected tables while the source keeps streaming changes
     Snapshot(SnapshotArgs),
     /// Let a sink read a range of its topics again, as a separate run: into another destination, or
@@ -203,6 +206,9 @@ struct SnapshotArgs {
 /// `trunkline status`.
 #[derive(Args)]
 struct StatusArgs {
+    /// Show the states of the tasks of all workers of the cluster
+    #[arg(long)]
+    all_workers: bool,
     /// Print as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -299,11 +305,12 @@ fn run_verb(verb: Verb) -> Exit {
         Verb::Runs(args) => runs::run(&args),
         Verb::Offsets(args) => offsets::run(&args),
         Verb::Audit(args) => audit::run(&args),
+        Verb::Tap(args) => tap::tap(&args),
         Verb::Pause(args) => control::pause(&args),
         Verb::Resume(args) => control::resume(&args),
         Verb::Restart(args) => control::restart(&args),
         Verb::Status(args) => match args.settings.load() {
-            Ok(settings) => status::status(args.json, &settings),
+            Ok(settings) => status::status(args.json, args.all_workers, &settings),
             Err(problems) => output::report_problems(&problems, args.json),
         },
         Verb::Snapshot(args) => match args.settings.load() {

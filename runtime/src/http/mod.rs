@@ -21,8 +21,6 @@ mod metrics;
 mod openapi;
 mod shown_options;
 mod status;
-#[cfg(test)]
-mod tests;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -131,3 +129,6 @@ async fn metrics(State(served): State<Arc<Served>>) -> Response {
 fn text(status: StatusCode, body: String) -> Response {
     (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
 }
+
+#[cfg(test)]
+mod tests;

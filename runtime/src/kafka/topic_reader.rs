@@ -5,13 +5,14 @@
 //! partition may lag behind a commit that another partition already shows. A reader therefore waits
 //! until every transaction up to the high watermark that it saw at its start is completed.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_connector::{Batch, Error, RecordRef, Result};
+use trunkline_connector::{Batch, Error, RecordRef, Result, TopicPartition};
 
 use super::client::{CALL_TIMEOUT, ClientLog, Cluster};
 use super::logins::LoginLease;
@@ -88,6 +89,56 @@ fn copy(message: &BorrowedMessage<'_>, batch: &mut Batch) {
         record.header(header.key, header.value);
     }
     record.finish();
+}
+
+/// Follows partitions from their offsets on.
+pub struct Tail {
+    reader: Reader,
+}
+
+/// What a [`Tail`] has seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tailed {
+    /// A record at this offset.
+    Record(i64),
+    /// All committed records of one of the partitions have been read.
+    End,
+    /// Nothing within the time.
+    Nothing,
+}
+
+impl Tail {
+    /// Starts at these offsets.
+    pub fn new(cluster: &Cluster, starts: &BTreeMap<TopicPartition, i64>) -> Result<Self> {
+        let reader = Reader::with_wait(cluster, "read_committed", "200")?;
+        let mut assignment = TopicPartitionList::with_capacity(starts.len());
+        let failed = |error: KafkaError| reader.failed("reading topics", &error);
+        for (partition, start) in starts {
+            let added = assignment.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*start));
+            added.map_err(failed)?;
+        }
+        reader.consumer.assign(&assignment).map_err(failed)?;
+        Ok(Self { reader })
+    }
+
+    /// Waits at most this long, and passes on the next record.
+    pub fn next(&self, wait: Duration, each: impl FnOnce(RecordRef<'_>)) -> Result<Tailed> {
+        match self.reader.consumer.poll(wait) {
+            Some(Ok(message)) => {
+                let mut batch = Batch::default();
+                copy(&message, &mut batch);
+                each(batch.get(0));
+                Ok(Tailed::Record(message.offset()))
+            }
+            Some(Err(error)) if is_denied(&error) => Err(self.reader.failed("reading topics", &error)),
+            Some(Err(KafkaError::PartitionEOF(_))) => Ok(Tailed::End),
+            Some(Err(error)) => {
+                tracing::debug!(%error, "reading continues after an error");
+                Ok(Tailed::Nothing)
+            }
+            None => Ok(Tailed::Nothing),
+        }
+    }
 }
 
 /// Reads single records by their offsets.
@@ -192,9 +243,14 @@ pub(super) struct Reader {
 impl Reader {
     /// Connects when it is first used. `isolation` is `read_committed` or `read_uncommitted`.
     pub(super) fn new(cluster: &Cluster, isolation: &str) -> Result<Self> {
+        Self::with_wait(cluster, isolation, "20")
+    }
+
+    /// The same; the brokers wait this long for records, in milliseconds.
+    fn with_wait(cluster: &Cluster, isolation: &str, wait: &str) -> Result<Self> {
         let mut config = cluster.config(&[
             ("fetch.queue.backoff.ms", "5"),
-            ("fetch.wait.max.ms", "20"),
+            ("fetch.wait.max.ms", wait),
             ("queued.max.messages.kbytes", "4096"),
         ]);
         config

@@ -25,9 +25,9 @@ impl Threads {
         self.running.is_empty()
     }
 
-    /// Asks tasks to stop that are not wanted, not in this version, paused, or without a permit, and
-    /// starts wanted tasks that may run. A new version starts after the old one has ended. Does not wait.
-    /// Returns whether a task was fenced that was not asked to stop.
+    /// Asks tasks to stop that are not wanted, not in this version, paused, or without a permit,
+    /// and starts wanted tasks that may run. A new version starts after the old one has ended. Does
+    /// not wait. Returns whether a task was fenced that was not asked to stop.
     pub(super) fn reconcile(&mut self, wanted: &Tasks, may_run: impl Fn(&Task) -> bool) -> bool {
         let is_wanted = |id: &TaskId, running: &Running| {
             running.task.permit.is_granted()

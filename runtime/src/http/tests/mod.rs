@@ -413,7 +413,7 @@ fn the_openapi_document_describes_the_paths_of_the_router() {
             described.insert((method.clone(), path.clone()));
         }
     }
-    let routes = include_str!("api.rs").lines().filter_map(|line| {
+    let routes = include_str!("../api.rs").lines().filter_map(|line| {
         let (path, rest) = line.trim().strip_prefix(".route(\"")?.split_once("\", ")?;
         Some((rest.split('(').next()?.to_owned(), path.to_owned()))
     });
@@ -441,7 +441,7 @@ fn assert_references_resolve(value: &Value, document: &Value) {
 fn the_reference_lists_every_path() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/rest.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let sources = [include_str!("api.rs"), include_str!("connect/mod.rs")].concat();
+    let sources = [include_str!("../api.rs"), include_str!("../connect/mod.rs")].concat();
     let routes =
         sources.split(".route(").skip(1).filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next());
     for path in routes {
