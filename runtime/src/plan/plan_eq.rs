@@ -39,7 +39,7 @@ impl Options {
     }
 
     /// The options as written: references are not resolved.
-    pub(super) fn written(&self) -> &Value {
+    pub(crate) fn written(&self) -> &Value {
         &self.written
     }
 }
