@@ -320,7 +320,7 @@ fn run_verb(verb: Verb) -> Exit {
             Ok(settings) => snapshot::snapshot(&args, &settings),
             Err(problems) => output::report_problems(&problems, false),
         },
-        Verb::Run(args) => match args.settings.load() {
+        Verb::Run(args) => match args.settings.load_for_worker() {
             Ok(settings) => run::run(&args, settings),
             Err(problems) => output::report_problems(&problems, args.json),
         },
