@@ -11,6 +11,7 @@ mod broker;
 mod connectors;
 mod control;
 mod dlq;
+mod doctor;
 mod explain;
 mod graph;
 mod json_schema;
@@ -63,6 +64,9 @@ enum Verb {
     New(new::NewArgs),
     /// Check pipeline files and print all problems
     Validate(ValidateArgs),
+    /// Check the pipelines, this machine, the brokers and the other systems, and print how to fix
+    /// each problem; changes nothing
+    Doctor(doctor::DoctorArgs),
     /// Print pipelines as a mermaid flowchart
     Graph(GraphArgs),
     /// Print the rights in Kafka that pipelines need, as commands, JSON or an IAM policy
@@ -300,6 +304,7 @@ fn run_verb(verb: Verb) -> Exit {
         Verb::Settings(args) => settings::settings(args.example, args.json),
         Verb::Explain(args) => explain::explain(args.code.as_deref()),
         Verb::New(args) => new::new(&args),
+        Verb::Doctor(args) => doctor::doctor(&args),
         Verb::JsonSchema(args) => json_schema::json_schema(&args),
         Verb::Completions(args) => shell::completions(&args, Cli::command()),
         Verb::Man(args) => shell::man(&args, Cli::command()),
