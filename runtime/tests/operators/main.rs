@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod deploy;
 mod doctor;
 mod json_schema;
 mod new_pipeline;
