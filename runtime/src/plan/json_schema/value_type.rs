@@ -9,7 +9,7 @@ const DURATION: &str = r"^\s*([0-9][0-9._]*\s*(ms|us|s|m|h|d)\s*)+$";
 const SIZE: &str = r"^\s*[0-9][0-9._]*\s*(KiB|MiB|GiB|TiB|kB|KB|MB|GB|TB|B)?\s*$";
 
 /// Words for texts, in the singular. What a text must contain is checked by `trunkline validate`.
-const TEXTS: [&str; 24] = [
+const TEXTS: [&str; 25] = [
     "string",
     "template",
     "path",
@@ -31,6 +31,7 @@ const TEXTS: [&str; 24] = [
     "filter",
     "address",
     "addresses",
+    "aggregate",
     "type",
     "url",
     "one of [Parsers](#parsers)",
