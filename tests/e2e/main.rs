@@ -35,6 +35,7 @@ mod broker_client;
 mod brokers;
 mod clients;
 mod cloned;
+mod control;
 mod crashes;
 mod dead_letters;
 mod lost_replies;

@@ -8,9 +8,14 @@
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
 //! | `_trunkline.checkpoints` | `{task}/position/{topic}/{partition}` | redriven offsets |
 //! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of its plans |
+//! | `_trunkline.checkpoints` | `tasks/{cluster}/{worker}` | [`WorkerTasks`] |
+//! | `_trunkline.checkpoints` | `control/{cluster}/{target}/state` | [`StateRow`] |
+//! | `_trunkline.checkpoints` | `control/{cluster}/{target}/restart` | [`RestartRow`] |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
 //! | `_trunkline.state.{component}` | `{topic}/{key}` | an entry of the state of a transform |
+//!
+//! A target is `{pipeline}` or `{pipeline}.{component}`.
 //!
 //! All clusters that share one Kafka share these topics, unless the setting `prefix` gives them
 //! different names ([`Cluster::own_topic`]).
@@ -18,6 +23,7 @@
 //! All rows of one stage in the first three topics lie in one partition, selected by a hash of the
 //! stage's name. A task therefore reads one partition.
 
+mod control_rows;
 mod counters;
 mod intents;
 mod positions;
@@ -25,6 +31,7 @@ mod schemas;
 mod transform_state;
 mod worker_rows;
 
+pub use control_rows::{ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks};
 pub use counters::{ComponentCounters, Counters};
 pub use intents::{IntentRecord, IntentState, Intents};
 pub use positions::Positions;
@@ -68,6 +75,16 @@ pub fn system_topics(cluster: &Cluster, replication: i16) -> Vec<TopicSpec> {
         spec(SCHEMAS, 1, &compacted),
         spec(TASKS, LEASE_PARTITIONS, &BTreeMap::new()),
     ]
+}
+
+/// The rows that a command shows: none if no worker of this cluster has run yet, because the state
+/// topics do not exist then. A stage must not use this: it would begin again from the start while
+/// its brokers do not know the topics.
+pub fn or_empty<T: Default>(rows: Result<T>) -> Result<T> {
+    match rows {
+        Err(error) if error.code == "kafka.unknown_topic" => Ok(T::default()),
+        rows => rows,
+    }
 }
 
 /// The partition of all rows of one stage. Stored rows are found by it, so the function must not

@@ -9,6 +9,7 @@ mod addresses;
 mod audit;
 mod broker;
 mod connectors;
+mod control;
 mod dlq;
 mod explain;
 mod graph;
@@ -18,7 +19,10 @@ mod output;
 mod parse;
 mod reload;
 mod replay;
+mod replay_execution;
 mod replay_progress;
+mod replay_target;
+mod replay_to_stdout;
 mod run;
 mod run_report;
 mod runs;
@@ -27,6 +31,7 @@ mod settings;
 mod settings_args;
 mod snapshot;
 mod status;
+mod tap;
 mod test;
 mod transform;
 mod validate;
@@ -72,12 +77,21 @@ enum Verb {
     Dlq(dlq::DlqArgs),
     /// Show what the worker of a data directory does: state, counters, lag and last error per stage
     Status(StatusArgs),
+    /// Stop the tasks of a pipeline or component on all workers, until it is resumed. Its position
+    /// stays
+    Pause(control::ControlArgs),
+    /// Start the tasks of a paused pipeline or component
+    Resume(control::ControlArgs),
+    /// Stop and start the tasks of a pipeline or component on all workers
+    Restart(control::RestartArgs),
+    /// Print records of a pipeline's topics as JSON lines, without touching its groups
+    Tap(tap::TapArgs),
     /// Re-read selected tables while the source keeps streaming changes
     Snapshot(SnapshotArgs),
     /// Let a sink read a range of its topics again, as a separate run: into another destination, or
     /// into one where repeated records change nothing
     Replay(replay::ReplayArgs),
-    /// List, show and stop replays
+    /// List, show, pause, resume and stop replays
     Runs(runs::RunsArgs),
     /// Show positions, and move those of sinks and transforms
     Offsets(offsets::OffsetsArgs),
@@ -195,6 +209,9 @@ struct SnapshotArgs {
 /// `trunkline status`.
 #[derive(Args)]
 struct StatusArgs {
+    /// Show the states of the tasks of all workers of the cluster
+    #[arg(long)]
+    all_workers: bool,
     /// Print as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -291,8 +308,12 @@ fn run_verb(verb: Verb) -> Exit {
         Verb::Runs(args) => runs::run(&args),
         Verb::Offsets(args) => offsets::run(&args),
         Verb::Audit(args) => audit::run(&args),
+        Verb::Tap(args) => tap::tap(&args),
+        Verb::Pause(args) => control::pause(&args),
+        Verb::Resume(args) => control::resume(&args),
+        Verb::Restart(args) => control::restart(&args),
         Verb::Status(args) => match args.settings.load() {
-            Ok(settings) => status::status(args.json, &settings),
+            Ok(settings) => status::status(args.json, args.all_workers, &settings),
             Err(problems) => output::report_problems(&problems, args.json),
         },
         Verb::Snapshot(args) => match args.settings.load() {

@@ -32,7 +32,7 @@ pub struct Example {
 }
 
 /// The bundled plugin of a name.
-pub(super) fn find(name: &str) -> Option<&'static BundledPlugin> {
+pub(crate) fn find(name: &str) -> Option<&'static BundledPlugin> {
     PLUGINS.iter().find(|plugin| plugin.name == name)
 }
 

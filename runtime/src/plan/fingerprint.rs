@@ -119,7 +119,7 @@ pub fn of_transform(plan: &TransformPlan, dead_letters: &str) -> String {
 /// The fingerprint of a sink in a pipeline with these dead letters.
 pub fn of_sink(plan: &SinkPlan, dead_letters: &str) -> String {
     // `commit` is made of `options`.
-    let SinkPlan { name, connector, spec: _, options, inputs, commit: _, on_error, tasks: _ } = plan;
+    let SinkPlan { name, connector, spec: _, options, inputs, commit: _, on_error, tasks: _, replay: _ } = plan;
     let mut fingerprint = Fingerprint::default();
     fingerprint.add(&("sink", dead_letters, name, connector));
     fingerprint.add_json(options.written());

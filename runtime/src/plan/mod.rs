@@ -33,6 +33,7 @@ mod planned_file;
 mod plugins;
 mod raw_topics;
 mod registry;
+mod replay_policy;
 mod topic_options;
 mod topics;
 
@@ -51,6 +52,7 @@ pub(crate) use names::{NAME_RULE, name_error};
 pub use plan_eq::Options;
 pub(crate) use plugins::rejected as plugin_rejected;
 pub use registry::Registry;
+pub use replay_policy::ReplayPolicy;
 
 /// A pipeline that can run.
 #[derive(Clone)]
@@ -175,6 +177,8 @@ pub struct SinkPlan {
     pub on_error: OnError,
     /// Tasks on each worker.
     pub tasks: u32,
+    /// Whether, and how fast, it may be replayed.
+    pub replay: ReplayPolicy,
 }
 
 /// A transform: a plugin with its configuration.

@@ -193,4 +193,18 @@ pub const SINK: &[OptionSpec] = &[
     ),
     TASKS,
     ON_ERROR,
+    OptionSpec::optional(
+        "replay.forbid",
+        "string",
+        "none",
+        "Why `trunkline replay` must not replay this sink. It refuses, and shows the reason.",
+        "\"the auditors have signed these files\"",
+    ),
+    OptionSpec::optional(
+        "replay.rate",
+        "integer",
+        "no limit",
+        "The most records per second of a replay. `--rate` can only lower it.",
+        "5_000",
+    ),
 ];

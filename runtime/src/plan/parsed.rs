@@ -16,6 +16,7 @@ use super::names;
 use super::options;
 use super::plugins::{self, Started};
 use super::registry::Registry;
+use super::replay_policy::ReplayPolicy;
 use super::topic_options::{assumed_variables, port_templates, topic_template};
 use crate::config::Document;
 
@@ -94,6 +95,7 @@ pub(super) struct ParsedSink<'a> {
     pub(super) commit: CommitOptions,
     pub(super) on_error: OnError,
     pub(super) tasks: u32,
+    pub(super) replay: ReplayPolicy,
 }
 
 /// Parses the top level of a file and all of its components.
@@ -296,6 +298,7 @@ fn parse_sink<'a>(key: &'a Key, section: Section<'a>, registry: &Registry) -> Pa
         commit: CommitOptions::read(&section),
         on_error: on_error(&section),
         tasks: tasks(&section),
+        replay: ReplayPolicy::read(&section),
         connector: sink_connector(&section, registry),
         section,
     }

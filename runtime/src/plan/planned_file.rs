@@ -301,6 +301,7 @@ fn build_sinks(graph: &Graph<'_, '_>, specs: Vec<Option<Box<dyn SinkSpec>>>) -> 
             inputs: graph.inputs(references)?,
             on_error: sink.on_error,
             tasks: sink.tasks,
+            replay: sink.replay.clone(),
         });
     }
     Some(sinks)
