@@ -354,6 +354,8 @@ impl TransformTask<'_> {
         self.status.commit_took(begun.elapsed());
         failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
+        let stores = self.partitions.values().filter_map(|state| state.state.as_ref());
+        self.status.set_state_bytes(stores.map(|store| store.bytes() as u64).max());
         Ok(())
     }
 }
