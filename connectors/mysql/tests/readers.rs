@@ -117,9 +117,12 @@ fn a_snapshot_with_eight_readers_is_exact_after_stops_and_failures() {
         create(server, &database);
         let user = create_user(server, &database, 0);
         let tables = format!("\"{database}.*\"");
-        let options =
-            format!("{}snapshot_threads = 8\nchunk_rows = 60\n", options(server.port, &format!("{user}:x"), &tables));
-        let mut bench = Bench::new(&options);
+        // The number of readers may change at each start.
+        let with_threads = |threads: u32| {
+            let source = options(server.port, &format!("{user}:x"), &tables);
+            format!("{source}snapshot_threads = {threads}\nchunk_rows = 60\n")
+        };
+        let mut bench = Bench::new(&with_threads(8));
         bench.max_records = 150;
         let mut writer = server.client();
         let mut input = writer.stdin.take().unwrap();
@@ -147,7 +150,7 @@ fn a_snapshot_with_eight_readers_is_exact_after_stops_and_failures() {
             match random.below(8) {
                 0 if stops < 12 => {
                     stops += 1;
-                    bench.stop();
+                    bench.set_options(&with_threads([8, 2, 8, 1][stops % 4]));
                 }
                 1 if failures < 4 => {
                     // The last connection is a reader's, if there are more than two.

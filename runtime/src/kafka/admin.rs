@@ -215,8 +215,8 @@ impl Admin {
                 Err(failure) => failures.push((&spec.name, failure)),
             }
         }
+        log_created(&created.iter().map(|(spec, _)| *spec).collect::<Vec<_>>());
         for (spec, requested) in &created {
-            tracing::info!(topic = spec.name, partitions = spec.partitions, "created topic");
             self.note_limit(&spec.name, &requested.config);
         }
         if failures.is_empty() {
@@ -390,6 +390,21 @@ fn creation_command(brokers: &str, spec: &TopicSpec) -> String {
         command.push_str(&format!(" --config {name}={value}"));
     }
     command
+}
+
+/// Logs created topics. A source of thousands of tables creates many with each request.
+fn log_created(created: &[&TopicSpec]) {
+    const MAX_LINES: usize = 3;
+    match created {
+        [first, .., last] if created.len() > MAX_LINES => {
+            tracing::info!(topics = created.len(), first = first.name, last = last.name, "created topics");
+        }
+        few => {
+            for TopicSpec { name, partitions, .. } in few {
+                tracing::info!(topic = name, partitions, "created topic");
+            }
+        }
+    }
 }
 
 /// One error that names every topic that could not be created.

@@ -155,9 +155,7 @@ impl Encoder {
                 write_changed(&mut self.scratch, before, diffs)?;
                 json::write_string(out, &json::lossy(&self.scratch));
             }
-            (Value::JsonText(text) | Value::Printed(text), _) => {
-                json::write_string(out, &json::lossy(text))
-            }
+            (Value::JsonText(text) | Value::Printed(text), _) => json::write_string(out, &json::lossy(text)),
             (value, column_type) => return Err(Malformed(format!("{value:?} in a column of {column_type:?}"))),
         }
         Ok(())
