@@ -4,7 +4,7 @@
 //! | path | its limit |
 //! |---|---|
 //! | snapshot → topic | the same rows read with sqlx, and dropped |
-//! | snapshot with two readers | the same with one reader; both discard the rows, without a broker |
+//! | snapshot with two readers | one reader; both discard the rows, without a broker |
 //! | binlog → topic | a bare transactional producer of the same records, with keys and headers |
 //!
 //! MySQL, Kafka and the worker share the machine's processors. Filling tables and binlogs takes

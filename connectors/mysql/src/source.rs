@@ -44,8 +44,8 @@ const POSITION_INTERVAL: Duration = Duration::from_secs(5);
 const END_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a batch with records waits for more.
 const LINGER: Duration = Duration::from_millis(1);
-/// As [`LINGER`], for a small batch during a snapshot. A snapshot of thousands of small tables fills
-/// few batches then, and the stage creates the topics of a batch with one request.
+/// As [`LINGER`], for a small batch during a snapshot. A snapshot of thousands of small tables
+/// fills few batches then, and the stage creates the topics of a batch with one request.
 const SNAPSHOT_LINGER: Duration = Duration::from_millis(10);
 /// The server sends several heartbeats per second, so this silence means a dead connection.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
