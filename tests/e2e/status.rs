@@ -10,10 +10,15 @@ use crate::{LONG, access_logs, stop, wait_for_rows};
 
 /// Sends a GET request with these headers. Returns the status code and the body.
 fn get(address: &str, path: &str, headers: &str) -> (u16, String) {
+    send(address, "GET", path, headers)
+}
+
+/// Sends a request without a body.
+pub(crate) fn send(address: &str, method: &str, path: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     let host = if headers.contains("Host:") { String::new() } else { format!("Host: {address}\r\n") };
-    write!(stream, "GET {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n").unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -21,7 +26,7 @@ fn get(address: &str, path: &str, headers: &str) -> (u16, String) {
 }
 
 /// The address of a worker's HTTP server, from its log.
-fn address(worker: &Process) -> String {
+pub(crate) fn address(worker: &Process) -> String {
     wait::until("the worker logs its address", LONG, || {
         let log = worker.stderr();
         let (_, rest) = log.split_once("metrics: http://")?;

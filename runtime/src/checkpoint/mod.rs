@@ -8,25 +8,35 @@
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
 //! | `_trunkline.checkpoints` | `{task}/position/{topic}/{partition}` | redriven offsets |
 //! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of its plans |
+//! | `_trunkline.checkpoints` | `tasks/{cluster}/{worker}` | [`WorkerTasks`] |
+//! | `_trunkline.checkpoints` | `control/{cluster}/{target}/state` | [`StateRow`] |
+//! | `_trunkline.checkpoints` | `control/{cluster}/{target}/restart` | [`RestartRow`] |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
+//! | `_trunkline.state.{cluster}.{pipeline}.{transform}` | `{topic}/{key}` | an entry of the state |
+//!
+//! A target is `{pipeline}` or `{pipeline}.{component}`.
 //!
 //! All clusters that share one Kafka share these topics, unless the setting `prefix` gives them
 //! different names ([`Cluster::own_topic`]).
 //!
-//! All rows of one stage lie in one partition, selected by a hash of the stage's name. A task
+//! All rows of one stage in the first three topics lie in one partition, selected by a hash of the stage's name. A task
 //! therefore reads one partition.
 
+mod control_rows;
 mod counters;
 mod intents;
 mod positions;
 mod schemas;
+mod transform_state;
 mod worker_rows;
 
+pub use control_rows::{ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks};
 pub use counters::{ComponentCounters, Counters};
 pub use intents::{IntentRecord, IntentState, Intents};
 pub use positions::Positions;
 pub use schemas::Schemas;
+pub use transform_state::{StateChangelog, state_topic};
 pub use worker_rows::WorkerRows;
 
 use std::collections::BTreeMap;

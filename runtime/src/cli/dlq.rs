@@ -370,7 +370,7 @@ fn report(redrive: &Redrive<'_>, dry_run: bool, as_json: bool) -> String {
 }
 
 /// A dead letter as JSON.
-fn describe(letter: &DeadLetter, record: RecordRef<'_>, is_redriven: bool) -> Value {
+pub(super) fn describe(letter: &DeadLetter, record: RecordRef<'_>, is_redriven: bool) -> Value {
     let bytes = |bytes: Option<&[u8]>| match bytes.map(std::str::from_utf8) {
         None => Value::Null,
         Some(Ok(text)) => json!(text),

@@ -9,6 +9,7 @@ mod addresses;
 mod audit;
 mod broker;
 mod connectors;
+mod control;
 mod dlq;
 mod explain;
 mod graph;
@@ -30,6 +31,7 @@ mod settings;
 mod settings_args;
 mod snapshot;
 mod status;
+mod tap;
 mod test;
 mod trace;
 mod transform;
@@ -76,6 +78,15 @@ enum Verb {
     Dlq(dlq::DlqArgs),
     /// Show what the worker of a data directory does: state, counters, lag and last error per stage
     Status(StatusArgs),
+    /// Stop the tasks of a pipeline or component on all workers, until it is resumed. Its position
+    /// stays
+    Pause(control::ControlArgs),
+    /// Start the tasks of a paused pipeline or component
+    Resume(control::ControlArgs),
+    /// Stop and start the tasks of a pipeline or component on all workers
+    Restart(control::RestartArgs),
+    /// Print records of a pipeline's topics as JSON lines, without touching its groups
+    Tap(tap::TapArgs),
     /// Re-read selected tables while the source keeps streaming changes
     Snapshot(SnapshotArgs),
     /// Let a sink read a range of its topics again, as a separate run: into another destination, or
@@ -201,6 +212,9 @@ struct SnapshotArgs {
 /// `trunkline status`.
 #[derive(Args)]
 struct StatusArgs {
+    /// Show the states of the tasks of all workers of the cluster
+    #[arg(long)]
+    all_workers: bool,
     /// Print as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -298,8 +312,12 @@ fn run_verb(verb: Verb) -> Exit {
         Verb::Trace(args) => trace::run(&args),
         Verb::Offsets(args) => offsets::run(&args),
         Verb::Audit(args) => audit::run(&args),
+        Verb::Tap(args) => tap::tap(&args),
+        Verb::Pause(args) => control::pause(&args),
+        Verb::Resume(args) => control::resume(&args),
+        Verb::Restart(args) => control::restart(&args),
         Verb::Status(args) => match args.settings.load() {
-            Ok(settings) => status::status(args.json, &settings),
+            Ok(settings) => status::status(args.json, args.all_workers, &settings),
             Err(problems) => output::report_problems(&problems, args.json),
         },
         Verb::Snapshot(args) => match args.settings.load() {

@@ -227,7 +227,7 @@ impl Context<'_> {
         }
         if offsets.members()? > 0 {
             let message = format!(
-                "`{}` is running: stop the workers that run it, or remove it from their pipeline files, and try again. A worker \
+                "`{}` is running: pause it, or stop the workers that run it, and try again. A worker \
                  that was killed counts as running for 10 s",
                 args.name
             );

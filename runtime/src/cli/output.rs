@@ -6,6 +6,7 @@
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -129,16 +130,30 @@ pub(super) fn start_logging(settings: &Settings) -> Result<(), Vec<FileProblems>
     })
 }
 
+/// Replaces the filter of the log. Fails if the filter is not valid, or nothing is logged.
+pub(super) fn change_log_filter(filter: &str) -> Result<(), String> {
+    let change = CHANGE_FILTER.get().ok_or("this process does not log")?;
+    change(EnvFilter::try_new(filter).map_err(|error| error.to_string())?)
+}
+
+type ChangeFilter = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+static CHANGE_FILTER: OnceLock<ChangeFilter> = OnceLock::new();
+
 /// Starts logging to stderr with a filter.
 pub(super) fn log_to_stderr(filter: &str) -> Result<(), ParseError> {
-    let subscriber = tracing_subscriber::fmt()
+    let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(filter)?)
         .with_writer(std::io::stderr)
         .with_ansi(RenderStyle::of_stderr().colour)
         // It reports failures of stderr to stderr, by a macro that panics.
         .log_internal_errors(false)
-        .finish();
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
     // Only a second call could fail; the first subscriber stays.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    if tracing::subscriber::set_global_default(builder.finish()).is_ok() {
+        let change = move |filter| handle.reload(filter).map_err(|error| error.to_string());
+        let _ = CHANGE_FILTER.set(Box::new(change));
+    }
     Ok(())
 }

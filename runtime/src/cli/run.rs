@@ -1,6 +1,7 @@
 //! `trunkline run`: runs pipelines until they are idle or the worker is stopped.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -9,16 +10,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use trunkline_connector::{Domain, Error, Result};
 use trunkline_transform_host::{Host, HostOptions};
 
-use super::output::{print_error, report_error};
+use super::output::{change_log_filter, print_error, report_error};
 use super::reload::{Reader, follow};
 use super::run_report::report;
 use super::{Exit, RunArgs};
 use crate::config::{HttpSetting, Settings};
-use crate::http::{self, Served};
+use crate::http::{self, LogLevels, Served};
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::kafka::wait_for_closed_clients;
 use crate::plan::Loaded;
 use crate::stage::StopSignal;
+use crate::worker::control::Control;
 use crate::worker::{
     self, Addresses, DataDir, Overview, PipelineSet, STOPPED_CUT_OFF, WorkerOptions, raise_open_files_limit,
 };
@@ -61,8 +63,9 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
         }
     };
     runtime.spawn(stop_on_signals(signals, stop.clone()));
-    let overview = Overview::default();
-    if let Err(error) = publish(args, &settings, &data, &runtime, brokers.clone(), overview.clone()) {
+    let (overview, control) = (Overview::default(), Control::default());
+    let shown = (overview.clone(), control.clone());
+    if let Err(error) = publish(args, &settings, &data, &runtime, brokers.clone(), shown) {
         return report_error(&error);
     }
     let options = WorkerOptions {
@@ -75,6 +78,7 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
         runtime: runtime.handle().clone(),
         stop: stop.clone(),
         overview,
+        control,
     };
     let outcome = worker::run(options, &data);
     if let Some(broker) = embedded {
@@ -132,13 +136,16 @@ fn publish(
     data: &DataDir,
     runtime: &Runtime,
     brokers: String,
-    overview: Overview,
+    (overview, control): (Overview, Control),
 ) -> Result<()> {
+    let log_levels = Arc::new(LogLevels::new(&settings.log, Box::new(change_log_filter)));
     let served = || Served {
         worker: data.worker_id().to_owned(),
         cluster: settings.cluster.clone(),
         token: settings.http_token.clone(),
         overview: overview.clone(),
+        control: control.clone(),
+        log_levels: log_levels.clone(),
     };
     let http = match settings.http_address(args.until_idle) {
         HttpSetting::Off => None,
@@ -161,7 +168,9 @@ fn publish(
     if let Some(address) = http {
         tracing::info!("status: http://{address}/api/v1/status, metrics: http://{address}/metrics");
     }
-    data.write_addresses(&Addresses { http: http.map(|address| address.to_string()), brokers })
+    let http = http.map(|address| address.to_string());
+    control.set_http(http.clone());
+    data.write_addresses(&Addresses { http, brokers })
 }
 
 /// Loads the first set. A follower leaves invalid files out, so that they do not affect the others

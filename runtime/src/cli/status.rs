@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use trunkline_connector::{Error, Result};
 
 use super::addresses::running_worker;
@@ -13,8 +15,11 @@ use crate::http::{ComponentStatus, TaskStatus, WorkerStatus};
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Runs the verb. The exit code is 1 if a task makes no progress.
-pub(super) fn status(as_json: bool, settings: &Settings) -> Exit {
-    let (status, json) = match read(settings) {
+pub(super) fn status(as_json: bool, of_cluster: bool, settings: &Settings) -> Exit {
+    if of_cluster {
+        return cluster_status(as_json, settings);
+    }
+    let (status, json): (WorkerStatus, String) = match read(settings, "status") {
         Ok(read) => read,
         Err(error) => return report_error(&error),
     };
@@ -22,8 +27,59 @@ pub(super) fn status(as_json: bool, settings: &Settings) -> Exit {
     if status.problems().is_empty() { printed } else { Exit::Runtime }
 }
 
-/// The status, and its JSON.
-fn read(settings: &Settings) -> Result<(WorkerStatus, String)> {
+/// Shows the tasks of all workers. The exit code is 1 if one has failed.
+fn cluster_status(as_json: bool, settings: &Settings) -> Exit {
+    let (components, json): (Vec<ClusterComponent>, String) = match read(settings, "components") {
+        Ok(read) => read,
+        Err(error) => return report_error(&error),
+    };
+    let printed = print_data(&if as_json { format!("{json}\n") } else { cluster_table(&components) });
+    let has_failed = |component: &ClusterComponent| component.tasks.iter().any(|task| task.state == "failed");
+    if components.iter().any(has_failed) { Exit::Runtime } else { printed }
+}
+
+/// A component in the answer of a worker.
+#[derive(Deserialize)]
+struct ClusterComponent {
+    name: String,
+    kind: String,
+    wanted: String,
+    tasks: Vec<ClusterTask>,
+}
+
+#[derive(Deserialize)]
+struct ClusterTask {
+    worker: String,
+    node: String,
+    task: u32,
+    state: String,
+    error: Option<String>,
+}
+
+/// One line per task, in columns, and then the errors.
+fn cluster_table(components: &[ClusterComponent]) -> String {
+    let mut rows = vec![["COMPONENT", "KIND", "WANTED", "STATE", "NODE", "WORKER", "TASK"].map(str::to_owned)];
+    let mut errors = String::new();
+    for component in components {
+        let ClusterComponent { name, kind, wanted, tasks } = component;
+        let row = |state: &str, node: &str, worker: &str, task: &str| {
+            [name, kind, wanted, state, node, worker, task].map(str::to_owned)
+        };
+        if tasks.is_empty() {
+            rows.push(row("-", "-", "-", "-"));
+        }
+        for task in tasks {
+            rows.push(row(&task.state, &task.node, &task.worker, &task.task.to_string()));
+            if let Some(error) = &task.error {
+                errors.push_str(&format!("{name} on {}: {error}\n", task.node));
+            }
+        }
+    }
+    columns(&rows, &[6]) + &errors
+}
+
+/// An answer below `/api/v1`, and its JSON.
+fn read<T: DeserializeOwned>(settings: &Settings, path: &str) -> Result<(T, String)> {
     let Some(address) = running_worker(settings)?.http else {
         let message = "the worker runs without its HTTP server: remove the setting `http = \"off\"`, and restart it";
         return Err(Error::config("worker.http_off", message));
@@ -34,7 +90,7 @@ fn read(settings: &Settings) -> Result<(WorkerStatus, String)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
     runtime.block_on(async {
         let client = reqwest::Client::builder().no_proxy().timeout(ANSWER).build().map_err(|error| failed(&error))?;
-        let mut request = client.get(format!("http://{address}/api/v1/status"));
+        let mut request = client.get(format!("http://{address}/api/v1/{path}"));
         if let Some(token) = &settings.http_token {
             request = request.bearer_auth(token);
         }
@@ -110,6 +166,22 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_of_the_cluster_has_a_line_for_each_task() {
+        let components = r#"[
+            {"name": "shop.db", "kind": "source", "wanted": "paused", "tasks": []},
+            {"name": "shop.lake", "kind": "sink", "wanted": "running", "tasks": [
+                {"worker": "w1", "node": "a", "task": 0, "state": "running", "error": null},
+                {"worker": "w2", "node": "b", "task": 1, "state": "failed", "error": "no bucket"}]}]"#;
+        let expected = "\
+            COMPONENT  KIND    WANTED   STATE    NODE  WORKER  TASK\n\
+            shop.db    source  paused   -        -     -          -\n\
+            shop.lake  sink    running  running  a     w1         0\n\
+            shop.lake  sink    running  failed   b     w2         1\n\
+            shop.lake on b: no bucket\n";
+        assert_eq!(cluster_table(&serde_json::from_str::<Vec<_>>(components).unwrap()), expected);
+    }
 
     #[test]
     fn durations_have_one_unit() {

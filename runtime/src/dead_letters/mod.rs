@@ -66,7 +66,7 @@ pub struct Origin {
 
 impl DeadLetter {
     /// Reads the headers of a record. `None` if it is not a dead letter of a pipeline.
-    fn of(record: RecordRef<'_>) -> Option<Self> {
+    pub(crate) fn of(record: RecordRef<'_>) -> Option<Self> {
         let text = |name: &str| record.header(name).map(|value| String::from_utf8_lossy(value).into_owned());
         let connect = |name: &str| text(&format!("{CONNECT}{name}"));
         let connector = connect("connector.name")?;

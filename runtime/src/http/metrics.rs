@@ -83,7 +83,7 @@ fn gauges(page: &mut Page, tasks: &[TaskStatus]) {
     let name = "trunkline_task_state";
     page.header(name, "gauge", "1 for the state that a task is in.");
     for task in tasks {
-        for state in ["waiting", "running", "done", "failed"] {
+        for state in ["waiting", "running", "paused", "done", "failed"] {
             let [pipeline, component, number] = labels(task);
             page.sample(
                 name,
@@ -191,6 +191,8 @@ mod tests {
             cluster: "c".to_owned(),
             token: None,
             overview: overview.clone(),
+            control: crate::worker::control::Control::default(),
+            log_levels: std::sync::Arc::new(super::super::LogLevels::new("info", Box::new(|_| Ok(())))),
         };
         let text = render(&WorkerStatus::of(&served), &overview);
         let name = |line: &str| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Served;
 use crate::checkpoint::ComponentCounters;
-use crate::stage::{CommitDurations, StageKind, StageState, StageStatus};
+use crate::stage::{CommitDurations, StageStatus};
 
 /// A task with a lag that has committed nothing for this long makes no progress.
 const STALLED_SECONDS: u64 = 300;
@@ -39,7 +39,7 @@ pub struct TaskStatus {
     pub task: u32,
     /// `source`, `transform` or `sink`.
     pub kind: String,
-    /// `waiting`, `running`, `done` or `failed`.
+    /// `waiting`, `running`, `paused`, `done` or `failed`.
     pub state: String,
     /// Records that this worker has not committed, as far as known.
     pub lag_records: Option<u64>,
@@ -103,12 +103,6 @@ impl WorkerStatus {
 impl TaskStatus {
     fn of(task: u32, stage: &StageStatus) -> Self {
         let snapshot = stage.snapshot();
-        let (state, error) = match &snapshot.state {
-            StageState::Waiting => ("waiting", None),
-            StageState::Running => ("running", None),
-            StageState::Done => ("done", None),
-            StageState::Failed(error) => ("failed", Some(error.clone())),
-        };
         let mut components: BTreeMap<String, ComponentStatus> =
             snapshot.counters.0.iter().map(|(name, counters)| (name.clone(), ComponentStatus::of(counters))).collect();
         components.entry(stage.component.clone()).or_default();
@@ -117,15 +111,15 @@ impl TaskStatus {
             pipeline: stage.pipeline.clone(),
             component: stage.component.clone(),
             task,
-            kind: kind_name(stage.kind).to_owned(),
-            state: state.to_owned(),
+            kind: stage.kind.name().to_owned(),
+            state: snapshot.state.to_owned(),
             lag_records: lag.records,
             lag_bytes: lag.bytes,
             lag_seconds: lag.age.map(|age| age.as_secs_f64()),
             retention_left_seconds: lag.retention_left.map(|left| left.as_secs_f64()),
             since_commit_seconds: snapshot.since_commit.map(|since| since.as_secs_f64()),
             failures: snapshot.failures,
-            last_error: error.or(snapshot.last_error),
+            last_error: snapshot.error.or(snapshot.last_error),
             components,
             commits: snapshot.commits,
         }
@@ -157,14 +151,6 @@ impl ComponentStatus {
     fn of(counters: &ComponentCounters) -> Self {
         let ComponentCounters { records_in, out, dropped, dead_lettered, extra, unchanged: _ } = *counters;
         Self { records_in, out, dropped, dead_lettered, extra }
-    }
-}
-
-fn kind_name(kind: StageKind) -> &'static str {
-    match kind {
-        StageKind::Source => "source",
-        StageKind::Transform => "transform",
-        StageKind::Sink => "sink",
     }
 }
 

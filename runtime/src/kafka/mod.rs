@@ -12,7 +12,7 @@
 //! - [`GroupOffsets`]: reads and changes the offsets of a group from outside.
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
 //! - [`topic_reader`]: reads topics outside of groups; [`table`]: compacted topics as key-value
-//!   tables.
+//!   tables; [`TableFollower`] receives the changes of such a table.
 //! - [`embedded`]: the broker in this process.
 //! - `connection`: explains failed connections; `rebootstrap`: recovers clients that lost all
 //!   brokers.
@@ -34,6 +34,7 @@ mod group_offsets;
 mod logins;
 mod membership;
 mod message_queue;
+mod packed_headers;
 mod partition_batches;
 pub mod producer;
 mod properties;
@@ -44,6 +45,7 @@ mod row_writer;
 mod secrets;
 mod security;
 pub mod table;
+mod table_follower;
 #[cfg(test)]
 mod tests;
 mod topic_limits;
@@ -59,4 +61,5 @@ pub use partition_batches::PartitionBatches;
 pub use producer::{ProducerRecord, TransactionalProducer};
 pub use rebalance::RebalanceEvent;
 pub use row_writer::RowWriter;
+pub use table_follower::TableFollower;
 pub use topic_limits::{MAX_RECORD_BYTES, RecordTooLarge, SendError};

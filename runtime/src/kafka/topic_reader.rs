@@ -5,6 +5,7 @@
 //! partition may lag behind a commit that another partition already shows. A reader therefore waits
 //! until every transaction up to the high watermark that it saw at its start is completed.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,11 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use trunkline_connector::{Batch, Error, RecordRef, Result};
+use trunkline_connector::{Batch, Error, RecordRef, Result, TopicPartition};
 
-use super::client::{CALL_TIMEOUT, ClientLog, Cluster};
+use super::client::{CALL_TIMEOUT, ClientLog, Cluster, close_in_background};
 use super::logins::LoginLease;
+use super::packed_headers::{PACKED, unpack};
 
 /// A read waits this long for open transactions: longer than `transaction.timeout.ms` of our
 /// producers.
@@ -30,6 +32,12 @@ pub fn ends(cluster: &Cluster, topic: &str) -> Result<Vec<i64>> {
     let mut partitions = reader.partitions_of(topic)?;
     partitions.sort_unstable();
     partitions.into_iter().map(|partition| Ok(reader.watermarks(topic, partition)?.1)).collect()
+}
+
+/// The id of the Kafka cluster.
+pub fn cluster_id(cluster: &Cluster) -> Result<Option<String>> {
+    let reader = Reader::new(cluster, "read_committed")?;
+    Ok(reader.consumer.client().fetch_cluster_id(CALL_TIMEOUT))
 }
 
 /// Passes the committed records of a topic that exist now, partition by partition, in order.
@@ -63,20 +71,30 @@ pub fn scan_range_until(
     each: &mut dyn FnMut(RecordRef<'_>) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     let reader = Reader::new(cluster, "read_committed")?;
-    let (low, _) = reader.watermarks(topic, partition)?;
-    if low.max(from) >= end {
-        return Ok(());
+    reader.scan(topic, partition, (from, end), each)
+}
+
+/// Passes the committed records that a partition has now, in order. `false` if the partition does
+/// not exist.
+pub fn scan_partition(
+    cluster: &Cluster,
+    topic: &str,
+    partition: i32,
+    each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
+) -> Result<bool> {
+    let uncommitted = Reader::new(cluster, "read_uncommitted")?;
+    if !uncommitted.partitions_of(topic)?.contains(&partition) {
+        return Ok(false);
     }
-    let mut batch = Batch::default();
-    reader.read_partition(topic, partition, (low.max(from), end), |message| {
-        // The reader returns what follows the range too.
-        if message.offset() >= end {
-            return Ok(ControlFlow::Break(()));
-        }
-        batch.clear();
-        copy(message, &mut batch);
-        each(batch.get(0))
-    })
+    let (_, end) = uncommitted.watermarks(topic, partition)?;
+    let reader = Reader::new(cluster, "read_committed")?;
+    reader.scan(topic, partition, (0, end), &mut |record| {
+        each(record)?;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    // A starting stage need not wait for this.
+    let _ = close_in_background((reader, uncommitted));
+    Ok(true)
 }
 
 /// Adds a message to a batch.
@@ -93,10 +111,64 @@ fn copy(message: &BorrowedMessage<'_>, batch: &mut Batch) {
     if let Some(value) = message.payload() {
         record.value(value);
     }
+    let mut unpacked = Vec::new();
     for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
-        record.header(header.key, header.value);
+        match header.value {
+            Some(value) if header.key == PACKED && unpack(value, &mut unpacked) => record.header_block(&unpacked),
+            value => record.header(header.key, value),
+        };
     }
     record.finish();
+}
+
+/// Follows partitions from their offsets on.
+pub struct Tail {
+    reader: Reader,
+}
+
+/// What a [`Tail`] has seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tailed {
+    /// A record at this offset.
+    Record(i64),
+    /// All committed records of one of the partitions have been read.
+    End,
+    /// Nothing within the time.
+    Nothing,
+}
+
+impl Tail {
+    /// Starts at these offsets.
+    pub fn new(cluster: &Cluster, starts: &BTreeMap<TopicPartition, i64>) -> Result<Self> {
+        let reader = Reader::with_wait(cluster, "read_committed", "200")?;
+        let mut assignment = TopicPartitionList::with_capacity(starts.len());
+        let failed = |error: KafkaError| reader.failed("reading topics", &error);
+        for (partition, start) in starts {
+            let added = assignment.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*start));
+            added.map_err(failed)?;
+        }
+        reader.consumer.assign(&assignment).map_err(failed)?;
+        Ok(Self { reader })
+    }
+
+    /// Waits at most this long, and passes on the next record.
+    pub fn next(&self, wait: Duration, each: impl FnOnce(RecordRef<'_>)) -> Result<Tailed> {
+        match self.reader.consumer.poll(wait) {
+            Some(Ok(message)) => {
+                let mut batch = Batch::default();
+                copy(&message, &mut batch);
+                each(batch.get(0));
+                Ok(Tailed::Record(message.offset()))
+            }
+            Some(Err(error)) if is_denied(&error) => Err(self.reader.failed("reading topics", &error)),
+            Some(Err(KafkaError::PartitionEOF(_))) => Ok(Tailed::End),
+            Some(Err(error)) => {
+                tracing::debug!(%error, "reading continues after an error");
+                Ok(Tailed::Nothing)
+            }
+            None => Ok(Tailed::Nothing),
+        }
+    }
 }
 
 /// Reads single records by their offsets.
@@ -201,9 +273,14 @@ pub(super) struct Reader {
 impl Reader {
     /// Connects when it is first used. `isolation` is `read_committed` or `read_uncommitted`.
     pub(super) fn new(cluster: &Cluster, isolation: &str) -> Result<Self> {
+        Self::with_wait(cluster, isolation, "20")
+    }
+
+    /// The same; the brokers wait this long for records, in milliseconds.
+    fn with_wait(cluster: &Cluster, isolation: &str, wait: &str) -> Result<Self> {
         let mut config = cluster.config(&[
             ("fetch.queue.backoff.ms", "5"),
-            ("fetch.wait.max.ms", "20"),
+            ("fetch.wait.max.ms", wait),
             ("queued.max.messages.kbytes", "4096"),
         ]);
         config
@@ -222,6 +299,30 @@ impl Reader {
         self.consumer
             .fetch_watermarks(topic, partition, CALL_TIMEOUT)
             .map_err(|error| self.failed(&format!("reading the end offsets of topic `{topic}`"), &error))
+    }
+
+    /// Passes the records of a partition in a range of offsets, in order, until `each` breaks.
+    fn scan(
+        &self,
+        topic: &str,
+        partition: i32,
+        (from, end): (i64, i64),
+        each: &mut dyn FnMut(RecordRef<'_>) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let (low, _) = self.watermarks(topic, partition)?;
+        if low.max(from) >= end {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        self.read_partition(topic, partition, (low.max(from), end), |message| {
+            // The reader returns what follows the range too.
+            if message.offset() >= end {
+                return Ok(ControlFlow::Break(()));
+            }
+            batch.clear();
+            copy(message, &mut batch);
+            each(batch.get(0))
+        })
     }
 
     /// Passes all records from `low` to `high`, in order, and perhaps some after them, until `each`

@@ -137,8 +137,17 @@ pub struct TransformPlan {
     pub partitions: Option<i32>,
     /// What happens to records that fail.
     pub on_error: OnError,
+    /// The state of its plugin; `None` if the plugin keeps none.
+    pub state: Option<StatePlan>,
     /// Tasks on each worker.
     pub tasks: u32,
+}
+
+/// The state that a transform's plugin keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatePlan {
+    /// Limit on the state of each topic partition.
+    pub max_bytes: usize,
 }
 
 impl TransformPlan {

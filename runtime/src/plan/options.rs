@@ -120,12 +120,19 @@ pub const TRANSFORM: &[OptionSpec] = &[
         "false",
         "Runs the plugin without the checks that interrupt endless loops. Only for plugins that you wrote.",
     ),
+    OptionSpec::with_default(
+        "state.max_bytes",
+        "size",
+        "\"64MiB\"",
+        "Limit on the state of each topic partition, for a plugin that keeps state. It is kept in memory. The stage stops \
+         with `plugin.state_full` when the limit is reached.",
+    ),
     OptionSpec::optional(
         "fuse",
         "boolean",
-        "`true` with one reading stage, else `false`",
-        "`true` runs the transform inside the stage that reads it; only one stage may read it. `false` makes it a \
-         separate stage with its own topics.",
+        "`true` with one reading stage and without state, else `false`",
+        "`true` runs the transform inside the stage that reads it; only one stage may read it, and its plugin keeps no \
+         state. `false` makes it a separate stage with its own topics.",
         "false",
     ),
     OptionSpec::optional(

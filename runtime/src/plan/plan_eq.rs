@@ -39,7 +39,7 @@ impl Options {
     }
 
     /// The options as written: references are not resolved.
-    pub(super) fn written(&self) -> &Value {
+    pub(crate) fn written(&self) -> &Value {
         &self.written
     }
 }
@@ -74,7 +74,7 @@ impl PartialEq for SourcePlan {
 
 impl PartialEq for TransformPlan {
     fn eq(&self, other: &Self) -> bool {
-        let Self { name, inputs, step, topic, port_topics, partitions, on_error, tasks: _ } = self;
+        let Self { name, inputs, step, topic, port_topics, partitions, on_error, state, tasks: _ } = self;
         *name == other.name
             && *inputs == other.inputs
             && *step == other.step
@@ -82,6 +82,7 @@ impl PartialEq for TransformPlan {
             && *port_topics == other.port_topics
             && *partitions == other.partitions
             && *on_error == other.on_error
+            && *state == other.state
     }
 }
 

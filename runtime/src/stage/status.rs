@@ -18,6 +18,17 @@ pub enum StageKind {
     Sink,
 }
 
+impl StageKind {
+    /// `source`, `transform` or `sink`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Transform => "transform",
+            Self::Sink => "sink",
+        }
+    }
+}
+
 /// The state of a stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StageState {
@@ -44,6 +55,8 @@ pub struct StageStatus {
 
 struct Inner {
     state: StageState,
+    /// Its component is paused: the stage does not start.
+    paused: bool,
     /// Since the process started, or its plan changed; the totals since the pipeline began are in
     /// Kafka.
     counters: Counters,
@@ -82,8 +95,10 @@ impl CommitDurations {
 /// The status of a stage at one moment.
 #[derive(Debug, Clone)]
 pub struct StageSnapshot {
-    /// Its state.
-    pub state: StageState,
+    /// Its state by the name that users see.
+    pub state: &'static str,
+    /// The error of a failed stage.
+    pub error: Option<String>,
     /// What it committed since the process started, or its plan changed.
     pub counters: Counters,
     /// What it has not read, or read and not committed.
@@ -103,6 +118,7 @@ impl StageStatus {
     pub fn new(pipeline: &str, component: &str, kind: StageKind) -> Self {
         let inner = Inner {
             state: StageState::Waiting,
+            paused: false,
             counters: Counters::default(),
             lag: SourceLag::default(),
             last_commit: None,
@@ -123,9 +139,31 @@ impl StageStatus {
         self.lock().state.clone()
     }
 
-    /// The stage writes no further records.
+    /// The stage writes no further records: it is done, has failed, or is paused.
     pub fn is_over(&self) -> bool {
-        matches!(self.lock().state, StageState::Done | StageState::Failed(_))
+        let inner = self.lock();
+        match inner.state {
+            StageState::Done | StageState::Failed(_) => true,
+            StageState::Waiting => inner.paused,
+            StageState::Running => false,
+        }
+    }
+
+    /// Whether its component is paused.
+    pub fn is_paused(&self) -> bool {
+        self.lock().paused
+    }
+
+    /// Pauses or resumes it. Returns whether that is a change.
+    pub(crate) fn set_paused(&self, paused: bool) -> bool {
+        std::mem::replace(&mut self.lock().paused, paused) != paused
+    }
+
+    /// Its state by the name that users see, and the error of a failed stage. A stage is paused
+    /// once it has stopped.
+    pub fn shown_state(&self) -> (&'static str, Option<String>) {
+        let inner = self.lock();
+        shown(&inner.state, inner.paused)
     }
 
     pub(crate) fn set_state(&self, state: StageState) {
@@ -168,8 +206,10 @@ impl StageStatus {
     /// Everything about it at this moment.
     pub fn snapshot(&self) -> StageSnapshot {
         let inner = self.lock();
+        let (state, error) = shown(&inner.state, inner.paused);
         StageSnapshot {
-            state: inner.state.clone(),
+            state,
+            error,
             counters: inner.counters.clone(),
             lag: inner.lag,
             since_commit: inner.last_commit.map(|at| at.elapsed()),
@@ -205,6 +245,16 @@ impl StageStatus {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn shown(state: &StageState, paused: bool) -> (&'static str, Option<String>) {
+    match state {
+        StageState::Waiting if paused => ("paused", None),
+        StageState::Waiting => ("waiting", None),
+        StageState::Running => ("running", None),
+        StageState::Done => ("done", None),
+        StageState::Failed(error) => ("failed", Some(error.clone())),
     }
 }
 

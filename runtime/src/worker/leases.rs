@@ -7,7 +7,8 @@
 //! workers.
 //!
 //! The tasks may change at any time without a rebalance: a worker owns partitions, whichever tasks
-//! hash to them, so that unchanged tasks keep running. A worker without tasks leaves the group.
+//! hash to them, so that unchanged tasks keep running. A worker without tasks, or with paused tasks
+//! only, leaves the group.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -111,7 +112,7 @@ impl LeaseLoop {
     fn run(&mut self) {
         while !self.context.stop.is_set() && !self.is_over() {
             self.tasks = current(&self.wanted);
-            if self.tasks.is_empty() {
+            if !self.has_work() {
                 self.context.stop.wait(POLL);
                 continue;
             }
@@ -148,6 +149,11 @@ impl LeaseLoop {
         true
     }
 
+    /// Whether a task is not paused.
+    fn has_work(&self) -> bool {
+        self.tasks.values().any(|task| !task.status.is_paused())
+    }
+
     fn is_over(&self) -> bool {
         self.context.until_idle && self.tasks.values().all(|task| task.status.is_over())
     }
@@ -177,7 +183,7 @@ impl LeaseLoop {
         let mut batches = PartitionBatches::default();
         while !self.context.stop.is_set() && !self.is_over() {
             self.tasks = current(&self.wanted);
-            if self.tasks.is_empty() && self.threads.is_empty() {
+            if !self.has_work() && self.threads.is_empty() {
                 return Ok(());
             }
             // Waiting inside the poll would cost a twentieth of a core (see `QueueNotifier`).

@@ -9,6 +9,7 @@
 //! recognises it after a restart), scratch files and compiled plugins.
 
 mod agreement;
+pub mod control;
 mod data_dir;
 mod leases;
 mod open_files;
@@ -33,12 +34,13 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Domain, Error, MemoryBudget, Placement, Result, Retry};
 
 use self::agreement::Agreement;
+use self::control::{Control, Follower, View};
 use self::leases::LeaseManager;
 use self::open_files::shortage;
-use self::tasks::{Changes, Task, Tasks};
+use self::tasks::{Changes, Task, TaskId, Tasks};
 use self::threads::Threads;
-use self::topics::topics_of;
-use crate::checkpoint::{Schemas, TASKS, system_topics};
+use self::topics::{state_topics, topics_of};
+use crate::checkpoint::{RestartRow, RunState, Schemas, TASKS, TaskRef, system_topics};
 use crate::config::Settings;
 use crate::kafka::embedded::EMBEDDED;
 use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
@@ -96,6 +98,8 @@ pub struct WorkerOptions {
     pub stop: StopSignal,
     /// What the worker shows of itself while it runs.
     pub overview: Overview,
+    /// Requests to pause, resume and restart components.
+    pub control: Control,
 }
 
 /// The pipelines to run from now on.
@@ -164,11 +168,17 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         threads: Threads::default(),
         leases: Vec::new(),
         agreement,
+        follower: None,
+        control_version: 0,
+        restarts: BTreeMap::new(),
         is_complete: false,
         fatal: None,
     };
     worker.run()?;
     worker.agreement.finish();
+    if let Some(follower) = worker.follower.take() {
+        follower.finish();
+    }
     let failed = worker.tasks.values().filter_map(|task| match task.status.state() {
         StageState::Failed(error) => Some((task.status.name(), error)),
         _ => None,
@@ -215,6 +225,12 @@ struct Worker<'a> {
     leases: Vec<LeaseManager>,
     /// Keeps two versions of a component from running at the same time.
     agreement: Agreement,
+    /// Follows the requests to pause, resume and restart, from the first set on.
+    follower: Option<Follower>,
+    /// The version of the control that the tasks agree with.
+    control_version: u64,
+    /// The last restart of each component that was carried out.
+    restarts: BTreeMap<String, RestartRow>,
     /// Whether every task has ended by itself (`until_idle`).
     is_complete: bool,
     /// Why the worker stops although nothing asked it to.
@@ -282,6 +298,9 @@ impl Worker<'_> {
             {
                 pending = self.apply(waiting, ready)?;
                 ready |= pending.is_none();
+            }
+            if ready && !stop.is_set() {
+                self.follow_control()?;
             }
             self.threads.reconcile(if stop.is_set() { &nothing } else { &self.tasks }, |task| task.lease.is_none());
             if ready && self.options.until_idle && self.tasks.values().all(|task| task.status.is_over()) {
@@ -353,12 +372,11 @@ impl Worker<'_> {
     /// set an error ends the run; with a later one, the running set stays (I7).
     fn apply(&mut self, pending: PendingSet, is_later: bool) -> Result<Option<PendingSet>> {
         let set = &pending.set;
-        let count = set.pipelines.iter().map(stage_count).sum();
-        // Unchanged tasks keep their shares.
-        let context = WorkerContext { share: resource_share(self.memory, count), ..self.context.clone() };
-        let tasks = tasks::plan(&set.pipelines, &self.tasks, set.retry_failed, &context);
+        let is_retried = |_: &TaskId, task: &Task| set.retry_failed && task.has_failed();
+        let tasks = tasks::plan(&set.pipelines, &self.tasks, &is_retried, &self.context_of(&set.pipelines));
         let changes = Changes::between(&self.tasks, &tasks);
-        match self.prepare_topics(&set.pipelines, &changes, is_later) {
+        let prepared = self.prepare_topics(&set.pipelines, &changes, is_later);
+        match prepared.and_then(|()| self.connect_control()) {
             Ok(()) => {}
             Err(error) if error.domain == Domain::External => {
                 let warned = self.check_retry(error, &pending, is_later)?;
@@ -372,14 +390,85 @@ impl Worker<'_> {
             Err(error) => return Err(error),
         }
         tracing::info!("pipelines reloaded: {changes}");
+        self.pipelines = pending.set.pipelines;
+        self.install(tasks)?;
+        Ok(None)
+    }
+
+    /// The context of new tasks in these pipelines. Unchanged tasks keep their shares.
+    fn context_of(&self, pipelines: &[Pipeline]) -> WorkerContext {
+        let count = pipelines.iter().map(stage_count).sum();
+        WorkerContext { share: resource_share(self.memory, count), ..self.context.clone() }
+    }
+
+    /// Replaces the tasks.
+    fn install(&mut self, tasks: Tasks) -> Result<()> {
+        self.pause(&tasks, &self.options.control.view());
         let is_retired = |status: &Arc<StageStatus>| !tasks.values().any(|task| Arc::ptr_eq(&task.status, status));
         self.retired.extend(self.tasks.values().map(|task| task.status.clone()).filter(is_retired));
         self.tasks = tasks;
+        self.options.overview.set_pipelines(self.pipelines.clone());
         self.options.overview.set_tasks(self.tasks.iter().map(|(id, task)| (id.number, task.status.clone())));
         self.agreement.watch(self.tasks.values().map(|task| &task.permit));
-        self.pipelines = pending.set.pipelines;
-        self.assign_leases()?;
-        Ok(None)
+        self.assign_leases()
+    }
+
+    /// Reads the requests to pause and restart, before the first task starts. Earlier restarts
+    /// have no effect.
+    fn connect_control(&mut self) -> Result<()> {
+        if self.follower.is_none() {
+            let (overview, control) = (&self.options.overview, &self.options.control);
+            self.follower = Some(Follower::start(&self.context, overview, control)?);
+            self.restarts = control.view().restarts().clone();
+        }
+        Ok(())
+    }
+
+    /// Carries out new requests to pause, resume and restart.
+    fn follow_control(&mut self) -> Result<()> {
+        let version = self.options.control.version();
+        if version == self.control_version {
+            return Ok(());
+        }
+        self.control_version = version;
+        let view = self.options.control.view();
+        let is_new = |(name, row): &(&String, &RestartRow)| self.restarts.get(*name) != Some(*row);
+        let due: BTreeMap<String, RestartRow> =
+            view.restarts().iter().filter(is_new).map(|(name, row)| (name.clone(), row.clone())).collect();
+        self.restarts = view.restarts().clone();
+        // A job has its own way to handle failures, and its readers know their writers by these
+        // tasks.
+        if due.is_empty() || self.options.until_idle {
+            self.pause(&self.tasks, &view);
+            return Ok(());
+        }
+        let worker = &self.context.names.worker;
+        let is_restarted = |id: &TaskId, task: &Task| {
+            due.get(&task.status.name()).is_some_and(|row| {
+                let is_meant = |only: &TaskRef| only.worker == *worker && only.number == id.number;
+                row.task.as_ref().is_none_or(is_meant) && (!row.failed_only || task.has_failed())
+            })
+        };
+        let tasks = tasks::plan(&self.pipelines, &self.tasks, &is_restarted, &self.context_of(&self.pipelines));
+        let changes = Changes::between(&self.tasks, &tasks);
+        tracing::info!("tasks restarted on request: {changes}");
+        self.install(tasks)
+    }
+
+    /// Pauses and resumes tasks as wanted.
+    fn pause(&self, tasks: &Tasks, view: &View) {
+        for (id, task) in tasks {
+            let is_paused = view.state(&id.pipeline, &id.component) != RunState::Running;
+            if !task.status.set_paused(is_paused) {
+                continue;
+            }
+            let stage = task.status.name();
+            match is_paused {
+                true if self.options.until_idle => tracing::warn!(stage, "paused: this run ends without it"),
+                true => tracing::info!(stage, "paused: it commits and stops, and its position is kept"),
+                false => tracing::info!(stage, "resumed"),
+            }
+        }
     }
 
     /// Decides whether the topics are tried again after an external error; returns the error if
@@ -408,6 +497,11 @@ impl Worker<'_> {
             let is_leased = |task: &Task| task.lease.as_ref().is_some_and(|lease| lease.placement == placement);
             let leased = self.tasks.iter().filter(|(_, task)| is_leased(task));
             let leased: Tasks = leased.map(|(id, task)| (id.clone(), task.clone())).collect();
+            // A manager that has given up does not return.
+            let (until_idle, stop) = (self.options.until_idle, &self.options.stop);
+            let gave_up = |leases: &LeaseManager| leases.is_finished() && !until_idle && !stop.is_set();
+            let ended = self.leases.extract_if(.., |leases| leases.placement == placement && gave_up(leases));
+            ended.into_iter().try_for_each(LeaseManager::join)?;
             match self.leases.iter().find(|leases| leases.placement == placement) {
                 Some(leases) => leases.set_tasks(leased),
                 None if leased.is_empty() => {}
@@ -431,10 +525,12 @@ impl Worker<'_> {
     /// Creates the topics with known names of pipelines in which a task starts.
     fn prepare_topics(&self, pipelines: &[Pipeline], changes: &Changes, is_later: bool) -> Result<()> {
         let settings = &self.options.settings.topics;
-        let starting = pipelines.iter().filter(|pipeline| changes.pipelines.contains(&pipeline.name));
+        let starting: Vec<&Pipeline> =
+            pipelines.iter().filter(|pipeline| changes.pipelines.contains(&pipeline.name)).collect();
         let system = if is_later { Vec::new() } else { system_topics(&self.context.cluster, settings.replication) };
         // Pipelines may share a dead letter topic.
         let topics: BTreeMap<String, TopicSpec> = starting
+            .iter()
             .flat_map(|pipeline| topics_of(pipeline, settings))
             .chain(system)
             .map(|topic| (topic.name.clone(), topic))
@@ -445,7 +541,18 @@ impl Worker<'_> {
         }
         self.warn_if_files_are_short(pipelines, &topics);
         self.context.admin.connect()?;
-        for difference in self.context.admin.ensure(&topics)?.differences {
+        let admin = &self.context.admin;
+        let ensured = admin.ensure(&topics)?;
+        let partitions_of = |topic: &str| match ensured.partitions.get(topic) {
+            Some(partitions) => Ok(Some(*partitions)),
+            None => admin.partitions(topic),
+        };
+        let mut state = Vec::new();
+        for pipeline in starting {
+            let (cluster, names) = (&self.context.cluster, &self.context.names);
+            state.extend(state_topics(pipeline, settings, cluster, names, partitions_of)?);
+        }
+        for difference in ensured.differences.into_iter().chain(admin.ensure(&state)?.differences) {
             tracing::warn!("{difference}");
         }
         Ok(())

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::MemoryBudget;
 
+use crate::plan::Pipeline;
 use crate::stage::StageStatus;
 
 /// The tasks of a worker, and whether its main loop runs. Clones share their state.
@@ -22,6 +23,7 @@ struct Shared {
 
 struct State {
     tasks: Vec<(u32, Arc<StageStatus>)>,
+    pipelines: Arc<Vec<Pipeline>>,
     budget: Option<MemoryBudget>,
     last_pass: Instant,
 }
@@ -30,7 +32,7 @@ impl Overview {
     /// An overview of a worker that has no pipelines yet.
     pub fn new() -> Self {
         let now = Instant::now();
-        let state = State { tasks: Vec::new(), budget: None, last_pass: now };
+        let state = State { tasks: Vec::new(), pipelines: Arc::default(), budget: None, last_pass: now };
         Self { shared: Arc::new(Shared { started: now, state: Mutex::new(state), is_running: AtomicBool::new(false) }) }
     }
 
@@ -50,6 +52,11 @@ impl Overview {
         self.lock().tasks.clone()
     }
 
+    /// The pipelines that it runs.
+    pub fn pipelines(&self) -> Arc<Vec<Pipeline>> {
+        self.lock().pipelines.clone()
+    }
+
     /// The time since the main loop was last at its beginning.
     pub fn since_last_pass(&self) -> Duration {
         self.lock().last_pass.elapsed()
@@ -64,7 +71,11 @@ impl Overview {
         self.lock().budget = Some(budget);
     }
 
-    pub(super) fn set_tasks(&self, tasks: impl Iterator<Item = (u32, Arc<StageStatus>)>) {
+    pub(crate) fn set_pipelines(&self, pipelines: Vec<Pipeline>) {
+        self.lock().pipelines = Arc::new(pipelines);
+    }
+
+    pub(crate) fn set_tasks(&self, tasks: impl Iterator<Item = (u32, Arc<StageStatus>)>) {
         self.lock().tasks = tasks.collect();
         self.shared.is_running.store(true, Ordering::Relaxed);
     }

@@ -26,7 +26,7 @@ pub(super) type Tasks = BTreeMap<TaskId, Arc<Task>>;
 pub(super) struct TaskId {
     pub(super) pipeline: String,
     kind: StageKind,
-    component: String,
+    pub(super) component: String,
     pub(super) number: u32,
 }
 
@@ -47,6 +47,13 @@ pub(super) struct Task {
     pub(super) lease: Option<Lease>,
     /// It runs while no other worker runs another version of it.
     pub(super) permit: Arc<Permit>,
+}
+
+impl Task {
+    /// Whether it needs a person.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self.status.state(), StageState::Failed(_))
+    }
 }
 
 /// The lease that a source's task needs in order to run.
@@ -129,15 +136,20 @@ struct Planned {
     existing: Option<Arc<Task>>,
 }
 
-/// The tasks of `pipelines`. Tasks with the same plan in `before` are reused, except that
-/// `retry_failed` replaces failed tasks. New tasks get `context`.
-pub(super) fn plan(pipelines: &[Pipeline], before: &Tasks, retry_failed: bool, context: &WorkerContext) -> Tasks {
+/// The tasks of `pipelines`. Tasks with the same plan in `before` are reused, except those that
+/// `is_replaced` selects. New tasks get `context`.
+pub(super) fn plan(
+    pipelines: &[Pipeline],
+    before: &Tasks,
+    is_replaced: &dyn Fn(&TaskId, &Task) -> bool,
+    context: &WorkerContext,
+) -> Tasks {
     let mut tasks = Tasks::new();
     for pipeline in pipelines {
         let planned: Vec<Planned> = components(pipeline)
             .into_iter()
             .flat_map(|component| (0..component.tasks()).map(move |number| (number, component.clone())))
-            .map(|(number, component)| planned(pipeline, number, component, before, retry_failed))
+            .map(|(number, component)| planned(pipeline, number, component, before, is_replaced))
             .collect();
         // The topics that each task of this pipeline writes, to find the upstream tasks of readers.
         let writers: Vec<(TopicSelector, Arc<StageStatus>)> = planned.iter().flat_map(writers).collect();
@@ -149,13 +161,18 @@ pub(super) fn plan(pipelines: &[Pipeline], before: &Tasks, retry_failed: bool, c
     tasks
 }
 
-fn planned(pipeline: &Pipeline, number: u32, component: Component, before: &Tasks, retry_failed: bool) -> Planned {
+fn planned(
+    pipeline: &Pipeline,
+    number: u32,
+    component: Component,
+    before: &Tasks,
+    is_replaced: &dyn Fn(&TaskId, &Task) -> bool,
+) -> Planned {
     let (kind, name) = (component.kind(), component.name().to_owned());
     let id = TaskId { pipeline: pipeline.name.clone(), kind, component: name, number };
     let dead_letters = pipeline.dead_letters.clone();
     let plan = TaskPlan { pipeline: pipeline.name.clone(), dead_letters, component };
-    let is_retried = |task: &Task| retry_failed && matches!(task.status.state(), StageState::Failed(_));
-    let existing = before.get(&id).filter(|task| task.plan == plan && !is_retried(task)).cloned();
+    let existing = before.get(&id).filter(|task| task.plan == plan && !is_replaced(&id, task)).cloned();
     let status = existing.as_ref().map(|task| task.status.clone());
     let status = status.unwrap_or_else(|| Arc::new(StageStatus::new(&id.pipeline, &id.component, kind)));
     Planned { id, plan, status, existing }
@@ -239,8 +256,7 @@ impl Changes {
             let list = match before.get(id) {
                 None => &mut changes.started,
                 Some(existing) if Arc::ptr_eq(existing, task) => {
-                    let has_failed = matches!(task.status.state(), StageState::Failed(_));
-                    if has_failed { &mut changes.failed } else { &mut changes.unchanged }.push(id.to_string());
+                    if task.has_failed() { &mut changes.failed } else { &mut changes.unchanged }.push(id.to_string());
                     continue;
                 }
                 Some(_) => &mut changes.restarted,
@@ -316,6 +332,9 @@ mod tests {
         loaded.pipelines
     }
 
+    /// No task is replaced that has the same plan.
+    const KEEP: fn(&TaskId, &Task) -> bool = |_, _| false;
+
     const TEXT: &str = r#"
         name = "p"
         [sources.web]
@@ -334,9 +353,9 @@ mod tests {
     fn only_tasks_with_a_changed_plan_restart() {
         let (runtime, folder) = fixture();
         let context = context(&runtime);
-        let first = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
+        let first = plan(&pipelines(&folder, TEXT), &Tasks::new(), &KEEP, &context);
         let change = |before: &Tasks, text: &str, retry_failed: bool| {
-            let after = plan(&pipelines(&folder, text), before, retry_failed, &context);
+            let after = plan(&pipelines(&folder, text), before, &|_, task| retry_failed && task.has_failed(), &context);
             let changes = Changes::between(before, &after).to_string();
             (after, changes)
         };
@@ -368,11 +387,15 @@ mod tests {
     fn failed_tasks_restart_if_their_plan_changed_or_on_request() {
         let (runtime, folder) = fixture();
         let context = context(&runtime);
-        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
+        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), &KEEP, &context);
         let lake = before.values().last().unwrap();
         lake.status.set_state(StageState::Failed("no bucket".to_owned()));
         let changes = |text: &str, retry_failed: bool| {
-            Changes::between(&before, &plan(&pipelines(&folder, text), &before, retry_failed, &context)).to_string()
+            Changes::between(
+                &before,
+                &plan(&pipelines(&folder, text), &before, &|_, task| retry_failed && task.has_failed(), &context),
+            )
+            .to_string()
         };
         assert_eq!(changes(TEXT, false), "started=[] restarted=[] stopped=[] unchanged=[p.api, p.web] failed=[p.lake]");
         let restarted = "started=[] restarted=[p.lake] stopped=[] unchanged=[p.api, p.web]";
@@ -385,8 +408,8 @@ mod tests {
         let (runtime, folder) = fixture();
         let text = TEXT.replace("url =", "path = \"x\"\nurl =");
         let context = context(&runtime);
-        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), false, &context);
-        let tasks = plan(&pipelines(&folder, &text), &before, false, &context);
+        let before = plan(&pipelines(&folder, TEXT), &Tasks::new(), &KEEP, &context);
+        let tasks = plan(&pipelines(&folder, &text), &before, &KEEP, &context);
         let statuses = |tasks: &Tasks| tasks.values().map(|task| task.status.clone()).collect::<Vec<_>>();
         let (old, new) = (statuses(&before), statuses(&tasks));
         let same: Vec<bool> = old.iter().zip(&new).map(|(old, new)| Arc::ptr_eq(old, new)).collect();
@@ -418,7 +441,7 @@ mod tests {
         "#;
         let pipeline = &pipelines(&folder, text)[0];
         let tasks =
-            components(pipeline).into_iter().map(|component| planned(pipeline, 0, component, &Tasks::new(), false));
+            components(pipeline).into_iter().map(|component| planned(pipeline, 0, component, &Tasks::new(), &KEEP));
         let tasks: Vec<Planned> = tasks.collect();
         let written: Vec<_> = tasks.iter().flat_map(writers).collect();
         let waits: BTreeMap<&str, usize> = tasks

@@ -25,20 +25,24 @@ impl Threads {
         self.running.is_empty()
     }
 
-    /// Asks tasks to stop that are not wanted, not in this version, or without a permit, and starts
-    /// wanted tasks that may run. A new version starts after the old one has ended. Does not wait.
-    /// Returns whether a task was fenced that was not asked to stop.
+    /// Asks tasks to stop that are not wanted, not in this version, paused, or without a permit,
+    /// and starts wanted tasks that may run. A new version starts after the old one has ended. Does
+    /// not wait. Returns whether a task was fenced that was not asked to stop.
     pub(super) fn reconcile(&mut self, wanted: &Tasks, may_run: impl Fn(&Task) -> bool) -> bool {
         let is_wanted = |id: &TaskId, running: &Running| {
-            running.task.permit.is_granted() && wanted.get(id).is_some_and(|task| Arc::ptr_eq(task, &running.task))
+            running.task.permit.is_granted()
+                && !running.task.status.is_paused()
+                && wanted.get(id).is_some_and(|task| Arc::ptr_eq(task, &running.task))
         };
         self.running.iter().filter(|(id, running)| !is_wanted(id, running)).for_each(|(_, running)| running.stop.set());
         let mut fenced = false;
-        for (_, ended) in self.running.extract_if(.., |_, running| running.thread.is_finished()) {
+        for (id, ended) in self.running.extract_if(.., |_, running| running.thread.is_finished()) {
             let (was_asked_to_stop, task) = (ended.stop.is_set(), ended.task.clone());
             fenced |= ended.join() == Ended::Fenced && !was_asked_to_stop;
-            let lost_permit = was_asked_to_stop && !task.permit.is_granted() && !task.context.stop.is_set();
-            if lost_permit && task.status.state() == StageState::Done {
+            // It was paused, or lost its permit. It may be allowed to run again by now.
+            let is_wanted = wanted.get(&id).is_some_and(|wanted| Arc::ptr_eq(wanted, &task));
+            let may_return = was_asked_to_stop && is_wanted && !task.context.stop.is_set();
+            if may_return && task.status.state() == StageState::Done {
                 task.status.set_state(StageState::Waiting);
             }
         }

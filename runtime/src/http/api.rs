@@ -1,0 +1,177 @@
+//! `/api/v1`: the pipelines, components and tasks of the cluster, and requests to pause, resume and
+//! restart them. `openapi.rs` describes it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::{get, post};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use trunkline_connector::{Error, Result};
+
+use super::answer::{blocking, json_ok, json_with, refused};
+use super::components::{ComponentInfo, all, names, workers};
+use super::{Served, WorkerStatus, openapi};
+use crate::worker::control::{Request, Target};
+
+/// `openapi.rs` describes each of these paths.
+pub(super) fn routes() -> Router<Arc<Served>> {
+    Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/openapi.json", get(async || json_ok(&openapi::document())))
+        .route("/api/v1/pipelines", get(pipelines))
+        .route("/api/v1/pipelines/{name}", get(pipeline))
+        .route("/api/v1/pipelines/{name}/{action}", post(act_on_pipeline))
+        .route("/api/v1/components", get(components))
+        .route("/api/v1/components/{name}", get(component))
+        .route("/api/v1/components/{name}/{action}", post(act_on_component))
+        .route("/api/v1/tasks", get(tasks))
+        .route("/api/v1/workers", get(cluster_workers))
+}
+
+type Shared = State<Arc<Served>>;
+
+async fn status(State(served): Shared) -> Response {
+    json_ok(&WorkerStatus::of(&served))
+}
+
+async fn pipelines(State(served): Shared) -> Response {
+    json_ok(&by_pipeline(&served))
+}
+
+async fn pipeline(State(served): Shared, Path(name): Path<String>) -> Response {
+    let target = Target { pipeline: name, component: None };
+    if let Err(error) = target.among(&names(&served)) {
+        return refused(&error);
+    }
+    let found = by_pipeline(&served).into_iter().find(|pipeline| pipeline["name"] == *target.pipeline);
+    json_ok(&found)
+}
+
+/// The pipelines with their components, in the order of the components.
+fn by_pipeline(served: &Served) -> Vec<Value> {
+    let mut components: BTreeMap<String, Vec<ComponentInfo>> = BTreeMap::new();
+    for component in all(served) {
+        components.entry(component.pipeline.clone()).or_default().push(component);
+    }
+    let plans = served.overview.pipelines();
+    let shown = plans.iter().map(|plan| {
+        json!({
+            "name": plan.name,
+            "dead_letter_topic": plan.dead_letters,
+            "components": components.remove(&plan.name).unwrap_or_default(),
+        })
+    });
+    shown.collect()
+}
+
+async fn components(State(served): Shared) -> Response {
+    json_ok(&all(&served))
+}
+
+async fn component(State(served): Shared, Path(name): Path<String>) -> Response {
+    if let Err(error) = Target::parse(&name).among(&names(&served)) {
+        return refused(&error);
+    }
+    match all(&served).into_iter().find(|component| component.name == name) {
+        Some(component) => json_ok(&component),
+        None => refused(&no_component(&name)),
+    }
+}
+
+/// The tasks of all components, each with the name of its component.
+async fn tasks(State(served): Shared) -> Response {
+    let mut found: Vec<Value> = Vec::new();
+    for component in all(&served) {
+        for task in &component.tasks {
+            let mut task = json!(task);
+            task["component"] = json!(component.name);
+            task["kind"] = json!(component.kind);
+            found.push(task);
+        }
+    }
+    json_ok(&found)
+}
+
+async fn cluster_workers(State(served): Shared) -> Response {
+    let workers = workers(&served, &served.control.view());
+    let shown = workers.iter().map(|(worker, row)| {
+        json!({
+            "worker": worker, "node": row.node, "http": row.http, "tasks": row.tasks.len(),
+            "is_this": *worker == served.worker,
+        })
+    });
+    json_ok(&shown.collect::<Vec<_>>())
+}
+
+async fn act_on_pipeline(State(served): Shared, Path((name, action)): Path<(String, String)>, body: Bytes) -> Response {
+    act(served, Ok(Target { pipeline: name, component: None }), &action, &body).await
+}
+
+async fn act_on_component(
+    State(served): Shared,
+    Path((name, action)): Path<(String, String)>,
+    body: Bytes,
+) -> Response {
+    let target = Target::parse(&name);
+    let target = if target.component.is_some() { Ok(target) } else { Err(no_component(&name)) };
+    act(served, target, &action, &body).await
+}
+
+fn no_component(name: &str) -> Error {
+    Error::config("cli.unknown_component", format!("`{name}` names no component: write PIPELINE.COMPONENT"))
+}
+
+/// The body of a restart.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RestartBody {
+    #[serde(default)]
+    failed_only: bool,
+}
+
+async fn act(served: Arc<Served>, target: Result<Target>, action: &str, body: &[u8]) -> Response {
+    let request = match request(action, body) {
+        Ok(Some(request)) => request,
+        Ok(None) => return json_with(StatusCode::NOT_FOUND, &unknown_action(action)),
+        Err(error) => return refused(&error),
+    };
+    let outcome = blocking(move || served.control.request(&request, &target?, &names(&served)));
+    match outcome.await {
+        Ok(named) => {
+            let names: Vec<String> =
+                named.iter().map(|(pipeline, component)| format!("{pipeline}.{component}")).collect();
+            json_with(StatusCode::ACCEPTED, &json!({ "components": names }))
+        }
+        Err(error) => refused(&error),
+    }
+}
+
+/// The request of an action; `None` if there is no such action.
+fn request(action: &str, body: &[u8]) -> Result<Option<Request>> {
+    Ok(Some(match action {
+        "pause" => Request::Pause,
+        "resume" => Request::Resume,
+        "restart" => {
+            let body = if body.is_empty() { Ok(RestartBody::default()) } else { serde_json::from_slice(body) };
+            let body = body.map_err(|error| {
+                let message = format!("the body is not valid: {error}; an example is {{\"failed_only\": true}}");
+                Error::config("http.bad_body", message)
+            })?;
+            Request::Restart { failed_only: body.failed_only, task: None }
+        }
+        _ => return Ok(None),
+    }))
+}
+
+fn unknown_action(action: &str) -> Value {
+    json!({
+        "code": "http.unknown_action",
+        "message": format!("`{action}` is not an action: use pause, resume or restart"),
+    })
+}

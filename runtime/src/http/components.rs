@@ -1,0 +1,237 @@
+//! The components of the cluster with their tasks on all workers, for the answers of REST.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::Value;
+use trunkline_connector::Placement;
+
+use super::Served;
+use super::shown_options::shown;
+use crate::checkpoint::{RunState, WorkerTasks};
+use crate::plan::{Input, Pipeline, TopicSelector};
+use crate::worker::control::{Components, View};
+
+/// A component that has tasks: a source, a separate transform or a sink.
+#[derive(Debug, Clone, Serialize)]
+pub struct ComponentInfo {
+    /// `{pipeline}.{component}`.
+    pub name: String,
+    /// The pipeline.
+    pub pipeline: String,
+    /// The name in the pipeline.
+    pub component: String,
+    /// `source`, `transform` or `sink`.
+    pub kind: &'static str,
+    /// Its connector or plugin.
+    pub connector: String,
+    /// `running`, `paused` or `stopped`: what people want.
+    pub wanted: RunState,
+    /// Its tasks on all workers.
+    pub tasks: Vec<TaskInfo>,
+    /// For Kafka Connect's paths; not part of the JSON.
+    #[serde(skip)]
+    pub(super) options: Value,
+    #[serde(skip)]
+    pub(super) max_tasks: u32,
+    /// The topics that it reads, or a source writes.
+    #[serde(skip)]
+    pub(super) topics: Vec<TopicSelector>,
+    #[serde(skip)]
+    pub(super) placement: Option<Placement>,
+}
+
+/// A task on one of the workers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TaskInfo {
+    /// Number of the task among those of the component in the cluster. It changes when workers
+    /// come or go.
+    pub id: u32,
+    /// The worker's id.
+    pub worker: String,
+    /// The worker's machine.
+    pub node: String,
+    /// The address of the worker's HTTP server.
+    pub http: Option<String>,
+    /// Number of the task of the component in that worker.
+    pub task: u32,
+    /// `waiting`, `running`, `paused`, `done` or `failed`.
+    pub state: String,
+    /// The error of a failed task.
+    pub error: Option<String>,
+}
+
+impl TaskInfo {
+    /// Where it runs: `{host}:{port}`, as Kafka Connect names workers.
+    pub(super) fn worker_id(&self) -> String {
+        match self.http.as_deref().and_then(|address| address.rsplit_once(':')) {
+            Some((_, port)) => format!("{}:{port}", self.node),
+            None => self.worker.clone(),
+        }
+    }
+}
+
+/// The components of the pipelines that this worker has loaded, with the tasks of all workers.
+pub(super) fn all(served: &Served) -> Vec<ComponentInfo> {
+    let view = served.control.view();
+    let workers = workers(served, &view);
+    let pipelines = served.overview.pipelines();
+    let mut found: Vec<ComponentInfo> = pipelines.iter().flat_map(of_pipeline).collect();
+    for component in &mut found {
+        component.wanted = view.state(&component.pipeline, &component.component);
+        component.tasks = tasks(component, &workers);
+    }
+    found
+}
+
+/// The names of these components.
+pub(super) fn names(served: &Served) -> Components {
+    let pipelines = served.overview.pipelines();
+    let found = pipelines.iter().flat_map(of_pipeline);
+    found.map(|component| (component.pipeline, component.component)).collect()
+}
+
+/// The live workers of the cluster with their tasks; this one as it is now.
+pub(super) fn workers(served: &Served, view: &View) -> BTreeMap<String, WorkerTasks> {
+    let others = view.workers(Instant::now()).map(|(worker, tasks)| (worker.to_owned(), tasks.clone()));
+    let mut workers: BTreeMap<String, WorkerTasks> = others.collect();
+    workers.insert(served.worker.clone(), served.control.own_tasks(&served.overview));
+    workers
+}
+
+fn of_pipeline(pipeline: &Pipeline) -> Vec<ComponentInfo> {
+    let new = |component: &str, kind, connector: &str, options: &Value| ComponentInfo {
+        name: format!("{}.{component}", pipeline.name),
+        pipeline: pipeline.name.clone(),
+        component: component.to_owned(),
+        kind,
+        connector: connector.to_owned(),
+        wanted: RunState::Running,
+        tasks: Vec::new(),
+        options: shown(options),
+        max_tasks: 1,
+        topics: Vec::new(),
+        placement: None,
+    };
+    let read = |inputs: &[Input]| inputs.iter().map(|input| input.topics.clone()).collect::<BTreeSet<_>>();
+    let mut found = Vec::new();
+    for source in &pipeline.sources {
+        found.push(ComponentInfo {
+            topics: source.topics().map(TopicSelector::of).collect(),
+            placement: Some(source.spec.placement()),
+            ..new(&source.name, "source", source.connector, source.options.written())
+        });
+    }
+    for transform in &pipeline.transforms {
+        let options = serde_json::json!({ "plugin": transform.step.plugin.name(), "config": transform.step.written });
+        found.push(ComponentInfo {
+            topics: read(&transform.inputs).into_iter().collect(),
+            max_tasks: transform.tasks.max(1),
+            ..new(&transform.name, "transform", transform.step.plugin.name(), &options)
+        });
+    }
+    for sink in &pipeline.sinks {
+        found.push(ComponentInfo {
+            topics: read(&sink.inputs).into_iter().collect(),
+            max_tasks: sink.tasks.max(1),
+            ..new(&sink.name, "sink", sink.connector, sink.options.written())
+        });
+    }
+    found
+}
+
+/// The tasks of a component. The task of a source runs on one of the workers that could run it:
+/// the others wait for its lease, and are not shown.
+fn tasks(component: &ComponentInfo, workers: &BTreeMap<String, WorkerTasks>) -> Vec<TaskInfo> {
+    let mut found = Vec::new();
+    for (worker, row) in workers {
+        let own = row.tasks.iter().filter(|task| {
+            task.pipeline == component.pipeline && task.component == component.component && task.kind == component.kind
+        });
+        found.extend(own.map(|task| TaskInfo {
+            id: 0,
+            worker: worker.clone(),
+            node: row.node.clone(),
+            http: row.http.clone(),
+            task: task.task,
+            state: task.state.clone(),
+            error: task.error.clone(),
+        }));
+    }
+    if let Some(placement) = component.placement {
+        let mut best: BTreeMap<String, TaskInfo> = BTreeMap::new();
+        for task in found {
+            let place = if placement == Placement::EveryNode { task.node.clone() } else { String::new() };
+            let is_better = best.get(&place).is_none_or(|known| rank(&task.state) < rank(&known.state));
+            if is_better {
+                best.insert(place, task);
+            }
+        }
+        found = best.into_values().collect();
+    }
+    for (id, task) in (0..).zip(&mut found) {
+        task.id = id;
+    }
+    found
+}
+
+/// Which of several states says more about a source.
+fn rank(state: &str) -> usize {
+    ["running", "failed", "paused", "waiting"].iter().position(|known| *known == state).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::TaskRow;
+
+    fn component(placement: Option<Placement>) -> ComponentInfo {
+        ComponentInfo {
+            name: "shop.x".to_owned(),
+            pipeline: "shop".to_owned(),
+            component: "x".to_owned(),
+            kind: "source",
+            connector: "mysql".to_owned(),
+            wanted: RunState::Running,
+            tasks: Vec::new(),
+            options: Value::Null,
+            max_tasks: 1,
+            topics: Vec::new(),
+            placement,
+        }
+    }
+
+    /// Workers on two nodes, each with a task of the component in this state.
+    fn workers(states: [(&str, &str, &str); 3]) -> BTreeMap<String, WorkerTasks> {
+        let row = |state: &str| TaskRow {
+            pipeline: "shop".to_owned(),
+            component: "x".to_owned(),
+            kind: "source".to_owned(),
+            task: 0,
+            state: state.to_owned(),
+            error: None,
+        };
+        let worker = |(name, node, state): (&str, &str, &str)| {
+            let http = Some("0.0.0.0:8083".to_owned());
+            (name.to_owned(), WorkerTasks { node: node.to_owned(), http, tasks: vec![row(state)] })
+        };
+        states.map(worker).into()
+    }
+
+    fn shown(placement: Option<Placement>, states: [(&str, &str, &str); 3]) -> Vec<(u32, String, String)> {
+        let found = tasks(&component(placement), &workers(states));
+        found.iter().map(|task| (task.id, task.worker_id(), task.state.clone())).collect()
+    }
+
+    #[test]
+    fn a_source_has_one_task_for_each_place_where_it_runs() {
+        let states = [("a", "n1", "waiting"), ("b", "n1", "running"), ("c", "n2", "paused")];
+        let task = |id, worker: &str, state: &str| (id, worker.to_owned(), state.to_owned());
+        assert_eq!(shown(Some(Placement::Anywhere), states), [task(0, "n1:8083", "running")]);
+        let by_node = [task(0, "n1:8083", "running"), task(1, "n2:8083", "paused")];
+        assert_eq!(shown(Some(Placement::EveryNode), states), by_node);
+        let all = [task(0, "n1:8083", "waiting"), task(1, "n1:8083", "running"), task(2, "n2:8083", "paused")];
+        assert_eq!(shown(None, states), all);
+    }
+}

@@ -1,0 +1,270 @@
+//! Kafka Connect's paths with its JSON and status codes. Each component is a connector
+//! `{pipeline}.{component}`.
+//!
+//! Connectors are defined in pipeline files: they are not created, changed or deleted here. Pausing
+//! and stopping are the same: the tasks end, and the position stays. A connector has no instance
+//! besides its tasks, so a restart always includes them.
+
+mod admin;
+mod offsets;
+mod shapes;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{MethodRouter, get, post, put};
+use serde_json::{Map, Value, json};
+use trunkline_connector::Error;
+
+use self::shapes::{info, status, task_info, task_status};
+use super::Served;
+use super::answer::{blocking, json_ok, json_with, parameters, query, status_of};
+use super::components::{ComponentInfo, all, names};
+use crate::checkpoint::{RunState, TaskRef};
+use crate::kafka::{GroupOffsets, topic_reader};
+use crate::plan::TopicSelector;
+use crate::stage::component_name;
+use crate::worker::control::{Request, Target};
+
+pub(super) fn routes() -> Router<Arc<Served>> {
+    let refused = "connectors are defined in pipeline files: change the file, and send SIGHUP to the worker";
+    Router::new()
+        .route("/", get(root))
+        .route("/connectors", get(connectors).post(move || read_only(refused)))
+        .route("/connectors/{name}", get(connector).delete(move || read_only(refused)))
+        .route("/connectors/{name}/config", get(config).merge(changed_by_files(refused)))
+        .route("/connectors/{name}/status", get(connector_status))
+        .route("/connectors/{name}/tasks", get(tasks))
+        .route("/connectors/{name}/tasks/{task}/status", get(one_task))
+        .route("/connectors/{name}/tasks/{task}/restart", post(restart_task))
+        .route("/connectors/{name}/topics", get(topics))
+        .route("/connectors/{name}/topics/reset", put(|| read_only("the topics are those of the pipeline file")))
+        .route("/connectors/{name}/pause", put(pause))
+        .route("/connectors/{name}/resume", put(resume))
+        .route("/connectors/{name}/stop", put(stop))
+        .route("/connectors/{name}/restart", post(restart))
+        .route("/connectors/{name}/offsets", get(offsets).merge(changed_by_commands()))
+        .route("/connector-plugins", get(admin::plugins))
+        .route("/connector-plugins/{name}/config", get(admin::plugin_config))
+        .route(
+            "/connector-plugins/{name}/config/validate",
+            put(|| read_only("configurations are checked by `trunkline validate`")),
+        )
+        .route("/admin/loggers", get(admin::loggers))
+        .route("/admin/loggers/{name}", get(admin::logger).put(admin::set_logger))
+}
+
+type Shared = State<Arc<Served>>;
+
+fn changed_by_files(message: &'static str) -> MethodRouter<Arc<Served>> {
+    put(move || read_only(message)).patch(move || read_only(message))
+}
+
+fn changed_by_commands() -> MethodRouter<Arc<Served>> {
+    let message = "positions are changed by `trunkline offsets set PIPELINES PIPELINE.COMPONENT` while the component is \
+                   paused";
+    axum::routing::patch(move || read_only(message)).delete(move || read_only(message))
+}
+
+/// An error in Connect's form.
+pub(super) fn failure(status: StatusCode, message: &str) -> Response {
+    json_with(status, &json!({ "error_code": status.as_u16(), "message": message }))
+}
+
+fn refused(error: &Error) -> Response {
+    failure(status_of(error), &error.to_string())
+}
+
+async fn read_only(message: &'static str) -> Response {
+    failure(StatusCode::METHOD_NOT_ALLOWED, message)
+}
+
+/// No handler has this path.
+pub(super) async fn unknown_path() -> Response {
+    failure(StatusCode::NOT_FOUND, "HTTP 404 Not Found")
+}
+
+/// The path has no handler for this method.
+pub(super) async fn unknown_method() -> Response {
+    failure(StatusCode::METHOD_NOT_ALLOWED, "HTTP 405 Method Not Allowed")
+}
+
+/// The component of a connector, or Connect's answer.
+fn find(served: &Served, name: &str, unknown: &str) -> Result<ComponentInfo, Box<Response>> {
+    let found = all(served).into_iter().find(|component| component.name == name);
+    found.ok_or_else(|| Box::new(failure(StatusCode::NOT_FOUND, unknown)))
+}
+
+fn not_found(name: &str) -> String {
+    format!("Connector {name} not found")
+}
+
+async fn root(State(served): Shared) -> Response {
+    let control = served.control.clone();
+    let id = blocking(move || topic_reader::cluster_id(&control.kafka()?.0)).await.ok().flatten();
+    json_ok(&json!({ "version": env!("CARGO_PKG_VERSION"), "commit": "unknown", "kafka_cluster_id": id }))
+}
+
+async fn connectors(State(served): Shared, RawQuery(query): RawQuery) -> Response {
+    let found = all(&served);
+    let expand: Vec<&str> =
+        parameters(query.as_deref()).filter(|(key, _)| *key == "expand").map(|(_, value)| value).collect();
+    if let Some(unknown) = expand.iter().find(|name| !["info", "status"].contains(name)) {
+        return failure(StatusCode::BAD_REQUEST, &format!("expand={unknown} is unknown: use info or status"));
+    }
+    if expand.is_empty() {
+        let names: Vec<&str> = found.iter().map(|component| component.name.as_str()).collect();
+        return json_ok(&names);
+    }
+    let mut shown = Map::new();
+    for component in &found {
+        let mut parts = Map::new();
+        if expand.contains(&"status") {
+            parts.insert("status".to_owned(), status(component));
+        }
+        if expand.contains(&"info") {
+            parts.insert("info".to_owned(), info(component));
+        }
+        shown.insert(component.name.clone(), Value::Object(parts));
+    }
+    json_ok(&shown)
+}
+
+async fn connector(State(served): Shared, Path(name): Path<String>) -> Response {
+    find(&served, &name, &not_found(&name)).map_or_else(|refused| *refused, |found| json_ok(&info(&found)))
+}
+
+async fn config(State(served): Shared, Path(name): Path<String>) -> Response {
+    let found = find(&served, &name, &not_found(&name));
+    found.map_or_else(|refused| *refused, |found| json_ok(&shapes::config(&found)))
+}
+
+async fn connector_status(State(served): Shared, Path(name): Path<String>) -> Response {
+    let found = find(&served, &name, &format!("No status found for connector {name}"));
+    found.map_or_else(|refused| *refused, |found| json_ok(&status(&found)))
+}
+
+async fn tasks(State(served): Shared, Path(name): Path<String>) -> Response {
+    let found = find(&served, &name, &not_found(&name));
+    let shown = |found: &ComponentInfo| found.tasks.iter().map(|task| task_info(found, task)).collect::<Vec<_>>();
+    found.map_or_else(|refused| *refused, |found| json_ok(&shown(&found)))
+}
+
+async fn one_task(State(served): Shared, Path((name, task)): Path<(String, String)>) -> Response {
+    let unknown = || failure(StatusCode::NOT_FOUND, &format!("No status found for task {name}-{task}"));
+    let found = all(&served).into_iter().find(|component| component.name == name);
+    let found = found.and_then(|component| component.tasks.into_iter().find(|found| found.id.to_string() == task));
+    found.map_or_else(unknown, |found| json_ok(&task_status(&found)))
+}
+
+async fn pause(State(served): Shared, Path(name): Path<String>) -> Response {
+    act(served, &name, Request::Pause, StatusCode::ACCEPTED).await
+}
+
+async fn resume(State(served): Shared, Path(name): Path<String>) -> Response {
+    act(served, &name, Request::Resume, StatusCode::ACCEPTED).await
+}
+
+async fn stop(State(served): Shared, Path(name): Path<String>) -> Response {
+    act(served, &name, Request::Stop, StatusCode::NO_CONTENT).await
+}
+
+/// Makes a request of one connector. Returns an answer without a body.
+async fn act(served: Arc<Served>, name: &str, request: Request, status: StatusCode) -> Response {
+    if let Err(refused) = find(&served, name, &format!("Unknown connector {name}")) {
+        return *refused;
+    }
+    let target = Target::parse(name);
+    match blocking(move || served.control.request(&request, &target, &names(&served))).await {
+        Ok(_) => status.into_response(),
+        Err(error) => refused(&error),
+    }
+}
+
+/// Connect answers 204 to a restart without options, and else 202 with the restarting tasks.
+async fn restart(State(served): Shared, Path(name): Path<String>, RawQuery(parameters): RawQuery) -> Response {
+    let is_set = |name| query(parameters.as_deref(), name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let (failed_only, include_tasks) = (is_set("onlyFailed"), is_set("includeTasks"));
+    let mut found = match find(&served, &name, &format!("Unknown connector: {name}")) {
+        Ok(found) => found,
+        Err(refused) => return *refused,
+    };
+    let request = Request::Restart { failed_only, task: None };
+    if !failed_only && !include_tasks {
+        return act(served, &name, request, StatusCode::NO_CONTENT).await;
+    }
+    let answer = act(served, &name, request, StatusCode::ACCEPTED).await;
+    if answer.status() != StatusCode::ACCEPTED {
+        return answer;
+    }
+    if found.wanted == RunState::Running {
+        let restarting = found.tasks.iter_mut().filter(|task| !failed_only || task.state == "failed");
+        restarting.for_each(|task| task.state = "restarting".to_owned());
+    }
+    json_with(StatusCode::ACCEPTED, &status_of_restart(&found, failed_only))
+}
+
+fn status_of_restart(found: &ComponentInfo, failed_only: bool) -> Value {
+    let mut shown = status(found);
+    if !failed_only && found.wanted == RunState::Running {
+        shown["connector"]["state"] = json!("RESTARTING");
+    }
+    shown
+}
+
+async fn restart_task(State(served): Shared, Path((name, task)): Path<(String, String)>) -> Response {
+    let found = match find(&served, &name, &format!("Unknown connector: {name}")) {
+        Ok(found) => found,
+        Err(refused) => return *refused,
+    };
+    let Some(found) = found.tasks.iter().find(|found| found.id.to_string() == task) else {
+        return failure(StatusCode::NOT_FOUND, &format!("Unknown task: {name}-{task}"));
+    };
+    let only = TaskRef { worker: found.worker.clone(), number: found.task };
+    act(served, &name, Request::Restart { failed_only: false, task: Some(only) }, StatusCode::NO_CONTENT).await
+}
+
+/// The topics that exist now, of those that the component reads or a source writes.
+async fn topics(State(served): Shared, Path(name): Path<String>) -> Response {
+    let found = match find(&served, &name, &not_found(&name)) {
+        Ok(found) => found,
+        Err(refused) => return *refused,
+    };
+    let known = found.topics.iter().filter_map(|topic| match topic {
+        TopicSelector::Exact(name) => Some(name.clone()),
+        TopicSelector::Pattern(_) => None,
+    });
+    let mut topics: Vec<String> = known.collect();
+    if topics.len() < found.topics.len() {
+        let existing = blocking(move || {
+            let (cluster, group) = served.control.kafka()?;
+            let offsets = GroupOffsets::new(&cluster, &group)?;
+            offsets.partitions(|topic| found.topics.iter().any(|selector| selector.selects(topic)))
+        });
+        match existing.await {
+            Ok(partitions) => topics.extend(partitions.iter().map(|partition| partition.topic.to_string())),
+            Err(error) => return refused(&error),
+        }
+    }
+    topics.sort_unstable();
+    topics.dedup();
+    json_ok(&json!({ name: { "topics": topics } }))
+}
+
+async fn offsets(State(served): Shared, Path(name): Path<String>) -> Response {
+    let found = match find(&served, &name, &not_found(&name)) {
+        Ok(found) => found,
+        Err(refused) => return *refused,
+    };
+    let read = move || {
+        let (cluster, group) = served.control.kafka()?;
+        offsets::read(&cluster, &component_name(&group, &found.pipeline, &found.component), &found)
+    };
+    match blocking(read).await {
+        Ok(offsets) => json_ok(&json!({ "offsets": offsets })),
+        Err(error) => refused(&error),
+    }
+}

@@ -1,0 +1,304 @@
+//! How people control a cluster while it runs: components are paused, resumed and restarted.
+//!
+//! A request is a few rows in `_trunkline.checkpoints`. Each worker follows the partition of these
+//! rows and compares them with its tasks, so a request reaches all workers within a second, and a
+//! pause outlives every worker. The worker reads all rows before it starts a task.
+//!
+//! Each worker also writes the states of its tasks into a row when they change, so that every
+//! worker can answer for the whole cluster.
+
+mod view;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+use trunkline_connector::{Error, Result};
+
+pub use self::view::{Components, Request, Target, View};
+use super::Overview;
+use crate::checkpoint::{ControlRow, ControlRows, TaskRow, WorkerTasks};
+use crate::kafka::{Cluster, TableFollower};
+use crate::stage::{StopSignal, WorkerContext};
+
+/// Time between two looks at new rows.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Time between two comparisons of the tasks with their row.
+const PUBLISH: Duration = Duration::from_secs(1);
+
+/// Tasks of a worker that is gone are removed after this time.
+const REMOVE_AFTER: Duration = Duration::from_secs(60);
+
+/// Time to remove the row of a worker that stops.
+const FINISH_LIMIT: Duration = Duration::from_secs(1);
+
+/// The same warning is repeated after this time.
+const REPEAT_WARNING: Duration = Duration::from_secs(60);
+
+/// Writes the rows of requests.
+pub trait RowStore: Send {
+    /// Writes rows in this order.
+    fn write(&self, rows: &[ControlRow]) -> Result<()>;
+}
+
+impl RowStore for Arc<Mutex<ControlRows>> {
+    fn write(&self, rows: &[ControlRow]) -> Result<()> {
+        let writer = self.lock().unwrap_or_else(PoisonError::into_inner);
+        rows.iter().try_for_each(|row| writer.write(row))
+    }
+}
+
+/// The control of a cluster, as one worker knows it. Clones share their state.
+#[derive(Clone, Default)]
+pub struct Control {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    view: Mutex<View>,
+    /// Changes with each row that may concern a task.
+    version: AtomicU64,
+    connection: Mutex<Option<Connection>>,
+    http: Mutex<Option<String>>,
+}
+
+/// The connection of a worker to its cluster.
+pub(crate) struct Connection {
+    /// Writes the rows of requests.
+    pub(crate) store: Box<dyn RowStore>,
+    /// This worker's machine.
+    pub(crate) node: String,
+    /// For answers about topics and offsets: Kafka, and the name of the cluster.
+    pub(crate) kafka: Option<(Cluster, String)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Control {
+    /// What is known of the cluster now.
+    pub fn view(&self) -> View {
+        lock(&self.shared.view).clone()
+    }
+
+    /// Changes with each row that may concern a task.
+    pub(super) fn version(&self) -> u64 {
+        self.shared.version.load(Ordering::Acquire)
+    }
+
+    /// The address of this worker's HTTP server, for the other workers' users.
+    pub fn set_http(&self, address: Option<String>) {
+        *lock(&self.shared.http) = address;
+    }
+
+    /// Writes the rows of a request. `known` are the components of this worker. Returns the
+    /// components that it names.
+    pub fn request(&self, request: &Request, target: &Target, known: &Components) -> Result<Components> {
+        let view = self.view();
+        let mut all = view.components(Instant::now());
+        all.extend(known.iter().cloned());
+        let rows = rows_of(&view, request, target, &all)?;
+        lock(&self.shared.connection).as_ref().ok_or_else(not_connected)?.store.write(&rows)?;
+        // The worker's answers show a new state at once. A restart takes effect when its row is
+        // read, so that it happens once.
+        rows.into_iter().filter(|row| matches!(row, ControlRow::State(..))).for_each(|row| self.apply(row));
+        target.among(&all)
+    }
+
+    /// Kafka, and the name of the cluster.
+    pub fn kafka(&self) -> Result<(Cluster, String)> {
+        let connection = lock(&self.shared.connection);
+        connection.as_ref().and_then(|connection| connection.kafka.clone()).ok_or_else(not_connected)
+    }
+
+    /// The tasks of this worker.
+    pub fn own_tasks(&self, overview: &Overview) -> WorkerTasks {
+        let node = lock(&self.shared.connection).as_ref().map(|connection| connection.node.clone());
+        let http = lock(&self.shared.http).clone();
+        WorkerTasks { node: node.unwrap_or_default(), http, tasks: task_rows(overview) }
+    }
+
+    /// Starts to answer from these rows.
+    pub(crate) fn connect(&self, view: View, connection: Connection) {
+        *lock(&self.shared.view) = view;
+        *lock(&self.shared.connection) = Some(connection);
+        self.shared.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn apply(&self, row: ControlRow) {
+        let concerns_tasks = matches!(row, ControlRow::State(..) | ControlRow::Restart(..));
+        lock(&self.shared.view).apply(row, Instant::now());
+        if concerns_tasks {
+            self.shared.version.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+fn not_connected() -> Error {
+    let message = "the worker is not connected to Kafka yet: try again in a few seconds";
+    Error::external("control.not_connected", message)
+}
+
+/// The rows of a request that is made now.
+pub fn rows_of(view: &View, request: &Request, target: &Target, known: &Components) -> Result<Vec<ControlRow>> {
+    let id = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().to_string();
+    view.rows_of(request, target, known, &id, Timestamp::now().as_millisecond())
+}
+
+/// Reads the rows of a cluster. Returns them, and the connection.
+pub fn read(cluster: &Cluster, name: &str) -> Result<(View, ControlRows)> {
+    let rows = ControlRows::new(cluster, name)?;
+    let table = rows.follow()?;
+    let view = load(&rows, &table)?;
+    table.close();
+    Ok((view, rows))
+}
+
+fn load(rows: &ControlRows, table: &TableFollower) -> Result<View> {
+    let mut view = View::default();
+    let now = Instant::now();
+    table.load(|key, value| {
+        if let Some(row) = rows.parse(key, value) {
+            view.apply(row, now);
+        }
+    })?;
+    Ok(view)
+}
+
+/// The thread that follows the rows and writes the row of this worker.
+pub(super) struct Follower {
+    finish: StopSignal,
+    thread: JoinHandle<()>,
+}
+
+impl Follower {
+    /// Reads all rows, and starts the thread.
+    pub(super) fn start(context: &WorkerContext, overview: &Overview, control: &Control) -> Result<Self> {
+        let rows = ControlRows::new(&context.cluster, &context.names.cluster)?;
+        let table = rows.follow()?;
+        let view = load(&rows, &table)?;
+        let rows = Arc::new(Mutex::new(rows));
+        let names = &context.names;
+        let connection = Connection {
+            store: Box::new(rows.clone()),
+            node: names.node.clone(),
+            kafka: Some((context.cluster.clone(), names.cluster.clone())),
+        };
+        control.connect(view, connection);
+        let mut publisher = Publisher {
+            worker: names.worker.clone(),
+            overview: overview.clone(),
+            control: control.clone(),
+            rows,
+            written: None,
+            left_behind: None,
+            warned: None,
+        };
+        let (finish, is_job) = (StopSignal::default(), context.until_idle);
+        let finished = finish.clone();
+        let body = move || {
+            let mut last = Instant::now();
+            while !finished.wait(POLL) {
+                let mut arrived = Vec::new();
+                {
+                    let rows = lock(&publisher.rows);
+                    table.poll(|key, value| arrived.extend(rows.parse(key, value)));
+                }
+                arrived.into_iter().for_each(|row| publisher.control.apply(row));
+                if !is_job && last.elapsed() >= PUBLISH {
+                    last = Instant::now();
+                    publisher.publish();
+                }
+            }
+            publisher.finish();
+            table.close();
+        };
+        let thread = std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(body)
+            .map_err(|error| Error::external("worker.thread", format!("cannot start a thread: {error}")))?;
+        Ok(Self { finish, thread })
+    }
+
+    /// Removes the row of this worker.
+    pub(super) fn finish(self) {
+        self.finish.set();
+        // A panic of the thread has been logged, and the row has no effect without a worker.
+        let _ = self.thread.join();
+    }
+}
+
+/// Writes the states of this worker's tasks when they change.
+struct Publisher {
+    worker: String,
+    overview: Overview,
+    control: Control,
+    rows: Arc<Mutex<ControlRows>>,
+    written: Option<WorkerTasks>,
+    /// Workers whose tasks are left behind, and since when.
+    left_behind: Option<(Vec<String>, Instant)>,
+    warned: Option<Instant>,
+}
+
+impl Publisher {
+    fn publish(&mut self) {
+        if let Err(error) = self.try_publish()
+            && self.warned.is_none_or(|at| at.elapsed() >= REPEAT_WARNING)
+        {
+            self.warned = Some(Instant::now());
+            tracing::warn!(%error, "the states of this worker's tasks are not shown to the cluster; trying again");
+        }
+    }
+
+    fn try_publish(&mut self) -> Result<()> {
+        let tasks = self.control.own_tasks(&self.overview);
+        if self.written.as_ref() != Some(&tasks) {
+            lock(&self.rows).write(&ControlRow::Tasks(self.worker.clone(), Some(tasks.clone())))?;
+            self.written = Some(tasks);
+        }
+        let left_behind = lock(&self.control.shared.view).left_behind();
+        match &self.left_behind {
+            Some((workers, since)) if *workers == left_behind => {
+                if since.elapsed() >= REMOVE_AFTER {
+                    let others = workers.iter().filter(|worker| **worker != self.worker);
+                    let rows = others.map(|worker| ControlRow::Tasks(worker.clone(), None));
+                    rows.into_iter().try_for_each(|row| lock(&self.rows).write(&row))?;
+                    self.left_behind = None;
+                }
+            }
+            _ => self.left_behind = Some((left_behind, Instant::now())),
+        }
+        Ok(())
+    }
+
+    fn finish(&self) {
+        let row = ControlRow::Tasks(self.worker.clone(), None);
+        if self.written.is_some()
+            && let Err(error) = lock(&self.rows).write_within(&row, FINISH_LIMIT)
+        {
+            tracing::debug!(%error, "the row of this worker's tasks was not removed: another worker removes it");
+        }
+    }
+}
+
+/// The states of a worker's tasks.
+fn task_rows(overview: &Overview) -> Vec<TaskRow> {
+    let tasks = overview.tasks();
+    let rows = tasks.iter().map(|(number, status)| {
+        let (state, error) = status.shown_state();
+        TaskRow {
+            pipeline: status.pipeline.clone(),
+            component: status.component.clone(),
+            kind: status.kind.name().to_owned(),
+            task: *number,
+            state: state.to_owned(),
+            error,
+        }
+    });
+    rows.collect()
+}

@@ -1,0 +1,265 @@
+//! [`View`]: what the rows of a cluster's control say, and the rows that a request writes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use trunkline_connector::{Error, Result};
+
+use crate::checkpoint::{ControlRow, RestartRow, RunState, StateRow, TaskRef, WorkerTasks};
+
+/// A worker that has not renewed its row for this time is gone. It renews it every three seconds.
+const DEAD_AFTER: Duration = Duration::from_secs(15);
+
+/// A pipeline, or a component of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The pipeline.
+    pub pipeline: String,
+    /// The component; all components if `None`.
+    pub component: Option<String>,
+}
+
+/// The components of a cluster: pairs of pipeline and component.
+pub type Components = BTreeSet<(String, String)>;
+
+/// What people ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// The tasks commit and stop; the position stays.
+    Pause,
+    /// The same, in Kafka Connect's words.
+    Stop,
+    /// The tasks run again.
+    Resume,
+    /// The tasks stop and start.
+    Restart {
+        /// Only tasks that have failed.
+        failed_only: bool,
+        /// Only this task.
+        task: Option<TaskRef>,
+    },
+}
+
+/// The rows of a cluster, as one worker or command knows them.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    states: BTreeMap<String, StateRow>,
+    restarts: BTreeMap<String, RestartRow>,
+    tasks: BTreeMap<String, WorkerTasks>,
+    /// When the row of each worker was last renewed.
+    beats: BTreeMap<String, Instant>,
+}
+
+impl Target {
+    /// Reads `PIPELINE` or `PIPELINE.COMPONENT`.
+    pub fn parse(name: &str) -> Self {
+        let (pipeline, component) = match name.split_once('.') {
+            Some((pipeline, component)) => (pipeline, Some(component.to_owned())),
+            None => (name, None),
+        };
+        Self { pipeline: pipeline.to_owned(), component }
+    }
+
+    /// The known components that it names. If there are none, the error lists what is known.
+    pub fn among(&self, known: &Components) -> Result<Components> {
+        let named = known.iter().filter(|(pipeline, component)| {
+            *pipeline == self.pipeline && self.component.as_ref().is_none_or(|name| name == component)
+        });
+        let named: Components = named.cloned().collect();
+        if !named.is_empty() {
+            return Ok(named);
+        }
+        let of_pipeline = known.iter().filter(|(pipeline, _)| *pipeline == self.pipeline);
+        let components: Vec<&str> = of_pipeline.map(|(_, component)| component.as_str()).collect();
+        let pipeline = &self.pipeline;
+        match &self.component {
+            Some(component) if !components.is_empty() => {
+                let message = format!(
+                    "the pipeline `{pipeline}` has no stage `{component}`; its stages: {}. A fused transform runs in the stage \
+                     that reads it",
+                    components.join(", ")
+                );
+                Err(Error::config("cli.unknown_component", message))
+            }
+            _ => {
+                let pipelines: BTreeSet<&str> = known.iter().map(|(pipeline, _)| pipeline.as_str()).collect();
+                let pipelines: Vec<&str> = pipelines.into_iter().collect();
+                let message =
+                    format!("no worker of the cluster runs the pipeline `{pipeline}`; known: {}", pipelines.join(", "));
+                Err(Error::config("cli.unknown_pipeline", message))
+            }
+        }
+    }
+}
+
+impl View {
+    /// Takes over a row that was read.
+    pub fn apply(&mut self, row: ControlRow, now: Instant) {
+        fn set<V>(rows: &mut BTreeMap<String, V>, key: String, row: Option<V>) {
+            match row {
+                Some(row) => drop(rows.insert(key, row)),
+                None => drop(rows.remove(&key)),
+            }
+        }
+        match row {
+            ControlRow::State(target, row) => set(&mut self.states, target, row),
+            ControlRow::Restart(target, row) => set(&mut self.restarts, target, row),
+            ControlRow::Tasks(worker, row) => set(&mut self.tasks, worker, row),
+            ControlRow::Beat(worker, is_alive) => set(&mut self.beats, worker, is_alive.then_some(now)),
+        }
+    }
+
+    /// The wanted state of a component: that of its own row, or of its pipeline's.
+    pub fn state(&self, pipeline: &str, component: &str) -> RunState {
+        let row = self.states.get(&format!("{pipeline}.{component}")).or_else(|| self.states.get(pipeline));
+        row.map_or(RunState::Running, |row| row.state)
+    }
+
+    /// The last restart of each component.
+    pub fn restarts(&self) -> &BTreeMap<String, RestartRow> {
+        &self.restarts
+    }
+
+    /// The workers that are alive, each with its tasks.
+    pub fn workers(&self, now: Instant) -> impl Iterator<Item = (&str, &WorkerTasks)> {
+        let is_alive = move |worker: &str| {
+            self.beats.get(worker).is_some_and(|beat| now.saturating_duration_since(*beat) < DEAD_AFTER)
+        };
+        self.tasks.iter().map(|(worker, tasks)| (worker.as_str(), tasks)).filter(move |(worker, _)| is_alive(worker))
+    }
+
+    /// Workers that have left their tasks behind: their own rows were removed.
+    pub fn left_behind(&self) -> Vec<String> {
+        self.tasks.keys().filter(|worker| !self.beats.contains_key(*worker)).cloned().collect()
+    }
+
+    /// The components of the workers that are alive.
+    pub fn components(&self, now: Instant) -> Components {
+        let tasks = self.workers(now).flat_map(|(_, worker)| &worker.tasks);
+        tasks.map(|task| (task.pipeline.clone(), task.component.clone())).collect()
+    }
+
+    /// The rows that a request writes, in this order. `id` differs in each request; `now` is in
+    /// milliseconds since the Unix epoch.
+    pub fn rows_of(
+        &self,
+        request: &Request,
+        target: &Target,
+        known: &Components,
+        id: &str,
+        now: i64,
+    ) -> Result<Vec<ControlRow>> {
+        let named = target.among(known)?;
+        Ok(match request {
+            Request::Pause => self.state_rows(RunState::Paused, target, now),
+            Request::Stop => self.state_rows(RunState::Stopped, target, now),
+            Request::Resume => self.state_rows(RunState::Running, target, now),
+            Request::Restart { failed_only, task } => {
+                let row = RestartRow { id: id.to_owned(), failed_only: *failed_only, task: task.clone() };
+                let names = named.iter().map(|(pipeline, component)| format!("{pipeline}.{component}"));
+                names.map(|name| ControlRow::Restart(name, Some(row.clone()))).collect()
+            }
+        })
+    }
+
+    /// A row of a pipeline stands for all its components, also for those that are added later. The
+    /// row of a component takes precedence.
+    fn state_rows(&self, state: RunState, target: &Target, now: i64) -> Vec<ControlRow> {
+        let row = Some(StateRow { state, since: now });
+        let pipeline = &target.pipeline;
+        let Some(component) = &target.component else {
+            let own = format!("{pipeline}.");
+            let row = row.filter(|row| row.state != RunState::Running);
+            let components = self.states.keys().filter(|name| name.starts_with(&own));
+            let components = components.map(|name| ControlRow::State(name.clone(), None));
+            return std::iter::once(ControlRow::State(pipeline.clone(), row)).chain(components).collect();
+        };
+        let is_needed = state != RunState::Running || self.states.contains_key(pipeline);
+        vec![ControlRow::State(format!("{pipeline}.{component}"), row.filter(|_| is_needed))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::TaskRow;
+
+    fn known() -> Components {
+        let name = |(pipeline, component): (&str, &str)| (pipeline.to_owned(), component.to_owned());
+        [("shop", "db"), ("shop", "lake"), ("web", "lake")].map(name).into()
+    }
+
+    fn ask(view: &mut View, request: &Request, target: &str) {
+        let rows = view.rows_of(request, &Target::parse(target), &known(), "1", 0).unwrap();
+        rows.into_iter().for_each(|row| view.apply(row, Instant::now()));
+    }
+
+    fn states(view: &View) -> Vec<RunState> {
+        known().iter().map(|(pipeline, component)| view.state(pipeline, component)).collect()
+    }
+
+    #[test]
+    fn components_and_pipelines_are_paused_and_resumed() {
+        use RunState::{Paused, Running, Stopped};
+        let mut view = View::default();
+        assert_eq!(states(&view), [Running; 3]);
+        ask(&mut view, &Request::Pause, "shop.lake");
+        assert_eq!(states(&view), [Running, Paused, Running]);
+        ask(&mut view, &Request::Pause, "shop");
+        assert_eq!(states(&view), [Paused, Paused, Running]);
+        assert_eq!(view.state("shop", "added-later"), Paused);
+        ask(&mut view, &Request::Resume, "shop.db");
+        assert_eq!(states(&view), [Running, Paused, Running]);
+        ask(&mut view, &Request::Stop, "shop.db");
+        assert_eq!(states(&view), [Stopped, Paused, Running]);
+        ask(&mut view, &Request::Resume, "shop");
+        assert_eq!(states(&view), [Running; 3]);
+        assert!(view.states.is_empty(), "{:?}", view.states);
+        ask(&mut view, &Request::Pause, "web.lake");
+        ask(&mut view, &Request::Resume, "web.lake");
+        assert!(view.states.is_empty(), "{:?}", view.states);
+    }
+
+    #[test]
+    fn a_restart_names_each_component() {
+        let mut view = View::default();
+        ask(&mut view, &Request::Restart { failed_only: true, task: None }, "shop");
+        let row = RestartRow { id: "1".to_owned(), failed_only: true, task: None };
+        let expected = [("shop.db".to_owned(), row.clone()), ("shop.lake".to_owned(), row)];
+        assert_eq!(*view.restarts(), BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn unknown_names_are_errors_that_list_the_known_ones() {
+        let error = |name: &str| Target::parse(name).among(&known()).unwrap_err().to_string();
+        let pipeline = error("shp");
+        assert!(pipeline.contains("`shp`; known: shop, web [cli.unknown_pipeline]"), "{pipeline}");
+        let component = error("shop.lak");
+        assert!(component.contains("no stage `lak`; its stages: db, lake."), "{component}");
+        assert!(error("shp.lake").contains("cli.unknown_pipeline"));
+    }
+
+    #[test]
+    fn tasks_of_workers_that_are_gone_are_not_shown() {
+        let row = TaskRow {
+            pipeline: "shop".to_owned(),
+            component: "lake".to_owned(),
+            kind: "sink".to_owned(),
+            task: 0,
+            state: "running".to_owned(),
+            error: None,
+        };
+        let tasks = WorkerTasks { node: "n".to_owned(), http: None, tasks: vec![row] };
+        let start = Instant::now();
+        let mut view = View::default();
+        let names = |view: &View, now| view.workers(now).map(|(worker, _)| worker.to_owned()).collect::<Vec<_>>();
+        view.apply(ControlRow::Tasks("a".to_owned(), Some(tasks)), start);
+        assert_eq!((names(&view, start), view.left_behind()), (Vec::new(), vec!["a".to_owned()]));
+        view.apply(ControlRow::Beat("a".to_owned(), true), start);
+        assert_eq!((names(&view, start), view.left_behind()), (vec!["a".to_owned()], Vec::new()));
+        assert_eq!(view.components(start), Components::from([("shop".to_owned(), "lake".to_owned())]));
+        assert!(names(&view, start + DEAD_AFTER).is_empty());
+        view.apply(ControlRow::Beat("a".to_owned(), false), start);
+        assert!(view.components(start).is_empty());
+    }
+}

@@ -1,0 +1,94 @@
+//! Components are paused, resumed and restarted while workers run.
+
+use serde_json::Value;
+use trunkline_tests::{Case, Kafka, LogWriter, Process, Reader, need, wait};
+
+use crate::status::{address, send};
+use crate::{LONG, access_logs, assert_every_line_once, stop, wait_for_rows};
+
+/// Runs a command on the cluster; returns its JSON.
+fn ask(case: &Case, name: &str, arguments: &[&str]) -> Value {
+    let exit = case.ask_worker(name, "a", &[arguments, &["--json"]].concat(), LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    serde_json::from_str(&exit.stdout).unwrap()
+}
+
+/// The task of a component in the status of a worker.
+fn task(case: &Case, worker: &str, component: &str) -> Option<Value> {
+    let exit = case.ask_worker("status", worker, &["--json"], LONG);
+    let status: Value = serde_json::from_str(&exit.stdout).ok()?;
+    status["tasks"].as_array()?.iter().find(|task| task["component"] == component).cloned()
+}
+
+fn wait_for_state(case: &Case, worker: &mut Process, name: &str, component: &str, state: &str) {
+    wait::until(&format!("{component} is {state}"), LONG, || {
+        assert!(worker.is_running(), "{}", worker.stderr());
+        (task(case, name, component)?["state"] == state).then_some(())
+    });
+}
+
+#[test]
+fn a_pause_holds_for_all_workers_and_outlives_them() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = Case::new("pause", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 960);
+    log.append(1_000);
+    case.pipeline("access", &access_logs());
+    let (mut first, mut second) = (case.start("a", &[]), case.start("b", &[]));
+    wait_for_rows(&reader, &case.path("lake"), 1_000);
+    wait_for_state(&case, &mut first, "a", "lake", "running");
+
+    let lake = format!("{}.lake", case.name());
+    let paused = wait::until("the workers show their tasks", LONG, || {
+        let exit = case.ask_worker("pause", "a", &[&lake, "--json"], LONG);
+        serde_json::from_str::<Value>(&exit.stdout).ok()
+    });
+    assert_eq!(paused, serde_json::json!({ "request": "paused", "components": [lake] }));
+    wait_for_state(&case, &mut first, "a", "lake", "paused");
+    wait_for_state(&case, &mut second, "b", "lake", "paused");
+    let unknown = case.ask_worker("pause", "a", &[&format!("{}.lak", case.name())], LONG);
+    assert_eq!(unknown.code, Some(2), "{}", unknown.describe());
+    assert!(unknown.stderr.contains("its stages: lake, web."), "{}", unknown.describe());
+
+    stop(first);
+    stop(second);
+    log.append(500);
+    let mut worker = case.start("a", &[]);
+    wait::until("the source has read the new lines", LONG, || {
+        assert!(worker.is_running(), "{}", worker.stderr());
+        (task(&case, "a", "web")?["components"]["web"]["out"] == 500).then_some(())
+    });
+    wait_for_state(&case, &mut worker, "a", "lake", "paused");
+    assert_eq!(task(&case, "a", "lake").unwrap()["components"]["lake"]["in"], 0);
+    assert_eq!(reader.read(&case.path("lake"), &["path"]).rows, 1_000);
+
+    let records = case.run_command("tap", &[&lake], &["--from", "earliest", "--no-follow", "--limit", "3"], LONG);
+    assert_eq!(records.code, Some(0), "{}", records.describe());
+    let first: Value = serde_json::from_str(records.stdout.lines().next().unwrap()).unwrap();
+    assert!(first["value"]["path"].is_string(), "{first}");
+    assert_eq!((records.stdout.lines().count(), &first["topic"]), (3, &format!("{}.web", case.name()).into()));
+
+    let address = address(&worker);
+    let resume = format!("/connectors/{lake}/resume");
+    assert_eq!(send(&address, "PUT", &resume, "Origin: http://evil.example\r\n").0, 403);
+    assert_eq!(send(&address, "PUT", &resume, "Host: evil.example\r\n").0, 403);
+    let (code, status) = send(&address, "GET", &format!("/connectors/{lake}/status"), "");
+    assert_eq!(code, 200, "{status}");
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((&status["connector"]["state"], &status["tasks"][0]["state"]), (&"PAUSED".into(), &"PAUSED".into()));
+    assert_eq!(send(&address, "PUT", &resume, "").0, 202);
+    wait_for_rows(&reader, &case.path("lake"), 1_500);
+    let (_, offsets) = send(&address, "GET", &format!("/connectors/{lake}/offsets"), "");
+    assert!(offsets.contains("kafka_offset"), "{offsets}");
+    let (_, root) = send(&address, "GET", "/", "");
+    assert!(!root.contains("\"kafka_cluster_id\":null"), "{root}");
+    ask(&case, "restart", &[&lake]);
+    wait::until("the sink has started again", LONG, || {
+        let task = task(&case, "a", "lake")?;
+        (task["state"] == "running" && task["components"]["lake"]["in"] == 0).then_some(())
+    });
+    log.append(100);
+    wait_for_rows(&reader, &case.path("lake"), 1_600);
+    stop(worker);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+}
