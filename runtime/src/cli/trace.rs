@@ -122,7 +122,7 @@ impl Tracer<'_> {
                 ..StageTrace::default()
             };
             let own = match component {
-                Component::Transform(plan) => Some(&plan.step),
+                Component::Transform(plan) => Some(plan),
                 Component::Source(_) | Component::Sink(_) => None,
             };
             stage.run(component.inputs(), own, record)?;

@@ -3,8 +3,9 @@
 
 use serde::Serialize;
 use trunkline_connector::{Batch, Error, RecordRef, Rejections, Result};
+use trunkline_transform_host::StateStore;
 
-use crate::plan::{Input, Route, Step};
+use crate::plan::{Input, Route, Step, TransformPlan};
 use crate::record_tests::{ExpectedRecord, TestRecord, difference};
 
 /// The path of a record through one stage.
@@ -69,7 +70,7 @@ pub struct LetterTrace {
 impl StageTrace {
     /// Runs the record through the fused transforms of the inputs that select its topic, and then
     /// through `own`, the transform of the stage itself.
-    pub fn run(&mut self, inputs: &[Input], own: Option<&Step>, record: RecordRef<'_>) -> Result<()> {
+    pub fn run(&mut self, inputs: &[Input], own: Option<&TransformPlan>, record: RecordRef<'_>) -> Result<()> {
         if let Some(input) = inputs.iter().find(|input| input.topics.selects(record.topic())) {
             self.results += follow(&input.route, own, record, &mut self.steps)?;
         }
@@ -78,14 +79,22 @@ impl StageTrace {
 }
 
 /// Follows a record along a route. Returns the number of records that reach its end.
-fn follow(route: &Route, own: Option<&Step>, record: RecordRef<'_>, steps: &mut Vec<StepTrace>) -> Result<u64> {
+fn follow(
+    route: &Route,
+    own: Option<&TransformPlan>,
+    record: RecordRef<'_>,
+    steps: &mut Vec<StepTrace>,
+) -> Result<u64> {
     let mut results = match own {
         _ if !route.deliver => 0,
-        Some(step) => apply(step, record, steps)?.len() as u64,
+        Some(plan) => {
+            let state = plan.state.map(|limit| StateStore::new(limit.max_bytes));
+            apply(&plan.step, state, record, steps)?.len() as u64
+        }
         None => 1,
     };
     for branch in &route.branches {
-        for output in apply(&branch.step, record, steps)?.iter() {
+        for output in apply(&branch.step, None, record, steps)?.iter() {
             for (_, next) in branch.outputs.iter().filter(|(port, _)| *port == output.entry().port) {
                 results += follow(next, own, output, steps)?;
             }
@@ -94,8 +103,9 @@ fn follow(route: &Route, own: Option<&Step>, record: RecordRef<'_>, steps: &mut 
     Ok(results)
 }
 
-/// The output of a transform, which is started for this record.
-fn apply(step: &Step, record: RecordRef<'_>, steps: &mut Vec<StepTrace>) -> Result<Batch> {
+/// The output of a transform, which is started for this record. If it keeps state, `state` is
+/// empty.
+fn apply(step: &Step, state: Option<StateStore>, record: RecordRef<'_>, steps: &mut Vec<StepTrace>) -> Result<Batch> {
     let in_transform = |error: Error| error.context(format!("transform `{}`", step.component));
     let mut instance = step
         .plugin
@@ -103,7 +113,11 @@ fn apply(step: &Step, record: RecordRef<'_>, steps: &mut Vec<StepTrace>) -> Resu
         .map_err(|error| in_transform(Error::config("plugin.init", error.message)))?;
     let (mut batch, mut rejected) = (Batch::default(), Rejections::default());
     batch.push_copy(record);
-    instance.process(&mut batch, &mut rejected).map_err(in_transform)?;
+    match state {
+        Some(mut state) => instance.process_with_state(&mut batch, &mut rejected, &mut state),
+        None => instance.process(&mut batch, &mut rejected),
+    }
+    .map_err(in_transform)?;
     let entry = |verdict| StepTrace { transform: step.component.clone(), verdict, ..StepTrace::default() };
     if let Some((_, reason)) = rejected.iter().next() {
         let rejection = Some((reason.code.clone(), reason.message.clone()));
