@@ -21,7 +21,7 @@ const SHADOW: &str = "url=\"file://$DIR/shadow\"";
 /// A case whose commands keep compiled plugins.
 fn new_case(test: &str, kafka: &Kafka) -> Case {
     let case = Case::new(test, kafka);
-    for command in ["replay", "offsets", "audit", "dlq"] {
+    for command in ["replay", "offsets", "audit", "dlq", "trace"] {
         fs::create_dir_all(case.path(&format!("data-{command}/plugins"))).unwrap();
     }
     case
@@ -461,7 +461,7 @@ fn rejected_records_are_inspected_and_replayed_alone_and_a_run_is_paused() {
     assert_eq!(change("resume").code, Some(0));
     let exit = running.wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
-    assert_eq!(only_run(&case)["counters"]["records_in"].as_u64(), Some(letters as u64), "{}", only_run(&case));
+    assert_eq!(only_run(&case)["counters"]["in"].as_u64(), Some(letters as u64), "{}", only_run(&case));
     let found = reader.read(&case.path("shadow"), &["path"]);
     assert_eq!((found.rows, found.distinct), (letters as u64, Some(letters as u64)));
     let refused = change("pause");
