@@ -80,7 +80,7 @@ type Existing<'s> = (&'s TopicSpec, i32);
 
 /// Looks up and creates topics.
 pub struct Admin {
-    client: AdminClient,
+    pub(super) client: AdminClient,
     rebootstrap: Rebootstrap,
     cluster: Cluster,
 }
@@ -278,7 +278,7 @@ impl Admin {
 
     /// Requests the metadata of all topics and brokers. The client serves many stages and lives as
     /// long as the worker, so it must find brokers again after it lost them.
-    fn metadata(&self, doing: &str) -> Result<Metadata> {
+    pub(super) fn metadata(&self, doing: &str) -> Result<Metadata> {
         let begun = Instant::now();
         let client = self.client.client();
         let mut attempts = 0;
