@@ -21,7 +21,7 @@ const SHADOW: &str = "url=\"file://$DIR/shadow\"";
 /// A case whose commands keep compiled plugins.
 fn new_case(test: &str, kafka: &Kafka) -> Case {
     let case = Case::new(test, kafka);
-    for command in ["replay", "offsets", "audit", "dlq"] {
+    for command in ["replay", "offsets", "audit", "dlq", "trace"] {
         fs::create_dir_all(case.path(&format!("data-{command}/plugins"))).unwrap();
     }
     case
@@ -272,7 +272,6 @@ fn an_audit_names_missing_and_repeated_ranges() {
     let mut log = LogWriter::new(case.path("logs/access.log"), 703);
     log.append(5_000);
     case.pipeline("access", &access_logs());
-    commands_say_that_no_worker_has_run(&case);
     case.until_idle("a", LONG);
     assert_every_line_once(&reader, &case.path("lake"), &log);
     let sink = format!("{}.lake", case.name());
@@ -313,19 +312,48 @@ fn an_audit_names_missing_and_repeated_ranges() {
     assert_eq!(audit().0, Some(0));
 }
 
-/// The state topics of another prefix do not exist.
-fn commands_say_that_no_worker_has_run(case: &Case) {
-    let sink = format!("{}.lake", case.name());
-    let new = ["--prefix", "no-worker-"];
-    let on_pipelines = |name: &str, before: &[&str], argument: &str| {
-        case.run_command(name, before, &[&[argument], &new[..]].concat(), LONG)
+/// `rejected` is a line of `--to-stdout`.
+fn trace_shows_where_records_ended(case: &Case, rejected: &Value, letters: usize) {
+    let place = |line: &Value| format!("{}:{}:{}", line["topic"].as_str().unwrap(), line["partition"], line["offset"]);
+    let trace = |place: &str| case.run_command("trace", &[], &[case.name(), "--record", place, "--json"], LONG);
+    let stage_of = |place: &str| -> Value {
+        let traced = trace(place);
+        assert_eq!(traced.code, Some(0), "{}", traced.describe());
+        let traced: Value = serde_json::from_str(&traced.stdout).unwrap();
+        assert_eq!(traced["stages"].as_array().unwrap().len(), 1, "{traced}");
+        assert!(traced["record"]["headers"]["trunkline.path"].is_string(), "{traced}");
+        traced["stages"][0].clone()
     };
+    let stage = stage_of(&place(rejected));
+    assert_eq!((&stage["steps"][0]["verdict"], &stage["is_processed"]), (&"rejected".into(), &true.into()), "{stage}");
+    let code = &stage["dead_letters"][0]["code"];
+    assert_eq!((code, &stage["files"]), (&rejected["rejected"], &Value::Array(Vec::new())), "{stage}");
+    // The first record that was not rejected is in a file.
+    let all = replay(case, &["--from", "earliest", "--to-stdout"]);
+    let lines: Vec<Value> = all.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.iter().filter(|line| line["rejected"].is_string()).count(), letters, "{}", all.describe());
+    let passed = lines.iter().find(|line| line["rejected"].is_null()).unwrap();
+    let stage = stage_of(&place(passed));
+    assert_eq!((stage["files"].as_array().unwrap().len(), &stage["results"]), (1, &1.into()), "{stage}");
+    let missing = trace(&format!("{}:{}:999999", passed["topic"].as_str().unwrap(), passed["partition"]));
+    assert!(missing.stderr.contains("[cli.no_record]"), "{}", missing.describe());
+}
+
+#[test]
+fn commands_say_that_no_worker_has_run() {
+    let kafka = need!(Kafka::any());
+    let mut case = new_case("no-worker", kafka);
+    // No state topics have this prefix.
+    case.set("TRUNKLINE_PREFIX", "no-worker-");
+    case.pipeline("access", &access_logs());
+    let sink = format!("{}.lake", case.name());
+    let on_pipelines = |name: &str, before: &[&str], argument: &str| case.run_command(name, before, &[argument], LONG);
     let outcomes = [
         ("not committed anything yet", on_pipelines("audit", &[], &sink)),
         ("no positions yet", on_pipelines("offsets", &["show"], case.name())),
-        ("no dead letters", on_pipelines("dlq", &["list"], "--json")),
-        ("", case.run_command("dlq", &["redrive", case.name()], &new, LONG)),
-        ("no runs", case.ask_worker("runs", "replay", &new, LONG)),
+        ("no dead letters", case.run_command("dlq", &["list"], &[], LONG)),
+        ("", case.run_command("dlq", &["redrive", case.name()], &[], LONG)),
+        ("no runs", case.ask_worker("runs", "replay", &[], LONG)),
     ];
     for (expected, exit) in outcomes {
         assert_eq!(exit.code, Some(0), "{}", exit.describe());
@@ -402,6 +430,7 @@ fn rejected_records_are_inspected_and_replayed_alone_and_a_run_is_paused() {
         "{}",
         inspected.describe()
     );
+    trace_shows_where_records_ended(&case, &lines[0], letters);
     let earlier = case.path("earlier.toml").display().to_string();
     let failed = ["--from", "earliest", "--dead-letters", "--pipeline-file", &earlier];
     let inspected = replay(&case, &[&failed[..], &["--to-stdout", "--limit", "1"]].concat());
@@ -432,7 +461,7 @@ fn rejected_records_are_inspected_and_replayed_alone_and_a_run_is_paused() {
     assert_eq!(change("resume").code, Some(0));
     let exit = running.wait(LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
-    assert_eq!(only_run(&case)["counters"]["records_in"].as_u64(), Some(letters as u64), "{}", only_run(&case));
+    assert_eq!(only_run(&case)["counters"]["in"].as_u64(), Some(letters as u64), "{}", only_run(&case));
     let found = reader.read(&case.path("shadow"), &["path"]);
     assert_eq!((found.rows, found.distinct), (letters as u64, Some(letters as u64)));
     let refused = change("pause");

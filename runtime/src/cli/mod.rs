@@ -37,6 +37,7 @@ mod snapshot;
 mod status;
 mod tap;
 mod test;
+mod trace;
 mod transform;
 mod validate;
 
@@ -106,6 +107,8 @@ enum Verb {
     Offsets(offsets::OffsetsArgs),
     /// Check that the files of a sink hold every committed row once
     Audit(audit::AuditArgs),
+    /// Show the path of one record: what each transform makes of it, and where it ended
+    Trace(trace::TraceArgs),
     /// Run the embedded Kafka broker without pipelines
     Broker(broker::BrokerArgs),
     /// Run the tests in pipeline files: records in, expected records per output; needs no Kafka
@@ -326,6 +329,7 @@ fn run_verb(verb: Verb) -> Exit {
         Verb::Transform(args) => transform::run(&args),
         Verb::Replay(args) => replay::run(&args),
         Verb::Runs(args) => runs::run(&args),
+        Verb::Trace(args) => trace::run(&args),
         Verb::Offsets(args) => offsets::run(&args),
         Verb::Audit(args) => audit::run(&args),
         Verb::Tap(args) => tap::tap(&args),

@@ -15,7 +15,7 @@ use super::output::{Exit, print_data, print_error, report_error, report_problems
 use super::validate::load_for_reading;
 use crate::checkpoint::{CHECKPOINTS, Positions, or_empty};
 use crate::config::Settings;
-use crate::kafka::{Admin, Cluster, TransactionalProducer};
+use crate::kafka::{Cluster, TransactionalProducer};
 use crate::plan::{Pipeline, SourcePlan};
 use crate::stage::{PendingDeletes, component_name};
 
@@ -90,14 +90,6 @@ fn request_snapshot(
     let parts = snapshots.request(request, &stored)?;
     if let Some(condition) = request.condition {
         check_condition(snapshots, &parts, condition)?;
-    }
-    if Admin::new(cluster)?.partitions(&cluster.own_topic(CHECKPOINTS))?.is_none() {
-        let message = format!(
-            "no worker of the cluster has run yet, so the source `{}` has no position: start the pipeline, which reads the \
-             tables by itself",
-            source.name
-        );
-        return Err(Error::config("source.not_started", message));
     }
     let mut attempt = 1;
     loop {

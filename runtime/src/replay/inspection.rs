@@ -53,7 +53,7 @@ impl Condition {
     pub fn compile(host: &Host, expression: &str) -> Result<Self> {
         let plugin = host
             .bundled(FILTER)
-            .ok_or_else(|| Error::internal("replay.no_filter", format!("the plugin {FILTER} is not bundled")))?
+            .ok_or_else(|| Error::internal("plugin.load", format!("the plugin {FILTER} is not bundled")))?
             .map_err(|error| Error::config("plugin.load", format!("--where: {error}")))?;
         let config = serde_json::json!({ "condition": expression, "tombstones": "test" });
         let filter = plugin
@@ -193,7 +193,7 @@ impl Inspection {
 }
 
 /// A record as a line of JSON, in the form of the records in tests.
-fn line(record: RecordRef<'_>, rejection: Option<(&str, &Reason)>) -> String {
+pub fn line(record: RecordRef<'_>, rejection: Option<(&str, &Reason)>) -> String {
     let (entry, text) = (record.entry(), |text: &str| serde_json::Value::from(text).to_string());
     let mut members = vec![
         format!("\"topic\":{}", text(record.topic())),
@@ -214,28 +214,8 @@ fn line(record: RecordRef<'_>, rejection: Option<(&str, &Reason)>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use trunkline_transform_host::HostOptions;
-
     use super::*;
-    use crate::config::Settings;
-    use crate::plan::{Registry, load_each};
-
-    const PIPELINE: &str = r#"
-        name = "p"
-        [transforms.positive]
-        inputs = ["topic:t"]
-        plugin = "filter.wasm"
-        config = { condition = "value.id > 0" }
-        on_error = "stop"
-        [transforms.mask]
-        inputs = ["positive"]
-        plugin = "mask.wasm"
-        config = { fields = ["card"] }
-        [sinks.lake]
-        connector = "s3"
-        inputs = ["mask"]
-        url = "file:///lake"
-    "#;
+    use crate::replay::testing::pipeline;
 
     fn records(values: &[&str]) -> Batch {
         let mut batch = Batch::default();
@@ -258,16 +238,10 @@ mod tests {
 
     #[test]
     fn results_have_their_offset_and_rejections_their_reason() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("p.toml");
-        std::fs::write(&file, PIPELINE).unwrap();
-        let host = Host::new(HostOptions { cache_dir: Some(folder.path().join("plugins")) }).unwrap();
-        let settings = Settings::load(None, &Vec::new()).unwrap();
-        let loaded = load_each(&[file], &host, &settings, &Registry::new());
-        assert!(loaded.problems.is_empty(), "{}", loaded.problems[0]);
-        let sink = &loaded.pipelines[0].sinks[0];
+        let (host, pipeline) = pipeline();
+        let sink = &pipeline.sinks[0];
         let lines = |condition: Option<&str>, limit| {
-            let condition = condition.map(|text| Condition::compile(&host, text).unwrap());
+            let condition = condition.map(|text| Condition::compile(host, text).unwrap());
             let mut inspection = Inspection::start(sink, condition, limit).unwrap();
             let mut lines = Vec::new();
             let topic: Arc<str> = Arc::from("t");
@@ -294,9 +268,11 @@ mod tests {
         assert!(notes[1].starts_with("2 for which --where is neither true nor false"), "{notes:?}");
         // The condition applies to rejected records, too.
         assert_eq!(lines(Some("value.id == 'one'"), None).0, all[1..2]);
+    }
 
-        // In the same test, because the plugin is compiled once.
-        let error = Condition::compile(&host, "value.id = 1").err().unwrap();
+    #[test]
+    fn an_error_in_a_condition_has_its_column() {
+        let error = Condition::compile(&pipeline().0, "value.id = 1").err().unwrap();
         assert_eq!(error.code, "replay.bad_where");
         assert!(error.to_string().contains("column 10"), "{error}");
     }

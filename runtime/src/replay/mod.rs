@@ -10,6 +10,7 @@
 //! - [`run`]: the rows of runs in `_trunkline.checkpoints`.
 //! - [`execution`]: executes a run in this process, and continues it after a crash.
 //! - [`inspection`]: shows what the transforms make of a range, and writes nothing.
+//! - [`trace`]: the path of one record through the stages that read it.
 //! - [`audit`]: checks the files of a destination against the committed offsets.
 
 pub mod audit;
@@ -17,8 +18,51 @@ pub mod execution;
 pub mod inspection;
 pub mod range;
 pub mod run;
+pub mod trace;
 
 /// The cluster name of a run: the prefix of all its names in Kafka. No pipeline has such a name.
 pub fn cluster_name(cluster: &str, run: &str) -> String {
     format!("{cluster}.!replay.{run}")
+}
+
+#[cfg(test)]
+mod testing {
+    use std::sync::OnceLock;
+
+    use trunkline_transform_host::{Host, HostOptions};
+
+    use crate::config::Settings;
+    use crate::plan::{Pipeline, Registry, load_each};
+
+    const TEXT: &str = r#"
+        name = "p"
+        [transforms.positive]
+        inputs = ["topic:t"]
+        plugin = "filter.wasm"
+        config = { condition = "value.id > 0" }
+        on_error = "stop"
+        [transforms.mask]
+        inputs = ["positive"]
+        plugin = "mask.wasm"
+        config = { fields = ["card"] }
+        [sinks.lake]
+        connector = "s3"
+        inputs = ["mask"]
+        url = "file:///lake"
+    "#;
+
+    /// A sink behind two transforms, and the host: it compiles their plugins once for all tests.
+    pub(super) fn pipeline() -> &'static (Host, Pipeline) {
+        static PIPELINE: OnceLock<(Host, Pipeline)> = OnceLock::new();
+        PIPELINE.get_or_init(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("p.toml");
+            std::fs::write(&file, TEXT).unwrap();
+            let host = Host::new(HostOptions::default()).unwrap();
+            let settings = Settings::load(None, &Vec::new()).unwrap();
+            let mut loaded = load_each(&[file], &host, &settings, &Registry::new());
+            assert!(loaded.problems.is_empty(), "{}", loaded.problems[0]);
+            (host, loaded.pipelines.remove(0))
+        })
+    }
 }
