@@ -165,9 +165,10 @@ fn inspect_shows_interface_ports_and_imports() {
     let (code, stdout, stderr) = trunkline(folder.path(), &arguments);
     assert_eq!(code, Some(0), "{stderr}");
     let found: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(found["interface"], "trunkline:transform/plugin@1.0.0");
+    assert_eq!(found["interface"], "trunkline:transform/plugin@1.1.0");
     assert_eq!((&found["ports"], &found["keeps_schema"]), (&serde_json::json!(["default"]), &Value::Bool(true)));
-    assert_eq!(found["imports"], serde_json::json!(["trunkline:transform/host@1.0.0"]));
+    assert_eq!(found["imports"], serde_json::json!(["trunkline:transform/host@1.1.0"]));
+    assert_eq!(found["uses_state"], Value::Bool(false));
     assert!(found["bytes"].as_u64().unwrap() > 10_000, "{stdout}");
     // without a configuration, the ports are unknown
     let (code, stdout, _) = trunkline(folder.path(), &["transform", "inspect", "mask.wasm"]);
@@ -306,11 +307,13 @@ fn tests_in_a_pipeline_file_run_without_kafka() {
 }
 
 #[test]
-fn the_sample_pipeline_passes_its_tests() {
+fn the_sample_pipelines_pass_their_tests() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let (code, stdout, stderr) = trunkline(repository, &["test", "pipelines/fraud.toml"]);
-    assert_eq!(code, Some(0), "{stdout}{stderr}");
-    assert!(stdout.ends_with("3 passed, 0 failed\n"), "{stdout}");
+    for (file, tests) in [("pipelines/fraud.toml", 3), ("pipelines/iot.toml", 2)] {
+        let (code, stdout, stderr) = trunkline(repository, &["test", file]);
+        assert_eq!(code, Some(0), "{stdout}{stderr}");
+        assert!(stdout.ends_with(&format!("{tests} passed, 0 failed\n")), "{stdout}");
+    }
 }
 
 #[test]
@@ -328,5 +331,93 @@ fn problems_of_tests_have_places_and_fail_validation() {
             assert!(stderr.contains(place), "{place}: {stderr}");
         }
         assert!(stderr.contains("did you mean `hide`?") && stderr.contains("did you mean `value`?"), "{stderr}");
+    }
+}
+
+const STATEFUL: &str = r#"
+name = "shop"
+
+[sources.web]
+connector = "logfile"
+parser = "json"
+paths = ["a.log"]
+
+[transforms.unique]
+inputs = ["web"]
+plugin = "dedupe.wasm"
+config = { fields = ["id"], within = "10s" }
+state = { max_bytes = "1MiB" }
+
+[transforms.totals]
+inputs = ["unique"]
+plugin = "aggregate.wasm"
+config = { window = "1m", aggregates = { total = "sum(row.n)" }, emit = "updates" }
+
+[sinks.lake]
+connector = "s3"
+inputs = ["totals"]
+url = "file:///lake"
+
+[[tests]]
+name = "state lasts from record to record"
+records = [
+    { value = { id = 1, n = 0.1 }, timestamp = 1000 },
+    { value = { id = 2, n = 0.2 }, timestamp = 2000 },
+    { value = { id = 1, n = 0.1 }, timestamp = 3000 },
+    { value = { id = 1, n = 0.1 }, timestamp = 11000 },
+]
+expected.unique = [{ timestamp = 1000 }, { timestamp = 2000 }, { timestamp = 11000 }]
+expected.lake = [
+    { value = '{"window_start":0,"window_end":60000,"total":0.1}' },
+    { value = '{"window_start":0,"window_end":60000,"total":0.3}' },
+    { value = '{"window_start":0,"window_end":60000,"total":0.4}', timestamp = 11000 },
+]
+"#;
+
+#[test]
+fn transforms_with_state_are_stages_with_a_state_topic() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "shop.toml", STATEFUL);
+    let (code, stdout, stderr) = trunkline(folder.path(), &["test", "shop.toml"]);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    let (_, stdout, _) = trunkline(folder.path(), &["graph", "shop.toml"]);
+    assert_eq!(stdout.matches("separate stage with state").count(), 2, "{stdout}");
+    let (_, stdout, _) = trunkline(folder.path(), &["acls", "shop.toml", "--format", "json"]);
+    let rights: Value = serde_json::from_str(&stdout).unwrap();
+    let is_state = |right: &&Value| {
+        let name = right["name"].as_str().unwrap();
+        name.starts_with("_trunkline.state.") && name.ends_with(".shop.unique")
+    };
+    let state = rights.as_array().unwrap().iter().find(is_state).unwrap();
+    assert_eq!(state["operations"], serde_json::json!(["Create", "Read", "Write"]));
+    for plugin in ["dedupe", "aggregate.wasm"] {
+        let (_, stdout, _) = trunkline(folder.path(), &["transform", "inspect", plugin, "--json"]);
+        let found: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(found["uses_state"], Value::Bool(true), "{stdout}");
+    }
+}
+
+#[test]
+fn state_where_there_is_none_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases = [
+        ("within = \"10s\" }\n", "within = \"10s\" }\nfuse = true\n", "plan.cannot_fuse"),
+        ("inputs = [\"web\"]\nplugin = \"dedupe.wasm\"", "plugin = \"dedupe.wasm\"", "plan.state_needs_stage"),
+        ("\"dedupe.wasm\"\nconfig = { fields = [\"id\"], within = \"10s\" }", "\"flatten.wasm\"", "plan.no_state"),
+        ("max_bytes", "max_byte", "config.unknown_key"),
+    ];
+    for (written, replacement, expected) in cases {
+        let text = STATEFUL.replacen(written, replacement, 1);
+        assert_ne!(text, STATEFUL, "{written}");
+        // A transform without inputs is for a source.
+        let text = match expected {
+            "plan.state_needs_stage" => text
+                .replace("[\"a.log\"]", "[\"a.log\"]\napply = [\"unique\"]")
+                .replace("inputs = [\"unique\"]", "inputs = [\"web\"]"),
+            _ => text,
+        };
+        write(folder.path(), "shop.toml", &text);
+        let (code, stdout, _) = trunkline(folder.path(), &["validate", "shop.toml", "--json"]);
+        assert!(code == Some(2) && stdout.contains(expected), "{expected}: {stdout}");
     }
 }

@@ -4,6 +4,7 @@
 //! | path | its limit |
 //! |---|---|
 //! | snapshot → topic | the same rows read with sqlx, and dropped |
+//! | snapshot with two readers | the same with one reader; both discard the rows, without a broker |
 //! | binlog → topic | a bare transactional producer of the same records, with keys and headers |
 //!
 //! MySQL, Kafka and the worker share the machine's processors. Filling tables and binlogs takes
@@ -15,6 +16,9 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::BaseConsumer;
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection};
+use trunkline_connector::conformance::configure_source;
+use trunkline_connector::{Fill, MemoryBudget, SourceBatch, SourceContext};
+use trunkline_mysql::MysqlConnector;
 use trunkline_tests::{BrokerKind, Case, Kafka, Mysql, Process, worker_binary};
 
 use crate::client::{self, LIMIT, PARTITIONS};
@@ -41,8 +45,9 @@ const ROW: &str = "id % 100000, id % 5, id / 7, '2026-01-02 03:04:05.678901', '2
 const ROW_BYTES: u64 = 190;
 
 /// The names of its rows.
-pub(crate) const ROWS: [&str; 7] = [
+pub(crate) const ROWS: [&str; 8] = [
     "mysql-snapshot",
+    "mysql-readers",
     "mysql-binlog",
     "mysql-latency",
     "mysql-start",
@@ -91,6 +96,9 @@ pub(crate) fn add(table: &mut Table, kafka: &Kafka, sampling: Sampling, is_selec
             table.add(compare_with_peer(name, "rows/s", Target::Share(5.0), &arms));
         }
         server.run("DROP TABLE bench.stock");
+    }
+    if is_selected("mysql-readers") {
+        table.add(bench.readers(sampling));
     }
     if is_selected("mysql-binlog") || debezium.is_some() && is_selected("debezium-binlog") {
         bench.binlog(
@@ -214,6 +222,71 @@ impl<'a> Bench<'a> {
         let idle = run(&case);
         self.check(&case, table, rows);
         Run::of(rows, &exit, &idle)
+    }
+
+    /// Two readers, compared with one.
+    fn readers(&self, sampling: Sampling) -> [Row; 2] {
+        let name = "MySQL snapshot, two readers and one";
+        eprintln!("{name}");
+        let rows = sampling.records(self.discard("base", SHORT, 1).per_second());
+        self.fill("stock", rows);
+        let [one, two] = alternate(
+            sampling,
+            |_| self.discard("stock", rows, 1).report("one reader", sampling),
+            |_| self.discard("stock", rows, 2).report("two readers", sampling),
+        );
+        self.mysql.run("DROP TABLE bench.stock");
+        // Two readers use two processors, and the server uses about half of one.
+        let cores = std::thread::available_parallelism().unwrap().get();
+        let row = |name: &str, unit, value: fn(&Run) -> f64, target| Row {
+            name: name.to_owned(),
+            unit,
+            reference: one.iter().map(value).collect(),
+            measured: two.iter().map(value).collect(),
+            target,
+        };
+        [
+            row(name, "rows/s", Run::per_second, if cores > 2 { Target::Share(1.8) } else { Target::None }),
+            row("  processor", "s per million", Run::cpu_per_million, Target::AtMostShare(1.15)),
+        ]
+    }
+
+    /// Reads a table's rows with the connector in this process, and discards the batches.
+    fn discard(&self, table: &str, rows: u64, threads: usize) -> Run {
+        const BATCH_BYTES: usize = 1 << 20;
+        const BATCH_RECORDS: usize = 10_000;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let options = format!(
+            "url = \"{}\"\ntables = [\"bench.{table}\"]\nsnapshot = \"only\"\nsnapshot_threads = {threads}\n",
+            self.mysql.plain_url()
+        );
+        let (spec, problems) = configure_source(&MysqlConnector, &options, Path::new("/"));
+        assert!(problems.is_empty(), "{problems:?}");
+        let scratch = tempfile::tempdir().unwrap();
+        timed(|| {
+            let context = SourceContext {
+                task: "bench.readers".to_owned(),
+                position: Vec::new(),
+                until_idle: true,
+                budget: MemoryBudget::new(256 << 20),
+                runtime: runtime.handle().clone(),
+                scratch: scratch.path().to_owned(),
+            };
+            let mut source = spec.unwrap().open(context).unwrap();
+            let mut batch = SourceBatch::with_limits(BATCH_BYTES, BATCH_RECORDS);
+            let (mut count, started) = (0, Instant::now());
+            loop {
+                let fill = source.fill(&mut batch, Instant::now() + Duration::from_millis(100)).unwrap();
+                count += batch.records.len() as u64;
+                batch.clear();
+                assert!(started.elapsed() < LIMIT, "{count} rows of {rows}");
+                if fill == Fill::CaughtUp {
+                    break;
+                }
+            }
+            assert_eq!(count, rows);
+            count
+        })
     }
 
     fn binlog(&self, table: &mut Table, sampling: Sampling, debezium: Option<&Debezium<'_>>, alone: bool) {

@@ -55,6 +55,7 @@ mod secured_matrix;
 mod several_workers;
 mod shop;
 mod snowflake;
+mod state;
 mod status;
 mod transforms;
 mod worker_log;

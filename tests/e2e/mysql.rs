@@ -35,6 +35,8 @@ fn each_table_has_a_topic_with_its_rows_and_changes() {
         (shop.database.clone(), "orders".into())
     );
     assert_eq!(record.header("trunkline.schema").len(), 16);
+    let packed = format!("database={}&table=orders&schema=", shop.database);
+    assert!(record.header("trunkline").starts_with(&packed), "{}", record.header("trunkline"));
     let exit = case.start("a", &["--until-idle"]).wait(LONG);
     assert!(!exit.stderr.contains(Mysql::PASSWORD.1), "{}", exit.stderr);
 

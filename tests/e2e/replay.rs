@@ -272,6 +272,7 @@ fn an_audit_names_missing_and_repeated_ranges() {
     let mut log = LogWriter::new(case.path("logs/access.log"), 703);
     log.append(5_000);
     case.pipeline("access", &access_logs());
+    commands_say_that_no_worker_has_run(&case);
     case.until_idle("a", LONG);
     assert_every_line_once(&reader, &case.path("lake"), &log);
     let sink = format!("{}.lake", case.name());
@@ -310,6 +311,26 @@ fn an_audit_names_missing_and_repeated_ranges() {
     assert!(repeated["foreign"][0].as_str().unwrap().ends_with("README"), "{repeated}");
     fs::remove_file(victim.with_file_name("copy.parquet")).unwrap();
     assert_eq!(audit().0, Some(0));
+}
+
+/// The state topics of another prefix do not exist.
+fn commands_say_that_no_worker_has_run(case: &Case) {
+    let sink = format!("{}.lake", case.name());
+    let new = ["--prefix", "no-worker-"];
+    let on_pipelines = |name: &str, before: &[&str], argument: &str| {
+        case.run_command(name, before, &[&[argument], &new[..]].concat(), LONG)
+    };
+    let outcomes = [
+        ("not committed anything yet", on_pipelines("audit", &[], &sink)),
+        ("no positions yet", on_pipelines("offsets", &["show"], case.name())),
+        ("no dead letters", on_pipelines("dlq", &["list"], "--json")),
+        ("", case.run_command("dlq", &["redrive", case.name()], &new, LONG)),
+        ("no runs", case.ask_worker("runs", "replay", &new, LONG)),
+    ];
+    for (expected, exit) in outcomes {
+        assert_eq!(exit.code, Some(0), "{}", exit.describe());
+        assert!(exit.stderr.contains(expected) && !exit.stderr.contains("error"), "{}", exit.describe());
+    }
 }
 
 #[test]
@@ -355,4 +376,65 @@ fn dead_letters_of_a_replay_carry_the_run_and_are_not_redriven() {
     let redriven = case.run_command("dlq", &["redrive", case.name()], &[], LONG);
     assert_eq!(redriven.code, Some(1), "{}", redriven.describe());
     assert!(redriven.stdout.contains(&format!("stay: the replay {id}")), "{}", redriven.describe());
+}
+
+#[test]
+fn rejected_records_are_inspected_and_replayed_alone_and_a_run_is_paused() {
+    let (kafka, reader, plugin) = (need!(Kafka::any()), need!(Reader::find()), test_plugin());
+    let case = new_case("replay-failed", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 707);
+    log.append(300);
+    let text = access_logs().replace("inputs = [\"clean\"]", "inputs = [\"clean\"]\nreplay.rate = 100");
+    case.pipeline("access", &text);
+    fs::rename(case.path("pipelines/access.toml"), case.path("earlier.toml")).unwrap();
+    let rejecting = text.replace(r#"config = { fields = ["remote_addr"] }"#, "config = { reject_on = '/item/1' }");
+    case.pipeline("access", &rejecting.replace("mask.wasm", plugin.to_str().unwrap()));
+    case.until_idle("a", LONG);
+    let letters = kafka.read(&format!("{}.dead-letters", case.name())).len();
+    assert!((1..300).contains(&letters), "{letters}");
+
+    // The result of the transforms, without a run.
+    let inspected = replay(&case, &["--from", "earliest", "--to-stdout", "--where", "value.path.contains('/item/1')"]);
+    assert_eq!(inspected.code, Some(0), "{}", inspected.describe());
+    let lines: Vec<Value> = inspected.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(
+        lines.len() == letters && lines.iter().all(|line| line["component"] == "clean"),
+        "{}",
+        inspected.describe()
+    );
+    let earlier = case.path("earlier.toml").display().to_string();
+    let failed = ["--from", "earliest", "--dead-letters", "--pipeline-file", &earlier];
+    let inspected = replay(&case, &[&failed[..], &["--to-stdout", "--limit", "1"]].concat());
+    let line: Value = serde_json::from_str(&inspected.stdout).unwrap();
+    assert!(line["rejected"].is_null() && line["value"]["remote_addr"] == "***", "{}", inspected.describe());
+    assert_eq!(case.ask_worker("runs", "replay", &["--json"], LONG).stdout.trim(), "[]");
+
+    let into = shadow(&case);
+    let run = [&[case.name()], &failed[..], &["--into", &into, "--rate", "20"]].concat();
+    let running = case.start_command("replay", &[], &run);
+    let state = |expected: &str| (only_run(&case)["state"] == expected).then_some(());
+    wait::until("a run with records", LONG, || {
+        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let runs: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap_or_default();
+        runs.first().filter(|run| run["state"] == "running").map(|_| ())
+    });
+    let id = only_run(&case)["id"].as_str().unwrap().to_owned();
+    let change = |verb: &str| case.ask_worker("runs", "replay", &[verb, &id], LONG);
+    assert_eq!(change("pause").code, Some(0));
+    wait::until("the pause", LONG, || state("paused"));
+    let done = only_run(&case)["offsets_done"].clone();
+    assert!(done.as_u64() < only_run(&case)["offsets_total"].as_u64(), "{}", only_run(&case));
+    running.kill9();
+    // The same command waits, and continues when the run is resumed.
+    let running = case.start_command("replay", &[], &run[..run.len() - 2]);
+    wait::until("the command that waits", LONG, || running.stderr().contains("is paused").then_some(()));
+    assert_eq!(only_run(&case)["offsets_done"], done);
+    assert_eq!(change("resume").code, Some(0));
+    let exit = running.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    assert_eq!(only_run(&case)["counters"]["records_in"].as_u64(), Some(letters as u64), "{}", only_run(&case));
+    let found = reader.read(&case.path("shadow"), &["path"]);
+    assert_eq!((found.rows, found.distinct), (letters as u64, Some(letters as u64)));
+    let refused = change("pause");
+    assert!(refused.stderr.contains("[replay.finished]"), "{}", refused.describe());
 }

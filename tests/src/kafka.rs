@@ -245,6 +245,7 @@ impl KafkaClient {
                 headers
                     .iter()
                     .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
+                    .flat_map(with_packed)
                     .collect()
             });
             records.push(Record {
@@ -390,6 +391,14 @@ pub struct Record {
     pub value: Option<Vec<u8>>,
     /// Its headers.
     pub headers: BTreeMap<String, Vec<u8>>,
+}
+
+/// A header, and the headers that are packed in it as `trunkline.NAME`.
+fn with_packed((name, value): (String, Vec<u8>)) -> Vec<(String, Vec<u8>)> {
+    let pairs = (name == "trunkline").then(|| url::form_urlencoded::parse(&value).into_owned()).into_iter().flatten();
+    let mut headers: Vec<_> = pairs.map(|(name, value)| (format!("trunkline.{name}"), value.into_bytes())).collect();
+    headers.push((name, value));
+    headers
 }
 
 impl Record {

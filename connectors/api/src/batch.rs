@@ -380,8 +380,13 @@ impl Drop for RecordWriter<'_> {
 
 /// Appends one header in the block's encoding.
 pub fn write_header(out: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
+    write_raw_header(out, name.as_bytes(), value);
+}
+
+/// Appends one header whose name is UTF-8, such as [`Headers::next_raw`] returns it.
+pub fn write_raw_header(out: &mut Vec<u8>, name: &[u8], value: Option<&[u8]>) {
     out.extend_from_slice(&(name.len() as u32).to_le_bytes());
-    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(name);
     match value {
         Some(value) => {
             out.extend_from_slice(&(value.len() as i32).to_le_bytes());
@@ -436,7 +441,13 @@ impl<'a> RecordRef<'a> {
 
     /// The last header of that name (Kafka allows several) whose value is not null.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
-        self.headers().filter(|(known, _)| *known == name).last().and_then(|(_, value)| value)
+        let (mut headers, mut last) = (self.headers(), None);
+        while let Some((known, value)) = headers.next_raw() {
+            if known == name.as_bytes() {
+                last = value;
+            }
+        }
+        last
     }
 }
 
@@ -452,12 +463,9 @@ impl<'a> Headers<'a> {
     pub fn over(block: &'a [u8]) -> Self {
         Self { rest: block }
     }
-}
 
-impl<'a> Iterator for Headers<'a> {
-    type Item = (&'a str, Option<&'a [u8]>);
-
-    fn next(&mut self) -> Option<Self::Item> {
+    /// The next header, its name as bytes: without the check that the name is UTF-8.
+    pub fn next_raw(&mut self) -> Option<(&'a [u8], Option<&'a [u8]>)> {
         let (name_len, rest) = self.rest.split_first_chunk::<4>()?;
         let (name, rest) = rest.split_at_checked(u32::from_le_bytes(*name_len) as usize)?;
         let (value_len, rest) = rest.split_first_chunk::<4>()?;
@@ -466,6 +474,15 @@ impl<'a> Iterator for Headers<'a> {
             Err(_) => (None, rest),
         };
         self.rest = rest;
+        Some((name, value))
+    }
+}
+
+impl<'a> Iterator for Headers<'a> {
+    type Item = (&'a str, Option<&'a [u8]>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (name, value) = self.next_raw()?;
         Some((std::str::from_utf8(name).ok()?, value))
     }
 }

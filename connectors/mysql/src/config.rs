@@ -86,6 +86,13 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "Maximum rows per chunk. Chunks of large rows have fewer (about 4 MiB).",
     ),
     OptionSpec::optional(
+        "snapshot_threads",
+        "integer from 1 to 64",
+        "the number of cores, at most 4",
+        "Readers of chunks, each with a connection and a core: see [Snapshots](#snapshots).",
+        "8",
+    ),
+    OptionSpec::optional(
         "on_purged",
         "`stop`, `resnapshot`",
         "`stop`; `resnapshot` with `snapshot = \"when_needed\"`",
@@ -200,6 +207,7 @@ pub(crate) struct MysqlOptions {
     pub(crate) snapshot: SnapshotPolicy,
     pub(crate) snapshot_mode: SnapshotMode,
     pub(crate) chunk_rows: usize,
+    pub(crate) snapshot_threads: usize,
     pub(crate) on_purged: OnPurged,
     pub(crate) on_malformed: OnMalformed,
     pub(crate) format: FormatOptions,
@@ -286,6 +294,10 @@ impl MysqlOptions {
         let tables = read_tables(section);
         let (snapshot, on_purged) = read_snapshot_policy(section);
         let chunk_rows = read_number(section, "chunk_rows", section.value("chunk_rows"), MAX_CHUNK_ROWS);
+        let snapshot_threads = match section.optional("snapshot_threads") {
+            Some(threads) => read_number(section, "snapshot_threads", threads, MAX_SNAPSHOT_THREADS),
+            None => Some(default_snapshot_threads()),
+        };
         let server_id =
             section.optional("server_id").and_then(|id| read_number(section, "server_id", id, u64::from(u32::MAX)));
         let options = Self {
@@ -307,12 +319,20 @@ impl MysqlOptions {
             connection: Arc::new(connection?),
             tables: tables?,
             chunk_rows: chunk_rows? as usize,
+            snapshot_threads: snapshot_threads? as usize,
         };
         (section.report.len() == problems).then_some(options)
     }
 }
 
 const MAX_CHUNK_ROWS: u64 = 1_000_000;
+const MAX_SNAPSHOT_THREADS: u64 = 64;
+
+/// One reader per core. The database has other users, so more than a few must be asked for.
+fn default_snapshot_threads() -> u64 {
+    const MOST: usize = 4;
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST)) as u64
+}
 
 fn read_connection(section: &Section<'_>) -> Option<ConnectionOptions> {
     let address = read_address(section);

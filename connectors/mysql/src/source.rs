@@ -207,7 +207,10 @@ impl MysqlSource {
             visible_from: Mutex::default(),
         };
         let reader = Arc::new(reader);
-        let snapshot = (tracker.left() > 0).then(|| Snapshot::new(Arc::clone(&reader), context.runtime.clone()));
+        let snapshot = match tracker.left() {
+            0 => None,
+            _ => Some(Snapshot::new(Arc::clone(&reader), context.runtime.clone())?),
+        };
         let expected = match tracker.left() {
             0 => 0,
             _ => describe::estimated_rows(&mut queries, tracker.waiting()).await?,
@@ -328,7 +331,7 @@ impl MysqlSource {
                 let mut event = pin!(events.next());
                 poll_fn(|context| {
                     if let Some(snapshot) = snapshot.as_mut()
-                        && let Poll::Ready(result) = snapshot.poll_task(context)
+                        && let Poll::Ready(result) = snapshot.poll_tasks(context)
                     {
                         return Poll::Ready(result.map(|()| WaitOutcome::SnapshotRows));
                     }
@@ -418,7 +421,7 @@ impl MysqlSource {
         self.tracker.set_access(name, access, out);
         if self.snapshot.is_none() && self.tracker.left() > 0 {
             self.progress_log = ProgressLog::new(self.tracker.left(), 0);
-            self.snapshot = Some(Snapshot::new(Arc::clone(&self.reader), self.runtime.clone()));
+            self.snapshot = Some(Snapshot::new(Arc::clone(&self.reader), self.runtime.clone())?);
         }
         Ok(())
     }

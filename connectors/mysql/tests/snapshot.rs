@@ -73,10 +73,11 @@ fn tables(server: &Server, options: &str) -> BTreeMap<(String, String), Value> {
     fold(&bench.seen)
 }
 
-fn read_while_written(server: &Server, seed: u64, chunk_rows: usize, stops: bool) {
+fn read_while_written(server: &Server, seed: u64, chunk_rows: usize, threads: usize, stops: bool) {
     let database = server.database();
     create(server, &database);
-    let options = format!("{}chunk_rows = {chunk_rows}\n", server.options(&format!("\"{database}.*\"")));
+    let tables_option = format!("\"{database}.*\"");
+    let options = format!("{}chunk_rows = {chunk_rows}\n", server.options_with_threads(&tables_option, threads));
     let mut writers = Vec::new();
     for writer in 0..3 {
         let mut client = server.client();
@@ -106,14 +107,14 @@ fn read_while_written(server: &Server, seed: u64, chunk_rows: usize, stops: bool
     bench.read();
     let snapshot = bench.seen.iter().filter(|record| record.op() == "r").count();
     assert!(snapshot > 100, "{snapshot} rows of the snapshot");
-    assert_eq!(fold(&bench.seen), tables(server, &options), "seed {seed}, chunks of {chunk_rows}");
+    assert_eq!(fold(&bench.seen), tables(server, &options), "seed {seed}, chunks of {chunk_rows}, {threads} readers");
 }
 
 #[test]
 fn a_snapshot_under_writers_is_exact() {
     for server in Server::shared_each() {
-        for (seed, chunk_rows) in [(1, 7), (2, 40), (3, 4096), (4, 13)] {
-            read_while_written(server, seed, chunk_rows, false);
+        for (seed, chunk_rows, threads) in [(1, 7, 1), (2, 40, 2), (3, 4096, 8), (4, 13, 8)] {
+            read_while_written(server, seed, chunk_rows, threads, false);
         }
     }
 }
@@ -121,8 +122,8 @@ fn a_snapshot_under_writers_is_exact() {
 #[test]
 fn a_snapshot_that_is_stopped_repeatedly_is_exact() {
     for server in Server::shared_each() {
-        for (seed, chunk_rows) in [(11, 9), (12, 60), (13, 200)] {
-            read_while_written(server, seed, chunk_rows, true);
+        for (seed, chunk_rows, threads) in [(11, 9, 8), (12, 60, 1), (13, 200, 2)] {
+            read_while_written(server, seed, chunk_rows, threads, true);
         }
     }
 }
@@ -130,8 +131,8 @@ fn a_snapshot_that_is_stopped_repeatedly_is_exact() {
 #[test]
 fn a_snapshot_without_gtids_is_exact() {
     let Some(server) = Server::start("--gtid-mode=OFF --enforce-gtid-consistency=OFF") else { return };
-    for (seed, chunk_rows, stops) in [(21, 11, false), (22, 50, true)] {
-        read_while_written(&server, seed, chunk_rows, stops);
+    for (seed, chunk_rows, threads, stops) in [(21, 11, 8, false), (22, 50, 2, true)] {
+        read_while_written(&server, seed, chunk_rows, threads, stops);
     }
 }
 

@@ -13,13 +13,14 @@
 //! | `_trunkline.checkpoints` | `control/{cluster}/{target}/restart` | [`RestartRow`] |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
+//! | `_trunkline.state.{cluster}.{pipeline}.{transform}` | `{topic}/{key}` | an entry of the state |
 //!
 //! A target is `{pipeline}` or `{pipeline}.{component}`.
 //!
 //! All clusters that share one Kafka share these topics, unless the setting `prefix` gives them
 //! different names ([`Cluster::own_topic`]).
 //!
-//! All rows of one stage lie in one partition, selected by a hash of the stage's name. A task
+//! All rows of one stage in the first three topics lie in one partition, selected by a hash of the stage's name. A task
 //! therefore reads one partition.
 
 mod control_rows;
@@ -27,6 +28,7 @@ mod counters;
 mod intents;
 mod positions;
 mod schemas;
+mod transform_state;
 mod worker_rows;
 
 pub use control_rows::{ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks};
@@ -34,6 +36,7 @@ pub use counters::{ComponentCounters, Counters};
 pub use intents::{IntentRecord, IntentState, Intents};
 pub use positions::Positions;
 pub use schemas::Schemas;
+pub use transform_state::{StateChangelog, state_topic};
 pub use worker_rows::WorkerRows;
 
 use std::collections::BTreeMap;
@@ -72,6 +75,16 @@ pub fn system_topics(cluster: &Cluster, replication: i16) -> Vec<TopicSpec> {
         spec(SCHEMAS, 1, &compacted),
         spec(TASKS, LEASE_PARTITIONS, &BTreeMap::new()),
     ]
+}
+
+/// The rows that a command shows: none if no worker of this cluster has run yet, because the state
+/// topics do not exist then. A stage must not use this: it would begin again from the start while
+/// its brokers do not know the topics.
+pub fn or_empty<T: Default>(rows: Result<T>) -> Result<T> {
+    match rows {
+        Err(error) if error.code == "kafka.unknown_topic" => Ok(T::default()),
+        rows => rows,
+    }
 }
 
 /// The partition of all rows of one stage. Stored rows are found by it, so the function must not

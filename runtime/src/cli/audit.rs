@@ -8,10 +8,10 @@ use trunkline_connector::{Error, Result};
 
 use super::SettingsArgs;
 use super::dlq::connect;
-use super::output::{Exit, columns, print_data, report_error};
+use super::output::{Exit, columns, print_data, print_error, report_error};
 use super::selection::{Component, component};
 use super::validate::load_to_inspect;
-use crate::checkpoint::{IntentState, Intents};
+use crate::checkpoint::{IntentState, Intents, or_empty};
 use crate::config::Settings;
 use crate::kafka::GroupOffsets;
 use crate::plan::{Pipeline, SinkPlan};
@@ -71,7 +71,7 @@ fn check(pipeline: &Pipeline, sink: &SinkPlan, settings: &Settings) -> Result<Au
     let group = GroupOffsets::new(&cluster, &component)?;
     let mut attempt = 1;
     loop {
-        let before = intents.load(&cluster)?;
+        let before = or_empty(intents.load(&cluster))?;
         let Some(listing) = sink.spec.list_output(runtime.handle())? else {
             let message = format!(
                 "the output of the connector `{}` does not name the offsets in it: only `s3` sinks can be audited",
@@ -80,7 +80,7 @@ fn check(pipeline: &Pipeline, sink: &SinkPlan, settings: &Settings) -> Result<Au
             return Err(Error::config("audit.unsupported", message));
         };
         let is_settled = before.values().all(|row| row.state == IntentState::Committed);
-        if is_settled && intents.load(&cluster)? == before {
+        if is_settled && or_empty(intents.load(&cluster))? == before {
             return Ok(audit(&format!("{}.{}", pipeline.name, sink.name), &sink.name, &before, listing));
         }
         if attempt == ATTEMPTS {
@@ -107,6 +107,9 @@ fn print(sink: &str, audit: &Audit, as_json: bool) -> Exit {
         false => table(audit),
     };
     let printed = print_data(&text);
+    if audit.partitions.is_empty() {
+        print_error(format_args!("`{sink}` has not committed anything yet: start its pipeline, and audit it then"));
+    }
     if audit.is_complete() {
         return printed;
     }

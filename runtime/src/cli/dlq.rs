@@ -15,6 +15,7 @@ use super::SettingsArgs;
 use super::addresses::brokers;
 use super::output::{Exit, columns, print_data, print_error, report_error};
 use super::validate::load_to_inspect;
+use crate::checkpoint::CHECKPOINTS;
 use crate::config::Settings;
 use crate::dead_letters::{DeadLetter, Plan, Redrive, Through, read, redriven_ranges};
 use crate::kafka::{Admin, Cluster};
@@ -181,6 +182,9 @@ impl Context<'_> {
                 .collect();
             return Ok(print_data(&format!("{}\n", Value::Array(groups))));
         }
+        if groups.is_empty() {
+            print_error(format_args!("there are no dead letters"));
+        }
         let mut rows = vec![["PIPELINE", "COMPONENT", "CODE", "COUNT", "REDRIVEN", "FIRST", "LAST"].map(str::to_owned)];
         rows.extend(groups.into_iter().map(|((pipeline, component, code), group)| {
             let shown = |at: Option<i64>| at.map(time).unwrap_or_default();
@@ -212,6 +216,9 @@ impl Context<'_> {
             Ok(())
         })?;
         let printed = print_data(&text);
+        if shown == 0 {
+            print_error(format_args!("there are no such dead letters"));
+        }
         if others > 0 {
             print_error(format_args!(
                 "{others} more dead letters: raise --limit, or choose with --component and --code"
@@ -244,7 +251,10 @@ impl Context<'_> {
             is_unchanged: &|component| is_first(pipeline, component),
             refusal: &refusal,
         };
-        let mut redrive = Redrive::new(self.cluster, &self.settings.cluster_name(), &plan, through, dry_run)?;
+        // No worker of this cluster has run yet: there are no state topics to write to.
+        let is_new = Admin::new(self.cluster)?.partitions(&self.cluster.own_topic(CHECKPOINTS))?.is_none();
+        let name = self.settings.cluster_name();
+        let mut redrive = Redrive::new(self.cluster, &name, &plan, through, dry_run || is_new)?;
         redrive.run()?;
         let printed = print_data(&report(&redrive, dry_run, as_json));
         Ok(if redrive.skipped.is_empty() { printed } else { Exit::Runtime })

@@ -86,7 +86,8 @@ impl Chart {
             stages.extend(Some(stage).filter(|_| has_dead_letters(on_error)));
         }
         for transform in &pipeline.transforms {
-            let label = format!("{}<br/>separate stage", transform.name);
+            let state = if transform.state.is_some() { " with state" } else { "" };
+            let label = format!("{}<br/>separate stage{state}", transform.name);
             let stage = self.node(&id(&transform.name), &label, Outline::Transform);
             self.inputs(&id, &transform.inputs, &stage);
             let topic = self.topic_of(&transform.topic);

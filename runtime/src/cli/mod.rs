@@ -19,7 +19,10 @@ mod output;
 mod parse;
 mod reload;
 mod replay;
+mod replay_execution;
 mod replay_progress;
+mod replay_target;
+mod replay_to_stdout;
 mod run;
 mod run_report;
 mod runs;
@@ -88,7 +91,7 @@ enum Verb {
     /// Let a sink read a range of its topics again, as a separate run: into another destination, or
     /// into one where repeated records change nothing
     Replay(replay::ReplayArgs),
-    /// List, show and stop replays
+    /// List, show, pause, resume and stop replays
     Runs(runs::RunsArgs),
     /// Show positions, and move those of sinks and transforms
     Offsets(offsets::OffsetsArgs),

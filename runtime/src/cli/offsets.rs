@@ -14,7 +14,7 @@ use super::dlq::connect;
 use super::output::{Exit, columns, print_data, print_error, report_error};
 use super::selection::{Component, component, components, pipeline};
 use super::validate::load_to_inspect;
-use crate::checkpoint::{CHECKPOINTS, IntentRecord, IntentState, Intents, Positions};
+use crate::checkpoint::{CHECKPOINTS, IntentRecord, IntentState, Intents, Positions, or_empty};
 use crate::config::Settings;
 use crate::kafka::{Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SourcePlan};
@@ -141,6 +141,9 @@ impl Context<'_> {
             };
             values.push(json!({ "component": name, "kind": component.kind(), "positions": positions }));
         }
+        if rows.len() == 1 {
+            print_error(format_args!("`{name}` has no positions yet: start the pipeline"));
+        }
         Ok(match as_json {
             true => print_data(&format!("{}\n", Value::Array(values))),
             false => print_data(&columns(&rows, &[3, 4])),
@@ -162,13 +165,8 @@ impl Context<'_> {
             }
             Placement::EveryNode => Positions::by_node(self.cluster, &task),
         };
-        let nodes = match nodes {
-            // No worker of this cluster has run yet.
-            Err(error) if error.code == "kafka.unknown_topic" => BTreeMap::new(),
-            nodes => nodes?,
-        };
         let mut values = Vec::new();
-        for (node, parts) in nodes {
+        for (node, parts) in or_empty(nodes)? {
             for (key, value) in parts {
                 let text = String::from_utf8_lossy(&value).into_owned();
                 let position = serde_json::from_slice(&value).unwrap_or_else(|_| Value::from(text.clone()));
@@ -243,7 +241,7 @@ impl Context<'_> {
         offsets.change(&next, &topic, |producer| {
             let Some(intents) = &intents else { return Ok(()) };
             // The group has no other member, so these rows are the last ones.
-            for (partition, row) in intents.load(self.cluster)? {
+            for (partition, row) in or_empty(intents.load(self.cluster))? {
                 let Some(next) = next.get(&partition) else { continue };
                 intents.write(producer, &partition, &moved(&args.name, &partition, row, *next)?)?;
             }

@@ -35,6 +35,23 @@ impl Reporter {
         ));
     }
 
+    /// Reports that the run waits.
+    pub(super) fn paused(&self) {
+        if self.as_json {
+            // A reader that has gone does not end the run.
+            let _ = print_data(&format!("{}\n", json!({ "run": self.id, "state": "paused" })));
+        } else {
+            self.end_line();
+            print_error(format_args!("run {0} is paused; `trunkline runs resume {0}` continues it", self.id));
+        }
+    }
+
+    fn end_line(&self) {
+        if self.is_terminal && self.first.is_some() {
+            print_error(format_args!(""));
+        }
+    }
+
     /// Shows a progress that has changed.
     pub(super) fn progress(&mut self, progress: &Progress) {
         if *progress == self.last {
@@ -70,9 +87,7 @@ impl Reporter {
 
     /// Prints the result.
     pub(super) fn end(&self, cluster: &Cluster, cluster_name: &str, run: &Run) -> Result<Exit> {
-        if self.is_terminal && self.first.is_some() {
-            print_error(format_args!(""));
-        }
+        self.end_line();
         let watch = Watch::new(cluster, cluster_name, run)?;
         let (progress, counters) = (watch.read()?, watch.counters()?);
         let unbalanced: Vec<&str> =

@@ -1,9 +1,9 @@
-//! `trunkline runs`: lists, shows and stops replays.
+//! `trunkline runs`: lists, shows, pauses, resumes and stops replays.
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use trunkline_connector::Result;
+use trunkline_connector::{Error, Result};
 
 use super::SettingsArgs;
 use super::dlq::connect;
@@ -33,6 +33,18 @@ enum RunsCommand {
         #[arg(value_name = "ID")]
         id: String,
     },
+    /// Pause a run, on whichever machine it is executed: it commits what it has written, and waits
+    Pause {
+        /// The id of the run
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Resume a paused run where it was paused
+    Resume {
+        /// The id of the run
+        #[arg(value_name = "ID")]
+        id: String,
+    },
     /// Stop a run, on whichever machine it is executed. The same command continues it
     Stop {
         /// The id of the run
@@ -53,6 +65,8 @@ pub(super) fn run(args: &RunsArgs) -> Exit {
         match &args.command {
             None => list(&cluster, &settings, &runs, args.json),
             Some(RunsCommand::Show { id }) => show(&Seen::of(&cluster, &name, &runs.get(id)?)?, args.json),
+            Some(RunsCommand::Pause { id }) => pause(&runs, id, args.json),
+            Some(RunsCommand::Resume { id }) => resume(&runs, id, args.json),
             Some(RunsCommand::Stop { id }) => stop(&cluster, &name, &runs, id, args.json),
         }
     });
@@ -62,7 +76,7 @@ pub(super) fn run(args: &RunsArgs) -> Exit {
 /// A run with what Kafka knows of it now.
 struct Seen {
     run: Run,
-    /// The stored state, or `interrupted`.
+    /// The stored state, `interrupted`, or `pausing`.
     state: &'static str,
     progress: Progress,
 }
@@ -70,8 +84,11 @@ struct Seen {
 impl Seen {
     fn of(cluster: &Cluster, name: &str, run: &Run) -> Result<Self> {
         let watch = Watch::new(cluster, name, run)?;
-        let is_active = matches!(run.state, RunState::Running | RunState::Stopping);
-        let state = if is_active && !watch.is_executed()? { "interrupted" } else { run.state.name() };
+        let state = match run.state {
+            RunState::Running | RunState::Stopping if !watch.is_executed()? => "interrupted",
+            RunState::Paused if watch.is_executed()? => "pausing",
+            state => state.name(),
+        };
         Ok(Self { run: run.clone(), state, progress: watch.read()? })
     }
 
@@ -84,6 +101,7 @@ impl Seen {
         json!({
             "id": run.id, "pipeline": run.pipeline, "sink": run.sink, "state": state, "error": run.error,
             "destination": run.destination, "from": run.request.from, "to": run.request.to, "ranges": run.ranges,
+            "dead_letters_only": run.request.dead_letters, "pipeline_file": run.request.pipeline_file,
             "node": run.node, "started": time(run.started), "ended": run.ended.map(time),
             "offsets_done": progress.done, "offsets_total": progress.total, "counters": progress.counters,
         })
@@ -95,6 +113,9 @@ fn list(cluster: &Cluster, settings: &Settings, runs: &Runs<'_>, as_json: bool) 
     let seen = runs.list()?.iter().map(|run| Seen::of(cluster, &name, run)).collect::<Result<Vec<_>>>()?;
     if as_json {
         return Ok(print_data(&format!("{}\n", seen.iter().map(Seen::json).collect::<Value>())));
+    }
+    if seen.is_empty() {
+        print_error(format_args!("the cluster has no runs: `trunkline replay` starts one"));
     }
     let header = ["ID", "SINK", "STATE", "DONE", "IN", "OUT", "DROPPED", "DEAD", "STARTED", "NODE", "DESTINATION"];
     let mut rows = vec![header.map(str::to_owned)];
@@ -134,6 +155,12 @@ fn show(seen: &Seen, as_json: bool) -> Result<Exit> {
         time(run.started),
         run.node
     );
+    if run.request.dead_letters {
+        text.push_str("  only records with dead letters\n");
+    }
+    if let Some(file) = &run.request.pipeline_file {
+        text.push_str(&format!("  with the transforms and options in {}\n", file.display()));
+    }
     if let Some(ended) = run.ended {
         text.push_str(&format!("  ended {}\n", time(ended)));
     }
@@ -164,23 +191,72 @@ fn show(seen: &Seen, as_json: bool) -> Result<Exit> {
 fn stop(cluster: &Cluster, name: &str, runs: &Runs<'_>, id: &str, as_json: bool) -> Result<Exit> {
     let before = runs.get(id)?;
     let is_executed = Watch::new(cluster, name, &before)?.is_executed()?;
-    let run = runs.update(id, |run| match run.state {
-        RunState::Running | RunState::Stopping if is_executed => run.state = RunState::Stopping,
-        RunState::Running | RunState::Stopping => {
-            run.state = RunState::Stopped;
-            run.ended = Some(Timestamp::now().as_millisecond());
+    let run = runs.update(id, |run| {
+        match run.state {
+            RunState::Running | RunState::Stopping | RunState::Paused if is_executed => run.state = RunState::Stopping,
+            RunState::Running | RunState::Stopping | RunState::Paused => {
+                run.state = RunState::Stopped;
+                run.ended = Some(Timestamp::now().as_millisecond());
+            }
+            RunState::Stopped | RunState::Failed | RunState::Finished => {}
         }
-        RunState::Stopped | RunState::Failed | RunState::Finished => {}
+        Ok(())
     })?;
-    if as_json {
-        return Ok(print_data(&format!("{}\n", json!({ "id": run.id, "state": run.state.name() }))));
+    let note =
+        if run.state == RunState::Stopping { "it commits what it has written, and ends within seconds" } else { "" };
+    Ok(report(&run, note, as_json))
+}
+
+/// The next step for a run that is in no state to be paused or resumed.
+fn refusal(run: &Run, verb: &str) -> Error {
+    let Run { id, pipeline, state, .. } = run;
+    if *state == RunState::Finished {
+        let message = format!("the run {id} has processed its range: there is nothing left to {verb}");
+        return Error::config("replay.finished", message);
     }
-    print_error(format_args!(
-        "run {id}: {}{}",
-        run.state.name(),
-        if run.state == RunState::Stopping { "; it commits what it has written, and ends within seconds" } else { "" }
-    ));
-    Ok(Exit::Ok)
+    let message = format!(
+        "the run {id} is {}, so it cannot {verb}: continue it with `trunkline replay PIPELINES {pipeline} --resume {id}`",
+        state.name()
+    );
+    Error::config("replay.not_executed", message)
+}
+
+fn pause(runs: &Runs<'_>, id: &str, as_json: bool) -> Result<Exit> {
+    let run = runs.update(id, |run| match run.state {
+        RunState::Running | RunState::Paused => {
+            run.state = RunState::Paused;
+            Ok(())
+        }
+        RunState::Stopping | RunState::Stopped | RunState::Failed | RunState::Finished => Err(refusal(run, "pause")),
+    })?;
+    let note = "it commits what it has written, and waits within seconds; `trunkline runs resume` continues it";
+    Ok(report(&run, note, as_json))
+}
+
+fn resume(runs: &Runs<'_>, id: &str, as_json: bool) -> Result<Exit> {
+    let run = runs.update(id, |run| match run.state {
+        RunState::Running | RunState::Paused => {
+            run.state = RunState::Running;
+            Ok(())
+        }
+        RunState::Stopping | RunState::Stopped | RunState::Failed | RunState::Finished => Err(refusal(run, "resume")),
+    })?;
+    let note = format!(
+        "the command that waits with it continues within seconds. If that command has ended, start `trunkline replay PIPELINES {} \
+         --resume {id}`",
+        run.pipeline
+    );
+    Ok(report(&run, &note, as_json))
+}
+
+/// Prints the state of a run after a change.
+fn report(run: &Run, note: &str, as_json: bool) -> Exit {
+    if as_json {
+        return print_data(&format!("{}\n", json!({ "id": run.id, "state": run.state.name() })));
+    }
+    let note = if note.is_empty() { String::new() } else { format!("; {note}") };
+    print_error(format_args!("run {}: {}{note}", run.id, run.state.name()));
+    Exit::Ok
 }
 
 /// A time in milliseconds since the Unix epoch, as text.

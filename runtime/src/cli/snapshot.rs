@@ -13,9 +13,9 @@ use super::SnapshotArgs;
 use super::addresses::brokers;
 use super::output::{Exit, print_data, print_error, report_error, report_problems};
 use super::validate::load_for_reading;
-use crate::checkpoint::{CHECKPOINTS, Positions};
+use crate::checkpoint::{CHECKPOINTS, Positions, or_empty};
 use crate::config::Settings;
-use crate::kafka::{Cluster, TransactionalProducer};
+use crate::kafka::{Admin, Cluster, TransactionalProducer};
 use crate::plan::{Pipeline, SourcePlan};
 use crate::stage::{PendingDeletes, component_name};
 
@@ -86,15 +86,18 @@ fn request_snapshot(
         return Err(Error::config("source.no_snapshot", message));
     };
     // A wrong name or condition is reported before the producer fences the running task.
-    let stored = match Positions::load(cluster, task, task) {
-        Ok(positions) => positions.parts,
-        // No worker of this cluster has run yet.
-        Err(error) if error.code == "kafka.unknown_topic" => Vec::new(),
-        Err(error) => return Err(error),
-    };
+    let stored = or_empty(Positions::load(cluster, task, task).map(|positions| positions.parts))?;
     let parts = snapshots.request(request, &stored)?;
     if let Some(condition) = request.condition {
         check_condition(snapshots, &parts, condition)?;
+    }
+    if Admin::new(cluster)?.partitions(&cluster.own_topic(CHECKPOINTS))?.is_none() {
+        let message = format!(
+            "no worker of the cluster has run yet, so the source `{}` has no position: start the pipeline, which reads the \
+             tables by itself",
+            source.name
+        );
+        return Err(Error::config("source.not_started", message));
     }
     let mut attempt = 1;
     loop {

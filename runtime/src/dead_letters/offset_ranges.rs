@@ -15,6 +15,22 @@ impl OffsetRanges {
         after > 0 && offset < self.0[after - 1].1
     }
 
+    /// The first offset, and the one after the last; `None` if there are none.
+    pub fn ends(&self) -> Option<(i64, i64)> {
+        Some((self.0.first()?.0, self.0.last()?.1))
+    }
+
+    /// Those from `from` to before `to`.
+    pub fn within(&self, from: i64, to: i64) -> Self {
+        let cut = self.0.iter().map(|(first, end)| (*first.max(&from), *end.min(&to)));
+        Self(cut.filter(|(first, end)| first < end).collect())
+    }
+
+    /// Number of offsets.
+    pub fn count(&self) -> u64 {
+        self.0.iter().map(|(from, to)| from.abs_diff(*to)).sum()
+    }
+
     /// Adds the offsets from `from` to before `to`.
     pub fn insert(&mut self, from: i64, to: i64) {
         if from >= to {
@@ -46,6 +62,10 @@ mod tests {
         ranges.insert(9, 9);
         assert_eq!(ranges, OffsetRanges(vec![(5, 8)]));
         assert_eq!(serde_json::to_string(&ranges).unwrap(), "[[5,8]]");
+        ranges.insert(9, 10);
+        assert_eq!((ranges.ends(), ranges.count()), (Some((5, 10)), 4));
+        assert_eq!(ranges.within(6, 20), OffsetRanges(vec![(6, 8), (9, 10)]));
+        assert_eq!(ranges.within(8, 9), OffsetRanges::default());
     }
 
     proptest! {

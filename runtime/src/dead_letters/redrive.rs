@@ -17,7 +17,7 @@ use serde_json::json;
 use trunkline_connector::{Batch, Error, PositionChange, RecordRef, Result};
 
 use super::{ATTEMPTS, CONNECT, DeadLetter, OffsetRanges, Origin, REPLAY, Through};
-use crate::checkpoint::{CHECKPOINTS, Positions};
+use crate::checkpoint::{CHECKPOINTS, Positions, or_empty};
 use crate::kafka::topic_reader::RecordReader;
 use crate::kafka::{Cluster, ProducerRecord, SendError, TransactionalProducer};
 
@@ -95,12 +95,7 @@ fn owner(cluster: &str, pipeline: &str) -> String {
 /// The offsets of a pipeline's dead letters that were redriven, by partition of their topic.
 pub fn redriven_ranges(cluster: &Cluster, name: &str, pipeline: &str, topic: &str) -> Result<Redriven> {
     let owner = owner(name, pipeline);
-    match Positions::load(cluster, &owner, &owner) {
-        Ok(positions) => parse(&positions, topic),
-        // No worker of this cluster has run yet.
-        Err(error) if error.code == "kafka.unknown_topic" => Ok(Redriven::new()),
-        Err(error) => Err(error),
-    }
+    or_empty(Positions::load(cluster, &owner, &owner).and_then(|positions| parse(&positions, topic)))
 }
 
 fn parse(positions: &Positions, topic: &str) -> Result<Redriven> {

@@ -20,6 +20,10 @@ impl Through {
         let bundled = if file.is_file() { None } else { host.bundled(&name) };
         let plugin = bundled.unwrap_or_else(|| host.load(file));
         let plugin = plugin.map_err(|error| Error::config("plugin.load", format!("--through: {error}")))?;
+        if plugin.uses_state() {
+            let message = format!("--through {name}: the plugin keeps state, which a redrive does not have");
+            return Err(Error::config("plugin.init", message));
+        }
         let instance = plugin.start(config, &Limits::default()).map_err(|error| {
             let at = error.key.map_or_else(String::new, |key| format!(" (`{key}` of --through-config)"));
             Error::config("plugin.init", format!("--through {name}: {}{at}", error.message))

@@ -17,6 +17,9 @@ use super::producer::ProducerRecord;
 /// Handles that are kept. A template may name any number of topics.
 const MAX_TOPICS: usize = 8192;
 
+/// Headers of a record, mostly.
+const USUAL_HEADERS: usize = 4;
+
 /// The topics to which a producer has sent records. The client must outlive it.
 #[derive(Default)]
 pub(super) struct TopicHandles {
@@ -129,17 +132,22 @@ fn encode_headers(record: &ProducerRecord<'_>) -> *mut bindings::rd_kafka_header
     if record.headers.is_empty() && record.more_headers.is_empty() {
         return ptr::null_mut();
     }
-    let count = record.more_headers.len() + Headers::over(record.headers).count();
-    // SAFETY: the call only allocates.
-    let encoded = unsafe { bindings::rd_kafka_headers_new(count) };
-    let more = record.more_headers.iter().map(|(name, value)| (*name, Some(*value)));
-    for (name, value) in Headers::over(record.headers).chain(more) {
+    // SAFETY: the call only allocates. The array grows if a record has more headers.
+    let encoded = unsafe { bindings::rd_kafka_headers_new(USUAL_HEADERS) };
+    let add = |name: &[u8], value: Option<&[u8]>| {
         let (start, len) = parts(value);
         // SAFETY: the headers are ours, and name and value have the stated lengths. librdkafka
         // copies both. The call fails only for headers that belong to a received message.
         unsafe {
             bindings::rd_kafka_header_add(encoded, name.as_ptr().cast(), name.len() as isize, start, len as isize);
         }
+    };
+    let mut block = Headers::over(record.headers);
+    while let Some((name, value)) = block.next_raw() {
+        add(name, value);
+    }
+    for (name, value) in record.more_headers {
+        add(name.as_bytes(), Some(value));
     }
     encoded
 }

@@ -16,6 +16,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use trunkline_connector::Batch;
 
+use super::packed_headers::{PACKED, unpack};
+
 /// Messages per call at most: each message that is taken must be copied, whatever its size.
 const MAX_PER_CALL: usize = 256;
 
@@ -143,8 +145,8 @@ impl<'a> Message<'a> {
         name.to_str().unwrap_or_default()
     }
 
-    /// Copies the message to a batch: the one copy out of the client.
-    pub(super) fn push_to(&self, batch: &mut Batch, topic: u16) {
+    /// Copies the message to a batch: the one copy out of the client. `scratch` is overwritten.
+    pub(super) fn push_to(&self, batch: &mut Batch, topic: u16, scratch: &mut Vec<u8>) {
         let mut record = batch.record();
         record.read_from(topic, self.message.partition, self.message.offset);
         // SAFETY: the message is alive, and its key and value have the lengths that it states.
@@ -161,7 +163,14 @@ impl<'a> Message<'a> {
                 record.value(slice::from_raw_parts(self.message.payload.cast(), self.message.len));
             }
             for (name, value) in Headers::of(self.message) {
-                record.header(&name.to_string_lossy(), value);
+                match value {
+                    Some(value) if name.to_bytes() == PACKED.as_bytes() && unpack(value, scratch) => {
+                        record.header_block(scratch);
+                    }
+                    value => {
+                        record.header(&name.to_string_lossy(), value);
+                    }
+                }
             }
         }
         record.finish();

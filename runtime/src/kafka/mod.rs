@@ -34,6 +34,7 @@ mod group_offsets;
 mod logins;
 mod membership;
 mod message_queue;
+mod packed_headers;
 mod partition_batches;
 pub mod producer;
 mod properties;

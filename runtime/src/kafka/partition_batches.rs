@@ -17,6 +17,8 @@ pub struct PartitionBatches {
     spare: Vec<Batch>,
     last: usize,
     topic: u16,
+    /// The headers of the record that is being copied.
+    headers: Vec<u8>,
 }
 
 impl PartitionBatches {
@@ -59,7 +61,7 @@ impl PartitionBatches {
             });
             self.topic = self.batches[self.last].1.topic_index(topic);
         }
-        message.push_to(&mut self.batches[self.last].1, self.topic);
+        message.push_to(&mut self.batches[self.last].1, self.topic, &mut self.headers);
     }
 }
 

@@ -5,6 +5,7 @@
 //! state and continue from there.
 
 use std::collections::HashMap;
+use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use super::delivery::{DeliveryContext, check_delivery, failed, poll};
 use super::enqueue::TopicHandles;
 use super::flush::FlushSchedule;
 use super::logins::LoginLease;
+use super::packed_headers::pack;
 use super::topic_limits::{BATCH_BYTES, Limit, MAX_RECORD_BYTES, SendError, check, is_larger_than};
 
 /// A record to be written to a topic.
@@ -35,7 +37,7 @@ pub struct ProducerRecord<'a> {
     pub key: Option<&'a [u8]>,
     /// The value; `None` = tombstone.
     pub value: Option<&'a [u8]>,
-    /// Headers as a batch encodes them.
+    /// Headers as a batch encodes them. Those of Trunkline become one header.
     pub headers: &'a [u8],
     /// Further headers.
     pub more_headers: &'a [(&'a str, &'a [u8])],
@@ -65,6 +67,8 @@ pub struct TransactionalProducer {
     batch_bytes: usize,
     /// The limits of the topics to which this producer sends large records.
     limits: HashMap<String, Option<Limit>>,
+    /// The headers of the record that is being sent.
+    packed: Vec<u8>,
 }
 
 /// Time that one attempt of a step waits for the brokers.
@@ -127,6 +131,7 @@ impl TransactionalProducer {
             compresses,
             batch_bytes,
             limits: HashMap::new(),
+            packed: Vec::new(),
         };
         this.connect(topic);
         failpoint!("producer.init.before")?;
@@ -170,7 +175,10 @@ impl TransactionalProducer {
             self.bytes_since_check = 0;
             self.wait_for_room()?;
         }
-        self.enqueue(record)?;
+        let mut packed = mem::take(&mut self.packed);
+        let sent = self.enqueue(&ProducerRecord { headers: pack(record.headers, &mut packed), ..*record });
+        self.packed = packed;
+        sent?;
         let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + record.headers.len();
         self.bytes += bytes;
         self.bytes_since_check += bytes;

@@ -2,6 +2,7 @@
 //! everything that was committed before the call.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use rdkafka::message::Message as _;
 use trunkline_connector::Result;
@@ -47,7 +48,7 @@ fn read_isolated(
                         None => drop(rows.remove(key)),
                     }
                 }
-                Ok(())
+                Ok(ControlFlow::Continue(()))
             })?;
         }
     }

@@ -6,6 +6,7 @@
 //! until every transaction up to the high watermark that it saw at its start is completed.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -14,8 +15,9 @@ use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Batch, Error, RecordRef, Result, TopicPartition};
 
-use super::client::{CALL_TIMEOUT, ClientLog, Cluster};
+use super::client::{CALL_TIMEOUT, ClientLog, Cluster, close_in_background};
 use super::logins::LoginLease;
+use super::packed_headers::{PACKED, unpack};
 
 /// A read waits this long for open transactions: longer than `transaction.timeout.ms` of our
 /// producers.
@@ -54,21 +56,45 @@ pub fn scan_range(
     (from, end): (i64, i64),
     each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
 ) -> Result<()> {
-    let reader = Reader::new(cluster, "read_committed")?;
-    let (low, _) = reader.watermarks(topic, partition)?;
-    if low.max(from) >= end {
-        return Ok(());
-    }
-    let mut batch = Batch::default();
-    reader.read_partition(topic, partition, (low.max(from), end), |message| {
-        // The reader returns what follows the range too.
-        if message.offset() >= end {
-            return Ok(());
-        }
-        batch.clear();
-        copy(message, &mut batch);
-        each(batch.get(0))
+    scan_range_until(cluster, topic, partition, (from, end), &mut |record| {
+        each(record)?;
+        Ok(ControlFlow::Continue(()))
     })
+}
+
+/// The same, until `each` breaks.
+pub fn scan_range_until(
+    cluster: &Cluster,
+    topic: &str,
+    partition: i32,
+    (from, end): (i64, i64),
+    each: &mut dyn FnMut(RecordRef<'_>) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let reader = Reader::new(cluster, "read_committed")?;
+    reader.scan(topic, partition, (from, end), each)
+}
+
+/// Passes the committed records that a partition has now, in order. `false` if the partition does
+/// not exist.
+pub fn scan_partition(
+    cluster: &Cluster,
+    topic: &str,
+    partition: i32,
+    each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
+) -> Result<bool> {
+    let uncommitted = Reader::new(cluster, "read_uncommitted")?;
+    if !uncommitted.partitions_of(topic)?.contains(&partition) {
+        return Ok(false);
+    }
+    let (_, end) = uncommitted.watermarks(topic, partition)?;
+    let reader = Reader::new(cluster, "read_committed")?;
+    reader.scan(topic, partition, (0, end), &mut |record| {
+        each(record)?;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    // A starting stage need not wait for this.
+    let _ = close_in_background((reader, uncommitted));
+    Ok(true)
 }
 
 /// Adds a message to a batch.
@@ -85,8 +111,12 @@ fn copy(message: &BorrowedMessage<'_>, batch: &mut Batch) {
     if let Some(value) = message.payload() {
         record.value(value);
     }
+    let mut unpacked = Vec::new();
     for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
-        record.header(header.key, header.value);
+        match header.value {
+            Some(value) if header.key == PACKED && unpack(value, &mut unpacked) => record.header_block(&unpacked),
+            value => record.header(header.key, value),
+        };
     }
     record.finish();
 }
@@ -271,13 +301,38 @@ impl Reader {
             .map_err(|error| self.failed(&format!("reading the end offsets of topic `{topic}`"), &error))
     }
 
-    /// Passes all records from `low` to `high`, in order, and perhaps some after them.
+    /// Passes the records of a partition in a range of offsets, in order, until `each` breaks.
+    fn scan(
+        &self,
+        topic: &str,
+        partition: i32,
+        (from, end): (i64, i64),
+        each: &mut dyn FnMut(RecordRef<'_>) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let (low, _) = self.watermarks(topic, partition)?;
+        if low.max(from) >= end {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        self.read_partition(topic, partition, (low.max(from), end), |message| {
+            // The reader returns what follows the range too.
+            if message.offset() >= end {
+                return Ok(ControlFlow::Break(()));
+            }
+            batch.clear();
+            copy(message, &mut batch);
+            each(batch.get(0))
+        })
+    }
+
+    /// Passes all records from `low` to `high`, in order, and perhaps some after them, until `each`
+    /// breaks.
     pub(super) fn read_partition(
         &self,
         topic: &str,
         partition: i32,
         (low, high): (i64, i64),
-        mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         let mut last_progress = Instant::now();
         let doing = format!("reading topic `{topic}`");
@@ -288,19 +343,21 @@ impl Reader {
             let (_, stable) = self.watermarks(topic, partition)?;
             // A new assignment each round: the client reports the end once per assignment.
             self.assign(topic, partition, next)?;
-            loop {
+            let is_ended = loop {
                 match self.consumer.poll(POLL) {
                     Some(Ok(message)) => {
                         next = message.offset() + 1;
                         last_progress = Instant::now();
-                        each(&message)?;
+                        if each(&message)?.is_break() {
+                            break true;
+                        }
                         // The end may never be reported: the client reports it after an empty
                         // fetch, and while many tasks commit no fetch is empty.
                         if next >= stable {
-                            break;
+                            break false;
                         }
                     }
-                    Some(Err(KafkaError::PartitionEOF(_))) => break,
+                    Some(Err(KafkaError::PartitionEOF(_))) => break false,
                     Some(Err(error)) if is_denied(&error) => return Err(self.failed(&doing, &error)),
                     Some(Err(error)) => tracing::debug!(%error, topic, "reading continues after an error"),
                     None => {}
@@ -312,8 +369,8 @@ impl Reader {
                     );
                     return Err(Error::external("kafka.undecided", message));
                 }
-            }
-            if stable >= high {
+            };
+            if is_ended || stable >= high {
                 return self
                     .consumer
                     .unassign()

@@ -182,6 +182,115 @@ pub const PLUGINS: &[BundledPlugin] = &[
         ],
         hides_data: false,
     },
+    BundledPlugin {
+        name: "dedupe.wasm",
+        summary: "Drops the records whose key was seen shortly before; keeps state",
+        options: DEDUPE,
+        field_options: &[],
+        examples: &[Example {
+            title: "drop readings that are sent again",
+            config: r#"config = { fields = ["device", "sequence"], within = "10m" }"#,
+            input: r#"{"value": {"device": "a", "sequence": 7}, "timestamp": 1700000000000}"#,
+            outputs: &[r#"{"value": {"device": "a", "sequence": 7}, "timestamp": 1700000000000}"#],
+        }],
+        hides_data: false,
+    },
+    BundledPlugin {
+        name: "aggregate.wasm",
+        summary: "Aggregates the records of each group and window of time; keeps state",
+        options: AGGREGATE,
+        field_options: &[],
+        examples: &[
+            Example {
+                title: "the running total of an account and day",
+                config: r#"config = { group_by = ["account"], window = "1d", aggregates = { total = "sum(row.amount)" }, emit = "updates" }"#,
+                input: r#"{"value": {"account": "a", "amount": 12.50}, "timestamp": 1700000000000}"#,
+                outputs: &[
+                    r#"{"key": "a", "value": {"account": "a", "window_start": 1699920000000, "window_end": 1700006400000, "total": 12.50}, "timestamp": 1700000000000}"#,
+                ],
+            },
+            Example {
+                title: "averages of each minute: a later record closes the window",
+                config: r#"config = { group_by = ["device"], window = "1m", lateness = "10s", aggregates = { average = "avg(row.celsius)", readings = "count()" } }"#,
+                input: r#"{"value": {"device": "a", "celsius": 21.5}, "timestamp": 1700000000000}"#,
+                outputs: &[],
+            },
+        ],
+        hides_data: false,
+    },
+];
+
+const DEDUPE: &[OptionSpec] = &[
+    OptionSpec::optional(
+        "fields",
+        "array of paths",
+        "the key of the record",
+        "The fields of the row that records are compared by.",
+        "[\"device\", \"sequence\"]",
+    ),
+    OptionSpec::optional(
+        "expression",
+        "CEL",
+        "none",
+        "The same as an expression, instead of `fields`. Records for which it is null pass.",
+        "\"value.device + '/' + string(value.sequence)\"",
+    ),
+    OptionSpec::required(
+        "within",
+        "duration",
+        "A record is dropped if another one with its key passed less than this before or after it, by the timestamps of \
+         the records. The first one passes.",
+        "\"10m\"",
+    ),
+];
+
+const AGGREGATE: &[OptionSpec] = &[
+    OptionSpec::optional(
+        "group_by",
+        "array of paths",
+        "none: one group",
+        "The fields of the row that make the groups. They become members of the result and its key.",
+        "[\"device\"]",
+    ),
+    OptionSpec::required(
+        "window",
+        "duration",
+        "The size of the windows. They start at multiples of it, counted from 1970 in UTC.",
+        "\"1m\"",
+    ),
+    OptionSpec::optional(
+        "advance",
+        "duration",
+        "the size of the window",
+        "The time between the starts of two windows. If it is shorter than `window`, windows overlap, and a record counts \
+         in each of them (hopping windows).",
+        "\"10s\"",
+    ),
+    OptionSpec::with_default(
+        "lateness",
+        "duration",
+        "\"0s\"",
+        "How long a window waits for late records after its end, by the timestamps of records.",
+    ),
+    OptionSpec::required(
+        "aggregates",
+        "table of aggregates",
+        "Members of the result: `count()`, `count(..)`, `sum(..)`, `min(..)`, `max(..)`, `avg(..)`, `first(..)` or \
+         `last(..)` of an expression in CEL. Nulls are ignored.",
+        "{ average = \"avg(row.celsius)\", readings = \"count()\" }",
+    ),
+    OptionSpec::with_default(
+        "emit",
+        "`final`, `updates`",
+        "\"final\"",
+        "`final`: one result for each window, when it is closed. `updates`: the result so far, after each record.",
+    ),
+    OptionSpec::with_default(
+        "late",
+        "`drop`, `port`",
+        "\"drop\"",
+        "What happens to the records of closed windows. `port`: they pass to the port `late`.",
+    ),
 ];
 
 const MASK: &[OptionSpec] = &[

@@ -3,7 +3,8 @@
 //!
 //! A fused transform runs in every stage that reads it. With one reading stage it runs once. With
 //! several, each record would be transformed, counted and dead-lettered several times, so such a
-//! transform becomes a stage with its own topics.
+//! transform becomes a stage with its own topics. So does a transform whose plugin keeps state: the
+//! changes of the state are committed in the transaction of the stage.
 
 use std::collections::BTreeSet;
 
@@ -40,8 +41,36 @@ pub(super) fn modes(parsed: &ParsedPipeline<'_>, references: &References) -> Vec
     let modes: Vec<TransformMode> = (0..parsed.transforms.len()).map(|index| fusion.decide(index).0).collect();
     for (transform, mode) in parsed.transforms.iter().zip(&modes) {
         report_ineffective(transform, *mode);
+        report_state(transform, *mode);
     }
     modes
+}
+
+/// Reports state in a place that has none, and an option for state that a plugin does not keep.
+fn report_state(transform: &ParsedTransform<'_>, mode: TransformMode) {
+    let (section, name) = (&transform.section, &transform.key.name);
+    if transform.uses_state() && mode == TransformMode::Applied {
+        section.report.add(Problem {
+            code: "plan.state_needs_stage",
+            message: format!("the transform `{name}` has no `inputs`, and its plugin keeps state"),
+            span: section.span.clone(),
+            expected: "expected `inputs = [..]`, which makes it a separate stage".to_owned(),
+            help: Some("a source cannot apply it: state is committed with the offsets of a topic".to_owned()),
+        });
+    }
+    let is_known = transform.started.is_some();
+    if let Some((key, _)) = section.table.entry("state")
+        && is_known
+        && !transform.uses_state()
+    {
+        section.report.add(Problem {
+            code: "plan.no_state",
+            message: format!("`{}.state` has no effect: the plugin keeps no state", section.path),
+            span: key.span.clone(),
+            expected: "expected with a plugin that keeps state, such as dedupe.wasm".to_owned(),
+            help: None,
+        });
+    }
 }
 
 /// The components that name each transform in their inputs.
@@ -87,6 +116,7 @@ impl Fusion<'_, '_> {
         let mode = match transform.inputs {
             None => TransformMode::Applied,
             Some(_) if transform.topic.is_some() || fuse == Some(false) || stages.len() > 1 => TransformMode::Separate,
+            Some(_) if transform.uses_state() => TransformMode::Separate,
             Some(_) => TransformMode::Fused,
         };
         if mode == TransformMode::Separate && fuse == Some(true) {
@@ -106,6 +136,11 @@ impl Fusion<'_, '_> {
                 "a fused transform runs inside the stage that reads it and writes no topic; remove `fuse` or `topic`"
                     .to_owned(),
             ),
+            None if transform.uses_state() => (
+                format!("the transform `{name}` cannot be fused: its plugin keeps state"),
+                "state is committed in the transaction of a separate stage with its own topics; remove `fuse`"
+                    .to_owned(),
+            ),
             None => {
                 let readers: Vec<String> = stages.iter().map(|reader| self.label(*reader)).collect();
                 let message = format!("the transform `{name}` cannot be fused: {} read it", readers.join(" and "));
@@ -122,7 +157,10 @@ impl Fusion<'_, '_> {
             code: "plan.cannot_fuse",
             message,
             span: fuse.span.clone(),
-            expected: "expected one reading stage".to_owned(),
+            expected: match transform.uses_state() {
+                true => "expected `fuse = false`, or no `fuse`".to_owned(),
+                false => "expected one reading stage".to_owned(),
+            },
             help: Some(help),
         });
     }

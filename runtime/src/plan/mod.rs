@@ -33,6 +33,7 @@ mod planned_file;
 mod plugins;
 mod raw_topics;
 mod registry;
+mod replay_policy;
 mod topic_options;
 mod topics;
 
@@ -51,6 +52,7 @@ pub(crate) use names::{NAME_RULE, name_error};
 pub use plan_eq::Options;
 pub(crate) use plugins::rejected as plugin_rejected;
 pub use registry::Registry;
+pub use replay_policy::ReplayPolicy;
 
 /// A pipeline that can run.
 #[derive(Clone)]
@@ -135,8 +137,17 @@ pub struct TransformPlan {
     pub partitions: Option<i32>,
     /// What happens to records that fail.
     pub on_error: OnError,
+    /// The state of its plugin; `None` if the plugin keeps none.
+    pub state: Option<StatePlan>,
     /// Tasks on each worker.
     pub tasks: u32,
+}
+
+/// The state that a transform's plugin keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatePlan {
+    /// Limit on the state of each topic partition.
+    pub max_bytes: usize,
 }
 
 impl TransformPlan {
@@ -166,6 +177,8 @@ pub struct SinkPlan {
     pub on_error: OnError,
     /// Tasks on each worker.
     pub tasks: u32,
+    /// Whether, and how fast, it may be replayed.
+    pub replay: ReplayPolicy,
 }
 
 /// A transform: a plugin with its configuration.

@@ -120,12 +120,19 @@ pub const TRANSFORM: &[OptionSpec] = &[
         "false",
         "Runs the plugin without the checks that interrupt endless loops. Only for plugins that you wrote.",
     ),
+    OptionSpec::with_default(
+        "state.max_bytes",
+        "size",
+        "\"64MiB\"",
+        "Limit on the state of each topic partition, for a plugin that keeps state. It is kept in memory. The stage stops \
+         with `plugin.state_full` when the limit is reached.",
+    ),
     OptionSpec::optional(
         "fuse",
         "boolean",
-        "`true` with one reading stage, else `false`",
-        "`true` runs the transform inside the stage that reads it; only one stage may read it. `false` makes it a \
-         separate stage with its own topics.",
+        "`true` with one reading stage and without state, else `false`",
+        "`true` runs the transform inside the stage that reads it; only one stage may read it, and its plugin keeps no \
+         state. `false` makes it a separate stage with its own topics.",
         "false",
     ),
     OptionSpec::optional(
@@ -186,4 +193,18 @@ pub const SINK: &[OptionSpec] = &[
     ),
     TASKS,
     ON_ERROR,
+    OptionSpec::optional(
+        "replay.forbid",
+        "string",
+        "none",
+        "Why `trunkline replay` must not replay this sink. It refuses, and shows the reason.",
+        "\"the auditors have signed these files\"",
+    ),
+    OptionSpec::optional(
+        "replay.rate",
+        "integer",
+        "no limit",
+        "The most records per second of a replay. `--rate` can only lower it.",
+        "5_000",
+    ),
 ];

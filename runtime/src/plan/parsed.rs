@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_connector::config::{Key, Mismatch, Node, Problem, Section, Value, nearest};
+use trunkline_connector::config::{ByteSize, Key, Mismatch, Node, Problem, Section, Value, nearest};
 use trunkline_connector::{SourceSpec, Template};
 use trunkline_transform_host::Host;
 
@@ -16,6 +16,7 @@ use super::names;
 use super::options;
 use super::plugins::{self, Started};
 use super::registry::Registry;
+use super::replay_policy::ReplayPolicy;
 use super::topic_options::{assumed_variables, port_templates, topic_template};
 use crate::config::Document;
 
@@ -73,7 +74,16 @@ pub(super) struct ParsedTransform<'a> {
     pub(super) topics: Option<&'a Node>,
     pub(super) partitions: Option<i32>,
     pub(super) on_error: OnError,
+    /// Limit on the state of each topic partition.
+    pub(super) max_state_bytes: usize,
     pub(super) tasks: u32,
+}
+
+impl ParsedTransform<'_> {
+    /// Whether its plugin keeps state. `false` if the plugin is unknown.
+    pub(super) fn uses_state(&self) -> bool {
+        self.started.as_ref().is_some_and(|started| started.plugin.uses_state())
+    }
 }
 
 pub(super) struct ParsedSink<'a> {
@@ -85,6 +95,7 @@ pub(super) struct ParsedSink<'a> {
     pub(super) commit: CommitOptions,
     pub(super) on_error: OnError,
     pub(super) tasks: u32,
+    pub(super) replay: ReplayPolicy,
 }
 
 /// Parses the top level of a file and all of its components.
@@ -258,9 +269,18 @@ fn parse_transform<'a>(key: &'a Key, section: Section<'a>, host: &Host) -> Parse
         topics: section.node("topics"),
         partitions: partitions(&section),
         on_error: on_error(&section),
+        max_state_bytes: max_state_bytes(&section),
         tasks: tasks(&section),
         section,
     }
+}
+
+/// `state = { max_bytes = ".." }`.
+fn max_state_bytes(section: &Section<'_>) -> usize {
+    let Some(state) = section.section("state") else { return DEFAULT_STATE_BYTES };
+    let size = state.optional::<ByteSize>("max_bytes");
+    state.finish();
+    size.map_or(DEFAULT_STATE_BYTES, |size| usize::try_from(size.0).unwrap_or(usize::MAX))
 }
 
 fn parse_sink<'a>(key: &'a Key, section: Section<'a>, registry: &Registry) -> ParsedSink<'a> {
@@ -278,12 +298,15 @@ fn parse_sink<'a>(key: &'a Key, section: Section<'a>, registry: &Registry) -> Pa
         commit: CommitOptions::read(&section),
         on_error: on_error(&section),
         tasks: tasks(&section),
+        replay: ReplayPolicy::read(&section),
         connector: sink_connector(&section, registry),
         section,
     }
 }
 
 const MAX_TASKS: u32 = 1000;
+/// As `options::TRANSFORM` says.
+const DEFAULT_STATE_BYTES: usize = 64 << 20;
 const INPUTS_RULE: &str = "an array of components, `component.port` or `topic:NAME`";
 
 fn source_connector(section: &Section<'_>, registry: &Registry) -> Option<&'static str> {

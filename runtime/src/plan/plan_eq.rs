@@ -1,7 +1,7 @@
 //! Equality of stage plans. It decides which stages keep running when pipeline files are reloaded.
 //!
 //! `tasks` is not compared: when it changes, tasks are added or removed, and the remaining ones
-//! keep running.
+//! keep running. Nor is `replay`, which only commands read.
 
 use std::path::PathBuf;
 
@@ -10,8 +10,9 @@ use trunkline_connector::config::Section;
 
 use super::{SinkPlan, SourcePlan, TransformPlan};
 
-/// Options that the plan holds in a form that does not depend on how they are written.
-const PLANNED: [&str; 3] = ["apply", "inputs", "tasks"];
+/// Options that the plan holds in a form that does not depend on how they are written, or that
+/// change nothing while a stage runs.
+const PLANNED: [&str; 4] = ["apply", "inputs", "replay", "tasks"];
 
 /// A component's options as written, with references resolved. They stand for the connector's spec,
 /// which cannot be compared. No `Debug`: they may hold secrets (I8).
@@ -73,7 +74,7 @@ impl PartialEq for SourcePlan {
 
 impl PartialEq for TransformPlan {
     fn eq(&self, other: &Self) -> bool {
-        let Self { name, inputs, step, topic, port_topics, partitions, on_error, tasks: _ } = self;
+        let Self { name, inputs, step, topic, port_topics, partitions, on_error, state, tasks: _ } = self;
         *name == other.name
             && *inputs == other.inputs
             && *step == other.step
@@ -81,13 +82,14 @@ impl PartialEq for TransformPlan {
             && *port_topics == other.port_topics
             && *partitions == other.partitions
             && *on_error == other.on_error
+            && *state == other.state
     }
 }
 
 impl PartialEq for SinkPlan {
     fn eq(&self, other: &Self) -> bool {
         // `commit` is made of `options`.
-        let Self { name, connector, spec: _, options, inputs, commit: _, on_error, tasks: _ } = self;
+        let Self { name, connector, spec: _, options, inputs, commit: _, on_error, tasks: _, replay: _ } = self;
         *name == other.name
             && *connector == other.connector
             && *options == other.options

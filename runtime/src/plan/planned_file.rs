@@ -16,7 +16,7 @@ use super::parsed::{self, ParsedPipeline, ParsedTransform};
 use super::registry::Registry;
 use super::topic_options::{assumed_variables, port_templates, topic_template, used_variables};
 use super::topics::TopicShape;
-use super::{Options, Pipeline, SinkPlan, SourcePlan, TransformPlan, fields, plugins, raw_topics};
+use super::{Options, Pipeline, SinkPlan, SourcePlan, StatePlan, TransformPlan, fields, plugins, raw_topics};
 use crate::config::{Document, FileProblems};
 
 /// A file with its plan or its problems.
@@ -281,6 +281,7 @@ fn build_transforms(graph: &Graph<'_, '_>) -> Option<Vec<TransformPlan>> {
             port_topics: others.iter().zip(1..).map(|(topic, port)| (port, topic.clone())).collect(),
             partitions: transform.partitions,
             on_error: transform.on_error,
+            state: transform.uses_state().then_some(StatePlan { max_bytes: transform.max_state_bytes }),
             tasks: transform.tasks,
         });
     }
@@ -300,6 +301,7 @@ fn build_sinks(graph: &Graph<'_, '_>, specs: Vec<Option<Box<dyn SinkSpec>>>) -> 
             inputs: graph.inputs(references)?,
             on_error: sink.on_error,
             tasks: sink.tasks,
+            replay: sink.replay.clone(),
         });
     }
     Some(sinks)

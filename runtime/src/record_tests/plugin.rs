@@ -1,18 +1,26 @@
 //! Runs test records through one plugin.
 
 use trunkline_connector::{Batch, Rejections};
-use trunkline_transform_host::Instance;
+use trunkline_transform_host::{Instance, StateStore};
 
 use super::record::{ExpectedRecord, TestRecord};
 
-/// The output of records: first those that the plugin outputs, then the rejected ones.
+/// Limit on the state in tests.
+const MAX_STATE_BYTES: usize = 64 << 20;
+
+/// The output of records: first those that the plugin outputs, then the rejected ones. The state is
+/// empty before.
 pub fn run_plugin(instance: &mut Instance, records: &[TestRecord]) -> Result<Vec<ExpectedRecord>, String> {
     let mut batch = Batch::default();
     for (record, index) in records.iter().zip(0..) {
         record.push_to(&mut batch, "test", index);
     }
     let mut rejected = Rejections::default();
-    instance.process(&mut batch, &mut rejected).map_err(|error| error.to_string())?;
+    let processed = match instance.plugin().uses_state() {
+        true => instance.process_with_state(&mut batch, &mut rejected, &mut StateStore::new(MAX_STATE_BYTES)),
+        false => instance.process(&mut batch, &mut rejected),
+    };
+    processed.map_err(|error| error.to_string())?;
     let ports = instance.ports();
     let output = batch.iter().map(|record| ExpectedRecord {
         output: ports.get(usize::from(record.entry().port)).cloned(),

@@ -11,6 +11,7 @@ use super::cluster_name;
 use super::run::Run;
 use crate::checkpoint::{ComponentCounters, Counters, Intents, Schemas, system_topics};
 use crate::config::Settings;
+use crate::dead_letters::Failed;
 use crate::kafka::{Admin, Cluster, GroupOffsets, TopicSpec};
 use crate::plan::{Pipeline, SinkPlan};
 use crate::stage::{
@@ -38,6 +39,8 @@ pub struct Job<'a> {
     pub run: &'a Run,
     /// Records per second.
     pub rate: Option<NonZeroU64>,
+    /// Only these records, if it is a replay of dead letters.
+    pub failed: Option<Arc<Failed>>,
 }
 
 /// How far a run is.
@@ -97,7 +100,7 @@ impl Job<'_> {
         let ranges = self.run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect();
         let tasks = u64::from(self.sink.tasks.max(1));
         let rate = self.rate.map(|rate| NonZeroU64::new(rate.get() / tasks).unwrap_or(NonZeroU64::MIN));
-        let bounds = Bounds { run: self.run.id.clone(), ranges, rate };
+        let bounds = Bounds { run: self.run.id.clone(), ranges, rate, failed: self.failed.clone() };
         let stage = |task| SinkStage {
             pipeline: self.pipeline.name.clone(),
             dead_letters: self.pipeline.dead_letters.clone(),

@@ -9,10 +9,12 @@
 //! - [`range`]: what the user asks for, and the offsets that result.
 //! - [`run`]: the rows of runs in `_trunkline.checkpoints`.
 //! - [`execution`]: executes a run in this process, and continues it after a crash.
+//! - [`inspection`]: shows what the transforms make of a range, and writes nothing.
 //! - [`audit`]: checks the files of a destination against the committed offsets.
 
 pub mod audit;
 pub mod execution;
+pub mod inspection;
 pub mod range;
 pub mod run;
 

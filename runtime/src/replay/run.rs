@@ -4,11 +4,13 @@
 //! transaction of one transactional id, whose producer is initialised before the rows are read: of
 //! two commands that start a run at once, one is fenced and reads the row of the other.
 
+use std::path::PathBuf;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use trunkline_connector::{Domain, Error, PositionChange, Result, TopicPartition};
 
-use crate::checkpoint::{CHECKPOINTS, Positions};
+use crate::checkpoint::{CHECKPOINTS, Positions, or_empty};
 use crate::kafka::{Cluster, TransactionalProducer};
 
 /// A change is one row.
@@ -58,6 +60,12 @@ pub struct Request {
     /// The option `--partitions`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitions: Option<Vec<i32>>,
+    /// The option `--dead-letters`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dead_letters: bool,
+    /// The option `--pipeline-file`, as an absolute path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline_file: Option<PathBuf>,
 }
 
 /// The offsets of one partition.
@@ -88,6 +96,8 @@ pub enum RunState {
     Running,
     /// It is asked to stop.
     Stopping,
+    /// It waits until it is resumed. A command may wait with it.
+    Paused,
     /// It was stopped, and can continue.
     Stopped,
     /// It failed, and can continue once the cause is removed.
@@ -102,6 +112,7 @@ impl RunState {
         match self {
             Self::Running => "running",
             Self::Stopping => "stopping",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
             Self::Finished => "finished",
@@ -149,12 +160,7 @@ impl<'a> Runs<'a> {
 
     /// All runs, in the order of their ids.
     pub fn list(&self) -> Result<Vec<Run>> {
-        match Positions::load(self.cluster, &self.owner, &self.owner) {
-            Ok(positions) => parse(&positions),
-            // No worker of this cluster has run yet.
-            Err(error) if error.code == "kafka.unknown_topic" => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
+        or_empty(Positions::load(self.cluster, &self.owner, &self.owner).and_then(|positions| parse(&positions)))
     }
 
     /// The run with this id.
@@ -174,11 +180,11 @@ impl<'a> Runs<'a> {
         }
     }
 
-    /// Changes the row of one run.
-    pub fn update(&self, id: &str, mut change: impl FnMut(&mut Run)) -> Result<Run> {
+    /// Changes the row of one run, unless `change` refuses.
+    pub fn update(&self, id: &str, mut change: impl FnMut(&mut Run) -> Result<()>) -> Result<Run> {
         self.change(|runs| {
             let mut run = find(runs, id)?;
-            change(&mut run);
+            change(&mut run)?;
             Ok(run)
         })
     }
@@ -221,6 +227,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rows_of_earlier_versions_are_read() {
+        let request: Request = serde_json::from_str(r#"{"from":"earliest","to":"latest"}"#).unwrap();
+        assert_eq!((request.dead_letters, &request.pipeline_file), (false, &None));
+        assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"from":"earliest","to":"latest"}"#);
+    }
+
+    #[test]
     fn a_destination_overlaps_with_itself_and_what_it_contains() {
         assert!(overlap("s3://lake/orders", "s3://lake/orders"));
         assert!(overlap("s3://lake/orders", "s3://lake/orders/v2") && overlap("s3://lake/a/b", "s3://lake"));
@@ -229,7 +242,8 @@ mod tests {
 
     #[test]
     fn the_names_of_states_are_those_that_are_stored() {
-        for state in [RunState::Running, RunState::Stopping, RunState::Stopped, RunState::Failed, RunState::Finished] {
+        use RunState::{Failed, Finished, Paused, Running, Stopped, Stopping};
+        for state in [Running, Stopping, Paused, Stopped, Failed, Finished] {
             assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{}\"", state.name()));
         }
     }

@@ -5,7 +5,7 @@
 //! but the last.
 
 use trunkline_connector::{Batch, Rejections, Result};
-use trunkline_transform_host::Instance;
+use trunkline_transform_host::{Instance, StateStore};
 
 use super::dead_letters::DeadLetters;
 use crate::checkpoint::Counters;
@@ -84,7 +84,8 @@ impl RunningBranch {
         dead_letters: &mut DeadLetters,
         deliver: &mut dyn FnMut(&mut Batch, &mut Counters, &mut DeadLetters) -> Result<()>,
     ) -> Result<()> {
-        self.transform.process(batch, counters, dead_letters)?;
+        // A plugin with state is never fused.
+        self.transform.process(batch, counters, dead_letters, None)?;
         let last = self.outputs.len().saturating_sub(1);
         for (index, (port, chain)) in self.outputs.iter_mut().enumerate() {
             let mut copy;
@@ -120,21 +121,24 @@ impl RunningTransform {
         self.instance.ready().map_err(|error| error.context(format!("transform `{}`", self.step.component)))
     }
 
-    /// Replaces a batch by the plugin's output, and counts (I3).
+    /// Replaces a batch by the plugin's output, and counts (I3). `state`: the state of the batch's
+    /// topic partition, if the plugin keeps any.
     pub(super) fn process(
         &mut self,
         batch: &mut Batch,
         counters: &mut Counters,
         dead_letters: &mut DeadLetters,
+        state: Option<&mut StateStore>,
     ) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
         self.rejected.clear();
-        let counts = self
-            .instance
-            .process(batch, &mut self.rejected)
-            .map_err(|error| error.context(format!("transform `{}`", self.step.component)))?;
+        let processed = match state {
+            Some(state) => self.instance.process_with_state(batch, &mut self.rejected, state),
+            None => self.instance.process(batch, &mut self.rejected),
+        };
+        let counts = processed.map_err(|error| error.context(format!("transform `{}`", self.step.component)))?;
         let own = counters.of(&self.step.component);
         own.records_in += counts.records_in;
         own.out += counts.out;

@@ -21,6 +21,8 @@ pub(super) struct DeadLetters {
     origins: Vec<Origin>,
     /// The offset of the record whose rejection stops the stage.
     stopped_at: Option<i64>,
+    /// Rejections are not logged, because the caller prints them.
+    is_quiet: bool,
 }
 
 /// The run that writes dead letters.
@@ -37,6 +39,11 @@ struct Origin {
 }
 
 impl DeadLetters {
+    /// No records. Rejections will not be logged.
+    pub(super) fn quiet() -> Self {
+        Self { is_quiet: true, ..Self::default() }
+    }
+
     /// Routes the rejected records of a component. `stage` is Kafka Connect's name of the step
     /// (`VALUE_CONVERTER`, `TRANSFORMATION`, `TASK_PUT`).
     pub(super) fn route_rejections(
@@ -65,14 +72,16 @@ impl DeadLetters {
                 }
             }
         }
-        tracing::warn!(
-            component,
-            records = rejected.len(),
-            code = reason.code,
-            "{}: {}",
-            describe(first),
-            reason.message
-        );
+        if !self.is_quiet {
+            tracing::warn!(
+                component,
+                records = rejected.len(),
+                code = reason.code,
+                "{}: {}",
+                describe(first),
+                reason.message
+            );
+        }
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use trunkline_connector::{Batch, Error, Reason, RecordRef, Result, Template};
+use trunkline_transform_host::StateStore;
 
 use super::chain::RunningTransform;
 use super::dead_letters::DeadLetters;
@@ -30,7 +31,7 @@ pub struct DryRunOutput {
 
 /// A pipeline that runs in memory.
 pub struct DryRun<'p> {
-    transforms: Vec<(&'p TransformPlan, Routes, RunningTransform)>,
+    transforms: Vec<DryTransform<'p>>,
     sinks: Vec<(&'p str, &'p [Input], Routes)>,
     /// Batches of one topic each that no stage has read yet.
     pending: VecDeque<(Arc<str>, Batch)>,
@@ -38,13 +39,22 @@ pub struct DryRun<'p> {
     output: DryRunOutput,
 }
 
+/// A separate transform.
+struct DryTransform<'p> {
+    plan: &'p TransformPlan,
+    routes: Routes,
+    running: RunningTransform,
+    /// The state of each topic: the records of a test have one partition.
+    state: BTreeMap<Arc<str>, StateStore>,
+}
+
 impl<'p> DryRun<'p> {
     /// Starts the plugins.
     pub fn new(pipeline: &'p Pipeline) -> Result<Self> {
-        let transforms = pipeline
-            .transforms
-            .iter()
-            .map(|plan| Ok((plan, Routes::start(&plan.inputs)?, RunningTransform::start(&plan.step)?)));
+        let transforms = pipeline.transforms.iter().map(|plan| {
+            let (routes, running) = (Routes::start(&plan.inputs)?, RunningTransform::start(&plan.step)?);
+            Ok(DryTransform { plan, routes, running, state: BTreeMap::new() })
+        });
         let sinks = pipeline
             .sinks
             .iter()
@@ -64,7 +74,7 @@ impl<'p> DryRun<'p> {
         let mut dead_letters = DeadLetters::default();
         for step in &source.apply {
             let mut transform = RunningTransform::start(step)?;
-            transform.process(&mut batch, &mut self.counters, &mut dead_letters)?;
+            transform.process(&mut batch, &mut self.counters, &mut dead_letters, None)?;
         }
         self.take_dead_letters(&dead_letters);
         for record in batch.iter() {
@@ -110,14 +120,16 @@ impl<'p> DryRun<'p> {
     fn run_transforms(&mut self, topic: &Arc<str>, batch: &Batch) -> Result<()> {
         let mut written: Vec<(String, String, Batch)> = Vec::new();
         let mut dead_letters = DeadLetters::default();
-        for (plan, routes, own) in &mut self.transforms {
+        for DryTransform { plan, routes, running: own, state } in &mut self.transforms {
             if !plan.inputs.iter().any(|input| input.topics.selects(topic)) {
                 continue;
             }
             let chain = routes.chain(topic)?;
             let mut input = batch.clone();
+            let mut state =
+                plan.state.map(|limit| state.entry(topic.clone()).or_insert_with(|| StateStore::new(limit.max_bytes)));
             chain.run(&mut input, &mut self.counters, &mut dead_letters, &mut |out, counters, dead_letters| {
-                own.process(out, counters, dead_letters)?;
+                own.process(out, counters, dead_letters, state.as_deref_mut())?;
                 for record in out.iter() {
                     let port = record.entry().port;
                     let found = plan.port_topics.iter().find(|(known, _)| *known == port);
@@ -135,6 +147,9 @@ impl<'p> DryRun<'p> {
                 }
                 Ok(())
             })?;
+            if let Some(state) = state {
+                state.commit();
+            }
         }
         self.take_dead_letters(&dead_letters);
         for (name, topic, single) in written {

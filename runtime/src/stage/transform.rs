@@ -1,5 +1,9 @@
 //! A materialised transform's task: topic to topic. What it produces, its dead letters, its
-//! counters and the consumer offsets are one transaction (I2 a), committed every `commit_interval`.
+//! counters, the changes of its state and the consumer offsets are one transaction (I2 a), committed
+//! every `commit_interval`.
+//!
+//! The state of a topic partition is restored when the partition is assigned, and dropped when it is
+//! revoked; see `checkpoint/transform_state.rs`.
 //!
 //! If a partition is revoked while a transaction is open, the transaction is aborted, and the other
 //! partitions are read again from their committed offsets. A commit would not be fenced, because
@@ -9,6 +13,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use trunkline_connector::{Batch, RecordRef, Result, TopicPartition, failpoint};
+use trunkline_transform_host::StateStore;
 
 use super::careful::{Mark, RECORD_REJECTED, run_until_rejection, single};
 use super::chain::RunningTransform;
@@ -23,7 +28,7 @@ use super::stop_signal::StopSignal;
 use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use super::worker_context::WorkerContext;
-use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
+use crate::checkpoint::{CHECKPOINTS, Counters, Positions, StateChangelog};
 use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::TransformPlan;
 
@@ -79,6 +84,7 @@ impl TransformStage {
             stage: self,
             context,
             status,
+            changelog: StateChangelog::new(&context.cluster, &component),
             component,
             producer,
             consumer,
@@ -110,12 +116,15 @@ struct PartitionState {
     committed: i64,
     /// The offset after the last record of the open transaction.
     next: Option<i64>,
+    /// The plugin's state, if it keeps any.
+    state: Option<StateStore>,
 }
 
 struct TransformTask<'a> {
     stage: &'a TransformStage,
     context: &'a WorkerContext,
     status: &'a StageStatus,
+    changelog: StateChangelog,
     component: String,
     producer: TransactionalProducer,
     consumer: GroupConsumer,
@@ -157,7 +166,9 @@ impl TransformTask<'_> {
                 }
                 batch.clear();
             }
-            if self.commit_timer.is_due(self.producer.transaction_bytes()) {
+            let stores = self.partitions.values().filter_map(|state| state.state.as_ref());
+            let changed: usize = stores.map(StateStore::changed_bytes).sum();
+            if self.commit_timer.is_due(self.producer.transaction_bytes() + changed) {
                 self.commit()?;
             }
             if self.context.until_idle && records == 0 && self.stage.upstream.is_over() {
@@ -173,8 +184,9 @@ impl TransformTask<'_> {
     /// it are committed.
     fn process_one_by_one(&mut self, partition: &TopicPartition, batch: &Batch) -> Result<()> {
         for record in batch.iter() {
-            let Some(state) = self.partitions.get(partition) else { return Ok(()) };
+            let Some(state) = self.partitions.get_mut(partition) else { return Ok(()) };
             let (mark, next) = (Mark::of(&state.pending, &state.dead_letters), state.next);
+            let savepoint = state.state.as_mut().map(StateStore::savepoint);
             let outcome = self.process(partition, &mut single(record));
             if let Err(error) = &outcome
                 && error.code == RECORD_REJECTED
@@ -182,9 +194,16 @@ impl TransformTask<'_> {
                 && mark.undo(self.delivered, &mut state.pending, &state.dead_letters)
             {
                 state.next = next;
+                if let (Some(store), Some(savepoint)) = (&mut state.state, savepoint) {
+                    store.rollback_to(savepoint);
+                }
                 self.commit()?;
             }
             outcome?;
+            let store = self.partitions.get_mut(partition).and_then(|state| state.state.as_mut());
+            if let (Some(store), Some(savepoint)) = (store, savepoint) {
+                store.release(savepoint);
+            }
         }
         Ok(())
     }
@@ -199,8 +218,9 @@ impl TransformTask<'_> {
         let chain = self.routes.chain(&partition.topic)?;
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
         let (delivered, atomic) = (&mut self.delivered, self.one_by_one);
+        let store = &mut state.state;
         chain.run(batch, &mut state.pending, &mut state.dead_letters, &mut |out, counters, dead_letters| {
-            own.process(out, counters, dead_letters)?;
+            own.process(out, counters, dead_letters, store.as_mut())?;
             let port_topics = &plan.port_topics;
             let topic_of = |record: RecordRef<'_>| {
                 let port = record.entry().port;
@@ -235,12 +255,17 @@ impl TransformTask<'_> {
                     for (partition, committed) in partitions.into_iter().zip(committed) {
                         let task = format!("{}/{}/{}", self.component, partition.topic, partition.partition);
                         let positions = Positions::load(&self.context.cluster, &self.component, &task)?;
+                        let state = match self.stage.plan.state {
+                            Some(plan) => Some(self.restore_state(&partition, plan.max_bytes)?),
+                            None => None,
+                        };
                         let state = PartitionState {
                             positions,
                             pending: Counters::default(),
                             dead_letters: DeadLetters::default(),
                             committed,
                             next: None,
+                            state,
                         };
                         self.partitions.insert(partition, state);
                     }
@@ -251,6 +276,19 @@ impl TransformTask<'_> {
         Ok(())
     }
 
+    /// Restores the state of a partition whose committed offset has been read.
+    fn restore_state(&self, partition: &TopicPartition, max_bytes: usize) -> Result<StateStore> {
+        let begun = Instant::now();
+        let name = &self.stage.plan.name;
+        let store = self
+            .changelog
+            .restore(&self.context.cluster, partition, max_bytes)
+            .map_err(|error| error.context(format!("transform `{name}`")))?;
+        let (entries, took) = (store.len(), begun.elapsed());
+        tracing::debug!(stage = self.status.name(), topic = %partition.topic, partition = partition.partition, entries, ?took, "state restored");
+        Ok(store)
+    }
+
     fn abort_transaction(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         failpoint!("transform.abort.before")?;
         self.producer.abort()?;
@@ -259,6 +297,9 @@ impl TransformTask<'_> {
         for (partition, state) in &mut self.partitions {
             state.pending = Counters::default();
             state.dead_letters.clear();
+            if let Some(store) = &mut state.state {
+                store.abort();
+            }
             if state.next.take().is_some() {
                 // Its batch holds records after the aborted ones. The batches of other partitions
                 // are still to be processed.
@@ -295,6 +336,10 @@ impl TransformTask<'_> {
             committed.add(&state.pending);
             state.positions.counters.add(&std::mem::take(&mut state.pending));
             state.positions.write(&mut self.producer, &[], &state.positions.counters)?;
+            if let Some(store) = &mut state.state {
+                self.changelog.write(&mut self.producer, partition, store)?;
+                store.commit();
+            }
             if let Some(next) = state.next.take() {
                 state.committed = next;
                 offsets.push((partition, next));

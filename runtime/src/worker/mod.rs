@@ -39,7 +39,7 @@ use self::leases::LeaseManager;
 use self::open_files::shortage;
 use self::tasks::{Changes, Task, TaskId, Tasks};
 use self::threads::Threads;
-use self::topics::topics_of;
+use self::topics::{state_topics, topics_of};
 use crate::checkpoint::{RestartRow, RunState, Schemas, TASKS, TaskRef, system_topics};
 use crate::config::Settings;
 use crate::kafka::embedded::EMBEDDED;
@@ -525,10 +525,12 @@ impl Worker<'_> {
     /// Creates the topics with known names of pipelines in which a task starts.
     fn prepare_topics(&self, pipelines: &[Pipeline], changes: &Changes, is_later: bool) -> Result<()> {
         let settings = &self.options.settings.topics;
-        let starting = pipelines.iter().filter(|pipeline| changes.pipelines.contains(&pipeline.name));
+        let starting: Vec<&Pipeline> =
+            pipelines.iter().filter(|pipeline| changes.pipelines.contains(&pipeline.name)).collect();
         let system = if is_later { Vec::new() } else { system_topics(&self.context.cluster, settings.replication) };
         // Pipelines may share a dead letter topic.
         let topics: BTreeMap<String, TopicSpec> = starting
+            .iter()
             .flat_map(|pipeline| topics_of(pipeline, settings))
             .chain(system)
             .map(|topic| (topic.name.clone(), topic))
@@ -539,7 +541,18 @@ impl Worker<'_> {
         }
         self.warn_if_files_are_short(pipelines, &topics);
         self.context.admin.connect()?;
-        for difference in self.context.admin.ensure(&topics)?.differences {
+        let admin = &self.context.admin;
+        let ensured = admin.ensure(&topics)?;
+        let partitions_of = |topic: &str| match ensured.partitions.get(topic) {
+            Some(partitions) => Ok(Some(*partitions)),
+            None => admin.partitions(topic),
+        };
+        let mut state = Vec::new();
+        for pipeline in starting {
+            let (cluster, names) = (&self.context.cluster, &self.context.names);
+            state.extend(state_topics(pipeline, settings, cluster, names, partitions_of)?);
+        }
+        for difference in ensured.differences.into_iter().chain(admin.ensure(&state)?.differences) {
             tracing::warn!("{difference}");
         }
         Ok(())

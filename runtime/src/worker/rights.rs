@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use trunkline_connector::{Placement, Template};
 
-use crate::checkpoint::{CHECKPOINTS, INTENTS, SCHEMAS, TASKS};
+use crate::checkpoint::{CHECKPOINTS, INTENTS, SCHEMAS, TASKS, state_topic};
 use crate::config::Settings;
 use crate::plan::{Input, Pipeline, TopicSelector};
 use crate::stage::component_name;
@@ -77,6 +77,11 @@ pub fn rights_of(pipelines: &[Pipeline], settings: &Settings) -> Rights {
         for transform in &pipeline.transforms {
             transform.topics().for_each(|topic| list.write_template(topic));
             list.member(&component(&transform.name), &transform.inputs);
+            if transform.state.is_some() {
+                let topic = format!("{}{}", settings.prefix, state_topic(&component(&transform.name)));
+                list.read_topic(&topic, false);
+                list.write_topic(&topic, false);
+            }
         }
         for sink in &pipeline.sinks {
             list.member(&component(&sink.name), &sink.inputs);

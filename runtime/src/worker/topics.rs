@@ -1,10 +1,14 @@
 //! The topics that pipelines need before they run.
 
-use trunkline_connector::Template;
+use std::collections::BTreeMap;
 
+use trunkline_connector::{Result, Template};
+
+use crate::checkpoint::state_topic;
 use crate::config::TopicSettings;
-use crate::kafka::TopicSpec;
-use crate::plan::Pipeline;
+use crate::kafka::{Cluster, TopicSpec};
+use crate::plan::{Pipeline, TopicSelector};
+use crate::stage::Names;
 
 /// A pipeline's topics with known names: those that its sources and transforms write, and its dead
 /// letters.
@@ -30,4 +34,34 @@ pub(super) fn topics_of(pipeline: &Pipeline, settings: &TopicSettings) -> Vec<To
         }
     }
     topics
+}
+
+/// The changelog topics of the transforms with state. A changelog has as many partitions as the
+/// input topic with the most. `partitions_of` looks up a topic. Of a pattern, the topics are not
+/// known yet: topics that Trunkline creates are assumed.
+pub(super) fn state_topics(
+    pipeline: &Pipeline,
+    settings: &TopicSettings,
+    cluster: &Cluster,
+    names: &Names,
+    partitions_of: impl Fn(&str) -> Result<Option<i32>>,
+) -> Result<Vec<TopicSpec>> {
+    let mut topics = Vec::new();
+    for transform in pipeline.transforms.iter().filter(|transform| transform.state.is_some()) {
+        let mut partitions = 1;
+        for input in &transform.inputs {
+            let known = match &input.topics {
+                TopicSelector::Exact(topic) => partitions_of(topic)?,
+                TopicSelector::Pattern(_) => None,
+            };
+            partitions = partitions.max(known.unwrap_or(settings.partitions));
+        }
+        topics.push(TopicSpec {
+            name: cluster.own_topic(&state_topic(&names.component(&pipeline.name, &transform.name))),
+            partitions,
+            replication: settings.replication,
+            config: BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]),
+        });
+    }
+    Ok(topics)
 }

@@ -30,7 +30,12 @@ pub(crate) const NAMES: &[&str] = &[
     "explode.wasm",
     "timestamp.wasm",
     "rekey.wasm",
+    "dedupe.wasm",
+    "aggregate.wasm",
 ];
+
+/// The transforms of `standard.wasm` that keep state. The others cannot use it.
+pub(crate) const USES_STATE: &[&str] = &["dedupe", "aggregate"];
 
 pub(crate) fn find(name: &str) -> Option<Bundled> {
     let name = *NAMES.iter().find(|known| **known == name)?;

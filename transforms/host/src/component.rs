@@ -17,8 +17,10 @@ use wit_component::ComponentEncoder;
 use crate::WIT_VERSION;
 use crate::cache::CompileCache;
 use crate::guest::GuestState;
+use crate::host_functions::ANY_STATE_INTERFACE;
 
-const PLUGIN_INTERFACE: &str = "trunkline:transform/plugin@1.0.0";
+/// The engine finds the interface of another minor version by this name, too.
+const PLUGIN_INTERFACE: &str = "trunkline:transform/plugin@1.1.0";
 const PLUGIN_INTERFACE_NAME: &str = "trunkline:transform/plugin@";
 const HOW_TO_BUILD: &str = "to build a plugin, see transforms/README.md: a crate that uses `trunkline-plugin`, `cargo build --release \
                             --target wasm32-unknown-unknown`";
@@ -154,6 +156,13 @@ impl CompiledPlugin {
             interface: interface.unwrap_or(PLUGIN_INTERFACE).to_owned(),
             imports: ty.imports(engine).map(|(name, _)| name.to_owned()).collect(),
         }
+    }
+
+    /// Whether it imports the interface for state.
+    pub(crate) fn imports_state(&self) -> bool {
+        let component = self.instance_pre.component();
+        let ty = component.component_type();
+        ty.imports(component.engine()).any(|(name, _)| name.starts_with(ANY_STATE_INTERFACE))
     }
 
     pub(crate) fn engine(&self) -> &Engine {

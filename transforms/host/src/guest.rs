@@ -12,6 +12,7 @@ use crate::component::CompiledPlugin;
 use crate::engine::EPOCH_TICK;
 use crate::host_functions::{CallState, CrashOutput, Metrics, truncate};
 use crate::limits::Limits;
+use crate::state::StateStore;
 use crate::wasi::{self, OutputCapture};
 
 /// Supported formats of batches and verdicts, the preferred one first.
@@ -86,6 +87,8 @@ impl GuestCrash {
 /// The host's data in the plugin's store.
 pub(crate) struct GuestState {
     pub(crate) call: CallState,
+    /// The state of the batch's topic partition, during a call of `process`.
+    pub(crate) state: Option<StateStore>,
     memory: MemoryLimiter,
     wasi: WasiCtx,
     table: ResourceTable,
@@ -163,13 +166,21 @@ impl Guest {
         Ok((Self { store, process, flush, limits: limits.clone() }, reply))
     }
 
-    /// Returns the verdicts on a sealed batch. A guest that crashed must be discarded.
-    pub(crate) fn process(&mut self, batch: &[u8], timeout: Duration) -> Result<Vec<u8>, CallError> {
+    /// Returns the verdicts on a sealed batch. A guest that crashed must be discarded. `state`: the
+    /// state that the plugin may use, if it has any.
+    pub(crate) fn process(
+        &mut self,
+        batch: &[u8],
+        timeout: Duration,
+        state: &mut Option<StateStore>,
+    ) -> Result<Vec<u8>, CallError> {
         begin_call(&mut self.store, &self.limits, timeout);
+        self.store.data_mut().state = state.take();
         let called = match self.process.typed::<(&[u8],), (Result<Vec<u8>, String>,)>(&self.store) {
             Ok(process) => process.call(&mut self.store, (batch,)),
             Err(error) => Err(error),
         };
+        *state = self.store.data_mut().state.take();
         self.end(called, timeout)
     }
 
@@ -211,6 +222,7 @@ fn new_store(compiled: &CompiledPlugin, name: &Arc<str>, limits: &Limits) -> Sto
     let (stdout, stderr) = (OutputCapture::default(), OutputCapture::default());
     let state = GuestState {
         call: CallState::new(name.clone()),
+        state: None,
         memory: MemoryLimiter { limit: limits.memory, used: 0, refused: false },
         wasi: wasi::isolated_context(&stdout, &stderr),
         table: ResourceTable::new(),

@@ -1,4 +1,4 @@
-//! The functions that a plugin may import (the interface `host` of the WIT package).
+//! The functions that a plugin may import (the interfaces `host` and `state` of the WIT package).
 //!
 //! Each of them has a limit, so that a plugin that calls them often cannot fill the log, the
 //! metrics or the worker's memory.
@@ -7,13 +7,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use wasmtime::component::{ComponentType, Lift, Linker};
+use wasmtime::StoreContextMut;
+use wasmtime::component::{ComponentType, Lift, Linker, Lower};
 
 use crate::crash_reason;
 use crate::guest::GuestState;
+use crate::state::StateStore;
 
-/// Name of the imported interface.
-pub(crate) const HOST_INTERFACE: &str = "trunkline:transform/host@1.0.0";
+/// Names of the interfaces. Plugins of earlier and later minor versions find them, too.
+const HOST_INTERFACE: &str = "trunkline:transform/host@1.1.0";
+const STATE_INTERFACE: &str = "trunkline:transform/state@1.1.0";
+/// The name of the interface for state in any version.
+pub(crate) const ANY_STATE_INTERFACE: &str = "trunkline:transform/state@";
 
 const MAX_LOG_LINES_PER_CALL: usize = 100;
 const MAX_LOG_LINE_BYTES: usize = 4096;
@@ -193,7 +198,62 @@ pub(crate) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result
         Ok(())
     })?;
     host.func_wrap("now-ms", |_, (): ()| Ok((now_ms(),)))?;
+    add_state(linker)
+}
+
+/// An entry as `put` receives it.
+#[derive(ComponentType, Lift)]
+#[component(record)]
+struct NewEntry {
+    key: Vec<u8>,
+    value: Vec<u8>,
+    #[component(name = "ttl-ms")]
+    ttl_ms: Option<u64>,
+}
+
+/// An entry as `range` returns it.
+#[derive(ComponentType, Lower)]
+#[component(record)]
+struct Entry {
+    key: Arc<[u8]>,
+    value: Arc<[u8]>,
+}
+
+type Keys = (Vec<Vec<u8>>,);
+type Range = (Vec<u8>, Option<Vec<u8>>, u32);
+
+fn add_state(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    let mut state = linker.instance(STATE_INTERFACE)?;
+    state.func_wrap("get", |mut store, (keys,): Keys| {
+        let state = state_of(&mut store)?;
+        Ok((keys.iter().map(|key| state.get(key)).collect::<Vec<_>>(),))
+    })?;
+    state.func_wrap("put", |mut store, (entries,): (Vec<NewEntry>,)| {
+        let state = state_of(&mut store)?;
+        for entry in &entries {
+            state.put(&entry.key, &entry.value, entry.ttl_ms)?;
+        }
+        Ok(())
+    })?;
+    state.func_wrap("delete", |mut store, (keys,): Keys| {
+        let state = state_of(&mut store)?;
+        for key in &keys {
+            state.delete(key)?;
+        }
+        Ok(())
+    })?;
+    state.func_wrap("range", |mut store, (start, end, limit): Range| {
+        let found = state_of(&mut store)?.range(&start, end.as_deref(), usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok((found.into_iter().map(|(key, value)| Entry { key, value }).collect::<Vec<_>>(),))
+    })?;
     Ok(())
+}
+
+/// The state of the current batch; a trap outside of `process`.
+fn state_of<'s>(store: &'s mut StoreContextMut<'_, GuestState>) -> wasmtime::Result<&'s mut StateStore> {
+    let state = store.data_mut().state.as_mut();
+    state
+        .ok_or_else(|| wasmtime::format_err!("the plugin uses state outside of `process`, or in a place without state"))
 }
 
 fn now_ms() -> u64 {

@@ -12,6 +12,9 @@
 //! cause of the crash. Pending halves are on a stack with the left half on top, so outcomes keep
 //! the order of the records and each record has exactly one (I3, I5).
 //!
+//! With state, each call has a savepoint: a crash takes back the changes of its call only, so that a
+//! half sees the changes of the records before it.
+//!
 //! After a timeout, a half gets half the time. Otherwise a single bad record would cost the full
 //! timeout at each of the up to ten bisection steps. A record is rejected for a timeout only after
 //! it was run alone with the full timeout.
@@ -27,6 +30,7 @@ use crate::guest::{CallError, Guest, GuestCrash, InitReply};
 use crate::host_functions::Metrics;
 use crate::limits::{CrashLog, CrashWindow, Limits};
 use crate::plugin::Plugin;
+use crate::state::StateStore;
 use crate::verdict::{Counts, Outcome, Rules, VerdictError};
 
 /// Minimum timeout of a bisected call.
@@ -54,6 +58,8 @@ pub struct Instance {
     /// Metrics of the current batch, merged into `metrics` when it succeeds.
     batch_metrics: Metrics,
     metrics: Metrics,
+    /// The state of the current batch.
+    state: Option<StateStore>,
 }
 
 impl Instance {
@@ -77,6 +83,7 @@ impl Instance {
             packed: Batch::default(),
             batch_metrics: Metrics::default(),
             metrics: Metrics::default(),
+            state: None,
         }
     }
 
@@ -152,6 +159,30 @@ impl Instance {
         Ok(self.apply_outcome(batch, rejected))
     }
 
+    /// Like [`Instance::process`], for a batch of one topic partition whose state the plugin may
+    /// use. The changes stay in the store's transaction. After an error, the state is unchanged.
+    ///
+    /// # Errors
+    /// Also `plugin.state_full`: the state has reached its limit.
+    pub fn process_with_state(
+        &mut self,
+        batch: &mut Batch,
+        rejected: &mut Rejections,
+        state: &mut StateStore,
+    ) -> Result<Counts, Error> {
+        let savepoint = state.savepoint();
+        self.state = Some(std::mem::replace(state, StateStore::new(0)));
+        let outcome = self.process(batch, rejected);
+        if let Some(used) = self.state.take() {
+            *state = used;
+        }
+        match outcome.is_ok() {
+            true => state.release(savepoint),
+            false => state.rollback_to(savepoint),
+        }
+        outcome
+    }
+
     /// Ends the plugin's work: appends the records that the plugin still emits to `batch`.
     ///
     /// # Errors
@@ -194,8 +225,13 @@ impl Instance {
     /// Runs the batch in one call. The only copy is the one into the plugin's memory.
     fn run_in_place(&mut self, batch: &mut Batch) -> Result<(), Error> {
         let timeout = self.limits.timeout;
-        let called = self.guest()?.process(batch.seal(), timeout);
-        match self.apply_verdicts(called, batch, 0..batch.len())? {
+        self.guest()?;
+        let savepoint = begin_state(&mut self.state, batch);
+        let Some(guest) = &mut self.guest else { return Err(no_instance()) };
+        let called = guest.process(batch.seal(), timeout, &mut self.state);
+        let crash = self.apply_verdicts(called, batch, 0..batch.len())?;
+        self.end_state(savepoint, crash.is_some())?;
+        match crash {
             None => Ok(()),
             Some(crash) => self.isolate(batch, 0..batch.len(), crash, timeout),
         }
@@ -285,9 +321,28 @@ impl Instance {
     ) -> Result<Option<GuestCrash>, Error> {
         self.guest()?;
         copy_records(&mut self.packed, batch, records.clone());
+        let savepoint = begin_state(&mut self.state, &self.packed);
         let Some(guest) = &mut self.guest else { return Err(no_instance()) };
-        let called = guest.process(self.packed.seal(), timeout);
-        self.apply_verdicts(called, batch, records)
+        let called = guest.process(self.packed.seal(), timeout, &mut self.state);
+        let crash = self.apply_verdicts(called, batch, records)?;
+        self.end_state(savepoint, crash.is_some())?;
+        Ok(crash)
+    }
+
+    /// Keeps the changes of a call, or takes them back if it crashed. An error takes back those of
+    /// the batch.
+    fn end_state(&mut self, savepoint: Option<usize>, crashed: bool) -> Result<(), Error> {
+        let (Some(state), Some(savepoint)) = (&mut self.state, savepoint) else { return Ok(()) };
+        if !crashed {
+            state.end_batch();
+            state.release(savepoint);
+            return Ok(());
+        }
+        if state.is_full() {
+            return Err(state.full_error());
+        }
+        state.rollback_to(savepoint);
+        Ok(())
     }
 
     /// Adds the verdicts of a call to the outcome, or returns the crash of the call.
@@ -419,6 +474,13 @@ impl fmt::Debug for Instance {
             .field("ports", &self.ports)
             .finish_non_exhaustive()
     }
+}
+
+/// Opens a savepoint for a call.
+fn begin_state(state: &mut Option<StateStore>, batch: &Batch) -> Option<usize> {
+    let state = state.as_mut()?;
+    state.begin_batch(batch);
+    Some(state.savepoint())
 }
 
 fn no_instance() -> Error {

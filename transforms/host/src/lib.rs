@@ -16,8 +16,8 @@
 //!
 //! # Limitations
 //! The memory of a plugin is lost with its instance, and bisection runs some records again in a new
-//! instance. Therefore a plugin's results must not depend on its memory. Interface version 1.0 has
-//! no durable state.
+//! instance. Therefore a plugin's results must not depend on its memory. Durable state is kept in a
+//! [`StateStore`], which belongs to the caller: see [`Instance::process_with_state`].
 //!
 //! Calls block the thread: run an instance on a dedicated thread or in `spawn_blocking`.
 
@@ -32,6 +32,7 @@ mod host_functions;
 mod instance;
 mod limits;
 mod plugin;
+mod state;
 mod verdict;
 mod wasi;
 
@@ -42,7 +43,8 @@ pub use host_functions::Metrics;
 pub use instance::Instance;
 pub use limits::Limits;
 pub use plugin::{Plugin, StartError};
+pub use state::{StateEntry, StateStore};
 pub use verdict::Counts;
 
 /// Version of the WIT package that this host implements.
-pub const WIT_VERSION: &str = "1.0.0";
+pub const WIT_VERSION: &str = "1.1.0";

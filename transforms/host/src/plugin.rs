@@ -5,10 +5,12 @@ use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::bundled;
 use crate::component::{CompiledPlugin, Contents, LoadError};
 use crate::config_schema;
 use crate::engine::HostInner;
 use crate::guest::{Guest, GuestStartError, InitReply};
+use crate::host_functions::ANY_STATE_INTERFACE;
 use crate::instance::Instance;
 use crate::limits::Limits;
 
@@ -87,9 +89,23 @@ impl Plugin {
         config_schema::find(&self.inner.wasm)
     }
 
-    /// The interface version and the imports of the file.
+    /// The interface version and the imports of the file; for a bundled transform, those that it
+    /// may use.
     pub fn contents(&self) -> Contents {
-        self.inner.interruptible.contents(&self.inner.wasm)
+        let mut contents = self.inner.interruptible.contents(&self.inner.wasm);
+        if !self.uses_state() {
+            contents.imports.retain(|import| !import.starts_with(ANY_STATE_INTERFACE));
+        }
+        contents
+    }
+
+    /// Whether the plugin keeps durable state: run it with [`Instance::process_with_state`].
+    pub fn uses_state(&self) -> bool {
+        match self.inner.variant {
+            // The transforms of a bundled file share its imports.
+            Some(variant) => bundled::USES_STATE.contains(&variant),
+            None => self.inner.interruptible.imports_state(),
+        }
     }
 
     /// Starts an instance with the transform's `config` table (null = an empty table). To check a

@@ -7,355 +7,664 @@
 #[allow(dead_code, clippy::all)]
 pub mod trunkline {
   pub mod transform {
-    /// Functions of the host. A plugin may call them in `init`, `process` and `flush`.
+    /// Durable state: entries with keys, for the topic partition of the current batch. A plugin sees the
+    /// entries of no other topic partition, transform or pipeline.
+    ///
+    /// A plugin may call these functions in `process` only; a call elsewhere traps. A transform whose
+    /// plugin imports this interface runs as a stage with its own topics. The changes of a batch are
+    /// committed in the Kafka transaction of its output and its offsets, so they are exactly-once. The
+    /// changes of a call that traps or fails are discarded. A record that gets the verdict `reject`
+    /// should change nothing: the host cannot tell its changes from those of the other records.
+    ///
+    /// # Time of the partition
+    /// The greatest timestamp of the records that the plugin has processed in this topic partition. It
+    /// advances at the end of a call. Entries expire by this time and not by a clock, so that results do
+    /// not depend on when, or how often, records are read.
+    ///
+    /// # Limits
+    /// Key and value together: 512 KiB. State of a topic partition: the option `state.max_bytes` of the
+    /// transform; the stage stops with `plugin.state_full` when it is reached.
     #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
-    pub mod host {
+    pub mod state {
       #[used]
       #[doc(hidden)]
       static __FORCE_SECTION_REF: fn() =
       super::super::super::__link_custom_section_describing_imports;
       
       use super::super::super::_rt;
-      /// Severity of a log line.
-      #[repr(u8)]
-      #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
-      pub enum Level {
-        Trace,
-        Debug,
-        Info,
-        Warn,
-        Error,
+      /// An entry.
+      #[derive(Clone)]
+      pub struct Entry {
+        pub key: _rt::Vec::<u8>,
+        pub value: _rt::Vec::<u8>,
       }
-      impl ::core::fmt::Debug for Level {
+      impl ::core::fmt::Debug for Entry {
         fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-          match self {
-            Level::Trace => {
-              f.debug_tuple("Level::Trace").finish()
-            }
-            Level::Debug => {
-              f.debug_tuple("Level::Debug").finish()
-            }
-            Level::Info => {
-              f.debug_tuple("Level::Info").finish()
-            }
-            Level::Warn => {
-              f.debug_tuple("Level::Warn").finish()
-            }
-            Level::Error => {
-              f.debug_tuple("Level::Error").finish()
-            }
-          }
+          f.debug_struct("Entry").field("key", &self.key).field("value", &self.value).finish()
         }
       }
-
-      impl Level{
-        #[doc(hidden)]
-        pub unsafe fn _lift(val: u8) -> Level{
-          if !cfg!(debug_assertions) {
-            return unsafe { ::core::mem::transmute(val) };
-          }
-
-          match val {
-            0 => Level::Trace,
-            1 => Level::Debug,
-            2 => Level::Info,
-            3 => Level::Warn,
-            4 => Level::Error,
-
-            _ => panic!("invalid enum discriminant"),
-          }
-        }
+      /// An entry to be stored.
+      #[derive(Clone)]
+      pub struct NewEntry {
+        pub key: _rt::Vec::<u8>,
+        pub value: _rt::Vec::<u8>,
+        /// The entry expires when the partition's time, including the current batch, has advanced by
+        /// this many milliseconds. It is readable at least until then, and is removed after a call.
+        /// Without it, the entry stays until it is deleted.
+        pub ttl_ms: ::core::option::Option<u64>,
       }
-
-      #[allow(unused_unsafe, clippy::all)]
-      /// Writes a line with the plugin's name to the worker's log. Lines are truncated at 4
-      /// KiB. The log contains at most 100 lines per call and the number of omitted lines. The
-      /// last `error` line before a trap becomes the reason of the dead letter, so panic
-      /// messages belong there.
-      #[allow(async_fn_in_trait)]
-      pub fn log(level: Level,message: &str,) -> (){
-        unsafe {
-          let vec0 = message;
-          let ptr0 = vec0.as_ptr().cast::<u8>();
-          let len0 = vec0.len();
-
-          #[cfg(target_arch = "wasm32")]
-          #[link(wasm_import_module = "trunkline:transform/host@1.0.0")]
-          unsafe extern "C" {
-            #[link_name = "log"]
-            fn wit_import1(_: i32, _: *mut u8, _: usize, );
-          }
-
-          #[cfg(not(target_arch = "wasm32"))]
-          unsafe extern "C" fn wit_import1(_: i32, _: *mut u8, _: usize, ) { unreachable!() }
-          wit_import1(level.clone() as i32, ptr0.cast_mut(), len0);
+      impl ::core::fmt::Debug for NewEntry {
+        fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+          f.debug_struct("NewEntry").field("key", &self.key).field("value", &self.value).field("ttl-ms", &self.ttl_ms).finish()
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Adds to a counter of the plugin. The increments of a failed batch are discarded. A
-      /// plugin may use at most 64 names of counters and histograms.
+      /// The values of these keys, in order.
       #[allow(async_fn_in_trait)]
-      pub fn counter_add(name: &str,by: u64,) -> (){
+      pub fn get(keys: &[_rt::Vec::<u8>],) -> _rt::Vec::<::core::option::Option<_rt::Vec::<u8>>>{
         unsafe {
-          let vec0 = name;
-          let ptr0 = vec0.as_ptr().cast::<u8>();
-          let len0 = vec0.len();
 
+          #[cfg_attr(target_pointer_width="64", repr(align(8)))]
+          #[cfg_attr(target_pointer_width="32", repr(align(4)))]
+          struct RetArea([::core::mem::MaybeUninit::<u8>; 2*::core::mem::size_of::<*const u8>()]);
+          let mut ret_area = RetArea([::core::mem::MaybeUninit::uninit(); 2*::core::mem::size_of::<*const u8>()]);
+          let vec1 = keys;
+          let len1 = vec1.len();
+          let layout1 = _rt::alloc::Layout::from_size_align(vec1.len() * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
+          let (result1, _cleanup1) = crate::guest::rt::Cleanup::new(layout1);for (i, e) in vec1.into_iter().enumerate() {
+            let base = result1.add(i * (2*::core::mem::size_of::<*const u8>()));
+            {
+              let vec0 = e;
+              let ptr0 = vec0.as_ptr().cast::<u8>();
+              let len0 = vec0.len();
+              *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len0;
+              *base.add(0).cast::<*mut u8>() = ptr0.cast_mut();
+            }
+          }
+          let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
           #[cfg(target_arch = "wasm32")]
-          #[link(wasm_import_module = "trunkline:transform/host@1.0.0")]
+          #[link(wasm_import_module = "trunkline:transform/state@1.1.0")]
           unsafe extern "C" {
-            #[link_name = "counter-add"]
-            fn wit_import1(_: *mut u8, _: usize, _: i64, );
+            #[link_name = "get"]
+            fn wit_import3(_: *mut u8, _: usize, _: *mut u8, );
           }
 
           #[cfg(not(target_arch = "wasm32"))]
-          unsafe extern "C" fn wit_import1(_: *mut u8, _: usize, _: i64, ) { unreachable!() }
-          wit_import1(ptr0.cast_mut(), len0, _rt::as_i64(&by));
+          unsafe extern "C" fn wit_import3(_: *mut u8, _: usize, _: *mut u8, ) { unreachable!() }
+          wit_import3(result1, len1, ptr2);
+          let l4 = *ptr2.add(0).cast::<*mut u8>();
+          let l5 = *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+          let base10 = l4;
+          let len10 = l5;
+          let mut result10 = _rt::Vec::with_capacity(len10);
+          for i in 0..len10 {
+            let base = base10.add(i * (3*::core::mem::size_of::<*const u8>()));
+            let e10 = {
+              let l6 = i32::from(*base.add(0).cast::<u8>());
+
+              match l6 {
+                0 => None,
+                1 => {
+                  let e = {
+                    let l7 = *base.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                    let l8 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                    let len9 = l8;
+
+                    <_ as From<_rt::Vec<_>>>::from(_rt::Vec::from_raw_parts(l7.cast(), len9, len9))
+                  };
+                  Some(e)
+                }
+                _ => _rt::invalid_enum_discriminant(),
+              }
+            };
+            result10.push(e10);
+          }
+          _rt::cabi_dealloc(base10, len10 * (3*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+          let result11 = result10;
+          result11
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Records an observation in a histogram of the plugin. The rules of `counter-add` apply.
+      /// Stores entries, in order. An entry replaces the one with the same key, and its TTL.
       #[allow(async_fn_in_trait)]
-      pub fn histogram_record(name: &str,value: f64,) -> (){
+      pub fn put(entries: &[NewEntry],) -> (){
         unsafe {
-          let vec0 = name;
-          let ptr0 = vec0.as_ptr().cast::<u8>();
-          let len0 = vec0.len();
+          let vec3 = entries;
+          let len3 = vec3.len();
+          let layout3 = _rt::alloc::Layout::from_size_align(vec3.len() * (16+4*::core::mem::size_of::<*const u8>()), 8).unwrap();
+          let (result3, _cleanup3) = crate::guest::rt::Cleanup::new(layout3);for (i, e) in vec3.into_iter().enumerate() {
+            let base = result3.add(i * (16+4*::core::mem::size_of::<*const u8>()));
+            {
+              let NewEntry{ key:key0, value:value0, ttl_ms:ttl_ms0, } = e;
+              let vec1 = key0;
+              let ptr1 = vec1.as_ptr().cast::<u8>();
+              let len1 = vec1.len();
+              *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len1;
+              *base.add(0).cast::<*mut u8>() = ptr1.cast_mut();
+              let vec2 = value0;
+              let ptr2 = vec2.as_ptr().cast::<u8>();
+              let len2 = vec2.len();
+              *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len2;
+              *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr2.cast_mut();
+              match ttl_ms0 {
+                Some(e) => {
+                  *base.add(4*::core::mem::size_of::<*const u8>()).cast::<u8>() = (1i32) as u8;
+                  *base.add(8+4*::core::mem::size_of::<*const u8>()).cast::<i64>() = _rt::as_i64(e);
+                },
+                None => {
+                  {
+                    *base.add(4*::core::mem::size_of::<*const u8>()).cast::<u8>() = (0i32) as u8;
+                  }
+                },
+              };}
+            }
 
-          #[cfg(target_arch = "wasm32")]
-          #[link(wasm_import_module = "trunkline:transform/host@1.0.0")]
-          unsafe extern "C" {
-            #[link_name = "histogram-record"]
-            fn wit_import1(_: *mut u8, _: usize, _: f64, );
+            #[cfg(target_arch = "wasm32")]
+            #[link(wasm_import_module = "trunkline:transform/state@1.1.0")]
+            unsafe extern "C" {
+              #[link_name = "put"]
+              fn wit_import4(_: *mut u8, _: usize, );
+            }
+
+            #[cfg(not(target_arch = "wasm32"))]
+            unsafe extern "C" fn wit_import4(_: *mut u8, _: usize, ) { unreachable!() }
+            wit_import4(result3, len3);
           }
-
-          #[cfg(not(target_arch = "wasm32"))]
-          unsafe extern "C" fn wit_import1(_: *mut u8, _: usize, _: f64, ) { unreachable!() }
-          wit_import1(ptr0.cast_mut(), len0, _rt::as_f64(&value));
         }
-      }
-      #[allow(unused_unsafe, clippy::all)]
-      /// Milliseconds since 1970, by the worker's clock.
-      #[allow(async_fn_in_trait)]
-      pub fn now_ms() -> u64{
-        unsafe {
+        #[allow(unused_unsafe, clippy::all)]
+        /// Removes the entries with these keys. Keys without an entry are ignored.
+        #[allow(async_fn_in_trait)]
+        pub fn delete(keys: &[_rt::Vec::<u8>],) -> (){
+          unsafe {
+            let vec1 = keys;
+            let len1 = vec1.len();
+            let layout1 = _rt::alloc::Layout::from_size_align(vec1.len() * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
+            let (result1, _cleanup1) = crate::guest::rt::Cleanup::new(layout1);for (i, e) in vec1.into_iter().enumerate() {
+              let base = result1.add(i * (2*::core::mem::size_of::<*const u8>()));
+              {
+                let vec0 = e;
+                let ptr0 = vec0.as_ptr().cast::<u8>();
+                let len0 = vec0.len();
+                *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len0;
+                *base.add(0).cast::<*mut u8>() = ptr0.cast_mut();
+              }
+            }
 
-          #[cfg(target_arch = "wasm32")]
-          #[link(wasm_import_module = "trunkline:transform/host@1.0.0")]
-          unsafe extern "C" {
-            #[link_name = "now-ms"]
-            fn wit_import0() -> i64;
+            #[cfg(target_arch = "wasm32")]
+            #[link(wasm_import_module = "trunkline:transform/state@1.1.0")]
+            unsafe extern "C" {
+              #[link_name = "delete"]
+              fn wit_import2(_: *mut u8, _: usize, );
+            }
+
+            #[cfg(not(target_arch = "wasm32"))]
+            unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, ) { unreachable!() }
+            wit_import2(result1, len1);
           }
-
-          #[cfg(not(target_arch = "wasm32"))]
-          unsafe extern "C" fn wit_import0() -> i64 { unreachable!() }
-          let ret = wit_import0();
-          ret as u64
         }
+        #[allow(unused_unsafe, clippy::all)]
+        /// The entries from `start` (inclusive) to `end` (exclusive; none = no end) in the order of the
+        /// bytes of their keys: at most `limit`, and fewer if they have more than 1 MiB. To continue,
+        /// start at the last key with a zero byte appended; an empty list means that no entry is left.
+        #[allow(async_fn_in_trait)]
+        pub fn range(start: &[u8],end: ::core::option::Option<&[u8]>,limit: u32,) -> _rt::Vec::<Entry>{
+          unsafe {
+
+            #[cfg_attr(target_pointer_width="64", repr(align(8)))]
+            #[cfg_attr(target_pointer_width="32", repr(align(4)))]
+            struct RetArea([::core::mem::MaybeUninit::<u8>; 2*::core::mem::size_of::<*const u8>()]);
+            let mut ret_area = RetArea([::core::mem::MaybeUninit::uninit(); 2*::core::mem::size_of::<*const u8>()]);
+            let vec0 = start;
+            let ptr0 = vec0.as_ptr().cast::<u8>();
+            let len0 = vec0.len();
+            let (result2_0,result2_1,result2_2,) = match end {
+              Some(e) => {
+                let vec1 = e;
+                let ptr1 = vec1.as_ptr().cast::<u8>();
+                let len1 = vec1.len();
+
+                (1i32, ptr1.cast_mut(), len1)
+              },
+              None => {
+                (0i32, ::core::ptr::null_mut(), 0usize)
+              },
+            };let ptr3 = ret_area.0.as_mut_ptr().cast::<u8>();
+            #[cfg(target_arch = "wasm32")]
+            #[link(wasm_import_module = "trunkline:transform/state@1.1.0")]
+            unsafe extern "C" {
+              #[link_name = "range"]
+              fn wit_import4(_: *mut u8, _: usize, _: i32, _: *mut u8, _: usize, _: i32, _: *mut u8, );
+            }
+
+            #[cfg(not(target_arch = "wasm32"))]
+            unsafe extern "C" fn wit_import4(_: *mut u8, _: usize, _: i32, _: *mut u8, _: usize, _: i32, _: *mut u8, ) { unreachable!() }
+            wit_import4(ptr0.cast_mut(), len0, result2_0, result2_1, result2_2, _rt::as_i32(&limit), ptr3);
+            let l5 = *ptr3.add(0).cast::<*mut u8>();
+            let l6 = *ptr3.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+            let base13 = l5;
+            let len13 = l6;
+            let mut result13 = _rt::Vec::with_capacity(len13);
+            for i in 0..len13 {
+              let base = base13.add(i * (4*::core::mem::size_of::<*const u8>()));
+              let e13 = {
+                let l7 = *base.add(0).cast::<*mut u8>();
+                let l8 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+                let len9 = l8;
+                let l10 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                let l11 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                let len12 = l11;
+
+                Entry{
+                  key: <_ as From<_rt::Vec<_>>>::from(_rt::Vec::from_raw_parts(l7.cast(), len9, len9)),
+                  value: <_ as From<_rt::Vec<_>>>::from(_rt::Vec::from_raw_parts(l10.cast(), len12, len12)),
+                }
+              };
+              result13.push(e13);
+            }
+            _rt::cabi_dealloc(base13, len13 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+            let result14 = result13;
+            result14
+          }
+        }
+
       }
 
-    }
-
-  }
-}
-#[allow(dead_code, clippy::all)]
-pub mod exports {
-  pub mod trunkline {
-    pub mod transform {
-      /// Functions of the plugin.
+      /// Functions of the host. A plugin may call them in `init`, `process` and `flush`.
       #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
-      pub mod plugin {
+      pub mod host {
         #[used]
         #[doc(hidden)]
         static __FORCE_SECTION_REF: fn() =
-        super::super::super::super::__link_custom_section_describing_imports;
+        super::super::super::__link_custom_section_describing_imports;
         
-        use super::super::super::super::_rt;
-        /// The host that calls `init`.
-        #[derive(Clone)]
-        pub struct Offer {
-          /// The supported formats of batches and verdicts, the preferred one first.
-          pub formats: _rt::Vec::<u32>,
-          /// Version of the worker, for log lines.
-          pub host_version: _rt::String,
+        use super::super::super::_rt;
+        /// Severity of a log line.
+        #[repr(u8)]
+        #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+        pub enum Level {
+          Trace,
+          Debug,
+          Info,
+          Warn,
+          Error,
         }
-        impl ::core::fmt::Debug for Offer {
+        impl ::core::fmt::Debug for Level {
           fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-            f.debug_struct("Offer").field("formats", &self.formats).field("host-version", &self.host_version).finish()
-          }
-        }
-        /// The reply to a valid configuration.
-        #[derive(Clone)]
-        pub struct InitReply {
-          /// The selected format, one of `formats`.
-          pub format: u32,
-          /// Names of the output ports, without the default port. Transforms and sinks read them as
-          /// `component.port`.
-          pub ports: _rt::Vec::<_rt::String>,
-          /// True if every changed value still fits the schema in the record's header
-          /// `trunkline.schema` (for example, a mask that replaces strings by strings). If false,
-          /// the host removes the header from records whose value changes.
-          pub keeps_schema: bool,
-        }
-        impl ::core::fmt::Debug for InitReply {
-          fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-            f.debug_struct("InitReply").field("format", &self.format).field("ports", &self.ports).field("keeps-schema", &self.keeps_schema).finish()
-          }
-        }
-        /// The rejection of a configuration.
-        #[derive(Clone)]
-        pub struct InitError {
-          /// The problem and the expected input.
-          pub message: _rt::String,
-          /// The key at fault, such as `fields[0]` or `rules.name`. The host shows its line in the
-          /// pipeline file.
-          pub key: ::core::option::Option<_rt::String>,
-        }
-        impl ::core::fmt::Debug for InitError {
-          fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-            f.debug_struct("InitError").field("message", &self.message).field("key", &self.key).finish()
-          }
-        }
-        impl ::core::fmt::Display for InitError {
-          fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-            write!(f, "{:?}", self)
-          }
-        }
-        impl ::core::error::Error for InitError {}
-        #[doc(hidden)]
-        #[allow(non_snake_case, unused_unsafe)]
-        pub unsafe fn _export_init_cabi<T_: Guest>(arg0: *mut u8,arg1: usize,arg2: *mut u8,arg3: usize,arg4: *mut u8,arg5: usize,) -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
-        _rt::run_ctors_once();let result3 = {
-          let len0 = arg1;
-          let bytes0 = _rt::Vec::from_raw_parts(arg0.cast(), len0, len0);
-          let len1 = arg3;
-          let len2 = arg5;
-          let bytes2 = _rt::Vec::from_raw_parts(arg4.cast(), len2, len2);
-          T_::init(_rt::string_lift(bytes0), Offer{
-            formats: <_ as From<_rt::Vec<_>>>::from(_rt::Vec::from_raw_parts(arg2.cast(), len1, len1)),
-            host_version: _rt::string_lift(bytes2),
-          })
-        };
-        let ptr4 = (&raw mut _RET_AREA.0).cast::<u8>();
-        match result3 {
-          Ok(e) => { {
-            *ptr4.add(0).cast::<u8>() = (0i32) as u8;
-            let InitReply{ format:format5, ports:ports5, keeps_schema:keeps_schema5, } = e;
-            *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<i32>() = _rt::as_i32(format5);
-            let vec7 = ports5;
-            let len7 = vec7.len();
-            let layout7 = _rt::alloc::Layout::from_size_align(vec7.len() * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
-            let (result7, _cleanup7) = crate::guest::rt::Cleanup::new(layout7);if let Some(cleanup) = _cleanup7 { cleanup.forget(); }
-            for (i, e) in vec7.into_iter().enumerate() {
-              let base = result7.add(i * (2*::core::mem::size_of::<*const u8>()));
-              {
-                let vec6 = (e.into_bytes()).into_boxed_slice();
-                let ptr6 = vec6.as_ptr().cast::<u8>();
-                let len6 = vec6.len();
-                ::core::mem::forget(vec6);
-                *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len6;
-                *base.add(0).cast::<*mut u8>() = ptr6.cast_mut();
+            match self {
+              Level::Trace => {
+                f.debug_tuple("Level::Trace").finish()
+              }
+              Level::Debug => {
+                f.debug_tuple("Level::Debug").finish()
+              }
+              Level::Info => {
+                f.debug_tuple("Level::Info").finish()
+              }
+              Level::Warn => {
+                f.debug_tuple("Level::Warn").finish()
+              }
+              Level::Error => {
+                f.debug_tuple("Level::Error").finish()
               }
             }
-            *ptr4.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len7;
-            *ptr4.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = result7;
-            *ptr4.add(4*::core::mem::size_of::<*const u8>()).cast::<u8>() = (match keeps_schema5 { true => 1, false => 0 }) as u8;
-          } },
-          Err(e) => { {
-            *ptr4.add(0).cast::<u8>() = (1i32) as u8;
-            let InitError{ message:message8, key:key8, } = e;
-            let vec9 = (message8.into_bytes()).into_boxed_slice();
-            let ptr9 = vec9.as_ptr().cast::<u8>();
-            let len9 = vec9.len();
-            ::core::mem::forget(vec9);
-            *ptr4.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len9;
-            *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr9.cast_mut();
-            match key8 {
-              Some(e) => {
-                *ptr4.add(3*::core::mem::size_of::<*const u8>()).cast::<u8>() = (1i32) as u8;
-                let vec10 = (e.into_bytes()).into_boxed_slice();
-                let ptr10 = vec10.as_ptr().cast::<u8>();
-                let len10 = vec10.len();
-                ::core::mem::forget(vec10);
-                *ptr4.add(5*::core::mem::size_of::<*const u8>()).cast::<usize>() = len10;
-                *ptr4.add(4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr10.cast_mut();
-              },
-              None => {
+          }
+        }
+
+        impl Level{
+          #[doc(hidden)]
+          pub unsafe fn _lift(val: u8) -> Level{
+            if !cfg!(debug_assertions) {
+              return unsafe { ::core::mem::transmute(val) };
+            }
+
+            match val {
+              0 => Level::Trace,
+              1 => Level::Debug,
+              2 => Level::Info,
+              3 => Level::Warn,
+              4 => Level::Error,
+
+              _ => panic!("invalid enum discriminant"),
+            }
+          }
+        }
+
+        #[allow(unused_unsafe, clippy::all)]
+        /// Writes a line with the plugin's name to the worker's log. Lines are truncated at 4
+        /// KiB. The log contains at most 100 lines per call and the number of omitted lines. The
+        /// last `error` line before a trap becomes the reason of the dead letter, so panic
+        /// messages belong there.
+        #[allow(async_fn_in_trait)]
+        pub fn log(level: Level,message: &str,) -> (){
+          unsafe {
+            let vec0 = message;
+            let ptr0 = vec0.as_ptr().cast::<u8>();
+            let len0 = vec0.len();
+
+            #[cfg(target_arch = "wasm32")]
+            #[link(wasm_import_module = "trunkline:transform/host@1.1.0")]
+            unsafe extern "C" {
+              #[link_name = "log"]
+              fn wit_import1(_: i32, _: *mut u8, _: usize, );
+            }
+
+            #[cfg(not(target_arch = "wasm32"))]
+            unsafe extern "C" fn wit_import1(_: i32, _: *mut u8, _: usize, ) { unreachable!() }
+            wit_import1(level.clone() as i32, ptr0.cast_mut(), len0);
+          }
+        }
+        #[allow(unused_unsafe, clippy::all)]
+        /// Adds to a counter of the plugin. The increments of a failed batch are discarded. A
+        /// plugin may use at most 64 names of counters and histograms.
+        #[allow(async_fn_in_trait)]
+        pub fn counter_add(name: &str,by: u64,) -> (){
+          unsafe {
+            let vec0 = name;
+            let ptr0 = vec0.as_ptr().cast::<u8>();
+            let len0 = vec0.len();
+
+            #[cfg(target_arch = "wasm32")]
+            #[link(wasm_import_module = "trunkline:transform/host@1.1.0")]
+            unsafe extern "C" {
+              #[link_name = "counter-add"]
+              fn wit_import1(_: *mut u8, _: usize, _: i64, );
+            }
+
+            #[cfg(not(target_arch = "wasm32"))]
+            unsafe extern "C" fn wit_import1(_: *mut u8, _: usize, _: i64, ) { unreachable!() }
+            wit_import1(ptr0.cast_mut(), len0, _rt::as_i64(&by));
+          }
+        }
+        #[allow(unused_unsafe, clippy::all)]
+        /// Records an observation in a histogram of the plugin. The rules of `counter-add` apply.
+        #[allow(async_fn_in_trait)]
+        pub fn histogram_record(name: &str,value: f64,) -> (){
+          unsafe {
+            let vec0 = name;
+            let ptr0 = vec0.as_ptr().cast::<u8>();
+            let len0 = vec0.len();
+
+            #[cfg(target_arch = "wasm32")]
+            #[link(wasm_import_module = "trunkline:transform/host@1.1.0")]
+            unsafe extern "C" {
+              #[link_name = "histogram-record"]
+              fn wit_import1(_: *mut u8, _: usize, _: f64, );
+            }
+
+            #[cfg(not(target_arch = "wasm32"))]
+            unsafe extern "C" fn wit_import1(_: *mut u8, _: usize, _: f64, ) { unreachable!() }
+            wit_import1(ptr0.cast_mut(), len0, _rt::as_f64(&value));
+          }
+        }
+        #[allow(unused_unsafe, clippy::all)]
+        /// Milliseconds since 1970, by the worker's clock.
+        #[allow(async_fn_in_trait)]
+        pub fn now_ms() -> u64{
+          unsafe {
+
+            #[cfg(target_arch = "wasm32")]
+            #[link(wasm_import_module = "trunkline:transform/host@1.1.0")]
+            unsafe extern "C" {
+              #[link_name = "now-ms"]
+              fn wit_import0() -> i64;
+            }
+
+            #[cfg(not(target_arch = "wasm32"))]
+            unsafe extern "C" fn wit_import0() -> i64 { unreachable!() }
+            let ret = wit_import0();
+            ret as u64
+          }
+        }
+
+      }
+
+    }
+  }
+  #[allow(dead_code, clippy::all)]
+  pub mod exports {
+    pub mod trunkline {
+      pub mod transform {
+        /// Functions of the plugin.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod plugin {
+          #[used]
+          #[doc(hidden)]
+          static __FORCE_SECTION_REF: fn() =
+          super::super::super::super::__link_custom_section_describing_imports;
+          
+          use super::super::super::super::_rt;
+          /// The host that calls `init`.
+          #[derive(Clone)]
+          pub struct Offer {
+            /// The supported formats of batches and verdicts, the preferred one first.
+            pub formats: _rt::Vec::<u32>,
+            /// Version of the worker, for log lines.
+            pub host_version: _rt::String,
+          }
+          impl ::core::fmt::Debug for Offer {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+              f.debug_struct("Offer").field("formats", &self.formats).field("host-version", &self.host_version).finish()
+            }
+          }
+          /// The reply to a valid configuration.
+          #[derive(Clone)]
+          pub struct InitReply {
+            /// The selected format, one of `formats`.
+            pub format: u32,
+            /// Names of the output ports, without the default port. Transforms and sinks read them as
+            /// `component.port`.
+            pub ports: _rt::Vec::<_rt::String>,
+            /// True if every changed value still fits the schema in the record's header
+            /// `trunkline.schema` (for example, a mask that replaces strings by strings). If false,
+            /// the host removes the header from records whose value changes.
+            pub keeps_schema: bool,
+          }
+          impl ::core::fmt::Debug for InitReply {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+              f.debug_struct("InitReply").field("format", &self.format).field("ports", &self.ports).field("keeps-schema", &self.keeps_schema).finish()
+            }
+          }
+          /// The rejection of a configuration.
+          #[derive(Clone)]
+          pub struct InitError {
+            /// The problem and the expected input.
+            pub message: _rt::String,
+            /// The key at fault, such as `fields[0]` or `rules.name`. The host shows its line in the
+            /// pipeline file.
+            pub key: ::core::option::Option<_rt::String>,
+          }
+          impl ::core::fmt::Debug for InitError {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+              f.debug_struct("InitError").field("message", &self.message).field("key", &self.key).finish()
+            }
+          }
+          impl ::core::fmt::Display for InitError {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+              write!(f, "{:?}", self)
+            }
+          }
+          impl ::core::error::Error for InitError {}
+          #[doc(hidden)]
+          #[allow(non_snake_case, unused_unsafe)]
+          pub unsafe fn _export_init_cabi<T_: Guest>(arg0: *mut u8,arg1: usize,arg2: *mut u8,arg3: usize,arg4: *mut u8,arg5: usize,) -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
+          _rt::run_ctors_once();let result3 = {
+            let len0 = arg1;
+            let bytes0 = _rt::Vec::from_raw_parts(arg0.cast(), len0, len0);
+            let len1 = arg3;
+            let len2 = arg5;
+            let bytes2 = _rt::Vec::from_raw_parts(arg4.cast(), len2, len2);
+            T_::init(_rt::string_lift(bytes0), Offer{
+              formats: <_ as From<_rt::Vec<_>>>::from(_rt::Vec::from_raw_parts(arg2.cast(), len1, len1)),
+              host_version: _rt::string_lift(bytes2),
+            })
+          };
+          let ptr4 = (&raw mut _RET_AREA.0).cast::<u8>();
+          match result3 {
+            Ok(e) => { {
+              *ptr4.add(0).cast::<u8>() = (0i32) as u8;
+              let InitReply{ format:format5, ports:ports5, keeps_schema:keeps_schema5, } = e;
+              *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<i32>() = _rt::as_i32(format5);
+              let vec7 = ports5;
+              let len7 = vec7.len();
+              let layout7 = _rt::alloc::Layout::from_size_align(vec7.len() * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
+              let (result7, _cleanup7) = crate::guest::rt::Cleanup::new(layout7);if let Some(cleanup) = _cleanup7 { cleanup.forget(); }
+              for (i, e) in vec7.into_iter().enumerate() {
+                let base = result7.add(i * (2*::core::mem::size_of::<*const u8>()));
                 {
-                  *ptr4.add(3*::core::mem::size_of::<*const u8>()).cast::<u8>() = (0i32) as u8;
+                  let vec6 = (e.into_bytes()).into_boxed_slice();
+                  let ptr6 = vec6.as_ptr().cast::<u8>();
+                  let len6 = vec6.len();
+                  ::core::mem::forget(vec6);
+                  *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len6;
+                  *base.add(0).cast::<*mut u8>() = ptr6.cast_mut();
+                }
+              }
+              *ptr4.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len7;
+              *ptr4.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = result7;
+              *ptr4.add(4*::core::mem::size_of::<*const u8>()).cast::<u8>() = (match keeps_schema5 { true => 1, false => 0 }) as u8;
+            } },
+            Err(e) => { {
+              *ptr4.add(0).cast::<u8>() = (1i32) as u8;
+              let InitError{ message:message8, key:key8, } = e;
+              let vec9 = (message8.into_bytes()).into_boxed_slice();
+              let ptr9 = vec9.as_ptr().cast::<u8>();
+              let len9 = vec9.len();
+              ::core::mem::forget(vec9);
+              *ptr4.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len9;
+              *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr9.cast_mut();
+              match key8 {
+                Some(e) => {
+                  *ptr4.add(3*::core::mem::size_of::<*const u8>()).cast::<u8>() = (1i32) as u8;
+                  let vec10 = (e.into_bytes()).into_boxed_slice();
+                  let ptr10 = vec10.as_ptr().cast::<u8>();
+                  let len10 = vec10.len();
+                  ::core::mem::forget(vec10);
+                  *ptr4.add(5*::core::mem::size_of::<*const u8>()).cast::<usize>() = len10;
+                  *ptr4.add(4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr10.cast_mut();
+                },
+                None => {
+                  {
+                    *ptr4.add(3*::core::mem::size_of::<*const u8>()).cast::<u8>() = (0i32) as u8;
+                  }
+                },
+              };} },
+            };ptr4
+          } }
+          #[doc(hidden)]
+          #[allow(non_snake_case)]
+          pub unsafe fn __post_return_init<T_: Guest>(arg0: *mut u8,) { unsafe {
+            let l0 = i32::from(*arg0.add(0).cast::<u8>());
+            match l0 {
+              0 => {
+                let l1 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                let l2 = *arg0.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                let base5 = l1;
+                let len5 = l2;
+                for i in 0..len5 {
+                  let base = base5.add(i * (2*::core::mem::size_of::<*const u8>()));
+                  {
+                    let l3 = *base.add(0).cast::<*mut u8>();
+                    let l4 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+                    _rt::cabi_dealloc(l3, l4, 1);
+                  }
+                }
+                _rt::cabi_dealloc(base5, len5 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+              },
+              _ => {
+                let l6 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                let l7 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                _rt::cabi_dealloc(l6, l7, 1);
+                let l8 = i32::from(*arg0.add(3*::core::mem::size_of::<*const u8>()).cast::<u8>());
+                match l8 {
+                  0 => (),
+                  _ => {
+                    let l9 = *arg0.add(4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                    let l10 = *arg0.add(5*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                    _rt::cabi_dealloc(l9, l10, 1);
+                  },
                 }
               },
-            };} },
-          };ptr4
+            }
+          } }
+          #[doc(hidden)]
+          #[allow(non_snake_case, unused_unsafe)]
+          pub unsafe fn _export_process_cabi<T_: Guest>(arg0: *mut u8,arg1: usize,) -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
+          _rt::run_ctors_once();let result1 = {
+            let len0 = arg1;
+            T_::process(<_ as From<_rt::Vec<_>>>::from(_rt::Vec::from_raw_parts(arg0.cast(), len0, len0)))
+          };
+          let ptr2 = (&raw mut _RET_AREA.0).cast::<u8>();
+          match result1 {
+            Ok(e) => { {
+              *ptr2.add(0).cast::<u8>() = (0i32) as u8;
+              let vec3 = <_ as Into<_rt::Vec<_>>>::into(e).into_boxed_slice();
+              let ptr3 = vec3.as_ptr().cast::<u8>();
+              let len3 = vec3.len();
+              ::core::mem::forget(vec3);
+              *ptr2.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len3;
+              *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr3.cast_mut();
+            } },
+            Err(e) => { {
+              *ptr2.add(0).cast::<u8>() = (1i32) as u8;
+              let vec4 = (e.into_bytes()).into_boxed_slice();
+              let ptr4 = vec4.as_ptr().cast::<u8>();
+              let len4 = vec4.len();
+              ::core::mem::forget(vec4);
+              *ptr2.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len4;
+              *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr4.cast_mut();
+            } },
+          };ptr2
         } }
         #[doc(hidden)]
         #[allow(non_snake_case)]
-        pub unsafe fn __post_return_init<T_: Guest>(arg0: *mut u8,) { unsafe {
+        pub unsafe fn __post_return_process<T_: Guest>(arg0: *mut u8,) { unsafe {
           let l0 = i32::from(*arg0.add(0).cast::<u8>());
           match l0 {
             0 => {
-              let l1 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-              let l2 = *arg0.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
-              let base5 = l1;
-              let len5 = l2;
-              for i in 0..len5 {
-                let base = base5.add(i * (2*::core::mem::size_of::<*const u8>()));
-                {
-                  let l3 = *base.add(0).cast::<*mut u8>();
-                  let l4 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
-                  _rt::cabi_dealloc(l3, l4, 1);
-                }
-              }
-              _rt::cabi_dealloc(base5, len5 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+              let l1 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+              let l2 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
+              let base3 = l1;
+              let len3 = l2;
+              _rt::cabi_dealloc(base3, len3 * 1, 1);
             },
             _ => {
-              let l6 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-              let l7 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
-              _rt::cabi_dealloc(l6, l7, 1);
-              let l8 = i32::from(*arg0.add(3*::core::mem::size_of::<*const u8>()).cast::<u8>());
-              match l8 {
-                0 => (),
-                _ => {
-                  let l9 = *arg0.add(4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-                  let l10 = *arg0.add(5*::core::mem::size_of::<*const u8>()).cast::<usize>();
-                  _rt::cabi_dealloc(l9, l10, 1);
-                },
-              }
+              let l4 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+              let l5 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
+              _rt::cabi_dealloc(l4, l5, 1);
             },
           }
         } }
         #[doc(hidden)]
         #[allow(non_snake_case, unused_unsafe)]
-        pub unsafe fn _export_process_cabi<T_: Guest>(arg0: *mut u8,arg1: usize,) -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
-        _rt::run_ctors_once();let result1 = {
-          let len0 = arg1;
-          T_::process(<_ as From<_rt::Vec<_>>>::from(_rt::Vec::from_raw_parts(arg0.cast(), len0, len0)))
+        pub unsafe fn _export_flush_cabi<T_: Guest>() -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
+        _rt::run_ctors_once();let result0 = {
+          T_::flush()
         };
-        let ptr2 = (&raw mut _RET_AREA.0).cast::<u8>();
-        match result1 {
+        let ptr1 = (&raw mut _RET_AREA.0).cast::<u8>();
+        match result0 {
           Ok(e) => { {
-            *ptr2.add(0).cast::<u8>() = (0i32) as u8;
-            let vec3 = <_ as Into<_rt::Vec<_>>>::into(e).into_boxed_slice();
+            *ptr1.add(0).cast::<u8>() = (0i32) as u8;
+            let vec2 = <_ as Into<_rt::Vec<_>>>::into(e).into_boxed_slice();
+            let ptr2 = vec2.as_ptr().cast::<u8>();
+            let len2 = vec2.len();
+            ::core::mem::forget(vec2);
+            *ptr1.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len2;
+            *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr2.cast_mut();
+          } },
+          Err(e) => { {
+            *ptr1.add(0).cast::<u8>() = (1i32) as u8;
+            let vec3 = (e.into_bytes()).into_boxed_slice();
             let ptr3 = vec3.as_ptr().cast::<u8>();
             let len3 = vec3.len();
             ::core::mem::forget(vec3);
-            *ptr2.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len3;
-            *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr3.cast_mut();
+            *ptr1.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len3;
+            *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr3.cast_mut();
           } },
-          Err(e) => { {
-            *ptr2.add(0).cast::<u8>() = (1i32) as u8;
-            let vec4 = (e.into_bytes()).into_boxed_slice();
-            let ptr4 = vec4.as_ptr().cast::<u8>();
-            let len4 = vec4.len();
-            ::core::mem::forget(vec4);
-            *ptr2.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len4;
-            *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr4.cast_mut();
-          } },
-        };ptr2
+        };ptr1
       } }
       #[doc(hidden)]
       #[allow(non_snake_case)]
-      pub unsafe fn __post_return_process<T_: Guest>(arg0: *mut u8,) { unsafe {
+      pub unsafe fn __post_return_flush<T_: Guest>(arg0: *mut u8,) { unsafe {
         let l0 = i32::from(*arg0.add(0).cast::<u8>());
         match l0 {
           0 => {
@@ -372,115 +681,86 @@ pub mod exports {
           },
         }
       } }
-      #[doc(hidden)]
-      #[allow(non_snake_case, unused_unsafe)]
-      pub unsafe fn _export_flush_cabi<T_: Guest>() -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
-      _rt::run_ctors_once();let result0 = {
-        T_::flush()
-      };
-      let ptr1 = (&raw mut _RET_AREA.0).cast::<u8>();
-      match result0 {
-        Ok(e) => { {
-          *ptr1.add(0).cast::<u8>() = (0i32) as u8;
-          let vec2 = <_ as Into<_rt::Vec<_>>>::into(e).into_boxed_slice();
-          let ptr2 = vec2.as_ptr().cast::<u8>();
-          let len2 = vec2.len();
-          ::core::mem::forget(vec2);
-          *ptr1.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len2;
-          *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr2.cast_mut();
-        } },
-        Err(e) => { {
-          *ptr1.add(0).cast::<u8>() = (1i32) as u8;
-          let vec3 = (e.into_bytes()).into_boxed_slice();
-          let ptr3 = vec3.as_ptr().cast::<u8>();
-          let len3 = vec3.len();
-          ::core::mem::forget(vec3);
-          *ptr1.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len3;
-          *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr3.cast_mut();
-        } },
-      };ptr1
-    } }
-    #[doc(hidden)]
-    #[allow(non_snake_case)]
-    pub unsafe fn __post_return_flush<T_: Guest>(arg0: *mut u8,) { unsafe {
-      let l0 = i32::from(*arg0.add(0).cast::<u8>());
-      match l0 {
-        0 => {
-          let l1 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-          let l2 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
-          let base3 = l1;
-          let len3 = l2;
-          _rt::cabi_dealloc(base3, len3 * 1, 1);
-        },
-        _ => {
-          let l4 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-          let l5 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
-          _rt::cabi_dealloc(l4, l5, 1);
-        },
+      pub trait Guest {
+        /// The host calls `init` once, before the other functions. `config` is the JSON text of
+        /// the transform's `config` table, or `{}` if the table is missing.
+        #[allow(async_fn_in_trait)]
+        fn init(config: _rt::String,host: Offer,) -> ::core::result::Result<InitReply,InitError>;
+        /// Returns a verdict on each record of a batch. Return an error only for a temporary
+        /// failure of the whole batch: the host retries the batch. A record with bad data gets
+        /// the verdict `reject`.
+        #[allow(async_fn_in_trait)]
+        fn process(batch: _rt::Vec::<u8>,) -> ::core::result::Result<_rt::Vec::<u8>,_rt::String>;
+        /// The host calls `flush` before it stops the instance. The result contains no verdict,
+        /// or one `emit` for an input record without key, value, headers and timestamp.
+        #[allow(async_fn_in_trait)]
+        fn flush() -> ::core::result::Result<_rt::Vec::<u8>,_rt::String>;
       }
-    } }
-    pub trait Guest {
-      /// The host calls `init` once, before the other functions. `config` is the JSON text of
-      /// the transform's `config` table, or `{}` if the table is missing.
-      #[allow(async_fn_in_trait)]
-      fn init(config: _rt::String,host: Offer,) -> ::core::result::Result<InitReply,InitError>;
-      /// Returns a verdict on each record of a batch. Return an error only for a temporary
-      /// failure of the whole batch: the host retries the batch. A record with bad data gets
-      /// the verdict `reject`.
-      #[allow(async_fn_in_trait)]
-      fn process(batch: _rt::Vec::<u8>,) -> ::core::result::Result<_rt::Vec::<u8>,_rt::String>;
-      /// The host calls `flush` before it stops the instance. The result contains no verdict,
-      /// or one `emit` for an input record without key, value, headers and timestamp.
-      #[allow(async_fn_in_trait)]
-      fn flush() -> ::core::result::Result<_rt::Vec::<u8>,_rt::String>;
-    }
-    #[doc(hidden)]
-    #[macro_export]
-    macro_rules! __export_trunkline_transform_plugin_1_0_0_cabi{
-      ($ty:ident with_types_in $($path_to_types:tt)*) => (const _: () = {
+      #[doc(hidden)]
+      #[macro_export]
+      macro_rules! __export_trunkline_transform_plugin_1_1_0_cabi{
+        ($ty:ident with_types_in $($path_to_types:tt)*) => (const _: () = {
 
-        #[unsafe(export_name = "trunkline:transform/plugin@1.0.0#init")]
-        unsafe extern "C" fn export_init(arg0: *mut u8,arg1: usize,arg2: *mut u8,arg3: usize,arg4: *mut u8,arg5: usize,) -> *mut u8 {
-          unsafe { $($path_to_types)*::_export_init_cabi::<$ty>(arg0, arg1, arg2, arg3, arg4, arg5) }
-        }
-        #[unsafe(export_name = "cabi_post_trunkline:transform/plugin@1.0.0#init")]
-        unsafe extern "C" fn _post_return_init(arg0: *mut u8,) {
-          unsafe { $($path_to_types)*::__post_return_init::<$ty>(arg0) }
-        }
-        #[unsafe(export_name = "trunkline:transform/plugin@1.0.0#process")]
-        unsafe extern "C" fn export_process(arg0: *mut u8,arg1: usize,) -> *mut u8 {
-          unsafe { $($path_to_types)*::_export_process_cabi::<$ty>(arg0, arg1) }
-        }
-        #[unsafe(export_name = "cabi_post_trunkline:transform/plugin@1.0.0#process")]
-        unsafe extern "C" fn _post_return_process(arg0: *mut u8,) {
-          unsafe { $($path_to_types)*::__post_return_process::<$ty>(arg0) }
-        }
-        #[unsafe(export_name = "trunkline:transform/plugin@1.0.0#flush")]
-        unsafe extern "C" fn export_flush() -> *mut u8 {
-          unsafe { $($path_to_types)*::_export_flush_cabi::<$ty>() }
-        }
-        #[unsafe(export_name = "cabi_post_trunkline:transform/plugin@1.0.0#flush")]
-        unsafe extern "C" fn _post_return_flush(arg0: *mut u8,) {
-          unsafe { $($path_to_types)*::__post_return_flush::<$ty>(arg0) }
-        }
-      };);
-    }
-    #[doc(hidden)]
-    pub use __export_trunkline_transform_plugin_1_0_0_cabi;
+          #[unsafe(export_name = "trunkline:transform/plugin@1.1.0#init")]
+          unsafe extern "C" fn export_init(arg0: *mut u8,arg1: usize,arg2: *mut u8,arg3: usize,arg4: *mut u8,arg5: usize,) -> *mut u8 {
+            unsafe { $($path_to_types)*::_export_init_cabi::<$ty>(arg0, arg1, arg2, arg3, arg4, arg5) }
+          }
+          #[unsafe(export_name = "cabi_post_trunkline:transform/plugin@1.1.0#init")]
+          unsafe extern "C" fn _post_return_init(arg0: *mut u8,) {
+            unsafe { $($path_to_types)*::__post_return_init::<$ty>(arg0) }
+          }
+          #[unsafe(export_name = "trunkline:transform/plugin@1.1.0#process")]
+          unsafe extern "C" fn export_process(arg0: *mut u8,arg1: usize,) -> *mut u8 {
+            unsafe { $($path_to_types)*::_export_process_cabi::<$ty>(arg0, arg1) }
+          }
+          #[unsafe(export_name = "cabi_post_trunkline:transform/plugin@1.1.0#process")]
+          unsafe extern "C" fn _post_return_process(arg0: *mut u8,) {
+            unsafe { $($path_to_types)*::__post_return_process::<$ty>(arg0) }
+          }
+          #[unsafe(export_name = "trunkline:transform/plugin@1.1.0#flush")]
+          unsafe extern "C" fn export_flush() -> *mut u8 {
+            unsafe { $($path_to_types)*::_export_flush_cabi::<$ty>() }
+          }
+          #[unsafe(export_name = "cabi_post_trunkline:transform/plugin@1.1.0#flush")]
+          unsafe extern "C" fn _post_return_flush(arg0: *mut u8,) {
+            unsafe { $($path_to_types)*::__post_return_flush::<$ty>(arg0) }
+          }
+        };);
+      }
+      #[doc(hidden)]
+      pub use __export_trunkline_transform_plugin_1_1_0_cabi;
 
-    #[cfg_attr(target_pointer_width="64", repr(align(8)))]
-    #[cfg_attr(target_pointer_width="32", repr(align(4)))]
-    struct _RetArea([::core::mem::MaybeUninit::<u8>; 6*::core::mem::size_of::<*const u8>()]);
-    static mut _RET_AREA: _RetArea = _RetArea([::core::mem::MaybeUninit::uninit(); 6*::core::mem::size_of::<*const u8>()]);
+      #[cfg_attr(target_pointer_width="64", repr(align(8)))]
+      #[cfg_attr(target_pointer_width="32", repr(align(4)))]
+      struct _RetArea([::core::mem::MaybeUninit::<u8>; 6*::core::mem::size_of::<*const u8>()]);
+      static mut _RET_AREA: _RetArea = _RetArea([::core::mem::MaybeUninit::uninit(); 6*::core::mem::size_of::<*const u8>()]);
+
+    }
 
   }
-
-}
 }
 }
 mod _rt {
   #![allow(dead_code, unused_imports, clippy::all)]
-
+  pub use alloc_crate::vec::Vec;
+  pub use alloc_crate::alloc;
+  pub unsafe fn invalid_enum_discriminant<T>() -> T {
+    if cfg!(debug_assertions) {
+      panic!("invalid enum discriminant")
+    } else {
+      unsafe { core::hint::unreachable_unchecked() }
+    }
+  }
+  pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
+    if size == 0 {
+      return;
+    }
+    unsafe {
+      let layout = alloc::Layout::from_size_align_unchecked(size, align);
+      alloc::dealloc(ptr, layout);
+    }
+  }
+  
   pub fn as_i64<T: AsI64>(t: T) -> i64 {
     t.as_i64()
   }
@@ -506,41 +786,6 @@ mod _rt {
     #[inline]
     fn as_i64(self) -> i64 {
       self as i64
-    }
-  }
-  
-  pub fn as_f64<T: AsF64>(t: T) -> f64 {
-    t.as_f64()
-  }
-
-  pub trait AsF64 {
-    fn as_f64(self) -> f64;
-  }
-
-  impl<'a, T: Copy + AsF64> AsF64 for &'a T {
-    fn as_f64(self) -> f64 {
-      (*self).as_f64()
-    }
-  }
-  
-  impl AsF64 for f64 {
-    #[inline]
-    fn as_f64(self) -> f64 {
-      self as f64
-    }
-  }
-  pub use alloc_crate::vec::Vec;
-  pub use alloc_crate::string::String;
-
-  #[cfg(target_arch = "wasm32")]
-  pub fn run_ctors_once() {
-    crate::guest::rt::run_ctors_once();
-  }
-  pub unsafe fn string_lift(bytes: Vec<u8>) -> String {
-    if cfg!(debug_assertions) {
-      String::from_utf8(bytes).unwrap()
-    } else {
-      unsafe { String::from_utf8_unchecked(bytes) }
     }
   }
   
@@ -613,14 +858,38 @@ mod _rt {
       self as i32
     }
   }
-  pub use alloc_crate::alloc;
-  pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
-    if size == 0 {
-      return;
+  
+  pub fn as_f64<T: AsF64>(t: T) -> f64 {
+    t.as_f64()
+  }
+
+  pub trait AsF64 {
+    fn as_f64(self) -> f64;
+  }
+
+  impl<'a, T: Copy + AsF64> AsF64 for &'a T {
+    fn as_f64(self) -> f64 {
+      (*self).as_f64()
     }
-    unsafe {
-      let layout = alloc::Layout::from_size_align_unchecked(size, align);
-      alloc::dealloc(ptr, layout);
+  }
+  
+  impl AsF64 for f64 {
+    #[inline]
+    fn as_f64(self) -> f64 {
+      self as f64
+    }
+  }
+  pub use alloc_crate::string::String;
+
+  #[cfg(target_arch = "wasm32")]
+  pub fn run_ctors_once() {
+    crate::guest::rt::run_ctors_once();
+  }
+  pub unsafe fn string_lift(bytes: Vec<u8>) -> String {
+    if cfg!(debug_assertions) {
+      String::from_utf8(bytes).unwrap()
+    } else {
+      unsafe { String::from_utf8_unchecked(bytes) }
     }
   }
   extern crate alloc as alloc_crate;
@@ -645,51 +914,62 @@ mod _rt {
 #[allow(unused_macros)]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __export_transform_impl {
+macro_rules! __export_stateful_impl {
   ($ty:ident) => ($crate::__private::bindings::__export_guest_types!($ty with_types_in $crate::__private::bindings););
   ($ty:ident with_types_in $($path_to_types_root:tt)*) => (
-  $($path_to_types_root)*::exports::trunkline::transform::plugin::__export_trunkline_transform_plugin_1_0_0_cabi!($ty with_types_in $($path_to_types_root)*::exports::trunkline::transform::plugin);
+  $($path_to_types_root)*::exports::trunkline::transform::plugin::__export_trunkline_transform_plugin_1_1_0_cabi!($ty with_types_in $($path_to_types_root)*::exports::trunkline::transform::plugin);
   const _: () = {
 
     #[cfg(target_arch = "wasm32")]
-    #[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.0.0:transform:imports and exports")]
+    #[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:stateful:imports and exports")]
     #[doc(hidden)]
     #[allow(clippy::octal_escapes)]
-    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 618] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xea\x03\x01A\x02\x01\
-A\x04\x01B\x0a\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05leve\
-l\x03\0\0\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04\
-names\x02byw\x01\0\x04\0\x0bcounter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\
-\x04\0\x10histogram-record\x01\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etr\
-unkline:transform/host@1.0.0\x05\0\x01B\x12\x01py\x01r\x02\x07formats\0\x0chost-\
-versions\x04\0\x05offer\x03\0\x01\x01ps\x01r\x03\x06formaty\x05ports\x03\x0ckeep\
-s-schema\x7f\x04\0\x0ainit-reply\x03\0\x04\x01ks\x01r\x02\x07messages\x03key\x06\
-\x04\0\x0ainit-error\x03\0\x07\x01j\x01\x05\x01\x08\x01@\x02\x06configs\x04host\x02\
-\0\x09\x04\0\x04init\x01\x0a\x01p}\x01j\x01\x0b\x01s\x01@\x01\x05batch\x0b\0\x0c\
-\x04\0\x07process\x01\x0d\x01@\0\0\x0c\x04\0\x05flush\x01\x0e\x04\0\x20trunkline\
-:transform/plugin@1.0.0\x05\x01\x04\0#trunkline:transform/transform@1.0.0\x04\0\x0b\
-\x0f\x01\0\x09transform\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-c\
-omponent\x070.262.0\x10wit-bindgen-rust\x060.63.0";
+    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 837] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xc6\x05\x01A\x02\x01\
+A\x06\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\
+\x01r\x03\x03key\0\x05value\0\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\x04\x01p\0\x01\
+k\0\x01p\x07\x01@\x01\x04keys\x06\0\x08\x04\0\x03get\x01\x09\x01p\x05\x01@\x01\x07\
+entries\x0a\x01\0\x04\0\x03put\x01\x0b\x01@\x01\x04keys\x06\x01\0\x04\0\x06delet\
+e\x01\x0c\x01p\x02\x01@\x03\x05start\0\x03end\x07\x05limity\0\x0d\x04\0\x05range\
+\x01\x0e\x03\0\x1ftrunkline:transform/state@1.1.0\x05\0\x01B\x0a\x01m\x05\x05tra\
+ce\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\
+\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\0\x0b\
+counter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-record\x01\
+\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:transform/host@1.1.0\x05\
+\x01\x01B\x12\x01py\x01r\x02\x07formats\0\x0chost-versions\x04\0\x05offer\x03\0\x01\
+\x01ps\x01r\x03\x06formaty\x05ports\x03\x0ckeeps-schema\x7f\x04\0\x0ainit-reply\x03\
+\0\x04\x01ks\x01r\x02\x07messages\x03key\x06\x04\0\x0ainit-error\x03\0\x07\x01j\x01\
+\x05\x01\x08\x01@\x02\x06configs\x04host\x02\0\x09\x04\0\x04init\x01\x0a\x01p}\x01\
+j\x01\x0b\x01s\x01@\x01\x05batch\x0b\0\x0c\x04\0\x07process\x01\x0d\x01@\0\0\x0c\
+\x04\0\x05flush\x01\x0e\x04\0\x20trunkline:transform/plugin@1.1.0\x05\x02\x04\0\"\
+trunkline:transform/stateful@1.1.0\x04\0\x0b\x0e\x01\0\x08stateful\x03\0\0\0G\x09\
+producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rus\
+t\x060.63.0";
   };
   )
 }
 #[doc(inline)]
-pub use __export_transform_impl as __export_guest_types;
+pub use __export_stateful_impl as __export_guest_types;
 
 #[cfg(target_arch = "wasm32")]
-#[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.0.0:transform-with-all-of-its-exports-removed:encoded world")]
+#[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:stateful-with-all-of-its-exports-removed:encoded world")]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 433] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x91\x02\x01A\x02\x01\
-A\x02\x01B\x0a\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05leve\
-l\x03\0\0\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04\
-names\x02byw\x01\0\x04\0\x0bcounter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\
-\x04\0\x10histogram-record\x01\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etr\
-unkline:transform/host@1.0.0\x05\0\x04\0Ctrunkline:transform/transform-with-all-\
-of-its-exports-removed@1.0.0\x04\0\x0b/\x01\0)transform-with-all-of-its-exports-\
-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.26\
-2.0\x10wit-bindgen-rust\x060.63.0";
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 652] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xed\x03\x01A\x02\x01\
+A\x04\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\
+\x01r\x03\x03key\0\x05value\0\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\x04\x01p\0\x01\
+k\0\x01p\x07\x01@\x01\x04keys\x06\0\x08\x04\0\x03get\x01\x09\x01p\x05\x01@\x01\x07\
+entries\x0a\x01\0\x04\0\x03put\x01\x0b\x01@\x01\x04keys\x06\x01\0\x04\0\x06delet\
+e\x01\x0c\x01p\x02\x01@\x03\x05start\0\x03end\x07\x05limity\0\x0d\x04\0\x05range\
+\x01\x0e\x03\0\x1ftrunkline:transform/state@1.1.0\x05\0\x01B\x0a\x01m\x05\x05tra\
+ce\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\
+\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\0\x0b\
+counter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-record\x01\
+\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:transform/host@1.1.0\x05\
+\x01\x04\0Btrunkline:transform/stateful-with-all-of-its-exports-removed@1.1.0\x04\
+\0\x0b.\x01\0(stateful-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\
+\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
 
 #[inline(never)]
 #[doc(hidden)]

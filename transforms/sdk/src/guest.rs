@@ -5,16 +5,16 @@
 //! generated `bindings.rs`. The file is committed, so that plugin authors need neither macro nor
 //! generator. After a change of the WIT file, run in the folder of this crate:
 //! ```text
-//! wit-bindgen rust ../wit --world transform --out-dir src --runtime-path crate::guest::rt \
+//! wit-bindgen rust ../wit --world stateful --out-dir src --runtime-path crate::guest::rt \
 //!     --pub-export-macro --export-macro-name __export_guest_types \
 //!     --default-bindings-module '$crate::__private::bindings'
-//! mv src/transform.rs src/bindings.rs
+//! mv src/stateful.rs src/bindings.rs
 //! ```
 
 use std::cell::RefCell;
 
 use crate::bindings::exports::trunkline::transform::plugin::{InitError, InitReply, Offer};
-use crate::bindings::trunkline::transform::host;
+use crate::bindings::trunkline::transform::{host, state};
 use crate::config::ConfigError;
 use crate::host::Level;
 use crate::{Transform, runner};
@@ -130,6 +130,23 @@ pub(crate) fn histogram_record(name: &str, value: f64) {
 
 pub(crate) fn now_ms() -> u64 {
     host::now_ms()
+}
+
+pub(crate) fn state_get(keys: &[Vec<u8>]) -> Vec<Option<Vec<u8>>> {
+    state::get(keys)
+}
+
+pub(crate) fn state_put(entries: Vec<(Vec<u8>, Vec<u8>)>, ttl_ms: Option<u64>) {
+    let entries = entries.into_iter().map(|(key, value)| state::NewEntry { key, value, ttl_ms });
+    state::put(&entries.collect::<Vec<_>>());
+}
+
+pub(crate) fn state_delete(keys: &[Vec<u8>]) {
+    state::delete(keys);
+}
+
+pub(crate) fn state_range(start: &[u8], end: &[u8], limit: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
+    state::range(start, Some(end), limit).into_iter().map(|entry| (entry.key, entry.value)).collect()
 }
 
 /// The allocator of the canonical ABI.

@@ -61,13 +61,14 @@
 //!
 //! The memory of a plugin lasts as long as its instance: until the worker stops, the task moves, or
 //! the plugin crashes on a record (then a new instance processes some records again). Results must
-//! not depend on it.
+//! not depend on it. [`state`] keeps entries durably.
 
 mod batch;
 mod config;
 pub mod host;
 pub mod json;
 mod runner;
+pub mod state;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 mod verdict;

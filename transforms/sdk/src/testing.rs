@@ -1,5 +1,5 @@
 //! A mock host for `cargo test` on the native target. It passes records to a transform in the byte
-//! layout of the worker, and returns verdicts, log lines and metrics. The documentation of the
+//! layout of the worker, and returns verdicts, log lines, metrics and state. The documentation of the
 //! crate has an example.
 
 use std::cell::RefCell;
@@ -21,6 +21,47 @@ struct CallState {
     counters: BTreeMap<String, u64>,
     histograms: BTreeMap<String, Vec<f64>>,
     now_ms: u64,
+    state: MockState,
+}
+
+/// The state of the one topic partition that the mock host has.
+#[derive(Debug, Clone, Default)]
+struct MockState {
+    /// Values, and the times at which they expire.
+    entries: BTreeMap<Vec<u8>, (Vec<u8>, Option<i64>)>,
+    /// The greatest timestamp of the records, including the current batch.
+    time: i64,
+    in_process: bool,
+}
+
+fn with_state<R>(call: impl FnOnce(&mut MockState) -> R) -> R {
+    CALL_STATE.with_borrow_mut(|state| {
+        assert!(state.state.in_process, "state is available in `record` and `process` only");
+        call(&mut state.state)
+    })
+}
+
+pub(crate) fn state_get(keys: &[Vec<u8>]) -> Vec<Option<Vec<u8>>> {
+    with_state(|state| keys.iter().map(|key| state.entries.get(key).map(|(value, _)| value.clone())).collect())
+}
+
+pub(crate) fn state_put(entries: Vec<(Vec<u8>, Vec<u8>)>, ttl_ms: Option<u64>) {
+    with_state(|state| {
+        let ttl = ttl_ms.map(|ttl| i64::try_from(ttl).unwrap_or(i64::MAX));
+        let expires_at = ttl.map(|ttl| state.time.saturating_add(ttl));
+        state.entries.extend(entries.into_iter().map(|(key, value)| (key, (value, expires_at))));
+    });
+}
+
+pub(crate) fn state_delete(keys: &[Vec<u8>]) {
+    with_state(|state| keys.iter().for_each(|key| drop(state.entries.remove(key))));
+}
+
+pub(crate) fn state_range(start: &[u8], end: &[u8], limit: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
+    with_state(|state| {
+        let from_start = state.entries.range(start.to_vec()..).take_while(|(key, _)| key.as_slice() < end);
+        from_start.take(limit as usize).map(|(key, (value, _))| (key.clone(), value.clone())).collect()
+    })
 }
 
 pub(crate) fn log(level: Level, message: &str) {
@@ -64,6 +105,13 @@ impl Input {
     #[must_use]
     pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {
         self.key = Some(key.as_ref().to_vec());
+        self
+    }
+
+    /// Sets the timestamp in milliseconds since 1970.
+    #[must_use]
+    pub fn at(mut self, timestamp: i64) -> Self {
+        self.timestamp = Some(timestamp);
         self
     }
 
@@ -123,27 +171,59 @@ impl Outcome {
 #[derive(Debug)]
 pub struct MockHost<T> {
     transform: T,
+    config: String,
     ports: Vec<String>,
 }
 
 impl<T: Transform> MockHost<T> {
-    /// Creates the transform from its `config` table. Resets the log, the metrics and the clock of
-    /// this thread.
+    /// Creates the transform from its `config` table. Resets the log, the metrics, the clock and the
+    /// state of this thread.
     pub fn start(config: serde_json::Value) -> Result<Self, ConfigError> {
         CALL_STATE.with_borrow_mut(|state| *state = CallState::default());
-        let transform = T::new(ConfigError::read(&config.to_string())?)?;
+        let config = config.to_string();
+        let transform = T::new(ConfigError::read(&config)?)?;
         let mut ports = vec!["default".to_owned()];
         ports.extend(transform.ports());
-        Ok(Self { transform, ports })
+        Ok(Self { transform, config, ports })
     }
 
-    /// Processes a batch.
+    /// Replaces the transform by a new one, as after a crash: its memory is lost, the state stays.
+    pub fn restart(&mut self) -> Result<(), ConfigError> {
+        self.transform = T::new(ConfigError::read(&self.config)?)?;
+        Ok(())
+    }
+
+    /// Processes a batch. After an error, the state is as before.
     ///
     /// # Panics
     /// If the transform panics or uses a port that it does not declare.
     pub fn process(&mut self, records: &[Input]) -> Result<Vec<Outcome>, String> {
-        let verdicts = runner::process(&mut self.transform, &seal(records))?;
-        Ok(self.outcomes(&verdicts, records))
+        let greatest = records.iter().filter_map(|record| record.timestamp).max().unwrap_or(0);
+        let before = CALL_STATE.with_borrow_mut(|call| {
+            let before = call.state.clone();
+            call.state.time = call.state.time.max(greatest);
+            call.state.in_process = true;
+            before
+        });
+        let called = runner::process(&mut self.transform, &seal(records));
+        CALL_STATE.with_borrow_mut(|call| {
+            call.state.in_process = false;
+            if called.is_err() {
+                call.state = before;
+                return;
+            }
+            let time = call.state.time;
+            call.state.entries.retain(|_, (_, expires_at)| expires_at.is_none_or(|expires_at| expires_at > time));
+        });
+        Ok(self.outcomes(&called?, records))
+    }
+
+    /// The entries of the state in the order of their keys, with the names of their collections.
+    pub fn state(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let entries = |call: &CallState| {
+            call.state.entries.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect()
+        };
+        CALL_STATE.with_borrow(entries)
     }
 
     /// Flushes the transform.

@@ -121,7 +121,8 @@ impl CombinedParser {
         let ident_at = addr_end + 1;
         let ident_len = memchr(b' ', &bytes[ident_at..]).filter(|len| *len > 0);
         let ident_len = ident_len.ok_or_else(|| expected(ident_at, "an identity (usually `-`) and a space"))?;
-        if line[ident_at..ident_at + ident_len].parse::<IpAddr>().is_ok() {
+        let ident = &line[ident_at..ident_at + ident_len];
+        if ident != "-" && ident.parse::<IpAddr>().is_ok() {
             return Err(expected(
                 ident_at,
                 "an identity (usually `-`); for a virtual host before the address use `vhost_combined`",
@@ -141,7 +142,10 @@ impl CombinedParser {
             return Err(expected(user_at + 2, STAMP));
         }
         let stamp_at = bracket + 1;
-        self.read_stamp(&bytes[stamp_at..stamp_at + STAMP_LEN]).ok_or_else(|| expected(bracket, STAMP))?;
+        let stamp = &bytes[stamp_at..stamp_at + STAMP_LEN];
+        if stamp != self.last.text.as_slice() {
+            self.read_stamp(stamp).ok_or_else(|| expected(bracket, STAMP))?;
+        }
 
         out.extend_from_slice(b"\"remote_addr\":");
         write_plain(out, &line[addr_at..addr_end]);
@@ -191,9 +195,6 @@ impl CombinedParser {
 
     /// Reads `17/May/2015:10:05:03 +0000` into `self.last`.
     fn read_stamp(&mut self, text: &[u8]) -> Option<()> {
-        if text == self.last.text.as_slice() {
-            return Some(());
-        }
         let text: &[u8; STAMP_LEN] = text.try_into().ok()?;
         let two = |at: usize| Some(digit(text[at])? * 10 + digit(text[at + 1])?);
         let separated = text[2] == b'/'

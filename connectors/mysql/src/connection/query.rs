@@ -12,6 +12,9 @@ use super::dialect::Dialect;
 use super::options::{ConnectionOptions, Tls, read_pem};
 use super::{call_with_deadline, session};
 
+/// The code of an error of a server that accepts no more connections.
+pub(crate) const NO_CONNECTION: &str = "mysql.connections";
+
 /// Rows of a query as text; `None` is null.
 pub(crate) type TextRows = Vec<Vec<Option<String>>>;
 
@@ -164,6 +167,8 @@ fn query_error(options: &ConnectionOptions, action: &str, error: &sqlx::Error) -
     const NO_DATABASE_GRANT: u16 = 1044;
     const NO_TABLE_GRANT: u16 = 1142;
     const NO_PRIVILEGE: u16 = 1227;
+    // Of the server; of the user, by `max_user_connections`; of the user, by the account's limits.
+    const TOO_MANY_CONNECTIONS: [u16; 3] = [1040, 1203, 1226];
     let server = options.server_label();
     let user = &options.address.user;
     if is_server_error(error, ACCESS_DENIED) {
@@ -178,6 +183,13 @@ fn query_error(options: &ConnectionOptions, action: &str, error: &sqlx::Error) -
             "{server}: the user `{user}` lacks a privilege for: {action}: {error}; run `trunkline validate --check` for the GRANT"
         );
         return Error::config("mysql.privilege", message);
+    }
+    if TOO_MANY_CONNECTIONS.iter().any(|number| is_server_error(error, *number)) {
+        let message = format!(
+            "{server} accepts no more connections of the user `{user}`: {error}; raise `max_connections` or the user's limit, or \
+             lower `snapshot_threads`"
+        );
+        return Error::external(NO_CONNECTION, message);
     }
     match error {
         sqlx::Error::Configuration(why) if why.to_string().contains("RSA") => Error::config(

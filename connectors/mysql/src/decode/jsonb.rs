@@ -70,7 +70,7 @@ fn value(out: &mut Vec<u8>, kind: u8, body: &[u8], depth: usize, left: &mut usiz
         UINT64 => out.extend_from_slice(buffer.format(number(8)?).as_bytes()),
         DOUBLE => write_double(out, f64::from_bits(number(8)?)),
         STRING => {
-            let text = String::from_utf8_lossy(counted(body)?);
+            let text = json::lossy(counted(body)?);
             json::write_string(out, &text);
         }
         OPAQUE => {
@@ -103,7 +103,7 @@ fn container(out: &mut Vec<u8>, kind: u8, body: &[u8], depth: usize, left: &mut 
         }
         let (key, kind, body) = container.entry(index)?;
         if let Some(key) = key {
-            json::write_string(out, &String::from_utf8_lossy(key));
+            json::write_string(out, &json::lossy(key));
             out.extend_from_slice(b": ");
         }
         value(out, kind, body, depth + 1, left)?;

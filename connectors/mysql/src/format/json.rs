@@ -88,7 +88,7 @@ impl Encoder {
                 mask.write(out, &text);
             }
             _ if text == b"null" => out.extend_from_slice(&text),
-            _ => mask.write(out, &String::from_utf8_lossy(&text)),
+            _ => mask.write(out, &json::lossy(&text)),
         }
         Ok(())
     }
@@ -148,16 +148,14 @@ impl Encoder {
             (Value::BinaryJson(document), _) => {
                 self.scratch.clear();
                 write_json(&mut self.scratch, document)?;
-                json::write_string(out, &String::from_utf8_lossy(&self.scratch));
+                json::write_string(out, &json::lossy(&self.scratch));
             }
             (Value::ChangedJson { before, diffs }, _) => {
                 self.scratch.clear();
                 write_changed(&mut self.scratch, before, diffs)?;
-                json::write_string(out, &String::from_utf8_lossy(&self.scratch));
+                json::write_string(out, &json::lossy(&self.scratch));
             }
-            (Value::JsonText(text) | Value::Printed(text), _) => {
-                json::write_string(out, &String::from_utf8_lossy(text))
-            }
+            (Value::JsonText(text) | Value::Printed(text), _) => json::write_string(out, &json::lossy(text)),
             (value, column_type) => return Err(Malformed(format!("{value:?} in a column of {column_type:?}"))),
         }
         Ok(())

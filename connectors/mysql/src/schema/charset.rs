@@ -10,6 +10,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
+use trunkline_connector::json;
+
 /// Decodes the bytes of a text column.
 #[derive(Debug)]
 pub(crate) struct Charset {
@@ -156,7 +158,7 @@ impl Charset {
     /// Decodes text. Invalid bytes become U+FFFD.
     pub(crate) fn decode<'a>(&self, bytes: &'a [u8]) -> Cow<'a, str> {
         match &self.decoder {
-            Decoder::Utf8 => String::from_utf8_lossy(bytes),
+            Decoder::Utf8 => json::lossy(bytes),
             Decoder::Table(table) => {
                 let same = |byte: &u8| byte.is_ascii() && table[usize::from(*byte)] == char::from(*byte);
                 match std::str::from_utf8(bytes) {

@@ -7,18 +7,22 @@
 //!
 //! MariaDB cannot be asked to wait, but reports the binlog position of a consistent snapshot. The
 //! reader starts one repeatedly until its position is late enough.
+//!
+//! Several readers read chunks of one table at the same time. Each chunk has an upper bound then:
+//! see [plan](super::plan).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
 use trunkline_connector::{Error, Reservation, Result, failpoint};
 
 use super::condition::try_on_server;
 use super::describe::TableDescription;
-use super::pages::{PageLimits, RowEncoder, RowPage};
+use super::pages::{PageLimits, RowEncoder, RowPage, key_literals};
 use super::reader::{ReadResult, Reader, START_SNAPSHOT, condition_error, is_schema_change, malformed_row};
-use super::select;
+use super::select::{self, KeyRange};
 use super::tracker::TableRequest;
 use crate::connection::binlog_state::binlog_end;
 use crate::connection::query::QueryConnection;
@@ -44,19 +48,37 @@ pub(super) struct ChunkRequest {
     pub(super) last_end: BinlogPosition,
     /// The description of the table, unless the schema changed since.
     pub(super) described: Option<Described>,
+    pub(super) upper_bound: UpperBound,
     pub(super) max_rows: usize,
+    /// The chunk ends early when its rows are larger than this.
+    pub(super) max_bytes: usize,
     pub(super) page: PageLimits,
+}
+
+/// The end of a chunk.
+pub(super) enum UpperBound {
+    /// It has `max_rows` rows, or those until the end of the table.
+    Rows,
+    /// This key, even if no row has it.
+    Key(KeyPosition),
+    /// The key of the row that is now the chunk's last one, which the reader sends before it reads
+    /// the rows. The table may end before.
+    LookUp(oneshot::Sender<KeyPosition>),
 }
 
 /// Rows of a table with a key.
 pub(super) struct Chunk {
     pub(super) described: Described,
-    pub(super) condition: Option<String>,
     pub(super) pages: VecDeque<RowPage>,
     /// Everything that the query could see is before this position.
     pub(super) high_watermark: BinlogPosition,
     /// The table has no more rows.
     pub(super) is_last: bool,
+    /// The chunk ends before its upper bound: rows were inserted, or are large.
+    pub(super) is_cut: bool,
+    upper_bound: Option<KeyPosition>,
+    /// The maximum number of rows of the request.
+    pub(super) max_rows: usize,
     _reservation: Reservation,
 }
 
@@ -76,6 +98,28 @@ impl Chunk {
     pub(super) fn position(&self, literals: Vec<String>) -> KeyPosition {
         KeyPosition { literals, columns: Some(self.described.description.key.clone()) }
     }
+
+    pub(super) fn rows(&self) -> usize {
+        self.pages.iter().map(RowPage::rows).sum()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.pages.iter().map(RowPage::bytes).sum()
+    }
+
+    /// The key after which the next chunk starts; `None` if the chunk is empty.
+    pub(super) fn end_key(&self) -> Option<KeyPosition> {
+        match &self.upper_bound {
+            Some(bound) if !self.is_cut => Some(bound.clone()),
+            _ => self.pages.back().and_then(RowPage::last_key).map(|literals| self.position(literals)),
+        }
+    }
+}
+
+/// The reason why a chunk could not be read.
+enum ReadFailure {
+    Stopped(Error),
+    Rows(ReadError),
 }
 
 /// The reason why rows could not be read.
@@ -88,42 +132,89 @@ enum ReadError {
 impl Reader {
     pub(super) async fn read_chunk(
         &self,
-        chunk: &ChunkRequest,
+        mut chunk: ChunkRequest,
         connection: &mut QueryConnection,
     ) -> Result<ReadResult> {
-        self.wait_for_commits(chunk, connection).await?;
-        let request = &chunk.request;
-        let described = match chunk.described.clone().filter(|described| described.at.elapsed() < DESCRIPTION_TTL) {
+        self.wait_for_commits(&chunk, connection).await?;
+        let described = match chunk.described.take().filter(|described| described.at.elapsed() < DESCRIPTION_TTL) {
             Some(described) => described,
-            None => match self.describe(&request.table.name, connection).await? {
+            None => match self.describe(&chunk.request.table.name, connection).await? {
                 Some(description) => Described { description, at: Instant::now() },
-                None => return Ok(ReadResult::Dropped(request.table.name.clone())),
+                None => return Ok(ReadResult::Dropped(chunk.request.table.name.clone())),
             },
         };
         let description = &described.description;
         // The literals of a position are meaningless in another order.
-        if request.after.as_ref().is_some_and(|after| !after.is_valid_for(&description.key)) {
+        if chunk.request.after.as_ref().is_some_and(|after| !after.is_valid_for(&description.key)) {
             return Ok(ReadResult::KeyChanged(Arc::clone(description)));
         }
         if !description.has_chunks() {
             return Ok(ReadResult::WithoutChunks(Arc::clone(description)));
         }
         connection.set_application_session(description.has_virtual_columns).await?;
-        failpoint!("mysql.chunk.before")?;
-        let after = request.after.as_ref().map(|after| after.literals.as_slice());
-        let sql = select::rows(description, request.condition.as_deref(), after, Some(chunk.max_rows));
-        let mut encoder = self.encoder(description, &chunk.position.end, chunk.page);
-        if let Err(error) = encode_rows(&sql, &description.table, &mut encoder, connection).await {
-            return self.read_failed(error, &description.table, request.condition.as_deref(), connection).await;
-        }
+        let read = self.read_rows(&mut chunk, description, connection).await;
+        let (upper_bound, mut encoder, is_too_large) = match read {
+            Ok(read) => read,
+            Err(ReadFailure::Stopped(error)) => return Err(error),
+            Err(ReadFailure::Rows(error)) => {
+                return self
+                    .read_failed(error, &description.table, chunk.request.condition.as_deref(), connection)
+                    .await;
+            }
+        };
         let (high_watermark, _) = binlog_end(connection).await?;
         failpoint!("mysql.chunk.after")?;
-        let is_last = encoder.count() < chunk.max_rows;
+        let is_full = is_too_large || encoder.count() >= chunk.max_rows;
         let pages = encoder.finish();
         let mut reservation = self.budget.empty();
         reservation.resize(pages.iter().map(RowPage::bytes).sum());
-        let condition = request.condition.clone();
-        Ok(ReadResult::Chunk(Chunk { described, condition, pages, high_watermark, is_last, _reservation: reservation }))
+        let is_at = |bound: &KeyPosition| {
+            pages.back().and_then(RowPage::last_key).is_some_and(|literals| literals == bound.literals)
+        };
+        Ok(ReadResult::Chunk(Chunk {
+            is_last: upper_bound.is_none() && !is_full,
+            is_cut: is_full && upper_bound.as_ref().is_some_and(|bound| !is_at(bound)),
+            upper_bound,
+            pages,
+            high_watermark,
+            max_rows: chunk.max_rows,
+            described,
+            _reservation: reservation,
+        }))
+    }
+
+    /// Reads the rows of a chunk. Returns its upper bound, the rows, and whether the chunk was too
+    /// large and ended early.
+    async fn read_rows(
+        &self,
+        chunk: &mut ChunkRequest,
+        description: &TableDescription,
+        connection: &mut QueryConnection,
+    ) -> std::result::Result<(Option<KeyPosition>, RowEncoder, bool), ReadFailure> {
+        let TableRequest { condition, after, .. } = &chunk.request;
+        let after = after.as_ref().map(|after| after.literals.as_slice());
+        let upper_bound = match std::mem::replace(&mut chunk.upper_bound, UpperBound::Rows) {
+            UpperBound::Rows => None,
+            UpperBound::Key(bound) => Some(bound),
+            UpperBound::LookUp(sender) => {
+                let sql = select::key_at(description, after, chunk.max_rows - 1);
+                let literals = look_up_key(&sql, description, connection).await.map_err(ReadFailure::Rows)?;
+                let bound = literals.map(|literals| KeyPosition { literals, columns: Some(description.key.clone()) });
+                if let Some(bound) = bound.clone() {
+                    // The snapshot may be over.
+                    let _ = sender.send(bound);
+                }
+                bound
+            }
+        };
+        failpoint!("mysql.chunk.before").map_err(ReadFailure::Stopped)?;
+        let until = upper_bound.as_ref().map(|bound| bound.literals.as_slice());
+        let range = KeyRange { after, until };
+        let sql = select::rows(description, condition.as_deref(), range, Some(chunk.max_rows));
+        let mut encoder = self.encoder(description, &chunk.position.end, chunk.page);
+        let is_complete = encode_rows(&sql, &description.table, &mut encoder, chunk.max_bytes, connection).await;
+        let is_complete = is_complete.map_err(ReadFailure::Rows)?;
+        Ok((upper_bound, encoder, !is_complete))
     }
 
     /// The result of a failed query.
@@ -270,16 +361,39 @@ async fn rejection(
     Ok(try_on_server(connection, &table.name, condition).await?.err())
 }
 
-/// Encodes rows while the server sends more of them.
+/// Encodes rows while the server sends more of them. Returns false, and skips the rest, when they
+/// are larger than `max_bytes`.
 async fn encode_rows(
     sql: &str,
     table: &Table,
     encoder: &mut RowEncoder,
+    max_bytes: usize,
     connection: &mut QueryConnection,
-) -> std::result::Result<(), ReadError> {
+) -> std::result::Result<bool, ReadError> {
     let mut rows = connection.fetch(sql);
     while let Some(row) = rows.next().await {
-        encoder.add(table, &row.map_err(ReadError::Query)?).map_err(ReadError::Malformed)?;
+        let row = row.map_err(ReadError::Query)?;
+        if encoder.bytes() >= max_bytes {
+            // The connection is used again, so the rest is received and dropped.
+            while let Some(row) = rows.next().await {
+                row.map_err(ReadError::Query)?;
+            }
+            return Ok(false);
+        }
+        encoder.add(table, &row).map_err(ReadError::Malformed)?;
     }
-    Ok(())
+    Ok(true)
+}
+
+/// The key that a query for one key finds.
+async fn look_up_key(
+    sql: &str,
+    description: &TableDescription,
+    connection: &mut QueryConnection,
+) -> std::result::Result<Option<Vec<String>>, ReadError> {
+    let mut rows = connection.fetch(sql);
+    match rows.next().await {
+        Some(row) => key_literals(description, &row.map_err(ReadError::Query)?).map(Some).map_err(ReadError::Malformed),
+        None => Ok(None),
+    }
 }

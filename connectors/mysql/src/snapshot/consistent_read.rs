@@ -12,7 +12,7 @@ use super::condition::try_on_server;
 use super::describe::{self, TableDescription};
 use super::pages::{PageLimits, RowEncoder, RowPage};
 use super::reader::{ReadResult, Reader, START_SNAPSHOT, condition_error, malformed_row};
-use super::select;
+use super::select::{self, KeyRange};
 use super::tracker::TableRequest;
 use crate::connection::binlog_state::binlog_end;
 use crate::connection::query::QueryConnection;
@@ -146,7 +146,7 @@ async fn send_pages(
     let TableRead { description, condition, mut encoder } = table_read;
     let table = &description.table;
     connection.set_application_session(description.has_virtual_columns).await?;
-    let sql = select::rows(&description, condition.as_deref(), None, None);
+    let sql = select::rows(&description, condition.as_deref(), KeyRange::default(), None);
     let mut rows = connection.fetch(&sql);
     let result = loop {
         match rows.next().await {

@@ -11,6 +11,7 @@ use crate::config::MysqlOptions;
 use crate::connection::charsets::load_charsets;
 use crate::connection::query::{QueryConnection, TextRows};
 use crate::connection::quote::string_literal;
+use crate::decode::protocol::TimestampEncoding;
 use crate::decode::table_map::{COMPRESSED, OLD_FORMAT};
 use crate::format::table::Table;
 use crate::position::KeyColumn;
@@ -53,6 +54,14 @@ impl TableDescription {
         };
         let has_timestamp_key = self.table.order.iter().any(is_timestamp);
         !(self.table.order.is_empty() || self.has_virtual_columns && has_timestamp_key)
+    }
+
+    /// How a query selects TIMESTAMP columns.
+    pub(crate) fn timestamps(&self) -> TimestampEncoding {
+        match self.has_virtual_columns {
+            true => TimestampEncoding::Epoch,
+            false => TimestampEncoding::Utc,
+        }
     }
 }
 

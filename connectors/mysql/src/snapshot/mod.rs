@@ -13,61 +13,55 @@ pub(crate) mod describe;
 pub(crate) mod incremental;
 pub(crate) mod names;
 mod pages;
+mod plan;
 pub(crate) mod progress_log;
 pub(crate) mod reader;
+mod reads;
 mod select;
 pub(crate) mod tracker;
 
 use std::collections::HashSet;
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::task::{JoinError, JoinHandle};
-use trunkline_connector::{Error, Result, SourceBatch, failpoint};
+use trunkline_connector::{Result, SourceBatch, failpoint};
 
-use self::chunk::{Chunk, ChunkRequest, Described};
+use self::chunk::{Chunk, ChunkRequest};
 use self::consistent_read::{ConsistentRead, PageMessage};
-use self::pages::{PageLimits, RowPage};
+use self::describe::TableDescription;
+use self::pages::PageLimits;
+use self::plan::TablePlan;
 use self::reader::{ReadRequest, ReadResult, Reader};
-use self::tracker::{SnapshotTracker, TableRequest};
+use self::reads::{ChunkRead, Reads};
+use self::tracker::{ChangedKeys, SnapshotTracker, TableRequest};
 use crate::config::SnapshotMode;
-use crate::connection::query::QueryConnection;
 use crate::position::{StreamState, TablePosition, table_key};
 use crate::schema::table_name::TableName;
 
-/// The target size of a chunk. The number of rows follows from the size of the previous chunk's
-/// rows.
-const CHUNK_BYTES: usize = 4 << 20;
-/// The number of rows of a table's first chunk.
-const FIRST_CHUNK_ROWS: usize = 256;
-
-/// The result of the reading task, and its connection.
-type TaskResult = (Option<QueryConnection>, Result<ReadResult>);
+/// A chunk ends early when its rows are larger than this multiple of the target.
+const MAX_CHUNK_EXCESS: usize = 4;
 
 /// A running snapshot.
 pub(crate) struct Snapshot {
-    reader: Arc<Reader>,
-    runtime: tokio::runtime::Handle,
-    connection: Option<QueryConnection>,
-    task: Option<JoinHandle<TaskResult>>,
-    /// The task starts a consistent read. The stream waits until the read's position in the binlog
-    /// is known: its rows belong there, and changes of tables without a key are suppressed up to
+    reads: Reads,
+    /// The tables whose chunks are being read, in the order of their start.
+    plans: Vec<TablePlan>,
+    /// A consistent read is running. The stream waits until the read's position in the binlog is
+    /// known: its rows belong there, and changes of tables without a key are suppressed up to
     /// there.
     blocks_stream: bool,
     /// Tables with a key that cannot be read in chunks.
     without_chunks: HashSet<TableName>,
     /// The tables of the consistent read that emits rows.
     emitting: Vec<TableName>,
-    ready: Option<ReadResult>,
     delivery: Option<ChunkInDelivery>,
-    chunk_rows: usize,
 }
 
 /// A chunk whose rows are being emitted. Its changed keys are final.
 struct ChunkInDelivery {
     chunk: Chunk,
-    changed_keys: HashSet<Vec<u8>>,
+    changed_keys: ChangedKeys,
 }
 
 /// The state of the snapshot after a [step](Snapshot::step).
@@ -83,30 +77,23 @@ pub(crate) enum SnapshotStep {
 }
 
 impl Snapshot {
-    pub(crate) fn new(reader: Arc<Reader>, runtime: tokio::runtime::Handle) -> Self {
-        Self {
-            reader,
-            runtime,
-            connection: None,
-            task: None,
+    pub(crate) fn new(reader: Arc<Reader>, runtime: tokio::runtime::Handle) -> Result<Self> {
+        Ok(Self {
+            reads: Reads::new(reader, runtime)?,
+            plans: Vec::new(),
             blocks_stream: false,
             without_chunks: HashSet::new(),
             emitting: Vec::new(),
-            ready: None,
             delivery: None,
-            chunk_rows: FIRST_CHUNK_ROWS,
-        }
+        })
     }
 
-    /// Polls the task that reads rows. Ready when it ended; pending without a task.
-    pub(crate) fn poll_task(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
-        match &mut self.task {
-            Some(task) => Pin::new(task).poll(context).map(|result| self.task_ended(result)),
-            None => Poll::Pending,
-        }
+    /// Polls the tasks that read rows. Ready when one of them has news; pending without a task.
+    pub(crate) fn poll_tasks(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        self.reads.poll(context)
     }
 
-    /// Emits the available rows, and starts the next read.
+    /// Emits the available rows, and starts the next reads.
     pub(crate) fn step(
         &mut self,
         stream: StreamState<'_>,
@@ -114,175 +101,230 @@ impl Snapshot {
         out: &mut SourceBatch,
     ) -> Result<SnapshotStep> {
         loop {
+            self.take_news(tracker)?;
+            // The next chunks are read during the delivery of this one. The follower processes no
+            // event before its end, so all of them see the same stream.
+            self.start_reads(stream, tracker, out);
             if let Some(delivery) = self.delivery.take() {
+                let (name, is_last) = (delivery.chunk.table().name.clone(), delivery.chunk.is_last);
                 self.delivery = emit_chunk(delivery, tracker, out)?;
                 if self.delivery.is_some() {
                     return Ok(SnapshotStep::BatchFull);
                 }
-                continue;
-            }
-            if let Some(result) = self.ready.take() {
-                match self.take_result(result, stream, tracker, out)? {
-                    Some(step) => return Ok(step),
-                    None => continue,
+                if is_last {
+                    self.plans.retain(|plan| *plan.table() != name);
                 }
-            }
-            if self.task.is_some() {
+            } else if tracker.left() == 0 {
+                tracker.close_all_windows();
+                return Ok(SnapshotStep::Done);
+            } else if let Some(read) = self.reads.take_oldest() {
+                let (chunk, result) = read.into_parts();
+                if let Some(result) = result
+                    && let Some(step) = self.take_result(chunk, result, stream, tracker, out)?
+                {
+                    return Ok(step);
+                }
+            } else {
                 return Ok(if self.blocks_stream { SnapshotStep::BlocksStream } else { SnapshotStep::Waiting });
             }
-            if tracker.left() == 0 {
-                return Ok(SnapshotStep::Done);
-            }
-            if !stream.is_between_transactions {
-                return Ok(SnapshotStep::Waiting);
-            }
-            let Some(request) = tracker.next() else { return Ok(SnapshotStep::Done) };
-            if self.reader.options.snapshot_mode == SnapshotMode::Exact {
-                self.start_consistent_read(tracker.all(), out);
-            } else if request.table.order.is_empty() || self.without_chunks.contains(&request.table.name) {
-                self.start_consistent_read(vec![request], out);
-            } else {
-                self.start_chunk(request, None, stream, tracker, out);
-            }
-            return Ok(SnapshotStep::Waiting);
         }
     }
 
-    /// Takes the result of a read; the step if the caller has to wait.
+    /// Starts reads until every reader has one.
+    fn start_reads(&mut self, stream: StreamState<'_>, tracker: &mut SnapshotTracker, out: &SourceBatch) {
+        // Without GTIDs, each chunk locks its table for a moment, and writers would wait for the
+        // locks of several readers most of the time.
+        if stream.position.processed.is_none() {
+            self.reads.use_one_reader();
+        }
+        // Within a transaction, a window would lack the keys that were emitted before it.
+        while stream.is_between_transactions && !self.blocks_stream && self.reads.has_room() {
+            let is_exact = self.reads.reader().options.snapshot_mode == SnapshotMode::Exact;
+            let index = match self.plans.iter().position(TablePlan::is_ready) {
+                Some(index) => index,
+                None => {
+                    let Some(request) = tracker.next(|name| self.plans.iter().any(|plan| plan.table() == name)) else {
+                        return;
+                    };
+                    if is_exact || request.table.order.is_empty() || self.without_chunks.contains(&request.table.name) {
+                        // The stream waits for the read, so it starts after the chunks.
+                        if self.reads.is_empty() && self.delivery.is_none() {
+                            let tables = if is_exact { tracker.all() } else { vec![request] };
+                            self.blocks_stream = true;
+                            self.reads.start(None, ReadRequest::Consistent(tables, PageLimits::of(out)));
+                        }
+                        return;
+                    }
+                    self.plans.push(TablePlan::new(request));
+                    self.plans.len() - 1
+                }
+            };
+            self.start_chunk(index, stream, tracker, out);
+        }
+    }
+
+    /// Starts the next chunk of a plan, and opens its window.
+    fn start_chunk(&mut self, index: usize, stream: StreamState<'_>, tracker: &mut SnapshotTracker, out: &SourceBatch) {
+        let (is_parallel, schema_version) = (self.reads.is_parallel(), tracker.schema_version());
+        let most_rows = self.reads.reader().options.chunk_rows;
+        let Some(chunk) = self.plans[index].next_chunk(is_parallel, schema_version, most_rows) else { return };
+        let table = chunk.request.table.name.clone();
+        let read = ChunkRead {
+            window: tracker.open_window(&table),
+            table,
+            schema_version,
+            after: chunk.request.after.clone(),
+            found_bound: chunk.found_bound,
+            end: chunk.end,
+        };
+        let request = ChunkRequest {
+            request: chunk.request,
+            position: stream.position.clone(),
+            last_end: stream.last_end.clone(),
+            described: chunk.described,
+            upper_bound: chunk.upper_bound,
+            max_rows: chunk.max_rows,
+            max_bytes: self.reads.chunk_bytes().saturating_mul(MAX_CHUNK_EXCESS),
+            page: PageLimits::of(out),
+        };
+        self.reads.start(Some(read), ReadRequest::Chunk(Box::new(request)));
+    }
+
+    /// Continues the plans with the bounds and the chunks that arrived.
+    fn take_news(&mut self, tracker: &mut SnapshotTracker) -> Result<()> {
+        while let Some(index) = self.reads.next_news() {
+            let chunk_bytes = self.reads.chunk_bytes();
+            let Some((Some(read), result)) = self.reads.get(index) else { continue };
+            let Some(plan) = self.plans.iter_mut().find(|plan| *plan.table() == read.table) else { continue };
+            let is_waited_for = plan.waits_for(read.after.as_ref());
+            match result {
+                None if is_waited_for => plan.continue_after(read.end.clone()),
+                Some(ReadResult::Chunk(chunk)) => {
+                    plan.learn(chunk, read.after.as_ref(), read.schema_version, chunk_bytes);
+                    if chunk.is_last {
+                        plan.end();
+                    } else if chunk.is_cut || is_waited_for {
+                        plan.continue_after(chunk.end_key());
+                    }
+                    if chunk.is_cut {
+                        let table = read.table.clone();
+                        close_windows(tracker, self.reads.discard(&table, index + 1));
+                    }
+                }
+                Some(ReadResult::Refused(_)) => {
+                    plan.continue_after(read.after.clone());
+                    let table = read.table.clone();
+                    let refused = self.reads.take_result(index);
+                    close_windows(tracker, self.reads.discard(&table, index));
+                    self.lower_readers(refused)?;
+                }
+                // The stream decides when the other results count.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Continues with the readers that have a connection; without one, the refusal is an error.
+    fn lower_readers(&mut self, refused: Option<ReadResult>) -> Result<()> {
+        let Some(ReadResult::Refused(error)) = refused else { return Ok(()) };
+        let Some(readers) = self.reads.lower_readers() else { return Err(error) };
+        let source = &self.reads.reader().options.name;
+        tracing::warn!(
+            source,
+            code = error.code,
+            "{}; the snapshot continues with fewer connections: {readers}",
+            error.message()
+        );
+        Ok(())
+    }
+
+    /// Takes the result of the oldest read; the step if the caller has to wait.
     fn take_result(
         &mut self,
+        read: Option<ChunkRead>,
         result: ReadResult,
         stream: StreamState<'_>,
         tracker: &mut SnapshotTracker,
         out: &mut SourceBatch,
     ) -> Result<Option<SnapshotStep>> {
-        match result {
-            ReadResult::Chunk(chunk) if stream.has_passed(&chunk.high_watermark) => {
-                self.accept_chunk(chunk, stream, tracker, out);
+        match (read, result) {
+            (Some(read), ReadResult::Chunk(chunk)) if stream.has_passed(&chunk.high_watermark) => {
+                self.accept_chunk(&read, chunk, tracker, out);
             }
-            ReadResult::Consistent(mut read) if stream.has_passed(&read.at) => {
-                if let Some(step) = self.emit_consistent(&mut read, tracker, out)? {
-                    self.ready = Some(ReadResult::Consistent(read));
+            (None, ReadResult::Consistent(mut consistent)) if stream.has_passed(&consistent.at) => {
+                if let Some(step) = self.emit_consistent(&mut consistent, tracker, out)? {
+                    self.reads.put_back(None, ReadResult::Consistent(consistent));
                     return Ok(Some(step));
                 }
+                self.blocks_stream = false;
             }
-            ReadResult::Dropped(name) => {
-                tracker.close_window();
-                tracker.table_dropped(&name, out);
-            }
-            ReadResult::WithoutChunks(description) => {
-                tracker.close_window();
-                tracker.define(&description.table);
-                self.without_chunks.insert(description.table.name.clone());
-            }
-            ReadResult::KeyChanged(description) => {
-                tracker.close_window();
-                let (source, table) = (&self.reader.options.name, &description.table);
-                let key: Vec<&str> = table.key_names().collect();
-                tracing::warn!(
-                    source,
-                    code = "mysql.key_changed",
-                    "the key of {} changed during its snapshot (now: {}), which restarts; its topic also has records with the \
-                     previous key",
-                    table.name,
-                    if key.is_empty() { "none".to_owned() } else { key.join(", ") }
-                );
-                tracker.restart(table, out)?;
-            }
-            ReadResult::Changed => drop(tracker.close_window()),
-            ReadResult::ConditionRejected(name, why) => {
-                tracker.close_window();
-                self.skip_table(&name, &why, tracker, out)?;
-            }
-            early => {
-                self.ready = Some(early);
+            (read, early @ (ReadResult::Chunk(_) | ReadResult::Consistent(_))) => {
+                self.reads.put_back(read, early);
                 return Ok(Some(SnapshotStep::Waiting));
             }
+            (Some(read), result) => {
+                tracker.close_window(read.window);
+                match result {
+                    ReadResult::Dropped(name) => tracker.table_dropped(&name, out),
+                    ReadResult::WithoutChunks(description) => {
+                        tracker.define(&description.table);
+                        self.without_chunks.insert(read.table.clone());
+                    }
+                    ReadResult::KeyChanged(description) => {
+                        self.warn_changed_key(&description);
+                        tracker.restart(&description.table, out)?;
+                    }
+                    ReadResult::ConditionRejected(name, why) => self.skip_table(&name, &why, tracker, out)?,
+                    // The chunk is read again.
+                    _ => {}
+                }
+                self.plan_again(&read.table, tracker);
+            }
+            // No other result of a consistent read exists.
+            (None, _) => self.blocks_stream = false,
         }
         Ok(None)
     }
 
-    /// Starts the read of a chunk, and opens its window. `described`: the table's description,
-    /// unless the schema changed since.
-    fn start_chunk(
-        &mut self,
-        request: TableRequest,
-        described: Option<Described>,
-        stream: StreamState<'_>,
-        tracker: &mut SnapshotTracker,
-        out: &SourceBatch,
-    ) {
-        self.blocks_stream = false;
-        tracker.open_window(&request.table.name);
-        if request.after.is_none() {
-            self.chunk_rows = FIRST_CHUNK_ROWS;
-        }
-        let chunk = ChunkRequest {
-            request,
-            position: stream.position.clone(),
-            last_end: stream.last_end.clone(),
-            described,
-            max_rows: self.chunk_rows.clamp(1, self.reader.options.chunk_rows),
-            page: PageLimits::of(out),
+    /// Discards the chunks of a table, and plans them again from its position.
+    fn plan_again(&mut self, name: &TableName, tracker: &mut SnapshotTracker) {
+        close_windows(tracker, self.reads.discard(name, 0));
+        let has_chunks = |request: &TableRequest| {
+            !request.table.order.is_empty() && !self.without_chunks.contains(&request.table.name)
         };
-        self.start(ReadRequest::Chunk(Box::new(chunk)));
-    }
-
-    /// Starts a read of whole tables, all as of one point in time.
-    fn start_consistent_read(&mut self, tables: Vec<TableRequest>, out: &SourceBatch) {
-        self.blocks_stream = true;
-        self.start(ReadRequest::Consistent(tables, PageLimits::of(out)));
-    }
-
-    fn start(&mut self, request: ReadRequest) {
-        let (reader, mut connection) = (Arc::clone(&self.reader), self.connection.take());
-        self.task = Some(self.runtime.spawn(async move {
-            let result = reader.read(request, &mut connection).await;
-            (connection, result)
-        }));
-    }
-
-    /// Takes the result of the task.
-    fn task_ended(&mut self, result: Result<TaskResult, JoinError>) -> Result<()> {
-        self.task = None;
-        let (connection, result) =
-            result.map_err(|error| Error::internal("mysql.snapshot", format!("the reading task ended: {error}")))?;
-        self.connection = connection;
-        self.ready = Some(result?);
-        Ok(())
+        let request = tracker.waiting_request(name).filter(has_chunks);
+        match (self.plans.iter_mut().find(|plan| plan.table() == name), request) {
+            (Some(plan), Some(request)) => plan.restart(request),
+            _ => self.plans.retain(|plan| plan.table() != name),
+        }
     }
 
     /// Closes the window of a chunk that the stream has passed, and starts its delivery.
-    fn accept_chunk(
-        &mut self,
-        chunk: Chunk,
-        stream: StreamState<'_>,
-        tracker: &mut SnapshotTracker,
-        out: &mut SourceBatch,
-    ) {
-        // An unusable chunk is read again.
-        let Some(changed_keys) = tracker.close_window() else { return };
-        tracker.define(chunk.table());
-        out.schemas.push(Arc::clone(&chunk.table().schema));
-        let rows: usize = chunk.pages.iter().map(RowPage::rows).sum();
-        let after = chunk.pages.back().and_then(RowPage::last_key).map(|literals| chunk.position(literals));
-        if after.is_some() && !chunk.is_last {
-            let bytes: usize = chunk.pages.iter().map(RowPage::bytes).sum();
-            let row_bytes = (bytes / rows.max(1)).max(1);
-            self.chunk_rows = (CHUNK_BYTES / row_bytes).clamp(1, self.chunk_rows.saturating_mul(4));
-            // The next chunk is read during the delivery of this one. The follower processes no
-            // event before the end of the delivery, so both see the same stream, and the schema has
-            // not changed since the chunk's request.
-            let (table, condition) = (Arc::clone(chunk.table()), chunk.condition.clone());
-            self.start_chunk(
-                TableRequest { table, condition, after },
-                Some(chunk.described.clone()),
-                stream,
-                tracker,
-                out,
-            );
+    fn accept_chunk(&mut self, read: &ChunkRead, chunk: Chunk, tracker: &mut SnapshotTracker, out: &mut SourceBatch) {
+        let changed_keys = tracker.close_window(read.window);
+        match changed_keys.filter(|_| tracker.is_waiting(&read.table)) {
+            Some(changed_keys) => {
+                tracker.define(chunk.table());
+                out.schemas.push(Arc::clone(&chunk.table().schema));
+                self.delivery = Some(ChunkInDelivery { chunk, changed_keys });
+            }
+            // An unusable chunk is read again.
+            None => self.plan_again(&read.table, tracker),
         }
-        self.delivery = Some(ChunkInDelivery { chunk, changed_keys });
+    }
+
+    fn warn_changed_key(&self, description: &TableDescription) {
+        let (source, table) = (&self.reads.reader().options.name, &description.table);
+        let key: Vec<&str> = table.key_names().collect();
+        tracing::warn!(
+            source,
+            code = "mysql.key_changed",
+            "the key of {} changed during its snapshot (now: {}), which restarts; its topic also has records with the \
+             previous key",
+            table.name,
+            if key.is_empty() { "none".to_owned() } else { key.join(", ") }
+        );
     }
 
     /// Skips a table whose condition the server rejects.
@@ -293,7 +335,7 @@ impl Snapshot {
         tracker: &mut SnapshotTracker,
         out: &mut SourceBatch,
     ) -> Result<()> {
-        let source = &self.reader.options.name;
+        let source = &self.reads.reader().options.name;
         tracing::error!(
             source,
             code = "mysql.where",
@@ -326,7 +368,7 @@ impl Snapshot {
             if self.emitting.is_empty() {
                 self.emitting.clone_from(&read.names);
             }
-            if !page.emit(out, &HashSet::new()) {
+            if !page.emit(out, &ChangedKeys::default()) {
                 return Ok(Some(SnapshotStep::BatchFull));
             }
             read.page = None;
@@ -355,11 +397,10 @@ impl Snapshot {
 
     /// Waits for the rows that block the stream.
     pub(crate) async fn wait(&mut self) -> Result<()> {
-        if let Some(task) = &mut self.task {
-            let result = task.await;
-            return self.task_ended(result);
+        if self.reads.is_running() {
+            return poll_fn(|context| self.reads.poll(context)).await;
         }
-        if let Some(ReadResult::Consistent(read)) = &mut self.ready
+        if let Some(ReadResult::Consistent(read)) = self.reads.oldest_result()
             && read.page.is_none()
         {
             match read.pages.recv().await {
@@ -374,11 +415,9 @@ impl Snapshot {
     }
 }
 
-impl Drop for Snapshot {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.abort();
-        }
+fn close_windows(tracker: &mut SnapshotTracker, windows: Vec<tracker::WindowId>) {
+    for window in windows {
+        tracker.close_window(window);
     }
 }
 

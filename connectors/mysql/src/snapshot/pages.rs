@@ -1,16 +1,19 @@
 //! Pages of rows: records with their keys, in the order in which they were read.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 
 use sqlx::Row as _;
 use sqlx::mysql::MySqlRow;
 use trunkline_connector::SourceBatch;
 
+use super::describe::TableDescription;
 use super::select;
+use super::tracker::ChangedKeys;
 use crate::decode::protocol::{self, TimestampEncoding};
 use crate::decode::{Malformed, Value};
 use crate::format::envelope::{Change, Emitter, Op, SourceBlock};
 use crate::format::table::Table;
+use crate::schema::types::Column;
 
 /// Limits of a page: those of the batch that it is emitted to.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +64,7 @@ impl RowPage {
 
     /// Emits the rows whose keys have not changed. Returns whether it emitted all of them. If not,
     /// the batch is full, or so nearly full that the next batch takes the page without a copy.
-    pub(crate) fn emit(&mut self, out: &mut SourceBatch, changed_keys: &HashSet<Vec<u8>>) -> bool {
+    pub(crate) fn emit(&mut self, out: &mut SourceBatch, changed_keys: &ChangedKeys) -> bool {
         let fits = self.rows() <= out.max_records;
         if self.row == 0 && fits && changed_keys.is_empty() && self.records.rejected.is_empty() {
             if out.records.is_empty() {
@@ -135,6 +138,8 @@ pub(crate) struct RowEncoder {
     full: VecDeque<RowPage>,
     page: RowPage,
     count: u64,
+    /// The size of the full pages.
+    full_bytes: usize,
 }
 
 impl RowEncoder {
@@ -144,19 +149,23 @@ impl RowEncoder {
         limits: PageLimits,
         timestamps: TimestampEncoding,
     ) -> Self {
-        Self { emitter, source_block, limits, timestamps, full: VecDeque::new(), page: RowPage::default(), count: 0 }
+        Self {
+            emitter,
+            source_block,
+            limits,
+            timestamps,
+            full: VecDeque::new(),
+            page: RowPage::default(),
+            count: 0,
+            full_bytes: 0,
+        }
     }
 
     /// Adds a row.
     pub(crate) fn add(&mut self, table: &Table, row: &MySqlRow) -> Result<(), Malformed> {
         let mut values = Vec::with_capacity(table.columns.len());
         for (index, column) in table.columns.iter().enumerate() {
-            let raw: Result<Option<&[u8]>, _> = raw_bytes(row, index);
-            values.push(match raw.map_err(|error| Malformed(error.to_string()))? {
-                Some(bytes) => protocol::read(&column.column_type, self.timestamps, bytes)
-                    .map_err(|error| Malformed(format!("column `{}`: {error}", column.name)))?,
-                None => Value::Null,
-            });
+            values.push(read_value(row, index, column, self.timestamps)?);
         }
         let RowPage { records, rejected, keys, .. } = &mut self.page;
         let before = records.rejected.len();
@@ -166,6 +175,7 @@ impl RowEncoder {
         keys.push(table, &values)?;
         self.count += 1;
         if records.bytes() >= self.limits.bytes || rejected.len() >= self.limits.rows {
+            self.full_bytes += records.bytes();
             self.full.push_back(std::mem::take(&mut self.page));
         }
         Ok(())
@@ -174,6 +184,11 @@ impl RowEncoder {
     /// The number of added rows.
     pub(crate) fn count(&self) -> usize {
         usize::try_from(self.count).unwrap_or(usize::MAX)
+    }
+
+    /// The size of all added rows.
+    pub(crate) fn bytes(&self) -> usize {
+        self.full_bytes + self.page.bytes()
     }
 
     /// The next full page.
@@ -187,6 +202,32 @@ impl RowEncoder {
             self.full.push_back(std::mem::take(&mut self.page));
         }
         std::mem::take(&mut self.full)
+    }
+}
+
+/// The key in a row that has nothing else, as SQL literals.
+pub(crate) fn key_literals(description: &TableDescription, row: &MySqlRow) -> Result<Vec<String>, Malformed> {
+    let (table, timestamps) = (&description.table, description.timestamps());
+    let literal = |(index, column): (usize, &usize)| {
+        let column = &table.columns[*column];
+        let mut literal = String::new();
+        select::write_literal(&mut literal, &column.column_type, &read_value(row, index, column, timestamps)?)?;
+        Ok(literal)
+    };
+    table.order.iter().enumerate().map(literal).collect()
+}
+
+/// The value of a column at this index of a row.
+fn read_value<'a>(
+    row: &'a MySqlRow,
+    index: usize,
+    column: &Column,
+    timestamps: TimestampEncoding,
+) -> Result<Value<'a>, Malformed> {
+    match raw_bytes(row, index).map_err(|error| Malformed(error.to_string()))? {
+        Some(bytes) => protocol::read(&column.column_type, timestamps, bytes)
+            .map_err(|error| Malformed(format!("column `{}`: {error}", column.name))),
+        None => Ok(Value::Null),
     }
 }
 

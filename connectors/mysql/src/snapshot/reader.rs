@@ -16,9 +16,8 @@ use super::select::quoted_table;
 use super::tracker::TableRequest;
 use crate::config::MysqlOptions;
 use crate::connection::dialect::{Dialect, ServerFlavor};
-use crate::connection::query::{QueryConnection, is_server_error};
+use crate::connection::query::{NO_CONNECTION, QueryConnection, is_server_error};
 use crate::decode::Malformed;
-use crate::decode::protocol::TimestampEncoding;
 use crate::format::envelope::{Emitter, SourceBlock, SourceFields};
 use crate::position::BinlogPosition;
 use crate::schema::charset::Charsets;
@@ -65,6 +64,8 @@ pub(super) enum ReadResult {
     Changed,
     /// The server rejects the condition for the table; the reason.
     ConditionRejected(TableName, String),
+    /// The server accepts no more connections.
+    Refused(Error),
 }
 
 impl Reader {
@@ -72,12 +73,17 @@ impl Reader {
     pub(super) async fn read(&self, request: ReadRequest, kept: &mut Option<QueryConnection>) -> Result<ReadResult> {
         let mut connection = match kept.take() {
             Some(connection) => connection,
-            None => self.connect().await?,
+            None => match (self.connect().await, &request) {
+                (Err(error), ReadRequest::Chunk(_)) if error.code == NO_CONNECTION => {
+                    return Ok(ReadResult::Refused(error));
+                }
+                (connection, _) => connection?,
+            },
         };
         match request {
             ReadRequest::Consistent(tables, page) => self.start_consistent_read(tables, page, connection).await,
             ReadRequest::Chunk(request) => {
-                let result = self.read_chunk(&request, &mut connection).await?;
+                let result = self.read_chunk(*request, &mut connection).await?;
                 if self.flavor.dialect() == Dialect::MariaDb {
                     connection.execute("COMMIT").await?;
                 }
@@ -148,11 +154,7 @@ impl Reader {
         };
         let mut emitter = Emitter::new(self.options.tombstones);
         emitter.set_now(now);
-        let timestamps = match description.has_virtual_columns {
-            true => TimestampEncoding::Epoch,
-            false => TimestampEncoding::Utc,
-        };
-        RowEncoder::new(emitter, SourceBlock::new(&fields, &description.table), page, timestamps)
+        RowEncoder::new(emitter, SourceBlock::new(&fields, &description.table), page, description.timestamps())
     }
 }
 

@@ -62,15 +62,25 @@ pub(crate) struct SnapshotTracker {
     appeared: BTreeSet<TableName>,
     /// Tables that were defined since the caller took them.
     defined: BTreeSet<TableName>,
-    window: Option<ChunkWindow>,
+    windows: Vec<ChunkWindow>,
+    last_window: WindowId,
+    /// The number of schema changes that the stream reported.
+    schema_version: u64,
     /// The source takes no snapshots, so tables have no positions.
     is_disabled: bool,
 }
 
+/// Identifies the window of a chunk.
+pub(crate) type WindowId = u64;
+
+/// Keys of changed rows. Windows share them.
+pub(crate) type ChangedKeys = HashSet<Arc<[u8]>>;
+
 /// The changes while a chunk is read (DBLog's watermark window).
 struct ChunkWindow {
+    id: WindowId,
     table: TableName,
-    changed_keys: HashSet<Vec<u8>>,
+    changed_keys: ChangedKeys,
     /// The chunk is unusable: a schema change makes it ambiguous, or too many rows changed.
     is_stale: bool,
 }
@@ -114,9 +124,19 @@ impl SnapshotTracker {
         self.suppressed = self.waiting.iter().filter(is_suppressed).cloned().collect();
     }
 
-    /// The next table to read.
-    pub(crate) fn next(&self) -> Option<TableRequest> {
-        self.request(self.waiting.last()?)
+    /// The next table to read, except for these.
+    pub(crate) fn next(&self, is_excluded: impl Fn(&TableName) -> bool) -> Option<TableRequest> {
+        self.request(self.waiting.iter().rev().find(|name| !is_excluded(name))?)
+    }
+
+    /// The request for a table, if it is to be read.
+    pub(crate) fn waiting_request(&self, name: &TableName) -> Option<TableRequest> {
+        if self.is_waiting(name) { self.request(name) } else { None }
+    }
+
+    /// Whether a table is to be read.
+    pub(crate) fn is_waiting(&self, name: &TableName) -> bool {
+        self.waiting.contains(name)
     }
 
     /// All tables to read.
@@ -285,7 +305,7 @@ impl SnapshotTracker {
     pub(crate) fn mode(&self, name: &TableName) -> TableMode {
         if self.unreadable.contains(name) {
             TableMode::Unreadable
-        } else if self.window.as_ref().is_some_and(|window| window.table == *name) {
+        } else if self.windows.iter().any(|window| window.table == *name) {
             TableMode::EmitAndTrack
         } else if self.suppressed.contains(name) {
             TableMode::Suppress
@@ -295,19 +315,24 @@ impl SnapshotTracker {
     }
 
     /// Opens the window of a chunk: tracks the changes of this table.
-    pub(crate) fn open_window(&mut self, name: &TableName) {
-        self.window = Some(ChunkWindow { table: name.clone(), changed_keys: HashSet::new(), is_stale: false });
+    pub(crate) fn open_window(&mut self, name: &TableName) -> WindowId {
+        self.last_window += 1;
+        let (id, table) = (self.last_window, name.clone());
+        self.windows.push(ChunkWindow { id, table, changed_keys: ChangedKeys::new(), is_stale: false });
+        id
     }
 
-    /// Notes the key of a changed row.
-    pub(crate) fn key_changed(&mut self, key: &[u8]) {
-        if let Some(window) = &mut self.window
-            && !window.is_stale
-            && !window.changed_keys.contains(key)
-        {
-            window.changed_keys.insert(key.to_vec());
+    /// Notes the key of a changed row in the windows of its table.
+    pub(crate) fn key_changed(&mut self, table: &TableName, key: &[u8]) {
+        let mut shared: Option<Arc<[u8]>> = None;
+        for window in self.windows.iter_mut().filter(|window| window.table == *table && !window.is_stale) {
+            if let Some(known) = window.changed_keys.get(key) {
+                shared.get_or_insert_with(|| Arc::clone(known));
+                continue;
+            }
+            window.changed_keys.insert(Arc::clone(shared.get_or_insert_with(|| key.into())));
             if window.changed_keys.len() > MAX_CHANGED_KEYS {
-                window.changed_keys = HashSet::new();
+                window.changed_keys = ChangedKeys::new();
                 window.is_stale = true;
             }
         }
@@ -315,14 +340,27 @@ impl SnapshotTracker {
 
     /// Notes a schema change.
     pub(crate) fn schema_changed(&mut self) {
-        if let Some(window) = &mut self.window {
+        self.schema_version += 1;
+        for window in &mut self.windows {
             window.is_stale = true;
         }
     }
 
-    /// Closes the window. Returns the changed keys, or `None` if the chunk is unusable.
-    pub(crate) fn close_window(&mut self) -> Option<HashSet<Vec<u8>>> {
-        self.window.take().filter(|window| !window.is_stale).map(|window| window.changed_keys)
+    /// The number of schema changes that the stream reported.
+    pub(crate) fn schema_version(&self) -> u64 {
+        self.schema_version
+    }
+
+    /// Closes a window. Returns the changed keys, or `None` if the chunk is unusable.
+    pub(crate) fn close_window(&mut self, id: WindowId) -> Option<ChangedKeys> {
+        let index = self.windows.iter().position(|window| window.id == id)?;
+        let window = self.windows.remove(index);
+        (!window.is_stale).then_some(window.changed_keys)
+    }
+
+    /// Closes all windows: their chunks are not needed any more.
+    pub(crate) fn close_all_windows(&mut self) {
+        self.windows.clear();
     }
 
     /// Advances the snapshot of a table to a key.
@@ -341,5 +379,37 @@ impl SnapshotTracker {
         }
         self.positions.insert(name.clone(), position);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_counts_in_every_open_window_of_its_table() {
+        let (a, b) = (TableName::new("d", "a"), TableName::new("d", "b"));
+        let mut tracker = SnapshotTracker::default();
+        let first = tracker.open_window(&a);
+        tracker.key_changed(&a, b"1");
+        let (second, other) = (tracker.open_window(&a), tracker.open_window(&b));
+        tracker.key_changed(&a, b"2");
+        tracker.key_changed(&a, b"1");
+        assert_eq!((tracker.mode(&a), tracker.mode(&b)), (TableMode::EmitAndTrack, TableMode::EmitAndTrack));
+        let keys = |keys: Option<ChangedKeys>| {
+            let mut keys: Vec<Vec<u8>> = keys.unwrap().iter().map(|key| key.to_vec()).collect();
+            keys.sort();
+            keys
+        };
+        assert_eq!(keys(tracker.close_window(first)), [b"1", b"2"]);
+        tracker.key_changed(&a, b"3");
+        assert_eq!(keys(tracker.close_window(second)), [b"1", b"2", b"3"]);
+        assert!(keys(tracker.close_window(other)).is_empty());
+        assert_eq!(tracker.mode(&a), TableMode::Emit);
+        // A schema change makes the chunks of every open window unusable.
+        let windows = [tracker.open_window(&a), tracker.open_window(&b)];
+        tracker.schema_changed();
+        assert!(windows.into_iter().all(|window| tracker.close_window(window).is_none()));
+        assert_eq!(tracker.schema_version(), 1);
     }
 }

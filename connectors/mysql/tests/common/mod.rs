@@ -173,8 +173,22 @@ impl Server {
 
     /// The options of a source on tables of this server.
     pub(crate) fn options(&self, tables: &str) -> String {
-        options(self.port, "cdc:p%40ss%2Fword", tables)
+        let threads = threads_of_all().map(|threads| format!("snapshot_threads = {threads}\n"));
+        options(self.port, "cdc:p%40ss%2Fword", tables) + &threads.unwrap_or_default()
     }
+
+    /// As [`options`](Server::options), with this number of readers, unless the environment sets
+    /// one for all tests.
+    pub(crate) fn options_with_threads(&self, tables: &str, threads: usize) -> String {
+        let threads =
+            if threads_of_all().is_some() { String::new() } else { format!("snapshot_threads = {threads}\n") };
+        self.options(tables) + &threads
+    }
+}
+
+/// The number of readers of every snapshot: `TRUNKLINE_TEST_SNAPSHOT_THREADS`.
+fn threads_of_all() -> Option<usize> {
+    std::env::var("TRUNKLINE_TEST_SNAPSHOT_THREADS").ok().map(|threads| threads.parse().unwrap())
 }
 
 /// The options of a source on a server at this port, as this user.
@@ -231,6 +245,7 @@ pub(crate) struct Bench {
     /// The tables that the source has announced.
     pub(crate) data_sets: Vec<Vec<(&'static str, String)>>,
     source: Option<Box<dyn Source>>,
+    budget: MemoryBudget,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -250,6 +265,7 @@ impl Bench {
             schemas: BTreeMap::new(),
             data_sets: Vec::new(),
             source: None,
+            budget: MemoryBudget::new(1 << 30),
             runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap(),
         }
     }
@@ -276,7 +292,7 @@ impl Bench {
                 task: self.task.clone(),
                 position: self.position.clone().into_iter().collect(),
                 until_idle: self.until_idle,
-                budget: MemoryBudget::new(1 << 30),
+                budget: self.budget.clone(),
                 runtime: self.runtime.handle().clone(),
                 scratch: std::env::temp_dir(),
             };
@@ -301,6 +317,11 @@ impl Bench {
     pub(crate) fn read(&mut self) -> &mut Self {
         self.try_read().unwrap();
         self
+    }
+
+    /// The bytes of the memory budget that the source has reserved.
+    pub(crate) fn reserved(&self) -> usize {
+        self.budget.used()
     }
 
     /// The records since the last call.

@@ -51,6 +51,7 @@ const RUST_SDK: &[File] = sdk!(
     "json.rs",
     "lib.rs",
     "runner.rs",
+    "state.rs",
     "testing.rs",
     "verdict.rs"
 );

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use trunkline_connector::config::Report;
 use trunkline_connector::{Batch, Rejections};
-use trunkline_transform_host::{Instance, Limits, Plugin};
+use trunkline_transform_host::{Instance, Limits, Plugin, StateStore};
 
 use super::project::{Project, ProjectTest};
 use super::{Exit, failed, plugin_host};
@@ -133,11 +133,19 @@ fn measure(instance: &mut Instance, records: &[TestRecord]) -> Result<String, St
     let (mut count, mut spent) = (0usize, Duration::ZERO);
     let started = Instant::now();
     let mut rejected = Rejections::default();
+    let mut state = instance.plugin().uses_state().then(|| StateStore::new(usize::MAX));
     while started.elapsed() < BENCH {
         let mut batch = input.clone();
         rejected.clear();
         let call = Instant::now();
-        instance.process(&mut batch, &mut rejected).map_err(|error| error.to_string())?;
+        let processed = match &mut state {
+            Some(state) => instance.process_with_state(&mut batch, &mut rejected, state),
+            None => instance.process(&mut batch, &mut rejected),
+        };
+        processed.map_err(|error| error.to_string())?;
+        if let Some(state) = &mut state {
+            state.commit();
+        }
         spent += call.elapsed();
         count += input.len();
     }

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Instant;
 
 use trunkline_connector::{Batch, TopicPartition};
+
+use crate::dead_letters::Failed;
 
 /// The records that a replay reads.
 #[derive(Debug, Clone)]
@@ -15,6 +18,8 @@ pub struct Bounds {
     pub ranges: BTreeMap<TopicPartition, (i64, i64)>,
     /// Records per second of each task.
     pub rate: Option<NonZeroU64>,
+    /// Only records with dead letters, if it is a replay of them.
+    pub failed: Option<Arc<Failed>>,
 }
 
 impl Bounds {
@@ -27,6 +32,14 @@ impl Bounds {
     /// The offsets at which the replay ends.
     pub(super) fn ends(&self) -> BTreeMap<TopicPartition, i64> {
         self.ranges.iter().map(|(partition, (_, end))| (partition.clone(), *end)).collect()
+    }
+
+    /// Drops the records that the replay does not select. The caller counts their offsets as
+    /// processed.
+    pub(super) fn select(&self, partition: &TopicPartition, batch: &mut Batch) {
+        if let Some(failed) = &self.failed {
+            batch.retain(|record| failed.contains(partition, record.entry().offset));
+        }
     }
 
     /// Drops the records outside of the range. Returns whether the topic partition is complete: no
@@ -98,7 +111,12 @@ mod tests {
     #[test]
     fn records_outside_of_the_range_are_dropped() {
         let partition = TopicPartition::new("t", 0);
-        let bounds = Bounds { run: "r".to_owned(), ranges: BTreeMap::from([(partition.clone(), (3, 7))]), rate: None };
+        let bounds = Bounds {
+            run: "r".to_owned(),
+            ranges: BTreeMap::from([(partition.clone(), (3, 7))]),
+            rate: None,
+            failed: None,
+        };
         let retained = |partition: &TopicPartition, offsets| {
             let mut batch = batch(offsets);
             let is_complete = bounds.retain(partition, &mut batch);

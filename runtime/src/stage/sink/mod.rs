@@ -285,6 +285,9 @@ impl SinkTask<'_> {
         let Some(state) = self.transactions.partitions.get_mut(partition) else { return Ok(()) };
         let (Some(first), Some(last)) = (batch.entries().first(), batch.entries().last()) else { return Ok(()) };
         state.advance(first.offset, last.offset + 1);
+        if let Some(bounds) = &self.transactions.stage.bounds {
+            bounds.select(partition, batch);
+        }
         let plan = &self.transactions.stage.plan;
         let (name, on_error) = (&plan.name, plan.on_error);
         let (committer, rejected, delivered) = (&mut self.committer, &mut self.rejected, &mut self.delivered);

@@ -26,10 +26,10 @@ pub(crate) fn module(verdicts: &[u8], at: usize, len: usize, init_reply: &[u8]) 
                 (local.set $block (global.get $free))
                 (global.set $free (i32.and (i32.add (i32.add (global.get $free) (local.get $len)) (i32.const 7)) (i32.const -8)))
                 (local.get $block))
-            (func (export "trunkline:transform/plugin@1.0.0#init") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 16))
-            (func (export "trunkline:transform/plugin@1.0.0#process") (param i32 i32) (result i32)
+            (func (export "trunkline:transform/plugin@1.1.0#init") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 16))
+            (func (export "trunkline:transform/plugin@1.1.0#process") (param i32 i32) (result i32)
                 (global.set $free (i32.const 65536)) (i32.const 128))
-            (func (export "trunkline:transform/plugin@1.0.0#flush") (result i32) (i32.const 128))
+            (func (export "trunkline:transform/plugin@1.1.0#flush") (result i32) (i32.const 128))
             (data (i32.const 16) "{}")
             (data (i32.const 128) "{}")
             (data (i32.const {VERDICTS_AT}) "{}"))"#,
@@ -172,32 +172,32 @@ fn errors_name_the_mismatch_of_the_world() {
         Err(LoadError::WrongWorld { detail, .. }) => detail,
         other => panic!("{other:?}"),
     };
-    let next_major = with_world(&ready.replace("@1.0.0", "@2.0.0"), &WIT.replace("@1.0.0", "@2.0.0"), "transform");
-    assert_eq!(detail(&next_major), "it was built for version 2.0.0 of `trunkline:transform`, this worker runs 1.0.0");
+    let next_major = with_world(&ready.replace("@1.1.0", "@2.0.0"), &WIT.replace("@1.1.0", "@2.0.0"), "transform");
+    assert_eq!(detail(&next_major), "it was built for version 2.0.0 of `trunkline:transform`, this worker runs 1.1.0");
 
     let without_flush = WIT.replace("  flush: func() -> result<list<u8>, string>;\n", "");
     assert_ne!(without_flush, WIT);
     assert_eq!(
         detail(&with_world(&ready, &without_flush, "transform")),
-        "it lacks the function `flush` of version 1.0.0"
+        "it lacks the function `flush` of version 1.1.0"
     );
 
     let other_type = WIT.replace("process: func(batch: list<u8>)", "process: func(batch: string)");
     assert_eq!(
         detail(&with_world(&ready, &other_type, "transform")),
-        "its function `process` does not have the type of version 1.0.0"
+        "its function `process` does not have the type of version 1.1.0"
     );
 
     let foreign = "package other:thing; world thing { export run: func(); }";
     let wasm = with_world(r#"(module (memory (export "memory") 1) (func (export "run")))"#, foreign, "thing");
-    assert_eq!(detail(&wasm), "it does not export `trunkline:transform/plugin@1.0.0`");
+    assert_eq!(detail(&wasm), "it does not export `trunkline:transform/plugin@1.1.0`");
 }
 
 #[test]
 fn later_minor_versions_run_unless_they_import_new_functions() {
-    let wit = WIT.replace("package trunkline:transform@1.0.0", "package trunkline:transform@1.1.0");
+    let wit = WIT.replace("package trunkline:transform@1.1.0", "package trunkline:transform@1.2.0");
     assert_ne!(wit, WIT);
-    let ready = module(&verdicts(1, &[0; 4]), VERDICTS_AT, 20, &READY).replace("@1.0.0", "@1.1.0");
+    let ready = module(&verdicts(1, &[0; 4]), VERDICTS_AT, 20, &READY).replace("@1.1.0", "@1.2.0");
     let plugin = host().load_bytes("later.wasm", &with_world(&ready, &wit, "transform")).unwrap();
     let mut instance = plugin.start(&json!({}), &Limits::default()).unwrap();
     assert_eq!(instance.process(&mut batch_of(&["a"]), &mut Rejections::default()).unwrap().out, 1);
@@ -205,13 +205,48 @@ fn later_minor_versions_run_unless_they_import_new_functions() {
     let wit = wit.replace("now-ms: func() -> u64;", "now-ms: func() -> u64; state-get: func() -> u64;");
     let imports = ready.replacen(
         "(memory",
-        r#"(import "trunkline:transform/host@1.1.0" "state-get" (func (result i64))) (memory"#,
+        r#"(import "trunkline:transform/host@1.2.0" "state-get" (func (result i64))) (memory"#,
         1,
     );
     match host().load_bytes("later.wasm", &with_world(&imports, &wit, "transform")) {
         Err(LoadError::Imports { detail, .. }) => assert!(detail.contains("state-get"), "{detail}"),
         other => panic!("{other:?}"),
     }
+}
+
+/// The interface of version 1.0.
+const WIT_1_0: &str = "package trunkline:transform@1.0.0;
+interface host {
+  enum level { trace, debug, info, warn, error }
+  log: func(level: level, message: string);
+  counter-add: func(name: string, by: u64);
+  histogram-record: func(name: string, value: f64);
+  now-ms: func() -> u64;
+}
+interface plugin {
+  record offer { formats: list<u32>, host-version: string }
+  record init-reply { format: u32, ports: list<string>, keeps-schema: bool }
+  record init-error { message: string, key: option<string> }
+  init: func(config: string, host: offer) -> result<init-reply, init-error>;
+  process: func(batch: list<u8>) -> result<list<u8>, string>;
+  flush: func() -> result<list<u8>, string>;
+}
+world transform { import host; export plugin; }";
+
+#[test]
+fn plugins_of_version_1_0_run() {
+    let module = module(&verdicts(1, &[0; 4]), VERDICTS_AT, 20, &READY).replace("@1.1.0", "@1.0.0");
+    let imports = module.replacen(
+        "(memory",
+        r#"(import "trunkline:transform/host@1.0.0" "now-ms" (func (result i64))) (memory"#,
+        1,
+    );
+    let plugin = host().load_bytes("earlier.wasm", &with_world(&imports, WIT_1_0, "transform")).unwrap();
+    let contents = plugin.contents();
+    assert_eq!(contents.interface, "trunkline:transform/plugin@1.0.0");
+    assert_eq!((contents.imports, plugin.uses_state()), (vec!["trunkline:transform/host@1.0.0".to_owned()], false));
+    let mut instance = plugin.start(&json!({}), &Limits::default()).unwrap();
+    assert_eq!(instance.process(&mut batch_of(&["a"]), &mut Rejections::default()).unwrap().out, 1);
 }
 
 #[test]

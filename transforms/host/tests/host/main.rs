@@ -8,6 +8,7 @@ mod handwritten_guests;
 mod loading;
 mod log_capture;
 mod mask;
+mod state;
 mod support;
 mod verdicts;
 mod wasi;

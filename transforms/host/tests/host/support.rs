@@ -13,12 +13,20 @@ use trunkline_transform_host::{Counts, Host, HostOptions, Instance, Limits, Plug
 /// The core module of the `testing` plugin.
 pub(crate) fn testing_wasm() -> &'static [u8] {
     static WASM: OnceLock<Vec<u8>> = OnceLock::new();
-    WASM.get_or_init(|| {
-        let plugins = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins");
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugins");
-        let built = build_plugin::build(&plugins, "testing", &target).unwrap_or_else(|message| panic!("{message}"));
-        std::fs::read(built).unwrap()
-    })
+    WASM.get_or_init(|| build("testing"))
+}
+
+/// The `counting` plugin, which keeps state.
+pub(crate) fn counting_plugin() -> &'static Plugin {
+    static PLUGIN: OnceLock<Plugin> = OnceLock::new();
+    PLUGIN.get_or_init(|| host().load_bytes("counting.wasm", &build("counting")).unwrap())
+}
+
+fn build(name: &str) -> Vec<u8> {
+    let plugins = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugins");
+    let built = build_plugin::build(&plugins, name, &target).unwrap_or_else(|message| panic!("{message}"));
+    std::fs::read(built).unwrap()
 }
 
 /// The host of all tests that need no compile cache.

@@ -7,10 +7,14 @@
 //! - A record whose value is not a JSON object is rejected by the transforms that need one. A
 //!   tombstone passes unless the transform has an option for it.
 
+mod aggregate;
+mod dedupe;
+mod duration;
 mod explode;
 mod expression;
 mod filter;
 mod flatten;
+mod key;
 mod number;
 mod project;
 mod rekey;
@@ -20,7 +24,7 @@ mod timestamp;
 mod unwrap_envelope;
 
 use serde::Deserialize;
-use trunkline_plugin::{ConfigError, Done, Record, Transform, Verdict};
+use trunkline_plugin::{Batch, ConfigError, Done, Record, Transform, Verdict, Verdicts};
 
 /// The configuration: the name of the transform, and its table `config`.
 #[derive(Debug, Deserialize)]
@@ -42,6 +46,10 @@ pub enum Config {
     Timestamp(timestamp::Config),
     /// Sets the key.
     Rekey(rekey::Config),
+    /// Drops duplicates.
+    Dedupe(dedupe::Config),
+    /// Aggregates the records of windows of time.
+    Aggregate(aggregate::Config),
 }
 
 /// One of the transforms.
@@ -60,7 +68,19 @@ trait Everyday: std::fmt::Debug {
         false
     }
 
-    fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Done;
+    /// The verdict on a record, for transforms that look at each record by itself.
+    fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Done {
+        let _ = record;
+        verdict.pass()
+    }
+
+    /// The verdicts on the records of a batch, for transforms with state.
+    fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
+        for record in batch.iter() {
+            let _: Done = self.record(record, verdicts.next_verdict());
+        }
+        Ok(())
+    }
 }
 
 impl Transform for Standard {
@@ -75,7 +95,9 @@ impl Transform for Standard {
             Config::UnwrapEnvelope(config) => Box::new(unwrap_envelope::UnwrapEnvelope::new(config)?),
             Config::Explode(config) => Box::new(explode::Explode::new(config)?),
             Config::Timestamp(config) => Box::new(timestamp::Timestamps::new(&config)?),
-            Config::Rekey(config) => Box::new(rekey::Rekey::new(config)?),
+            Config::Rekey(config) => Box::new(rekey::Rekey::new(&config)?),
+            Config::Dedupe(config) => Box::new(dedupe::Dedupe::new(&config)?),
+            Config::Aggregate(config) => Box::new(aggregate::Aggregate::new(&config)?),
         };
         Ok(Self { transform })
     }
@@ -88,8 +110,8 @@ impl Transform for Standard {
         self.transform.keeps_schema()
     }
 
-    fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
-        Ok(self.transform.record(record, verdict))
+    fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
+        self.transform.process(batch, verdicts)
     }
 }
 

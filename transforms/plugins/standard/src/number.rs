@@ -3,6 +3,8 @@
 use std::cmp::Ordering;
 use std::fmt;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// Fractional digits, and significant digits at least, of a quotient that does not end.
 const QUOTIENT_DIGITS: i32 = 20;
 /// Numbers with more zeros than this are written with an exponent.
@@ -28,6 +30,20 @@ impl fmt::Display for Inexact {
             Self::Overflow => "the number has more than 38 digits",
             Self::DivisionByZero => "the divisor is 0",
         })
+    }
+}
+
+/// As text, which is exact.
+impl Serialize for Decimal {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Decimal {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not a number")))
     }
 }
 

@@ -355,3 +355,125 @@ fn misspelt_options_are_reported_at_their_key() {
         assert_eq!(rejected_config(config).0, None);
     }
 }
+
+/// The outputs of a batch: `value@timestamp` of each record, `drop`, or the rejection.
+fn batch(host: &mut MockHost<Standard>, inputs: &[Input]) -> Vec<String> {
+    host.process(inputs).unwrap().iter().map(shown).collect()
+}
+
+#[test]
+fn dedupe_drops_records_whose_key_was_seen_within_the_time() {
+    let config = json!({ "dedupe": { "fields": ["id"], "within": "10s" } });
+    let mut host = MockHost::<Standard>::start(config).unwrap();
+    let reading = |id: u32, at: i64| Input::value(format!(r#"{{"id":{id}}}"#)).at(at);
+    let inputs = [reading(1, 1_000), reading(2, 1_000), reading(1, 10_999), Input::default(), Input::value("{}")];
+    let missing = "dedupe.no_key: the record has no key: there is no field `id`";
+    assert_eq!(batch(&mut host, &inputs), [r#"{"id":1}"#, r#"{"id":2}"#, "drop", "null", missing]);
+    // The state outlives the instance.
+    host.restart().unwrap();
+    assert_eq!(batch(&mut host, &[reading(1, 10_999), reading(1, 11_000)]), ["drop", r#"{"id":1}"#]);
+    // The time starts at the record that passed last; an older one is no duplicate of it.
+    assert_eq!(batch(&mut host, &[reading(1, 20_999), reading(1, 900)]), ["drop", r#"{"id":1}"#]);
+    // Keys expire.
+    batch(&mut host, &[reading(3, 50_000)]);
+    let keys: Vec<_> = host.state().into_iter().map(|(key, _)| String::from_utf8(key).unwrap()).collect();
+    assert_eq!(keys, ["passed\u{0}3"]);
+}
+
+#[test]
+fn dedupe_takes_the_key_of_the_record_by_default() {
+    let mut host = MockHost::<Standard>::start(json!({ "dedupe": { "within": "1d" } })).unwrap();
+    let inputs = [Input::value("1").key("a"), Input::value("2").key("a"), Input::value("3"), Input::value("4")];
+    assert_eq!(batch(&mut host, &inputs), ["1", "drop", "3", "4"]);
+    let cases = [
+        (json!({ "within": "0s" }), "within"),
+        (json!({ "within": "10" }), "within"),
+        (json!({ "within": "1d", "expression": "valu.x" }), "expression"),
+    ];
+    for (config, key) in cases {
+        assert_eq!(rejected_config(json!({ "dedupe": config })).0.as_deref(), Some(key));
+    }
+}
+
+#[test]
+fn aggregate_outputs_the_results_of_closed_windows() {
+    let config = json!({ "aggregate": {
+        "group_by": ["device"], "window": "1m", "lateness": "10s", "late": "port",
+        "aggregates": {
+            "n": "count()", "sum": "sum(row.c)", "avg": "avg(row.c)", "min": "min(row.c)", "max": "max(row.c)",
+            "first": "first(row.c)", "last": "last(row.c)", "named": "count(has(row.name) ? row.name : null)",
+        },
+    } });
+    let mut host = MockHost::<Standard>::start(config).unwrap();
+    let reading = |device: &str, c: &str, at: i64| Input::value(format!(r#"{{"device":"{device}","c":{c}}}"#)).at(at);
+    let first = [reading("a", "0.1", 1_000), reading("b", "7", 2_000), reading("a", "0.20", 30_000)];
+    assert_eq!(batch(&mut host, &first), ["", "", ""]);
+    host.restart().unwrap();
+    // Out of order, then the watermark advances, but not past the lateness.
+    assert_eq!(batch(&mut host, &[reading("a", "-1", 500), reading("a", "5", 69_999)]), ["", ""]);
+    let closing = host.process(&[reading("a", "6", 70_000), reading("a", "9", 59_999)]).unwrap();
+    let Outcome::Emitted(results) = &closing[0] else { panic!("{closing:?}") };
+    let values: Vec<_> = results.iter().map(|output| output.text().unwrap()).collect();
+    assert_eq!(
+        values,
+        [
+            r#"{"device":"a","window_start":0,"window_end":60000,"avg":-0.23333333333333333333,"first":-1,"last":0.20,"max":0.20,"min":-1,"n":3,"named":0,"sum":-0.70}"#,
+            r#"{"device":"b","window_start":0,"window_end":60000,"avg":7,"first":7,"last":7,"max":7,"min":7,"n":1,"named":0,"sum":7}"#
+        ]
+    );
+    assert_eq!((results[0].record.key.as_deref(), results[0].record.timestamp), (Some(&b"a"[..]), Some(30_000)));
+    assert_eq!(shown(&closing[1]), r#"late: {"device":"a","c":9}"#);
+    // Only the open window is left.
+    assert_eq!(host.state().iter().filter(|(key, _)| key.starts_with(b"windows")).count(), 1);
+}
+
+#[test]
+fn aggregate_counts_a_record_in_each_of_its_hopping_windows() {
+    let config = json!({ "aggregate": {
+        "window": "3m", "advance": "1m", "aggregates": { "n": "count()" },
+    } });
+    let mut host = MockHost::<Standard>::start(config).unwrap();
+    let at = |seconds: i64| Input::value("{}").at(seconds * 1000);
+    assert_eq!(batch(&mut host, &[at(150), at(179)]), ["", ""]);
+    let window = |start: i64, n: u64| {
+        format!(r#"{{"window_start":{},"window_end":{},"n":{n}}}"#, start * 1000, (start + 180) * 1000)
+    };
+    // The first window is closed; the record at 170 belongs to the other two.
+    assert_eq!(batch(&mut host, &[at(180), at(170)]), [window(0, 2), String::new()]);
+    host.restart().unwrap();
+    let closed = [window(60, 4), window(120, 4), window(180, 1)].join(" ");
+    assert_eq!(batch(&mut host, &[at(600), at(100)]), [closed, "drop".to_owned()]);
+    for advance in ["0s", "4m", "1s"] {
+        let config = json!({ "window": "3m", "advance": advance, "aggregates": { "n": "count()" } });
+        assert_eq!(rejected_config(json!({ "aggregate": config })).0.as_deref(), Some("advance"));
+    }
+}
+
+#[test]
+fn aggregate_outputs_updates_and_rejects_what_it_cannot_add() {
+    let config = json!({ "aggregate": {
+        "window": "1h", "aggregates": { "total": "sum(row.amount)" }, "emit": "updates",
+    } });
+    let mut host = MockHost::<Standard>::start(config).unwrap();
+    let payment = |amount: &str, at: i64| Input::value(format!(r#"{{"amount":{amount}}}"#)).at(at);
+    let inputs = [payment("0.1", 1), payment("0.2", 2), payment("\"x\"", 3), payment("1", 3_600_000), payment("5", 4)];
+    let window = |start: i64, total: &str| {
+        format!(r#"{{"window_start":{start},"window_end":{},"total":{total}}}"#, start + 3_600_000)
+    };
+    let failed = "aggregate.failed: the record cannot be aggregated: `aggregates.total`: a text is not a number; convert it \
+                  with decimal(..)";
+    let expected = [window(0, "0.1"), window(0, "0.3"), failed.to_owned(), window(3_600_000, "1"), "drop".to_owned()];
+    assert_eq!(batch(&mut host, &inputs), expected);
+    let without_time = Input::value(r#"{"amount":1}"#);
+    assert!(batch(&mut host, &[without_time])[0].ends_with("the record has no timestamp"));
+    let cases = [
+        (json!({ "window": "0m", "aggregates": { "n": "count()" } }), "window"),
+        (json!({ "window": "1m", "aggregates": {} }), "aggregates"),
+        (json!({ "window": "1m", "aggregates": { "n": "median(row.x)" } }), "aggregates.n"),
+        (json!({ "window": "1m", "aggregates": { "n": "sum()" } }), "aggregates.n"),
+        (json!({ "window": "1m", "aggregates": { "window_end": "count()" } }), "aggregates.window_end"),
+    ];
+    for (config, key) in cases {
+        assert_eq!(rejected_config(json!({ "aggregate": config })).0.as_deref(), Some(key));
+    }
+}

@@ -188,7 +188,7 @@ impl Follower {
                 };
                 let on_key = |key: &[u8]| {
                     if plan.mode == TableMode::EmitAndTrack {
-                        tracker.key_changed(key);
+                        tracker.key_changed(&table.name, key);
                     }
                 };
                 result = result.and_then(|()| self.emitter.change(out, table, source_block, change, on_key));

@@ -1,0 +1,222 @@
+//! Trunkline's headers in a topic. See `docs/adr/019-one-header.md`.
+//!
+//! In a batch, each fact about a record is a header: `trunkline.schema`, `trunkline.path`,
+//! `trunkline.offset`. In a topic, these are one header, `trunkline`, with the text
+//! `schema=..&path=..&offset=..`. The text is a query string (`application/x-www-form-urlencoded`
+//! of the WHATWG URL standard), except that it keeps bytes that need no escape, such as `/`.
+
+use trunkline_connector::batch::{Headers, write_raw_header};
+
+/// The name of the packed header.
+pub(super) const PACKED: &str = "trunkline";
+
+/// The beginning of the names of headers that are packed.
+const PREFIX: &[u8] = b"trunkline.";
+
+/// Packs Trunkline's headers of a block. Returns the new block: in `scratch`, or the same block if
+/// nothing is to be packed.
+pub(super) fn pack<'a>(block: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    scratch.clear();
+    scratch.extend_from_slice(&(PACKED.len() as u32).to_le_bytes());
+    scratch.extend_from_slice(PACKED.as_bytes());
+    scratch.extend_from_slice(&[0; 4]);
+    let start = scratch.len();
+    let mut has_others = false;
+    let mut headers = Headers::over(block);
+    while let Some((name, value)) = headers.next_raw() {
+        let Some(name) = ours(name) else {
+            has_others = true;
+            continue;
+        };
+        // A query string cannot contain a null, and its place among the others matters.
+        let Some(value) = value else { return block };
+        if scratch.len() > start {
+            scratch.push(b'&');
+        }
+        escape(name, scratch);
+        scratch.push(b'=');
+        escape(value, scratch);
+    }
+    let len = scratch.len() - start;
+    if len == 0 {
+        return block;
+    }
+    scratch[start - 4..start].copy_from_slice(&(len as i32).to_le_bytes());
+    if has_others {
+        let mut headers = Headers::over(block);
+        while let Some((name, value)) = headers.next_raw() {
+            if ours(name).is_none() {
+                write_raw_header(scratch, name, value);
+            }
+        }
+    }
+    scratch
+}
+
+/// The rest of the name of a header that is packed.
+fn ours(name: &[u8]) -> Option<&[u8]> {
+    name.strip_prefix(PREFIX).filter(|rest| !rest.is_empty())
+}
+
+/// Writes the headers of a packed header to `block`, as a batch encodes them. `false` if the value
+/// is not a packed header; `block` is empty then.
+pub(super) fn unpack(packed: &[u8], block: &mut Vec<u8>) -> bool {
+    block.clear();
+    for pair in packed.split(|byte| *byte == b'&') {
+        let equals = pair.iter().position(|byte| *byte == b'=').filter(|at| *at > 0);
+        let written = equals.and_then(|at| {
+            let name_at = block.len() + 4;
+            block.extend_from_slice(&[0; 4]);
+            block.extend_from_slice(PREFIX);
+            unescape(&pair[..at], block)?;
+            set_len(block, name_at);
+            let value_at = block.len() + 4;
+            block.extend_from_slice(&[0; 4]);
+            unescape(&pair[at + 1..], block)?;
+            set_len(block, value_at);
+            Some(())
+        });
+        if written.is_none() {
+            block.clear();
+            return false;
+        }
+    }
+    true
+}
+
+/// Writes the length of the part that begins at `at` and ends with the block.
+fn set_len(block: &mut [u8], at: usize) {
+    let len = (block.len() - at) as u32;
+    block[at - 4..at].copy_from_slice(&len.to_le_bytes());
+}
+
+/// Bytes that are escaped: those with a meaning, white space and control characters.
+const ESCAPED: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte <= 0x20 {
+        table[byte] = true;
+        byte += 1;
+    }
+    table[0x7f] = true;
+    table[b'%' as usize] = true;
+    table[b'&' as usize] = true;
+    table[b'+' as usize] = true;
+    table[b'=' as usize] = true;
+    table
+};
+
+fn escape(text: &[u8], out: &mut Vec<u8>) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|byte| ESCAPED[usize::from(*byte)]) {
+        let byte = usize::from(rest[at]);
+        out.extend_from_slice(&rest[..at]);
+        out.extend_from_slice(&[b'%', HEX[byte >> 4], HEX[byte & 15]]);
+        rest = &rest[at + 1..];
+    }
+    out.extend_from_slice(rest);
+}
+
+/// Decodes a name or value. A `+` is a space, as other writers of query strings have it.
+fn unescape(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|byte| matches!(byte, b'%' | b'+')) {
+        out.extend_from_slice(&rest[..at]);
+        if rest[at] == b'+' {
+            out.push(b' ');
+            rest = &rest[at + 1..];
+            continue;
+        }
+        let nibble = |byte: &u8| char::from(*byte).to_digit(16);
+        let (high, low) = (nibble(rest.get(at + 1)?)?, nibble(rest.get(at + 2)?)?);
+        out.push((high << 4 | low) as u8);
+        rest = &rest[at + 3..];
+    }
+    out.extend_from_slice(rest);
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use trunkline_connector::batch::write_header;
+
+    use super::*;
+
+    type Found = BTreeMap<String, Vec<Option<Vec<u8>>>>;
+
+    /// The values of each name, in order.
+    fn by_name(block: &[u8]) -> Found {
+        let mut found = Found::new();
+        for (name, value) in Headers::over(block) {
+            found.entry(name.to_owned()).or_default().push(value.map(<[u8]>::to_vec));
+        }
+        found
+    }
+
+    /// Reads a block as a consumer does.
+    fn read(packed: &[u8]) -> Found {
+        let (mut block, mut scratch) = (Vec::new(), Vec::new());
+        for (name, value) in Headers::over(packed) {
+            match value {
+                Some(value) if name == PACKED && unpack(value, &mut scratch) => block.extend_from_slice(&scratch),
+                value => write_header(&mut block, name, value),
+            }
+        }
+        by_name(&block)
+    }
+
+    #[test]
+    fn the_facts_of_a_record_are_one_header() {
+        let mut block = Vec::new();
+        write_header(&mut block, "trunkline.path", Some("/var/log/größe 1&2=+%.log".as_bytes()));
+        write_header(&mut block, "mine", Some(b"x"));
+        write_header(&mut block, "trunkline.offset", Some(b"13"));
+        let mut scratch = Vec::new();
+        let packed: Vec<_> = Headers::over(pack(&block, &mut scratch)).collect();
+        let text = "path=/var/log/größe%201%262%3D%2B%25.log&offset=13";
+        assert_eq!(packed, [("trunkline", Some(text.as_bytes())), ("mine", Some(&b"x"[..]))]);
+        let read: Vec<_> = url::form_urlencoded::parse(text.as_bytes()).into_owned().collect();
+        let expected = [("path", "/var/log/größe 1&2=+%.log"), ("offset", "13")];
+        assert_eq!(read, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+
+    #[test]
+    fn a_block_without_such_headers_stays() {
+        let mut block = Vec::new();
+        write_header(&mut block, "mine", None);
+        write_header(&mut block, "trunkline.null", None);
+        assert_eq!(pack(&block, &mut Vec::new()), block);
+        assert_eq!(pack(&[], &mut Vec::new()), b"");
+    }
+
+    #[test]
+    fn headers_of_others_are_not_taken_apart() {
+        let mut block = Vec::new();
+        for foreign in ["", "x", "=1", "a=1&", "a=1&b", "a=%", "a=%4", "a=%zz", "%=1"] {
+            assert!(!unpack(foreign.as_bytes(), &mut block), "{foreign}");
+            assert!(block.is_empty());
+        }
+        assert!(unpack(b"a=1+2&b=", &mut block));
+        let found: Vec<_> = Headers::over(&block).collect();
+        assert_eq!(found, [("trunkline.a", Some(&b"1 2"[..])), ("trunkline.b", Some(&b""[..]))]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_is_lost(
+            headers in proptest::collection::vec(
+                ("(trunkline\\.)?[a-c=&%é]{0,2}", proptest::option::of(proptest::collection::vec(any::<u8>(), 0..6))),
+                0..6,
+            ),
+        ) {
+            let mut block = Vec::new();
+            headers.into_iter().for_each(|(name, value)| write_header(&mut block, &name, value.as_deref()));
+            let mut scratch = Vec::new();
+            prop_assert_eq!(read(pack(&block, &mut scratch)), by_name(&block));
+        }
+    }
+}

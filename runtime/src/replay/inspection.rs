@@ -1,0 +1,303 @@
+//! Shows what today's transforms make of past records: reads a range without a group, runs its
+//! records through the transforms in front of a sink, and passes each result as a line of JSON.
+//! Nothing is committed and nothing is written.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use trunkline_connector::{Batch, Error, Reason, RecordRef, Rejections, Result};
+use trunkline_transform_host::{Host, Instance, Limits};
+
+use super::run::PartitionRange;
+use crate::dead_letters::Failed;
+use crate::kafka::{Cluster, topic_reader};
+use crate::plan::SinkPlan;
+use crate::record_tests::TestRecord;
+use crate::stage::SinkTransforms;
+
+/// The bundled plugin that evaluates `--where`.
+const FILTER: &str = "filter.wasm";
+
+/// Records and bytes that pass the transforms at once. Fewer than the first are read at once if
+/// fewer lines are left, but not fewer than the second: a condition may select few of them.
+const BATCH_RECORDS: usize = 1_000;
+const SMALL_BATCH_RECORDS: usize = 50;
+const BATCH_BYTES: usize = 1 << 20;
+
+/// See the module's header.
+pub struct Inspection {
+    transforms: SinkTransforms,
+    condition: Option<Condition>,
+    /// Lines that are left; no limit if `None`.
+    left: Option<u64>,
+    /// Records that were read.
+    pub read: u64,
+    /// Results that were passed.
+    pub passed: u64,
+    /// Rejected records that were passed.
+    pub rejected: u64,
+}
+
+/// A condition on records: an expression in CEL.
+pub struct Condition {
+    filter: Instance,
+    rejections: Rejections,
+    /// Records for which it has no value, because a member is missing, for example.
+    undecided: u64,
+    /// Why it has no value for the first of them.
+    first: Option<String>,
+}
+
+impl Condition {
+    /// Compiles the expression.
+    pub fn compile(host: &Host, expression: &str) -> Result<Self> {
+        let plugin = host
+            .bundled(FILTER)
+            .ok_or_else(|| Error::internal("replay.no_filter", format!("the plugin {FILTER} is not bundled")))?
+            .map_err(|error| Error::config("plugin.load", format!("--where: {error}")))?;
+        let config = serde_json::json!({ "condition": expression, "tombstones": "test" });
+        let filter = plugin
+            .start(&config, &Limits::default())
+            .map_err(|error| Error::config("replay.bad_where", format!("--where: {}", error.message)))?;
+        Ok(Self { filter, rejections: Rejections::default(), undecided: 0, first: None })
+    }
+
+    /// Leaves the records in the batch for which it is true.
+    fn retain(&mut self, batch: &mut Batch) -> Result<()> {
+        let context = |error: Error| error.context("--where");
+        self.filter.ready().map_err(context)?;
+        self.rejections.clear();
+        self.filter.process(batch, &mut self.rejections).map_err(context)?;
+        self.undecided += self.rejections.len() as u64;
+        if let (None, Some((_, reason))) = (&self.first, self.rejections.iter().next()) {
+            self.first = Some(reason.message.clone());
+        }
+        Ok(())
+    }
+
+    fn holds(&mut self, record: RecordRef<'_>) -> Result<bool> {
+        let mut single = Batch::default();
+        single.push_copy(record);
+        self.retain(&mut single)?;
+        Ok(!single.is_empty())
+    }
+}
+
+impl Inspection {
+    /// Starts the transforms of a sink. At most `limit` lines are passed.
+    pub fn start(sink: &SinkPlan, condition: Option<Condition>, limit: Option<u64>) -> Result<Self> {
+        let transforms = SinkTransforms::start(sink)?;
+        Ok(Self { transforms, condition, left: limit, read: 0, passed: 0, rejected: 0 })
+    }
+
+    /// Reads the ranges, partition by partition, until `each` breaks or the limit is reached. With
+    /// `failed`, only its records are read.
+    pub fn run(
+        &mut self,
+        cluster: &Cluster,
+        ranges: &[PartitionRange],
+        failed: Option<&Failed>,
+        each: &mut dyn FnMut(&str) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        for range in ranges {
+            let (partition, ends) = (range.topic_partition(), (range.from, range.to));
+            let mut batch = Batch::default();
+            let mut flow = self.flow();
+            if flow.is_break() {
+                return Ok(());
+            }
+            topic_reader::scan_range_until(cluster, &range.topic, range.partition, ends, &mut |record| {
+                if failed.is_none_or(|failed| failed.contains(&partition, record.entry().offset)) {
+                    batch.push_copy(record);
+                }
+                if batch.len() >= self.batch_records() || batch.bytes() >= BATCH_BYTES {
+                    flow = self.process(&partition.topic, &mut batch, each)?;
+                }
+                Ok(flow)
+            })?;
+            if flow.is_continue() {
+                flow = self.process(&partition.topic, &mut batch, each)?;
+            }
+            if flow.is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the limit ended it.
+    pub fn is_limited(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    /// What was not passed, one line each.
+    pub fn notes(&self) -> Vec<String> {
+        let dropped = self.transforms.dropped();
+        let mut notes: Vec<String> =
+            dropped.map(|(component, dropped)| format!("{dropped} dropped by the transform `{component}`")).collect();
+        if let Some(Condition { undecided, first: Some(first), .. }) = &self.condition {
+            notes.push(format!("{undecided} for which --where is neither true nor false; the first one: {first}"));
+        }
+        notes
+    }
+
+    fn batch_records(&self) -> usize {
+        let left = self.left.and_then(|left| usize::try_from(left).ok()).unwrap_or(usize::MAX);
+        left.clamp(SMALL_BATCH_RECORDS, BATCH_RECORDS)
+    }
+
+    fn flow(&self) -> ControlFlow<()> {
+        if self.is_limited() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Passes the results of a batch in the order of their offsets, and clears it.
+    fn process(
+        &mut self,
+        topic: &Arc<str>,
+        batch: &mut Batch,
+        each: &mut dyn FnMut(&str) -> Result<ControlFlow<()>>,
+    ) -> Result<ControlFlow<()>> {
+        if batch.is_empty() {
+            return Ok(self.flow());
+        }
+        self.read += batch.len() as u64;
+        let mut lines: Vec<(i64, bool, String)> = Vec::new();
+        let condition = &mut self.condition;
+        self.transforms.process(topic, batch, &mut |out| {
+            if let Some(condition) = condition {
+                condition.retain(out)?;
+            }
+            lines.extend(out.iter().map(|record| (record.entry().offset, false, line(record, None))));
+            Ok(())
+        })?;
+        for (component, record, reason) in self.transforms.rejected() {
+            if self.condition.as_mut().map_or(Ok(true), |condition| condition.holds(record))? {
+                lines.push((record.entry().offset, true, line(record, Some((component, reason)))));
+            }
+        }
+        batch.clear();
+        lines.sort_by_key(|(offset, ..)| *offset);
+        for (_, is_rejected, line) in lines {
+            if self.is_limited() {
+                break;
+            }
+            if each(&line)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            self.passed += u64::from(!is_rejected);
+            self.rejected += u64::from(is_rejected);
+            self.left = self.left.map(|left| left - 1);
+        }
+        Ok(self.flow())
+    }
+}
+
+/// A record as a line of JSON, in the form of the records in tests.
+fn line(record: RecordRef<'_>, rejection: Option<(&str, &Reason)>) -> String {
+    let (entry, text) = (record.entry(), |text: &str| serde_json::Value::from(text).to_string());
+    let mut members = vec![
+        format!("\"topic\":{}", text(record.topic())),
+        format!("\"partition\":{}", entry.partition),
+        format!("\"offset\":{}", entry.offset),
+    ];
+    if let Some((component, Reason { code, message, .. })) = rejection {
+        members.push(format!("\"rejected\":{}", text(code)));
+        members.push(format!("\"component\":{}", text(component)));
+        members.push(format!("\"message\":{}", text(message)));
+    }
+    let parts = TestRecord::of(record).parts();
+    let present =
+        ["timestamp", "key", "value", "headers"].into_iter().filter_map(|name| Some((name, parts.get(name)?)));
+    members.extend(present.map(|(name, json)| format!("\"{name}\":{json}")));
+    format!("{{{}}}", members.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline_transform_host::HostOptions;
+
+    use super::*;
+    use crate::config::Settings;
+    use crate::plan::{Registry, load_each};
+
+    const PIPELINE: &str = r#"
+        name = "p"
+        [transforms.positive]
+        inputs = ["topic:t"]
+        plugin = "filter.wasm"
+        config = { condition = "value.id > 0" }
+        on_error = "stop"
+        [transforms.mask]
+        inputs = ["positive"]
+        plugin = "mask.wasm"
+        config = { fields = ["card"] }
+        [sinks.lake]
+        connector = "s3"
+        inputs = ["mask"]
+        url = "file:///lake"
+    "#;
+
+    fn records(values: &[&str]) -> Batch {
+        let mut batch = Batch::default();
+        for (value, offset) in values.iter().zip(5..) {
+            let topic = batch.topic_index("t");
+            let mut record = batch.record();
+            record.read_from(topic, 3, offset).timestamp(7).value(value.as_bytes());
+            record.finish();
+        }
+        batch
+    }
+
+    const VALUES: [&str; 5] = [
+        r#"{"id":1,"card":"4111"}"#,
+        r#"{"id":-1}"#,
+        r#"{"id":"one"}"#,
+        r#"{"id":2,"price":1.10}"#,
+        r#"{"id":3,"price":9.99}"#,
+    ];
+
+    #[test]
+    fn results_have_their_offset_and_rejections_their_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("p.toml");
+        std::fs::write(&file, PIPELINE).unwrap();
+        let host = Host::new(HostOptions { cache_dir: Some(folder.path().join("plugins")) }).unwrap();
+        let settings = Settings::load(None, &Vec::new()).unwrap();
+        let loaded = load_each(&[file], &host, &settings, &Registry::new());
+        assert!(loaded.problems.is_empty(), "{}", loaded.problems[0]);
+        let sink = &loaded.pipelines[0].sinks[0];
+        let lines = |condition: Option<&str>, limit| {
+            let condition = condition.map(|text| Condition::compile(&host, text).unwrap());
+            let mut inspection = Inspection::start(sink, condition, limit).unwrap();
+            let mut lines = Vec::new();
+            let topic: Arc<str> = Arc::from("t");
+            let mut each = |line: &str| {
+                lines.push(line.to_owned());
+                Ok(ControlFlow::Continue(()))
+            };
+            let flow = inspection.process(&topic, &mut records(&VALUES), &mut each).unwrap();
+            (lines, inspection.notes(), flow.is_break())
+        };
+        let (all, notes, is_ended) = lines(None, None);
+        assert_eq!(all.len(), 4, "{all:?}");
+        assert_eq!(all[0], r#"{"topic":"t","partition":3,"offset":5,"timestamp":7,"value":{"id":1,"card":"***"}}"#);
+        // The transform would stop the live sink here.
+        assert!(all[1].starts_with(r#"{"topic":"t","partition":3,"offset":7,"rejected":"filter.condition","component":"positive","message":"#), "{}", all[1]);
+        assert!(all[2].contains(r#""offset":8"#) && all[3].contains(r#""price":9.99"#), "{all:?}");
+        assert_eq!((notes, is_ended), (vec!["1 dropped by the transform `positive`".to_owned()], false));
+
+        let (limited, _, is_ended) = lines(None, Some(2));
+        assert_eq!((&limited[..], is_ended), (&all[..2], true));
+
+        let (chosen, notes, _) = lines(Some("value.price > 1.1"), None);
+        assert_eq!(chosen, all[3..], "decimals are exact");
+        assert!(notes[1].starts_with("2 for which --where is neither true nor false"), "{notes:?}");
+        // The condition applies to rejected records, too.
+        assert_eq!(lines(Some("value.id == 'one'"), None).0, all[1..2]);
+
+        // In the same test, because the plugin is compiled once.
+        let error = Condition::compile(&host, "value.id = 1").err().unwrap();
+        assert_eq!(error.code, "replay.bad_where");
+        assert!(error.to_string().contains("column 10"), "{error}");
+    }
+}

@@ -1,0 +1,160 @@
+//! State of transforms: workers are killed and partitions move in the middle of a pipeline that
+//! removes duplicates and aggregates. The output is compared with a truth that the test computes.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use trunkline_tests::{Case, Kafka, LogWriter, Random, need, wait};
+
+use crate::LONG;
+
+const PIPELINE: &str = r#"
+name = "$NAME"
+
+[sources.readings]
+connector = "logfile"
+paths = ["$DIR/logs/*.log"]
+parser = "json"
+apply = ["by_device"]
+partitions = 3
+
+[transforms.by_device]
+plugin = "rekey.wasm"
+config = { fields = ["device"] }
+
+[transforms.clock]
+inputs = ["readings"]
+plugin = "timestamp.wasm"
+config = { field = "at", from = "unix_ms", set_timestamp = true }
+
+[transforms.unique]
+inputs = ["clock"]
+plugin = "dedupe.wasm"
+config = { fields = ["id"], within = "1h" }
+partitions = 3
+
+[transforms.minutes]
+inputs = ["unique"]
+plugin = "aggregate.wasm"
+config = { group_by = ["device"], window = "1m", aggregates = { n = "count()", total = "sum(row.celsius)" } }
+topic = "$NAME.minutes"
+state = { max_bytes = "8MiB" }
+"#;
+
+const DEVICES: u64 = 12;
+const MINUTE: i64 = 60_000;
+
+/// Readings of devices, each of them written once or several times.
+struct Readings {
+    random: Random,
+    log: LogWriter,
+    /// The time of the next reading.
+    now: i64,
+    next_id: u64,
+    recent: Vec<String>,
+    /// Count and sum in hundredths, by device and start of the window.
+    truth: BTreeMap<(String, i64), (u64, i64)>,
+    duplicates: u64,
+}
+
+impl Readings {
+    fn append(&mut self, count: u64) {
+        let mut lines = String::new();
+        for _ in 0..count {
+            self.now += self.random.below(200) as i64;
+            if !self.recent.is_empty() && self.random.below(5) == 0 {
+                let at = self.random.below(self.recent.len() as u64) as usize;
+                lines.push_str(&self.recent[at]);
+                self.duplicates += 1;
+                continue;
+            }
+            let device = format!("d{}", self.random.below(DEVICES));
+            let hundredths = self.random.below(10_000) as i64 - 5_000;
+            let window = self.truth.entry((device.clone(), self.now - self.now % MINUTE)).or_default();
+            *window = (window.0 + 1, window.1 + hundredths);
+            lines.push_str(&self.line(&device, hundredths));
+        }
+        self.log.append_raw(lines.as_bytes());
+    }
+
+    fn line(&mut self, device: &str, hundredths: i64) -> String {
+        let (sign, digits) = (if hundredths < 0 { "-" } else { "" }, hundredths.abs());
+        let celsius = format!("{sign}{}.{:02}", digits / 100, digits % 100);
+        let id = self.next_id;
+        self.next_id += 1;
+        let line = format!("{{\"id\":{id},\"device\":\"{device}\",\"celsius\":{celsius},\"at\":{}}}\n", self.now);
+        // A duplicate must not be so late that its window is closed: it repeats a recent line.
+        if self.recent.len() == 50 {
+            self.recent.remove(0);
+        }
+        self.recent.push(line.clone());
+        line
+    }
+
+    /// Closes all windows: one reading of each device, which is not part of the truth.
+    fn close(&mut self) {
+        self.now += 10 * MINUTE;
+        for device in 0..DEVICES {
+            let line = self.line(&format!("d{device}"), 0);
+            self.log.append_raw(line.as_bytes());
+        }
+    }
+}
+
+#[test]
+fn kills_and_moves_keep_state_exactly_once() {
+    let kafka = need!(Kafka::any());
+    let mut case = Case::new("state", kafka);
+    case.set("TRUNKLINE_COMMIT_INTERVAL", "100ms");
+    case.pipeline("readings", PIPELINE);
+    let seed = 1801;
+    let hour_ago = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64 - 60 * MINUTE;
+    let mut readings = Readings {
+        random: Random::new(seed),
+        log: LogWriter::new(case.path("logs/readings.log"), seed),
+        now: hour_ago,
+        next_id: 0,
+        recent: Vec::new(),
+        truth: BTreeMap::new(),
+        duplicates: 0,
+    };
+    let output = format!("{}.minutes", case.name());
+    for _ in 0..2 {
+        readings.append(3_000);
+        let life = Duration::from_millis(500 + readings.random.below(1_000));
+        let exit = case.start("a", &[]).kill9_after(life);
+        assert_eq!(exit.signal, Some(libc::SIGKILL), "{}", exit.describe());
+    }
+    // The partitions move to a second worker, and back when it leaves.
+    let first = case.start("a", &[]);
+    readings.append(3_000);
+    let mut second = case.start("b", &[]);
+    let group = format!("{}.{}.", case.name(), case.name());
+    wait::until("both workers own partitions", LONG, || {
+        let members = kafka.group_members(&group)?;
+        ["unique", "minutes"].iter().all(|name| members.get(&format!("{group}{name}")) == Some(&2)).then_some(())
+    });
+    readings.append(3_000);
+    let before = kafka.count(&output);
+    wait::until("later results", LONG, || (kafka.count(&output) > before).then_some(()));
+    second.sigterm();
+    assert_eq!(second.wait(LONG).code, Some(0));
+    let exit = first.kill9();
+    assert_eq!(exit.signal, Some(libc::SIGKILL), "{}", exit.describe());
+    readings.close();
+
+    let summary = case.until_idle("a", LONG);
+
+    let unique = summary.of(case.name(), "unique");
+    assert_eq!(unique.dropped, readings.duplicates);
+    let mut found = BTreeMap::new();
+    for record in kafka.read(&output) {
+        let value = record.json();
+        let key = (value["device"].as_str().unwrap().to_owned(), value["window_start"].as_i64().unwrap());
+        let total = (value["total"].as_f64().unwrap() * 100.0).round() as i64;
+        let repeated = found.insert(key.clone(), (value["n"].as_u64().unwrap(), total));
+        assert_eq!(repeated, None, "a second result of {key:?}");
+    }
+    assert!(readings.truth.len() > 100, "{} windows", readings.truth.len());
+    assert_eq!(found, readings.truth, "seed {seed}");
+}

@@ -1,0 +1,69 @@
+//! Keys from fields of the row, or from an expression.
+
+use trunkline_plugin::{ConfigError, Record, json};
+
+use crate::expression::{self, Expression, Scope};
+use crate::rows::{self, ObjectWriter};
+
+/// How a key is made.
+#[derive(Debug)]
+pub(crate) enum Key {
+    Expression(Expression),
+    /// The text of one field.
+    Text(Vec<String>),
+    /// A JSON object of fields.
+    Object(Vec<(String, Vec<String>)>),
+}
+
+impl Key {
+    /// A key from the options `fields` and `expression`; `None` if both are absent. `as_json`: one
+    /// field gives an object, too.
+    pub(crate) fn new(fields: &[String], expression: Option<&str>, as_json: bool) -> Result<Option<Self>, ConfigError> {
+        let mut paths = Vec::new();
+        for (index, field) in fields.iter().enumerate() {
+            let path = rows::path(field).map_err(|message| ConfigError::at(format!("fields[{index}]"), message))?;
+            paths.push((field.clone(), path));
+        }
+        Ok(match (expression, paths.len()) {
+            (Some(_), 1..) => {
+                return Err(ConfigError::at("expression", "cannot be combined with `fields`; expected one of both"));
+            }
+            (Some(source), _) => Some(Self::Expression(expression::compile("expression", source)?)),
+            (None, 0) => None,
+            (None, 1) if !as_json => paths.into_iter().next().map(|(_, path)| Self::Text(path)),
+            (None, _) => Some(Self::Object(paths)),
+        })
+    }
+
+    /// The key of a record; `None` stands for null.
+    pub(crate) fn of(&self, record: Record<'_>, value: &[u8]) -> Result<Option<Vec<u8>>, String> {
+        let text = |raw: &[u8]| match json::text(raw) {
+            Some(text) => Ok(text.into_owned().into_bytes()),
+            None => Err("the field is not valid UTF-8".to_owned()),
+        };
+        match self {
+            Self::Expression(expression) => {
+                Ok(expression.evaluate(Scope::of(record))?.into_text().map(|text| text.into_owned().into_bytes()))
+            }
+            Self::Text(path) => match field(value, path)? {
+                b"null" => Ok(None),
+                raw => text(raw).map(Some),
+            },
+            Self::Object(fields) => {
+                let mut key = Vec::new();
+                let mut object = ObjectWriter::new(&mut key);
+                for (name, path) in fields {
+                    object.key(name).extend_from_slice(field(value, path)?);
+                }
+                object.finish();
+                Ok(Some(key))
+            }
+        }
+    }
+}
+
+/// A field of the row of a value.
+pub(crate) fn field<'v>(value: &'v [u8], path: &[String]) -> Result<&'v [u8], String> {
+    let found = rows::lookup(rows::row_of(value), path)?;
+    found.ok_or_else(|| format!("there is no field `{}`", path.join(".")))
+}

@@ -1,0 +1,161 @@
+//! Durable state: entries that outlive the plugin's instance. The host commits their changes in the
+//! transaction of the batch's output, so that they are exactly-once.
+//!
+//! State belongs to the topic partition of the batch: a plugin sees the entries of that partition
+//! only. It is available in [`Transform::record`] and [`Transform::process`], not in
+//! [`Transform::new`] and [`Transform::flush`]. The changes of a batch that fails are discarded.
+//!
+//! [`State`] is a typed collection. Each of its methods is one call of the host: a transform that
+//! reads many entries implements [`Transform::process`], and passes all keys of a batch at once.
+//!
+//! ```
+//! use trunkline_plugin::state::State;
+//! use trunkline_plugin::{ConfigError, Done, Record, Transform, Verdict};
+//!
+//! struct Visits {
+//!     counts: State<u64>,
+//! }
+//!
+//! impl Transform for Visits {
+//!     type Config = serde_json::Value;
+//!
+//!     fn new(_: serde_json::Value) -> Result<Self, ConfigError> {
+//!         Ok(Self { counts: State::new("counts") })
+//!     }
+//!
+//!     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
+//!         let Some(key) = record.key() else { return Ok(verdict.drop()) };
+//!         let count = self.counts.get(key)?.unwrap_or(0) + 1;
+//!         self.counts.put(key, &count)?;
+//!         Ok(verdict.value(count.to_string().as_bytes()))
+//!     }
+//! }
+//!
+//! trunkline_plugin::export!(Visits);
+//!
+//! // In the plugin's tests:
+//! use trunkline_plugin::testing::{Input, MockHost};
+//! let mut host = MockHost::<Visits>::start(serde_json::json!({}))?;
+//! let outcomes = host.process(&[Input::value("").key("ann"), Input::value("").key("ann")])?;
+//! assert_eq!(outcomes[1].passed().unwrap().text(), Some("2"));
+//! # Ok::<(), String>(())
+//! ```
+//!
+//! [`Transform::record`]: crate::Transform::record
+//! [`Transform::process`]: crate::Transform::process
+//! [`Transform::new`]: crate::Transform::new
+//! [`Transform::flush`]: crate::Transform::flush
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+#[cfg(target_arch = "wasm32")]
+use crate::guest as implementation;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::testing as implementation;
+
+/// Separates the name of a collection from the keys of its entries.
+const SEPARATOR: u8 = 0;
+
+/// A collection of entries with values of type `V`, which are stored as JSON. Keys are bytes.
+#[derive(Debug)]
+pub struct State<V> {
+    /// The name and the separator.
+    prefix: Vec<u8>,
+    ttl_ms: Option<u64>,
+    values: PhantomData<fn() -> V>,
+}
+
+impl<V: Serialize + DeserializeOwned> State<V> {
+    /// The collection of this name. The collections of a plugin have different names, without zero
+    /// bytes.
+    pub fn new(name: &str) -> Self {
+        let mut prefix = name.as_bytes().to_vec();
+        prefix.push(SEPARATOR);
+        Self { prefix, ttl_ms: None, values: PhantomData }
+    }
+
+    /// Entries expire when the time of the partition, which is the greatest timestamp of its
+    /// records, has advanced by `ttl` since they were stored. They are readable at least until
+    /// then.
+    #[must_use]
+    pub fn with_ttl(self, ttl: Duration) -> Self {
+        Self { ttl_ms: Some(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)), ..self }
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<V>, String> {
+        Ok(self.get_all(&[key])?.pop().flatten())
+    }
+
+    /// The values of several keys, in order.
+    pub fn get_all(&self, keys: &[impl AsRef<[u8]>]) -> Result<Vec<Option<V>>, String> {
+        let stored: Vec<Vec<u8>> = keys.iter().map(|key| self.stored_key(key.as_ref())).collect();
+        let values = implementation::state_get(&stored).into_iter();
+        values.map(|value| value.map(|value| decode(&value)).transpose()).collect()
+    }
+
+    /// Stores a value.
+    pub fn put(&self, key: impl AsRef<[u8]>, value: &V) -> Result<(), String> {
+        self.put_all([(key, value)])
+    }
+
+    /// Stores several values.
+    pub fn put_all<'v, K: AsRef<[u8]>>(&self, entries: impl IntoIterator<Item = (K, &'v V)>) -> Result<(), String>
+    where
+        V: 'v,
+    {
+        let stored = entries.into_iter().map(|(key, value)| {
+            let value = serde_json::to_vec(value).map_err(|error| format!("a value cannot be stored: {error}"))?;
+            Ok((self.stored_key(key.as_ref()), value))
+        });
+        let stored: Vec<(Vec<u8>, Vec<u8>)> = stored.collect::<Result<_, String>>()?;
+        if !stored.is_empty() {
+            implementation::state_put(stored, self.ttl_ms);
+        }
+        Ok(())
+    }
+
+    /// Removes an entry, if there is one.
+    pub fn delete(&self, key: impl AsRef<[u8]>) {
+        self.delete_all(&[key]);
+    }
+
+    /// Removes several entries.
+    pub fn delete_all(&self, keys: &[impl AsRef<[u8]>]) {
+        if !keys.is_empty() {
+            let stored: Vec<Vec<u8>> = keys.iter().map(|key| self.stored_key(key.as_ref())).collect();
+            implementation::state_delete(&stored);
+        }
+    }
+
+    /// At most `limit` entries from the key `start` (inclusive) to `end` (exclusive; `None` = the
+    /// end of the collection), in the order of their keys. The host may return fewer; an empty list
+    /// means that no entry is left.
+    pub fn range(&self, start: impl AsRef<[u8]>, end: Option<&[u8]>, limit: u32) -> Result<Vec<(Vec<u8>, V)>, String> {
+        let end = match end {
+            Some(end) => self.stored_key(end),
+            None => {
+                let mut end = self.prefix.clone();
+                end.pop();
+                end.push(SEPARATOR + 1);
+                end
+            }
+        };
+        let found = implementation::state_range(&self.stored_key(start.as_ref()), &end, limit).into_iter();
+        found.map(|(key, value)| Ok((key[self.prefix.len()..].to_vec(), decode(&value)?))).collect()
+    }
+
+    fn stored_key(&self, key: &[u8]) -> Vec<u8> {
+        [&self.prefix, key].concat()
+    }
+}
+
+fn decode<V: DeserializeOwned>(value: &[u8]) -> Result<V, String> {
+    serde_json::from_slice(value).map_err(|error| {
+        format!("an entry of the state has another form than this version of the transform writes: {error}")
+    })
+}
