@@ -24,7 +24,11 @@ fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> (Option
         command.env_remove(name);
     }
     command.args(arguments).args(["--brokers", "127.0.0.1:1"]).current_dir(folder);
-    command.env("TRUNKLINE_LOG", "trace").env("MARKER", MARKER).envs(variables.iter().copied());
+    command
+        .env("TRUNKLINE_LOG", "trace")
+        .env("TRUNKLINE_LOG_FORMAT", "text")
+        .env("MARKER", MARKER)
+        .envs(variables.iter().copied());
     let Output { status, stdout, stderr } = command.output().unwrap();
     (status.code(), format!("{}{}", String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap()))
 }

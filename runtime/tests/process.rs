@@ -35,6 +35,7 @@ fn command(folder: &Path, program: &str) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRUNKLINE_")) {
         command.env_remove(name);
     }
+    command.env("TRUNKLINE_LOG_FORMAT", "text");
     command.current_dir(folder).stdout(Stdio::null()).stderr(std::fs::File::create(folder.join("stderr")).unwrap());
     command
 }

@@ -106,7 +106,7 @@ fn trunkline(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> C
         command.env_remove(name);
     }
     command.args(arguments).current_dir(folder).env("HOME", folder).envs(variables.iter().copied());
-    command.env("AWS_EC2_METADATA_DISABLED", "true");
+    command.env("AWS_EC2_METADATA_DISABLED", "true").env("TRUNKLINE_LOG_FORMAT", "text");
     command
 }
 

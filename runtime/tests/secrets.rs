@@ -21,6 +21,7 @@ fn command(folder: &Path, arguments: &[&str]) -> Command {
         command.env_remove(name);
     }
     command.args(arguments).current_dir(folder).env("MARKER", MARKER).env("TRUNKLINE_LOG", "trace");
+    command.env("TRUNKLINE_LOG_FORMAT", "text");
     command
 }
 

@@ -309,7 +309,7 @@ fn tests_in_a_pipeline_file_run_without_kafka() {
 #[test]
 fn the_sample_pipelines_pass_their_tests() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    for (file, tests) in [("pipelines/fraud.toml", 3), ("pipelines/iot.toml", 2)] {
+    for (file, tests) in [("pipelines/fraud.toml", 4), ("pipelines/iot.toml", 2)] {
         let (code, stdout, stderr) = trunkline(repository, &["test", file]);
         assert_eq!(code, Some(0), "{stdout}{stderr}");
         assert!(stdout.ends_with(&format!("{tests} passed, 0 failed\n")), "{stdout}");

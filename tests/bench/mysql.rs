@@ -4,8 +4,8 @@
 //! | path | its limit |
 //! |---|---|
 //! | snapshot → topic | the same rows read with sqlx, and dropped |
-//! | snapshot with two readers | the same with one reader; both discard the rows, without a broker |
-//! | binlog → topic | a bare transactional producer of the same records, with keys and headers |
+//! | snapshot, two readers | the same with one reader; both discard the rows, without a broker |
+//! | binlog → topic | a bare transactional producer of the same records, with keys |
 //!
 //! MySQL, Kafka and the worker share the machine's processors. Filling tables and binlogs takes
 //! long and is not timed. Every run of the binlog reads the same changes: its source ran before

@@ -124,6 +124,10 @@ impl Case {
             command.env_remove(name);
         }
         command.args(arguments).env("TRUNKLINE_CLUSTER", &self.name).envs(S3::CREDENTIALS);
+        // Tests search the log for texts. Another version may not know the setting.
+        if self.binary == worker_binary() {
+            command.env("TRUNKLINE_LOG_FORMAT", "text");
+        }
         command.envs(self.settings.iter().cloned()).envs(settings.iter().copied());
         let number = self.processes.fetch_add(1, Ordering::Relaxed);
         Process::spawn(command, &self.path(&format!("{number}-{worker}")))

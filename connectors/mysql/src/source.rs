@@ -44,6 +44,9 @@ const POSITION_INTERVAL: Duration = Duration::from_secs(5);
 const END_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a batch with records waits for more.
 const LINGER: Duration = Duration::from_millis(1);
+/// As [`LINGER`], for a small batch during a snapshot. A snapshot of thousands of small tables
+/// fills few batches then, and the stage creates the topics of a batch with one request.
+const SNAPSHOT_LINGER: Duration = Duration::from_millis(10);
 /// The server sends several heartbeats per second, so this silence means a dead connection.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -267,7 +270,7 @@ impl MysqlSource {
             if self.until_idle && *self.follower.reached() >= self.end && self.check_caught_up()? {
                 return Ok(true);
             }
-            let until = if out.is_empty() { deadline } else { deadline.min(Instant::now() + LINGER) };
+            let until = if out.is_empty() { deadline } else { deadline.min(Instant::now() + self.linger(out)) };
             let is_over = match self.wait(until, is_blocked)? {
                 WaitOutcome::Event(event) => {
                     self.last_event = Instant::now();
@@ -292,6 +295,11 @@ impl MysqlSource {
                 return self.check_caught_up();
             }
         }
+    }
+
+    fn linger(&self, out: &SourceBatch) -> Duration {
+        let is_small = out.bytes() < out.max_bytes / 16;
+        if self.snapshot.is_some() && is_small { SNAPSHOT_LINGER } else { LINGER }
     }
 
     /// Runs a step of the snapshot.

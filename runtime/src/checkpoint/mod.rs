@@ -13,15 +13,15 @@
 //! | `_trunkline.checkpoints` | `control/{cluster}/{target}/restart` | [`RestartRow`] |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
-//! | `_trunkline.state.{cluster}.{pipeline}.{transform}` | `{topic}/{key}` | an entry of the state |
+//! | `_trunkline.state.{component}` | `{topic}/{key}` | an entry of the state of a transform |
 //!
 //! A target is `{pipeline}` or `{pipeline}.{component}`.
 //!
 //! All clusters that share one Kafka share these topics, unless the setting `prefix` gives them
 //! different names ([`Cluster::own_topic`]).
 //!
-//! All rows of one stage in the first three topics lie in one partition, selected by a hash of the stage's name. A task
-//! therefore reads one partition.
+//! All rows of one stage in the first three topics lie in one partition, selected by a hash of the
+//! stage's name. A task therefore reads one partition.
 
 mod control_rows;
 mod counters;

@@ -4,15 +4,15 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `{topic}/{key}` | the entry's value; header `trunkline.expires`: the time at which it expires |
+//! | `{topic}/{key}` | the entry's value; header `trunkline.expires`: when it expires |
 //! | `{topic}` | the time of the partition: the greatest timestamp of its records |
 //!
 //! The key names the input topic, because several of them may have a partition of this number. The
 //! names of topics have no `/`.
 //!
 //! Changes are written in the transaction of the output and the offsets (I2 a). A new owner of a
-//! topic partition first reads its committed offset, which waits for the transactions of the earlier
-//! owner, and then the changelog up to the end at that moment.
+//! topic partition first reads its committed offset, which waits for the transactions of the
+//! earlier owner, and then the changelog up to the end at that moment.
 
 use std::sync::Arc;
 

@@ -166,7 +166,7 @@ fn read_users(path: &Path) -> Result<Users, Exit> {
 
 /// Runs the verb.
 pub(super) fn broker(args: &BrokerArgs) -> Exit {
-    if let Err(error) = log_to_stderr(&args.log) {
+    if let Err(error) = log_to_stderr(&args.log, false) {
         print_error(format_args!(
             "error: the filter of --log is invalid: {error}; for example `info` or `info,trunkline_broker=debug`"
         ));

@@ -11,9 +11,12 @@ mod broker;
 mod connectors;
 mod control;
 mod dlq;
+mod doctor;
 mod explain;
 mod graph;
+mod json_schema;
 mod kafka_check;
+mod new;
 mod offsets;
 mod output;
 mod parse;
@@ -29,6 +32,7 @@ mod runs;
 mod selection;
 mod settings;
 mod settings_args;
+mod shell;
 mod snapshot;
 mod status;
 mod tap;
@@ -39,7 +43,7 @@ mod validate;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 pub use explain::error_codes;
 pub use output::{Exit, print_data, print_problems};
@@ -56,8 +60,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Write a commented pipeline file for a source and a sink; asks for what is not given
+    New(new::NewArgs),
     /// Check pipeline files and print all problems
     Validate(ValidateArgs),
+    /// Check the pipelines, this machine, the brokers and the other systems, and print how to fix
+    /// each problem; changes nothing
+    Doctor(doctor::DoctorArgs),
     /// Print pipelines as a mermaid flowchart
     Graph(GraphArgs),
     /// Print the rights in Kafka that pipelines need, as commands, JSON or an IAM policy
@@ -107,8 +116,14 @@ enum Verb {
     Connectors(ConnectorsArgs),
     /// List the worker settings with their variables and flags
     Settings(ListSettingsArgs),
+    /// Print the JSON Schema of pipeline files, for completion and errors in editors
+    JsonSchema(json_schema::JsonSchemaArgs),
     /// Explain an error code
     Explain(ExplainArgs),
+    /// Print completions for a shell
+    Completions(shell::CompletionsArgs),
+    /// Write manual pages, one for each command
+    Man(shell::ManArgs),
 }
 
 /// `trunkline validate`.
@@ -288,6 +303,11 @@ fn run_verb(verb: Verb) -> Exit {
         },
         Verb::Settings(args) => settings::settings(args.example, args.json),
         Verb::Explain(args) => explain::explain(args.code.as_deref()),
+        Verb::New(args) => new::new(&args),
+        Verb::Doctor(args) => doctor::doctor(&args),
+        Verb::JsonSchema(args) => json_schema::json_schema(&args),
+        Verb::Completions(args) => shell::completions(&args, Cli::command()),
+        Verb::Man(args) => shell::man(&args, Cli::command()),
         Verb::Validate(args) => match args.settings.load() {
             Ok(settings) => validate::validate(&args.paths, args.json, args.check, &settings),
             Err(problems) => output::report_problems(&problems, args.json),
@@ -320,7 +340,7 @@ fn run_verb(verb: Verb) -> Exit {
             Ok(settings) => snapshot::snapshot(&args, &settings),
             Err(problems) => output::report_problems(&problems, false),
         },
-        Verb::Run(args) => match args.settings.load() {
+        Verb::Run(args) => match args.settings.load_for_worker() {
             Ok(settings) => run::run(&args, settings),
             Err(problems) => output::report_problems(&problems, args.json),
         },

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use trunkline_connector::{Domain, Error};
 
-use crate::config::{FileProblems, RenderStyle, Settings, json, problem_at, render, summary};
+use crate::config::{FileProblems, LogFormat, RenderStyle, Settings, json, problem_at, render, summary};
 
 /// The result of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,9 +117,14 @@ pub(super) fn report_problems(problems: &[FileProblems], as_json: bool) -> Exit 
     if problems.is_empty() { printed } else { Exit::Config }
 }
 
-/// Starts logging to stderr with the filter of the settings.
-pub(super) fn start_logging(settings: &Settings) -> Result<(), Vec<FileProblems>> {
-    log_to_stderr(&settings.log).map_err(|error| {
+/// Starts logging to stderr with the filter of the settings. `json` is the form for `auto`.
+pub(super) fn start_logging(settings: &Settings, json: bool) -> Result<(), Vec<FileProblems>> {
+    let json = match settings.log_format {
+        LogFormat::Auto => json,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    log_to_stderr(&settings.log, json).map_err(|error| {
         let help = "for example `info`, `debug` or `warn,trunkline=debug`".to_owned();
         vec![problem_at(
             None,
@@ -140,20 +145,28 @@ type ChangeFilter = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
 
 static CHANGE_FILTER: OnceLock<ChangeFilter> = OnceLock::new();
 
-/// Starts logging to stderr with a filter.
-pub(super) fn log_to_stderr(filter: &str) -> Result<(), ParseError> {
+/// Starts logging to stderr with a filter, as text or as one JSON object for each line.
+pub(super) fn log_to_stderr(filter: &str, json: bool) -> Result<(), ParseError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(filter)?)
         .with_writer(std::io::stderr)
         .with_ansi(RenderStyle::of_stderr().colour)
         // It reports failures of stderr to stderr, by a macro that panics.
-        .log_internal_errors(false)
-        .with_filter_reloading();
-    let handle = builder.reload_handle();
+        .log_internal_errors(false);
     // Only a second call could fail; the first subscriber stays.
-    if tracing::subscriber::set_global_default(builder.finish()).is_ok() {
-        let change = move |filter| handle.reload(filter).map_err(|error| error.to_string());
-        let _ = CHANGE_FILTER.set(Box::new(change));
+    let change: Option<ChangeFilter> = if json {
+        let builder = builder.json().flatten_event(true).with_filter_reloading();
+        let handle = builder.reload_handle();
+        let is_first = tracing::subscriber::set_global_default(builder.finish()).is_ok();
+        is_first.then(|| Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())) as _)
+    } else {
+        let builder = builder.with_filter_reloading();
+        let handle = builder.reload_handle();
+        let is_first = tracing::subscriber::set_global_default(builder.finish()).is_ok();
+        is_first.then(|| Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())) as _)
+    };
+    if let Some(change) = change {
+        let _ = CHANGE_FILTER.set(change);
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Flags that all verbs share: the settings file and the settings themselves.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -33,10 +34,18 @@ pub struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    /// Loads the settings with these flags, and starts logging.
+    /// Loads the settings with these flags, and starts logging, as text unless the settings choose
+    /// JSON.
     pub(super) fn load(&self) -> Result<Settings, Vec<FileProblems>> {
         let settings = self.read()?;
-        start_logging(&settings)?;
+        start_logging(&settings, false)?;
+        Ok(settings)
+    }
+
+    /// As [`load`](Self::load), for a worker: its log is JSON unless a person reads it.
+    pub(super) fn load_for_worker(&self) -> Result<Settings, Vec<FileProblems>> {
+        let settings = self.read()?;
+        start_logging(&settings, !std::io::stderr().is_terminal())?;
         Ok(settings)
     }
 

@@ -31,8 +31,7 @@ const WAIT: Duration = Duration::from_millis(200);
 /// `trunkline tap`.
 #[derive(Args)]
 pub(super) struct TapArgs {
-    /// PIPELINE or PIPELINE.COMPONENT: the topics that a source or transform writes, or that a
-    /// sink reads
+    /// PIPELINE or PIPELINE.COMPONENT: the topics that it writes, or that a sink reads
     #[arg(value_name = "PIPELINE[.COMPONENT]")]
     name: String,
     /// Pipeline files, or folders of them; one of them defines the pipeline

@@ -85,7 +85,7 @@ pub(super) fn load_to_inspect(
 }
 
 /// The prerequisites that the systems of sources and sinks do not meet.
-fn preflight_issues(pipelines: &[Pipeline], settings: &Settings) -> Vec<FileProblems> {
+pub(super) fn preflight_issues(pipelines: &[Pipeline], settings: &Settings) -> Vec<FileProblems> {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

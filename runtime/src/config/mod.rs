@@ -24,4 +24,4 @@ pub(crate) use references::default_secrets;
 pub use references::{References, warn_about_exposed_secrets};
 pub use secret_stores::forget as forget_stored_secrets;
 pub use setting_options::{FLAGS, PREFIX, SETTINGS, example_file, settings_table, variable};
-pub use settings::{HttpSetting, Settings, SettingsOverrides, TopicSettings};
+pub use settings::{HttpSetting, LogFormat, Settings, SettingsOverrides, TopicSettings};

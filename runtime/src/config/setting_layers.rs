@@ -13,7 +13,7 @@ use super::diagnostics::{FileProblems, problem_at};
 use super::document::Document;
 use super::references::default_secrets;
 use super::setting_options::{PREFIX, SETTINGS, variable_names};
-use super::settings::SettingsOverrides;
+use super::settings::{LogFormat, SettingsOverrides};
 use super::syntax;
 
 /// A smaller budget leaves no room for a batch in each stage.
@@ -55,6 +55,8 @@ pub(super) struct Layer {
     kafka: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     log: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -93,6 +95,7 @@ impl Layer {
             },
             secrets: default_secrets(),
             log: Some(section.value("log")),
+            log_format: Some(section.one_of("log_format", &LOG_FORMATS)),
             ..Self::default()
         }
     }
@@ -120,6 +123,7 @@ impl Layer {
             topics: TopicLayer::default(),
             kafka: properties(&section, "kafka"),
             log: section.optional("log"),
+            log_format: log_format(&section),
         };
         if let Some(mut topics) = section.section("topics") {
             // Without the leading dot: the top level has no name.
@@ -146,6 +150,14 @@ fn memory(section: &Section<'_>) -> Option<u64> {
     let mismatch = Mismatch::new(format!("is {} bytes", size.0));
     section.mismatch("memory", node, mismatch, "a size of at least 4MiB, such as `256MiB`".to_owned());
     None
+}
+
+const LOG_FORMATS: [(&str, LogFormat); 3] =
+    [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+fn log_format(section: &Section<'_>) -> Option<LogFormat> {
+    section.node("log_format")?;
+    Some(section.choice("log_format", &LOG_FORMATS, LogFormat::Auto))
 }
 
 /// An address and a port, or `off`.

@@ -89,6 +89,13 @@ pub const SETTINGS: &[OptionSpec] = &[
     ),
     OptionSpec::with_default("log", "filter", "\"info\"", "What is logged, for example `warn,trunkline=debug`."),
     OptionSpec::with_default(
+        "log_format",
+        "`auto`, `text` or `json`",
+        "\"auto\"",
+        "The form of the log on stderr. `json`: one object for each line. `auto`: text on a terminal, and JSON of a worker \
+         (`trunkline run`) whose stderr is a file or a pipe.",
+    ),
+    OptionSpec::with_default(
         "topics.create",
         "boolean",
         "true",

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use figment::Figment;
 use figment::providers::Serialized;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use trunkline_connector::config::ByteSize;
 
 use super::diagnostics::{FileProblems, problem_at};
@@ -56,6 +56,20 @@ pub struct Settings {
     pub kafka: BTreeMap<String, String>,
     /// What is logged, as a filter: `info`, `warn,trunkline=debug`.
     pub log: String,
+    /// The form of the log.
+    pub log_format: LogFormat,
+}
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// Text for people.
+    Text,
+    /// One JSON object for each line.
+    Json,
 }
 
 /// How topics are created. Existing topics are not changed.
@@ -94,6 +108,7 @@ impl fmt::Debug for Settings {
             .field("topics", &self.topics)
             .field("kafka", &hidden)
             .field("log", &self.log)
+            .field("log_format", &self.log_format)
             .finish()
     }
 }
@@ -153,6 +168,7 @@ impl Settings {
             topics,
             kafka,
             log,
+            log_format,
         } = self;
         let differ = [
             ("brokers", *brokers != other.brokers),
@@ -169,6 +185,7 @@ impl Settings {
             ("topics", *topics != other.topics),
             ("kafka", *kafka != other.kafka),
             ("log", *log != other.log),
+            ("log_format", *log_format != other.log_format),
         ];
         differ.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }

@@ -61,7 +61,7 @@ type Gauge = (&'static str, &'static str, fn(&TaskStatus) -> Option<f64>);
 
 /// What is known of each task now.
 fn gauges(page: &mut Page, tasks: &[TaskStatus]) {
-    let gauges: [Gauge; 5] = [
+    let gauges: [Gauge; 6] = [
         ("trunkline_lag_records", "Records that were not committed.", |task| task.lag_records.map(|lag| lag as f64)),
         ("trunkline_lag_bytes", "Bytes that were not read.", |task| task.lag_bytes.map(|lag| lag as f64)),
         ("trunkline_lag_seconds", "Age of the oldest change that was not read.", |task| task.lag_seconds),
@@ -70,6 +70,9 @@ fn gauges(page: &mut Page, tasks: &[TaskStatus]) {
             "Time until the source's system removes the oldest change that was not read.",
             |task| task.retention_left_seconds,
         ),
+        ("trunkline_state_bytes", "Largest state of a topic partition, of a transform that keeps state.", |task| {
+            task.state_bytes.map(|bytes| bytes as f64)
+        }),
         ("trunkline_since_commit_seconds", "Time since the last commit.", |task| task.since_commit_seconds),
     ];
     for (name, help, value) in gauges {

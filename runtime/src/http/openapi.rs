@@ -144,8 +144,9 @@ fn schemas() -> Value {
         "TaskStatus": object(json!({
             "pipeline": string, "component": string, "task": count, "kind": kind, "state": state,
             "lag_records": maybe_number, "lag_bytes": maybe_number, "lag_seconds": maybe_number,
-            "retention_left_seconds": maybe_number, "since_commit_seconds": maybe_number, "failures": count,
-            "last_error": maybe_string, "components": { "type": "object", "additionalProperties": counters },
+            "retention_left_seconds": maybe_number, "state_bytes": maybe_number,
+            "since_commit_seconds": maybe_number, "failures": count, "last_error": maybe_string,
+            "components": { "type": "object", "additionalProperties": counters },
         })),
     })
 }

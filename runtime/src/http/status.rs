@@ -49,6 +49,8 @@ pub struct TaskStatus {
     pub lag_seconds: Option<f64>,
     /// How long the external system still keeps that change.
     pub retention_left_seconds: Option<f64>,
+    /// The largest state of a topic partition, of a transform that keeps state.
+    pub state_bytes: Option<u64>,
     /// Seconds since the last commit of this worker.
     pub since_commit_seconds: Option<f64>,
     /// Failures since the process started, or the plan changed.
@@ -117,6 +119,7 @@ impl TaskStatus {
             lag_bytes: lag.bytes,
             lag_seconds: lag.age.map(|age| age.as_secs_f64()),
             retention_left_seconds: lag.retention_left.map(|left| left.as_secs_f64()),
+            state_bytes: snapshot.state_bytes,
             since_commit_seconds: snapshot.since_commit.map(|since| since.as_secs_f64()),
             failures: snapshot.failures,
             last_error: snapshot.error.or(snapshot.last_error),
@@ -169,6 +172,7 @@ mod tests {
             lag_bytes: None,
             lag_seconds: None,
             retention_left_seconds: None,
+            state_bytes: None,
             since_commit_seconds: since_commit,
             failures: 1,
             last_error: Some("S3 is down".to_owned()),

@@ -80,7 +80,7 @@ type Existing<'s> = (&'s TopicSpec, i32);
 
 /// Looks up and creates topics.
 pub struct Admin {
-    client: AdminClient,
+    pub(super) client: AdminClient,
     rebootstrap: Rebootstrap,
     cluster: Cluster,
 }
@@ -215,8 +215,8 @@ impl Admin {
                 Err(failure) => failures.push((&spec.name, failure)),
             }
         }
+        log_created(&created.iter().map(|(spec, _)| *spec).collect::<Vec<_>>());
         for (spec, requested) in &created {
-            tracing::info!(topic = spec.name, partitions = spec.partitions, "created topic");
             self.note_limit(&spec.name, &requested.config);
         }
         if failures.is_empty() {
@@ -278,7 +278,7 @@ impl Admin {
 
     /// Requests the metadata of all topics and brokers. The client serves many stages and lives as
     /// long as the worker, so it must find brokers again after it lost them.
-    fn metadata(&self, doing: &str) -> Result<Metadata> {
+    pub(super) fn metadata(&self, doing: &str) -> Result<Metadata> {
         let begun = Instant::now();
         let client = self.client.client();
         let mut attempts = 0;
@@ -390,6 +390,20 @@ fn creation_command(brokers: &str, spec: &TopicSpec) -> String {
         command.push_str(&format!(" --config {name}={value}"));
     }
     command
+}
+
+/// Logs the topics of a request in one line: a source of thousands of tables creates many.
+fn log_created(created: &[&TopicSpec]) {
+    const NAMES: usize = 3;
+    match created {
+        [] => {}
+        [TopicSpec { name, partitions, .. }] => tracing::info!(topic = name, partitions, "created topic"),
+        several => {
+            let names: Vec<&str> = several.iter().take(NAMES).map(|spec| spec.name.as_str()).collect();
+            let more = if several.len() > NAMES { ", .." } else { "" };
+            tracing::info!(topics = format!("{}{more}", names.join(", ")), "created {} topics", several.len());
+        }
+    }
 }
 
 /// One error that names every topic that could not be created.

@@ -129,6 +129,17 @@ impl AdminClient {
     /// The configuration of each topic, in order.
     pub(super) fn describe_configs(&self, names: &[&str]) -> Outcome<Vec<Outcome<TopicConfig>>> {
         let resources = names.iter().map(|name| ConfigResource::topic(name)).collect::<Outcome<Vec<_>>>()?;
+        Ok(in_order(names.iter().copied(), self.describe_resources(&resources)?))
+    }
+
+    /// The configuration of a broker.
+    pub(super) fn describe_broker(&self, id: i32) -> Outcome<TopicConfig> {
+        let name = id.to_string();
+        let results = self.describe_resources(&[ConfigResource::broker(&name)?])?;
+        in_order([name.as_str()].into_iter(), results).pop().unwrap_or_else(|| Ok(TopicConfig::new()))
+    }
+
+    fn describe_resources(&self, resources: &[ConfigResource]) -> Outcome<BTreeMap<String, Outcome<TopicConfig>>> {
         let mut pointers: Vec<_> = resources.iter().map(|resource| resource.0.as_ptr()).collect();
         let event = self.call(Operation::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, |client, options, queue| {
             // SAFETY: all pointers are alive; the call copies the resources.
@@ -157,7 +168,7 @@ impl AdminClient {
             };
             array(resources, count).iter().map(read).collect::<BTreeMap<_, _>>()
         };
-        Ok(in_order(names.iter().copied(), results))
+        Ok(results)
     }
 
     /// Sends a request and waits for its result.
@@ -340,13 +351,18 @@ struct ConfigResource(NonNull<bindings::rd_kafka_ConfigResource_t>);
 
 impl ConfigResource {
     fn topic(name: &str) -> Outcome<Self> {
+        Self::new(bindings::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name)
+    }
+
+    fn broker(id: &str) -> Outcome<Self> {
+        Self::new(bindings::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_BROKER, id)
+    }
+
+    fn new(kind: bindings::rd_kafka_ResourceType_t, name: &str) -> Outcome<Self> {
         let text = c_text(name)?;
         // SAFETY: the text is copied; the resource is owned by the result.
-        let resource = unsafe {
-            let kind = bindings::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
-            bindings::rd_kafka_ConfigResource_new(kind, text.as_ptr())
-        };
-        let refused = || (RDKafkaErrorCode::InvalidArgument, format!("`{name}` is not a topic name"));
+        let resource = unsafe { bindings::rd_kafka_ConfigResource_new(kind, text.as_ptr()) };
+        let refused = || (RDKafkaErrorCode::InvalidArgument, format!("`{name}` is not the name of a topic or broker"));
         NonNull::new(resource).map(Self).ok_or_else(refused)
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! - [`client`]: settings that all clients share, and the classification of errors.
 //! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `admin_rights` asks what
-//!   a client may do; `topic_limits` knows
+//!   a client may do; `admin_facts` describes brokers and topics; `topic_limits` knows
 //!   their largest records.
 //! - [`producer`]: the transactional producer, which writes all records and their state; `flush`
 //!   decides when it flushes, `delivery` collects failures. `row_writer` writes single rows.
@@ -22,6 +22,7 @@
 
 pub mod admin;
 mod admin_api;
+mod admin_facts;
 mod admin_rights;
 pub mod client;
 mod connection;
@@ -53,6 +54,7 @@ pub mod topic_reader;
 mod unassigned;
 
 pub use admin::{Admin, EnsuredTopics, Permission, TopicSpec};
+pub use admin_facts::{BrokerFacts, TopicFacts};
 pub use client::{Cluster, DUPLICATE_WORKER, grant, wait_for_closed_clients};
 pub use consumer::{FillLimits, GroupConsumer};
 pub use group_offsets::{GroupOffsets, Watermarks};

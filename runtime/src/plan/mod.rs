@@ -24,6 +24,7 @@ pub mod fingerprint;
 mod fusion;
 mod graph;
 mod inputs;
+pub mod json_schema;
 mod load;
 mod names;
 pub mod options;

@@ -23,6 +23,9 @@ pub(crate) fn name_error(name: &str) -> Option<String> {
 /// The rule for such names.
 pub(crate) const NAME_RULE: &str = "letters, digits, `_` and `-`, at most 100 of them";
 
+/// The rule as a regular expression.
+pub(super) const NAME_PATTERN: &str = "^[A-Za-z0-9_-]{1,100}$";
+
 /// Why the name of a topic is invalid, as the end of the sentence "`name` ...".
 pub(super) fn topic_error(topic: &str) -> Option<String> {
     if topic.is_empty() {

@@ -61,6 +61,7 @@ struct Inner {
     /// Kafka.
     counters: Counters,
     lag: SourceLag,
+    state_bytes: Option<u64>,
     last_commit: Option<Instant>,
     commits: CommitDurations,
     last_error: Option<String>,
@@ -103,6 +104,8 @@ pub struct StageSnapshot {
     pub counters: Counters,
     /// What it has not read, or read and not committed.
     pub lag: SourceLag,
+    /// The largest state of a topic partition, if its plugin keeps state.
+    pub state_bytes: Option<u64>,
     /// The time since its last commit.
     pub since_commit: Option<Duration>,
     /// How long its commits took.
@@ -121,6 +124,7 @@ impl StageStatus {
             paused: false,
             counters: Counters::default(),
             lag: SourceLag::default(),
+            state_bytes: None,
             last_commit: None,
             commits: CommitDurations::default(),
             last_error: None,
@@ -183,6 +187,11 @@ impl StageStatus {
         self.lock().commits.add(took);
     }
 
+    /// The largest state of a topic partition has this size.
+    pub(super) fn set_state_bytes(&self, bytes: Option<u64>) {
+        self.lock().state_bytes = bytes;
+    }
+
     pub(super) fn set_lag(&self, lag: SourceLag) {
         self.lock().lag = lag;
     }
@@ -212,6 +221,7 @@ impl StageStatus {
             error,
             counters: inner.counters.clone(),
             lag: inner.lag,
+            state_bytes: inner.state_bytes,
             since_commit: inner.last_commit.map(|at| at.elapsed()),
             commits: inner.commits.clone(),
             last_error: inner.last_error.clone(),

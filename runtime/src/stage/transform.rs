@@ -1,9 +1,9 @@
 //! A materialised transform's task: topic to topic. What it produces, its dead letters, its
-//! counters, the changes of its state and the consumer offsets are one transaction (I2 a), committed
-//! every `commit_interval`.
+//! counters, the changes of its state and the consumer offsets are one transaction (I2 a),
+//! committed every `commit_interval`.
 //!
-//! The state of a topic partition is restored when the partition is assigned, and dropped when it is
-//! revoked; see `checkpoint/transform_state.rs`.
+//! The state of a topic partition is restored when the partition is assigned, and dropped when it
+//! is revoked; see `checkpoint/transform_state.rs`.
 //!
 //! If a partition is revoked while a transaction is open, the transaction is aborted, and the other
 //! partitions are read again from their committed offsets. A commit would not be fenced, because
@@ -354,6 +354,8 @@ impl TransformTask<'_> {
         self.status.commit_took(begun.elapsed());
         failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
+        let stores = self.partitions.values().filter_map(|state| state.state.as_ref());
+        self.status.set_state_bytes(stores.map(|store| store.bytes() as u64).max());
         Ok(())
     }
 }

@@ -21,7 +21,7 @@ mod threads;
 mod topics;
 
 pub use data_dir::{Addresses, DataDir, create_private_folder};
-pub use open_files::raise_open_files_limit;
+pub use open_files::{raise_open_files_limit, shortage};
 pub use overview::Overview;
 pub use rights::{Operation, Resource, ResourceKind, Rights, rights_of};
 pub use summary::{PipelineSummary, Summary};
@@ -36,7 +36,6 @@ use trunkline_connector::{Domain, Error, MemoryBudget, Placement, Result, Retry}
 use self::agreement::Agreement;
 use self::control::{Control, Follower, View};
 use self::leases::LeaseManager;
-use self::open_files::shortage;
 use self::tasks::{Changes, Task, TaskId, Tasks};
 use self::threads::Threads;
 use self::topics::{state_topics, topics_of};

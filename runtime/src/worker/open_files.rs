@@ -33,7 +33,7 @@ pub fn raise_open_files_limit() -> io::Result<u64> {
 
 /// A warning if a worker with this many stages, and partitions in its embedded broker, needs more
 /// open files than it may have.
-pub(super) fn shortage(limit: u64, stages: usize, embedded_partitions: usize) -> Option<String> {
+pub fn shortage(limit: u64, stages: usize, embedded_partitions: usize) -> Option<String> {
     let need = BASE + stages as u64 * PER_STAGE + embedded_partitions as u64 * PER_EMBEDDED_PARTITION;
     (need > limit).then(|| {
         format!(

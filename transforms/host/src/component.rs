@@ -26,7 +26,7 @@ const HOW_TO_BUILD: &str = "to build a plugin, see transforms/README.md: a crate
                             --target wasm32-unknown-unknown`";
 
 /// Plugins of this size contain a language runtime.
-const SLOW_COMPILE_BYTES: usize = 1 << 20;
+const SLOW_COMPILE_BYTES: usize = 2 << 20;
 
 /// A plugin cannot be loaded.
 #[derive(Debug, thiserror::Error)]

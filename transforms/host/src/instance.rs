@@ -12,8 +12,8 @@
 //! cause of the crash. Pending halves are on a stack with the left half on top, so outcomes keep
 //! the order of the records and each record has exactly one (I3, I5).
 //!
-//! With state, each call has a savepoint: a crash takes back the changes of its call only, so that a
-//! half sees the changes of the records before it.
+//! With state, each call has a savepoint: a crash takes back the changes of its call only, so that
+//! a half sees the changes of the records before it.
 //!
 //! After a timeout, a half gets half the time. Otherwise a single bad record would cost the full
 //! timeout at each of the up to ten bisection steps. A record is rejected for a timeout only after

@@ -124,6 +124,11 @@ impl StateStore {
         self.time
     }
 
+    /// Its size, as the limit counts it.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -7,23 +7,23 @@
 #[allow(dead_code, clippy::all)]
 pub mod trunkline {
   pub mod transform {
-    /// Durable state: entries with keys, for the topic partition of the current batch. A plugin sees the
-    /// entries of no other topic partition, transform or pipeline.
-    ///
-    /// A plugin may call these functions in `process` only; a call elsewhere traps. A transform whose
-    /// plugin imports this interface runs as a stage with its own topics. The changes of a batch are
-    /// committed in the Kafka transaction of its output and its offsets, so they are exactly-once. The
-    /// changes of a call that traps or fails are discarded. A record that gets the verdict `reject`
-    /// should change nothing: the host cannot tell its changes from those of the other records.
-    ///
-    /// # Time of the partition
-    /// The greatest timestamp of the records that the plugin has processed in this topic partition. It
-    /// advances at the end of a call. Entries expire by this time and not by a clock, so that results do
-    /// not depend on when, or how often, records are read.
-    ///
-    /// # Limits
-    /// Key and value together: 512 KiB. State of a topic partition: the option `state.max_bytes` of the
-    /// transform; the stage stops with `plugin.state_full` when it is reached.
+/// Durable state: entries with keys, for the topic partition of the current batch. A plugin sees
+/// the entries of no other topic partition, transform or pipeline.
+///
+/// A plugin may call these functions in `process` only; a call elsewhere traps. A transform whose
+/// plugin imports this interface runs as a stage with its own topics. The changes of a batch are
+/// committed in the Kafka transaction of its output and its offsets, so they are exactly-once. The
+/// changes of a call that traps or fails are discarded. A record that gets the verdict `reject`
+/// should change nothing: the host cannot tell its changes from those of the other records.
+///
+/// # Time of the partition
+/// The greatest timestamp of the records that the plugin has processed in this topic partition. It
+/// advances at the end of a call. Entries expire by this time and not by a clock, so that results
+/// do not depend on when, or how often, records are read.
+///
+/// # Limits
+/// Key and value together: 512 KiB. State of a topic partition: the option `state.max_bytes` of the
+/// transform; the stage stops with `plugin.state_full` when it is reached.
     #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
     pub mod state {
       #[used]
@@ -32,7 +32,7 @@ pub mod trunkline {
       super::super::super::__link_custom_section_describing_imports;
       
       use super::super::super::_rt;
-      /// An entry.
+/// An entry.
       #[derive(Clone)]
       pub struct Entry {
         pub key: _rt::Vec::<u8>,
@@ -43,14 +43,14 @@ pub mod trunkline {
           f.debug_struct("Entry").field("key", &self.key).field("value", &self.value).finish()
         }
       }
-      /// An entry to be stored.
+/// An entry to be stored.
       #[derive(Clone)]
       pub struct NewEntry {
         pub key: _rt::Vec::<u8>,
         pub value: _rt::Vec::<u8>,
-        /// The entry expires when the partition's time, including the current batch, has advanced by
-        /// this many milliseconds. It is readable at least until then, and is removed after a call.
-        /// Without it, the entry stays until it is deleted.
+/// The entry expires when the partition's time, including the current batch, has advanced by
+/// this many milliseconds. It is readable at least until then, and is removed after a call.
+/// Without it, the entry stays until it is deleted.
         pub ttl_ms: ::core::option::Option<u64>,
       }
       impl ::core::fmt::Debug for NewEntry {
@@ -59,7 +59,7 @@ pub mod trunkline {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// The values of these keys, in order.
+/// The values of these keys, in order.
       #[allow(async_fn_in_trait)]
       pub fn get(keys: &[_rt::Vec::<u8>],) -> _rt::Vec::<::core::option::Option<_rt::Vec::<u8>>>{
         unsafe {
@@ -125,7 +125,7 @@ pub mod trunkline {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Stores entries, in order. An entry replaces the one with the same key, and its TTL.
+/// Stores entries, in order. An entry replaces the one with the same key, and its TTL.
       #[allow(async_fn_in_trait)]
       pub fn put(entries: &[NewEntry],) -> (){
         unsafe {
@@ -172,7 +172,7 @@ pub mod trunkline {
           }
         }
         #[allow(unused_unsafe, clippy::all)]
-        /// Removes the entries with these keys. Keys without an entry are ignored.
+/// Removes the entries with these keys. Keys without an entry are ignored.
         #[allow(async_fn_in_trait)]
         pub fn delete(keys: &[_rt::Vec::<u8>],) -> (){
           unsafe {
@@ -203,9 +203,9 @@ pub mod trunkline {
           }
         }
         #[allow(unused_unsafe, clippy::all)]
-        /// The entries from `start` (inclusive) to `end` (exclusive; none = no end) in the order of the
-        /// bytes of their keys: at most `limit`, and fewer if they have more than 1 MiB. To continue,
-        /// start at the last key with a zero byte appended; an empty list means that no entry is left.
+/// The entries from `start` (inclusive) to `end` (exclusive; none = no end) in the order of the
+/// bytes of their keys: at most `limit`, and fewer if they have more than 1 MiB. To continue,
+/// start at the last key with a zero byte appended; an empty list means that no entry is left.
         #[allow(async_fn_in_trait)]
         pub fn range(start: &[u8],end: ::core::option::Option<&[u8]>,limit: u32,) -> _rt::Vec::<Entry>{
           unsafe {
@@ -269,7 +269,7 @@ pub mod trunkline {
 
       }
 
-      /// Functions of the host. A plugin may call them in `init`, `process` and `flush`.
+/// Functions of the host. A plugin may call them in `init`, `process` and `flush`.
       #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
       pub mod host {
         #[used]
@@ -278,7 +278,7 @@ pub mod trunkline {
         super::super::super::__link_custom_section_describing_imports;
         
         use super::super::super::_rt;
-        /// Severity of a log line.
+/// Severity of a log line.
         #[repr(u8)]
         #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
         pub enum Level {
@@ -330,10 +330,10 @@ pub mod trunkline {
         }
 
         #[allow(unused_unsafe, clippy::all)]
-        /// Writes a line with the plugin's name to the worker's log. Lines are truncated at 4
-        /// KiB. The log contains at most 100 lines per call and the number of omitted lines. The
-        /// last `error` line before a trap becomes the reason of the dead letter, so panic
-        /// messages belong there.
+/// Writes a line with the plugin's name to the worker's log. Lines are truncated at 4
+/// KiB. The log contains at most 100 lines per call and the number of omitted lines. The
+/// last `error` line before a trap becomes the reason of the dead letter, so panic
+/// messages belong there.
         #[allow(async_fn_in_trait)]
         pub fn log(level: Level,message: &str,) -> (){
           unsafe {
@@ -354,8 +354,8 @@ pub mod trunkline {
           }
         }
         #[allow(unused_unsafe, clippy::all)]
-        /// Adds to a counter of the plugin. The increments of a failed batch are discarded. A
-        /// plugin may use at most 64 names of counters and histograms.
+/// Adds to a counter of the plugin. The increments of a failed batch are discarded. A
+/// plugin may use at most 64 names of counters and histograms.
         #[allow(async_fn_in_trait)]
         pub fn counter_add(name: &str,by: u64,) -> (){
           unsafe {
@@ -376,7 +376,7 @@ pub mod trunkline {
           }
         }
         #[allow(unused_unsafe, clippy::all)]
-        /// Records an observation in a histogram of the plugin. The rules of `counter-add` apply.
+/// Records an observation in a histogram of the plugin. The rules of `counter-add` apply.
         #[allow(async_fn_in_trait)]
         pub fn histogram_record(name: &str,value: f64,) -> (){
           unsafe {
@@ -397,7 +397,7 @@ pub mod trunkline {
           }
         }
         #[allow(unused_unsafe, clippy::all)]
-        /// Milliseconds since 1970, by the worker's clock.
+/// Milliseconds since 1970, by the worker's clock.
         #[allow(async_fn_in_trait)]
         pub fn now_ms() -> u64{
           unsafe {
@@ -424,7 +424,7 @@ pub mod trunkline {
   pub mod exports {
     pub mod trunkline {
       pub mod transform {
-        /// Functions of the plugin.
+/// Functions of the plugin.
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
         pub mod plugin {
           #[used]
@@ -433,12 +433,12 @@ pub mod trunkline {
           super::super::super::super::__link_custom_section_describing_imports;
           
           use super::super::super::super::_rt;
-          /// The host that calls `init`.
+/// The host that calls `init`.
           #[derive(Clone)]
           pub struct Offer {
-            /// The supported formats of batches and verdicts, the preferred one first.
+/// The supported formats of batches and verdicts, the preferred one first.
             pub formats: _rt::Vec::<u32>,
-            /// Version of the worker, for log lines.
+/// Version of the worker, for log lines.
             pub host_version: _rt::String,
           }
           impl ::core::fmt::Debug for Offer {
@@ -446,17 +446,17 @@ pub mod trunkline {
               f.debug_struct("Offer").field("formats", &self.formats).field("host-version", &self.host_version).finish()
             }
           }
-          /// The reply to a valid configuration.
+/// The reply to a valid configuration.
           #[derive(Clone)]
           pub struct InitReply {
-            /// The selected format, one of `formats`.
+/// The selected format, one of `formats`.
             pub format: u32,
-            /// Names of the output ports, without the default port. Transforms and sinks read them as
-            /// `component.port`.
+/// Names of the output ports, without the default port. Transforms and sinks read them as
+/// `component.port`.
             pub ports: _rt::Vec::<_rt::String>,
-            /// True if every changed value still fits the schema in the record's header
-            /// `trunkline.schema` (for example, a mask that replaces strings by strings). If false,
-            /// the host removes the header from records whose value changes.
+/// True if every changed value still fits the schema in the record's header
+/// `trunkline.schema` (for example, a mask that replaces strings by strings). If false,
+/// the host removes the header from records whose value changes.
             pub keeps_schema: bool,
           }
           impl ::core::fmt::Debug for InitReply {
@@ -464,13 +464,13 @@ pub mod trunkline {
               f.debug_struct("InitReply").field("format", &self.format).field("ports", &self.ports).field("keeps-schema", &self.keeps_schema).finish()
             }
           }
-          /// The rejection of a configuration.
+/// The rejection of a configuration.
           #[derive(Clone)]
           pub struct InitError {
-            /// The problem and the expected input.
+/// The problem and the expected input.
             pub message: _rt::String,
-            /// The key at fault, such as `fields[0]` or `rules.name`. The host shows its line in the
-            /// pipeline file.
+/// The key at fault, such as `fields[0]` or `rules.name`. The host shows its line in the
+/// pipeline file.
             pub key: ::core::option::Option<_rt::String>,
           }
           impl ::core::fmt::Debug for InitError {
@@ -682,17 +682,17 @@ pub mod trunkline {
         }
       } }
       pub trait Guest {
-        /// The host calls `init` once, before the other functions. `config` is the JSON text of
-        /// the transform's `config` table, or `{}` if the table is missing.
+/// The host calls `init` once, before the other functions. `config` is the JSON text of
+/// the transform's `config` table, or `{}` if the table is missing.
         #[allow(async_fn_in_trait)]
         fn init(config: _rt::String,host: Offer,) -> ::core::result::Result<InitReply,InitError>;
-        /// Returns a verdict on each record of a batch. Return an error only for a temporary
-        /// failure of the whole batch: the host retries the batch. A record with bad data gets
-        /// the verdict `reject`.
+/// Returns a verdict on each record of a batch. Return an error only for a temporary
+/// failure of the whole batch: the host retries the batch. A record with bad data gets
+/// the verdict `reject`.
         #[allow(async_fn_in_trait)]
         fn process(batch: _rt::Vec::<u8>,) -> ::core::result::Result<_rt::Vec::<u8>,_rt::String>;
-        /// The host calls `flush` before it stops the instance. The result contains no verdict,
-        /// or one `emit` for an input record without key, value, headers and timestamp.
+/// The host calls `flush` before it stops the instance. The result contains no verdict,
+/// or one `emit` for an input record without key, value, headers and timestamp.
         #[allow(async_fn_in_trait)]
         fn flush() -> ::core::result::Result<_rt::Vec::<u8>,_rt::String>;
       }

@@ -8,7 +8,7 @@
 //! wit-bindgen rust ../wit --world stateful --out-dir src --runtime-path crate::guest::rt \
 //!     --pub-export-macro --export-macro-name __export_guest_types \
 //!     --default-bindings-module '$crate::__private::bindings'
-//! mv src/stateful.rs src/bindings.rs
+//! sed -E 's|^ *///|///|' src/stateful.rs > src/bindings.rs && rm src/stateful.rs
 //! ```
 
 use std::cell::RefCell;

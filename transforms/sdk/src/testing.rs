@@ -1,6 +1,6 @@
 //! A mock host for `cargo test` on the native target. It passes records to a transform in the byte
-//! layout of the worker, and returns verdicts, log lines, metrics and state. The documentation of the
-//! crate has an example.
+//! layout of the worker, and returns verdicts, log lines, metrics and state. The documentation of
+//! the crate has an example.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -176,8 +176,8 @@ pub struct MockHost<T> {
 }
 
 impl<T: Transform> MockHost<T> {
-    /// Creates the transform from its `config` table. Resets the log, the metrics, the clock and the
-    /// state of this thread.
+    /// Creates the transform from its `config` table. Resets the log, the metrics, the clock and
+    /// the state of this thread.
     pub fn start(config: serde_json::Value) -> Result<Self, ConfigError> {
         CALL_STATE.with_borrow_mut(|state| *state = CallState::default());
         let config = config.to_string();

@@ -22,6 +22,7 @@ use super::condition::try_on_server;
 use super::describe::TableDescription;
 use super::pages::{PageLimits, RowEncoder, RowPage, key_literals};
 use super::reader::{ReadResult, Reader, START_SNAPSHOT, condition_error, is_schema_change, malformed_row};
+use super::reads::ChunkSize;
 use super::select::{self, KeyRange};
 use super::tracker::TableRequest;
 use crate::connection::binlog_state::binlog_end;
@@ -50,8 +51,7 @@ pub(super) struct ChunkRequest {
     pub(super) described: Option<Described>,
     pub(super) upper_bound: UpperBound,
     pub(super) max_rows: usize,
-    /// The chunk ends early when its rows are larger than this.
-    pub(super) max_bytes: usize,
+    pub(super) size: ChunkSize,
     pub(super) page: PageLimits,
 }
 
@@ -167,7 +167,7 @@ impl Reader {
         let is_full = is_too_large || encoder.count() >= chunk.max_rows;
         let pages = encoder.finish();
         let mut reservation = self.budget.empty();
-        reservation.resize(pages.iter().map(RowPage::bytes).sum());
+        reservation.resize(pages.iter().map(RowPage::bytes).sum::<usize>().min(chunk.size.reserved));
         let is_at = |bound: &KeyPosition| {
             pages.back().and_then(RowPage::last_key).is_some_and(|literals| literals == bound.literals)
         };
@@ -212,7 +212,7 @@ impl Reader {
         let range = KeyRange { after, until };
         let sql = select::rows(description, condition.as_deref(), range, Some(chunk.max_rows));
         let mut encoder = self.encoder(description, &chunk.position.end, chunk.page);
-        let is_complete = encode_rows(&sql, &description.table, &mut encoder, chunk.max_bytes, connection).await;
+        let is_complete = encode_rows(&sql, &description.table, &mut encoder, chunk.size.most, connection).await;
         let is_complete = is_complete.map_err(ReadFailure::Rows)?;
         Ok((upper_bound, encoder, !is_complete))
     }

@@ -39,9 +39,6 @@ use crate::config::SnapshotMode;
 use crate::position::{StreamState, TablePosition, table_key};
 use crate::schema::table_name::TableName;
 
-/// A chunk ends early when its rows are larger than this multiple of the target.
-const MAX_CHUNK_EXCESS: usize = 4;
-
 /// A running snapshot.
 pub(crate) struct Snapshot {
     reads: Reads,
@@ -184,7 +181,7 @@ impl Snapshot {
             described: chunk.described,
             upper_bound: chunk.upper_bound,
             max_rows: chunk.max_rows,
-            max_bytes: self.reads.chunk_bytes().saturating_mul(MAX_CHUNK_EXCESS),
+            size: self.reads.chunk_size(),
             page: PageLimits::of(out),
         };
         self.reads.start(Some(read), ReadRequest::Chunk(Box::new(request)));
@@ -193,7 +190,7 @@ impl Snapshot {
     /// Continues the plans with the bounds and the chunks that arrived.
     fn take_news(&mut self, tracker: &mut SnapshotTracker) -> Result<()> {
         while let Some(index) = self.reads.next_news() {
-            let chunk_bytes = self.reads.chunk_bytes();
+            let chunk_bytes = self.reads.chunk_size().target;
             let Some((Some(read), result)) = self.reads.get(index) else { continue };
             let Some(plan) = self.plans.iter_mut().find(|plan| *plan.table() == read.table) else { continue };
             let is_waited_for = plan.waits_for(read.after.as_ref());

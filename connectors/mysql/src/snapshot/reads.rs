@@ -25,6 +25,19 @@ use crate::schema::table_name::TableName;
 const CHUNK_BYTES: usize = 4 << 20;
 /// The smallest target, for a small budget of memory.
 const MIN_CHUNK_BYTES: usize = 256 << 10;
+/// A chunk ends early when its rows are larger than this multiple of the target.
+const MAX_EXCESS: usize = 4;
+
+/// Limits on the size of a chunk, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ChunkSize {
+    /// The size that the number of rows aims at.
+    pub(super) target: usize,
+    /// The chunk ends early when its rows are larger than this.
+    pub(super) most: usize,
+    /// The chunk reserves at most this much of the memory budget.
+    pub(super) reserved: usize,
+}
 
 /// The result of a task, and its connection.
 type TaskResult = (Option<QueryConnection>, Result<ReadResult>);
@@ -130,13 +143,13 @@ impl Reads {
         self.queue.iter().filter(|read| read.task.is_some()).count()
     }
 
-    /// The target size of a chunk: all of them together take at most an eighth of the budget, and
-    /// a single reader 4 MiB.
-    pub(super) fn chunk_bytes(&self) -> usize {
-        match self.readers {
-            1 => CHUNK_BYTES,
-            readers => (self.reader.budget.limit() / 8 / (2 * readers)).clamp(MIN_CHUNK_BYTES, CHUNK_BYTES),
-        }
+    /// The limits on the size of a chunk. All chunks together aim at an eighth of the budget.
+    pub(super) fn chunk_size(&self) -> ChunkSize {
+        let (budget, chunks) = (self.reader.budget.limit(), 2 * self.readers);
+        let target = (budget / 8 / chunks).clamp(MIN_CHUNK_BYTES, CHUNK_BYTES);
+        // One more is being delivered. The stage needs a part of the budget to take their rows, so
+        // chunks of very large rows must not reserve all of it.
+        ChunkSize { target, most: target * MAX_EXCESS, reserved: budget / 2 / (chunks + 1) }
     }
 
     pub(super) fn start(&mut self, chunk: Option<ChunkRead>, request: ReadRequest) {

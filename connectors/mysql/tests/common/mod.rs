@@ -245,7 +245,7 @@ pub(crate) struct Bench {
     /// The tables that the source has announced.
     pub(crate) data_sets: Vec<Vec<(&'static str, String)>>,
     source: Option<Box<dyn Source>>,
-    budget: MemoryBudget,
+    pub(crate) budget: MemoryBudget,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -298,6 +298,9 @@ impl Bench {
             };
             self.source = Some(self.spec().open(context)?);
         }
+        // The runtime reserves memory before it takes rows.
+        let reserved = self.budget.reserve(64 << 10, Instant::now() + Duration::from_secs(5));
+        assert!(reserved.is_some(), "the source has reserved all memory: {}", self.budget.used());
         let mut batch = SourceBatch::with_limits(1 << 20, self.max_records);
         let result = self.source.as_mut().unwrap().fill(&mut batch, Instant::now() + wait);
         self.commit(&batch);
@@ -317,11 +320,6 @@ impl Bench {
     pub(crate) fn read(&mut self) -> &mut Self {
         self.try_read().unwrap();
         self
-    }
-
-    /// The bytes of the memory budget that the source has reserved.
-    pub(crate) fn reserved(&self) -> usize {
-        self.budget.used()
     }
 
     /// The records since the last call.

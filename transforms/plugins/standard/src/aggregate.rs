@@ -2,10 +2,10 @@
 //!
 //! Tumbling windows have one size, start at multiples of it, and do not overlap. With `advance`,
 //! windows hop: they start at multiples of `advance`, and a record belongs to several of them. The
-//! time of a record is its timestamp. The *watermark* is the greatest timestamp of the topic partition
-//! so far. A window is closed when the watermark has passed its end by the allowed lateness; a
-//! record of a closed window is late. There are no timers: a record that advances the watermark
-//! closes windows, and the results take the place of that record.
+//! time of a record is its timestamp. The *watermark* is the greatest timestamp of the topic
+//! partition so far. A window is closed when the watermark has passed its end by the allowed
+//! lateness; a record of a closed window is late. There are no timers: a record that advances the
+//! watermark closes windows, and the results take the place of that record.
 
 mod accumulator;
 
