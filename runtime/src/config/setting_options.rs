@@ -76,16 +76,15 @@ pub const SETTINGS: &[OptionSpec] = &[
         "http",
         "address",
         "`127.0.0.1:8083`, or a free port if that one is taken; `off` with `--until-idle`",
-        "Where the worker answers `/metrics`, `/health`, `/ready` and `/api/v1/status`; `off` turns it off. An address \
-         that other machines reach needs `http_token`.",
+        "Where the worker answers `/metrics`, `/health`, `/ready` and [REST](rest.md); `off` turns it off. An address that \
+         other machines reach needs `http_token`.",
         "\"127.0.0.1:8083\"",
     ),
     OptionSpec::optional(
         "http_token",
         "string",
         "none",
-        "Token that `/metrics` and `/api` require: `Authorization: Bearer TOKEN`. The probes `/health` and `/ready` need \
-         none.",
+        "Token that all paths require: `Authorization: Bearer TOKEN`. The probes `/health` and `/ready` need none.",
         "\"a-long-random-text\"",
     ),
     OptionSpec::with_default("log", "filter", "\"info\"", "What is logged, for example `warn,trunkline=debug`."),

@@ -137,8 +137,7 @@ struct RestartBody {
 
 async fn act(served: Arc<Served>, target: Result<Target>, action: &str, body: &[u8]) -> Response {
     let request = match request(action, body) {
-        Ok(Some(request)) => request,
-        Ok(None) => return json_with(StatusCode::NOT_FOUND, &unknown_action(action)),
+        Ok(request) => request,
         Err(error) => return refused(&error),
     };
     let outcome = blocking(move || served.control.request(&request, &target?, &names(&served)));
@@ -152,9 +151,9 @@ async fn act(served: Arc<Served>, target: Result<Target>, action: &str, body: &[
     }
 }
 
-/// The request of an action; `None` if there is no such action.
-fn request(action: &str, body: &[u8]) -> Result<Option<Request>> {
-    Ok(Some(match action {
+/// The request of an action.
+fn request(action: &str, body: &[u8]) -> Result<Request> {
+    Ok(match action {
         "pause" => Request::Pause,
         "resume" => Request::Resume,
         "restart" => {
@@ -165,13 +164,9 @@ fn request(action: &str, body: &[u8]) -> Result<Option<Request>> {
             })?;
             Request::Restart { failed_only: body.failed_only, task: None }
         }
-        _ => return Ok(None),
-    }))
-}
-
-fn unknown_action(action: &str) -> Value {
-    json!({
-        "code": "http.unknown_action",
-        "message": format!("`{action}` is not an action: use pause, resume or restart"),
+        _ => {
+            let message = format!("`{action}` is not an action: use pause, resume or restart");
+            return Err(Error::config("http.unknown_action", message));
+        }
     })
 }

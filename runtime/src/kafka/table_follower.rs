@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Error, Result};
@@ -13,6 +13,12 @@ use super::logins::LoginLease;
 
 /// Time that one poll waits while the existing rows are read.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Time for a new topic to get its leaders.
+const LEADER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Time between two attempts.
+const LEADER_RETRY: Duration = Duration::from_millis(50);
 
 /// A reader of rows that were written outside of transactions.
 pub struct TableFollower {
@@ -52,8 +58,18 @@ impl TableFollower {
         let doing = format!("reading topic `{}`", self.topic);
         let failed = |error: KafkaError| self.cluster.failed(&doing, &error);
         let consumer = &self.consumer;
-        let (low, high) = consumer.fetch_watermarks(&self.topic, self.partition, CALL_TIMEOUT).map_err(failed)?;
         let started = Instant::now();
+        let (low, high) = loop {
+            match consumer.fetch_watermarks(&self.topic, self.partition, CALL_TIMEOUT) {
+                Ok(watermarks) => break watermarks,
+                Err(error)
+                    if has_no_leader(&error) && started.elapsed() < LEADER_LIMIT && !self.cluster.is_interrupted() =>
+                {
+                    std::thread::park_timeout(LEADER_RETRY);
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        };
         let mut next = low;
         while next < high {
             match consumer.poll(POLL) {
@@ -88,4 +104,10 @@ impl TableFollower {
     pub fn close(self) {
         let _ = close_in_background(self);
     }
+}
+
+/// The partition was created a moment ago, or its leader is changing.
+fn has_no_leader(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    matches!(code, Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable))
 }

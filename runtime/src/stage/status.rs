@@ -275,6 +275,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_paused_stage_is_over_once_it_has_stopped() {
+        let status = StageStatus::new("p", "lake", StageKind::Sink);
+        let shown = |status: &StageStatus| (status.shown_state().0, status.is_over());
+        status.set_state(StageState::Running);
+        assert!(status.set_paused(true) && !status.set_paused(true));
+        assert_eq!(shown(&status), ("running", false));
+        status.set_state(StageState::Waiting);
+        assert_eq!(shown(&status), ("paused", true));
+        assert!(status.set_paused(false));
+        assert_eq!(shown(&status), ("waiting", false));
+        status.set_state(StageState::Failed("no bucket".to_owned()));
+        status.set_paused(true);
+        assert_eq!(status.shown_state(), ("failed", Some("no bucket".to_owned())));
+    }
+
+    #[test]
     fn the_line_shows_lag_and_retention() {
         let status = StageStatus::new("p", "shop", StageKind::Source);
         let lag = |bytes, retention_left| SourceLag { bytes: Some(bytes), retention_left, ..SourceLag::default() };

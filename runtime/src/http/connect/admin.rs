@@ -34,7 +34,7 @@ pub(super) async fn plugin_config(Path(name): Path<String>) -> Response {
     let sink = registry.sink(&name).map(|connector| (connector.options(), options::SINK));
     let plugin = bundled::find(&name).map(|plugin| (plugin.options, options::TRANSFORM));
     let Some((own, shared)) = source.or(sink).or(plugin) else {
-        return failure(StatusCode::NOT_FOUND, &format!("Unknown plugin {name}"));
+        return failure(StatusCode::NOT_FOUND, &format!("Unknown plugin {name}."));
     };
     let shown = shared.iter().chain(own).zip(0..).map(|(option, order)| option_key(option, order));
     json_ok(&shown.collect::<Vec<_>>())

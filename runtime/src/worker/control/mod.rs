@@ -32,6 +32,9 @@ const PUBLISH: Duration = Duration::from_secs(1);
 /// Tasks of a worker that is gone are removed after this time.
 const REMOVE_AFTER: Duration = Duration::from_secs(60);
 
+/// A row that this worker has written arrives within this time.
+const SHOWN_AFTER: Duration = Duration::from_secs(10);
+
 /// Time to remove the row of a worker that stops.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
@@ -239,7 +242,8 @@ struct Publisher {
     overview: Overview,
     control: Control,
     rows: Arc<Mutex<ControlRows>>,
-    written: Option<WorkerTasks>,
+    /// The row as it was last written, and when.
+    written: Option<(WorkerTasks, Instant)>,
     /// Workers whose tasks are left behind, and since when.
     left_behind: Option<(Vec<String>, Instant)>,
     warned: Option<Instant>,
@@ -257,11 +261,16 @@ impl Publisher {
 
     fn try_publish(&mut self) -> Result<()> {
         let tasks = self.control.own_tasks(&self.overview);
-        if self.written.as_ref() != Some(&tasks) {
+        let (left_behind, is_shown) = {
+            let view = lock(&self.control.shared.view);
+            (view.left_behind(), view.has_tasks_of(&self.worker))
+        };
+        // The row of a worker that hung for long may have been removed by another one.
+        let is_current = |(row, at): &(WorkerTasks, Instant)| *row == tasks && (is_shown || at.elapsed() < SHOWN_AFTER);
+        if !self.written.as_ref().is_some_and(is_current) {
             lock(&self.rows).write(&ControlRow::Tasks(self.worker.clone(), Some(tasks.clone())))?;
-            self.written = Some(tasks);
+            self.written = Some((tasks, Instant::now()));
         }
-        let left_behind = lock(&self.control.shared.view).left_behind();
         match &self.left_behind {
             Some((workers, since)) if *workers == left_behind => {
                 if since.elapsed() >= REMOVE_AFTER {

@@ -128,6 +128,11 @@ impl View {
         self.tasks.iter().map(|(worker, tasks)| (worker.as_str(), tasks)).filter(move |(worker, _)| is_alive(worker))
     }
 
+    /// Whether there is a row of a worker's tasks.
+    pub fn has_tasks_of(&self, worker: &str) -> bool {
+        self.tasks.contains_key(worker)
+    }
+
     /// Workers that have left their tasks behind: their own rows were removed.
     pub fn left_behind(&self) -> Vec<String> {
         self.tasks.keys().filter(|worker| !self.beats.contains_key(*worker)).cloned().collect()
