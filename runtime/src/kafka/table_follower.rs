@@ -10,6 +10,7 @@ use trunkline_connector::{Error, Result};
 
 use super::client::{CALL_TIMEOUT, ClientLog, Cluster, close_in_background};
 use super::logins::LoginLease;
+use super::topic_reader::is_denied;
 
 /// Time that one poll waits while the existing rows are read.
 const POLL: Duration = Duration::from_millis(20);
@@ -71,17 +72,20 @@ impl TableFollower {
             }
         };
         let mut next = low;
+        let mut last_progress = Instant::now();
         while next < high {
             match consumer.poll(POLL) {
                 Some(Ok(message)) => {
                     next = message.offset() + 1;
+                    last_progress = Instant::now();
                     each(message.key().unwrap_or_default(), message.payload());
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
+                Some(Err(error)) if is_denied(&error) => return Err(failed(error)),
                 Some(Err(error)) => tracing::debug!(%error, topic = self.topic, "reading continues after an error"),
                 None => {}
             }
-            if started.elapsed() > CALL_TIMEOUT {
+            if last_progress.elapsed() > CALL_TIMEOUT {
                 return Err(Error::external("kafka.unreachable", format!("{doing}: no answer from the brokers")));
             }
         }

@@ -258,7 +258,7 @@ impl EndProbe {
 }
 
 /// The right to read is missing: reading again does not help.
-fn is_denied(error: &KafkaError) -> bool {
+pub(super) fn is_denied(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(RDKafkaErrorCode::TopicAuthorizationFailed)
 }
 
