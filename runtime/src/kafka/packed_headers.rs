@@ -90,26 +90,20 @@ fn set_len(block: &mut [u8], at: usize) {
     block[at - 4..at].copy_from_slice(&len.to_le_bytes());
 }
 
-/// Bytes that are escaped: those with a meaning, white space and control characters.
-const ESCAPED: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte <= 0x20 {
-        table[byte] = true;
-        byte += 1;
-    }
-    table[0x7f] = true;
-    table[b'%' as usize] = true;
-    table[b'&' as usize] = true;
-    table[b'+' as usize] = true;
-    table[b'=' as usize] = true;
-    table
-};
+/// Whether a byte is escaped: those with a meaning, white space and control characters are.
+fn is_escaped(byte: u8) -> bool {
+    byte <= b' ' || matches!(byte, 0x7f | b'%' | b'&' | b'+' | b'=')
+}
 
 fn escape(text: &[u8], out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    // Without an early end, the compiler looks at many bytes at once.
+    if !text.iter().fold(false, |found, byte| found | is_escaped(*byte)) {
+        out.extend_from_slice(text);
+        return;
+    }
     let mut rest = text;
-    while let Some(at) = rest.iter().position(|byte| ESCAPED[usize::from(*byte)]) {
+    while let Some(at) = rest.iter().position(|byte| is_escaped(*byte)) {
         let byte = usize::from(rest[at]);
         out.extend_from_slice(&rest[..at]);
         out.extend_from_slice(&[b'%', HEX[byte >> 4], HEX[byte & 15]]);
