@@ -2,8 +2,8 @@
 //! answers name tables, files and errors.
 //!
 //! A web page in a browser on this machine can send requests to loopback. It can name the server by
-//! a host of its own (DNS rebinding), and then read the answers: such a `Host` is refused. It can
-//! also send requests without reading the answers (CSRF): a request that changes something is
+//! a host that it controls (DNS rebinding), and then read the answers: this `Host` is refused. It
+//! can also send requests without reading the answers (CSRF): a request that changes something is
 //! refused if its `Origin` is another one, or if it has a body of a type that forms can send.
 
 use std::net::IpAddr;

@@ -109,7 +109,7 @@ impl View {
         }
     }
 
-    /// The wanted state of a component: that of its own row, or of its pipeline's.
+    /// The wanted state of a component: of its row, or else of its pipeline's row.
     pub fn state(&self, pipeline: &str, component: &str) -> RunState {
         let row = self.states.get(&format!("{pipeline}.{component}")).or_else(|| self.states.get(pipeline));
         row.map_or(RunState::Running, |row| row.state)
