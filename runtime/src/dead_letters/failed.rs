@@ -18,9 +18,8 @@ pub struct Failed(BTreeMap<TopicPartition, OffsetRanges>);
 
 impl Failed {
     /// Reads the dead letters of a sink, in one or several versions, and of the transforms that are
-    /// fused into it. Those of
-    /// replays do not count. Neither do those that were redriven: their records have a second place
-    /// in the topic.
+    /// fused into it. Those of replays do not count. Neither do those that were redriven: their
+    /// records have a second place in the topic.
     pub fn find(cluster: &Cluster, cluster_name: &str, pipeline: &Pipeline, sinks: &[&SinkPlan]) -> Result<Self> {
         let components = components(sinks);
         let (name, topic) = (&pipeline.name, &pipeline.dead_letters);

@@ -171,7 +171,7 @@ fn systemd_accepts_the_unit_and_finds_it_hardened() {
     assert_eq!(String::from_utf8_lossy(&output.stderr).matches("trunkline.service").count(), 0, "{output:?}");
     let mut security = Command::new("systemd-analyze");
     security.args(["security", "--offline=true", "--no-pager", "--threshold=25"]).arg(&unit);
-    // The exit code tells whether the exposure is above 2.5 of 10.
+    // The exit code is 1 if the exposure is above 2.5 of 10.
     let output = security.output().unwrap();
     if String::from_utf8_lossy(&output.stderr).contains("unrecognized option") {
         return println!("SKIP {test}: systemd is too old to analyse files");
