@@ -27,8 +27,8 @@ pub use rejection::{Reason, Rejections};
 pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
 pub use sink::{
     Buffered, CommitPolicy, Delivery, ErasedTwoPhaseSink, IdempotentSink, InFlight, OutputFile, OutputListing,
-    PartitionRecords, PendingRecord, RecordIndex, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, SinkWriter,
-    TopicPartition, TwoPhaseSink,
+    PartitionRecords, PendingRecord, RecordIndex, SchemaLookup, Sink, SinkConnector, SinkContext, SinkReplay, SinkSpec,
+    SinkWriter, Supersede, TopicPartition, TwoPhaseSink,
 };
 pub use source::{
     Fill, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, SnapshotRequest, Source, SourceBatch,

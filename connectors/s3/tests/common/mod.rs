@@ -165,6 +165,7 @@ impl Setup {
         std::fs::create_dir_all(&scratch).unwrap();
         let sink = spec(options).open(SinkContext {
             name: "pipeline.test".to_owned(),
+            replay: None,
             budget: MemoryBudget::new(1 << 30),
             runtime: self.runtime.handle().clone(),
             scratch,
