@@ -180,7 +180,7 @@ impl Setup {
     }
 }
 
-fn spec(options: &str) -> Box<dyn SinkSpec> {
+pub fn spec(options: &str) -> Box<dyn SinkSpec> {
     let table = read_toml(options);
     let report = Report::default();
     let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
