@@ -23,6 +23,7 @@ use crate::config::Settings;
 use crate::dead_letters::Failed;
 use crate::kafka::{Admin, Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SinkPlan};
+use crate::replay::event_time::EventTimes;
 use crate::replay::execution::{Job, prepare_topics};
 use crate::replay::inspection::{Condition, Inspection};
 use crate::replay::range::{Bound, partitions_of, resolve};
@@ -54,6 +55,10 @@ pub(super) struct ReplayArgs {
     /// The position after the last record, in the same forms
     #[arg(long, value_name = "POSITION", allow_hyphen_values = true, default_value = "latest")]
     to: String,
+    /// The times of --from and --to are those in this field of the value, such as `created_at`,
+    /// instead of the times of the records in Kafka. All records of the topics are read to find them
+    #[arg(long, value_name = "FIELD")]
+    by: Option<String>,
     /// Only these partitions of the topics
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     partitions: Option<Vec<i32>>,
@@ -73,14 +78,14 @@ pub(super) struct ReplayArgs {
     supersede: bool,
     /// Give up a run with --supersede that has not published anything: remove what it has prepared
     #[arg(long, value_name = "ID", conflicts_with_all = [
-        "from", "into", "partitions", "dead_letters", "dry_run", "supersede", "resume", "to_stdout", "rate"
+        "from", "by", "into", "partitions", "dead_letters", "dry_run", "supersede", "resume", "to_stdout", "rate"
     ])]
     discard: Option<String>,
     /// At most N records per second
     #[arg(long, value_name = "N")]
     rate: Option<NonZeroU64>,
     /// Continue the run with this id
-    #[arg(long, value_name = "ID", conflicts_with_all = ["from", "into", "partitions", "dead_letters", "dry_run"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["from", "by", "into", "partitions", "dead_letters", "dry_run"])]
     resume: Option<String>,
     /// Print what would be read and written, and change nothing
     #[arg(long)]
@@ -120,6 +125,15 @@ pub(super) fn run(args: &ReplayArgs) -> Exit {
 /// The first offset of each partition, and the one after the last.
 type Ranges = BTreeMap<TopicPartition, (i64, i64)>;
 
+/// A run, and what is reported of it before it starts.
+struct Planned {
+    run: Run,
+    /// What it replaces, if it is a new run that replaces something.
+    replacement: Option<Replacement>,
+    /// How its range differs from the request.
+    notes: Vec<String>,
+}
+
 struct Replay<'a> {
     args: &'a ReplayArgs,
     settings: &'a Settings,
@@ -146,29 +160,26 @@ impl Replay<'_> {
         let target = choice.target(self.pipelines, self.settings)?;
         let sinks = [&target.live, &target.sink];
         let failed = self.failed(&cluster, &target.pipeline, &sinks, &request)?;
-        let mut replacement = None;
-        let run = match resumed {
-            Some(run) => run,
+        let known = |run| Planned { run, replacement: None, notes: Vec::new() };
+        let planned = match resumed {
+            Some(run) => known(run),
             None => {
                 // Before the range is looked up: what the run has processed may be deleted by now.
                 let is_same = |run: &Run| run.is_unfinished() && run.is_request(&target.key(), &request);
                 match runs.list()?.into_iter().find(is_same) {
-                    Some(run) => run,
-                    None => {
-                        let (run, found) = self.new_run(&cluster, &target, into, request, failed.as_ref())?;
-                        replacement = found;
-                        run
-                    }
+                    Some(run) => known(run),
+                    None => self.new_run(&cluster, &target, into, request, failed.as_ref())?,
                 }
             }
         };
         if self.args.dry_run {
-            return Ok(self.print_plan(&target, &run, failed.as_ref(), replacement.as_ref()));
+            return Ok(self.print_plan(&target, &planned, failed.as_ref()));
         }
+        let Planned { run, replacement, notes } = planned;
         if let Some(replacement) = &replacement {
             check_removal(&target, replacement)?;
-            replacement.notes.iter().for_each(|note| print_error(format_args!("{note}")));
         }
+        notes.iter().for_each(|note| print_error(format_args!("{note}")));
         prepare_topics(&Admin::new(&cluster)?, &cluster, self.settings, &target.pipeline)?;
         let run = if self.args.discard.is_some() { run } else { self.register(&runs, &target, run)? };
         let job = Job {
@@ -198,7 +209,8 @@ impl Replay<'_> {
         let condition = self.args.condition.as_ref().map(|text| Condition::compile(&host, text)).transpose()?;
         let cluster = connect(self.settings)?;
         let failed = self.failed(&cluster, &pipeline, &[live, sink], &request)?;
-        let (_, ranges) = self.ranges(&cluster, &pipeline.name, sink, &request, failed.as_ref())?;
+        let (_, ranges, notes) = self.ranges(&cluster, &pipeline.name, sink, &request, failed.as_ref())?;
+        notes.iter().for_each(|note| print_error(format_args!("{note}")));
         let ranges: Vec<PartitionRange> = ranges.into_iter().map(range).collect();
         let mut inspection = Inspection::start(sink, condition, self.args.limit)?;
         Ok(print_records(&mut inspection, &cluster, &ranges, failed.as_ref())?)
@@ -229,6 +241,7 @@ impl Replay<'_> {
         Ok(Request {
             from: self.args.from.clone().unwrap_or_default(),
             to: self.args.to.clone(),
+            by: self.args.by.clone(),
             partitions: self.args.partitions.clone(),
             dead_letters: self.args.dead_letters,
             pipeline_file: self.args.pipeline_file.as_ref().map(absolute).transpose()?,
@@ -256,17 +269,23 @@ impl Replay<'_> {
         sink: &SinkPlan,
         request: &Request,
         failed: Option<&Failed>,
-    ) -> Result<(GroupOffsets, Ranges)> {
+    ) -> Result<(GroupOffsets, Ranges, Vec<String>)> {
         let now = Timestamp::now();
         let (from, to) = (Bound::parse(&request.from, now)?, Bound::parse(&request.to, now)?);
+        let by = request.by.as_deref().map(|field| EventTimes::new(field, &from, &to)).transpose()?;
+        let (from, to) = if by.is_some() { (Bound::Earliest, Bound::Latest) } else { (from, to) };
         let group = component_name(&self.settings.cluster_name(), pipeline, &sink.name);
         let offsets = GroupOffsets::new(cluster, &group)?;
         let partitions = partitions_of(&offsets, &sink.inputs)?;
         let mut ranges = resolve(&offsets, &partitions, &from, &to, request.partitions.as_deref())?;
+        let mut notes = Vec::new();
+        if let Some(by) = by {
+            (ranges, notes) = by.narrow(cluster, ranges)?;
+        }
         if let Some(failed) = failed {
             ranges = failed.narrow(&ranges)?;
         }
-        Ok((offsets, ranges))
+        Ok((offsets, ranges, notes))
     }
 
     /// The run of this command, with the offsets that its range has now.
@@ -277,12 +296,14 @@ impl Replay<'_> {
         into: String,
         request: Request,
         failed: Option<&Failed>,
-    ) -> Result<(Run, Option<Replacement>)> {
-        let (offsets, mut ranges) = self.ranges(cluster, &target.pipeline.name, &target.sink, &request, failed)?;
+    ) -> Result<Planned> {
+        let (offsets, mut ranges, mut notes) =
+            self.ranges(cluster, &target.pipeline.name, &target.sink, &request, failed)?;
         let replace = || replacement(cluster, self.settings, target, &offsets, &ranges);
         let replacement = target.supersede.then(replace).transpose()?;
         if let Some(replacement) = &replacement {
             ranges.clone_from(&replacement.ranges);
+            notes.extend_from_slice(&replacement.notes);
         }
         let now = Timestamp::now();
         let run = Run {
@@ -301,22 +322,17 @@ impl Replay<'_> {
             started: now.as_millisecond(),
             ended: None,
         };
-        Ok((run, replacement))
+        Ok(Planned { run, replacement, notes })
     }
 
     /// Prints what the run would do.
-    fn print_plan(
-        &self,
-        target: &Target,
-        run: &Run,
-        failed: Option<&Failed>,
-        replacement: Option<&Replacement>,
-    ) -> Exit {
+    fn print_plan(&self, target: &Target, planned: &Planned, failed: Option<&Failed>) -> Exit {
+        let Planned { run, replacement, notes } = planned;
+        let replacement = replacement.as_ref();
         let offsets: i64 = run.ranges.iter().map(|range| range.to - range.from).sum();
         let bounds = run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect();
         let dead_letters = failed.map(|failed| failed.count(&bounds));
         let (effect, rate) = (effect(target, replacement), target.rate(self.args.rate));
-        let notes = replacement.map(|replacement| replacement.notes.as_slice()).unwrap_or_default();
         let transforms = match &run.request.pipeline_file {
             Some(file) => format!("the transforms in {}", file.display()),
             None => format!("today's transforms of `{}`", run.pipeline),

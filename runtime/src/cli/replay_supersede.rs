@@ -13,13 +13,15 @@ use crate::plan::SinkPlan;
 use crate::replay::widening::{Replacement, Requested, limited, visible_up_to, widened};
 use crate::stage::component_name;
 
-/// Refuses a sink whose output cannot be replaced, and a destination that is not that of the live
-/// sink.
-pub(super) fn check_sink(sink: &SinkPlan, live: &SinkPlan, destination: &str) -> Result<()> {
-    if let Supersede::Refused(reason) = sink.spec.supersede() {
-        let message = format!("--supersede cannot replace what the sink `{}` wrote: {reason}", live.name);
-        return Err(Error::config("replay.not_superseded", message));
-    }
+/// Refuses a sink whose output cannot be replaced.
+pub(super) fn check_kind(sink: &SinkPlan, live: &SinkPlan) -> Result<()> {
+    let Supersede::Refused(reason) = sink.spec.supersede() else { return Ok(()) };
+    let message = format!("--supersede cannot replace what the sink `{}` wrote: {reason}", live.name);
+    Err(Error::config("replay.not_superseded", message))
+}
+
+/// Refuses a destination that is not that of the live sink.
+pub(super) fn check_destination(live: &SinkPlan, destination: &str) -> Result<()> {
     match live.spec.destination() {
         Some(place) if place == destination => Ok(()),
         place => {

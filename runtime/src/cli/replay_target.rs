@@ -7,7 +7,7 @@ use std::path::Path;
 use trunkline_connector::{Error, OutputFile, Result, TopicPartition};
 use trunkline_transform_host::{Host, HostOptions};
 
-use super::replay_supersede::{self, check_sink};
+use super::replay_supersede::{self, check_destination as check_superseded, check_kind};
 use super::selection;
 use crate::config::{FileProblems, Settings};
 use crate::plan::{Pipeline, Registry, SinkPlan, load_with_sink_options};
@@ -134,6 +134,9 @@ impl Choice<'_> {
                 "--into sets `inputs`: a replay reads the topics of the live sink; set the options of its destination";
             return Err(Error::config("replay.bad_into", message).into());
         }
+        if self.supersede {
+            check_kind(&sink, live)?;
+        }
         let Some(destination) = sink.spec.destination() else {
             let message = format!(
                 "sinks of the connector `{}` cannot be replayed yet: only `s3` and `elasticsearch` sinks can",
@@ -143,7 +146,7 @@ impl Choice<'_> {
         };
         let has_options = !self.into.trim().is_empty() || self.file.is_some();
         let is_live = match self.supersede {
-            true => check_sink(&sink, live, &destination).map(|()| true)?,
+            true => check_superseded(live, &destination).map(|()| true)?,
             false => check_destination(pipelines, &sink, &destination, has_options)?,
         };
         Ok(Target { live: live.clone(), pipeline, sink, destination, is_live, supersede: self.supersede })

@@ -7,6 +7,7 @@
 //! holds for a run, too. Its [`Bounds`](crate::stage::Bounds) end it.
 //!
 //! - [`range`]: what the user asks for, and the offsets that result.
+//! - [`event_time`]: a range by a time in the records.
 //! - [`run`]: the rows of runs in `_trunkline.checkpoints`.
 //! - [`execution`]: executes a run in this process, and continues it after a crash.
 //! - [`widening`]: the range of a run that replaces files, as whole files.
@@ -16,6 +17,7 @@
 //! - [`audit`]: checks the files of a destination against the committed offsets.
 
 pub mod audit;
+pub mod event_time;
 pub mod execution;
 pub mod inspection;
 pub mod range;

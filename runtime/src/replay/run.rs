@@ -60,6 +60,9 @@ pub struct Request {
     pub from: String,
     /// The option `--to`.
     pub to: String,
+    /// The option `--by`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// The option `--partitions`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitions: Option<Vec<i32>>,

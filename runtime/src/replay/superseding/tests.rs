@@ -209,6 +209,7 @@ fn run() -> Run {
         request: Request {
             from: "earliest".to_owned(),
             to: "latest".to_owned(),
+            by: None,
             partitions: None,
             dead_letters: false,
             pipeline_file: None,
