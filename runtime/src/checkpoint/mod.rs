@@ -12,7 +12,8 @@
 //! | `_trunkline.checkpoints` | `control/{cluster}/{target}/state` | [`StateRow`] |
 //! | `_trunkline.checkpoints` | `control/{cluster}/{target}/restart` | [`RestartRow`] |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
-//! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}.!staged/..`, `.!replaced/..` | [`SupersedingRows`] |
+//! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}.!staged/..` | [`SupersedingRows`] |
+//! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}.!replaced/..` | [`SupersedingRows`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
 //! | `_trunkline.state.{component}` | `{topic}/{key}` | an entry of the state of a transform |
 //!

@@ -56,7 +56,8 @@ pub(super) struct ReplayArgs {
     #[arg(long, value_name = "POSITION", allow_hyphen_values = true, default_value = "latest")]
     to: String,
     /// The times of --from and --to are those in this field of the value, such as `created_at`,
-    /// instead of the times of the records in Kafka. All records of the topics are read to find them
+    /// instead of the times of the records in Kafka. All records of the topics are read to find
+    /// them
     #[arg(long, value_name = "FIELD")]
     by: Option<String>,
     /// Only these partitions of the topics
@@ -168,7 +169,7 @@ impl Replay<'_> {
                 let is_same = |run: &Run| run.is_unfinished() && run.is_request(&target.key(), &request);
                 match runs.list()?.into_iter().find(is_same) {
                     Some(run) => known(run),
-                    None => self.new_run(&cluster, &target, into, request, failed.as_ref())?,
+                    None => self.new_run(&cluster, &runs, &target, into, request, failed.as_ref())?,
                 }
             }
         };
@@ -292,6 +293,7 @@ impl Replay<'_> {
     fn new_run(
         &self,
         cluster: &Cluster,
+        runs: &Runs<'_>,
         target: &Target,
         into: String,
         request: Request,
@@ -299,7 +301,7 @@ impl Replay<'_> {
     ) -> Result<Planned> {
         let (offsets, mut ranges, mut notes) =
             self.ranges(cluster, &target.pipeline.name, &target.sink, &request, failed)?;
-        let replace = || replacement(cluster, self.settings, target, &offsets, &ranges);
+        let replace = || replacement(cluster, self.settings, target, &runs.list()?, &offsets, &ranges);
         let replacement = target.supersede.then(replace).transpose()?;
         if let Some(replacement) = &replacement {
             ranges.clone_from(&replacement.ranges);

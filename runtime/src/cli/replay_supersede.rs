@@ -10,6 +10,7 @@ use crate::checkpoint::{Intents, or_empty};
 use crate::config::Settings;
 use crate::kafka::{Admin, Cluster, GroupOffsets};
 use crate::plan::SinkPlan;
+use crate::replay::run::{RowChange, Run};
 use crate::replay::widening::{Replacement, Requested, limited, visible_up_to, widened};
 use crate::stage::component_name;
 
@@ -40,6 +41,7 @@ pub(super) fn replacement(
     cluster: &Cluster,
     settings: &Settings,
     target: &Target,
+    runs: &[Run],
     offsets: &GroupOffsets,
     ranges: &BTreeMap<TopicPartition, (i64, i64)>,
 ) -> Result<Replacement> {
@@ -47,12 +49,22 @@ pub(super) fn replacement(
     let component = component_name(&settings.cluster_name(), &target.pipeline.name, &target.live.name);
     // Before the files: every file of an offset below these limits is visible then.
     let live = or_empty(Intents::of(cluster, &component).load(cluster))?;
+    let own_runs = || runs.iter().filter(|run| run.pipeline == target.pipeline.name && run.sink == target.live.name);
+    let changes: Vec<&RowChange> =
+        own_runs().filter_map(|run| run.supersede.as_ref()).flat_map(|superseding| &superseding.partitions).collect();
     let request = |(partition, (from, to)): (&TopicPartition, &(i64, i64))| {
+        let row = live.get(partition);
+        let counted: u64 = row.map_or(0, |row| row.counters.0.values().map(|counters| counters.extra).sum());
+        let replayed =
+            changes.iter().filter(|change| change.topic == *partition.topic && change.partition == partition.partition);
+        let (low, high) = offsets.watermarks(partition)?;
         Ok(Requested {
             from: *from,
             to: *to,
-            low: offsets.watermarks(partition)?.0,
-            limit: visible_up_to(live.get(partition)),
+            low,
+            high,
+            extra: counted + replayed.map(|change| change.extra).sum::<u64>(),
+            limit: visible_up_to(row),
             partition: partition.clone(),
         })
     };

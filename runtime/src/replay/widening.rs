@@ -1,5 +1,5 @@
-//! The range of a replay that supersedes files: it consists of whole files, ends where the live sink
-//! is, and has no record that Kafka has deleted.
+//! The range of a replay that supersedes files: it consists of whole files, ends where the live
+//! sink is, and has no record that Kafka has deleted.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +21,10 @@ pub struct Requested {
     pub to: i64,
     /// The first offset that the topic still has.
     pub low: i64,
+    /// The offset after its last record.
+    pub high: i64,
+    /// Rows that transforms emitted in addition to the records that they read.
+    pub extra: u64,
     /// The live sink has written everything before this offset, and will write the rest.
     pub limit: i64,
 }
@@ -122,9 +126,10 @@ pub fn is_in(file: &OutputFile, (from, to): (i64, i64)) -> bool {
 }
 
 fn check(request: &Requested, range: (i64, i64), whole: (i64, i64), files: &[OutputFile]) -> Result<()> {
-    let Requested { partition, low, limit, .. } = request;
+    let Requested { partition, low, high, limit, extra, .. } = request;
+    let own = || files.iter().filter(|file| is_in(file, whole));
     if whole.0 < *low {
-        let lost = files.iter().filter(|file| is_in(file, whole) && file.first < *low);
+        let lost = own().filter(|file| file.first < *low);
         let next = lost.clone().map(|file| file.last + 1).max().unwrap_or(*low);
         let name = lost.map(|file| file.name.as_str()).next().unwrap_or_default();
         let message = format!(
@@ -133,8 +138,27 @@ fn check(request: &Requested, range: (i64, i64), whole: (i64, i64), files: &[Out
         );
         return Err(Error::data("replay.deleted", message));
     }
+    if let Some(file) = own().find(|file| file.last >= *high) {
+        let message = format!(
+            "{} ends after the last offset of {partition}: the topic was created again, so the file holds other records than the \
+             topic has now, and is not replaced. Use --into",
+            file.name
+        );
+        return Err(Error::data("replay.output_changed", message));
+    }
+    let (rows, offsets) = (own().map(|file| file.records).sum::<u64>(), u64::try_from(whole.1 - whole.0).unwrap_or(0));
+    if rows > offsets + extra {
+        let message = format!(
+            "the files with the offsets {} to {} of {partition} hold {rows} rows, more than these offsets can have: the topic was created \
+             again, so that files hold other records than it has now, or records are there twice. They are not replaced: use \
+             `trunkline audit` to see which overlap, and --into",
+            whole.0,
+            whole.1 - 1
+        );
+        return Err(Error::data("replay.output_changed", message));
+    }
     if whole.1 > *limit {
-        let beyond = files.iter().find(|file| is_in(file, whole) && file.last >= *limit);
+        let beyond = own().find(|file| file.last >= *limit);
         let name = beyond.map(|file| file.name.as_str()).unwrap_or_default();
         let message = format!(
             "{name} ends after offset {limit} of {partition}, where the live sink is: its position was moved back, and it writes these \
@@ -173,7 +197,7 @@ mod tests {
     }
 
     fn requested(from: i64, to: i64, low: i64, limit: i64) -> [Requested; 1] {
-        [Requested { partition: TopicPartition::new("t", 0), from, to, low, limit }]
+        [Requested { partition: TopicPartition::new("t", 0), from, to, low, high: 60, extra: 0, limit }]
     }
 
     /// The range, the names of the files, and the number of notes.
@@ -216,6 +240,22 @@ mod tests {
         assert_eq!(of(&requested(10, 15, 4, 20), &files).unwrap().0, (10, 20));
         // The live sink writes the end of the file again.
         assert_eq!(of(&requested(12, 15, 0, 16), &files), Err("replay.output_changed"));
+    }
+
+    #[test]
+    fn files_of_an_earlier_topic_are_not_replaced() {
+        let old = OutputFile { records: 70, ..file("old", 0, 69) };
+        assert_eq!(of(&requested(0, 10, 0, 100), &[old]), Err("replay.output_changed"));
+        // The new topic has reached the end of the old file.
+        let full = |name| OutputFile { records: 20, ..file(name, 0, 19) };
+        assert_eq!(of(&requested(0, 10, 0, 30), &[full("old"), full("new")]), Err("replay.output_changed"));
+        assert_eq!(of(&requested(0, 10, 0, 30), &[full("new")]).unwrap().0, (0, 20));
+        // A transform emits two rows for some records.
+        let mut emitting = requested(0, 10, 0, 30);
+        emitting[0].extra = 5;
+        let more = OutputFile { records: 25, ..file("more", 0, 19) };
+        assert_eq!(of(&emitting, std::slice::from_ref(&more)).unwrap().0, (0, 20));
+        assert_eq!(of(&requested(0, 10, 0, 30), &[more]), Err("replay.output_changed"));
     }
 
     #[test]
