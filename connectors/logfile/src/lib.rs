@@ -23,6 +23,7 @@ mod names;
 mod parser;
 mod parser_config;
 mod position;
+mod rate_limit;
 mod reader;
 mod reading;
 mod reparse;

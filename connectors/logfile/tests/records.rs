@@ -196,3 +196,29 @@ fn a_rejected_line_that_still_fails_or_is_not_whole_stays_rejected() {
         assert!(out.records.is_empty() && reason.message.contains(expected), "{options}: {}", reason.message);
     }
 }
+
+#[test]
+fn lines_beyond_the_rate_of_a_file_are_dropped_and_counted() {
+    let text = |from: usize, to: usize| (from..to).map(|number| format!("{number}\n")).collect::<String>();
+    let mut source = TestSource::following("max_lines_per_second = 100");
+    // What exists is no flood.
+    source.append("a.log", text(0, 1_000));
+    source.read();
+    assert_eq!((source.seen.len(), source.dropped), (1_000, 0));
+    let (_, lines) = logged(|| {
+        source.append("a.log", text(1_000, 3_000));
+        source.append("b.log", text(0, 50));
+        source.read_while(|source| source.seen.len() as u64 + source.dropped < 3_050);
+    });
+    // The burst of a second, and what the time of the test allows.
+    let kept = source.seen.iter().filter(|seen| seen.path.ends_with("a.log")).count() - 1_000;
+    assert!((100..1_500).contains(&kept), "{kept}");
+    assert_eq!(source.dropped, 2_000 - kept as u64);
+    assert!(warnings(&lines).iter().any(|line| line.contains("max_lines_per_second")), "{lines:?}");
+    source.stop();
+    assert_eq!(source.read().seen.len(), 1_050 + kept, "dropped lines are behind the position");
+    // A job reads everything.
+    let mut source = TestSource::new("max_lines_per_second = 1");
+    source.append("a.log", text(0, 500));
+    assert_eq!((source.read().seen.len(), source.dropped), (500, 0));
+}
