@@ -285,7 +285,7 @@ impl<'a> Redrive<'a> {
             let (topic, partition, keeps_timestamp) = match (target, places.get(index)) {
                 (Some(target), _) => (&target.topic, target.partition, true),
                 (None, Some(place)) => (&place.topic, place.partition, place.keeps_timestamp),
-                (None, None) => return Err(Error::internal("dlq.places", "a record of a stage has no place")),
+                (None, None) => return Err(Error::internal("cli.redrive_stage", "a record of a stage has no place")),
             };
             first_topic.get_or_insert_with(|| topic.clone());
             let Some(producer) = &mut self.producer else { continue };

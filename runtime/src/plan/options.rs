@@ -236,3 +236,19 @@ pub const SINK: &[OptionSpec] = &[
         "5_000",
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use trunkline_connector::config::OptionDefault;
+    use trunkline_transform_host::Limits;
+
+    use super::*;
+
+    /// JavaScript plugins ran out of a smaller default on ordinary records.
+    #[test]
+    fn the_default_memory_of_transforms_is_what_the_host_recommends() {
+        let memory = TRANSFORM.iter().find(|option| option.key == "memory").unwrap();
+        let expected = format!("\"{}MiB\"", Limits::default().memory >> 20);
+        assert!(matches!(memory.default, OptionDefault::Value(default) if default == expected), "{memory:?}");
+    }
+}

@@ -214,7 +214,7 @@ impl FailedStages for StraightStages<'_> {
         match self.running.get_mut(&entrance) {
             Some(Ok(straight)) => straight.run(letter, batch, writes),
             Some(Err(reason)) => Ok(Err(reason.clone())),
-            None => Err(Error::internal("dlq.straight", "a stage that was started is missing")),
+            None => Err(Error::internal("cli.redrive_stage", "a stage that was started is missing")),
         }
     }
 
