@@ -277,8 +277,8 @@ inputs = ["web"]
 url = "file://$DIR/raw"
 "#;
 
-/// `--to-all-readers` repeats the records for both readers; `--through-stage` passes them through the
-/// transform, whose topic nothing else reads.
+/// `--to-all-readers` repeats the records for both readers; `--through-stage` passes them through
+/// the transform, whose topic nothing else reads.
 #[test]
 fn a_redrive_into_a_topic_with_several_readers_is_refused() {
     let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));

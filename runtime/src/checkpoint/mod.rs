@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `_trunkline.checkpoints` | `{task}/position/{part}` | a part of the source's position |
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
-//! | `_trunkline.checkpoints` | `{task}/owner` | cluster, pipeline, component and node of a source's task |
+//! | `_trunkline.checkpoints` | `{task}/owner` | what the name of a source's task means |
 //! | `_trunkline.checkpoints` | `{task}/position/{topic}/{partition}` | redriven offsets |
 //! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of its plans |
 //! | `_trunkline.checkpoints` | `tasks/{cluster}/{worker}` | [`WorkerTasks`] |

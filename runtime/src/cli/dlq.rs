@@ -38,8 +38,8 @@ enum DlqCommand {
         /// Pipeline files, or folders of them
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
-        /// Only dead letters for which this expression in CEL is true: 'code == "parse.json" && time
-        /// >= "2026-03-01"'
+        /// Only dead letters for which this expression in CEL is true: 'code == "parse.json" &&
+        /// time >= "2026-03-01"'
         #[arg(long = "where", value_name = "CEL")]
         condition: Option<String>,
         /// Print as JSON on stdout
@@ -61,16 +61,16 @@ enum DlqCommand {
         #[command(flatten)]
         settings: SettingsArgs,
     },
-    /// Return the records of dead letters to the topics that they came from, each once. Records that
-    /// a source rejected pass the source with its configuration of today
+    /// Return the records of dead letters to the topics that they came from, each once. Records
+    /// that a source rejected pass the source with its configuration of today
     Redrive {
         #[command(flatten)]
         choice: Choice,
         /// Send the records to this topic instead. It must exist
         #[arg(long, value_name = "TOPIC", conflicts_with = "through_stage")]
         to_topic: Option<String>,
-        /// Pass the records that a transform with its own topics rejected through that stage, with its
-        /// configuration of today, instead of returning them to the topic that it reads
+        /// Pass the records that a transform with its own topics rejected through that stage, with
+        /// its configuration of today, instead of returning them to the topic that it reads
         #[arg(long)]
         through_stage: bool,
         /// Pass each record through this plugin first: a file, or the name of a bundled plugin
@@ -109,8 +109,8 @@ struct Choice {
     /// Only those with this error code
     #[arg(long, value_name = "CODE")]
     code: Option<String>,
-    /// Only those for which this expression in CEL is true: 'error.contains("column 7") && value.n > 3'.
-    /// A wrong name prints all variables
+    /// Only those for which this expression in CEL is true: 'error.contains("column 7") &&
+    /// value.n > 3'. A wrong name prints all variables
     #[arg(long = "where", value_name = "CEL")]
     condition: Option<String>,
 }

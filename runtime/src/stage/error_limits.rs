@@ -1,5 +1,5 @@
-//! [`ErrorLimits`]: the option `stop_after`. A stage stops when one of its components rejects too many
-//! of its records.
+//! [`ErrorLimits`]: the option `stop_after`. A stage stops when one of its components rejects too
+//! many of its records.
 //!
 //! The counters of a component are compared when a stage is about to commit, and for sinks after
 //! each poll. Windows follow one another: a window ends with the check after which it has `of` or

@@ -130,7 +130,8 @@ impl Outcome {
             return Err(output_limit_exceeded(rules));
         }
         let verdicts_at = batch.arena_bytes() + self.bytes.len();
-        // rewritten headers (the ids of schemas have one length) are at most as long as those of batch and verdicts
+        // rewritten headers (the ids of schemas have one length) are at most as long as those of
+        // batch and verdicts
         if verdicts_at + 2 * verdicts.len() + batch.arena_bytes() > Batch::MAX_BYTES {
             return Err(VerdictError::ArenaFull);
         }

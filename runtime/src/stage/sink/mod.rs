@@ -321,8 +321,8 @@ impl SinkTask<'_> {
         failpoint!("sink.write.after")
     }
 
-    /// Stops the stage if its first records all failed, or too many records fail. It adds up the counters of all topic
-    /// partitions, so it runs once per poll.
+    /// Stops the stage if its first records all failed, or too many records fail. It adds up the
+    /// counters of all topic partitions, so it runs once per poll.
     fn check_failures(&mut self) -> Result<()> {
         let mut pending = Counters::default();
         self.transactions.partitions.values().for_each(|state| pending.add(&state.pending));
