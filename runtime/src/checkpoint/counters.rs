@@ -66,7 +66,7 @@ impl DeadLetterCodes {
             self.0.insert(component.to_owned(), BTreeMap::new());
         }
         let Some(codes) = self.0.get_mut(component) else { return };
-        let has_room = codes.len() < MAX_CODES;
+        let has_room = codes.len() < MAX_CODES + usize::from(codes.contains_key(OTHER_CODES));
         match codes.get_mut(code) {
             Some(known) => *known += count,
             None => *codes.entry(if has_room { code } else { OTHER_CODES }.to_owned()).or_default() += count,
