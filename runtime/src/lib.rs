@@ -4,6 +4,7 @@ mod aws;
 mod backoff;
 pub mod checkpoint;
 pub mod cli;
+mod condition;
 pub mod config;
 pub mod dead_letters;
 pub mod http;

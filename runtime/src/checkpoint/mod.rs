@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `_trunkline.checkpoints` | `{task}/position/{part}` | a part of the source's position |
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
+//! | `_trunkline.checkpoints` | `{task}/owner` | what the name of a source's task means |
 //! | `_trunkline.checkpoints` | `{task}/position/{topic}/{partition}` | redriven offsets |
 //! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of its plans |
 //! | `_trunkline.checkpoints` | `tasks/{cluster}/{worker}` | [`WorkerTasks`] |
@@ -28,14 +29,16 @@ mod counters;
 mod intents;
 mod positions;
 mod schemas;
+mod task_owner;
 mod transform_state;
 mod worker_rows;
 
 pub use control_rows::{ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks};
-pub use counters::{ComponentCounters, Counters};
+pub use counters::{ComponentCounters, Counters, DeadLetterCodes};
 pub use intents::{IntentRecord, IntentState, Intents};
 pub use positions::Positions;
 pub use schemas::Schemas;
+pub use task_owner::TaskOwner;
 pub use transform_state::{StateChangelog, state_topic};
 pub use worker_rows::WorkerRows;
 

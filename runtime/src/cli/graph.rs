@@ -216,7 +216,7 @@ fn raw_topics(pipelines: &[Pipeline]) -> BTreeSet<String> {
             reads_raw(inputs) && has_dead_letters(fused_on_error(inputs).into_iter().chain([on_error]))
         });
         // A source rejects its input as it was read.
-        if is_raw || pipeline.sources.iter().any(|source| source.on_error == OnError::DeadLetter) {
+        if is_raw || pipeline.sources.iter().any(|source| source.on_error.writes_dead_letters()) {
             dead_letters.insert(pipeline.dead_letters.clone());
         }
     }
@@ -225,7 +225,7 @@ fn raw_topics(pipelines: &[Pipeline]) -> BTreeSet<String> {
 }
 
 fn has_dead_letters(mut on_error: impl Iterator<Item = OnError>) -> bool {
-    on_error.any(|on_error| on_error == OnError::DeadLetter)
+    on_error.any(OnError::writes_dead_letters)
 }
 
 /// `on_error` of the transforms that are fused into a stage: the stage writes their dead letters,

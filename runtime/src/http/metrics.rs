@@ -50,6 +50,15 @@ fn records(page: &mut Page, tasks: &[TaskStatus]) {
             }
         }
     }
+    let name = "trunkline_dead_letters_total";
+    page.header(name, "counter", "Committed dead letters of a component, by error code.");
+    for task in tasks {
+        for (component, code, count) in task.dead_letter_codes.iter() {
+            let labels: [Label<'_>; 4] =
+                [("pipeline", &task.pipeline), ("component", &component), ("task", &task.task), ("code", &code)];
+            page.sample(name, &labels, count as f64);
+        }
+    }
     let name = "trunkline_task_failures_total";
     page.header(name, "counter", "Failures of a task, each followed by a retry.");
     for task in tasks {
@@ -182,6 +191,26 @@ mod tests {
         page.sample("b", &[], 3.0);
         let expected = "# HELP a Something.\n# TYPE a gauge\na{x=\"q\\\"\\\\\\n\",y=\"z\"} 1.5\nb 3\n";
         assert_eq!(page.0, expected);
+    }
+
+    #[test]
+    fn dead_letters_have_a_sample_for_each_code() {
+        let stage = std::sync::Arc::new(crate::stage::StageStatus::new("p", "web", crate::stage::StageKind::Source));
+        let mut counters = crate::checkpoint::Counters::default();
+        for code in ["parse.json", "parse.json", "kafka.record_too_large"] {
+            counters.add_dead_letter("web", code);
+        }
+        stage.committed(&counters);
+        let mut page = Page(String::new());
+        records(&mut page, &[TaskStatus::of(0, &stage)]);
+        let samples: Vec<&str> =
+            page.0.lines().filter(|line| line.starts_with("trunkline_dead_letters_total")).collect();
+        let sample = |code: &str, count: u64| {
+            format!(
+                "trunkline_dead_letters_total{{pipeline=\"p\",component=\"web\",task=\"0\",code=\"{code}\"}} {count}"
+            )
+        };
+        assert_eq!(samples, [sample("kafka.record_too_large", 1), sample("parse.json", 2)]);
     }
 
     /// The names that a worker with one stage exports.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Served;
-use crate::checkpoint::ComponentCounters;
+use crate::checkpoint::{ComponentCounters, DeadLetterCodes};
 use crate::stage::{CommitDurations, StageStatus};
 
 /// A task with a lag that has committed nothing for this long makes no progress.
@@ -62,6 +62,9 @@ pub struct TaskStatus {
     /// For the metrics; not part of the JSON.
     #[serde(skip)]
     pub(super) commits: CommitDurations,
+    /// For the metrics, too.
+    #[serde(skip)]
+    pub(super) dead_letter_codes: DeadLetterCodes,
 }
 
 /// Counters of a component; `in + extra = out + dropped + dead_lettered`.
@@ -103,7 +106,7 @@ impl WorkerStatus {
 }
 
 impl TaskStatus {
-    fn of(task: u32, stage: &StageStatus) -> Self {
+    pub(super) fn of(task: u32, stage: &StageStatus) -> Self {
         let snapshot = stage.snapshot();
         let mut components: BTreeMap<String, ComponentStatus> =
             snapshot.counters.0.iter().map(|(name, counters)| (name.clone(), ComponentStatus::of(counters))).collect();
@@ -125,6 +128,7 @@ impl TaskStatus {
             last_error: snapshot.error.or(snapshot.last_error),
             components,
             commits: snapshot.commits,
+            dead_letter_codes: snapshot.counters.1,
         }
     }
 
@@ -178,6 +182,7 @@ mod tests {
             last_error: Some("S3 is down".to_owned()),
             components: BTreeMap::new(),
             commits: CommitDurations::default(),
+            dead_letter_codes: DeadLetterCodes::default(),
         }
     }
 

@@ -175,7 +175,7 @@ impl StageStatus {
     }
 
     /// A commit succeeded that covered these records.
-    pub(super) fn committed(&self, counters: &Counters) {
+    pub(crate) fn committed(&self, counters: &Counters) {
         let mut inner = self.lock();
         inner.counters.add(counters);
         inner.last_commit = Some(Instant::now());
