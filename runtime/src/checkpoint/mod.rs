@@ -13,6 +13,8 @@
 //! | `_trunkline.checkpoints` | `control/{cluster}/{target}/state` | [`StateRow`] |
 //! | `_trunkline.checkpoints` | `control/{cluster}/{target}/restart` | [`RestartRow`] |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
+//! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}.!staged/..` | [`SupersedingRows`] |
+//! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}.!replaced/..` | [`SupersedingRows`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
 //! | `_trunkline.state.{component}` | `{topic}/{key}` | an entry of the state of a transform |
 //!
@@ -29,6 +31,7 @@ mod counters;
 mod intents;
 mod positions;
 mod schemas;
+mod superseding;
 mod task_owner;
 mod transform_state;
 mod worker_rows;
@@ -38,6 +41,7 @@ pub use counters::{ComponentCounters, Counters, DeadLetterCodes};
 pub use intents::{IntentRecord, IntentState, Intents};
 pub use positions::Positions;
 pub use schemas::Schemas;
+pub use superseding::SupersedingRows;
 pub use task_owner::TaskOwner;
 pub use transform_state::{StateChangelog, state_topic};
 pub use worker_rows::WorkerRows;

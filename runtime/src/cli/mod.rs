@@ -24,6 +24,7 @@ mod reload;
 mod replay;
 mod replay_execution;
 mod replay_progress;
+mod replay_supersede;
 mod replay_target;
 mod replay_to_stdout;
 mod run;

@@ -9,6 +9,7 @@ mod mixed;
 mod mysql;
 mod peers;
 mod plugins;
+mod replay;
 mod rotation;
 mod steps;
 mod store;
@@ -82,6 +83,13 @@ pub(crate) const FAULTS: &[FaultKind] = &[
         ALL_AND_SEARCH,
         TOPICS_EMBEDDED,
         steps::fail_at_each,
+    ),
+    fault(
+        "replay",
+        "death of a replay that replaces files at each of its steps, while live records arrive",
+        LOGS,
+        &[],
+        replay::kill_at_each,
     ),
     fault(
         "zombie",
