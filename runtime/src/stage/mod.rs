@@ -13,6 +13,7 @@ mod dead_letters;
 mod dry_run;
 mod first_records;
 mod lag;
+mod lookup_table;
 mod names;
 mod output;
 mod partitioner;
@@ -30,6 +31,7 @@ mod upstream;
 mod worker_context;
 
 pub use dry_run::{DryRun, DryRunOutput};
+pub use lookup_table::LookupTable;
 pub use names::{Names, component_name};
 pub use sink::{Bounds, SinkStage};
 pub use sink_transforms::SinkTransforms;

@@ -26,6 +26,14 @@ const MAX_RANGE_BYTES: usize = 1 << 20;
 /// Estimated memory of an entry apart from its key and value.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 
+/// The collection of a table's rows.
+const TABLE: &[u8] = b"table\0";
+
+/// The key in a [`StateStore`] of the row of a table.
+pub fn table_key(key: &[u8]) -> Vec<u8> {
+    [TABLE, key].concat()
+}
+
 /// An entry that `range` returns.
 pub(crate) type KeyAndValue = (Arc<[u8]>, Arc<[u8]>);
 

@@ -15,6 +15,7 @@ mod expression;
 mod filter;
 mod flatten;
 mod key;
+mod lookup;
 mod number;
 mod project;
 mod rekey;
@@ -50,6 +51,8 @@ pub enum Config {
     Dedupe(dedupe::Config),
     /// Aggregates the records of windows of time.
     Aggregate(aggregate::Config),
+    /// Adds the row of a table.
+    Lookup(lookup::Config),
 }
 
 /// One of the transforms.
@@ -98,6 +101,7 @@ impl Transform for Standard {
             Config::Rekey(config) => Box::new(rekey::Rekey::new(&config)?),
             Config::Dedupe(config) => Box::new(dedupe::Dedupe::new(&config)?),
             Config::Aggregate(config) => Box::new(aggregate::Aggregate::new(&config)?),
+            Config::Lookup(config) => Box::new(lookup::Lookup::new(config)?),
         };
         Ok(Self { transform })
     }
