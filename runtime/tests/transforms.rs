@@ -404,11 +404,41 @@ fn tests_in_a_pipeline_file_run_without_kafka() {
 #[test]
 fn the_sample_pipelines_pass_their_tests() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    for (file, tests) in [("pipelines/fraud.toml", 4), ("pipelines/iot.toml", 2), ("pipelines/payments.toml", 3)] {
+    for (file, tests) in [
+        ("pipelines/fraud.toml", 4),
+        ("pipelines/iot.toml", 2),
+        ("pipelines/payments.toml", 3),
+        ("pipelines/fleet.toml", 2),
+    ] {
         let (code, stdout, stderr) = trunkline(repository, &["test", file]);
         assert_eq!(code, Some(0), "{stdout}{stderr}");
         assert!(stdout.ends_with(&format!("{tests} passed, 0 failed\n")), "{stdout}");
     }
+}
+
+/// Builds the example plugin.
+#[test]
+fn the_sample_pipeline_with_a_model_passes_its_tests() {
+    if std::env::var_os("TRUNKLINE_TEST_LONG").is_none() {
+        println!("SKIP the_sample_pipeline_with_a_model_passes_its_tests: runs with --long");
+        return;
+    }
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["with_model.toml", "payments.log"] {
+        std::fs::copy(repository.join("pipelines/fraud").join(file), folder.path().join(file)).unwrap();
+    }
+    let build = Command::new(repository.join("transforms/plugins/build"))
+        .arg("score")
+        .arg(folder.path().join("score.wasm"))
+        .env("CARGO_TARGET_DIR", folder.path().join("target"))
+        .env_remove("RUSTC_BOOTSTRAP")
+        .output()
+        .unwrap();
+    assert!(build.status.success(), "{}", String::from_utf8_lossy(&build.stderr));
+    let (code, stdout, stderr) = trunkline(folder.path(), &["test", "with_model.toml"]);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(stdout.ends_with("2 passed, 0 failed\n"), "{stdout}");
 }
 
 #[test]

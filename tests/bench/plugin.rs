@@ -30,7 +30,8 @@ pub(crate) fn rows(sampling: Sampling) -> Vec<Row> {
     let filter = json!({ "condition": "value.status >= 500" });
     let project = json!({ "fields": ["id", "status", "user.name"] });
     let dedupe = json!({ "fields": ["id"], "within": "1s" });
-    let aggregate = json!({ "group_by": ["status"], "window": "1m", "aggregates": { "n": "count()", "ms": "sum(row.ms)" } });
+    let aggregate =
+        json!({ "group_by": ["status"], "window": "1m", "aggregates": { "n": "count()", "ms": "sum(row.ms)" } });
     let session = json!({ "group_by": ["id"], "session": "1m", "aggregates": { "n": "count()" } });
     vec![
         row(sampling),
@@ -38,7 +39,13 @@ pub(crate) fn rows(sampling: Sampling) -> Vec<Row> {
         stateless(&host, sampling, ("project three members of 300 B JSON", "project.wasm"), &project, 1_000.0),
         stateful(&host, sampling, ("dedupe: state get and put", "dedupe.wasm"), &dedupe, Target::AtMost(1_000.0)),
         // 500,000 records per second.
-        stateful(&host, sampling, ("aggregate: windows of 20 groups", "aggregate.wasm"), &aggregate, Target::AtMost(2_000.0)),
+        stateful(
+            &host,
+            sampling,
+            ("aggregate: windows of 20 groups", "aggregate.wasm"),
+            &aggregate,
+            Target::AtMost(2_000.0),
+        ),
         stateful(&host, sampling, ("aggregate: sessions of many groups", "aggregate.wasm"), &session, Target::None),
         restore(sampling),
     ]

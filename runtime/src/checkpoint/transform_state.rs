@@ -53,7 +53,7 @@ impl StateChangelog {
     ) -> Result<StateStore> {
         let mut store = StateStore::new(max_bytes);
         let prefix = partition.topic.as_bytes();
-        let exists = scanner.scan(&self.topic, partition.partition, &mut |record| {
+        let end = scanner.scan(&self.topic, partition.partition, &mut |record| {
             match record.key().and_then(|key| key.strip_prefix(prefix)) {
                 Some([]) => store.restore_time(number(&self.topic, record.value())?),
                 Some([SEPARATOR, key @ ..]) => {
@@ -70,7 +70,7 @@ impl StateChangelog {
             }
             Ok(())
         })?;
-        if !exists {
+        if end.is_none() {
             return Err(self.missing_partition(partition));
         }
         store.check_restored()?;

@@ -93,18 +93,23 @@ impl PartitionScanner {
         self.committed.partitions_of(topic)
     }
 
-    /// Passes the committed records that a partition has now, in order. `false` if the partition
-    /// does not exist.
-    pub fn scan(&self, topic: &str, partition: i32, each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>) -> Result<bool> {
+    /// Passes the committed records that a partition has now, in order. Returns the offset after
+    /// them; `None` if the partition does not exist.
+    pub fn scan(
+        &self,
+        topic: &str,
+        partition: i32,
+        each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
+    ) -> Result<Option<i64>> {
         if !self.partitions_of(topic)?.contains(&partition) {
-            return Ok(false);
+            return Ok(None);
         }
         let (_, end) = self.uncommitted.watermarks(topic, partition)?;
         self.committed.scan(topic, partition, (0, end), &mut |record| {
             each(record)?;
             Ok(ControlFlow::Continue(()))
         })?;
-        Ok(true)
+        Ok(Some(end))
     }
 
     /// Closes the clients. A starting stage need not wait for this.

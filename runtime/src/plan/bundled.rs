@@ -231,6 +231,58 @@ pub const PLUGINS: &[BundledPlugin] = &[
         }],
         hides_data: false,
     },
+    BundledPlugin {
+        name: "previous.wasm",
+        summary: "Adds the previous record with the same key to each record; keeps state",
+        options: PREVIOUS,
+        field_options: &[],
+        examples: &[Example {
+            title: "the position before a position (there is none before the first)",
+            config: r#"config = { fields = ["vehicle"], into = "previous", take = ["lat", "lon"], within = "10m" }"#,
+            input: r#"{"value": {"vehicle": "bus-1", "lat": 48.4, "lon": 9.99}, "timestamp": 1700000000000}"#,
+            outputs: &[
+                r#"{"value": {"vehicle": "bus-1", "lat": 48.4, "lon": 9.99, "previous": null}, "timestamp": 1700000000000}"#,
+            ],
+        }],
+        hides_data: false,
+    },
+];
+
+const PREVIOUS: &[OptionSpec] = &[
+    OptionSpec::optional(
+        "fields",
+        "array of paths",
+        "the key of the record",
+        "The fields of the row that records are compared by.",
+        "[\"vehicle\"]",
+    ),
+    OptionSpec::optional(
+        "expression",
+        "CEL",
+        "none",
+        "The same as an expression, instead of `fields`. Records for which it is null have no previous one.",
+        "\"value.line + '/' + value.vehicle\"",
+    ),
+    OptionSpec::required(
+        "into",
+        "string",
+        "The member for the previous record, an object. Null if there is none.",
+        "\"previous\"",
+    ),
+    OptionSpec::optional(
+        "take",
+        "array of names",
+        "all members except `into`",
+        "The members of the previous record that are added.",
+        "[\"lat\", \"lon\"]",
+    ),
+    OptionSpec::optional(
+        "within",
+        "duration",
+        "no limit",
+        "A record that is older than this, by the timestamps of the records, is forgotten.",
+        "\"10m\"",
+    ),
 ];
 
 const LOOKUP: &[OptionSpec] = &[

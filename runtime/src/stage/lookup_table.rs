@@ -88,13 +88,12 @@ impl LookupTable {
         let mut rows = Rows::new(plan);
         let mut starts = BTreeMap::new();
         for partition in partitions {
-            let mut next = 0;
-            scanner.scan(&plan.topic, partition, &mut |record| {
-                next = record.entry().offset + 1;
+            let end = scanner.scan(&plan.topic, partition, &mut |record| {
                 rows.add(record);
                 rows.check()
             })?;
-            starts.insert(TopicPartition { topic: Arc::from(plan.topic.as_str()), partition }, next);
+            let partition = TopicPartition { topic: Arc::from(plan.topic.as_str()), partition };
+            starts.insert(partition, end.unwrap_or(0));
         }
         scanner.close();
         tracing::debug!(topic = %plan.topic, rows = rows.store.len(), took = ?begun.elapsed(), "table read");
@@ -109,6 +108,11 @@ impl LookupTable {
             read += 1;
         }
         if read > 0 { self.rows.check() } else { Ok(()) }
+    }
+
+    /// The size of the rows, as the limit counts it.
+    pub(super) fn bytes(&self) -> usize {
+        self.rows.store.bytes()
     }
 
     /// The store for the plugin.

@@ -403,7 +403,8 @@ impl TransformTask<'_> {
         failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
         let stores = self.partitions.values().filter_map(|state| state.state.as_ref());
-        self.status.set_state_bytes(stores.map(|store| store.bytes() as u64).max());
+        let sizes = stores.map(StateStore::bytes).chain(self.table.as_ref().map(LookupTable::bytes));
+        self.status.set_state_bytes(sizes.max().map(|bytes| bytes as u64));
         Ok(())
     }
 }

@@ -33,10 +33,11 @@ pub(crate) const NAMES: &[&str] = &[
     "dedupe.wasm",
     "aggregate.wasm",
     "lookup.wasm",
+    "previous.wasm",
 ];
 
 /// The transforms of `standard.wasm` that use the interface for state. The others cannot use it.
-pub(crate) const USES_STATE: &[&str] = &["dedupe", "aggregate", "lookup"];
+pub(crate) const USES_STATE: &[&str] = &["dedupe", "aggregate", "lookup", "previous"];
 
 /// Those of them whose state is a table that the caller fills.
 pub(crate) const READS_TABLE: &[&str] = &["lookup"];

@@ -17,6 +17,7 @@ mod flatten;
 mod key;
 mod lookup;
 mod number;
+mod previous;
 mod project;
 mod rekey;
 mod route;
@@ -53,6 +54,8 @@ pub enum Config {
     Aggregate(aggregate::Config),
     /// Adds the row of a table.
     Lookup(lookup::Config),
+    /// Adds the previous record with the same key.
+    Previous(previous::Config),
 }
 
 /// One of the transforms.
@@ -102,6 +105,7 @@ impl Transform for Standard {
             Config::Dedupe(config) => Box::new(dedupe::Dedupe::new(&config)?),
             Config::Aggregate(config) => Box::new(aggregate::Aggregate::new(&config)?),
             Config::Lookup(config) => Box::new(lookup::Lookup::new(config)?),
+            Config::Previous(config) => Box::new(previous::Previous::new(config)?),
         };
         Ok(Self { transform })
     }

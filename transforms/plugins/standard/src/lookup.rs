@@ -75,7 +75,9 @@ impl Lookup {
                 return Err(ConfigError::at("into", "has no effect with `merge`; expected one of both"));
             }
             (None, false) => {
-                return Err(ConfigError::new("has neither `into` nor `merge`; expected the member for the row, `into`"));
+                return Err(ConfigError::new(
+                    "has neither `into` nor `merge`; expected the member for the row, `into`",
+                ));
             }
             _ => {}
         }
@@ -106,7 +108,9 @@ impl Lookup {
         let _ = match (row, self.missing) {
             (None, Missing::Drop) => verdict.drop(),
             (None, Missing::Port) => verdict.pass_to(MISSING),
-            (None, Missing::Reject) => verdict.reject("lookup.missing", "the table has no row with the key of the record"),
+            (None, Missing::Reject) => {
+                verdict.reject("lookup.missing", "the table has no row with the key of the record")
+            }
             (None, Missing::Keep) if self.into.is_none() => verdict.pass(),
             (row, _) => {
                 let written = verdict.try_value_with(trunkline_plugin::DEFAULT_PORT, |out| {

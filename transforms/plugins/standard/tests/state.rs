@@ -42,7 +42,15 @@ fn lookup(options: Value) -> MockHost<Standard> {
 fn lookup_adds_the_row_with_the_key_of_the_record() {
     let mut host = lookup(json!({ "fields": ["account"], "into": "holder", "take": ["name", "limit"] }));
     let value = |account: &str| Input::value(format!("{{\"id\":1,\"account\":{account},\"holder\":0}}"));
-    let inputs = [value("7"), value("\"8\""), value("9"), value("null"), Input::default(), Input::value("{}"), value("\"text\"")];
+    let inputs = [
+        value("7"),
+        value("\"8\""),
+        value("9"),
+        value("null"),
+        Input::default(),
+        Input::value("{}"),
+        value("\"text\""),
+    ];
     let expected = [
         r#"{"id":1,"account":7,"holder":{"name":"Ada","limit":100.50}}"#,
         r#"{"id":1,"account":"8","holder":{"name":"Bo"}}"#,
@@ -64,7 +72,8 @@ fn lookup_merges_rows_and_uses_other_keys() {
     let merged = r#"{"id":1,"name":"Ada","limit":100.50,"none":null}"#;
     assert_eq!(batch(&mut host, &inputs), [merged, r#"{"name":"x"}"#]);
     let event = r#"{"before":{"id":7},"after":{"id":7,"n":1},"op":"u"}"#;
-    let enriched = r#"{"before":{"id":7,"holder":{"name":"Ada"}},"after":{"id":7,"n":1,"holder":{"name":"Ada"}},"op":"u"}"#;
+    let enriched =
+        r#"{"before":{"id":7,"holder":{"name":"Ada"}},"after":{"id":7,"n":1,"holder":{"name":"Ada"}},"op":"u"}"#;
     let mut host = lookup(json!({ "fields": ["id"], "format": "json", "into": "holder" }));
     assert_eq!(batch(&mut host, &[Input::value(event)]), [enriched]);
     let mut host = lookup(json!({ "expression": "value.a + value.b", "into": "h", "take": ["name"] }));
@@ -98,7 +107,7 @@ fn aggregate_counts_distinct_values_and_estimates_percentiles() {
         batch(&mut host, inputs);
         host.restart().unwrap();
     }
-    let last = batch(&mut host, &[Input::value(r#"{"user":2,"ms":null}"#).at(6)]).remove(0);
+    let last = batch(&mut host, &[Input::value(r#"{"user":2,"ms":-1.5}"#).at(6)]).remove(0);
     let last: Value = serde_json::from_str(&last).unwrap();
     assert_eq!((last["users"].as_u64(), last["p0"].as_f64()), (Some(3), Some(-1000.5)));
     let p90 = last["p90"].as_f64().unwrap();
@@ -220,6 +229,42 @@ fn session_options_are_checked() {
     }
     let config = json!({ "aggregate": { "session": "10s", "emit": "updates", "aggregates": { "n": "count()" } } });
     let updates = batch(&mut start(config), &[visit("a", 1, 1), visit("a", 1, 5)]);
-    let expected = [r#"{"window_start":1000,"window_end":1000,"n":1}"#, r#"{"window_start":1000,"window_end":5000,"n":2}"#];
+    let expected =
+        [r#"{"window_start":1000,"window_end":1000,"n":1}"#, r#"{"window_start":1000,"window_end":5000,"n":2}"#];
     assert_eq!(updates, expected);
+}
+
+#[test]
+fn previous_adds_the_last_record_of_the_key() {
+    let config = json!({ "previous": { "fields": ["car"], "into": "before", "take": ["x", "at"], "within": "10s" } });
+    let mut host = start(config);
+    let at = |car: &str, x: &str, seconds: i64| {
+        Input::value(format!("{{\"car\":{car},\"before\":1,\"x\":{x}}}")).at(seconds * 1000)
+    };
+    let shown = |car: &str, x: &str, before: &str| format!("{{\"car\":{car},\"x\":{x},\"before\":{before}}}");
+    let inputs = [at("1", "1.50", 1), at("2", "7", 1), at("1", "2", 3), at("null", "0", 3)];
+    let expected = [
+        shown("1", "1.50", "null"),
+        shown("2", "7", "null"),
+        shown("1", "2", r#"{"x":1.50}"#),
+        shown("null", "0", "null"),
+    ];
+    assert_eq!(batch(&mut host, &inputs), expected);
+    host.restart().unwrap();
+    // An older record has no previous one, and is none. After a pause, there is none either.
+    let inputs = [at("1", "3", 2), at("1", "4", 4), at("1", "5", 14), Input::default(), Input::value("[]").at(1)];
+    let expected = [
+        shown("1", "3", "null"),
+        shown("1", "4", r#"{"x":2}"#),
+        shown("1", "5", "null"),
+        "null".to_owned(),
+        "previous.no_key".to_owned(),
+    ];
+    assert_eq!(batch(&mut host, &inputs), expected);
+    let mut host = start(json!({ "previous": { "into": "before" } }));
+    let inputs = [Input::value(r#"{"a":1}"#).key("k"), Input::value(r#"{"a":2}"#).key("k"), Input::value("7").key("k")];
+    let expected = [r#"{"a":1,"before":null}"#, r#"{"a":2,"before":{"a":1}}"#, "previous.not_json"];
+    assert_eq!(batch(&mut host, &inputs), expected);
+    assert_eq!(rejected_key(json!({ "previous": { "into": "" } })).as_deref(), Some("into"));
+    assert_eq!(rejected_key(json!({ "previous": { "into": "x", "within": "0s" } })).as_deref(), Some("within"));
 }

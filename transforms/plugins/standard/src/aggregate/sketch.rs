@@ -106,9 +106,9 @@ fn place(hash: u64) -> (usize, u8) {
 
 /// FNV-1a, with the finalizer of SplitMix64 so that all bits depend on all bytes.
 fn hash(value: &[u8]) -> u64 {
-    let hash = value.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    });
+    let hash = value
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
     let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ (hash >> 31)
@@ -207,10 +207,7 @@ impl Quantiles {
     fn widen(&mut self, least: Decimal, greatest: Decimal) {
         self.ends = Some(match self.ends {
             None => (least, greatest),
-            Some((known_least, known_greatest)) => (
-                known_least.min(least),
-                known_greatest.max(greatest),
-            ),
+            Some((known_least, known_greatest)) => (known_least.min(least), known_greatest.max(greatest)),
         });
     }
 }
