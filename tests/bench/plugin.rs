@@ -1,8 +1,8 @@
 //! Plugins in this process, on one core, in batches of 1000: one that passes every record, bundled
 //! transforms, and state. The figure of a round is the median of its calls.
 //!
-//! The no-op plugin is compared with a native call that does the remaining work: copying the batch's
-//! table. Their calls alternate.
+//! The no-op plugin is compared with a native call that does the remaining work: copying the table
+//! of the batch. Their calls alternate.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ fn stateless(host: &Host, sampling: Sampling, (name, plugin): (&str, &str), conf
     }
 }
 
-/// A transform with state. Each call is a transaction; what the stage writes to the changelog is not
+/// A transform with state. Each call is a transaction; the writes to the changelog are not
 /// measured.
 fn stateful(host: &Host, sampling: Sampling, (name, plugin): (&str, &str), config: &Value, target: Target) -> Row {
     let batches: Vec<Batch> = (0..BATCHES).map(json_records).collect();
@@ -112,7 +112,7 @@ fn stateful(host: &Host, sampling: Sampling, (name, plugin): (&str, &str), confi
             if started.elapsed() >= sampling.run {
                 break;
             }
-            // Time goes on, so that keys come again after they have expired, and windows are closed.
+            // The time advances, so that keys expire before they come again, and windows close.
             let mut original = original.clone();
             let mut entries = original.take_entries();
             entries.iter_mut().for_each(|entry| entry.timestamp += 1_000 * turn as i64);

@@ -91,7 +91,8 @@ pub(crate) struct Fixture<'a> {
     pub case: Case,
     /// The server of the path `search`.
     pub search: Option<&'a mut OpenSearch>,
-    /// The proxy for the object store or the search server. The paths `topics` and `state` have none.
+    /// The proxy for the object store or the search server. The paths `topics` and `state` have
+    /// none.
     pub store: Option<S3Faults>,
     /// The folder of published files.
     pub lake: PathBuf,

@@ -23,7 +23,6 @@ fn pipeline() -> String {
         ("file:///tmp/trunkline-payments/payments", "file://$DIR/archive"),
         ("file:///tmp/trunkline-payments/daily-totals", "file://$DIR/totals"),
         ("topic = \"payments.daily-totals\"", "topic = \"$NAME.daily-totals\""),
-        ("[sources.payments]\n", "[sources.payments]\npartitions = 3\n"),
     ];
     replaced.into_iter().fold(text.to_owned(), |text, (written, replacement)| {
         assert!(text.contains(written), "{written}");
@@ -88,6 +87,7 @@ fn payments_are_enriched_and_summed_up_exactly_once() {
     let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
     let mut case = Case::new("payments", kafka);
     case.set("TRUNKLINE_COMMIT_INTERVAL", "100ms");
+    case.set("TRUNKLINE_TOPICS_PARTITIONS", "3");
     let text = pipeline().replace("field = \"booked\",", "field = \"booked\", from = \"unix_ms\",");
     case.pipeline("payments", &text);
     let seed = 2204;

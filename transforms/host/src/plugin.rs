@@ -99,8 +99,8 @@ impl Plugin {
         contents
     }
 
-    /// Whether the plugin reads a table: the store of [`Instance::process_with_state`] holds its rows,
-    /// with the keys of [`table_key`](crate::table_key), and the plugin changes nothing.
+    /// Whether the plugin reads a table: the store of [`Instance::process_with_state`] holds its
+    /// rows, with the keys of [`table_key`](crate::table_key), and the plugin changes nothing.
     pub fn reads_table(&self) -> bool {
         self.inner.variant.is_some_and(|variant| bundled::READS_TABLE.contains(&variant))
     }

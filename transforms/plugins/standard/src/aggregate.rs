@@ -4,9 +4,9 @@
 //! windows hop: they start at multiples of `advance`, and a record belongs to several of them.
 //! Session windows end with a pause. The time of a record is its timestamp. The *watermark* is the
 //! greatest timestamp of the topic partition so far. A window is closed when the watermark has
-//! passed its end by the allowed lateness; a record of a closed window is late. There are no timers:
-//! a record that advances the watermark closes windows, and the results take the place of that
-//! record.
+//! passed its end by the allowed lateness; a record of a closed window is late. There are no
+//! timers: a record that advances the watermark closes windows, and the results take the place of
+//! that record.
 
 mod accumulator;
 mod sessions;
