@@ -196,7 +196,7 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
         table.add(parser::rows(sampling));
     }
     if is_selected("plugin") {
-        table.add([plugin::row(sampling)]);
+        table.add(plugin::rows(sampling));
     }
     println!("{}", conditions(sampling));
     table.show()

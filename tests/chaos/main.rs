@@ -125,7 +125,7 @@ fn get_or_start<T>(server: &mut Option<T>, start: fn() -> Result<T, Skip>) -> Re
 fn execute(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), Skip> {
     let s3 = get_or_start(&mut servers.s3, S3::start)?;
     let mysql = match plan.path {
-        Path::Bucket | Path::Topics | Path::Search => None,
+        Path::Bucket | Path::Topics | Path::State | Path::Search => None,
         Path::Tables => Some(get_or_start(&mut servers.mysql, Mysql::start)?),
         Path::MariaDb => Some(get_or_start(&mut servers.mariadb, Mysql::start_mariadb)?),
     };

@@ -16,6 +16,8 @@ pub(crate) enum Path {
     Bucket,
     /// Log files → topic → materialised transform → topic → Parquet in a directory.
     Topics,
+    /// The same with a transform that keeps state.
+    State,
     /// Tables of MySQL → a topic for each → plugin in the sink → Parquet in S3.
     Tables,
     /// The same with MariaDB.
@@ -27,7 +29,7 @@ pub(crate) enum Path {
 impl Path {
     /// Whether its destination is S3.
     pub(crate) fn ends_in_bucket(self) -> bool {
-        !matches!(self, Self::Topics | Self::Search)
+        !matches!(self, Self::Topics | Self::State | Self::Search)
     }
 
     /// Whether its source is a database.
@@ -41,6 +43,7 @@ impl fmt::Display for Path {
         f.write_str(match self {
             Self::Bucket => "bucket",
             Self::Topics => "topics",
+            Self::State => "state",
             Self::Tables => "tables",
             Self::MariaDb => "mariadb",
             Self::Search => "search",
@@ -124,7 +127,7 @@ impl Arguments {
     pub(crate) fn round(&self, round: u64) -> Vec<Plan> {
         let mut plans = Vec::new();
         for broker in [BrokerKind::Embedded, BrokerKind::Apache] {
-            for path in [Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb, Path::Search] {
+            for path in [Path::Bucket, Path::Topics, Path::State, Path::Tables, Path::MariaDb, Path::Search] {
                 for fault in FAULTS {
                     let (seed, short, hostile) = (self.seed + round, self.short, self.hostile);
                     let plan = Plan { fault, path, broker, seed, short, hostile };

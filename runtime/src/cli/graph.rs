@@ -90,6 +90,10 @@ impl Chart {
             let label = format!("{}<br/>separate stage{state}", transform.name);
             let stage = self.node(&id(&transform.name), &label, Outline::Transform);
             self.inputs(&id, &transform.inputs, &stage);
+            if let Some(table) = &transform.table {
+                let topic = self.topic(&TopicSelector::Exact(table.topic.clone()), None);
+                self.edge(&topic, &stage, Some("table"));
+            }
             let topic = self.topic_of(&transform.topic);
             self.edge(&stage, &topic, None);
             for (port, template) in &transform.port_topics {

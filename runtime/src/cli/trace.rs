@@ -18,7 +18,7 @@ use crate::kafka::{Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SinkPlan};
 use crate::replay::inspection::line;
 use crate::replay::trace::{LetterTrace, StageTrace, StepTrace};
-use crate::stage::component_name;
+use crate::stage::{LookupTable, component_name};
 
 /// `trunkline trace`.
 #[derive(Args)]
@@ -122,7 +122,10 @@ impl Tracer<'_> {
                 ..StageTrace::default()
             };
             let own = match component {
-                Component::Transform(plan) => Some(plan),
+                Component::Transform(plan) => {
+                    let table = plan.table.as_ref().map(|table| LookupTable::load(self.cluster, table));
+                    Some((plan, table.transpose()?))
+                }
                 Component::Source(_) | Component::Sink(_) => None,
             };
             stage.run(component.inputs(), own, record)?;

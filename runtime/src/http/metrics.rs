@@ -79,9 +79,11 @@ fn gauges(page: &mut Page, tasks: &[TaskStatus]) {
             "Time until the source's system removes the oldest change that was not read.",
             |task| task.retention_left_seconds,
         ),
-        ("trunkline_state_bytes", "Largest state of a topic partition, of a transform that keeps state.", |task| {
-            task.state_bytes.map(|bytes| bytes as f64)
-        }),
+        (
+            "trunkline_state_bytes",
+            "Largest state of a topic partition, of a transform that keeps state, or the table of a lookup.",
+            |task| task.state_bytes.map(|bytes| bytes as f64),
+        ),
         ("trunkline_since_commit_seconds", "Time since the last commit.", |task| task.since_commit_seconds),
     ];
     for (name, help, value) in gauges {

@@ -77,6 +77,9 @@ pub fn rights_of(pipelines: &[Pipeline], settings: &Settings) -> Rights {
         for transform in &pipeline.transforms {
             transform.topics().for_each(|topic| list.write_template(topic));
             list.member(&component(&transform.name), &transform.inputs);
+            if let Some(table) = &transform.table {
+                list.read_topic(&table.topic, false);
+            }
             if transform.state.is_some() {
                 let topic = format!("{}{}", settings.prefix, state_topic(&component(&transform.name)));
                 list.read_topic(&topic, false);
