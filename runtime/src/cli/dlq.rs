@@ -14,6 +14,7 @@ use trunkline_transform_host::{Host, HostOptions};
 use super::SettingsArgs;
 use super::addresses::brokers;
 use super::output::{Exit, columns, print_data, print_error, report_error};
+use super::record::record;
 use super::validate::load_to_inspect;
 use crate::checkpoint::CHECKPOINTS;
 use crate::config::Settings;
@@ -127,6 +128,7 @@ pub(super) fn dlq(args: &DlqArgs) -> Exit {
             DlqCommand::Redrive { choice, to_topic, through, through_config, to_all_readers, dry_run, .. } => {
                 let plugin =
                     through.as_ref().map(|file| context.plugin(file, through_config.as_deref())).transpose()?;
+                let plugin = (through.as_deref(), plugin);
                 context.redrive(choice, to_topic.as_deref(), plugin, *to_all_readers, *dry_run, as_json)
             }
         }
@@ -196,6 +198,10 @@ impl Context<'_> {
 
     fn show(&self, choice: &Choice, limit: usize, as_json: bool) -> Result<Exit> {
         let pipeline = self.pipeline(choice)?;
+        let arguments = json!({
+            "pipeline": pipeline.name, "component": choice.component, "code": choice.code, "limit": limit,
+        });
+        record(self.cluster, self.settings, "dlq show", arguments)?;
         let mut text = String::new();
         let (mut shown, mut others) = (0, 0);
         self.each(pipeline, |letter, record, is_redriven| {
@@ -231,7 +237,7 @@ impl Context<'_> {
         &self,
         choice: &Choice,
         to_topic: Option<&str>,
-        through: Option<Through>,
+        (through_file, through): (Option<&Path>, Option<Through>),
         to_all_readers: bool,
         dry_run: bool,
         as_json: bool,
@@ -254,6 +260,14 @@ impl Context<'_> {
         // No worker of this cluster has run yet: there are no state topics to write to.
         let is_new = Admin::new(self.cluster)?.partitions(&self.cluster.own_topic(CHECKPOINTS))?.is_none();
         let name = self.settings.cluster_name();
+        if !(dry_run || is_new) {
+            // The configuration of a plugin may have secrets.
+            let arguments = json!({
+                "pipeline": pipeline.name, "component": choice.component, "code": choice.code,
+                "to_topic": to_topic.map(|(topic, _)| topic), "through": through_file, "to_all_readers": to_all_readers,
+            });
+            record(self.cluster, self.settings, "dlq redrive", arguments)?;
+        }
         let mut redrive = Redrive::new(self.cluster, &name, &plan, through, dry_run || is_new)?;
         redrive.run()?;
         let printed = print_data(&report(&redrive, dry_run, as_json));

@@ -12,6 +12,7 @@ use trunkline_connector::{Error, Result, TopicPartition};
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, columns, print_data, report_error, report_problems};
+use super::record::record;
 use super::replay_execution::execute_run;
 use super::replay_target::{Choice, Refusal, Target, check_output, effect, host};
 use super::replay_to_stdout::print_records;
@@ -139,6 +140,7 @@ impl Replay<'_> {
         if self.args.dry_run {
             return Ok(self.print_plan(&target, &run, failed.as_ref()));
         }
+        self.record(&cluster, "replay", &run)?;
         prepare_topics(&Admin::new(&cluster)?, &cluster, self.settings, &target.pipeline)?;
         let run = self.register(&runs, &target, run)?;
         let job = Job {
@@ -153,6 +155,15 @@ impl Replay<'_> {
         Ok(execute_run(&job, &runs, self.args.json)?)
     }
 
+    /// Writes the run to the audit log. The text of `--into` has no secrets.
+    fn record(&self, cluster: &Cluster, command: &str, run: &Run) -> Result<()> {
+        let arguments = json!({
+            "run": run.id, "pipeline": run.pipeline, "sink": run.sink, "destination": run.destination, "into": run.into,
+            "request": run.request, "resume": self.args.resume.is_some(),
+        });
+        record(cluster, self.settings, command, arguments)
+    }
+
     /// Prints what the transforms make of the records in the range.
     fn inspect(&self) -> Result<Exit, Refusal> {
         let request = self.request()?;
@@ -165,6 +176,11 @@ impl Replay<'_> {
         let cluster = connect(self.settings)?;
         let failed = self.failed(&cluster, &pipeline, &[live, sink], &request)?;
         let ranges = self.ranges(&cluster, &pipeline.name, sink, &request, failed.as_ref())?;
+        let arguments = json!({
+            "pipeline": pipeline.name, "sink": sink.name, "request": request, "where": self.args.condition,
+            "limit": self.args.limit,
+        });
+        record(&cluster, self.settings, "replay --to-stdout", arguments)?;
         let mut inspection = Inspection::start(sink, condition, self.args.limit)?;
         Ok(print_records(&mut inspection, &cluster, &ranges, failed.as_ref())?)
     }
