@@ -258,8 +258,8 @@ fn tokens_that_cannot_be_had_are_explained_and_end_a_job() {
     }
 }
 
-/// The broker verifies the signature and the expiry of each token as MSK does, and ends a connection
-/// whose token has expired.
+/// The broker verifies the signature and the expiry of each token as MSK does, and ends a
+/// connection whose token has expired.
 #[test]
 fn a_worker_outlives_several_tokens_of_msk_iam() {
     let kafka = need!(SecuredKafka::shared());
@@ -284,7 +284,8 @@ fn a_worker_outlives_several_tokens_of_msk_iam() {
     assert!(exit.stderr.contains("the broker refused the token: with MSK"), "{}", exit.describe());
     assert!(elapsed < CONNECT_LIMIT && !exit.stderr.contains("hunter2"), "{elapsed:?}: {}", exit.describe());
 
-    // A token ends with the credentials that signed it. This program gives new ones for 7 s each time.
+    // A token ends with the credentials that signed it. This program gives new ones for 7 s each
+    // time.
     let mut case = Case::new("iam", &KafkaClient::new(address));
     settings(&mut case, "", "");
     let (issued, program) = (case.path("issued"), case.path("credentials"));
@@ -439,6 +440,9 @@ fn a_pipeline_runs_under_exactly_the_rights_that_are_printed() {
     commands_need_exactly_the_printed_rights(kafka, &case);
 }
 
+/// A use, a command, its arguments before and after the pipelines, and its name in the audit log.
+type CommandLine<'a> = (&'a str, &'a str, &'a [&'a str], &'a [&'a str], &'a str);
+
 /// Runs each command with the rights of its use alone. All of them are in the audit log then.
 fn commands_need_exactly_the_printed_rights(kafka: &SecuredKafka, case: &Case) {
     let (name, lake) = (case.name().to_owned(), format!("{}.lake", case.name()));
@@ -448,7 +452,7 @@ fn commands_need_exactly_the_printed_rights(kafka: &SecuredKafka, case: &Case) {
     let redriven = format!("{name}.redriven");
     let to =
         Right { resource: "topic".to_owned(), name: redriven.clone(), is_prefix: false, operation: "Write".to_owned() };
-    let commands: [(&str, &str, &[&str], &[&str], &str); 6] = [
+    let commands: [CommandLine<'_>; 6] = [
         ("tap", "tap", &[&lake], &["--from", "earliest", "--no-follow"], "tap"),
         ("tap", "dlq", &["show", &name], &["--limit", "1"], "dlq show"),
         ("pause", "pause", &[&name], &[], "pause"),

@@ -246,7 +246,8 @@ fn explain(error: &TlsError) -> Option<String> {
 
 fn explain_certificate(reason: &CertificateError) -> (&'static str, &'static str) {
     match reason {
-        CertificateError::UnknownIssuer => (
+        // The second: another authority of the same name has signed it.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => (
             "the server's certificate is signed by an authority that is not trusted",
             "set `tls_ca` to the PEM file of this authority",
         ),

@@ -101,7 +101,8 @@ impl Failure {
                 return Error::external("s3.tls", format!("cannot {doing}: {}", self.message)).retry(Retry::Never);
             }
             ("RequestTimeTooSkewed", _) => ("s3.clock_skew", "set this machine's clock"),
-            (kms, _) if kms.starts_with("KMS.") => {
+            // Amazon's codes, and those of MinIO.
+            (kms, _) if kms.starts_with("KMS.") || kms.starts_with("kms:") => {
                 ("s3.kms", "check `sse_kms_key_id` and that the credentials may use the key")
             }
             ("SlowDown" | "Throttling" | "RequestLimitExceeded", _) | (_, Some(429 | 503)) => {
@@ -131,10 +132,14 @@ impl Failure {
             message.push_str(&format!("[request {id}] "));
         }
         let error = Error::external(our_code, format!("{}; {advice}", message.trim_end()));
+        // A key that cannot be used until a person acts.
+        let is_unusable_key =
+            ["NotFound", "Disabled", "InvalidState", "AccessDenied"].iter().any(|reason| code.contains(reason));
         match our_code {
             // A job ends at once: waiting changes nothing.
             "s3.no_such_bucket" | "s3.bad_credentials" | "s3.wrong_region" | "s3.access_denied"
             | "s3.no_credentials" | "s3.clock_skew" => error.retry(Retry::Never),
+            "s3.kms" if is_unusable_key => error.retry(Retry::Never),
             _ => error,
         }
     }
@@ -169,6 +174,9 @@ mod tests {
             ("AccessDenied", Retry::Never),
             (NO_CREDENTIALS, Retry::Never),
             ("RequestTimeTooSkewed", Retry::Never),
+            ("KMS.NotFoundException", Retry::Never),
+            ("kms:KeyNotFound", Retry::Never),
+            ("KMS.DependencyTimeoutException", Retry::Backoff),
             ("SlowDown", Retry::Backoff),
             ("InternalError", Retry::Backoff),
         ] {

@@ -20,7 +20,7 @@ pub const AUDIT: &str = "_trunkline.audit";
 /// Time for the brokers to accept an entry.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
-/// What somebody did.
+/// What a person did.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AuditEntry {
     /// When, in UTC.
@@ -66,7 +66,7 @@ impl AuditEntry {
 
     /// The entry as a line of JSON.
     pub fn line(&self) -> Result<String> {
-        serde_json::to_string(self).map_err(|error| Error::internal("checkpoint.encode", error.to_string()))
+        serde_json::to_string(self).map_err(|error| Error::internal("checkpoint.audit", error.to_string()))
     }
 
     /// Writes the entry, and waits until it is stored. The topic must exist.
@@ -78,7 +78,7 @@ impl AuditEntry {
     }
 }
 
-/// The topic of the log. Entries stay until somebody limits the retention of the topic.
+/// The topic of the log. Entries stay until the topic gets a limit (`retention.ms`).
 pub fn audit_topic(cluster: &Cluster, replication: i16) -> TopicSpec {
     let config = [("cleanup.policy", "delete"), ("retention.ms", "-1")];
     let config: BTreeMap<_, _> = config.map(|(name, value)| (name.to_owned(), value.to_owned())).into();

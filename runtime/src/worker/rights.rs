@@ -197,7 +197,7 @@ impl List {
 
     fn replay(&mut self, pipelines: &[Pipeline], cluster: &str) {
         self.add(ResourceKind::TransactionalId, &format!("{cluster}.!runs"), false, Operation::Write);
-        // A run has names of its own, which start with this one.
+        // The names of a run start with this one.
         let runs = format!("{cluster}.!replay.");
         self.add(ResourceKind::Group, &runs, true, Operation::Read);
         self.add(ResourceKind::TransactionalId, &runs, true, Operation::Write);
