@@ -5,6 +5,8 @@
 //!
 //! Nothing here knows Kafka, a connector or the runtime.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod batch;
 mod budget;
 pub mod config;
@@ -19,6 +21,7 @@ mod schema_fit;
 mod sink;
 mod source;
 mod template;
+pub mod tls;
 
 pub use batch::{Batch, Entry, RecordRef, RecordWriter};
 pub use budget::{MemoryBudget, Reservation};

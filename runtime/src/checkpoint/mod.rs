@@ -17,6 +17,7 @@
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}.!replaced/..` | [`SupersedingRows`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
 //! | `_trunkline.state.{component}` | `{topic}/{key}` | an entry of the state of a transform |
+//! | `_trunkline.audit` | `{cluster}` | [`AuditEntry`]; not compacted |
 //!
 //! A target is `{pipeline}` or `{pipeline}.{component}`.
 //!
@@ -26,6 +27,7 @@
 //! All rows of one stage in the first three topics lie in one partition, selected by a hash of the
 //! stage's name. A task therefore reads one partition.
 
+mod audit_log;
 mod control_rows;
 mod counters;
 mod intents;
@@ -36,6 +38,7 @@ mod task_owner;
 mod transform_state;
 mod worker_rows;
 
+pub use audit_log::{AUDIT, AuditEntry, audit_topic};
 pub use control_rows::{ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks};
 pub use counters::{ComponentCounters, Counters, DeadLetterCodes};
 pub use intents::{IntentRecord, IntentState, Intents};
@@ -81,6 +84,7 @@ pub fn system_topics(cluster: &Cluster, replication: i16) -> Vec<TopicSpec> {
         spec(INTENTS, STATE_PARTITIONS, &compacted),
         spec(SCHEMAS, 1, &compacted),
         spec(TASKS, LEASE_PARTITIONS, &BTreeMap::new()),
+        audit_topic(cluster, replication),
     ]
 }
 

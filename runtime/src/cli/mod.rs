@@ -20,6 +20,7 @@ mod new;
 mod offsets;
 mod output;
 mod parse;
+mod record;
 mod reload;
 mod replay;
 mod replay_execution;

@@ -11,12 +11,14 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::json;
 use serde_json::value::RawValue;
 use trunkline_connector::{Error, RecordRef, Result, TopicPartition};
 
 use super::SettingsArgs;
 use super::dlq::{connect, describe};
 use super::output::{Exit, print_error, report_error};
+use super::record::record;
 use super::selection::{Component, component, components, pipeline};
 use super::validate::load_to_inspect;
 use crate::dead_letters::DeadLetter;
@@ -65,7 +67,14 @@ pub(super) fn tap(args: &TapArgs) -> Exit {
     };
     let outcome = connect(&settings).and_then(|cluster| {
         let selected = Selected::of(args, &loaded.pipelines)?;
-        follow(args, &cluster, &selected)
+        let (starts, ends) = range(args, &cluster, &selected)?;
+        let topics: BTreeSet<&str> = starts.keys().map(|partition| &*partition.topic).collect();
+        let arguments = json!({
+            "name": args.name, "topics": topics, "from": args.from, "limit": args.limit, "no_follow": args.no_follow,
+            "contains": args.contains, "dead_letters": args.dead_letters,
+        });
+        record(&cluster, &settings, "tap", arguments)?;
+        follow(args, &cluster, &selected, (starts, ends))
     });
     outcome.unwrap_or_else(|error| report_error(&error))
 }
@@ -102,8 +111,7 @@ fn topics_of(component: Component<'_>) -> Vec<TopicSelector> {
     }
 }
 
-fn follow(args: &TapArgs, cluster: &Cluster, selected: &Selected) -> Result<Exit> {
-    let (starts, ends) = range(args, cluster, selected)?;
+fn follow(args: &TapArgs, cluster: &Cluster, selected: &Selected, (starts, ends): (Offsets, Offsets)) -> Result<Exit> {
     let mut shown = Shown { args, selected, count: 0 };
     if args.no_follow {
         for (partition, start) in starts {

@@ -15,11 +15,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
+use serde_json::json;
 use trunkline_connector::{Error, Result};
 
 pub use self::view::{Components, Request, Target, View};
 use super::Overview;
-use crate::checkpoint::{ControlRow, ControlRows, TaskRow, WorkerTasks};
+use crate::checkpoint::{AuditEntry, ControlRow, ControlRows, TaskRow, WorkerTasks};
 use crate::kafka::{Cluster, TableFollower};
 use crate::stage::{StopSignal, WorkerContext};
 
@@ -106,11 +107,29 @@ impl Control {
         let mut all = view.components(Instant::now());
         all.extend(known.iter().cloned());
         let rows = rows_of(&view, request, target, &all)?;
+        self.record(request, target)?;
         lock(&self.shared.connection).as_ref().ok_or_else(not_connected)?.store.write(&rows)?;
         // The worker's answers show a new state at once. A restart takes effect when its row is
         // read, so that it happens once.
         rows.into_iter().filter(|row| matches!(row, ControlRow::State(..))).for_each(|row| self.apply(row));
         target.among(&all)
+    }
+
+    /// Writes the request to the audit log.
+    fn record(&self, request: &Request, target: &Target) -> Result<()> {
+        let connection = lock(&self.shared.connection).as_ref().map(|connection| connection.kafka.clone());
+        let Some((cluster, name)) = connection.ok_or_else(not_connected)? else { return Ok(()) };
+        let component = target.component.as_ref().map(|component| format!("{}.{component}", target.pipeline));
+        let mut arguments = json!({ "name": component.unwrap_or_else(|| target.pipeline.clone()) });
+        if let Request::Restart { failed_only, task } = request {
+            arguments["failed_only"] = json!(failed_only);
+            arguments["task"] = json!(task);
+        }
+        let entry = AuditEntry::of_request(&name, request.name(), arguments);
+        entry.write(&cluster)?;
+        let AuditEntry { user, host, command, arguments, .. } = &entry;
+        tracing::info!(target: "trunkline::audit", %user, %host, %command, %arguments, "a request to the worker");
+        Ok(())
     }
 
     /// Kafka, and the name of the cluster.

@@ -40,6 +40,18 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Its name in the audit log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Stop => "stop",
+            Self::Resume => "resume",
+            Self::Restart { .. } => "restart",
+        }
+    }
+}
+
 /// The rows of a cluster, as one worker or command knows them.
 #[derive(Debug, Clone, Default)]
 pub struct View {
