@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trunkline_tests::{Case, Exit, Kafka, LogWriter, Process, Reader, need, wait};
 
@@ -89,6 +89,55 @@ fn counters_and_lag_of_a_running_worker_are_shown() {
     let gone = status(&case, &[]);
     assert_eq!(gone.code, Some(3));
     assert!(gone.stderr.contains("no worker runs with the data directory"), "{}", gone.describe());
+}
+
+#[test]
+fn a_killed_worker_is_reported_within_five_seconds() {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = Case::new("killed-worker", kafka);
+    LogWriter::new(case.path("logs/access.log"), 953).append(1_000);
+    case.pipeline("access", &access_logs());
+    let (first, second) = (case.start("a", &[]), case.start("b", &[]));
+    let address = address(&first);
+    wait_for_rows(&reader, &case.path("lake"), 1_000);
+    let cluster = || serde_json::from_str::<serde_json::Value>(&get(&address, "/api/v1/cluster", "").1).ok();
+    wait::until("both workers answer with their tasks", LONG, || {
+        let workers = cluster()?["workers"].as_array()?.clone();
+        let answers =
+            workers.iter().filter(|worker| worker["status"]["tasks"].as_array().is_some_and(|it| it.len() == 2));
+        (answers.count() == 2).then_some(())
+    });
+    let shown = case.ask_worker("top", "a", &["--once"], LONG);
+    assert_eq!(shown.code, Some(0), "{}", shown.describe());
+    assert!(
+        shown.stdout.starts_with(&format!("cluster {}: 2 workers, 3 tasks, 0 failed", case.name())),
+        "{}",
+        shown.stdout
+    );
+    assert!(shown.stdout.contains(&format!("{}.lake/1 ", case.name())), "{}", shown.stdout);
+    let pipelines = case.path("pipelines");
+    let graph = case.ask_worker("graph", "a", &[pipelines.to_str().unwrap(), "--live"], LONG);
+    for part in ["\nfused transform clean ", " sink lake ", "RECORDS/S"] {
+        assert!(graph.stdout.contains(part), "{part}: {}", graph.describe());
+    }
+    let (code, page) = get(&address, "/", "Accept: text/html\r\n");
+    assert!(code == 200 && page.contains("<svg") && page.contains(&format!("{}.lake", case.name())), "{page}");
+    let (code, page) = get(&address, &format!("/ui/tap/{}.lake", case.name()), "Accept: text/html\r\n");
+    assert!(code == 200 && page.contains("&quot;path&quot;"), "{page}");
+
+    drop(second.kill9());
+    let killed = Instant::now();
+    let reported = wait::until("the killed worker is reported", LONG, || {
+        let shown = status(&case, &["--all-workers"]);
+        shown.stdout.contains("is gone: it was killed or lost Kafka").then_some(shown)
+    });
+    assert!(killed.elapsed() < LIMIT, "{:?}", killed.elapsed());
+    assert_eq!(reported.code, Some(1), "{}", reported.describe());
+    let (_, workers) = get(&address, "/api/v1/workers", "");
+    let workers: Vec<serde_json::Value> = serde_json::from_str(&workers).unwrap();
+    assert_eq!(workers.iter().filter(|worker| worker["gone_seconds"].is_u64()).count(), 1, "{workers:?}");
+    stop(first);
 }
 
 #[test]

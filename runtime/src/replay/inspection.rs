@@ -75,11 +75,18 @@ impl Condition {
         Ok(())
     }
 
-    fn holds(&mut self, record: RecordRef<'_>) -> Result<bool> {
+    /// Whether it is true for a record.
+    pub fn holds(&mut self, record: RecordRef<'_>) -> Result<bool> {
         let mut single = Batch::default();
         single.push_copy(record);
         self.retain(&mut single)?;
         Ok(!single.is_empty())
+    }
+
+    /// A line about the records for which it was neither true nor false.
+    pub fn note(&self) -> Option<String> {
+        let (undecided, first) = (self.undecided, self.first.as_ref()?);
+        Some(format!("{undecided} for which --where is neither true nor false; the first one: {first}"))
     }
 }
 
@@ -135,9 +142,7 @@ impl Inspection {
         let dropped = self.transforms.dropped();
         let mut notes: Vec<String> =
             dropped.map(|(component, dropped)| format!("{dropped} dropped by the transform `{component}`")).collect();
-        if let Some(Condition { undecided, first: Some(first), .. }) = &self.condition {
-            notes.push(format!("{undecided} for which --where is neither true nor false; the first one: {first}"));
-        }
+        notes.extend(self.condition.as_ref().and_then(Condition::note));
         notes
     }
 

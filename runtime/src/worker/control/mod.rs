@@ -5,7 +5,7 @@
 //! pause outlives every worker. The worker reads all rows before it starts a task.
 //!
 //! Each worker also writes the states of its tasks into a row when they change, so that every
-//! worker can answer for the whole cluster.
+//! worker can answer for the whole cluster, and a sign of life every second.
 
 mod view;
 
@@ -26,7 +26,7 @@ use crate::stage::{StopSignal, WorkerContext};
 /// Time between two looks at new rows.
 const POLL: Duration = Duration::from_millis(250);
 
-/// Time between two comparisons of the tasks with their row.
+/// Time between two signs of life, and between two comparisons of the tasks with their row.
 const PUBLISH: Duration = Duration::from_secs(1);
 
 /// Tasks of a worker that is gone are removed after this time.
@@ -260,6 +260,7 @@ impl Publisher {
     }
 
     fn try_publish(&mut self) -> Result<()> {
+        lock(&self.rows).write(&ControlRow::Alive(self.worker.clone(), true))?;
         let tasks = self.control.own_tasks(&self.overview);
         let (left_behind, is_shown) = {
             let view = lock(&self.control.shared.view);
@@ -275,7 +276,9 @@ impl Publisher {
             Some((workers, since)) if *workers == left_behind => {
                 if since.elapsed() >= REMOVE_AFTER {
                     let others = workers.iter().filter(|worker| **worker != self.worker);
-                    let rows = others.map(|worker| ControlRow::Tasks(worker.clone(), None));
+                    let rows = others.flat_map(|worker| {
+                        [ControlRow::Tasks(worker.clone(), None), ControlRow::Alive(worker.clone(), false)]
+                    });
                     rows.into_iter().try_for_each(|row| lock(&self.rows).write(&row))?;
                     self.left_behind = None;
                 }
@@ -286,11 +289,12 @@ impl Publisher {
     }
 
     fn finish(&self) {
-        let row = ControlRow::Tasks(self.worker.clone(), None);
-        if self.written.is_some()
-            && let Err(error) = lock(&self.rows).write_within(&row, FINISH_LIMIT)
-        {
-            tracing::debug!(%error, "the row of this worker's tasks was not removed: another worker removes it");
+        if self.written.is_none() {
+            return;
+        }
+        let rows = [ControlRow::Tasks(self.worker.clone(), None), ControlRow::Alive(self.worker.clone(), false)];
+        if let Err(error) = rows.iter().try_for_each(|row| lock(&self.rows).write_within(row, FINISH_LIMIT)) {
+            tracing::debug!(%error, "the rows of this worker were not removed: another worker removes them");
         }
     }
 }
