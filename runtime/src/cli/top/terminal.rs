@@ -123,7 +123,7 @@ pub(super) fn keys(mut bytes: &[u8]) -> Vec<Key> {
         }
         match first {
             b'\r' | b'\n' => found.push(Key::Enter),
-            0x1b | 0x7f => found.push(Key::Escape),
+            0x1b => found.push(Key::Escape),
             0x03 => found.push(Key::Interrupt),
             byte if byte.is_ascii_graphic() => found.push(Key::Char(char::from(*byte))),
             _ => {}

@@ -6,10 +6,10 @@ use crate::checkpoint::RunState;
 use crate::http::{ClusterStatus, ComponentInfo, EdgeStatus, Flow, Node, NodeKind};
 use crate::units::{count, duration};
 
-const WIDTH: usize = 170;
+const WIDTH: usize = 200;
 const HEIGHT: usize = 46;
 /// Room for the numbers of an edge.
-const COLUMN: usize = WIDTH + 120;
+const COLUMN: usize = WIDTH + 110;
 const ROW: usize = HEIGHT + 22;
 const MARGIN: usize = 10;
 /// Characters of a name that fit into a box.

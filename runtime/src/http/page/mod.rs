@@ -21,9 +21,10 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::channel;
 use tokio_stream::wrappers::ReceiverStream;
-use trunkline_connector::{RecordRef, Result};
+use trunkline_connector::{Error, RecordRef, Result};
 use uuid::Uuid;
 
 use self::html::{Rendered, escape, url_part};
@@ -57,12 +58,21 @@ const RECORDS: usize = 20;
 const READ_LIMIT: Duration = Duration::from_secs(4);
 const SHOWN_CHARACTERS: usize = 2_000;
 
+/// Pages with records that are read at the same time: each needs two clients of Kafka.
+const MAX_READERS: usize = 2;
+
 /// What the viewers of a worker share.
-#[derive(Default)]
 pub struct Viewers {
     rendered: Mutex<HashMap<String, (Instant, Arc<Rendered>)>>,
     /// One for each page with live numbers.
     open: Arc<()>,
+    readers: Semaphore,
+}
+
+impl Default for Viewers {
+    fn default() -> Self {
+        Self { rendered: Mutex::default(), open: Arc::default(), readers: Semaphore::const_new(MAX_READERS) }
+    }
 }
 
 impl Viewers {
@@ -183,7 +193,7 @@ async fn tap(State(served): Shared, Path(name): Path<String>) -> Response {
     };
     let topics = component.topics;
     let shown = shown_topics(&topics);
-    match read(served, topics, |record| Some(shown_record(record, None))).await {
+    match read(&served, topics, |record| Some(shown_record(record, None))).await {
         Ok(records) => {
             page(&name, &sections::records(&format!("Records of {name}"), &shown, &records), None, StatusCode::OK)
         }
@@ -204,7 +214,7 @@ async fn dead_letters(State(served): Shared, Path(name): Path<String>) -> Respon
         let error = format!("{}: {} [{}]", letter.component, letter.message, letter.code);
         Some(shown_record(record, Some(error)))
     };
-    match read(served, topics, each).await {
+    match read(&served, topics, each).await {
         Ok(records) => {
             page(&name, &sections::records(&format!("Dead letters of {name}"), &shown, &records), None, StatusCode::OK)
         }
@@ -213,10 +223,13 @@ async fn dead_letters(State(served): Shared, Path(name): Path<String>) -> Respon
 }
 
 async fn read(
-    served: Arc<Served>,
+    served: &Arc<Served>,
     topics: Vec<TopicSelector>,
     each: impl FnMut(RecordRef<'_>) -> Option<ShownRecord> + Send + 'static,
 ) -> Result<Vec<ShownRecord>> {
+    // The semaphore is never closed.
+    let _permit = served.viewers.readers.acquire().await.ok();
+    let served = served.clone();
     blocking(move || newest(&served.control.kafka()?.0, &topics, (RECORDS, READ_LIMIT), each)).await
 }
 
@@ -229,8 +242,10 @@ fn shown_topics(topics: &[TopicSelector]) -> String {
 
 fn shown_record(record: RecordRef<'_>, error: Option<String>) -> ShownRecord {
     let record = TappedRecord::of(record);
+    // Those of a dead letter are its error.
+    let headers = record.headers.iter().filter(|(name, _)| error.is_none() || !name.starts_with("__connect.errors."));
     let headers: Vec<String> =
-        record.headers.iter().map(|(name, value)| format!("{name}: {}", shortened(&value.to_string()))).collect();
+        headers.map(|(name, value)| format!("{name}: {}", shortened(&value.to_string()))).collect();
     ShownRecord {
         place: format!("{}/{}/{}", record.topic, record.partition, record.offset),
         time: record.time.unwrap_or_default(),
@@ -256,7 +271,7 @@ fn unknown(name: &str) -> Response {
     page("Not found", &html.finish(), None, StatusCode::NOT_FOUND)
 }
 
-fn failed(error: &trunkline_connector::Error) -> Response {
+fn failed(error: &Error) -> Response {
     let mut html = html::Html::default();
     html.raw("<h1>No answer</h1><p class=\"problem\">").text(&error.to_string()).raw("</p>");
     page("No answer", &html.finish(), None, status_of(error))

@@ -9,7 +9,7 @@ use crate::plan::Pipeline;
 use crate::replay::run::Run;
 use crate::units::{bytes, count, duration, milliseconds};
 
-/// Pipelines whose graphs are on the first page; with more, each has its own page only.
+/// Pipelines whose graphs and plots are on the first page; with more, each has its own page only.
 const GRAPHS: usize = 8;
 
 /// The size of a plot.
@@ -29,7 +29,8 @@ pub(super) fn overview(pipelines: &[Pipeline], cluster: &ClusterStatus) -> Rende
         }
     }
     html.raw("<h2 id=\"tasks\">Tasks</h2>");
-    task_table(&mut html, &cluster.components.iter().collect::<Vec<_>>(), cluster);
+    let has_plots = pipelines.len() <= GRAPHS;
+    task_table(&mut html, &cluster.components.iter().collect::<Vec<_>>(), cluster, has_plots);
     errors(&mut html, &cluster.components.iter().collect::<Vec<_>>(), cluster);
     worker_table(&mut html, cluster);
     html.finish()
@@ -45,7 +46,7 @@ pub(super) fn pipeline(pipeline: &Pipeline, cluster: &ClusterStatus) -> Rendered
     let components: Vec<&ComponentInfo> =
         cluster.components.iter().filter(|component| component.pipeline == pipeline.name).collect();
     html.raw("<h2 id=\"tasks\">Tasks</h2>");
-    task_table(&mut html, &components, cluster);
+    task_table(&mut html, &components, cluster, true);
     errors(&mut html, &components, cluster);
     dead_letters(&mut html, pipeline, &components, cluster);
     html.finish()
@@ -94,17 +95,15 @@ fn dead_lettered(tasks: &[LiveTask<'_>]) -> u64 {
     components.map(|component| component.dead_lettered).sum()
 }
 
-fn task_table(html: &mut Html, components: &[&ComponentInfo], cluster: &ClusterStatus) {
+fn task_table(html: &mut Html, components: &[&ComponentInfo], cluster: &ClusterStatus, has_plots: bool) {
     html.raw("<div class=\"scroll\"><table><thead><tr><th>Component<th>Kind<th>State<th>Node<th class=\"n\">In/s");
-    html.raw("<th class=\"n\">Out/s<th>Last minutes<th class=\"n\">Lag<th>Lag, last minutes<th class=\"n\">Age");
-    html.raw(
-        "<th class=\"n\">Commits take<th class=\"n\">Last commit<th class=\"n\">Memory<th class=\"n\">Failures<th>",
-    );
+    html.raw("<th class=\"n\">Out/s<th>In, 3 min<th class=\"n\">Lag<th>Lag, 3 min<th class=\"n\">Age");
+    html.raw("<th class=\"n\">Commit<th class=\"n\">Last<th class=\"n\">Memory<th class=\"n\">Failures<th>");
     html.raw("</tr></thead><tbody>");
     for component in components {
         let tasks: Vec<LiveTask<'_>> = cluster.tasks(component).collect();
         for task in &tasks {
-            task_row(html, task, tasks.len() > 1);
+            task_row(html, task, tasks.len() > 1, has_plots);
         }
         if tasks.is_empty() {
             let state = state_of(component, cluster);
@@ -123,13 +122,13 @@ fn task_table(html: &mut Html, components: &[&ComponentInfo], cluster: &ClusterS
     html.raw("</tbody></table></div>");
 }
 
-fn task_row(html: &mut Html, task: &LiveTask<'_>, is_one_of_several: bool) {
+fn task_row(html: &mut Html, task: &LiveTask<'_>, is_one_of_several: bool, has_plots: bool) {
     let (component, status) = (task.component, task.status);
     let unknown = || "-".to_owned();
     let rates = status.and_then(|status| status.components.get(&component.component)?.per_second);
     let lag = status
         .and_then(|status| status.lag_records.map(|lag| count(lag as f64)).or_else(|| status.lag_bytes.map(bytes)));
-    let history = status.and_then(|status| status.history.as_ref());
+    let history = status.and_then(|status| status.history.as_ref()).filter(|_| has_plots);
     html.raw("<tr><td>").text(&component.name);
     if is_one_of_several {
         html.raw("/").number(usize::try_from(task.info.id).unwrap_or_default());
