@@ -1,6 +1,6 @@
 //! The metrics in Prometheus' text format. `docs/reference/metrics.md` lists them.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::{Display, Write};
 
 use super::process::ProcessUsage;
 use super::status::{TaskStatus, WorkerStatus};
@@ -156,14 +156,33 @@ impl Page {
         self.0.push_str(name);
         for (index, (label, value)) in labels.iter().enumerate() {
             let separator = if index == 0 { '{' } else { ',' };
-            // Names of pipelines and components are letters, digits, `_` and `-`.
-            let escaped = value.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = write!(self.0, "{separator}{label}=\"{escaped}\"");
+            self.0.push(separator);
+            self.0.push_str(label);
+            self.0.push_str("=\"");
+            let _ = write!(Escaped(&mut self.0), "{value}");
+            self.0.push('"');
         }
         if !labels.is_empty() {
             self.0.push('}');
         }
         let _ = writeln!(self.0, " {value}");
+    }
+}
+
+/// Writes the value of a label. A page has tens of thousands of them.
+struct Escaped<'a>(&'a mut String);
+
+impl Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for character in text.chars() {
+            match character {
+                '\\' => self.0.push_str("\\\\"),
+                '"' => self.0.push_str("\\\""),
+                '\n' => self.0.push_str("\\n"),
+                other => self.0.push(other),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ const DEAD_AFTER: Duration = Duration::from_secs(15);
 
 /// A worker is gone that has shown no sign of life for this time, while others did. It shows one
 /// every second. If no sign of any worker arrives, Kafka or this reader is slow.
-const SILENT_AFTER: Duration = Duration::from_millis(3_500);
+const SILENT_AFTER: Duration = Duration::from_secs(3);
 
 /// A worker that is gone is reported for this time.
 const REPORT_GONE: Duration = Duration::from_secs(600);
@@ -289,12 +289,12 @@ mod tests {
         let names = |view: &View, now| view.workers(now).map(|(worker, _)| worker.to_owned()).collect::<Vec<_>>();
         // Kafka was slow: nothing arrived.
         assert_eq!(names(&view, at(9.0)), ["a", "b", "old"]);
-        for second in [3.0, 4.0, 5.0] {
+        for second in [3.0, 4.0, 4.9] {
             view.apply(ControlRow::Alive("a".to_owned(), true), at(second));
         }
         assert_eq!(names(&view, at(5.4)), ["a", "b", "old"]);
-        view.apply(ControlRow::Alive("a".to_owned(), true), at(5.6));
-        assert_eq!(names(&view, at(5.6)), ["a", "old"], "a worker of an older version shows no signs");
+        view.apply(ControlRow::Alive("a".to_owned(), true), at(5.5));
+        assert_eq!(names(&view, at(5.5)), ["a", "old"], "a worker of an older version shows no signs");
         let gone: Vec<(String, u64)> =
             view.gone(at(6.0)).map(|(worker, _, silence)| (worker.to_owned(), silence.as_secs())).collect();
         assert_eq!(gone, [("b".to_owned(), 4)]);
