@@ -388,6 +388,7 @@ impl SinkTask<'_> {
                 self.transactions.consumer.resume()?;
             }
         }
+        self.transactions.status.set_memory_bytes(self.reserved.bytes());
         Ok(())
     }
 
