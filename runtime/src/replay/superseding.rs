@@ -63,7 +63,7 @@ trait Output {
     fn remove(&mut self, files: &[OutputFile]) -> Result<()>;
 }
 
-/// Goes on from the step that is stored.
+/// Continues from the step that is stored.
 fn advance(
     record: &mut dyn Record,
     output: &mut dyn Output,

@@ -230,9 +230,14 @@ impl Store for DirectoryStore {
             let (root, spool) = self.folders(&committable.destination)?;
             for object in &committable.objects {
                 let temp = below(&spool, &object.planned.temp)?;
-                let bytes = fs::metadata(&temp).map_err(|error| io_error("read the size of", &temp, &error))?.len();
-                if bytes != object.planned.bytes {
+                let found = match fs::metadata(&temp) {
+                    Ok(metadata) => Some(metadata.len()),
+                    Err(error) if error.kind() == ErrorKind::NotFound => None,
+                    Err(error) => return Err(io_error("read the size of", &temp, &error)),
+                };
+                if found != Some(object.planned.bytes) {
                     let target = below(&root, &object.planned.key)?.display().to_string();
+                    let bytes = found.unwrap_or(0);
                     let why =
                         format!("its staged file {} has {bytes} bytes, not {}", temp.display(), object.planned.bytes);
                     return Err(prepared_object_missing(&target, &why));

@@ -332,7 +332,7 @@ fn nothing_is_published_if_staged_files_or_the_range_have_changed() {
     let staging = lake.folder.path().join("lake/.trunkline-staging/p.lake+r");
     let victim = std::fs::read_dir(&staging).unwrap().next().unwrap().unwrap().path();
     std::fs::remove_file(victim).unwrap();
-    assert!(attempt(&staged, &stored).is_err());
+    assert_eq!(attempt(&staged, &stored), Err("s3.prepared_object_missing"));
     assert_eq!((lake.ids(), stored.borrow().step), (before, Step::Staging));
     // Files elsewhere are not removed.
     let mut foreign = lake.files().remove(0);
