@@ -13,4 +13,6 @@ pub mod plan;
 pub mod record_tests;
 pub mod replay;
 pub mod stage;
+pub mod tap;
+mod units;
 pub mod worker;

@@ -5,6 +5,8 @@
 //!
 //! Nothing here knows Kafka, a connector or the runtime.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod batch;
 mod budget;
 pub mod config;
@@ -19,6 +21,7 @@ mod schema_fit;
 mod sink;
 mod source;
 mod template;
+pub mod tls;
 
 pub use batch::{Batch, Entry, RecordRef, RecordWriter};
 pub use budget::{MemoryBudget, Reservation};
@@ -29,8 +32,8 @@ pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
 pub use schema_fit::Fit;
 pub use sink::{
     Buffered, CommitPolicy, Delivery, ErasedTwoPhaseSink, IdempotentSink, InFlight, OutputFile, OutputListing,
-    PartitionRecords, PendingRecord, RecordIndex, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, SinkWriter,
-    TopicPartition, TwoPhaseSink,
+    PartitionRecords, PendingRecord, RecordIndex, SchemaLookup, Sink, SinkConnector, SinkContext, SinkReplay, SinkSpec,
+    SinkWriter, Supersede, TopicPartition, TwoPhaseSink,
 };
 pub use source::{
     Fill, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, Reparser, SnapshotRequest, Source,

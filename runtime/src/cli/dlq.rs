@@ -15,6 +15,7 @@ use trunkline_transform_host::{Host, HostOptions};
 use super::SettingsArgs;
 use super::addresses::brokers;
 use super::output::{Exit, columns, print_data, print_error, report_error};
+use super::record::record;
 use super::validate::load_to_inspect;
 use crate::checkpoint::{CHECKPOINTS, Schemas};
 use crate::config::Settings;
@@ -171,6 +172,7 @@ pub(super) fn dlq(args: &DlqArgs) -> Exit {
                     through.as_ref().map(|file| context.plugin(file, through_config.as_deref())).transpose()?;
                 let how = How {
                     to_topic: to_topic.as_deref(),
+                    through: through.as_deref(),
                     through_stage: *through_stage,
                     to_all_readers: *to_all_readers,
                     dry_run: *dry_run,
@@ -192,6 +194,8 @@ pub(super) fn connect(settings: &Settings) -> Result<Cluster> {
 /// The options of `dlq redrive`.
 struct How<'a> {
     to_topic: Option<&'a str>,
+    /// The file of the plugin.
+    through: Option<&'a Path>,
     through_stage: bool,
     to_all_readers: bool,
     dry_run: bool,
@@ -258,6 +262,11 @@ impl Context<'_> {
 
     fn show(&self, choice: &Choice, limit: usize, as_json: bool) -> Result<Exit> {
         let pipeline = self.pipeline(choice)?;
+        let arguments = json!({
+            "pipeline": pipeline.name, "component": choice.component, "code": choice.code, "where": choice.condition,
+            "limit": limit,
+        });
+        record(self.cluster, self.settings, "dlq show", arguments)?;
         let mut text = String::new();
         let (mut shown, mut others) = (0, 0);
         let mut selection = self.selection(choice)?;
@@ -314,6 +323,15 @@ impl Context<'_> {
         let is_new = admin.partitions(&self.cluster.own_topic(CHECKPOINTS))?.is_none();
         let dry_run = how.dry_run || is_new;
         let name = self.settings.cluster_name();
+        if !dry_run {
+            // The configuration of a plugin may have secrets.
+            let arguments = json!({
+                "pipeline": pipeline.name, "component": choice.component, "code": choice.code, "where": choice.condition,
+                "to_topic": how.to_topic, "through": how.through, "through_stage": how.through_stage,
+                "to_all_readers": how.to_all_readers,
+            });
+            record(self.cluster, self.settings, "dlq redrive", arguments)?;
+        }
         let mut stages = StraightStages::new(pipeline, &self.settings.topics, admin, schemas.clone(), !dry_run);
         let mut selection = self.selection(choice)?;
         let mut selects = |letter: &DeadLetter, record: RecordRef<'_>, is_redriven: bool| {

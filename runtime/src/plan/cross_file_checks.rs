@@ -100,7 +100,7 @@ impl TopicUsage {
             stages.push(StageUsage {
                 label: format!("the transform `{}`", transform.key.name),
                 writes: writes.collect(),
-                reads: reads(graph, &graph.references.of_transforms[index]),
+                reads: reads(graph, graph.references.read_by_transform(index)),
                 dead_letters: transform.on_error.writes_dead_letters(),
             });
         }
@@ -108,7 +108,7 @@ impl TopicUsage {
             stages.push(StageUsage {
                 label: format!("the sink `{}`", sink.key.name),
                 writes: Vec::new(),
-                reads: reads(graph, &graph.references.of_sinks[index]),
+                reads: reads(graph, graph.references.of_sinks[index].iter()),
                 dead_letters: sink.on_error.writes_dead_letters(),
             });
         }
@@ -144,12 +144,12 @@ fn source_stages(graph: &Graph<'_, '_>) -> Vec<StageUsage> {
     stages
 }
 
-fn reads(graph: &Graph<'_, '_>, references: &[Reference]) -> Vec<ReadTopic> {
+fn reads<'r>(graph: &Graph<'_, '_>, references: impl Iterator<Item = &'r Reference>) -> Vec<ReadTopic> {
     let read = |reference: &Reference| {
         let span = reference.span.clone();
         graph.selectors(&reference.target).into_iter().map(move |selector| ReadTopic { selector, span: span.clone() })
     };
-    references.iter().flat_map(read).collect()
+    references.flat_map(read).collect()
 }
 
 /// Adds the problems between files, and those between the topics of one file.

@@ -36,6 +36,7 @@ mod plugins;
 mod raw_topics;
 mod registry;
 mod replay_policy;
+mod tables;
 mod topic_options;
 mod topics;
 
@@ -142,6 +143,8 @@ pub struct TransformPlan {
     pub on_error: OnError,
     /// The state of its plugin; `None` if the plugin keeps none.
     pub state: Option<StatePlan>,
+    /// The table that its plugin reads.
+    pub table: Option<TablePlan>,
     /// Tasks on each worker.
     pub tasks: u32,
 }
@@ -150,6 +153,15 @@ pub struct TransformPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StatePlan {
     /// Limit on the state of each topic partition.
+    pub max_bytes: usize,
+}
+
+/// A topic that is kept as a table: the last record of each key is a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablePlan {
+    /// The topic.
+    pub topic: String,
+    /// Limit on the memory of the table.
     pub max_bytes: usize,
 }
 

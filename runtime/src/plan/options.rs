@@ -119,6 +119,13 @@ pub const TRANSFORM: &[OptionSpec] = &[
          `apply`.",
         "[\"web\"]",
     ),
+    OptionSpec::optional(
+        "table",
+        "input",
+        "none; required for `lookup.wasm`",
+        "The table of `lookup.wasm`: a component, `component.port` or `topic:NAME`. The last record of each key is a row.",
+        "\"accounts\"",
+    ),
     OptionSpec::required(
         "plugin",
         "path or name",
@@ -148,8 +155,8 @@ pub const TRANSFORM: &[OptionSpec] = &[
         "state.max_bytes",
         "size",
         "\"64MiB\"",
-        "Limit on the state of each topic partition, for a plugin that keeps state. It is kept in memory. The stage stops \
-         with `plugin.state_full` when the limit is reached.",
+        "Limit on the state of each topic partition, for a plugin that keeps state; for `lookup.wasm`, on its table. It is \
+         kept in memory. The stage stops with `plugin.state_full` or `plugin.table_full` when the limit is reached.",
     ),
     OptionSpec::optional(
         "fuse",

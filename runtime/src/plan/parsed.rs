@@ -64,6 +64,8 @@ pub(super) struct ParsedTransform<'a> {
     pub(super) inputs: Option<Vec<Spanned<String>>>,
     /// `inputs` is absent, and another key is probably meant to be it.
     pub(super) misspells_inputs: bool,
+    /// The table that its plugin reads.
+    pub(super) table: Option<Spanned<String>>,
     /// `None` if the plugin cannot be loaded or rejects its configuration.
     pub(super) started: Option<Started>,
     /// `None`: the number of reading stages decides.
@@ -80,9 +82,14 @@ pub(super) struct ParsedTransform<'a> {
 }
 
 impl ParsedTransform<'_> {
-    /// Whether its plugin keeps state. `false` if the plugin is unknown.
+    /// Whether its plugin keeps state or reads a table. `false` if the plugin is unknown.
     pub(super) fn uses_state(&self) -> bool {
         self.started.as_ref().is_some_and(|started| started.plugin.uses_state())
+    }
+
+    /// Whether its plugin reads a table. `false` if the plugin is unknown.
+    pub(super) fn reads_table(&self) -> bool {
+        self.started.as_ref().is_some_and(|started| started.plugin.reads_table())
     }
 }
 
@@ -263,6 +270,7 @@ fn parse_transform<'a>(key: &'a Key, section: Section<'a>, host: &Host) -> Parse
         inputs: section.node("inputs").map(|_| inputs(&section)),
         misspells_inputs: section.table.get("inputs").is_none()
             && section.table.entries.iter().any(|(key, _)| is_meant(key)),
+        table: table(&section),
         started: plugins::start(&section, host),
         fuse: fuse.map(|(value, node)| Spanned { value, span: node.span.clone() }),
         topic: section.node("topic"),
@@ -273,6 +281,11 @@ fn parse_transform<'a>(key: &'a Key, section: Section<'a>, host: &Host) -> Parse
         tasks: tasks(&section),
         section,
     }
+}
+
+fn table(section: &Section<'_>) -> Option<Spanned<String>> {
+    let (value, node) = section.optional::<String>("table").zip(section.node("table"))?;
+    Some(Spanned { value, span: node.span.clone() })
 }
 
 /// `state = { max_bytes = ".." }`.

@@ -14,6 +14,7 @@ mod dry_run;
 mod error_limits;
 mod first_records;
 mod lag;
+mod lookup_table;
 mod names;
 mod output;
 mod partitioner;
@@ -32,6 +33,7 @@ mod upstream;
 mod worker_context;
 
 pub use dry_run::{DryRun, DryRunOutput};
+pub use lookup_table::LookupTable;
 pub use names::{Names, component_name};
 pub use sink::{Bounds, SinkStage};
 pub use sink_transforms::SinkTransforms;

@@ -172,7 +172,7 @@ struct Filled {
     caught_up: bool,
     lag: SourceLag,
     /// Held until the batch was produced.
-    _reservation: Reservation,
+    reservation: Reservation,
 }
 
 struct Reader<'a> {
@@ -202,7 +202,7 @@ impl Reader<'_> {
                 Err(error) => (false, Some(error)),
             };
             let lag = self.source.lag();
-            let filled = Filled { batch, caught_up, lag, _reservation: reservation };
+            let filled = Filled { batch, caught_up, lag, reservation };
             if full.send(Ok(filled)).is_err() {
                 return;
             }
@@ -259,6 +259,7 @@ impl Writer<'_> {
             match filled.recv_timeout(self.commit_timer.until_due(POLL)) {
                 Ok(Ok(mut filled)) => {
                     self.status.set_lag(filled.lag);
+                    self.status.set_memory_bytes(filled.reservation.bytes());
                     if let Err(error) = self.chain.ready() {
                         self.commit()?;
                         return Err(error);

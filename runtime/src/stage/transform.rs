@@ -5,6 +5,9 @@
 //! The state of a topic partition is restored when the partition is assigned, and dropped when it
 //! is revoked; see `checkpoint/transform_state.rs`.
 //!
+//! The table of a lookup is read before the first record, and followed afterwards; see
+//! `lookup_table.rs`.
+//!
 //! If a partition is revoked while a transaction is open, the transaction is aborted, and the other
 //! partitions are read again from their committed offsets. A commit would not be fenced, because
 //! this member already has the new generation, and the next owner has started from the old offset.
@@ -13,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Batch, RecordRef, Result, Schema, TopicPartition, failpoint};
+use trunkline_connector::{Batch, Error, RecordRef, Result, Schema, TopicPartition, failpoint};
 use trunkline_transform_host::StateStore;
 
 use super::careful::{Mark, RECORD_REJECTED, run_until_rejection, single};
@@ -23,6 +26,7 @@ use super::dead_letters::{DeadLetters, RunName};
 use super::error_limits::ErrorLimits;
 use super::first_records;
 use super::lag::LagReport;
+use super::lookup_table::LookupTable;
 use super::output::Topics;
 use super::routes::Routes;
 use super::status::StageStatus;
@@ -31,6 +35,7 @@ use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions, StateChangelog};
+use crate::kafka::topic_reader::PartitionScanner;
 use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::TransformPlan;
 
@@ -48,6 +53,8 @@ pub struct TransformStage {
     pub task: u32,
     /// The stages that write to its inputs.
     pub upstream: Upstream,
+    /// The stages that write its table.
+    pub table_upstream: Upstream,
 }
 
 impl Stage for TransformStage {
@@ -76,6 +83,13 @@ impl TransformStage {
         )?;
         let routes = Routes::start(&self.plan.inputs, Some(context.schemas.clone()))?;
         let own = RunningTransform::start(&self.plan.step, &Some(context.schemas.clone()))?;
+        if !self.wait_for_table(context, stop) {
+            return Ok(());
+        }
+        let table = match &self.plan.table {
+            Some(table) => Some(LookupTable::load(&context.cluster, table).map_err(|error| self.in_transform(error))?),
+            None => None,
+        };
         let consumer = GroupConsumer::join(
             &context.cluster,
             &component,
@@ -93,6 +107,7 @@ impl TransformStage {
             consumer,
             routes,
             own,
+            table,
             topics: Topics::new(context, self.plan.partitions),
             partitions: BTreeMap::new(),
             commit_timer: CommitTimer::new(context.commit_interval),
@@ -110,6 +125,21 @@ impl TransformStage {
             let _ = task.producer.abort();
         }
         outcome
+    }
+
+    /// In a run that ends when its inputs are processed, the table first gets all rows of the run.
+    /// `false`: the stage was asked to stop.
+    fn wait_for_table(&self, context: &WorkerContext, stop: &StopSignal) -> bool {
+        while context.until_idle && !self.table_upstream.is_over() {
+            if stop.wait(POLL) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn in_transform(&self, error: Error) -> Error {
+        error.context(format!("transform `{}`", self.plan.name))
     }
 }
 
@@ -135,6 +165,8 @@ struct TransformTask<'a> {
     consumer: GroupConsumer,
     routes: Routes,
     own: RunningTransform,
+    /// The table of a lookup.
+    table: Option<LookupTable>,
     topics: Topics,
     partitions: BTreeMap<TopicPartition, PartitionState>,
     commit_timer: CommitTimer,
@@ -162,6 +194,9 @@ impl TransformTask<'_> {
             let limits = FillLimits { records: 10_000, bytes: self.context.share.batch_bytes, wait };
             let records = self.consumer.fill(&limits, &mut batches)?;
             self.rebalance(&mut batches)?;
+            if let Some(table) = &mut self.table {
+                table.update().map_err(|error| self.stage.in_transform(error))?;
+            }
             for (partition, batch) in batches.iter_mut() {
                 if let Err(error) = self.routes.chain(&partition.topic)?.ready().and_then(|()| self.own.ready()) {
                     self.commit()?;
@@ -226,9 +261,9 @@ impl TransformTask<'_> {
         let chain = self.routes.chain(&partition.topic)?;
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
         let (delivered, atomic) = (&mut self.delivered, self.one_by_one);
-        let store = &mut state.state;
+        let mut store = self.table.as_mut().map(LookupTable::store).or(state.state.as_mut());
         chain.run(batch, &mut state.pending, &mut state.dead_letters, &mut |out, counters, dead_letters| {
-            own.process(out, counters, dead_letters, store.as_mut())?;
+            own.process(out, counters, dead_letters, store.as_deref_mut())?;
             let port_topics = &plan.port_topics;
             let topic_of = |record: RecordRef<'_>| {
                 let port = record.entry().port;
@@ -268,11 +303,19 @@ impl TransformTask<'_> {
                 RebalanceEvent::Assigned(partitions) => {
                     let committed =
                         if partitions.is_empty() { Vec::new() } else { self.consumer.committed(&partitions)? };
+                    // The same clients restore the state of all partitions.
+                    let mut scanner = None;
                     for (partition, committed) in partitions.into_iter().zip(committed) {
                         let task = format!("{}/{}/{}", self.component, partition.topic, partition.partition);
                         let positions = Positions::load(&self.context.cluster, &self.component, &task)?;
                         let state = match self.stage.plan.state {
-                            Some(plan) => Some(self.restore_state(&partition, plan.max_bytes)?),
+                            Some(plan) => {
+                                let scanner = match &mut scanner {
+                                    Some(scanner) => scanner,
+                                    None => scanner.insert(PartitionScanner::new(&self.context.cluster)?),
+                                };
+                                Some(self.restore_state(scanner, &partition, plan.max_bytes)?)
+                            }
                             None => None,
                         };
                         let state = PartitionState {
@@ -285,6 +328,9 @@ impl TransformTask<'_> {
                         };
                         self.partitions.insert(partition, state);
                     }
+                    if let Some(scanner) = scanner {
+                        scanner.close();
+                    }
                     failpoint!("transform.assign.after")?;
                 }
             }
@@ -293,13 +339,15 @@ impl TransformTask<'_> {
     }
 
     /// Restores the state of a partition whose committed offset has been read.
-    fn restore_state(&self, partition: &TopicPartition, max_bytes: usize) -> Result<StateStore> {
+    fn restore_state(
+        &self,
+        scanner: &PartitionScanner,
+        partition: &TopicPartition,
+        max_bytes: usize,
+    ) -> Result<StateStore> {
         let begun = Instant::now();
-        let name = &self.stage.plan.name;
-        let store = self
-            .changelog
-            .restore(&self.context.cluster, partition, max_bytes)
-            .map_err(|error| error.context(format!("transform `{name}`")))?;
+        let restored = self.changelog.restore(scanner, partition, max_bytes);
+        let store = restored.map_err(|error| self.stage.in_transform(error))?;
         let (entries, took) = (store.len(), begun.elapsed());
         tracing::debug!(stage = self.status.name(), topic = %partition.topic, partition = partition.partition, entries, ?took, "state restored");
         Ok(store)
@@ -374,7 +422,8 @@ impl TransformTask<'_> {
         failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
         let stores = self.partitions.values().filter_map(|state| state.state.as_ref());
-        self.status.set_state_bytes(stores.map(|store| store.bytes() as u64).max());
+        let sizes = stores.map(StateStore::bytes).chain(self.table.as_ref().map(LookupTable::bytes));
+        self.status.set_state_bytes(sizes.max().map(|bytes| bytes as u64));
         Ok(())
     }
 }

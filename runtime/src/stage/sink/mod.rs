@@ -91,6 +91,11 @@ impl Stage for SinkStage {
 }
 
 impl SinkStage {
+    /// It is a replay that takes the place of what the live sink wrote.
+    fn supersedes(&self) -> bool {
+        self.bounds.as_ref().is_some_and(|bounds| bounds.supersedes.is_some())
+    }
+
     /// Runs from the committed offsets. `rejected` receives the place of a rejection that stops it.
     fn run_once(
         &self,
@@ -113,13 +118,14 @@ impl SinkStage {
         )?;
         let sink = self.plan.spec.open(SinkContext {
             name: status.name(),
+            replay: self.bounds.as_ref().map(Bounds::sink_replay),
             budget: context.budget.clone(),
             runtime: context.runtime.clone(),
             scratch: context.scratch(&format!("{}.{}", status.name(), self.task))?,
             schemas: context.schemas.clone(),
         })?;
         let committer: Box<dyn Committer> = match sink {
-            Sink::TwoPhase(sink) => Box::new(TwoPhaseCommitter::new(sink)),
+            Sink::TwoPhase(sink) => Box::new(TwoPhaseCommitter::new(sink, self.supersedes())),
             Sink::Idempotent(sink) => Box::new(IdempotentCommitter::start(sink, self.plan.commit, context)?),
         };
         let routes = Routes::start(&self.plan.inputs, Some(context.schemas.clone()))?;
@@ -232,18 +238,19 @@ impl SinkTask<'_> {
     /// complete. Returns the number of the other records.
     fn drop_out_of_bounds(&mut self, batches: &mut PartitionBatches, polled: usize) -> Result<usize> {
         let Some(bounds) = &self.transactions.stage.bounds else { return Ok(polled) };
-        let (mut kept, mut complete) = (0, Vec::new());
+        let (mut kept, mut selected, mut complete) = (0, 0, Vec::new());
         for (partition, batch) in batches.iter_mut() {
             if bounds.retain(partition, batch) {
                 complete.push(partition.clone());
             }
             kept += batch.len();
+            selected += bounds.selected(partition, batch);
         }
         if !complete.is_empty() {
             self.transactions.consumer.pause_partitions(&complete)?;
         }
         if let Some(throttle) = &mut self.throttle {
-            throttle.count(kept);
+            throttle.count(selected);
         }
         Ok(kept)
     }
@@ -381,6 +388,7 @@ impl SinkTask<'_> {
                 self.transactions.consumer.resume()?;
             }
         }
+        self.transactions.status.set_memory_bytes(self.reserved.bytes());
         Ok(())
     }
 
