@@ -173,7 +173,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     /// The writer appends parts of lines and rotates the log between two events, while the source
-    /// is killed before it commits what it has read.
+    /// is killed before it commits what it has read. Each event arrives once and whole. The last
+    /// event of a rotated file waits for more lines, so it may come after those of the next file.
     #[test]
     fn events_arrive_once_while_the_source_is_killed(
         steps in prop::collection::vec((1_usize..30, 0_u8..4, 1_usize..4), 20..40),
@@ -213,6 +214,10 @@ proptest! {
         }
         source.stop();
         source.until_idle = true;
-        prop_assert_eq!(source.read().texts(), events);
+        let mut found: Vec<String> = source.read().take();
+        let mut expected = events;
+        found.sort();
+        expected.sort();
+        prop_assert_eq!(found, expected);
     }
 }
