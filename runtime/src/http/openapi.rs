@@ -132,6 +132,7 @@ fn schemas() -> Value {
         "properties": {
             "interval_seconds": count, "rate": { "type": "array", "items": { "type": "number" } },
             "lag": { "type": "array", "items": maybe_number },
+            "commit_ms": { "type": "array", "items": maybe_number },
         },
     });
     let mut task_status = object(json!({

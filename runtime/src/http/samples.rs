@@ -81,6 +81,9 @@ pub struct History {
     pub rate: VecDeque<f64>,
     /// Records that were not committed; bytes that were not read, if the source counts bytes.
     pub lag: VecDeque<Option<u64>>,
+    /// Milliseconds that a commit took, on average; absent without a commit.
+    #[serde(default)]
+    pub commit_ms: VecDeque<Option<f64>>,
 }
 
 impl Samples {
@@ -135,7 +138,9 @@ impl TaskSamples {
         }
         let own = self.recent.back().and_then(|last| rates_between(last, &sample).remove(component));
         let rate = own.unwrap_or_default().records_in;
+        let commit = self.recent.back().and_then(|last| commit_seconds(last, &sample));
         self.history.interval_seconds = INTERVAL.as_secs();
+        push(&mut self.history.commit_ms, commit.map(|seconds| (seconds * 1e4).round() / 10.0), POINTS);
         push(&mut self.history.rate, (rate * 10.0).round() / 10.0, POINTS);
         push(&mut self.history.lag, snapshot.lag.records.or(snapshot.lag.bytes), POINTS);
         push(&mut self.recent, sample, RATE_INTERVALS + 1);
@@ -146,16 +151,19 @@ impl TaskSamples {
         if last.at <= first.at {
             return None;
         }
-        let commits = last.commits.saturating_sub(first.commits);
-        let took = last.commit_time.saturating_sub(first.commit_time);
-        let commit_seconds = (commits > 0).then(|| took.as_secs_f64() / commits as f64);
-        Some(TaskRates { components: rates_between(first, last), commit_seconds })
+        Some(TaskRates { components: rates_between(first, last), commit_seconds: commit_seconds(first, last) })
     }
 }
 
 fn is_less(sample: &Sample, last: &Sample) -> bool {
     let counted = |sample: &Sample| sample.counters.values().map(|counters| counters.records_in).sum::<u64>();
     counted(sample) < counted(last) || sample.commits < last.commits
+}
+
+fn commit_seconds(first: &Sample, last: &Sample) -> Option<f64> {
+    let commits = last.commits.saturating_sub(first.commits);
+    let took = last.commit_time.saturating_sub(first.commit_time);
+    (commits > 0).then(|| took.as_secs_f64() / commits as f64)
 }
 
 fn rates_between(first: &Sample, last: &Sample) -> BTreeMap<String, Rates> {
@@ -225,6 +233,7 @@ mod tests {
         assert_eq!(rates.commit_seconds, Some(0.02));
         assert_eq!((samples.history.rate.len(), samples.history.rate[20]), (21, 300.0));
         assert_eq!(samples.history.lag[0], Some(7));
+        assert_eq!((samples.history.commit_ms[0], samples.history.commit_ms[20]), (None, Some(20.0)));
     }
 
     #[test]

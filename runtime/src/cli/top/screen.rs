@@ -204,6 +204,8 @@ fn details(row: &Row, width: usize) -> Vec<Line> {
         lines.extend(plot("records per second", &rates, width));
         let lags: Vec<f64> = history.lag.iter().map(|lag| lag.unwrap_or(0) as f64).collect();
         lines.extend(plot("lag", &lags, width));
+        let commits: Vec<f64> = history.commit_ms.iter().map(|commit| commit.unwrap_or(0.0)).collect();
+        lines.extend(plot("milliseconds per commit", &commits, width));
     }
     let mut add = |name: &str, value: String| {
         lines.push(Line::of(Look::Bold, format!("{name:<22}")).add(Look::Plain, value));

@@ -143,9 +143,12 @@ fn task_row(html: &mut Html, task: &LiveTask<'_>, is_one_of_several: bool, has_p
     plot(html, "records per second", &rate_points(history));
     html.raw("<td class=\"n\" data-v>").live(&lag.unwrap_or_else(unknown)).raw("<td>");
     plot(html, "lag", &lag_points(history));
+    let age = status.and_then(|status| status.lag_seconds).map(duration);
+    html.raw("<td class=\"n\" data-v>").live(&age.unwrap_or_else(unknown)).raw("<td class=\"n\"><span data-v>");
+    let commit = status.and_then(|status| status.commit_seconds).map(milliseconds);
+    html.live(&commit.unwrap_or_else(unknown)).raw("</span>");
+    plot(html, "duration of commits", &commit_points(history));
     let numbers = [
-        status.and_then(|status| status.lag_seconds).map(duration),
-        status.and_then(|status| status.commit_seconds).map(milliseconds),
         status.and_then(|status| status.since_commit_seconds).map(duration),
         status.map(|status| bytes(status.memory_bytes)),
         status.map(|status| status.failures.to_string()),
@@ -173,6 +176,11 @@ fn rate_points(history: Option<&History>) -> Vec<f64> {
 
 fn lag_points(history: Option<&History>) -> Vec<f64> {
     let points = history.map(|history| history.lag.iter().map(|lag| lag.unwrap_or(0) as f64).collect());
+    points.unwrap_or_default()
+}
+
+fn commit_points(history: Option<&History>) -> Vec<f64> {
+    let points = history.map(|history| history.commit_ms.iter().map(|commit| commit.unwrap_or(0.0)).collect());
     points.unwrap_or_default()
 }
 
