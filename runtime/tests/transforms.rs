@@ -158,6 +158,101 @@ fn new_projects_build_and_pass_their_tests() {
     }
 }
 
+const STATEFUL_PYTHON: &str = r#"
+from datetime import timedelta
+from trunkline_plugin import Record, State, Transform, drop, export, value
+
+class Visits(Transform):
+    def __init__(self, config: dict):
+        self.counts: State[int] = State("counts")
+        self.recent: State[str] = State("recent", ttl=timedelta(seconds=10))
+
+    def record(self, record: Record):
+        if record.key is None:
+            known = self.counts.range()
+            self.counts.delete_all(key for key, _ in known)
+            recent = [name for _, name in self.recent.range("a", "c")]
+            return value(",".join([f"{key.decode()}={n}" for key, n in known] + recent).encode())
+        count = (self.counts.get(record.key) or 0) + 1
+        self.counts.put(record.key, count)
+        self.recent.put_all({record.key: record.key.decode()})
+        return value(str(count).encode())
+
+Plugin = export(Visits)
+"#;
+
+const STATEFUL_JS: &str = r#"
+import { State, exportTransform, text, bytes, value } from './trunkline_plugin.js';
+
+class Visits {
+  counts = new State('counts');
+  recent = new State('recent', { ttlMs: 10_000 });
+
+  record(record) {
+    if (record.key === null) {
+      const known = this.counts.range();
+      this.counts.deleteAll(known.map(([key]) => key));
+      const recent = this.recent.range('a', 'c').map(([, name]) => name);
+      return value(bytes([...known.map(([key, n]) => `${text(key)}=${n}`), ...recent].join(',')));
+    }
+    const count = (this.counts.get(record.key) ?? 0) + 1;
+    this.counts.put(record.key, count);
+    this.recent.putAll(new Map([[text(record.key), text(record.key)]]));
+    return value(bytes(String(count)));
+  }
+}
+
+export const plugin = exportTransform(Visits);
+"#;
+
+/// The SDKs of other languages use the state as the one of Rust does. Needs a network for
+/// JavaScript.
+#[test]
+fn python_and_javascript_projects_keep_state() {
+    if std::env::var_os("TRUNKLINE_TEST_LONG").is_none() {
+        println!("SKIP python_and_javascript_projects_keep_state: runs with --long");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (language, file, source) in [("python", "app.py", STATEFUL_PYTHON), ("js", "app.js", STATEFUL_JS)] {
+        let name = format!("visits-{language}");
+        assert_eq!(trunkline(folder.path(), &["transform", "new", &name, "--lang", language]).0, Some(0));
+        let project = folder.path().join(&name);
+        std::fs::remove_file(project.join("config.schema.json")).unwrap();
+        write(&project, file, source);
+        let manifest = std::fs::read_to_string(project.join("transform.toml")).unwrap();
+        let manifest = manifest.replace("# state = true", "state = true").replace("config = { over = 100 }\n", "");
+        write(&project, "transform.toml", &manifest);
+        let records = [
+            r#"{"key":"a","value":"","timestamp":1000}"#,
+            r#"{"key":"a","value":"","timestamp":2000}"#,
+            r#"{"key":"b","value":"","timestamp":3000}"#,
+            r#"{"value":"","timestamp":3000}"#,
+            r#"{"key":"a","value":"","timestamp":3000}"#,
+        ];
+        write(&project, "tests/records.jsonl", &records.join("\n"));
+        write(
+            &project,
+            "tests/expected.jsonl",
+            &["1", "2", "1", "a=2,b=1,a,b", "1"].map(|text| format!("{{\"value\":\"{text}\"}}")).join("\n"),
+        );
+        if language == "js" {
+            let _ = Command::new("npm").args(["install", "--prefix", &name]).current_dir(folder.path()).status();
+        }
+        let (code, _, stderr) = trunkline(folder.path(), &["transform", "build", &name]);
+        if code == Some(3) {
+            println!("SKIP python_and_javascript_projects_keep_state: {language}: {stderr}");
+            continue;
+        }
+        assert_eq!(code, Some(0), "{stderr}");
+        let (_, stdout, _) = trunkline(&project, &["transform", "inspect", &format!("{name}.wasm"), "--json"]);
+        let found: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(found["uses_state"], Value::Bool(true), "{stdout}");
+        let (code, stdout, stderr) = trunkline(folder.path(), &["transform", "test", &name]);
+        assert_eq!(code, Some(0), "{stdout}{stderr}");
+    }
+}
+
 #[test]
 fn inspect_shows_interface_ports_and_imports() {
     let folder = tempfile::tempdir().unwrap();
@@ -309,11 +404,41 @@ fn tests_in_a_pipeline_file_run_without_kafka() {
 #[test]
 fn the_sample_pipelines_pass_their_tests() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    for (file, tests) in [("pipelines/fraud.toml", 4), ("pipelines/iot.toml", 2)] {
+    for (file, tests) in [
+        ("pipelines/fraud.toml", 4),
+        ("pipelines/iot.toml", 2),
+        ("pipelines/payments.toml", 3),
+        ("pipelines/fleet.toml", 2),
+    ] {
         let (code, stdout, stderr) = trunkline(repository, &["test", file]);
         assert_eq!(code, Some(0), "{stdout}{stderr}");
         assert!(stdout.ends_with(&format!("{tests} passed, 0 failed\n")), "{stdout}");
     }
+}
+
+/// Builds the example plugin.
+#[test]
+fn the_sample_pipeline_with_a_model_passes_its_tests() {
+    if std::env::var_os("TRUNKLINE_TEST_LONG").is_none() {
+        println!("SKIP the_sample_pipeline_with_a_model_passes_its_tests: runs with --long");
+        return;
+    }
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["with_model.toml", "payments.log"] {
+        std::fs::copy(repository.join("pipelines/fraud").join(file), folder.path().join(file)).unwrap();
+    }
+    let build = Command::new(repository.join("transforms/plugins/build"))
+        .arg("score")
+        .arg(folder.path().join("score.wasm"))
+        .env("CARGO_TARGET_DIR", folder.path().join("target"))
+        .env_remove("RUSTC_BOOTSTRAP")
+        .output()
+        .unwrap();
+    assert!(build.status.success(), "{}", String::from_utf8_lossy(&build.stderr));
+    let (code, stdout, stderr) = trunkline(folder.path(), &["test", "with_model.toml"]);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(stdout.ends_with("2 passed, 0 failed\n"), "{stdout}");
 }
 
 #[test]
@@ -419,5 +544,92 @@ fn state_where_there_is_none_is_reported() {
         write(folder.path(), "shop.toml", &text);
         let (code, stdout, _) = trunkline(folder.path(), &["validate", "shop.toml", "--json"]);
         assert!(code == Some(2) && stdout.contains(expected), "{expected}: {stdout}");
+    }
+}
+
+const LOOKUP: &str = r#"
+name = "shop"
+
+[sources.payments]
+connector = "logfile"
+parser = "json"
+paths = ["payments.log"]
+
+[sources.raw_accounts]
+connector = "logfile"
+parser = "json"
+paths = ["accounts.log"]
+
+[transforms.accounts]
+inputs = ["raw_accounts"]
+plugin = "rekey.wasm"
+config = { fields = ["id"] }
+
+[transforms.holder]
+inputs = ["payments"]
+plugin = "lookup.wasm"
+table = "accounts"
+config = { fields = ["account"], into = "holder", missing = "port" }
+state = { max_bytes = "8MiB" }
+
+[sinks.lake]
+connector = "s3"
+inputs = ["holder"]
+url = "file:///lake"
+
+[[tests]]
+name = "the table has all rows before the first record"
+records = [
+    { source = "payments", value = '{"account":7}' },
+    { source = "payments", value = '{"account":8}' },
+    { source = "raw_accounts", value = '{"id":7,"name":"Ada"}' },
+    { source = "raw_accounts", value = '{"id":7,"name":"Ada Lovelace"}' },
+]
+expected.lake = [{ value = '{"account":7,"holder":{"id":7,"name":"Ada Lovelace"}}' }]
+expected."holder.missing" = [{ value = '{"account":8}' }]
+"#;
+
+#[test]
+fn a_lookup_reads_a_topic_as_its_table() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "shop.toml", LOOKUP);
+    let (code, stdout, stderr) = trunkline(folder.path(), &["test", "shop.toml"]);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    // The table is a topic, although only the lookup reads it; the lookup has no state topic.
+    let (_, stdout, _) = trunkline(folder.path(), &["graph", "shop.toml"]);
+    assert_eq!(stdout.matches("separate stage").count(), 2, "{stdout}");
+    assert!(stdout.contains("-->|table|") && !stdout.contains("with state"), "{stdout}");
+    let (_, stdout, _) = trunkline(folder.path(), &["acls", "shop.toml", "--format", "json"]);
+    let rights: Value = serde_json::from_str(&stdout).unwrap();
+    let rights = rights.as_array().unwrap();
+    let of = |name: &str| rights.iter().find(|right| right["name"] == name).map(|right| right["operations"].clone());
+    assert_eq!(of("shop.accounts"), Some(serde_json::json!(["Create", "Read", "Write"])));
+    assert!(!rights.iter().any(|right| right["name"].as_str().unwrap().contains(".state.")), "{stdout}");
+}
+
+#[test]
+fn invalid_tables_are_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases = [
+        ("table = \"accounts\"\n", "", "config.missing_key"),
+        ("table = \"accounts\"", "table = \"acounts\"", "plan.missing_input"),
+        ("table = \"accounts\"", "table = \"holder\"", "plan.input_cycle"),
+        ("config = { fields = [\"id\"] }", "config = { fields = [\"id\"] }\ntable = \"payments\"", "plan.no_table"),
+        ("config = { fields = [\"id\"] }", "config = { fields = [\"id\"] }\nfuse = true", "plan.cannot_fuse"),
+        ("config = { fields = [\"id\"] }", "config = { fields = [\"id\"] }\ntopic = \"t-{id}\"", "plan.table_topics"),
+    ];
+    // One process, so that the plugin is compiled once.
+    for (number, (written, replacement, _)) in cases.iter().enumerate() {
+        let text = LOOKUP.replacen(written, replacement, 1);
+        assert_ne!(text, LOOKUP, "{written}");
+        write(folder.path(), &format!("shop{number}.toml"), &text.replace("\"shop\"", &format!("\"shop{number}\"")));
+    }
+    let (code, stdout, _) = trunkline(folder.path(), &["validate", ".", "--json"]);
+    assert_eq!(code, Some(2), "{stdout}");
+    let problems: Vec<Value> = serde_json::from_str(&stdout).unwrap();
+    for (number, (_, _, expected)) in cases.iter().enumerate() {
+        let file = format!("./shop{number}.toml");
+        let found = problems.iter().any(|problem| problem["file"] == file.as_str() && problem["code"] == *expected);
+        assert!(found, "{file}: {expected}: {stdout}");
     }
 }

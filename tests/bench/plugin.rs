@@ -1,14 +1,17 @@
-//! A plugin that passes every record, compared with a native call that does the remaining work:
-//! copying the batch's table. The calls alternate; the figure of a round is the median of its
-//! calls.
+//! Plugins in this process, on one core, in batches of 1000: one that passes every record, bundled
+//! transforms, and state. The figure of a round is the median of its calls.
+//!
+//! The no-op plugin is compared with a native call that does the remaining work: copying the table
+//! of the batch. Their calls alternate.
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use trunkline_connector::{Batch, Rejections};
 use trunkline_tests::test_plugin;
-use trunkline_transform_host::{Host, HostOptions, Limits};
+use trunkline_transform_host::{Host, HostOptions, Instance, Limits, StateEntry, StateStore};
 
 use crate::measure::{Sampling, median};
 use crate::records::Lines;
@@ -16,11 +19,43 @@ use crate::table::{Row, Target};
 
 /// Records of a batch.
 const BATCH: usize = 1000;
+/// Batches of different records with state.
+const BATCHES: usize = 100;
+/// Entries of a state that is restored.
+const ENTRIES: usize = 200_000;
 
+/// All rows.
+pub(crate) fn rows(sampling: Sampling) -> Vec<Row> {
+    let host = Host::new(HostOptions::default()).unwrap();
+    let filter = json!({ "condition": "value.status >= 500" });
+    let project = json!({ "fields": ["id", "status", "user.name"] });
+    let dedupe = json!({ "fields": ["id"], "within": "1s" });
+    let aggregate =
+        json!({ "group_by": ["status"], "window": "1m", "aggregates": { "n": "count()", "ms": "sum(row.ms)" } });
+    let session = json!({ "group_by": ["id"], "session": "1m", "aggregates": { "n": "count()" } });
+    vec![
+        row(sampling),
+        stateless(&host, sampling, ("filter on one member of 300 B JSON", "filter.wasm"), &filter, 400.0),
+        stateless(&host, sampling, ("project three members of 300 B JSON", "project.wasm"), &project, 1_000.0),
+        stateful(&host, sampling, ("dedupe: state get and put", "dedupe.wasm"), &dedupe, Target::AtMost(1_000.0)),
+        // 500,000 records per second.
+        stateful(
+            &host,
+            sampling,
+            ("aggregate: windows of 20 groups", "aggregate.wasm"),
+            &aggregate,
+            Target::AtMost(2_000.0),
+        ),
+        stateful(&host, sampling, ("aggregate: sessions of many groups", "aggregate.wasm"), &session, Target::None),
+        restore(sampling),
+    ]
+}
+
+/// The plugin that passes every record.
 pub(crate) fn row(sampling: Sampling) -> Row {
     let host = Host::new(HostOptions::default()).unwrap();
     let mut instance = host.load(&test_plugin()).unwrap().start(&json!({ "noop": true }), &Limits::default()).unwrap();
-    let original = batch();
+    let original = log_lines();
     let (mut reference, mut measured) = (Vec::new(), Vec::new());
     for _ in 0..sampling.rounds {
         let (mut native, mut plugin) = (Vec::new(), Vec::new());
@@ -30,11 +65,7 @@ pub(crate) fn row(sampling: Sampling) -> Row {
                 let entries = batch.entries().to_vec();
                 batch.set_entries(black_box(entries));
             }));
-            plugin.push(call(&original, |batch| {
-                let mut rejected = Rejections::default();
-                instance.process(batch, &mut rejected).unwrap();
-                assert!(rejected.is_empty());
-            }));
+            plugin.push(call(&original, |batch| process(&mut instance, batch)));
         }
         reference.push(median(&native));
         measured.push(median(&plugin));
@@ -48,6 +79,98 @@ pub(crate) fn row(sampling: Sampling) -> Row {
     }
 }
 
+fn stateless(host: &Host, sampling: Sampling, (name, plugin): (&str, &str), config: &Value, most: f64) -> Row {
+    let mut instance = start(host, plugin, config);
+    let original = json_records(0);
+    let measured = (0..sampling.rounds).map(|_| {
+        let mut calls = Vec::new();
+        let started = Instant::now();
+        while started.elapsed() < sampling.run {
+            calls.push(call(&original, |batch| process(&mut instance, batch)));
+        }
+        median(&calls)
+    });
+    Row {
+        name: name.to_owned(),
+        unit: "ns per record",
+        reference: Vec::new(),
+        measured: measured.collect(),
+        target: Target::AtMost(most),
+    }
+}
+
+/// A transform with state. Each call is a transaction; the writes to the changelog are not
+/// measured.
+fn stateful(host: &Host, sampling: Sampling, (name, plugin): (&str, &str), config: &Value, target: Target) -> Row {
+    let batches: Vec<Batch> = (0..BATCHES).map(json_records).collect();
+    let measured = (0..sampling.rounds).map(|_| {
+        let mut instance = start(host, plugin, config);
+        let mut store = StateStore::new(1 << 30);
+        let mut calls = Vec::new();
+        let started = Instant::now();
+        for (turn, original) in batches.iter().cycle().enumerate() {
+            if started.elapsed() >= sampling.run {
+                break;
+            }
+            // The time advances, so that keys expire before they come again, and windows close.
+            let mut original = original.clone();
+            let mut entries = original.take_entries();
+            entries.iter_mut().for_each(|entry| entry.timestamp += 1_000 * turn as i64);
+            original.set_entries(entries);
+            calls.push(call(&original, |batch| {
+                let mut rejected = Rejections::default();
+                instance.process_with_state(batch, &mut rejected, &mut store).unwrap();
+                assert!(rejected.is_empty());
+                black_box(store.changes().count());
+                store.commit();
+            }));
+        }
+        median(&calls)
+    });
+    Row { name: name.to_owned(), unit: "ns per record", reference: Vec::new(), measured: measured.collect(), target }
+}
+
+/// The entries of a changelog go into an empty store. The reads from Kafka are not measured.
+fn restore(sampling: Sampling) -> Row {
+    let entries: Vec<(Vec<u8>, Arc<[u8]>)> = (0..ENTRIES as u64)
+        .map(|number| {
+            let number = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (format!("passed\0device-{number:016x}").into_bytes(), Arc::from(number.to_string().into_bytes()))
+        })
+        .collect();
+    let measured = (0..sampling.rounds).map(|_| {
+        let mut runs = Vec::new();
+        let started = Instant::now();
+        while started.elapsed() < sampling.run {
+            let begun = Instant::now();
+            let mut store = StateStore::new(1 << 30);
+            for (key, value) in &entries {
+                store.restore(key, Some(StateEntry { value: value.clone(), expires_at: Some(1_700_000_000_000) }));
+            }
+            runs.push(ENTRIES as f64 / begun.elapsed().as_secs_f64());
+            black_box(store.len());
+        }
+        median(&runs)
+    });
+    Row {
+        name: "state: restore, without Kafka".to_owned(),
+        unit: "entries/s",
+        reference: Vec::new(),
+        measured: measured.collect(),
+        target: Target::AtLeast(500_000.0),
+    }
+}
+
+fn start(host: &Host, plugin: &str, config: &Value) -> Instance {
+    host.bundled(plugin).unwrap().unwrap().start(config, &Limits::default()).unwrap()
+}
+
+fn process(instance: &mut Instance, batch: &mut Batch) {
+    let mut rejected = Rejections::default();
+    instance.process(batch, &mut rejected).unwrap();
+    assert!(rejected.is_empty());
+}
+
 /// The nanoseconds per record of one call on a copy of the batch. Making the copy is not measured.
 fn call(original: &Batch, work: impl FnOnce(&mut Batch)) -> f64 {
     let mut batch = original.clone();
@@ -58,13 +181,36 @@ fn call(original: &Batch, work: impl FnOnce(&mut Batch)) -> f64 {
     elapsed.as_nanos() as f64 / BATCH as f64
 }
 
-fn batch() -> Batch {
+fn log_lines() -> Batch {
     let lines = Lines::generate(1, BATCH as u64);
     let mut batch = Batch::default();
     let topic = batch.topic_index("web");
     for (index, line) in lines.records().enumerate() {
         let mut record = batch.record();
         record.timestamp(1_700_000_000_000).read_from(topic, 0, index as i64).value(line);
+        record.finish();
+    }
+    batch
+}
+
+/// Records of 300 bytes: a batch of this number.
+fn json_records(number: usize) -> Batch {
+    let mut batch = Batch::default();
+    let topic = batch.topic_index("web");
+    for index in 0..BATCH {
+        let id = number * BATCH + index;
+        let value = format!(
+            "{{\"id\":\"request-{id:08}\",\"time\":\"2026-11-29T02:30:00.000Z\",\"host\":\"web-{}.example.org\",\"user\":{{\"name\":\
+             \"user-{:05}\",\"country\":\"DE\"}},\"method\":\"GET\",\"path\":\"/products/{}/reviews\",\"status\":{},\"ms\":{}.25,\
+             \"agent\":\"Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0\"}}",
+            id % 7,
+            id % 50_000,
+            id % 999,
+            200 + (id % 20) * 20,
+            id % 300,
+        );
+        let mut record = batch.record();
+        record.timestamp(1_700_000_000_000).read_from(topic, 0, id as i64).value(value.as_bytes());
         record.finish();
     }
     batch

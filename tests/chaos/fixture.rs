@@ -9,7 +9,7 @@ use trunkline_tests::{BrokerKind, Case, Exit, Mysql, OpenSearch, Process, Random
 use crate::broker::ChaosBroker;
 use crate::faults::Mounted;
 use crate::feed::Feed;
-use crate::logs::{Logs, check_order};
+use crate::logs::{Logs, PREVIOUS, check_order, check_previous};
 use crate::plan::{Path, Plan};
 use crate::tables::Tables;
 
@@ -91,7 +91,8 @@ pub(crate) struct Fixture<'a> {
     pub case: Case,
     /// The server of the path `search`.
     pub search: Option<&'a mut OpenSearch>,
-    /// The proxy for the object store or the search server. The path `topics` has none.
+    /// The proxy for the object store or the search server. The paths `topics` and `state` have
+    /// none.
     pub store: Option<S3Faults>,
     /// The folder of published files.
     pub lake: PathBuf,
@@ -147,7 +148,10 @@ impl<'a> Fixture<'a> {
         let mut this =
             Self { plan, random, tally, broker, mounted, case, search, store, lake, bucket, feed, max_rss, reader };
         let masked = this.feed.masked();
-        this.pipeline(&format!("plugin = \"mask.wasm\"\nconfig = {{ fields = [\"{masked}\"] }}\n"));
+        match plan.path {
+            Path::State => this.pipeline(PREVIOUS),
+            _ => this.pipeline(&format!("plugin = \"mask.wasm\"\nconfig = {{ fields = [\"{masked}\"] }}\n")),
+        }
         this.record_first_position();
         Ok(this)
     }
@@ -319,8 +323,11 @@ impl<'a> Fixture<'a> {
         assert_eq!(of(source), (records, records, 0), "{source}: in, out, dead-lettered");
         assert_eq!(of("clean"), (records, records - dead, dead), "clean: in, out, dead-lettered");
         assert_eq!(of("lake"), (records - dead, records - dead, 0), "lake: in, out, dead-lettered");
-        if self.plan.path == Path::Topics {
+        if matches!(self.plan.path, Path::Topics | Path::State) {
             assert_eq!(check_order(client, &format!("{name}.clean")), records - dead, "records after the transform");
+        }
+        if self.plan.path == Path::State {
+            check_previous(client, &format!("{name}.clean"));
         }
         match &self.search {
             // Every line once: the ids of documents are their offsets.

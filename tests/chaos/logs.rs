@@ -19,6 +19,12 @@ paths = ["$DIR/logs/*.log*"]
 parser = "combined"
 "#;
 
+/// A transform with state: each line gets the line before it in its log. The state is checked with
+/// [`check_previous`].
+pub(crate) const PREVIOUS: &str = r#"plugin = "previous.wasm"
+config = { expression = "string(int(decimal(row.path.substring(6)) / 1000000000))", into = "previous", take = ["path"] }
+"#;
+
 /// Options of the plugin `transforms/plugins/testing`: each applies to lines whose path has this
 /// ending.
 const POISON: &str = r#"{ trap_on = '051","protocol"', loop_on = '/item/1000000333",', flood_on = '7701","protocol', bomb_on = '8802","protocol' }"#;
@@ -131,6 +137,18 @@ pub(crate) fn check_order(client: &KafkaClient, topic: &str) -> u64 {
         count += 1;
     }
     count
+}
+
+/// Checks the state of the transform [`PREVIOUS`]: each line has the line before it in its log.
+pub(crate) fn check_previous(client: &KafkaClient, topic: &str) {
+    let mut last: BTreeMap<(i32, u64), String> = BTreeMap::new();
+    for record in client.read(topic) {
+        let value = record.json();
+        let path = value["path"].as_str().unwrap();
+        let number: u64 = path.rsplit('/').next().unwrap().parse().unwrap();
+        let before = last.insert((record.partition, number / LOG), path.to_owned());
+        assert_eq!(value["previous"]["path"].as_str(), before.as_deref(), "{topic}: the state at {path}");
+    }
 }
 
 fn footer_rows(path: &Path) -> Option<u64> {

@@ -43,6 +43,7 @@ mod mysql;
 mod newcomer;
 mod outages;
 mod oversized;
+mod payments;
 mod pipeline;
 mod redshift;
 mod reload;

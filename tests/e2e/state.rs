@@ -158,3 +158,56 @@ fn kills_and_moves_keep_state_exactly_once() {
     assert!(readings.truth.len() > 100, "{} windows", readings.truth.len());
     assert_eq!(found, readings.truth, "seed {seed}");
 }
+
+const STOPS: &str = r#"
+name = "$NAME"
+
+[sources.numbers]
+connector = "logfile"
+paths = ["$DIR/logs/*.log"]
+parser = "json"
+partitions = 1
+
+[transforms.clock]
+inputs = ["numbers"]
+plugin = "timestamp.wasm"
+config = { field = "at", from = "unix_ms", set_timestamp = true }
+
+[transforms.sums]
+inputs = ["clock"]
+plugin = "aggregate.wasm"
+config = { window = "1d", emit = "updates", aggregates = { n = "count()", sum = "sum(row.n)" } }
+topic = "$NAME.sums"
+on_error = "stop"
+"#;
+
+/// The records before a rejected one change the state once, however often the stage runs.
+#[test]
+fn a_rejected_record_stops_a_stage_with_the_state_before_it() {
+    let kafka = need!(Kafka::any());
+    let case = Case::new("state-stop", kafka);
+    case.pipeline("sums", STOPS);
+    let sums = || {
+        let records = kafka.read(&format!("{}.sums", case.name()));
+        records
+            .iter()
+            .map(|record| record.json())
+            .map(|it| (it["n"].as_u64().unwrap(), it["sum"].as_u64().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let expected = |count: u64| (1..=count).map(|n| (n, n * (n + 1) / 2)).collect::<Vec<_>>();
+    let mut lines: String = (1..=20).map(|n| format!("{{\"n\":{n},\"at\":1700000000000}}\n")).collect();
+    lines.push_str("{\"n\":\"text\",\"at\":1700000000000}\n");
+    lines.extend((21..=40).map(|n| format!("{{\"n\":{n},\"at\":1700000000000}}\n")));
+    std::fs::write(case.path("logs/a.log"), &lines).unwrap();
+    for _ in 0..2 {
+        let exit = case.start("a", &["--until-idle"]).wait(LONG);
+        assert_eq!(exit.code, Some(1), "{}", exit.describe());
+        assert!(exit.stderr.contains("`sums` rejected the record at offset 20"), "{}", exit.describe());
+        assert_eq!(sums(), expected(20));
+    }
+    case.pipeline("sums", &STOPS.replace("\"stop\"", "\"skip\""));
+    let summary = case.until_idle("a", LONG);
+    assert_eq!(sums(), expected(40));
+    assert_eq!(summary.of(case.name(), "sums").dropped, 1);
+}

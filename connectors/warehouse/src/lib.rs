@@ -58,4 +58,4 @@ pub use preflight::check;
 pub use s3_stage::S3Stage;
 pub use sink::open_sink;
 pub use stage::{Stage, StagedFile};
-pub use trunkline_objects::BucketOptions;
+pub use trunkline_objects::{AccessKey, BucketOptions};

@@ -19,7 +19,8 @@ use std::sync::Arc;
 use trunkline_connector::{Error, RecordRef, Result, TopicPartition};
 use trunkline_transform_host::{StateEntry, StateStore};
 
-use crate::kafka::{Cluster, ProducerRecord, TransactionalProducer, topic_reader};
+use crate::kafka::topic_reader::PartitionScanner;
+use crate::kafka::{Cluster, ProducerRecord, TransactionalProducer};
 
 /// Start of the names of the changelog topics.
 const STATE: &str = "_trunkline.state.";
@@ -44,10 +45,15 @@ impl StateChangelog {
     }
 
     /// Reads the committed state of a topic partition. It may have `max_bytes`.
-    pub fn restore(&self, cluster: &Cluster, partition: &TopicPartition, max_bytes: usize) -> Result<StateStore> {
+    pub fn restore(
+        &self,
+        scanner: &PartitionScanner,
+        partition: &TopicPartition,
+        max_bytes: usize,
+    ) -> Result<StateStore> {
         let mut store = StateStore::new(max_bytes);
         let prefix = partition.topic.as_bytes();
-        let exists = topic_reader::scan_partition(cluster, &self.topic, partition.partition, &mut |record| {
+        let end = scanner.scan(&self.topic, partition.partition, &mut |record| {
             match record.key().and_then(|key| key.strip_prefix(prefix)) {
                 Some([]) => store.restore_time(number(&self.topic, record.value())?),
                 Some([SEPARATOR, key @ ..]) => {
@@ -64,7 +70,7 @@ impl StateChangelog {
             }
             Ok(())
         })?;
-        if !exists {
+        if end.is_none() {
             return Err(self.missing_partition(partition));
         }
         store.check_restored()?;

@@ -13,19 +13,21 @@ use trunkline_connector::{Error, Result, Supersede, TopicPartition};
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::record::record;
 use super::replay_execution::{discard_run, execute_run};
 use super::replay_supersede::{check_removal, replacement};
 use super::replay_target::{Choice, Refusal, Target, check_output, effect, host};
 use super::replay_to_stdout::print_records;
 use super::selection;
 use super::validate::load_to_inspect;
+use crate::condition::Condition;
 use crate::config::Settings;
 use crate::dead_letters::Failed;
 use crate::kafka::{Admin, Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SinkPlan};
 use crate::replay::event_time::EventTimes;
 use crate::replay::execution::{Job, prepare_topics};
-use crate::replay::inspection::{Condition, Inspection};
+use crate::replay::inspection::Inspection;
 use crate::replay::range::{Bound, partitions_of, resolve};
 use crate::replay::run::{PartitionRange, Request, Run, RunState, Runs, Superseding, new_id, overlap};
 use crate::replay::widening::Replacement;
@@ -181,6 +183,7 @@ impl Replay<'_> {
             check_removal(&target, replacement)?;
         }
         notes.iter().for_each(|note| print_error(format_args!("{note}")));
+        self.record(&cluster, if self.args.discard.is_some() { "replay --discard" } else { "replay" }, &run)?;
         prepare_topics(&Admin::new(&cluster)?, &cluster, self.settings, &target.pipeline)?;
         let run = if self.args.discard.is_some() { run } else { self.register(&runs, &target, run)? };
         let job = Job {
@@ -198,6 +201,15 @@ impl Replay<'_> {
         }
     }
 
+    /// Writes the run to the audit log. The text of `--into` has no secrets.
+    fn record(&self, cluster: &Cluster, command: &str, run: &Run) -> Result<()> {
+        let arguments = json!({
+            "run": run.id, "pipeline": run.pipeline, "sink": run.sink, "destination": run.destination, "into": run.into,
+            "request": run.request, "resume": self.args.resume.is_some(),
+        });
+        record(cluster, self.settings, command, arguments)
+    }
+
     /// Prints what the transforms make of the records in the range.
     fn inspect(&self) -> Result<Exit, Refusal> {
         let request = self.request()?;
@@ -212,6 +224,11 @@ impl Replay<'_> {
         let failed = self.failed(&cluster, &pipeline, &[live, sink], &request)?;
         let (_, ranges, notes) = self.ranges(&cluster, &pipeline.name, sink, &request, failed.as_ref())?;
         notes.iter().for_each(|note| print_error(format_args!("{note}")));
+        let arguments = json!({
+            "pipeline": pipeline.name, "sink": sink.name, "request": request, "where": self.args.condition,
+            "limit": self.args.limit,
+        });
+        record(&cluster, self.settings, "replay --to-stdout", arguments)?;
         let ranges: Vec<PartitionRange> = ranges.into_iter().map(range).collect();
         let mut inspection = Inspection::start(sink, condition, self.args.limit)?;
         Ok(print_records(&mut inspection, &cluster, &ranges, failed.as_ref())?)

@@ -8,6 +8,7 @@ use trunkline_connector::{Error, Result};
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::record::record;
 use super::replay_progress::replaced;
 use crate::config::Settings;
 use crate::kafka::Cluster;
@@ -63,12 +64,26 @@ pub(super) fn run(args: &RunsArgs) -> Exit {
     let outcome = connect(&settings).and_then(|cluster| {
         let name = settings.cluster_name();
         let runs = Runs::new(&cluster, &name);
+        let recorded = |command: &str, id: &str| {
+            // An unknown run is an error, and no entry.
+            runs.get(id)?;
+            record(&cluster, &settings, command, json!({ "id": id }))
+        };
         match &args.command {
             None => list(&cluster, &settings, &runs, args.json),
             Some(RunsCommand::Show { id }) => show(&Seen::of(&cluster, &name, &runs.get(id)?)?, args.json),
-            Some(RunsCommand::Pause { id }) => pause(&runs, id, args.json),
-            Some(RunsCommand::Resume { id }) => resume(&runs, id, args.json),
-            Some(RunsCommand::Stop { id }) => stop(&cluster, &name, &runs, id, args.json),
+            Some(RunsCommand::Pause { id }) => {
+                recorded("runs pause", id)?;
+                pause(&runs, id, args.json)
+            }
+            Some(RunsCommand::Resume { id }) => {
+                recorded("runs resume", id)?;
+                resume(&runs, id, args.json)
+            }
+            Some(RunsCommand::Stop { id }) => {
+                recorded("runs stop", id)?;
+                stop(&cluster, &name, &runs, id, args.json)
+            }
         }
     });
     outcome.unwrap_or_else(|error| report_error(&error))

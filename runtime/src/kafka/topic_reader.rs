@@ -74,27 +74,48 @@ pub fn scan_range_until(
     reader.scan(topic, partition, (from, end), each)
 }
 
-/// Passes the committed records that a partition has now, in order. `false` if the partition does
-/// not exist.
-pub fn scan_partition(
-    cluster: &Cluster,
-    topic: &str,
-    partition: i32,
-    each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
-) -> Result<bool> {
-    let uncommitted = Reader::new(cluster, "read_uncommitted")?;
-    if !uncommitted.partitions_of(topic)?.contains(&partition) {
-        return Ok(false);
+/// Reads whole partitions, one after the other, with the same clients.
+pub struct PartitionScanner {
+    committed: Reader,
+    /// For the ends of partitions: it sees open transactions.
+    uncommitted: Reader,
+}
+
+impl PartitionScanner {
+    /// Connects when it is first used.
+    pub fn new(cluster: &Cluster) -> Result<Self> {
+        let reader = |isolation| Reader::new(cluster, isolation);
+        Ok(Self { committed: reader("read_committed")?, uncommitted: reader("read_uncommitted")? })
     }
-    let (_, end) = uncommitted.watermarks(topic, partition)?;
-    let reader = Reader::new(cluster, "read_committed")?;
-    reader.scan(topic, partition, (0, end), &mut |record| {
-        each(record)?;
-        Ok(ControlFlow::Continue(()))
-    })?;
-    // A starting stage need not wait for this.
-    let _ = close_in_background((reader, uncommitted));
-    Ok(true)
+
+    /// The partitions of a topic; none if it does not exist.
+    pub fn partitions_of(&self, topic: &str) -> Result<Vec<i32>> {
+        self.committed.partitions_of(topic)
+    }
+
+    /// Passes the committed records that a partition has now, in order. Returns the offset after
+    /// them; `None` if the partition does not exist.
+    pub fn scan(
+        &self,
+        topic: &str,
+        partition: i32,
+        each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
+    ) -> Result<Option<i64>> {
+        if !self.partitions_of(topic)?.contains(&partition) {
+            return Ok(None);
+        }
+        let (_, end) = self.uncommitted.watermarks(topic, partition)?;
+        self.committed.scan(topic, partition, (0, end), &mut |record| {
+            each(record)?;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(Some(end))
+    }
+
+    /// Closes the clients. A starting stage need not wait for this.
+    pub fn close(self) {
+        let _ = close_in_background(self);
+    }
 }
 
 /// Adds a message to a batch.

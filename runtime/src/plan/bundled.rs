@@ -218,6 +218,121 @@ pub const PLUGINS: &[BundledPlugin] = &[
         ],
         hides_data: false,
     },
+    BundledPlugin {
+        name: "lookup.wasm",
+        summary: "Adds the row of a table, which is a topic, to each record",
+        options: LOOKUP,
+        field_options: &[],
+        examples: &[Example {
+            title: "add the account of a payment (here, the table is empty)",
+            config: r#"config = { fields = ["account"], into = "holder", take = ["name", "country"] }"#,
+            input: r#"{"value": {"account": "a-1", "amount": 12.50}}"#,
+            outputs: &[r#"{"value": {"account": "a-1", "amount": 12.50, "holder": null}}"#],
+        }],
+        hides_data: false,
+    },
+    BundledPlugin {
+        name: "previous.wasm",
+        summary: "Adds the previous record with the same key to each record; keeps state",
+        options: PREVIOUS,
+        field_options: &[],
+        examples: &[Example {
+            title: "the position before a position (there is none before the first)",
+            config: r#"config = { fields = ["vehicle"], into = "previous", take = ["lat", "lon"], within = "10m" }"#,
+            input: r#"{"value": {"vehicle": "bus-1", "lat": 48.4, "lon": 9.99}, "timestamp": 1700000000000}"#,
+            outputs: &[
+                r#"{"value": {"vehicle": "bus-1", "lat": 48.4, "lon": 9.99, "previous": null}, "timestamp": 1700000000000}"#,
+            ],
+        }],
+        hides_data: false,
+    },
+];
+
+const PREVIOUS: &[OptionSpec] = &[
+    OptionSpec::optional(
+        "fields",
+        "array of paths",
+        "the key of the record",
+        "The fields of the row that records are compared by.",
+        "[\"vehicle\"]",
+    ),
+    OptionSpec::optional(
+        "expression",
+        "CEL",
+        "none",
+        "The same as an expression, instead of `fields`. Records for which it is null have no previous one.",
+        "\"value.line + '/' + value.vehicle\"",
+    ),
+    OptionSpec::required(
+        "into",
+        "string",
+        "The member for the previous record, an object. Null if there is none.",
+        "\"previous\"",
+    ),
+    OptionSpec::optional(
+        "take",
+        "array of names",
+        "all members except `into`",
+        "The members of the previous record that are added.",
+        "[\"lat\", \"lon\"]",
+    ),
+    OptionSpec::optional(
+        "within",
+        "duration",
+        "no limit",
+        "A record that is older than this, by the timestamps of the records, is forgotten.",
+        "\"10m\"",
+    ),
+];
+
+const LOOKUP: &[OptionSpec] = &[
+    OptionSpec::optional(
+        "fields",
+        "array of paths",
+        "the key of the record",
+        "The fields of the row that make the key of the table. One field: its text. Several: a JSON object.",
+        "[\"account\"]",
+    ),
+    OptionSpec::optional(
+        "expression",
+        "CEL",
+        "none",
+        "The same as an expression, instead of `fields`. Null finds no row.",
+        "\"value.country + '/' + string(value.id)\"",
+    ),
+    OptionSpec::with_default(
+        "format",
+        "`auto`, `json`",
+        "\"auto\"",
+        "`json`: one field gives a JSON object, too. The keys of `mysql` have this form.",
+    ),
+    OptionSpec::optional(
+        "into",
+        "string",
+        "none; either `into` or `merge`",
+        "The member for the row of the table, an object. Null if the table has no row.",
+        "\"account\"",
+    ),
+    OptionSpec::with_default(
+        "merge",
+        "boolean",
+        "false",
+        "The members of the table's row become members of the record, and replace those of the same name.",
+    ),
+    OptionSpec::optional(
+        "take",
+        "array of names",
+        "all members",
+        "The members of the table's row that are added.",
+        "[\"name\", \"country\"]",
+    ),
+    OptionSpec::with_default(
+        "missing",
+        "`keep`, `drop`, `reject`, `port`",
+        "\"keep\"",
+        "What happens to a record without a row in the table. `keep`: it passes, with null in `into` (a left join). `drop`: it \
+         is dropped (an inner join). `port`: it passes unchanged to the port `missing`.",
+    ),
 ];
 
 const DEDUPE: &[OptionSpec] = &[
@@ -252,9 +367,10 @@ const AGGREGATE: &[OptionSpec] = &[
         "The fields of the row that make the groups. They become members of the result and its key.",
         "[\"device\"]",
     ),
-    OptionSpec::required(
+    OptionSpec::optional(
         "window",
         "duration",
+        "none; either `window` or `session`",
         "The size of the windows. They start at multiples of it, counted from 1970 in UTC.",
         "\"1m\"",
     ),
@@ -266,6 +382,13 @@ const AGGREGATE: &[OptionSpec] = &[
          in each of them (hopping windows).",
         "\"10s\"",
     ),
+    OptionSpec::optional(
+        "session",
+        "duration",
+        "none",
+        "Session windows, instead of `window`: a window ends when its group has no record for this time.",
+        "\"30m\"",
+    ),
     OptionSpec::with_default(
         "lateness",
         "duration",
@@ -275,8 +398,8 @@ const AGGREGATE: &[OptionSpec] = &[
     OptionSpec::required(
         "aggregates",
         "table of aggregates",
-        "Members of the result: `count()`, `count(..)`, `sum(..)`, `min(..)`, `max(..)`, `avg(..)`, `first(..)` or \
-         `last(..)` of an expression in CEL. Nulls are ignored.",
+        "Members of the result: `count()`, `count(..)`, `distinct(..)`, `sum(..)`, `min(..)`, `max(..)`, `avg(..)`, \
+         `percentile(.., 95)`, `first(..)` or `last(..)` of an expression in CEL. Nulls are ignored.",
         "{ average = \"avg(row.celsius)\", readings = \"count()\" }",
     ),
     OptionSpec::with_default(

@@ -103,7 +103,7 @@ pub fn of_source(plan: &SourcePlan, dead_letters: &str) -> String {
 
 /// The fingerprint of a separate transform in a pipeline with these dead letters.
 pub fn of_transform(plan: &TransformPlan, dead_letters: &str) -> String {
-    let TransformPlan { name, inputs, step, topic, port_topics, partitions, on_error, state, tasks: _ } = plan;
+    let TransformPlan { name, inputs, step, topic, port_topics, partitions, on_error, state, table, tasks: _ } = plan;
     let mut fingerprint = Fingerprint::default();
     fingerprint.add(&("transform", dead_letters, name));
     fingerprint.add_inputs(inputs);
@@ -112,6 +112,9 @@ pub fn of_transform(plan: &TransformPlan, dead_letters: &str) -> String {
     // Absent from the fingerprints of other transforms, so that they stay as in earlier versions.
     if let Some(state) = state {
         fingerprint.add(state);
+    }
+    if let Some(table) = table {
+        fingerprint.add(table);
     }
     fingerprint.finish()
 }

@@ -36,6 +36,7 @@ pub(super) fn modes(parsed: &ParsedPipeline<'_>, references: &References) -> Vec
     let mut fusion = Fusion {
         parsed,
         direct: direct_readers(parsed.transforms.len(), references),
+        tables: tables(references),
         decided: vec![None; parsed.transforms.len()],
     };
     let modes: Vec<TransformMode> = (0..parsed.transforms.len()).map(|index| fusion.decide(index).0).collect();
@@ -50,12 +51,16 @@ pub(super) fn modes(parsed: &ParsedPipeline<'_>, references: &References) -> Vec
 fn report_state(transform: &ParsedTransform<'_>, mode: TransformMode) {
     let (section, name) = (&transform.section, &transform.key.name);
     if transform.uses_state() && mode == TransformMode::Applied {
+        let (what, why) = match transform.reads_table() {
+            true => ("reads a table", "a table is kept by a separate stage"),
+            false => ("keeps state", "state is committed with the offsets of a topic"),
+        };
         section.report.add(Problem {
             code: "plan.state_needs_stage",
-            message: format!("the transform `{name}` has no `inputs`, and its plugin keeps state"),
+            message: format!("the transform `{name}` has no `inputs`, and its plugin {what}"),
             span: section.span.clone(),
             expected: "expected `inputs = [..]`, which makes it a separate stage".to_owned(),
-            help: Some("a source cannot apply it: state is committed with the offsets of a topic".to_owned()),
+            help: Some(format!("a source cannot apply it: {why}")),
         });
     }
     let is_known = transform.started.is_some();
@@ -88,9 +93,20 @@ fn direct_readers(count: usize, references: &References) -> Vec<Vec<Reader>> {
     readers
 }
 
+/// The transforms that are read as a table, which is a topic.
+fn tables(references: &References) -> BTreeSet<usize> {
+    let targets = references.of_tables.iter().flatten().map(|reference| &reference.target);
+    let transform = |target: &Target| match target {
+        Target::Transform(index, _) => Some(*index),
+        Target::Source(..) | Target::Topic(_) => None,
+    };
+    targets.filter_map(transform).collect()
+}
+
 struct Fusion<'f, 'a> {
     parsed: &'f ParsedPipeline<'a>,
     direct: Vec<Vec<Reader>>,
+    tables: BTreeSet<usize>,
     decided: Vec<Option<(TransformMode, BTreeSet<Reader>)>>,
 }
 
@@ -116,18 +132,19 @@ impl Fusion<'_, '_> {
         let mode = match transform.inputs {
             None => TransformMode::Applied,
             Some(_) if transform.topic.is_some() || fuse == Some(false) || stages.len() > 1 => TransformMode::Separate,
-            Some(_) if transform.uses_state() => TransformMode::Separate,
+            Some(_) if transform.uses_state() || self.tables.contains(&index) => TransformMode::Separate,
             Some(_) => TransformMode::Fused,
         };
         if mode == TransformMode::Separate && fuse == Some(true) {
-            self.report_contradiction(transform, &stages);
+            self.report_contradiction(index, &stages);
         }
         self.decided[index] = Some((mode, stages.clone()));
         (mode, stages)
     }
 
     /// `fuse = true` on a transform that cannot be fused.
-    fn report_contradiction(&self, transform: &ParsedTransform<'_>, stages: &BTreeSet<Reader>) {
+    fn report_contradiction(&self, index: usize, stages: &BTreeSet<Reader>) {
+        let transform = &self.parsed.transforms[index];
         let Some(fuse) = &transform.fuse else { return };
         let name = &transform.key.name;
         let (message, help) = match transform.topic {
@@ -140,6 +157,10 @@ impl Fusion<'_, '_> {
                 format!("the transform `{name}` cannot be fused: its plugin keeps state"),
                 "state is committed in the transaction of a separate stage with its own topics; remove `fuse`"
                     .to_owned(),
+            ),
+            None if self.tables.contains(&index) => (
+                format!("the transform `{name}` cannot be fused: it is the table of another transform"),
+                "a table is a topic; remove `fuse`".to_owned(),
             ),
             None => {
                 let readers: Vec<String> = stages.iter().map(|reader| self.label(*reader)).collect();
@@ -157,7 +178,7 @@ impl Fusion<'_, '_> {
             code: "plan.cannot_fuse",
             message,
             span: fuse.span.clone(),
-            expected: match transform.uses_state() {
+            expected: match transform.uses_state() || self.tables.contains(&index) {
                 true => "expected `fuse = false`, or no `fuse`".to_owned(),
                 false => "expected one reading stage".to_owned(),
             },

@@ -29,7 +29,7 @@ pub(super) fn has_cycle(parsed: &ParsedPipeline<'_>, references: &References, re
     ) {
         states[at] = State::OnPath;
         path.push(at);
-        for reference in &references.of_transforms[at] {
+        for reference in references.read_by_transform(at) {
             let Target::Transform(next, _) = reference.target else { continue };
             match states[next] {
                 State::New => visit(next, parsed, references, states, path, report),

@@ -28,6 +28,8 @@ pub(super) struct Reference {
 /// The references of a file, by the index of the component that contains them.
 pub(super) struct References {
     pub(super) of_transforms: Vec<Vec<Reference>>,
+    /// The tables of transforms.
+    pub(super) of_tables: Vec<Option<Reference>>,
     pub(super) of_sinks: Vec<Vec<Reference>>,
     /// Transforms in `apply`, in order.
     pub(super) of_sources: Vec<Vec<usize>>,
@@ -44,6 +46,13 @@ enum Kind {
     Malformed,
 }
 
+impl References {
+    /// The inputs of a transform, and its table.
+    pub(super) fn read_by_transform(&self, index: usize) -> impl Iterator<Item = &Reference> {
+        self.of_transforms[index].iter().chain(&self.of_tables[index])
+    }
+}
+
 /// Resolves all inputs and applied transforms, and reports duplicate names of components.
 pub(super) fn resolve(parsed: &ParsedPipeline<'_>, report: &Report) -> References {
     let names = namespace(parsed, report);
@@ -53,13 +62,18 @@ pub(super) fn resolve(parsed: &ParsedPipeline<'_>, report: &Report) -> Reference
         .iter()
         .map(|transform| resolver.inputs(transform.inputs.as_deref().unwrap_or_default()))
         .collect();
+    let of_tables = parsed.transforms.iter().map(|transform| {
+        let table = transform.table.as_ref()?;
+        Some(Reference { target: resolver.target(table)?, span: table.span.clone() })
+    });
+    let of_tables = of_tables.collect();
     let of_sinks = parsed.sinks.iter().map(|sink| resolver.inputs(&sink.inputs)).collect();
     let of_sources = parsed
         .sources
         .iter()
         .map(|source| source.apply.iter().filter_map(|name| resolver.applied(name)).collect())
         .collect();
-    References { of_transforms, of_sinks, of_sources, used: resolver.used }
+    References { of_transforms, of_tables, of_sinks, of_sources, used: resolver.used }
 }
 
 /// Sources, transforms and sinks share one namespace.

@@ -27,6 +27,7 @@ mod inputs;
 pub mod json_schema;
 mod load;
 mod names;
+mod on_error;
 pub mod options;
 mod parsed;
 mod plan_eq;
@@ -35,6 +36,7 @@ mod plugins;
 mod raw_topics;
 mod registry;
 mod replay_policy;
+mod tables;
 mod topic_options;
 mod topics;
 
@@ -50,6 +52,7 @@ use trunkline_transform_host::{Limits, Plugin};
 pub use files::files_of;
 pub use load::{Files, Loaded, load_each, load_with_sink_options};
 pub(crate) use names::{NAME_RULE, name_error};
+pub use on_error::{OnError, StopAfter};
 pub use plan_eq::Options;
 pub(crate) use plugins::rejected as plugin_rejected;
 pub use registry::Registry;
@@ -140,6 +143,8 @@ pub struct TransformPlan {
     pub on_error: OnError,
     /// The state of its plugin; `None` if the plugin keeps none.
     pub state: Option<StatePlan>,
+    /// The table that its plugin reads.
+    pub table: Option<TablePlan>,
     /// Tasks on each worker.
     pub tasks: u32,
 }
@@ -148,6 +153,15 @@ pub struct TransformPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StatePlan {
     /// Limit on the state of each topic partition.
+    pub max_bytes: usize,
+}
+
+/// A topic that is kept as a table: the last record of each key is a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablePlan {
+    /// The topic.
+    pub topic: String,
+    /// Limit on the memory of the table.
     pub max_bytes: usize,
 }
 
@@ -246,16 +260,4 @@ pub struct Branch {
     pub step: Step,
     /// The route of each port. No component reads the ports that are absent.
     pub outputs: Vec<(u16, Route)>,
-}
-
-/// What happens to a rejected record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnError {
-    /// It goes to the pipeline's dead letters.
-    #[default]
-    DeadLetter,
-    /// The stage stops before it.
-    Stop,
-    /// It is counted and dropped.
-    Skip,
 }

@@ -64,6 +64,8 @@ pub(super) struct ParsedTransform<'a> {
     pub(super) inputs: Option<Vec<Spanned<String>>>,
     /// `inputs` is absent, and another key is probably meant to be it.
     pub(super) misspells_inputs: bool,
+    /// The table that its plugin reads.
+    pub(super) table: Option<Spanned<String>>,
     /// `None` if the plugin cannot be loaded or rejects its configuration.
     pub(super) started: Option<Started>,
     /// `None`: the number of reading stages decides.
@@ -80,9 +82,14 @@ pub(super) struct ParsedTransform<'a> {
 }
 
 impl ParsedTransform<'_> {
-    /// Whether its plugin keeps state. `false` if the plugin is unknown.
+    /// Whether its plugin keeps state or reads a table. `false` if the plugin is unknown.
     pub(super) fn uses_state(&self) -> bool {
         self.started.as_ref().is_some_and(|started| started.plugin.uses_state())
+    }
+
+    /// Whether its plugin reads a table. `false` if the plugin is unknown.
+    pub(super) fn reads_table(&self) -> bool {
+        self.started.as_ref().is_some_and(|started| started.plugin.reads_table())
     }
 }
 
@@ -196,7 +203,7 @@ fn parse_source<'a>(
     let topic = section.node("topic");
     let partitions = partitions(&section);
     let apply = strings(&section, "apply");
-    let on_error = on_error(&section);
+    let on_error = OnError::read(&section);
     let commit_interval = section.optional("commit_interval");
     let connector = source_connector(&section, registry).and_then(|name| registry.source(name));
     let Some(connector) = connector else {
@@ -263,16 +270,22 @@ fn parse_transform<'a>(key: &'a Key, section: Section<'a>, host: &Host) -> Parse
         inputs: section.node("inputs").map(|_| inputs(&section)),
         misspells_inputs: section.table.get("inputs").is_none()
             && section.table.entries.iter().any(|(key, _)| is_meant(key)),
+        table: table(&section),
         started: plugins::start(&section, host),
         fuse: fuse.map(|(value, node)| Spanned { value, span: node.span.clone() }),
         topic: section.node("topic"),
         topics: section.node("topics"),
         partitions: partitions(&section),
-        on_error: on_error(&section),
+        on_error: OnError::read(&section),
         max_state_bytes: max_state_bytes(&section),
         tasks: tasks(&section),
         section,
     }
+}
+
+fn table(section: &Section<'_>) -> Option<Spanned<String>> {
+    let (value, node) = section.optional::<String>("table").zip(section.node("table"))?;
+    Some(Spanned { value, span: node.span.clone() })
 }
 
 /// `state = { max_bytes = ".." }`.
@@ -296,7 +309,7 @@ fn parse_sink<'a>(key: &'a Key, section: Section<'a>, registry: &Registry) -> Pa
         key,
         inputs,
         commit: CommitOptions::read(&section),
-        on_error: on_error(&section),
+        on_error: OnError::read(&section),
         tasks: tasks(&section),
         replay: ReplayPolicy::read(&section),
         connector: sink_connector(&section, registry),
@@ -348,11 +361,6 @@ fn connector(
         help: Some(format!("{kind} connectors: {}", known.join(", "))),
     });
     None
-}
-
-fn on_error(section: &Section<'_>) -> OnError {
-    let choices = [("dead_letter", OnError::DeadLetter), ("stop", OnError::Stop), ("skip", OnError::Skip)];
-    section.one_of("on_error", &choices)
 }
 
 fn partitions(section: &Section<'_>) -> Option<i32> {

@@ -74,7 +74,7 @@ impl PartialEq for SourcePlan {
 
 impl PartialEq for TransformPlan {
     fn eq(&self, other: &Self) -> bool {
-        let Self { name, inputs, step, topic, port_topics, partitions, on_error, state, tasks: _ } = self;
+        let Self { name, inputs, step, topic, port_topics, partitions, on_error, state, table, tasks: _ } = self;
         *name == other.name
             && *inputs == other.inputs
             && *step == other.step
@@ -83,6 +83,7 @@ impl PartialEq for TransformPlan {
             && *partitions == other.partitions
             && *on_error == other.on_error
             && *state == other.state
+            && *table == other.table
     }
 }
 

@@ -16,7 +16,9 @@ use super::parsed::{self, ParsedPipeline, ParsedTransform};
 use super::registry::Registry;
 use super::topic_options::{assumed_variables, port_templates, topic_template, used_variables};
 use super::topics::TopicShape;
-use super::{Options, Pipeline, SinkPlan, SourcePlan, StatePlan, TransformPlan, fields, plugins, raw_topics};
+use super::{
+    Options, Pipeline, SinkPlan, SourcePlan, StatePlan, TablePlan, TransformPlan, fields, plugins, raw_topics, tables,
+};
 use crate::config::{Document, FileProblems};
 
 /// A file with its plan or its problems.
@@ -104,6 +106,7 @@ fn plan_pipeline(
     raw_topics::check(&parsed, &references, warnings);
     warn_of_repetitions(&parsed, &sinks, warnings);
     let graph = Graph { parsed: &parsed, references: &references, modes: &modes, topics: &topics };
+    tables::check(&graph, report);
     let usage = TopicUsage::of(&graph);
     // Only a file without problems has all parts of a pipeline.
     let pipeline = if report.is_empty() { build(document, &graph, sinks) } else { None };
@@ -281,7 +284,14 @@ fn build_transforms(graph: &Graph<'_, '_>) -> Option<Vec<TransformPlan>> {
             port_topics: others.iter().zip(1..).map(|(topic, port)| (port, topic.clone())).collect(),
             partitions: transform.partitions,
             on_error: transform.on_error,
-            state: transform.uses_state().then_some(StatePlan { max_bytes: transform.max_state_bytes }),
+            state: (transform.uses_state() && !transform.reads_table())
+                .then_some(StatePlan { max_bytes: transform.max_state_bytes }),
+            table: match &graph.references.of_tables[index] {
+                Some(table) => {
+                    Some(TablePlan { topic: tables::topic(graph, table)?, max_bytes: transform.max_state_bytes })
+                }
+                None => None,
+            },
             tasks: transform.tasks,
         });
     }

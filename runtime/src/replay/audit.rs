@@ -217,7 +217,8 @@ mod tests {
     }
 
     fn changed(files: Vec<OutputFile>, next: i64, out: u64, changes: &[RowChange]) -> Audit {
-        let counters = Counters(BTreeMap::from([("lake".to_owned(), ComponentCounters { out, ..Default::default() })]));
+        let mut counters = Counters::default();
+        *counters.of("lake") = ComponentCounters { out, ..Default::default() };
         let row =
             IntentRecord { state: IntentState::Committed, payload: serde_json::Value::Null, first: 0, next, counters };
         let rows = BTreeMap::from([(TopicPartition::new("t", 0), row)]);

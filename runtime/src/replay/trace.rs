@@ -7,6 +7,7 @@ use trunkline_transform_host::StateStore;
 
 use crate::plan::{Input, Route, Step, TransformPlan};
 use crate::record_tests::{ExpectedRecord, TestRecord, difference};
+use crate::stage::LookupTable;
 
 /// The path of a record through one stage.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -69,10 +70,15 @@ pub struct LetterTrace {
 
 impl StageTrace {
     /// Runs the record through the fused transforms of the inputs that select its topic, and then
-    /// through `own`, the transform of the stage itself.
-    pub fn run(&mut self, inputs: &[Input], own: Option<&TransformPlan>, record: RecordRef<'_>) -> Result<()> {
+    /// through `own`, the transform of the stage itself, with its table.
+    pub fn run(
+        &mut self,
+        inputs: &[Input],
+        mut own: Option<(&TransformPlan, Option<LookupTable>)>,
+        record: RecordRef<'_>,
+    ) -> Result<()> {
         if let Some(input) = inputs.iter().find(|input| input.topics.selects(record.topic())) {
-            self.results += follow(&input.route, own, record, &mut self.steps)?;
+            self.results += follow(&input.route, &mut own, record, &mut self.steps)?;
         }
         Ok(())
     }
@@ -81,14 +87,15 @@ impl StageTrace {
 /// Follows a record along a route. Returns the number of records that reach its end.
 fn follow(
     route: &Route,
-    own: Option<&TransformPlan>,
+    own: &mut Option<(&TransformPlan, Option<LookupTable>)>,
     record: RecordRef<'_>,
     steps: &mut Vec<StepTrace>,
 ) -> Result<u64> {
     let mut results = match own {
         _ if !route.deliver => 0,
-        Some(plan) => {
-            let state = plan.state.map(|limit| StateStore::new(limit.max_bytes));
+        Some((plan, table)) => {
+            let mut empty = plan.state.map(|limit| StateStore::new(limit.max_bytes));
+            let state = table.as_mut().map(LookupTable::store).or(empty.as_mut());
             apply(&plan.step, state, record, steps)?.len() as u64
         }
         None => 1,
@@ -105,7 +112,12 @@ fn follow(
 
 /// The output of a transform, which is started for this record. If it keeps state, `state` is
 /// empty.
-fn apply(step: &Step, state: Option<StateStore>, record: RecordRef<'_>, steps: &mut Vec<StepTrace>) -> Result<Batch> {
+fn apply(
+    step: &Step,
+    state: Option<&mut StateStore>,
+    record: RecordRef<'_>,
+    steps: &mut Vec<StepTrace>,
+) -> Result<Batch> {
     let in_transform = |error: Error| error.context(format!("transform `{}`", step.component));
     let mut instance = step
         .plugin
@@ -114,7 +126,7 @@ fn apply(step: &Step, state: Option<StateStore>, record: RecordRef<'_>, steps: &
     let (mut batch, mut rejected) = (Batch::default(), Rejections::default());
     batch.push_copy(record);
     match state {
-        Some(mut state) => instance.process_with_state(&mut batch, &mut rejected, &mut state),
+        Some(state) => instance.process_with_state(&mut batch, &mut rejected, state),
         None => instance.process(&mut batch, &mut rejected),
     }
     .map_err(in_transform)?;

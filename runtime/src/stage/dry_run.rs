@@ -11,6 +11,7 @@ use trunkline_transform_host::StateStore;
 
 use super::chain::RunningTransform;
 use super::dead_letters::DeadLetters;
+use super::lookup_table::Rows;
 use super::output::render_topic;
 use super::routes::Routes;
 use crate::checkpoint::Counters;
@@ -46,19 +47,21 @@ struct DryTransform<'p> {
     running: RunningTransform,
     /// The state of each topic: the records of a test have one partition.
     state: BTreeMap<Arc<str>, StateStore>,
+    table: Option<Rows>,
 }
 
 impl<'p> DryRun<'p> {
     /// Starts the plugins.
     pub fn new(pipeline: &'p Pipeline) -> Result<Self> {
         let transforms = pipeline.transforms.iter().map(|plan| {
-            let (routes, running) = (Routes::start(&plan.inputs)?, RunningTransform::start(&plan.step)?);
-            Ok(DryTransform { plan, routes, running, state: BTreeMap::new() })
+            let (routes, running) = (Routes::start(&plan.inputs, None)?, RunningTransform::start(&plan.step, &None)?);
+            let table = plan.table.as_ref().map(Rows::new);
+            Ok(DryTransform { plan, routes, running, state: BTreeMap::new(), table })
         });
         let sinks = pipeline
             .sinks
             .iter()
-            .map(|sink| Ok((sink.name.as_str(), sink.inputs.as_slice(), Routes::start(&sink.inputs)?)));
+            .map(|sink| Ok((sink.name.as_str(), sink.inputs.as_slice(), Routes::start(&sink.inputs, None)?)));
         Ok(Self {
             transforms: transforms.collect::<Result<_>>()?,
             sinks: sinks.collect::<Result<_>>()?,
@@ -73,7 +76,7 @@ impl<'p> DryRun<'p> {
     pub fn add_source(&mut self, source: &SourcePlan, mut batch: Batch) -> Result<()> {
         let mut dead_letters = DeadLetters::default();
         for step in &source.apply {
-            let mut transform = RunningTransform::start(step)?;
+            let mut transform = RunningTransform::start(step, &None)?;
             transform.process(&mut batch, &mut self.counters, &mut dead_letters, None)?;
         }
         self.take_dead_letters(&dead_letters);
@@ -105,7 +108,7 @@ impl<'p> DryRun<'p> {
     /// Processes all records.
     pub fn finish(mut self) -> Result<DryRunOutput> {
         let mut batches = 0;
-        while let Some((topic, batch)) = self.pending.pop_front() {
+        while let Some((topic, batch)) = self.next_batch() {
             batches += 1;
             if batches > MAX_BATCHES {
                 let message = format!("the records circulate: the topic `{topic}` is read and written again");
@@ -117,10 +120,25 @@ impl<'p> DryRun<'p> {
         Ok(self.output)
     }
 
+    /// The next batch. A table has all of its rows before a record is looked up in it.
+    fn next_batch(&mut self) -> Option<(Arc<str>, Batch)> {
+        let looks_up = |transform: &DryTransform<'_>, topic: &str| {
+            transform.table.is_some() && transform.plan.inputs.iter().any(|input| input.topics.selects(topic))
+        };
+        let is_early = |topic: &str| !self.transforms.iter().any(|transform| looks_up(transform, topic));
+        let at = self.pending.iter().position(|(topic, _)| is_early(topic)).unwrap_or(0);
+        self.pending.remove(at)
+    }
+
     fn run_transforms(&mut self, topic: &Arc<str>, batch: &Batch) -> Result<()> {
         let mut written: Vec<(String, String, Batch)> = Vec::new();
         let mut dead_letters = DeadLetters::default();
-        for DryTransform { plan, routes, running: own, state } in &mut self.transforms {
+        for DryTransform { plan, routes, running: own, state, table } in &mut self.transforms {
+            if let Some(table) = table
+                && plan.table.as_ref().is_some_and(|table| table.topic.as_str() == topic.as_ref())
+            {
+                batch.iter().for_each(|record| table.add(record));
+            }
             if !plan.inputs.iter().any(|input| input.topics.selects(topic)) {
                 continue;
             }
@@ -129,7 +147,8 @@ impl<'p> DryRun<'p> {
             let mut state =
                 plan.state.map(|limit| state.entry(topic.clone()).or_insert_with(|| StateStore::new(limit.max_bytes)));
             chain.run(&mut input, &mut self.counters, &mut dead_letters, &mut |out, counters, dead_letters| {
-                own.process(out, counters, dead_letters, state.as_deref_mut())?;
+                let store = table.as_mut().map(Rows::store).or(state.as_deref_mut());
+                own.process(out, counters, dead_letters, store)?;
                 for record in out.iter() {
                     let port = record.entry().port;
                     let found = plan.port_topics.iter().find(|(known, _)| *known == port);

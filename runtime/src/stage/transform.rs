@@ -5,22 +5,28 @@
 //! The state of a topic partition is restored when the partition is assigned, and dropped when it
 //! is revoked; see `checkpoint/transform_state.rs`.
 //!
+//! The table of a lookup is read before the first record, and followed afterwards; see
+//! `lookup_table.rs`.
+//!
 //! If a partition is revoked while a transaction is open, the transaction is aborted, and the other
 //! partitions are read again from their committed offsets. A commit would not be fenced, because
 //! this member already has the new generation, and the next owner has started from the old offset.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Batch, RecordRef, Result, TopicPartition, failpoint};
+use trunkline_connector::{Batch, Error, RecordRef, Result, Schema, TopicPartition, failpoint};
 use trunkline_transform_host::StateStore;
 
 use super::careful::{Mark, RECORD_REJECTED, run_until_rejection, single};
 use super::chain::RunningTransform;
 use super::commit_timer::CommitTimer;
 use super::dead_letters::{DeadLetters, RunName};
+use super::error_limits::ErrorLimits;
 use super::first_records;
 use super::lag::LagReport;
+use super::lookup_table::LookupTable;
 use super::output::Topics;
 use super::routes::Routes;
 use super::status::StageStatus;
@@ -29,6 +35,7 @@ use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions, StateChangelog};
+use crate::kafka::topic_reader::PartitionScanner;
 use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::TransformPlan;
 
@@ -46,6 +53,8 @@ pub struct TransformStage {
     pub task: u32,
     /// The stages that write to its inputs.
     pub upstream: Upstream,
+    /// The stages that write its table.
+    pub table_upstream: Upstream,
 }
 
 impl Stage for TransformStage {
@@ -63,6 +72,7 @@ impl TransformStage {
         status: &StageStatus,
         one_by_one: bool,
     ) -> Result<()> {
+        context.names.check_group(&self.pipeline, &self.plan.name)?;
         let component = context.names.component(&self.pipeline, &self.plan.name);
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
         let producer = TransactionalProducer::new(
@@ -71,8 +81,15 @@ impl TransformStage {
             &context.cluster.own_topic(CHECKPOINTS),
             context.share.client_buffer_bytes,
         )?;
-        let routes = Routes::start(&self.plan.inputs)?;
-        let own = RunningTransform::start(&self.plan.step)?;
+        let routes = Routes::start(&self.plan.inputs, Some(context.schemas.clone()))?;
+        let own = RunningTransform::start(&self.plan.step, &Some(context.schemas.clone()))?;
+        if !self.wait_for_table(context, stop) {
+            return Ok(());
+        }
+        let table = match &self.plan.table {
+            Some(table) => Some(LookupTable::load(&context.cluster, table).map_err(|error| self.in_transform(error))?),
+            None => None,
+        };
         let consumer = GroupConsumer::join(
             &context.cluster,
             &component,
@@ -90,11 +107,14 @@ impl TransformStage {
             consumer,
             routes,
             own,
+            table,
             topics: Topics::new(context, self.plan.partitions),
             partitions: BTreeMap::new(),
             commit_timer: CommitTimer::new(context.commit_interval),
             one_by_one,
             delivered: 0,
+            schemas: Vec::new(),
+            error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
         };
         let outcome = task.run(stop);
         if outcome.is_ok() {
@@ -105,6 +125,21 @@ impl TransformStage {
             let _ = task.producer.abort();
         }
         outcome
+    }
+
+    /// In a run that ends when its inputs are processed, the table first gets all rows of the run.
+    /// `false`: the stage was asked to stop.
+    fn wait_for_table(&self, context: &WorkerContext, stop: &StopSignal) -> bool {
+        while context.until_idle && !self.table_upstream.is_over() {
+            if stop.wait(POLL) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn in_transform(&self, error: Error) -> Error {
+        error.context(format!("transform `{}`", self.plan.name))
     }
 }
 
@@ -130,12 +165,17 @@ struct TransformTask<'a> {
     consumer: GroupConsumer,
     routes: Routes,
     own: RunningTransform,
+    /// The table of a lookup.
+    table: Option<LookupTable>,
     topics: Topics,
     partitions: BTreeMap<TopicPartition, PartitionState>,
     commit_timer: CommitTimer,
     one_by_one: bool,
     /// The records that the last batch became and that were sent.
     delivered: u64,
+    /// Schemas that are published in the open transaction.
+    schemas: Vec<Arc<Schema>>,
+    error_limits: ErrorLimits,
 }
 
 impl TransformTask<'_> {
@@ -154,6 +194,9 @@ impl TransformTask<'_> {
             let limits = FillLimits { records: 10_000, bytes: self.context.share.batch_bytes, wait };
             let records = self.consumer.fill(&limits, &mut batches)?;
             self.rebalance(&mut batches)?;
+            if let Some(table) = &mut self.table {
+                table.update().map_err(|error| self.stage.in_transform(error))?;
+            }
             for (partition, batch) in batches.iter_mut() {
                 if let Err(error) = self.routes.chain(&partition.topic)?.ready().and_then(|()| self.own.ready()) {
                     self.commit()?;
@@ -218,9 +261,9 @@ impl TransformTask<'_> {
         let chain = self.routes.chain(&partition.topic)?;
         let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
         let (delivered, atomic) = (&mut self.delivered, self.one_by_one);
-        let store = &mut state.state;
+        let mut store = self.table.as_mut().map(LookupTable::store).or(state.state.as_mut());
         chain.run(batch, &mut state.pending, &mut state.dead_letters, &mut |out, counters, dead_letters| {
-            own.process(out, counters, dead_letters, store.as_mut())?;
+            own.process(out, counters, dead_letters, store.as_deref_mut())?;
             let port_topics = &plan.port_topics;
             let topic_of = |record: RecordRef<'_>| {
                 let port = record.entry().port;
@@ -232,9 +275,17 @@ impl TransformTask<'_> {
             }
             let own = counters.of(&plan.name);
             own.out -= (rejected.len() as u64).min(own.out);
-            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &rejected, own)
+            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &rejected, counters)
         })?;
+        self.publish_schemas()?;
         failpoint!("transform.produce.after")
+    }
+
+    /// Publishes the derived schemas that records of the open transaction may name.
+    fn publish_schemas(&mut self) -> Result<()> {
+        let mut derived = self.routes.derived_schemas();
+        derived.extend_from_slice(self.own.derived_schemas());
+        self.context.schemas.publish_all(&mut self.producer, derived, &mut self.schemas)
     }
 
     fn rebalance(&mut self, batches: &mut PartitionBatches) -> Result<()> {
@@ -252,11 +303,19 @@ impl TransformTask<'_> {
                 RebalanceEvent::Assigned(partitions) => {
                     let committed =
                         if partitions.is_empty() { Vec::new() } else { self.consumer.committed(&partitions)? };
+                    // The same clients restore the state of all partitions.
+                    let mut scanner = None;
                     for (partition, committed) in partitions.into_iter().zip(committed) {
                         let task = format!("{}/{}/{}", self.component, partition.topic, partition.partition);
                         let positions = Positions::load(&self.context.cluster, &self.component, &task)?;
                         let state = match self.stage.plan.state {
-                            Some(plan) => Some(self.restore_state(&partition, plan.max_bytes)?),
+                            Some(plan) => {
+                                let scanner = match &mut scanner {
+                                    Some(scanner) => scanner,
+                                    None => scanner.insert(PartitionScanner::new(&self.context.cluster)?),
+                                };
+                                Some(self.restore_state(scanner, &partition, plan.max_bytes)?)
+                            }
                             None => None,
                         };
                         let state = PartitionState {
@@ -269,6 +328,9 @@ impl TransformTask<'_> {
                         };
                         self.partitions.insert(partition, state);
                     }
+                    if let Some(scanner) = scanner {
+                        scanner.close();
+                    }
                     failpoint!("transform.assign.after")?;
                 }
             }
@@ -277,13 +339,15 @@ impl TransformTask<'_> {
     }
 
     /// Restores the state of a partition whose committed offset has been read.
-    fn restore_state(&self, partition: &TopicPartition, max_bytes: usize) -> Result<StateStore> {
+    fn restore_state(
+        &self,
+        scanner: &PartitionScanner,
+        partition: &TopicPartition,
+        max_bytes: usize,
+    ) -> Result<StateStore> {
         let begun = Instant::now();
-        let name = &self.stage.plan.name;
-        let store = self
-            .changelog
-            .restore(&self.context.cluster, partition, max_bytes)
-            .map_err(|error| error.context(format!("transform `{name}`")))?;
+        let restored = self.changelog.restore(scanner, partition, max_bytes);
+        let store = restored.map_err(|error| self.stage.in_transform(error))?;
         let (entries, took) = (store.len(), begun.elapsed());
         tracing::debug!(stage = self.status.name(), topic = %partition.topic, partition = partition.partition, entries, ?took, "state restored");
         Ok(store)
@@ -292,6 +356,7 @@ impl TransformTask<'_> {
     fn abort_transaction(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         failpoint!("transform.abort.before")?;
         self.producer.abort()?;
+        self.schemas.clear();
         failpoint!("transform.abort.after")?;
         self.commit_timer.clear();
         for (partition, state) in &mut self.partitions {
@@ -321,6 +386,7 @@ impl TransformTask<'_> {
         let mut pending = Counters::default();
         moved.iter().for_each(|(_, state)| pending.add(&state.pending));
         first_records::check(self.status, &pending, self.context.max_initial_failures)?;
+        self.error_limits.check(self.status, &pending)?;
         failpoint!("transform.checkpoint.before")?;
         let dead_letter_partitions = self.topics.partitions(&self.stage.dead_letters)?;
         let mut offsets = Vec::with_capacity(moved.len());
@@ -350,12 +416,14 @@ impl TransformTask<'_> {
         let group = self.consumer.metadata()?;
         self.producer.send_offsets(offsets, group)?;
         self.producer.commit()?;
+        self.context.schemas.committed(&std::mem::take(&mut self.schemas));
         self.commit_timer.committed(begun);
         self.status.commit_took(begun.elapsed());
         failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
         let stores = self.partitions.values().filter_map(|state| state.state.as_ref());
-        self.status.set_state_bytes(stores.map(|store| store.bytes() as u64).max());
+        let sizes = stores.map(StateStore::bytes).chain(self.table.as_ref().map(LookupTable::bytes));
+        self.status.set_state_bytes(sizes.max().map(|bytes| bytes as u64));
         Ok(())
     }
 }

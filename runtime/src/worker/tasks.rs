@@ -198,7 +198,7 @@ fn new_task(
     writers: &[(TopicSelector, Arc<StageStatus>)],
     context: &WorkerContext,
 ) -> Task {
-    let upstream = upstream(plan.component.reads(), writers);
+    let upstream = upstream_of(plan.component.reads(), writers);
     let (pipeline, dead_letters, task) = (plan.pipeline.clone(), plan.dead_letters.clone(), id.number);
     let permit = Permit::new(plan.component.fingerprint(&dead_letters), status.clone());
     let mut lease = None;
@@ -209,14 +209,22 @@ fn new_task(
             lease = Some(Lease { placement: plan.spec.placement(), partition });
             Box::new(SourceStage { pipeline, dead_letters, plan })
         }
-        Component::Transform(plan) => Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream }),
+        Component::Transform(plan) => {
+            let table = plan.table.iter().map(|table| TopicSelector::Exact(table.topic.clone()));
+            let table_upstream = writers_of(&table.collect::<Vec<_>>(), writers);
+            Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream, table_upstream })
+        }
         Component::Sink(plan) => Box::new(SinkStage { pipeline, dead_letters, plan, task, upstream, bounds: None }),
     };
     Task { plan, stage, status, context: context.clone(), lease, permit }
 }
 
-fn upstream(reads: &[Input], writers: &[(TopicSelector, Arc<StageStatus>)]) -> Upstream {
-    let is_read = |topic: &TopicSelector| reads.iter().any(|input| can_match(topic, &input.topics));
+fn upstream_of(inputs: &[Input], writers: &[(TopicSelector, Arc<StageStatus>)]) -> Upstream {
+    writers_of(&inputs.iter().map(|input| input.topics.clone()).collect::<Vec<_>>(), writers)
+}
+
+fn writers_of(reads: &[TopicSelector], writers: &[(TopicSelector, Arc<StageStatus>)]) -> Upstream {
+    let is_read = |topic: &TopicSelector| reads.iter().any(|read| can_match(topic, read));
     let stages = writers.iter().filter(|(topic, _)| is_read(topic)).map(|(_, status)| status.clone());
     Upstream { stages: stages.collect() }
 }
@@ -446,7 +454,7 @@ mod tests {
         let written: Vec<_> = tasks.iter().flat_map(writers).collect();
         let waits: BTreeMap<&str, usize> = tasks
             .iter()
-            .map(|task| (task.plan.component.name(), upstream(task.plan.component.reads(), &written).stages.len()))
+            .map(|task| (task.plan.component.name(), upstream_of(task.plan.component.reads(), &written).stages.len()))
             .collect();
         assert_eq!(waits, BTreeMap::from([("shop", 0), ("rows", 1), ("ddl", 1), ("others", 0)]));
     }

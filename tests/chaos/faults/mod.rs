@@ -41,7 +41,8 @@ pub(crate) struct FaultKind {
 }
 
 const ALL: &[Path] = &[Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb];
-const ALL_AND_SEARCH: &[Path] = &[Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb, Path::Search];
+const EVERY: &[Path] = &[Path::Bucket, Path::Topics, Path::State, Path::Tables, Path::MariaDb, Path::Search];
+const ALL_AND_STATE: &[Path] = &[Path::Bucket, Path::Topics, Path::State, Path::Tables, Path::MariaDb];
 const SEARCH: &[Path] = &[Path::Search];
 const LOGS: &[Path] = &[Path::Bucket, Path::Topics];
 const BUCKETS: &[Path] = &[Path::Bucket, Path::Tables, Path::MariaDb];
@@ -69,21 +70,9 @@ const fn fault(
 
 /// All kinds of faults.
 pub(crate) const FAULTS: &[FaultKind] = &[
-    fault("kill-random", "kill -9 of the worker at random moments", ALL_AND_SEARCH, KILLED, kills::at_random),
-    fault(
-        "kill-steps",
-        "death of the worker at each step of each protocol",
-        ALL_AND_SEARCH,
-        STEPS,
-        steps::kill_at_each,
-    ),
-    fault(
-        "error-steps",
-        "an error at each step of each protocol",
-        ALL_AND_SEARCH,
-        TOPICS_EMBEDDED,
-        steps::fail_at_each,
-    ),
+    fault("kill-random", "kill -9 of the worker at random moments", EVERY, KILLED, kills::at_random),
+    fault("kill-steps", "death of the worker at each step of each protocol", EVERY, STEPS, steps::kill_at_each),
+    fault("error-steps", "an error at each step of each protocol", EVERY, TOPICS_EMBEDDED, steps::fail_at_each),
     fault(
         "replay",
         "death of a replay that replaces files at each of its steps, while live records arrive",
@@ -94,34 +83,28 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     fault(
         "zombie",
         "a worker hangs at a step until another one has taken over, then resumes",
-        ALL_AND_SEARCH,
+        EVERY,
         TOPICS_EMBEDDED,
         peers::zombie,
     ),
     fault(
         "zombie-kill",
         "a worker hangs at a step, its successor dies at a step, then it resumes",
-        ALL,
+        ALL_AND_STATE,
         BUCKET_EMBEDDED,
         peers::zombie_and_kill,
     ),
-    fault("give-away", "a worker dies before it gives up partitions, and restarts", ALL, CROSSED, peers::give_away),
     fault(
-        "rebalances",
-        "every second a worker joins, leaves or is killed",
-        ALL_AND_SEARCH,
-        TOPICS_APACHE,
-        peers::storm,
-    ),
-    fault("broker-restart", "the broker is stopped and started", ALL, &[], brokers::restart),
-    fault("broker-kill", "kill -9 of the broker", ALL, TOPICS_APACHE, brokers::kill),
-    fault(
-        "lost-replies",
-        "the broker executes requests, its replies are lost",
-        ALL_AND_SEARCH,
+        "give-away",
+        "a worker dies before it gives up partitions, and restarts",
+        ALL_AND_STATE,
         CROSSED,
-        brokers::lost_replies,
+        peers::give_away,
     ),
+    fault("rebalances", "every second a worker joins, leaves or is killed", EVERY, TOPICS_APACHE, peers::storm),
+    fault("broker-restart", "the broker is stopped and started", ALL, &[], brokers::restart),
+    fault("broker-kill", "kill -9 of the broker", ALL_AND_STATE, TOPICS_APACHE, brokers::kill),
+    fault("lost-replies", "the broker executes requests, its replies are lost", EVERY, CROSSED, brokers::lost_replies),
     fault("broker-errors", "the broker answers with errors", ALL, BUCKET_EMBEDDED, brokers::errors),
     fault(
         "s3-lost-replies",

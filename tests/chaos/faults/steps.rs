@@ -86,7 +86,7 @@ pub(crate) fn is_reachable(point: &Failpoint, path: Path) -> bool {
         Reached::Always => path != Path::Search || TWO_PHASE.iter().all(|prefix| !point.name.starts_with(prefix)),
         Reached::Bucket => path.ends_in_bucket(),
         Reached::Database | Reached::Snapshot => path.begins_with_tables(),
-        Reached::Directory | Reached::Transform => path == Path::Topics,
+        Reached::Directory | Reached::Transform => matches!(path, Path::Topics | Path::State),
         Reached::Delivery => path == Path::Search,
         // No path has a sink that loads a warehouse.
         Reached::Rebalance | Reached::Replay | Reached::Warehouse => false,

@@ -32,10 +32,15 @@ pub(crate) const NAMES: &[&str] = &[
     "rekey.wasm",
     "dedupe.wasm",
     "aggregate.wasm",
+    "lookup.wasm",
+    "previous.wasm",
 ];
 
-/// The transforms of `standard.wasm` that keep state. The others cannot use it.
-pub(crate) const USES_STATE: &[&str] = &["dedupe", "aggregate"];
+/// The transforms of `standard.wasm` that use the interface for state. The others cannot use it.
+pub(crate) const USES_STATE: &[&str] = &["dedupe", "aggregate", "lookup", "previous"];
+
+/// Those of them whose state is a table that the caller fills.
+pub(crate) const READS_TABLE: &[&str] = &["lookup"];
 
 pub(crate) fn find(name: &str) -> Option<Bundled> {
     let name = *NAMES.iter().find(|known| **known == name)?;

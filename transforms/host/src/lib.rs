@@ -32,6 +32,7 @@ mod host_functions;
 mod instance;
 mod limits;
 mod plugin;
+mod schema_fits;
 mod state;
 mod verdict;
 mod wasi;
@@ -43,7 +44,8 @@ pub use host_functions::Metrics;
 pub use instance::Instance;
 pub use limits::Limits;
 pub use plugin::{Plugin, StartError};
-pub use state::{StateEntry, StateStore};
+pub use schema_fits::SchemaStore;
+pub use state::{StateEntry, StateStore, table_key};
 pub use verdict::Counts;
 
 /// Version of the WIT package that this host implements.

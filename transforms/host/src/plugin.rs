@@ -99,7 +99,14 @@ impl Plugin {
         contents
     }
 
-    /// Whether the plugin keeps durable state: run it with [`Instance::process_with_state`].
+    /// Whether the plugin reads a table: the store of [`Instance::process_with_state`] holds its
+    /// rows, with the keys of [`table_key`](crate::table_key), and the plugin changes nothing.
+    pub fn reads_table(&self) -> bool {
+        self.inner.variant.is_some_and(|variant| bundled::READS_TABLE.contains(&variant))
+    }
+
+    /// Whether the plugin uses the interface for state: run it with
+    /// [`Instance::process_with_state`].
     pub fn uses_state(&self) -> bool {
         match self.inner.variant {
             // The transforms of a bundled file share its imports.

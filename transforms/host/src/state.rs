@@ -26,6 +26,14 @@ const MAX_RANGE_BYTES: usize = 1 << 20;
 /// Estimated memory of an entry apart from its key and value.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 
+/// The collection of a table's rows.
+const TABLE: &[u8] = b"table\0";
+
+/// The key in a [`StateStore`] of the row of a table.
+pub fn table_key(key: &[u8]) -> Vec<u8> {
+    [TABLE, key].concat()
+}
+
 /// An entry that `range` returns.
 pub(crate) type KeyAndValue = (Arc<[u8]>, Arc<[u8]>);
 
@@ -453,6 +461,82 @@ mod tests {
                 prop_assert_eq!(store.bytes, bytes);
                 let with_ttl = store.entries().filter(|(_, entry)| entry.expires_at.is_some()).count();
                 prop_assert_eq!(store.expiries.len(), with_ttl);
+            }
+        }
+    }
+
+    /// A call of a hostile plugin.
+    #[derive(Debug, Clone)]
+    enum Call {
+        Put(Vec<u8>, usize, Option<u64>),
+        Delete(Vec<u8>),
+        Get(Vec<u8>),
+        Range(Vec<u8>, Option<Vec<u8>>, usize),
+        EndBatch(i64),
+        Savepoint,
+        /// Closes a savepoint that need not exist.
+        Rollback(usize),
+        Release(usize),
+        Abort,
+    }
+
+    fn call() -> impl Strategy<Value = Call> {
+        let key = || prop_oneof![proptest::collection::vec(0..3u8, 0..4), Just(vec![u8::MAX; MAX_ENTRY_BYTES + 1])];
+        let limit = prop_oneof![0..4usize, Just(usize::MAX)];
+        let size = prop_oneof![9 => 0..2_000usize, 1 => Just(MAX_ENTRY_BYTES), 1 => Just(MAX_ENTRY_BYTES + 1)];
+        let ttl = proptest::option::of(prop_oneof![0..5u64, Just(u64::MAX)]);
+        prop_oneof![
+            8 => (key(), size, ttl).prop_map(|(key, size, ttl)| Call::Put(key, size, ttl)),
+            3 => key().prop_map(Call::Delete),
+            1 => key().prop_map(Call::Get),
+            3 => (key(), proptest::option::of(key()), limit).prop_map(|(start, end, limit)| Call::Range(start, end, limit)),
+            2 => prop_oneof![any::<i64>(), 0..10i64].prop_map(Call::EndBatch),
+            2 => Just(Call::Savepoint),
+            1 => (0..6usize).prop_map(Call::Rollback),
+            1 => (0..6usize).prop_map(Call::Release),
+            1 => Just(Call::Abort),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        #[test]
+        fn hostile_calls_cause_no_panic_and_stay_within_the_limits(calls in proptest::collection::vec(call(), 0..60)) {
+            const MAX_BYTES: usize = 1 << 20;
+            let mut store = StateStore::new(MAX_BYTES);
+            for call in calls {
+                match call {
+                    Call::Put(key, size, ttl) => {
+                        let is_large = key.len() + size > MAX_ENTRY_BYTES;
+                        let outcome = store.put(&key, &vec![0; size], ttl);
+                        prop_assert_eq!(is_large, matches!(outcome, Err(StateError::LargeEntry(_))));
+                    }
+                    Call::Delete(key) => drop(store.delete(&key)),
+                    Call::Get(key) => prop_assert_eq!(store.get(&key).is_some(), store.entries.contains_key(key.as_slice())),
+                    Call::Range(start, end, limit) => {
+                        let found = store.range(&start, end.as_deref(), limit);
+                        prop_assert!(found.len() <= limit);
+                        let bytes: usize = found.iter().skip(1).map(|(key, value)| key.len() + value.len()).sum();
+                        prop_assert!(bytes <= MAX_RANGE_BYTES);
+                        prop_assert!(found.is_sorted() && found.iter().all(|(key, _)| **key >= *start));
+                    }
+                    Call::EndBatch(time) => {
+                        store.batch_time = store.time.max(Some(time));
+                        store.end_batch();
+                    }
+                    Call::Savepoint => _ = store.savepoint(),
+                    Call::Rollback(savepoint) => store.rollback_to(savepoint),
+                    Call::Release(savepoint) => store.release(savepoint),
+                    Call::Abort => store.abort(),
+                }
+                // The call that exceeds the limit traps, and its savepoint is rolled back.
+                if store.is_full() {
+                    store.abort();
+                }
+                prop_assert!(store.bytes() <= MAX_BYTES, "{} bytes", store.bytes());
+                let bytes: usize = store.entries().map(|(key, entry)| entry_bytes(key, entry)).sum();
+                prop_assert_eq!(store.bytes, bytes);
             }
         }
     }

@@ -98,6 +98,16 @@ impl<V: Serialize + DeserializeOwned> State<V> {
         values.map(|value| value.map(|value| decode(&value)).transpose()).collect()
     }
 
+    /// The stored bytes of several keys, in order. For values that are not of type `V`, such as the
+    /// rows of a table.
+    pub fn get_all_bytes(&self, keys: &[impl AsRef<[u8]>]) -> Vec<Option<Vec<u8>>> {
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        let stored: Vec<Vec<u8>> = keys.iter().map(|key| self.stored_key(key.as_ref())).collect();
+        implementation::state_get(&stored)
+    }
+
     /// Stores a value.
     pub fn put(&self, key: impl AsRef<[u8]>, value: &V) -> Result<(), String> {
         self.put_all([(key, value)])

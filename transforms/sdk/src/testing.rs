@@ -226,6 +226,12 @@ impl<T: Transform> MockHost<T> {
         CALL_STATE.with_borrow(entries)
     }
 
+    /// Sets an entry of a collection, as stored: for tests of a lookup, a row of the table.
+    pub fn set_state(&mut self, collection: &str, key: &str, value: &[u8]) {
+        let key = [collection.as_bytes(), &[0], key.as_bytes()].concat();
+        CALL_STATE.with_borrow_mut(|call| _ = call.state.entries.insert(key, (value.to_vec(), None)));
+    }
+
     /// Flushes the transform.
     pub fn flush(&mut self) -> Result<Vec<Output>, String> {
         let verdicts = runner::flush(&mut self.transform)?;

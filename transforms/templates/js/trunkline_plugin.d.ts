@@ -32,7 +32,25 @@ export interface Transform {
   ports?: string[];
   /** Whether every changed value still fits the schema of its record. */
   keepsSchema?: boolean;
-  record(record: PluginRecord): Verdict;
+  /** The verdict on a record. */
+  record?(record: PluginRecord): Verdict;
+  /** The verdicts on the records of a batch, in order, instead of `record`. */
+  process?(records: PluginRecord[]): Iterable<Verdict>;
+}
+
+/** Keys are bytes; a string stands for its UTF-8. */
+export type Key = string | Uint8Array;
+
+/** A collection of durable entries, for the current topic partition. `transform.toml` needs `state = true`. */
+export class State<V> {
+  constructor(name: string, options?: { ttlMs?: number });
+  get(key: Key): V | undefined;
+  getAll(keys: Iterable<Key>): (V | undefined)[];
+  put(key: Key, value: V): void;
+  putAll(entries: Iterable<[Key, V]>): void;
+  delete(key: Key): void;
+  deleteAll(keys: Iterable<Key>): void;
+  range(start?: Key, end?: Key, limit?: number): [Uint8Array, V][];
 }
 
 export class ConfigError extends Error {

@@ -35,6 +35,81 @@ export const emit = (records) => ({ kind: 'emit', records });
 /** Rejects the record: it becomes a dead letter with this code and message. */
 export const reject = (code, message) => ({ kind: 'reject', code, message });
 
+/**
+ * A collection of durable entries with keys, for the current topic partition. Values are stored as JSON; keys are
+ * bytes, and a string stands for its UTF-8. The changes of a batch are committed with its output. It can be used in
+ * `record` and `process` only. `transform.toml` needs `state = true`, and the transform is then a separate stage.
+ */
+export class State {
+  /**
+   * The collection of this name. The collections of a plugin have different names. Entries expire when the time of
+   * the partition, which is the greatest timestamp of its records, has advanced by `ttlMs` since they were stored.
+   */
+  constructor(name, { ttlMs } = {}) {
+    if (hostState === undefined) {
+      throw new ConfigError('the plugin was built without state; set `state = true` in transform.toml, and build it');
+    }
+    this.prefix = encoder.encode(`${name}\0`);
+    this.ttlMs = ttlMs === undefined ? undefined : BigInt(ttlMs);
+  }
+
+  /** The value of a key; undefined if it has none. */
+  get(key) {
+    return this.getAll([key])[0];
+  }
+
+  /** The values of several keys, in order. */
+  getAll(keys) {
+    const stored = hostState.get([...keys].map((key) => this.stored(key)));
+    return stored.map((data) => (data === undefined || data === null ? undefined : JSON.parse(text(data))));
+  }
+
+  /** Stores a value. */
+  put(key, data) {
+    this.putAll([[key, data]]);
+  }
+
+  /** Stores several values: pairs of key and value, or a Map. */
+  putAll(entries) {
+    const stored = [...entries].map(([key, data]) => ({
+      key: this.stored(key),
+      value: encoder.encode(JSON.stringify(data)),
+      ttlMs: this.ttlMs,
+    }));
+    hostState.put(stored);
+  }
+
+  /** Removes an entry, if there is one. */
+  delete(key) {
+    this.deleteAll([key]);
+  }
+
+  /** Removes several entries. */
+  deleteAll(keys) {
+    hostState.delete([...keys].map((key) => this.stored(key)));
+  }
+
+  /**
+   * At most `limit` pairs of key and value from `start` (inclusive) to `end` (exclusive; absent = the end of the
+   * collection), in the order of their keys. The host may return fewer; an empty array means that no entry is left.
+   */
+  range(start = '', end = undefined, limit = 1000) {
+    let storedEnd = this.prefix.slice();
+    storedEnd[storedEnd.length - 1] = 1;
+    if (end !== undefined) storedEnd = this.stored(end);
+    const found = hostState.range(this.stored(start), storedEnd, limit);
+    return found.map((entry) => [entry.key.slice(this.prefix.length), JSON.parse(text(entry.value))]);
+  }
+
+  stored(key) {
+    const own = typeof key === 'string' ? encoder.encode(key) : key;
+    const stored = new Uint8Array(this.prefix.length + own.length);
+    stored.set(this.prefix);
+    stored.set(own, this.prefix.length);
+    return stored;
+  }
+}
+
 /** The exported interface of a class of transforms. */
 export function exportTransform(TransformClass) {
   let transform;
@@ -59,8 +134,8 @@ export function exportTransform(TransformClass) {
       const out = new Writer();
       let count = 0;
       try {
-        for (const record of records(batch)) {
-          writeVerdict(out, transform.record(record), portNumbers);
+        for (const verdict of verdictsOn(transform, batch)) {
+          writeVerdict(out, verdict, portNumbers);
           count += 1;
         }
       } catch (error) {
@@ -74,6 +149,14 @@ export function exportTransform(TransformClass) {
       return new Writer().finish(0);
     },
   };
+}
+
+function* verdictsOn(transform, batch) {
+  if (transform.process) {
+    yield* transform.process([...records(batch)]);
+    return;
+  }
+  for (const record of records(batch)) yield transform.record(record);
 }
 
 class Writer {

@@ -7,10 +7,16 @@ A plugin is a subclass of `Transform` with a method `record` that returns a verd
 import json
 import struct
 from dataclasses import dataclass
-from typing import Iterable, List, Optional, Tuple
+from datetime import timedelta
+from typing import Dict, Generic, Iterable, List, Mapping, Optional, Tuple, TypeVar, Union
 
 from componentize_py_types import Err
 from wit_world.exports.plugin import InitError, InitReply
+
+try:
+    from wit_world.imports import state as host_state
+except ImportError:  # built without `state = true`
+    host_state = None
 
 FORMAT = 1
 Headers = List[Tuple[str, Optional[bytes]]]
@@ -45,6 +51,70 @@ class Record:
         return next((value for known, value in reversed(self.headers) if known == name), None)
 
 
+V = TypeVar("V")
+Key = Union[str, bytes]
+
+
+class State(Generic[V]):
+    """A collection of durable entries with keys, for the current topic partition.
+
+    Values are stored as JSON; keys are bytes, and a text stands for its UTF-8. The changes of a batch are
+    committed with its output. It can be used in `record` and `process` only. `transform.toml` needs
+    `state = true`, and the transform is then a separate stage.
+
+    Entries expire when the time of the partition, which is the greatest timestamp of its records, has advanced
+    by `ttl` since they were stored. They are readable at least until then.
+    """
+
+    def __init__(self, name: str, ttl: Optional[timedelta] = None):
+        """The collection of this name. The collections of a plugin have different names."""
+        if host_state is None:
+            raise ConfigError("the plugin was built without state; set `state = true` in transform.toml, and build it")
+        self.prefix = name.encode() + b"\0"
+        self.ttl_ms = None if ttl is None else ttl // timedelta(milliseconds=1)
+
+    def get(self, key: Key) -> Optional[V]:
+        """The value of a key; `None` if it has none."""
+        return self.get_all([key])[0]
+
+    def get_all(self, keys: Iterable[Key]) -> List[Optional[V]]:
+        """The values of several keys, in order."""
+        stored = host_state.get([self._stored(key) for key in keys])
+        return [None if value is None else json.loads(value) for value in stored]
+
+    def put(self, key: Key, value: V) -> None:
+        """Stores a value."""
+        self.put_all([(key, value)])
+
+    def put_all(self, entries: Union[Mapping[Key, V], Iterable[Tuple[Key, V]]]) -> None:
+        """Stores several values."""
+        pairs = entries.items() if isinstance(entries, Mapping) else entries
+        host_state.put(
+            [
+                host_state.NewEntry(self._stored(key), json.dumps(value, separators=(",", ":")).encode(), self.ttl_ms)
+                for key, value in pairs
+            ]
+        )
+
+    def delete(self, key: Key) -> None:
+        """Removes an entry, if there is one."""
+        self.delete_all([key])
+
+    def delete_all(self, keys: Iterable[Key]) -> None:
+        """Removes several entries."""
+        host_state.delete([self._stored(key) for key in keys])
+
+    def range(self, start: Key = b"", end: Optional[Key] = None, limit: int = 1000) -> List[Tuple[bytes, V]]:
+        """At most `limit` entries from `start` (inclusive) to `end` (exclusive; `None` = the end of the collection), in
+        the order of their keys. The host may return fewer; an empty list means that no entry is left."""
+        stored_end = self.prefix[:-1] + b"\1" if end is None else self._stored(end)
+        found = host_state.range(self._stored(start), stored_end, limit)
+        return [(bytes(entry.key)[len(self.prefix) :], json.loads(entry.value)) for entry in found]
+
+    def _stored(self, key: Key) -> bytes:
+        return self.prefix + (key.encode() if isinstance(key, str) else bytes(key))
+
+
 class Transform:
     """Base class of transforms. The constructor gets the table `config`."""
 
@@ -56,9 +126,13 @@ class Transform:
     def __init__(self, config: dict):
         pass
 
-    def record(self, record: Record):
+    def record(self, record: Record) -> tuple:
         """Returns the verdict on a record."""
         return pass_()
+
+    def process(self, records: List[Record]) -> Iterable[tuple]:
+        """Returns the verdicts on the records of a batch, in order. The default calls `record` for each."""
+        return (self.record(record) for record in records)
 
 
 UNCHANGED = object()
@@ -100,7 +174,7 @@ def export(transform_class):
     class Plugin:
         # each call gets a new object, so the transform belongs to the class
         transform = None
-        port_numbers: dict = {}
+        port_numbers: Dict[str, int] = {}
 
         def init(self, config: str, host) -> InitReply:
             if FORMAT not in host.formats:
@@ -116,8 +190,8 @@ def export(transform_class):
             out = bytearray()
             count = 0
             try:
-                for record in records(batch):
-                    self.write(out, self.transform.record(record))
+                for verdict in self.transform.process(list(records(batch))):
+                    self.write(out, verdict)
                     count += 1
             except BatchError as error:
                 raise Err(str(error))

@@ -118,7 +118,13 @@ fn fill(text: &str, name: &str, language: Language) -> String {
         Language::Python => "The build needs componentize-py: `pip install componentize-py==0.25.1`.",
         Language::Js => "The build needs Node.js, and `npm install` in this folder.",
     };
+    // A Rust plugin imports state if it uses it.
+    let state = match language {
+        Language::Rust => "",
+        Language::Python | Language::Js => "# state = true   # for `State`: the transform is then a separate stage\n",
+    };
     text.replace("@NAME@", name)
+        .replace("@STATE@", state)
         .replace("@LANGUAGE@", language.name())
         .replace("@LANGUAGE_NAME@", language_name)
         .replace("@SOURCE@", source)

@@ -15,6 +15,8 @@ pub(super) struct Project {
     pub(super) folder: PathBuf,
     pub(super) name: String,
     pub(super) language: Language,
+    /// Whether the plugin is built for the world with state. A Rust plugin imports what it uses.
+    pub(super) has_state: bool,
     pub(super) tests: Vec<ProjectTest>,
     pub(super) document: Document,
 }
@@ -43,10 +45,11 @@ impl Project {
         }
         let languages = [("rust", Language::Rust), ("python", Language::Python), ("js", Language::Js)];
         let language = top.choice("language", &languages, Language::Rust);
+        let has_state = language != Language::Rust && top.optional("state").unwrap_or(false);
         let tests = tests(&top);
         top.finish();
         match (document.finish(report.into_problems()), name) {
-            (None, Some(name)) => Ok(Self { folder: folder.to_owned(), name, language, tests, document }),
+            (None, Some(name)) => Ok(Self { folder: folder.to_owned(), name, language, has_state, tests, document }),
             (Some(problems), _) => Err(problems),
             (None, None) => {
                 let message = format!("{MANIFEST} has no name");
@@ -58,6 +61,11 @@ impl Project {
     /// The file that a build creates.
     pub(super) fn wasm(&self) -> PathBuf {
         self.folder.join(format!("{}.wasm", self.name))
+    }
+
+    /// The WIT world to build for.
+    pub(super) fn world(&self) -> &'static str {
+        if self.has_state { "stateful" } else { "transform" }
     }
 
     /// The folder of the compiled plugin: a plugin of 12 MiB takes seconds to compile.

@@ -34,6 +34,7 @@ use self::stop_points::{Rejected, StopPoints};
 use self::transactions::Transactions;
 use self::two_phase::TwoPhaseCommitter;
 use super::careful::{Mark, RECORD_REJECTED, single};
+use super::error_limits::ErrorLimits;
 use super::first_records;
 use super::lag::LagReport;
 use super::routes::Routes;
@@ -104,6 +105,7 @@ impl SinkStage {
         points: &StopPoints,
         rejected: &mut Option<Rejected>,
     ) -> Result<()> {
+        context.names.check_group(&self.pipeline, &self.plan.name)?;
         let component = context.names.component(&self.pipeline, &self.plan.name);
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
         // The producer comes first: it aborts this worker's open transaction, which delays all
@@ -126,7 +128,7 @@ impl SinkStage {
             Sink::TwoPhase(sink) => Box::new(TwoPhaseCommitter::new(sink, self.supersedes())),
             Sink::Idempotent(sink) => Box::new(IdempotentCommitter::start(sink, self.plan.commit, context)?),
         };
-        let routes = Routes::start(&self.plan.inputs)?;
+        let routes = Routes::start(&self.plan.inputs, Some(context.schemas.clone()))?;
         let buffer_bytes = context.share.client_buffer_bytes;
         let cluster = &context.cluster;
         let consumer = match &self.bounds {
@@ -141,6 +143,7 @@ impl SinkStage {
             transactions: Transactions::new(self, context, stop, status, producer, consumer),
             points,
             delivered: 0,
+            error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
             throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate).map(Throttle::new),
         };
         let outcome = task.run();
@@ -160,6 +163,7 @@ struct SinkTask<'a> {
     points: &'a StopPoints,
     /// The records that the last batch became and that were written.
     delivered: u64,
+    error_limits: ErrorLimits,
     /// Limits the speed of a replay.
     throttle: Option<Throttle>,
 }
@@ -186,7 +190,7 @@ impl SinkTask<'_> {
             let records = self.drop_out_of_bounds(&mut batches, records)?;
             for (partition, batch) in batches.iter_mut() {
                 if let Err(error) = self.routes.chain(&partition.topic)?.ready() {
-                    self.check_first_records()?;
+                    self.check_failures()?;
                     self.committer.flush(&mut self.transactions)?;
                     return Err(error);
                 }
@@ -199,7 +203,7 @@ impl SinkTask<'_> {
                 }
                 batch.clear();
             }
-            self.check_first_records()?;
+            self.check_failures()?;
             self.enforce_memory_budget()?;
             let due = self.due_partitions();
             self.committer.commit(&mut self.transactions, &due)?;
@@ -312,7 +316,7 @@ impl SinkTask<'_> {
                 let own = counters.of(name);
                 own.records_in += out.len() as u64;
                 own.out += (out.len() - rejected.len()) as u64;
-                dead_letters.route_rejections(name, "TASK_PUT", on_error, rejected, own)
+                dead_letters.route_rejections(name, "TASK_PUT", on_error, rejected, counters)
             });
         if let Some(offset) = state.dead_letters.stopped_at() {
             self.transactions.rejected_at = Some((partition.clone(), offset));
@@ -324,12 +328,14 @@ impl SinkTask<'_> {
         failpoint!("sink.write.after")
     }
 
-    /// Stops the stage if its first records all failed. It adds up the counters of all topic
-    /// partitions, so it runs once per poll.
-    fn check_first_records(&self) -> Result<()> {
+    /// Stops the stage if its first records all failed, or too many records fail. It adds up the
+    /// counters of all topic partitions, so it runs once per poll.
+    fn check_failures(&mut self) -> Result<()> {
         let mut pending = Counters::default();
         self.transactions.partitions.values().for_each(|state| pending.add(&state.pending));
-        first_records::check(self.transactions.status, &pending, self.transactions.context.max_initial_failures)
+        let Transactions { status, context, .. } = &self.transactions;
+        first_records::check(status, &pending, context.max_initial_failures)?;
+        self.error_limits.check(status, &pending)
     }
 
     /// Topic partitions to commit now.
@@ -382,6 +388,7 @@ impl SinkTask<'_> {
                 self.transactions.consumer.resume()?;
             }
         }
+        self.transactions.status.set_memory_bytes(self.reserved.bytes());
         Ok(())
     }
 

@@ -351,7 +351,8 @@ fn route_late_rejections(transactions: &mut Transactions<'_>, rejected: &Rejecti
         }
         let own = state.pending.of(&plan.name);
         own.out -= (own_rejected.len() as u64).min(own.out);
-        let routed = state.dead_letters.route_rejections(&plan.name, "TASK_PUT", plan.on_error, &own_rejected, own);
+        let (dead_letters, counters) = (&mut state.dead_letters, &mut state.pending);
+        let routed = dead_letters.route_rejections(&plan.name, "TASK_PUT", plan.on_error, &own_rejected, counters);
         if let Some(offset) = state.dead_letters.stopped_at() {
             transactions.rejected_at = Some((partition.clone(), offset));
         }

@@ -1,15 +1,19 @@
 //! `aggregate`: one record for each group and window of time.
 //!
 //! Tumbling windows have one size, start at multiples of it, and do not overlap. With `advance`,
-//! windows hop: they start at multiples of `advance`, and a record belongs to several of them. The
-//! time of a record is its timestamp. The *watermark* is the greatest timestamp of the topic
-//! partition so far. A window is closed when the watermark has passed its end by the allowed
-//! lateness; a record of a closed window is late. There are no timers: a record that advances the
-//! watermark closes windows, and the results take the place of that record.
+//! windows hop: they start at multiples of `advance`, and a record belongs to several of them.
+//! Session windows end with a pause. The time of a record is its timestamp. The *watermark* is the
+//! greatest timestamp of the topic partition so far. A window is closed when the watermark has
+//! passed its end by the allowed lateness; a record of a closed window is late. There are no
+//! timers: a record that advances the watermark closes windows, and the results take the place of
+//! that record.
 
 mod accumulator;
+mod sessions;
+mod sketch;
+mod windows;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use trunkline_plugin::state::State;
@@ -34,8 +38,9 @@ const MAX_OVERLAP: i64 = 100;
 pub struct Config {
     #[serde(default)]
     group_by: Vec<String>,
-    window: String,
+    window: Option<String>,
     advance: Option<String>,
+    session: Option<String>,
     lateness: Option<String>,
     aggregates: BTreeMap<String, String>,
     #[serde(default)]
@@ -65,13 +70,28 @@ enum Late {
     Port,
 }
 
+/// How windows are made.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// Tumbling and hopping windows.
+    Fixed(Fixed),
+    /// A pause of this length ends a window.
+    Session(i64),
+}
+
+/// Windows of one size, in milliseconds.
+#[derive(Debug, Clone, Copy)]
+struct Fixed {
+    size: i64,
+    /// Time between the starts of two windows.
+    advance: i64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Aggregate {
     /// The fields, with their paths.
     group_by: Vec<(String, Vec<String>)>,
-    size: i64,
-    /// Time between the starts of two windows.
-    advance: i64,
+    kind: Kind,
     lateness: i64,
     /// The aggregates, with their names.
     functions: Vec<(String, Function)>,
@@ -81,8 +101,12 @@ pub(crate) struct Aggregate {
     form: u64,
     /// One entry, with an empty key.
     watermark: State<i64>,
-    /// The open windows: the start of the window as big-endian bytes, and the group.
+    /// The open fixed windows: the start of the window as big-endian bytes, and the group.
     windows: State<Window>,
+    /// The open sessions: see `sessions.rs`.
+    sessions: State<sessions::Session>,
+    /// The sessions in the order of their ends.
+    session_ends: State<()>,
 }
 
 /// The records of one group in one window.
@@ -109,15 +133,7 @@ impl Aggregate {
             let path = rows::path(name).map_err(|message| ConfigError::at(format!("group_by[{index}]"), message))?;
             group_by.push((name.clone(), path));
         }
-        let size = duration::parse("window", &config.window)?;
-        if size == 0 {
-            return Err(ConfigError::at("window", "is zero; expected a duration such as \"1m\""));
-        }
-        let advance = config.advance.as_ref().map_or(Ok(size), |text| duration::parse("advance", text))?;
-        if advance < 1 || advance > size || (size - 1) / advance >= MAX_OVERLAP {
-            let message = format!("does not fit `window`; expected 1/{MAX_OVERLAP} of it to all of it");
-            return Err(ConfigError::at("advance", message));
-        }
+        let kind = Kind::parse(config)?;
         if config.aggregates.is_empty() {
             return Err(ConfigError::at(
                 "aggregates",
@@ -134,8 +150,7 @@ impl Aggregate {
         }
         Ok(Self {
             group_by,
-            size,
-            advance,
+            kind,
             lateness: config.lateness.as_ref().map_or(Ok(0), |text| duration::parse("lateness", text))?,
             functions,
             emit: config.emit,
@@ -143,13 +158,17 @@ impl Aggregate {
             form: form_of(config),
             watermark: State::new("watermark"),
             windows: State::new("windows"),
+            sessions: State::new("sessions"),
+            session_ends: State::new("session-ends"),
         })
     }
 
-    /// The keys of a record's windows: their starts and the group; none for a tombstone.
-    fn window_keys(&self, record: Record<'_>) -> Result<Vec<Vec<u8>>, String> {
-        let Some(value) = record.value() else { return Ok(Vec::new()) };
-        let time = record.timestamp().ok_or("the record has no timestamp")?;
+    /// The group of a record as a JSON array; `None` for a tombstone.
+    fn group(&self, record: Record<'_>) -> Result<Option<Vec<u8>>, String> {
+        let Some(value) = record.value() else { return Ok(None) };
+        if record.timestamp().is_none() {
+            return Err("the record has no timestamp".to_owned());
+        }
         let mut group = b"[".to_vec();
         for (index, (_, path)) in self.group_by.iter().enumerate() {
             if index > 0 {
@@ -158,20 +177,7 @@ impl Aggregate {
             group.extend_from_slice(field(value, path)?);
         }
         group.push(b']');
-        let mut keys = Vec::new();
-        let mut start = time - time.rem_euclid(self.advance);
-        // A window before 1970 would not be in the order of the bytes of its start.
-        while start > time - self.size && start >= 0 {
-            keys.push([&start.to_be_bytes(), group.as_slice()].concat());
-            start -= self.advance;
-        }
-        keys.reverse();
-        Ok(keys)
-    }
-
-    /// The watermark from which on a window is closed.
-    fn closes_at(&self, start: i64) -> i64 {
-        start.saturating_add(self.size).saturating_add(self.lateness)
+        Ok(Some(group))
     }
 
     /// The accumulators of a window after a record.
@@ -188,20 +194,31 @@ impl Aggregate {
         Ok(Window { form: self.form, time, accumulators })
     }
 
+    /// The window of two sessions. `later` has the later records.
+    fn merge(&self, mut window: Window, later: &Window) -> Result<Window, String> {
+        window.time = window.time.max(later.time);
+        for ((_, function), (accumulator, later)) in
+            self.functions.iter().zip(window.accumulators.iter_mut().zip(&later.accumulators))
+        {
+            function.merge(accumulator, later)?;
+        }
+        Ok(window)
+    }
+
     /// Checks that a stored window belongs to these options.
     fn check(&self, window: &Window) -> Result<(), String> {
         if window.form == self.form {
             return Ok(());
         }
-        Err("the open windows in the state were made with other options: restore `group_by`, `window` and \
-             `aggregates`, or give the transform another name"
+        Err("the open windows in the state were made with other options: restore `group_by`, `aggregates` and the \
+             windows, or give the transform another name"
             .to_owned())
     }
 
-    fn output(&self, key: &[u8], window: &Window) -> Result<Output, String> {
-        let start = start_of(key)?;
+    /// The result of a window.
+    fn output(&self, group: &[u8], (start, end): (i64, i64), window: &Window) -> Result<Output, String> {
         let mut groups = Vec::new();
-        for item in json::items(&key[8..]) {
+        for item in json::items(group) {
             groups.push(item.map_err(|error| error.to_string())?);
         }
         let record_key = match groups.as_slice() {
@@ -219,9 +236,9 @@ impl Aggregate {
         let mut object = ObjectWriter::new(&mut value);
         self.write_group(&mut object, &groups);
         object.key("window_start").extend_from_slice(start.to_string().as_bytes());
-        object.key("window_end").extend_from_slice(start.saturating_add(self.size).to_string().as_bytes());
-        for ((name, _), accumulator) in self.functions.iter().zip(&window.accumulators) {
-            accumulator.write_result(object.key(name))?;
+        object.key("window_end").extend_from_slice(end.to_string().as_bytes());
+        for ((name, function), accumulator) in self.functions.iter().zip(&window.accumulators) {
+            function.write_result(accumulator, object.key(name))?;
         }
         object.finish();
         Ok(Output { key: record_key, value, time: window.time })
@@ -234,135 +251,69 @@ impl Aggregate {
     }
 }
 
+impl Kind {
+    fn parse(config: &Config) -> Result<Self, ConfigError> {
+        let (size, session) = match (&config.window, &config.session) {
+            (Some(_), Some(_)) => {
+                return Err(ConfigError::at("session", "cannot be combined with `window`; expected one of both"));
+            }
+            (None, None) => {
+                return Err(ConfigError::new("has no windows; expected `window`, such as \"1m\", or `session`"));
+            }
+            (None, Some(gap)) => (duration::parse("session", gap)?, true),
+            (Some(size), None) => (duration::parse("window", size)?, false),
+        };
+        if size == 0 {
+            let key = if session { "session" } else { "window" };
+            return Err(ConfigError::at(key, "is zero; expected a duration such as \"1m\""));
+        }
+        if session {
+            if config.advance.is_some() {
+                return Err(ConfigError::at("advance", "has no effect with `session`; expected it with `window`"));
+            }
+            return Ok(Self::Session(size));
+        }
+        let advance = config.advance.as_ref().map_or(Ok(size), |text| duration::parse("advance", text))?;
+        if advance < 1 || advance > size || (size - 1) / advance >= MAX_OVERLAP {
+            let message = format!("does not fit `window`; expected 1/{MAX_OVERLAP} of it to all of it");
+            return Err(ConfigError::at("advance", message));
+        }
+        Ok(Self::Fixed(Fixed { size, advance }))
+    }
+}
+
 /// A hash of the options that stored windows depend on (FNV-1a).
 fn form_of(config: &Config) -> u64 {
-    let form = format!("{:?} {} {:?} {:?}", config.group_by, config.window, config.advance, config.aggregates);
+    let window = match &config.session {
+        Some(gap) => format!("session {gap}"),
+        None => config.window.clone().unwrap_or_default(),
+    };
+    let form = format!("{:?} {window} {:?} {:?}", config.group_by, config.advance, config.aggregates);
     form.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// The start of the window with this key.
-fn start_of(key: &[u8]) -> Result<i64, String> {
-    let start = key.first_chunk::<8>().ok_or("the state has a window without a start")?;
-    Ok(i64::from_be_bytes(*start))
+/// Writes results in the place of the record that caused them.
+fn emit(verdict: Verdict<'_>, outputs: &[Output]) {
+    let _ = verdict.emit(|out| {
+        for output in outputs {
+            out.record(|parts| {
+                parts.key(output.key.as_deref()).value(Some(&output.value)).timestamp(output.time);
+                parts.headers(std::iter::empty::<(&str, Option<&[u8]>)>());
+            });
+        }
+    });
 }
 
-/// The state that a batch uses.
-struct Open<'a> {
-    aggregate: &'a Aggregate,
-    watermark: Option<i64>,
-    /// The start of the earliest open window.
-    earliest: Option<i64>,
-    /// The windows of the batch, and whether they have changed.
-    windows: HashMap<Vec<u8>, (Option<Window>, bool)>,
+fn reject(verdict: Verdict<'_>, problem: &str) {
+    let _ = verdict.reject("aggregate.failed", &format!("the record cannot be aggregated: {problem}"));
 }
 
-impl<'a> Open<'a> {
-    fn load(aggregate: &'a Aggregate, keys: &[&[u8]]) -> Result<Self, String> {
-        let windows = aggregate.windows.get_all(keys)?;
-        windows.iter().flatten().try_for_each(|window| aggregate.check(window))?;
-        let windows = windows.into_iter().map(|window| (window, false));
-        let mut open = Self {
-            aggregate,
-            watermark: aggregate.watermark.get("")?,
-            earliest: None,
-            windows: keys.iter().map(|key| key.to_vec()).zip(windows).collect(),
-        };
-        open.find_earliest()?;
-        Ok(open)
-    }
-
-    fn find_earliest(&mut self) -> Result<(), String> {
-        let first = self.aggregate.windows.range("", None, 1)?;
-        self.earliest = first.first().map(|(key, _)| start_of(key)).transpose()?;
-        Ok(())
-    }
-
-    /// Stores the changed windows.
-    fn store(&mut self) -> Result<(), String> {
-        let changed = self.windows.iter().filter(|(_, (_, changed))| *changed);
-        let changed = changed.filter_map(|(key, (window, _))| Some((key, window.as_ref()?)));
-        self.aggregate.windows.put_all(changed)?;
-        self.windows.values_mut().for_each(|(_, changed)| *changed = false);
-        Ok(())
-    }
-
-    /// Closes the windows that the watermark has passed. Returns their results.
-    fn close(&mut self) -> Result<Vec<Output>, String> {
-        let mut outputs = Vec::new();
-        let is_closed = |open: &Self, start: i64| open.watermark >= Some(open.aggregate.closes_at(start));
-        if !self.earliest.is_some_and(|start| is_closed(self, start)) {
-            return Ok(outputs);
-        }
-        self.store()?;
-        let watermark = self.watermark.unwrap_or(i64::MIN);
-        // The first start that stays open.
-        let end = watermark.saturating_sub(self.aggregate.size).saturating_sub(self.aggregate.lateness);
-        let end = end.saturating_add(1).to_be_bytes();
-        loop {
-            let page = self.aggregate.windows.range("", Some(&end), PAGE)?;
-            if page.is_empty() {
-                break;
-            }
-            for (key, window) in &page {
-                self.aggregate.check(window)?;
-                if self.aggregate.emit == Emit::Final {
-                    outputs.push(self.aggregate.output(key, window)?);
-                }
-                self.windows.remove(key);
-            }
-            let keys: Vec<&[u8]> = page.iter().map(|(key, _)| key.as_slice()).collect();
-            self.aggregate.windows.delete_all(&keys);
-        }
-        self.find_earliest()?;
-        Ok(outputs)
-    }
-
-    fn record(&mut self, record: Record<'_>, keys: &[Vec<u8>], verdict: Verdict<'_>) -> Result<(), String> {
-        let aggregate = self.aggregate;
-        let time = record.timestamp().unwrap_or(0);
-        // All windows change, or none does.
-        let mut changed = Vec::new();
-        for key in keys {
-            let start = start_of(key)?;
-            if self.watermark >= Some(aggregate.closes_at(start)) {
-                continue;
-            }
-            let window = self.windows.get(key).and_then(|(window, _)| window.as_ref());
-            match aggregate.add(window, record, time) {
-                Ok(window) => changed.push((start, key, window)),
-                Err(problem) => {
-                    let _ = verdict.reject("aggregate.failed", &format!("the record cannot be aggregated: {problem}"));
-                    return Ok(());
-                }
-            }
-        }
-        if changed.is_empty() {
-            let _ = match aggregate.late {
-                Late::Drop => verdict.drop(),
-                Late::Port => verdict.pass_to(LATE),
-            };
-            return Ok(());
-        }
-        let mut outputs = Vec::new();
-        for (start, key, window) in changed {
-            if aggregate.emit == Emit::Updates {
-                outputs.push(aggregate.output(key, &window)?);
-            }
-            self.earliest = Some(self.earliest.map_or(start, |earliest| earliest.min(start)));
-            self.windows.insert(key.clone(), (Some(window), true));
-        }
-        self.watermark = self.watermark.max(Some(time));
-        outputs.extend(self.close()?);
-        let _ = verdict.emit(|out| {
-            for output in &outputs {
-                out.record(|parts| {
-                    parts.key(output.key.as_deref()).value(Some(&output.value)).timestamp(output.time);
-                    parts.headers(std::iter::empty::<(&str, Option<&[u8]>)>());
-                });
-            }
-        });
-        Ok(())
-    }
+/// The verdict on a record of closed windows.
+fn late(aggregate: &Aggregate, verdict: Verdict<'_>) {
+    let _ = match aggregate.late {
+        Late::Drop => verdict.drop(),
+        Late::Port => verdict.pass_to(LATE),
+    };
 }
 
 impl Everyday for Aggregate {
@@ -371,24 +322,13 @@ impl Everyday for Aggregate {
     }
 
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
-        let keys: Vec<_> = batch.iter().map(|record| self.window_keys(record)).collect();
-        let mut distinct: Vec<&[u8]> = keys.iter().flatten().flatten().map(Vec::as_slice).collect();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let mut open = Open::load(self, &distinct)?;
-        let before = open.watermark;
-        for (record, keys) in batch.iter().zip(&keys) {
-            let verdict = verdicts.next_verdict();
-            match keys {
-                Ok(keys) if keys.is_empty() => _ = verdict.drop(),
-                Ok(keys) => open.record(record, keys, verdict)?,
-                Err(problem) => {
-                    _ = verdict.reject("aggregate.failed", &format!("the record cannot be aggregated: {problem}"));
-                }
-            }
-        }
-        open.store()?;
-        match open.watermark {
+        let groups: Vec<_> = batch.iter().map(|record| self.group(record)).collect();
+        let before = self.watermark.get("")?;
+        let watermark = match self.kind {
+            Kind::Fixed(fixed) => windows::process(self, fixed, batch, &groups, before, verdicts)?,
+            Kind::Session(gap) => sessions::process(self, gap, batch, &groups, before, verdicts)?,
+        };
+        match watermark {
             Some(watermark) if before != Some(watermark) => self.watermark.put("", &watermark),
             _ => Ok(()),
         }

@@ -15,7 +15,9 @@ mod expression;
 mod filter;
 mod flatten;
 mod key;
+mod lookup;
 mod number;
+mod previous;
 mod project;
 mod rekey;
 mod route;
@@ -50,6 +52,10 @@ pub enum Config {
     Dedupe(dedupe::Config),
     /// Aggregates the records of windows of time.
     Aggregate(aggregate::Config),
+    /// Adds the row of a table.
+    Lookup(lookup::Config),
+    /// Adds the previous record with the same key.
+    Previous(previous::Config),
 }
 
 /// One of the transforms.
@@ -98,6 +104,8 @@ impl Transform for Standard {
             Config::Rekey(config) => Box::new(rekey::Rekey::new(&config)?),
             Config::Dedupe(config) => Box::new(dedupe::Dedupe::new(&config)?),
             Config::Aggregate(config) => Box::new(aggregate::Aggregate::new(&config)?),
+            Config::Lookup(config) => Box::new(lookup::Lookup::new(config)?),
+            Config::Previous(config) => Box::new(previous::Previous::new(config)?),
         };
         Ok(Self { transform })
     }

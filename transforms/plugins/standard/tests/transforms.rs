@@ -52,6 +52,12 @@ fn expressions_are_exact_and_follow_cel() {
         ("decimal(value.text) + 0.2 == 0.3", "true"),
         ("value.amount * 3", "37.50"),
         ("7 / 2", "3.5"),
+        // Berlin to Paris, and a point to itself.
+        (
+            "geo.distance(52.52, 13.405, 48.8566, 2.3522) / 1000 > 877 && geo.distance(52.52, 13.405, 48.8566, 2.3522) < 878000",
+            "true",
+        ),
+        ("geo.distance(48.4, 9.99, 48.4, 9.99)", "0.0"),
         ("-7 % 4", "-3"),
         ("value.amount > 12 && value.amount <= 12.5", "true"),
         ("value.amount == 12.5 ? 'same' : 'other'", "\"same\""),

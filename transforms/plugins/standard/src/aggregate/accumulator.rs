@@ -5,10 +5,12 @@ use std::cmp::Ordering;
 use serde::{Deserialize, Serialize};
 use trunkline_plugin::ConfigError;
 
+use super::sketch::{Distinct, Quantiles};
 use crate::expression::{self, Expression, Scope, Value};
 use crate::number::Decimal;
 
-const FUNCTIONS: &str = "count(), count(..), sum(..), min(..), max(..), avg(..), first(..) or last(..)";
+const FUNCTIONS: &str =
+    "count(), count(..), distinct(..), sum(..), min(..), max(..), avg(..), percentile(.., 95), first(..) or last(..)";
 
 /// An aggregate function with its argument.
 #[derive(Debug)]
@@ -16,11 +18,15 @@ pub(super) struct Function {
     kind: Kind,
     /// `None`: the function counts records.
     argument: Option<Expression>,
+    /// Of a percentile.
+    percent: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Count,
+    Distinct,
+    Percentile,
     Sum,
     Min,
     Max,
@@ -40,6 +46,8 @@ pub(super) enum Accumulator {
     Extreme(Option<String>),
     /// The value of the first or last record, with its time.
     At(Option<(i64, String)>),
+    Distinct(Distinct),
+    Percentile(Quantiles),
 }
 
 impl Function {
@@ -51,6 +59,8 @@ impl Function {
         };
         let kind = match name.trim() {
             "count" => Kind::Count,
+            "distinct" => Kind::Distinct,
+            "percentile" => Kind::Percentile,
             "sum" => Kind::Sum,
             "min" => Kind::Min,
             "max" => Kind::Max,
@@ -61,12 +71,24 @@ impl Function {
                 return Err(ConfigError::at(key, format!("there is no aggregate `{other}`; expected {FUNCTIONS}")));
             }
         };
+        let (argument, percent) = match kind {
+            Kind::Percentile => {
+                let split = argument.rsplit_once(',');
+                let split = split.and_then(|(argument, percent)| Some((argument, percent.trim().parse::<f64>().ok()?)));
+                let Some(split) = split.filter(|(_, percent)| (0.0..=100.0).contains(percent)) else {
+                    let message = format!("`{text}` has no percentage; expected such as `percentile(row.ms, 95)`");
+                    return Err(ConfigError::at(key, message));
+                };
+                split
+            }
+            _ => (argument, 0.0),
+        };
         let argument = match argument.trim() {
             "" if kind == Kind::Count => None,
             "" => return Err(ConfigError::at(key, format!("`{text}` has no argument; expected an expression in CEL"))),
             argument => Some(expression::compile(key, argument)?),
         };
-        Ok(Self { kind, argument })
+        Ok(Self { kind, argument, percent })
     }
 
     /// The accumulator before the first record.
@@ -77,6 +99,8 @@ impl Function {
             Kind::Average => Accumulator::Average(Decimal::from(0), 0),
             Kind::Min | Kind::Max => Accumulator::Extreme(None),
             Kind::First | Kind::Last => Accumulator::At(None),
+            Kind::Distinct => Accumulator::Distinct(Distinct::new()),
+            Kind::Percentile => Accumulator::Percentile(Quantiles::new()),
         }
     }
 
@@ -100,46 +124,103 @@ impl Function {
                 *count += 1;
             }
             (Accumulator::Extreme(extreme), Some(value)) => {
-                let wanted = if self.kind == Kind::Min { Ordering::Less } else { Ordering::Greater };
-                let replaces = match extreme {
-                    Some(known) => value.order(&Value::of_json(known.as_bytes())?)? == wanted,
-                    None => true,
-                };
+                let replaces = self.is_more_extreme(extreme.as_deref(), &value)?;
                 if replaces {
                     *extreme = Some(json(&value));
                 }
             }
             (Accumulator::At(at), Some(value)) => {
-                let replaces = match (&at, self.kind) {
-                    (Some((known, _)), Kind::First) => time < *known,
-                    (Some((known, _)), _) => time >= *known,
-                    (None, _) => true,
-                };
+                let replaces = self.is_nearer(at.as_ref().map(|(known, _)| *known), time);
                 if replaces {
                     *at = Some((time, json(&value)));
                 }
             }
+            (Accumulator::Distinct(distinct), Some(value)) => distinct.add(canonical(&value)?.as_bytes()),
+            (Accumulator::Percentile(quantiles), Some(value)) => quantiles.add(number(&value)?),
             (_, None) => return Err("the aggregate has no argument".to_owned()),
         }
         Ok(())
     }
-}
 
-impl Accumulator {
+    /// Adds the records of another window, which has the later records.
+    pub(super) fn merge(&self, accumulator: &mut Accumulator, later: &Accumulator) -> Result<(), String> {
+        let add = |left: Decimal, right: Decimal| left.add(right).map_err(|error| error.to_string());
+        match (accumulator, later) {
+            (Accumulator::Count(count), Accumulator::Count(later)) => *count += later,
+            (Accumulator::Sum(sum), Accumulator::Sum(Some(later))) => {
+                *sum = Some(add(sum.unwrap_or(Decimal::from(0)), *later)?);
+            }
+            (Accumulator::Average(sum, count), Accumulator::Average(later, later_count)) => {
+                *sum = add(*sum, *later)?;
+                *count += later_count;
+            }
+            (Accumulator::Extreme(extreme), Accumulator::Extreme(Some(later))) => {
+                if self.is_more_extreme(extreme.as_deref(), &Value::of_json(later.as_bytes())?)? {
+                    *extreme = Some(later.clone());
+                }
+            }
+            (Accumulator::At(at), Accumulator::At(Some((time, value)))) => {
+                if self.is_nearer(at.as_ref().map(|(known, _)| *known), *time) {
+                    *at = Some((*time, value.clone()));
+                }
+            }
+            (Accumulator::Distinct(distinct), Accumulator::Distinct(later)) => distinct.merge(later),
+            (Accumulator::Percentile(quantiles), Accumulator::Percentile(later)) => quantiles.merge(later),
+            // The later window has no value.
+            (Accumulator::Sum(_), Accumulator::Sum(None))
+            | (Accumulator::Extreme(_), Accumulator::Extreme(None))
+            | (Accumulator::At(_), Accumulator::At(None)) => {}
+            _ => return Err("the state has two windows with different aggregates".to_owned()),
+        }
+        Ok(())
+    }
+
+    /// Whether a value replaces the least or greatest one.
+    fn is_more_extreme(&self, known: Option<&str>, value: &Value<'_>) -> Result<bool, String> {
+        let wanted = if self.kind == Kind::Min { Ordering::Less } else { Ordering::Greater };
+        match known {
+            Some(known) => Ok(value.order(&Value::of_json(known.as_bytes())?)? == wanted),
+            None => Ok(true),
+        }
+    }
+
+    /// Whether a value of this time replaces the first or last one.
+    fn is_nearer(&self, known: Option<i64>, time: i64) -> bool {
+        match (known, self.kind) {
+            (Some(known), Kind::First) => time < known,
+            (Some(known), _) => time >= known,
+            (None, _) => true,
+        }
+    }
+
     /// Appends the result as JSON.
-    pub(super) fn write_result(&self, out: &mut Vec<u8>) -> Result<(), String> {
-        let text = match self {
-            Self::Count(count) => count.to_string(),
-            Self::Sum(Some(sum)) => sum.to_string(),
-            Self::Average(_, 0) | Self::Sum(None) | Self::Extreme(None) | Self::At(None) => "null".to_owned(),
-            Self::Average(sum, count) => {
+    pub(super) fn write_result(&self, accumulator: &Accumulator, out: &mut Vec<u8>) -> Result<(), String> {
+        let null = || "null".to_owned();
+        let text = match accumulator {
+            Accumulator::Count(count) => count.to_string(),
+            Accumulator::Sum(sum) => sum.map_or_else(null, |sum| sum.to_string()),
+            Accumulator::Average(_, 0) => null(),
+            Accumulator::Average(sum, count) => {
                 sum.divide(Decimal::from(*count)).map_err(|error| error.to_string())?.to_string()
             }
-            Self::Extreme(Some(value)) | Self::At(Some((_, value))) => value.clone(),
+            Accumulator::Extreme(value) => value.clone().unwrap_or_else(null),
+            Accumulator::At(at) => at.as_ref().map_or_else(null, |(_, value)| value.clone()),
+            Accumulator::Distinct(distinct) => distinct.count().to_string(),
+            Accumulator::Percentile(quantiles) => quantiles.percentile(self.percent).unwrap_or_else(null),
         };
         out.extend_from_slice(text.as_bytes());
         Ok(())
     }
+}
+
+/// The JSON of a value; equal numbers have the same.
+fn canonical(value: &Value<'_>) -> Result<String, String> {
+    let Some(number) = value.number()? else { return Ok(json(value)) };
+    let text = number.to_string();
+    Ok(match text.contains('.') && !text.contains(['e', 'E']) {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    })
 }
 
 fn number(value: &Value<'_>) -> Result<Decimal, String> {

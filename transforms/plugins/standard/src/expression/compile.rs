@@ -297,7 +297,7 @@ impl Compiler<'_> {
 /// The namespace of a function such as `math.round`.
 fn namespace(target: &IdedExpr) -> Option<&str> {
     match &target.expr {
-        Expr::Ident(name) if name == "math" => Some(name),
+        Expr::Ident(name) if matches!(name.as_str(), "math" | "geo") => Some(name),
         _ => None,
     }
 }

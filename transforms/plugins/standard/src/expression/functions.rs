@@ -1,4 +1,5 @@
-//! The functions of expressions: CEL's standard functions and its string and math extensions.
+//! The functions of expressions: CEL's standard functions, its string and math extensions, and the
+//! distance of two points on the earth.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -33,9 +34,13 @@ pub(super) enum Function {
     Truncate,
     Least,
     Greatest,
+    Distance,
 }
 
-const FUNCTIONS: [(&str, Function, RangeInclusive<usize>); 25] = [
+/// The mean radius of the earth.
+const EARTH_METRES: f64 = 6_371_008.8;
+
+const FUNCTIONS: [(&str, Function, RangeInclusive<usize>); 26] = [
     ("size", Function::Size, 1..=1),
     ("contains", Function::Contains, 2..=2),
     ("startsWith", Function::StartsWith, 2..=2),
@@ -61,6 +66,7 @@ const FUNCTIONS: [(&str, Function, RangeInclusive<usize>); 25] = [
     ("math.trunc", Function::Truncate, 1..=1),
     ("math.least", Function::Least, 1..=16),
     ("math.greatest", Function::Greatest, 1..=16),
+    ("geo.distance", Function::Distance, 4..=4),
 ];
 
 /// A function and the numbers of arguments that it takes. The receiver of a method counts.
@@ -135,6 +141,11 @@ pub(super) fn call<'a>(function: Function, arguments: &[Value<'a>]) -> Result<Va
             let chosen = if function == Function::Least { numbers.iter().min() } else { numbers.iter().max() };
             chosen.map(|number| Value::Number(*number)).ok_or_else(|| "an argument is missing".to_owned())
         }
+        Function::Distance => {
+            let degrees: Vec<f64> = arguments.iter().map(degrees).collect::<Result<_, _>>()?;
+            let [lat1, lon1, lat2, lon2] = degrees[..] else { return Err("an argument is missing".to_owned()) };
+            distance((lat1, lon1), (lat2, lon2)).map(Value::Number)
+        }
     }
 }
 
@@ -163,6 +174,20 @@ pub(super) fn number(value: &Value<'_>) -> Result<Decimal, String> {
 fn position(value: &Value<'_>) -> Result<usize, String> {
     let number = number(value)?.to_i64().and_then(|number| usize::try_from(number).ok());
     number.ok_or_else(|| "a position is not a whole number from 0".to_owned())
+}
+
+fn degrees(value: &Value<'_>) -> Result<f64, String> {
+    let degrees: f64 = number(value)?.to_string().parse().map_err(|_| "an angle is too large".to_owned())?;
+    if degrees.abs() <= 360.0 { Ok(degrees) } else { Err(format!("{degrees} is not an angle in degrees")) }
+}
+
+/// The great-circle distance of two points (latitude and longitude in degrees) in metres, with one
+/// decimal: the haversine formula.
+fn distance((lat1, lon1): (f64, f64), (lat2, lon2): (f64, f64)) -> Result<Decimal, String> {
+    let half = |from: f64, to: f64| ((to - from).to_radians() / 2.0).sin().powi(2);
+    let haversine = half(lat1, lat2) + lat1.to_radians().cos() * lat2.to_radians().cos() * half(lon1, lon2);
+    let metres = 2.0 * EARTH_METRES * haversine.sqrt().min(1.0).asin();
+    Decimal::parse(&format!("{metres:.1}")).ok_or_else(|| "the distance is not a number".to_owned())
 }
 
 fn to_number(value: &Value<'_>) -> Result<Decimal, String> {
