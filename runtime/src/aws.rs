@@ -5,8 +5,8 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::ProvideCredentials as _;
 use aws_credential_types::provider::error::CredentialsError;
-use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
-use trunkline_connector::with_causes;
+use trunkline_connector::aws::http_client;
+use trunkline_connector::{Result, with_causes};
 
 const NO_CREDENTIALS: &str = "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or \
                               AWS_PROFILE, or give the machine, task or pod a role";
@@ -19,14 +19,12 @@ pub(crate) struct NoCredentials {
 }
 
 /// Reads the chain. Its files and variables may name other credentials each time.
-pub(crate) async fn load(region: Option<&str>) -> SdkConfig {
-    let http =
-        aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
+pub(crate) async fn load(region: Option<&str>) -> Result<SdkConfig> {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http_client(None)?);
     if let Some(region) = region {
         loader = loader.region(Region::new(region.to_owned()));
     }
-    loader.load().await
+    Ok(loader.load().await)
 }
 
 /// The credentials of the chain.

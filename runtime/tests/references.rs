@@ -88,7 +88,7 @@ fn codes_in_sources() -> BTreeMap<String, String> {
                     schema|sink|snapshot|snowflake|source|stage|test|timestamp|transform|unwrap_envelope|warehouse|worker|http|file|stdout";
     let code = format!(r#""((?:{families})(?:\.[a-z][a-z0-9_]*)+)""#);
     let constructs = Regex::new(&format!(
-        r"(?s)(?:Error::[a-z_]+\(|Reason::new\(|problem_at\([^;]{{0,80}}?,|code:|code =|problem\(|lack\(|issue\(|\.stop\(|\.reject\(|=>|=> \(|\(|\{{|str =|,)\s*{code}"
+        r"(?s)(?:Error::[a-z_]+\(|Reason::new\(|problem_at\([^;]{{0,80}}?,|code:|ca:|cert:|code =|problem\(|lack\(|issue\(|\.stop\(|\.reject\(|=>|=> \(|\(|\{{|str =|,)\s*{code}"
     ))
     .unwrap();
     let mut files = Vec::new();

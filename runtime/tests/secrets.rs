@@ -127,6 +127,7 @@ fn no_secret_reaches_logs_files_or_topics() {
         region = "eu-central-1"
         access_key_id = "AKIDEXAMPLE"
         secret_access_key = "${env:MARKER}"
+        session_token = "${env:MARKER}"
         commit = { idle = "1s" }
         [sinks.search]
         connector = "elasticsearch"
@@ -143,7 +144,7 @@ fn no_secret_reaches_logs_files_or_topics() {
         table = "t"
         mode = "append"
         every = "1s"
-        stage = { url = "s3://a/b", endpoint = "http://127.0.0.1:1", region = "eu-central-1", access_key_id = "AKIDEXAMPLE", secret_access_key = "${env:MARKER}" }
+        stage = { url = "s3://a/b", endpoint = "http://127.0.0.1:1", region = "eu-central-1", access_key_id = "AKIDEXAMPLE", secret_access_key = "${env:MARKER}", session_token = "${env:MARKER}" }
         [sinks.snow]
         connector = "snowflake"
         inputs = ["logs"]
@@ -157,7 +158,7 @@ fn no_secret_reaches_logs_files_or_topics() {
         table = "t"
         mode = "append"
         every = "1s"
-        stage = { url = "s3://a/b", endpoint = "http://127.0.0.1:1", region = "eu-central-1", access_key_id = "AKIDEXAMPLE", secret_access_key = "${env:MARKER}", storage_integration = "LAKE" }
+        stage = { url = "s3://a/b", endpoint = "http://127.0.0.1:1", region = "eu-central-1", access_key_id = "AKIDEXAMPLE", secret_access_key = "${env:MARKER}", session_token = "${env:MARKER}", storage_integration = "LAKE" }
         [sinks.keyed]
         connector = "elasticsearch"
         inputs = ["logs"]

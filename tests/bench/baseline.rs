@@ -136,21 +136,32 @@ fn compare_pipelines(
     if !is_selected("parquet") && !is_selected("mask") {
         return rows;
     }
-    let (topic, _) = read_log(kafka, worker(1), &Log::write(&lines, SAMPLE), "combined", SAMPLE);
-    let sample = client::load(kafka, &topic);
+    // Each version reads a topic in the format that its own log source writes. A version that does
+    // not know the other's headers would infer the columns, and the work would differ.
+    let samples = [0, 1].map(|version| {
+        let (topic, _) = read_log(kafka, worker(version), &Log::write(&lines, SAMPLE), "combined", SAMPLE);
+        let sample = client::load(kafka, &topic);
+        client::delete_topic(kafka.brokers(), &topic);
+        sample
+    });
     for (row, mask, name) in
         [("parquet", false, "topic -> Parquet zstd"), ("mask", true, "topic -> plugin mask -> Parquet zstd")]
     {
         if !is_selected(row) {
             continue;
         }
-        let count = sampling.records(write_lake(kafka, worker(1), &topic, mask, SAMPLE).per_second());
-        let backlog = backlog(kafka, &format!("backlog-{row}"), &sample, count);
-        let runs = pairs(name, sampling, |version| write_lake(kafka, worker(version), &backlog, mask, count));
+        let short = backlog(kafka, &format!("short-{row}"), &samples[1], SAMPLE);
+        let count = sampling.records(write_lake(kafka, worker(1), &short, mask, SAMPLE).per_second());
+        client::delete_topic(kafka.brokers(), &short);
+        let backlogs = [0, 1].map(|version| {
+            backlog(kafka, &format!("backlog-{row}-{}", ["baseline", "new"][version]), &samples[version], count)
+        });
+        let runs = pairs(name, sampling, |version| write_lake(kafka, worker(version), &backlogs[version], mask, count));
         rows.extend(rows_of(name, "lines/s", &runs));
-        client::delete_topic(kafka.brokers(), &backlog);
+        for topic in &backlogs {
+            client::delete_topic(kafka.brokers(), topic);
+        }
     }
-    client::delete_topic(kafka.brokers(), &topic);
     rows
 }
 

@@ -1,6 +1,7 @@
 //! A bare Kafka client with the worker's settings: the limit of a worker's speed, and the load that
 //! compares brokers.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -121,9 +122,15 @@ pub(crate) fn load(kafka: &KafkaClient, topic: &str) -> Vec<StoredRecord> {
         partition: record.partition,
         key: record.key,
         value: record.value.unwrap_or_default(),
-        headers: record.headers.into_iter().collect(),
+        headers: stored_headers(record.headers),
     };
     records.map(stored).collect()
+}
+
+/// The headers as they are in the topic: without those that the reader unpacked from `trunkline`.
+fn stored_headers(headers: BTreeMap<String, Vec<u8>>) -> Vec<(String, Vec<u8>)> {
+    let is_packed = headers.contains_key("trunkline");
+    headers.into_iter().filter(|(name, _)| !is_packed || !name.starts_with("trunkline.")).collect()
 }
 
 /// Produces the same records to another topic; returns their number.

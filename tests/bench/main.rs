@@ -14,6 +14,7 @@ mod latency;
 mod measure;
 mod mysql;
 mod opensearch;
+mod operations;
 mod parser;
 mod peer;
 mod pipeline;
@@ -35,7 +36,7 @@ use crate::table::Table;
 
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
 /// follow them.
-const ROWS: [&str; 15] = [
+const ROWS: [&str; 16] = [
     "none",
     "combined",
     "parquet",
@@ -44,6 +45,7 @@ const ROWS: [&str; 15] = [
     "plugin",
     "parsers",
     "latency",
+    "operations",
     "bento-log",
     "bento-lake",
     "search",
@@ -159,6 +161,9 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
         }
         if is_selected("latency") {
             table.add(latency::rows(&kafka, sampling));
+        }
+        if is_selected("operations") {
+            table.add(operations::rows(&kafka, sampling));
         }
         if ["bento-log", "bento-lake"].into_iter().any(is_selected) {
             match peer::rows(&kafka, sampling, is_selected) {

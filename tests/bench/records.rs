@@ -43,6 +43,25 @@ impl Lines {
         Self { bytes, line_bytes }
     }
 
+    /// JSON objects with this many members, all numbers.
+    pub(crate) fn json(seed: u64, count: u64, columns: usize) -> Self {
+        let mut bytes = Vec::new();
+        let mut state = seed;
+        for _ in 0..count {
+            bytes.push(b'{');
+            for column in 0..columns {
+                // Constants of Knuth's generator; the upper bits are random enough.
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let number = 100_000 + (state >> 33) % 900_000;
+                let end = if column + 1 < columns { ',' } else { '}' };
+                write!(bytes, "\"c{column:04}\":{number}{end}").unwrap();
+            }
+            bytes.push(b'\n');
+        }
+        let line_bytes = bytes.len() / count as usize;
+        Self { bytes, line_bytes }
+    }
+
     /// The lines, each with its newline.
     pub(crate) fn records(&self) -> std::slice::Chunks<'_, u8> {
         self.bytes.chunks(self.line_bytes)

@@ -1,4 +1,4 @@
-//! The cost of a record as pipelines, bytes per record, partitions and backlog grow.
+//! The cost of a record as pipelines, bytes per record, partitions, backlog and columns grow.
 //!
 //! Each scenario is one worker with complete pipelines (log → topic → Parquet) that runs until it
 //! is idle. The time of an idle run (start, notice that there is no work, stop) is subtracted. The
@@ -32,7 +32,7 @@ const FLAT: f64 = 1.25;
 const BUDGET: u64 = 256 << 20;
 
 /// The names of the groups.
-pub(crate) const GROUPS: [&str; 4] = ["pipelines", "sizes", "partitions", "backlog"];
+pub(crate) const GROUPS: [&str; 5] = ["pipelines", "sizes", "partitions", "backlog", "columns"];
 
 /// A scenario and its runs.
 struct Scenario {
@@ -44,6 +44,8 @@ struct Scenario {
     /// Lines per log.
     lines: u64,
     line_bytes: usize,
+    /// The lines are JSON objects with this many members.
+    columns: Option<usize>,
     runs: Vec<Cost>,
 }
 
@@ -67,6 +69,7 @@ impl Scenario {
             partitions: 4,
             lines: 1_000_000,
             line_bytes: LINE_BYTES,
+            columns: None,
             runs: Vec::new(),
         }
     }
@@ -113,6 +116,14 @@ fn group(name: &str) -> Vec<Scenario> {
             .into(),
         "backlog" => [1_000_000, 10_000_000]
             .map(|lines| Scenario { lines, ..Scenario::new(&format!("backlog: {} M lines", lines / 1_000_000)) })
+            .into(),
+        "columns" => [(20, 400_000), (200, 40_000), (1_000, 8_000), (3_900, 2_000)]
+            .map(|(columns, lines)| Scenario {
+                lines,
+                line_bytes: Lines::json(1, 1, columns).text().len(),
+                columns: Some(columns),
+                ..Scenario::new(&format!("columns: {columns}"))
+            })
             .into(),
         other => panic!("no group {other}"),
     }
@@ -197,19 +208,20 @@ fn measure(kafka: &Kafka, scenario: &Scenario) -> Cost {
     let distinct = scenario.lines.min(1_000_000 * LINE_BYTES as u64 / scenario.line_bytes as u64).min(1_000_000);
     let logs: Vec<Log> = (0..scenario.logs)
         .map(|seed| {
-            let lines = if scenario.line_bytes == LINE_BYTES {
-                Lines::generate(seed + 1, distinct)
-            } else {
-                Lines::of_length(seed + 1, distinct, scenario.line_bytes)
+            let lines = match scenario.columns {
+                Some(columns) => Lines::json(seed + 1, distinct, columns),
+                None if scenario.line_bytes == LINE_BYTES => Lines::generate(seed + 1, distinct),
+                None => Lines::of_length(seed + 1, distinct, scenario.line_bytes),
             };
             Log::write(&lines, scenario.lines)
         })
         .collect();
+    let parser = if scenario.columns.is_some() { "json" } else { "none" };
     for number in 0..scenario.pipelines {
         std::fs::create_dir_all(case.path(&format!("logs/{number}"))).unwrap();
         std::fs::create_dir_all(case.path(&format!("lake/{number}"))).unwrap();
         let text = format!(
-            "name = \"$NAME-{number}\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/{number}/*.log\"]\n\
+            "name = \"$NAME-{number}\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/{number}/*.log\"]\nparser = \"{parser}\"\n\
              [sinks.lake]\nconnector = \"s3\"\ninputs = [\"web\"]\nurl = \"file://$DIR/lake/{number}\"\n"
         );
         case.pipeline(&format!("p{number}"), &text);

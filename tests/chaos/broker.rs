@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 use std::{env, fs, io};
 
-use trunkline_tests::{BrokerKind, Kafka, KafkaClient, KafkaFault, KafkaFaults, Skip, wait};
+use trunkline_tests::{BrokerKind, Kafka, KafkaClient, KafkaFault, KafkaFaults, SecuredKafka, Skip, TokenServer, wait};
 
 /// How long a broker may take to stop.
 const STOP: Duration = Duration::from_secs(60);
@@ -17,6 +17,8 @@ const STOP: Duration = Duration::from_secs(60);
 pub(crate) enum ChaosBroker {
     /// Apache Kafka.
     Apache(Box<Apache>),
+    /// Apache Kafka over TLS, whose tokens expire within seconds.
+    Secured(Box<Secured>),
     /// The embedded broker, in its own process.
     Embedded(Box<Embedded>),
 }
@@ -26,6 +28,7 @@ impl ChaosBroker {
     pub(crate) fn client(&self) -> &KafkaClient {
         match self {
             Self::Apache(apache) => &apache.kafka,
+            Self::Secured(secured) => &secured.kafka,
             Self::Embedded(broker) => &broker.client,
         }
     }
@@ -34,6 +37,7 @@ impl ChaosBroker {
     pub(crate) fn for_workers(&self) -> &KafkaClient {
         match self {
             Self::Apache(apache) => &apache.client,
+            Self::Secured(secured) => &secured.client,
             Self::Embedded(broker) => &broker.client,
         }
     }
@@ -42,6 +46,7 @@ impl ChaosBroker {
     pub(crate) fn kill9(&mut self) {
         match self {
             Self::Apache(apache) => apache.kafka.kill9(),
+            Self::Secured(secured) => secured.kafka.kill9(),
             Self::Embedded(broker) => broker.kill9(),
         }
     }
@@ -50,6 +55,7 @@ impl ChaosBroker {
     pub(crate) fn stop(&mut self) {
         match self {
             Self::Apache(apache) => apache.kafka.stop(),
+            Self::Secured(secured) => secured.kafka.stop(),
             Self::Embedded(broker) => broker.stop(),
         }
     }
@@ -58,14 +64,29 @@ impl ChaosBroker {
     pub(crate) fn restart(&mut self) {
         match self {
             Self::Apache(apache) => apache.kafka.restart(),
+            Self::Secured(secured) => secured.kafka.restart(),
             Self::Embedded(broker) => broker.restart(),
         }
+    }
+
+    /// The settings with which workers connect.
+    pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Secured(secured) => secured.settings(),
+            Self::Apache(_) | Self::Embedded(_) => Vec::new(),
+        }
+    }
+
+    /// Whether replies can be lost or delayed. The proxy cannot read those of a TLS connection.
+    pub(crate) fn can_lose_replies(&self) -> bool {
+        !matches!(self, Self::Secured(_))
     }
 
     /// Loses the reply to the `nth` request of this kind, counted from now.
     pub(crate) fn drop_reply(&mut self, api: &str, nth: u64) {
         match self {
             Self::Apache(apache) => apache.faults.nth(nth, api, KafkaFault::DropReply),
+            Self::Secured(_) => panic!("the fault does not ask whether replies can be lost"),
             Self::Embedded(broker) => broker.expect_ok(&format!("drop {api} {nth}")),
         }
     }
@@ -74,6 +95,7 @@ impl ChaosBroker {
     pub(crate) fn delay_reply(&mut self, api: &str, nth: u64, by: Duration) {
         match self {
             Self::Apache(apache) => apache.faults.nth(nth, api, KafkaFault::Delay(by)),
+            Self::Secured(_) => panic!("the fault does not ask whether replies can be lost"),
             Self::Embedded(broker) => broker.expect_ok(&format!("delay {api} {nth} {}", by.as_millis())),
         }
     }
@@ -81,7 +103,9 @@ impl ChaosBroker {
     /// Answers the `nth` request of this kind with an error, without executing it.
     pub(crate) fn answer_error(&mut self, api: &str, nth: u64, code: i16) -> Result<(), Skip> {
         match self {
-            Self::Apache(_) => Err(Skip::new("Apache Kafka cannot inject errors; the embedded broker can")),
+            Self::Apache(_) | Self::Secured(_) => {
+                Err(Skip::new("Apache Kafka cannot inject errors; the embedded broker can"))
+            }
             Self::Embedded(broker) => {
                 broker.expect_ok(&format!("error {api} {nth} {code}"));
                 Ok(())
@@ -93,6 +117,7 @@ impl ChaosBroker {
     pub(crate) fn pending(&mut self) -> u64 {
         match self {
             Self::Apache(apache) => apache.faults.pending() as u64,
+            Self::Secured(_) => 0,
             Self::Embedded(broker) => broker.request("pending").parse().expect("a number"),
         }
     }
@@ -101,6 +126,7 @@ impl ChaosBroker {
     pub(crate) fn clear(&mut self) {
         match self {
             Self::Apache(apache) => apache.faults.clear(),
+            Self::Secured(_) => {}
             Self::Embedded(broker) => broker.expect_ok("clear"),
         }
     }
@@ -119,6 +145,36 @@ impl Apache {
         let kafka = Kafka::start_for_crashes(BrokerKind::Apache)?;
         let faults = KafkaFaults::start(kafka.port());
         Ok(Self { client: KafkaClient::new(faults.address().to_owned()), faults, kafka })
+    }
+}
+
+/// Apache Kafka whose listener has TLS and OAuth tokens, and the server of these tokens.
+pub(crate) struct Secured {
+    kafka: SecuredKafka,
+    tokens: TokenServer,
+    client: KafkaClient,
+}
+
+/// The clients replace a token after 70 % of its lifetime: every five seconds.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(7);
+
+impl Secured {
+    /// Starts both.
+    pub(crate) fn start() -> Result<Self, Skip> {
+        let kafka = SecuredKafka::start_for_crashes()?;
+        let tokens = TokenServer::start(&kafka.file("oauth.key"), TOKEN_LIFETIME);
+        Ok(Self { client: KafkaClient::new(kafka.oauth()), tokens, kafka })
+    }
+
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("TRUNKLINE_KAFKA_SECURITY", "oauth".to_owned()),
+            ("TRUNKLINE_KAFKA_SSL_CA_LOCATION", self.kafka.file("ca.pem").display().to_string()),
+            ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL", self.tokens.url()),
+            ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_CLIENT_ID", TokenServer::ID.to_owned()),
+            ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_CLIENT_SECRET", TokenServer::SECRET.to_owned()),
+            ("TRUNKLINE_KAFKA_SASL_OAUTHBEARER_SCOPE", "kafka".to_owned()),
+        ]
     }
 }
 

@@ -24,14 +24,14 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use broker::{Apache, ChaosBroker, Embedded};
+use broker::{Apache, ChaosBroker, Embedded, Secured};
 use fixture::{Destinations, Fixture, Tally};
 use plan::{Arguments, Path, Plan, Queue};
 use table::Table;
 use trunkline_tests::{BrokerKind, Case, KafkaClient, Mysql, OpenSearch, S3, Skip};
 
 const USAGE: &str = "usage: tests/chaos/run [--seed N] [--minutes M | --short] [--only FAULT[/PATH[/BROKER]]] [--hostile] \
-                     [--list]";
+                     [--secured] [--list]";
 
 fn main() -> ExitCode {
     let arguments = match Arguments::read(std::env::args().skip(1)) {
@@ -143,8 +143,14 @@ fn execute(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), 
             (case.on(own.for_workers()), &mut own)
         }
         BrokerKind::Apache => {
-            let apache = get_or_start(&mut servers.apache, || Ok(ChaosBroker::Apache(Box::new(Apache::start()?))))?;
-            let case = Case::new("chaos", apache.for_workers());
+            // All runs of a process are of one of the two kinds.
+            let start = match plan.secured {
+                true => || Ok(ChaosBroker::Secured(Box::new(Secured::start()?))),
+                false => || Ok(ChaosBroker::Apache(Box::new(Apache::start()?))),
+            };
+            let apache = get_or_start(&mut servers.apache, start)?;
+            let mut case = Case::new("chaos", apache.for_workers());
+            apache.settings().iter().for_each(|(name, value)| case.set(name, value));
             (plan.fault.prepare)(plan, &case)?;
             (case, apache)
         }

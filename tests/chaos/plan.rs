@@ -66,6 +66,8 @@ pub(crate) struct Plan {
     pub short: bool,
     /// See [`Arguments::hostile`].
     pub hostile: bool,
+    /// See [`Arguments::secured`].
+    pub secured: bool,
 }
 
 impl Plan {
@@ -78,7 +80,8 @@ impl Plan {
     pub(crate) fn command(&self) -> String {
         let short = if self.short { " --short" } else { "" };
         let hostile = if self.hostile { " --hostile" } else { "" };
-        format!("tests/chaos/run{short}{hostile} --seed {} --only {}", self.seed, self.label())
+        let secured = if self.secured { " --secured" } else { "" };
+        format!("tests/chaos/run{short}{hostile}{secured} --seed {} --only {}", self.seed, self.label())
     }
 
     /// A number of repetitions.
@@ -99,6 +102,8 @@ pub(crate) struct Arguments {
     pub only: Option<String>,
     /// Database servers with unusual settings, and logs behind symbolic links.
     pub hostile: bool,
+    /// Apache Kafka over SASL_SSL, with tokens that are replaced every five seconds.
+    pub secured: bool,
     /// Only list the runs.
     pub list: bool,
 }
@@ -106,7 +111,8 @@ pub(crate) struct Arguments {
 impl Arguments {
     /// Parses the arguments; the error is a message for the user.
     pub(crate) fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut this = Self { seed: 1, time: None, short: false, only: None, hostile: false, list: false };
+        let mut this =
+            Self { seed: 1, time: None, short: false, only: None, hostile: false, secured: false, list: false };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
             let number = |text: String| text.parse::<u64>().map_err(|error| format!("{argument} {text}: {error}"));
@@ -116,6 +122,7 @@ impl Arguments {
                 "--only" => this.only = Some(value()?),
                 "--short" => this.short = true,
                 "--hostile" => this.hostile = true,
+                "--secured" => this.secured = true,
                 "--list" => this.list = true,
                 _ => return Err(format!("unknown argument {argument}")),
             }
@@ -126,11 +133,13 @@ impl Arguments {
     /// The runs of one round.
     pub(crate) fn round(&self, round: u64) -> Vec<Plan> {
         let mut plans = Vec::new();
-        for broker in [BrokerKind::Embedded, BrokerKind::Apache] {
+        let brokers = [BrokerKind::Embedded, BrokerKind::Apache];
+        for broker in brokers.into_iter().filter(|broker| !self.secured || *broker == BrokerKind::Apache) {
             for path in [Path::Bucket, Path::Topics, Path::State, Path::Tables, Path::MariaDb, Path::Search] {
                 for fault in FAULTS {
-                    let (seed, short, hostile) = (self.seed + round, self.short, self.hostile);
-                    let plan = Plan { fault, path, broker, seed, short, hostile };
+                    let (seed, short) = (self.seed + round, self.short);
+                    let (hostile, secured) = (self.hostile, self.secured);
+                    let plan = Plan { fault, path, broker, seed, short, hostile, secured };
                     let asked = self.only.as_ref().map_or_else(
                         || !self.short || fault.short.contains(&(path, broker)),
                         |only| format!("{}/", plan.label()).starts_with(&format!("{only}/")),

@@ -67,6 +67,10 @@ fn a_pause_holds_for_all_workers_and_outlives_them() {
     assert!(first["value"]["path"].is_string(), "{first}");
     assert_eq!((records.stdout.lines().count(), &first["topic"]), (3, &format!("{}.web", case.name()).into()));
 
+    let sample = ["--from", "earliest", "--no-follow", "--where", "value.path.startsWith('/')", "--sample", "1/100"];
+    let sampled = case.run_command("tap", &[&lake], &sample, LONG);
+    assert_eq!((sampled.code, sampled.stdout.lines().count()), (Some(0), 15), "{}", sampled.describe());
+
     let address = address(&worker);
     let resume = format!("/connectors/{lake}/resume");
     assert_eq!(send(&address, "PUT", &resume, "Origin: http://evil.example\r\n").0, 403);

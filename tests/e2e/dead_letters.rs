@@ -277,22 +277,69 @@ inputs = ["web"]
 url = "file://$DIR/raw"
 "#;
 
+/// `--to-all-readers` repeats the records for both readers; `--through-stage` passes them through
+/// the transform, whose topic nothing else reads.
 #[test]
 fn a_redrive_into_a_topic_with_several_readers_is_refused() {
     let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
-    let case = Case::new("readers", kafka);
+    for (name, flag) in [("readers", "--to-all-readers"), ("straight", "--through-stage")] {
+        redrive_with_two_readers(kafka, &reader, name, flag);
+    }
+}
+
+fn redrive_with_two_readers(kafka: &Kafka, reader: &Reader, name: &str, flag: &str) {
+    let case = Case::new(name, kafka);
     let mut log = LogWriter::new(case.path("logs/access.log"), 204);
     log.append(20);
-    case.pipeline("access", &[rejecting("/item/1"), RAW.to_owned()].concat());
+    let is_separate = flag == "--through-stage";
+    let pipeline = |base: String| {
+        let separate = "[transforms.clean]\ntopic = \"$NAME.cleaned\"";
+        let base = if is_separate { base.replace("[transforms.clean]", separate) } else { base };
+        [base, RAW.to_owned()].concat()
+    };
+    case.pipeline("access", &pipeline(rejecting("/item/1")));
     let rejected = case.until_idle("a", LONG).of(case.name(), "clean").dead_lettered;
     assert!(rejected > 1);
-    case.pipeline("access", &[access_logs(), RAW.to_owned()].concat());
+    case.pipeline("access", &pipeline(access_logs()));
     let refused = case.run_command("dlq", &["redrive", case.name()], &[], LONG);
     assert_eq!(refused.code, Some(1), "{}", refused.describe());
     assert!(refused.stdout.contains("--to-all-readers") && refused.stdout.contains(".raw`"), "{}", refused.describe());
-    let forced = case.run_command("dlq", &["redrive", case.name()], &["--to-all-readers"], LONG);
-    assert_eq!(forced.code, Some(0), "{}", forced.describe());
+    let redriven = case.run_command("dlq", &["redrive", case.name()], &[flag], LONG);
+    assert_eq!(redriven.code, Some(0), "{}", redriven.describe());
+    case.until_idle("a", LONG);
+    assert_every_line_once(reader, &case.path("lake"), &log);
+    let repeated = if is_separate { 0 } else { rejected };
+    assert_eq!(reader.read(&case.path("raw"), &["path"]).rows, 20 + repeated);
+}
+
+/// Lines that a source rejected were in no topic: they pass its parser as it is today, each once.
+#[test]
+fn a_killed_redrive_passes_rejected_lines_through_the_source_once() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = Case::new("redrive-source", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 206);
+    log.append(900);
+    case.pipeline("access", &access_logs().replace("combined", "json"));
+    assert_eq!(case.until_idle("a", LONG).of(case.name(), "web").dead_lettered, 900);
+    let redrive = ["redrive", case.name()];
+    let run = |more: &[&str]| case.run_command("dlq", &redrive, more, LONG);
+    let refused = run(&[]);
+    assert_eq!(refused.code, Some(1), "{}", refused.describe());
+    assert!(refused.stdout.contains("900 stay: `web` rejects it today, too (parse.json)"), "{}", refused.describe());
+
+    case.pipeline("access", &access_logs());
+    let wrong = run(&["--where", "cod == \"parse.json\""]);
+    assert!(wrong.code == Some(2) && wrong.stderr.contains("column 1"), "{}", wrong.describe());
+    let plan = run(&["--where", "code == \"parse.json\" && value.contains(\"/item/10 \")", "--dry-run"]);
+    let expected = format!("1 of `web` with parse.json would be redriven to topic `{}.web`", case.name());
+    assert!(plan.stdout.starts_with(&expected), "{}", plan.describe());
+    for delay in [20, 80, 160, 280] {
+        drop(case.start_command("dlq", &redrive, &[]).kill9_after(Duration::from_millis(delay)));
+    }
+    let last = run(&[]);
+    assert_eq!(last.code, Some(0), "{}", last.describe());
+    assert!(run(&[]).stdout.contains("no dead letter is left"));
+    assert_eq!(kafka.count(&format!("{}.web", case.name())), 900);
     case.until_idle("a", LONG);
     assert_every_line_once(&reader, &case.path("lake"), &log);
-    assert_eq!(reader.read(&case.path("raw"), &["path"]).rows, 20 + rejected);
 }

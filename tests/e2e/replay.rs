@@ -227,6 +227,99 @@ fn a_position_is_moved_only_while_nothing_runs(kind: BrokerKind) {
     assert_eq!(case.until_idle("a", LONG), summary);
 }
 
+/// The files below a folder for unfinished output.
+fn staged_files(case: &Case) -> usize {
+    let mut count = 0;
+    for folder in fs::read_dir(case.path("lake/.trunkline-staging")).unwrap() {
+        count += fs::read_dir(folder.unwrap().path()).unwrap().count();
+    }
+    count
+}
+
+#[test]
+fn a_killed_replay_replaces_files_while_live_records_arrive() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = new_case("supersede", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 708);
+    log.append(3_000);
+    case.pipeline("access", &access_logs());
+    let live = case.start("a", &[]);
+    wait_for_rows(&reader, &case.path("lake"), 3_000);
+    let before = parquet_files(&case.path("lake"));
+    // Today's transforms drop some records. The worker has not read the file again.
+    let mask = "plugin = \"mask.wasm\"\nconfig = { fields = [\"remote_addr\"] }";
+    let filter = "plugin = \"filter.wasm\"\nconfig = { condition = \"!value.path.endsWith('7')\" }";
+    assert!(access_logs().contains(mask));
+    case.pipeline("access", &access_logs().replace(mask, filter));
+
+    let arguments = [case.name(), "--from", "earliest", "--supersede"];
+    let planned = case.run_command("replay", &[], &[&arguments[..], &["--dry-run"]].concat(), LONG);
+    let sentence = format!("Replaces {} files with 3000 rows", before.len());
+    assert!(planned.stdout.contains(&sentence), "{}", planned.describe());
+    let both = replay(&case, &["--from", "earliest", "--supersede", "--dead-letters"]);
+    assert_eq!(both.code, Some(2), "{}", both.describe());
+
+    let killed = case.start_command("replay", &[], &[&arguments[..], &["--rate", "1200"]].concat());
+    wait::until("a run with rows", LONG, || {
+        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let runs: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap_or_default();
+        runs.first()?["counters"]["out"].as_u64().filter(|out| *out > 0)
+    });
+    log.append(500);
+    killed.kill9();
+    assert!(before.iter().all(|file| file.exists()) && staged_files(&case) > 0, "nothing is replaced yet");
+    let second = replay(&case, &["--from", "-1d", "--supersede"]);
+    assert!(second.stderr.contains("[replay.destination_in_use]"), "{}", second.describe());
+
+    let last = case.run_command("replay", &[], &arguments, LONG);
+    assert_eq!(last.code, Some(0), "{}", last.describe());
+    assert!(last.stderr.contains("files replaced; readers may have seen"), "{}", last.describe());
+    let run = only_run(&case);
+    assert_eq!((&run["state"], &run["supersede"]["step"]), (&"finished".into(), &"done".into()), "{run}");
+    assert!(before.iter().all(|file| !file.exists()), "{before:?}");
+    let replayed = paths_in(kafka, &format!("{}.web", case.name()), &run);
+    let dropped = replayed.iter().filter(|path| path.ends_with('7')).count() as u64;
+    assert!(replayed.len() >= 3_000 && dropped > 100, "{} records, {dropped} dropped", replayed.len());
+    log.append(200);
+    let expected = log.lines() - dropped;
+    wait_for_rows(&reader, &case.path("lake"), expected);
+    stop(live);
+    let found = reader.read(&case.path("lake"), &["path"]);
+    assert_eq!((found.rows, found.distinct), (expected, Some(expected)));
+    assert_eq!(staged_files(&case), 0);
+    let audited = case.run_command("audit", &[], &[&format!("{}.lake", case.name())], LONG);
+    assert_eq!(audited.code, Some(0), "{}", audited.describe());
+    a_run_is_given_up(&case);
+}
+
+/// A run that has not published anything leaves no trace.
+fn a_run_is_given_up(case: &Case) {
+    let before = parquet_files(&case.path("lake"));
+    let slow = [case.name(), "--from", "earliest", "--supersede", "--rate", "500"];
+    let running = case.start_command("replay", &[], &slow);
+    let unfinished = || -> Option<Value> {
+        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let runs: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap_or_default();
+        runs.into_iter().find(|run| run["supersede"]["step"] == "staging")
+    };
+    let id = wait::until("staged rows", LONG, || {
+        let run = unfinished()?;
+        run["counters"]["out"].as_u64().filter(|out| *out > 0)?;
+        run["id"].as_str().map(str::to_owned)
+    });
+    let stopped = case.ask_worker("runs", "replay", &["stop", &id], LONG);
+    assert_eq!(stopped.code, Some(0), "{}", stopped.describe());
+    assert_eq!(running.wait(LONG).code, Some(1));
+    assert!(staged_files(case) > 0);
+
+    let discarded = case.run_command("replay", &[], &[case.name(), "--discard", &id], LONG);
+
+    assert_eq!(discarded.code, Some(0), "{}", discarded.describe());
+    assert_eq!((parquet_files(&case.path("lake")), staged_files(case)), (before, 0));
+    let refused = case.run_command("replay", &[], &[case.name(), "--resume", &id], LONG);
+    assert!(refused.stderr.contains("[replay.finished]"), "{}", refused.describe());
+}
+
 #[test]
 fn a_replay_whose_records_are_deleted_stops_and_skips_nothing() {
     let kafka = need!(Kafka::any());

@@ -2,14 +2,20 @@
 //! remedy, and a job ends at once.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Case, Exit, KafkaClient, LogWriter, Right, SecuredKafka, TokenServer, need, repository, wait};
+use trunkline_tests::{
+    Case, Exit, KafkaClient, LogWriter, Record, Right, SecuredKafka, TokenServer, need, repetitions, repository, wait,
+};
 
 use crate::{LONG, SOURCE, access_logs};
 
 /// A job that cannot connect ends within this time, even on a busy machine.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+
+/// A changed right is in effect within this time. A run that still ends otherwise is a failure.
+const RIGHT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs a job on one log file at a listener of the broker.
 fn run_job(case: &mut Case, settings: &[(&str, &str)]) -> (Exit, Duration) {
@@ -100,7 +106,7 @@ fn missing_rights_are_named_and_end_a_job() {
             let (exit, elapsed) = run_job(&mut case, &settings);
             let is_expected =
                 (exit.code == Some(0)) == succeeds && expected.iter().all(|text| exit.stderr.contains(text));
-            if is_expected || begun.elapsed() > LONG {
+            if is_expected || begun.elapsed() > RIGHT_LIMIT {
                 assert!(is_expected, "{expected:?}: {}", exit.describe());
                 assert!(elapsed < Duration::from_secs(60), "{elapsed:?}: {}", exit.describe());
                 return exit;
@@ -113,9 +119,13 @@ fn missing_rights_are_named_and_end_a_job() {
 
     // Topics that exist need no right to create topics; the next missing right is that to the
     // transactional id or group.
-    for (topic, partitions) in
-        [("_trunkline.checkpoints", 8), ("_trunkline.intents", 8), ("_trunkline.schemas", 1), ("_trunkline.tasks", 32)]
-    {
+    for (topic, partitions) in [
+        ("_trunkline.checkpoints", 8),
+        ("_trunkline.intents", 8),
+        ("_trunkline.schemas", 1),
+        ("_trunkline.tasks", 32),
+        ("_trunkline.audit", 1),
+    ] {
         if !kafka.has_topic(topic) {
             kafka.create_topic(topic, partitions);
         }
@@ -248,9 +258,73 @@ fn tokens_that_cannot_be_had_are_explained_and_end_a_job() {
     }
 }
 
-/// The rights that `trunkline acls` prints for the pipelines of a case.
-fn printed_rights(case: &Case) -> Vec<Right> {
-    let exit = case.run_command("acls", &[], &["--format", "json"], LONG);
+/// The broker verifies the signature and the expiry of each token as MSK does, and ends a
+/// connection whose token has expired.
+#[test]
+fn a_worker_outlives_several_tokens_of_msk_iam() {
+    let kafka = need!(SecuredKafka::shared());
+    let address = need!(kafka.iam());
+    let settings = |case: &mut Case, id: &str, secret: &str| {
+        for (name, value) in [
+            ("TRUNKLINE_KAFKA_SECURITY", "aws_msk_iam"),
+            ("TRUNKLINE_KAFKA_REGION", "eu-central-1"),
+            ("TRUNKLINE_KAFKA_SSL_CA_LOCATION", kafka.file("ca.pem").to_str().unwrap()),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent"),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+            ("AWS_ACCESS_KEY_ID", id),
+            ("AWS_SECRET_ACCESS_KEY", secret),
+        ] {
+            case.set(name, value);
+        }
+    };
+    let mut case = Case::new("iam-refused", &KafkaClient::new(address.clone()));
+    settings(&mut case, "AKTEST", "hunter2hunter2");
+    let (exit, elapsed) = run_job(&mut case, &[]);
+    assert_eq!(exit.code, Some(3), "{}", exit.describe());
+    assert!(exit.stderr.contains("the broker refused the token: with MSK"), "{}", exit.describe());
+    assert!(elapsed < CONNECT_LIMIT && !exit.stderr.contains("hunter2"), "{elapsed:?}: {}", exit.describe());
+
+    // A token ends with the credentials that signed it. This program gives new ones for 7 s each
+    // time.
+    let mut case = Case::new("iam", &KafkaClient::new(address));
+    settings(&mut case, "", "");
+    let (issued, program) = (case.path("issued"), case.path("credentials"));
+    let script = format!(
+        "#!/bin/bash\necho >> {}\necho '{{\"Version\":1,\"AccessKeyId\":\"AKTEST\",\"SecretAccessKey\":\"SKTESTSK\",\
+         \"Expiration\":\"'$(date -u -d '+7 seconds' +%FT%TZ)'\"}}'\n",
+        issued.display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(case.path("aws"), format!("[default]\ncredential_process = {}\n", program.display())).unwrap();
+    let config = case.path("aws");
+    case.set("AWS_CONFIG_FILE", config.to_str().unwrap());
+    let tokens = || fs::read_to_string(&issued).map_or(0, |lines| lines.lines().count());
+    let topic = format!("{}.web", case.name());
+    let mut log = LogWriter::new(case.path("logs/access.log"), 703);
+    log.append(10);
+    case.pipeline("web", SOURCE);
+    let mut worker = case.start("a", &[]);
+    for _ in 0..repetitions(1, 4) {
+        let written = || (kafka.has_topic(&topic) && kafka.count(&topic) == log.lines()).then_some(());
+        wait::until("all lines are written", LONG, written);
+        let last = tokens();
+        wait::until("a token has expired", LONG, || (tokens() >= last + 2).then_some(()));
+        log.append(10);
+    }
+    worker.sigterm();
+    let exit = worker.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    for forbidden in ["SKTESTSK", "cannot connect to Kafka", "cannot get a token", "refused the token"] {
+        assert!(!exit.stderr.contains(forbidden), "{forbidden}: {}", exit.describe());
+    }
+    case.until_idle("a", LONG);
+    assert_eq!(kafka.count(&topic), log.lines());
+}
+
+/// The rights that `trunkline acls` prints for a use of the pipelines of a case.
+fn printed_rights(case: &Case, used: &str) -> Vec<Right> {
+    let exit = case.run_command("acls", &[], &["--format", "json", "--for", used], LONG);
     assert_eq!(exit.code, Some(0), "{}", exit.describe());
     let list: serde_json::Value = serde_json::from_str(&exit.stdout).unwrap();
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
@@ -280,7 +354,7 @@ fn a_pipeline_runs_under_exactly_the_rights_that_are_printed() {
     let text = text.replace("name = \"access-logs\"", "name = \"$NAME\"");
     let text = text.replace("access-logs/*.log", "$DIR/logs/*.log").replace("/tmp/trunkline-lake", "$DIR/lake");
     case.pipeline("access-logs", &text);
-    let rights = printed_rights(&case);
+    let rights = printed_rights(&case, "worker");
     let mut runs = 0;
     // The broker applies a changed right a moment after it has accepted it.
     let mut run_until = |is_expected: &dyn Fn(&Exit) -> bool| {
@@ -295,7 +369,7 @@ fn a_pipeline_runs_under_exactly_the_rights_that_are_printed() {
         };
         let mut exit = run();
         let begun = Instant::now();
-        while !is_expected(&exit) && begun.elapsed() < LONG {
+        while !is_expected(&exit) && begun.elapsed() < RIGHT_LIMIT {
             exit = run();
         }
         exit
@@ -362,6 +436,56 @@ fn a_pipeline_runs_under_exactly_the_rights_that_are_printed() {
     let lines = 5 * runs;
     assert_eq!(summary.of(case.name(), "web").output, lines);
     assert_eq!(summary.of(case.name(), "lake").output, lines);
+    kafka.revoke(&rights);
+    commands_need_exactly_the_printed_rights(kafka, &case);
+}
+
+/// A use, a command, its arguments before and after the pipelines, and its name in the audit log.
+type CommandLine<'a> = (&'a str, &'a str, &'a [&'a str], &'a [&'a str], &'a str);
+
+/// Runs each command with the rights of its use alone. All of them are in the audit log then.
+fn commands_need_exactly_the_printed_rights(kafka: &SecuredKafka, case: &Case) {
+    let (name, lake) = (case.name().to_owned(), format!("{}.lake", case.name()));
+    let copy = format!("url=\"file:{}\"", case.path("copy").display());
+    let letters = format!("{name}.dead-letters");
+    kafka.create_topic(&format!("{name}.redriven"), 1);
+    let redriven = format!("{name}.redriven");
+    let to =
+        Right { resource: "topic".to_owned(), name: redriven.clone(), is_prefix: false, operation: "Write".to_owned() };
+    let commands: [CommandLine<'_>; 6] = [
+        ("tap", "tap", &[&lake], &["--from", "earliest", "--no-follow"], "tap"),
+        ("tap", "dlq", &["show", &name], &["--limit", "1"], "dlq show"),
+        ("pause", "pause", &[&name], &[], "pause"),
+        ("offsets", "offsets", &["reset"], &[&lake, "--yes"], "offsets set"),
+        ("redrive", "dlq", &["redrive", &name], &["--to-topic", &redriven], "dlq redrive"),
+        ("replay", "replay", &[], &[&name, "--from", "earliest", "--into", &copy], "replay"),
+    ];
+    for (used, verb, before, after, recorded) in commands {
+        let mut rights = printed_rights(case, used);
+        rights.extend((used == "redrive").then(|| to.clone()));
+        kafka.grant(&rights);
+        let begun = Instant::now();
+        let exit = loop {
+            let exit = case.run_command(verb, before, after, LONG);
+            // The broker applies a new right a moment after it has accepted it.
+            if exit.code == Some(0) || begun.elapsed() > RIGHT_LIMIT {
+                break exit;
+            }
+        };
+        assert_eq!(exit.code, Some(0), "{used} {rights:?}: {}", exit.describe());
+        assert!(exit.stderr.contains(&format!("\"command\":\"{recorded}\"")), "{verb}: {}", exit.describe());
+        kafka.revoke(&rights);
+    }
+    assert!(kafka.count(&redriven) > 0 && kafka.count(&letters) > 0);
+    let log = kafka.read(&format!("{name}._trunkline.audit"));
+    let entries: Vec<serde_json::Value> = log.iter().map(Record::json).collect();
+    for (.., recorded) in commands {
+        let entry = entries.iter().find(|entry| entry["command"] == recorded);
+        let entry = entry.unwrap_or_else(|| panic!("{recorded} is not in {entries:?}"));
+        let filled = |key: &str| entry[key].as_str().is_some_and(|text| !text.is_empty());
+        assert!(filled("user") && filled("host") && filled("time") && entry["arguments"].is_object(), "{entry}");
+        assert_eq!(entry["cluster"], format!("{name}.{name}"), "{entry}");
+    }
 }
 
 /// A password that is corrected, or rotated, while the worker runs.

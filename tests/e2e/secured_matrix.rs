@@ -142,8 +142,8 @@ fn missing_topics_that_may_not_be_created_are_named_with_their_commands() {
         kafka.create_topic_with(after("--topic"), after("--partitions").parse().unwrap(), &configs);
         created += 1;
     }
-    // The topic of the records, that of dead letters, and four of the worker.
-    assert_eq!(created, 6, "{last}");
+    // The topic of the records, that of dead letters, and five of the worker.
+    assert_eq!(created, 7, "{last}");
     assert!(kafka.has_topic(&format!("{}.web", case.name())));
     let exit = run();
     assert_eq!(exit.code, Some(0), "{}", exit.describe());

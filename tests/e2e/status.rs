@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trunkline_tests::{Case, Exit, Kafka, LogWriter, Process, Reader, need, wait};
 
@@ -89,6 +89,53 @@ fn counters_and_lag_of_a_running_worker_are_shown() {
     let gone = status(&case, &[]);
     assert_eq!(gone.code, Some(3));
     assert!(gone.stderr.contains("no worker runs with the data directory"), "{}", gone.describe());
+}
+
+#[test]
+fn a_killed_worker_is_reported_within_five_seconds() {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = Case::new("killed-worker", kafka);
+    LogWriter::new(case.path("logs/access.log"), 953).append(1_000);
+    case.pipeline("access", &access_logs());
+    let (first, second) = (case.start("a", &[]), case.start("b", &[]));
+    let address = address(&first);
+    wait_for_rows(&reader, &case.path("lake"), 1_000);
+    let cluster = || serde_json::from_str::<serde_json::Value>(&get(&address, "/api/v1/cluster", "").1).ok();
+    wait::until("both workers answer with their tasks", LONG, || {
+        let workers = cluster()?["workers"].as_array()?.clone();
+        let answers =
+            workers.iter().filter(|worker| worker["status"]["tasks"].as_array().is_some_and(|it| it.len() == 2));
+        (answers.count() == 2).then_some(())
+    });
+    let shown = case.ask_worker("top", "a", &["--once"], LONG);
+    assert_eq!(shown.code, Some(0), "{}", shown.describe());
+    assert!(
+        shown.stdout.starts_with(&format!("cluster {}: 2 workers, 3 tasks, 0 failed", case.name())),
+        "{}",
+        shown.stdout
+    );
+    assert!(shown.stdout.contains(&format!("{}.lake/1 ", case.name())), "{}", shown.stdout);
+    let pipelines = case.path("pipelines");
+    let graph = case.ask_worker("graph", "a", &[pipelines.to_str().unwrap(), "--live"], LONG);
+    for part in ["\nfused transform clean ", " sink lake ", "RECORDS/S"] {
+        assert!(graph.stdout.contains(part), "{part}: {}", graph.describe());
+    }
+    let (code, page) = get(&address, "/", "Accept: text/html\r\n");
+    assert!(code == 200 && page.contains("<svg") && page.contains(&format!("{}.lake", case.name())), "{page}");
+    let (code, page) = get(&address, &format!("/ui/tap/{}.lake", case.name()), "Accept: text/html\r\n");
+    assert!(code == 200 && page.contains("&quot;path&quot;"), "{page}");
+
+    drop(second.kill9());
+    let killed = Instant::now();
+    let workers = || serde_json::from_str::<Vec<serde_json::Value>>(&get(&address, "/api/v1/workers", "").1).unwrap();
+    let is_gone = |worker: &&serde_json::Value| worker["gone_seconds"].is_u64();
+    wait::until("the killed worker is gone", LONG, || (workers().iter().filter(is_gone).count() == 1).then_some(()));
+    assert!(killed.elapsed() < LIMIT, "{:?}", killed.elapsed());
+    let shown = status(&case, &["--all-workers"]);
+    assert!(shown.stdout.contains("is gone: it was killed or lost Kafka"), "{}", shown.describe());
+    assert_eq!(shown.code, Some(1), "{}", shown.describe());
+    stop(first);
 }
 
 #[test]

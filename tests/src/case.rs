@@ -110,6 +110,13 @@ impl Case {
         self.launch(command, name, after, &[])
     }
 
+    /// The same, with settings in its environment.
+    pub fn start_command_with(&self, name: &str, after: &[&str], settings: &[(&str, &str)]) -> Process {
+        let mut command = Command::new(&self.binary);
+        command.arg(name).arg(self.path("pipelines"));
+        self.launch(command, name, after, settings)
+    }
+
     /// Runs a command that reads no pipelines, with the data folder of a worker, until it ends.
     pub fn ask_worker(&self, name: &str, worker: &str, arguments: &[&str], limit: Duration) -> Exit {
         let mut command = Command::new(&self.binary);

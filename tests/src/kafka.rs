@@ -21,7 +21,7 @@ use crate::{Skip, paths, wait};
 const READ_LIMIT: Duration = Duration::from_secs(120);
 
 /// The controller ends the session of a killed node after 3 s.
-const QUICK_RESTART: [(&str, &str); 1] =
+pub(crate) const QUICK_RESTART: [(&str, &str); 1] =
     [("KAFKA_EXTRA", "broker.session.timeout.ms=3000 broker.heartbeat.interval.ms=500")];
 
 /// A kind of broker.

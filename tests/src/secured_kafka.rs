@@ -11,6 +11,7 @@ use rdkafka::admin::AdminClient;
 use rdkafka::bindings::{self, rd_kafka_AclOperation_t, rd_kafka_ResourcePatternType_t, rd_kafka_ResourceType_t};
 use rdkafka::client::DefaultClientContext;
 
+use crate::kafka::QUICK_RESTART;
 use crate::server::Server;
 use crate::{KafkaClient, Skip, Tool};
 
@@ -29,9 +30,34 @@ impl SecuredKafka {
     }
 
     fn start() -> Result<Self, Skip> {
-        let server = Server::start("kafka-secured", &[], 4)?;
+        Self::start_with(&[])
+    }
+
+    /// Starts a server that a test may kill.
+    pub fn start_for_crashes() -> Result<Self, Skip> {
+        Self::start_with(&QUICK_RESTART)
+    }
+
+    fn start_with(settings: &[(&str, &str)]) -> Result<Self, Skip> {
+        let server = Server::start("kafka-secured", settings, 4)?;
         let client = KafkaClient::new(format!("127.0.0.1:{}", server.port()));
         Ok(Self { server, client, tool: Tool::find("kafka-tool")? })
+    }
+
+    /// Stops it cleanly.
+    pub fn stop(&mut self) {
+        self.server.end(libc::SIGTERM);
+    }
+
+    /// Kills it.
+    pub fn kill9(&mut self) {
+        self.server.end(libc::SIGKILL);
+    }
+
+    /// Starts it again on its data, after a clean stop if it runs.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.server.start_again();
     }
 
     /// The address of the plaintext listener.
@@ -62,6 +88,14 @@ impl SecuredKafka {
     /// The address of the listener with TLS and OAuth tokens.
     pub fn oauth(&self) -> String {
         self.address(6)
+    }
+
+    /// The address of the listener with TLS and tokens of Amazon MSK IAM; a skip without a JDK.
+    pub fn iam(&self) -> Result<String, Skip> {
+        match std::fs::read_to_string(self.file("no-iam")) {
+            Ok(reason) => Err(Skip::new(format!("the verifier of MSK's tokens cannot be compiled: {reason}"))),
+            Err(_) => Ok(self.address(7)),
+        }
     }
 
     fn address(&self, offset: u16) -> String {

@@ -46,6 +46,8 @@ pub enum Reached {
     Snapshot,
     /// Recovery after a crash at this other failpoint.
     After(&'static str),
+    /// A replay that supersedes files.
+    Replay,
     /// Partitions that move from one worker to another in the middle of a transaction.
     Rebalance,
 }
@@ -137,6 +139,13 @@ pub const FAILPOINTS: &[Failpoint] = &[
     at("directory.rename.after", Reached::Directory),
     at("directory.remove.before", Reached::Directory),
     at("directory.remove.after", Reached::Directory),
+    at("replay.publish.before", Reached::Replay),
+    at("replay.publish.recorded", Reached::Replay),
+    at("replay.publish.part", Reached::Replay),
+    at("replay.remove.recorded", Reached::Replay),
+    at("replay.remove.part", Reached::Replay),
+    at("replay.done.before", Reached::Replay),
+    at("replay.done.after", Reached::Replay),
 ];
 
 /// The list has a failpoint with this name.

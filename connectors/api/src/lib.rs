@@ -5,6 +5,8 @@
 //!
 //! Nothing here knows Kafka, a connector or the runtime.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod batch;
 mod budget;
 pub mod config;
@@ -15,9 +17,11 @@ mod host;
 pub mod json;
 mod rejection;
 mod schema;
+mod schema_fit;
 mod sink;
 mod source;
 mod template;
+pub mod tls;
 
 pub use batch::{Batch, Entry, RecordRef, RecordWriter};
 pub use budget::{MemoryBudget, Reservation};
@@ -25,13 +29,14 @@ pub use error::{Domain, Error, Result, Retry, io_error, root_cause, with_causes}
 pub use host::host_name;
 pub use rejection::{Reason, Rejections};
 pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
+pub use schema_fit::Fit;
 pub use sink::{
     Buffered, CommitPolicy, Delivery, ErasedTwoPhaseSink, IdempotentSink, InFlight, OutputFile, OutputListing,
-    PartitionRecords, PendingRecord, RecordIndex, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, SinkWriter,
-    TopicPartition, TwoPhaseSink,
+    PartitionRecords, PendingRecord, RecordIndex, SchemaLookup, Sink, SinkConnector, SinkContext, SinkReplay, SinkSpec,
+    SinkWriter, Supersede, TopicPartition, TwoPhaseSink,
 };
 pub use source::{
-    Fill, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, SnapshotRequest, Source, SourceBatch,
-    SourceConnector, SourceContext, SourceLag, SourceSpec,
+    Fill, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, Reparser, SnapshotRequest, Source,
+    SourceBatch, SourceConnector, SourceContext, SourceLag, SourceSpec,
 };
 pub use template::{Escape, RenderError, Template, TemplateError};

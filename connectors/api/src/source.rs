@@ -86,8 +86,22 @@ pub trait SourceSpec: Send + Sync {
         Vec::new()
     }
 
+    /// Parses data that the source has rejected once more, with this configuration. `None`: the
+    /// source does not support it.
+    fn reparser(&self) -> Option<Box<dyn Reparser>> {
+        None
+    }
+
     /// Opens it at a position.
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>>;
+}
+
+/// Parses data that a source has rejected.
+pub trait Reparser {
+    /// Adds to `out` what becomes of rejected data: records, a rejection, or a number of dropped
+    /// records. `rejected` is as the source has passed it to [`SourceBatch::rejected`], with the
+    /// time of the rejection, and `code` is the reason.
+    fn reparse(&mut self, rejected: RecordRef<'_>, code: &str, out: &mut SourceBatch) -> Result<()>;
 }
 
 /// Re-reads selected tables of a source while the source keeps streaming changes (`trunkline

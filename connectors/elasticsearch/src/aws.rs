@@ -8,12 +8,12 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sigv4::http_request::{PayloadChecksumKind, SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
-use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use reqwest::Request;
 use reqwest::header::{HeaderName, HeaderValue};
+use trunkline_connector::aws::http_client;
 use trunkline_connector::{Error, Result, with_causes};
 
-use crate::config::{AwsOptions, AwsService};
+use crate::config::{AwsKey, AwsOptions, AwsService};
 
 /// Signs requests.
 pub(crate) struct Signer {
@@ -25,12 +25,10 @@ pub(crate) struct Signer {
 impl Signer {
     /// Finds the region and the provider of credentials. The first signature asks the provider.
     pub(crate) async fn load(options: &AwsOptions, nodes: &[String]) -> Result<Self> {
-        // Trunkline uses ring everywhere; the SDK's default would add a second crypto library.
-        let http =
-            aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
-        if let Some((id, secret)) = &options.key {
-            loader = loader.credentials_provider(Credentials::new(id, secret, None, None, "pipeline file"));
+        let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http_client(None)?);
+        if let Some(AwsKey { id, secret, session_token }) = &options.key {
+            let credentials = Credentials::new(id, secret, session_token.clone(), None, "pipeline file");
+            loader = loader.credentials_provider(credentials);
         }
         if let Some(region) = options.region.clone().or_else(|| region_of(nodes)) {
             loader = loader.region(Region::new(region));

@@ -191,6 +191,7 @@ mod tests {
             timestamp: None,
             routing: None,
             require_alias: false,
+            supersedes: false,
         };
         let (body, decided) = BulkBody::encode(&options, &mut Observers::default(), &delivery);
         (body, decided, delivery)

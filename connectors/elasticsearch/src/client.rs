@@ -13,10 +13,11 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Certificate, ClientBuilder, Identity, Method, Proxy, RequestBuilder, StatusCode};
-use trunkline_connector::{Error, Result, io_error, root_cause};
+use trunkline_connector::tls::{TlsIdentity, handshake_problem};
+use trunkline_connector::{Error, Result, Retry, root_cause};
 
 use crate::aws::Signer;
-use crate::config::{AwsService, ClientOptions, Credentials, ProxyOptions};
+use crate::config::{AwsService, ClientOptions, Credentials, ProxyOptions, TLS_CODES};
 
 /// A call ends within this time: see [`trunkline_connector::IdempotentSink::deliver`].
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(50);
@@ -319,26 +320,14 @@ fn with_tls(builder: ClientBuilder, options: &ClientOptions) -> Result<ClientBui
         return Ok(builder.tls_certs_only(Vec::new()));
     }
     let mut builder = builder;
-    if let Some(path) = &options.tls_ca {
-        let pem = std::fs::read(path).map_err(|error| io_error("read `tls_ca`", path, &error))?;
-        let certificates = Certificate::from_pem_bundle(&pem).ok().filter(|certificates| !certificates.is_empty());
-        let certificates = certificates.ok_or_else(|| {
-            let message = format!("`tls_ca` names {}, which holds no certificate in PEM format", path.display());
-            Error::config("elasticsearch.tls_ca", message)
-        })?;
+    if let Some(pem) = options.tls.authorities()? {
+        let certificates = Certificate::from_pem_bundle(&pem)
+            .map_err(|error| Error::config(TLS_CODES.ca, format!("`tls_ca` cannot be used: {}", root_cause(&error))))?;
         builder = builder.tls_certs_merge(certificates);
     }
-    if let Some((cert, key)) = &options.tls_identity {
-        let mut pem = std::fs::read(cert).map_err(|error| io_error("read `tls_cert`", cert, &error))?;
-        pem.push(b'\n');
-        pem.extend(std::fs::read(key).map_err(|error| io_error("read `tls_key`", key, &error))?);
-        let identity = Identity::from_pem(&pem).map_err(|_| {
-            let message = format!(
-                "`tls_cert` and `tls_key` name {} and {}, which do not hold a certificate and its private key in PEM format",
-                cert.display(),
-                key.display()
-            );
-            Error::config("elasticsearch.tls_cert", message)
+    if let Some(TlsIdentity { certificate, key }) = options.tls.identity()? {
+        let identity = Identity::from_pem(&[certificate, key].join(&b'\n')).map_err(|error| {
+            Error::config(TLS_CODES.cert, format!("`tls_cert` and `tls_key` cannot be used: {}", root_cause(&error)))
         })?;
         builder = builder.identity(identity);
     }
@@ -379,6 +368,10 @@ fn no_answer(node: &str, timeout: Duration, error: &reqwest::Error) -> NoAnswer 
             "elasticsearch.timeout",
             format!("{node} did not answer within {timeout:?}; if the cluster is healthy, raise `timeout`"),
         )
+    } else if let Some(problem) = handshake_problem(error) {
+        // A job does not repeat it: only other files, options or certificates help.
+        let error = Error::external("elasticsearch.tls", format!("cannot connect to {node}: {problem}"));
+        return NoAnswer { error: error.retry(Retry::Never), closed: false };
     } else if error.is_connect() {
         (
             "elasticsearch.unreachable",
@@ -394,14 +387,15 @@ fn no_answer(node: &str, timeout: Duration, error: &reqwest::Error) -> NoAnswer 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test reports a failure by panicking")]
 mod tests {
+    use trunkline_connector::tls::TlsOptions;
+
     use super::*;
 
     fn client(nodes: usize) -> Client {
         let options = ClientOptions {
             nodes: (0..nodes).map(|node| format!("http://node-{node}")).collect(),
             credentials: None,
-            tls_ca: None,
-            tls_identity: None,
+            tls: TlsOptions::none(TLS_CODES),
             proxy: None,
             gzip: true,
             timeout: Duration::from_secs(1),

@@ -339,8 +339,10 @@ fn write_action(
     }
     if let Some(version) = metadata.version {
         // Several changes may have one binlog position. The last of them must win, and the order of
-        // the records decides which one that is.
-        let kind = if matches!(options.version, VersionRule::Source) { "external_gte" } else { "external" };
+        // the records decides which one that is. A record that is replayed has the version that it
+        // had before.
+        let takes_equal = options.supersedes || matches!(options.version, VersionRule::Source);
+        let kind = if takes_equal { "external_gte" } else { "external" };
         body.extend_from_slice(format!(",\"version\":{version},\"version_type\":\"{kind}\"").as_bytes());
     }
     if matches!(options.mode, Mode::Update { .. }) && metadata.has_document {
@@ -394,6 +396,7 @@ mod tests {
             timestamp: None,
             routing: None,
             require_alias: false,
+            supersedes: false,
         }
     }
 
@@ -526,6 +529,19 @@ mod tests {
         // The server refuses a `create` with an external version.
         stream.id = IdRule::Template(template("{n}"));
         assert!(!lines(&stream, None, Some(r#"{"n":1}"#)).unwrap()[0].contains("version"));
+    }
+
+    #[test]
+    fn a_replay_that_supersedes_wins_over_equal_versions_only() {
+        let superseding = DocumentOptions { supersedes: true, ..index() };
+        let action = |options: &DocumentOptions| lines(options, Some("7"), Some(UPDATE)).unwrap().remove(0);
+        assert!(action(&index()).contains(r#""version":42,"version_type":"external"}"#), "{}", action(&index()));
+        // A version that is newer refuses it.
+        let replayed = action(&superseding);
+        assert!(replayed.contains(r#""version":42,"version_type":"external_gte"}"#), "{replayed}");
+        // A document that only one record has is replaced as it is.
+        let unique = lines(&superseding, None, Some(r#"{"n":1}"#)).unwrap().remove(0);
+        assert!(unique.starts_with("{\"index\"") && !unique.contains("version"), "{unique}");
     }
 
     #[test]

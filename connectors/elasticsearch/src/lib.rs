@@ -40,10 +40,10 @@ mod server;
 mod sink;
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{Error, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec};
+use trunkline_connector::{Error, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede};
 
 use client::Client;
-use config::{Config, IdRule};
+use config::{Config, IdRule, Mode, VersionRule};
 use field_types::FieldTypes;
 
 /// The connector `elasticsearch`.
@@ -80,7 +80,9 @@ impl SinkSpec for ElasticsearchSpec {
             Ok::<_, Error>((client, product))
         })?;
         let field_types = FieldTypes::new(&self.config, product, &context.name, context.schemas);
-        let sink = sink::SearchSink::new(client, &self.config, field_types, context.runtime, context.budget);
+        let supersedes = context.replay.is_some_and(|replay| replay.supersedes);
+        let sink =
+            sink::SearchSink::new(client, &self.config, supersedes, field_types, context.runtime, context.budget);
         Ok(Sink::Idempotent(Box::new(sink)))
     }
 
@@ -105,5 +107,25 @@ impl SinkSpec for ElasticsearchSpec {
     fn repeats_change_nothing(&self) -> bool {
         // Ids and versions of a document are the same in each delivery.
         !matches!(self.config.documents.id, IdRule::None) && !self.config.documents.needs_order()
+    }
+
+    fn supersede(&self) -> Supersede {
+        let documents = &self.config.documents;
+        if documents.mode != Mode::Index {
+            return Supersede::Refused(
+                "only `mode = \"index\"` replaces documents: data streams and `create` keep the first one, and `update` merges \
+                 each record into what is there",
+            );
+        }
+        match (&documents.id, &documents.version) {
+            (IdRule::None, _) => Supersede::Refused(
+                "with `id = \"none\"` the server gives each delivery another id, so existing documents cannot be found",
+            ),
+            (IdRule::Offset, _) => Supersede::Documents { up_to_live: false },
+            (_, VersionRule::Offset) => Supersede::Documents { up_to_live: true },
+            _ => Supersede::Refused(
+                "it needs `version = \"offset\"`: with another version, a record of the range could replace a later one",
+            ),
+        }
     }
 }

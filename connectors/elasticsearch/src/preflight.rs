@@ -50,7 +50,7 @@ fn issue_of(error: &Error) -> PreflightIssue {
         "elasticsearch.unauthorized" => {
             Some("give the right credentials: `username` and `password`, `api_key`, `bearer_token` or `auth = \"aws\"`")
         }
-        "elasticsearch.unreachable" => Some("start the node, or correct `url`, `proxy` or `tls_ca`"),
+        "elasticsearch.unreachable" => Some("start the node, or correct `url` or `proxy`"),
         "elasticsearch.old_version" => Some("upgrade the cluster"),
         _ => None,
     };

@@ -59,16 +59,18 @@ enum Sent {
 }
 
 impl SearchSink {
+    /// `supersedes`: see [`DocumentOptions::supersedes`].
     pub(crate) fn new(
         client: Client,
         config: &Config,
+        supersedes: bool,
         field_types: Option<FieldTypes>,
         runtime: Handle,
         budget: MemoryBudget,
     ) -> Self {
         Self {
             client,
-            documents: config.documents.clone(),
+            documents: DocumentOptions { supersedes, ..config.documents.clone() },
             request_bytes: config.request_bytes,
             in_flight: config.in_flight,
             limit: RequestLimit::new(config.in_flight),

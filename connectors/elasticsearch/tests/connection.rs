@@ -8,6 +8,7 @@ use common::certificate::certificate;
 use common::fake::{Fake, RawRequest};
 use common::{Setup, numbered};
 use sha2::{Digest, Sha256};
+use trunkline_connector::{Domain, Retry};
 
 #[test]
 fn credentials_are_sent() {
@@ -31,10 +32,10 @@ fn authorities_of_tls_ca_are_trusted_and_others_are_not() {
     trusted.deliver(&mut numbered(0..3)).unwrap();
     assert_eq!(fake.numbers(), [0, 1, 2]);
     let error = setup.try_open(&options).err().unwrap();
-    assert_eq!(error.code, "elasticsearch.unreachable", "{error}");
-    assert!(error.message().contains("certificate"), "{error}");
+    assert_eq!((error.code, error.retry), ("elasticsearch.tls", Retry::Never), "{error}");
+    assert!(error.message().contains("set `tls_ca`"), "{error}");
     let missing = setup.try_open(&format!("{options}tls_ca = \"/nonexistent.pem\"\n")).err().unwrap();
-    assert_eq!(missing.code, "io.not_found", "{missing}");
+    assert_eq!((missing.code, missing.domain), ("elasticsearch.tls_ca", Domain::Config), "{missing}");
 }
 
 #[test]

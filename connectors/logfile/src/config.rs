@@ -149,6 +149,14 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "['^DEBUG', 'GET /health']",
     ),
     OptionSpec::optional(
+        "max_lines_per_second",
+        "number",
+        "no limit",
+        "Drops the lines (or events) of a file that exceed this rate, and counts them as dropped, with a warning each minute. It \
+         applies while a file is followed: what exists at the start, and jobs (`--until-idle`), are read whole.",
+        "1_000",
+    ),
+    OptionSpec::optional(
         "labels",
         "table of strings",
         "none",
@@ -170,7 +178,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     ),
     OptionSpec::optional(
         "multiline",
-        "`java`, `python`, `go`, `indented`, `none`, or a table",
+        "`java`, `python`, `go`, `indented`, `csv`, `none`, or a table",
         "what `parser` needs",
         "Joins lines to events, see [Multiline](#multiline).",
         "{ start = '^[0-9]{4}-', timeout = \"1s\" }",
@@ -285,6 +293,8 @@ pub struct LogfileOptions {
     pub include_lines: Option<RegexSet>,
     /// Lines to drop.
     pub exclude_lines: Option<RegexSet>,
+    /// Limit on the lines of each file that is followed.
+    pub max_lines_per_second: Option<u64>,
     /// What is added to each record.
     pub labels: Labels,
     /// Finished files are removed after this time.
@@ -382,6 +392,7 @@ impl LogfileOptions {
             multiline: multiline(section, &parser.kind),
             include_lines: line_patterns(section, "include_lines"),
             exclude_lines: line_patterns(section, "exclude_lines"),
+            max_lines_per_second: max_lines_per_second(section),
             labels: labels(section, &parser),
             remove_after: section.optional("remove_after"),
             parser,
@@ -497,6 +508,12 @@ fn max_line_bytes(section: &Section<'_>) -> usize {
     let valid = (1..=MAX_LINE_BYTES).contains(&bytes);
     check(section, "max_line_bytes", valid, format!("is {bytes} bytes"), "a size from 1B to 60MiB");
     bytes as usize
+}
+
+fn max_lines_per_second(section: &Section<'_>) -> Option<u64> {
+    let limit: u64 = section.optional("max_lines_per_second")?;
+    check(section, "max_lines_per_second", limit > 0, "is 0".to_owned(), "a whole number from 1");
+    Some(limit)
 }
 
 fn max_open_files(section: &Section<'_>) -> usize {

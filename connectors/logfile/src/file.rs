@@ -16,6 +16,7 @@ use crate::fingerprint::{ContentHash, Fingerprint, HEAD};
 use crate::input::Input;
 use crate::names::{path_text, rotation_group, text_path};
 use crate::position::{self, FileId, FilePosition, Stat};
+use crate::rate_limit::RateLimit;
 use crate::reader::{Reader, ResumeOutcome};
 
 /// A file that is followed.
@@ -70,6 +71,9 @@ pub(crate) struct TrackedFile {
     pub(crate) continued: bool,
     /// The warnings that were logged about its content.
     pub(crate) warned: Warned,
+    /// It was read to its end by this process, so that new lines are written now.
+    pub(crate) caught_up: bool,
+    pub(crate) rate: RateLimit,
     /// What all its records carry.
     pub(crate) common: CommonParts,
     /// The offset that is committed in Kafka.
@@ -199,6 +203,8 @@ impl TrackedFile {
             head_at_discovery: None,
             continued: false,
             warned: Warned::default(),
+            caught_up: false,
+            rate: RateLimit::default(),
             common: CommonParts::default(),
             committed: None,
             removal_failed: false,

@@ -23,8 +23,10 @@ mod names;
 mod parser;
 mod parser_config;
 mod position;
+mod rate_limit;
 mod reader;
 mod reading;
+mod reparse;
 mod source;
 mod text;
 mod tracker;
@@ -33,7 +35,7 @@ mod watch;
 use std::sync::Arc;
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{Placement, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
+use trunkline_connector::{Placement, Reparser, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
 
 use labels::LABELS;
 
@@ -90,6 +92,10 @@ impl SourceSpec for LogfileSpec {
 
     fn shared_data(&self, position: &[(String, Vec<u8>)]) -> Vec<String> {
         position::existing_files(position)
+    }
+
+    fn reparser(&self) -> Option<Box<dyn Reparser>> {
+        Some(Box::new(reparse::LineReparser::new(&self.options)))
     }
 
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>> {

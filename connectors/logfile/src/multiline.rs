@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use memchr::memchr;
 use regex::bytes::Regex;
 
 use crate::parser::{container_message, docker_message};
@@ -33,6 +34,8 @@ pub(crate) enum Rule {
     Continuation(Regex),
     /// A comment after another line begins an event: entries of MySQL's slow query log.
     CommentBegins,
+    /// Lines continue a field in quotes, in CSV with this separator.
+    Quotes(u8),
 }
 
 /// What container runtimes write around each line, and where they split long ones.
@@ -79,9 +82,17 @@ impl Multiline {
         self.max_lines
     }
 
-    /// Whether a line continues an event whose last line is `previous`. Both are without their
-    /// delimiters.
-    pub fn continues(&self, previous: &[u8], line: &[u8]) -> bool {
+    /// Whether a field in quotes is open after a line. `was_open`: it was open before the line.
+    pub fn is_open_after(&self, was_open: bool, line: &[u8]) -> bool {
+        matches!(self.rule, Rule::Quotes(separator) if csv_is_open(separator, was_open, line))
+    }
+
+    /// Whether a line continues an event whose last line is `previous`, and after which a field in
+    /// quotes [is open](Multiline::is_open_after). Both lines are without their delimiters.
+    pub fn continues(&self, is_open: bool, previous: &[u8], line: &[u8]) -> bool {
+        if matches!(self.rule, Rule::Quotes(_)) {
+            return is_open;
+        }
         let text = match self.container {
             Container::None => line,
             Container::Cri => {
@@ -111,7 +122,10 @@ impl Multiline {
     }
 
     /// Whether no line can continue an event that ends with this line.
-    pub fn is_complete(&self, last: &[u8]) -> bool {
+    pub fn is_complete(&self, is_open: bool, last: &[u8]) -> bool {
+        if matches!(self.rule, Rule::Quotes(_)) {
+            return !is_open;
+        }
         matches!(self.rule, Rule::Parts)
             && match self.container {
                 Container::None => true,
@@ -122,10 +136,31 @@ impl Multiline {
 
     fn matches_rule(&self, previous: &[u8], line: &[u8]) -> bool {
         match &self.rule {
-            Rule::Parts => false,
+            Rule::Parts | Rule::Quotes(_) => false,
             Rule::Start(pattern) => pattern.is_match(line) == self.negate,
             Rule::Continuation(pattern) => pattern.is_match(line) != self.negate,
             Rule::CommentBegins => !line.starts_with(b"#") || previous.starts_with(b"#"),
+        }
+    }
+}
+
+/// Whether a field in quotes is open at the end of a line of CSV.
+fn csv_is_open(separator: u8, was_open: bool, line: &[u8]) -> bool {
+    let (mut at, mut is_open) = (0, was_open);
+    loop {
+        if !is_open && line.get(at) == Some(&b'"') {
+            is_open = true;
+            at += 1;
+        }
+        while is_open {
+            let Some(quote) = memchr(b'"', &line[at..]) else { return true };
+            at += quote + 1;
+            // A doubled quote is one of the text.
+            if line.get(at) == Some(&b'"') { at += 1 } else { is_open = false }
+        }
+        match memchr(separator, &line[at..]) {
+            Some(end) => at += end + 1,
+            None => return false,
         }
     }
 }
@@ -134,6 +169,25 @@ impl Multiline {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_quote_opens_a_field_only_at_its_beginning() {
+        for (was_open, line, expected) in [
+            (false, "a,b", false),
+            (false, "a,\"b", true),
+            (false, "a,\"b\",\"\"", false),
+            (false, "a,\"b\"\"", true),
+            (false, "a,b\"c", false),
+            (true, "still open", true),
+            (true, "end\",x", false),
+            (true, "end\",\"again", true),
+            (true, "\"\"", true),
+            (true, "\"", false),
+        ] {
+            assert_eq!(csv_is_open(b',', was_open, line.as_bytes()), expected, "{was_open} {line}");
+        }
+        assert!(csv_is_open(b';', false, b"a,\"b;\"c"));
+    }
+
     fn multiline(rule: Rule, container: Container) -> Multiline {
         Multiline { rule, negate: false, container, timeout: Duration::from_secs(1), max_lines: 500 }
     }
@@ -141,7 +195,7 @@ mod tests {
     fn events(multiline: &Multiline, lines: &[&str]) -> Vec<usize> {
         let mut counts = vec![1];
         for pair in lines.windows(2) {
-            if multiline.continues(pair[0].as_bytes(), pair[1].as_bytes()) {
+            if multiline.continues(false, pair[0].as_bytes(), pair[1].as_bytes()) {
                 *counts.last_mut().unwrap() += 1;
             } else {
                 counts.push(1);

@@ -91,7 +91,8 @@ pub(crate) fn then(section: &Section<'_>, outer: &ParserKind) -> Vec<(String, Pa
 
 /// Reads `multiline`. Without it, the parser decides.
 pub(crate) fn multiline(section: &Section<'_>, kind: &ParserKind) -> Option<Multiline> {
-    const EXPECTED: &str = "`java`, `python`, `go`, `indented`, `none`, or a table with `start` or `continuation`";
+    const EXPECTED: &str =
+        "`java`, `python`, `go`, `indented`, `csv`, `none`, or a table with `start` or `continuation`";
     let parser = kind.fixed_name();
     let container = match parser {
         "cri" => Container::Cri,
@@ -102,10 +103,18 @@ pub(crate) fn multiline(section: &Section<'_>, kind: &ParserKind) -> Option<Mult
     let Some(node) = section.node("multiline") else { return Rule::of_parser(parser).map(with_rule) };
     match &node.value {
         Value::String(text) if text.resolved == "none" => None,
+        Value::String(text) if text.resolved == "csv" => match kind {
+            ParserKind::Csv(options) => Some(with_rule(Rule::Quotes(options.separator))),
+            _ => {
+                let mismatch = Mismatch::new("is `csv`, which joins the lines of fields in quotes");
+                section.mismatch("multiline", node, mismatch, "`csv` with `parser = \"csv\"`".to_owned());
+                None
+            }
+        },
         Value::String(text) => {
             let rule = Rule::preset(&text.resolved);
             if rule.is_none() {
-                let help = nearest(&text.raw, &["java", "python", "go", "indented", "none"]);
+                let help = nearest(&text.raw, &["java", "python", "go", "indented", "csv", "none"]);
                 let help = help.map(|name| format!("did you mean `{name}`?"));
                 let mismatch = Mismatch { message: format!("has no preset `{}`", text.raw), span: None, help };
                 section.mismatch("multiline", node, mismatch, EXPECTED.to_owned());

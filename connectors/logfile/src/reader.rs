@@ -77,6 +77,8 @@ struct PendingEvent {
     lines: usize,
     /// Where its last line begins, counted from the event's beginning.
     last_line: usize,
+    /// See [`Multiline::is_open_after`].
+    is_open: bool,
 }
 
 struct OversizedLine {
@@ -283,9 +285,8 @@ impl Reader {
                     return self.next_line(delimiter, max_bytes);
                 };
                 self.scanned = end + delimiter.len();
-                let event = PendingEvent { len: self.scanned - self.start, lines: 1, last_line: 0 };
-                self.pending = Some(event);
-                if multiline.is_complete(self.last_line(event, delimiter)) {
+                let event = PendingEvent { len: self.scanned - self.start, lines: 1, last_line: 0, is_open: false };
+                if self.add_line(event, delimiter, multiline) {
                     return self.take_pending(delimiter, max_bytes);
                 }
                 continue;
@@ -303,13 +304,25 @@ impl Reader {
                 return self.take_pending(delimiter, max_bytes);
             }
             self.scanned = end + delimiter.len();
-            let event =
-                PendingEvent { len: self.scanned - self.start, lines: pending.lines + 1, last_line: pending.len };
-            self.pending = Some(event);
-            if multiline.is_complete(self.last_line(event, delimiter)) {
+            let event = PendingEvent {
+                len: self.scanned - self.start,
+                lines: pending.lines + 1,
+                last_line: pending.len,
+                is_open: pending.is_open,
+            };
+            if self.add_line(event, delimiter, multiline) {
                 return self.take_pending(delimiter, max_bytes);
             }
         }
+    }
+
+    /// Makes an event whose last line is new the pending one. Whether it is complete.
+    fn add_line(&mut self, event: PendingEvent, delimiter: &Delimiter, multiline: &Multiline) -> bool {
+        let last = delimiter.text(self.last_line(event, delimiter));
+        let is_open = multiline.is_open_after(event.is_open, &last);
+        let is_complete = multiline.is_complete(is_open, &last);
+        self.pending = Some(PendingEvent { is_open, ..event });
+        is_complete
     }
 
     /// The last line of the event that begins at `start`.
@@ -326,9 +339,12 @@ impl Reader {
         max_bytes: usize,
         multiline: &Multiline,
     ) -> bool {
-        let last = self.last_line(pending, delimiter);
-        let line = delimiter.trim(&self.buffer[self.start + pending.len..end]);
-        pending.lines < multiline.max_lines && end - self.start <= max_bytes && multiline.continues(last, line)
+        if pending.lines >= multiline.max_lines || end - self.start > max_bytes {
+            return false;
+        }
+        let last = delimiter.text(self.last_line(pending, delimiter));
+        let line = delimiter.text(delimiter.trim(&self.buffer[self.start + pending.len..end]));
+        multiline.continues(pending.is_open, &last, &line)
     }
 
     /// Returns the pending event.

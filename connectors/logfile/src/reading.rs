@@ -10,7 +10,6 @@ use crate::config::{EndOfFile, LogfileOptions};
 use crate::discovery::identify;
 use crate::emit::{Emitter, Origin};
 use crate::file::{OpenOutcome, PathState, TrackedFile};
-use crate::multiline::Multiline;
 use crate::reader::ReadOutcome;
 use crate::text::{TextFormat, TextFormats};
 
@@ -85,12 +84,21 @@ impl LineReading {
         let mut format = self.formats.of(reader.first());
         self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
         let mut known = reader.first().len();
-        let mut multiline = multiline_of(&self.options, format);
+        let limit = self.options.max_lines_per_second.filter(|_| file.caught_up);
+        let rate = &mut file.rate;
+        let mut excess = 0_u64;
+        limit.iter().for_each(|limit| rate.refill(*limit, Instant::now()));
+        let multiline = self.options.multiline.as_ref();
         let end = loop {
             if out.is_full() {
                 break None;
             }
             if let Some(line) = reader.next_event(&format.delimiter, self.options.max_line_bytes, multiline) {
+                if limit.is_some() && !rate.take() {
+                    out.dropped += 1;
+                    excess += 1;
+                    continue;
+                }
                 result = self.emitter.line(out, origin, format.charset, &line).map(|replaced| malformed |= replaced);
                 if result.is_err() {
                     break None;
@@ -103,10 +111,10 @@ impl LineReading {
             match reader.read_more() {
                 Ok(ReadOutcome::Bytes(count)) => {
                     read_bytes += count;
+                    limit.iter().for_each(|limit| rate.refill(*limit, Instant::now()));
                     format = self.formats.of(reader.first());
                     if reader.first().len() != known {
                         known = reader.first().len();
-                        multiline = multiline_of(&self.options, format);
                         self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
                     }
                     if reader.first().starts_with(UTF_32_MARK) {
@@ -120,6 +128,9 @@ impl LineReading {
             file.failure = None;
         }
         warn_about_content(file, format, &self.formats, &self.options, malformed);
+        if let Some(limit) = limit.filter(|_| excess > 0) {
+            file.rate.report(excess, limit, &file.path);
+        }
         if result.is_err() {
             file.take_back_line();
             return result.map(|()| ReadSlice::Stopped);
@@ -184,6 +195,8 @@ impl LineReading {
         file.complete = complete && is_compressed;
         file.truncated_stream = !complete;
         file.at_end = Some(file.stat);
+        // A job reads what exists, and a backlog is not a flood.
+        file.caught_up = !self.until_idle;
         if file.has_rest && self.rest_is_due(file, now) {
             self.emit_rest(file, out)?;
         }
@@ -202,7 +215,7 @@ impl LineReading {
         self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
         let origin =
             Origin { name: &file.name, ordering_key: file.ordering_key, common: &file.common, read_at: now_ms() };
-        let (max_bytes, multiline) = (self.options.max_line_bytes, multiline_of(&self.options, format));
+        let (max_bytes, multiline) = (self.options.max_line_bytes, self.options.multiline.as_ref());
         while let Some(line) = reader.take_rest_event(&format.delimiter, max_bytes, multiline) {
             if let Err(error) = self.emitter.line(out, origin, format.charset, &line) {
                 file.take_back_line();
@@ -243,7 +256,7 @@ impl LineReading {
         let format = self.formats.of(reader.first());
         self.emitter.begin_file(format.charset, reader.first(), file.stat.modified / 1_000_000);
         loop {
-            let (max_bytes, multiline) = (self.options.max_line_bytes, multiline_of(&self.options, format));
+            let (max_bytes, multiline) = (self.options.max_line_bytes, self.options.multiline.as_ref());
             let mut line = reader.next_event(&format.delimiter, max_bytes, multiline);
             if line.is_none() {
                 line = reader.take_rest_event(&format.delimiter, max_bytes, multiline);
@@ -288,11 +301,6 @@ fn warn_about_content(
              offset. Open it with O_APPEND, or rotate it by renaming"
         );
     }
-}
-
-/// How lines are joined. Patterns need text in which ASCII is one byte, so UTF-16 is read by lines.
-fn multiline_of<'o>(options: &'o LogfileOptions, format: &TextFormat) -> Option<&'o Multiline> {
-    options.multiline.as_ref().filter(|_| format.charset.is_ascii_compatible())
 }
 
 fn now_ms() -> i64 {

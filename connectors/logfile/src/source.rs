@@ -10,7 +10,7 @@
 //! a scan makes (a file is gone, a copy continues it) are in the same batch, so that one
 //! transaction commits them together (I1).
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -285,15 +285,28 @@ impl LogfileSource {
     }
 
     /// Finds the rotated files whose log has newer lines in another file: their last event is over.
+    /// A file that was rotated before its position was stored is known by its name alone; it is
+    /// older than the file with the plain name.
     fn mark_superseded(&mut self) {
         if self.options.multiline.is_none() {
             return;
         }
-        let current = |file: &&TrackedFile| !file.is_rotated() && file.at_end != Some(file.stat);
-        let groups: HashSet<String> =
-            self.tracker.files.values().filter(current).map(|file| rotation_group(&file.name).to_owned()).collect();
+        let is_plain = |file: &TrackedFile| {
+            let path = file.path.to_string_lossy();
+            rotation_group(&path) == path
+        };
+        // By rotation group: whether one of its files with unread lines has the plain name.
+        let mut groups: HashMap<String, bool> = HashMap::new();
+        let files = self.tracker.files.values();
+        for file in files.filter(|file| !file.is_rotated() && file.at_end != Some(file.stat)) {
+            *groups.entry(rotation_group(&file.name).to_owned()).or_default() |= is_plain(file);
+        }
         for file in self.tracker.files.values_mut() {
-            file.is_superseded |= file.is_rotated() && groups.contains(rotation_group(&file.name));
+            file.is_superseded |= match groups.get(rotation_group(&file.name)) {
+                Some(_) if file.is_rotated() => true,
+                Some(has_plain) => *has_plain && !is_plain(file),
+                None => false,
+            };
         }
     }
 

@@ -44,7 +44,10 @@ pub(crate) struct Delimiter {
     unit: usize,
     /// A carriage return in the charset, removed before a newline.
     carriage_return: Option<Vec<u8>>,
+    /// The charset of the lines, if ASCII is not one byte in it.
+    charset: Option<&'static Encoding>,
 }
+
 impl Delimiter {
     pub(crate) fn new(text: &str, charset: &'static Encoding) -> Self {
         let bytes = encode(text, charset);
@@ -53,6 +56,7 @@ impl Delimiter {
             bytes,
             unit: if charset == UTF_16LE || charset == UTF_16BE { 2 } else { 1 },
             carriage_return: (text == "\n").then(|| encode("\r", charset)),
+            charset: Some(charset).filter(|charset| !charset.is_ascii_compatible()),
         }
     }
 
@@ -108,6 +112,15 @@ impl Delimiter {
     /// The carriage return in the charset; empty if none is removed.
     pub(crate) fn carriage_return(&self) -> &[u8] {
         self.carriage_return.as_deref().unwrap_or_default()
+    }
+
+    /// The text of a line, in which ASCII is one byte.
+    pub(crate) fn text<'a>(&self, line: &'a [u8]) -> Cow<'a, [u8]> {
+        let Some(charset) = self.charset else { return Cow::Borrowed(line) };
+        let (text, _) = charset.decode_without_bom_handling(line);
+        let text = text.into_owned();
+        // The first line of a file.
+        Cow::Owned(text.strip_prefix('\u{feff}').unwrap_or(&text).as_bytes().to_vec())
     }
 
     /// The line without the carriage return at its end.

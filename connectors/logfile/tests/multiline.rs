@@ -4,7 +4,10 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{TestSource, write_gzip};
+use proptest::prelude::*;
 
 /// Longer than any test waits for a file to rest.
 const START: &str = "multiline = { start = '^[A-Z]', timeout = \"1h\" }";
@@ -121,4 +124,100 @@ fn parsers_of_events_join_their_lines() {
     let mut source = TestSource::new("parser = \"cri\"\nmultiline = \"none\"");
     source.append("a.log", "2016-10-06T00:17:09Z stdout P a\n2016-10-06T00:17:09Z stdout F b\n");
     assert_eq!(source.read().texts(), ["a", "b"]);
+}
+
+#[test]
+fn a_field_in_quotes_has_several_lines() {
+    let log = "id,note,n\n1,\"two\nlines, \"\"quoted\"\"\",x\n2,plain,y\n3,\"\n\n\",z\n";
+    let expected = [
+        r#"{"id":"1","note":"two\nlines, \"quoted\"","n":"x"}"#,
+        r#"{"id":"2","note":"plain","n":"y"}"#,
+        r#"{"id":"3","note":"\n\n","n":"z"}"#,
+    ];
+    let options = "parser = \"csv\"\nmultiline = \"csv\"";
+    for stop in 0..=log.len() {
+        let mut source = TestSource::following(options);
+        source.append("a.log", &log[..stop]);
+        source.read();
+        source.stop();
+        source.append("a.log", &log[stop..]);
+        // A record is complete with its last line: nothing waits for the next one.
+        source.read_until(3);
+        assert_eq!(source.texts(), expected, "after {stop} bytes");
+        assert!(source.rejected.is_empty());
+    }
+    // A quote that is never closed.
+    let mut source = TestSource::new("parser = \"csv\"\ncolumns = [\"a\"]\nmultiline = \"csv\"");
+    source.append("a.log", "\"open\n1\n");
+    source.read();
+    assert_eq!((source.rejected.len(), source.rejected[0].bytes.as_slice()), (1, &b"\"open\n1"[..]));
+}
+
+#[test]
+fn lines_in_utf_16_are_joined_to_events() {
+    for (label, mark, encode) in [
+        ("utf-16le", &b"\xff\xfe"[..], u16::to_le_bytes as fn(u16) -> [u8; 2]),
+        ("utf-16be", b"\xfe\xff", u16::to_be_bytes),
+    ] {
+        let text: Vec<u8> = LOG.encode_utf16().flat_map(encode).collect();
+        let marked = [mark, text.as_slice()].concat();
+        for (options, content) in [(format!("{START}\ncharset = \"{label}\""), text), (START.to_owned(), marked)] {
+            let mut source = TestSource::new(&options);
+            source.append("a.log", content);
+            assert_eq!(source.read().texts(), EVENTS, "{options}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// The writer appends parts of lines and rotates the log between two events, while the source
+    /// is killed before it commits what it has read. Each event arrives once and whole. The last
+    /// event of a rotated file waits for more lines, so it may come after those of the next file.
+    #[test]
+    fn events_arrive_once_while_the_source_is_killed(
+        steps in prop::collection::vec((1_usize..30, 0_u8..4, 1_usize..4), 20..40),
+    ) {
+        let events: Vec<String> =
+            (0..24).map(|number| format!("E {number}{}", "\n  more".repeat(number % 4))).collect();
+        let log: Vec<(String, bool)> = events
+            .iter()
+            .flat_map(|event| event.lines().map(|line| (format!("{line}\n"), line.starts_with('E'))))
+            .collect();
+        let options = "multiline = { start = '^E', timeout = \"1h\" }\nrotate_wait = \"1h\"";
+        let mut source = TestSource::following(options);
+        let (mut line, mut written, mut rotations) = (0, 0, 0);
+        for (bytes, action, records) in steps.iter().cycle().take(400) {
+            if let Some((text, begins)) = log.get(line) {
+                if written == 0 && *begins && *action == 3 && line > 0 {
+                    source.rename("a.log", &format!("a.log.{rotations}"));
+                    rotations += 1;
+                }
+                let end = (written + bytes).min(text.len());
+                source.append("a.log", &text[written..end]);
+                (line, written) = if end == text.len() { (line + 1, 0) } else { (line, end) };
+            } else if steps.len() < 400 && line >= log.len() {
+                break;
+            }
+            match action {
+                0 => source.kill(*records),
+                1 => source.stop(),
+                _ => {
+                    source.fill(*records, Duration::from_millis(1)).unwrap();
+                }
+            }
+        }
+        while let Some((text, _)) = log.get(line) {
+            source.append("a.log", &text[written..]);
+            (line, written) = (line + 1, 0);
+        }
+        source.stop();
+        source.until_idle = true;
+        let mut found: Vec<String> = source.read().take();
+        let mut expected = events;
+        found.sort();
+        expected.sort();
+        prop_assert_eq!(found, expected);
+    }
 }

@@ -5,8 +5,8 @@
 mod common;
 
 use common::{TestSource, logged, warnings};
-use trunkline_connector::SourceBatch;
 use trunkline_connector::conformance::configure_source;
+use trunkline_connector::{Batch, SourceBatch, headers};
 use trunkline_logfile::LogfileConnector;
 
 #[test]
@@ -157,4 +157,68 @@ fn a_file_is_removed_after_its_lines_are_committed() {
     texts.sort();
     assert_eq!(texts, ["four", "one", "three", "two", "unfinished"]);
     assert_eq!(source.position.len(), 0, "{:?}", source.position.keys());
+}
+
+/// What becomes of a rejected line after the options were changed.
+fn reparse(options: &str, line: &str, code: &str) -> SourceBatch {
+    let mut rejected = Batch::default();
+    let mut record = rejected.record();
+    record.timestamp(1_767_225_600_000).value(line.as_bytes());
+    record.header(headers::PATH, Some(b"/var/log/app.log")).header(headers::OFFSET, Some(b"17"));
+    record.finish();
+    let mut out = SourceBatch::with_limits(1 << 20, 100);
+    let options = format!("paths = [\"*.log\"]\n{options}");
+    let (spec, _) = configure_source(&LogfileConnector, &options, std::path::Path::new("/"));
+    spec.unwrap().reparser().unwrap().reparse(rejected.get(0), code, &mut out).unwrap();
+    out
+}
+
+#[test]
+fn a_rejected_line_is_parsed_with_the_present_options() {
+    let out = reparse("parser = 'json'\nlabels = { a = 'b' }", r#"{"n":1}"#, "parse.logfmt");
+    assert_eq!((out.records.len(), out.rejected.len()), (1, 0));
+    let record = out.records.get(0);
+    assert_eq!(record.value(), Some(&br#"{"n":1,"labels":{"a":"b"}}"#[..]));
+    assert_eq!(record.header(headers::PATH), Some(&b"/var/log/app.log"[..]));
+    assert_eq!((record.header(headers::OFFSET), record.timestamp()), (Some(&b"17"[..]), Some(1_767_225_600_000)));
+    assert_eq!(reparse("exclude_lines = ['^DEBUG']", "DEBUG x", "parse.json").dropped, 1);
+}
+
+#[test]
+fn a_rejected_line_that_still_fails_or_is_not_whole_stays_rejected() {
+    for (options, line, code, expected) in [
+        ("parser = 'json'", "n=1", "parse.logfmt", "expected"),
+        ("parser = 'none'", "the beginning", "line.oversize", "only the beginning"),
+        ("parser = 'csv'", "1,2", "parse.csv", "set `columns`"),
+    ] {
+        let out = reparse(options, line, code);
+        let (_, reason) = out.rejected.iter().next().unwrap();
+        assert!(out.records.is_empty() && reason.message.contains(expected), "{options}: {}", reason.message);
+    }
+}
+
+#[test]
+fn lines_beyond_the_rate_of_a_file_are_dropped_and_counted() {
+    let text = |from: usize, to: usize| (from..to).map(|number| format!("{number}\n")).collect::<String>();
+    let mut source = TestSource::following("max_lines_per_second = 100");
+    // What exists is no flood.
+    source.append("a.log", text(0, 1_000));
+    source.read();
+    assert_eq!((source.seen.len(), source.dropped), (1_000, 0));
+    let (_, lines) = logged(|| {
+        source.append("a.log", text(1_000, 3_000));
+        source.append("b.log", text(0, 50));
+        source.read_while(|source| source.seen.len() as u64 + source.dropped < 3_050);
+    });
+    // The burst of a second, and what the time of the test allows.
+    let kept = source.seen.iter().filter(|seen| seen.path.ends_with("a.log")).count() - 1_000;
+    assert!((100..1_500).contains(&kept), "{kept}");
+    assert_eq!(source.dropped, 2_000 - kept as u64);
+    assert!(warnings(&lines).iter().any(|line| line.contains("max_lines_per_second")), "{lines:?}");
+    source.stop();
+    assert_eq!(source.read().seen.len(), 1_050 + kept, "dropped lines are behind the position");
+    // A job reads everything.
+    let mut source = TestSource::new("max_lines_per_second = 1");
+    source.append("a.log", text(0, 500));
+    assert_eq!((source.read().seen.len(), source.dropped), (500, 0));
 }

@@ -1,12 +1,12 @@
 //! The options of a `mysql` source: their declarations, and how a component's section is read.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use trunkline_connector::config::{Mismatch, Node, OptionSpec, Section, Value};
+use trunkline_connector::tls::{self, TlsOptions};
 
 use crate::connection::address::Address;
-use crate::connection::options::{ConnectionOptions, Tls};
+use crate::connection::options::{ConnectionOptions, TLS_CODES, Tls};
 use crate::format::envelope::Op;
 use crate::format::options::{BinaryFormat, DecimalFormat, Envelope, FormatOptions, TimeFormat, ZeroDates};
 use crate::schema::column_filter::ColumnFilter;
@@ -170,27 +170,10 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "\"prefer\"",
         "`prefer` and `require` verify nothing.",
     ),
-    OptionSpec::optional(
-        "tls_ca",
-        "path",
-        "the system's authorities",
-        "A PEM file with the certificate authorities to trust.",
-        "\"ca.pem\"",
-    ),
-    OptionSpec::optional(
-        "tls_cert",
-        "path",
-        "none",
-        "A PEM file with the client's certificate, for a user who must present one (`REQUIRE X509`). Given with `tls_key`.",
-        "\"client-cert.pem\"",
-    ),
-    OptionSpec::optional(
-        "tls_key",
-        "path",
-        "none",
-        "A PEM file with the key of `tls_cert`, not encrypted.",
-        "\"client-key.pem\"",
-    ),
+    tls::CA,
+    tls::CERT,
+    tls::KEY,
+    tls::KEY_PASSWORD,
 ];
 
 /// The options of a source.
@@ -346,16 +329,8 @@ fn read_connection(section: &Section<'_>) -> Option<ConnectionOptions> {
             ("verify_identity", Tls::VerifyIdentity),
         ],
     );
-    let tls_ca: Option<PathBuf> = section.optional("tls_ca");
-    let tls_ca = tls_ca.map(|path| section.base.join(path));
-    let path = |key| section.optional::<PathBuf>(key).map(|path| section.base.join(path));
-    let (certificate, key) = (path("tls_cert"), path("tls_key"));
-    match (&certificate, &key) {
-        (Some(_), None) => section.missing("tls_key", "it goes with `tls_cert`"),
-        (None, Some(_)) => section.missing("tls_cert", "it goes with `tls_key`"),
-        _ => {}
-    }
-    Some(ConnectionOptions { address: address?, tls, tls_ca, client_certificate: certificate.zip(key) })
+    let files = TlsOptions::read(section, TLS_CODES);
+    Some(ConnectionOptions { address: address?, tls, files })
 }
 
 fn read_address(section: &Section<'_>) -> Option<Address> {

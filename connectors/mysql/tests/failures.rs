@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Bench, Kind, PATIENCE, Server, fold};
-use trunkline_connector::{Domain, Fill};
+use trunkline_connector::{Domain, Fill, Retry};
 
 #[test]
 fn a_server_restart_within_a_transaction_loses_and_duplicates_nothing() {
@@ -150,7 +150,8 @@ fn a_server_that_rejects_is_distinguished_from_one_that_is_down() {
         Bench::new(&format!("{}tls = \"{tls}\"", server.options(&tables))).read();
     }
     let error = failure(&format!("{}tls = \"verify_identity\"", server.options(&tables)));
-    assert_eq!(error.domain, Domain::External, "{error}");
+    assert_eq!((error.code, error.domain, error.retry), ("mysql.tls", Domain::External, Retry::Never), "{error}");
+    assert!(error.message().contains("set `tls_ca`"), "{error}");
     let error = failure(&format!("{}tls = \"verify_ca\"\ntls_ca = \"/no/such.pem\"", server.options(&tables)));
     assert_eq!((error.code, error.domain), ("mysql.tls_ca", Domain::Config));
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::proxy::Proxy;
 use common::{Bench, Kind, PATIENCE, Server, options};
-use trunkline_connector::{Domain, Error, Fill};
+use trunkline_connector::{Domain, Error, Fill, Retry};
 
 /// A certificate for 127.0.0.1, and its issuer.
 struct Certificate {
@@ -111,13 +111,22 @@ fn each_tls_mode_verifies_what_it_promises() {
         let both = format!("tls_ca = \"{}\"\n", both.display());
         let proxy = Proxy::new(server.port, renamed.port, || {});
         open(&format!("{}{both}", to(proxy.port, "verify_ca"))).unwrap();
-        for (tls, ca, why) in [("verify_identity", &both, "127.0.0.1"), ("verify_ca", &ca(&good), "UnknownIssuer")] {
+        for (tls, ca, why) in
+            [("verify_identity", &both, "for another host"), ("verify_ca", &ca(&good), "set `tls_ca`")]
+        {
             let error = open(&format!("{}{ca}", to(proxy.port, tls))).unwrap_err();
             assert_eq!((error.code, error.domain), ("mysql.tls", Domain::External), "{tls}: {error}");
-            assert!(error.message().contains(why) && error.message().contains("`tls_ca`"), "{tls}: {error}");
+            assert!(error.message().contains(why) && error.retry == Retry::Never, "{tls}: {error}");
         }
-        let error = open(&format!("{}{}", to(server.port, "verify_ca"), ca(&foreign))).unwrap_err();
-        assert_eq!(error.domain, Domain::External, "{error}");
+        // The query connection finds the same faults.
+        for (port, tls, ca, why) in [
+            (renamed.port, "verify_identity", ca(&of_another_name), "for another host"),
+            (server.port, "verify_ca", ca(&foreign), "set `tls_ca`"),
+        ] {
+            let error = open(&format!("{}{ca}", to(port, tls))).unwrap_err();
+            assert_eq!((error.code, error.retry), ("mysql.tls", Retry::Never), "{error}");
+            assert!(error.message().contains(why), "{error}");
+        }
         drop(renamed);
 
         // The replication connection meets a server without TLS.
@@ -129,7 +138,7 @@ fn each_tls_mode_verifies_what_it_promises() {
             open(&user("prefer")).unwrap();
             let error = open(&user("require")).unwrap_err();
             assert_eq!((error.code, error.domain), ("mysql.tls", Domain::External), "{error}");
-            assert!(error.message().contains("does not offer TLS"), "{error}");
+            assert!(error.message().contains("does not offer TLS") && error.retry == Retry::Never, "{error}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The S3 client: our TLS, retries that end within a minute, credentials from the options or the
-//! AWS chain.
+//! The S3 client: retries that end within a minute, authorities and credentials from the options or
+//! the environment.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{Credentials, RequestChecksumCalculation, ResponseChecksumValidation};
-use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
+use trunkline_connector::aws::http_client;
 use trunkline_connector::{Error, Result};
 
-use crate::options::{BucketOptions, Checksum};
+use crate::options::{AccessKey, BucketOptions, Checksum};
 
 /// One request with all its retries. A call of the sink is one round of requests, and must end
 /// within a minute.
@@ -22,9 +22,7 @@ const ATTEMPTS: u32 = 4;
 
 /// A client for the bucket.
 pub async fn connect(options: &BucketOptions) -> Result<Client> {
-    // Trunkline uses ring everywhere; the SDK's default would add a second crypto library.
-    let http =
-        aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
+    let http = http_client(options.tls.authorities()?)?;
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .operation_attempt_timeout(ATTEMPT_TIMEOUT)
@@ -40,8 +38,9 @@ pub async fn connect(options: &BucketOptions) -> Result<Client> {
     if let Some(endpoint) = &options.endpoint {
         loader = loader.endpoint_url(endpoint);
     }
-    if let Some((id, secret)) = &options.credentials {
-        loader = loader.credentials_provider(Credentials::new(id, secret, None, None, "pipeline file"));
+    if let Some(AccessKey { id, secret, session_token }) = &options.credentials {
+        let credentials = Credentials::new(id, secret, session_token.clone(), None, "pipeline file");
+        loader = loader.credentials_provider(credentials);
     }
     let shared = loader.load().await;
     let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(options.path_style);

@@ -11,10 +11,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
+use parquet::schema::types::ColumnPath;
 use tokio::runtime::Handle;
 use trunkline_connector::{Error, Result, io_error};
 
@@ -23,6 +24,10 @@ use crate::options::WriterOptions;
 
 /// Limit on the bytes of waiting rows: one or two batches, so that both threads stay busy.
 const MOST_WAITING: usize = 2 << 20;
+
+/// Limit on the columns of a file that have a dictionary. The table of each dictionary takes 73 KB
+/// from its first value on, so 4,000 columns would take 290 MB for each open file (I6).
+const MAX_DICTIONARIES: usize = 128;
 
 /// State that the files of a sink share.
 pub struct Encoders {
@@ -95,10 +100,7 @@ impl Encoding {
     /// Creates the file.
     pub fn create(temp: PathBuf, schema: &SchemaRef, encoders: &Arc<Encoders>) -> Result<Self> {
         let file = File::create_new(&temp).map_err(|error| io_error("create", &temp, &error))?;
-        let properties = WriterProperties::builder()
-            .set_compression(encoders.options.compression)
-            .set_created_by(concat!("trunkline version ", env!("CARGO_PKG_VERSION")).to_owned())
-            .build();
+        let properties = properties(schema, &encoders.options);
         let mut shared = Shared {
             encoders: Arc::clone(encoders),
             schema: Arc::clone(schema),
@@ -260,6 +262,23 @@ impl Drop for Work {
     }
 }
 
+/// How a file with these columns is written. In a wide file, the first columns of text have a
+/// dictionary, because text repeats more often than numbers.
+fn properties(schema: &SchemaRef, options: &WriterOptions) -> WriterProperties {
+    let properties = WriterProperties::builder()
+        .set_compression(options.compression)
+        .set_created_by(concat!("trunkline version ", env!("CARGO_PKG_VERSION")).to_owned());
+    if schema.flattened_fields().len() <= MAX_DICTIONARIES {
+        return properties.build();
+    }
+    let texts = schema.fields().iter().filter(|field| *field.data_type() == DataType::Utf8).take(MAX_DICTIONARIES);
+    texts
+        .fold(properties.set_dictionary_enabled(false), |properties, field| {
+            properties.set_column_dictionary_enabled(ColumnPath::from(field.name().as_str()), true)
+        })
+        .build()
+}
+
 fn lost() -> Error {
     Error::internal("s3.encoder", "the encoding thread ended early; the rows are read again from the committed offset")
 }
@@ -277,4 +296,35 @@ fn writer_memory(writer: &ArrowWriter<File>) -> usize {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // The state changes by single assignments, so a panic leaves it consistent.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, Int64Array, StringArray};
+    use parquet::basic::Compression;
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_many_columns_needs_little_memory() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let options = WriterOptions { compression: Compression::SNAPPY, row_group: 128 << 20 };
+        let encoders = Arc::new(Encoders::new(runtime.handle().clone(), options));
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+        let texts: ArrayRef = Arc::new(StringArray::from(vec!["a", "b"]));
+        let columns = (0..4000).map(|index| {
+            let column = if index % 2 == 0 { &numbers } else { &texts };
+            (format!("c{index}"), Arc::clone(column))
+        });
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let encoding = Encoding::create(folder.path().join("wide"), &batch.schema(), &encoders).unwrap();
+        encoding.add(batch).unwrap();
+        drop(encoding.idle().unwrap());
+        let memory = encoding.memory();
+        assert!(memory < 16 << 20, "{memory} bytes");
+        let metadata = encoding.finish().unwrap().finish().unwrap();
+        let has_dictionary = |index: usize| metadata.row_group(0).column(index).dictionary_page_offset().is_some();
+        assert!(!has_dictionary(0) && has_dictionary(1) && has_dictionary(255) && !has_dictionary(257));
+    }
 }

@@ -3,10 +3,14 @@
 
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
+use trunkline_connector::tls::handshake_problem;
 use trunkline_connector::{Error, Retry, with_causes};
 
 /// The code of a request that could not be signed.
 const NO_CREDENTIALS: &str = "NoCredentials";
+
+/// The code of a connection that TLS does not permit.
+const TLS: &str = "Tls";
 
 /// A failed request.
 #[derive(Debug)]
@@ -26,6 +30,9 @@ impl Failure {
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         let status = error.raw_response().map(|response| response.status().as_u16());
+        if let Some(problem) = handshake_problem(error) {
+            return Self { code: Some(TLS.to_owned()), ..Self::local(problem) };
+        }
         let causes = with_causes(error);
         let message = match error {
             // The causes list every place where the SDK has looked, at length.
@@ -89,8 +96,13 @@ impl Failure {
                 "set `access_key_id` and `secret_access_key`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a \
                  role",
             ),
+            // The message says what to do.
+            (TLS, _) => {
+                return Error::external("s3.tls", format!("cannot {doing}: {}", self.message)).retry(Retry::Never);
+            }
             ("RequestTimeTooSkewed", _) => ("s3.clock_skew", "set this machine's clock"),
-            (kms, _) if kms.starts_with("KMS.") => {
+            // Amazon's codes, and those of MinIO.
+            (kms, _) if kms.starts_with("KMS.") || kms.starts_with("kms:") => {
                 ("s3.kms", "check `sse_kms_key_id` and that the credentials may use the key")
             }
             ("SlowDown" | "Throttling" | "RequestLimitExceeded", _) | (_, Some(429 | 503)) => {
@@ -120,9 +132,14 @@ impl Failure {
             message.push_str(&format!("[request {id}] "));
         }
         let error = Error::external(our_code, format!("{}; {advice}", message.trim_end()));
+        // A key that cannot be used until a person acts.
+        let is_unusable_key =
+            ["NotFound", "Disabled", "InvalidState", "AccessDenied"].iter().any(|reason| code.contains(reason));
         match our_code {
             // A job ends at once: waiting changes nothing.
-            "s3.no_such_bucket" | "s3.bad_credentials" | "s3.wrong_region" => error.retry(Retry::Never),
+            "s3.no_such_bucket" | "s3.bad_credentials" | "s3.wrong_region" | "s3.access_denied"
+            | "s3.no_credentials" | "s3.clock_skew" => error.retry(Retry::Never),
+            "s3.kms" if is_unusable_key => error.retry(Retry::Never),
             _ => error,
         }
     }
@@ -151,9 +168,18 @@ mod tests {
     fn errors_that_do_not_pass_end_a_job() {
         let failure =
             |code: &str| Failure { code: Some(code.to_owned()), status: Some(404), ..Failure::local(String::new()) };
-        for (code, retry) in
-            [("NoSuchBucket", Retry::Never), ("InvalidAccessKeyId", Retry::Never), ("SlowDown", Retry::Backoff)]
-        {
+        for (code, retry) in [
+            ("NoSuchBucket", Retry::Never),
+            ("InvalidAccessKeyId", Retry::Never),
+            ("AccessDenied", Retry::Never),
+            (NO_CREDENTIALS, Retry::Never),
+            ("RequestTimeTooSkewed", Retry::Never),
+            ("KMS.NotFoundException", Retry::Never),
+            ("kms:KeyNotFound", Retry::Never),
+            ("KMS.DependencyTimeoutException", Retry::Backoff),
+            ("SlowDown", Retry::Backoff),
+            ("InternalError", Retry::Backoff),
+        ] {
             assert_eq!(failure(code).into_error("list").retry, retry, "{code}");
         }
     }

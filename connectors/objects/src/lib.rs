@@ -16,4 +16,4 @@ mod options;
 pub use client::connect;
 pub use encoding::{Encoders, Encoding};
 pub use errors::Failure;
-pub use options::{BucketOptions, Checksum, Encryption, WriterOptions};
+pub use options::{AccessKey, BucketOptions, Checksum, Encryption, TLS_CA_CODE, WriterOptions};

@@ -1,6 +1,8 @@
 //! Options of Parquet files and object stores.
 
 use parquet::basic::Compression;
+use trunkline_connector::config::Section;
+use trunkline_connector::tls::TlsOptions;
 
 /// An object store. No `Debug`: it holds a secret (I8).
 #[derive(Clone)]
@@ -15,8 +17,10 @@ pub struct BucketOptions {
     pub region: Option<String>,
     /// `https://host/bucket/key` instead of `https://bucket.host/key`.
     pub path_style: bool,
-    /// Key id and secret; `None`: the AWS chain.
-    pub credentials: Option<(String, String)>,
+    /// `None`: the AWS chain.
+    pub credentials: Option<AccessKey>,
+    /// The certificate authorities of the store.
+    pub tls: TlsOptions,
     /// Encryption of new objects.
     pub encryption: Encryption,
     /// Size of a part of a multipart upload.
@@ -24,6 +28,40 @@ pub struct BucketOptions {
     /// Checksum of each part.
     pub checksum: Checksum,
 }
+
+/// An access key. No `Debug`: it holds a secret (I8).
+#[derive(Clone)]
+pub struct AccessKey {
+    /// Its id.
+    pub id: String,
+    /// Its secret.
+    pub secret: String,
+    /// The token of temporary credentials.
+    pub session_token: Option<String>,
+}
+
+impl AccessKey {
+    /// Reads `access_key_id`, `secret_access_key` and `session_token`; `None` if they are not given
+    /// or incomplete (reported).
+    pub fn read(section: &Section<'_>) -> Option<Self> {
+        let id = section.optional::<String>("access_key_id");
+        let secret = section.optional::<String>("secret_access_key");
+        let session_token = section.optional::<String>("session_token");
+        let given = |key| section.table.get(key).is_some();
+        match (given("access_key_id"), given("secret_access_key")) {
+            (true, false) => section.missing("secret_access_key", "it goes with `access_key_id`"),
+            (false, true) => section.missing("access_key_id", "it goes with `secret_access_key`"),
+            (false, false) if given("session_token") => {
+                section.missing("access_key_id", "it goes with `session_token`")
+            }
+            _ => {}
+        }
+        id.zip(secret).map(|(id, secret)| Self { id, secret, session_token })
+    }
+}
+
+/// The code of an error about `tls_ca`.
+pub const TLS_CA_CODE: &str = "s3.tls_ca";
 
 /// Requested server-side encryption.
 #[derive(Debug, Clone, PartialEq, Eq)]

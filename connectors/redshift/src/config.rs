@@ -1,9 +1,8 @@
 //! Options of the connector.
 
-use std::path::PathBuf;
-
 use percent_encoding::percent_decode_str;
 use trunkline_connector::config::{Mismatch, OptionSpec, Section};
+use trunkline_connector::tls::{self, TlsCodes, TlsOptions};
 use trunkline_warehouse::{BucketOptions, Options, read_stage};
 use url::Url;
 
@@ -23,13 +22,10 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "\"verify-full\"",
         "`verify-full` checks the server's certificate and its name, `verify-ca` only the certificate, `require` neither.",
     ),
-    OptionSpec::optional(
-        "tls_ca",
-        "path",
-        "the machine's authorities",
-        "PEM file with the authorities that may sign the server's certificate.",
-        "\"redshift-ca.pem\"",
-    ),
+    tls::CA,
+    tls::CERT,
+    tls::KEY,
+    tls::KEY_PASSWORD,
     OptionSpec::optional(
         "dist_key",
         "string",
@@ -73,7 +69,7 @@ pub(crate) struct Server {
     pub(crate) user: String,
     pub(crate) password: String,
     pub(crate) tls: Tls,
-    pub(crate) tls_ca: Option<PathBuf>,
+    pub(crate) files: TlsOptions,
 }
 
 /// How the server proves who it is.
@@ -101,6 +97,9 @@ impl Config {
     }
 }
 
+/// The codes of errors about the files of TLS.
+const TLS_CODES: TlsCodes = TlsCodes { ca: "redshift.tls_ca", cert: "redshift.tls_cert" };
+
 const URL_FORM: &str = "`postgres://USER:PASSWORD@HOST:5439/DATABASE`";
 
 fn read_server(section: &Section<'_>) -> Option<Server> {
@@ -112,7 +111,7 @@ fn read_server(section: &Section<'_>) -> Option<Server> {
         ("disable", Tls::Disable),
     ];
     let tls = section.one_of("tls", &choices);
-    let tls_ca = section.optional::<PathBuf>("tls_ca").map(|path| section.base.join(path));
+    let files = TlsOptions::read(section, TLS_CODES);
     let wrong = |message: &str| {
         if let Some(node) = section.node("url") {
             section.mismatch("url", node, Mismatch::new(message), URL_FORM.to_owned());
@@ -139,5 +138,5 @@ fn read_server(section: &Section<'_>) -> Option<Server> {
         return wrong("has parameters: use the options `tls` and `tls_ca` instead");
     }
     let port = url.port().unwrap_or(5439);
-    Some(Server { host: host.to_owned(), port, database, user, password, tls, tls_ca })
+    Some(Server { host: host.to_owned(), port, database, user, password, tls, files })
 }

@@ -3,7 +3,7 @@
 use arrow::datatypes::{DataType, TimeUnit};
 use tokio::runtime::Handle;
 use trunkline_connector::{Error, Result};
-use trunkline_warehouse::{Column, ColumnType, Dialect, Session, StagedFile, StagingColumn};
+use trunkline_warehouse::{AccessKey, Column, ColumnType, Dialect, Session, StagedFile, StagingColumn};
 
 use crate::config::{Config, Server};
 use crate::session::RedshiftSession;
@@ -34,8 +34,10 @@ impl RedshiftDialect {
     pub(crate) fn new(config: &Config, name: &str, runtime: Handle) -> Self {
         let authorization = match (&config.iam_role, &config.stage.credentials) {
             (Some(role), _) => format!("IAM_ROLE {}", quoted_literal(role)),
-            (None, Some((id, secret))) => {
-                format!("ACCESS_KEY_ID {} SECRET_ACCESS_KEY {}", quoted_literal(id), quoted_literal(secret))
+            (None, Some(AccessKey { id, secret, session_token })) => {
+                let token = session_token.as_ref();
+                let token = token.map_or_else(String::new, |token| format!(" SESSION_TOKEN {}", quoted_literal(token)));
+                format!("ACCESS_KEY_ID {} SECRET_ACCESS_KEY {}{token}", quoted_literal(id), quoted_literal(secret))
             }
             (None, None) => "IAM_ROLE default".to_owned(),
         };

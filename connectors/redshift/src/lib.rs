@@ -10,7 +10,9 @@ mod session;
 use std::sync::{Arc, LazyLock};
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{CommitPolicy, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template};
+use trunkline_connector::{
+    CommitPolicy, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede, Template,
+};
 use trunkline_warehouse::{S3Stage, Stage, check, open_sink};
 
 use config::Config;
@@ -60,6 +62,10 @@ impl SinkSpec for RedshiftSpec {
 
     fn commit_policy(&self) -> CommitPolicy {
         self.config.options.commit_policy()
+    }
+
+    fn supersede(&self) -> Supersede {
+        Supersede::Refused(trunkline_warehouse::NOT_SUPERSEDED)
     }
 
     fn templates(&self) -> Vec<(&'static str, &Template)> {

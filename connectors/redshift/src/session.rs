@@ -6,7 +6,8 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _, ValueRef as _};
 use tokio::runtime::Handle;
-use trunkline_connector::{Error, Result};
+use trunkline_connector::tls::{TlsIdentity, handshake_problem};
+use trunkline_connector::{Error, Result, Retry};
 use trunkline_warehouse::Session;
 
 use crate::config::{Server, Tls};
@@ -44,8 +45,11 @@ impl RedshiftSession {
                 Tls::Disable => PgSslMode::Disable,
             })
             .disable_statement_logging();
-        if let Some(path) = &server.tls_ca {
-            options = options.ssl_root_cert(path);
+        if let Some(authorities) = server.files.authorities()? {
+            options = options.ssl_root_cert_from_pem(authorities);
+        }
+        if let Some(TlsIdentity { certificate, key }) = server.files.identity()? {
+            options = options.ssl_client_cert_from_pem(certificate).ssl_client_key_from_pem(key);
         }
         let doing = format!("connect to {}:{}", server.host, server.port);
         let connected = runtime.block_on(async { tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await });
@@ -107,17 +111,18 @@ fn timed_out(doing: &str, limit: Duration) -> Error {
 
 /// The meaning of an error.
 fn failed(doing: &str, error: &sqlx::Error) -> Error {
+    // A job does not repeat it: only other files, options or certificates help.
+    let of_tls =
+        |problem: &str| Error::external("redshift.tls", format!("cannot {doing}: {problem}")).retry(Retry::Never);
+    if let Some(problem) = handshake_problem(error) {
+        return of_tls(&problem);
+    }
     match error {
         sqlx::Error::Database(database) => {
             let sqlstate = database.code().unwrap_or_default();
             refused(doing, &sqlstate, database.message(), detail(database.as_ref()).as_deref())
         }
-        sqlx::Error::Tls(cause) => Error::config(
-            "redshift.tls",
-            format!(
-                "cannot {doing}: {cause}. Check `tls` and `tls_ca`: the certificate must be signed by a known authority"
-            ),
-        ),
+        sqlx::Error::Tls(cause) => of_tls(&format!("{cause}; check `tls`, `tls_ca` and `tls_cert`")),
         other => Error::external("redshift.unavailable", format!("cannot {doing}: {other}; a new session is opened")),
     }
 }
@@ -159,6 +164,15 @@ mod tests {
         assert_eq!(code("40001", "could not serialize"), "warehouse.conflict");
         assert_eq!(code("XX000", "1023 DETAIL: Serializable isolation violation on table - 1"), "warehouse.conflict");
         assert_eq!(code("XX000", "disk full"), "redshift.refused");
+    }
+
+    #[test]
+    fn tls_faults_are_not_repeated_by_a_job() {
+        let error = failed("connect to b:5439", &sqlx::Error::Tls("invalid certificate".into()));
+        assert_eq!((error.code, error.retry), ("redshift.tls", Retry::Never));
+        assert!(error.message().contains("`tls_ca`"), "{error}");
+        let broken = failed("connect", &sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into()));
+        assert_eq!((broken.code, broken.retry), ("redshift.unavailable", Retry::Backoff));
     }
 
     #[test]

@@ -48,6 +48,7 @@ fn measure(records: u64, paths: u64, folder: &Path) -> std::result::Result<(), B
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let sink = spec.open(SinkContext {
         name: "bench.lake".to_owned(),
+        replay: None,
         budget: MemoryBudget::new(1 << 30),
         runtime: runtime.handle().clone(),
         scratch: folder.to_owned(),

@@ -7,9 +7,10 @@ use std::time::Duration;
 use arrow::datatypes::Fields;
 use parquet::basic::{Compression, ZstdLevel};
 use trunkline_connector::config::{ByteSize, Mismatch, OptionSpec, Section, Table, Value};
+use trunkline_connector::tls::{self, TlsOptions};
 use trunkline_connector::{CommitPolicy, Template};
 use trunkline_objects::columns::{TYPES, pinned_column};
-use trunkline_objects::{BucketOptions, Checksum, Encryption, WriterOptions};
+use trunkline_objects::{AccessKey, BucketOptions, Checksum, Encryption, TLS_CA_CODE, WriterOptions};
 
 /// The options of the connector.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -115,6 +116,14 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "Secret of `access_key_id`. Write `${env:..}` or `${file:..}`.",
         "\"${file:/run/secrets/lake}\"",
     ),
+    OptionSpec::optional(
+        "session_token",
+        "string",
+        "none",
+        "Token of temporary credentials, which goes with `access_key_id`. Such credentials end after hours: prefer the AWS chain.",
+        "\"${env:LAKE_SESSION_TOKEN}\"",
+    ),
+    tls::CA,
     OptionSpec::optional(
         "server_side_encryption",
         "`AES256` or `aws:kms`",
@@ -259,14 +268,14 @@ fn read_bucket(section: &Section<'_>) -> BucketOptions {
         ("none", Checksum::None),
     ];
     let checksum = section.one_of("checksum", &choices);
-    let credentials = read_credentials(section);
     BucketOptions {
         bucket: String::new(),
         prefix: String::new(),
         endpoint: read_endpoint(section),
         region: section.optional("region"),
         path_style: section.value("path_style"),
-        credentials,
+        credentials: AccessKey::read(section),
+        tls: TlsOptions::read_ca(section, TLS_CA_CODE),
         encryption,
         part_size,
         checksum,
@@ -283,18 +292,6 @@ fn read_endpoint(section: &Section<'_>) -> Option<String> {
         section.mismatch("endpoint", node, mismatch, "an address such as `https://minio:9000`".to_owned());
     }
     Some(endpoint)
-}
-
-fn read_credentials(section: &Section<'_>) -> Option<(String, String)> {
-    let id = section.optional::<String>("access_key_id");
-    let secret = section.optional::<String>("secret_access_key");
-    let given = |key| section.table.get(key).is_some();
-    match (given("access_key_id"), given("secret_access_key")) {
-        (true, false) => section.missing("secret_access_key", "it goes with `access_key_id`"),
-        (false, true) => section.missing("access_key_id", "it goes with `secret_access_key`"),
-        _ => {}
-    }
-    id.zip(secret)
 }
 
 fn read_encryption(section: &Section<'_>) -> Encryption {

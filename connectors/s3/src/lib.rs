@@ -29,14 +29,15 @@ mod store;
 
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    CommitPolicy, Error, OutputListing, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template,
+    CommitPolicy, Error, OutputFile, OutputListing, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec,
+    Supersede, Template,
 };
 
 use config::{Config, Destination};
 use store::Store;
 use store::bucket::BucketStore;
-use store::directory::DirectoryStore;
-use store::listing;
+use store::directory::{self, DirectoryStore};
+use store::{listing, removal};
 use trunkline_objects::Encoders;
 
 /// The connector `s3`.
@@ -68,7 +69,9 @@ impl SinkSpec for S3Spec {
     fn open(&self, context: SinkContext) -> Result<Sink> {
         let encoders = Encoders::new(context.runtime.clone(), self.config.writer);
         let store: Box<dyn Store> = match &self.config.destination {
-            Destination::Directory(root) => Box::new(DirectoryStore::open(root, &context.name)?),
+            Destination::Directory(root) => {
+                Box::new(DirectoryStore::open(root, &context.name, context.replay.as_ref())?)
+            }
             Destination::Bucket(options) => Box::new(BucketStore::open(options, context.runtime, context.scratch)?),
         };
         let sink = sink::ObjectSink::new(context.name, self.config.clone(), store, encoders, context.schemas);
@@ -115,6 +118,24 @@ impl SinkSpec for S3Spec {
             Destination::Bucket(options) => listing::list_bucket(options, runtime),
         }
         .map(Some)
+    }
+
+    fn supersede(&self) -> Supersede {
+        Supersede::Files
+    }
+
+    fn check_removal(&self, files: &[OutputFile], runtime: &tokio::runtime::Handle) -> Result<()> {
+        match &self.config.destination {
+            Destination::Directory(root) => directory::check_removal(root, files),
+            Destination::Bucket(options) => removal::check(options, runtime),
+        }
+    }
+
+    fn remove_output(&self, files: &[OutputFile], runtime: &tokio::runtime::Handle) -> Result<()> {
+        match &self.config.destination {
+            Destination::Directory(root) => directory::remove_files(root, files),
+            Destination::Bucket(options) => removal::remove_objects(options, files, runtime),
+        }
     }
 
     fn templates(&self) -> Vec<(&'static str, &Template)> {

@@ -233,6 +233,14 @@ impl TwoPhaseSink for ObjectSink {
         self.store.abort(plan)
     }
 
+    fn check_prepared(&mut self, committables: &[Committable]) -> Result<()> {
+        self.store.check_prepared(committables)
+    }
+
+    fn discard_prepared(&mut self, committables: &[Committable]) -> Result<()> {
+        self.store.discard_prepared(committables)
+    }
+
     fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>> {
         self.store.existing_output(&self.name, partitions)
     }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use common::proxy::{Fault, Kind, Proxy};
 use common::s3::{self, Server};
-use common::{Setup, commit, topic_partition, write};
+use common::{Setup, commit, spec, topic_partition, write};
 use serde_json::Value as Json;
-use trunkline_connector::{Domain, ErasedTwoPhaseSink, Rejections};
+use trunkline_connector::{Domain, ErasedTwoPhaseSink, OutputFile, Rejections};
 
 /// A sink that reaches a real server through a proxy, with a new bucket.
 struct World {
@@ -65,6 +65,38 @@ impl World {
         assert_eq!(self.rows(), 1);
         assert_eq!(self.server.uploads(&self.bucket), Vec::<String>::new());
     }
+}
+
+#[test]
+fn prepared_objects_are_checked_and_discarded_and_visible_ones_removed() {
+    let Some(world) = World::new() else { return };
+    let options = s3::options(&world.proxy.endpoint, &world.bucket);
+    let (mut sink, committables) = world.prepared();
+    sink.check_prepared(&committables).unwrap();
+    sink.discard_prepared(&committables).unwrap();
+    // A repeated call changes nothing.
+    sink.discard_prepared(&committables).unwrap();
+    assert_eq!((world.server.uploads(&world.bucket), world.rows()), (Vec::<String>::new(), 0));
+    // The upload is gone, as after a rule of the bucket that removes old uploads.
+    let error = sink.check_prepared(&committables).unwrap_err();
+    assert_eq!((error.code, error.domain), ("s3.prepared_object_missing", Domain::Data), "{error}");
+
+    write(sink.as_mut(), 0, &[r#"{"a":1}"#]);
+    commit(sink.as_mut());
+    world.expect_committed();
+    let (spec, runtime) = (spec(&options), world.setup.runtime.handle());
+    let files = spec.list_output(runtime).unwrap().unwrap().files;
+    assert_eq!(files.len(), 1);
+    spec.check_removal(&files, runtime).unwrap();
+    assert_eq!(world.rows(), 1, "the check removes nothing");
+    let elsewhere = OutputFile { name: "s3://other/x.parquet".to_owned(), ..files[0].clone() };
+    assert_eq!(spec.remove_output(&[elsewhere], runtime).unwrap_err().code, "s3.other_destination");
+    spec.remove_output(&files, runtime).unwrap();
+    spec.remove_output(&files, runtime).unwrap();
+    assert_eq!(world.server.keys(&world.bucket), Vec::<String>::new());
+    // Without the permission to remove objects, nothing may begin.
+    world.proxy.rule(|kind| (kind == Kind::Other).then_some(Fault::Refuse(403, "AccessDenied")));
+    assert!(spec.check_removal(&files, runtime).is_err());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_connector::config::{Mismatch, OptionSpec, Section};
+use trunkline_connector::tls::{self, TlsCodes, TlsOptions};
 use trunkline_warehouse::BucketOptions;
 
 use crate::client::{ClientOptions, Credentials, KeyPair};
@@ -21,7 +22,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &{
     all
 };
 
-const OWN: [OptionSpec; 16] = [
+const OWN: [OptionSpec; 20] = [
     OptionSpec::required(
         "account",
         "string",
@@ -101,6 +102,10 @@ const OWN: [OptionSpec; 16] = [
         "\"1m\"",
         "Limit on the wait for a lock that another transaction holds. 1 second to 24 hours.",
     ),
+    tls::CA,
+    tls::CERT,
+    tls::KEY,
+    tls::KEY_PASSWORD,
     OptionSpec::optional(
         "stage.storage_integration",
         "string",
@@ -144,7 +149,7 @@ fn read_stage(section: &Section<'_>) -> Option<(BucketOptions, StageAccess)> {
     })?;
     let access = match (integration, &stage.credentials) {
         (Some(name), _) => StageAccess::Integration(name),
-        (None, Some((id, secret))) => StageAccess::Keys(id.clone(), secret.clone()),
+        (None, Some(key)) => StageAccess::Keys(key.clone()),
         (None, None) => {
             let message = "does not say how Snowflake reads it";
             check(
@@ -160,6 +165,9 @@ fn read_stage(section: &Section<'_>) -> Option<(BucketOptions, StageAccess)> {
     Some((stage, access))
 }
 
+/// The codes of errors about the files of TLS.
+pub(crate) const TLS_CODES: TlsCodes = TlsCodes { ca: "snowflake.tls_ca", cert: "snowflake.tls_cert" };
+
 fn read_client(section: &Section<'_>) -> Option<ClientOptions> {
     let account = section.required::<String>("account");
     let url = read_url(section);
@@ -171,6 +179,7 @@ fn read_client(section: &Section<'_>) -> Option<ClientOptions> {
     let schema = section.required::<String>("schema");
     let statement_timeout = read_timeout(section, "statement_timeout");
     let lock_timeout = read_timeout(section, "lock_timeout");
+    let tls = TlsOptions::read(section, TLS_CODES);
     let given = [("account", &account), ("user", &user), ("database", &database), ("schema", &schema)];
     for (key, value) in given {
         check(section, key, value.as_deref().is_none_or(|text| !text.trim().is_empty()), "is empty", "a name");
@@ -192,6 +201,7 @@ fn read_client(section: &Section<'_>) -> Option<ClientOptions> {
         schema: schema?,
         statement_timeout,
         lock_timeout,
+        tls,
     })
 }
 

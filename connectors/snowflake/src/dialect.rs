@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::DataType;
 use tokio::runtime::Handle;
 use trunkline_connector::Result;
-use trunkline_warehouse::{Column, ColumnType, Dialect, Session, StagedFile, StagingColumn};
+use trunkline_warehouse::{AccessKey, Column, ColumnType, Dialect, Session, StagedFile, StagingColumn};
 
 use crate::client;
 use crate::client::{Answer, ClientOptions, SqlError};
@@ -19,8 +19,8 @@ const MAX_NAME: usize = 255;
 pub(crate) enum StageAccess {
     /// A storage integration: the service has its own role there.
     Integration(String),
-    /// Key id and secret, sent with each COPY. The service masks them in its query history.
-    Keys(String, String),
+    /// An access key, sent with each COPY. The service masks them in its query history.
+    Keys(AccessKey),
 }
 
 /// The case of the names that the sink creates.
@@ -47,13 +47,13 @@ struct BlockingSession {
     session: client::Session,
     runtime: Handle,
     /// Part of some statements.
-    secret: Option<String>,
+    secrets: Vec<String>,
 }
 
 impl BlockingSession {
     fn run(&mut self, sql: &str) -> Result<Answer> {
         let outcome = self.runtime.block_on(self.session.execute(sql));
-        outcome.map_err(|error| error.redact(self.secret.as_deref()).into_error(&format!("cannot {}", purpose(sql))))
+        outcome.map_err(|error| error.redact(&self.secrets).into_error(&format!("cannot {}", purpose(sql))))
     }
 }
 
@@ -90,11 +90,11 @@ impl Dialect for SnowflakeDialect {
         let session = opened.map_err(|error: SqlError| {
             error.into_error(&format!("cannot log in to {} as {}", self.client.account, self.client.user))
         })?;
-        let secret = match &self.access {
-            StageAccess::Keys(_, secret) => Some(secret.clone()),
-            StageAccess::Integration(_) => None,
+        let secrets = match &self.access {
+            StageAccess::Keys(key) => std::iter::once(key.secret.clone()).chain(key.session_token.clone()).collect(),
+            StageAccess::Integration(_) => Vec::new(),
         };
-        Ok(Box::new(BlockingSession { session, runtime: self.runtime.clone(), secret }))
+        Ok(Box::new(BlockingSession { session, runtime: self.runtime.clone(), secrets }))
     }
 
     fn folded(&self, name: &str) -> String {
@@ -203,8 +203,11 @@ impl Dialect for SnowflakeDialect {
             files.iter().map(|file| self.literal(file.url.get(root.len()..).unwrap_or_default())).collect();
         let access = match &self.access {
             StageAccess::Integration(name) => format!(" STORAGE_INTEGRATION = {}", self.quoted(name)),
-            StageAccess::Keys(id, secret) => {
-                format!(" CREDENTIALS = (AWS_KEY_ID = {} AWS_SECRET_KEY = {})", self.literal(id), self.literal(secret))
+            StageAccess::Keys(AccessKey { id, secret, session_token }) => {
+                let token = session_token.as_ref();
+                let token = token.map_or_else(String::new, |token| format!(" AWS_TOKEN = {}", self.literal(token)));
+                let (id, secret) = (self.literal(id), self.literal(secret));
+                format!(" CREDENTIALS = (AWS_KEY_ID = {id} AWS_SECRET_KEY = {secret}{token})")
             }
         };
         // FORCE: the service skips files that it has loaded into a table of this name before. The

@@ -19,7 +19,9 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{CommitPolicy, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Template};
+use trunkline_connector::{
+    CommitPolicy, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede, Template,
+};
 use trunkline_warehouse::{S3Stage, Stage, check, open_sink};
 
 use config::Config;
@@ -77,6 +79,10 @@ impl SinkSpec for SnowflakeSpec {
 
     fn commit_policy(&self) -> CommitPolicy {
         self.config.loads.commit_policy()
+    }
+
+    fn supersede(&self) -> Supersede {
+        Supersede::Refused(trunkline_warehouse::NOT_SUPERSEDED)
     }
 
     fn templates(&self) -> Vec<(&'static str, &Template)> {

@@ -57,6 +57,7 @@ impl Setup {
         std::fs::create_dir_all(&scratch).unwrap();
         let sink = spec.open(SinkContext {
             name: "loads.test".to_owned(),
+            replay: None,
             budget: MemoryBudget::new(1 << 30),
             runtime: self.runtime.handle().clone(),
             scratch,

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use trunkline_connector::config::{Mismatch, OptionSpec, Section, Table, Value};
+use trunkline_connector::tls::{self, TlsOptions};
 use trunkline_connector::{CommitPolicy, Template};
-use trunkline_objects::{BucketOptions, Checksum, Encryption};
+use trunkline_objects::{AccessKey, BucketOptions, Checksum, Encryption, TLS_CA_CODE};
 
 use crate::intent::LoadMode;
 use crate::tables::OnTypeChange;
@@ -100,6 +101,14 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Secret of `access_key_id`. Write `${env:..}` or `${file:..}`.",
         "\"${file:/run/secrets/lake}\"",
     ),
+    OptionSpec::optional(
+        "stage.session_token",
+        "string",
+        "none",
+        "Token of temporary credentials, which goes with `access_key_id`.",
+        "\"${env:LAKE_SESSION_TOKEN}\"",
+    ),
+    OptionSpec::optional("stage.tls_ca", tls::CA.value_type, "the system's authorities", tls::CA.doc, tls::CA.example),
 ];
 
 /// The configured part that all warehouse sinks have.
@@ -211,13 +220,6 @@ pub fn read_stage(section: &Section<'_>, more: impl FnOnce(&Section<'_>)) -> Opt
 }
 
 fn read_bucket(section: &Section<'_>) -> BucketOptions {
-    let id = section.optional::<String>("access_key_id");
-    let secret = section.optional::<String>("secret_access_key");
-    match (section.table.get("access_key_id").is_some(), section.table.get("secret_access_key").is_some()) {
-        (true, false) => section.missing("secret_access_key", "it goes with `access_key_id`"),
-        (false, true) => section.missing("access_key_id", "it goes with `secret_access_key`"),
-        _ => {}
-    }
     let endpoint = section.optional::<String>("endpoint");
     if let (Some(address), Some(node)) = (&endpoint, section.node("endpoint"))
         && !address.starts_with("http://")
@@ -232,7 +234,8 @@ fn read_bucket(section: &Section<'_>) -> BucketOptions {
         endpoint,
         region: section.optional("region"),
         path_style: section.value("path_style"),
-        credentials: id.zip(secret),
+        credentials: AccessKey::read(section),
+        tls: TlsOptions::read_ca(section, TLS_CA_CODE),
         encryption: Encryption::Bucket,
         part_size: 16 << 20,
         checksum: Checksum::Crc32c,

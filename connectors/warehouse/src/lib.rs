@@ -26,6 +26,14 @@
 //! | `preflight` | what `validate --check` asks |
 //! | `dialect`, `sessions` | what differs between warehouses |
 
+/// Why a replay cannot take the place of what a warehouse sink wrote.
+///
+/// A replay would need an offsets row that the live sink does not share, and one transaction that
+/// removes the rows of the range and loads all staged files. Upserts replace the row of a key
+/// without a comparison of positions, so that an older row would win.
+pub const NOT_SUPERSEDED: &str = "rows of `append` tables are not removed by their offsets yet, and an `upsert` or `history` of older \
+                                  records would replace newer rows";
+
 mod apply;
 mod buffer;
 mod change;
@@ -50,4 +58,4 @@ pub use preflight::check;
 pub use s3_stage::S3Stage;
 pub use sink::open_sink;
 pub use stage::{Stage, StagedFile};
-pub use trunkline_objects::BucketOptions;
+pub use trunkline_objects::{AccessKey, BucketOptions};

@@ -25,6 +25,17 @@ pub enum RunState {
     Stopped,
 }
 
+impl RunState {
+    /// The name, as it is stored.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// The wanted state of a pipeline or component.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateRow {
@@ -95,6 +106,9 @@ pub enum ControlRow {
     Tasks(String, Option<WorkerTasks>),
     /// A worker has renewed its row, or removed it.
     Beat(String, bool),
+    /// A worker has shown that it runs, or that it stops. Unlike the row of its plans, this one is
+    /// small: it is written every second.
+    Alive(String, bool),
 }
 
 /// The rows of one cluster.
@@ -149,6 +163,7 @@ fn encode(cluster: &str, row: &ControlRow) -> Result<(String, Option<Vec<u8>>)> 
         ControlRow::State(target, row) => (format!("control/{cluster}/{target}/state"), json(row.as_ref())?),
         ControlRow::Restart(target, row) => (format!("control/{cluster}/{target}/restart"), json(row.as_ref())?),
         ControlRow::Tasks(worker, row) => (format!("tasks/{cluster}/{worker}"), json(row.as_ref())?),
+        ControlRow::Alive(worker, runs) => (format!("alive/{cluster}/{worker}"), runs.then(|| b"{}".to_vec())),
         ControlRow::Beat(worker, _) => {
             let message = format!("the row of worker `{worker}` is written by its agreement only");
             return Err(Error::internal("checkpoint.control", message));
@@ -172,6 +187,7 @@ fn decode(cluster: &str, key: &[u8], value: Option<&[u8]>) -> Option<ControlRow>
     let (kind, rest) = key.split_once('/')?;
     let name = rest.strip_prefix(cluster)?.strip_prefix('/')?;
     match kind {
+        "alive" => Some(ControlRow::Alive(name.to_owned(), value.is_some())),
         "workers" => Some(ControlRow::Beat(name.to_owned(), value.is_some())),
         "tasks" => Some(ControlRow::Tasks(name.to_owned(), read(key, value)?)),
         "control" => match name.rsplit_once('/')? {
@@ -207,6 +223,8 @@ mod tests {
             ControlRow::Restart("shop.lake".to_owned(), Some(restart)),
             ControlRow::Tasks("w".to_owned(), Some(tasks)),
             ControlRow::Tasks("w".to_owned(), None),
+            ControlRow::Alive("w".to_owned(), true),
+            ControlRow::Alive("w".to_owned(), false),
         ];
         for row in rows {
             let (key, value) = encode("c", &row).unwrap();

@@ -46,10 +46,40 @@ impl AddAssign for ComponentCounters {
     }
 }
 
+/// The dead letters of a component whose codes are not counted one by one: plugins choose the codes
+/// of their rejections, and each code is a time series.
+pub(super) const OTHER_CODES: &str = "other";
+const MAX_CODES: usize = 50;
+
 /// Counters by component name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Counters(pub BTreeMap<String, ComponentCounters>);
+pub struct Counters(pub BTreeMap<String, ComponentCounters>, #[serde(skip)] pub DeadLetterCodes);
+
+/// The dead letters of each component by error code. They are not stored: the metrics show them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeadLetterCodes(BTreeMap<String, BTreeMap<String, u64>>);
+
+impl DeadLetterCodes {
+    fn add(&mut self, component: &str, code: &str, count: u64) {
+        if !self.0.contains_key(component) {
+            self.0.insert(component.to_owned(), BTreeMap::new());
+        }
+        let Some(codes) = self.0.get_mut(component) else { return };
+        let has_room = codes.len() < MAX_CODES + usize::from(codes.contains_key(OTHER_CODES));
+        match codes.get_mut(code) {
+            Some(known) => *known += count,
+            None => *codes.entry(if has_room { code } else { OTHER_CODES }.to_owned()).or_default() += count,
+        }
+    }
+
+    /// Component, code and count.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str, u64)> {
+        self.0.iter().flat_map(|(component, codes)| {
+            codes.iter().map(move |(code, count)| (component.as_str(), code.as_str(), *count))
+        })
+    }
+}
 
 impl Counters {
     /// The counters of one component.
@@ -62,6 +92,15 @@ impl Counters {
         for (component, counters) in &other.0 {
             *self.of(component) += *counters;
         }
+        for (component, code, count) in other.1.iter() {
+            self.1.add(component, code, count);
+        }
+    }
+
+    /// Counts a record that went to the dead letters.
+    pub fn add_dead_letter(&mut self, component: &str, code: &str) {
+        self.of(component).dead_lettered += 1;
+        self.1.add(component, code, 1);
     }
 
     /// Whether nothing was counted.
@@ -73,6 +112,25 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dead_letters_are_counted_by_a_bounded_number_of_codes() {
+        let mut part = Counters::default();
+        for number in 0..MAX_CODES + 7 {
+            part.add_dead_letter("web", &format!("plugin.{number:03}"));
+        }
+        part.add_dead_letter("web", "plugin.000");
+        let mut total = Counters::default();
+        total.add(&part);
+        total.add(&part);
+        assert_eq!(total.of("web").dead_lettered, 2 * (MAX_CODES as u64 + 8));
+        let codes: BTreeMap<&str, u64> = total.1.iter().map(|(_, code, count)| (code, count)).collect();
+        assert_eq!((codes.len(), codes["plugin.000"], codes[OTHER_CODES]), (MAX_CODES + 1, 4, 14));
+        assert_eq!(total.1.iter().map(|(_, _, count)| count).sum::<u64>(), total.of("web").dead_lettered);
+        let stored = serde_json::to_string(&total).unwrap();
+        assert!(!stored.contains("plugin."), "{stored}");
+        assert_eq!(serde_json::from_str::<Counters>(&stored).unwrap().0, total.0);
+    }
 
     #[test]
     fn counters_add_up_and_show_whether_they_balance() {

@@ -6,14 +6,18 @@
 //! |---|---|---|
 //! | `_trunkline.checkpoints` | `{task}/position/{part}` | a part of the source's position |
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
+//! | `_trunkline.checkpoints` | `{task}/owner` | what the name of a source's task means |
 //! | `_trunkline.checkpoints` | `{task}/position/{topic}/{partition}` | redriven offsets |
 //! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of its plans |
 //! | `_trunkline.checkpoints` | `tasks/{cluster}/{worker}` | [`WorkerTasks`] |
 //! | `_trunkline.checkpoints` | `control/{cluster}/{target}/state` | [`StateRow`] |
 //! | `_trunkline.checkpoints` | `control/{cluster}/{target}/restart` | [`RestartRow`] |
 //! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}/{topic}/{partition}` | [`IntentRecord`] |
+//! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}.!staged/..` | [`SupersedingRows`] |
+//! | `_trunkline.intents` | `{cluster}.{pipeline}.{sink}.!replaced/..` | [`SupersedingRows`] |
 //! | `_trunkline.schemas` | schema id | the schema's canonical form |
 //! | `_trunkline.state.{component}` | `{topic}/{key}` | an entry of the state of a transform |
+//! | `_trunkline.audit` | `{cluster}` | [`AuditEntry`]; not compacted |
 //!
 //! A target is `{pipeline}` or `{pipeline}.{component}`.
 //!
@@ -23,19 +27,25 @@
 //! All rows of one stage in the first three topics lie in one partition, selected by a hash of the
 //! stage's name. A task therefore reads one partition.
 
+mod audit_log;
 mod control_rows;
 mod counters;
 mod intents;
 mod positions;
 mod schemas;
+mod superseding;
+mod task_owner;
 mod transform_state;
 mod worker_rows;
 
+pub use audit_log::{AUDIT, AuditEntry, audit_topic};
 pub use control_rows::{ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks};
-pub use counters::{ComponentCounters, Counters};
+pub use counters::{ComponentCounters, Counters, DeadLetterCodes};
 pub use intents::{IntentRecord, IntentState, Intents};
 pub use positions::Positions;
 pub use schemas::Schemas;
+pub use superseding::SupersedingRows;
+pub use task_owner::TaskOwner;
 pub use transform_state::{StateChangelog, state_topic};
 pub use worker_rows::WorkerRows;
 
@@ -74,6 +84,7 @@ pub fn system_topics(cluster: &Cluster, replication: i16) -> Vec<TopicSpec> {
         spec(INTENTS, STATE_PARTITIONS, &compacted),
         spec(SCHEMAS, 1, &compacted),
         spec(TASKS, LEASE_PARTITIONS, &BTreeMap::new()),
+        audit_topic(cluster, replication),
     ]
 }
 

@@ -1,11 +1,15 @@
 //! Positions and counters of source and transform tasks.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use trunkline_connector::{Error, PositionChange, Result};
 
-use super::{CHECKPOINTS, Counters, partition_of};
+use super::{CHECKPOINTS, Counters, TaskOwner, partition_of};
 use crate::kafka::{Cluster, ProducerRecord, TransactionalProducer, table};
+
+/// The part of a task's keys that names the row of its owner.
+const OWNER: &str = "owner";
 
 /// The keyed values of a position.
 pub(super) type PositionParts = Vec<(String, Vec<u8>)>;
@@ -22,6 +26,10 @@ pub struct Positions {
     pub counters: Counters,
     /// The position's parts.
     pub parts: PositionParts,
+    /// The stored row of the owner.
+    stored_owner: Option<TaskOwner>,
+    /// The row of the owner, until it is written.
+    new_owner: Cell<Option<TaskOwner>>,
 }
 
 impl Positions {
@@ -38,6 +46,8 @@ impl Positions {
             task: task.to_owned(),
             counters: Counters::default(),
             parts: Vec::new(),
+            stored_owner: None,
+            new_owner: Cell::new(None),
         };
         for (key, value) in rows {
             let key = String::from_utf8_lossy(&key);
@@ -46,9 +56,32 @@ impl Positions {
                 this.counters = parse_counters(&key, &value)?;
             } else if let Some(part) = part.strip_prefix("position/") {
                 this.parts.push((part.to_owned(), value));
+            } else if part == OWNER {
+                // A newer version may write another form.
+                this.stored_owner = serde_json::from_slice(&value).ok();
             }
         }
         Ok(this)
+    }
+
+    /// Checks that the state is that of this task, and not of one whose joined name is the same.
+    /// The next transaction stores the owner of state without one.
+    pub fn claim(&mut self, owner: TaskOwner) -> Result<()> {
+        match &self.stored_owner {
+            Some(stored) if *stored != owner => Err(Error::config(
+                "stage.name_taken",
+                format!(
+                    "the name `{}` of {owner} is also that of {stored}, which has stored its position under it: give one of them \
+                     another cluster, pipeline, component or node name",
+                    self.task
+                ),
+            )),
+            Some(_) => Ok(()),
+            None => {
+                self.new_owner.set(Some(owner));
+                Ok(())
+            }
+        }
     }
 
     /// The positions of the tasks of a source on all nodes, by node. `component` is the source.
@@ -83,8 +116,13 @@ impl Positions {
             let key = format!("{}/position/{}", self.task, change.key);
             self.row(producer, &key, change.value.as_deref())?;
         }
-        let counters =
-            serde_json::to_vec(totals).map_err(|error| Error::internal("checkpoint.counters", error.to_string()))?;
+        let encoded = |error: serde_json::Error| Error::internal("checkpoint.counters", error.to_string());
+        // A transaction that is aborted ends the task, and the next one loads the rows again.
+        if let Some(owner) = self.new_owner.take() {
+            let owner = serde_json::to_vec(&owner).map_err(encoded)?;
+            self.row(producer, &format!("{}/{OWNER}", self.task), Some(&owner))?;
+        }
+        let counters = serde_json::to_vec(totals).map_err(encoded)?;
         self.row(producer, &format!("{}/counters", self.task), Some(&counters))
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use trunkline_connector::{Error, Result, Schema, SchemaId, SchemaLookup, TopicPartition};
+use trunkline_transform_host::SchemaStore;
 
 use super::SCHEMAS;
 use crate::kafka::{Cluster, ProducerRecord, TransactionalProducer, table};
@@ -40,8 +41,13 @@ impl Schemas {
     /// Publishes a schema in the producer's open transaction, unless this worker knows that it is
     /// published. Write the records that name it in the same transaction or a later one.
     pub fn publish(&self, producer: &mut TransactionalProducer, schema: &Arc<Schema>) -> Result<()> {
-        if self.lock().committed.contains(&schema.id()) {
-            return Ok(());
+        {
+            let mut known = self.lock();
+            if known.committed.contains(&schema.id()) {
+                return Ok(());
+            }
+            // The stage's own transforms look it up before the transaction is committed.
+            known.by_id.insert(schema.id(), Arc::clone(schema));
         }
         let id = schema.id().to_string();
         let json = schema.to_json().map_err(|error| Error::internal("schema.encode", error.to_string()))?;
@@ -54,6 +60,24 @@ impl Schemas {
             headers: &[],
             more_headers: &[],
         })?)
+    }
+
+    /// Publishes those of these schemas that are not published, and are not in `pending`: the
+    /// schemas of the producer's open transaction.
+    pub fn publish_all(
+        &self,
+        producer: &mut TransactionalProducer,
+        schemas: Vec<Arc<Schema>>,
+        pending: &mut Vec<Arc<Schema>>,
+    ) -> Result<()> {
+        for schema in schemas {
+            let is_known = |id| pending.iter().any(|pending| pending.id() == id) || self.lock().committed.contains(&id);
+            if !is_known(schema.id()) {
+                self.publish(producer, &schema)?;
+                pending.push(schema);
+            }
+        }
+        Ok(())
     }
 
     /// The column types that the tasks of a sink have inferred, with their topics. A topic has a
@@ -108,6 +132,12 @@ impl Schemas {
     fn lock(&self) -> MutexGuard<'_, Known> {
         // Each change is one insert, which a panic cannot leave incomplete.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SchemaStore for Schemas {
+    fn add(&self, schema: &Arc<Schema>) {
+        self.lock().by_id.insert(schema.id(), Arc::clone(schema));
     }
 }
 

@@ -11,7 +11,7 @@ use super::output::{Exit, print_data, print_error, report_problems};
 use super::settings_args::SettingsArgs;
 use super::validate::load_for_reading;
 use crate::config::Settings;
-use crate::worker::{Operation, Resource, ResourceKind, Rights, rights_of};
+use crate::worker::{Operation, Resource, ResourceKind, Rights, Use, rights_for};
 
 /// `trunkline acls`.
 #[derive(Args)]
@@ -19,6 +19,9 @@ pub(super) struct AclsArgs {
     /// Pipeline files, or folders of them
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// What the principal does, or several of these, separated by commas
+    #[arg(long = "for", value_enum, value_name = "USE", value_delimiter = ',', default_values_t = [Use::Worker])]
+    uses: Vec<Use>,
     /// The form of the output
     #[arg(long, value_enum, default_value_t = Format::Commands)]
     format: Format,
@@ -50,7 +53,7 @@ pub(super) fn acls(args: &AclsArgs, settings: &Settings) -> Exit {
         Ok(loaded) => return report_problems(&loaded.problems, false),
         Err(exit) => return exit,
     };
-    let rights = rights_of(&loaded.pipelines, settings);
+    let rights = rights_for(&args.uses, &loaded.pipelines, settings);
     for resource in rights.keys().filter(|resource| resource.is_prefix && resource.name.is_empty()) {
         print_error(format_args!(
             "warning: these pipelines need rights on every {}, because a topic template starts with a placeholder: start \

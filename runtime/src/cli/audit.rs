@@ -13,9 +13,10 @@ use super::selection::{Component, component};
 use super::validate::load_to_inspect;
 use crate::checkpoint::{IntentState, Intents, or_empty};
 use crate::config::Settings;
-use crate::kafka::GroupOffsets;
+use crate::kafka::{Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SinkPlan};
 use crate::replay::audit::{Audit, audit};
+use crate::replay::run::{RowChange, Runs, Step};
 use crate::stage::component_name;
 
 /// A sink that commits while its files are listed is listed again, this often.
@@ -72,6 +73,7 @@ fn check(pipeline: &Pipeline, sink: &SinkPlan, settings: &Settings) -> Result<Au
     let mut attempt = 1;
     loop {
         let before = or_empty(intents.load(&cluster))?;
+        let replaced = or_empty(changes(&cluster, settings, pipeline, sink))?;
         let Some(listing) = sink.spec.list_output(runtime.handle())? else {
             let message = format!(
                 "the output of the connector `{}` does not name the offsets in it: only `s3` sinks can be audited",
@@ -81,7 +83,11 @@ fn check(pipeline: &Pipeline, sink: &SinkPlan, settings: &Settings) -> Result<Au
         };
         let is_settled = before.values().all(|row| row.state == IntentState::Committed);
         if is_settled && or_empty(intents.load(&cluster))? == before {
-            return Ok(audit(&format!("{}.{}", pipeline.name, sink.name), &sink.name, &before, listing));
+            // A replay may have replaced files meanwhile.
+            if or_empty(changes(&cluster, settings, pipeline, sink))? == replaced {
+                let name = format!("{}.{}", pipeline.name, sink.name);
+                return Ok(audit(&name, &sink.name, &before, &replaced, listing));
+            }
         }
         if attempt == ATTEMPTS {
             let message = if group.members()? == 0 {
@@ -95,6 +101,28 @@ fn check(pipeline: &Pipeline, sink: &SinkPlan, settings: &Settings) -> Result<Au
         attempt += 1;
         std::thread::park_timeout(PAUSE);
     }
+}
+
+/// What replays have replaced.
+fn changes(cluster: &Cluster, settings: &Settings, pipeline: &Pipeline, sink: &SinkPlan) -> Result<Vec<RowChange>> {
+    let mut changes = Vec::new();
+    for run in Runs::new(cluster, &settings.cluster_name()).list()? {
+        if run.pipeline != pipeline.name || run.sink != sink.name {
+            continue;
+        }
+        if run.is_between() {
+            let message = format!(
+                "the replay {0} replaces files of the sink now: audit it when `trunkline runs show {0}` shows that it is finished. \
+                 If no command executes it, complete it with `trunkline replay .. --resume {0}`",
+                run.id
+            );
+            return Err(Error::external("audit.busy", message));
+        }
+        if let Some(superseding) = run.supersede.filter(|superseding| superseding.step == Step::Done) {
+            changes.extend(superseding.partitions);
+        }
+    }
+    Ok(changes)
 }
 
 fn print(sink: &str, audit: &Audit, as_json: bool) -> Exit {

@@ -10,6 +10,7 @@ use trunkline_connector::{Error, Result};
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, print_data, print_error, report_error, report_problems};
+use super::record::record;
 use super::selection::components;
 use super::validate::load_to_inspect;
 use crate::config::Settings;
@@ -78,7 +79,8 @@ fn run(args: &ControlArgs, request: &Request) -> Exit {
 /// Writes the rows of the request. Returns the components that it names.
 fn write(args: &ControlArgs, request: &Request, settings: &Settings, pipelines: &[Pipeline]) -> Result<Components> {
     let name = settings.cluster_name();
-    let (view, store) = match read(&connect(settings)?, &name) {
+    let cluster = connect(settings)?;
+    let (view, store) = match read(&cluster, &name) {
         // No worker of this cluster has run yet.
         Err(error) if error.code == "kafka.unknown_topic" => return Err(no_worker(&name)),
         other => other?,
@@ -94,7 +96,13 @@ fn write(args: &ControlArgs, request: &Request, settings: &Settings, pipelines: 
     }
     let target = Target::parse(&args.name);
     let named = target.among(&known)?;
-    rows_of(&view, request, &target, &known)?.iter().try_for_each(|row| store.write(row))?;
+    let rows = rows_of(&view, request, &target, &known)?;
+    let mut arguments = json!({ "name": args.name });
+    if let Request::Restart { failed_only, .. } = request {
+        arguments["failed_only"] = json!(failed_only);
+    }
+    record(&cluster, settings, request.name(), arguments)?;
+    rows.iter().try_for_each(|row| store.write(row))?;
     Ok(named)
 }
 

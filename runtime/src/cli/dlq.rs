@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,12 +15,14 @@ use trunkline_transform_host::{Host, HostOptions};
 use super::SettingsArgs;
 use super::addresses::brokers;
 use super::output::{Exit, columns, print_data, print_error, report_error};
+use super::record::record;
 use super::validate::load_to_inspect;
-use crate::checkpoint::CHECKPOINTS;
+use crate::checkpoint::{CHECKPOINTS, Schemas};
 use crate::config::Settings;
-use crate::dead_letters::{DeadLetter, Plan, Redrive, Through, read, redriven_ranges};
+use crate::dead_letters::{DeadLetter, LetterCondition, Plan, Redrive, Through, read, redriven_ranges};
 use crate::kafka::{Admin, Cluster};
 use crate::plan::{Input, Pipeline, Route};
+use crate::stage::StraightStages;
 use crate::worker::DataDir;
 
 /// `trunkline dlq`.
@@ -36,6 +39,10 @@ enum DlqCommand {
         /// Pipeline files, or folders of them
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
+        /// Only dead letters for which this expression in CEL is true: 'code == "parse.json" &&
+        /// time >= "2026-03-01"'
+        #[arg(long = "where", value_name = "CEL")]
+        condition: Option<String>,
         /// Print as JSON on stdout
         #[arg(long)]
         json: bool,
@@ -55,13 +62,18 @@ enum DlqCommand {
         #[command(flatten)]
         settings: SettingsArgs,
     },
-    /// Return the records of dead letters to the topics that they came from, each once
+    /// Return the records of dead letters to the topics that they came from, each once. Records
+    /// that a source rejected pass the source with its configuration of today
     Redrive {
         #[command(flatten)]
         choice: Choice,
         /// Send the records to this topic instead. It must exist
-        #[arg(long, value_name = "TOPIC")]
+        #[arg(long, value_name = "TOPIC", conflicts_with = "through_stage")]
         to_topic: Option<String>,
+        /// Pass the records that a transform with its own topics rejected through that stage, with
+        /// its configuration of today, instead of returning them to the topic that it reads
+        #[arg(long)]
+        through_stage: bool,
         /// Pass each record through this plugin first: a file, or the name of a bundled plugin
         #[arg(long, value_name = "PLUGIN")]
         through: Option<PathBuf>,
@@ -98,19 +110,41 @@ struct Choice {
     /// Only those with this error code
     #[arg(long, value_name = "CODE")]
     code: Option<String>,
+    /// Only those for which this expression in CEL is true: 'error.contains("column 7") &&
+    /// value.n > 3'. A wrong name prints all variables
+    #[arg(long = "where", value_name = "CEL")]
+    condition: Option<String>,
 }
 
-impl Choice {
-    fn includes(&self, letter: &DeadLetter) -> bool {
-        self.component.as_ref().is_none_or(|component| *component == letter.component)
-            && self.code.as_ref().is_none_or(|code| *code == letter.code)
+/// The dead letters that a command is about.
+struct Selection<'a> {
+    component: Option<&'a str>,
+    code: Option<&'a str>,
+    condition: Option<LetterCondition>,
+}
+
+impl Selection<'_> {
+    fn includes(&mut self, letter: &DeadLetter, record: RecordRef<'_>, is_redriven: bool) -> Result<bool> {
+        let is_chosen = self.component.is_none_or(|component| component == letter.component)
+            && self.code.is_none_or(|code| code == letter.code);
+        match &mut self.condition {
+            Some(condition) if is_chosen => condition.holds(letter, record, is_redriven),
+            _ => Ok(is_chosen),
+        }
+    }
+
+    /// Prints how many dead letters the condition could not decide.
+    fn print_note(&self) {
+        if let Some(note) = self.condition.as_ref().and_then(LetterCondition::note) {
+            print_error(format_args!("{note}"));
+        }
     }
 }
 
 /// Runs the verb.
 pub(super) fn dlq(args: &DlqArgs) -> Exit {
     let (paths, settings, as_json) = match &args.command {
-        DlqCommand::List { paths, json, settings } => (paths, settings, *json),
+        DlqCommand::List { paths, json, settings, .. } => (paths, settings, *json),
         DlqCommand::Show { choice, json, settings, .. } | DlqCommand::Redrive { choice, json, settings, .. } => {
             (&choice.paths, settings, *json)
         }
@@ -122,12 +156,28 @@ pub(super) fn dlq(args: &DlqArgs) -> Exit {
     let outcome = connect(&settings).and_then(|cluster| {
         let context = Context { cluster: &cluster, settings: &settings, pipelines: &loaded.pipelines };
         match &args.command {
-            DlqCommand::List { .. } => context.list(as_json),
+            DlqCommand::List { condition, .. } => context.list(condition.as_deref(), as_json),
             DlqCommand::Show { choice, limit, .. } => context.show(choice, *limit, as_json),
-            DlqCommand::Redrive { choice, to_topic, through, through_config, to_all_readers, dry_run, .. } => {
+            DlqCommand::Redrive {
+                choice,
+                to_topic,
+                through,
+                through_config,
+                through_stage,
+                to_all_readers,
+                dry_run,
+                ..
+            } => {
                 let plugin =
                     through.as_ref().map(|file| context.plugin(file, through_config.as_deref())).transpose()?;
-                context.redrive(choice, to_topic.as_deref(), plugin, *to_all_readers, *dry_run, as_json)
+                let how = How {
+                    to_topic: to_topic.as_deref(),
+                    through: through.as_deref(),
+                    through_stage: *through_stage,
+                    to_all_readers: *to_all_readers,
+                    dry_run: *dry_run,
+                };
+                context.redrive(choice, &how, plugin, as_json)
             }
         }
     });
@@ -139,6 +189,16 @@ pub(super) fn connect(settings: &Settings) -> Result<Cluster> {
     Ok(Cluster::new(&brokers(settings)?, &settings.kafka)?
         .with_prefix(&settings.prefix)
         .with_topic_creation(settings.topics.create))
+}
+
+/// The options of `dlq redrive`.
+struct How<'a> {
+    to_topic: Option<&'a str>,
+    /// The file of the plugin.
+    through: Option<&'a Path>,
+    through_stage: bool,
+    to_all_readers: bool,
+    dry_run: bool,
 }
 
 struct Context<'a> {
@@ -157,10 +217,14 @@ struct Group {
 }
 
 impl Context<'_> {
-    fn list(&self, as_json: bool) -> Result<Exit> {
+    fn list(&self, condition: Option<&str>, as_json: bool) -> Result<Exit> {
         let mut groups: BTreeMap<(String, String, String), Group> = BTreeMap::new();
+        let mut selection = Selection { component: None, code: None, condition: self.condition(condition)? };
         for pipeline in self.pipelines {
-            self.each(pipeline, |letter, _, is_redriven| {
+            self.each(pipeline, |letter, record, is_redriven| {
+                if !selection.includes(letter, record, is_redriven)? {
+                    return Ok(());
+                }
                 let group = groups.entry((pipeline.name.clone(), letter.component.clone(), letter.code.clone()));
                 let group = group.or_default();
                 group.count += 1;
@@ -170,6 +234,7 @@ impl Context<'_> {
                 Ok(())
             })?;
         }
+        selection.print_note();
         if as_json {
             let groups: Vec<Value> = groups
                 .iter()
@@ -183,7 +248,8 @@ impl Context<'_> {
             return Ok(print_data(&format!("{}\n", Value::Array(groups))));
         }
         if groups.is_empty() {
-            print_error(format_args!("there are no dead letters"));
+            let which = if condition.is_some() { "such " } else { "" };
+            print_error(format_args!("there are no {which}dead letters"));
         }
         let mut rows = vec![["PIPELINE", "COMPONENT", "CODE", "COUNT", "REDRIVEN", "FIRST", "LAST"].map(str::to_owned)];
         rows.extend(groups.into_iter().map(|((pipeline, component, code), group)| {
@@ -196,10 +262,16 @@ impl Context<'_> {
 
     fn show(&self, choice: &Choice, limit: usize, as_json: bool) -> Result<Exit> {
         let pipeline = self.pipeline(choice)?;
+        let arguments = json!({
+            "pipeline": pipeline.name, "component": choice.component, "code": choice.code, "where": choice.condition,
+            "limit": limit,
+        });
+        record(self.cluster, self.settings, "dlq show", arguments)?;
         let mut text = String::new();
         let (mut shown, mut others) = (0, 0);
+        let mut selection = self.selection(choice)?;
         self.each(pipeline, |letter, record, is_redriven| {
-            if !choice.includes(letter) {
+            if !selection.includes(letter, record, is_redriven)? {
                 return Ok(());
             }
             if shown == limit {
@@ -216,48 +288,79 @@ impl Context<'_> {
             Ok(())
         })?;
         let printed = print_data(&text);
+        selection.print_note();
         if shown == 0 {
             print_error(format_args!("there are no such dead letters"));
         }
         if others > 0 {
             print_error(format_args!(
-                "{others} more dead letters: raise --limit, or choose with --component and --code"
+                "{others} more dead letters: raise --limit, or choose with --component, --code and --where"
             ));
         }
         Ok(printed)
     }
 
-    fn redrive(
-        &self,
-        choice: &Choice,
-        to_topic: Option<&str>,
-        through: Option<Through>,
-        to_all_readers: bool,
-        dry_run: bool,
-        as_json: bool,
-    ) -> Result<Exit> {
+    fn redrive(&self, choice: &Choice, how: &How<'_>, through: Option<Through>, as_json: bool) -> Result<Exit> {
         let pipeline = self.pipeline(choice)?;
-        let to_topic = match to_topic {
+        let has_plugin = through.is_some();
+        let to_topic = match how.to_topic {
             Some(topic) => Some((topic, self.partitions(topic)?)),
             None => None,
         };
-        let refusal = |topic: &str| if to_all_readers { None } else { self.refusal(topic) };
+        let refusal = |topic: &str| if how.to_all_readers { None } else { self.refusal(topic) };
+        let schemas = Arc::new(Schemas::new(self.cluster.clone()));
         let plan = Plan {
             pipeline: &pipeline.name,
             topic: &pipeline.dead_letters,
-            component: choice.component.as_deref(),
-            code: choice.code.as_deref(),
             to_topic,
             is_unchanged: &|component| is_first(pipeline, component),
             refusal: &refusal,
+            passes_stage: how.through_stage,
+            schemas: &schemas,
         };
         // No worker of this cluster has run yet: there are no state topics to write to.
-        let is_new = Admin::new(self.cluster)?.partitions(&self.cluster.own_topic(CHECKPOINTS))?.is_none();
+        let admin = Arc::new(Admin::new(self.cluster)?);
+        let is_new = admin.partitions(&self.cluster.own_topic(CHECKPOINTS))?.is_none();
+        let dry_run = how.dry_run || is_new;
         let name = self.settings.cluster_name();
-        let mut redrive = Redrive::new(self.cluster, &name, &plan, through, dry_run || is_new)?;
+        if !dry_run {
+            // The configuration of a plugin may have secrets.
+            let arguments = json!({
+                "pipeline": pipeline.name, "component": choice.component, "code": choice.code, "where": choice.condition,
+                "to_topic": how.to_topic, "through": how.through, "through_stage": how.through_stage,
+                "to_all_readers": how.to_all_readers,
+            });
+            record(self.cluster, self.settings, "dlq redrive", arguments)?;
+        }
+        let mut stages = StraightStages::new(pipeline, &self.settings.topics, admin, schemas.clone(), !dry_run);
+        let mut selection = self.selection(choice)?;
+        let mut selects = |letter: &DeadLetter, record: RecordRef<'_>, is_redriven: bool| {
+            selection.includes(letter, record, is_redriven)
+        };
+        let mut redrive = Redrive::new(self.cluster, &name, &plan, &mut selects, through, &mut stages, dry_run)?;
         redrive.run()?;
-        let printed = print_data(&report(&redrive, dry_run, as_json));
-        Ok(if redrive.skipped.is_empty() { printed } else { Exit::Runtime })
+        let printed = print_data(&report(&redrive, how.dry_run, has_plugin, as_json));
+        let all_redriven = redrive.skipped.is_empty();
+        drop(redrive);
+        selection.print_note();
+        Ok(if all_redriven { printed } else { Exit::Runtime })
+    }
+
+    fn selection<'c>(&self, choice: &'c Choice) -> Result<Selection<'c>> {
+        Ok(Selection {
+            component: choice.component.as_deref(),
+            code: choice.code.as_deref(),
+            condition: self.condition(choice.condition.as_deref())?,
+        })
+    }
+
+    fn condition(&self, expression: Option<&str>) -> Result<Option<LetterCondition>> {
+        expression.map(|expression| LetterCondition::compile(&self.host()?, expression)).transpose()
+    }
+
+    fn host(&self) -> Result<Host> {
+        Host::new(HostOptions { cache_dir: DataDir::plugin_cache(&self.settings.data) })
+            .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))
     }
 
     /// Starts the plugin of `--through`.
@@ -268,9 +371,7 @@ impl Context<'_> {
                 format!("--through-config is not JSON: {error}; an example is '{{\"fields\":[\"a\"]}}'"),
             )
         })?;
-        let host = Host::new(HostOptions { cache_dir: DataDir::plugin_cache(&self.settings.data) })
-            .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))?;
-        Through::start(&host, file, &config)
+        Through::start(&self.host()?, file, &config)
     }
 
     /// Passes the dead letters of a pipeline, and whether they were redriven.
@@ -316,7 +417,7 @@ impl Context<'_> {
             return None;
         }
         Some(format!(
-            "topic `{topic}` is read by {}, and each of them would receive the records: name another topic with --to-topic, or repeat them for all with --to-all-readers",
+            "topic `{topic}` is read by {}, and each of them would receive the records: name another topic with --to-topic, pass the records of a separate transform through it with --through-stage, or repeat them for all with --to-all-readers",
             readers.join(" and ")
         ))
     }
@@ -336,7 +437,7 @@ fn is_first(pipeline: &Pipeline, component: &str) -> bool {
     !stages.any(|(stage, inputs)| inputs.iter().any(|input| later(&input.route, component, stage)))
 }
 
-fn report(redrive: &Redrive<'_>, dry_run: bool, as_json: bool) -> String {
+fn report(redrive: &Redrive<'_>, dry_run: bool, has_plugin: bool, as_json: bool) -> String {
     if as_json {
         let moved = redrive.moved.iter().map(|((component, code, topic), count)| {
             json!({ "component": component, "code": code, "topic": topic, "count": count })
@@ -357,8 +458,9 @@ fn report(redrive: &Redrive<'_>, dry_run: bool, as_json: bool) -> String {
         text.push_str(&format!("{count} of `{component}` with {code} {verb} to topic `{topic}`\n"));
     }
     let verb = if dry_run { "would be dropped" } else { "dropped" };
+    let by = if has_plugin { "the plugin" } else { "the stage" };
     for ((component, code), count) in &redrive.dropped {
-        text.push_str(&format!("{count} of `{component}` with {code} {verb} by the plugin\n"));
+        text.push_str(&format!("{count} of `{component}` with {code} {verb} by {by}\n"));
     }
     for (reason, count) in &redrive.skipped {
         text.push_str(&format!("{count} stay: {reason}\n"));

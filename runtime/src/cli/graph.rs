@@ -1,4 +1,4 @@
-//! `trunkline graph`: pipelines as a mermaid flowchart.
+//! `trunkline graph`: pipelines as a mermaid flowchart, or as text with live rates.
 //!
 //! The chart shows the plan, so it shows what runs: every topic, every stage, and each fused
 //! transform on the way into the stage that runs it. Topics are outside of the pipelines, because
@@ -13,10 +13,13 @@ use std::path::PathBuf;
 
 use trunkline_connector::Template;
 
-use super::output::{Exit, print_data, report_problems};
+use super::output::{Exit, columns, print_data, report_error, report_problems};
 use super::validate::load_for_reading;
+use super::worker_api::WorkerApi;
 use crate::config::Settings;
+use crate::http::{ClusterStatus, Flow, Node};
 use crate::plan::{Input, OnError, Pipeline, Route, SourcePlan, TopicSelector};
+use crate::units::{count, duration};
 
 /// Runs the verb.
 pub(super) fn graph(paths: &[PathBuf], dead_letters: bool, settings: &Settings) -> Exit {
@@ -25,6 +28,44 @@ pub(super) fn graph(paths: &[PathBuf], dead_letters: bool, settings: &Settings) 
         Ok(loaded) => report_problems(&loaded.problems, false),
         Err(exit) => exit,
     }
+}
+
+/// Prints the edges of the pipelines with the numbers of the running workers.
+pub(super) fn live(paths: &[PathBuf], settings: &Settings) -> Exit {
+    let loaded = match load_for_reading(paths, settings) {
+        Ok(loaded) if loaded.problems.is_empty() => loaded,
+        Ok(loaded) => return report_problems(&loaded.problems, false),
+        Err(exit) => return exit,
+    };
+    let asked = WorkerApi::connect(settings).and_then(|api| api.get::<ClusterStatus>("cluster"));
+    match asked {
+        Ok((cluster, _)) => print_data(&live_text(&loaded.pipelines, &cluster)),
+        Err(error) => report_error(&error),
+    }
+}
+
+fn live_text(pipelines: &[Pipeline], cluster: &ClusterStatus) -> String {
+    let mut text = String::new();
+    for pipeline in pipelines {
+        let flow = Flow::of(pipeline);
+        let mut rows = vec![["FROM", "TO", "RECORDS/S", "LAG", "AGE"].map(str::to_owned)];
+        rows.extend(flow.edges.iter().map(|edge| {
+            let status = flow.status(edge, &pipeline.name, cluster);
+            let unknown = || "-".to_owned();
+            let port = edge.port.as_ref().map(|port| format!(" ({port})")).unwrap_or_default();
+            let named = |node: &Node| format!("{} {}", node.kind.name(), node.name);
+            [
+                named(&flow.nodes[edge.from]) + &port,
+                named(&flow.nodes[edge.to]),
+                status.rate.map_or_else(unknown, count),
+                status.lag_records.map_or_else(unknown, |lag| count(lag as f64)),
+                status.lag_seconds.map_or_else(unknown, duration),
+            ]
+        }));
+        let _ = write!(text, "{}\n{}", pipeline.name, columns(&rows, &[2, 3, 4]));
+    }
+    cluster.problems().iter().for_each(|line| text.push_str(&format!("{line}\n")));
+    text
 }
 
 /// A flowchart under construction.
@@ -220,7 +261,7 @@ fn raw_topics(pipelines: &[Pipeline]) -> BTreeSet<String> {
             reads_raw(inputs) && has_dead_letters(fused_on_error(inputs).into_iter().chain([on_error]))
         });
         // A source rejects its input as it was read.
-        if is_raw || pipeline.sources.iter().any(|source| source.on_error == OnError::DeadLetter) {
+        if is_raw || pipeline.sources.iter().any(|source| source.on_error.writes_dead_letters()) {
             dead_letters.insert(pipeline.dead_letters.clone());
         }
     }
@@ -229,7 +270,7 @@ fn raw_topics(pipelines: &[Pipeline]) -> BTreeSet<String> {
 }
 
 fn has_dead_letters(mut on_error: impl Iterator<Item = OnError>) -> bool {
-    on_error.any(|on_error| on_error == OnError::DeadLetter)
+    on_error.any(OnError::writes_dead_letters)
 }
 
 /// `on_error` of the transforms that are fused into a stage: the stage writes their dead letters,
@@ -244,4 +285,23 @@ fn fused_on_error(inputs: &[Input]) -> Vec<OnError> {
     let mut found = Vec::new();
     inputs.iter().for_each(|input| collect(&input.route, &mut found));
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::test_flow;
+
+    #[test]
+    fn edges_are_printed_with_rate_lag_and_age() {
+        let expected = "\
+shop
+FROM                    TO                      RECORDS/S   LAG    AGE
+source web              topic shop.web                  -     -      -
+topic shop.web          fused transform masked        950  4711  2.5 s
+fused transform masked  sink lake                     940     -      -
+topic shop.web          sink raw                        -     -      -
+";
+        assert_eq!(live_text(&[test_flow::pipeline()], &test_flow::cluster()), expected);
+    }
 }

@@ -20,10 +20,12 @@ mod new;
 mod offsets;
 mod output;
 mod parse;
+mod record;
 mod reload;
 mod replay;
 mod replay_execution;
 mod replay_progress;
+mod replay_supersede;
 mod replay_target;
 mod replay_to_stdout;
 mod run;
@@ -37,9 +39,11 @@ mod snapshot;
 mod status;
 mod tap;
 mod test;
+mod top;
 mod trace;
 mod transform;
 mod validate;
+mod worker_api;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -68,7 +72,7 @@ enum Verb {
     /// Check the pipelines, this machine, the brokers and the other systems, and print how to fix
     /// each problem; changes nothing
     Doctor(doctor::DoctorArgs),
-    /// Print pipelines as a mermaid flowchart
+    /// Print pipelines as a mermaid flowchart, or as text with live rates
     Graph(GraphArgs),
     /// Print the rights in Kafka that pipelines need, as commands, JSON or an IAM policy
     Acls(acls::AclsArgs),
@@ -87,6 +91,8 @@ enum Verb {
     Dlq(dlq::DlqArgs),
     /// Show what the worker of a data directory does: state, counters, lag and last error per stage
     Status(StatusArgs),
+    /// Show the tasks of all workers live: rates, lag, commits, errors and memory; pause and resume
+    Top(top::TopArgs),
     /// Stop the tasks of a pipeline or component on all workers, until it is resumed. Its position
     /// stays
     Pause(control::ControlArgs),
@@ -154,8 +160,11 @@ struct GraphArgs {
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Also draw the topics of dead letters
-    #[arg(long)]
+    #[arg(long, conflicts_with = "live")]
     dead_letters: bool,
+    /// Print the edges as text, with the rates, lag and age that the running workers show
+    #[arg(long)]
+    live: bool,
     #[command(flatten)]
     settings: SettingsArgs,
 }
@@ -320,6 +329,7 @@ fn run_verb(verb: Verb) -> Exit {
             Err(problems) => output::report_problems(&problems, false),
         },
         Verb::Graph(args) => match args.settings.load() {
+            Ok(settings) if args.live => graph::live(&args.paths, &settings),
             Ok(settings) => graph::graph(&args.paths, args.dead_letters, &settings),
             Err(problems) => output::report_problems(&problems, false),
         },
@@ -333,6 +343,7 @@ fn run_verb(verb: Verb) -> Exit {
         Verb::Offsets(args) => offsets::run(&args),
         Verb::Audit(args) => audit::run(&args),
         Verb::Tap(args) => tap::tap(&args),
+        Verb::Top(args) => top::top(&args),
         Verb::Pause(args) => control::pause(&args),
         Verb::Resume(args) => control::resume(&args),
         Verb::Restart(args) => control::restart(&args),

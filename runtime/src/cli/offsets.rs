@@ -12,6 +12,7 @@ use trunkline_connector::{Error, Placement, Result, TopicPartition};
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, columns, print_data, print_error, report_error};
+use super::record::record;
 use super::selection::{Component, component, components, pipeline};
 use super::validate::load_to_inspect;
 use crate::checkpoint::{CHECKPOINTS, IntentRecord, IntentState, Intents, Positions, or_empty};
@@ -234,6 +235,14 @@ impl Context<'_> {
             return Err(Error::config("offsets.in_use", message));
         }
         confirm(&args.name, component, args.yes)?;
+        let moved_partitions: Vec<Value> = changes
+            .iter()
+            .map(|Change { partition, before, after }| {
+                json!({ "topic": &*partition.topic, "partition": partition.partition, "before": before, "after": after })
+            })
+            .collect();
+        let arguments = json!({ "name": args.name, "to": to, "changes": &moved_partitions });
+        record(self.cluster, self.settings, "offsets set", arguments)?;
         let next: BTreeMap<TopicPartition, i64> =
             changes.iter().map(|change| (change.partition.clone(), change.after)).collect();
         let topic = self.cluster.own_topic(CHECKPOINTS);
@@ -248,11 +257,7 @@ impl Context<'_> {
             Ok(())
         })?;
         if args.json {
-            let values = changes.iter().map(|change| {
-                let Change { partition, before, after } = change;
-                json!({ "topic": &*partition.topic, "partition": partition.partition, "before": before, "after": after })
-            });
-            return Ok(print_data(&format!("{}\n", values.collect::<Value>())));
+            return Ok(print_data(&format!("{}\n", Value::Array(moved_partitions))));
         }
         print_error(format_args!("the position of `{}` was changed: it continues there when it starts", args.name));
         Ok(Exit::Ok)

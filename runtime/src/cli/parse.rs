@@ -186,11 +186,13 @@ struct Events {
     lines: usize,
     /// Where the last line begins in `text`.
     last_line: usize,
+    /// See [`Multiline::is_open_after`].
+    is_open: bool,
 }
 
 impl Events {
     fn new(multiline: Option<Multiline>) -> Self {
-        Self { multiline, text: None, number: 0, lines: 0, last_line: 0 }
+        Self { multiline, text: None, number: 0, lines: 0, last_line: 0, is_open: false }
     }
 
     /// Adds a line, or the end of a file, and passes the events that end with it.
@@ -205,7 +207,7 @@ impl Events {
         };
         if let (Some(text), Some(line)) = (&mut self.text, line)
             && self.lines < multiline.max_lines()
-            && multiline.continues(&text.as_bytes()[self.last_line..], line.as_bytes())
+            && multiline.continues(self.is_open, &text.as_bytes()[self.last_line..], line.as_bytes())
         {
             text.push('\n');
             self.last_line = text.len();
@@ -216,9 +218,14 @@ impl Events {
                 each(Place { number: self.number, ..place }, &text)?;
             }
             self.text = line.map(str::to_owned);
-            (self.number, self.lines, self.last_line) = (place.number, 1, 0);
+            (self.number, self.lines, self.last_line, self.is_open) = (place.number, 1, 0, false);
         }
-        if let Some(text) = self.text.take_if(|text| multiline.is_complete(&text.as_bytes()[self.last_line..])) {
+        let Some(text) = &self.text else { return Ok(()) };
+        let last = &text.as_bytes()[self.last_line..];
+        self.is_open = multiline.is_open_after(self.is_open, last);
+        if multiline.is_complete(self.is_open, last)
+            && let Some(text) = self.text.take()
+        {
             each(Place { number: self.number, ..place }, &text)?;
         }
         Ok(())

@@ -1,30 +1,36 @@
 //! `trunkline replay`: a sink reads a range of its topics again, as a run that is separate from the
 //! live one (I9).
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
-use trunkline_connector::{Error, Result, TopicPartition};
+use trunkline_connector::{Error, Result, Supersede, TopicPartition};
 
 use super::SettingsArgs;
 use super::dlq::connect;
-use super::output::{Exit, columns, print_data, report_error, report_problems};
-use super::replay_execution::execute_run;
+use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::record::record;
+use super::replay_execution::{discard_run, execute_run};
+use super::replay_supersede::{check_removal, replacement};
 use super::replay_target::{Choice, Refusal, Target, check_output, effect, host};
 use super::replay_to_stdout::print_records;
 use super::selection;
 use super::validate::load_to_inspect;
+use crate::condition::Condition;
 use crate::config::Settings;
 use crate::dead_letters::Failed;
 use crate::kafka::{Admin, Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SinkPlan};
+use crate::replay::event_time::EventTimes;
 use crate::replay::execution::{Job, prepare_topics};
-use crate::replay::inspection::{Condition, Inspection};
+use crate::replay::inspection::Inspection;
 use crate::replay::range::{Bound, partitions_of, resolve};
-use crate::replay::run::{PartitionRange, Request, Run, RunState, Runs, new_id, overlap};
+use crate::replay::run::{PartitionRange, Request, Run, RunState, Runs, Superseding, new_id, overlap};
+use crate::replay::widening::Replacement;
 use crate::stage::component_name;
 
 /// `trunkline replay`.
@@ -41,11 +47,21 @@ pub(super) struct ReplayArgs {
     sink: Option<String>,
     /// First record: `earliest`, `latest`, offsets by partition (0:1200,1:900), a time
     /// (2026-11-01T00:00Z), or a time ago (-7d)
-    #[arg(long, value_name = "POSITION", allow_hyphen_values = true, required_unless_present = "resume")]
+    #[arg(
+        long,
+        value_name = "POSITION",
+        allow_hyphen_values = true,
+        required_unless_present_any = ["resume", "discard"]
+    )]
     from: Option<String>,
     /// The position after the last record, in the same forms
     #[arg(long, value_name = "POSITION", allow_hyphen_values = true, default_value = "latest")]
     to: String,
+    /// The times of --from and --to are those in this field of the value, such as `created_at`,
+    /// instead of the times of the records in Kafka. All records of the topics are read to find
+    /// them
+    #[arg(long, value_name = "FIELD")]
+    by: Option<String>,
     /// Only these partitions of the topics
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     partitions: Option<Vec<i32>>,
@@ -59,11 +75,20 @@ pub(super) struct ReplayArgs {
     /// Options that replace those of the sink, as in the pipeline file: 'url="s3://lake/orders-v2"'
     #[arg(long, value_name = "OPTION=VALUE")]
     into: Vec<String>,
+    /// Take the place of what the live sink wrote for the range: its files are replaced, or its
+    /// documents are written again with the same versions
+    #[arg(long, conflicts_with_all = ["into", "dead_letters", "to_stdout", "resume"])]
+    supersede: bool,
+    /// Give up a run with --supersede that has not published anything: remove what it has prepared
+    #[arg(long, value_name = "ID", conflicts_with_all = [
+        "from", "by", "into", "partitions", "dead_letters", "dry_run", "supersede", "resume", "to_stdout", "rate"
+    ])]
+    discard: Option<String>,
     /// At most N records per second
     #[arg(long, value_name = "N")]
     rate: Option<NonZeroU64>,
     /// Continue the run with this id
-    #[arg(long, value_name = "ID", conflicts_with_all = ["from", "into", "partitions", "dead_letters", "dry_run"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["from", "by", "into", "partitions", "dead_letters", "dry_run"])]
     resume: Option<String>,
     /// Print what would be read and written, and change nothing
     #[arg(long)]
@@ -100,6 +125,18 @@ pub(super) fn run(args: &ReplayArgs) -> Exit {
     }
 }
 
+/// The first offset of each partition, and the one after the last.
+type Ranges = BTreeMap<TopicPartition, (i64, i64)>;
+
+/// A run, and what is reported of it before it starts.
+struct Planned {
+    run: Run,
+    /// What it replaces, if it is a new run that replaces something.
+    replacement: Option<Replacement>,
+    /// How its range differs from the request.
+    notes: Vec<String>,
+}
+
 struct Replay<'a> {
     args: &'a ReplayArgs,
     settings: &'a Settings,
@@ -111,7 +148,8 @@ impl Replay<'_> {
         let cluster = connect(self.settings)?;
         let name = self.settings.cluster_name();
         let runs = Runs::new(&cluster, &name);
-        let resumed = self.args.resume.as_deref().map(|id| self.resumed(&runs, id)).transpose()?;
+        let named = self.args.resume.as_deref().or(self.args.discard.as_deref());
+        let resumed = named.map(|id| self.resumed(&runs, id)).transpose()?;
         let given = self.request()?;
         let (sink, into, request) = match &resumed {
             Some(run) => {
@@ -121,26 +159,33 @@ impl Replay<'_> {
             None => (self.args.sink.as_deref(), self.args.into.join("\n"), given),
         };
         let file = request.pipeline_file.as_deref();
-        let choice = Choice { pipeline: &self.args.pipeline, sink, into: &into, file };
+        let choice = Choice { pipeline: &self.args.pipeline, sink, into: &into, file, supersede: request.supersede };
         let target = choice.target(self.pipelines, self.settings)?;
         let sinks = [&target.live, &target.sink];
         let failed = self.failed(&cluster, &target.pipeline, &sinks, &request)?;
-        let run = match resumed {
-            Some(run) => run,
+        let known = |run| Planned { run, replacement: None, notes: Vec::new() };
+        let planned = match resumed {
+            Some(run) => known(run),
             None => {
                 // Before the range is looked up: what the run has processed may be deleted by now.
                 let is_same = |run: &Run| run.is_unfinished() && run.is_request(&target.key(), &request);
                 match runs.list()?.into_iter().find(is_same) {
-                    Some(run) => run,
-                    None => self.new_run(&cluster, &target, into, request, failed.as_ref())?,
+                    Some(run) => known(run),
+                    None => self.new_run(&cluster, &runs, &target, into, request, failed.as_ref())?,
                 }
             }
         };
         if self.args.dry_run {
-            return Ok(self.print_plan(&target, &run, failed.as_ref()));
+            return Ok(self.print_plan(&target, &planned, failed.as_ref()));
         }
+        let Planned { run, replacement, notes } = planned;
+        if let Some(replacement) = &replacement {
+            check_removal(&target, replacement)?;
+        }
+        notes.iter().for_each(|note| print_error(format_args!("{note}")));
+        self.record(&cluster, if self.args.discard.is_some() { "replay --discard" } else { "replay" }, &run)?;
         prepare_topics(&Admin::new(&cluster)?, &cluster, self.settings, &target.pipeline)?;
-        let run = self.register(&runs, &target, run)?;
+        let run = if self.args.discard.is_some() { run } else { self.register(&runs, &target, run)? };
         let job = Job {
             settings: self.settings,
             cluster: &cluster,
@@ -150,21 +195,41 @@ impl Replay<'_> {
             rate: target.rate(self.args.rate),
             failed: failed.map(Into::into),
         };
-        Ok(execute_run(&job, &runs, self.args.json)?)
+        match self.args.discard {
+            Some(_) => Ok(discard_run(&job, &runs, self.args.json)?),
+            None => Ok(execute_run(&job, &runs, self.args.json)?),
+        }
+    }
+
+    /// Writes the run to the audit log. The text of `--into` has no secrets.
+    fn record(&self, cluster: &Cluster, command: &str, run: &Run) -> Result<()> {
+        let arguments = json!({
+            "run": run.id, "pipeline": run.pipeline, "sink": run.sink, "destination": run.destination, "into": run.into,
+            "request": run.request, "resume": self.args.resume.is_some(),
+        });
+        record(cluster, self.settings, command, arguments)
     }
 
     /// Prints what the transforms make of the records in the range.
     fn inspect(&self) -> Result<Exit, Refusal> {
         let request = self.request()?;
         let file = request.pipeline_file.as_deref();
-        let choice = Choice { pipeline: &self.args.pipeline, sink: self.args.sink.as_deref(), into: "", file };
+        let choice =
+            Choice { pipeline: &self.args.pipeline, sink: self.args.sink.as_deref(), into: "", file, supersede: false };
         let (live, pipeline) = choice.pipelines(self.pipelines, self.settings)?;
         let sink = selection::sink(&pipeline, Some(&live.name))?;
         let host = host(self.settings)?;
         let condition = self.args.condition.as_ref().map(|text| Condition::compile(&host, text)).transpose()?;
         let cluster = connect(self.settings)?;
         let failed = self.failed(&cluster, &pipeline, &[live, sink], &request)?;
-        let ranges = self.ranges(&cluster, &pipeline.name, sink, &request, failed.as_ref())?;
+        let (_, ranges, notes) = self.ranges(&cluster, &pipeline.name, sink, &request, failed.as_ref())?;
+        notes.iter().for_each(|note| print_error(format_args!("{note}")));
+        let arguments = json!({
+            "pipeline": pipeline.name, "sink": sink.name, "request": request, "where": self.args.condition,
+            "limit": self.args.limit,
+        });
+        record(&cluster, self.settings, "replay --to-stdout", arguments)?;
+        let ranges: Vec<PartitionRange> = ranges.into_iter().map(range).collect();
         let mut inspection = Inspection::start(sink, condition, self.args.limit)?;
         Ok(print_records(&mut inspection, &cluster, &ranges, failed.as_ref())?)
     }
@@ -176,8 +241,9 @@ impl Replay<'_> {
             let message = format!("the run `{id}` is one of the pipeline `{}`: name that pipeline", run.pipeline);
             return Err(Error::config("replay.unknown_run", message));
         }
-        if !run.is_unfinished() {
-            let message = format!("the run `{id}` has processed its range: there is nothing left to resume");
+        // A second --discard removes what the first one has left.
+        if !(run.is_unfinished() || self.args.discard.is_some() && run.state == RunState::Discarded) {
+            let message = format!("the run `{id}` is {}: there is nothing left to resume", run.state.name());
             return Err(Error::config("replay.finished", message));
         }
         Ok(run)
@@ -193,9 +259,11 @@ impl Replay<'_> {
         Ok(Request {
             from: self.args.from.clone().unwrap_or_default(),
             to: self.args.to.clone(),
+            by: self.args.by.clone(),
             partitions: self.args.partitions.clone(),
             dead_letters: self.args.dead_letters,
             pipeline_file: self.args.pipeline_file.as_ref().map(absolute).transpose()?,
+            supersede: self.args.supersede,
         })
     }
 
@@ -219,52 +287,71 @@ impl Replay<'_> {
         sink: &SinkPlan,
         request: &Request,
         failed: Option<&Failed>,
-    ) -> Result<Vec<PartitionRange>> {
+    ) -> Result<(GroupOffsets, Ranges, Vec<String>)> {
         let now = Timestamp::now();
         let (from, to) = (Bound::parse(&request.from, now)?, Bound::parse(&request.to, now)?);
+        let by = request.by.as_deref().map(|field| EventTimes::new(field, &from, &to)).transpose()?;
+        let (from, to) = if by.is_some() { (Bound::Earliest, Bound::Latest) } else { (from, to) };
         let group = component_name(&self.settings.cluster_name(), pipeline, &sink.name);
         let offsets = GroupOffsets::new(cluster, &group)?;
         let partitions = partitions_of(&offsets, &sink.inputs)?;
         let mut ranges = resolve(&offsets, &partitions, &from, &to, request.partitions.as_deref())?;
+        let mut notes = Vec::new();
+        if let Some(by) = by {
+            (ranges, notes) = by.narrow(cluster, ranges)?;
+        }
         if let Some(failed) = failed {
             ranges = failed.narrow(&ranges)?;
         }
-        Ok(ranges.into_iter().map(range).collect())
+        Ok((offsets, ranges, notes))
     }
 
     /// The run of this command, with the offsets that its range has now.
     fn new_run(
         &self,
         cluster: &Cluster,
+        runs: &Runs<'_>,
         target: &Target,
         into: String,
         request: Request,
         failed: Option<&Failed>,
-    ) -> Result<Run> {
-        let ranges = self.ranges(cluster, &target.pipeline.name, &target.sink, &request, failed)?;
+    ) -> Result<Planned> {
+        let (offsets, mut ranges, mut notes) =
+            self.ranges(cluster, &target.pipeline.name, &target.sink, &request, failed)?;
+        let replace = || replacement(cluster, self.settings, target, &runs.list()?, &offsets, &ranges);
+        let replacement = target.supersede.then(replace).transpose()?;
+        if let Some(replacement) = &replacement {
+            ranges.clone_from(&replacement.ranges);
+            notes.extend_from_slice(&replacement.notes);
+        }
         let now = Timestamp::now();
-        Ok(Run {
+        let run = Run {
             id: new_id(now),
             pipeline: target.pipeline.name.clone(),
             sink: target.sink.name.clone(),
             destination: target.destination.clone(),
             into,
             request,
-            ranges,
+            ranges: ranges.into_iter().map(range).collect(),
+            supersede: (target.supersede && target.sink.spec.supersede() == Supersede::Files)
+                .then(Superseding::default),
             state: RunState::Running,
             error: None,
             node: self.settings.node.clone(),
             started: now.as_millisecond(),
             ended: None,
-        })
+        };
+        Ok(Planned { run, replacement, notes })
     }
 
     /// Prints what the run would do.
-    fn print_plan(&self, target: &Target, run: &Run, failed: Option<&Failed>) -> Exit {
+    fn print_plan(&self, target: &Target, planned: &Planned, failed: Option<&Failed>) -> Exit {
+        let Planned { run, replacement, notes } = planned;
+        let replacement = replacement.as_ref();
         let offsets: i64 = run.ranges.iter().map(|range| range.to - range.from).sum();
         let bounds = run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect();
         let dead_letters = failed.map(|failed| failed.count(&bounds));
-        let (effect, rate) = (effect(target), target.rate(self.args.rate));
+        let (effect, rate) = (effect(target, replacement), target.rate(self.args.rate));
         let transforms = match &run.request.pipeline_file {
             Some(file) => format!("the transforms in {}", file.display()),
             None => format!("today's transforms of `{}`", run.pipeline),
@@ -273,7 +360,8 @@ impl Replay<'_> {
             let plan = json!({
                 "dry_run": true, "pipeline": run.pipeline, "sink": run.sink, "destination": run.destination,
                 "ranges": run.ranges, "offsets": offsets, "dead_letters": dead_letters, "rate": rate,
-                "pipeline_file": run.request.pipeline_file, "effect": effect,
+                "pipeline_file": run.request.pipeline_file, "effect": effect, "notes": notes,
+                "replaced_files": replacement.map(|replacement| replacement.files.len()),
             });
             return print_data(&format!("{plan}\n"));
         }
@@ -288,8 +376,9 @@ impl Replay<'_> {
             None => format!("at most {offsets} records"),
         };
         let rate = rate.map_or_else(String::new, |rate| format!(", at most {rate} per second"));
+        let notes: String = notes.iter().map(|note| format!("{note}\n")).collect();
         print_data(&format!(
-            "{}{records} of {} partitions would go through {transforms} into {}{rate}\n{effect}\n",
+            "{}{notes}{records} of {} partitions would go through {transforms} into {}{rate}\n{effect}\n",
             columns(&rows, &[1, 2, 3, 4]),
             run.ranges.len(),
             run.destination

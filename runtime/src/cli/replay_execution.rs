@@ -1,16 +1,20 @@
 //! Executes the run of a replay in this process: with its progress, until it ends, and through the
 //! pauses that `trunkline runs pause` asks for.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use serde_json::json;
+use tokio::runtime::Runtime;
 use trunkline_connector::{Error, Result};
 
-use super::output::Exit;
+use super::output::{Exit, print_data, print_error};
 use super::replay_progress::Reporter;
 use super::run::{StopSignals, stop_on_signals};
-use crate::replay::execution::{Ending, Job, Progress, execute};
+use crate::replay::execution::{Ending, Job, Progress, Watch, execute};
 use crate::replay::run::{RunState, Runs};
+use crate::replay::superseding;
 use crate::stage::StopSignal;
 use crate::worker::{DataDir, create_private_folder};
 
@@ -21,20 +25,8 @@ const ROW_CHECK: Duration = Duration::from_secs(3);
 pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Result<Exit> {
     let (settings, run) = (job.settings, job.run);
     let folder = settings.data.join("replays").join(&run.id);
-    create_private_folder(&settings.data.join("replays"))
-        .map_err(|error| trunkline_connector::io_error("create", &folder, &error))?;
-    let data = DataDir::open(&folder, false).map_err(|error| match error.code {
-        "worker.data_in_use" => {
-            let message = format!("the run {} is being executed on this machine: `trunkline runs` shows it", run.id);
-            Error::config("replay.running", message)
-        }
-        _ => error,
-    })?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| Error::external("environment.runtime", format!("cannot start a thread: {error}")))?;
+    let data = open_folder(job, &folder)?;
+    let runtime = new_runtime()?;
     let stop = StopSignal::default();
     let signals = runtime.block_on(async { StopSignals::install() }).map_err(|error| {
         Error::external("environment.signals", format!("the process cannot receive signals: {error}"))
@@ -43,6 +35,10 @@ pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
     let mut reporter = Reporter::new(run, as_json);
     reporter.begin(run);
     let ending = loop {
+        // New files are visible: only the earlier ones are left to be removed.
+        if run.is_between() {
+            break Ending::Finished;
+        }
         if let Some(ending) = wait_while_paused(runs, &run.id, &stop, &reporter) {
             break ending;
         }
@@ -53,7 +49,19 @@ pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
             break ending;
         }
     };
+    let ending = match ending {
+        Ending::Finished if run.supersede.is_some() => {
+            reporter.publishing();
+            let completed = superseding::complete(job, &data, runtime.handle(), runs, &stop);
+            completed.unwrap_or_else(|error| Ending::Failed(error.to_string()))
+        }
+        ending => ending,
+    };
     let stored = runs.update(&run.id, |run| {
+        // Another command may have completed or given up the run.
+        if !run.is_unfinished() {
+            return Ok(());
+        }
         // A paused run whose command ends stays paused.
         if ending == Ending::Stopped && run.state == RunState::Paused {
             return Ok(());
@@ -67,13 +75,62 @@ pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
         Ok(())
     })?;
     drop(data);
-    if ending == Ending::Finished
-        && let Err(error) = std::fs::remove_dir_all(&folder)
-    {
-        tracing::debug!(%error, folder = %folder.display(), "the folder of the run cannot be removed");
+    if ending == Ending::Finished {
+        remove_folder(&folder);
     }
     runtime.shutdown_background();
     reporter.end(job.cluster, &settings.cluster_name(), &stored)
+}
+
+/// Gives up a run that replaces files and has not published anything.
+pub(super) fn discard_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Result<Exit> {
+    let id = &job.run.id;
+    let folder = job.settings.data.join("replays").join(id);
+    let data = open_folder(job, &folder)?;
+    if Watch::new(job.cluster, &job.settings.cluster_name(), job.run)?.is_executed()? {
+        let message = format!("the run {id} is being executed: stop it first with `trunkline runs stop {id}`");
+        return Err(Error::config("replay.running", message));
+    }
+    let runtime = new_runtime()?;
+    let run = superseding::discard(job, &data, runtime.handle(), runs)?;
+    drop(data);
+    remove_folder(&folder);
+    runtime.shutdown_background();
+    if as_json {
+        return Ok(print_data(&format!("{}\n", json!({ "run": run.id, "state": run.state.name() }))));
+    }
+    print_error(format_args!(
+        "run {id}: discarded; the files that it had prepared are removed, and all others are as they were"
+    ));
+    Ok(Exit::Ok)
+}
+
+/// Locks the folder of the run on this machine.
+fn open_folder(job: &Job<'_>, folder: &Path) -> Result<DataDir> {
+    create_private_folder(&job.settings.data.join("replays"))
+        .map_err(|error| trunkline_connector::io_error("create", folder, &error))?;
+    DataDir::open(folder, false).map_err(|error| match error.code {
+        "worker.data_in_use" => {
+            let id = &job.run.id;
+            let message = format!("the run {id} is being executed on this machine: `trunkline runs` shows it");
+            Error::config("replay.running", message)
+        }
+        _ => error,
+    })
+}
+
+fn remove_folder(folder: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(folder) {
+        tracing::debug!(%error, folder = %folder.display(), "the folder of the run cannot be removed");
+    }
+}
+
+fn new_runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::external("environment.runtime", format!("cannot start a thread: {error}")))
 }
 
 /// Executes the run until it ends, or its row asks for a pause or a stop.

@@ -10,7 +10,7 @@ use trunkline_connector::Result;
 use super::output::{Exit, print_data, print_error};
 use crate::kafka::Cluster;
 use crate::replay::execution::{Progress, Watch};
-use crate::replay::run::{Run, RunState};
+use crate::replay::run::{Run, RunState, Step, Superseding};
 
 /// See the module's header.
 pub(super) struct Reporter {
@@ -43,6 +43,17 @@ impl Reporter {
         } else {
             self.end_line();
             print_error(format_args!("run {0} is paused; `trunkline runs resume {0}` continues it", self.id));
+        }
+    }
+
+    /// Reports that the range is processed, and that files are replaced now.
+    pub(super) fn publishing(&self) {
+        if self.as_json {
+            // A reader that has gone does not end the run.
+            let _ = print_data(&format!("{}\n", json!({ "run": self.id, "state": "publishing" })));
+        } else {
+            self.end_line();
+            print_error(format_args!("run {}: all new files are prepared; they replace the earlier ones now", self.id));
         }
     }
 
@@ -99,6 +110,7 @@ impl Reporter {
                 json!({
                     "run": run.id, "state": run.state.name(), "error": run.error, "offsets_done": progress.done,
                     "offsets_total": progress.total, "counters": own, "components": counters.0,
+                    "supersede": run.supersede,
                 })
             ))
         } else {
@@ -113,6 +125,9 @@ impl Reporter {
                 run.destination
             ))
         };
+        if let Some(superseding) = &run.supersede {
+            print_error(format_args!("{}", replaced(superseding)));
+        }
         for component in &unbalanced {
             print_error(format_args!(
                 "error: the counters of {component} do not balance: records were lost or counted twice (please report this)"
@@ -122,5 +137,18 @@ impl Reporter {
             print_error(format_args!("error: {error}"));
         }
         Ok(if run.state == RunState::Finished && unbalanced.is_empty() { printed } else { Exit::Runtime })
+    }
+}
+
+/// How far a run is with the files that it replaces, in one line.
+pub(super) fn replaced(superseding: &Superseding) -> String {
+    let files = superseding.files;
+    let overlap = superseding.overlap().unwrap_or(0);
+    match superseding.step {
+        Step::Staging => "no file was replaced: new files are prepared, and nothing is visible".to_owned(),
+        Step::Publishing | Step::Removing => format!(
+            "readers may see {files} earlier files and the new ones: complete the run with `trunkline replay .. --resume`"
+        ),
+        Step::Done => format!("{files} files replaced; readers may have seen earlier and new files for {overlap} ms"),
     }
 }

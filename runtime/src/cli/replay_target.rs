@@ -7,10 +7,12 @@ use std::path::Path;
 use trunkline_connector::{Error, OutputFile, Result, TopicPartition};
 use trunkline_transform_host::{Host, HostOptions};
 
+use super::replay_supersede::{self, check_destination as check_superseded, check_kind};
 use super::selection;
 use crate::config::{FileProblems, Settings};
 use crate::plan::{Pipeline, Registry, SinkPlan, load_with_sink_options};
 use crate::replay::run::{PartitionRange, Run, overlap};
+use crate::replay::widening::Replacement;
 use crate::worker::DataDir;
 
 /// The sink of a replay.
@@ -22,6 +24,8 @@ pub(super) struct Target {
     pub(super) destination: String,
     /// A live sink writes there too, to which repeated records do no harm.
     pub(super) is_live: bool,
+    /// The replay takes the place of what the live sink wrote.
+    pub(super) supersede: bool,
 }
 
 impl Target {
@@ -85,6 +89,8 @@ pub(super) struct Choice<'a> {
     pub(super) into: &'a str,
     /// Another file for the same pipeline.
     pub(super) file: Option<&'a Path>,
+    /// Take the place of what the live sink wrote.
+    pub(super) supersede: bool,
 }
 
 impl Choice<'_> {
@@ -128,6 +134,9 @@ impl Choice<'_> {
                 "--into sets `inputs`: a replay reads the topics of the live sink; set the options of its destination";
             return Err(Error::config("replay.bad_into", message).into());
         }
+        if self.supersede {
+            check_kind(&sink, live)?;
+        }
         let Some(destination) = sink.spec.destination() else {
             let message = format!(
                 "sinks of the connector `{}` cannot be replayed yet: only `s3` and `elasticsearch` sinks can",
@@ -136,8 +145,11 @@ impl Choice<'_> {
             return Err(Error::config("replay.unsupported", message).into());
         };
         let has_options = !self.into.trim().is_empty() || self.file.is_some();
-        let is_live = check_destination(pipelines, &sink, &destination, has_options)?;
-        Ok(Target { live: live.clone(), pipeline, sink, destination, is_live })
+        let is_live = match self.supersede {
+            true => check_superseded(live, &destination).map(|()| true)?,
+            false => check_destination(pipelines, &sink, &destination, has_options)?,
+        };
+        Ok(Target { live: live.clone(), pipeline, sink, destination, is_live, supersede: self.supersede })
     }
 }
 
@@ -178,7 +190,7 @@ fn check_destination(pipelines: &[Pipeline], sink: &SinkPlan, destination: &str,
                 let message = format!(
                     "the sink `{}.{}` writes to {place}, and a replay into {destination} would write its records \
                      there a second time: choose another destination with --into, such as 'url=\"s3://lake/orders-v2\"', and \
-                     switch to it afterwards",
+                     switch to it afterwards, or replace what the sink wrote with --supersede",
                     pipeline.name, live.name
                 );
                 return Err(Error::config("replay.live_destination", message));
@@ -216,16 +228,21 @@ pub(super) fn check_output(target: &Target, run: &Run) -> Result<()> {
 }
 
 /// What the run does to existing data, in one sentence.
-pub(super) fn effect(target: &Target) -> &'static str {
-    match (target.is_live, target.sink.spec.repeats_change_nothing()) {
+pub(super) fn effect(target: &Target, replacement: Option<&Replacement>) -> String {
+    if target.supersede {
+        return replay_supersede::effect(target, replacement);
+    }
+    let effect = match (target.is_live, target.sink.spec.repeats_change_nothing()) {
         (true, _) => {
-            "Documents that exist stay as they are, because their ids and versions are the same; missing ones are written again."
+            "Documents with a version stay as they are, because a repeated record has the same one; those whose ids are offsets are \
+             written again, as are missing ones."
         }
         (false, true) => "New documents are written there; no live sink uses this destination.",
         (false, false) => {
             "New files are added there; no live sink uses this destination, and existing files stay as they are."
         }
-    }
+    };
+    effect.to_owned()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::reload::{Reader, follow};
 use super::run_report::report;
 use super::{Exit, RunArgs};
 use crate::config::{HttpSetting, Settings};
-use crate::http::{self, LogLevels, Served};
+use crate::http::{self, LogLevels, Others, Samples, Served, Viewers};
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::kafka::wait_for_closed_clients;
 use crate::plan::Loaded;
@@ -145,6 +145,9 @@ fn publish(
         token: settings.http_token.clone(),
         overview: overview.clone(),
         control: control.clone(),
+        samples: Samples::default(),
+        others: Others::default(),
+        viewers: Viewers::default(),
         log_levels: log_levels.clone(),
     };
     let http = match settings.http_address(args.until_idle) {

@@ -8,6 +8,8 @@ use trunkline_connector::{Error, Result};
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::record::record;
+use super::replay_progress::replaced;
 use crate::config::Settings;
 use crate::kafka::Cluster;
 use crate::replay::execution::{Progress, Watch};
@@ -62,12 +64,26 @@ pub(super) fn run(args: &RunsArgs) -> Exit {
     let outcome = connect(&settings).and_then(|cluster| {
         let name = settings.cluster_name();
         let runs = Runs::new(&cluster, &name);
+        let recorded = |command: &str, id: &str| {
+            // An unknown run is an error, and no entry.
+            runs.get(id)?;
+            record(&cluster, &settings, command, json!({ "id": id }))
+        };
         match &args.command {
             None => list(&cluster, &settings, &runs, args.json),
             Some(RunsCommand::Show { id }) => show(&Seen::of(&cluster, &name, &runs.get(id)?)?, args.json),
-            Some(RunsCommand::Pause { id }) => pause(&runs, id, args.json),
-            Some(RunsCommand::Resume { id }) => resume(&runs, id, args.json),
-            Some(RunsCommand::Stop { id }) => stop(&cluster, &name, &runs, id, args.json),
+            Some(RunsCommand::Pause { id }) => {
+                recorded("runs pause", id)?;
+                pause(&runs, id, args.json)
+            }
+            Some(RunsCommand::Resume { id }) => {
+                recorded("runs resume", id)?;
+                resume(&runs, id, args.json)
+            }
+            Some(RunsCommand::Stop { id }) => {
+                recorded("runs stop", id)?;
+                stop(&cluster, &name, &runs, id, args.json)
+            }
         }
     });
     outcome.unwrap_or_else(|error| report_error(&error))
@@ -104,6 +120,7 @@ impl Seen {
             "dead_letters_only": run.request.dead_letters, "pipeline_file": run.request.pipeline_file,
             "node": run.node, "started": time(run.started), "ended": run.ended.map(time),
             "offsets_done": progress.done, "offsets_total": progress.total, "counters": progress.counters,
+            "supersede": run.supersede,
         })
     }
 }
@@ -161,6 +178,10 @@ fn show(seen: &Seen, as_json: bool) -> Result<Exit> {
     if let Some(file) = &run.request.pipeline_file {
         text.push_str(&format!("  with the transforms and options in {}\n", file.display()));
     }
+    if run.request.supersede {
+        let replaced = run.supersede.as_ref().map_or("documents of the live sink are replaced".to_owned(), replaced);
+        text.push_str(&format!("  {replaced}\n"));
+    }
     if let Some(ended) = run.ended {
         text.push_str(&format!("  ended {}\n", time(ended)));
     }
@@ -198,20 +219,25 @@ fn stop(cluster: &Cluster, name: &str, runs: &Runs<'_>, id: &str, as_json: bool)
                 run.state = RunState::Stopped;
                 run.ended = Some(Timestamp::now().as_millisecond());
             }
-            RunState::Stopped | RunState::Failed | RunState::Finished => {}
+            RunState::Stopped | RunState::Failed | RunState::Finished | RunState::Discarded => {}
         }
         Ok(())
     })?;
-    let note =
-        if run.state == RunState::Stopping { "it commits what it has written, and ends within seconds" } else { "" };
+    let note = match run.state {
+        _ if run.is_between() => {
+            "readers may see earlier and new files until the run is completed with `trunkline replay .. --resume`"
+        }
+        RunState::Stopping => "it commits what it has written, and ends within seconds",
+        _ => "",
+    };
     Ok(report(&run, note, as_json))
 }
 
 /// The next step for a run that is in no state to be paused or resumed.
 fn refusal(run: &Run, verb: &str) -> Error {
     let Run { id, pipeline, state, .. } = run;
-    if *state == RunState::Finished {
-        let message = format!("the run {id} has processed its range: there is nothing left to {verb}");
+    if !run.is_unfinished() {
+        let message = format!("the run {id} is {}: there is nothing left to {verb}", state.name());
         return Error::config("replay.finished", message);
     }
     let message = format!(
@@ -227,7 +253,9 @@ fn pause(runs: &Runs<'_>, id: &str, as_json: bool) -> Result<Exit> {
             run.state = RunState::Paused;
             Ok(())
         }
-        RunState::Stopping | RunState::Stopped | RunState::Failed | RunState::Finished => Err(refusal(run, "pause")),
+        RunState::Stopping | RunState::Stopped | RunState::Failed | RunState::Finished | RunState::Discarded => {
+            Err(refusal(run, "pause"))
+        }
     })?;
     let note = "it commits what it has written, and waits within seconds; `trunkline runs resume` continues it";
     Ok(report(&run, note, as_json))
@@ -239,7 +267,9 @@ fn resume(runs: &Runs<'_>, id: &str, as_json: bool) -> Result<Exit> {
             run.state = RunState::Running;
             Ok(())
         }
-        RunState::Stopping | RunState::Stopped | RunState::Failed | RunState::Finished => Err(refusal(run, "resume")),
+        RunState::Stopping | RunState::Stopped | RunState::Failed | RunState::Finished | RunState::Discarded => {
+            Err(refusal(run, "resume"))
+        }
     })?;
     let note = format!(
         "the command that waits with it continues within seconds. If that command has ended, start `trunkline replay PIPELINES {} \

@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use trunkline_connector::{Domain, Error, IncrementalSnapshots, Placement, PositionChange, Result, SnapshotRequest};
 
 use super::SnapshotArgs;
-use super::addresses::brokers;
+use super::dlq::connect;
 use super::output::{Exit, print_data, print_error, report_error, report_problems};
+use super::record::record;
 use super::validate::load_for_reading;
 use crate::checkpoint::{CHECKPOINTS, Positions, or_empty};
 use crate::config::Settings;
@@ -39,16 +40,18 @@ pub(super) fn snapshot(args: &SnapshotArgs, settings: &Settings) -> Exit {
         print_error(format_args!("error: {}", unknown(&loaded.pipelines, &args.source, &args.paths)));
         return Exit::Config;
     };
-    let brokers = match brokers(settings) {
-        Ok(brokers) => brokers,
-        Err(error) => return report_error(&error),
-    };
-    let cluster = match Cluster::new(&brokers, &settings.kafka) {
-        Ok(cluster) => cluster.with_prefix(&settings.prefix),
+    let cluster = match connect(settings) {
+        Ok(cluster) => cluster,
         Err(error) => return report_error(&error),
     };
     let task = component_name(&settings.cluster_name(), &pipeline.name, &source.name);
     let request = SnapshotRequest { tables: &args.tables, condition: args.condition.as_deref() };
+    let arguments = serde_json::json!({
+        "source": args.source, "tables": args.tables, "where": args.condition, "with_deletes": args.with_deletes,
+    });
+    if let Err(error) = record(&cluster, settings, "snapshot", arguments) {
+        return report_error(&error);
+    }
     match request_snapshot(&cluster, &task, source, &request, args.with_deletes) {
         Ok(tables) if args.json => print_data(&format!("{}\n", serde_json::json!({ "tables": tables }))),
         Ok(tables) => print_data(&tables.iter().map(|name| format!("{name}\n")).collect::<String>()),

@@ -1,25 +1,19 @@
 //! `trunkline status`: what the worker of a data directory does.
 
-use std::time::Duration;
-
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use trunkline_connector::{Error, Result};
 
-use super::addresses::running_worker;
-use super::output::{Exit, columns, print_data, report_error};
+use super::output::{Exit, columns, print_data, print_error, report_error};
+use super::worker_api::WorkerApi;
 use crate::config::Settings;
-use crate::http::{ComponentStatus, TaskStatus, WorkerStatus};
-
-/// Time for the worker to answer.
-const ANSWER: Duration = Duration::from_secs(10);
+use crate::http::{ComponentInfo, ComponentStatus, TaskStatus, WorkerStatus, gone_line};
+use crate::units::duration;
 
 /// Runs the verb. The exit code is 1 if a task makes no progress.
 pub(super) fn status(as_json: bool, of_cluster: bool, settings: &Settings) -> Exit {
     if of_cluster {
         return cluster_status(as_json, settings);
     }
-    let (status, json): (WorkerStatus, String) = match read(settings, "status") {
+    let (status, json): (WorkerStatus, String) = match WorkerApi::connect(settings).and_then(|api| api.get("status")) {
         Ok(read) => read,
         Err(error) => return report_error(&error),
     };
@@ -27,43 +21,52 @@ pub(super) fn status(as_json: bool, of_cluster: bool, settings: &Settings) -> Ex
     if status.problems().is_empty() { printed } else { Exit::Runtime }
 }
 
-/// Shows the tasks of all workers. The exit code is 1 if one has failed.
+/// Shows the tasks of all workers. The exit code is 1 if a task has failed, or a worker is gone.
 fn cluster_status(as_json: bool, settings: &Settings) -> Exit {
-    let (components, json): (Vec<ClusterComponent>, String) = match read(settings, "components") {
-        Ok(read) => read,
+    let asked = WorkerApi::connect(settings).and_then(|api| {
+        let (components, json): (Vec<ComponentInfo>, String) = api.get("components")?;
+        let (workers, _): (Vec<Listed>, String) = api.get("workers")?;
+        Ok((components, json, workers))
+    });
+    let (components, json, workers) = match asked {
+        Ok(asked) => asked,
         Err(error) => return report_error(&error),
     };
-    let printed = print_data(&if as_json { format!("{json}\n") } else { cluster_table(&components) });
-    let has_failed = |component: &ClusterComponent| component.tasks.iter().any(|task| task.state == "failed");
-    if components.iter().any(has_failed) { Exit::Runtime } else { printed }
+    let gone: Vec<String> = workers.iter().filter_map(Listed::problem).collect();
+    let printed = if as_json {
+        // The list of components stays as it is for scripts.
+        gone.iter().for_each(|line| print_error(format_args!("{line}")));
+        print_data(&format!("{json}\n"))
+    } else {
+        print_data(&(cluster_table(&components) + &gone.iter().map(|line| format!("{line}\n")).collect::<String>()))
+    };
+    let has_failed = |component: &ComponentInfo| component.tasks.iter().any(|task| task.state == "failed");
+    if !gone.is_empty() || components.iter().any(has_failed) { Exit::Runtime } else { printed }
 }
 
-/// A component in the answer of a worker.
+/// A worker in the answer of a worker.
 #[derive(Deserialize)]
-struct ClusterComponent {
-    name: String,
-    kind: String,
-    wanted: String,
-    tasks: Vec<ClusterTask>,
-}
-
-#[derive(Deserialize)]
-struct ClusterTask {
+struct Listed {
     worker: String,
     node: String,
-    task: u32,
-    state: String,
-    error: Option<String>,
+    #[serde(default)]
+    gone_seconds: Option<u64>,
+}
+
+impl Listed {
+    fn problem(&self) -> Option<String> {
+        Some(gone_line(&self.worker, &self.node, self.gone_seconds?))
+    }
 }
 
 /// One line per task, in columns, and then the errors.
-fn cluster_table(components: &[ClusterComponent]) -> String {
+fn cluster_table(components: &[ComponentInfo]) -> String {
     let mut rows = vec![["COMPONENT", "KIND", "WANTED", "STATE", "NODE", "WORKER", "TASK"].map(str::to_owned)];
     let mut errors = String::new();
     for component in components {
-        let ClusterComponent { name, kind, wanted, tasks } = component;
+        let ComponentInfo { name, kind, wanted, tasks, .. } = component;
         let row = |state: &str, node: &str, worker: &str, task: &str| {
-            [name, kind, wanted, state, node, worker, task].map(str::to_owned)
+            [name, kind, wanted.name(), state, node, worker, task].map(str::to_owned)
         };
         if tasks.is_empty() {
             rows.push(row("-", "-", "-", "-"));
@@ -76,33 +79,6 @@ fn cluster_table(components: &[ClusterComponent]) -> String {
         }
     }
     columns(&rows, &[6]) + &errors
-}
-
-/// An answer below `/api/v1`, and its JSON.
-fn read<T: DeserializeOwned>(settings: &Settings, path: &str) -> Result<(T, String)> {
-    let Some(address) = running_worker(settings)?.http else {
-        let message = "the worker runs without its HTTP server: remove the setting `http = \"off\"`, and restart it";
-        return Err(Error::config("worker.http_off", message));
-    };
-    let failed = |error: &dyn std::fmt::Display| {
-        Error::external("worker.no_answer", format!("the worker at http://{address} does not answer: {error}"))
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
-    runtime.block_on(async {
-        let client = reqwest::Client::builder().no_proxy().timeout(ANSWER).build().map_err(|error| failed(&error))?;
-        let mut request = client.get(format!("http://{address}/api/v1/{path}"));
-        if let Some(token) = &settings.http_token {
-            request = request.bearer_auth(token);
-        }
-        let answer = request.send().await.map_err(|error| failed(&error))?;
-        let code = answer.status();
-        let body = answer.text().await.map_err(|error| failed(&error))?;
-        if !code.is_success() {
-            return Err(failed(&format!("{code}: {}", body.trim())));
-        }
-        let status = serde_json::from_str(&body).map_err(|error| failed(&error))?;
-        Ok((status, body))
-    })
 }
 
 /// One line per task, in columns.
@@ -129,7 +105,7 @@ fn table(status: &WorkerStatus) -> String {
 
 fn row(task: &TaskStatus) -> [String; 10] {
     let own = task.components.get(&task.component).cloned().unwrap_or_default();
-    let ComponentStatus { records_in, out, dropped, dead_lettered, extra: _ } = own;
+    let ComponentStatus { records_in, out, dropped, dead_lettered, extra: _, per_second: _ } = own;
     [
         task.name(),
         task.kind.clone(),
@@ -152,17 +128,6 @@ fn lag(task: &TaskStatus) -> String {
     if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
 }
 
-fn duration(seconds: f64) -> String {
-    let whole = seconds as u64;
-    match whole {
-        0..10 => format!("{seconds:.1} s"),
-        10..120 => format!("{whole} s"),
-        120..7_200 => format!("{} min", whole / 60),
-        7_200..172_800 => format!("{} h", whole / 3_600),
-        _ => format!("{} d", whole / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,10 +135,13 @@ mod tests {
     #[test]
     fn the_table_of_the_cluster_has_a_line_for_each_task() {
         let components = r#"[
-            {"name": "shop.db", "kind": "source", "wanted": "paused", "tasks": []},
-            {"name": "shop.lake", "kind": "sink", "wanted": "running", "tasks": [
-                {"worker": "w1", "node": "a", "task": 0, "state": "running", "error": null},
-                {"worker": "w2", "node": "b", "task": 1, "state": "failed", "error": "no bucket"}]}]"#;
+            {"name": "shop.db", "pipeline": "shop", "component": "db", "connector": "mysql", "kind": "source",
+             "wanted": "paused", "tasks": []},
+            {"name": "shop.lake", "pipeline": "shop", "component": "lake", "connector": "s3", "kind": "sink",
+             "wanted": "running", "tasks": [
+                {"id": 0, "worker": "w1", "node": "a", "http": null, "task": 0, "state": "running", "error": null},
+                {"id": 1, "worker": "w2", "node": "b", "http": null, "task": 1, "state": "failed",
+                 "error": "no bucket"}]}]"#;
         let expected = "\
             COMPONENT  KIND    WANTED   STATE    NODE  WORKER  TASK\n\
             shop.db    source  paused   -        -     -          -\n\
@@ -184,8 +152,11 @@ mod tests {
     }
 
     #[test]
-    fn durations_have_one_unit() {
-        let shown = [0.04, 9.99, 61.0, 150.0, 10_000.0, 200_000.0].map(duration);
-        assert_eq!(shown, ["0.0 s", "10.0 s", "61 s", "2 min", "2 h", "2 d"]);
+    fn only_workers_that_are_gone_are_reported() {
+        let workers =
+            r#"[{"worker": "w1", "node": "a", "tasks": 2}, {"worker": "w2", "node": "b", "gone_seconds": 4}]"#;
+        let workers: Vec<Listed> = serde_json::from_str(workers).unwrap();
+        let lines: Vec<String> = workers.iter().filter_map(Listed::problem).collect();
+        assert_eq!(lines, ["worker w2 on b is gone: it was killed or lost Kafka 4 s ago"]);
     }
 }

@@ -6,24 +6,26 @@ use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use jiff::Timestamp;
-use serde::Serialize;
-use serde_json::value::RawValue;
+use serde_json::json;
 use trunkline_connector::{Error, RecordRef, Result, TopicPartition};
 
 use super::SettingsArgs;
 use super::dlq::{connect, describe};
 use super::output::{Exit, print_error, report_error};
+use super::record::record;
+use super::replay_target::host;
 use super::selection::{Component, component, components, pipeline};
 use super::validate::load_to_inspect;
+use crate::condition::Condition;
+use crate::config::Settings;
 use crate::dead_letters::DeadLetter;
 use crate::kafka::topic_reader::{Tail, Tailed};
 use crate::kafka::{Cluster, GroupOffsets};
 use crate::plan::{Pipeline, TopicSelector};
 use crate::replay::range::{Bound, positions};
+use crate::tap::TappedRecord;
 
 /// Time that one call waits for records.
 const WAIT: Duration = Duration::from_millis(200);
@@ -50,6 +52,12 @@ pub(super) struct TapArgs {
     /// Only records whose key or value contains this text
     #[arg(long, value_name = "TEXT")]
     contains: Option<String>,
+    /// Only records for which this expression in CEL is true: `value.price > 100 && key != null`
+    #[arg(long = "where", value_name = "EXPRESSION")]
+    condition: Option<String>,
+    /// Only one of N of these records: 1/100
+    #[arg(long, value_name = "1/N", value_parser = one_of)]
+    sample: Option<u64>,
     /// The dead letters instead, with their errors and origins
     #[arg(long)]
     dead_letters: bool,
@@ -63,11 +71,66 @@ pub(super) fn tap(args: &TapArgs) -> Exit {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    let outcome = connect(&settings).and_then(|cluster| {
+    let outcome = Filter::of(args, &settings).and_then(|mut filter| {
+        let cluster = connect(&settings)?;
         let selected = Selected::of(args, &loaded.pipelines)?;
-        follow(args, &cluster, &selected)
+        let (starts, ends) = range(args, &cluster, &selected)?;
+        let topics: BTreeSet<&str> = starts.keys().map(|partition| &*partition.topic).collect();
+        let arguments = json!({
+            "name": args.name, "topics": topics, "from": args.from, "limit": args.limit, "no_follow": args.no_follow,
+            "contains": args.contains, "where": args.condition, "sample": args.sample, "dead_letters": args.dead_letters,
+        });
+        record(&cluster, &settings, "tap", arguments)?;
+        let exit = follow(args, &cluster, &selected, (starts, ends), &mut filter)?;
+        if let Some(note) = filter.condition.and_then(|condition| condition.note()) {
+            print_error(format_args!("{note}"));
+        }
+        Ok(exit)
     });
     outcome.unwrap_or_else(|error| report_error(&error))
+}
+
+/// Reads `1/N`.
+fn one_of(text: &str) -> Result<u64, String> {
+    let number = text.strip_prefix("1/").and_then(|number| number.parse().ok()).filter(|number| *number > 0);
+    number.ok_or_else(|| "write 1/N, for example 1/100".to_owned())
+}
+
+/// Which records are shown.
+struct Filter<'a> {
+    contains: Option<&'a str>,
+    condition: Option<Condition>,
+    /// One of this number is shown.
+    every: u64,
+    /// The records that passed the conditions.
+    passed: u64,
+}
+
+impl<'a> Filter<'a> {
+    fn of(args: &'a TapArgs, settings: &Settings) -> Result<Self> {
+        let condition = match &args.condition {
+            Some(text) => Some(Condition::compile(&host(settings)?, text)?),
+            None => None,
+        };
+        let contains = args.contains.as_deref().filter(|text| !text.is_empty());
+        Ok(Self { contains, condition, every: args.sample.unwrap_or(1), passed: 0 })
+    }
+
+    fn passes(&mut self, record: RecordRef<'_>) -> Result<bool> {
+        if let Some(text) = self.contains {
+            let contains = |part: &[u8]| part.windows(text.len()).any(|window| window == text.as_bytes());
+            if ![record.key(), record.value()].into_iter().flatten().any(contains) {
+                return Ok(false);
+            }
+        }
+        if let Some(condition) = &mut self.condition
+            && !condition.holds(record)?
+        {
+            return Ok(false);
+        }
+        self.passed += 1;
+        Ok((self.passed - 1).is_multiple_of(self.every))
+    }
 }
 
 /// What is shown.
@@ -102,9 +165,14 @@ fn topics_of(component: Component<'_>) -> Vec<TopicSelector> {
     }
 }
 
-fn follow(args: &TapArgs, cluster: &Cluster, selected: &Selected) -> Result<Exit> {
-    let (starts, ends) = range(args, cluster, selected)?;
-    let mut shown = Shown { args, selected, count: 0 };
+fn follow(
+    args: &TapArgs,
+    cluster: &Cluster,
+    selected: &Selected,
+    (starts, ends): (Offsets, Offsets),
+    filter: &mut Filter<'_>,
+) -> Result<Exit> {
+    let mut shown = Shown { args, selected, filter, count: 0 };
     if args.no_follow {
         for (partition, start) in starts {
             if !shown.read(cluster, &partition, (start, ends[&partition]))? {
@@ -118,22 +186,23 @@ fn follow(args: &TapArgs, cluster: &Cluster, selected: &Selected) -> Result<Exit
     print_error(format_args!("reading {}; stop with Ctrl-C", topics.join(", ")));
     let tail = Tail::new(cluster, &starts)?;
     loop {
-        let mut line = None;
-        tail.next(WAIT, |record| line = line_of(args, selected, record))?;
-        if !shown.print(line)? {
+        let mut line = Ok(None);
+        tail.next(WAIT, |record| line = shown.line_of(record))?;
+        if !shown.print(line?)? {
             return Ok(Exit::Ok);
         }
     }
 }
 
 /// The records that were printed.
-struct Shown<'a> {
+struct Shown<'a, 'f> {
     args: &'a TapArgs,
     selected: &'a Selected,
+    filter: &'a mut Filter<'f>,
     count: u64,
 }
 
-impl Shown<'_> {
+impl Shown<'_, '_> {
     /// Prints the records of a partition in a range of offsets. `false` if that was enough.
     fn read(&mut self, cluster: &Cluster, partition: &TopicPartition, (start, end): (i64, i64)) -> Result<bool> {
         if start >= end {
@@ -141,13 +210,13 @@ impl Shown<'_> {
         }
         let tail = Tail::new(cluster, &BTreeMap::from([(partition.clone(), start)]))?;
         loop {
-            let mut line = None;
+            let mut line = Ok(None);
             let tailed = tail.next(WAIT, |record| {
                 if record.entry().offset < end {
-                    line = line_of(self.args, self.selected, record);
+                    line = self.line_of(record);
                 }
             })?;
-            if !self.print(line)? {
+            if !self.print(line?)? {
                 return Ok(false);
             }
             match tailed {
@@ -157,6 +226,25 @@ impl Shown<'_> {
                 Tailed::Record(_) | Tailed::Nothing => {}
             }
         }
+    }
+
+    /// A record that is shown, as JSON.
+    fn line_of(&mut self, record: RecordRef<'_>) -> Result<Option<String>> {
+        let mut letter = None;
+        if self.args.dead_letters {
+            let found = DeadLetter::of(record).filter(|letter| letter.pipeline == self.selected.pipeline);
+            let chosen = self.selected.component.as_ref();
+            let found = found.filter(|letter| chosen.is_none_or(|component| *component == letter.component));
+            let Some(found) = found else { return Ok(None) };
+            letter = Some(found);
+        }
+        if !self.filter.passes(record)? {
+            return Ok(None);
+        }
+        Ok(match letter {
+            Some(letter) => Some(describe(&letter, record, false).to_string()),
+            None => serde_json::to_string(&TappedRecord::of(record)).ok(),
+        })
     }
 
     /// Prints a record, if there is one. `false` if that was enough.
@@ -192,75 +280,6 @@ fn range(args: &TapArgs, cluster: &Cluster, selected: &Selected) -> Result<(Offs
     Ok(range)
 }
 
-/// A record that is shown, as JSON.
-fn line_of(args: &TapArgs, selected: &Selected, record: RecordRef<'_>) -> Option<String> {
-    if let Some(text) = &args.contains {
-        let contains = |part: &[u8]| part.windows(text.len().max(1)).any(|window| window == text.as_bytes());
-        let parts = [record.key(), record.value()];
-        if !text.is_empty() && !parts.into_iter().flatten().any(contains) {
-            return None;
-        }
-    }
-    if args.dead_letters {
-        let letter = DeadLetter::of(record).filter(|letter| letter.pipeline == selected.pipeline)?;
-        let is_chosen = selected.component.as_ref().is_none_or(|component| *component == letter.component);
-        return is_chosen.then(|| describe(&letter, record, false).to_string());
-    }
-    serde_json::to_string(&Line::of(record)).ok()
-}
-
-/// A record as JSON.
-#[derive(Serialize)]
-struct Line<'r> {
-    topic: &'r str,
-    partition: i32,
-    offset: i64,
-    time: Option<String>,
-    key: Part<'r>,
-    value: Part<'r>,
-    headers: Vec<(&'r str, Part<'r>)>,
-}
-
-/// Bytes of a record: as JSON if they are JSON, as text if they are text.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Part<'r> {
-    Absent(()),
-    Json(Box<RawValue>),
-    Text(&'r str),
-    Bytes { base64: String },
-}
-
-impl<'r> Line<'r> {
-    fn of(record: RecordRef<'r>) -> Self {
-        let time = record.timestamp().and_then(|time| Timestamp::from_millisecond(time).ok());
-        Self {
-            topic: record.topic(),
-            partition: record.entry().partition,
-            offset: record.entry().offset,
-            time: time.map(|time| time.to_string()),
-            key: Part::of(record.key()),
-            value: Part::of(record.value()),
-            headers: record.headers().map(|(name, value)| (name, Part::of(value))).collect(),
-        }
-    }
-}
-
-impl<'r> Part<'r> {
-    fn of(bytes: Option<&'r [u8]>) -> Self {
-        let Some(bytes) = bytes else { return Self::Absent(()) };
-        let Ok(text) = std::str::from_utf8(bytes) else { return Self::Bytes { base64: STANDARD.encode(bytes) } };
-        // The text stays as it is, so that numbers keep their digits. Line breaks in JSON are
-        // between its tokens only.
-        let is_document = text.trim_start().starts_with(['{', '[']);
-        let one_line = text.replace(['\n', '\r'], " ");
-        match RawValue::from_string(one_line) {
-            Ok(json) if is_document => Self::Json(json),
-            _ => Self::Text(text),
-        }
-    }
-}
-
 /// Writes a line to stdout. `false` if nothing reads it any more.
 fn print_line(line: &str) -> Result<bool> {
     let mut stdout = std::io::stdout().lock();
@@ -274,28 +293,45 @@ fn print_line(line: &str) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use trunkline_connector::Batch;
+    use trunkline_transform_host::{Host, HostOptions};
 
     use super::*;
 
-    #[test]
-    fn records_are_decoded_as_json_text_or_bytes() {
+    fn offsets_shown(filter: &mut Filter<'_>) -> Vec<i64> {
         let mut batch = Batch::default();
-        let topic = batch.topic_index("orders");
-        let mut record = batch.record();
-        record.read_from(topic, 2, 7).timestamp(1_000).key(b"a b").value(b"{\"n\":\n  1.10000000000000000001}");
-        record.header("h", Some(b"\xff")).header("none", None);
-        record.finish();
-        let line = serde_json::to_string(&Line::of(batch.get(0))).unwrap();
-        let expected = r#"{"topic":"orders","partition":2,"offset":7,"time":"1970-01-01T00:00:01Z","key":"a b","value":{"n":   1.10000000000000000001},"headers":[["h",{"base64":"/w=="}],["none",null]]}"#;
-        assert_eq!(line, expected);
+        let topic = batch.topic_index("t");
+        for number in 0..10 {
+            let mut record = batch.record();
+            record.read_from(topic, 0, number).value(format!(r#"{{"n":{number}}}"#).as_bytes());
+            record.finish();
+        }
+        batch.iter().filter(|record| filter.passes(*record).unwrap()).map(|record| record.entry().offset).collect()
     }
 
     #[test]
-    fn texts_that_look_like_numbers_stay_texts() {
-        let shown = |bytes: &[u8]| serde_json::to_string(&Part::of(Some(bytes))).unwrap();
-        assert_eq!(shown(b"12"), "\"12\"");
-        assert_eq!(shown(b"{broken"), "\"{broken\"");
-        assert_eq!(shown(b"[1, 2]"), "[1, 2]");
-        assert_eq!(serde_json::to_string(&Part::of(None)).unwrap(), "null");
+    fn records_are_filtered_and_then_sampled() {
+        let filter = |contains: Option<&'static str>, condition: Option<&str>, every| {
+            let host = Host::new(HostOptions::default()).unwrap();
+            let condition = condition.map(|text| Condition::compile(&host, text).unwrap());
+            Filter { contains, condition, every, passed: 0 }
+        };
+        assert_eq!(offsets_shown(&mut filter(None, None, 1)).len(), 10);
+        assert_eq!(offsets_shown(&mut filter(None, None, 4)), [0, 4, 8]);
+        assert_eq!(offsets_shown(&mut filter(Some("7"), None, 1)), [7]);
+        let mut condition = filter(None, Some("value.n > 3"), 2);
+        assert_eq!(offsets_shown(&mut condition), [4, 6, 8]);
+        assert!(condition.condition.unwrap().note().is_none());
+        let mut undecided = filter(None, Some("value.missing > 3"), 1);
+        assert!(offsets_shown(&mut undecided).is_empty());
+        assert!(undecided.condition.unwrap().note().unwrap().starts_with("10 for which --where"));
+    }
+
+    #[test]
+    fn a_sample_is_one_of_a_number() {
+        assert_eq!(one_of("1/100"), Ok(100));
+        assert_eq!(one_of("1/1"), Ok(1));
+        for wrong in ["", "1", "1/", "1/0", "2/3", "1/x", "0.1"] {
+            assert!(one_of(wrong).is_err(), "{wrong}");
+        }
     }
 }

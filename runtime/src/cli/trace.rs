@@ -4,11 +4,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde_json::json;
 use trunkline_connector::{Batch, Error, RecordRef, Result, TopicPartition};
 
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, print_data, report_error};
+use super::record::record;
 use super::selection::{Component, components, pipeline};
 use super::validate::load_to_inspect;
 use crate::config::Settings;
@@ -48,13 +50,14 @@ pub(super) fn run(args: &TraceArgs) -> Exit {
     let traced = pipeline(&loaded.pipelines, &args.pipeline).and_then(|pipeline| {
         let place = Place::parse(&args.record)?;
         let cluster = connect(&settings)?;
+        record(&cluster, &settings, "trace", json!({ "pipeline": pipeline.name, "record": args.record }))?;
         let tracer = Tracer { cluster: &cluster, settings: &settings, pipeline, place: &place };
         let record = tracer.record()?;
         Ok((line(record.get(0), None), tracer.stages(record.get(0))?))
     });
     match traced {
         Ok((record, stages)) if args.json => {
-            print_data(&format!("{{\"record\":{record},\"stages\":{}}}\n", serde_json::json!(stages)))
+            print_data(&format!("{{\"record\":{record},\"stages\":{}}}\n", json!(stages)))
         }
         Ok((record, stages)) => print_data(&text(&record, &stages)),
         Err(error) => report_error(&error),

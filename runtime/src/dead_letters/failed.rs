@@ -45,6 +45,15 @@ impl Failed {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(records: impl IntoIterator<Item = (TopicPartition, i64)>) -> Self {
+        let mut failed = Self::default();
+        for (partition, offset) in records {
+            failed.0.entry(partition).or_default().insert(offset, offset + 1);
+        }
+        failed
+    }
+
     /// Whether a record has a dead letter.
     pub fn contains(&self, partition: &TopicPartition, offset: i64) -> bool {
         self.0.get(partition).is_some_and(|offsets| offsets.contains(offset))

@@ -1,14 +1,16 @@
 //! Reads dead letters back: [`DeadLetter`] is what the headers of a record say, [`Redrive`] returns
 //! records to the topics that they came from.
 
+mod condition;
 mod failed;
 mod offset_ranges;
 mod redrive;
 mod through;
 
+pub use condition::LetterCondition;
 pub use failed::Failed;
 pub use offset_ranges::OffsetRanges;
-pub use redrive::{Plan, Redrive, redriven_ranges};
+pub use redrive::{FailedStages, Placed, Plan, Redrive, Selects, redriven_ranges};
 pub use through::Through;
 
 use trunkline_connector::{RecordRef, Result};

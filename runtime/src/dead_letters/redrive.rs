@@ -10,14 +10,19 @@
 //!
 //! A record that a fused transform or its sink rejected is not as it was in its topic: the
 //! transforms before it have changed it. Such a record is read from its topic again.
+//!
+//! A record that a source rejected was in no topic. It passes the failed stage, as today's plan has
+//! it ([`FailedStages`]), and its output is in the transaction. On request, so do the records of
+//! transforms.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde_json::json;
-use trunkline_connector::{Batch, Error, PositionChange, RecordRef, Result};
+use trunkline_connector::{Batch, Error, PositionChange, RecordRef, Result, Schema};
 
 use super::{ATTEMPTS, CONNECT, DeadLetter, OffsetRanges, Origin, REPLAY, Through};
-use crate::checkpoint::{CHECKPOINTS, Positions, or_empty};
+use crate::checkpoint::{CHECKPOINTS, Positions, Schemas, or_empty};
 use crate::kafka::topic_reader::RecordReader;
 use crate::kafka::{Cluster, ProducerRecord, SendError, TransactionalProducer};
 
@@ -34,16 +39,32 @@ const BUFFER_BYTES: usize = 8 << 20;
 /// The offsets of dead letters that were redriven, by partition.
 type Redriven = BTreeMap<i32, OffsetRanges>;
 
+/// The stages that rejected records.
+pub trait FailedStages {
+    /// Replaces the record in `batch` by what its stage makes of it today, which may be nothing.
+    /// Returns the places of these records, or why the record stays.
+    fn run(&mut self, letter: &DeadLetter, batch: &mut Batch) -> Result<std::result::Result<Vec<Placed>, String>>;
+
+    /// The schemas that these records may name.
+    fn schemas(&self) -> Vec<Arc<Schema>>;
+}
+
+/// The place of a record that a stage made.
+pub struct Placed {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The record keeps its timestamp. Otherwise it has the time of production.
+    pub keeps_timestamp: bool,
+}
+
 /// What is redriven, and to where.
 pub struct Plan<'a> {
     /// The pipeline.
     pub pipeline: &'a str,
     /// Its topic of dead letters.
     pub topic: &'a str,
-    /// Only dead letters of this component.
-    pub component: Option<&'a str>,
-    /// Only dead letters with this code.
-    pub code: Option<&'a str>,
     /// The topic that takes the records, and its partitions; `None` stands for the topics that they
     /// came from.
     pub to_topic: Option<(&'a str, i32)>,
@@ -51,13 +72,24 @@ pub struct Plan<'a> {
     pub is_unchanged: &'a dyn Fn(&str) -> bool,
     /// Why records must not return to a topic.
     pub refusal: &'a dyn Fn(&str) -> Option<String>,
+    /// Records of transforms pass the failed stage, too, instead of returning to its topic.
+    pub passes_stage: bool,
+    /// The schemas of the cluster.
+    pub schemas: &'a Schemas,
 }
+
+/// Selects dead letters.
+pub type Selects<'a> = dyn FnMut(&DeadLetter, RecordRef<'_>, bool) -> Result<bool> + 'a;
 
 /// A redrive of one pipeline.
 pub struct Redrive<'a> {
     plan: &'a Plan<'a>,
     cluster: &'a Cluster,
+    selects: &'a mut Selects<'a>,
     through: Option<Through>,
+    stages: &'a mut dyn FailedStages,
+    /// Schemas that are published in the open transaction.
+    published: Vec<Arc<Schema>>,
     /// `None` for a dry run.
     producer: Option<TransactionalProducer>,
     positions: Option<Positions>,
@@ -71,7 +103,8 @@ pub struct Redrive<'a> {
     bytes: usize,
     /// The records of each component, code and target topic.
     pub moved: BTreeMap<(String, String, String), u64>,
-    /// The records of each component and code that the plugin of `--through` dropped.
+    /// The records of each component and code that the plugin of `--through`, or their stage,
+    /// dropped.
     pub dropped: BTreeMap<(String, String), u64>,
     /// The dead letters that stay, by reason.
     pub skipped: BTreeMap<String, u64>,
@@ -81,7 +114,7 @@ pub struct Redrive<'a> {
 enum Outcome {
     /// It was sent to this topic.
     Sent(String),
-    /// The plugin of `--through` dropped it.
+    /// The plugin of `--through`, or its stage, dropped it.
     Dropped,
     /// It stays: it was not chosen, or for a reason.
     Stays(Option<String>),
@@ -116,12 +149,15 @@ fn parse(positions: &Positions, topic: &str) -> Result<Redriven> {
 }
 
 impl<'a> Redrive<'a> {
-    /// Prepares a redrive. With `dry_run` nothing is written, and a running redrive is not fenced.
+    /// Prepares a redrive of the dead letters that `selects` chooses. With `dry_run` nothing is
+    /// written, and a running redrive is not fenced.
     pub fn new(
         cluster: &'a Cluster,
         name: &str,
         plan: &'a Plan<'a>,
+        selects: &'a mut Selects<'a>,
         through: Option<Through>,
+        stages: &'a mut dyn FailedStages,
         dry_run: bool,
     ) -> Result<Self> {
         let owner = owner(name, plan.pipeline);
@@ -137,7 +173,10 @@ impl<'a> Redrive<'a> {
         Ok(Self {
             plan,
             cluster,
+            selects,
             through,
+            stages,
+            published: Vec::new(),
             producer,
             positions,
             redriven,
@@ -165,8 +204,7 @@ impl<'a> Redrive<'a> {
             self.previous.insert(letter.partition, letter.offset);
             return Ok(());
         }
-        let is_chosen = self.plan.component.is_none_or(|component| component == letter.component)
-            && self.plan.code.is_none_or(|code| code == letter.code);
+        let is_chosen = (self.selects)(letter, record, false)?;
         let outcome = if is_chosen { self.send(letter, record)? } else { Outcome::Stays(None) };
         let (component, code) = (letter.component.clone(), letter.code.clone());
         match outcome {
@@ -196,7 +234,8 @@ impl<'a> Redrive<'a> {
             Ok(target) => target,
             Err(reason) => return Ok(Outcome::Stays(Some(reason))),
         };
-        let is_unchanged = self.plan.to_topic.is_some() || (self.plan.is_unchanged)(&letter.component);
+        let passes_stage = target.is_none();
+        let is_unchanged = passes_stage || self.plan.to_topic.is_some() || (self.plan.is_unchanged)(&letter.component);
         self.batch.clear();
         if is_unchanged {
             copy(&mut self.batch, record);
@@ -219,18 +258,41 @@ impl<'a> Redrive<'a> {
         {
             return Ok(Outcome::Stays(Some(reason)));
         }
+        let mut places = Vec::new();
+        if passes_stage && !self.batch.is_empty() {
+            places = match self.stages.run(letter, &mut self.batch)? {
+                Ok(places) => places,
+                Err(reason) => return Ok(Outcome::Stays(Some(reason))),
+            };
+            if let Some(producer) = &mut self.producer {
+                self.plan.schemas.publish_all(producer, self.stages.schemas(), &mut self.published)?;
+            }
+        }
         if self.batch.is_empty() {
             return Ok(Outcome::Dropped);
         }
+        self.produce(letter, target.as_ref(), &places)
+    }
+
+    /// Produces the records of the batch in the open transaction: to `target`, or each to its
+    /// place.
+    fn produce(&mut self, letter: &DeadLetter, target: Option<&Origin>, places: &[Placed]) -> Result<Outcome> {
         let attempts = (letter.attempts + 1).to_string();
+        let mut first_topic: Option<String> = None;
         for (index, record) in self.batch.iter().enumerate() {
             self.records += 1;
             self.bytes += record.value().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len);
+            let (topic, partition, keeps_timestamp) = match (target, places.get(index)) {
+                (Some(target), _) => (&target.topic, target.partition, true),
+                (None, Some(place)) => (&place.topic, place.partition, place.keeps_timestamp),
+                (None, None) => return Err(Error::internal("cli.redrive_stage", "a record of a stage has no place")),
+            };
+            first_topic.get_or_insert_with(|| topic.clone());
             let Some(producer) = &mut self.producer else { continue };
             let sent = producer.send(&ProducerRecord {
-                topic: &target.topic,
-                partition: target.partition,
-                timestamp: record.timestamp(),
+                topic,
+                partition,
+                timestamp: record.timestamp().filter(|_| keeps_timestamp),
                 key: record.key(),
                 value: record.value(),
                 headers: record.header_block(),
@@ -245,12 +307,12 @@ impl<'a> Redrive<'a> {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Outcome::Sent(target.topic))
+        Ok(Outcome::Sent(first_topic.unwrap_or_default()))
     }
 
-    /// Where the record of a dead letter goes. To its own partition, so that the records of a key
-    /// keep their order.
-    fn target(&self, letter: &DeadLetter) -> std::result::Result<Origin, String> {
+    /// Where the record of a dead letter goes; `None`: through its stage. To its own partition, so
+    /// that the records of a key keep their order.
+    fn target(&self, letter: &DeadLetter) -> std::result::Result<Option<Origin>, String> {
         if letter.is_truncated {
             return Err("only a part of the record is in the dead letter".to_owned());
         }
@@ -264,21 +326,18 @@ impl<'a> Redrive<'a> {
         }
         if let Some((topic, partitions)) = self.plan.to_topic {
             let partition = letter.origin.as_ref().map_or(letter.partition, |origin| origin.partition);
-            return Ok(Origin {
+            return Ok(Some(Origin {
                 topic: topic.to_owned(),
                 partition: partition % partitions.max(1),
                 offset: letter.offset,
-            });
+            }));
         }
-        let Some(origin) = &letter.origin else {
-            return Err(format!(
-                "the source `{}` rejected it, so it was in no topic: name one with --to-topic",
-                letter.component
-            ));
-        };
-        match (self.plan.refusal)(&origin.topic) {
-            Some(reason) => Err(reason),
-            None => Ok(origin.clone()),
+        match &letter.origin {
+            Some(origin) if !self.plan.passes_stage => match (self.plan.refusal)(&origin.topic) {
+                Some(reason) => Err(reason),
+                None => Ok(Some(origin.clone())),
+            },
+            _ => Ok(None),
         }
     }
 
@@ -295,13 +354,17 @@ impl<'a> Redrive<'a> {
         if !changes.is_empty() {
             positions.write(producer, &changes, &positions.counters)?;
         }
-        producer.commit()
+        producer.commit()?;
+        self.plan.schemas.committed(&std::mem::take(&mut self.published));
+        Ok(())
     }
 }
 
 /// Copies a record to a batch, without the headers of its dead letter.
 fn copy(batch: &mut Batch, record: RecordRef<'_>) {
     let mut copy = batch.record();
+    // Without a key, the partition of a record decides that of the records made of it.
+    copy.ordering_key(record.entry().partition.unsigned_abs());
     if let Some(timestamp) = record.timestamp() {
         copy.timestamp(timestamp);
     }

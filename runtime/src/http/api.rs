@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -14,7 +15,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use trunkline_connector::{Error, Result};
 
-use super::answer::{blocking, json_ok, json_with, refused};
+use super::answer::{blocking, json_ok, json_with, query, refused};
+use super::cluster::cluster_status;
 use super::components::{ComponentInfo, all, names, workers};
 use super::{Served, WorkerStatus, openapi};
 use crate::worker::control::{Request, Target};
@@ -23,6 +25,7 @@ use crate::worker::control::{Request, Target};
 pub(super) fn routes() -> Router<Arc<Served>> {
     Router::new()
         .route("/api/v1/status", get(status))
+        .route("/api/v1/cluster", get(cluster))
         .route("/api/v1/openapi.json", get(async || json_ok(&openapi::document())))
         .route("/api/v1/pipelines", get(pipelines))
         .route("/api/v1/pipelines/{name}", get(pipeline))
@@ -36,8 +39,14 @@ pub(super) fn routes() -> Router<Arc<Served>> {
 
 type Shared = State<Arc<Served>>;
 
-async fn status(State(served): Shared) -> Response {
-    json_ok(&WorkerStatus::of(&served))
+async fn status(State(served): Shared, RawQuery(parameters): RawQuery) -> Response {
+    let with_history = query(parameters.as_deref(), "history").is_some_and(|value| value == "true");
+    json_ok(&if with_history { WorkerStatus::with_history(&served) } else { WorkerStatus::of(&served) })
+}
+
+/// The status of all workers.
+async fn cluster(State(served): Shared) -> Response {
+    json_ok(&*cluster_status(&served).await)
 }
 
 async fn pipelines(State(served): Shared) -> Response {
@@ -99,14 +108,22 @@ async fn tasks(State(served): Shared) -> Response {
 }
 
 async fn cluster_workers(State(served): Shared) -> Response {
-    let workers = workers(&served, &served.control.view());
-    let shown = workers.iter().map(|(worker, row)| {
+    let view = served.control.view();
+    let workers = workers(&served, &view);
+    let alive = workers.iter().map(|(worker, row)| {
         json!({
             "worker": worker, "node": row.node, "http": row.http, "tasks": row.tasks.len(),
-            "is_this": *worker == served.worker,
+            "is_this": *worker == served.worker, "gone_seconds": Value::Null,
         })
     });
-    json_ok(&shown.collect::<Vec<_>>())
+    let gone = view.gone(Instant::now()).filter(|(worker, ..)| *worker != served.worker);
+    let gone = gone.map(|(worker, row, silence)| {
+        json!({
+            "worker": worker, "node": row.node, "http": row.http, "tasks": 0, "is_this": false,
+            "gone_seconds": silence.as_secs(),
+        })
+    });
+    json_ok(&alive.chain(gone).collect::<Vec<_>>())
 }
 
 async fn act_on_pipeline(State(served): Shared, Path((name, action)): Path<(String, String)>, body: Bytes) -> Response {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use trunkline_connector::Placement;
 
@@ -14,7 +14,7 @@ use crate::plan::{Input, Pipeline, TopicSelector};
 use crate::worker::control::{Components, View};
 
 /// A component that has tasks: a source, a separate transform or a sink.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ComponentInfo {
     /// `{pipeline}.{component}`.
     pub name: String,
@@ -23,7 +23,7 @@ pub struct ComponentInfo {
     /// The name in the pipeline.
     pub component: String,
     /// `source`, `transform` or `sink`.
-    pub kind: &'static str,
+    pub kind: String,
     /// Its connector or plugin.
     pub connector: String,
     /// `running`, `paused` or `stopped`: what people want.
@@ -43,7 +43,7 @@ pub struct ComponentInfo {
 }
 
 /// A task on one of the workers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskInfo {
     /// Number of the task among those of the component in the cluster. It changes when workers
     /// come or go.
@@ -101,11 +101,11 @@ pub(super) fn workers(served: &Served, view: &View) -> BTreeMap<String, WorkerTa
 }
 
 fn of_pipeline(pipeline: &Pipeline) -> Vec<ComponentInfo> {
-    let new = |component: &str, kind, connector: &str, options: &Value| ComponentInfo {
+    let new = |component: &str, kind: &str, connector: &str, options: &Value| ComponentInfo {
         name: format!("{}.{component}", pipeline.name),
         pipeline: pipeline.name.clone(),
         component: component.to_owned(),
-        kind,
+        kind: kind.to_owned(),
         connector: connector.to_owned(),
         wanted: RunState::Running,
         tasks: Vec::new(),
@@ -191,7 +191,7 @@ mod tests {
             name: "shop.x".to_owned(),
             pipeline: "shop".to_owned(),
             component: "x".to_owned(),
-            kind: "source",
+            kind: "source".to_owned(),
             connector: "mysql".to_owned(),
             wanted: RunState::Running,
             tasks: Vec::new(),

@@ -13,16 +13,22 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use super::Served;
 use super::connect::failure;
+use super::page::is_browser;
 
 /// Refuses requests without the token, if there is one.
 pub(super) async fn require_token(State(served): State<Arc<Served>>, request: Request, next: Next) -> Response {
     match &served.token {
         Some(token) if !has_token(request.headers(), token) => {
-            let message = "send the token of the setting `http_token`: Authorization: Bearer TOKEN";
-            ([(header::WWW_AUTHENTICATE, "Bearer")], failure(StatusCode::UNAUTHORIZED, message)).into_response()
+            let message = "send the token of the setting `http_token`: Authorization: Bearer TOKEN, or as the password of \
+                           Basic";
+            // A browser asks for a user name and a password. Clients of REST must not.
+            let scheme = if is_browser(request.headers()) { "Basic realm=\"trunkline\"" } else { "Bearer" };
+            ([(header::WWW_AUTHENTICATE, scheme)], failure(StatusCode::UNAUTHORIZED, message)).into_response()
         }
         _ => next.run(request).await,
     }
@@ -30,7 +36,10 @@ pub(super) async fn require_token(State(served): State<Arc<Served>>, request: Re
 
 fn has_token(headers: &HeaderMap, token: &str) -> bool {
     let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
-    let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+    // Of Basic, the password is the token: browsers cannot send another scheme by themselves.
+    let basic = given.strip_prefix(b"Basic ").and_then(|login| STANDARD.decode(login).ok()).unwrap_or_default();
+    let password = basic.iter().position(|byte| *byte == b':').map(|colon| &basic[colon + 1..]);
+    let given = given.strip_prefix(b"Bearer ").or(password).unwrap_or_default();
     // The time does not depend on how many bytes are right.
     let differences = given.iter().zip(token.as_bytes()).fold(0, |sum, (left, right)| sum | (left ^ right));
     given.len() == token.len() && differences == 0
@@ -121,6 +130,8 @@ mod tests {
     fn a_token_must_be_equal() {
         let with = |value: &str| headers(&[("authorization", value)]);
         assert!(has_token(&with("Bearer abc"), "abc"));
+        // user:abc, and abc without a user.
+        assert!(has_token(&with("Basic dXNlcjphYmM="), "abc") && !has_token(&with("Basic YWJj"), "abc"));
         for wrong in ["Bearer abd", "Bearer ab", "Bearer abcd", "abc", "Basic abc", "Bearer "] {
             assert!(!has_token(&with(wrong), "abc"), "{wrong}");
         }

@@ -1,7 +1,8 @@
 //! The metrics in Prometheus' text format. `docs/reference/metrics.md` lists them.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::{Display, Write};
 
+use super::process::ProcessUsage;
 use super::status::{TaskStatus, WorkerStatus};
 use crate::stage::CommitDurations;
 use crate::worker::Overview;
@@ -50,6 +51,15 @@ fn records(page: &mut Page, tasks: &[TaskStatus]) {
             }
         }
     }
+    let name = "trunkline_dead_letters_total";
+    page.header(name, "counter", "Committed dead letters of a component, by error code.");
+    for task in tasks {
+        for (component, code, count) in task.dead_letter_codes.iter() {
+            let labels: [Label<'_>; 4] =
+                [("pipeline", &task.pipeline), ("component", &component), ("task", &task.task), ("code", &code)];
+            page.sample(name, &labels, count as f64);
+        }
+    }
     let name = "trunkline_task_failures_total";
     page.header(name, "counter", "Failures of a task, each followed by a retry.");
     for task in tasks {
@@ -61,7 +71,7 @@ type Gauge = (&'static str, &'static str, fn(&TaskStatus) -> Option<f64>);
 
 /// What is known of each task now.
 fn gauges(page: &mut Page, tasks: &[TaskStatus]) {
-    let gauges: [Gauge; 6] = [
+    let gauges: [Gauge; 7] = [
         ("trunkline_lag_records", "Records that were not committed.", |task| task.lag_records.map(|lag| lag as f64)),
         ("trunkline_lag_bytes", "Bytes that were not read.", |task| task.lag_bytes.map(|lag| lag as f64)),
         ("trunkline_lag_seconds", "Age of the oldest change that was not read.", |task| task.lag_seconds),
@@ -75,6 +85,9 @@ fn gauges(page: &mut Page, tasks: &[TaskStatus]) {
             "Largest state of a topic partition, of a transform that keeps state, or the table of a lookup.",
             |task| task.state_bytes.map(|bytes| bytes as f64),
         ),
+        ("trunkline_task_memory_bytes", "Bytes of the byte budget that a task holds.", |task| {
+            Some(task.memory_bytes as f64)
+        }),
         ("trunkline_since_commit_seconds", "Time since the last commit.", |task| task.since_commit_seconds),
     ];
     for (name, help, value) in gauges {
@@ -121,25 +134,18 @@ fn commits(page: &mut Page, tasks: &[TaskStatus]) {
 
 /// The metrics of the process that Prometheus' own clients export, by the same names.
 fn process(page: &mut Page) {
-    let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
-    // SAFETY: the calls read constants of the system.
-    let (ticks, page_bytes) = unsafe { (libc::sysconf(libc::_SC_CLK_TCK), libc::sysconf(libc::_SC_PAGESIZE)) };
-    let stat = read("stat");
-    // The name of the process, in parentheses, may contain spaces. The fields after it are numbered
-    // from 3: utime is 14, stime is 15.
-    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-    let number = |field: usize| fields.get(field - 3).and_then(|field| field.parse::<f64>().ok());
-    if let (Some(user), Some(system)) = (number(14), number(15)) {
+    let usage = ProcessUsage::now();
+    if let Some(seconds) = usage.cpu_seconds {
         page.header("process_cpu_seconds_total", "counter", "Processor time of the process.");
-        page.sample("process_cpu_seconds_total", &[], (user + system) / ticks.max(1) as f64);
+        page.sample("process_cpu_seconds_total", &[], seconds);
     }
-    if let Some(pages) = read("statm").split_whitespace().nth(1).and_then(|pages| pages.parse::<f64>().ok()) {
+    if let Some(bytes) = usage.resident_bytes {
         page.header("process_resident_memory_bytes", "gauge", "Resident memory of the process.");
-        page.sample("process_resident_memory_bytes", &[], pages * page_bytes.max(1) as f64);
+        page.sample("process_resident_memory_bytes", &[], bytes as f64);
     }
-    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+    if let Some(open) = ProcessUsage::open_files() {
         page.header("process_open_fds", "gauge", "Open files of the process.");
-        page.sample("process_open_fds", &[], open.count() as f64);
+        page.sample("process_open_fds", &[], open as f64);
     }
 }
 
@@ -161,14 +167,33 @@ impl Page {
         self.0.push_str(name);
         for (index, (label, value)) in labels.iter().enumerate() {
             let separator = if index == 0 { '{' } else { ',' };
-            // Names of pipelines and components are letters, digits, `_` and `-`.
-            let escaped = value.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = write!(self.0, "{separator}{label}=\"{escaped}\"");
+            self.0.push(separator);
+            self.0.push_str(label);
+            self.0.push_str("=\"");
+            let _ = write!(Escaped(&mut self.0), "{value}");
+            self.0.push('"');
         }
         if !labels.is_empty() {
             self.0.push('}');
         }
         let _ = writeln!(self.0, " {value}");
+    }
+}
+
+/// Writes the value of a label. A page has tens of thousands of them.
+struct Escaped<'a>(&'a mut String);
+
+impl Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for character in text.chars() {
+            match character {
+                '\\' => self.0.push_str("\\\\"),
+                '"' => self.0.push_str("\\\""),
+                '\n' => self.0.push_str("\\n"),
+                other => self.0.push(other),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -186,6 +211,26 @@ mod tests {
         assert_eq!(page.0, expected);
     }
 
+    #[test]
+    fn dead_letters_have_a_sample_for_each_code() {
+        let stage = std::sync::Arc::new(crate::stage::StageStatus::new("p", "web", crate::stage::StageKind::Source));
+        let mut counters = crate::checkpoint::Counters::default();
+        for code in ["parse.json", "parse.json", "kafka.record_too_large"] {
+            counters.add_dead_letter("web", code);
+        }
+        stage.committed(&counters);
+        let mut page = Page(String::new());
+        records(&mut page, &[TaskStatus::of(0, &stage, &Default::default())]);
+        let samples: Vec<&str> =
+            page.0.lines().filter(|line| line.starts_with("trunkline_dead_letters_total")).collect();
+        let sample = |code: &str, count: u64| {
+            format!(
+                "trunkline_dead_letters_total{{pipeline=\"p\",component=\"web\",task=\"0\",code=\"{code}\"}} {count}"
+            )
+        };
+        assert_eq!(samples, [sample("kafka.record_too_large", 1), sample("parse.json", 2)]);
+    }
+
     /// The names that a worker with one stage exports.
     fn names() -> std::collections::BTreeSet<String> {
         let stage = std::sync::Arc::new(crate::stage::StageStatus::new("p", "web", crate::stage::StageKind::Source));
@@ -197,6 +242,9 @@ mod tests {
             token: None,
             overview: overview.clone(),
             control: crate::worker::control::Control::default(),
+            samples: super::super::Samples::default(),
+            others: super::super::Others::default(),
+            viewers: super::super::Viewers::default(),
             log_levels: std::sync::Arc::new(super::super::LogLevels::new("info", Box::new(|_| Ok(())))),
         };
         let text = render(&WorkerStatus::of(&served), &overview);

@@ -7,18 +7,24 @@
 //! | `/metrics` | Prometheus' text format 0.0.4 |
 //! | `/api/v1` | JSON: `api.rs`, described by `openapi.rs` |
 //! | `/`, `/connectors`, `/connector-plugins`, `/admin` | Kafka Connect's REST: `connect` |
+//! | `/` for browsers, `/ui` | a page: `page` |
 //!
 //! `guard.rs` decides who may ask. Every worker answers for the whole cluster from the rows that
 //! `worker/control` follows.
 
 mod answer;
 mod api;
+mod cluster;
 mod components;
 mod connect;
+mod flow;
 mod guard;
 mod log_levels;
 mod metrics;
 mod openapi;
+mod page;
+mod process;
+mod samples;
 mod shown_options;
 mod status;
 
@@ -35,8 +41,12 @@ use axum::routing::get;
 use tokio::runtime::Handle;
 use trunkline_connector::{Error, Result};
 
+pub use self::cluster::{ClusterStatus, ClusterWorker, LiveTask, Others, gone_line};
 pub use self::components::{ComponentInfo, TaskInfo};
+pub use self::flow::{Edge, EdgeStatus, Flow, Node, NodeKind};
 pub use self::log_levels::{LogLevels, Reload};
+pub use self::page::Viewers;
+pub use self::samples::{History, Rates, Samples};
 pub use self::status::{ComponentStatus, TaskStatus, WorkerStatus};
 use crate::worker::Overview;
 use crate::worker::control::Control;
@@ -57,6 +67,12 @@ pub struct Served {
     pub overview: Overview,
     /// The control of its cluster.
     pub control: Control,
+    /// The samples of its tasks; [`start`] takes them.
+    pub samples: Samples,
+    /// The other workers of the cluster.
+    pub others: Others,
+    /// The viewers of its page.
+    pub viewers: Viewers,
     /// The levels of its log.
     pub log_levels: Arc<LogLevels>,
 }
@@ -83,7 +99,16 @@ pub fn start(runtime: &Handle, address: SocketAddr, served: Served) -> Result<So
         let _entered = runtime.enter();
         tokio::net::TcpListener::from_std(listener).map_err(failed)?
     };
-    let router = router(Arc::new(served), is_loopback(&bound));
+    let served = Arc::new(served);
+    let router = router(served.clone(), is_loopback(&bound));
+    runtime.spawn(async move {
+        let mut interval = tokio::time::interval(samples::INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let now = interval.tick().await;
+            served.samples.take(&served.overview, now.into_std());
+        }
+    });
     runtime.spawn(async move {
         // It serves as long as the process lives, and has no error that ends it.
         let _ = axum::serve(listener, router).await;
@@ -96,6 +121,7 @@ fn router(served: Arc<Served>, on_loopback: bool) -> Router {
         .route("/metrics", get(metrics))
         .merge(api::routes())
         .merge(connect::routes())
+        .merge(page::routes())
         .fallback(connect::unknown_path)
         .method_not_allowed_fallback(connect::unknown_method)
         .layer(from_fn_with_state((served.clone(), on_loopback), guard::protect_writes))
@@ -129,6 +155,9 @@ async fn metrics(State(served): State<Arc<Served>>) -> Response {
 fn text(status: StatusCode, body: String) -> Response {
     (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
 }
+
+#[cfg(test)]
+pub(crate) use self::flow::tests as test_flow;
 
 #[cfg(test)]
 mod tests;

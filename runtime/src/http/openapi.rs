@@ -73,6 +73,7 @@ fn paths() -> Value {
             "responses": { "200": { "description": "the document", "content": { "application/json": {} } } },
         } },
         "/api/v1/status": { "get": read("This worker with its tasks, counters and lag", "WorkerStatus") },
+        "/api/v1/cluster": { "get": read("All workers, with the status of each that answers", "Cluster") },
         "/api/v1/workers": { "get": list("The workers of the cluster", "Worker") },
         "/api/v1/pipelines": { "get": list("The pipelines with their components", "Pipeline") },
         "/api/v1/pipelines/{name}": { "get": named(read("One pipeline", "Pipeline")) },
@@ -119,13 +120,37 @@ fn schemas() -> Value {
     listed_task["kind"] = kind.clone();
     let counters = object(json!({
         "in": count, "out": count, "dropped": count, "dead_lettered": count, "extra": count,
+        "per_second": {
+            "type": ["object", "null"],
+            "properties": {
+                "in": { "type": "number" }, "out": { "type": "number" }, "dead_lettered": { "type": "number" },
+            },
+        },
     }));
+    let history = json!({
+        "type": "object",
+        "properties": {
+            "interval_seconds": count, "rate": { "type": "array", "items": { "type": "number" } },
+            "lag": { "type": "array", "items": maybe_number },
+            "commit_ms": { "type": "array", "items": maybe_number },
+        },
+    });
+    let mut task_status = object(json!({
+        "pipeline": string, "component": string, "task": count, "kind": kind, "state": state,
+        "lag_records": maybe_number, "lag_bytes": maybe_number, "lag_seconds": maybe_number,
+        "retention_left_seconds": maybe_number, "state_bytes": maybe_number, "memory_bytes": count,
+        "commit_seconds": maybe_number, "since_commit_seconds": maybe_number, "failures": count,
+        "last_error": maybe_string, "components": { "type": "object", "additionalProperties": counters },
+    }));
+    // Only with `?history=true`.
+    task_status["properties"]["history"] = history;
     json!({
         "Error": object(json!({ "code": string, "message": string })),
         "Accepted": object(json!({ "components": { "type": "array", "items": string } })),
         "Restart": { "type": "object", "properties": { "failed_only": { "type": "boolean", "default": false } } },
         "Worker": object(json!({
             "worker": string, "node": string, "http": maybe_string, "tasks": count, "is_this": { "type": "boolean" },
+            "gone_seconds": maybe_number,
         })),
         "Pipeline": object(json!({
             "name": string, "dead_letter_topic": string,
@@ -139,14 +164,18 @@ fn schemas() -> Value {
         "Task": object(listed_task),
         "WorkerStatus": object(json!({
             "worker": string, "cluster": string, "version": string, "uptime_seconds": count,
-            "running": { "type": "boolean" }, "tasks": { "type": "array", "items": reference("TaskStatus") },
+            "running": { "type": "boolean" }, "memory_bytes": maybe_number, "budget_used_bytes": maybe_number,
+            "budget_bytes": maybe_number, "processors": maybe_number,
+            "tasks": { "type": "array", "items": reference("TaskStatus") },
         })),
-        "TaskStatus": object(json!({
-            "pipeline": string, "component": string, "task": count, "kind": kind, "state": state,
-            "lag_records": maybe_number, "lag_bytes": maybe_number, "lag_seconds": maybe_number,
-            "retention_left_seconds": maybe_number, "state_bytes": maybe_number,
-            "since_commit_seconds": maybe_number, "failures": count, "last_error": maybe_string,
-            "components": { "type": "object", "additionalProperties": counters },
+        "TaskStatus": task_status,
+        "Cluster": object(json!({
+            "cluster": string, "components": { "type": "array", "items": reference("Component") },
+            "workers": { "type": "array", "items": object(json!({
+                "worker": string, "node": string, "http": maybe_string, "is_this": { "type": "boolean" },
+                "gone_seconds": maybe_number, "error": maybe_string,
+                "status": { "anyOf": [reference("WorkerStatus"), { "type": "null" }] },
+            })) },
         })),
     })
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Served;
-use crate::checkpoint::ComponentCounters;
+use super::process::ProcessUsage;
+use super::samples::{History, Rates, Samples};
+use crate::checkpoint::{ComponentCounters, DeadLetterCodes};
 use crate::stage::{CommitDurations, StageStatus};
 
 /// A task with a lag that has committed nothing for this long makes no progress.
@@ -24,6 +26,18 @@ pub struct WorkerStatus {
     pub uptime_seconds: u64,
     /// Whether the topics are prepared and the tasks started.
     pub running: bool,
+    /// Resident memory of the process.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// What is used of the byte budget of the tasks' buffers (I6).
+    #[serde(default)]
+    pub budget_used_bytes: Option<u64>,
+    /// The limit of the byte budget.
+    #[serde(default)]
+    pub budget_bytes: Option<u64>,
+    /// Processors that the process kept busy during the last 10 seconds.
+    #[serde(default)]
+    pub processors: Option<f64>,
     /// The tasks of this worker, in the order of their pipelines and of the records.
     pub tasks: Vec<TaskStatus>,
 }
@@ -51,6 +65,12 @@ pub struct TaskStatus {
     pub retention_left_seconds: Option<f64>,
     /// The largest state of a topic partition, of a transform that keeps state.
     pub state_bytes: Option<u64>,
+    /// Bytes of the byte budget that the task held at its last batch.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    /// How long its commits of the last 10 seconds took, on average.
+    #[serde(default)]
+    pub commit_seconds: Option<f64>,
     /// Seconds since the last commit of this worker.
     pub since_commit_seconds: Option<f64>,
     /// Failures since the process started, or the plan changed.
@@ -59,9 +79,15 @@ pub struct TaskStatus {
     pub last_error: Option<String>,
     /// Counters since then, of the component and of the transforms that run in its task.
     pub components: BTreeMap<String, ComponentStatus>,
+    /// The last minutes, if the request asks for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<History>,
     /// For the metrics; not part of the JSON.
     #[serde(skip)]
     pub(super) commits: CommitDurations,
+    /// For the metrics, too.
+    #[serde(skip)]
+    pub(super) dead_letter_codes: DeadLetterCodes,
 }
 
 /// Counters of a component; `in + extra = out + dropped + dead_lettered`.
@@ -78,18 +104,36 @@ pub struct ComponentStatus {
     pub dead_lettered: u64,
     /// Records that it added.
     pub extra: u64,
+    /// Records per second, over the last 10 seconds; absent right after a start.
+    #[serde(default)]
+    pub per_second: Option<Rates>,
 }
 
 impl WorkerStatus {
     pub(super) fn of(served: &Served) -> Self {
+        let tasks = served.overview.tasks();
+        let budget = served.overview.budget();
         Self {
             worker: served.worker.clone(),
             cluster: served.cluster.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: served.overview.uptime().as_secs(),
             running: served.overview.is_running(),
-            tasks: served.overview.tasks().iter().map(|(number, status)| TaskStatus::of(*number, status)).collect(),
+            memory_bytes: ProcessUsage::now().resident_bytes,
+            budget_used_bytes: budget.map(|(used, _)| used as u64),
+            budget_bytes: budget.map(|(_, limit)| limit as u64),
+            processors: served.samples.processors(),
+            tasks: tasks.iter().map(|(number, status)| TaskStatus::of(*number, status, &served.samples)).collect(),
         }
+    }
+
+    /// The same, with the last minutes of each task.
+    pub(super) fn with_history(served: &Served) -> Self {
+        let mut status = Self::of(served);
+        for task in &mut status.tasks {
+            task.history = served.samples.history(&task.pipeline, &task.component, task.task);
+        }
+        status
     }
 
     /// Why the worker is not ready: one line for each reason.
@@ -103,11 +147,15 @@ impl WorkerStatus {
 }
 
 impl TaskStatus {
-    fn of(task: u32, stage: &StageStatus) -> Self {
+    pub(super) fn of(task: u32, stage: &StageStatus, samples: &Samples) -> Self {
         let snapshot = stage.snapshot();
         let mut components: BTreeMap<String, ComponentStatus> =
             snapshot.counters.0.iter().map(|(name, counters)| (name.clone(), ComponentStatus::of(counters))).collect();
         components.entry(stage.component.clone()).or_default();
+        let rates = samples.rates(&stage.pipeline, &stage.component, task);
+        for (name, component) in &mut components {
+            component.per_second = rates.as_ref().map(|rates| rates.components.get(name).copied().unwrap_or_default());
+        }
         let lag = snapshot.lag;
         Self {
             pipeline: stage.pipeline.clone(),
@@ -120,11 +168,15 @@ impl TaskStatus {
             lag_seconds: lag.age.map(|age| age.as_secs_f64()),
             retention_left_seconds: lag.retention_left.map(|left| left.as_secs_f64()),
             state_bytes: snapshot.state_bytes,
+            memory_bytes: snapshot.memory_bytes,
+            commit_seconds: rates.and_then(|rates| rates.commit_seconds),
             since_commit_seconds: snapshot.since_commit.map(|since| since.as_secs_f64()),
             failures: snapshot.failures,
             last_error: snapshot.error.or(snapshot.last_error),
             components,
+            history: None,
             commits: snapshot.commits,
+            dead_letter_codes: snapshot.counters.1,
         }
     }
 
@@ -153,7 +205,7 @@ impl TaskStatus {
 impl ComponentStatus {
     fn of(counters: &ComponentCounters) -> Self {
         let ComponentCounters { records_in, out, dropped, dead_lettered, extra, unchanged: _ } = *counters;
-        Self { records_in, out, dropped, dead_lettered, extra }
+        Self { records_in, out, dropped, dead_lettered, extra, per_second: None }
     }
 }
 
@@ -173,11 +225,15 @@ mod tests {
             lag_seconds: None,
             retention_left_seconds: None,
             state_bytes: None,
+            memory_bytes: 0,
+            commit_seconds: None,
             since_commit_seconds: since_commit,
             failures: 1,
             last_error: Some("S3 is down".to_owned()),
             components: BTreeMap::new(),
+            history: None,
             commits: CommitDurations::default(),
+            dead_letter_codes: DeadLetterCodes::default(),
         }
     }
 

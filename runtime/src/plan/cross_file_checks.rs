@@ -10,13 +10,13 @@ use std::ops::Range;
 use trunkline_connector::Template;
 use trunkline_connector::config::Problem;
 
+use super::TopicSelector;
 use super::fusion::TransformMode;
 use super::graph::Graph;
 use super::inputs::Reference;
 use super::parsed::Spanned;
 use super::planned_file::PlannedFile;
 use super::topics::TopicShape;
-use super::{OnError, TopicSelector};
 
 /// The names and topics that a file uses, with their places.
 #[derive(Default)]
@@ -101,7 +101,7 @@ impl TopicUsage {
                 label: format!("the transform `{}`", transform.key.name),
                 writes: writes.collect(),
                 reads: reads(graph, graph.references.read_by_transform(index)),
-                dead_letters: transform.on_error == OnError::DeadLetter,
+                dead_letters: transform.on_error.writes_dead_letters(),
             });
         }
         for (index, sink) in parsed.sinks.iter().enumerate() {
@@ -109,7 +109,7 @@ impl TopicUsage {
                 label: format!("the sink `{}`", sink.key.name),
                 writes: Vec::new(),
                 reads: reads(graph, graph.references.of_sinks[index].iter()),
-                dead_letters: sink.on_error == OnError::DeadLetter,
+                dead_letters: sink.on_error.writes_dead_letters(),
             });
         }
         Self { name: parsed.name.clone(), dead_letters: parsed.dead_letters.clone(), stages }
@@ -138,7 +138,7 @@ fn source_stages(graph: &Graph<'_, '_>) -> Vec<StageUsage> {
             label: format!("the source `{}`", source.key.name),
             writes: source.topic.iter().map(|template| written("topic", template)).chain(ports).collect(),
             reads: Vec::new(),
-            dead_letters: source.on_error == OnError::DeadLetter,
+            dead_letters: source.on_error.writes_dead_letters(),
         });
     }
     stages

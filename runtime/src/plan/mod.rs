@@ -27,6 +27,7 @@ mod inputs;
 pub mod json_schema;
 mod load;
 mod names;
+mod on_error;
 pub mod options;
 mod parsed;
 mod plan_eq;
@@ -51,6 +52,7 @@ use trunkline_transform_host::{Limits, Plugin};
 pub use files::files_of;
 pub use load::{Files, Loaded, load_each, load_with_sink_options};
 pub(crate) use names::{NAME_RULE, name_error};
+pub use on_error::{OnError, StopAfter};
 pub use plan_eq::Options;
 pub(crate) use plugins::rejected as plugin_rejected;
 pub use registry::Registry;
@@ -258,16 +260,4 @@ pub struct Branch {
     pub step: Step,
     /// The route of each port. No component reads the ports that are absent.
     pub outputs: Vec<(u16, Route)>,
-}
-
-/// What happens to a rejected record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnError {
-    /// It goes to the pipeline's dead letters.
-    #[default]
-    DeadLetter,
-    /// The stage stops before it.
-    Stop,
-    /// It is counted and dropped.
-    Skip,
 }

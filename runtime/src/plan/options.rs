@@ -40,6 +40,23 @@ const ON_ERROR: OptionSpec = OptionSpec::with_default(
      it is counted as dropped.",
 );
 
+const STOP_AFTER_ERRORS: OptionSpec = OptionSpec::optional(
+    "stop_after.errors",
+    "integer",
+    "none",
+    "The stage stops when the component sends this number of the last `stop_after.of` records to the dead letters, and \
+     commits none of the records that are not committed yet.",
+    "100",
+);
+
+const STOP_AFTER_OF: OptionSpec = OptionSpec::optional(
+    "stop_after.of",
+    "integer",
+    "none",
+    "The records of which `stop_after.errors` stop the stage: `stop_after = { errors = 100, of = 1000 }`.",
+    "1_000",
+);
+
 const PARTITIONS: OptionSpec = OptionSpec::optional(
     "partitions",
     "number",
@@ -81,6 +98,8 @@ pub const SOURCE: &[OptionSpec] = &[
         "[\"mask\"]",
     ),
     ON_ERROR,
+    STOP_AFTER_ERRORS,
+    STOP_AFTER_OF,
     OptionSpec::optional(
         "commit_interval",
         "duration",
@@ -114,7 +133,12 @@ pub const TRANSFORM: &[OptionSpec] = &[
         "\"mask.wasm\"",
     ),
     OptionSpec::optional("config", "table", "`{}`", "Configuration of the plugin.", "{ fields = [\"card_number\"] }"),
-    OptionSpec::with_default("memory", "size", "\"64MiB\"", "Memory that an instance of the plugin may use."),
+    OptionSpec::with_default(
+        "memory",
+        "size",
+        "\"256MiB\"",
+        "Memory that an instance of the plugin may use. JavaScript needs most: about 200 MiB before it collects garbage.",
+    ),
     OptionSpec::with_default(
         "timeout",
         "duration",
@@ -159,6 +183,8 @@ pub const TRANSFORM: &[OptionSpec] = &[
     PARTITIONS,
     TASKS,
     ON_ERROR,
+    STOP_AFTER_ERRORS,
+    STOP_AFTER_OF,
 ];
 
 /// Options that all sinks share.
@@ -200,6 +226,8 @@ pub const SINK: &[OptionSpec] = &[
     ),
     TASKS,
     ON_ERROR,
+    STOP_AFTER_ERRORS,
+    STOP_AFTER_OF,
     OptionSpec::optional(
         "replay.forbid",
         "string",
@@ -215,3 +243,19 @@ pub const SINK: &[OptionSpec] = &[
         "5_000",
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use trunkline_connector::config::OptionDefault;
+    use trunkline_transform_host::Limits;
+
+    use super::*;
+
+    /// JavaScript plugins ran out of a smaller default on ordinary records.
+    #[test]
+    fn the_default_memory_of_transforms_is_what_the_host_recommends() {
+        let memory = TRANSFORM.iter().find(|option| option.key == "memory").unwrap();
+        let expected = format!("\"{}MiB\"", Limits::default().memory >> 20);
+        assert!(matches!(memory.default, OptionDefault::Value(default) if default == expected), "{memory:?}");
+    }
+}

@@ -203,7 +203,7 @@ fn parse_source<'a>(
     let topic = section.node("topic");
     let partitions = partitions(&section);
     let apply = strings(&section, "apply");
-    let on_error = on_error(&section);
+    let on_error = OnError::read(&section);
     let commit_interval = section.optional("commit_interval");
     let connector = source_connector(&section, registry).and_then(|name| registry.source(name));
     let Some(connector) = connector else {
@@ -276,7 +276,7 @@ fn parse_transform<'a>(key: &'a Key, section: Section<'a>, host: &Host) -> Parse
         topic: section.node("topic"),
         topics: section.node("topics"),
         partitions: partitions(&section),
-        on_error: on_error(&section),
+        on_error: OnError::read(&section),
         max_state_bytes: max_state_bytes(&section),
         tasks: tasks(&section),
         section,
@@ -309,7 +309,7 @@ fn parse_sink<'a>(key: &'a Key, section: Section<'a>, registry: &Registry) -> Pa
         key,
         inputs,
         commit: CommitOptions::read(&section),
-        on_error: on_error(&section),
+        on_error: OnError::read(&section),
         tasks: tasks(&section),
         replay: ReplayPolicy::read(&section),
         connector: sink_connector(&section, registry),
@@ -361,11 +361,6 @@ fn connector(
         help: Some(format!("{kind} connectors: {}", known.join(", "))),
     });
     None
-}
-
-fn on_error(section: &Section<'_>) -> OnError {
-    let choices = [("dead_letter", OnError::DeadLetter), ("stop", OnError::Stop), ("skip", OnError::Skip)];
-    section.one_of("on_error", &choices)
 }
 
 fn partitions(section: &Section<'_>) -> Option<i32> {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 use trunkline_connector::{OutputFile, OutputListing, TopicPartition};
 
+use super::run::RowChange;
 use crate::checkpoint::IntentRecord;
 
 /// At most this many ranges and pairs of a partition are listed.
@@ -40,7 +41,7 @@ pub struct PartitionAudit {
     pub files: usize,
     /// Rows in them.
     pub rows: u64,
-    /// Rows that the sink has committed.
+    /// Rows that the sink has committed, after replays with `--supersede`.
     pub expected: u64,
     /// Offsets that no file covers, each from the first to the last one, the longest first. Empty
     /// if no row is missing.
@@ -75,11 +76,13 @@ impl Audit {
     }
 }
 
-/// Compares the files of `sink` (`{pipeline}.{component}`) with the rows of its intents.
+/// Compares the files of `sink` (`{pipeline}.{component}`) with the rows of its intents. `changes`
+/// are those of replays that have replaced files of the sink.
 pub fn audit(
     sink: &str,
     component: &str,
     rows: &BTreeMap<TopicPartition, IntentRecord>,
+    changes: &[RowChange],
     listing: OutputListing,
 ) -> Audit {
     let mut audit = Audit { foreign: listing.foreign, ..Audit::default() };
@@ -95,8 +98,14 @@ pub fn audit(
     }
     for (partition, row) in rows {
         let own = files.remove(partition).unwrap_or_default();
-        let expected = row.counters.0.get(component).map_or(0, |counters| counters.out);
-        let extra = row.counters.0.values().map(|counters| counters.extra).sum();
+        let own_changes = || {
+            changes.iter().filter(|change| change.partition == partition.partition && change.topic == *partition.topic)
+        };
+        let written = row.counters.0.get(component).map_or(0, |counters| counters.out)
+            + own_changes().map(|change| change.added).sum::<u64>();
+        let expected = written.saturating_sub(own_changes().map(|change| change.removed).sum());
+        let extra = row.counters.0.values().map(|counters| counters.extra).sum::<u64>()
+            + own_changes().map(|change| change.extra).sum::<u64>();
         audit.partitions.push(audit_partition(partition, row.next, (expected, extra), own));
     }
     audit
@@ -204,11 +213,16 @@ mod tests {
     }
 
     fn of(files: Vec<OutputFile>, next: i64, out: u64) -> Audit {
-        let counters = Counters(BTreeMap::from([("lake".to_owned(), ComponentCounters { out, ..Default::default() })]));
+        changed(files, next, out, &[])
+    }
+
+    fn changed(files: Vec<OutputFile>, next: i64, out: u64, changes: &[RowChange]) -> Audit {
+        let mut counters = Counters::default();
+        *counters.of("lake") = ComponentCounters { out, ..Default::default() };
         let row =
             IntentRecord { state: IntentState::Committed, payload: serde_json::Value::Null, first: 0, next, counters };
         let rows = BTreeMap::from([(TopicPartition::new("t", 0), row)]);
-        audit("p.lake", "lake", &rows, OutputListing { files, foreign: vec!["README".to_owned()] })
+        audit("p.lake", "lake", &rows, changes, OutputListing { files, foreign: vec!["README".to_owned()] })
     }
 
     #[test]
@@ -216,6 +230,20 @@ mod tests {
         let found = of(vec![file("b", 6, 9, 4), file("a", 0, 4, 5)], 11, 9);
         assert!(found.is_complete(), "{found:?}");
         assert_eq!((found.partitions[0].rows, found.foreign.as_slice()), (9, &["README".to_owned()][..]));
+    }
+
+    #[test]
+    fn replays_that_replaced_files_change_the_number_of_rows() {
+        // The transforms of the replay drop three of five rows.
+        let change = RowChange { topic: "t".to_owned(), partition: 0, removed: 5, added: 2, extra: 0 };
+        let files = || vec![file("new", 0, 4, 2), file("b", 6, 9, 4)];
+        assert!(changed(files(), 11, 9, std::slice::from_ref(&change)).is_complete());
+        assert!(!of(files(), 11, 9).is_complete());
+        let other = RowChange { partition: 1, ..change.clone() };
+        assert!(!changed(files(), 11, 9, &[other]).is_complete());
+        // Transforms that emit more rows than they read.
+        let more = RowChange { added: 12, extra: 7, ..change };
+        assert!(changed(vec![file("new", 0, 4, 12), file("b", 6, 9, 4)], 11, 9, &[more]).is_complete());
     }
 
     #[test]

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{MemoryBudget, Result, TopicPartition};
 
 use super::cluster_name;
-use super::run::Run;
+use super::run::{Run, RunState};
 use crate::checkpoint::{ComponentCounters, Counters, Intents, Schemas, system_topics};
 use crate::config::Settings;
 use crate::dead_letters::Failed;
 use crate::kafka::{Admin, Cluster, GroupOffsets, TopicSpec};
 use crate::plan::{Pipeline, SinkPlan};
 use crate::stage::{
-    Bounds, Names, SinkStage, StageKind, StageState, StageStatus, StopSignal, Upstream, WorkerContext, supervise,
+    Bounds, Names, SinkStage, StageKind, StageState, StageStatus, StopSignal, Upstream, WorkerContext, component_name,
+    supervise,
 };
 use crate::worker::{DataDir, resource_share};
 
@@ -66,6 +67,22 @@ pub enum Ending {
 }
 
 impl Job<'_> {
+    /// The live sink, as `{cluster}.{pipeline}.{sink}`.
+    pub(super) fn live_component(&self) -> String {
+        component_name(&self.settings.cluster_name(), &self.pipeline.name, &self.sink.name)
+    }
+
+    /// The sink of the run, in the same form.
+    pub(super) fn component(&self) -> String {
+        let name = cluster_name(&self.settings.cluster_name(), &self.run.id);
+        component_name(&name, &self.pipeline.name, &self.sink.name)
+    }
+
+    /// The sink, as files name it.
+    pub(super) fn sink_name(&self) -> String {
+        format!("{}.{}", self.pipeline.name, self.sink.name)
+    }
+
     fn names(&self, data: &DataDir) -> Names {
         Names {
             cluster: cluster_name(&self.settings.cluster_name(), &self.run.id),
@@ -74,7 +91,12 @@ impl Job<'_> {
         }
     }
 
-    fn context(&self, data: &DataDir, runtime: &tokio::runtime::Handle, stop: &StopSignal) -> Result<WorkerContext> {
+    pub(super) fn context(
+        &self,
+        data: &DataDir,
+        runtime: &tokio::runtime::Handle,
+        stop: &StopSignal,
+    ) -> Result<WorkerContext> {
         let (settings, cluster) = (self.settings, self.cluster);
         let memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
         Ok(WorkerContext {
@@ -100,7 +122,8 @@ impl Job<'_> {
         let ranges = self.run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect();
         let tasks = u64::from(self.sink.tasks.max(1));
         let rate = self.rate.map(|rate| NonZeroU64::new(rate.get() / tasks).unwrap_or(NonZeroU64::MIN));
-        let bounds = Bounds { run: self.run.id.clone(), ranges, rate, failed: self.failed.clone() };
+        let supersedes = self.run.request.supersede.then(|| self.live_component());
+        let bounds = Bounds { run: self.run.id.clone(), ranges, rate, failed: self.failed.clone(), supersedes };
         let stage = |task| SinkStage {
             pipeline: self.pipeline.name.clone(),
             dead_letters: self.pipeline.dead_letters.clone(),
@@ -234,7 +257,7 @@ impl<'a> Watch<'a> {
             progress.done += u64::try_from(done).unwrap_or(0);
             progress.total += u64::try_from(range.to - range.from).unwrap_or(0);
         }
-        if !self.run.is_unfinished() {
+        if self.run.state == RunState::Finished {
             // The last offsets may be those of markers.
             progress.done = progress.total;
         }

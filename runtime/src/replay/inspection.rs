@@ -5,18 +5,15 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use trunkline_connector::{Batch, Error, Reason, RecordRef, Rejections, Result};
-use trunkline_transform_host::{Host, Instance, Limits};
+use trunkline_connector::{Batch, Reason, RecordRef, Result};
 
 use super::run::PartitionRange;
+use crate::condition::Condition;
 use crate::dead_letters::Failed;
 use crate::kafka::{Cluster, topic_reader};
 use crate::plan::SinkPlan;
 use crate::record_tests::TestRecord;
 use crate::stage::SinkTransforms;
-
-/// The bundled plugin that evaluates `--where`.
-const FILTER: &str = "filter.wasm";
 
 /// Records and bytes that pass the transforms at once. Fewer than the first are read at once if
 /// fewer lines are left, but not fewer than the second: a condition may select few of them.
@@ -36,51 +33,6 @@ pub struct Inspection {
     pub passed: u64,
     /// Rejected records that were passed.
     pub rejected: u64,
-}
-
-/// A condition on records: an expression in CEL.
-pub struct Condition {
-    filter: Instance,
-    rejections: Rejections,
-    /// Records for which it has no value, because a member is missing, for example.
-    undecided: u64,
-    /// Why it has no value for the first of them.
-    first: Option<String>,
-}
-
-impl Condition {
-    /// Compiles the expression.
-    pub fn compile(host: &Host, expression: &str) -> Result<Self> {
-        let plugin = host
-            .bundled(FILTER)
-            .ok_or_else(|| Error::internal("plugin.load", format!("the plugin {FILTER} is not bundled")))?
-            .map_err(|error| Error::config("plugin.load", format!("--where: {error}")))?;
-        let config = serde_json::json!({ "condition": expression, "tombstones": "test" });
-        let filter = plugin
-            .start(&config, &Limits::default())
-            .map_err(|error| Error::config("replay.bad_where", format!("--where: {}", error.message)))?;
-        Ok(Self { filter, rejections: Rejections::default(), undecided: 0, first: None })
-    }
-
-    /// Leaves the records in the batch for which it is true.
-    fn retain(&mut self, batch: &mut Batch) -> Result<()> {
-        let context = |error: Error| error.context("--where");
-        self.filter.ready().map_err(context)?;
-        self.rejections.clear();
-        self.filter.process(batch, &mut self.rejections).map_err(context)?;
-        self.undecided += self.rejections.len() as u64;
-        if let (None, Some((_, reason))) = (&self.first, self.rejections.iter().next()) {
-            self.first = Some(reason.message.clone());
-        }
-        Ok(())
-    }
-
-    fn holds(&mut self, record: RecordRef<'_>) -> Result<bool> {
-        let mut single = Batch::default();
-        single.push_copy(record);
-        self.retain(&mut single)?;
-        Ok(!single.is_empty())
-    }
 }
 
 impl Inspection {
@@ -135,9 +87,7 @@ impl Inspection {
         let dropped = self.transforms.dropped();
         let mut notes: Vec<String> =
             dropped.map(|(component, dropped)| format!("{dropped} dropped by the transform `{component}`")).collect();
-        if let Some(Condition { undecided, first: Some(first), .. }) = &self.condition {
-            notes.push(format!("{undecided} for which --where is neither true nor false; the first one: {first}"));
-        }
+        notes.extend(self.condition.as_ref().and_then(Condition::note));
         notes
     }
 

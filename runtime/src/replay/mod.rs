@@ -7,18 +7,24 @@
 //! holds for a run, too. Its [`Bounds`](crate::stage::Bounds) end it.
 //!
 //! - [`range`]: what the user asks for, and the offsets that result.
+//! - [`event_time`]: a range by a time in the records.
 //! - [`run`]: the rows of runs in `_trunkline.checkpoints`.
 //! - [`execution`]: executes a run in this process, and continues it after a crash.
+//! - [`widening`]: the range of a run that replaces files, as whole files.
+//! - [`superseding`]: makes the output of such a run visible, and removes the earlier files.
 //! - [`inspection`]: shows what the transforms make of a range, and writes nothing.
 //! - [`trace`]: the path of one record through the stages that read it.
 //! - [`audit`]: checks the files of a destination against the committed offsets.
 
 pub mod audit;
+pub mod event_time;
 pub mod execution;
 pub mod inspection;
 pub mod range;
 pub mod run;
+pub mod superseding;
 pub mod trace;
+pub mod widening;
 
 /// The cluster name of a run: the prefix of all its names in Kafka. No pipeline has such a name.
 pub fn cluster_name(cluster: &str, run: &str) -> String {

@@ -36,6 +36,9 @@ pub struct Run {
     pub request: Request,
     /// The range in offsets.
     pub ranges: Vec<PartitionRange>,
+    /// How far it is with files that it replaces; `None` if it replaces none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supersede: Option<Superseding>,
     /// The state.
     pub state: RunState,
     /// Why it failed.
@@ -57,6 +60,9 @@ pub struct Request {
     pub from: String,
     /// The option `--to`.
     pub to: String,
+    /// The option `--by`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// The option `--partitions`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitions: Option<Vec<i32>>,
@@ -66,6 +72,70 @@ pub struct Request {
     /// The option `--pipeline-file`, as an absolute path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipeline_file: Option<PathBuf>,
+    /// The option `--supersede`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub supersede: bool,
+}
+
+/// How far a run is with the files that it replaces.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Superseding {
+    /// The step that is under way.
+    pub step: Step,
+    /// Number of files that are replaced, from `Publishing` on.
+    #[serde(default)]
+    pub files: usize,
+    /// When the first new file could be visible, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visible: Option<i64>,
+    /// When the last earlier file was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed: Option<i64>,
+    /// What changes in each partition, from `Publishing` on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<RowChange>,
+}
+
+/// A step of a run that replaces files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// New files are prepared. Nothing is visible, and the run can be given up.
+    #[default]
+    Staging,
+    /// New files become visible. From here on the run only goes forward.
+    Publishing,
+    /// Earlier files are removed.
+    Removing,
+    /// The new files have taken the place of the earlier ones.
+    Done,
+}
+
+impl Superseding {
+    /// Readers may see earlier and new files.
+    pub fn is_between(&self) -> bool {
+        matches!(self.step, Step::Publishing | Step::Removing)
+    }
+
+    /// How long readers may have seen earlier and new files, in milliseconds.
+    pub fn overlap(&self) -> Option<i64> {
+        self.removed.zip(self.visible).map(|(removed, visible)| (removed - visible).max(0))
+    }
+}
+
+/// What a run changes in one partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowChange {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// Rows of the files that it removes.
+    pub removed: u64,
+    /// Rows that it writes.
+    pub added: u64,
+    /// Those of them that transforms emitted in addition to the records that they read.
+    pub extra: u64,
 }
 
 /// The offsets of one partition.
@@ -104,6 +174,8 @@ pub enum RunState {
     Failed,
     /// It has processed its range.
     Finished,
+    /// It was given up before it had changed anything at its destination.
+    Discarded,
 }
 
 impl RunState {
@@ -116,6 +188,7 @@ impl RunState {
             Self::Stopped => "stopped",
             Self::Failed => "failed",
             Self::Finished => "finished",
+            Self::Discarded => "discarded",
         }
     }
 }
@@ -126,9 +199,14 @@ impl Run {
         [self.pipeline.as_str(), &self.sink, &self.destination] == *target && self.request == *request
     }
 
-    /// Its range has not been processed.
+    /// Its range has not been processed, and can be.
     pub fn is_unfinished(&self) -> bool {
-        self.state != RunState::Finished
+        !matches!(self.state, RunState::Finished | RunState::Discarded)
+    }
+
+    /// Readers may see earlier and new files: it must be continued.
+    pub fn is_between(&self) -> bool {
+        self.supersede.as_ref().is_some_and(Superseding::is_between)
     }
 }
 
@@ -170,10 +248,19 @@ impl<'a> Runs<'a> {
 
     /// Writes the row that `decide` makes of all rows. It is called again if another command
     /// changes a row at the same time.
-    pub fn change(&self, mut decide: impl FnMut(&[Run]) -> Result<Run>) -> Result<Run> {
+    pub fn change(&self, decide: impl FnMut(&[Run]) -> Result<Run>) -> Result<Run> {
+        self.change_with(decide, |_, _| Ok(()))
+    }
+
+    /// The same, with further rows that `write` writes in the same transaction.
+    pub fn change_with(
+        &self,
+        mut decide: impl FnMut(&[Run]) -> Result<Run>,
+        mut write: impl FnMut(&Run, &mut TransactionalProducer) -> Result<()>,
+    ) -> Result<Run> {
         let mut attempt = 1;
         loop {
-            match self.change_once(&mut decide) {
+            match self.change_once(&mut decide, &mut write) {
                 Err(error) if error.domain == Domain::Fenced && attempt < ATTEMPTS => attempt += 1,
                 outcome => return outcome,
             }
@@ -189,7 +276,11 @@ impl<'a> Runs<'a> {
         })
     }
 
-    fn change_once(&self, decide: &mut dyn FnMut(&[Run]) -> Result<Run>) -> Result<Run> {
+    fn change_once(
+        &self,
+        decide: &mut dyn FnMut(&[Run]) -> Result<Run>,
+        write: &mut dyn FnMut(&Run, &mut TransactionalProducer) -> Result<()>,
+    ) -> Result<Run> {
         let topic = self.cluster.own_topic(CHECKPOINTS);
         let mut producer = TransactionalProducer::new(self.cluster, &self.owner, &topic, BUFFER_BYTES)?;
         let positions = Positions::load(self.cluster, &self.owner, &self.owner)?;
@@ -197,6 +288,7 @@ impl<'a> Runs<'a> {
         let value = serde_json::to_vec(&run).map_err(|error| Error::internal("replay.encode", error.to_string()))?;
         let change = PositionChange { key: run.id.clone(), value: Some(value) };
         positions.write(&mut producer, &[change], &positions.counters)?;
+        write(&run, &mut producer)?;
         producer.commit()?;
         Ok(run)
     }
@@ -234,6 +326,17 @@ mod tests {
     }
 
     #[test]
+    fn a_run_without_files_to_replace_has_no_step() {
+        let row = r#"{"id":"r","pipeline":"p","sink":"s","destination":"d","into":"","request":{"from":"earliest","to":"latest"},
+            "ranges":[],"state":"running","node":"n","started":1}"#;
+        let run: Run = serde_json::from_str(row).unwrap();
+        assert!(run.supersede.is_none() && !run.request.supersede && !run.is_between());
+        let step = |step: &str| serde_json::from_str::<Superseding>(&format!(r#"{{"step":"{step}"}}"#)).unwrap();
+        assert!(step("publishing").is_between() && step("removing").is_between());
+        assert!(!step("staging").is_between() && !step("done").is_between());
+    }
+
+    #[test]
     fn a_destination_overlaps_with_itself_and_what_it_contains() {
         assert!(overlap("s3://lake/orders", "s3://lake/orders"));
         assert!(overlap("s3://lake/orders", "s3://lake/orders/v2") && overlap("s3://lake/a/b", "s3://lake"));
@@ -242,8 +345,8 @@ mod tests {
 
     #[test]
     fn the_names_of_states_are_those_that_are_stored() {
-        use RunState::{Failed, Finished, Paused, Running, Stopped, Stopping};
-        for state in [Running, Stopping, Paused, Stopped, Failed, Finished] {
+        use RunState::{Discarded, Failed, Finished, Paused, Running, Stopped, Stopping};
+        for state in [Running, Stopping, Paused, Stopped, Failed, Finished, Discarded] {
             assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{}\"", state.name()));
         }
     }

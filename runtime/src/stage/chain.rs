@@ -4,12 +4,17 @@
 //! Each branch has its own plugin instance. A batch that passes several branches is copied for each
 //! but the last.
 
-use trunkline_connector::{Batch, Rejections, Result};
-use trunkline_transform_host::{Instance, StateStore};
+use std::sync::Arc;
+
+use trunkline_connector::{Batch, Rejections, Result, Schema};
+use trunkline_transform_host::{Instance, SchemaStore, StateStore};
 
 use super::dead_letters::DeadLetters;
 use crate::checkpoint::Counters;
 use crate::plan::{Branch, Route, Step};
+
+/// The schemas that records name. Without them, changed records lose their schema.
+pub(super) type SchemasOfRecords = Option<Arc<dyn SchemaStore>>;
 
 /// A tree of running transforms.
 pub(super) struct Chain {
@@ -31,11 +36,11 @@ pub(super) struct RunningTransform {
 
 impl Chain {
     /// Starts the plugins of a route.
-    pub(super) fn start(route: &Route) -> Result<Self> {
+    pub(super) fn start(route: &Route, schemas: &SchemasOfRecords) -> Result<Self> {
         let start_branch = |branch: &Branch| -> Result<RunningBranch> {
-            let outputs =
-                branch.outputs.iter().map(|(port, route)| Ok((*port, Self::start(route)?))).collect::<Result<_>>()?;
-            Ok(RunningBranch { transform: RunningTransform::start(&branch.step)?, outputs })
+            let outputs = branch.outputs.iter().map(|(port, route)| Ok((*port, Self::start(route, schemas)?)));
+            let outputs = outputs.collect::<Result<_>>()?;
+            Ok(RunningBranch { transform: RunningTransform::start(&branch.step, schemas)?, outputs })
         };
         let branches = route.branches.iter().map(start_branch).collect::<Result<_>>()?;
         Ok(Self { deliver: route.deliver, branches })
@@ -48,6 +53,14 @@ impl Chain {
             branch.transform.ready()?;
             branch.outputs.iter_mut().try_for_each(|(_, chain)| chain.ready())
         })
+    }
+
+    /// Adds the schemas that the plugins have derived so far.
+    pub(super) fn derived_schemas(&self, derived: &mut Vec<Arc<Schema>>) {
+        for branch in &self.branches {
+            derived.extend_from_slice(branch.transform.derived_schemas());
+            branch.outputs.iter().for_each(|(_, chain)| chain.derived_schemas(derived));
+        }
     }
 
     /// Runs a batch through the transforms; calls `deliver` with each resulting batch, in order.
@@ -106,14 +119,23 @@ impl RunningBranch {
 
 impl RunningTransform {
     /// Starts a plugin with its configuration.
-    pub(super) fn start(step: &Step) -> Result<Self> {
+    pub(super) fn start(step: &Step, schemas: &SchemasOfRecords) -> Result<Self> {
         let instance = step.plugin.start(&step.config, &step.limits).map_err(|error| {
             trunkline_connector::Error::config(
                 "plugin.init",
                 format!("transform `{}`: {}", step.component, error.message),
             )
         })?;
+        let instance = match schemas {
+            Some(schemas) => instance.with_schemas(schemas.clone()),
+            None => instance,
+        };
         Ok(Self { step: step.clone(), instance, rejected: Rejections::default() })
+    }
+
+    /// The schemas that the plugin's output names and that the host has derived.
+    pub(super) fn derived_schemas(&self) -> &[Arc<Schema>] {
+        self.instance.derived_schemas()
     }
 
     /// Checks that another batch may start.
@@ -145,6 +167,7 @@ impl RunningTransform {
         own.dropped += counts.dropped;
         own.extra += counts.extra;
         own.unchanged += counts.unchanged;
-        dead_letters.route_rejections(&self.step.component, "TRANSFORMATION", self.step.on_error, &self.rejected, own)
+        let (component, on_error) = (&self.step.component, self.step.on_error);
+        dead_letters.route_rejections(component, "TRANSFORMATION", on_error, &self.rejected, counters)
     }
 }

@@ -9,7 +9,7 @@ use trunkline_connector::batch::Headers;
 use trunkline_connector::{Error, Reason, RecordRef, Rejections, Result};
 
 use super::careful::RECORD_REJECTED;
-use crate::checkpoint::ComponentCounters;
+use crate::checkpoint::Counters;
 use crate::dead_letters::REPLAY;
 use crate::kafka::{ProducerRecord, RecordTooLarge, SendError, TransactionalProducer};
 use crate::plan::OnError;
@@ -52,7 +52,7 @@ impl DeadLetters {
         stage: &'static str,
         on_error: OnError,
         rejected: &Rejections,
-        counters: &mut ComponentCounters,
+        counters: &mut Counters,
     ) -> Result<()> {
         let Some((first, reason)) = rejected.iter().next() else { return Ok(()) };
         match on_error {
@@ -63,10 +63,10 @@ impl DeadLetters {
                     format!("`{component}` rejected {}: {} [{}]", describe(first), reason.message, reason.code);
                 return Err(Error::data(RECORD_REJECTED, format!("{message}; on_error = \"stop\"")));
             }
-            OnError::Skip => counters.dropped += rejected.len() as u64,
-            OnError::DeadLetter => {
-                counters.dead_lettered += rejected.len() as u64;
+            OnError::Skip => counters.of(component).dropped += rejected.len() as u64,
+            OnError::DeadLetter | OnError::DeadLetterUntil(_) => {
                 for (record, reason) in rejected.iter() {
+                    counters.add_dead_letter(component, &reason.code);
                     self.records.push(record, reason.clone());
                     self.origins.push(Origin { component: component.to_owned(), stage });
                 }

@@ -54,14 +54,14 @@ impl<'p> DryRun<'p> {
     /// Starts the plugins.
     pub fn new(pipeline: &'p Pipeline) -> Result<Self> {
         let transforms = pipeline.transforms.iter().map(|plan| {
-            let (routes, running) = (Routes::start(&plan.inputs)?, RunningTransform::start(&plan.step)?);
+            let (routes, running) = (Routes::start(&plan.inputs, None)?, RunningTransform::start(&plan.step, &None)?);
             let table = plan.table.as_ref().map(Rows::new);
             Ok(DryTransform { plan, routes, running, state: BTreeMap::new(), table })
         });
         let sinks = pipeline
             .sinks
             .iter()
-            .map(|sink| Ok((sink.name.as_str(), sink.inputs.as_slice(), Routes::start(&sink.inputs)?)));
+            .map(|sink| Ok((sink.name.as_str(), sink.inputs.as_slice(), Routes::start(&sink.inputs, None)?)));
         Ok(Self {
             transforms: transforms.collect::<Result<_>>()?,
             sinks: sinks.collect::<Result<_>>()?,
@@ -76,7 +76,7 @@ impl<'p> DryRun<'p> {
     pub fn add_source(&mut self, source: &SourcePlan, mut batch: Batch) -> Result<()> {
         let mut dead_letters = DeadLetters::default();
         for step in &source.apply {
-            let mut transform = RunningTransform::start(step)?;
+            let mut transform = RunningTransform::start(step, &None)?;
             transform.process(&mut batch, &mut self.counters, &mut dead_letters, None)?;
         }
         self.take_dead_letters(&dead_letters);

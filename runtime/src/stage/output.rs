@@ -28,6 +28,11 @@ impl Topics {
         Self { admin: context.admin.clone(), known: HashMap::new(), spec }
     }
 
+    /// As [`new`](Self::new), without a worker: topics are created as `spec` says.
+    pub(super) fn with(admin: Arc<Admin>, spec: TopicSpec) -> Self {
+        Self { admin, known: HashMap::new(), spec }
+    }
+
     /// The number of partitions of a topic, which is created if it does not exist.
     pub(super) fn partitions(&mut self, topic: &str) -> Result<i32> {
         if let Some(count) = self.known.get(topic) {

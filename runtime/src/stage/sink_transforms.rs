@@ -26,7 +26,11 @@ impl SinkTransforms {
             .iter()
             .map(|input| Input { topics: input.topics.clone(), route: reporting(&input.route) })
             .collect();
-        Ok(Self { routes: Routes::start(&inputs)?, counters: Counters::default(), rejected: DeadLetters::quiet() })
+        Ok(Self {
+            routes: Routes::start(&inputs, None)?,
+            counters: Counters::default(),
+            rejected: DeadLetters::quiet(),
+        })
     }
 
     /// Processes records of one topic. `deliver` receives what the sink would receive.
@@ -56,7 +60,7 @@ impl SinkTransforms {
 }
 
 /// The route with transforms whose rejections are kept.
-fn reporting(route: &Route) -> Route {
+pub(super) fn reporting(route: &Route) -> Route {
     let branch = |branch: &Branch| Branch {
         step: Step { on_error: OnError::DeadLetter, ..branch.step.clone() },
         outputs: branch.outputs.iter().map(|(port, route)| (*port, reporting(route))).collect(),

@@ -21,6 +21,7 @@ use super::careful::{Mark, RECORD_REJECTED, run_until_rejection};
 use super::chain::Chain;
 use super::commit_timer::CommitTimer;
 use super::dead_letters::{DeadLetters, RunName};
+use super::error_limits::ErrorLimits;
 use super::first_records;
 use super::output::Topics;
 use super::partitioner::partition_of;
@@ -78,7 +79,9 @@ impl SourceStage {
             context.share.client_buffer_bytes,
         )?;
         failpoint!("source.assign.after")?;
-        let positions = Positions::load(&context.cluster, &task, &task)?;
+        let mut positions = Positions::load(&context.cluster, &task, &task)?;
+        let on_node = self.plan.spec.placement() == Placement::EveryNode;
+        positions.claim(context.names.owner(&self.pipeline, &self.plan.name, on_node))?;
         if positions.parts.is_empty() && self.plan.spec.placement() == Placement::EveryNode {
             self.warn_of_renamed_node(context, status)?;
         }
@@ -97,7 +100,7 @@ impl SourceStage {
             stage: self,
             context,
             topics: Topics::new(context, self.plan.partitions),
-            chain: Chain::start(&linear_route(&self.plan))?,
+            chain: Chain::start(&linear_route(&self.plan), &Some(context.schemas.clone()))?,
             producer,
             positions,
             pending: Pending::default(),
@@ -110,6 +113,7 @@ impl SourceStage {
             scratch,
             stop,
             shared_topics: SharedTopics::default(),
+            error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &self.plan.apply, &[]),
         };
         for schema in self.plan.spec.schemas() {
             writer.publish_schema(&schema)?;
@@ -168,7 +172,7 @@ struct Filled {
     caught_up: bool,
     lag: SourceLag,
     /// Held until the batch was produced.
-    _reservation: Reservation,
+    reservation: Reservation,
 }
 
 struct Reader<'a> {
@@ -198,7 +202,7 @@ impl Reader<'_> {
                 Err(error) => (false, Some(error)),
             };
             let lag = self.source.lag();
-            let filled = Filled { batch, caught_up, lag, _reservation: reservation };
+            let filled = Filled { batch, caught_up, lag, reservation };
             if full.send(Ok(filled)).is_err() {
                 return;
             }
@@ -241,6 +245,7 @@ struct Writer<'a> {
     scratch: PathBuf,
     stop: &'a StopSignal,
     shared_topics: SharedTopics,
+    error_limits: ErrorLimits,
 }
 
 impl Writer<'_> {
@@ -254,6 +259,7 @@ impl Writer<'_> {
             match filled.recv_timeout(self.commit_timer.until_due(POLL)) {
                 Ok(Ok(mut filled)) => {
                     self.status.set_lag(filled.lag);
+                    self.status.set_memory_bytes(filled.reservation.bytes());
                     if let Err(error) = self.chain.ready() {
                         self.commit()?;
                         return Err(error);
@@ -324,7 +330,7 @@ impl Writer<'_> {
         own.records_in += emitted + batch.rejected.len() as u64 + batch.dropped;
         own.out += emitted;
         own.dropped += batch.dropped;
-        dead_letters.route_rejections(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, own)?;
+        dead_letters.route_rejections(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, counters)?;
         let (producer, topics, delivered) = (&mut self.producer, &mut self.topics, &mut self.delivered);
         let atomic = self.one_by_one;
         failpoint!("source.produce.before")?;
@@ -342,12 +348,15 @@ impl Writer<'_> {
             let own = counters.of(&plan.name);
             // These records were counted as out when they were read.
             own.out -= (rejected.len() as u64).min(own.out);
-            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &rejected, own)
+            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &rejected, counters)
         };
         send(&batch.side_outputs, counters, dead_letters)?;
         self.chain.run(&mut batch.records, counters, dead_letters, &mut |out, counters, dead_letters| {
             send(out, counters, dead_letters)
         })?;
+        let mut derived = Vec::new();
+        self.chain.derived_schemas(&mut derived);
+        self.context.schemas.publish_all(&mut self.producer, derived, &mut self.pending.schemas)?;
         failpoint!("source.produce.after")?;
         for PositionChange { key, value } in batch.position.drain(..) {
             self.pending.position.insert(key, value);
@@ -447,6 +456,7 @@ impl Writer<'_> {
             return Ok(());
         }
         first_records::check(self.status, &pending.counters, self.context.max_initial_failures)?;
+        self.error_limits.check(self.status, &pending.counters)?;
         let begun = Instant::now();
         failpoint!("source.checkpoint.before")?;
         let partitions = self.topics.partitions(&self.stage.dead_letters)?;

@@ -62,6 +62,7 @@ struct Inner {
     counters: Counters,
     lag: SourceLag,
     state_bytes: Option<u64>,
+    memory_bytes: u64,
     last_commit: Option<Instant>,
     commits: CommitDurations,
     last_error: Option<String>,
@@ -106,6 +107,8 @@ pub struct StageSnapshot {
     pub lag: SourceLag,
     /// The largest state of a topic partition, if its plugin keeps state.
     pub state_bytes: Option<u64>,
+    /// Bytes of the byte budget (I6) that it held at its last batch.
+    pub memory_bytes: u64,
     /// The time since its last commit.
     pub since_commit: Option<Duration>,
     /// How long its commits took.
@@ -125,6 +128,7 @@ impl StageStatus {
             counters: Counters::default(),
             lag: SourceLag::default(),
             state_bytes: None,
+            memory_bytes: 0,
             last_commit: None,
             commits: CommitDurations::default(),
             last_error: None,
@@ -175,7 +179,7 @@ impl StageStatus {
     }
 
     /// A commit succeeded that covered these records.
-    pub(super) fn committed(&self, counters: &Counters) {
+    pub(crate) fn committed(&self, counters: &Counters) {
         let mut inner = self.lock();
         inner.counters.add(counters);
         inner.last_commit = Some(Instant::now());
@@ -190,6 +194,11 @@ impl StageStatus {
     /// The largest state of a topic partition has this size.
     pub(super) fn set_state_bytes(&self, bytes: Option<u64>) {
         self.lock().state_bytes = bytes;
+    }
+
+    /// It holds this many bytes of the byte budget.
+    pub(super) fn set_memory_bytes(&self, bytes: usize) {
+        self.lock().memory_bytes = bytes as u64;
     }
 
     pub(super) fn set_lag(&self, lag: SourceLag) {
@@ -222,6 +231,7 @@ impl StageStatus {
             counters: inner.counters.clone(),
             lag: inner.lag,
             state_bytes: inner.state_bytes,
+            memory_bytes: inner.memory_bytes,
             since_commit: inner.last_commit.map(|at| at.elapsed()),
             commits: inner.commits.clone(),
             last_error: inner.last_error.clone(),

@@ -13,15 +13,17 @@
 //! this member already has the new generation, and the next owner has started from the old offset.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Batch, Error, RecordRef, Result, TopicPartition, failpoint};
+use trunkline_connector::{Batch, Error, RecordRef, Result, Schema, TopicPartition, failpoint};
 use trunkline_transform_host::StateStore;
 
 use super::careful::{Mark, RECORD_REJECTED, run_until_rejection, single};
 use super::chain::RunningTransform;
 use super::commit_timer::CommitTimer;
 use super::dead_letters::{DeadLetters, RunName};
+use super::error_limits::ErrorLimits;
 use super::first_records;
 use super::lag::LagReport;
 use super::lookup_table::LookupTable;
@@ -70,6 +72,7 @@ impl TransformStage {
         status: &StageStatus,
         one_by_one: bool,
     ) -> Result<()> {
+        context.names.check_group(&self.pipeline, &self.plan.name)?;
         let component = context.names.component(&self.pipeline, &self.plan.name);
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
         let producer = TransactionalProducer::new(
@@ -78,8 +81,8 @@ impl TransformStage {
             &context.cluster.own_topic(CHECKPOINTS),
             context.share.client_buffer_bytes,
         )?;
-        let routes = Routes::start(&self.plan.inputs)?;
-        let own = RunningTransform::start(&self.plan.step)?;
+        let routes = Routes::start(&self.plan.inputs, Some(context.schemas.clone()))?;
+        let own = RunningTransform::start(&self.plan.step, &Some(context.schemas.clone()))?;
         if !self.wait_for_table(context, stop) {
             return Ok(());
         }
@@ -110,6 +113,8 @@ impl TransformStage {
             commit_timer: CommitTimer::new(context.commit_interval),
             one_by_one,
             delivered: 0,
+            schemas: Vec::new(),
+            error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
         };
         let outcome = task.run(stop);
         if outcome.is_ok() {
@@ -168,6 +173,9 @@ struct TransformTask<'a> {
     one_by_one: bool,
     /// The records that the last batch became and that were sent.
     delivered: u64,
+    /// Schemas that are published in the open transaction.
+    schemas: Vec<Arc<Schema>>,
+    error_limits: ErrorLimits,
 }
 
 impl TransformTask<'_> {
@@ -267,9 +275,17 @@ impl TransformTask<'_> {
             }
             let own = counters.of(&plan.name);
             own.out -= (rejected.len() as u64).min(own.out);
-            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &rejected, own)
+            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &rejected, counters)
         })?;
+        self.publish_schemas()?;
         failpoint!("transform.produce.after")
+    }
+
+    /// Publishes the derived schemas that records of the open transaction may name.
+    fn publish_schemas(&mut self) -> Result<()> {
+        let mut derived = self.routes.derived_schemas();
+        derived.extend_from_slice(self.own.derived_schemas());
+        self.context.schemas.publish_all(&mut self.producer, derived, &mut self.schemas)
     }
 
     fn rebalance(&mut self, batches: &mut PartitionBatches) -> Result<()> {
@@ -340,6 +356,7 @@ impl TransformTask<'_> {
     fn abort_transaction(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         failpoint!("transform.abort.before")?;
         self.producer.abort()?;
+        self.schemas.clear();
         failpoint!("transform.abort.after")?;
         self.commit_timer.clear();
         for (partition, state) in &mut self.partitions {
@@ -369,6 +386,7 @@ impl TransformTask<'_> {
         let mut pending = Counters::default();
         moved.iter().for_each(|(_, state)| pending.add(&state.pending));
         first_records::check(self.status, &pending, self.context.max_initial_failures)?;
+        self.error_limits.check(self.status, &pending)?;
         failpoint!("transform.checkpoint.before")?;
         let dead_letter_partitions = self.topics.partitions(&self.stage.dead_letters)?;
         let mut offsets = Vec::with_capacity(moved.len());
@@ -398,6 +416,7 @@ impl TransformTask<'_> {
         let group = self.consumer.metadata()?;
         self.producer.send_offsets(offsets, group)?;
         self.producer.commit()?;
+        self.context.schemas.committed(&std::mem::take(&mut self.schemas));
         self.commit_timer.committed(begun);
         self.status.commit_took(begun.elapsed());
         failpoint!("transform.commit.after")?;

@@ -163,8 +163,8 @@ impl LeaseLoop {
     fn run_while_member(&mut self) -> Result<()> {
         let names = &self.context.names;
         let group = match self.placement {
-            Placement::Anywhere => format!("{}.tasks", names.cluster),
-            Placement::EveryNode => format!("{}.tasks.{}", names.cluster, names.node),
+            Placement::Anywhere => names.leases(),
+            Placement::EveryNode => names.node_leases(),
         };
         let topics = [self.context.cluster.own_topic(TASKS)];
         let consumer = GroupConsumer::join(&self.context.cluster, &group, &names.worker, &topics, 1 << 20)?;

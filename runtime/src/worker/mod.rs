@@ -23,7 +23,7 @@ mod topics;
 pub use data_dir::{Addresses, DataDir, create_private_folder};
 pub use open_files::{raise_open_files_limit, shortage};
 pub use overview::Overview;
-pub use rights::{Operation, Resource, ResourceKind, Rights, rights_of};
+pub use rights::{Operation, Resource, ResourceKind, Rights, Use, rights_for, rights_of};
 pub use summary::{PipelineSummary, Summary};
 
 use std::collections::BTreeMap;

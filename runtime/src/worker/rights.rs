@@ -1,10 +1,11 @@
-//! The rights in Kafka that a worker needs for its pipelines, and no others.
+//! The rights in Kafka that a worker needs for its pipelines, and those of commands. A principal
+//! needs no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use trunkline_connector::{Placement, Template};
 
-use crate::checkpoint::{CHECKPOINTS, INTENTS, SCHEMAS, TASKS, state_topic};
+use crate::checkpoint::{AUDIT, CHECKPOINTS, INTENTS, SCHEMAS, TASKS, state_topic};
 use crate::config::Settings;
 use crate::plan::{Input, Pipeline, TopicSelector};
 use crate::stage::component_name;
@@ -45,49 +46,66 @@ pub enum Operation {
     Write,
 }
 
-/// The rights that `pipelines` need with these settings.
+/// What a principal does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Use {
+    /// `trunkline run`
+    Worker,
+    /// `tap`, `trace`, `dlq list`, `dlq show` and `replay --to-stdout`
+    Tap,
+    /// `pause`, `resume` and `restart`
+    Pause,
+    /// `offsets`
+    Offsets,
+    /// `dlq redrive`
+    Redrive,
+    /// `replay` and `runs`
+    Replay,
+}
+
+/// The rights that a worker needs for `pipelines` with these settings.
 pub fn rights_of(pipelines: &[Pipeline], settings: &Settings) -> Rights {
+    rights_for(&[Use::Worker], pipelines, settings)
+}
+
+/// The rights that a principal needs who does all of this.
+pub fn rights_for(uses: &[Use], pipelines: &[Pipeline], settings: &Settings) -> Rights {
     let mut list = List { rights: Rights::new(), create: settings.topics.create };
+    let own = |topic: &str| format!("{}{topic}", settings.prefix);
     let cluster = settings.cluster_name();
-    for topic in [CHECKPOINTS, INTENTS, SCHEMAS] {
-        list.read_topic(&format!("{}{topic}", settings.prefix), false);
-        list.write_topic(&format!("{}{topic}", settings.prefix), false);
-    }
-    for pipeline in pipelines {
-        let component = |name: &str| component_name(&cluster, &pipeline.name, name);
-        list.write_topic(&pipeline.dead_letters, false);
-        for source in &pipeline.sources {
-            source.topics().for_each(|topic| list.write_template(topic));
-            let tasks = format!("{}{TASKS}", settings.prefix);
-            list.read_topic(&tasks, false);
-            list.create_topic(&tasks, false);
-            let id = component(&source.name);
-            match source.spec.placement() {
-                Placement::Anywhere => {
-                    list.add(ResourceKind::Group, &format!("{cluster}.tasks"), false, Operation::Read);
-                    list.add(ResourceKind::TransactionalId, &id, false, Operation::Write);
-                }
-                // The names end with the name of the machine.
-                Placement::EveryNode => {
-                    list.add(ResourceKind::Group, &format!("{cluster}.tasks."), true, Operation::Read);
-                    list.add(ResourceKind::TransactionalId, &format!("{id}."), true, Operation::Write);
-                }
+    // Each of them is recorded.
+    list.write_topic(&own(AUDIT), false);
+    for used in uses {
+        let state: &[&str] = match used {
+            Use::Worker | Use::Replay => &[CHECKPOINTS, INTENTS, SCHEMAS],
+            Use::Tap => &[],
+            Use::Pause => &[CHECKPOINTS],
+            Use::Redrive => &[CHECKPOINTS, SCHEMAS],
+            Use::Offsets => &[CHECKPOINTS, INTENTS],
+        };
+        for topic in state {
+            list.read_topic(&own(topic), false);
+            // These two uses create the topics that are missing.
+            match used {
+                Use::Worker | Use::Replay => list.write_topic(&own(topic), false),
+                _ => list.add(ResourceKind::Topic, &own(topic), false, Operation::Write),
             }
         }
-        for transform in &pipeline.transforms {
-            transform.topics().for_each(|topic| list.write_template(topic));
-            list.member(&component(&transform.name), &transform.inputs);
-            if let Some(table) = &transform.table {
-                list.read_topic(&table.topic, false);
+        match used {
+            Use::Worker => list.worker(pipelines, settings),
+            Use::Tap => {
+                // Which dead letters were redriven.
+                list.read_topic(&own(CHECKPOINTS), false);
+                pipelines.iter().for_each(|pipeline| list.read_all(pipeline));
             }
-            if transform.state.is_some() {
-                let topic = format!("{}{}", settings.prefix, state_topic(&component(&transform.name)));
-                list.read_topic(&topic, false);
-                list.write_topic(&topic, false);
+            Use::Pause => {}
+            Use::Offsets => list.offsets(pipelines, &cluster),
+            Use::Redrive => list.redrive(pipelines, &cluster),
+            Use::Replay => {
+                list.read_topic(&own(TASKS), false);
+                list.create_topic(&own(TASKS), false);
+                list.replay(pipelines, &cluster);
             }
-        }
-        for sink in &pipeline.sinks {
-            list.member(&component(&sink.name), &sink.inputs);
         }
     }
     list.rights
@@ -99,6 +117,123 @@ struct List {
     create: bool,
 }
 
+/// What each use needs.
+impl List {
+    fn worker(&mut self, pipelines: &[Pipeline], settings: &Settings) {
+        let (list, cluster) = (self, settings.cluster_name());
+        // Looked up at the start, also without sources.
+        let tasks = format!("{}{TASKS}", settings.prefix);
+        list.read_topic(&tasks, false);
+        list.create_topic(&tasks, false);
+        for pipeline in pipelines {
+            let component = |name: &str| component_name(&cluster, &pipeline.name, name);
+            list.write_topic(&pipeline.dead_letters, false);
+            for source in &pipeline.sources {
+                source.topics().for_each(|topic| list.write_template(topic));
+                let id = component(&source.name);
+                match source.spec.placement() {
+                    Placement::Anywhere => {
+                        list.add(ResourceKind::Group, &format!("{cluster}.tasks"), false, Operation::Read);
+                        list.add(ResourceKind::TransactionalId, &id, false, Operation::Write);
+                    }
+                    // The names end with the name of the machine.
+                    Placement::EveryNode => {
+                        list.add(ResourceKind::Group, &format!("{cluster}.tasks."), true, Operation::Read);
+                        list.add(ResourceKind::TransactionalId, &format!("{id}."), true, Operation::Write);
+                    }
+                }
+            }
+            for transform in &pipeline.transforms {
+                transform.topics().for_each(|topic| list.write_template(topic));
+                list.member(&component(&transform.name), &transform.inputs);
+                if let Some(table) = &transform.table {
+                    list.read_topic(&table.topic, false);
+                }
+                if transform.state.is_some() {
+                    let topic = format!("{}{}", settings.prefix, state_topic(&component(&transform.name)));
+                    list.read_topic(&topic, false);
+                    list.write_topic(&topic, false);
+                }
+            }
+            for sink in &pipeline.sinks {
+                list.member(&component(&sink.name), &sink.inputs);
+            }
+        }
+    }
+
+    /// Everything that a pipeline reads or writes.
+    fn read_all(&mut self, pipeline: &Pipeline) {
+        self.read_topic(&pipeline.dead_letters, false);
+        let written = pipeline.sources.iter().flat_map(|source| source.topics());
+        for topic in written.chain(pipeline.transforms.iter().flat_map(|transform| transform.topics())) {
+            match topic.constant() {
+                Some(name) => self.read_topic(name, false),
+                None => self.read_topic(&literal_start(&topic.pattern()), true),
+            }
+        }
+        inputs_of(pipeline).for_each(|(_, input)| self.read_input(input));
+    }
+
+    fn offsets(&mut self, pipelines: &[Pipeline], cluster: &str) {
+        for pipeline in pipelines {
+            for (name, input) in inputs_of(pipeline) {
+                let component = component_name(cluster, &pipeline.name, name);
+                self.add(ResourceKind::Group, &component, false, Operation::Read);
+                self.add(ResourceKind::TransactionalId, &format!("{component}.!offsets"), false, Operation::Write);
+                self.read_input(input);
+            }
+        }
+    }
+
+    /// Records return to the topics that they came from, or pass the stage that rejected them.
+    fn redrive(&mut self, pipelines: &[Pipeline], cluster: &str) {
+        for pipeline in pipelines {
+            let id = component_name(cluster, &pipeline.name, "!redrive");
+            self.add(ResourceKind::TransactionalId, &id, false, Operation::Write);
+            self.read_topic(&pipeline.dead_letters, false);
+            self.write_topic(&pipeline.dead_letters, false);
+            pipeline.sources.iter().flat_map(|source| source.topics()).for_each(|topic| self.write_template(topic));
+            for transform in &pipeline.transforms {
+                transform.topics().for_each(|topic| self.write_template(topic));
+            }
+            for (_, input) in inputs_of(pipeline) {
+                self.read_input(input);
+                let (name, is_prefix) = selected(input);
+                self.add(ResourceKind::Topic, &name, is_prefix, Operation::Write);
+            }
+        }
+    }
+
+    fn replay(&mut self, pipelines: &[Pipeline], cluster: &str) {
+        self.add(ResourceKind::TransactionalId, &format!("{cluster}.!runs"), false, Operation::Write);
+        // The names of a run start with this one.
+        let runs = format!("{cluster}.!replay.");
+        self.add(ResourceKind::Group, &runs, true, Operation::Read);
+        self.add(ResourceKind::TransactionalId, &runs, true, Operation::Write);
+        for pipeline in pipelines {
+            self.read_topic(&pipeline.dead_letters, false);
+            self.write_topic(&pipeline.dead_letters, false);
+            pipeline.sinks.iter().flat_map(|sink| &sink.inputs).for_each(|input| self.read_input(input));
+        }
+    }
+}
+
+/// The inputs of transforms and sinks, each with the name of its component.
+fn inputs_of(pipeline: &Pipeline) -> impl Iterator<Item = (&str, &Input)> {
+    let transforms = pipeline.transforms.iter().map(|transform| (&transform.name, &transform.inputs));
+    let sinks = pipeline.sinks.iter().map(|sink| (&sink.name, &sink.inputs));
+    transforms.chain(sinks).flat_map(|(name, inputs)| inputs.iter().map(move |input| (name.as_str(), input)))
+}
+
+/// The topic of an input, or what the names of its topics start with.
+fn selected(input: &Input) -> (String, bool) {
+    match &input.topics {
+        TopicSelector::Exact(name) => (name.clone(), false),
+        TopicSelector::Pattern(pattern) => (literal_start(pattern), true),
+    }
+}
+
+/// The list itself.
 impl List {
     fn add(&mut self, kind: ResourceKind, name: &str, is_prefix: bool, operation: Operation) {
         let resource = Resource { kind, name: name.to_owned(), is_prefix };
@@ -120,6 +255,11 @@ impl List {
         self.add(ResourceKind::Topic, name, is_prefix, Operation::Read);
     }
 
+    fn read_input(&mut self, input: &Input) {
+        let (name, is_prefix) = selected(input);
+        self.read_topic(&name, is_prefix);
+    }
+
     fn write_template(&mut self, topic: &Template) {
         match topic.constant() {
             Some(name) => self.write_topic(name, false),
@@ -132,12 +272,7 @@ impl List {
     fn member(&mut self, component: &str, inputs: &[Input]) {
         self.add(ResourceKind::Group, component, false, Operation::Read);
         self.add(ResourceKind::TransactionalId, &format!("{component}."), true, Operation::Write);
-        for input in inputs {
-            match &input.topics {
-                TopicSelector::Exact(name) => self.read_topic(name, false),
-                TopicSelector::Pattern(pattern) => self.read_topic(&literal_start(pattern), true),
-            }
-        }
+        inputs.iter().for_each(|input| self.read_input(input));
     }
 }
 

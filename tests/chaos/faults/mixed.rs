@@ -82,10 +82,11 @@ impl Mixed {
                     };
                 }
             }
-            _ => {
+            _ if fixture.broker.can_lose_replies() => {
                 let api = ["Produce", "EndTxn", "TxnOffsetCommit"][fixture.random.below(3) as usize];
                 fixture.broker.drop_reply(api, 1 + fixture.random.below(3));
             }
+            _ => {}
         }
     }
 

@@ -9,6 +9,7 @@ mod mixed;
 mod mysql;
 mod peers;
 mod plugins;
+mod replay;
 mod rotation;
 mod steps;
 mod store;
@@ -72,6 +73,13 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     fault("kill-random", "kill -9 of the worker at random moments", EVERY, KILLED, kills::at_random),
     fault("kill-steps", "death of the worker at each step of each protocol", EVERY, STEPS, steps::kill_at_each),
     fault("error-steps", "an error at each step of each protocol", EVERY, TOPICS_EMBEDDED, steps::fail_at_each),
+    fault(
+        "replay",
+        "death of a replay that replaces files at each of its steps, while live records arrive",
+        LOGS,
+        &[],
+        replay::kill_at_each,
+    ),
     fault(
         "zombie",
         "a worker hangs at a step until another one has taken over, then resumes",

@@ -89,7 +89,7 @@ pub(crate) fn is_reachable(point: &Failpoint, path: Path) -> bool {
         Reached::Directory | Reached::Transform => matches!(path, Path::Topics | Path::State),
         Reached::Delivery => path == Path::Search,
         // No path has a sink that loads a warehouse.
-        Reached::Rebalance | Reached::Warehouse => false,
+        Reached::Rebalance | Reached::Replay | Reached::Warehouse => false,
         Reached::After(earlier) => {
             // A step that aborts an upload needs an upload.
             let bucket = point.name.starts_with("s3.");

@@ -21,15 +21,17 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trunkline_connector::batch::ENTRY_BYTES;
-use trunkline_connector::{Batch, Entry, Error, Reason, Rejections, Retry};
+use trunkline_connector::{Batch, Entry, Error, Reason, Rejections, Retry, Schema};
 
 use crate::guest::{CallError, Guest, GuestCrash, InitReply};
 use crate::host_functions::Metrics;
 use crate::limits::{CrashLog, CrashWindow, Limits};
 use crate::plugin::Plugin;
+use crate::schema_fits::{SchemaFits, SchemaStore};
 use crate::state::StateStore;
 use crate::verdict::{Counts, Outcome, Rules, VerdictError};
 
@@ -60,6 +62,7 @@ pub struct Instance {
     metrics: Metrics,
     /// The state of the current batch.
     state: Option<StateStore>,
+    schema_fits: SchemaFits,
 }
 
 impl Instance {
@@ -84,7 +87,22 @@ impl Instance {
             batch_metrics: Metrics::default(),
             metrics: Metrics::default(),
             state: None,
+            schema_fits: SchemaFits::default(),
         }
+    }
+
+    /// Gives the instance the schemas that records name, so that changed records can keep theirs.
+    /// Without them, changed records have no schema unless the plugin [keeps
+    /// it](Instance::keeps_schema).
+    pub fn with_schemas(mut self, store: Arc<dyn SchemaStore>) -> Self {
+        self.schema_fits.set_store(store);
+        self
+    }
+
+    /// The schemas that were derived from those of changed records, because these no longer fitted.
+    /// Publish them with the records that name them.
+    pub fn derived_schemas(&self) -> &[Arc<Schema>] {
+        self.schema_fits.derived()
     }
 
     /// Names of the output ports, indexed by [`Entry::port`]. The first is `default`.
@@ -92,8 +110,8 @@ impl Instance {
         &self.ports
     }
 
-    /// Whether changed values still fit their schema. If not, [`Instance::process`] removes the
-    /// header `trunkline.schema` from changed records.
+    /// Whether the plugin declares that changed values still fit their schema. If not,
+    /// [`Instance::process`] compares them with it.
     pub fn keeps_schema(&self) -> bool {
         self.reply.keeps_schema
     }
@@ -205,7 +223,8 @@ impl Instance {
         empty_record.record().finish();
         self.outcome.clear();
         let rules = Rules { only_emit: true, ..self.rules() };
-        self.outcome.apply(verdicts, &empty_record, 0..1, &rules).map_err(|error| self.verdict_error(error))?;
+        let applied = self.outcome.apply(verdicts, &empty_record, 0..1, &rules, &mut self.schema_fits);
+        applied.map_err(|error| self.verdict_error(error))?;
         self.collect_metrics();
         self.metrics.merge(std::mem::take(&mut self.batch_metrics));
         let shift = batch.append(&self.outcome.bytes).wrapping_sub(empty_record.arena_bytes() as u32);
@@ -355,8 +374,11 @@ impl Instance {
         let crash = match called {
             Ok(verdicts) => {
                 let rules = self.rules();
-                match self.outcome.apply(verdicts, batch, records, &rules) {
+                match self.outcome.apply(verdicts, batch, records, &rules, &mut self.schema_fits) {
                     Ok(()) => {
+                        if let Some(error) = self.schema_fits.take_error() {
+                            return Err(error);
+                        }
                         self.collect_metrics();
                         return Ok(None);
                     }

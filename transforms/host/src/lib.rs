@@ -32,6 +32,7 @@ mod host_functions;
 mod instance;
 mod limits;
 mod plugin;
+mod schema_fits;
 mod state;
 mod verdict;
 mod wasi;
@@ -43,6 +44,7 @@ pub use host_functions::Metrics;
 pub use instance::Instance;
 pub use limits::Limits;
 pub use plugin::{Plugin, StartError};
+pub use schema_fits::SchemaStore;
 pub use state::{StateEntry, StateStore, table_key};
 pub use verdict::Counts;
 

@@ -10,6 +10,8 @@ use std::ops::{AddAssign, Range};
 use trunkline_connector::batch::{ENTRY_BYTES, write_header};
 use trunkline_connector::{Batch, Entry, Reason, RecordRef, headers};
 
+use crate::schema_fits::{SchemaFits, SchemaHeader};
+
 const MAGIC: u32 = u32::from_le_bytes(*b"TLV1");
 const FORMAT: u32 = 1;
 const KEY_PART: u8 = 1;
@@ -104,9 +106,10 @@ impl Outcome {
         batch: &Batch,
         records: Range<usize>,
         rules: &Rules,
+        fits: &mut SchemaFits,
     ) -> Result<(), VerdictError> {
         let (entries, rejections, counts) = (self.entries.len(), self.rejections.len(), self.counts);
-        let result = self.read(verdicts, batch, records, rules);
+        let result = self.read(verdicts, batch, records, rules, fits);
         if result.is_err() {
             self.entries.truncate(entries);
             self.rejections.truncate(rejections);
@@ -121,12 +124,14 @@ impl Outcome {
         batch: &Batch,
         records: Range<usize>,
         rules: &Rules,
+        fits: &mut SchemaFits,
     ) -> Result<(), VerdictError> {
         if verdicts.len() > rules.output_bytes {
             return Err(output_limit_exceeded(rules));
         }
         let verdicts_at = batch.arena_bytes() + self.bytes.len();
-        // rewritten headers (without the schema) are at most as long as those of batch and verdicts
+        // rewritten headers (the ids of schemas have one length) are at most as long as those of
+        // batch and verdicts
         if verdicts_at + 2 * verdicts.len() + batch.arena_bytes() > Batch::MAX_BYTES {
             return Err(VerdictError::ArenaFull);
         }
@@ -136,6 +141,7 @@ impl Outcome {
             at: 0,
             verdicts_at,
             rules,
+            fits,
             rewritten_headers: Vec::new(),
             verdicts_referenced: false,
         };
@@ -173,11 +179,11 @@ impl Outcome {
             }
             DROP if header.parts == 0 && header.port == 0 => self.counts.dropped += 1,
             VALUE if header.parts == 0 => {
-                let changed = reader.parts(VALUE_PART, header.port, record)?;
+                let changed = reader.parts(VALUE_PART, header.port, record, Origin::Changed)?;
                 self.push_output(changed);
             }
             REPLACE => {
-                let changed = reader.parts(header.parts, header.port, record)?;
+                let changed = reader.parts(header.parts, header.port, record, Origin::Changed)?;
                 self.push_output(changed);
             }
             EMIT if header.parts == 0 && header.port == 0 => self.emit(reader, record)?,
@@ -202,7 +208,7 @@ impl Outcome {
             if header.kind != REPLACE {
                 return Err(reader.protocol(&format!("expected an emitted record, found {header:?}")));
             }
-            let emitted = reader.parts(header.parts, header.port, record)?;
+            let emitted = reader.parts(header.parts, header.port, record, Origin::Emitted)?;
             self.push_output(emitted);
         }
         match count {
@@ -240,6 +246,15 @@ struct VerdictHeader {
     port: u16,
 }
 
+/// Where an output record comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// It is the input record with changes.
+    Changed,
+    /// The plugin emitted it: its value has nothing to do with the schema of the input.
+    Emitted,
+}
+
 /// Parses verdicts. The positions that it returns assume that the verdicts are appended to the
 /// arena at `verdicts_at`.
 struct Reader<'a> {
@@ -247,7 +262,9 @@ struct Reader<'a> {
     at: usize,
     verdicts_at: usize,
     rules: &'a Rules,
-    /// Header blocks without the schema header; they are appended after the verdicts.
+    fits: &'a mut SchemaFits,
+    /// Header blocks without the schema header, or with another one; they are appended after the
+    /// verdicts.
     rewritten_headers: Vec<u8>,
     /// Whether an entry points into the verdicts or the rewritten headers.
     verdicts_referenced: bool,
@@ -323,7 +340,7 @@ impl<'a> Reader<'a> {
         Ok((at, len))
     }
 
-    fn parts(&mut self, parts: u8, port: u16, record: RecordRef<'_>) -> Result<Entry, VerdictError> {
+    fn parts(&mut self, parts: u8, port: u16, record: RecordRef<'_>, origin: Origin) -> Result<Entry, VerdictError> {
         if parts & !(KEY_PART | VALUE_PART | HEADERS_PART | TIMESTAMP_PART) != 0 {
             return Err(self.protocol(&format!("unknown part bits in {parts:#x}")));
         }
@@ -331,8 +348,11 @@ impl<'a> Reader<'a> {
         if parts & KEY_PART != 0 {
             (entry.key_at, entry.key_len) = self.nullable()?;
         }
+        let mut value = None;
         if parts & VALUE_PART != 0 {
+            let start = self.at + 4;
             (entry.value_at, entry.value_len) = self.nullable()?;
+            value = self.bytes.get(start..self.at).filter(|_| entry.value_len >= 0);
         }
         let mut block = record.header_block();
         if parts & HEADERS_PART != 0 {
@@ -347,20 +367,29 @@ impl<'a> Reader<'a> {
             entry.timestamp = i64::from_le_bytes(self.array()?).max(-1);
         }
         if parts & VALUE_PART != 0 && !self.rules.keeps_schema {
-            self.strip_schema(&mut entry, block);
+            let value = value.filter(|_| origin == Origin::Changed);
+            self.update_schema(&mut entry, block, value);
         }
         Ok(entry)
     }
 
-    /// Removes the schema header, because the changed value may no longer fit the schema.
-    fn strip_schema(&mut self, entry: &mut Entry, block: &[u8]) {
+    /// Changes or removes the schema header if the changed value does not fit the schema. `value`
+    /// is `None` for values that have no schema.
+    fn update_schema(&mut self, entry: &mut Entry, block: &[u8], value: Option<&[u8]>) {
         let all = || trunkline_connector::batch::Headers::over(block);
-        if !all().any(|(name, _)| name == headers::SCHEMA) {
+        let Some((_, id)) = all().find(|(name, _)| *name == headers::SCHEMA) else { return };
+        let header = self.fits.header(id, value);
+        if header == SchemaHeader::Keep {
             return;
         }
         entry.headers_at = (self.verdicts_at + self.bytes.len() + self.rewritten_headers.len()) as u32;
         let start = self.rewritten_headers.len();
-        for (name, value) in all().filter(|(name, _)| *name != headers::SCHEMA) {
+        for (name, value) in all() {
+            let value = match &header {
+                SchemaHeader::Replace(id) if name == headers::SCHEMA => Some(id.as_bytes()),
+                _ if name == headers::SCHEMA => continue,
+                _ => value,
+            };
             write_header(&mut self.rewritten_headers, name, value);
         }
         entry.headers_len = (self.rewritten_headers.len() - start) as i32;
@@ -478,10 +507,10 @@ mod tests {
             let batch = batch_of(records);
             let mut outcome = Outcome::default();
             // the outcome of an earlier call of the same batch
-            outcome.apply(packed(1, &[vec![VALUE, 0, 0, 0, 1, 0, 0, 0, b'v']]), &batch_of(1), 0..1, &rules(true)).unwrap();
+            outcome.apply(packed(1, &[vec![VALUE, 0, 0, 0, 1, 0, 0, 0, b'v']]), &batch_of(1), 0..1, &rules(true), &mut SchemaFits::default()).unwrap();
             outcome.bytes.resize(64, 0);
             let before = (outcome.entries.clone(), outcome.bytes.clone(), outcome.counts);
-            match outcome.apply(bytes, &batch, 0..records, &rules(keeps_schema)) {
+            match outcome.apply(bytes, &batch, 0..records, &rules(keeps_schema), &mut SchemaFits::default()) {
                 Err(_) => prop_assert_eq!((outcome.entries, outcome.bytes, outcome.counts), before),
                 Ok(()) => {
                     let counts = outcome.counts;
@@ -499,8 +528,8 @@ mod tests {
         fn arbitrary_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), records in 0usize..4) {
             let batch = batch_of(records);
             let with_header = [&packed(records as u32, &[]), bytes.as_slice()].concat();
-            let _ = Outcome::default().apply(with_header, &batch, 0..records, &rules(false));
-            let _ = Outcome::default().apply(bytes, &batch, 0..records, &rules(false));
+            let _ = Outcome::default().apply(with_header, &batch, 0..records, &rules(false), &mut SchemaFits::default());
+            let _ = Outcome::default().apply(bytes, &batch, 0..records, &rules(false), &mut SchemaFits::default());
         }
     }
 
@@ -514,7 +543,15 @@ mod tests {
         let all =
             [all, (block.len() as u32).to_le_bytes().to_vec(), block.clone(), (-9i64).to_le_bytes().to_vec()].concat();
         let mut outcome = Outcome::default();
-        outcome.apply(packed(3, &[vec![PASS, 0, 1, 0], value, all]), &batch, 0..3, &rules(false)).unwrap();
+        outcome
+            .apply(
+                packed(3, &[vec![PASS, 0, 1, 0], value, all]),
+                &batch,
+                0..3,
+                &rules(false),
+                &mut SchemaFits::default(),
+            )
+            .unwrap();
         let batch = output_batch(batch, outcome);
         let schema = |index: usize| batch.get(index).header(headers::SCHEMA);
         assert_eq!(

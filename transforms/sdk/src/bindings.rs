@@ -456,7 +456,9 @@ pub mod trunkline {
             pub ports: _rt::Vec::<_rt::String>,
 /// True if every changed value still fits the schema in the record's header
 /// `trunkline.schema` (for example, a mask that replaces strings by strings). If false,
-/// the host removes the header from records whose value changes.
+/// the host compares each changed value with the schema. It keeps the header if the value
+/// fits, derives a schema if some columns do not, and removes the header from other and
+/// from emitted records.
             pub keeps_schema: bool,
           }
           impl ::core::fmt::Debug for InitReply {

@@ -101,8 +101,9 @@ pub trait Transform: Sized + 'static {
         Vec::new()
     }
 
-    /// Returns true if every changed value still fits the schema of its input record. If false,
-    /// changed records lose their schema, and typed sinks infer one.
+    /// Returns true if every changed value still fits the schema of its input record. If false, the
+    /// host compares each changed value with the schema, and leaves out the columns that no longer
+    /// fit. Emitted records have no schema then, and typed sinks infer one.
     fn keeps_schema(&self) -> bool {
         false
     }

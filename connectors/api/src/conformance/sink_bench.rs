@@ -98,6 +98,7 @@ impl<'a> Bench<'a> {
         must(std::fs::create_dir_all(&scratch));
         must(self.spec().open(SinkContext {
             name: "conformance.test".to_owned(),
+            replay: None,
             budget: MemoryBudget::new(1 << 30),
             runtime: self.runtime.handle().clone(),
             scratch,

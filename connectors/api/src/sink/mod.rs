@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use crate::budget::MemoryBudget;
 use crate::config::{OptionSpec, Section};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::schema::{Schema, SchemaId};
 use crate::source::PreflightIssue;
 use crate::template::Template;
@@ -90,11 +90,63 @@ pub trait SinkSpec: Send + Sync {
         Ok(None)
     }
 
+    /// How a replay can take the place of what the sink wrote before (`trunkline replay
+    /// --supersede`).
+    fn supersede(&self) -> Supersede {
+        Supersede::Refused("the connector cannot replace what it wrote")
+    }
+
+    /// Checks that files of [`SinkSpec::list_output`] may be removed. Required for
+    /// [`Supersede::Files`].
+    fn check_removal(&self, files: &[OutputFile], runtime: &tokio::runtime::Handle) -> Result<()> {
+        let _ = (files, runtime);
+        Err(removal_unsupported())
+    }
+
+    /// Removes files of [`SinkSpec::list_output`]; a missing file is no error. Each call returns
+    /// within a minute or so, and may be repeated. Required for [`Supersede::Files`].
+    fn remove_output(&self, files: &[OutputFile], runtime: &tokio::runtime::Handle) -> Result<()> {
+        let _ = (files, runtime);
+        Err(removal_unsupported())
+    }
+
     /// The templates that every record must have a value for, each with its option. The plan checks
     /// the fields that they use where the fields of the records are known.
     fn templates(&self) -> Vec<(&'static str, &Template)> {
         Vec::new()
     }
+}
+
+fn removal_unsupported() -> Error {
+    Error::internal("sink.removal", "the connector declares replaceable files, and cannot remove them")
+}
+
+/// How a replay can take the place of what a sink wrote before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Supersede {
+    /// It cannot, for this reason.
+    Refused(&'static str),
+    /// Output consists of files that name their records ([`SinkSpec::list_output`]). The stage
+    /// collects prepared output of the replay ([`TwoPhaseSink`]) until the range is complete. Then
+    /// it commits all of it, and removes the earlier files.
+    Files,
+    /// A record that is delivered again by a sink with [`SinkReplay::supersedes`] replaces what was
+    /// written for it, unless a later record has replaced that since ([`IdempotentSink`]).
+    Documents {
+        /// A later record may have deleted a document, which the replay of an earlier one creates
+        /// again: the range must reach the position of the live sink.
+        up_to_live: bool,
+    },
+}
+
+/// The replay that a sink runs for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SinkReplay {
+    /// The id of the run.
+    pub run: String,
+    /// The replay takes the place of what the live sink wrote. The live sink runs at the same time
+    /// with the same [`SinkContext::name`].
+    pub supersedes: bool,
 }
 
 /// The visible files of a destination.
@@ -137,6 +189,8 @@ pub enum Sink {
 pub struct SinkContext {
     /// `{pipeline}.{sink}`, unique in the cluster: names scratch files, marks objects.
     pub name: String,
+    /// The replay that the sink runs for; `None` for a live sink.
+    pub replay: Option<SinkReplay>,
     /// The process-wide byte budget (I6); the runtime reserves [`SinkWriter::memory_bytes`] from
     /// it.
     pub budget: MemoryBudget,

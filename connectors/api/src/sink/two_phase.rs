@@ -90,6 +90,20 @@ pub trait TwoPhaseSink: SinkWriter {
         Ok(())
     }
 
+    /// Checks that prepared output can still be committed, in whatever time has passed since. The
+    /// stage asks before it commits the output of a replay that supersedes files.
+    fn check_prepared(&mut self, committables: &[Self::Committable]) -> Result<()> {
+        let _ = committables;
+        Ok(())
+    }
+
+    /// Removes prepared output that will never be committed. May be repeated. Required for
+    /// [`Supersede::Files`](crate::Supersede::Files).
+    fn discard_prepared(&mut self, committables: &[Self::Committable]) -> Result<()> {
+        let _ = committables;
+        Err(Error::internal("sink.discard_prepared", "the connector cannot remove prepared output"))
+    }
+
     /// The name of an output of this sink at the destination that holds records of one of these
     /// topic partitions. The stage asks before it starts without any state of them: all records
     /// would be written again.
@@ -126,6 +140,10 @@ pub trait ErasedTwoPhaseSink: SinkWriter {
     fn abort(&mut self, plan: &Value) -> Result<()>;
     /// See [`TwoPhaseSink::recover`].
     fn recover(&mut self, partition: &TopicPartition, pending: &[Value]) -> Result<()>;
+    /// See [`TwoPhaseSink::check_prepared`].
+    fn check_prepared(&mut self, committables: &[Value]) -> Result<()>;
+    /// See [`TwoPhaseSink::discard_prepared`].
+    fn discard_prepared(&mut self, committables: &[Value]) -> Result<()>;
     /// See [`TwoPhaseSink::existing_output`].
     fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>>;
     /// See [`TwoPhaseSink::inferred_types`].
@@ -159,6 +177,14 @@ impl<S: TwoPhaseSink> ErasedTwoPhaseSink for S {
 
     fn recover(&mut self, partition: &TopicPartition, pending: &[Value]) -> Result<()> {
         TwoPhaseSink::recover(self, partition, &pending.iter().map(from_json).collect::<Result<Vec<_>>>()?)
+    }
+
+    fn check_prepared(&mut self, committables: &[Value]) -> Result<()> {
+        TwoPhaseSink::check_prepared(self, &committables.iter().map(from_json).collect::<Result<Vec<_>>>()?)
+    }
+
+    fn discard_prepared(&mut self, committables: &[Value]) -> Result<()> {
+        TwoPhaseSink::discard_prepared(self, &committables.iter().map(from_json).collect::<Result<Vec<_>>>()?)
     }
 
     fn existing_output(&mut self, partitions: &[TopicPartition]) -> Result<Option<String>> {

@@ -1,9 +1,9 @@
 //! Options of the connection: nodes, authentication, TLS, proxy.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use trunkline_connector::config::{FromNode, Mismatch, Node, Section, Value};
+use trunkline_connector::tls::{TlsCodes, TlsOptions};
 
 use super::{check, pair};
 
@@ -13,9 +13,7 @@ pub(crate) struct ClientOptions {
     /// Addresses without a slash at the end.
     pub(crate) nodes: Vec<String>,
     pub(crate) credentials: Option<Credentials>,
-    pub(crate) tls_ca: Option<PathBuf>,
-    /// Files of the client's certificate and its private key.
-    pub(crate) tls_identity: Option<(PathBuf, PathBuf)>,
+    pub(crate) tls: TlsOptions,
     pub(crate) proxy: Option<ProxyOptions>,
     pub(crate) gzip: bool,
     pub(crate) timeout: Duration,
@@ -37,8 +35,17 @@ pub(crate) struct AwsOptions {
     /// `None`: the one in the address, else the environment's.
     pub(crate) region: Option<String>,
     pub(crate) service: AwsService,
-    /// Key id and secret; `None`: the AWS chain.
-    pub(crate) key: Option<(String, String)>,
+    /// `None`: the AWS chain.
+    pub(crate) key: Option<AwsKey>,
+}
+
+/// An access key. No `Debug`: it holds a secret (I8).
+#[derive(Clone)]
+pub(crate) struct AwsKey {
+    pub(crate) id: String,
+    pub(crate) secret: String,
+    /// Of temporary credentials.
+    pub(crate) session_token: Option<String>,
 }
 
 /// A service, by its name in signatures.
@@ -101,13 +108,14 @@ fn node_address(text: &str) -> Result<String, &'static str> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
+/// The codes of errors about the files of TLS.
+pub(crate) const TLS_CODES: TlsCodes = TlsCodes { ca: "elasticsearch.tls_ca", cert: "elasticsearch.tls_cert" };
+
 /// Reads the options of the connection; `None` if one that is required is wrong (reported).
 pub(super) fn read(section: &Section<'_>) -> Option<ClientOptions> {
     let nodes = section.required::<Urls>("url").map(|urls| urls.0);
     let credentials = read_credentials(section, nodes.as_deref().unwrap_or_default());
-    let tls_ca = section.optional::<PathBuf>("tls_ca").map(|path| section.base.join(path));
-    let tls_identity = pair(section, "tls_cert", "tls_key");
-    let tls_identity = tls_identity.map(|(cert, key)| (section.base.join(cert), section.base.join(key)));
+    let tls = TlsOptions::read(section, TLS_CODES);
     let proxy = section.section("proxy").and_then(read_proxy);
     let gzip = section.one_of("compression", &[("gzip", true), ("none", false)]);
     let timeout: Duration = section.value("timeout");
@@ -115,7 +123,7 @@ pub(super) fn read(section: &Section<'_>) -> Option<ClientOptions> {
     check(section, "timeout", in_range, "is out of range", "a duration from `1s` to `50s`");
     let pipeline: Option<String> = section.optional("pipeline");
     check(section, "pipeline", pipeline.as_deref() != Some(""), "is empty", "the name of an ingest pipeline");
-    Some(ClientOptions { nodes: nodes?, credentials, tls_ca, tls_identity, proxy, gzip, timeout, pipeline })
+    Some(ClientOptions { nodes: nodes?, credentials, tls, proxy, gzip, timeout, pipeline })
 }
 
 fn read_proxy(section: Section<'_>) -> Option<ProxyOptions> {
@@ -159,8 +167,11 @@ fn read_aws(section: Section<'_>, nodes: &[String]) -> AwsOptions {
     let service = section.choice("service", &[("es", AwsService::Es), ("aoss", AwsService::Aoss)], found.service);
     let region = section.optional::<String>("region");
     let key = pair(&section, "access_key_id", "secret_access_key");
+    let session_token = section.optional::<String>("session_token");
+    let is_alone = session_token.is_some() && section.table.get("access_key_id").is_none();
+    check(&section, "session_token", !is_alone, "has no effect without `access_key_id`", "`access_key_id` too");
     section.finish();
-    AwsOptions { region, service, key }
+    AwsOptions { region, service, key: key.map(|(id, secret)| AwsKey { id, secret, session_token }) }
 }
 
 impl AwsOptions {

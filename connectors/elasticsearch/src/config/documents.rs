@@ -22,6 +22,8 @@ pub(crate) struct DocumentOptions {
     pub(crate) timestamp: Option<Vec<String>>,
     pub(crate) routing: Option<Template>,
     pub(crate) require_alias: bool,
+    /// A replay takes the place of what the live sink wrote: of equal versions the last write wins.
+    pub(crate) supersedes: bool,
 }
 
 /// Where documents go.
@@ -135,7 +137,18 @@ pub(super) fn read(section: &Section<'_>, template_variables: &[&str]) -> Option
         "is true, but a data stream is not an alias",
         "`index` in place of `data_stream`",
     );
-    Some(DocumentOptions { target: target?, mode, id, version, epoch, unwrap, timestamp, routing, require_alias })
+    Some(DocumentOptions {
+        target: target?,
+        mode,
+        id,
+        version,
+        epoch,
+        unwrap,
+        timestamp,
+        routing,
+        require_alias,
+        supersedes: false,
+    })
 }
 
 fn read_target(section: &Section<'_>, template_variables: &[&str]) -> Option<Target> {

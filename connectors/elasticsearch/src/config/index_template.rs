@@ -282,6 +282,7 @@ mod tests {
             timestamp: None,
             routing: None,
             require_alias: false,
+            supersedes: false,
         }
     }
 

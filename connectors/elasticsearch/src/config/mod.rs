@@ -5,8 +5,9 @@ mod documents;
 mod index_template;
 
 use trunkline_connector::config::{ByteSize, Mismatch, OptionSpec, Section};
+use trunkline_connector::tls;
 
-pub(crate) use connection::{AwsOptions, AwsService, ClientOptions, Credentials, ProxyOptions};
+pub(crate) use connection::{AwsKey, AwsOptions, AwsService, ClientOptions, Credentials, ProxyOptions, TLS_CODES};
 pub(crate) use documents::{DocumentOptions, IdRule, Mode, Target, VersionRule, index_name};
 pub(crate) use index_template::{DecimalType, IndexTemplate};
 
@@ -244,26 +245,16 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "\"${file:/run/secrets/search}\"",
     ),
     OptionSpec::optional(
-        "tls_ca",
-        "path",
-        "the system's",
-        "PEM file of certificate authorities that are trusted besides those of the system.",
-        "\"/etc/ssl/search-ca.pem\"",
-    ),
-    OptionSpec::optional(
-        "tls_cert",
-        "path",
+        "aws.session_token",
+        "string",
         "none",
-        "PEM file of the client's certificate, with its chain, given together with `tls_key`.",
-        "\"/etc/ssl/trunkline.pem\"",
+        "Token of temporary credentials, which goes with `aws.access_key_id`.",
+        "\"${env:AWS_SESSION_TOKEN}\"",
     ),
-    OptionSpec::optional(
-        "tls_key",
-        "path",
-        "none",
-        "PEM file of the private key of `tls_cert`.",
-        "\"/etc/ssl/trunkline-key.pem\"",
-    ),
+    tls::CA,
+    tls::CERT,
+    tls::KEY,
+    tls::KEY_PASSWORD,
     OptionSpec::optional(
         "proxy.url",
         "string",

@@ -74,6 +74,7 @@ impl Setup {
     pub fn open_within(&self, options: &str, budget: MemoryBudget) -> Result<Box<dyn IdempotentSink>> {
         let sink = spec(options).open(SinkContext {
             name: "pipeline.test".to_owned(),
+            replay: None,
             budget,
             runtime: self.runtime.handle().clone(),
             scratch: self.scratch.path().to_owned(),

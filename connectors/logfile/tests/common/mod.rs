@@ -190,6 +190,14 @@ impl TestSource {
         result
     }
 
+    /// Reads a batch, and is killed before it is committed.
+    pub(crate) fn kill(&mut self, max_records: usize) {
+        if let Some(mut source) = self.source.take() {
+            let mut batch = SourceBatch::with_limits(1 << 20, max_records);
+            source.fill(&mut batch, Instant::now() + Duration::from_millis(1)).unwrap();
+        }
+    }
+
     /// Reads until the source has caught up.
     pub(crate) fn read(&mut self) -> &mut Self {
         self.try_read().unwrap();

@@ -1,8 +1,6 @@
 //! The options of a connection.
 
-use std::path::{Path, PathBuf};
-
-use trunkline_connector::{Error, Result};
+use trunkline_connector::tls::{TlsCodes, TlsOptions};
 
 use super::address::Address;
 
@@ -11,11 +9,11 @@ use super::address::Address;
 pub(crate) struct ConnectionOptions {
     pub(crate) address: Address,
     pub(crate) tls: Tls,
-    /// A PEM file with the certificate authorities to trust, instead of the system's.
-    pub(crate) tls_ca: Option<PathBuf>,
-    /// PEM files with the client's certificate and its key.
-    pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
+    pub(crate) files: TlsOptions,
 }
+
+/// The codes of errors about the files of TLS.
+pub(crate) const TLS_CODES: TlsCodes = TlsCodes { ca: "mysql.tls_ca", cert: "mysql.tls_cert" };
 
 /// The protection of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,13 +34,4 @@ impl ConnectionOptions {
     pub(crate) fn server_label(&self) -> String {
         format!("MySQL at {}:{}", self.address.host, self.address.port)
     }
-}
-
-/// Reads a PEM file that an option names.
-pub(crate) fn read_pem(option: &str, path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| {
-        let code = if option == "tls_ca" { "mysql.tls_ca" } else { "mysql.tls_cert" };
-        let path = path.display();
-        Error::config(code, format!("`{option}`: cannot read {path}: {error}; name a PEM file"))
-    })
 }

@@ -6,10 +6,12 @@ use std::task::{Context, Poll};
 
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
+use trunkline_connector::tls::{TlsIdentity, handshake_problem};
 use trunkline_connector::{Error, Result};
 
 use super::dialect::Dialect;
-use super::options::{ConnectionOptions, Tls, read_pem};
+use super::options::{ConnectionOptions, Tls};
+use super::tls::tls_error;
 use super::{call_with_deadline, session};
 
 /// The code of an error of a server that accepts no more connections.
@@ -143,13 +145,11 @@ fn connect_options(options: &ConnectionOptions) -> Result<MySqlConnectOptions> {
     if let Some(password) = &address.password {
         connect = connect.password(password);
     }
-    if let Some(path) = &options.tls_ca {
-        connect = connect.ssl_ca_from_pem(read_pem("tls_ca", path)?);
+    if let Some(authorities) = options.files.authorities()? {
+        connect = connect.ssl_ca_from_pem(authorities);
     }
-    if let Some((certificate, key)) = &options.client_certificate {
-        connect = connect
-            .ssl_client_cert_from_pem(read_pem("tls_cert", certificate)?)
-            .ssl_client_key_from_pem(read_pem("tls_key", key)?);
+    if let Some(TlsIdentity { certificate, key }) = options.files.identity()? {
+        connect = connect.ssl_client_cert_from_pem(certificate).ssl_client_key_from_pem(key);
     }
     Ok(connect.disable_statement_logging())
 }
@@ -191,6 +191,9 @@ fn query_error(options: &ConnectionOptions, action: &str, error: &sqlx::Error) -
         );
         return Error::external(NO_CONNECTION, message);
     }
+    if let Some(problem) = handshake_problem(error) {
+        return tls_error(options, &problem);
+    }
     match error {
         sqlx::Error::Configuration(why) if why.to_string().contains("RSA") => Error::config(
             "mysql.tls",
@@ -200,9 +203,7 @@ fn query_error(options: &ConnectionOptions, action: &str, error: &sqlx::Error) -
             ),
         ),
         sqlx::Error::Database(_) => Error::external("mysql.query", format!("{server}: {action}: {error}")),
-        sqlx::Error::Tls(_) => {
-            Error::external("mysql.tls", format!("{server}: {error}; check the options `tls` and `tls_ca`"))
-        }
+        sqlx::Error::Tls(_) => tls_error(options, &format!("{error}; check the options `tls` and `tls_ca`")),
         _ => Error::external("mysql.unreachable", format!("{server}: {action}: {error}")),
     }
 }

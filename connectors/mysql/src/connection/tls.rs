@@ -1,7 +1,6 @@
 //! The byte stream below the replication protocol: TCP, with TLS as the option `tls` demands.
 
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,9 +19,10 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName,
 use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
 };
-use trunkline_connector::Error;
+use trunkline_connector::tls::{TlsIdentity, TlsOptions, handshake_problem};
+use trunkline_connector::{Error, Retry};
 
-use super::options::{ConnectionOptions, Tls, read_pem};
+use super::options::{ConnectionOptions, Tls};
 
 /// Interval of TCP keepalives: firewalls forget idle connections.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 pub(crate) enum StreamError {
     /// TCP failed.
     Io(io::Error),
-    /// TLS failed.
+    /// TLS failed: the reason and what to do.
     Tls(String),
     /// An option is wrong.
     Config(Error),
@@ -46,6 +46,7 @@ pub(crate) enum ServerStream {
 }
 
 impl ServerStream {
+    /// Opens a connection without TLS.
     pub(crate) async fn connect(options: &ConnectionOptions) -> Result<Self, StreamError> {
         let connect = async {
             let stream = TcpStream::connect((options.address.host.as_str(), options.address.port)).await?;
@@ -61,12 +62,14 @@ impl ServerStream {
         let Self::Plain(stream) = self else { return Ok(self) };
         let host = &options.address.host;
         let name = ServerName::try_from(host.clone());
-        let name = name.map_err(|_| StreamError::Tls(format!("`{host}` is not a valid name of a certificate")))?;
+        let name = name.map_err(|_| {
+            StreamError::Tls(format!("`{host}` is not a valid name of a certificate; use the server's name in `url`"))
+        })?;
         let connector = TlsConnector::from(Arc::new(client_config(options)?));
         let stream = connector.connect(name, stream).await;
-        stream.map(|stream| Self::Secure(Box::new(stream))).map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => StreamError::Tls(error.to_string()),
-            _ => StreamError::Io(error),
+        stream.map(|stream| Self::Secure(Box::new(stream))).map_err(|error| match handshake_problem(&error) {
+            Some(problem) => StreamError::Tls(problem),
+            None => StreamError::Io(error),
         })
     }
 }
@@ -104,56 +107,50 @@ impl AsyncWrite for ServerStream {
 }
 
 fn client_config(options: &ConnectionOptions) -> Result<ClientConfig, StreamError> {
-    let (tls, tls_ca) = (options.tls, options.tls_ca.as_deref());
+    let tls = options.tls;
     // Explicit, so that the process-wide default provider does not matter.
     let provider = Arc::new(ring::default_provider());
-    let failed = |error: TlsError| StreamError::Tls(error.to_string());
+    let failed =
+        |error: &dyn std::error::Error| StreamError::Tls(format!("{error}; check `tls_ca`, `tls_cert` and `tls_key`"));
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(failed)?;
+        .map_err(|error| failed(&error))?;
     let verifier: Arc<dyn ServerCertVerifier> = match tls {
         Tls::Disable | Tls::Prefer | Tls::Require => Arc::new(Unverified(provider)),
         Tls::VerifyCa | Tls::VerifyIdentity => {
-            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(tls_ca)?), provider).build();
-            let verifier = verifier.map_err(|error| StreamError::Tls(error.to_string()))?;
+            let verifier =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&options.files)?), provider).build();
+            let verifier = verifier.map_err(|error| failed(&error))?;
             if tls == Tls::VerifyIdentity { verifier } else { Arc::new(AnyName(verifier)) }
         }
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-    let Some((certificate, key)) = &options.client_certificate else { return Ok(builder.with_no_client_auth()) };
-    let unusable = |option: &str, path: &Path, why: String| {
-        let message = format!("`{option}`: {}: {why}; name a PEM file that is not encrypted", path.display());
-        StreamError::Config(Error::config("mysql.tls_cert", message))
+    let Some(TlsIdentity { certificate, key }) = options.files.identity().map_err(StreamError::Config)? else {
+        return Ok(builder.with_no_client_auth());
     };
-    let pem = read_pem("tls_cert", certificate).map_err(StreamError::Config)?;
-    let chain = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    let chain = chain.map_err(|error| unusable("tls_cert", certificate, error.to_string()))?;
-    let pem = read_pem("tls_key", key).map_err(StreamError::Config)?;
-    let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| unusable("tls_key", key, error.to_string()))?;
-    builder.with_client_auth_cert(chain, private).map_err(|error| unusable("tls_cert", certificate, error.to_string()))
+    let chain = CertificateDer::pem_slice_iter(&certificate).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| failed(&error))?;
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| failed(&error))?;
+    builder.with_client_auth_cert(chain, key).map_err(|error| failed(&error))
 }
 
 /// The authorities to trust.
-fn roots(tls_ca: Option<&Path>) -> Result<RootCertStore, StreamError> {
+fn roots(files: &TlsOptions) -> Result<RootCertStore, StreamError> {
     let mut roots = RootCertStore::empty();
-    let Some(path) = tls_ca else {
-        // Some certificates of a system cannot be parsed. An empty store fails at the verification.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return Ok(roots);
+    let certificates = match files.authorities().map_err(StreamError::Config)? {
+        // They have been checked.
+        Some(pem) => CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect(),
+        None => rustls_native_certs::load_native_certs().certs,
     };
-    let unusable = |why: String| {
-        let message =
-            format!("`tls_ca`: {} {why}; name a PEM file with the certificates of authorities", path.display());
-        StreamError::Config(Error::config("mysql.tls_ca", message))
-    };
-    for certificate in CertificateDer::pem_slice_iter(&read_pem("tls_ca", path).map_err(StreamError::Config)?) {
-        let certificate = certificate.map_err(|error| unusable(format!("is not a PEM file: {error}")))?;
-        roots.add(certificate).map_err(|error| unusable(format!("contains an invalid certificate: {error}")))?;
-    }
-    if roots.is_empty() {
-        return Err(unusable("contains no certificate".to_owned()));
-    }
+    // Some certificates of a system cannot be parsed. An empty store fails at the verification.
+    roots.add_parsable_certificates(certificates);
     Ok(roots)
+}
+
+/// The error of a connection that TLS does not permit. A job does not repeat it: only other files,
+/// options or certificates help.
+pub(crate) fn tls_error(options: &ConnectionOptions, problem: &str) -> Error {
+    Error::external("mysql.tls", format!("{}: {problem}", options.server_label())).retry(Retry::Never)
 }
 
 /// Accepts any certificate: protects against eavesdroppers, not against impostors.

@@ -4,7 +4,7 @@ use trunkline_connector::Error;
 
 use crate::connection::dialect::Dialect;
 use crate::connection::options::ConnectionOptions;
-use crate::connection::tls::StreamError;
+use crate::connection::tls::{StreamError, tls_error};
 use crate::decode::{Malformed, little};
 
 /// The reason why a connection ended or could not be opened.
@@ -46,9 +46,7 @@ impl ReplicationError {
             Self::Closed => {
                 Error::external("mysql.unreachable", format!("{server}: the server closed the replication connection"))
             }
-            Self::Tls(why) => {
-                Error::external("mysql.tls", format!("{server}: {why}; check the options `tls` and `tls_ca`"))
-            }
+            Self::Tls(why) => tls_error(options, &why),
             Self::Checksum { event_type, ends_at } => {
                 let message = format!(
                     "{server}: the checksum of the event of type {event_type} that ends at {ends_at} does not match"

@@ -83,7 +83,9 @@ pub(super) async fn connect(options: &ConnectionOptions) -> Result<(Packets<Serv
         let (stream, sequence) = packets.into_stream()?;
         packets = Packets::resume(stream.secure(options).await?, sequence);
     } else if !matches!(options.tls, Tls::Disable | Tls::Prefer) {
-        return Err(ReplicationError::Tls("the server does not offer TLS".to_owned()));
+        return Err(ReplicationError::Tls(
+            "the server does not offer TLS; give it a certificate, or set `tls = \"prefer\"`".to_owned(),
+        ));
     }
     let is_secure = capabilities.contains(CapabilityFlags::CLIENT_SSL);
     let password = options.address.password.as_deref().unwrap_or_default();

@@ -18,9 +18,11 @@ use super::layout::ColumnLayout;
 use super::strict::StrictDecoders;
 use super::types::KnownTypes;
 
-/// Limit on the values that are decoded at once: 4096 rows with few columns, fewer with many.
+/// Limit on the values that are decoded at once: 4096 rows with few columns, fewer with many. Each
+/// batch costs a fixed time per column, so wide rows are decoded at least 64 at once.
 const CHUNK_VALUES: usize = 1 << 16;
 const CHUNK_ROWS: usize = 4096;
+const MIN_CHUNK_ROWS: usize = 64;
 /// Bytes of JSON decoded at once, unless a single record has more.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Decoders kept for use again.
@@ -66,7 +68,7 @@ struct Direct {
 /// Number of records in the next chunk.
 pub fn chunk_len<'a>(layout: &ColumnLayout, records: impl Iterator<Item = &'a [u8]>) -> usize {
     let columns = layout.schema.flattened_fields().len();
-    let rows = (CHUNK_VALUES / columns.max(1)).clamp(16, CHUNK_ROWS);
+    let rows = (CHUNK_VALUES / columns.max(1)).clamp(MIN_CHUNK_ROWS, CHUNK_ROWS);
     let mut bytes = 0;
     let fitting = records.take(rows).take_while(|record| {
         bytes += record.len();

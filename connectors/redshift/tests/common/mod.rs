@@ -81,6 +81,7 @@ impl Bench {
     fn open_with(&self, toml: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
         let context = SinkContext {
             name: format!("{}.dw", self.name),
+            replay: None,
             budget: MemoryBudget::new(1 << 30),
             runtime: self.runtime.handle().clone(),
             scratch: tempfile::tempdir_in(self.scratch.path()).unwrap().keep(),

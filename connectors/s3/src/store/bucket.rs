@@ -114,15 +114,42 @@ impl Store for BucketStore {
     }
 
     fn commit(&mut self, committables: &[Committable]) -> Result<()> {
-        let mut jobs = Vec::new();
-        for committable in committables {
-            let bucket = bucket_of(&committable.destination)?;
-            jobs.extend(committable.objects.iter().map(|object| (bucket.to_owned(), object.clone())));
-        }
         let client = &self.client;
-        let results = self.runtime.block_on(all(jobs, REQUESTS_AT_ONCE, |(bucket, object)| {
+        let results = self.runtime.block_on(all(objects(committables)?, REQUESTS_AT_ONCE, |(bucket, object)| {
             let client = Arc::clone(client);
             async move { client.complete(&bucket, &object).await }
+        }));
+        results.into_iter().collect()
+    }
+
+    fn check_prepared(&mut self, committables: &[Committable]) -> Result<()> {
+        let client = &self.client;
+        let results = self.runtime.block_on(all(objects(committables)?, REQUESTS_AT_ONCE, |(bucket, object)| {
+            let client = Arc::clone(client);
+            async move {
+                let key = &object.planned.key;
+                let known = client.uploads_to(&bucket, key).await?;
+                match &object.upload {
+                    // `None`: the store cannot list uploads.
+                    Some(upload) if known.as_ref().is_none_or(|known| known.contains(&upload.id)) => Ok(()),
+                    _ => {
+                        let why = "its upload is gone: a rule of the bucket may remove incomplete uploads";
+                        Err(prepared_object_missing(&format!("{SCHEME}{bucket}/{key}"), why))
+                    }
+                }
+            }
+        }));
+        results.into_iter().collect()
+    }
+
+    fn discard_prepared(&mut self, committables: &[Committable]) -> Result<()> {
+        let client = &self.client;
+        let results = self.runtime.block_on(all(objects(committables)?, REQUESTS_AT_ONCE, |(bucket, object)| {
+            let client = Arc::clone(client);
+            async move {
+                let Some(upload) = &object.upload else { return Ok(()) };
+                client.abort_upload(&bucket, &object.planned.key, &upload.id).await
+            }
         }));
         results.into_iter().collect()
     }
@@ -479,21 +506,27 @@ impl BucketClient {
 
     /// Aborts every upload to exactly this key.
     async fn abort_all(&self, bucket: &str, key: &str) -> Result<()> {
-        for upload in self.uploads_to(bucket, key).await? {
-            failpoint!("s3.abort.before")?;
-            let aborted = self.client.abort_multipart_upload().bucket(bucket).key(key).upload_id(&upload).send().await;
-            failpoint!("s3.abort.after")?;
-            if let Err(error) = aborted {
-                let failure = Failure::from_sdk(&error);
-                if !failure.is("NoSuchUpload", 404) {
-                    return Err(failure.into_error(&format!("abort an upload to {SCHEME}{bucket}/{key}")));
-                }
-            }
+        for upload in self.uploads_to(bucket, key).await?.unwrap_or_default() {
+            self.abort_upload(bucket, key, &upload).await?;
         }
         Ok(())
     }
 
-    async fn uploads_to(&self, bucket: &str, key: &str) -> Result<Vec<String>> {
+    /// Aborts an upload; a missing one is no error.
+    async fn abort_upload(&self, bucket: &str, key: &str, upload: &str) -> Result<()> {
+        failpoint!("s3.abort.before")?;
+        let aborted = self.client.abort_multipart_upload().bucket(bucket).key(key).upload_id(upload).send().await;
+        failpoint!("s3.abort.after")?;
+        match aborted.map_err(|error| Failure::from_sdk(&error)) {
+            Err(failure) if !failure.is("NoSuchUpload", 404) => {
+                Err(failure.into_error(&format!("abort an upload to {SCHEME}{bucket}/{key}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The uploads to exactly this key; `None` if the store cannot list uploads.
+    async fn uploads_to(&self, bucket: &str, key: &str) -> Result<Option<Vec<String>>> {
         let mut found = Vec::new();
         let (mut key_marker, mut upload_marker) = (None, None);
         loop {
@@ -512,7 +545,7 @@ impl BucketClient {
                     let failure = Failure::from_sdk(&error);
                     if failure.is("NotImplemented", 501) {
                         tracing::warn!(%bucket, "the store cannot list uploads: give it a lifecycle rule that removes incomplete ones");
-                        return Ok(found);
+                        return Ok(None);
                     }
                     return Err(failure.into_error(&format!("list the uploads to {SCHEME}{bucket}/{key}")));
                 }
@@ -521,7 +554,7 @@ impl BucketClient {
             let ours = page.uploads().iter().filter(|upload| upload.key() == Some(key));
             found.extend(ours.filter_map(|upload| upload.upload_id().map(str::to_owned)));
             if !page.is_truncated().unwrap_or(false) || page.next_key_marker().is_none() {
-                return Ok(found);
+                return Ok(Some(found));
             }
             key_marker = page.next_key_marker().map(str::to_owned);
             upload_marker = page.next_upload_id_marker().map(str::to_owned);
@@ -543,6 +576,16 @@ impl BucketClient {
             .map_err(|error| Failure::from_sdk(&error).into_error(&format!("abort an upload to {}", self.url(&key))))?;
         listed.map(|_| ())
     }
+}
+
+/// The objects of committables, each with its bucket.
+fn objects(committables: &[Committable]) -> Result<Vec<(String, PreparedObject)>> {
+    let mut objects = Vec::new();
+    for committable in committables {
+        let bucket = bucket_of(&committable.destination)?;
+        objects.extend(committable.objects.iter().map(|object| (bucket.to_owned(), object.clone())));
+    }
+    Ok(objects)
 }
 
 fn bucket_of(destination: &str) -> Result<&str> {

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use parquet::file::metadata::ParquetMetaDataReader;
-use trunkline_connector::{Error, Result, TopicPartition, failpoint, io_error};
+use trunkline_connector::{Error, OutputFile, Result, SinkReplay, TopicPartition, failpoint, io_error};
 
 use super::{Store, key_taken, prepared_object_missing, sink_named_in, writer_prefix};
 use crate::intent::{Committable, Plan, PreparedObject, Upload};
@@ -20,12 +20,21 @@ const SCHEME: &str = "file://";
 pub(crate) struct DirectoryStore {
     root: PathBuf,
     spool: PathBuf,
+    /// The spool belongs to a replay, and goes with its last file.
+    is_temporary: bool,
 }
 
 impl DirectoryStore {
-    /// Creates the directory if it is missing, and checks that files can be written to it.
-    pub(crate) fn open(root: &Path, sink: &str) -> Result<Self> {
-        let spool = staging_folder(root, sink);
+    /// Creates the directory if it is missing, and checks that files can be written to it. A replay
+    /// that supersedes has another spool: the live sink removes files from its own that it does not
+    /// know.
+    pub(crate) fn open(root: &Path, sink: &str, replay: Option<&SinkReplay>) -> Result<Self> {
+        let superseding = replay.filter(|replay| replay.supersedes);
+        let spool = match superseding {
+            // The name of a sink has no `+`.
+            Some(replay) => staging_folder(root, &format!("{sink}+{}", replay.run)),
+            None => staging_folder(root, sink),
+        };
         let create =
             |path: &Path| fs::create_dir_all(path).map_err(|error| io_error("create the directory", path, &error));
         create(root)?;
@@ -34,7 +43,7 @@ impl DirectoryStore {
         create(&spool)?;
         let spool = spool.canonicalize().map_err(|error| io_error("find", &spool, &error))?;
         write_probe(&spool)?;
-        Ok(Self { root, spool })
+        Ok(Self { root, spool, is_temporary: superseding.is_some() })
     }
 
     /// Checks that files can be written to the directory, or that it can be created.
@@ -44,7 +53,54 @@ impl DirectoryStore {
     }
 }
 
+/// Checks that these files of a directory exist and that they may be removed.
+pub(crate) fn check_removal(root: &Path, files: &[OutputFile]) -> Result<()> {
+    let mut folders = BTreeSet::new();
+    for path in paths_below(root, files)? {
+        fs::symlink_metadata(path).map_err(|error| io_error("look at", path, &error))?;
+        folders.extend(path.parent());
+    }
+    folders.into_iter().try_for_each(write_probe)
+}
+
+/// Removes files of a directory.
+pub(crate) fn remove_files(root: &Path, files: &[OutputFile]) -> Result<()> {
+    let mut touched = BTreeSet::new();
+    for path in paths_below(root, files)? {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            removed => removed.map_err(|error| io_error("remove", path, &error))?,
+        }
+        touched.extend(path.parent().filter(|folder| folder.exists()));
+    }
+    touched.into_iter().try_for_each(sync_folder)
+}
+
+/// Names are read from Kafka, so they must be below the root.
+fn paths_below<'f>(root: &Path, files: &'f [OutputFile]) -> Result<Vec<&'f Path>> {
+    let below = |file: &'f OutputFile| {
+        let path = Path::new(file.name.as_str());
+        let is_plain = path.strip_prefix(root).is_ok_and(|rest| {
+            rest.components().next().is_some()
+                && rest.components().all(|component| matches!(component, std::path::Component::Normal(_)))
+        });
+        let message = || format!("{} is not below {}: has the sink's url changed?", file.name, root.display());
+        is_plain.then_some(path).ok_or_else(|| Error::config("s3.other_destination", message()))
+    };
+    files.iter().map(below).collect()
+}
+
 impl DirectoryStore {
+    /// Removes the spool of a replay once it is empty.
+    fn remove_temporary_spool(&self) {
+        if self.is_temporary
+            && let Err(error) = fs::remove_dir(&self.spool)
+            && !matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound)
+        {
+            tracing::debug!(folder = %self.spool.display(), %error, "the folder of the replay cannot be removed");
+        }
+    }
+
     /// Root and local folder of a recorded destination, which differs from this one if the
     /// pipeline's url has changed.
     fn folders(&self, destination: &str) -> Result<(PathBuf, PathBuf)> {
@@ -165,7 +221,41 @@ impl Store for DirectoryStore {
         }
         failpoint!("directory.remove.before")?;
         temps.iter().for_each(|temp| remove_temp(temp));
+        self.remove_temporary_spool();
         failpoint!("directory.remove.after")
+    }
+
+    fn check_prepared(&mut self, committables: &[Committable]) -> Result<()> {
+        for committable in committables {
+            let (root, spool) = self.folders(&committable.destination)?;
+            for object in &committable.objects {
+                let temp = below(&spool, &object.planned.temp)?;
+                let found = match fs::metadata(&temp) {
+                    Ok(metadata) => Some(metadata.len()),
+                    Err(error) if error.kind() == ErrorKind::NotFound => None,
+                    Err(error) => return Err(io_error("read the size of", &temp, &error)),
+                };
+                if found != Some(object.planned.bytes) {
+                    let target = below(&root, &object.planned.key)?.display().to_string();
+                    let bytes = found.unwrap_or(0);
+                    let why =
+                        format!("its staged file {} has {bytes} bytes, not {}", temp.display(), object.planned.bytes);
+                    return Err(prepared_object_missing(&target, &why));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn discard_prepared(&mut self, committables: &[Committable]) -> Result<()> {
+        for committable in committables {
+            let (_, spool) = self.folders(&committable.destination)?;
+            for object in &committable.objects {
+                remove_temp(&below(&spool, &object.planned.temp)?);
+            }
+        }
+        self.remove_temporary_spool();
+        Ok(())
     }
 
     fn abort(&mut self, plan: &Plan) -> Result<()> {

@@ -3,6 +3,7 @@
 pub(crate) mod bucket;
 pub(crate) mod directory;
 pub(crate) mod listing;
+pub(crate) mod removal;
 
 use std::path::Path;
 
@@ -32,6 +33,12 @@ pub(crate) trait Store: Send {
 
     /// Removes everything that was created for a plan without an intent.
     fn abort(&mut self, plan: &Plan) -> Result<()>;
+
+    /// Checks that prepared objects can still be committed.
+    fn check_prepared(&mut self, committables: &[Committable]) -> Result<()>;
+
+    /// Removes prepared objects that will never be committed.
+    fn discard_prepared(&mut self, committables: &[Committable]) -> Result<()>;
 
     /// The name of a visible object of this sink with records of one of these topic partitions.
     fn existing_output(&self, sink: &str, partitions: &[TopicPartition]) -> Result<Option<String>> {

@@ -165,6 +165,7 @@ impl Setup {
         std::fs::create_dir_all(&scratch).unwrap();
         let sink = spec(options).open(SinkContext {
             name: "pipeline.test".to_owned(),
+            replay: None,
             budget: MemoryBudget::new(1 << 30),
             runtime: self.runtime.handle().clone(),
             scratch,
@@ -179,7 +180,7 @@ impl Setup {
     }
 }
 
-fn spec(options: &str) -> Box<dyn SinkSpec> {
+pub fn spec(options: &str) -> Box<dyn SinkSpec> {
     let table = read_toml(options);
     let report = Report::default();
     let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);

@@ -40,13 +40,19 @@ struct State {
     upstream: String,
     rule: Mutex<Rule>,
     seen: Mutex<Vec<Kind>>,
+    head: Mutex<String>,
 }
 
 impl Proxy {
     /// In front of the server at `endpoint`.
     pub fn start(runtime: &Handle, endpoint: &str) -> Self {
         let upstream = endpoint.strip_prefix("http://").unwrap().to_owned();
-        let state = Arc::new(State { upstream, rule: Mutex::new(Box::new(|_| None)), seen: Mutex::default() });
+        let state = Arc::new(State {
+            upstream,
+            rule: Mutex::new(Box::new(|_| None)),
+            seen: Mutex::default(),
+            head: Mutex::default(),
+        });
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let shared = Arc::clone(&state);
@@ -71,6 +77,11 @@ impl Proxy {
             left -= usize::from(hit);
             hit.then(|| fault.clone())
         });
+    }
+
+    /// The head of the last request.
+    pub fn headers(&self) -> String {
+        self.state.head.lock().unwrap().clone()
     }
 
     /// Number of requests of a kind since the last call.
@@ -111,6 +122,7 @@ async fn serve(mut client: TcpStream, state: Arc<State>) -> Option<()> {
     }
     let kind = kind(head.lines().next()?);
     state.seen.lock().unwrap().push(kind);
+    state.head.lock().unwrap().clone_from(&head);
     let fault = (state.rule.lock().unwrap())(kind);
     if let Some(Fault::Refuse(status, code)) = fault {
         return client.write_all(&answer(status, code)).await.ok();

@@ -32,7 +32,7 @@ impl Server {
     pub fn find() -> Option<Self> {
         let (endpoint, leash) = match std::env::var("TRUNKLINE_TEST_S3") {
             Ok(endpoint) => (endpoint, None),
-            Err(_) => match start() {
+            Err(_) => match start("versitygw") {
                 Ok((port, leash)) => (format!("http://127.0.0.1:{port}"), Some(leash)),
                 Err(reason) => {
                     eprintln!("SKIP no S3 server: {reason}");
@@ -43,6 +43,25 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let client = client(&endpoint);
         Some(Self { endpoint, client, runtime, _leash: leash })
+    }
+
+    /// A server that encrypts with the KMS key `k1` and has no other one: MinIO, whose build takes
+    /// minutes. `None`, with the reason printed, without `tests/run --long`.
+    pub fn with_kms() -> Option<Self> {
+        if std::env::var("TRUNKLINE_TEST_LONG").as_deref() != Ok("1") {
+            eprintln!("SKIP a server with a KMS key: only with tests/run --long, which builds MinIO");
+            return None;
+        }
+        let (port, leash) = match start("minio") {
+            Ok(started) => started,
+            Err(reason) => {
+                eprintln!("SKIP no S3 server with a KMS key: {reason}");
+                return None;
+            }
+        };
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Some(Self { client: client(&endpoint), endpoint, runtime, _leash: Some(leash) })
     }
 
     /// Another handle to the same server, which lives as long as the first one.
@@ -116,12 +135,13 @@ fn script() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/services/s3")
 }
 
-fn start() -> Result<(u16, ChildStdin), String> {
+fn start(kind: &str) -> Result<(u16, ChildStdin), String> {
     if !script().exists() {
         return Err(format!("{} does not exist, and TRUNKLINE_TEST_S3 is not set", script().display()));
     }
     // A missing prerequisite is a skip. A server that is installed but does not start is a failure.
-    let fetched = Command::new(script()).arg("fetch").output().map_err(|error| error.to_string())?;
+    let fetched =
+        Command::new(script()).arg("fetch").env("S3_SERVER", kind).output().map_err(|error| error.to_string())?;
     if !fetched.status.success() {
         return Err(String::from_utf8_lossy(&fetched.stderr).trim().to_owned());
     }
@@ -131,6 +151,7 @@ fn start() -> Result<(u16, ChildStdin), String> {
         .arg(port.to_string())
         .arg(&folder)
         .env("LEASH", "1")
+        .env("S3_SERVER", kind)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use trunkline_connector::Error;
+use trunkline_connector::{Error, Retry};
+
+use crate::config::TLS_CODES;
 
 /// An error of a login or a statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,12 @@ pub(crate) enum ErrorKind {
     SessionLost,
     /// The service could not be reached. Nothing was sent.
     Unreachable,
+    /// The certificate of the service or of the client is refused.
+    Tls,
+    /// `tls_ca` cannot be used.
+    TlsAuthorities,
+    /// `tls_cert` or `tls_key` cannot be used.
+    TlsIdentity,
     /// Another error of a statement.
     StatementFailed,
 }
@@ -67,9 +75,9 @@ impl SqlError {
         self
     }
 
-    /// The same error without a secret that its statement had (I8).
-    pub(crate) fn redact(mut self, secret: Option<&str>) -> Self {
-        if let Some(secret) = secret.filter(|secret| !secret.is_empty()) {
+    /// The same error without the secrets that its statement had (I8).
+    pub(crate) fn redact(mut self, secrets: &[String]) -> Self {
+        for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
             self.message = self.message.replace(secret, "***");
         }
         self
@@ -89,9 +97,13 @@ impl SqlError {
         let message = if next.is_empty() { format!("{doing}: {self}") } else { format!("{doing}: {self}; {next}") };
         let code = self.kind.code();
         match self.kind {
-            ErrorKind::LoginRefused | ErrorKind::TokenRefused | ErrorKind::AccountUnknown => {
-                Error::config(code, message)
-            }
+            ErrorKind::LoginRefused
+            | ErrorKind::TokenRefused
+            | ErrorKind::AccountUnknown
+            | ErrorKind::TlsAuthorities
+            | ErrorKind::TlsIdentity => Error::config(code, message),
+            // A job does not repeat it: only other files, options or certificates help.
+            ErrorKind::Tls => Error::external(code, message).retry(Retry::Never),
             ErrorKind::DataRefused => Error::data(code, message),
             // A grant may follow: the sink continues without a restart.
             ErrorKind::AccessDenied
@@ -121,6 +133,9 @@ impl ErrorKind {
             Self::Cancelled => "snowflake.cancelled",
             Self::SessionLost => "snowflake.session_lost",
             Self::Unreachable => "snowflake.unreachable",
+            Self::Tls => "snowflake.tls",
+            Self::TlsAuthorities => TLS_CODES.ca,
+            Self::TlsIdentity => TLS_CODES.cert,
             Self::StatementFailed => "snowflake.statement_failed",
         }
     }
@@ -135,7 +150,8 @@ impl ErrorKind {
             Self::AccountUnknown => "check `account` (for example `xy12345.eu-central-1` or `org-account`) and `url`",
             Self::AccessDenied => "create the object, or grant the privilege to the role of `role`",
             Self::NoWarehouse => "set `warehouse`, and run `GRANT USAGE ON WAREHOUSE .. TO ROLE ..`",
-            Self::DataRefused => "",
+            // Their messages say what to do.
+            Self::DataRefused | Self::Tls | Self::TlsAuthorities | Self::TlsIdentity => "",
             Self::Conflict => {
                 "the load is tried again; if that lasts, find the statement that holds the lock with `SHOW LOCKS`"
             }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use reqwest::{StatusCode, Url};
+use reqwest::{Certificate, ClientBuilder, Identity, StatusCode, Url};
 use serde_json::Value;
-use trunkline_connector::root_cause;
+use trunkline_connector::tls::{TlsIdentity, TlsOptions, handshake_problem};
+use trunkline_connector::{Error, root_cause};
 use uuid::Uuid;
 
 use super::answer::Envelope;
@@ -25,7 +26,7 @@ pub(super) struct Http {
 }
 
 impl Http {
-    pub(super) fn new(origin: &str) -> SqlResult<Self> {
+    pub(super) fn new(origin: &str, tls: &TlsOptions) -> SqlResult<Self> {
         // The binary has installed it already; a test of the connector has not.
         let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
         let address = Url::parse(origin)
@@ -41,6 +42,8 @@ impl Http {
         if address.scheme() == "http" {
             // Loading the system's certificates would fail where there are none.
             builder = builder.tls_certs_only(Vec::new());
+        } else {
+            builder = with_tls(builder, tls)?;
         }
         let client = builder.build().map_err(|error| {
             let message =
@@ -120,7 +123,9 @@ impl Http {
 
     fn no_answer(&self, error: &reqwest::Error) -> SqlError {
         let host = self.host();
-        if error.is_connect() {
+        if let Some(problem) = handshake_problem(error) {
+            SqlError::new(ErrorKind::Tls, format!("cannot connect to {host}: {problem}"))
+        } else if error.is_connect() {
             SqlError::new(ErrorKind::Unreachable, format!("cannot connect to {host}: {}", root_cause(error)))
         } else if error.is_timeout() {
             SqlError::new(ErrorKind::SessionLost, format!("{host} did not answer within {ANSWER_LIMIT:?}"))
@@ -128,4 +133,24 @@ impl Http {
             SqlError::new(ErrorKind::SessionLost, format!("the connection to {host} was lost: {}", root_cause(error)))
         }
     }
+}
+
+fn with_tls(builder: ClientBuilder, tls: &TlsOptions) -> SqlResult<ClientBuilder> {
+    let unusable = |kind: ErrorKind, option: &str, error: &reqwest::Error| {
+        SqlError::new(kind, format!("`{option}` cannot be used: {}", root_cause(error)))
+    };
+    let refused = |kind: ErrorKind, error: &Error| SqlError::new(kind, error.message());
+    let mut builder = builder;
+    if let Some(pem) = tls.authorities().map_err(|error| refused(ErrorKind::TlsAuthorities, &error))? {
+        let certificates = Certificate::from_pem_bundle(&pem)
+            .map_err(|error| unusable(ErrorKind::TlsAuthorities, "tls_ca", &error))?;
+        builder = builder.tls_certs_merge(certificates);
+    }
+    if let Some(TlsIdentity { certificate, key }) =
+        tls.identity().map_err(|error| refused(ErrorKind::TlsIdentity, &error))?
+    {
+        let identity = Identity::from_pem(&[certificate, key].join(&b'\n'));
+        builder = builder.identity(identity.map_err(|error| unusable(ErrorKind::TlsIdentity, "tls_cert", &error))?);
+    }
+    Ok(builder)
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use trunkline_connector::tls::TlsOptions;
 
 use super::key::KeyPair;
 
@@ -24,6 +25,7 @@ pub(crate) struct ClientOptions {
     pub(crate) statement_timeout: Duration,
     /// Limit on the wait for a lock.
     pub(crate) lock_timeout: Duration,
+    pub(crate) tls: TlsOptions,
 }
 
 /// What proves who the user is. No `Debug`: it is a secret (I8).

@@ -41,7 +41,7 @@ pub(crate) struct Session {
 impl Session {
     /// Logs in.
     pub(crate) async fn open(options: &ClientOptions, tag: &str, runtime: &Handle) -> SqlResult<Self> {
-        let http = Http::new(&options.origin)?;
+        let http = Http::new(&options.origin, &options.tls)?;
         let body = options.login_body().map_err(|reason| SqlError::new(ErrorKind::LoginRefused, reason))?;
         let mut query = options.login_query();
         query.push(("requestId", Uuid::new_v4().to_string()));

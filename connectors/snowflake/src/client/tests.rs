@@ -6,8 +6,16 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use trunkline_connector::Retry;
+use trunkline_connector::config::{Report, Section};
+use trunkline_connector::conformance::read_toml;
+use trunkline_connector::tls::TlsOptions;
 
 use super::*;
+use crate::config::TLS_CODES;
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
@@ -87,6 +95,7 @@ fn options(server: &StandIn, credentials: Credentials) -> ClientOptions {
         schema: "RAW".to_owned(),
         statement_timeout: Duration::from_secs(60),
         lock_timeout: Duration::from_secs(30),
+        tls: TlsOptions::none(TLS_CODES),
     }
 }
 
@@ -157,6 +166,7 @@ fn accounts_have_names_and_addresses() {
             schema: String::new(),
             statement_timeout: Duration::ZERO,
             lock_timeout: Duration::ZERO,
+            tls: TlsOptions::none(TLS_CODES),
         };
         options.account_name()
     };
@@ -314,4 +324,70 @@ fn an_unreachable_service_is_named() {
     let options = ClientOptions { origin: format!("http://127.0.0.1:{port}"), ..options(&server, password()) };
     let error = open(&runtime, &options).err().unwrap();
     assert_eq!(error.kind, ErrorKind::Unreachable, "{error}");
+}
+
+/// A server on which each TLS handshake is followed by the end of the connection.
+fn serve_handshakes(runtime: &Runtime, pem: &[u8]) -> u16 {
+    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(pem).unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(chain, key).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    runtime.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // A client that does not trust the certificate ends the handshake.
+            drop(acceptor.accept(stream).await);
+        }
+    });
+    port
+}
+
+#[test]
+fn authorities_of_tls_ca_are_trusted_and_others_end_a_job() {
+    let folder = tempfile::tempdir().unwrap();
+    let (authority, key) = (folder.path().join("ca.pem"), folder.path().join("key.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=snow", "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&authority)
+        .output();
+    if !made.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIP snowflake tls: openssl cannot make certificates");
+        return;
+    }
+    let runtime = runtime();
+    let pem = [std::fs::read(&authority).unwrap(), std::fs::read(&key).unwrap()].concat();
+    let port = serve_handshakes(&runtime, &pem);
+    let login = |toml: &str| {
+        let (table, report) = (read_toml(toml), Report::default());
+        let section = Section::new(&table, 0..0, "sinks.snow", folder.path(), &report);
+        let options = ClientOptions {
+            account: "xy12345".to_owned(),
+            origin: format!("https://127.0.0.1:{port}"),
+            user: "fake".to_owned(),
+            credentials: password(),
+            role: None,
+            warehouse: None,
+            database: "DB".to_owned(),
+            schema: "RAW".to_owned(),
+            statement_timeout: Duration::from_secs(60),
+            lock_timeout: Duration::from_secs(30),
+            tls: TlsOptions::read(&section, TLS_CODES),
+        };
+        open(&runtime, &options).err().unwrap().into_error("cannot log in")
+    };
+    let untrusted = login("");
+    assert_eq!((untrusted.code, untrusted.retry), ("snowflake.tls", Retry::Never), "{untrusted}");
+    assert!(untrusted.message().contains("set `tls_ca`"), "{untrusted}");
+    let missing = login("tls_ca = \"none.pem\"");
+    assert!(missing.code == TLS_CODES.ca && missing.message().contains("none.pem"), "{missing}");
+    // The handshake succeeds, and the connection ends without an answer.
+    let trusted = login("tls_ca = \"ca.pem\"");
+    assert_eq!((trusted.code, trusted.retry), ("snowflake.session_lost", Retry::Backoff), "{trusted}");
 }

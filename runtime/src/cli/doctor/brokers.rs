@@ -137,7 +137,12 @@ fn check_state_topic(topic: &TopicFacts, spec: &TopicSpec, servers: &str, findin
         && actual != expected
     {
         let message = format!("the topic `{name}` has cleanup.policy={actual}: the brokers remove positions in it");
-        findings.error("topics", "kafka.state_topic", message, Some(alter(servers, name, "cleanup.policy=compact")));
+        findings.error(
+            "topics",
+            "kafka.state_topic",
+            message,
+            Some(alter(servers, name, &format!("cleanup.policy={expected}"))),
+        );
     }
 }
 

@@ -21,7 +21,9 @@ const TARGET: &str = "secretsmanager.GetSecretValue";
 
 /// The text of the secret `name`, which may be an ARN.
 pub(super) async fn fetch(name: &str) -> Result<Value, FetchError> {
-    let config = aws::load(region_of_arn(name)).await;
+    let config = aws::load(region_of_arn(name)).await.map_err(|error| {
+        FetchError::permanent(error.message().to_owned(), "the AWS chain needs it for its requests")
+    })?;
     let region = config.region().map(ToString::to_string).ok_or_else(|| {
         FetchError::permanent("the AWS region is not known", "set AWS_REGION, or name the secret by its ARN")
     })?;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, get, post, put};
 use serde_json::{Map, Value, json};
@@ -23,6 +23,7 @@ use self::shapes::{info, status, task_info, task_status};
 use super::Served;
 use super::answer::{blocking, json_ok, json_with, parameters, query, status_of};
 use super::components::{ComponentInfo, all, names};
+use super::page;
 use crate::checkpoint::{RunState, TaskRef};
 use crate::kafka::{GroupOffsets, topic_reader};
 use crate::plan::TopicSelector;
@@ -102,7 +103,11 @@ fn not_found(name: &str) -> String {
     format!("Connector {name} not found")
 }
 
-async fn root(State(served): Shared) -> Response {
+/// The page for a browser, and Connect's root for its clients.
+async fn root(State(served): Shared, headers: HeaderMap) -> Response {
+    if page::is_browser(&headers) {
+        return page::overview(served).await;
+    }
     let control = served.control.clone();
     let id = blocking(move || topic_reader::cluster_id(&control.kafka()?.0)).await.ok().flatten();
     json_ok(&json!({ "version": env!("CARGO_PKG_VERSION"), "commit": "unknown", "kafka_cluster_id": id }))

@@ -89,8 +89,8 @@ pub(super) fn task_info(component: &ComponentInfo, task: &TaskInfo) -> Value {
 }
 
 /// Connect knows no transforms with topics of their own.
-fn kind(component: &ComponentInfo) -> &'static str {
-    match component.kind {
+fn kind(component: &ComponentInfo) -> &str {
+    match component.kind.as_str() {
         "transform" => "unknown",
         kind => kind,
     }

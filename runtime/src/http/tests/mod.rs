@@ -17,6 +17,8 @@ use crate::plan::{Registry, load_each};
 use crate::stage::{StageKind, StageState, StageStatus};
 use crate::worker::control::{Connection, RowStore, View};
 
+mod page;
+
 const PIPELINE: &str = r#"
     name = "shop"
     [sources.web]
@@ -87,7 +89,7 @@ fn fixture() -> Fixture {
         state: "running".to_owned(),
         error: None,
     };
-    let other = WorkerTasks { node: "n2".to_owned(), http: Some("0.0.0.0:8084".to_owned()), tasks: vec![other] };
+    let other = WorkerTasks { node: "n2".to_owned(), http: Some("127.0.0.1:8084".to_owned()), tasks: vec![other] };
     control.apply(ControlRow::Beat("x".to_owned(), true));
     control.apply(ControlRow::Tasks("x".to_owned(), Some(other)));
     let served = Served {
@@ -96,9 +98,12 @@ fn fixture() -> Fixture {
         token: None,
         overview,
         control,
+        samples: Samples::default(),
+        others: Others::default(),
+        viewers: Viewers::default(),
         log_levels: Arc::new(LogLevels::new("info", Box::new(|_| Ok(())))),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     Fixture { runtime, rows, served: Arc::new(served), on_loopback: true }
 }
 
@@ -166,7 +171,7 @@ fn components_are_shown_with_the_tasks_of_all_workers() {
         "tasks": [
             task(0, "w", "n1", own, 0, "running", Value::Null),
             task(1, "w", "n1", own, 1, "failed", json!("no bucket")),
-            task(2, "x", "n2", "0.0.0.0:8084", 0, "running", Value::Null),
+            task(2, "x", "n2", "127.0.0.1:8084", 0, "running", Value::Null),
         ],
     });
     assert_eq!(fixture.get("/api/v1/components/shop.lake"), lake);
@@ -180,8 +185,8 @@ fn components_are_shown_with_the_tasks_of_all_workers() {
     assert_eq!(tasks.as_array().unwrap().len(), 4);
     assert_eq!((&tasks[3]["component"], &tasks[3]["kind"]), (&json!("shop.lake"), &json!("sink")));
     let workers = json!([
-        { "worker": "w", "node": "n1", "http": own, "tasks": 3, "is_this": true },
-        { "worker": "x", "node": "n2", "http": "0.0.0.0:8084", "tasks": 1, "is_this": false },
+        { "worker": "w", "node": "n1", "http": own, "tasks": 3, "is_this": true, "gone_seconds": null },
+        { "worker": "x", "node": "n2", "http": "127.0.0.1:8084", "tasks": 1, "is_this": false, "gone_seconds": null },
     ]);
     assert_eq!(fixture.get("/api/v1/workers"), workers);
     assert_eq!(fixture.get("/api/v1/status")["tasks"][2]["state"], "failed");
@@ -442,7 +447,8 @@ fn assert_references_resolve(value: &Value, document: &Value) {
 fn the_reference_lists_every_path() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/rest.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let sources = [include_str!("../api.rs"), include_str!("../connect/mod.rs")].concat();
+    let sources =
+        [include_str!("../api.rs"), include_str!("../connect/mod.rs"), include_str!("../page/mod.rs")].concat();
     let routes =
         sources.split(".route(").skip(1).filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next());
     for path in routes {

@@ -28,7 +28,7 @@ pub(in crate::kafka) struct MskIam {
 impl MskIam {
     pub(super) async fn fetch(&self) -> Result<Token> {
         // The chain is read again each time: its files and variables may name other credentials.
-        let config = aws::load(self.region.as_deref()).await;
+        let config = aws::load(self.region.as_deref()).await.map_err(|error| refused(error.message()))?;
         let region = config.region().ok_or_else(|| {
             refused("the region of the MSK cluster is not known: set `kafka.region`, or AWS_REGION in the environment")
         })?;

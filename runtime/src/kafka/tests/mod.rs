@@ -233,3 +233,32 @@ fn looking_up_brokers_ends_soon_after_an_interrupt() {
     assert_eq!(error.domain, Domain::External);
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
+
+#[test]
+fn two_tasks_with_the_same_joined_name_do_not_share_a_position() {
+    use crate::checkpoint::{CHECKPOINTS, Counters, Positions, TaskOwner, system_topics};
+    let fixture = Fixture::start();
+    let cluster = fixture.cluster();
+    Admin::new(&cluster).unwrap().ensure(&system_topics(&cluster, 1)).unwrap();
+    let owner = |cluster: &str, pipeline: &str, component: &str, node: Option<&str>| TaskOwner {
+        cluster: cluster.to_owned(),
+        pipeline: pipeline.to_owned(),
+        component: component.to_owned(),
+        node: node.map(str::to_owned),
+    };
+    let task = "a.web.logs.x.y";
+    let load = || Positions::load(&cluster, task, task).unwrap();
+    let first = owner("a", "web", "logs", Some("x.y"));
+    let mut positions = load();
+    positions.claim(first.clone()).unwrap();
+    let mut producer = TransactionalProducer::new(&cluster, task, CHECKPOINTS, 1 << 20).unwrap();
+    positions.write(&mut producer, &[], &Counters::default()).unwrap();
+    producer.commit().unwrap();
+
+    load().claim(first).unwrap();
+    for other in [owner("a.web", "logs", "x", Some("y")), owner("a.web.logs", "x", "y", None)] {
+        let error = load().claim(other).unwrap_err();
+        assert_eq!((error.domain, error.code), (Domain::Config, "stage.name_taken"));
+        assert!(error.message().contains("`a.web.logs.x.y`") && error.message().contains("node `x.y`"), "{error}");
+    }
+}

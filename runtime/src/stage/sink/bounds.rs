@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Instant;
 
-use trunkline_connector::{Batch, TopicPartition};
+use trunkline_connector::{Batch, SinkReplay, TopicPartition};
 
 use crate::dead_letters::Failed;
 
@@ -20,9 +20,17 @@ pub struct Bounds {
     pub rate: Option<NonZeroU64>,
     /// Only records with dead letters, if it is a replay of them.
     pub failed: Option<Arc<Failed>>,
+    /// The live sink as `{cluster}.{pipeline}.{sink}`, if the replay takes the place of what it
+    /// wrote. Prepared output is not committed then: it is collected.
+    pub supersedes: Option<String>,
 }
 
 impl Bounds {
+    /// The replay, as sinks know it.
+    pub(super) fn sink_replay(&self) -> SinkReplay {
+        SinkReplay { run: self.run.clone(), supersedes: self.supersedes.is_some() }
+    }
+
     /// The topics to subscribe to.
     pub(super) fn topics(&self) -> Vec<String> {
         let topics: BTreeSet<&str> = self.ranges.keys().map(|partition| partition.topic.as_ref()).collect();
@@ -39,6 +47,14 @@ impl Bounds {
     pub(super) fn select(&self, partition: &TopicPartition, batch: &mut Batch) {
         if let Some(failed) = &self.failed {
             batch.retain(|record| failed.contains(partition, record.entry().offset));
+        }
+    }
+
+    /// The number of records in a batch that the replay selects.
+    pub(super) fn selected(&self, partition: &TopicPartition, batch: &Batch) -> usize {
+        match &self.failed {
+            Some(failed) => batch.entries().iter().filter(|entry| failed.contains(partition, entry.offset)).count(),
+            None => batch.len(),
         }
     }
 
@@ -82,7 +98,7 @@ impl Throttle {
         self.available().max(0.0) as usize
     }
 
-    /// Records were read.
+    /// Records were selected.
     pub(super) fn count(&mut self, records: usize) {
         if records > 0 {
             self.available = self.available() - records as f64;
@@ -116,6 +132,7 @@ mod tests {
             ranges: BTreeMap::from([(partition.clone(), (3, 7))]),
             rate: None,
             failed: None,
+            supersedes: None,
         };
         let retained = |partition: &TopicPartition, offsets| {
             let mut batch = batch(offsets);
@@ -127,6 +144,21 @@ mod tests {
         assert_eq!(retained(&partition, 1..9), (vec![3, 4, 5, 6], true));
         assert_eq!(retained(&partition, 7..9), (vec![], true));
         assert_eq!(retained(&TopicPartition::new("t", 1), 3..6), (vec![], true));
+    }
+
+    #[test]
+    fn records_without_a_dead_letter_do_not_count_towards_the_rate() {
+        let partition = TopicPartition::new("t", 0);
+        let failed = Failed::of([(partition.clone(), 4), (partition.clone(), 8)]);
+        let ranges = BTreeMap::from([(partition.clone(), (0, 10))]);
+        let mut bounds = Bounds { run: "r".to_owned(), ranges, rate: None, failed: None, supersedes: None };
+        assert_eq!(bounds.selected(&partition, &batch(0..10)), 10);
+        bounds.failed = Some(Arc::new(failed));
+        assert_eq!(bounds.selected(&partition, &batch(0..10)), 2);
+        assert_eq!(bounds.selected(&partition, &batch(5..8)), 0);
+        let mut records = batch(0..10);
+        bounds.select(&partition, &mut records);
+        assert_eq!(records.entries().iter().map(|entry| entry.offset).collect::<Vec<_>>(), [4, 8]);
     }
 
     #[test]

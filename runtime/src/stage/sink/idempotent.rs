@@ -195,7 +195,8 @@ impl IdempotentCommitter {
             if !rejected.is_empty() {
                 let own = part.counters.of(&plan.name);
                 own.out -= (rejected.len() as u64).min(own.out);
-                let routed = part.dead_letters.route_rejections(&plan.name, "TASK_PUT", plan.on_error, &rejected, own);
+                let (dead_letters, counters) = (&mut part.dead_letters, &mut part.counters);
+                let routed = dead_letters.route_rejections(&plan.name, "TASK_PUT", plan.on_error, &rejected, counters);
                 if let Some(offset) = part.dead_letters.stopped_at() {
                     transactions.rejected_at.get_or_insert((partition.clone(), offset));
                 }

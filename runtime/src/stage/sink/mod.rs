@@ -34,6 +34,7 @@ use self::stop_points::{Rejected, StopPoints};
 use self::transactions::Transactions;
 use self::two_phase::TwoPhaseCommitter;
 use super::careful::{Mark, RECORD_REJECTED, single};
+use super::error_limits::ErrorLimits;
 use super::first_records;
 use super::lag::LagReport;
 use super::routes::Routes;
@@ -90,6 +91,11 @@ impl Stage for SinkStage {
 }
 
 impl SinkStage {
+    /// It is a replay that takes the place of what the live sink wrote.
+    fn supersedes(&self) -> bool {
+        self.bounds.as_ref().is_some_and(|bounds| bounds.supersedes.is_some())
+    }
+
     /// Runs from the committed offsets. `rejected` receives the place of a rejection that stops it.
     fn run_once(
         &self,
@@ -99,6 +105,7 @@ impl SinkStage {
         points: &StopPoints,
         rejected: &mut Option<Rejected>,
     ) -> Result<()> {
+        context.names.check_group(&self.pipeline, &self.plan.name)?;
         let component = context.names.component(&self.pipeline, &self.plan.name);
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
         // The producer comes first: it aborts this worker's open transaction, which delays all
@@ -111,16 +118,17 @@ impl SinkStage {
         )?;
         let sink = self.plan.spec.open(SinkContext {
             name: status.name(),
+            replay: self.bounds.as_ref().map(Bounds::sink_replay),
             budget: context.budget.clone(),
             runtime: context.runtime.clone(),
             scratch: context.scratch(&format!("{}.{}", status.name(), self.task))?,
             schemas: context.schemas.clone(),
         })?;
         let committer: Box<dyn Committer> = match sink {
-            Sink::TwoPhase(sink) => Box::new(TwoPhaseCommitter::new(sink)),
+            Sink::TwoPhase(sink) => Box::new(TwoPhaseCommitter::new(sink, self.supersedes())),
             Sink::Idempotent(sink) => Box::new(IdempotentCommitter::start(sink, self.plan.commit, context)?),
         };
-        let routes = Routes::start(&self.plan.inputs)?;
+        let routes = Routes::start(&self.plan.inputs, Some(context.schemas.clone()))?;
         let buffer_bytes = context.share.client_buffer_bytes;
         let cluster = &context.cluster;
         let consumer = match &self.bounds {
@@ -135,6 +143,7 @@ impl SinkStage {
             transactions: Transactions::new(self, context, stop, status, producer, consumer),
             points,
             delivered: 0,
+            error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
             throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate).map(Throttle::new),
         };
         let outcome = task.run();
@@ -154,6 +163,7 @@ struct SinkTask<'a> {
     points: &'a StopPoints,
     /// The records that the last batch became and that were written.
     delivered: u64,
+    error_limits: ErrorLimits,
     /// Limits the speed of a replay.
     throttle: Option<Throttle>,
 }
@@ -180,7 +190,7 @@ impl SinkTask<'_> {
             let records = self.drop_out_of_bounds(&mut batches, records)?;
             for (partition, batch) in batches.iter_mut() {
                 if let Err(error) = self.routes.chain(&partition.topic)?.ready() {
-                    self.check_first_records()?;
+                    self.check_failures()?;
                     self.committer.flush(&mut self.transactions)?;
                     return Err(error);
                 }
@@ -193,7 +203,7 @@ impl SinkTask<'_> {
                 }
                 batch.clear();
             }
-            self.check_first_records()?;
+            self.check_failures()?;
             self.enforce_memory_budget()?;
             let due = self.due_partitions();
             self.committer.commit(&mut self.transactions, &due)?;
@@ -228,18 +238,19 @@ impl SinkTask<'_> {
     /// complete. Returns the number of the other records.
     fn drop_out_of_bounds(&mut self, batches: &mut PartitionBatches, polled: usize) -> Result<usize> {
         let Some(bounds) = &self.transactions.stage.bounds else { return Ok(polled) };
-        let (mut kept, mut complete) = (0, Vec::new());
+        let (mut kept, mut selected, mut complete) = (0, 0, Vec::new());
         for (partition, batch) in batches.iter_mut() {
             if bounds.retain(partition, batch) {
                 complete.push(partition.clone());
             }
             kept += batch.len();
+            selected += bounds.selected(partition, batch);
         }
         if !complete.is_empty() {
             self.transactions.consumer.pause_partitions(&complete)?;
         }
         if let Some(throttle) = &mut self.throttle {
-            throttle.count(kept);
+            throttle.count(selected);
         }
         Ok(kept)
     }
@@ -305,7 +316,7 @@ impl SinkTask<'_> {
                 let own = counters.of(name);
                 own.records_in += out.len() as u64;
                 own.out += (out.len() - rejected.len()) as u64;
-                dead_letters.route_rejections(name, "TASK_PUT", on_error, rejected, own)
+                dead_letters.route_rejections(name, "TASK_PUT", on_error, rejected, counters)
             });
         if let Some(offset) = state.dead_letters.stopped_at() {
             self.transactions.rejected_at = Some((partition.clone(), offset));
@@ -317,12 +328,14 @@ impl SinkTask<'_> {
         failpoint!("sink.write.after")
     }
 
-    /// Stops the stage if its first records all failed. It adds up the counters of all topic
-    /// partitions, so it runs once per poll.
-    fn check_first_records(&self) -> Result<()> {
+    /// Stops the stage if its first records all failed, or too many records fail. It adds up the
+    /// counters of all topic partitions, so it runs once per poll.
+    fn check_failures(&mut self) -> Result<()> {
         let mut pending = Counters::default();
         self.transactions.partitions.values().for_each(|state| pending.add(&state.pending));
-        first_records::check(self.transactions.status, &pending, self.transactions.context.max_initial_failures)
+        let Transactions { status, context, .. } = &self.transactions;
+        first_records::check(status, &pending, context.max_initial_failures)?;
+        self.error_limits.check(status, &pending)
     }
 
     /// Topic partitions to commit now.
@@ -375,6 +388,7 @@ impl SinkTask<'_> {
                 self.transactions.consumer.resume()?;
             }
         }
+        self.transactions.status.set_memory_bytes(self.reserved.bytes());
         Ok(())
     }
 

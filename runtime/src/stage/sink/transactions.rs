@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde_json::Value;
 use trunkline_connector::{Domain, Error, Result, Retry, Schema, TopicPartition};
 
 use super::partition_state::PartitionState;
 use super::stop_points::Rejected;
 use super::{POLL, SinkStage};
-use crate::checkpoint::{IntentRecord, Intents};
+use crate::checkpoint::{IntentRecord, Intents, SupersedingRows};
 use crate::kafka::{GroupConsumer, TransactionalProducer};
 use crate::stage::backoff::Backoff;
 use crate::stage::dead_letters::{DeadLetters, RunName};
@@ -35,6 +36,7 @@ pub(super) struct Transactions<'a> {
     producer: TransactionalProducer,
     component: String,
     intents: Intents,
+    superseding: SupersedingRows,
     topics: Topics,
     commit_in_doubt: bool,
     /// The place of the rejection that stops the sink.
@@ -60,6 +62,7 @@ impl<'a> Transactions<'a> {
             partitions: BTreeMap::new(),
             producer,
             intents: Intents::of(&context.cluster, &component),
+            superseding: SupersedingRows::of(&context.cluster, &component),
             component,
             topics: Topics::new(context, None),
             commit_in_doubt: false,
@@ -77,9 +80,24 @@ impl<'a> Transactions<'a> {
         self.intents.load(&self.context.cluster)
     }
 
-    /// The column types that tasks of this sink have inferred, with their topics.
+    /// The output that tasks of a superseding replay have prepared and that is not committed yet.
+    pub(super) fn load_staged(&mut self) -> Result<Vec<(TopicPartition, Value)>> {
+        self.superseding.staged(&self.context.cluster)
+    }
+
+    /// Writes prepared output of a superseding replay in the open transaction.
+    pub(super) fn write_staged(&mut self, partition: &TopicPartition, first: i64, committable: &Value) -> Result<()> {
+        self.superseding.stage(&mut self.producer, partition, first, committable)
+    }
+
+    /// The column types that tasks of this sink have inferred, with their topics. A replay that
+    /// supersedes begins with those of the live sink, so that its files have the same types.
     pub(super) fn load_types(&mut self) -> Result<Vec<(Arc<str>, Schema)>> {
-        self.context.schemas.inferred(&self.component)
+        let mut types = self.context.schemas.inferred(&self.component)?;
+        if let Some(live) = self.stage.bounds.as_ref().and_then(|bounds| bounds.supersedes.as_deref()) {
+            types.extend(self.context.schemas.inferred(live)?);
+        }
+        Ok(types)
     }
 
     /// Writes the types inferred from the topic of a topic partition in the open transaction.

@@ -9,6 +9,9 @@
 //! A crash before *prepared* leaves the offsets where they were: the next owner aborts the plan and
 //! reads the records again. A crash after it leaves a prepared intent: the next owner commits it
 //! first. Offsets and output of a topic partition move together or not at all.
+//!
+//! A replay that supersedes files does not commit: the transaction of the offsets records the
+//! prepared output in a row that stays, and `replay::superseding` commits all of them at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,11 +30,13 @@ use crate::checkpoint::{IntentRecord, IntentState};
 /// See the module's header.
 pub(super) struct TwoPhaseCommitter {
     sink: Box<dyn ErasedTwoPhaseSink>,
+    /// Prepared output is collected, and not committed here.
+    collects: bool,
 }
 
 impl TwoPhaseCommitter {
-    pub(super) fn new(sink: Box<dyn ErasedTwoPhaseSink>) -> Self {
-        Self { sink }
+    pub(super) fn new(sink: Box<dyn ErasedTwoPhaseSink>, collects: bool) -> Self {
+        Self { sink, collects }
     }
 
     /// The steps from plans to prepared intents. Returns the committables.
@@ -63,9 +68,9 @@ impl TwoPhaseCommitter {
             }
         }
         transactions.retry("recording the prepared intent", |transactions| {
-            record_prepared(transactions, due, &committables, &types)
+            record_prepared(transactions, due, &committables, &types, self.collects)
         })?;
-        Ok(committables)
+        Ok(if self.collects { BTreeMap::new() } else { committables })
     }
 
     /// Refuses to start without any state at a destination that has output of these topic
@@ -154,9 +159,14 @@ impl TwoPhaseCommitter {
         assigned: &'r [Assignment],
     ) -> Result<Vec<(&'r Assignment, &'r IntentRecord)>> {
         let mut settled = Vec::new();
+        let staged = match self.collects {
+            true => transactions.retry("reading staged output", Transactions::load_staged)?,
+            false => Vec::new(),
+        };
         for assignment in assigned {
             let row = assignment.intent.as_ref();
-            let mut pending = Vec::new();
+            let own_staged = staged.iter().filter(|(partition, _)| *partition == assignment.partition);
+            let mut pending: Vec<Value> = own_staged.map(|(_, committable)| committable.clone()).collect();
             match row.map(|row| (row.state, row)) {
                 Some((IntentState::Planned, row)) => {
                     failpoint!("sink.abort.before")?;
@@ -301,6 +311,7 @@ fn record_prepared(
     due: &[TopicPartition],
     committables: &BTreeMap<TopicPartition, Value>,
     types: &BTreeMap<TopicPartition, Schema>,
+    collects: bool,
 ) -> Result<()> {
     transactions.run(|transactions| {
         failpoint!("sink.intent.before")?;
@@ -309,8 +320,12 @@ fn record_prepared(
         }
         let mut offsets = Vec::new();
         for partition in due {
-            let row = |state: &PartitionState| state.row(committables.get(partition));
+            let committable = committables.get(partition);
+            let row = |state: &PartitionState| state.row(committable.filter(|_| !collects));
             let Some(row) = transactions.partitions.get(partition).map(row) else { continue };
+            if let Some(committable) = committable.filter(|_| collects) {
+                transactions.write_staged(partition, row.first, committable)?;
+            }
             transactions.write_intent(partition, &row)?;
             transactions.write_pending_dead_letters(partition)?;
             offsets.push((partition.clone(), row.next));
@@ -336,7 +351,8 @@ fn route_late_rejections(transactions: &mut Transactions<'_>, rejected: &Rejecti
         }
         let own = state.pending.of(&plan.name);
         own.out -= (own_rejected.len() as u64).min(own.out);
-        let routed = state.dead_letters.route_rejections(&plan.name, "TASK_PUT", plan.on_error, &own_rejected, own);
+        let (dead_letters, counters) = (&mut state.dead_letters, &mut state.pending);
+        let routed = dead_letters.route_rejections(&plan.name, "TASK_PUT", plan.on_error, &own_rejected, counters);
         if let Some(offset) = state.dead_letters.stopped_at() {
             transactions.rejected_at = Some((partition.clone(), offset));
         }

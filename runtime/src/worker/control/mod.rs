@@ -5,7 +5,7 @@
 //! pause outlives every worker. The worker reads all rows before it starts a task.
 //!
 //! Each worker also writes the states of its tasks into a row when they change, so that every
-//! worker can answer for the whole cluster.
+//! worker can answer for the whole cluster, and a sign of life every second.
 
 mod view;
 
@@ -15,18 +15,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
+use serde_json::{Value, json};
 use trunkline_connector::{Error, Result};
 
 pub use self::view::{Components, Request, Target, View};
 use super::Overview;
-use crate::checkpoint::{ControlRow, ControlRows, TaskRow, WorkerTasks};
+use crate::checkpoint::{AuditEntry, ControlRow, ControlRows, TaskRow, WorkerTasks};
 use crate::kafka::{Cluster, TableFollower};
 use crate::stage::{StopSignal, WorkerContext};
 
 /// Time between two looks at new rows.
 const POLL: Duration = Duration::from_millis(250);
 
-/// Time between two comparisons of the tasks with their row.
+/// Time between two signs of life, and between two comparisons of the tasks with their row.
 const PUBLISH: Duration = Duration::from_secs(1);
 
 /// Tasks of a worker that is gone are removed after this time.
@@ -106,11 +107,34 @@ impl Control {
         let mut all = view.components(Instant::now());
         all.extend(known.iter().cloned());
         let rows = rows_of(&view, request, target, &all)?;
+        self.record(request, target)?;
         lock(&self.shared.connection).as_ref().ok_or_else(not_connected)?.store.write(&rows)?;
         // The worker's answers show a new state at once. A restart takes effect when its row is
         // read, so that it happens once.
         rows.into_iter().filter(|row| matches!(row, ControlRow::State(..))).for_each(|row| self.apply(row));
         target.among(&all)
+    }
+
+    /// Writes the request to the audit log.
+    fn record(&self, request: &Request, target: &Target) -> Result<()> {
+        let component = target.component.as_ref().map(|component| format!("{}.{component}", target.pipeline));
+        let mut arguments = json!({ "name": component.unwrap_or_else(|| target.pipeline.clone()) });
+        if let Request::Restart { failed_only, task } = request {
+            arguments["failed_only"] = json!(failed_only);
+            arguments["task"] = json!(task);
+        }
+        self.audit(request.name(), arguments)
+    }
+
+    /// Writes an HTTP request to the audit log. If this fails, the request must be refused.
+    pub(crate) fn audit(&self, command: &str, arguments: Value) -> Result<()> {
+        let connection = lock(&self.shared.connection).as_ref().map(|connection| connection.kafka.clone());
+        let Some((cluster, name)) = connection.ok_or_else(not_connected)? else { return Ok(()) };
+        let entry = AuditEntry::of_request(&name, command, arguments);
+        entry.write(&cluster)?;
+        let AuditEntry { user, host, command, arguments, .. } = &entry;
+        tracing::info!(target: "trunkline::audit", %user, %host, %command, %arguments, "a request to the worker");
+        Ok(())
     }
 
     /// Kafka, and the name of the cluster.
@@ -260,6 +284,7 @@ impl Publisher {
     }
 
     fn try_publish(&mut self) -> Result<()> {
+        lock(&self.rows).write(&ControlRow::Alive(self.worker.clone(), true))?;
         let tasks = self.control.own_tasks(&self.overview);
         let (left_behind, is_shown) = {
             let view = lock(&self.control.shared.view);
@@ -275,7 +300,9 @@ impl Publisher {
             Some((workers, since)) if *workers == left_behind => {
                 if since.elapsed() >= REMOVE_AFTER {
                     let others = workers.iter().filter(|worker| **worker != self.worker);
-                    let rows = others.map(|worker| ControlRow::Tasks(worker.clone(), None));
+                    let rows = others.flat_map(|worker| {
+                        [ControlRow::Tasks(worker.clone(), None), ControlRow::Alive(worker.clone(), false)]
+                    });
                     rows.into_iter().try_for_each(|row| lock(&self.rows).write(&row))?;
                     self.left_behind = None;
                 }
@@ -286,11 +313,12 @@ impl Publisher {
     }
 
     fn finish(&self) {
-        let row = ControlRow::Tasks(self.worker.clone(), None);
-        if self.written.is_some()
-            && let Err(error) = lock(&self.rows).write_within(&row, FINISH_LIMIT)
-        {
-            tracing::debug!(%error, "the row of this worker's tasks was not removed: another worker removes it");
+        if self.written.is_none() {
+            return;
+        }
+        let rows = [ControlRow::Tasks(self.worker.clone(), None), ControlRow::Alive(self.worker.clone(), false)];
+        if let Err(error) = rows.iter().try_for_each(|row| lock(&self.rows).write_within(row, FINISH_LIMIT)) {
+            tracing::debug!(%error, "the rows of this worker were not removed: another worker removes them");
         }
     }
 }

@@ -10,6 +10,13 @@ use crate::checkpoint::{ControlRow, RestartRow, RunState, StateRow, TaskRef, Wor
 /// A worker that has not renewed its row for this time is gone. It renews it every three seconds.
 const DEAD_AFTER: Duration = Duration::from_secs(15);
 
+/// A worker is gone that has shown no sign of life for this time, while others did. It shows one
+/// every second. If no sign of any worker arrives, Kafka or this reader is slow.
+const SILENT_AFTER: Duration = Duration::from_secs(3);
+
+/// A worker that is gone is reported for this time.
+const REPORT_GONE: Duration = Duration::from_secs(600);
+
 /// A pipeline, or a component of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
@@ -40,6 +47,18 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Its name in the audit log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Stop => "stop",
+            Self::Resume => "resume",
+            Self::Restart { .. } => "restart",
+        }
+    }
+}
+
 /// The rows of a cluster, as one worker or command knows them.
 #[derive(Debug, Clone, Default)]
 pub struct View {
@@ -48,6 +67,8 @@ pub struct View {
     tasks: BTreeMap<String, WorkerTasks>,
     /// When the row of each worker was last renewed.
     beats: BTreeMap<String, Instant>,
+    /// When each worker last showed a sign of life. Workers of older versions show none.
+    alive: BTreeMap<String, Instant>,
 }
 
 impl Target {
@@ -106,6 +127,7 @@ impl View {
             ControlRow::Restart(target, row) => set(&mut self.restarts, target, row),
             ControlRow::Tasks(worker, row) => set(&mut self.tasks, worker, row),
             ControlRow::Beat(worker, is_alive) => set(&mut self.beats, worker, is_alive.then_some(now)),
+            ControlRow::Alive(worker, is_alive) => set(&mut self.alive, worker, is_alive.then_some(now)),
         }
     }
 
@@ -122,10 +144,28 @@ impl View {
 
     /// The workers that are alive, each with its tasks.
     pub fn workers(&self, now: Instant) -> impl Iterator<Item = (&str, &WorkerTasks)> {
-        let is_alive = move |worker: &str| {
-            self.beats.get(worker).is_some_and(|beat| now.saturating_duration_since(*beat) < DEAD_AFTER)
+        let tasks = self.tasks.iter().map(|(worker, tasks)| (worker.as_str(), tasks));
+        tasks.filter(move |(worker, _)| self.is_alive(worker, now))
+    }
+
+    /// The workers that ended without removing their rows: killed, or cut off from Kafka. Each with
+    /// its last tasks, and the time since its last sign of life.
+    pub fn gone(&self, now: Instant) -> impl Iterator<Item = (&str, &WorkerTasks, Duration)> {
+        let tasks = self.tasks.iter().filter(move |(worker, _)| !self.is_alive(worker, now));
+        let silent = tasks.filter_map(move |(worker, tasks)| {
+            let last = self.beats.get(worker).max(self.alive.get(worker))?;
+            Some((worker.as_str(), tasks, now.saturating_duration_since(*last)))
+        });
+        silent.filter(|(.., silence)| *silence < REPORT_GONE)
+    }
+
+    fn is_alive(&self, worker: &str, now: Instant) -> bool {
+        let is_fresh = |beat: &Instant| now.saturating_duration_since(*beat) < DEAD_AFTER;
+        let is_silent = |sign: &Instant| {
+            let latest = self.alive.values().max();
+            latest.is_some_and(|latest| latest.saturating_duration_since(*sign) >= SILENT_AFTER)
         };
-        self.tasks.iter().map(|(worker, tasks)| (worker.as_str(), tasks)).filter(move |(worker, _)| is_alive(worker))
+        self.beats.get(worker).is_some_and(is_fresh) && !self.alive.get(worker).is_some_and(is_silent)
     }
 
     /// Whether there is a row of a worker's tasks.
@@ -242,6 +282,37 @@ mod tests {
         let component = error("shop.lak");
         assert!(component.contains("no stage `lak`; its stages: db, lake."), "{component}");
         assert!(error("shp.lake").contains("cli.unknown_pipeline"));
+    }
+
+    #[test]
+    fn a_worker_without_a_sign_of_life_is_gone_if_others_show_one() {
+        let start = Instant::now();
+        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+        let mut view = View::default();
+        for worker in ["a", "b", "old"] {
+            let tasks = WorkerTasks { node: "n".to_owned(), http: None, tasks: Vec::new() };
+            view.apply(ControlRow::Tasks(worker.to_owned(), Some(tasks)), start);
+            view.apply(ControlRow::Beat(worker.to_owned(), true), start);
+        }
+        for second in [0.0, 1.0, 2.0] {
+            view.apply(ControlRow::Alive("a".to_owned(), true), at(second));
+            view.apply(ControlRow::Alive("b".to_owned(), true), at(second));
+        }
+        let names = |view: &View, now| view.workers(now).map(|(worker, _)| worker.to_owned()).collect::<Vec<_>>();
+        // Kafka was slow: nothing arrived.
+        assert_eq!(names(&view, at(9.0)), ["a", "b", "old"]);
+        for second in [3.0, 4.0, 4.9] {
+            view.apply(ControlRow::Alive("a".to_owned(), true), at(second));
+        }
+        assert_eq!(names(&view, at(5.4)), ["a", "b", "old"]);
+        view.apply(ControlRow::Alive("a".to_owned(), true), at(5.5));
+        assert_eq!(names(&view, at(5.5)), ["a", "old"], "a worker of an older version shows no signs");
+        let gone: Vec<(String, u64)> =
+            view.gone(at(6.0)).map(|(worker, _, silence)| (worker.to_owned(), silence.as_secs())).collect();
+        assert_eq!(gone, [("b".to_owned(), 4)]);
+        assert_eq!(view.gone(at(700.0)).count(), 0);
+        view.apply(ControlRow::Alive("b".to_owned(), true), at(6.5));
+        assert_eq!(names(&view, at(6.5)), ["a", "b", "old"]);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Each verdict, returned by the `testing` plugin.
 
+use std::sync::{Arc, Mutex};
+
 use serde_json::json;
-use trunkline_connector::{Batch, Domain, Rejections};
-use trunkline_transform_host::{Counts, Limits};
+use trunkline_connector::{Batch, Domain, Error, Rejections, Schema, SchemaId, SchemaLookup};
+use trunkline_transform_host::{Counts, Limits, SchemaStore};
 
 use crate::support::{batch_of, rejections, run, testing, text, values};
 
@@ -41,6 +43,71 @@ fn verdicts_are_applied_in_order() {
     assert_eq!((rekeyed.key(), rekeyed.timestamp()), (Some(&b"k"[..]), Some(1)));
     assert_eq!(headers(&batch, 5), [("h".to_owned(), "v".to_owned())]);
     assert_eq!((batch.get(0).topic(), batch.get(0).key(), batch.get(0).timestamp()), ("in", Some(&b"k"[..]), Some(7)));
+}
+
+/// A store with one schema, which the records of `batch_of` name.
+struct OneSchema {
+    /// `None`: lookups fail.
+    schema: Option<Arc<Schema>>,
+    added: Mutex<Vec<Arc<Schema>>>,
+}
+
+impl OneSchema {
+    fn new(schema: Option<&str>) -> Arc<Self> {
+        let schema = schema.map(|json| Arc::new(Schema::from_json(json.as_bytes()).unwrap()));
+        Arc::new(Self { schema, added: Mutex::default() })
+    }
+}
+
+impl SchemaLookup for OneSchema {
+    fn schema(&self, id: SchemaId) -> Result<Option<Arc<Schema>>, Error> {
+        let schema = self.schema.clone().ok_or_else(|| Error::external("kafka.unavailable", "no broker"))?;
+        Ok(Some(schema).filter(|_| id == SchemaId(0xff)))
+    }
+}
+
+impl SchemaStore for OneSchema {
+    fn add(&self, schema: &Arc<Schema>) {
+        self.added.lock().unwrap().push(schema.clone());
+    }
+}
+
+const NUMBER_AND_TEXT: &str =
+    r#"{"fields":[{"name":"1","type":"int64","nullable":true},{"name":"2","type":"utf8","nullable":true}]}"#;
+
+#[test]
+fn a_changed_value_keeps_the_columns_of_its_schema_that_fit() {
+    let store = OneSchema::new(Some(NUMBER_AND_TEXT));
+    let config = json!({ "upper_on": "u", "duplicate_on": "d" });
+    let mut instance = testing(&config, &Limits::default()).with_schemas(store.clone());
+    let records = [
+        r#"{"1":7,"2":"u"}"#,
+        r#"{"1":"u","2":"b"}"#,
+        r#"{"1":"uu","2":"b","3":[]}"#,
+        r#"{"1":7,"2":"d"}"#,
+        r#"{"1":"x","2":"same"}"#,
+        r#"{"u":1}"#,
+        "u",
+    ];
+    let (batch, _, _) = run(&mut instance, &records);
+    let derived = Schema::from_json(br#"{"fields":[{"name":"2","type":"utf8","nullable":true}]}"#).unwrap();
+    let (same, other) = ("00000000000000ff".to_owned(), derived.id().to_string());
+    let ids: Vec<String> = batch.iter().map(|record| text(record.header("trunkline.schema"))).collect();
+    let none = || "null".to_owned();
+    let unchanged = || same.clone();
+    assert_eq!(ids, [unchanged(), other.clone(), other, unchanged(), unchanged(), unchanged(), none(), none()]);
+    assert_eq!(headers(&batch, 1).len(), 3, "the other headers stay");
+    assert_eq!(instance.derived_schemas().iter().map(|schema| schema.id()).collect::<Vec<_>>(), [derived.id()]);
+    assert_eq!(store.added.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_failed_lookup_of_a_schema_leaves_the_batch_unchanged() {
+    let store = OneSchema::new(None);
+    let mut instance = testing(&json!({ "upper_on": "u" }), &Limits::default()).with_schemas(store);
+    let mut batch = batch_of(&[r#"{"1":7,"2":"u"}"#]);
+    let error = instance.process(&mut batch, &mut Rejections::default()).unwrap_err();
+    assert_eq!((error.code, values(&batch)), ("kafka.unavailable", vec![r#"{"1":7,"2":"u"}"#.to_owned()]));
 }
 
 #[test]

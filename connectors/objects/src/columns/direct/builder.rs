@@ -45,17 +45,17 @@ macro_rules! define {
         impl Column {
             pub(super) fn new(field: &Field) -> Option<Self> {
                 Some(match field.data_type() {
-                    $(DataType::$integer => Self::$integer(PrimitiveBuilder::new()),)+
-                    DataType::Float32 => Self::Float32(PrimitiveBuilder::new()),
-                    DataType::Float64 => Self::Float64(PrimitiveBuilder::new()),
-                    DataType::Boolean => Self::Boolean(BooleanBuilder::new()),
-                    DataType::Utf8 if is_inferred(field) => Self::AnyText(StringBuilder::new()),
-                    DataType::Utf8 => Self::Text(StringBuilder::new()),
-                    DataType::Binary => Self::Binary(BinaryBuilder::new()),
-                    DataType::Date32 => Self::Date(PrimitiveBuilder::new()),
+                    $(DataType::$integer => Self::$integer(PrimitiveBuilder::with_capacity(0)),)+
+                    DataType::Float32 => Self::Float32(PrimitiveBuilder::with_capacity(0)),
+                    DataType::Float64 => Self::Float64(PrimitiveBuilder::with_capacity(0)),
+                    DataType::Boolean => Self::Boolean(BooleanBuilder::with_capacity(0)),
+                    DataType::Utf8 if is_inferred(field) => Self::AnyText(StringBuilder::with_capacity(0, 0)),
+                    DataType::Utf8 => Self::Text(StringBuilder::with_capacity(0, 0)),
+                    DataType::Binary => Self::Binary(BinaryBuilder::with_capacity(0, 0)),
+                    DataType::Date32 => Self::Date(PrimitiveBuilder::with_capacity(0)),
                     DataType::Timestamp(unit, zone) => Self::Timestamp(Timestamps::new(*unit, zone.clone())?),
                     DataType::Decimal128(precision, scale) if *scale >= 0 => Self::Decimal {
-                        builder: PrimitiveBuilder::new().with_precision_and_scale(*precision, *scale).ok()?,
+                        builder: PrimitiveBuilder::with_capacity(0).with_precision_and_scale(*precision, *scale).ok()?,
                         precision: *precision,
                         scale: *scale,
                     },
@@ -173,7 +173,7 @@ impl Timestamps {
             TimeUnit::Microsecond => 6,
             TimeUnit::Nanosecond => 9,
         };
-        Some(Self { values: PrimitiveBuilder::new(), unit, zone, digits })
+        Some(Self { values: PrimitiveBuilder::with_capacity(0), unit, zone, digits })
     }
 
     fn append(&mut self, text: &str) -> Result<(), Refused> {

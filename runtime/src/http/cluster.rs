@@ -1,0 +1,241 @@
+//! The status of all workers of a cluster. A worker asks the others at the addresses that they show
+//! in Kafka; a worker that does not answer is listed with the reason.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+use super::components::{ComponentInfo, TaskInfo, all, workers};
+use super::{Served, TaskStatus, WorkerStatus};
+use crate::checkpoint::WorkerTasks;
+
+/// Time for another worker to answer.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// Answers of other workers are used again for this time, so that many clients cost as much as one.
+const FRESH: Duration = Duration::from_millis(900);
+
+/// The components of a cluster, and the status of each of its workers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The workers: alive, or gone a short time ago.
+    pub workers: Vec<ClusterWorker>,
+    /// The components with their tasks on all workers.
+    pub components: Vec<ComponentInfo>,
+}
+
+/// A worker of the cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClusterWorker {
+    /// Its id.
+    pub worker: String,
+    /// Its machine.
+    pub node: String,
+    /// The address of its HTTP server.
+    pub http: Option<String>,
+    /// It is the worker that answers.
+    pub is_this: bool,
+    /// Seconds since the last sign of life of a worker that ended without a stop.
+    pub gone_seconds: Option<u64>,
+    /// Its status, if it answered.
+    pub status: Option<WorkerStatus>,
+    /// Why there is no status.
+    pub error: Option<String>,
+}
+
+/// A task of a component, with its status if its worker answered.
+#[derive(Debug, Clone, Copy)]
+pub struct LiveTask<'a> {
+    /// The component.
+    pub component: &'a ComponentInfo,
+    /// The task, as its worker has shown it in Kafka.
+    pub info: &'a TaskInfo,
+    /// Its status now.
+    pub status: Option<&'a TaskStatus>,
+}
+
+impl LiveTask<'_> {
+    /// The state now.
+    pub fn state(&self) -> &str {
+        self.status.map_or(&self.info.state, |status| &status.state)
+    }
+
+    /// The error of a task that has failed, or of its last failure.
+    pub fn error(&self) -> Option<&str> {
+        self.status.map_or(self.info.error.as_deref(), |status| status.last_error.as_deref())
+    }
+}
+
+impl ClusterStatus {
+    /// The tasks of a component.
+    pub fn tasks<'a>(&'a self, component: &'a ComponentInfo) -> impl Iterator<Item = LiveTask<'a>> {
+        component.tasks.iter().map(move |info| {
+            let worker = self.workers.iter().find(|worker| worker.worker == info.worker);
+            let tasks = worker.and_then(|worker| worker.status.as_ref()).map(|status| status.tasks.as_slice());
+            let status = tasks.unwrap_or_default().iter().find(|task| {
+                task.pipeline == component.pipeline && task.component == component.component && task.task == info.task
+            });
+            LiveTask { component, info, status }
+        })
+    }
+
+    /// One line for each worker that is gone or does not answer.
+    pub fn problems(&self) -> Vec<String> {
+        let problem = |worker: &ClusterWorker| match (worker.gone_seconds, &worker.error) {
+            (Some(seconds), _) => Some(gone_line(&worker.worker, &worker.node, seconds)),
+            (None, Some(error)) => Some(format!(
+                "worker {} on {} does not answer, so its rates are unknown: {error}",
+                worker.worker, worker.node
+            )),
+            (None, None) => None,
+        };
+        self.workers.iter().filter_map(problem).collect()
+    }
+}
+
+/// The line about a worker that is gone.
+pub fn gone_line(worker: &str, node: &str, seconds: u64) -> String {
+    format!("worker {worker} on {node} is gone: it was killed or lost Kafka {seconds} s ago")
+}
+
+/// The connections to the other workers, and their last answers.
+#[derive(Default)]
+pub struct Others {
+    client: std::sync::OnceLock<Option<reqwest::Client>>,
+    answers: Mutex<Option<(Instant, Arc<ClusterStatus>)>>,
+}
+
+#[cfg(test)]
+impl Others {
+    pub(super) fn forget(&self) {
+        *self.answers.blocking_lock() = None;
+    }
+}
+
+/// The status of all workers; not older than a second. With the last minutes of each task.
+pub(super) async fn cluster_status(served: &Arc<Served>) -> Arc<ClusterStatus> {
+    // Requests at the same time wait for one set of answers.
+    let mut answers = served.others.answers.lock().await;
+    if let Some((at, status)) = &*answers
+        && at.elapsed() < FRESH
+    {
+        return status.clone();
+    }
+    let status = Arc::new(ask_all(served).await);
+    *answers = Some((Instant::now(), status.clone()));
+    status
+}
+
+async fn ask_all(served: &Arc<Served>) -> ClusterStatus {
+    let view = served.control.view();
+    let now = Instant::now();
+    let alive = workers(served, &view);
+    let own_node = served.control.own_tasks(&served.overview).node;
+    let mut asked = JoinSet::new();
+    for (worker, row) in alive {
+        let (served, own_node) = (served.clone(), own_node.clone());
+        asked.spawn(async move {
+            let is_this = worker == served.worker;
+            let status = match is_this {
+                true => Ok(WorkerStatus::with_history(&served)),
+                false => ask(&served, &own_node, &row).await,
+            };
+            let (status, error) = match status {
+                Ok(status) => (Some(status), None),
+                Err(error) => (None, Some(error)),
+            };
+            ClusterWorker { worker, node: row.node, http: row.http, is_this, gone_seconds: None, status, error }
+        });
+    }
+    let mut found = Vec::new();
+    while let Some(answer) = asked.join_next().await {
+        // A task that panicked has been logged.
+        found.extend(answer.ok());
+    }
+    let gone = view.gone(now).filter(|(worker, ..)| *worker != served.worker);
+    found.extend(gone.map(|(worker, row, silence)| ClusterWorker {
+        worker: worker.to_owned(),
+        node: row.node.clone(),
+        http: row.http.clone(),
+        is_this: false,
+        gone_seconds: Some(silence.as_secs()),
+        status: None,
+        error: None,
+    }));
+    found.sort_by(|left, right| left.worker.cmp(&right.worker));
+    ClusterStatus { cluster: served.cluster.clone(), workers: found, components: all(served) }
+}
+
+/// Asks another worker.
+async fn ask(served: &Served, own_node: &str, row: &WorkerTasks) -> Result<WorkerStatus, String> {
+    let address = address_of(own_node, row)?;
+    let client = served.others.client.get_or_init(|| {
+        reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(ANSWER).build().ok()
+    });
+    let client = client.as_ref().ok_or("no HTTP client can be created")?;
+    let mut request = client.get(format!("http://{address}/api/v1/status?history=true"));
+    if let Some(token) = &served.token {
+        request = request.bearer_auth(token);
+    }
+    let answer = request.send().await.map_err(|error| explain(&address, &error))?;
+    if !answer.status().is_success() {
+        let hint = if answer.status().as_u16() == 401 { "; let all workers have the same `http_token`" } else { "" };
+        return Err(format!("http://{address} answers {}{hint}", answer.status()));
+    }
+    let body = answer.bytes().await.map_err(|error| explain(&address, &error))?;
+    serde_json::from_slice(&body).map_err(|error| format!("http://{address} answers in another form: {error}"))
+}
+
+fn explain(address: &str, error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return format!("http://{address} did not answer within {} s", ANSWER.as_secs());
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    format!("http://{address}: {cause}")
+}
+
+/// Where another worker can be reached from this one.
+fn address_of(own_node: &str, row: &WorkerTasks) -> Result<String, String> {
+    let shown = row.http.as_deref().ok_or("its HTTP server is off")?;
+    let address: SocketAddr = shown.parse().map_err(|_| format!("its address `{shown}` cannot be read"))?;
+    match address.ip() {
+        // It listens on all addresses of its machine.
+        ip if ip.is_unspecified() && row.node == own_node => {
+            Ok(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), address.port()).to_string())
+        }
+        ip if ip.is_unspecified() => Ok(format!("{}:{}", row.node, address.port())),
+        ip if ip.is_loopback() && row.node != own_node => {
+            Err(format!("it listens on {shown}, which only its own machine reaches: set `http` and `http_token` there"))
+        }
+        _ => Ok(address.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_asked_where_they_can_be_reached() {
+        let address = |node: &str, http: Option<&str>| {
+            let row = WorkerTasks { node: node.to_owned(), http: http.map(str::to_owned), tasks: Vec::new() };
+            address_of("here", &row)
+        };
+        assert_eq!(address("here", Some("127.0.0.1:8084")).unwrap(), "127.0.0.1:8084");
+        assert_eq!(address("here", Some("0.0.0.0:8084")).unwrap(), "127.0.0.1:8084");
+        assert_eq!(address("there", Some("0.0.0.0:8084")).unwrap(), "there:8084");
+        assert_eq!(address("there", Some("10.0.0.7:8084")).unwrap(), "10.0.0.7:8084");
+        assert!(address("there", Some("127.0.0.1:8084")).unwrap_err().contains("only its own machine"));
+        assert!(address("there", Some("x")).unwrap_err().contains("cannot be read"));
+        assert!(address("there", None).unwrap_err().contains("is off"));
+    }
+}
