@@ -100,8 +100,8 @@ impl<'r> Part<'r> {
 /// Partitions of which the newest records are read.
 const MAX_PARTITIONS: usize = 64;
 
-/// The newest records of topics, newest first: at most `limit`. Ends after `time`, and does not wait
-/// for new records.
+/// The newest records of topics, newest first: at most `limit`. Ends after `time`, and does not
+/// wait for new records.
 pub fn newest<T>(
     cluster: &Cluster,
     topics: &[TopicSelector],

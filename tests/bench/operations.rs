@@ -1,5 +1,5 @@
-//! The answers of a worker with 200 pipelines, one of which reads 200,000 lines per second: a scrape
-//! of its metrics, its status, and its page. Percentiles are those of one round's requests.
+//! The answers of a worker with 200 pipelines, one of which reads 200,000 lines per second: a
+//! scrape of its metrics, its status, and its page. Percentiles are those of one round's requests.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};

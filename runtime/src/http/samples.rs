@@ -1,5 +1,5 @@
-//! Samples of the tasks of this worker: rates over the last seconds, and the last minutes for plots.
-//! A worker samples its tasks all the time, so that one answer is enough to know a rate.
+//! Samples of the tasks of this worker: rates over the last seconds, and the last minutes for
+//! plots. A worker samples its tasks all the time, so that one answer is enough to know a rate.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};

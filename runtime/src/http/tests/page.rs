@@ -123,8 +123,8 @@ fn other_workers_are_asked_for_their_status() {
     let fixture = fixture();
     let other = Served { worker: "x".to_owned(), ..Arc::into_inner(super::fixture().served).unwrap() };
     let address = start(fixture.runtime.handle(), "127.0.0.1:0".parse().unwrap(), other).unwrap();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for (worker, http) in [("x", address.to_string()), ("y", nobody.to_string())] {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (worker, http) in [("x", address.to_string()), ("y", closed.to_string())] {
         let row = WorkerTasks { node: "n1".to_owned(), http: Some(http), tasks: Vec::new() };
         fixture.served.control.apply(ControlRow::Beat(worker.to_owned(), true));
         fixture.served.control.apply(ControlRow::Tasks(worker.to_owned(), Some(row)));
