@@ -532,7 +532,8 @@ fn rejected_records_are_inspected_and_replayed_alone_and_a_run_is_paused() {
     assert_eq!(case.ask_worker("runs", "replay", &["--json"], LONG).stdout.trim(), "[]");
 
     let into = shadow(&case);
-    let run = [&[case.name()], &failed[..], &["--into", &into, "--rate", "20"]].concat();
+    // Slow enough for the pause: the rate counts the records that are replayed.
+    let run = [&[case.name()], &failed[..], &["--into", &into, "--rate", "2"]].concat();
     let running = case.start_command("replay", &[], &run);
     let state = |expected: &str| (only_run(&case)["state"] == expected).then_some(());
     wait::until("a run with records", LONG, || {

@@ -47,6 +47,11 @@ impl DeliveryContext {
         &self.cluster
     }
 
+    /// Notes that no broker has answered for a while: [`poll`] adds the bootstrap servers again.
+    pub(super) fn set_lost(&self) {
+        self.rebootstrap.set_lost();
+    }
+
     /// Forgets the failures of the transaction that ended.
     pub(super) fn reset(&self) {
         *self.lock() = TransactionState::default();

@@ -6,7 +6,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use trunkline_connector::{Error, Result};
 
 use super::client::Cluster;
-use super::delivery::{DeliveryContext, check_delivery};
+use super::delivery::{DeliveryContext, check_delivery, poll};
 use super::logins::LoginLease;
 
 /// A row that was not acknowledged within this time counts as not written.
@@ -14,6 +14,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time between two looks at the client's events.
 const SERVE_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A client that got no answer for this time may have lost its brokers.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// Writes rows, each of them acknowledged by all replicas in sync. For rows that no transaction has
 /// to cover: state that does not move with records.
@@ -43,10 +46,14 @@ impl RowWriter {
         let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(partition).key(key);
         record.payload = value;
         self.producer.send(record).map_err(|(error, _)| self.producer.context().cluster().failed(&doing, &error))?;
-        let deadline = Instant::now() + limit.min(TIMEOUT + SERVE_INTERVAL);
+        let begun = Instant::now();
+        let limit = limit.min(TIMEOUT + SERVE_INTERVAL);
         while self.producer.in_flight_count() > 0 {
-            self.producer.poll(SERVE_INTERVAL);
-            if Instant::now() > deadline {
+            poll(&self.producer, SERVE_INTERVAL);
+            if begun.elapsed() >= SILENCE.min(limit) {
+                self.producer.context().set_lost();
+            }
+            if begun.elapsed() > limit {
                 let error = Error::external("kafka.unreachable", format!("{doing}: no answer from the brokers"));
                 return Err(self.producer.context().cluster().connection().explain(error));
             }
