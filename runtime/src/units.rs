@@ -11,6 +11,11 @@ pub(crate) fn count(number: f64) -> String {
     }
 }
 
+/// A number of things: `1 worker`, `2 workers`.
+pub(crate) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A number of bytes: `512 B`, `3.4 MB`.
 pub(crate) fn bytes(number: u64) -> String {
     match number {

@@ -32,6 +32,7 @@ use crate::replay::range::{Bound, partitions_of, resolve};
 use crate::replay::run::{PartitionRange, Request, Run, RunState, Runs, Superseding, new_id, overlap};
 use crate::replay::widening::Replacement;
 use crate::stage::component_name;
+use crate::units::counted;
 
 /// `trunkline replay`.
 #[derive(Args)]
@@ -378,9 +379,9 @@ impl Replay<'_> {
         let rate = rate.map_or_else(String::new, |rate| format!(", at most {rate} per second"));
         let notes: String = notes.iter().map(|note| format!("{note}\n")).collect();
         print_data(&format!(
-            "{}{notes}{records} of {} partitions would go through {transforms} into {}{rate}\n{effect}\n",
+            "{}{notes}{records} of {} would go through {transforms} into {}{rate}\n{effect}\n",
             columns(&rows, &[1, 2, 3, 4]),
-            run.ranges.len(),
+            counted(run.ranges.len(), "partition"),
             run.destination
         ))
     }

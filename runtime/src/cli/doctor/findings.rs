@@ -5,6 +5,7 @@ use textwrap::{Options, WordSplitter};
 
 use super::super::explain::error_codes;
 use crate::config::{FileProblems, Position, Severity};
+use crate::units::counted;
 
 /// Width of the text.
 const WIDTH: usize = 110;
@@ -135,10 +136,6 @@ impl Findings {
         });
         text
     }
-}
-
-fn counted(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The remedy in the reference of an error code.

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use crate::cli::output::columns;
 use crate::http::{ClusterStatus, ClusterWorker, ComponentInfo, LiveTask, Rates, TaskStatus};
-use crate::units::{bytes, count, duration, milliseconds};
+use crate::units::{bytes, count, counted, duration, milliseconds};
 
 /// A task, or a component without tasks.
 #[derive(Debug, Clone)]
@@ -197,10 +197,10 @@ pub(super) fn summary(cluster: &ClusterStatus, rows: &[Row]) -> String {
     let processors: f64 = statuses.filter_map(|status| status.processors).sum();
     let failed = rows.iter().filter(|row| row.state == "failed").count();
     format!(
-        "cluster {}: {} workers, {} tasks, {failed} failed; sources {}/s, sinks {}/s; memory {}, processors {processors:.2}",
+        "cluster {}: {}, {}, {failed} failed; sources {}/s, sinks {}/s; memory {}, processors {processors:.2}",
         cluster.cluster,
-        alive.len(),
-        rows.iter().filter(|row| !row.worker.is_empty()).count(),
+        counted(alive.len(), "worker"),
+        counted(rows.iter().filter(|row| !row.worker.is_empty()).count(), "task"),
         count(of_kind("source", |rates| rates.out)),
         count(of_kind("sink", |rates| rates.out)),
         bytes(memory),
