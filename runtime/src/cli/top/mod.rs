@@ -8,7 +8,7 @@ use std::io::IsTerminal as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use trunkline_connector::{Error, Result};
 
 use self::rows::{Sort, text};
@@ -34,39 +34,12 @@ pub(super) struct TopArgs {
     json: bool,
     /// Order of the tasks; by default that of the pipelines
     #[arg(long, value_name = "COLUMN")]
-    sort: Option<SortBy>,
+    sort: Option<Sort>,
     /// Seconds between two frames
     #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     interval: u64,
     #[command(flatten)]
     settings: SettingsArgs,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum SortBy {
-    Name,
-    In,
-    Out,
-    Lag,
-    Age,
-    Commit,
-    Memory,
-    Failures,
-}
-
-impl From<SortBy> for Sort {
-    fn from(by: SortBy) -> Self {
-        match by {
-            SortBy::Name => Self::Name,
-            SortBy::In => Self::In,
-            SortBy::Out => Self::Out,
-            SortBy::Lag => Self::Lag,
-            SortBy::Age => Self::Age,
-            SortBy::Commit => Self::Commit,
-            SortBy::Memory => Self::Memory,
-            SortBy::Failures => Self::Failures,
-        }
-    }
 }
 
 /// Runs the verb.
@@ -82,7 +55,7 @@ pub(super) fn top(args: &TopArgs) -> Exit {
 
 fn once(args: &TopArgs, settings: &Settings) -> Result<Exit> {
     let (cluster, json): (ClusterStatus, String) = WorkerApi::connect(settings)?.get("cluster")?;
-    let sort = args.sort.map(Sort::from);
+    let sort = args.sort;
     Ok(print_data(&if args.json { format!("{json}\n") } else { text(&cluster, sort) }))
 }
 
@@ -103,7 +76,7 @@ fn live(args: &TopArgs, settings: &Settings) -> Result<Exit> {
         .name("top".to_owned())
         .spawn(move || ask_worker(&api, &asked, &news, interval))
         .map_err(|error| Error::external("environment.runtime", format!("cannot start a thread: {error}")))?;
-    let mut screen = Screen::new(args.sort.map(Sort::from));
+    let mut screen = Screen::new(args.sort);
     screen.update(first);
     let mut terminal = Terminal::open().map_err(|error| failed(&error))?;
     let outcome = show(&mut terminal, &mut screen, &arrived, &requests);

@@ -72,7 +72,7 @@ fn of_task(task: &LiveTask<'_>, is_one_of_several: bool) -> Row {
 }
 
 /// The order of the rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Sort {
     Name,
     In,

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use trunkline_plugin::state::State;
 use trunkline_plugin::{Batch, ConfigError, Record, Verdicts};
 
-use crate::key::Key;
+use crate::key::{Key, KeyFormat};
 use crate::{Everyday, duration};
 
 /// The options.
@@ -38,7 +38,7 @@ impl Dedupe {
             return Err(ConfigError::at("within", "is zero; expected a duration such as \"10m\""));
         };
         Ok(Self {
-            key: Key::new(&config.fields, config.expression.as_deref(), false)?,
+            key: Key::new(&config.fields, config.expression.as_deref(), KeyFormat::Auto)?,
             within_ms,
             passed: State::new("passed").with_ttl(std::time::Duration::from_millis(ttl)),
         })

@@ -1,5 +1,6 @@
 //! Keys from fields of the row, or from an expression.
 
+use serde::Deserialize;
 use trunkline_plugin::{ConfigError, Record, json};
 
 use crate::expression::{self, Expression, Scope};
@@ -15,10 +16,23 @@ pub(crate) enum Key {
     Object(Vec<(String, Vec<String>)>),
 }
 
+/// The form of a key from fields.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum KeyFormat {
+    /// Text for one field, JSON for several.
+    #[default]
+    Auto,
+    Json,
+}
+
 impl Key {
-    /// A key from the options `fields` and `expression`; `None` if both are absent. `as_json`: one
-    /// field gives an object, too.
-    pub(crate) fn new(fields: &[String], expression: Option<&str>, as_json: bool) -> Result<Option<Self>, ConfigError> {
+    /// A key from the options `fields` and `expression`; `None` if both are absent.
+    pub(crate) fn new(
+        fields: &[String],
+        expression: Option<&str>,
+        format: KeyFormat,
+    ) -> Result<Option<Self>, ConfigError> {
         let mut paths = Vec::new();
         for (index, field) in fields.iter().enumerate() {
             let path = rows::path(field).map_err(|message| ConfigError::at(format!("fields[{index}]"), message))?;
@@ -30,7 +44,7 @@ impl Key {
             }
             (Some(source), _) => Some(Self::Expression(expression::compile("expression", source)?)),
             (None, 0) => None,
-            (None, 1) if !as_json => paths.into_iter().next().map(|(_, path)| Self::Text(path)),
+            (None, 1) if format == KeyFormat::Auto => paths.into_iter().next().map(|(_, path)| Self::Text(path)),
             (None, _) => Some(Self::Object(paths)),
         })
     }

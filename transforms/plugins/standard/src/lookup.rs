@@ -10,7 +10,7 @@ use trunkline_plugin::state::State;
 use trunkline_plugin::{Batch, ConfigError, Port, Record, Verdict, Verdicts, json};
 
 use crate::Everyday;
-use crate::key::Key;
+use crate::key::{Key, KeyFormat};
 use crate::rows::{self, ObjectWriter};
 
 /// The collection that the host fills.
@@ -26,22 +26,13 @@ pub struct Config {
     fields: Vec<String>,
     expression: Option<String>,
     #[serde(default)]
-    format: Format,
+    format: KeyFormat,
     into: Option<String>,
     #[serde(default)]
     merge: bool,
     take: Option<Vec<String>>,
     #[serde(default)]
     missing: Missing,
-}
-
-/// The form of a key from fields.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Format {
-    #[default]
-    Auto,
-    Json,
 }
 
 /// What happens to a record without a row in the table.
@@ -68,8 +59,7 @@ pub(crate) struct Lookup {
 
 impl Lookup {
     pub(crate) fn new(config: Config) -> Result<Self, ConfigError> {
-        let as_json = config.format == Format::Json;
-        let key = Key::new(&config.fields, config.expression.as_deref(), as_json)?;
+        let key = Key::new(&config.fields, config.expression.as_deref(), config.format)?;
         match (&config.into, config.merge) {
             (Some(_), true) => {
                 return Err(ConfigError::at("into", "has no effect with `merge`; expected one of both"));

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use trunkline_plugin::state::State;
 use trunkline_plugin::{Batch, ConfigError, DEFAULT_PORT, Record, Verdict, Verdicts, json};
 
-use crate::key::Key;
+use crate::key::{Key, KeyFormat};
 use crate::rows::{self, ObjectWriter};
 use crate::{Everyday, duration};
 
@@ -53,7 +53,7 @@ impl Previous {
             Some(Ok(ttl)) if ttl > 0 => last.with_ttl(std::time::Duration::from_millis(ttl)),
             Some(_) => return Err(ConfigError::at("within", "is zero; expected a duration such as \"10m\"")),
         };
-        let key = Key::new(&config.fields, config.expression.as_deref(), false)?;
+        let key = Key::new(&config.fields, config.expression.as_deref(), KeyFormat::Auto)?;
         Ok(Self { key, into: config.into, take: config.take, within_ms, last })
     }
 

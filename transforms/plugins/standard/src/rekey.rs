@@ -4,7 +4,7 @@ use serde::Deserialize;
 use trunkline_plugin::{ConfigError, Done, Record, Verdict};
 
 use crate::Everyday;
-use crate::key::Key;
+use crate::key::{Key, KeyFormat};
 
 /// The options.
 #[derive(Debug, Deserialize)]
@@ -14,19 +14,9 @@ pub struct Config {
     fields: Vec<String>,
     expression: Option<String>,
     #[serde(default)]
-    format: Format,
+    format: KeyFormat,
     #[serde(default)]
     tombstones: Tombstones,
-}
-
-/// The form of a key from fields.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Format {
-    /// Text for one field, JSON for several.
-    #[default]
-    Auto,
-    Json,
 }
 
 /// What happens to tombstones: they have no fields.
@@ -47,8 +37,7 @@ pub(crate) struct Rekey {
 
 impl Rekey {
     pub(crate) fn new(config: &Config) -> Result<Self, ConfigError> {
-        let as_json = config.format == Format::Json;
-        let Some(key) = Key::new(&config.fields, config.expression.as_deref(), as_json)? else {
+        let Some(key) = Key::new(&config.fields, config.expression.as_deref(), config.format)? else {
             return Err(ConfigError::new("has no key; expected `fields = [\"customer_id\"]` or `expression`"));
         };
         Ok(Self { key, tombstones: config.tombstones })
