@@ -34,12 +34,19 @@ impl Snowflake {
 
     /// The rows of a query in the schema `DB.RAW`: values joined by tabs.
     pub fn query(&self, sql: &str) -> Vec<String> {
+        self.try_query(sql).unwrap_or_else(|answer| panic!("{sql} answered {answer}"))
+    }
+
+    /// Like [`Snowflake::query`]; the error is the server's answer.
+    pub fn try_query(&self, sql: &str) -> Result<Vec<String>, String> {
         let body = json!({"database": "DB", "schema": "RAW", "sql": sql});
         let (status, answer) = self.0.call("POST", "/__ctl", &body.to_string());
-        assert_eq!(status, 200, "{sql} answered {answer}");
+        if status != 200 {
+            return Err(answer.to_string());
+        }
         let rows: Vec<Vec<Option<String>>> = serde_json::from_value(answer["rows"].clone()).unwrap();
         let value = |value: Option<String>| value.unwrap_or_else(|| "NULL".to_owned());
-        rows.into_iter().map(|row| row.into_iter().map(value).collect::<Vec<_>>().join("\t")).collect()
+        Ok(rows.into_iter().map(|row| row.into_iter().map(value).collect::<Vec<_>>().join("\t")).collect())
     }
 
     /// Ends all sessions; their transactions are rolled back.

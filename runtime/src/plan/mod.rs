@@ -50,7 +50,7 @@ use trunkline_connector::{CommitPolicy, SinkSpec, SourceSpec, Template};
 use trunkline_transform_host::{Limits, Plugin};
 
 pub use files::files_of;
-pub use load::{Files, Loaded, load_each, load_with_sink_options};
+pub use load::{Files, Loaded, load_each, load_with_options};
 pub(crate) use names::{NAME_RULE, name_error};
 pub use on_error::{OnError, StopAfter};
 pub use plan_eq::Options;
