@@ -25,6 +25,8 @@ pub(crate) struct RedshiftDialect {
     sort_key: Vec<String>,
     /// The part of COPY that names the credentials.
     authorization: String,
+    /// The secrets in it, as they are written there.
+    secrets: Vec<String>,
     application: String,
     runtime: Handle,
 }
@@ -32,10 +34,13 @@ pub(crate) struct RedshiftDialect {
 impl RedshiftDialect {
     /// The dialect of the sink `name`.
     pub(crate) fn new(config: &Config, name: &str, runtime: Handle) -> Self {
+        let mut secrets = Vec::new();
         let authorization = match (&config.iam_role, &config.stage.credentials) {
             (Some(role), _) => format!("IAM_ROLE {}", quoted_literal(role)),
             (None, Some(AccessKey { id, secret, session_token })) => {
                 let token = session_token.as_ref();
+                let escaped = |secret: &String| secret.replace('\'', "''");
+                secrets.extend(std::iter::once(secret).chain(token).map(escaped));
                 let token = token.map_or_else(String::new, |token| format!(" SESSION_TOKEN {}", quoted_literal(token)));
                 format!("ACCESS_KEY_ID {} SECRET_ACCESS_KEY {}{token}", quoted_literal(id), quoted_literal(secret))
             }
@@ -47,6 +52,7 @@ impl RedshiftDialect {
             dist_key: config.dist_key.as_ref().map(|key| key.to_lowercase()),
             sort_key: config.sort_key.iter().map(|key| key.to_lowercase()).collect(),
             authorization,
+            secrets,
             application: format!("trunkline {name}"),
             runtime,
         }
@@ -90,8 +96,8 @@ impl Dialect for RedshiftDialect {
     }
 
     fn connect(&self) -> Result<Box<dyn Session>> {
-        let mut session =
-            RedshiftSession::connect(&self.server, &self.quoted(&self.schema), &self.application, &self.runtime)?;
+        let (schema, secrets) = (self.quoted(&self.schema), self.secrets.clone());
+        let mut session = RedshiftSession::connect(&self.server, &schema, &self.application, secrets, &self.runtime)?;
         // A search path may name a schema that does not exist.
         let condition = format!("nspname = {}", self.literal(&self.schema));
         if session.query(&format!("SELECT nspname FROM pg_catalog.pg_namespace WHERE {condition}"))?.is_empty() {
@@ -398,6 +404,10 @@ mod tests {
         let keys = "url = \"s3://b\", access_key_id = \"k\", secret_access_key = \"s'x\"";
         assert_eq!(copy(&format!("stage = {{ {keys} }}")), statement("ACCESS_KEY_ID 'k' SECRET_ACCESS_KEY 's''x'"));
         assert_eq!(copy(&format!("stage = {{ {keys}, iam_role = \"arn\" }}")), statement("IAM_ROLE 'arn'"));
+        let temporary = format!("stage = {{ {keys}, session_token = \"t'k\" }}");
+        let expected = "ACCESS_KEY_ID 'k' SECRET_ACCESS_KEY 's''x' SESSION_TOKEN 't''k'";
+        assert_eq!(copy(&temporary), statement(expected));
+        assert_eq!(dialect(&temporary).secrets, ["s''x", "t''k"]);
     }
 
     #[test]

@@ -111,6 +111,29 @@ fn wrong_logins_are_reported_without_the_password() {
 }
 
 #[test]
+fn copy_passes_a_session_token_that_no_error_shows() {
+    let bench = need!(Bench::new("tokens"));
+    let proxy = Proxy::start(bench.redshift.port());
+    let (keys, token) = ("secret_access_key = \"SKTESTSK\"", "FwoGZXIvYXdz//temporary+token==");
+    let temporary = format!("{keys}, session_token = \"{token}\"");
+    let mut sink = bench.open_changed_at(proxy.port, keys, &temporary).unwrap();
+    let (committables, _) = prepare(sink.as_mut(), &rows_from(0).batch).unwrap();
+    proxy.break_at(Break { statement: "COPY", fault: Fault::Repeated });
+    let error = sink.commit(&committables).unwrap_err();
+    let statement = proxy.repeated().pop().unwrap();
+    let expected = format!(
+        " ACCESS_KEY_ID 'AKTEST' SECRET_ACCESS_KEY 'SKTESTSK' SESSION_TOKEN '{token}' FORMAT AS PARQUET MANIFEST"
+    );
+    assert!(statement.ends_with(&expected), "{statement}");
+    let shown = format!("{error} {error:?}");
+    assert!(shown.contains("SECRET_ACCESS_KEY '***' SESSION_TOKEN '***'"), "{shown}");
+    assert!(!shown.contains("SKTESTSK") && !shown.contains("temporary"), "{shown}");
+    // The stand-in loads with them.
+    sink.commit(&committables).unwrap();
+    assert_eq!(bench.rows("SELECT COUNT(*) FROM $S.changes"), ["50"]);
+}
+
+#[test]
 fn a_check_reports_unmet_prerequisites_and_leaves_nothing() {
     let bench = need!(Bench::new("checks"));
     let codes =

@@ -91,7 +91,11 @@ impl Dialect for SnowflakeDialect {
             error.into_error(&format!("cannot log in to {} as {}", self.client.account, self.client.user))
         })?;
         let secrets = match &self.access {
-            StageAccess::Keys(key) => std::iter::once(key.secret.clone()).chain(key.session_token.clone()).collect(),
+            StageAccess::Keys(key) => {
+                // As a statement has them.
+                let escaped = |secret: &String| self.literal(secret).trim_matches('\'').to_owned();
+                std::iter::once(&key.secret).chain(&key.session_token).map(escaped).collect()
+            }
             StageAccess::Integration(_) => Vec::new(),
         };
         Ok(Box::new(BlockingSession { session, runtime: self.runtime.clone(), secrets }))

@@ -338,6 +338,30 @@ fn deletes_and_changed_keys_reach_the_table() {
 }
 
 #[test]
+fn copy_passes_a_session_token_that_no_error_shows() {
+    let Some(setup) = Setup::find() else { return };
+    let (keys, token) = ("secret_access_key = \"SKTESTSK\"", "FwoGZXIvYXdz//temporary+token==");
+    let options = setup.account.options("TOKENS", "append");
+    assert!(options.contains(keys));
+    let options = options.replace(keys, &format!("{keys}, session_token = \"{token}\""));
+    let mut sink = setup.open_with(&options, None).unwrap();
+    write(sink.as_mut(), &batch(0, &ROWS, None));
+    let committables = prepare(sink.as_mut());
+    // Only a statement with this clause gets the error, whose text repeats it.
+    let clause = format!("CREDENTIALS = (AWS_KEY_ID = 'AKTEST' AWS_SECRET_KEY = 'SKTESTSK' AWS_TOKEN = '{token}')");
+    let message = format!("SQL compilation error: {clause}");
+    let control = serde_json::json!({ "refuse": clause, "code": "001003", "message": message });
+    setup.account.server.control(&control.to_string());
+    let error = sink.commit(&committables).unwrap_err();
+    let shown = format!("{error} {error:?}");
+    assert!(shown.contains("AWS_SECRET_KEY = '***' AWS_TOKEN = '***'"), "{shown}");
+    assert!(!shown.contains("SKTESTSK") && !shown.contains("temporary"), "{shown}");
+    // The stand-in loads with them.
+    sink.commit(&committables).unwrap();
+    assert_eq!(setup.query("TOKENS", "SELECT COUNT(*) FROM \"ROWS\""), ["3"]);
+}
+
+#[test]
 fn tables_follow_the_schema() {
     let Some(setup) = Setup::find() else { return };
     let mut sink = setup.open("EVOLVED", "append");

@@ -66,7 +66,12 @@ impl Bench {
 
     /// A sink whose options have `to` in place of `from`.
     pub(crate) fn open_changed(&self, from: &str, to: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
-        let options = self.redshift.sink_options(self.redshift.port(), self.name, self.name);
+        self.open_changed_at(self.redshift.port(), from, to)
+    }
+
+    /// The same, at this port.
+    pub(crate) fn open_changed_at(&self, port: u16, from: &str, to: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
+        let options = self.redshift.sink_options(port, self.name, self.name);
         assert!(options.contains(from));
         self.open_with(&options.replace(from, to))
     }
@@ -201,12 +206,15 @@ pub(crate) enum Fault {
     ReplyLost,
     /// Redshift's error 1023, this number of times. The server does not get the statement.
     Conflict(u32),
+    /// An error whose text and detail are the whole statement. The server does not get it.
+    Repeated,
 }
 
 /// A proxy in front of the stand-in that breaks one connection.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     next: Arc<Mutex<Option<Break>>>,
+    repeated: Arc<Mutex<Vec<String>>>,
 }
 
 impl Proxy {
@@ -214,16 +222,17 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let next: Arc<Mutex<Option<Break>>> = Arc::default();
-        let shared = next.clone();
+        let repeated: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (shared, seen) = (next.clone(), repeated.clone());
         // It ends with the process.
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let (client, server) = (client.unwrap(), TcpStream::connect(("127.0.0.1", server)).unwrap());
-                let shared = shared.clone();
-                std::thread::spawn(move || relay(client, server, &shared));
+                let (shared, seen) = (shared.clone(), seen.clone());
+                std::thread::spawn(move || relay(client, server, &shared, &seen));
             }
         });
-        Self { port, next }
+        Self { port, next, repeated }
     }
 
     /// The next statement that matches breaks its connection.
@@ -235,10 +244,15 @@ impl Proxy {
     pub(crate) fn is_done(&self) -> bool {
         self.next.lock().unwrap().is_none()
     }
+
+    /// The statements that were repeated in an error.
+    pub(crate) fn repeated(&self) -> Vec<String> {
+        self.repeated.lock().unwrap().clone()
+    }
 }
 
 /// Relays both directions. Statements are messages `Q`, after one startup message without a type.
-fn relay(mut client: TcpStream, mut server: TcpStream, next: &Mutex<Option<Break>>) {
+fn relay(mut client: TcpStream, mut server: TcpStream, next: &Mutex<Option<Break>>, repeated: &Mutex<Vec<String>>) {
     let silent = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let (mut back, mut to_client, quiet) = (server.try_clone().unwrap(), client.try_clone().unwrap(), silent.clone());
     let replies = std::thread::spawn(move || {
@@ -261,14 +275,13 @@ fn relay(mut client: TcpStream, mut server: TcpStream, next: &Mutex<Option<Break
         match fault_of(&mut next.lock().unwrap(), &message) {
             Some(Fault::Unsent) => break,
             Some(Fault::Conflict(_)) => {
-                let text = "1023 Serializable isolation violation on table - 100";
-                let fields = format!("SERROR\0CXX000\0M{text}\0\0");
-                let mut answer = vec![b'E'];
-                answer.extend((fields.len() as u32 + 4).to_be_bytes());
-                answer.extend(fields.as_bytes());
-                // The transaction failed, and the server is ready.
-                answer.extend(*b"Z\0\0\0\x05E");
-                client.write_all(&answer).unwrap();
+                refuse(&mut client, "1023 Serializable isolation violation on table - 100");
+                continue;
+            }
+            Some(Fault::Repeated) => {
+                let statement = statement_of(&message);
+                repeated.lock().unwrap().push(statement.to_owned());
+                refuse(&mut client, statement);
                 continue;
             }
             Some(Fault::ReplyLost) => silent.store(true, std::sync::atomic::Ordering::SeqCst),
@@ -282,6 +295,21 @@ fn relay(mut client: TcpStream, mut server: TcpStream, next: &Mutex<Option<Break
         drop(server.shutdown(Shutdown::Both));
     }
     drop(replies.join());
+}
+
+/// Answers with an error. The transaction fails, and the server is ready.
+fn refuse(client: &mut TcpStream, text: &str) {
+    let fields = format!("SERROR\0CXX000\0M{text}\0D{text}\0\0");
+    let mut answer = vec![b'E'];
+    answer.extend((fields.len() as u32 + 4).to_be_bytes());
+    answer.extend(fields.as_bytes());
+    answer.extend(*b"Z\0\0\0\x05E");
+    client.write_all(&answer).unwrap();
+}
+
+/// The SQL of a message `Q`.
+fn statement_of(message: &[u8]) -> &str {
+    std::str::from_utf8(&message[5..message.len() - 1]).unwrap()
 }
 
 /// The fault of this message. A fault is over after its last time.
