@@ -168,7 +168,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "tls",
         "`disable`, `prefer`, `require`, `verify_ca`, `verify_identity`",
         "\"prefer\"",
-        "`prefer` and `require` verify nothing.",
+        "`prefer` and `require` verify nothing. With `tls_ca`, the default is `verify_identity`.",
     ),
     tls::CA,
     tls::CERT,
@@ -319,7 +319,7 @@ fn default_snapshot_threads() -> u64 {
 
 fn read_connection(section: &Section<'_>) -> Option<ConnectionOptions> {
     let address = read_address(section);
-    let tls = section.one_of(
+    let chosen = section.one_of(
         "tls",
         &[
             ("disable", Tls::Disable),
@@ -330,6 +330,9 @@ fn read_connection(section: &Section<'_>) -> Option<ConnectionOptions> {
         ],
     );
     let files = TlsOptions::read(section, TLS_CODES);
+    // Authorities are named to verify the server: `prefer` would ignore them.
+    let is_given = |key: &str| section.table.get(key).is_some();
+    let tls = if is_given(tls::CA.key) && !is_given("tls") { Tls::VerifyIdentity } else { chosen };
     Some(ConnectionOptions { address: address?, tls, files })
 }
 
