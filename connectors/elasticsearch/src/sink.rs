@@ -6,9 +6,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::runtime::Handle;
 use trunkline_connector::{
-    Delivery, Error, IdempotentSink, InFlight, MemoryBudget, Reason, Reservation, Result, Retry,
+    Delivery, Error, IdempotentSink, InFlight, MemoryBudget, Reason, Reservation, Result, Retry, TopicPartition,
 };
 
 use crate::bulk_answer::{self, ItemOutcome};
@@ -165,6 +166,16 @@ impl IdempotentSink for SearchSink {
             // Jitter: deliveries that found the server busy together do not return together.
             let pause = BUSY_PAUSE.mul_f64(0.5 + (RandomState::new().hash_one(left) % 512) as f64 / 512.0);
             self.runtime.block_on(async { tokio::time::sleep(pause).await });
+        }
+    }
+
+    fn state(&self, partition: &TopicPartition) -> Option<Value> {
+        self.failover.as_ref().and_then(|guard| guard.state(partition))
+    }
+
+    fn restore(&self, partition: &TopicPartition, state: Option<&Value>) {
+        if let Some(guard) = &self.failover {
+            guard.restore(partition, state);
         }
     }
 

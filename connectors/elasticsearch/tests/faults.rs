@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::fake::{Fake, Fault};
 use common::{Setup, deliver_within, delivery, numbered, pending, rejections};
-use trunkline_connector::{MemoryBudget, Retry};
+use trunkline_connector::{MemoryBudget, Retry, TopicPartition};
 
 fn options(fakes: &[&Fake]) -> String {
     let urls: Vec<String> = fakes.iter().map(|fake| format!("\"http://{}\"", fake.address)).collect();
@@ -187,7 +187,16 @@ fn changes_after_a_failover_wait_for_a_higher_epoch() {
         assert!(error.message().contains("Set `version_epoch = 1`"), "{error}");
         assert_eq!(fake.numbers(), [2]);
     }
-    setup.open(&format!("{options}version_epoch = 1\n")).deliver(&mut delivery).unwrap();
+    // Another task continues from what the first one stored with its offsets.
+    let partition = TopicPartition::new("web", 3);
+    let state = sink.state(&partition);
+    assert!(state.is_some());
+    let next = setup.open(&options);
+    next.restore(&partition, state.as_ref());
+    assert_eq!(next.deliver(&mut delivery).unwrap_err().code, "elasticsearch.failover");
+    let raised = setup.open(&format!("{options}version_epoch = 1\n"));
+    raised.restore(&partition, state.as_ref());
+    raised.deliver(&mut delivery).unwrap();
     assert_eq!((pending(&delivery), fake.numbers()), (Vec::new(), vec![4]));
 }
 
