@@ -4,7 +4,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{BrokerKind, Case, Exit, Mysql, OpenSearch, Process, Random, Reader, S3, S3Faults, Skip, wait};
+use trunkline_tests::{
+    BrokerKind, Case, Exit, Mysql, OpenSearch, Process, Random, Reader, S3, S3Faults, Skip, TlsFiles, wait,
+};
 
 use crate::broker::ChaosBroker;
 use crate::faults::Mounted;
@@ -94,6 +96,8 @@ pub(crate) struct Fixture<'a> {
     /// The proxy for the object store or the search server. The paths `topics` and `state` have
     /// none.
     pub store: Option<S3Faults>,
+    /// The certificate of that proxy, if workers reach it over TLS.
+    tls: Option<TlsFiles>,
     /// The folder of published files.
     pub lake: PathBuf,
     /// The whole bucket, including hidden files.
@@ -127,26 +131,45 @@ impl<'a> Fixture<'a> {
         }
         let (mut store, mut lake, mut bucket) = (None, case.path("lake"), case.path("lake"));
         let Destinations { s3, search } = destinations;
+        let tls = broker.tls_files();
+        let start_proxy = |server: &str| match &tls {
+            Some(tls) => S3Faults::start_tls(server, tls),
+            None => S3Faults::start(server),
+        };
         if let Some(search) = &search {
-            store = Some(S3Faults::start(&search.address()));
+            store = Some(start_proxy(&search.address()));
         }
         if plan.path.ends_in_bucket() {
             bucket = s3.bucket(case.name());
             lake = bucket.join("logs");
-            store = Some(S3Faults::start(&s3.address()));
+            store = Some(start_proxy(&s3.address()));
         }
         let feed = match mysql {
             None => Feed::Logs(Logs::new(case.path("logs"), plan.hostile, &mut random)),
             Some(mysql) => {
                 case.set(Mysql::PASSWORD.0, Mysql::PASSWORD.1);
-                Feed::Tables(Box::new(Tables::new(mysql, plan.times(300, 2_000), &mut random)))
+                Feed::Tables(Box::new(Tables::new(mysql, plan.times(300, 2_000), plan.secured, &mut random)))
             }
         };
         let reader = Reader::find()?;
         let mounted = None;
         let max_rss = MAX_RSS;
-        let mut this =
-            Self { plan, random, tally, broker, mounted, case, search, store, lake, bucket, feed, max_rss, reader };
+        let mut this = Self {
+            plan,
+            random,
+            tally,
+            broker,
+            mounted,
+            case,
+            search,
+            store,
+            tls,
+            lake,
+            bucket,
+            feed,
+            max_rss,
+            reader,
+        };
         let masked = this.feed.masked();
         match plan.path {
             Path::State => this.pipeline(PREVIOUS),
@@ -158,14 +181,16 @@ impl<'a> Fixture<'a> {
 
     /// Writes the pipeline file. `plugin` are the options of its transform.
     pub(crate) fn pipeline(&self, plugin: &str) {
+        let authority =
+            self.tls.as_ref().map_or_else(String::new, |tls| format!("tls_ca = \"{}\"\n", tls.ca.display()));
         let (materialised, destination) = match &self.store {
             None => ("topic = \"$NAME.clean\"\n".to_owned(), "url = \"file://$DIR/lake\"\n".to_owned()),
-            Some(store) if self.search.is_some() => (String::new(), format!("url = \"http://{}\"\n", store.address())),
+            Some(store) if self.search.is_some() => (String::new(), format!("url = \"{}\"\n{authority}", store.url())),
             Some(store) => (
                 String::new(),
                 format!(
-                    "url = \"s3://$NAME/logs\"\nendpoint = \"http://{}\"\nregion = \"{}\"\npath_style = true\n",
-                    store.address(),
+                    "url = \"s3://$NAME/logs\"\nendpoint = \"{}\"\nregion = \"{}\"\npath_style = true\n{authority}",
+                    store.url(),
                     S3::REGION
                 ),
             ),

@@ -98,11 +98,12 @@ pub(crate) struct Arguments {
     pub time: Option<Duration>,
     /// Only the short set, with fewer repetitions.
     pub short: bool,
-    /// Only the runs with this label: fault, fault/path or fault/path/broker.
+    /// Only the runs with this label: fault, fault/path or fault/path/broker, with `*` for any.
     pub only: Option<String>,
     /// Database servers with unusual settings, and logs behind symbolic links.
     pub hostile: bool,
-    /// Apache Kafka over SASL_SSL, with tokens that are replaced every five seconds.
+    /// Apache Kafka over SASL_SSL, with tokens that are replaced every five seconds, and the other
+    /// servers over TLS.
     pub secured: bool,
     /// Only list the runs.
     pub list: bool,
@@ -142,7 +143,7 @@ impl Arguments {
                     let plan = Plan { fault, path, broker, seed, short, hostile, secured };
                     let asked = self.only.as_ref().map_or_else(
                         || !self.short || fault.short.contains(&(path, broker)),
-                        |only| format!("{}/", plan.label()).starts_with(&format!("{only}/")),
+                        |only| is_selected(only, &plan.label()),
                     );
                     if asked && fault.paths.contains(&path) {
                         plans.push(plan);
@@ -152,6 +153,13 @@ impl Arguments {
         }
         plans
     }
+}
+
+/// Whether `only` is the label, or its first parts; `*` stands for any part.
+fn is_selected(only: &str, label: &str) -> bool {
+    let parts = only.split('/').count();
+    parts <= label.split('/').count()
+        && only.split('/').zip(label.split('/')).all(|(part, of)| part == "*" || part == of)
 }
 
 /// The runs on one kind of broker, round by round.

@@ -54,6 +54,7 @@ pub use mysql::Mysql;
 pub use paths::{repository, sample_access_log, worker_binary};
 pub use plugins::test_plugin;
 pub use process::{Exit, Process, memory_of};
+pub use proxy::TlsFiles;
 pub use random::Random;
 pub use reader::{LakeContents, Reader};
 pub use redshift::Redshift;
