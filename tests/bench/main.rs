@@ -23,6 +23,7 @@ mod records;
 mod scaling;
 mod search;
 mod table;
+mod tls;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,7 +37,7 @@ use crate::table::Table;
 
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
 /// follow them.
-const ROWS: [&str; 16] = [
+const ROWS: [&str; 17] = [
     "none",
     "combined",
     "parquet",
@@ -53,6 +54,7 @@ const ROWS: [&str; 16] = [
     "search-latency",
     "opensearch",
     "bento-search",
+    "tls",
 ];
 const USAGE: &str = "usage: tests/bench/run [all | ROW..] [--seconds N] [--rounds N]
        tests/bench/run --baseline FOLDER [ROW..] [--seconds N] [--rounds N]
@@ -154,7 +156,7 @@ fn figure(row: &str, sampling: Sampling) -> Option<ExitCode> {
 fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
     let is_selected = |row: &str| rows.contains(&row);
     let mut table = Table::default();
-    if rows.iter().any(|row| !["parser", "parsers", "plugin"].contains(row)) {
+    if rows.iter().any(|row| !["parser", "parsers", "plugin", "tls"].contains(row)) {
         let kafka = Kafka::start(BrokerKind::Apache).unwrap_or_else(|skip| panic!("{skip}"));
         if ["none", "combined", "parquet", "mask"].into_iter().any(is_selected) {
             table.add(pipeline::rows(&kafka, sampling, is_selected));
@@ -193,7 +195,13 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
             mysql::add(&mut table, &kafka, sampling, is_selected);
         }
     }
-    // After the broker has stopped: these rows measure one core.
+    // After that broker has stopped: this row has its own, and the others measure one core.
+    if is_selected("tls") {
+        match tls::rows(sampling) {
+            Ok(rows) => table.add(rows),
+            Err(reason) => table.skip("tls", &reason),
+        }
+    }
     if is_selected("parser") {
         table.add([parser::row(sampling)]);
     }
