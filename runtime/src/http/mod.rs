@@ -23,6 +23,7 @@ mod log_levels;
 mod metrics;
 mod openapi;
 mod page;
+mod peer;
 mod process;
 mod samples;
 mod shown_options;

@@ -127,14 +127,30 @@ impl Control {
     }
 
     /// Writes an HTTP request to the audit log. If this fails, the request must be refused.
-    pub(crate) fn audit(&self, command: &str, arguments: Value) -> Result<()> {
-        let connection = lock(&self.shared.connection).as_ref().map(|connection| connection.kafka.clone());
-        let Some((cluster, name)) = connection.ok_or_else(not_connected)? else { return Ok(()) };
-        let entry = AuditEntry::of_request(&name, command, arguments);
-        entry.write(&cluster)?;
-        let AuditEntry { user, host, command, arguments, .. } = &entry;
-        tracing::info!(target: "trunkline::audit", %user, %host, %command, %arguments, "a request to the worker");
+    fn audit(&self, command: &str, arguments: Value) -> Result<()> {
+        let Some((cluster, entry)) = self.entry(command, arguments)? else { return Ok(()) };
+        entry.write(&cluster).map_err(|error| entry.refused(error))?;
+        log_entry(&entry);
         Ok(())
+    }
+
+    /// The same for a request that only shows records: without the right to write entries, it is
+    /// recorded in the worker's log alone.
+    pub(crate) fn audit_reading(&self, command: &str, arguments: Value) -> Result<()> {
+        let Some((cluster, entry)) = self.entry(command, arguments)? else { return Ok(()) };
+        match entry.write_if_permitted(&cluster)? {
+            None => {}
+            Some(reason) => tracing::warn!(target: "trunkline::audit", "{reason}"),
+        }
+        log_entry(&entry);
+        Ok(())
+    }
+
+    /// The entry of a request; `None` without Kafka.
+    fn entry(&self, command: &str, arguments: Value) -> Result<Option<(Cluster, AuditEntry)>> {
+        let connection = lock(&self.shared.connection).as_ref().map(|connection| connection.kafka.clone());
+        let Some((cluster, name)) = connection.ok_or_else(not_connected)? else { return Ok(None) };
+        Ok(Some((cluster, AuditEntry::of_request(&name, command, arguments))))
     }
 
     /// Kafka, and the name of the cluster.
@@ -145,9 +161,14 @@ impl Control {
 
     /// The tasks of this worker.
     pub fn own_tasks(&self, overview: &Overview) -> WorkerTasks {
+        let (node, http) = self.place();
+        WorkerTasks { node, http, tasks: task_rows(overview) }
+    }
+
+    /// The machine of this worker, and the address of its HTTP server, as it shows them in Kafka.
+    pub(crate) fn place(&self) -> (String, Option<String>) {
         let node = lock(&self.shared.connection).as_ref().map(|connection| connection.node.clone());
-        let http = lock(&self.shared.http).clone();
-        WorkerTasks { node: node.unwrap_or_default(), http, tasks: task_rows(overview) }
+        (node.unwrap_or_default(), lock(&self.shared.http).clone())
     }
 
     /// Starts to answer from these rows.
@@ -164,6 +185,11 @@ impl Control {
             self.shared.version.fetch_add(1, Ordering::AcqRel);
         }
     }
+}
+
+fn log_entry(entry: &AuditEntry) {
+    let AuditEntry { user, host, command, arguments, .. } = entry;
+    tracing::info!(target: "trunkline::audit", %user, %host, %command, %arguments, "a request to the worker");
 }
 
 fn not_connected() -> Error {
