@@ -477,6 +477,18 @@ fn commands_need_exactly_the_printed_rights(kafka: &SecuredKafka, case: &Case) {
         kafka.revoke(&rights);
     }
     assert!(kafka.count(&redriven) > 0 && kafka.count(&letters) > 0);
+    let recorded = kafka.count(&format!("{name}._trunkline.audit"));
+    let mut rights = printed_rights(case, "tap");
+    rights.retain(|right| !right.name.ends_with("_trunkline.audit"));
+    kafka.grant(&rights);
+    let exit = wait::until("a reader needs no right to write", RIGHT_LIMIT, || {
+        let exit = case.run_command("tap", &[&lake], &["--from", "earliest", "--no-follow"], LONG);
+        (exit.code == Some(0)).then_some(exit)
+    });
+    let warning = "warning: `tap` is not recorded in the audit log: ";
+    assert!(!exit.stdout.is_empty() && exit.stderr.contains(warning), "{}", exit.describe());
+    assert_eq!(kafka.count(&format!("{name}._trunkline.audit")), recorded);
+    kafka.revoke(&rights);
     let log = kafka.read(&format!("{name}._trunkline.audit"));
     let entries: Vec<serde_json::Value> = log.iter().map(Record::json).collect();
     for (.., recorded) in commands {
