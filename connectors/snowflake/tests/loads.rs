@@ -343,10 +343,12 @@ fn copy_passes_a_session_token_that_no_error_shows() {
     let (keys, token) = ("secret_access_key = \"SKTESTSK\"", "FwoGZXIvYXdz//temporary+token==");
     let options = setup.account.options("TOKENS", "append");
     assert!(options.contains(keys));
+    // The S3 server of the tests knows no tokens: another sink uploads the files.
+    let mut uploads = setup.open_with(&options, None).unwrap();
+    write(uploads.as_mut(), &batch(0, &ROWS, None));
+    let committables = prepare(uploads.as_mut());
     let options = options.replace(keys, &format!("{keys}, session_token = \"{token}\""));
     let mut sink = setup.open_with(&options, None).unwrap();
-    write(sink.as_mut(), &batch(0, &ROWS, None));
-    let committables = prepare(sink.as_mut());
     // Only a statement with this clause gets the error, whose text repeats it.
     let clause = format!("CREDENTIALS = (AWS_KEY_ID = 'AKTEST' AWS_SECRET_KEY = 'SKTESTSK' AWS_TOKEN = '{token}')");
     let message = format!("SQL compilation error: {clause}");

@@ -309,7 +309,7 @@ mod tests {
         [transforms.clean]
         inputs = ["web"]
         plugin = "mask.wasm"
-        config = { fields = ["a"] }
+        config = { fields = ["message"] }
         topic = "clean"
         [sinks.lake]
         connector = "s3"
