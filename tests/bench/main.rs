@@ -11,6 +11,7 @@ mod client;
 mod debezium;
 mod encode;
 mod latency;
+mod logfile;
 mod measure;
 mod mysql;
 mod opensearch;
@@ -37,7 +38,7 @@ use crate::table::Table;
 
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
 /// follow them.
-const ROWS: [&str; 17] = [
+const ROWS: [&str; 19] = [
     "none",
     "combined",
     "parquet",
@@ -46,6 +47,8 @@ const ROWS: [&str; 17] = [
     "plugin",
     "parsers",
     "latency",
+    "multiline",
+    "tail",
     "operations",
     "bento-log",
     "bento-lake",
@@ -163,6 +166,12 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
         }
         if is_selected("latency") {
             table.add(latency::rows(&kafka, sampling));
+        }
+        if is_selected("multiline") {
+            table.add([logfile::multiline_row(&kafka, sampling)]);
+        }
+        if is_selected("tail") {
+            table.add([logfile::tail_row(&kafka, sampling)]);
         }
         if is_selected("operations") {
             table.add(operations::rows(&kafka, sampling));

@@ -43,6 +43,36 @@ fn a_server_that_refuses_most_documents_gets_a_pause() {
 }
 
 #[test]
+fn the_last_busy_documents_of_a_delivery_do_not_wait_for_the_caller() {
+    let (setup, fake) = (Setup::new(), Fake::start());
+    let sink = setup.open(&options(&[&fake]));
+    for refused in [vec![3, 7], vec![3], vec![3], vec![3]] {
+        fake.fault(Fault::Items(429, "rejected_execution_exception", refused));
+    }
+    sink.deliver(&mut numbered(0..10)).unwrap();
+    assert_eq!((fake.requests(), fake.numbers()), (vec![10, 2, 1, 1, 1], (0..10).collect()));
+    // A server that takes none of them for a while is left to the caller, which reports it.
+    for _ in 0..6 {
+        fake.fault(Fault::Items(429, "rejected_execution_exception", vec![13]));
+    }
+    let mut delivery = numbered(10..20);
+    assert_eq!(sink.deliver(&mut delivery).unwrap_err().code, "elasticsearch.busy");
+    assert_eq!((pending(&delivery), &fake.requests()[5..]), (vec![13], &[10, 1, 1, 1, 1, 1][..]));
+}
+
+#[test]
+fn a_busy_request_does_not_hold_up_the_others_of_its_delivery() {
+    let (setup, fake) = (Setup::new(), Fake::start());
+    let sink = setup.open(&format!("{}request_bytes = \"64KiB\"\n", options(&[&fake])));
+    fake.fault(Fault::Items(429, "rejected_execution_exception", vec![0]));
+    sink.deliver(&mut numbered(0..4000)).unwrap();
+    let requests = fake.requests();
+    assert!(requests.len() > 2 && requests.last() == Some(&1), "{requests:?}");
+    assert_eq!(requests.iter().sum::<usize>(), 4001);
+    assert_eq!(fake.numbers(), (0..4000).collect::<Vec<_>>());
+}
+
+#[test]
 fn faulty_documents_are_rejected_and_the_others_written() {
     let (setup, fake) = (Setup::new(), Fake::start());
     let sink = setup.open(&options(&[&fake]));

@@ -31,6 +31,7 @@ mod audit_log;
 mod control_rows;
 mod counters;
 mod intents;
+mod moves;
 mod positions;
 mod schemas;
 mod superseding;
@@ -39,9 +40,12 @@ mod transform_state;
 mod worker_rows;
 
 pub use audit_log::{AUDIT, AuditEntry, audit_topic};
-pub use control_rows::{ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks};
+pub use control_rows::{
+    ConnectorRow, ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks,
+};
 pub use counters::{ComponentCounters, Counters, DeadLetterCodes};
 pub use intents::{IntentRecord, IntentState, Intents};
+pub use moves::{Moved, POSITION_IN_USE, source_stays};
 pub use positions::Positions;
 pub use schemas::Schemas;
 pub use superseding::SupersedingRows;

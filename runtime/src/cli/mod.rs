@@ -37,6 +37,7 @@ mod settings_args;
 mod shell;
 mod snapshot;
 mod status;
+mod stored_connectors;
 mod tap;
 mod test;
 mod top;

@@ -17,6 +17,7 @@
 
 pub mod bundled;
 mod commit;
+mod connector_file;
 mod cross_file_checks;
 mod fields;
 mod files;
@@ -49,6 +50,7 @@ use regex::Regex;
 use trunkline_connector::{CommitPolicy, SinkSpec, SourceSpec, Template};
 use trunkline_transform_host::{Limits, Plugin};
 
+pub use connector_file::{ConnectorFile, FlatConfig, KeyProblem};
 pub use files::files_of;
 pub use load::{Files, Loaded, load_each, load_with_sink_options};
 pub(crate) use names::{NAME_RULE, name_error};

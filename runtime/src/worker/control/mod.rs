@@ -20,7 +20,7 @@ use trunkline_connector::{Error, Result};
 
 pub use self::view::{Components, Request, Target, View};
 use super::Overview;
-use crate::checkpoint::{AuditEntry, ControlRow, ControlRows, TaskRow, WorkerTasks};
+use crate::checkpoint::{AuditEntry, ConnectorRow, ControlRow, ControlRows, TaskRow, WorkerTasks};
 use crate::kafka::{Cluster, TableFollower};
 use crate::stage::{StopSignal, WorkerContext};
 
@@ -126,8 +126,20 @@ impl Control {
         self.audit(request.name(), arguments)
     }
 
+    /// Stores a connector that was created by REST, or removes it. `arguments` are those of the
+    /// audit log.
+    pub(crate) fn store_connector(&self, name: &str, row: Option<ConnectorRow>, arguments: Value) -> Result<()> {
+        self.audit(if row.is_some() { "store connector" } else { "delete connector" }, arguments)?;
+        // A new connector of the same name would be paused as the deleted one was.
+        let state = row.is_none().then(|| ControlRow::State(name.to_owned(), None));
+        let rows: Vec<_> = state.into_iter().chain([ControlRow::Connector(name.to_owned(), row)]).collect();
+        lock(&self.shared.connection).as_ref().ok_or_else(not_connected)?.store.write(&rows)?;
+        rows.into_iter().for_each(|row| self.apply(row));
+        Ok(())
+    }
+
     /// Writes an HTTP request to the audit log. If this fails, the request must be refused.
-    fn audit(&self, command: &str, arguments: Value) -> Result<()> {
+    pub(crate) fn audit(&self, command: &str, arguments: Value) -> Result<()> {
         let Some((cluster, entry)) = self.entry(command, arguments)? else { return Ok(()) };
         entry.write(&cluster).map_err(|error| entry.refused(error))?;
         log_entry(&entry);
