@@ -8,7 +8,7 @@
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
 //! | `_trunkline.checkpoints` | `{task}/owner` | what the name of a source's task means |
 //! | `_trunkline.checkpoints` | `{task}/position/{topic}/{partition}` | redriven offsets |
-//! | `_trunkline.checkpoints` | `topics/{cluster}/{topic}/{pipeline}.{component}` | a claim: [`TaskOwner`] |
+//! | `_trunkline.checkpoints` | `topics/{cluster}/{topic}/..` | a claim ([`TopicOwners`]) |
 //! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of its plans |
 //! | `_trunkline.checkpoints` | `tasks/{cluster}/{worker}` | [`WorkerTasks`] |
 //! | `_trunkline.checkpoints` | `control/{cluster}/{target}/state` | [`StateRow`] |

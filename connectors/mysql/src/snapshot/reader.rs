@@ -114,8 +114,8 @@ impl Reader {
         Ok(describe::tables(&self.options, connection, &self.charsets, Some(name)).await?.pop())
     }
 
-    /// Whether the columns of a table changed since its description: a row that cannot be decoded may
-    /// have other columns.
+    /// Whether the columns of a table changed since its description: a row that cannot be decoded
+    /// may have other columns.
     pub(super) async fn has_changed(&self, table: &Table, connection: &mut QueryConnection) -> Result<bool> {
         let now = self.describe(&table.name, connection).await?;
         Ok(now.is_none_or(|now| now.table.columns != table.columns))
