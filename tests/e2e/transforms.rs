@@ -13,7 +13,7 @@ config = { fields = ["remote_addr"] }
 
 [transforms.typed]
 plugin = "project.wasm"
-config = { cast = { status = "string" }, compute = { large = "bytes > 1000" } }
+config = { compute = { large = "row.bytes != null && row.bytes > 1000", status = "'HTTP ' + string(row.status)" } }
 
 [transforms.split]
 inputs = ["web"]
