@@ -207,6 +207,13 @@ impl Emitter {
         self.now = now;
     }
 
+    /// The key of a row, if it can be decoded.
+    pub(crate) fn key(&mut self, table: &Table, row: &[Value<'_>]) -> Option<Vec<u8>> {
+        let mut key = Vec::new();
+        self.encoder.key(&mut key, table, row).ok()?;
+        (!table.key.is_empty()).then_some(key)
+    }
+
     /// Adds the records of a change. `on_key` receives the keys that the change affects.
     pub(crate) fn change(
         &mut self,

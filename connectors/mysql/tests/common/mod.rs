@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use trunkline_connector::conformance::configure_source;
-use trunkline_connector::{Error, Fill, MemoryBudget, Source, SourceBatch, SourceContext, SourceSpec};
+use trunkline_connector::{Error, Fill, MemoryBudget, RecordRef, Source, SourceBatch, SourceContext, SourceSpec};
 use trunkline_mysql::MysqlConnector;
 
 /// The maximum duration of a wait.
@@ -161,6 +161,11 @@ impl Server {
         while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
             assert!(begun.elapsed() < PATIENCE, "it does not die");
         }
+    }
+
+    /// The folder with the files of a database.
+    pub(crate) fn files(&self, database: &str) -> PathBuf {
+        self.folder.join(format!("{}.data", self.port)).join(database)
     }
 
     /// A new database for a test.
@@ -353,7 +358,7 @@ impl Bench {
             self.side_outputs.push(SideOutput { port, key: json(record.key()), value: json(record.value()), headers });
         }
         for (record, reason) in batch.rejected.iter() {
-            self.rejected.push((seen(record), reason.code.clone()));
+            self.rejected.push((rejected(record), reason.code.clone()));
         }
         self.dropped += batch.dropped;
         self.data_sets.extend(batch.data_sets.iter().cloned());
@@ -366,16 +371,26 @@ impl Bench {
     }
 }
 
-fn seen(record: trunkline_connector::RecordRef<'_>) -> Seen {
+fn seen(record: RecordRef<'_>) -> Seen {
+    seen_with(record, |value| {
+        serde_json::from_slice(value).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(value)))
+    })
+}
+
+/// A value that is not JSON becomes hexadecimal digits.
+fn rejected(record: RecordRef<'_>) -> Seen {
+    let digits = |value: &[u8]| value.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    seen_with(record, |value| serde_json::from_slice(value).unwrap_or_else(|_| Value::String(digits(value))))
+}
+
+fn seen_with(record: RecordRef<'_>, parse: impl Fn(&[u8]) -> Value) -> Seen {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let headers: BTreeMap<_, _> =
         record.headers().map(|(name, value)| (name.to_owned(), value.map(text).unwrap_or_default())).collect();
     Seen {
         table: format!("{}.{}", headers["trunkline.database"], headers["trunkline.table"]),
         key: record.key().map(text),
-        value: record.value().map(|value| {
-            serde_json::from_slice(value).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(value)))
-        }),
+        value: record.value().map(parse),
         headers,
     }
 }
