@@ -153,7 +153,7 @@ impl Fixture {
             ServerFlavor::MySql => Some(GtidSet::MySql(UuidSet::default())),
             ServerFlavor::MariaDb => Some(GtidSet::MariaDb(Domains::default())),
         };
-        let position = StreamPosition { processed, end: BinlogPosition::default(), partial: None, anchor: None };
+        let position = StreamPosition { processed, ..StreamPosition::default() };
         let mut follower = Follower::new(Arc::clone(&self.options), server, position).unwrap();
         let mut tracker = SnapshotTracker::new(BTreeMap::new(), []);
         let mut reading = Reading::default();
