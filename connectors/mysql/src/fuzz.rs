@@ -20,7 +20,7 @@ use crate::config::MysqlOptions;
 use crate::connection::dialect::ServerFlavor;
 use crate::connection::server_info::ServerInfo;
 use crate::gtid::{Domains, GtidSet, UuidSet};
-use crate::position::{BinlogPosition, StreamPosition};
+use crate::position::StreamPosition;
 use crate::replication::ReplicationError;
 use crate::replication::event_frame::Header;
 use crate::replication::event_stream::tests::{connection, events_of, packet_of};

@@ -6,7 +6,7 @@ mod common;
 
 use arrow::datatypes::{DataType, Field, TimeUnit};
 use common::{Bench, Records, load};
-use trunkline_tests::{History, Memory, Random, need};
+use trunkline_tests::{History, Memory, Random, need, repetitions};
 
 fn order_fields() -> Vec<Field> {
     vec![Field::new("id", DataType::Int32, false), Field::new("note", DataType::Utf8, true)]
@@ -189,7 +189,7 @@ fn late_and_repeated_changes_lose_also_after_a_failover() {
     ]
     .into_iter()
     .cycle()
-    .take(9)
+    .take(repetitions(3, 60) as usize)
     .enumerate()
     {
         let history = History::random(&mut random, 12, 120);

@@ -375,7 +375,7 @@ fn late_and_repeated_changes_lose_also_after_a_failover() {
         (Memory::Deletes, "LATE_SOFT", "upsert\"\ndeletes = \"soft", "\"DELETED_AT\" IS NULL"),
         (Memory::Versions, "LATE_HISTORY", "history", "\"IS_CURRENT\""),
     ] {
-        let history = History::random(&mut random, 8, 60);
+        let history = History::random(&mut random, 8, 40);
         let mut sink = setup.open(schema, mode);
         let mut offset = 0;
         for part in history.deliveries(&mut random, 20, memory) {
