@@ -11,6 +11,7 @@
 //! * [`Case`] is the folder, the unique pipeline name and the worker [`Process`]es of one test.
 //! * [`LogWriter`] writes and rotates access logs. [`Reader`] reads a lake, [`KafkaClient::read`] a
 //!   topic.
+//! * [`History`] is a random history of a table, whose changes a test delivers late and again.
 //! * [`Tool`] is an external program.
 //! * [`Summary`] has the counters of a worker, and checks conservation (I3).
 //!
@@ -22,6 +23,7 @@
 
 mod busy;
 mod case;
+mod history;
 mod kafka;
 mod kafka_faults;
 mod log_writer;
@@ -47,6 +49,7 @@ pub mod wait;
 
 pub use busy::BusyWriter;
 pub use case::Case;
+pub use history::{History, Memory, RowChange};
 pub use kafka::{BrokerKind, EndOffsets, Kafka, KafkaClient, KafkaCluster, Record, Replicas};
 pub use kafka_faults::{KafkaFault, KafkaFaults};
 pub use log_writer::LogWriter;

@@ -19,6 +19,7 @@ use trunkline_connector::{
     SinkConnector, SinkContext, SinkSpec, TopicPartition, headers,
 };
 use trunkline_snowflake::SnowflakeConnector;
+use trunkline_tests::{History, Memory, Random, RowChange};
 
 /// The schema that the records name, if any.
 struct OneSchema(Option<Arc<Schema>>);
@@ -372,4 +373,47 @@ fn tables_follow_the_schema() {
     let found =
         setup.query("EVOLVED", "SELECT \"ID\", \"NAME\", \"EXTRA\"::VARCHAR FROM \"ROWS\" ORDER BY \"_OFFSET\"");
     assert_eq!(found, ["1|a|null", "2|b|null", "1|c|null", "3|null|{\"a\":[1]}"]);
+}
+
+/// Changes of a source whose epoch is known.
+fn ordered(first: i64, changes: &[RowChange]) -> Batch {
+    let mut batch = Batch::default();
+    let topic = batch.topic_index("orders");
+    for (offset, change) in (first..).zip(changes) {
+        let mut record = batch.record();
+        record.timestamp(1_700_000_000_000).read_from(topic, 0, offset);
+        if let Some(key) = change.key() {
+            record.key(key.as_bytes());
+        }
+        record.value(change.value().as_bytes());
+        record.header(headers::EPOCH, Some(change.epoch.to_string().as_bytes()));
+        record.finish();
+    }
+    batch
+}
+
+#[test]
+fn late_and_repeated_changes_lose_also_after_a_failover() {
+    let Some(setup) = Setup::find() else { return };
+    let mut random = Random::new(1702);
+    for (memory, schema, mode, is_current) in [
+        (Memory::Rows, "LATE_HARD", "upsert", "TRUE"),
+        (Memory::Deletes, "LATE_SOFT", "upsert\"\ndeletes = \"soft", "\"DELETED_AT\" IS NULL"),
+        (Memory::Versions, "LATE_HISTORY", "history", "\"IS_CURRENT\""),
+    ] {
+        let history = History::random(&mut random, 8, 40);
+        let mut sink = setup.open(schema, mode);
+        let mut offset = 0;
+        for part in history.deliveries(&mut random, 20, memory) {
+            load(sink.as_mut(), &ordered(offset, &part));
+            offset += part.len() as i64;
+        }
+        let sql = format!("SELECT \"ID\", \"NOTE\" FROM \"ROWS\" WHERE {is_current} ORDER BY \"ID\"");
+        let expected: Vec<String> = history.rows().iter().map(|(id, note)| format!("{id}|{note}")).collect();
+        assert_eq!(setup.query(schema, &sql), expected, "{memory:?}");
+        if memory == Memory::Versions {
+            let twice = "SELECT \"NOTE\" FROM \"ROWS\" GROUP BY \"NOTE\" HAVING COUNT(*) > 1";
+            assert_eq!(setup.query(schema, twice), [""; 0], "a version is there twice");
+        }
+    }
 }

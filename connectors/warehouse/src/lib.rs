@@ -14,6 +14,7 @@
 //! | `config` | the options that all warehouse sinks have |
 //! | `sink` | the running sink: the phases |
 //! | `change` | records as changes: envelope, row, tombstone |
+//! | `order` | the order that changes have in their source |
 //! | `write` | route, decode, fit, stage |
 //! | `layouts` | the columns that rows are decoded with |
 //! | `tables` | target tables: creation and evolution |
@@ -44,6 +45,7 @@ mod intent;
 mod layouts;
 mod load;
 mod offsets;
+mod order;
 mod preflight;
 mod s3_stage;
 mod sessions;

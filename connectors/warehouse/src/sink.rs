@@ -22,6 +22,7 @@ use crate::intent::{Committable, Plan, manifest_key};
 use crate::layouts::Layouts;
 use crate::load::{Loader, PendingLoad};
 use crate::offsets::Offsets;
+use crate::order::MoveDetector;
 use crate::sessions::Sessions;
 use crate::stage::{Stage, StagedFile};
 use crate::tables::Tables;
@@ -58,6 +59,7 @@ pub fn open_sink(
         layouts: Layouts::default(),
         decoder: JsonDecoder::default(),
         buffers: HashMap::new(),
+        move_detectors: HashMap::new(),
         claims: HashMap::new(),
         job: None,
     })))
@@ -78,6 +80,7 @@ pub(crate) struct WarehouseSink {
     pub(crate) layouts: Layouts,
     pub(crate) decoder: JsonDecoder,
     buffers: HashMap<TopicPartition, PartitionBuffer>,
+    pub(crate) move_detectors: HashMap<TopicPartition, MoveDetector>,
     /// The epochs under which this task loads.
     claims: HashMap<TopicPartition, i64>,
     job: Option<LoadJob>,

@@ -68,6 +68,22 @@ impl Tables {
         Ok(fitted)
     }
 
+    /// Whether a table that was fitted has a column.
+    pub(crate) fn has_column(&self, table: &str, name: &str) -> bool {
+        self.known.get(table).is_some_and(|columns| columns.iter().any(|column| column.name == name))
+    }
+
+    /// Adds a column of the sink to a table that lacks it. Returns whether the table exists.
+    pub(crate) fn add_missing(&mut self, sessions: &mut Sessions, table: &str, column: &Column) -> Result<bool> {
+        let read = sessions.run(|dialect, session| dialect.columns(session, table))?;
+        let Some(mut columns) = read else { return Ok(false) };
+        if !columns.iter().any(|known| known.name == column.name) {
+            add_column(sessions, table, column, &mut columns)?;
+            self.known.insert(table.to_owned(), columns);
+        }
+        Ok(true)
+    }
+
     /// Reads a table's columns; creates the table if it does not exist.
     fn open(
         &self,

@@ -38,6 +38,8 @@ pub(crate) struct Reader {
     pub(crate) charsets: Arc<Charsets>,
     pub(crate) budget: MemoryBudget,
     pub(crate) server_id: u32,
+    /// The number of the history that the source follows.
+    pub(crate) epoch: u64,
     pub(crate) flavor: ServerFlavor,
     /// A position in MariaDB's binlog. A query that sees everything before it sees everything that
     /// was processed before the source opened.
@@ -164,7 +166,7 @@ impl Reader {
             thread: None,
             query: None,
         };
-        let mut emitter = Emitter::new(self.options.tombstones);
+        let mut emitter = Emitter::new(self.options.tombstones, self.epoch);
         emitter.set_now(now);
         let source_block = SourceBlock::new(&fields, &description.table);
         let rejects_malformed = self.options.rejects_malformed();

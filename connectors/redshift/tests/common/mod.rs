@@ -19,7 +19,7 @@ use trunkline_connector::{
     SinkConnector, SinkContext, SinkSpec, TopicPartition, headers,
 };
 use trunkline_redshift::RedshiftConnector;
-use trunkline_tests::{Redshift, S3, Skip};
+use trunkline_tests::{Redshift, RowChange, S3, Skip};
 
 /// A schema of the stand-in, and sinks that load it.
 pub(crate) struct Bench {
@@ -158,6 +158,23 @@ impl Records {
         }
         record.finish();
         self
+    }
+
+    /// A value of a source whose epoch is known.
+    pub(crate) fn push_with(&mut self, schema: &str, value: &str, epoch: u64) -> &mut Self {
+        let topic = self.batch.topic_index("changes");
+        let mut record = self.batch.record();
+        record.timestamp(1_431_857_103_000 + self.next).read_from(topic, 0, self.next);
+        self.next += 1;
+        record.value(value.as_bytes()).header(headers::SCHEMA, Some(schema.as_bytes()));
+        record.header(headers::EPOCH, Some(epoch.to_string().as_bytes()));
+        record.finish();
+        self
+    }
+
+    /// A change of a history.
+    pub(crate) fn change(&mut self, schema: &str, change: &RowChange) -> &mut Self {
+        self.push_with(schema, &change.value(), change.epoch)
     }
 
     /// A change event.
