@@ -49,6 +49,7 @@ mod redshift;
 mod reload;
 mod replay;
 mod rotation;
+mod sample_warehouses;
 mod search;
 mod secured;
 mod secured_broker;
@@ -60,6 +61,9 @@ mod state;
 mod status;
 mod transforms;
 mod worker_log;
+
+#[path = "../live/mod.rs"]
+mod live;
 
 use std::path::Path;
 use std::time::Duration;

@@ -6,7 +6,7 @@
 //!   the test process, however it ends. Tests share them where isolation allows (`shared`): each
 //!   test has its own topics, buckets and databases.
 //! * [`S3Faults`] is a proxy for an S3 server that breaks selected requests. [`KafkaFaults`] is a
-//!   proxy for a broker that loses or delays replies.
+//!   proxy for a broker that loses or delays replies, and [`RedshiftFaults`] one for a warehouse.
 //! * [`TokenServer`] is an OAuth server for [`SecuredKafka`].
 //! * [`Case`] is the folder, the unique pipeline name and the worker [`Process`]es of one test.
 //! * [`LogWriter`] writes and rotates access logs. [`Reader`] reads a lake, [`KafkaClient::read`] a
@@ -35,6 +35,7 @@ mod proxy;
 mod random;
 mod reader;
 mod redshift;
+mod redshift_faults;
 mod s3;
 mod s3_faults;
 mod search;
@@ -60,13 +61,14 @@ pub use process::{Exit, Process, memory_of};
 pub use proxy::TlsFiles;
 pub use random::Random;
 pub use reader::{LakeContents, Reader};
-pub use redshift::Redshift;
+pub use redshift::{Redshift, query_redshift};
+pub use redshift_faults::{RedshiftFault, RedshiftFaults};
 pub use s3::S3;
 pub use s3_faults::{Fault, FaultWindow, Request, S3Faults};
 pub use search::OpenSearch;
 pub use secured_kafka::{Right, SecuredKafka};
 pub use skip::Skip;
-pub use snowflake::Snowflake;
+pub use snowflake::{Snowflake, SnowflakeReader};
 pub use summary::{Counters, Summary};
 pub use token_server::TokenServer;
 pub use tool::Tool;

@@ -32,8 +32,8 @@ pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
 pub use schema_fit::Fit;
 pub use sink::{
     Buffered, CommitPolicy, Delivery, ErasedTwoPhaseSink, IdempotentSink, InFlight, OutputFile, OutputListing,
-    PartitionRecords, PendingRecord, RecordIndex, SchemaLookup, Sink, SinkConnector, SinkContext, SinkReplay, SinkSpec,
-    SinkWriter, Supersede, TopicPartition, TwoPhaseSink,
+    PartitionRecords, PendingRecord, RecordIndex, RecordSample, SchemaLookup, Sink, SinkConnector, SinkContext,
+    SinkReplay, SinkSpec, SinkWriter, Supersede, TopicPartition, TwoPhaseSink,
 };
 pub use source::{
     Fill, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, Reparser, SnapshotRequest, Source,

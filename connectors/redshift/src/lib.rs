@@ -11,9 +11,9 @@ use std::sync::{Arc, LazyLock};
 
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    CommitPolicy, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede, Template,
+    CommitPolicy, PreflightIssue, RecordSample, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede, Template,
 };
-use trunkline_warehouse::{S3Stage, Stage, check, open_sink};
+use trunkline_warehouse::{S3Stage, Stage, check, check_records, open_sink};
 
 use config::Config;
 use dialect::RedshiftDialect;
@@ -58,6 +58,13 @@ impl SinkSpec for RedshiftSpec {
         let dialect = RedshiftDialect::new(&self.config, name, runtime.clone());
         let stage = S3Stage::open(self.config.stage.clone(), runtime.clone());
         check(&dialect, stage.map(|stage| Box::new(stage) as Box<dyn Stage>), name)
+    }
+
+    fn preflight_records(&self, context: SinkContext, records: &mut RecordSample<'_>) -> Vec<PreflightIssue> {
+        let dialect = RedshiftDialect::new(&self.config, &context.name, context.runtime.clone());
+        let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone());
+        let stage = stage.map(|stage| Box::new(stage) as Box<dyn Stage>);
+        check_records(Arc::new(dialect), stage, &self.config.options, context, records)
     }
 
     fn commit_policy(&self) -> CommitPolicy {

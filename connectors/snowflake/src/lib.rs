@@ -20,9 +20,9 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    CommitPolicy, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede, Template,
+    CommitPolicy, PreflightIssue, RecordSample, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede, Template,
 };
-use trunkline_warehouse::{S3Stage, Stage, check, open_sink};
+use trunkline_warehouse::{S3Stage, Stage, check, check_records, open_sink};
 
 use config::Config;
 use dialect::SnowflakeDialect;
@@ -75,6 +75,13 @@ impl SinkSpec for SnowflakeSpec {
         let dialect = self.dialect(name, runtime);
         let stage = S3Stage::open(self.config.stage.clone(), runtime.clone());
         check(&dialect, stage.map(|stage| Box::new(stage) as Box<dyn Stage>), name)
+    }
+
+    fn preflight_records(&self, context: SinkContext, records: &mut RecordSample<'_>) -> Vec<PreflightIssue> {
+        let dialect = self.dialect(&context.name, &context.runtime);
+        let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone());
+        let stage = stage.map(|stage| Box::new(stage) as Box<dyn Stage>);
+        check_records(Arc::new(dialect), stage, &self.config.loads, context, records)
     }
 
     fn commit_policy(&self) -> CommitPolicy {

@@ -24,7 +24,7 @@
 //! | `stage`, `s3_stage` | where files wait |
 //! | `offsets` | the sink's offsets table, with epochs |
 //! | `load`, `apply` | the transaction; its statements |
-//! | `preflight` | what `validate --check` asks |
+//! | `preflight`, `fit` | what `validate --check` asks: rights and stage; tables that exist |
 //! | `dialect`, `sessions` | what differs between warehouses |
 
 /// Why a replay cannot take the place of what a warehouse sink wrote.
@@ -41,6 +41,7 @@ mod change;
 mod config;
 mod convert;
 mod dialect;
+mod fit;
 mod intent;
 mod layouts;
 mod load;
@@ -55,8 +56,8 @@ mod tables;
 mod write;
 
 pub use config::{OPTIONS, Options, read_stage};
-pub use dialect::{Column, ColumnType, Dialect, Session, StagingColumn};
-pub use preflight::check;
+pub use dialect::{Column, ColumnType, Dialect, Right, Session, StagingColumn};
+pub use preflight::{check, check_records};
 pub use s3_stage::S3Stage;
 pub use sink::open_sink;
 pub use stage::{Stage, StagedFile};

@@ -129,6 +129,7 @@ impl Loader {
         }
         failpoint!("warehouse.begin.before")?;
         session.execute("BEGIN")?;
+        failpoint!("warehouse.begin.after")?;
         let now = apply::now(dialect);
         for load in &waiting {
             let Committable { plan, previous, epoch } = &load.committable;

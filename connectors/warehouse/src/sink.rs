@@ -39,30 +39,11 @@ pub fn open_sink(
     options: Options,
     context: SinkContext,
 ) -> Result<Sink> {
-    let mut sessions = Sessions::new(Arc::clone(&dialect));
-    let offsets = Offsets::of(&context.name, dialect.as_ref());
+    let mut sink = WarehouseSink::new(dialect, stage, options, context);
     // Login and grants are proved at the start, not at the first load.
-    sessions.run(|dialect, session| offsets.create(dialect, session))?;
-    let task = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
-    let writer = WriterOptions { compression: Compression::SNAPPY, row_group: ROW_GROUP };
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-    Ok(Sink::TwoPhase(Box::new(WarehouseSink {
-        prefix: context.name.chars().map(plain).collect(),
-        tables: Tables::new(options.on_type_change),
-        options,
-        stage,
-        sessions,
-        loader: Loader { offsets, task },
-        encoders: Arc::new(Encoders::new(context.runtime, writer)),
-        folder: context.scratch,
-        schemas: context.schemas,
-        layouts: Layouts::default(),
-        decoder: JsonDecoder::default(),
-        buffers: HashMap::new(),
-        move_detectors: HashMap::new(),
-        claims: HashMap::new(),
-        job: None,
-    })))
+    let offsets = &sink.loader.offsets;
+    sink.sessions.run(|dialect, session| offsets.create(dialect, session))?;
+    Ok(Sink::TwoPhase(Box::new(sink)))
 }
 
 /// See the module's header.
@@ -93,6 +74,37 @@ struct LoadJob {
 }
 
 impl WarehouseSink {
+    /// The sink without its offsets table.
+    pub(crate) fn new(
+        dialect: Arc<dyn Dialect>,
+        stage: Box<dyn Stage>,
+        options: Options,
+        context: SinkContext,
+    ) -> Self {
+        let sessions = Sessions::new(Arc::clone(&dialect));
+        let offsets = Offsets::of(&context.name, dialect.as_ref());
+        let task = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
+        let writer = WriterOptions { compression: Compression::SNAPPY, row_group: ROW_GROUP };
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+        Self {
+            prefix: context.name.chars().map(plain).collect(),
+            tables: Tables::new(options.on_type_change),
+            options,
+            stage,
+            sessions,
+            loader: Loader { offsets, task },
+            encoders: Arc::new(Encoders::new(context.runtime, writer)),
+            folder: context.scratch,
+            schemas: context.schemas,
+            layouts: Layouts::default(),
+            decoder: JsonDecoder::default(),
+            buffers: HashMap::new(),
+            move_detectors: HashMap::new(),
+            claims: HashMap::new(),
+            job: None,
+        }
+    }
+
     /// The buffer of a topic partition, and what its files are made with.
     pub(crate) fn buffer(&mut self, partition: &TopicPartition) -> (&mut PartitionBuffer, FileContext<'_>) {
         let context = FileContext { folder: &self.folder, encoders: &self.encoders };
@@ -109,7 +121,9 @@ impl WarehouseSink {
             return Ok(*epoch);
         }
         let offsets = &self.loader.offsets;
+        failpoint!("warehouse.claim.before")?;
         let row = self.sessions.run(|dialect, session| offsets.claim(dialect, session, partition))?;
+        failpoint!("warehouse.claim.after")?;
         self.claims.insert(partition.clone(), row.epoch);
         Ok(row.epoch)
     }
@@ -269,6 +283,7 @@ impl TwoPhaseSink for WarehouseSink {
         committables.iter().try_for_each(|committable| self.check_destination(&committable.plan))?;
         self.run_job(committables)?;
         let keys: Vec<String> = committables.iter().flat_map(|committable| committable.plan.keys()).collect();
+        failpoint!("warehouse.remove.before")?;
         // The rows are loaded. Files that stay are removed at the next assignment.
         if let Err(error) = self.stage.remove(&keys) {
             tracing::warn!(%error, "loaded files could not be removed from the stage");

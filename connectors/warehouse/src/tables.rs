@@ -40,7 +40,7 @@ pub(crate) struct Fitted {
 
 /// The known tables.
 pub(crate) struct Tables {
-    on_type_change: OnTypeChange,
+    pub(crate) on_type_change: OnTypeChange,
     known: HashMap<String, Vec<Column>>,
 }
 
@@ -222,7 +222,7 @@ fn type_change(table: &str, column: &Column, have: &str, wanted: &str) -> Error 
     )
 }
 
-fn new_column(dialect: &dyn Dialect, incoming: &Incoming<'_>) -> Option<Column> {
+pub(crate) fn new_column(dialect: &dyn Dialect, incoming: &Incoming<'_>) -> Option<Column> {
     let column_type = dialect.column_type(incoming.array.data_type(), longest(incoming.array), incoming.is_json)?;
     Some(Column { name: incoming.name.clone(), column_type, nullable: true, has_default: false })
 }

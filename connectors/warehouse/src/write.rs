@@ -24,13 +24,13 @@ use crate::sink::WarehouseSink;
 use crate::tables::{Incoming, refused_rows};
 
 /// A row of a batch.
-struct Row<'a> {
+pub(crate) struct Row<'a> {
     /// Index of the record.
-    index: u32,
-    change: Change<'a>,
+    pub(crate) index: u32,
+    pub(crate) change: Change<'a>,
     /// When the source made the change, in milliseconds since the Unix epoch.
-    changed_at: Option<i64>,
-    order: Option<SourceOrder>,
+    pub(crate) changed_at: Option<i64>,
+    pub(crate) order: Option<SourceOrder>,
 }
 
 /// Rows that are decoded together.
@@ -40,7 +40,7 @@ struct Rows<'a> {
 }
 
 /// A column that the sink adds to the rows.
-struct SystemColumn {
+pub(crate) struct SystemColumn {
     name: &'static str,
     column_type: ColumnType,
     is_loaded: bool,
@@ -105,7 +105,7 @@ impl WarehouseSink {
         rest.into_iter().try_for_each(|rows| self.write_rows(partition, first, records, rows, rejected))
     }
 
-    fn layout_key(&self, record: trunkline_connector::RecordRef<'_>) -> Result<LayoutKey, Reason> {
+    pub(crate) fn layout_key(&self, record: trunkline_connector::RecordRef<'_>) -> Result<LayoutKey, Reason> {
         let mut table = String::new();
         let rendered = self.options.table.render(record, Escape::None, &mut table);
         rendered.map_err(|error| Reason::new("warehouse.no_table", error.to_string()))?;
@@ -309,7 +309,7 @@ impl WarehouseSink {
     }
 
     /// The fields that identify a row.
-    fn key_fields(&self, records: &Batch, layout: &Layout, rows: &[&Row<'_>]) -> Vec<String> {
+    pub(crate) fn key_fields(&self, records: &Batch, layout: &Layout, rows: &[&Row<'_>]) -> Vec<String> {
         if !self.options.key.is_empty() {
             return self.options.key.clone();
         }
@@ -321,7 +321,7 @@ impl WarehouseSink {
     }
 
     /// The columns of a batch by their names in the catalog, and those of the key.
-    fn incoming<'b>(
+    pub(crate) fn incoming<'b>(
         &self,
         batch: &'b RecordBatch,
         layout: &Layout,
@@ -368,7 +368,7 @@ impl WarehouseSink {
     }
 
     /// The columns of the sink that the target has.
-    fn columns_of_the_sink(&self, system: &[SystemColumn]) -> Vec<Column> {
+    pub(crate) fn columns_of_the_sink(&self, system: &[SystemColumn]) -> Vec<Column> {
         let dialect = self.sessions.dialect();
         let column = |name: &str, column_type| Column {
             name: dialect.folded(name),
@@ -397,7 +397,7 @@ impl WarehouseSink {
     }
 
     /// Lineage, operation, and what the load needs to order and to delete.
-    fn system_columns(
+    pub(crate) fn system_columns(
         &self,
         partition: &TopicPartition,
         first: i64,

@@ -17,6 +17,7 @@ mod graph;
 mod json_schema;
 mod kafka_check;
 mod new;
+mod newest_records;
 mod offsets;
 mod output;
 mod parse;
