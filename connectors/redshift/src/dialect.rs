@@ -20,6 +20,8 @@ const LEAST_TEXT: u32 = 256;
 /// See the module's header. No `Debug`: it holds secrets (I8).
 pub(crate) struct RedshiftDialect {
     server: Server,
+    /// See [`Dialect::destination`].
+    place: String,
     schema: String,
     dist_key: Option<String>,
     sort_key: Vec<String>,
@@ -49,6 +51,7 @@ impl RedshiftDialect {
         };
         Self {
             server: config.server.clone(),
+            place: config.place(),
             schema: config.schema.to_lowercase(),
             dist_key: config.dist_key.as_ref().map(|key| key.to_lowercase()),
             sort_key: config.sort_key.iter().map(|key| key.to_lowercase()).collect(),
@@ -93,8 +96,7 @@ impl Dialect for RedshiftDialect {
     }
 
     fn destination(&self) -> String {
-        let Server { host, port, database, .. } = &self.server;
-        format!("redshift://{host}:{port}/{database}/{}", self.schema)
+        self.place.clone()
     }
 
     fn connect(&self) -> Result<Box<dyn Session>> {

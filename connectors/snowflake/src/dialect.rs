@@ -32,6 +32,16 @@ pub(crate) enum NameCase {
     Preserve,
 }
 
+impl NameCase {
+    /// The name in the catalog.
+    pub(crate) fn folded(self, name: &str) -> String {
+        match self {
+            Self::Upper => name.to_uppercase(),
+            Self::Preserve => name.to_owned(),
+        }
+    }
+}
+
 /// See the module's header.
 pub(crate) struct SnowflakeDialect {
     pub(crate) client: Arc<ClientOptions>,
@@ -81,8 +91,7 @@ impl Dialect for SnowflakeDialect {
     }
 
     fn destination(&self) -> String {
-        let ClientOptions { account, database, schema, .. } = self.client.as_ref();
-        format!("snowflake://{account}/{database}/{schema}")
+        self.client.place()
     }
 
     fn connect(&self) -> Result<Box<dyn Session>> {
@@ -102,10 +111,7 @@ impl Dialect for SnowflakeDialect {
     }
 
     fn folded(&self, name: &str) -> String {
-        match self.case {
-            NameCase::Upper => name.to_uppercase(),
-            NameCase::Preserve => name.to_owned(),
-        }
+        self.case.folded(name)
     }
 
     fn check_name(&self, name: &str) -> Option<String> {

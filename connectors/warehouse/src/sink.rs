@@ -1,7 +1,7 @@
 //! The running sink: decodes records, fits them to their tables, and takes the files of each topic
 //! partition through the phases of [`TwoPhaseSink`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -23,6 +23,7 @@ use crate::layouts::Layouts;
 use crate::load::{Loader, PendingLoad};
 use crate::offsets::Offsets;
 use crate::order::MoveDetector;
+use crate::replay::Replacement;
 use crate::sessions::Sessions;
 use crate::stage::{Stage, StagedFile};
 use crate::tables::Tables;
@@ -50,6 +51,8 @@ pub fn open_sink(
 pub(crate) struct WarehouseSink {
     /// The sink's folder in the stage.
     prefix: String,
+    /// What the output takes the place of, if it is that of a replay with `--supersede`.
+    replacement: Option<Replacement>,
     pub(crate) options: Options,
     stage: Box<dyn Stage>,
     pub(crate) sessions: Sessions,
@@ -82,12 +85,20 @@ impl WarehouseSink {
         context: SinkContext,
     ) -> Self {
         let sessions = Sessions::new(Arc::clone(&dialect));
-        let offsets = Offsets::of(&context.name, dialect.as_ref());
+        let run = context.replay.as_ref().map(|replay| replay.run.as_str());
+        let offsets = Offsets::of(&context.name, run, dialect.as_ref());
         let task = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
         let writer = WriterOptions { compression: Compression::SNAPPY, row_group: ROW_GROUP };
         let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+        let mut prefix: String = context.name.chars().map(plain).collect();
+        if let Some(run) = run {
+            // The live sink removes unknown files from its own folder. Names of sinks have no `+`.
+            prefix = format!("{prefix}+{run}");
+        }
+        let supersedes = context.replay.filter(|replay| replay.supersedes);
         Self {
-            prefix: context.name.chars().map(plain).collect(),
+            prefix,
+            replacement: supersedes.map(|replay| Replacement { run: replay.run, ranges: replay.ranges }),
             tables: Tables::new(options.on_type_change),
             options,
             stage,
@@ -166,9 +177,7 @@ impl WarehouseSink {
     }
 
     fn start_job(&mut self, loads: Vec<String>, committables: &[Committable]) -> Result<LoadJob> {
-        let url = |key: &str| self.stage.url(key);
-        let pending: Vec<PendingLoad> =
-            committables.iter().map(|committable| PendingLoad::new(committable, url)).collect();
+        let pending = pending_loads(self.stage.as_ref(), committables);
         let loader = self.loader.clone();
         let fresh = Sessions::new(Arc::clone(self.sessions.dialect()));
         let mut sessions = std::mem::replace(&mut self.sessions, fresh);
@@ -197,6 +206,10 @@ impl WarehouseSink {
             ),
         ))
     }
+}
+
+fn pending_loads(stage: &dyn Stage, committables: &[Committable]) -> Vec<PendingLoad> {
+    committables.iter().map(|committable| PendingLoad::new(committable, |key: &str| stage.url(key))).collect()
 }
 
 impl SinkWriter for WarehouseSink {
@@ -281,7 +294,14 @@ impl TwoPhaseSink for WarehouseSink {
 
     fn commit(&mut self, committables: &[Committable]) -> Result<()> {
         committables.iter().try_for_each(|committable| self.check_destination(&committable.plan))?;
-        self.run_job(committables)?;
+        match &self.replacement {
+            // Not in a thread: nothing waits for the end of the call.
+            Some(replacement) => {
+                let loads = pending_loads(self.stage.as_ref(), committables);
+                self.loader.replace(&mut self.sessions, &self.options, replacement, &loads)?;
+            }
+            None => self.run_job(committables)?,
+        }
         let keys: Vec<String> = committables.iter().flat_map(|committable| committable.plan.keys()).collect();
         failpoint!("warehouse.remove.before")?;
         // The rows are loaded. Files that stay are removed at the next assignment.
@@ -304,6 +324,24 @@ impl TwoPhaseSink for WarehouseSink {
         let mut found = self.stage.list(&self.partition_prefix(partition))?;
         found.retain(|key| !keep.contains(key));
         self.stage.remove(&found)
+    }
+
+    fn check_prepared(&mut self, committables: &[Committable]) -> Result<()> {
+        let found: HashSet<String> = self.stage.list(&format!("{}/", self.prefix))?.into_iter().collect();
+        let files = committables.iter().flat_map(|committable| &committable.plan.files);
+        match files.filter_map(|file| file.key.as_ref()).find(|key| !found.contains(*key)) {
+            None => Ok(()),
+            Some(key) => {
+                let url = self.stage.url(key);
+                let message = format!("the staged file {url} is gone: a rule of the bucket may have removed it");
+                Err(Error::data("warehouse.staged_file_missing", message))
+            }
+        }
+    }
+
+    fn discard_prepared(&mut self, committables: &[Committable]) -> Result<()> {
+        let keys: Vec<String> = committables.iter().flat_map(|committable| committable.plan.keys()).collect();
+        self.stage.remove(&keys)
     }
 }
 

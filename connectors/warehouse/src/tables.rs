@@ -10,6 +10,7 @@ use trunkline_connector::{Error, Result};
 
 use crate::convert::{Converted, accepts, convert, longest, wider};
 use crate::dialect::{Column, ColumnType, Dialect, Session};
+use crate::replay::plain;
 use crate::sessions::Sessions;
 
 /// What happens when a column's values no longer fit its type, and no wider type keeps both.
@@ -36,6 +37,12 @@ pub(crate) struct Incoming<'a> {
 pub(crate) struct Fitted {
     pub(crate) column: Column,
     pub(crate) converted: Converted,
+}
+
+/// The name of a table in the catalog, from the value of the option `table`. Characters that no
+/// table has become `_`.
+pub(crate) fn catalog_name(dialect: &dyn Dialect, table: &str) -> String {
+    dialect.folded(&plain(table))
 }
 
 /// The known tables.

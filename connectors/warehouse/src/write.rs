@@ -21,7 +21,7 @@ use crate::intent::{FileColumn, LoadMode};
 use crate::layouts::{Layout, LayoutKey};
 use crate::order::{self, OrderBy, SourceFacts, SourceOrder};
 use crate::sink::WarehouseSink;
-use crate::tables::{Incoming, refused_rows};
+use crate::tables::{Incoming, catalog_name, refused_rows};
 
 /// A row of a batch.
 pub(crate) struct Row<'a> {
@@ -110,8 +110,7 @@ impl WarehouseSink {
         let rendered = self.options.table.render(record, Escape::None, &mut table);
         rendered.map_err(|error| Reason::new("warehouse.no_table", error.to_string()))?;
         let dialect = self.sessions.dialect();
-        let plain = |c: char| if c.is_alphanumeric() || c == '_' || c == '$' { c } else { '_' };
-        let table = dialect.folded(&table.chars().map(plain).collect::<String>());
+        let table = catalog_name(dialect.as_ref(), &table);
         if let Some(problem) = dialect.check_name(&table) {
             return Err(Reason::new("warehouse.bad_name", format!("the table's name `{table}` {problem}")));
         }

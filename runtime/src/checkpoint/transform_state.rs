@@ -30,7 +30,8 @@ const SEPARATOR: u8 = b'/';
 /// The changelog topic of a transform without the prefix of the cluster's own topics. `component`
 /// is the name of the transform in Kafka.
 pub fn state_topic(component: &str) -> String {
-    format!("{STATE}{component}")
+    // The name of a replay has a `!`, which topics cannot have.
+    format!("{STATE}{}", component.replace('!', "-"))
 }
 
 /// The changelog of a transform.

@@ -53,7 +53,7 @@ use trunkline_transform_host::{Limits, Plugin};
 
 pub use connector_file::{ConnectorFile, FlatConfig, KeyProblem};
 pub use files::files_of;
-pub use load::{Files, Loaded, load_each, load_with_sink_options};
+pub use load::{Files, Loaded, load_each, load_with_options};
 pub(crate) use names::{NAME_RULE, name_error, topic_error};
 pub use on_error::{OnError, StopAfter};
 pub use plan_eq::Options;

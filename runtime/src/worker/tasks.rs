@@ -212,7 +212,7 @@ fn new_task(
         Component::Transform(plan) => {
             let table = plan.table.iter().map(|table| TopicSelector::Exact(table.topic.clone()));
             let table_upstream = writers_of(&table.collect::<Vec<_>>(), writers);
-            Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream, table_upstream })
+            Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream, table_upstream, bounds: None })
         }
         Component::Sink(plan) => Box::new(SinkStage { pipeline, dead_letters, plan, task, upstream, bounds: None }),
     };

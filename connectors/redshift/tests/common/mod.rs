@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports a failure by panicking")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +14,7 @@ use trunkline_connector::config::{Report, Section};
 use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
     Batch, ErasedTwoPhaseSink, MemoryBudget, PreflightIssue, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink,
-    SinkConnector, SinkContext, SinkSpec, TopicPartition, headers,
+    SinkConnector, SinkContext, SinkReplay, SinkSpec, TopicPartition, headers,
 };
 use trunkline_redshift::RedshiftConnector;
 use trunkline_tests::{Redshift, RowChange, S3, Skip};
@@ -99,7 +99,31 @@ impl Bench {
     }
 
     fn open_with(&self, toml: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
-        match spec(toml).open(self.context())? {
+        self.open_replay(toml, None)
+    }
+
+    /// A sink that reaches the stand-in at this port and replaces the rows of a range.
+    pub(crate) fn open_superseding(
+        &self,
+        port: u16,
+        options: &str,
+        run: &str,
+        range: (i64, i64),
+    ) -> Box<dyn ErasedTwoPhaseSink> {
+        let ranges = BTreeMap::from([(partition(), range)]);
+        let replay = SinkReplay { run: run.to_owned(), supersedes: true, ranges };
+        let toml = format!("{}{options}", self.redshift.sink_options(port, self.name, self.name));
+        self.open_replay(&toml, Some(replay)).unwrap()
+    }
+
+    /// A configured sink, and what it runs on.
+    pub(crate) fn spec(&self, options: &str) -> (Box<dyn SinkSpec>, &tokio::runtime::Handle) {
+        let toml = format!("{}{options}", self.redshift.sink_options(self.redshift.port(), self.name, self.name));
+        (spec(&toml), self.runtime.handle())
+    }
+
+    fn open_replay(&self, toml: &str, replay: Option<SinkReplay>) -> Result<Box<dyn ErasedTwoPhaseSink>> {
+        match spec(toml).open(SinkContext { replay, ..self.context() })? {
             Sink::TwoPhase(sink) => Ok(sink),
             Sink::Idempotent(_) => panic!("the sink is not a two-phase sink"),
         }
@@ -158,6 +182,12 @@ pub(crate) struct Records {
 impl Records {
     pub(crate) fn from_offset(next: i64) -> Self {
         Self { next, ..Self::default() }
+    }
+
+    /// The next record has this offset.
+    pub(crate) fn skip_to(&mut self, offset: i64) -> &mut Self {
+        self.next = offset;
+        self
     }
 
     pub(crate) fn push(&mut self, schema: Option<&str>, key: Option<&str>, value: Option<&str>) -> &mut Self {
