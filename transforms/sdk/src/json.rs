@@ -16,7 +16,10 @@
 //! # Ok::<(), json::Malformed>(())
 //! ```
 
+mod scan;
+
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::fmt;
 
 /// Maximum nesting depth. The parser is recursive, so a limit must protect the stack.
@@ -152,7 +155,7 @@ impl<'a> Iterator for Items<'a> {
 
 /// The raw value at a path of keys, or `None` if the path does not exist. If a key occurs twice,
 /// the last occurrence counts, as in most parsers.
-pub fn lookup<'a>(json: &'a [u8], path: &[&str]) -> Result<Option<&'a [u8]>, Malformed> {
+pub fn lookup<'a>(json: &'a [u8], path: &[impl AsRef<str>]) -> Result<Option<&'a [u8]>, Malformed> {
     let mut here = json;
     for (level, key) in path.iter().enumerate() {
         if level > 0 && here.first() != Some(&b'{') {
@@ -161,7 +164,7 @@ pub fn lookup<'a>(json: &'a [u8], path: &[&str]) -> Result<Option<&'a [u8]>, Mal
         let mut found = None;
         for member in members(here) {
             let member = member?;
-            if key_is(member.key, key) {
+            if key_is(member.key, key.as_ref()) {
                 found = Some(member.value);
             }
         }
@@ -359,12 +362,12 @@ impl<'a> Cursor<'a> {
     fn skip_string(&mut self) -> Result<(), Malformed> {
         let start = self.at;
         self.expect(b'"', "a string")?;
-        while let Some(found) = memchr::memchr2(b'"', b'\\', &self.json[self.at..]) {
-            let escape = self.json[self.at + found] == b'\\';
-            self.at = (self.at + found + 1 + usize::from(escape)).min(self.json.len());
-            if !escape {
+        while let Some(found) = scan::quote_or_escape(self.json, self.at) {
+            if self.json[found] == b'"' {
+                self.at = found + 1;
                 return Ok(());
             }
+            self.at = (found + 2).min(self.json.len());
         }
         Err(Malformed { at: start, expected: "a closing quote" })
     }
@@ -404,7 +407,18 @@ impl<'a> Cursor<'a> {
 
 /// Whether a raw key, which may contain escapes, equals `name`.
 pub fn key_is(raw: &[u8], name: &str) -> bool {
-    raw == name.as_bytes() || (memchr::memchr(b'\\', raw).is_some() && unescape(raw).is_some_and(|key| key == name))
+    match raw.len().cmp(&name.len()) {
+        Ordering::Equal => raw == name.as_bytes(),
+        Ordering::Less => false,
+        // an escape is longer than its character
+        Ordering::Greater => raw.contains(&b'\\') && unescape(raw).is_some_and(|key| key == name),
+    }
+}
+
+/// False if no object in the text has a member with this key, written without escapes. This is much
+/// faster than to read the members, and true may be wrong.
+pub fn may_have_key(json: &[u8], key: &str) -> bool {
+    scan::has_quoted(json, key.as_bytes())
 }
 
 /// The text of a raw key without quotes. `None` if the text is invalid.

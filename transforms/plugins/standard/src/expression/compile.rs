@@ -3,6 +3,7 @@
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 use cel::parser::PrattParser;
 use regex_lite::Regex;
+use trunkline_plugin::Inputs;
 
 use super::functions::{self, Function};
 use crate::number::Decimal;
@@ -11,6 +12,7 @@ use crate::number::Decimal;
 #[derive(Debug)]
 pub(crate) struct Expression {
     pub(super) root: Node,
+    inputs: Inputs,
 }
 
 /// A column, from 1, and a problem.
@@ -106,8 +108,14 @@ impl Expression {
             Some(error) => (usize::try_from(error.pos.1).unwrap_or(1).max(1), first_line(&error.msg)),
             None => (1, "the expression is not valid".to_owned()),
         })?;
-        let mut compiler = Compiler { source, locals: Vec::new() };
-        Ok(Self { root: compiler.node(&parsed)? })
+        let mut compiler = Compiler { source, locals: Vec::new(), inputs: Inputs::VALUE };
+        Ok(Self { root: compiler.node(&parsed)?, inputs: compiler.inputs })
+    }
+
+    /// The parts of records that the expression reads: at least the value, as a tombstone is tested
+    /// first.
+    pub(crate) fn inputs(&self) -> Inputs {
+        self.inputs
     }
 }
 
@@ -119,6 +127,8 @@ struct Compiler<'s> {
     source: &'s str,
     /// Names of the variables of enclosing macros: each has an item and an accumulator.
     locals: Vec<String>,
+    /// The parts of records that the variables so far read.
+    inputs: Inputs,
 }
 
 impl Compiler<'_> {
@@ -186,11 +196,16 @@ impl Compiler<'_> {
         }
     }
 
-    fn name(&self, name: &str) -> Result<Node, CompileError> {
+    fn name(&mut self, name: &str) -> Result<Node, CompileError> {
         if let Some(position) = self.locals.iter().rposition(|local| local == name) {
             return Ok(Node::Local(position));
         }
         if let Some((_, variable)) = VARIABLES.iter().find(|(known, _)| *known == name) {
+            self.inputs = self.inputs.and(match variable {
+                Variable::Key => Inputs::KEY,
+                Variable::Headers => Inputs::HEADERS,
+                _ => Inputs::VALUE,
+            });
             return Ok(Node::Variable(*variable));
         }
         let known: Vec<&str> = VARIABLES.iter().map(|(known, _)| *known).collect();
