@@ -61,6 +61,11 @@ impl Decimal {
         Self::parse_short(text.as_bytes()).or_else(|| Self::parse_any(text))
     }
 
+    /// Like [`Decimal::parse`], for the bytes of a number.
+    pub(crate) fn parse_bytes(text: &[u8]) -> Option<Self> {
+        Self::parse_short(text).or_else(|| Self::parse_any(std::str::from_utf8(text).ok()?))
+    }
+
     /// A number of few digits without exponent, as most are. 128-bit arithmetic is slow on wasm32.
     fn parse_short(text: &[u8]) -> Option<Self> {
         let unsigned = text.strip_prefix(b"-").unwrap_or(text);

@@ -3,7 +3,7 @@
 //! search.
 
 /// The position of the first `"` or `\` from `from` on, which is at most the length of the text.
-#[inline]
+#[inline(always)]
 #[cfg(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128")))]
 pub(super) fn quote_or_escape(text: &[u8], from: usize) -> Option<usize> {
     let mut at = from;

@@ -82,6 +82,8 @@ pub(super) enum Node {
     NotStrictlyFalse(Box<Node>),
     Condition(Box<[Node; 3]>),
     Binary(Operator, Box<[Node; 2]>),
+    /// The comparison of a member with a literal, the most frequent condition.
+    Compare(Box<Comparison>),
     Call(Function, Vec<Node>),
     Matches(Box<Node>, Regex),
     List(Vec<Node>),
@@ -89,6 +91,41 @@ pub(super) enum Node {
     Loop(Box<Loop>),
     /// Appends to the list in a local variable, which is taken: the loops of `map` and `filter`.
     Append(usize, Vec<Node>),
+}
+
+/// A member of the value or the row, an operator and a literal.
+#[derive(Debug)]
+pub(super) struct Comparison {
+    pub(super) variable: Variable,
+    pub(super) path: Vec<String>,
+    pub(super) operator: Operator,
+    pub(super) literal: Literal,
+    /// The member as an expression, for the cases that need one.
+    pub(super) member: Node,
+}
+
+impl Comparison {
+    /// The node of a binary operation.
+    fn or_binary(operator: Operator, left: Node, right: Node) -> Node {
+        use Operator::{Equal, Greater, GreaterOrEqual, Less, LessOrEqual, NotEqual};
+        let is_comparison = matches!(operator, Equal | NotEqual | Less | LessOrEqual | Greater | GreaterOrEqual);
+        match (Self::path(&left), right) {
+            (Some((variable, path)), Node::Literal(literal)) if is_comparison => {
+                Node::Compare(Box::new(Self { variable, path, operator, literal, member: left }))
+            }
+            (_, right) => Node::Binary(operator, Box::new([left, right])),
+        }
+    }
+
+    fn path(node: &Node) -> Option<(Variable, Vec<String>)> {
+        let Node::Member(of, name) = node else { return None };
+        let (variable, mut path) = match of.as_ref() {
+            Node::Variable(variable @ (Variable::Value | Variable::Row)) => (*variable, Vec::new()),
+            of => Self::path(of)?,
+        };
+        path.push(name.clone());
+        Some((variable, path))
+    }
 }
 
 /// The form of the macros `all`, `exists`, `exists_one`, `filter` and `map`.
@@ -237,7 +274,7 @@ impl Compiler<'_> {
                 (Operator::Add, Node::Local(position), Node::List(items)) if self.is_accumulator(position) => {
                     Node::Append(position, items)
                 }
-                (operator, left, right) => Node::Binary(operator, Box::new([left, right])),
+                (operator, left, right) => Comparison::or_binary(operator, left, right),
             });
         }
         match (call.func_name.as_str(), arguments.as_slice()) {
