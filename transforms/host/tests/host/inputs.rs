@@ -39,8 +39,8 @@ fn parts_that_the_plugin_does_not_read_are_not_passed_if_they_are_most_of_the_ba
     assert_eq!(parts_seen(&["key", "value", "headers"], 1000), "key value headers");
     assert_eq!(parts_seen(&["value"], 1000), "value");
     assert_eq!(parts_seen(&["key"], 1000), "key");
-    assert_eq!(parts_seen(&["key", "headers"], 1000), "key headers");
     // The batch is passed as it is.
+    assert_eq!(parts_seen(&["key", "headers"], 1000), "key value headers");
     assert_eq!(parts_seen(&["value"], 10), "key value headers");
 }
 
