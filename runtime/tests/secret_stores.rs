@@ -368,3 +368,57 @@ fn sighup_reads_the_secrets_of_vault_again() {
     assert!(reload.contains("restarted=[p.logs]") && reload.contains("unchanged=[q.logs]"), "{reload}");
     assert!(!text().contains("hunter2"), "{}", text());
 }
+
+/// A role from a web identity, as pods of EKS have it, with an S3 store and a token service that
+/// are not Amazon's. `endpoint` is that of S3 only.
+#[test]
+fn a_web_identity_gets_the_credentials_of_its_role_from_the_token_service() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let sts = Server::start(Box::new(move |request| {
+        seen.lock().unwrap().push(request.body.clone());
+        let credentials = "<Credentials><AccessKeyId>ASIAROLE</AccessKeyId><SecretAccessKey>hunter2role</SecretAccessKey>\
+            <SessionToken>hunter2session</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>";
+        let user = "<AssumedRoleUser><Arn>arn:aws:sts::1:assumed-role/lake/x</Arn><AssumedRoleId>A:x</AssumedRoleId></AssumedRoleUser>";
+        let result = format!("<AssumeRoleWithWebIdentityResult>{credentials}{user}</AssumeRoleWithWebIdentityResult>");
+        let text = format!(
+            "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">{result}\
+             </AssumeRoleWithWebIdentityResponse>"
+        );
+        (200, text)
+    }));
+    let signed = Arc::new(Mutex::new(Vec::new()));
+    let seen = signed.clone();
+    let s3 = Server::start(Box::new(move |request| {
+        let header = |name: &str| request.headers.get(name).cloned().unwrap_or_default();
+        seen.lock().unwrap().push((header("authorization"), header("x-amz-security-token")));
+        (404, "<Error><Code>NoSuchBucket</Code></Error>".to_owned())
+    }));
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "{}[sinks.lake]\nconnector = \"s3\"\ninputs = [\"logs\"]\nurl = \"s3://lake/x\"\nendpoint = \"{}\"\npath_style = true\n",
+        pipeline("web"),
+        s3.url()
+    );
+    std::fs::write(folder.path().join("p.toml"), text).unwrap();
+    std::fs::write(folder.path().join("identity"), "web-identity-token").unwrap();
+    let identity = folder.path().join("identity").display().to_string();
+    let (region, sts_url) = ("eu-central-1", sts.url());
+    let variables = [
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", identity.as_str()),
+        ("AWS_ROLE_ARN", "arn:aws:iam::1:role/lake"),
+        ("AWS_REGION", region),
+        ("AWS_ENDPOINT_URL_STS", sts_url.as_str()),
+    ];
+    let Output { stdout, stderr, .. } =
+        trunkline(folder.path(), &["validate", "p.toml", "--check"], &variables).output().unwrap();
+    let shown = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(shown.contains("s3.no_such_bucket") && !shown.contains("hunter2"), "{shown}");
+    let asked = asked.lock().unwrap();
+    let is_token =
+        asked.iter().all(|body| body.contains("AssumeRoleWithWebIdentity") && body.contains("web-identity-token"));
+    assert!(!asked.is_empty() && is_token, "{asked:?}");
+    let signed = signed.lock().unwrap();
+    let (authorization, token) = signed.first().unwrap();
+    assert!(authorization.contains("Credential=ASIAROLE/") && token == "hunter2session", "{authorization}");
+}

@@ -11,6 +11,8 @@ mod client;
 mod debezium;
 mod encode;
 mod latency;
+mod loads;
+mod logfile;
 mod measure;
 mod mysql;
 mod opensearch;
@@ -23,6 +25,8 @@ mod records;
 mod scaling;
 mod search;
 mod table;
+mod tls;
+mod warehouse;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,8 +39,8 @@ use crate::records::LINE_BYTES;
 use crate::table::Table;
 
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
-/// follow them.
-const ROWS: [&str; 16] = [
+/// and of warehouses follow them.
+const ROWS: [&str; 19] = [
     "none",
     "combined",
     "parquet",
@@ -45,6 +49,8 @@ const ROWS: [&str; 16] = [
     "plugin",
     "parsers",
     "latency",
+    "multiline",
+    "tail",
     "operations",
     "bento-log",
     "bento-lake",
@@ -53,6 +59,7 @@ const ROWS: [&str; 16] = [
     "search-latency",
     "opensearch",
     "bento-search",
+    "tls",
 ];
 const USAGE: &str = "usage: tests/bench/run [all | ROW..] [--seconds N] [--rounds N]
        tests/bench/run --baseline FOLDER [ROW..] [--seconds N] [--rounds N]
@@ -79,8 +86,8 @@ fn main() -> ExitCode {
     };
     ran.unwrap_or_else(|| {
         eprintln!(
-            "{USAGE}\nROW: pipeline (the first six), mysql (all from mysql-snapshot), or {}\nROW with --baseline: {}\nGROUP: {}",
-            [ROWS.as_slice(), &mysql::ROWS].concat().join(", "),
+            "{USAGE}\nROW: pipeline (the first six), mysql (all from mysql-snapshot), warehouse (its five), or {}\nROW with --baseline: {}\nGROUP: {}",
+            all_rows().collect::<Vec<_>>().join(", "),
             baseline::ROWS.join(", "),
             scaling::GROUPS.join(", ")
         );
@@ -116,11 +123,15 @@ impl<'a> Selection<'a> {
                     rest
                 }
                 ["all", rest @ ..] => {
-                    this.rows.extend(ROWS.iter().chain(&mysql::ROWS));
+                    this.rows.extend(all_rows());
                     rest
                 }
                 ["mysql", rest @ ..] => {
                     this.rows.extend(mysql::ROWS);
+                    rest
+                }
+                ["warehouse", rest @ ..] => {
+                    this.rows.extend(warehouse::ROWS);
                     rest
                 }
                 ["pipeline", rest @ ..] => {
@@ -128,7 +139,7 @@ impl<'a> Selection<'a> {
                     rest
                 }
                 [row, rest @ ..] => {
-                    this.rows.push(ROWS.iter().chain(&mysql::ROWS).find(|known| *known == row)?);
+                    this.rows.push(all_rows().find(|known| known == row)?);
                     rest
                 }
             };
@@ -136,8 +147,13 @@ impl<'a> Selection<'a> {
     }
 
     fn rows_or_all(&self) -> Vec<&'a str> {
-        if self.rows.is_empty() { ROWS.into_iter().chain(mysql::ROWS).collect() } else { self.rows.clone() }
+        if self.rows.is_empty() { all_rows().collect() } else { self.rows.clone() }
     }
+}
+
+/// All rows, in the table's order.
+fn all_rows<'a>() -> impl Iterator<Item = &'a str> {
+    ROWS.into_iter().chain(mysql::ROWS).chain(warehouse::ROWS)
 }
 
 /// Prints the figures of a row that measures this process, one per round: for `--baseline`.
@@ -154,13 +170,19 @@ fn figure(row: &str, sampling: Sampling) -> Option<ExitCode> {
 fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
     let is_selected = |row: &str| rows.contains(&row);
     let mut table = Table::default();
-    if rows.iter().any(|row| !["parser", "parsers", "plugin"].contains(row)) {
+    if rows.iter().any(|row| !["parser", "parsers", "plugin", "tls"].contains(row)) {
         let kafka = Kafka::start(BrokerKind::Apache).unwrap_or_else(|skip| panic!("{skip}"));
         if ["none", "combined", "parquet", "mask"].into_iter().any(is_selected) {
             table.add(pipeline::rows(&kafka, sampling, is_selected));
         }
         if is_selected("latency") {
             table.add(latency::rows(&kafka, sampling));
+        }
+        if is_selected("multiline") {
+            table.add([logfile::multiline_row(&kafka, sampling)]);
+        }
+        if is_selected("tail") {
+            table.add([logfile::tail_row(&kafka, sampling)]);
         }
         if is_selected("operations") {
             table.add(operations::rows(&kafka, sampling));
@@ -192,8 +214,17 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
         if mysql::ROWS.into_iter().any(is_selected) {
             mysql::add(&mut table, &kafka, sampling, is_selected);
         }
+        if warehouse::ROWS.into_iter().any(is_selected) {
+            warehouse::add(&mut table, &kafka, sampling, is_selected);
+        }
     }
-    // After the broker has stopped: these rows measure one core.
+    // After that broker has stopped: this row has its own, and the others measure one core.
+    if is_selected("tls") {
+        match tls::rows(sampling) {
+            Ok(rows) => table.add(rows),
+            Err(reason) => table.skip("tls", &reason),
+        }
+    }
     if is_selected("parser") {
         table.add([parser::row(sampling)]);
     }

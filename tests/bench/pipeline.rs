@@ -20,7 +20,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Case, Exit, Kafka, worker_binary};
+use trunkline_tests::{Case, Exit, Kafka, KafkaClient, worker_binary};
 
 use crate::client::{self, LIMIT, PARTITIONS, StoredRecord};
 use crate::encode;
@@ -150,7 +150,7 @@ pub(crate) fn alternate(
     arms
 }
 
-/// The rows of a worker and a peer. Only the speed may have a target.
+/// The rows of a worker and a peer, or of two ways to run it. Only the speed may have a target.
 pub(crate) fn compare_with_peer(
     name: &str,
     unit: &'static str,
@@ -173,7 +173,7 @@ pub(crate) fn compare_with_peer(
 
 /// Writes a topic and deletes it. In its first seconds the broker is slow, because its code is not
 /// compiled yet.
-pub(crate) fn warm_up(kafka: &Kafka, lines: &Lines) {
+pub(crate) fn warm_up(kafka: &KafkaClient, lines: &Lines) {
     kafka.create_topic("warm-up", PARTITIONS);
     client::produce(&client::transactional_producer(kafka.brokers(), "warm-up", &[]), "warm-up", lines.records());
     client::delete_topic(kafka.brokers(), "warm-up");
@@ -252,7 +252,23 @@ pub(crate) fn backlog(kafka: &Kafka, topic: &str, sample: &[StoredRecord], count
 
 /// Runs a worker that reads a log file into a topic; also returns the topic.
 pub(crate) fn read_log(kafka: &Kafka, worker: &Path, log: &Log, parser: &str, lines: u64) -> (String, Run) {
-    let case = Case::new(&format!("bench-{parser}"), kafka).with_binary(worker.to_owned());
+    read_log_with(kafka, &Settings::new(), worker, log, parser, lines)
+}
+
+/// Settings of a worker, as variables of its environment.
+pub(crate) type Settings = Vec<(&'static str, String)>;
+
+/// The same with settings.
+pub(crate) fn read_log_with(
+    kafka: &KafkaClient,
+    settings: &Settings,
+    worker: &Path,
+    log: &Log,
+    parser: &str,
+    lines: u64,
+) -> (String, Run) {
+    let mut case = Case::new(&format!("bench-{parser}"), kafka).with_binary(worker.to_owned());
+    settings.iter().for_each(|(name, value)| case.set(name, value));
     let text = format!(
         "name = \"$NAME\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/*.log\"]\nparser = \"{parser}\"\n"
     );

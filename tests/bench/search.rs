@@ -140,6 +140,8 @@ const BUSY: &str =
 
 /// Answers the requests of a connection until the worker closes it.
 fn serve(stream: TcpStream, documents: &AtomicU64, busy_percent: u64) {
+    // As servers do: otherwise a short answer waits for the acknowledgement of its head.
+    stream.set_nodelay(true).unwrap();
     let mut random = Random::new(1);
     let mut reader = BufReader::with_capacity(1 << 20, stream);
     let mut body = Vec::new();

@@ -1,5 +1,5 @@
-//! The brokers of chaos runs and their faults: a proxy injects those of Apache Kafka, and the
-//! embedded broker injects its own on command.
+//! The brokers of chaos runs and their faults: a proxy injects those of Apache Kafka, with and
+//! without TLS, and the embedded broker injects its own on command.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -8,7 +8,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 use std::{env, fs, io};
 
-use trunkline_tests::{BrokerKind, Kafka, KafkaClient, KafkaFault, KafkaFaults, SecuredKafka, Skip, TokenServer, wait};
+use trunkline_tests::{
+    BrokerKind, Kafka, KafkaClient, KafkaFault, KafkaFaults, SecuredKafka, Skip, TlsFiles, TokenServer, wait,
+};
 
 /// How long a broker may take to stop.
 const STOP: Duration = Duration::from_secs(60);
@@ -77,16 +79,19 @@ impl ChaosBroker {
         }
     }
 
-    /// Whether replies can be lost or delayed. The proxy cannot read those of a TLS connection.
-    pub(crate) fn can_lose_replies(&self) -> bool {
-        !matches!(self, Self::Secured(_))
+    /// The certificate that the proxies of the other servers use, too.
+    pub(crate) fn tls_files(&self) -> Option<TlsFiles> {
+        match self {
+            Self::Secured(secured) => Some(secured.kafka.tls_files()),
+            Self::Apache(_) | Self::Embedded(_) => None,
+        }
     }
 
     /// Loses the reply to the `nth` request of this kind, counted from now.
     pub(crate) fn drop_reply(&mut self, api: &str, nth: u64) {
         match self {
             Self::Apache(apache) => apache.faults.nth(nth, api, KafkaFault::DropReply),
-            Self::Secured(_) => panic!("the fault does not ask whether replies can be lost"),
+            Self::Secured(secured) => secured.faults.nth(nth, api, KafkaFault::DropReply),
             Self::Embedded(broker) => broker.expect_ok(&format!("drop {api} {nth}")),
         }
     }
@@ -95,7 +100,7 @@ impl ChaosBroker {
     pub(crate) fn delay_reply(&mut self, api: &str, nth: u64, by: Duration) {
         match self {
             Self::Apache(apache) => apache.faults.nth(nth, api, KafkaFault::Delay(by)),
-            Self::Secured(_) => panic!("the fault does not ask whether replies can be lost"),
+            Self::Secured(secured) => secured.faults.nth(nth, api, KafkaFault::Delay(by)),
             Self::Embedded(broker) => broker.expect_ok(&format!("delay {api} {nth} {}", by.as_millis())),
         }
     }
@@ -117,7 +122,7 @@ impl ChaosBroker {
     pub(crate) fn pending(&mut self) -> u64 {
         match self {
             Self::Apache(apache) => apache.faults.pending() as u64,
-            Self::Secured(_) => 0,
+            Self::Secured(secured) => secured.faults.pending() as u64,
             Self::Embedded(broker) => broker.request("pending").parse().expect("a number"),
         }
     }
@@ -126,7 +131,7 @@ impl ChaosBroker {
     pub(crate) fn clear(&mut self) {
         match self {
             Self::Apache(apache) => apache.faults.clear(),
-            Self::Secured(_) => {}
+            Self::Secured(secured) => secured.faults.clear(),
             Self::Embedded(broker) => broker.expect_ok("clear"),
         }
     }
@@ -148,10 +153,12 @@ impl Apache {
     }
 }
 
-/// Apache Kafka whose listener has TLS and OAuth tokens, and the server of these tokens.
+/// Apache Kafka whose listener has TLS and OAuth tokens, behind a proxy, and the server of these
+/// tokens.
 pub(crate) struct Secured {
     kafka: SecuredKafka,
     tokens: TokenServer,
+    faults: KafkaFaults,
     client: KafkaClient,
 }
 
@@ -159,11 +166,12 @@ pub(crate) struct Secured {
 const TOKEN_LIFETIME: Duration = Duration::from_secs(7);
 
 impl Secured {
-    /// Starts both.
+    /// Starts all.
     pub(crate) fn start() -> Result<Self, Skip> {
         let kafka = SecuredKafka::start_for_crashes()?;
         let tokens = TokenServer::start(&kafka.file("oauth.key"), TOKEN_LIFETIME);
-        Ok(Self { client: KafkaClient::new(kafka.oauth()), tokens, kafka })
+        let faults = KafkaFaults::start_tls(kafka.oauth_port(), &kafka.tls_files());
+        Ok(Self { client: KafkaClient::new(faults.address().to_owned()), tokens, faults, kafka })
     }
 
     fn settings(&self) -> Vec<(&'static str, String)> {

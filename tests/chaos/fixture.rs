@@ -4,14 +4,17 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{BrokerKind, Case, Exit, Mysql, OpenSearch, Process, Random, Reader, S3, S3Faults, Skip, wait};
+use trunkline_tests::{
+    BrokerKind, Case, Exit, Mysql, OpenSearch, Process, Random, Reader, S3, S3Faults, Skip, TlsFiles, wait,
+};
 
 use crate::broker::ChaosBroker;
 use crate::faults::Mounted;
-use crate::feed::Feed;
+use crate::feed::{Feed, published};
 use crate::logs::{Logs, PREVIOUS, check_order, check_previous};
 use crate::plan::{Path, Plan};
 use crate::tables::Tables;
+use crate::warehouse::{Server, Warehouse};
 
 /// More than any single step needs, even on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
@@ -46,6 +49,8 @@ pub(crate) struct Destinations<'a> {
     pub s3: &'a S3,
     /// For the path `search`.
     pub search: Option<&'a mut OpenSearch>,
+    /// For the paths `snowflake` and `redshift`.
+    pub warehouse: Option<Server<'a>>,
 }
 
 /// The counts of a run.
@@ -91,12 +96,16 @@ pub(crate) struct Fixture<'a> {
     pub case: Case,
     /// The server of the path `search`.
     pub search: Option<&'a mut OpenSearch>,
-    /// The proxy for the object store or the search server. The paths `topics` and `state` have
-    /// none.
+    /// The warehouse of the paths `snowflake` and `redshift`.
+    pub warehouse: Option<Warehouse<'a>>,
+    /// The proxy for the object store or the search server; with a warehouse, for its stage. The
+    /// paths `topics` and `state` have none.
     pub store: Option<S3Faults>,
+    /// The certificate of that proxy, if workers reach it over TLS.
+    tls: Option<TlsFiles>,
     /// The folder of published files.
     pub lake: PathBuf,
-    /// The whole bucket, including hidden files.
+    /// The whole bucket, including hidden files; with a warehouse, its stage.
     pub bucket: PathBuf,
     /// The input of the pipeline.
     pub feed: Feed<'a>,
@@ -126,27 +135,52 @@ impl<'a> Fixture<'a> {
             case.set("TRUNKLINE_KAFKA_SESSION_TIMEOUT_MS", "6000");
         }
         let (mut store, mut lake, mut bucket) = (None, case.path("lake"), case.path("lake"));
-        let Destinations { s3, search } = destinations;
+        let Destinations { s3, search, warehouse } = destinations;
+        let warehouse = warehouse.map(|server| Warehouse::new(server, case.name()));
+        let tls = broker.tls_files();
+        let start_proxy = |server: &str| match &tls {
+            Some(tls) => S3Faults::start_tls(server, tls),
+            None => S3Faults::start(server),
+        };
         if let Some(search) = &search {
-            store = Some(S3Faults::start(&search.address()));
+            store = Some(start_proxy(&search.address()));
+        }
+        if warehouse.is_some() {
+            bucket = s3.bucket(case.name());
+            store = Some(S3Faults::start(&s3.address()));
         }
         if plan.path.ends_in_bucket() {
             bucket = s3.bucket(case.name());
             lake = bucket.join("logs");
-            store = Some(S3Faults::start(&s3.address()));
+            store = Some(start_proxy(&s3.address()));
         }
         let feed = match mysql {
             None => Feed::Logs(Logs::new(case.path("logs"), plan.hostile, &mut random)),
             Some(mysql) => {
                 case.set(Mysql::PASSWORD.0, Mysql::PASSWORD.1);
-                Feed::Tables(Box::new(Tables::new(mysql, plan.times(300, 2_000), &mut random)))
+                Feed::Tables(Box::new(Tables::new(mysql, plan.times(300, 2_000), plan.secured, &mut random)))
             }
         };
         let reader = Reader::find()?;
         let mounted = None;
         let max_rss = MAX_RSS;
-        let mut this =
-            Self { plan, random, tally, broker, mounted, case, search, store, lake, bucket, feed, max_rss, reader };
+        let mut this = Self {
+            plan,
+            random,
+            tally,
+            broker,
+            mounted,
+            case,
+            search,
+            warehouse,
+            store,
+            tls,
+            lake,
+            bucket,
+            feed,
+            max_rss,
+            reader,
+        };
         let masked = this.feed.masked();
         match plan.path {
             Path::State => this.pipeline(PREVIOUS),
@@ -158,22 +192,29 @@ impl<'a> Fixture<'a> {
 
     /// Writes the pipeline file. `plugin` are the options of its transform.
     pub(crate) fn pipeline(&self, plugin: &str) {
+        let authority =
+            self.tls.as_ref().map_or_else(String::new, |tls| format!("tls_ca = \"{}\"\n", tls.ca.display()));
         let (materialised, destination) = match &self.store {
+            Some(_) if self.warehouse.is_some() => (String::new(), String::new()),
             None => ("topic = \"$NAME.clean\"\n".to_owned(), "url = \"file://$DIR/lake\"\n".to_owned()),
-            Some(store) if self.search.is_some() => (String::new(), format!("url = \"http://{}\"\n", store.address())),
+            Some(store) if self.search.is_some() => (String::new(), format!("url = \"{}\"\n{authority}", store.url())),
             Some(store) => (
                 String::new(),
                 format!(
-                    "url = \"s3://$NAME/logs\"\nendpoint = \"http://{}\"\nregion = \"{}\"\npath_style = true\n",
-                    store.address(),
+                    "url = \"s3://$NAME/logs\"\nendpoint = \"{}\"\nregion = \"{}\"\npath_style = true\n{authority}",
+                    store.url(),
                     S3::REGION
                 ),
             ),
         };
         let (name, source) = self.feed.source();
         let transform = format!("[transforms.clean]\ninputs = [\"{name}\"]\n");
-        let sink = if self.search.is_some() { SEARCH_SINK } else { SINK };
-        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, sink, self.feed.sink_options()];
+        let sink = match (&self.warehouse, &self.store) {
+            (Some(warehouse), Some(store)) => warehouse.sink(self.case.name(), store.address()),
+            _ if self.search.is_some() => SEARCH_SINK.to_owned(),
+            _ => SINK.to_owned(),
+        };
+        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, &sink, self.feed.sink_options()];
         self.case.pipeline("chaos", &(parts.concat() + &destination));
     }
 
@@ -271,9 +312,10 @@ impl<'a> Fixture<'a> {
 
     /// The number of records at the destination.
     fn arrived(&mut self) -> u64 {
-        match &self.search {
-            Some(search) => search.documents(&format!("{}*", self.case.name())),
-            None => self.feed.arrived(&self.lake),
+        match (&self.search, &mut self.warehouse) {
+            (Some(search), _) => search.documents(&format!("{}*", self.case.name())),
+            (None, Some(warehouse)) => warehouse.arrived(),
+            (None, None) => self.feed.arrived(&self.lake),
         }
     }
 
@@ -329,13 +371,17 @@ impl<'a> Fixture<'a> {
         if self.plan.path == Path::State {
             check_previous(client, &format!("{name}.clean"));
         }
-        match &self.search {
+        match (&self.search, &self.warehouse) {
             // Every line once: the ids of documents are their offsets.
-            Some(search) => {
+            (Some(search), _) => {
                 let found = search.count(&format!("{name}*"), "path.keyword");
                 assert_eq!(found, (records - dead, records - dead), "documents and distinct lines");
             }
-            None => self.feed.check_lake(&self.reader, &self.lake, records - dead),
+            (None, Some(warehouse)) => {
+                let bytes = self.feed.bytes();
+                warehouse.check(records - dead, (dead == 0).then_some(bytes));
+            }
+            (None, None) => self.feed.check_lake(&self.reader, &self.lake, records - dead),
         }
         // A killed worker leaves files in its scratch folder. The next start of the worker removes
         // them.
@@ -364,7 +410,12 @@ impl<'a> Fixture<'a> {
     /// files.
     fn leftovers(&self) -> Vec<PathBuf> {
         let workers = fs::read_dir(self.case.path("")).unwrap().flatten().map(|entry| entry.path().join("scratch"));
-        files_left(workers.chain([self.bucket.clone()]).collect())
+        let mut left = files_left(workers.chain([self.bucket.clone()]).collect());
+        if self.warehouse.is_some() {
+            // A stage publishes nothing.
+            left.extend(published(&self.bucket));
+        }
+        left
     }
 }
 

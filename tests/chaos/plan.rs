@@ -24,12 +24,33 @@ pub(crate) enum Path {
     MariaDb,
     /// Log files → topic → plugin in the sink → OpenSearch.
     Search,
+    /// Log files → topic → plugin in the sink → a table in Snowflake.
+    Snowflake,
+    /// The same with Redshift.
+    Redshift,
 }
 
 impl Path {
+    /// All of them.
+    const ALL: [Self; 8] = [
+        Self::Bucket,
+        Self::Topics,
+        Self::State,
+        Self::Tables,
+        Self::MariaDb,
+        Self::Search,
+        Self::Snowflake,
+        Self::Redshift,
+    ];
+
     /// Whether its destination is S3.
     pub(crate) fn ends_in_bucket(self) -> bool {
-        !matches!(self, Self::Topics | Self::State | Self::Search)
+        matches!(self, Self::Bucket | Self::Tables | Self::MariaDb)
+    }
+
+    /// Whether its destination is a warehouse.
+    pub(crate) fn ends_in_warehouse(self) -> bool {
+        matches!(self, Self::Snowflake | Self::Redshift)
     }
 
     /// Whether its source is a database.
@@ -47,6 +68,8 @@ impl fmt::Display for Path {
             Self::Tables => "tables",
             Self::MariaDb => "mariadb",
             Self::Search => "search",
+            Self::Snowflake => "snowflake",
+            Self::Redshift => "redshift",
         })
     }
 }
@@ -98,11 +121,12 @@ pub(crate) struct Arguments {
     pub time: Option<Duration>,
     /// Only the short set, with fewer repetitions.
     pub short: bool,
-    /// Only the runs with this label: fault, fault/path or fault/path/broker.
+    /// Only the runs with this label: fault, fault/path or fault/path/broker, with `*` for any.
     pub only: Option<String>,
     /// Database servers with unusual settings, and logs behind symbolic links.
     pub hostile: bool,
-    /// Apache Kafka over SASL_SSL, with tokens that are replaced every five seconds.
+    /// Apache Kafka over SASL_SSL, with tokens that are replaced every five seconds, and the other
+    /// servers over TLS.
     pub secured: bool,
     /// Only list the runs.
     pub list: bool,
@@ -135,14 +159,14 @@ impl Arguments {
         let mut plans = Vec::new();
         let brokers = [BrokerKind::Embedded, BrokerKind::Apache];
         for broker in brokers.into_iter().filter(|broker| !self.secured || *broker == BrokerKind::Apache) {
-            for path in [Path::Bucket, Path::Topics, Path::State, Path::Tables, Path::MariaDb, Path::Search] {
+            for path in Path::ALL {
                 for fault in FAULTS {
                     let (seed, short) = (self.seed + round, self.short);
                     let (hostile, secured) = (self.hostile, self.secured);
                     let plan = Plan { fault, path, broker, seed, short, hostile, secured };
                     let asked = self.only.as_ref().map_or_else(
                         || !self.short || fault.short.contains(&(path, broker)),
-                        |only| format!("{}/", plan.label()).starts_with(&format!("{only}/")),
+                        |only| is_selected(only, &plan.label()),
                     );
                     if asked && fault.paths.contains(&path) {
                         plans.push(plan);
@@ -152,6 +176,13 @@ impl Arguments {
         }
         plans
     }
+}
+
+/// Whether `only` is the label, or its first parts; `*` stands for any part.
+fn is_selected(only: &str, label: &str) -> bool {
+    let parts = only.split('/').count();
+    parts <= label.split('/').count()
+        && only.split('/').zip(label.split('/')).all(|(part, of)| part == "*" || part == of)
 }
 
 /// The runs on one kind of broker, round by round.

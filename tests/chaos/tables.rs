@@ -27,6 +27,8 @@ const POISON: &str =
 /// The MySQL of one run, and its writers.
 pub(crate) struct Tables<'a> {
     server: &'a mut Mysql,
+    /// Whether the source connects over TLS.
+    secured: bool,
     writers: Vec<Writer>,
     /// The number of initial rows of each table.
     initial: u64,
@@ -40,8 +42,9 @@ pub(crate) struct Tables<'a> {
 }
 
 impl<'a> Tables<'a> {
-    /// New tables of `initial` rows each.
-    pub(crate) fn new(server: &'a mut Mysql, initial: u64, random: &mut Random) -> Self {
+    /// New tables of `initial` rows each. `secured`: the source connects over TLS if the server has
+    /// a certificate.
+    pub(crate) fn new(server: &'a mut Mysql, initial: u64, secured: bool, random: &mut Random) -> Self {
         let mut sql = "SET time_zone = '+00:00'; DROP DATABASE IF EXISTS shop; CREATE DATABASE shop CHARACTER SET utf8mb4; USE shop;\n\
                        CREATE TABLE progress (writer INT PRIMARY KEY, done BIGINT UNSIGNED NOT NULL);\n"
             .to_owned();
@@ -60,6 +63,7 @@ impl<'a> Tables<'a> {
         let writers = (0..WRITERS).map(|n| Writer::new(n, url.clone(), random.number(), initial)).collect();
         Self {
             server,
+            secured,
             writers,
             initial,
             counted: HashSet::new(),
@@ -71,8 +75,11 @@ impl<'a> Tables<'a> {
 
     /// The source. Its small chunks give more moments at which a fault matters.
     pub(crate) fn source(&self) -> String {
+        let authority = self.server.authority().filter(|_| self.secured);
+        let tls = authority
+            .map_or_else(String::new, |file| format!("tls = \"verify_ca\"\ntls_ca = \"{}\"\n", file.display()));
         format!(
-            "\n[sources.shop]\nconnector = \"mysql\"\nurl = \"{}\"\ntables = [\"shop.*\", \"!shop.progress\"]\ntombstones = false\nchunk_rows = 50\n\n",
+            "\n[sources.shop]\nconnector = \"mysql\"\nurl = \"{}\"\ntables = [\"shop.*\", \"!shop.progress\"]\ntombstones = false\nchunk_rows = 50\n{tls}\n",
             self.server.url()
         )
     }

@@ -1,9 +1,9 @@
 //! Components are paused, resumed and restarted while workers run.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use trunkline_tests::{Case, Kafka, LogWriter, Process, Reader, need, wait};
 
-use crate::status::{address, send};
+use crate::status::{address, send, send_json};
 use crate::{LONG, access_logs, assert_every_line_once, stop, wait_for_rows};
 
 /// Runs a command on the cluster; returns its JSON.
@@ -43,7 +43,7 @@ fn a_pause_holds_for_all_workers_and_outlives_them() {
         let exit = case.ask_worker("pause", "a", &[&lake, "--json"], LONG);
         serde_json::from_str::<Value>(&exit.stdout).ok()
     });
-    assert_eq!(paused, serde_json::json!({ "request": "paused", "components": [lake] }));
+    assert_eq!(paused, json!({ "request": "paused", "components": [lake] }));
     wait_for_state(&case, &mut first, "a", "lake", "paused");
     wait_for_state(&case, &mut second, "b", "lake", "paused");
     let unknown = case.ask_worker("pause", "a", &[&format!("{}.lak", case.name())], LONG);
@@ -93,5 +93,51 @@ fn a_pause_holds_for_all_workers_and_outlives_them() {
     log.append(100);
     wait_for_rows(&reader, &case.path("lake"), 1_600);
     stop(worker);
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+}
+
+#[test]
+fn a_connector_that_is_created_by_rest_outlives_its_worker() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = Case::new("created", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 961);
+    log.append(1_000);
+    case.pipeline("access", &access_logs());
+    let worker = case.start("a", &[]);
+    wait_for_rows(&reader, &case.path("lake"), 1_000);
+
+    let (name, copy) = (format!("{}-copy.lake", case.name()), case.path("copy"));
+    let url = format!("file://{}", copy.display());
+    let config = json!({ "connector.class": "s3", "topics": format!("{}.web", case.name()), "url": url });
+    let new = json!({ "name": name, "config": config }).to_string();
+    let (code, body) = send_json(&address(&worker), "POST", "/connectors", &new);
+    assert_eq!(code, 201, "{body}");
+    wait_for_rows(&reader, &copy, 1_000);
+
+    worker.kill9();
+    log.append(500);
+    let mut worker = case.start("a", &[]);
+    wait_for_rows(&reader, &copy, 1_500);
+    let address = address(&worker);
+    let (_, status) = send(&address, "GET", &format!("/connectors/{name}/status"), "");
+    assert!(status.contains(r#""state":"RUNNING""#), "{status}");
+    assert_eq!(send(&address, "PUT", &format!("/connectors/{name}/stop"), "").0, 204);
+    let offsets = format!("/connectors/{name}/offsets");
+    wait::until("the stopped sink is moved to the start", LONG, || {
+        assert!(worker.is_running(), "{}", worker.stderr());
+        (send(&address, "DELETE", &offsets, "").0 == 200).then_some(())
+    });
+    let (_, moved) = send(&address, "GET", &offsets, "");
+    let moved: Value = serde_json::from_str(&moved).unwrap();
+    let at: Vec<&Value> = moved["offsets"].as_array().unwrap().iter().map(|at| &at["offset"]["kafka_offset"]).collect();
+    assert!(!at.is_empty() && at.iter().all(|at| **at == 0), "{moved}");
+
+    assert_eq!(send(&address, "DELETE", &format!("/connectors/{name}"), "").0, 204);
+    wait::until("no task of the deleted connector runs", LONG, || {
+        let exit = case.ask_worker("status", "a", &["--json"], LONG);
+        (exit.code == Some(0) && !exit.stdout.contains("-copy")).then_some(())
+    });
+    stop(worker);
+    assert_every_line_once(&reader, &copy, &log);
     assert_every_line_once(&reader, &case.path("lake"), &log);
 }

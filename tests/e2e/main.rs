@@ -50,6 +50,7 @@ mod reload;
 mod replay;
 mod replay_warehouse;
 mod rotation;
+mod sample_warehouses;
 mod search;
 mod secured;
 mod secured_broker;
@@ -61,6 +62,9 @@ mod state;
 mod status;
 mod transforms;
 mod worker_log;
+
+#[path = "../live/mod.rs"]
+mod live;
 
 use std::path::Path;
 use std::time::Duration;

@@ -109,7 +109,7 @@ fn rows_are_replaced_in_snowflake() {
     let case = Case::new("replay-snowflake", kafka);
     s3.bucket(case.name());
     let count = |table: &str| {
-        let found = snowflake.try_query(&format!("SELECT COUNT(*), COUNT(DISTINCT path) FROM {table}"));
+        let found = snowflake.try_query("DB", "RAW", &format!("SELECT COUNT(*), COUNT(DISTINCT path) FROM {table}"));
         found.map_or((0, 0), |rows| numbers(&rows[0]))
     };
     a_killed_replay_replaces_rows(&case, &snowflake.options(s3, case.name()), &count);

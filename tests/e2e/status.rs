@@ -15,10 +15,20 @@ fn get(address: &str, path: &str, headers: &str) -> (u16, String) {
 
 /// Sends a request without a body.
 pub(crate) fn send(address: &str, method: &str, path: &str, headers: &str) -> (u16, String) {
+    send_with_body(address, method, path, headers, "")
+}
+
+/// The same with a body in JSON.
+pub(crate) fn send_json(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+    let headers = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+    send_with_body(address, method, path, &headers, body)
+}
+
+fn send_with_body(address: &str, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     let host = if headers.contains("Host:") { String::new() } else { format!("Host: {address}\r\n") };
-    write!(stream, "{method} {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n").unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n{body}").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();

@@ -4,19 +4,21 @@
 //! Apache Kafka has no fault injection. The proxy parses the frames of requests and
 //! replies, and matches them by correlation id. In replies that contain the broker's address it
 //! writes its own, so that clients do not bypass it. Both addresses must have the same length: the
-//! proxy supports one node on 127.0.0.1.
+//! proxy supports one node on 127.0.0.1. For a listener with TLS it decrypts both directions and
+//! encrypts them again.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::proxy;
+use crate::proxy::{self, Stream, TlsFiles};
 
 /// The API keys of the requests that tests name.
 const APIS: [(&str, i16); 7] = [
@@ -59,8 +61,11 @@ pub struct KafkaFaults {
 }
 
 struct ProxyState {
+    /// The name by which the broker advertises itself.
+    host: &'static str,
     upstream: u16,
     port: u16,
+    tls: Option<TlsConnector>,
     rules: Mutex<Vec<Rule>>,
 }
 
@@ -85,15 +90,27 @@ struct Request {
 impl KafkaFaults {
     /// Starts a proxy for the broker on this port of 127.0.0.1. The broker may stop and restart.
     pub fn start(upstream: u16) -> Self {
+        Self::start_on(upstream, None)
+    }
+
+    /// Starts a proxy for the broker's listener with TLS on this port, which advertises itself as
+    /// `localhost`. The proxy has this certificate, too.
+    pub fn start_tls(upstream: u16, tls: &TlsFiles) -> Self {
+        Self::start_on(upstream, Some(tls))
+    }
+
+    fn start_on(upstream: u16, tls: Option<&TlsFiles>) -> Self {
         let (listener, port) = proxy::listen();
-        let state = Arc::new(ProxyState { upstream, port, rules: Mutex::default() });
+        let host = if tls.is_some() { "localhost" } else { "127.0.0.1" };
+        let connector = tls.map(TlsFiles::connector);
+        let state = Arc::new(ProxyState { host, upstream, port, tls: connector, rules: Mutex::default() });
         let shared = state.clone();
-        let stop = proxy::serve(listener, move |client| {
+        let stop = proxy::serve(listener, tls.map(TlsFiles::acceptor), move |client| {
             let state = shared.clone();
             // An error is a broken connection, which both sides notice.
             async move { drop(serve_connection(client, &state).await) }
         });
-        Self { address: format!("127.0.0.1:{port}"), state, _stop: stop }
+        Self { address: format!("{host}:{port}"), state, _stop: stop }
     }
 
     /// The proxy's host and port.
@@ -153,7 +170,7 @@ impl ProxyState {
 
     /// Replaces the broker's address by the proxy's.
     fn replace_address(&self, reply: &mut [u8]) {
-        let address = |port: u16| [b"127.0.0.1".as_slice(), &u32::from(port).to_be_bytes()].concat();
+        let address = |port: u16| [self.host.as_bytes(), &u32::from(port).to_be_bytes()].concat();
         let (old, new) = (address(self.upstream), address(self.port));
         let mut from = 0;
         while let Some(found) = reply[from..].windows(old.len()).position(|window| window == old) {
@@ -164,12 +181,15 @@ impl ProxyState {
 }
 
 /// Serves a client's connection with one connection to the broker. When one ends, both end.
-async fn serve_connection(client: TcpStream, state: &ProxyState) -> io::Result<()> {
+async fn serve_connection(client: Stream, state: &ProxyState) -> io::Result<()> {
     let broker = TcpStream::connect(("127.0.0.1", state.upstream)).await?;
-    client.set_nodelay(true)?;
     broker.set_nodelay(true)?;
-    let (from_client, to_client) = client.into_split();
-    let (from_broker, to_broker) = broker.into_split();
+    let broker: Stream = match &state.tls {
+        Some(tls) => Box::new(tls.connect(ServerName::try_from(state.host).unwrap(), broker).await?),
+        None => Box::new(broker),
+    };
+    let (from_client, to_client) = tokio::io::split(client);
+    let (from_broker, to_broker) = tokio::io::split(broker);
     let pending = PendingRequests::default();
     tokio::select! {
         ended = forward_requests(from_client, to_broker, &pending, state) => ended,
@@ -178,8 +198,8 @@ async fn serve_connection(client: TcpStream, state: &ProxyState) -> io::Result<(
 }
 
 async fn forward_requests(
-    from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
     pending: &PendingRequests,
     state: &ProxyState,
 ) -> io::Result<()> {
@@ -194,12 +214,13 @@ async fn forward_requests(
         let request = Request { api, version, fault: state.fault_for(api) };
         pending.lock().unwrap().insert(i32::from_be_bytes(id), request);
         to.write_all(&frame).await?;
+        to.flush().await?;
     }
 }
 
 async fn forward_replies(
-    from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
     pending: &PendingRequests,
     state: &ProxyState,
 ) -> io::Result<()> {
@@ -221,6 +242,7 @@ async fn forward_replies(
             state.replace_address(&mut frame);
         }
         to.write_all(&frame).await?;
+        to.flush().await?;
     }
 }
 

@@ -1,6 +1,7 @@
 //! MySQL and MariaDB servers.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -58,6 +59,12 @@ impl Mysql {
     /// The URL of the user `root`.
     pub fn root_url(&self) -> String {
         format!("mysql://root@127.0.0.1:{}", self.server.port())
+    }
+
+    /// The authority that has signed its certificate; `None` if it has no certificate.
+    pub fn authority(&self) -> Option<PathBuf> {
+        let file = self.server.directory().join(format!("{}.data/ca.pem", self.server.port()));
+        file.exists().then_some(file)
     }
 
     /// Its port on 127.0.0.1.

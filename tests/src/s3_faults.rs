@@ -7,12 +7,11 @@ use std::io::{self, Error};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
-use crate::proxy;
+use crate::proxy::{self, Stream, TlsFiles};
 
 /// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +40,7 @@ pub struct Request {
 /// The proxy. Tests change its rules while requests pass.
 pub struct S3Faults {
     address: String,
+    url: String,
     state: Arc<Mutex<State>>,
     _stop: oneshot::Sender<()>,
 }
@@ -70,20 +70,36 @@ pub struct FaultWindow {
 impl S3Faults {
     /// Starts a proxy for the server at `upstream` (host and port).
     pub fn start(upstream: &str) -> Self {
+        Self::start_on(upstream, None)
+    }
+
+    /// Starts a proxy that clients reach over TLS, with this certificate. The server has none.
+    pub fn start_tls(upstream: &str, tls: &TlsFiles) -> Self {
+        Self::start_on(upstream, Some(tls))
+    }
+
+    fn start_on(upstream: &str, tls: Option<&TlsFiles>) -> Self {
         let (listener, port) = proxy::listen();
         let state = Arc::new(Mutex::new(State::default()));
         let (upstream, shared) = (upstream.to_owned(), state.clone());
-        let stop = proxy::serve(listener, move |client| {
+        let stop = proxy::serve(listener, tls.map(TlsFiles::acceptor), move |client| {
             let (upstream, state) = (upstream.clone(), shared.clone());
             // An error is a broken connection, which both sides notice.
             async move { drop(serve_connection(client, &upstream, &state).await) }
         });
-        Self { address: format!("127.0.0.1:{port}"), state, _stop: stop }
+        let (scheme, host) = if tls.is_some() { ("https", "localhost") } else { ("http", "127.0.0.1") };
+        let address = format!("{host}:{port}");
+        Self { url: format!("{scheme}://{address}"), address, state, _stop: stop }
     }
 
     /// The proxy's host and port.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The same with its scheme.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Breaks the `n`-th request, counted from 1 and from now, with this method and with this text
@@ -153,11 +169,10 @@ fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 /// Serves a client's connection with one connection to the server.
-async fn serve_connection(client: TcpStream, upstream: &str, state: &Mutex<State>) -> io::Result<()> {
+async fn serve_connection(client: Stream, upstream: &str, state: &Mutex<State>) -> io::Result<()> {
     let server = TcpStream::connect(upstream).await?;
-    client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let (from_client, mut to_client) = client.into_split();
+    let (from_client, mut to_client) = tokio::io::split(client);
     let (from_server, mut to_server) = server.into_split();
     let (mut from_client, mut from_server) = (BufReader::new(from_client), BufReader::new(from_server));
     loop {
@@ -176,11 +191,13 @@ async fn serve_connection(client: TcpStream, upstream: &str, state: &Mutex<State
         if request.expects_continue() && !dropped {
             let first = Head::read(&mut from_server).await?;
             to_client.write_all(&first.bytes).await?;
+            to_client.flush().await?;
             if !first.is_interim() {
                 return copy_body(first.body(method), &mut from_server, &mut to_client).await;
             }
         } else if request.expects_continue() {
             to_client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+            to_client.flush().await?;
         }
         copy_body(request.body(""), &mut from_client, &mut to_server).await?;
 
@@ -198,7 +215,7 @@ async fn serve_connection(client: TcpStream, upstream: &str, state: &Mutex<State
         if body == Body::UntilEnd
             || response.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
         {
-            return Ok(());
+            return to_client.shutdown().await;
         }
     }
 }
@@ -207,8 +224,8 @@ async fn serve_connection(client: TcpStream, upstream: &str, state: &Mutex<State
 async fn answer(
     status: u16,
     request: &Head,
-    from_client: &mut BufReader<OwnedReadHalf>,
-    to_client: &mut OwnedWriteHalf,
+    from_client: &mut (impl AsyncBufRead + Unpin),
+    to_client: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<()> {
     if !request.expects_continue() {
         // A client that is still sending would treat an early response as a broken connection.
@@ -237,13 +254,14 @@ async fn answer(
 /// Forwards half of a request. The connections break when the caller drops them.
 async fn cut(
     request: &Head,
-    from_client: &mut BufReader<OwnedReadHalf>,
-    to_client: &mut OwnedWriteHalf,
-    to_server: &mut OwnedWriteHalf,
+    from_client: &mut (impl AsyncBufRead + Unpin),
+    to_client: &mut (impl AsyncWrite + Unpin),
+    to_server: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<()> {
     to_server.write_all(&request.bytes).await?;
     if request.expects_continue() {
         to_client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+        to_client.flush().await?;
     }
     let half = match request.body("") {
         Body::Length(length) => length / 2,
@@ -268,7 +286,7 @@ enum Body {
 }
 
 impl Head {
-    async fn read(from: &mut BufReader<OwnedReadHalf>) -> io::Result<Self> {
+    async fn read(from: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Self> {
         let mut bytes = Vec::new();
         loop {
             let start = bytes.len();
@@ -328,7 +346,7 @@ impl Head {
 
 async fn copy_body(
     body: Body,
-    from: &mut BufReader<OwnedReadHalf>,
+    from: &mut (impl AsyncBufRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<()> {
     match body {
@@ -355,14 +373,14 @@ async fn copy_body(
 
 async fn copy_exactly(
     length: u64,
-    from: &mut BufReader<OwnedReadHalf>,
+    from: &mut (impl AsyncBufRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<()> {
     let copied = tokio::io::copy(&mut from.take(length), to).await?;
     if copied < length { Err(Error::from(io::ErrorKind::UnexpectedEof)) } else { Ok(()) }
 }
 
-async fn copy_trailers(from: &mut BufReader<OwnedReadHalf>, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+async fn copy_trailers(from: &mut (impl AsyncBufRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     loop {
         let mut line = Vec::new();
         if from.read_until(b'\n', &mut line).await? == 0 {

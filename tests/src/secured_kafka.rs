@@ -13,7 +13,7 @@ use rdkafka::client::DefaultClientContext;
 
 use crate::kafka::QUICK_RESTART;
 use crate::server::Server;
-use crate::{KafkaClient, Skip, Tool};
+use crate::{KafkaClient, Skip, TlsFiles, Tool};
 
 /// A broker with a listener per security protocol. It dereferences to a client with all rights.
 pub struct SecuredKafka {
@@ -88,6 +88,16 @@ impl SecuredKafka {
     /// The address of the listener with TLS and OAuth tokens.
     pub fn oauth(&self) -> String {
         self.address(6)
+    }
+
+    /// The port of the same listener.
+    pub fn oauth_port(&self) -> u16 {
+        self.server.port() + 6
+    }
+
+    /// The certificate of its listeners with TLS.
+    pub fn tls_files(&self) -> TlsFiles {
+        TlsFiles { ca: self.file("ca.pem"), certificate: self.file("broker.pem"), key: self.file("broker.key") }
     }
 
     /// The address of the listener with TLS and tokens of Amazon MSK IAM; a skip without a JDK.

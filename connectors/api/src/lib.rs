@@ -32,7 +32,7 @@ pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
 pub use schema_fit::Fit;
 pub use sink::{
     Buffered, CommitPolicy, Delivery, EachRow, ErasedTwoPhaseSink, IdempotentSink, InFlight, OffsetRanges, OutputFile,
-    OutputListing, PartitionRecords, PendingRecord, RecordIndex, RowCount, RowCounts, SchemaLookup, Sink,
+    OutputListing, PartitionRecords, PendingRecord, RecordIndex, RecordSample, RowCount, RowCounts, SchemaLookup, Sink,
     SinkConnector, SinkContext, SinkReplay, SinkSpec, SinkWriter, Supersede, TopicPartition, TwoPhaseSink,
 };
 pub use source::{

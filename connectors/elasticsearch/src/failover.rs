@@ -1,10 +1,15 @@
 //! Detects a failover of MySQL with `version = "source"`: the binlog positions of the new server do
 //! not compare with those of the old one, and the index would refuse its changes as older ones.
+//!
+//! The newest change of each topic partition is stored with the offsets, so that a failover is
+//! detected also if the sink was stopped meanwhile, or if another task continues.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use trunkline_connector::{Error, RecordRef};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use trunkline_connector::{Error, RecordRef, TopicPartition};
 
 use crate::change_event::{BinlogPosition, ChangeEvent};
 
@@ -21,6 +26,15 @@ struct Newest {
     position: BinlogPosition,
 }
 
+/// The stored form.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    epoch: u64,
+    offset: i64,
+    version: u64,
+    server_id: Option<u64>,
+}
+
 impl FailoverGuard {
     /// `epoch`: the `version_epoch` of the sink.
     pub(crate) fn new(epoch: u64) -> Self {
@@ -33,7 +47,7 @@ impl FailoverGuard {
     pub(crate) fn check(&self, record: RecordRef<'_>, event: &ChangeEvent<'_>) -> Result<(), Error> {
         let Some(position) = BinlogPosition::of(event.source).filter(|_| event.op != b'r') else { return Ok(()) };
         let (topic, entry) = (record.topic(), record.entry());
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut newest = self.newest();
         let change = Newest { offset: entry.offset, position };
         let Some(last) = newest.get_mut(&(topic.to_owned(), entry.partition)) else {
             newest.insert((topic.to_owned(), entry.partition), change);
@@ -50,6 +64,30 @@ impl FailoverGuard {
         Ok(())
     }
 
+    /// What a later task must know of a topic partition.
+    pub(crate) fn state(&self, partition: &TopicPartition) -> Option<Value> {
+        let newest = *self.newest().get(&key(partition))?;
+        let BinlogPosition { version, server_id } = newest.position;
+        serde_json::to_value(Stored { epoch: self.epoch, offset: newest.offset, version, server_id }).ok()
+    }
+
+    /// Continues from the state of an earlier task. After the epoch was raised, changes of any
+    /// server may follow.
+    pub(crate) fn restore(&self, partition: &TopicPartition, state: Option<&Value>) {
+        let stored = state.and_then(|state| Stored::deserialize(state).ok());
+        match stored.filter(|stored| stored.epoch == self.epoch) {
+            Some(Stored { offset, version, server_id, .. }) => {
+                let position = BinlogPosition { version, server_id };
+                self.newest().insert(key(partition), Newest { offset, position });
+            }
+            None => drop(self.newest().remove(&key(partition))),
+        }
+    }
+
+    fn newest(&self) -> MutexGuard<'_, HashMap<(String, i32), Newest>> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn error(&self, topic: &str, partition: i32, last: &Newest, change: &Newest) -> Error {
         let server = |position: &BinlogPosition| position.server_id.map_or_else(|| "?".to_owned(), |id| id.to_string());
         let message = format!(
@@ -64,6 +102,10 @@ impl FailoverGuard {
         );
         Error::external("elasticsearch.failover", message)
     }
+}
+
+fn key(partition: &TopicPartition) -> (String, i32) {
+    (partition.topic.to_string(), partition.partition)
 }
 
 #[cfg(test)]
@@ -102,5 +144,32 @@ mod tests {
             assert_eq!(check(&guard, 5, b'u', 1, 90), Some("elasticsearch.failover"));
         }
         assert_eq!(check(&guard, 5, b'd', 1, 101), None);
+    }
+
+    #[test]
+    fn a_failover_is_detected_after_a_restart() {
+        let partition = TopicPartition::new("shop", 0);
+        let first = FailoverGuard::new(0);
+        assert_eq!(first.state(&partition), None);
+        assert_eq!(check(&first, 7, b'u', 1, 500), None);
+        let state = first.state(&partition).unwrap();
+        let expected = r#"{"epoch":0,"offset":7,"server_id":1,"version":618475291124}"#;
+        assert_eq!(serde_json::to_string(&state).unwrap(), expected);
+
+        let next = FailoverGuard::new(0);
+        next.restore(&partition, Some(&state));
+        // A repeated delivery, and the first new change, which is of the new server.
+        assert_eq!(check(&next, 6, b'u', 2, 400), None);
+        assert_eq!(check(&next, 8, b'u', 2, 90), Some("elasticsearch.failover"));
+        assert_eq!(next.state(&partition).unwrap(), state, "the change that is held is not known");
+        assert_eq!(check(&next, 8, b'u', 1, 501), None);
+
+        // Without a state, and after the epoch was raised, the first change is as good as any.
+        for (epoch, state) in [(0, None), (0, Some(Value::Null)), (1, Some(state))] {
+            let next = FailoverGuard::new(epoch);
+            assert_eq!(check(&next, 1, b'u', 1, 500), None);
+            next.restore(&partition, state.as_ref());
+            assert_eq!(check(&next, 8, b'u', 2, 90), None, "{epoch} {state:?}");
+        }
     }
 }

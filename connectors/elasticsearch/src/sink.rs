@@ -6,9 +6,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::runtime::Handle;
 use trunkline_connector::{
-    Delivery, Error, IdempotentSink, InFlight, MemoryBudget, Reason, Reservation, Result, Retry,
+    Delivery, Error, IdempotentSink, InFlight, MemoryBudget, Reason, Reservation, Result, Retry, TopicPartition,
 };
 
 use crate::bulk_answer::{self, ItemOutcome};
@@ -30,8 +31,12 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// The code of an error because the server has no room for documents.
 const BUSY: &str = "elasticsearch.busy";
 
-/// The usual pause before busy documents are sent again to a server that takes most others.
+/// The usual pause before busy documents are sent again to a server that takes most others. It
+/// doubles after each attempt in which the server took none.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// After this many attempts in a row without a document that the server took, the caller decides.
+const BUSY_ATTEMPTS: u32 = 5;
 
 /// Codes of errors that a server with too many requests gives.
 const OVERLOADED: [&str; 3] = [BUSY, "elasticsearch.timeout", "elasticsearch.unavailable"];
@@ -126,6 +131,7 @@ impl SearchSink {
         }
         let mut requests = body.requests(self.request_bytes);
         requests.reverse();
+        let mut busy = None;
         while let Some(operations) = requests.pop() {
             let permit = self.limit.acquire(deadline - MIN_ATTEMPT).ok_or_else(|| {
                 let message =
@@ -135,7 +141,11 @@ impl SearchSink {
             let sent = self.send(&body, &operations, &mut reserved, deadline);
             permit.end(capacity_shown(&sent));
             match sent? {
-                Sent::Answered(outcomes) => decide(delivery, &body, operations, outcomes)?,
+                Sent::Answered(outcomes) => match decide(delivery, &body, operations, outcomes) {
+                    // The other requests have other documents, or their order does not matter.
+                    Err(error) if error.code == BUSY && !self.documents.needs_order() => busy = busy.or(Some(error)),
+                    decided => decided?,
+                },
                 Sent::Refused(_) if operations.len() > 1 => {
                     let middle = operations.start + operations.len() / 2;
                     requests.push(middle..operations.end);
@@ -144,27 +154,42 @@ impl SearchSink {
                 Sent::Refused(reason) => delivery.reject(body.record(operations.start), reason),
             }
         }
-        decided.held.map_or(Ok(()), Err)
+        busy.or(decided.held).map_or(Ok(()), Err)
     }
 }
 
 impl IdempotentSink for SearchSink {
-    /// While the server takes most documents of an attempt, the busy ones are sent again after a
-    /// short pause. Otherwise the caller waits longer.
+    /// While the server takes most documents, the busy ones are sent again after a short pause: the
+    /// pause of the caller would hold up all of a delivery for its last documents. If the server
+    /// takes few documents, or none in some attempts, the caller waits longer.
     fn deliver(&self, delivery: &mut Delivery) -> Result<()> {
         let deadline = Instant::now() + CALL_LIMIT;
-        let mut pending = delivery.pending().count();
+        let total = delivery.pending_len();
+        let (mut pending, mut refused) = (total, 0);
         loop {
             let Err(error) = self.attempt(delivery, deadline) else { return Ok(()) };
-            let left = delivery.pending().count();
-            let is_progress = error.code == BUSY && error.retry == Retry::Backoff && 2 * left <= pending;
-            if !is_progress || deadline < Instant::now() + MIN_ATTEMPT {
+            let left = delivery.pending_len();
+            refused = if left < pending { 0 } else { refused + 1 };
+            let takes_most = 2 * left <= total && refused < BUSY_ATTEMPTS;
+            let is_busy = error.code == BUSY && error.retry == Retry::Backoff;
+            if !is_busy || !takes_most || deadline < Instant::now() + MIN_ATTEMPT {
                 return Err(error);
             }
             pending = left;
             // Jitter: deliveries that found the server busy together do not return together.
-            let pause = BUSY_PAUSE.mul_f64(0.5 + (RandomState::new().hash_one(left) % 512) as f64 / 512.0);
+            let jitter = 0.5 + (RandomState::new().hash_one(left) % 512) as f64 / 512.0;
+            let pause = (BUSY_PAUSE * (1 << refused)).mul_f64(jitter);
             self.runtime.block_on(async { tokio::time::sleep(pause).await });
+        }
+    }
+
+    fn state(&self, partition: &TopicPartition) -> Option<Value> {
+        self.failover.as_ref().and_then(|guard| guard.state(partition))
+    }
+
+    fn restore(&self, partition: &TopicPartition, state: Option<&Value>) {
+        if let Some(guard) = &self.failover {
+            guard.restore(partition, state);
         }
     }
 

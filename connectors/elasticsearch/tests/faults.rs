@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::fake::{Fake, Fault};
 use common::{Setup, deliver_within, delivery, numbered, pending, rejections};
-use trunkline_connector::{MemoryBudget, Retry};
+use trunkline_connector::{MemoryBudget, Retry, TopicPartition};
 
 fn options(fakes: &[&Fake]) -> String {
     let urls: Vec<String> = fakes.iter().map(|fake| format!("\"http://{}\"", fake.address)).collect();
@@ -40,6 +40,36 @@ fn a_server_that_refuses_most_documents_gets_a_pause() {
     assert!(error.message().contains("6 of 10 documents"), "{error}");
     assert_eq!(deliver_within(sink.as_ref(), &mut delivery, 1), 1);
     assert_eq!((fake.requests(), fake.numbers()), (vec![10, 6], (0..10).collect()));
+}
+
+#[test]
+fn the_last_busy_documents_of_a_delivery_do_not_wait_for_the_caller() {
+    let (setup, fake) = (Setup::new(), Fake::start());
+    let sink = setup.open(&options(&[&fake]));
+    for refused in [vec![3, 7], vec![3], vec![3], vec![3]] {
+        fake.fault(Fault::Items(429, "rejected_execution_exception", refused));
+    }
+    sink.deliver(&mut numbered(0..10)).unwrap();
+    assert_eq!((fake.requests(), fake.numbers()), (vec![10, 2, 1, 1, 1], (0..10).collect()));
+    // A server that takes none of them for a while is left to the caller, which reports it.
+    for _ in 0..6 {
+        fake.fault(Fault::Items(429, "rejected_execution_exception", vec![13]));
+    }
+    let mut delivery = numbered(10..20);
+    assert_eq!(sink.deliver(&mut delivery).unwrap_err().code, "elasticsearch.busy");
+    assert_eq!((pending(&delivery), &fake.requests()[5..]), (vec![13], &[10, 1, 1, 1, 1, 1][..]));
+}
+
+#[test]
+fn a_busy_request_does_not_hold_up_the_others_of_its_delivery() {
+    let (setup, fake) = (Setup::new(), Fake::start());
+    let sink = setup.open(&format!("{}request_bytes = \"64KiB\"\n", options(&[&fake])));
+    fake.fault(Fault::Items(429, "rejected_execution_exception", vec![0]));
+    sink.deliver(&mut numbered(0..4000)).unwrap();
+    let requests = fake.requests();
+    assert!(requests.len() > 2 && requests.last() == Some(&1), "{requests:?}");
+    assert_eq!(requests.iter().sum::<usize>(), 4001);
+    assert_eq!(fake.numbers(), (0..4000).collect::<Vec<_>>());
 }
 
 #[test]
@@ -187,7 +217,16 @@ fn changes_after_a_failover_wait_for_a_higher_epoch() {
         assert!(error.message().contains("Set `version_epoch = 1`"), "{error}");
         assert_eq!(fake.numbers(), [2]);
     }
-    setup.open(&format!("{options}version_epoch = 1\n")).deliver(&mut delivery).unwrap();
+    // Another task continues from what the first one stored with its offsets.
+    let partition = TopicPartition::new("web", 3);
+    let state = sink.state(&partition);
+    assert!(state.is_some());
+    let next = setup.open(&options);
+    next.restore(&partition, state.as_ref());
+    assert_eq!(next.deliver(&mut delivery).unwrap_err().code, "elasticsearch.failover");
+    let raised = setup.open(&format!("{options}version_epoch = 1\n"));
+    raised.restore(&partition, state.as_ref());
+    raised.deliver(&mut delivery).unwrap();
     assert_eq!((pending(&delivery), fake.numbers()), (Vec::new(), vec![4]));
 }
 

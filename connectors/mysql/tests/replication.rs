@@ -127,6 +127,13 @@ fn each_tls_mode_verifies_what_it_promises() {
             assert_eq!((error.code, error.retry), ("mysql.tls", Retry::Never), "{error}");
             assert!(error.message().contains(why), "{error}");
         }
+        // Authorities without a mode verify the name, too.
+        let default = |port: u16, certificate: &Certificate| {
+            open(&format!("{}{}", options(port, "tls:x", "\"none.*\""), ca(certificate)))
+        };
+        default(server.port, &good).unwrap();
+        let error = default(renamed.port, &of_another_name).unwrap_err();
+        assert!(error.code == "mysql.tls" && error.message().contains("for another host"), "{error}");
         drop(renamed);
 
         // The replication connection meets a server without TLS.

@@ -3,7 +3,7 @@
 use arrow::datatypes::{DataType, TimeUnit};
 use tokio::runtime::Handle;
 use trunkline_connector::{Error, Result};
-use trunkline_warehouse::{AccessKey, Column, ColumnType, Dialect, Session, StagedFile, StagingColumn};
+use trunkline_warehouse::{AccessKey, Column, ColumnType, Dialect, Right, Session, StagedFile, StagingColumn};
 
 use crate::config::{Config, Server};
 use crate::session::RedshiftSession;
@@ -25,8 +25,11 @@ pub(crate) struct RedshiftDialect {
     schema: String,
     dist_key: Option<String>,
     sort_key: Vec<String>,
+    iam_role: Option<String>,
     /// The part of COPY that names the credentials.
     authorization: String,
+    /// The secrets in it, as they are written there.
+    secrets: Vec<String>,
     application: String,
     runtime: Handle,
 }
@@ -34,10 +37,13 @@ pub(crate) struct RedshiftDialect {
 impl RedshiftDialect {
     /// The dialect of the sink `name`.
     pub(crate) fn new(config: &Config, name: &str, runtime: Handle) -> Self {
+        let mut secrets = Vec::new();
         let authorization = match (&config.iam_role, &config.stage.credentials) {
             (Some(role), _) => format!("IAM_ROLE {}", quoted_literal(role)),
             (None, Some(AccessKey { id, secret, session_token })) => {
                 let token = session_token.as_ref();
+                let escaped = |secret: &String| secret.replace('\'', "''");
+                secrets.extend(std::iter::once(secret).chain(token).map(escaped));
                 let token = token.map_or_else(String::new, |token| format!(" SESSION_TOKEN {}", quoted_literal(token)));
                 format!("ACCESS_KEY_ID {} SECRET_ACCESS_KEY {}{token}", quoted_literal(id), quoted_literal(secret))
             }
@@ -49,7 +55,9 @@ impl RedshiftDialect {
             schema: config.schema.to_lowercase(),
             dist_key: config.dist_key.as_ref().map(|key| key.to_lowercase()),
             sort_key: config.sort_key.iter().map(|key| key.to_lowercase()).collect(),
+            iam_role: config.iam_role.clone(),
             authorization,
+            secrets,
             application: format!("trunkline {name}"),
             runtime,
         }
@@ -92,20 +100,34 @@ impl Dialect for RedshiftDialect {
     }
 
     fn connect(&self) -> Result<Box<dyn Session>> {
-        let mut session =
-            RedshiftSession::connect(&self.server, &self.quoted(&self.schema), &self.application, &self.runtime)?;
-        // A search path may name a schema that does not exist.
-        let condition = format!("nspname = {}", self.literal(&self.schema));
-        if session.query(&format!("SELECT nspname FROM pg_catalog.pg_namespace WHERE {condition}"))?.is_empty() {
-            return Err(Error::config(
-                "redshift.no_schema",
-                format!(
-                    "the database {} has no schema `{}`: run `CREATE SCHEMA {}`, or correct `schema`",
-                    self.server.database,
-                    self.schema,
-                    self.quoted(&self.schema)
-                ),
-            ));
+        let (schema, secrets) = (self.quoted(&self.schema), self.secrets.clone());
+        let mut session = RedshiftSession::connect(&self.server, &schema, &self.application, secrets, &self.runtime)?;
+        // A search path may name a schema that does not exist, or that the user may not use.
+        let found = session.query(&format!(
+            "SELECT has_schema_privilege(nspname, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = {}",
+            self.literal(&self.schema)
+        ))?;
+        let (database, schema) = (&self.server.database, &self.schema);
+        match found.first().and_then(|row| row.first()) {
+            None => {
+                return Err(Error::config(
+                    "redshift.no_schema",
+                    format!(
+                        "the database {database} has no schema `{schema}`; run `CREATE SCHEMA {}`, or correct `schema`",
+                        self.quoted(schema)
+                    ),
+                ));
+            }
+            Some(Some(may_use)) if may_use.starts_with('f') => {
+                return Err(Error::external(
+                    "redshift.permission_denied",
+                    format!(
+                        "the user {} may not use the schema `{schema}`; grant USAGE and CREATE on the schema to the user",
+                        self.server.user
+                    ),
+                ));
+            }
+            Some(_) => {}
         }
         Ok(Box::new(session))
     }
@@ -126,6 +148,10 @@ impl Dialect for RedshiftDialect {
 
     fn quoted(&self, name: &str) -> String {
         format!("\"{}\"", name.replace('"', "\"\""))
+    }
+
+    fn qualified(&self, table: &str) -> String {
+        format!("{}.{}", self.quoted(&self.schema), self.quoted(table))
     }
 
     fn literal(&self, text: &str) -> String {
@@ -321,6 +347,30 @@ impl Dialect for RedshiftDialect {
             ),
         ]
     }
+
+    fn may_alter(&self, session: &mut dyn Session, table: &str) -> Result<Option<bool>> {
+        let owned = session.query(&format!(
+            "SELECT t.tableowner = current_user OR u.usesuper FROM pg_catalog.pg_tables t, pg_catalog.pg_user u \
+             WHERE u.usename = current_user AND t.schemaname = {} AND t.tablename = {}",
+            self.literal(&self.schema),
+            self.literal(table)
+        ))?;
+        let answer = owned.first().and_then(|row| row.first().cloned().flatten());
+        Ok(answer.map(|answer| answer.starts_with('t')))
+    }
+
+    fn grant(&self, right: Right<'_>) -> Option<String> {
+        let (schema, user) = (self.quoted(&self.schema), self.quoted(&self.server.user));
+        match right {
+            Right::CreateTables => Some(format!("GRANT USAGE, CREATE ON SCHEMA {schema} TO {user}")),
+            Right::UseWarehouse => None,
+            Right::ReadStage => {
+                let role = self.iam_role.as_ref()?;
+                Some(format!("GRANT ASSUMEROLE ON {} TO {user} FOR COPY", quoted_literal(role)))
+            }
+            Right::AlterTable(table) => Some(format!("ALTER TABLE {} OWNER TO {user}", self.qualified(table))),
+        }
+    }
 }
 
 /// The type of a column in the catalog. The names in PostgreSQL's catalog are those of servers that
@@ -400,6 +450,10 @@ mod tests {
         let keys = "url = \"s3://b\", access_key_id = \"k\", secret_access_key = \"s'x\"";
         assert_eq!(copy(&format!("stage = {{ {keys} }}")), statement("ACCESS_KEY_ID 'k' SECRET_ACCESS_KEY 's''x'"));
         assert_eq!(copy(&format!("stage = {{ {keys}, iam_role = \"arn\" }}")), statement("IAM_ROLE 'arn'"));
+        let temporary = format!("stage = {{ {keys}, session_token = \"t'k\" }}");
+        let expected = "ACCESS_KEY_ID 'k' SECRET_ACCESS_KEY 's''x' SESSION_TOKEN 't''k'";
+        assert_eq!(copy(&temporary), statement(expected));
+        assert_eq!(dialect(&temporary).secrets, ["s''x", "t''k"]);
     }
 
     #[test]

@@ -12,10 +12,10 @@ use std::sync::{Arc, LazyLock};
 use tokio::runtime::Handle;
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    CommitPolicy, OffsetRanges, PreflightIssue, Result, RowCounts, Sink, SinkConnector, SinkContext, SinkSpec,
-    Supersede, Template,
+    CommitPolicy, OffsetRanges, PreflightIssue, RecordSample, Result, RowCounts, Sink, SinkConnector, SinkContext,
+    SinkSpec, Supersede, Template,
 };
-use trunkline_warehouse::{S3Stage, Stage, check, count_rows, open_sink, rows_in_the_way};
+use trunkline_warehouse::{S3Stage, Stage, check, check_records, count_rows, open_sink, rows_in_the_way};
 
 use config::Config;
 use dialect::RedshiftDialect;
@@ -60,6 +60,13 @@ impl SinkSpec for RedshiftSpec {
         let dialect = RedshiftDialect::new(&self.config, name, runtime.clone());
         let stage = S3Stage::open(self.config.stage.clone(), runtime.clone());
         check(&dialect, stage.map(|stage| Box::new(stage) as Box<dyn Stage>), name)
+    }
+
+    fn preflight_records(&self, context: SinkContext, records: &mut RecordSample<'_>) -> Vec<PreflightIssue> {
+        let dialect = RedshiftDialect::new(&self.config, &context.name, context.runtime.clone());
+        let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone());
+        let stage = stage.map(|stage| Box::new(stage) as Box<dyn Stage>);
+        check_records(Arc::new(dialect), stage, &self.config.options, context, records)
     }
 
     fn commit_policy(&self) -> CommitPolicy {

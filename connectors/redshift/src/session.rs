@@ -18,16 +18,24 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(300);
 /// The longest load of one statement.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// See the module's header.
+/// See the module's header. No `Debug`: it holds secrets (I8).
 pub(crate) struct RedshiftSession {
     connection: PgConnection,
     runtime: Handle,
+    /// Part of each COPY. A server may repeat a statement in its error.
+    secrets: Vec<String>,
 }
 
 impl RedshiftSession {
     /// Logs in and selects the schema; `schema` is quoted. `application` names the sink for
-    /// administrators.
-    pub(crate) fn connect(server: &Server, schema: &str, application: &str, runtime: &Handle) -> Result<Self> {
+    /// administrators. `secrets` are those of statements.
+    pub(crate) fn connect(
+        server: &Server,
+        schema: &str,
+        application: &str,
+        secrets: Vec<String>,
+        runtime: &Handle,
+    ) -> Result<Self> {
         let mut options = PgConnectOptions::new_without_pgpass()
             .host(&server.host)
             .port(server.port)
@@ -54,10 +62,10 @@ impl RedshiftSession {
         let doing = format!("connect to {}:{}", server.host, server.port);
         let connected = runtime.block_on(async { tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await });
         let connection = match connected {
-            Ok(connected) => connected.map_err(|error| failed(&doing, &error))?,
+            Ok(connected) => connected.map_err(|error| failed(&doing, &error, &secrets))?,
             Err(_) => return Err(timed_out(&doing, CONNECT_TIMEOUT)),
         };
-        let mut session = Self { connection, runtime: runtime.clone() };
+        let mut session = Self { connection, runtime: runtime.clone(), secrets };
         session.execute(&format!("SET search_path TO {schema}"))?;
         session.execute(&format!("SET statement_timeout TO {}", STATEMENT_TIMEOUT.as_millis()))?;
         Ok(session)
@@ -71,7 +79,7 @@ impl Session for RedshiftSession {
         let limit = STATEMENT_TIMEOUT + Duration::from_secs(60);
         match self.runtime.block_on(async { tokio::time::timeout(limit, statement).await }) {
             Ok(Ok(done)) => Ok(done.rows_affected()),
-            Ok(Err(error)) => Err(failed(&purpose(sql), &error)),
+            Ok(Err(error)) => Err(failed(&purpose(sql), &error, &self.secrets)),
             Err(_) => Err(timed_out(&purpose(sql), limit)),
         }
     }
@@ -79,11 +87,11 @@ impl Session for RedshiftSession {
     fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
         let query = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_all(&mut self.connection);
         let rows = match self.runtime.block_on(async { tokio::time::timeout(QUERY_TIMEOUT, query).await }) {
-            Ok(rows) => rows.map_err(|error| failed(&purpose(sql), &error))?,
+            Ok(rows) => rows.map_err(|error| failed(&purpose(sql), &error, &self.secrets))?,
             Err(_) => return Err(timed_out(&purpose(sql), QUERY_TIMEOUT)),
         };
         let text = |row: &sqlx::postgres::PgRow, index: usize| {
-            let value = row.try_get_raw(index).map_err(|error| failed(&purpose(sql), &error))?;
+            let value = row.try_get_raw(index).map_err(|error| failed(&purpose(sql), &error, &self.secrets))?;
             if value.is_null() {
                 return Ok(None);
             }
@@ -109,8 +117,8 @@ fn timed_out(doing: &str, limit: Duration) -> Error {
     Error::external("redshift.timeout", format!("cannot {doing}: no answer in {} s", limit.as_secs()))
 }
 
-/// The meaning of an error.
-fn failed(doing: &str, error: &sqlx::Error) -> Error {
+/// The meaning of an error, without the secrets of its statement (I8).
+fn failed(doing: &str, error: &sqlx::Error, secrets: &[String]) -> Error {
     // A job does not repeat it: only other files, options or certificates help.
     let of_tls =
         |problem: &str| Error::external("redshift.tls", format!("cannot {doing}: {problem}")).retry(Retry::Never);
@@ -120,11 +128,18 @@ fn failed(doing: &str, error: &sqlx::Error) -> Error {
     match error {
         sqlx::Error::Database(database) => {
             let sqlstate = database.code().unwrap_or_default();
-            refused(doing, &sqlstate, database.message(), detail(database.as_ref()).as_deref())
+            let detail = detail(database.as_ref()).map(|detail| without(&detail, secrets));
+            refused(doing, &sqlstate, &without(database.message(), secrets), detail.as_deref())
         }
         sqlx::Error::Tls(cause) => of_tls(&format!("{cause}; check `tls`, `tls_ca` and `tls_cert`")),
         other => Error::external("redshift.unavailable", format!("cannot {doing}: {other}; a new session is opened")),
     }
+}
+
+/// A server's text without these secrets.
+fn without(text: &str, secrets: &[String]) -> String {
+    let is_secret = |secret: &&String| !secret.is_empty();
+    secrets.iter().filter(is_secret).fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
 }
 
 fn detail(error: &dyn sqlx::error::DatabaseError) -> Option<String> {
@@ -168,10 +183,10 @@ mod tests {
 
     #[test]
     fn tls_faults_are_not_repeated_by_a_job() {
-        let error = failed("connect to b:5439", &sqlx::Error::Tls("invalid certificate".into()));
+        let error = failed("connect to b:5439", &sqlx::Error::Tls("invalid certificate".into()), &[]);
         assert_eq!((error.code, error.retry), ("redshift.tls", Retry::Never));
         assert!(error.message().contains("`tls_ca`"), "{error}");
-        let broken = failed("connect", &sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into()));
+        let broken = failed("connect", &sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into()), &[]);
         assert_eq!((broken.code, broken.retry), ("redshift.unavailable", Retry::Backoff));
     }
 

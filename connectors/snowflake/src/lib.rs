@@ -20,10 +20,10 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    CommitPolicy, OffsetRanges, PreflightIssue, Result, RowCounts, Sink, SinkConnector, SinkContext, SinkSpec,
-    Supersede, Template,
+    CommitPolicy, OffsetRanges, PreflightIssue, RecordSample, Result, RowCounts, Sink, SinkConnector, SinkContext,
+    SinkSpec, Supersede, Template,
 };
-use trunkline_warehouse::{S3Stage, Stage, check, count_rows, open_sink, rows_in_the_way};
+use trunkline_warehouse::{S3Stage, Stage, check, check_records, count_rows, open_sink, rows_in_the_way};
 
 use config::Config;
 use dialect::SnowflakeDialect;
@@ -76,6 +76,13 @@ impl SinkSpec for SnowflakeSpec {
         let dialect = self.dialect(name, runtime);
         let stage = S3Stage::open(self.config.stage.clone(), runtime.clone());
         check(&dialect, stage.map(|stage| Box::new(stage) as Box<dyn Stage>), name)
+    }
+
+    fn preflight_records(&self, context: SinkContext, records: &mut RecordSample<'_>) -> Vec<PreflightIssue> {
+        let dialect = self.dialect(&context.name, &context.runtime);
+        let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone());
+        let stage = stage.map(|stage| Box::new(stage) as Box<dyn Stage>);
+        check_records(Arc::new(dialect), stage, &self.config.loads, context, records)
     }
 
     fn commit_policy(&self) -> CommitPolicy {

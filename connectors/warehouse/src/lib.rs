@@ -14,6 +14,7 @@
 //! | `config` | the options that all warehouse sinks have |
 //! | `sink` | the running sink: the phases |
 //! | `change` | records as changes: envelope, row, tombstone |
+//! | `order` | the order that changes have in their source |
 //! | `write` | route, decode, fit, stage |
 //! | `layouts` | the columns that rows are decoded with |
 //! | `tables` | target tables: creation and evolution |
@@ -23,8 +24,8 @@
 //! | `stage`, `s3_stage` | where files wait |
 //! | `offsets` | the sink's offsets table, with epochs |
 //! | `load`, `apply` | the transaction; its statements |
+//! | `preflight`, `fit` | what `validate --check` asks: rights and stage; tables that exist |
 //! | `replay` | replays: counts of rows, and the transaction that replaces rows |
-//! | `preflight` | what `validate --check` asks |
 //! | `dialect`, `sessions` | what differs between warehouses |
 
 mod apply;
@@ -33,10 +34,12 @@ mod change;
 mod config;
 mod convert;
 mod dialect;
+mod fit;
 mod intent;
 mod layouts;
 mod load;
 mod offsets;
+mod order;
 mod preflight;
 mod replay;
 mod s3_stage;
@@ -47,8 +50,8 @@ mod tables;
 mod write;
 
 pub use config::{OPTIONS, Options, read_stage};
-pub use dialect::{Column, ColumnType, Dialect, Session, StagingColumn};
-pub use preflight::check;
+pub use dialect::{Column, ColumnType, Dialect, Right, Session, StagingColumn};
+pub use preflight::{check, check_records};
 pub use replay::{count_rows, rows_in_the_way};
 pub use s3_stage::S3Stage;
 pub use sink::open_sink;

@@ -160,6 +160,7 @@ impl Loader {
         }
         failpoint!("warehouse.begin.before")?;
         session.execute("BEGIN")?;
+        failpoint!("warehouse.begin.after")?;
         let now = apply::now(dialect);
         begin(session, &now)?;
         for (group, names) in groups.iter().zip(&stagings) {

@@ -22,6 +22,7 @@ use crate::intent::{Committable, Plan, manifest_key};
 use crate::layouts::Layouts;
 use crate::load::{Loader, PendingLoad};
 use crate::offsets::Offsets;
+use crate::order::MoveDetector;
 use crate::replay::Replacement;
 use crate::sessions::Sessions;
 use crate::stage::{Stage, StagedFile};
@@ -39,37 +40,11 @@ pub fn open_sink(
     options: Options,
     context: SinkContext,
 ) -> Result<Sink> {
-    let mut sessions = Sessions::new(Arc::clone(&dialect));
-    let run = context.replay.as_ref().map(|replay| replay.run.as_str());
-    let offsets = Offsets::of(&context.name, run, dialect.as_ref());
+    let mut sink = WarehouseSink::new(dialect, stage, options, context);
     // Login and grants are proved at the start, not at the first load.
-    sessions.run(|dialect, session| offsets.create(dialect, session))?;
-    let task = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
-    let writer = WriterOptions { compression: Compression::SNAPPY, row_group: ROW_GROUP };
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-    let mut prefix: String = context.name.chars().map(plain).collect();
-    if let Some(run) = run {
-        // The live sink removes unknown files from its own folder. Names of sinks have no `+`.
-        prefix = format!("{prefix}+{run}");
-    }
-    let supersedes = context.replay.filter(|replay| replay.supersedes);
-    Ok(Sink::TwoPhase(Box::new(WarehouseSink {
-        prefix,
-        replacement: supersedes.map(|replay| Replacement { run: replay.run, ranges: replay.ranges }),
-        tables: Tables::new(options.on_type_change),
-        options,
-        stage,
-        sessions,
-        loader: Loader { offsets, task },
-        encoders: Arc::new(Encoders::new(context.runtime, writer)),
-        folder: context.scratch,
-        schemas: context.schemas,
-        layouts: Layouts::default(),
-        decoder: JsonDecoder::default(),
-        buffers: HashMap::new(),
-        claims: HashMap::new(),
-        job: None,
-    })))
+    let offsets = &sink.loader.offsets;
+    sink.sessions.run(|dialect, session| offsets.create(dialect, session))?;
+    Ok(Sink::TwoPhase(Box::new(sink)))
 }
 
 /// See the module's header.
@@ -89,6 +64,7 @@ pub(crate) struct WarehouseSink {
     pub(crate) layouts: Layouts,
     pub(crate) decoder: JsonDecoder,
     buffers: HashMap<TopicPartition, PartitionBuffer>,
+    pub(crate) move_detectors: HashMap<TopicPartition, MoveDetector>,
     /// The epochs under which this task loads.
     claims: HashMap<TopicPartition, i64>,
     job: Option<LoadJob>,
@@ -101,6 +77,45 @@ struct LoadJob {
 }
 
 impl WarehouseSink {
+    /// The sink without its offsets table.
+    pub(crate) fn new(
+        dialect: Arc<dyn Dialect>,
+        stage: Box<dyn Stage>,
+        options: Options,
+        context: SinkContext,
+    ) -> Self {
+        let sessions = Sessions::new(Arc::clone(&dialect));
+        let run = context.replay.as_ref().map(|replay| replay.run.as_str());
+        let offsets = Offsets::of(&context.name, run, dialect.as_ref());
+        let task = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
+        let writer = WriterOptions { compression: Compression::SNAPPY, row_group: ROW_GROUP };
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+        let mut prefix: String = context.name.chars().map(plain).collect();
+        if let Some(run) = run {
+            // The live sink removes unknown files from its own folder. Names of sinks have no `+`.
+            prefix = format!("{prefix}+{run}");
+        }
+        let supersedes = context.replay.filter(|replay| replay.supersedes);
+        Self {
+            prefix,
+            replacement: supersedes.map(|replay| Replacement { run: replay.run, ranges: replay.ranges }),
+            tables: Tables::new(options.on_type_change),
+            options,
+            stage,
+            sessions,
+            loader: Loader { offsets, task },
+            encoders: Arc::new(Encoders::new(context.runtime, writer)),
+            folder: context.scratch,
+            schemas: context.schemas,
+            layouts: Layouts::default(),
+            decoder: JsonDecoder::default(),
+            buffers: HashMap::new(),
+            move_detectors: HashMap::new(),
+            claims: HashMap::new(),
+            job: None,
+        }
+    }
+
     /// The buffer of a topic partition, and what its files are made with.
     pub(crate) fn buffer(&mut self, partition: &TopicPartition) -> (&mut PartitionBuffer, FileContext<'_>) {
         let context = FileContext { folder: &self.folder, encoders: &self.encoders };
@@ -117,7 +132,9 @@ impl WarehouseSink {
             return Ok(*epoch);
         }
         let offsets = &self.loader.offsets;
+        failpoint!("warehouse.claim.before")?;
         let row = self.sessions.run(|dialect, session| offsets.claim(dialect, session, partition))?;
+        failpoint!("warehouse.claim.after")?;
         self.claims.insert(partition.clone(), row.epoch);
         Ok(row.epoch)
     }
@@ -286,6 +303,7 @@ impl TwoPhaseSink for WarehouseSink {
             None => self.run_job(committables)?,
         }
         let keys: Vec<String> = committables.iter().flat_map(|committable| committable.plan.keys()).collect();
+        failpoint!("warehouse.remove.before")?;
         // The rows are loaded. Files that stay are removed at the next assignment.
         if let Err(error) = self.stage.remove(&keys) {
             tracing::warn!(%error, "loaded files could not be removed from the stage");

@@ -47,7 +47,7 @@ pub(crate) fn catalog_name(dialect: &dyn Dialect, table: &str) -> String {
 
 /// The known tables.
 pub(crate) struct Tables {
-    on_type_change: OnTypeChange,
+    pub(crate) on_type_change: OnTypeChange,
     known: HashMap<String, Vec<Column>>,
 }
 
@@ -73,6 +73,22 @@ impl Tables {
         let fitted = self.fit_columns(sessions, table, incoming, system, &mut columns)?;
         self.known.insert(table.to_owned(), columns);
         Ok(fitted)
+    }
+
+    /// Whether a table that was fitted has a column.
+    pub(crate) fn has_column(&self, table: &str, name: &str) -> bool {
+        self.known.get(table).is_some_and(|columns| columns.iter().any(|column| column.name == name))
+    }
+
+    /// Adds a column of the sink to a table that lacks it. Returns whether the table exists.
+    pub(crate) fn add_missing(&mut self, sessions: &mut Sessions, table: &str, column: &Column) -> Result<bool> {
+        let read = sessions.run(|dialect, session| dialect.columns(session, table))?;
+        let Some(mut columns) = read else { return Ok(false) };
+        if !columns.iter().any(|known| known.name == column.name) {
+            add_column(sessions, table, column, &mut columns)?;
+            self.known.insert(table.to_owned(), columns);
+        }
+        Ok(true)
     }
 
     /// Reads a table's columns; creates the table if it does not exist.
@@ -213,7 +229,7 @@ fn type_change(table: &str, column: &Column, have: &str, wanted: &str) -> Error 
     )
 }
 
-fn new_column(dialect: &dyn Dialect, incoming: &Incoming<'_>) -> Option<Column> {
+pub(crate) fn new_column(dialect: &dyn Dialect, incoming: &Incoming<'_>) -> Option<Column> {
     let column_type = dialect.column_type(incoming.array.data_type(), longest(incoming.array), incoming.is_json)?;
     Some(Column { name: incoming.name.clone(), column_type, nullable: true, has_default: false })
 }

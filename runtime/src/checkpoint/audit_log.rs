@@ -17,6 +17,9 @@ use crate::kafka::{Cluster, RowWriter, TopicSpec};
 /// Entries of the audit log, in the order of time.
 pub const AUDIT: &str = "_trunkline.audit";
 
+/// The errors of a principal that may not write entries, or not create the topic.
+const FORBIDDEN: [&str; 2] = ["kafka.access_denied", "kafka.missing_topics"];
+
 /// Time for the brokers to accept an entry.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -73,8 +76,29 @@ impl AuditEntry {
     pub fn write(&self, cluster: &Cluster) -> Result<()> {
         let (topic, line) = (cluster.own_topic(AUDIT), self.line()?);
         let writer = RowWriter::new(cluster, "trunkline-audit")?;
-        let written = writer.write(&topic, 0, self.cluster.as_bytes(), Some(line.as_bytes()), WRITE_LIMIT);
-        written.map_err(|error| error.context(format!("`{}` is not done, because it cannot be recorded", self.command)))
+        writer.write(&topic, 0, self.cluster.as_bytes(), Some(line.as_bytes()), WRITE_LIMIT)
+    }
+
+    /// Writes the entry of an action that only shows records. `Some` with a warning if the
+    /// principal may not write entries.
+    pub fn write_if_permitted(&self, cluster: &Cluster) -> Result<Option<String>> {
+        self.unless_forbidden(self.write(cluster))
+    }
+
+    /// `Some` with a warning if `written` failed because the principal may not write entries.
+    pub fn unless_forbidden(&self, written: Result<()>) -> Result<Option<String>> {
+        match written {
+            Ok(()) => Ok(None),
+            Err(error) if FORBIDDEN.contains(&error.code) => {
+                Ok(Some(format!("`{}` is not recorded in the audit log: {error}", self.command)))
+            }
+            Err(error) => Err(self.refused(error)),
+        }
+    }
+
+    /// The error of an action that is not done, because its entry cannot be written.
+    pub fn refused(&self, error: Error) -> Error {
+        error.context(format!("`{}` is not done, because it cannot be recorded", self.command))
     }
 }
 
@@ -119,5 +143,19 @@ mod tests {
         assert_eq!(read["arguments"], json!({ "name": "shop.lake" }));
         assert!(!read["host"].as_str().unwrap().is_empty());
         assert_eq!(AuditEntry::of_request("c", "pause", Value::Null).user, "http");
+    }
+
+    #[test]
+    fn only_a_missing_right_lets_a_reader_continue() {
+        let entry = AuditEntry::of_command("c", "tap", Value::Null);
+        let denied = || Error::external("kafka.access_denied", "no Write on topic `_trunkline.audit`");
+        let warning = entry.unless_forbidden(Err(denied())).unwrap().unwrap();
+        assert_eq!(
+            warning,
+            "`tap` is not recorded in the audit log: no Write on topic `_trunkline.audit` [kafka.access_denied]"
+        );
+        assert!(entry.unless_forbidden(Ok(())).unwrap().is_none());
+        let error = entry.unless_forbidden(Err(Error::external("kafka.unreachable", "no answer"))).unwrap_err();
+        assert_eq!(error.message(), "`tap` is not done, because it cannot be recorded: no answer");
     }
 }

@@ -2,6 +2,7 @@
 //! (`worker/control`). They lie in one partition, with the rows of the workers. No row is read
 //! before it is written: two commands at the same time do not undo each other.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,13 @@ pub struct TaskRow {
     pub error: Option<String>,
 }
 
+/// A connector that was created by REST.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectorRow {
+    /// Its flat configuration, as it was given: secrets are references.
+    pub config: BTreeMap<String, String>,
+}
+
 /// A row that was read or is to be written; `None` stands for a removed row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlRow {
@@ -102,6 +110,8 @@ pub enum ControlRow {
     State(String, Option<StateRow>),
     /// The last restart of `{pipeline}.{component}`.
     Restart(String, Option<RestartRow>),
+    /// A connector `{pipeline}.{component}` that was created by REST.
+    Connector(String, Option<ConnectorRow>),
     /// The tasks of a worker.
     Tasks(String, Option<WorkerTasks>),
     /// A worker has renewed its row, or removed it.
@@ -162,6 +172,7 @@ fn encode(cluster: &str, row: &ControlRow) -> Result<(String, Option<Vec<u8>>)> 
     Ok(match row {
         ControlRow::State(target, row) => (format!("control/{cluster}/{target}/state"), json(row.as_ref())?),
         ControlRow::Restart(target, row) => (format!("control/{cluster}/{target}/restart"), json(row.as_ref())?),
+        ControlRow::Connector(name, row) => (format!("connectors/{cluster}/{name}"), json(row.as_ref())?),
         ControlRow::Tasks(worker, row) => (format!("tasks/{cluster}/{worker}"), json(row.as_ref())?),
         ControlRow::Alive(worker, runs) => (format!("alive/{cluster}/{worker}"), runs.then(|| b"{}".to_vec())),
         ControlRow::Beat(worker, _) => {
@@ -189,6 +200,7 @@ fn decode(cluster: &str, key: &[u8], value: Option<&[u8]>) -> Option<ControlRow>
     match kind {
         "alive" => Some(ControlRow::Alive(name.to_owned(), value.is_some())),
         "workers" => Some(ControlRow::Beat(name.to_owned(), value.is_some())),
+        "connectors" => Some(ControlRow::Connector(name.to_owned(), read(key, value)?)),
         "tasks" => Some(ControlRow::Tasks(name.to_owned(), read(key, value)?)),
         "control" => match name.rsplit_once('/')? {
             (target, "state") => Some(ControlRow::State(target.to_owned(), read(key, value)?)),
@@ -217,10 +229,13 @@ mod tests {
             error: Some("no bucket".to_owned()),
         };
         let tasks = WorkerTasks { node: "n".to_owned(), http: Some("127.0.0.1:8083".to_owned()), tasks: vec![row] };
+        let config = ("connector.class".to_owned(), "s3".to_owned());
         let rows = [
             ControlRow::State("shop".to_owned(), Some(state)),
             ControlRow::State("shop.lake".to_owned(), None),
             ControlRow::Restart("shop.lake".to_owned(), Some(restart)),
+            ControlRow::Connector("shop.lake".to_owned(), Some(ConnectorRow { config: BTreeMap::from([config]) })),
+            ControlRow::Connector("shop.lake".to_owned(), None),
             ControlRow::Tasks("w".to_owned(), Some(tasks)),
             ControlRow::Tasks("w".to_owned(), None),
             ControlRow::Alive("w".to_owned(), true),

@@ -41,6 +41,9 @@ pub struct IntentRecord {
     /// Totals of the stage's components for this partition. From `Prepared` on, they include the
     /// covered records.
     pub counters: Counters,
+    /// What an idempotent sink must know of earlier records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sink_state: Option<Value>,
 }
 
 /// The intents of one sink.
@@ -115,6 +118,7 @@ mod tests {
             first: 3,
             next: 7,
             counters: Counters::default(),
+            sink_state: Some(serde_json::json!({"offset": 6})),
         };
         let value = serde_json::to_vec(&record).unwrap();
         let (partition, read) = parse(b"t.p.lake/p.web/3", &value, "t.p.lake/".len()).unwrap();
@@ -134,7 +138,8 @@ mod tests {
             assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{name}\""));
             for stored in [name, earlier] {
                 let row = format!(r#"{{"state":"{stored}","first":1,"next":2,"counters":{{}}}}"#);
-                assert_eq!(parse(b"x/1", row.as_bytes(), 0).unwrap().1.state, state, "{stored}");
+                let row = parse(b"x/1", row.as_bytes(), 0).unwrap().1;
+                assert_eq!((row.state, row.sink_state), (state, None), "{stored}");
             }
         }
     }

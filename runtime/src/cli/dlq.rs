@@ -15,7 +15,7 @@ use trunkline_transform_host::{Host, HostOptions};
 use super::SettingsArgs;
 use super::addresses::brokers;
 use super::output::{Exit, columns, print_data, print_error, report_error};
-use super::record::record;
+use super::record::{record, record_reading};
 use super::validate::load_to_inspect;
 use crate::checkpoint::{CHECKPOINTS, Schemas};
 use crate::config::Settings;
@@ -266,7 +266,7 @@ impl Context<'_> {
             "pipeline": pipeline.name, "component": choice.component, "code": choice.code, "where": choice.condition,
             "limit": limit,
         });
-        record(self.cluster, self.settings, "dlq show", arguments)?;
+        record_reading(self.cluster, self.settings, "dlq show", arguments)?;
         let mut text = String::new();
         let (mut shown, mut others) = (0, 0);
         let mut selection = self.selection(choice)?;

@@ -17,6 +17,7 @@ mod graph;
 mod json_schema;
 mod kafka_check;
 mod new;
+mod newest_records;
 mod offsets;
 mod output;
 mod parse;
@@ -39,6 +40,7 @@ mod settings_args;
 mod shell;
 mod snapshot;
 mod status;
+mod stored_connectors;
 mod tap;
 mod test;
 mod top;
@@ -196,7 +198,8 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     pub fail_on_dead_letters: Option<u64>,
-    /// Let sinks without state write next to the output of earlier runs, which repeats its records
+    /// Let sinks without state write next to the output of earlier runs, which repeats its
+    /// records, and let sources and transforms take over topics of other components
     #[arg(long)]
     pub append: bool,
     /// Run components although other workers of the cluster run other versions of them

@@ -15,7 +15,7 @@ use super::output::{Exit, columns, print_data, print_error, report_error};
 use super::record::record;
 use super::selection::{Component, component, components, pipeline};
 use super::validate::load_to_inspect;
-use crate::checkpoint::{CHECKPOINTS, IntentRecord, IntentState, Intents, Positions, or_empty};
+use crate::checkpoint::{Moved, Positions, or_empty, source_stays};
 use crate::config::Settings;
 use crate::kafka::{Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SourcePlan};
@@ -218,7 +218,7 @@ impl Context<'_> {
     fn change(&self, args: &ChangeArgs, to: &str) -> Result<Exit> {
         let (pipeline, component) = component(self.pipelines, &args.name)?;
         if let Component::Source(source) = component {
-            return Err(source_error(&args.name, source));
+            return Err(source_stays(&args.name, source.spec.snapshots().is_some()));
         }
         let name = self.name(pipeline, component.name());
         let offsets = GroupOffsets::new(self.cluster, &name)?;
@@ -226,14 +226,8 @@ impl Context<'_> {
         if !args.json {
             print_error(format_args!("{}", table(&changes).trim_end()));
         }
-        if offsets.members()? > 0 {
-            let message = format!(
-                "`{}` is running: pause it, or stop the workers that run it, and try again. A worker \
-                 that was killed counts as running for 10 s",
-                args.name
-            );
-            return Err(Error::config("offsets.in_use", message));
-        }
+        let moved = Moved { name: &args.name, task: &name, is_sink: matches!(component, Component::Sink(_)) };
+        moved.require_stopped(&offsets)?;
         confirm(&args.name, component, args.yes)?;
         let moved_partitions: Vec<Value> = changes
             .iter()
@@ -245,17 +239,7 @@ impl Context<'_> {
         record(self.cluster, self.settings, "offsets set", arguments)?;
         let next: BTreeMap<TopicPartition, i64> =
             changes.iter().map(|change| (change.partition.clone(), change.after)).collect();
-        let topic = self.cluster.own_topic(CHECKPOINTS);
-        let intents = matches!(component, Component::Sink(_)).then(|| Intents::of(self.cluster, &name));
-        offsets.change(&next, &topic, |producer| {
-            let Some(intents) = &intents else { return Ok(()) };
-            // The group has no other member, so these rows are the last ones.
-            for (partition, row) in or_empty(intents.load(self.cluster))? {
-                let Some(next) = next.get(&partition) else { continue };
-                intents.write(producer, &partition, &moved(&args.name, &partition, row, *next)?)?;
-            }
-            Ok(())
-        })?;
+        moved.to(self.cluster, &offsets, &next)?;
         if args.json {
             return Ok(print_data(&format!("{}\n", Value::Array(moved_partitions))));
         }
@@ -291,29 +275,6 @@ impl Context<'_> {
         }
         Ok(changes)
     }
-}
-
-/// The row of a partition after its position was moved. A plan stays, so that the sink aborts it.
-fn moved(name: &str, partition: &TopicPartition, row: IntentRecord, next: i64) -> Result<IntentRecord> {
-    if row.state == IntentState::Prepared {
-        let message = format!(
-            "`{name}` has prepared the output of the offsets {} to {} of {partition} and has not committed it, because its \
-             worker was killed: start the pipeline, so that it commits the output, stop it, and try again",
-            row.first,
-            row.next - 1
-        );
-        return Err(Error::data("offsets.prepared_output", message));
-    }
-    Ok(IntentRecord { first: next, next, ..row })
-}
-
-fn source_error(name: &str, source: &SourcePlan) -> Error {
-    let verb = match source.spec.snapshots().is_some() {
-        true => "read tables again with `trunkline snapshot`",
-        false => "give the source another name, and it reads its input from the beginning",
-    };
-    let message = format!("`{name}` is a source, and its position can only be shown here: {verb}");
-    Error::config("offsets.source", message)
 }
 
 fn table(changes: &[Change]) -> String {

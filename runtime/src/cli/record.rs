@@ -14,8 +14,26 @@ use crate::kafka::{Admin, Cluster};
 /// of JSON to stderr unless that is a terminal. If this fails, the command must not go ahead.
 pub(super) fn record(cluster: &Cluster, settings: &Settings, command: &str, arguments: Value) -> Result<()> {
     let entry = AuditEntry::of_command(&settings.cluster_name(), command, arguments);
+    write(cluster, settings, &entry).map_err(|error| entry.refused(error))?;
+    show(&entry)
+}
+
+/// The same for a command that only shows records. It goes ahead with a warning if its principal
+/// may not write entries: such a principal needs no more rights than to read.
+pub(super) fn record_reading(cluster: &Cluster, settings: &Settings, command: &str, arguments: Value) -> Result<()> {
+    let entry = AuditEntry::of_command(&settings.cluster_name(), command, arguments);
+    if let Some(warning) = entry.unless_forbidden(write(cluster, settings, &entry))? {
+        print_error(format_args!("warning: {warning}"));
+    }
+    show(&entry)
+}
+
+fn write(cluster: &Cluster, settings: &Settings, entry: &AuditEntry) -> Result<()> {
     Admin::new(cluster)?.ensure(&[audit_topic(cluster, settings.topics.replication)])?;
-    entry.write(cluster)?;
+    entry.write(cluster)
+}
+
+fn show(entry: &AuditEntry) -> Result<()> {
     if !std::io::stderr().is_terminal() {
         print_error(format_args!("{}", entry.line()?));
     }

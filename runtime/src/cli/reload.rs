@@ -1,4 +1,5 @@
-//! Reloads pipeline files while a worker runs: on SIGHUP, and with `--watch` when they change.
+//! Reloads pipeline files while a worker runs: on SIGHUP, with `--watch` when they change, and when
+//! connectors are created, changed or deleted by REST.
 //!
 //! An editor may save a file in several steps, so a change counts once the files are unchanged for
 //! a second. Their stamps are taken before the files are read, so that no change is missed.
@@ -13,6 +14,7 @@ use tokio::signal::unix::Signal;
 use trunkline_transform_host::Host;
 
 use super::output::print_problems;
+use super::stored_connectors::StoredConnectors;
 use super::{RunArgs, SettingsArgs};
 use crate::config::{Settings, forget_stored_secrets, warn_about_exposed_secrets};
 use crate::plan::{Files, Loaded, Registry, files_of};
@@ -31,6 +33,7 @@ pub(super) struct Reader {
     host: Host,
     registry: Registry,
     files: Files,
+    connectors: StoredConnectors,
     /// The stamps of the files before they were read.
     read: Stamps,
     /// The stamps of the files at the last look.
@@ -47,7 +50,7 @@ type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl Reader {
-    pub(super) fn new(args: &RunArgs, settings: Settings, host: Host) -> Self {
+    pub(super) fn new(args: &RunArgs, settings: Settings, host: Host, connectors: StoredConnectors) -> Self {
         Self {
             paths: args.paths.clone(),
             watch: args.watch,
@@ -56,6 +59,7 @@ impl Reader {
             host,
             registry: Registry::new(),
             files: Files::default(),
+            connectors,
             read: Stamps::new(),
             last: Stamps::new(),
             warned: String::new(),
@@ -87,12 +91,23 @@ impl Reader {
 
     fn read_once(&mut self) -> Loaded {
         self.read = self.stamps();
-        self.files.read(&self.paths, &self.host, &self.settings, &self.registry)
+        self.files.read(&self.all_paths(), &self.host, &self.settings, &self.registry)
+    }
+
+    /// The user's paths, and the files of connectors that were created by REST.
+    fn all_paths(&self) -> Vec<PathBuf> {
+        self.paths.iter().cloned().chain(self.connectors.files()).collect()
     }
 
     /// The next set of pipelines, if a reload was `requested` or the files changed.
     fn next(&mut self, requested: bool) -> Option<PipelineSet> {
+        if !requested && self.connectors.update() {
+            return Some(PipelineSet { pipelines: self.read().pipelines, retry_failed: false, kafka: None });
+        }
         if !requested {
+            if !self.watch {
+                return None;
+            }
             let now = self.stamps();
             let is_settled = now == self.last;
             self.last = now;
@@ -133,7 +148,7 @@ impl Reader {
     fn stamps(&self) -> Stamps {
         let settings = self.flags.config.clone().unwrap_or_else(|| PathBuf::from(Settings::DEFAULT_FILE));
         let plugins = self.files.plugins().iter().cloned();
-        let all = files_of(&self.paths).into_iter().chain(plugins).chain([settings]);
+        let all = files_of(&self.all_paths()).into_iter().chain(plugins).chain([settings]);
         all.map(|path| (path.clone(), stamp(&path))).collect()
     }
 }
@@ -143,14 +158,15 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((file.dev(), file.ino(), file.len(), file.ctime(), file.ctime_nsec()))
 }
 
-/// Reloads the files on each SIGHUP and each change until the worker has ended.
+/// Reloads the files on each SIGHUP, each change of a connector that was created by REST, and with
+/// `--watch` each change of a file, until the worker has ended.
 pub(super) async fn follow(mut reader: Reader, mut hangups: Signal, sets: Sender<PipelineSet>) {
     let mut ticks = tokio::time::interval(WATCH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let requested = tokio::select! {
             _ = hangups.recv() => true,
-            _ = ticks.tick(), if reader.watch => false,
+            _ = ticks.tick() => false,
         };
         // Compiling plugins takes seconds.
         let next = tokio::task::spawn_blocking(move || {

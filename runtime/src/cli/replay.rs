@@ -13,7 +13,7 @@ use trunkline_connector::{Error, Result, Supersede, TopicPartition};
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
-use super::record::record;
+use super::record::{record, record_reading};
 use super::replay_diff::DiffArgs;
 use super::replay_execution::{discard_run, execute_run};
 use super::replay_supersede::{check_other_sinks, check_removal, replacement};
@@ -366,7 +366,7 @@ impl Replay<'_> {
             "pipeline": pipeline.name, "sink": sink.name, "request": request, "where": self.args.condition,
             "limit": self.args.limit,
         });
-        record(&cluster, self.settings, "replay --to-stdout", arguments)?;
+        record_reading(&cluster, self.settings, "replay --to-stdout", arguments)?;
         let ranges: Vec<PartitionRange> = ranges.into_iter().map(range).collect();
         let mut inspection = Inspection::start(sink, condition, self.args.limit)?;
         Ok(print_records(&mut inspection, &cluster, &ranges, failed.as_ref())?)

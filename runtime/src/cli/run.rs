@@ -13,6 +13,7 @@ use trunkline_transform_host::{Host, HostOptions};
 use super::output::{change_log_filter, print_error, report_error};
 use super::reload::{Reader, follow};
 use super::run_report::report;
+use super::stored_connectors::StoredConnectors;
 use super::{Exit, RunArgs};
 use crate::config::{HttpSetting, Settings};
 use crate::http::{self, LogLevels, Others, Samples, Served, Viewers};
@@ -34,7 +35,9 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
             return Exit::Environment;
         }
     };
-    let mut reader = Reader::new(args, settings.clone(), host);
+    let (overview, control) = (Overview::default(), Control::default());
+    let connectors = StoredConnectors::new(control.clone(), data.scratch().join("connectors"));
+    let mut reader = Reader::new(args, settings.clone(), host, connectors);
     let Some(first) = first_set(&mut reader, args) else { return Exit::Config };
     let (sets, received_sets) = channel();
     // The receiver is in this function, so this cannot fail.
@@ -63,7 +66,6 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
         }
     };
     runtime.spawn(stop_on_signals(signals, stop.clone()));
-    let (overview, control) = (Overview::default(), Control::default());
     let shown = (overview.clone(), control.clone());
     if let Err(error) = publish(args, &settings, &data, &runtime, brokers.clone(), shown) {
         return report_error(&error);
@@ -142,6 +144,7 @@ fn publish(
     let served = || Served {
         worker: data.worker_id().to_owned(),
         cluster: settings.cluster.clone(),
+        secrets: settings.secrets.clone(),
         token: settings.http_token.clone(),
         overview: overview.clone(),
         control: control.clone(),

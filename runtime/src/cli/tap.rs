@@ -14,7 +14,7 @@ use trunkline_connector::{Error, RecordRef, Result, TopicPartition};
 use super::SettingsArgs;
 use super::dlq::{connect, describe};
 use super::output::{Exit, print_error, report_error};
-use super::record::record;
+use super::record::record_reading;
 use super::replay_target::host;
 use super::selection::{Component, component, components, pipeline};
 use super::validate::load_to_inspect;
@@ -80,7 +80,7 @@ pub(super) fn tap(args: &TapArgs) -> Exit {
             "name": args.name, "topics": topics, "from": args.from, "limit": args.limit, "no_follow": args.no_follow,
             "contains": args.contains, "where": args.condition, "sample": args.sample, "dead_letters": args.dead_letters,
         });
-        record(&cluster, &settings, "tap", arguments)?;
+        record_reading(&cluster, &settings, "tap", arguments)?;
         let exit = follow(args, &cluster, &selected, (starts, ends), &mut filter)?;
         if let Some(note) = filter.condition.and_then(|condition| condition.note()) {
             print_error(format_args!("{note}"));

@@ -10,7 +10,7 @@ use trunkline_connector::{Batch, Error, RecordRef, Result, TopicPartition};
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, print_data, report_error};
-use super::record::record;
+use super::record::record_reading;
 use super::selection::{Component, components, pipeline};
 use super::validate::load_to_inspect;
 use crate::config::Settings;
@@ -50,7 +50,7 @@ pub(super) fn run(args: &TraceArgs) -> Exit {
     let traced = pipeline(&loaded.pipelines, &args.pipeline).and_then(|pipeline| {
         let place = Place::parse(&args.record)?;
         let cluster = connect(&settings)?;
-        record(&cluster, &settings, "trace", json!({ "pipeline": pipeline.name, "record": args.record }))?;
+        record_reading(&cluster, &settings, "trace", json!({ "pipeline": pipeline.name, "record": args.record }))?;
         let tracer = Tracer { cluster: &cluster, settings: &settings, pipeline, place: &place };
         let record = tracer.record()?;
         Ok((line(record.get(0), None), tracer.stages(record.get(0))?))

@@ -1,15 +1,16 @@
 //! The status of all workers of a cluster. A worker asks the others at the addresses that they show
 //! in Kafka; a worker that does not answer is listed with the reason.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use axum::http::header;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::components::{ComponentInfo, TaskInfo, all, workers};
+use super::peer::{PATH, address_of, sign};
 use super::{Served, TaskStatus, WorkerStatus};
 use crate::checkpoint::WorkerTasks;
 
@@ -174,18 +175,23 @@ async fn ask_all(served: &Arc<Served>) -> ClusterStatus {
 
 /// Asks another worker.
 async fn ask(served: &Served, own_node: &str, row: &WorkerTasks) -> Result<WorkerStatus, String> {
-    let address = address_of(own_node, row)?;
+    let address = address_of(own_node, &row.node, row.http.as_deref())?;
     let client = served.others.client.get_or_init(|| {
         reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(ANSWER).build().ok()
     });
     let client = client.as_ref().ok_or("no HTTP client can be created")?;
-    let mut request = client.get(format!("http://{address}/api/v1/status?history=true"));
+    let mut request = client.get(format!("http://{address}{PATH}"));
     if let Some(token) = &served.token {
-        request = request.bearer_auth(token);
+        request = request.header(header::AUTHORIZATION, sign(token, &address, SystemTime::now()));
     }
     let answer = request.send().await.map_err(|error| explain(&address, &error))?;
     if !answer.status().is_success() {
-        let hint = if answer.status().as_u16() == 401 { "; let all workers have the same `http_token`" } else { "" };
+        let hint = match answer.status().as_u16() {
+            401 => {
+                "; let all workers have the same `http_token`, the same version, and clocks that differ by less than two minutes"
+            }
+            _ => "",
+        };
         return Err(format!("http://{address} answers {}{hint}", answer.status()));
     }
     let body = answer.bytes().await.map_err(|error| explain(&address, &error))?;
@@ -201,41 +207,4 @@ fn explain(address: &str, error: &reqwest::Error) -> String {
         cause = source;
     }
     format!("http://{address}: {cause}")
-}
-
-/// Where another worker can be reached from this one.
-fn address_of(own_node: &str, row: &WorkerTasks) -> Result<String, String> {
-    let shown = row.http.as_deref().ok_or("its HTTP server is off")?;
-    let address: SocketAddr = shown.parse().map_err(|_| format!("its address `{shown}` cannot be read"))?;
-    match address.ip() {
-        // It listens on all addresses of its machine.
-        ip if ip.is_unspecified() && row.node == own_node => {
-            Ok(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), address.port()).to_string())
-        }
-        ip if ip.is_unspecified() => Ok(format!("{}:{}", row.node, address.port())),
-        ip if ip.is_loopback() && row.node != own_node => {
-            Err(format!("it listens on {shown}, which only its own machine reaches: set `http` and `http_token` there"))
-        }
-        _ => Ok(address.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn workers_are_asked_where_they_can_be_reached() {
-        let address = |node: &str, http: Option<&str>| {
-            let row = WorkerTasks { node: node.to_owned(), http: http.map(str::to_owned), tasks: Vec::new() };
-            address_of("here", &row)
-        };
-        assert_eq!(address("here", Some("127.0.0.1:8084")).unwrap(), "127.0.0.1:8084");
-        assert_eq!(address("here", Some("0.0.0.0:8084")).unwrap(), "127.0.0.1:8084");
-        assert_eq!(address("there", Some("0.0.0.0:8084")).unwrap(), "there:8084");
-        assert_eq!(address("there", Some("10.0.0.7:8084")).unwrap(), "10.0.0.7:8084");
-        assert!(address("there", Some("127.0.0.1:8084")).unwrap_err().contains("only its own machine"));
-        assert!(address("there", Some("x")).unwrap_err().contains("cannot be read"));
-        assert!(address("there", None).unwrap_err().contains("is off"));
-    }
 }

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use trunkline_connector::Placement;
 
 use super::Served;
 use super::shown_options::shown;
-use crate::checkpoint::{RunState, WorkerTasks};
-use crate::plan::{Input, Pipeline, TopicSelector};
+use crate::checkpoint::{ConnectorRow, RunState, WorkerTasks};
+use crate::plan::{Input, Pipeline, Registry, TopicSelector};
 use crate::worker::control::{Components, View};
 
 /// A component that has tasks: a source, a separate transform or a sink.
@@ -78,6 +78,7 @@ pub(super) fn all(served: &Served) -> Vec<ComponentInfo> {
     let workers = workers(served, &view);
     let pipelines = served.overview.pipelines();
     let mut found: Vec<ComponentInfo> = pipelines.iter().flat_map(of_pipeline).collect();
+    show_stored(&mut found, view.connectors());
     for component in &mut found {
         component.wanted = view.state(&component.pipeline, &component.component);
         component.tasks = tasks(component, &workers);
@@ -98,6 +99,32 @@ pub(super) fn workers(served: &Served, view: &View) -> BTreeMap<String, WorkerTa
     let mut workers: BTreeMap<String, WorkerTasks> = others.collect();
     workers.insert(served.worker.clone(), served.control.own_tasks(&served.overview));
     workers
+}
+
+/// Shows connectors that were created by REST as they are stored: workers run them seconds later.
+fn show_stored(found: &mut Vec<ComponentInfo>, stored: &BTreeMap<String, ConnectorRow>) {
+    let registry = Registry::new();
+    for (name, row) in stored {
+        let Some((pipeline, component)) = name.split_once('.') else { continue };
+        let options = shown(&json!(row.config));
+        let class = row.config.get("connector.class").cloned().unwrap_or_default();
+        match found.iter_mut().find(|known| known.name == *name) {
+            Some(known) => known.options = options,
+            None => found.push(ComponentInfo {
+                name: name.clone(),
+                pipeline: pipeline.to_owned(),
+                component: component.to_owned(),
+                kind: if registry.source(&class).is_some() { "source" } else { "sink" }.to_owned(),
+                connector: class,
+                wanted: RunState::Running,
+                tasks: Vec::new(),
+                options,
+                max_tasks: row.config.get("tasks.max").and_then(|tasks| tasks.parse().ok()).unwrap_or(1),
+                topics: Vec::new(),
+                placement: None,
+            }),
+        }
+    }
 }
 
 fn of_pipeline(pipeline: &Pipeline) -> Vec<ComponentInfo> {
@@ -124,7 +151,7 @@ fn of_pipeline(pipeline: &Pipeline) -> Vec<ComponentInfo> {
         });
     }
     for transform in &pipeline.transforms {
-        let options = serde_json::json!({ "plugin": transform.step.plugin.name(), "config": transform.step.written });
+        let options = json!({ "plugin": transform.step.plugin.name(), "config": transform.step.written });
         found.push(ComponentInfo {
             topics: read(&transform.inputs).into_iter().collect(),
             max_tasks: transform.tasks.max(1),

@@ -8,6 +8,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -19,11 +20,12 @@ use base64::engine::general_purpose::STANDARD;
 use super::Served;
 use super::connect::failure;
 use super::page::is_browser;
+use super::peer::{PATH, is_signed, own_addresses};
 
 /// Refuses requests without the token, if there is one.
 pub(super) async fn require_token(State(served): State<Arc<Served>>, request: Request, next: Next) -> Response {
     match &served.token {
-        Some(token) if !has_token(request.headers(), token) => {
+        Some(token) if !has_token(request.headers(), token) && !is_of_worker(&served, &request, token) => {
             let message = "send the token of the setting `http_token`: Authorization: Bearer TOKEN, or as the password of \
                            Basic";
             // A browser asks for a user name and a password. Clients of REST must not.
@@ -43,6 +45,16 @@ fn has_token(headers: &HeaderMap, token: &str) -> bool {
     // The time does not depend on how many bytes are right.
     let differences = given.iter().zip(token.as_bytes()).fold(0, |sum, (left, right)| sum | (left ^ right));
     given.len() == token.len() && differences == 0
+}
+
+/// Whether another worker of the cluster asks for the status of this one.
+fn is_of_worker(served: &Served, request: &Request, token: &str) -> bool {
+    let is_status = request.uri().path_and_query().is_some_and(|asked| asked.as_str() == PATH);
+    let header = value(request.headers(), "authorization").unwrap_or_default();
+    request.method() == Method::GET && is_status && {
+        let (node, http) = served.control.place();
+        is_signed(header, token, &own_addresses(&node, http.as_deref()), SystemTime::now())
+    }
 }
 
 /// Refuses host names that are not of this machine.

@@ -239,6 +239,7 @@ mod tests {
         let served = super::super::Served {
             worker: "w".to_owned(),
             cluster: "c".to_owned(),
+            secrets: None,
             token: None,
             overview: overview.clone(),
             control: crate::worker::control::Control::default(),

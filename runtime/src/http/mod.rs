@@ -23,12 +23,14 @@ mod log_levels;
 mod metrics;
 mod openapi;
 mod page;
+mod peer;
 mod process;
 mod samples;
 mod shown_options;
 mod status;
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +63,8 @@ pub struct Served {
     pub worker: String,
     /// The cluster's name.
     pub cluster: String,
+    /// The file of the setting `secrets`, for references in new connectors.
+    pub secrets: Option<PathBuf>,
     /// The token that `/metrics` and `/api` require.
     pub token: Option<String>,
     /// The worker.

@@ -20,7 +20,8 @@ const SECRETS: [&str; 13] = [
     "apikey",
 ];
 
-const MASK: &str = "***";
+/// What a secret is shown as.
+pub(super) const MASK: &str = "***";
 
 /// The options of a component, as written in its pipeline file, without secrets.
 pub(super) fn shown(written: &Value) -> Value {

@@ -17,6 +17,7 @@
 
 pub mod bundled;
 mod commit;
+mod connector_file;
 mod cross_file_checks;
 mod fields;
 mod files;
@@ -36,6 +37,7 @@ mod plugins;
 mod raw_topics;
 mod registry;
 mod replay_policy;
+mod shared_topics;
 mod tables;
 mod topic_options;
 mod topics;
@@ -49,14 +51,16 @@ use regex::Regex;
 use trunkline_connector::{CommitPolicy, SinkSpec, SourceSpec, Template};
 use trunkline_transform_host::{Limits, Plugin};
 
+pub use connector_file::{ConnectorFile, FlatConfig, KeyProblem};
 pub use files::files_of;
 pub use load::{Files, Loaded, load_each, load_with_options};
-pub(crate) use names::{NAME_RULE, name_error};
+pub(crate) use names::{NAME_RULE, name_error, topic_error};
 pub use on_error::{OnError, StopAfter};
 pub use plan_eq::Options;
 pub(crate) use plugins::rejected as plugin_rejected;
 pub use registry::Registry;
 pub use replay_policy::ReplayPolicy;
+pub(crate) use shared_topics::{Headers, SharedTopics, topic_of_headers};
 
 /// A pipeline that can run.
 #[derive(Clone)]

@@ -303,8 +303,14 @@ mod tests {
     fn changed(files: Vec<OutputFile>, next: i64, out: u64, changes: &[RowChange]) -> Audit {
         let mut counters = Counters::default();
         *counters.of("lake") = ComponentCounters { out, ..Default::default() };
-        let row =
-            IntentRecord { state: IntentState::Committed, payload: serde_json::Value::Null, first: 0, next, counters };
+        let row = IntentRecord {
+            state: IntentState::Committed,
+            payload: serde_json::Value::Null,
+            first: 0,
+            next,
+            counters,
+            sink_state: None,
+        };
         let rows = BTreeMap::from([(TopicPartition::new("t", 0), row)]);
         audit(
             "p.lake",

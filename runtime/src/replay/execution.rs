@@ -9,7 +9,9 @@ use trunkline_connector::{Error, MemoryBudget, Result, Template, TopicPartition}
 
 use super::cluster_name;
 use super::run::{PartitionRange, Run, RunState};
-use crate::checkpoint::{ComponentCounters, Counters, Intents, Positions, Schemas, state_topic, system_topics};
+use crate::checkpoint::{
+    ComponentCounters, Counters, Intents, Positions, Schemas, TopicOwners, state_topic, system_topics,
+};
 use crate::config::Settings;
 use crate::dead_letters::Failed;
 use crate::kafka::{Admin, Cluster, GroupOffsets, TopicSpec};
@@ -141,6 +143,7 @@ impl Job<'_> {
             runtime: runtime.clone(),
             budget: MemoryBudget::new(memory - memory / 2),
             schemas: Arc::new(Schemas::new(cluster.clone())),
+            owners: Arc::new(TopicOwners::new(cluster, &cluster_name(&settings.cluster_name(), &self.run.id))),
             names: self.names(data),
             topics: settings.topics.clone(),
             commit_interval: settings.commit_interval,

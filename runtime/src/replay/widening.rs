@@ -306,6 +306,7 @@ mod tests {
             first: 5,
             next: 9,
             counters: Counters::default(),
+            sink_state: None,
         };
         assert_eq!(visible_up_to(Some(&row(IntentState::Prepared))), 5);
         assert_eq!(visible_up_to(Some(&row(IntentState::Committed))), 9);

@@ -20,7 +20,6 @@ mod names;
 mod output;
 mod partitioner;
 mod routes;
-mod shared_topics;
 mod sink;
 mod sink_transforms;
 mod snapshot_deletes;

@@ -112,7 +112,11 @@ impl TransformStage {
             routes,
             own,
             table,
-            topics: Topics::new(context, self.plan.partitions),
+            topics: Topics::new(context, self.plan.partitions).written_by(
+                context,
+                (&self.pipeline, &self.plan.name),
+                &self.dead_letters,
+            ),
             partitions: BTreeMap::new(),
             commit_timer: CommitTimer::new(context.commit_interval),
             one_by_one,

@@ -298,7 +298,133 @@ fn literal_start(pattern: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use trunkline_transform_host::{Host, HostOptions};
+
     use super::*;
+    use crate::plan::{Registry, load_each};
+
+    const PIPELINE: &str = r#"
+        name = "shop"
+        [sources.web]
+        connector = "logfile"
+        paths = ["/a.log"]
+        [sources.db]
+        connector = "mysql"
+        url = "mysql://u:p@h"
+        tables = ["a.*"]
+        [transforms.clean]
+        inputs = ["web"]
+        plugin = "mask.wasm"
+        config = { fields = ["message"] }
+        topic = "clean"
+        [sinks.lake]
+        connector = "s3"
+        inputs = ["clean", "db"]
+        url = "s3://lake/v1"
+    "#;
+
+    /// The rights of these uses, as `KIND NAME OPERATION..`, with `*` after a prefix.
+    fn rights(uses: &[Use], create: bool) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("shop.toml");
+        std::fs::write(&file, PIPELINE).unwrap();
+        let mut settings = Settings::load(None, &Vec::new()).unwrap();
+        settings.cluster = "c".to_owned();
+        settings.prefix = "team.".to_owned();
+        settings.topics.create = create;
+        let loaded = load_each(&[file], &Host::new(HostOptions::default()).unwrap(), &settings, &Registry::new());
+        assert!(loaded.problems.is_empty(), "{}", loaded.problems[0]);
+        let line = |(resource, operations): (Resource, BTreeSet<Operation>)| {
+            let operations: Vec<String> = operations.iter().map(|operation| format!("{operation:?}")).collect();
+            let end = if resource.is_prefix { "*" } else { "" };
+            format!("{:?} {}{end} {}", resource.kind, resource.name, operations.join(" "))
+        };
+        rights_for(uses, &loaded.pipelines, &settings).into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn a_worker_creates_reads_and_writes_what_its_pipelines_name() {
+        let expected = [
+            "Topic clean Create Read Write",
+            "Topic shop.* Create Read Write",
+            "Topic shop.dead-letters Create Write",
+            "Topic shop.web Create Read Write",
+            "Topic team._trunkline.audit Create Write",
+            "Topic team._trunkline.checkpoints Create Read Write",
+            "Topic team._trunkline.intents Create Read Write",
+            "Topic team._trunkline.schemas Create Read Write",
+            "Topic team._trunkline.tasks Create Read",
+            "Group team.c.shop.clean Read",
+            "Group team.c.shop.lake Read",
+            "Group team.c.tasks Read",
+            "Group team.c.tasks.* Read",
+            "TransactionalId team.c.shop.clean.* Write",
+            "TransactionalId team.c.shop.db Write",
+            "TransactionalId team.c.shop.lake.* Write",
+            "TransactionalId team.c.shop.web.* Write",
+        ];
+        assert_eq!(rights(&[Use::Worker], true), expected);
+        let existing = expected.map(|line| line.replace("Create ", ""));
+        assert_eq!(rights(&[Use::Worker], false), existing, "with topics.create = false");
+    }
+
+    #[test]
+    fn each_use_of_commands_has_its_rights_and_no_others() {
+        let tap = [
+            "Topic clean Read",
+            "Topic shop.* Read",
+            "Topic shop.dead-letters Read",
+            "Topic shop.web Read",
+            "Topic team._trunkline.audit Create Write",
+            "Topic team._trunkline.checkpoints Read",
+        ];
+        assert_eq!(rights(&[Use::Tap], true), tap);
+        let pause = ["Topic team._trunkline.audit Create Write", "Topic team._trunkline.checkpoints Read Write"];
+        assert_eq!(rights(&[Use::Pause], true), pause);
+        let offsets = [
+            "Topic clean Read",
+            "Topic shop.* Read",
+            "Topic shop.web Read",
+            "Topic team._trunkline.audit Create Write",
+            "Topic team._trunkline.checkpoints Read Write",
+            "Topic team._trunkline.intents Read Write",
+            "Group team.c.shop.clean Read",
+            "Group team.c.shop.lake Read",
+            "TransactionalId team.c.shop.clean.!offsets Write",
+            "TransactionalId team.c.shop.lake.!offsets Write",
+        ];
+        assert_eq!(rights(&[Use::Offsets], true), offsets);
+        let redrive = [
+            "Topic clean Create Read Write",
+            "Topic shop.* Create Read Write",
+            "Topic shop.dead-letters Create Read Write",
+            "Topic shop.web Create Read Write",
+            "Topic team._trunkline.audit Create Write",
+            "Topic team._trunkline.checkpoints Read Write",
+            "Topic team._trunkline.schemas Read Write",
+            "TransactionalId team.c.shop.!redrive Write",
+        ];
+        assert_eq!(rights(&[Use::Redrive], true), redrive);
+        let replay = [
+            "Topic clean Read",
+            "Topic shop.* Read",
+            "Topic shop.dead-letters Create Read Write",
+            "Topic team._trunkline.audit Create Write",
+            "Topic team._trunkline.checkpoints Create Read Write",
+            "Topic team._trunkline.intents Create Read Write",
+            "Topic team._trunkline.schemas Create Read Write",
+            "Topic team._trunkline.tasks Create Read",
+            "Group team.c.!replay.* Read",
+            "TransactionalId team.c.!replay.* Write",
+            "TransactionalId team.c.!runs Write",
+        ];
+        assert_eq!(rights(&[Use::Replay], true), replay);
+        // Several uses have the rights of each.
+        let both: BTreeSet<_> = rights(&[Use::Tap, Use::Pause], true).into_iter().collect();
+        let with_write = "Topic team._trunkline.checkpoints Read Write";
+        let expected: BTreeSet<_> = tap[..5].iter().copied().chain([with_write]).map(str::to_owned).collect();
+        assert_eq!(both, expected);
+    }
 
     #[test]
     fn patterns_are_reduced_to_their_literal_start() {

@@ -66,9 +66,6 @@ fn take_down(fixture: &mut Fixture<'_>, mut stop_broker: impl FnMut(&mut Fixture
 
 /// Loses or delays the replies to one or two of the next requests of each kind.
 pub(crate) fn lost_replies(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
-    if !fixture.broker.can_lose_replies() {
-        return Err(Skip::new("the proxy that loses replies cannot read those of a TLS connection"));
-    }
     inject(fixture, |fixture, api, nth| {
         match fixture.random.below(4) {
             0 => fixture.broker.delay_reply(api, nth, Duration::from_millis(100 + fixture.random.below(8_000))),

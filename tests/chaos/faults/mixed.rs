@@ -82,11 +82,10 @@ impl Mixed {
                     };
                 }
             }
-            _ if fixture.broker.can_lose_replies() => {
+            _ => {
                 let api = ["Produce", "EndTxn", "TxnOffsetCommit"][fixture.random.below(3) as usize];
                 fixture.broker.drop_reply(api, 1 + fixture.random.below(3));
             }
-            _ => {}
         }
     }
 

@@ -1,5 +1,7 @@
 //! Sinks whose destination makes repeated writes harmless.
 
+use serde_json::Value;
+
 use crate::batch::{Batch, RecordRef};
 use crate::error::Result;
 use crate::rejection::{Reason, Rejections};
@@ -24,6 +26,20 @@ pub trait IdempotentSink: Send + Sync {
     /// does too. A destination where order matters must therefore compare versions, for example
     /// offsets, and refuse the older write.
     fn deliver(&self, delivery: &mut Delivery) -> Result<()>;
+
+    /// What the sink must know of the records that it has seen in a topic partition, when a task
+    /// continues there after a restart. The runtime stores it in the transaction that commits the
+    /// offsets. It may cover records after these offsets.
+    fn state(&self, partition: &TopicPartition) -> Option<Value> {
+        let _ = partition;
+        None
+    }
+
+    /// The topic partition was assigned to this task. `state` is what its last owner stored; `None`
+    /// if it stored nothing, or if another client moved the offsets since.
+    fn restore(&self, partition: &TopicPartition, state: Option<&Value>) {
+        let _ = (partition, state);
+    }
 
     /// How many deliveries may be in flight at once. By default one after the other.
     fn in_flight(&self) -> InFlight {

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::batch::Batch;
 use crate::budget::MemoryBudget;
 use crate::config::{OptionSpec, Section};
 use crate::error::{Error, Result};
@@ -48,6 +49,10 @@ pub trait SinkConnector: Send + Sync {
     fn configure(&self, section: &Section<'_>, template_variables: &[&str]) -> Option<Box<dyn SinkSpec>>;
 }
 
+/// Reads the newest records of a sink's inputs, without those of topics whose records pass
+/// transforms in the sink.
+pub type RecordSample<'a> = dyn FnMut() -> Result<Batch> + 'a;
+
 /// A configured sink. The runtime opens it once for each task, and again after a failure.
 pub trait SinkSpec: Send + Sync {
     /// Connects, and checks that the destination can be written to.
@@ -63,6 +68,14 @@ pub trait SinkSpec: Send + Sync {
     /// Changes nothing there that stays. `name` is the value that [`SinkContext::name`] will have.
     fn preflight(&self, name: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
         let _ = (name, runtime);
+        Vec::new()
+    }
+
+    /// Checks that records such as the newest ones of the sink's inputs, which `records` reads, can
+    /// be written to what the destination has, and reports each reason why not. Changes nothing
+    /// there.
+    fn preflight_records(&self, context: SinkContext, records: &mut RecordSample<'_>) -> Vec<PreflightIssue> {
+        let _ = (context, records);
         Vec::new()
     }
 

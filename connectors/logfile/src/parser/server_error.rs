@@ -108,8 +108,8 @@ impl LineParser for NginxErrorParser {
 fn context(rest: &str) -> (&str, [Option<&str>; 8]) {
     /// A message can contain the text of a context, from a request.
     const TRIES: usize = 4;
-    let finder = memmem::Finder::new(CONTEXT[0].1);
-    for at in finder.find_iter(rest.as_bytes()).take(TRIES) {
+    let starts = commas(rest).filter(|at| rest[*at..].starts_with(CONTEXT[0].1));
+    for at in starts.take(TRIES) {
         if let Some(values) = context_values(&rest[at..]) {
             return (&rest[..at], values);
         }
@@ -117,27 +117,43 @@ fn context(rest: &str) -> (&str, [Option<&str>; 8]) {
     (rest, [None; 8])
 }
 
+/// The positions at which a name may begin. One pass over all of them is cheaper than a search
+/// for each name.
+fn commas(text: &str) -> impl Iterator<Item = usize> + '_ {
+    memchr::memchr_iter(b',', text.as_bytes())
+}
+
 fn context_values(text: &str) -> Option<[Option<&str>; 8]> {
     let mut values = [None; 8];
-    let mut rest = text;
+    let mut commas = commas(text);
+    // The text begins with a name.
+    let mut start = commas.next()?;
     let mut next = 0;
-    while !rest.is_empty() {
-        let (index, after) =
-            (next..CONTEXT.len()).find_map(|index| rest.strip_prefix(CONTEXT[index].1).map(|after| (index, after)))?;
+    loop {
+        let (index, after) = name_at(text, start, next)?;
         next = index + 1;
         // The value ends where the next known name begins, so that it may contain commas and
         // quotes.
-        let end = CONTEXT[next..].iter().filter_map(|(_, name)| memmem::find(after.as_bytes(), name.as_bytes())).min();
-        let value = &after[..end.unwrap_or(after.len())];
+        let end = commas.find(|at| name_at(text, *at, next).is_some());
+        let value = &text[after..end.unwrap_or(text.len())];
         // These have no spaces: such a text is a part of the message.
         if index < 2 && value.contains(' ') {
             return None;
         }
         let unquoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
         values[index] = Some(unquoted.unwrap_or(value));
-        rest = &after[value.len()..];
+        match end {
+            Some(end) => start = end,
+            None => return Some(values),
+        }
     }
-    Some(values)
+}
+
+/// The name, from `first` on, that begins at a comma, and the position of its value.
+fn name_at(text: &str, comma: usize, first: usize) -> Option<(usize, usize)> {
+    (first..CONTEXT.len())
+        .find(|index| text[comma..].starts_with(CONTEXT[*index].1))
+        .map(|index| (index, comma + CONTEXT[index].1.len()))
 }
 
 /// The parser `apache_error`.

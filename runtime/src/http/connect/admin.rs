@@ -29,15 +29,18 @@ pub(super) async fn plugins(RawQuery(parameters): RawQuery) -> Response {
 
 /// The options of a connector or bundled transform.
 pub(super) async fn plugin_config(Path(name): Path<String>) -> Response {
+    let shown = option_keys(&name);
+    shown.map_or_else(|| failure(StatusCode::NOT_FOUND, &format!("Unknown plugin {name}.")), |keys| json_ok(&keys))
+}
+
+/// The options of a connector or bundled transform, as elements of Connect's `/config`.
+pub(super) fn option_keys(name: &str) -> Option<Vec<Value>> {
     let registry = Registry::new();
-    let source = registry.source(&name).map(|connector| (connector.options(), options::SOURCE));
-    let sink = registry.sink(&name).map(|connector| (connector.options(), options::SINK));
-    let plugin = bundled::find(&name).map(|plugin| (plugin.options, options::TRANSFORM));
-    let Some((own, shared)) = source.or(sink).or(plugin) else {
-        return failure(StatusCode::NOT_FOUND, &format!("Unknown plugin {name}."));
-    };
-    let shown = shared.iter().chain(own).zip(0..).map(|(option, order)| option_key(option, order));
-    json_ok(&shown.collect::<Vec<_>>())
+    let source = registry.source(name).map(|connector| (connector.options(), options::SOURCE));
+    let sink = registry.sink(name).map(|connector| (connector.options(), options::SINK));
+    let plugin = bundled::find(name).map(|plugin| (plugin.options, options::TRANSFORM));
+    let (own, shared) = source.or(sink).or(plugin)?;
+    Some(shared.iter().chain(own).zip(0..).map(|(option, order)| option_key(option, order)).collect())
 }
 
 /// An option as an element of Connect's `/config`. The types of options have no names in Connect.

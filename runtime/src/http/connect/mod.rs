@@ -1,42 +1,44 @@
 //! Kafka Connect's paths with its JSON and status codes. Each component is a connector
 //! `{pipeline}.{component}`.
 //!
-//! Connectors are defined in pipeline files: they are not created, changed or deleted here. Pausing
-//! and stopping are the same: the tasks end, and the position stays. A connector has no instance
-//! besides its tasks, so a restart always includes them.
+//! Connectors of pipeline files are not changed or deleted here; others are created (`created.rs`).
+//! Pausing and stopping are the same: the tasks end, and the position stays. A connector has no
+//! instance besides its tasks, so a restart always includes them.
 
 mod admin;
+mod created;
 mod offsets;
 mod shapes;
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{MethodRouter, get, post, put};
+use axum::routing::{get, post, put};
 use serde_json::{Map, Value, json};
 use trunkline_connector::Error;
 
+use self::offsets::{NewOffset, NewOffsets};
 use self::shapes::{info, status, task_info, task_status};
 use super::Served;
 use super::answer::{blocking, json_ok, json_with, parameters, query, status_of};
 use super::components::{ComponentInfo, all, names};
 use super::page;
-use crate::checkpoint::{RunState, TaskRef};
+use crate::checkpoint::{POSITION_IN_USE, RunState, TaskRef};
 use crate::kafka::{GroupOffsets, topic_reader};
 use crate::plan::TopicSelector;
 use crate::stage::component_name;
 use crate::worker::control::{Request, Target};
 
 pub(super) fn routes() -> Router<Arc<Served>> {
-    let refused = "connectors are defined in pipeline files: change the file, and send SIGHUP to the worker";
     Router::new()
         .route("/", get(root))
-        .route("/connectors", get(connectors).post(move || read_only(refused)))
-        .route("/connectors/{name}", get(connector).delete(move || read_only(refused)))
-        .route("/connectors/{name}/config", get(config).merge(changed_by_files(refused)))
+        .route("/connectors", get(connectors).post(created::create))
+        .route("/connectors/{name}", get(connector).delete(created::delete))
+        .route("/connectors/{name}/config", get(config).put(created::put_config).patch(created::patch_config))
         .route("/connectors/{name}/status", get(connector_status))
         .route("/connectors/{name}/tasks", get(tasks))
         .route("/connectors/{name}/tasks/{task}/status", get(one_task))
@@ -47,28 +49,15 @@ pub(super) fn routes() -> Router<Arc<Served>> {
         .route("/connectors/{name}/resume", put(resume))
         .route("/connectors/{name}/stop", put(stop))
         .route("/connectors/{name}/restart", post(restart))
-        .route("/connectors/{name}/offsets", get(offsets).merge(changed_by_commands()))
+        .route("/connectors/{name}/offsets", get(offsets).patch(patch_offsets).delete(delete_offsets))
         .route("/connector-plugins", get(admin::plugins))
         .route("/connector-plugins/{name}/config", get(admin::plugin_config))
-        .route(
-            "/connector-plugins/{name}/config/validate",
-            put(|| read_only("configurations are checked by `trunkline validate`")),
-        )
+        .route("/connector-plugins/{name}/config/validate", put(created::validate))
         .route("/admin/loggers", get(admin::loggers))
         .route("/admin/loggers/{name}", get(admin::logger).put(admin::set_logger))
 }
 
 type Shared = State<Arc<Served>>;
-
-fn changed_by_files(message: &'static str) -> MethodRouter<Arc<Served>> {
-    put(move || read_only(message)).patch(move || read_only(message))
-}
-
-fn changed_by_commands() -> MethodRouter<Arc<Served>> {
-    let message = "positions are changed by `trunkline offsets set PIPELINES PIPELINE.COMPONENT` while the component is \
-                   paused";
-    axum::routing::patch(move || read_only(message)).delete(move || read_only(message))
-}
 
 /// An error in Connect's form.
 pub(super) fn failure(status: StatusCode, message: &str) -> Response {
@@ -267,6 +256,52 @@ async fn offsets(State(served): Shared, Path(name): Path<String>) -> Response {
     };
     match blocking(read).await {
         Ok(offsets) => json_ok(&json!({ "offsets": offsets })),
+        Err(error) => refused(&error),
+    }
+}
+
+/// Moves a stopped sink or transform to the given offsets.
+async fn patch_offsets(State(served): Shared, Path(name): Path<String>, body: Bytes) -> Response {
+    let new: NewOffsets = match serde_json::from_slice(&body) {
+        Ok(new) => new,
+        Err(error) => return failure(StatusCode::BAD_REQUEST, &format!("the body is not valid: {error}")),
+    };
+    if new.offsets.is_empty() {
+        let message = "Partitions / offsets need to be provided for an alter offsets request";
+        return failure(StatusCode::BAD_REQUEST, message);
+    }
+    change_offsets(served, &name, Some(new.offsets), "altered").await
+}
+
+/// Moves a stopped sink or transform to the first records that its topics still have.
+async fn delete_offsets(State(served): Shared, Path(name): Path<String>) -> Response {
+    change_offsets(served, &name, None, "reset").await
+}
+
+async fn change_offsets(served: Arc<Served>, name: &str, new: Option<Vec<NewOffset>>, verb: &str) -> Response {
+    let found = match find(&served, name, &not_found(name)) {
+        Ok(found) => found,
+        Err(refused) => return *refused,
+    };
+    if found.wanted != RunState::Stopped {
+        let message = format!(
+            "Connectors must be in the STOPPED state before their offsets can be modified. This can be done for the specified \
+             connector by issuing a 'PUT' request to the '/connectors/{name}/stop' endpoint"
+        );
+        return failure(StatusCode::BAD_REQUEST, &message);
+    }
+    let change = move || {
+        let (cluster, group) = served.control.kafka()?;
+        let task = component_name(&group, &found.pipeline, &found.component);
+        served.control.audit("offsets set", json!({ "name": found.name, "offsets": new }))?;
+        offsets::change(&cluster, &task, &found, new)
+    };
+    match blocking(change).await {
+        Ok(_) => {
+            json_ok(&json!({ "message": format!("The offsets for this connector have been {verb} successfully") }))
+        }
+        // The tasks are still stopping: clients try again.
+        Err(error) if error.code == POSITION_IN_USE => failure(StatusCode::CONFLICT, &error.to_string()),
         Err(error) => refused(&error),
     }
 }

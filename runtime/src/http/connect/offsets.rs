@@ -1,11 +1,12 @@
-//! The positions of a component in the form of Kafka Connect's `GET /connectors/{name}/offsets`.
+//! The positions of a component in the form of Kafka Connect's `/connectors/{name}/offsets`.
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use trunkline_connector::{Placement, Result};
+use trunkline_connector::{Error, Placement, Result, TopicPartition};
 
-use crate::checkpoint::Positions;
+use crate::checkpoint::{Moved, Positions, source_stays};
 use crate::http::components::ComponentInfo;
 use crate::kafka::{Cluster, GroupOffsets};
 
@@ -57,4 +58,73 @@ fn of_group(cluster: &Cluster, name: &str, component: &ComponentInfo) -> Result<
         })
     });
     Ok(committed.collect())
+}
+
+/// The body of a PATCH.
+#[derive(Deserialize)]
+pub(super) struct NewOffsets {
+    pub(super) offsets: Vec<NewOffset>,
+}
+
+/// The new position in a topic partition.
+#[derive(Deserialize, Serialize)]
+pub(super) struct NewOffset {
+    partition: Place,
+    /// `None`: the first record that the topic partition still has.
+    offset: Option<At>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Place {
+    kafka_topic: String,
+    kafka_partition: i32,
+}
+
+#[derive(Deserialize, Serialize)]
+struct At {
+    kafka_offset: i64,
+}
+
+/// Moves a sink or transform; without `new`, to the first records that its topics still have.
+pub(super) fn change(
+    cluster: &Cluster,
+    task: &str,
+    component: &ComponentInfo,
+    new: Option<Vec<NewOffset>>,
+) -> Result<()> {
+    if component.placement.is_some() {
+        return Err(source_stays(&component.name, component.connector == "mysql"));
+    }
+    let moved = Moved { name: &component.name, task, is_sink: component.kind == "sink" };
+    let offsets = GroupOffsets::new(cluster, task)?;
+    moved.require_stopped(&offsets)?;
+    let known = offsets.partitions(|topic| component.topics.iter().any(|selector| selector.selects(topic)))?;
+    let mut next = BTreeMap::new();
+    let new = match new {
+        Some(new) => new.into_iter().map(|new| (new.partition, new.offset.map(|at| at.kafka_offset))).collect(),
+        None => known.iter().map(|known| (place_of(known), None)).collect::<Vec<_>>(),
+    };
+    for (place, offset) in new {
+        let found =
+            known.iter().find(|known| *known.topic == *place.kafka_topic && known.partition == place.kafka_partition);
+        let Some(partition) = found else {
+            let message = format!(
+                "`{}` does not read the partition {} of a topic `{}`",
+                component.name, place.kafka_partition, place.kafka_topic
+            );
+            return Err(Error::config("offsets.unknown_partition", message));
+        };
+        let (first, end) = offsets.watermarks(partition)?;
+        let offset = offset.unwrap_or(first);
+        if !(first..=end).contains(&offset) {
+            let message = format!("{partition} has the offsets {first} to {end}, and not {offset}");
+            return Err(Error::config("offsets.out_of_range", message));
+        }
+        next.insert(partition.clone(), offset);
+    }
+    moved.to(cluster, &offsets, &next)
+}
+
+fn place_of(partition: &TopicPartition) -> Place {
+    Place { kafka_topic: partition.topic.to_string(), kafka_partition: partition.partition }
 }

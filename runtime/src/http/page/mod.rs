@@ -233,7 +233,7 @@ async fn read(
     let _permit = served.viewers.readers.acquire().await.ok();
     let (served, arguments) = (served.clone(), json!({ "name": name }));
     blocking(move || {
-        served.control.audit(command, arguments)?;
+        served.control.audit_reading(command, arguments)?;
         newest(&served.control.kafka()?.0, &topics, (RECORDS, READ_LIMIT), each)
     })
     .await

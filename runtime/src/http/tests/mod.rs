@@ -1,7 +1,9 @@
 //! The answers of all paths, without a server and without Kafka.
 
 use std::collections::BTreeSet;
+use std::io::Read as _;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, Response};
@@ -17,6 +19,7 @@ use crate::plan::{Registry, load_each};
 use crate::stage::{StageKind, StageState, StageStatus};
 use crate::worker::control::{Connection, RowStore, View};
 
+mod created;
 mod page;
 
 const PIPELINE: &str = r#"
@@ -95,6 +98,7 @@ fn fixture() -> Fixture {
     let served = Served {
         worker: "w".to_owned(),
         cluster: "c".to_owned(),
+        secrets: None,
         token: None,
         overview,
         control,
@@ -334,19 +338,15 @@ fn connect_errors_have_a_code_and_a_message() {
     assert_eq!(refused("GET", "/connector-plugins/x/config", ""), (404, "Unknown plugin x.".to_owned()));
     assert_eq!(refused("GET", "/nothing", ""), (404, "HTTP 404 Not Found".to_owned()));
     assert_eq!(refused("POST", "/connectors/shop.lake/status", ""), (405, "HTTP 405 Method Not Allowed".to_owned()));
-    let read_only = [
-        ("POST", "/connectors", "pipeline files"),
-        ("PUT", "/connectors/shop.lake/config", "pipeline files"),
-        ("PATCH", "/connectors/shop.lake/config", "pipeline files"),
-        ("DELETE", "/connectors/shop.lake", "pipeline files"),
-        ("PATCH", "/connectors/shop.lake/offsets", "trunkline offsets set"),
-        ("DELETE", "/connectors/shop.lake/offsets", "trunkline offsets set"),
-        ("PUT", "/connectors/shop.lake/topics/reset", "pipeline file"),
-        ("PUT", "/connector-plugins/s3/config/validate", "trunkline validate"),
+    let of_the_file = [
+        ("PUT", "/connectors/shop.lake/config"),
+        ("PATCH", "/connectors/shop.lake/config"),
+        ("DELETE", "/connectors/shop.lake"),
+        ("PUT", "/connectors/shop.lake/topics/reset"),
     ];
-    for (method, path, hint) in read_only {
+    for (method, path) in of_the_file {
         let (status, message) = refused(method, path, "{}");
-        assert_eq!((status, message.contains(hint)), (405, true), "{method} {path}: {message}");
+        assert_eq!((status, message.contains("pipeline file")), (405, true), "{method} {path}: {message}");
     }
     assert!(fixture.written().is_empty());
 }
@@ -404,6 +404,53 @@ fn a_token_is_required_beyond_loopback() {
     }
     assert_eq!(fixture.ask("GET", "/health", "").0, 200);
     assert_eq!(fixture.ask("GET", "/ready", "").0, 503, "a task has failed");
+}
+
+#[test]
+fn another_worker_reads_the_status_with_a_signature() {
+    let fixture = fixture();
+    let served = Served { token: Some("t".to_owned()), ..Arc::into_inner(fixture.served).unwrap() };
+    let fixture = Fixture { served: Arc::new(served), on_loopback: false, ..fixture };
+    let code = |method: &str, path: &str, token: &str, address: &str| {
+        let signature = peer::sign(token, address, SystemTime::now());
+        fixture.send(method, path, &[("authorization", &signature)], "").status().as_u16()
+    };
+    let own = "127.0.0.1:8083";
+    assert_eq!(code("GET", peer::PATH, "t", own), 200);
+    assert_eq!(code("GET", peer::PATH, "wrong", own), 401);
+    assert_eq!(code("GET", peer::PATH, "t", "127.0.0.1:8084"), 401, "it is for another worker");
+    for (method, path) in [
+        ("GET", "/api/v1/status"),
+        ("GET", "/api/v1/cluster"),
+        ("POST", peer::PATH),
+        ("PUT", "/connectors/shop.lake/pause"),
+    ] {
+        assert_eq!(code(method, path, "t", own), 401, "{method} {path}");
+    }
+}
+
+#[test]
+fn other_workers_do_not_receive_the_token() {
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let fixture = fixture();
+    let other = WorkerTasks { node: "n1".to_owned(), http: Some(address.clone()), tasks: Vec::new() };
+    fixture.served.control.apply(ControlRow::Tasks("x".to_owned(), Some(other)));
+    let served = Served { token: Some("hunter2".to_owned()), ..Arc::into_inner(fixture.served).unwrap() };
+    let fixture = Fixture { served: Arc::new(served), ..fixture };
+    let answer = fixture.send("GET", "/api/v1/cluster", &[("authorization", "Bearer hunter2")], "");
+    assert_eq!(answer.status().as_u16(), 200);
+    // It has asked and given up; the request waits to be read.
+    listener.set_nonblocking(true).unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut request = vec![0; 4096];
+    let length = stream.read(&mut request).unwrap();
+    let request = String::from_utf8(request[..length].to_vec()).unwrap();
+    assert!(request.starts_with(&format!("GET {} HTTP/1.1", peer::PATH)), "{request}");
+    let signature = request.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap();
+    assert!(peer::is_signed(signature, "hunter2", &[address], SystemTime::now()), "{request}");
+    assert!(!request.contains("hunter2"), "{request}");
 }
 
 #[test]

@@ -115,6 +115,7 @@ impl Output for TestOutput<'_> {
                 first: 0,
                 next: 30,
                 counters: Counters::default(),
+                sink_state: None,
             };
             replaced_files("p.lake", &run(), &BTreeMap::from([(partition(), row)]), self.lake.files())
         })

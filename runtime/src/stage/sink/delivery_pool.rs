@@ -14,6 +14,7 @@ use crate::stage::supervise::{GIVE_UP, SHUTDOWN_GRACE};
 
 /// See the module's header.
 pub(super) struct DeliveryPool {
+    sink: Arc<dyn IdempotentSink>,
     /// `None` once the pool is being dropped.
     jobs: Option<Sender<(u64, Delivery)>>,
     events: Receiver<DeliveryEvent>,
@@ -73,7 +74,12 @@ impl DeliveryPool {
                 Error::external("sink.thread", format!("cannot start a thread for deliveries: {error}"))
             })?;
         }
-        Ok(Self { jobs: Some(jobs), events, cancel })
+        Ok(Self { sink, jobs: Some(jobs), events, cancel })
+    }
+
+    /// The sink that the threads call.
+    pub(super) fn sink(&self) -> &dyn IdempotentSink {
+        self.sink.as_ref()
     }
 
     /// Hands a delivery to the next free thread.

@@ -234,6 +234,7 @@ impl IdempotentCommitter {
                     let mut row = state.row(None);
                     row.first = state.committed.max(0);
                     row.counters = state.totals.clone();
+                    row.sink_state = self.pool.sink().state(partition);
                     for part in parts {
                         row.counters.add(&part.counters);
                         row.next = part.next;
@@ -286,6 +287,10 @@ impl Committer for IdempotentCommitter {
                 );
                 return Err(Error::config("sink.pending_intents", message));
             }
+            // What the sink knows is about the records before the offset that the row has.
+            let row = assignment.intent.as_ref().filter(|row| row.next == assignment.committed);
+            let state = row.and_then(|row| row.sink_state.as_ref());
+            self.pool.sink().restore(&assignment.partition, state);
         }
         Ok(0)
     }

@@ -101,6 +101,7 @@ impl PartitionState {
             first: self.first,
             next: self.next,
             counters,
+            sink_state: None,
         }
     }
 }

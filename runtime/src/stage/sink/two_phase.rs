@@ -298,6 +298,7 @@ fn record_plans(transactions: &mut Transactions<'_>, plans: &BTreeMap<TopicParti
                 first: state.first,
                 next: state.first,
                 counters: state.totals.clone(),
+                sink_state: None,
             };
             offsets.push((partition.clone(), state.current_offset()));
             transactions.write_intent(partition, &row)?;

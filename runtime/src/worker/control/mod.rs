@@ -20,7 +20,7 @@ use trunkline_connector::{Error, Result};
 
 pub use self::view::{Components, Request, Target, View};
 use super::Overview;
-use crate::checkpoint::{AuditEntry, ControlRow, ControlRows, TaskRow, WorkerTasks};
+use crate::checkpoint::{AuditEntry, ConnectorRow, ControlRow, ControlRows, TaskRow, WorkerTasks};
 use crate::kafka::{Cluster, TableFollower};
 use crate::stage::{StopSignal, WorkerContext};
 
@@ -126,15 +126,43 @@ impl Control {
         self.audit(request.name(), arguments)
     }
 
+    /// Stores a connector that was created by REST, or removes it. `arguments` are those of the
+    /// audit log.
+    pub(crate) fn store_connector(&self, name: &str, row: Option<ConnectorRow>, arguments: Value) -> Result<()> {
+        self.audit(if row.is_some() { "store connector" } else { "delete connector" }, arguments)?;
+        // A new connector of the same name would be paused as the deleted one was.
+        let state = row.is_none().then(|| ControlRow::State(name.to_owned(), None));
+        let rows: Vec<_> = state.into_iter().chain([ControlRow::Connector(name.to_owned(), row)]).collect();
+        lock(&self.shared.connection).as_ref().ok_or_else(not_connected)?.store.write(&rows)?;
+        rows.into_iter().for_each(|row| self.apply(row));
+        Ok(())
+    }
+
     /// Writes an HTTP request to the audit log. If this fails, the request must be refused.
     pub(crate) fn audit(&self, command: &str, arguments: Value) -> Result<()> {
-        let connection = lock(&self.shared.connection).as_ref().map(|connection| connection.kafka.clone());
-        let Some((cluster, name)) = connection.ok_or_else(not_connected)? else { return Ok(()) };
-        let entry = AuditEntry::of_request(&name, command, arguments);
-        entry.write(&cluster)?;
-        let AuditEntry { user, host, command, arguments, .. } = &entry;
-        tracing::info!(target: "trunkline::audit", %user, %host, %command, %arguments, "a request to the worker");
+        let Some((cluster, entry)) = self.entry(command, arguments)? else { return Ok(()) };
+        entry.write(&cluster).map_err(|error| entry.refused(error))?;
+        log_entry(&entry);
         Ok(())
+    }
+
+    /// The same for a request that only shows records: without the right to write entries, it is
+    /// recorded in the worker's log alone.
+    pub(crate) fn audit_reading(&self, command: &str, arguments: Value) -> Result<()> {
+        let Some((cluster, entry)) = self.entry(command, arguments)? else { return Ok(()) };
+        match entry.write_if_permitted(&cluster)? {
+            None => {}
+            Some(reason) => tracing::warn!(target: "trunkline::audit", "{reason}"),
+        }
+        log_entry(&entry);
+        Ok(())
+    }
+
+    /// The entry of a request; `None` without Kafka.
+    fn entry(&self, command: &str, arguments: Value) -> Result<Option<(Cluster, AuditEntry)>> {
+        let connection = lock(&self.shared.connection).as_ref().map(|connection| connection.kafka.clone());
+        let Some((cluster, name)) = connection.ok_or_else(not_connected)? else { return Ok(None) };
+        Ok(Some((cluster, AuditEntry::of_request(&name, command, arguments))))
     }
 
     /// Kafka, and the name of the cluster.
@@ -145,9 +173,14 @@ impl Control {
 
     /// The tasks of this worker.
     pub fn own_tasks(&self, overview: &Overview) -> WorkerTasks {
+        let (node, http) = self.place();
+        WorkerTasks { node, http, tasks: task_rows(overview) }
+    }
+
+    /// The machine of this worker, and the address of its HTTP server, as it shows them in Kafka.
+    pub(crate) fn place(&self) -> (String, Option<String>) {
         let node = lock(&self.shared.connection).as_ref().map(|connection| connection.node.clone());
-        let http = lock(&self.shared.http).clone();
-        WorkerTasks { node: node.unwrap_or_default(), http, tasks: task_rows(overview) }
+        (node.unwrap_or_default(), lock(&self.shared.http).clone())
     }
 
     /// Starts to answer from these rows.
@@ -164,6 +197,11 @@ impl Control {
             self.shared.version.fetch_add(1, Ordering::AcqRel);
         }
     }
+}
+
+fn log_entry(entry: &AuditEntry) {
+    let AuditEntry { user, host, command, arguments, .. } = entry;
+    tracing::info!(target: "trunkline::audit", %user, %host, %command, %arguments, "a request to the worker");
 }
 
 fn not_connected() -> Error {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::{Error, Result};
 
-use crate::checkpoint::{ControlRow, RestartRow, RunState, StateRow, TaskRef, WorkerTasks};
+use crate::checkpoint::{ConnectorRow, ControlRow, RestartRow, RunState, StateRow, TaskRef, WorkerTasks};
 
 /// A worker that has not renewed its row for this time is gone. It renews it every three seconds.
 const DEAD_AFTER: Duration = Duration::from_secs(15);
@@ -64,6 +64,7 @@ impl Request {
 pub struct View {
     states: BTreeMap<String, StateRow>,
     restarts: BTreeMap<String, RestartRow>,
+    connectors: BTreeMap<String, ConnectorRow>,
     tasks: BTreeMap<String, WorkerTasks>,
     /// When the row of each worker was last renewed.
     beats: BTreeMap<String, Instant>,
@@ -125,6 +126,7 @@ impl View {
         match row {
             ControlRow::State(target, row) => set(&mut self.states, target, row),
             ControlRow::Restart(target, row) => set(&mut self.restarts, target, row),
+            ControlRow::Connector(name, row) => set(&mut self.connectors, name, row),
             ControlRow::Tasks(worker, row) => set(&mut self.tasks, worker, row),
             ControlRow::Beat(worker, is_alive) => set(&mut self.beats, worker, is_alive.then_some(now)),
             ControlRow::Alive(worker, is_alive) => set(&mut self.alive, worker, is_alive.then_some(now)),
@@ -140,6 +142,11 @@ impl View {
     /// The last restart of each component.
     pub fn restarts(&self) -> &BTreeMap<String, RestartRow> {
         &self.restarts
+    }
+
+    /// The connectors that were created by REST, by name.
+    pub fn connectors(&self) -> &BTreeMap<String, ConnectorRow> {
+        &self.connectors
     }
 
     /// The workers that are alive, each with its tasks.
